@@ -1,0 +1,37 @@
+# make demo: draw scenes, train three attention designs on them, compare.   make test: everything that has to hold.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# The releases that the project is tested with; `pip install clipvisionalign` takes any that pyproject.toml admits.
+TORCH := torch==2.14.1 torchvision==0.29.1
+
+.PHONY: install demo test lint bench clean
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is not there: make PYTHON=/path/to/python3.11"; exit 1; }
+	@echo "setting up $(VENV): some minutes, once (PyTorch is several GB)"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet $(TORCH)
+	$(BIN)/pip install --quiet --editable ".[test]"
+	@touch $(STAMP)
+
+demo: install
+	$(BIN)/python -m clipvisionalign.study.demo
+
+test: install lint
+	$(BIN)/pytest -n 2
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: install
+	$(BIN)/python benchmarks/retrieval.py
+
+clean:
+	rm -rf $(VENV) demo

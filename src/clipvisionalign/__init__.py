@@ -1,0 +1,35 @@
+"""CLIPVisionAlign: train image-caption aligners, compare their attention designs honestly, use the best one.
+
+    >>> from clipvisionalign import load_aligner                              # doctest: +SKIP
+    >>> aligner = load_aligner("runs/self")                                   # doctest: +SKIP
+    >>> aligner.score(["a.jpg", "b.jpg"], ["a dog on the grass"])             # doctest: +SKIP
+
+Nothing heavy is imported here: torch and the model libraries load when a name below is first used.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+__all__ = ["Aligner", "CaptionedImages", "__version__", "load_aligner", "read_captioned_images"]
+
+if TYPE_CHECKING:
+    from clipvisionalign.data.captioned import CaptionedImages
+    from clipvisionalign.data.formats import read_captioned_images
+    from clipvisionalign.models.aligner import Aligner, load_aligner
+
+_HOMES = {
+    "Aligner": "clipvisionalign.models.aligner",
+    "load_aligner": "clipvisionalign.models.aligner",
+    "CaptionedImages": "clipvisionalign.data.captioned",
+    "read_captioned_images": "clipvisionalign.data.formats",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'clipvisionalign' has no attribute '{name}'")
+    from importlib import import_module
+
+    return getattr(import_module(_HOMES[name]), name)

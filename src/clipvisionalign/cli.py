@@ -1,0 +1,323 @@
+"""The commands; no logic of its own.
+
+Heavy libraries load when a command needs them, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from clipvisionalign.data.captioned import CaptionedImages
+    from clipvisionalign.retrieval.evaluate import Evaluation
+
+PROGRAM = "clipvisionalign"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit status: 0 done, 1 something is wrong, 2 wrong words on the command line."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    parser = argparse.ArgumentParser(
+        PROGRAM,
+        description="Train image-caption aligners, compare their attention designs honestly, use the best one.",
+        epilog=f"'{PROGRAM} COMMAND --help' explains a command. First steps: {PROGRAM} scenes data/scenes; "
+        f"{PROGRAM} compare data/scenes --out study",
+    )
+    parser.add_argument("--version", action="version", version=f"{PROGRAM} {_version()}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command")
+    for name, (words, _) in COMMANDS.items():
+        commands.add_parser(name, help=words, add_help=False)
+    if given and given[0] in COMMANDS:
+        return _run(COMMANDS[given[0]][1], given[1:])
+    parser.parse_args(given)
+    parser.print_help()
+    return 2
+
+
+def _run(command: Callable[[list[str]], int], arguments: list[str]) -> int:
+    """Run a command; what a user can mend is told in one line, without a traceback."""
+    try:
+        return command(arguments)
+    except (ValueError, FileNotFoundError, FileExistsError, PermissionError, FloatingPointError, TypeError) as error:
+        if type(error) is TypeError and "answers neither" not in str(error):
+            raise
+        print(f"{PROGRAM}: error: {error}", file=sys.stderr)
+        return 1
+    except ModuleNotFoundError as error:
+        extra = {"matplotlib": "study", "jinja2": "study", "pyarrow": "parquet"}.get(error.name or "")
+        if extra is None:
+            raise
+        print(f'{PROGRAM}: error: this needs {error.name}: pip install "clipvisionalign[{extra}]"', file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"{PROGRAM}: stopped", file=sys.stderr)
+        return 130
+
+
+def _version() -> str:
+    from clipvisionalign import __version__
+
+    return __version__
+
+
+def say(line: str) -> None:
+    """Progress goes to standard error, so that standard output is the result alone."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def _parser(name: str, **options: Any) -> argparse.ArgumentParser:
+    kind = argparse.RawDescriptionHelpFormatter
+    return argparse.ArgumentParser(f"{PROGRAM} {name}", formatter_class=kind, **options)
+
+
+# --- scenes, check ---------------------------------------------------------------------------------------------------
+
+
+def scenes(arguments: list[str]) -> int:
+    parser = _parser("scenes", description="Draw the built-in data set: scenes of shapes with five captions each.")
+    parser.add_argument("out", help="folder to write: images/, metadata.csv, scenes.jsonl")
+    parser.add_argument("--images", type=int, default=1000, help="scenes to draw (default 1000)")
+    parser.add_argument("--seed", type=int, default=0, help="another seed draws other scenes (default 0)")
+    parser.add_argument("--size", type=int, default=224, help="pixels on a side (default 224)")
+    given = parser.parse_args(arguments)
+    from clipvisionalign.data.scenes import write_scenes
+
+    folder = write_scenes(given.out, given.images, given.seed, given.size)
+    print(f"{folder}: {given.images} scenes with {5 * given.images} captions")
+    return 0
+
+
+def check(arguments: list[str]) -> int:
+    parser = _parser(
+        "check",
+        description="List what is wrong with a data set, row by row: missing, truncated, unreadable or enormous "
+        "pictures,\nempty captions, broken encoding, duplicate rows, (nearly) the same picture in two splits.",
+        epilog="exit status: 0 nothing left out, 1 something left out or the data set cannot be read",
+    )
+    parser.add_argument("data", help="folder or file of the data set")
+    parser.add_argument("--layout", default="auto", help="how it lies there (default: recognise it)")
+    parser.add_argument("--quick", action="store_true", help="read pictures' headers only, as training does first")
+    parser.add_argument("--json", action="store_true", help="print the report as JSON")
+    given = parser.parse_args(arguments)
+    from clipvisionalign.data.check import check as check_data
+    from clipvisionalign.data.formats import read_captioned_images
+
+    data = read_captioned_images(given.data, given.layout)
+    _, report = check_data(data, full=not given.quick, progress=True)
+    if given.json:
+        print(json.dumps(report.to_dict(), indent=2))
+        return 0 if report.usable else 1
+    for problem in report.problems:
+        print(f"{problem.kind}: {problem}")
+    sizes = ", ".join(f"{split} {count:,}" for split, count in sorted(report.splits.items()))
+    print(f"{given.data}: layout {report.layout}, {report.images:,} images ({sizes}), {report.captions:,} captions")
+    for kind, count in sorted(report.to_dict()["summary"].items()):
+        print(f"  {count:>6,}  {kind}")
+    if not report.problems:
+        print("  nothing wrong found")
+    return 0 if report.usable else 1
+
+
+# --- train, evaluate, audit ------------------------------------------------------------------------------------------
+
+
+def train(arguments: list[str]) -> int:
+    from jsonargparse import ArgumentParser
+
+    from clipvisionalign.training.train import RunConfig
+    from clipvisionalign.training.train import train as train_run
+
+    parser = ArgumentParser(
+        prog=f"{PROGRAM} train",
+        description="Train an aligner and leave a complete run folder. Settings come from flags, from a YAML file "
+        "(--config), or both, the later one counting; the run folder's own config.yaml repeats a run.",
+    )
+    parser.add_argument("--config", action="config", help="YAML file with any of the settings below")
+    parser.add_class_arguments(RunConfig, as_group=False)
+    # `train DATA` and `train --data DATA` are the same.
+    if arguments and not arguments[0].startswith("-"):
+        arguments = ["--data", *arguments]
+    given = parser.parse_args(arguments)
+    settings = parser.instantiate_classes(given).as_dict()
+    settings.pop("config", None)
+    results = train_run(RunConfig(**settings), say)
+    _print_figures(results)
+    print(f"the run is in {results['run']}; next: {PROGRAM} audit {results['run']}")
+    return 0
+
+
+def _evaluation_parser(name: str, description: str) -> argparse.ArgumentParser:
+    parser = _parser(name, description=description)
+    parser.add_argument("run", help="run folder that 'train' wrote")
+    parser.add_argument("--data", help="data set (default: the one that the run was trained on)")
+    parser.add_argument("--layout", default="auto", help="how the data set lies there (default: recognise it)")
+    parser.add_argument("--split", default="dev", help="train, dev or test (default dev)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default auto)")
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
+    return parser
+
+
+def _open_run(given: argparse.Namespace) -> tuple[Any, CaptionedImages, str]:
+    """The aligner, the checked data set whole, and where it was read from."""
+    from pathlib import Path
+
+    from clipvisionalign.data.formats import read_captioned_images
+    from clipvisionalign.models.aligner import load_aligner
+
+    aligner = load_aligner(given.run, given.device)
+    source = given.data
+    if source is None:
+        about = Path(given.run) / "data.json"
+        if not about.is_file():
+            raise ValueError(f"{given.run}: does not say which data it was trained on; give --data")
+        source = json.loads(about.read_text())["source"]
+    return aligner, read_captioned_images(source, given.layout), str(source)
+
+
+def _checked_split(data: CaptionedImages, split: str) -> CaptionedImages:
+    from clipvisionalign.data.check import check as check_data
+
+    kept, report = check_data(data.split(split), full=True, progress=True)
+    dropped = [problem for problem in report.problems if problem.effect == "left out" and problem not in data.problems]
+    for problem in dropped[:10]:
+        say(f"left out: {problem}")
+    if len(dropped) > 10:
+        say(f"left out: and {len(dropped) - 10} more")
+    return kept
+
+
+def evaluate(arguments: list[str]) -> int:
+    parser = _evaluation_parser(
+        "evaluate", "Measure a run on the whole gallery of a split, both ways, with 95% intervals (bootstrap)."
+    )
+    parser.add_argument(
+        "--candidates", type=int, help="re-rank so many first candidates (default: the run's own; 0: none)"
+    )
+    given = parser.parse_args(arguments)
+    from clipvisionalign.retrieval.evaluate import evaluate as measure
+
+    aligner, data, source = _open_run(given)
+    part = _checked_split(data, given.split)
+    candidates = 0
+    if aligner.fusion is not None:
+        candidates = aligner.config.fusion.candidates if given.candidates is None else given.candidates
+    elif given.candidates:
+        raise ValueError(f"{given.run}: its design '{aligner.config.design}' has no fusion to re-rank with")
+    say(f"{source}, {given.split}: {len(part):,} images, {len(part.captions):,} captions")
+    found: Evaluation = measure(
+        aligner, part.images, part.captions, part.caption_image, part.image_identity, candidates
+    )
+    results = {"run": given.run, "data": source, "split": given.split, **found.to_dict()}
+    print(json.dumps(results, indent=2)) if given.json else _print_figures(results)
+    return 0
+
+
+def audit(arguments: list[str]) -> int:
+    parser = _evaluation_parser(
+        "audit",
+        "Is a run's figure real? Checks that the model sees nothing that it must not, and that splits are apart.",
+    )
+    parser.add_argument("--sample", type=int, default=48, help="images in the checks (default 48)")
+    given = parser.parse_args(arguments)
+    from clipvisionalign.data.check import check as check_data
+    from clipvisionalign.retrieval.audit import audit as audit_model
+
+    aligner, data, source = _open_run(given)
+    kept, report = check_data(data, full=True, progress=True)
+    overlap = [problem.message for problem in report.problems if "two splits" in problem.kind]
+    part = kept.split(given.split)
+    apart = overlap if len(kept.split_sizes()) > 1 else None
+    found = audit_model(
+        aligner, part.images, part.captions, part.caption_image, part.image_identity, apart, given.sample
+    )
+    results = {"run": given.run, "data": source, "split": given.split, **found.to_dict()}
+    if given.json:
+        print(json.dumps(results, indent=2))
+    else:
+        _print_audit(results)
+    return 0 if found.passed else 1
+
+
+def _print_audit(results: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"audit of {results['run']} on {results['data']}, {results['split']}", title_justify="left")
+    for column in ("check", "", "what was seen"):
+        table.add_column(column)
+    for found in results["checks"]:
+        verdict = "[green]passed[/]" if found["passed"] else "[red]FAILED[/]"
+        table.add_row(found["name"], verdict, found["meaning"])
+    Console().print(table)
+    print("the audit passed" if results["passed"] else "the audit FAILED: do not believe this model's figures")
+
+
+def _print_figures(results: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    title = f"{results['run']} on {results['data']}, {results['split']}: {results['images']:,} images, "
+    table = Table(title=f"{title}{results['captions']:,} captions, 95% intervals", title_justify="left")
+    blocks = {"": results} if "dual" not in results else {"dual": results["dual"], "re-ranked": results["reranked"]}
+    table.add_column("figure")
+    for name in blocks:
+        table.add_column(f"{name} image to text".strip(), justify="right")
+        table.add_column(f"{name} text to image".strip(), justify="right")
+    for figure in next(iter(blocks.values()))["image_to_text"]:
+        cells = [_cell(figure, block[way][figure]) for block in blocks.values() for way in WAYS]
+        table.add_row(figure.replace("_at_", "@").replace("_", " "), *cells)
+    sums = [cell for block in blocks.values() for cell in (_cell("rsum", block["rsum"]), "")]
+    table.add_row("rsum", *sums)
+    Console().print(table)
+
+
+WAYS = ("image_to_text", "text_to_image")
+
+
+def _cell(name: str, figure: dict[str, float]) -> str:
+    percent = 100.0 if name.startswith("recall") or name.startswith("map") else 1.0
+    value, low, high = (percent * figure[key] for key in ("value", "low", "high"))
+    return f"{value:.1f} [{low:.1f}, {high:.1f}]"
+
+
+# --- compare ---------------------------------------------------------------------------------------------------------
+
+
+def compare(arguments: list[str]) -> int:
+    from jsonargparse import ArgumentParser
+
+    from clipvisionalign.study.compare import compare as compare_variants
+    from clipvisionalign.study.compare import print_table
+    from clipvisionalign.training.train import RunConfig
+
+    parser = ArgumentParser(
+        prog=f"{PROGRAM} compare",
+        description="Train attention designs alike and put them into one table: recall both ways with intervals, "
+        "training seconds, encode milliseconds, peak memory of a fresh process, parameters. Finished runs are kept.",
+    )
+    parser.add_argument("--config", action="config", help="YAML file with any of the settings below")
+    parser.add_argument("--variants", default="self,sparse,cross", help="the designs, separated by commas")
+    parser.add_class_arguments(RunConfig, as_group=False, skip={"overwrite"})
+    if arguments and not arguments[0].startswith("-"):
+        arguments = ["--data", *arguments]
+    given = parser.parse_args(arguments)
+    settings = parser.instantiate_classes(given).as_dict()
+    settings.pop("config", None)
+    variants = [name.strip() for name in settings.pop("variants").split(",") if name.strip()]
+    study = compare_variants(RunConfig(**settings), variants, say)
+    print_table(study)
+    return 0
+
+
+COMMANDS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
+    "scenes": ("draw the built-in data set: scenes of shapes with five captions each", scenes),
+    "check": ("list what is wrong with a data set, row by row", check),
+    "train": ("train an aligner: --model.design self, sparse or cross", train),
+    "evaluate": ("measure a run on a whole gallery, with intervals", evaluate),
+    "audit": ("is a run's figure real? the checks that prove it", audit),
+    "compare": ("train the attention designs alike, into one table", compare),
+}

@@ -1,0 +1,1 @@
+"""Pictures and captions: reading every published layout, checking it, drawing scenes, making batches."""

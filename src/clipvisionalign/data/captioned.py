@@ -1,0 +1,207 @@
+"""`CaptionedImages`: the one table that every data set is read into.
+
+A row is one image with its captions, its split, and (where the data set knows it) the identity shown on it: images of
+one identity are partners of each other's captions. What a reader had to leave out or mend stands in `problems`, row by
+row, with its place; nothing is dropped without a word.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+SPLITS = ("train", "dev", "test")
+
+
+class DataError(ValueError):
+    """A data set that cannot be read at all: the message names the thing, the place and the way out."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong with a data set.
+
+    kind: a short name, the same for every problem of its sort, such as "empty caption".
+    place: where to look, such as "captions.txt, line 812".
+    message: what is wrong there.
+    effect: "left out" (the row is not used), "mended" (used after a repair) or "warning" (used as it is).
+    """
+
+    kind: str
+    place: str
+    message: str
+    effect: str = "left out"
+
+    def __str__(self) -> str:
+        return f"{self.place}: {self.message} ({self.effect})"
+
+
+@dataclass(frozen=True)
+class CaptionedImage:
+    """One image and the captions that belong to it."""
+
+    name: str
+    image: Path | bytes
+    captions: tuple[str, ...]
+    split: str
+    identity: str | None = None
+
+
+@dataclass
+class CaptionedImages:
+    """A data set: one row per image, in a fixed order.
+
+    source: where it was read from; layout: which reader read it.
+    official_splits: False where a hash of the image's name had to decide.
+    """
+
+    rows: list[CaptionedImage]
+    source: Path = Path(".")
+    layout: str = "memory"
+    official_splits: bool = True
+    problems: list[Problem] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __iter__(self) -> Iterator[CaptionedImage]:
+        return iter(self.rows)
+
+    def split(self, name: str) -> CaptionedImages:
+        """The rows of one split. Raises DataError where it is empty, naming the splits that are not."""
+        rows = [row for row in self.rows if row.split == name]
+        if not rows:
+            there = ", ".join(f"{split} ({count} images)" for split, count in sorted(self.split_sizes().items()))
+            raise DataError(f"{self.source}: the split '{name}' is empty; this data set has: {there or 'no images'}")
+        return replace(self, rows=rows)
+
+    def split_sizes(self) -> dict[str, int]:
+        """Images in each split that is there."""
+        return dict(Counter(row.split for row in self.rows))
+
+    @property
+    def captions(self) -> list[str]:
+        """All captions, image after image (M)."""
+        return [caption for row in self.rows for caption in row.captions]
+
+    @property
+    def images(self) -> list[Path | bytes]:
+        """All images (N)."""
+        return [row.image for row in self.rows]
+
+    @property
+    def caption_image(self) -> np.ndarray:
+        """For each caption the number of its image (M,)."""
+        return np.repeat(np.arange(len(self.rows)), [len(row.captions) for row in self.rows])
+
+    @property
+    def image_identity(self) -> np.ndarray | None:
+        """For each image the number of the identity it shows (N,), or None where the data set has none."""
+        if not any(row.identity is not None for row in self.rows):
+            return None
+        numbers: dict[str, int] = {}
+        keys = [f"identity {row.identity}" if row.identity is not None else f"image {row.name}" for row in self.rows]
+        return np.array([numbers.setdefault(key, len(numbers)) for key in keys])
+
+    def fingerprint(self) -> str:
+        """A hash of names, captions, splits, identities, and each picture's bytes or size on disk."""
+        digest = hashlib.sha256()
+        for row in self.rows:
+            if isinstance(row.image, bytes):
+                content = hashlib.sha256(row.image).hexdigest()
+            else:
+                content = str(row.image.stat().st_size) if row.image.is_file() else "missing"
+            for part in (row.name, row.split, row.identity or "", content, *row.captions):
+                digest.update(part.encode("utf-8", "surrogatepass") + b"\0")
+            digest.update(b"\1")
+        return digest.hexdigest()[:16]
+
+
+def split_of_name(name: str) -> str:
+    """The split of an image in a data set without split files: a hash of its name decides, 80 : 10 : 10.
+
+    Adding or removing images moves none of the others.
+    """
+    bucket = int.from_bytes(hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest()[:4], "big") % 10
+    return "test" if bucket == 0 else "dev" if bucket == 1 else "train"
+
+
+def find_image(name: str, folders: Iterable[Path]) -> Path:
+    """The first of `folders` that holds `name`; if none does, where it was expected (`check` reports it missing)."""
+    candidates = [folder / name for folder in folders]
+    return next((path for path in candidates if path.is_file()), candidates[0])
+
+
+@dataclass
+class CaptionTable:
+    """What a reader fills, one caption at a time: gathers captions by image, and lists what it leaves out."""
+
+    source: Path
+    layout: str
+    captions: dict[str, list[str]] = field(default_factory=dict)
+    images: dict[str, Path | bytes] = field(default_factory=dict)
+    splits: dict[str, str] = field(default_factory=dict)
+    identities: dict[str, str] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+
+    def report(self, kind: str, place: str, message: str, effect: str = "left out") -> None:
+        """Put one problem on the list."""
+        self.problems.append(Problem(kind, place, message, effect))
+
+    def add(self, name: str, caption: str | None, place: str) -> None:
+        """One caption of the image `name`, found at `place`."""
+        name = name.strip()
+        text = " ".join((caption or "").split())
+        if not name:
+            self.report("no image name", place, "the row names no image")
+            return
+        known = self.captions.setdefault(name, [])
+        if not text:
+            self.report("empty caption", place, f"no caption for {name}")
+            return
+        if "\N{REPLACEMENT CHARACTER}" in text:
+            self.report("broken encoding", place, f"undecodable characters in '{text[:60]}'", "warning")
+        if text in known:
+            # Kept all the same: a gallery has all of its captions, or its figures compare with nobody's.
+            self.report("duplicate row", place, f"{name} has the caption '{text[:60]}' already", "warning")
+        known.append(text)
+
+    def finish(self, default_folders: Iterable[Path] = ()) -> CaptionedImages:
+        """The data set; images not placed yet are looked for in `default_folders`. Raises DataError if none is left."""
+        folders = list(default_folders)
+        rows = []
+        for name, captions in self.captions.items():
+            if not captions:
+                self.report("no captions", name, "the image has no caption left")
+                continue
+            image = self.images.get(name)
+            if image is None:
+                image = find_image(name, folders or [self.source])
+            split = self.splits.get(name, "") if self.splits else split_of_name(name)
+            if split in SPLITS:
+                rows.append(CaptionedImage(name, image, tuple(captions), split, self.identities.get(name)))
+            else:
+                told = f"its split is called '{split}'" if split else "no split file names it"
+                self.report("in no split", name, f"{told}; known are {', '.join(SPLITS)}")
+        if not rows:
+            first = f"; the first problem: {self.problems[0]}" if self.problems else ""
+            raise DataError(f"{self.source}: read as '{self.layout}', it holds no image with a caption{first}")
+        return CaptionedImages(rows, self.source, self.layout, bool(self.splits), self.problems)
+
+
+def decode_text(path: Path, table: CaptionTable | None = None) -> str:
+    """A text file as UTF-8, or as Latin-1 where it is not UTF-8, which is then reported as mended."""
+    content = path.read_bytes()
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        if table is not None:
+            message = f"not UTF-8 (byte 0x{content[error.start]:02x}), read as Latin-1"
+            table.report("broken encoding", f"{path.name}, line {line}", message, "mended")
+        return content.decode("latin-1")

@@ -1,0 +1,161 @@
+"""What is wrong with a data set, listed row by row, before an hour is spent on it.
+
+The quick part opens each picture as far as its header; the full part decodes every picture and compares them across
+splits. Two pictures are the same if their bytes are, and nearly the same if a 256-bit gradient hash differs in at most
+`NEAR_BITS` bits and their 16 x 16 thumbnails by at most `NEAR_COLOUR` of the full range.
+
+Source of the gradient hash: N. Krawetz, "Kind of Like That" (2013), known as dHash.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from clipvisionalign.data.captioned import CaptionedImage, CaptionedImages, Problem
+from clipvisionalign.pictures import PictureError, open_header, open_picture
+
+NEAR_BITS = 16
+NEAR_COLOUR = 0.02
+_HASH_SIDE = 16
+
+
+@dataclass(frozen=True)
+class PictureMark:
+    """What a picture is recognised by: a hash of its bytes, a 256-bit gradient hash (4,) uint64, a thumbnail (768,)."""
+
+    digest: str
+    gradient: np.ndarray
+    thumbnail: np.ndarray
+
+
+@dataclass
+class CheckReport:
+    """What `check` found: the problems row by row, and how many images and captions are good to use."""
+
+    source: str
+    layout: str
+    images: int
+    captions: int
+    splits: dict[str, int]
+    problems: list[Problem]
+
+    @property
+    def usable(self) -> bool:
+        """Nothing had to be left out."""
+        return not any(problem.effect == "left out" for problem in self.problems)
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `--json` prints."""
+        summary = dict(Counter(problem.kind for problem in self.problems))
+        return {**asdict(self), "summary": summary, "usable": self.usable}
+
+
+def check(data: CaptionedImages, full: bool = True, progress: bool = False) -> tuple[CaptionedImages, CheckReport]:
+    """List what is wrong with `data`; returns the data set without the images that cannot be used, and the report.
+
+    full: decode every picture and compare pictures across splits; otherwise only their headers are read.
+    """
+    look: Callable[[CaptionedImage], Problem | PictureMark | None] = _look_fully if full else _look_quickly
+    found = _map_rows(look, data.rows, progress)
+    problems = list(data.problems)
+    problems += [result for result in found if isinstance(result, Problem)]
+    good = [index for index, result in enumerate(found) if not isinstance(result, Problem)]
+    rows = [data.rows[index] for index in good]
+    if full:
+        marks = [mark for index in good if isinstance(mark := found[index], PictureMark)]
+        problems += problems_across_splits(rows, marks)
+    kept = replace(data, rows=rows, problems=problems)
+    report = CheckReport(
+        str(data.source), data.layout, len(rows), len(kept.captions), kept.split_sizes(), sorted_problems(problems)
+    )
+    return kept, report
+
+
+def sorted_problems(problems: Sequence[Problem]) -> list[Problem]:
+    """What is left out first, then mended, then warnings; by kind within."""
+    order = {"left out": 0, "mended": 1, "warning": 2}
+    return sorted(problems, key=lambda problem: (order[problem.effect], problem.kind))
+
+
+def _map_rows(
+    look: Callable[[CaptionedImage], Problem | PictureMark | None], rows: Sequence[CaptionedImage], progress: bool
+) -> list[Problem | PictureMark | None]:
+    """`look` at every row, on some threads, since Pillow decodes and disks read without holding Python's lock."""
+    with ThreadPoolExecutor() as pool:
+        results = pool.map(look, rows, chunksize=1)
+        if not progress:
+            return list(results)
+        from rich.console import Console
+        from rich.progress import track
+
+        return list(track(results, "checking pictures", len(rows), transient=True, console=Console(stderr=True)))
+
+
+def _look_quickly(row: CaptionedImage) -> Problem | None:
+    try:
+        open_header(row.image).close()
+    except PictureError as error:
+        return Problem(error.kind, row.name, str(error))
+    return None
+
+
+def _look_fully(row: CaptionedImage) -> Problem | PictureMark:
+    try:
+        return mark_picture(row.image)
+    except PictureError as error:
+        return Problem(error.kind, row.name, str(error))
+
+
+def mark_picture(image: Path | str | bytes) -> PictureMark:
+    """Decode a picture and take its marks. Raises PictureError where it cannot be decoded."""
+    from PIL import Image
+
+    picture = open_picture(image)
+    content = image if isinstance(image, bytes) else Path(image).read_bytes()
+    side = _HASH_SIDE
+    grey = np.asarray(picture.convert("L").resize((side + 1, side), Image.Resampling.BOX), dtype=np.int16)
+    bits = (grey[:, 1:] > grey[:, :-1]).ravel()
+    thumbnail = np.asarray(picture.resize((side, side), Image.Resampling.BOX), dtype=np.uint8).ravel()
+    return PictureMark(hashlib.sha256(content).hexdigest(), np.packbits(bits).view(np.uint64), thumbnail)
+
+
+def near_pairs(left: Sequence[PictureMark], right: Sequence[PictureMark]) -> list[tuple[int, int, bool]]:
+    """Pairs (i, j, same bytes) of a picture on the left and one on the right that are the same or nearly the same."""
+    if not left or not right:
+        return []
+    hashes = np.stack([mark.gradient for mark in right])
+    pairs = []
+    for i, mark in enumerate(left):
+        bits = np.bitwise_count(hashes ^ mark.gradient).sum(axis=1)
+        for j in np.flatnonzero(bits <= NEAR_BITS).tolist():
+            same = mark.digest == right[j].digest
+            difference = np.abs(mark.thumbnail.astype(np.int16) - right[j].thumbnail).mean() / 255
+            if same or difference <= NEAR_COLOUR:
+                pairs.append((i, j, same))
+    return pairs
+
+
+def problems_across_splits(rows: Sequence[CaptionedImage], marks: Sequence[PictureMark]) -> list[Problem]:
+    """The same or nearly the same picture in two splits, a warning each: whoever measures must know of it."""
+    by_split: dict[str, list[int]] = {}
+    for index, row in enumerate(rows):
+        by_split.setdefault(row.split, []).append(index)
+    splits = sorted(by_split, key=lambda split: len(by_split[split]))
+    problems = []
+    for position, small in enumerate(splits):
+        for large in splits[position + 1 :]:
+            pairs = near_pairs([marks[i] for i in by_split[small]], [marks[i] for i in by_split[large]])
+            for i, j, same in pairs:
+                here, there = rows[by_split[small][i]], rows[by_split[large][j]]
+                kind = "same picture in two splits" if same else "nearly the same picture in two splits"
+                message = f"{here.name} ({here.split}) and {there.name} ({there.split})"
+                problems.append(Problem(kind, here.name, message, "warning"))
+    return problems

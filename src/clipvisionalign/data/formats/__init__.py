@@ -1,0 +1,65 @@
+"""One reader per published layout, each a function from a path to `CaptionedImages`.
+
+The layout is recognised by what lies in the folder (or by the file's own form), and can be named. A new layout is a
+new function in a file of this folder and a line in `LAYOUTS`: a recogniser, a reader, and what to expect there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from clipvisionalign.data.captioned import CaptionedImages, DataError
+from clipvisionalign.data.formats import flickr, folders, json_files, tables
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a data set can lie on disk: `recognises(path)` says whether it lies there so, `read(path)` reads it."""
+
+    name: str
+    expects: str
+    recognises: Callable[[Path], bool]
+    read: Callable[[Path], CaptionedImages]
+
+
+#: In the order in which they are tried: the more particular before the more general.
+LAYOUTS: dict[str, Layout] = {
+    layout.name: layout
+    for layout in (
+        Layout("rstpreid", "data_captions.json and imgs/", json_files.is_rstpreid, json_files.read_rstpreid),
+        Layout("karpathy", "dataset_*.json and its pictures", json_files.is_karpathy, json_files.read_karpathy),
+        Layout("coco", "annotations/captions_*.json, train2017/", json_files.is_coco, json_files.read_coco),
+        Layout("flickr30k-kaggle", "results.csv, '| ' separated", flickr.is_kaggle30k, flickr.read_kaggle30k),
+        Layout("flickr30k", "results_20130124.token", flickr.is_flickr30k, flickr.read_flickr30k),
+        Layout("flickr8k", "captions.txt or Flickr8k.token.txt", flickr.is_flickr8k, flickr.read_flickr8k),
+        Layout("folder", "pictures with metadata.csv or .jsonl", folders.is_folder, folders.read_folder),
+        Layout("table", "one CSV, TSV, JSONL or Parquet file", tables.is_table, tables.read_table),
+        Layout("texts", "pictures with one .txt each", folders.is_texts, folders.read_texts),
+    )
+}
+
+
+def read_captioned_images(path: str | Path, layout: str = "auto") -> CaptionedImages:
+    """Read the data set at `path`, a folder or a file.
+
+    layout: a name from `LAYOUTS`, or "auto" to recognise it. Raises DataError where nothing can be read; what is wrong
+    with single rows stands in the result's `problems`.
+    """
+    source = Path(path)
+    if not source.exists():
+        raise DataError(f"{source}: no such file or folder")
+    if layout == "auto":
+        return _recognise(source).read(source)
+    if layout not in LAYOUTS:
+        raise DataError(f"unknown layout '{layout}'; known are: auto, {', '.join(LAYOUTS)}")
+    return LAYOUTS[layout].read(source)
+
+
+def _recognise(source: Path) -> Layout:
+    for layout in LAYOUTS.values():
+        if layout.recognises(source):
+            return layout
+    known = "\n".join(f"  {layout.name:<17} {layout.expects}" for layout in LAYOUTS.values())
+    raise DataError(f"{source}: none of the known layouts lies there. They are:\n{known}")

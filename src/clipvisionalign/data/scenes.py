@@ -1,0 +1,264 @@
+"""The built-in data set: drawn scenes with captions, made on the spot from a seed.
+
+A scene is a background and two to four groups of shapes on a 3 x 3 grid; a group is a count of like shapes in one cell
+(`a large red circle`, `three small blue stars`). Five captions describe it, from a bare relation to a long account of
+everything that is there.
+
+Why a bag of words does not solve it: about half of the scenes have a twin in the same split with the same groups in
+swapped places. `a red circle left of a blue square` and `a blue square left of a red circle` hold the same words, and
+only one is true of each picture.
+
+Everything that is drawn is also written down (`scenes.jsonl`), so that what a caption says can be checked against it.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+
+from PIL import Image, ImageDraw
+
+from clipvisionalign.data.captioned import DataError, split_of_name
+
+SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")
+COLOURS = {
+    "red": (214, 40, 40), "blue": (38, 84, 200), "green": (44, 150, 70), "yellow": (240, 200, 30),
+    "purple": (130, 60, 170), "orange": (240, 130, 30), "pink": (240, 130, 180), "brown": (120, 75, 40),
+}  # fmt: skip
+BACKGROUNDS = {"white": (248, 248, 246), "grey": (190, 192, 196), "black": (28, 28, 32)}
+SIZES = {"small": 0.11, "large": 0.21}
+COUNT_WORDS = {1: "a", 2: "two", 3: "three", 4: "four"}
+COLUMNS = ("left", "middle", "right")
+ROWS = ("top", "centre", "bottom")
+
+
+@dataclass(frozen=True)
+class Group:
+    """`count` like shapes in the grid cell (column, row), both 0 to 2."""
+
+    shape: str
+    colour: str
+    size: str
+    count: int
+    column: int
+    row: int
+
+    def words(self, with_size: bool = True) -> str:
+        """Such as "a large red circle" or "three small blue stars"."""
+        plural = {"cross": "crosses"}.get(self.shape, f"{self.shape}s")
+        noun = self.shape if self.count == 1 else plural
+        article = "an" if self.count == 1 and not with_size and self.colour[0] in "aeiou" else COUNT_WORDS[self.count]
+        return " ".join([article, *([self.size] if with_size else []), self.colour, noun])
+
+    def place(self) -> str:
+        """Such as "in the top left corner" or "in the centre of the picture"."""
+        if self.column == 1:
+            middle = "in the centre of the picture"
+            return middle if self.row == 1 else f"in the middle of the {ROWS[self.row]} edge"
+        if self.row == 1:
+            return f"halfway up the {COLUMNS[self.column]} side"
+        return f"in the {ROWS[self.row]} {COLUMNS[self.column]} corner"
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A background and its groups; `seed` places and turns the shapes within their cells."""
+
+    background: str
+    groups: tuple[Group, ...]
+    seed: int
+
+    def key(self) -> tuple[str, frozenset[Group]]:
+        """What is there, whatever the order it was thought of: equal for equal scenes."""
+        return self.background, frozenset(self.groups)
+
+
+def relation(a: Group, b: Group) -> str | None:
+    """How `a` lies to `b` along the axis that separates them more, or None if they share a cell."""
+    across, down = a.column - b.column, a.row - b.row
+    if across == down == 0:
+        return None
+    if abs(across) >= abs(down):
+        return "to the left of" if across < 0 else "to the right of"
+    return "above" if down < 0 else "below"
+
+
+_INVERSE = {
+    "to the left of": "to the right of", "to the right of": "to the left of", "above": "below", "below": "above",
+}  # fmt: skip
+
+
+def twin(scene: Scene) -> Scene:
+    """The scene with its first two groups in swapped places: the same words, another picture."""
+    first, second, *others = scene.groups
+    swapped = (
+        replace(first, column=second.column, row=second.row),
+        replace(second, column=first.column, row=first.row),
+    )
+    return replace(scene, groups=(*swapped, *others), seed=scene.seed + 1)
+
+
+def random_scene(rng: random.Random) -> Scene:
+    """Two to four groups that differ in shape or colour, each in a cell of its own."""
+    cells = rng.sample([(column, row) for column in range(3) for row in range(3)], rng.choice((2, 2, 3, 3, 4)))
+    kinds: list[tuple[str, str]] = []
+    while len(kinds) < len(cells):
+        kind = (rng.choice(SHAPES), rng.choice(list(COLOURS)))
+        if kind not in kinds:
+            kinds.append(kind)
+    groups = []
+    for (shape, colour), (column, row) in zip(kinds, cells, strict=True):
+        count = rng.choice((1, 1, 1, 2, 3, 4))
+        size = "small" if count > 1 else rng.choice(list(SIZES))
+        groups.append(Group(shape, colour, size, count, column, row))
+    return Scene(rng.choice(list(BACKGROUNDS)), tuple(groups), rng.randrange(1 << 30))
+
+
+def captions_of(scene: Scene) -> list[str]:
+    """Five captions that are true of the scene, all different; the last gives everything, at length."""
+    rng = random.Random(scene.seed)
+    first, second = scene.groups[:2]
+    how = relation(first, second)
+    assert how is not None, "groups of a scene lie in different cells"
+    order = rng.sample(scene.groups, len(scene.groups))
+    listed = [group.words(with_size=False) for group in order]
+    everything = ", ".join(listed[:-1]) + " and " + listed[-1]
+    return [
+        f"{first.words(with_size=False)} {how} {second.words(with_size=False)}",
+        f"{second.words()} {_INVERSE[how]} {first.words()}, on a {scene.background} background",
+        f"{everything} on {scene.background}, with {first.words(with_size=False)} {first.place()}",
+        f"there is {order[0].words()} {order[0].place()}" + (f" and {order[1].words()} {order[1].place()}"),
+        _long_caption(scene, order),
+    ]
+
+
+def _long_caption(scene: Scene, order: list[Group]) -> str:
+    total = sum(group.count for group in order)
+    sentences = [f"a drawing with {total} shapes in {len(order)} places on a plain {scene.background} background"]
+    sentences += [f"{group.words()} can be seen {group.place()}" for group in order]
+    for a, b in pairwise(order):
+        many = "lies" if a.count == 1 else "lie"
+        sentences.append(f"{a.words(with_size=False)} {many} {relation(a, b)} {b.words(with_size=False)}")
+    return "; ".join(sentences)
+
+
+def draw(scene: Scene, size: int = 224) -> Image.Image:
+    """Paint the scene, `size` x `size` pixels, smoothed by drawing at twice the size."""
+    scale = 2 * size
+    picture = Image.new("RGB", (scale, scale), BACKGROUNDS[scene.background])
+    pencil = ImageDraw.Draw(picture)
+    rng = random.Random(scene.seed)
+    for group in scene.groups:
+        for x, y, radius in _spots(group, rng):
+            turn = rng.uniform(-0.15, 0.15)
+            base = COLOURS[group.colour]
+            shade = rng.uniform(0.9, 1.1)
+            colour = (_shade(base[0], shade), _shade(base[1], shade), _shade(base[2], shade))
+            _PAINTERS[group.shape](pencil, x * scale, y * scale, radius * scale, turn, colour)
+            if group.shape == "ring":
+                inner = radius * scale * 0.55
+                box = (x * scale - inner, y * scale - inner, x * scale + inner, y * scale + inner)
+                pencil.ellipse(box, fill=BACKGROUNDS[scene.background])
+    return picture.resize((size, size), Image.Resampling.LANCZOS)
+
+
+def _shade(channel: int, factor: float) -> int:
+    return max(0, min(255, round(channel * factor)))
+
+
+def _spots(group: Group, rng: random.Random) -> Iterator[tuple[float, float, float]]:
+    """Centre and radius of each shape of a group, as shares of the picture's width."""
+    x, y = (group.column + 0.5) / 3, (group.row + 0.5) / 3
+    radius = SIZES[group.size] * (0.72 if group.size == "large" else 0.8)
+    if group.count == 1:
+        slack = max(0.0, 1 / 6 - radius)
+        yield x + rng.uniform(-slack, slack), y + rng.uniform(-slack, slack), radius
+        return
+    around = {2: ((-1, 0), (1, 0)), 3: ((-1, 0.8), (1, 0.8), (0, -0.9)), 4: ((-1, -1), (1, -1), (-1, 1), (1, 1))}
+    for across, down in around[group.count]:
+        yield x + across * 0.078 + rng.uniform(-0.006, 0.006), y + down * 0.078 + rng.uniform(-0.006, 0.006), 0.066
+
+
+Colour = tuple[int, int, int]
+Painter = Callable[[ImageDraw.ImageDraw, float, float, float, float, Colour], None]
+
+
+def _polygon(corners: int, start: float, inner: float = 1.0) -> Painter:
+    """A painter of a regular polygon, or of a star where `inner` < 1 pulls every other corner in."""
+
+    def paint(pencil: ImageDraw.ImageDraw, x: float, y: float, r: float, turn: float, colour: Colour) -> None:
+        points = []
+        for corner in range(corners):
+            reach = r * (inner if inner < 1.0 and corner % 2 else 1.0)
+            angle = start + turn + 2 * math.pi * corner / corners
+            points.append((x + reach * math.cos(angle), y + reach * math.sin(angle)))
+        pencil.polygon(points, fill=colour)
+
+    return paint
+
+
+def _circle(pencil: ImageDraw.ImageDraw, x: float, y: float, r: float, turn: float, colour: Colour) -> None:
+    pencil.ellipse((x - r, y - r, x + r, y + r), fill=colour)
+
+
+def _cross(pencil: ImageDraw.ImageDraw, x: float, y: float, r: float, turn: float, colour: Colour) -> None:
+    pencil.rectangle((x - r, y - r * 0.34, x + r, y + r * 0.34), fill=colour)
+    pencil.rectangle((x - r * 0.34, y - r, x + r * 0.34, y + r), fill=colour)
+
+
+_PAINTERS: dict[str, Painter] = {
+    "circle": _circle,
+    "ring": _circle,
+    "square": _polygon(4, math.pi / 4),
+    "triangle": _polygon(3, -math.pi / 2),
+    "star": _polygon(10, -math.pi / 2, inner=0.42),
+    "cross": _cross,
+}
+
+
+def random_scenes(images: int, seed: int) -> Iterator[tuple[str, str, Scene]]:
+    """`images` scenes as (name, split, scene), no two alike; about half are twins of each other, in one split."""
+    rng = random.Random(seed)
+    seen: set[tuple[str, frozenset[Group]]] = set()
+    number = 0
+    while number < images:
+        scene = random_scene(rng)
+        family = [scene, twin(scene)] if rng.random() < 0.34 else [scene]
+        family = [member for member in family if member.key() not in seen][: images - number]
+        seen.update(member.key() for member in family)
+        split = split_of_name(f"scene-{seed}-{number:06d}")
+        for member in family:
+            yield f"images/{number:06d}.png", split, member
+            number += 1
+
+
+def write_scenes(out: str | Path, images: int, seed: int = 0, size: int = 224) -> Path:
+    """Draw `images` scenes into the folder `out`: images/, metadata.csv (file_name, caption, split), scenes.jsonl.
+
+    Raises DataError for fewer than one image, or where `out` holds something already.
+    """
+    folder = Path(out)
+    if images < 1 or size < 32:
+        raise DataError(f"scenes: at least 1 image of at least 32 pixels, not {images} of {size}")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise DataError(f"{folder}: is there already and not empty; give another folder, or remove it first")
+    from rich.progress import track
+
+    (folder / "images").mkdir(parents=True)
+    with (
+        (folder / "metadata.csv").open("w", newline="", encoding="utf-8") as table,
+        (folder / "scenes.jsonl").open("w", encoding="utf-8") as graphs,
+    ):
+        rows = csv.writer(table)
+        rows.writerow(["file_name", "caption", "split"])
+        for name, split, scene in track(random_scenes(images, seed), "drawing scenes", images, transient=True):
+            draw(scene, size).save(folder / name)
+            rows.writerows([name, caption, split] for caption in captions_of(scene))
+            graphs.write(json.dumps({"file_name": name, "split": split, **asdict(scene)}) + "\n")
+    return folder

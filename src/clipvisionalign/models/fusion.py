@@ -1,0 +1,119 @@
+"""Cross-attention between a caption's tokens and a picture's patches -> a score for that pair.
+
+- The fused score is the dual encoder's score plus a correction. The correction's last layer starts at zero, so that
+  re-ranking starts as the dual encoder's own order and cannot start worse.
+- A picture's keys and values are projected once per picture and reused for every caption that is scored against it.
+- A pair's score depends on that pair alone; every candidate, the true one included, takes the same way through here.
+
+Sources: LXMERT (Tan and Bansal, arXiv:1908.07490) for the blocks; ALBEF (Li et al., arXiv:2107.07651) for scoring a
+pair from the fused first token and for hard negatives from the batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from clipvisionalign.models.attention import attend, attention_mask
+
+
+@dataclass
+class FusionConfig:
+    """How captions attend to pictures in the design `cross`.
+
+    Args:
+        layers: pairs of a self block and a cross block.
+        heads: attention heads.
+        width: width of the fused tokens.
+        dropout: after each attention and in each feed-forward part, while training.
+        candidates: how many of the dual encoder's first candidates are re-ranked in an evaluation.
+    """
+
+    layers: int = 2
+    heads: int = 4
+    width: int = 256
+    dropout: float = 0.1
+    candidates: int = 32
+
+
+class FeedForward(nn.Module):
+    """The token-wise part of a block."""
+
+    def __init__(self, width: int, dropout: float) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.up = nn.Linear(width, 4 * width)
+        self.down = nn.Linear(4 * width, width)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.dropout(self.down(nn.functional.gelu(self.up(self.norm(x)))))
+
+
+class SelfBlock(nn.Module):
+    """The caption's tokens attend to each other."""
+
+    def __init__(self, width: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm = nn.LayerNorm(width)
+        self.query = nn.Linear(width, width)
+        self.key_value = nn.Linear(width, 2 * width)
+        self.out = nn.Linear(width, width)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """x: (Q, T, D); mask: (Q, T) -> (Q, T, D)."""
+        y = self.norm(x)
+        k, v = self.key_value(y).chunk(2, dim=-1)
+        return x + self.dropout(self.out(attend(self.query(y), k, v, self.heads, attention_mask(mask))))
+
+
+class CrossBlock(nn.Module):
+    """The caption's tokens attend to the picture's patches."""
+
+    def __init__(self, width: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm = nn.LayerNorm(width)
+        self.query = nn.Linear(width, width)
+        self.key_value = nn.Linear(width, 2 * width)
+        self.out = nn.Linear(width, width)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, key_value: Tensor) -> Tensor:
+        """x: (Q, T, D); key_value: (Q, P, 2 D), from `key_value(patches)` -> (Q, T, D)."""
+        k, v = key_value.chunk(2, dim=-1)
+        return x + self.dropout(self.out(attend(self.query(self.norm(x)), k, v, self.heads)))
+
+
+class Fusion(nn.Module):
+    """Pair scores from caption tokens (Q, T, W) and patch tokens (B, P, D)."""
+
+    def __init__(self, config: FusionConfig, token_width: int, patch_width: int) -> None:
+        super().__init__()
+        width, heads, dropout = config.width, config.heads, config.dropout
+        self.tokens_in = nn.Linear(token_width, width)
+        self.patches_in = nn.Sequential(nn.Linear(patch_width, width), nn.LayerNorm(width))
+        self.self_blocks = nn.ModuleList(SelfBlock(width, heads, dropout) for _ in range(config.layers))
+        self.cross_blocks = nn.ModuleList(CrossBlock(width, heads, dropout) for _ in range(config.layers))
+        self.feed_forwards = nn.ModuleList(FeedForward(width, dropout) for _ in range(config.layers))
+        self.norm = nn.LayerNorm(width)
+        self.correction = nn.Linear(width, 1)
+        nn.init.zeros_(self.correction.weight)
+        nn.init.zeros_(self.correction.bias)
+
+    def project_patches(self, patch_tokens: Tensor) -> Tensor:
+        """(B, P, patch width) -> every layer's keys and values (B, L, P, 2 D): done once per picture."""
+        patches = self.patches_in(patch_tokens)
+        return torch.stack([block.key_value(patches) for block in self.cross_blocks], dim=1)  # type: ignore[operator]
+
+    def forward(self, tokens: Tensor, mask: Tensor, key_values: Tensor) -> Tensor:
+        """tokens: (Q, T, W); mask: (Q, T); key_values: (Q, L, P, 2 D) of each pair's picture -> corrections (Q,)."""
+        x = self.tokens_in(tokens)
+        blocks = zip(self.self_blocks, self.cross_blocks, self.feed_forwards, strict=True)
+        for layer, (self_block, cross_block, feed_forward) in enumerate(blocks):
+            x = feed_forward(cross_block(self_block(x, mask), key_values[:, layer]))
+        return self.correction(self.norm(x[:, 0])).squeeze(-1)

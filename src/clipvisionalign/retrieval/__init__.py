@@ -1,0 +1,23 @@
+"""What counts as found, and whether to believe it: exact ranks, metrics with intervals, the audit.
+
+Nothing here knows a model of this project: whatever answers `encode_images` and `encode_captions`, or `score`, can be
+measured and put to the test.
+"""
+
+from clipvisionalign.retrieval.audit import AuditReport, audit
+from clipvisionalign.retrieval.evaluate import Evaluation, evaluate
+from clipvisionalign.retrieval.metrics import RetrievalMetrics, metrics_of_ranks, retrieval_metrics
+from clipvisionalign.retrieval.ranks import PartnerRanks, ranks_of_scores, ranks_of_vectors
+
+__all__ = [
+    "AuditReport",
+    "Evaluation",
+    "PartnerRanks",
+    "RetrievalMetrics",
+    "audit",
+    "evaluate",
+    "metrics_of_ranks",
+    "ranks_of_scores",
+    "ranks_of_vectors",
+    "retrieval_metrics",
+]

@@ -1,0 +1,242 @@
+"""Is the figure real: does the model see what it must not, do the splits overlap?
+
+A model that conditions a caption on its true image scores itself, and its recall means nothing. Such a model shows in
+what it answers when the true image is not at hand, is not at the same place, or is not the true one: that is what the
+checks ask. They need nothing of a model but its answers, so a stranger's model can be put to the test as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from clipvisionalign.retrieval.evaluate import as_array, can_encode
+from clipvisionalign.retrieval.metrics import RECALL_AT
+from clipvisionalign.retrieval.ranks import PartnerRanks, Partners, ranks_of_scores
+
+#: Vectors and scores may differ by this share of their spread for the order in which a machine adds up.
+TOLERANCE = 1e-2
+
+#: Images in the checks that score a sample pair by pair or encode it anew several times.
+SAMPLE = 48
+
+#: One-sided normal quantile of 1 in 10,000, by which a recall may exceed chance before it counts as above.
+QUANTILE = 3.72
+
+
+@dataclass(frozen=True)
+class Check:
+    """One check: whether it passed, the figure that decided, and what that means in words."""
+
+    name: str
+    passed: bool
+    figure: float
+    meaning: str
+
+
+@dataclass(frozen=True)
+class AuditReport:
+    """All checks of one model on one data set."""
+
+    checks: list[Check]
+
+    @property
+    def passed(self) -> bool:
+        return all(check.passed for check in self.checks)
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `--json` prints."""
+        return {"passed": self.passed, "checks": [asdict(check) for check in self.checks]}
+
+
+class _Answers:
+    """Asks a model for a table of scores, whichever way it answers; a table of another form is told as an error."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self.encodes = can_encode(model)
+        self.scores = hasattr(model, "score")
+        if not (self.encodes or self.scores):
+            name = type(model).__name__
+            raise TypeError(f"{name} answers neither encode_images and encode_captions, nor score: nothing to audit")
+
+    def ways(self) -> list[tuple[str, Callable[..., np.ndarray]]]:
+        """Every way in which the model answers, each asked on its own."""
+        ways: list[tuple[str, Callable[..., np.ndarray]]] = []
+        if self.encodes:
+            ways.append(("vectors", self.by_vectors))
+        if self.scores:
+            ways.append(("score", self.by_score))
+        return ways
+
+    def by_vectors(self, images: Sequence[Any], captions: Sequence[str]) -> np.ndarray:
+        left = as_array(self.model.encode_images(images))
+        right = as_array(self.model.encode_captions(captions))
+        return _table(left.astype(np.float64) @ right.astype(np.float64).T, images, captions)
+
+    def by_score(self, images: Sequence[Any], captions: Sequence[str]) -> np.ndarray:
+        return _table(as_array(self.model.score(images, captions)).astype(np.float64), images, captions)
+
+
+def _table(scores: np.ndarray, images: Sequence[Any], captions: Sequence[str]) -> np.ndarray:
+    if scores.shape != (len(images), len(captions)):
+        raise ValueError(f"gave {scores.shape} for {len(images)} images and {len(captions)} captions")
+    if not np.isfinite(scores).all():
+        raise ValueError("gave scores that are not finite")
+    return scores
+
+
+def audit(
+    model: Any,
+    images: Sequence[Any],
+    captions: Sequence[str],
+    caption_image: Any,
+    identity: Any = None,
+    split_overlap: Sequence[str] | None = None,
+    sample: int = SAMPLE,
+    seed: int = 0,
+) -> AuditReport:
+    """Put a model to the test: alone, rectangular, shuffled partners, blank captions, splits apart.
+
+    model: answers `encode_images` and `encode_captions`, or `score`, or both, in which case both are tested.
+    images (N): whatever the model takes; captions (M); caption_image: (M,) each caption's image.
+    identity: (N,) or None, as in `retrieval_metrics`.
+    split_overlap: pictures found in two splits (`data.check` finds them), None where there is one split only, in which
+    case that check is left out. sample: images in the checks, drawn with `seed`.
+    Raises TypeError for a model that answers neither way, ValueError for too small a sample.
+    """
+    answers = _Answers(model)
+    partners = Partners.of(caption_image, len(images), identity)
+    rng = np.random.default_rng(seed)
+    chosen = np.sort(rng.choice(len(images), size=min(sample, len(images)), replace=False))
+    if len(chosen) < 8:
+        raise ValueError(f"an audit needs at least 8 images, not {len(chosen)}")
+    by_image = [np.flatnonzero(partners.caption_image == image) for image in chosen]
+    by_image = [own for own in by_image if len(own)]
+    some_images = [images[image] for image in chosen]
+    some_captions = [captions[int(own[0])] for own in by_image]
+    own_captions = [[captions[int(c)] for c in own] for own in by_image]
+    checks = []
+    for way, ask in answers.ways():
+        checks.append(_told(_alone, way, ask, some_images, some_captions, rng))
+        checks.append(_told(_rectangular, way, ask, some_images, some_captions))
+        checks.append(_told(_shuffled, way, ask, some_images, own_captions, rng))
+        checks.append(_told(_blank, way, ask, some_images, own_captions))
+    if answers.encodes:
+        checks.insert(1, _told(_caption_after_others, "vectors", model, some_images, some_captions))
+    if split_overlap is not None:
+        count = len(split_overlap)
+        told = (
+            f"{count} pictures stand in two splits, such as {split_overlap[0]}" if count else "no picture in two splits"
+        )
+        checks.append(Check("splits apart", not count, float(count), told))
+    return AuditReport(checks)
+
+
+def _told(check: Callable[..., Check], way: str, *arguments: Any) -> Check:
+    """Run a check; a model that cannot answer what it asks has failed it, and the reason is told."""
+    try:
+        found = check(*arguments)
+    except Exception as error:
+        name = check.__name__.strip("_").replace("_", " ")
+        return Check(f"{name} ({way})", False, float("nan"), f"the model could not answer: {error}")
+    return Check(f"{found.name} ({way})", found.passed, found.figure, found.meaning)
+
+
+def _difference(a: np.ndarray, b: np.ndarray) -> float:
+    """The largest difference, as a share of the scores' own spread."""
+    spread = max(float(np.std(a)), float(np.std(b)), 1e-6 * float(np.abs(a).max(initial=0.0)), 1e-12)
+    return float(np.abs(a - b).max(initial=0.0)) / spread
+
+
+def _same(name: str, difference: float, what: str) -> Check:
+    passed = bool(difference <= TOLERANCE)
+    told = "stays the same" if passed else f"changes by {difference:.2g} times the scores' spread"
+    return Check(name, passed, difference, f"{what} {told}")
+
+
+def _alone(ask: Callable[..., np.ndarray], images: list[Any], captions: list[str], rng: np.random.Generator) -> Check:
+    """Scores of pairs: all together, in another order, and each alone."""
+    together = ask(images, captions)
+    rows, columns = rng.permutation(len(images)), rng.permutation(len(captions))
+    shuffled = ask([images[i] for i in rows], [captions[c] for c in columns])
+    worst = _difference(together[np.ix_(rows, columns)], shuffled)
+    spread = max(float(np.std(together)), 1e-12)
+    for i, c in zip(rows[:8], columns[:8], strict=False):
+        for image, caption in ((i, c), (i, i % len(captions))):
+            alone = ask([images[image]], [captions[caption]])[0, 0]
+            worst = max(worst, abs(float(alone - together[image, caption])) / spread)
+    return _same("alone", worst, "a pair's score, alone or in any batch and order,")
+
+
+def _caption_after_others(model: Any, images: list[Any], captions: list[str]) -> Check:
+    """Caption vectors: after their own images were encoded, and after quite other ones were."""
+    model.encode_images(images)
+    after_own = as_array(model.encode_captions(captions))
+    model.encode_images(images[::-1][: max(1, len(images) // 2)])
+    after_others = as_array(model.encode_captions(captions))
+    if after_own.shape != after_others.shape:
+        raise ValueError(f"caption vectors {after_own.shape} and {after_others.shape}, depending on the images before")
+    return _same("alone, other images before", _difference(after_own, after_others), "a caption's vector")
+
+
+def _rectangular(ask: Callable[..., np.ndarray], images: list[Any], captions: list[str]) -> Check:
+    """Fewer images than captions, and more: the same scores as in the square case."""
+    together = ask(images, captions)
+    few = max(2, len(images) // 3)
+    tall, wide = ask(images, captions[:few]), ask(images[-few:], captions)
+    worst = max(_difference(together[:, :few], tall), _difference(together[-few:], wide))
+    return _same("rectangular", worst, "a score among N images and M captions, N and M unrelated,")
+
+
+def _recalls_above_chance(scores: np.ndarray, caption_image: np.ndarray) -> tuple[float, float, float]:
+    """The recall that exceeds chance most: (recall, chance, by how many standard deviations)."""
+    images, captions = scores.shape
+    ranks: PartnerRanks = ranks_of_scores(scores, Partners.of(caption_image, images))
+    own = np.bincount(caption_image, minlength=images)
+    worst = (0.0, 0.0, -np.inf)
+    for k in RECALL_AT:
+        # The chance that none of an image's captions is within the first k of M: a draw without replacement.
+        misses = np.ones(images)
+        for place in range(min(k, captions)):
+            misses *= np.clip((captions - own - place) / (captions - place), 0.0, 1.0)
+        forth = (float((ranks.image_to_text[:, 0] <= k).mean()), float(1 - misses.mean()), images)
+        # Captions of one image are found together or not at all in a model that leaks: count images, not captions.
+        back = (float((ranks.text_to_image[:, 0] <= k).mean()), min(1.0, k / images), images)
+        for recall, chance, queries in (forth, back):
+            deviation = max(np.sqrt(chance * (1 - chance) / queries), 0.5 / queries)
+            worst = max(worst, (recall, chance, (recall - chance) / deviation), key=lambda found: found[2])
+    return worst
+
+
+def _at_chance(name: str, scores: np.ndarray, caption_image: np.ndarray, what: str) -> Check:
+    recall, chance, deviations = _recalls_above_chance(scores, caption_image)
+    passed = bool(deviations <= QUANTILE)
+    told = "at chance or below" if passed else "far above chance: the model knows the answer from somewhere else"
+    return Check(name, passed, recall, f"{what}, recall is {recall:.3f} where chance is {chance:.3f}: {told}")
+
+
+def _flat(own_captions: list[list[str]]) -> tuple[list[str], np.ndarray]:
+    owners = np.repeat(np.arange(len(own_captions)), [len(own) for own in own_captions])
+    return [caption for own in own_captions for caption in own], owners
+
+
+def _shuffled(
+    ask: Callable[..., np.ndarray], images: list[Any], own_captions: list[list[str]], rng: np.random.Generator
+) -> Check:
+    """Give every image the captions of another, as if they were its own, and ask anew."""
+    count = len(images)
+    dealt = (np.arange(count) + rng.integers(1, count)) % count
+    order = rng.permutation(count)
+    captions, owners = _flat([own_captions[dealt[image]] for image in order])
+    scores = ask([images[image] for image in order], captions)
+    return _at_chance("shuffled partners", scores, owners, "with captions dealt to wrong images")
+
+
+def _blank(ask: Callable[..., np.ndarray], images: list[Any], own_captions: list[list[str]]) -> Check:
+    """Give every image the same words."""
+    captions, owners = _flat([["a picture"] * len(own) for own in own_captions])
+    return _at_chance("blank captions", ask(images, captions), owners, "with every caption the same")

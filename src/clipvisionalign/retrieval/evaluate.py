@@ -1,0 +1,109 @@
+"""Measure a model over a whole gallery: anything that answers `encode_images` and `encode_captions`, or `score`.
+
+A model that also answers `pair_scorer` is measured twice: as the dual encoder that it is, and with the dual encoder's
+first candidates re-ranked.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from clipvisionalign.retrieval.metrics import RESAMPLES, RetrievalMetrics, metrics_of_ranks
+from clipvisionalign.retrieval.ranks import Partners, ranks_of_scores, ranks_of_vectors
+from clipvisionalign.retrieval.rerank import reranked
+
+#: Scores in memory; a larger table of a model that only answers `score` goes to a temporary file.
+IN_MEMORY = 1 << 26
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was measured. metrics: the model's own figures; dual: its dual encoder's, where it re-ranks."""
+
+    metrics: RetrievalMetrics
+    dual: RetrievalMetrics | None = None
+    candidates: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """The figures; for a model that re-ranks also the blocks "dual" and "reranked" of the same form."""
+        found = self.metrics.to_dict()
+        if self.dual is not None:
+            found |= {"candidates": self.candidates, "dual": self.dual.to_dict(), "reranked": self.metrics.to_dict()}
+        return found
+
+
+def can_encode(model: Any) -> bool:
+    """Whether the model gives one vector a side."""
+    return hasattr(model, "encode_images") and hasattr(model, "encode_captions")
+
+
+def evaluate(
+    model: Any,
+    images: Sequence[Any],
+    captions: Sequence[str],
+    caption_image: Any,
+    identity: Any = None,
+    candidates: int = 0,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Evaluation:
+    """Measure `model` on N images and M captions.
+
+    images: whatever the model takes. caption_image: (M,) each caption's image. identity: (N,) or None. candidates: how
+    many are re-ranked if the model answers `pair_scorer(images, captions)`; 0 measures the dual encoder alone.
+    Raises TypeError for a model that answers neither way, ValueError where what it gives does not fit.
+    """
+    partners = Partners.of(caption_image, len(images), identity)
+    if not can_encode(model):
+        if not hasattr(model, "score"):
+            name = type(model).__name__
+            raise TypeError(f"{name} answers neither encode_images and encode_captions, nor score: nothing to measure")
+        ranks = ranks_of_scores(_score_table(model, images, captions), partners)
+        return Evaluation(metrics_of_ranks(ranks, partners.caption_image, resamples, seed))
+    if not candidates:
+        image_vectors, caption_vectors = (
+            as_array(model.encode_images(images)),
+            as_array(model.encode_captions(captions)),
+        )
+        ranks = ranks_of_vectors(image_vectors, caption_vectors, partners)
+        return Evaluation(metrics_of_ranks(ranks, partners.caption_image, resamples, seed))
+    pairs = model.pair_scorer(images, captions)
+    image_vectors, caption_vectors = as_array(pairs.image_vectors), as_array(pairs.caption_vectors)
+    before, after = reranked(image_vectors, caption_vectors, partners, pairs, candidates)
+    return Evaluation(
+        metrics_of_ranks(after, partners.caption_image, resamples, seed),
+        metrics_of_ranks(before, partners.caption_image, resamples, seed),
+        candidates,
+    )
+
+
+def as_array(found: Any) -> np.ndarray:
+    """A tensor on any device, or an array, as a NumPy array."""
+    if hasattr(found, "detach"):
+        found = found.detach().float().cpu()
+    return np.asarray(found)
+
+
+def _score_table(model: Any, images: Sequence[Any], captions: Sequence[str]) -> np.ndarray:
+    """The scores of all pairs (N, M), some images at a time."""
+    shape = (len(images), len(captions))
+    table: np.ndarray
+    if shape[0] * shape[1] <= IN_MEMORY:
+        table = np.empty(shape, dtype=np.float32)
+    else:
+        table = np.memmap(tempfile.TemporaryFile(), np.float32, "w+", shape=shape)  # noqa: SIM115, it lives as long as the table
+    step = max(1, (1 << 20) // max(1, len(captions)))
+    for start in range(0, len(images), step):
+        part = as_array(model.score(images[start : start + step], captions))
+        if part.shape != table[start : start + step].shape:
+            told = f"{part.shape} for {len(table[start : start + step])} images and {len(captions)} captions"
+            raise ValueError(
+                f"{type(model).__name__}.score gave {told}: every image has to be scored with every caption"
+            )
+        table[start : start + step] = part
+    return table

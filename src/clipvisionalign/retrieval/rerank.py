@@ -1,0 +1,79 @@
+"""Re-ranking: the first candidates of a dual encoder, put into a new order by a score of pairs.
+
+Every candidate is scored alike, the true partner included if it is among them, and never if it is not. Partners beyond
+the first k keep the rank that the dual encoder gave them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from clipvisionalign.retrieval.ranks import BLOCK, TIE, TIE_FLOAT32, PartnerRanks, Partners, ranks_of_vectors
+
+#: score_pairs(image numbers (Q,), caption numbers (Q,)) -> (Q,)
+ScorePairs = Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+
+def first_candidates(
+    queries: np.ndarray, gallery: np.ndarray, query_group: np.ndarray, gallery_group: np.ndarray, count: int
+) -> np.ndarray:
+    """The `count` best of the gallery for each query (Q, count), in no order; on a tie a partner stays behind."""
+    count = min(count, len(gallery))
+    best = np.empty((len(queries), count), dtype=np.int64)
+    wide = gallery.astype(np.float64).T
+    step = max(1, BLOCK // max(1, len(gallery)))
+    for start in range(0, len(queries), step):
+        stop = min(start + step, len(queries))
+        scores = queries[start:stop].astype(np.float64) @ wide
+        scores[query_group[start:stop, None] == gallery_group[None, :]] -= TIE
+        best[start:stop] = np.argpartition(-scores, count - 1, axis=1)[:, :count]
+    return best
+
+
+def reranked(
+    image_vectors: Any, caption_vectors: Any, partners: Partners, score_pairs: ScorePairs, candidates: int
+) -> tuple[PartnerRanks, PartnerRanks]:
+    """Ranks of the dual encoder, and after re-ranking its first `candidates` both ways.
+
+    image_vectors: (N, D); caption_vectors: (M, D). Raises ValueError for fewer than one candidate.
+    """
+    if candidates < 1:
+        raise ValueError(f"at least 1 candidate can be re-ranked, not {candidates}")
+    dual = ranks_of_vectors(image_vectors, caption_vectors, partners)
+    images, captions = np.asarray(image_vectors), np.asarray(caption_vectors)
+    image_group = np.arange(partners.images) if partners.identity is None else partners.identity
+    caption_group = image_group[partners.caption_image]
+    forth = first_candidates(images, captions, image_group, caption_group, candidates)
+    back = first_candidates(captions, images, caption_group, image_group, candidates)
+    # A pair that is a candidate both ways is scored once.
+    keys = np.concatenate(
+        [
+            (np.arange(len(images))[:, None] * len(captions) + forth).ravel(),
+            (back * len(captions) + np.arange(len(captions))[:, None]).ravel(),
+        ]
+    )
+    pairs, place = np.unique(keys, return_inverse=True)
+    scores = np.asarray(score_pairs(pairs // len(captions), pairs % len(captions)), dtype=np.float64)
+    if scores.shape != pairs.shape or not np.isfinite(scores).all():
+        raise ValueError(f"score_pairs should give {len(pairs)} finite numbers, not {scores.shape}")
+    scored = scores[place]
+    tie = TIE_FLOAT32 * float(np.abs(scores).max(initial=0.0))
+    return dual, PartnerRanks(
+        _new_ranks(dual.image_to_text, image_group[:, None] == caption_group[forth], scored[: forth.size], tie),
+        _new_ranks(dual.text_to_image, caption_group[:, None] == image_group[back], scored[forth.size :], tie),
+    )
+
+
+def _new_ranks(old: np.ndarray, is_partner: np.ndarray, scored: np.ndarray, tie: float) -> np.ndarray:
+    """Ranks (Q, R) after re-ranking. old: (Q, R); is_partner: (Q, k) which candidates are true; scored: (Q * k,)."""
+    scores = scored.reshape(is_partner.shape) - tie * is_partner
+    order = np.argsort(-scores, axis=1, kind="stable")
+    partner_in_order = np.take_along_axis(is_partner, order, axis=1)
+    new = np.where(old > is_partner.shape[1], old, 0)
+    for query in np.flatnonzero(is_partner.any(axis=1)):
+        found = np.flatnonzero(partner_in_order[query]) + 1
+        new[query, : len(found)] = found
+    return new

@@ -1,0 +1,1 @@
+"""Many runs side by side, measured alike, into one table."""

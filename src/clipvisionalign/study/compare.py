@@ -1,0 +1,226 @@
+"""Train attention designs alike, measure them alike, and put them into one table.
+
+Everything but the design is held fixed: data, seed, steps, towers and their weights. A study that was stopped goes on
+where it was: a run that is finished, with the same settings, is not repeated.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, Literal, get_args, get_type_hints
+
+from clipvisionalign.data.captioned import CaptionedImages
+from clipvisionalign.data.check import check
+from clipvisionalign.data.formats import read_captioned_images
+from clipvisionalign.models.aligner import AlignerConfig, load_aligner
+from clipvisionalign.models.device import machine, versions
+from clipvisionalign.retrieval.audit import audit
+from clipvisionalign.study.profile import profile_run
+from clipvisionalign.training.train import RunConfig, train
+
+Say = Callable[[str], None]
+DESIGNS: tuple[str, ...] = get_args(get_type_hints(AlignerConfig)["design"])
+
+
+def compare(config: RunConfig, variants: Sequence[str], say: Say = print) -> dict[str, Any]:
+    """Train `variants` into folders of `config.out` and compare them; returns what its comparison.json holds.
+
+    Also leaves comparison.md and comparison.png. Raises ValueError for an unknown variant, and what `train` raises.
+    """
+    unknown = [name for name in variants if name not in DESIGNS]
+    if unknown or not variants:
+        raise ValueError(f"unknown variant '{', '.join(unknown)}'; known are {', '.join(DESIGNS)}")
+    study = Path(config.out)
+    results: dict[str, Any] = {}
+    for name in dict.fromkeys(variants):
+        say(f"--- {name} ---")
+        results[name] = _train_once(_variant(config, study, name), say)
+    say("--- measuring time and memory in fresh processes, and auditing ---")
+    kept, report = check(read_captioned_images(config.data, config.layout), full=True, progress=True)
+    overlap = [problem.message for problem in report.problems if "two splits" in problem.kind]
+    rows = []
+    for name, found in results.items():
+        cost = profile_run(study / name, config.data, "dev", config.layout)
+        audited = _audit(study / name, kept.split("dev"), overlap)
+        rows.append({"variant": name, **found, "cost": cost, "audit": audited})
+        say(f"{name}: audit {'passed' if audited['passed'] else 'FAILED'}")
+    comparison = {
+        "data": config.data, "split": "dev", "settings": asdict(replace(config, out="")), "machine": machine(),
+        "versions": versions(), "variants": rows,
+    }  # fmt: skip
+    (study / "comparison.json").write_text(json.dumps(comparison, indent=2) + "\n")
+    (study / "comparison.md").write_text(markdown_table(comparison))
+    plot(comparison, study / "comparison.png")
+    say(f"{study}: comparison.json, comparison.md, comparison.png, and a run folder for each design")
+    return comparison
+
+
+def _variant(config: RunConfig, study: Path, name: str) -> RunConfig:
+    design: Literal["self", "sparse", "cross"] = name  # type: ignore[assignment]
+    return replace(config, out=str(study / name), model=replace(config.model, design=design))
+
+
+def _train_once(config: RunConfig, say: Say) -> dict[str, Any]:
+    """The results of a run: those of a finished one with the same settings, else trained now."""
+    import yaml
+
+    out = Path(config.out)
+    finished, settings = out / "results.json", out / "config.yaml"
+    if finished.is_file():
+        if yaml.safe_load(settings.read_text()) != asdict(config):
+            raise FileExistsError(f"{out}: a run with other settings is there; give another --out, or remove it")
+        say(f"{out}: finished already")
+        return json.loads(finished.read_text())
+    if settings.is_file():
+        say(f"{out}: a run that was cut off is there; it starts anew")
+        shutil.rmtree(out)
+    return train(config, say)
+
+
+def _audit(run: Path, part: CaptionedImages, overlap: list[str]) -> dict[str, Any]:
+    aligner = load_aligner(run)
+    found = audit(aligner, part.images, part.captions, part.caption_image, part.image_identity, overlap, sample=24)
+    return found.to_dict()
+
+
+# --- the table, three times: for people, for a page, as a picture ----------------------------------------------------
+
+COLUMNS = (
+    "design", "R@1 image to text", "R@1 text to image", "rsum", "training s", "ms/caption", "ms/picture",
+    "ms/1,000 pairs", "peak MiB", "parameters", "audit",
+)  # fmt: skip
+
+
+def table_rows(comparison: dict[str, Any]) -> list[list[str]]:
+    """The cells of the table: one row per variant, two for one that re-ranks."""
+    rows = []
+    for found in comparison["variants"]:
+        blocks = {found["variant"]: found}
+        if "dual" in found:
+            name = found["variant"]
+            blocks = {f"{name}, dual": found["dual"], f"{name}, re-ranked": found["reranked"]}
+        for number, (name, block) in enumerate(blocks.items()):
+            cost = found["cost"]
+            pairs = cost.get("ms_per_1000_pairs", {}).get("median")
+            reranks = number == 1
+            rows.append(
+                [
+                    name,
+                    _percent(block["image_to_text"]["recall_at_1"]),
+                    _percent(block["text_to_image"]["recall_at_1"]),
+                    _interval(block["rsum"]),
+                    f"{found['training_seconds']:.0f}",
+                    f"{cost['ms_per_caption']['median']:.2f}",
+                    f"{cost['ms_per_picture']['median']:.1f}",
+                    f"{pairs:.0f}" if pairs is not None and reranks else "",
+                    f"{cost['peak_memory_mib']:.0f}",
+                    f"{cost['parameters'] / 1e6:.1f} M",
+                    "passed" if found["audit"]["passed"] else "FAILED",
+                ]
+            )
+    return rows
+
+
+def _percent(figure: dict[str, float]) -> str:
+    return _interval({key: 100 * value for key, value in figure.items()})
+
+
+def _interval(figure: dict[str, float]) -> str:
+    return f"{figure['value']:.1f} [{figure['low']:.1f}, {figure['high']:.1f}]"
+
+
+def _title(comparison: dict[str, Any]) -> str:
+    first = comparison["variants"][0]
+    return (
+        f"{comparison['data']}, {comparison['split']}: {first['images']:,} images, {first['captions']:,} captions, "
+        "whole gallery"
+    )
+
+
+def print_table(comparison: dict[str, Any]) -> None:
+    """The table in the terminal."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=_title(comparison), title_justify="left", caption_justify="left")
+    for column in COLUMNS:
+        table.add_column(column, justify="left" if column == "design" else "right")
+    for row in table_rows(comparison):
+        table.add_row(*row)
+    table.caption = "recalls and rsum in percent, 95% intervals by bootstrap over images; memory of a fresh process"
+    console = Console()
+    # A table broken over many lines is no table: wide enough where nobody's window is known.
+    Console(width=None if console.is_terminal else 160).print(table)
+
+
+def markdown_table(comparison: dict[str, Any]) -> str:
+    """The table as Markdown, with what it was measured on."""
+    lines = [f"# {_title(comparison)}", "", f"| {' | '.join(COLUMNS)} |", f"|---{'|---:' * (len(COLUMNS) - 1)}|"]
+    lines += [f"| {' | '.join(row)} |" for row in table_rows(comparison)]
+    where = comparison["machine"]
+    lines += [
+        "",
+        "Recalls and rsum in percent, over the whole gallery, with 95% intervals by bootstrap over images. Times are "
+        "of this machine and compare within this table only; memory is the peak of a fresh process that encodes.",
+        "",
+        f"Machine: {where['processor']}, {where['threads']} threads, {where['instructions']}, {where['device']}.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def plot(comparison: dict[str, Any], path: Path) -> None:
+    """The table as a picture: what is found, and what it costs."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    colours = ("#4269d0", "#3ca951", "#efb118", "#ff725c")
+    names: list[str] = []
+    blocks: list[dict[str, Any]] = []
+    for found in comparison["variants"]:
+        for label, block in (("dual", found.get("dual")), ("re-ranked", found.get("reranked"))):
+            if block is not None:
+                names.append(f"{found['variant']}\n{label}")
+                blocks.append(block)
+        if "dual" not in found:
+            names.append(found["variant"])
+            blocks.append(found)
+    figure, (left, middle, right) = pyplot.subplots(
+        1, 3, figsize=(12, 4.2), width_ratios=(1.5, 1, 1), layout="constrained"
+    )
+    figures = [("R@1", "recall_at_1"), ("R@5", "recall_at_5"), ("R@10", "recall_at_10")]
+    for number, (name, block) in enumerate(zip(names, blocks, strict=True)):
+        for place, (_, key) in enumerate(figures):
+            value, low, high = (
+                100 * sum(block[way][key][part] for way in ("image_to_text", "text_to_image")) / 2
+                for part in ("value", "low", "high")
+            )
+            label = name.replace("\n", ", ") if place == 0 else ""
+            x = place + (number - (len(names) - 1) / 2) * 0.8 / len(names)
+            left.bar(x, value, 0.75 / len(names), color=colours[number % 4], label=label)
+            left.errorbar(x, value, [[value - low], [high - value]], color="#333", linewidth=1, capsize=2)
+    left.set_xticks(range(3), [name for name, _ in figures])
+    left.set_ylabel("percent, mean of both ways, 95% interval")
+    left.set_title("what is found")
+    left.legend(frameon=False, fontsize=8)
+    variants = comparison["variants"]
+    labels = [found["variant"] for found in variants]
+    bars = [found["cost"]["ms_per_caption"]["median"] for found in variants]
+    middle.bar(labels, bars, color="#7a8aa0", width=0.6)
+    middle.set_title("milliseconds per caption")
+    middle.bar_label(middle.containers[0], fmt="%.2f", fontsize=8)
+    minutes = [found["training_seconds"] / 60 for found in variants]
+    right.bar(labels, minutes, color="#7a8aa0", width=0.6)
+    right.set_title("minutes of training")
+    right.bar_label(right.containers[0], fmt="%.1f", fontsize=8)
+    for axes in (left, middle, right):
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(_title(comparison), fontsize=11)
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)

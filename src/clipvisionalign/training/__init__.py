@@ -1,0 +1,1 @@
+"""The training loop, its loss, and the cache of a frozen tower's outputs."""

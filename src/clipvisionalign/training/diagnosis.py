@@ -1,0 +1,76 @@
+"""When a training goes wrong it says so in words, with what usually helps.
+
+The three ways in which people report it: every vector alike ("the same image for every query", openai/CLIP#99), a loss
+that stays where guessing would put it, and a dev figure that falls while the training figure rises (openai/CLIP#323).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+#: Mean cosine of different pictures above which all vectors count as alike.
+ALIKE = 0.95
+
+
+@dataclass(frozen=True)
+class EpochFigures:
+    """What an epoch showed.
+
+    loss: mean training loss; accuracy: share of training captions whose image came first; rsum: dev, percent;
+    step_images, step_captions: B and M of a step.
+    """
+
+    loss: float
+    accuracy: float
+    rsum: float
+    step_images: int
+    step_captions: int
+
+    @property
+    def guessing(self) -> float:
+        """The contrastive loss when all scores are equal: each pair among the negatives of its row and column."""
+        images, captions = max(self.step_images, 2), max(self.step_captions, 2)
+        return (math.log(images) + math.log(1 + captions - captions / images)) / 2
+
+
+def mean_cosine(vectors: np.ndarray) -> float:
+    """Mean cosine of all pairs of different unit vectors (N, D)."""
+    count = len(vectors)
+    if count < 2:
+        return 0.0
+    total = float(np.square(vectors.sum(axis=0, dtype=np.float64)).sum())
+    return (total - count) / (count * (count - 1))
+
+
+def diagnose(history: list[EpochFigures], image_vectors: np.ndarray, caption_vectors: np.ndarray) -> list[str]:
+    """What is going wrong after an epoch, in words; empty if nothing is."""
+    found = []
+    for name, vectors in (("image", image_vectors), ("caption", caption_vectors)):
+        alike = mean_cosine(vectors)
+        if alike > ALIKE:
+            found.append(
+                f"every {name} vector is nearly alike (mean cosine {alike:.3f}), so every query finds the same. What "
+                "usually helps: a lower learning rate (--text_lr, --head_lr), a longer warm-up (--warmup), a larger "
+                "batch (--batch), pretrained towers instead of random ones."
+            )
+    now = history[-1]
+    if len(history) >= 2 and now.loss > 0.97 * now.guessing and now.accuracy < 3 / now.step_images:
+        found.append(
+            f"nothing is learned: the loss, {now.loss:.2f}, is what guessing gives ({now.guessing:.2f}). What usually "
+            "helps: look at the pairs with 'clipvisionalign check' (are captions and pictures of each other?), a "
+            "higher --head_lr, pretrained towers, more epochs."
+        )
+    if len(history) >= 3:
+        best = max(range(len(history)), key=lambda epoch: history[epoch].rsum)
+        rising = now.accuracy > history[best].accuracy
+        if len(history) - 1 - best >= 2 and rising and now.rsum < 0.99 * history[best].rsum:
+            found.append(
+                f"dev rsum has fallen from {history[best].rsum:.1f} (epoch {best + 1}) to {now.rsum:.1f} while the "
+                "training accuracy rises: it learns the training pairs by heart. The best checkpoint is kept. What "
+                "usually helps: fewer epochs, a frozen picture tower (--freeze image), --augment flip+crop, more "
+                "--weight_decay, a lower --text_lr."
+            )
+    return found

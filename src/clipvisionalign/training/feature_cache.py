@@ -1,0 +1,199 @@
+"""A frozen picture tower's outputs, kept on disk under a fingerprint of pictures, weights and transform.
+
+A frozen tower gives the same features for the same picture, epoch after epoch and run after run: they are computed
+once. So that a frozen tower still sees some variety, several views of each picture are kept: as it is, mirrored, and
+cropped at random.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from clipvisionalign.batch import decode_pixels, seeded
+from clipvisionalign.data.captioned import CaptionedImages
+from clipvisionalign.models.image_tower import ImageFeatures, ImageTower
+from clipvisionalign.pictures import PictureInput
+
+#: Raised when what is kept, or how, changes: older caches are then made anew.
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class View:
+    """One way of looking at every picture: cropped at random with this seed, mirrored."""
+
+    crop: bool = False
+    flip: bool = False
+    seed: int = 0
+
+    def transform(self, picture_input: PictureInput) -> Callable[..., Tensor]:
+        """The function from an RGB picture to this view's tensor."""
+        return picture_input.transform(augment=self.crop, flip=self.flip)
+
+
+def views_of(augment: str, count: int) -> list[View]:
+    """The views kept for a kind of augmentation: "none" has one; "crop" never mirrors, "flip+crop" mirrors every other.
+
+    Mirroring makes captions with "left" and "right" untrue: leave it to data in which it does not matter.
+    """
+    if augment == "none":
+        return [View()]
+    flips = augment == "flip+crop"
+    return [
+        View(crop=number >= (2 if flips else 1), flip=flips and number % 2 == 1, seed=number) for number in range(count)
+    ]
+
+
+def cache_folder(setting: str = "auto") -> Path:
+    """Where features are kept: the folder given, or $CLIPVISIONALIGN_CACHE, or the user's cache folder."""
+    if setting != "auto":
+        return Path(setting)
+    own = os.environ.get("CLIPVISIONALIGN_CACHE")
+    return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "clipvisionalign"
+
+
+def tower_fingerprint(tower: ImageTower) -> str:
+    """A hash of the tower's weights and of the input that it wants."""
+    digest = hashlib.sha256(repr((tower.config.name, tower.input)).encode())
+    for name, tensor in sorted(tower.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+@dataclass
+class FeatureCache:
+    """Features of N images in V views. pooled: (N, V, C), patches: (N, V, P, C), float16, on disk.
+
+    failures: places of the images that could not be decoded, with the reason.
+    """
+
+    folder: Path
+    pooled: np.ndarray
+    patches: np.ndarray
+    failures: dict[int, str]
+    places: np.ndarray | None = None
+
+    def keep(self, places: np.ndarray) -> None:
+        """From now on image i is the one at `places[i]`: for a data set from which some images were left out."""
+        self.places = places
+
+    @property
+    def views(self) -> int:
+        return self.pooled.shape[1]
+
+    def __call__(self, index: Tensor, view: Tensor, device: torch.device) -> ImageFeatures:
+        """The features of images `index` (B,), each in its view (B,): pooled (B, C) and patches (B, P, C), float32."""
+        rows = index.numpy() if self.places is None else self.places[index.numpy()]
+        where = (rows, view.numpy())
+        pooled = torch.from_numpy(self.pooled[where].astype(np.float32))
+        patches = torch.from_numpy(self.patches[where].astype(np.float32))
+        return ImageFeatures(pooled.to(device), patches.to(device))
+
+
+def size_on_disk(images: int, views: int, tower: ImageTower) -> int:
+    """Bytes that the features of `images` take."""
+    return images * views * (1 + tower.patches) * tower.width * 2
+
+
+def room_for(folder: Path, wanted: int) -> bool:
+    """Whether the disk that `folder` is or will be on has `wanted` bytes, and a tenth, to spare."""
+    there = next(parent for parent in [folder, *folder.parents] if parent.exists())
+    return shutil.disk_usage(there).free > wanted * 1.1
+
+
+def open_features(
+    root: Path, data: CaptionedImages, tower: ImageTower, views: Sequence[View], dtype: torch.dtype, what: str
+) -> FeatureCache:
+    """The cached features of `data`, computed first where they are not there yet.
+
+    dtype: the number format that the tower runs in. what: named in the progress shown while computing.
+    """
+    key = repr((FORMAT, data.fingerprint(), tower_fingerprint(tower), tuple(views), str(dtype)))
+    folder = root / "features" / hashlib.sha256(key.encode()).hexdigest()[:20]
+    if not (folder / "about.json").is_file():
+        _compute(folder, data, tower, views, dtype, what)
+    about = json.loads((folder / "about.json").read_text())
+    failures = {int(place): reason for place, reason in about["failures"].items()}
+    pooled, patches = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("pooled", "patches"))
+    return FeatureCache(folder, pooled, patches, failures)
+
+
+@torch.inference_mode()
+def _compute(
+    folder: Path, data: CaptionedImages, tower: ImageTower, views: Sequence[View], dtype: torch.dtype, what: str
+) -> None:
+    from rich.console import Console
+    from rich.progress import track
+
+    aside = folder.with_name(f"{folder.name}.{os.getpid()}.part")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    device = next(tower.parameters()).device
+    count, wanted = len(data), size_on_disk(len(data), len(views), tower)
+    shapes = {"pooled": (count, len(views), tower.width), "patches": (count, len(views), tower.patches, tower.width)}
+    kept = {
+        name: np.lib.format.open_memmap(aside / f"{name}.npy", "w+", np.float16, shape)
+        for name, shape in shapes.items()
+    }
+    failures: dict[int, str] = {}
+    tower.eval()
+    console = Console(stderr=True)
+    title = f"{what}: picture tower, {len(views)} view{'s'[: len(views) > 1]}, {wanted / 2**30:.1f} GiB"
+    if not console.is_terminal:
+        console.print(f"{title} of {count:,} pictures ...", highlight=False)
+
+    def look(place: int) -> tuple[list[Tensor], list[str]]:
+        pixels = []
+        for view in views:
+            # A picture's crops depend on its place and the view, not on which thread came first.
+            with seeded(view.seed * 1_000_003 + place):
+                tensor, good, failed = decode_pixels([data.rows[place].image], view.transform(tower.input))
+            if not good:
+                return [], failed
+            pixels.append(tensor[0])
+        return pixels, []
+
+    def look_at_all(places: list[int]) -> list[tuple[list[Tensor], list[str]]]:
+        return [look(place) for place in places]
+
+    try:
+        with ThreadPoolExecutor(1) as ahead:
+            chunks = [list(range(start, min(start + 16, count))) for start in range(0, count, 16)]
+            # One thread decodes the next chunk while the tower works on this one.
+            waiting = ahead.submit(look_at_all, chunks[0])
+            for number, chunk in enumerate(track(chunks, title, transient=True, console=console)):
+                looked = waiting.result()
+                if number + 1 < len(chunks):
+                    waiting = ahead.submit(look_at_all, chunks[number + 1])
+                good = [place for place, (pixels, _) in zip(chunk, looked, strict=True) if pixels]
+                failures |= {p: failed[0] for p, (_, failed) in zip(chunk, looked, strict=True) if failed}
+                if not good:
+                    continue
+                stacked = torch.stack([tensor for pixels, _ in looked for tensor in pixels])
+                stacked = stacked.to(device, memory_format=torch.channels_last)
+                with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+                    features = tower(stacked)
+                for name, tensor in zip(("pooled", "patches"), features, strict=True):
+                    values = tensor.float().cpu().numpy().astype(np.float16)
+                    kept[name][good] = values.reshape(len(good), len(views), *values.shape[1:])
+        for array in kept.values():
+            array.flush()
+        about = {"what": what, "source": str(data.source), "images": count, "views": len(views), "failures": failures}
+        (aside / "about.json").write_text(json.dumps(about))
+        shutil.rmtree(folder, ignore_errors=True)
+        aside.rename(folder)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise

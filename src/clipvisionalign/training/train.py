@@ -1,0 +1,501 @@
+"""The training loop, from settings to a run folder; `train` reads from top to bottom.
+
+- One step: B images with all of their captions; the images go through their tower once.
+- The weights that are kept are a moving average of the trained ones (`ema`), measured on the whole dev gallery after
+  each epoch; the best epoch by dev rsum is the run's model. No test picture is opened.
+- A frozen picture tower's features are computed once and kept on disk, in several views of each picture.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from clipvisionalign.batch import Batch
+from clipvisionalign.data.batches import CaptionedBatches
+from clipvisionalign.data.captioned import CaptionedImages, DataError
+from clipvisionalign.data.check import check
+from clipvisionalign.data.formats import read_captioned_images
+from clipvisionalign.models.aligner import Aligner, AlignerConfig, CaptionStates, ImageStates, load_aligner
+from clipvisionalign.models.device import best_device, machine, quick_format, versions
+from clipvisionalign.retrieval.evaluate import evaluate
+from clipvisionalign.retrieval.metrics import RetrievalMetrics, retrieval_metrics
+from clipvisionalign.training.diagnosis import EpochFigures, diagnose
+from clipvisionalign.training.feature_cache import (
+    FeatureCache,
+    cache_folder,
+    open_features,
+    room_for,
+    size_on_disk,
+    views_of,
+)  # fmt: skip
+from clipvisionalign.training.losses import contrastive_loss, sample_hard_negatives
+
+
+@dataclass
+class RunConfig:
+    """A training run.
+
+    Args:
+        data: the data set: a folder or file in any of the known layouts.
+        out: the run folder to write.
+        layout: how the data set lies there; "auto" recognises it.
+        model: the towers and the attention design.
+        epochs: passes over the training images.
+        batch: images in a step; each brings all of its captions.
+        text_lr: learning rate of the text tower.
+        image_lr: learning rate of the picture tower, where it is trained.
+        head_lr: learning rate of the projection heads and the fusion.
+        weight_decay: AdamW's.
+        warmup: share of all steps in which the learning rates rise, before they fall along a cosine.
+        ema: the kept weights are a moving average; after n steps it forgets by this factor a step, less at the start.
+        freeze: which towers stay as they are.
+        augment: how training pictures vary; mirroring is left out by "crop", all variation by "none".
+        views: how many variants of each picture are kept on disk for a frozen picture tower.
+        negatives: hard negatives per image and per caption for the fusion of the design "cross".
+        fusion_weight: weight of the fusion's loss beside the dual encoder's.
+        patience: epochs without a better dev rsum after which training stops.
+        seed: of everything drawn at random.
+        precision: number format of training; "auto" times both and takes the quick one. Evaluation is in float32.
+        device: "auto", "cpu", "cuda", ...
+        workers: processes that decode pictures where the picture tower is trained.
+        cache: where a frozen tower's features are kept: "auto" for the user's cache folder, a folder, or "off".
+        overwrite: replace what is in the run folder.
+    """
+
+    data: str = ""
+    out: str = "runs/self"
+    layout: str = "auto"
+    model: AlignerConfig = field(default_factory=AlignerConfig)
+    epochs: int = 6
+    batch: int = 128
+    text_lr: float = 1e-4
+    image_lr: float = 3e-5
+    head_lr: float = 1e-3
+    weight_decay: float = 0.05
+    warmup: float = 0.08
+    ema: float = 0.99
+    freeze: Literal["image", "text", "both", "none"] = "image"
+    augment: Literal["flip+crop", "crop", "none"] = "flip+crop"
+    views: int = 4
+    negatives: int = 7
+    fusion_weight: float = 1.0
+    patience: int = 3
+    seed: int = 0
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    device: str = "auto"
+    workers: int = 2
+    cache: str = "auto"
+    overwrite: bool = False
+
+
+Say = Callable[[str], None]
+
+
+def train(config: RunConfig, say: Say = print) -> dict[str, Any]:
+    """Train an aligner as `config` says, and leave a complete run folder. Returns what its results.json holds.
+
+    Raises DataError for unusable data, FileExistsError for a run folder that is there already, WeightsNotFound, and
+    ValueError for settings that do not fit each other.
+    """
+    _check_settings(config)
+    out = _prepare_folder(config)
+    seed_everything(config.seed)
+    device = best_device(config.device)
+    dtype = quick_format(device, config.precision)
+
+    train_data, dev_data, left_out = load_splits(config, say)
+    aligner = Aligner(config.model).to(device).to(memory_format=torch.channels_last)
+    _freeze(aligner, config.freeze)
+    say(
+        f"design {config.model.design}: {config.model.image_tower.name} + {config.model.text_tower.name}, "
+        f"{aligner.parameter_count() / 1e6:.1f} M parameters, {_trained(aligner) / 1e6:.1f} M of them trained, "
+        f"{str(dtype).removeprefix('torch.')} on {device}"
+    )
+    features, dev_features = _frozen_features(config, aligner, train_data, dev_data, dtype, say)
+    if features is not None:
+        train_data = _without_failures(train_data, features, say)
+
+    transform = None if features else aligner.image_tower.input.transform(augment=config.augment != "none")
+    tower = aligner.text_tower
+    batches = CaptionedBatches(train_data, tower.tokenize, tower.pad, transform)
+    steps = batches.steps(config.batch) * config.epochs
+    optimizer = _optimizer(aligner, config)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _schedule(step, steps, config.warmup))
+    average = torch.optim.swa_utils.AveragedModel(aligner, multi_avg_fn=_moving_average(config.ema))
+    parameters = [parameter for parameter in aligner.parameters() if parameter.requires_grad]
+
+    _write_records(out, config, train_data, dev_data, left_out)
+    history: list[EpochFigures] = []
+    best, best_epoch, step, start = -1.0, 0, 0, time.perf_counter()
+    with (out / "metrics.jsonl").open("w") as records, progress_line(steps, say) as show:
+        for epoch in range(1, config.epochs + 1):
+            aligner.train()
+            _keep_frozen_still(aligner, config.freeze)
+            sums, seen, images_seen, epoch_start = np.zeros(3), 0, 0, time.perf_counter()
+            for batch in batches.epoch(config.batch, epoch, config.seed, 0 if features else config.workers):
+                for reason in batch.skipped:
+                    say(f"left out: {reason}")
+                if len(batch) < 2:
+                    continue
+                batch = batch.to(device)
+                known = features(batch.image_index, _views(features, batch), device) if features else None
+                with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+                    images, captions = aligner(batch, known)
+                    loss, pair_loss, accuracy = step_loss(aligner, batch, images, captions, config)
+                if not torch.isfinite(loss + pair_loss):
+                    names = ", ".join(train_data.rows[i].name for i in batch.image_index[:5].tolist())
+                    raise FloatingPointError(f"step {step + 1}: the loss is not finite; its pictures: {names}, ...")
+                optimizer.zero_grad(set_to_none=True)
+                (loss + config.fusion_weight * pair_loss).backward()
+                nn.utils.clip_grad_norm_(parameters, 1.0)
+                optimizer.step()
+                scheduler.step()
+                average.update_parameters(aligner)
+
+                step, seen, images_seen = step + 1, seen + 1, images_seen + len(batch)
+                values = np.array([loss.item(), pair_loss.item(), accuracy])
+                sums += values
+                show(step, values, images_seen / (time.perf_counter() - epoch_start), best)
+                if step % 10 == 0 or step == 1:
+                    _record(records, step=step, epoch=epoch, loss=values[0], fusion_loss=values[1], accuracy=accuracy)
+
+            kept: Aligner = average.module  # type: ignore[assignment]
+            metrics, image_vectors, caption_vectors = dev_metrics(kept, dev_data, dev_features)
+            loss_mean, fusion_mean, accuracy_mean = sums / max(seen, 1)
+            rsum = metrics.rsum.value
+            per_step = min(config.batch, len(batches))
+            captions_per_step = round(per_step * len(train_data.captions) / len(train_data))
+            history.append(EpochFigures(float(loss_mean), float(accuracy_mean), rsum, per_step, captions_per_step))
+            seconds = time.perf_counter() - start
+            _record(
+                records, step=step, epoch=epoch, train_loss=loss_mean, train_fusion_loss=fusion_mean,
+                train_accuracy=accuracy_mean, dev=metrics.to_dict(), seconds=seconds,
+            )  # fmt: skip
+            say(_epoch_line(epoch, config.epochs, history[-1], float(fusion_mean), metrics, seconds, kept))
+            for words in diagnose(history, image_vectors, caption_vectors):
+                say(f"warning: {words}")
+            if rsum > best:
+                best, best_epoch = rsum, epoch
+                kept.save(out)
+            elif epoch - best_epoch >= config.patience:
+                say(f"no better dev rsum for {config.patience} epochs: stopped; the best was epoch {best_epoch}")
+                break
+
+    seconds = time.perf_counter() - start
+    del aligner, average, optimizer
+    say(f"best epoch {best_epoch}; measuring the saved model on the whole dev gallery")
+    aligner = load_aligner(out, config.device)
+    candidates = config.model.fusion.candidates if aligner.fusion is not None else 0
+    measured = evaluate(
+        aligner, dev_data.images, dev_data.captions, dev_data.caption_image, dev_data.image_identity, candidates
+    )
+    results = {
+        "run": str(out), "data": config.data, "split": "dev", "best_epoch": best_epoch,
+        "training_seconds": round(seconds, 1), "steps": step, **measured.to_dict(),
+    }  # fmt: skip
+    (out / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+    return results
+
+
+def step_loss(
+    aligner: Aligner, batch: Batch, images: ImageStates, captions: list[CaptionStates], config: RunConfig
+) -> tuple[Tensor, Tensor, float]:
+    """The contrastive loss, the fusion's loss (0 without one), and the share of captions whose image comes first."""
+    order = torch.cat([group.rows for group in batch.captions])
+    vectors = torch.cat([group.vectors for group in captions])
+    partners = batch.partners[:, order]
+    logits = aligner.scale() * images.vectors @ vectors.T
+    loss = contrastive_loss(logits, partners)
+    with torch.no_grad():
+        accuracy = float(partners.gather(0, logits.argmax(dim=0, keepdim=True)).float().mean())
+    if aligner.fusion is None:
+        return loss, torch.zeros((), device=loss.device), accuracy
+    return loss, fusion_loss(aligner, images, captions, logits.detach(), partners, config.negatives), accuracy
+
+
+def fusion_loss(
+    aligner: Aligner, images: ImageStates, captions: list[CaptionStates], logits: Tensor, partners: Tensor, count: int
+) -> Tensor:
+    """Each true pair told from `count` hard negatives, both ways, by the fused score.
+
+    One caption of each image is drawn. It is scored with its image and with hard negative images; its image is scored
+    with it and with hard negative captions. logits, partners: (B, M), columns in the order of `captions`.
+    """
+    assert aligner.fusion is not None
+    count = min(count, int((~partners).sum(dim=1).min()), int((~partners).sum(dim=0).min()))
+    rows = torch.arange(len(partners), device=logits.device)
+    drawn = torch.multinomial(partners.float(), 1).squeeze(1)
+    wrong_images = sample_hard_negatives(logits.T[drawn], partners.T[drawn], count)
+    wrong_captions = sample_hard_negatives(logits, partners, count)
+    image_index = torch.cat([rows, wrong_images.flatten(), rows.repeat_interleave(count)])
+    caption_index = torch.cat([drawn, drawn.repeat_interleave(count), wrong_captions.flatten()])
+
+    lengths = torch.cat([group.mask.sum(dim=1) for group in captions])
+    longest = max(group.tokens.shape[1] for group in captions)
+    tokens = torch.cat(
+        [nn.functional.pad(group.tokens, (0, 0, 0, longest - group.tokens.shape[1])) for group in captions]
+    )
+    key_values = aligner.fusion.project_patches(images.patches)
+    corrections = torch.zeros(len(image_index), device=logits.device)
+    # Pairs of like caption length go together, so that little is padded.
+    order = lengths[caption_index].argsort(stable=True)
+    for pairs in order.split(512):
+        chosen = caption_index[pairs]
+        width = int(lengths[chosen].max())
+        mask = torch.arange(width, device=logits.device) < lengths[chosen, None]
+        found = aligner.fusion(tokens[chosen, :width], mask, key_values[image_index[pairs]])
+        corrections = corrections.index_copy(0, pairs, found.float())
+    scores = logits[image_index, caption_index] + corrections
+    true, by_caption, by_image = scores.split([len(rows), len(rows) * count, len(rows) * count])
+    target = torch.zeros(len(rows), dtype=torch.long, device=logits.device)
+    ways = (torch.cat([true[:, None], wrong.view(-1, count)], dim=1) for wrong in (by_caption, by_image))
+    return sum((nn.functional.cross_entropy(way, target) for way in ways), torch.zeros((), device=logits.device)) / 2
+
+
+def dev_metrics(
+    aligner: Aligner, data: CaptionedImages, features: FeatureCache | None
+) -> tuple[RetrievalMetrics, np.ndarray, np.ndarray]:
+    """The dual encoder on the whole dev gallery, without intervals; and its vectors (N, D) and (M, D)."""
+    if features is None:
+        images = aligner.encode_images(data.images).numpy()
+    else:
+        aligner.eval()
+        parts = []
+        with torch.inference_mode():
+            for index in torch.arange(len(data)).split(256):
+                known = features(index, torch.zeros_like(index), aligner.device)
+                parts.append(aligner.image_states(known).vectors.cpu().numpy())
+        images = np.concatenate(parts)
+    captions = aligner.encode_captions(data.captions).numpy()
+    metrics = retrieval_metrics(images, captions, data.caption_image, data.image_identity, resamples=0)
+    return metrics, images, captions
+
+
+def load_splits(config: RunConfig, say: Say) -> tuple[CaptionedImages, CaptionedImages, list[str]]:
+    """The checked training and dev splits, and what was left out of them. Raises DataError where one is empty."""
+    if not config.data:
+        raise DataError("no data set given: clipvisionalign train DATA --out RUN")
+    data = read_captioned_images(config.data, config.layout)
+    how = "official splits" if data.official_splits else "splits by a hash of each name"
+    sizes = ", ".join(f"{split} {count:,}" for split, count in sorted(data.split_sizes().items()))
+    say(f"{config.data}: read as '{data.layout}', {how}: {sizes} images")
+    # The dev gallery is decoded as a whole, since every figure is over all of it; training pictures by their headers.
+    train_data, _ = check(data.split("train"), full=False, progress=True)
+    dev_data, dev_report = check(data.split("dev"), full=True, progress=True)
+    problems = dict.fromkeys([*train_data.problems, *dev_report.problems])
+    left_out = [str(problem) for problem in problems if problem.effect != "warning"]
+    for line in left_out[:5]:
+        say(f"check: {line}")
+    if len(left_out) > 5:
+        say(f"check: and {len(left_out) - 5} more; 'clipvisionalign check {config.data}' lists all")
+    if len(train_data) < 2 or len(dev_data) < 2:
+        raise DataError(
+            f"{config.data}: too little is left to train on: {len(train_data)} train, {len(dev_data)} dev images"
+        )
+    return train_data, dev_data, left_out
+
+
+def seed_everything(seed: int) -> None:
+    """Python's, NumPy's and torch's random numbers."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+# --- the smaller parts, in the order in which `train` uses them ------------------------------------------------------
+
+
+def _check_settings(config: RunConfig) -> None:
+    for name in ("epochs", "batch", "views", "patience", "negatives"):
+        if getattr(config, name) < 1:
+            raise ValueError(f"--{name} should be at least 1, not {getattr(config, name)}")
+    if config.batch < 2:
+        raise ValueError("--batch should be at least 2: an image alone has nothing to be told from")
+    for name in ("warmup", "ema"):
+        if not 0 <= getattr(config, name) < 1:
+            raise ValueError(f"--{name} should be from 0 to below 1, not {getattr(config, name)}")
+
+
+def _prepare_folder(config: RunConfig) -> Path:
+    out = Path(config.out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        if not config.overwrite:
+            raise FileExistsError(f"{out}: is there already; give another --out, or --overwrite true to replace it")
+        if not (out / "config.yaml").is_file():
+            raise FileExistsError(f"{out}: holds something that is no run, which --overwrite does not replace")
+        shutil.rmtree(out)
+    out.mkdir(parents=True, exist_ok=True)
+    return out
+
+
+def _freeze(aligner: Aligner, freeze: str) -> None:
+    aligner.image_tower.requires_grad_(freeze not in ("image", "both"))
+    aligner.text_tower.requires_grad_(freeze not in ("text", "both"))
+    if freeze not in ("text", "both"):
+        # Words that no training caption holds should keep their place beside those that some hold.
+        aligner.text_tower.encoder.get_input_embeddings().requires_grad_(False)
+
+
+def _keep_frozen_still(aligner: Aligner, freeze: str) -> None:
+    """A frozen tower also keeps its batch norm's statistics and drops nothing out."""
+    if freeze in ("image", "both"):
+        aligner.image_tower.eval()
+    if freeze in ("text", "both"):
+        aligner.text_tower.eval()
+
+
+def _trained(aligner: Aligner) -> int:
+    return sum(parameter.numel() for parameter in aligner.parameters() if parameter.requires_grad)
+
+
+def _frozen_features(
+    config: RunConfig,
+    aligner: Aligner,
+    train_data: CaptionedImages,
+    dev_data: CaptionedImages,
+    dtype: torch.dtype,
+    say: Say,
+) -> tuple[FeatureCache | None, FeatureCache | None]:
+    if config.freeze not in ("image", "both") or config.cache == "off":
+        return None, None
+    root = cache_folder(config.cache)
+    views = views_of(config.augment, config.views)
+    wanted = size_on_disk(len(train_data), len(views), aligner.image_tower)
+    if not room_for(root, wanted):
+        say(f"{root}: no room for {wanted / 2**30:.1f} GiB of features: pictures go through the tower in every epoch")
+        return None, None
+    tower = aligner.image_tower
+    features = open_features(root, train_data, tower, views, dtype, "train")
+    return features, open_features(root, dev_data, tower, views_of("none", 1), torch.float32, "dev")
+
+
+def _without_failures(data: CaptionedImages, features: FeatureCache, say: Say) -> CaptionedImages:
+    if not features.failures:
+        return data
+    for reason in features.failures.values():
+        say(f"left out: {reason}")
+    good = np.array([place for place in range(len(data)) if place not in features.failures])
+    features.keep(good)
+    rows = [data.rows[place] for place in good]
+    return CaptionedImages(rows, data.source, data.layout, data.official_splits, data.problems)
+
+
+def _views(features: FeatureCache, batch: Batch) -> Tensor:
+    return torch.randint(features.views, (len(batch),))
+
+
+def _optimizer(aligner: Aligner, config: RunConfig) -> torch.optim.Optimizer:
+    """AdamW with a learning rate for each tower and the rest; no decay for biases, norms and the temperature."""
+    rates = {"text_tower": config.text_lr, "image_tower": config.image_lr}
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in aligner.named_parameters():
+        if parameter.requires_grad:
+            decay = config.weight_decay if parameter.ndim > 1 else 0.0
+            groups.setdefault((rates.get(name.split(".")[0], config.head_lr), decay), []).append(parameter)
+    settings = [{"params": found, "lr": rate, "weight_decay": decay} for (rate, decay), found in groups.items()]
+    return torch.optim.AdamW(settings, betas=(0.9, 0.98), fused=True)
+
+
+def _schedule(step: int, steps: int, warmup: float) -> float:
+    """Linear up, then a cosine down to a fiftieth."""
+    rising = max(1, round(steps * warmup))
+    if step < rising:
+        return (step + 1) / rising
+    done = (step - rising) / max(1, steps - rising)
+    return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+
+
+def _moving_average(decay: float) -> Callable[[Any, Any, Any], None]:
+    """Exponential moving average that forgets faster in its first steps, so that a short run is not averaged away."""
+
+    @torch.no_grad()
+    def update(averaged: Any, current: Any, updates: Any) -> None:
+        count = float(updates)
+        torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + count) / (10 + count)))
+
+    return update
+
+
+def _record(file: Any, **values: Any) -> None:
+    file.write(json.dumps({k: round(v, 6) if isinstance(v, float) else v for k, v in values.items()}) + "\n")
+    file.flush()
+
+
+def _write_records(
+    out: Path, config: RunConfig, train_data: CaptionedImages, dev_data: CaptionedImages, left_out: list[str]
+) -> None:
+    import yaml
+
+    (out / "config.yaml").write_text(yaml.safe_dump(asdict(config), sort_keys=False))
+    about_data = {
+        "source": str(Path(config.data).resolve()), "layout": train_data.layout,
+        "official_splits": train_data.official_splits,
+        "train": _about(train_data),
+        "dev": _about(dev_data),
+        "left_out": left_out,
+    }  # fmt: skip
+    (out / "data.json").write_text(json.dumps(about_data, indent=2) + "\n")
+    environment = {"versions": versions(), "machine": machine()}
+    (out / "environment.json").write_text(json.dumps(environment, indent=2) + "\n")
+
+
+def _about(data: CaptionedImages) -> dict[str, Any]:
+    return {"images": len(data), "captions": len(data.captions), "fingerprint": data.fingerprint()}
+
+
+def _epoch_line(
+    epoch: int,
+    epochs: int,
+    figures: EpochFigures,
+    fusion: float,
+    metrics: RetrievalMetrics,
+    seconds: float,
+    kept: Aligner,
+) -> str:
+    forth, back = metrics.image_to_text, metrics.text_to_image
+    pair = f", fusion {fusion:.3f}" if kept.fusion is not None else ""
+    temperature = 1 / kept.scale().item()
+    return (
+        f"epoch {epoch}/{epochs}: loss {figures.loss:.3f}{pair}, accuracy {figures.accuracy:.3f} | dev rsum "
+        f"{figures.rsum:.1f}, R@1 {100 * forth['recall_at_1'].value:.1f} image to text, "
+        f"{100 * back['recall_at_1'].value:.1f} text to image | temperature {temperature:.3f} | {seconds:.0f} s"
+    )
+
+
+@contextmanager
+def progress_line(steps: int, say: Say) -> Iterator[Callable[[int, np.ndarray, float, float], None]]:
+    """A live line with loss, accuracy, dev rsum so far, images/s and ETA; if not a terminal, a plain one a minute."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (BarColumn(20), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as live:
+        task = live.add_task("", total=steps)
+        said = start = time.perf_counter()
+
+        def show(step: int, values: np.ndarray, speed: float, best: float) -> None:
+            nonlocal said
+            recall = f", dev rsum {best:.1f}" if best >= 0 else ""
+            words = f"loss {values[0]:.3f}, accuracy {values[2]:.3f}{recall}, {speed:.1f} images/s"
+            live.update(task, completed=step, description=words)
+            now = time.perf_counter()
+            if not console.is_terminal and now - said > 60:
+                left = (now - start) / step * (steps - step)
+                say(f"step {step}/{steps}: {words}, about {left / 60:.0f} min left")
+                said = now
+
+        yield show
