@@ -11,7 +11,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # Tiny models: a second thread each costs more than it brings, and the tests run on all cores anyway.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-WORDS = (
+WORDS = (  # noqa: SIM905
     "a an the two three four small large red blue green yellow purple orange pink brown circle square triangle star "
     "cross ring circles squares triangles stars crosses rings left right above below of to on in picture dog grass"
 ).split()

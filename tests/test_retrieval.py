@@ -20,7 +20,7 @@ def brute_force_ranks(scores: np.ndarray, partner: np.ndarray) -> list[list[int]
     """For each row the ranks of its partners, from the definition: strangers at least as high stand before."""
     found = []
     for row, own in zip(scores, partner, strict=True):
-        true = sorted((-row[c] for c in np.flatnonzero(own)))
+        true = sorted(-row[c] for c in np.flatnonzero(own))
         strangers = row[~own]
         found.append([int((strangers >= -score).sum()) + place for place, score in enumerate(true, 1)])
     return found
@@ -207,7 +207,7 @@ def test_what_does_not_fit_is_named(change, words):
 
 
 def test_memory_does_not_grow_with_gallery_times_queries():
-    """6,000 x 30,000 scores would take 1.4 GB in float64; the ranks take a fraction of that, in a process of its own."""
+    """6,000 x 30,000 scores would take 1.4 GB in float64; the ranks take a fraction of that."""
     program = """
 import numpy as np
 from clipvisionalign.retrieval import retrieval_metrics

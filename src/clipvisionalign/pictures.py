@@ -66,7 +66,7 @@ def open_header(picture: Path | str | bytes) -> Image.Image:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             opened = Image.open(source)
     except Image.DecompressionBombError as error:
-        raise PictureError("enormous picture", f"{name}: {error}") from None
+        raise PictureError("enormous picture", f"{name}: larger than any that is decoded: {error}") from None
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
         reason = "not a picture that Pillow can read" if isinstance(error, UnidentifiedImageError) else error
         raise PictureError("unreadable picture", f"{name}: {reason}") from None

@@ -152,13 +152,13 @@ class Aligner(nn.Module):
 
     # --- from pictures and words to vectors -----------------------------------------------------------------------
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def encode_images(self, images: Sequence[Picture], batch: int = 64, progress: bool = False) -> Tensor:
         """Images (paths, bytes or Pillow pictures) -> unit vectors (N, D), float32. Raises PictureError."""
         chunks = [states.vectors.cpu() for states in self._image_chunks(images, batch, progress)]
         return torch.cat(chunks) if chunks else torch.empty(0, self.config.width)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def encode_captions(self, captions: Sequence[str], batch: int = 250, progress: bool = False) -> Tensor:
         """Captions -> unit vectors (M, D), float32."""
         vectors = torch.empty(len(captions), self.config.width)
@@ -174,7 +174,7 @@ class Aligner(nn.Module):
         grid = np.indices((len(images), len(captions))).reshape(2, -1)
         return torch.from_numpy(score_pairs(grid[0], grid[1])).reshape(len(images), len(captions))
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def pair_scorer(
         self, images: Sequence[Picture], captions: Sequence[str], batch: int = 512, progress: bool = False
     ) -> PairScorer:
@@ -265,7 +265,7 @@ class PairScorer:
         self.lengths = np.array([len(caption) for caption in tokens])
         self.batch = batch
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def __call__(self, image_index: np.ndarray, caption_index: np.ndarray, progress: bool = False) -> np.ndarray:
         aligner = self.aligner
         assert aligner.fusion is not None

@@ -90,7 +90,10 @@ def _load_all_but_classifier(backbone: nn.Module, state: dict[str, Tensor], path
     classifier = backbone.default_cfg.get("classifier", ())  # type: ignore[union-attr, operator]
     heads = tuple(f"{name}." for name in ([classifier] if isinstance(classifier, str) else classifier))
     state = {key: value for key, value in state.items() if not key.startswith(heads)}
-    missing, unexpected = backbone.load_state_dict(state, strict=False)
+    try:
+        missing, unexpected = backbone.load_state_dict(state, strict=False)
+    except RuntimeError as error:
+        raise ValueError(f"{path}: not the weights of this backbone: {str(error).splitlines()[1].strip()}") from None
     missing = [key for key in missing if not key.startswith(heads)]
     if missing or unexpected:
         told = f"missing {missing[:3]}, unknown {list(unexpected)[:3]}"

@@ -60,6 +60,8 @@ class TextTower(nn.Module):
 
     def __init__(self, config: TextTowerConfig, folder: Path | None = None, load_weights: bool = True) -> None:
         super().__init__()
+        if config.attention == "sliding" and config.window < 2:
+            raise ValueError(f"a sliding window needs 2 tokens or more, not {config.window}")
         self.config = config
         source = folder or find_text_folder(config.name, config.weights)
         self.encoder = _build_encoder(source, config, load_weights and config.weights != "random")

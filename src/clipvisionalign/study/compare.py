@@ -148,7 +148,7 @@ def print_table(comparison: dict[str, Any]) -> None:
 
     table = Table(title=_title(comparison), title_justify="left", caption_justify="left")
     for column in COLUMNS:
-        table.add_column(column, justify="left" if column == "design" else "right")
+        table.add_column(column, justify="left" if column == "design" else "right", no_wrap=column == "design")
     for row in table_rows(comparison):
         table.add_row(*row)
     table.caption = "recalls and rsum in percent, 95% intervals by bootstrap over images; memory of a fresh process"

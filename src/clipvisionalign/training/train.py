@@ -229,10 +229,15 @@ def step_loss(
 def fusion_loss(
     aligner: Aligner, images: ImageStates, captions: list[CaptionStates], logits: Tensor, partners: Tensor, count: int
 ) -> Tensor:
-    """Each true pair told from `count` hard negatives, both ways, by the fused score.
+    """Each true pair told from `count` hard negatives, both ways.
 
     One caption of each image is drawn. It is scored with its image and with hard negative images; its image is scored
     with it and with hard negative captions. logits, partners: (B, M), columns in the order of `captions`.
+
+    The fused score is the dual score plus a correction, and the negatives were drawn by the dual encoder's
+    probability. A softmax over drawn candidates has to take the log of that probability off each score (Bengio and
+    Senecal, IEEE Transactions on Neural Networks 19 (2008), 713), which leaves the correction alone: it learns what the
+    dual score lacks, instead of learning to take back what the drawing has made common.
     """
     assert aligner.fusion is not None
     count = min(count, int((~partners).sum(dim=1).min()), int((~partners).sum(dim=0).min()))
@@ -258,8 +263,7 @@ def fusion_loss(
         mask = torch.arange(width, device=logits.device) < lengths[chosen, None]
         found = aligner.fusion(tokens[chosen, :width], mask, key_values[image_index[pairs]])
         corrections = corrections.index_copy(0, pairs, found.float())
-    scores = logits[image_index, caption_index] + corrections
-    true, by_caption, by_image = scores.split([len(rows), len(rows) * count, len(rows) * count])
+    true, by_caption, by_image = corrections.split([len(rows), len(rows) * count, len(rows) * count])
     target = torch.zeros(len(rows), dtype=torch.long, device=logits.device)
     ways = (torch.cat([true[:, None], wrong.view(-1, count)], dim=1) for wrong in (by_caption, by_image))
     return sum((nn.functional.cross_entropy(way, target) for way in ways), torch.zeros((), device=logits.device)) / 2

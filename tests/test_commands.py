@@ -1,0 +1,147 @@
+"""The commands as a person types them: real processes, their output, their exit status, their time to answer."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+
+from clipvisionalign.cli import COMMANDS, main
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-m", "clipvisionalign", *arguments], capture_output=True, text=True)
+
+
+def seconds(*command: str) -> float:
+    """The quickest of five: what the command needs, not what else the machine does."""
+    taken = []
+    for _ in range(5):
+        start = time.perf_counter()
+        subprocess.run([sys.executable, *command], check=True, capture_output=True)
+        taken.append(time.perf_counter() - start)
+    return min(taken)
+
+
+def test_the_import_is_light():
+    assert seconds("-c", "import clipvisionalign") < 0.3
+    assert seconds("-m", "clipvisionalign", "--help") < 1.0
+    loaded = subprocess.run(
+        [sys.executable, "-c", "import sys, clipvisionalign.cli; print('torch' in sys.modules, 'numpy' in sys.modules)"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert loaded.stdout.split() == ["False", "False"]
+
+
+def test_help_lists_every_command_and_each_explains_itself():
+    told = run("--help")
+    assert told.returncode == 0
+    for name, (words, _) in COMMANDS.items():
+        assert name in told.stdout
+        assert words.split(":")[0].split()[0] in told.stdout
+    for name in ("scenes", "check", "evaluate", "audit"):
+        own = run(name, "--help")
+        assert own.returncode == 0
+        assert f"clipvisionalign {name}" in own.stdout
+    settings = run("train", "--help")
+    for name in ("--model.design", "--model.image_tower.name", "--text_lr", "--freeze", "the data set"):
+        assert name in settings.stdout
+
+
+def test_no_command_and_unknown_command():
+    assert run().returncode == 2
+    unknown = run("fly")
+    assert unknown.returncode == 2
+    assert "invalid choice: 'fly'" in unknown.stderr
+    assert run("--version").stdout.startswith("clipvisionalign 0.")
+
+
+@pytest.mark.parametrize("design", ["self", "cross"])
+def test_evaluate_prints_json_alone_under_the_documented_keys(tiny_runs, design, capsys):
+    assert main(["evaluate", str(tiny_runs[design]), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    blocks = [found, found["dual"], found["reranked"]] if design == "cross" else [found]
+    assert {"run", "data", "split"} <= set(found)
+    for block in blocks:
+        assert (block["images"], block["captions"]) == (15, 75)
+        assert set(block["rsum"]) == {"value", "low", "high"}
+        for way in ("image_to_text", "text_to_image"):
+            names = {"recall_at_1", "recall_at_5", "recall_at_10", "median_rank", "mean_rank", "map_at_r"}
+            assert set(block[way]) == names
+            for figure in block[way].values():
+                assert figure["low"] <= figure["value"] <= figure["high"]
+            for k in (1, 5, 10):
+                assert 0 <= block[way][f"recall_at_{k}"]["value"] <= 1
+        recalls = [
+            block[way][f"recall_at_{k}"]["value"] for way in ("image_to_text", "text_to_image") for k in (1, 5, 10)
+        ]
+        assert block["rsum"]["value"] == pytest.approx(100 * sum(recalls))
+
+
+def test_evaluate_and_audit_as_tables(tiny_runs, capsys):
+    assert main(["evaluate", str(tiny_runs["cross"]), "--candidates", "3"]) == 0
+    told = capsys.readouterr().out
+    assert "recall@1" in told
+    assert "re-ranked" in told
+    assert main(["audit", str(tiny_runs["self"]), "--sample", "12"]) == 0
+    told = capsys.readouterr().out
+    assert "the audit passed" in told
+    assert "splits apart" in told
+
+
+def test_audit_as_json_on_other_data(tiny_runs, scenes_folder, capsys):
+    status = main(["audit", str(tiny_runs["sparse"]), "--data", str(scenes_folder), "--split", "train", "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert status == (0 if found["passed"] else 1)
+    assert {check["name"].split(" (")[0] for check in found["checks"]} == {
+        "alone", "alone, other images before", "rectangular", "shuffled partners", "blank captions", "splits apart",
+    }  # fmt: skip
+
+
+def test_comparison_is_left_as_table_json_and_picture_and_not_done_twice(tmp_path, scenes_folder, text_folder, capsys):
+    command = [
+        "compare", str(scenes_folder), "--out", str(tmp_path / "study"), "--variants", "self,sparse,cross",
+        "--epochs", "1", "--batch", "16", "--augment", "none", "--cache", str(tmp_path / "cache"), "--precision", "float32",
+        "--model.image_tower.name", "resnet10t", "--model.image_tower.weights", "random", "--model.image_tower.size", "64",
+        "--model.text_tower.name", str(text_folder), "--model.fusion.width", "32", "--model.fusion.candidates", "5",
+    ]  # fmt: skip
+    assert main(command) == 0
+    told = capsys.readouterr()
+    for words in ("self", "sparse", "cross, dual", "cross, re-ranked", "ms/caption", "audit"):
+        assert words in told.out
+    study = json.loads((tmp_path / "study" / "comparison.json").read_text())
+    assert [row["variant"] for row in study["variants"]] == ["self", "sparse", "cross"]
+    for row in study["variants"]:
+        assert row["cost"]["ms_per_caption"]["low"] <= row["cost"]["ms_per_caption"]["median"]
+        assert row["cost"]["peak_memory_mib"] > 100
+        assert row["training_seconds"] > 0
+    assert "ms_per_1000_pairs" in study["variants"][2]["cost"]
+    assert (tmp_path / "study" / "comparison.png").read_bytes().startswith(b"\x89PNG")
+    assert "| cross, re-ranked |" in (tmp_path / "study" / "comparison.md").read_text()
+    stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "study").glob("*/model.safetensors")}
+    assert main(command) == 0
+    assert "finished already" in capsys.readouterr().err
+    assert stamps == {path: path.stat().st_mtime_ns for path in (tmp_path / "study").glob("*/model.safetensors")}
+    assert main([*command, "--epochs", "2"]) == 1
+    assert "a run with other settings is there" in capsys.readouterr().err
+
+
+def test_unknown_variant(scenes_folder, capsys):
+    assert main(["compare", str(scenes_folder), "--variants", "self,dense"]) == 1
+    assert "unknown variant 'dense'; known are self, sparse, cross" in capsys.readouterr().err
+
+
+def test_three_lines(tiny_runs, tmp_path):
+    from PIL import Image
+
+    from clipvisionalign import load_aligner
+
+    for name in ("a.jpg", "b.jpg"):
+        Image.new("RGB", (50, 40), "green").save(tmp_path / name)
+    aligner = load_aligner(tiny_runs["self"])
+    images = [str(tmp_path / "a.jpg"), str(tmp_path / "b.jpg")]
+    scores = aligner.score(images, ["a dog on the grass", "two people at a table"])
+    assert scores.shape == (2, 2)

@@ -1,0 +1,313 @@
+"""The towers against timm and transformers, and the properties of the aligner that the contracts name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from clipvisionalign import load_aligner
+from clipvisionalign.batch import group_by_length
+from clipvisionalign.models.aligner import Aligner
+from clipvisionalign.models.attention import attend, attention_mask, sliding_window
+from clipvisionalign.models.fusion import Fusion, FusionConfig
+from clipvisionalign.models.image_tower import ImageTower, ImageTowerConfig
+from clipvisionalign.models.text_tower import TextTower, TextTowerConfig, pool
+from clipvisionalign.models.weights import WeightsNotFound, find_image_weights, find_text_folder
+
+CAPTIONS = [
+    "a red circle left of the blue square",
+    "two dogs",
+    "the grass",
+    "a picture of a small green star above a ring",
+]
+
+
+def pictures(count: int, size: int = 64) -> list[Image.Image]:
+    rng = np.random.default_rng(0)
+    return [Image.fromarray(rng.integers(0, 255, (size, size, 3), dtype=np.uint8)) for _ in range(count)]
+
+
+# --- picture towers --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "width", "file"),
+    [
+        ("resnet50", 2048, "model.safetensors"),
+        ("fastvit_t8", 768, "pytorch_model.bin"),
+        ("tf_efficientnet_lite0", 1280, "w.pth"),
+    ],
+)
+def test_picture_tower_gives_what_timm_gives(tmp_path, name, width, file):
+    """Random weights saved as timm publishes them: same features, same pooled vector, number for number."""
+    import timm
+    from safetensors.torch import save_file
+
+    torch.manual_seed(0)
+    rival = timm.create_model(name, pretrained=False).eval()
+    for buffer in rival.buffers():
+        if buffer.dtype.is_floating_point:
+            buffer.copy_(torch.rand_like(buffer) + 0.5)  # batch norm's statistics count too
+    path = tmp_path / file
+    save_file(rival.state_dict(), path) if file.endswith("safetensors") else torch.save(rival.state_dict(), path)
+    weights = str(path if file == "w.pth" else tmp_path)
+    tower = ImageTower(ImageTowerConfig(name, weights=weights)).eval()
+    pixels = torch.randn(2, 3, tower.input.size, tower.input.size)
+    with torch.inference_mode():
+        features = tower(pixels)
+        expected = rival.forward_features(pixels)
+        pooled = rival.forward_head(expected, pre_logits=True)
+    assert features.pooled.shape == (2, width)
+    assert torch.equal(features.pooled, pooled)
+    assert torch.equal(features.patches, expected.flatten(2).transpose(1, 2))
+    assert tower.patches == features.patches.shape[1]
+    assert (tower.input.mean, tower.input.std) == (rival.pretrained_cfg["mean"], rival.pretrained_cfg["std"])
+
+
+def test_sequence_backbone_gives_its_patches_without_the_class_token():
+    tower = ImageTower(ImageTowerConfig("vit_tiny_patch16_224", weights="random", size=64)).eval()
+    assert (tower.patches, tower.width) == (16, 192)
+
+
+def test_embedded_picture_tower_knows_its_weights():
+    """The packaged file's tensors fit in order, and what it says of a plain picture is no noise: classes are sure."""
+    import timm
+
+    from clipvisionalign.models.weights import match_by_order, read_tensors
+
+    found = find_image_weights("tf_efficientnet_lite0")
+    assert found is not None
+    assert found.by_order
+    model = timm.create_model("tf_efficientnet_lite0").eval()
+    state = match_by_order(read_tensors(found.path), model.state_dict(), found.path)
+    model.load_state_dict(state)
+    tower = ImageTower(ImageTowerConfig()).eval()
+    pixels = torch.zeros(1, 3, 224, 224)
+    with torch.inference_mode():
+        assert torch.equal(tower(pixels).pooled, model.forward_head(model.forward_features(pixels), pre_logits=True))
+
+
+def test_wrong_weights_are_refused(tmp_path):
+    import timm
+
+    torch.save(timm.create_model("resnet18").state_dict(), tmp_path / "w.pth")
+    with pytest.raises(ValueError, match="not the weights of this backbone"):
+        ImageTower(ImageTowerConfig("resnet50", weights=str(tmp_path / "w.pth")))
+
+
+# --- text towers -----------------------------------------------------------------------------------------------------
+
+
+def save_encoder(folder: Path, kind: str, tokenizer_folder: Path) -> None:
+    """A small encoder of each published architecture with random weights, in transformers' own layout."""
+    import transformers
+
+    torch.manual_seed(0)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tokenizer_folder)
+    tokenizer.save_pretrained(folder)
+    size = len(tokenizer)
+    if kind == "distilbert":
+        shape = transformers.DistilBertConfig(vocab_size=size, dim=32, n_layers=2, n_heads=4, hidden_dim=64)
+    elif kind == "bert":
+        shape = transformers.BertConfig(
+            vocab_size=size, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64
+        )
+    else:
+        shape = transformers.LongformerConfig(
+            vocab_size=size, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
+            attention_window=8, max_position_embeddings=66, pad_token_id=tokenizer.pad_token_id,
+        )  # fmt: skip
+    transformers.AutoModel.from_config(shape).save_pretrained(folder)
+
+
+@pytest.mark.parametrize("kind", ["distilbert", "bert", "longformer"])
+def test_text_tower_gives_what_transformers_gives(tmp_path, text_folder, kind):
+    import transformers
+
+    save_encoder(tmp_path, kind, text_folder)
+    rival = transformers.AutoModel.from_pretrained(tmp_path).eval()
+    tower = TextTower(TextTowerConfig(str(tmp_path))).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    both = tokenizer(CAPTIONS, padding=True, return_tensors="pt")
+    group = group_by_length(tower.tokenize(CAPTIONS), tower.pad)[0]
+    options = {}
+    if kind == "longformer":
+        options["global_attention_mask"] = torch.zeros_like(both["attention_mask"])
+        options["global_attention_mask"][:, 0] = 1
+    with torch.inference_mode():
+        expected = rival(both["input_ids"], attention_mask=both["attention_mask"], **options).last_hidden_state
+        found = tower(group.ids, group.mask)
+    for place, row in enumerate(group.rows.tolist()):
+        length = int(group.mask[place].sum())
+        assert length == int(both["attention_mask"][row].sum())
+        torch.testing.assert_close(found.tokens[place, :length], expected[row, :length], atol=1e-6, rtol=1e-5)
+    assert tower.pooling == ("first" if kind == "longformer" else "mean")
+
+
+def test_embedded_text_tower_gives_what_transformers_gives():
+    """MiniLM with its own weights and tokenizer: tokens and their mean, as published."""
+    import transformers
+
+    folder = find_text_folder("all-MiniLM-L6-v2")
+    rival = transformers.AutoModel.from_pretrained(folder).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    tower = TextTower(TextTowerConfig()).eval()
+    both = tokenizer(CAPTIONS, padding=True, return_tensors="pt")
+    with torch.inference_mode():
+        expected = rival(**both).last_hidden_state
+        found = tower(both["input_ids"], both["attention_mask"])
+    torch.testing.assert_close(found.tokens, expected, atol=1e-5, rtol=1e-4)
+    mean = pool(expected, both["attention_mask"], "mean")
+    torch.testing.assert_close(found.pooled, mean, atol=1e-5, rtol=1e-4)
+    assert tower.tokenize(CAPTIONS)[0] == tokenizer(CAPTIONS[0])["input_ids"]
+
+
+def test_a_window_over_the_whole_caption_is_dense_attention(text_folder):
+    dense = TextTower(TextTowerConfig(str(text_folder))).eval()
+    wide = TextTower(TextTowerConfig(str(text_folder), attention="sliding", window=64)).eval()
+    narrow = TextTower(TextTowerConfig(str(text_folder), attention="sliding", window=2)).eval()
+    (group,) = group_by_length(dense.tokenize(CAPTIONS), dense.pad)
+    with torch.inference_mode():
+        a, b, c = (tower(group.ids, group.mask).pooled for tower in (dense, wide, narrow))
+    torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+    assert (a - c).abs().max() > 1e-4
+
+
+def test_long_captions_are_cut_not_fatal(text_folder):
+    tower = TextTower(TextTowerConfig(str(text_folder), max_tokens=500))
+    assert tower.max_tokens == 128
+    assert len(tower.tokenize(["dog " * 1000])[0]) == 128
+    assert tower.tokenize([]) == []
+
+
+def test_weights_that_are_not_there_say_what_to_do():
+    for find, name in ((find_image_weights, "resnet50"), (find_text_folder, "distilbert-base-uncased")):
+        with pytest.raises(WeightsNotFound) as error:
+            find(name)
+        words = str(error.value)
+        assert name in words
+        assert "random" in words
+        assert "weights PATH" in words
+        assert "\n" not in words
+    assert find_image_weights("resnet50", "random") is None
+
+
+# --- attention and fusion --------------------------------------------------------------------------------------------
+
+
+def test_sliding_window_is_the_published_one():
+    seen = sliding_window(9, 4)
+    for i in range(9):
+        for j in range(9):
+            assert bool(seen[i, j]) == (abs(i - j) <= 2 or i == 0 or j == 0)
+
+
+def test_attention_equals_the_written_out_formula():
+    torch.manual_seed(0)
+    q, k, v = torch.randn(2, 5, 8), torch.randn(2, 7, 8), torch.randn(2, 7, 8)
+    mask = torch.tensor([[1, 1, 1, 1, 1, 1, 1], [1, 1, 1, 0, 0, 0, 0]])
+    found = attend(q, k, v, 2, attention_mask(mask))
+    for b in range(2):
+        for head in range(2):
+            part = slice(4 * head, 4 * head + 4)
+            scores = (q[b, :, part] @ k[b, :, part].T / 2).masked_fill(mask[b] == 0, -torch.inf)
+            torch.testing.assert_close(found[b, :, part], scores.softmax(-1) @ v[b, :, part])
+
+
+def test_fusion_starts_as_no_correction_and_sees_both_sides():
+    torch.manual_seed(0)
+    fusion = Fusion(FusionConfig(layers=2, heads=2, width=16), 12, 10).eval()
+    tokens, mask, patches = torch.randn(3, 6, 12), torch.ones(3, 6), torch.randn(3, 4, 10)
+    assert (fusion(tokens, mask, fusion.project_patches(patches)) == 0).all()
+    torch.nn.init.normal_(fusion.correction.weight)
+    score = fusion(tokens, mask, fusion.project_patches(patches))
+    assert (fusion(tokens + torch.randn(3, 6, 12), mask, fusion.project_patches(patches)) != score).all()
+    assert (fusion(tokens, mask, fusion.project_patches(patches.flip(0)))[[0, 2]] != score[[0, 2]]).all()
+    padded = torch.cat([tokens, torch.randn(3, 5, 12)], dim=1)
+    longer = torch.cat([mask, torch.zeros(3, 5)], dim=1)
+    torch.testing.assert_close(fusion(padded, longer, fusion.project_patches(patches)), score)
+
+
+# --- the aligner -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["self", "sparse", "cross"])
+def aligner(request, tiny_model) -> Aligner:
+    torch.manual_seed(0)
+    made = Aligner(tiny_model(request.param)).eval()
+    if made.fusion is not None:
+        torch.nn.init.normal_(made.fusion.correction.weight)
+    return made
+
+
+def test_vectors_are_unit_float32_and_alone_as_in_any_company(aligner):
+    images = pictures(7)
+    vectors, captions = aligner.encode_images(images), aligner.encode_captions(CAPTIONS)
+    for found, count in ((vectors, 7), (captions, 4)):
+        assert found.shape == (count, 32)
+        assert found.dtype == torch.float32
+        torch.testing.assert_close(found.norm(dim=-1), torch.ones(count))
+    torch.testing.assert_close(aligner.encode_images(images[::-1], batch=3).flip(0), vectors, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(aligner.encode_captions(CAPTIONS[2:3])[0], captions[2], atol=1e-5, rtol=1e-4)
+    scores = aligner.score(images, CAPTIONS)
+    assert scores.shape == (7, 4)
+    torch.testing.assert_close(aligner.score(images[3:4], CAPTIONS[1:2])[0, 0], scores[3, 1], atol=1e-4, rtol=1e-4)
+
+
+def test_pairs_are_scored_alike_in_any_order_and_block(tiny_model):
+    torch.manual_seed(0)
+    aligner = Aligner(tiny_model("cross")).eval()
+    torch.nn.init.normal_(aligner.fusion.correction.weight)
+    images = pictures(5)
+    index = np.indices((5, 4)).reshape(2, -1)
+    whole = aligner.pair_scorer(images, CAPTIONS)(*index)
+    order = np.random.default_rng(0).permutation(20)
+    blocks = aligner.pair_scorer(images, CAPTIONS, batch=3)(index[0][order], index[1][order])
+    np.testing.assert_allclose(blocks, whole[order], atol=1e-4)
+    dual = (aligner.scale().detach() * aligner.encode_images(images) @ aligner.encode_captions(CAPTIONS).T).flatten()
+    assert np.abs(whole - dual.numpy()).max() > 0.01
+    torch.nn.init.zeros_(aligner.fusion.correction.weight)
+    np.testing.assert_allclose(aligner.pair_scorer(images, CAPTIONS)(*index), dual.numpy(), atol=1e-4)
+
+
+def test_a_picture_comes_as_path_bytes_or_opened(aligner, tmp_path):
+    (picture,) = pictures(1)
+    picture.save(tmp_path / "a.png")
+    ways = [picture, tmp_path / "a.png", str(tmp_path / "a.png"), (tmp_path / "a.png").read_bytes()]
+    vectors = aligner.encode_images(ways)
+    torch.testing.assert_close(vectors, vectors[:1].expand(4, -1), atol=1e-6, rtol=1e-5)
+
+
+def test_saved_and_loaded_gives_the_same_without_the_tower_files(aligner, tmp_path, monkeypatch):
+    """`load_aligner` needs the folder and nothing else: no pretrained file is looked for, no network is asked."""
+    import socket
+
+    aligner.save(tmp_path / "run")
+    images = pictures(3)
+    expected = aligner.score(images, CAPTIONS)
+
+    def refuse(*arguments, **options):
+        raise AssertionError("the network was asked")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr("clipvisionalign.models.image_tower.find_image_weights", refuse)
+    monkeypatch.setattr("clipvisionalign.models.text_tower.find_text_folder", refuse)
+    loaded = load_aligner(tmp_path / "run", device="cpu")
+    assert not loaded.training
+    assert loaded.config == aligner.config
+    torch.testing.assert_close(loaded.score(images, CAPTIONS), expected)
+
+
+def test_encoding_leaves_the_mode_as_it_was(aligner):
+    aligner.train()
+    aligner.encode_captions(CAPTIONS)
+    assert aligner.training
+
+
+def test_nothing_to_encode(aligner):
+    assert aligner.encode_images([]).shape == (0, 32)
+    assert aligner.encode_captions([]).shape == (0, 32)

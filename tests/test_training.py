@@ -1,0 +1,358 @@
+"""The loss, the batches, the cache and the loop, in the properties that make a run what it says."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from clipvisionalign import load_aligner, read_captioned_images
+from clipvisionalign.batch import group_by_length, seeded
+from clipvisionalign.data.batches import CaptionedBatches
+from clipvisionalign.models.aligner import Aligner, AlignerConfig, config_from_dict
+from clipvisionalign.models.device import quick_format
+from clipvisionalign.retrieval import evaluate
+from clipvisionalign.training.diagnosis import EpochFigures, diagnose, mean_cosine
+from clipvisionalign.training.feature_cache import open_features, views_of
+from clipvisionalign.training.losses import contrastive_loss, sample_hard_negatives
+from clipvisionalign.training.train import RunConfig, _moving_average, _schedule, train
+
+
+def written_out_loss(logits: torch.Tensor, partners: torch.Tensor) -> float:
+    """The contrastive loss as a double loop, in float64."""
+    total = 0.0
+    for table, own in ((logits, partners), (logits.T, partners.T)):
+        rows = []
+        for row, true in zip(table.double().tolist(), own.tolist(), strict=True):
+            negatives = sum(math.exp(score) for score, t in zip(row, true, strict=True) if not t)
+            terms = [-math.log(math.exp(s) / (math.exp(s) + negatives)) for s, t in zip(row, true, strict=True) if t]
+            rows.append(sum(terms) / len(terms))
+        total += sum(rows) / len(rows) / 2
+    return total
+
+
+def partners_of(owners: list[int], images: int) -> torch.Tensor:
+    return torch.arange(images)[:, None] == torch.tensor(owners)[None, :]
+
+
+@pytest.mark.parametrize("owners", [[0, 1, 2], [0, 0, 1, 2, 2, 2], [2, 1, 0, 0, 1]])
+def test_loss_equals_a_double_loop(owners):
+    torch.manual_seed(0)
+    partners = partners_of(owners, 3)
+    logits = torch.randn(partners.shape, dtype=torch.float64, requires_grad=True)
+    loss = contrastive_loss(logits, partners)
+    assert loss.item() == pytest.approx(written_out_loss(logits.detach(), partners), rel=1e-12)
+    assert torch.autograd.gradcheck(lambda x: contrastive_loss(x, partners), logits)
+
+
+def test_loss_of_single_captions_is_clips():
+    torch.manual_seed(0)
+    logits, target = torch.randn(6, 6), torch.arange(6)
+    cross_entropy = torch.nn.functional.cross_entropy
+    clip = (cross_entropy(logits, target) + cross_entropy(logits.T, target)) / 2
+    torch.testing.assert_close(contrastive_loss(logits, torch.eye(6, dtype=torch.bool)), clip)
+
+
+def test_captions_of_one_image_are_never_negatives_of_each_other():
+    """Raising a score of a true pair never raises the loss, and no true pair's gradient pushes it down."""
+    torch.manual_seed(0)
+    partners = partners_of([0, 0, 0, 1, 1, 1, 2], 3)
+    logits = torch.randn(partners.shape, requires_grad=True)
+    contrastive_loss(logits, partners).backward()
+    assert (logits.grad[partners] < 0).all()
+    assert (logits.grad[~partners] > 0).all()
+
+
+def test_hard_negatives_are_never_partners_and_prefer_the_harder():
+    torch.manual_seed(0)
+    partners = partners_of([0, 0, 1, 1, 2, 2, 3, 3], 4)
+    logits = torch.zeros(partners.shape)
+    logits[:, 7] = 3.0
+    counts = torch.zeros(4, 8)
+    for _ in range(400):
+        drawn = sample_hard_negatives(logits, partners, 2)
+        assert not partners.gather(1, drawn).any()
+        assert (drawn[:, 0] != drawn[:, 1]).all()
+        counts.scatter_add_(1, drawn, torch.ones(4, 2))
+    assert counts[0, 7] > 1.5 * counts[0, 2:7].max()
+    with pytest.raises(ValueError, match="too small"):
+        sample_hard_negatives(logits, partners, 7)
+
+
+def test_captions_are_padded_to_the_longest_of_their_group_only():
+    rng = np.random.default_rng(0)
+    tokens = [rng.integers(1, 99, length).tolist() for length in rng.integers(1, 60, 333)]
+    groups = group_by_length(tokens, pad=0, size=50)
+    assert torch.cat([group.rows for group in groups]).sort().values.tolist() == list(range(333))
+    for group in groups:
+        assert len(group.rows) <= 50
+        assert group.ids.shape[1] == int(group.mask.sum(dim=1).max())
+        for ids, mask, row in zip(group.ids, group.mask, group.rows.tolist(), strict=True):
+            assert ids[mask.bool()].tolist() == tokens[row]
+    assert sum(group.ids.numel() for group in groups) < 1.25 * sum(map(len, tokens))
+
+
+def tokenize(captions):
+    return [[len(word) for word in caption.split()] for caption in captions]
+
+
+def transform(picture):
+    return torch.rand(1) + torch.tensor(np.asarray(picture).mean())
+
+
+def test_a_batch_holds_each_image_once_with_all_of_its_captions(scenes_folder):
+    data = read_captioned_images(scenes_folder).split("train")
+    batches = CaptionedBatches(data, tokenize, 0, transform)
+    seen = []
+    for batch in batches.epoch(16, epoch=1, seed=0):
+        assert batch.pixels.shape[0] == len(batch) == 16
+        assert batch.partners.shape == (16, 80)
+        assert batch.partners.sum(dim=1).tolist() == [5] * 16
+        assert batch.partners.gather(0, batch.caption_image[None, :]).all()
+        for group in batch.captions:
+            for ids, mask, row in zip(group.ids, group.mask, group.rows.tolist(), strict=True):
+                own = data.rows[batch.image_index[batch.caption_image[row]]].captions
+                assert ids[mask.bool()].tolist() in tokenize(own)
+        seen += batch.image_index.tolist()
+    assert len(seen) == len(set(seen)) == len(data) // 16 * 16
+
+
+def test_what_is_drawn_does_not_depend_on_the_number_of_workers(scenes_folder):
+    data = read_captioned_images(scenes_folder).split("train")
+    batches = CaptionedBatches(data, tokenize, 0, transform)
+    alone = [(batch.image_index, batch.pixels) for batch in batches.epoch(16, 3, seed=5, workers=0)]
+    helped = [(batch.image_index, batch.pixels) for batch in batches.epoch(16, 3, seed=5, workers=2)]
+    other = [batch.image_index for batch in batches.epoch(16, 4, seed=5)]
+    for (a, b), (c, d) in zip(alone, helped, strict=True):
+        assert torch.equal(a, c)
+        assert torch.equal(b, d)
+    assert not torch.equal(alone[0][0], other[0])
+
+
+def test_images_of_one_identity_share_their_captions():
+    from clipvisionalign.data.captioned import CaptionedImage, CaptionedImages
+
+    rows = [CaptionedImage(f"{n}", b"", ("one", "two"), "train", identity=str(n // 2)) for n in range(6)]
+    batches = CaptionedBatches(CaptionedImages(rows), tokenize, 0, None)
+    batch = batches[(0, [0, 1, 4])]
+    assert batch.partners.int().tolist() == [[1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 0, 0], [0, 0, 0, 0, 1, 1]]
+
+
+def test_a_picture_that_cannot_be_decoded_is_left_out_of_its_batch(tmp_path):
+    from test_bad_input import jpeg
+
+    from clipvisionalign.data.captioned import CaptionedImage, CaptionedImages
+
+    rows = [CaptionedImage(f"{n}", jpeg()[: 500 if n == 1 else None], ("a", "b c"), "train") for n in range(3)]
+    batch = CaptionedBatches(CaptionedImages(rows), tokenize, 0, transform)[(0, [0, 1, 2])]
+    assert batch.image_index.tolist() == [0, 2]
+    assert batch.partners.shape == (2, 4)
+    assert len(batch.skipped) == 1
+
+
+def test_seeded_leaves_the_random_numbers_as_they_were():
+    torch.manual_seed(1)
+    expected = torch.rand(3)
+    torch.manual_seed(1)
+    with seeded(7):
+        first = torch.rand(2)
+    assert torch.equal(torch.rand(3), expected)
+    with seeded(7):
+        assert torch.equal(torch.rand(2), first)
+
+
+def test_cached_features_are_the_towers_own(tmp_path, scenes_folder, tiny_model):
+    torch.manual_seed(0)
+    tower = Aligner(tiny_model()).image_tower.eval()
+    data = read_captioned_images(scenes_folder).split("dev")
+    cached = open_features(tmp_path, data, tower, views_of("flip+crop", 3), torch.float32, "dev")
+    assert cached.views == 3
+    index = torch.tensor([3, 0, 5])
+    plain, flipped = (cached(index, torch.full((3,), view), torch.device("cpu")) for view in (0, 1))
+    from clipvisionalign.pictures import open_picture
+
+    with torch.no_grad():
+        for view, found in ((False, plain), (True, flipped)):
+            look = tower.input.transform(flip=view)
+            expected = tower(torch.stack([look(open_picture(data.rows[i].image)) for i in index]))
+            # Kept in float16: ten bits of fraction.
+            torch.testing.assert_close(found.pooled, expected.pooled, atol=2e-3, rtol=2e-3)
+            torch.testing.assert_close(found.patches, expected.patches, atol=2e-3, rtol=2e-3)
+    again = open_features(tmp_path, data, tower, views_of("flip+crop", 3), torch.float32, "dev")
+    assert again.folder == cached.folder
+    with torch.no_grad():
+        next(tower.parameters()).add_(0.1)
+    other = open_features(tmp_path, data, tower, views_of("flip+crop", 3), torch.float32, "dev")
+    assert other.folder != cached.folder
+
+
+def test_views_never_mirror_unless_asked():
+    assert [view.flip for view in views_of("none", 4)] == [False]
+    assert not any(view.flip for view in views_of("crop", 4))
+    flips = views_of("flip+crop", 4)
+    assert sum(view.flip for view in flips) == 2
+    assert not flips[0].crop
+
+
+# --- runs ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("design", ["self", "sparse", "cross"])
+def test_run_folder_is_complete_and_its_figures_are_its_models(design, tiny_runs, scenes_folder):
+    run = tiny_runs[design]
+    names = {
+        "model.safetensors",
+        "config.yaml",
+        "text_tower",
+        "metrics.jsonl",
+        "data.json",
+        "environment.json",
+        "results.json",
+    }
+    assert {path.name for path in run.iterdir()} == names
+    results = json.loads((run / "results.json").read_text())
+    part = read_captioned_images(scenes_folder).split("dev")
+    candidates = 5 if design == "cross" else 0
+    again = evaluate(load_aligner(run), part.images, part.captions, part.caption_image, candidates=candidates)
+    assert again.to_dict()["rsum"] == results["rsum"]
+    assert ("dual" in results) == ("reranked" in results) == (design == "cross")
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    epochs = [line for line in lines if "dev" in line]
+    assert [line["epoch"] for line in epochs] == [1, 2]
+    # Dev figures of the best epoch, of the dual encoder, are those that the saved model gives.
+    best = max(epochs, key=lambda line: line["dev"]["rsum"]["value"])
+    dual = results.get("dual", results)
+    assert dual["rsum"]["value"] == pytest.approx(best["dev"]["rsum"]["value"], abs=3.0)
+    about = json.loads((run / "data.json").read_text())
+    assert about["dev"]["fingerprint"] == part.fingerprint()
+
+
+def test_a_run_is_the_same_a_second_time(tmp_path, scenes_folder, tiny_model, tiny_runs):
+    config = RunConfig(
+        data=str(scenes_folder), out=str(tmp_path / "again"), model=tiny_model("self"), epochs=2, batch=16,
+        augment="none", precision="float32", cache=str(tmp_path / "cache"),
+    )  # fmt: skip
+    torch.rand(5)
+    train(config, say=lambda line: None)
+    first = load_aligner(tiny_runs["self"]).state_dict()
+    second = load_aligner(tmp_path / "again").state_dict()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_frozen_towers_stay_and_trained_ones_move(tmp_path, scenes_folder, tiny_model):
+    kept = {}
+    for freeze in ("image", "text", "both", "none"):
+        config = RunConfig(
+            data=str(scenes_folder), out=str(tmp_path / freeze), model=tiny_model(), epochs=1, batch=16, workers=0,
+            augment="crop", precision="float32", cache="off", freeze=freeze,
+        )  # fmt: skip
+        train(config, say=lambda line: None)
+        kept[freeze] = load_aligner(tmp_path / freeze).state_dict()
+    from clipvisionalign.training.train import seed_everything
+
+    seed_everything(0)
+    start = Aligner(tiny_model()).state_dict()
+
+    def moved(run: str, part: str) -> bool:
+        return any(not torch.equal(kept[run][name], start[name]) for name in start if name.startswith(part))
+
+    assert [moved(run, "image_tower") for run in kept] == [False, True, False, True]
+    assert [moved(run, "text_tower") for run in kept] == [True, False, False, True]
+    assert all(moved(run, "text_head") for run in kept)
+
+
+def test_settings_from_yaml_and_flags_are_the_same(tmp_path, scenes_folder, tiny_runs):
+    import yaml
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser()
+    parser.add_argument("--config", action="config")
+    parser.add_class_arguments(RunConfig, as_group=False)
+    settings = parser.instantiate_classes(
+        parser.parse_args(["--config", str(tiny_runs["cross"] / "config.yaml")])
+    ).as_dict()
+    settings.pop("config")
+    written = yaml.safe_load((tiny_runs["cross"] / "config.yaml").read_text())
+    from dataclasses import asdict
+
+    assert asdict(RunConfig(**settings)) == written
+    assert config_from_dict(AlignerConfig, written["model"]).design == "cross"
+
+
+def test_schedule_rises_then_falls():
+    rates = [_schedule(step, 100, 0.1) for step in range(100)]
+    assert rates[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
+    assert rates[9:] == sorted(rates[9:], reverse=True)
+    assert rates[-1] == pytest.approx(0.02, abs=2e-3)
+
+
+def test_moving_average_remembers_a_short_run():
+    update = _moving_average(0.99)
+    averaged = [torch.zeros(1)]
+    for step in range(1, 40):
+        update(averaged, [torch.ones(1)], torch.tensor(step))
+    assert averaged[0].item() > 0.9
+
+
+# --- when it goes wrong ----------------------------------------------------------------------------------------------
+
+
+def epochs(*rows):
+    return [EpochFigures(loss, accuracy, rsum, 128, 640) for loss, accuracy, rsum in rows]
+
+
+def test_diagnosis_tells_the_three_ways_to_go_wrong():
+    rng = np.random.default_rng(0)
+    spread = rng.standard_normal((50, 16))
+    spread /= np.linalg.norm(spread, axis=1, keepdims=True)
+    alike = np.ones((50, 16)) / 4 + 1e-3 * spread
+    alike /= np.linalg.norm(alike, axis=1, keepdims=True)
+    good = epochs((3.0, 0.2, 200.0), (2.0, 0.4, 250.0), (1.5, 0.5, 260.0), (1.2, 0.6, 259.0))
+    assert diagnose(good, spread, spread) == []
+    (words,) = diagnose(good, alike, spread)
+    assert "image vector is nearly alike" in words
+    guessing = good[0].guessing
+    (words,) = diagnose(epochs((guessing, 0.008, 9.0), (guessing, 0.008, 9.0)), spread, spread)
+    assert "nothing is learned" in words
+    (words,) = diagnose(epochs((2.0, 0.4, 300.0), (1.5, 0.6, 290.0), (0.7, 0.9, 270.0)), spread, spread)
+    assert "by heart" in words
+    assert "epoch 1" in words
+
+
+def test_guessing_is_the_loss_of_equal_scores():
+    partners = partners_of([n // 5 for n in range(80)], 16)
+    loss = contrastive_loss(torch.zeros(16, 80), partners)
+    assert EpochFigures(0, 0, 0, 16, 80).guessing == pytest.approx(loss.item(), rel=1e-6)
+
+
+def test_mean_cosine_equals_the_plain_mean():
+    vectors = np.random.default_rng(0).standard_normal((9, 4))
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    table = vectors @ vectors.T
+    assert mean_cosine(vectors) == pytest.approx(table[~np.eye(9, dtype=bool)].mean())
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_with_its_pictures(tmp_path, scenes_folder, tiny_model, monkeypatch):
+    from clipvisionalign.training import train as module
+
+    monkeypatch.setattr(module, "contrastive_loss", lambda logits, partners: logits.sum() * float("nan"))
+    config = RunConfig(
+        data=str(scenes_folder), out=str(tmp_path / "run"), model=tiny_model(), batch=16, cache="off", workers=0
+    )
+    with pytest.raises(FloatingPointError, match=r"step 1: .*images/0"):
+        train(config, say=lambda line: None)
+
+
+def test_the_quick_format_is_measured_not_assumed(monkeypatch):
+    from clipvisionalign.models import device
+
+    cpu = torch.device("cpu")
+    assert quick_format(cpu, "float32") is torch.float32
+    assert quick_format(cpu, "bfloat16") is torch.bfloat16
+    for bfloat16, expected in ((0.1, torch.bfloat16), (9.0, torch.float32), (0.95, torch.float32)):
+        seconds = {torch.float32: 1.0, torch.bfloat16: bfloat16}
+        monkeypatch.setattr(device, "format_seconds", lambda _, seconds=seconds: seconds)
+        assert quick_format(cpu) is expected
