@@ -297,6 +297,19 @@ def test_moving_average_remembers_a_short_run():
     assert averaged[0].item() > 0.9
 
 
+def test_training_stops_when_dev_stands_still(tmp_path, scenes_folder, tiny_model):
+    """With learning rates of zero no epoch is better than the first."""
+    said = []
+    config = RunConfig(
+        data=str(scenes_folder), out=str(tmp_path / "run"), model=tiny_model(), epochs=9, batch=32, text_lr=0.0,
+        head_lr=0.0, patience=2, augment="none", cache=str(tmp_path / "cache"), precision="float32",
+    )  # fmt: skip
+    results = train(config, say=said.append)
+    assert results["best_epoch"] == 1
+    assert any("no better dev rsum for 2 epochs" in line for line in said)
+    assert sum(line.startswith("epoch ") for line in said) == 3
+
+
 # --- when it goes wrong ----------------------------------------------------------------------------------------------
 
 

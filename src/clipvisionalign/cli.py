@@ -42,9 +42,7 @@ def _run(command: Callable[[list[str]], int], arguments: list[str]) -> int:
     """Run a command; what a user can mend is told in one line, without a traceback."""
     try:
         return command(arguments)
-    except (ValueError, FileNotFoundError, FileExistsError, PermissionError, FloatingPointError, TypeError) as error:
-        if type(error) is TypeError and "answers neither" not in str(error):
-            raise
+    except (ValueError, FileNotFoundError, FileExistsError, PermissionError, FloatingPointError) as error:
         print(f"{PROGRAM}: error: {error}", file=sys.stderr)
         return 1
     except ModuleNotFoundError as error:
@@ -107,7 +105,7 @@ def check(arguments: list[str]) -> int:
     from clipvisionalign.data.formats import read_captioned_images
 
     data = read_captioned_images(given.data, given.layout)
-    _, report = check_data(data, full=not given.quick, progress=True)
+    _, report = check_data(data, full=not given.quick, shown=True)
     if given.json:
         print(json.dumps(report.to_dict(), indent=2))
         return 0 if report.usable else 1
@@ -169,6 +167,7 @@ def _open_run(given: argparse.Namespace) -> tuple[Any, CaptionedImages, str]:
     from clipvisionalign.models.aligner import load_aligner
 
     aligner = load_aligner(given.run, given.device)
+    aligner.show_progress = True
     source = given.data
     if source is None:
         about = Path(given.run) / "data.json"
@@ -181,7 +180,7 @@ def _open_run(given: argparse.Namespace) -> tuple[Any, CaptionedImages, str]:
 def _checked_split(data: CaptionedImages, split: str) -> CaptionedImages:
     from clipvisionalign.data.check import check as check_data
 
-    kept, report = check_data(data.split(split), full=True, progress=True)
+    kept, report = check_data(data.split(split), full=True, shown=True)
     dropped = [problem for problem in report.problems if problem.effect == "left out" and problem not in data.problems]
     for problem in dropped[:10]:
         say(f"left out: {problem}")
@@ -227,7 +226,7 @@ def audit(arguments: list[str]) -> int:
     from clipvisionalign.retrieval.audit import audit as audit_model
 
     aligner, data, source = _open_run(given)
-    kept, report = check_data(data, full=True, progress=True)
+    kept, report = check_data(data, full=True, shown=True)
     overlap = [problem.message for problem in report.problems if "two splits" in problem.kind]
     part = kept.split(given.split)
     apart = overlap if len(kept.split_sizes()) > 1 else None

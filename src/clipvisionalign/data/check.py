@@ -21,6 +21,7 @@ import numpy as np
 
 from clipvisionalign.data.captioned import CaptionedImage, CaptionedImages, Problem
 from clipvisionalign.pictures import PictureError, open_header, open_picture
+from clipvisionalign.progress import progress
 
 NEAR_BITS = 16
 NEAR_COLOUR = 0.02
@@ -58,13 +59,14 @@ class CheckReport:
         return {**asdict(self), "summary": summary, "usable": self.usable}
 
 
-def check(data: CaptionedImages, full: bool = True, progress: bool = False) -> tuple[CaptionedImages, CheckReport]:
+def check(data: CaptionedImages, full: bool = True, shown: bool = False) -> tuple[CaptionedImages, CheckReport]:
     """List what is wrong with `data`; returns the data set without the images that cannot be used, and the report.
 
     full: decode every picture and compare pictures across splits; otherwise only their headers are read.
+    shown: show progress.
     """
     look: Callable[[CaptionedImage], Problem | PictureMark | None] = _look_fully if full else _look_quickly
-    found = _map_rows(look, data.rows, progress)
+    found = _map_rows(look, data.rows, shown)
     problems = list(data.problems)
     problems += [result for result in found if isinstance(result, Problem)]
     good = [index for index, result in enumerate(found) if not isinstance(result, Problem)]
@@ -86,17 +88,11 @@ def sorted_problems(problems: Sequence[Problem]) -> list[Problem]:
 
 
 def _map_rows(
-    look: Callable[[CaptionedImage], Problem | PictureMark | None], rows: Sequence[CaptionedImage], progress: bool
+    look: Callable[[CaptionedImage], Problem | PictureMark | None], rows: Sequence[CaptionedImage], shown: bool
 ) -> list[Problem | PictureMark | None]:
     """`look` at every row, on some threads, since Pillow decodes and disks read without holding Python's lock."""
     with ThreadPoolExecutor() as pool:
-        results = pool.map(look, rows, chunksize=1)
-        if not progress:
-            return list(results)
-        from rich.console import Console
-        from rich.progress import track
-
-        return list(track(results, "checking pictures", len(rows), transient=True, console=Console(stderr=True)))
+        return list(progress(pool.map(look, rows), "checking pictures", len(rows), shown))
 
 
 def _look_quickly(row: CaptionedImage) -> Problem | None:

@@ -25,6 +25,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 
 from clipvisionalign.data.captioned import DataError, split_of_name
+from clipvisionalign.progress import progress
 
 SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")
 COLOURS = {
@@ -248,8 +249,6 @@ def write_scenes(out: str | Path, images: int, seed: int = 0, size: int = 224) -
         raise DataError(f"scenes: at least 1 image of at least 32 pixels, not {images} of {size}")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise DataError(f"{folder}: is there already and not empty; give another folder, or remove it first")
-    from rich.progress import track
-
     (folder / "images").mkdir(parents=True)
     with (
         (folder / "metadata.csv").open("w", newline="", encoding="utf-8") as table,
@@ -257,7 +256,7 @@ def write_scenes(out: str | Path, images: int, seed: int = 0, size: int = 224) -
     ):
         rows = csv.writer(table)
         rows.writerow(["file_name", "caption", "split"])
-        for name, split, scene in track(random_scenes(images, seed), "drawing scenes", images, transient=True):
+        for name, split, scene in progress(random_scenes(images, seed), "drawing scenes", images):
             draw(scene, size).save(folder / name)
             rows.writerows([name, caption, split] for caption in captions_of(scene))
             graphs.write(json.dumps({"file_name": name, "split": split, **asdict(scene)}) + "\n")

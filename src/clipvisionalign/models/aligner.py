@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -30,6 +31,7 @@ from clipvisionalign.models.fusion import Fusion, FusionConfig
 from clipvisionalign.models.image_tower import ImageFeatures, ImageTower, ImageTowerConfig
 from clipvisionalign.models.text_tower import CaptionFeatures, TextTower, TextTowerConfig
 from clipvisionalign.pictures import Picture, open_picture
+from clipvisionalign.progress import progress
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.yaml"
@@ -107,6 +109,8 @@ class Aligner(nn.Module):
     def __init__(self, config: AlignerConfig, text_folder: Path | None = None, load_weights: bool = True) -> None:
         super().__init__()
         self.config = config
+        #: Whether encoding and scoring show a live line on standard error.
+        self.show_progress = False
         text_config = config.text_tower
         if config.design == "sparse":
             text_config = replace(text_config, attention="sliding")
@@ -153,16 +157,16 @@ class Aligner(nn.Module):
     # --- from pictures and words to vectors -----------------------------------------------------------------------
 
     @torch.no_grad()
-    def encode_images(self, images: Sequence[Picture], batch: int = 64, progress: bool = False) -> Tensor:
+    def encode_images(self, images: Sequence[Picture], batch: int = 64) -> Tensor:
         """Images (paths, bytes or Pillow pictures) -> unit vectors (N, D), float32. Raises PictureError."""
-        chunks = [states.vectors.cpu() for states in self._image_chunks(images, batch, progress)]
+        chunks = [states.vectors.cpu() for states in self._image_chunks(images, batch)]
         return torch.cat(chunks) if chunks else torch.empty(0, self.config.width)
 
     @torch.no_grad()
-    def encode_captions(self, captions: Sequence[str], batch: int = 250, progress: bool = False) -> Tensor:
+    def encode_captions(self, captions: Sequence[str], batch: int = 250) -> Tensor:
         """Captions -> unit vectors (M, D), float32."""
         vectors = torch.empty(len(captions), self.config.width)
-        for rows, states in self._caption_chunks(captions, batch, progress):
+        for rows, states in self._caption_chunks(captions, batch):
             vectors[rows] = states.vectors.cpu()
         return vectors
 
@@ -175,48 +179,42 @@ class Aligner(nn.Module):
         return torch.from_numpy(score_pairs(grid[0], grid[1])).reshape(len(images), len(captions))
 
     @torch.no_grad()
-    def pair_scorer(
-        self, images: Sequence[Picture], captions: Sequence[str], batch: int = 512, progress: bool = False
-    ) -> PairScorer:
+    def pair_scorer(self, images: Sequence[Picture], captions: Sequence[str], batch: int = 512) -> PairScorer:
         """Encode images and captions once, to score any pairs of them later. Raises ValueError without a fusion."""
         if self.fusion is None:
             raise ValueError(f"the design '{self.config.design}' has no fusion that scores pairs")
-        with self._evaluating():
+        with evaluating(self):
             vectors, key_values = [], []
-            for image_states in self._image_chunks(images, 64, progress):
+            for image_states in self._image_chunks(images, 64):
                 vectors.append(image_states.vectors)
                 key_values.append(self.fusion.project_patches(image_states.patches))
             tokens: list[Tensor] = [torch.empty(0)] * len(captions)
             caption_vectors = torch.empty(len(captions), self.config.width)
-            for rows, states in self._caption_chunks(captions, 250, progress):
+            for rows, states in self._caption_chunks(captions, 250):
                 caption_vectors[rows] = states.vectors.cpu()
                 for row, caption_tokens, mask in zip(rows.tolist(), states.tokens, states.mask, strict=True):
                     tokens[row] = caption_tokens[: int(mask.sum())]
         images_in = torch.cat(vectors).cpu() if vectors else torch.empty(0, self.config.width)
         return PairScorer(self, images_in, torch.cat(key_values), caption_vectors, tokens, batch)
 
-    def _image_chunks(self, images: Sequence[Picture], batch: int, progress: bool) -> Iterator[ImageStates]:
+    def _image_chunks(self, images: Sequence[Picture], batch: int) -> Iterator[ImageStates]:
         transform = self.image_tower.input.transform()
 
         def prepare(image: Picture) -> Tensor:
             return transform(open_picture(image))
 
-        with self._evaluating(), ThreadPoolExecutor() as pool:
-            for start in _progress(range(0, len(images), batch), "encoding images", progress):
+        starts = range(0, len(images), batch)
+        with evaluating(self), ThreadPoolExecutor() as pool:
+            for start in progress(starts, "encoding images", len(starts), self.show_progress):
                 pixels = torch.stack(list(pool.map(prepare, images[start : start + batch])))
                 yield self.image_states(self.image_tower(pixels.to(self.device, memory_format=torch.channels_last)))
 
-    def _caption_chunks(
-        self, captions: Sequence[str], batch: int, progress: bool
-    ) -> Iterator[tuple[Tensor, CaptionStates]]:
+    def _caption_chunks(self, captions: Sequence[str], batch: int) -> Iterator[tuple[Tensor, CaptionStates]]:
         groups = group_by_length(self.text_tower.tokenize(captions), self.text_tower.pad, batch)
-        with self._evaluating():
-            for group in _progress(groups, "encoding captions", progress):
+        with evaluating(self):
+            for group in progress(groups, "encoding captions", len(groups), self.show_progress):
                 moved = TokenGroup(group.ids.to(self.device), group.mask.to(self.device), group.rows)
                 yield group.rows, self.caption_states(moved)
-
-    def _evaluating(self) -> _Evaluating:
-        return _Evaluating(self)
 
     # --- saving and loading ---------------------------------------------------------------------------------------
 
@@ -266,14 +264,15 @@ class PairScorer:
         self.batch = batch
 
     @torch.no_grad()
-    def __call__(self, image_index: np.ndarray, caption_index: np.ndarray, progress: bool = False) -> np.ndarray:
+    def __call__(self, image_index: np.ndarray, caption_index: np.ndarray) -> np.ndarray:
         aligner = self.aligner
         assert aligner.fusion is not None
         scores = np.empty(len(image_index), dtype=np.float32)
         # Pairs of captions of one length stand together, so that little is padded.
         order = np.argsort(self.lengths[caption_index], kind="stable")
-        with aligner._evaluating():
-            for start in _progress(range(0, len(order), self.batch), "scoring pairs", progress):
+        with evaluating(aligner):
+            starts = range(0, len(order), self.batch)
+            for start in progress(starts, "scoring pairs", len(starts), aligner.show_progress):
                 pairs = order[start : start + self.batch]
                 images, captions = image_index[pairs], caption_index[pairs]
                 tokens = nn.utils.rnn.pad_sequence([self.tokens[c] for c in captions], batch_first=True)
@@ -286,27 +285,15 @@ class PairScorer:
         return scores
 
 
-class _Evaluating:
-    """Puts a model into evaluation mode for a while, and back into the mode it was in."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
-
-    def __enter__(self) -> None:
-        self.was_training = self.model.training
-        self.model.eval()
-
-    def __exit__(self, *error: object) -> None:
-        self.model.train(self.was_training)
-
-
-def _progress(items: Any, what: str, shown: bool) -> Any:
-    if not shown:
-        return items
-    from rich.console import Console
-    from rich.progress import track
-
-    return track(items, what, total=len(items), transient=True, console=Console(stderr=True))
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put a model into evaluation mode for a while, and back into the mode it was in."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
 
 
 def config_from_dict(cls: Callable[..., Any], values: dict[str, Any]) -> Any:

@@ -111,7 +111,9 @@ def audit(
     answers = _Answers(model)
     partners = Partners.of(caption_image, len(images), identity)
     rng = np.random.default_rng(seed)
-    chosen = np.sort(rng.choice(len(images), size=min(sample, len(images)), replace=False))
+    # One image of each identity: dealt to another of the same identity, captions would not be wrong.
+    apart = np.arange(len(images)) if partners.identity is None else np.unique(partners.identity, return_index=True)[1]
+    chosen = np.sort(rng.choice(apart, size=min(sample, len(apart)), replace=False))
     if len(chosen) < 8:
         raise ValueError(f"an audit needs at least 8 images, not {len(chosen)}")
     by_image = [np.flatnonzero(partners.caption_image == image) for image in chosen]

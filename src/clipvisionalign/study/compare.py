@@ -40,7 +40,7 @@ def compare(config: RunConfig, variants: Sequence[str], say: Say = print) -> dic
         say(f"--- {name} ---")
         results[name] = _train_once(_variant(config, study, name), say)
     say("--- measuring time and memory in fresh processes, and auditing ---")
-    kept, report = check(read_captioned_images(config.data, config.layout), full=True, progress=True)
+    kept, report = check(read_captioned_images(config.data, config.layout), full=True, shown=True)
     overlap = [problem.message for problem in report.problems if "two splits" in problem.kind]
     rows = []
     for name, found in results.items():

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from clipvisionalign.batch import decode_pixels, seeded
 from clipvisionalign.data.captioned import CaptionedImages
 from clipvisionalign.models.image_tower import ImageFeatures, ImageTower
 from clipvisionalign.pictures import PictureInput
+from clipvisionalign.progress import progress
 
 #: Raised when what is kept, or how, changes: older caches are then made anew.
 FORMAT = 1
@@ -134,9 +136,6 @@ def open_features(
 def _compute(
     folder: Path, data: CaptionedImages, tower: ImageTower, views: Sequence[View], dtype: torch.dtype, what: str
 ) -> None:
-    from rich.console import Console
-    from rich.progress import track
-
     aside = folder.with_name(f"{folder.name}.{os.getpid()}.part")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
@@ -149,10 +148,9 @@ def _compute(
     }
     failures: dict[int, str] = {}
     tower.eval()
-    console = Console(stderr=True)
     title = f"{what}: picture tower, {len(views)} view{'s'[: len(views) > 1]}, {wanted / 2**30:.1f} GiB"
-    if not console.is_terminal:
-        console.print(f"{title} of {count:,} pictures ...", highlight=False)
+    if not sys.stderr.isatty():
+        print(f"{title}, {count:,} pictures ...", file=sys.stderr, flush=True)
 
     def look(place: int) -> tuple[list[Tensor], list[str]]:
         pixels = []
@@ -173,7 +171,7 @@ def _compute(
             chunks = [list(range(start, min(start + 16, count))) for start in range(0, count, 16)]
             # One thread decodes the next chunk while the tower works on this one.
             waiting = ahead.submit(look_at_all, chunks[0])
-            for number, chunk in enumerate(track(chunks, title, transient=True, console=console)):
+            for number, chunk in enumerate(progress(chunks, title, len(chunks))):
                 looked = waiting.result()
                 if number + 1 < len(chunks):
                     waiting = ahead.submit(look_at_all, chunks[number + 1])

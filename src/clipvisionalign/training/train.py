@@ -90,7 +90,7 @@ class RunConfig:
     freeze: Literal["image", "text", "both", "none"] = "image"
     augment: Literal["flip+crop", "crop", "none"] = "flip+crop"
     views: int = 4
-    negatives: int = 7
+    negatives: int = 4
     fusion_weight: float = 1.0
     patience: int = 3
     seed: int = 0
@@ -198,6 +198,7 @@ def train(config: RunConfig, say: Say = print) -> dict[str, Any]:
     del aligner, average, optimizer
     say(f"best epoch {best_epoch}; measuring the saved model on the whole dev gallery")
     aligner = load_aligner(out, config.device)
+    aligner.show_progress = True
     candidates = config.model.fusion.candidates if aligner.fusion is not None else 0
     measured = evaluate(
         aligner, dev_data.images, dev_data.captions, dev_data.caption_image, dev_data.image_identity, candidates
@@ -297,8 +298,8 @@ def load_splits(config: RunConfig, say: Say) -> tuple[CaptionedImages, Captioned
     sizes = ", ".join(f"{split} {count:,}" for split, count in sorted(data.split_sizes().items()))
     say(f"{config.data}: read as '{data.layout}', {how}: {sizes} images")
     # The dev gallery is decoded as a whole, since every figure is over all of it; training pictures by their headers.
-    train_data, _ = check(data.split("train"), full=False, progress=True)
-    dev_data, dev_report = check(data.split("dev"), full=True, progress=True)
+    train_data, _ = check(data.split("train"), full=False, shown=True)
+    dev_data, dev_report = check(data.split("dev"), full=True, shown=True)
     problems = dict.fromkeys([*train_data.problems, *dev_report.problems])
     left_out = [str(problem) for problem in problems if problem.effect != "warning"]
     for line in left_out[:5]:
