@@ -176,7 +176,7 @@ def test_cached_features_are_the_towers_own(tmp_path, scenes_folder, tiny_model)
 
     with torch.no_grad():
         for view, found in ((False, plain), (True, flipped)):
-            look = tower.input.transform(flip=view)
+            look = tower.input.transform(flip=float(view))
             expected = tower(torch.stack([look(open_picture(data.rows[i].image)) for i in index]))
             # Kept in float16: ten bits of fraction.
             torch.testing.assert_close(found.pooled, expected.pooled, atol=2e-3, rtol=2e-3)

@@ -131,6 +131,7 @@ def train(arguments: list[str]) -> int:
 
     parser = ArgumentParser(
         prog=f"{PROGRAM} train",
+        usage=f"{PROGRAM} train DATA --out RUN [settings]",
         description="Train an aligner and leave a complete run folder. Settings come from flags, from a YAML file "
         "(--config), or both, the later one counting; the run folder's own config.yaml repeats a run.",
     )
@@ -295,6 +296,7 @@ def compare(arguments: list[str]) -> int:
 
     parser = ArgumentParser(
         prog=f"{PROGRAM} compare",
+        usage=f"{PROGRAM} compare DATA --out STUDY [--variants self,sparse,cross] [settings of 'train']",
         description="Train attention designs alike and put them into one table: recall both ways with intervals, "
         "training seconds, encode milliseconds, peak memory of a fresh process, parameters. Finished runs are kept.",
     )

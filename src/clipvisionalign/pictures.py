@@ -122,10 +122,10 @@ class PictureInput:
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
 
-    def transform(self, augment: bool = False, flip: bool = False) -> Callable[[Image.Image], Any]:
+    def transform(self, augment: bool = False, flip: float = 0.0) -> Callable[[Image.Image], Any]:
         """A function from an RGB picture to a tensor (3, size, size).
 
-        `augment` crops and recolours at random, `flip` mirrors for certain. Neither belongs into an evaluation.
+        `augment` crops and recolours at random, `flip` is the share mirrored. Neither belongs into an evaluation.
         """
         import torch
         from torchvision.transforms import v2
@@ -138,6 +138,6 @@ class PictureInput:
         else:
             steps.append(v2.Resize((self.size, self.size), interpolation=bicubic, antialias=True))
         if flip:
-            steps.append(v2.RandomHorizontalFlip(p=1.0))
+            steps.append(v2.RandomHorizontalFlip(p=flip))
         steps += [v2.ToDtype(torch.float32, scale=True), v2.Normalize(list(self.mean), list(self.std))]
         return v2.Compose(steps)

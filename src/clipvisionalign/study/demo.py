@@ -16,7 +16,7 @@ from clipvisionalign.study.compare import compare, print_table
 from clipvisionalign.training.train import RunConfig
 
 FOLDER = Path("demo")
-SCENES, SEED = 700, 7
+SCENES, SEED = 400, 7
 
 
 def demo(folder: Path = FOLDER) -> None:
@@ -33,8 +33,8 @@ def demo(folder: Path = FOLDER) -> None:
     except DataError:
         say(f"{data}: drawn already")
     config = RunConfig(
-        data=str(data), out=str(folder / "study"), epochs=5, batch=32, augment="none", cache=str(folder / "cache"),
-        text_lr=2e-4, ema=0.9,
+        data=str(data), out=str(folder / "study"), epochs=3, batch=32, augment="none", cache=str(folder / "cache"),
+        text_lr=3e-4, head_lr=2e-3, ema=0.9,
     )  # fmt: skip
     study = compare(config, ("self", "sparse", "cross"), say)
     print_table(study)

@@ -41,7 +41,7 @@ class View:
 
     def transform(self, picture_input: PictureInput) -> Callable[..., Tensor]:
         """The function from an RGB picture to this view's tensor."""
-        return picture_input.transform(augment=self.crop, flip=self.flip)
+        return picture_input.transform(augment=self.crop, flip=float(self.flip))
 
 
 def views_of(augment: str, count: int) -> list[View]:

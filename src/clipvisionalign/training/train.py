@@ -128,9 +128,10 @@ def train(config: RunConfig, say: Say = print) -> dict[str, Any]:
     if features is not None:
         train_data = _without_failures(train_data, features, say)
 
-    transform = None if features else aligner.image_tower.input.transform(augment=config.augment != "none")
+    flip = 0.5 if config.augment == "flip+crop" else 0.0
+    look = aligner.image_tower.input.transform(augment=config.augment != "none", flip=flip)
     tower = aligner.text_tower
-    batches = CaptionedBatches(train_data, tower.tokenize, tower.pad, transform)
+    batches = CaptionedBatches(train_data, tower.tokenize, tower.pad, None if features else look)
     steps = batches.steps(config.batch) * config.epochs
     optimizer = _optimizer(aligner, config)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _schedule(step, steps, config.warmup))
