@@ -297,6 +297,25 @@ def test_moving_average_remembers_a_short_run():
     assert averaged[0].item() > 0.9
 
 
+def test_the_fusions_weight_is_never_worse_than_none_on_dev(tiny_runs, scenes_folder):
+    """Of a correction that is noise as little is kept as dev asks for; of the wrong sign, nothing."""
+    from clipvisionalign.training.train import choose_fusion_weight
+
+    part = read_captioned_images(scenes_folder).split("dev")
+    arguments = (part.images, part.captions, part.caption_image)
+    aligner = load_aligner(tiny_runs["cross"])
+    torch.manual_seed(0)
+    torch.nn.init.normal_(aligner.fusion.correction.weight, std=5.0)
+    choose_fusion_weight(aligner, part, 5)
+    chosen = evaluate(aligner, *arguments, candidates=5, resamples=0)
+    assert chosen.metrics.rsum.value >= chosen.dual.rsum.value
+    aligner.fusion.weight.fill_(0.0)
+    none = evaluate(aligner, *arguments, candidates=5, resamples=0)
+    assert none.metrics.rsum.value == none.dual.rsum.value
+    aligner.fusion.weight.fill_(100.0)
+    assert evaluate(aligner, *arguments, candidates=5, resamples=0).metrics.rsum.value != none.dual.rsum.value
+
+
 def test_training_stops_when_dev_stands_still(tmp_path, scenes_folder, tiny_model):
     """With learning rates of zero no epoch is better than the first."""
     said = []

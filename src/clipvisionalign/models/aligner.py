@@ -243,7 +243,7 @@ class PairScorer:
     """Scores pairs of the images and captions it was made from; each was encoded and projected once.
 
     Called with image numbers (Q,) and caption numbers (Q,) it gives the fused scores (Q,), float32: the dual score
-    divided by the temperature, plus the fusion's correction.
+    divided by the temperature, plus the fusion's weight times its correction.
     """
 
     def __init__(
@@ -263,11 +263,27 @@ class PairScorer:
         self.lengths = np.array([len(caption) for caption in tokens])
         self.batch = batch
 
-    @torch.no_grad()
     def __call__(self, image_index: np.ndarray, caption_index: np.ndarray) -> np.ndarray:
+        assert self.aligner.fusion is not None
+        weight = self.aligner.fusion.weight.item()
+        return self.dual(image_index, caption_index) + weight * self.corrections(image_index, caption_index)
+
+    @torch.no_grad()
+    def dual(self, image_index: np.ndarray, caption_index: np.ndarray) -> np.ndarray:
+        """The dual encoder's scores of the pairs (Q,): cosine / temperature."""
+        scores = np.empty(len(image_index), dtype=np.float32)
+        for start in range(0, len(scores), 1 << 16):
+            part = slice(start, start + (1 << 16))
+            products = self.image_vectors[image_index[part]] * self.caption_vectors[caption_index[part]]
+            scores[part] = (products.sum(-1) * self.aligner.scale().cpu()).numpy()
+        return scores
+
+    @torch.no_grad()
+    def corrections(self, image_index: np.ndarray, caption_index: np.ndarray) -> np.ndarray:
+        """The fusion's corrections of the pairs (Q,)."""
         aligner = self.aligner
         assert aligner.fusion is not None
-        scores = np.empty(len(image_index), dtype=np.float32)
+        found = np.empty(len(image_index), dtype=np.float32)
         # Pairs of captions of one length stand together, so that little is padded.
         order = np.argsort(self.lengths[caption_index], kind="stable")
         with evaluating(aligner):
@@ -278,11 +294,9 @@ class PairScorer:
                 tokens = nn.utils.rnn.pad_sequence([self.tokens[c] for c in captions], batch_first=True)
                 lengths = torch.from_numpy(self.lengths[captions])
                 mask = torch.arange(tokens.shape[1]) < lengths[:, None]
-                dual = (self.image_vectors[images] * self.caption_vectors[captions]).sum(-1)
                 key_values = self.key_values[torch.from_numpy(images).to(self.key_values.device)]
-                correction = aligner.fusion(tokens, mask.to(tokens.device), key_values).float().cpu()
-                scores[pairs] = (dual * aligner.scale().cpu() + correction).numpy()
-        return scores
+                found[pairs] = aligner.fusion(tokens, mask.to(tokens.device), key_values).float().cpu().numpy()
+        return found
 
 
 @contextmanager

@@ -1,7 +1,8 @@
 """Cross-attention between a caption's tokens and a picture's patches -> a score for that pair.
 
-- The fused score is the dual encoder's score plus a correction. The correction's last layer starts at zero, so that
-  re-ranking starts as the dual encoder's own order and cannot start worse.
+- The fused score is the dual encoder's score plus a weight times a correction. The correction's last layer starts at
+  zero, so that re-ranking starts as the dual encoder's own order and cannot start worse. The weight is chosen on dev
+  after training: a correction that is too sure of itself on new pictures is trusted less.
 - A picture's keys and values are projected once per picture and reused for every caption that is scored against it.
 - A pair's score depends on that pair alone; every candidate, the true one included, takes the same way through here.
 
@@ -104,6 +105,8 @@ class Fusion(nn.Module):
         self.correction = nn.Linear(width, 1)
         nn.init.zeros_(self.correction.weight)
         nn.init.zeros_(self.correction.bias)
+        self.weight: Tensor
+        self.register_buffer("weight", torch.ones(()))
 
     def project_patches(self, patch_tokens: Tensor) -> Tensor:
         """(B, P, patch width) -> every layer's keys and values (B, L, P, 2 D): done once per picture."""

@@ -31,7 +31,9 @@ from clipvisionalign.data.formats import read_captioned_images
 from clipvisionalign.models.aligner import Aligner, AlignerConfig, CaptionStates, ImageStates, load_aligner
 from clipvisionalign.models.device import best_device, machine, quick_format, versions
 from clipvisionalign.retrieval.evaluate import evaluate
-from clipvisionalign.retrieval.metrics import RetrievalMetrics, retrieval_metrics
+from clipvisionalign.retrieval.metrics import RetrievalMetrics, metrics_of_ranks, retrieval_metrics
+from clipvisionalign.retrieval.ranks import Partners
+from clipvisionalign.retrieval.rerank import reranked
 from clipvisionalign.training.diagnosis import EpochFigures, diagnose
 from clipvisionalign.training.feature_cache import (
     FeatureCache,
@@ -201,6 +203,10 @@ def train(config: RunConfig, say: Say = print) -> dict[str, Any]:
     aligner = load_aligner(out, config.device)
     aligner.show_progress = True
     candidates = config.model.fusion.candidates if aligner.fusion is not None else 0
+    if aligner.fusion is not None:
+        weight = choose_fusion_weight(aligner, dev_data, candidates)
+        say(f"the fusion's correction counts {weight:g} times, chosen on dev from {FUSION_WEIGHTS}")
+        aligner.save(out)
     measured = evaluate(
         aligner, dev_data.images, dev_data.captions, dev_data.caption_image, dev_data.image_identity, candidates
     )
@@ -288,6 +294,37 @@ def dev_metrics(
     captions = aligner.encode_captions(data.captions).numpy()
     metrics = retrieval_metrics(images, captions, data.caption_image, data.image_identity, resamples=0)
     return metrics, images, captions
+
+
+#: How much the fusion's correction may count; 0 leaves the dual encoder's order as it is.
+FUSION_WEIGHTS = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
+
+
+def choose_fusion_weight(aligner: Aligner, data: CaptionedImages, candidates: int) -> float:
+    """Set the weight of the fusion's correction to the one with the best rsum after re-ranking, and return it.
+
+    The towers have seen the training captions many times and are surer there than on new pictures, so the weight cannot
+    be learned with them. Like the best epoch it is chosen on dev: what it is worth shows on pictures outside of dev.
+    """
+    assert aligner.fusion is not None
+    score = aligner.pair_scorer(data.images, data.captions)
+    partners = Partners.of(data.caption_image, len(data), data.image_identity)
+    parts: list[np.ndarray] = []
+
+    def rsum(weight: float) -> float:
+        def weighted(images: np.ndarray, captions: np.ndarray) -> np.ndarray:
+            # The candidates are the same for every weight: scored once.
+            if not parts:
+                parts.extend((score.dual(images, captions), score.corrections(images, captions)))
+            return parts[0] + weight * parts[1]
+
+        _, after = reranked(score.image_vectors.numpy(), score.caption_vectors.numpy(), partners, weighted, candidates)
+        return metrics_of_ranks(after, partners.caption_image, resamples=0).rsum.value
+
+    # On a tie the smaller weight: what shows no gain is not trusted.
+    weight = max(FUSION_WEIGHTS, key=lambda weight: (rsum(weight), -weight))
+    aligner.fusion.weight.fill_(weight)
+    return weight
 
 
 def load_splits(config: RunConfig, say: Say) -> tuple[CaptionedImages, CaptionedImages, list[str]]:
