@@ -93,6 +93,9 @@ def test_captions_are_padded_to_the_longest_of_their_group_only():
         for ids, mask, row in zip(group.ids, group.mask, group.rows.tolist(), strict=True):
             assert ids[mask.bool()].tolist() == tokens[row]
     assert sum(group.ids.numel() for group in groups) < 1.25 * sum(map(len, tokens))
+    # One long caption pads no short ones.
+    mixed = group_by_length([[1] * 5] * 20 + [[1] * 90], pad=0)
+    assert [tuple(group.ids.shape) for group in mixed] == [(20, 5), (1, 90)]
 
 
 def tokenize(captions):

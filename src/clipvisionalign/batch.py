@@ -25,6 +25,9 @@ Transform = Callable[[Image.Image], Tensor]
 #: Captions that go through the text tower together; more makes no matrix product faster, and pads more.
 GROUP_SIZE = 160
 
+#: How much longer than its shortest caption the longest of a group may be.
+SLACK = 1.3
+
 
 @dataclass
 class TokenGroup:
@@ -66,11 +69,20 @@ class Batch:
 
 
 def group_by_length(tokens: Sequence[Sequence[int]], pad: int, size: int = GROUP_SIZE) -> list[TokenGroup]:
-    """Sort token lists by length and pad each group of at most `size` to its own longest."""
+    """Sort token lists by length and pad each group of at most `size` to its own longest.
+
+    A group ends where the next caption is much longer than its shortest, so that one long caption pads no short ones.
+    """
     order = sorted(range(len(tokens)), key=lambda row: len(tokens[row]))
+    cuts: list[list[int]] = []
+    for row in order:
+        shortest = len(tokens[cuts[-1][0]]) if cuts else 0
+        if cuts and len(cuts[-1]) < size and len(tokens[row]) <= max(SLACK * shortest, shortest + 4):
+            cuts[-1].append(row)
+        else:
+            cuts.append([row])
     groups = []
-    count = -(-len(order) // size)
-    for rows in np.array_split(np.array(order, dtype=np.int64), count) if count else []:
+    for rows in (np.array(cut, dtype=np.int64) for cut in cuts):
         width = max(len(tokens[row]) for row in rows)
         ids = torch.full((len(rows), width), pad, dtype=torch.long)
         mask = torch.zeros((len(rows), width), dtype=torch.long)
