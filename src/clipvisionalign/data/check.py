@@ -2,7 +2,8 @@
 
 The quick part opens each picture as far as its header; the full part decodes every picture and compares them across
 splits. Two pictures are the same if their bytes are, and nearly the same if a 256-bit gradient hash differs in at most
-`NEAR_BITS` bits and their 16 x 16 thumbnails by at most `NEAR_COLOUR` of the full range.
+`NEAR_BITS` bits and their 16 x 16 thumbnails by at most `NEAR_COLOUR` of the full range on average, and by at most
+`NEAR_CELL` anywhere: two drawings on a plain ground are alike almost everywhere, and differ where it matters.
 
 Source of the gradient hash: N. Krawetz, "Kind of Like That" (2013), known as dHash.
 """
@@ -25,6 +26,7 @@ from clipvisionalign.progress import progress
 
 NEAR_BITS = 16
 NEAR_COLOUR = 0.02
+NEAR_CELL = 0.12
 _HASH_SIDE = 16
 
 
@@ -133,8 +135,8 @@ def near_pairs(left: Sequence[PictureMark], right: Sequence[PictureMark]) -> lis
         bits = np.bitwise_count(hashes ^ mark.gradient).sum(axis=1)
         for j in np.flatnonzero(bits <= NEAR_BITS).tolist():
             same = mark.digest == right[j].digest
-            difference = np.abs(mark.thumbnail.astype(np.int16) - right[j].thumbnail).mean() / 255
-            if same or difference <= NEAR_COLOUR:
+            cells = np.abs(mark.thumbnail.astype(np.int16) - right[j].thumbnail).reshape(-1, 3).mean(axis=1) / 255
+            if same or (cells.mean() <= NEAR_COLOUR and cells.max() <= NEAR_CELL):
                 pairs.append((i, j, same))
     return pairs
 
