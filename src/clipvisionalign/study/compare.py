@@ -194,19 +194,17 @@ def plot(comparison: dict[str, Any], path: Path) -> None:
     figure, (left, middle, right) = pyplot.subplots(
         1, 3, figsize=(12, 4.2), width_ratios=(1.5, 1, 1), layout="constrained"
     )
-    figures = [("R@1", "recall_at_1"), ("R@5", "recall_at_5"), ("R@10", "recall_at_10")]
+    figures = [(way, k) for k in (1, 10) for way in ("image_to_text", "text_to_image")]
     for number, (name, block) in enumerate(zip(names, blocks, strict=True)):
-        for place, (_, key) in enumerate(figures):
-            value, low, high = (
-                100 * sum(block[way][key][part] for way in ("image_to_text", "text_to_image")) / 2
-                for part in ("value", "low", "high")
-            )
+        for place, (way, k) in enumerate(figures):
+            found = block[way][f"recall_at_{k}"]
+            value, low, high = (100 * found[part] for part in ("value", "low", "high"))
             label = name.replace("\n", ", ") if place == 0 else ""
             x = place + (number - (len(names) - 1) / 2) * 0.8 / len(names)
             left.bar(x, value, 0.75 / len(names), color=colours[number % 4], label=label)
             left.errorbar(x, value, [[value - low], [high - value]], color="#333", linewidth=1, capsize=2)
-    left.set_xticks(range(3), [name for name, _ in figures])
-    left.set_ylabel("percent, mean of both ways, 95% interval")
+    left.set_xticks(range(len(figures)), [f"R@{k}\n{way.replace('_', ' ')}" for way, k in figures])
+    left.set_ylabel("percent, 95% interval")
     left.set_title("what is found")
     left.legend(frameon=False, fontsize=8)
     variants = comparison["variants"]

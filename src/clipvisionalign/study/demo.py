@@ -16,7 +16,7 @@ from clipvisionalign.study.compare import compare, print_table
 from clipvisionalign.training.train import RunConfig
 
 FOLDER = Path("demo")
-SCENES, SEED = 400, 7
+SCENES, SEED = 320, 7
 
 
 def demo(folder: Path = FOLDER) -> None:
@@ -34,7 +34,7 @@ def demo(folder: Path = FOLDER) -> None:
         say(f"{data}: drawn already")
     config = RunConfig(
         data=str(data), out=str(folder / "study"), epochs=3, batch=32, augment="none", cache=str(folder / "cache"),
-        text_lr=3e-4, head_lr=2e-3, ema=0.9,
+        text_lr=3e-4, head_lr=2e-3, ema=0.9, negatives=2,
     )  # fmt: skip
     study = compare(config, ("self", "sparse", "cross"), say)
     print_table(study)
