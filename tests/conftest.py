@@ -51,6 +51,7 @@ def tiny_model(text_folder: Path):
     from clipvisionalign.models.aligner import AlignerConfig
     from clipvisionalign.models.fusion import FusionConfig
     from clipvisionalign.models.image_tower import ImageTowerConfig
+    from clipvisionalign.models.late_interaction import LateConfig
     from clipvisionalign.models.text_tower import TextTowerConfig
 
     def build(design: str = "self") -> AlignerConfig:
@@ -58,6 +59,7 @@ def tiny_model(text_folder: Path):
             design=design,
             image_tower=ImageTowerConfig("resnet10t", weights="random", size=64),
             text_tower=TextTowerConfig(str(text_folder), window=4),
+            late=LateConfig(width=16),
             fusion=FusionConfig(layers=1, heads=2, width=32, candidates=5),
             width=32,
         )
@@ -72,7 +74,7 @@ def tiny_runs(tmp_path_factory: pytest.TempPathFactory, scenes_folder: Path, tin
 
     folder = tmp_path_factory.mktemp("runs")
     runs = {}
-    for design in ("self", "sparse", "cross"):
+    for design in ("self", "sparse", "late", "cross"):
         config = RunConfig(
             data=str(scenes_folder), out=str(folder / design), model=tiny_model(design), epochs=2, batch=16,
             augment="none", precision="float32", cache=str(folder / "cache"),

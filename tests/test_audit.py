@@ -187,8 +187,8 @@ def test_report_is_json(tiny_runs):
     assert json.loads(json.dumps(run(Honest()).to_dict()))["passed"] is True
 
 
-@pytest.mark.parametrize("design", ["self", "sparse", "cross"])
-def test_the_three_designs_pass(design, tiny_runs, scenes_folder):
+@pytest.mark.parametrize("design", ["self", "sparse", "late", "cross"])
+def test_the_four_designs_pass(design, tiny_runs, scenes_folder):
     from clipvisionalign import load_aligner, read_captioned_images
 
     part = read_captioned_images(scenes_folder).split("train")
@@ -196,7 +196,7 @@ def test_the_three_designs_pass(design, tiny_runs, scenes_folder):
     assert failed(report) == set()
 
 
-@pytest.mark.parametrize("design", ["self", "cross"])
+@pytest.mark.parametrize("design", ["self", "late", "cross"])
 def test_a_tower_left_in_training_mode_fails(design, tiny_runs, scenes_folder, monkeypatch):
     """The project's own model with its batch norm and dropout switched on while it encodes."""
     from clipvisionalign import load_aligner, read_captioned_images

@@ -59,7 +59,7 @@ def test_no_command_and_unknown_command():
     assert run("--version").stdout.startswith("clipvisionalign 0.")
 
 
-@pytest.mark.parametrize("design", ["self", "cross"])
+@pytest.mark.parametrize("design", ["self", "late", "cross"])
 def test_evaluate_prints_json_alone_under_the_documented_keys(tiny_runs, design, capsys):
     assert main(["evaluate", str(tiny_runs[design]), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
@@ -103,22 +103,22 @@ def test_audit_as_json_on_other_data(tiny_runs, scenes_folder, capsys):
 
 def test_comparison_is_left_as_table_json_and_picture_and_not_done_twice(tmp_path, scenes_folder, text_folder, capsys):
     command = [
-        "compare", str(scenes_folder), "--out", str(tmp_path / "study"), "--variants", "self,sparse,cross",
+        "compare", str(scenes_folder), "--out", str(tmp_path / "study"), "--variants", "self,sparse,late,cross",
         "--epochs", "1", "--batch", "16", "--augment", "none", "--cache", str(tmp_path / "cache"), "--precision", "float32",
         "--model.image_tower.name", "resnet10t", "--model.image_tower.weights", "random", "--model.image_tower.size", "64",
         "--model.text_tower.name", str(text_folder), "--model.fusion.width", "32", "--model.fusion.candidates", "5",
     ]  # fmt: skip
     assert main(command) == 0
     told = capsys.readouterr()
-    for words in ("self", "sparse", "cross, dual", "cross, re-ranked", "ms/caption", "audit"):
+    for words in ("self", "sparse", "late", "cross, dual", "cross, re-ranked", "ms/caption", "audit"):
         assert words in told.out
     study = json.loads((tmp_path / "study" / "comparison.json").read_text())
-    assert [row["variant"] for row in study["variants"]] == ["self", "sparse", "cross"]
+    assert [row["variant"] for row in study["variants"]] == ["self", "sparse", "late", "cross"]
     for row in study["variants"]:
         assert row["cost"]["ms_per_caption"]["low"] <= row["cost"]["ms_per_caption"]["median"]
         assert row["cost"]["peak_memory_mib"] > 100
         assert row["training_seconds"] > 0
-    assert "ms_per_1000_pairs" in study["variants"][2]["cost"]
+    assert "ms_per_1000_pairs" in study["variants"][3]["cost"]
     assert (tmp_path / "study" / "comparison.png").read_bytes().startswith(b"\x89PNG")
     assert "| cross, re-ranked |" in (tmp_path / "study" / "comparison.md").read_text()
     stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "study").glob("*/model.safetensors")}
@@ -131,7 +131,7 @@ def test_comparison_is_left_as_table_json_and_picture_and_not_done_twice(tmp_pat
 
 def test_unknown_variant(scenes_folder, capsys):
     assert main(["compare", str(scenes_folder), "--variants", "self,dense"]) == 1
-    assert "unknown variant 'dense'; known are self, sparse, cross" in capsys.readouterr().err
+    assert "unknown variant 'dense'; known are self, sparse, late, cross" in capsys.readouterr().err
 
 
 def test_three_lines(tiny_runs, tmp_path):

@@ -12,7 +12,6 @@ from PIL import Image
 from clipvisionalign import load_aligner
 from clipvisionalign.batch import group_by_length
 from clipvisionalign.models.aligner import Aligner
-from clipvisionalign.models.attention import attend, attention_mask, sliding_window
 from clipvisionalign.models.fusion import Fusion, FusionConfig
 from clipvisionalign.models.image_tower import ImageTower, ImageTowerConfig
 from clipvisionalign.models.text_tower import TextTower, TextTowerConfig, pool
@@ -112,9 +111,10 @@ def save_encoder(folder: Path, kind: str, tokenizer_folder: Path) -> None:
     size = len(tokenizer)
     if kind == "distilbert":
         shape = transformers.DistilBertConfig(vocab_size=size, dim=32, n_layers=2, n_heads=4, hidden_dim=64)
-    elif kind == "bert":
-        shape = transformers.BertConfig(
-            vocab_size=size, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64
+    elif kind in ("bert", "roberta"):
+        more = {} if kind == "bert" else {"pad_token_id": 1, "max_position_embeddings": 514}
+        shape = {"bert": transformers.BertConfig, "roberta": transformers.RobertaConfig}[kind](
+            vocab_size=size, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, **more
         )
     else:
         shape = transformers.LongformerConfig(
@@ -168,15 +168,61 @@ def test_embedded_text_tower_gives_what_transformers_gives():
     assert tower.tokenize(CAPTIONS)[0] == tokenizer(CAPTIONS[0])["input_ids"]
 
 
-def test_a_window_over_the_whole_caption_is_dense_attention(text_folder):
-    dense = TextTower(TextTowerConfig(str(text_folder))).eval()
-    wide = TextTower(TextTowerConfig(str(text_folder), attention="sliding", window=64)).eval()
-    narrow = TextTower(TextTowerConfig(str(text_folder), attention="sliding", window=2)).eval()
+@pytest.mark.parametrize("kind", ["distilbert", "bert", "MiniLM"])
+def test_a_window_over_the_whole_caption_is_dense_attention(tmp_path, text_folder, kind):
+    name = "all-MiniLM-L6-v2"
+    if kind != name.split("-")[1]:
+        save_encoder(tmp_path, kind, text_folder)
+        name = str(tmp_path)
+    dense = TextTower(TextTowerConfig(name)).eval()
+    wide = TextTower(TextTowerConfig(name, attention="sliding", window=64)).eval()
+    narrow = TextTower(TextTowerConfig(name, attention="sliding", window=2)).eval()
     groups = group_by_length(dense.tokenize(CAPTIONS), dense.pad)
     with torch.inference_mode():
         a, b, c = (torch.cat([tower(g.ids, g.mask).pooled for g in groups]) for tower in (dense, wide, narrow))
     torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
     assert (a - c).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("kind", ["distilbert", "bert", "roberta"])
+def test_a_sliding_twin_has_positions_for_4096_tokens(tmp_path, text_folder, kind):
+    save_encoder(tmp_path, kind, text_folder)
+    dense = TextTower(TextTowerConfig(str(tmp_path), max_tokens=4096)).eval()
+    twin = TextTower(TextTowerConfig(str(tmp_path), attention="sliding", window=8, max_tokens=4096)).eval()
+    assert (dense.max_tokens, twin.max_tokens) == (dense.positions, 4096)
+    learned = dense.encoder.embeddings.position_embeddings.weight[-dense.positions :]
+    table = twin.encoder.embeddings.position_embeddings.weight[-4096:]
+    assert (table[: dense.positions] == learned).all()
+    assert (table[dense.positions : 2 * dense.positions] == learned).all()
+    ids = torch.randint(5, 20, (2, 4096))
+    mask = torch.ones_like(ids)
+    mask[1, 1000:] = 0
+    with torch.inference_mode():
+        both = twin(ids, mask)
+        alone = twin(ids[1:, :1000], mask[1:, :1000])
+    torch.testing.assert_close(both.pooled[1:], alone.pooled, atol=1e-5, rtol=1e-5)
+    twin.save(tmp_path / "saved")
+    again = TextTower(
+        TextTowerConfig(str(tmp_path), attention="sliding", window=8, max_tokens=4096), tmp_path / "saved", False
+    )
+    again.encoder.load_state_dict(twin.encoder.state_dict())
+    with torch.inference_mode():
+        torch.testing.assert_close(again.eval()(ids[1:, :1000], mask[1:, :1000]).pooled, alone.pooled)
+
+
+def test_an_encoder_without_windows_says_so(tmp_path, text_folder):
+    import transformers
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(text_folder)
+    shape = transformers.DebertaV2Config(
+        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32
+    )
+    transformers.AutoModel.from_config(shape).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="'deberta-v2' cannot be given sliding windows"):
+        TextTower(TextTowerConfig(str(tmp_path), attention="sliding"))
+    tower = TextTower(TextTowerConfig(str(tmp_path))).eval()
+    assert tower(torch.full((1, 5), 7), torch.ones(1, 5, dtype=torch.long)).pooled.shape == (1, 32)
 
 
 def test_long_captions_are_cut_not_fatal(text_folder):
@@ -198,46 +244,31 @@ def test_weights_that_are_not_there_say_what_to_do():
     assert find_image_weights("resnet50", "random") is None
 
 
-# --- attention and fusion --------------------------------------------------------------------------------------------
-
-
-def test_sliding_window_is_the_published_one():
-    seen = sliding_window(9, 4)
-    for i in range(9):
-        for j in range(9):
-            assert bool(seen[i, j]) == (abs(i - j) <= 2 or i == 0 or j == 0)
-
-
-def test_attention_equals_the_written_out_formula():
-    torch.manual_seed(0)
-    q, k, v = torch.randn(2, 5, 8), torch.randn(2, 7, 8), torch.randn(2, 7, 8)
-    mask = torch.tensor([[1, 1, 1, 1, 1, 1, 1], [1, 1, 1, 0, 0, 0, 0]])
-    found = attend(q, k, v, 2, attention_mask(mask))
-    for b in range(2):
-        for head in range(2):
-            part = slice(4 * head, 4 * head + 4)
-            scores = (q[b, :, part] @ k[b, :, part].T / 2).masked_fill(mask[b] == 0, -torch.inf)
-            torch.testing.assert_close(found[b, :, part], scores.softmax(-1) @ v[b, :, part])
+# --- fusion --------------------------------------------------------------------------------------------
 
 
 def test_fusion_starts_as_no_correction_and_sees_both_sides():
     torch.manual_seed(0)
     fusion = Fusion(FusionConfig(layers=2, heads=2, width=16), 12, 10).eval()
     tokens, mask, patches = torch.randn(3, 6, 12), torch.ones(3, 6), torch.randn(3, 4, 10)
-    assert (fusion(tokens, mask, fusion.project_patches(patches)) == 0).all()
+    matches, projected = torch.randn(3, 6, 2), fusion.project_patches(patches)
+    assert (fusion(tokens, mask, projected, matches) == 0).all()
     torch.nn.init.normal_(fusion.correction.weight)
-    score = fusion(tokens, mask, fusion.project_patches(patches))
-    assert (fusion(tokens + torch.randn(3, 6, 12), mask, fusion.project_patches(patches)) != score).all()
-    assert (fusion(tokens, mask, fusion.project_patches(patches.flip(0)))[[0, 2]] != score[[0, 2]]).all()
+    score = fusion(tokens, mask, projected, matches)
+    assert (fusion(tokens + torch.randn(3, 6, 12), mask, projected, matches) != score).all()
+    assert (fusion(tokens, mask, projected, matches + torch.randn(3, 6, 2)) != score).all()
+    assert (fusion(tokens, mask, projected.flip(0), matches)[[0, 2]] != score[[0, 2]]).all()
     padded = torch.cat([tokens, torch.randn(3, 5, 12)], dim=1)
     longer = torch.cat([mask, torch.zeros(3, 5)], dim=1)
-    torch.testing.assert_close(fusion(padded, longer, fusion.project_patches(patches)), score)
+    torch.testing.assert_close(
+        fusion(padded, longer, projected, torch.randn(3, 11, 2).index_copy(1, torch.arange(6), matches)), score
+    )
 
 
 # --- the aligner -----------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(params=["self", "sparse", "cross"])
+@pytest.fixture(params=["self", "sparse", "late", "cross"])
 def aligner(request, tiny_model) -> Aligner:
     torch.manual_seed(0)
     made = Aligner(tiny_model(request.param)).eval()
@@ -269,10 +300,13 @@ def test_pairs_are_scored_alike_in_any_order_and_block(tiny_model):
     whole = aligner.pair_scorer(images, CAPTIONS)(*index)
     order = np.random.default_rng(0).permutation(20)
     blocks = aligner.pair_scorer(images, CAPTIONS, batch=3)(index[0][order], index[1][order])
-    np.testing.assert_allclose(blocks, whole[order], atol=1e-4)
+    np.testing.assert_allclose(blocks, whole[order], atol=1e-5)
+    alone = aligner.pair_scorer(images[2:3], CAPTIONS[3:4])(np.array([0]), np.array([0]))
+    np.testing.assert_allclose(alone, whole[2 * 4 + 3], atol=1e-5)
     dual = (aligner.scale().detach() * aligner.encode_images(images) @ aligner.encode_captions(CAPTIONS).T).flatten()
     assert np.abs(whole - dual.numpy()).max() > 0.01
     torch.nn.init.zeros_(aligner.fusion.correction.weight)
+    aligner.late.weight.fill_(0.0)
     np.testing.assert_allclose(aligner.pair_scorer(images, CAPTIONS)(*index), dual.numpy(), atol=1e-4)
 
 

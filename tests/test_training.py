@@ -203,7 +203,7 @@ def test_views_never_mirror_unless_asked():
 # --- runs ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("design", ["self", "sparse", "cross"])
+@pytest.mark.parametrize("design", ["self", "sparse", "late", "cross"])
 def test_run_folder_is_complete_and_its_figures_are_its_models(design, tiny_runs, scenes_folder):
     run = tiny_runs[design]
     names = {
@@ -226,9 +226,10 @@ def test_run_folder_is_complete_and_its_figures_are_its_models(design, tiny_runs
     epochs = [line for line in lines if "dev" in line]
     assert [line["epoch"] for line in epochs] == [1, 2]
     # Dev figures of the best epoch, of the dual encoder, are those that the saved model gives.
-    best = max(epochs, key=lambda line: line["dev"]["rsum"]["value"])
-    dual = results.get("dual", results)
-    assert dual["rsum"]["value"] == pytest.approx(best["dev"]["rsum"]["value"], abs=3.0)
+    if design != "late":
+        best = max(epochs, key=lambda line: line["dev"]["rsum"]["value"])
+        dual = results.get("dual", results)
+        assert dual["rsum"]["value"] == pytest.approx(best["dev"]["rsum"]["value"], abs=3.0)
     about = json.loads((run / "data.json").read_text())
     assert about["dev"]["fingerprint"] == part.fingerprint()
 
@@ -300,23 +301,76 @@ def test_moving_average_remembers_a_short_run():
     assert averaged[0].item() > 0.9
 
 
-def test_the_fusions_weight_is_never_worse_than_none_on_dev(tiny_runs, scenes_folder):
-    """Of a correction that is noise as little is kept as dev asks for; of the wrong sign, nothing."""
-    from clipvisionalign.training.train import choose_fusion_weight
+def test_the_weights_of_a_pairs_parts_are_never_worse_than_none_on_dev(tiny_runs, scenes_folder):
+    """Of a correction that is noise as little is kept as dev asks for."""
+    from clipvisionalign.training.train import choose_pair_weights
 
     part = read_captioned_images(scenes_folder).split("dev")
     arguments = (part.images, part.captions, part.caption_image)
     aligner = load_aligner(tiny_runs["cross"])
     torch.manual_seed(0)
     torch.nn.init.normal_(aligner.fusion.correction.weight, std=5.0)
-    choose_fusion_weight(aligner, part, 5)
+    choose_pair_weights(aligner, part, 5)
     chosen = evaluate(aligner, *arguments, candidates=5, resamples=0)
     assert chosen.metrics.rsum.value >= chosen.dual.rsum.value
+    aligner.late.weight.fill_(0.0)
     aligner.fusion.weight.fill_(0.0)
     none = evaluate(aligner, *arguments, candidates=5, resamples=0)
     assert none.metrics.rsum.value == none.dual.rsum.value
     aligner.fusion.weight.fill_(100.0)
     assert evaluate(aligner, *arguments, candidates=5, resamples=0).metrics.rsum.value != none.dual.rsum.value
+
+
+def test_the_late_scores_weight_is_never_worse_than_none_on_dev(tiny_runs, scenes_folder):
+    from clipvisionalign.training.train import choose_pair_weights
+
+    part = read_captioned_images(scenes_folder).split("dev")
+    arguments = (part.images, part.captions, part.caption_image)
+    aligner = load_aligner(tiny_runs["late"])
+    torch.manual_seed(0)
+    torch.nn.init.normal_(aligner.late.token.weight, std=1.0)
+    choose_pair_weights(aligner, part, 0)
+    chosen = evaluate(aligner, *arguments, resamples=0).metrics.rsum.value
+    found = {}
+    for weight in (0.0, 100.0):
+        aligner.late.weight.fill_(weight)
+        found[weight] = evaluate(aligner, *arguments, resamples=0).metrics.rsum.value
+    assert chosen >= found[0.0]
+    assert found[100.0] != found[0.0]
+
+
+def test_a_run_starts_from_another(tmp_path, scenes_folder, tiny_model, tiny_runs):
+    """With learning rates of zero nothing but what the first run lacks is new."""
+
+    def config(design: str, **more) -> RunConfig:
+        return RunConfig(
+            data=str(scenes_folder), out=str(tmp_path / design), model=tiny_model(design), epochs=1, batch=32, text_lr=0.0,
+            head_lr=0.0, augment="none", cache=str(tmp_path / "cache"), precision="float32", **more,
+        )  # fmt: skip
+
+    said = []
+    train(config("cross", init=str(tiny_runs["self"])), say=said.append)
+    assert any("starting anew: fusion, late" in line for line in said)
+    first, second = (load_aligner(folder).state_dict() for folder in (tiny_runs["self"], tmp_path / "cross"))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    # A fusion trained alone leaves the rest as it was, whatever the learning rate.
+    alone = config("cross", init=str(tiny_runs["late"]), freeze="all", overwrite=True)
+    alone.head_lr = 1e-2
+    train(alone, say=said.append)
+    first, second = (load_aligner(folder).state_dict() for folder in (tiny_runs["late"], tmp_path / "cross"))
+    assert all(torch.equal(first[name], second[name]) for name in first if name != "late.weight")
+    assert (second["fusion.correction.weight"] != 0).any()
+    with pytest.raises(ValueError, match="only the design 'cross' has one"):
+        train(config("late", freeze="all"), say=said.append)
+    # The other way round too: what the design has no use for is left behind.
+    train(config("self", init=str(tiny_runs["cross"])), say=said.append)
+    assert any("starting anew: nothing" in line for line in said)
+    with pytest.raises(FileNotFoundError, match="not a run folder"):
+        train(config("late", init=str(tmp_path)), say=said.append)
+    other = config("sparse", init=str(tiny_runs["self"]))
+    other.model.width = 16
+    with pytest.raises(ValueError, match="other towers than this run's"):
+        train(other, say=said.append)
 
 
 def test_training_stops_when_dev_stands_still(tmp_path, scenes_folder, tiny_model):

@@ -206,7 +206,9 @@ def evaluate(arguments: list[str]) -> int:
     if aligner.fusion is not None:
         candidates = aligner.config.fusion.candidates if given.candidates is None else given.candidates
     elif given.candidates:
-        raise ValueError(f"{given.run}: its design '{aligner.config.design}' has no fusion to re-rank with")
+        if aligner.late is None:
+            raise ValueError(f"{given.run}: its design '{aligner.config.design}' has nothing to re-rank with")
+        candidates = given.candidates
     say(f"{source}, {given.split}: {len(part):,} images, {len(part.captions):,} captions")
     found: Evaluation = measure(
         aligner, part.images, part.captions, part.caption_image, part.image_identity, candidates

@@ -1,7 +1,7 @@
-"""`Aligner`: the two towers, the projection heads, the temperature, the optional fusion; saves and loads itself.
+"""`Aligner`: two towers, projection heads, temperature, optional late interaction and fusion; saves and loads itself.
 
-- One code path for the three designs: `self` and `sparse` differ in the text tower's attention only, `cross` adds the
-  fusion on top of the same two towers.
+- One code path for the four designs: `self` and `sparse` differ in the text tower's attention only; `late` adds the
+  late interaction on top of the same two towers, and `cross` the fusion on top of that.
 - A caption's vector depends on that caption alone and an image's on that image alone; only a pair's score sees both.
 - The image's vector is a linear map of the backbone's own pooled vector plus an attention pooling over its patches,
   whose positions are learned: where a thing stands in the picture is part of what a caption says.
@@ -13,7 +13,7 @@ Source of the alignment: Radford et al., "CLIP", arXiv:2103.00020; Zhai et al., 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -29,6 +29,13 @@ from clipvisionalign.batch import Batch, TokenGroup, group_by_length
 from clipvisionalign.models.device import best_device
 from clipvisionalign.models.fusion import Fusion, FusionConfig
 from clipvisionalign.models.image_tower import ImageFeatures, ImageTower, ImageTowerConfig
+from clipvisionalign.models.late_interaction import (
+    LateConfig,
+    LateInteraction,
+    LateTokens,
+    late_pair_scores,
+    late_scores,
+)
 from clipvisionalign.models.text_tower import CaptionFeatures, TextTower, TextTowerConfig
 from clipvisionalign.pictures import Picture, open_picture
 from clipvisionalign.progress import progress
@@ -44,18 +51,21 @@ class AlignerConfig:
 
     Args:
         design: "self" (plain attention in the text tower), "sparse" (Longformer, or sliding windows over the same text
-            tower), "cross" (the caption's tokens attend to the picture's patches, to re-rank the first candidates).
+            tower), "late" (tokens against patches by the sum of best matches), "cross" (the caption's tokens attend to
+            the picture's patches, to re-rank the first candidates).
         image_tower: the picture tower.
         text_tower: the text tower.
+        late: the late interaction of the designs "late" and "cross".
         fusion: the fusion head of the design "cross".
         width: width of the common space.
         temperature: where the learned temperature starts.
         dropout: dropout before the projections, while training.
     """
 
-    design: Literal["self", "sparse", "cross"] = "self"
+    design: Literal["self", "sparse", "late", "cross"] = "self"
     image_tower: ImageTowerConfig = field(default_factory=ImageTowerConfig)
     text_tower: TextTowerConfig = field(default_factory=TextTowerConfig)
+    late: LateConfig = field(default_factory=LateConfig)
     fusion: FusionConfig = field(default_factory=FusionConfig)
     width: int = 256
     temperature: float = 0.05
@@ -70,10 +80,10 @@ class ImageStates(NamedTuple):
 
 
 class CaptionStates(NamedTuple):
-    """Captions in the common space. vectors: (b, D) unit length; tokens: (b, T, W); mask: (b, T)."""
+    """Captions in the common space. vectors: (b, D) unit length; tokens: (b, T, W) or None; mask: (b, T)."""
 
     vectors: Tensor
-    tokens: Tensor
+    tokens: Tensor | None
     mask: Tensor
 
 
@@ -120,7 +130,10 @@ class Aligner(nn.Module):
         self.text_head = nn.Linear(self.text_tower.width, config.width)
         nn.init.orthogonal_(self.text_head.weight)
         self.log_scale = nn.Parameter(torch.tensor(math.log(1 / config.temperature)))
+        self.late: LateInteraction | None = None
         self.fusion: Fusion | None = None
+        if config.design in ("late", "cross"):
+            self.late = LateInteraction(config.late, self.text_tower.width, config.width)
         if config.design == "cross":
             self.fusion = Fusion(config.fusion, self.text_tower.width, config.width)
 
@@ -129,6 +142,11 @@ class Aligner(nn.Module):
     @property
     def device(self) -> torch.device:
         return self.log_scale.device
+
+    @property
+    def scores_all_pairs(self) -> bool:
+        """Whether a whole gallery is ranked by `score`, which sees more than the vectors, and not by the vectors."""
+        return self.config.design == "late"
 
     def scale(self) -> Tensor:
         """1 / temperature, at most 100 as in CLIP."""
@@ -139,8 +157,8 @@ class Aligner(nn.Module):
         return self.image_head(features)
 
     def caption_states(self, group: TokenGroup) -> CaptionStates:
-        """One group of captions -> vectors (b, D), tokens (b, T, W) and mask (b, T)."""
-        features: CaptionFeatures = self.text_tower(group.ids, group.mask)
+        """One group of captions -> vectors (b, D), tokens (b, T, W) for a design that scores pairs, and mask (b, T)."""
+        features: CaptionFeatures = self.text_tower(group.ids, group.mask, want_tokens=self.late is not None)
         return CaptionStates(F.normalize(self.text_head(features.pooled).float(), dim=-1), features.tokens, group.mask)
 
     def forward(self, batch: Batch, features: ImageFeatures | None = None) -> tuple[ImageStates, list[CaptionStates]]:
@@ -171,31 +189,56 @@ class Aligner(nn.Module):
         return vectors
 
     def score(self, images: Sequence[Picture], captions: Sequence[str]) -> Tensor:
-        """The score of every image with every caption (N, M): cosines, or with a fusion the fused scores."""
-        if self.fusion is None:
+        """The score of every image with every caption (N, M): cosines, or what the late interaction or fusion says."""
+        if self.late is None:
             return self.encode_images(images) @ self.encode_captions(captions).T
-        score_pairs = self.pair_scorer(images, captions)
+        pairs = self.pair_scorer(images, captions)
+        if self.fusion is None:
+            return pairs.table()
         grid = np.indices((len(images), len(captions))).reshape(2, -1)
-        return torch.from_numpy(score_pairs(grid[0], grid[1])).reshape(len(images), len(captions))
+        return torch.from_numpy(pairs(grid[0], grid[1])).reshape(len(images), len(captions))
 
     @torch.no_grad()
     def pair_scorer(self, images: Sequence[Picture], captions: Sequence[str], batch: int = 512) -> PairScorer:
-        """Encode images and captions once, to score any pairs of them later. Raises ValueError without a fusion."""
-        if self.fusion is None:
-            raise ValueError(f"the design '{self.config.design}' has no fusion that scores pairs")
+        """Encode images and captions once, to score any pairs of them later. Raises ValueError if the design cannot."""
+        if self.late is None:
+            raise ValueError(f"the design '{self.config.design}' scores no pairs: it has vectors only")
         with evaluating(self):
-            vectors, key_values = [], []
-            for image_states in self._image_chunks(images, 64):
-                vectors.append(image_states.vectors)
-                key_values.append(self.fusion.project_patches(image_states.patches))
-            tokens: list[Tensor] = [torch.empty(0)] * len(captions)
-            caption_vectors = torch.empty(len(captions), self.config.width)
+            return PairScorer(
+                self,
+                self.encode_image_parts(self._image_chunks(images, 64)),
+                self.encode_caption_parts(captions),
+                batch,
+            )
+
+    @torch.no_grad()
+    def encode_image_parts(self, chunks: Iterable[ImageStates]) -> EncodedImages:
+        """What pairs need of images, each projected once. Raises ValueError for no images."""
+        assert self.late is not None
+        found = []
+        for states in chunks:
+            key_values = None if self.fusion is None else self.fusion.project_patches(states.patches)
+            found.append(EncodedImages(states.vectors, self.late.patches(states.patches), key_values))
+        return EncodedImages.join(found)
+
+    @torch.no_grad()
+    def encode_caption_parts(self, captions: Sequence[str]) -> list[EncodedCaption]:
+        """What pairs need of captions, each encoded once."""
+        assert self.late is not None
+        with evaluating(self):
+            captions_in: list[EncodedCaption | None] = [None] * len(captions)
             for rows, states in self._caption_chunks(captions, 250):
-                caption_vectors[rows] = states.vectors.cpu()
-                for row, caption_tokens, mask in zip(rows.tolist(), states.tokens, states.mask, strict=True):
-                    tokens[row] = caption_tokens[: int(mask.sum())]
-        images_in = torch.cat(vectors).cpu() if vectors else torch.empty(0, self.config.width)
-        return PairScorer(self, images_in, torch.cat(key_values), caption_vectors, tokens, batch)
+                assert states.tokens is not None
+                parts = self.late.tokens(states.tokens, states.mask)
+                for place, row in enumerate(rows.tolist()):
+                    real, kept = int(states.mask[place].sum()), int(parts.mask[place].sum())
+                    captions_in[row] = EncodedCaption(
+                        states.vectors[place],
+                        parts.vectors[place, :kept],
+                        parts.weights[place, :kept],
+                        states.tokens[place, :real] if self.fusion is not None else None,
+                    )
+        return [caption for caption in captions_in if caption is not None]
 
     def _image_chunks(self, images: Sequence[Picture], batch: int) -> Iterator[ImageStates]:
         transform = self.image_tower.input.transform()
@@ -239,64 +282,112 @@ class Aligner(nn.Module):
         return sum(parameter.numel() for parameter in self.parameters())
 
 
+class EncodedImages(NamedTuple):
+    """N images as pairs need them. vectors: (N, D); patches: (N, P, E); key_values: (N, L, P, 2 D) for a fusion."""
+
+    vectors: Tensor
+    patches: Tensor
+    key_values: Tensor | None
+
+    @classmethod
+    def join(cls, chunks: Sequence[EncodedImages]) -> EncodedImages:
+        """Chunks one after the other. Raises ValueError for none."""
+        if not chunks:
+            raise ValueError("no images to score")
+        key_values = [chunk.key_values for chunk in chunks if chunk.key_values is not None]
+        vectors, patches = (torch.cat([getattr(chunk, name) for chunk in chunks]) for name in ("vectors", "patches"))
+        return cls(vectors, patches, torch.cat(key_values) if key_values else None)
+
+
+class EncodedCaption(NamedTuple):
+    """A caption as pairs need it. vector: (D,); parts: (T, E) with weights (T,); tokens: (T, W) for a fusion."""
+
+    vector: Tensor
+    parts: Tensor
+    weights: Tensor
+    tokens: Tensor | None
+
+
 class PairScorer:
     """Scores pairs of the images and captions it was made from; each was encoded and projected once.
 
-    Called with image numbers (Q,) and caption numbers (Q,) it gives the fused scores (Q,), float32: the dual score
-    divided by the temperature, plus the fusion's weight times its correction.
+    A pair's score is the dual encoder's cosine / temperature, plus the late interaction's score / its temperature times
+    its weight, plus the fusion's correction times its weight. Called with image numbers (Q,) and caption numbers (Q,)
+    it gives their scores (Q,), float32.
     """
 
     def __init__(
-        self,
-        aligner: Aligner,
-        image_vectors: Tensor,
-        key_values: Tensor,
-        caption_vectors: Tensor,
-        tokens: list[Tensor],
-        batch: int,
+        self, aligner: Aligner, images: EncodedImages, captions: list[EncodedCaption], batch: int = 512
     ) -> None:
-        self.aligner = aligner
-        self.image_vectors = image_vectors
-        self.caption_vectors = caption_vectors
-        self.key_values = key_values
-        self.tokens = tokens
-        self.lengths = np.array([len(caption) for caption in tokens])
-        self.batch = batch
+        assert aligner.late is not None
+        self.aligner, self.late, self.fusion = aligner, aligner.late, aligner.fusion
+        self.images, self.captions, self.batch = images, captions, batch
+        self.image_vectors = images.vectors.cpu()
+        width = aligner.config.width
+        self.caption_vectors = torch.stack([c.vector for c in captions]).cpu() if captions else torch.empty(0, width)
+        #: How often a picture's patches went through the fusion's projections: once each, whatever is scored.
+        self.projections = 0 if images.key_values is None else len(images.key_values)
+        self.lengths = np.array([len(caption.parts) for caption in captions])
+
+    def weights(self) -> np.ndarray:
+        """What the three parts of a score count: (3,), the dual score 1."""
+        fusion = 0.0 if self.fusion is None else self.fusion.weight.item()
+        return np.array([1.0, self.late.weight.item(), fusion], dtype=np.float32)
 
     def __call__(self, image_index: np.ndarray, caption_index: np.ndarray) -> np.ndarray:
-        assert self.aligner.fusion is not None
-        weight = self.aligner.fusion.weight.item()
-        return self.dual(image_index, caption_index) + weight * self.corrections(image_index, caption_index)
+        return self.parts(image_index, caption_index) @ self.weights()
 
     @torch.no_grad()
-    def dual(self, image_index: np.ndarray, caption_index: np.ndarray) -> np.ndarray:
-        """The dual encoder's scores of the pairs (Q,): cosine / temperature."""
-        scores = np.empty(len(image_index), dtype=np.float32)
-        for start in range(0, len(scores), 1 << 16):
-            part = slice(start, start + (1 << 16))
-            products = self.image_vectors[image_index[part]] * self.caption_vectors[caption_index[part]]
-            scores[part] = (products.sum(-1) * self.aligner.scale().cpu()).numpy()
-        return scores
-
-    @torch.no_grad()
-    def corrections(self, image_index: np.ndarray, caption_index: np.ndarray) -> np.ndarray:
-        """The fusion's corrections of the pairs (Q,)."""
-        aligner = self.aligner
-        assert aligner.fusion is not None
-        found = np.empty(len(image_index), dtype=np.float32)
+    def parts(self, image_index: np.ndarray, caption_index: np.ndarray) -> np.ndarray:
+        """The parts of the pairs' scores (Q, 3): dual encoder, late interaction, fusion's correction."""
+        found = np.zeros((len(image_index), 3), dtype=np.float32)
         # Pairs of captions of one length stand together, so that little is padded.
         order = np.argsort(self.lengths[caption_index], kind="stable")
-        with evaluating(aligner):
+        with evaluating(self.aligner):
             starts = range(0, len(order), self.batch)
-            for start in progress(starts, "scoring pairs", len(starts), aligner.show_progress):
+            for start in progress(starts, "scoring pairs", len(starts), self.aligner.show_progress):
                 pairs = order[start : start + self.batch]
-                images, captions = image_index[pairs], caption_index[pairs]
-                tokens = nn.utils.rnn.pad_sequence([self.tokens[c] for c in captions], batch_first=True)
-                lengths = torch.from_numpy(self.lengths[captions])
-                mask = torch.arange(tokens.shape[1]) < lengths[:, None]
-                key_values = self.key_values[torch.from_numpy(images).to(self.key_values.device)]
-                found[pairs] = aligner.fusion(tokens, mask.to(tokens.device), key_values).float().cpu().numpy()
+                found[pairs] = self._some(image_index[pairs], caption_index[pairs]).float().cpu().numpy()
         return found
+
+    def _some(self, image_index: np.ndarray, caption_index: np.ndarray) -> Tensor:
+        device = self.images.vectors.device
+        images = torch.from_numpy(image_index).to(device)
+        captions = [self.captions[caption] for caption in caption_index]
+        vectors = torch.stack([caption.vector for caption in captions])
+        dual = (self.images.vectors[images] * vectors).sum(-1) * self.aligner.scale()
+        patches = self.images.patches[images]
+        late = late_pair_scores(patches, _padded_parts(captions)) * self.late.scale()
+        if self.fusion is None:
+            return torch.stack([dual, late, torch.zeros_like(dual)], dim=1)
+        assert self.images.key_values is not None
+        states = nn.utils.rnn.pad_sequence([c.tokens for c in captions if c.tokens is not None], batch_first=True)
+        lengths = torch.tensor([len(c.tokens) for c in captions if c.tokens is not None], device=device)
+        mask = torch.arange(states.shape[1], device=device) < lengths[:, None]
+        correction = self.fusion(states, mask, self.images.key_values[images], self.late.matches(states, patches))
+        return torch.stack([dual, late, correction.float()], dim=1)
+
+    @torch.no_grad()
+    def table(self) -> Tensor:
+        """The scores of all pairs (N, M) without a fusion, in blocks: memory beyond the table does not grow with it."""
+        if self.fusion is not None:
+            raise ValueError("a fusion scores the pairs it is asked for, not a whole table")
+        scores = (self.image_vectors @ self.caption_vectors.T) * self.aligner.scale().cpu()
+        order = np.argsort(self.lengths, kind="stable")
+        starts = range(0, len(order), self.batch)
+        for start in progress(starts, "scoring all pairs", len(starts), self.aligner.show_progress):
+            rows = order[start : start + self.batch]
+            parts = _padded_parts([self.captions[row] for row in rows])
+            late = late_scores(self.images.patches, parts) * self.late.scale() * self.late.weight
+            scores[:, rows] += late.cpu()
+        return scores
+
+
+def _padded_parts(captions: Sequence[EncodedCaption]) -> LateTokens:
+    vectors = nn.utils.rnn.pad_sequence([caption.parts for caption in captions], batch_first=True)
+    weights = nn.utils.rnn.pad_sequence([caption.weights for caption in captions], batch_first=True)
+    lengths = torch.tensor([len(caption.parts) for caption in captions], device=vectors.device)
+    return LateTokens(vectors, weights, torch.arange(vectors.shape[1], device=vectors.device) < lengths[:, None])
 
 
 @contextmanager

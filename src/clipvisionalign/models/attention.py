@@ -1,42 +1,235 @@
-"""Dense and sliding-window attention behind one function.
+"""Dense, sliding-window, and sliding-window-with-global-tokens attention behind one function, `attention`.
 
 The window is Longformer's (Beltagy, Peters and Cohan, arXiv:2004.05150): a token sees `window` // 2 tokens on either
-side; the first token is global, it sees all and is seen by all.
+side of it; a global token sees all and is seen by all.
 
-Today both are PyTorch's scaled-dot-product attention under a mask: exact, and for the length of captions quick. Nothing
-outside this file knows how it is done.
+All kernels compute the same thing. Which one runs is decided here, from lengths, window, number format and device:
+
+- `_fused`: PyTorch's scaled-dot-product attention under a mask, where sequences are short against their window.
+- `_banded`: the same over blocks of queries, each with the keys that its windows reach: time and memory grow with the
+  length, not with its square.
+- `_plain`: two matrix products and a softmax, for short sequences in half precision on a CPU, where the fused kernel's
+  backward takes about eight times as long (AVX-512, PyTorch 2.14).
+- `_flex`: FlexAttention on a GPU (Dong et al., arXiv:2412.05496).
 """
 
 from __future__ import annotations
+
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+Kernel = Literal["fused", "plain", "banded", "flex"]
 
-def sliding_window(length: int, window: int, device: torch.device | None = None) -> Tensor:
-    """Which token sees which: (T, T) bool, True within `window` // 2 on either side, and in the first row and column.
+#: Scores of one head and one sequence up to which `_plain` keeps the whole table.
+PLAIN_SCORES = 256 * 256
 
-    Raises ValueError for a window under 2.
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None = None,
+    window: int = 0,
+    global_places: Tensor | None = None,
+    dropout: float = 0.0,
+) -> Tensor:
+    """softmax(q k^T / sqrt(d)) v over the keys that each query sees.
+
+    Args:
+        q: (B, H, T, d).
+        k, v: (B, H, S, d).
+        mask: (B, S), true on tokens, false on padding; None where there is none.
+        window: tokens that a token sees around itself, half of them on either side; 0 for all. Needs T = S.
+        global_places: (B, G) where the tokens stand that see all and are seen by all; -1 where a sequence has fewer.
+        dropout: share of the attention that is dropped, while training.
+
+    Returns (B, H, T, d). What a padded query gets is of no meaning, but finite. Raises ValueError for a window under 2.
     """
-    if window < 2:
+    if window and window < 2:
         raise ValueError(f"a sliding window needs 2 tokens or more, not {window}")
-    place = torch.arange(length, device=device)
-    seen = (place[:, None] - place[None, :]).abs() <= window // 2
-    seen[:1, :] = True
-    seen[:, :1] = True
-    return seen
-
-
-def attention_mask(mask: Tensor, window: int = 0) -> Tensor:
-    """Padding and window in one mask for `attend`: (b, T) of 1 and 0 -> (b, 1, 1 or T, T) bool, True where seen."""
-    padding = mask.bool()[:, None, None, :]
-    if not window:
-        return padding
-    return padding & sliding_window(mask.shape[1], window, mask.device)
+    mask = None if mask is None else mask.bool()
+    kernel = choose_kernel(q, k, window, dropout)
+    if kernel == "banded":
+        return _banded(q, k, v, mask, window, global_places, dropout)
+    if kernel == "flex":
+        return _flex(q, k, v, mask, window, global_places, compiled=True)
+    seen = None if mask is None else mask[:, None, None, :]
+    if reaches_all(q.shape[2], window):
+        window = 0
+    if window:
+        seen = _seen(mask, q.shape[2], window, global_places, q)
+    return (_plain if kernel == "plain" else _fused)(q, k, v, seen, dropout)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None = None) -> Tensor:
-    """Multi-head attention. q: (B, T, D); k, v: (B, S, D) -> (B, T, D). mask: True where seen, (B, 1 or H, T, S)."""
-    q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
+    """`attention` over vectors that hold all heads. q: (B, T, D); k, v: (B, S, D); mask: (B, S) -> (B, T, D)."""
+    return join_heads(attention(split_heads(q, heads), split_heads(k, heads), split_heads(v, heads), mask))
+
+
+def split_heads(x: Tensor, heads: int) -> Tensor:
+    """(B, T, D) -> (B, H, T, D / H)."""
+    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+def join_heads(x: Tensor) -> Tensor:
+    """(B, H, T, d) -> (B, T, H d)."""
+    return x.transpose(1, 2).flatten(2)
+
+
+def reaches_all(length: int, window: int) -> bool:
+    """Whether every token sees every other, so that the window changes nothing."""
+    return not window or length - 1 <= window // 2
+
+
+def choose_kernel(q: Tensor, k: Tensor, window: int, dropout: float = 0.0) -> Kernel:
+    """Which kernel computes `attention` for these tensors."""
+    length, on_cpu = k.shape[2], q.device.type == "cpu"
+    if length > _masked_limit(window) and not reaches_all(length, window):
+        # FlexAttention drops nothing out, and runs well on NVIDIA's and AMD's devices only.
+        return "flex" if q.device.type == "cuda" and not dropout else "banded"
+    if on_cpu and q.dtype != torch.float32 and q.shape[2] * length <= PLAIN_SCORES:
+        return "plain"
+    return "fused"
+
+
+def global_places(dots: Tensor) -> Tensor | None:
+    """Where the global tokens stand: (B, T) bool -> (B, G), -1 where a sequence has fewer than G; None for none."""
+    count = int(dots.sum(dim=1).max()) if dots.numel() else 0
+    if not count:
+        return None
+    first = torch.sort(dots.byte(), dim=1, descending=True, stable=True)
+    return first.indices[:, :count].masked_fill(first.values[:, :count] == 0, -1)
+
+
+def is_global(places: Tensor, length: int) -> Tensor:
+    """Which tokens are global: places (B, G) -> (B, T) bool."""
+    return (torch.arange(length, device=places.device) == places[:, :, None]).any(dim=1)
+
+
+# --- kernels ---------------------------------------------------------------------------------------------------------
+
+
+def _fused(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, dropout: float) -> Tensor:
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, dropout_p=dropout)
+
+
+def _plain(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, dropout: float) -> Tensor:
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+    if seen is not None:
+        scores = scores.masked_fill(~seen, -torch.inf)
+    return F.dropout(scores.softmax(dim=-1), dropout, training=dropout > 0).to(v.dtype) @ v
+
+
+def _banded(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, window: int, places: Tensor | None, dropout: float
+) -> Tensor:
+    """Blocks of queries, each with its own keys, the global ones in front. Scores: T x (block + window) a head."""
+    batch, _, length, _ = q.shape
+    half = window // 2
+    block = _block(window)
+    blocks = -(-length // block)
+    span, beyond = block + 2 * half, blocks * block - length
+
+    queries = F.pad(q, (0, 0, 0, beyond)).unflatten(2, (blocks, block)).transpose(1, 2).flatten(0, 1)
+    keys, values = (_spans(x, block, half, beyond) for x in (k, v))
+    real = torch.ones(batch, length, dtype=torch.bool, device=q.device) if mask is None else mask
+    if places is not None:
+        valid = places >= 0
+        index = places.clamp(min=0)
+        # A global token is seen as such, by all, and not once more through the windows around it.
+        real = real & ~is_global(places, length)
+    real = F.pad(real, (half, half + beyond)).unfold(1, span, block)
+    step = torch.arange(span, device=q.device) - half - torch.arange(block, device=q.device)[:, None]
+    # A query of padding may have only padding around it: it sees itself, since a softmax over nothing is no number.
+    seen = (real[:, :, None, :] & (step.abs() <= half)) | (step == 0)
+    seen = seen.flatten(0, 1)[:, None]
+
+    if places is not None:
+        global_keys, global_values = _take(k, index), _take(v, index)
+        keys = torch.cat([_repeat(global_keys, blocks), keys], dim=2)
+        values = torch.cat([_repeat(global_values, blocks), values], dim=2)
+        front = _repeat(valid[:, None, None, :], blocks).expand(-1, -1, block, -1)
+        seen = torch.cat([front, seen], dim=-1)
+    out = F.scaled_dot_product_attention(queries, keys, values, attn_mask=seen, dropout_p=dropout)
+    out = out.unflatten(0, (batch, blocks)).transpose(1, 2).flatten(2, 3)[:, :, :length]
+    if places is None:
+        return out
+    all_seen = None if mask is None else mask[:, None, None, :]
+    rows = F.scaled_dot_product_attention(_take(q, index), k, v, attn_mask=all_seen, dropout_p=dropout)
+    return put_rows(out, rows, places)
+
+
+def put_rows(x: Tensor, rows: Tensor, places: Tensor) -> Tensor:
+    """x (B, H, T, d) with rows (B, H, G, d) at `places` (B, G), but for those that are -1."""
+    batch, slot = (places >= 0).nonzero(as_tuple=True)
+    changed = x.transpose(1, 2).contiguous().clone()
+    changed[batch, places[batch, slot]] = rows.transpose(1, 2)[batch, slot].to(x.dtype)
+    return changed.transpose(1, 2)
+
+
+def _spans(x: Tensor, block: int, half: int, beyond: int) -> Tensor:
+    """The keys that each block reaches: (B, H, S, d) -> (B blocks, H, block + 2 half, d)."""
+    padded = F.pad(x, (0, 0, half, half + beyond))
+    return padded.unfold(2, block + 2 * half, block).permute(0, 2, 1, 4, 3).flatten(0, 1)
+
+
+def _take(x: Tensor, index: Tensor) -> Tensor:
+    """x (B, H, T, d) at the places (B, G) -> (B, H, G, d)."""
+    return x.gather(2, index[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3]))
+
+
+def _repeat(x: Tensor, blocks: int) -> Tensor:
+    """(B, ...) -> (B blocks, ...), each row for every block of its sequence."""
+    return x[:, None].expand(-1, blocks, *x.shape[1:]).flatten(0, 1)
+
+
+def _block(window: int) -> int:
+    """Queries of a block: more waste scores outside of the band, fewer copy keys more often."""
+    return max(64, window // 2)
+
+
+def _masked_limit(window: int) -> int:
+    """The length up to which a whole table of scores under a mask is quicker than bands."""
+    return 2 * window + 64
+
+
+def _seen(mask: Tensor | None, length: int, window: int, places: Tensor | None, like: Tensor) -> Tensor:
+    """Which query sees which key, as a table: (B or 1, 1, T, T) bool."""
+    place = torch.arange(length, device=like.device)
+    step = (place[:, None] - place[None, :]).abs()
+    seen = (step <= window // 2)[None]
+    if places is not None:
+        dots = is_global(places, length)
+        seen = seen | dots[:, None, :] | dots[:, :, None]
+    if mask is not None:
+        seen = (seen & mask[:, None, :]) | (step == 0)
+    return seen[:, None]
+
+
+_compiled: Any = None
+
+
+def _flex(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, window: int, places: Tensor | None, compiled: bool
+) -> Tensor:
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+    global _compiled
+    batch, _, length, _ = q.shape
+    half = window // 2
+    real = torch.ones(batch, length, dtype=torch.bool, device=q.device) if mask is None else mask
+    dots = torch.zeros_like(real) if places is None else is_global(places, length)
+
+    def sees(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        near = (i - j).abs() <= half
+        return (real[b, j] & (near | dots[b, i] | dots[b, j])) | (i == j)
+
+    blocks = create_block_mask(sees, batch, None, length, length, device=q.device.type)
+    if not compiled:
+        return flex_attention(q, k, v, block_mask=blocks)
+    if _compiled is None:
+        _compiled = torch.compile(flex_attention, dynamic=True)
+    return _compiled(q, k, v, block_mask=blocks)

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from clipvisionalign.models.attention import attend, attention_mask
+from clipvisionalign.models.attention import attend
 
 
 @dataclass
@@ -69,7 +69,7 @@ class SelfBlock(nn.Module):
         """x: (Q, T, D); mask: (Q, T) -> (Q, T, D)."""
         y = self.norm(x)
         k, v = self.key_value(y).chunk(2, dim=-1)
-        return x + self.dropout(self.out(attend(self.query(y), k, v, self.heads, attention_mask(mask))))
+        return x + self.dropout(self.out(attend(self.query(y), k, v, self.heads, mask)))
 
 
 class CrossBlock(nn.Module):
@@ -97,6 +97,7 @@ class Fusion(nn.Module):
         super().__init__()
         width, heads, dropout = config.width, config.heads, config.dropout
         self.tokens_in = nn.Linear(token_width, width)
+        self.matches_in = nn.Linear(2, width)
         self.patches_in = nn.Sequential(nn.Linear(patch_width, width), nn.LayerNorm(width))
         self.self_blocks = nn.ModuleList(SelfBlock(width, heads, dropout) for _ in range(config.layers))
         self.cross_blocks = nn.ModuleList(CrossBlock(width, heads, dropout) for _ in range(config.layers))
@@ -113,9 +114,13 @@ class Fusion(nn.Module):
         patches = self.patches_in(patch_tokens)
         return torch.stack([block.key_value(patches) for block in self.cross_blocks], dim=1)  # type: ignore[operator]
 
-    def forward(self, tokens: Tensor, mask: Tensor, key_values: Tensor) -> Tensor:
-        """tokens: (Q, T, W); mask: (Q, T); key_values: (Q, L, P, 2 D) of each pair's picture -> corrections (Q,)."""
-        x = self.tokens_in(tokens)
+    def forward(self, tokens: Tensor, mask: Tensor, key_values: Tensor, matches: Tensor) -> Tensor:
+        """Corrections (Q,) of the pairs' scores.
+
+        tokens: (Q, T, W); mask: (Q, T); key_values: (Q, L, P, 2 D) of each pair's picture; matches: (Q, T, 2), what the
+        late interaction finds for each token.
+        """
+        x = self.tokens_in(tokens) + self.matches_in(matches.to(tokens.dtype))
         blocks = zip(self.self_blocks, self.cross_blocks, self.feed_forwards, strict=True)
         for layer, (self_block, cross_block, feed_forward) in enumerate(blocks):
             x = feed_forward(cross_block(self_block(x, mask), key_values[:, layer]))

@@ -1,12 +1,12 @@
 """The text tower: any transformers encoder by name, with its own tokenizer -> one pooled vector and the tokens.
 
-`self` is the encoder as it is. `sparse` is Longformer as published, or sliding windows over the same encoder and the
-same weights, so that a comparison can hold everything else fixed.
+`self` is the encoder as it is. `sparse` is Longformer as published (`longformer.py`), or the sliding twin of the same
+encoder: same weights, windows with the first token global, positions for 4,096 tokens, so that a comparison can hold
+everything but the attention fixed. Both are made to call this project's `attention`.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +15,15 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from clipvisionalign.models.attention import attention_mask
+from clipvisionalign.models.attention import attention
+from clipvisionalign.models.longformer import Longformer
 from clipvisionalign.models.weights import EMBEDDED_TEXT, find_text_folder
+
+#: Under this name transformers' encoders call `attention`.
+ATTENTION = "clipvisionalign"
+
+#: Positions of a sliding twin: the learned ones repeated, as Longformer was made from RoBERTa (section 5).
+SLIDING_POSITIONS = 4096
 
 
 @dataclass
@@ -44,10 +51,10 @@ class TextTowerConfig:
 
 
 class CaptionFeatures(NamedTuple):
-    """What the text tower gives. pooled: (b, W); tokens: (b, T, W); mask: (b, T), 1 on tokens and 0 on padding."""
+    """What the text tower gives. pooled: (b, W); tokens: (b, T, W), where asked for; mask: (b, T), 0 on padding."""
 
     pooled: Tensor
-    tokens: Tensor
+    tokens: Tensor | None
     mask: Tensor
 
 
@@ -68,11 +75,11 @@ class TextTower(nn.Module):
         self.tokenizer = _load_tokenizer(source)
         shape = self.encoder.config
         self.width: int = shape.hidden_size
-        self.is_longformer = shape.model_type == "longformer"
-        self.pooling = config.pooling if config.pooling != "auto" else "first" if self.is_longformer else "mean"
-        # RoBERTa and its heirs count positions from the padding token's number on.
-        offset = shape.pad_token_id + 1 if shape.model_type in ("longformer", "roberta", "xlm-roberta") else 0
-        self.max_tokens = min(config.max_tokens, shape.max_position_embeddings - offset)
+        longformer = isinstance(self.encoder, Longformer)
+        self.pooling = config.pooling if config.pooling != "auto" else "first" if longformer else "mean"
+        #: Tokens that the encoder has positions for.
+        self.positions: int = shape.max_position_embeddings - _position_offset(shape)
+        self.max_tokens = min(config.max_tokens, self.positions)
         self.pad: int = self.tokenizer.pad_token_id or 0
 
     def tokenize(self, captions: Sequence[str]) -> list[list[int]]:
@@ -82,19 +89,21 @@ class TextTower(nn.Module):
         tokens = self.tokenizer(list(captions), truncation=True, max_length=self.max_tokens, padding=False)
         return tokens["input_ids"]
 
-    def forward(self, ids: Tensor, mask: Tensor) -> CaptionFeatures:
-        """ids, mask (b, T) -> pooled (b, W), tokens (b, T, W)."""
-        if self.is_longformer:
+    def forward(self, ids: Tensor, mask: Tensor, want_tokens: bool = True) -> CaptionFeatures:
+        """ids, mask (b, T) -> pooled (b, W), tokens (b, T, W) if they are wanted."""
+        if isinstance(self.encoder, Longformer):
             first = torch.zeros_like(mask)
             first[:, 0] = 1
-            out = self.encoder(input_ids=ids, attention_mask=mask, global_attention_mask=first)
-        elif self.config.attention == "sliding":
-            seen = attention_mask(mask, self.config.window)
-            out = self.encoder(input_ids=ids, attention_mask=seen)
+            alone = self.pooling == "first" and not want_tokens
+            tokens = self.encoder(ids, mask, first, first_only=alone)
         else:
-            out = self.encoder(input_ids=ids, attention_mask=mask)
-        tokens = out.last_hidden_state
-        return CaptionFeatures(pool(tokens, mask, self.pooling), tokens, mask)
+            # Our attention takes the padding as it is, (b, 1, 1, T); what an encoder of its own ways wants is (b, T).
+            ours = self.encoder.config._attn_implementation == ATTENTION
+            tokens = self.encoder(
+                input_ids=ids, attention_mask=mask.bool()[:, None, None] if ours else mask
+            ).last_hidden_state
+        pooled = pool(tokens, mask, self.pooling)
+        return CaptionFeatures(pooled, tokens if want_tokens else None, mask)
 
     def save(self, folder: Path) -> None:
         """Config and tokenizer, without weights, in transformers' layout."""
@@ -116,22 +125,86 @@ def _build_encoder(source: Path, config: TextTowerConfig, load_weights: bool) ->
     # Its report on a pooler that nobody asked for, and its progress bars, tell our users nothing.
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    kind = json.loads((source / "config.json").read_text()).get("model_type", "")
-    longformer = kind == "longformer"
-    options: dict[str, Any] = {} if longformer else {"attn_implementation": "sdpa"}
     shape = transformers.AutoConfig.from_pretrained(source, local_files_only=True)
     if config.dropout >= 0:
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "attention_dropout"):
             if hasattr(shape, name):
                 setattr(shape, name, config.dropout)
-    if load_weights:
-        encoder = transformers.AutoModel.from_pretrained(source, config=shape, local_files_only=True, **options)
+    if shape.model_type == "longformer":
+        encoder: Any = Longformer.from_pretrained(source, shape) if load_weights else Longformer(shape)
+        if config.weights == "random":
+            encoder.reset_parameters()
     else:
-        encoder = transformers.AutoModel.from_config(shape, **options)
+        transformers.AttentionInterface.register(ATTENTION, _attention_of_towers)
+        automatic, options = transformers.AutoModel, {}
+        if _calls_our_attention(shape):
+            options = {"attn_implementation": ATTENTION}
+        elif config.attention == "sliding":
+            raise ValueError(f"{source}: an encoder of the kind '{shape.model_type}' cannot be given sliding windows")
+        if load_weights:
+            encoder = automatic.from_pretrained(source, config=shape, local_files_only=True, **options)
+        else:
+            encoder = automatic.from_config(shape, **options)
+        if config.attention == "sliding":
+            encoder.config.attention_window = config.window
+            extend_positions(encoder, SLIDING_POSITIONS)
     if getattr(encoder, "pooler", None) is not None:
-        # BERT's pooler was trained for sentence pairs; the projection head takes its place.
+        # It was trained for sentence pairs; the projection head takes its place.
         encoder.pooler = None
     return encoder.float()
+
+
+def _calls_our_attention(shape: Any) -> bool:
+    """Whether transformers' encoder of this kind lets its attention be exchanged."""
+    import transformers
+
+    kind: Any = transformers.MODEL_MAPPING.get(type(shape), None)
+    kind = kind[0] if isinstance(kind, (list, tuple)) else kind
+    return bool(getattr(kind, "_supports_attention_backend", False))
+
+
+def _attention_of_towers(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
+    scaling: float | None = None, dropout: float = 0.0, **_: Any,
+) -> tuple[Tensor, None]:  # fmt: skip
+    """`attention` as transformers' encoders call it: q, k, v (b, H, T, d), mask (b, 1, 1, T) -> (b, T, H, d)."""
+    window = getattr(module.config, "attention_window", 0)
+    places = torch.zeros(len(query), 1, dtype=torch.long, device=query.device) if window else None
+    mask = None if attention_mask is None else attention_mask[:, 0, 0]
+    if scaling is not None:
+        own = query.shape[-1] ** -0.5
+        query = query if scaling == own else query * (scaling / own)
+    return attention(query, key, value, mask, window, places, dropout).transpose(1, 2), None
+
+
+@torch.no_grad()
+def extend_positions(encoder: Any, length: int) -> None:
+    """Give an encoder positions for `length` tokens, by repeating the learned ones. Raises ValueError without any."""
+    embeddings: Any = getattr(encoder, "embeddings", None)
+    table = getattr(embeddings, "position_embeddings", None)
+    if not isinstance(table, nn.Embedding):
+        raise ValueError(f"an encoder of the kind '{encoder.config.model_type}' has no table of positions to extend")
+    # RoBERTa's first rows stand for padding, and are not repeated.
+    offset = _position_offset(encoder.config)
+    learned = table.weight[offset:]
+    if len(learned) >= length:
+        return
+    repeated = learned.repeat(-(-length // len(learned)), 1)[:length]
+    extended = nn.Embedding(offset + length, table.embedding_dim, padding_idx=table.padding_idx)
+    extended.weight.copy_(torch.cat([table.weight[:offset], repeated]))
+    embeddings.position_embeddings = extended
+    encoder.config.max_position_embeddings = offset + length
+    for name, fill in (
+        ("position_ids", torch.arange(offset + length)),
+        ("token_type_ids", torch.zeros(offset + length)),
+    ):
+        if hasattr(embeddings, name):
+            embeddings.register_buffer(name, fill.long()[None], persistent=False)
+
+
+def _position_offset(shape: Any) -> int:
+    """RoBERTa and its heirs count positions from the padding token's number on."""
+    return shape.pad_token_id + 1 if shape.model_type in ("longformer", "roberta", "xlm-roberta", "camembert") else 0
 
 
 def _load_tokenizer(source: Path) -> Any:

@@ -123,6 +123,14 @@ def find_text_folder(name: str, weights: str = "auto") -> Path:
     raise _not_found("text", name, weights, package[0] if package else None)
 
 
+def weights_file(folder: Path) -> Path:
+    """The weights in a model's folder, safetensors first. Raises WeightsNotFound."""
+    for name in _WEIGHT_FILES:
+        if (folder / name).is_file():
+            return folder / name
+    raise WeightsNotFound(f"{folder}: holds no weights: {' or '.join(_WEIGHT_FILES)} should be there")
+
+
 def read_tensors(path: Path) -> OrderedDict[str, Tensor]:
     """The tensors of a safetensors or PyTorch file; no pickle is run (`weights_only`)."""
     if path.suffix == ".safetensors":

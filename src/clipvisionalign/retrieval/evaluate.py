@@ -1,7 +1,7 @@
 """Measure a model over a whole gallery: anything that answers `encode_images` and `encode_captions`, or `score`.
 
 A model that also answers `pair_scorer` is measured twice: as the dual encoder that it is, and with the dual encoder's
-first candidates re-ranked.
+first candidates re-ranked. One whose `scores_all_pairs` is true is measured by `score`, though it may encode as well.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def evaluate(
     Raises TypeError for a model that answers neither way, ValueError where what it gives does not fit.
     """
     partners = Partners.of(caption_image, len(images), identity)
-    if not can_encode(model):
+    if not can_encode(model) or (getattr(model, "scores_all_pairs", False) and not candidates):
         if not hasattr(model, "score"):
             name = type(model).__name__
             raise TypeError(f"{name} answers neither encode_images and encode_captions, nor score: nothing to measure")
@@ -97,7 +97,7 @@ def _score_table(model: Any, images: Sequence[Any], captions: Sequence[str]) -> 
         table = np.empty(shape, dtype=np.float32)
     else:
         table = np.memmap(tempfile.TemporaryFile(), np.float32, "w+", shape=shape)  # noqa: SIM115, it lives as long as the table
-    step = max(1, (1 << 20) // max(1, len(captions)))
+    step = max(1, IN_MEMORY // max(1, len(captions)))
     for start in range(0, len(images), step):
         part = as_array(model.score(images[start : start + step], captions))
         if part.shape != table[start : start + step].shape:

@@ -1,7 +1,8 @@
 """Train attention designs alike, measure them alike, and put them into one table.
 
-Everything but the design is held fixed: data, seed, steps, towers and their weights. A study that was stopped goes on
-where it was: a run that is finished, with the same settings, is not repeated.
+Everything but the design is held fixed: data, seed, steps, towers and their weights; `cross` stands on `late` where
+both are in the study. A study that was stopped goes on where it was: a run that is finished, with the same settings, is
+not repeated.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any, Literal, get_args, get_type_hints
 from clipvisionalign.data.captioned import CaptionedImages
 from clipvisionalign.data.check import check
 from clipvisionalign.data.formats import read_captioned_images
-from clipvisionalign.models.aligner import AlignerConfig, load_aligner
+from clipvisionalign.models.aligner import AlignerConfig, config_from_dict, load_aligner
 from clipvisionalign.models.device import machine, versions
 from clipvisionalign.retrieval.audit import audit
 from clipvisionalign.study.profile import profile_run
@@ -36,9 +37,11 @@ def compare(config: RunConfig, variants: Sequence[str], say: Say = print) -> dic
         raise ValueError(f"unknown variant '{', '.join(unknown)}'; known are {', '.join(DESIGNS)}")
     study = Path(config.out)
     results: dict[str, Any] = {}
-    for name in dict.fromkeys(variants):
+    for name in sorted(dict.fromkeys(variants), key=DESIGNS.index):
         say(f"--- {name} ---")
-        results[name] = _train_once(_variant(config, study, name), say)
+        results[name] = _train_once(_variant(config, study, name, "late" in variants), say)
+        if name == "cross" and "late" in results:
+            results[name]["training_seconds"] += results["late"]["training_seconds"]
     say("--- measuring time and memory in fresh processes, and auditing ---")
     kept, report = check(read_captioned_images(config.data, config.layout), full=True, shown=True)
     overlap = [problem.message for problem in report.problems if "two splits" in problem.kind]
@@ -59,9 +62,14 @@ def compare(config: RunConfig, variants: Sequence[str], say: Say = print) -> dic
     return comparison
 
 
-def _variant(config: RunConfig, study: Path, name: str) -> RunConfig:
-    design: Literal["self", "sparse", "cross"] = name  # type: ignore[assignment]
-    return replace(config, out=str(study / name), model=replace(config.model, design=design))
+def _variant(config: RunConfig, study: Path, name: str, late: bool) -> RunConfig:
+    """The settings of one design. Where `late` is in the study `cross` stands on it: same towers and heads, kept as
+    they are, and a fusion trained on top for a third of the epochs; so that the fusion is all that differs."""
+    design: Literal["self", "sparse", "late", "cross"] = name  # type: ignore[assignment]
+    settings = replace(config, out=str(study / name), model=replace(config.model, design=design))
+    if name == "cross" and late:
+        return replace(settings, init=str(study / "late"), freeze="all", epochs=max(1, config.epochs // 3))
+    return settings
 
 
 def _train_once(config: RunConfig, say: Say) -> dict[str, Any]:
@@ -71,7 +79,7 @@ def _train_once(config: RunConfig, say: Say) -> dict[str, Any]:
     out = Path(config.out)
     finished, settings = out / "results.json", out / "config.yaml"
     if finished.is_file():
-        if yaml.safe_load(settings.read_text()) != asdict(config):
+        if config_from_dict(RunConfig, yaml.safe_load(settings.read_text())) != config:
             raise FileExistsError(f"{out}: a run with other settings is there; give another --out, or remove it")
         say(f"{out}: finished already")
         return json.loads(finished.read_text())
@@ -91,7 +99,7 @@ def _audit(run: Path, part: CaptionedImages, overlap: list[str]) -> dict[str, An
 
 COLUMNS = (
     "design", "R@1 image to text", "R@1 text to image", "rsum", "training s", "ms/caption", "ms/picture",
-    "ms/1,000 pairs", "peak MiB", "parameters", "audit",
+    "ms/1,000 pairs", "KiB/picture", "KiB/caption", "peak MiB", "parameters", "audit",
 )  # fmt: skip
 
 
@@ -103,10 +111,9 @@ def table_rows(comparison: dict[str, Any]) -> list[list[str]]:
         if "dual" in found:
             name = found["variant"]
             blocks = {f"{name}, dual": found["dual"], f"{name}, re-ranked": found["reranked"]}
-        for number, (name, block) in enumerate(blocks.items()):
-            cost = found["cost"]
-            pairs = cost.get("ms_per_1000_pairs", {}).get("median")
-            reranks = number == 1
+        for name, block in blocks.items():
+            # What pairs cost and store is the scorer's, which the dual encoder alone does without.
+            cost, own = found["cost"], block is not found.get("dual")
             rows.append(
                 [
                     name,
@@ -116,13 +123,19 @@ def table_rows(comparison: dict[str, Any]) -> list[list[str]]:
                     f"{found['training_seconds']:.0f}",
                     f"{cost['ms_per_caption']['median']:.2f}",
                     f"{cost['ms_per_picture']['median']:.1f}",
-                    f"{pairs:.0f}" if pairs is not None and reranks else "",
+                    _short(cost["ms_per_1000_pairs"]["median"]) if own else "",
+                    _short(cost["bytes_per_picture"] / 1024) if own else "",
+                    _short(cost["bytes_per_caption"] / 1024) if own else "",
                     f"{cost['peak_memory_mib']:.0f}",
                     f"{cost['parameters'] / 1e6:.1f} M",
                     "passed" if found["audit"]["passed"] else "FAILED",
                 ]
             )
     return rows
+
+
+def _short(value: float) -> str:
+    return f"{value:.0f}" if value >= 10 else f"{value:.2g}"
 
 
 def _percent(figure: dict[str, float]) -> str:
@@ -154,7 +167,7 @@ def print_table(comparison: dict[str, Any]) -> None:
     table.caption = "recalls and rsum in percent, 95% intervals by bootstrap over images; memory of a fresh process"
     console = Console()
     # A table broken over many lines is no table: wide enough where nobody's window is known.
-    Console(width=None if console.is_terminal else 160).print(table)
+    Console(width=None if console.is_terminal else 200).print(table)
 
 
 def markdown_table(comparison: dict[str, Any]) -> str:

@@ -23,7 +23,7 @@ PAIRS = 1000
 
 
 def profile_run(run: str | Path, data: str, split: str = "dev", layout: str = "auto") -> dict[str, Any]:
-    """Milliseconds per caption, per picture and per 1,000 pairs, and peak memory, of a fresh process.
+    """Milliseconds per caption, per picture and per 1,000 pairs, bytes stored, and peak memory of a fresh process.
 
     Raises RuntimeError with the process's last words if it fails.
     """
@@ -67,16 +67,32 @@ def measure(run: str, data: str, split: str, layout: str) -> dict[str, Any]:
         "ms_per_picture": _milliseconds(lambda: aligner.encode_images(pictures), len(pictures)),
         "padded_tokens": int(sum(group.ids.numel() for group in groups)),
     }
-    if aligner.fusion is not None:
+    if aligner.late is None:
+        left, right = aligner.encode_images(pictures), aligner.encode_captions(captions)
+        found["ms_per_1000_pairs"] = _milliseconds(lambda: left @ right.T, left.shape[0] * right.shape[0] / 1000)
+        found |= {"bytes_per_picture": bytes_of(left) / len(left), "bytes_per_caption": bytes_of(right) / len(right)}
+    else:
         score = aligner.pair_scorer(pictures, captions)
-        rng = np.random.default_rng(0)
-        index = rng.integers(len(pictures), size=PAIRS), rng.integers(len(captions), size=PAIRS)
-        found["ms_per_1000_pairs"] = _milliseconds(lambda: score(*index), PAIRS / 1000)
+        if aligner.fusion is None:
+            found["ms_per_1000_pairs"] = _milliseconds(score.table, len(pictures) * len(captions) / 1000)
+        else:
+            rng = np.random.default_rng(0)
+            index = rng.integers(len(pictures), size=PAIRS), rng.integers(len(captions), size=PAIRS)
+            found["ms_per_1000_pairs"] = _milliseconds(lambda: score(*index), PAIRS / 1000)
+        found["bytes_per_picture"] = bytes_of(score.images) / len(pictures)
+        found["bytes_per_caption"] = bytes_of(score.captions) / len(captions)
     found["peak_memory_mib"] = round(peak_memory() / 2**20, 1)
     found["loaded_memory_mib"] = round(before / 2**20, 1)
     if torch.cuda.is_available():
         found["peak_device_memory_mib"] = round(torch.cuda.max_memory_allocated() / 2**20, 1)
     return {**found, "parameters": aligner.parameter_count(), "machine": machine()}
+
+
+def bytes_of(kept: Any) -> int:
+    """Bytes of all tensors in a tensor, or in tuples and lists of them: what is stored to score pairs later."""
+    if isinstance(kept, (list, tuple)):
+        return sum(bytes_of(part) for part in kept)
+    return 0 if kept is None else kept.numel() * kept.element_size()
 
 
 def _milliseconds(work: Callable[[], Any], units: float) -> dict[str, float]:
@@ -87,7 +103,7 @@ def _milliseconds(work: Callable[[], Any], units: float) -> dict[str, float]:
         start = time.perf_counter()
         work()
         taken.append(1000 * (time.perf_counter() - start) / units)
-    return {"median": round(float(np.median(taken)), 3), "low": round(min(taken), 3), "high": round(max(taken), 3)}
+    return {"median": round(float(np.median(taken)), 4), "low": round(min(taken), 4), "high": round(max(taken), 4)}
 
 
 def peak_memory() -> int:

@@ -30,9 +30,10 @@ from clipvisionalign.data.check import check
 from clipvisionalign.data.formats import read_captioned_images
 from clipvisionalign.models.aligner import Aligner, AlignerConfig, CaptionStates, ImageStates, load_aligner
 from clipvisionalign.models.device import best_device, machine, quick_format, versions
+from clipvisionalign.models.late_interaction import late_scores
 from clipvisionalign.retrieval.evaluate import evaluate
 from clipvisionalign.retrieval.metrics import RetrievalMetrics, metrics_of_ranks, retrieval_metrics
-from clipvisionalign.retrieval.ranks import Partners
+from clipvisionalign.retrieval.ranks import Partners, ranks_of_scores
 from clipvisionalign.retrieval.rerank import reranked
 from clipvisionalign.training.diagnosis import EpochFigures, diagnose
 from clipvisionalign.training.feature_cache import (
@@ -55,6 +56,7 @@ class RunConfig:
         out: the run folder to write.
         layout: how the data set lies there; "auto" recognises it.
         model: the towers and the attention design.
+        init: a finished run to start from, with the same towers; what it lacks (a fusion, say) starts anew.
         epochs: passes over the training images.
         batch: images in a step; each brings all of its captions.
         text_lr: learning rate of the text tower.
@@ -63,11 +65,11 @@ class RunConfig:
         weight_decay: AdamW's.
         warmup: share of all steps in which the learning rates rise, before they fall along a cosine.
         ema: the kept weights are a moving average; after n steps it forgets by this factor a step, less at the start.
-        freeze: which towers stay as they are.
+        freeze: which towers stay as they are; "all" also keeps the heads, so that the fusion alone is trained.
         augment: how training pictures vary; mirroring is left out by "crop", all variation by "none".
         views: how many variants of each picture are kept on disk for a frozen picture tower.
         negatives: hard negatives per image and per caption for the fusion of the design "cross".
-        fusion_weight: weight of the fusion's loss beside the dual encoder's.
+        fusion_weight: weight of the late interaction's and the fusion's loss beside the dual encoder's.
         patience: epochs without a better dev rsum after which training stops.
         seed: of everything drawn at random.
         precision: number format of training; "auto" times both and takes the quick one. Evaluation is in float32.
@@ -81,6 +83,7 @@ class RunConfig:
     out: str = "runs/self"
     layout: str = "auto"
     model: AlignerConfig = field(default_factory=AlignerConfig)
+    init: str = ""
     epochs: int = 6
     batch: int = 128
     text_lr: float = 1e-4
@@ -89,7 +92,7 @@ class RunConfig:
     weight_decay: float = 0.05
     warmup: float = 0.08
     ema: float = 0.99
-    freeze: Literal["image", "text", "both", "none"] = "image"
+    freeze: Literal["image", "text", "both", "none", "all"] = "image"
     augment: Literal["flip+crop", "crop", "none"] = "flip+crop"
     views: int = 4
     negatives: int = 4
@@ -120,6 +123,9 @@ def train(config: RunConfig, say: Say = print) -> dict[str, Any]:
 
     train_data, dev_data, left_out = load_splits(config, say)
     aligner = Aligner(config.model).to(device).to(memory_format=torch.channels_last)
+    if config.init:
+        anew = start_from(aligner, config.init)
+        say(f"weights of {config.init}; starting anew: {', '.join(anew) or 'nothing'}")
     _freeze(aligner, config.freeze)
     say(
         f"design {config.model.design}: {config.model.image_tower.name} + {config.model.text_tower.name}, "
@@ -190,7 +196,8 @@ def train(config: RunConfig, say: Say = print) -> dict[str, Any]:
             say(_epoch_line(epoch, config.epochs, history[-1], float(fusion_mean), metrics, seconds, kept))
             for words in diagnose(history, image_vectors, caption_vectors):
                 say(f"warning: {words}")
-            if rsum > best:
+            # The dual encoder tells nothing of a fusion that is trained alone: its last epoch is kept.
+            if rsum > best or config.freeze == "all":
                 best, best_epoch = rsum, epoch
                 kept.save(out)
             elif epoch - best_epoch >= config.patience:
@@ -203,9 +210,10 @@ def train(config: RunConfig, say: Say = print) -> dict[str, Any]:
     aligner = load_aligner(out, config.device)
     aligner.show_progress = True
     candidates = config.model.fusion.candidates if aligner.fusion is not None else 0
-    if aligner.fusion is not None:
-        weight = choose_fusion_weight(aligner, dev_data, candidates)
-        say(f"the fusion's correction counts {weight:g} times, chosen on dev from {FUSION_WEIGHTS}")
+    if aligner.late is not None:
+        late, fusion = choose_pair_weights(aligner, dev_data, candidates)
+        more = f", the fusion's correction {fusion:g} times" if aligner.fusion is not None else ""
+        say(f"the late score counts {late:g} times{more}, chosen on dev from {PAIR_WEIGHTS}")
         aligner.save(out)
     measured = evaluate(
         aligner, dev_data.images, dev_data.captions, dev_data.caption_image, dev_data.image_identity, candidates
@@ -221,7 +229,8 @@ def train(config: RunConfig, say: Say = print) -> dict[str, Any]:
 def step_loss(
     aligner: Aligner, batch: Batch, images: ImageStates, captions: list[CaptionStates], config: RunConfig
 ) -> tuple[Tensor, Tensor, float]:
-    """The contrastive loss, the fusion's loss (0 without one), and the share of captions whose image comes first."""
+    """The dual encoder's contrastive loss, that of what scores pairs (0 without), and the share of captions whose image
+    comes first by the dual encoder."""
     order = torch.cat([group.rows for group in batch.captions])
     vectors = torch.cat([group.vectors for group in captions])
     partners = batch.partners[:, order]
@@ -229,25 +238,45 @@ def step_loss(
     loss = contrastive_loss(logits, partners)
     with torch.no_grad():
         accuracy = float(partners.gather(0, logits.argmax(dim=0, keepdim=True)).float().mean())
-    if aligner.fusion is None:
+    if aligner.late is None:
         return loss, torch.zeros((), device=loss.device), accuracy
-    return loss, fusion_loss(aligner, images, captions, logits.detach(), partners, config.negatives), accuracy
+    patches = aligner.late.patches(images.patches)
+    tokens = [aligner.late.tokens(*_tokens(group)) for group in captions]
+    late = aligner.late.scale() * torch.cat([late_scores(patches, some) for some in tokens], dim=1)
+    pair_loss = contrastive_loss(late, partners)
+    if aligner.fusion is not None:
+        known = (logits + late).detach()
+        pair_loss = pair_loss + fusion_loss(aligner, images, patches, captions, known, partners, config.negatives)
+    return loss, pair_loss, accuracy
+
+
+def _tokens(group: CaptionStates) -> tuple[Tensor, Tensor]:
+    assert group.tokens is not None
+    return group.tokens, group.mask
 
 
 def fusion_loss(
-    aligner: Aligner, images: ImageStates, captions: list[CaptionStates], logits: Tensor, partners: Tensor, count: int
+    aligner: Aligner,
+    images: ImageStates,
+    patches: Tensor,
+    captions: list[CaptionStates],
+    logits: Tensor,
+    partners: Tensor,
+    count: int,
 ) -> Tensor:
     """Each true pair told from `count` hard negatives, both ways.
 
     One caption of each image is drawn. It is scored with its image and with hard negative images; its image is scored
-    with it and with hard negative captions. logits, partners: (B, M), columns in the order of `captions`.
+    with it and with hard negative captions. logits, partners: (B, M), columns in the order of `captions`; logits are
+    all that is known without the fusion, the dual encoder's and the late interaction's.
 
-    The fused score is the dual score plus a correction, and the negatives were drawn by the dual encoder's
-    probability. A softmax over drawn candidates has to take the log of that probability off each score (Bengio and
-    Senecal, IEEE Transactions on Neural Networks 19 (2008), 713), which leaves the correction alone: it learns what the
-    dual score lacks, instead of learning to take back what the drawing has made common.
+    The fused score is that plus a correction, and the negatives were drawn by its probability. A softmax over drawn
+    candidates has to take the log of that probability off each score (Bengio and Senecal, IEEE Transactions on Neural
+    Networks 19 (2008), 713), which leaves the correction alone: it learns what the rest lacks, instead of learning to
+    take back what the drawing has made common.
     """
     assert aligner.fusion is not None
+    assert aligner.late is not None
     count = min(count, int((~partners).sum(dim=1).min()), int((~partners).sum(dim=0).min()))
     rows = torch.arange(len(partners), device=logits.device)
     drawn = torch.multinomial(partners.float(), 1).squeeze(1)
@@ -257,9 +286,9 @@ def fusion_loss(
     caption_index = torch.cat([drawn, drawn.repeat_interleave(count), wrong_captions.flatten()])
 
     lengths = torch.cat([group.mask.sum(dim=1) for group in captions])
-    longest = max(group.tokens.shape[1] for group in captions)
+    longest = int(lengths.max())
     tokens = torch.cat(
-        [nn.functional.pad(group.tokens, (0, 0, 0, longest - group.tokens.shape[1])) for group in captions]
+        [nn.functional.pad(found, (0, 0, 0, longest - found.shape[1])) for found, _ in map(_tokens, captions)]
     )
     key_values = aligner.fusion.project_patches(images.patches)
     corrections = torch.zeros(len(image_index), device=logits.device)
@@ -269,7 +298,9 @@ def fusion_loss(
         chosen = caption_index[pairs]
         width = int(lengths[chosen].max())
         mask = torch.arange(width, device=logits.device) < lengths[chosen, None]
-        found = aligner.fusion(tokens[chosen, :width], mask, key_values[image_index[pairs]])
+        some, where = tokens[chosen, :width], image_index[pairs]
+        matches = aligner.late.matches(some, patches[where]).detach()
+        found = aligner.fusion(some, mask, key_values[where], matches)
         corrections = corrections.index_copy(0, pairs, found.float())
     true, by_caption, by_image = corrections.split([len(rows), len(rows) * count, len(rows) * count])
     target = torch.zeros(len(rows), dtype=torch.long, device=logits.device)
@@ -296,35 +327,71 @@ def dev_metrics(
     return metrics, images, captions
 
 
-#: How much the fusion's correction may count; 0 leaves the dual encoder's order as it is.
-FUSION_WEIGHTS = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
+#: What the late score and the fusion's correction may count beside the dual encoder's score; 0 leaves them out.
+PAIR_WEIGHTS = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5)
 
 
-def choose_fusion_weight(aligner: Aligner, data: CaptionedImages, candidates: int) -> float:
-    """Set the weight of the fusion's correction to the one with the best rsum after re-ranking, and return it.
+def choose_pair_weights(aligner: Aligner, data: CaptionedImages, candidates: int) -> tuple[float, float]:
+    """Set what the late score and the fusion's correction count to what gives the best rsum; returns both.
 
-    The towers have seen the training captions many times and are surer there than on new pictures, so the weight cannot
-    be learned with them. Like the best epoch it is chosen on dev: what it is worth shows on pictures outside of dev.
+    The towers have seen the training captions many times and are surer there than on new pictures, so that the weights
+    cannot be learned with them. Like the best epoch they are chosen on dev: what they are worth shows outside of dev.
     """
-    assert aligner.fusion is not None
+    assert aligner.late is not None
     score = aligner.pair_scorer(data.images, data.captions)
     partners = Partners.of(data.caption_image, len(data), data.image_identity)
-    parts: list[np.ndarray] = []
+    if aligner.fusion is None:
+        aligner.late.weight.fill_(0.0)
+        dual = score.table().numpy()
+        aligner.late.weight.fill_(1.0)
+        late = score.table().numpy() - dual
 
-    def rsum(weight: float) -> float:
-        def weighted(images: np.ndarray, captions: np.ndarray) -> np.ndarray:
-            # The candidates are the same for every weight: scored once.
-            if not parts:
-                parts.extend((score.dual(images, captions), score.corrections(images, captions)))
-            return parts[0] + weight * parts[1]
+        def rsum(weights: tuple[float, float]) -> float:
+            ranks = ranks_of_scores(dual + weights[0] * late, partners)
+            return metrics_of_ranks(ranks, partners.caption_image, resamples=0).rsum.value
 
-        _, after = reranked(score.image_vectors.numpy(), score.caption_vectors.numpy(), partners, weighted, candidates)
-        return metrics_of_ranks(after, partners.caption_image, resamples=0).rsum.value
+        grid = [(weight, 0.0) for weight in PAIR_WEIGHTS]
+    else:
+        parts: list[np.ndarray] = []
 
-    # On a tie the smaller weight: what shows no gain is not trusted.
-    weight = max(FUSION_WEIGHTS, key=lambda weight: (rsum(weight), -weight))
-    aligner.fusion.weight.fill_(weight)
-    return weight
+        def rsum(weights: tuple[float, float]) -> float:
+            def weighted(images: np.ndarray, captions: np.ndarray) -> np.ndarray:
+                # The candidates are the same for every weight: scored once.
+                if not parts:
+                    parts.append(score.parts(images, captions))
+                return parts[0] @ np.array([1.0, *weights], dtype=np.float32)
+
+            vectors = score.image_vectors.numpy(), score.caption_vectors.numpy()
+            _, after = reranked(*vectors, partners, weighted, candidates)
+            return metrics_of_ranks(after, partners.caption_image, resamples=0).rsum.value
+
+        grid = [(late, fusion) for late in PAIR_WEIGHTS for fusion in PAIR_WEIGHTS]
+    # On a tie the smaller weights: what shows no gain is not trusted.
+    best = max(grid, key=lambda weights: (rsum(weights), -sum(weights)))
+    aligner.late.weight.fill_(best[0])
+    if aligner.fusion is not None:
+        aligner.fusion.weight.fill_(best[1])
+    return best
+
+
+def start_from(aligner: Aligner, run: str) -> list[str]:
+    """Take the weights of a finished run, as far as it has them; returns the parts that start anew.
+
+    Raises FileNotFoundError where `run` is no run folder, ValueError where its towers are others.
+    """
+    from safetensors.torch import load_file
+
+    path = Path(run) / "model.safetensors"
+    if not path.is_file():
+        raise FileNotFoundError(f"--init {run}: not a run folder: no model.safetensors in it")
+    state, own = load_file(path), aligner.state_dict()
+    shared = {name: tensor for name, tensor in state.items() if name in own and own[name].shape == tensor.shape}
+    optional = ("late.", "fusion.")
+    strange = [name for name in {*state, *own} - set(shared) if not name.startswith(optional)]
+    if strange:
+        raise ValueError(f"--init {run}: other towers than this run's: {sorted(strange)[0]} does not fit")
+    aligner.load_state_dict(shared, strict=False)
+    return sorted({name.split(".")[0] for name in set(own) - set(shared)})
 
 
 def load_splits(config: RunConfig, say: Say) -> tuple[CaptionedImages, CaptionedImages, list[str]]:
@@ -365,6 +432,8 @@ def _check_settings(config: RunConfig) -> None:
     for name in ("epochs", "batch", "views", "patience", "negatives"):
         if getattr(config, name) < 1:
             raise ValueError(f"--{name} should be at least 1, not {getattr(config, name)}")
+    if config.freeze == "all" and config.model.design != "cross":
+        raise ValueError("--freeze all trains the fusion alone, and only the design 'cross' has one")
     if config.batch < 2:
         raise ValueError("--batch should be at least 2: an image alone has nothing to be told from")
     for name in ("warmup", "ema"):
@@ -385,6 +454,11 @@ def _prepare_folder(config: RunConfig) -> Path:
 
 
 def _freeze(aligner: Aligner, freeze: str) -> None:
+    if freeze == "all":
+        aligner.requires_grad_(False)
+        if aligner.fusion is not None:
+            aligner.fusion.requires_grad_(True)
+        return
     aligner.image_tower.requires_grad_(freeze not in ("image", "both"))
     aligner.text_tower.requires_grad_(freeze not in ("text", "both"))
     if freeze not in ("text", "both"):
@@ -394,10 +468,12 @@ def _freeze(aligner: Aligner, freeze: str) -> None:
 
 def _keep_frozen_still(aligner: Aligner, freeze: str) -> None:
     """A frozen tower also keeps its batch norm's statistics and drops nothing out."""
-    if freeze in ("image", "both"):
+    if freeze in ("image", "both", "all"):
         aligner.image_tower.eval()
-    if freeze in ("text", "both"):
+    if freeze in ("text", "both", "all"):
         aligner.text_tower.eval()
+    if freeze == "all":
+        aligner.image_head.eval()
 
 
 def _trained(aligner: Aligner) -> int:
@@ -412,7 +488,7 @@ def _frozen_features(
     dtype: torch.dtype,
     say: Say,
 ) -> tuple[FeatureCache | None, FeatureCache | None]:
-    if config.freeze not in ("image", "both") or config.cache == "off":
+    if config.freeze not in ("image", "both", "all") or config.cache == "off":
         return None, None
     root = cache_folder(config.cache)
     views = views_of(config.augment, config.views)

@@ -1,0 +1,452 @@
+"""What attention costs: text encoders by caption length, and the ways to score pairs; against rivals, in one run.
+
+    python benchmarks/attention.py [--only exact,encode,twins,memory,pairs] [--json] [--plot attention.png]
+
+Same random weights, same inputs, float32, no gradients. The contestants of a row take turns; each figure is the median
+of five turns after a warm-up, with the fastest and the slowest. A ratio is the median of the turns' own ratios. Memory
+is the peak of a fresh process above what it held with its model loaded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+TURNS = 5
+WINDOW = 64
+ENCODE = ((8, 8), (8, 20), (8, 64), (8, 250), (1, 512), (1, 1024), (1, 2048), (1, 4096))
+EDGES = (1, 2, 8, 20, 64, 256, 257, 258, 511, 512, 513, 767, 1023, 1024, 1025, 2049, 4096)
+MEMORY = (512, 1024, 2048, 4096)
+WORDS = ("dog", "grass", "two", "children", "in", "red", "shirts", "look", "on", "from", "a", "wooden", "bench")
+SECTIONS = ("exact", "encode", "twins", "memory", "pairs")
+
+
+def take_turns(contestants: dict[str, Callable[[], Any]], turns: int = TURNS) -> dict[str, list[float]]:
+    """Seconds of every turn of each contestant; they take turns, so that a slow minute meets all alike."""
+    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    for turn in range(turns + 1):
+        for name, work in contestants.items():
+            start = time.perf_counter()
+            with torch.inference_mode():
+                work()
+            if turn:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def summary(seconds: list[float]) -> dict[str, float]:
+    """Milliseconds: median, fastest, slowest."""
+    return dict(zip(("median", "low", "high"), (1000 * np.percentile(seconds, [50, 0, 100])).tolist(), strict=True))
+
+
+def ratio(rival: list[float], ours: list[float]) -> dict[str, float]:
+    """How often as long the rival takes: median over the turns, least, greatest."""
+    turns = np.array(rival) / np.array(ours)
+    return dict(zip(("median", "low", "high"), np.percentile(turns, [50, 0, 100]).tolist(), strict=True))
+
+
+# --- the encoders, with random weights in their published layouts ----------------------------------------------------
+
+
+def save_encoder(kind: str, folder: Path) -> Path:
+    """An encoder of its published size in transformers' layout; the tokenizer is MiniLM's, none is needed here."""
+    import transformers
+
+    from clipvisionalign.models.weights import find_text_folder
+
+    target = folder / kind
+    if not target.exists():
+        torch.manual_seed(0)
+        if kind == "longformer":
+            shape: Any = transformers.LongformerConfig(
+                vocab_size=50265, max_position_embeddings=4098, type_vocab_size=1, layer_norm_eps=1e-5,
+                attention_window=512, pad_token_id=1,
+            )  # fmt: skip
+        elif kind == "distilbert":
+            shape = transformers.DistilBertConfig()
+        else:
+            shape = transformers.AutoConfig.from_pretrained(find_text_folder("all-MiniLM-L6-v2"))
+        model = transformers.AutoModel.from_config(shape)
+        # Biases start at zero, where a difference about them would not show.
+        for parameter in model.parameters():
+            if parameter.ndim == 1:
+                parameter.data += 0.02 * torch.randn_like(parameter)
+        model.save_pretrained(target)
+        transformers.AutoTokenizer.from_pretrained(find_text_folder("all-MiniLM-L6-v2")).save_pretrained(target)
+    return target
+
+
+def tower(kind: str, folder: Path, attention: str = "dense") -> Any:
+    """The text tower over such an encoder."""
+    from clipvisionalign.models.text_tower import TextTower, TextTowerConfig
+
+    source = str(save_encoder(kind, folder))
+    return TextTower(TextTowerConfig(source, attention=attention, window=WINDOW, max_tokens=4096)).eval()
+
+
+def rival_longformer(folder: Path) -> Any:
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    return transformers.LongformerModel.from_pretrained(save_encoder("longformer", folder)).eval()
+
+
+def tokens(
+    batch: int, length: int, lengths: list[int] | None = None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """ids, mask, and the first token as the only global one: (B, T) each."""
+    generator = torch.Generator().manual_seed(length)
+    ids = torch.randint(5, 30000, (batch, length), generator=generator)
+    mask = torch.ones_like(ids)
+    if lengths is not None:
+        mask = (torch.arange(length) < torch.tensor(lengths)[:, None]).long()
+        ids = ids.masked_fill(mask == 0, 1)
+    first = torch.zeros_like(ids)
+    first[:, 0] = 1
+    return ids, mask, first
+
+
+# --- sections --------------------------------------------------------------------------------------------------------
+
+
+def exact(folder: Path) -> dict[str, Any]:
+    """Longformer here against transformers': the greatest differences of outputs and gradients, by length."""
+    rival, ours = rival_longformer(folder), tower("longformer", folder).encoder
+    from clipvisionalign.models.longformer import Longformer
+
+    ours = Longformer.from_pretrained(save_encoder("longformer", folder)).eval()
+    rows = []
+    for length in EDGES:
+        for places in ([0], [0, length // 3, length - 1], []):
+            for padded in (False, True):
+                if padded and length < 3:
+                    continue
+                lengths = [length, max(1, length * 2 // 3)] if padded else None
+                if length > 600 and (padded != (len(places) != 1)):
+                    continue  # of the long ones: without padding and the first place, with padding and the other two
+                ids, mask, dots = tokens(2 if padded else 1, length, lengths)
+                dots.zero_()
+                dots[:, [place for place in places if place < length]] = 1
+                with torch.inference_mode():
+                    theirs = rival(ids, attention_mask=mask, global_attention_mask=dots)
+                    found = ours(ids, mask, dots)
+                    first = ours(ids, mask, dots, first_only=True)
+                rows.append(
+                    {
+                        "length": length, "global": len(places), "padded": padded,
+                        "states": float((found - theirs.last_hidden_state).abs().max()),
+                        "first": float((first - theirs.last_hidden_state[:, :1]).abs().max()),
+                        "pooled": float((ours.pool(found) - theirs.pooler_output).abs().max()),
+                    }
+                )  # fmt: skip
+    gradients = []
+    for length in (20, 300, 513, 1025):
+        ids, mask, dots = tokens(1, length)
+        weights = torch.randn(1, length, 768, generator=torch.Generator().manual_seed(0))
+        rival.zero_grad()
+        ours.zero_grad()
+        (rival(ids, attention_mask=mask, global_attention_mask=dots).last_hidden_state * weights).sum().backward()
+        (ours(ids, mask, dots) * weights).sum().backward()
+        worst = 0.0
+        for number, layer in enumerate(rival.encoder.layer):
+            own, published = ours.layers[number], layer.attention.self
+            joined = torch.cat([getattr(published, name).weight.grad for name in ("query", "key", "value")])
+            pairs = [
+                (own.attention.query_key_value.weight.grad, joined),
+                (own.attention.query_global.weight.grad, published.query_global.weight.grad),
+                (own.attention.key_global.weight.grad, published.key_global.weight.grad),
+                (own.attention.value_global.weight.grad, published.value_global.weight.grad),
+                (own.up.weight.grad, layer.intermediate.dense.weight.grad),
+                (own.down.weight.grad, layer.output.dense.weight.grad),
+            ]
+            worst = max(worst, *(float((a - b).norm() / b.norm()) for a, b in pairs))
+        gradients.append({"length": length, "relative": worst})
+    return {"outputs": rows, "gradients": gradients}
+
+
+def encode(folder: Path) -> list[dict[str, Any]]:
+    """Encode times by caption length."""
+    theirs, ours, distil = rival_longformer(folder), tower("longformer", folder), tower("distilbert", folder)
+    rows = []
+    for batch, length in ENCODE:
+        ids, mask, first = tokens(batch, length)
+        contestants: dict[str, Callable[[], Any]] = {
+            "transformers": partial(theirs, ids, attention_mask=mask, global_attention_mask=first),
+            "here, all tokens": partial(ours, ids, mask, want_tokens=True),
+            "here, first token": partial(ours, ids, mask, want_tokens=False),
+        }
+        if length <= 512:
+            contestants["DistilBERT"] = partial(distil, ids, mask, want_tokens=False)
+        seconds = take_turns(contestants)
+        row = {
+            "batch": batch, "length": length, "ms": {name: summary(found) for name, found in seconds.items()},
+            "transformers over here, all tokens": ratio(seconds["transformers"], seconds["here, all tokens"]),
+            "transformers over here, first token": ratio(seconds["transformers"], seconds["here, first token"]),
+        }  # fmt: skip
+        if length <= 512:
+            row["here, first token over DistilBERT"] = ratio(seconds["here, first token"], seconds["DistilBERT"])
+        rows.append(row)
+    return rows
+
+
+def twins(folder: Path) -> list[dict[str, Any]]:
+    """Dense encoders against their sliding twins at window 64: the attention alone, and the whole encoder."""
+    from clipvisionalign.models.attention import attention
+
+    rows = []
+    for kind, heads, head in (("minilm", 12, 32), ("distilbert", 12, 64)):
+        from clipvisionalign.models.text_tower import extend_positions
+
+        dense, sliding = tower(kind, folder), tower(kind, folder, "sliding")
+        # The dense rival needs positions of the same number, or it could not read 4,096 tokens at all.
+        extend_positions(dense.encoder, 4096)
+        for length in (64, 512, 1024, 2048, 4096):
+            q, k, v = (torch.randn(1, length, heads, head).transpose(1, 2) for _ in range(3))
+            places = torch.zeros(1, 1, dtype=torch.long)
+            ids, mask, _ = tokens(1, length)
+            alone = take_turns(
+                {
+                    "dense": partial(attention, q, k, v),
+                    "sliding": partial(attention, q, k, v, window=WINDOW, global_places=places),
+                }
+            )
+            whole = take_turns(
+                {
+                    "dense": partial(dense, ids, mask, want_tokens=False),
+                    "sliding": partial(sliding, ids, mask, want_tokens=False),
+                }
+            )
+            rows.append(
+                {
+                    "encoder": kind, "length": length,
+                    "ms": {name: summary(found) for name, found in whole.items()},
+                    "attention ms": {name: summary(found) for name, found in alone.items()},
+                    "dense over sliding": ratio(whole["dense"], whole["sliding"]),
+                    "attention, dense over sliding": ratio(alone["dense"], alone["sliding"]),
+                }
+            )  # fmt: skip
+    return rows
+
+
+def peak() -> int:
+    """Peak resident bytes of this process since the last reset."""
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmHWM"))
+
+
+def one_memory(kind: str, length: int, folder: Path) -> float:
+    """MiB above the loaded model that one encoding takes in this process."""
+    from clipvisionalign.models.text_tower import extend_positions
+
+    ids, mask, first = tokens(1, length)
+    if kind == "transformers Longformer":
+        theirs = rival_longformer(folder)
+        work: Callable[[], Any] = partial(theirs, ids, attention_mask=mask, global_attention_mask=first)
+    else:
+        name, _, attention = kind.partition(", ")
+        ours = tower(name, folder, attention or "dense")
+        if name != "longformer":
+            extend_positions(ours.encoder, 4096)
+        work = partial(ours, ids, mask, want_tokens=False)
+    with torch.inference_mode():
+        if kind == "transformers Longformer":
+            theirs(*(x[:, :8] for x in (ids, mask)))
+        else:
+            ours(ids[:, :8], mask[:, :8])
+        # The kernel forgets the peak of the loading.
+        Path("/proc/self/clear_refs").write_text("5")
+        before = peak()
+        work()
+    return (peak() - before) / 2**20
+
+
+def memory(folder: Path) -> list[dict[str, Any]]:
+    """Peak memory of one encoding by length, each in a fresh process."""
+    rows = []
+    for kind in ("transformers Longformer", "longformer", "minilm, dense", "minilm, sliding", "distilbert, sliding"):
+        save_encoder("longformer" if "ongformer" in kind else kind.partition(",")[0], folder)
+        found = []
+        for length in MEMORY:
+            command = [sys.executable, __file__, "--one", kind, str(length), str(folder)]
+            found.append(float(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
+        growth = [b / a for a, b in itertools.pairwise(found)]
+        rows.append({"encoder": kind, "lengths": list(MEMORY), "mib": found, "growth per doubling": growth})
+    return rows
+
+
+def pairs(folder: Path) -> dict[str, Any]:
+    """Milliseconds per 1,000 pairs, and the memory of the late interaction over 5,000 x 1,000."""
+    from clipvisionalign.models.aligner import Aligner, AlignerConfig, PairScorer
+    from clipvisionalign.models.image_tower import ImageFeatures
+
+    torch.manual_seed(0)
+    rng = np.random.default_rng(0)
+    captions = [" ".join(rng.choice(WORDS, size=rng.integers(5, 18))) for _ in range(1000)]
+    found: dict[str, Any] = {}
+    scorers = {}
+    for design in ("late", "cross"):
+        aligner = Aligner(AlignerConfig(design=design)).eval()  # type: ignore[arg-type]
+        if aligner.fusion is not None:
+            torch.nn.init.normal_(aligner.fusion.correction.weight)
+        # Pictures are not what is measured: their features are drawn, not encoded.
+        width, count = aligner.image_tower.width, aligner.image_tower.patches
+        features = ImageFeatures(torch.randn(1000, width), torch.randn(1000, count, width))
+        with torch.inference_mode():
+            images = aligner.encode_image_parts([aligner.image_states(features)])
+            scorers[design] = PairScorer(aligner, images, aligner.encode_caption_parts(captions))
+    # 32 candidates for each of 1,000 captions.
+    index = rng.integers(1000, size=32_000), np.repeat(np.arange(1000), 32)
+    for design, scorer in scorers.items():
+        seconds = take_turns({design: partial(scorer, *index)})[design]
+        found[f"{design}, candidates"] = summary([turn / 32 for turn in seconds])
+    found["cross, projections of 1,000 pictures for 32,000 pairs"] = scorers["cross"].projections
+    late = scorers["late"]
+    seconds = take_turns({"late": late.table})["late"]
+    found["late, whole table"] = summary([turn / 1000 for turn in seconds])
+    found["dual encoder, whole table"] = summary(
+        [turn / 1000 for turn in take_turns({"dual": lambda: late.image_vectors @ late.caption_vectors.T})["dual"]]
+    )
+    large = PairScorer(late.aligner, late.images, late.captions * 5)
+    Path("/proc/self/clear_refs").write_text("5")
+    before = peak()
+    with torch.inference_mode():
+        table = large.table()
+    found["late, 5,000 x 1,000, MiB above inputs"] = (peak() - before) / 2**20
+    assert table.shape == (1000, 5000)
+    return found
+
+
+# --- for people ------------------------------------------------------------------------------------------------------
+
+
+def spread(found: dict[str, float], digits: int = 1) -> str:
+    return f"{found['median']:.{digits}f} [{found['low']:.{digits}f}, {found['high']:.{digits}f}]"
+
+
+def tell(result: dict[str, Any]) -> None:
+    print(f"{result['machine']}; float32; medians [fastest, slowest] of {TURNS} turns")
+    if "exact" in result:
+        rows, gradients = result["exact"]["outputs"], result["exact"]["gradients"]
+        print(
+            f"\nLongformer here against transformers', base size, {len(rows)} cases, lengths {EDGES[0]} to {EDGES[-1]}"
+        )
+        for name in ("states", "first", "pooled"):
+            worst = max(rows, key=lambda row: row[name])
+            print(f"  {name:<8} differ by at most {worst[name]:.1e} (length {worst['length']})")
+        print(
+            "  gradients " + ", ".join(f"{row['relative']:.1e} at {row['length']}" for row in gradients) + " relative"
+        )
+    if "encode" in result:
+        print("\nencoding, milliseconds a batch                transformers   here, all tokens  here, first token")
+        for row in result["encode"]:
+            ms = row["ms"]
+            cells = [
+                f"{ms[name]['median']:>17.1f}" for name in ("transformers", "here, all tokens", "here, first token")
+            ]
+            print(f"  Longformer, {row['batch']} x {row['length']:>5} tokens     {''.join(cells)}")
+            for name in ("transformers over here, all tokens", "transformers over here, first token"):
+                print(f"      {name:<38} {spread(row[name])}")
+            if "DistilBERT" in ms:
+                told = spread(row["here, first token over DistilBERT"], 2)
+                print(f"      here, first token over DistilBERT      {told} ({ms['DistilBERT']['median']:.1f} ms)")
+    if "twins" in result:
+        print(f"\nsliding twins, window {WINDOW}, first token global: dense over sliding")
+        for row in result["twins"]:
+            whole, alone = spread(row["dense over sliding"]), spread(row["attention, dense over sliding"])
+            print(f"  {row['encoder']:<10} {row['length']:>5} tokens: encoder {whole}, attention alone {alone}")
+    if "memory" in result:
+        print("\npeak memory above the loaded model, MiB, at " + ", ".join(f"{length:,}" for length in MEMORY))
+        for row in result["memory"]:
+            growth = ", ".join(f"{value:.2f}" for value in row["growth per doubling"])
+            print(f"  {row['encoder']:<25} {', '.join(f'{value:.0f}' for value in row['mib'])} (times {growth})")
+    if "pairs" in result:
+        print("\nmilliseconds per 1,000 pairs")
+        for name, found in result["pairs"].items():
+            print(f"  {name:<55} {spread(found, 3) if isinstance(found, dict) else f'{found:,.0f}'}")
+
+
+def plot(result: dict[str, Any], path: str) -> None:
+    """Time and memory by length."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 3, figsize=(14, 4.4), layout="constrained")
+    colours = {"transformers": "#ff725c", "here, all tokens": "#4269d0", "here, first token": "#3ca951"}
+    if "encode" in result:
+        for name, colour in colours.items():
+            lengths = [row["length"] for row in result["encode"]]
+            each = [row["ms"][name]["median"] / row["batch"] for row in result["encode"]]
+            axes[0].plot(lengths, each, "o-", color=colour, label=name, markersize=4)
+        axes[0].set_title("Longformer, milliseconds a caption")
+    if "twins" in result:
+        for kind, style in (("minilm", "o-"), ("distilbert", "s--")):
+            rows = [row for row in result["twins"] if row["encoder"] == kind]
+            for name, colour in (("dense", "#ff725c"), ("sliding", "#4269d0")):
+                each = [row["ms"][name]["median"] for row in rows]
+                axes[1].plot([row["length"] for row in rows], each, style, color=colour, label=f"{kind}, {name}")
+        axes[1].set_title(f"dense and sliding (window {WINDOW}), milliseconds")
+    if "memory" in result:
+        palette = ("#ff725c", "#4269d0", "#efb118", "#3ca951", "#a463f2")
+        for row, colour in zip(result["memory"], palette, strict=True):
+            axes[2].plot(row["lengths"], row["mib"], "o-", color=colour, label=row["encoder"], markersize=4)
+        axes[2].set_title("peak memory of one caption, MiB")
+    for each_axes in axes:
+        each_axes.set_xscale("log", base=2)
+        each_axes.set_yscale("log")
+        each_axes.set_xlabel("tokens")
+        each_axes.spines[["top", "right"]].set_visible(False)
+        if each_axes.lines:
+            each_axes.legend(frameon=False, fontsize=8)
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--only", default=",".join(SECTIONS), help=f"sections, of {', '.join(SECTIONS)}")
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
+    parser.add_argument("--plot", help="draw time and memory by length into this file")
+    parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.one:
+        kind, length, folder = given.one
+        print(one_memory(kind, int(length), Path(folder)))
+        return
+    from clipvisionalign.models.device import machine
+
+    chosen = given.only.split(",")
+    unknown = set(chosen) - set(SECTIONS)
+    if unknown:
+        parser.error(f"no section '{', '.join(sorted(unknown))}'; there are {', '.join(SECTIONS)}")
+    where = machine()
+    result: dict[str, Any] = {"machine": f"{where['processor']}, {where['threads']} threads, {where['instructions']}"}
+    with tempfile.TemporaryDirectory() as folder:
+        for name in chosen:
+            print(f"{name} ...", file=sys.stderr, flush=True)
+            result[name] = {"exact": exact, "encode": encode, "twins": twins, "memory": memory, "pairs": pairs}[name](
+                Path(folder)
+            )
+    if given.plot:
+        plot(result, given.plot)
+    if given.json:
+        print(json.dumps(result, indent=2))
+    else:
+        tell(result)
+
+
+if __name__ == "__main__":
+    main()

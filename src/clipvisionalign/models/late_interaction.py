@@ -1,0 +1,138 @@
+"""Late interaction: a caption's tokens against a picture's patches, by the sum of best matches.
+
+Between one vector a side and full fusion: tokens and patches are encoded apart, each side alone, and meet in cosines
+only. A pair's score is the sum over the caption's tokens of each one's best cosine among the picture's patches, under
+weights that a caption gives its own tokens; they sum to 1, so that a long caption scores as high as a short one.
+
+- Padding has no weight: it adds nothing, whatever it holds.
+- Pruning keeps the tokens of the greatest weight: smaller storage, fewer products.
+
+Sources: ColBERT (Khattab and Zaharia, arXiv:2004.12832) for the sum of best matches; FILIP (Yao et al.,
+arXiv:2111.07783) for patches; Wang et al., arXiv:2203.07111, for the weights.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+#: Cosines that `late_scores` holds at a time: 64 MiB in float32.
+BLOCK = 1 << 24
+
+
+@dataclass
+class LateConfig:
+    """How tokens meet patches in the designs `late` and `cross`.
+
+    Args:
+        width: numbers of a token's and of a patch's vector.
+        temperature: where the learned temperature of the late score starts.
+        keep_tokens: tokens of a caption that count in scoring, those of the greatest weight; 0 for all.
+    """
+
+    width: int = 128
+    temperature: float = 0.05
+    keep_tokens: int = 0
+
+
+class LateTokens(NamedTuple):
+    """Captions' tokens. vectors: (b, T, E) unit length; weights: (b, T), sum to 1, 0 on padding; mask: (b, T)."""
+
+    vectors: Tensor
+    weights: Tensor
+    mask: Tensor
+
+    def rows(self, index: Tensor | slice) -> LateTokens:
+        """Some of the captions, in that order."""
+        return LateTokens(self.vectors[index], self.weights[index], self.mask[index])
+
+
+class LateInteraction(nn.Module):
+    """Vectors of tokens (b, T, W) and patches (B, P, D), weights of the tokens, and their temperature."""
+
+    def __init__(self, config: LateConfig, token_width: int, patch_width: int) -> None:
+        super().__init__()
+        self.config = config
+        self.token = nn.Linear(token_width, config.width)
+        self.patch = nn.Linear(patch_width, config.width)
+        self.token_weight = nn.Linear(token_width, 1)
+        # Every token counts alike at the start.
+        nn.init.zeros_(self.token_weight.weight)
+        self.log_scale = nn.Parameter(torch.tensor(math.log(1 / config.temperature)))
+        #: What the late score counts beside the dual encoder's; chosen on dev.
+        self.weight: Tensor
+        self.register_buffer("weight", torch.ones(()))
+
+    def scale(self) -> Tensor:
+        """1 / temperature, at most 100."""
+        return self.log_scale.exp().clamp(max=100.0)
+
+    def tokens(self, tokens: Tensor, mask: Tensor) -> LateTokens:
+        """tokens: (b, T, W); mask: (b, T) -> their vectors and weights, pruned in evaluation if the config says so."""
+        mask = mask.bool()
+        vectors = F.normalize(self.token(tokens).float(), dim=-1)
+        weights = self.token_weight(tokens).squeeze(-1).float().masked_fill(~mask, -torch.inf)
+        found = LateTokens(vectors, weights.softmax(dim=-1), mask)
+        keep = self.config.keep_tokens
+        return pruned(found, keep) if keep and not self.training else found
+
+    def patches(self, patches: Tensor) -> Tensor:
+        """patches: (B, P, D) -> (B, P, E) unit vectors."""
+        return F.normalize(self.patch(patches).float(), dim=-1)
+
+    def matches(self, tokens: Tensor, patches: Tensor) -> Tensor:
+        """What each token of a pair finds among its picture's patches, (Q, T, 2), for a fusion to start from.
+
+        tokens: (Q, T, W), padding too; patches: (Q, P, E), of each pair's picture. The best cosine, and the mean cosine
+        under the softmax of all.
+        """
+        vectors = F.normalize(self.token(tokens).float(), dim=-1)
+        cosines = vectors @ patches.transpose(1, 2)
+        shares = (cosines * self.scale()).softmax(dim=-1)
+        return torch.stack([cosines.amax(dim=-1), (cosines * shares).sum(dim=-1)], dim=-1)
+
+
+def pruned(tokens: LateTokens, keep: int) -> LateTokens:
+    """The `keep` tokens of the greatest weight, in their order; their weights sum to 1 again."""
+    if keep >= tokens.weights.shape[1]:
+        return tokens
+    index = tokens.weights.topk(keep, dim=1).indices.sort(dim=1).values
+    weights = tokens.weights.gather(1, index)
+    vectors = tokens.vectors.gather(1, index[..., None].expand(-1, -1, tokens.vectors.shape[-1]))
+    return LateTokens(vectors, weights / weights.sum(dim=1, keepdim=True), tokens.mask.gather(1, index))
+
+
+def late_scores(patches: Tensor, tokens: LateTokens, block: int = BLOCK) -> Tensor:
+    """The score of every image with every caption, (N, M), from -1 to 1; about `block` cosines at a time.
+
+    patches: (N, P, E), from `LateInteraction.patches`.
+    """
+    images, captions = len(patches), len(tokens.weights)
+    each = patches.shape[1] * tokens.weights.shape[1]
+    width = max(1, min(captions, block // each))
+    height = max(1, block // (each * width))
+    columns = []
+    for start in range(0, captions, width):
+        some = tokens.rows(slice(start, start + width))
+        parts = [_table(patches[row : row + height], some) for row in range(0, images, height)]
+        columns.append(torch.cat(parts))
+    return torch.cat(columns, dim=1)
+
+
+def late_pair_scores(patches: Tensor, tokens: LateTokens) -> Tensor:
+    """The scores of image 0 with caption 0, 1 with 1, ...: (Q, P, E) and Q captions -> (Q,)."""
+    best = (patches @ tokens.vectors.transpose(1, 2)).amax(dim=1)
+    return (best * tokens.weights).sum(dim=-1)
+
+
+def _table(patches: Tensor, tokens: LateTokens) -> Tensor:
+    images, count, width = patches.shape
+    # One matrix product of all patches with all tokens; the best patch is then the maximum along an outer axis.
+    cosines = patches.reshape(-1, width) @ tokens.vectors.reshape(-1, width).T
+    best = cosines.view(images, count, -1).amax(dim=1)
+    return (best.view(images, *tokens.weights.shape) * tokens.weights).sum(dim=-1)
