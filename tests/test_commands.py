@@ -84,8 +84,8 @@ def test_evaluate_prints_json_alone_under_the_documented_keys(tiny_runs, design,
 def test_evaluate_and_audit_as_tables(tiny_runs, capsys):
     assert main(["evaluate", str(tiny_runs["cross"]), "--candidates", "3"]) == 0
     told = capsys.readouterr().out
-    assert "recall@1" in told
-    assert "re-ranked" in told
+    for words in ("recall@1", "re-ranked", "re-ranking gains", "by depth", "ms per query"):
+        assert words in told
     assert main(["audit", str(tiny_runs["self"]), "--sample", "12"]) == 0
     told = capsys.readouterr().out
     assert "the audit passed" in told
@@ -114,11 +114,16 @@ def test_comparison_is_left_as_table_json_and_picture_and_not_done_twice(tmp_pat
         assert words in told.out
     study = json.loads((tmp_path / "study" / "comparison.json").read_text())
     assert [row["variant"] for row in study["variants"]] == ["self", "sparse", "late", "cross"]
+    # `cross` stands on `late`: its training is that and its own.
+    assert study["variants"][3]["training_seconds"] > study["variants"][2]["training_seconds"]
+    assert study["variants"][3]["dual"]["rsum"]["value"] >= 0
     for row in study["variants"]:
+        for name in ("ms_per_1000_pairs", "bytes_per_picture", "bytes_per_caption"):
+            assert row["cost"][name]
         assert row["cost"]["ms_per_caption"]["low"] <= row["cost"]["ms_per_caption"]["median"]
         assert row["cost"]["peak_memory_mib"] > 100
         assert row["training_seconds"] > 0
-    assert "ms_per_1000_pairs" in study["variants"][3]["cost"]
+    assert [row["cost"]["bytes_per_picture"] for row in study["variants"][:2]] == [1024, 1024]
     assert (tmp_path / "study" / "comparison.png").read_bytes().startswith(b"\x89PNG")
     assert "| cross, re-ranked |" in (tmp_path / "study" / "comparison.md").read_text()
     stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "study").glob("*/model.safetensors")}

@@ -150,6 +150,39 @@ def test_text_tower_gives_what_transformers_gives(tmp_path, text_folder, kind):
     assert tower.pooling == ("first" if kind == "longformer" else "mean")
 
 
+def test_longformer_reads_its_published_layout_with_its_byte_level_tokenizer(tmp_path):
+    """vocab.json and merges.txt of a byte-level BPE, the weights and config of LongformerModel, positions from 2 on."""
+    import transformers
+    from tokenizers import ByteLevelBPETokenizer
+
+    tokenizer = ByteLevelBPETokenizer()
+    tokenizer.train_from_iterator(
+        CAPTIONS * 3, vocab_size=320, special_tokens=["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    )
+    tokenizer.save_model(str(tmp_path))
+    torch.manual_seed(0)
+    shape = transformers.LongformerConfig(
+        vocab_size=tokenizer.get_vocab_size(), hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
+        intermediate_size=64, attention_window=[4, 8], max_position_embeddings=66, pad_token_id=1, type_vocab_size=1,
+    )  # fmt: skip
+    rival = transformers.LongformerModel(shape).eval()
+    rival.save_pretrained(tmp_path)
+    tower = TextTower(TextTowerConfig(str(tmp_path))).eval()
+    assert (tower.pad, tower.max_tokens, tower.pooling) == (1, 64, "first")
+    ids = tower.tokenize(CAPTIONS)
+    assert ids == [tokenizer.encode(caption).ids for caption in [f"<s>{caption}</s>" for caption in CAPTIONS]]
+    for group in group_by_length(ids, tower.pad):
+        first = torch.zeros_like(group.mask)
+        first[:, 0] = 1
+        with torch.inference_mode():
+            expected = rival(group.ids, attention_mask=group.mask, global_attention_mask=first).last_hidden_state
+            alone = tower(group.ids, group.mask, want_tokens=False)
+            both = tower(group.ids, group.mask)
+        assert alone.tokens is None
+        torch.testing.assert_close(alone.pooled, expected[:, 0], atol=1e-5, rtol=0)
+        torch.testing.assert_close(both.tokens, expected, atol=1e-5, rtol=0)
+
+
 def test_embedded_text_tower_gives_what_transformers_gives():
     """MiniLM with its own weights and tokenizer: tokens and their mean, as published."""
     import transformers

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clipvisionalign.retrieval import metrics_of_ranks, ranks_of_scores, ranks_of_vectors, retrieval_metrics
+from clipvisionalign.retrieval import metrics_of_ranks, ranks_of_scores, ranks_of_vectors, retrieval_metrics, rsum_gain
 from clipvisionalign.retrieval.metrics import average_precision_at_r, bootstrap_weights
 from clipvisionalign.retrieval.ranks import Partners
-from clipvisionalign.retrieval.rerank import reranked
+from clipvisionalign.retrieval.rerank import reranked, reranked_at
 
 
 def brute_force_ranks(scores: np.ndarray, partner: np.ndarray) -> list[list[int]]:
@@ -175,6 +175,42 @@ def test_reranking_equals_brute_force(gallery, candidates, seed):
             final = [*first, *order[candidates:]]
             expected = [place for place, item in enumerate(final, 1) if own[row, item]]
             assert [rank for rank in ranks[row].tolist() if rank] == expected
+
+
+def test_every_depth_is_what_reranking_at_that_depth_gives_and_no_pair_is_scored_twice():
+    rng = np.random.default_rng(0)
+    a, b = rng.standard_normal((30, 8)), rng.standard_normal((150, 8))
+    fused = rng.standard_normal((30, 150))
+    partners = Partners.of(np.arange(150) // 5, 30)
+    scored = []
+
+    def score(i, c):
+        scored.extend(zip(i.tolist(), c.tolist(), strict=True))
+        return fused[i, c]
+
+    before, found = reranked_at(a, b, partners, score, [9, 3, 3, 200])
+    assert [depth.candidates for depth in found] == [3, 9, 200]
+    assert len(scored) == len(set(scored)) == 30 * 150 == found[-1].pairs
+    assert found[0].seconds < found[-1].seconds
+    for depth in found:
+        dual, after = reranked(a, b, partners, lambda i, c: fused[i, c], depth.candidates)
+        assert (after.image_to_text == depth.ranks.image_to_text).all()
+        assert (after.text_to_image == depth.ranks.text_to_image).all()
+        assert (dual.text_to_image == before.text_to_image).all()
+
+
+def test_a_paired_gain_is_the_difference_and_surer_than_two_intervals():
+    rng = np.random.default_rng(0)
+    a, b = rng.standard_normal((60, 8)), rng.standard_normal((300, 8))
+    owners = np.arange(300) // 5
+    better = b + 0.5 * a[owners]
+    first, second = (retrieval_metrics(a, x, owners) for x in (b, better))
+    gain = rsum_gain(second.ranks, first.ranks, owners)
+    assert gain.value == pytest.approx(second.rsum.value - first.rsum.value)
+    assert gain.low < gain.value < gain.high
+    assert gain.high - gain.low < (second.rsum.high - second.rsum.low) + (first.rsum.high - first.rsum.low)
+    same = rsum_gain(first.ranks, first.ranks, owners)
+    assert (same.value, same.low, same.high) == (0, 0, 0)
 
 
 def test_reranking_by_the_dual_score_changes_nothing():

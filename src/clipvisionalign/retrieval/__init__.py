@@ -6,7 +6,7 @@ measured and put to the test.
 
 from clipvisionalign.retrieval.audit import AuditReport, audit
 from clipvisionalign.retrieval.evaluate import Evaluation, evaluate
-from clipvisionalign.retrieval.metrics import RetrievalMetrics, metrics_of_ranks, retrieval_metrics
+from clipvisionalign.retrieval.metrics import RetrievalMetrics, metrics_of_ranks, retrieval_metrics, rsum_gain
 from clipvisionalign.retrieval.ranks import PartnerRanks, ranks_of_scores, ranks_of_vectors
 
 __all__ = [
@@ -20,4 +20,5 @@ __all__ = [
     "ranks_of_scores",
     "ranks_of_vectors",
     "retrieval_metrics",
+    "rsum_gain",
 ]

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from clipvisionalign.retrieval.metrics import RESAMPLES, RetrievalMetrics, metrics_of_ranks
+from clipvisionalign.retrieval.metrics import RESAMPLES, Figure, RetrievalMetrics, metrics_of_ranks, rsum_gain
 from clipvisionalign.retrieval.ranks import Partners, ranks_of_scores, ranks_of_vectors
-from clipvisionalign.retrieval.rerank import reranked
+from clipvisionalign.retrieval.rerank import reranked_at
 
 #: Scores in memory; a larger table of a model that only answers `score` goes to a temporary file.
 IN_MEMORY = 1 << 26
@@ -23,17 +23,21 @@ IN_MEMORY = 1 << 26
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What was measured. metrics: the model's own figures; dual: its dual encoder's, where it re-ranks."""
+    """What was measured. metrics: the model's own figures; where it re-ranks also its dual encoder's, what re-ranking
+    gains in rsum (paired), and the same at smaller depths with what they cost."""
 
     metrics: RetrievalMetrics
     dual: RetrievalMetrics | None = None
     candidates: int = 0
+    gain: Figure | None = None
+    depths: tuple[dict[str, Any], ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """The figures; for a model that re-ranks also the blocks "dual" and "reranked" of the same form."""
         found = self.metrics.to_dict()
         if self.dual is not None:
             found |= {"candidates": self.candidates, "dual": self.dual.to_dict(), "reranked": self.metrics.to_dict()}
+            found |= {"gain": self.gain.to_dict() if self.gain else None, "depths": list(self.depths)}
         return found
 
 
@@ -74,11 +78,28 @@ def evaluate(
         return Evaluation(metrics_of_ranks(ranks, partners.caption_image, resamples, seed))
     pairs = model.pair_scorer(images, captions)
     image_vectors, caption_vectors = as_array(pairs.image_vectors), as_array(pairs.caption_vectors)
-    before, after = reranked(image_vectors, caption_vectors, partners, pairs, candidates)
+    smaller = {max(1, candidates // share) for share in (2, 4, 8)}
+    before, found = reranked_at(image_vectors, caption_vectors, partners, pairs, [*smaller, candidates])
+    after = found[-1].ranks
+    queries = len(image_vectors) + len(caption_vectors)
+    depths = []
+    for depth in found:
+        metrics = metrics_of_ranks(depth.ranks, partners.caption_image, 0)
+        depths.append(
+            {
+                "candidates": depth.candidates,
+                "recall_at_1": [metrics.image_to_text["recall_at_1"].value, metrics.text_to_image["recall_at_1"].value],
+                "rsum": metrics.rsum.value,
+                "pairs": depth.pairs,
+                "ms_per_query": round(1000 * depth.seconds / queries, 3),
+            }
+        )
     return Evaluation(
         metrics_of_ranks(after, partners.caption_image, resamples, seed),
         metrics_of_ranks(before, partners.caption_image, resamples, seed),
         candidates,
+        rsum_gain(after, before, partners.caption_image, resamples, seed),
+        tuple(depths),
     )
 
 

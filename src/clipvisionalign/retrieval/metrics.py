@@ -92,15 +92,30 @@ def metrics_of_ranks(
     weights = bootstrap_weights(images, resamples, seed)
     forth = _figures(ranks.image_to_text, np.arange(images), weights)
     back = _figures(ranks.text_to_image, caption_image, weights)
-    recalls = [samples[f"recall_at_{k}"] for samples in (forth, back) for k in RECALL_AT]
     return RetrievalMetrics(
         images,
         captions,
         {name: _interval(samples) for name, samples in forth.items()},
         {name: _interval(samples) for name, samples in back.items()},
-        _interval(100.0 * np.sum(recalls, axis=0)),
+        _interval(_rsum(forth, back)),
         ranks,
     )
+
+
+def rsum_gain(
+    ranks: PartnerRanks, before: PartnerRanks, caption_image: np.ndarray, resamples: int = RESAMPLES, seed: int = 0
+) -> Figure:
+    """What rsum gains from `before` to `ranks` of the same gallery; the interval is a paired bootstrap over images."""
+    weights = bootstrap_weights(len(ranks.image_to_text), resamples, seed)
+    sums = []
+    for each in (ranks, before):
+        forth = _figures(each.image_to_text, np.arange(len(each.image_to_text)), weights)
+        sums.append(_rsum(forth, _figures(each.text_to_image, caption_image, weights)))
+    return _interval(sums[0] - sums[1])
+
+
+def _rsum(forth: dict[str, np.ndarray], back: dict[str, np.ndarray]) -> np.ndarray:
+    return 100.0 * np.sum([samples[f"recall_at_{k}"] for samples in (forth, back) for k in RECALL_AT], axis=0)
 
 
 def bootstrap_weights(images: int, resamples: int, seed: int) -> np.ndarray:

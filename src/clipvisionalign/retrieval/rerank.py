@@ -6,7 +6,9 @@ the first k keep the rank that the dual encoder gave them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -65,6 +67,47 @@ def reranked(
         _new_ranks(dual.image_to_text, image_group[:, None] == caption_group[forth], scored[: forth.size], tie),
         _new_ranks(dual.text_to_image, caption_group[:, None] == image_group[back], scored[forth.size :], tie),
     )
+
+
+@dataclass(frozen=True)
+class Depth:
+    """Re-ranking at one depth: ranks, how many pairs had to be scored, and the seconds that took."""
+
+    candidates: int
+    ranks: PartnerRanks
+    pairs: int
+    seconds: float
+
+
+def reranked_at(
+    image_vectors: Any, caption_vectors: Any, partners: Partners, score_pairs: ScorePairs, depths: Sequence[int]
+) -> tuple[PartnerRanks, list[Depth]]:
+    """`reranked` at several depths. A deeper one scores only the pairs that no shallower one had; its seconds are those
+    of all its pairs. Raises ValueError for a depth below one."""
+    known = np.empty(0, dtype=np.int64)
+    scores = np.empty(0)
+    seconds = 0.0
+    width = len(caption_vectors)
+    found: list[Depth] = []
+    asked = 0
+
+    def remembered(images: np.ndarray, captions: np.ndarray) -> np.ndarray:
+        nonlocal known, scores, seconds, asked
+        keys = images * width + captions
+        new = np.setdiff1d(keys, known, assume_unique=True)
+        if len(new):
+            start = time.perf_counter()
+            fresh = np.asarray(score_pairs(new // width, new % width), dtype=np.float64)
+            seconds += time.perf_counter() - start
+            order = np.argsort(np.concatenate([known, new]), kind="stable")
+            known, scores = np.concatenate([known, new])[order], np.concatenate([scores, fresh])[order]
+        asked = len(keys)
+        return scores[np.searchsorted(known, keys)]
+
+    for depth in sorted(set(depths)):
+        before, after = reranked(image_vectors, caption_vectors, partners, remembered, depth)
+        found.append(Depth(depth, after, asked, seconds))
+    return before, found
 
 
 def _new_ranks(old: np.ndarray, is_partner: np.ndarray, scored: np.ndarray, tie: float) -> np.ndarray:

@@ -164,7 +164,10 @@ def print_table(comparison: dict[str, Any]) -> None:
         table.add_column(column, justify="left" if column == "design" else "right", no_wrap=column == "design")
     for row in table_rows(comparison):
         table.add_row(*row)
-    table.caption = "recalls and rsum in percent, 95% intervals by bootstrap over images; memory of a fresh process"
+    table.caption = (
+        "recalls and rsum in percent, 95% intervals by bootstrap over images; KiB are what is stored to score pairs "
+        "later; memory is the peak of a fresh process"
+    )
     console = Console()
     # A table broken over many lines is no table: wide enough where nobody's window is known.
     Console(width=None if console.is_terminal else 200).print(table)
@@ -178,7 +181,8 @@ def markdown_table(comparison: dict[str, Any]) -> str:
     lines += [
         "",
         "Recalls and rsum in percent, over the whole gallery, with 95% intervals by bootstrap over images. Times are "
-        "of this machine and compare within this table only; memory is the peak of a fresh process that encodes.",
+        "of this machine and compare within this table only; KiB are what is stored to score pairs later; memory is "
+        "the peak of a fresh process that encodes and scores.",
         "",
         f"Machine: {where['processor']}, {where['threads']} threads, {where['instructions']}, {where['device']}.",
         "",
@@ -193,7 +197,7 @@ def plot(comparison: dict[str, Any], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    colours = ("#4269d0", "#3ca951", "#efb118", "#ff725c")
+    colours = ("#4269d0", "#3ca951", "#efb118", "#ff725c", "#a463f2")
     names: list[str] = []
     blocks: list[dict[str, Any]] = []
     for found in comparison["variants"]:
@@ -214,7 +218,7 @@ def plot(comparison: dict[str, Any], path: Path) -> None:
             value, low, high = (100 * found[part] for part in ("value", "low", "high"))
             label = name.replace("\n", ", ") if place == 0 else ""
             x = place + (number - (len(names) - 1) / 2) * 0.8 / len(names)
-            left.bar(x, value, 0.75 / len(names), color=colours[number % 4], label=label)
+            left.bar(x, value, 0.75 / len(names), color=colours[number % 5], label=label)
             left.errorbar(x, value, [[value - low], [high - value]], color="#333", linewidth=1, capsize=2)
     left.set_xticks(range(len(figures)), [f"R@{k}\n{way.replace('_', ' ')}" for way, k in figures])
     left.set_ylabel("percent, 95% interval")

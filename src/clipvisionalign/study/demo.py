@@ -1,4 +1,4 @@
-"""`make demo`: draw scenes, train the three designs on them, compare; the whole way in a few minutes.
+"""`make demo`: draw scenes, train the four designs on them, compare; the whole way in a few minutes.
 
 The scenes are small in number and the training short, so that the demo ends soon on two cores: it shows the way and the
 form of the answer, not the answer. What the figures of real pictures are, the README says.
@@ -36,7 +36,7 @@ def demo(folder: Path = FOLDER) -> None:
         data=str(data), out=str(folder / "study"), epochs=3, batch=32, augment="none", cache=str(folder / "cache"),
         text_lr=3e-4, head_lr=2e-3, ema=0.9, negatives=2,
     )  # fmt: skip
-    study = compare(config, ("self", "sparse", "cross"), say)
+    study = compare(config, ("self", "sparse", "late", "cross"), say)
     print_table(study)
     say(f"done in {(time.perf_counter() - start) / 60:.1f} min; look at {folder}/study/comparison.png")
 
