@@ -32,6 +32,7 @@ lint: install
 
 bench: install
 	$(BIN)/python benchmarks/retrieval.py
+	$(BIN)/python benchmarks/attention.py
 
 clean:
 	rm -rf $(VENV) demo

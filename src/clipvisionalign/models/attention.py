@@ -165,7 +165,7 @@ def _banded(
 def put_rows(x: Tensor, rows: Tensor, places: Tensor) -> Tensor:
     """x (B, H, T, d) with rows (B, H, G, d) at `places` (B, G), but for those that are -1."""
     batch, slot = (places >= 0).nonzero(as_tuple=True)
-    changed = x.transpose(1, 2).contiguous().clone()
+    changed = x.transpose(1, 2).clone(memory_format=torch.contiguous_format)
     changed[batch, places[batch, slot]] = rows.transpose(1, 2)[batch, slot].to(x.dtype)
     return changed.transpose(1, 2)
 
@@ -193,7 +193,7 @@ def _block(window: int) -> int:
 
 def _masked_limit(window: int) -> int:
     """The length up to which a whole table of scores under a mask is quicker than bands."""
-    return 2 * window + 64
+    return 3 * window // 2 + 64
 
 
 def _seen(mask: Tensor | None, length: int, window: int, places: Tensor | None, like: Tensor) -> Tensor:
