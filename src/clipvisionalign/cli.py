@@ -42,7 +42,7 @@ def _run(command: Callable[[list[str]], int], arguments: list[str]) -> int:
     """Run a command; what a user can mend is told in one line, without a traceback."""
     try:
         return command(arguments)
-    except (ValueError, FileNotFoundError, FileExistsError, PermissionError, FloatingPointError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:
         print(f"{PROGRAM}: error: {error}", file=sys.stderr)
         return 1
     except ModuleNotFoundError as error:
@@ -126,24 +126,29 @@ def check(arguments: list[str]) -> int:
 def train(arguments: list[str]) -> int:
     from jsonargparse import ArgumentParser
 
-    from clipvisionalign.training.train import RunConfig
+    from clipvisionalign.training.train import RunConfig, resume
     from clipvisionalign.training.train import train as train_run
 
     parser = ArgumentParser(
         prog=f"{PROGRAM} train",
-        usage=f"{PROGRAM} train DATA --out RUN [settings]",
+        usage=f"{PROGRAM} train DATA --out RUN [settings]\n       {PROGRAM} train --resume RUN",
         description="Train an aligner and leave a complete run folder. Settings come from flags, from a YAML file "
-        "(--config), or both, the later one counting; the run folder's own config.yaml repeats a run.",
+        "(--config), or both, the later one counting; the run folder's own config.yaml repeats a run. A run that was "
+        "stopped, by Ctrl-C, a kill or a full disk, goes on with --resume and ends as if nothing had been.",
     )
     parser.add_argument("--config", action="config", help="YAML file with any of the settings below")
     parser.add_class_arguments(RunConfig, as_group=False)
     # `train DATA` and `train --data DATA` are the same.
     if arguments and not arguments[0].startswith("-"):
         arguments = ["--data", *arguments]
+    parser.add_argument("--resume", help="a run that was stopped: goes on from its last checkpoint, as it was set")
     given = parser.parse_args(arguments)
     settings = parser.instantiate_classes(given).as_dict()
     settings.pop("config", None)
-    results = train_run(RunConfig(**settings), say)
+    stopped = settings.pop("resume")
+    if stopped is not None and len(arguments) > 2:
+        raise ValueError(f"--resume {stopped} goes on with the settings of that run; it takes no others")
+    results = resume(stopped, say) if stopped is not None else train_run(RunConfig(**settings), say)
     _print_figures(results)
     print(f"the run is in {results['run']}; next: {PROGRAM} audit {results['run']}")
     return 0

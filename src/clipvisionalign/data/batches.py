@@ -57,16 +57,18 @@ class CaptionedBatches(Dataset[Batch]):
         """Steps in an epoch: the last images that do not fill a batch wait for the next deal."""
         return max(1, len(self.rows) // batch)
 
-    def epoch(self, batch: int, epoch: int, seed: int, workers: int = 0) -> Iterator[Batch]:
-        """The batches of one epoch: every image at most once, dealt anew each epoch."""
+    def epoch(self, batch: int, epoch: int, seed: int, workers: int = 0, start: int = 0) -> Iterator[Batch]:
+        """The batches of one epoch, from number `start` on: every image at most once, dealt anew each epoch."""
         order = np.random.default_rng([seed, epoch]).permutation(len(self.rows))
         size = min(batch, len(order))
         dealt = [
             (int(np.random.default_rng([seed, epoch, step]).integers(1 << 62)), order[step * size : (step + 1) * size])
-            for step in range(self.steps(batch))
+            for step in range(start, self.steps(batch))
         ]
         lists = [(number, places.tolist()) for number, places in dealt]
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*pin_memory.*")
-            loader = DataLoader(self, batch_size=None, sampler=lists, num_workers=workers)
+            # The loader draws its workers' seeds from a generator of its own, so that beginning anew draws none.
+            own = torch.Generator().manual_seed(0)
+            loader = DataLoader(self, batch_size=None, sampler=lists, num_workers=workers, generator=own)
             yield from loader

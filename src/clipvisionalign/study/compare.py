@@ -8,7 +8,6 @@ not repeated.
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -21,7 +20,7 @@ from clipvisionalign.models.aligner import AlignerConfig, config_from_dict, load
 from clipvisionalign.models.device import machine, versions
 from clipvisionalign.retrieval.audit import audit
 from clipvisionalign.study.profile import profile_run
-from clipvisionalign.training.train import RunConfig, train
+from clipvisionalign.training.train import RunConfig, resume, train
 
 Say = Callable[[str], None]
 DESIGNS: tuple[str, ...] = get_args(get_type_hints(AlignerConfig)["design"])
@@ -84,8 +83,10 @@ def _train_once(config: RunConfig, say: Say) -> dict[str, Any]:
         say(f"{out}: finished already")
         return json.loads(finished.read_text())
     if settings.is_file():
-        say(f"{out}: a run that was cut off is there; it starts anew")
-        shutil.rmtree(out)
+        if config_from_dict(RunConfig, yaml.safe_load(settings.read_text())) != config:
+            raise FileExistsError(f"{out}: a run with other settings was begun there; give another --out, or remove it")
+        say(f"{out}: a run that was stopped is there")
+        return resume(out, say)
     return train(config, say)
 
 

@@ -4,6 +4,8 @@
 - The weights that are kept are a moving average of the trained ones (`ema`), measured on the whole dev gallery after
   each epoch; the best epoch by dev rsum is the run's model. No test picture is opened.
 - A frozen picture tower's features are computed once and kept on disk, in several views of each picture.
+- A run that was stopped, however, goes on from its last checkpoint (`resume`) and ends as the undisturbed one: bit for
+  bit on a CPU.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,13 +30,28 @@ from clipvisionalign.data.batches import CaptionedBatches
 from clipvisionalign.data.captioned import CaptionedImages, DataError
 from clipvisionalign.data.check import check
 from clipvisionalign.data.formats import read_captioned_images
-from clipvisionalign.models.aligner import Aligner, AlignerConfig, CaptionStates, ImageStates, load_aligner
+from clipvisionalign.models.aligner import (
+    Aligner,
+    AlignerConfig,
+    CaptionStates,
+    ImageStates,
+    config_from_dict,
+    load_aligner,
+)  # fmt: skip
 from clipvisionalign.models.device import best_device, machine, quick_format, versions
 from clipvisionalign.models.late_interaction import late_scores
 from clipvisionalign.retrieval.evaluate import evaluate
 from clipvisionalign.retrieval.metrics import RetrievalMetrics, metrics_of_ranks, retrieval_metrics
 from clipvisionalign.retrieval.ranks import Partners, ranks_of_scores
 from clipvisionalign.retrieval.rerank import reranked
+from clipvisionalign.training.checkpoint import FOLDER as CHECKPOINTS
+from clipvisionalign.training.checkpoint import (
+    asked_to_stop,
+    last_checkpoint,
+    random_states,
+    restore_random_states,
+    save_checkpoint,
+)  # fmt: skip
 from clipvisionalign.training.diagnosis import EpochFigures, diagnose
 from clipvisionalign.training.feature_cache import (
     FeatureCache,
@@ -44,7 +61,7 @@ from clipvisionalign.training.feature_cache import (
     size_on_disk,
     views_of,
 )  # fmt: skip
-from clipvisionalign.training.losses import contrastive_loss, sample_hard_negatives
+from clipvisionalign.training.losses import LossConfig, PairLoss, contrastive_loss, sample_hard_negatives
 
 
 @dataclass
@@ -62,6 +79,7 @@ class RunConfig:
         text_lr: learning rate of the text tower.
         image_lr: learning rate of the picture tower, where it is trained.
         head_lr: learning rate of the projection heads and the fusion.
+        loss: what the dual encoder is trained with.
         weight_decay: AdamW's.
         warmup: share of all steps in which the learning rates rise, before they fall along a cosine.
         ema: the kept weights are a moving average; after n steps it forgets by this factor a step, less at the start.
@@ -75,6 +93,7 @@ class RunConfig:
         precision: number format of training; "auto" times both and takes the quick one. Evaluation is in float32.
         device: "auto", "cpu", "cuda", ...
         workers: processes that decode pictures where the picture tower is trained.
+        checkpoint_minutes: time between two checkpoints; one is also written after each epoch and when asked to stop.
         cache: where a frozen tower's features are kept: "auto" for the user's cache folder, a folder, or "off".
         overwrite: replace what is in the run folder.
     """
@@ -89,6 +108,7 @@ class RunConfig:
     text_lr: float = 1e-4
     image_lr: float = 3e-5
     head_lr: float = 1e-3
+    loss: LossConfig = field(default_factory=LossConfig)
     weight_decay: float = 0.05
     warmup: float = 0.08
     ema: float = 0.99
@@ -102,6 +122,7 @@ class RunConfig:
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     device: str = "auto"
     workers: int = 2
+    checkpoint_minutes: float = 5.0
     cache: str = "auto"
     overwrite: bool = False
 
@@ -109,24 +130,50 @@ class RunConfig:
 Say = Callable[[str], None]
 
 
-def train(config: RunConfig, say: Say = print) -> dict[str, Any]:
+def resume(run: str | Path, say: Say = print) -> dict[str, Any]:
+    """Go on with a run where its last checkpoint stands; returns what its results.json holds, finished runs at once.
+
+    Raises FileNotFoundError where the folder is no run of this project's.
+    """
+    import yaml
+
+    out = Path(run)
+    if not (out / "config.yaml").is_file():
+        raise FileNotFoundError(f"--resume {out}: not a run folder: it has no config.yaml")
+    if (out / "results.json").is_file():
+        say(f"{out}: finished already")
+        return json.loads((out / "results.json").read_text())
+    settings = config_from_dict(RunConfig, yaml.safe_load((out / "config.yaml").read_text()))
+    state = last_checkpoint(out, say)
+    if state is None:
+        say(f"{out}: no checkpoint yet: the run starts anew")
+        return train(replace(settings, out=str(out), overwrite=True), say)
+    return train(replace(settings, out=str(out)), say, state)
+
+
+def train(config: RunConfig, say: Say = print, state: dict[str, Any] | None = None) -> dict[str, Any]:
     """Train an aligner as `config` says, and leave a complete run folder. Returns what its results.json holds.
+
+    state: of a checkpoint, to go on from there; see `resume`.
 
     Raises DataError for unusable data, FileExistsError for a run folder that is there already, WeightsNotFound, and
     ValueError for settings that do not fit each other.
     """
     _check_settings(config)
-    out = _prepare_folder(config)
+    out = _prepare_folder(config) if state is None else Path(config.out)
     seed_everything(config.seed)
     device = best_device(config.device)
-    dtype = quick_format(device, config.precision)
+    # A machine may time its formats otherwise the next time: a run that goes on keeps the one that it was begun in.
+    dtype = quick_format(device, config.precision if state is None else state["precision"])
 
     train_data, dev_data, left_out = load_splits(config, say)
     aligner = Aligner(config.model).to(device).to(memory_format=torch.channels_last)
-    if config.init:
+    if config.init and state is None:
         anew = start_from(aligner, config.init)
         say(f"weights of {config.init}; starting anew: {', '.join(anew) or 'nothing'}")
     _freeze(aligner, config.freeze)
+    if not config.loss.learn_temperature:
+        aligner.log_scale.requires_grad_(False)
     say(
         f"design {config.model.design}: {config.model.image_tower.name} + {config.model.text_tower.name}, "
         f"{aligner.parameter_count() / 1e6:.1f} M parameters, {_trained(aligner) / 1e6:.1f} M of them trained, "
@@ -141,20 +188,56 @@ def train(config: RunConfig, say: Say = print) -> dict[str, Any]:
     tower = aligner.text_tower
     batches = CaptionedBatches(train_data, tower.tokenize, tower.pad, None if features else look)
     steps = batches.steps(config.batch) * config.epochs
-    optimizer = _optimizer(aligner, config)
+    loss_of = PairLoss(config.loss).to(device)
+    optimizer = _optimizer(aligner, loss_of, config)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _schedule(step, steps, config.warmup))
     average = torch.optim.swa_utils.AveragedModel(aligner, multi_avg_fn=_moving_average(config.ema))
-    parameters = [parameter for parameter in aligner.parameters() if parameter.requires_grad]
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
-    _write_records(out, config, train_data, dev_data, left_out)
-    history: list[EpochFigures] = []
-    best, best_epoch, step, start = -1.0, 0, 0, time.perf_counter()
-    with (out / "metrics.jsonl").open("w") as records, progress_line(steps, say) as show:
-        for epoch in range(1, config.epochs + 1):
+    where = Place()
+    parts: dict[str, Any] = {
+        "model": aligner,
+        "average": average,
+        "loss": loss_of,
+        "optimizer": optimizer,
+        "scheduler": scheduler,
+    }
+    if state is None:
+        _write_records(out, config, train_data, dev_data, left_out)
+    else:
+        where = _go_on(state, parts, train_data, out, say)
+    saved = start = time.perf_counter()
+    start -= where.seconds
+
+    def keep() -> None:
+        nonlocal saved
+        where.seconds, where.records = time.perf_counter() - start, records.tell()
+        whole = {name: part.state_dict() for name, part in parts.items()}
+        about = {"place": asdict(where), "random": random_states(), "data": train_data.fingerprint()}
+        about["precision"] = str(dtype).removeprefix("torch.")
+        try:
+            save_checkpoint(out, where.step, {**whole, **about})
+        except OSError as error:
+            say(f"warning: no checkpoint at step {where.step}: {error}; training goes on, the one before it is kept")
+        saved = time.perf_counter()
+
+    def leave() -> None:
+        say(f"stopped after step {where.step}; go on with: clipvisionalign train --resume {out}")
+        raise KeyboardInterrupt
+
+    with (
+        asked_to_stop() as stop,
+        (out / "metrics.jsonl").open("a") as records,
+        progress_line(steps, say) as show,
+    ):
+        while where.epoch <= config.epochs and not where.stopped:
+            epoch = where.epoch
             aligner.train()
             _keep_frozen_still(aligner, config.freeze)
-            sums, seen, images_seen, epoch_start = np.zeros(3), 0, 0, time.perf_counter()
-            for batch in batches.epoch(config.batch, epoch, config.seed, 0 if features else config.workers):
+            images_seen, epoch_start = 0, time.perf_counter()
+            workers = 0 if features else config.workers
+            for batch in batches.epoch(config.batch, epoch, config.seed, workers, where.step_in_epoch):
+                where.step_in_epoch += 1
                 for reason in batch.skipped:
                     say(f"left out: {reason}")
                 if len(batch) < 2:
@@ -163,10 +246,11 @@ def train(config: RunConfig, say: Say = print) -> dict[str, Any]:
                 known = features(batch.image_index, _views(features, batch), device) if features else None
                 with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
                     images, captions = aligner(batch, known)
-                    loss, pair_loss, accuracy = step_loss(aligner, batch, images, captions, config)
+                    loss, pair_loss, accuracy = step_loss(aligner, batch, images, captions, config, loss_of)
                 if not torch.isfinite(loss + pair_loss):
                     names = ", ".join(train_data.rows[i].name for i in batch.image_index[:5].tolist())
-                    raise FloatingPointError(f"step {step + 1}: the loss is not finite; its pictures: {names}, ...")
+                    told = f"step {where.step + 1}: the loss is not finite; its pictures: {names}, ..."
+                    raise FloatingPointError(f"{told}; the last good checkpoint is in {out / CHECKPOINTS}")
                 optimizer.zero_grad(set_to_none=True)
                 (loss + config.fusion_weight * pair_loss).backward()
                 nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -174,39 +258,51 @@ def train(config: RunConfig, say: Say = print) -> dict[str, Any]:
                 scheduler.step()
                 average.update_parameters(aligner)
 
-                step, seen, images_seen = step + 1, seen + 1, images_seen + len(batch)
+                images_seen += len(batch)
                 values = np.array([loss.item(), pair_loss.item(), accuracy])
-                sums += values
-                show(step, values, images_seen / (time.perf_counter() - epoch_start), best)
-                if step % 10 == 0 or step == 1:
-                    _record(records, step=step, epoch=epoch, loss=values[0], fusion_loss=values[1], accuracy=accuracy)
+                where.count(values)
+                show(where.step, values, images_seen / (time.perf_counter() - epoch_start), where.best)
+                if where.step % 10 == 0 or where.step == 1:
+                    now = {"loss": values[0], "fusion_loss": values[1], "accuracy": accuracy}
+                    _record(records, step=where.step, epoch=epoch, **now)
+                if stop():
+                    keep()
+                    leave()
+                if time.perf_counter() - saved > 60 * config.checkpoint_minutes:
+                    keep()
 
             kept: Aligner = average.module  # type: ignore[assignment]
             metrics, image_vectors, caption_vectors = dev_metrics(kept, dev_data, dev_features)
-            loss_mean, fusion_mean, accuracy_mean = sums / max(seen, 1)
+            loss_mean, fusion_mean, accuracy_mean = (value / max(where.seen, 1) for value in where.sums)
             rsum = metrics.rsum.value
             per_step = min(config.batch, len(batches))
             captions_per_step = round(per_step * len(train_data.captions) / len(train_data))
-            history.append(EpochFigures(float(loss_mean), float(accuracy_mean), rsum, per_step, captions_per_step))
+            where.history.append([loss_mean, accuracy_mean, rsum, per_step, captions_per_step])
+            history = [EpochFigures(*figures) for figures in where.history]
             seconds = time.perf_counter() - start
             _record(
-                records, step=step, epoch=epoch, train_loss=loss_mean, train_fusion_loss=fusion_mean,
+                records, step=where.step, epoch=epoch, train_loss=loss_mean, train_fusion_loss=fusion_mean,
                 train_accuracy=accuracy_mean, dev=metrics.to_dict(), seconds=seconds,
             )  # fmt: skip
             say(_epoch_line(epoch, config.epochs, history[-1], float(fusion_mean), metrics, seconds, kept))
             for words in diagnose(history, image_vectors, caption_vectors):
                 say(f"warning: {words}")
             # The dual encoder tells nothing of a fusion that is trained alone: its last epoch is kept.
-            if rsum > best or config.freeze == "all":
-                best, best_epoch = rsum, epoch
+            if rsum > where.best or config.freeze == "all":
+                where.best, where.best_epoch = rsum, epoch
                 kept.save(out)
-            elif epoch - best_epoch >= config.patience:
-                say(f"no better dev rsum for {config.patience} epochs: stopped; the best was epoch {best_epoch}")
-                break
+            elif epoch - where.best_epoch >= config.patience:
+                say(f"no better dev rsum for {config.patience} epochs: stopped; the best was epoch {where.best_epoch}")
+                where.stopped = True
+            where.next_epoch()
+            keep()
+            if stop():
+                leave()
 
     seconds = time.perf_counter() - start
+    parts.clear()
     del aligner, average, optimizer
-    say(f"best epoch {best_epoch}; measuring the saved model on the whole dev gallery")
+    say(f"best epoch {where.best_epoch}; measuring the saved model on the whole dev gallery")
     aligner = load_aligner(out, config.device)
     aligner.show_progress = True
     candidates = config.model.fusion.candidates if aligner.fusion is not None else 0
@@ -219,24 +315,76 @@ def train(config: RunConfig, say: Say = print) -> dict[str, Any]:
         aligner, dev_data.images, dev_data.captions, dev_data.caption_image, dev_data.image_identity, candidates
     )
     results = {
-        "run": str(out), "data": config.data, "split": "dev", "best_epoch": best_epoch,
-        "training_seconds": round(seconds, 1), "steps": step, **measured.to_dict(),
+        "run": str(out), "data": config.data, "split": "dev", "best_epoch": where.best_epoch,
+        "training_seconds": round(seconds, 1), "steps": where.step, **measured.to_dict(),
     }  # fmt: skip
     (out / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+    # A finished run goes on nowhere.
+    shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
     return results
 
 
+@dataclass
+class Place:
+    """Where a run stands: what the loop counts, beside the weights and the random states.
+
+    step: steps done; epoch: the one that it is in, from 1; step_in_epoch: batches of it that are done. sums, seen: of
+    the epoch's figures. records: bytes of metrics.jsonl. seconds: of training, pauses left out.
+    """
+
+    step: int = 0
+    epoch: int = 1
+    step_in_epoch: int = 0
+    sums: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
+    seen: int = 0
+    best: float = -1.0
+    best_epoch: int = 0
+    history: list[list[Any]] = field(default_factory=list)
+    stopped: bool = False
+    seconds: float = 0.0
+    records: int = 0
+
+    def count(self, values: np.ndarray) -> None:
+        """One step more, with its loss, fusion loss and accuracy."""
+        self.step, self.seen = self.step + 1, self.seen + 1
+        self.sums = [total + float(value) for total, value in zip(self.sums, values, strict=True)]
+
+    def next_epoch(self) -> None:
+        """To the beginning of the next epoch."""
+        self.epoch, self.step_in_epoch, self.sums, self.seen = self.epoch + 1, 0, [0.0, 0.0, 0.0], 0
+
+
+def _go_on(state: dict[str, Any], parts: dict[str, Any], data: CaptionedImages, out: Path, say: Say) -> Place:
+    """Put everything where the checkpoint has it. Raises DataError where the training data is not what it was."""
+    if state["data"] != data.fingerprint():
+        raise DataError(f"{data.source}: not the training data that {out} was begun with: it cannot go on")
+    for name, part in parts.items():
+        part.load_state_dict(state[name])
+    restore_random_states(state["random"])
+    where = Place(**state["place"])
+    # What was recorded after the checkpoint is done, and recorded, once more.
+    with (out / "metrics.jsonl").open("a") as records:
+        records.truncate(where.records)
+    say(f"{out}: goes on after step {where.step}, in epoch {where.epoch}")
+    return where
+
+
 def step_loss(
-    aligner: Aligner, batch: Batch, images: ImageStates, captions: list[CaptionStates], config: RunConfig
+    aligner: Aligner,
+    batch: Batch,
+    images: ImageStates,
+    captions: list[CaptionStates],
+    config: RunConfig,
+    loss_of: PairLoss,
 ) -> tuple[Tensor, Tensor, float]:
-    """The dual encoder's contrastive loss, that of what scores pairs (0 without), and the share of captions whose image
+    """The dual encoder's loss, that of what scores pairs (0 without), and the share of captions whose image
     comes first by the dual encoder."""
     order = torch.cat([group.rows for group in batch.captions])
     vectors = torch.cat([group.vectors for group in captions])
     partners = batch.partners[:, order]
-    logits = aligner.scale() * images.vectors @ vectors.T
-    loss = contrastive_loss(logits, partners)
+    loss = loss_of(images.vectors, vectors, partners, aligner.scale())
     with torch.no_grad():
+        logits = aligner.scale() * images.vectors @ vectors.T
         accuracy = float(partners.gather(0, logits.argmax(dim=0, keepdim=True)).float().mean())
     if aligner.late is None:
         return loss, torch.zeros((), device=loss.device), accuracy
@@ -516,11 +664,11 @@ def _views(features: FeatureCache, batch: Batch) -> Tensor:
     return torch.randint(features.views, (len(batch),))
 
 
-def _optimizer(aligner: Aligner, config: RunConfig) -> torch.optim.Optimizer:
+def _optimizer(aligner: Aligner, loss_of: PairLoss, config: RunConfig) -> torch.optim.Optimizer:
     """AdamW with a learning rate for each tower and the rest; no decay for biases, norms and the temperature."""
     rates = {"text_tower": config.text_lr, "image_tower": config.image_lr}
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for name, parameter in aligner.named_parameters():
+    for name, parameter in [*aligner.named_parameters(), *loss_of.named_parameters()]:
         if parameter.requires_grad:
             decay = config.weight_decay if parameter.ndim > 1 else 0.0
             groups.setdefault((rates.get(name.split(".")[0], config.head_lr), decay), []).append(parameter)

@@ -1,0 +1,110 @@
+"""Checkpoints: all that a run needs to go on as if nothing had disturbed it.
+
+- Written aside, flushed to the disk and renamed, so that a kill in the middle leaves the one before it whole.
+- The last two are kept; one that does not read back is skipped for the one before it, with a word.
+- Tensors, numbers and names only: read with `weights_only`, no pickle is run.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+FOLDER = "checkpoints"
+KEPT = 2
+
+
+def save_checkpoint(run: Path, step: int, state: dict[str, Any]) -> Path:
+    """Write a run's state after `step` steps. Raises OSError, a full disk say, and leaves nothing half written."""
+    folder = run / FOLDER
+    folder.mkdir(exist_ok=True)
+    path = folder / f"step-{step:09d}.pt"
+    aside = path.with_suffix(".part")
+    try:
+        with aside.open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    except BaseException as error:
+        aside.unlink(missing_ok=True)
+        if isinstance(error, RuntimeError):
+            # torch's writer tells of a full disk in a RuntimeError.
+            raise OSError(f"{path}: could not be written: {str(error).splitlines()[0]}") from error
+        raise
+    for old in sorted(folder.glob("step-*.pt"))[:-KEPT]:
+        old.unlink()
+    return path
+
+
+def last_checkpoint(run: Path, say: Callable[[str], None]) -> dict[str, Any] | None:
+    """The state of the newest checkpoint that reads back, None if there is none."""
+    for path in sorted((run / FOLDER).glob("step-*.pt"), reverse=True):
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:
+            words = (str(error).splitlines() or [type(error).__name__])[0]
+            say(f"{path}: does not read back ({words[:80]}); taking the one before it")
+    return None
+
+
+def random_states() -> dict[str, Any]:
+    """Where the generators of torch, NumPy and Python stand."""
+    kind, keys, place, has_gauss, gauss = np.random.get_state()
+    found: dict[str, Any] = {
+        "torch": torch.get_rng_state(),
+        "numpy": [str(kind), torch.from_numpy(np.array(keys, dtype=np.int64)), place, has_gauss, gauss],
+        "python": list(map(_listed, random.getstate())),
+    }
+    if torch.cuda.is_available():
+        found["cuda"] = torch.cuda.get_rng_state_all()
+    return found
+
+
+def restore_random_states(states: dict[str, Any]) -> None:
+    """Put the generators back where `random_states` found them."""
+    torch.set_rng_state(states["torch"])
+    kind, keys, place, has_gauss, gauss = states["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), place, has_gauss, gauss))
+    version, internal, gauss_next = states["python"]
+    random.setstate((version, tuple(internal), gauss_next))
+    if "cuda" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(states["cuda"])
+
+
+def _listed(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+@contextmanager
+def asked_to_stop() -> Iterator[Callable[[], bool]]:
+    """Turns the first Ctrl-C or SIGTERM into a question that a loop can ask; the second one stops at once."""
+    asked = False
+    if threading.current_thread() is not threading.main_thread():
+        # Signals come to the main thread alone.
+        yield lambda: False
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def remember(number: int, frame: Any) -> None:
+        nonlocal asked
+        asked = True
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+    for number in before:
+        signal.signal(number, remember)
+    try:
+        yield lambda: asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,154 @@
+"""Each loss against a double loop in float64, written from its paper."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from clipvisionalign.training.losses import (
+    LossConfig,
+    PairLoss,
+    contrastive_loss,
+    hard_weighted_loss,
+    hardest_negative_loss,
+    sigmoid_loss,
+)
+
+OWNERS = [[0, 1, 2], [0, 0, 1, 2, 2, 2], [2, 1, 0, 0, 1]]
+
+
+def problem(owners: list[int]) -> tuple[Tensor, Tensor]:
+    partners = torch.arange(3)[:, None] == torch.tensor(owners)[None, :]
+    torch.manual_seed(0)
+    return torch.randn(partners.shape, dtype=torch.float64, requires_grad=True), partners
+
+
+def both_ways(logits: Tensor, partners: Tensor, term) -> float:
+    """The mean over rows of the mean over a row's partners of term(true score, wrong scores); the same for columns."""
+    total = 0.0
+    for table, own in ((logits, partners), (logits.T, partners.T)):
+        rows = []
+        for row, true in zip(table.tolist(), own.tolist(), strict=True):
+            wrong = [score for score, t in zip(row, true, strict=True) if not t]
+            terms = [term(score, wrong) for score, t in zip(row, true, strict=True) if t]
+            rows.append(sum(terms) / len(terms))
+        total += sum(rows) / len(rows) / 2
+    return total
+
+
+@pytest.mark.parametrize("owners", OWNERS)
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_softmax(owners, smoothing):
+    logits, partners = problem(owners)
+
+    def term(true, wrong):
+        total = math.log(sum(map(math.exp, [true, *wrong])))
+        mean = sum([true, *wrong]) / (1 + len(wrong))
+        return (1 - smoothing) * (total - true) + smoothing * (total - mean)
+
+    assert contrastive_loss(logits, partners, smoothing).item() == pytest.approx(
+        both_ways(logits, partners, term), rel=1e-12
+    )
+    assert torch.autograd.gradcheck(lambda x: contrastive_loss(x, partners, smoothing), logits)
+
+
+@pytest.mark.parametrize("owners", OWNERS)
+@pytest.mark.parametrize("beta", [0.0, 0.7])
+def test_hard_weighted(owners, beta):
+    logits, partners = problem(owners)
+
+    def term(true, wrong):
+        weights = [math.exp(beta * score) for score in wrong]
+        negatives = sum(w * math.exp(s) for w, s in zip(weights, wrong, strict=True)) * len(wrong) / sum(weights)
+        return -math.log(math.exp(true) / (math.exp(true) + negatives))
+
+    assert hard_weighted_loss(logits, partners, beta).item() == pytest.approx(
+        both_ways(logits, partners, term), rel=1e-12
+    )
+    if not beta:
+        torch.testing.assert_close(hard_weighted_loss(logits, partners, 0.0), contrastive_loss(logits, partners))
+        assert torch.autograd.gradcheck(lambda x: hard_weighted_loss(x, partners, 0.0), logits)
+
+
+@pytest.mark.parametrize("owners", OWNERS)
+def test_sigmoid(owners):
+    logits, partners = problem(owners)
+    total = 0.0
+    for row, true in zip(logits.tolist(), partners.tolist(), strict=True):
+        for score, t in zip(row, true, strict=True):
+            total += -math.log(1 / (1 + math.exp(-score if t else score)))
+    assert sigmoid_loss(logits, partners).item() == pytest.approx(total / len(owners), rel=1e-12)
+    assert torch.autograd.gradcheck(lambda x: sigmoid_loss(x, partners), logits)
+
+
+@pytest.mark.parametrize("owners", OWNERS)
+def test_hardest(owners):
+    logits, partners = problem(owners)
+    total, margin = 0.0, 0.2
+    for b in range(3):
+        for m in range(len(owners)):
+            if partners[b, m]:
+                wrong_captions = [logits[b, j].item() for j in range(len(owners)) if not partners[b, j]]
+                wrong_images = [logits[i, m].item() for i in range(3) if not partners[i, m]]
+                for wrong in (wrong_captions, wrong_images):
+                    total += max(0.0, margin - logits[b, m].item() + max(wrong))
+    found = hardest_negative_loss(logits, partners, margin)
+    assert found.item() == pytest.approx(total / len(owners), rel=1e-12)
+    assert torch.autograd.gradcheck(lambda x: hardest_negative_loss(x, partners, margin), logits)
+
+
+@pytest.mark.parametrize("name", ["softmax", "sigmoid", "hardest", "hard_weighted"])
+def test_captions_of_one_image_are_never_negatives_of_it(name):
+    """No true pair's cosine is ever pushed down, and no wrong one's up, however many captions an image has."""
+    torch.manual_seed(0)
+    partners = torch.arange(3)[:, None] == torch.tensor([0, 0, 0, 1, 1, 2])[None, :]
+    loss = PairLoss(LossConfig(name))
+    moved = torch.zeros(partners.shape)
+    for _ in range(20):
+        images = F.normalize(torch.randn(3, 8), dim=-1)
+        captions = F.normalize(torch.randn(6, 8), dim=-1)
+        cosines = (images @ captions.T).requires_grad_()
+        # The gradient with respect to the cosines, through vectors that give exactly these.
+        value = loss(torch.eye(3), cosines.T, partners, torch.tensor(10.0))
+        (slope,) = torch.autograd.grad(value, cosines)
+        assert (slope[partners] <= 0).all()
+        assert (slope[~partners] >= 0).all()
+        moved += slope.abs()
+    assert (moved > 0).all()
+
+
+def mean_cosine(images, captions, partners):
+    """A loss of one's own."""
+    return -(images @ captions.T)[partners].mean()
+
+
+def test_a_loss_of_ones_own_is_named_and_an_unknown_one_told(monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "mine", sys.modules[__name__])
+    partners = torch.eye(2, dtype=torch.bool)
+    images = F.normalize(torch.randn(2, 4), dim=-1)
+    assert PairLoss(LossConfig("mine:mean_cosine"))(images, images, partners, torch.ones(())).item() == pytest.approx(
+        -1
+    )
+    for name in ("contrastive", "mine:nothing", "no.such.module:loss"):
+        with pytest.raises(ValueError, match="neither softmax, sigmoid"):
+            PairLoss(LossConfig(name))
+
+
+@pytest.mark.parametrize("name", ["sigmoid", "hardest", "hard_weighted"])
+def test_a_run_trains_with_it(tmp_path, scenes_folder, tiny_model, name):
+    from clipvisionalign.models.aligner import load_aligner
+    from clipvisionalign.training.train import RunConfig, train
+
+    config = RunConfig(
+        data=str(scenes_folder), out=str(tmp_path / "run"), model=tiny_model("self"), epochs=1, batch=16, augment="none",
+        precision="float32", cache=str(tmp_path / "cache"), loss=LossConfig(name, learn_temperature=False),
+    )  # fmt: skip
+    results = train(config, say=lambda line: None)
+    assert results["rsum"]["value"] > 0
+    assert load_aligner(tmp_path / "run").scale().item() == pytest.approx(1 / config.model.temperature)

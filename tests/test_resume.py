@@ -1,0 +1,166 @@
+"""A run that is stopped, whichever way, goes on and ends as the undisturbed one: same weights, each step recorded once."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from clipvisionalign.training.checkpoint import (
+    last_checkpoint,
+    random_states,
+    restore_random_states,
+    save_checkpoint,
+)
+from clipvisionalign.training.train import RunConfig, resume, train
+
+
+def settings(data: Path, out: Path, model, **more) -> RunConfig:
+    """Dropout in both towers, views drawn at random, the picture tower's features on disk."""
+    return RunConfig(
+        **{
+            "data": str(data), "out": str(out), "model": model, "epochs": 3, "batch": 16, "augment": "flip+crop",
+            "views": 2, "precision": "float32", "cache": str(out.parent / "cache"), "checkpoint_minutes": 0.0, **more,
+        }
+    )  # fmt: skip
+
+
+def same_run(run: Path, other: Path) -> bool:
+    from safetensors.torch import load_file
+
+    first, second = (load_file(folder / "model.safetensors") for folder in (run, other))
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def records(run: Path) -> list[dict]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, scenes_folder, tiny_model) -> Path:
+    folder = tmp_path_factory.mktemp("undisturbed") / "run"
+    train(settings(scenes_folder, folder, tiny_model("cross")), say=lambda line: None)
+    return folder
+
+
+def start(run: Path) -> subprocess.Popen:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-m", "clipvisionalign", "train", "--resume", str(run)]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def begin(config: RunConfig) -> Path:
+    """A run folder that holds its settings and nothing else, as a kill in the first second leaves it."""
+    out = Path(config.out)
+    out.mkdir(parents=True)
+    (out / "config.yaml").write_text(yaml.safe_dump(asdict(config), sort_keys=False))
+    return out
+
+
+def test_killed_at_random_moments_it_ends_with_the_same_weights(tmp_path, undisturbed, scenes_folder, tiny_model):
+    run = begin(settings(scenes_folder, tmp_path / "run", tiny_model("cross"), cache=str(undisturbed.parent / "cache")))
+    rng = random.Random(0)
+    kills = 0
+    while kills < 3:
+        process = start(run)
+        there = {path.name for path in (run / "checkpoints").glob("step-*.pt")}
+        # Once it makes progress, at any moment, the writing of a checkpoint included.
+        while {path.name for path in (run / "checkpoints").glob("step-*.pt")} <= there and process.poll() is None:
+            time.sleep(0.005)
+        time.sleep(rng.uniform(0, 0.3))
+        if process.poll() is not None:
+            break
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert process.returncode == -signal.SIGKILL
+        kills += 1
+    assert kills
+    process = start(run)
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, said
+    assert "goes on after step" in said
+    assert same_run(run, undisturbed)
+    assert records(run) == records(undisturbed)
+    assert not (run / "checkpoints").exists()
+
+
+def test_asked_to_stop_it_finishes_its_step_and_says_how_to_go_on(tmp_path, undisturbed, scenes_folder, tiny_model):
+    run = begin(settings(scenes_folder, tmp_path / "run", tiny_model("cross"), cache=str(undisturbed.parent / "cache")))
+    process = start(run)
+    while not list((run / "checkpoints").glob("step-*.pt")) and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert f"go on with: clipvisionalign train --resume {run}" in said
+    assert "Traceback" not in said
+    said = []
+    resume(run, said.append)
+    assert same_run(run, undisturbed)
+    assert records(run) == records(undisturbed)
+    assert resume(run, said.append)["rsum"] == json.loads((undisturbed / "results.json").read_text())["rsum"]
+    assert said[-1].endswith("finished already")
+
+
+def test_a_checkpoint_that_does_not_read_back_is_skipped_with_a_word(tmp_path):
+    for step in (1, 2, 3):
+        save_checkpoint(tmp_path, step, {"step": step, "weights": torch.full((100,), float(step))})
+    files = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert files == ["step-000000002.pt", "step-000000003.pt"]
+    said = []
+    assert last_checkpoint(tmp_path, said.append)["step"] == 3
+    newest = tmp_path / "checkpoints" / files[-1]
+    newest.write_bytes(newest.read_bytes()[:300])
+    assert last_checkpoint(tmp_path, said.append)["step"] == 2
+    assert "does not read back" in said[0]
+    (tmp_path / "checkpoints" / files[0]).write_bytes(b"")
+    assert last_checkpoint(tmp_path, said.append) is None
+
+
+def test_a_full_disk_leaves_the_checkpoint_before_it(tmp_path):
+    save_checkpoint(tmp_path, 1, {"step": 1})
+
+    # A device that is always full, behind the name that is written to.
+    (tmp_path / "checkpoints" / "step-000000002.part").symlink_to("/dev/full")
+    with pytest.raises(OSError, match=r"No space left|could not be written"):
+        save_checkpoint(tmp_path, 2, {"weights": torch.zeros(1 << 20)})
+    assert last_checkpoint(tmp_path, print)["step"] == 1
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-000000001.pt"]
+
+
+def test_random_states_come_back():
+    import numpy as np
+
+    states = random_states()
+    first = torch.rand(3), np.random.rand(3), [random.random() for _ in range(3)]
+    torch.rand(5), np.random.rand(5), random.random()
+    restore_random_states(states)
+    assert torch.equal(torch.rand(3), first[0])
+    assert (np.random.rand(3) == first[1]).all()
+    assert [random.random() for _ in range(3)] == first[2]
+
+
+def test_other_data_other_settings_and_no_run_are_refused(tmp_path, scenes_folder, tiny_model, capsys):
+    from clipvisionalign.cli import main
+    from clipvisionalign.data.captioned import DataError
+
+    with pytest.raises(FileNotFoundError, match="not a run folder"):
+        resume(tmp_path)
+    assert main(["train", "--resume", str(tmp_path), "--epochs", "9"]) == 1
+    assert "it takes no others" in capsys.readouterr().err
+    config = settings(scenes_folder, tmp_path / "run", tiny_model("self"), cache=str(tmp_path / "cache"))
+    run = begin(config)
+    save_checkpoint(run, 1, {"data": "another", "precision": "float32"})
+    with pytest.raises(DataError, match="not the training data"):
+        resume(run, say=lambda line: None)
