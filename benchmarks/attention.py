@@ -139,7 +139,7 @@ def exact(folder: Path) -> dict[str, Any]:
                 ids, mask, dots = tokens(2 if padded else 1, length, lengths)
                 dots.zero_()
                 dots[:, [place for place in places if place < length]] = 1
-                with torch.inference_mode():
+                with torch.no_grad():
                     theirs = rival(ids, attention_mask=mask, global_attention_mask=dots)
                     found = ours(ids, mask, dots)
                     first = ours(ids, mask, dots, first_only=True)

@@ -134,11 +134,10 @@ def _banded(
     span, beyond = block + 2 * half, blocks * block - length
 
     queries = F.pad(q, (0, 0, 0, beyond)).unflatten(2, (blocks, block)).transpose(1, 2).flatten(0, 1)
-    keys, values = (_spans(x, block, half, beyond) for x in (k, v))
+    index = None if places is None else places.clamp(min=0)
+    keys, values = (_spans(x, block, half, beyond, index) for x in (k, v))
     real = torch.ones(batch, length, dtype=torch.bool, device=q.device) if mask is None else mask
     if places is not None:
-        valid = places >= 0
-        index = places.clamp(min=0)
         # A global token is seen as such, by all, and not once more through the windows around it.
         real = real & ~is_global(places, length)
     real = F.pad(real, (half, half + beyond)).unfold(1, span, block)
@@ -148,14 +147,12 @@ def _banded(
     seen = seen.flatten(0, 1)[:, None]
 
     if places is not None:
-        global_keys, global_values = _take(k, index), _take(v, index)
-        keys = torch.cat([_repeat(global_keys, blocks), keys], dim=2)
-        values = torch.cat([_repeat(global_values, blocks), values], dim=2)
-        front = _repeat(valid[:, None, None, :], blocks).expand(-1, -1, block, -1)
+        front = (places >= 0)[:, None, None, None, :].expand(-1, blocks, -1, block, -1).flatten(0, 1)
         seen = torch.cat([front, seen], dim=-1)
     out = F.scaled_dot_product_attention(queries, keys, values, attn_mask=seen, dropout_p=dropout)
-    out = out.unflatten(0, (batch, blocks)).transpose(1, 2).flatten(2, 3)[:, :, :length]
-    if places is None:
+    # (B blocks, H, block, d) -> (B, T, H, d), the order in which the heads are joined afterwards.
+    out = out.unflatten(0, (batch, blocks)).transpose(2, 3).flatten(1, 2)[:, :length].transpose(1, 2)
+    if places is None or index is None:
         return out
     all_seen = None if mask is None else mask[:, None, None, :]
     rows = F.scaled_dot_product_attention(_take(q, index), k, v, attn_mask=all_seen, dropout_p=dropout)
@@ -170,20 +167,24 @@ def put_rows(x: Tensor, rows: Tensor, places: Tensor) -> Tensor:
     return changed.transpose(1, 2)
 
 
-def _spans(x: Tensor, block: int, half: int, beyond: int) -> Tensor:
-    """The keys that each block reaches: (B, H, S, d) -> (B blocks, H, block + 2 half, d)."""
+def _spans(x: Tensor, block: int, half: int, beyond: int, index: Tensor | None) -> Tensor:
+    """The keys that each block reaches, those at `index` (B, G) in front: (B, H, S, d) -> (B blocks, H, G + span, d)."""
     padded = F.pad(x, (0, 0, half, half + beyond))
-    return padded.unfold(2, block + 2 * half, block).permute(0, 2, 1, 4, 3).flatten(0, 1)
+    spans = padded.unfold(2, block + 2 * half, block).permute(0, 2, 1, 4, 3)
+    if index is not None:
+        # Two copies into one tensor: `cat` takes ten times as long over views as far from contiguous as these.
+        batch, blocks, heads, span, head = spans.shape
+        count = index.shape[1]
+        joined = x.new_empty(batch, blocks, heads, count + span, head)
+        joined[:, :, :, :count] = _take(x, index)[:, None]
+        joined[:, :, :, count:] = spans
+        spans = joined
+    return spans.flatten(0, 1)
 
 
 def _take(x: Tensor, index: Tensor) -> Tensor:
     """x (B, H, T, d) at the places (B, G) -> (B, H, G, d)."""
     return x.gather(2, index[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3]))
-
-
-def _repeat(x: Tensor, blocks: int) -> Tensor:
-    """(B, ...) -> (B blocks, ...), each row for every block of its sequence."""
-    return x[:, None].expand(-1, blocks, *x.shape[1:]).flatten(0, 1)
 
 
 def _block(window: int) -> int:
