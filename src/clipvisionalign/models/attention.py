@@ -168,7 +168,7 @@ def put_rows(x: Tensor, rows: Tensor, places: Tensor) -> Tensor:
 
 
 def _spans(x: Tensor, block: int, half: int, beyond: int, index: Tensor | None) -> Tensor:
-    """The keys that each block reaches, those at `index` (B, G) in front: (B, H, S, d) -> (B blocks, H, G + span, d)."""
+    """The keys each block reaches, in front those at `index` (B, G): (B, H, S, d) -> (B blocks, H, G + span, d)."""
     padded = F.pad(x, (0, 0, half, half + beyond))
     spans = padded.unfold(2, block + 2 * half, block).permute(0, 2, 1, 4, 3)
     if index is not None:
