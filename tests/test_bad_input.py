@@ -325,7 +325,7 @@ def test_a_pickle_is_never_run(tmp_path):
 
 def test_rerank_without_a_fusion_is_refused(tiny_runs, capsys):
     assert main(["evaluate", str(tiny_runs["self"]), "--candidates", "8"]) == 1
-    assert "has no fusion to re-rank with" in capsys.readouterr().err
+    assert "has nothing to re-rank with" in capsys.readouterr().err
 
 
 def test_scenes_do_not_overwrite(tmp_path, capsys):
