@@ -224,7 +224,7 @@ def plot(comparison: dict[str, Any], path: Path) -> None:
     left.set_xticks(range(len(figures)), [f"R@{k}\n{way.replace('_', ' ')}" for way, k in figures])
     left.set_ylabel("percent, 95% interval")
     left.set_title("what is found")
-    left.legend(frameon=False, fontsize=8)
+    left.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=len(names))
     variants = comparison["variants"]
     labels = [found["variant"] for found in variants]
     bars = [found["cost"]["ms_per_caption"]["median"] for found in variants]
