@@ -26,6 +26,9 @@ Kernel = Literal["fused", "plain", "banded", "flex"]
 #: Scores of one head and one sequence up to which `_plain` keeps the whole table.
 PLAIN_SCORES = 256 * 256
 
+#: Queries of a block of `_banded` at least: more waste scores outside of the band, fewer have more calls to pay for.
+BLOCK = 64
+
 
 def attention(
     q: Tensor,
@@ -126,70 +129,51 @@ def _plain(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, dropout: float)
 def _banded(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, window: int, places: Tensor | None, dropout: float
 ) -> Tensor:
-    """Blocks of queries, each with its own keys, the global ones in front. Scores: T x (block + window) a head."""
-    batch, _, length, _ = q.shape
-    half = window // 2
-    block = _block(window)
-    blocks = -(-length // block)
-    span, beyond = block + 2 * half, blocks * block - length
+    """Blocks of queries, one after the other, each with the keys that its windows reach and the global ones in front.
 
-    queries = F.pad(q, (0, 0, 0, beyond)).unflatten(2, (blocks, block)).transpose(1, 2).flatten(0, 1)
+    Scores: T x (block + window) a head, less at both ends, and those of one block at a time.
+    """
+    batch, _, length, _ = q.shape
+    half, block = window // 2, max(BLOCK, window // 4)
     index = None if places is None else places.clamp(min=0)
-    keys, values = (_spans(x, block, half, beyond, index) for x in (k, v))
     real = torch.ones(batch, length, dtype=torch.bool, device=q.device) if mask is None else mask
-    if places is not None:
+    if places is not None and index is not None:
         # A global token is seen as such, by all, and not once more through the windows around it.
         real = real & ~is_global(places, length)
-    real = F.pad(real, (half, half + beyond)).unfold(1, span, block)
-    step = torch.arange(span, device=q.device) - half - torch.arange(block, device=q.device)[:, None]
-    # A query of padding may have only padding around it: it sees itself, since a softmax over nothing is no number.
-    seen = (real[:, :, None, :] & (step.abs() <= half)) | (step == 0)
-    seen = seen.flatten(0, 1)[:, None]
-
-    if places is not None:
-        front = (places >= 0)[:, None, None, None, :].expand(-1, blocks, -1, block, -1).flatten(0, 1)
-        seen = torch.cat([front, seen], dim=-1)
-    out = F.scaled_dot_product_attention(queries, keys, values, attn_mask=seen, dropout_p=dropout)
-    # (B blocks, H, block, d) -> (B, T, H, d), the order in which the heads are joined afterwards.
-    out = out.unflatten(0, (batch, blocks)).transpose(2, 3).flatten(1, 2)[:, :length].transpose(1, 2)
+        front = _take(k, index), _take(v, index)
+    parts = []
+    for start in range(0, length, block):
+        stop = min(start + block, length)
+        low, high = max(0, start - half), min(length, stop + half)
+        step = torch.arange(low, high, device=q.device) - torch.arange(start, stop, device=q.device)[:, None]
+        # A query of padding may have only padding around it: it sees itself, since a softmax over nothing is no number.
+        seen = (real[:, None, low:high] & (step.abs() <= half)) | (step == 0)
+        keys, values = k[:, :, low:high], v[:, :, low:high]
+        if places is not None:
+            keys, values = torch.cat([front[0], keys], dim=2), torch.cat([front[1], values], dim=2)
+            seen = torch.cat([(places >= 0)[:, None, :].expand(-1, stop - start, -1), seen], dim=2)
+        parts.append(_fused(q[:, :, start:stop], keys, values, seen[:, None], dropout).transpose(1, 2))
+    # (B, T, H, d), the order in which the heads are joined afterwards.
+    out = torch.cat(parts, dim=1).transpose(1, 2)
     if places is None or index is None:
         return out
-    all_seen = None if mask is None else mask[:, None, None, :]
-    rows = F.scaled_dot_product_attention(_take(q, index), k, v, attn_mask=all_seen, dropout_p=dropout)
-    return put_rows(out, rows, places)
+    return put_rows(out, _fused(_take(q, index), k, v, None if mask is None else mask[:, None, None], dropout), places)
 
 
 def put_rows(x: Tensor, rows: Tensor, places: Tensor) -> Tensor:
-    """x (B, H, T, d) with rows (B, H, G, d) at `places` (B, G), but for those that are -1."""
+    """x (B, H, T, d) with rows (B, H, G, d) at `places` (B, G), but for those that are -1. Without gradients x itself
+    is changed."""
     batch, slot = (places >= 0).nonzero(as_tuple=True)
-    changed = x.transpose(1, 2).clone(memory_format=torch.contiguous_format)
+    changed = x.transpose(1, 2)
+    if torch.is_grad_enabled():
+        changed = changed.clone(memory_format=torch.contiguous_format)
     changed[batch, places[batch, slot]] = rows.transpose(1, 2)[batch, slot].to(x.dtype)
     return changed.transpose(1, 2)
-
-
-def _spans(x: Tensor, block: int, half: int, beyond: int, index: Tensor | None) -> Tensor:
-    """The keys each block reaches, in front those at `index` (B, G): (B, H, S, d) -> (B blocks, H, G + span, d)."""
-    padded = F.pad(x, (0, 0, half, half + beyond))
-    spans = padded.unfold(2, block + 2 * half, block).permute(0, 2, 1, 4, 3)
-    if index is not None:
-        # Two copies into one tensor: `cat` takes ten times as long over views as far from contiguous as these.
-        batch, blocks, heads, span, head = spans.shape
-        count = index.shape[1]
-        joined = x.new_empty(batch, blocks, heads, count + span, head)
-        joined[:, :, :, :count] = _take(x, index)[:, None]
-        joined[:, :, :, count:] = spans
-        spans = joined
-    return spans.flatten(0, 1)
 
 
 def _take(x: Tensor, index: Tensor) -> Tensor:
     """x (B, H, T, d) at the places (B, G) -> (B, H, G, d)."""
     return x.gather(2, index[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3]))
-
-
-def _block(window: int) -> int:
-    """Queries of a block: more waste scores outside of the band, fewer copy keys more often."""
-    return max(64, window // 2)
 
 
 def _masked_limit(window: int) -> int:
