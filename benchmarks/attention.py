@@ -1,6 +1,6 @@
 """What attention costs: text encoders by caption length, and the ways to score pairs; against rivals, in one run.
 
-    python benchmarks/attention.py [--only exact,encode,twins,memory,pairs] [--json] [--plot attention.png]
+    python benchmarks/attention.py [--only linear,exact,encode,twins,memory,pairs] [--json] [--plot attention.png]
 
 Same random weights, same inputs, float32, no gradients. The contestants of a row take turns; each figure is the median
 of five turns after a warm-up, with the fastest and the slowest. A ratio is the median of the turns' own ratios. Memory
@@ -30,7 +30,7 @@ ENCODE = ((8, 8), (8, 20), (8, 64), (8, 250), (1, 512), (1, 1024), (1, 2048), (1
 EDGES = (1, 20, 257, 258, 511, 512, 513, 1023, 1025, 4096)
 MEMORY = (512, 1024, 2048, 4096)
 WORDS = ("dog", "grass", "two", "children", "in", "red", "shirts", "look", "on", "from", "a", "wooden", "bench")
-SECTIONS = ("exact", "encode", "twins", "memory", "pairs")
+SECTIONS = ("linear", "exact", "encode", "twins", "memory", "pairs")
 
 
 def take_turns(contestants: dict[str, Callable[[], Any]], turns: int = TURNS) -> dict[str, list[float]]:
@@ -90,10 +90,14 @@ def save_encoder(kind: str, folder: Path) -> Path:
 
 def tower(kind: str, folder: Path, attention: str = "dense") -> Any:
     """The text tower over such an encoder."""
+    from clipvisionalign.models.packed_linear import pack_linears
     from clipvisionalign.models.text_tower import TextTower, TextTowerConfig
 
     source = str(save_encoder(kind, folder))
-    return TextTower(TextTowerConfig(source, attention=attention, window=WINDOW, max_tokens=4096)).eval()
+    found = TextTower(TextTowerConfig(source, attention=attention, window=WINDOW, max_tokens=4096)).eval()
+    # As `load_aligner` does with all that it loads.
+    pack_linears(found)
+    return found
 
 
 def rival_longformer(folder: Path) -> Any:
@@ -119,6 +123,28 @@ def tokens(
 
 
 # --- sections --------------------------------------------------------------------------------------------------------
+
+
+def linear(folder: Path) -> list[dict[str, Any]]:
+    """A linear layer as PyTorch has it against one with packed weights, by tokens."""
+    from clipvisionalign.models.packed_linear import pack_linears
+
+    rows = []
+    for width, wide in ((384, 1536), (768, 3072)):
+        plain, packed = (torch.nn.Sequential(torch.nn.Linear(width, wide)).eval() for _ in range(2))
+        pack_linears(packed)
+        for count in (8, 64, 512, 4096):
+            x = torch.randn(count, width)
+            repeats = max(1, 4096 // count)
+            seconds = take_turns(
+                {
+                    "plain": lambda x=x, work=plain, n=repeats: [work(x) for _ in range(n)],  # type: ignore[misc]
+                    "packed": lambda x=x, work=packed, n=repeats: [work(x) for _ in range(n)],  # type: ignore[misc]
+                }
+            )
+            found = ratio(seconds["plain"], seconds["packed"])
+            rows.append({"width": width, "wide": wide, "tokens": count, "plain over packed": found})
+    return rows
 
 
 def exact(folder: Path) -> dict[str, Any]:
@@ -334,6 +360,11 @@ def spread(found: dict[str, float], digits: int = 1) -> str:
 
 def tell(result: dict[str, Any]) -> None:
     print(f"{result['machine']}; float32; medians [fastest, slowest] of {TURNS} turns")
+    if "linear" in result:
+        print("\nlinear layers, plain over packed weights")
+        for row in result["linear"]:
+            told = spread(row["plain over packed"], 2)
+            print(f"  {row['width']} to {row['wide']}, {row['tokens']:>5} tokens: {told}")
     if "exact" in result:
         rows, gradients = result["exact"]["outputs"], result["exact"]["gradients"]
         print(
@@ -430,13 +461,14 @@ def main() -> None:
     if unknown:
         parser.error(f"no section '{', '.join(sorted(unknown))}'; there are {', '.join(SECTIONS)}")
     where = machine()
+    sections: dict[str, Callable[[Path], Any]] = {
+        "linear": linear, "exact": exact, "encode": encode, "twins": twins, "memory": memory, "pairs": pairs,
+    }  # fmt: skip
     result: dict[str, Any] = {"machine": f"{where['processor']}, {where['threads']} threads, {where['instructions']}"}
     with tempfile.TemporaryDirectory() as folder:
         for name in chosen:
             print(f"{name} ...", file=sys.stderr, flush=True)
-            result[name] = {"exact": exact, "encode": encode, "twins": twins, "memory": memory, "pairs": pairs}[name](
-                Path(folder)
-            )
+            result[name] = sections[name](Path(folder))
     if given.plot:
         plot(result, given.plot)
     if given.json:

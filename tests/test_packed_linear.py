@@ -1,0 +1,91 @@
+"""Packed weights give the same product, and never an old one."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from clipvisionalign.models import packed_linear
+from clipvisionalign.models.packed_linear import PackedLinear, pack_linears
+
+pytestmark = pytest.mark.skipif(not packed_linear.AVAILABLE, reason="this PyTorch has no oneDNN: nothing is packed")
+
+
+@pytest.fixture
+def model() -> nn.Module:
+    torch.manual_seed(0)
+    found = nn.Sequential(nn.Linear(24, 40), nn.GELU(), nn.Linear(40, 8, bias=False)).eval()
+    pack_linears(found)
+    return found
+
+
+def plain(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    first, activation, last = model
+    return nn.functional.linear(activation(nn.functional.linear(x, first.weight, first.bias)), last.weight).detach()
+
+
+def agrees(model: nn.Module) -> bool:
+    x = torch.randn(5, 24)
+    with torch.no_grad():
+        return torch.allclose(model(x), plain(model, x), atol=1e-5)
+
+
+def packed(model: nn.Module) -> list[bool]:
+    return [module in packed_linear._packed for module in model if isinstance(module, PackedLinear)]
+
+
+def test_any_shape_and_layout_gives_the_plain_product(model):
+    with torch.inference_mode():
+        for x in (
+            torch.randn(5, 24), torch.randn(24), torch.randn(2, 3, 24), torch.randn(24, 5).T,
+            torch.randn(3, 8, 24)[:, ::2], torch.randn(2, 0, 24), torch.randn(1, 24).expand(4, 24),
+        ):  # fmt: skip
+            torch.testing.assert_close(model(x), plain(model, x), atol=1e-5, rtol=1e-5)
+    assert packed(model) == [True, True]
+
+
+def test_whatever_changes_a_weight_the_product_is_the_new_one(model):
+    assert agrees(model)
+    assert packed(model) == [True, True]
+    model.load_state_dict({name: 2 * tensor for name, tensor in model.state_dict().items()})
+    assert agrees(model)
+    with torch.no_grad():
+        torch._foreach_lerp_(list(model.parameters()), [torch.zeros_like(p) for p in model.parameters()], 0.3)
+    assert agrees(model)
+    model.to(torch.float64).to(torch.float32)
+    assert agrees(model)
+    copied = copy.deepcopy(model)
+    with torch.no_grad():
+        copied[0].weight.zero_()
+    assert agrees(copied)
+    assert agrees(model)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_fused_optimisers_which_leave_no_trace_in_a_weights_version_are_noticed(model, training):
+    """With gradients, in either mode, nothing stays packed; without, the product is that of the stepped weights."""
+    assert agrees(model)
+    model.train(training)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.5, fused=True)
+    model(torch.randn(5, 24)).square().mean().backward()
+    optimizer.step()
+    assert packed(model) == [False, False]
+    model.eval()
+    assert agrees(model)
+    assert packed(model) == [training, training]
+
+
+def test_training_half_precision_and_gradients_take_the_plain_way(model):
+    x = torch.randn(5, 24)
+    model.train()
+    with torch.no_grad():
+        model(x)
+    model.eval()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert model(x).dtype == torch.bfloat16
+    assert packed(model) == [False, False]
+    found = torch.autograd.grad(model(x).sum(), list(model.parameters()))
+    assert all(gradient is not None for gradient in found)
