@@ -13,9 +13,9 @@ from clipvisionalign.training.losses import (
     LossConfig,
     PairLoss,
     contrastive_loss,
-    hard_weighted_loss,
-    hardest_negative_loss,
-    sigmoid_loss,
+    hard_weighted_terms,
+    hardest_terms,
+    sigmoid_terms,
 )
 
 OWNERS = [[0, 1, 2], [0, 0, 1, 2, 2, 2], [2, 1, 0, 0, 1]]
@@ -66,12 +66,13 @@ def test_hard_weighted(owners, beta):
         negatives = sum(w * math.exp(s) for w, s in zip(weights, wrong, strict=True)) * len(wrong) / sum(weights)
         return -math.log(math.exp(true) / (math.exp(true) + negatives))
 
-    assert hard_weighted_loss(logits, partners, beta).item() == pytest.approx(
-        both_ways(logits, partners, term), rel=1e-12
-    )
+    def loss(table):
+        return sum(hard_weighted_terms(t, p, beta).mean() for t, p in ((table, partners), (table.T, partners.T))) / 2
+
+    assert loss(logits).item() == pytest.approx(both_ways(logits, partners, term), rel=1e-12)
     if not beta:
-        torch.testing.assert_close(hard_weighted_loss(logits, partners, 0.0), contrastive_loss(logits, partners))
-        assert torch.autograd.gradcheck(lambda x: hard_weighted_loss(x, partners, 0.0), logits)
+        torch.testing.assert_close(loss(logits), contrastive_loss(logits, partners))
+        assert torch.autograd.gradcheck(loss, logits)
 
 
 @pytest.mark.parametrize("owners", OWNERS)
@@ -81,8 +82,8 @@ def test_sigmoid(owners):
     for row, true in zip(logits.tolist(), partners.tolist(), strict=True):
         for score, t in zip(row, true, strict=True):
             total += -math.log(1 / (1 + math.exp(-score if t else score)))
-    assert sigmoid_loss(logits, partners).item() == pytest.approx(total / len(owners), rel=1e-12)
-    assert torch.autograd.gradcheck(lambda x: sigmoid_loss(x, partners), logits)
+    assert sigmoid_terms(logits, partners).sum().item() == pytest.approx(total, rel=1e-12)
+    assert torch.autograd.gradcheck(lambda x: sigmoid_terms(x, partners), logits)
 
 
 @pytest.mark.parametrize("owners", OWNERS)
@@ -96,9 +97,12 @@ def test_hardest(owners):
                 wrong_images = [logits[i, m].item() for i in range(3) if not partners[i, m]]
                 for wrong in (wrong_captions, wrong_images):
                     total += max(0.0, margin - logits[b, m].item() + max(wrong))
-    found = hardest_negative_loss(logits, partners, margin)
-    assert found.item() == pytest.approx(total / len(owners), rel=1e-12)
-    assert torch.autograd.gradcheck(lambda x: hardest_negative_loss(x, partners, margin), logits)
+
+    def both(table):
+        return hardest_terms(table, partners, margin).sum() + hardest_terms(table.T, partners.T, margin).sum()
+
+    assert both(logits).item() == pytest.approx(total, rel=1e-12)
+    assert torch.autograd.gradcheck(both, logits)
 
 
 @pytest.mark.parametrize("name", ["softmax", "sigmoid", "hardest", "hard_weighted"])

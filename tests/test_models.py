@@ -55,7 +55,8 @@ def test_picture_tower_gives_what_timm_gives(tmp_path, name, width, file):
     save_file(rival.state_dict(), path) if file.endswith("safetensors") else torch.save(rival.state_dict(), path)
     weights = str(path if file == "w.pth" else tmp_path)
     tower = ImageTower(ImageTowerConfig(name, weights=weights)).eval()
-    pixels = torch.randn(2, 3, tower.input.size, tower.input.size)
+    # In the order of memory that our tower brings them to: another one sums in another order.
+    pixels = torch.randn(2, 3, tower.input.size, tower.input.size).contiguous(memory_format=torch.channels_last)
     with torch.inference_mode():
         features = tower(pixels)
         expected = rival.forward_features(pixels)

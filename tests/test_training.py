@@ -14,11 +14,13 @@ from clipvisionalign.batch import group_by_length, seeded
 from clipvisionalign.data.batches import CaptionedBatches
 from clipvisionalign.models.aligner import Aligner, AlignerConfig, config_from_dict
 from clipvisionalign.models.device import quick_format
+from clipvisionalign.pictures import open_picture
 from clipvisionalign.retrieval import evaluate
 from clipvisionalign.training.diagnosis import EpochFigures, diagnose, mean_cosine
 from clipvisionalign.training.feature_cache import open_features, views_of
+from clipvisionalign.training.fine_tuning import WeightAverage
 from clipvisionalign.training.losses import contrastive_loss, sample_hard_negatives
-from clipvisionalign.training.train import RunConfig, _moving_average, _schedule, train
+from clipvisionalign.training.train import RunConfig, _schedule, train
 
 
 def written_out_loss(logits: torch.Tensor, partners: torch.Tensor) -> float:
@@ -102,13 +104,13 @@ def tokenize(captions):
     return [[len(word) for word in caption.split()] for caption in captions]
 
 
-def transform(picture):
-    return torch.rand(1) + torch.tensor(np.asarray(picture).mean())
+def look(picture):
+    return torch.rand(1) + torch.tensor(np.asarray(open_picture(picture)).mean())
 
 
 def test_a_batch_holds_each_image_once_with_all_of_its_captions(scenes_folder):
     data = read_captioned_images(scenes_folder).split("train")
-    batches = CaptionedBatches(data, tokenize, 0, transform)
+    batches = CaptionedBatches(data, tokenize, 0, look)
     seen = []
     for batch in batches.epoch(16, epoch=1, seed=0):
         assert batch.pixels.shape[0] == len(batch) == 16
@@ -125,7 +127,7 @@ def test_a_batch_holds_each_image_once_with_all_of_its_captions(scenes_folder):
 
 def test_what_is_drawn_does_not_depend_on_the_number_of_workers(scenes_folder):
     data = read_captioned_images(scenes_folder).split("train")
-    batches = CaptionedBatches(data, tokenize, 0, transform)
+    batches = CaptionedBatches(data, tokenize, 0, look)
     alone = [(batch.image_index, batch.pixels) for batch in batches.epoch(16, 3, seed=5, workers=0)]
     helped = [(batch.image_index, batch.pixels) for batch in batches.epoch(16, 3, seed=5, workers=2)]
     other = [batch.image_index for batch in batches.epoch(16, 4, seed=5)]
@@ -150,7 +152,7 @@ def test_a_picture_that_cannot_be_decoded_is_left_out_of_its_batch(tmp_path):
     from clipvisionalign.data.captioned import CaptionedImage, CaptionedImages
 
     rows = [CaptionedImage(f"{n}", jpeg()[: 500 if n == 1 else None], ("a", "b c"), "train") for n in range(3)]
-    batch = CaptionedBatches(CaptionedImages(rows), tokenize, 0, transform)[(0, [0, 1, 2])]
+    batch = CaptionedBatches(CaptionedImages(rows), tokenize, 0, look)[(0, [0, 1, 2])]
     assert batch.image_index.tolist() == [0, 2]
     assert batch.partners.shape == (2, 4)
     assert len(batch.skipped) == 1
@@ -175,12 +177,10 @@ def test_cached_features_are_the_towers_own(tmp_path, scenes_folder, tiny_model)
     assert cached.views == 3
     index = torch.tensor([3, 0, 5])
     plain, flipped = (cached(index, torch.full((3,), view), torch.device("cpu")) for view in (0, 1))
-    from clipvisionalign.pictures import open_picture
-
     with torch.no_grad():
         for view, found in ((False, plain), (True, flipped)):
-            look = tower.input.transform(flip=float(view))
-            expected = tower(torch.stack([look(open_picture(data.rows[i].image)) for i in index]))
+            look = tower.input.look(flip=float(view))
+            expected = tower(torch.stack([look(data.rows[i].image) for i in index]))
             # Kept in float16: ten bits of fraction.
             torch.testing.assert_close(found.pooled, expected.pooled, atol=2e-3, rtol=2e-3)
             torch.testing.assert_close(found.patches, expected.patches, atol=2e-3, rtol=2e-3)
@@ -214,6 +214,7 @@ def test_run_folder_is_complete_and_its_figures_are_its_models(design, tiny_runs
         "data.json",
         "environment.json",
         "results.json",
+        "records",
     }
     assert {path.name for path in run.iterdir()} == names
     results = json.loads((run / "results.json").read_text())
@@ -294,16 +295,18 @@ def test_schedule_rises_then_falls():
 
 
 def test_moving_average_remembers_a_short_run():
-    update = _moving_average(0.99)
-    averaged = [torch.zeros(1)]
-    for step in range(1, 40):
-        update(averaged, [torch.ones(1)], torch.tensor(step))
-    assert averaged[0].item() > 0.9
+    model, kept = torch.nn.Linear(1, 1, bias=False), torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.ones_(model.weight)
+    torch.nn.init.zeros_(kept.weight)
+    average = WeightAverage(model, kept, 0.99)
+    for _ in range(39):
+        average.update()
+    assert 0.9 < average.model().weight.item() < 1
 
 
 def test_the_weights_of_a_pairs_parts_are_never_worse_than_none_on_dev(tiny_runs, scenes_folder):
     """Of a correction that is noise as little is kept as dev asks for."""
-    from clipvisionalign.training.train import choose_pair_weights
+    from clipvisionalign.training.dev import choose_pair_weights
 
     part = read_captioned_images(scenes_folder).split("dev")
     arguments = (part.images, part.captions, part.caption_image)
@@ -322,7 +325,7 @@ def test_the_weights_of_a_pairs_parts_are_never_worse_than_none_on_dev(tiny_runs
 
 
 def test_the_late_scores_weight_is_never_worse_than_none_on_dev(tiny_runs, scenes_folder):
-    from clipvisionalign.training.train import choose_pair_weights
+    from clipvisionalign.training.dev import choose_pair_weights
 
     part = read_captioned_images(scenes_folder).split("dev")
     arguments = (part.images, part.captions, part.caption_image)
@@ -427,7 +430,7 @@ def test_mean_cosine_equals_the_plain_mean():
 def test_a_loss_that_is_not_finite_stops_the_run_with_its_pictures(tmp_path, scenes_folder, tiny_model, monkeypatch):
     from clipvisionalign.training import losses
 
-    monkeypatch.setattr(losses, "contrastive_loss", lambda logits, *rest: logits.sum() * float("nan"))
+    monkeypatch.setattr(losses, "softmax_terms", lambda logits, *rest: logits.sum(dim=1) * float("nan"))
     config = RunConfig(
         data=str(scenes_folder), out=str(tmp_path / "run"), model=tiny_model(), batch=16, cache="off", workers=0
     )
@@ -439,9 +442,9 @@ def test_the_quick_format_is_measured_not_assumed(monkeypatch):
     from clipvisionalign.models import device
 
     cpu = torch.device("cpu")
-    assert quick_format(cpu, "float32") is torch.float32
-    assert quick_format(cpu, "bfloat16") is torch.bfloat16
+    assert quick_format(cpu, print, "float32") is torch.float32
+    assert quick_format(cpu, print, "bfloat16") is torch.bfloat16
     for bfloat16, expected in ((0.1, torch.bfloat16), (9.0, torch.float32), (0.95, torch.float32)):
         seconds = {torch.float32: 1.0, torch.bfloat16: bfloat16}
-        monkeypatch.setattr(device, "format_seconds", lambda _, seconds=seconds: seconds)
-        assert quick_format(cpu) is expected
+        monkeypatch.setattr(device, "format_seconds", lambda *_, seconds=seconds: seconds)
+        assert quick_format(cpu, print) is expected

@@ -3,24 +3,24 @@
 A ground floor of its own, because the data room makes batches, the models take them, and neither knows the other.
 
 - Captions go through the text tower in groups of about equal length, each padded to its own longest only.
-- Partners are told by a table (B, M), so that no caption of an image (or of its identity) is ever taken for a negative.
+- Partners are told by identities, so that no caption of an image (or of its identity) is ever taken for a negative.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
-from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
-from clipvisionalign.pictures import Picture, PictureError, open_picture
+from clipvisionalign.pictures import Picture, PictureError
 
 Tokenize = Callable[[Sequence[str]], list[list[int]]]
-Transform = Callable[[Image.Image], Tensor]
+#: A function from a picture to the tensor that a tower sees (`PictureInput.look`); raises PictureError.
+Look = Callable[[Picture], Tensor]
 
 #: Captions that go through the text tower together; more makes no matrix product faster, and pads more.
 GROUP_SIZE = 160
@@ -45,27 +45,81 @@ class Batch:
     image_index: (B,) places of the images in the data set.
     pixels: (B, 3, S, S), or None where the images' features are on disk.
     captions: the M captions in groups of about equal length.
-    partners: (B, M) bool, True where the caption belongs to the image (or to another of the same identity).
     caption_image: (M,) for each caption its own image's place in B.
+    caption_index: (M,) places of the captions in the data set, None in a stream.
+    identity: (B,) what tells which captions belong to an image: those of all images of the same identity.
+    names: what the images are called, for messages.
     skipped: pictures that could not be decoded and are not in the batch.
+    seconds: what making the batch took, by kind of work.
     """
 
     image_index: Tensor
     pixels: Tensor | None
     captions: list[TokenGroup]
-    partners: Tensor
     caption_image: Tensor
+    identity: Tensor
+    caption_index: Tensor | None = None
+    names: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.image_index)
+
+    @property
+    def caption_identity(self) -> Tensor:
+        """(M,) for each caption the identity of its image."""
+        return self.identity[self.caption_image]
+
+    @property
+    def partners(self) -> Tensor:
+        """(B, M) bool, true where the caption belongs to the image, or to another of the same identity."""
+        return self.identity[:, None] == self.caption_identity[None, :]
+
+    @property
+    def order(self) -> Tensor:
+        """(M,) the captions' places in the order in which the groups hold them."""
+        return torch.cat([group.rows for group in self.captions])
 
     def to(self, device: torch.device) -> Batch:
         """The batch on another device."""
         groups = [TokenGroup(g.ids.to(device), g.mask.to(device), g.rows.to(device)) for g in self.captions]
         pixels = None if self.pixels is None else self.pixels.to(device, non_blocking=True)
-        partners, owners = self.partners.to(device), self.caption_image.to(device)
-        return Batch(self.image_index, pixels, groups, partners, owners, self.skipped)
+        owners, identity = self.caption_image.to(device), self.identity.to(device)
+        return replace(self, pixels=pixels, captions=groups, caption_image=owners, identity=identity)
+
+    def without_pixels(self) -> Batch:
+        """All but the pictures themselves."""
+        return replace(self, pixels=None)
+
+    def chunks(self, size: int, pad: int) -> list[Batch]:
+        """The same images and captions in batches of at most `size` images."""
+        tokens: dict[int, list[int]] = {}
+        for group in self.captions:
+            lengths = group.mask.sum(dim=1).tolist()
+            for ids, length, row in zip(group.ids.tolist(), lengths, group.rows.tolist(), strict=True):
+                tokens[row] = ids[:length]
+        parts = []
+        for first in range(0, len(self), size):
+            some = slice(first, min(first + size, len(self)))
+            own = ((self.caption_image >= some.start) & (self.caption_image < some.stop)).nonzero().flatten()
+            pixels = None if self.pixels is None else self.pixels[some]
+            groups = group_by_length([tokens[row] for row in own.tolist()], pad)
+            skipped = self.skipped if not first else []
+            owners, names = self.caption_image[own] - first, self.names[some]
+            index = None if self.caption_index is None else self.caption_index[own]
+            identity = self.identity[some]
+            parts.append(Batch(self.image_index[some], pixels, groups, owners, identity, index, names, skipped))
+        return parts
+
+    def in_one_group(self, pad: int) -> Batch:
+        """The same batch, its captions padded to the longest of all: for models that need one call on every process."""
+        width = max(group.ids.shape[1] for group in self.captions)
+        ids, masks = (
+            torch.cat([nn.functional.pad(part, (0, width - part.shape[1]), value=fill) for part in parts])
+            for parts, fill in (([g.ids for g in self.captions], pad), ([g.mask for g in self.captions], 0))
+        )
+        return replace(self, captions=[TokenGroup(ids, masks, self.order)])
 
 
 def group_by_length(tokens: Sequence[Sequence[int]], pad: int, size: int = GROUP_SIZE) -> list[TokenGroup]:
@@ -93,12 +147,12 @@ def group_by_length(tokens: Sequence[Sequence[int]], pad: int, size: int = GROUP
     return groups
 
 
-def decode_pixels(images: Sequence[Picture], transform: Transform) -> tuple[Tensor, list[int], list[str]]:
+def decode_pixels(images: Sequence[Picture], look: Look) -> tuple[Tensor, list[int], list[str]]:
     """Decode and transform pictures: pixels (n, 3, S, S), the places that could be, and why the rest could not."""
     pixels, good, failures = [], [], []
     for place, image in enumerate(images):
         try:
-            pixels.append(transform(open_picture(image)))
+            pixels.append(look(image))
             good.append(place)
         except PictureError as error:
             failures.append(str(error))

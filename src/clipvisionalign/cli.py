@@ -46,7 +46,7 @@ def _run(command: Callable[[list[str]], int], arguments: list[str]) -> int:
         print(f"{PROGRAM}: error: {error}", file=sys.stderr)
         return 1
     except ModuleNotFoundError as error:
-        extra = {"matplotlib": "study", "jinja2": "study", "pyarrow": "parquet"}.get(error.name or "")
+        extra = EXTRAS.get((error.name or "").partition(".")[0])
         if extra is None:
             raise
         print(f'{PROGRAM}: error: this needs {error.name}: pip install "clipvisionalign[{extra}]"', file=sys.stderr)
@@ -54,6 +54,13 @@ def _run(command: Callable[[list[str]], int], arguments: list[str]) -> int:
     except KeyboardInterrupt:
         print(f"{PROGRAM}: stopped", file=sys.stderr)
         return 130
+
+
+#: Packages that a command may lack, and the extra that brings them.
+EXTRAS = {
+    "matplotlib": "study", "jinja2": "study", "pyarrow": "parquet",
+    "webdataset": "scale", "datasets": "scale", "peft": "scale",
+}  # fmt: skip
 
 
 def _version() -> str:
@@ -120,6 +127,33 @@ def check(arguments: list[str]) -> int:
     return 0 if report.usable else 1
 
 
+def shards(arguments: list[str]) -> int:
+    parser = _parser(
+        "shards",
+        description="Write a data set as WebDataset shards, SPLIT-000000.tar and so on: to train on as a stream, from "
+        "many processes,\nor from a disk that would choke on single pictures. 'train OUT --out RUN' trains on them.",
+    )
+    parser.add_argument("data", help="folder or file of the data set")
+    parser.add_argument("out", help="folder to write")
+    parser.add_argument("--layout", default="auto", help="how the data set lies there (default: recognise it)")
+    parser.add_argument("--per-shard", type=int, default=1000, help="pictures in a shard (default 1000)")
+    given = parser.parse_args(arguments)
+    from clipvisionalign.data.check import check as check_data
+    from clipvisionalign.data.formats import read_captioned_images
+    from clipvisionalign.data.streams import write_shards
+
+    data, report = check_data(read_captioned_images(given.data, given.layout), full=False, shown=True)
+    left_out = [problem for problem in report.problems if problem.effect == "left out"]
+    for problem in left_out[:5]:
+        say(f"left out: {problem}")
+    if len(left_out) > 5:
+        say(f"left out: and {len(left_out) - 5} more; '{PROGRAM} check {given.data}' lists all")
+    written = write_shards(data, given.out, given.per_shard, shown=True)
+    for split, files in written.items():
+        print(f"{given.out}: {split}, {data.split_sizes()[split]:,} images in {len(files)} shards")
+    return 0
+
+
 # --- train, evaluate, audit ------------------------------------------------------------------------------------------
 
 
@@ -149,9 +183,40 @@ def train(arguments: list[str]) -> int:
     if stopped is not None and len(arguments) > 2:
         raise ValueError(f"--resume {stopped} goes on with the settings of that run; it takes no others")
     results = resume(stopped, say) if stopped is not None else train_run(RunConfig(**settings), say)
+    if "profile" in results:
+        _print_profile(results)
+        return 0
+    if not _speaks():
+        return 0
     _print_figures(results)
     print(f"the run is in {results['run']}; next: {PROGRAM} audit {results['run']}")
     return 0
+
+
+def _speaks() -> bool:
+    """Whether this is the first process: under a launcher all others are silent."""
+    import os
+
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _print_profile(results: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    steps, images, seconds = results["steps"], results["images"], results["profile"]
+    total = sum(seconds.values())
+    title = f"{steps} steps, {images:,} images, {images / total:.1f} images a second"
+    table = Table(title=title, title_justify="left")
+    for column in ("where the time goes", "ms a step", "share"):
+        table.add_column(column, justify="left" if column.startswith("where") else "right")
+    for kind, took in sorted(seconds.items(), key=lambda item: -item[1]):
+        table.add_row(kind, f"{1000 * took / steps:.1f}", f"{100 * took / total:.1f} %")
+    Console().print(table)
+    if results["loading"]:
+        told = ", ".join(f"{kind} {1000 * took / steps:.1f} ms" for kind, took in results["loading"].items())
+        print(f"in the loader, beside it where there are workers: {told} a step")
+    print(f"before the first step: tokenise {results['tokenise']:.2f} s, once")
 
 
 def _evaluation_parser(name: str, description: str) -> argparse.ArgumentParser:
@@ -337,6 +402,7 @@ def compare(arguments: list[str]) -> int:
 COMMANDS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     "scenes": ("draw the built-in data set: scenes of shapes with five captions each", scenes),
     "check": ("list what is wrong with a data set, row by row", check),
+    "shards": ("write a data set as WebDataset shards, to train on as a stream", shards),
     "train": ("train an aligner: --model.design self, sparse, late or cross", train),
     "evaluate": ("measure a run on a whole gallery, with intervals", evaluate),
     "audit": ("is a run's figure real? the checks that prove it", audit),

@@ -7,30 +7,45 @@
 
 from __future__ import annotations
 
+import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from clipvisionalign.batch import Batch, Tokenize, Transform, decode_pixels, group_by_length, seeded
+from clipvisionalign.batch import Batch, Look, Tokenize, decode_pixels, group_by_length, seeded
 from clipvisionalign.data.captioned import CaptionedImages
+
+#: A list of images to make a batch of: the seed of what is drawn at random, and the images' places.
+Dealt = tuple[int, list[int]]
+
+#: Which part of each batch is this process's: its place, and how many there are.
+Share = tuple[int, int]
+ALL: Share = (0, 1)
 
 
 class CaptionedBatches(Dataset[Batch]):
-    """Makes the batch of any list of images; `epochs` deals an epoch's lists and yields their batches.
+    """Makes the batch of any list of images; `epoch` deals an epoch's lists and yields their batches.
 
     tokenize: captions to token lists; pad: the tokenizer's padding token.
-    transform: RGB picture to tensor, or None if the pictures' features are on disk and no picture is to be opened.
+    look: picture to tensor, or None if the pictures' features are on disk and no picture is to be opened.
     """
 
-    def __init__(self, data: CaptionedImages, tokenize: Tokenize, pad: int, transform: Transform | None) -> None:
+    #: The same batch can be made again, picture by picture the same.
+    replays = True
+
+    def __init__(self, data: CaptionedImages, tokenize: Tokenize, pad: int, look: Look | None) -> None:
         self.rows = data.rows
         self.pad = pad
-        self.transform = transform
+        self.look = look
+        start = time.perf_counter()
         tokens = tokenize(data.captions)
+        #: Seconds that tokenising took, once for the whole run.
+        self.tokenise_seconds = time.perf_counter() - start
         ends = np.cumsum([len(row.captions) for row in data.rows])
+        self.ends = ends
         self.tokens = [tokens[end - len(row.captions) : end] for row, end in zip(data.rows, ends, strict=True)]
         identity = data.image_identity
         self.identity = torch.from_numpy(identity if identity is not None else np.arange(len(data)))
@@ -38,37 +53,67 @@ class CaptionedBatches(Dataset[Batch]):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, dealt: tuple[int, Sequence[int]]) -> Batch:
+    def __getitem__(self, dealt: Dealt) -> Batch:
         """The batch of the images dealt: (random seed of this batch, places of the images)."""
         seed, places = dealt
         pixels, skipped = None, list[str]()
-        if self.transform is not None:
+        start = time.perf_counter()
+        if self.look is not None:
             with seeded(seed):
-                pixels, good, skipped = decode_pixels([self.rows[i].image for i in places], self.transform)
+                pixels, good, skipped = decode_pixels([self.rows[i].image for i in places], self.look)
             places = [places[i] for i in good]
+        decoded = time.perf_counter()
         index = torch.tensor(places, dtype=torch.long)
         tokens = [caption for i in places for caption in self.tokens[i]]
         owners = torch.tensor([b for b, i in enumerate(places) for _ in self.tokens[i]], dtype=torch.long)
-        identity = self.identity[index]
-        partners = identity[:, None] == identity[owners][None, :]
-        return Batch(index, pixels, group_by_length(tokens, self.pad), partners, owners, skipped)
+        groups = group_by_length(tokens, self.pad)
+        seconds = {"decode": decoded - start, "collate": time.perf_counter() - decoded}
+        names = [self.rows[i].name for i in places[:5]]
+        own = [range(self.ends[i] - len(self.tokens[i]), self.ends[i]) for i in places]
+        captions = torch.tensor([number for some in own for number in some], dtype=torch.long)
+        return Batch(index, pixels, groups, owners, self.identity[index], captions, names, skipped, seconds)
 
     def steps(self, batch: int) -> int:
         """Steps in an epoch: the last images that do not fill a batch wait for the next deal."""
         return max(1, len(self.rows) // batch)
 
-    def epoch(self, batch: int, epoch: int, seed: int, workers: int = 0, start: int = 0) -> Iterator[Batch]:
-        """The batches of one epoch, from number `start` on: every image at most once, dealt anew each epoch."""
+    def deal(
+        self, batch: int, epoch: int, seed: int, start: int = 0, chunk: int = 0, share: Share = ALL
+    ) -> list[Dealt]:
+        """The lists of one epoch, from step `start` on: every image at most once, dealt anew each epoch.
+
+        chunk: images of a list; the lists of a step come one after the other, and then once more, for a gradient cache
+        that needs them twice. 0 for one list a step. share: this process's place among how many.
+        """
         order = np.random.default_rng([seed, epoch]).permutation(len(self.rows))
         size = min(batch, len(order))
-        dealt = [
-            (int(np.random.default_rng([seed, epoch, step]).integers(1 << 62)), order[step * size : (step + 1) * size])
-            for step in range(start, self.steps(batch))
-        ]
-        lists = [(number, places.tolist()) for number, places in dealt]
+        found: list[Dealt] = []
+        for step in range(start, self.steps(batch)):
+            number = int(np.random.default_rng([seed, epoch, step, *share[:1]]).integers(1 << 62))
+            places = order[step * size : (step + 1) * size][share[0] :: share[1]].tolist()
+            if not chunk:
+                found.append((number, places))
+                continue
+            parts = [(number + n, places[n : n + chunk]) for n in range(0, len(places), chunk)]
+            found += parts + parts
+        return found
+
+    def load(self, dealt: list[Dealt], workers: int = 0) -> Iterator[Batch]:
+        """The batches of lists, in their order."""
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*pin_memory.*")
             # The loader draws its workers' seeds from a generator of its own, so that beginning anew draws none.
             own = torch.Generator().manual_seed(0)
-            loader = DataLoader(self, batch_size=None, sampler=lists, num_workers=workers, generator=own)
+            loader = DataLoader(self, batch_size=None, sampler=dealt, num_workers=workers, generator=own)
             yield from loader
+
+    def epoch(
+        self, batch: int, epoch: int, seed: int, workers: int = 0, start: int = 0, share: Share = ALL, chunk: int = 0
+    ) -> Iterator[Batch]:
+        """The batches of one epoch, from number `start` on; with `chunk` each one's chunks, twice. See `deal`."""
+        return self.load(self.deal(batch, epoch, seed, start, chunk, share), workers)
+
+    @property
+    def captions_per_image(self) -> float:
+        """Mean."""
+        return sum(map(len, self.tokens)) / max(1, len(self.tokens))

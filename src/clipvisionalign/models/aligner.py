@@ -36,8 +36,9 @@ from clipvisionalign.models.late_interaction import (
     late_pair_scores,
     late_scores,
 )
+from clipvisionalign.models.packed_linear import pack_linears
 from clipvisionalign.models.text_tower import CaptionFeatures, TextTower, TextTowerConfig
-from clipvisionalign.pictures import Picture, open_picture
+from clipvisionalign.pictures import Picture
 from clipvisionalign.progress import progress
 
 WEIGHTS_FILE = "model.safetensors"
@@ -73,10 +74,10 @@ class AlignerConfig:
 
 
 class ImageStates(NamedTuple):
-    """An image in the common space. vectors: (B, D) unit length; patches: (B, P, D)."""
+    """An image in the common space. vectors: (B, D) unit length; patches: (B, P, D), None where nobody asks."""
 
     vectors: Tensor
-    patches: Tensor
+    patches: Tensor | None
 
 
 class CaptionStates(NamedTuple):
@@ -129,7 +130,8 @@ class Aligner(nn.Module):
         self.image_head = ImageHead(self.image_tower.width, self.image_tower.patches, config.width, config.dropout)
         self.text_head = nn.Linear(self.text_tower.width, config.width)
         nn.init.orthogonal_(self.text_head.weight)
-        self.log_scale = nn.Parameter(torch.tensor(math.log(1 / config.temperature)))
+        # Of one element and one axis: FSDP2 shards no scalars.
+        self.log_scale = nn.Parameter(torch.tensor([math.log(1 / config.temperature)]))
         self.late: LateInteraction | None = None
         self.fusion: Fusion | None = None
         if config.design in ("late", "cross"):
@@ -150,7 +152,7 @@ class Aligner(nn.Module):
 
     def scale(self) -> Tensor:
         """1 / temperature, at most 100 as in CLIP."""
-        return self.log_scale.exp().clamp(max=100.0)
+        return self.log_scale.exp().clamp(max=100.0).squeeze(0)
 
     def image_states(self, features: ImageFeatures) -> ImageStates:
         """A picture tower's features -> vectors (B, D) and patches (B, P, D)."""
@@ -160,6 +162,11 @@ class Aligner(nn.Module):
         """One group of captions -> vectors (b, D), tokens (b, T, W) for a design that scores pairs, and mask (b, T)."""
         features: CaptionFeatures = self.text_tower(group.ids, group.mask, want_tokens=self.late is not None)
         return CaptionStates(F.normalize(self.text_head(features.pooled).float(), dim=-1), features.tokens, group.mask)
+
+    def states_of_pooled(self, pooled: Tensor) -> CaptionStates:
+        """Vectors (b, D) of a text tower's pooled vectors (b, W) that are known already; no tokens."""
+        vectors = F.normalize(self.text_head(pooled).float(), dim=-1)
+        return CaptionStates(vectors, None, pooled.new_ones(len(pooled), 1, dtype=torch.long))
 
     def forward(self, batch: Batch, features: ImageFeatures | None = None) -> tuple[ImageStates, list[CaptionStates]]:
         """The states of a batch's images and of its captions, group by group in the batch's order.
@@ -217,6 +224,7 @@ class Aligner(nn.Module):
         assert self.late is not None
         found = []
         for states in chunks:
+            assert states.patches is not None
             key_values = None if self.fusion is None else self.fusion.project_patches(states.patches)
             found.append(EncodedImages(states.vectors, self.late.patches(states.patches), key_values))
         return EncodedImages.join(found)
@@ -241,16 +249,12 @@ class Aligner(nn.Module):
         return [caption for caption in captions_in if caption is not None]
 
     def _image_chunks(self, images: Sequence[Picture], batch: int) -> Iterator[ImageStates]:
-        transform = self.image_tower.input.transform()
-
-        def prepare(image: Picture) -> Tensor:
-            return transform(open_picture(image))
-
+        look = self.image_tower.input.look()
         starts = range(0, len(images), batch)
         with evaluating(self), ThreadPoolExecutor() as pool:
             for start in progress(starts, "encoding images", len(starts), self.show_progress):
-                pixels = torch.stack(list(pool.map(prepare, images[start : start + batch])))
-                yield self.image_states(self.image_tower(pixels.to(self.device, memory_format=torch.channels_last)))
+                pixels = torch.stack(list(pool.map(look, images[start : start + batch])))
+                yield self.image_states(self.image_tower(pixels.to(self.device)))
 
     def _caption_chunks(self, captions: Sequence[str], batch: int) -> Iterator[tuple[Tensor, CaptionStates]]:
         groups = group_by_length(self.text_tower.tokenize(captions), self.text_tower.pad, batch)
@@ -413,13 +417,21 @@ def config_from_dict(cls: Callable[..., Any], values: dict[str, Any]) -> Any:
         raise ValueError(str(error)) from None
 
 
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a run's model.safetensors, under the names and in the shapes that an aligner has them."""
+    from safetensors.torch import load_file
+
+    state = load_file(path)
+    # Runs from before the temperature had an axis.
+    return state | {"log_scale": state["log_scale"].reshape(1)} if "log_scale" in state else state
+
+
 def load_aligner(folder: str | Path, device: str = "auto") -> Aligner:
     """The aligner that a run folder holds, ready to encode and score; needs nothing else, and no network.
 
     Raises FileNotFoundError where the folder is not a run folder, ValueError where a file in it does not fit.
     """
     import yaml
-    from safetensors.torch import load_file
 
     source = Path(folder)
     missing = [name for name in (CONFIG_FILE, WEIGHTS_FILE, TEXT_FOLDER) if not (source / name).exists()]
@@ -433,7 +445,8 @@ def load_aligner(folder: str | Path, device: str = "auto") -> Aligner:
         raise ValueError(f"{source / CONFIG_FILE}: no settings of an aligner: {error}") from None
     aligner = Aligner(config, text_folder=source / TEXT_FOLDER, load_weights=False)
     try:
-        aligner.load_state_dict(load_file(source / WEIGHTS_FILE))
+        aligner.load_state_dict(read_weights(source / WEIGHTS_FILE))
     except Exception as error:
         raise ValueError(f"{source / WEIGHTS_FILE}: not this aligner's weights: {error}") from None
+    pack_linears(aligner)
     return aligner.to(best_device(device)).eval()

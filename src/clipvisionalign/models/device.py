@@ -1,18 +1,17 @@
 """Which device this is, and which number format is quick on it: found out by a short timing, not assumed.
 
-Some CPUs do bfloat16 ten times faster than float32, some nine times slower. `quick_format` times the work that a text
-tower does in both and takes bfloat16 only where it clearly pays.
+Some CPUs do bfloat16 ten times faster than float32, some nine times slower. `quick_format` times the work itself in
+both and takes bfloat16 only where it clearly pays: for each tower apart, since convolutions and matrix products differ.
 """
 
 from __future__ import annotations
 
 import platform
 import time
-from functools import cache
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
 
 #: bfloat16 has to be this much quicker before it is worth its coarser numbers.
 WORTH = 1.2
@@ -32,30 +31,27 @@ def best_device(name: str = "auto") -> torch.device:
     return device
 
 
-@cache
-def format_seconds(device: torch.device) -> dict[torch.dtype, float]:
-    """Seconds of one feed-forward step, there and back, in float32 and under bfloat16 autocast: the best of five."""
-    block = nn.Sequential(nn.Linear(384, 1536), nn.GELU(), nn.Linear(1536, 384), nn.LayerNorm(384)).to(device)
-    x = torch.randn(1024, 384, device=device)
-    seconds = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        taken = []
-        for _ in range(6):
+def format_seconds(device: torch.device, work: Callable[[], Any], turns: int = 3) -> dict[torch.dtype, float]:
+    """Seconds that `work` takes in float32 and under bfloat16 autocast, in turns: the best of some after a warm-up."""
+    seconds: dict[torch.dtype, float] = {}
+    for turn in range(turns + 1):
+        for dtype in (torch.float32, torch.bfloat16):
             start = time.perf_counter()
             with torch.autocast(device.type, torch.bfloat16, enabled=dtype is torch.bfloat16):
-                loss = block(x).float().square().mean()
-            loss.backward()
-            loss.item()
-            taken.append(time.perf_counter() - start)
-        seconds[dtype] = min(taken[1:])
+                work()
+            if device.type != "cpu":
+                torch.accelerator.synchronize(device)
+            taken = time.perf_counter() - start
+            if turn:
+                seconds[dtype] = min(taken, seconds.get(dtype, taken))
     return seconds
 
 
-def quick_format(device: torch.device, precision: str = "auto") -> torch.dtype:
-    """The number format to train in. precision: "auto" to find out, "float32" or "bfloat16"."""
+def quick_format(device: torch.device, work: Callable[[], Any], precision: str = "auto") -> torch.dtype:
+    """The number format to do `work` in. precision: "auto" to find out, "float32" or "bfloat16"."""
     if precision != "auto":
         return torch.bfloat16 if precision == "bfloat16" else torch.float32
-    seconds = format_seconds(device)
+    seconds = format_seconds(device, work)
     return torch.bfloat16 if seconds[torch.bfloat16] * WORTH < seconds[torch.float32] else torch.float32
 
 

@@ -74,7 +74,8 @@ class ImageTower(nn.Module):
         return features.pooled.shape[-1], features.patches.shape[1]
 
     def forward(self, pixels: Tensor) -> ImageFeatures:
-        """pixels (B, 3, S, S) -> pooled (B, C), patches (B, P, C)."""
+        """pixels (B, 3, S, S), bytes or scaled -> pooled (B, C), patches (B, P, C)."""
+        pixels = self.input.scaled(pixels).contiguous(memory_format=torch.channels_last)
         features = self.backbone.forward_features(pixels)
         pooled = self.backbone.forward_head(features, pre_logits=True)
         if features.ndim == 4:

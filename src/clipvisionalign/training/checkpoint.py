@@ -3,14 +3,18 @@
 - Written aside, flushed to the disk and renamed, so that a kill in the middle leaves the one before it whole.
 - The last two are kept; one that does not read back is skipped for the one before it, with a word.
 - Tensors, numbers and names only: read with `weights_only`, no pickle is run.
+- Sharded weights are written by torch.distributed.checkpoint, each process its own shards, as safetensors; they load on
+  any other number of processes, on one too.
 """
 
 from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,9 +22,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 FOLDER = "checkpoints"
 KEPT = 2
+#: In a sharded checkpoint: what is not sharded.
+REST = "rest.pt"
 
 
 def save_checkpoint(run: Path, step: int, state: dict[str, Any]) -> Path:
@@ -41,15 +48,72 @@ def save_checkpoint(run: Path, step: int, state: dict[str, Any]) -> Path:
             # torch's writer tells of a full disk in a RuntimeError.
             raise OSError(f"{path}: could not be written: {str(error).splitlines()[0]}") from error
         raise
-    for old in sorted(folder.glob("step-*.pt"))[:-KEPT]:
-        old.unlink()
+    _keep_last(folder)
     return path
 
 
+def _keep_last(folder: Path) -> None:
+    for old in sorted([*folder.glob("step-*.pt"), *folder.glob("step-*.shards")])[:-KEPT]:
+        shutil.rmtree(old) if old.is_dir() else old.unlink()
+
+
+def save_sharded(
+    run: Path, step: int, tensors: dict[str, Tensor], rest: dict[str, Any], first: bool, wait: Callable[[], None]
+) -> Path:
+    """Write tensors that are spread over processes, each its own shards, and the rest; every process calls this.
+
+    first: whether this process writes the rest and renames; wait: until all processes have come so far.
+    """
+    import torch.distributed.checkpoint as distributed_checkpoint
+    from torch.distributed.checkpoint import HuggingFaceStorageWriter
+
+    folder = run / FOLDER
+    path = folder / f"step-{step:09d}.shards"
+    aside = path.with_suffix(".part")
+    if first:
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+    wait()
+    with _quiet():
+        distributed_checkpoint.save(tensors, storage_writer=HuggingFaceStorageWriter(str(aside), save_distributed=True))
+    wait()
+    if first:
+        with (aside / REST).open("wb") as file:
+            torch.save(rest, file)
+            file.flush()
+            os.fsync(file.fileno())
+        shutil.rmtree(path, ignore_errors=True)
+        aside.replace(path)
+        _keep_last(folder)
+    wait()
+    return path
+
+
+def load_sharded(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Fill `tensors`, sharded or whole, from what any number of processes wrote."""
+    import torch.distributed.checkpoint as distributed_checkpoint
+    from torch.distributed.checkpoint import HuggingFaceStorageReader
+
+    with _quiet():
+        distributed_checkpoint.load(tensors, storage_reader=HuggingFaceStorageReader(str(path)))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the library's word that a process alone is one process."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
 def last_checkpoint(run: Path, say: Callable[[str], None]) -> dict[str, Any] | None:
-    """The state of the newest checkpoint that reads back, None if there is none."""
-    for path in sorted((run / FOLDER).glob("step-*.pt"), reverse=True):
+    """The state of the newest checkpoint that reads back, None if there is none; of a sharded one all but its tensors,
+    whose folder is under "shards"."""
+    found = [*(run / FOLDER).glob("step-*.pt"), *(run / FOLDER).glob("step-*.shards")]
+    for path in sorted(found, reverse=True):
         try:
+            if path.is_dir():
+                return torch.load(path / REST, map_location="cpu", weights_only=True) | {"shards": str(path)}
             return torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:
             words = (str(error).splitlines() or [type(error).__name__])[0]

@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,14 +21,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clipvisionalign.batch import decode_pixels, seeded
+from clipvisionalign.batch import Look, decode_pixels, group_by_length, seeded
 from clipvisionalign.data.captioned import CaptionedImages
 from clipvisionalign.models.image_tower import ImageFeatures, ImageTower
+from clipvisionalign.models.text_tower import TextTower
 from clipvisionalign.pictures import PictureInput
 from clipvisionalign.progress import progress
 
 #: Raised when what is kept, or how, changes: older caches are then made anew.
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -39,9 +40,9 @@ class View:
     flip: bool = False
     seed: int = 0
 
-    def transform(self, picture_input: PictureInput) -> Callable[..., Tensor]:
-        """The function from an RGB picture to this view's tensor."""
-        return picture_input.transform(augment=self.crop, flip=float(self.flip))
+    def look(self, picture_input: PictureInput) -> Look:
+        """The function from a picture to this view's tensor."""
+        return picture_input.look(augment=self.crop, flip=float(self.flip))
 
 
 def views_of(augment: str, count: int) -> list[View]:
@@ -65,9 +66,10 @@ def cache_folder(setting: str = "auto") -> Path:
     return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "clipvisionalign"
 
 
-def tower_fingerprint(tower: ImageTower) -> str:
+def tower_fingerprint(tower: ImageTower | TextTower) -> str:
     """A hash of the tower's weights and of the input that it wants."""
-    digest = hashlib.sha256(repr((tower.config.name, tower.input)).encode())
+    told = tower.input if isinstance(tower, ImageTower) else (tower.config, tower.pooling)
+    digest = hashlib.sha256(repr((tower.config.name, told)).encode())
     for name, tensor in sorted(tower.state_dict().items()):
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
@@ -132,6 +134,30 @@ def open_features(
     return FeatureCache(folder, pooled, patches, failures)
 
 
+def open_captions(root: Path, data: CaptionedImages, tower: TextTower) -> Tensor:
+    """The text tower's pooled vectors (M, W) of all captions of `data`; computed first where they are not there yet."""
+    key = repr((FORMAT, data.fingerprint(), tower_fingerprint(tower)))
+    path = root / "captions" / f"{hashlib.sha256(key.encode()).hexdigest()[:20]}.npy"
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        captions = data.captions
+        pooled = np.empty((len(captions), tower.width), dtype=np.float32)
+        device = next(tower.parameters()).device
+        groups = group_by_length(tower.tokenize(captions), tower.pad)
+        training = tower.training
+        tower.eval()
+        with torch.inference_mode():
+            for group in progress(groups, f"text tower, {len(captions):,} captions", len(groups)):
+                found = tower(group.ids.to(device), group.mask.to(device), want_tokens=False).pooled
+                pooled[group.rows] = found.float().cpu().numpy()
+        tower.train(training)
+        aside = path.with_suffix(f".{os.getpid()}.part")
+        with aside.open("wb") as file:
+            np.save(file, pooled)
+        aside.replace(path)
+    return torch.from_numpy(np.load(path))
+
+
 @torch.inference_mode()
 def _compute(
     folder: Path, data: CaptionedImages, tower: ImageTower, views: Sequence[View], dtype: torch.dtype, what: str
@@ -157,7 +183,7 @@ def _compute(
         for view in views:
             # A picture's crops depend on its place and the view, not on which thread came first.
             with seeded(view.seed * 1_000_003 + place):
-                tensor, good, failed = decode_pixels([data.rows[place].image], view.transform(tower.input))
+                tensor, good, failed = decode_pixels([data.rows[place].image], view.look(tower.input))
             if not good:
                 return [], failed
             pixels.append(tensor[0])

@@ -8,8 +8,8 @@ own is a function of these three; `--loss.name package.module:function` names it
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +38,37 @@ class LossConfig:
     learn_temperature: bool = True
 
 
+#: Scores that a piece of a loss holds at a time, above which it comes in pieces: 32 MiB in float32.
+BLOCK = 1 << 23
+
+
+@dataclass
+class Gallery:
+    """All images and captions that a loss is taken over, and which of them are this process's own.
+
+    images: (B, D), captions: (M, D), unit vectors; identity: (B,) and caption_identity: (M,), equal where a caption
+    belongs to an image. own_images, own_captions: the rows that this process answers for.
+    """
+
+    images: Tensor
+    captions: Tensor
+    identity: Tensor
+    caption_identity: Tensor
+    own_images: slice = field(default_factory=lambda: slice(None))
+    own_captions: slice = field(default_factory=lambda: slice(None))
+    processes: int = 1
+
+    def partners(self, images: slice = slice(None), captions: slice = slice(None)) -> Tensor:
+        """The table of true pairs of some images with some captions, bool."""
+        return self.identity[images, None] == self.caption_identity[None, captions]
+
+    def true_pairs(self) -> int:
+        """How many true pairs there are."""
+        there, counts = self.caption_identity.unique(return_counts=True)
+        found = torch.searchsorted(there, self.identity).clamp(max=len(there) - 1)
+        return int((counts[found] * (there[found] == self.identity)).sum())
+
+
 class PairLoss(nn.Module):
     """The loss that a config names, with what it learns itself. Raises ValueError for an unknown name."""
 
@@ -46,23 +77,73 @@ class PairLoss(nn.Module):
         self.config = config
         self.own: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
         if config.name == "sigmoid":
-            self.bias = nn.Parameter(torch.tensor(config.bias))
+            self.bias = nn.Parameter(torch.tensor([config.bias]))
         elif config.name not in ("softmax", "hardest", "hard_weighted"):
             self.own = _own_loss(config.name)
 
-    def forward(self, images: Tensor, captions: Tensor, partners: Tensor, scale: Tensor) -> Tensor:
-        """images: (B, D), captions: (M, D), unit vectors; partners: (B, M); scale: 1 / temperature -> scalar."""
-        config = self.config
+    def forward(
+        self, images: Tensor, captions: Tensor, partners: Tensor, scale: Tensor, bias: Tensor | None = None
+    ) -> Tensor:
+        """images: (B, D), captions: (M, D), unit vectors; partners: (B, M); scale: 1 / temperature -> scalar.
+
+        bias: that of "sigmoid", where it is not to be this module's own.
+        """
         if self.own is not None:
             return self.own(images, captions, partners)
         cosines = images @ captions.T
+        by_image, by_caption = self._divisors(len(images), len(captions), int(partners.sum()))
+        loss = self._terms(cosines, partners, scale, bias).sum() / by_image
+        if by_caption:
+            loss = loss + self._terms(cosines.T, partners.T, scale, bias).sum() / by_caption
+        return loss
+
+    def pieces(self, gallery: Gallery, scale: Tensor, bias: Tensor | None = None) -> Iterator[Tensor]:
+        """Scalars whose sum, over all processes, is the loss of the whole gallery.
+
+        Each piece is what some rows lose against all columns: the rows are this process's own, so that no process ever
+        computes the square of all, and no more than `BLOCK` scores are held, if each piece's gradient is taken before
+        the next is asked for. A loss of one's own knows no rows: every process computes it all, and counts its share.
+        """
+        images, captions = gallery.images, gallery.captions
+        if self.own is not None:
+            yield self.own(images, captions, gallery.partners()) / gallery.processes
+            return
+        if gallery.processes == 1 and len(images) * len(captions) <= BLOCK:
+            yield self(images, captions, gallery.partners(), scale, bias)
+            return
+        by_image, by_caption = self._divisors(len(images), len(captions), gallery.true_pairs())
+        for rows in _blocks(gallery.own_images, len(images), len(captions)):
+            terms = self._terms(images[rows] @ captions.T, gallery.partners(images=rows), scale, bias)
+            yield terms.sum() / by_image
+        if not by_caption:
+            return
+        for rows in _blocks(gallery.own_captions, len(captions), len(images)):
+            terms = self._terms(captions[rows] @ images.T, gallery.partners(captions=rows).T, scale, bias)
+            yield terms.sum() / by_caption
+
+    def _terms(self, cosines: Tensor, partners: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+        """What each row loses against all columns (rows,)."""
+        config = self.config
         if config.name == "sigmoid":
-            return sigmoid_loss(cosines * scale + self.bias, partners)
+            return sigmoid_terms(cosines * scale + (self.bias if bias is None else bias), partners)
         if config.name == "hardest":
-            return hardest_negative_loss(cosines, partners, config.margin)
+            return hardest_terms(cosines, partners, config.margin)
         if config.name == "hard_weighted":
-            return hard_weighted_loss(cosines * scale, partners, config.beta)
-        return contrastive_loss(cosines * scale, partners, config.smoothing)
+            return hard_weighted_terms(cosines * scale, partners, config.beta)
+        return softmax_terms(cosines * scale, partners, config.smoothing)
+
+    def _divisors(self, images: int, captions: int, pairs: int) -> tuple[float, float]:
+        """What the sums of the images' and of the captions' terms are divided by; 0 for a loss of images' rows only."""
+        if self.config.name == "sigmoid":
+            return captions, 0
+        return (pairs, pairs) if self.config.name == "hardest" else (2 * images, 2 * captions)
+
+
+def _blocks(own: slice, rows: int, columns: int) -> Iterator[slice]:
+    first, last, _ = own.indices(rows)
+    step = max(1, BLOCK // max(1, columns))
+    for start in range(first, last, step):
+        yield slice(start, min(start + step, last))
 
 
 def _own_loss(name: str) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
@@ -84,14 +165,19 @@ def contrastive_loss(logits: Tensor, partners: Tensor, smoothing: float = 0.0) -
 
     Each true pair is told from the negatives of its row, and from those of its column; other partners of the same row
     or column stand in neither. With one caption per image this is CLIP's loss (Radford et al., arXiv:2103.00020); the
-    sum over partners outside the logarithm is that of Khosla et al., arXiv:2004.11362, equation 2. `smoothing` is the
-    share of the answer that goes to all of a pair's candidates alike (Szegedy et al., arXiv:1512.00567, section 7).
+    sum over partners outside the logarithm is that of Khosla et al., arXiv:2004.11362, equation 2.
     """
-    return (_softmax_way(logits, partners, smoothing) + _softmax_way(logits.T, partners.T, smoothing)) / 2
+    return (
+        softmax_terms(logits, partners, smoothing).mean() + softmax_terms(logits.T, partners.T, smoothing).mean()
+    ) / 2
 
 
-def _softmax_way(logits: Tensor, partners: Tensor, smoothing: float) -> Tensor:
-    """Mean over rows of the mean over a row's partners of -log(true / (true + negatives))."""
+def softmax_terms(logits: Tensor, partners: Tensor, smoothing: float) -> Tensor:
+    """For each row the mean over its partners of -log(true / (true + negatives)), (rows,).
+
+    `smoothing` is the share of the answer that goes to all of a pair's candidates alike (Szegedy et al.,
+    arXiv:1512.00567, section 7).
+    """
     negatives = logits.masked_fill(partners, -torch.inf).logsumexp(dim=1, keepdim=True)
     terms = F.softplus(negatives - logits)
     if smoothing:
@@ -103,40 +189,35 @@ def _softmax_way(logits: Tensor, partners: Tensor, smoothing: float) -> Tensor:
 
 def _mean_over_partners(terms: Tensor, partners: Tensor) -> Tensor:
     terms = terms.masked_fill(~partners, 0.0)
-    return (terms.sum(dim=1) / partners.sum(dim=1).clamp(min=1)).mean()
+    return terms.sum(dim=1) / partners.sum(dim=1).clamp(min=1)
 
 
-def sigmoid_loss(logits: Tensor, partners: Tensor) -> Tensor:
-    """Every pair is a question of its own: partners or not. logits, partners: (B, M) -> scalar, a mean over captions.
+def sigmoid_terms(logits: Tensor, partners: Tensor) -> Tensor:
+    """For each row the sum over all columns: every pair is a question of its own, partners or not. The loss is the sum
+    of all over the number of captions.
 
     Source: Zhai et al., "SigLIP", arXiv:2303.15343, equation 1; its logits are cosine / temperature + bias.
     """
     signs = partners.to(logits.dtype) * 2 - 1
-    return F.softplus(-signs * logits).sum() / logits.shape[1]
+    return F.softplus(-signs * logits).sum(dim=1)
 
 
-def hardest_negative_loss(cosines: Tensor, partners: Tensor, margin: float) -> Tensor:
-    """Hinge of each true pair against its image's hardest wrong caption and its caption's hardest wrong image.
+def hardest_terms(cosines: Tensor, partners: Tensor, margin: float) -> Tensor:
+    """For each row the sum over its partners of the hinge against the hardest wrong column. The loss is the sum over
+    rows and columns over the number of true pairs.
 
-    cosines, partners: (B, M) -> scalar, a mean over true pairs. Source: Faghri et al., "VSE++", arXiv:1707.05612,
-    equation 6.
+    Source: Faghri et al., "VSE++", arXiv:1707.05612, equation 6.
     """
-    wrong = cosines.masked_fill(partners, -torch.inf)
-    by_row = (margin - cosines + wrong.amax(dim=1, keepdim=True)).clamp(min=0)
-    by_column = (margin - cosines + wrong.amax(dim=0, keepdim=True)).clamp(min=0)
-    return (by_row + by_column).masked_fill(~partners, 0.0).sum() / partners.sum()
+    wrong = cosines.masked_fill(partners, -torch.inf).amax(dim=1, keepdim=True)
+    return (margin - cosines + wrong).clamp(min=0).masked_fill(~partners, 0.0).sum(dim=1)
 
 
-def hard_weighted_loss(logits: Tensor, partners: Tensor, beta: float) -> Tensor:
-    """Symmetric contrastive loss in which a negative counts by exp(beta x logit), 1 on average; beta 0 is softmax.
+def hard_weighted_terms(logits: Tensor, partners: Tensor, beta: float) -> Tensor:
+    """As `softmax_terms`, but a negative counts by exp(beta x logit), 1 on average; beta 0 is softmax.
 
-    logits, partners: (B, M) -> scalar. Source: Robinson et al., arXiv:2010.04592, section 4 (without its correction for
-    false negatives, since partners are known).
+    Source: Robinson et al., arXiv:2010.04592, section 4 (without its correction for false negatives, since partners are
+    known).
     """
-    return (_weighted_way(logits, partners, beta) + _weighted_way(logits.T, partners.T, beta)) / 2
-
-
-def _weighted_way(logits: Tensor, partners: Tensor, beta: float) -> Tensor:
     wrong = logits.masked_fill(partners, -torch.inf)
     # log of: sum over negatives of w exp(logit), w = n exp(beta logit) / sum of exp(beta logit); no gradient through w.
     weights = (beta * wrong.detach()).masked_fill(partners, -torch.inf).log_softmax(dim=1)

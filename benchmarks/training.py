@@ -1,0 +1,421 @@
+"""What a training step costs: beside the plain loop of small CLIP scripts and open_clip's, in one run.
+
+    python benchmarks/training.py [--data flickr8k] [--only step,loader,cache] [--json]
+
+- `step`: ResNet50 and DistilBERT with random weights, 224 pixels, the same pictures with their captions. The rivals
+  see a row for each caption, so that a picture is encoded once per caption, padded to a fixed length (64 in small
+  scripts, 77 in open_clip), in float32, NCHW, with AdamW unfused. Captions a second, and which share of the machine's
+  own rate of matrix products a step reaches.
+- `loader`: pictures a second that two workers decode, resize and batch, beside Pillow with torchvision's v1 transforms.
+- `cache`: what gradient caching costs in time, and what a batch of 4,096 takes in memory beside one of 256.
+
+Without --data the captions are those of drawn scenes. Contestants take turns; medians with fastest and slowest.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from attention import peak, ratio, save_encoder, spread, summary
+from torch import nn
+
+SECTIONS = ("step", "loader", "cache")
+#: Pictures of a step; each has its captions, five in Flickr8k.
+IMAGES = 16
+TURNS = 5
+
+
+def take_turns(contestants: dict[str, Callable[[], Any]]) -> dict[str, list[float]]:
+    """Seconds of every turn of each contestant, with gradients; they take turns."""
+    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    for turn in range(TURNS + 1):
+        for name, work in contestants.items():
+            start = time.perf_counter()
+            work()
+            if turn:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def open_train(data: str, folder: Path) -> Any:
+    """The training split of a data set, or of drawn scenes."""
+    from clipvisionalign.data.formats import read_captioned_images
+    from clipvisionalign.data.scenes import write_scenes
+
+    return read_captioned_images(data or write_scenes(folder / "scenes", 300)).split("train")
+
+
+# --- the contestants -------------------------------------------------------------------------------------------------
+
+
+def our_step(folder: Path, train: Any, formats: tuple[torch.dtype, torch.dtype]) -> tuple[Callable[[], Any], Any, int]:
+    """A whole step of this project's on one batch; the step, and how many captions it has."""
+    from clipvisionalign.data.batches import CaptionedBatches
+    from clipvisionalign.models.aligner import Aligner, AlignerConfig
+    from clipvisionalign.models.image_tower import ImageTowerConfig
+    from clipvisionalign.models.text_tower import TextTowerConfig
+    from clipvisionalign.training.fine_tuning import freeze, optimizer_groups
+    from clipvisionalign.training.losses import LossConfig, PairLoss
+    from clipvisionalign.training.processes import Processes
+    from clipvisionalign.training.step import Known, Step, Towers
+
+    config = AlignerConfig(
+        image_tower=ImageTowerConfig("resnet50", "random"),
+        text_tower=TextTowerConfig(str(save_encoder("distilbert", folder))),
+    )
+    aligner = Aligner(config).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    freeze(aligner, "none", [])
+    # The rivals train their word embeddings too.
+    aligner.requires_grad_(True)
+    aligner.train()
+    step = Step(Towers(aligner, PairLoss(LossConfig()), formats), Processes(torch.device("cpu")))
+    rates = {"text_tower": 1e-5, "image_tower": 1e-5}
+    groups = optimizer_groups(step.towers.named_parameters(), aligner, rates, 1e-4, 0.05, 1.0)
+    optimizer = torch.optim.AdamW(groups, fused=True)
+    tower = aligner.text_tower
+    batches = CaptionedBatches(train, tower.tokenize, tower.pad, aligner.image_tower.input.look())
+    batch = batches[(0, list(range(IMAGES)))]
+
+    def work() -> None:
+        with step.timings("all"):
+            step.whole(batch, Known())
+            nn.utils.clip_grad_norm_(step.parameters, 1.0)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+    return work, step, len(batch.caption_image)
+
+
+class PlainModel(nn.Module):
+    """The model of small CLIP scripts: two towers, two linear heads."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        import timm
+        import transformers
+
+        self.images = timm.create_model("resnet50", num_classes=0)
+        self.captions = transformers.AutoModel.from_pretrained(save_encoder("distilbert", folder))
+        self.image_head, self.caption_head = nn.Linear(2048, 256), nn.Linear(768, 256)
+        self.scale = nn.Parameter(torch.tensor(20.0).log())
+
+    def forward(self, pixels: torch.Tensor, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        states = self.captions(input_ids=ids, attention_mask=(ids != 0).long()).last_hidden_state
+        images = nn.functional.normalize(self.image_head(self.images(pixels)), dim=-1)
+        captions = nn.functional.normalize(self.caption_head(states[:, 0]), dim=-1)
+        return images, captions, self.scale.exp()
+
+
+def open_clip_model(folder: Path) -> Any:
+    """open_clip's classes around the same towers: its timm tower and its Hugging Face text encoder."""
+    import open_clip
+    import transformers
+    from open_clip.hf_model import HFTextEncoder, arch_dict
+    from open_clip.model import CLIPTextCfg, CLIPVisionCfg
+
+    vision = CLIPVisionCfg(timm_model_name="resnet50", timm_pool="avg", timm_proj="linear", image_size=224)
+    model = open_clip.CustomTextCLIP(256, vision, CLIPTextCfg(layers=1))
+    # Its table of widths does not know DistilBERT.
+    arch_dict.setdefault("distilbert", {"config_names": {"width": "hidden_size"}, "pooler": "mean_pooler"})
+    config = transformers.AutoConfig.from_pretrained(save_encoder("distilbert", folder))
+    model.text = HFTextEncoder("", 256, config, "mean_pooler", "linear", pretrained=False)
+    return model
+
+
+def rows(train: Any, folder: Path, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """A row for each caption: pixels (M, 3, 224, 224), float32 and NCHW; ids (M, length), padded."""
+    import transformers
+    from torchvision import transforms
+
+    look = transforms.Compose([transforms.Resize((224, 224)), transforms.ToTensor(), transforms.Normalize(0.5, 0.5)])
+    from clipvisionalign.pictures import open_picture
+
+    some = train.rows[:IMAGES]
+    pixels = torch.stack([look(open_picture(row.image)) for row in some for _ in row.captions])
+    tokenizer = transformers.AutoTokenizer.from_pretrained(save_encoder("distilbert", folder))
+    captions = [caption for row in some for caption in row.captions]
+    found = tokenizer(captions, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
+    return pixels, found["input_ids"]
+
+
+def rival_step(
+    model: nn.Module, loss: Callable[..., torch.Tensor], pixels: torch.Tensor, ids: torch.Tensor, dtype: torch.dtype
+) -> Callable[[], Any]:
+    """A step of a plain loop."""
+    model.train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, weight_decay=0.05)
+
+    def work() -> None:
+        optimizer.zero_grad()
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            value = loss(*model(pixels, ids))
+        value.backward()
+        optimizer.step()
+
+    return work
+
+
+def plain_loss(images: torch.Tensor, captions: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """Rows against rows, as small scripts have it."""
+    logits = scale * images @ captions.T
+    target = torch.arange(len(logits))
+    cross_entropy = nn.functional.cross_entropy
+    return (cross_entropy(logits, target) + cross_entropy(logits.T, target)) / 2
+
+
+def matrix_rate(dtype: torch.dtype) -> float:
+    """FLOP a second of the largest matrix product, the best of several."""
+    a, b = (torch.randn(2048, 2048, dtype=dtype) for _ in range(2))
+    taken = []
+    for _ in range(12):
+        start = time.perf_counter()
+        a @ b
+        taken.append(time.perf_counter() - start)
+    return 2 * 2048**3 / min(taken[2:])
+
+
+# --- sections --------------------------------------------------------------------------------------------------------
+
+
+def step(folder: Path, data: str) -> dict[str, Any]:
+    """Steps in turns; then what each tower reaches of the machine's rate."""
+    import open_clip
+    from torch.utils.flop_counter import FlopCounterMode
+
+    train = open_train(data, folder)
+    formats = [torch.float32, torch.bfloat16]
+    works: dict[str, Callable[[], Any]] = {}
+    steps, captions = {}, 0
+    for dtype in formats:
+        name = f"here, {short(dtype)}"
+        works[name], steps[dtype], captions = our_step(folder, train, (dtype, dtype))
+    pixels, ids = rows(train, folder, 64)
+    works["plain loop, float32"] = rival_step(PlainModel(folder), plain_loss, pixels, ids, torch.float32)
+    pixels, ids = rows(train, folder, 77)
+    loss = open_clip.ClipLoss()
+    for dtype in formats:
+        model = open_clip_model(folder)
+        works[f"open_clip, {short(dtype)}"] = rival_step(model, loss, pixels, ids, dtype)
+    seconds = take_turns(works)
+    found: dict[str, Any] = {
+        "images": IMAGES, "captions": captions, "ms": {name: summary(taken) for name, taken in seconds.items()},
+        "captions per second": {name: captions / float(np.median(taken)) for name, taken in seconds.items()},
+    }  # fmt: skip
+    pairs = [
+        ("plain loop, float32", "here, float32"), ("plain loop, float32", "here, bfloat16"),
+        ("open_clip, float32", "here, float32"), ("open_clip, float32", "here, bfloat16"),
+        ("open_clip, bfloat16", "here, bfloat16"),
+    ]  # fmt: skip
+    found["ratios"] = {f"{rival} over {ours}": ratio(seconds[rival], seconds[ours]) for rival, ours in pairs}
+    found["rate"] = {}
+    for dtype in formats:
+        one, work = steps[dtype], works[f"here, {short(dtype)}"]
+        with FlopCounterMode(display=False) as counter:
+            work()
+        counts = counter.get_flop_counts()
+        towers = dict.fromkeys(("image_tower", "text_tower"), 0.0)
+        for kind in towers:
+            towers[kind] = float(sum(counts.get(f"Towers.aligner.{kind}", {}).values()))
+        one.timings.taken()
+        for _ in range(TURNS):
+            work()
+        taken = {kind: value / TURNS for kind, value in one.timings.taken().items()}
+        rate = matrix_rate(dtype)
+        flops = float(counter.get_total_flops())
+        found["rate"][short(dtype)] = {
+            "matrix product, GFLOP/s": rate / 1e9,
+            "step, GFLOP": flops / 1e9,
+            "share": flops / taken["all"] / rate,
+            "picture tower, share": towers["image_tower"] / taken["picture tower"] / rate,
+            "text tower, share": towers["text_tower"] / taken["text tower"] / rate,
+            "seconds": taken,
+        }
+    return found
+
+
+def short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+class PlainPictures(torch.utils.data.Dataset[Any]):
+    """The data set of small scripts: Pillow and torchvision's v1 transforms, one picture a row."""
+
+    def __init__(self, paths: list[Any]) -> None:
+        from torchvision import transforms
+
+        self.paths = paths
+        self.look = transforms.Compose(
+            [
+                transforms.RandomResizedCrop(224, (0.5, 1.0)), transforms.RandomHorizontalFlip(),
+                transforms.ColorJitter(0.2, 0.2, 0.2), transforms.ToTensor(), transforms.Normalize(0.5, 0.5),
+            ]
+        )  # fmt: skip
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, place: int) -> torch.Tensor:
+        from PIL import Image
+
+        image = self.paths[place]
+        with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image) as opened:
+            return self.look(opened.convert("RGB"))
+
+
+def loader(folder: Path, data: str) -> dict[str, Any]:
+    """Pictures a second of two workers, with nothing beside them."""
+    from torch.utils.data import DataLoader
+
+    from clipvisionalign.data.batches import CaptionedBatches
+    from clipvisionalign.pictures import PictureInput
+
+    train = open_train(data, folder)
+    count = len(train) // 32 * 32
+    look = PictureInput(224).look(augment=True, flip=0.5)
+    batches = CaptionedBatches(train, lambda captions: [[1] * 12 for _ in captions], 0, look)
+    dealt = batches.deal(32, 1, 0)[:30]
+    places = [place for _, some in dealt for place in some]
+    plain = PlainPictures([train.rows[place].image for place in places])
+
+    def ours() -> None:
+        for _ in batches.load(dealt, workers=2):
+            pass
+
+    def theirs() -> None:
+        for _ in DataLoader(plain, batch_size=32, num_workers=2):
+            pass
+
+    seconds = take_turns({"here": ours, "plain": theirs})
+    speeds = {name: len(places) / float(np.median(taken)) for name, taken in seconds.items()}
+    return {"pictures": min(count, len(places)), "pictures per second": speeds,
+            "plain over here": ratio(seconds["plain"], seconds["here"])}  # fmt: skip
+
+
+def cached_step(images: int, chunk: int, data: str, folder: Path) -> tuple[Callable[[], Any], int]:
+    """A step of `images` with one caption each, in chunks, or whole; EfficientNet-Lite0 and MiniLM."""
+    from dataclasses import replace
+
+    from clipvisionalign.data.batches import CaptionedBatches
+    from clipvisionalign.models.aligner import Aligner, AlignerConfig
+    from clipvisionalign.models.image_tower import ImageTowerConfig
+    from clipvisionalign.training.fine_tuning import keep_frozen_still
+    from clipvisionalign.training.losses import LossConfig, PairLoss
+    from clipvisionalign.training.processes import Processes
+    from clipvisionalign.training.step import Known, Step, Towers
+
+    torch.manual_seed(0)
+    aligner = Aligner(AlignerConfig(image_tower=ImageTowerConfig(size=128)))
+    aligner.train()
+    keep_frozen_still(aligner, "none")
+    formats = (torch.float32, torch.float32)
+    one = Step(Towers(aligner, PairLoss(LossConfig()), formats), Processes(torch.device("cpu")))
+    train = open_train(data, folder)
+    # Pictures come again where there are not enough of them: they are not what is measured.
+    some = [replace(train.rows[n % len(train)], name=str(n), captions=train.rows[n % len(train)].captions[:1])
+            for n in range(images)]  # fmt: skip
+    tower = aligner.text_tower
+    batches = CaptionedBatches(replace(train, rows=some), tower.tokenize, tower.pad, aligner.image_tower.input.look())
+    dealt = batches.deal(images, 1, 0, chunk=chunk)
+    chunks = -(-images // chunk) if chunk else 0
+
+    def stream() -> Iterator[Any]:
+        yield from batches.load(dealt)
+
+    def work() -> None:
+        one.cached(stream(), chunks, lambda batch: Known()) if chunk else one.whole(next(stream()), Known())
+        one.towers.zero_grad(set_to_none=True)
+
+    return work, images
+
+
+def cache(folder: Path, data: str) -> dict[str, Any]:
+    """Time beside plain steps, and memory by batch."""
+    cached, _ = cached_step(512, 64, data, folder)
+    plain, _ = cached_step(64, 0, data, folder)
+    seconds = take_turns({"512 in chunks of 64": cached, "8 steps of 64": lambda: [plain() for _ in range(8)]})
+    found: dict[str, Any] = {
+        "ms": {name: summary(taken) for name, taken in seconds.items()},
+        "chunks over plain steps": ratio(seconds["512 in chunks of 64"], seconds["8 steps of 64"]),
+    }
+    memory = {}
+    for images in (256, 4096):
+        command = [sys.executable, __file__, "--one", str(images), data, str(folder)]
+        memory[images] = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    found["peak MiB"] = memory
+    found["4,096 over 256"] = memory[4096] / memory[256]
+    return found
+
+
+# --- for people ------------------------------------------------------------------------------------------------------
+
+
+def tell(result: dict[str, Any]) -> None:
+    print(f"{result['machine']}; medians [fastest, slowest] of {TURNS} turns")
+    if "step" in result:
+        found = result["step"]
+        print(f"\na step of {found['images']} pictures with {found['captions']} captions, ResNet50 and DistilBERT")
+        for name, taken in found["ms"].items():
+            print(
+                f"  {name:<24} {taken['median']:>9.0f} ms, {found['captions per second'][name]:>6.1f} captions a second"
+            )
+        for name, value in found["ratios"].items():
+            print(f"  {name:<45} {spread(value)}")
+        for dtype, rate in found["rate"].items():
+            shares = (f"{part} {100 * rate[f'{part}, share']:.0f} %" for part in ("picture tower", "text tower"))
+            print(
+                f"  {dtype}: {rate['step, GFLOP']:.0f} GFLOP a step; {100 * rate['share']:.0f} % of the machine's "
+                f"{rate['matrix product, GFLOP/s']:.0f} GFLOP/s; {', '.join(shares)}"
+            )
+    if "loader" in result:
+        found = result["loader"]
+        told = ", ".join(f"{name} {speed:.0f}" for name, speed in found["pictures per second"].items())
+        print(f"\npictures a second, two workers: {told}; plain over here {spread(found['plain over here'], 2)}")
+    if "cache" in result:
+        found = result["cache"]
+        print(
+            f"\ngradient caching: 512 in chunks of 64 over 8 steps of 64 {spread(found['chunks over plain steps'], 2)}"
+        )
+        told = ", ".join(f"{images} images {mib:.0f} MiB" for images, mib in found["peak MiB"].items())
+        print(f"  peak memory in chunks of 64: {told}; {found['4,096 over 256']:.2f} times")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--data", default="", help="a captioned data set (default: drawn scenes)")
+    parser.add_argument("--only", default=",".join(SECTIONS), help=f"sections, of {', '.join(SECTIONS)}")
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
+    parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.one:
+        images, data, folder = given.one
+        cached_step(int(images), 64, data, Path(folder))[0]()
+        print(peak() / 2**20)
+        return
+    from clipvisionalign.models.device import machine
+
+    sections = {"step": step, "loader": loader, "cache": cache}
+    chosen = given.only.split(",")
+    if unknown := set(chosen) - set(sections):
+        parser.error(f"no section '{', '.join(sorted(unknown))}'; there are {', '.join(SECTIONS)}")
+    where = machine()
+    result: dict[str, Any] = {"machine": f"{where['processor']}, {where['threads']} threads, {where['instructions']}"}
+    with tempfile.TemporaryDirectory() as folder:
+        for name in chosen:
+            print(f"{name} ...", file=sys.stderr, flush=True)
+            result[name] = sections[name](Path(folder), given.data)
+    print(json.dumps(result, indent=2)) if given.json else tell(result)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,226 @@
+"""Which weights move in a training, and how far: frozen parts, LoRA, learning rates by depth."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from clipvisionalign.models.aligner import Aligner
+from clipvisionalign.models.longformer import Longformer
+
+#: A layer's number in the names of transformers' encoders and of ours.
+LAYER = re.compile(r"\.(?:layer|layers|block|blocks|h)\.(\d+)\.")
+
+#: Longformer multiplies with these weights themselves, not through the modules that an adapter replaces.
+NOT_ADAPTED = ("key_global", "value_global")
+
+
+@dataclass
+class LoraConfig:
+    """Low-rank adapters beside a tower's frozen weights (Hu et al., "LoRA", arXiv:2106.09685), merged on export.
+
+    Args:
+        towers: which towers have them.
+        rank: rank of each adapter.
+        alpha: an adapter counts alpha / rank.
+        dropout: dropout before an adapter, while training.
+    """
+
+    towers: Literal["text", "image", "both"] = "text"
+    rank: int = 8
+    alpha: float = 16.0
+    dropout: float = 0.0
+
+
+def freeze(aligner: Aligner, what: str, patterns: list[str]) -> None:
+    """Keep towers, and parameters by name, as they are.
+
+    what: "image", "text", "both", "none", or "all" for everything but a fusion; patterns: of parameters' names, with *.
+    Raises ValueError for a pattern that no parameter's name fits.
+    """
+    if what == "all":
+        aligner.requires_grad_(False)
+        if aligner.fusion is not None:
+            aligner.fusion.requires_grad_(True)
+        return
+    aligner.image_tower.requires_grad_(what not in ("image", "both"))
+    aligner.text_tower.requires_grad_(what not in ("text", "both"))
+    if what not in ("text", "both"):
+        # Words that no training caption holds should keep their place beside those that some hold.
+        aligner.text_tower.encoder.get_input_embeddings().requires_grad_(False)
+    names = dict(aligner.named_parameters())
+    for pattern in patterns:
+        found = [name for name in names if fnmatchcase(name, pattern)]
+        if not found:
+            some = ", ".join(list(names)[:: max(1, len(names) // 4)][:4])
+            raise ValueError(f"--freeze_layers {pattern}: no parameter has such a name; there are {some}, ...")
+        for name in found:
+            names[name].requires_grad_(False)
+
+
+def keep_frozen_still(aligner: Aligner, what: str) -> None:
+    """A frozen tower drops nothing out; a pretrained batch norm keeps its statistics even where its tower is trained.
+
+    With statistics of its own a vector depends on its image alone, in training too, and a batch in chunks is the batch.
+    """
+    if what in ("image", "both", "all"):
+        aligner.image_tower.eval()
+    if what in ("text", "both", "all"):
+        aligner.text_tower.eval()
+    if what == "all":
+        aligner.image_head.eval()
+    if aligner.config.image_tower.weights != "random":
+        for module in norms(aligner):
+            module.eval()
+
+
+def norms(aligner: Aligner) -> Iterator[nn.Module]:
+    """The batch norms of the picture tower."""
+    for module in aligner.image_tower.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            yield module
+
+
+# --- LoRA ------------------------------------------------------------------------------------------------------------
+
+
+def add_lora(aligner: Aligner, config: LoraConfig) -> None:
+    """Freeze the towers named and put adapters beside their linear and convolution layers."""
+    from peft import LoraConfig as PeftConfig
+    from peft import inject_adapter_in_model
+
+    towers = {"text": aligner.text_tower.encoder, "image": aligner.image_tower.backbone}
+    for name, tower in towers.items():
+        if config.towers not in (name, "both"):
+            continue
+        targets = [
+            path
+            for path, module in tower.named_modules()
+            if (isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.groups == 1))
+            and not (isinstance(tower, Longformer) and path.endswith(NOT_ADAPTED))
+        ]
+        tower.requires_grad_(False)
+        settings = PeftConfig(
+            r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=targets  # type: ignore[arg-type]
+        )  # fmt: skip
+        inject_adapter_in_model(settings, tower)
+
+
+def merged(aligner: Aligner) -> Aligner:
+    """A copy whose adapters are merged into the weights beside them: an aligner like any other."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    found = copy.deepcopy(aligner)
+    for name, module in list(found.named_modules()):
+        if isinstance(module, BaseTunerLayer):
+            module.merge()
+            parent, _, own = name.rpartition(".")
+            setattr(found.get_submodule(parent), own, module.get_base_layer())
+    return found
+
+
+# --- learning rates --------------------------------------------------------------------------------------------------
+
+
+def depths(aligner: Aligner) -> dict[str, tuple[int, int]]:
+    """For each parameter of a tower: the layer that it belongs to, from the input on, and how many there are."""
+    found: dict[str, tuple[int, int]] = {}
+    backbone: Any = aligner.image_tower.backbone
+    if hasattr(backbone, "group_matcher"):
+        from timm.models import group_parameters
+
+        layers = group_parameters(backbone, backbone.group_matcher(coarse=False), reverse=True)
+        last = max(layers.values(), default=0)
+        found |= {f"image_tower.backbone.{name}": (layer, last) for name, layer in layers.items()}
+    names = [name for name, _ in aligner.named_parameters() if name.startswith("text_tower.")]
+    numbers = {name: int(match[1]) + 1 if (match := LAYER.search(name)) else 0 for name in names}
+    last = max(numbers.values(), default=0)
+    return found | {name: (number, last) for name, number in numbers.items()}
+
+
+def optimizer_groups(
+    named: Iterator[tuple[str, nn.Parameter]],
+    aligner: Aligner,
+    rates: dict[str, float],
+    head_rate: float,
+    weight_decay: float,
+    layer_decay: float,
+) -> list[dict[str, Any]]:
+    """What AdamW takes: parameters with their learning rate and weight decay; none for biases, norms, the temperature.
+
+    rates: by a parameter's first name, `head_rate` for all others. layer_decay: the last layer of a tower learns at its
+    rate, the one before at `layer_decay` times that, and so on (Howard and Ruder, arXiv:1801.06146, section 3.2).
+    """
+    layers = depths(aligner) if layer_decay != 1 else {}
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in named:
+        if not parameter.requires_grad:
+            continue
+        own = name.removeprefix("aligner.")
+        layer, last = layers.get(own, (0, 0))
+        rate = rates.get(own.split(".")[0], head_rate) * layer_decay ** (last - layer)
+        groups.setdefault((rate, weight_decay if parameter.ndim > 1 else 0.0), []).append(parameter)
+    return [{"params": found, "lr": rate, "weight_decay": decay} for (rate, decay), found in groups.items()]
+
+
+# --- the average that is kept ----------------------------------------------------------------------------------------
+
+
+class WeightAverage:
+    """An exponential moving average of the trained weights, in a copy of the model that is measured and kept.
+
+    It forgets faster in its first steps, so that a short run is not averaged away. Sharded weights are averaged shard
+    by shard and gathered when the copy is asked for.
+    """
+
+    def __init__(self, aligner: Aligner, kept: Aligner, decay: float) -> None:
+        self.decay, self.updates = decay, 0
+        self.aligner, self.kept = aligner, kept
+        known = dict(kept.named_parameters())
+        self.trained = {name: parameter for name, parameter in aligner.named_parameters() if parameter.requires_grad}
+        self.sharded = any(hasattr(parameter, "to_local") for parameter in self.trained.values())
+        self.weights = {
+            name: parameter.detach().clone() if self.sharded else known[name].detach()
+            for name, parameter in self.trained.items()
+        }
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """One step on towards the weights as they are now."""
+        self.updates += 1
+        share = 1 - min(self.decay, (1 + self.updates) / (10 + self.updates))
+        averaged, current = ([_local(t) for t in ts.values()] for ts in (self.weights, self.trained))
+        torch._foreach_lerp_(averaged, [tensor.data for tensor in current], share)
+        for own, buffer in zip(self.kept.buffers(), self.aligner.buffers(), strict=True):
+            own.copy_(buffer)
+
+    @torch.no_grad()
+    def model(self) -> Aligner:
+        """The copy with the averaged weights."""
+        if self.sharded:
+            known = dict(self.kept.named_parameters())
+            for name, tensor in self.weights.items():
+                known[name].copy_(tensor.full_tensor())  # type: ignore[attr-defined]
+        return self.kept
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps of it."""
+        return {"updates": self.updates, "weights": self.weights}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Back to where a checkpoint has it."""
+        self.updates = state["updates"]
+        with torch.no_grad():
+            for name, tensor in state["weights"].items():
+                self.weights[name].copy_(tensor)
+
+
+def _local(tensor: Any) -> torch.Tensor:
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor

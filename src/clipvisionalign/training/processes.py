@@ -1,0 +1,158 @@
+"""Many processes as one: whose share is what, tensors gathered from all, replicated or sharded models.
+
+Accelerate knows how the processes were started (`accelerate launch`, `torchrun`, or one alone) and what they run on. A
+model is replicated by DistributedDataParallel, or its parameters are sharded by FSDP2's `fully_shard` (Zhao et al.,
+arXiv:2304.11277) where `shard` is asked for.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+#: Modules that are sharded one by one: transformers' and timm's name for a layer's list.
+LAYER_LISTS = ("layer", "layers", "blocks", "stages", "h")
+
+
+class Processes:
+    """This process among all. Outside of a launcher it is the only one, and nothing here costs anything."""
+
+    def __init__(self, device: torch.device, shard: bool = False, loggers: Any = None, project: Any = None) -> None:
+        from accelerate import Accelerator
+        from accelerate.utils import DistributedDataParallelKwargs
+
+        # Buffers (a frozen batch norm's, the weights of a pair's parts) are the same on all processes as they are. Some
+        # parameters have no gradient: a bias of keys under one softmax, say.
+        how = DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=True)
+        self.accelerator = Accelerator(
+            cpu=device.type == "cpu", log_with=loggers or None, project_dir=project, kwargs_handlers=[how]
+        )
+        self.device: torch.device = self.accelerator.device if self.many else device
+        self.shard = shard or self.accelerator.distributed_type == "FSDP"
+        if self.shard and not self.many:
+            raise ValueError("--shard true needs several processes: accelerate launch ... clipvisionalign train ...")
+
+    @property
+    def number(self) -> int:
+        """This process's place among all, from 0."""
+        return self.accelerator.process_index
+
+    @property
+    def count(self) -> int:
+        """How many there are."""
+        return self.accelerator.num_processes
+
+    @property
+    def share(self) -> tuple[int, int]:
+        """Which part of a batch is this process's: every `count`-th image, from its `number` on."""
+        return self.number, self.count
+
+    @property
+    def many(self) -> bool:
+        """Whether there is more than one."""
+        return self.accelerator.num_processes > 1
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the one that writes and speaks."""
+        return self.accelerator.is_main_process
+
+    def wait(self) -> None:
+        """Until all have come here."""
+        if self.many:
+            self.accelerator.wait_for_everyone()
+
+    def first_does(self, work: Callable[[], Any]) -> Any:
+        """The first process works while the others wait; all get what it found, or its error."""
+        if not self.many:
+            return work()
+        found: list[Any] = [None, None]
+        if self.first:
+            try:
+                found[0] = work()
+            except Exception as error:
+                found[1] = error
+        torch.distributed.broadcast_object_list(found, src=0)
+        if found[1] is not None:
+            raise found[1]
+        return found[0]
+
+    def objects(self, mine: Any) -> list[Any]:
+        """One thing of each process, in their order."""
+        if not self.many:
+            return [mine]
+        found: list[Any] = [None] * self.count
+        torch.distributed.all_gather_object(found, mine)
+        return found
+
+    def gather(self, tensor: Tensor) -> tuple[Tensor, slice]:
+        """Rows of all processes (any number each), and where one's own are among them. Without gradients."""
+        if not self.many:
+            return tensor, slice(0, len(tensor))
+        sizes = self.accelerator.gather(torch.tensor([len(tensor)], device=tensor.device)).tolist()
+        # Every process sends as many rows as the longest has.
+        padded = tensor.new_zeros(max(sizes), *tensor.shape[1:])
+        padded[: len(tensor)] = tensor
+        found = self.accelerator.gather(padded).split(max(sizes))
+        start = sum(sizes[: self.number])
+        return torch.cat([part[:size] for part, size in zip(found, sizes, strict=True)]), slice(
+            start, start + len(tensor)
+        )
+
+    def total(self, tensor: Tensor) -> Tensor:
+        """The sum over all processes."""
+        return self.accelerator.reduce(tensor, reduction="sum") if self.many else tensor
+
+    def sum_gradients(self, parameters: list[nn.Parameter]) -> None:
+        """Replace each gradient by its sum over the processes: for what no wrapper has averaged."""
+        if not self.many:
+            return
+        for parameter in parameters:
+            gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            parameter.grad = self.accelerator.reduce(gradient, reduction="sum")
+
+    def prepare(self, model: nn.Module, apart: list[str]) -> nn.Module:
+        """The model replicated or sharded over the processes. apart: parameters whose gradients it does not average."""
+        if not self.many:
+            return model
+        if self.shard:
+            return shard(model)
+        nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, apart)
+        return self.accelerator.prepare_model(model)
+
+    def unsynchronised(self, model: nn.Module) -> Any:
+        """A context in which gradients stay each process's own."""
+        return self.accelerator.no_sync(model) if self.many else nullcontext()
+
+    def clip(self, parameters: list[nn.Parameter], most: float) -> None:
+        """Scale all gradients down to a norm of at most `most`, over all processes."""
+        nn.utils.clip_grad_norm_(parameters, most)
+
+    def end(self) -> None:
+        """Close loggers, and the process group where there is one."""
+        self.accelerator.end_training()
+
+
+def shard(model: nn.Module) -> nn.Module:
+    """FSDP2: every layer of a tower, then what is left, sharded over all processes; in place."""
+    from torch.distributed.fsdp import fully_shard
+
+    for parameter in model.parameters():
+        # It cuts along the first axis of plain memory, and knows no channels-last.
+        parameter.data = parameter.data.contiguous()
+    for name, module in list(model.named_modules()):
+        if isinstance(module, (nn.ModuleList, nn.Sequential)) and name.rpartition(".")[2] in LAYER_LISTS:
+            for layer in module:
+                fully_shard(layer)
+    fully_shard(model)
+    return model
+
+
+def launched() -> bool:
+    """Whether a launcher started this process as one of several."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1

@@ -1,0 +1,75 @@
+"""What a run tells while it goes on: metrics.jsonl always, TensorBoard and others through Accelerate's trackers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+#: The package that a tracker needs.
+PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}
+
+
+def usable_trackers(names: list[str], asked: bool) -> tuple[list[str], list[str]]:
+    """The trackers that are installed, and a word for each that is not.
+
+    asked: whether the user named them; then one that is missing raises ValueError.
+    """
+    from importlib.util import find_spec
+
+    usable, words = [], []
+    for name in names:
+        if name not in PACKAGES:
+            raise ValueError(f"--trackers {name}: there are {', '.join(PACKAGES)}")
+        if find_spec(PACKAGES[name]) is not None:
+            usable.append(name)
+            continue
+        told = f"{name} is not installed: pip install {PACKAGES[name]}"
+        if asked:
+            raise ValueError(f"--trackers {name}: {told}")
+        words.append(f"no {name} records: {told}")
+    return usable, words
+
+
+class Records:
+    """metrics.jsonl of a run folder, one line each; figures go to the trackers too, with their step.
+
+    accelerator: whose trackers these are, None for none. Only the first process writes.
+    """
+
+    def __init__(self, out: Path, accelerator: Any = None, first: bool = True) -> None:
+        self.accelerator = accelerator
+        self.file = (out / "metrics.jsonl").open("a") if first else None
+
+    def write(self, step: int, **values: Any) -> None:
+        """One line, now."""
+        if self.file is None:
+            return
+        rounded = {name: round(v, 6) if isinstance(v, float) else v for name, v in values.items()}
+        self.file.write(json.dumps({"step": step, **rounded}) + "\n")
+        self.file.flush()
+        if self.accelerator is not None:
+            self.accelerator.log(flat(values), step=step)
+
+    def tell(self) -> int:
+        """Bytes written."""
+        return self.file.tell() if self.file is not None else 0
+
+    def close(self) -> None:
+        """No more lines."""
+        if self.file is not None:
+            self.file.close()
+
+
+def flat(values: dict[str, Any], prefix: str = "") -> dict[str, float]:
+    """Numbers of nested figures under one name each: a tracker knows no nesting. A figure's own value stands for it."""
+    found: dict[str, float] = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            if "value" in value:
+                found[prefix + name] = float(value["value"])
+            else:
+                found |= flat(value, f"{prefix}{name}/")
+        elif isinstance(value, (int, float)) and name != "epoch":
+            found[prefix + name] = float(value)
+    return found

@@ -1,0 +1,370 @@
+"""One training step: from a batch to gradients, for one process or many, whole or in chunks.
+
+The loss needs the vectors of all pairs at once, the towers do not. A step therefore goes through three stations:
+
+1. `Towers` encodes images and captions (this is all that DDP or FSDP2 wrap).
+2. The loss is taken over the vectors of all processes, piece by piece, and each piece's gradient is taken at once, up
+   to the vectors: no process computes the full square, and memory does not grow with it.
+3. The towers go back from these gradients. Those of vectors that other processes' pieces reached are summed first.
+
+With `chunk` the towers work through a batch twice, some images or captions at a time: first without gradients, to have
+all vectors, then once more with them, each chunk's random state replayed, so that dropout is the same. This is gradient
+caching (Gao et al., "GradCache", arXiv:2101.06983): a batch far larger than memory, with the gradients of the undivided
+one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from clipvisionalign.batch import Batch
+from clipvisionalign.models.aligner import Aligner, CaptionStates, ImageStates
+from clipvisionalign.models.image_tower import ImageFeatures
+from clipvisionalign.models.late_interaction import late_scores
+from clipvisionalign.training.losses import Gallery, PairLoss, contrastive_loss, sample_hard_negatives
+from clipvisionalign.training.processes import Processes
+from clipvisionalign.training.timing import Timings
+
+
+class Known(NamedTuple):
+    """What frozen towers give for a batch, where it is on disk. captions: (M, W), pooled, in the batch's order."""
+
+    images: ImageFeatures | None = None
+    captions: Tensor | None = None
+
+
+#: What is known of a batch.
+Knows = Callable[[Batch], Known]
+
+
+class States(NamedTuple):
+    """What the towers give. images: None for a call without pictures; captions: group by group; scale: 1 / temperature;
+    bias: that of a sigmoid loss, else 0."""
+
+    images: ImageStates | None
+    captions: list[CaptionStates]
+    scale: Tensor
+    bias: Tensor
+
+    def tensors(self) -> list[Tensor]:
+        """All tensors that a loss may have gradients for, in one order."""
+        found = [*(self.images or ()), *(tensor for group in self.captions for tensor in group[:2])]
+        return [tensor for tensor in (*found, self.scale, self.bias) if tensor is not None]
+
+    def detached(self) -> States:
+        """The same values as leaves of their own, to take gradients up to."""
+        images = None if self.images is None else ImageStates(*map(_leaf, self.images))
+        captions = [CaptionStates(_leaf(g.vectors), _leaf(g.tokens), g.mask) for g in self.captions]
+        return States(images, captions, _leaf(self.scale), _leaf(self.bias))
+
+
+def _leaf(tensor: Any) -> Any:
+    return None if tensor is None else tensor.detach().requires_grad_()
+
+
+class Towers(nn.Module):
+    """Both towers with their heads, each in its number format: all that a step does before its loss.
+
+    formats: those of the picture tower and of the text tower.
+    """
+
+    def __init__(self, aligner: Aligner, loss_of: PairLoss, formats: tuple[torch.dtype, torch.dtype]) -> None:
+        super().__init__()
+        self.aligner, self.loss_of, self.formats = aligner, loss_of, formats
+
+    def forward(self, batch: Batch, known: Known, images: bool = True, captions: bool = True) -> States:
+        """The states of a batch; what is not known goes through its tower."""
+        aligner, device = self.aligner, self.aligner.device.type
+        image_format, text_format = self.formats
+        found, groups = None, []
+        if images:
+            with torch.autocast(device, image_format, enabled=image_format != torch.float32):
+                features = known.images
+                if features is None:
+                    assert batch.pixels is not None
+                    features = aligner.image_tower(batch.pixels)
+                found = aligner.image_states(features)
+            if aligner.late is None:
+                found = ImageStates(found.vectors, None)
+        if captions:
+            with torch.autocast(device, text_format, enabled=text_format != torch.float32):
+                if known.captions is None:
+                    groups = [aligner.caption_states(group) for group in batch.captions]
+                else:
+                    groups = [aligner.states_of_pooled(known.captions[group.rows]) for group in batch.captions]
+        bias = self.loss_of.bias if hasattr(self.loss_of, "bias") else torch.zeros((), device=aligner.device)
+        return States(found, groups, aligner.scale(), bias * 1.0)
+
+
+@dataclass
+class StepFigures:
+    """What a step showed, over all processes. accuracy: share of captions whose image came first among all."""
+
+    loss: float
+    pair_loss: float
+    accuracy: float
+    images: int
+    skipped: list[str]
+    names: list[str]
+
+
+class Step:
+    """Takes a batch to the gradients of all parameters. fusion_weight: of the loss of what scores pairs."""
+
+    def __init__(
+        self,
+        towers: Towers,
+        processes: Processes,
+        negatives: int = 4,
+        fusion_weight: float = 1.0,
+        timings: Timings | None = None,
+    ) -> None:
+        self.towers, self.processes = towers, processes
+        self.aligner, self.loss_of = towers.aligner, towers.loss_of
+        self.negatives, self.fusion_weight = negatives, fusion_weight
+        self.timings = timings or Timings()
+        #: Gradients that arise in the loss itself: no wrapper of the towers sees them.
+        self.apart = [name for name, _ in towers.named_parameters() if name.startswith(("aligner.late", "aligner.fus"))]
+        parameters = dict(towers.named_parameters())
+        self.apart_parameters = [parameters[name] for name in self.apart if parameters[name].requires_grad]
+        self.parameters = [parameter for parameter in towers.parameters() if parameter.requires_grad]
+        if processes.many and processes.shard and self.apart:
+            raise ValueError("--shard true is for the designs 'self' and 'sparse': 'late' and 'cross' run replicated")
+        self.model = processes.prepare(towers, self.apart)
+
+    def whole(self, batch: Batch, known: Known) -> StepFigures:
+        """A batch in one piece."""
+        if self.processes.shard:
+            batch = batch.in_one_group(self.aligner.text_tower.pad)
+        with self.timings("picture tower"):
+            # Two calls where nothing has to be synchronised, so that each tower's time can be told.
+            alone = not self.processes.many
+            states = self.model(batch, known, captions=not alone)
+        with self.timings("text tower"):
+            if alone:
+                states = states._replace(captions=self.model(batch, known, images=False).captions)
+        leaves = states.detached()
+        figures = self._loss([batch], [leaves])
+        pairs = list(zip(states.tensors(), leaves.tensors(), strict=True))
+        first = 0 if not alone or states.images is None else len([t for t in states.images if t is not None])
+        with self.timings("picture tower"):
+            self._back(pairs[:first])
+        with self.timings("text tower" if alone else "both towers back"):
+            self._back(pairs[first:], averaged=not alone)
+        self.processes.sum_gradients(self.apart_parameters)
+        return figures
+
+    def cached(self, batches: Iterator[Batch], chunks: int, known: Knows) -> StepFigures:
+        """A batch in `chunks` chunks, which `batches` gives twice."""
+        processes = self.processes
+        if processes.shard:
+            raise ValueError("--chunk and --shard true do not go together yet: shard, or cache gradients")
+        taken, states, random_states = [], [], []
+        for batch in (next(batches) for _ in range(chunks)):
+            random_states.append(_random_state(batch))
+            with torch.no_grad(), self.timings("towers, first pass"):
+                states.append(self.towers(batch, known(batch)).detached())
+            # Pixels come once more; what the loss needs is kept.
+            taken.append(batch.without_pixels())
+        figures = self._loss(taken, states)
+        with processes.unsynchronised(self.model):
+            for leaves, random_state in zip(states, random_states, strict=True):
+                batch = next(batches)
+                # An average of a scale is taken over all chunks, whose gradients the first one has.
+                with _replayed(random_state, batch), self.timings("towers, second pass"):
+                    again = self.towers(batch, known(batch))
+                    self._back(list(zip(again.tensors(), leaves.tensors(), strict=True)))
+        processes.sum_gradients(self.parameters)
+        return figures
+
+    def _back(self, pairs: list[tuple[Tensor, Tensor]], averaged: bool = False) -> None:
+        """From the gradients of the leaves on through the towers. averaged: by a wrapper, over all processes, where the
+        sum is wanted; it also waits for every gradient, those that are zero too."""
+        found = []
+        for state, leaf in pairs:
+            if state.requires_grad and averaged:
+                found.append((state, torch.zeros_like(leaf) if leaf.grad is None else leaf.grad * self.processes.count))
+            elif state.requires_grad and leaf.grad is not None:
+                found.append((state, leaf.grad))
+        if found:
+            torch.autograd.backward([state for state, _ in found], [gradient for _, gradient in found])
+
+    def _loss(self, batches: Sequence[Batch], states: Sequence[States]) -> StepFigures:
+        """The loss over all chunks of all processes; leaves gradients in the states' own leaves."""
+        with self.timings("loss"):
+            processes, first = self.processes, states[0]
+            images = torch.cat([s.images.vectors.detach() for s in states if s.images is not None])
+            captions = torch.cat([g.vectors.detach() for s in states for g in s.captions])
+            identity = torch.cat([batch.identity for batch in batches])
+            caption_identity = torch.cat([batch.caption_identity[batch.order] for batch in batches])
+            gathered = [processes.gather(t) for t in (images, captions, identity, caption_identity)]
+            (images, own_images), (captions, own_captions) = gathered[:2]
+            images.requires_grad_()
+            captions.requires_grad_()
+            gallery = Gallery(
+                images, captions, gathered[2][0], gathered[3][0], own_images, own_captions, processes.count
+            )
+            loss = torch.zeros((), device=images.device)
+            for piece in self.loss_of.pieces(gallery, first.scale, first.bias):
+                piece.backward()
+                loss += piece.detach()
+            gradients = [torch.zeros_like(t) if t.grad is None else t.grad for t in (images, captions)]
+            if processes.many:
+                # What other processes' pieces found for the vectors of this one.
+                gradients = [processes.total(gradient) for gradient in gradients]
+            self._hand_back(states, gradients[0][own_images], gradients[1][own_captions])
+            pair_loss = self._pair_loss(batches, states)
+            with torch.no_grad():
+                right = _first_is_partner(gallery)
+            sums = torch.stack([loss, pair_loss / processes.count, right, right.new_tensor(float(len(identity)))])
+            loss_sum, pair_sum, right_sum, count = processes.total(sums).tolist()
+        skipped = [reason for batch in batches for reason in batch.skipped]
+        names = [name for batch in batches for name in batch.names][:5]
+        return StepFigures(loss_sum, pair_sum, right_sum / len(captions), int(count), skipped, names)
+
+    @staticmethod
+    def _hand_back(states: Sequence[States], images: Tensor, captions: Tensor) -> None:
+        """Give every chunk's vectors their part of the gradients."""
+        row = column = 0
+        for state in states:
+            assert state.images is not None
+            count = len(state.images.vectors)
+            state.images.vectors.grad = images[row : row + count]
+            row += count
+            for group in state.captions:
+                group.vectors.grad = captions[column : column + len(group.vectors)]
+                column += len(group.vectors)
+
+    def _pair_loss(self, batches: Sequence[Batch], states: Sequence[States]) -> Tensor:
+        """The loss of late interaction and fusion over this process's own pairs; its gradients are taken here."""
+        if self.aligner.late is None:
+            return torch.zeros((), device=states[0].scale.device)
+        images = ImageStates(*(torch.cat(part) for part in zip(*(s.images for s in states if s.images), strict=True)))
+        captions = [group for state in states for group in state.captions]
+        identity = torch.cat([batch.identity for batch in batches])
+        caption_identity = torch.cat([batch.caption_identity[batch.order] for batch in batches])
+        partners = identity[:, None] == caption_identity[None, :]
+        text_format = self.towers.formats[1]
+        with torch.autocast(images.vectors.device.type, text_format, enabled=text_format != torch.float32):
+            loss = pair_loss(self.aligner, images, captions, partners, self.negatives)
+        # Sums over processes become means: each has pairs of its own.
+        (self.fusion_weight / self.processes.count * loss).backward()
+        return loss.detach()
+
+
+@torch.no_grad()
+def _first_is_partner(gallery: Gallery) -> Tensor:
+    """How many of this process's captions have a partner for the first of all images."""
+    own = torch.arange(len(gallery.captions), device=gallery.captions.device)[gallery.own_captions]
+    right = torch.zeros((), device=own.device)
+    for rows in own.split(max(1, (1 << 23) // len(gallery.images))):
+        first = (gallery.captions[rows] @ gallery.images.T).argmax(dim=1)
+        right += (gallery.identity[first] == gallery.caption_identity[rows]).sum()
+    return right
+
+
+def _random_state(batch: Batch) -> tuple[Tensor, Any]:
+    device = batch.identity.device
+    return torch.get_rng_state(), torch.get_device_module(device).get_rng_state() if device.type != "cpu" else None
+
+
+class _replayed:
+    """A context in which random numbers come as they came from `state` on; afterwards they go on as if untouched."""
+
+    def __init__(self, state: tuple[Tensor, Any], batch: Batch) -> None:
+        self.state, self.device = state, batch.identity.device
+
+    def __enter__(self) -> None:
+        device = [self.device] if self.device.type != "cpu" else []
+        self.fork = torch.random.fork_rng(devices=device, device_type=self.device.type if device else "cuda")
+        self.fork.__enter__()
+        torch.set_rng_state(self.state[0])
+        if self.state[1] is not None:
+            torch.get_device_module(self.device).set_rng_state(self.state[1])
+
+    def __exit__(self, *error: Any) -> None:
+        self.fork.__exit__(*error)
+
+
+def pair_loss(
+    aligner: Aligner, images: ImageStates, captions: list[CaptionStates], partners: Tensor, negatives: int
+) -> Tensor:
+    """The loss of what scores pairs: the late interaction's over all pairs, and the fusion's where there is one.
+
+    partners: (B, M), columns in the order of `captions`.
+    """
+    assert aligner.late is not None
+    assert images.patches is not None
+    patches = aligner.late.patches(images.patches)
+    tokens = [aligner.late.tokens(*_tokens(group)) for group in captions]
+    late = aligner.late.scale() * torch.cat([late_scores(patches, some) for some in tokens], dim=1)
+    loss = contrastive_loss(late, partners)
+    if aligner.fusion is None:
+        return loss
+    with torch.no_grad():
+        dual = aligner.scale() * images.vectors @ torch.cat([group.vectors for group in captions]).T
+    return loss + fusion_loss(aligner, images, patches, captions, dual + late.detach(), partners, negatives)
+
+
+def _tokens(group: CaptionStates) -> tuple[Tensor, Tensor]:
+    assert group.tokens is not None
+    return group.tokens, group.mask
+
+
+def fusion_loss(
+    aligner: Aligner,
+    images: ImageStates,
+    patches: Tensor,
+    captions: list[CaptionStates],
+    logits: Tensor,
+    partners: Tensor,
+    count: int,
+) -> Tensor:
+    """Each true pair told from `count` hard negatives, both ways.
+
+    One caption of each image is drawn. It is scored with its image and with hard negative images; its image is scored
+    with it and with hard negative captions. logits, partners: (B, M), columns in the order of `captions`; logits are
+    all that is known without the fusion, the dual encoder's and the late interaction's.
+
+    The fused score is that plus a correction, and the negatives were drawn by its probability. A softmax over drawn
+    candidates has to take the log of that probability off each score (Bengio and Senecal, IEEE Transactions on Neural
+    Networks 19 (2008), 713), which leaves the correction alone: it learns what the rest lacks, instead of learning to
+    take back what the drawing has made common.
+    """
+    assert aligner.fusion is not None
+    assert aligner.late is not None
+    assert images.patches is not None
+    count = min(count, int((~partners).sum(dim=1).min()), int((~partners).sum(dim=0).min()))
+    rows = torch.arange(len(partners), device=logits.device)
+    drawn = torch.multinomial(partners.float(), 1).squeeze(1)
+    wrong_images = sample_hard_negatives(logits.T[drawn], partners.T[drawn], count)
+    wrong_captions = sample_hard_negatives(logits, partners, count)
+    image_index = torch.cat([rows, wrong_images.flatten(), rows.repeat_interleave(count)])
+    caption_index = torch.cat([drawn, drawn.repeat_interleave(count), wrong_captions.flatten()])
+
+    lengths = torch.cat([group.mask.sum(dim=1) for group in captions])
+    longest = int(lengths.max())
+    tokens = torch.cat(
+        [nn.functional.pad(found, (0, 0, 0, longest - found.shape[1])) for found, _ in map(_tokens, captions)]
+    )
+    key_values = aligner.fusion.project_patches(images.patches)
+    corrections = torch.zeros(len(image_index), device=logits.device)
+    # Pairs of like caption length go together, so that little is padded.
+    order = lengths[caption_index].argsort(stable=True)
+    for pairs in order.split(512):
+        chosen = caption_index[pairs]
+        width = int(lengths[chosen].max())
+        mask = torch.arange(width, device=logits.device) < lengths[chosen, None]
+        some, where = tokens[chosen, :width], image_index[pairs]
+        matches = aligner.late.matches(some, patches[where]).detach()
+        found = aligner.fusion(some, mask, key_values[where], matches)
+        corrections = corrections.index_copy(0, pairs, found.float())
+    true, by_caption, by_image = corrections.split([len(rows), len(rows) * count, len(rows) * count])
+    target = torch.zeros(len(rows), dtype=torch.long, device=logits.device)
+    ways = (torch.cat([true[:, None], wrong.view(-1, count)], dim=1) for wrong in (by_caption, by_image))
+    return sum((nn.functional.cross_entropy(way, target) for way in ways), torch.zeros((), device=logits.device)) / 2

@@ -1,0 +1,40 @@
+"""Where a training step's time goes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+
+class Timings:
+    """Adds up seconds by kind of work. exact: wait for the accelerator at both ends, which costs some time itself."""
+
+    def __init__(self, exact: bool = False) -> None:
+        self.exact = exact and torch.accelerator.is_available()
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, kind: str) -> Iterator[None]:
+        """Time what happens inside."""
+        start = self._now()
+        try:
+            yield
+        finally:
+            self.add(kind, self._now() - start)
+
+    def add(self, kind: str, seconds: float) -> None:
+        """Seconds that were measured elsewhere: in a worker process, say."""
+        self.seconds[kind] = self.seconds.get(kind, 0.0) + seconds
+
+    def taken(self) -> dict[str, float]:
+        """What has been added up since the last time, by kind; from here on it starts at zero."""
+        found, self.seconds = self.seconds, {}
+        return found
+
+    def _now(self) -> float:
+        if self.exact:
+            torch.accelerator.synchronize()
+        return time.perf_counter()

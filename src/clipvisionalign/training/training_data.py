@@ -1,0 +1,176 @@
+"""What a run trains on and chooses its checkpoint by: read, checked, and made into batches for its towers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from clipvisionalign.data.batches import CaptionedBatches
+from clipvisionalign.data.captioned import CaptionedImages, DataError
+from clipvisionalign.data.check import check
+from clipvisionalign.data.formats import read_captioned_images
+from clipvisionalign.data.streams import Saved, Shards, StreamedBatches, is_stream, open_stream, stream_split
+from clipvisionalign.models.aligner import Aligner
+from clipvisionalign.training.feature_cache import (
+    FeatureCache,
+    cache_folder,
+    open_captions,
+    open_features,
+    room_for,
+    size_on_disk,
+    views_of,
+)  # fmt: skip
+from clipvisionalign.training.processes import Processes
+
+if TYPE_CHECKING:
+    from clipvisionalign.training.train import RunConfig
+
+Say = Callable[[str], None]
+
+
+@dataclass
+class TrainingData:
+    """The training split and the dev split of a data set, checked. left_out: what is not used, with its place."""
+
+    source: str
+    train: CaptionedImages | Shards | Saved
+    dev: CaptionedImages
+    left_out: list[str]
+
+    def fingerprint(self) -> str:
+        """A hash of what is trained on."""
+        return self.train.fingerprint()
+
+    def batches(
+        self, augment: str, aligner: Aligner, features: FeatureCache | None
+    ) -> CaptionedBatches | StreamedBatches:
+        """What deals the training split for these towers; no picture is opened where their features are on disk."""
+        tower = aligner.text_tower
+        flip = 0.5 if augment == "flip+crop" else 0.0
+        look = None if features else aligner.image_tower.input.look(augment=augment != "none", flip=flip)
+        if isinstance(self.train, CaptionedImages):
+            return CaptionedBatches(self.train, tower.tokenize, tower.pad, look)
+        return StreamedBatches(self.train, tower.tokenize, tower.pad, look)
+
+    def about(self) -> dict[str, Any]:
+        """What data.json of a run folder holds."""
+        train: dict[str, Any] = {"layout": "stream", "official_splits": True}
+        if isinstance(self.train, CaptionedImages):
+            train = {"layout": self.train.layout, "official_splits": self.train.official_splits}
+            train["train"] = _about(self.train)
+        else:
+            train["train"] = {"images": self.train.count, "fingerprint": self.train.fingerprint()}
+        source = str(Path(self.source).resolve())
+        return {"source": source, **train, "dev": _about(self.dev), "left_out": self.left_out}
+
+    def without_failures(self, features: FeatureCache, say: Say) -> None:
+        """Leave out the training pictures of which the picture tower's cache has nothing."""
+        if not features.failures or not isinstance(self.train, CaptionedImages):
+            return
+        for reason in features.failures.values():
+            say(f"left out: {reason}")
+        good = np.array([place for place in range(len(self.train)) if place not in features.failures])
+        features.keep(good)
+        self.train = replace(self.train, rows=[self.train.rows[place] for place in good])
+
+
+def _about(data: CaptionedImages) -> dict[str, Any]:
+    return {"images": len(data), "captions": len(data.captions), "fingerprint": data.fingerprint()}
+
+
+def open_data(config: RunConfig, say: Say, processes: Processes) -> TrainingData:
+    """The checked splits. Raises DataError where one is empty."""
+    if not config.data:
+        raise DataError("no data set given: clipvisionalign train DATA --out RUN")
+    if is_stream(config.data):
+        return _open_stream(config, say, processes)
+    data = read_captioned_images(config.data, config.layout)
+    how = "official splits" if data.official_splits else "splits by a hash of each name"
+    sizes = ", ".join(f"{split} {count:,}" for split, count in sorted(data.split_sizes().items()))
+    say(f"{config.data}: read as '{data.layout}', {how}: {sizes} images")
+    # The dev gallery is decoded as a whole, since every figure is over all of it; training pictures by their headers.
+    train, _ = check(data.split("train"), full=False, shown=processes.first)
+    elsewhere = read_captioned_images(config.dev_data, config.layout) if config.dev_data else data
+    dev, dev_report = check(elsewhere.split("dev"), full=True, shown=processes.first)
+    problems = dict.fromkeys([*train.problems, *dev_report.problems])
+    left_out = [str(problem) for problem in problems if problem.effect != "warning"]
+    for line in left_out[:5]:
+        say(f"check: {line}")
+    if len(left_out) > 5:
+        say(f"check: and {len(left_out) - 5} more; 'clipvisionalign check {config.data}' lists all")
+    if len(train) < 2 or len(dev) < 2:
+        raise DataError(f"{config.data}: too little is left to train on: {len(train)} train, {len(dev)} dev images")
+    return TrainingData(config.data, train, dev, left_out)
+
+
+def _open_stream(config: RunConfig, say: Say, processes: Processes) -> TrainingData:
+    """A stream to train on, and its dev split in memory: its own, or that of another data set."""
+    # The first process counts what no index tells, and leaves the index to the others.
+    stream = processes.first_does(lambda: open_stream(config.data)) if processes.many else open_stream(config.data)
+    if not config.dev_data:
+        found = stream_split(config.data, "dev")
+    elif is_stream(config.dev_data):
+        found = stream_split(config.dev_data, "dev")
+    else:
+        found = read_captioned_images(config.dev_data, config.layout).split("dev")
+    dev, report = check(found, full=True, shown=processes.first)
+    say(f"{config.data}: a stream of {stream.count:,} images; dev {len(dev):,} images")
+    left_out = [str(problem) for problem in report.problems if problem.effect != "warning"]
+    for line in left_out[:5]:
+        say(f"check: {line}")
+    return TrainingData(config.data, stream, dev, left_out)
+
+
+def frozen_features(
+    config: RunConfig, aligner: Aligner, data: TrainingData, dtype: torch.dtype, say: Say, processes: Processes
+) -> tuple[FeatureCache | None, FeatureCache | None]:
+    """The picture tower's features of both splits, if it is frozen: computed once, by the first process.
+
+    Pictures that turn out not to be decodable are left out of `data`.
+    """
+    if config.freeze not in ("image", "both", "all") or config.cache == "off":
+        return None, None
+    if config.peft == "lora" and config.lora.towers != "text":
+        return None, None
+    train = data.train
+    if not isinstance(train, CaptionedImages):
+        return None, None
+    root = cache_folder(config.cache)
+    views = views_of(config.augment, config.views)
+    wanted = size_on_disk(len(train), len(views), aligner.image_tower)
+    tower = aligner.image_tower
+
+    def compute() -> bool:
+        if not room_for(root, wanted):
+            return False
+        open_features(root, train, tower, views, dtype, "train")
+        open_features(root, data.dev, tower, views_of("none", 1), torch.float32, "dev")
+        return True
+
+    if not processes.first_does(compute):
+        say(f"{root}: no room for {wanted / 2**30:.1f} GiB of features: pictures go through the tower in every epoch")
+        return None, None
+    features = open_features(root, train, tower, views, dtype, "train")
+    dev = open_features(root, data.dev, tower, views_of("none", 1), torch.float32, "dev")
+    data.without_failures(features, say)
+    return features, dev
+
+
+def frozen_captions(
+    config: RunConfig, aligner: Aligner, data: TrainingData, processes: Processes
+) -> torch.Tensor | None:
+    """The text tower's pooled vectors (M, W) of all training captions, if it is frozen and they are all that is asked
+    of it: a late interaction wants tokens."""
+    train, adapted = data.train, config.peft == "lora" and config.lora.towers != "image"
+    if config.freeze != "both" or config.cache == "off" or aligner.late is not None or adapted:
+        return None
+    if not isinstance(train, CaptionedImages):
+        return None
+    root = cache_folder(config.cache)
+    processes.first_does(lambda: open_captions(root, train, aligner.text_tower) is None)
+    return open_captions(root, train, aligner.text_tower)

@@ -1,0 +1,106 @@
+"""What `test_processes.py` runs in several processes: `torchrun many_processes.py WORK JSON`; the first one writes."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+
+def gradients(given: dict) -> None:
+    """The gradients of one step, as `given` says, of a batch that is shared out; into given["out"]."""
+    from clipvisionalign import read_captioned_images
+    from clipvisionalign.data.batches import CaptionedBatches
+    from clipvisionalign.models.aligner import Aligner, AlignerConfig, config_from_dict
+    from clipvisionalign.training.losses import LossConfig, PairLoss
+    from clipvisionalign.training.processes import Processes
+    from clipvisionalign.training.step import Known, Step, Towers
+
+    processes = Processes(torch.device("cpu"), given.get("shard", False))
+    torch.manual_seed(0)
+    aligner = Aligner(config_from_dict(AlignerConfig, given["model"]))
+    # No dropout: it would differ from process to process, as it should.
+    aligner.eval()
+    loss_of = PairLoss(LossConfig(given["loss"], beta=0.3, bias=-2.0))
+    step = Step(Towers(aligner, loss_of, (torch.float32, torch.float32)), processes)
+    data = read_captioned_images(given["data"]).split("train")
+    tower = aligner.text_tower
+    batches = CaptionedBatches(data, tower.tokenize, tower.pad, aligner.image_tower.input.look())
+    chunk = given.get("chunk", 0)
+    dealt = batches.deal(24, 1, 0, chunk=chunk, share=processes.share)
+    if chunk:
+        chunks = -(-24 // processes.count // chunk)
+        figures = step.cached((batches[one] for one in dealt[: 2 * chunks]), chunks, lambda batch: Known())
+    else:
+        figures = step.whole(batches[dealt[0]], Known())
+    found = {}
+    for name, parameter in step.towers.named_parameters():
+        if parameter.grad is not None:
+            gradient = parameter.grad
+            found[name] = gradient.full_tensor() if hasattr(gradient, "full_tensor") else gradient
+    if processes.first:
+        torch.save({"gradients": found, "loss": figures.loss, "images": figures.images}, given["out"])
+    processes.wait()
+    processes.end()
+
+
+def train(given: dict) -> None:
+    """A run with these settings; or the one in given["resume"] goes on."""
+    from clipvisionalign.models.aligner import config_from_dict
+    from clipvisionalign.training.train import RunConfig, resume
+    from clipvisionalign.training.train import train as train_run
+
+    if "resume" in given:
+        resume(given["resume"])
+    else:
+        train_run(config_from_dict(RunConfig, given))
+
+
+def stop(given: dict) -> None:
+    """A run that is sent a real signal after given["after"] steps, on its first process."""
+    import os
+    import signal
+
+    from clipvisionalign.models.aligner import config_from_dict
+    from clipvisionalign.training import train as training
+
+    after, taken = given.pop("after"), 0
+    take_step = training.take_step
+
+    def counted(*arguments):
+        nonlocal taken
+        taken += 1
+        if taken == after and os.environ["RANK"] == "0":
+            os.kill(os.getpid(), signal.SIGTERM)
+        return take_step(*arguments)
+
+    training.take_step = counted
+    try:
+        training.train(config_from_dict(training.RunConfig, given))
+    except KeyboardInterrupt:
+        return
+
+
+def shards(given: dict) -> None:
+    """The names of all samples that this process gets in one epoch, from step given["start"] on."""
+    from clipvisionalign.data.streams import StreamedBatches, open_stream
+    from clipvisionalign.training.processes import Processes
+
+    processes = Processes(torch.device("cpu"))
+    batches = StreamedBatches(open_stream(given["data"]), lambda captions: [[1] for _ in captions], 0, None)
+    names = []
+    for batch in batches.epoch(8, 1, 0, workers=2, start=given.get("start", 0), share=processes.share):
+        names.append(batch.names)
+        if len(names) == given.get("stop"):
+            break
+    Path(f"{given['out']}.{processes.number}").write_text(json.dumps(names))
+    processes.wait()
+    processes.end()
+
+
+if __name__ == "__main__":
+    {"gradients": gradients, "train": train, "stop": stop, "shards": shards}[sys.argv[1]](json.loads(sys.argv[2]))
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()

@@ -1,0 +1,134 @@
+"""Gradients in chunks are those of the undivided batch, dropout included."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from clipvisionalign import read_captioned_images
+from clipvisionalign.data.batches import CaptionedBatches
+from clipvisionalign.models.aligner import Aligner
+from clipvisionalign.training import losses
+from clipvisionalign.training.losses import Gallery, LossConfig, PairLoss
+from clipvisionalign.training.processes import Processes
+from clipvisionalign.training.step import Known, Step, Towers
+
+FLOAT32 = (torch.float32, torch.float32)
+
+
+@pytest.fixture
+def build(tiny_model, scenes_folder):
+    """An aligner in training with its step, and what deals batches of drawn scenes."""
+
+    def made(design: str = "self", loss: str = "softmax", double: bool = False):
+        torch.manual_seed(0)
+        aligner = Aligner(tiny_model(design))
+        aligner = aligner.double() if double else aligner
+        aligner.train()
+        # Statistics of its own: those of a batch are not those of its chunks.
+        aligner.image_tower.eval()
+        step = Step(Towers(aligner, PairLoss(LossConfig(loss, beta=0.3)), FLOAT32), Processes(torch.device("cpu")))
+        data = read_captioned_images(scenes_folder).split("train")
+        look = aligner.image_tower.input.look(augment=True)
+        batches = CaptionedBatches(data, aligner.text_tower.tokenize, aligner.text_tower.pad, look)
+        return step, batches
+
+    return made
+
+
+def gradients(step: Step) -> dict[str, torch.Tensor]:
+    found = {name: p.grad for name, p in step.towers.named_parameters() if p.grad is not None}
+    step.towers.zero_grad(set_to_none=True)
+    return found
+
+
+def in_one(step: Step, parts):
+    """The gradients of a batch whose towers are called part by part, as a cache calls them, but kept whole."""
+    states = [step.towers(part, Known()) for part in parts]
+    leaves = [state.detached() for state in states]
+    figures = step._loss(parts, leaves)
+    for state, leaf in zip(states, leaves, strict=True):
+        step._back(list(zip(state.tensors(), leaf.tensors(), strict=True)))
+    return figures, gradients(step)
+
+
+def worst(first: dict, second: dict) -> float:
+    assert first.keys() == second.keys()
+    norm = torch.cat([g.flatten() for g in first.values()]).norm()
+    return max(float((first[name] - second[name]).norm() / norm) for name in first)
+
+
+@pytest.mark.parametrize("design", ["self", "late", "cross"])
+@pytest.mark.parametrize(("double", "bound"), [(False, 1e-5), (True, 1e-10)])
+def test_in_chunks_with_dropout_the_gradients_are_those_of_the_whole(build, design, double, bound):
+    step, batches = build(design, double=double)
+    dealt = batches.deal(24, 1, 0, chunk=7)[:8]
+    parts = [batches[one] for one in dealt[:4]]
+    assert [len(part) for part in parts] == [7, 7, 7, 3]
+    if double:
+        for part in parts:
+            part.pixels = step.aligner.image_tower.input.scaled(part.pixels).double()
+    torch.manual_seed(3)
+    whole_figures, whole = in_one(step, parts)
+    torch.manual_seed(3)
+    stream = iter([*parts, *parts])
+    cached_figures = step.cached(stream, 4, lambda batch: Known())
+    cached = gradients(step)
+    assert worst(whole, cached) < bound
+    assert cached_figures.loss == pytest.approx(whole_figures.loss, rel=1e-5)
+    assert "aligner.log_scale" in cached
+    # Without the replayed random states the second pass would drop out other things.
+    torch.manual_seed(4)
+    assert worst(whole, in_one(step, parts)[1]) > 1e-3
+
+
+def test_what_was_drawn_goes_on_as_if_no_chunk_had_been_replayed(build):
+    step, batches = build()
+    dealt = batches.deal(12, 1, 0, chunk=6)[:4]
+    parts = [batches[one] for one in dealt]
+    torch.manual_seed(5)
+    for part in parts[:2]:
+        step.towers(part, Known())
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    step.cached(iter(parts), 2, lambda batch: Known())
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_the_chunks_of_a_step_come_twice_and_hold_each_image_once(build):
+    _, batches = build()
+    plain = batches.deal(16, 2, 0)
+    chunked = batches.deal(16, 2, 0, chunk=6)
+    assert len(chunked) == 6 * len(plain)
+    for number, (_, places) in enumerate(plain):
+        own = chunked[6 * number : 6 * number + 6]
+        assert own[:3] == own[3:]
+        assert [place for _, some in own[:3] for place in some] == places
+    first, again = batches[chunked[0]], batches[chunked[3]]
+    assert torch.equal(first.pixels, again.pixels)
+
+
+@pytest.mark.parametrize("name", ["softmax", "sigmoid", "hardest", "hard_weighted"])
+def test_in_pieces_a_loss_and_its_gradients_are_those_of_the_whole_table(name, monkeypatch):
+    torch.manual_seed(0)
+    loss_of = PairLoss(LossConfig(name, smoothing=0.1, bias=-1.0))
+    images, captions = (torch.nn.functional.normalize(torch.randn(n, 8, dtype=torch.float64), dim=1) for n in (9, 31))
+    identity, owner = torch.arange(9) // 2, torch.arange(31) % 5
+    scale = torch.tensor(5.0, dtype=torch.float64)
+    found = {}
+    for block in (1 << 20, 40):
+        monkeypatch.setattr(losses, "BLOCK", block)
+        leaves = [tensor.clone().requires_grad_() for tensor in (images, captions, scale)]
+        gallery = Gallery(leaves[0], leaves[1], identity, owner)
+        pieces = list(loss_of.pieces(gallery, leaves[2]))
+        found[block] = [sum(pieces), *torch.autograd.grad(sum(pieces), leaves, allow_unused=True)]
+        assert (len(pieces) > 8) == (block == 40)
+    for first, second in zip(*found.values(), strict=True):
+        if name == "hardest" and first is None:
+            continue
+        torch.testing.assert_close(first, second, rtol=1e-12, atol=1e-12)
+
+
+def test_true_pairs_are_counted_with_identities_that_no_caption_has():
+    gallery = Gallery(torch.zeros(4, 1), torch.zeros(5, 1), torch.tensor([7, 3, 3, 99]), torch.tensor([3, 7, 7, 3, 8]))
+    assert gallery.true_pairs() == int(gallery.partners().sum()) == 6

@@ -1,0 +1,225 @@
+"""Streams: every sample exactly once an epoch, whoever reads; what is read past is what was used."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from test_processes import run
+
+from clipvisionalign import read_captioned_images
+from clipvisionalign.cli import main
+from clipvisionalign.data.captioned import DataError
+from clipvisionalign.data.streams import (
+    StreamedBatches,
+    is_stream,
+    open_shards,
+    open_stream,
+    read_by,
+    stream_split,
+    write_shards,
+)
+
+
+def tokenize(captions):
+    return [[len(word) for word in caption.split()] for caption in captions]
+
+
+def picture(number: int) -> bytes:
+    content = io.BytesIO()
+    Image.new("RGB", (8, 8), (number % 256, number // 256, 0)).save(content, "PNG")
+    return content.getvalue()
+
+
+def add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+    about = tarfile.TarInfo(name)
+    about.size = len(content)
+    tar.addfile(about, io.BytesIO(content))
+
+
+@pytest.fixture(scope="module")
+def hundred(tmp_path_factory) -> Path:
+    """100 shards, written by hand, of 3 to 12 made-up pictures each."""
+    folder = tmp_path_factory.mktemp("shards")
+    number = 0
+    for shard in range(100):
+        with tarfile.open(folder / f"train-{shard:06d}.tar", "w") as tar:
+            for _ in range(3 + shard % 10):
+                add(tar, f"{number:06d}.png", picture(number))
+                add(tar, f"{number:06d}.txt", f"picture {number}\nthe number {number}".encode())
+                number += 1
+    return folder
+
+
+def names(batches: StreamedBatches, **more) -> list[list[str]]:
+    return [batch.names for batch in batches.epoch(8, 1, 0, **more)]
+
+
+@pytest.mark.parametrize("workers", [0, 2, 3])
+def test_every_sample_comes_once_an_epoch_and_in_another_order_the_next(hundred, workers):
+    stream = open_shards(str(hundred / "train-{000000..000099}.tar"))
+    batches = StreamedBatches(stream, tokenize, 0, None)
+    first = names(batches, workers=workers)
+    again = names(batches, workers=workers)
+    assert first == again
+    flat = [name for some in first for name in some]
+    assert len(flat) == len(set(flat)) == stream.count == len(batches)
+    other = [name for batch in batches.epoch(8, 2, 0, workers=workers) for name in batch.names]
+    assert other != flat
+    assert set(other) == set(flat)
+
+
+@pytest.mark.parametrize("workers", [0, 2, 3])
+@pytest.mark.parametrize("start", [1, 17, 93])
+def test_a_stream_goes_on_at_any_step(hundred, workers, start):
+    batches = StreamedBatches(open_stream(str(hundred)), tokenize, 0, None)
+    whole = names(batches, workers=workers)
+    assert names(batches, workers=workers, start=start) == whole[start:]
+
+
+def test_two_processes_with_two_workers_share_a_stream_and_the_rest_after_a_stop(hundred, tmp_path):
+    """The second half is read by fresh processes, as after a kill."""
+    given = {"data": str(hundred), "out": str(tmp_path / "names")}
+
+    def read(**more) -> list[list[str]]:
+        run(2, "shards", {**given, **more})
+        return [
+            [name for batch in json.loads((tmp_path / f"names.{process}").read_text()) for name in batch]
+            for process in (0, 1)
+        ]
+
+    whole = read()
+    everything = [name for process in whole for name in process]
+    assert len(everything) == len(set(everything)) == 750
+    begun, rest = read(stop=31), read(start=31)
+    assert [a + b for a, b in zip(begun, rest, strict=True)] == whole
+
+
+def test_workers_that_have_nothing_left_are_passed_over():
+    assert read_by([3, 1, 2], 0) == ([0, 0, 0], 0)
+    assert read_by([3, 1, 2], 4) == ([2, 1, 1], 1)
+    assert read_by([3, 1, 2], 5) == ([2, 1, 2], 0)
+    assert read_by([3, 1, 2], 99)[0] == [3, 1, 2]
+
+
+def test_what_shards_writes_reads_back(tmp_path, scenes_folder, capsys):
+    out = tmp_path / "shards"
+    assert main(["shards", str(scenes_folder), str(out), "--per-shard", "20"]) == 0
+    assert "train, " in capsys.readouterr().out
+    data = read_captioned_images(scenes_folder)
+    assert is_stream(str(out))
+    stream = open_stream(str(out))
+    assert stream.count == data.split_sizes()["train"]
+    look = torch.nn.Identity()
+    batches = StreamedBatches(stream, tokenize, 0, lambda image: look(torch.tensor(len(image))))
+    captions = {tuple(sorted(map(tuple, tokenize(row.captions)))) for row in data.split("train")}
+    seen = 0
+    for batch in batches.epoch(16, 1, 0):
+        assert batch.partners.sum(dim=1).tolist() == [5] * len(batch)
+        for place in range(len(batch)):
+            rows = (batch.caption_image == place).nonzero().flatten().tolist()
+            own = []
+            for group in batch.captions:
+                for ids, mask, row in zip(group.ids, group.mask, group.rows.tolist(), strict=True):
+                    own += [tuple(ids[mask.bool()].tolist())] if row in rows else []
+            assert tuple(sorted(own)) in captions
+            seen += 1
+    assert seen == stream.count
+    dev = stream_split(str(out), "dev")
+    assert sorted(dev.captions) == sorted(data.split("dev").captions)
+    assert main(["shards", str(scenes_folder), str(out)]) == 1
+    assert "holds shards already" in capsys.readouterr().err
+
+
+def test_bad_samples_are_counted_and_too_many_stop_the_training(tmp_path):
+    def write(name: str, bad: int) -> StreamedBatches:
+        with tarfile.open(tmp_path / name, "w") as tar:
+            for number in range(60):
+                add(tar, f"{number:03d}.png", b"no picture" if number < bad else picture(number))
+                if number != 50:
+                    add(tar, f"{number:03d}.json", json.dumps({"caption": f"number {number}"}).encode())
+        look = torch.nn.Identity()
+
+        def see(image: bytes) -> torch.Tensor:
+            from clipvisionalign.pictures import open_picture
+
+            return look(torch.tensor(open_picture(image).size[0]))
+
+        return StreamedBatches(open_shards(str(tmp_path / name)), tokenize, 0, see)
+
+    few = write("train-000000.tar", bad=3)
+    skipped = [reason for batch in few.epoch(10, 1, 0) for reason in batch.skipped]
+    assert len(skipped) == 4
+    assert sum("no caption" in reason for reason in skipped) == 1
+    assert (few.tally.good, few.tally.bad) == (56, 4)
+    with pytest.raises(DataError, match=r"samples are bad, more than 1 %; the first one: .*train-000001"):
+        list(write("train-000001.tar", bad=30).epoch(10, 1, 0))
+
+
+def test_shards_that_are_not_there_or_not_whole_are_told(tmp_path, hundred):
+    with pytest.raises(DataError, match=r"no such shard: .*train-000100.tar \(1 missing\)"):
+        open_shards(str(hundred / "train-{000098..000100}.tar"))
+    (tmp_path / "train-000000.tar").write_bytes(b"this is no tar file" * 100)
+    with pytest.raises(DataError, match=r"train-000000.tar: not a whole tar file"):
+        open_shards(str(tmp_path))
+    with pytest.raises(DataError, match="no split 'dev' beside"):
+        stream_split(str(hundred), "dev")
+
+
+def test_a_saved_hugging_face_data_set_is_a_stream(tmp_path, scenes_folder):
+    import datasets
+
+    data = read_captioned_images(scenes_folder)
+    splits = {}
+    for split, name in (("train", "train"), ("dev", "validation")):
+        part = data.split(split)
+        rows = {"image": [str(row.image) for row in part], "captions": [list(row.captions) for row in part]}
+        splits[name] = datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image())
+    datasets.DatasetDict(splits).save_to_disk(str(tmp_path / "saved"))
+    assert is_stream(str(tmp_path / "saved"))
+    batches = StreamedBatches(open_stream(str(tmp_path / "saved")), tokenize, 0, None)
+    for workers in (0, 2):
+        flat = [name for some in names(batches, workers=workers) for name in some]
+        assert len(flat) == len(set(flat)) == data.split_sizes()["train"]
+    assert sorted(stream_split(str(tmp_path / "saved"), "dev").captions) == sorted(data.split("dev").captions)
+
+
+@pytest.mark.parametrize("chunk", [0, 6])
+def test_a_run_on_shards_goes_on_as_the_undisturbed_one(tmp_path, scenes_folder, tiny_model, chunk):
+    from safetensors.torch import load_file
+
+    from clipvisionalign.training import train as training
+
+    write_shards(read_captioned_images(scenes_folder), tmp_path / "shards", per_shard=10)
+    config = training.RunConfig(
+        data=str(tmp_path / "shards"), out=str(tmp_path / "whole"), model=tiny_model(), epochs=2, batch=16, freeze="image",
+        precision="float32", workers=0, trackers="", cache=str(tmp_path / "cache"), chunk=chunk, checkpoint_minutes=0.0,
+    )  # fmt: skip
+    training.train(config, say=lambda line: None)
+
+    class StopError(Exception):
+        pass
+
+    taken = 0
+    plain = training.take_step
+
+    def stopping(*arguments):
+        nonlocal taken
+        taken += 1
+        if taken == 8:
+            raise StopError
+        return plain(*arguments)
+
+    config.out = str(tmp_path / "stopped")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "take_step", stopping)
+        with pytest.raises(StopError):
+            training.train(config, say=lambda line: None)
+    training.resume(config.out, say=lambda line: None)
+    first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "stopped"))
+    assert all(torch.equal(first[name], second[name]) for name in first)
