@@ -32,7 +32,7 @@ from torch import nn
 
 SECTIONS = ("step", "loader", "cache")
 #: Pictures of a step; each has its captions, five in Flickr8k.
-IMAGES = 16
+IMAGES = 8
 TURNS = 5
 
 

@@ -110,3 +110,13 @@ def test_a_sharded_checkpoint_goes_on_in_one_process_and_in_two(tmp_path, settin
     expected = curve(tmp_path / "whole")
     assert curve(folder) == pytest.approx(expected, abs=1e-4)
     assert curve(tmp_path / "alone") == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_fusion_trains_in_two_processes(tmp_path, settings, tiny_model):
+    """Late interaction and fusion have gradients of their own, which no wrapper averages: all processes have the same."""
+    run(2, "train", settings("cross", model=asdict(tiny_model("cross")), epochs=2))
+    results = json.loads((tmp_path / "cross" / "results.json").read_text())
+    assert {"dual", "reranked"} <= set(results)
+    lines = [json.loads(line) for line in (tmp_path / "cross" / "metrics.jsonl").read_text().splitlines()]
+    losses = [line["train_fusion_loss"] for line in lines if "dev" in line]
+    assert losses[1] < losses[0]

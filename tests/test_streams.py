@@ -189,6 +189,32 @@ def test_a_saved_hugging_face_data_set_is_a_stream(tmp_path, scenes_folder):
     assert sorted(stream_split(str(tmp_path / "saved"), "dev").captions) == sorted(data.split("dev").captions)
 
 
+def test_parquet_files_are_a_stream(tmp_path, scenes_folder):
+    import datasets
+
+    rows = read_captioned_images(scenes_folder).split("train").rows[:60]
+    for number in range(4):
+        some = rows[15 * number : 15 * number + 15]
+        table = {"image": [{"bytes": row.image.read_bytes(), "path": None} for row in some]}
+        table["sentences"] = [[{"raw": caption} for caption in row.captions] for row in some]
+        datasets.Dataset.from_dict(table).cast_column("image", datasets.Image()).to_parquet(
+            tmp_path / f"train-{number}.parquet"
+        )
+    pattern = str(tmp_path / "train-{0..3}.parquet")
+    assert is_stream(pattern)
+    stream = open_stream(pattern)
+    assert stream.count == 60
+    expected = sorted(tuple(row.captions) for row in rows)
+    for epoch in (1, 2):
+        found = [sample for number in range(2) for sample in stream.read(epoch, 0, number, 2)]
+        assert sorted(sample.captions for sample in found) == expected
+        assert not any(sample.bad for sample in found)
+        assert len({sample.name for sample in found}) == 60
+    first, again = ([sample.name for sample in stream.read(1, 0, 0, 2)] for _ in range(2))
+    assert first == again
+    assert first != sorted(first)
+
+
 @pytest.mark.parametrize("chunk", [0, 6])
 def test_a_run_on_shards_goes_on_as_the_undisturbed_one(tmp_path, scenes_folder, tiny_model, chunk):
     from safetensors.torch import load_file

@@ -8,7 +8,9 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -182,10 +184,12 @@ def train(arguments: list[str]) -> int:
     stopped = settings.pop("resume")
     if stopped is not None and len(arguments) > 2:
         raise ValueError(f"--resume {stopped} goes on with the settings of that run; it takes no others")
-    results = resume(stopped, say) if stopped is not None else train_run(RunConfig(**settings), say)
-    if "profile" in results:
-        _print_profile(results)
+    if settings["profile"]:
+        with tempfile.TemporaryDirectory() as folder:
+            settings |= {"out": str(Path(folder) / "profile"), "overwrite": False}
+            _print_profile(train_run(RunConfig(**settings), say))
         return 0
+    results = resume(stopped, say) if stopped is not None else train_run(RunConfig(**settings), say)
     if not _speaks():
         return 0
     _print_figures(results)
@@ -232,8 +236,6 @@ def _evaluation_parser(name: str, description: str) -> argparse.ArgumentParser:
 
 def _open_run(given: argparse.Namespace) -> tuple[Any, CaptionedImages, str]:
     """The aligner, the checked data set whole, and where it was read from."""
-    from pathlib import Path
-
     from clipvisionalign.data.formats import read_captioned_images
     from clipvisionalign.models.aligner import load_aligner
 

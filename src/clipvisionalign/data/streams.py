@@ -1,8 +1,8 @@
-"""Training data that never lies on a disk as a whole: WebDataset shards and Hugging Face data sets, read in streams.
+"""Training data that is never in memory as a whole: WebDataset shards, Parquet files, Hugging Face data sets, streamed.
 
 - A sample is one picture with its captions. In a shard: `KEY.jpg` (or .png, .webp) with `KEY.json` (`{"captions":
-  [...]}`, also `caption` or `text`) or `KEY.txt`, a caption a line. In a Hugging Face data set: an image column and a
-  caption column, of strings or of lists.
+  [...]}`, also `caption` or `text`) or `KEY.txt`, a caption a line. In Parquet files and Hugging Face data sets: a
+  column of images and one of captions, strings or lists.
 - An epoch's order depends on the seed and the epoch alone. Every sample comes exactly once: shards, or stretches of a
   data set, are dealt out over processes and their workers.
 - A stream goes on at any step: what has been used is read past without being decoded, so that the rest comes exactly
@@ -40,6 +40,7 @@ SHUFFLE = 1000
 #: Written beside shards: how many samples each of them holds.
 INDEX = "shards.json"
 PICTURES = ("jpg", "jpeg", "png", "webp", "ppm", "gif", "bmp")
+NAME = "__name__"
 CAPTION_NAMES = ("captions", "caption", "sentences", "text", "raw")
 
 
@@ -70,12 +71,12 @@ class Stream(Protocol):
         """The samples of reader `number`, in their order."""
 
 
-# --- WebDataset shards -----------------------------------------------------------------------------------------------
+# --- shards: WebDataset's, or Parquet files ---------------------------------------------------------------------------
 
 
 @dataclass
 class Shards:
-    """Tar files in WebDataset's form. paths: their files; sizes: samples in each."""
+    """Tar files in WebDataset's form, or Parquet files. paths: their files; sizes: samples in each."""
 
     source: str
     paths: list[Path]
@@ -99,17 +100,36 @@ class Shards:
         return [sum(self.sizes[i] for i in self._dealt(epoch, seed, number, among)) for number in range(among)]
 
     def read(self, epoch: int, seed: int, number: int, among: int) -> Iterator[Sample]:
-        """See `Stream`; webdataset reads the files."""
-        import webdataset
-
+        """See `Stream`; webdataset or Hugging Face's datasets reads the files."""
         paths = [str(self.paths[i]) for i in self._dealt(epoch, seed, number, among)]
         if not paths:
             return
+        if paths[0].endswith(".parquet"):
+            yield from _read_parquet(paths, np.random.default_rng([seed, epoch, number]).integers(1 << 31).item())
+            return
+        import webdataset
+
         found = webdataset.WebDataset(
             paths, shardshuffle=False, nodesplitter=None, workersplitter=None, empty_check=False
         )
         mixed = found.shuffle(SHUFFLE, rng=random.Random(f"{seed} {epoch} {number}"))
         yield from map(_sample_of_shard, mixed)
+
+
+def _read_parquet(paths: list[str], seed: int) -> Iterator[Sample]:
+    import datasets
+
+    parts, columns = [], None
+    for path in paths:
+        rows: Any = datasets.load_dataset("parquet", data_files=path, split="train", streaming=True)
+        columns = columns or Columns.of(rows, path)
+        name = Path(path).name
+        # Its file and number make a row's name, before the rows are mixed.
+        named = {"function": lambda row, place, name=name: {NAME: f"{name}, row {place}"}, "with_indices": True}
+        parts.append(columns.encoded(rows).map(**named))
+    assert columns is not None
+    for row in datasets.concatenate_datasets(parts).shuffle(seed=seed, buffer_size=SHUFFLE):
+        yield columns.sample(row, row[NAME])
 
 
 def _sample_of_shard(raw: dict[str, Any]) -> Sample:
@@ -145,7 +165,7 @@ def _texts(captions: Sequence[Any]) -> tuple[str, ...]:
 
 
 def open_shards(pattern: str) -> Shards:
-    """Shards by a pattern such as `data/train-{000000..000099}.tar`, or a folder that holds train-*.tar.
+    """Shards by a pattern such as `data/train-{000000..000099}.tar` (or .parquet), or a folder that holds train-*.tar.
 
     Their samples are counted once, and the counts kept beside them where that is allowed. Raises DataError.
     """
@@ -172,7 +192,15 @@ def open_shards(pattern: str) -> Shards:
 
 
 def _samples_in(path: Path) -> int:
-    """Samples of a tar file, by its headers. Raises DataError where it is none."""
+    """Samples of a tar file, by its headers, or rows of a Parquet file. Raises DataError where it is none."""
+    if path.suffix == ".parquet":
+        import pyarrow
+        import pyarrow.parquet
+
+        try:
+            return pyarrow.parquet.read_metadata(path).num_rows
+        except (pyarrow.ArrowException, OSError) as error:
+            raise DataError(f"{path}: not a whole Parquet file: {error}") from None
     try:
         with tarfile.open(path) as tar:
             names = [member.name for member in tar if member.isfile()]
@@ -222,27 +250,56 @@ def write_shards(
 # --- Hugging Face data sets ------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Columns:
+    """Where a data set of `datasets` has its pictures and captions."""
+
+    image: str
+    captions: str
+    source: str
+
+    @classmethod
+    def of(cls, rows: Any, source: str) -> Columns:
+        """Found by kind and by name. Raises DataError where there are none."""
+        import datasets
+
+        # A stream may not know its columns before it is read.
+        features = rows.features or rows._resolve_features().features
+        images = [name for name, kind in features.items() if isinstance(kind, datasets.Image)]
+        named = [name for name in ("image", "img", "picture") if name in features]
+        image = next(iter([*images, *named]), "")
+        captions = next((name for name in CAPTION_NAMES if name in features), "")
+        if not image or not captions:
+            raise DataError(f"{source}: no column of images and captions in {list(features)}")
+        return cls(image, captions, source)
+
+    def encoded(self, rows: Any) -> Any:
+        """The same rows with pictures as they are encoded, not decoded already."""
+        import datasets
+
+        known = rows.features or {}
+        return rows.cast_column(self.image, datasets.Image(decode=False)) if known else rows
+
+    def sample(self, row: dict[str, Any], name: str) -> Sample:
+        """One row as a sample."""
+        picture, captions = row[self.image], _captions_of(row[self.captions])
+        if isinstance(picture, dict):
+            picture = picture["bytes"] if picture.get("bytes") else Path(picture["path"]).read_bytes()
+        if not picture or not captions:
+            return Sample(name, b"", (), f"{self.source}, {name}: no {'picture' if not picture else 'caption'}")
+        return Sample(name, picture, captions)
+
+
 @dataclass
 class Saved:
-    """A Hugging Face data set: a folder that `save_to_disk` wrote, or Parquet files. rows: the data set itself."""
+    """A Hugging Face data set in a folder that `save_to_disk` wrote. rows: the data set itself."""
 
     source: str
     rows: Any
-    image: str = ""
-    captions: str = ""
 
     def __post_init__(self) -> None:
-        import datasets
-
-        names = self.rows.column_names
-        images = [name for name, kind in self.rows.features.items() if isinstance(kind, datasets.Image)]
-        self.image = next(iter([*images, *(name for name in ("image", "img", "picture") if name in names)]), "")
-        self.captions = next((name for name in CAPTION_NAMES if name in names), "")
-        if not self.image or not self.captions:
-            raise DataError(f"{self.source}: no column of images and captions in {names}")
-        if images:
-            # The encoded picture, not one that is decoded already.
-            self.rows = self.rows.cast_column(self.image, datasets.Image(decode=False))
+        self.columns = Columns.of(self.rows, self.source)
+        self.rows = self.columns.encoded(self.rows)
 
     @property
     def count(self) -> int:
@@ -263,14 +320,7 @@ class Saved:
 
     def sample(self, place: int) -> Sample:
         """One row."""
-        row = self.rows[place]
-        picture, captions = row[self.image], _captions_of(row[self.captions])
-        if isinstance(picture, dict):
-            picture = picture["bytes"] if picture.get("bytes") else Path(picture["path"]).read_bytes()
-        name = f"row {place}"
-        if not picture or not captions:
-            return Sample(name, b"", (), f"{self.source}, {name}: no {'picture' if not picture else 'caption'}")
-        return Sample(name, picture, captions)
+        return self.columns.sample(self.rows[place], f"row {place}")
 
 
 def open_saved(folder: str | Path) -> dict[str, Saved]:
@@ -292,7 +342,8 @@ def is_stream(source: str) -> bool:
     if path.is_dir():
         saved = any((path / name).is_file() for name in ("dataset_dict.json", "dataset_info.json"))
         return saved or any(path.glob("*.tar"))
-    return source.endswith(".tar")
+    # One Parquet file is a table like any other, and has its splits within.
+    return source.endswith(".tar") or (source.endswith(".parquet") and "{" in source)
 
 
 def open_stream(source: str) -> Shards | Saved:

@@ -7,7 +7,6 @@ arXiv:2304.11277) where `shard` is asked for.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
@@ -151,8 +150,3 @@ def shard(model: nn.Module) -> nn.Module:
                 fully_shard(layer)
     fully_shard(model)
     return model
-
-
-def launched() -> bool:
-    """Whether a launcher started this process as one of several."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1

@@ -71,7 +71,8 @@ class RunConfig:
 
     Args:
         data: the data set: a folder or file in any of the known layouts; or a stream: WebDataset shards
-            ("train-{000000..000099}.tar", or their folder), a folder of Hugging Face's `save_to_disk`.
+            ("train-{000000..000099}.tar", or their folder), Parquet files by such a pattern, a folder of Hugging Face's
+            `save_to_disk`.
         dev_data: where the dev split is, if not there.
         out: the run folder to write.
         layout: how the data set lies there; "auto" recognises it.
@@ -617,6 +618,8 @@ def check_settings(config: RunConfig) -> None:
         raise ValueError("--batch should be at least 2: an image alone has nothing to be told from")
     if config.peft == "lora" and config.freeze in ("all", "both"):
         raise ValueError(f"--peft lora trains adapters in a tower, and --freeze {config.freeze} freezes both")
+    if config.profile and config.overwrite:
+        raise ValueError("--profile leaves no run, and replaces none: leave --overwrite out")
     if config.chunk < 0 or config.profile < 0:
         raise ValueError("--chunk and --profile should not be below 0")
     if config.chunk and config.freeze != "image" and config.model.image_tower.weights == "random":

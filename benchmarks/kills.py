@@ -1,0 +1,129 @@
+"""A run that is killed again and again, and one whose disk fills up, against the undisturbed run: bit for bit.
+
+    python benchmarks/kills.py [--kills 30] [--json]
+
+Every run is a real process, killed with SIGKILL at a random moment, the writing of a checkpoint included; with root's
+rights a small tmpfs is also filled up while another run writes its checkpoints there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+SETTINGS = [
+    "--model.image_tower.name", "resnet10t", "--model.image_tower.weights", "random", "--model.image_tower.size", "64",
+    "--epochs", "3", "--batch", "16", "--views", "2", "--checkpoint_minutes", "0", "--precision", "float32",
+    "--freeze_layers", '["text_tower.encoder.embeddings.*"]', "--trackers", "",
+]  # fmt: skip
+
+
+def command(*words: str) -> list[str]:
+    return [sys.executable, "-m", "clipvisionalign", *words]
+
+
+def run(*words: str) -> subprocess.Popen[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        command(*words), env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def same(first: Path, second: Path) -> bool:
+    """Whether two finished runs have the same weights, bit for bit, and the same records, each step once."""
+    import torch
+    from safetensors.torch import load_file
+
+    one, two = (load_file(folder / "model.safetensors") for folder in (first, second))
+    equal = one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+    return equal and records(first) == records(second)
+
+
+def records(folder: Path) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key not in ("seconds", "time")} for line in lines]
+
+
+def checkpoints(folder: Path) -> set[str]:
+    return {path.name for path in (folder / "checkpoints").glob("*")}
+
+
+def killed(data: Path, folder: Path, whole: Path, kills: int, rng: random.Random) -> dict[str, Any]:
+    """Runs that are killed, a few times each, until there have been `kills` of them."""
+    done, runs, inside, good = 0, 0, 0, True
+    while done < kills:
+        out = folder / f"run{runs}"
+        process = run("train", str(data), "--out", str(out), "--cache", str(folder / "cache"), *SETTINGS)
+        mine = rng.randint(2, 6)
+        for _ in range(mine):
+            seen = checkpoints(out)
+            while checkpoints(out) <= seen and process.poll() is None:
+                time.sleep(0.002)
+            time.sleep(rng.choice([0.0, rng.uniform(0, 0.5)]))
+            if process.poll() is not None:
+                break
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            done += 1
+            inside += any(name.endswith(".part") for name in checkpoints(out))
+            process = run("train", "--resume", str(out))
+        said, _ = process.communicate()
+        if process.returncode:
+            raise RuntimeError(said[-2000:])
+        good = good and same(out, whole)
+        runs += 1
+        print(f"{done} kills in {runs} runs, all as the undisturbed one: {good}", file=sys.stderr, flush=True)
+    return {"kills": done, "runs": runs, "inside a checkpoint's writing": inside, "all bit for bit": good}
+
+
+def filled(data: Path, folder: Path, whole: Path) -> dict[str, Any]:
+    """A run on a tmpfs with room for one checkpoint and a half: it ends all the same, and says what was not written."""
+    disk = folder / "disk"
+    disk.mkdir()
+    size = sum(path.stat().st_size for path in whole.rglob("*") if path.is_file())
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size + size * 3}", "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        return {"full disk": "no right to mount a tmpfs: not run"}
+    try:
+        out = disk / "run"
+        process = run("train", str(data), "--out", str(out), "--cache", str(folder / "cache"), *SETTINGS)
+        said, _ = process.communicate()
+        warned = said.count("no checkpoint at step")
+        return {"full disk": {"status": process.returncode, "checkpoints not written": warned, "as undisturbed":
+                process.returncode == 0 and same(out, whole)}}  # fmt: skip
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--kills", type=int, default=30, help="how many (default 30)")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments (default 0)")
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
+    given = parser.parse_args()
+    from clipvisionalign.data.scenes import write_scenes
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        data = write_scenes(folder / "scenes", 120, seed=1, size=64)
+        whole = folder / "whole"
+        process = run("train", str(data), "--out", str(whole), "--cache", str(folder / "cache"), *SETTINGS)
+        said, _ = process.communicate()
+        if process.returncode:
+            raise RuntimeError(said[-2000:])
+        found = killed(data, folder, whole, given.kills, random.Random(given.seed))
+        found |= filled(data, folder, whole)
+    print(json.dumps(found, indent=2) if given.json else "\n".join(f"{key}: {value}" for key, value in found.items()))
+
+
+if __name__ == "__main__":
+    main()
