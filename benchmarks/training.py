@@ -22,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,6 @@ from attention import peak, ratio, save_encoder, spread, summary
 from torch import nn
 
 SECTIONS = ("step", "loader", "cache")
-#: Pictures of a step; each has its captions, five in Flickr8k.
-IMAGES = 8
 TURNS = 5
 
 
@@ -59,7 +58,9 @@ def open_train(data: str, folder: Path) -> Any:
 # --- the contestants -------------------------------------------------------------------------------------------------
 
 
-def our_step(folder: Path, train: Any, formats: tuple[torch.dtype, torch.dtype]) -> tuple[Callable[[], Any], Any, int]:
+def our_step(
+    folder: Path, train: Any, images: int, formats: tuple[torch.dtype, torch.dtype]
+) -> tuple[Callable[[], Any], Any, int]:
     """A whole step of this project's on one batch; the step, and how many captions it has."""
     from clipvisionalign.data.batches import CaptionedBatches
     from clipvisionalign.models.aligner import Aligner, AlignerConfig
@@ -85,7 +86,7 @@ def our_step(folder: Path, train: Any, formats: tuple[torch.dtype, torch.dtype])
     optimizer = torch.optim.AdamW(groups, fused=True)
     tower = aligner.text_tower
     batches = CaptionedBatches(train, tower.tokenize, tower.pad, aligner.image_tower.input.look())
-    batch = batches[(0, list(range(IMAGES)))]
+    batch = batches[(0, list(range(images)))]
 
     def work() -> None:
         with step.timings("all"):
@@ -133,7 +134,7 @@ def open_clip_model(folder: Path) -> Any:
     return model
 
 
-def rows(train: Any, folder: Path, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+def rows(train: Any, images: int, folder: Path, length: int) -> tuple[torch.Tensor, torch.Tensor]:
     """A row for each caption: pixels (M, 3, 224, 224), float32 and NCHW; ids (M, length), padded."""
     import transformers
     from torchvision import transforms
@@ -141,7 +142,7 @@ def rows(train: Any, folder: Path, length: int) -> tuple[torch.Tensor, torch.Ten
     look = transforms.Compose([transforms.Resize((224, 224)), transforms.ToTensor(), transforms.Normalize(0.5, 0.5)])
     from clipvisionalign.pictures import open_picture
 
-    some = train.rows[:IMAGES]
+    some = train.rows[:images]
     pixels = torch.stack([look(open_picture(row.image)) for row in some for _ in row.captions])
     tokenizer = transformers.AutoTokenizer.from_pretrained(save_encoder("distilbert", folder))
     captions = [caption for row in some for caption in row.captions]
@@ -188,7 +189,7 @@ def matrix_rate(dtype: torch.dtype) -> float:
 # --- sections --------------------------------------------------------------------------------------------------------
 
 
-def step(folder: Path, data: str) -> dict[str, Any]:
+def step(folder: Path, data: str, images: int) -> dict[str, Any]:
     """Steps in turns; then what each tower reaches of the machine's rate."""
     import open_clip
     from torch.utils.flop_counter import FlopCounterMode
@@ -199,17 +200,17 @@ def step(folder: Path, data: str) -> dict[str, Any]:
     steps, captions = {}, 0
     for dtype in formats:
         name = f"here, {short(dtype)}"
-        works[name], steps[dtype], captions = our_step(folder, train, (dtype, dtype))
-    pixels, ids = rows(train, folder, 64)
+        works[name], steps[dtype], captions = our_step(folder, train, images, (dtype, dtype))
+    pixels, ids = rows(train, images, folder, 64)
     works["plain loop, float32"] = rival_step(PlainModel(folder), plain_loss, pixels, ids, torch.float32)
-    pixels, ids = rows(train, folder, 77)
+    pixels, ids = rows(train, images, folder, 77)
     loss = open_clip.ClipLoss()
     for dtype in formats:
         model = open_clip_model(folder)
         works[f"open_clip, {short(dtype)}"] = rival_step(model, loss, pixels, ids, dtype)
     seconds = take_turns(works)
     found: dict[str, Any] = {
-        "images": IMAGES, "captions": captions, "ms": {name: summary(taken) for name, taken in seconds.items()},
+        "images": images, "captions": captions, "ms": {name: summary(taken) for name, taken in seconds.items()},
         "captions per second": {name: captions / float(np.median(taken)) for name, taken in seconds.items()},
     }  # fmt: skip
     pairs = [
@@ -393,6 +394,9 @@ def tell(result: dict[str, Any]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", default="", help="a captioned data set (default: drawn scenes)")
+    parser.add_argument(
+        "--images", type=int, default=8, help="pictures of a step (default 8; 16 take the rivals 15 GiB)"
+    )
     parser.add_argument("--only", default=",".join(SECTIONS), help=f"sections, of {', '.join(SECTIONS)}")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
@@ -404,7 +408,7 @@ def main() -> None:
         return
     from clipvisionalign.models.device import machine
 
-    sections = {"step": step, "loader": loader, "cache": cache}
+    sections = {"step": partial(step, images=given.images), "loader": loader, "cache": cache}
     chosen = given.only.split(",")
     if unknown := set(chosen) - set(sections):
         parser.error(f"no section '{', '.join(sorted(unknown))}'; there are {', '.join(SECTIONS)}")

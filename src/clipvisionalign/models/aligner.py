@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from clipvisionalign.batch import Batch, TokenGroup, group_by_length
+from clipvisionalign.batch import TokenGroup, group_by_length
 from clipvisionalign.models.device import best_device
 from clipvisionalign.models.fusion import Fusion, FusionConfig
 from clipvisionalign.models.image_tower import ImageFeatures, ImageTower, ImageTowerConfig
@@ -167,17 +167,6 @@ class Aligner(nn.Module):
         """Vectors (b, D) of a text tower's pooled vectors (b, W) that are known already; no tokens."""
         vectors = F.normalize(self.text_head(pooled).float(), dim=-1)
         return CaptionStates(vectors, None, pooled.new_ones(len(pooled), 1, dtype=torch.long))
-
-    def forward(self, batch: Batch, features: ImageFeatures | None = None) -> tuple[ImageStates, list[CaptionStates]]:
-        """The states of a batch's images and of its captions, group by group in the batch's order.
-
-        features: the picture tower's, where they are known already; else its pixels go through the tower.
-        """
-        if features is None:
-            if batch.pixels is None:
-                raise ValueError("a batch without pixels needs the picture tower's features")
-            features = self.image_tower(batch.pixels)
-        return self.image_states(features), [self.caption_states(group) for group in batch.captions]
 
     # --- from pictures and words to vectors -----------------------------------------------------------------------
 

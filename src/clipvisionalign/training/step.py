@@ -129,8 +129,8 @@ class Step:
         self.negatives, self.fusion_weight = negatives, fusion_weight
         self.timings = timings or Timings()
         #: Gradients that arise in the loss itself: no wrapper of the towers sees them.
-        self.apart = [name for name, _ in towers.named_parameters() if name.startswith(("aligner.late", "aligner.fus"))]
         parameters = dict(towers.named_parameters())
+        self.apart = [name for name in parameters if name.startswith(("aligner.late.", "aligner.fusion."))]
         self.apart_parameters = [parameters[name] for name in self.apart if parameters[name].requires_grad]
         self.parameters = [parameter for parameter in towers.parameters() if parameter.requires_grad]
         if processes.many and processes.shard and self.apart:
@@ -175,7 +175,7 @@ class Step:
         with processes.unsynchronised(self.model):
             for leaves, random_state in zip(states, random_states, strict=True):
                 batch = next(batches)
-                # An average of a scale is taken over all chunks, whose gradients the first one has.
+                # The first chunk's leaves have the gradients of the scale, which is one for all chunks.
                 with _replayed(random_state, batch), self.timings("towers, second pass"):
                     again = self.towers(batch, known(batch))
                     self._back(list(zip(again.tensors(), leaves.tensors(), strict=True)))
