@@ -1,4 +1,4 @@
-# make demo: draw scenes, train three attention designs on them, compare.   make test: everything that has to hold.
+# make demo: draw scenes, train four attention designs on them, report.   make test: everything that has to hold.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin

@@ -69,7 +69,7 @@ def test_evaluate_prints_json_alone_under_the_documented_keys(tiny_runs, design,
         assert (block["images"], block["captions"]) == (15, 75)
         assert set(block["rsum"]) == {"value", "low", "high"}
         for way in ("image_to_text", "text_to_image"):
-            names = {"recall_at_1", "recall_at_5", "recall_at_10", "median_rank", "mean_rank", "map_at_r"}
+            names = {"recall_at_1", "recall_at_5", "recall_at_10", "median_rank", "mean_rank", "map", "map_at_r"}
             assert set(block[way]) == names
             for figure in block[way].values():
                 assert figure["low"] <= figure["value"] <= figure["high"]
@@ -99,44 +99,6 @@ def test_audit_as_json_on_other_data(tiny_runs, scenes_folder, capsys):
     assert {check["name"].split(" (")[0] for check in found["checks"]} == {
         "alone", "alone, other images before", "rectangular", "shuffled partners", "blank captions", "splits apart",
     }  # fmt: skip
-
-
-def test_comparison_is_left_as_table_json_and_picture_and_not_done_twice(tmp_path, scenes_folder, text_folder, capsys):
-    command = [
-        "compare", str(scenes_folder), "--out", str(tmp_path / "study"), "--variants", "self,sparse,late,cross",
-        "--epochs", "1", "--batch", "16", "--augment", "none", "--cache", str(tmp_path / "cache"), "--precision", "float32",
-        "--model.image_tower.name", "resnet10t", "--model.image_tower.weights", "random", "--model.image_tower.size", "64",
-        "--model.text_tower.name", str(text_folder), "--model.fusion.width", "32", "--model.fusion.candidates", "5",
-    ]  # fmt: skip
-    assert main(command) == 0
-    told = capsys.readouterr()
-    for words in ("self", "sparse", "late", "cross, dual", "cross, re-ranked", "ms/caption", "audit"):
-        assert words in told.out
-    study = json.loads((tmp_path / "study" / "comparison.json").read_text())
-    assert [row["variant"] for row in study["variants"]] == ["self", "sparse", "late", "cross"]
-    # `cross` stands on `late`: its training is that and its own.
-    assert study["variants"][3]["training_seconds"] > study["variants"][2]["training_seconds"]
-    assert study["variants"][3]["dual"]["rsum"]["value"] >= 0
-    for row in study["variants"]:
-        for name in ("ms_per_1000_pairs", "bytes_per_picture", "bytes_per_caption"):
-            assert row["cost"][name]
-        assert row["cost"]["ms_per_caption"]["low"] <= row["cost"]["ms_per_caption"]["median"]
-        assert row["cost"]["peak_memory_mib"] > 100
-        assert row["training_seconds"] > 0
-    assert [row["cost"]["bytes_per_picture"] for row in study["variants"][:2]] == [1024, 1024]
-    assert (tmp_path / "study" / "comparison.png").read_bytes().startswith(b"\x89PNG")
-    assert "| cross, re-ranked |" in (tmp_path / "study" / "comparison.md").read_text()
-    stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "study").glob("*/model.safetensors")}
-    assert main(command) == 0
-    assert "finished already" in capsys.readouterr().err
-    assert stamps == {path: path.stat().st_mtime_ns for path in (tmp_path / "study").glob("*/model.safetensors")}
-    assert main([*command, "--epochs", "2"]) == 1
-    assert "a run with other settings is there" in capsys.readouterr().err
-
-
-def test_unknown_variant(scenes_folder, capsys):
-    assert main(["compare", str(scenes_folder), "--variants", "self,dense"]) == 1
-    assert "unknown variant 'dense'; known are self, sparse, late, cross" in capsys.readouterr().err
 
 
 def test_three_lines(tiny_runs, tmp_path):

@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         PROGRAM,
         description="Train image-caption aligners, compare their attention designs honestly, use the best one.",
         epilog=f"'{PROGRAM} COMMAND --help' explains a command. First steps: {PROGRAM} scenes data/scenes; "
-        f"{PROGRAM} compare data/scenes --out study",
+        f"{PROGRAM} study scenes --out study",
     )
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {_version()}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command")
@@ -60,7 +60,8 @@ def _run(command: Callable[[list[str]], int], arguments: list[str]) -> int:
 
 #: Packages that a command may lack, and the extra that brings them.
 EXTRAS = {
-    "matplotlib": "study", "jinja2": "study", "pyarrow": "parquet",
+    "matplotlib": "study", "jinja2": "study", "nltk": "study", "scipy": "study", "pyarrow": "parquet",
+    "playwright": "pdf",
     "webdataset": "scale", "datasets": "scale", "peft": "scale",
 }  # fmt: skip
 
@@ -369,36 +370,122 @@ def _cell(name: str, figure: dict[str, float]) -> str:
     return f"{value:.1f} [{low:.1f}, {high:.1f}]"
 
 
-# --- compare ---------------------------------------------------------------------------------------------------------
+# --- study, report ---------------------------------------------------------------------------------------------------
 
 
-def compare(arguments: list[str]) -> int:
-    from jsonargparse import ArgumentParser
+def study(arguments: list[str]) -> int:
+    from clipvisionalign.study.plan import read_plan, ready_plans
 
-    from clipvisionalign.study.compare import compare as compare_variants
-    from clipvisionalign.study.compare import print_table
-    from clipvisionalign.training.train import RunConfig
-
-    parser = ArgumentParser(
-        prog=f"{PROGRAM} compare",
-        usage=f"{PROGRAM} compare DATA --out STUDY [--variants self,sparse,late,cross] [settings of 'train']",
-        description="Train attention designs alike and put them into one table: recall both ways with intervals, "
-        "training seconds, milliseconds to encode and to score pairs, bytes stored, peak memory of a fresh process, "
-        "parameters, audit. Where 'late' is among them 'cross' stands on it: the same towers, a fusion trained on top "
-        "for a third of the epochs. Finished runs are kept.",
+    ready = "\n".join(f"  {name:<16} {title}" for name, title in ready_plans().items())
+    parser = _parser(
+        "study",
+        description="Train attention designs alike, over several seeds, measure them alike, and write one report:\n"
+        "accuracy with intervals and corrected differences, time, memory, recall by caption length, minimal pairs,\n"
+        "audits, examples. A study that was stopped goes on where it was when its command is given again.",
+        epilog=f"ready plans:\n{ready}\n\nA plan of your own is a YAML file; a study's folder holds its own.",
     )
-    parser.add_argument("--config", action="config", help="YAML file with any of the settings below")
-    parser.add_argument("--variants", default="self,sparse,late,cross", help="the designs, separated by commas")
-    parser.add_class_arguments(RunConfig, as_group=False, skip={"overwrite"})
-    if arguments and not arguments[0].startswith("-"):
-        arguments = ["--data", *arguments]
+    parser.add_argument("plan", help="a YAML file, or the name of a ready plan")
+    parser.add_argument("--data", help="the data set (default: the plan's)")
+    parser.add_argument("--out", help="the folder to write (default: studies/NAME)")
+    parser.add_argument("--seeds", help="seeds instead of the plan's, separated by commas")
+    parser.add_argument("--variants", help="only these of the plan's variants, separated by commas")
+    parser.add_argument("--split", help="the split to measure (default: the plan's)")
+    parser.add_argument("--same", choices=("pictures", "seconds"), help="what every variant gets alike")
+    parser.add_argument("--seconds", type=float, help="seconds of each training, with --same seconds")
+    parser.add_argument("--dry-run", action="store_true", help="say how long it will take, and train nothing")
+    parser.add_argument("--pdf", action="store_true", help="also write report.pdf (needs clipvisionalign[pdf])")
+    parser.add_argument("--json", action="store_true", help="print report.json instead of tables")
     given = parser.parse_args(arguments)
-    settings = parser.instantiate_classes(given).as_dict()
-    settings.pop("config", None)
-    variants = [name.strip() for name in settings.pop("variants").split(",") if name.strip()]
-    study = compare_variants(RunConfig(**settings), variants, say)
-    print_table(study)
+    from dataclasses import replace
+
+    from clipvisionalign.study.run import plan_ahead, run_study
+    from clipvisionalign.study.tables import print_tables
+
+    plan = read_plan(given.plan)
+    budget = replace(
+        plan.budget, same=given.same or ("seconds" if given.seconds else plan.budget.same),
+        seconds=given.seconds or plan.budget.seconds,
+    )  # fmt: skip
+    plan = replace(plan, data=given.data or plan.data, split=given.split or plan.split, budget=budget)
+    if given.seeds:
+        plan = replace(plan, seeds=[_whole(seed, "--seeds") for seed in _listed(given.seeds)])
+    if given.variants:
+        unknown = [name for name in _listed(given.variants) if name not in plan.variants]
+        if unknown:
+            raise ValueError(
+                f"--variants: '{', '.join(unknown)}' is not in the plan; it has {', '.join(plan.variants)}"
+            )
+        plan = replace(plan, variants={name: plan.variants[name] for name in _listed(given.variants)})
+    out = given.out or f"studies/{Path(given.plan).stem}"
+    if given.dry_run:
+        seconds = plan_ahead(plan, out, say)
+        for what, taken in seconds.items():
+            print(f"{taken / 60:6.1f} min  {what}")
+        print(f"{sum(seconds.values()) / 60:6.1f} min  in all, for {len(plan.variants) * len(plan.seeds)} cells")
+        return 0
+    report = run_study(plan, out, say)
+    if given.pdf:
+        _write_pdf(out)
+    print(json.dumps(report, indent=2)) if given.json else print_tables(report)
     return 0
+
+
+def _listed(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _whole(text: str, flag: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError(f"{flag}: '{text}' is no whole number") from None
+
+
+def report(arguments: list[str]) -> int:
+    parser = _parser(
+        "report",
+        description="Write a study's report anew from its report.json: page, figures, tables, PDF; or put two studies\n"
+        "side by side: before and after, two machines.",
+    )
+    parser.add_argument("study", help="folder of a study")
+    parser.add_argument("--compare", metavar="OTHER", help="another study's folder: writes comparison.html")
+    parser.add_argument("--out", help="file to write a comparison to (default: STUDY/comparison.html)")
+    parser.add_argument("--pdf", action="store_true", help="also write report.pdf (needs clipvisionalign[pdf])")
+    parser.add_argument("--json", action="store_true", help="print report.json, or both tables, as JSON")
+    given = parser.parse_args(arguments)
+    from dataclasses import asdict
+
+    from clipvisionalign.study.page import render_comparison
+    from clipvisionalign.study.report import compare_reports, read_report, write_report
+    from clipvisionalign.study.tables import print_tables, show
+
+    found = read_report(given.study)
+    if given.compare:
+        tables, settings = compare_reports(found, read_report(given.compare))
+        page = Path(given.out or Path(given.study) / "comparison.html")
+        page.write_text(
+            render_comparison(f"{found['title']}: two studies", (given.study, given.compare), tables, settings),
+            encoding="utf-8",
+        )
+        if given.json:
+            print(json.dumps({"tables": [asdict(table) for table in tables], "settings": settings}, indent=2))
+        else:
+            show(tables)
+            print("\n".join(settings))
+        say(f"{page}: written")
+        return 0
+    write_report(Path(given.study), found)
+    if given.pdf:
+        _write_pdf(given.study)
+    print(json.dumps(found, indent=2)) if given.json else print_tables(found)
+    return 0
+
+
+def _write_pdf(folder: str) -> None:
+    from clipvisionalign.study.page import write_pdf
+
+    write_pdf(Path(folder) / "report.html", Path(folder) / "report.pdf")
+    say(f"{folder}/report.pdf: written")
 
 
 COMMANDS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
@@ -408,5 +495,6 @@ COMMANDS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     "train": ("train an aligner: --model.design self, sparse, late or cross", train),
     "evaluate": ("measure a run on a whole gallery, with intervals", evaluate),
     "audit": ("is a run's figure real? the checks that prove it", audit),
-    "compare": ("train the attention designs alike, into one table", compare),
+    "study": ("train the attention designs alike, over seeds, into one report", study),
+    "report": ("write a study's report anew, or put two studies side by side", report),
 }

@@ -261,3 +261,16 @@ def write_scenes(out: str | Path, images: int, seed: int = 0, size: int = 224) -
             rows.writerows([name, caption, split] for caption in captions_of(scene))
             graphs.write(json.dumps({"file_name": name, "split": split, **asdict(scene)}) + "\n")
     return folder
+
+
+def read_scenes(folder: str | Path) -> dict[str, Scene]:
+    """The scenes that a drawn data set shows, by file name; empty for a data set that was not drawn."""
+    path = Path(folder) / "scenes.jsonl"
+    if not path.is_file():
+        return {}
+    found = {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        groups = tuple(Group(**group) for group in row["groups"])
+        found[row["file_name"]] = Scene(row["background"], groups, row["seed"])
+    return found

@@ -173,7 +173,7 @@ class Aligner(nn.Module):
     @torch.no_grad()
     def encode_images(self, images: Sequence[Picture], batch: int = 64) -> Tensor:
         """Images (paths, bytes or Pillow pictures) -> unit vectors (N, D), float32. Raises PictureError."""
-        chunks = [states.vectors.cpu() for states in self._image_chunks(images, batch)]
+        chunks = [states.vectors.cpu() for states in self.image_chunks(images, batch)]
         return torch.cat(chunks) if chunks else torch.empty(0, self.config.width)
 
     @torch.no_grad()
@@ -194,6 +194,15 @@ class Aligner(nn.Module):
         grid = np.indices((len(images), len(captions))).reshape(2, -1)
         return torch.from_numpy(pairs(grid[0], grid[1])).reshape(len(images), len(captions))
 
+    def score_pairs(
+        self, images: Sequence[Picture], captions: Sequence[str], image_index: np.ndarray, caption_index: np.ndarray
+    ) -> np.ndarray:
+        """The scores of some pairs only (Q,): image `image_index[q]` with caption `caption_index[q]`."""
+        if self.late is not None:
+            return self.pair_scorer(images, captions)(image_index, caption_index)
+        left, right = self.encode_images(images).numpy(), self.encode_captions(captions).numpy()
+        return np.einsum("qd,qd->q", left[image_index], right[caption_index])
+
     @torch.no_grad()
     def pair_scorer(self, images: Sequence[Picture], captions: Sequence[str], batch: int = 512) -> PairScorer:
         """Encode images and captions once, to score any pairs of them later. Raises ValueError if the design cannot."""
@@ -202,7 +211,7 @@ class Aligner(nn.Module):
         with evaluating(self):
             return PairScorer(
                 self,
-                self.encode_image_parts(self._image_chunks(images, 64)),
+                self.encode_image_parts(self.image_chunks(images, 64)),
                 self.encode_caption_parts(captions),
                 batch,
             )
@@ -237,7 +246,9 @@ class Aligner(nn.Module):
                     )
         return [caption for caption in captions_in if caption is not None]
 
-    def _image_chunks(self, images: Sequence[Picture], batch: int) -> Iterator[ImageStates]:
+    @torch.no_grad()
+    def image_chunks(self, images: Sequence[Picture], batch: int = 64) -> Iterator[ImageStates]:
+        """Images in the common space, `batch` at a time. Raises PictureError."""
         look = self.image_tower.input.look()
         starts = range(0, len(images), batch)
         with evaluating(self), ThreadPoolExecutor() as pool:
@@ -255,8 +266,12 @@ class Aligner(nn.Module):
     # --- saving and loading ---------------------------------------------------------------------------------------
 
     def save(self, folder: str | Path) -> None:
-        """Write weights, config, and the text tower's config and tokenizer: all that `load_aligner` needs."""
+        """Write weights, config, and the text tower's config and tokenizer: all that `load_aligner` needs.
+
+        Raises OSError where there is no room; the weights that were there before stay.
+        """
         import yaml
+        from safetensors import SafetensorError
         from safetensors.torch import save_file
 
         target = Path(folder)
@@ -265,7 +280,11 @@ class Aligner(nn.Module):
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
         # Written aside and renamed, so that a run cut off in the middle keeps its last whole file.
         aside = target / f"{WEIGHTS_FILE}.part"
-        save_file(state, aside)
+        try:
+            save_file(state, aside)
+        except SafetensorError as error:
+            aside.unlink(missing_ok=True)
+            raise OSError(f"{target / WEIGHTS_FILE}: not written: {error}; what was there before is kept") from None
         aside.replace(target / WEIGHTS_FILE)
         if not (target / CONFIG_FILE).exists():
             (target / CONFIG_FILE).write_text(yaml.safe_dump({"model": asdict(self.config)}, sort_keys=False))

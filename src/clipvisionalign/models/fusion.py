@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from clipvisionalign.models.attention import attend
+from clipvisionalign.models.attention import attend, split_heads
 
 
 @dataclass
@@ -89,6 +89,12 @@ class CrossBlock(nn.Module):
         k, v = key_value.chunk(2, dim=-1)
         return x + self.dropout(self.out(attend(self.query(self.norm(x)), k, v, self.heads)))
 
+    def weights(self, x: Tensor, key_value: Tensor) -> Tensor:
+        """How much each token attends to each patch, mean over heads: (Q, T, P), each row summing to 1."""
+        q = split_heads(self.query(self.norm(x)), self.heads)
+        k = split_heads(key_value.chunk(2, dim=-1)[0], self.heads)
+        return (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(dim=-1).mean(dim=1)
+
 
 class Fusion(nn.Module):
     """Pair scores from caption tokens (Q, T, W) and patch tokens (B, P, D)."""
@@ -120,8 +126,23 @@ class Fusion(nn.Module):
         tokens: (Q, T, W); mask: (Q, T); key_values: (Q, L, P, 2 D) of each pair's picture; matches: (Q, T, 2), what the
         late interaction finds for each token.
         """
+        return self._run(tokens, mask, key_values, matches)[0]
+
+    def attention_maps(self, tokens: Tensor, mask: Tensor, key_values: Tensor, matches: Tensor) -> Tensor:
+        """How much each token attends to each patch, mean over layers and heads (Q, T, P); arguments of `forward`."""
+        found: list[Tensor] = []
+        self._run(tokens, mask, key_values, matches, found)
+        return torch.stack(found).mean(dim=0)
+
+    def _run(
+        self, tokens: Tensor, mask: Tensor, key_values: Tensor, matches: Tensor, seen: list[Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The corrections (Q,) and the last states (Q, T, D); what each layer attends to goes into `seen`."""
         x = self.tokens_in(tokens) + self.matches_in(matches.to(tokens.dtype))
         blocks = zip(self.self_blocks, self.cross_blocks, self.feed_forwards, strict=True)
         for layer, (self_block, cross_block, feed_forward) in enumerate(blocks):
-            x = feed_forward(cross_block(self_block(x, mask), key_values[:, layer]))
-        return self.correction(self.norm(x[:, 0])).squeeze(-1)
+            x = self_block(x, mask)
+            if seen is not None:
+                seen.append(cross_block.weights(x, key_values[:, layer]))  # type: ignore[operator]
+            x = feed_forward(cross_block(x, key_values[:, layer]))
+        return self.correction(self.norm(x[:, 0])).squeeze(-1), x

@@ -75,8 +75,15 @@ class ImageTower(nn.Module):
 
     def forward(self, pixels: Tensor) -> ImageFeatures:
         """pixels (B, 3, S, S), bytes or scaled -> pooled (B, C), patches (B, P, C)."""
+        return self.features_of(self.feature_map(pixels))
+
+    def feature_map(self, pixels: Tensor) -> Tensor:
+        """pixels (B, 3, S, S) -> the backbone's last features, in whatever order of axes it has them."""
         pixels = self.input.scaled(pixels).contiguous(memory_format=torch.channels_last)
-        features = self.backbone.forward_features(pixels)
+        return self.backbone.forward_features(pixels)
+
+    def features_of(self, features: Tensor) -> ImageFeatures:
+        """What `feature_map` gives -> pooled (B, C), patches (B, P, C)."""
         pooled = self.backbone.forward_head(features, pre_logits=True)
         if features.ndim == 4:
             # timm says in which order a map's axes stand; most are (B, C, h, w), Swin's are (B, h, w, C).

@@ -9,13 +9,17 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from clipvisionalign.retrieval.metrics import RESAMPLES, Figure, RetrievalMetrics, metrics_of_ranks, rsum_gain
-from clipvisionalign.retrieval.ranks import Partners, ranks_of_scores, ranks_of_vectors
+from clipvisionalign.retrieval.ranks import PartnerRanks, Partners, ranks_of_scores, ranks_of_vectors
 from clipvisionalign.retrieval.rerank import reranked_at
+
+#: The file of a run folder that holds the ranks of its dev gallery.
+RANKS = "ranks.npz"
 
 #: Scores in memory; a larger table of a model that only answers `score` goes to a temporary file.
 IN_MEMORY = 1 << 26
@@ -39,6 +43,21 @@ class Evaluation:
             found |= {"candidates": self.candidates, "dual": self.dual.to_dict(), "reranked": self.metrics.to_dict()}
             found |= {"gain": self.gain.to_dict() if self.gain else None, "depths": list(self.depths)}
         return found
+
+    def save_ranks(self, path: Path) -> None:
+        """Keep the ranks, from which every figure can be made anew."""
+        blocks = {"ranks": self.metrics.ranks} | ({"dual": self.dual.ranks} if self.dual is not None else {})
+        ways = ("image_to_text", "text_to_image")
+        np.savez_compressed(path, **{f"{name}_{way}": getattr(of, way) for name, of in blocks.items() for way in ways})
+
+
+def load_ranks(path: Path) -> dict[str, PartnerRanks]:
+    """What `save_ranks` kept: "ranks", and for a model that re-ranks also "dual". Raises OSError, ValueError."""
+    with np.load(path, allow_pickle=False) as kept:
+        names = {name.partition("_")[0] for name in kept.files}
+        return {
+            name: PartnerRanks(kept[f"{name}_image_to_text"], kept[f"{name}_text_to_image"]) for name in sorted(names)
+        }
 
 
 def can_encode(model: Any) -> bool:

@@ -1,6 +1,6 @@
-"""What a run costs: time and peak memory, measured in a fresh process that does only that.
+"""What a run costs: time, memory, energy and arithmetic, measured in a fresh process that does only that.
 
-`python -m clipvisionalign.study.profile RUN DATA SPLIT` prints the figures as JSON; `profile_run` calls it so.
+`python -m clipvisionalign.study.profile RUN DATA SPLIT LAYOUT` prints the figures as JSON; `profile_run` calls it so.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,18 @@ import numpy as np
 
 #: Measurements after the warm-up; the median is the figure, the fastest and the slowest are its spread.
 REPEATS = 5
+#: Single encodings that the percentiles of latency are of.
+ALONE_CAPTIONS, ALONE_IMAGES = 100, 30
 CAPTIONS = 250
 IMAGES = 64
 PAIRS = 1000
+LENGTHS = (8, 16, 32, 64, 128, 256, 512)
+BATCHES = (1, 8, 64, 250)
 
 
 def profile_run(run: str | Path, data: str, split: str = "dev", layout: str = "auto") -> dict[str, Any]:
-    """Milliseconds per caption, per picture and per 1,000 pairs, bytes stored, and peak memory of a fresh process.
+    """Milliseconds per caption, picture and 1,000 pairs, latency, by length and by batch; bytes stored, parameters,
+    FLOPs, energy where the machine reports it, and peak memory of a fresh process.
 
     Raises RuntimeError with the process's last words if it fails.
     """
@@ -35,8 +40,11 @@ def profile_run(run: str | Path, data: str, split: str = "dev", layout: str = "a
     return json.loads(done.stdout)
 
 
-def measure(run: str, data: str, split: str, layout: str) -> dict[str, Any]:
-    """The measurement itself: the data's own captions at their own length, its own pictures."""
+def measure(run: str, data: str, split: str, layout: str, load: Callable[[str], Any] | None = None) -> dict[str, Any]:
+    """The measurement itself: the data's own captions at their own length, its own pictures.
+
+    load: gives the aligner of a run folder, `load_aligner` unless told.
+    """
     import torch
 
     from clipvisionalign.batch import group_by_length
@@ -45,7 +53,7 @@ def measure(run: str, data: str, split: str, layout: str) -> dict[str, Any]:
     from clipvisionalign.models.device import machine
     from clipvisionalign.pictures import PictureError, open_picture
 
-    aligner = load_aligner(run)
+    aligner = (load or load_aligner)(run)
     before = peak_memory()
     part = read_captioned_images(data, layout).split(split)
     pictures: list[Any] = []
@@ -59,15 +67,23 @@ def measure(run: str, data: str, split: str, layout: str) -> dict[str, Any]:
     captions = part.captions[:CAPTIONS]
     tokens = aligner.text_tower.tokenize(captions)
     groups = group_by_length(tokens, aligner.text_tower.pad, 64)
+    joules = Joules()
     found: dict[str, Any] = {
         "captions": len(captions),
         "tokens_per_caption": round(float(np.mean([len(caption) for caption in tokens])), 1),
         "ms_per_caption": _milliseconds(lambda: aligner.encode_captions(captions, batch=64), len(captions)),
-        "ms_per_caption_alone": _milliseconds(lambda: aligner.encode_captions(captions[:1]), 1),
-        "ms_per_picture": _milliseconds(lambda: aligner.encode_images(pictures), len(pictures)),
-        "padded_tokens": int(sum(group.ids.numel() for group in groups)),
     }
-    if aligner.late is None:
+    joules.count("joules_per_1000_captions", (REPEATS + 1) * len(captions) / 1000)
+    found["ms_per_picture"] = _milliseconds(lambda: aligner.encode_images(pictures), len(pictures))
+    joules.count("joules_per_1000_pictures", (REPEATS + 1) * len(pictures) / 1000)
+    found |= {
+        "padded_tokens": int(sum(group.ids.numel() for group in groups)),
+        "caption_latency_ms": _latency(aligner.encode_captions, captions, ALONE_CAPTIONS),
+        "picture_latency_ms": _latency(aligner.encode_images, pictures, ALONE_IMAGES),
+        "by_length": _by_length(aligner, captions),
+        "by_batch": [_by_batch(aligner, captions, size) for size in BATCHES],
+    }
+    if getattr(aligner, "late", None) is None:
         left, right = aligner.encode_images(pictures), aligner.encode_captions(captions)
         found["ms_per_1000_pairs"] = _milliseconds(lambda: left @ right.T, left.shape[0] * right.shape[0] / 1000)
         found |= {"bytes_per_picture": bytes_of(left) / len(left), "bytes_per_caption": bytes_of(right) / len(right)}
@@ -85,7 +101,88 @@ def measure(run: str, data: str, split: str, layout: str) -> dict[str, Any]:
     found["loaded_memory_mib"] = round(before / 2**20, 1)
     if torch.cuda.is_available():
         found["peak_device_memory_mib"] = round(torch.cuda.max_memory_allocated() / 2**20, 1)
-    return {**found, "parameters": aligner.parameter_count(), "machine": machine()}
+    found |= {"parameters": aligner.parameter_count(), **flops(aligner.config, captions[0], pictures[0])}
+    return {**found, "energy": joules.found, "machine": machine()}
+
+
+def _by_batch(aligner: Any, captions: Sequence[str], size: int) -> dict[str, Any]:
+    taken = _milliseconds(lambda: aligner.encode_captions(captions, batch=size), len(captions), 3)
+    return {"batch": size, "ms_per_caption": taken}
+
+
+def _by_length(aligner: Any, captions: Sequence[str]) -> list[dict[str, Any]]:
+    """Captions of a set number of tokens, made of the data's own words, one at a time and eight at a time."""
+    tower = aligner.text_tower
+    words = " ".join(captions).split()
+    return [_at_length(aligner, _of_length(tower, words, length)) for length in LENGTHS if length <= tower.max_tokens]
+
+
+def _at_length(aligner: Any, text: str) -> dict[str, Any]:
+    eight = _milliseconds(lambda: aligner.encode_captions([text] * 8), 8, 3)["median"]
+    once = _latency(aligner.encode_captions, [text], 10)["p50"]
+    return {"tokens": len(aligner.text_tower.tokenize([text])[0]), "ms_alone": once, "ms_of_eight": eight}
+
+
+def _of_length(tower: Any, words: Sequence[str], length: int) -> str:
+    """The first of `words` that make up to `length` tokens."""
+    low, high = 1, min(len(words), length)
+    while low < high:
+        middle = (low + high + 1) // 2
+        if len(tower.tokenizer(" ".join(words[:middle]))["input_ids"]) <= length:
+            low = middle
+        else:
+            high = middle - 1
+    return " ".join(words[:low])
+
+
+def flops(config: Any, caption: str, picture: Any) -> dict[str, int]:
+    """Floating-point operations of one caption and one picture, by PyTorch's counter, of an aligner as it trains: the
+    packed layers of a loaded one are not known to the counter."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from clipvisionalign.models.aligner import Aligner
+
+    aligner = Aligner(config, load_weights=False).eval()
+    found = {}
+    works: dict[str, Callable[[], Any]] = {
+        "flops_per_caption": lambda: aligner.encode_captions([caption]),
+        "flops_per_picture": lambda: aligner.encode_images([picture]),
+    }
+    for name, work in works.items():
+        with FlopCounterMode(display=False) as counter:
+            work()
+        found[name] = int(counter.get_total_flops())
+    return found
+
+
+class Joules:
+    """Energy of the processor's package since the last count, from Linux's powercap; nothing where it reports none."""
+
+    ROOT = Path("/sys/class/powercap")
+
+    def __init__(self) -> None:
+        self.found: dict[str, float] = {}
+        self.last = self._read()
+
+    def _read(self) -> dict[Path, tuple[int, int]]:
+        found = {}
+        for zone in self.ROOT.glob("intel-rapl:?"):
+            try:
+                most = int((zone / "max_energy_range_uj").read_text())
+                found[zone] = int((zone / "energy_uj").read_text()), most
+            except (OSError, ValueError):
+                continue  # there, but not for this user
+        return found
+
+    def count(self, name: str, units: float) -> None:
+        """Joules per unit since the last count; units: of all work since then, its warm-up too."""
+        now = self._read()
+        if now:
+            used = sum(
+                (energy - self.last[zone][0]) % most for zone, (energy, most) in now.items() if zone in self.last
+            )
+            self.found[name] = round(used / 1e6 / units, 3)
+        self.last = self._read()
 
 
 def bytes_of(kept: Any) -> int:
@@ -95,15 +192,46 @@ def bytes_of(kept: Any) -> int:
     return 0 if kept is None else kept.numel() * kept.element_size()
 
 
-def _milliseconds(work: Callable[[], Any], units: float) -> dict[str, float]:
-    """Milliseconds per unit: the median of `REPEATS` after a warm-up, and the fastest and slowest."""
+def _milliseconds(work: Callable[[], Any], units: float, repeats: int = REPEATS) -> dict[str, float]:
+    """Milliseconds per unit: the median of `repeats` after a warm-up, and the fastest and slowest."""
     work()
     taken = []
-    for _ in range(REPEATS):
+    for _ in range(repeats):
         start = time.perf_counter()
         work()
         taken.append(1000 * (time.perf_counter() - start) / units)
     return {"median": round(float(np.median(taken)), 4), "low": round(min(taken), 4), "high": round(max(taken), 4)}
+
+
+def _latency(encode: Callable[[list[Any]], Any], items: Sequence[Any], times: int) -> dict[str, float]:
+    """Percentiles of encoding one item at a time, in milliseconds, after three that warm up."""
+    taken = []
+    for turn in range(times + 3):
+        start = time.perf_counter()
+        encode([items[turn % len(items)]])
+        taken.append(1000 * (time.perf_counter() - start))
+    p50, p95, p99 = np.percentile(taken[3:], [50, 95, 99])
+    return {"p50": round(float(p50), 3), "p95": round(float(p95), 3), "p99": round(float(p99), 3)}
+
+
+def combined(rounds: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Several rounds of the same measurement: each number their median, text as in the first; and the rounds' own
+    milliseconds beside it."""
+    found: dict[str, Any] = _median(list(rounds))
+    found["rounds"] = [{name: each[name]["median"] for name in ("ms_per_caption", "ms_per_picture")} for each in rounds]
+    return found
+
+
+def _median(values: list[Any]) -> Any:
+    first = values[0]
+    if isinstance(first, dict):
+        return {key: _median([value[key] for value in values if key in value]) for key in first}
+    if isinstance(first, list):
+        return [_median(list(several)) for several in zip(*values, strict=False)]
+    if isinstance(first, bool) or not isinstance(first, (int, float)):
+        return first
+    middle = float(np.median(values))
+    return int(middle) if isinstance(first, int) else round(middle, 4)
 
 
 def peak_memory() -> int:
@@ -123,4 +251,5 @@ def peak_memory() -> int:
 
 
 if __name__ == "__main__":
-    print(json.dumps(measure(*sys.argv[1:5])))
+    run, data, split, layout = sys.argv[1:]
+    print(json.dumps(measure(run, data, split, layout)))

@@ -30,7 +30,7 @@ from clipvisionalign.batch import Batch
 from clipvisionalign.data.captioned import CaptionedImages, DataError
 from clipvisionalign.models.aligner import Aligner, AlignerConfig, config_from_dict, load_aligner, read_weights
 from clipvisionalign.models.device import best_device, machine, quick_format, versions
-from clipvisionalign.retrieval.evaluate import evaluate
+from clipvisionalign.retrieval.evaluate import RANKS, evaluate
 from clipvisionalign.retrieval.metrics import RetrievalMetrics
 from clipvisionalign.training.checkpoint import FOLDER as CHECKPOINTS
 from clipvisionalign.training.checkpoint import (
@@ -79,6 +79,8 @@ class RunConfig:
         model: the towers and the attention design.
         init: a finished run to start from, with the same towers; what it lacks (a fusion, say) starts anew.
         epochs: passes over the training images.
+        steps: end after so many steps, wherever in an epoch that is; 0 for all steps of all epochs.
+        train_images: train on so many images only, the first by a hash of their names; 0 for all.
         batch: images in a step, over all processes; each brings all of its captions.
         chunk: images that go through the towers at a time, for batches beyond memory (gradient caching); 0 for all.
         text_lr: learning rate of the text tower.
@@ -119,6 +121,8 @@ class RunConfig:
     model: AlignerConfig = field(default_factory=AlignerConfig)
     init: str = ""
     epochs: int = 6
+    steps: int = 0
+    train_images: int = 0
     batch: int = 128
     chunk: int = 0
     text_lr: float = 1e-4
@@ -220,6 +224,8 @@ def train(config: RunConfig, say: Say = print, state: dict[str, Any] | None = No
     knows = Knowledge(features, read, device)
     batches = data.batches(config.augment, aligner, features)
     steps = batches.steps(config.batch) * config.epochs
+    steps = min(steps, config.steps or steps)
+    epochs = -(-steps // batches.steps(config.batch))
 
     kept = copy.deepcopy(aligner)
     timings = Timings(exact=config.profile > 0)
@@ -263,7 +269,7 @@ def train(config: RunConfig, say: Say = print, state: dict[str, Any] | None = No
 
     records = Records(out, processes.accelerator if usable else None, processes.first)
     with asked_to_stop() as stop, progress_line(steps, say) as show, closing(records):
-        while where.epoch <= config.epochs and not where.stopped:
+        while where.epoch <= epochs and not where.stopped:
             epoch = where.epoch
             aligner.train()
             keep_frozen_still(aligner, config.freeze)
@@ -272,6 +278,8 @@ def train(config: RunConfig, say: Say = print, state: dict[str, Any] | None = No
             dealt = (config.batch, epoch, config.seed, workers, where.step_in_epoch, processes.share)
             stream = Timed(batches.epoch(*dealt, config.chunk), timings)
             for _ in range(where.step_in_epoch, batches.steps(config.batch)):
+                if where.step == steps:
+                    break
                 figures = take_step(step, stream, config, knows, batches.replays)
                 where.step_in_epoch += 1
                 if figures is None:
@@ -323,7 +331,7 @@ def train(config: RunConfig, say: Say = print, state: dict[str, Any] | None = No
                 train_accuracy=accuracy_mean, dev=metrics.to_dict(), seconds=seconds,
                 time={kind: round(took, 2) for kind, took in timings.taken().items()},
             )  # fmt: skip
-            say(_epoch_line(epoch, config.epochs, history[-1], float(fusion_mean), metrics, seconds, model))
+            say(_epoch_line(epoch, epochs, history[-1], float(fusion_mean), metrics, seconds, model))
             for words_of in diagnose(history, image_vectors, caption_vectors):
                 say(f"warning: {words_of}")
             # The dual encoder tells nothing of a fusion that is trained alone: its last epoch is kept.
@@ -350,7 +358,9 @@ def train(config: RunConfig, say: Say = print, state: dict[str, Any] | None = No
     results = measure(config, aligner, data.dev, out, processes, say)
     results |= {"best_epoch": where.best_epoch, "training_seconds": round(seconds, 1), "steps": where.step}
     if processes.first:
-        (out / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+        # Written aside and renamed: a run either has its results or has not.
+        (out / "results.json.part").write_text(json.dumps(results, indent=2) + "\n")
+        (out / "results.json.part").replace(out / "results.json")
         # A finished run goes on nowhere.
         shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
     processes.wait()
@@ -458,6 +468,8 @@ def measure(
         if processes.first:
             aligner.save(out)
     measured = evaluate(model, dev.images, dev.captions, dev.caption_image, dev.image_identity, candidates)
+    if processes.first:
+        measured.save_ranks(out / RANKS)
     return {"run": str(out), "data": config.data, "split": "dev", **measured.to_dict()}
 
 
@@ -620,8 +632,9 @@ def check_settings(config: RunConfig) -> None:
         raise ValueError(f"--peft lora trains adapters in a tower, and --freeze {config.freeze} freezes both")
     if config.profile and config.overwrite:
         raise ValueError("--profile leaves no run, and replaces none: leave --overwrite out")
-    if config.chunk < 0 or config.profile < 0:
-        raise ValueError("--chunk and --profile should not be below 0")
+    for name in ("chunk", "profile", "steps", "train_images"):
+        if getattr(config, name) < 0:
+            raise ValueError(f"--{name} should not be below 0")
     if config.chunk and config.freeze != "image" and config.model.image_tower.weights == "random":
         raise ValueError(
             "--chunk with a picture tower that starts at random: the statistics of its batch norm would be those of a "
@@ -634,6 +647,8 @@ def check_settings(config: RunConfig) -> None:
 
 def _prepare_folder(config: RunConfig) -> Path:
     out = Path(config.out)
+    # What a process left that was killed in the very first moment of a run.
+    (out / "config.yaml.part").unlink(missing_ok=True)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         if not config.overwrite:
             raise FileExistsError(f"{out}: is there already; give another --out, or --overwrite true to replace it")
@@ -660,7 +675,10 @@ def _schedule(step: int, steps: int, warmup: float) -> float:
 def _write_records(out: Path, config: RunConfig, data: TrainingData) -> None:
     import yaml
 
-    (out / "config.yaml").write_text(yaml.safe_dump(asdict(config), sort_keys=False))
+    # Whoever repeats a run from its settings has not been asked whether to replace another one.
+    aside = out / "config.yaml.part"
+    aside.write_text(yaml.safe_dump(asdict(replace(config, overwrite=False)), sort_keys=False))
+    aside.replace(out / "config.yaml")
     (out / "data.json").write_text(json.dumps(data.about(), indent=2) + "\n")
     environment = {"versions": versions(), "machine": machine()}
     (out / "environment.json").write_text(json.dumps(environment, indent=2) + "\n")

@@ -103,6 +103,8 @@ def open_data(config: RunConfig, say: Say, processes: Processes) -> TrainingData
         say(f"check: {line}")
     if len(left_out) > 5:
         say(f"check: and {len(left_out) - 5} more; 'clipvisionalign check {config.data}' lists all")
+    if config.train_images:
+        train = train.first_by_hash(config.train_images)
     if len(train) < 2 or len(dev) < 2:
         raise DataError(f"{config.data}: too little is left to train on: {len(train)} train, {len(dev)} dev images")
     return TrainingData(config.data, train, dev, left_out)
@@ -110,6 +112,8 @@ def open_data(config: RunConfig, say: Say, processes: Processes) -> TrainingData
 
 def _open_stream(config: RunConfig, say: Say, processes: Processes) -> TrainingData:
     """A stream to train on, and its dev split in memory: its own, or that of another data set."""
+    if config.train_images:
+        raise ValueError("--train_images picks images of a data set in memory; a stream has all of its own")
     # The first process counts what no index tells, and leaves the index to the others.
     stream = processes.first_does(lambda: open_stream(config.data)) if processes.many else open_stream(config.data)
     if not config.dev_data:
@@ -149,14 +153,16 @@ def frozen_features(
         if not room_for(root, wanted):
             return False
         open_features(root, train, tower, views, dtype, "train")
-        open_features(root, data.dev, tower, views_of("none", 1), torch.float32, "dev")
+        if not config.profile:
+            open_features(root, data.dev, tower, views_of("none", 1), torch.float32, "dev")
         return True
 
     if not processes.first_does(compute):
         say(f"{root}: no room for {wanted / 2**30:.1f} GiB of features: pictures go through the tower in every epoch")
         return None, None
     features = open_features(root, train, tower, views, dtype, "train")
-    dev = open_features(root, data.dev, tower, views_of("none", 1), torch.float32, "dev")
+    # A profile measures no dev gallery.
+    dev = None if config.profile else open_features(root, data.dev, tower, views_of("none", 1), torch.float32, "dev")
     data.without_failures(features, say)
     return features, dev
 

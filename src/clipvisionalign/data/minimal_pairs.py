@@ -1,0 +1,286 @@
+"""Minimal pairs: a caption that is true of a picture, and its twin that differs in one thing and is false of it.
+
+Whether a model knows who is left of whom shows when two captions hold the same words and only one is true. The drawn
+scenes give such pairs with exact ground truth (`scene_twins`); from captions of photographs they are made by swaps that
+keep the grammar (`caption_twins`), by rule and not by a person: a few are true all the same. Three published sets are
+read as they lie on disk (`read_minimal_pairs`).
+
+Sources: Yuksekgonul et al., "ARO", arXiv:2210.01936; Hsieh et al., "SugarCrepe", arXiv:2306.14610; Thrush et al.,
+"Winoground", arXiv:2204.03162.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+from clipvisionalign.data.captioned import CaptionedImages, DataError
+from clipvisionalign.data.scenes import COLOURS, COUNT_WORDS, Group, Scene, read_scenes, relation
+
+KINDS = ("relation", "attribute", "count", "negation")
+
+
+@dataclass(frozen=True)
+class MinimalPair:
+    """A picture (path or bytes), a caption that is true of it, and one that is not; kind says what differs."""
+
+    image: Path | bytes
+    true: str
+    twin: str
+    kind: str
+
+
+# --- from drawn scenes, with exact ground truth ----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SceneTwin:
+    """Two captions and the scene of which the twin is true, which differs from the drawn one in what `kind` names."""
+
+    true: str
+    twin: str
+    other: Scene
+
+
+def scene_twins(scene: Scene) -> dict[str, SceneTwin]:
+    """The twins of a scene by kind; a kind is left out where it cannot be told of this scene.
+
+    relation: its first two groups in swapped places; attribute: with swapped colours; count: another number of the
+    first; negation: which of a group that is there and one that is not. But for the count, twins hold the same words.
+    """
+    rng = random.Random(scene.seed)
+    first, second, *others = scene.groups
+    found = {}
+    how = relation(first, second)
+    if how is not None:
+        one, two = first.words(with_size=False), second.words(with_size=False)
+        places = (
+            replace(first, column=second.column, row=second.row),
+            replace(second, column=first.column, row=first.row),
+        )
+        other = replace(scene, groups=(*places, *others))
+        found["relation"] = SceneTwin(f"{one} {how} {two}", f"{two} {how} {one}", other)
+    kinds = {(group.shape, group.colour) for group in scene.groups}
+    swapped = replace(first, colour=second.colour), replace(second, colour=first.colour)
+    if first.colour != second.colour and not kinds & {(group.shape, group.colour) for group in swapped}:
+        found["attribute"] = SceneTwin(_and(first, second), _and(*swapped), replace(scene, groups=(*swapped, *others)))
+    count = rng.choice([number for number in COUNT_WORDS if number != first.count])
+    counted = replace(first, count=count)
+    ground = f"on a {scene.background} background"
+    found["count"] = SceneTwin(
+        f"{first.words(with_size=False)} {ground}",
+        f"{counted.words(with_size=False)} {ground}",
+        replace(scene, groups=(counted, second, *others)),
+    )
+    colour = rng.choice([colour for colour in COLOURS if (first.shape, colour) not in kinds])
+    absent = replace(first, colour=colour)
+    found["negation"] = SceneTwin(
+        _but_no(first, absent), _but_no(absent, first), replace(scene, groups=(absent, second, *others))
+    )
+    return found
+
+
+def _and(a: Group, b: Group) -> str:
+    return f"{a.words(with_size=False)} and {b.words(with_size=False)}"
+
+
+def _but_no(there: Group, absent: Group) -> str:
+    return f"{there.words(with_size=False)} but no {absent.words(with_size=False).partition(' ')[2]}"
+
+
+# --- from captions of photographs, by rule ---------------------------------------------------------------------------
+
+#: Words that stand for their opposite, where a twin says the other.
+_OPPOSITES = {"in front of": "behind", "above": "below", "on top of": "underneath", "into": "out of", "over": "under"}
+_PLACES = {**_OPPOSITES, **{other: word for word, other in _OPPOSITES.items()}}
+_PEOPLE = (
+    "man woman boy girl child baby dog cat horse bird person lady guy player rider kid toddler men women boys girls"
+)
+_COLOUR_WORDS = "black white red blue green yellow brown orange pink purple grey gray tan blond blonde"
+_NUMBERS = "two three four five six"
+#: Between two actors: what makes a caption mean the same when they are swapped.
+_SYMMETRIC = re.compile(r"\b(and|or|with|beside|near|by|next|together|,)\b|,|;")
+
+
+def caption_twins(caption: str) -> dict[str, str]:
+    """The twins of a caption by kind, those that its words admit.
+
+    relation: two actors swapped around a verb, else a word of place turned into its opposite; attribute: two colours
+    swapped; count: another number; negation: "is" into "is not".
+
+    >>> caption_twins("A black dog chases a white cat .")["attribute"]
+    'A white dog chases a black cat .'
+    """
+    found: dict[str, str] = {}
+    actors = _two(_PEOPLE, caption)
+    if actors and not _SYMMETRIC.search(caption[actors[0].end() : actors[1].start()]):
+        found["relation"] = _swapped(caption, *actors)
+    else:
+        words = "|".join(sorted(_PLACES, key=len, reverse=True))
+        place = re.search(rf"\b({words})\b", caption)
+        if place:
+            found["relation"] = caption[: place.start()] + _PLACES[place[1]] + caption[place.end() :]
+    colours = _two(_COLOUR_WORDS, caption)
+    # "A black and white dog" is a white and black one.
+    if colours and not re.fullmatch(r",? (and )?", caption[colours[0].end() : colours[1].start()]):
+        found["attribute"] = _swapped(caption, *colours)
+    number = re.search(rf"\b({_NUMBERS.replace(' ', '|')})\b", caption, re.IGNORECASE)
+    if number:
+        names = _NUMBERS.split()
+        other = names[(names.index(number[1].lower()) + 2) % len(names)]
+        found["count"] = caption[: number.start()] + _like(number[1], other) + caption[number.end() :]
+    verb = re.search(r"\b(is|are)\b(?! not\b)", caption)
+    if verb:
+        found["negation"] = f"{caption[: verb.end()]} not{caption[verb.end() :]}"
+    return found
+
+
+def _two(words: str, caption: str) -> tuple[re.Match[str], re.Match[str]] | None:
+    """The first two places of words out of `words` that differ."""
+    places = list(re.finditer(rf"\b({words.replace(' ', '|')})\b", caption, re.IGNORECASE))
+    if len(places) < 2 or places[0][1].lower() == places[1][1].lower():
+        return None
+    return places[0], places[1]
+
+
+def _swapped(text: str, a: re.Match[str], b: re.Match[str]) -> str:
+    before, middle = (
+        re.sub(r"\b([Aa])n?( )$", r"\1\2", part) for part in (text[: a.start()], text[a.end() : b.start()])
+    )
+    first, second = _like(a[0], b[0]), _like(b[0], a[0])
+    return _article(before, first) + first + _article(middle, second) + second + text[b.end() :]
+
+
+def _article(before: str, word: str) -> str:
+    """`before`, its last "a" turned into "an" where `word` asks for it."""
+    return re.sub(r"\b([Aa]) $", r"\1n ", before) if word[0].lower() in "aeiou" else before
+
+
+def _like(model: str, word: str) -> str:
+    """`word` with a capital where `model` has one."""
+    return word.capitalize() if model[0].isupper() else word.lower()
+
+
+def minimal_pairs_of(data: CaptionedImages, limit: int = 0, seed: int = 0) -> list[MinimalPair]:
+    """The minimal pairs of a data set: of its drawn scenes where they are written down, else from its captions.
+
+    Of each picture one pair a kind at most; limit: so many a kind, drawn with `seed`, 0 for all.
+    """
+    scenes = read_scenes(data.source)
+    found = []
+    for row in data.rows:
+        made: dict[str, tuple[str, str]] = {}
+        if row.name in scenes:
+            made = {kind: (twin.true, twin.twin) for kind, twin in scene_twins(scenes[row.name]).items()}
+        elif not scenes:
+            for caption in row.captions:
+                for kind, twin in caption_twins(caption).items():
+                    made.setdefault(kind, (caption, twin))
+        found += [MinimalPair(row.image, *texts, kind) for kind, texts in made.items()]
+    return _drawn(found, limit, seed)
+
+
+def _drawn(pairs: list[MinimalPair], limit: int, seed: int) -> list[MinimalPair]:
+    if not limit:
+        return pairs
+    rng = random.Random(seed)
+    kept = []
+    for kind in dict.fromkeys(pair.kind for pair in pairs):
+        some = [pair for pair in pairs if pair.kind == kind]
+        kept += some if len(some) <= limit else [some[i] for i in sorted(rng.sample(range(len(some)), limit))]
+    return kept
+
+
+# --- published sets --------------------------------------------------------------------------------------------------
+
+
+def read_minimal_pairs(path: str | Path, images: str | Path = "") -> list[MinimalPair]:
+    """A published set as it lies on disk: ARO's relation and attribution files, SugarCrepe's, Winoground's folder.
+
+    path: a JSON file, or a folder with such files or with examples.jsonl. images: where the pictures are, if not beside
+    it. Raises DataError where it is none of these, or a picture is missing.
+    """
+    source = Path(path)
+    files = sorted(source.glob("*.json*")) if source.is_dir() else [source]
+    if not files or not files[0].exists():
+        raise DataError(f"{source}: no minimal pairs: no such file, or a folder without .json or .jsonl")
+    beside = source if source.is_dir() else source.parent
+    found: list[MinimalPair] = []
+    for file in files:
+        found += _read_one(file, Path(images) if str(images) else beside)
+    return found
+
+
+def _read_one(file: Path, images: Path) -> list[MinimalPair]:
+    try:
+        text = file.read_text(encoding="utf-8")
+        rows = [json.loads(line) for line in text.splitlines() if line.strip()] if file.suffix == ".jsonl" else None
+        rows = json.loads(text) if rows is None else rows
+    except (OSError, ValueError) as error:
+        raise DataError(f"{file}: not JSON: {error}") from None
+    listed = list(rows.values()) if isinstance(rows, dict) else rows
+    if not listed or not isinstance(listed[0], dict):
+        raise DataError(f"{file}: no minimal pairs in it")
+    for keys, reader in _PUBLISHED.items():
+        if set(keys) <= set(listed[0]):
+            return [pair for place, row in enumerate(listed) for pair in _read_row(file, place, row, images, reader)]
+    known = "; ".join(", ".join(keys) for keys in _PUBLISHED)
+    raise DataError(f"{file}: its rows have {', '.join(listed[0])}; known are: {known}")
+
+
+Reader = Callable[[Path, dict[str, Any], Path], Iterable[MinimalPair]]
+
+
+def _read_row(file: Path, place: int, row: dict[str, Any], images: Path, reader: Reader) -> list[MinimalPair]:
+    try:
+        return list(reader(file, row, images))
+    except (KeyError, TypeError, OSError) as error:
+        raise DataError(f"{file}, entry {place + 1}: {type(error).__name__}: {error}") from None
+
+
+def _sugarcrepe(file: Path, row: dict[str, Any], images: Path) -> Iterable[MinimalPair]:
+    yield MinimalPair(_picture(images, row["filename"]), row["caption"], row["negative_caption"], file.stem)
+
+
+def _aro(file: Path, row: dict[str, Any], images: Path) -> Iterable[MinimalPair]:
+    kind = "attribute" if "attributes" in row else "relation"
+    image: Path | bytes = _picture(images, row["image_path"])
+    if "bbox_x" in row:
+        image = _cut(image, *(row[f"bbox_{side}"] for side in "xywh"))
+    yield MinimalPair(image, row["true_caption"], row["false_caption"], kind)
+
+
+def _winoground(file: Path, row: dict[str, Any], images: Path) -> Iterable[MinimalPair]:
+    folder = images / "images" if (images / "images").is_dir() else images
+    for own, other in ((0, 1), (1, 0)):
+        picture = _picture(folder, row[f"image_{own}"])
+        yield MinimalPair(picture, row[f"caption_{own}"], row[f"caption_{other}"], "winoground")
+
+
+_PUBLISHED: dict[tuple[str, ...], Reader] = {
+    ("filename", "caption", "negative_caption"): _sugarcrepe,
+    ("image_path", "true_caption", "false_caption"): _aro,
+    ("image_0", "image_1", "caption_0", "caption_1"): _winoground,
+}
+
+
+def _picture(folder: Path, name: str) -> Path:
+    for path in (folder / name, folder / f"{name}.png", folder / f"{name}.jpg"):
+        if path.is_file():
+            return path
+    raise FileNotFoundError(f"no picture {folder / name}")
+
+
+def _cut(image: Path | bytes, x: int, y: int, width: int, height: int) -> bytes:
+    """The part of a picture that the two captions are about, as ARO cuts it out."""
+    from clipvisionalign.pictures import open_picture
+
+    out = BytesIO()
+    open_picture(image).crop((x, y, x + width, y + height)).save(out, "PNG")
+    return out.getvalue()

@@ -1,0 +1,1 @@
+"""A trained aligner at work."""

@@ -1,0 +1,135 @@
+"""The cells of a study: each trained once, each measured alike; what is finished is never done again."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from clipvisionalign.data.captioned import CaptionedImages
+from clipvisionalign.data.minimal_pairs import MinimalPair
+from clipvisionalign.models.aligner import Aligner, config_from_dict, load_aligner
+from clipvisionalign.retrieval.audit import audit
+from clipvisionalign.retrieval.evaluate import RANKS, evaluate, load_ranks
+from clipvisionalign.retrieval.minimal_pairs import outscored
+from clipvisionalign.retrieval.ranks import PartnerRanks
+from clipvisionalign.study.plan import Cell
+from clipvisionalign.training.train import RunConfig, resume, train
+
+Say = Callable[[str], None]
+
+#: What a cell's folder holds beside the run, once it is measured.
+MEASURED = "measured.json"
+
+
+def write_json(path: Path, found: Any) -> None:
+    """Aside and renamed: a study that is killed leaves no half of a file."""
+    aside = path.with_name(f"{path.name}.part")
+    with aside.open("w", encoding="utf-8") as file:
+        file.write(json.dumps(found, indent=2) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    aside.replace(path)
+
+
+def refuse_other(cell: Cell) -> None:
+    """Raises FileExistsError where a run with other settings stands in a cell's place."""
+    import yaml
+
+    settings = cell.folder / "config.yaml"
+    if settings.is_file() and config_from_dict(RunConfig, yaml.safe_load(settings.read_text())) != cell.config:
+        raise FileExistsError(f"{cell.folder}: a run with other settings is there; give another --out, or remove it")
+
+
+def train_cell(cell: Cell, say: Say) -> None:
+    """Train a cell, or go on with it where it was stopped; a finished one stays. Raises what `train` raises."""
+    if (cell.folder / "config.yaml").is_file():
+        resume(cell.folder, say)
+    else:
+        train(cell.config, say)
+
+
+def measure_cell(
+    cell: Cell, part: CaptionedImages, split: str, pairs: dict[str, list[MinimalPair]], overlap: list[str] | None,
+    audit_images: int,
+) -> dict[str, Any]:  # fmt: skip
+    """Everything that is asked of one trained cell but time and memory; kept in its folder.
+
+    part: the split that is measured; pairs: sets of minimal pairs by name; overlap: pictures in two splits.
+    """
+    kept = cell.folder / MEASURED
+    asked = {"split": split, "images": len(part), "pairs": {name: len(found) for name, found in pairs.items()},
+             "audit_images": audit_images}  # fmt: skip
+    if kept.is_file():
+        found = json.loads(kept.read_text())
+        if found["asked"] == asked:
+            return found
+    trained = json.loads((cell.folder / "results.json").read_text())
+    aligner = load_aligner(cell.folder)
+    figures = trained
+    # The training has measured dev already, and kept the ranks.
+    if split != "dev" or not (cell.folder / RANKS).is_file():
+        candidates = aligner.config.fusion.candidates if aligner.fusion is not None else 0
+        measured = evaluate(aligner, part.images, part.captions, part.caption_image, part.image_identity, candidates)
+        measured.save_ranks(ranks_file(cell.folder, split))
+        figures = measured.to_dict()
+    checks = audit(aligner, part.images, part.captions, part.caption_image, part.image_identity, overlap, audit_images)
+    found = {
+        "asked": asked,
+        **{name: trained[name] for name in ("training_seconds", "steps", "best_epoch")},
+        **{name: figures[name] for name in ("images", "captions", "candidates", "gain", "depths") if name in figures},
+        "audit": checks.to_dict(),
+        "composition": {name: twins_found(aligner, some) for name, some in pairs.items()},
+        "curves": curves(cell.folder),
+    }
+    write_json(kept, found)
+    return found
+
+
+def ranks_file(folder: Path, split: str) -> Path:
+    """Where the ranks of a split are kept."""
+    return folder / (RANKS if split == "dev" else f"ranks-{split}.npz")
+
+
+def ranks_of(cell: Cell, split: str) -> dict[str, PartnerRanks]:
+    """The ranks of a measured cell: "ranks", and "dual" for one that re-ranks."""
+    return load_ranks(ranks_file(cell.folder, split))
+
+
+def twins_found(aligner: Aligner, pairs: Sequence[MinimalPair]) -> dict[str, list[float]]:
+    """By kind, for each pair whether its true caption outscores the twin: 1, 0, or 0.5 for a tie."""
+    if not pairs:
+        return {}
+    scored = _PairsOf(aligner)
+    found = outscored(scored, [pair.image for pair in pairs], [p.true for p in pairs], [p.twin for p in pairs])
+    kinds = dict.fromkeys(pair.kind for pair in pairs)
+    return {kind: [float(found[i]) for i, pair in enumerate(pairs) if pair.kind == kind] for kind in kinds}
+
+
+class _PairsOf:
+    """An aligner asked for pairs: a picture that is in several of them is encoded once."""
+
+    def __init__(self, aligner: Aligner) -> None:
+        self.aligner = aligner
+
+    def score_pairs(
+        self, images: Sequence[Any], captions: Sequence[str], image_index: np.ndarray, caption_index: np.ndarray
+    ) -> np.ndarray:
+        place: dict[Any, int] = {}
+        which = np.array([place.setdefault(image, len(place)) for image in images])
+        return self.aligner.score_pairs(list(place), captions, which[image_index], caption_index)
+
+
+def curves(folder: Path) -> dict[str, list[float]]:
+    """The training's loss and dev rsum after each epoch, from metrics.jsonl."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    ends = [line for line in lines if "dev" in line]
+    return {
+        "step": [line["step"] for line in ends],
+        "loss": [line["train_loss"] for line in ends],
+        "rsum": [line["dev"]["rsum"]["value"] for line in ends],
+    }

@@ -1,0 +1,232 @@
+"""From the cells' ranks to the results of a study, behind a fence: what is no result cannot get in.
+
+The block "results" of report.json is made from ranks over the whole gallery, and from nothing else. A figure of recall
+inside a batch, or of a model that fails the audit, is refused by `check_fence`, which stands before every writing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from clipvisionalign.data.captioned import CaptionedImages
+from clipvisionalign.retrieval.metrics import RESAMPLES, metrics_of_ranks
+from clipvisionalign.retrieval.ranks import PartnerRanks
+from clipvisionalign.study.statistics import FIGURES, bounds_of, differences, estimate, holm, ratio_shares, shares
+
+PROTOCOL = "whole gallery, all captions, ties against the model"
+THIRDS = ("short", "middle", "long")
+
+
+class FenceError(ValueError):
+    """Something that is no result was about to be written as one."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A finished cell. found: what `measure_cell` gives; ranks: "ranks", and "dual" for one that re-ranks."""
+
+    variant: str
+    seed: int
+    found: dict[str, Any]
+    ranks: dict[str, PartnerRanks]
+
+
+def results_of(cells: Sequence[Measured], part: CaptionedImages, split: str) -> dict[str, Any]:
+    """The block "results": every variant over its seeds, and every two variants against each other.
+
+    A cell whose audit failed has no results; it stands in "refused" with the reason. Raises FenceError for ranks that
+    are not of this gallery.
+    """
+    owners = part.caption_image
+    good = [cell for cell in cells if cell.found["audit"]["passed"]]
+    refused = [
+        {
+            "variant": cell.variant,
+            "seed": cell.seed,
+            "reason": "; ".join(check["meaning"] for check in cell.found["audit"]["checks"] if not check["passed"]),
+        }
+        for cell in cells
+        if not cell.found["audit"]["passed"]
+    ]
+    by_variant: dict[str, list[Measured]] = {}
+    for cell in good:
+        _same_gallery(cell, part)
+        by_variant.setdefault(cell.variant, []).append(cell)
+    thirds = length_thirds(part.captions)
+    figures = (*FIGURES, "image_to_text map", "text_to_image map") if part.image_identity is not None else FIGURES
+    tables: dict[str, dict[str, np.ndarray]] = {figure: {} for figure in figures}
+    variants = {}
+    for name, several in by_variant.items():
+        found: dict[str, Any] = {
+            "seeds": [cell.seed for cell in several],
+            "runs": [_run(cell, owners) for cell in several],
+        }
+        for block in ("ranks", "dual"):
+            if all(block in cell.ranks for cell in several):
+                ours = {f: np.stack([shares(cell.ranks[block], owners, f) for cell in several]) for f in figures}
+                found["figures" if block == "ranks" else "dual"] = {
+                    f: estimate(t, bounds_of(f)).to_dict() for f, t in ours.items()
+                }
+                if block == "ranks":
+                    for figure, table in ours.items():
+                        tables[figure][name] = table
+                elif "rsum" in tables and name in tables["rsum"]:
+                    found["gain"] = estimate(tables["rsum"][name] - ours["rsum"]).to_dict()
+        found["by_length"] = {
+            third: {"captions": int(inside.sum()), **_recall_of(several, owners, inside)}
+            for third, inside in thirds["inside"].items()
+        }
+        variants[name] = found
+    # Rsum is what the study asks about; the others are looked at beside it, and corrected together.
+    others = {figure: tables[figure] for figure in figures if figure != "rsum"}
+    compared = differences({"rsum": tables["rsum"]}) + differences(others)
+    return {
+        "split": split,
+        "protocol": PROTOCOL,
+        "gallery": {"images": len(part), "captions": len(part.captions)},
+        "variants": variants,
+        "differences": [difference.to_dict() for difference in compared],
+        "lengths": {"words": thirds["words"]},
+        "by_length_differences": _length_differences(by_variant, owners, thirds["inside"]),
+        "composition": composition(good),
+        "refused": refused,
+    }
+
+
+def _same_gallery(cell: Measured, part: CaptionedImages) -> None:
+    for ranks in cell.ranks.values():
+        shape = len(ranks.image_to_text), len(ranks.text_to_image)
+        if shape != (len(part), len(part.captions)):
+            told = f"ranks of {shape[0]} images and {shape[1]} captions"
+            raise FenceError(
+                f"{cell.variant}-{cell.seed}: {told}, the gallery has {len(part)} and {len(part.captions)}"
+            )
+
+
+def _run(cell: Measured, owners: np.ndarray) -> dict[str, Any]:
+    """One cell's own figures with bootstrap intervals, and what it is known to have been measured on."""
+    found = metrics_of_ranks(cell.ranks["ranks"], owners, RESAMPLES).to_dict()
+    return {"seed": cell.seed, "protocol": PROTOCOL, **found, "audit": cell.found["audit"]}
+
+
+def length_thirds(captions: Sequence[str]) -> dict[str, Any]:
+    """The data's own thirds of captions by number of words. "inside": (M,) bool by third; "words": from and to."""
+    words = np.array([len(caption.split()) for caption in captions])
+    place = np.argsort(np.argsort(words, kind="stable"), kind="stable") * 3 // len(words)
+    inside = {third: place == number for number, third in enumerate(THIRDS)}
+    inside = {third: rows for third, rows in inside.items() if rows.any()}
+    spans = {third: [int(words[rows].min()), int(words[rows].max())] for third, rows in inside.items()}
+    return {"inside": inside, "words": spans}
+
+
+def _length_table(cells: Sequence[Measured], owners: np.ndarray, inside: np.ndarray, k: int) -> np.ndarray:
+    """Recall of the pictures by some captions only, each picture's share (S, N) of those that have such captions."""
+    images = np.unique(owners[inside], return_inverse=True)[1]
+    found = [cell.ranks["ranks"].text_to_image[inside, 0] <= k for cell in cells]
+    return np.stack([ratio_shares(hits.astype(np.float64), images, images.max() + 1) for hits in found])
+
+
+def _recall_of(cells: Sequence[Measured], owners: np.ndarray, inside: np.ndarray) -> dict[str, Any]:
+    return {f"recall_at_{k}": estimate(_length_table(cells, owners, inside, k), (0, 100)).to_dict() for k in (1, 5)}
+
+
+def _length_differences(
+    by_variant: dict[str, list[Measured]], owners: np.ndarray, thirds: dict[str, np.ndarray]
+) -> list[dict[str, Any]]:
+    family = {
+        third: {name: _length_table(cells, owners, inside, 5) for name, cells in by_variant.items()}
+        for third, inside in thirds.items()
+    }
+    found = [each.to_dict() for each in differences(family)]
+    return [{**row, "third": row["figure"], "figure": "text_to_image recall_at_5"} for row in found]
+
+
+def composition(cells: Sequence[Measured]) -> dict[str, Any]:
+    """By set and kind: each variant's share of pairs whose true caption outscores its twin, in percent; chance is 50.
+
+    p_holm: of its being 50, corrected over all variants and kinds of a set.
+    """
+    found: dict[str, Any] = {}
+    for name in dict.fromkeys(name for cell in cells for name in cell.found["composition"]):
+        kinds: dict[str, Any] = {}
+        for cell in cells:
+            for kind, outcomes in cell.found["composition"][name].items():
+                kinds.setdefault(kind, {}).setdefault(cell.variant, []).append(outcomes)
+        rows = []
+        for kind, variants in kinds.items():
+            for variant, outcomes in variants.items():
+                table = 100.0 * np.array(outcomes)
+                if table.shape[1] < 2:
+                    continue
+                against_chance = estimate(table - 50.0)
+                share = estimate(table, (0, 100)).to_dict() | {"p": against_chance.p}
+                rows.append({"kind": kind, "variant": variant, "pairs": table.shape[1], **share})
+        for row, corrected in zip(rows, holm([row["p"] for row in rows]), strict=True):
+            row["p_holm"] = corrected
+        found[name] = rows
+    return found
+
+
+# --- the fence -------------------------------------------------------------------------------------------------------
+
+#: Words in keys and texts of what is no result.
+STRANGE = ("batch", "leak", "shown their true picture")
+
+
+def check_fence(report: dict[str, Any]) -> None:
+    """Raises FenceError where the block "results" holds a figure that is not of the whole gallery, or of a model that
+    failed its audit."""
+    results = report["results"]
+    gallery = report["data"]["gallery"]
+    if results["gallery"] != gallery or results["protocol"] != PROTOCOL:
+        raise FenceError(
+            f"results: measured on {results['gallery']} by '{results['protocol']}', the data has {gallery}"
+        )
+    for name, variant in results["variants"].items():
+        if [run["seed"] for run in variant["runs"]] != variant["seeds"]:
+            raise FenceError(f"results of {name}: runs and seeds differ")
+        for run in variant["runs"]:
+            where = f"results of {name}, seed {run['seed']}"
+            if run.get("protocol") != PROTOCOL:
+                raise FenceError(f"{where}: not measured on the whole gallery")
+            if {kind: run.get(kind) for kind in ("images", "captions")} != gallery:
+                raise FenceError(f"{where}: a gallery of {run.get('images')} and {run.get('captions')}, not {gallery}")
+            if not run.get("audit", {}).get("passed"):
+                raise FenceError(f"{where}: its audit did not pass: its figures mean nothing")
+        _same_means(name, variant)
+    for path, text in _texts(results, "results"):
+        if ".audit." not in path and "refused" not in path and any(word in text for word in STRANGE):
+            raise FenceError(f"{path}: '{text}' is no result")
+
+
+def _same_means(name: str, variant: dict[str, Any]) -> None:
+    """A variant's figures are the means of its audited runs, and of nothing else."""
+    for figure, told in variant["figures"].items():
+        way, _, kind = figure.partition(" ")
+        found = [run["rsum"] if figure == "rsum" else run[way][kind] for run in variant["runs"]]
+        factor = 1.0 if figure == "rsum" else 100.0
+        if abs(told["value"] - factor * float(np.mean([each["value"] for each in found]))) > 1e-3:
+            raise FenceError(f"results of {name}: {figure} is not the mean of its runs")
+
+
+def _texts(found: Any, path: str) -> list[tuple[str, str]]:
+    """Every key and text below, with where it stands."""
+    if isinstance(found, dict):
+        below = [pair for key, value in found.items() for pair in _texts(value, f"{path}.{key}")]
+        return [(f"{path}.{key}", str(key)) for key in found] + below
+    if isinstance(found, list):
+        return [pair for place, value in enumerate(found) for pair in _texts(value, f"{path}.{place}")]
+    return [(path, found)] if isinstance(found, str) else []
+
+
+def both_ways(figure: str) -> str:
+    """A figure's name in words."""
+    if figure == "rsum":
+        return "rsum"
+    way, name = figure.split(" ")
+    kind = "mAP" if name == "map" else f"R@{name.rpartition('_')[2]}"
+    return f"{kind} {way.replace('_', ' ')}"

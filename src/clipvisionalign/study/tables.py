@@ -1,0 +1,252 @@
+"""The tables of a report: in the terminal, as Markdown, as LaTeX."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from clipvisionalign.study.results import both_ways
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table. rows: cells as text, the first column names the row; sort: numbers to sort by, or None, of each."""
+
+    name: str
+    title: str
+    columns: list[str]
+    rows: list[list[str]]
+    sort: list[list[float | None]]
+    note: str = ""
+
+    @property
+    def words(self) -> list[bool]:
+        """For each column whether it holds words: nothing to sort by in any row but text."""
+        count = len(self.columns)
+        return [any(row[i] for row in self.rows) and all(key[i] is None for key in self.sort) for i in range(count)]
+
+
+def tables_of(report: dict[str, Any]) -> list[Table]:
+    """Every table of a report that has rows."""
+    made = (_accuracy(report), _differences(report), _cost(report), _latency(report), _lengths(report),
+            _composition(report), _audits(report))  # fmt: skip
+    return [table for table in made if table.rows]
+
+
+def write_tables(report: dict[str, Any], folder: Path) -> None:
+    """Each table as NAME.md and NAME.tex."""
+    folder.mkdir(exist_ok=True)
+    for table in tables_of(report):
+        (folder / f"{table.name}.md").write_text(markdown(table))
+        (folder / f"{table.name}.tex").write_text(latex(table))
+
+
+def interval(found: dict[str, Any], form: str = ".1f") -> str:
+    """Value and 95% interval."""
+    return f"{found['value']:{form}} [{found['low']:{form}}, {found['high']:{form}}]"
+
+
+class _Rows:
+    """Rows in the making: text, and what it sorts by."""
+
+    def __init__(self) -> None:
+        self.rows: list[list[str]] = []
+        self.sort: list[list[float | None]] = []
+
+    def add(self, *cells: tuple[str, float | None]) -> None:
+        self.rows.append([text for text, _ in cells])
+        self.sort.append([key for _, key in cells])
+
+
+def _estimate(found: dict[str, Any]) -> tuple[str, float | None]:
+    return interval(found), found["value"]
+
+
+def _number(value: float | None, form: str) -> tuple[str, float | None]:
+    return ("", None) if value is None else (format(value, form), value)
+
+
+def _accuracy(report: dict[str, Any]) -> Table:
+    rows = _Rows()
+    variants = report["results"]["variants"]
+    names: list[str] = []
+    for name, found in variants.items():
+        blocks = {name: found["figures"]}
+        if "dual" in found:
+            blocks = {f"{name}, its dual encoder": found["dual"], f"{name}, re-ranked": found["figures"]}
+        for label, figures in blocks.items():
+            names = [figure for figure in figures if figure != "rsum"]
+            rows.add(
+                (label, None),
+                _estimate(figures["rsum"]),
+                _number(figures["rsum"]["spread"], ".1f"),
+                *(_estimate(figures[figure]) for figure in names),
+            )
+    seeds = len(report["plan"]["seeds"])
+    note = f"In percent, rsum from 0 to 600; mean of {seeds} seeds with 95% intervals that count seeds and pictures; "
+    note += "spread: standard deviation between seeds."
+    columns = ["variant", "rsum", "spread", *(both_ways(figure) for figure in names)]
+    return Table("accuracy", "What each design finds", columns, rows.rows, rows.sort, note)
+
+
+def _differences(report: dict[str, Any]) -> Table:
+    rows = _Rows()
+    for found in report["results"]["differences"]:
+        rows.add(
+            (f"{found['a']} - {found['b']}", None),
+            (both_ways(found["figure"]), None),
+            _estimate(found),
+            _number(found["p"], ".2g"),
+            _number(found["p_holm"], ".2g"),
+            ("yes" if found["shown"] else "no difference shown", None),
+        )
+    columns = ["variants", "figure", "difference", "p", "p, Holm", "shown"]
+    note = (
+        "Same pictures, seed by seed; p corrected by Holm over all pairs in rsum, and over all pairs and other figures."
+    )
+    return Table("differences", "Every two designs", columns, rows.rows, rows.sort, note)
+
+
+def _cost(report: dict[str, Any]) -> Table:
+    rows = _Rows()
+    for name, cost in report["cost"].items():
+        rows.add(
+            (name, None),
+            _number((cost["training_seconds"] or {}).get("mean"), ",.0f"),
+            _number(cost["ms_per_caption"]["median"], ".2f"),
+            _number(cost["ms_per_picture"]["median"], ".1f"),
+            _number(cost["ms_per_1000_pairs"]["median"], ".3g"),
+            _number(cost["ms_per_query"], ".3g"),
+            _number(cost["peak_memory_mib"], ",.0f"),
+            _number(cost["bytes_per_picture"], ",.0f"),
+            _number(cost["bytes_per_caption"], ",.0f"),
+            _number(cost["parameters"] / 1e6, ".1f"),
+            _number(cost["flops_per_caption"] / 1e9, ".2f"),
+            _number(cost["flops_per_picture"] / 1e9, ".2f"),
+            _number(cost.get("energy", {}).get("joules_per_1000_captions"), ".1f"),
+        )
+    columns = ["variant", "training s", "ms a caption", "ms a picture", "ms 1,000 pairs", "ms a query", "peak MiB",
+               "bytes a picture", "bytes a caption", "M parameters", "GFLOP a caption", "GFLOP a picture",
+               "J 1,000 captions"]  # fmt: skip
+    note = (
+        "Fresh processes that take turns; medians. Times compare within this table only. A query: one caption encoded "
+    )
+    note += (
+        "and scored with the gallery, or with the candidates that are re-ranked. Empty where not measured or reported."
+    )
+    return Table("cost", "What each design costs", columns, rows.rows, rows.sort, note)
+
+
+def _latency(report: dict[str, Any]) -> Table:
+    rows = _Rows()
+    for name, cost in report["cost"].items():
+        both = (cost["caption_latency_ms"], cost["picture_latency_ms"])
+        batches = {row["batch"]: row["ms_per_caption"]["median"] for row in cost["by_batch"]}
+        rows.add(
+            (name, None),
+            *(_number(latency[p], ".2f") for latency in both for p in ("p50", "p95", "p99")),
+            *(_number(value, ".2f") for value in batches.values()),
+        )
+    sizes = [row["batch"] for row in next(iter(report["cost"].values()))["by_batch"]] if report["cost"] else []
+    columns = ["variant", *(f"{what} {p}" for what in ("caption", "picture") for p in ("p50", "p95", "p99")),
+               *(f"by {size}" for size in sizes)]  # fmt: skip
+    note = "Milliseconds: one caption or picture alone (percentiles), and per caption in batches of so many."
+    return Table("latency", "Time of one, and in batches", columns, rows.rows, rows.sort, note)
+
+
+def _lengths(report: dict[str, Any]) -> Table:
+    rows = _Rows()
+    words = report["results"]["lengths"]["words"]
+    for name, found in report["results"]["variants"].items():
+        cells = [_estimate(found["by_length"][third][f"recall_at_{k}"]) for third in words for k in (1, 5)]
+        rows.add((name, None), *cells)
+    columns = [
+        "variant",
+        *(f"{third} ({low} to {high} words) R@{k}" for third, (low, high) in words.items() for k in (1, 5)),
+    ]
+    note = "Recall of pictures by captions of one third of the data's captions, in percent; the gallery stays whole."
+    return Table("length", "By the length of the caption", columns, rows.rows, rows.sort, note)
+
+
+def _composition(report: dict[str, Any]) -> Table:
+    rows = _Rows()
+    for name, several in report["results"]["composition"].items():
+        for found in several:
+            rows.add(
+                (found["variant"], None), (f"{found['kind']} ({name})", None), (f"{found['pairs']}", found["pairs"]),
+                _estimate(found), _number(found["p_holm"], ".2g"),
+            )  # fmt: skip
+        for found in report["text_only"].get(name, []):
+            rows.add(("words alone", None), (f"{found['kind']} ({name})", None), (f"{found['pairs']}", found["pairs"]),
+                     _estimate(found), ("", None))  # fmt: skip
+    columns = ["variant", "kind", "pairs", "true above twin, %", "p of chance, Holm"]
+    note = "Chance is 50; a tie counts a half. 'words alone': a trigram model of the training captions, no picture."
+    return Table("composition", "True captions against their twins", columns, rows.rows, rows.sort, note)
+
+
+def _audits(report: dict[str, Any]) -> Table:
+    rows = _Rows()
+    for name, variant in report["results"]["variants"].items():
+        for run in variant["runs"]:
+            for check in run["audit"]["checks"]:
+                verdict = "passed" if check["passed"] else "FAILED"
+                rows.add((f"{name}, seed {run['seed']}", None), (check["name"], None), (verdict, None),
+                         (check["meaning"], None))  # fmt: skip
+    for refused in report["results"]["refused"]:
+        rows.add((f"{refused['variant']}, seed {refused['seed']}", None), ("audit", None), ("FAILED", None),
+                 (refused["reason"], None))  # fmt: skip
+    return Table("audit", "The audit of every run", ["run", "check", "verdict", "what was seen"], rows.rows, rows.sort)
+
+
+def markdown(table: Table) -> str:
+    """A table as Markdown."""
+    lines = [f"## {table.title}", "", f"| {' | '.join(table.columns)} |", f"|---{'|---:' * (len(table.columns) - 1)}|"]
+    lines += [f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in table.rows]
+    return "\n".join([*lines, "", table.note, ""])
+
+
+_LATEX = {"&": r"\&", "%": r"\%", "#": r"\#", "_": r"\_", "$": r"\$", "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}"}
+
+
+def latex(table: Table) -> str:
+    """A table as LaTeX, with booktabs."""
+
+    def escaped(text: str) -> str:
+        return "".join(_LATEX.get(letter, letter) for letter in text.replace("\\", "/"))
+
+    lines = [r"\begin{table}", r"\centering", rf"\caption{{{escaped(f'{table.title}. {table.note}'.strip())}}}",
+             rf"\begin{{tabular}}{{l{'r' * (len(table.columns) - 1)}}}", r"\toprule"]  # fmt: skip
+    lines += [" & ".join(map(escaped, table.columns)) + r" \\", r"\midrule"]
+    lines += [" & ".join(map(escaped, row)) + r" \\" for row in table.rows]
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}", ""])
+
+
+def print_tables(report: dict[str, Any]) -> None:
+    """The first tables and the summary, in the terminal."""
+    shown = []
+    for table in tables_of(report)[:3]:
+        # In the terminal the first question only: the report has the others.
+        rows = [row for row in table.rows if table.name != "differences" or row[1] == "rsum"]
+        shown.append(replace(table, rows=rows))
+    show(shown)
+    for claim in report["claims"]:
+        print(f"- {claim['text']}")
+
+
+def show(tables: Sequence[Table]) -> None:
+    """Tables in the terminal."""
+    from rich.console import Console
+    from rich.table import Table as Printed
+
+    console = Console()
+    # A table broken over many lines is no table: wide enough where nobody's window is known.
+    console = console if console.is_terminal else Console(width=220)
+    for table in tables:
+        printed = Printed(title=table.title, title_justify="left", caption=table.note, caption_justify="left")
+        for number, column in enumerate(table.columns):
+            printed.add_column(column, justify="right" if number else "left")
+        for row in table.rows:
+            printed.add_row(*row)
+        console.print(printed)

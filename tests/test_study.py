@@ -1,0 +1,351 @@
+"""The study: plans, cells that fail or are killed, the fence, the words of the summary, cost, the published formats."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from clipvisionalign.cli import main
+from clipvisionalign.study.plan import Budget, Measurements, Plan, Variant, cells_of, read_plan, ready_plans
+from clipvisionalign.study.results import FenceError, check_fence
+from clipvisionalign.study.run import plan_text, run_study
+from clipvisionalign.study.words import at, claims_of, numbers_in
+
+
+@pytest.fixture(scope="module")
+def plan(scenes_folder: Path, text_folder: Path) -> Plan:
+    """Four tiny designs and one that cannot be trained, two seeds."""
+    model = {
+        "image_tower": {"name": "resnet10t", "weights": "random", "size": 64}, "width": 32,
+        "text_tower": {"name": str(text_folder), "window": 4}, "late": {"width": 16},
+        "fusion": {"layers": 1, "heads": 2, "width": 32, "candidates": 5},
+    }  # fmt: skip
+    return Plan(
+        title="A tiny study", data=str(scenes_folder), seeds=[0, 1],
+        variants={
+            "self": Variant(), "sparse": Variant(), "late": Variant(),
+            "cross": Variant({"freeze": "all", "epochs": 1}, "late"),
+            "broken": Variant({"model": {"design": "self", "text_tower": {"name": "/nowhere"}}}),
+        },
+        settings={"epochs": 2, "batch": 16, "augment": "none", "precision": "float32", "model": model},
+        measure=Measurements(rounds=1, composition=20, audit_images=12, examples=2),
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def study(plan: Plan, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("study") / "whole"
+    run_study(plan, folder, lambda line: None)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def report(study: Path) -> dict:
+    return json.loads((study / "report.json").read_text())
+
+
+# --- plans -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", list(ready_plans()))
+def test_a_ready_plan_can_be_carried_out(name):
+    plan = replace(read_plan(name), data="anywhere")
+    cells = cells_of(plan, Path("study"))
+    assert len(cells) == len(plan.variants) * len(plan.seeds)
+    trained = [(cell.variant, cell.seed) for cell in cells]
+    for cell in cells:
+        base = plan.variants[cell.variant].base
+        assert not base or trained.index((base, cell.seed)) < trained.index((cell.variant, cell.seed))
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("variants: {dense: {}}", "unknown variant 'dense'"),
+        ("variants: {self: {base: late}}", "stands on 'late', which is not in the plan"),
+        ("variants: {self: {base: late}, late: {base: self}}", "in a circle"),
+        ("settings: {sead: 1}", "sead"),
+        ("seeds: [1, 1]", "one stands there twice"),
+        ("settings: {seed: 1}", "the study's own"),
+        ("budget: {same: luck}", "luck"),
+        ("[1, 2]", "not a plan"),
+        (": :", "not YAML"),
+    ],
+)
+def test_what_is_wrong_with_a_plan_is_told(tmp_path, text, told):
+    path = tmp_path / "plan.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=told):
+        cells_of(replace(read_plan(path), data="x"), tmp_path)
+
+
+def test_a_plan_that_is_not_there_names_those_that_are(capsys):
+    assert main(["study", "nothing"]) == 1
+    assert "ready plans; those are" in capsys.readouterr().err.replace("no ready plan;", "ready plans;")
+
+
+def test_a_budget_of_seconds_gives_each_variant_its_own_steps(plan, tmp_path):
+    plan = replace(plan, budget=Budget("seconds", 1.0))
+    cells = cells_of(plan, tmp_path, {"self": 3, "late": 2, "sparse": 3, "cross": 4, "broken": 1})
+    assert {cell.variant: cell.config.steps for cell in cells}["cross"] == 4
+    assert len({cell.config.steps for cell in cells if cell.variant == "self"}) == 1
+
+
+# --- the report ------------------------------------------------------------------------------------------------------
+
+
+def test_a_failed_cell_is_shown_with_its_reason_and_the_rest_goes_on(report, plan):
+    assert {(cell["variant"], cell["seed"]) for cell in report["failed"]} == {("broken", 0), ("broken", 1)}
+    assert all("/nowhere" in cell["reason"] for cell in report["failed"])
+    assert set(report["results"]["variants"]) == {"self", "sparse", "late", "cross"}
+    assert all(variant["seeds"] == plan.seeds for variant in report["results"]["variants"].values())
+
+
+def test_every_file_of_a_report_is_there(study):
+    for name in ("report.html", "report.json", "references.bib", "figures/accuracy.svg", "figures/time.png",
+                 "tables/accuracy.md", "tables/cost.tex"):  # fmt: skip
+        assert (study / name).stat().st_size > 200, name
+    assert "@misc{he2016" in (study / "references.bib").read_text()
+    assert r"\toprule" in (study / "tables" / "accuracy.tex").read_text()
+
+
+def test_a_finished_study_trains_nothing_again(study, plan, report):
+    stamps = {path: path.stat().st_mtime_ns for path in study.glob("cells/*/model.safetensors")}
+    start = time.perf_counter()
+    again = run_study(plan, study, lambda line: None)
+    assert stamps == {path: path.stat().st_mtime_ns for path in study.glob("cells/*/model.safetensors")}
+    assert time.perf_counter() - start < 30
+    assert without_times(again) == without_times(report)
+
+
+def without_times(report: dict) -> dict:
+    """A report without what depends on the clock and on where it lies."""
+    found = {key: value for key, value in report.items() if key not in ("cost", "commands", "depths", "machine")}
+    found["claims"] = [claim for claim in found["claims"] if claim["about"] != "cost"]
+    return json.loads(json.dumps(found))
+
+
+def test_another_plan_in_the_same_folder_is_refused(study, plan):
+    other = replace(plan, settings={**plan.settings, "epochs": 3})
+    before = (study / "plan.yaml").read_text()
+    with pytest.raises(FileExistsError, match="a run with other settings is there"):
+        run_study(other, study, lambda line: None)
+    assert (study / "plan.yaml").read_text() == before
+
+
+def test_killed_at_random_moments_and_restarted_it_ends_with_the_same_report(plan, tmp_path):
+    """Real processes, SIGKILL, five times; two variants, so that it takes seconds."""
+    few = {name: plan.variants[name] for name in ("self", "late")}
+    short = replace(plan, variants=few, seeds=[0], measure=replace(plan.measure, protocol=False, examples=1))
+    (tmp_path / "plan.yaml").write_text(plan_text(short))
+    command = [sys.executable, "-m", "clipvisionalign", "study", str(tmp_path / "plan.yaml"), "--out"]
+    # The same number of threads adds up in the same order.
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "env": {**os.environ, "OMP_NUM_THREADS": "1"}}
+    subprocess.run([*command, str(tmp_path / "whole")], **quiet, check=True)
+    whole = json.loads((tmp_path / "whole" / "report.json").read_text())
+    rng = random.Random(3)
+    for _ in range(5):
+        process = subprocess.Popen([*command, str(tmp_path / "killed")], **quiet)
+        try:
+            process.wait(timeout=rng.uniform(4, 11))
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+    last = subprocess.run([*command, str(tmp_path / "killed")], **quiet)
+    assert last.returncode == 0, last.stderr.decode()[-2000:]
+    killed = json.loads((tmp_path / "killed" / "report.json").read_text())
+    assert without_times(killed) == without_times(whole)
+
+
+# --- the words -------------------------------------------------------------------------------------------------------
+
+
+def test_every_number_of_the_summary_stands_in_the_report(report):
+    assert len(report["claims"]) > 5
+    for claim in report["claims"]:
+        shown = []
+        for figure in claim["figures"]:
+            value = at(report, figure["path"])
+            if figure["form"] == "count":
+                assert figure["shown"] == str(len(value))
+            else:
+                value = value * float(figure["factor"])
+                assert figure["shown"] == format(
+                    round(value) if figure["form"].endswith("d") else value, figure["form"]
+                )
+            shown.append(figure["shown"])
+        assert sorted(numbers_in(claim["text"])) == sorted(shown), claim["text"]
+
+
+def test_a_claim_follows_its_figures(report):
+    """With a difference that is not shown the summary says so; with the same one shown, it says that."""
+    other = copy.deepcopy(report)
+    for row in other["results"]["differences"]:
+        row["shown"] = False
+    told = " ".join(claim["text"] for claim in claims_of(other))
+    assert "No difference in rsum between the variants was shown" in told
+    row = next(row for row in other["results"]["differences"] if row["figure"] == "rsum")
+    row |= {"shown": True, "value": -20.0, "low": -30.0, "high": -10.0, "p_holm": 0.01}
+    told = " ".join(claim["text"] for claim in claims_of(other))
+    assert f"`{row['b']}` finds more than `{row['a']}`: 20.0 [10.0, 30.0] in rsum" in told
+    assert "No other difference was shown" in told
+
+
+# --- the fence -------------------------------------------------------------------------------------------------------
+
+
+def _in_batch(report):
+    run = report["results"]["variants"]["self"]["runs"][0]
+    run |= {"protocol": "inside batches of 8", "images": 8, "captions": 8}
+
+
+def _hidden_in_batch(report):
+    """The figures of another protocol under the label of the right one: they are not the means of the runs."""
+    report["results"]["variants"]["self"]["figures"]["rsum"]["value"] = 590.0
+
+
+def _small_gallery(report):
+    report["results"]["gallery"] = {"images": 8, "captions": 8}
+
+
+def _leak(report):
+    run = report["results"]["variants"]["self"]["runs"][0]
+    run["audit"] = copy.deepcopy(report["what_it_would_have_looked_like"]["audit_of_the_leak"])
+
+
+def _extra_block(report):
+    bars = report["what_it_would_have_looked_like"]["bars"]
+    report["results"]["variants"]["self"]["in_batch"] = bars[1]
+
+
+def _unmeasured_seed(report):
+    report["results"]["variants"]["self"]["seeds"].append(7)
+
+
+@pytest.mark.parametrize("tamper", [_in_batch, _hidden_in_batch, _small_gallery, _leak, _extra_block, _unmeasured_seed])
+def test_what_is_no_result_does_not_get_into_the_results(report, tamper, tmp_path):
+    from clipvisionalign.study.report import write_report
+
+    check_fence(report)
+    other = copy.deepcopy(report)
+    tamper(other)
+    with pytest.raises(FenceError):
+        write_report(tmp_path, other)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_other_protocols_flatter_and_the_leak_fails_its_audit(report):
+    other = report["what_it_would_have_looked_like"]
+    honest, *flattering = other["bars"]
+    assert honest["honest"]
+    assert flattering
+    assert not any(bar["honest"] for bar in flattering)
+    assert not other["audit_of_the_leak"]["passed"]
+
+
+def test_recall_inside_a_batch_is_that_of_a_loop():
+    from clipvisionalign.study.protocol import in_batch_recall
+
+    rng = np.random.default_rng(0)
+    images = rng.normal(size=(16, 6))
+    captions = np.repeat(images, 2, axis=0) + rng.normal(size=(32, 6))
+    found = in_batch_recall(images, captions, np.repeat(np.arange(16), 2), 8, seed=4)
+    rng = np.random.default_rng(4)
+    order = rng.permutation(16)
+    own = [rng.choice([2 * image, 2 * image + 1]) for image in order]
+    hits = []
+    for start in (0, 8):
+        for i in range(start, start + 8):
+            forth = [images[order[i]] @ captions[own[j]] for j in range(start, start + 8)]
+            back = [images[order[j]] @ captions[own[i]] for j in range(start, start + 8)]
+            hits += [sum(s >= forth[i - start] for s in forth) == 1, sum(s >= back[i - start] for s in back) == 1]
+    assert found["recall_at_1"] == pytest.approx(np.mean(hits))
+
+
+# --- cost ------------------------------------------------------------------------------------------------------------
+
+COSTLIER = """
+import json, sys, time
+import numpy as np
+from clipvisionalign.models.aligner import load_aligner
+from clipvisionalign.study.profile import measure
+
+def load(run):
+    aligner = load_aligner(run)
+    aligner.ballast = np.ones(int(sys.argv[3]) * 2**20, dtype=np.uint8)
+    encode = aligner.encode_captions
+    def slower(captions, *more, **others):
+        time.sleep(float(sys.argv[4]) / 1000)
+        return encode(captions, *more, **others)
+    aligner.encode_captions = slower
+    return aligner
+
+print(json.dumps(measure(sys.argv[1], sys.argv[2], "dev", "auto", load)))
+"""
+
+
+def test_known_memory_and_a_known_sleep_show_in_the_measures(tiny_runs, scenes_folder):
+    def measured(mebibytes: int, milliseconds: int) -> dict:
+        command = [sys.executable, "-c", COSTLIER, str(tiny_runs["self"]), str(scenes_folder)]
+        done = subprocess.run([*command, str(mebibytes), str(milliseconds)], capture_output=True, text=True, check=True)
+        return json.loads(done.stdout)
+
+    plain, more = measured(0, 0), measured(500, 10)
+    assert more["peak_memory_mib"] - plain["peak_memory_mib"] == pytest.approx(500, rel=0.05)
+    slower = more["caption_latency_ms"]["p50"] - plain["caption_latency_ms"]["p50"]
+    assert 9.5 < slower < 14, slower
+    # Once for every call, so for each caption where they go one by one.
+    assert more["by_batch"][0]["ms_per_caption"]["median"] < more["caption_latency_ms"]["p50"]
+
+
+def test_the_cost_of_a_report_is_whole(report):
+    for cost in report["cost"].values():
+        assert cost["ms_per_query"] >= cost["caption_latency_ms"]["p50"]
+        assert cost["flops_per_caption"] > 1000
+        assert cost["flops_per_picture"] > 1000
+        assert [row["batch"] for row in cost["by_batch"]] == [1, 8, 64, 250]
+        assert cost["by_length"][0]["tokens"] <= 8
+    costs = report["cost"]
+    # What `cross` stands on is counted too.
+    seconds = {name: cost["training_seconds"]["mean"] for name, cost in costs.items()}
+    assert seconds["cross"] > seconds["late"]
+    assert costs["late"]["bytes_per_picture"] > costs["self"]["bytes_per_picture"]
+
+
+# --- commands --------------------------------------------------------------------------------------------------------
+
+
+def test_two_studies_side_by_side(study, tmp_path, capsys):
+    assert main(["report", str(study), "--compare", str(study), "--out", str(tmp_path / "both.html"), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["settings"] == []
+    assert [row[3] for row in found["tables"][0]["rows"] if row[1]] == ["overlap"] * 4
+    assert "two studies" in (tmp_path / "both.html").read_text()
+
+
+def test_a_report_is_written_anew_from_its_figures(study, capsys):
+    before = (study / "report.html").read_text()
+    (study / "report.html").unlink()
+    assert main(["report", str(study)]) == 0
+    assert (study / "report.html").read_text() == before
+    assert "has the highest rsum" in capsys.readouterr().out
+
+
+def test_a_dry_run_says_how_long_and_trains_nothing(plan, tmp_path, capsys):
+    few = replace(plan, variants={"self": Variant()}, seeds=[0, 1])
+    (tmp_path / "plan.yaml").write_text(plan_text(few))
+    assert main(["study", str(tmp_path / "plan.yaml"), "--out", str(tmp_path / "out"), "--dry-run"]) == 0
+    told = capsys.readouterr().out
+    assert "in all, for 2 cells" in told
+    assert not (tmp_path / "out" / "cells").exists()
