@@ -61,7 +61,7 @@ def _run(command: Callable[[list[str]], int], arguments: list[str]) -> int:
 #: Packages that a command may lack, and the extra that brings them.
 EXTRAS = {
     "matplotlib": "study", "jinja2": "study", "nltk": "study", "scipy": "study", "pyarrow": "parquet",
-    "playwright": "pdf",
+    "playwright": "pdf", "lancedb": "search", "fastapi": "search", "uvicorn": "search",
     "webdataset": "scale", "datasets": "scale", "peft": "scale",
 }  # fmt: skip
 
@@ -488,6 +488,196 @@ def _write_pdf(folder: str) -> None:
     say(f"{folder}/report.pdf: written")
 
 
+# --- index, search, duplicates, explain ------------------------------------------------------------------------------
+
+
+def index(arguments: list[str]) -> int:
+    parser = _parser(
+        "index",
+        description="Encode the pictures of a folder into an index to search. Made again, it encodes only what is new\n"
+        "or changed, finds what was moved, and drops what has vanished. What cannot be decoded is listed.",
+    )
+    parser.add_argument("run", help="run folder that 'train' wrote")
+    parser.add_argument("folder", help="folder with pictures, searched through with all folders below it")
+    parser.add_argument("--out", required=True, help="the index to write, or to bring up to date")
+    parser.add_argument("--json", action="store_true", help="print what was done as JSON")
+    given = parser.parse_args(arguments)
+    from clipvisionalign.search.index import build_index, read_broken
+
+    done = build_index(given.run, given.folder, given.out, say)
+    if given.json:
+        print(json.dumps(done.to_dict() | {"broken_files": read_broken(given.out)}, indent=2))
+        return 0
+    print(
+        f"{given.out}: {done.there:,} pictures: {done.encoded:,} encoded, {done.unchanged:,} unchanged, {done.moved:,} "
+        f"moved, {done.dropped:,} dropped; {done.broken:,} files could not be decoded"
+    )
+    for entry in read_broken(given.out)[:5]:
+        say(f"not decoded: {entry['path']}: {entry['reason']}")
+    if done.broken > 5:
+        say(f"and {done.broken - 5:,} more, in {given.out}/broken.jsonl")
+    print(f'next: {PROGRAM} search {given.out} "a dog on the grass"')
+    return 0
+
+
+def search(arguments: list[str]) -> int:
+    parser = _parser(
+        "search",
+        description='Find pictures of an index by words, by a picture, or by several of both. "2:red" counts twice.',
+        epilog="examples:\n"
+        f'  {PROGRAM} search INDEX "a dog on the grass"\n'
+        f'  {PROGRAM} search INDEX "beach" --minus "people"\n'
+        f'  {PROGRAM} search INDEX "2:red" "car" --where "width >= 1000"\n'
+        f"  {PROGRAM} search INDEX --like a.jpg --sheet found.png\n"
+        f"  {PROGRAM} search INDEX --queries words.txt --json",
+    )
+    parser.add_argument("index", help="folder that 'index' wrote")
+    parser.add_argument("words", nargs="*", help="what to look for; several terms are added up")
+    parser.add_argument("--minus", action="append", default=[], metavar="WORDS", help="what is not wanted")
+    parser.add_argument(
+        "--like", action="append", default=[], metavar="PICTURE", help="a picture to look for the like of"
+    )
+    parser.add_argument(
+        "--queries", metavar="FILE", help="a file with one query a line, each on its own ('-': standard input)"
+    )
+    parser.add_argument("--where", default="", metavar="FILTER", help='such as: width > 1000 and path like "2024/*"')
+    parser.add_argument("--count", type=int, default=10, help="pictures to find (default 10)")
+    parser.add_argument(
+        "--rerank", type=int, default=0, metavar="K", help="put the first K into a new order by pair scores"
+    )
+    parser.add_argument("--sheet", metavar="FILE", help="also write a sheet of the pictures found, as PNG")
+    parser.add_argument("--run", default="", help="where the aligner is, if it was moved")
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--paths", action="store_true", help="print paths only, for pipes")
+    how.add_argument("--json", action="store_true", help="print what was found as JSON")
+    given = parser.parse_args(arguments)
+    from clipvisionalign.search.query import Searcher, Term, parse_term
+
+    searcher = Searcher(given.index, given.run)
+    minus = [parse_term(text, -1.0) for text in given.minus]
+    like = [Term(path, is_picture=True) for path in given.like]
+    queries = [(" + ".join([*given.words, *given.like]), [parse_term(text) for text in given.words] + like)]
+    if given.queries:
+        if given.words or given.like:
+            raise ValueError("--queries takes the queries from its file: leave words and --like out")
+        text = sys.stdin.read() if given.queries == "-" else Path(given.queries).read_text(encoding="utf-8")
+        queries = [(line.strip(), [parse_term(line)]) for line in text.splitlines() if line.strip()]
+    answers: list[dict[str, Any]] = []
+    for words, terms in queries:
+        found = searcher.search([*terms, *minus], given.count, given.where, given.rerank)
+        answers.append({"query": words, "found": [each.to_dict() for each in found]})
+        if given.paths:
+            for each in found:
+                print(Path(searcher.about.folder) / each.path)
+        elif not given.json:
+            _print_found(words, given.minus, found)
+    if given.json:
+        print(json.dumps(answers if given.queries else answers[0], indent=2))
+    if given.sheet:
+        from clipvisionalign.search.sheet import sheet_of_thumbnails
+
+        kept = {row["id"]: row["thumbnail"] for answer in answers
+                for row in searcher.rows([each["id"] for each in answer["found"]], ("id", "thumbnail"))}  # fmt: skip
+        shown = [
+            (kept[each["id"]], f"{each['score']:.3f} {each['path']}") for answer in answers for each in answer["found"]
+        ]
+        sheet_of_thumbnails(shown, "; ".join(words for words, _ in queries)).save(given.sheet, "PNG")
+        say(f"{given.sheet}: written")
+    return 0 if any(answer["found"] for answer in answers) else 1
+
+
+def _print_found(words: str, minus: list[str], found: list[Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    without = f", without {', '.join(minus)}" if minus else ""
+    table = Table(title=f"{words}{without}", title_justify="left")
+    pairs = any(each.pair_score is not None for each in found)
+    for column in ("", "path", "cosine", *(["pair score"] if pairs else []), "pixels"):
+        table.add_column(column, justify="left" if column == "path" else "right", overflow="fold")
+    for place, each in enumerate(found, 1):
+        pair = [] if not pairs else ["" if each.pair_score is None else f"{each.pair_score:.3f}"]
+        table.add_row(str(place), each.path, f"{each.score:.3f}", *pair, f"{each.width} x {each.height}")
+    Console().print(table)
+
+
+def duplicates(arguments: list[str]) -> int:
+    parser = _parser("duplicates", description="List pictures of an index that are the same, or nearly.")
+    parser.add_argument("index", help="folder that 'index' wrote")
+    parser.add_argument(
+        "--near", type=float, default=0.985, help="cosine from which on two are nearly the same (default 0.985)"
+    )
+    parser.add_argument("--run", default="", help="where the aligner is, if it was moved")
+    parser.add_argument("--json", action="store_true", help="print the groups as JSON")
+    given = parser.parse_args(arguments)
+    from clipvisionalign.search.query import Searcher
+    from clipvisionalign.search.query import duplicates as groups_of
+
+    groups = groups_of(Searcher(given.index, given.run), given.near)
+    if given.json:
+        print(
+            json.dumps(
+                [[{"id": row["id"], "path": row["path"], "hash": row["hash"]} for row in g] for g in groups], indent=2
+            )
+        )
+        return 0
+    for number, group in enumerate(groups, 1):
+        same = len({row["hash"] for row in group}) == 1
+        print(f"{number}. {'the same bytes' if same else 'nearly the same'}:")
+        for row in group:
+            print(f"   {row['path']} ({row['size']:,} bytes)")
+    print(f"{len(groups)} groups of pictures that are the same or nearly")
+    return 0
+
+
+def explain(arguments: list[str]) -> int:
+    parser = _parser(
+        "explain",
+        description="Which parts of a picture carry which word of a caption: the late interaction's matches, the\n"
+        "fusion's attention, or a gradient map for one vector a side. A map says what the model used, not what is\n"
+        "there.",
+    )
+    parser.add_argument("run", help="run folder that 'train' wrote")
+    parser.add_argument("image", help="the picture")
+    parser.add_argument("caption", help="the caption")
+    parser.add_argument("--out", default="explanation.png", help="PNG to write (default explanation.png)")
+    parser.add_argument("--json", action="store_true", help="print the maps as JSON")
+    given = parser.parse_args(arguments)
+    from clipvisionalign.models.aligner import load_aligner
+    from clipvisionalign.search.explain import explain as explain_pair
+    from clipvisionalign.search.sheet import sheet_of_explanation
+
+    found = explain_pair(load_aligner(given.run), given.image, given.caption)
+    sheet_of_explanation(given.image, found).save(given.out, "PNG")
+    if given.json:
+        words = [{"word": word, "map": grid.round(4).tolist()} for word, grid in found.words]
+        told = {"caption": found.caption, "score": found.score, "method": found.method, "words": words}
+        print(json.dumps(told | {"map": found.whole.round(4).tolist(), "sheet": given.out}, indent=2))
+    else:
+        print(f"{given.out}: score {found.score:.3f}, by {found.method}")
+    return 0
+
+
+def serve(arguments: list[str]) -> int:
+    parser = _parser(
+        "serve",
+        description="A search page and service over an index, or over two to compare. Bound to this machine unless\n"
+        "told otherwise; /openapi.json describes the interface, /metrics is for Prometheus.",
+    )
+    parser.add_argument("indexes", nargs="+", metavar="INDEX", help="folders that 'index' wrote")
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1: this machine only)"
+    )
+    parser.add_argument("--port", type=int, default=8000, help="port (default 8000)")
+    parser.add_argument("--token", default="", help="asked of every request; needed where --host opens the network")
+    parser.add_argument("--run", default="", help="where the aligner is, if it was moved")
+    given = parser.parse_args(arguments)
+    from clipvisionalign.search.service import serve as run_service
+
+    run_service(given.indexes, given.host, given.port, given.token, given.run, say)
+    return 0
+
+
 COMMANDS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     "scenes": ("draw the built-in data set: scenes of shapes with five captions each", scenes),
     "check": ("list what is wrong with a data set, row by row", check),
@@ -497,4 +687,9 @@ COMMANDS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     "audit": ("is a run's figure real? the checks that prove it", audit),
     "study": ("train the attention designs alike, over seeds, into one report", study),
     "report": ("write a study's report anew, or put two studies side by side", report),
+    "index": ("encode the pictures of a folder into an index to search", index),
+    "search": ("find pictures by words, by a picture, by several of both", search),
+    "serve": ("a search page and service over an index", serve),
+    "duplicates": ("list pictures of an index that are the same, or nearly", duplicates),
+    "explain": ("which parts of a picture carry which word of a caption", explain),
 }

@@ -1,0 +1,63 @@
+"""Filters on what is known of a picture, such as `width > 1000 and path like "2024/*"`.
+
+A filter is comparisons joined by `and`; each is a column, one of = != < <= > >= like, and a number or a quoted text. In
+`like` a * stands for anything. Columns are those of the index. No filter is handed to
+the database as it is: every comparison is written anew.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+#: Characters of a filter at most.
+LONGEST = 500
+
+_COMPARISON = re.compile(
+    r"""\s*(?P<column>[A-Za-z_]\w*)\s*(?P<sign>=|!=|<=|>=|<|>|\blike\b)\s*
+    (?:(?P<number>-?\d+(?:\.\d+)?)|"(?P<double>[^"]*)"|'(?P<single>[^']*)')\s*""",
+    re.VERBOSE | re.IGNORECASE,
+)
+
+
+class FilterError(ValueError):
+    """A filter that cannot be understood: the message says where, and what would be."""
+
+
+def filter_sql(text: str, columns: Mapping[str, bool]) -> str:
+    """The filter as SQL. columns: name -> whether it holds numbers. Raises FilterError."""
+    if len(text) > LONGEST:
+        raise FilterError(f"a filter of {len(text):,} characters; at most {LONGEST}")
+    parts = []
+    place = 0
+    while True:
+        found = _COMPARISON.match(text, place)
+        if not found:
+            raise FilterError(
+                f"filter '{text[place : place + 60]}': not understood; write COLUMN = VALUE, with = != < <= > >= like, "
+                f'a number or a "text", joined by and; columns: {", ".join(columns)}'
+            )
+        parts.append(_one(found, columns))
+        place = found.end()
+        if place == len(text):
+            return " AND ".join(parts)
+        joined = re.compile(r"and\b", re.IGNORECASE).match(text, place)
+        if not joined:
+            raise FilterError(f"filter '{text[place : place + 60]}': comparisons are joined by 'and' only")
+        place = joined.end()
+
+
+def _one(found: re.Match[str], columns: Mapping[str, bool]) -> str:
+    column, sign = found["column"], found["sign"].upper()
+    if column not in columns:
+        raise FilterError(f"filter: no column '{column}'; there are {', '.join(columns)}")
+    if found["number"] is not None:
+        if not columns[column] or sign == "LIKE":
+            raise FilterError(f"filter: '{column} {found['sign']}' wants a \"text\"")
+        return f"{column} {sign} {found['number']}"
+    if columns[column]:
+        raise FilterError(f"filter: '{column} {found['sign']}' wants a number")
+    value = found["double"] if found["double"] is not None else found["single"]
+    if sign == "LIKE":
+        value = value.replace("\\", "\\\\").replace("%", r"\%").replace("_", r"\_").replace("*", "%")
+    return f"{column} {sign} '{value.replace(chr(39), chr(39) * 2)}'"

@@ -1,0 +1,224 @@
+"""Search an index: by words, by a picture, by several of both, weighted, and without what is not wanted.
+
+One vector is made of all terms, the sum of theirs by weight, those that are not wanted taken away; the nearest
+pictures are found by their cosine with it. A second stage may put the first of them into a new order by the late
+interaction or the fusion of the aligner, which reads the pictures themselves once more.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from clipvisionalign.models.aligner import Aligner, load_aligner
+from clipvisionalign.pictures import Picture, PictureError
+from clipvisionalign.search.filters import filter_sql
+from clipvisionalign.search.index import About, BadIndex, aligner_fingerprint, open_table, read_about
+
+#: What a result tells; thumbnails and vectors only on demand.
+COLUMNS = ("id", "path", "width", "height", "size")
+#: Columns that a filter may name, and whether they hold numbers.
+FILTERS = {"path": False, "width": True, "height": True, "size": True, "id": True}
+#: How near two pictures are that show nearly the same.
+NEAR = 0.985
+
+
+@dataclass(frozen=True)
+class Term:
+    """A part of a query: words or a picture, and how much it counts; below zero it is not wanted."""
+
+    what: str | Picture
+    weight: float = 1.0
+    is_picture: bool = False
+
+
+@dataclass(frozen=True)
+class Found:
+    """One picture found. score: cosine with the query; pair_score: of the second stage, None without."""
+
+    id: int
+    path: str
+    score: float
+    width: int
+    height: int
+    size: int
+    pair_score: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """For `--json`."""
+        found = {name: getattr(self, name) for name in ("id", "path", "score", "width", "height", "size")}
+        return found | ({} if self.pair_score is None else {"pair_score": self.pair_score})
+
+
+def parse_term(text: str, sign: float = 1.0) -> Term:
+    """ "2:red" is red, counted twice; without a number it counts once. Raises ValueError for no words."""
+    weighted = re.fullmatch(r"(\d+(?:\.\d+)?):(.+)", text, re.DOTALL)
+    weight, words = (float(weighted[1]), weighted[2]) if weighted else (1.0, text)
+    if not words.strip() or not weight:
+        raise ValueError(f"'{text}': a term needs words, and a weight above 0")
+    return Term(words.strip(), sign * weight)
+
+
+def nearest(
+    table: Any, vector: np.ndarray, count: int, exact: bool, columns: Sequence[str] = COLUMNS, where: str = ""
+) -> list[dict[str, Any]]:
+    """The `count` rows whose vectors are nearest; "_distance" is 1 - cosine."""
+    asked = table.search(np.asarray(vector, dtype=np.float32), vector_column_name="vector").distance_type("dot")
+    asked = asked.select([*columns, "_distance"]).limit(count)
+    if where:
+        asked = asked.where(where, prefilter=True)
+    # Wide enough that hardly one of the nearest is missed; the first found are compared again by their exact vectors.
+    asked = asked.bypass_vector_index() if exact else asked.nprobes(32).ef(max(200, 4 * count)).refine_factor(4)
+    return asked.to_list()
+
+
+class Searcher:
+    """An opened index with the aligner that made it.
+
+    run: where the aligner is now, if it was moved. Raises BadIndex where it is another one than the index was made by.
+    """
+
+    def __init__(self, index: str | Path, run: str | Path = "", device: str = "auto") -> None:
+        self.index = Path(index)
+        self.about: About = read_about(index)
+        self.run = Path(run or self.about.run)
+        if not (self.run / "model.safetensors").is_file():
+            raise BadIndex(f"{index}: its aligner {self.run} is not there; say where it is with --run")
+        if aligner_fingerprint(self.run) != self.about.aligner:
+            raise BadIndex(f"{index}: it was made by another aligner than {self.run}")
+        self.aligner: Aligner = load_aligner(self.run, device)
+        self.table = open_table(index)
+
+    @property
+    def exact(self) -> bool:
+        return self.about.kind == "exact"
+
+    def encode(self, terms: Sequence[Term]) -> np.ndarray:
+        """The query's vector (D,), unit length. Raises ValueError for no terms, or terms that take each other away;
+        PictureError."""
+        if not any(term.weight > 0 for term in terms):
+            raise ValueError("a query needs something to look for, not only what is not wanted")
+        words = [term for term in terms if not term.is_picture]
+        pictures = [term for term in terms if term.is_picture]
+        parts = []
+        if words:
+            vectors = self.aligner.encode_captions([str(term.what) for term in words]).numpy()
+            parts += [term.weight * vector for term, vector in zip(words, vectors, strict=True)]
+        if pictures:
+            vectors = self.aligner.encode_images([term.what for term in pictures]).numpy()
+            parts += [term.weight * vector for term, vector in zip(pictures, vectors, strict=True)]
+        total = np.sum(parts, axis=0)
+        length = float(np.linalg.norm(total))
+        if length < 1e-6:
+            raise ValueError("the terms take each other away: nothing is left to look for")
+        return total / length
+
+    def search(self, terms: Sequence[Term], count: int = 10, where: str = "", rerank: int = 0) -> list[Found]:
+        """The `count` best pictures. where: a filter (`search/filters.py`); rerank: so many first ones are put into a
+        new order by pair scores. Raises ValueError and what `encode` raises."""
+        return self.search_vector(self.encode(terms), count, where, rerank, terms)
+
+    def search_vector(
+        self, vector: np.ndarray, count: int = 10, where: str = "", rerank: int = 0, terms: Sequence[Term] = ()
+    ) -> list[Found]:
+        """`search` by a vector that is known already."""
+        if count < 1:
+            raise ValueError(f"at least 1 picture can be found, not {count}")
+        sql = filter_sql(where, FILTERS) if where.strip() else ""
+        rows = nearest(self.table, vector, max(count, rerank), self.exact, where=sql)
+        found = [
+            Found(row["id"], row["path"], round(1.0 - row["_distance"], 6), row["width"], row["height"], row["size"])
+            for row in rows
+        ]
+        return (self.reranked(found, terms, rerank) if rerank else found)[:count]
+
+    def reranked(self, found: list[Found], terms: Sequence[Term], first: int) -> list[Found]:
+        """The first ones in the order of their pair scores; pictures that have vanished go behind them.
+
+        Raises ValueError for an aligner that scores no pairs, and for a query that is not of words alone.
+        """
+        from dataclasses import replace
+
+        if self.aligner.late is None:
+            raise ValueError(f"{self.run}: its design '{self.aligner.config.design}' has nothing to re-rank with")
+        wanted = [term for term in terms if not term.is_picture]
+        if not wanted or len(wanted) < len(terms):
+            raise ValueError("re-ranking compares words with pictures: give words only")
+        paths = {row["id"]: row["raw"] for row in self.rows([each.id for each in found[:first]], ("id", "raw"))}
+        good: list[Found] = []
+        gone: list[Found] = []
+        for each in found[:first]:
+            (good if self.path_of(paths[each.id]).is_file() else gone).append(each)
+        if not good:
+            return found
+        try:
+            pairs = self.aligner.pair_scorer(
+                [self.path_of(paths[each.id]) for each in good], [str(term.what) for term in wanted]
+            )
+        except PictureError as error:
+            raise ValueError(f"{error}; index the folder again") from None
+        images = np.repeat(np.arange(len(good)), len(wanted))
+        captions = np.tile(np.arange(len(wanted)), len(good))
+        scores = pairs(images, captions).reshape(len(good), len(wanted)) @ np.array([term.weight for term in wanted])
+        order = np.argsort(-scores, kind="stable")
+        return [replace(good[i], pair_score=round(float(scores[i]), 5)) for i in order] + gone + found[first:]
+
+    def path_of(self, raw: bytes) -> Path:
+        """Where a picture is."""
+        import os
+
+        return Path(self.about.folder) / os.fsdecode(raw)
+
+    def rows(self, ids: Sequence[int], columns: Sequence[str]) -> list[dict[str, Any]]:
+        """Some columns of the pictures with these numbers, in no order."""
+        if not ids:
+            return []
+        told = ", ".join(str(int(number)) for number in ids)
+        return self.table.search().where(f"id IN ({told})").select(list(columns)).limit(len(ids)).to_arrow().to_pylist()
+
+    def vector_of(self, number: int) -> np.ndarray:
+        """The vector of a picture. Raises KeyError for a number that is not there."""
+        rows = self.rows([number], ("vector",))
+        if not rows:
+            raise KeyError(f"no picture {number} in this index")
+        return np.asarray(rows[0]["vector"], dtype=np.float32)
+
+
+def duplicates(searcher: Searcher, near: float = NEAR, block: int = 2048) -> list[list[dict[str, Any]]]:
+    """Groups of pictures that are the same, byte for byte, or nearly: a cosine of `near` or more; largest first."""
+    count = searcher.table.count_rows()
+    if not count:
+        return []
+    columns = ["id", "path", "hash", "size", "vector"]
+    found = searcher.table.search().select(columns).limit(count).to_arrow()
+    width = searcher.about.width
+    vectors = found["vector"].combine_chunks().flatten().to_numpy(zero_copy_only=False).reshape(-1, width)
+    rows = found.drop_columns(["vector"]).to_pylist()
+    parent = list(range(count))
+
+    def root(place: int) -> int:
+        while parent[place] != place:
+            parent[place] = parent[parent[place]]
+            place = parent[place]
+        return place
+
+    first: dict[str, int] = {}
+    for place, row in enumerate(rows):
+        parent[root(place)] = root(first.setdefault(row["hash"], place))
+    for start in range(0, count, block):
+        for begin in range(start, count, block):
+            close = vectors[start : start + block] @ vectors[begin : begin + block].T >= near
+            for a, b in zip(*np.nonzero(close), strict=True):
+                if start + a < begin + b:
+                    parent[root(begin + int(b))] = root(start + int(a))
+    groups: dict[int, list[dict[str, Any]]] = {}
+    for place, row in enumerate(rows):
+        groups.setdefault(root(place), []).append(row)
+    return sorted(
+        (group for group in groups.values() if len(group) > 1), key=lambda group: (-len(group), group[0]["path"])
+    )

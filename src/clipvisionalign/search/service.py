@@ -1,0 +1,387 @@
+"""An index as a service: FastAPI, with a page on it.
+
+- Queries that arrive together are encoded together: a thread takes what is waiting, up to `TOGETHER` texts at a time.
+- Pictures are served by their number, never by a path; what is sent in is limited in size, in pixels and in length.
+- Bound to loopback unless told otherwise; then with a token, if one is set.
+"""
+
+import asyncio
+import hmac
+import queue
+import threading
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from concurrent.futures import Future
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from importlib.resources import files
+from io import BytesIO
+from typing import Annotated, Any
+
+import numpy as np
+from fastapi import FastAPI, File, HTTPException, Query, Request, Response, UploadFile
+from fastapi.responses import HTMLResponse, JSONResponse
+from fastapi.staticfiles import StaticFiles
+from PIL import Image
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+from clipvisionalign import __version__
+from clipvisionalign.pictures import PictureError, open_picture
+from clipvisionalign.search.explain import explain
+from clipvisionalign.search.filters import LONGEST
+from clipvisionalign.search.query import Found, Searcher, Term, parse_term
+from clipvisionalign.search.sheet import sheet_of_explanation
+
+#: Texts that are encoded together at most, and how long the first of them waits for others.
+TOGETHER, WAIT_SECONDS = 64, 0.004
+#: Buckets of the response times in /metrics, in seconds.
+BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
+#: Pixels of the longer side of a picture that is shown large.
+LARGE = 1600
+HEADERS = {
+    "Content-Security-Policy": "default-src 'self'; img-src 'self' data: blob:; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+}
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a request may ask for."""
+
+    characters: int = 1000
+    terms: int = 16
+    results: int = 100
+    rerank: int = 64
+    upload_bytes: int = 20 * 2**20
+    seconds: float = 30.0
+
+
+class Batcher:
+    """Encodes texts for many threads at once, those together that are waiting together."""
+
+    def __init__(self, encode: Callable[[Sequence[str]], np.ndarray]) -> None:
+        self.encode = encode
+        self.waiting: queue.SimpleQueue[tuple[list[str], Future[np.ndarray]] | None] = queue.SimpleQueue()
+        #: How many texts went through, in how many calls.
+        self.texts, self.calls = 0, 0
+        self.thread = threading.Thread(target=self._run, daemon=True, name="batcher")
+        self.thread.start()
+
+    def __call__(self, texts: Sequence[str]) -> Future[np.ndarray]:
+        """The texts' vectors (M, D), later."""
+        found: Future[np.ndarray] = Future()
+        self.waiting.put((list(texts), found))
+        return found
+
+    def close(self) -> None:
+        """End the thread, after what is waiting."""
+        self.waiting.put(None)
+        self.thread.join(timeout=30)
+
+    def _run(self) -> None:
+        open_ = True
+        while open_:
+            first = self.waiting.get()
+            if first is None:
+                return
+            together = [first]
+            until = time.perf_counter() + WAIT_SECONDS
+            while sum(len(texts) for texts, _ in together) < TOGETHER:
+                try:
+                    more = self.waiting.get(timeout=max(0.0, until - time.perf_counter()))
+                except queue.Empty:
+                    break
+                if more is None:
+                    open_ = False
+                    break
+                together.append(more)
+            self._encode(together)
+
+    def _encode(self, together: list[tuple[list[str], Future[np.ndarray]]]) -> None:
+        texts = [text for several, _ in together for text in several]
+        self.texts, self.calls = self.texts + len(texts), self.calls + 1
+        try:
+            vectors = self.encode(texts)
+        except Exception as error:
+            for _, found in together:
+                found.set_exception(error)
+            return
+        start = 0
+        for several, found in together:
+            found.set_result(vectors[start : start + len(several)])
+            start += len(several)
+
+
+class Metrics:
+    """Counts and times of requests, as Prometheus reads them."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.counts: dict[tuple[str, int], int] = {}
+        self.times: dict[str, list[int]] = {}
+        self.sums: dict[str, float] = {}
+
+    def add(self, path: str, status: int, seconds: float) -> None:
+        with self.lock:
+            self.counts[path, status] = self.counts.get((path, status), 0) + 1
+            buckets = self.times.setdefault(path, [0] * (len(BUCKETS) + 1))
+            self.sums[path] = self.sums.get(path, 0.0) + seconds
+            for place, limit in enumerate(BUCKETS):
+                buckets[place] += seconds <= limit
+            buckets[-1] += 1
+
+    def text(self, batchers: Sequence[Batcher]) -> str:
+        with self.lock:
+            lines = ["# TYPE clipvisionalign_requests_total counter"]
+            lines += [f'clipvisionalign_requests_total{{path="{path}",status="{status}"}} {count}'
+                      for (path, status), count in sorted(self.counts.items())]  # fmt: skip
+            lines.append("# TYPE clipvisionalign_request_seconds histogram")
+            for path, buckets in sorted(self.times.items()):
+                name = "clipvisionalign_request_seconds"
+                limits = [*map(str, BUCKETS), "+Inf"]
+                lines += [f'{name}_bucket{{path="{path}",le="{limit}"}} {count}'
+                          for limit, count in zip(limits, buckets, strict=True)]  # fmt: skip
+                lines += [
+                    f'{name}_sum{{path="{path}"}} {self.sums[path]:.6f}',
+                    f'{name}_count{{path="{path}"}} {buckets[-1]}',
+                ]
+        lines.append("# TYPE clipvisionalign_encoded_texts_total counter")
+        lines.append(f"clipvisionalign_encoded_texts_total {sum(each.texts for each in batchers)}")
+        lines.append("# TYPE clipvisionalign_encoder_calls_total counter")
+        lines.append(f"clipvisionalign_encoder_calls_total {sum(each.calls for each in batchers)}")
+        return "\n".join(lines) + "\n"
+
+
+def create_app(
+    searchers: Sequence[Searcher], token: str = "", limits: Limits | None = None, hosts: Sequence[str] = ("*",)
+) -> FastAPI:
+    """The service over one index, or over several to compare. token: asked of every request but /health; hosts: names
+    that it may be called by."""
+    limits = limits or Limits()
+    batchers = [Batcher(lambda texts, each=each: each.aligner.encode_captions(texts).numpy()) for each in searchers]  # type: ignore[misc]
+    metrics = Metrics()
+    # The model holds all cores: two at a time would only take turns.
+    model = threading.Lock()
+
+    @asynccontextmanager
+    async def life(app: FastAPI) -> AsyncIterator[None]:
+        yield
+        for batcher in batchers:
+            batcher.close()
+
+    app = FastAPI(
+        title="CLIPVisionAlign", version=__version__, description=(__doc__ or "").partition("\n")[0], lifespan=life
+    )
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))
+    Number = Annotated[int, Query(ge=0, lt=len(searchers), description="which index, where there are several")]
+    Count = Annotated[int, Query(ge=1, le=limits.results)]
+    Picture = Annotated[int, Query(ge=0, lt=2**63, description="a picture's number in the index")]
+
+    @app.middleware("http")
+    async def guard(request: Request, go_on: Callable[[Request], Awaitable[Response]]) -> Response:
+        start = time.perf_counter()
+        if token and request.url.path != "/health" and not _allowed(request, token):
+            response: Response = JSONResponse({"detail": "a token is needed"}, 401, {"WWW-Authenticate": "Bearer"})
+        elif _too_long(request, limits):
+            response = JSONResponse({"detail": f"at most {limits.upload_bytes:,} bytes"}, 413)
+        else:
+            try:
+                response = await asyncio.wait_for(go_on(request), limits.seconds)
+            except TimeoutError:
+                response = JSONResponse({"detail": f"not done within {limits.seconds:g} s"}, 503)
+        route = request.scope.get("route")
+        metrics.add(getattr(route, "path", "other"), response.status_code, time.perf_counter() - start)
+        for name, value in HEADERS.items():
+            response.headers.setdefault(name, value)
+        if token and request.query_params.get("token") and response.status_code == 200:
+            response.set_cookie("token", token, httponly=True, samesite="strict")
+        return response
+
+    def found_as_json(found: Sequence[Found]) -> dict[str, Any]:
+        return {"found": [each.to_dict() for each in found]}
+
+    def do(work: Callable[[], Any]) -> Any:
+        """What a user can mend is told, and is no fault of the service."""
+        try:
+            return work()
+        except (ValueError, PictureError) as error:
+            raise HTTPException(422, str(error)) from None
+        except KeyError as error:
+            raise HTTPException(404, str(error.args[0])) from None
+
+    @app.get("/search", responses={422: {}})
+    def search(
+        q: Annotated[list[str], Query(min_length=1, max_length=limits.terms, description="words; 2:red counts twice")],
+        minus: Annotated[list[str], Query(max_length=limits.terms)] = [],  # noqa: B006
+        count: Count = 20,
+        where: Annotated[str, Query(max_length=LONGEST)] = "",
+        rerank: Annotated[int, Query(ge=0, le=limits.rerank)] = 0,
+        index: Number = 0,
+    ) -> dict[str, Any]:
+        """Pictures by words, without others, filtered, re-ranked."""
+
+        def work() -> dict[str, Any]:
+            terms = [parse_term(text) for text in q] + [parse_term(text, -1.0) for text in minus]
+            for text in [*q, *minus]:
+                if len(text) > limits.characters:
+                    raise ValueError(f"a query of {len(text):,} characters; at most {limits.characters:,}")
+            searcher = searchers[index]
+            vectors = batchers[index]([str(term.what) for term in terms]).result(limits.seconds)
+            total = np.sum([term.weight * vector for term, vector in zip(terms, vectors, strict=True)], axis=0)
+            length = float(np.linalg.norm(total))
+            if length < 1e-6:
+                raise ValueError("the terms take each other away: nothing is left to look for")
+            if not rerank:
+                return found_as_json(searcher.search_vector(total / length, count, where))
+            with model:
+                return found_as_json(searcher.search_vector(total / length, count, where, rerank, terms))
+
+        return do(work)
+
+    @app.get("/similar", responses={404: {}, 422: {}})
+    def similar_to(id: Picture, count: Count = 20, where: str = "", index: Number = 0) -> dict[str, Any]:
+        """Pictures like one of the index."""
+
+        def work() -> dict[str, Any]:
+            searcher = searchers[index]
+            found = searcher.search_vector(searcher.vector_of(id), count + 1, where)
+            return found_as_json([each for each in found if each.id != id][:count])
+
+        return do(work)
+
+    @app.post("/similar", responses={413: {}, 422: {}})
+    def similar_upload(
+        picture: Annotated[UploadFile, File()], count: Count = 20, where: str = "", index: Number = 0
+    ) -> dict[str, Any]:
+        """Pictures like one that is sent in."""
+
+        def work() -> dict[str, Any]:
+            data = picture.file.read(limits.upload_bytes + 1)
+            if len(data) > limits.upload_bytes:
+                raise HTTPException(413, f"at most {limits.upload_bytes:,} bytes")
+            opened = open_picture(data, 512)
+            with model:
+                return found_as_json(searchers[index].search([Term(opened, is_picture=True)], count, where))
+
+        return do(work)
+
+    @app.get("/explain", response_class=Response, responses={200: {"content": {"image/png": {}}}, 404: {}, 422: {}})
+    def explained(
+        id: Picture, caption: Annotated[str, Query(min_length=1, max_length=limits.characters)], index: Number = 0
+    ) -> Response:
+        """Which parts of a picture carry the words, as a PNG."""
+
+        def work() -> Response:
+            if not caption.strip():
+                raise ValueError("a caption needs words")
+            searcher = searchers[index]
+            path = searcher.path_of(_row(searcher, id, "raw"))
+            if not path.is_file():
+                raise KeyError(f"picture {id} is no longer where it was; index the folder again")
+            with model:
+                page = sheet_of_explanation(path, explain(searcher.aligner, path, caption))
+            return _png(page)
+
+        return do(work)
+
+    @app.get("/image/{id}", response_class=Response, responses={200: {"content": {"image/jpeg": {}}}, 404: {}, 422: {}})
+    def image(id: int, large: bool = False, index: Number = 0) -> Response:
+        """A picture by its number: its thumbnail, or the picture itself, up to 1,600 pixels."""
+
+        def work() -> Response:
+            if not 0 <= id < 2**63:
+                raise KeyError(f"no picture {id} in this index")
+            searcher = searchers[index]
+            if not large:
+                return Response(_row(searcher, id, "thumbnail"), media_type="image/jpeg")
+            path = searcher.path_of(_row(searcher, id, "raw"))
+            if not path.is_file():
+                raise KeyError(f"picture {id} is no longer where it was; index the folder again")
+            opened = open_picture(path, LARGE)
+            opened.thumbnail((LARGE, LARGE))
+            return _jpeg(opened)
+
+        return do(work)
+
+    @app.get("/health")
+    def health() -> dict[str, Any]:
+        """Whether the service is up, and over what."""
+        told = [
+            {
+                "pictures": each.table.count_rows(),
+                "kind": each.about.kind,
+                "recall": each.about.recall,
+                "design": each.aligner.config.design,
+                "reranks": each.aligner.late is not None,
+            }
+            for each in searchers
+        ]
+        return {"status": "ok", "version": __version__, "indexes": told}
+
+    @app.get("/metrics", response_class=Response)
+    def measured() -> Response:
+        """Counts and times of requests, for Prometheus."""
+        return Response(metrics.text(batchers), media_type="text/plain; version=0.0.4")
+
+    pages = files("clipvisionalign.search").joinpath("page")
+
+    @app.get("/", response_class=HTMLResponse, include_in_schema=False)
+    def page() -> str:
+        return pages.joinpath("index.html").read_text(encoding="utf-8")
+
+    app.mount("/page", StaticFiles(directory=str(pages)), name="page")
+    app.state.batchers = batchers
+    return app
+
+
+def _allowed(request: Request, token: str) -> bool:
+    given = request.headers.get("authorization", "").removeprefix("Bearer ").strip()
+    given = given or request.query_params.get("token", "") or request.cookies.get("token", "")
+    return hmac.compare_digest(given.encode("utf-8", "surrogatepass"), token.encode())
+
+
+def _too_long(request: Request, limits: Limits) -> bool:
+    length = request.headers.get("content-length", "0")
+    # A little more than the picture: the form around it.
+    return not length.isdigit() or int(length) > limits.upload_bytes + 10_000
+
+
+def _row(searcher: Searcher, number: int, column: str) -> Any:
+    rows = searcher.rows([number], (column,))
+    if not rows:
+        raise KeyError(f"no picture {number} in this index")
+    return rows[0][column]
+
+
+def _png(picture: Image.Image) -> Response:
+    out = BytesIO()
+    picture.save(out, "PNG")
+    return Response(out.getvalue(), media_type="image/png")
+
+
+def _jpeg(picture: Image.Image) -> Response:
+    out = BytesIO()
+    picture.save(out, "JPEG", quality=88)
+    return Response(out.getvalue(), media_type="image/jpeg")
+
+
+def serve(
+    indexes: Sequence[str], host: str = "127.0.0.1", port: int = 8000, token: str = "", run: str = "",
+    say: Callable[[str], None] = print,
+) -> None:  # fmt: skip
+    """Serve one index, or several side by side, until stopped. Raises ValueError for one that is open to the network
+    without a token."""
+    import uvicorn
+
+    loopback = host in ("127.0.0.1", "localhost", "::1")
+    if not loopback and not token:
+        raise ValueError(f"--host {host} opens the pictures to the network: set a --token that has to be known")
+    searchers = [Searcher(index, run) for index in indexes]
+    # A page elsewhere must not reach a service on loopback by a name that it makes point there.
+    hosts = ["localhost", "127.0.0.1", "[::1]"] if loopback else ["*"]
+    app = create_app(searchers, token, hosts=hosts)
+    say(
+        f"http://{host}:{port}/{f'?token={token}' if token else ''} (Ctrl-C stops it; /openapi.json describes it)"
+    )
+    uvicorn.run(app, host=host, port=port, log_level="warning", timeout_keep_alive=15)

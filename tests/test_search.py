@@ -1,0 +1,487 @@
+"""An index at work: every file once, updates, kills, filters, queries, why, the service and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+pytest.importorskip("lancedb")
+
+from clipvisionalign.cli import main
+from clipvisionalign.models.aligner import load_aligner
+from clipvisionalign.pictures import open_picture
+from clipvisionalign.search.explain import explain, overlay
+from clipvisionalign.search.files import picture_files
+from clipvisionalign.search.filters import FilterError, filter_sql
+from clipvisionalign.search.index import BadIndex, build_index, open_table, read_about, read_broken
+from clipvisionalign.search.query import FILTERS, Searcher, Term, duplicates, parse_term
+
+
+def quiet(line: str) -> None:
+    """Nothing is said in tests."""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, scenes_folder: Path) -> Path:
+    """Forty pictures in three folders."""
+    source = tmp_path / "pictures"
+    for number, path in enumerate(sorted((scenes_folder / "images").glob("*.png"))[:40]):
+        place = source / ("", "deep", "deep/er")[number % 3]
+        place.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, place / path.name)
+    return source
+
+
+@pytest.fixture(scope="module")
+def indexed(tmp_path_factory, scenes_folder, tiny_runs) -> Path:
+    index = tmp_path_factory.mktemp("index") / "late"
+    build_index(tiny_runs["late"], scenes_folder / "images", index, quiet)
+    return index
+
+
+def rows_of(index: Path) -> dict[str, dict]:
+    table = open_table(index)
+    found = table.search().limit(10_000).to_arrow().to_pylist()
+    assert len({row["path"] for row in found}) == len(found), "a picture stands there twice"
+    assert len({row["id"] for row in found}) == len(found)
+    return {row["path"]: row for row in found}
+
+
+# --- files and updates -----------------------------------------------------------------------------------------------
+
+
+def test_vectors_are_those_of_the_aligner(tiny_runs, folder, tmp_path):
+    build_index(tiny_runs["self"], folder, tmp_path / "index", quiet)
+    rows = rows_of(tmp_path / "index")
+    paths = sorted(rows)
+    vectors = load_aligner(tiny_runs["self"]).encode_images([folder / path for path in paths]).numpy()
+    assert np.abs(np.array([rows[path]["vector"] for path in paths]) - vectors).max() < 1e-4
+
+
+def test_made_again_it_does_only_what_changed(tiny_runs, folder, tmp_path):
+    index = tmp_path / "index"
+    first = build_index(tiny_runs["self"], folder, index, quiet)
+    assert (first.there, first.encoded) == (40, 40)
+    again = build_index(tiny_runs["self"], folder, index, quiet)
+    assert (again.encoded, again.unchanged) == (0, 40)
+    before = rows_of(index)
+    files = sorted(folder.rglob("*.png"))
+    files[0].unlink()
+    files[1].rename(folder / "moved.png")
+    Image.new("RGB", (70, 50), "red").save(files[2])
+    Image.new("RGB", (80, 50), "blue").save(folder / "new.png")
+    os.utime(files[3])
+    third = build_index(tiny_runs["self"], folder, index, quiet)
+    assert (third.there, third.encoded, third.moved, third.dropped, third.unchanged) == (40, 2, 1, 1, 37)
+    rows = rows_of(index)
+    old = str(files[1].relative_to(folder))
+    assert rows["moved.png"]["vector"] == before[old]["vector"]
+    changed = str(files[2].relative_to(folder))
+    assert rows[changed]["vector"] != before[changed]["vector"]
+    assert (rows[changed]["width"], rows[changed]["height"]) == (70, 50)
+    assert set(rows) == {str(path.relative_to(folder)) for path in folder.rglob("*.png")}
+    # An index made from nothing of what is there now holds the same.
+    build_index(tiny_runs["self"], folder, tmp_path / "fresh", quiet)
+    fresh = rows_of(tmp_path / "fresh")
+    assert set(fresh) == set(rows)
+    for path, row in rows.items():
+        assert row["vector"] == pytest.approx(fresh[path]["vector"], abs=1e-5)
+
+
+def test_every_file_is_indexed_or_listed_once(tiny_runs, tmp_path):
+    """Odd names, loops, links, and pictures broken in twelve ways."""
+    source = tmp_path / "odd"
+    (source / "sub").mkdir(parents=True)
+    good = BytesIO()
+    Image.new("RGB", (60, 40), "green").save(good, "JPEG")
+    whole = good.getvalue()
+    png = BytesIO()
+    Image.new("RGB", (60, 40), "green").save(png, "PNG")
+    names = [b"with space.jpg", b"it's \"quoted\".jpg", b"new\nline.jpg", b"not-utf8-\xff\xfe.jpg", "ümlaut-日本.jpg".encode(),
+             b"--flag.jpg", b"UPPER.JPG", b"sub/100%_sure.jpg", b"; DROP TABLE pictures.jpg"]  # fmt: skip
+    for number, name in enumerate(names):
+        # Different bytes, so that none is taken for a copy.
+        with open(os.path.join(os.fsencode(source), name), "wb") as file:
+            file.write(whole + bytes([number]))
+    bad = {
+        "empty.jpg": b"", "text.jpg": b"no picture at all", "cut.jpg": whole[: len(whole) // 2], "cut.png": png.getvalue()[:60],
+        "head.jpg": whole[:20], "zeros.png": bytes(500), "html.gif": b"<html></html>", "half.webp": b"RIFF\x10\x00\x00\x00WEBP",
+        "tiff.tif": b"II*\x00\xff\xff\xff\xff", "bmp.bmp": b"BM" + bytes(30), "pdf.png": b"%PDF-1.4\n", "gif.gif": b"GIF89a" + bytes(4),
+    }  # fmt: skip
+    for name, data in bad.items():
+        (source / name).write_bytes(data)
+    # A header of 40,000 x 40,000 pixels, which nothing decodes.
+    import struct
+    import zlib
+
+    chunk = b"IHDR" + struct.pack(">IIBBBBB", 40_000, 40_000, 8, 2, 0, 0, 0)
+    huge = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    (source / "huge.png").write_bytes(huge + b"\0\0\0\0IDAT")
+    (source / "loop").symlink_to(source, target_is_directory=True)
+    (source / "sub" / "up").symlink_to("..", target_is_directory=True)
+    (source / "self.jpg").symlink_to("self.jpg")
+    (source / "nowhere.jpg").symlink_to("gone.jpg")
+    (source / "again.jpg").symlink_to("with space.jpg")
+    (source / "notes.txt").write_text("no picture")
+    report = build_index(tiny_runs["self"], source, tmp_path / "index", quiet)
+    rows = rows_of(tmp_path / "index")
+    assert {row["raw"] for row in rows.values()} == set(names)
+    listed = [entry["path"] for entry in read_broken(tmp_path / "index")]
+    assert sorted(listed) == sorted([*bad, "huge.png"])
+    assert (report.encoded, report.broken) == (len(names), 13)
+    assert all(entry["reason"] for entry in read_broken(tmp_path / "index"))
+    # A search shows them, and finds where they are.
+    searcher = Searcher(tmp_path / "index")
+    found = searcher.search([parse_term("a green picture")], count=20)
+    assert len(found) == len(names)
+    raws = [row["raw"] for row in searcher.rows([each.id for each in found], ("raw",))]
+    assert all(searcher.path_of(raw).is_file() for raw in raws)
+    # Mended, it is indexed; nothing else is looked at again.
+    (source / "text.jpg").write_bytes(whole + b"mended")
+    again = build_index(tiny_runs["self"], source, tmp_path / "index", quiet)
+    assert (again.encoded, again.broken) == (1, 12)
+    assert "text.jpg" not in [entry["path"] for entry in read_broken(tmp_path / "index")]
+
+
+def test_links_are_followed_once(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    for name in ("a/1.png", "elsewhere/2.png"):
+        Image.new("RGB", (9, 9)).save(tmp_path / name)
+    (tmp_path / "a" / "link").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    (tmp_path / "a" / "link2").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    assert [file.raw for file in picture_files(tmp_path / "a")] == [b"1.png", b"link/2.png"]
+
+
+def test_another_aligner_and_another_folder_are_refused(tiny_runs, indexed, folder):
+    with pytest.raises(BadIndex, match="an index of another aligner"):
+        build_index(tiny_runs["self"], read_about(indexed).folder, indexed, quiet)
+    with pytest.raises(BadIndex, match="an index of "):
+        build_index(tiny_runs["late"], folder, indexed, quiet)
+    with pytest.raises(BadIndex, match="made by another aligner"):
+        Searcher(indexed, run=tiny_runs["self"])
+    with pytest.raises(BadIndex, match="no index there"):
+        Searcher(folder)
+    with pytest.raises(BadIndex, match="is there already and no index"):
+        build_index(tiny_runs["late"], folder, folder, quiet)
+
+
+def test_killed_at_random_moments_nothing_is_lost_and_nothing_twice(tiny_runs, tmp_path):
+    """Real processes and SIGKILL; rows are written eight at a time, so that there is much to cut off."""
+    source = tmp_path / "many"
+    source.mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(300):
+        Image.fromarray(rng.integers(0, 255, (48, 48, 3), dtype=np.uint8)).save(source / f"{number:03}.png")
+    index = tmp_path / "index"
+    code = (
+        "import sys, clipvisionalign.search.index as i; i.ROWS = i.BATCH = 8;"
+        "i.build_index(*sys.argv[1:], lambda line: print(line, flush=True))"
+    )
+    command = [sys.executable, "-c", code, str(tiny_runs["self"]), str(source), str(index)]
+    draw = random.Random(1)
+    kills = 0
+    for _ in range(4):
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        # Killed while it writes: some lines after it began.
+        for _ in range(draw.randint(2, 7)):
+            if not process.stdout.readline():
+                break
+        time.sleep(draw.uniform(0, 0.05))
+        if process.poll() is None:
+            process.send_signal(signal.SIGKILL)
+            kills += 1
+        process.wait()
+        if (index / "index.json").is_file() and list(index.glob("*.lance")):
+            assert len(rows_of(index)) <= 300
+            Searcher(index).search([parse_term("anything")])
+    assert kills >= 3
+    report = build_index(tiny_runs["self"], source, index, quiet)
+    assert report.there == 300
+    assert len(rows_of(index)) == 300
+
+
+# --- searching -------------------------------------------------------------------------------------------------------
+
+
+def test_a_search_is_the_exact_order_of_cosines(indexed, tiny_runs):
+    searcher = Searcher(indexed)
+    rows = rows_of(indexed)
+    query = load_aligner(tiny_runs["late"]).encode_captions(["a red circle"])[0].numpy()
+    expected = sorted(rows, key=lambda path: -float(np.dot(rows[path]["vector"], query)))
+    found = searcher.search([parse_term("a red circle")], count=12)
+    assert [each.path for each in found] == expected[:12]
+    assert found[0].score == pytest.approx(float(np.dot(rows[expected[0]]["vector"], query)), abs=1e-4)
+
+
+def test_terms_add_up_by_weight_and_minus_takes_away(indexed):
+    searcher = Searcher(indexed)
+    red, blue = (searcher.encode([parse_term(word)]) for word in ("red", "blue"))
+    both = searcher.encode([parse_term("2:red"), parse_term("blue", -1.0)])
+    expected = 2 * red - blue
+    assert both == pytest.approx(expected / np.linalg.norm(expected), abs=1e-5)
+    assert parse_term("2.5:a big dog") == Term("a big dog", 2.5)
+    assert parse_term("time 12:30") == Term("time 12:30", 1.0)
+    for terms, told in (([parse_term("red", -1.0)], "something to look for"),
+                        ([parse_term("red"), parse_term("red", -1.0)], "take each other away")):  # fmt: skip
+        with pytest.raises(ValueError, match=told):
+            searcher.encode(terms)
+    with pytest.raises(ValueError, match="needs words"):
+        parse_term("2: ")
+
+
+def test_a_picture_finds_itself_first(indexed, scenes_folder):
+    searcher = Searcher(indexed)
+    path = sorted((scenes_folder / "images").glob("*.png"))[5]
+    found = searcher.search([Term(path, is_picture=True)], count=3)
+    assert found[0].path == path.name
+    assert found[0].score == pytest.approx(1.0, abs=1e-3)
+
+
+def test_re_ranking_is_the_order_of_pair_scores(indexed, tiny_runs):
+    searcher = Searcher(indexed)
+    found = searcher.search([parse_term("a red circle")], count=8, rerank=8)
+    plain = searcher.search([parse_term("a red circle")], count=8)
+    assert {each.id for each in found} == {each.id for each in plain}
+    folder = Path(read_about(indexed).folder)
+    pairs = load_aligner(tiny_runs["late"]).pair_scorer([folder / each.path for each in plain], ["a red circle"])
+    scores = pairs(np.arange(8), np.zeros(8, dtype=int))
+    assert [each.path for each in found] == [plain[i].path for i in np.argsort(-scores, kind="stable")]
+
+
+def test_duplicates_by_bytes_and_by_sight(tiny_runs, tmp_path):
+    source = tmp_path / "twice"
+    source.mkdir()
+    rng = np.random.default_rng(3)
+    pictures = [Image.fromarray(rng.integers(0, 255, (64, 64, 3), dtype=np.uint8)) for _ in range(6)]
+    for number, picture in enumerate(pictures):
+        picture.save(source / f"{number}.png")
+    shutil.copy(source / "0.png", source / "copy.png")
+    pictures[1].save(source / "again.bmp")
+    build_index(tiny_runs["self"], source, tmp_path / "index", quiet)
+    groups = duplicates(Searcher(tmp_path / "index"), near=0.99999)
+    assert {frozenset(row["path"] for row in group) for group in groups} == {
+        frozenset({"0.png", "copy.png"}), frozenset({"1.png", "again.bmp"}),
+    }  # fmt: skip
+
+
+# --- filters ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_filter_keeps_what_it_says(indexed):
+    searcher = Searcher(indexed)
+    everything = {each.path for each in searcher.search([parse_term("red")], count=200)}
+    some = {each.path for each in searcher.search([parse_term("red")], count=200, where='path like "00001*"')}
+    assert some == {path for path in everything if path.startswith("00001")}
+    assert not searcher.search([parse_term("red")], where="width > 64")
+    assert searcher.search([parse_term("red")], where='width = 64 and path != "x"')
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "1 = 1", "path = 'a' or 1 = 1", "width > 1; drop table pictures", "path = 'a' --", "vector = 1", "hash = 'a'",
+        "width > 'a'", "path > 3", "path = 'it''s' and", "(width > 1)", "width > (select 1)", "width", "= 3", "x" * 600,
+        "raw = X'00'", "path like 5", "width like 'a'",
+    ],
+)  # fmt: skip
+def test_what_is_no_filter_is_refused(text):
+    with pytest.raises(FilterError):
+        filter_sql(text, FILTERS)
+
+
+@settings(deadline=None)
+@given(st.text(max_size=30).filter(lambda text: '"' not in text))
+def test_a_text_in_a_filter_stays_a_text(text):
+    sql = filter_sql(f'path = "{text}"', FILTERS)
+    assert sql.startswith("path = '")
+    inner = sql[len("path = '") : -1]
+    assert "'" not in inner.replace("''", "")
+    assert inner.replace("''", "'") == text
+
+
+# --- why -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("design", ["self", "sparse", "late", "cross"])
+def test_an_explanation_has_the_pairs_score_and_changes_with_the_weights(tiny_runs, scenes_folder, design):
+    import torch
+
+    aligner = load_aligner(tiny_runs[design])
+    path = sorted((scenes_folder / "images").glob("*.png"))[0]
+    found = explain(aligner, path, "a red circle")
+    index = np.zeros(1, dtype=int)
+    expected = float(aligner.score_pairs([path], ["a red circle"], index, index)[0])
+    assert found.score == pytest.approx(expected, rel=1e-3, abs=1e-3)
+    side = found.whole.shape[0]
+    assert found.whole.shape == (side, side)
+    assert found.whole.min() >= 0
+    assert found.whole.max() <= 1
+    assert [word for word, _ in found.words] == ([] if design in ("self", "sparse") else ["a", "red", "circle"])
+    assert overlay(path, found.whole).shape == (224, 224, 3) or max(overlay(path, found.whole).shape[:2]) <= 224
+    with torch.no_grad():
+        torch.manual_seed(0)
+        for parameter in aligner.image_tower.parameters():
+            parameter.copy_(torch.randn_like(parameter) * 0.05)
+    other = explain(aligner, path, "a red circle")
+    assert np.abs(other.whole - found.whole).max() > 0.05
+
+
+# --- commands --------------------------------------------------------------------------------------------------------
+
+
+def test_the_commands(tiny_runs, folder, tmp_path, capsys):
+    index = str(tmp_path / "index")
+    assert main(["index", str(tiny_runs["late"]), str(folder), "--out", index]) == 0
+    assert "40 pictures: 40 encoded" in capsys.readouterr().out
+    assert main(["search", index, "2:red", "circle", "--minus", "blue", "--count", "3", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["query"] == "2:red + circle"
+    assert len(found["found"]) == 3
+    assert main(["search", index, "red", "--paths", "--count", "4", "--rerank", "4"]) == 0
+    paths = capsys.readouterr().out.splitlines()
+    assert len(paths) == 4
+    assert all(Path(path).is_file() for path in paths)
+    assert main(["search", index, "--like", paths[0], "--sheet", str(tmp_path / "found.png")]) == 0
+    assert Image.open(tmp_path / "found.png").width > 500
+    (tmp_path / "queries.txt").write_text("a star\n\nthree rings\n")
+    assert main(["search", index, "--queries", str(tmp_path / "queries.txt"), "--json"]) == 0
+    capsys.readouterr()
+    assert main(["search", index, "red", "--where", "width > 5000"]) == 1
+    assert main(["search", index, "red", "--where", "colour = 3"]) == 1
+    assert "no column 'colour'" in capsys.readouterr().err
+    assert main(["explain", str(tiny_runs["late"]), paths[0], "a red circle", "--out", str(tmp_path / "why.png")]) == 0
+    assert Image.open(tmp_path / "why.png").width > 500
+    assert main(["duplicates", index, "--json"]) == 0
+
+
+# --- the service -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def client(indexed):
+    from fastapi.testclient import TestClient
+
+    from clipvisionalign.search.service import Limits, create_app
+
+    with TestClient(create_app([Searcher(indexed)], limits=Limits(upload_bytes=200_000))) as found:
+        yield found
+
+
+def test_the_service_finds_what_the_search_finds(client, indexed):
+    answer = client.get("/search", params={"q": ["2:red", "circle"], "minus": "blue", "count": 7}).json()["found"]
+    searcher = Searcher(indexed)
+    terms = [parse_term("2:red"), parse_term("circle"), parse_term("blue", -1.0)]
+    assert [each["path"] for each in answer] == [each.path for each in searcher.search(terms, 7)]
+    again = client.get("/search", params={"q": "red", "rerank": 5, "count": 5}).json()["found"]
+    assert all("pair_score" in each for each in again)
+    similar = client.get("/similar", params={"id": answer[0]["id"], "count": 3}).json()["found"]
+    assert answer[0]["id"] not in [each["id"] for each in similar]
+    thumbnail = client.get(f"/image/{answer[0]['id']}")
+    assert open_picture(thumbnail.content).width > 10
+    uploaded = client.post("/similar", files={"picture": thumbnail.content}).json()["found"]
+    assert uploaded[0]["id"] == answer[0]["id"]
+    why = client.get("/explain", params={"id": answer[0]["id"], "caption": "a red circle"})
+    assert open_picture(why.content).width > 300
+    assert client.get("/health").json()["indexes"][0]["pictures"] == 120
+    assert 'clipvisionalign_requests_total{path="/search",status="200"}' in client.get("/metrics").text
+
+
+def bomb() -> bytes:
+    out = BytesIO()
+    Image.new("1", (20_000, 20_000)).save(out, "PNG")
+    return out.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        ("/image/999999", 404), ("/image/-1", 404), ("/image/99999999999999999999", 404), ("/image/../../etc/passwd", 404),
+        ("/image/%2e%2e%2f%2e%2e%2fetc%2fpasswd", 404), ("/image//etc/passwd", 404), ("/image/abc", 422),
+        ("/page/../service.py", 404), ("/page/%2e%2e/service.py", 404), ("/search", 422), ("/search?q=", 422),
+        ("/search?q=" + "a" * 10_000, 422), ("/search?q=a&count=1000000", 422), ("/search?q=a&count=0", 422),
+        ("/search?q=a&where=1=1;drop table pictures", 422), ("/search?q=a&where=path='a' or '1'='1'", 422),
+        ("/search?q=a&rerank=100000", 422), ("/search?q=a&index=7", 422), ("/similar?id=99999999", 404),
+        ("/explain?id=0&caption=", 422), ("/explain?id=0&caption=%20", 422), ("/nothing", 404),
+    ],
+)  # fmt: skip
+def test_the_service_refuses(client, path, status):
+    answer = client.get(path)
+    assert answer.status_code in ({status, 404, 422} if status == 422 and "abc" in path else {status}), answer.text[
+        :300
+    ]
+    assert "root:" not in answer.text
+
+
+def test_the_service_refuses_uploads_that_are_no_pictures(client):
+    for data, status in ((b"", 422), (b"no picture", 422), (os.urandom(300_000), 413), (bomb(), 422)):
+        assert client.post("/similar", files={"picture": data}).status_code == status
+    assert client.post("/similar").status_code == 422
+
+
+def test_a_token_is_asked_of_everything_but_health(indexed):
+    from fastapi.testclient import TestClient
+
+    from clipvisionalign.search.service import create_app, serve
+
+    with TestClient(create_app([Searcher(indexed)], token="secret")) as client:
+        assert client.get("/health").status_code == 200
+        for path in ("/", "/search?q=a", "/image/0", "/metrics", "/openapi.json", "/page/page.js"):
+            assert client.get(path).status_code == 401
+            assert client.get(path, headers={"Authorization": "Bearer wrong"}).status_code == 401
+        assert client.get("/search?q=a", headers={"Authorization": "Bearer secret"}).status_code == 200
+        assert client.get("/?token=secret").status_code == 200
+        # The page's own requests come with the cookie.
+        assert client.get("/image/0").status_code == 200
+    with pytest.raises(ValueError, match="set a --token"):
+        serve([str(indexed)], host="0.0.0.0")
+
+
+def test_another_host_name_is_refused(indexed):
+    from fastapi.testclient import TestClient
+
+    from clipvisionalign.search.service import create_app
+
+    with TestClient(create_app([Searcher(indexed)], hosts=["localhost"])) as client:
+        assert client.get("/health", headers={"Host": "evil.example"}).status_code == 400
+        assert client.get("/health", headers={"Host": "localhost"}).status_code == 200
+
+
+def test_queries_that_wait_together_are_encoded_together():
+    from clipvisionalign.search.service import Batcher
+
+    gate, sizes = threading.Event(), []
+
+    def encode(texts):
+        gate.wait(5)
+        sizes.append(len(texts))
+        return np.array([[float(len(text))] for text in texts])
+
+    batcher = Batcher(encode)
+    waiting = [batcher(["x" * n]) for n in range(1, 21)]
+    gate.set()
+    assert [found.result(5).item() for found in waiting] == [float(n) for n in range(1, 21)]
+    assert len(sizes) <= 3
+    assert sum(sizes) == 20
+
+    def broken(texts):
+        raise RuntimeError("no")
+
+    with pytest.raises(RuntimeError):
+        Batcher(broken)(["x"]).result(5)
+    batcher.close()
