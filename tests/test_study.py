@@ -349,3 +349,41 @@ def test_a_dry_run_says_how_long_and_trains_nothing(plan, tmp_path, capsys):
     told = capsys.readouterr().out
     assert "in all, for 2 cells" in told
     assert not (tmp_path / "out" / "cells").exists()
+
+
+# --- people ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_made_up_set_in_rstpreids_layout_runs_the_whole_study(plan, tmp_path):
+    from PIL import Image, ImageDraw
+
+    rng = random.Random(0)
+    colours = ["red", "blue", "green", "yellow", "purple", "orange", "pink", "brown"]
+    (tmp_path / "people" / "imgs").mkdir(parents=True)
+    entries = []
+    for person, (shirt, trousers) in enumerate((a, b) for a in colours for b in colours if a != b):
+        split = ("train", "train", "train", "val")[person % 4]
+        for camera in range(2):
+            picture = Image.new("RGB", (48, 96), ("white", "lightgrey")[camera])
+            pencil, shift = ImageDraw.Draw(picture), rng.randint(-4, 4)
+            pencil.rectangle((14 + shift, 20, 34 + shift, 50), fill=shirt)
+            pencil.rectangle((14 + shift, 51, 34 + shift, 90), fill=trousers)
+            name = f"{person:04}_c{camera}.jpg"
+            picture.save(tmp_path / "people" / "imgs" / name)
+            captions = [f"a {shirt} square above a {trousers} square", f"{trousers} below {shirt} in the picture"]
+            entries.append({"id": person, "img_path": name, "captions": captions, "split": split})
+    (tmp_path / "people" / "data_captions.json").write_text(json.dumps(entries))
+    few = {name: plan.variants[name] for name in ("self", "late")}
+    people = replace(plan, data=str(tmp_path / "people"), variants=few, seeds=[0])
+    report = run_study(people, tmp_path / "out", lambda line: None)
+    assert report["data"]["layout"] == "rstpreid"
+    assert not report["failed"]
+    for variant in report["results"]["variants"].values():
+        run = variant["runs"][0]
+        for way in ("image_to_text", "text_to_image"):
+            assert variant["figures"][f"{way} map"]["value"] == pytest.approx(100 * run[way]["map"]["value"])
+            for k in (1, 5, 10):
+                assert variant["figures"][f"{way} recall_at_{k}"]["value"] == pytest.approx(
+                    100 * run[way][f"recall_at_{k}"]["value"]
+                )
+    assert "mAP text to image" in (tmp_path / "out" / "tables" / "accuracy.md").read_text()

@@ -62,6 +62,7 @@ def _run(command: Callable[[list[str]], int], arguments: list[str]) -> int:
 EXTRAS = {
     "matplotlib": "study", "jinja2": "study", "nltk": "study", "scipy": "study", "pyarrow": "parquet",
     "playwright": "pdf", "lancedb": "search", "fastapi": "search", "uvicorn": "search",
+    "onnx": "onnx", "onnxscript": "onnx", "onnxruntime": "onnx",
     "webdataset": "scale", "datasets": "scale", "peft": "scale",
 }  # fmt: skip
 
@@ -678,6 +679,28 @@ def serve(arguments: list[str]) -> int:
     return 0
 
 
+def export(arguments: list[str]) -> int:
+    parser = _parser(
+        "export",
+        description="Write a run for use elsewhere: as ONNX, checked against PyTorch, with tokenizer and\n"
+        "preprocessing; or as a folder for a hub, with its model card.",
+    )
+    parser.add_argument("run", help="run folder that 'train' wrote")
+    how = parser.add_mutually_exclusive_group(required=True)
+    how.add_argument("--onnx", metavar="DIR", help="folder to write ONNX files to (needs clipvisionalign[onnx])")
+    how.add_argument("--huggingface", metavar="DIR", help="folder to write model, settings, tokenizer and card to")
+    parser.add_argument("--int8", action="store_true", help="with --onnx: also towers with 8-bit products")
+    given = parser.parse_args(arguments)
+    from clipvisionalign.search.export import export_huggingface, export_onnx
+
+    if given.onnx:
+        about = export_onnx(given.run, given.onnx, given.int8)
+        print(f"{given.onnx}: at most {about['difference']:.1e} from PyTorch's; README.md tells how to use it")
+    else:
+        print(f"{export_huggingface(given.run, given.huggingface)}: model, settings, tokenizer, README.md")
+    return 0
+
+
 COMMANDS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     "scenes": ("draw the built-in data set: scenes of shapes with five captions each", scenes),
     "check": ("list what is wrong with a data set, row by row", check),
@@ -690,6 +713,7 @@ COMMANDS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     "index": ("encode the pictures of a folder into an index to search", index),
     "search": ("find pictures by words, by a picture, by several of both", search),
     "serve": ("a search page and service over an index", serve),
+    "export": ("write a run for use elsewhere: ONNX, or a folder for a hub", export),
     "duplicates": ("list pictures of an index that are the same, or nearly", duplicates),
     "explain": ("which parts of a picture carry which word of a caption", explain),
 }

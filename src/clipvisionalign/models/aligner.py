@@ -434,8 +434,10 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return state | {"log_scale": state["log_scale"].reshape(1)} if "log_scale" in state else state
 
 
-def load_aligner(folder: str | Path, device: str = "auto") -> Aligner:
+def load_aligner(folder: str | Path, device: str = "auto", packed: bool = True) -> Aligner:
     """The aligner that a run folder holds, ready to encode and score; needs nothing else, and no network.
+
+    packed: lay the weights out for the CPU's kernels, which an export to another format cannot read.
 
     Raises FileNotFoundError where the folder is not a run folder, ValueError where a file in it does not fit.
     """
@@ -456,5 +458,6 @@ def load_aligner(folder: str | Path, device: str = "auto") -> Aligner:
         aligner.load_state_dict(read_weights(source / WEIGHTS_FILE))
     except Exception as error:
         raise ValueError(f"{source / WEIGHTS_FILE}: not this aligner's weights: {error}") from None
-    pack_linears(aligner)
+    if packed:
+        pack_linears(aligner)
     return aligner.to(best_device(device)).eval()

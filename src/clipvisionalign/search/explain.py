@@ -82,14 +82,15 @@ def _by_words(aligner: Aligner, image: Picture, caption: str) -> Explanation:
 
 
 def words_of_tokens(aligner: Aligner, caption: str, tokens: int) -> list[tuple[str, list[int]]]:
-    """The caption's words, each with the places of its tokens, as far as there are `tokens` of them."""
+    """The caption's words without its punctuation, each with the places of its tokens, as far as there are so many."""
     found = aligner.text_tower.tokenizer(caption, truncation=True, max_length=aligner.text_tower.max_tokens)
     places: dict[int, list[int]] = {}
     for place, word in enumerate(found.word_ids()[:tokens]):
         if word is not None:
             places.setdefault(word, []).append(place)
     spans = {word: found.word_to_chars(word) for word in places}
-    return [(caption[spans[word].start : spans[word].end], rows) for word, rows in places.items()]
+    words = [(caption[spans[word].start : spans[word].end], rows) for word, rows in places.items()]
+    return [(word, rows) for word, rows in words if any(letter.isalnum() for letter in word)]
 
 
 def _grid(values: Tensor) -> np.ndarray:

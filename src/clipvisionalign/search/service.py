@@ -381,7 +381,5 @@ def serve(
     # A page elsewhere must not reach a service on loopback by a name that it makes point there.
     hosts = ["localhost", "127.0.0.1", "[::1]"] if loopback else ["*"]
     app = create_app(searchers, token, hosts=hosts)
-    say(
-        f"http://{host}:{port}/{f'?token={token}' if token else ''} (Ctrl-C stops it; /openapi.json describes it)"
-    )
+    say(f"http://{host}:{port}/{f'?token={token}' if token else ''} (Ctrl-C stops it; /openapi.json describes it)")
     uvicorn.run(app, host=host, port=port, log_level="warning", timeout_keep_alive=15)

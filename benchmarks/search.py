@@ -1,0 +1,180 @@
+"""Search: what an index finds and how fast, beside LanceDB's flat search and USearch's HNSW, in one run.
+
+    python benchmarks/search.py [--vectors 200000] [--run RUN] [--json]
+
+Vectors are made up: unit length, width 256, in clusters as those of pictures are, with near neighbours planted for 200
+queries. With --run also whole searches by words, encoding included, and the rate of indexing against the picture
+tower's own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+WIDTH, QUERIES, FIRST = 256, 200, 10
+
+
+def made_up(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Vectors (count, D) and queries (200, D), each with a near neighbour among them."""
+    rng = np.random.default_rng(seed)
+    centres = rng.normal(size=(2000, WIDTH)).astype(np.float32)
+    vectors = np.empty((count, WIDTH), dtype=np.float32)
+    for start in range(0, count, 50_000):
+        rows = slice(start, min(start + 50_000, count))
+        number = rows.stop - rows.start
+        vectors[rows] = centres[rng.integers(len(centres), size=number)] + rng.normal(size=(number, WIDTH)) * 0.8
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    queries = vectors[rng.choice(count, QUERIES, replace=False)]
+    queries = queries + rng.normal(size=queries.shape).astype(np.float32) * 0.5 / np.sqrt(WIDTH)
+    return vectors, (queries / np.linalg.norm(queries, axis=1, keepdims=True)).astype(np.float32)
+
+
+def exact(vectors: np.ndarray, queries: np.ndarray) -> np.ndarray:
+    """The true first ten (200, 10)."""
+    return np.argsort(-(queries @ vectors.T), axis=1, kind="stable")[:, :FIRST]
+
+
+def timed(search: Any, queries: np.ndarray, right: np.ndarray) -> dict[str, float]:
+    """Recall of the first ten, and milliseconds of one query at a time."""
+    for query in queries[:5]:
+        search(query)
+    taken, hits = [], []
+    for query, true in zip(queries, right, strict=True):
+        start = time.perf_counter()
+        found = search(query)
+        taken.append(1000 * (time.perf_counter() - start))
+        hits.append(len(set(found) & set(true.tolist())) / FIRST)
+    p50, p99 = np.percentile(taken, [50, 99])
+    return {
+        "recall_at_10": round(float(np.mean(hits)), 4),
+        "p50_ms": round(float(p50), 2),
+        "p99_ms": round(float(p99), 2),
+    }
+
+
+def indexed(vectors: np.ndarray, folder: Path) -> tuple[Any, float, dict[str, Any]]:
+    """A table as `index` makes it, the seconds that its approximate index took, and what it says of itself."""
+    import pyarrow as arrow
+
+    from clipvisionalign.search import index as made
+
+    about = made.About("", "", "", WIDTH)
+    folder.mkdir()
+    made._write(folder, about)
+    table = made._table(folder, WIDTH)
+    for start in range(0, len(vectors), 50_000):
+        part = vectors[start : start + 50_000]
+        ids = np.arange(start, start + len(part))
+        names = [f"{number}.jpg" for number in ids]
+        columns = {
+            "id": ids, "path": names, "raw": [name.encode() for name in names], "size": ids, "mtime_ns": ids,
+            "hash": names, "width": np.full(len(part), 224, np.int32), "height": np.full(len(part), 224, np.int32),
+            "thumbnail": [b""] * len(part),
+            "vector": arrow.FixedSizeListArray.from_arrays(arrow.array(part.reshape(-1)), WIDTH),
+        }  # fmt: skip
+        table.add(arrow.table(columns, schema=table.schema))
+    start_time = time.perf_counter()
+    made._approximate(table, folder, about, len(vectors), made.EXACT, lambda line: print(line, file=sys.stderr))
+    return table, time.perf_counter() - start_time, {"kind": about.kind, "recall": about.recall, **about.settings}
+
+
+def usearch_of(vectors: np.ndarray) -> tuple[Any, float]:
+    from usearch.index import Index
+
+    start = time.perf_counter()
+    found = Index(ndim=WIDTH, metric="ip", dtype="f32", connectivity=24, expansion_add=200, expansion_search=200)
+    found.add(np.arange(len(vectors)), vectors)
+    return found, time.perf_counter() - start
+
+
+def whole_searches(run: str, table_folder: Path, queries: int = 200) -> dict[str, float]:
+    """Searches by words, encoding included, in milliseconds."""
+    from clipvisionalign.models.aligner import load_aligner
+    from clipvisionalign.search.index import open_table, read_about
+    from clipvisionalign.search.query import nearest
+
+    aligner, table = load_aligner(run), open_table(table_folder)
+    flat = read_about(table_folder).kind == "exact"
+    words = "a dog runs on the grass while two people watch a red ball in the water near trees".split()  # noqa: SIM905
+    rng = np.random.default_rng(0)
+    taken = []
+    for turn in range(queries + 10):
+        text = " ".join(rng.choice(words, size=8))
+        start = time.perf_counter()
+        nearest(table, aligner.encode_captions([text])[0].numpy(), 20, flat)
+        if turn >= 10:
+            taken.append(1000 * (time.perf_counter() - start))
+    return {f"p{p}_ms": round(float(np.percentile(taken, p)), 1) for p in (50, 95, 99)}
+
+
+def indexing_rate(run: str, pictures: str, folder: Path) -> dict[str, float]:
+    """Pictures a second of `index`, and of the picture tower alone on the same pictures, decoded beforehand."""
+    import torch
+
+    from clipvisionalign.models.aligner import load_aligner
+    from clipvisionalign.search.files import picture_files
+    from clipvisionalign.search.index import BATCH, build_index
+
+    start = time.perf_counter()
+    report = build_index(run, pictures, folder, lambda line: None)
+    seconds = time.perf_counter() - start
+    aligner = load_aligner(run)
+    start_load = time.perf_counter()
+    load_aligner(run)
+    seconds -= time.perf_counter() - start_load
+    paths = [file.below(Path(pictures)) for file in picture_files(Path(pictures))][: 8 * BATCH]
+    look = aligner.image_tower.input.look()
+    pixels = torch.stack([look(path) for path in paths])
+    with torch.no_grad():
+        aligner.image_states(aligner.image_tower(pixels[:BATCH]))
+        start = time.perf_counter()
+        for place in range(0, len(pixels), BATCH):
+            aligner.image_states(aligner.image_tower(pixels[place : place + BATCH]))
+        tower = len(pixels) / (time.perf_counter() - start)
+    rate = report.encoded / seconds
+    return {"index, pictures/s": round(rate, 1), "tower alone": round(tower, 1), "ratio": round(rate / tower, 3)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--vectors", type=int, default=200_000, help="how many (default 200,000)")
+    parser.add_argument("--run", help="a run, for whole searches")
+    parser.add_argument("--pictures", help="a folder of pictures, for the rate of indexing (needs --run)")
+    parser.add_argument("--no-usearch", action="store_true", help="leave the rival's index out (a million take long)")
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
+    given = parser.parse_args()
+    from clipvisionalign.search.query import nearest
+    from clipvisionalign.study.profile import peak_memory
+
+    vectors, queries = made_up(given.vectors)
+    right = exact(vectors, queries)
+    found: dict[str, Any] = {"vectors": given.vectors}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name) / "index"
+        table, seconds, about = indexed(vectors, folder)
+        found["ours"] = {**about, "build_s": round(seconds, 1)}
+        flat = about["kind"] == "exact"
+        found["ours"] |= timed(lambda q: [r["id"] for r in nearest(table, q, FIRST, flat)], queries, right)
+        found["LanceDB flat"] = timed(lambda q: [r["id"] for r in nearest(table, q, FIRST, True)], queries, right)
+        if not given.no_usearch:
+            rival, seconds = usearch_of(vectors)
+            found["USearch HNSW"] = {"build_s": round(seconds, 1)}
+            found["USearch HNSW"] |= timed(lambda q: rival.search(q, FIRST).keys.tolist(), queries, right)
+        if given.run:
+            found["search by words, encoding included"] = whole_searches(given.run, folder)
+        if given.run and given.pictures:
+            found["indexing"] = indexing_rate(given.run, given.pictures, Path(name) / "pictures")
+    found["peak_memory_mib"] = round(peak_memory() / 2**20)
+    print(json.dumps(found, indent=2) if given.json else "\n".join(f"{key}: {value}" for key, value in found.items()))
+
+
+if __name__ == "__main__":
+    main()

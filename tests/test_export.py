@@ -1,0 +1,101 @@
+"""Aligners for use elsewhere: ONNX equals PyTorch, and a hub's folder reads back."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxscript")
+
+from clipvisionalign.cli import main
+from clipvisionalign.models.aligner import load_aligner
+from clipvisionalign.search.export import CAPTIONS, FUSION, IMAGES, OnnxAligner, checked, export_onnx, session
+
+
+@pytest.fixture(scope="module")
+def exported(tiny_runs, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("onnx") / "cross"
+    export_onnx(tiny_runs["cross"], folder, int8=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def aligner(tiny_runs):
+    return load_aligner(tiny_runs["cross"], packed=False)
+
+
+def test_it_equals_pytorch_over_batches_and_lengths(exported, aligner):
+    lengths = (2, 3, 20, 77)
+    assert checked(aligner, exported, batches=(1, 2, 5, 33), lengths=lengths) < 1e-4
+
+
+def test_a_file_that_is_not_the_aligners_is_found_out(exported, tiny_runs):
+    with pytest.raises(RuntimeError, match="differ from PyTorch's"):
+        checked(load_aligner(tiny_runs["self"], packed=False), exported, batches=(2,), lengths=(9,))
+
+
+def test_the_fusion_gives_the_same_corrections(exported, aligner, scenes_folder):
+    paths = sorted((scenes_folder / "images").glob("*.png"))[:3]
+    captions = ["a red circle", "two blue stars", "a ring"]
+    pairs = aligner.pair_scorer(paths, captions)
+    index = np.arange(3)
+    expected = pairs.parts(index, index)[:, 2]
+    look = aligner.image_tower.input.look()
+    import torch
+
+    pixels = aligner.image_tower.input.scaled(torch.stack([look(path) for path in paths])).numpy()
+    patches = session(exported / IMAGES).run(["patches"], {"pixels": pixels})[0]
+    ids = torch.nn.utils.rnn.pad_sequence(
+        [torch.tensor(row) for row in aligner.text_tower.tokenize(captions)], batch_first=True,
+        padding_value=aligner.text_tower.pad,
+    ).numpy()  # fmt: skip
+    mask = (ids != aligner.text_tower.pad).astype(np.int64)
+    tokens = session(exported / CAPTIONS).run(["tokens"], {"ids": ids, "mask": mask})[0]
+    found = session(exported / FUSION).run(["corrections"], {"patches": patches, "tokens": tokens, "mask": mask})[0]
+    assert found == pytest.approx(expected, abs=1e-4)
+
+
+def test_the_exported_aligner_answers_like_every_model(exported, aligner, scenes_folder):
+    other = OnnxAligner(exported)
+    captions = ["a red circle", "four small green squares above a large ring", ""] * 3
+    assert np.abs(other.encode_captions(captions) - aligner.encode_captions(captions).numpy()).max() < 1e-4
+    paths = sorted((scenes_folder / "images").glob("*.png"))[:5]
+    assert np.abs(other.encode_images(paths) - aligner.encode_images(paths).numpy()).max() < 1e-4
+    small = OnnxAligner(exported, int8=True)
+    cosines = (small.encode_captions(captions) * other.encode_captions(captions)).sum(axis=1)
+    assert cosines.min() > 0.97
+
+
+def test_its_readme_works_as_it_stands(exported, scenes_folder):
+    """With onnxruntime, tokenizers, Pillow and NumPy, and without this project."""
+    from PIL import Image
+
+    code = (exported / "README.md").read_text().partition("```python\n")[2].partition("```")[0]
+    Image.open(next((scenes_folder / "images").glob("*.png"))).save(exported / "a.jpg")
+    told = "import sys\nsys.modules['torch'] = sys.modules['clipvisionalign'] = None\n" + code + "\nprint(scores.shape)"
+    done = subprocess.run([sys.executable, "-c", told], cwd=exported, capture_output=True, text=True)
+    assert done.stdout.strip() == "(1, 2)", done.stderr[-800:]
+
+
+def test_windows_are_refused_with_a_word(tiny_runs, tmp_path, capsys):
+    assert main(["export", str(tiny_runs["sparse"]), "--onnx", str(tmp_path / "out")]) == 1
+    assert "sliding windows are not exported" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_for_a_hub_reads_back(tiny_runs, tmp_path, capsys):
+    assert main(["export", str(tiny_runs["late"]), "--huggingface", str(tmp_path / "hub")]) == 0
+    captions = ["a red circle", "a blue star"]
+    before, after = load_aligner(tiny_runs["late"]), load_aligner(tmp_path / "hub")
+    assert (before.encode_captions(captions) == after.encode_captions(captions)).all()
+    card = (tmp_path / "hub" / "README.md").read_text()
+    rsum = json.loads((tiny_runs["late"] / "results.json").read_text())["rsum"]["value"]
+    assert f"Rsum {rsum:.1f} [" in card
+    assert "## Limits" in card
+    assert main(["export", str(tiny_runs["late"]), "--huggingface", str(tmp_path / "hub")]) == 1
+    assert "is there already and not empty" in capsys.readouterr().err
