@@ -1,0 +1,153 @@
+"""The search page in a real browser, over a real service in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("playwright")
+pytest.importorskip("lancedb")
+
+from clipvisionalign.search.index import build_index
+from clipvisionalign.study.page import browser_path
+
+pytestmark = pytest.mark.skipif(browser_path() is None, reason="no Chromium is installed")
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory, scenes_folder, tiny_runs):
+    """Two indexes, served."""
+    folder = tmp_path_factory.mktemp("served")
+    for design in ("late", "self"):
+        build_index(tiny_runs[design], scenes_folder / "images", folder / design, lambda line: None)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "clipvisionalign", "serve", str(folder / "late"), str(folder / "self")]
+    process = subprocess.Popen([*command, "--port", str(port)], env={**os.environ, "OMP_NUM_THREADS": "1"},
+                               stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)  # fmt: skip
+    address = f"http://127.0.0.1:{port}"
+    for _ in range(300):
+        try:
+            urllib.request.urlopen(f"{address}/health").read()
+            break
+        except OSError:
+            assert process.poll() is None, process.stderr.read().decode()
+            time.sleep(0.2)
+    yield address
+    process.terminate()
+    process.wait()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        found = playwright.chromium.launch(executable_path=browser_path(), args=["--no-sandbox"])
+        yield found
+        found.close()
+
+
+@pytest.fixture
+def page(browser, service, request):
+    """The page; whatever it said to the console fails the test."""
+    width, scheme = getattr(request, "param", (1280, "light"))
+    context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    found = context.new_page()
+    said: list[str] = []
+    found.on("console", lambda message: said.append(message.text))
+    found.on("pageerror", lambda error: said.append(str(error)))
+    found.on("request", lambda asked: None if asked.url.startswith((service, "data:")) else said.append(asked.url))
+    found.goto(service)
+    until(found, "document.getElementById('status').textContent.includes('pictures')")
+    yield found
+    context.close()
+    # Chromium itself writes a line about an answer such as 422, which the page tells its user.
+    assert [line for line in said if "status of 422" not in line] == []
+
+
+def until(page, expression: str, *arguments) -> None:
+    """Wait for an expression to be true; asked from outside, since the page's policy lets nothing be evaluated in it."""
+    for _ in range(200):
+        if page.evaluate(expression, *arguments):
+            return
+        page.wait_for_timeout(50)
+    raise AssertionError(f"never true: {expression}")
+
+
+def look_for(page, words: str) -> list[str]:
+    """Search by keyboard; the paths that are found."""
+    page.get_by_label("Words").focus()
+    page.keyboard.press("Control+a")
+    page.keyboard.type(words)
+    page.keyboard.press("Enter")
+    until(page, "document.getElementById('status').textContent.includes(' for ')")
+    page.wait_for_selector(".found li img")
+    return page.locator(".found .about").all_inner_texts()
+
+
+def test_words_and_without(page):
+    plain = look_for(page, "a red circle")
+    assert len(plain) == 20
+    page.get_by_label("Without").fill("blue")
+    page.keyboard.press("Enter")
+    until(page, "(before) => document.querySelector('.found .about').textContent !== before", plain[0])
+    until(page, "[...document.querySelectorAll('.found img')].slice(0, 4).every(i => i.complete && i.naturalWidth)")
+
+
+def test_a_picture_finds_its_like(page, scenes_folder: Path):
+    path = sorted((scenes_folder / "images").glob("*.png"))[3]
+    page.get_by_text("Picture, filter, order").click()
+    page.get_by_label("A picture").set_input_files(str(path))
+    page.wait_for_selector(".found li")
+    assert path.name in page.locator(".found .about").first.inner_text()
+    page.get_by_label("A picture").set_input_files({"name": "x.png", "mimeType": "image/png", "buffer": b"no picture"})
+    page.wait_for_selector("#status.bad")
+    assert "not a picture" in page.locator("#status").inner_text()
+
+
+def test_why_by_keyboard_alone(page):
+    look_for(page, "2:a red circle")
+    page.get_by_role("button", name="Why").first.focus()
+    page.keyboard.press("Enter")
+    until(page, "document.querySelector('dialog[open] img')?.naturalWidth > 300")
+    assert page.evaluate("document.activeElement.textContent") == "Close"
+    page.keyboard.press("Escape")
+    assert not page.locator("dialog[open]").count()
+    page.get_by_role("button", name="Pictures similar to").first.focus()
+    page.keyboard.press("Enter")
+    until(page, "document.getElementById('status').textContent.includes('like')")
+
+
+def test_compare_and_re_rank(page):
+    page.get_by_text("Picture, filter, order").click()
+    page.get_by_label("compare both indexes").check()
+    page.get_by_label("re-rank the first 32").check()
+    look_for(page, "a star")
+    assert page.locator(".columns.two section").count() == 2
+    assert page.get_by_role("heading", name="Index 2, design self").count() == 1
+    assert " / " in page.locator("section").first.locator(".about").first.inner_text()
+
+
+def test_a_filter(page):
+    page.get_by_text("Picture, filter, order").click()
+    page.get_by_label("Filter").fill('path like "00000*"')
+    assert all("00000" in text for text in look_for(page, "a star"))
+
+
+@pytest.mark.parametrize("page", [(1280, "light"), (1280, "dark"), (390, "light")], indirect=True)
+def test_axe_finds_no_fault_and_it_fits(page):
+    from axe_playwright_python.sync_playwright import Axe
+
+    look_for(page, "a red circle")
+    found = Axe().run(page).response["violations"]
+    assert found == [], [(one["id"], one["nodes"][0]["html"][:200]) for one in found]
+    assert page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
