@@ -1,0 +1,133 @@
+"""Do the maps of `explain` say what the model used? Three checks on trained runs.
+
+    python benchmarks/explain.py RUN ... [--data DATA] [--pictures 100] [--json]
+
+- Pointing game (drawn scenes only, exact ground truth): does the map's peak lie in the cell of the group that the
+  caption names? Beside it chance (a peak anywhere), a peak always in the centre, and a peak on any of the scene's groups.
+- Deletion: the marked fifth of the picture is greyed; how much does the score fall, against a fifth drawn at random?
+- Weights drawn anew: how alike are the maps of the trained and of the random model (rank correlation)?
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+SHARE, DRAWS = 0.2, 5
+
+
+def deleted(picture: Any, marked: np.ndarray) -> Any:
+    """The picture with the marked patches grey. marked: (h, w) bool."""
+    from PIL import Image
+
+    pixels = np.asarray(picture).copy()
+    rows = np.arange(pixels.shape[0]) * marked.shape[0] // pixels.shape[0]
+    columns = np.arange(pixels.shape[1]) * marked.shape[1] // pixels.shape[1]
+    pixels[marked[np.ix_(rows, columns)]] = 127
+    return Image.fromarray(pixels)
+
+
+def top(grid: np.ndarray, count: int) -> np.ndarray:
+    """The `count` greatest places of a map, as a mask."""
+    found = np.zeros(grid.size, dtype=bool)
+    found[np.argsort(-grid.ravel(), kind="stable")[:count]] = True
+    return found.reshape(grid.shape)
+
+
+def interval(values: list[float]) -> dict[str, float]:
+    """Mean and 95% interval over pictures."""
+    array = np.array(values, dtype=float)
+    reach = 1.96 * array.std(ddof=1) / np.sqrt(len(array))
+    return {name: round(float(value), 4) for name, value in
+            (("value", array.mean()), ("low", array.mean() - reach), ("high", array.mean() + reach))}  # fmt: skip
+
+
+def checks(run: str, source: str, count: int) -> dict[str, Any]:
+    import torch
+    from scipy.stats import spearmanr
+
+    from clipvisionalign.data.formats import read_captioned_images
+    from clipvisionalign.data.scenes import read_scenes
+    from clipvisionalign.models.aligner import load_aligner
+    from clipvisionalign.pictures import open_picture
+    from clipvisionalign.search.explain import explain
+
+    aligner = load_aligner(run)
+    data, scenes = read_captioned_images(source).split("dev"), read_scenes(source)
+    rng = np.random.default_rng(0)
+    rows = data.rows[:count]
+    hits, centre, any_group, falls, random_falls, maps = [], [], [], [], [], []
+    index = np.zeros(1, dtype=int)
+    for row in rows:
+        if row.name in scenes:
+            for group in scenes[row.name].groups:
+                grid = explain(aligner, row.image, group.words(with_size=False)).whole
+                y, x = np.unravel_index(int(grid.argmax()), grid.shape)
+                cell = int(3 * (x + 0.5) / grid.shape[1]), int(3 * (y + 0.5) / grid.shape[0])
+                hits.append(float(cell == (group.column, group.row)))
+                centre.append(float((group.column, group.row) == (1, 1)))
+                any_group.append(1 / len(scenes[row.name].groups))
+        caption = row.captions[0]
+        found = explain(aligner, row.image, caption)
+        maps.append((row.image, caption, found.whole))
+        picture, number = open_picture(row.image), round(SHARE * found.whole.size)
+
+        def score(image: Any, words: str = caption) -> float:
+            return float(aligner.score_pairs([image], [words], index, index)[0])
+
+        whole = score(picture)
+        falls.append(whole - score(deleted(picture, top(found.whole, number))))
+        drawn = [top(rng.random(found.whole.shape), number) for _ in range(DRAWS)]
+        random_falls.append(whole - float(np.mean([score(deleted(picture, mask)) for mask in drawn])))
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for module in aligner.modules():
+            if hasattr(module, "reset_parameters"):
+                module.reset_parameters()
+    alike = []
+    for image, caption, grid in maps[:30]:
+        other = explain(aligner, image, caption).whole
+        if grid.std() > 0 and other.std() > 0:
+            alike.append(float(spearmanr(grid.ravel(), other.ravel()).statistic))
+    result: dict[str, Any] = {"run": run, "method": found.method, "pictures": len(rows)}
+    if hits:
+        result["pointing game"] = {
+            "hits": interval(hits), "chance": round(1 / 9, 4), "always the centre": interval(centre),
+            "any group of the scene": interval(any_group), "captions": len(hits),
+        }  # fmt: skip
+    gaps = [fall - other for fall, other in zip(falls, random_falls, strict=True)]
+    result["deletion"] = {
+        "fall": interval(falls),
+        "at random": interval(random_falls),
+        "more than at random": interval(gaps),
+    }
+    result["rank correlation with drawn weights"] = interval(alike) if len(alike) > 1 else None
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="trained runs")
+    parser.add_argument("--data", help="data set (default: each run's own)")
+    parser.add_argument("--pictures", type=int, default=100, help="of the dev split (default 100)")
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
+    given = parser.parse_args()
+    found = []
+    for run in given.runs:
+        source = given.data or json.loads((Path(run) / "data.json").read_text())["source"]
+        found.append(checks(run, source, given.pictures))
+        print(f"{run}: done", file=sys.stderr)
+    if given.json:
+        print(json.dumps(found, indent=2))
+        return
+    for each in found:
+        print("\n".join(f"{key}: {value}" for key, value in each.items()) + "\n")
+
+
+if __name__ == "__main__":
+    main()
