@@ -3,7 +3,7 @@
     python benchmarks/explain.py RUN ... [--data DATA] [--pictures 100] [--json]
 
 - Pointing game (drawn scenes only, exact ground truth): does the map's peak lie in the cell of the group that the
-  caption names? Beside it chance (a peak anywhere), a peak always in the centre, and a peak on any of the scene's groups.
+  caption names? Beside it chance (a peak anywhere), a peak always in the centre, and one on any of the scene's groups.
 - Deletion: the marked fifth of the picture is greyed; how much does the score fall, against a fifth drawn at random?
 - Weights drawn anew: how alike are the maps of the trained and of the random model (rank correlation)?
 """
