@@ -164,3 +164,25 @@ def test_other_data_other_settings_and_no_run_are_refused(tmp_path, scenes_folde
     save_checkpoint(run, 1, {"data": "another", "precision": "float32"})
     with pytest.raises(DataError, match="not the training data"):
         resume(run, say=lambda line: None)
+
+
+def test_a_run_stopped_after_its_last_epoch_is_measured_and_ends(tmp_path, scenes_folder, tiny_model, monkeypatch):
+    """Killed between the last checkpoint and results.json: nothing is left to train."""
+    from clipvisionalign.training import train as training
+
+    config = training.RunConfig(
+        data=str(scenes_folder), out=str(tmp_path / "run"), model=tiny_model("self"), epochs=1, batch=16, augment="none",
+        precision="float32", cache=str(tmp_path / "cache"), trackers="",
+    )  # fmt: skip
+
+    def cut_off(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(training, "measure", cut_off)
+        with pytest.raises(KeyboardInterrupt):
+            training.train(config, lambda line: None)
+    assert not (tmp_path / "run" / "results.json").exists()
+    results = training.resume(tmp_path / "run", lambda line: None)
+    assert results["steps"] > 0
+    assert (tmp_path / "run" / "results.json").is_file()

@@ -62,7 +62,7 @@ def run_study(plan: Plan, out: str | Path, say: Say = print) -> dict[str, Any]:
         try:
             found = measure_cell(cell, part, plan.split, pairs, apart, plan.measure.audit_images)
             measured.append(Measured(cell.variant, cell.seed, found, ranks_of(cell, plan.split)))
-        except (RuntimeError, ValueError, OSError) as error:
+        except Exception as error:
             failed[cell.variant, cell.seed] = f"measuring: {type(error).__name__}: {error}"
             say(f"{cell.folder.name}: FAILED: {failed[cell.variant, cell.seed]}")
     if not measured:
@@ -170,7 +170,7 @@ def _train(cells: list[Cell], say: Say) -> dict[tuple[str, int], str]:
                 train_cell(cell, say)
                 trained += not done
                 continue
-            except (RuntimeError, ValueError, OSError, ArithmeticError, MemoryError) as error:
+            except Exception as error:
                 failed[cell.variant, cell.seed] = f"{type(error).__name__}: {error}".splitlines()[0]
         say(f"{cell.folder.name}: FAILED: {failed[cell.variant, cell.seed]}; the rest goes on")
     return failed

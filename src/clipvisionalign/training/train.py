@@ -267,6 +267,8 @@ def train(config: RunConfig, say: Say = print, state: dict[str, Any] | None = No
         say(f"stopped after step {where.step}; go on with: clipvisionalign train --resume {out}")
         raise KeyboardInterrupt
 
+    # A run may have been stopped after its last epoch: then there is none to do, and no such model.
+    model: Aligner | None = None
     records = Records(out, processes.accelerator if usable else None, processes.first)
     with asked_to_stop() as stop, progress_line(steps, say) as show, closing(records):
         while where.epoch <= epochs and not where.stopped:
