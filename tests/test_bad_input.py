@@ -175,7 +175,8 @@ def test_same_and_nearly_same_picture_in_two_splits(tmp_path):
 def test_drawn_scenes_are_no_near_duplicates(scenes_folder, tmp_path):
     """Scenes on one plain ground are alike nearly everywhere; the demo's own hold some that differ in one shape only."""
     from clipvisionalign.data.scenes import write_scenes
-    from clipvisionalign.study.demo import SCENES, SEED
+    from clipvisionalign.study.demo import SCENES
+    from clipvisionalign.study.run import SEED
 
     for folder in (scenes_folder, write_scenes(tmp_path / "demo", SCENES, SEED)):
         _, report = check(read_captioned_images(folder))

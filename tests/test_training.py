@@ -214,6 +214,7 @@ def test_run_folder_is_complete_and_its_figures_are_its_models(design, tiny_runs
         "data.json",
         "environment.json",
         "results.json",
+        "ranks.npz",
         "records",
     }
     assert {path.name for path in run.iterdir()} == names

@@ -33,6 +33,8 @@ Say = Callable[[str], None]
 
 #: The plan in a study's folder.
 PLAN = "plan.yaml"
+#: By which the scenes of a study are drawn.
+SEED = 7
 
 
 def run_study(plan: Plan, out: str | Path, say: Say = print) -> dict[str, Any]:
@@ -129,7 +131,7 @@ def _draw(folder: Path, scenes: int) -> None:
 
     aside = folder.with_name("scenes.part")
     shutil.rmtree(aside, ignore_errors=True)
-    write_scenes(aside, scenes, seed=7)
+    write_scenes(aside, scenes, SEED)
     aside.replace(folder)
 
 
