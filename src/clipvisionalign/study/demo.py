@@ -16,7 +16,7 @@ from clipvisionalign.study.run import run_study
 from clipvisionalign.study.tables import print_tables
 
 FOLDER = Path("demo")
-SCENES = 320
+SCENES = 256
 
 
 def demo(folder: Path = FOLDER) -> None:

@@ -106,7 +106,9 @@ def measure(run: str, data: str, split: str, layout: str, load: Callable[[str], 
 
 
 def _by_batch(aligner: Any, captions: Sequence[str], size: int) -> dict[str, Any]:
-    taken = _milliseconds(lambda: aligner.encode_captions(captions, batch=size), len(captions), 3)
+    # One at a time a few tell as much as all, in a quarter of the time.
+    some = captions[: max(64, size)]
+    taken = _milliseconds(lambda: aligner.encode_captions(some, batch=size), len(some), 3)
     return {"batch": size, "ms_per_caption": taken}
 
 
