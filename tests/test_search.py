@@ -23,12 +23,14 @@ from PIL import Image
 pytest.importorskip("lancedb")
 
 from clipvisionalign.cli import main
+from clipvisionalign.data.captioned import DataError
+from clipvisionalign.data.formats import read_captioned_images
 from clipvisionalign.models.aligner import load_aligner
 from clipvisionalign.pictures import open_picture
 from clipvisionalign.search.explain import explain, overlay
 from clipvisionalign.search.files import picture_files
 from clipvisionalign.search.filters import FilterError, filter_sql
-from clipvisionalign.search.index import BadIndex, build_index, open_table, read_about, read_broken
+from clipvisionalign.search.index import BadIndex, build_index, open_captions, open_table, read_about, read_broken
 from clipvisionalign.search.query import FILTERS, Searcher, Term, duplicates, parse_term
 
 
@@ -150,7 +152,7 @@ def test_every_file_is_indexed_or_listed_once(tiny_runs, tmp_path):
     found = searcher.search([parse_term("a green picture")], count=20)
     assert len(found) == len(names)
     raws = [row["raw"] for row in searcher.rows([each.id for each in found], ("raw",))]
-    assert all(searcher.path_of(raw).is_file() for raw in raws)
+    assert all(searcher.place.picture(raw).is_file() for raw in raws)
     # Mended, it is indexed; nothing else is looked at again.
     (source / "text.jpg").write_bytes(whole + b"mended")
     again = build_index(tiny_runs["self"], source, tmp_path / "index", quiet)
@@ -190,7 +192,7 @@ def test_killed_at_random_moments_nothing_is_lost_and_nothing_twice(tiny_runs, t
         Image.fromarray(rng.integers(0, 255, (48, 48, 3), dtype=np.uint8)).save(source / f"{number:03}.png")
     index = tmp_path / "index"
     code = (
-        "import sys, clipvisionalign.search.index as i; i.ROWS = i.BATCH = 8;"
+        "import sys, clipvisionalign.search.index as i, clipvisionalign.search.encode as e; i.ROWS = e.BATCH = 8;"
         "i.build_index(*sys.argv[1:], lambda line: print(line, flush=True))"
     )
     command = [sys.executable, "-c", code, str(tiny_runs["self"]), str(source), str(index)]
@@ -214,6 +216,148 @@ def test_killed_at_random_moments_nothing_is_lost_and_nothing_twice(tiny_runs, t
     report = build_index(tiny_runs["self"], source, index, quiet)
     assert report.there == 300
     assert len(rows_of(index)) == 300
+
+
+# --- data sets, captions, metadata, other places and machines --------------------------------------------------------
+
+
+def test_captions_of_a_data_set_are_found_by_a_picture(tiny_runs, scenes_folder, tmp_path, capsys):
+    index = tmp_path / "index"
+    data = read_captioned_images(scenes_folder)
+    report = build_index(tiny_runs["self"], scenes_folder, index, quiet, captions=True)
+    expected = {(path.name, text) for row in data for path in [row.image] for text in row.captions}
+    assert (report.there, report.captions) == (len(data), len(expected))
+    rows = open_captions(index).search().limit(10_000).to_arrow().to_pylist()
+    assert {(row["path"], row["text"]) for row in rows} == expected
+    # The nearest are those of the aligner's own order.
+    searcher, picture = Searcher(index), data.rows[7].image
+    vector = searcher.encode([Term(picture, is_picture=True)])
+    texts = [row["text"] for row in rows]
+    scores = load_aligner(tiny_runs["self"]).encode_captions(texts).numpy() @ vector
+    found = searcher.captions(vector, 15)
+    assert [each.score for each in found] == pytest.approx(sorted(scores, reverse=True)[:15], abs=1e-4)
+    assert found[0].text in {texts[i] for i in np.flatnonzero(scores >= scores.max() - 1e-5)}
+    # The split is metadata; a picture whose captions changed loses the old ones; nothing is encoded twice.
+    dev = searcher.search([parse_term("red")], count=500, where='split = "dev"')
+    assert {each.path for each in dev} == {row.image.name for row in data.split("dev")}
+    copy = shutil.copytree(scenes_folder, tmp_path / "copy")
+    lines = (copy / "metadata.csv").read_text().splitlines()
+    (copy / "metadata.csv").write_text("\n".join([lines[0], lines[1].replace("a ", "a mended ", 1), *lines[2:]]))
+    shutil.copytree(index, tmp_path / "other")
+    with pytest.raises(BadIndex):
+        build_index(tiny_runs["self"], copy, index, quiet, captions=True)
+    about = json.loads((tmp_path / "other" / "index.json").read_text()) | {"folder": str((copy / "images").resolve())}
+    (tmp_path / "other" / "index.json").write_text(json.dumps(about))
+    again = build_index(tiny_runs["self"], copy / "metadata.csv", tmp_path / "other", quiet, captions=True)
+    assert (again.encoded, again.unchanged) == (0, len(data))
+    now = open_captions(tmp_path / "other").search().limit(10_000).to_arrow().to_pylist()
+    assert {(row["path"], row["text"]) for row in now} == {
+        (row.image.name, text) for row in read_captioned_images(copy) for text in row.captions
+    }
+    assert main(["search", str(index), "--like", str(picture), "--captions", "--count", "3"]) == 0
+    assert found[0].text in capsys.readouterr().out
+    assert main(["search", str(index), "--like", str(picture), "--captions", "--paths"]) == 1
+
+
+def test_metadata_becomes_columns_to_filter_by(tiny_runs, folder, tmp_path):
+    index, told = tmp_path / "index", tmp_path / "told.csv"
+    names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*.png"))
+    years = {name: 2000 + number for number, name in enumerate(names)}
+    rows = [f'{name},{year},"it\'s {year % 3}"' for name, year in years.items()]
+    told.write_text("\n".join(["file_name,Year,Place name", *rows[:-1]]))
+    build_index(tiny_runs["self"], folder, index, quiet, metadata=told)
+
+    def found(where: str) -> set[str]:
+        return {each.path for each in Searcher(index).search([parse_term("red")], count=500, where=where)}
+
+    assert found("year > 2020") == {name for name in names[:-1] if years[name] > 2020}
+    assert found('place_name = "it\'s 1" and year <= 2010') == {
+        n for n in names if years[n] % 3 == 1 and years[n] <= 2010
+    }
+    first = Searcher(index).search([parse_term("red")], where="year = 2003")[0]
+    assert first.to_dict()["metadata"] == {"year": 2003.0, "place_name": f"it's {2003 % 3}"}
+    # Without a table the columns stay as they are, also those of a picture that was changed or moved.
+    Image.new("RGB", (70, 50), "red").save(folder / names[3])
+    (folder / names[4]).rename(folder / "moved.png")
+    build_index(tiny_runs["self"], folder, index, quiet)
+    assert found("year = 2003") == {names[3]}
+    assert found("year = 2004") == {"moved.png"}
+    # Another table: other columns, other values; a column of the index's own is refused.
+    told.write_text("\n".join(["path\tstars", *(f"{name}\t{'many' if n else '3'}" for n, name in enumerate(names))]))
+    told = told.rename(tmp_path / "told.tsv")
+    report = build_index(tiny_runs["self"], folder, index, quiet, metadata=told)
+    assert report.encoded == 0
+    assert found('stars = "3"') == {names[0]}
+    with pytest.raises(FilterError, match="no column 'year'"):
+        found("year > 2000")
+    for head in ("path\thash", "name\tyear", "path\t1"):
+        told.write_text(f"{head}\na\tb")
+        with pytest.raises(DataError):
+            build_index(tiny_runs["self"], folder, index, quiet, metadata=told)
+
+
+@pytest.fixture
+def bucket(monkeypatch):
+    """An empty bucket of an S3 service on this machine."""
+    pytest.importorskip("s3fs")
+    server = pytest.importorskip("moto.server").ThreadedMotoServer(port=0)
+    server.start()
+    address = "http://{}:{}".format(*server.get_host_and_port())
+    for name, value in {
+        "AWS_ENDPOINT_URL": address, "AWS_ALLOW_HTTP": "true", "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_REGION": "us-east-1", "AWS_DEFAULT_REGION": "us-east-1",
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    import s3fs
+
+    s3fs.S3FileSystem.clear_instance_cache()
+    s3fs.S3FileSystem().mkdir("bucket")
+    yield "s3://bucket"
+    server.stop()
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
+def test_pictures_and_index_behind_a_url(tiny_runs, folder, tmp_path, bucket):
+    import s3fs
+
+    storage = s3fs.S3FileSystem()
+    storage.put(f"{folder}/", "bucket/pictures/", recursive=True)
+    (tmp_path / "bad").write_bytes(b"no picture")
+    storage.put(str(tmp_path / "bad"), "bucket/pictures/bad.jpg")
+    pictures, index = f"{bucket}/pictures", f"{bucket}/index"
+    report = build_index(tiny_runs["late"], pictures, index, quiet)
+    assert (report.there, report.encoded, report.broken) == (40, 40, 1)
+    build_index(tiny_runs["late"], folder, tmp_path / "here", quiet)
+    here, there = Searcher(tmp_path / "here"), Searcher(index)
+    for rerank in (0, 5):
+        found = [searcher.search([parse_term("a red circle")], 40, rerank=rerank) for searcher in (here, there)]
+        assert [each.path for each in found[0]] == [each.path for each in found[1]]
+    storage.rm("bucket/pictures/" + found[0][0].path)
+    storage.mv("bucket/pictures/" + found[0][1].path, "bucket/pictures/moved.png")
+    again = build_index(tiny_runs["late"], pictures, index, quiet)
+    assert (again.there, again.encoded, again.moved, again.dropped, again.unchanged) == (39, 0, 1, 1, 38)
+    with pytest.raises(KeyError, match="no longer where it was"):
+        there.picture(found[0][1].id)
+    with pytest.raises(FileNotFoundError):
+        build_index(tiny_runs["late"], f"{bucket}/nothing", f"{bucket}/other", quiet)
+
+
+def test_two_workers_of_ray_give_the_same_index(tiny_runs, folder, tmp_path):
+    pytest.importorskip("ray")
+    (folder / "bad.jpg").write_bytes(b"no picture")
+    # More than one batch, so that both have to do.
+    for number in range(150):
+        Image.new("RGB", (40, 30 + number % 50), (number, 90, 200)).save(folder / f"drawn {number}.png")
+    one = build_index(tiny_runs["self"], folder, tmp_path / "one", quiet)
+    two = build_index(tiny_runs["self"], folder, tmp_path / "two", quiet, ray="local", workers=2)
+    assert one.to_dict() == two.to_dict()
+    first, second = rows_of(tmp_path / "one"), rows_of(tmp_path / "two")
+    assert first.keys() == second.keys()
+    for path, row in first.items():
+        other = second[path]
+        assert np.abs(np.array(row.pop("vector")) - np.array(other.pop("vector"))).max() < 1e-5
+        assert row == other
+    assert read_broken(tmp_path / "one") == read_broken(tmp_path / "two")
 
 
 # --- searching -------------------------------------------------------------------------------------------------------
@@ -309,8 +453,8 @@ def test_what_is_no_filter_is_refused(text):
 @given(st.text(max_size=30).filter(lambda text: '"' not in text))
 def test_a_text_in_a_filter_stays_a_text(text):
     sql = filter_sql(f'path = "{text}"', FILTERS)
-    assert sql.startswith("path = '")
-    inner = sql[len("path = '") : -1]
+    assert sql.startswith("`path` = '")
+    inner = sql[len("`path` = '") : -1]
     assert "'" not in inner.replace("''", "")
     assert inner.replace("''", "'") == text
 
@@ -392,6 +536,7 @@ def test_the_service_finds_what_the_search_finds(client, indexed):
     assert all("pair_score" in each for each in again)
     similar = client.get("/similar", params={"id": answer[0]["id"], "count": 3}).json()["found"]
     assert answer[0]["id"] not in [each["id"] for each in similar]
+    assert client.get("/captions", params={"id": answer[0]["id"]}).status_code == 422  # this index has none
     thumbnail = client.get(f"/image/{answer[0]['id']}")
     assert open_picture(thumbnail.content).width > 10
     uploaded = client.post("/similar", files={"picture": thumbnail.content}).json()["found"]

@@ -26,7 +26,7 @@ def service(tmp_path_factory, scenes_folder, tiny_runs):
     """Two indexes, served."""
     folder = tmp_path_factory.mktemp("served")
     for design in ("late", "self"):
-        build_index(tiny_runs[design], scenes_folder / "images", folder / design, lambda line: None)
+        build_index(tiny_runs[design], scenes_folder, folder / design, lambda line: None, captions=design == "late")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -127,6 +127,13 @@ def test_why_by_keyboard_alone(page):
     until(page, "document.getElementById('status').textContent.includes('like')")
 
 
+def test_captions_of_a_picture(page):
+    look_for(page, "a red circle")
+    page.get_by_role("button", name="Captions near").first.click()
+    page.wait_for_selector("dialog[open] li")
+    assert page.locator("dialog li").count() == 10
+
+
 def test_compare_and_re_rank(page):
     page.get_by_text("Picture, filter, order").click()
     page.get_by_label("compare both indexes").check()
@@ -139,8 +146,9 @@ def test_compare_and_re_rank(page):
 
 def test_a_filter(page):
     page.get_by_text("Picture, filter, order").click()
-    page.get_by_label("Filter").fill('path like "00000*"')
-    assert all("00000" in text for text in look_for(page, "a star"))
+    assert "split" in page.locator("#columns").inner_text()
+    page.get_by_label("Filter").fill('path like "00000*" and split = "train"')
+    assert all("00000" in text and "split train" in text for text in look_for(page, "a star"))
 
 
 @pytest.mark.parametrize("page", [(1280, "light"), (1280, "dark"), (390, "light")], indirect=True)

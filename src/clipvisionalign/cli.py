@@ -61,7 +61,8 @@ def _run(command: Callable[[list[str]], int], arguments: list[str]) -> int:
 #: Packages that a command may lack, and the extra that brings them.
 EXTRAS = {
     "matplotlib": "study", "jinja2": "study", "nltk": "study", "scipy": "study", "pyarrow": "parquet",
-    "playwright": "pdf", "lancedb": "search", "fastapi": "search", "uvicorn": "search",
+    "playwright": "pdf", "lancedb": "search", "textual_image": "search", "fastapi": "search", "uvicorn": "search",
+    "ray": "ray",
     "onnx": "onnx", "onnxscript": "onnx", "onnxruntime": "onnx",
     "webdataset": "scale", "datasets": "scale", "peft": "scale",
 }  # fmt: skip
@@ -495,23 +496,50 @@ def _write_pdf(folder: str) -> None:
 def index(arguments: list[str]) -> int:
     parser = _parser(
         "index",
-        description="Encode the pictures of a folder into an index to search. Made again, it encodes only what is new\n"
-        "or changed, finds what was moved, and drops what has vanished. What cannot be decoded is listed.",
+        description="Encode pictures into an index to search. Made again, it encodes only what is new or changed,\n"
+        "finds what was moved, and drops what has vanished. What cannot be decoded is listed.",
+        epilog="examples:\n"
+        f"  {PROGRAM} index RUN pictures/ --out INDEX\n"
+        f"  {PROGRAM} index RUN pictures/ --out INDEX --metadata years.csv    # then: search --where 'year > 2020'\n"
+        f"  {PROGRAM} index RUN flickr8k --captions --out INDEX               # then: search --like a.jpg --captions\n"
+        f"  {PROGRAM} index RUN s3://bucket/pictures --out s3://bucket/index  # docs/search.md has the settings\n"
+        f"  {PROGRAM} index RUN pictures/ --out INDEX --ray ray://head:10001",
     )
     parser.add_argument("run", help="run folder that 'train' wrote")
-    parser.add_argument("folder", help="folder with pictures, searched through with all folders below it")
-    parser.add_argument("--out", required=True, help="the index to write, or to bring up to date")
+    parser.add_argument(
+        "source",
+        metavar="FOLDER|DATA",
+        help="folder of pictures, with all below it, or a data set's file; a path or a URL",
+    )
+    parser.add_argument("--out", required=True, help="the index to write, or to bring up to date; a path or a URL")
+    parser.add_argument("--captions", action="store_true", help="read a data set, and index its captions as well")
+    parser.add_argument("--layout", default="auto", help="how the data set lies there (default: recognise it)")
+    parser.add_argument(
+        "--metadata",
+        default="",
+        metavar="FILE",
+        help="CSV, TSV, JSONL or Parquet: a column of paths, others to filter by",
+    )
+    parser.add_argument(
+        "--ray", nargs="?", const="local", default="", metavar="ADDRESS",
+        help="encode on a Ray cluster; without an address on one that is started on this machine",
+    )  # fmt: skip
+    parser.add_argument("--workers", type=int, default=0, help="with --ray: models at work (default: by the cluster)")
     parser.add_argument("--json", action="store_true", help="print what was done as JSON")
     given = parser.parse_args(arguments)
     from clipvisionalign.search.index import build_index, read_broken
 
-    done = build_index(given.run, given.folder, given.out, say)
+    done = build_index(
+        given.run, given.source, given.out, say, captions=given.captions, layout=given.layout,
+        metadata=given.metadata, ray=given.ray, workers=given.workers,
+    )  # fmt: skip
     if given.json:
         print(json.dumps(done.to_dict() | {"broken_files": read_broken(given.out)}, indent=2))
         return 0
+    captions = f"; {done.captions:,} captions" if done.captions else ""
     print(
         f"{given.out}: {done.there:,} pictures: {done.encoded:,} encoded, {done.unchanged:,} unchanged, {done.moved:,} "
-        f"moved, {done.dropped:,} dropped; {done.broken:,} files could not be decoded"
+        f"moved, {done.dropped:,} dropped; {done.broken:,} files could not be decoded{captions}"
     )
     for entry in read_broken(given.out)[:5]:
         say(f"not decoded: {entry['path']}: {entry['reason']}")
@@ -530,7 +558,9 @@ def search(arguments: list[str]) -> int:
         f'  {PROGRAM} search INDEX "beach" --minus "people"\n'
         f'  {PROGRAM} search INDEX "2:red" "car" --where "width >= 1000"\n'
         f"  {PROGRAM} search INDEX --like a.jpg --sheet found.png\n"
-        f"  {PROGRAM} search INDEX --queries words.txt --json",
+        f"  {PROGRAM} search INDEX --like a.jpg --captions\n"
+        f"  {PROGRAM} search INDEX --queries words.txt --json\n"
+        f'  {PROGRAM} search INDEX "a dog" --paths --null | xargs -0 ls -l',
     )
     parser.add_argument("index", help="folder that 'index' wrote")
     parser.add_argument("words", nargs="*", help="what to look for; several terms are added up")
@@ -546,12 +576,19 @@ def search(arguments: list[str]) -> int:
     parser.add_argument(
         "--rerank", type=int, default=0, metavar="K", help="put the first K into a new order by pair scores"
     )
+    parser.add_argument("--captions", action="store_true", help="find captions instead of pictures")
     parser.add_argument("--sheet", metavar="FILE", help="also write a sheet of the pictures found, as PNG")
+    parser.add_argument("--previews", action="store_true", help="show the pictures in the table, as the terminal can")
     parser.add_argument("--run", default="", help="where the aligner is, if it was moved")
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--paths", action="store_true", help="print paths only, for pipes")
     how.add_argument("--json", action="store_true", help="print what was found as JSON")
+    parser.add_argument(
+        "--null", action="store_true", help="with --paths: end each by a zero byte instead of a new line"
+    )
     given = parser.parse_args(arguments)
+    if given.captions and (given.where or given.rerank or given.sheet or given.paths or given.previews):
+        raise ValueError("--captions finds texts: leave --where, --rerank, --sheet, --paths and --previews out")
     from clipvisionalign.search.query import Searcher, Term, parse_term
 
     searcher = Searcher(given.index, given.run)
@@ -565,41 +602,72 @@ def search(arguments: list[str]) -> int:
         queries = [(line.strip(), [parse_term(line)]) for line in text.splitlines() if line.strip()]
     answers: list[dict[str, Any]] = []
     for words, terms in queries:
+        if given.captions:
+            texts = searcher.captions(searcher.encode([*terms, *minus]), given.count)
+            answers.append({"query": words, "found": [each.to_dict() for each in texts]})
+            if not given.json:
+                for each in texts:
+                    print(f"{each.score:.3f}  {each.text}  ({each.path})")
+            continue
         found = searcher.search([*terms, *minus], given.count, given.where, given.rerank)
         answers.append({"query": words, "found": [each.to_dict() for each in found]})
         if given.paths:
-            for each in found:
-                print(Path(searcher.about.folder) / each.path)
+            _write_paths(searcher, [each.id for each in found], b"\0" if given.null else b"\n")
         elif not given.json:
-            _print_found(words, given.minus, found)
+            thumbnails = searcher.values([each.id for each in found], "thumbnail") if given.previews else {}
+            _print_found(words, given.minus, found, thumbnails)
     if given.json:
         print(json.dumps(answers if given.queries else answers[0], indent=2))
     if given.sheet:
         from clipvisionalign.search.sheet import sheet_of_thumbnails
 
-        kept = {row["id"]: row["thumbnail"] for answer in answers
-                for row in searcher.rows([each["id"] for each in answer["found"]], ("id", "thumbnail"))}  # fmt: skip
-        shown = [
-            (kept[each["id"]], f"{each['score']:.3f} {each['path']}") for answer in answers for each in answer["found"]
-        ]
+        everything = [each for answer in answers for each in answer["found"]]
+        kept = searcher.values([each["id"] for each in everything], "thumbnail")
+        shown = [(kept[each["id"]], f"{each['score']:.3f} {each['path']}") for each in everything]
         sheet_of_thumbnails(shown, "; ".join(words for words, _ in queries)).save(given.sheet, "PNG")
         say(f"{given.sheet}: written")
     return 0 if any(answer["found"] for answer in answers) else 1
 
 
-def _print_found(words: str, minus: list[str], found: list[Any]) -> None:
+def _write_paths(searcher: Any, numbers: list[int], end: bytes) -> None:
+    """Where the pictures are, in the bytes that the system has for it."""
+    raws = searcher.values(numbers, "raw")
+    for number in numbers:
+        sys.stdout.buffer.write(f"{searcher.place}/".encode() + raws[number] + end)
+    sys.stdout.flush()
+
+
+def _print_found(words: str, minus: list[str], found: list[Any], thumbnails: dict[int, bytes]) -> None:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     without = f", without {', '.join(minus)}" if minus else ""
-    table = Table(title=f"{words}{without}", title_justify="left")
+    # Text, not markup: a path may have brackets.
+    table = Table(title=Text(f"{words}{without}"), title_justify="left")
     pairs = any(each.pair_score is not None for each in found)
-    for column in ("", "path", "cosine", *(["pair score"] if pairs else []), "pixels"):
+    metadata = list(found[0].metadata) if found else []
+    previews = ["picture"] if thumbnails else []
+    for column in ("", *previews, "path", "cosine", *(["pair score"] if pairs else []), "pixels", *metadata):
         table.add_column(column, justify="left" if column == "path" else "right", overflow="fold")
     for place, each in enumerate(found, 1):
+        picture = [_preview(thumbnails[each.id])] if previews else []
         pair = [] if not pairs else ["" if each.pair_score is None else f"{each.pair_score:.3f}"]
-        table.add_row(str(place), each.path, f"{each.score:.3f}", *pair, f"{each.width} x {each.height}")
+        more = ["" if value is None else f"{value:g}" if isinstance(value, float) else Text(value)
+                for value in each.metadata.values()]  # fmt: skip
+        size = f"{each.width} x {each.height}"
+        table.add_row(str(place), *picture, Text(each.path), f"{each.score:.3f}", *pair, size, *more)
     Console().print(table)
+
+
+def _preview(thumbnail: bytes) -> Any:
+    """A picture as the terminal can show it: by its own protocol (Kitty, Sixel), or by coloured halves of letters."""
+    from io import BytesIO
+
+    from PIL import Image as PillowImage
+    from textual_image.renderable import Image
+
+    return Image(PillowImage.open(BytesIO(thumbnail)), width=24, height="auto")
 
 
 def duplicates(arguments: list[str]) -> int:

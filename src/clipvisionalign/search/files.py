@@ -1,4 +1,4 @@
-"""The pictures of a folder, each once: whatever their names, links and loops."""
+"""Where pictures and indexes lie, on this machine or behind a URL, and the pictures of a folder, each once."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from clipvisionalign.pictures import PICTURE_SUFFIXES
+from clipvisionalign.pictures import PICTURE_SUFFIXES, PictureError
 
 
 @dataclass(frozen=True)
@@ -24,9 +25,112 @@ class PictureFile:
         """The path as text; bytes that are no UTF-8 are shown as \\xNN."""
         return self.raw.decode("utf-8", "backslashreplace")
 
-    def below(self, folder: Path) -> Path:
-        """Where the file is."""
-        return folder / os.fsdecode(self.raw)
+
+class Place:
+    """A folder: a path of this machine, or a URL that fsspec reaches, such as s3://bucket/pictures."""
+
+    def __init__(self, location: str | Path) -> None:
+        self.is_local = "://" not in str(location)
+        #: What to write down, and to open it by again.
+        self.location = str(Path(location).resolve()) if self.is_local else str(location).rstrip("/")
+        self.folder = Path(self.location)
+        if not self.is_local:
+            import fsspec
+
+            try:
+                self.files, self.root = fsspec.core.url_to_fs(self.location)
+            except (ImportError, ValueError) as error:
+                way_out = (
+                    'S3 needs pip install "clipvisionalign[s3]"; other storage the package of fsspec that reaches it'
+                )
+                raise ValueError(f"{location}: {error}; {way_out}") from None
+
+    def __str__(self) -> str:
+        return self.location
+
+    def exists(self) -> bool:
+        """Whether anything lies there."""
+        return self.folder.exists() if self.is_local else bool(self.files.exists(self.root))
+
+    def is_empty(self) -> bool:
+        """Whether it is a folder without anything in it, or none yet."""
+        if self.is_local:
+            return not self.folder.exists() or (self.folder.is_dir() and not any(self.folder.iterdir()))
+        return not self.files.exists(self.root) or not self.files.ls(self.root)
+
+    def read(self, name: str) -> str | None:
+        """The text of a file; None where there is none."""
+        if self.is_local:
+            path = self.folder / name
+            return path.read_text(encoding="utf-8") if path.is_file() else None
+        key = f"{self.root}/{name}"
+        return self.files.cat_file(key).decode() if self.files.exists(key) else None
+
+    def write(self, name: str, text: str) -> None:
+        """Write a file whole: half of it is never read."""
+        if not self.is_local:
+            self.files.pipe_file(f"{self.root}/{name}", text.encode())
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        aside = self.folder / f"{name}.part"
+        aside.write_text(text, encoding="utf-8")
+        aside.replace(self.folder / name)
+
+    def pictures(self) -> list[PictureFile]:
+        """Every file below with a picture's ending, in order of their paths. Raises FileNotFoundError."""
+        if self.is_local:
+            if not self.folder.is_dir():
+                raise FileNotFoundError(f"{self.location}: no such folder")
+            return list(picture_files(self.folder))
+        if not self.files.isdir(self.root):
+            raise FileNotFoundError(f"{self.location}: no such folder")
+        found = self.files.find(self.root, detail=True)
+        start = len(self.root.rstrip("/")) + 1
+        return [
+            PictureFile(path[start:].encode("utf-8", "surrogatepass"), int(about["size"] or 0), _changed_ns(about))
+            for path, about in sorted(found.items())
+            if about["type"] == "file" and os.path.splitext(path)[1].lower() in PICTURE_SUFFIXES
+        ]
+
+    def picture(self, raw: bytes) -> Path | bytes:
+        """A picture below, as what `open_picture` takes. Raises PictureError where a URL has it no longer."""
+        if self.is_local:
+            return self.folder / os.fsdecode(raw)
+        try:
+            return bytes(self.files.cat_file(f"{self.root}/{raw.decode('utf-8', 'surrogatepass')}"))
+        except OSError as error:
+            name = raw.decode("utf-8", "backslashreplace")
+            raise PictureError("missing picture", f"{self.location}/{name}: {error}") from None
+
+    def has(self, raw: bytes) -> bool:
+        """Whether a picture is still there."""
+        if self.is_local:
+            return (self.folder / os.fsdecode(raw)).is_file()
+        return bool(self.files.isfile(f"{self.root}/{raw.decode('utf-8', 'surrogatepass')}"))
+
+    def content_hash(self, raw: bytes) -> str:
+        """A hash of a file's bytes. Raises OSError."""
+
+        def new() -> Any:
+            return hashlib.blake2b(digest_size=16)
+
+        if not self.is_local:
+            digest = new()
+            digest.update(self.files.cat_file(f"{self.root}/{raw.decode('utf-8', 'surrogatepass')}"))
+            return str(digest.hexdigest())
+        with (self.folder / os.fsdecode(raw)).open("rb") as file:
+            return hashlib.file_digest(file, new).hexdigest()
+
+
+def _changed_ns(about: dict[str, Any]) -> int:
+    """When storage says that a file was changed, by the names that its kinds have for it; 0 where it does not."""
+    when = next((about[name] for name in ("mtime", "LastModified", "last_modified", "updated", "created")
+                 if about.get(name)), 0)  # fmt: skip
+    if isinstance(when, str):
+        from datetime import datetime
+
+        when = datetime.fromisoformat(when)
+    return int(1e9 * (when if isinstance(when, (int, float)) else when.timestamp()))
 
 
 def picture_files(folder: Path) -> Iterator[PictureFile]:
@@ -63,9 +167,3 @@ def picture_files(folder: Path) -> Iterator[PictureFile]:
             seen.add((about.st_dev, about.st_ino))
             yield PictureFile(path, about.st_size, about.st_mtime_ns)
         waiting += folders[::-1]
-
-
-def content_hash(path: Path) -> str:
-    """A hash of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()

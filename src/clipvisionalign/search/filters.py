@@ -1,8 +1,8 @@
 """Filters on what is known of a picture, such as `width > 1000 and path like "2024/*"`.
 
 A filter is comparisons joined by `and`; each is a column, one of = != < <= > >= like, and a number or a quoted text. In
-`like` a * stands for anything. Columns are those of the index. No filter is handed to
-the database as it is: every comparison is written anew.
+`like` a * stands for anything. Columns are those of the index, its metadata's among them. No filter is handed to the
+database as it is: every comparison is written anew.
 """
 
 from __future__ import annotations
@@ -54,10 +54,10 @@ def _one(found: re.Match[str], columns: Mapping[str, bool]) -> str:
     if found["number"] is not None:
         if not columns[column] or sign == "LIKE":
             raise FilterError(f"filter: '{column} {found['sign']}' wants a \"text\"")
-        return f"{column} {sign} {found['number']}"
+        return f"`{column}` {sign} {found['number']}"
     if columns[column]:
         raise FilterError(f"filter: '{column} {found['sign']}' wants a number")
     value = found["double"] if found["double"] is not None else found["single"]
     if sign == "LIKE":
         value = value.replace("\\", "\\\\").replace("%", r"\%").replace("_", r"\_").replace("*", "%")
-    return f"{column} {sign} '{value.replace(chr(39), chr(39) * 2)}'"
+    return f"`{column}` {sign} '{value.replace(chr(39), chr(39) * 2)}'"

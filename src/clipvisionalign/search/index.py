@@ -1,10 +1,10 @@
 """An index of a picture collection: vectors, thumbnails and what is known of each file, in LanceDB.
 
 - Made again it encodes only what is new or changed, finds what was moved by its content, and drops what has vanished.
-- Pictures are decoded ahead by threads while the tower looks at those before them.
 - Rows are written some at a time, each writing whole or not at all: an index that was killed goes on where it was.
 - A picture that cannot be decoded is listed in broken.jsonl, and tried again when its file changes.
 - Up to `EXACT` pictures every search is exact; beyond, an approximate index is built, and what it misses is measured.
+- Captions, where they are wanted, stand in a table of their own, to be found by a picture.
 
 Source: Malkov and Yashunin, "HNSW", arXiv:1603.09320, for the approximate index.
 """
@@ -13,35 +13,31 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from PIL import Image
-from torch import Tensor
 
-from clipvisionalign.models.aligner import Aligner, evaluating, load_aligner
-from clipvisionalign.pictures import PictureError, open_picture
+from clipvisionalign.models.aligner import Aligner, load_aligner
 from clipvisionalign.progress import progress
-from clipvisionalign.search.files import PictureFile, content_hash, picture_files
+from clipvisionalign.search.collection import Collection, Metadata, read_collection
+from clipvisionalign.search.encode import BATCH, Row, Todo, encoded, encoded_by_ray
+from clipvisionalign.search.files import PictureFile, Place
 
 Say = Callable[[str], None]
 
 FORMAT = 1
-ABOUT, BROKEN, TABLE = "index.json", "broken.jsonl", "pictures"
+ABOUT, BROKEN, TABLE, CAPTIONS = "index.json", "broken.jsonl", "pictures", "captions"
+#: Columns that every table of pictures has; what others it has came as metadata.
+OWN = ("id", "path", "raw", "size", "mtime_ns", "hash", "width", "height", "thumbnail", "vector")
 
 #: Pictures up to which a search looks at every vector.
 EXACT = 100_000
-#: Pictures that go through the tower at a time, and rows that are written at a time.
-BATCH, ROWS = 64, 512
-#: Pixels of a thumbnail's longer side.
-THUMBNAIL = 256
+#: Pictures, and captions, that are written at a time.
+ROWS, CAPTION_ROWS = 512, 2048
 #: Queries by which an approximate index is measured.
 SAMPLE, FIRST = 200, 10
 
@@ -63,7 +59,7 @@ class About:
 
 @dataclass
 class Report:
-    """What an indexing did, in numbers of pictures."""
+    """What an indexing did, in numbers of pictures; `captions` are those that are there."""
 
     there: int = 0
     encoded: int = 0
@@ -71,6 +67,7 @@ class Report:
     moved: int = 0
     dropped: int = 0
     broken: int = 0
+    captions: int = 0
 
     def to_dict(self) -> dict[str, int]:
         """For `--json`."""
@@ -90,35 +87,50 @@ def aligner_fingerprint(run: str | Path) -> str:
     return digest.hexdigest()
 
 
-def build_index(run: str | Path, folder: str | Path, out: str | Path, say: Say = print, exact: int = EXACT) -> Report:
-    """Index the pictures below `folder`, or bring an index that is there up to date.
+def build_index(
+    run: str | Path, source: str | Path, out: str | Path, say: Say = print, *, captions: bool = False,
+    layout: str = "auto", metadata: str | Path = "", ray: str = "", workers: int = 0, exact: int = EXACT,
+) -> Report:  # fmt: skip
+    """Index the pictures below a folder, or of a data set; or bring an index that is there up to date.
 
-    exact: pictures up to which no approximate index is built. Raises BadIndex where `out` is an index of another run
-    or folder, or holds something else; FileNotFoundError for a folder or run that is not there.
+    source, out: paths, or URLs that fsspec and LanceDB reach. captions: index the data set's as well. metadata: a table
+    with more columns (`collection.read_metadata`); without one, an index keeps those that it has. ray: encode through
+    a Ray cluster at this address, "local" for one on this machine, by so many `workers`. exact: pictures up to which
+    no approximate index is built.
+
+    Raises BadIndex where `out` is an index of another run or folder, or holds something else; FileNotFoundError for a
+    folder or run that is not there; DataError.
     """
-    source, index = Path(folder).resolve(), Path(out)
-    if not source.is_dir():
-        raise FileNotFoundError(f"{folder}: no such folder")
     aligner = load_aligner(run)
-    about = _open(run, source, index, aligner)
+    collection = read_collection(source, captions, layout, metadata, OWN)
+    place, index = collection.place, Place(out)
+    about = _open(run, place, index, aligner)
     table = _table(index, about.width)
-    report = Report()
-    known = {row["raw"]: row for row in _columns(table, ("raw", "size", "mtime_ns", "hash"))}
+    _set_columns(table, collection.metadata)
+    known = {row["raw"]: row for row in _columns(table, ("id", "raw", "size", "mtime_ns", "hash"))}
     broken = {entry["path"]: entry for entry in read_broken(index)}
-    files = list(picture_files(source))
-    say(f"{source}: {len(files):,} files that may be pictures; {len(known):,} in the index")
-    todo = _sort_out(source, table, files, known, broken, report)
-    _encode(aligner, source, table, index, todo, broken, report, say)
+    files, report = collection.files, Report()
+    say(f"{place}: {len(files):,} files that may be pictures; {len(known):,} in the index")
+    todo = _sort_out(place, table, files, known, broken, report)
+    rows = encoded_by_ray(run, aligner.image_tower.input, place, todo, ray, workers) if ray and todo else (
+        encoded(aligner, place, todo))  # fmt: skip
+    batches = progress(rows, "encoding pictures", -(-len(todo) // BATCH))
+    for count in _write_rows(table, index, batches, collection.metadata, broken, report):
+        say(f"{count:,} of {len(todo):,} encoded")
     _drop(table, index, files, broken, report)
+    _set_metadata(table, collection)
     report.there = table.count_rows()
+    if collection.captions is not None:
+        _index_captions(aligner, index, table, collection.captions, say)
+    report.captions = count_captions(index)
     _approximate(table, index, about, report.there, exact, say)
     return report
 
 
-def _open(run: str | Path, source: Path, index: Path, aligner: Aligner) -> About:
+def _open(run: str | Path, place: Place, index: Place, aligner: Aligner) -> About:
     """What is known of the index; made where there is none yet."""
-    found = About(str(Path(run).resolve()), aligner_fingerprint(run), str(source), aligner.config.width)
-    if (index / ABOUT).is_file():
+    found = About(str(Path(run).resolve()), aligner_fingerprint(run), place.location, aligner.config.width)
+    if index.read(ABOUT) is not None:
         before = read_about(index)
         if before.aligner != found.aligner:
             told = f"it was made by {before.run}; search it with that run, or give another --out"
@@ -126,66 +138,138 @@ def _open(run: str | Path, source: Path, index: Path, aligner: Aligner) -> About
         if before.folder != found.folder:
             raise BadIndex(f"{index}: an index of {before.folder}; give another --out")
         return before
-    if index.exists() and (not index.is_dir() or any(index.iterdir())):
+    if not index.is_empty():
         raise BadIndex(f"{index}: is there already and no index; give another --out")
-    index.mkdir(parents=True, exist_ok=True)
     _write(index, found)
     return found
 
 
-def read_about(index: str | Path) -> About:
+def _placed(index: str | Path | Place) -> Place:
+    return index if isinstance(index, Place) else Place(index)
+
+
+def read_about(index: str | Path | Place) -> About:
     """What index.json says. Raises BadIndex where there is none that can be read."""
-    path = Path(index) / ABOUT
-    if not path.is_file():
+    place = _placed(index)
+    text = place.read(ABOUT)
+    if text is None:
         raise BadIndex(f"{index}: no index there; 'clipvisionalign index RUN FOLDER --out {index}' makes one")
     try:
-        found = About(**json.loads(path.read_text()))
+        found = About(**json.loads(text))
     except (TypeError, ValueError) as error:
-        raise BadIndex(f"{path}: cannot be read: {error}") from None
+        raise BadIndex(f"{index}/{ABOUT}: cannot be read: {error}") from None
     if found.format != FORMAT:
-        raise BadIndex(f"{path}: of another version (format {found.format}, not {FORMAT})")
+        raise BadIndex(f"{index}/{ABOUT}: of another version (format {found.format}, not {FORMAT})")
     return found
 
 
-def _write(index: Path, about: About) -> None:
-    _replace(index / ABOUT, json.dumps(asdict(about), indent=2) + "\n")
+def _write(index: Place, about: About) -> None:
+    index.write(ABOUT, json.dumps(asdict(about), indent=2) + "\n")
 
 
-def _replace(path: Path, text: str) -> None:
-    """Aside and renamed: half a file is never read."""
-    aside = path.with_name(f"{path.name}.part")
-    aside.write_text(text, encoding="utf-8")
-    aside.replace(path)
-
-
-def read_broken(index: str | Path) -> list[dict[str, Any]]:
+def read_broken(index: str | Path | Place) -> list[dict[str, Any]]:
     """The files that could not be decoded: path, reason, size, mtime_ns."""
-    path = Path(index) / BROKEN
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+    return [json.loads(line) for line in (_placed(index).read(BROKEN) or "").splitlines()]
 
 
-def open_table(index: str | Path) -> Any:
-    """The table of an index. Raises ModuleNotFoundError without LanceDB, BadIndex where there is none."""
-    import lancedb
-
+def open_table(index: str | Path | Place) -> Any:
+    """The pictures of an index. Raises ModuleNotFoundError without LanceDB, BadIndex where there is none."""
     read_about(index)
-    database = lancedb.connect(str(index))
+    table = _opened(_placed(index), TABLE)
+    if table is None:
+        raise BadIndex(f"{index}: its table cannot be opened: give the command that made it again")
+    return table
+
+
+def open_captions(index: str | Path | Place) -> Any:
+    """The captions of an index; None where it has none."""
+    return _opened(_placed(index), CAPTIONS)
+
+
+def _opened(index: Place, name: str) -> Any:
+    """A table; None where there is none of that name that can be opened."""
     try:
-        return database.open_table(TABLE)
-    except (ValueError, OSError) as error:
-        raise BadIndex(f"{index}: its table cannot be opened: {error}") from None
+        return _database(index).open_table(name)
+    except (ValueError, OSError):
+        return None
 
 
-def _table(index: Path, width: int) -> Any:
-    import lancedb
+def count_captions(index: str | Path | Place) -> int:
+    """How many captions an index has."""
+    table = open_captions(index)
+    return 0 if table is None else int(table.count_rows())
+
+
+def _database(index: Place) -> Any:
+    with warnings.catch_warnings():
+        # It warns of forked processes at import; none is forked here.
+        warnings.simplefilter("ignore")
+        import lancedb
+
+    return lancedb.connect(index.location)
+
+
+def _opened_or_new(index: Place, name: str, columns: Sequence[tuple[str, Any]]) -> Any:
+    import pyarrow as arrow
+
+    table = _opened(index, name)
+    return _database(index).create_table(name, schema=arrow.schema(columns)) if table is None else table
+
+
+def _vectors(width: int) -> Any:
+    import pyarrow as arrow
+
+    return arrow.list_(arrow.float32(), width)
+
+
+def _table(index: Place, width: int) -> Any:
     import pyarrow as arrow
 
     columns = [
         ("id", arrow.int64()), ("path", arrow.string()), ("raw", arrow.binary()), ("size", arrow.int64()),
         ("mtime_ns", arrow.int64()), ("hash", arrow.string()), ("width", arrow.int32()), ("height", arrow.int32()),
-        ("thumbnail", arrow.binary()), ("vector", arrow.list_(arrow.float32(), width)),
+        ("thumbnail", arrow.binary()), ("vector", _vectors(width)),
     ]  # fmt: skip
-    return lancedb.connect(str(index)).create_table(TABLE, schema=arrow.schema(columns), exist_ok=True)
+    return _opened_or_new(index, TABLE, columns)
+
+
+def metadata_columns(table: Any) -> dict[str, bool]:
+    """The columns that came as metadata, and whether they hold numbers."""
+    import pyarrow as arrow
+
+    return {each.name: arrow.types.is_floating(each.type) for each in table.schema if each.name not in OWN}
+
+
+def _set_columns(table: Any, metadata: Metadata | None) -> None:
+    """Give the table the columns that the metadata has, and no others of their kind."""
+    import pyarrow as arrow
+
+    if metadata is None:
+        return
+    before = metadata_columns(table)
+    gone = [name for name, number in before.items() if metadata.numbers.get(name) is not number]
+    if gone:
+        table.drop_columns(gone)
+    new = [arrow.field(name, arrow.float64() if number else arrow.string())
+           for name, number in metadata.numbers.items() if before.get(name) is not number]  # fmt: skip
+    if new:
+        table.add_columns(new)
+
+
+def _set_metadata(table: Any, collection: Collection) -> None:
+    """Write down anew what the metadata says otherwise than the table."""
+    import pyarrow as arrow
+
+    metadata = collection.metadata
+    if metadata is None or not metadata.numbers:
+        return
+    names = ["raw", *metadata.numbers]
+    wanted = {file.raw: {"raw": file.raw} | metadata.of(file.name) for file in collection.files}
+    changed = [wanted[row["raw"]] for row in _columns(table, names) if wanted.get(row["raw"], row) != row]
+    schema = arrow.schema([table.schema.field(name) for name in names])
+    for start in range(0, len(changed), 10_000):
+        data = arrow.Table.from_pylist(changed[start : start + 10_000], schema=schema)
+        table.merge_insert("raw").when_matched_update_all().execute(data)
 
 
 def _columns(table: Any, names: Sequence[str]) -> list[dict[str, Any]]:
@@ -194,13 +278,15 @@ def _columns(table: Any, names: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def _sort_out(
-    source: Path, table: Any, files: Sequence[PictureFile], known: dict[bytes, dict[str, Any]],
+    place: Place, table: Any, files: Sequence[PictureFile], known: dict[bytes, dict[str, Any]],
     broken: dict[str, dict[str, Any]], report: Report,
-) -> list[tuple[PictureFile, str]]:  # fmt: skip
+) -> list[Todo]:  # fmt: skip
     """What has to be encoded, with its hash. What was touched or moved is written down anew, not encoded."""
+    import pyarrow as arrow
+
     there = {file.raw for file in files}
-    vanished = {row["hash"]: raw for raw, row in known.items() if raw not in there}
-    todo = []
+    vanished = {row["hash"]: row["id"] for raw, row in known.items() if raw not in there}
+    todo, elsewhere = [], []
     for file in files:
         row, bad = known.get(file.raw), broken.get(file.name)
         if row and (row["size"], row["mtime_ns"]) == (file.size, file.mtime_ns):
@@ -210,21 +296,23 @@ def _sort_out(
             report.broken += 1
             continue
         try:
-            found = content_hash(file.below(source))
+            found = place.content_hash(file.raw)
         except OSError as error:
-            _list_broken(broken, file, str(error.strerror), report)
+            _list_broken(broken, file, error.strerror or str(error), report)
             continue
-        values = {"size": file.size, "mtime_ns": file.mtime_ns}
+        now = {"path": file.name, "raw": file.raw, "size": file.size, "mtime_ns": file.mtime_ns}
         if row and row["hash"] == found:
-            table.update(where=f"raw = {_literal(file.raw)}", values=values)
+            elsewhere.append({"id": row["id"]} | now)
             report.unchanged += 1
         elif not row and found in vanished:
-            old = vanished.pop(found)
-            moved = {"path": file.name, "raw": file.raw, **values}
-            table.update(where=f"raw = {_literal(old)}", values=moved)
+            elsewhere.append({"id": vanished.pop(found)} | now)
             report.moved += 1
         else:
             todo.append((file, found))
+    if elsewhere:
+        schema = arrow.schema([table.schema.field(name) for name in ("id", "path", "raw", "size", "mtime_ns")])
+        data = arrow.Table.from_pylist(elsewhere, schema=schema)
+        table.merge_insert("id").when_matched_update_all().execute(data)
     return todo
 
 
@@ -238,107 +326,48 @@ def _list_broken(broken: dict[str, dict[str, Any]], file: PictureFile, reason: s
     report.broken += 1
 
 
-@dataclass(frozen=True)
-class _Decoded:
-    pixels: Tensor
-    width: int
-    height: int
-    thumbnail: bytes
-
-
-def _decode(path: Path, look: Callable[[Image.Image], Tensor], size: int) -> _Decoded | PictureError:
-    try:
-        with Image.open(path) as opened:
-            width, height = opened.size
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        width = height = 0  # told properly by what follows
-    try:
-        picture = open_picture(path, max(size, THUMBNAIL))
-        pixels = look(picture)
-    except PictureError as error:
-        return error
-    if not width:
-        width, height = picture.size
-    small = picture.copy()
-    small.thumbnail((THUMBNAIL, THUMBNAIL))
-    out = BytesIO()
-    small.save(out, "JPEG", quality=80)
-    return _Decoded(pixels, width, height, out.getvalue())
-
-
-def _decoded_ahead(
-    aligner: Aligner, source: Path, files: Sequence[tuple[PictureFile, str]]
-) -> Iterator[tuple[PictureFile, str, _Decoded | PictureError]]:
-    """Decode in order, two batches ahead of whoever asks."""
-    wanted = aligner.image_tower.input
-    look, workers = wanted.transform(), max(1, (os.cpu_count() or 2) - 1)
-    with ThreadPoolExecutor(workers) as pool:
-        waiting: list[Future[_Decoded | PictureError]] = []
-        started = 0
-        for number, (file, found) in enumerate(files):
-            while started < min(len(files), number + 2 * BATCH):
-                waiting.append(pool.submit(_decode, files[started][0].below(source), look, wanted.size))
-                started += 1
-            yield file, found, waiting.pop(0).result()
-
-
-def _encode(
-    aligner: Aligner, source: Path, table: Any, index: Path, todo: Sequence[tuple[PictureFile, str]],
-    broken: dict[str, dict[str, Any]], report: Report, say: Say,
-) -> None:  # fmt: skip
-    """Encode and write, `ROWS` at a time; a row that is there already under its path is replaced."""
+def _write_rows(
+    table: Any, index: Place, batches: Iterator[list[Row]], metadata: Metadata | None,
+    broken: dict[str, dict[str, Any]], report: Report,
+) -> Iterator[int]:  # fmt: skip
+    """Write what was encoded, `ROWS` at a time, and tell how many are; a row that is there already under its path is
+    replaced."""
     import pyarrow as arrow
 
     last = max((row["id"] for row in _columns(table, ("id",))), default=-1)
+    # Without metadata, a row that is replaced keeps what it has of it.
+    schema = arrow.schema([table.schema.field(name) for name in (*OWN, *(metadata.numbers if metadata else ()))])
     rows: list[dict[str, Any]] = []
-    batch: list[tuple[PictureFile, str, _Decoded]] = []
 
-    def look() -> None:
-        nonlocal last
-        if not batch:
-            return
-        with torch.no_grad(), evaluating(aligner):
-            pixels = torch.stack([decoded.pixels for _, _, decoded in batch]).to(aligner.device)
-            vectors = aligner.image_states(aligner.image_tower(pixels)).vectors.cpu().numpy()
-        for (file, found, decoded), vector in zip(batch, vectors, strict=True):
-            last += 1
-            rows.append({
-                "id": last, "path": file.name, "raw": file.raw, "size": file.size, "mtime_ns": file.mtime_ns,
-                "hash": found, "width": decoded.width, "height": decoded.height, "thumbnail": decoded.thumbnail,
-                "vector": vector,
-            })  # fmt: skip
-        batch.clear()
-
-    def write() -> None:
+    def write() -> int:
         if rows:
-            data = arrow.Table.from_pylist(rows, schema=table.schema)
+            data = arrow.Table.from_pylist(rows, schema=schema)
             table.merge_insert("raw").when_matched_update_all().when_not_matched_insert_all().execute(data)
             report.encoded += len(rows)
             rows.clear()
         _write_broken(index, broken)
+        return report.encoded
 
-    decoded = _decoded_ahead(aligner, source, todo)
-    for file, found, result in progress(decoded, "encoding pictures", len(todo)):
-        if isinstance(result, PictureError):
-            _list_broken(broken, file, str(result).replace(str(file.below(source)), file.name), report)
-            continue
-        broken.pop(file.name, None)
-        batch.append((file, found, result))
-        if len(batch) == BATCH:
-            look()
+    for batch in batches:
+        for row in batch:
+            file = PictureFile(row["raw"], row["size"], row["mtime_ns"])
+            if reason := row.pop("reason"):
+                _list_broken(broken, file, reason, report)
+                continue
+            broken.pop(file.name, None)
+            last += 1
+            rows.append(row | {"id": last, "path": file.name} | (metadata.of(file.name) if metadata else {}))
         if len(rows) >= ROWS:
-            write()
-            say(f"{report.encoded:,} of {len(todo):,} encoded")
-    look()
+            yield write()
     write()
 
 
-def _write_broken(index: Path, broken: dict[str, dict[str, Any]]) -> None:
-    _replace(index / BROKEN, "".join(json.dumps(entry) + "\n" for entry in broken.values()))
+def _write_broken(index: Place, broken: dict[str, dict[str, Any]]) -> None:
+    index.write(BROKEN, "".join(json.dumps(entry) + "\n" for entry in broken.values()))
 
 
 def _drop(
-    table: Any, index: Path, files: Sequence[PictureFile], broken: dict[str, dict[str, Any]], report: Report
+    table: Any, index: Place, files: Sequence[PictureFile], broken: dict[str, dict[str, Any]], report: Report
 ) -> None:
     """Forget what has vanished: rows, and entries of broken files. A row whose file is broken now is none any more."""
     there, names = {file.raw for file in files}, {file.name for file in files}
@@ -352,7 +381,37 @@ def _drop(
     _write_broken(index, broken)
 
 
-def _approximate(table: Any, index: Path, about: About, count: int, exact: int, say: Say) -> None:
+def _index_captions(
+    aligner: Aligner, index: Place, pictures: Any, captions: Mapping[str, Sequence[str]], say: Say
+) -> None:
+    """Bring the table of captions up to date: those of the pictures that are there, each once."""
+    import pyarrow as arrow
+
+    columns = [("id", arrow.int64()), ("text", arrow.string()), ("path", arrow.string()),
+               ("vector", _vectors(aligner.config.width))]  # fmt: skip
+    table = _opened_or_new(index, CAPTIONS, columns)
+    there = {row["path"] for row in _columns(pictures, ("path",))}
+    wanted = dict.fromkeys((path, text) for path, texts in captions.items() if path in there for text in texts)
+    known = {(row["path"], row["text"]): row["id"] for row in _columns(table, ("id", "path", "text"))}
+    gone = [str(number) for key, number in known.items() if key not in wanted]
+    for start in range(0, len(gone), 1000):
+        table.delete(f"id IN ({', '.join(gone[start : start + 1000])})")
+    new = [key for key in wanted if key not in known]
+    if not new:
+        return
+    say(f"encoding {len(new):,} captions ...")
+    last = max(known.values(), default=-1)
+    parts = [new[start : start + CAPTION_ROWS] for start in range(0, len(new), CAPTION_ROWS)]
+    for part in progress(parts, "encoding captions", len(parts)):
+        vectors = aligner.encode_captions([text for _, text in part]).numpy()
+        rows = [{"id": last + 1 + number, "path": path, "text": text, "vector": vector}
+                for number, ((path, text), vector) in enumerate(zip(part, vectors, strict=True))]  # fmt: skip
+        last += len(rows)
+        table.add(arrow.Table.from_pylist(rows, schema=table.schema))
+    table.optimize()
+
+
+def _approximate(table: Any, index: Place, about: About, count: int, exact: int, say: Say) -> None:
     """Build, bring up to date, or do without an approximate index, by the number of pictures."""
     table.optimize()
     if count <= exact:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,21 @@ import numpy as np
 
 from clipvisionalign.models.aligner import Aligner, load_aligner
 from clipvisionalign.pictures import Picture, PictureError
+from clipvisionalign.search.files import Place
 from clipvisionalign.search.filters import filter_sql
-from clipvisionalign.search.index import About, BadIndex, aligner_fingerprint, open_table, read_about
+from clipvisionalign.search.index import (
+    About,
+    BadIndex,
+    aligner_fingerprint,
+    metadata_columns,
+    open_captions,
+    open_table,
+    read_about,
+)
 
 #: What a result tells; thumbnails and vectors only on demand.
 COLUMNS = ("id", "path", "width", "height", "size")
-#: Columns that a filter may name, and whether they hold numbers.
+#: Columns that a filter may name, and whether they hold numbers; an index's metadata besides.
 FILTERS = {"path": False, "width": True, "height": True, "size": True, "id": True}
 #: How near two pictures are that show nearly the same.
 NEAR = 0.985
@@ -39,7 +48,8 @@ class Term:
 
 @dataclass(frozen=True)
 class Found:
-    """One picture found. score: cosine with the query; pair_score: of the second stage, None without."""
+    """One picture found. score: cosine with the query; metadata: the index's other columns; pair_score: of the second
+    stage, None without."""
 
     id: int
     path: str
@@ -47,12 +57,28 @@ class Found:
     width: int
     height: int
     size: int
+    metadata: dict[str, float | str | None] = field(default_factory=dict)
     pair_score: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """For `--json`."""
         found = {name: getattr(self, name) for name in ("id", "path", "score", "width", "height", "size")}
+        found |= {"metadata": self.metadata} if self.metadata else {}
         return found | ({} if self.pair_score is None else {"pair_score": self.pair_score})
+
+
+@dataclass(frozen=True)
+class FoundCaption:
+    """One caption found. path: of its picture; score: cosine with the query."""
+
+    id: int
+    text: str
+    path: str
+    score: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """For `--json`."""
+        return asdict(self)
 
 
 def parse_term(text: str, sign: float = 1.0) -> Term:
@@ -84,7 +110,6 @@ class Searcher:
     """
 
     def __init__(self, index: str | Path, run: str | Path = "", device: str = "auto") -> None:
-        self.index = Path(index)
         self.about: About = read_about(index)
         self.run = Path(run or self.about.run)
         if not (self.run / "model.safetensors").is_file():
@@ -92,7 +117,9 @@ class Searcher:
         if aligner_fingerprint(self.run) != self.about.aligner:
             raise BadIndex(f"{index}: it was made by another aligner than {self.run}")
         self.aligner: Aligner = load_aligner(self.run, device)
-        self.table = open_table(index)
+        self.table, self.caption_table = open_table(index), open_captions(index)
+        self.place = Place(self.about.folder)
+        self.metadata = metadata_columns(self.table)
 
     @property
     def exact(self) -> bool:
@@ -129,36 +156,44 @@ class Searcher:
         """`search` by a vector that is known already."""
         if count < 1:
             raise ValueError(f"at least 1 picture can be found, not {count}")
-        sql = filter_sql(where, FILTERS) if where.strip() else ""
-        rows = nearest(self.table, vector, max(count, rerank), self.exact, where=sql)
+        sql = filter_sql(where, FILTERS | self.metadata) if where.strip() else ""
+        columns = (*COLUMNS, *self.metadata)
         found = [
-            Found(row["id"], row["path"], round(1.0 - row["_distance"], 6), row["width"], row["height"], row["size"])
-            for row in rows
-        ]
+            Found(
+                score=round(1.0 - row["_distance"], 6), metadata={name: row[name] for name in self.metadata},
+                **{name: row[name] for name in COLUMNS},
+            )
+            for row in nearest(self.table, vector, max(count, rerank), self.exact, columns, sql)
+        ]  # fmt: skip
         return (self.reranked(found, terms, rerank) if rerank else found)[:count]
+
+    def captions(self, vector: np.ndarray, count: int = 10) -> list[FoundCaption]:
+        """The `count` captions nearest to a vector, such as a picture's. Raises ValueError for an index without any."""
+        if self.caption_table is None:
+            raise ValueError("this index has no captions: 'clipvisionalign index RUN DATA --captions' writes them")
+        rows = nearest(self.caption_table, vector, count, True, ("id", "text", "path"))
+        return [FoundCaption(row["id"], row["text"], row["path"], round(1.0 - row["_distance"], 6)) for row in rows]
 
     def reranked(self, found: list[Found], terms: Sequence[Term], first: int) -> list[Found]:
         """The first ones in the order of their pair scores; pictures that have vanished go behind them.
 
         Raises ValueError for an aligner that scores no pairs, and for a query that is not of words alone.
         """
-        from dataclasses import replace
-
         if self.aligner.late is None:
             raise ValueError(f"{self.run}: its design '{self.aligner.config.design}' has nothing to re-rank with")
         wanted = [term for term in terms if not term.is_picture]
         if not wanted or len(wanted) < len(terms):
             raise ValueError("re-ranking compares words with pictures: give words only")
-        paths = {row["id"]: row["raw"] for row in self.rows([each.id for each in found[:first]], ("id", "raw"))}
+        raws = self.values([each.id for each in found[:first]], "raw")
         good: list[Found] = []
         gone: list[Found] = []
         for each in found[:first]:
-            (good if self.path_of(paths[each.id]).is_file() else gone).append(each)
+            (good if self.place.has(raws[each.id]) else gone).append(each)
         if not good:
             return found
         try:
             pairs = self.aligner.pair_scorer(
-                [self.path_of(paths[each.id]) for each in good], [str(term.what) for term in wanted]
+                [self.place.picture(raws[each.id]) for each in good], [str(term.what) for term in wanted]
             )
         except PictureError as error:
             raise ValueError(f"{error}; index the folder again") from None
@@ -168,11 +203,20 @@ class Searcher:
         order = np.argsort(-scores, kind="stable")
         return [replace(good[i], pair_score=round(float(scores[i]), 5)) for i in order] + gone + found[first:]
 
-    def path_of(self, raw: bytes) -> Path:
-        """Where a picture is."""
-        import os
+    def picture(self, number: int) -> Path | bytes:
+        """The picture with this number, as what `open_picture` takes. Raises KeyError where it is not there, or no
+        longer."""
+        raw = self.value(number, "raw")
+        if not self.place.has(raw):
+            raise KeyError(f"picture {number} is no longer where it was; index the folder again")
+        return self.place.picture(raw)
 
-        return Path(self.about.folder) / os.fsdecode(raw)
+    def value(self, number: int, column: str) -> Any:
+        """What a column has for the picture with this number. Raises KeyError for a number that is not there."""
+        rows = self.rows([number], (column,))
+        if not rows:
+            raise KeyError(f"no picture {number} in this index")
+        return rows[0][column]
 
     def rows(self, ids: Sequence[int], columns: Sequence[str]) -> list[dict[str, Any]]:
         """Some columns of the pictures with these numbers, in no order."""
@@ -181,12 +225,13 @@ class Searcher:
         told = ", ".join(str(int(number)) for number in ids)
         return self.table.search().where(f"id IN ({told})").select(list(columns)).limit(len(ids)).to_arrow().to_pylist()
 
+    def values(self, ids: Sequence[int], column: str) -> dict[int, Any]:
+        """What a column has for each of some pictures."""
+        return {row["id"]: row[column] for row in self.rows(sorted(set(ids)), ("id", column))}
+
     def vector_of(self, number: int) -> np.ndarray:
         """The vector of a picture. Raises KeyError for a number that is not there."""
-        rows = self.rows([number], ("vector",))
-        if not rows:
-            raise KeyError(f"no picture {number} in this index")
-        return np.asarray(rows[0]["vector"], dtype=np.float32)
+        return np.asarray(self.value(number, "vector"), dtype=np.float32)
 
 
 def duplicates(searcher: Searcher, near: float = NEAR, block: int = 2048) -> list[list[dict[str, Any]]]:

@@ -29,7 +29,7 @@ from clipvisionalign import __version__
 from clipvisionalign.pictures import PictureError, open_picture
 from clipvisionalign.search.explain import explain
 from clipvisionalign.search.filters import LONGEST
-from clipvisionalign.search.query import Found, Searcher, Term, parse_term
+from clipvisionalign.search.query import FILTERS, Found, FoundCaption, Searcher, Term, parse_term
 from clipvisionalign.search.sheet import sheet_of_explanation
 
 #: Texts that are encoded together at most, and how long the first of them waits for others.
@@ -198,7 +198,7 @@ def create_app(
             response.set_cookie("token", token, httponly=True, samesite="strict")
         return response
 
-    def found_as_json(found: Sequence[Found]) -> dict[str, Any]:
+    def found_as_json(found: Sequence[Found | FoundCaption]) -> dict[str, Any]:
         return {"found": [each.to_dict() for each in found]}
 
     def do(work: Callable[[], Any]) -> Any:
@@ -250,21 +250,34 @@ def create_app(
 
         return do(work)
 
+    def vector_of_upload(picture: UploadFile, index: int) -> np.ndarray:
+        data = picture.file.read(limits.upload_bytes + 1)
+        if len(data) > limits.upload_bytes:
+            raise HTTPException(413, f"at most {limits.upload_bytes:,} bytes")
+        opened = open_picture(data, 512)
+        with model:
+            return searchers[index].encode([Term(opened, is_picture=True)])
+
     @app.post("/similar", responses={413: {}, 422: {}})
     def similar_upload(
         picture: Annotated[UploadFile, File()], count: Count = 20, where: str = "", index: Number = 0
     ) -> dict[str, Any]:
         """Pictures like one that is sent in."""
+        return do(lambda: found_as_json(
+            searchers[index].search_vector(vector_of_upload(picture, index), count, where)
+        ))  # fmt: skip
 
-        def work() -> dict[str, Any]:
-            data = picture.file.read(limits.upload_bytes + 1)
-            if len(data) > limits.upload_bytes:
-                raise HTTPException(413, f"at most {limits.upload_bytes:,} bytes")
-            opened = open_picture(data, 512)
-            with model:
-                return found_as_json(searchers[index].search([Term(opened, is_picture=True)], count, where))
+    @app.get("/captions", responses={404: {}, 422: {}})
+    def captions_of(id: Picture, count: Count = 20, index: Number = 0) -> dict[str, Any]:
+        """Captions near a picture of the index; where it has captions."""
+        return do(lambda: found_as_json(searchers[index].captions(searchers[index].vector_of(id), count)))
 
-        return do(work)
+    @app.post("/captions", responses={413: {}, 422: {}})
+    def captions_of_upload(
+        picture: Annotated[UploadFile, File()], count: Count = 20, index: Number = 0
+    ) -> dict[str, Any]:
+        """Captions near a picture that is sent in."""
+        return do(lambda: found_as_json(searchers[index].captions(vector_of_upload(picture, index), count)))
 
     @app.get("/explain", response_class=Response, responses={200: {"content": {"image/png": {}}}, 404: {}, 422: {}})
     def explained(
@@ -276,11 +289,9 @@ def create_app(
             if not caption.strip():
                 raise ValueError("a caption needs words")
             searcher = searchers[index]
-            path = searcher.path_of(_row(searcher, id, "raw"))
-            if not path.is_file():
-                raise KeyError(f"picture {id} is no longer where it was; index the folder again")
+            picture = searcher.picture(id)
             with model:
-                page = sheet_of_explanation(path, explain(searcher.aligner, path, caption))
+                page = sheet_of_explanation(picture, explain(searcher.aligner, picture, caption))
             return _png(page)
 
         return do(work)
@@ -294,11 +305,8 @@ def create_app(
                 raise KeyError(f"no picture {id} in this index")
             searcher = searchers[index]
             if not large:
-                return Response(_row(searcher, id, "thumbnail"), media_type="image/jpeg")
-            path = searcher.path_of(_row(searcher, id, "raw"))
-            if not path.is_file():
-                raise KeyError(f"picture {id} is no longer where it was; index the folder again")
-            opened = open_picture(path, LARGE)
+                return Response(searcher.value(id, "thumbnail"), media_type="image/jpeg")
+            opened = open_picture(searcher.picture(id), LARGE)
             opened.thumbnail((LARGE, LARGE))
             return _jpeg(opened)
 
@@ -314,6 +322,8 @@ def create_app(
                 "recall": each.about.recall,
                 "design": each.aligner.config.design,
                 "reranks": each.aligner.late is not None,
+                "captions": 0 if each.caption_table is None else each.caption_table.count_rows(),
+                "filters": [*FILTERS, *each.metadata],
             }
             for each in searchers
         ]
@@ -345,13 +355,6 @@ def _too_long(request: Request, limits: Limits) -> bool:
     length = request.headers.get("content-length", "0")
     # A little more than the picture: the form around it.
     return not length.isdigit() or int(length) > limits.upload_bytes + 10_000
-
-
-def _row(searcher: Searcher, number: int, column: str) -> Any:
-    rows = searcher.rows([number], (column,))
-    if not rows:
-        raise KeyError(f"no picture {number} in this index")
-    return rows[0][column]
 
 
 def _png(picture: Image.Image) -> Response:

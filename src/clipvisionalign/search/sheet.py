@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from io import BytesIO
-from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
+from clipvisionalign.pictures import Picture, open_picture
 from clipvisionalign.search.explain import Explanation, overlay
 
 CELL, GAP, LINE = 220, 12, 18
@@ -46,10 +46,8 @@ def sheet_of_thumbnails(found: Sequence[tuple[bytes, str]], title: str) -> Image
     return sheet([(Image.open(BytesIO(data)).convert("RGB"), words) for data, words in found], title)
 
 
-def sheet_of_explanation(image: str | Path, found: Explanation) -> Image.Image:
+def sheet_of_explanation(image: Picture, found: Explanation) -> Image.Image:
     """The picture, the whole caption's map, and each word's."""
-    from clipvisionalign.pictures import open_picture
-
     shown = [(open_picture(image), "the picture"), (Image.fromarray(overlay(image, found.whole)), "the caption")]
     shown += [(Image.fromarray(overlay(image, grid)), word) for word, grid in found.words]
     return sheet(shown, f"{found.caption} ({found.method}, score {found.score:.3f})", across=5)

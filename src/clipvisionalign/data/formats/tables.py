@@ -111,7 +111,8 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
             number += 1
 
 
-def _column(names: Iterable[str], candidates: Iterable[str]) -> str | None:
+def column_named(names: Iterable[str], candidates: Iterable[str]) -> str | None:
+    """The first of `candidates` that is among `names`, whatever its case; None where none is."""
     folded = {name.strip().lower(): name for name in names}
     return next((folded[candidate] for candidate in candidates if candidate in folded), None)
 
@@ -137,10 +138,10 @@ def fill_from_rows(table: CaptionTable, path: Path, rows: Iterable[Row]) -> None
 
 def _find_columns(path: Path, names: list[str]) -> dict[str, str | None]:
     found = {
-        "image": _column(names, IMAGE_COLUMNS),
-        "caption": _column(names, CAPTION_COLUMNS),
-        "split": _column(names, SPLIT_COLUMNS),
-        "identity": _column(names, IDENTITY_COLUMNS),
+        "image": column_named(names, IMAGE_COLUMNS),
+        "caption": column_named(names, CAPTION_COLUMNS),
+        "split": column_named(names, SPLIT_COLUMNS),
+        "identity": column_named(names, IDENTITY_COLUMNS),
     }
     for column, usual in (("image", IMAGE_COLUMNS), ("caption", CAPTION_COLUMNS)):
         if found[column] is None:

@@ -80,12 +80,18 @@ function card(one, index, words) {
   open.append(picture);
   const line = document.createElement("div");
   line.className = "about";
-  line.textContent = `${one.score.toFixed(3)}${one.pair_score === undefined ? "" : ` / ${one.pair_score.toFixed(2)}`} · ${one.path}`;
+  const known = Object.entries(one.metadata || {}).filter(([, value]) => value !== null).map(([name, value]) => ` · ${name} ${value}`).join("");
+  line.textContent = `${one.score.toFixed(3)}${one.pair_score === undefined ? "" : ` / ${one.pair_score.toFixed(2)}`} · ${one.path}${known}`;
   const acts = document.createElement("div");
   acts.className = "acts";
   const similar = button("Similar", () => show(`pictures like ${one.path}`, [index], () => ask(`/similar?id=${one.id}&${parameters(index)}`)));
   similar.setAttribute("aria-label", `Pictures similar to ${one.path}`);
   acts.append(similar);
+  if (about.indexes[index].captions) {
+    const captions = button("Captions", () => describe(one, index));
+    captions.setAttribute("aria-label", `Captions near ${one.path}`);
+    acts.append(captions);
+  }
   if (words) {
     const why = button("Why", () => enlarge(`Why ${one.path}`, `/explain?${new URLSearchParams({ id: one.id, caption: words, index })}`, `What the model looks at in ${one.path} for: ${words}`));
     why.setAttribute("aria-label", `Why ${one.path} was found`);
@@ -101,6 +107,23 @@ function button(text, act) {
   made.textContent = text;
   made.addEventListener("click", act);
   return made;
+}
+
+async function describe(one, index) {
+  const told = document.createElement("p");
+  told.textContent = "Loading …";
+  by("large-title").textContent = `Captions near ${one.path}`;
+  by("large-body").replaceChildren(told);
+  by("large").showModal();
+  try {
+    const list = document.createElement("ol");
+    for (const caption of await ask(`/captions?${new URLSearchParams({ id: one.id, index, count: 10 })}`)) {
+      const item = document.createElement("li");
+      item.textContent = `${caption.score.toFixed(3)} · ${caption.text}`;
+      list.append(item);
+    }
+    told.replaceWith(list);
+  } catch (error) { told.textContent = error.message; }
 }
 
 function enlarge(title, source, alt) {
@@ -122,6 +145,7 @@ by("picture").addEventListener("change", () => { by("words").value = ""; search(
 fetch("/health").then((response) => response.json()).then((answer) => {
   about = answer;
   by("compare-label").hidden = about.indexes.length < 2;
+  by("columns").textContent = `Filter by ${about.indexes[0].filters.join(", ")}.`;
   by("rerank-label").hidden = !about.indexes.some((one) => one.reranks);
   status(about.indexes.map((one) => `${one.pictures.toLocaleString("en")} pictures, design ${one.design}`).join(" · "));
 });
