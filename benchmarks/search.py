@@ -65,11 +65,11 @@ def indexed(vectors: np.ndarray, folder: Path) -> tuple[Any, float, dict[str, An
     import pyarrow as arrow
 
     from clipvisionalign.search import index as made
+    from clipvisionalign.search.files import Place
 
-    about = made.About("", "", "", WIDTH)
-    folder.mkdir()
-    made._write(folder, about)
-    table = made._table(folder, WIDTH)
+    about, place = made.About("", "", "", WIDTH), Place(folder)
+    made._write(place, about)
+    table = made._table(place, WIDTH)
     for start in range(0, len(vectors), 50_000):
         part = vectors[start : start + 50_000]
         ids = np.arange(start, start + len(part))
@@ -82,7 +82,7 @@ def indexed(vectors: np.ndarray, folder: Path) -> tuple[Any, float, dict[str, An
         }  # fmt: skip
         table.add(arrow.table(columns, schema=table.schema))
     start_time = time.perf_counter()
-    made._approximate(table, folder, about, len(vectors), made.EXACT, lambda line: print(line, file=sys.stderr))
+    made._approximate(table, place, about, len(vectors), made.EXACT, lambda line: print(line, file=sys.stderr))
     return table, time.perf_counter() - start_time, {"kind": about.kind, "recall": about.recall, **about.settings}
 
 
@@ -120,8 +120,9 @@ def indexing_rate(run: str, pictures: str, folder: Path) -> dict[str, float]:
     import torch
 
     from clipvisionalign.models.aligner import load_aligner
-    from clipvisionalign.search.files import picture_files
-    from clipvisionalign.search.index import BATCH, build_index
+    from clipvisionalign.search.encode import BATCH
+    from clipvisionalign.search.files import Place
+    from clipvisionalign.search.index import build_index
 
     start = time.perf_counter()
     report = build_index(run, pictures, folder, lambda line: None)
@@ -130,7 +131,8 @@ def indexing_rate(run: str, pictures: str, folder: Path) -> dict[str, float]:
     start_load = time.perf_counter()
     load_aligner(run)
     seconds -= time.perf_counter() - start_load
-    paths = [file.below(Path(pictures)) for file in picture_files(Path(pictures))][: 8 * BATCH]
+    place = Place(pictures)
+    paths = [place.picture(file.raw) for file in place.pictures()[: 8 * BATCH]]
     look = aligner.image_tower.input.look()
     pixels = torch.stack([look(path) for path in paths])
     with torch.no_grad():
