@@ -144,6 +144,15 @@ def test_compare_and_re_rank(page):
     assert " / " in page.locator("section").first.locator(".about").first.inner_text()
 
 
+def test_the_interface_is_described_and_tried(page, service):
+    page.goto(f"{service}/docs")
+    page.wait_for_selector("text=/Pictures by words/")
+    assert page.locator(".opblock").count() >= 8
+    page.locator("#operations-default-health_health_get").click()
+    page.get_by_role("button", name="Execute").click()
+    until(page, "document.querySelector('.responses-table .response .microlight')?.textContent.includes('pictures')")
+
+
 def test_a_filter(page):
     page.get_by_text("Picture, filter, order").click()
     assert "split" in page.locator("#columns").inner_text()

@@ -62,7 +62,7 @@ def _run(command: Callable[[list[str]], int], arguments: list[str]) -> int:
 EXTRAS = {
     "matplotlib": "study", "jinja2": "study", "nltk": "study", "scipy": "study", "pyarrow": "parquet",
     "playwright": "pdf", "lancedb": "search", "textual_image": "search", "fastapi": "search", "uvicorn": "search",
-    "ray": "ray",
+    "fastapi_offline": "search", "ray": "ray",
     "onnx": "onnx", "onnxscript": "onnx", "onnxruntime": "onnx",
     "webdataset": "scale", "datasets": "scale", "peft": "scale",
 }  # fmt: skip
@@ -731,7 +731,7 @@ def serve(arguments: list[str]) -> int:
     parser = _parser(
         "serve",
         description="A search page and service over an index, or over two to compare. Bound to this machine unless\n"
-        "told otherwise; /openapi.json describes the interface, /metrics is for Prometheus.",
+        "told otherwise; /docs describes the interface, /metrics is for Prometheus.",
     )
     parser.add_argument("indexes", nargs="+", metavar="INDEX", help="folders that 'index' wrote")
     parser.add_argument(

@@ -21,6 +21,7 @@ from typing import Annotated, Any
 import numpy as np
 from fastapi import FastAPI, File, HTTPException, Query, Request, Response, UploadFile
 from fastapi.responses import HTMLResponse, JSONResponse
+from fastapi.routing import APIRoute
 from fastapi.staticfiles import StaticFiles
 from PIL import Image
 from starlette.middleware.trustedhost import TrustedHostMiddleware
@@ -170,9 +171,11 @@ def create_app(
         for batcher in batchers:
             batcher.close()
 
+    # Its own pages of documentation take their scripts from elsewhere; /docs below has them with it.
     app = FastAPI(
-        title="CLIPVisionAlign", version=__version__, description=(__doc__ or "").partition("\n")[0], lifespan=life
-    )
+        title="CLIPVisionAlign", version=__version__, description="Search pictures by words or by a picture.",
+        lifespan=life, docs_url=None, redoc_url=None,
+    )  # fmt: skip
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))
     Number = Annotated[int, Query(ge=0, lt=len(searchers), description="which index, where there are several")]
     Count = Annotated[int, Query(ge=1, le=limits.results)]
@@ -334,12 +337,20 @@ def create_app(
         """Counts and times of requests, for Prometheus."""
         return Response(metrics.text(batchers), media_type="text/plain; version=0.0.4")
 
+    for route in app.routes:
+        if isinstance(route, APIRoute):
+            route.summary = route.description.partition(":")[0].rstrip(".")
     pages = files("clipvisionalign.search").joinpath("page")
 
     @app.get("/", response_class=HTMLResponse, include_in_schema=False)
     def page() -> str:
         return pages.joinpath("index.html").read_text(encoding="utf-8")
 
+    @app.get("/docs", response_class=HTMLResponse, include_in_schema=False)
+    def documentation() -> str:
+        return pages.joinpath("docs.html").read_text(encoding="utf-8")
+
+    app.mount("/docs/files", StaticFiles(directory=str(files("fastapi_offline").joinpath("static"))), name="docs")
     app.mount("/page", StaticFiles(directory=str(pages)), name="page")
     app.state.batchers = batchers
     return app
@@ -384,5 +395,5 @@ def serve(
     # A page elsewhere must not reach a service on loopback by a name that it makes point there.
     hosts = ["localhost", "127.0.0.1", "[::1]"] if loopback else ["*"]
     app = create_app(searchers, token, hosts=hosts)
-    say(f"http://{host}:{port}/{f'?token={token}' if token else ''} (Ctrl-C stops it; /openapi.json describes it)")
+    say(f"http://{host}:{port}/{f'?token={token}' if token else ''} (Ctrl-C stops it; /docs describes the interface)")
     uvicorn.run(app, host=host, port=port, log_level="warning", timeout_keep_alive=15)

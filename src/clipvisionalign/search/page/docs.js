@@ -1,0 +1,3 @@
+"use strict";
+// Without deep links: the page's own address may hold the token.
+SwaggerUIBundle({ url: "/openapi.json", dom_id: "#interface", validatorUrl: null, tryItOutEnabled: true });

@@ -1,0 +1,46 @@
+"""Whatever its own description allows, and does not, the service answers it without an error of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections import Counter
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis.errors import Unsatisfiable
+
+pytest.importorskip("lancedb")
+
+#: Cases of each operation; INTERFACE_CASES=250 asks some 2,250 in all.
+CASES = int(os.environ.get("INTERFACE_CASES", "20"))
+
+
+def test_no_case_is_an_error_of_the_service(tmp_path, scenes_folder, tiny_runs):
+    schemathesis = pytest.importorskip("schemathesis")
+    from clipvisionalign.search.index import build_index
+    from clipvisionalign.search.query import Searcher
+    from clipvisionalign.search.service import create_app
+
+    build_index(tiny_runs["late"], scenes_folder, tmp_path / "index", lambda line: None, captions=True)
+    described = schemathesis.openapi.from_asgi("/openapi.json", create_app([Searcher(tmp_path / "index")]))
+    answers: Counter[tuple[str, int]] = Counter()
+
+    def ask(operation, mode) -> None:
+        @settings(max_examples=CASES, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+        @given(case=operation.as_strategy(generation_mode=mode))
+        def answered(case):
+            response = case.call()
+            answers[operation.label, response.status_code] += 1
+            assert response.status_code < 500, response.text[:500]
+
+        answered()
+
+    for operation in (found.ok() for found in described.get_all_operations()):
+        ask(operation, schemathesis.GenerationMode.POSITIVE)
+        # Cases that the description does not allow; there are none where nothing can be given.
+        with contextlib.suppress(Unsatisfiable):
+            ask(operation, schemathesis.GenerationMode.NEGATIVE)
+    print(dict(answers))
+    assert len({label for label, _ in answers}) == 9
+    assert answers.total() >= 9 * CASES
