@@ -60,7 +60,7 @@ def timed(search: Any, queries: np.ndarray, right: np.ndarray) -> dict[str, floa
     }
 
 
-def indexed(vectors: np.ndarray, folder: Path) -> tuple[Any, float, dict[str, Any]]:
+def indexed(vectors: np.ndarray, folder: Path, sizes: tuple[int, int]) -> tuple[Any, float, dict[str, Any]]:
     """A table as `index` makes it, the seconds that its approximate index took, and what it says of itself."""
     import pyarrow as arrow
 
@@ -82,7 +82,7 @@ def indexed(vectors: np.ndarray, folder: Path) -> tuple[Any, float, dict[str, An
         }  # fmt: skip
         table.add(arrow.table(columns, schema=table.schema))
     start_time = time.perf_counter()
-    made._approximate(table, place, about, len(vectors), made.EXACT, lambda line: print(line, file=sys.stderr))
+    made._approximate(table, place, about, len(vectors), lambda line: print(line, file=sys.stderr), sizes)
     return table, time.perf_counter() - start_time, {"kind": about.kind, "recall": about.recall, **about.settings}
 
 
@@ -102,14 +102,14 @@ def whole_searches(run: str, table_folder: Path, queries: int = 200) -> dict[str
     from clipvisionalign.search.query import nearest
 
     aligner, table = load_aligner(run), open_table(table_folder)
-    flat = read_about(table_folder).kind == "exact"
+    kind = read_about(table_folder).kind
     words = "a dog runs on the grass while two people watch a red ball in the water near trees".split()  # noqa: SIM905
     rng = np.random.default_rng(0)
     taken = []
     for turn in range(queries + 10):
         text = " ".join(rng.choice(words, size=8))
         start = time.perf_counter()
-        nearest(table, aligner.encode_captions([text])[0].numpy(), 20, flat)
+        nearest(table, aligner.encode_captions([text])[0].numpy(), 20, kind)
         if turn >= 10:
             taken.append(1000 * (time.perf_counter() - start))
     return {f"p{p}_ms": round(float(np.percentile(taken, p)), 1) for p in (50, 95, 99)}
@@ -151,8 +151,10 @@ def main() -> None:
     parser.add_argument("--run", help="a run, for whole searches")
     parser.add_argument("--pictures", help="a folder of pictures, for the rate of indexing (needs --run)")
     parser.add_argument("--no-usearch", action="store_true", help="leave the rival's index out (a million take long)")
+    parser.add_argument("--codes", action="store_true", help="short codes (IVF_PQ) as for more than 10 million vectors")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     given = parser.parse_args()
+    from clipvisionalign.search.index import EXACT, GRAPHS
     from clipvisionalign.search.query import nearest
     from clipvisionalign.study.profile import peak_memory
 
@@ -161,11 +163,11 @@ def main() -> None:
     found: dict[str, Any] = {"vectors": given.vectors}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "index"
-        table, seconds, about = indexed(vectors, folder)
+        table, seconds, about = indexed(vectors, folder, (EXACT, EXACT if given.codes else GRAPHS))
         found["ours"] = {**about, "build_s": round(seconds, 1)}
-        flat = about["kind"] == "exact"
-        found["ours"] |= timed(lambda q: [r["id"] for r in nearest(table, q, FIRST, flat)], queries, right)
-        found["LanceDB flat"] = timed(lambda q: [r["id"] for r in nearest(table, q, FIRST, True)], queries, right)
+        kind = about["kind"]
+        found["ours"] |= timed(lambda q: [r["id"] for r in nearest(table, q, FIRST, kind)], queries, right)
+        found["LanceDB flat"] = timed(lambda q: [r["id"] for r in nearest(table, q, FIRST)], queries, right)
         if not given.no_usearch:
             rival, seconds = usearch_of(vectors)
             found["USearch HNSW"] = {"build_s": round(seconds, 1)}

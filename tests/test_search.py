@@ -32,7 +32,15 @@ from clipvisionalign.pictures import open_picture
 from clipvisionalign.search.explain import explain, overlay
 from clipvisionalign.search.files import picture_files
 from clipvisionalign.search.filters import FilterError, filter_sql
-from clipvisionalign.search.index import BadIndex, build_index, open_captions, open_table, read_about, read_broken
+from clipvisionalign.search.index import (
+    BadIndex,
+    approximate_by_size,
+    build_index,
+    open_captions,
+    open_table,
+    read_about,
+    read_broken,
+)
 from clipvisionalign.search.query import FILTERS, Searcher, Term, duplicates, parse_term
 
 
@@ -342,6 +350,32 @@ def test_a_search_is_the_exact_order_of_cosines(indexed, tiny_runs):
     found = searcher.search([parse_term("a red circle")], count=12)
     assert [each.path for each in found] == expected[:12]
     assert found[0].score == pytest.approx(float(np.dot(rows[expected[0]]["vector"], query)), abs=1e-4)
+
+
+def test_an_approximate_index_is_built_by_size_and_measured(tiny_runs, tmp_path):
+    source, index = tmp_path / "many", tmp_path / "index"
+    source.mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(300):
+        noise = Image.fromarray(rng.integers(0, 255, (3, 3, 3), dtype=np.uint8))
+        noise.resize((48, 48)).save(source / f"{number:03}.png")
+    build_index(tiny_runs["self"], source, index, quiet)
+    term = [parse_term("a red circle")]
+    right = [each.id for each in Searcher(index).search(term, 10)]
+    for sizes, kind in (((100, 1000), "IVF_HNSW_SQ"), ((100, 200), "IVF_PQ"), ((1000, 2000), "exact")):
+        build_index(tiny_runs["self"], source, index, quiet, sizes=sizes)
+        about = read_about(index)
+        assert about.kind == kind
+        assert about.recall > 0.9
+        found = [each.id for each in Searcher(index).search(term, 10)]
+        assert len(set(found) & set(right)) >= 8
+    assert about.recall == 1.0
+    # What comes later is found as well, before and after the next building.
+    build_index(tiny_runs["self"], source, index, quiet, sizes=(100, 1000))
+    Image.new("RGB", (48, 48), "red").save(source / "new.png")
+    build_index(tiny_runs["self"], source, index, quiet, sizes=(100, 1000))
+    assert Searcher(index).search([Term(source / "new.png", is_picture=True)], 1)[0].path == "new.png"
+    assert approximate_by_size(1_000_000, 256)[1]["partitions"] == 122
 
 
 def test_terms_add_up_by_weight_and_minus_takes_away(indexed):

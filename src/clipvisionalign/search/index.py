@@ -3,10 +3,12 @@
 - Made again it encodes only what is new or changed, finds what was moved by its content, and drops what has vanished.
 - Rows are written some at a time, each writing whole or not at all: an index that was killed goes on where it was.
 - A picture that cannot be decoded is listed in broken.jsonl, and tried again when its file changes.
-- Up to `EXACT` pictures every search is exact; beyond, an approximate index is built, and what it misses is measured.
+- Up to `EXACT` pictures every search is exact; beyond, an approximate index is built, of graphs (HNSW), and beyond
+  `GRAPHS` of short codes (PQ); what it misses is measured.
 - Captions, where they are wanted, stand in a table of their own, to be found by a picture.
 
-Source: Malkov and Yashunin, "HNSW", arXiv:1603.09320, for the approximate index.
+Sources: Malkov and Yashunin, "HNSW", arXiv:1603.09320; Jegou, Douze and Schmid, "Product quantization for nearest
+neighbor search", TPAMI 2011.
 """
 
 from __future__ import annotations
@@ -34,8 +36,8 @@ ABOUT, BROKEN, TABLE, CAPTIONS = "index.json", "broken.jsonl", "pictures", "capt
 #: Columns that every table of pictures has; what others it has came as metadata.
 OWN = ("id", "path", "raw", "size", "mtime_ns", "hash", "width", "height", "thumbnail", "vector")
 
-#: Pictures up to which a search looks at every vector.
-EXACT = 100_000
+#: Pictures up to which a search looks at every vector, and up to which it walks graphs.
+EXACT, GRAPHS = 100_000, 10_000_000
 #: Pictures, and captions, that are written at a time.
 ROWS, CAPTION_ROWS = 512, 2048
 #: Queries by which an approximate index is measured.
@@ -44,8 +46,8 @@ SAMPLE, FIRST = 200, 10
 
 @dataclass
 class About:
-    """What index.json holds. aligner: fingerprint of the run that encoded it; kind: "exact" or "IVF_HNSW_SQ"; recall:
-    what an approximate search finds of the first ten, measured on a sample."""
+    """What index.json holds. aligner: fingerprint of the run that encoded it; kind: "exact", "IVF_HNSW_SQ" or "IVF_PQ";
+    recall: what an approximate search finds of the first ten, measured on a sample."""
 
     run: str
     aligner: str
@@ -89,14 +91,15 @@ def aligner_fingerprint(run: str | Path) -> str:
 
 def build_index(
     run: str | Path, source: str | Path, out: str | Path, say: Say = print, *, captions: bool = False,
-    layout: str = "auto", metadata: str | Path = "", ray: str = "", workers: int = 0, exact: int = EXACT,
+    layout: str = "auto", metadata: str | Path = "", ray: str = "", workers: int = 0,
+    sizes: tuple[int, int] = (EXACT, GRAPHS),
 ) -> Report:  # fmt: skip
     """Index the pictures below a folder, or of a data set; or bring an index that is there up to date.
 
     source, out: paths, or URLs that fsspec and LanceDB reach. captions: index the data set's as well. metadata: a table
     with more columns (`collection.read_metadata`); without one, an index keeps those that it has. ray: encode through
-    a Ray cluster at this address, "local" for one on this machine, by so many `workers`. exact: pictures up to which
-    no approximate index is built.
+    a Ray cluster at this address, "local" for one on this machine, by so many `workers`. sizes: pictures up to which
+    every search is exact, and up to which graphs are built.
 
     Raises BadIndex where `out` is an index of another run or folder, or holds something else; FileNotFoundError for a
     folder or run that is not there; DataError.
@@ -123,7 +126,7 @@ def build_index(
     if collection.captions is not None:
         _index_captions(aligner, index, table, collection.captions, say)
     report.captions = count_captions(index)
-    _approximate(table, index, about, report.there, exact, say)
+    _approximate(table, index, about, report.there, say, sizes)
     return report
 
 
@@ -411,41 +414,53 @@ def _index_captions(
     table.optimize()
 
 
-def _approximate(table: Any, index: Place, about: About, count: int, exact: int, say: Say) -> None:
+def approximate_by_size(count: int, width: int, exact: int = EXACT, graphs: int = GRAPHS) -> tuple[str, dict[str, int]]:
+    """The kind of index for so many vectors, and its settings."""
+    if count <= exact:
+        return "exact", {}
+    # Partitions of about 8,000: few enough that each is worth walking, small enough to be built in memory.
+    partitions = max(1, round(count / 8192))
+    if count <= graphs:
+        return "IVF_HNSW_SQ", {"partitions": partitions, "m": 24, "ef_construction": 200}
+    return "IVF_PQ", {"partitions": partitions, "sub_vectors": width // 4}
+
+
+def _approximate(table: Any, index: Place, about: About, count: int, say: Say, sizes: tuple[int, int]) -> None:
     """Build, bring up to date, or do without an approximate index, by the number of pictures."""
     table.optimize()
-    if count <= exact:
-        if about.kind != "exact":
-            about.kind, about.recall, about.settings = "exact", 1.0, {}
-            _write(index, about)
-        return
-    # A partition of about 8,000: few enough graphs that each is worth walking, small enough to be built in memory.
-    settings = {"partitions": max(1, round(count / 8192)), "m": 24, "ef_construction": 200}
-    if about.settings != settings:
+    kind, settings = approximate_by_size(count, about.width, *sizes)
+    before = about.settings.get("partitions", 0)
+    if kind == "exact":
+        about.kind, about.recall, about.settings = kind, 1.0, {}
+    elif kind != about.kind or abs(settings["partitions"] - before) > before / 4:
         say(f"building an approximate index of {count:,} vectors ...")
+        options = {"num_sub_vectors": settings["sub_vectors"]} if kind == "IVF_PQ" else {
+            name: settings[name] for name in ("m", "ef_construction")}  # fmt: skip
         table.create_index(
-            metric="dot", index_type="IVF_HNSW_SQ", num_partitions=settings["partitions"], m=settings["m"],
-            ef_construction=settings["ef_construction"], vector_column_name="vector",
-        )  # fmt: skip
-    about.kind, about.settings = "IVF_HNSW_SQ", settings
-    about.recall = measured_recall(table, count)
+            metric="dot", index_type=kind, num_partitions=settings["partitions"], vector_column_name="vector", **options
+        )
+        about.kind, about.settings = kind, settings
+    if kind != "exact":
+        about.recall = measured_recall(table, kind)
+        found = f"{100 * about.recall:.1f} % of the first {FIRST}, on {SAMPLE} of its own vectors"
+        say(f"the approximate search finds {found}")
     _write(index, about)
-    say(f"the approximate search finds {100 * about.recall:.1f} % of the first {FIRST}, on {SAMPLE} of its own vectors")
 
 
-def measured_recall(table: Any, count: int, seed: int = 0) -> float:
+def measured_recall(table: Any, kind: str, seed: int = 0) -> float:
     """What an approximate search finds of the exact first ten, for vectors between the table's own."""
     from clipvisionalign.search.query import nearest
 
     rng = np.random.default_rng(seed)
     width = table.schema.field("vector").type.list_size
-    ids = ", ".join(str(number) for number in rng.integers(count, size=SAMPLE))
+    numbers = table.search().select(["id"]).limit(table.count_rows()).to_arrow()["id"].to_numpy()
+    ids = ", ".join(str(number) for number in rng.choice(numbers, min(SAMPLE, len(numbers)), replace=False))
     rows = table.search().where(f"id IN ({ids})").select(["vector"]).limit(SAMPLE).to_arrow()["vector"]
     vectors = rows.combine_chunks().flatten().to_numpy(zero_copy_only=False).reshape(-1, width)
     vectors = vectors + rng.normal(0, 0.3 / np.sqrt(width), vectors.shape).astype(np.float32)
     found = []
     for vector in vectors:
-        right = {row["id"] for row in nearest(table, vector, FIRST, exact=True, columns=("id",))}
-        near = {row["id"] for row in nearest(table, vector, FIRST, exact=False, columns=("id",))}
+        right = {row["id"] for row in nearest(table, vector, FIRST, columns=("id",))}
+        near = {row["id"] for row in nearest(table, vector, FIRST, kind, columns=("id",))}
         found.append(len(right & near) / max(1, len(right)))
     return float(np.mean(found))

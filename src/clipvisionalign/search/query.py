@@ -91,15 +91,20 @@ def parse_term(text: str, sign: float = 1.0) -> Term:
 
 
 def nearest(
-    table: Any, vector: np.ndarray, count: int, exact: bool, columns: Sequence[str] = COLUMNS, where: str = ""
+    table: Any, vector: np.ndarray, count: int, kind: str = "exact", columns: Sequence[str] = COLUMNS, where: str = ""
 ) -> list[dict[str, Any]]:
-    """The `count` rows whose vectors are nearest; "_distance" is 1 - cosine."""
+    """The `count` rows whose vectors are nearest, by the kind of index that there is; "_distance" is 1 - cosine."""
     asked = table.search(np.asarray(vector, dtype=np.float32), vector_column_name="vector").distance_type("dot")
     asked = asked.select([*columns, "_distance"]).limit(count)
     if where:
         asked = asked.where(where, prefilter=True)
     # Wide enough that hardly one of the nearest is missed; the first found are compared again by their exact vectors.
-    asked = asked.bypass_vector_index() if exact else asked.nprobes(32).ef(max(200, 4 * count)).refine_factor(4)
+    if kind == "exact":
+        asked = asked.bypass_vector_index()
+    elif kind == "IVF_PQ":
+        asked = asked.nprobes(48).refine_factor(20)
+    else:
+        asked = asked.nprobes(32).ef(max(200, 4 * count)).refine_factor(4)
     return asked.to_list()
 
 
@@ -120,10 +125,6 @@ class Searcher:
         self.table, self.caption_table = open_table(index), open_captions(index)
         self.place = Place(self.about.folder)
         self.metadata = metadata_columns(self.table)
-
-    @property
-    def exact(self) -> bool:
-        return self.about.kind == "exact"
 
     def encode(self, terms: Sequence[Term]) -> np.ndarray:
         """The query's vector (D,), unit length. Raises ValueError for no terms, or terms that take each other away;
@@ -163,7 +164,7 @@ class Searcher:
                 score=round(1.0 - row["_distance"], 6), metadata={name: row[name] for name in self.metadata},
                 **{name: row[name] for name in COLUMNS},
             )
-            for row in nearest(self.table, vector, max(count, rerank), self.exact, columns, sql)
+            for row in nearest(self.table, vector, max(count, rerank), self.about.kind, columns, sql)
         ]  # fmt: skip
         return (self.reranked(found, terms, rerank) if rerank else found)[:count]
 
@@ -171,7 +172,7 @@ class Searcher:
         """The `count` captions nearest to a vector, such as a picture's. Raises ValueError for an index without any."""
         if self.caption_table is None:
             raise ValueError("this index has no captions: 'clipvisionalign index RUN DATA --captions' writes them")
-        rows = nearest(self.caption_table, vector, count, True, ("id", "text", "path"))
+        rows = nearest(self.caption_table, vector, count, columns=("id", "text", "path"))
         return [FoundCaption(row["id"], row["text"], row["path"], round(1.0 - row["_distance"], 6)) for row in rows]
 
     def reranked(self, found: list[Found], terms: Sequence[Term], first: int) -> list[Found]:
