@@ -13,7 +13,9 @@ pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
 from clipvisionalign.cli import main
+from clipvisionalign.data.formats import read_captioned_images
 from clipvisionalign.models.aligner import load_aligner
+from clipvisionalign.retrieval import retrieval_metrics
 from clipvisionalign.search.export import CAPTIONS, FUSION, IMAGES, OnnxAligner, checked, export_onnx, session
 
 
@@ -69,6 +71,13 @@ def test_the_exported_aligner_answers_like_every_model(exported, aligner, scenes
     small = OnnxAligner(exported, int8=True)
     cosines = (small.encode_captions(captions) * other.encode_captions(captions)).sum(axis=1)
     assert cosines.min() > 0.97
+    # What 8 bits lose was measured on the run's own dev split.
+    told = other.about["int8"]
+    dev = read_captioned_images(scenes_folder).split("dev")
+    right = retrieval_metrics(small.encode_images(dev.images), small.encode_captions(dev.captions), dev.caption_image)
+    assert told["rsum"]["value"] == pytest.approx(right.rsum.value)
+    assert told["rsum_change"]["value"] == pytest.approx(told["rsum"]["value"] - told["exact_rsum"]["value"])
+    assert told["rsum_change"]["low"] <= told["rsum_change"]["value"] <= told["rsum_change"]["high"]
 
 
 def test_its_readme_works_as_it_stands(exported, scenes_folder):
@@ -97,5 +106,12 @@ def test_a_folder_for_a_hub_reads_back(tiny_runs, tmp_path, capsys):
     rsum = json.loads((tiny_runs["late"] / "results.json").read_text())["rsum"]["value"]
     assert f"Rsum {rsum:.1f} [" in card
     assert "## Limits" in card
+    assert "Not audited." in card
+    assert main(["audit", str(tiny_runs["late"]), "--split", "dev", "--sample", "12", "--json"]) in (0, 1)
+    checks = json.loads((tiny_runs["late"] / "audit.json").read_text())["checks"]
+    assert main(["export", str(tiny_runs["late"]), "--huggingface", str(tmp_path / "audited")]) == 0
+    card = (tmp_path / "audited" / "README.md").read_text()
+    assert all(each["meaning"] in card for each in checks)
+    (tiny_runs["late"] / "audit.json").unlink()
     assert main(["export", str(tiny_runs["late"]), "--huggingface", str(tmp_path / "hub")]) == 1
     assert "is there already and not empty" in capsys.readouterr().err

@@ -312,6 +312,8 @@ def audit(arguments: list[str]) -> int:
         aligner, part.images, part.captions, part.caption_image, part.image_identity, apart, given.sample
     )
     results = {"run": given.run, "data": source, "split": given.split, **found.to_dict()}
+    # For the card of a model that is exported.
+    (Path(given.run) / "audit.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     if given.json:
         print(json.dumps(results, indent=2))
     else:
@@ -757,13 +759,18 @@ def export(arguments: list[str]) -> int:
     how = parser.add_mutually_exclusive_group(required=True)
     how.add_argument("--onnx", metavar="DIR", help="folder to write ONNX files to (needs clipvisionalign[onnx])")
     how.add_argument("--huggingface", metavar="DIR", help="folder to write model, settings, tokenizer and card to")
-    parser.add_argument("--int8", action="store_true", help="with --onnx: also towers with 8-bit products")
+    parser.add_argument(
+        "--int8", action="store_true", help="with --onnx: also towers with 8-bit products, and what they lose on dev"
+    )
+    parser.add_argument("--data", default="", help="with --int8: the data set to measure on (default: the run's own)")
     given = parser.parse_args(arguments)
     from clipvisionalign.search.export import export_huggingface, export_onnx
 
     if given.onnx:
-        about = export_onnx(given.run, given.onnx, given.int8)
+        about = export_onnx(given.run, given.onnx, given.int8, given.data, say)
         print(f"{given.onnx}: at most {about['difference']:.1e} from PyTorch's; README.md tells how to use it")
+        if loss := about.get("int8", {}).get("rsum_change"):
+            print("8-bit towers: dev rsum {value:+.1f} [{low:+.1f}, {high:+.1f}]".format(**loss))
     else:
         print(f"{export_huggingface(given.run, given.huggingface)}: model, settings, tokenizer, README.md")
     return 0

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from clipvisionalign.batch import TokenGroup
+from clipvisionalign.data.formats import read_captioned_images
 from clipvisionalign.models.aligner import Aligner, load_aligner
 from clipvisionalign.pictures import Picture
+from clipvisionalign.progress import progress
+from clipvisionalign.retrieval import retrieval_metrics, rsum_gain
 
 #: How far an exported tower may be from PyTorch's.
 TOLERANCE = 1e-4
@@ -67,10 +70,13 @@ class _Pairs(nn.Module):
         return fusion(tokens, mask, fusion.project_patches(patches), late.matches(tokens, shown))
 
 
-def export_onnx(run: str | Path, out: str | Path, int8: bool = False) -> dict[str, Any]:
+def export_onnx(
+    run: str | Path, out: str | Path, int8: bool = False, data: str | Path = "", say: Callable[[str], None] = print
+) -> dict[str, Any]:
     """Write the towers of a run, and its fusion, into a new folder; returns what its onnx.json holds.
 
-    int8: also write towers whose products are done in 8 bits. Raises FileExistsError where `out` holds something,
+    int8: also write towers whose products are done in 8 bits, and measure on the dev split of `data` (else of what the
+    run was trained on, if it is there) what they lose. Raises FileExistsError where `out` holds something,
     ValueError for a design that cannot be exported, RuntimeError where what was exported is not what PyTorch computes.
     """
     aligner = load_aligner(run, "cpu", packed=False)
@@ -115,8 +121,13 @@ def export_onnx(run: str | Path, out: str | Path, int8: bool = False) -> dict[st
         "temperature": 1 / aligner.scale().item(), "difference": checked(aligner, target),
     }  # fmt: skip
     if int8:
-        about["int8"] = _quantize(target)
+        about["int8"] = {"files": _quantize(target)}
     (target / "onnx.json").write_text(json.dumps(about, indent=2) + "\n")
+    if int8:
+        about["int8"] |= _loss_of_int8(
+            target, Path(data or json.loads((Path(run) / "data.json").read_text())["source"]), say
+        )
+        (target / "onnx.json").write_text(json.dumps(about, indent=2) + "\n")
     (target / "README.md").write_text(_HOW)
     return about
 
@@ -201,6 +212,33 @@ def _quantize(folder: Path) -> list[str]:
         )
         made.append(out)
     return made
+
+
+def _loss_of_int8(folder: Path, source: Path, say: Callable[[str], None]) -> dict[str, Any]:
+    """What both kinds of towers find on a dev split, and the change from one to the other; why not, where it is not
+    there."""
+    if not source.exists():
+        say(f"{source} is not there: what the 8-bit towers lose is not measured; --data says where it is")
+        return {"not measured": f"{source} is not there"}
+    dev = read_captioned_images(source).split("dev")
+    say(f"measuring 8-bit towers on {len(dev):,} dev pictures and {len(dev.captions):,} captions ...")
+    exact, small = (
+        retrieval_metrics(
+            _encoded(model.encode_images, dev.images, f"{name} pictures"),
+            _encoded(model.encode_captions, dev.captions, f"{name} captions"),
+            dev.caption_image, dev.image_identity,
+        )
+        for name, model in (("exact", OnnxAligner(folder)), ("8-bit", OnnxAligner(folder, int8=True)))
+    )  # fmt: skip
+    assert exact.ranks is not None
+    assert small.ranks is not None
+    change = rsum_gain(small.ranks, exact.ranks, dev.caption_image)
+    return {"rsum": small.rsum.to_dict(), "exact_rsum": exact.rsum.to_dict(), "rsum_change": change.to_dict()}
+
+
+def _encoded(encode: Callable[[Any], np.ndarray], items: Sequence[Any], what: str, step: int = 256) -> np.ndarray:
+    starts = range(0, len(items), step)
+    return np.concatenate([encode(items[start : start + step]) for start in progress(starts, what, len(starts))])
 
 
 class OnnxAligner:
@@ -289,6 +327,22 @@ def export_huggingface(run: str | Path, out: str | Path) -> Path:
     return target
 
 
+def _audit_of(run: Path) -> str:
+    """The checks that the run went through, by the command or in a study; "Not audited." without any."""
+    found = None
+    if (run / "audit.json").is_file():
+        found = json.loads((run / "audit.json").read_text())
+    elif (run / "measured.json").is_file():
+        found = json.loads((run / "measured.json").read_text()).get("audit")
+    if not found:
+        return "Not audited."
+    lines = [
+        f"- {'passed' if each['passed'] else 'FAILED'}: {each['name']}: {each['meaning']}" for each in found["checks"]
+    ]
+    verdict = "Passed." if found["passed"] else "**Failed: do not believe the figures above.**"
+    return "\n".join([verdict, "", *lines])
+
+
 def model_card(run: Path) -> str:
     """What the model is, what it was trained on, what it finds with intervals, and what it is not for."""
     import yaml
@@ -330,6 +384,10 @@ captions, ties against the model, 95% intervals by bootstrap over pictures. Rsum
 | direction | figure | value |
 |---|---|---:|
 {chr(10).join(rows)}
+
+## Audit
+
+{_audit_of(run)}
 
 Put it to the test on your own data: `clipvisionalign audit FOLDER --data DATA`.
 

@@ -1,0 +1,84 @@
+"""ONNX against PyTorch: equal over every length and batch, milliseconds a query, and what 8 bits lose.
+
+    python benchmarks/export.py RUN ... [--data DATA] [--json]
+
+Towers are exported into a temporary folder and compared over captions of 2 to 77 tokens and batches of 1 to 33. Times
+are medians of one query at a time, the three ways in turns, in one run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+QUERIES = 60
+
+
+def in_turns(ways: dict[str, Any], queries: list[Any]) -> dict[str, dict[str, float]]:
+    """Milliseconds of one query at a time, each way after the other on the same query."""
+    taken: dict[str, list[float]] = {name: [] for name in ways}
+    for query in queries[:5]:
+        for encode in ways.values():
+            encode([query])
+    for query in queries:
+        for name, encode in ways.items():
+            start = time.perf_counter()
+            encode([query])
+            taken[name].append(1000 * (time.perf_counter() - start))
+    return {name: {"median": round(float(np.median(times)), 2), "p95": round(float(np.percentile(times, 95)), 2)}
+            for name, times in taken.items()}  # fmt: skip
+
+
+def exported(run: str, source: str, folder: Path) -> dict[str, Any]:
+    from clipvisionalign.data.formats import read_captioned_images
+    from clipvisionalign.models.aligner import load_aligner
+    from clipvisionalign.pictures import open_picture
+    from clipvisionalign.search.export import OnnxAligner, checked, export_onnx
+
+    about = export_onnx(run, folder, int8=True, data=source, say=lambda line: print(line, file=sys.stderr))
+    plain = load_aligner(run, "cpu", packed=False)
+    worst = max(
+        checked(plain, folder, batches=(3,), lengths=range(2, 78)), checked(plain, folder, range(1, 34), lengths=(9,))
+    )
+    dev = read_captioned_images(source).split("dev")
+    rng = np.random.default_rng(0)
+    captions = [dev.captions[i] for i in rng.integers(len(dev.captions), size=QUERIES)]
+    pictures = [open_picture(dev.images[i], 224) for i in rng.integers(len(dev.images), size=QUERIES)]
+    aligner, exact, small = load_aligner(run), OnnxAligner(folder), OnnxAligner(folder, int8=True)
+    models = {"PyTorch": aligner, "ONNX": exact, "ONNX, 8 bits": small}
+    sizes = {path.name: round(path.stat().st_size / 2**20, 1) for path in sorted(folder.glob("*.onnx"))}
+    return {
+        "run": run, "design": about["design"], "greatest difference": worst,
+        "ms a caption": in_turns({name: model.encode_captions for name, model in models.items()}, captions),
+        "ms a picture": in_turns({name: model.encode_images for name, model in models.items()}, pictures),
+        "8 bits on dev": about["int8"], "MiB": sizes,
+    }  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="runs")
+    parser.add_argument("--data", help="data set (default: each run's own)")
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
+    given = parser.parse_args()
+    found = []
+    for run in given.runs:
+        source = given.data or json.loads((Path(run) / "data.json").read_text())["source"]
+        with tempfile.TemporaryDirectory() as name:
+            found.append(exported(run, source, Path(name) / "onnx"))
+    if given.json:
+        print(json.dumps(found, indent=2))
+        return
+    for each in found:
+        print("\n".join(f"{key}: {value}" for key, value in each.items()) + "\n")
+
+
+if __name__ == "__main__":
+    main()
