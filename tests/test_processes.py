@@ -33,16 +33,18 @@ def worst(first: dict, second: dict) -> float:
 
 
 @pytest.mark.parametrize(
-    ("loss", "more"),
+    ("design", "loss", "more"),
     [
-        ("softmax", {}), ("sigmoid", {}), ("hardest", {}), ("hard_weighted", {}),
-        ("softmax", {"chunk": 5}), ("sigmoid", {"shard": True}),
+        ("self", "softmax", {}), ("self", "sigmoid", {}), ("self", "hardest", {}), ("self", "hard_weighted", {}),
+        ("self", "softmax", {"chunk": 5}), ("self", "sigmoid", {"shard": True}),
+        ("self", "softmax", {"shard": True, "chunk": 5}),
+        ("late", "softmax", {}), ("late", "softmax", {"shard": True, "chunk": 5}),
     ],
 )  # fmt: skip
-def test_two_processes_have_the_gradients_of_one(tmp_path, scenes_folder, tiny_model, loss, more):
+def test_two_processes_have_the_gradients_of_one(tmp_path, scenes_folder, tiny_model, design, loss, more):
     given = {
         "data": str(scenes_folder),
-        "model": asdict(tiny_model("self")),
+        "model": asdict(tiny_model(design)),
         "loss": loss,
         "out": str(tmp_path / "one"),
     }
@@ -93,9 +95,11 @@ def test_a_sharded_checkpoint_goes_on_in_one_process_and_in_two(tmp_path, settin
 
     from clipvisionalign.training.train import resume
 
-    run(2, "train", settings("whole", shard=True))
+    # With a late interaction: what it learns is used outside of the sharded model, and stays whole.
+    late = {"shard": True, "model": {**settings("")["model"], "design": "late"}}
+    run(2, "train", settings("whole", **late))
     # Stopped by its own patience of one step: a run that is asked to stop writes its checkpoint and leaves.
-    given = settings("stopped", shard=True)
+    given = settings("stopped", **late)
     run(2, "stop", {**given, "after": 4})
     folder = tmp_path / "stopped"
     (checkpoint,) = sorted((folder / "checkpoints").glob("*.shards"))[-1:]

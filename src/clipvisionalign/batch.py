@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -92,16 +93,18 @@ class Batch:
         """All but the pictures themselves."""
         return replace(self, pixels=None)
 
-    def chunks(self, size: int, pad: int) -> list[Batch]:
-        """The same images and captions in batches of at most `size` images."""
+    def chunks(self, count: int, pad: int) -> list[Batch]:
+        """The same images and captions in `count` batches of about one size; as many as images at most."""
+        count = min(count, len(self))
+        bounds = [len(self) * number // count for number in range(count + 1)]
         tokens: dict[int, list[int]] = {}
         for group in self.captions:
             lengths = group.mask.sum(dim=1).tolist()
             for ids, length, row in zip(group.ids.tolist(), lengths, group.rows.tolist(), strict=True):
                 tokens[row] = ids[:length]
         parts = []
-        for first in range(0, len(self), size):
-            some = slice(first, min(first + size, len(self)))
+        for first, last in pairwise(bounds):
+            some = slice(first, last)
             own = ((self.caption_image >= some.start) & (self.caption_image < some.stop)).nonzero().flatten()
             pixels = None if self.pixels is None else self.pixels[some]
             groups = group_by_length([tokens[row] for row in own.tolist()], pad)

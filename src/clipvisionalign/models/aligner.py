@@ -44,6 +44,8 @@ from clipvisionalign.progress import progress
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.yaml"
 TEXT_FOLDER = "text_tower"
+#: Beginnings of the names of what scores pairs: used where a loss or a score is taken, not where the towers encode.
+PAIR_PARTS = ("late.", "fusion.")
 
 
 @dataclass

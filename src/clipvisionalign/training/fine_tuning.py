@@ -12,8 +12,9 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from clipvisionalign.models.aligner import Aligner
+from clipvisionalign.models.aligner import PAIR_PARTS, Aligner
 from clipvisionalign.models.longformer import Longformer
+from clipvisionalign.training.processes import is_shard, whole
 
 #: A layer's number in the names of transformers' encoders and of ours.
 LAYER = re.compile(r"\.(?:layer|layers|block|blocks|h)\.(\d+)\.")
@@ -159,15 +160,18 @@ def optimizer_groups(
     rate, the one before at `layer_decay` times that, and so on (Howard and Ruder, arXiv:1801.06146, section 3.2).
     """
     layers = depths(aligner) if layer_decay != 1 else {}
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    # What scores pairs is never sharded, and does not go into one fused step with what may be. The groups are the same
+    # either way: a run that is begun on many processes may go on on one.
+    groups: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
     for name, parameter in named:
         if not parameter.requires_grad:
             continue
         own = name.removeprefix("aligner.")
         layer, last = layers.get(own, (0, 0))
         rate = rates.get(own.split(".")[0], head_rate) * layer_decay ** (last - layer)
-        groups.setdefault((rate, weight_decay if parameter.ndim > 1 else 0.0), []).append(parameter)
-    return [{"params": found, "lr": rate, "weight_decay": decay} for (rate, decay), found in groups.items()]
+        kind = rate, weight_decay if parameter.ndim > 1 else 0.0, own.startswith(PAIR_PARTS)
+        groups.setdefault(kind, []).append(parameter)
+    return [{"params": found, "lr": rate, "weight_decay": decay} for (rate, decay, _), found in groups.items()]
 
 
 # --- the average that is kept ----------------------------------------------------------------------------------------
@@ -185,7 +189,7 @@ class WeightAverage:
         self.aligner, self.kept = aligner, kept
         known = dict(kept.named_parameters())
         self.trained = {name: parameter for name, parameter in aligner.named_parameters() if parameter.requires_grad}
-        self.sharded = any(hasattr(parameter, "to_local") for parameter in self.trained.values())
+        self.sharded = any(is_shard(parameter) for parameter in self.trained.values())
         self.weights = {
             name: parameter.detach().clone() if self.sharded else known[name].detach()
             for name, parameter in self.trained.items()
@@ -207,7 +211,7 @@ class WeightAverage:
         if self.sharded:
             known = dict(self.kept.named_parameters())
             for name, tensor in self.weights.items():
-                known[name].copy_(tensor.full_tensor())  # type: ignore[attr-defined]
+                known[name].copy_(whole(tensor))
         return self.kept
 
     def state_dict(self) -> dict[str, Any]:
@@ -223,4 +227,4 @@ class WeightAverage:
 
 
 def _local(tensor: Any) -> torch.Tensor:
-    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+    return tensor.to_local() if is_shard(tensor) else tensor

@@ -120,7 +120,7 @@ class Processes:
         if not self.many:
             return model
         if self.shard:
-            return shard(model)
+            return shard(model, apart)
         nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, apart)
         return self.accelerator.prepare_model(model)
 
@@ -130,23 +130,45 @@ class Processes:
 
     def clip(self, parameters: list[nn.Parameter], most: float) -> None:
         """Scale all gradients down to a norm of at most `most`, over all processes."""
-        nn.utils.clip_grad_norm_(parameters, most)
+        if not self.shard:
+            nn.utils.clip_grad_norm_(parameters, most)
+            return
+        # Some are sharded and some are not, which no function of PyTorch takes together.
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        kinds = [[g for g in gradients if is_shard(g) == kind] for kind in (True, False)]
+        norms = [whole(nn.utils.get_total_norm(some)) for some in kinds if some]
+        share = min(1.0, most / (float(torch.stack(norms).norm()) + 1e-6))
+        for gradient in gradients:
+            gradient.mul_(share)
 
     def end(self) -> None:
         """Close loggers, and the process group where there is one."""
         self.accelerator.end_training()
 
 
-def shard(model: nn.Module) -> nn.Module:
-    """FSDP2: every layer of a tower, then what is left, sharded over all processes; in place."""
+def is_shard(tensor: Tensor) -> bool:
+    """Whether a tensor is spread over processes."""
+    return hasattr(tensor, "full_tensor")
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor gathered from all processes where it is spread over them; every process calls this."""
+    return tensor.full_tensor() if is_shard(tensor) else tensor  # type: ignore[attr-defined]
+
+
+def shard(model: nn.Module, apart: list[str]) -> nn.Module:
+    """FSDP2: every layer of a tower, then what is left, sharded over all processes; in place. apart: parameters that
+    are used outside of the model's own call, and stay whole on every process."""
     from torch.distributed.fsdp import fully_shard
 
     for parameter in model.parameters():
         # It cuts along the first axis of plain memory, and knows no channels-last.
         parameter.data = parameter.data.contiguous()
     for name, module in list(model.named_modules()):
-        if isinstance(module, (nn.ModuleList, nn.Sequential)) and name.rpartition(".")[2] in LAYER_LISTS:
+        is_list = isinstance(module, (nn.ModuleList, nn.Sequential)) and name.rpartition(".")[2] in LAYER_LISTS
+        if is_list and not any(own.startswith(f"{name}.") for own in apart):
             for layer in module:
                 fully_shard(layer)
-    fully_shard(model)
+    parameters = dict(model.named_parameters())
+    fully_shard(model, ignored_params={parameters[name] for name in apart})
     return model

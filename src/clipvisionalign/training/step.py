@@ -23,10 +23,10 @@ import torch
 from torch import Tensor, nn
 
 from clipvisionalign.batch import Batch
-from clipvisionalign.models.aligner import Aligner, CaptionStates, ImageStates
+from clipvisionalign.models.aligner import PAIR_PARTS, Aligner, CaptionStates, ImageStates
 from clipvisionalign.models.image_tower import ImageFeatures
-from clipvisionalign.models.late_interaction import late_scores
-from clipvisionalign.training.losses import Gallery, PairLoss, contrastive_loss, sample_hard_negatives
+from clipvisionalign.models.late_interaction import LateTokens, late_scores
+from clipvisionalign.training.losses import Gallery, PairLoss, contrastive_loss, sample_hard_negatives, softmax_terms
 from clipvisionalign.training.processes import Processes
 from clipvisionalign.training.timing import Timings
 
@@ -130,17 +130,14 @@ class Step:
         self.timings = timings or Timings()
         #: Gradients that arise in the loss itself: no wrapper of the towers sees them.
         parameters = dict(towers.named_parameters())
-        self.apart = [name for name in parameters if name.startswith(("aligner.late.", "aligner.fusion."))]
+        self.apart = [name for name in parameters if name.removeprefix("aligner.").startswith(PAIR_PARTS)]
         self.apart_parameters = [parameters[name] for name in self.apart if parameters[name].requires_grad]
         self.parameters = [parameter for parameter in towers.parameters() if parameter.requires_grad]
-        if processes.many and processes.shard and self.apart:
-            raise ValueError("--shard true is for the designs 'self' and 'sparse': 'late' and 'cross' run replicated")
         self.model = processes.prepare(towers, self.apart)
 
     def whole(self, batch: Batch, known: Known) -> StepFigures:
         """A batch in one piece."""
-        if self.processes.shard:
-            batch = batch.in_one_group(self.aligner.text_tower.pad)
+        batch = self._grouped(batch)
         with self.timings("picture tower"):
             # Two calls where nothing has to be synchronised, so that each tower's time can be told.
             alone = not self.processes.many
@@ -160,12 +157,10 @@ class Step:
         return figures
 
     def cached(self, batches: Iterator[Batch], chunks: int, known: Knows) -> StepFigures:
-        """A batch in `chunks` chunks, which `batches` gives twice."""
+        """A batch in `chunks` chunks, which `batches` gives twice; as many on every process where they are sharded."""
         processes = self.processes
-        if processes.shard:
-            raise ValueError("--chunk and --shard true do not go together yet: shard, or cache gradients")
         taken, states, random_states = [], [], []
-        for batch in (next(batches) for _ in range(chunks)):
+        for batch in (self._grouped(next(batches)) for _ in range(chunks)):
             random_states.append(_random_state(batch))
             with torch.no_grad(), self.timings("towers, first pass"):
                 states.append(self.towers(batch, known(batch)).detached())
@@ -174,13 +169,18 @@ class Step:
         figures = self._loss(taken, states)
         with processes.unsynchronised(self.model):
             for leaves, random_state in zip(states, random_states, strict=True):
-                batch = next(batches)
+                batch = self._grouped(next(batches))
                 # The first chunk's leaves have the gradients of the scale, which is one for all chunks.
                 with _replayed(random_state, batch), self.timings("towers, second pass"):
                     again = self.towers(batch, known(batch))
-                    self._back(list(zip(again.tensors(), leaves.tensors(), strict=True)))
-        processes.sum_gradients(self.parameters)
+                    self._back(list(zip(again.tensors(), leaves.tensors(), strict=True)), averaged=processes.shard)
+        # What is sharded is reduced with every chunk: nobody holds the whole of it to be summed at the end.
+        processes.sum_gradients(self.apart_parameters if processes.shard else self.parameters)
         return figures
+
+    def _grouped(self, batch: Batch) -> Batch:
+        """As a sharded model has to see it: every process calls it as often as every other."""
+        return batch.in_one_group(self.aligner.text_tower.pad) if self.processes.shard else batch
 
     def _back(self, pairs: list[tuple[Tensor, Tensor]], averaged: bool = False) -> None:
         """From the gradients of the leaves on through the towers. averaged: by a wrapper, over all processes, where the
@@ -218,10 +218,10 @@ class Step:
                 # What other processes' pieces found for the vectors of this one.
                 gradients = [processes.total(gradient) for gradient in gradients]
             self._hand_back(states, gradients[0][own_images], gradients[1][own_captions])
-            pair_loss = self._pair_loss(batches, states)
+            pair_loss = self._pair_loss(gallery, states)
             with torch.no_grad():
                 right = _first_is_partner(gallery)
-            sums = torch.stack([loss, pair_loss / processes.count, right, right.new_tensor(float(len(identity)))])
+            sums = torch.stack([loss, pair_loss, right, right.new_tensor(float(len(identity)))])
             loss_sum, pair_sum, right_sum, count = processes.total(sums).tolist()
         skipped = [reason for batch in batches for reason in batch.skipped]
         names = [name for batch in batches for name in batch.names][:5]
@@ -240,21 +240,62 @@ class Step:
                 group.vectors.grad = captions[column : column + len(group.vectors)]
                 column += len(group.vectors)
 
-    def _pair_loss(self, batches: Sequence[Batch], states: Sequence[States]) -> Tensor:
-        """The loss of late interaction and fusion over this process's own pairs; its gradients are taken here."""
-        if self.aligner.late is None:
+    def _pair_loss(self, gallery: Gallery, states: Sequence[States]) -> Tensor:
+        """This process's part of the loss of late interaction and fusion; its gradients are taken here.
+
+        The late interaction is asked for this process's rows against the columns of all. The fusion draws its negatives
+        among this process's own pairs.
+        """
+        aligner, processes = self.aligner, self.processes
+        if aligner.late is None:
             return torch.zeros((), device=states[0].scale.device)
         images = ImageStates(*(torch.cat(part) for part in zip(*(s.images for s in states if s.images), strict=True)))
         captions = [group for state in states for group in state.captions]
-        identity = torch.cat([batch.identity for batch in batches])
-        caption_identity = torch.cat([batch.caption_identity[batch.order] for batch in batches])
-        partners = identity[:, None] == caption_identity[None, :]
+        partners = gallery.partners(gallery.own_images, gallery.own_captions)
         text_format = self.towers.formats[1]
         with torch.autocast(images.vectors.device.type, text_format, enabled=text_format != torch.float32):
-            loss = pair_loss(self.aligner, images, captions, partners, self.negatives)
-        # Sums over processes become means: each has pairs of its own.
-        (self.fusion_weight / self.processes.count * loss).backward()
-        return loss.detach()
+            if not processes.many:
+                loss = pair_loss(aligner, images, captions, partners, self.negatives)
+                (self.fusion_weight * loss).backward()
+                return loss.detach()
+            patches, late_loss, late = self._late_loss_of_all(gallery, images, captions)
+            if aligner.fusion is None:
+                return late_loss
+            logits = late + dual_logits(aligner, images, captions)
+            # Sums over processes become means: each has pairs of its own.
+            fused = fusion_loss(aligner, images, patches, captions, logits, partners, self.negatives) / processes.count
+        (self.fusion_weight * fused).backward()
+        return late_loss + fused.detach()
+
+    def _late_loss_of_all(
+        self, gallery: Gallery, images: ImageStates, captions: list[CaptionStates]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The late interaction among the images and captions of all processes.
+
+        Returns this process's patches, its part of the loss, whose gradients are taken here, and the logits of its own
+        pairs. Tokens and patches of all are gathered, not their scores: rows here, columns of all.
+        """
+        late, processes = self.aligner.late, self.processes
+        assert late is not None
+        assert images.patches is not None
+        patches = late.patches(images.patches)
+        parts = [late.tokens(*_tokens(group)) for group in captions]
+        width = max(processes.objects(max(part.weights.shape[1] for part in parts)))
+        vectors = torch.cat([nn.functional.pad(p.vectors, (0, 0, 0, width - p.vectors.shape[1])) for p in parts])
+        weights = torch.cat([nn.functional.pad(p.weights, (0, width - p.weights.shape[1])) for p in parts])
+        own = (patches, vectors, weights)
+        everyone = [processes.gather(tensor.detach())[0].requires_grad_() for tensor in own]
+        tokens = LateTokens(everyone[1], everyone[2], everyone[2] > 0)
+        rows, columns = gallery.own_images, gallery.own_captions
+        logits = late.scale() * late_scores(everyone[0][rows], tokens)
+        by_image = softmax_terms(logits, gallery.partners(images=rows), 0.0).sum() / len(gallery.images)
+        others = late.scale() * late_scores(everyone[0], tokens.rows(columns)).T
+        by_caption = softmax_terms(others, gallery.partners(captions=columns).T, 0.0).sum() / len(gallery.captions)
+        loss = (by_image + by_caption) / 2
+        (self.fusion_weight * loss).backward()
+        gradients = [processes.total(tensor.grad) for tensor in everyone if tensor.grad is not None]
+        torch.autograd.backward(own, [gradients[0][rows], gradients[1][columns], gradients[2][columns]])
+        return patches.detach(), loss.detach(), logits.detach()[:, columns]
 
 
 @torch.no_grad()
@@ -306,9 +347,14 @@ def pair_loss(
     loss = contrastive_loss(late, partners)
     if aligner.fusion is None:
         return loss
-    with torch.no_grad():
-        dual = aligner.scale() * images.vectors @ torch.cat([group.vectors for group in captions]).T
-    return loss + fusion_loss(aligner, images, patches, captions, dual + late.detach(), partners, negatives)
+    logits = dual_logits(aligner, images, captions) + late.detach()
+    return loss + fusion_loss(aligner, images, patches, captions, logits, partners, negatives)
+
+
+@torch.no_grad()
+def dual_logits(aligner: Aligner, images: ImageStates, captions: list[CaptionStates]) -> Tensor:
+    """The dual encoder's score of every pair over its temperature (B, M), without gradients."""
+    return aligner.scale() * images.vectors @ torch.cat([group.vectors for group in captions]).T
 
 
 def _tokens(group: CaptionStates) -> tuple[Tensor, Tensor]:

@@ -189,6 +189,10 @@ def train(config: RunConfig, say: Say = print, state: dict[str, Any] | None = No
     check_settings(config)
     usable, words = usable_trackers(config.trackers.split(",") if config.trackers else [], config.trackers != TRACKERS)
     processes = Processes(best_device(config.device), config.shard, usable, str(Path(config.out)))
+    if processes.shard and config.chunk and config.batch % processes.count:
+        raise ValueError(
+            f"--batch {config.batch} with --shard true and --chunk: a multiple of {processes.count} processes"
+        )
     if not processes.first:
         say = _nothing
     for line in words:
@@ -446,11 +450,14 @@ def take_step(
         return step.cached((batch.to(device) for batch in stream), chunks, knows)
     batch = next(stream, None)
     # Every process takes part in a step, or none: a stream may end on one of them first.
-    if min(processes.objects(0 if batch is None else len(batch))) < 2 or batch is None:
+    sizes = processes.objects(0 if batch is None else len(batch))
+    if min(sizes) < 2 or batch is None:
         return None
     batch = batch.to(device)
     if config.chunk:
-        parts = batch.chunks(config.chunk, step.aligner.text_tower.pad)
+        # As many on every process: a sharded model is called together.
+        count = min(-(-max(sizes) // config.chunk), min(sizes))
+        parts = batch.chunks(count, step.aligner.text_tower.pad)
         return step.cached(iter([*parts, *parts]), len(parts), knows)
     return step.whole(batch, knows(batch))
 
