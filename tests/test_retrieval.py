@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from clipvisionalign.retrieval import metrics_of_ranks, ranks_of_scores, ranks_of_vectors, retrieval_metrics, rsum_gain
 from clipvisionalign.retrieval.metrics import average_precision_at_r, bootstrap_weights
-from clipvisionalign.retrieval.ranks import Partners
+from clipvisionalign.retrieval.ranks import Partners, Share
 from clipvisionalign.retrieval.rerank import reranked, reranked_at
 
 
@@ -52,6 +52,20 @@ def test_ranks_equal_brute_force_ties_included(gallery):
     for ranks in (ranks_of_vectors(a, b, partners), ranks_of_scores(scores.astype(np.float32), partners)):
         assert [[r for r in row if r] for row in ranks.image_to_text.tolist()] == brute_force_ranks(scores, partner)
         assert [[r for r in row if r] for row in ranks.text_to_image.tolist()] == brute_force_ranks(scores.T, partner.T)
+
+
+@given(galleries(), st.integers(1, 4))
+def test_ranks_that_several_count_together_are_the_ranks(gallery, workers):
+    a, b, owners, identity = gallery
+    partners = Partners.of(owners, len(a), identity)
+    counts: list[np.ndarray] = []
+    for number in range(workers):
+        ranks_of_vectors(a, b, partners, Share(number, workers, lambda own: (counts.append(own), own)[1]))
+    sums = iter([sum(counts[::2]), sum(counts[1::2])])
+    found = ranks_of_vectors(a, b, partners, Share(0, workers, lambda own: next(sums)))
+    whole = ranks_of_vectors(a, b, partners)
+    assert (found.image_to_text == whole.image_to_text).all()
+    assert (found.text_to_image == whole.text_to_image).all()
 
 
 def test_recall_equals_clip_benchmark():

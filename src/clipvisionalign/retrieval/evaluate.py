@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from clipvisionalign.retrieval.metrics import RESAMPLES, Figure, RetrievalMetrics, metrics_of_ranks, rsum_gain
-from clipvisionalign.retrieval.ranks import PartnerRanks, Partners, ranks_of_scores, ranks_of_vectors
+from clipvisionalign.retrieval.ranks import WHOLE, PartnerRanks, Partners, Share, ranks_of_scores, ranks_of_vectors
 from clipvisionalign.retrieval.rerank import reranked_at
 
 #: The file of a run folder that holds the ranks of its dev gallery.
@@ -74,11 +74,13 @@ def evaluate(
     candidates: int = 0,
     resamples: int = RESAMPLES,
     seed: int = 0,
+    share: Share = WHOLE,
 ) -> Evaluation:
     """Measure `model` on N images and M captions.
 
     images: whatever the model takes. caption_image: (M,) each caption's image. identity: (N,) or None. candidates: how
     many are re-ranked if the model answers `pair_scorer(images, captions)`; 0 measures the dual encoder alone.
+    share: what of the ranking of vectors is done here, where several processes do it together.
     Raises TypeError for a model that answers neither way, ValueError where what it gives does not fit.
     """
     partners = Partners.of(caption_image, len(images), identity)
@@ -93,7 +95,7 @@ def evaluate(
             as_array(model.encode_images(images)),
             as_array(model.encode_captions(captions)),
         )
-        ranks = ranks_of_vectors(image_vectors, caption_vectors, partners)
+        ranks = ranks_of_vectors(image_vectors, caption_vectors, partners, share)
         return Evaluation(metrics_of_ranks(ranks, partners.caption_image, resamples, seed))
     pairs = model.pair_scorer(images, captions)
     image_vectors, caption_vectors = as_array(pairs.image_vectors), as_array(pairs.caption_vectors)

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from clipvisionalign.retrieval.ranks import PartnerRanks, Partners, ranks_of_vectors
+from clipvisionalign.retrieval.ranks import WHOLE, PartnerRanks, Partners, Share, ranks_of_vectors
 
 RECALL_AT = (1, 5, 10)
 RESAMPLES = 1000
@@ -68,11 +68,13 @@ def retrieval_metrics(
     identity: Any = None,
     resamples: int = RESAMPLES,
     seed: int = 0,
+    share: Share = WHOLE,
 ) -> RetrievalMetrics:
     """Both ways over the whole gallery, by the dot product of the vectors.
 
     image_vectors: (N, D); caption_vectors: (M, D); caption_image: (M,) each caption's image; identity: (N,) or None,
     images of one identity are partners of each other's captions. resamples: of the bootstrap, 0 for no intervals.
+    share: what of the ranking is done here, where several processes do it together.
     Raises ValueError for shapes that do not fit, numbers out of range, images without captions, numbers not finite.
 
     >>> import numpy as np
@@ -81,7 +83,7 @@ def retrieval_metrics(
     600.0
     """
     partners = Partners.of(caption_image, len(image_vectors), identity)
-    ranks = ranks_of_vectors(image_vectors, caption_vectors, partners)
+    ranks = ranks_of_vectors(image_vectors, caption_vectors, partners, share)
     return metrics_of_ranks(ranks, partners.caption_image, resamples, seed)
 
 

@@ -42,6 +42,26 @@ class PartnerRanks:
     text_to_image: np.ndarray
 
 
+def _alone(counts: np.ndarray) -> np.ndarray:
+    return counts
+
+
+@dataclass(frozen=True)
+class Share:
+    """One worker's part of a gallery: every `count`-th block of images, from `number` on.
+
+    total: the sum of an array over all workers, who call it together; every one of them then has all ranks.
+    """
+
+    number: int = 0
+    count: int = 1
+    total: Callable[[np.ndarray], np.ndarray] = _alone
+
+
+#: The whole gallery.
+WHOLE = Share()
+
+
 @dataclass(frozen=True)
 class Partners:
     """Which captions belong to which images. caption_image: (M,) each caption's image; identity: (N,) or None.
@@ -89,8 +109,11 @@ class Partners:
         return image_numbers[order], captions[order]
 
 
-def ranks_of_vectors(image_vectors: Any, caption_vectors: Any, partners: Partners) -> PartnerRanks:
-    """Exact ranks by the dot product. image_vectors: (N, D); caption_vectors: (M, D).
+def ranks_of_vectors(
+    image_vectors: Any, caption_vectors: Any, partners: Partners, share: Share = WHOLE
+) -> PartnerRanks:
+    """Exact ranks by the dot product. image_vectors: (N, D); caption_vectors: (M, D). share: of the work, not of the
+    gallery.
 
     Raises ValueError for shapes that do not fit, and for vectors that are not finite.
     """
@@ -111,7 +134,7 @@ def ranks_of_vectors(image_vectors: Any, caption_vectors: Any, partners: Partner
         left, right = images[pair_images[part]], captions[pair_captions[part]]
         true[part] = np.einsum("pd,pd->p", left.astype(np.float64), right.astype(np.float64))
     size = np.abs(images).max(initial=0.0) * np.abs(captions).max(initial=0.0) * images.shape[1]
-    return _count(block, true, partners, TIE * max(1.0, float(size)))
+    return _count(block, true, partners, TIE * max(1.0, float(size)), share)
 
 
 def ranks_of_scores(scores: Any, partners: Partners, tie: float = TIE_FLOAT32) -> PartnerRanks:
@@ -140,16 +163,18 @@ def _vectors(vectors: Any, kind: str) -> np.ndarray:
     return found
 
 
-def _count(block: ScoreBlock, true: np.ndarray, partners: Partners, tie: float) -> PartnerRanks:
+def _count(block: ScoreBlock, true: np.ndarray, partners: Partners, tie: float, share: Share = WHOLE) -> PartnerRanks:
     """Count, for every true pair, the strangers that score at least as high: one pass over the blocks for both ways."""
     images, captions = partners.images, len(partners.caption_image)
     pair_images, pair_captions = partners.pairs()
     by_image = _Side(pair_images, true, images)
     by_caption = _Side(pair_captions, true, captions)
     width = min(captions, BLOCK_WIDTH)
-    height = max(1, min(images, BLOCK // width))
+    height = max(1, min(-(-images // share.count), BLOCK // width))
     firsts = np.searchsorted(pair_images, np.arange(0, images + height, height))
     for number, first in enumerate(range(0, images, height)):
+        if number % share.count != share.number:
+            continue
         last = min(first + height, images)
         own_images = pair_images[firsts[number] : firsts[number + 1]]
         own_captions = pair_captions[firsts[number] : firsts[number + 1]]
@@ -161,6 +186,8 @@ def _count(block: ScoreBlock, true: np.ndarray, partners: Partners, tie: float) 
             scores[own_images[inside] - first, own_captions[inside] - start] = -np.inf
             by_image.count(scores, first, last, tie)
             by_caption.count(scores.T, start, stop, tie)
+    for side in (by_image, by_caption):
+        side.strangers = share.total(side.strangers)
     return PartnerRanks(by_image.ranks(), by_caption.ranks())
 
 

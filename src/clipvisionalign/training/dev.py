@@ -10,16 +10,17 @@ import torch
 from torch import Tensor
 
 from clipvisionalign.data.captioned import CaptionedImages
-from clipvisionalign.models.aligner import Aligner
+from clipvisionalign.models.aligner import Aligner, EncodedImages, PairScorer
 from clipvisionalign.retrieval.metrics import RetrievalMetrics, metrics_of_ranks, retrieval_metrics
-from clipvisionalign.retrieval.ranks import Partners, ranks_of_scores
+from clipvisionalign.retrieval.ranks import Partners, Share, ranks_of_scores
 from clipvisionalign.retrieval.rerank import reranked
 from clipvisionalign.training.feature_cache import FeatureCache
 from clipvisionalign.training.processes import Processes
 
 
-class SharedEncoding:
-    """An aligner whose encoding is shared out over processes: each encodes its part, once, and all get everything.
+class Shared:
+    """An aligner whose work is shared out over processes: each encodes and scores its part, once, and all get
+    everything. Images and captions that are encoded for pairs are encoded by every process for itself.
 
     features: the picture tower's of the images that it will be given, all of them and in order, where they are on disk.
     """
@@ -45,22 +46,76 @@ class SharedEncoding:
         mine = range(len(captions))[self.processes.number :: self.processes.count]
         return self._all(self.aligner.encode_captions([captions[i] for i in mine]))
 
+    def score(self, images: Sequence[Any], captions: Sequence[str]) -> Tensor:
+        """The scores of all pairs (N, M) on every process."""
+        mine = range(len(images))[self.processes.number :: self.processes.count]
+        own = self.aligner.score([images[i] for i in mine], captions) if mine else torch.empty(0, len(captions))
+        return self._all(own)
+
+    def pair_scorer(self, images: Sequence[Any], captions: Sequence[str]) -> SharedPairs:
+        """What scores single pairs, dealt out over the processes."""
+        return SharedPairs(self.aligner.pair_scorer(images, captions), self.processes)
+
+    @property
+    def scores_all_pairs(self) -> bool:
+        """Whether a whole gallery is scored pair by pair, without a dual encoder first."""
+        return self.aligner.scores_all_pairs
+
+    @property
+    def share(self) -> Share:
+        """This process's part of ranking a gallery."""
+        processes = self.processes
+
+        def total(counts: np.ndarray) -> np.ndarray:
+            return processes.total(torch.from_numpy(counts).to(processes.device)).cpu().numpy()
+
+        return Share(processes.number, processes.count, total)
+
     def _all(self, mine: Tensor) -> Tensor:
-        """Rows dealt out one by one, back in their order."""
-        parts = self.processes.objects(mine)
-        found = mine.new_empty(sum(map(len, parts)), mine.shape[1])
-        for number, part in enumerate(parts):
-            found[number :: len(parts)] = part
-        return found
+        return dealt_back(self.processes.objects(mine))
+
+
+class SharedPairs:
+    """A `PairScorer` whose pairs are dealt out over processes, which all ask for the same ones."""
+
+    def __init__(self, scorer: PairScorer, processes: Processes) -> None:
+        self.scorer, self.processes = scorer, processes
+        self.image_vectors, self.caption_vectors = scorer.image_vectors, scorer.caption_vectors
+
+    def __call__(self, image_index: np.ndarray, caption_index: np.ndarray) -> np.ndarray:
+        return self.parts(image_index, caption_index) @ self.scorer.weights()
+
+    def parts(self, image_index: np.ndarray, caption_index: np.ndarray) -> np.ndarray:
+        """The parts of the pairs' scores (Q, 3), on every process."""
+        mine = slice(self.processes.number, None, self.processes.count)
+        own = self.scorer.parts(image_index[mine], caption_index[mine])
+        return dealt_back(self.processes.objects(torch.from_numpy(own))).numpy()
+
+    def table(self) -> Tensor:
+        """The scores of all pairs (N, M) without a fusion, on every process."""
+        mine = slice(self.processes.number, None, self.processes.count)
+        images = EncodedImages(*(None if part is None else part[mine] for part in self.scorer.images))  # type: ignore[arg-type]
+        own = PairScorer(self.scorer.aligner, images, self.scorer.captions)
+        return dealt_back(self.processes.objects(own.table()))
+
+
+def dealt_back(parts: Sequence[Tensor]) -> Tensor:
+    """Rows that were dealt out one by one, back in their order."""
+    found = parts[0].new_empty(sum(map(len, parts)), *parts[0].shape[1:])
+    for number, part in enumerate(parts):
+        found[number :: len(parts)] = part
+    return found
 
 
 def dev_metrics(
     aligner: Aligner, data: CaptionedImages, features: FeatureCache | None, processes: Processes
 ) -> tuple[RetrievalMetrics, np.ndarray, np.ndarray]:
     """The dual encoder on the whole dev gallery, without intervals; and its vectors (N, D) and (M, D)."""
-    shared = SharedEncoding(aligner, processes, features)
+    shared = Shared(aligner, processes, features)
     images, captions = shared.encode_images(data.images).numpy(), shared.encode_captions(data.captions).numpy()
-    metrics = retrieval_metrics(images, captions, data.caption_image, data.image_identity, resamples=0)
+    metrics = retrieval_metrics(
+        images, captions, data.caption_image, data.image_identity, resamples=0, share=shared.share
+    )
     return metrics, images, captions
 
 
@@ -68,14 +123,18 @@ def dev_metrics(
 PAIR_WEIGHTS = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5)
 
 
-def choose_pair_weights(aligner: Aligner, data: CaptionedImages, candidates: int) -> tuple[float, float]:
+def choose_pair_weights(
+    aligner: Aligner, data: CaptionedImages, candidates: int, shared: Shared | None = None
+) -> tuple[float, float]:
     """Set what the late score and the fusion's correction count to what gives the best rsum; returns both.
+
+    shared: the same aligner, where several processes score the pairs together.
 
     The towers have seen the training captions many times and are surer there than on new pictures, so that the weights
     cannot be learned with them. Like the best epoch they are chosen on dev: what they are worth shows outside of dev.
     """
     assert aligner.late is not None
-    score = aligner.pair_scorer(data.images, data.captions)
+    score = (shared or aligner).pair_scorer(data.images, data.captions)
     partners = Partners.of(data.caption_image, len(data), data.image_identity)
     if aligner.fusion is None:
         aligner.late.weight.fill_(0.0)

@@ -42,7 +42,7 @@ from clipvisionalign.training.checkpoint import (
     save_checkpoint,
     save_sharded,
 )  # fmt: skip
-from clipvisionalign.training.dev import PAIR_WEIGHTS, SharedEncoding, choose_pair_weights, dev_metrics
+from clipvisionalign.training.dev import PAIR_WEIGHTS, Shared, choose_pair_weights, dev_metrics
 from clipvisionalign.training.diagnosis import EpochFigures, diagnose
 from clipvisionalign.training.feature_cache import FeatureCache
 from clipvisionalign.training.fine_tuning import (
@@ -465,18 +465,18 @@ def take_step(
 def measure(
     config: RunConfig, aligner: Aligner, dev: CaptionedImages, out: Path, processes: Processes, say: Say
 ) -> dict[str, Any]:
-    """What results.json holds: the saved model on the whole dev gallery, its encoding shared out over processes."""
+    """What results.json holds: the saved model on the whole dev gallery, shared out over processes."""
     candidates = config.model.fusion.candidates if aligner.fusion is not None else 0
-    model: Any = aligner
-    if aligner.late is None:
-        model = SharedEncoding(aligner, processes)
-    else:
-        late, fusion = choose_pair_weights(aligner, dev, candidates)
+    model = Shared(aligner, processes)
+    if aligner.late is not None:
+        late, fusion = choose_pair_weights(aligner, dev, candidates, model)
         more = f", the fusion's correction {fusion:g} times" if aligner.fusion is not None else ""
         say(f"the late score counts {late:g} times{more}, chosen on dev from {PAIR_WEIGHTS}")
         if processes.first:
             aligner.save(out)
-    measured = evaluate(model, dev.images, dev.captions, dev.caption_image, dev.image_identity, candidates)
+    measured = evaluate(
+        model, dev.images, dev.captions, dev.caption_image, dev.image_identity, candidates, share=model.share
+    )
     if processes.first:
         measured.save_ranks(out / RANKS)
     return {"run": str(out), "data": config.data, "split": "dev", **measured.to_dict()}
