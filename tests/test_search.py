@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from datetime import timedelta
 from io import BytesIO
 from pathlib import Path
 
@@ -195,6 +196,23 @@ def test_killed_at_random_moments_nothing_is_lost_and_nothing_twice(tiny_runs, t
     report = build_index(tiny_runs["self"], source, index, quiet)
     assert report.there == 300
     assert len(rows_of(index)) == 300
+
+
+def test_two_do_not_write_one_index_and_one_that_is_open_sees_what_is_written(tiny_runs, folder, tmp_path, monkeypatch):
+    from clipvisionalign.search import index as module
+    from clipvisionalign.search.files import Place
+
+    monkeypatch.setattr(module, "SEEN_AFTER", timedelta(0))
+    index = tmp_path / "index"
+    build_index(tiny_runs["self"], folder, index, quiet)
+    searcher = Searcher(index)
+    Image.new("RGB", (64, 64), "red").save(folder / "new.png")
+    with Place(index).held(), pytest.raises(BadIndex, match="another process is writing"):
+        build_index(tiny_runs["self"], folder, index, quiet)
+    (tmp_path / "years.csv").write_text("path,year\nnew.png,1999\n")
+    build_index(tiny_runs["self"], folder, index, quiet, metadata=tmp_path / "years.csv")
+    found = searcher.search([Term(folder / "new.png", is_picture=True)], 1, "year = 1999")
+    assert [each.path for each in found] == ["new.png"]
 
 
 # --- data sets, captions, metadata, other places and machines --------------------------------------------------------

@@ -21,14 +21,14 @@ from torch import Tensor
 
 from clipvisionalign.models.aligner import CONFIG_FILE, TEXT_FOLDER, WEIGHTS_FILE, Aligner, evaluating, load_aligner
 from clipvisionalign.pictures import PictureError, PictureInput, open_header, open_picture
-from clipvisionalign.search.files import PictureFile, Place
+from clipvisionalign.search.files import PictureFile, Place, content_hash
 
 #: Files that go through the tower at a time.
 BATCH = 64
 #: Pixels of a thumbnail's longer side.
 THUMBNAIL = 256
 
-#: A file to look at, with the hash of its content.
+#: A file to look at, with the hash of its content where it is known already.
 Todo = tuple[PictureFile, str]
 #: A row of the table without its number, or one with the `reason` why there is none.
 Row = dict[str, Any]
@@ -59,11 +59,12 @@ def _decode(place: Place, look: Callable[[Image.Image], Tensor], size: int, row:
     nothing: Row = {"width": 0, "height": 0, "thumbnail": b"", "pixels": b"", "reason": ""}
     try:
         content = place.picture(row["raw"])
+        row["hash"] = row["hash"] or content_hash(content)
         with open_header(content) as opened:
             width, height = opened.size
         picture = open_picture(content, max(size, THUMBNAIL))
         pixels = look(picture).numpy().tobytes()
-    except PictureError as error:
+    except (PictureError, OSError) as error:
         name = row["raw"].decode("utf-8", "backslashreplace")
         return row | nothing | {"reason": str(error).replace(f"{place.folder / os.fsdecode(row['raw'])}", name)}
     picture.thumbnail((THUMBNAIL, THUMBNAIL))

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock
 
 from clipvisionalign.pictures import PICTURE_SUFFIXES, PictureError
 
@@ -108,18 +112,25 @@ class Place:
             return (self.folder / os.fsdecode(raw)).is_file()
         return bool(self.files.isfile(f"{self.root}/{raw.decode('utf-8', 'surrogatepass')}"))
 
-    def content_hash(self, raw: bytes) -> str:
-        """A hash of a file's bytes. Raises OSError."""
-
-        def new() -> Any:
-            return hashlib.blake2b(digest_size=16)
-
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """While this process writes here. Raises TimeoutError where another one does; of a URL nothing is known."""
         if not self.is_local:
-            digest = new()
-            digest.update(self.files.cat_file(f"{self.root}/{raw.decode('utf-8', 'surrogatepass')}"))
-            return str(digest.hexdigest())
-        with (self.folder / os.fsdecode(raw)).open("rb") as file:
-            return hashlib.file_digest(file, new).hexdigest()
+            yield
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(self.folder / "lock", blocking=False):
+            yield
+
+
+def content_hash(picture: Path | bytes) -> str:
+    """A hash of a picture's bytes. Raises OSError."""
+
+    def new() -> Any:
+        return hashlib.blake2b(digest_size=16)
+
+    with io.BytesIO(picture) if isinstance(picture, bytes) else picture.open("rb") as file:
+        return hashlib.file_digest(file, new).hexdigest()
 
 
 def _changed_ns(about: dict[str, Any]) -> int:

@@ -18,16 +18,18 @@ import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from clipvisionalign.models.aligner import Aligner, load_aligner
+from clipvisionalign.pictures import PictureError
 from clipvisionalign.progress import progress
 from clipvisionalign.search.collection import Collection, Metadata, read_collection
 from clipvisionalign.search.encode import BATCH, Row, Todo, encoded, encoded_by_ray
-from clipvisionalign.search.files import PictureFile, Place
+from clipvisionalign.search.files import PictureFile, Place, content_hash
 
 Say = Callable[[str], None]
 
@@ -38,6 +40,8 @@ OWN = ("id", "path", "raw", "size", "mtime_ns", "hash", "width", "height", "thum
 
 #: Pictures up to which a search looks at every vector, and up to which it walks graphs.
 EXACT, GRAPHS = 100_000, 10_000_000
+#: How soon an index that is open sees what another process has written.
+SEEN_AFTER = timedelta(seconds=5)
 #: Pictures, and captions, that are written at a time.
 ROWS, CAPTION_ROWS = 512, 2048
 #: Queries by which an approximate index is measured.
@@ -106,8 +110,20 @@ def build_index(
     """
     aligner = load_aligner(run)
     collection = read_collection(source, captions, layout, metadata, OWN)
-    place, index = collection.place, Place(out)
-    about = _open(run, place, index, aligner)
+    index = Place(out)
+    about = _open(run, collection.place, index, aligner)
+    try:
+        with index.held():
+            return _bring_up_to_date(run, aligner, collection, index, about, say, ray, workers, sizes)
+    except TimeoutError:
+        raise BadIndex(f"{index}: another process is writing it; wait for that one") from None
+
+
+def _bring_up_to_date(
+    run: str | Path, aligner: Aligner, collection: Collection, index: Place, about: About, say: Say, ray: str,
+    workers: int, sizes: tuple[int, int],
+) -> Report:  # fmt: skip
+    place = collection.place
     table = _table(index, about.width)
     _set_columns(table, collection.metadata)
     known = {row["raw"]: row for row in _columns(table, ("id", "raw", "size", "mtime_ns", "hash"))}
@@ -209,7 +225,8 @@ def _database(index: Place) -> Any:
         warnings.simplefilter("ignore")
         import lancedb
 
-    return lancedb.connect(index.location)
+    # A service that is up sees what is indexed meanwhile.
+    return lancedb.connect(index.location, read_consistency_interval=SEEN_AFTER)
 
 
 def _opened_or_new(index: Place, name: str, columns: Sequence[tuple[str, Any]]) -> Any:
@@ -298,10 +315,14 @@ def _sort_out(
         if bad and (bad["size"], bad["mtime_ns"]) == (file.size, file.mtime_ns):
             report.broken += 1
             continue
+        if not row and not vanished:
+            # It can be no file that was moved: its hash is taken when it is read to be decoded.
+            todo.append((file, ""))
+            continue
         try:
-            found = place.content_hash(file.raw)
-        except OSError as error:
-            _list_broken(broken, file, error.strerror or str(error), report)
+            found = content_hash(place.picture(file.raw))
+        except (OSError, PictureError) as error:
+            _list_broken(broken, file, str(error), report)
             continue
         now = {"path": file.name, "raw": file.raw, "size": file.size, "mtime_ns": file.mtime_ns}
         if row and row["hash"] == found:

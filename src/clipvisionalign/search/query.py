@@ -124,7 +124,11 @@ class Searcher:
         self.aligner: Aligner = load_aligner(self.run, device)
         self.table, self.caption_table = open_table(index), open_captions(index)
         self.place = Place(self.about.folder)
-        self.metadata = metadata_columns(self.table)
+
+    @property
+    def metadata(self) -> dict[str, bool]:
+        """The columns that came as metadata, and whether they hold numbers."""
+        return metadata_columns(self.table)
 
     def encode(self, terms: Sequence[Term]) -> np.ndarray:
         """The query's vector (D,), unit length. Raises ValueError for no terms, or terms that take each other away;
@@ -157,11 +161,12 @@ class Searcher:
         """`search` by a vector that is known already."""
         if count < 1:
             raise ValueError(f"at least 1 picture can be found, not {count}")
-        sql = filter_sql(where, FILTERS | self.metadata) if where.strip() else ""
-        columns = (*COLUMNS, *self.metadata)
+        metadata = self.metadata
+        sql = filter_sql(where, FILTERS | metadata) if where.strip() else ""
+        columns = (*COLUMNS, *metadata)
         found = [
             Found(
-                score=round(1.0 - row["_distance"], 6), metadata={name: row[name] for name in self.metadata},
+                score=round(1.0 - row["_distance"], 6), metadata={name: row[name] for name in metadata},
                 **{name: row[name] for name in COLUMNS},
             )
             for row in nearest(self.table, vector, max(count, rerank), self.about.kind, columns, sql)
