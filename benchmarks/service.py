@@ -3,7 +3,7 @@
     python benchmarks/service.py INDEX [--clients 64] [--seconds 120] [--json]
 
 Starts `clipvisionalign serve INDEX` in a process of its own and asks it for words. Beside it the rate of the same
-searches one by one in this process, encoding included. Memory of the service is read before and after.
+searches one by one in this process, and of their encoding alone. Memory of the service is read before and after.
 """
 
 from __future__ import annotations
@@ -71,18 +71,21 @@ def client(port: int, until: float, seed: int, taken: list[float], failed: list[
         taken.append(time.perf_counter() - start)
 
 
-def one_by_one(index: str, seconds: float) -> float:
-    """Searches a second of one after the other, encoding included."""
+def one_by_one(index: str, seconds: float) -> tuple[float, float]:
+    """Searches a second of one after the other, and queries encoded so, without a search."""
     from clipvisionalign.search.query import Searcher, parse_term
 
     searcher, rng = Searcher(index), np.random.default_rng(0)
-    for _ in range(20):
-        searcher.search([parse_term(query(rng))], 20)
-    start, done = time.perf_counter(), 0
-    while time.perf_counter() - start < seconds:
-        searcher.search([parse_term(query(rng))], 20)
-        done += 1
-    return done / (time.perf_counter() - start)
+    rates = []
+    for work in (lambda terms: searcher.search(terms, 20), searcher.encode):
+        for _ in range(20):
+            work([parse_term(query(rng))])
+        start, done = time.perf_counter(), 0
+        while time.perf_counter() - start < seconds:
+            work([parse_term(query(rng))])
+            done += 1
+        rates.append(done / (time.perf_counter() - start))
+    return rates[0], rates[1]
 
 
 def main() -> None:
@@ -92,7 +95,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=120, help="of load (default 120)")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     given = parser.parse_args()
-    rate = one_by_one(given.index, min(20, given.seconds))
+    rate, encoding = one_by_one(given.index, min(10, given.seconds))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -132,7 +135,9 @@ def main() -> None:
         "clients": given.clients, "seconds": round(seconds), "requests": len(taken), "errors": len(failed),
         "first errors": failed[:3], "p50_ms": round(p50, 1), "p95_ms": round(p95, 1), "p99_ms": round(p99, 1),
         "searches_per_second": round(len(taken) / seconds, 1), "one_by_one_per_second": round(rate, 1),
-        "ratio": round(len(taken) / seconds / rate, 2), "memory_before_mib": round(before, 1), "memory_mib": memory,
+        "ratio": round(len(taken) / seconds / rate, 2), "encoded_one_by_one_per_second": round(encoding, 1),
+        "ratio_to_encoding": round(len(taken) / seconds / encoding, 2), "memory_before_mib": round(before, 1),
+        "memory_mib": memory,
     }  # fmt: skip
     print(json.dumps(found, indent=2) if given.json else "\n".join(f"{key}: {value}" for key, value in found.items()))
 

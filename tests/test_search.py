@@ -370,6 +370,20 @@ def test_a_search_is_the_exact_order_of_cosines(indexed, tiny_runs):
     assert found[0].score == pytest.approx(float(np.dot(rows[expected[0]]["vector"], query)), abs=1e-4)
 
 
+def test_queries_that_are_answered_together_find_what_each_alone_finds(indexed):
+    searcher = Searcher(indexed)
+    terms = [[parse_term(text) for text in words] for words in (["a red circle"], ["2:two stars", "blue"], ["ring"])]
+    counts = [3, 20, 1000]
+    answers = searcher.answers([*zip(terms, counts, strict=True), ([parse_term("red", -1.0)], 5), (terms[0], 0)])
+    for own, count, found in zip(terms, counts, answers, strict=False):
+        expected = searcher.search(own, count)
+        assert [each.id for each in found] == [each.id for each in expected]
+        assert [each.score for each in found] == pytest.approx([each.score for each in expected], abs=1e-5)
+        assert len(found) == min(count, 120)
+    assert "something to look for" in str(answers[3])
+    assert answers[4] == pytest.approx(searcher.encode(terms[0]), abs=1e-6)
+
+
 def test_an_approximate_index_is_built_by_size_and_measured(tiny_runs, tmp_path):
     source, index = tmp_path / "many", tmp_path / "index"
     source.mkdir()
@@ -630,26 +644,28 @@ def test_another_host_name_is_refused(indexed):
         assert client.get("/health", headers={"Host": "localhost"}).status_code == 200
 
 
-def test_queries_that_wait_together_are_encoded_together():
+def test_queries_that_wait_together_are_answered_together():
     from clipvisionalign.search.service import Batcher
 
     gate, sizes = threading.Event(), []
 
-    def encode(texts):
+    def answer(queries):
         gate.wait(5)
-        sizes.append(len(texts))
-        return np.array([[float(len(text))] for text in texts])
+        sizes.append(len(queries))
+        return [ValueError("seven") if count == 7 else count for _, count in queries]
 
-    batcher = Batcher(encode)
-    waiting = [batcher(["x" * n]) for n in range(1, 21)]
+    batcher = Batcher(answer)
+    waiting = {n: batcher([Term("x")], n) for n in range(1, 21)}
     gate.set()
-    assert [found.result(5).item() for found in waiting] == [float(n) for n in range(1, 21)]
+    with pytest.raises(ValueError, match="seven"):
+        waiting.pop(7).result(5)
+    assert all(found.result(5) == n for n, found in waiting.items())
     assert len(sizes) <= 3
     assert sum(sizes) == 20
 
-    def broken(texts):
+    def broken(queries):
         raise RuntimeError("no")
 
     with pytest.raises(RuntimeError):
-        Batcher(broken)(["x"]).result(5)
+        Batcher(broken)([Term("x")], 1).result(5)
     batcher.close()

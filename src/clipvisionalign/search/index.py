@@ -470,15 +470,13 @@ def _approximate(table: Any, index: Place, about: About, count: int, say: Say, s
 
 def measured_recall(table: Any, kind: str, seed: int = 0) -> float:
     """What an approximate search finds of the exact first ten, for vectors between the table's own."""
-    from clipvisionalign.search.query import nearest
+    from clipvisionalign.search.query import nearest, vectors_of
 
     rng = np.random.default_rng(seed)
-    width = table.schema.field("vector").type.list_size
     numbers = table.search().select(["id"]).limit(table.count_rows()).to_arrow()["id"].to_numpy()
     ids = ", ".join(str(number) for number in rng.choice(numbers, min(SAMPLE, len(numbers)), replace=False))
-    rows = table.search().where(f"id IN ({ids})").select(["vector"]).limit(SAMPLE).to_arrow()["vector"]
-    vectors = rows.combine_chunks().flatten().to_numpy(zero_copy_only=False).reshape(-1, width)
-    vectors = vectors + rng.normal(0, 0.3 / np.sqrt(width), vectors.shape).astype(np.float32)
+    vectors = vectors_of(table.search().where(f"id IN ({ids})").select(["vector"]).limit(SAMPLE).to_arrow())
+    vectors = vectors + rng.normal(0, 0.3 / np.sqrt(vectors.shape[1]), vectors.shape).astype(np.float32)
     found = []
     for vector in vectors:
         right = {row["id"] for row in nearest(table, vector, FIRST, columns=("id",))}

@@ -1,6 +1,6 @@
 """An index as a service: FastAPI, with a page on it.
 
-- Queries that arrive together are encoded together: a thread takes what is waiting, up to `TOGETHER` texts at a time.
+- Queries that arrive together are answered together: a thread takes what is waiting, up to `TOGETHER` texts at a time.
 - Pictures are served by their number, never by a path; what is sent in is limited in size, in pixels and in length.
 - Bound to loopback unless told otherwise; then with a token, if one is set.
 """
@@ -58,21 +58,25 @@ class Limits:
     seconds: float = 30.0
 
 
-class Batcher:
-    """Encodes texts for many threads at once, those together that are waiting together."""
+#: A query's terms, and how many pictures it wants; 0 for its vector alone.
+Asked = tuple[list[Term], int]
 
-    def __init__(self, encode: Callable[[Sequence[str]], np.ndarray]) -> None:
-        self.encode = encode
-        self.waiting: queue.SimpleQueue[tuple[list[str], Future[np.ndarray]] | None] = queue.SimpleQueue()
-        #: How many texts went through, in how many calls.
+
+class Batcher:
+    """Answers queries for many threads at once, those together that are waiting together."""
+
+    def __init__(self, answer: Callable[[Sequence[Asked]], Sequence[Any]]) -> None:
+        self.answer = answer
+        self.waiting: queue.SimpleQueue[tuple[Asked, Future[Any]] | None] = queue.SimpleQueue()
+        #: How many terms went through, in how many calls.
         self.texts, self.calls = 0, 0
         self.thread = threading.Thread(target=self._run, daemon=True, name="batcher")
         self.thread.start()
 
-    def __call__(self, texts: Sequence[str]) -> Future[np.ndarray]:
-        """The texts' vectors (M, D), later."""
-        found: Future[np.ndarray] = Future()
-        self.waiting.put((list(texts), found))
+    def __call__(self, terms: list[Term], count: int) -> Future[Any]:
+        """What `Searcher.answers` has for the query, later; what is wrong with it is raised."""
+        found: Future[Any] = Future()
+        self.waiting.put(((terms, count), found))
         return found
 
     def close(self) -> None:
@@ -88,7 +92,7 @@ class Batcher:
                 return
             together = [first]
             until = time.perf_counter() + WAIT_SECONDS
-            while sum(len(texts) for texts, _ in together) < TOGETHER:
+            while sum(len(terms) for (terms, _), _ in together) < TOGETHER:
                 try:
                     more = self.waiting.get(timeout=max(0.0, until - time.perf_counter()))
                 except queue.Empty:
@@ -97,21 +101,19 @@ class Batcher:
                     open_ = False
                     break
                 together.append(more)
-            self._encode(together)
+            self._answer(together)
 
-    def _encode(self, together: list[tuple[list[str], Future[np.ndarray]]]) -> None:
-        texts = [text for several, _ in together for text in several]
-        self.texts, self.calls = self.texts + len(texts), self.calls + 1
+    def _answer(self, together: list[tuple[Asked, Future[Any]]]) -> None:
+        self.texts, self.calls = self.texts + sum(len(terms) for (terms, _), _ in together), self.calls + 1
         try:
-            vectors = self.encode(texts)
+            answers = self.answer([query for query, _ in together])
         except Exception as error:
-            for _, found in together:
-                found.set_exception(error)
-            return
-        start = 0
-        for several, found in together:
-            found.set_result(vectors[start : start + len(several)])
-            start += len(several)
+            answers = [error] * len(together)
+        for (_, found), answer in zip(together, answers, strict=True):
+            if isinstance(answer, Exception):
+                found.set_exception(answer)
+            else:
+                found.set_result(answer)
 
 
 class Metrics:
@@ -160,7 +162,7 @@ def create_app(
     """The service over one index, or over several to compare. token: asked of every request but /health; hosts: names
     that it may be called by."""
     limits = limits or Limits()
-    batchers = [Batcher(lambda texts, each=each: each.aligner.encode_captions(texts).numpy()) for each in searchers]  # type: ignore[misc]
+    batchers = [Batcher(each.answers) for each in searchers]
     metrics = Metrics()
     # The model holds all cores: two at a time would only take turns.
     model = threading.Lock()
@@ -229,16 +231,14 @@ def create_app(
             for text in [*q, *minus]:
                 if len(text) > limits.characters:
                     raise ValueError(f"a query of {len(text):,} characters; at most {limits.characters:,}")
-            searcher = searchers[index]
-            vectors = batchers[index]([str(term.what) for term in terms]).result(limits.seconds)
-            total = np.sum([term.weight * vector for term, vector in zip(terms, vectors, strict=True)], axis=0)
-            length = float(np.linalg.norm(total))
-            if length < 1e-6:
-                raise ValueError("the terms take each other away: nothing is left to look for")
+            plain = not (where or rerank)
+            found = batchers[index](terms, count if plain else 0).result(limits.seconds)
+            if not isinstance(found, np.ndarray):
+                return found_as_json(found)
             if not rerank:
-                return found_as_json(searcher.search_vector(total / length, count, where))
+                return found_as_json(searchers[index].search_vector(found, count, where))
             with model:
-                return found_as_json(searcher.search_vector(total / length, count, where, rerank, terms))
+                return found_as_json(searchers[index].search_vector(found, count, where, rerank, terms))
 
         return do(work)
 
