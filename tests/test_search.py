@@ -634,6 +634,21 @@ def test_a_token_is_asked_of_everything_but_health(indexed):
         serve([str(indexed)], host="0.0.0.0")
 
 
+def test_a_request_that_takes_too_long_is_told_so(indexed, monkeypatch):
+    from fastapi.testclient import TestClient
+
+    from clipvisionalign.search.service import Limits, create_app
+
+    searcher = Searcher(indexed)
+    monkeypatch.setattr(searcher, "answers", lambda queries: [time.sleep(0.5)])
+    with TestClient(create_app([searcher], limits=Limits(seconds=0.2))) as client:
+        found = client.get("/search?q=a")
+        assert found.status_code == 503
+        assert "not done within 0.2 s" in found.text
+        assert "default-src 'self'" in found.headers["content-security-policy"]
+        assert 'requests_total{path="/search",status="503"} 1' in client.get("/metrics").text
+
+
 def test_another_host_name_is_refused(indexed):
     from fastapi.testclient import TestClient
 

@@ -10,7 +10,7 @@ import hmac
 import queue
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -24,7 +24,9 @@ from fastapi.responses import HTMLResponse, JSONResponse
 from fastapi.routing import APIRoute
 from fastapi.staticfiles import StaticFiles
 from PIL import Image
+from starlette.datastructures import MutableHeaders
 from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from clipvisionalign import __version__
 from clipvisionalign.pictures import PictureError, open_picture
@@ -106,7 +108,7 @@ class Batcher:
     def _answer(self, together: list[tuple[Asked, Future[Any]]]) -> None:
         self.texts, self.calls = self.texts + sum(len(terms) for (terms, _), _ in together), self.calls + 1
         try:
-            answers = self.answer([query for query, _ in together])
+            answers = list(self.answer([query for query, _ in together]))
         except Exception as error:
             answers = [error] * len(together)
         for (_, found), answer in zip(together, answers, strict=True):
@@ -156,6 +158,56 @@ class Metrics:
         return "\n".join(lines) + "\n"
 
 
+class Guard:
+    """What every request goes through: token, size of what is sent in, time that it may take, headers, counts."""
+
+    def __init__(self, app: ASGIApp, token: str, limits: Limits, metrics: Metrics) -> None:
+        self.app, self.token, self.limits, self.metrics = app, token, limits, metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        request, begun, status = Request(scope), time.perf_counter(), 0
+
+        async def answer(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = MutableHeaders(scope=message)
+                for name, value in HEADERS.items():
+                    headers.setdefault(name, value)
+                if self.token and request.query_params.get("token") and status == 200:
+                    # The page asks for its pictures without the token in their addresses.
+                    cookie = Response()
+                    cookie.set_cookie("token", self.token, httponly=True, samesite="strict")
+                    headers.append("Set-Cookie", cookie.headers["set-cookie"])
+            await send(message)
+
+        try:
+            refused = self._refusal(request)
+            if refused:
+                await refused(scope, receive, answer)
+                return
+            async with asyncio.timeout(self.limits.seconds):
+                await self.app(scope, receive, answer)
+        except TimeoutError:
+            if not status:
+                await JSONResponse({"detail": f"not done within {self.limits.seconds:g} s"}, 503)(
+                    scope, receive, answer
+                )
+        finally:
+            path = getattr(scope.get("route"), "path", "other")
+            self.metrics.add(path, status or 500, time.perf_counter() - begun)
+
+    def _refusal(self, request: Request) -> Response | None:
+        if self.token and request.url.path != "/health" and not _allowed(request, self.token):
+            return JSONResponse({"detail": "a token is needed"}, 401, {"WWW-Authenticate": "Bearer"})
+        if _too_long(request, self.limits):
+            return JSONResponse({"detail": f"at most {self.limits.upload_bytes:,} bytes"}, 413)
+        return None
+
+
 def create_app(
     searchers: Sequence[Searcher], token: str = "", limits: Limits | None = None, hosts: Sequence[str] = ("*",)
 ) -> FastAPI:
@@ -183,25 +235,7 @@ def create_app(
     Count = Annotated[int, Query(ge=1, le=limits.results)]
     Picture = Annotated[int, Query(ge=0, lt=2**63, description="a picture's number in the index")]
 
-    @app.middleware("http")
-    async def guard(request: Request, go_on: Callable[[Request], Awaitable[Response]]) -> Response:
-        start = time.perf_counter()
-        if token and request.url.path != "/health" and not _allowed(request, token):
-            response: Response = JSONResponse({"detail": "a token is needed"}, 401, {"WWW-Authenticate": "Bearer"})
-        elif _too_long(request, limits):
-            response = JSONResponse({"detail": f"at most {limits.upload_bytes:,} bytes"}, 413)
-        else:
-            try:
-                response = await asyncio.wait_for(go_on(request), limits.seconds)
-            except TimeoutError:
-                response = JSONResponse({"detail": f"not done within {limits.seconds:g} s"}, 503)
-        route = request.scope.get("route")
-        metrics.add(getattr(route, "path", "other"), response.status_code, time.perf_counter() - start)
-        for name, value in HEADERS.items():
-            response.headers.setdefault(name, value)
-        if token and request.query_params.get("token") and response.status_code == 200:
-            response.set_cookie("token", token, httponly=True, samesite="strict")
-        return response
+    app.add_middleware(Guard, token=token, limits=limits, metrics=metrics)
 
     def found_as_json(found: Sequence[Found | FoundCaption]) -> dict[str, Any]:
         return {"found": [each.to_dict() for each in found]}
