@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -449,3 +450,21 @@ def test_the_quick_format_is_measured_not_assumed(monkeypatch):
         seconds = {torch.float32: 1.0, torch.bfloat16: bfloat16}
         monkeypatch.setattr(device, "format_seconds", lambda *_, seconds=seconds: seconds)
         assert quick_format(cpu, print) is expected
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
+def test_a_compiled_run_has_the_curve_of_a_plain_one(scenes_folder, tiny_model, tmp_path):
+    model = tiny_model("self")
+    # Compiled dropout draws other numbers.
+    model.dropout = model.text_tower.dropout = 0.0
+    losses = []
+    for name in ("plain", "compiled"):
+        config = RunConfig(
+            data=str(scenes_folder), out=str(tmp_path / name), model=model, epochs=1, batch=16, augment="none",
+            precision="float32", cache=str(tmp_path / f"cache-{name}"), compile=name == "compiled", trackers="",
+        )  # fmt: skip
+        train(config, say=lambda line: None)
+        lines = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        losses.append([line["train_loss"] for line in lines if "train_loss" in line])
+    assert losses[1] == pytest.approx(losses[0], abs=1e-4)
+    assert load_aligner(tmp_path / "compiled").encode_captions(["a red circle"]).shape == (1, 32)
