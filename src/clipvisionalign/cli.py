@@ -505,7 +505,7 @@ def index(arguments: list[str]) -> int:
         f"  {PROGRAM} index RUN pictures/ --out INDEX --metadata years.csv    # then: search --where 'year > 2020'\n"
         f"  {PROGRAM} index RUN flickr8k --captions --out INDEX               # then: search --like a.jpg --captions\n"
         f"  {PROGRAM} index RUN s3://bucket/pictures --out s3://bucket/index  # docs/search.md has the settings\n"
-        f"  {PROGRAM} index RUN pictures/ --out INDEX --ray ray://head:10001",
+        f"  {PROGRAM} index RUN pictures/ --out INDEX --ray auto",
     )
     parser.add_argument("run", help="run folder that 'train' wrote")
     parser.add_argument(
@@ -524,7 +524,7 @@ def index(arguments: list[str]) -> int:
     )
     parser.add_argument(
         "--ray", nargs="?", const="local", default="", metavar="ADDRESS",
-        help="encode on a Ray cluster; without an address on one that is started on this machine",
+        help="encode on the Ray cluster at an address, or the one around (auto); without one on this machine",
     )  # fmt: skip
     parser.add_argument("--workers", type=int, default=0, help="with --ray: models at work (default: by the cluster)")
     parser.add_argument("--json", action="store_true", help="print what was done as JSON")

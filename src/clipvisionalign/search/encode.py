@@ -106,7 +106,7 @@ def encoded_by_ray(
         context.enable_progress_bars = False
         there = ray.cluster_resources()
         gpus, cores = int(there.get("GPU", 0)), there.get("CPU", 1)
-        workers = workers or gpus or max(1, int(cores // 2))
+        workers = min(workers or gpus or max(1, int(cores // 2)), -(-len(todo) // BATCH))
         # One table is one block, and a block without a batch size stays whole: the tower sees the same batches.
         rows = [_row(one) for one in todo]
         blocks = [arrow.Table.from_pylist(rows[start : start + BATCH]) for start in range(0, len(rows), BATCH)]
