@@ -538,6 +538,14 @@ def test_the_commands(tiny_runs, folder, tmp_path, capsys):
     paths = capsys.readouterr().out.splitlines()
     assert len(paths) == 4
     assert all(Path(path).is_file() for path in paths)
+    assert main(["search", index, "red", "--paths", "--null", "--count", "4", "--rerank", "4"]) == 0
+    assert capsys.readouterr().out.split("\0") == [*paths, ""]
+    assert main(["search", index, "red", "--count", "2"]) == 0
+    plain = capsys.readouterr().out
+    assert main(["search", index, "red", "--count", "2", "--previews"]) == 0
+    shown = capsys.readouterr().out
+    assert "picture" in shown
+    assert len(shown.splitlines()) > len(plain.splitlines()) + 8
     assert main(["search", index, "--like", paths[0], "--sheet", str(tmp_path / "found.png")]) == 0
     assert Image.open(tmp_path / "found.png").width > 500
     (tmp_path / "queries.txt").write_text("a star\n\nthree rings\n")
