@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -21,17 +22,14 @@ from clipvisionalign.study.page import browser_path
 pytestmark = pytest.mark.skipif(browser_path() is None, reason="no Chromium is installed")
 
 
-@pytest.fixture(scope="module")
-def service(tmp_path_factory, scenes_folder, tiny_runs):
-    """Two indexes, served."""
-    folder = tmp_path_factory.mktemp("served")
-    for design in ("late", "self"):
-        build_index(tiny_runs[design], scenes_folder, folder / design, lambda line: None, captions=design == "late")
+@contextmanager
+def served(*indexes: Path):
+    """The address of a service over some indexes, in a process of its own."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "clipvisionalign", "serve", str(folder / "late"), str(folder / "self")]
-    process = subprocess.Popen([*command, "--port", str(port)], env={**os.environ, "OMP_NUM_THREADS": "1"},
+    command = [sys.executable, "-m", "clipvisionalign", "serve", *map(str, indexes), "--port", str(port)]
+    process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"},
                                stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)  # fmt: skip
     address = f"http://127.0.0.1:{port}"
     for _ in range(300):
@@ -44,6 +42,28 @@ def service(tmp_path_factory, scenes_folder, tiny_runs):
     yield address
     process.terminate()
     process.wait()
+
+
+@pytest.fixture(scope="module")
+def indexes(tmp_path_factory, scenes_folder, tiny_runs):
+    folder = tmp_path_factory.mktemp("served")
+    for design in ("late", "self"):
+        build_index(tiny_runs[design], scenes_folder, folder / design, lambda line: None, captions=design == "late")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def service(indexes):
+    """Two indexes, served."""
+    with served(indexes / "late", indexes / "self") as address:
+        yield address
+
+
+@pytest.fixture
+def served_alone(indexes):
+    """One of them."""
+    with served(indexes / "self") as address:
+        yield address
 
 
 @pytest.fixture(scope="module")
@@ -151,6 +171,18 @@ def test_the_interface_is_described_and_tried(page, service):
     page.locator("#operations-default-health_health_get").click()
     page.get_by_role("button", name="Execute").click()
     until(page, "document.querySelector('.responses-table .response .microlight')?.textContent.includes('pictures')")
+
+
+def test_what_an_index_cannot_do_is_not_offered(browser, served_alone):
+    context = browser.new_context()
+    page = context.new_page()
+    page.goto(served_alone)
+    until(page, "document.getElementById('status').textContent.includes('pictures')")
+    page.get_by_text("Picture, filter, order").click()
+    assert page.get_by_label("Filter").is_visible()
+    assert not page.get_by_label("compare both indexes").is_visible()
+    assert not page.get_by_label("re-rank the first 32").is_visible()
+    context.close()
 
 
 def test_a_filter(page):
