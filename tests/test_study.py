@@ -301,10 +301,11 @@ def test_known_memory_and_a_known_sleep_show_in_the_measures(tiny_runs, scenes_f
         done = subprocess.run([*command, str(mebibytes), str(milliseconds)], capture_output=True, text=True, check=True)
         return json.loads(done.stdout)
 
-    plain, more = measured(0, 0), measured(500, 10)
+    # Long enough that other work on the machine, a millisecond or two, does not hide it.
+    plain, more = measured(0, 0), measured(500, 30)
     assert more["peak_memory_mib"] - plain["peak_memory_mib"] == pytest.approx(500, rel=0.05)
     slower = more["caption_latency_ms"]["p50"] - plain["caption_latency_ms"]["p50"]
-    assert 9.5 < slower < 14, slower
+    assert 28 < slower < 36, slower
     # Once for every call, so for each caption where they go one by one.
     assert more["by_batch"][0]["ms_per_caption"]["median"] < more["caption_latency_ms"]["p50"]
 

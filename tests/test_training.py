@@ -218,7 +218,8 @@ def test_run_folder_is_complete_and_its_figures_are_its_models(design, tiny_runs
         "ranks.npz",
         "records",
     }
-    assert {path.name for path in run.iterdir()} == names
+    # Another test may have audited the run meanwhile.
+    assert {path.name for path in run.iterdir()} - {"audit.json"} == names
     results = json.loads((run / "results.json").read_text())
     part = read_captioned_images(scenes_folder).split("dev")
     candidates = 5 if design == "cross" else 0
