@@ -221,13 +221,14 @@ class Aligner(nn.Module):
     @torch.no_grad()
     def encode_image_parts(self, chunks: Iterable[ImageStates]) -> EncodedImages:
         """What pairs need of images, each projected once. Raises ValueError for no images."""
+        return EncodedImages.join([self.image_parts(states) for states in chunks])
+
+    def image_parts(self, states: ImageStates) -> EncodedImages:
+        """`encode_image_parts` of some images, with gradients where they are asked for."""
         assert self.late is not None
-        found = []
-        for states in chunks:
-            assert states.patches is not None
-            key_values = None if self.fusion is None else self.fusion.project_patches(states.patches)
-            found.append(EncodedImages(states.vectors, self.late.patches(states.patches), key_values))
-        return EncodedImages.join(found)
+        assert states.patches is not None
+        key_values = None if self.fusion is None else self.fusion.project_patches(states.patches)
+        return EncodedImages(states.vectors, self.late.patches(states.patches), key_values)
 
     @torch.no_grad()
     def encode_caption_parts(self, captions: Sequence[str]) -> list[EncodedCaption]:
@@ -361,10 +362,11 @@ class PairScorer:
             starts = range(0, len(order), self.batch)
             for start in progress(starts, "scoring pairs", len(starts), self.aligner.show_progress):
                 pairs = order[start : start + self.batch]
-                found[pairs] = self._some(image_index[pairs], caption_index[pairs]).float().cpu().numpy()
+                found[pairs] = self.some(image_index[pairs], caption_index[pairs]).float().cpu().numpy()
         return found
 
-    def _some(self, image_index: np.ndarray, caption_index: np.ndarray) -> Tensor:
+    def some(self, image_index: np.ndarray, caption_index: np.ndarray) -> Tensor:
+        """`parts` of as many pairs as go through the fusion together, with gradients where they are asked for."""
         device = self.images.vectors.device
         images = torch.from_numpy(image_index).to(device)
         captions = [self.captions[caption] for caption in caption_index]

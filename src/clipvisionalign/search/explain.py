@@ -1,7 +1,8 @@
 """Why a picture and a caption match: which patches carried which word.
 
 - `late`: each word's cosines with the patches, under the weight that the caption gives the word.
-- `cross`: how much each word attends to the patches in the fusion, mean over layers and heads.
+- `cross`: how much each word attends to the patches in the fusion, mean over layers and heads; for the whole caption a
+  gradient map of the pair's score, of which the fusion is one part.
 - `self`, `sparse`: one vector a side has no words any more; a gradient map shows which patches carry the match.
 
 A map says what the model used, not what is true of the picture. Two checks tell whether it says even that: maps change
@@ -14,13 +15,14 @@ check by drawn weights; Petsiuk et al., "RISE", arXiv:1806.07421, for the check 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from clipvisionalign.models.aligner import Aligner, evaluating
+from clipvisionalign.models.aligner import Aligner, ImageStates, PairScorer, evaluating
 from clipvisionalign.pictures import Picture
 
 
@@ -45,17 +47,36 @@ def explain(aligner: Aligner, image: Picture, caption: str) -> Explanation:
 
 def _by_gradient(aligner: Aligner, image: Picture, caption: str) -> Explanation:
     text = aligner.encode_captions([caption])[0].to(aligner.device)
+    score, whole = _gradient_map(aligner, image, lambda states: states.vectors[0] @ text)
+    return Explanation(caption, score, whole, [], "gradient")
+
+
+def _gradient_map(
+    aligner: Aligner, image: Picture, score_of: Callable[[ImageStates], Tensor]
+) -> tuple[float, np.ndarray]:
+    """The score, and which patches carry it: activation times gradient, summed over channels, where it is above 0."""
     pixels = aligner.image_tower.input.look()(image)[None].to(aligner.device)
     with evaluating(aligner), torch.enable_grad():
         with torch.no_grad():
             features = aligner.image_tower.feature_map(pixels)
         features = features.detach().requires_grad_(True)
-        score = aligner.image_head(aligner.image_tower.features_of(features)).vectors[0] @ text
+        score = score_of(aligner.image_states(aligner.image_tower.features_of(features)))
         (gradient,) = torch.autograd.grad(score, features)
     # Both taken apart into patches the way the tower itself does it.
     with torch.no_grad():
         patches = aligner.image_tower.features_of(features * gradient).patches[0]
-    return Explanation(caption, float(score.detach()), _grid(patches.sum(-1).clamp(min=0)), [], "gradient")
+    return float(score.detach()), _grid(patches.sum(-1).clamp(min=0))
+
+
+def _gradient_of_pair(aligner: Aligner, image: Picture, pairs: PairScorer) -> np.ndarray:
+    """What carries the whole score of a pair: both vectors, late interaction and fusion, by what each counts."""
+    first, weights = np.array([0]), torch.from_numpy(pairs.weights()).to(aligner.device)
+
+    def score_of(states: ImageStates) -> Tensor:
+        own = PairScorer(aligner, aligner.image_parts(states), pairs.captions)
+        return own.some(first, first)[0].float() @ weights
+
+    return _gradient_map(aligner, image, score_of)[1]
 
 
 @torch.no_grad()
@@ -75,10 +96,14 @@ def _by_words(aligner: Aligner, image: Picture, caption: str) -> Explanation:
             mask = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
             matches = aligner.late.matches(tokens, patches[None])
             maps = aligner.fusion.attention_maps(tokens, mask, pairs.images.key_values, matches)[0]
-            method = "cross-attention"
+            method = "cross-attention; the whole by gradient"
     words = [(word, maps[places].mean(dim=0)) for word, places in words_of_tokens(aligner, caption, len(maps))]
-    whole = torch.stack([found for _, found in words]).sum(dim=0) if words else maps.mean(dim=0)
-    return Explanation(caption, score, _grid(whole), [(word, _grid(found)) for word, found in words], method)
+    if aligner.fusion is None:
+        whole = _grid(torch.stack([found for _, found in words]).sum(dim=0) if words else maps.mean(dim=0))
+    else:
+        # What a fusion attends to is a part of a part of the score: it says little of what the score hangs on.
+        whole = _gradient_of_pair(aligner, image, pairs)
+    return Explanation(caption, score, whole, [(word, _grid(found)) for word, found in words], method)
 
 
 def words_of_tokens(aligner: Aligner, caption: str, tokens: int) -> list[tuple[str, list[int]]]:
