@@ -705,8 +705,8 @@ def explain(arguments: list[str]) -> int:
     parser = _parser(
         "explain",
         description="Which parts of a picture carry which word of a caption: the late interaction's matches, the\n"
-        "fusion's attention, or a gradient map for one vector a side. A map says what the model used, not what is\n"
-        "there.",
+        "fusion's attention; a gradient map of the whole caption for one vector a side and for a fusion. A map says\n"
+        "what the model used, not what is there.",
     )
     parser.add_argument("run", help="run folder that 'train' wrote")
     parser.add_argument("image", help="the picture")
