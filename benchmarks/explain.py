@@ -11,12 +11,10 @@
 from __future__ import annotations
 
 import argparse
-import json
-import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from over_runs import over_runs
 
 SHARE, DRAWS = 0.2, 5
 
@@ -112,21 +110,8 @@ def checks(run: str, source: str, count: int) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="trained runs")
-    parser.add_argument("--data", help="data set (default: each run's own)")
     parser.add_argument("--pictures", type=int, default=100, help="of the dev split (default 100)")
-    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
-    given = parser.parse_args()
-    found = []
-    for run in given.runs:
-        source = given.data or json.loads((Path(run) / "data.json").read_text())["source"]
-        found.append(checks(run, source, given.pictures))
-        print(f"{run}: done", file=sys.stderr)
-    if given.json:
-        print(json.dumps(found, indent=2))
-        return
-    for each in found:
-        print("\n".join(f"{key}: {value}" for key, value in each.items()) + "\n")
+    over_runs(parser, lambda run, source, given: checks(run, source, given.pictures))
 
 
 if __name__ == "__main__":

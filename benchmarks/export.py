@@ -9,7 +9,6 @@ are medians of one query at a time, the three ways in turns, in one run.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 import time
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from over_runs import over_runs
 
 QUERIES, TURN = 60, 10
 
@@ -65,21 +65,11 @@ def exported(run: str, source: str, folder: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="runs")
-    parser.add_argument("--data", help="data set (default: each run's own)")
-    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
-    given = parser.parse_args()
-    found = []
-    for run in given.runs:
-        source = given.data or json.loads((Path(run) / "data.json").read_text())["source"]
+    def measured(run: str, source: str, given: argparse.Namespace) -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as name:
-            found.append(exported(run, source, Path(name) / "onnx"))
-    if given.json:
-        print(json.dumps(found, indent=2))
-        return
-    for each in found:
-        print("\n".join(f"{key}: {value}" for key, value in each.items()) + "\n")
+            return exported(run, source, Path(name) / "onnx")
+
+    over_runs(argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0]), measured)
 
 
 if __name__ == "__main__":

@@ -65,13 +65,17 @@ def _decode(place: Place, look: Callable[[Image.Image], Tensor], size: int, row:
         picture = open_picture(content, max(size, THUMBNAIL))
         pixels = look(picture).numpy().tobytes()
     except (PictureError, OSError) as error:
-        name = row["raw"].decode("utf-8", "backslashreplace")
-        return row | nothing | {"reason": str(error).replace(f"{place.folder / os.fsdecode(row['raw'])}", name)}
+        return row | nothing | {"reason": why_not(error, place, row["raw"])}
     picture.thumbnail((THUMBNAIL, THUMBNAIL))
     out = BytesIO()
     picture.save(out, "JPEG", quality=80)
     seen = {"width": width, "height": height, "thumbnail": out.getvalue(), "pixels": pixels}
     return row | nothing | seen
+
+
+def why_not(error: Exception, place: Place, raw: bytes) -> str:
+    """Why a file was not decoded; with its own path, as it is listed, not with where that lies."""
+    return str(error).replace(f"{place.folder / os.fsdecode(raw)}", raw.decode("utf-8", "backslashreplace"))
 
 
 def _look(aligner: Aligner, rows: Sequence[Row]) -> list[Row]:

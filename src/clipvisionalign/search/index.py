@@ -28,7 +28,7 @@ from clipvisionalign.models.aligner import Aligner, load_aligner
 from clipvisionalign.pictures import PictureError
 from clipvisionalign.progress import progress
 from clipvisionalign.search.collection import Collection, Metadata, read_collection
-from clipvisionalign.search.encode import BATCH, Row, Todo, encoded, encoded_by_ray
+from clipvisionalign.search.encode import BATCH, Row, Todo, encoded, encoded_by_ray, why_not
 from clipvisionalign.search.files import PictureFile, Place, content_hash
 
 Say = Callable[[str], None]
@@ -134,7 +134,8 @@ def _bring_up_to_date(
     rows = encoded_by_ray(run, aligner.image_tower.input, place, todo, ray, workers) if ray and todo else (
         encoded(aligner, place, todo))  # fmt: skip
     batches = progress(rows, "encoding pictures", -(-len(todo) // BATCH))
-    for count in _write_rows(table, index, batches, collection.metadata, broken, report):
+    last = max((row["id"] for row in known.values()), default=-1)
+    for count in _write_rows(table, index, batches, collection.metadata, broken, report, last):
         say(f"{count:,} of {len(todo):,} encoded")
     _drop(table, index, files, broken, report)
     _set_metadata(table, collection)
@@ -322,7 +323,7 @@ def _sort_out(
         try:
             found = content_hash(place.picture(file.raw))
         except (OSError, PictureError) as error:
-            _list_broken(broken, file, str(error), report)
+            _list_broken(broken, file, why_not(error, place, file.raw), report)
             continue
         now = {"path": file.name, "raw": file.raw, "size": file.size, "mtime_ns": file.mtime_ns}
         if row and row["hash"] == found:
@@ -352,13 +353,12 @@ def _list_broken(broken: dict[str, dict[str, Any]], file: PictureFile, reason: s
 
 def _write_rows(
     table: Any, index: Place, batches: Iterator[list[Row]], metadata: Metadata | None,
-    broken: dict[str, dict[str, Any]], report: Report,
+    broken: dict[str, dict[str, Any]], report: Report, last: int,
 ) -> Iterator[int]:  # fmt: skip
     """Write what was encoded, `ROWS` at a time, and tell how many are; a row that is there already under its path is
-    replaced."""
+    replaced. last: the greatest number that a row has."""
     import pyarrow as arrow
 
-    last = max((row["id"] for row in _columns(table, ("id",))), default=-1)
     # Without metadata, a row that is replaced keeps what it has of it.
     schema = arrow.schema([table.schema.field(name) for name in (*OWN, *(metadata.numbers if metadata else ()))])
     rows: list[dict[str, Any]] = []

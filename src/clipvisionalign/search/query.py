@@ -215,7 +215,7 @@ class Searcher:
         if self.about.kind == "exact" and good:
             places, these, counts = zip(*good, strict=True)
             metadata = self.metadata
-            rows = self._memory((*COLUMNS, *metadata)).nearest(np.stack(these).astype(np.float32), counts)
+            rows = self._memory((*COLUMNS, *metadata)).nearest(np.stack(these), counts)
             for place, own in zip(places, rows, strict=True):
                 found[place] = _found(own, metadata)
         return found

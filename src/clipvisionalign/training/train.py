@@ -29,7 +29,14 @@ from torch import Tensor
 
 from clipvisionalign.batch import Batch
 from clipvisionalign.data.captioned import CaptionedImages, DataError
-from clipvisionalign.models.aligner import Aligner, AlignerConfig, config_from_dict, load_aligner, read_weights
+from clipvisionalign.models.aligner import (
+    PAIR_PARTS,
+    Aligner,
+    AlignerConfig,
+    config_from_dict,
+    load_aligner,
+    read_weights,
+)
 from clipvisionalign.models.device import best_device, machine, quick_format, versions
 from clipvisionalign.retrieval.evaluate import RANKS, evaluate
 from clipvisionalign.retrieval.metrics import RetrievalMetrics
@@ -617,8 +624,7 @@ def start_from(aligner: Aligner, run: str) -> list[str]:
         raise FileNotFoundError(f"--init {run}: not a run folder: no model.safetensors in it")
     state, own = read_weights(path), aligner.state_dict()
     shared = {name: tensor for name, tensor in state.items() if name in own and own[name].shape == tensor.shape}
-    optional = ("late.", "fusion.")
-    strange = [name for name in {*state, *own} - set(shared) if not name.startswith(optional)]
+    strange = [name for name in {*state, *own} - set(shared) if not name.startswith(PAIR_PARTS)]
     if strange:
         raise ValueError(f"--init {run}: other towers than this run's: {sorted(strange)[0]} does not fit")
     aligner.load_state_dict(shared, strict=False)
