@@ -35,6 +35,63 @@ def first_candidates(
     return best
 
 
+@dataclass(frozen=True)
+class Candidates:
+    """What re-ranking looks at, known before any pair is scored: found once, it serves any number of scores.
+
+    dual: the dual encoder's ranks. forth: (N, k) captions of each image, back: (M, k) images of each caption.
+    pairs: the pairs to score, (Q,) image number x M + caption number, each once though it be a candidate both ways.
+    """
+
+    dual: PartnerRanks
+    image_group: np.ndarray
+    caption_group: np.ndarray
+    forth: np.ndarray
+    back: np.ndarray
+    pairs: np.ndarray
+    place: np.ndarray
+
+    @classmethod
+    def of(cls, image_vectors: Any, caption_vectors: Any, partners: Partners, count: int) -> Candidates:
+        """The first `count` both ways. Raises ValueError for fewer than one."""
+        if count < 1:
+            raise ValueError(f"at least 1 candidate can be re-ranked, not {count}")
+        dual = ranks_of_vectors(image_vectors, caption_vectors, partners)
+        images, captions = np.asarray(image_vectors), np.asarray(caption_vectors)
+        image_group = np.arange(partners.images) if partners.identity is None else partners.identity
+        caption_group = image_group[partners.caption_image]
+        forth = first_candidates(images, captions, image_group, caption_group, count)
+        back = first_candidates(captions, images, caption_group, image_group, count)
+        # A pair that is a candidate both ways is scored once.
+        keys = np.concatenate(
+            [
+                (np.arange(len(images))[:, None] * len(captions) + forth).ravel(),
+                (back * len(captions) + np.arange(len(captions))[:, None]).ravel(),
+            ]
+        )
+        pairs, place = np.unique(keys, return_inverse=True)
+        return cls(dual, image_group, caption_group, forth, back, pairs, place)
+
+    @property
+    def index(self) -> tuple[np.ndarray, np.ndarray]:
+        """Image numbers and caption numbers of the pairs (Q,), (Q,)."""
+        return self.pairs // len(self.back), self.pairs % len(self.back)
+
+    def ranks(self, scores: Any) -> PartnerRanks:
+        """The ranks by the pairs' scores (Q,). Raises ValueError for scores of another shape or not finite."""
+        scores = np.asarray(scores, dtype=np.float64)
+        if scores.shape != self.pairs.shape or not np.isfinite(scores).all():
+            raise ValueError(f"score_pairs should give {len(self.pairs)} finite numbers, not {scores.shape}")
+        scored = scores[self.place]
+        tie = TIE_FLOAT32 * float(np.abs(scores).max(initial=0.0))
+        true_forth = self.image_group[:, None] == self.caption_group[self.forth]
+        true_back = self.caption_group[:, None] == self.image_group[self.back]
+        return PartnerRanks(
+            _new_ranks(self.dual.image_to_text, true_forth, scored[: self.forth.size], tie),
+            _new_ranks(self.dual.text_to_image, true_back, scored[self.forth.size :], tie),
+        )
+
+
 def reranked(
     image_vectors: Any, caption_vectors: Any, partners: Partners, score_pairs: ScorePairs, candidates: int
 ) -> tuple[PartnerRanks, PartnerRanks]:
@@ -42,31 +99,8 @@ def reranked(
 
     image_vectors: (N, D); caption_vectors: (M, D). Raises ValueError for fewer than one candidate.
     """
-    if candidates < 1:
-        raise ValueError(f"at least 1 candidate can be re-ranked, not {candidates}")
-    dual = ranks_of_vectors(image_vectors, caption_vectors, partners)
-    images, captions = np.asarray(image_vectors), np.asarray(caption_vectors)
-    image_group = np.arange(partners.images) if partners.identity is None else partners.identity
-    caption_group = image_group[partners.caption_image]
-    forth = first_candidates(images, captions, image_group, caption_group, candidates)
-    back = first_candidates(captions, images, caption_group, image_group, candidates)
-    # A pair that is a candidate both ways is scored once.
-    keys = np.concatenate(
-        [
-            (np.arange(len(images))[:, None] * len(captions) + forth).ravel(),
-            (back * len(captions) + np.arange(len(captions))[:, None]).ravel(),
-        ]
-    )
-    pairs, place = np.unique(keys, return_inverse=True)
-    scores = np.asarray(score_pairs(pairs // len(captions), pairs % len(captions)), dtype=np.float64)
-    if scores.shape != pairs.shape or not np.isfinite(scores).all():
-        raise ValueError(f"score_pairs should give {len(pairs)} finite numbers, not {scores.shape}")
-    scored = scores[place]
-    tie = TIE_FLOAT32 * float(np.abs(scores).max(initial=0.0))
-    return dual, PartnerRanks(
-        _new_ranks(dual.image_to_text, image_group[:, None] == caption_group[forth], scored[: forth.size], tie),
-        _new_ranks(dual.text_to_image, caption_group[:, None] == image_group[back], scored[forth.size :], tie),
-    )
+    found = Candidates.of(image_vectors, caption_vectors, partners, candidates)
+    return found.dual, found.ranks(score_pairs(*found.index))
 
 
 @dataclass(frozen=True)
