@@ -25,6 +25,8 @@ import numpy as np
 import torch
 
 TURNS = 5
+#: Seconds of a turn from which on `FEW` turns are enough.
+LONG, FEW = 20.0, 2
 WINDOW = 64
 ENCODE = ((8, 8), (8, 20), (8, 64), (8, 250), (1, 512), (1, 1024), (1, 2048), (1, 4096))
 EDGES = (1, 20, 257, 258, 511, 512, 513, 1023, 1025, 4096)
@@ -33,16 +35,29 @@ WORDS = ("dog", "grass", "two", "children", "in", "red", "shirts", "look", "on",
 SECTIONS = ("linear", "exact", "encode", "twins", "memory", "pairs")
 
 
-def take_turns(contestants: dict[str, Callable[[], Any]], turns: int = TURNS) -> dict[str, list[float]]:
-    """Seconds of every turn of each contestant; they take turns, so that a slow minute meets all alike."""
+def take_turns(
+    contestants: dict[str, Callable[[], Any]], turns: int = TURNS, gradients: bool = False
+) -> dict[str, list[float]]:
+    """Seconds of every turn of each contestant; they take turns, so that a slow minute meets all alike.
+
+    A contestant whose first turn, the warm-up, takes longer than `LONG` has `FEW` turns more: it is told apart by them.
+    """
+    from clipvisionalign.progress import progress
+
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
-    for turn in range(turns + 1):
-        for name, work in contestants.items():
-            start = time.perf_counter()
-            with torch.inference_mode():
-                work()
-            if turn:
-                seconds[name].append(time.perf_counter() - start)
+    mine = dict.fromkeys(contestants, turns)
+    order = [(turn, name) for turn in range(turns + 1) for name in contestants]
+    for turn, name in progress(order, f"turns of {', '.join(contestants)}:", len(order)):
+        if turn > mine[name]:
+            continue
+        start = time.perf_counter()
+        with torch.inference_mode(not gradients):
+            contestants[name]()
+        taken = time.perf_counter() - start
+        if turn:
+            seconds[name].append(taken)
+        elif taken > LONG:
+            mine[name] = min(turns, FEW)
     return seconds
 
 
@@ -53,7 +68,8 @@ def summary(seconds: list[float]) -> dict[str, float]:
 
 def ratio(rival: list[float], ours: list[float]) -> dict[str, float]:
     """How often as long the rival takes: median over the turns, least, greatest."""
-    turns = np.array(rival) / np.array(ours)
+    both = min(len(rival), len(ours))
+    turns = np.array(rival[:both]) / np.array(ours[:both])
     return dict(zip(("median", "low", "high"), np.percentile(turns, [50, 0, 100]).tolist(), strict=True))
 
 
@@ -478,4 +494,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    from clipvisionalign.progress import long_step
+
+    with long_step("benchmarks/attention.py", in_terminal=False):
+        main()

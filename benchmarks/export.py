@@ -73,4 +73,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    from clipvisionalign.progress import long_step
+
+    with long_step("benchmarks/export.py", in_terminal=False):
+        main()

@@ -110,4 +110,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    from clipvisionalign.progress import long_step
+
+    with long_step("benchmarks/retrieval.py", in_terminal=False):
+        main()

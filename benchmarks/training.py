@@ -28,23 +28,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from attention import peak, ratio, save_encoder, spread, summary
+from attention import FEW, LONG, TURNS, peak, ratio, save_encoder, spread, summary
+from attention import take_turns as turns_of
 from torch import nn
 
 SECTIONS = ("step", "loader", "cache")
-TURNS = 5
 
-
-def take_turns(contestants: dict[str, Callable[[], Any]]) -> dict[str, list[float]]:
-    """Seconds of every turn of each contestant, with gradients; they take turns."""
-    seconds: dict[str, list[float]] = {name: [] for name in contestants}
-    for turn in range(TURNS + 1):
-        for name, work in contestants.items():
-            start = time.perf_counter()
-            work()
-            if turn:
-                seconds[name].append(time.perf_counter() - start)
-    return seconds
+take_turns = partial(turns_of, gradients=True)
 
 
 def open_train(data: str, folder: Path) -> Any:
@@ -229,9 +219,10 @@ def step(folder: Path, data: str, images: int) -> dict[str, Any]:
         for kind in towers:
             towers[kind] = float(sum(counts.get(f"Towers.aligner.{kind}", {}).values()))
         one.timings.taken()
-        for _ in range(TURNS):
+        turns = len(seconds[f"here, {short(dtype)}"])
+        for _ in range(turns):
             work()
-        taken = {kind: value / TURNS for kind, value in one.timings.taken().items()}
+        taken = {kind: value / turns for kind, value in one.timings.taken().items()}
         rate = matrix_rate(dtype)
         flops = float(counter.get_total_flops())
         found["rate"][short(dtype)] = {
@@ -362,7 +353,7 @@ def cache(folder: Path, data: str) -> dict[str, Any]:
 
 
 def tell(result: dict[str, Any]) -> None:
-    print(f"{result['machine']}; medians [fastest, slowest] of {TURNS} turns")
+    print(f"{result['machine']}; medians [fastest, slowest] of {TURNS} turns, {FEW} of above {LONG:.0f} s")
     if "step" in result:
         found = result["step"]
         print(f"\na step of {found['images']} pictures with {found['captions']} captions, ResNet50 and DistilBERT")
@@ -422,4 +413,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    from clipvisionalign.progress import long_step
+
+    with long_step("benchmarks/training.py", in_terminal=False):
+        main()

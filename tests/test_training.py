@@ -449,8 +449,51 @@ def test_the_quick_format_is_measured_not_assumed(monkeypatch):
     assert quick_format(cpu, print, "bfloat16") is torch.bfloat16
     for bfloat16, expected in ((0.1, torch.bfloat16), (9.0, torch.float32), (0.95, torch.float32)):
         seconds = {torch.float32: 1.0, torch.bfloat16: bfloat16}
-        monkeypatch.setattr(device, "format_seconds", lambda *_, seconds=seconds: seconds)
+        monkeypatch.setattr(device, "format_seconds", lambda *_, seconds=seconds, **__: seconds)
         assert quick_format(cpu, print) is expected
+
+
+class Work:
+    """Work whose time is set, on a clock that nothing else moves. seconds: in float32 and under bfloat16 autocast."""
+
+    def __init__(self, clock: list[float], float32: float, bfloat16: float, first: float = 0.0) -> None:
+        self.clock, self.float32, self.bfloat16, self.first = clock, float32, bfloat16, first
+        self.calls: list[str] = []
+
+    def __call__(self) -> None:
+        short = "bfloat16" if torch.is_autocast_enabled("cpu") else "float32"
+        self.clock[0] += getattr(self, short) + self.first * (short not in self.calls)
+        self.calls.append(short)
+
+
+def test_timing_the_formats_ends_once_the_answer_is_known(monkeypatch):
+    from clipvisionalign.models import device
+
+    clock = [0.0]
+    monkeypatch.setattr(device.time, "perf_counter", lambda: clock[0])
+
+    def timed(float32, bfloat16, first=0.0, tiny=None):
+        work, small = Work(clock, float32, bfloat16, first), Work(clock, *(tiny or (0.01, 0.01)), first=first)
+        before = clock[0]
+        found = quick_format(torch.device("cpu"), work, tiny=small)
+        return found, work.calls, small.calls, clock[0] - before
+
+    # Ten times slower: not one step of the work itself is done, and bfloat16 is tried once in small.
+    found, calls, small, _ = timed(0.7, 16.0, tiny=(0.07, 0.7))
+    assert (found, calls, small.count("bfloat16")) == (torch.float32, [], 1)
+    # The first call makes kernels ready, which may look like slowness: a second one decides.
+    found, calls, small, _ = timed(0.7, 0.2, tiny=(0.07, 0.03), first=1.0)
+    assert found is torch.bfloat16
+    assert calls.count("bfloat16") == 2
+    # Clear after one turn; a close race runs to its end.
+    assert len(timed(1.0, 0.4)[1]) == 4
+    assert len(timed(1.0, 0.85)[1]) == 8
+    assert timed(1.0, 0.85)[0] is torch.float32
+    assert timed(1.0, 0.8)[0] is torch.bfloat16
+    # Work that takes minutes is not repeated for the sake of a close race.
+    found, calls, _, seconds = timed(30.0, 29.0)
+    assert (found, len(calls)) == (torch.float32, 2)
+    assert seconds < 60
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")

@@ -13,6 +13,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from clipvisionalign.progress import long_step
+
 if TYPE_CHECKING:
     from clipvisionalign.data.captioned import CaptionedImages
     from clipvisionalign.retrieval.evaluate import Evaluation
@@ -43,7 +45,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(command: Callable[[list[str]], int], arguments: list[str]) -> int:
     """Run a command; what a user can mend is told in one line, without a traceback."""
     try:
-        return command(arguments)
+        # What a command does beside its counted steps is told of as well; a service ends when it is stopped.
+        with long_step(command.__name__, shown=command is not serve and _speaks(), in_terminal=False):
+            return command(arguments)
     except (ValueError, OSError, FloatingPointError) as error:
         print(f"{PROGRAM}: error: {error}", file=sys.stderr)
         return 1

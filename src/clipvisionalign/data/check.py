@@ -75,7 +75,7 @@ def check(data: CaptionedImages, full: bool = True, shown: bool = False) -> tupl
     rows = [data.rows[index] for index in good]
     if full:
         marks = [mark for index in good if isinstance(mark := found[index], PictureMark)]
-        problems += problems_across_splits(rows, marks)
+        problems += problems_across_splits(rows, marks, shown)
     kept = replace(data, rows=rows, problems=problems)
     report = CheckReport(
         str(data.source), data.layout, len(rows), len(kept.captions), kept.split_sizes(), sorted_problems(problems)
@@ -125,13 +125,15 @@ def mark_picture(image: Path | str | bytes) -> PictureMark:
     return PictureMark(hashlib.sha256(content).hexdigest(), np.packbits(bits).view(np.uint64), thumbnail)
 
 
-def near_pairs(left: Sequence[PictureMark], right: Sequence[PictureMark]) -> list[tuple[int, int, bool]]:
+def near_pairs(
+    left: Sequence[PictureMark], right: Sequence[PictureMark], shown: bool = False
+) -> list[tuple[int, int, bool]]:
     """Pairs (i, j, same bytes) of a picture on the left and one on the right that are the same or nearly the same."""
     if not left or not right:
         return []
     hashes = np.stack([mark.gradient for mark in right])
     pairs = []
-    for i, mark in enumerate(left):
+    for i, mark in enumerate(progress(left, "comparing pictures across splits", len(left), shown)):
         bits = np.bitwise_count(hashes ^ mark.gradient).sum(axis=1)
         for j in np.flatnonzero(bits <= NEAR_BITS).tolist():
             same = mark.digest == right[j].digest
@@ -141,7 +143,9 @@ def near_pairs(left: Sequence[PictureMark], right: Sequence[PictureMark]) -> lis
     return pairs
 
 
-def problems_across_splits(rows: Sequence[CaptionedImage], marks: Sequence[PictureMark]) -> list[Problem]:
+def problems_across_splits(
+    rows: Sequence[CaptionedImage], marks: Sequence[PictureMark], shown: bool = False
+) -> list[Problem]:
     """The same or nearly the same picture in two splits, a warning each: whoever measures must know of it."""
     by_split: dict[str, list[int]] = {}
     for index, row in enumerate(rows):
@@ -150,7 +154,7 @@ def problems_across_splits(rows: Sequence[CaptionedImage], marks: Sequence[Pictu
     problems = []
     for position, small in enumerate(splits):
         for large in splits[position + 1 :]:
-            pairs = near_pairs([marks[i] for i in by_split[small]], [marks[i] for i in by_split[large]])
+            pairs = near_pairs([marks[i] for i in by_split[small]], [marks[i] for i in by_split[large]], shown)
             for i, j, same in pairs:
                 here, there = rows[by_split[small][i]], rows[by_split[large][j]]
                 kind = "same picture in two splits" if same else "nearly the same picture in two splits"

@@ -232,7 +232,7 @@ def write_shards(
             # Shards are dealt out whole: neighbours in a file should not be neighbours in the data.
             rows = [rows[i] for i in np.random.default_rng(0).permutation(count)]
         starts = range(0, count, per_shard)
-        for number, start in enumerate(progress(starts, f"writing shards: {split}", len(starts), shown)):
+        for number, start in enumerate(progress(starts, f"writing shards: {split}", count, shown, per_shard)):
             path = folder / f"{split}-{number:06d}.tar"
             some = rows[start : start + per_shard]
             with webdataset.TarWriter(str(path), encoder=False) as tar:

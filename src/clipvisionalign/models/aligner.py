@@ -255,14 +255,15 @@ class Aligner(nn.Module):
         look = self.image_tower.input.look()
         starts = range(0, len(images), batch)
         with evaluating(self), ThreadPoolExecutor() as pool:
-            for start in progress(starts, "encoding images", len(starts), self.show_progress):
+            for start in progress(starts, "encoding images", len(images), self.show_progress, batch):
                 pixels = torch.stack(list(pool.map(look, images[start : start + batch])))
                 yield self.image_states(self.image_tower(pixels.to(self.device)))
 
     def _caption_chunks(self, captions: Sequence[str], batch: int) -> Iterator[tuple[Tensor, CaptionStates]]:
         groups = group_by_length(self.text_tower.tokenize(captions), self.text_tower.pad, batch)
         with evaluating(self):
-            for group in progress(groups, "encoding captions", len(groups), self.show_progress):
+            shown = self.show_progress
+            for group in progress(groups, "encoding captions", len(captions), shown, lambda group: len(group.rows)):
                 moved = TokenGroup(group.ids.to(self.device), group.mask.to(self.device), group.rows)
                 yield group.rows, self.caption_states(moved)
 
@@ -360,7 +361,7 @@ class PairScorer:
         order = np.argsort(self.lengths[caption_index], kind="stable")
         with evaluating(self.aligner):
             starts = range(0, len(order), self.batch)
-            for start in progress(starts, "scoring pairs", len(starts), self.aligner.show_progress):
+            for start in progress(starts, "scoring pairs", len(order), self.aligner.show_progress, self.batch):
                 pairs = order[start : start + self.batch]
                 found[pairs] = self.some(image_index[pairs], caption_index[pairs]).float().cpu().numpy()
         return found
@@ -390,8 +391,8 @@ class PairScorer:
             raise ValueError("a fusion scores the pairs it is asked for, not a whole table")
         scores = (self.image_vectors @ self.caption_vectors.T) * self.aligner.scale().cpu()
         order = np.argsort(self.lengths, kind="stable")
-        starts = range(0, len(order), self.batch)
-        for start in progress(starts, "scoring all pairs", len(starts), self.aligner.show_progress):
+        starts, shown = range(0, len(order), self.batch), self.aligner.show_progress
+        for start in progress(starts, "scoring captions with all images", len(order), shown, self.batch):
             rows = order[start : start + self.batch]
             parts = _padded_parts([self.captions[row] for row in rows])
             late = late_scores(self.images.patches, parts) * self.late.scale() * self.late.weight

@@ -15,6 +15,13 @@ import torch
 
 #: bfloat16 has to be this much quicker before it is worth its coarser numbers.
 WORTH = 1.2
+#: Times float32's time that bfloat16 may take for a small piece of the work before it is given up: on processors that
+#: compute in it, even the copying of the weights into it does not cost that much.
+HOPELESS = 4.0
+#: How far from `WORTH` a ratio of times is beyond doubt after one turn.
+CLEAR = 1.5
+#: Seconds after which the turns end: what they have shown until then decides.
+PATIENCE = 10.0
 
 
 def best_device(name: str = "auto") -> torch.device:
@@ -31,27 +38,67 @@ def best_device(name: str = "auto") -> torch.device:
     return device
 
 
-def format_seconds(device: torch.device, work: Callable[[], Any], turns: int = 3) -> dict[torch.dtype, float]:
-    """Seconds that `work` takes in float32 and under bfloat16 autocast, in turns: the best of some after a warm-up."""
+def format_seconds(
+    device: torch.device, work: Callable[[], Any], turns: int = 3, tiny: Callable[[], Any] | None = None
+) -> dict[torch.dtype, float]:
+    """Seconds that `work` takes in float32 and under bfloat16 autocast, in turns: the best of some after a warm-up.
+
+    Ends as soon as the answer is known. tiny: the same work in small, timed first: where bfloat16 takes `HOPELESS`
+    times float32 there, the seconds of that are returned, and `work` is not done at all. The turns end once the two
+    are `CLEAR` apart, or `PATIENCE` seconds have gone.
+    """
+
+    def taken(work: Callable[[], Any], dtype: torch.dtype) -> float:
+        start = time.perf_counter()
+        with torch.autocast(device.type, torch.bfloat16, enabled=dtype is torch.bfloat16):
+            work()
+        if device.type != "cpu":
+            torch.accelerator.synchronize(device)
+        return time.perf_counter() - start
+
     seconds: dict[torch.dtype, float] = {}
+    if tiny is not None and _hopeless(tiny, taken, seconds):
+        return seconds
+    start = time.perf_counter()
     for turn in range(turns + 1):
         for dtype in (torch.float32, torch.bfloat16):
-            start = time.perf_counter()
-            with torch.autocast(device.type, torch.bfloat16, enabled=dtype is torch.bfloat16):
-                work()
-            if device.type != "cpu":
-                torch.accelerator.synchronize(device)
-            taken = time.perf_counter() - start
-            if turn:
-                seconds[dtype] = min(taken, seconds.get(dtype, taken))
+            found = taken(work, dtype)
+            # The warm-up counts where there is no time for more.
+            seconds[dtype] = found if turn < 2 else min(found, seconds[dtype])
+        ratio = seconds[torch.bfloat16] / max(seconds[torch.float32], 1e-9)
+        if (turn and not 1 / CLEAR < ratio * WORTH < CLEAR) or time.perf_counter() - start > PATIENCE:
+            break
     return seconds
 
 
-def quick_format(device: torch.device, work: Callable[[], Any], precision: str = "auto") -> torch.dtype:
-    """The number format to do `work` in. precision: "auto" to find out, "float32" or "bfloat16"."""
+def _hopeless(
+    tiny: Callable[[], Any], taken: Callable[[Callable[[], Any], torch.dtype], float], seconds: dict[torch.dtype, float]
+) -> bool:
+    """Whether bfloat16 takes `HOPELESS` times float32's `seconds` for the small piece of work; the cheap side first.
+
+    A first call also makes the kernels ready: two first calls are compared, then two later ones if those did not tell.
+    """
+    first = taken(tiny, torch.float32)
+    seconds[torch.float32] = min(taken(tiny, torch.float32) for _ in range(2))
+    seconds[torch.bfloat16] = taken(tiny, torch.bfloat16)
+    if seconds[torch.bfloat16] >= HOPELESS * first:
+        return True
+    if seconds[torch.bfloat16] < HOPELESS * seconds[torch.float32]:
+        return False
+    seconds[torch.bfloat16] = taken(tiny, torch.bfloat16)
+    return seconds[torch.bfloat16] >= HOPELESS * seconds[torch.float32]
+
+
+def quick_format(
+    device: torch.device, work: Callable[[], Any], precision: str = "auto", tiny: Callable[[], Any] | None = None
+) -> torch.dtype:
+    """The number format to do `work` in. precision: "auto" to find out, "float32" or "bfloat16".
+
+    tiny: the same work in small, by which a hopeless bfloat16 is told without doing the whole work in it.
+    """
     if precision != "auto":
         return torch.bfloat16 if precision == "bfloat16" else torch.float32
-    seconds = format_seconds(device, work)
+    seconds = format_seconds(device, work, tiny=tiny)
     return torch.bfloat16 if seconds[torch.bfloat16] * WORTH < seconds[torch.float32] else torch.float32
 
 

@@ -237,8 +237,8 @@ def _loss_of_int8(folder: Path, source: Path, say: Callable[[str], None]) -> dic
 
 
 def _encoded(encode: Callable[[Any], np.ndarray], items: Sequence[Any], what: str, step: int = 256) -> np.ndarray:
-    starts = range(0, len(items), step)
-    return np.concatenate([encode(items[start : start + step]) for start in progress(starts, what, len(starts))])
+    starts = progress(range(0, len(items), step), what, len(items), count=step)
+    return np.concatenate([encode(items[start : start + step]) for start in starts])
 
 
 class OnnxAligner:

@@ -28,7 +28,7 @@ from clipvisionalign.models.aligner import Aligner, load_aligner
 from clipvisionalign.pictures import PictureError
 from clipvisionalign.progress import progress
 from clipvisionalign.search.collection import Collection, Metadata, read_collection
-from clipvisionalign.search.encode import BATCH, Row, Todo, encoded, encoded_by_ray, why_not
+from clipvisionalign.search.encode import Row, Todo, encoded, encoded_by_ray, why_not
 from clipvisionalign.search.files import PictureFile, Place, content_hash
 
 Say = Callable[[str], None]
@@ -133,7 +133,7 @@ def _bring_up_to_date(
     todo = _sort_out(place, table, files, known, broken, report)
     rows = encoded_by_ray(run, aligner.image_tower.input, place, todo, ray, workers) if ray and todo else (
         encoded(aligner, place, todo))  # fmt: skip
-    batches = progress(rows, "encoding pictures", -(-len(todo) // BATCH))
+    batches = progress(rows, "encoding pictures", len(todo), count=len)
     last = max((row["id"] for row in known.values()), default=-1)
     for count in _write_rows(table, index, batches, collection.metadata, broken, report, last):
         say(f"{count:,} of {len(todo):,} encoded")
@@ -426,7 +426,7 @@ def _index_captions(
     say(f"encoding {len(new):,} captions ...")
     last = max(known.values(), default=-1)
     parts = [new[start : start + CAPTION_ROWS] for start in range(0, len(new), CAPTION_ROWS)]
-    for part in progress(parts, "encoding captions", len(parts)):
+    for part in progress(parts, "encoding captions", len(new), count=len):
         vectors = aligner.encode_captions([text for _, text in part]).numpy()
         rows = [{"id": last + 1 + number, "path": path, "text": text, "vector": vector}
                 for number, ((path, text), vector) in enumerate(zip(part, vectors, strict=True))]  # fmt: skip

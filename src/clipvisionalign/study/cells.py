@@ -70,6 +70,7 @@ def measure_cell(
             return found
     trained = json.loads((cell.folder / "results.json").read_text())
     aligner = load_aligner(cell.folder)
+    aligner.show_progress = True
     figures = trained
     # The training has measured dev already, and kept the ranks.
     if split != "dev" or not (cell.folder / RANKS).is_file():

@@ -11,6 +11,7 @@ from typing import Any
 
 from clipvisionalign.data.captioned import CaptionedImages
 from clipvisionalign.models.aligner import Aligner
+from clipvisionalign.progress import long_step
 from clipvisionalign.study.plan import Cell, Plan
 from clipvisionalign.training.train import RunConfig, check_settings, train
 
@@ -96,7 +97,8 @@ def probes_of(cells: list[Cell], part: CaptionedImages, say: Say) -> dict[str, P
     found = {}
     for cell in cells:
         if cell.variant not in found:
-            found[cell.variant] = probe(cell.config, part)
+            with long_step(f"timing some steps of {cell.variant}"):
+                found[cell.variant] = probe(cell.config, part)
             told = asdict(found[cell.variant])
             say(f"{cell.variant}: {told['step']:.2f} s a step")
     return found

@@ -18,7 +18,7 @@ from clipvisionalign.data.formats import read_captioned_images
 from clipvisionalign.data.minimal_pairs import MinimalPair, minimal_pairs_of, read_minimal_pairs
 from clipvisionalign.data.scenes import write_scenes
 from clipvisionalign.models.aligner import load_aligner
-from clipvisionalign.progress import progress
+from clipvisionalign.progress import long_step, progress
 from clipvisionalign.study.cells import measure_cell, ranks_of, refuse_other, train_cell, write_json
 from clipvisionalign.study.examples import examples_of
 from clipvisionalign.study.plan import Cell, Plan, cells_of, check_plan, data_of
@@ -72,11 +72,14 @@ def run_study(plan: Plan, out: str | Path, say: Say = print) -> dict[str, Any]:
         raise ValueError(f"{study}: no cell came to its end: {told}")
     finished = [cell for cell in finished if (cell.variant, cell.seed) not in failed]
     costs = _costs(plan, study, finished, say)
-    controls = {name: twins_told_apart(data.split("train").captions, some) for name, some in pairs.items()}
+    with long_step("minimal pairs by words alone"):
+        controls = {name: twins_told_apart(data.split("train").captions, some) for name, some in pairs.items()}
     other = _other_protocols(plan, study, finished, data, part, say)
-    examples = examples_of(finished, measured, part, plan.measure.examples)
+    with long_step("examples"):
+        examples = examples_of(finished, measured, part, plan.measure.examples)
     report = build_report(plan, study, data, part, measured, failed, costs, controls, other, examples)
-    write_report(study, report)
+    with long_step("writing the report"):
+        write_report(study, report)
     say(f"{study}: report.html, report.json, figures/, tables/ ({(time.perf_counter() - start) / 60:.1f} min)")
     return report
 
@@ -226,6 +229,7 @@ def _other_protocols(
             return found
     say("--- what it would have looked like by other protocols ---")
     found = {"asked": asked, "variant": cell.variant, "seed": cell.seed}
-    found |= other_protocols(load_aligner(cell.folder), data.split("train"), part)
+    with long_step("other protocols"):
+        found |= other_protocols(load_aligner(cell.folder), data.split("train"), part)
     write_json(kept, found)
     return found

@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import shutil
-import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -147,7 +146,7 @@ def open_captions(root: Path, data: CaptionedImages, tower: TextTower) -> Tensor
         training = tower.training
         tower.eval()
         with torch.inference_mode():
-            for group in progress(groups, f"text tower, {len(captions):,} captions", len(groups)):
+            for group in progress(groups, "text tower, captions", len(captions), count=lambda group: len(group.rows)):
                 found = tower(group.ids.to(device), group.mask.to(device), want_tokens=False).pooled
                 pooled[group.rows] = found.float().cpu().numpy()
         tower.train(training)
@@ -174,9 +173,7 @@ def _compute(
     }
     failures: dict[int, str] = {}
     tower.eval()
-    title = f"{what}: picture tower, {len(views)} view{'s'[: len(views) > 1]}, {wanted / 2**30:.1f} GiB"
-    if not sys.stderr.isatty():
-        print(f"{title}, {count:,} pictures ...", file=sys.stderr, flush=True)
+    title = f"{what}: picture tower, {len(views)} view{'s'[: len(views) > 1]}, {wanted / 2**30:.1f} GiB, pictures"
 
     def look(place: int) -> tuple[list[Tensor], list[str]]:
         pixels = []
@@ -197,7 +194,7 @@ def _compute(
             chunks = [list(range(start, min(start + 16, count))) for start in range(0, count, 16)]
             # One thread decodes the next chunk while the tower works on this one.
             waiting = ahead.submit(look_at_all, chunks[0])
-            for number, chunk in enumerate(progress(chunks, title, len(chunks))):
+            for number, chunk in enumerate(progress(chunks, title, count, count=len)):
                 looked = waiting.result()
                 if number + 1 < len(chunks):
                     waiting = ahead.submit(look_at_all, chunks[number + 1])

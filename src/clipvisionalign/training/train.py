@@ -38,6 +38,7 @@ from clipvisionalign.models.aligner import (
     read_weights,
 )
 from clipvisionalign.models.device import best_device, machine, quick_format, versions
+from clipvisionalign.progress import long_step
 from clipvisionalign.retrieval.evaluate import RANKS, evaluate
 from clipvisionalign.retrieval.metrics import RetrievalMetrics
 from clipvisionalign.training.checkpoint import FOLDER as CHECKPOINTS
@@ -227,7 +228,8 @@ def train(config: RunConfig, say: Say = print, state: dict[str, Any] | None = No
         aligner.log_scale.requires_grad_(False)
     loss_of = PairLoss(config.loss).to(device)
     # A machine may time its formats otherwise the next time: a run that goes on keeps those that it was begun in.
-    formats = processes.first_does(lambda: find_formats(config, aligner, state))
+    with long_step("timing the number formats", shown=processes.first):
+        formats = processes.first_does(lambda: find_formats(config, aligner, state))
     say(
         f"design {config.model.design}: {config.model.image_tower.name} in {_short(formats[0])} + "
         f"{config.model.text_tower.name} in {_short(formats[1])} on {device}"
@@ -246,6 +248,7 @@ def train(config: RunConfig, say: Say = print, state: dict[str, Any] | None = No
     epochs = -(-steps // batches.steps(config.batch))
 
     kept = copy.deepcopy(aligner)
+    kept.show_progress = processes.first
     timings = Timings(exact=config.profile > 0)
     step = Step(Towers(aligner, loss_of, formats), processes, config.negatives, config.fusion_weight, timings)
     rates = {"text_tower": config.text_lr, "image_tower": config.image_lr}
@@ -288,7 +291,7 @@ def train(config: RunConfig, say: Say = print, state: dict[str, Any] | None = No
     # A run may have been stopped after its last epoch: then there is none to do, and no such model.
     model: Aligner | None = None
     records = Records(out, processes.accelerator if usable else None, processes.first)
-    with asked_to_stop() as stop, progress_line(steps, say) as show, closing(records):
+    with asked_to_stop() as stop, progress_line(steps, where.step, processes.first) as show, closing(records):
         while where.epoch <= epochs and not where.stopped:
             epoch = where.epoch
             aligner.train()
@@ -375,7 +378,8 @@ def train(config: RunConfig, say: Say = print, state: dict[str, Any] | None = No
     say(f"best epoch {where.best_epoch}; measuring the saved model on the whole dev gallery")
     aligner = load_aligner(out, str(device))
     aligner.show_progress = processes.first
-    results = measure(config, aligner, data.dev, out, processes, say)
+    with long_step("measuring the saved model", shown=processes.first):
+        results = measure(config, aligner, data.dev, out, processes, say)
     results |= {"best_epoch": where.best_epoch, "training_seconds": round(seconds, 1), "steps": where.step}
     if processes.first:
         # Written aside and renamed: a run either has its results or has not.
@@ -388,12 +392,22 @@ def train(config: RunConfig, say: Say = print, state: dict[str, Any] | None = No
     return results
 
 
+#: What `find_formats` has found in this process, by all that it depends on.
+_FORMATS: dict[str, tuple[torch.dtype, torch.dtype]] = {}
+
+
 def find_formats(config: RunConfig, aligner: Aligner, state: dict[str, Any] | None) -> tuple[torch.dtype, torch.dtype]:
     """The number formats of the picture tower and of the text tower: those of a checkpoint, or found out by timing what
     each of them does in a step, there and, where it is trained, back."""
     if state is not None:
         image, text = (getattr(torch, name) for name in state["precision"])
         return image, text
+
+    # Timed once in a process: the runs of a study that train alike compute alike.
+    kind = repr((config.model.image_tower, config.model.text_tower, config.model.design, config.freeze,
+                 config.freeze_layers, config.peft, config.lora, config.precision, aligner.device))  # fmt: skip
+    if kind in _FORMATS:
+        return _FORMATS[kind]
 
     def work(part: Callable[[], Tensor], module: torch.nn.Module) -> Callable[[], None]:
         trained = any(parameter.requires_grad for parameter in module.parameters())
@@ -412,15 +426,26 @@ def find_formats(config: RunConfig, aligner: Aligner, state: dict[str, Any] | No
     keep_frozen_still(aligner, config.freeze)
     pixels = torch.randint(256, (8, 3, size, size), dtype=torch.uint8).to(device)
     ids = torch.randint(5, min(1000, aligner.text_tower.encoder.config.vocab_size), (64, 16)).to(device)
-    look = work(lambda: aligner.image_tower(pixels).patches, aligner.image_tower)
-    read = work(lambda: aligner.text_tower(ids, torch.ones_like(ids)).pooled, aligner.text_tower)
+
+    def look(images: int) -> Callable[[], None]:
+        return work(lambda: aligner.image_tower(pixels[:images]).patches, aligner.image_tower)
+
+    def read(captions: int) -> Callable[[], None]:
+        some = ids[:captions]
+        return work(lambda: aligner.text_tower(some, torch.ones_like(some)).pooled, aligner.text_tower)
+
     states = [buffer.clone() for buffer in aligner.buffers()]
     random_before = random_states()
-    found = quick_format(device, look, config.precision), quick_format(device, read, config.precision)
+    # Two of each: a batch norm that trains needs more than one.
+    found = (
+        quick_format(device, look(8), config.precision, look(2)),
+        quick_format(device, read(64), config.precision, read(2)),
+    )
     # The trial leaves no trace: not in a batch norm's statistics, nor in what is drawn at random.
     restore_random_states(random_before)
     for buffer, before in zip(aligner.buffers(), states, strict=True):
         buffer.copy_(before)
+    _FORMATS[kind] = found
     return found
 
 
@@ -728,26 +753,13 @@ def _epoch_line(
 
 
 @contextmanager
-def progress_line(steps: int, say: Say) -> Iterator[Callable[[int, np.ndarray, float, float], None]]:
-    """A live line with loss, accuracy, dev rsum so far, images/s and ETA; if not a terminal, a plain one a minute."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    columns = (BarColumn(20), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as live:
-        task = live.add_task("", total=steps)
-        said = start = time.perf_counter()
+def progress_line(steps: int, done: int, shown: bool) -> Iterator[Callable[[int, np.ndarray, float, float], None]]:
+    """Tells how far the training is, with loss, accuracy, dev rsum so far and images/s. done: steps before this one."""
+    with long_step("training, step", steps, shown) as line:
+        line.begin_at(done)
 
         def show(step: int, values: np.ndarray, speed: float, best: float) -> None:
-            nonlocal said
             recall = f", dev rsum {best:.1f}" if best >= 0 else ""
-            words = f"loss {values[0]:.3f}, accuracy {values[2]:.3f}{recall}, {speed:.1f} images/s"
-            live.update(task, completed=step, description=words)
-            now = time.perf_counter()
-            if not console.is_terminal and now - said > 60:
-                left = (now - start) / step * (steps - step)
-                say(f"step {step}/{steps}: {words}, about {left / 60:.0f} min left")
-                said = now
+            line.update(step, f"loss {values[0]:.3f}, accuracy {values[2]:.3f}{recall}, {speed:.1f} images/s")
 
         yield show
