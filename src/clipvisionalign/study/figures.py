@@ -78,11 +78,18 @@ def _styles(report: dict[str, Any]) -> dict[str, tuple[str, str]]:
     return {name: (COLOURS[i % len(COLOURS)], MARKS[i % len(MARKS)]) for i, name in enumerate(names)}
 
 
-def _whiskers(axes: Any, x: float, estimate: dict[str, float], colour: str, mark: str, label: str = "") -> None:
-    value, low, high = (estimate[part] for part in ("value", "low", "high"))
+def _ends(estimate: dict[str, Any]) -> tuple[float, float, float]:
+    """Value and both ends of the interval; the value itself where there is no interval to draw."""
+    value = estimate["value"]
+    return value, *(value if estimate[end] is None else estimate[end] for end in ("low", "high"))
+
+
+def _whiskers(axes: Any, x: float, estimate: dict[str, Any], colour: str, mark: str, label: str = "") -> None:
+    value, low, high = _ends(estimate)
     # An interval may be wider than what is shown of it; the middle never leaves the axes.
+    reach = None if estimate["low"] is None else [[max(value - low, 0)], [max(high - value, 0)]]
     axes.errorbar(
-        x, value, [[max(value - low, 0)], [max(high - value, 0)]], color=colour, marker=mark, markersize=6,
+        x, value, reach, color=colour, marker=mark, markersize=6,
         capsize=3, linewidth=1.4, linestyle="none", label=label or None,
     )  # fmt: skip
 
@@ -103,16 +110,16 @@ def _accuracy(report: dict[str, Any]) -> tuple[Any, str] | None:
     axes.set_xticks(range(len(variants)), list(variants))
     axes.set_xlim(-0.6, len(variants) - 0.4)
     axes.set_ylabel("rsum (0 to 600)")
-    values = [found["figures"]["rsum"] for found in variants.values()]
-    _keep_in(
-        axes, [each["value"] for each in values], [each["low"] for each in values], [each["high"] for each in values]
-    )
+    _keep_in(axes, [found["figures"]["rsum"] for found in variants.values()])
     told = "; ".join(f"{name} {found['figures']['rsum']['value']:.1f}" for name, found in variants.items())
-    return figure, f"Rsum of each variant with its 95% interval, and each seed's as a dash: {told}."
+    one = max(len(found["seeds"]) for found in variants.values()) < 2
+    what = "its 95% interval of the pictures only, one seed" if one else "its 95% interval, and each seed's as a dash"
+    return figure, f"Rsum of each variant with {what}: {told}."
 
 
-def _keep_in(axes: Any, values: list[float], lows: list[float], highs: list[float]) -> None:
+def _keep_in(axes: Any, estimates: list[dict[str, Any]]) -> None:
     """Axes that show the intervals, unless one is so wide that nothing else could be seen."""
+    values, lows, highs = (list(several) for several in zip(*map(_ends, estimates), strict=True))
     spread = max(max(values) - min(values), 0.15 * abs(float(np.mean(values))), 1e-6)
     bottom = max(min(lows), min(values) - 2.5 * spread)
     top = min(max(highs), max(values) + 2.5 * spread)
@@ -156,7 +163,7 @@ def _pareto(
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter("{x:g}")
     axes.margins(x=0.12)
-    _keep_in(axes, [rsum[n]["value"] for n in names], [rsum[n]["low"] for n in names], [rsum[n]["high"] for n in names])
+    _keep_in(axes, [rsum[name] for name in names])
     axes.set_xlabel(label)
     axes.set_ylabel("rsum")
     axes.legend(frameon=False, fontsize=9, ncols=min(5, len(names) + 1), loc="lower left", bbox_to_anchor=(0, 1.0))
@@ -317,7 +324,7 @@ def _protocol(report: dict[str, Any]) -> tuple[Any, str] | None:
 FIGURES: dict[str, tuple[str, str, Callable[[dict[str, Any]], tuple[Any, str] | None]]] = {
     "accuracy": (
         "What each design finds",
-        "Rsum with its 95% interval over seeds and pictures; each seed's own as a dash.",
+        "Rsum with its 95% interval over seeds and pictures (of one seed: pictures only); each seed's own as a dash.",
         _accuracy,
     ),
     "time": ("Accuracy against time", "Dotted: the front, beyond which none is both quicker and better.", _pareto_time),

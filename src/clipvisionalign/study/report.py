@@ -74,7 +74,6 @@ def text_only(controls: dict[str, dict[str, list[float]]]) -> dict[str, list[dic
         name: [
             {"kind": kind, "pairs": len(outcomes), **estimate(100.0 * np.array([outcomes]), (0, 100)).to_dict()}
             for kind, outcomes in kinds.items()
-            if len(outcomes) > 1
         ]
         for name, kinds in controls.items()
     }
@@ -143,8 +142,7 @@ def compare_reports(a: dict[str, Any], b: dict[str, Any]) -> tuple[list[Any], li
     keys: list[list[float | None]] = []
     for name in names:
         both = [report["results"]["variants"].get(name, {}).get("figures", {}).get("rsum") for report in (a, b)]
-        apart = all(both) and (both[0]["low"] > both[1]["high"] or both[1]["low"] > both[0]["high"])
-        rows.append([name, *(interval(each) if each else "" for each in both), "apart" if apart else "overlap"])
+        rows.append([name, *(interval(each) if each else "" for each in both), _overlap(both)])
         keys.append([None, *(each["value"] if each else None for each in both), None])
     found.append(Table("accuracy", "Rsum", ["variant", "A", "B", "intervals"], rows, keys))
     costs = {"ms a caption": ("ms_per_caption", "median"), "ms a picture": ("ms_per_picture", "median"),
@@ -170,6 +168,14 @@ def compare_reports(a: dict[str, Any], b: dict[str, Any]) -> tuple[list[Any], li
         settings += [f"{part} {key}: A {left.get(key, '-')}, B {right.get(key, '-')}"
                      for key in dict.fromkeys([*left, *right]) if left.get(key) != right.get(key)]  # fmt: skip
     return found, settings
+
+
+def _overlap(both: Sequence[dict[str, Any] | None]) -> str:
+    """Of two estimates whether their intervals overlap; nothing where one has none."""
+    if not all(each and each["low"] is not None for each in both):
+        return ""
+    a, b = (each for each in both if each)
+    return "apart" if a["low"] > b["high"] or b["low"] > a["high"] else "overlap"
 
 
 def _deep(found: Any, path: Sequence[str]) -> Any:

@@ -15,7 +15,16 @@ import numpy as np
 from clipvisionalign.data.captioned import CaptionedImages
 from clipvisionalign.retrieval.metrics import RESAMPLES, metrics_of_ranks
 from clipvisionalign.retrieval.ranks import PartnerRanks
-from clipvisionalign.study.statistics import FIGURES, bounds_of, differences, estimate, holm, ratio_shares, shares
+from clipvisionalign.study.statistics import (
+    FIGURES,
+    bounds_of,
+    differences,
+    estimate,
+    holm_of_tested,
+    ratio_shares,
+    shares,
+    unpaired,
+)  # fmt: skip
 
 PROTOCOL = "whole gallery, all captions, ties against the model"
 THIRDS = ("short", "middle", "long")
@@ -36,7 +45,8 @@ class Measured:
 
 
 def results_of(cells: Sequence[Measured], part: CaptionedImages, split: str) -> dict[str, Any]:
-    """The block "results": every variant over its seeds, and every two variants against each other.
+    """The block "results": every variant over its seeds, and every two variants against each other, on the seeds that
+    both have ("unpaired" names the others).
 
     A cell whose audit failed has no results; it stands in "refused" with the reason. Raises FenceError for ranks that
     are not of this gallery.
@@ -58,7 +68,7 @@ def results_of(cells: Sequence[Measured], part: CaptionedImages, split: str) -> 
         by_variant.setdefault(cell.variant, []).append(cell)
     thirds = length_thirds(part.captions)
     figures = (*FIGURES, "image_to_text map", "text_to_image map") if part.image_identity is not None else FIGURES
-    tables: dict[str, dict[str, np.ndarray]] = {figure: {} for figure in figures}
+    tables: dict[str, dict[str, dict[int, np.ndarray]]] = {figure: {} for figure in figures}
     variants = {}
     for name, several in by_variant.items():
         found: dict[str, Any] = {
@@ -73,9 +83,10 @@ def results_of(cells: Sequence[Measured], part: CaptionedImages, split: str) -> 
                 }
                 if block == "ranks":
                     for figure, table in ours.items():
-                        tables[figure][name] = table
+                        tables[figure][name] = dict(zip(found["seeds"], table, strict=True))
                 elif "rsum" in tables and name in tables["rsum"]:
-                    found["gain"] = estimate(tables["rsum"][name] - ours["rsum"]).to_dict()
+                    gained = np.stack(list(tables["rsum"][name].values())) - ours["rsum"]
+                    found["gain"] = estimate(gained, (-600, 600)).to_dict()
         found["by_length"] = {
             third: {"captions": int(inside.sum()), **_recall_of(several, owners, inside)}
             for third, inside in thirds["inside"].items()
@@ -90,6 +101,7 @@ def results_of(cells: Sequence[Measured], part: CaptionedImages, split: str) -> 
         "gallery": {"images": len(part), "captions": len(part.captions)},
         "variants": variants,
         "differences": [difference.to_dict() for difference in compared],
+        "unpaired": unpaired({name: found["seeds"] for name, found in variants.items()}),
         "lengths": {"words": thirds["words"]},
         "by_length_differences": _length_differences(by_variant, owners, thirds["inside"]),
         "composition": composition(good),
@@ -138,7 +150,10 @@ def _length_differences(
     by_variant: dict[str, list[Measured]], owners: np.ndarray, thirds: dict[str, np.ndarray]
 ) -> list[dict[str, Any]]:
     family = {
-        third: {name: _length_table(cells, owners, inside, 5) for name, cells in by_variant.items()}
+        third: {
+            name: dict(zip([cell.seed for cell in cells], _length_table(cells, owners, inside, 5), strict=True))
+            for name, cells in by_variant.items()
+        }
         for third, inside in thirds.items()
     }
     found = [each.to_dict() for each in differences(family)]
@@ -148,7 +163,7 @@ def _length_differences(
 def composition(cells: Sequence[Measured]) -> dict[str, Any]:
     """By set and kind: each variant's share of pairs whose true caption outscores its twin, in percent; chance is 50.
 
-    p_holm: of its being 50, corrected over all variants and kinds of a set.
+    p_holm: of its being 50, corrected over all variants and kinds of a set that are tested; None for too few pairs.
     """
     found: dict[str, Any] = {}
     for name in dict.fromkeys(name for cell in cells for name in cell.found["composition"]):
@@ -160,12 +175,10 @@ def composition(cells: Sequence[Measured]) -> dict[str, Any]:
         for kind, variants in kinds.items():
             for variant, outcomes in variants.items():
                 table = 100.0 * np.array(outcomes)
-                if table.shape[1] < 2:
-                    continue
-                against_chance = estimate(table - 50.0)
+                against_chance = estimate(table - 50.0, (-50, 50))
                 share = estimate(table, (0, 100)).to_dict() | {"p": against_chance.p}
                 rows.append({"kind": kind, "variant": variant, "pairs": table.shape[1], **share})
-        for row, corrected in zip(rows, holm([row["p"] for row in rows]), strict=True):
+        for row, corrected in zip(rows, holm_of_tested([row["p"] for row in rows]), strict=True):
             row["p_holm"] = corrected
         found[name] = rows
     return found

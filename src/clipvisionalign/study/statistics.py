@@ -3,19 +3,31 @@
 Two things are drawn at random in a study: the pictures that the gallery happens to hold, and the seeds of the
 trainings. A figure of S seeds on N pictures is a table (S, N), what each picture brings to it in each run, and an
 interval has to count both: a hundred thousand pictures do not make up for two seeds. With both as random effects,
-crossed, the variance of the mean is (MS pictures + MS seeds - MS rest) / (S N), and Satterthwaite's degrees of freedom
-give the quantile; where seeds differ no more than the rest does, they add nothing. One seed alone says nothing of the
-seeds: its interval is of the pictures only, and is marked so (no spread).
+crossed, the variance of the mean is that of the pictures, estimated by (MS pictures - MS rest) / (S N), plus that of
+the seeds, estimated by MS seeds / (S N). Each half-width is squared and multiplied by the square of its own quantile,
+Student's with N - 1 and with S - 1 degrees of freedom, and the two are added (`half_width`): such an interval covers at
+least what it promises, however the variance is shared out between the two (Banerjee's inequality). It is never narrower
+than the interval of the pictures alone, and p is the level at which the interval ends at zero. Two seeds leave one
+degree of freedom, whose quantile is 12.7: the interval holds, and is wide. One seed alone says nothing of the seeds:
+its interval is of the pictures only, and is marked so (no spread).
 
-Sources: Dorfman, Berbaum and Metz, Investigative Radiology 27 (1992), for readers and cases both at random;
-Satterthwaite, Biometrics Bulletin 2 (1946); Holm, Scandinavian Journal of Statistics 6 (1979), for many comparisons.
+Fewer than `FEWEST` pictures give no interval and no test. Where no two pictures differ there is no variance to go by:
+then the interval says how much a share of pictures that was not seen could change, of at most 1 - 0.025^(1 / N).
+
+`benchmarks/intervals.py` simulates the rule beside others.
+
+Sources: Banerjee, Sankhya 22 (1960) 357-358, for sums of variances, each with its own quantile; Zou and Donner,
+Statistics in Medicine 27 (2008), who add squared half-widths in general; Dorfman, Berbaum and Metz, Investigative
+Radiology 27 (1992), for readers and cases both at random; Clopper and Pearson, Biometrika 26 (1934), for the share that
+was not seen; Holm, Scandinavian Journal of Statistics 6 (1979), for many comparisons.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 
@@ -28,16 +40,21 @@ FIGURES = ("rsum", *(f"{way} recall_at_{k}" for way in ("image_to_text", "text_t
 LEVEL = 0.05
 
 
+#: Fewer pictures than this show nothing: without a difference, five that all favour the same side come about in
+#: 2 / 2^5 = 6 % of cases. By the same reasoning no p is below 2^(1 - N).
+FEWEST = 6
+
+
 @dataclass(frozen=True)
 class Estimate:
     """A mean over seeds and its 95% interval. spread: standard deviation between seeds, None for one seed. p: of its
-    being zero, two-sided."""
+    being zero, two-sided. low, high and p are None where there is too little to say so."""
 
     value: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     spread: float | None
-    p: float
+    p: float | None
 
     def to_dict(self) -> dict[str, float | None]:
         """What report.json holds."""
@@ -46,21 +63,23 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Difference:
-    """a - b in one figure; p_holm: p corrected for all comparisons of its family; shown: whether that is below 5%."""
+    """a - b in one figure; seeds: those that both have, which are paired; p_holm: p corrected for all comparisons of
+    its family that are tested, None where this one is not; shown: whether that is below 5%."""
 
     a: str
     b: str
     figure: str
+    seeds: tuple[int, ...]
     estimate: Estimate
-    p_holm: float
+    p_holm: float | None
 
     @property
     def shown(self) -> bool:
-        return self.p_holm < LEVEL
+        return self.p_holm is not None and self.p_holm < LEVEL
 
     def to_dict(self) -> dict[str, object]:
         """What report.json holds."""
-        about = {"a": self.a, "b": self.b, "figure": self.figure}
+        about = {"a": self.a, "b": self.b, "figure": self.figure, "seeds": list(self.seeds)}
         return {**about, **self.estimate.to_dict(), "p_holm": self.p_holm, "shown": self.shown}
 
 
@@ -88,36 +107,84 @@ def ratio_shares(found: np.ndarray, image: np.ndarray, images: int) -> np.ndarra
     return 100.0 * (mean + (hits - mean * number) * images / len(found))
 
 
+def mean_squares(table: np.ndarray) -> tuple[Any, Any, Any]:
+    """Mean squares of pictures, seeds and rest of tables (..., S, N); those of seeds and rest are 0 for one seed."""
+    seeds, images = table.shape[-2:]
+    by_image, by_seed = table.mean(axis=-2), table.mean(axis=-1)
+    ms_image = seeds * by_image.var(axis=-1, ddof=1)
+    if seeds == 1:
+        return ms_image, 0.0 * ms_image, 0.0 * ms_image
+    ms_seed = images * by_seed.var(axis=-1, ddof=1)
+    rest = table - by_image[..., None, :] - by_seed[..., :, None] + table.mean(axis=(-2, -1))[..., None, None]
+    return ms_image, ms_seed, (rest**2).sum(axis=(-2, -1)) / ((seeds - 1) * (images - 1))
+
+
+def half_width(squares: tuple[Any, Any, Any], seeds: int, images: int, level: Any = LEVEL) -> Any:
+    """Half of the interval at 1 - level. squares: what `mean_squares` gives, numbers or arrays."""
+    ms_image, ms_seed, ms_rest = squares
+    of_images = _quantile(images - 1, level) ** 2
+    alone = of_images * ms_image
+    if seeds == 1:
+        return np.sqrt(alone / images)
+    both = of_images * np.maximum(ms_image - ms_rest, 0) + _quantile(seeds - 1, level) ** 2 * ms_seed
+    return np.sqrt(np.maximum(alone, both) / (seeds * images))
+
+
+def p_value(value: float, squares: tuple[float, float, float], seeds: int, images: int) -> float:
+    """The level at which the interval around `value` ends at zero; never below 2^(1 - images)."""
+    from scipy.optimize import brentq
+
+    def beyond(log_level: float) -> float:
+        return abs(value) - float(half_width(squares, seeds, images, np.exp(log_level)))
+
+    # Below 1e-100 the quantiles leave what floating-point numbers hold.
+    least = max((1 - images) * np.log(2), np.log(1e-100))
+    if not value:
+        return 1.0
+    if beyond(least) >= 0:
+        return float(np.exp(least))
+    return float(np.exp(brentq(beyond, least, 0.0, xtol=1e-12))) if beyond(0.0) > 0 else 1.0
+
+
+def _quantile(freedom: int, level: Any) -> Any:
+    """Student's two-sided quantile."""
+    from scipy.special import stdtrit
+
+    return -stdtrit(freedom, np.asarray(level) / 2)
+
+
 def estimate(table: np.ndarray, bounds: tuple[float, float] = (-np.inf, np.inf)) -> Estimate:
     """The mean of (S, N), or of a difference of two such, with both seeds and pictures at random.
 
-    bounds: between which the figure lies by its nature; the interval does not reach beyond. Raises ValueError for fewer
-    than two pictures.
-    """
-    from scipy.stats import t as student
+    bounds: between which the figure lies by its nature; the interval does not reach beyond. With fewer than `FEWEST`
+    pictures, or without bounds where no two pictures differ, interval and p are None. Raises ValueError for no picture.
 
+    >>> import numpy as np
+    >>> found = estimate(np.array([[0.0, 20, 0, 40, 0, 20, 0, 60], [20.0, 20, 0, 20, 0, 0, 20, 40]]), (-600, 600))
+    >>> found.value, round(found.low), round(found.high)
+    (16.25, -4, 36)
+    """
     seeds, images = table.shape
-    if images < 2:
-        raise ValueError(f"an interval needs at least 2 images, not {images}")
+    if not images:
+        raise ValueError("an interval needs images, and there is none")
     value = float(table.mean())
-    by_image, by_seed = table.mean(axis=0), table.mean(axis=1)
-    ms_image = seeds * float(by_image.var(ddof=1))
-    variance, freedom = ms_image / (seeds * images), float(images - 1)
-    if seeds > 1:
-        rest = table - by_image - by_seed[:, None] + value
-        ms_seed = images * float(by_seed.var(ddof=1))
-        ms_rest = float((rest**2).sum()) / ((seeds - 1) * (images - 1))
-        if ms_seed > ms_rest:
-            total = ms_image + ms_seed - ms_rest
-            each = ms_image**2 / (images - 1) + ms_seed**2 / (seeds - 1) + ms_rest**2 / ((seeds - 1) * (images - 1))
-            variance, freedom = total / (seeds * images), total**2 / each
-    deviation = float(np.sqrt(variance))
-    if not deviation:
-        return Estimate(value, value, value, 0.0 if seeds > 1 else None, 1.0 if not value else 0.0)
-    reach = float(student.ppf(1 - LEVEL / 2, freedom)) * deviation
-    p = float(2 * student.sf(abs(value) / deviation, freedom))
-    low, high = max(value - reach, bounds[0]), min(value + reach, bounds[1])
-    return Estimate(value, low, high, float(by_seed.std(ddof=1)) if seeds > 1 else None, p)
+    spread = float(table.mean(axis=1).std(ddof=1)) if seeds > 1 else None
+    if images < FEWEST:
+        return Estimate(value, None, None, spread, None)
+    squares = mean_squares(table)
+    reach, p = float(half_width(squares, seeds, images)), p_value(value, squares, seeds, images)
+    # A variance that is rounding and nothing else is none.
+    if squares[0] > (1e-9 * np.abs(table).max()) ** 2:
+        return Estimate(value, max(value - reach, bounds[0]), min(value + reach, bounds[1]), spread, p)
+    if not np.isfinite(bounds).all():
+        return Estimate(value, None, None, spread, None)
+    unseen = 1 - (LEVEL / 2) ** (1 / images)
+    low = min(value - reach, value - unseen * (value - bounds[0]))
+    high = max(value + reach, value + unseen * (bounds[1] - value))
+    # The same the other way round: the share of pictures at the far bound with which the mean would be zero.
+    far = bounds[0] if value > 0 else bounds[1]
+    p = max(p, min(1.0, 2 * (far / (far - value)) ** images)) if value and far else p
+    return Estimate(value, max(low, bounds[0]), min(high, bounds[1]), spread, p)
 
 
 def bounds_of(figure: str) -> tuple[float, float]:
@@ -135,16 +202,37 @@ def holm(p: Sequence[float]) -> list[float]:
     return corrected.tolist()
 
 
-def differences(family: dict[str, dict[str, np.ndarray]]) -> list[Difference]:
-    """Every two variants in every figure of a family: on the same pictures, seed by seed as far as both have them.
+def holm_of_tested(p: Sequence[float | None]) -> list[float | None]:
+    """Holm's correction of those that are tested; None stays None, and counts as no comparison."""
+    corrected = iter(holm([each for each in p if each is not None]))
+    return [None if each is None else next(corrected) for each in p]
 
-    family: figure -> variant -> (S, N). p is corrected over the whole family.
+
+def differences(family: Mapping[str, Mapping[str, Mapping[int, np.ndarray]]]) -> list[Difference]:
+    """Every two variants in every figure of a family: on the same pictures, and each seed with the same of the other.
+
+    family: figure -> variant -> seed -> (N,). A seed that only one of two has is left out of their difference, and two
+    without a common seed have none (`unpaired` names both). p is corrected over the whole family.
     """
-    found: list[tuple[str, str, str, Estimate]] = []
+    found: list[tuple[str, str, str, tuple[int, ...], Estimate]] = []
     for figure, tables in family.items():
+        most = bounds_of(figure)[1]
         for a, b in combinations(tables, 2):
-            seeds = min(len(tables[a]), len(tables[b]))
-            most = bounds_of(figure)[1]
-            found.append((a, b, figure, estimate(tables[a][:seeds] - tables[b][:seeds], (-most, most))))
-    corrected = holm([each.p for *_, each in found])
+            seeds = tuple(seed for seed in tables[a] if seed in tables[b])
+            if seeds:
+                table = np.stack([tables[a][seed] - tables[b][seed] for seed in seeds])
+                found.append((a, b, figure, seeds, estimate(table, (-most, most))))
+    corrected = holm_of_tested([each.p for *_, each in found])
     return [Difference(*each, p) for each, p in zip(found, corrected, strict=True)]
+
+
+def unpaired(seeds: Mapping[str, Sequence[int]]) -> list[dict[str, Any]]:
+    """Every two variants of which one has seeds that the other lacks: "paired", "only_a", "only_b". seeds: by
+    variant."""
+    found = []
+    for a, b in combinations(seeds, 2):
+        only_a, only_b = ([seed for seed in seeds[one] if seed not in seeds[other]] for one, other in ((a, b), (b, a)))
+        if only_a or only_b:
+            paired = [seed for seed in seeds[a] if seed in seeds[b]]
+            found.append({"a": a, "b": b, "paired": paired, "only_a": only_a, "only_b": only_b})
+    return found

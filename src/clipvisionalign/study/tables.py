@@ -44,7 +44,9 @@ def write_tables(report: dict[str, Any], folder: Path) -> None:
 
 
 def interval(found: dict[str, Any], form: str = ".1f") -> str:
-    """Value and 95% interval."""
+    """Value and 95% interval, where there is one."""
+    if found["low"] is None:
+        return f"{found['value']:{form}}, no interval"
     return f"{found['value']:{form}} [{found['low']:{form}}, {found['high']:{form}}]"
 
 
@@ -68,6 +70,26 @@ def _number(value: float | None, form: str) -> tuple[str, float | None]:
     return ("", None) if value is None else (format(value, form), value)
 
 
+def _tested(p: float | None) -> tuple[str, float | None]:
+    return ("not tested", None) if p is None else _number(p, ".2g")
+
+
+def seeds_told(report: dict[str, Any], label: str, name: str) -> str:
+    """A variant's label; where it lacks seeds of the plan, with how many it has."""
+    seeds, planned = report["results"]["variants"][name]["seeds"], report["plan"]["seeds"]
+    return label if len(seeds) == len(planned) else f"{label} ({len(seeds)} of {len(planned)} seeds)"
+
+
+def counted(report: dict[str, Any]) -> str:
+    """What the intervals of a report count: not the seeds where there is one only."""
+    most = max((len(found["seeds"]) for found in report["results"]["variants"].values()), default=0)
+    if most < 2:
+        return "one seed: 95% intervals of the pictures only, which tell nothing of what another seed would give"
+    few = any(len(found["seeds"]) == 1 for found in report["results"]["variants"].values())
+    told = f"mean of {len(report['plan']['seeds'])} seeds with 95% intervals that count seeds and pictures"
+    return told + (" (of one seed: the pictures only)" if few else "")
+
+
 def _accuracy(report: dict[str, Any]) -> Table:
     rows = _Rows()
     variants = report["results"]["variants"]
@@ -79,14 +101,12 @@ def _accuracy(report: dict[str, Any]) -> Table:
         for label, figures in blocks.items():
             names = [figure for figure in figures if figure != "rsum"]
             rows.add(
-                (label, None),
+                (seeds_told(report, label, name), None),
                 _estimate(figures["rsum"]),
                 _number(figures["rsum"]["spread"], ".1f"),
                 *(_estimate(figures[figure]) for figure in names),
             )
-    seeds = len(report["plan"]["seeds"])
-    note = f"In percent, rsum from 0 to 600; mean of {seeds} seeds with 95% intervals that count seeds and pictures; "
-    note += "spread: standard deviation between seeds."
+    note = f"In percent, rsum from 0 to 600; {counted(report)}; spread: standard deviation between seeds."
     columns = ["variant", "rsum", "spread", *(both_ways(figure) for figure in names)]
     return Table("accuracy", "What each design finds", columns, rows.rows, rows.sort, note)
 
@@ -98,15 +118,29 @@ def _differences(report: dict[str, Any]) -> Table:
             (f"{found['a']} - {found['b']}", None),
             (both_ways(found["figure"]), None),
             _estimate(found),
-            _number(found["p"], ".2g"),
-            _number(found["p_holm"], ".2g"),
-            ("yes" if found["shown"] else "no difference shown", None),
+            _tested(found["p"]),
+            _tested(found["p_holm"]),
+            ("not tested" if found["p"] is None else "yes" if found["shown"] else "no difference shown", None),
         )
     columns = ["variants", "figure", "difference", "p", "p, Holm", "shown"]
     note = (
         "Same pictures, seed by seed; p corrected by Holm over all pairs in rsum, and over all pairs and other figures."
     )
+    paired = [len(found["seeds"]) for found in report["results"]["differences"] if "seeds" in found]
+    if paired and min(paired) < 2:
+        note += " Where there is one seed the pictures alone are counted: another seed may give another difference."
+    elif paired and min(paired) == 2:
+        note += " Two seeds leave one degree of freedom: their intervals are 12.7 standard errors wide each way."
+    for left in report["results"].get("unpaired", []):
+        note += f" {unpaired_told(left)}"
     return Table("differences", "Every two designs", columns, rows.rows, rows.sort, note)
+
+
+def unpaired_told(left: dict[str, Any]) -> str:
+    """Which seeds of two variants were not compared, as the other lacks them."""
+    only = [f"seed {seed} of {left[one]}" for one in ("a", "b") for seed in left[f"only_{one}"]]
+    told = f"{left['a']} - {left['b']}: {', '.join(only)} without a partner"
+    return f"{told}; not compared, as no seed is in both." if not left["paired"] else f"{told}, left out."
 
 
 def _cost(report: dict[str, Any]) -> Table:
@@ -161,12 +195,13 @@ def _lengths(report: dict[str, Any]) -> Table:
     words = report["results"]["lengths"]["words"]
     for name, found in report["results"]["variants"].items():
         cells = [_estimate(found["by_length"][third][f"recall_at_{k}"]) for third in words for k in (1, 5)]
-        rows.add((name, None), *cells)
+        rows.add((seeds_told(report, name, name), None), *cells)
     columns = [
         "variant",
         *(f"{third} ({low} to {high} words) R@{k}" for third, (low, high) in words.items() for k in (1, 5)),
     ]
-    note = "Recall of pictures by captions of one third of the data's captions, in percent; the gallery stays whole."
+    note = "Recall of pictures by captions of one third of the data's captions, in percent; the gallery stays whole; "
+    note += f"{counted(report)}."
     return Table("length", "By the length of the caption", columns, rows.rows, rows.sort, note)
 
 
@@ -176,13 +211,14 @@ def _composition(report: dict[str, Any]) -> Table:
         for found in several:
             rows.add(
                 (found["variant"], None), (f"{found['kind']} ({name})", None), (f"{found['pairs']}", found["pairs"]),
-                _estimate(found), _number(found["p_holm"], ".2g"),
+                _estimate(found), _tested(found["p_holm"]),
             )  # fmt: skip
         for found in report["text_only"].get(name, []):
             rows.add(("words alone", None), (f"{found['kind']} ({name})", None), (f"{found['pairs']}", found["pairs"]),
                      _estimate(found), ("", None))  # fmt: skip
     columns = ["variant", "kind", "pairs", "true above twin, %", "p of chance, Holm"]
-    note = "Chance is 50; a tie counts a half. 'words alone': a trigram model of the training captions, no picture."
+    note = "Chance is 50; a tie counts a half. 'words alone': a trigram model of the training captions, no picture. "
+    note += f"{counted(report).capitalize()}."
     return Table("composition", "True captions against their twins", columns, rows.rows, rows.sort, note)
 
 

@@ -53,7 +53,9 @@ class Claim:
         return shown
 
     def interval(self, path: str, form: str = ".1f") -> str:
-        """Value and 95% interval of an estimate."""
+        """Value and 95% interval of an estimate, where it has one."""
+        if at(self.report, path)["low"] is None:
+            return f"{self.number(f'{path}/value', form)} (no interval)"
         value, low, high = (self.number(f"{path}/{part}", form) for part in ("value", "low", "high"))
         return f"{value} [{low}, {high}]"
 
@@ -76,8 +78,11 @@ def _found_most(report: dict[str, Any]) -> list[Claim]:
     best = max(variants, key=lambda name: variants[name]["figures"]["rsum"]["value"])
     claim = Claim(report, "accuracy")
     figures = f"results/variants/{best}/figures"
-    many = len(variants[best]["seeds"]) > 1
-    over = f"mean of {claim.count(f'results/variants/{best}/seeds')} seeds" if many else "of one seed"
+    over = "of one seed, its interval of the pictures only"
+    if len(variants[best]["seeds"]) > 1:
+        over = f"mean of {claim.count(f'results/variants/{best}/seeds')} seeds"
+        if len(variants[best]["seeds"]) < len(report["plan"]["seeds"]):
+            over += f" out of {claim.count('plan/seeds')}"
     images, captions = (claim.number(f"results/gallery/{kind}", ",d") for kind in ("images", "captions"))
     recalls = ", ".join(
         f"{both_ways(name)} {claim.number(f'{figures}/{name}/value')} %"
@@ -103,9 +108,9 @@ def _differences(report: dict[str, Any]) -> list[Claim]:
             f"(p = {claim.number(f'results/differences/{place}/p_holm', '.2g')} after Holm's correction)."
         )
         found.append(claim)
-    if places and len(shown) < len(places):
+    rest = [place for place in places if rows[place]["p"] is not None and place not in shown]
+    if rest:
         claim = Claim(report, "accuracy")
-        rest = [place for place in places if place not in shown]
         largest = max(rest, key=lambda place: abs(rows[place]["value"]))
         more, less, sign = _ordered(rows[largest])
         many = "No difference in rsum between the variants was shown" if not shown else "No other difference was shown"
@@ -114,6 +119,47 @@ def _differences(report: dict[str, Any]) -> list[Claim]:
             f"{_gap(claim, f'results/differences/{largest}', sign)} "
             f"(p = {claim.number(f'results/differences/{largest}/p_holm', '.2g')})."
         )
+        found.append(claim)
+    for place in places:
+        if rows[place]["p"] is None:
+            claim = Claim(report, "accuracy")
+            more, less, sign = _ordered(rows[place])
+            claim.text = (
+                f"{_code(more)} over {_code(less)}: {_gap(claim, f'results/differences/{place}', sign)} in rsum, not "
+                "tested: the gallery has too few pictures to tell it from chance."
+            )
+            found.append(claim)
+    return found + _seeds(report)
+
+
+def _seeds(report: dict[str, Any]) -> list[Claim]:
+    """What the number of seeds does to the comparisons, and which seeds were compared with none."""
+    results = report["results"]
+    paired = [row["seeds"] for row in results["differences"] if row["figure"] == "rsum" and "seeds" in row]
+    found = []
+    if any(len(seeds) == 1 for seeds in paired):
+        claim = Claim(report, "accuracy")
+        which = "The" if all(len(seeds) == 1 for seeds in paired) else "Some"
+        claim.text = (
+            f"{which} differences are of one seed, their intervals and p of the pictures only: another seed may give "
+            "another difference."
+        )
+        found.append(claim)
+    if any(len(seeds) == 2 for seeds in paired):
+        claim = Claim(report, "accuracy")
+        claim.text = (
+            "Two seeds leave one degree of freedom: only differences that are many times their standard error can be "
+            "shown. A third seed makes the intervals about three times as narrow."
+        )
+        found.append(claim)
+    for left in results.get("unpaired", []):
+        claim = Claim(report, "accuracy")
+        told = _listed([f"{left[one]}, seed {seed}" for one in ("a", "b") for seed in left[f"only_{one}"]])
+        pair = f"{_code(left['a'])} and {_code(left['b'])}"
+        if left["paired"]:
+            claim.text = f"{pair} are compared on the seeds that both have: left out is {told}."
+        else:
+            claim.text = f"{pair} are not compared, as they have no seed in common: {told}."
         found.append(claim)
     return found
 
@@ -124,6 +170,8 @@ def _ordered(row: dict[str, Any]) -> tuple[str, str, float]:
 
 def _gap(claim: Claim, path: str, sign: float) -> str:
     """A difference as a gain of the better one."""
+    if at(claim.report, path)["low"] is None:
+        return f"{claim.number(f'{path}/value', '.1f', sign)} (no interval)"
     low, high = ("low", "high") if sign > 0 else ("high", "low")
     value, low, high = (claim.number(f"{path}/{part}", ".1f", sign) for part in ("value", low, high))
     return f"{value} [{low}, {high}]"
@@ -136,7 +184,9 @@ def _gains(report: dict[str, Any]) -> list[Claim]:
             continue
         claim = Claim(report, "accuracy")
         gain = variant["gain"]
-        told = "gains" if gain["low"] > 0 else "loses" if gain["high"] < 0 else "was not shown to gain:"
+        told = "was not shown to gain:"
+        if gain["low"] is not None:
+            told = "gains" if gain["low"] > 0 else "loses" if gain["high"] < 0 else told
         claim.text = (
             f"Re-ranking by {_code(name)} {told} {claim.interval(f'results/variants/{name}/gain')} in rsum over its "
             "own dual encoder."
@@ -165,7 +215,10 @@ def _lengths(report: dict[str, Any]) -> list[Claim]:
     if not shown:
         claim = Claim(report, "length")
         spans = ", ".join(f"{third} ({_span(claim, third)})" for third in results["lengths"]["words"])
-        claim.text = f"In no third of the captions by length was a difference in R@5 shown: {spans}."
+        if all(row["p"] is None for row in rows):
+            claim.text = f"Differences by length were not tested, for too few pictures: {spans}."
+        else:
+            claim.text = f"In no third of the captions by length was a difference in R@5 shown: {spans}."
         found.append(claim)
     return found
 
@@ -183,10 +236,12 @@ def _composition(report: dict[str, Any]) -> list[Claim]:
             places = [place for place, row in enumerate(rows) if row["kind"] == kind]
             claim = Claim(report, "composition")
             path = f"results/composition/{name}"
-            above = [p for p in places if rows[p]["p_holm"] < LEVEL and rows[p]["value"] > 50]
+            above = [p for p in places if _below_level(rows[p]) and rows[p]["value"] > 50]
             best = max(places, key=lambda place: rows[place]["value"])
             if above:
                 told = f"{_listed([rows[p]['variant'] for p in above])} told true from twin above chance"
+            elif all(rows[p]["p_holm"] is None for p in places):
+                told = "not tested, for too few pairs"
             else:
                 told = "no variant was shown to tell true from twin above chance"
             what = KINDS.get(kind, kind.capitalize()) + ("" if name == "this data" else f" ({name})")
@@ -195,7 +250,7 @@ def _composition(report: dict[str, Any]) -> list[Claim]:
             if kind in controls:
                 words = f"text_only/{name}/{controls[kind]}"
                 text += f". A language model that sees no picture: {claim.interval(words)} %"
-                if above and at(report, words)["low"] > 50:
+                if above and (at(report, words)["low"] or 0) > 50:
                     text += ", so that the words alone give part of it away"
             claim.text = f"{text}."
             found.append(claim)
@@ -237,6 +292,11 @@ def _believed(report: dict[str, Any]) -> list[Claim]:
         said.append("A variant of one seed tells nothing of what another seed would have given.")
     claim.text = " ".join(said)
     return [claim]
+
+
+def _below_level(row: dict[str, Any]) -> bool:
+    """Whether a row's corrected p, where it was tested, is below 5%."""
+    return row["p_holm"] is not None and row["p_holm"] < LEVEL
 
 
 def _run(row: dict[str, Any]) -> str:
