@@ -25,7 +25,7 @@ def gradients(given: dict) -> None:
     aligner.eval()
     loss_of = PairLoss(LossConfig(given["loss"], beta=0.3, bias=-2.0))
     step = Step(Towers(aligner, loss_of, (torch.float32, torch.float32)), processes)
-    data = read_captioned_images(given["data"]).split("train")
+    data = read_captioned_images(given["data"]).split("train").with_identity(given.get("identity", "auto"))
     tower = aligner.text_tower
     batches = CaptionedBatches(data, tower.tokenize, tower.pad, aligner.image_tower.input.look())
     chunk = given.get("chunk", 0)

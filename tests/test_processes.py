@@ -42,7 +42,7 @@ def worst(first: dict, second: dict) -> float:
         ("self", "softmax", {}), ("self", "sigmoid", {}), ("self", "hardest", {}), ("self", "hard_weighted", {}),
         ("self", "softmax", {"chunk": 5}), ("self", "sigmoid", {"shard": True}),
         ("self", "softmax", {"shard": True, "chunk": 5}),
-        ("late", "softmax", {}), ("late", "softmax", {"shard": True, "chunk": 5}),
+        ("self", "softmax", {"identity": "caption"}), ("late", "softmax", {}), ("late", "softmax", {"shard": True, "chunk": 5}),
     ],
 )  # fmt: skip
 def test_two_processes_have_the_gradients_of_one(tmp_path, scenes_folder, tiny_model, design, loss, more):
@@ -51,6 +51,7 @@ def test_two_processes_have_the_gradients_of_one(tmp_path, scenes_folder, tiny_m
         "model": asdict(tiny_model(design)),
         "loss": loss,
         "out": str(tmp_path / "one"),
+        "identity": more.get("identity", "auto"),
     }
     run(1, "gradients", given)
     run(2, "gradients", {**given, **more, "out": str(tmp_path / "two")})

@@ -3,7 +3,8 @@
 A ground floor of its own, because the data room makes batches, the models take them, and neither knows the other.
 
 - Captions go through the text tower in groups of about equal length, each padded to its own longest only.
-- Partners are told by identities, so that no caption of an image (or of its identity) is ever taken for a negative.
+- Partners are told by identities, and by texts where equal captions belong to the same images, so that no caption of
+  an image (or of its identity) is ever taken for a negative.
 """
 
 from __future__ import annotations
@@ -52,6 +53,9 @@ class Batch:
     names: what the images are called, for messages.
     skipped: pictures that could not be decoded and are not in the batch.
     seconds: what making the batch took, by kind of work.
+    caption_text: (M,) numbers of the captions' words, where captions that are equal word by word belong to the same
+        images; else None.
+    true_texts: (K, 2) with it, (identity, caption_text) of everything that is true of the images' identities.
     """
 
     image_index: Tensor
@@ -63,6 +67,8 @@ class Batch:
     names: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
+    caption_text: Tensor | None = None
+    true_texts: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.image_index)
@@ -74,8 +80,8 @@ class Batch:
 
     @property
     def partners(self) -> Tensor:
-        """(B, M) bool, true where the caption belongs to the image, or to another of the same identity."""
-        return self.identity[:, None] == self.caption_identity[None, :]
+        """(B, M) bool, true where the caption belongs to the image; see `partner_table`."""
+        return partner_table(self.identity, self.caption_identity, self.caption_text, self.true_texts)
 
     @property
     def order(self) -> Tensor:
@@ -87,7 +93,11 @@ class Batch:
         groups = [TokenGroup(g.ids.to(device), g.mask.to(device), g.rows.to(device)) for g in self.captions]
         pixels = None if self.pixels is None else self.pixels.to(device, non_blocking=True)
         owners, identity = self.caption_image.to(device), self.identity.to(device)
-        return replace(self, pixels=pixels, captions=groups, caption_image=owners, identity=identity)
+        texts, true = (None if part is None else part.to(device) for part in (self.caption_text, self.true_texts))
+        return replace(
+            self, pixels=pixels, captions=groups, caption_image=owners, identity=identity, caption_text=texts,
+            true_texts=true,
+        )  # fmt: skip
 
     def without_pixels(self) -> Batch:
         """All but the pictures themselves."""
@@ -112,7 +122,16 @@ class Batch:
             owners, names = self.caption_image[own] - first, self.names[some]
             index = None if self.caption_index is None else self.caption_index[own]
             identity = self.identity[some]
-            parts.append(Batch(self.image_index[some], pixels, groups, owners, identity, index, names, skipped))
+            text = None if self.caption_text is None else self.caption_text[own]
+            true = self.true_texts
+            if true is not None:
+                true = true[torch.isin(true[:, 0], identity)]
+            parts.append(
+                Batch(
+                    self.image_index[some], pixels, groups, owners, identity, index, names, skipped, caption_text=text,
+                    true_texts=true,
+                )
+            )  # fmt: skip
         return parts
 
     def in_one_group(self, pad: int) -> Batch:
@@ -123,6 +142,49 @@ class Batch:
             for parts, fill in (([g.ids for g in self.captions], pad), ([g.mask for g in self.captions], 0))
         )
         return replace(self, captions=[TokenGroup(ids, masks, self.order)])
+
+
+def partner_table(
+    identity: Tensor, caption_identity: Tensor, caption_text: Tensor | None = None, true_texts: Tensor | None = None
+) -> Tensor:
+    """Which captions belong to which images: bool (B, M).
+
+    identity: (B,) of images; caption_identity: (M,) of the captions' own images. A caption belongs to every image of
+    its own image's identity. With caption_text (M,) and true_texts (K, 2), pairs of an identity and a text that is true
+    of it, a caption belongs to every image of an identity that its text is true of: a relation between texts and
+    images, so that two images that share a caption do not share their others.
+    """
+    if caption_text is None or true_texts is None:
+        return identity[:, None] == caption_identity[None, :]
+    identities, row = identity.unique(return_inverse=True)
+    texts, column = caption_text.unique(return_inverse=True)
+    found = torch.zeros(len(identities), len(texts), dtype=torch.bool, device=identity.device)
+    found[_numbered(identities, texts, true_texts)] = True
+    return found[row][:, column]
+
+
+def are_partners(
+    identity: Tensor, caption_identity: Tensor, caption_text: Tensor | None = None, true_texts: Tensor | None = None
+) -> Tensor:
+    """`partner_table` for pairs: identity (Q,) of images and what is known of a caption each, (Q,) -> bool (Q,)."""
+    if caption_text is None or true_texts is None:
+        return identity == caption_identity
+    identities, row = identity.unique(return_inverse=True)
+    texts, column = caption_text.unique(return_inverse=True)
+    left, right = _numbered(identities, texts, true_texts)
+    return torch.isin(row * len(texts) + column, left * len(texts) + right)
+
+
+def _numbered(identities: Tensor, texts: Tensor, pairs: Tensor) -> tuple[Tensor, Tensor]:
+    """The pairs (K, 2) as places in two sorted rows of numbers; those that are in both rows only."""
+    if not len(identities) or not len(texts):
+        return pairs.new_empty(0), pairs.new_empty(0)
+    places = [
+        torch.searchsorted(known, own.contiguous()).clamp(max=len(known) - 1)
+        for known, own in ((identities, pairs[:, 0]), (texts, pairs[:, 1]))
+    ]
+    inside = (identities[places[0]] == pairs[:, 0]) & (texts[places[1]] == pairs[:, 1])
+    return places[0][inside], places[1][inside]
 
 
 def group_by_length(tokens: Sequence[Sequence[int]], pad: int, size: int = GROUP_SIZE) -> list[TokenGroup]:

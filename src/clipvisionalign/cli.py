@@ -131,6 +131,14 @@ def check(arguments: list[str]) -> int:
     print(f"{given.data}: layout {report.layout}, {report.images:,} images ({sizes}), {report.captions:,} captions")
     for kind, count in sorted(report.to_dict()["summary"].items()):
         print(f"  {count:>6,}  {kind}")
+    for split, equal in report.equal_captions.items():
+        # Within a split: what is equal across splits ties in no gallery.
+        if equal["captions"] and split != "all":
+            print(
+                f"  {equal['captions']:>6,}  captions of {split} that are equal, word by word, to one of another image "
+                f"({equal['texts']:,} texts of {equal['images']:,} images); '--identity caption' makes such images "
+                "each other's partners"
+            )
     if not report.problems:
         print("  nothing wrong found")
     return 0 if report.usable else 1
@@ -236,6 +244,7 @@ def _evaluation_parser(name: str, description: str) -> argparse.ArgumentParser:
     parser.add_argument("--data", help="data set (default: the one that the run was trained on)")
     parser.add_argument("--layout", default="auto", help="how the data set lies there (default: recognise it)")
     parser.add_argument("--split", default="dev", help="train, dev or test (default dev)")
+    parser.add_argument("--identity", help="auto, caption or none, as in 'train' (default: as the run was trained)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default auto)")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     return parser
@@ -248,13 +257,13 @@ def _open_run(given: argparse.Namespace) -> tuple[Any, CaptionedImages, str]:
 
     aligner = load_aligner(given.run, given.device)
     aligner.show_progress = True
-    source = given.data
+    kept = Path(given.run) / "data.json"
+    about = json.loads(kept.read_text()) if kept.is_file() else {}
+    source = about.get("source") if given.data is None else given.data
     if source is None:
-        about = Path(given.run) / "data.json"
-        if not about.is_file():
-            raise ValueError(f"{given.run}: does not say which data it was trained on; give --data")
-        source = json.loads(about.read_text())["source"]
-    return aligner, read_captioned_images(source, given.layout), str(source)
+        raise ValueError(f"{given.run}: does not say which data it was trained on; give --data")
+    identity = about.get("identity", "auto") if given.identity is None else given.identity
+    return aligner, read_captioned_images(source, given.layout).with_identity(identity), str(source)
 
 
 def _checked_split(data: CaptionedImages, split: str) -> CaptionedImages:
@@ -290,8 +299,9 @@ def evaluate(arguments: list[str]) -> int:
         candidates = given.candidates
     say(f"{source}, {given.split}: {len(part):,} images, {len(part.captions):,} captions")
     found: Evaluation = measure(
-        aligner, part.images, part.captions, part.caption_image, part.image_identity, candidates
-    )
+        aligner, part.images, part.captions, part.caption_image, part.image_identity, candidates,
+        caption_group=part.caption_group,
+    )  # fmt: skip
     results = {"run": given.run, "data": source, "split": given.split, **found.to_dict()}
     print(json.dumps(results, indent=2)) if given.json else _print_figures(results)
     return 0
@@ -313,8 +323,9 @@ def audit(arguments: list[str]) -> int:
     part = kept.split(given.split)
     apart = overlap if len(kept.split_sizes()) > 1 else None
     found = audit_model(
-        aligner, part.images, part.captions, part.caption_image, part.image_identity, apart, given.sample
-    )
+        aligner, part.images, part.captions, part.caption_image, part.image_identity, apart, given.sample,
+        caption_group=part.caption_group,
+    )  # fmt: skip
     results = {"run": given.run, "data": source, "split": given.split, **found.to_dict()}
     # For the card of a model that is exported.
     (Path(given.run) / "audit.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
@@ -356,6 +367,7 @@ def _print_figures(results: dict[str, Any]) -> None:
     sums = [cell for block in blocks.values() for cell in (_cell("rsum", block["rsum"]), "")]
     table.add_row("rsum", *sums)
     Console().print(table)
+    _print_equal_captions(results.get("equal_captions"))
     if not results.get("depths"):
         return
     print(f"re-ranking gains {_cell('rsum', results['gain'])} in rsum (paired)")
@@ -367,6 +379,17 @@ def _print_figures(results: dict[str, Any]) -> None:
         cost = f"{depth['pairs']:,}", f"{depth['ms_per_query']:.1f}"
         table.add_row(str(depth["candidates"]), forth, back, f"{depth['rsum']:.1f}", *cost)
     Console().print(table)
+
+
+def _print_equal_captions(found: dict[str, Any] | None) -> None:
+    """What captions that are equal can cost, where they can."""
+    if found and found["cost"]:
+        print(
+            f"{found['captions']:,} captions are equal, word by word, to one of another image "
+            f"({found['texts']:,} texts of {found['images']:,} images): no model that scores equal captions alike "
+            f"exceeds rsum {found['best_rsum']:.1f} here, {found['cost']:.2g} below the highest there is; "
+            "'--identity caption' makes such images each other's partners"
+        )
 
 
 WAYS = ("image_to_text", "text_to_image")

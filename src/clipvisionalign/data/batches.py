@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -49,6 +50,13 @@ class CaptionedBatches(Dataset[Batch]):
         self.tokens = [tokens[end - len(row.captions) : end] for row, end in zip(data.rows, ends, strict=True)]
         identity = data.image_identity
         self.identity = torch.from_numpy(identity if identity is not None else np.arange(len(data)))
+        texts = data.caption_group
+        self.texts = None if texts is None else torch.from_numpy(texts)
+        #: Pairs of an identity and a text that is true of it, sorted, of the whole data set (K, 2).
+        self.true_texts = torch.empty(0, 2, dtype=torch.long)
+        if self.texts is not None:
+            owners = self.identity[torch.from_numpy(data.caption_image)]
+            self.true_texts = torch.stack([owners, self.texts], dim=1).unique(dim=0)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -71,7 +79,12 @@ class CaptionedBatches(Dataset[Batch]):
         names = [self.rows[i].name for i in places[:5]]
         own = [range(self.ends[i] - len(self.tokens[i]), self.ends[i]) for i in places]
         captions = torch.tensor([number for some in own for number in some], dtype=torch.long)
-        return Batch(index, pixels, groups, owners, self.identity[index], captions, names, skipped, seconds)
+        identity = self.identity[index]
+        batch = Batch(index, pixels, groups, owners, identity, captions, names, skipped, seconds)
+        if self.texts is None:
+            return batch
+        true = self.true_texts[torch.isin(self.true_texts[:, 0], identity)]
+        return replace(batch, caption_text=self.texts[captions], true_texts=true)
 
     def steps(self, batch: int) -> int:
         """Steps in an epoch: the last images that do not fill a batch wait for the next deal."""

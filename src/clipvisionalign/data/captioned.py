@@ -1,21 +1,57 @@
 """`CaptionedImages`: the one table that every data set is read into.
 
 A row is one image with its captions, its split, and (where the data set knows it) the identity shown on it: images of
-one identity are partners of each other's captions. What a reader had to leave out or mend stands in `problems`, row by
-row, with its place; nothing is dropped without a word.
+one identity are partners of each other's captions. Which captions belong to which images is decided here, by the
+table's `identity`, for losses, figures, audits and minimal pairs alike. What a reader had to leave out or mend stands
+in `problems`, row by row, with its place; nothing is dropped without a word.
 """
 
 from __future__ import annotations
 
 import hashlib
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal, get_args
 
 import numpy as np
 
 SPLITS = ("train", "dev", "test")
+
+#: Which captions belong to which images. "auto": an image's own, and those of all images of the identity that the data
+#: set gives it; "caption": those, and every caption that is equal to one of them word by word; "none": its own alone.
+Identity = Literal["auto", "caption", "none"]
+
+#: Marks at a caption's end that make no difference.
+FINAL_MARKS = ".!?,;:\N{HORIZONTAL ELLIPSIS}\N{IDEOGRAPHIC FULL STOP}\N{IDEOGRAPHIC COMMA}\N{DEVANAGARI DANDA}"
+
+
+def same_words(caption: str) -> str:
+    """What two captions have in common if and only if they are equal word by word.
+
+    Letters are compared without case and in Unicode's NFC form; any white space is one blank; punctuation at the end
+    does not count. A caption of punctuation alone is compared as it is.
+
+    Source of the comparison without case: The Unicode Standard, section 3.13, D145 (canonical caseless matching).
+
+    >>> same_words("A dog runs .") == same_words("a  DOG runs")
+    True
+    """
+    folded = unicodedata.normalize("NFC", unicodedata.normalize("NFD", caption).casefold())
+    text = " ".join(folded.split())
+    return text.rstrip(f" {FINAL_MARKS}") or text
+
+
+def text_number(caption: str) -> int:
+    """A number that is the same for captions that are equal word by word, on every process and machine."""
+    return hashed(same_words(caption))
+
+
+def hashed(text: str) -> int:
+    """56 bits of a text's SHA-256."""
+    return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:7], "big")
 
 
 class DataError(ValueError):
@@ -58,6 +94,7 @@ class CaptionedImages:
 
     source: where it was read from; layout: which reader read it.
     official_splits: False where a hash of the image's name had to decide.
+    identity: which captions belong to which images, see `Identity`.
     """
 
     rows: list[CaptionedImage]
@@ -65,6 +102,7 @@ class CaptionedImages:
     layout: str = "memory"
     official_splits: bool = True
     problems: list[Problem] = field(default_factory=list)
+    identity: Identity = "auto"
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -105,14 +143,37 @@ class CaptionedImages:
         """For each caption the number of its image (M,)."""
         return np.repeat(np.arange(len(self.rows)), [len(row.captions) for row in self.rows])
 
+    def with_identity(self, identity: str) -> CaptionedImages:
+        """The same rows, their captions belonging to images as `identity` says. Raises ValueError for another word."""
+        return replace(self, identity=checked_identity(identity))
+
     @property
     def image_identity(self) -> np.ndarray | None:
-        """For each image the number of the identity it shows (N,), or None where the data set has none."""
-        if not any(row.identity is not None for row in self.rows):
+        """For each image the number of the identity it shows (N,), or None where there are none, or none are wanted."""
+        if self.identity == "none" or not any(row.identity is not None for row in self.rows):
             return None
         numbers: dict[str, int] = {}
         keys = [f"identity {row.identity}" if row.identity is not None else f"image {row.name}" for row in self.rows]
         return np.array([numbers.setdefault(key, len(numbers)) for key in keys])
+
+    @property
+    def caption_texts(self) -> np.ndarray:
+        """For each caption the number of its words (M,): equal where two captions are, word by word."""
+        return np.array([text_number(caption) for caption in self.captions], dtype=np.int64)
+
+    @property
+    def caption_group(self) -> np.ndarray | None:
+        """`caption_texts` where equal captions belong to the same images ("caption"), else None."""
+        return self.caption_texts if self.identity == "caption" else None
+
+    def true_texts(self) -> list[set[str]]:
+        """For each image the words (see `same_words`) of all captions that belong to it."""
+        identity = self.image_identity
+        owners = list(range(len(self.rows))) if identity is None else identity.tolist()
+        found: dict[int, set[str]] = {}
+        for owner, row in zip(owners, self.rows, strict=True):
+            found.setdefault(owner, set()).update(map(same_words, row.captions))
+        return [found[owner] for owner in owners]
 
     def fingerprint(self) -> str:
         """A hash of names, captions, splits, identities, and each picture's bytes or size on disk."""
@@ -126,6 +187,14 @@ class CaptionedImages:
                 digest.update(part.encode("utf-8", "surrogatepass") + b"\0")
             digest.update(b"\1")
         return digest.hexdigest()[:16]
+
+
+def checked_identity(identity: str) -> Identity:
+    """The same word. Raises ValueError where it is none of `Identity`."""
+    for known in get_args(Identity):
+        if identity == known:
+            return known
+    raise ValueError(f"--identity {identity}: it is one of {', '.join(get_args(Identity))}")
 
 
 def split_of_name(name: str) -> str:

@@ -14,13 +14,13 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from clipvisionalign.data.captioned import CaptionedImage, CaptionedImages, Problem
+from clipvisionalign.data.captioned import CaptionedImage, CaptionedImages, Problem, same_words
 from clipvisionalign.pictures import PictureError, open_header, open_picture
 from clipvisionalign.progress import progress
 
@@ -41,7 +41,10 @@ class PictureMark:
 
 @dataclass
 class CheckReport:
-    """What `check` found: the problems row by row, and how many images and captions are good to use."""
+    """What `check` found: the problems row by row, and how many images and captions are good to use.
+
+    equal_captions: for each split, and for "all", what `equal_captions` counts.
+    """
 
     source: str
     layout: str
@@ -49,6 +52,7 @@ class CheckReport:
     captions: int
     splits: dict[str, int]
     problems: list[Problem]
+    equal_captions: dict[str, dict[str, int]] = field(default_factory=dict)
 
     @property
     def usable(self) -> bool:
@@ -78,9 +82,30 @@ def check(data: CaptionedImages, full: bool = True, shown: bool = False) -> tupl
         problems += problems_across_splits(rows, marks, shown)
     kept = replace(data, rows=rows, problems=problems)
     report = CheckReport(
-        str(data.source), data.layout, len(rows), len(kept.captions), kept.split_sizes(), sorted_problems(problems)
-    )
+        str(data.source), data.layout, len(rows), len(kept.captions), kept.split_sizes(), sorted_problems(problems),
+        equal_captions(rows),
+    )  # fmt: skip
     return kept, report
+
+
+def equal_captions(rows: Sequence[CaptionedImage]) -> dict[str, dict[str, int]]:
+    """By split, and for "all" of them: captions that are equal, word by word, to one of another image (or identity).
+
+    texts: how many different ones; captions: that have one of these texts; images: that have such a caption.
+    """
+    by_split: dict[str, dict[str, list[tuple[str, str]]]] = {"all": {}}
+    for row in rows:
+        owner = f"image {row.name}" if row.identity is None else f"identity {row.identity}"
+        for caption in row.captions:
+            text = same_words(caption)
+            for split in ("all", row.split):
+                by_split.setdefault(split, {}).setdefault(text, []).append((owner, row.name))
+    found = {}
+    for split, texts in by_split.items():
+        shared = [several for several in texts.values() if len({owner for owner, _ in several}) > 1]
+        images = {name for several in shared for _, name in several}
+        found[split] = {"texts": len(shared), "captions": sum(map(len, shared)), "images": len(images)}
+    return found
 
 
 def sorted_problems(problems: Sequence[Problem]) -> list[Problem]:

@@ -20,7 +20,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from clipvisionalign.data.captioned import CaptionedImages, DataError
+from clipvisionalign.data.captioned import CaptionedImages, DataError, same_words
 from clipvisionalign.data.scenes import COLOURS, COUNT_WORDS, Group, Scene, read_scenes, relation
 
 KINDS = ("relation", "attribute", "count", "negation")
@@ -170,18 +170,20 @@ def _like(model: str, word: str) -> str:
 def minimal_pairs_of(data: CaptionedImages, limit: int = 0, seed: int = 0) -> list[MinimalPair]:
     """The minimal pairs of a data set: of its drawn scenes where they are written down, else from its captions.
 
-    Of each picture one pair a kind at most; limit: so many a kind, drawn with `seed`, 0 for all.
+    Of each picture one pair a kind at most; limit: so many a kind, drawn with `seed`, 0 for all. A twin that is equal,
+    word by word, to a caption that belongs to the picture (see `Identity`) is not false of it, and left out.
     """
     scenes = read_scenes(data.source)
     found = []
-    for row in data.rows:
+    for row, true in zip(data.rows, data.true_texts(), strict=True):
         made: dict[str, tuple[str, str]] = {}
         if row.name in scenes:
             made = {kind: (twin.true, twin.twin) for kind, twin in scene_twins(scenes[row.name]).items()}
         elif not scenes:
             for caption in row.captions:
                 for kind, twin in caption_twins(caption).items():
-                    made.setdefault(kind, (caption, twin))
+                    if same_words(twin) not in true:
+                        made.setdefault(kind, (caption, twin))
         found += [MinimalPair(row.image, *texts, kind) for kind, texts in made.items()]
     return _drawn(found, limit, seed)
 

@@ -18,7 +18,7 @@ import random
 import tarfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
@@ -29,7 +29,14 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from clipvisionalign.batch import Batch, Look, Tokenize, decode_pixels, group_by_length, seeded
 from clipvisionalign.data.batches import ALL, Share
-from clipvisionalign.data.captioned import CaptionedImage, CaptionedImages, DataError
+from clipvisionalign.data.captioned import (
+    CaptionedImage,
+    CaptionedImages,
+    DataError,
+    Identity,
+    hashed,
+    text_number,
+)
 
 #: Share of samples that may be bad; a set of a few samples may have a few.
 BAD_SHARE, BAD_FEW = 0.01, 10
@@ -371,7 +378,8 @@ def stream_split(source: str, split: str) -> CaptionedImages:
     good = [sample for sample in samples if not sample.bad]
     if not good:
         raise DataError(f"{source}: no split '{split}' beside the training split; give it with --dev_data DATA")
-    rows = [CaptionedImage(s.name, s.image, s.captions, split) for s in sorted(good, key=lambda s: s.name)]
+    good.sort(key=lambda sample: sample.name)
+    rows = [CaptionedImage(s.name, s.image, s.captions, split, s.identity or None) for s in good]
     return CaptionedImages(rows, Path(source), "stream")
 
 
@@ -381,7 +389,10 @@ class StreamedBatches(IterableDataset[Batch]):
     #: A stream cannot be asked for the same batch again.
     replays = False
 
-    def __init__(self, stream: Shards | Saved, tokenize: Tokenize, pad: int, look: Look | None) -> None:
+    def __init__(
+        self, stream: Shards | Saved, tokenize: Tokenize, pad: int, look: Look | None, identity: Identity = "auto"
+    ) -> None:
+        self.identity = identity
         self.stream, self.tokenize, self.pad, self.look = stream, tokenize, pad, look
         self.tokenise_seconds = 0.0
         #: An epoch as it is being read: batch size of this process, epoch, seed, batches to read past, share.
@@ -431,7 +442,9 @@ class StreamedBatches(IterableDataset[Batch]):
         skipped = [sample.bad for sample in samples if sample.bad]
         samples = [sample for sample in samples if not sample.bad]
         begin, pixels = time.perf_counter(), None
-        numbers = [_number(sample.identity or sample.name) for sample in samples]
+        numbers = [
+            hashed(sample.name if self.identity == "none" else sample.identity or sample.name) for sample in samples
+        ]
         if self.look is not None:
             with seeded(seed + (numbers[0] if numbers else 0)):
                 pixels, good, failed = decode_pixels([sample.image for sample in samples], self.look)
@@ -444,11 +457,14 @@ class StreamedBatches(IterableDataset[Batch]):
         identity = torch.tensor(numbers, dtype=torch.long)
         seconds = {"decode": decoded - begin, "tokenise": tokenised - decoded}
         groups = group_by_length(tokens, self.pad)
-        return Batch(identity, pixels, groups, owners, identity, None, [s.name for s in samples], skipped, seconds)
-
-
-def _number(name: str) -> int:
-    return int.from_bytes(hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest()[:7], "big")
+        names = [sample.name for sample in samples]
+        batch = Batch(identity, pixels, groups, owners, identity, None, names, skipped, seconds)
+        if self.identity != "caption":
+            return batch
+        # Of a stream no more is known than what is in a step: texts that are true of its own images.
+        captions = [text_number(caption) for sample in samples for caption in sample.captions]
+        texts = torch.tensor(captions, dtype=torch.long)
+        return replace(batch, caption_text=texts, true_texts=torch.stack([identity[owners], texts], dim=1))
 
 
 def read_by(batches: Sequence[int], start: int) -> tuple[list[int], int]:

@@ -98,24 +98,25 @@ def audit(
     split_overlap: Sequence[str] | None = None,
     sample: int = SAMPLE,
     seed: int = 0,
+    caption_group: Any = None,
 ) -> AuditReport:
     """Put a model to the test: alone, rectangular, shuffled partners, blank captions, splits apart.
 
     model: answers `encode_images` and `encode_captions`, or `score`, or both, in which case both are tested.
     images (N): whatever the model takes; captions (M); caption_image: (M,) each caption's image.
-    identity: (N,) or None, as in `retrieval_metrics`.
+    identity: (N,) or None, caption_group: (M,) or None, as in `retrieval_metrics`.
     split_overlap: pictures found in two splits (`data.check` finds them), None where there is one split only, in which
     case that check is left out. sample: images in the checks, drawn with `seed`.
     Raises TypeError for a model that answers neither way, ValueError for too small a sample.
     """
     answers = _Answers(model)
-    partners = Partners.of(caption_image, len(images), identity)
+    partners = Partners.of(caption_image, len(images), identity, caption_group)
     rng = np.random.default_rng(seed)
-    # One image of each identity: dealt to another of the same identity, captions would not be wrong.
-    apart = np.arange(len(images)) if partners.identity is None else np.unique(partners.identity, return_index=True)[1]
+    apart = _apart(partners, rng)
     chosen = np.sort(rng.choice(apart, size=min(sample, len(apart)), replace=False))
     if len(chosen) < 8:
-        raise ValueError(f"an audit needs at least 8 images, not {len(chosen)}")
+        told = "" if len(apart) == len(images) else f" of {len(images)} among which no two have a caption in common"
+        raise ValueError(f"an audit needs at least 8 images, not {len(chosen)}{told}")
     by_image = [np.flatnonzero(partners.caption_image == image) for image in chosen]
     by_image = [own for own in by_image if len(own)]
     some_images = [images[image] for image in chosen]
@@ -136,6 +137,24 @@ def audit(
         )
         checks.append(Check("splits apart", not count, float(count), told))
     return AuditReport(checks)
+
+
+def _apart(partners: Partners, rng: np.random.Generator) -> np.ndarray:
+    """Images of which no caption belongs to another of them: dealt to it, that caption would not be wrong."""
+    if partners.caption_group is None:
+        identity = np.arange(partners.images) if partners.identity is None else partners.identity
+        return np.unique(identity, return_index=True)[1]
+    pair_images, pair_captions = partners.pairs()
+    groups = partners.caption_group[pair_captions]
+    starts = np.searchsorted(pair_images, np.arange(partners.images + 1))
+    taken = np.zeros(len(groups), dtype=bool)
+    kept = []
+    for image in rng.permutation(partners.images):
+        own = groups[starts[image] : starts[image + 1]]
+        if not taken[own].any():
+            taken[own] = True
+            kept.append(int(image))
+    return np.array(sorted(kept))
 
 
 def _told(check: Callable[..., Check], way: str, *arguments: Any) -> Check:

@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from clipvisionalign.data.captioned import text_number
+from clipvisionalign.retrieval.equal_captions import EqualCaptions, equal_captions
 from clipvisionalign.retrieval.metrics import RESAMPLES, Figure, RetrievalMetrics, metrics_of_ranks, rsum_gain
 from clipvisionalign.retrieval.ranks import WHOLE, PartnerRanks, Partners, Share, ranks_of_scores, ranks_of_vectors
 from clipvisionalign.retrieval.rerank import reranked_at
@@ -28,17 +30,21 @@ IN_MEMORY = 1 << 26
 @dataclass(frozen=True)
 class Evaluation:
     """What was measured. metrics: the model's own figures; where it re-ranks also its dual encoder's, what re-ranking
-    gains in rsum (paired), and the same at smaller depths with what they cost."""
+    gains in rsum (paired), and the same at smaller depths with what they cost. equal: captions of different images that
+    are equal word by word, and what they can cost."""
 
     metrics: RetrievalMetrics
     dual: RetrievalMetrics | None = None
     candidates: int = 0
     gain: Figure | None = None
     depths: tuple[dict[str, Any], ...] = ()
+    equal: EqualCaptions | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The figures; for a model that re-ranks also the blocks "dual" and "reranked" of the same form."""
         found = self.metrics.to_dict()
+        if self.equal is not None:
+            found["equal_captions"] = self.equal.to_dict()
         if self.dual is not None:
             found |= {"candidates": self.candidates, "dual": self.dual.to_dict(), "reranked": self.metrics.to_dict()}
             found |= {"gain": self.gain.to_dict() if self.gain else None, "depths": list(self.depths)}
@@ -75,28 +81,31 @@ def evaluate(
     resamples: int = RESAMPLES,
     seed: int = 0,
     share: Share = WHOLE,
+    caption_group: Any = None,
 ) -> Evaluation:
     """Measure `model` on N images and M captions.
 
     images: whatever the model takes. caption_image: (M,) each caption's image. identity: (N,) or None. candidates: how
     many are re-ranked if the model answers `pair_scorer(images, captions)`; 0 measures the dual encoder alone.
-    share: what of the ranking of vectors is done here, where several processes do it together.
+    share: what of the ranking of vectors is done here, where several processes do it together. caption_group: (M,) or
+    None, the same number for captions that are equal: each belongs to every image that has one of them.
     Raises TypeError for a model that answers neither way, ValueError where what it gives does not fit.
     """
-    partners = Partners.of(caption_image, len(images), identity)
+    partners = Partners.of(caption_image, len(images), identity, caption_group)
+    equal = equal_captions([text_number(caption) for caption in captions], partners)
     if not can_encode(model) or (getattr(model, "scores_all_pairs", False) and not candidates):
         if not hasattr(model, "score"):
             name = type(model).__name__
             raise TypeError(f"{name} answers neither encode_images and encode_captions, nor score: nothing to measure")
         ranks = ranks_of_scores(_score_table(model, images, captions), partners)
-        return Evaluation(metrics_of_ranks(ranks, partners.caption_image, resamples, seed))
+        return Evaluation(metrics_of_ranks(ranks, partners.caption_image, resamples, seed), equal=equal)
     if not candidates:
         image_vectors, caption_vectors = (
             as_array(model.encode_images(images)),
             as_array(model.encode_captions(captions)),
         )
         ranks = ranks_of_vectors(image_vectors, caption_vectors, partners, share)
-        return Evaluation(metrics_of_ranks(ranks, partners.caption_image, resamples, seed))
+        return Evaluation(metrics_of_ranks(ranks, partners.caption_image, resamples, seed), equal=equal)
     pairs = model.pair_scorer(images, captions)
     image_vectors, caption_vectors = as_array(pairs.image_vectors), as_array(pairs.caption_vectors)
     smaller = {max(1, candidates // share) for share in (2, 4, 8)}
@@ -121,6 +130,7 @@ def evaluate(
         candidates,
         rsum_gain(after, before, partners.caption_image, resamples, seed),
         tuple(depths),
+        equal,
     )
 
 

@@ -69,12 +69,14 @@ def retrieval_metrics(
     resamples: int = RESAMPLES,
     seed: int = 0,
     share: Share = WHOLE,
+    caption_group: Any = None,
 ) -> RetrievalMetrics:
     """Both ways over the whole gallery, by the dot product of the vectors.
 
     image_vectors: (N, D); caption_vectors: (M, D); caption_image: (M,) each caption's image; identity: (N,) or None,
     images of one identity are partners of each other's captions. resamples: of the bootstrap, 0 for no intervals.
-    share: what of the ranking is done here, where several processes do it together.
+    share: what of the ranking is done here, where several processes do it together. caption_group: (M,) or None, the
+    same number for captions that are equal: each belongs to every image that has one of them.
     Raises ValueError for shapes that do not fit, numbers out of range, images without captions, numbers not finite.
 
     >>> import numpy as np
@@ -82,7 +84,7 @@ def retrieval_metrics(
     >>> retrieval_metrics(vectors, vectors, [0, 1, 2]).rsum.value
     600.0
     """
-    partners = Partners.of(caption_image, len(image_vectors), identity)
+    partners = Partners.of(caption_image, len(image_vectors), identity, caption_group)
     ranks = ranks_of_vectors(image_vectors, caption_vectors, partners, share)
     return metrics_of_ranks(ranks, partners.caption_image, resamples, seed)
 

@@ -64,17 +64,21 @@ WHOLE = Share()
 
 @dataclass(frozen=True)
 class Partners:
-    """Which captions belong to which images. caption_image: (M,) each caption's image; identity: (N,) or None.
+    """Which captions belong to which images. caption_image: (M,) each caption's image; identity: (N,) or None;
+    caption_group: (M,) or None, the same number for captions that are equal.
 
-    Without identities a caption belongs to its own image. With them, to every image of that image's identity.
+    Without identities a caption belongs to its own image. With them, to every image of that image's identity. With
+    groups of captions, to all images that any caption of its group belongs to: a relation between groups and images, so
+    that two images that share one caption do not share their others.
     """
 
     caption_image: np.ndarray
     images: int
     identity: np.ndarray | None = None
+    caption_group: np.ndarray | None = None
 
     @classmethod
-    def of(cls, caption_image: Any, images: int, identity: Any = None) -> Partners:
+    def of(cls, caption_image: Any, images: int, identity: Any = None, caption_group: Any = None) -> Partners:
         """Check and build. Raises ValueError where numbers are out of range, or an image has no caption."""
         owner = np.asarray(caption_image)
         if owner.ndim != 1 or (owner.size and not np.issubdtype(owner.dtype, np.integer)):
@@ -86,7 +90,10 @@ class Partners:
         group = None if identity is None else np.unique(np.asarray(identity), return_inverse=True)[1]
         if group is not None and group.shape != (images,):
             raise ValueError(f"identity should have one entry per image ({images},), not {group.shape}")
-        found = cls(owner.astype(np.int64), images, group)
+        equal = None if caption_group is None else np.unique(np.asarray(caption_group), return_inverse=True)[1]
+        if equal is not None and equal.shape != owner.shape:
+            raise ValueError(f"caption_group should have one entry per caption {owner.shape}, not {equal.shape}")
+        found = cls(owner.astype(np.int64), images, group, equal)
         bare = np.flatnonzero(np.bincount(found.pairs()[0], minlength=images) == 0)
         if bare.size:
             raise ValueError(f"image {bare[0]} has no caption ({bare.size} such images): leave them out first")
@@ -94,19 +101,40 @@ class Partners:
 
     def pairs(self) -> tuple[np.ndarray, np.ndarray]:
         """Every true pair as (image numbers, caption numbers), sorted by image, then by caption."""
-        if self.identity is None:
+        if self.identity is None and self.caption_group is None:
             order = np.argsort(self.caption_image, kind="stable")
             return self.caption_image[order], order
-        caption_group = self.identity[self.caption_image]
-        images_of = np.argsort(self.identity, kind="stable")
-        sizes = np.bincount(self.identity)
-        starts = np.concatenate([[0], np.cumsum(sizes)])
-        counts = sizes[caption_group]
-        captions = np.repeat(np.arange(len(caption_group)), counts)
-        within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-        image_numbers = images_of[starts[caption_group[captions]] + within]
+        identity = np.arange(self.images) if self.identity is None else self.identity
+        own = identity[self.caption_image]
+        if self.caption_group is None:
+            captions, image_numbers = _members(own, identity)
+        else:
+            # From the groups of captions to the identities that have one of them, and on to those identities' images.
+            groups, identities = np.unique(np.stack([self.caption_group, own]), axis=1)
+            which, members = _members(identities, identity)
+            captions, places = _members(self.caption_group, groups[which])
+            image_numbers = members[places]
         order = np.lexsort((captions, image_numbers))
         return image_numbers[order], captions[order]
+
+    def are_true(self, images: np.ndarray, captions: np.ndarray) -> np.ndarray:
+        """Whether each caption belongs to the image at the same place, in two arrays of numbers of one shape."""
+        width = len(self.caption_image)
+        pair_images, pair_captions = self.pairs()
+        keys, asked = pair_images * width + pair_captions, images * width + captions
+        return keys[np.searchsorted(keys, asked).clip(max=len(keys) - 1)] == asked
+
+
+def _members(asked: np.ndarray, groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """For each number in `asked` (Q,) the places in `groups` that hold it: (place in asked, place in groups), a row
+    each."""
+    order = np.argsort(groups, kind="stable")
+    sizes = np.bincount(groups, minlength=int(asked.max(initial=-1)) + 1)
+    starts = np.concatenate([[0], np.cumsum(sizes)])
+    counts = sizes[asked]
+    rows = np.repeat(np.arange(len(asked)), counts)
+    within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    return rows, order[starts[asked[rows]] + within]
 
 
 def ranks_of_vectors(

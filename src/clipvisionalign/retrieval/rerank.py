@@ -20,9 +20,14 @@ ScorePairs = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 def first_candidates(
-    queries: np.ndarray, gallery: np.ndarray, query_group: np.ndarray, gallery_group: np.ndarray, count: int
+    queries: np.ndarray, gallery: np.ndarray, pairs: tuple[np.ndarray, np.ndarray], count: int
 ) -> np.ndarray:
-    """The `count` best of the gallery for each query (Q, count), in no order; on a tie a partner stays behind."""
+    """The `count` best of the gallery for each query (Q, count), in no order; on a tie a partner stays behind.
+
+    pairs: every true pair as (query numbers, gallery numbers), in any order.
+    """
+    order = np.argsort(pairs[0], kind="stable")
+    own, true = pairs[0][order], pairs[1][order]
     count = min(count, len(gallery))
     best = np.empty((len(queries), count), dtype=np.int64)
     wide = gallery.astype(np.float64).T
@@ -30,7 +35,8 @@ def first_candidates(
     for start in range(0, len(queries), step):
         stop = min(start + step, len(queries))
         scores = queries[start:stop].astype(np.float64) @ wide
-        scores[query_group[start:stop, None] == gallery_group[None, :]] -= TIE
+        some = slice(*np.searchsorted(own, [start, stop]))
+        scores[own[some] - start, true[some]] -= TIE
         best[start:stop] = np.argpartition(-scores, count - 1, axis=1)[:, :count]
     return best
 
@@ -41,11 +47,11 @@ class Candidates:
 
     dual: the dual encoder's ranks. forth: (N, k) captions of each image, back: (M, k) images of each caption.
     pairs: the pairs to score, (Q,) image number x M + caption number, each once though it be a candidate both ways.
+    true: (Q,) which of them are true.
     """
 
     dual: PartnerRanks
-    image_group: np.ndarray
-    caption_group: np.ndarray
+    true: np.ndarray
     forth: np.ndarray
     back: np.ndarray
     pairs: np.ndarray
@@ -58,10 +64,9 @@ class Candidates:
             raise ValueError(f"at least 1 candidate can be re-ranked, not {count}")
         dual = ranks_of_vectors(image_vectors, caption_vectors, partners)
         images, captions = np.asarray(image_vectors), np.asarray(caption_vectors)
-        image_group = np.arange(partners.images) if partners.identity is None else partners.identity
-        caption_group = image_group[partners.caption_image]
-        forth = first_candidates(images, captions, image_group, caption_group, count)
-        back = first_candidates(captions, images, caption_group, image_group, count)
+        true_images, true_captions = partners.pairs()
+        forth = first_candidates(images, captions, (true_images, true_captions), count)
+        back = first_candidates(captions, images, (true_captions, true_images), count)
         # A pair that is a candidate both ways is scored once.
         keys = np.concatenate(
             [
@@ -70,7 +75,8 @@ class Candidates:
             ]
         )
         pairs, place = np.unique(keys, return_inverse=True)
-        return cls(dual, image_group, caption_group, forth, back, pairs, place)
+        true = partners.are_true(pairs // len(captions), pairs % len(captions))
+        return cls(dual, true, forth, back, pairs, place)
 
     @property
     def index(self) -> tuple[np.ndarray, np.ndarray]:
@@ -82,13 +88,11 @@ class Candidates:
         scores = np.asarray(scores, dtype=np.float64)
         if scores.shape != self.pairs.shape or not np.isfinite(scores).all():
             raise ValueError(f"score_pairs should give {len(self.pairs)} finite numbers, not {scores.shape}")
-        scored = scores[self.place]
-        tie = TIE_FLOAT32 * float(np.abs(scores).max(initial=0.0))
-        true_forth = self.image_group[:, None] == self.caption_group[self.forth]
-        true_back = self.caption_group[:, None] == self.image_group[self.back]
+        scored, true = scores[self.place], self.true[self.place]
+        tie, size = TIE_FLOAT32 * float(np.abs(scores).max(initial=0.0)), self.forth.size
         return PartnerRanks(
-            _new_ranks(self.dual.image_to_text, true_forth, scored[: self.forth.size], tie),
-            _new_ranks(self.dual.text_to_image, true_back, scored[self.forth.size :], tie),
+            _new_ranks(self.dual.image_to_text, true[:size].reshape(self.forth.shape), scored[:size], tie),
+            _new_ranks(self.dual.text_to_image, true[size:].reshape(self.back.shape), scored[size:], tie),
         )
 
 

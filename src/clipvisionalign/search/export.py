@@ -124,9 +124,9 @@ def export_onnx(
         about["int8"] = {"files": _quantize(target)}
     (target / "onnx.json").write_text(json.dumps(about, indent=2) + "\n")
     if int8:
-        about["int8"] |= _loss_of_int8(
-            target, Path(data or json.loads((Path(run) / "data.json").read_text())["source"]), say
-        )
+        trained = json.loads((Path(run) / "data.json").read_text())
+        source, identity = Path(data or trained["source"]), trained.get("identity", "auto")
+        about["int8"] |= _loss_of_int8(target, source, identity, say)
         (target / "onnx.json").write_text(json.dumps(about, indent=2) + "\n")
     (target / "README.md").write_text(_HOW)
     return about
@@ -214,19 +214,19 @@ def _quantize(folder: Path) -> list[str]:
     return made
 
 
-def _loss_of_int8(folder: Path, source: Path, say: Callable[[str], None]) -> dict[str, Any]:
+def _loss_of_int8(folder: Path, source: Path, identity: str, say: Callable[[str], None]) -> dict[str, Any]:
     """What both kinds of towers find on a dev split, and the change from one to the other; why not, where it is not
-    there."""
+    there. identity: which captions belong to which images, as the run was trained."""
     if not source.exists():
         say(f"{source} is not there: what the 8-bit towers lose is not measured; --data says where it is")
         return {"not measured": f"{source} is not there"}
-    dev = read_captioned_images(source).split("dev")
+    dev = read_captioned_images(source).with_identity(identity).split("dev")
     say(f"measuring 8-bit towers on {len(dev):,} dev pictures and {len(dev.captions):,} captions ...")
     exact, small = (
         retrieval_metrics(
             _encoded(model.encode_images, dev.images, f"{name} pictures"),
             _encoded(model.encode_captions, dev.captions, f"{name} captions"),
-            dev.caption_image, dev.image_identity,
+            dev.caption_image, dev.image_identity, caption_group=dev.caption_group,
         )
         for name, model in (("exact", OnnxAligner(folder)), ("8-bit", OnnxAligner(folder, int8=True)))
     )  # fmt: skip

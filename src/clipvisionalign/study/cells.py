@@ -75,10 +75,16 @@ def measure_cell(
     # The training has measured dev already, and kept the ranks.
     if split != "dev" or not (cell.folder / RANKS).is_file():
         candidates = aligner.config.fusion.candidates if aligner.fusion is not None else 0
-        measured = evaluate(aligner, part.images, part.captions, part.caption_image, part.image_identity, candidates)
+        measured = evaluate(
+            aligner, part.images, part.captions, part.caption_image, part.image_identity, candidates,
+            caption_group=part.caption_group,
+        )  # fmt: skip
         measured.save_ranks(ranks_file(cell.folder, split))
         figures = measured.to_dict()
-    checks = audit(aligner, part.images, part.captions, part.caption_image, part.image_identity, overlap, audit_images)
+    checks = audit(
+        aligner, part.images, part.captions, part.caption_image, part.image_identity, overlap, audit_images,
+        caption_group=part.caption_group,
+    )  # fmt: skip
     found = {
         "asked": asked,
         **{name: trained[name] for name in ("training_seconds", "steps", "best_epoch")},

@@ -11,6 +11,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
+from clipvisionalign.data.captioned import Identity, checked_identity
 from clipvisionalign.models.aligner import AlignerConfig, config_from_dict
 from clipvisionalign.training.train import RunConfig
 
@@ -77,6 +78,7 @@ class Plan:
         data: the data set, in any layout that `train` reads; empty to draw scenes.
         scenes: how many scenes to draw, where there is no data.
         layout: how the data set lies there.
+        identity: which captions belong to which images, as in `train`: the same for all variants.
         split: which split is measured; checkpoints are chosen on dev in any case.
         seeds: one training of every variant for each.
         variants: by name; a design's name alone stands for that design with the plan's settings.
@@ -89,6 +91,7 @@ class Plan:
     data: str = ""
     scenes: int = 0
     layout: str = "auto"
+    identity: Identity = "auto"
     split: str = "dev"
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     variants: dict[str, Variant] = field(
@@ -175,9 +178,12 @@ def check_plan(plan: Plan) -> None:
         _stands(plan, name, ())
     if plan.budget.seconds <= 0:
         raise ValueError(f"a budget of {plan.budget.seconds} seconds trains nothing")
-    for taken in ("data", "out", "seed", "init", "layout"):
-        if taken in plan.settings:
-            raise ValueError(f"settings: '{taken}' is the study's own, and not one of its settings")
+    checked_identity(plan.identity)
+    for where, settings in {"": plan.settings, **{n: each.settings for n, each in plan.variants.items()}}.items():
+        for taken in ("data", "out", "seed", "init", "layout", "identity"):
+            if taken in settings:
+                told = f"variant '{where}'" if where else "settings"
+                raise ValueError(f"{told}: '{taken}' is the study's own, and not one of its settings")
 
 
 def _stands(plan: Plan, name: str, seen: tuple[str, ...]) -> None:
@@ -230,7 +236,8 @@ def _config(plan: Plan, study: Path, name: str, seed: int, steps: int) -> RunCon
     except ValueError as error:
         raise ValueError(f"variant '{name}': {error}") from None
     init = str(cell_folder(study, variant.base, seed)) if variant.base else ""
-    config = replace(config, data=data_of(plan, study), layout=plan.layout, seed=seed, init=init)
+    config = replace(config, data=data_of(plan, study), layout=plan.layout, identity=plan.identity)
+    config = replace(config, seed=seed, init=init)
     # A time is turned into steps, and epochs that are enough for them.
     config = replace(config, steps=steps, epochs=10**6) if steps else config
     return replace(config, out=str(cell_folder(study, name, seed)))

@@ -146,7 +146,7 @@ def other_protocols(aligner: Aligner, train: CaptionedImages, part: CaptionedIma
     images = part.images
     vectors, captions = aligner.encode_images(images).numpy(), aligner.encode_captions(part.captions).numpy()
     owners = part.caption_image
-    bars = [{"protocol": "whole gallery", "honest": True, "of": len(images), **_both(vectors, captions, owners)}]
+    bars = [{"protocol": "whole gallery", "honest": True, "of": len(images), **_both(vectors, captions, part)}]
     for size in BATCHES[::-1]:
         if len(images) >= size:
             found = in_batch_recall(vectors, captions, owners, size, seed)
@@ -155,13 +155,18 @@ def other_protocols(aligner: Aligner, train: CaptionedImages, part: CaptionedIma
     shown = leaking.encode_images(images).numpy()
     leaked = leaking.with_true_images(part.captions, owners).numpy()
     told = {"protocol": "captions shown their true picture", "honest": False, "of": len(images)}
-    bars.append({**told, **_both(shown, leaked, owners)})
-    checks = audit(leaking, images, part.captions, owners, part.image_identity, None, sample=min(24, len(images)))
+    bars.append({**told, **_both(shown, leaked, part)})
+    checks = audit(
+        leaking, images, part.captions, owners, part.image_identity, None, sample=min(24, len(images)),
+        caption_group=part.caption_group,
+    )  # fmt: skip
     return {"bars": bars, "audit_of_the_leak": checks.to_dict()}
 
 
-def _both(vectors: np.ndarray, captions: np.ndarray, owners: np.ndarray) -> dict[str, float]:
-    found = retrieval_metrics(vectors, captions, owners, resamples=0)
+def _both(vectors: np.ndarray, captions: np.ndarray, part: CaptionedImages) -> dict[str, float]:
+    found = retrieval_metrics(
+        vectors, captions, part.caption_image, part.image_identity, resamples=0, caption_group=part.caption_group
+    )
     return {
         f"recall_at_{k}": (
             found.image_to_text[f"recall_at_{k}"].value + found.text_to_image[f"recall_at_{k}"].value

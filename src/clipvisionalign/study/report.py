@@ -11,6 +11,8 @@ import numpy as np
 
 from clipvisionalign.data.captioned import CaptionedImages
 from clipvisionalign.models.device import machine, versions
+from clipvisionalign.retrieval.equal_captions import equal_captions
+from clipvisionalign.retrieval.ranks import Partners
 from clipvisionalign.study.bibliography import entries_for
 from clipvisionalign.study.cells import write_json
 from clipvisionalign.study.plan import Plan
@@ -28,6 +30,7 @@ def build_report(
 ) -> dict[str, Any]:  # fmt: skip
     """The whole report as report.json holds it. Raises FenceError where something in its results is none."""
     results = results_of(measured, part, plan.split)
+    partners = Partners.of(part.caption_image, len(part), part.image_identity, part.caption_group)
     seconds = _training_seconds(plan, measured)
     first = next(iter(measured))
     report: dict[str, Any] = {
@@ -41,6 +44,8 @@ def build_report(
             "splits": data.split_sizes(),
             "fingerprint": data.fingerprint(),
             "gallery": {"images": len(part), "captions": len(part.captions)},
+            "identity": part.identity,
+            "equal_captions": equal_captions(part.caption_texts, partners).to_dict(),
             "left_out": [str(problem) for problem in data.problems if problem.effect == "left out"],
         },
         "results": results,

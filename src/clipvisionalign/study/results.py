@@ -67,7 +67,8 @@ def results_of(cells: Sequence[Measured], part: CaptionedImages, split: str) -> 
         _same_gallery(cell, part)
         by_variant.setdefault(cell.variant, []).append(cell)
     thirds = length_thirds(part.captions)
-    figures = (*FIGURES, "image_to_text map", "text_to_image map") if part.image_identity is not None else FIGURES
+    many = part.image_identity is not None or part.caption_group is not None
+    figures = (*FIGURES, "image_to_text map", "text_to_image map") if many else FIGURES
     tables: dict[str, dict[str, dict[int, np.ndarray]]] = {figure: {} for figure in figures}
     variants = {}
     for name, several in by_variant.items():

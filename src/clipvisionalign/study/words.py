@@ -66,7 +66,7 @@ class Claim:
 def claims_of(report: dict[str, Any]) -> list[dict[str, Any]]:
     """The summary of a report."""
     found: list[Claim] = []
-    for part in (_found_most, _differences, _gains, _lengths, _composition, _costs, _believed):
+    for part in (_found_most, _differences, _gains, _lengths, _composition, _costs, _equal_captions, _believed):
         found += part(report)
     return [claim.to_dict() for claim in found]
 
@@ -278,6 +278,23 @@ def _costs(report: dict[str, Any]) -> list[Claim]:
     small, large = (claim.number(f"cost/{name}/bytes_per_picture", ",.0f") for name in (low, high))
     claim.text = f"To score pairs later, {_code(low)} stores {small} bytes a picture and {_code(high)} {large}."
     return [*found, claim]
+
+
+def _equal_captions(report: dict[str, Any]) -> list[Claim]:
+    # Reports from before they were counted have none.
+    equal = report["data"].get("equal_captions")
+    if not equal or not equal["cost"]:
+        return []
+    claim = Claim(report, "belief")
+    path = "data/equal_captions"
+    captions, texts, images = (claim.number(f"{path}/{kind}", ",d") for kind in ("captions", "texts", "images"))
+    claim.text = (
+        f"{captions} captions are equal, word by word, to one of another picture ({texts} texts of {images} pictures): "
+        f"no model that scores equal captions alike exceeds rsum {claim.number(f'{path}/best_rsum')}, "
+        f"{claim.number(f'{path}/cost', '.2g')} below the highest there is; `identity: caption` in the plan makes such "
+        "pictures each other's partners."
+    )
+    return [claim]
 
 
 def _believed(report: dict[str, Any]) -> list[Claim]:

@@ -114,7 +114,13 @@ def dev_metrics(
     shared = Shared(aligner, processes, features)
     images, captions = shared.encode_images(data.images).numpy(), shared.encode_captions(data.captions).numpy()
     metrics = retrieval_metrics(
-        images, captions, data.caption_image, data.image_identity, resamples=0, share=shared.share
+        images,
+        captions,
+        data.caption_image,
+        data.image_identity,
+        resamples=0,
+        share=shared.share,
+        caption_group=data.caption_group,
     )
     return metrics, images, captions
 
@@ -135,7 +141,7 @@ def choose_pair_weights(
     """
     assert aligner.late is not None
     score = (shared or aligner).pair_scorer(data.images, data.captions)
-    partners = Partners.of(data.caption_image, len(data), data.image_identity)
+    partners = Partners.of(data.caption_image, len(data), data.image_identity, data.caption_group)
     if aligner.fusion is None:
         aligner.late.weight.fill_(0.0)
         dual = score.table().numpy()

@@ -1,8 +1,8 @@
 """Losses: what is asked of the scores of a batch.
 
 Each takes image vectors (B, D), caption vectors (M, D) and partners (B, M), all of them unit vectors, and gives a
-scalar. Captions of one image (or identity) are partners of it, never negatives; `partners` says which. A loss of one's
-own is a function of these three; `--loss.name package.module:function` names it.
+scalar. Captions of one image (or identity, or equal to one of them) are partners of it, never negatives; `partners`
+says which. A loss of one's own is a function of these three; `--loss.name package.module:function` names it.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from clipvisionalign.batch import are_partners, partner_table
 
 
 @dataclass
@@ -47,7 +49,8 @@ class Gallery:
     """All images and captions that a loss is taken over, and which of them are this process's own.
 
     images: (B, D), captions: (M, D), unit vectors; identity: (B,) and caption_identity: (M,), equal where a caption
-    belongs to an image. own_images, own_captions: the rows that this process answers for.
+    belongs to an image. own_images, own_captions: the rows that this process answers for. caption_text: (M,) and
+    true_texts: (K, 2), where captions that are equal word by word belong to the same images; see `partner_table`.
     """
 
     images: Tensor
@@ -57,13 +60,32 @@ class Gallery:
     own_images: slice = field(default_factory=lambda: slice(None))
     own_captions: slice = field(default_factory=lambda: slice(None))
     processes: int = 1
+    caption_text: Tensor | None = None
+    true_texts: Tensor | None = None
 
     def partners(self, images: slice = slice(None), captions: slice = slice(None)) -> Tensor:
         """The table of true pairs of some images with some captions, bool."""
-        return self.identity[images, None] == self.caption_identity[None, captions]
+        text = None if self.caption_text is None else self.caption_text[captions]
+        return partner_table(self.identity[images], self.caption_identity[captions], text, self.true_texts)
+
+    def are_partners(self, images: Tensor, captions: Tensor) -> Tensor:
+        """Whether caption q belongs to image q. images, captions: (Q,) rows -> bool (Q,)."""
+        text = None if self.caption_text is None else self.caption_text[captions]
+        return are_partners(self.identity[images], self.caption_identity[captions], text, self.true_texts)
 
     def true_pairs(self) -> int:
         """How many true pairs there are."""
+        if self.caption_text is not None and self.true_texts is not None:
+            # An image and a text that is true of it: as many pairs as there are captions of that text.
+            texts, counts = self.caption_text.unique(return_counts=True)
+            identities, images = self.identity.unique(return_counts=True)
+            true = self.true_texts.unique(dim=0)
+            table = [
+                (known, many, torch.searchsorted(known, own.contiguous()).clamp(max=len(known) - 1), own)
+                for known, many, own in ((identities, images, true[:, 0]), (texts, counts, true[:, 1]))
+            ]
+            each = [many[place] * (known[place] == own) for known, many, place, own in table]
+            return int((each[0] * each[1]).sum())
         there, counts = self.caption_identity.unique(return_counts=True)
         found = torch.searchsorted(there, self.identity).clamp(max=len(there) - 1)
         return int((counts[found] * (there[found] == self.identity)).sum())
@@ -178,13 +200,19 @@ def softmax_terms(logits: Tensor, partners: Tensor, smoothing: float) -> Tensor:
     `smoothing` is the share of the answer that goes to all of a pair's candidates alike (Szegedy et al.,
     arXiv:1512.00567, section 7).
     """
-    negatives = logits.masked_fill(partners, -torch.inf).logsumexp(dim=1, keepdim=True)
+    negatives = _wrong(logits, partners).logsumexp(dim=1, keepdim=True)
     terms = F.softplus(negatives - logits)
     if smoothing:
         count = (~partners).sum(dim=1, keepdim=True)
         mean = (logits.masked_fill(partners, 0.0).sum(dim=1, keepdim=True) + logits) / (count + 1)
         terms = (1 - smoothing) * terms + smoothing * (torch.logaddexp(negatives, logits) - mean)
     return _mean_over_partners(terms, partners)
+
+
+def _wrong(logits: Tensor, partners: Tensor) -> Tensor:
+    """The logits with those of partners at the lowest finite number: a row of partners alone has nothing to lose, and
+    a gradient of zero, where one of minus infinity would have none."""
+    return logits.masked_fill(partners, torch.finfo(logits.dtype).min)
 
 
 def _mean_over_partners(terms: Tensor, partners: Tensor) -> Tensor:
@@ -218,9 +246,9 @@ def hard_weighted_terms(logits: Tensor, partners: Tensor, beta: float) -> Tensor
     Source: Robinson et al., arXiv:2010.04592, section 4 (without its correction for false negatives, since partners are
     known).
     """
-    wrong = logits.masked_fill(partners, -torch.inf)
+    wrong = _wrong(logits, partners)
     # log of: sum over negatives of w exp(logit), w = n exp(beta logit) / sum of exp(beta logit); no gradient through w.
-    weights = (beta * wrong.detach()).masked_fill(partners, -torch.inf).log_softmax(dim=1)
+    weights = _wrong(beta * wrong.detach(), partners).log_softmax(dim=1)
     count = (~partners).sum(dim=1, keepdim=True).to(logits.dtype)
     negatives = (wrong + weights).logsumexp(dim=1, keepdim=True) + count.log()
     return _mean_over_partners(F.softplus(negatives - logits), partners)

@@ -206,9 +206,11 @@ class Step:
             (images, own_images), (captions, own_captions) = gathered[:2]
             images.requires_grad_()
             captions.requires_grad_()
+            caption_text, true_texts = _texts(batches, processes)
             gallery = Gallery(
-                images, captions, gathered[2][0], gathered[3][0], own_images, own_captions, processes.count
-            )
+                images, captions, gathered[2][0], gathered[3][0], own_images, own_captions, processes.count,
+                caption_text, true_texts,
+            )  # fmt: skip
             loss = torch.zeros((), device=images.device)
             for piece in self.loss_of.pieces(gallery, first.scale, first.bias):
                 piece.backward()
@@ -305,8 +307,17 @@ def _first_is_partner(gallery: Gallery) -> Tensor:
     right = torch.zeros((), device=own.device)
     for rows in own.split(max(1, (1 << 23) // len(gallery.images))):
         first = (gallery.captions[rows] @ gallery.images.T).argmax(dim=1)
-        right += (gallery.identity[first] == gallery.caption_identity[rows]).sum()
+        right += gallery.are_partners(first, rows).sum()
     return right
+
+
+def _texts(batches: Sequence[Batch], processes: Processes) -> tuple[Tensor | None, Tensor | None]:
+    """What the captions of all chunks and processes say (M,), and what is true of their images (K, 2); see `Batch`."""
+    texts = [batch.caption_text[batch.order] for batch in batches if batch.caption_text is not None]
+    true = [batch.true_texts for batch in batches if batch.true_texts is not None]
+    if not texts or not true:
+        return None, None
+    return processes.gather(torch.cat(texts))[0], processes.gather(torch.cat(true))[0].unique(dim=0)
 
 
 def _random_state(batch: Batch) -> tuple[Tensor, Any]:

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from clipvisionalign.batch import Batch
-from clipvisionalign.data.captioned import CaptionedImages, DataError
+from clipvisionalign.data.captioned import CaptionedImages, DataError, Identity
 from clipvisionalign.models.aligner import (
     PAIR_PARTS,
     Aligner,
@@ -85,6 +85,9 @@ class RunConfig:
         dev_data: where the dev split is, if not there.
         out: the run folder to write.
         layout: how the data set lies there; "auto" recognises it.
+        identity: which captions belong to which images: "auto", an image's own, and those of all images of the identity
+            that the data set gives it; "caption", also every caption that is equal to one of them word by word; "none",
+            its own alone.
         model: the towers and the attention design.
         init: a finished run to start from, with the same towers; what it lacks (a fusion, say) starts anew.
         epochs: passes over the training images.
@@ -129,6 +132,7 @@ class RunConfig:
     dev_data: str = ""
     out: str = "runs/self"
     layout: str = "auto"
+    identity: Identity = "auto"
     model: AlignerConfig = field(default_factory=AlignerConfig)
     init: str = ""
     epochs: int = 6
@@ -514,8 +518,9 @@ def measure(
         if processes.first:
             aligner.save(out)
     measured = evaluate(
-        model, dev.images, dev.captions, dev.caption_image, dev.image_identity, candidates, share=model.share
-    )
+        model, dev.images, dev.captions, dev.caption_image, dev.image_identity, candidates, share=model.share,
+        caption_group=dev.caption_group,
+    )  # fmt: skip
     if processes.first:
         measured.save_ranks(out / RANKS)
     return {"run": str(out), "data": config.data, "split": "dev", **measured.to_dict()}

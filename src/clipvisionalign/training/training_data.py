@@ -55,7 +55,7 @@ class TrainingData:
         look = None if features else aligner.image_tower.input.look(augment=augment != "none", flip=flip)
         if isinstance(self.train, CaptionedImages):
             return CaptionedBatches(self.train, tower.tokenize, tower.pad, look)
-        return StreamedBatches(self.train, tower.tokenize, tower.pad, look)
+        return StreamedBatches(self.train, tower.tokenize, tower.pad, look, self.dev.identity)
 
     def about(self) -> dict[str, Any]:
         """What data.json of a run folder holds."""
@@ -65,8 +65,8 @@ class TrainingData:
             train["train"] = _about(self.train)
         else:
             train["train"] = {"images": self.train.count, "fingerprint": self.train.fingerprint()}
-        source = str(Path(self.source).resolve())
-        return {"source": source, **train, "dev": _about(self.dev), "left_out": self.left_out}
+        read = {"source": str(Path(self.source).resolve()), "identity": self.dev.identity}
+        return {**read, **train, "dev": _about(self.dev), "left_out": self.left_out}
 
     def without_failures(self, features: FeatureCache, say: Say) -> None:
         """Leave out the training pictures of which the picture tower's cache has nothing."""
@@ -89,13 +89,14 @@ def open_data(config: RunConfig, say: Say, processes: Processes) -> TrainingData
         raise DataError("no data set given: clipvisionalign train DATA --out RUN")
     if is_stream(config.data):
         return _open_stream(config, say, processes)
-    data = read_captioned_images(config.data, config.layout)
+    data = read_captioned_images(config.data, config.layout).with_identity(config.identity)
     how = "official splits" if data.official_splits else "splits by a hash of each name"
     sizes = ", ".join(f"{split} {count:,}" for split, count in sorted(data.split_sizes().items()))
     say(f"{config.data}: read as '{data.layout}', {how}: {sizes} images")
     # The dev gallery is decoded as a whole, since every figure is over all of it; training pictures by their headers.
     train, _ = check(data.split("train"), full=False, shown=processes.first)
     elsewhere = read_captioned_images(config.dev_data, config.layout) if config.dev_data else data
+    elsewhere = elsewhere.with_identity(config.identity)
     dev, dev_report = check(elsewhere.split("dev"), full=True, shown=processes.first)
     problems = dict.fromkeys([*train.problems, *dev_report.problems])
     left_out = [str(problem) for problem in problems if problem.effect != "warning"]
@@ -122,7 +123,7 @@ def _open_stream(config: RunConfig, say: Say, processes: Processes) -> TrainingD
         found = stream_split(config.dev_data, "dev")
     else:
         found = read_captioned_images(config.dev_data, config.layout).split("dev")
-    dev, report = check(found, full=True, shown=processes.first)
+    dev, report = check(found.with_identity(config.identity), full=True, shown=processes.first)
     say(f"{config.data}: a stream of {stream.count:,} images; dev {len(dev):,} images")
     left_out = [str(problem) for problem in report.problems if problem.effect != "warning"]
     for line in left_out[:5]:

@@ -1,0 +1,87 @@
+"""What captions that are equal word by word can cost a figure, where they belong to different images.
+
+A model scores equal captions alike with any image, so that an image's caption ties with all its equals, and ties count
+against the model; and of the images that have the caption only one can come first. No model that reads the words alone
+can do better than `best_rsum`, however well it sees.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from clipvisionalign.retrieval.metrics import RECALL_AT
+from clipvisionalign.retrieval.ranks import Partners
+
+#: The highest rsum that there is.
+HIGHEST = 200.0 * len(RECALL_AT)
+
+
+@dataclass(frozen=True)
+class EqualCaptions:
+    """Captions that are equal to one of another image, whose partners they are not.
+
+    texts: how many different ones; captions: that have one of these texts; images: that have such a caption; best_rsum:
+    what no model can exceed that scores equal captions alike.
+    """
+
+    texts: int
+    captions: int
+    images: int
+    best_rsum: float
+
+    @property
+    def cost(self) -> float:
+        """How much of the rsum they can cost."""
+        return HIGHEST - self.best_rsum
+
+    def to_dict(self) -> dict[str, Any]:
+        """The counts, the highest rsum, and what that is short of."""
+        return {**asdict(self), "cost": self.cost}
+
+
+def equal_captions(caption_text: Any, partners: Partners) -> EqualCaptions:
+    """Count them, and find the highest rsum that they leave.
+
+    caption_text: (M,) the same number for captions that are equal. Raises ValueError for another number of them.
+    """
+    text = np.unique(np.asarray(caption_text), return_inverse=True)[1]
+    if text.shape != partners.caption_image.shape:
+        raise ValueError(f"caption_text should be {partners.caption_image.shape}, not {text.shape}")
+    if partners.caption_group is not None:
+        # Partners already: equal captions have the same images.
+        return EqualCaptions(0, 0, 0, HIGHEST)
+    images = np.arange(partners.images) if partners.identity is None else partners.identity
+    owner = images[partners.caption_image]
+    pairs, counts = np.unique(np.stack([text, owner]), axis=1, return_counts=True)
+    # A text with more than one owner (an image, or an identity) is one that ties.
+    shared = np.bincount(pairs[0]) > 1
+    inside = shared[text]
+    return EqualCaptions(
+        int(shared.sum()),
+        int(inside.sum()),
+        len(np.unique(partners.caption_image[inside])),
+        _best_rsum(pairs[0], pairs[1], counts, images),
+    )
+
+
+def _best_rsum(text: np.ndarray, owner: np.ndarray, counts: np.ndarray, images: np.ndarray) -> float:
+    """The sum of the highest recalls both ways. text, owner: (P,) every text with an owner that has it, in the order of
+    the texts; counts: (P,) how many captions that are; images: (N,) each image's owner.
+
+    Text to image: of a text's owners the one with most of its captions comes first, and so on. Image to text: an image
+    finds the text best that fewest captions of others have, behind all of those.
+    """
+    order = np.lexsort((-counts, text))
+    sizes = np.bincount(text)
+    place = np.empty(len(text), dtype=np.int64)
+    place[order] = np.arange(len(text)) - np.repeat(np.cumsum(sizes) - sizes, sizes) + 1
+    of_others = np.bincount(text, weights=counts)[text] - counts
+    nearest = np.full(int(images.max()) + 1, np.inf)
+    np.minimum.at(nearest, owner, 1 + of_others)
+    total = 0.0
+    for k in RECALL_AT:
+        total += counts[place <= k].sum() / counts.sum() + (nearest[images] <= k).mean()
+    return float(100.0 * total)
