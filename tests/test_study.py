@@ -388,3 +388,32 @@ def test_a_made_up_set_in_rstpreids_layout_runs_the_whole_study(plan, tmp_path):
                     100 * run[way][f"recall_at_{k}"]["value"]
                 )
     assert "mAP text to image" in (tmp_path / "out" / "tables" / "accuracy.md").read_text()
+
+
+def test_the_report_tells_of_captions_that_are_equal_or_cut(report):
+    from clipvisionalign.study.page import render_page
+    from clipvisionalign.study.tables import tables_of
+    from clipvisionalign.study.words import claims_of, numbers_in
+
+    for name in report["results"]["variants"]:
+        assert report["cut_captions"][name]["splits"].keys() >= {"train", "dev"}
+    told = copy.deepcopy(report)
+    told["cut_captions"] = {"self": {"max_tokens": 16, "splits": {
+        "train": {"captions": 900, "cut": 180, "tokens_lost": 2345, "longest": 77, "share": 0.2},
+        "dev": {"captions": 90, "cut": 0, "tokens_lost": 0, "longest": 16, "share": 0.0},
+    }}}  # fmt: skip
+    told["data"]["equal_captions"] = {"texts": 3, "captions": 8, "images": 7, "best_rsum": 580.25, "cost": 19.75}
+    claims = claims_of(told)
+    (cut,) = [claim for claim in claims if "longer ones" in claim["text"]]
+    assert cut["text"].endswith("which are cut: 180 of the train split (20.0 %).")
+    (equal,) = [claim for claim in claims if "word by word" in claim["text"]]
+    assert "exceeds rsum 580.2, 20 below" in equal["text"]
+    for claim in (cut, equal):
+        assert set(numbers_in(claim["text"])) == {figure["shown"] for figure in claim["figures"]}
+    (table,) = [table for table in tables_of(told) if table.name == "cut"]
+    assert table.rows == [["self", "train", "16", "900", "180", "20.0", "77", "2,345"]]
+    assert "Captions that are cut" in render_page({**told, "claims": claims}, {})
+    # Reports from before they were counted.
+    for old in (told["data"].pop("equal_captions"), told.pop("cut_captions")):
+        assert old
+    assert len(claims_of(told)) == len(claims) - 2

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 
 import numpy as np
@@ -20,7 +20,51 @@ from torch import Tensor, nn
 
 from clipvisionalign.pictures import Picture, PictureError
 
-Tokenize = Callable[[Sequence[str]], list[list[int]]]
+
+class Tokens(list[list[int]]):
+    """The tokens of captions, a list each, cut where a caption has too many. lost: (M,) how many were cut off."""
+
+    def __init__(self, ids: Sequence[list[int]], lost: Sequence[int] = ()) -> None:
+        super().__init__(ids)
+        self.lost = list(lost) or [0] * len(self)
+
+
+@dataclass(frozen=True)
+class CutCaptions:
+    """How many of so many captions were cut, how many tokens that cost them all, and how many the longest had."""
+
+    captions: int = 0
+    cut: int = 0
+    tokens_lost: int = 0
+    longest: int = 0
+
+    @classmethod
+    def of(cls, tokens: Sequence[list[int]]) -> CutCaptions:
+        """Count. Lists of which nothing more is known were not cut."""
+        lost = tokens.lost if isinstance(tokens, Tokens) else [0] * len(tokens)
+        longest = max((len(ids) + more for ids, more in zip(tokens, lost, strict=True)), default=0)
+        return cls(len(tokens), sum(map(bool, lost)), sum(lost), longest)
+
+    def __add__(self, other: CutCaptions) -> CutCaptions:
+        return CutCaptions(
+            self.captions + other.captions, self.cut + other.cut, self.tokens_lost + other.tokens_lost,
+            max(self.longest, other.longest),
+        )  # fmt: skip
+
+    def to_dict(self) -> dict[str, float]:
+        """The counts, and the share of captions that were cut."""
+        return {**asdict(self), "share": self.cut / max(1, self.captions)}
+
+    def told(self, split: str, max_tokens: int) -> str:
+        """One line."""
+        return (
+            f"{split}: {self.cut:,} of {self.captions:,} captions ({100 * self.cut / max(1, self.captions):.1f} %) are "
+            f"longer than {max_tokens} tokens and cut; the longest has {self.longest:,}, {self.tokens_lost:,} tokens "
+            "are lost"
+        )
+
+
+Tokenize = Callable[[Sequence[str]], Sequence[list[int]]]
 #: A function from a picture to the tensor that a tower sees (`PictureInput.look`); raises PictureError.
 Look = Callable[[Picture], Tensor]
 
@@ -56,6 +100,7 @@ class Batch:
     caption_text: (M,) numbers of the captions' words, where captions that are equal word by word belong to the same
         images; else None.
     true_texts: (K, 2) with it, (identity, caption_text) of everything that is true of the images' identities.
+    cut: how many of a stream's captions were cut; None where that is known of the whole data set.
     """
 
     image_index: Tensor
@@ -69,6 +114,7 @@ class Batch:
     seconds: dict[str, float] = field(default_factory=dict)
     caption_text: Tensor | None = None
     true_texts: Tensor | None = None
+    cut: CutCaptions | None = None
 
     def __len__(self) -> int:
         return len(self.image_index)

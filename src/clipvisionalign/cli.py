@@ -114,6 +114,12 @@ def check(arguments: list[str]) -> int:
     )
     parser.add_argument("data", help="folder or file of the data set")
     parser.add_argument("--layout", default="auto", help="how it lies there (default: recognise it)")
+    parser.add_argument(
+        "--tokens", nargs="?", const="all-MiniLM-L6-v2", metavar="MODEL",
+        help="count captions that are longer than a text tower's max_tokens: of a run folder, or of a tower by name or "
+        "folder (default: the embedded all-MiniLM-L6-v2)",
+    )  # fmt: skip
+    parser.add_argument("--max-tokens", type=int, default=0, help="another limit for --tokens (default: the model's)")
     parser.add_argument("--quick", action="store_true", help="read pictures' headers only, as training does first")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     given = parser.parse_args(arguments)
@@ -121,9 +127,14 @@ def check(arguments: list[str]) -> int:
     from clipvisionalign.data.formats import read_captioned_images
 
     data = read_captioned_images(given.data, given.layout)
-    _, report = check_data(data, full=not given.quick, shown=True)
+    if given.max_tokens and not given.tokens:
+        raise ValueError("--max-tokens is a limit for --tokens MODEL, which is not given")
+    kept, report = check_data(data, full=not given.quick, shown=True)
+    cut: dict[str, Any] = _cut_captions(kept, given.tokens, given.max_tokens) if given.tokens else {}
     if given.json:
-        print(json.dumps(report.to_dict(), indent=2))
+        told = {split: found.to_dict() for split, found in cut.items() if split != "max_tokens"}
+        more = {"cut_captions": {"model": given.tokens, "max_tokens": cut["max_tokens"], **told}} if cut else {}
+        print(json.dumps({**report.to_dict(), **more}, indent=2))
         return 0 if report.usable else 1
     for problem in report.problems:
         print(f"{problem.kind}: {problem}")
@@ -139,9 +150,23 @@ def check(arguments: list[str]) -> int:
                 f"({equal['texts']:,} texts of {equal['images']:,} images); '--identity caption' makes such images "
                 "each other's partners"
             )
+    for split, found in cut.items():
+        if split != "max_tokens":
+            print(f"  {found.told(split, cut['max_tokens'])}")
     if not report.problems:
         print("  nothing wrong found")
     return 0 if report.usable else 1
+
+
+def _cut_captions(data: CaptionedImages, model: str, max_tokens: int) -> dict[str, Any]:
+    """By split, how many captions a model's limit cuts; and the limit, under "max_tokens"."""
+    from clipvisionalign.batch import CutCaptions
+    from clipvisionalign.models.tokens import open_tokenizer
+
+    tokenizer = open_tokenizer(model, max_tokens)
+    splits = {split: data.split(split).captions for split in data.split_sizes()}
+    found = {split: CutCaptions.of(tokenizer.tokenize(captions)) for split, captions in splits.items()}
+    return {"max_tokens": tokenizer.max_tokens, **found}
 
 
 def shards(arguments: list[str]) -> int:

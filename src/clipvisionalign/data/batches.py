@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from clipvisionalign.batch import Batch, Look, Tokenize, decode_pixels, group_by_length, seeded
+from clipvisionalign.batch import Batch, CutCaptions, Look, Tokenize, decode_pixels, group_by_length, seeded
 from clipvisionalign.data.captioned import CaptionedImages
 
 #: A list of images to make a batch of: the seed of what is drawn at random, and the images' places.
@@ -45,6 +45,8 @@ class CaptionedBatches(Dataset[Batch]):
         tokens = tokenize(data.captions)
         #: Seconds that tokenising took, once for the whole run.
         self.tokenise_seconds = time.perf_counter() - start
+        #: How many captions the text tower's limit cuts.
+        self.cut = CutCaptions.of(tokens)
         ends = np.cumsum([len(row.captions) for row in data.rows])
         self.ends = ends
         self.tokens = [tokens[end - len(row.captions) : end] for row, end in zip(data.rows, ends, strict=True)]
@@ -83,8 +85,11 @@ class CaptionedBatches(Dataset[Batch]):
         batch = Batch(index, pixels, groups, owners, identity, captions, names, skipped, seconds)
         if self.texts is None:
             return batch
-        true = self.true_texts[torch.isin(self.true_texts[:, 0], identity)]
-        return replace(batch, caption_text=self.texts[captions], true_texts=true)
+        # The pairs are sorted by identity: each has a stretch of its own.
+        owners, some = self.true_texts[:, 0].contiguous(), identity.unique()
+        bounds = (torch.searchsorted(owners, some, right=right).tolist() for right in (False, True))
+        true = [self.true_texts[first:last] for first, last in zip(*bounds, strict=True)]
+        return replace(batch, caption_text=self.texts[captions], true_texts=torch.cat([self.true_texts[:0], *true]))
 
     def steps(self, batch: int) -> int:
         """Steps in an epoch: the last images that do not fill a batch wait for the next deal."""

@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from clipvisionalign.batch import Batch, Look, Tokenize, decode_pixels, group_by_length, seeded
+from clipvisionalign.batch import Batch, CutCaptions, Look, Tokenize, decode_pixels, group_by_length, seeded
 from clipvisionalign.data.batches import ALL, Share
 from clipvisionalign.data.captioned import (
     CaptionedImage,
@@ -398,6 +398,8 @@ class StreamedBatches(IterableDataset[Batch]):
         #: An epoch as it is being read: batch size of this process, epoch, seed, batches to read past, share.
         self.reading: tuple[int, int, int, int, Share] = (1, 0, 0, 0, ALL)
         self.captions_per_image = 1.0
+        #: How many of the captions that have passed the text tower's limit has cut.
+        self.cut = CutCaptions()
         self.tally = _Tally()
 
     def __len__(self) -> int:
@@ -417,6 +419,7 @@ class StreamedBatches(IterableDataset[Batch]):
         generator = torch.Generator().manual_seed(0)
         for found in DataLoader(self, batch_size=None, num_workers=workers, generator=generator):
             self.tally.add(found, self.stream.source)
+            self.cut += found.cut or CutCaptions()
             self.captions_per_image = len(found.caption_image) / max(1, len(found))
             yield found
 
@@ -458,7 +461,8 @@ class StreamedBatches(IterableDataset[Batch]):
         seconds = {"decode": decoded - begin, "tokenise": tokenised - decoded}
         groups = group_by_length(tokens, self.pad)
         names = [sample.name for sample in samples]
-        batch = Batch(identity, pixels, groups, owners, identity, None, names, skipped, seconds)
+        cut = CutCaptions.of(tokens)
+        batch = Batch(identity, pixels, groups, owners, identity, None, names, skipped, seconds, cut=cut)
         if self.identity != "caption":
             return batch
         # Of a stream no more is known than what is in a step: texts that are true of its own images.

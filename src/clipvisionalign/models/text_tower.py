@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from clipvisionalign.batch import Tokens
 from clipvisionalign.models.attention import attention
 from clipvisionalign.models.longformer import Longformer
 from clipvisionalign.models.weights import EMBEDDED_TEXT, find_text_folder
@@ -72,22 +73,19 @@ class TextTower(nn.Module):
         self.config = config
         source = folder or find_text_folder(config.name, config.weights)
         self.encoder = _build_encoder(source, config, load_weights and config.weights != "random")
-        self.tokenizer = _load_tokenizer(source)
+        self.tokenizer = load_tokenizer(source)
         shape = self.encoder.config
         self.width: int = shape.hidden_size
         longformer = isinstance(self.encoder, Longformer)
         self.pooling = config.pooling if config.pooling != "auto" else "first" if longformer else "mean"
         #: Tokens that the encoder has positions for.
-        self.positions: int = shape.max_position_embeddings - _position_offset(shape)
+        self.positions: int = positions_of(shape)
         self.max_tokens = min(config.max_tokens, self.positions)
         self.pad: int = self.tokenizer.pad_token_id or 0
 
-    def tokenize(self, captions: Sequence[str]) -> list[list[int]]:
-        """The tokenizer's numbers for each caption, its special tokens included, none padded."""
-        if not len(captions):
-            return []
-        tokens = self.tokenizer(list(captions), truncation=True, max_length=self.max_tokens, padding=False)
-        return tokens["input_ids"]
+    def tokenize(self, captions: Sequence[str]) -> Tokens:
+        """The tokenizer's numbers for each caption, its special tokens included, none padded; long ones are cut."""
+        return tokenized(self.tokenizer, captions, self.max_tokens)
 
     def forward(self, ids: Tensor, mask: Tensor, want_tokens: bool = True) -> CaptionFeatures:
         """ids, mask (b, T) -> pooled (b, W), tokens (b, T, W) if they are wanted."""
@@ -109,6 +107,22 @@ class TextTower(nn.Module):
         """Config and tokenizer, without weights, in transformers' layout."""
         self.encoder.config.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
+
+
+def tokenized(tokenizer: Any, captions: Sequence[str], max_tokens: int) -> Tokens:
+    """Captions by a transformers tokenizer, cut to `max_tokens`; a caption is read once, cut or not."""
+    if not len(captions):
+        return Tokens([])
+    found = tokenizer(list(captions), truncation=True, max_length=max_tokens, padding=False)
+    ids, lost = found["input_ids"], [0] * len(captions)
+    for row in [row for row, some in enumerate(ids) if len(some) >= max_tokens]:
+        if found.is_fast:
+            # What was cut off comes along in pieces, each with special tokens of its own.
+            rest = found.encodings[row].overflowing
+            lost[row] = sum(len(piece.ids) - sum(piece.special_tokens_mask) for piece in rest)
+        else:
+            lost[row] = len(tokenizer(captions[row], truncation=False)["input_ids"]) - len(ids[row])
+    return Tokens(ids, lost)
 
 
 def pool(tokens: Tensor, mask: Tensor, pooling: str) -> Tensor:
@@ -202,12 +216,18 @@ def extend_positions(encoder: Any, length: int) -> None:
             embeddings.register_buffer(name, fill.long()[None], persistent=False)
 
 
+def positions_of(shape: Any) -> int:
+    """Tokens that an encoder of these settings has positions for."""
+    return shape.max_position_embeddings - _position_offset(shape)
+
+
 def _position_offset(shape: Any) -> int:
     """RoBERTa and its heirs count positions from the padding token's number on."""
     return shape.pad_token_id + 1 if shape.model_type in ("longformer", "roberta", "xlm-roberta", "camembert") else 0
 
 
-def _load_tokenizer(source: Path) -> Any:
+def load_tokenizer(source: Path) -> Any:
+    """The tokenizer in a folder of transformers' layout."""
     import transformers
 
     return transformers.AutoTokenizer.from_pretrained(source, local_files_only=True)

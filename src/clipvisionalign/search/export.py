@@ -114,7 +114,7 @@ def export_onnx(
         )
     aligner.text_tower.tokenizer.save_pretrained(target / "tokenizer")
     wanted = aligner.image_tower.input
-    about = {
+    about: dict[str, Any] = {
         "run": str(run), "design": aligner.config.design, "width": aligner.config.width,
         "pixels": {"size": wanted.size, "mean": list(wanted.mean), "std": list(wanted.std), "resize": "bicubic"},
         "max_tokens": aligner.text_tower.max_tokens, "pad": aligner.text_tower.pad,

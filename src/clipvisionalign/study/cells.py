@@ -10,9 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from clipvisionalign.batch import CutCaptions
 from clipvisionalign.data.captioned import CaptionedImages
 from clipvisionalign.data.minimal_pairs import MinimalPair
 from clipvisionalign.models.aligner import Aligner, config_from_dict, load_aligner
+from clipvisionalign.models.tokens import open_tokenizer
 from clipvisionalign.retrieval.audit import audit
 from clipvisionalign.retrieval.evaluate import RANKS, evaluate, load_ranks
 from clipvisionalign.retrieval.minimal_pairs import outscored
@@ -95,6 +97,18 @@ def measure_cell(
     }
     write_json(kept, found)
     return found
+
+
+def cut_captions(folder: Path, part: CaptionedImages, split: str) -> dict[str, Any]:
+    """How many captions a run's `max_tokens` cuts, by split: as its training has counted, and of the split measured."""
+    kept = folder / "data.json"
+    known = json.loads(kept.read_text()).get("cut_captions", {}) if kept.is_file() else {}
+    tokenizer = open_tokenizer(folder)
+    splits = {name: found for name, found in known.items() if name != "max_tokens"}
+    # A run from before they were counted has none.
+    if split not in splits:
+        splits[split] = CutCaptions.of(tokenizer.tokenize(part.captions)).to_dict()
+    return {"max_tokens": tokenizer.max_tokens, "splits": splits}
 
 
 def ranks_file(folder: Path, split: str) -> Path:

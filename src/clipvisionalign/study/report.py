@@ -26,7 +26,7 @@ FORMAT = 1
 def build_report(
     plan: Plan, study: Path, data: CaptionedImages, part: CaptionedImages, measured: Sequence[Measured],
     failed: dict[tuple[str, int], str], costs: dict[str, dict[str, Any]], controls: dict[str, dict[str, list[float]]],
-    other: dict[str, Any] | None, examples: dict[str, Any],
+    other: dict[str, Any] | None, examples: dict[str, Any], cut: dict[str, Any] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """The whole report as report.json holds it. Raises FenceError where something in its results is none."""
     results = results_of(measured, part, plan.split)
@@ -49,6 +49,7 @@ def build_report(
             "left_out": [str(problem) for problem in data.problems if problem.effect == "left out"],
         },
         "results": results,
+        "cut_captions": cut or {},
         "text_only": text_only(controls),
         "cost": {
             name: {

@@ -19,7 +19,7 @@ from clipvisionalign.data.minimal_pairs import MinimalPair, minimal_pairs_of, re
 from clipvisionalign.data.scenes import write_scenes
 from clipvisionalign.models.aligner import load_aligner
 from clipvisionalign.progress import long_step, progress
-from clipvisionalign.study.cells import measure_cell, ranks_of, refuse_other, train_cell, write_json
+from clipvisionalign.study.cells import cut_captions, measure_cell, ranks_of, refuse_other, train_cell, write_json
 from clipvisionalign.study.examples import examples_of
 from clipvisionalign.study.plan import Cell, Plan, cells_of, check_plan, data_of
 from clipvisionalign.study.probe import Probe, estimated, probes_of, steps_for
@@ -77,7 +77,9 @@ def run_study(plan: Plan, out: str | Path, say: Say = print) -> dict[str, Any]:
     other = _other_protocols(plan, study, finished, data, part, say)
     with long_step("examples"):
         examples = examples_of(finished, measured, part, plan.measure.examples)
-    report = build_report(plan, study, data, part, measured, failed, costs, controls, other, examples)
+    first = {cell.variant: cell for cell in reversed(finished)}
+    cut = {name: cut_captions(cell.folder, part, plan.split) for name, cell in reversed(first.items())}
+    report = build_report(plan, study, data, part, measured, failed, costs, controls, other, examples, cut)
     with long_step("writing the report"):
         write_report(study, report)
     say(f"{study}: report.html, report.json, figures/, tables/ ({(time.perf_counter() - start) / 60:.1f} min)")

@@ -31,7 +31,7 @@ class Table:
 def tables_of(report: dict[str, Any]) -> list[Table]:
     """Every table of a report that has rows."""
     made = (_accuracy(report), _differences(report), _cost(report), _latency(report), _lengths(report),
-            _composition(report), _audits(report))  # fmt: skip
+            _composition(report), _cut_captions(report), _audits(report))  # fmt: skip
     return [table for table in made if table.rows]
 
 
@@ -220,6 +220,23 @@ def _composition(report: dict[str, Any]) -> Table:
     note = "Chance is 50; a tie counts a half. 'words alone': a trigram model of the training captions, no picture. "
     note += f"{counted(report).capitalize()}."
     return Table("composition", "True captions against their twins", columns, rows.rows, rows.sort, note)
+
+
+def _cut_captions(report: dict[str, Any]) -> Table:
+    rows = _Rows()
+    for name, several in report.get("cut_captions", {}).items():
+        for split, found in several["splits"].items():
+            if found["cut"]:
+                rows.add(
+                    (name, None), (split, None), _number(several["max_tokens"], ",d"), _number(found["captions"], ",d"),
+                    _number(found["cut"], ",d"), _number(100 * found["share"], ".1f"), _number(found["longest"], ",d"),
+                    _number(found["tokens_lost"], ",d"),
+                )  # fmt: skip
+    columns = ["variant", "split", "max_tokens", "captions", "cut", "%", "longest, tokens", "tokens lost"]
+    note = (
+        "Captions of more tokens than `max_tokens`, behind which nothing is read. Variants that cut none are left out."
+    )
+    return Table("cut", "Captions that are cut", columns, rows.rows, rows.sort, note)
 
 
 def _audits(report: dict[str, Any]) -> Table:

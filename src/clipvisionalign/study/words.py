@@ -66,7 +66,17 @@ class Claim:
 def claims_of(report: dict[str, Any]) -> list[dict[str, Any]]:
     """The summary of a report."""
     found: list[Claim] = []
-    for part in (_found_most, _differences, _gains, _lengths, _composition, _costs, _equal_captions, _believed):
+    for part in (
+        _found_most,
+        _differences,
+        _gains,
+        _lengths,
+        _composition,
+        _costs,
+        _equal_captions,
+        _cut_captions,
+        _believed,
+    ):
         found += part(report)
     return [claim.to_dict() for claim in found]
 
@@ -295,6 +305,25 @@ def _equal_captions(report: dict[str, Any]) -> list[Claim]:
         "pictures each other's partners."
     )
     return [claim]
+
+
+def _cut_captions(report: dict[str, Any]) -> list[Claim]:
+    found = []
+    for name, several in report.get("cut_captions", {}).items():
+        cut = {split: counts for split, counts in several["splits"].items() if counts["cut"]}
+        if not cut:
+            continue
+        claim = Claim(report, "belief")
+        path = f"cut_captions/{name}"
+        limit = claim.number(f"{path}/max_tokens", "d")
+        told = ", ".join(
+            f"{claim.number(f'{path}/splits/{split}/cut', ',d')} of the {split} split "
+            f"({claim.number(f'{path}/splits/{split}/share', '.1f', 100.0)} %)"
+            for split in cut
+        )
+        claim.text = f"{_code(name)} reads the first {limit} tokens of a caption; longer ones, which are cut: {told}."
+        found.append(claim)
+    return found
 
 
 def _believed(report: dict[str, Any]) -> list[Claim]:

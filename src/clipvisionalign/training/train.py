@@ -247,6 +247,7 @@ def train(config: RunConfig, say: Say = print, state: dict[str, Any] | None = No
     read = frozen_captions(config, aligner, data, processes)
     knows = Knowledge(features, read, device)
     batches = data.batches(config.augment, aligner, features)
+    data.count_cut(aligner, batches, say)
     steps = batches.steps(config.batch) * config.epochs
     steps = min(steps, config.steps or steps)
     epochs = -(-steps // batches.steps(config.batch))
@@ -375,6 +376,8 @@ def train(config: RunConfig, say: Say = print, state: dict[str, Any] | None = No
                 leave()
 
     seconds = time.perf_counter() - start
+    if data.count_stream(batches, say, processes) and processes.first:
+        (out / "data.json").write_text(json.dumps(data.about(), indent=2) + "\n")
     processes.wait()
     # The measuring has the memory for itself.
     vars(whole).clear()

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from clipvisionalign.batch import CutCaptions
 from clipvisionalign.data.batches import CaptionedBatches
 from clipvisionalign.data.captioned import CaptionedImages, DataError
 from clipvisionalign.data.check import check
@@ -35,12 +36,15 @@ Say = Callable[[str], None]
 
 @dataclass
 class TrainingData:
-    """The training split and the dev split of a data set, checked. left_out: what is not used, with its place."""
+    """The training split and the dev split of a data set, checked. left_out: what is not used, with its place; cut: by
+    split, how many captions the text tower's `max_tokens` cuts."""
 
     source: str
     train: CaptionedImages | Shards | Saved
     dev: CaptionedImages
     left_out: list[str]
+    max_tokens: int = 0
+    cut: dict[str, CutCaptions] = field(default_factory=dict)
 
     def fingerprint(self) -> str:
         """A hash of what is trained on."""
@@ -66,7 +70,28 @@ class TrainingData:
         else:
             train["train"] = {"images": self.train.count, "fingerprint": self.train.fingerprint()}
         read = {"source": str(Path(self.source).resolve()), "identity": self.dev.identity}
-        return {**read, **train, "dev": _about(self.dev), "left_out": self.left_out}
+        cut = {"max_tokens": self.max_tokens, **{split: found.to_dict() for split, found in self.cut.items()}}
+        return {**read, **train, "dev": _about(self.dev), "cut_captions": cut, "left_out": self.left_out}
+
+    def count_cut(self, aligner: Aligner, batches: CaptionedBatches | StreamedBatches, say: Say) -> None:
+        """Count the captions that the text tower cuts, and tell of them; a stream's are counted as they pass."""
+        tower = aligner.text_tower
+        self.max_tokens = tower.max_tokens
+        if isinstance(batches, CaptionedBatches):
+            self.cut["train"] = batches.cut
+        self.cut["dev"] = CutCaptions.of(tower.tokenize(self.dev.captions))
+        for split, found in self.cut.items():
+            if found.cut:
+                say(found.told(split, tower.max_tokens))
+
+    def count_stream(self, batches: CaptionedBatches | StreamedBatches, say: Say, processes: Processes) -> bool:
+        """The same for the captions of a stream that have passed, on all processes; whether there is a stream."""
+        if isinstance(batches, CaptionedBatches):
+            return False
+        self.cut["train"] = sum(processes.objects(batches.cut), CutCaptions())
+        if self.cut["train"].cut:
+            say(self.cut["train"].told("train, as it passed", self.max_tokens))
+        return True
 
     def without_failures(self, features: FeatureCache, say: Say) -> None:
         """Leave out the training pictures of which the picture tower's cache has nothing."""
