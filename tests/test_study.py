@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import csv
 import json
 import os
 import random
@@ -417,3 +418,71 @@ def test_the_report_tells_of_captions_that_are_equal_or_cut(report):
     for old in (told["data"].pop("equal_captions"), told.pop("cut_captions")):
         assert old
     assert len(claims_of(told)) == len(claims) - 2
+
+
+# --- figures that are used again -------------------------------------------------------------------------------------
+
+
+def edit_captions(folder: Path, split: str) -> None:
+    """The first caption of a split backwards, in place: as many bytes as before."""
+    table = folder / "metadata.csv"
+    with table.open(newline="") as file:
+        rows = list(csv.reader(file))
+    caption, place = rows[0].index("caption"), rows[0].index("split")
+    row = next(row for row in rows[1:] if row[place] == split)
+    row[caption] = row[caption][::-1]
+    with table.open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+
+
+def test_figures_of_other_captions_are_not_used_again(plan, scenes_folder, tmp_path):
+    import shutil
+
+    from clipvisionalign.data.captioned import DataError
+    from clipvisionalign.training.train import resume
+
+    data, out = tmp_path / "data", tmp_path / "out"
+    shutil.copytree(scenes_folder, data)
+    quick = replace(plan.measure, protocol=True, composition=0, examples=0, rounds=0)
+    settings = {**plan.settings, "epochs": 1}
+    small = replace(
+        plan, data=str(data), variants={"self": Variant()}, seeds=[0], measure=quick, settings=settings
+    )  # fmt: skip
+    before = run_study(small, out, lambda line: None)
+    cell = out / "cells" / "self-0"
+    weights = (cell / "model.safetensors").stat().st_mtime_ns
+    said: list[str] = []
+    assert without_times(run_study(small, out, said.append)) == without_times(before)
+    assert not [line for line in said if "measured again" in line]
+    # An earlier version kept no word of what was measured: once more, and once only; nothing is trained again.
+    for path in (cell / "measured.json", out / "other-protocols.json"):
+        kept = json.loads(path.read_text())
+        path.write_text(
+            json.dumps({**kept, "asked": {"split": "dev"}} if "cells" in str(path) else {**kept, "asked": 0})
+        )
+    run_study(small, out, said.append)
+    assert len([line for line in said if "an earlier version kept the figures" in line]) == 2
+    said.clear()
+    run_study(small, out, said.append)
+    assert not [line for line in said if "measured again" in line]
+
+    edit_captions(data, "dev")
+    after = run_study(small, out, said.append)
+    told = [line for line in said if "measured again" in line]
+    assert len(told) == 2
+    assert all(line.endswith("not the same as before: captions") for line in told)
+    assert after["data"]["fingerprint"] != before["data"]["fingerprint"]
+    assert (cell / "ranks-dev.npz").is_file()
+    assert after["results"]["variants"]["self"]["runs"] != before["results"]["variants"]["self"]["runs"]
+    with pytest.raises(DataError, match="no longer the data that it was trained on: dev has other captions now"):
+        resume(cell, lambda line: None)
+
+    edit_captions(data, "train")
+    with pytest.raises(ValueError, match="no longer the data that it was trained on: train has other captions now"):
+        run_study(small, out, said.append)
+    assert (cell / "model.safetensors").stat().st_mtime_ns == weights
+    # Back as it was: the figures that the training kept are right again.
+    shutil.rmtree(data)
+    shutil.copytree(scenes_folder, data)
+    assert without_times(run_study(small, out, said.append)) == without_times(before)
+    assert resume(cell, said.append)["rsum"] == json.loads((cell / "results.json").read_text())["rsum"]

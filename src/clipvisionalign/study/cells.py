@@ -12,6 +12,7 @@ import numpy as np
 
 from clipvisionalign.batch import CutCaptions
 from clipvisionalign.data.captioned import CaptionedImages
+from clipvisionalign.data.fingerprint import changed, data_contents, hash_of, hash_of_file, run_contents
 from clipvisionalign.data.minimal_pairs import MinimalPair
 from clipvisionalign.models.aligner import Aligner, config_from_dict, load_aligner
 from clipvisionalign.models.tokens import open_tokenizer
@@ -21,6 +22,7 @@ from clipvisionalign.retrieval.minimal_pairs import outscored
 from clipvisionalign.retrieval.ranks import PartnerRanks
 from clipvisionalign.study.plan import Cell
 from clipvisionalign.training.train import RunConfig, resume, train
+from clipvisionalign.training.training_data import refuse_changed
 
 Say = Callable[[str], None]
 
@@ -48,40 +50,84 @@ def refuse_other(cell: Cell) -> None:
 
 
 def train_cell(cell: Cell, say: Say) -> None:
-    """Train a cell, or go on with it where it was stopped; a finished one stays. Raises what `train` raises."""
-    if (cell.folder / "config.yaml").is_file():
+    """Train a cell, or go on with it where it was stopped; a finished one stays.
+
+    Raises what `train` raises, and DataError where a finished one was trained on other data than lies there now. A dev
+    split that changed is measured anew (`measure_cell`).
+    """
+    if (cell.folder / "results.json").is_file():
+        refuse_changed(cell.folder, cell.config, say, ("train",))
+        say(f"{cell.folder}: finished already")
+    elif (cell.folder / "config.yaml").is_file():
         resume(cell.folder, say)
     else:
         train(cell.config, say)
 
 
-def measure_cell(
+def asked_of(
     cell: Cell, part: CaptionedImages, split: str, pairs: dict[str, list[MinimalPair]], overlap: list[str] | None,
     audit_images: int,
 ) -> dict[str, Any]:  # fmt: skip
-    """Everything that is asked of one trained cell but time and memory; kept in its folder.
+    """What the figures of a cell are made from, by content: kept beside them, so that others are not taken for them."""
+    return {
+        "model": run_contents(cell.folder),
+        **data_contents(part),
+        "minimal pairs": {name: _hash_of_pairs(some) for name, some in pairs.items()},
+        "overlap of splits": overlap,
+        "split": split,
+        "audit": audit_images,
+    }
+
+
+def _hash_of_pairs(pairs: Sequence[MinimalPair]) -> str:
+    images = (hash_of([p.image]) if isinstance(p.image, bytes) else hash_of_file(p.image) for p in pairs)
+    return hash_of(part for p, image in zip(pairs, images, strict=True) for part in (image, p.true, p.twin, p.kind))
+
+
+def reusable(kept: Path, asked: dict[str, Any], say: Say, what: str) -> Any:
+    """What the file `kept` holds, if it was made from what is `asked` now; else None, and why is said in one line."""
+    if not kept.is_file():
+        return None
+    found = json.loads(kept.read_text())
+    before = found.get("asked")
+    differing = changed(before, asked)
+    if not differing:
+        return found
+    if not isinstance(before, dict) or not set(asked) <= set(before):
+        say(f"{what}: measured again: an earlier version kept the figures, and not what they were made from")
+    else:
+        say(f"{what}: measured again: not the same as before: {', '.join(differing)}")
+    return None
+
+
+def measure_cell(
+    cell: Cell, part: CaptionedImages, split: str, pairs: dict[str, list[MinimalPair]], overlap: list[str] | None,
+    audit_images: int, say: Say = print,
+) -> dict[str, Any]:  # fmt: skip
+    """Everything that is asked of one trained cell but time and memory; kept in its folder, with what it was made from.
 
     part: the split that is measured; pairs: sets of minimal pairs by name; overlap: pictures in two splits.
     """
     kept = cell.folder / MEASURED
-    asked = {"split": split, "images": len(part), "pairs": {name: len(found) for name, found in pairs.items()},
-             "audit_images": audit_images}  # fmt: skip
-    if kept.is_file():
-        found = json.loads(kept.read_text())
-        if found["asked"] == asked:
-            return found
+    asked = asked_of(cell, part, split, pairs, overlap, audit_images)
+    found = reusable(kept, asked, say, cell.folder.name)
+    if found is not None and ranks_file(cell.folder, split).is_file():
+        return found
+    # What is there is of something else: none of it may stand beside new figures, whenever this is cut off.
+    kept.unlink(missing_ok=True)
+    own_ranks(cell.folder, split).unlink(missing_ok=True)
     trained = json.loads((cell.folder / "results.json").read_text())
     aligner = load_aligner(cell.folder)
-    aligner.show_progress = True
     figures = trained
-    # The training has measured dev already, and kept the ranks.
-    if split != "dev" or not (cell.folder / RANKS).is_file():
+    # The training has measured dev already, and kept the ranks: of this very dev, unless it has changed since.
+    measured_on = json.loads((cell.folder / "data.json").read_text())["dev"].get("contents")
+    if split != "dev" or not (cell.folder / RANKS).is_file() or measured_on != data_contents(part):
         candidates = aligner.config.fusion.candidates if aligner.fusion is not None else 0
         measured = evaluate(
             aligner, part.images, part.captions, part.caption_image, part.image_identity, candidates,
             caption_group=part.caption_group,
         )  # fmt: skip
-        measured.save_ranks(ranks_file(cell.folder, split))
+        measured.save_ranks(own_ranks(cell.folder, split))
         figures = measured.to_dict()
     checks = audit(
         aligner, part.images, part.captions, part.caption_image, part.image_identity, overlap, audit_images,
@@ -102,18 +148,25 @@ def measure_cell(
 def cut_captions(folder: Path, part: CaptionedImages, split: str) -> dict[str, Any]:
     """How many captions a run's `max_tokens` cuts, by split: as its training has counted, and of the split measured."""
     kept = folder / "data.json"
-    known = json.loads(kept.read_text()).get("cut_captions", {}) if kept.is_file() else {}
+    told = json.loads(kept.read_text()) if kept.is_file() else {}
+    known = told.get("cut_captions", {})
     tokenizer = open_tokenizer(folder)
     splits = {name: found for name, found in known.items() if name != "max_tokens"}
-    # A run from before they were counted has none.
-    if split not in splits:
+    # A run from before they were counted has none, and dev may have other captions by now.
+    if split not in splits or (split == "dev" and told["dev"].get("contents") != data_contents(part)):
         splits[split] = CutCaptions.of(tokenizer.tokenize(part.captions)).to_dict()
     return {"max_tokens": tokenizer.max_tokens, "splits": splits}
 
 
+def own_ranks(folder: Path, split: str) -> Path:
+    """Where the ranks are that a study measured itself."""
+    return folder / f"ranks-{split}.npz"
+
+
 def ranks_file(folder: Path, split: str) -> Path:
-    """Where the ranks of a split are kept."""
-    return folder / (RANKS if split == "dev" else f"ranks-{split}.npz")
+    """Where the ranks of a split are kept: the study's own, or those of dev that the training kept."""
+    own = own_ranks(folder, split)
+    return own if own.is_file() or split != "dev" else folder / RANKS
 
 
 def ranks_of(cell: Cell, split: str) -> dict[str, PartnerRanks]:

@@ -14,12 +14,21 @@ from typing import Any
 
 from clipvisionalign.data.captioned import CaptionedImages, DataError
 from clipvisionalign.data.check import check
+from clipvisionalign.data.fingerprint import data_contents, run_contents
 from clipvisionalign.data.formats import read_captioned_images
 from clipvisionalign.data.minimal_pairs import MinimalPair, minimal_pairs_of, read_minimal_pairs
 from clipvisionalign.data.scenes import write_scenes
 from clipvisionalign.models.aligner import load_aligner
 from clipvisionalign.progress import long_step, progress
-from clipvisionalign.study.cells import cut_captions, measure_cell, ranks_of, refuse_other, train_cell, write_json
+from clipvisionalign.study.cells import (
+    cut_captions,
+    measure_cell,
+    ranks_of,
+    refuse_other,
+    reusable,
+    train_cell,
+    write_json,
+)  # fmt: skip
 from clipvisionalign.study.examples import examples_of
 from clipvisionalign.study.plan import Cell, Plan, cells_of, check_plan, data_of
 from clipvisionalign.study.probe import Probe, estimated, probes_of, steps_for
@@ -62,7 +71,7 @@ def run_study(plan: Plan, out: str | Path, say: Say = print) -> dict[str, Any]:
     measured = []
     for cell in progress(finished, "measuring runs", len(finished)):
         try:
-            found = measure_cell(cell, part, plan.split, pairs, apart, plan.measure.audit_images)
+            found = measure_cell(cell, part, plan.split, pairs, apart, plan.measure.audit_images, say)
             measured.append(Measured(cell.variant, cell.seed, found, ranks_of(cell, plan.split)))
         except Exception as error:
             failed[cell.variant, cell.seed] = f"measuring: {type(error).__name__}: {error}"
@@ -71,7 +80,7 @@ def run_study(plan: Plan, out: str | Path, say: Say = print) -> dict[str, Any]:
         told = "; ".join(f"{name}-{seed}: {reason}" for (name, seed), reason in failed.items())
         raise ValueError(f"{study}: no cell came to its end: {told}")
     finished = [cell for cell in finished if (cell.variant, cell.seed) not in failed]
-    costs = _costs(plan, study, finished, say)
+    costs = _costs(plan, study, finished, part, say)
     with long_step("minimal pairs by words alone"):
         controls = {name: twins_told_apart(data.split("train").captions, some) for name, some in pairs.items()}
     other = _other_protocols(plan, study, finished, data, part, say)
@@ -195,7 +204,7 @@ def _minimal_pairs(plan: Plan, part: CaptionedImages) -> dict[str, list[MinimalP
     return found
 
 
-def _costs(plan: Plan, study: Path, finished: list[Cell], say: Say) -> dict[str, dict[str, Any]]:
+def _costs(plan: Plan, study: Path, finished: list[Cell], part: CaptionedImages, say: Say) -> dict[str, dict[str, Any]]:
     """Time and memory of each variant's first finished run, in fresh processes that take turns."""
     folder = study / "costs"
     folder.mkdir(exist_ok=True)
@@ -204,6 +213,11 @@ def _costs(plan: Plan, study: Path, finished: list[Cell], say: Say) -> dict[str,
         first.setdefault(cell.variant, cell)
     rounds: dict[str, list[dict[str, Any]]] = {name: [] for name in first}
     turns = [(turn, name) for turn in range(plan.measure.rounds) for name in first]
+    asked = {name: {"model": run_contents(cell.folder), **data_contents(part)} for name, cell in first.items()}
+    for turn, name in turns:
+        kept = folder / f"{name}-{turn}.json"
+        if reusable(kept, asked[name], say, f"time and memory of {name}") is None:
+            kept.unlink(missing_ok=True)
     todo = [turn for turn in turns if not (folder / f"{turn[1]}-{turn[0]}.json").is_file()]
     if todo:
         say("--- time and memory, each in a fresh process ---")
@@ -211,8 +225,9 @@ def _costs(plan: Plan, study: Path, finished: list[Cell], say: Say) -> dict[str,
         kept = folder / f"{name}-{turn}.json"
         if not kept.is_file():
             config = first[name].config
-            write_json(kept, profile_run(first[name].folder, config.data, plan.split, config.layout))
-        rounds[name].append(json.loads(kept.read_text()))
+            found = profile_run(first[name].folder, config.data, plan.split, config.layout)
+            write_json(kept, {"asked": asked[name], **found})
+        rounds[name].append({key: value for key, value in json.loads(kept.read_text()).items() if key != "asked"})
     return {name: combined(several) for name, several in rounds.items() if several}
 
 
@@ -224,14 +239,19 @@ def _other_protocols(
         return None
     kept = study / "other-protocols.json"
     cell = finished[0]
-    asked = {"run": cell.folder.name, "images": len(part)}
-    if kept.is_file():
-        found = json.loads(kept.read_text())
-        if found["asked"] == asked:
-            return found
+    train = data.split("train")
+    asked = {
+        "run": cell.folder.name,
+        "model": run_contents(cell.folder),
+        **data_contents(part),
+        "training data": data_contents(train, pictures=False),
+    }
+    found = reusable(kept, asked, say, "other protocols")
+    if found is not None:
+        return found
     say("--- what it would have looked like by other protocols ---")
     found = {"asked": asked, "variant": cell.variant, "seed": cell.seed}
     with long_step("other protocols"):
-        found |= other_protocols(load_aligner(cell.folder), data.split("train"), part)
+        found |= other_protocols(load_aligner(cell.folder), train, part)
     write_json(kept, found)
     return found

@@ -68,7 +68,13 @@ from clipvisionalign.training.processes import Processes
 from clipvisionalign.training.records import Records, usable_trackers
 from clipvisionalign.training.step import Known, Step, StepFigures, Towers
 from clipvisionalign.training.timing import Timings
-from clipvisionalign.training.training_data import TrainingData, frozen_captions, frozen_features, open_data
+from clipvisionalign.training.training_data import (
+    TrainingData,
+    frozen_captions,
+    frozen_features,
+    open_data,
+    refuse_changed,
+)
 
 #: TensorBoard by default, where it is installed.
 TRACKERS = "tensorboard"
@@ -176,17 +182,19 @@ Say = Callable[[str], None]
 def resume(run: str | Path, say: Say = print) -> dict[str, Any]:
     """Go on with a run where its last checkpoint stands; returns what its results.json holds, finished runs at once.
 
-    Raises FileNotFoundError where the folder is no run of this project's.
+    Raises FileNotFoundError where the folder is no run of this project's, DataError where its data is no longer what it
+    was trained on.
     """
     import yaml
 
     out = Path(run)
     if not (out / "config.yaml").is_file():
         raise FileNotFoundError(f"--resume {out}: not a run folder: it has no config.yaml")
+    settings = config_from_dict(RunConfig, yaml.safe_load((out / "config.yaml").read_text()))
     if (out / "results.json").is_file():
+        refuse_changed(out, settings, say)
         say(f"{out}: finished already")
         return json.loads((out / "results.json").read_text())
-    settings = config_from_dict(RunConfig, yaml.safe_load((out / "config.yaml").read_text()))
     state = last_checkpoint(out, say)
     if state is None:
         say(f"{out}: no checkpoint yet: the run starts anew")

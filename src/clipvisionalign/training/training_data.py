@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from clipvisionalign.batch import CutCaptions
 from clipvisionalign.data.batches import CaptionedBatches
 from clipvisionalign.data.captioned import CaptionedImages, DataError
 from clipvisionalign.data.check import check
+from clipvisionalign.data.fingerprint import changed, data_contents
 from clipvisionalign.data.formats import read_captioned_images
 from clipvisionalign.data.streams import Saved, Shards, StreamedBatches, is_stream, open_stream, stream_split
 from clipvisionalign.models.aligner import Aligner
@@ -36,13 +38,15 @@ Say = Callable[[str], None]
 
 @dataclass
 class TrainingData:
-    """The training split and the dev split of a data set, checked. left_out: what is not used, with its place; cut: by
-    split, how many captions the text tower's `max_tokens` cuts."""
+    """The training split and the dev split of a data set, checked. left_out: what is not used, with its place; as_read:
+    what both splits held before anything was left out, see `_as_read`; cut: by split, how many captions the text
+    tower's `max_tokens` cuts."""
 
     source: str
     train: CaptionedImages | Shards | Saved
     dev: CaptionedImages
     left_out: list[str]
+    as_read: dict[str, dict[str, str]]
     max_tokens: int = 0
     cut: dict[str, CutCaptions] = field(default_factory=dict)
 
@@ -71,7 +75,9 @@ class TrainingData:
             train["train"] = {"images": self.train.count, "fingerprint": self.train.fingerprint()}
         read = {"source": str(Path(self.source).resolve()), "identity": self.dev.identity}
         cut = {"max_tokens": self.max_tokens, **{split: found.to_dict() for split, found in self.cut.items()}}
-        return {**read, **train, "dev": _about(self.dev), "cut_captions": cut, "left_out": self.left_out}
+        dev = {**_about(self.dev), "contents": data_contents(self.dev)}
+        found = {**read, **train, "dev": dev, "cut_captions": cut, "left_out": self.left_out}
+        return {**found, "as_read": self.as_read}
 
     def count_cut(self, aligner: Aligner, batches: CaptionedBatches | StreamedBatches, say: Say) -> None:
         """Count the captions that the text tower cuts, and tell of them; a stream's are counted as they pass."""
@@ -133,7 +139,42 @@ def open_data(config: RunConfig, say: Say, processes: Processes) -> TrainingData
         train = train.first_by_hash(config.train_images)
     if len(train) < 2 or len(dev) < 2:
         raise DataError(f"{config.data}: too little is left to train on: {len(train)} train, {len(dev)} dev images")
-    return TrainingData(config.data, train, dev, left_out)
+    return TrainingData(config.data, train, dev, left_out, _as_read(data, elsewhere))
+
+
+def _as_read(data: CaptionedImages, elsewhere: CaptionedImages) -> dict[str, dict[str, str]]:
+    """Captions, partners and sizes of pictures of both splits; a training split is too large to be hashed whole."""
+    return {
+        "train": data_contents(data.split("train"), pictures=False),
+        "dev": data_contents(elsewhere.split("dev"), pictures=False),
+    }
+
+
+def refuse_changed(run: Path, config: RunConfig, say: Say, splits: Sequence[str] = ("train", "dev")) -> None:
+    """Raises DataError where the data of a finished run is no longer what it was trained on, and says what differs.
+
+    A data set that is not there, a stream, and a run from before this was recorded cannot be compared: that is said.
+    """
+    told = run / "data.json"
+    before = json.loads(told.read_text()).get("as_read", {}) if told.is_file() else {}
+    if not before:
+        stream = "a stream" if is_stream(config.data) else "from before that was recorded"
+        say(f"{run}: {stream}: whether its data is still what it was trained on was not compared")
+        return
+    try:
+        data = read_captioned_images(config.data, config.layout)
+        now = _as_read(data, read_captioned_images(config.dev_data, config.layout) if config.dev_data else data)
+    except (OSError, DataError) as error:
+        say(f"{run}: its data was not compared with what it was trained on: {error}")
+        return
+    for split in splits:
+        differing = changed(before[split], now[split])
+        if differing:
+            raise DataError(
+                f"{run}: finished, but {config.data} is no longer the data that it was trained on: {split} has other "
+                f"{', '.join(differing)} now; its figures are of the former data. Put the data back, or train anew: "
+                f"give another --out, or remove {run}"
+            )
 
 
 def _open_stream(config: RunConfig, say: Say, processes: Processes) -> TrainingData:
@@ -153,7 +194,7 @@ def _open_stream(config: RunConfig, say: Say, processes: Processes) -> TrainingD
     left_out = [str(problem) for problem in report.problems if problem.effect != "warning"]
     for line in left_out[:5]:
         say(f"check: {line}")
-    return TrainingData(config.data, stream, dev, left_out)
+    return TrainingData(config.data, stream, dev, left_out, {})
 
 
 def frozen_features(

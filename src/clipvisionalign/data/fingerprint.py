@@ -1,0 +1,80 @@
+"""What a figure was made from, known by content: hashes of captions, partners, pictures and files.
+
+A figure that was kept is used again only where these are as they were. Contents are hashed with blake2b (RFC 7693); a
+file that was hashed before in this process, and whose size and time are as they were, is not read again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from clipvisionalign.data.captioned import CaptionedImages
+
+_FILES: dict[tuple[str, int, int], str] = {}
+
+
+def hash_of(parts: Iterable[str | bytes]) -> str:
+    """A hash of texts and bytes in their order; where one ends and the next begins counts."""
+    digest = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        content = part.encode("utf-8", "surrogatepass") if isinstance(part, str) else part
+        digest.update(len(content).to_bytes(8, "little") + content)
+    return digest.hexdigest()
+
+
+def hash_of_file(path: Path) -> str:
+    """A hash of what a file holds; "missing" where there is none."""
+    try:
+        about = path.stat()
+        key = (str(path.absolute()), about.st_size, about.st_mtime_ns)
+        if key not in _FILES:
+            with path.open("rb") as file:
+                _FILES[key] = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+        return _FILES[key]
+    except OSError:
+        return "missing"
+
+
+def data_contents(data: CaptionedImages, pictures: bool = True) -> dict[str, str]:
+    """What a data set holds: hashes of its "captions", its "partners" (which caption and which identity belong to which
+    image), and its "pictures" by their bytes; without `pictures` by name and size on disk.
+
+    >>> from clipvisionalign.data.captioned import CaptionedImage
+    >>> one, other = (CaptionedImages([CaptionedImage("a", b"...", (text,), "dev")]) for text in ("a dog", "a cat"))
+    >>> before, after = data_contents(one), data_contents(other)
+    >>> [name for name in before if before[name] != after[name]]
+    ['captions']
+    """
+
+    def picture(image: Path | bytes) -> str:
+        if isinstance(image, bytes):
+            return hash_of([image])
+        if pictures:
+            return hash_of_file(image)
+        return str(image.stat().st_size) if image.is_file() else "missing"
+
+    owners = [f"{row.name}\0{len(row.captions)}\0{row.identity}" for row in data.rows]
+    return {
+        "captions": hash_of(data.captions),
+        "partners": hash_of([data.identity, *owners]),
+        "pictures": hash_of(picture(row.image) for row in data.rows),
+    }
+
+
+def run_contents(folder: Path) -> str:
+    """A hash of a run folder's model: its weights (those of a pair's parts among them), its settings, its tokenizer."""
+    import yaml
+
+    settings = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))["model"]
+    files = [folder / "model.safetensors", *sorted((folder / "text_tower").glob("*"))]
+    return hash_of([json.dumps(settings, sort_keys=True), *(f"{path.name} {hash_of_file(path)}" for path in files)])
+
+
+def changed(before: Any, now: dict[str, Any]) -> list[str]:
+    """The names in `now` whose values are not those of `before`; all of them where `before` is none of its kind."""
+    before = before if isinstance(before, dict) else {}
+    return [name for name, value in now.items() if before.get(name) != value]
