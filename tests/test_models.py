@@ -365,7 +365,7 @@ def test_saved_and_loaded_gives_the_same_without_the_tower_files(aligner, tmp_pa
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr("clipvisionalign.models.image_tower.find_image_weights", refuse)
-    monkeypatch.setattr("clipvisionalign.models.text_tower.find_text_folder", refuse)
+    monkeypatch.setattr("clipvisionalign.models.text_tower.find_text_weights", refuse)
     loaded = load_aligner(tmp_path / "run", device="cpu")
     assert not loaded.training
     assert loaded.config == aligner.config

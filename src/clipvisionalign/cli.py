@@ -10,6 +10,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,8 +46,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(command: Callable[[list[str]], int], arguments: list[str]) -> int:
     """Run a command; what a user can mend is told in one line, without a traceback."""
     try:
-        # What a command does beside its counted steps is told of as well; a service ends when it is stopped.
-        with long_step(command.__name__, shown=command is not serve and _speaks(), in_terminal=False):
+        with ExitStack() as around:
+            if OFFLINE in arguments and command in _FETCHING:
+                from clipvisionalign.models.hub import offline
+
+                around.enter_context(offline())
+            # What a command does beside its counted steps is told of as well; a service ends when it is stopped.
+            shown = command is not serve and _speaks()
+            around.enter_context(long_step(command.__name__, shown=shown, in_terminal=False))
             return command(arguments)
     except (ValueError, OSError, FloatingPointError) as error:
         print(f"{PROGRAM}: error: {error}", file=sys.stderr)
@@ -70,6 +77,11 @@ EXTRAS = {
     "onnx": "onnx", "onnxscript": "onnx", "onnxruntime": "onnx",
     "webdataset": "scale", "datasets": "scale", "peft": "scale",
 }  # fmt: skip
+
+
+#: Takes towers' weights from the cache alone; set before anything is imported that might ask the hub.
+OFFLINE = "--offline"
+OFFLINE_HELP = "never ask the hub for a tower's weights: what is not on this machine is an error (as HF_HUB_OFFLINE=1)"
 
 
 def _version() -> str:
@@ -202,27 +214,35 @@ def shards(arguments: list[str]) -> int:
 def train(arguments: list[str]) -> int:
     from jsonargparse import ArgumentParser
 
+    from clipvisionalign.training.recipes import recipe_file, recipes
     from clipvisionalign.training.train import RunConfig, resume
     from clipvisionalign.training.train import train as train_run
 
+    known = "; ".join(f"{name}: {words}" for name, words in recipes().items())
     parser = ArgumentParser(
         prog=f"{PROGRAM} train",
-        usage=f"{PROGRAM} train DATA --out RUN [settings]\n       {PROGRAM} train --resume RUN",
-        description="Train an aligner and leave a complete run folder. Settings come from flags, from a YAML file "
-        "(--config), or both, the later one counting; the run folder's own config.yaml repeats a run. A run that was "
-        "stopped, by Ctrl-C, a kill or a full disk, goes on with --resume and ends as if nothing had been.",
+        usage=f"{PROGRAM} train DATA --out RUN [settings]\n       {PROGRAM} train DATA --recipe NAME [settings]\n"
+        f"       {PROGRAM} train --resume RUN",
+        description="Train an aligner and leave a complete run folder. Settings come from a recipe (--recipe), from a "
+        "YAML file (--config) and from flags, the latter of these counting more; the run folder's own config.yaml "
+        "repeats a run. A run that was stopped, by Ctrl-C, a kill or a full disk, goes on with --resume and ends as "
+        "if nothing had been.",
     )
+    parser.add_argument("--recipe", help=f"settings by name. {known}")
     parser.add_argument("--config", action="config", help="YAML file with any of the settings below")
+    parser.add_argument(OFFLINE, action="store_true", help=OFFLINE_HELP)
     parser.add_class_arguments(RunConfig, as_group=False)
     # `train DATA` and `train --data DATA` are the same.
     if arguments and not arguments[0].startswith("-"):
         arguments = ["--data", *arguments]
+    arguments = _in_order(arguments, recipe_file)
     parser.add_argument("--resume", help="a run that was stopped: goes on from its last checkpoint, as it was set")
     given = parser.parse_args(arguments)
     settings = parser.instantiate_classes(given).as_dict()
-    settings.pop("config", None)
+    for name in ("config", "recipe", "offline"):
+        settings.pop(name, None)
     stopped = settings.pop("resume")
-    if stopped is not None and len(arguments) > 2:
+    if stopped is not None and len([each for each in arguments if each != OFFLINE]) > 2:
         raise ValueError(f"--resume {stopped} goes on with the settings of that run; it takes no others")
     if settings["profile"]:
         with tempfile.TemporaryDirectory() as folder:
@@ -235,6 +255,26 @@ def train(arguments: list[str]) -> int:
     _print_figures(results)
     print(f"the run is in {results['run']}; next: {PROGRAM} audit {results['run']}")
     return 0
+
+
+def _in_order(arguments: list[str], recipe_file: Callable[[str], Path]) -> list[str]:
+    """A recipe as the first file of settings, then the files given, then the flags: what stands later counts more."""
+    recipes: list[str] = []
+    files: list[str] = []
+    flags: list[str] = []
+    left = list(arguments)
+    while left:
+        flag, equals, value = left.pop(0).partition("=")
+        if flag not in ("--recipe", "--config"):
+            flags.append(f"{flag}{equals}{value}")
+            continue
+        if not equals:
+            if not left:
+                raise ValueError(f"{flag}: {'the name of a recipe' if flag == '--recipe' else 'a file'} should follow")
+            value = left.pop(0)
+        (recipes if flag == "--recipe" else files).append(value)
+    found = [str(recipe_file(name)) for name in recipes]
+    return [part for path in [*found, *files] for part in ("--config", path)] + flags
 
 
 def _speaks() -> bool:
@@ -272,6 +312,7 @@ def _evaluation_parser(name: str, description: str) -> argparse.ArgumentParser:
     parser.add_argument("--identity", help="auto, caption or none, as in 'train' (default: as the run was trained)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default auto)")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
+    parser.add_argument(OFFLINE, action="store_true", help=OFFLINE_HELP)
     return parser
 
 
@@ -448,6 +489,7 @@ def study(arguments: list[str]) -> int:
     parser.add_argument("--split", help="the split to measure (default: the plan's)")
     parser.add_argument("--same", choices=("pictures", "seconds"), help="what every variant gets alike")
     parser.add_argument("--seconds", type=float, help="seconds of each training, with --same seconds")
+    parser.add_argument(OFFLINE, action="store_true", help=OFFLINE_HELP)
     parser.add_argument("--dry-run", action="store_true", help="say how long it will take, and train nothing")
     parser.add_argument("--pdf", action="store_true", help="also write report.pdf (needs clipvisionalign[pdf])")
     parser.add_argument("--json", action="store_true", help="print report.json instead of tables")
@@ -827,6 +869,9 @@ def export(arguments: list[str]) -> int:
         print(f"{export_huggingface(given.run, given.huggingface)}: model, settings, tokenizer, README.md")
     return 0
 
+
+#: The commands that may need a tower's weights.
+_FETCHING = (train, evaluate, audit, study)
 
 COMMANDS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     "scenes": ("draw the built-in data set: scenes of shapes with five captions each", scenes),

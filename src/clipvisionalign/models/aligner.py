@@ -28,6 +28,7 @@ from torch.nn import functional as F
 from clipvisionalign.batch import TokenGroup, group_by_length
 from clipvisionalign.models.device import best_device
 from clipvisionalign.models.fusion import Fusion, FusionConfig
+from clipvisionalign.models.hub import tell
 from clipvisionalign.models.image_tower import ImageFeatures, ImageTower, ImageTowerConfig
 from clipvisionalign.models.late_interaction import (
     LateConfig,
@@ -38,12 +39,15 @@ from clipvisionalign.models.late_interaction import (
 )
 from clipvisionalign.models.packed_linear import pack_linears
 from clipvisionalign.models.text_tower import CaptionFeatures, TextTower, TextTowerConfig
+from clipvisionalign.models.weights import find_image_weights, find_text_weights
 from clipvisionalign.pictures import Picture
 from clipvisionalign.progress import progress
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.yaml"
 TEXT_FOLDER = "text_tower"
+#: Only where a picture tower's name does not tell how it is built.
+IMAGE_FOLDER = "image_tower"
 #: Beginnings of the names of what scores pairs: used where a loss or a score is taken, not where the towers encode.
 PAIR_PARTS = ("late.", "fusion.")
 
@@ -115,20 +119,25 @@ class ImageHead(nn.Module):
 class Aligner(nn.Module):
     """Aligns images and captions in one space of `config.width` dimensions.
 
-    text_folder: where the text tower's config and tokenizer lie, None to find them by name. With `load_weights` False
-    the towers stay empty until `load_state_dict`. Raises WeightsNotFound, and ValueError for an unknown backbone.
+    run: a folder that `save` wrote, which has the towers' configs and the tokenizer; None to find them by name: then
+    `config` gets the commits that the hub has. With `load_weights` False the towers stay empty until `load_state_dict`.
+    Raises WeightsNotFound, and ValueError for an unknown backbone.
     """
 
-    def __init__(self, config: AlignerConfig, text_folder: Path | None = None, load_weights: bool = True) -> None:
+    def __init__(self, config: AlignerConfig, run: Path | None = None, load_weights: bool = True) -> None:
         super().__init__()
-        self.config = config
         #: Whether encoding and scoring show a live line on standard error.
         self.show_progress = False
         text_config = config.text_tower
         if config.design == "sparse":
             text_config = replace(text_config, attention="sliding")
-        self.image_tower = ImageTower(config.image_tower, load_weights)
-        self.text_tower = TextTower(text_config, text_folder, load_weights)
+        self.image_tower = ImageTower(config.image_tower, load_weights, None if run is None else run / IMAGE_FOLDER)
+        self.text_tower = TextTower(text_config, None if run is None else run / TEXT_FOLDER, load_weights)
+        self.config = replace(
+            config,
+            image_tower=replace(config.image_tower, revision=self.image_tower.config.revision),
+            text_tower=replace(config.text_tower, revision=self.text_tower.config.revision),
+        )
         self.image_head = ImageHead(self.image_tower.width, self.image_tower.patches, config.width, config.dropout)
         self.text_head = nn.Linear(self.text_tower.width, config.width)
         nn.init.orthogonal_(self.text_head.weight)
@@ -281,6 +290,7 @@ class Aligner(nn.Module):
         target = Path(folder)
         target.mkdir(parents=True, exist_ok=True)
         self.text_tower.save(target / TEXT_FOLDER)
+        self.image_tower.save(target / IMAGE_FOLDER)
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
         # Written aside and renamed, so that a run cut off in the middle keeps its last whole file.
         aside = target / f"{WEIGHTS_FILE}.part"
@@ -439,6 +449,19 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return state | {"log_scale": state["log_scale"].reshape(1)} if "log_scale" in state else state
 
 
+def pin_towers(config: AlignerConfig, say: Callable[[str], None] = tell) -> AlignerConfig:
+    """Fetch what the towers need and is not on this machine; returns the config with the hub's commits that have it.
+
+    Raises WeightsNotFound, and ValueError for an unknown backbone.
+    """
+    image, text = config.image_tower, config.text_tower
+    found = find_image_weights(image.name, image.weights, image.revision, say)
+    if found is not None:
+        image = replace(image, revision=found.origin.revision or image.revision)
+    revision = find_text_weights(text.name, text.weights, text.revision, say).origin.revision
+    return replace(config, image_tower=image, text_tower=replace(text, revision=revision or text.revision))
+
+
 def load_aligner(folder: str | Path, device: str = "auto", packed: bool = True) -> Aligner:
     """The aligner that a run folder holds, ready to encode and score; needs nothing else, and no network.
 
@@ -458,7 +481,7 @@ def load_aligner(folder: str | Path, device: str = "auto", packed: bool = True) 
         config = config_from_dict(AlignerConfig, settings)
     except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{source / CONFIG_FILE}: no settings of an aligner: {error}") from None
-    aligner = Aligner(config, text_folder=source / TEXT_FOLDER, load_weights=False)
+    aligner = Aligner(config, run=source, load_weights=False)
     try:
         aligner.load_state_dict(read_weights(source / WEIGHTS_FILE))
     except Exception as error:

@@ -6,13 +6,24 @@ timm backbones answer the same few calls, so one thin tower serves them all: fea
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from clipvisionalign.models.weights import EMBEDDED_IMAGE, find_image_weights, match_by_order, read_tensors
+from clipvisionalign.models.weights import (
+    EMBEDDED_IMAGE,
+    FoundWeights,
+    Origin,
+    backbone_of,
+    find_image_config,
+    find_image_weights,
+    match_by_order,
+    read_tensors,
+)
 from clipvisionalign.pictures import PictureInput
 
 
@@ -21,14 +32,18 @@ class ImageTowerConfig:
     """Which timm backbone sees the pictures.
 
     Args:
-        name: any timm backbone: tf_efficientnet_lite0 (installed with its weights), resnet50, fastvit_t8, ...
-        weights: "auto" (an installed package, the hub's cache), "random", or a path to a file in timm's layout.
+        name: any timm backbone: tf_efficientnet_lite0 (installed with its weights), resnet50, resnet50.a1_in1k,
+            fastvit_t8, ...; or a repository that timm can build, as hf-hub:OWNER/NAME.
+        weights: "auto" (an installed package, the hub's cache, the hub), "random", or a path to a file in timm's
+            layout.
         size: pixels on a side of the square that the tower sees; 0 for the backbone's own.
+        revision: branch, tag or commit of the hub's repository; "" for the main branch. A run records the commit.
     """
 
     name: str = EMBEDDED_IMAGE
     weights: str = "auto"
     size: int = 0
+    revision: str = ""
 
 
 class ImageFeatures(NamedTuple):
@@ -39,22 +54,33 @@ class ImageFeatures(NamedTuple):
 
 
 class ImageTower(nn.Module):
-    """A timm backbone without its classifier. Raises ValueError for an unknown name, and WeightsNotFound."""
+    """A timm backbone without its classifier. Raises ValueError for an unknown name, and WeightsNotFound.
 
-    def __init__(self, config: ImageTowerConfig, load_weights: bool = True) -> None:
+    folder: where `save` wrote what the backbone is built from, where timm's name alone does not tell.
+    """
+
+    def __init__(self, config: ImageTowerConfig, load_weights: bool = True, folder: Path | None = None) -> None:
         super().__init__()
-        import timm
-
         self.config = config
-        if not timm.is_model(config.name):
-            near = timm.list_models(f"*{config.name.split('_')[0]}*")[:5]
-            hint = f"; near it: {', '.join(near)}" if near else ""
-            raise ValueError(f"timm knows no backbone '{config.name}'{hint} (timm.list_models() lists all)")
-        found = find_image_weights(config.name, config.weights) if load_weights else None
+        known = backbone_of(config.name, config.revision)
+        found = find_image_weights(config.name, config.weights, config.revision) if load_weights else None
+        #: Where the weights came from.
+        self.origin = Origin("random", config.name) if found is None else found.origin
+        #: The config.json of a repository that timm has no name for.
+        self.published: dict[str, Any] | None = None
+        if not known.architecture:
+            file = folder / "config.json" if folder is not None and not load_weights else None
+            if file is None:
+                file = found.path.with_name("config.json") if found is not None and found.published else None
+            if file is None:
+                file, origin = find_image_config(config.name, config.revision)
+                self.origin = origin if found is None else found.origin
+            self.published = json.loads(file.read_text(encoding="utf-8"))
+        if self.origin.revision:
+            self.config = replace(config, revision=self.origin.revision)
         # Built with its classifier, as a published file has one, which goes after the weights are in.
-        sized: dict[str, Any] = {"img_size": config.size} if config.size and "vit" in config.name else {}
-        backbone: Any = timm.create_model(config.name, pretrained=False, **sized)
-        if found is not None:
+        backbone = _build(known.architecture, self.published, config, found)
+        if found is not None and not found.published:
             tensors = read_tensors(found.path)
             names = backbone.state_dict()
             state = match_by_order(tensors, names, found.path) if found.by_order else tensors
@@ -63,6 +89,12 @@ class ImageTower(nn.Module):
         self.backbone = backbone
         self.input = _picture_input(backbone, config)
         self.width, self.patches = self._measure()
+
+    def save(self, folder: Path) -> None:
+        """What the backbone is built from, without weights, where timm's name alone does not tell."""
+        if self.published is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "config.json").write_text(json.dumps(self.published, indent=2) + "\n", encoding="utf-8")
 
     def _measure(self) -> tuple[int, int]:
         """Width of the vectors and number of patches, seen on a blank picture."""
@@ -92,6 +124,41 @@ class ImageTower(nn.Module):
         else:
             patches = features[:, getattr(self.backbone, "num_prefix_tokens", 0) :]
         return ImageFeatures(pooled, patches)
+
+
+def _build(
+    architecture: str, published: dict[str, Any] | None, config: ImageTowerConfig, found: FoundWeights | None
+) -> Any:
+    """A backbone as timm builds it, with the weights of a published file, which timm's own loader reads."""
+    import timm
+
+    options: dict[str, Any] = {}
+    if published is not None:
+        # Two forms are about: with the weights' record in a part of its own, or flat.
+        architecture = published.get("architecture", "")
+        if not timm.is_model(architecture):
+            raise ValueError(f"{config.name}: timm builds no '{architecture}', which its config.json names")
+        options = {
+            "pretrained_cfg": dict(published.get("pretrained_cfg", published)),
+            **published.get("model_args", {}),
+        }
+        if "num_classes" in published:
+            options["pretrained_cfg"]["num_classes"] = published["num_classes"]
+    if config.size and "vit" in architecture:
+        options["img_size"] = config.size
+    if found is None or not found.published:
+        return timm.create_model(architecture, pretrained=False, **options)
+    # timm's hub files are tensors alone, whatever custom format the same weights once came in.
+    overlay = {"file": str(found.path), "custom_load": False, "source": None}
+    if "pretrained_cfg" in options:
+        options["pretrained_cfg"] |= overlay
+    else:
+        options["pretrained_cfg_overlay"] = overlay
+    try:
+        return timm.create_model(architecture, pretrained=True, **options)
+    except Exception as error:
+        reason = next((line.strip() for line in str(error).splitlines()[1:] if line.strip()), str(error))
+        raise ValueError(f"{found.path}: not the weights of this backbone: {reason}") from None
 
 
 def _load_all_but_classifier(backbone: nn.Module, state: dict[str, Tensor], path: str) -> None:

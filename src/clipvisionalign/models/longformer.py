@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clipvisionalign.models.attention import attention, global_places, is_global, join_heads, put_rows, split_heads
-from clipvisionalign.models.weights import read_tensors, weights_file
+from clipvisionalign.models.weights import read_tensors, weights_files
 
 
 class LongformerAttention(nn.Module):
@@ -169,8 +169,9 @@ class Longformer(nn.Module):
 
             config = transformers.LongformerConfig.from_pretrained(folder, local_files_only=True)
         model = cls(config)
-        path = weights_file(Path(folder))
-        model.load_published(read_tensors(path), str(path))
+        files = weights_files(Path(folder))
+        tensors = {name: tensor for path in files for name, tensor in read_tensors(path).items()}
+        model.load_published(tensors, str(files[0]))
         return model
 
     def load_published(self, tensors: Mapping[str, Tensor], source: str = "weights") -> None:

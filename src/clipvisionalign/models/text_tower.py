@@ -8,7 +8,7 @@ everything but the attention fixed. Both are made to call this project's `attent
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from clipvisionalign.batch import Tokens
 from clipvisionalign.models.attention import attention
 from clipvisionalign.models.longformer import Longformer
-from clipvisionalign.models.weights import EMBEDDED_TEXT, find_text_folder
+from clipvisionalign.models.weights import EMBEDDED_TEXT, Origin, find_text_weights, has_tokenizer
 
 #: Under this name transformers' encoders call `attention`.
 ATTENTION = "clipvisionalign"
@@ -32,7 +32,8 @@ class TextTowerConfig:
     """Which transformers encoder reads the captions.
 
     Args:
-        name: a folder, all-MiniLM-L6-v2 (installed with its weights), or a hub name in the local cache.
+        name: a folder, all-MiniLM-L6-v2 (installed with its weights), or a hub name: distilbert-base-uncased,
+            allenai/longformer-base-4096, ...
         weights: "auto", "random", or a folder in transformers' layout.
         attention: "dense" as the encoder is, or "sliding" for windows with the first token global (Longformer has its
             own windows either way).
@@ -40,6 +41,7 @@ class TextTowerConfig:
         pooling: "mean" over the tokens, "first" token, or "auto": first for Longformer, else mean.
         max_tokens: longer captions are cut; never above what the encoder has positions for.
         dropout: dropout of the encoder while training; below 0 for the encoder's own.
+        revision: branch, tag or commit of the hub's repository; "" for the main branch. A run records the commit.
     """
 
     name: str = EMBEDDED_TEXT
@@ -49,6 +51,7 @@ class TextTowerConfig:
     pooling: Literal["auto", "mean", "first"] = "auto"
     max_tokens: int = 128
     dropout: float = -1.0
+    revision: str = ""
 
 
 class CaptionFeatures(NamedTuple):
@@ -71,7 +74,14 @@ class TextTower(nn.Module):
         if config.attention == "sliding" and config.window < 2:
             raise ValueError(f"a sliding window needs 2 tokens or more, not {config.window}")
         self.config = config
-        source = folder or find_text_folder(config.name, config.weights)
+        #: Where the weights came from.
+        self.origin = Origin("files", config.name)
+        if folder is None:
+            found = find_text_weights(config.name, config.weights, config.revision)
+            folder, self.origin = found.folder, found.origin
+            if found.origin.revision:
+                self.config = replace(config, revision=found.origin.revision)
+        source = folder
         self.encoder = _build_encoder(source, config, load_weights and config.weights != "random")
         self.tokenizer = load_tokenizer(source)
         shape = self.encoder.config
@@ -139,7 +149,7 @@ def _build_encoder(source: Path, config: TextTowerConfig, load_weights: bool) ->
     # Its report on a pooler that nobody asked for, and its progress bars, tell our users nothing.
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    shape = transformers.AutoConfig.from_pretrained(source, local_files_only=True)
+    shape = transformers.AutoConfig.from_pretrained(source, local_files_only=True, trust_remote_code=False)
     if config.dropout >= 0:
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "attention_dropout"):
             if hasattr(shape, name):
@@ -156,7 +166,7 @@ def _build_encoder(source: Path, config: TextTowerConfig, load_weights: bool) ->
         elif config.attention == "sliding":
             raise ValueError(f"{source}: an encoder of the kind '{shape.model_type}' cannot be given sliding windows")
         if load_weights:
-            encoder = automatic.from_pretrained(source, config=shape, local_files_only=True, **options)
+            encoder = _load_published(automatic, source, shape, options)
         else:
             encoder = automatic.from_config(shape, **options)
         if config.attention == "sliding":
@@ -166,6 +176,25 @@ def _build_encoder(source: Path, config: TextTowerConfig, load_weights: bool) ->
         # It was trained for sentence pairs; the projection head takes its place.
         encoder.pooler = None
     return encoder.float()
+
+
+def _load_published(automatic: Any, source: Path, shape: Any, options: dict[str, Any]) -> Any:
+    """transformers' model with the weights of a folder. Raises ValueError where they are not all of this model's."""
+    try:
+        encoder, report = automatic.from_pretrained(
+            source, config=shape, local_files_only=True, output_loading_info=True, **options
+        )
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"{source}: weights that cannot be read, or are not this model's: {reason}") from None
+    # transformers draws what is missing at random, and says so to nobody.
+    own = {name for name, _ in encoder.named_parameters() if "pooler" not in name}
+    missing = sorted(own & set(report["missing_keys"]))
+    if missing:
+        raise ValueError(
+            f"{source}: not the weights of this encoder: {len(missing)} tensors are missing: {missing[:3]}"
+        )
+    return encoder
 
 
 def _calls_our_attention(shape: Any) -> bool:
@@ -230,4 +259,9 @@ def load_tokenizer(source: Path) -> Any:
     """The tokenizer in a folder of transformers' layout."""
     import transformers
 
-    return transformers.AutoTokenizer.from_pretrained(source, local_files_only=True)
+    if not has_tokenizer(source):
+        raise ValueError(f"{source}: no tokenizer: neither tokenizer.json nor a vocabulary is there")
+    try:
+        return transformers.AutoTokenizer.from_pretrained(source, local_files_only=True, trust_remote_code=False)
+    except Exception as error:
+        raise ValueError(f"{source}: a tokenizer that cannot be read: {str(error).strip().splitlines()[0]}") from None

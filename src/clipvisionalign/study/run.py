@@ -27,8 +27,9 @@ from clipvisionalign.study.cells import (
     refuse_other,
     reusable,
     train_cell,
+    with_commits,
     write_json,
-)  # fmt: skip
+)
 from clipvisionalign.study.examples import examples_of
 from clipvisionalign.study.plan import Cell, Plan, cells_of, check_plan, data_of
 from clipvisionalign.study.probe import Probe, estimated, probes_of, steps_for
@@ -57,7 +58,7 @@ def run_study(plan: Plan, out: str | Path, say: Say = print) -> dict[str, Any]:
     _open_folder(plan, study)
     data = _open_data(plan, study, say)
     part = data.split(plan.split)
-    cells = _cells(plan, study, part, say)
+    cells = with_commits(_cells(plan, study, part, say), study, say)
     for cell in cells:
         refuse_other(cell)
     (study / PLAN).write_text(plan_text(plan))

@@ -35,6 +35,7 @@ from clipvisionalign.models.aligner import (
     AlignerConfig,
     config_from_dict,
     load_aligner,
+    pin_towers,
     read_weights,
 )
 from clipvisionalign.models.device import best_device, machine, quick_format, versions
@@ -229,6 +230,8 @@ def train(config: RunConfig, say: Say = print, state: dict[str, Any] | None = No
     data = open_data(config, say, processes)
     if state is not None and state["data"] != data.fingerprint():
         raise DataError(f"{config.data}: not the training data that {out} was begun with: it cannot go on")
+    # One process fetches the towers' weights; from then on the commit is known, and the others find it in the cache.
+    config = replace(config, model=processes.first_does(lambda: pin_towers(config.model, say)))
     aligner = Aligner(config.model).to(device).to(memory_format=torch.channels_last)
     if config.init and state is None:
         anew = start_from(aligner, config.init)
@@ -280,7 +283,7 @@ def train(config: RunConfig, say: Say = print, state: dict[str, Any] | None = No
     if state is not None:
         where = _go_on(state, whole, out, say, processes)
     elif processes.first:
-        _write_records(out, config, data)
+        _write_records(out, config, data, aligner)
     if usable:
         purge = {"tensorboard": {"purge_step": where.step + 1}} if "tensorboard" in usable else {}
         processes.accelerator.init_trackers("records", config=None, init_kwargs=purge)
@@ -737,7 +740,7 @@ def _schedule(step: int, steps: int, warmup: float) -> float:
     return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
 
 
-def _write_records(out: Path, config: RunConfig, data: TrainingData) -> None:
+def _write_records(out: Path, config: RunConfig, data: TrainingData, aligner: Aligner) -> None:
     import yaml
 
     # Whoever repeats a run from its settings has not been asked whether to replace another one.
@@ -745,6 +748,9 @@ def _write_records(out: Path, config: RunConfig, data: TrainingData) -> None:
     aside.write_text(yaml.safe_dump(asdict(replace(config, overwrite=False)), sort_keys=False))
     aside.replace(out / "config.yaml")
     (out / "data.json").write_text(json.dumps(data.about(), indent=2) + "\n")
+    origins = {"image_tower": aligner.image_tower.origin, "text_tower": aligner.text_tower.origin}
+    weights = {tower: origin.to_dict() for tower, origin in origins.items()}
+    (out / "weights.json").write_text(json.dumps(weights, indent=2) + "\n")
     environment = {"versions": versions(), "machine": machine()}
     (out / "environment.json").write_text(json.dumps(environment, indent=2) + "\n")
 

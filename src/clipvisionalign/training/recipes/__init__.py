@@ -1,0 +1,28 @@
+"""Settings of `train` by name: a YAML file each, its first line a comment that says what it is."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+
+
+def recipes() -> dict[str, str]:
+    """The recipes: name -> what it is, in a line."""
+    found = {}
+    for path in sorted(_folder().glob("*.yaml")):
+        with path.open(encoding="utf-8") as file:
+            found[path.stem] = file.readline().lstrip("# ").strip()
+    return found
+
+
+def recipe_file(name: str) -> Path:
+    """The file of a recipe. Raises ValueError, with all that there are, for an unknown one."""
+    path = _folder() / f"{name}.yaml"
+    if name not in recipes():
+        known = "".join(f"\n  {each}: {words}" for each, words in recipes().items())
+        raise ValueError(f"--recipe {name}: no such recipe; those are:{known}")
+    return path
+
+
+def _folder() -> Path:
+    return Path(str(files("clipvisionalign.training.recipes")))

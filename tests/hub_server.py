@@ -1,0 +1,237 @@
+"""A model hub on loopback that answers over real HTTP as huggingface.co does, and that can be told to misbehave.
+
+Two servers: the hub with its API, its redirects and its small files, and the store ("CDN") that large files are redirected
+to. What the hub's client asks was read off huggingface_hub's source.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import socket
+import struct
+import threading
+import time
+from collections import defaultdict
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+LARGE = (".safetensors", ".bin")
+
+
+@dataclass
+class Repository:
+    """commits: files by name, by commit; main: the commit that the branch stands for."""
+
+    commits: dict[str, dict[str, bytes]]
+    main: str
+    licence: str = "apache-2.0"
+    gated: bool = False
+
+
+def git_hash(content: bytes) -> str:
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
+def commit_of(files: dict[str, bytes]) -> str:
+    return hashlib.sha1(json.dumps([[name, git_hash(files[name])] for name in sorted(files)]).encode()).hexdigest()
+
+
+@dataclass
+class Hub:
+    """repositories: by name; moved: old name to new; requests: "METHOD PATH" as they came, with the range asked for.
+
+    cut: by file, how many bytes each next answer sends before the connection is closed; reset: whether it is closed with
+    a reset. wrong: bytes sent in the place of a file's. stall: seconds before any answer.
+    """
+
+    repositories: dict[str, Repository] = field(default_factory=dict)
+    moved: dict[str, str] = field(default_factory=dict)
+    requests: list[str] = field(default_factory=list)
+    cut: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
+    reset: bool = False
+    wrong: dict[str, bytes] = field(default_factory=dict)
+    stall: float = 0.0
+    token: str = ""
+
+    def publish(self, name: str, folder: Path, licence: str = "apache-2.0", gated: bool = False) -> str:
+        """The files of a folder as a new commit of a repository's main branch."""
+        files = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+        files["README.md"] = f"---\nlicense: {licence}\n---\n# {name}\n".encode()
+        commit = commit_of(files)
+        before = self.repositories[name].commits if name in self.repositories else {}
+        self.repositories[name] = Repository({**before, commit: files}, commit, licence, gated)
+        return commit
+
+    def __enter__(self) -> Hub:
+        self.servers = [_Server(("127.0.0.1", 0), kind) for kind in (_HubHandler, _StoreHandler)]
+        for server in self.servers:
+            server.daemon_threads = True
+            server.hub = self  # type: ignore[attr-defined]
+            threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+        self.url, self.store = (f"http://127.0.0.1:{server.server_port}" for server in self.servers)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for server in self.servers:
+            server.shutdown()
+            server.server_close()
+
+    def forget(self) -> None:
+        """No faults, no requests."""
+        self.requests.clear()
+        self.cut.clear()
+        self.wrong.clear()
+        self.reset, self.stall, self.token = False, 0.0, ""
+        for repository in self.repositories.values():
+            repository.gated = False
+
+
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, *_: object) -> None:
+        # Clients that hang up are what some of the tests are about.
+        return
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_: object) -> None:
+        return
+
+    @property
+    def hub(self) -> Hub:
+        return self.server.hub  # type: ignore[attr-defined]
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        wanted = self.headers.get("Range", "")
+        self.hub.requests.append(f"{self.command} {self.path}{f' {wanted}' if wanted else ''}")
+        if self.hub.stall:
+            time.sleep(self.hub.stall)
+        self.respond()
+
+    def respond(self) -> None:
+        raise NotImplementedError
+
+    def reply(self, status: int, headers: dict[str, str], content: bytes = b"") -> None:
+        self.send_response(status)
+        for name, value in {"Content-Length": str(len(content)), **headers}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(content)
+
+    def refuse(self, status: int, code: str, words: str) -> None:
+        self.reply(status, {"X-Error-Code": code, "X-Error-Message": words}, json.dumps({"error": words}).encode())
+
+    def send_file(self, name: str, content: bytes, headers: dict[str, str]) -> None:
+        """With ranges, and with whatever fault was asked for."""
+        length = len(content)
+        content = self.hub.wrong.get(name, content)
+        content = content + bytes(max(0, length - len(content)))
+        start = int(found[1]) if (found := re.match(r"bytes=(\d+)-", self.headers.get("Range", ""))) else 0
+        status = 206 if start else 200
+        if start:
+            headers = {**headers, "Content-Range": f"bytes {start}-{length - 1}/{length}"}
+        content = content[start:length]
+        cuts = self.hub.cut.get(name)
+        if self.command == "HEAD" or not cuts:
+            self.reply(status, headers, content)
+            return
+        self.send_response(status)
+        for header, value in {"Content-Length": str(len(content)), **headers}.items():
+            self.send_header(header, value)
+        self.end_headers()
+        self.wfile.write(content[: cuts.pop(0)])
+        self.wfile.flush()
+        if self.hub.reset:
+            time.sleep(0.2)
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.close_connection = True
+        self.connection.close() if self.hub.reset else self.connection.shutdown(socket.SHUT_RDWR)
+
+
+class _HubHandler(_Handler):
+    def respond(self) -> None:
+        path = self.path.partition("?")[0]
+        api = re.fullmatch(r"/api/models/(.+?)(?:/revision/([^/]+))?", path)
+        small = re.fullmatch(r"/api/resolve-cache/models/(.+)/([0-9a-f]{40})/([^/]+)", path)
+        resolve = re.fullmatch(r"/(.+?)/resolve/([^/]+)/([^/]+)", path)
+        found = small or resolve or api
+        if found is None:
+            self.refuse(404, "NotFound", "no such page")
+            return
+        name, revision = found[1], found[2] or "main"
+        if new := self.hub.moved.get(name):
+            self.reply(307, {"Location": path.replace(f"/{name}", f"/{new}", 1) + ("?blobs=True" if api else "")})
+            return
+        repository = self.hub.repositories.get(name)
+        if repository is None:
+            # What the hub answers to somebody whom it does not know, since it may be a private one.
+            self.refuse(401, "RepoNotFound", "Invalid username or password.")
+            return
+        if self.headers.get("Authorization") == "Bearer expired":
+            self.refuse(401, "", "Invalid credentials in Authorization header")
+            return
+        commit = repository.main if revision == "main" else revision
+        if commit not in repository.commits:
+            self.refuse(404, "RevisionNotFound", f"Invalid rev id: {revision}")
+            return
+        files = repository.commits[commit]
+        if found is api:
+            self.reply(200, {"Content-Type": "application/json"}, json.dumps(self.info(name, commit)).encode())
+            return
+        if repository.gated and self.headers.get("Authorization") != f"Bearer {self.hub.token}":
+            self.refuse(401, "GatedRepo", f"Access to model {name} is restricted. Please log in.")
+            return
+        file = found[3]
+        if file not in files:
+            self.refuse(404, "EntryNotFound", "Entry not found")
+            return
+        content = files[file]
+        if file.endswith(LARGE):
+            digest = hashlib.sha256(content).hexdigest()
+            self.reply(302, {
+                "X-Repo-Commit": commit, "X-Linked-Etag": f'"{digest}"', "X-Linked-Size": str(len(content)),
+                "ETag": f'"{git_hash(content)}"', "Location": f"{self.hub.store}/{digest}/{file}",
+            })  # fmt: skip
+        elif found is resolve:
+            self.reply(307, {
+                "X-Repo-Commit": commit, "ETag": f'"{git_hash(content)}"',
+                "Location": f"/api/resolve-cache/models/{name}/{commit}/{file}",
+            })  # fmt: skip
+        else:
+            self.send_file(file, content, {"X-Repo-Commit": commit, "ETag": f'"{git_hash(content)}"'})
+
+    def info(self, name: str, commit: str) -> dict[str, object]:
+        repository = self.hub.repositories[name]
+        siblings = []
+        for file, content in repository.commits[commit].items():
+            sibling: dict[str, object] = {"rfilename": file, "size": len(content), "blobId": git_hash(content)}
+            if file.endswith(LARGE):
+                digest = hashlib.sha256(content).hexdigest()
+                sibling["lfs"] = {"sha256": digest, "size": len(content), "pointerSize": 130}
+            siblings.append(sibling)
+        return {
+            "_id": "0", "id": name, "modelId": name, "sha": commit, "private": False, "disabled": False,
+            "gated": "auto" if repository.gated else False, "downloads": 1, "likes": 0, "siblings": siblings,
+            "tags": ["pytorch", f"license:{repository.licence}"], "cardData": {"license": repository.licence},
+        }  # fmt: skip
+
+
+class _StoreHandler(_Handler):
+    def respond(self) -> None:
+        # A signed URL: whoever has it may read, and an account's token has no business here.
+        assert "Authorization" not in self.headers
+        digest, _, name = self.path.strip("/").partition("/")
+        for repository in self.hub.repositories.values():
+            for files in repository.commits.values():
+                if name in files and hashlib.sha256(files[name]).hexdigest() == digest:
+                    self.send_file(name, files[name], {"ETag": f'"{digest}"', "Accept-Ranges": "bytes"})
+                    return
+        self.refuse(404, "", "no such object")
