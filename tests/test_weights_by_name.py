@@ -196,13 +196,13 @@ def test_size_is_told_before_and_progress_meanwhile(hub, capfd, monkeypatch):
     """The size stands there before the first byte is asked for; in a log a slow download has its lines."""
     monkeypatch.setenv("CLIPVISIONALIGN_PROGRESS_SECONDS", "0.1")
     hub.cut["model.safetensors"] = [1_200_000]  # a second until it is asked for again
-    lines: list[tuple[str, int]] = []
-    find_image_weights(IMAGE, say=lambda line: lines.append((line, len(hub.requests))))
-    (told, requests), *_ = lines
+    lines: list[tuple[str, bool]] = []
+    find_image_weights(IMAGE, say=lambda line: lines.append((line, any("resolve" in each for each in hub.requests))))
+    (told, asked), *_ = lines
     assert "fetching 2 files, 1.9 MB" in told
     assert "licence apache-2.0" in told
     assert hub.url in told
-    assert requests == 1  # the one that asks what there is
+    assert not asked
     assert f"fetching timm/{IMAGE} (kB) 1,0" in capfd.readouterr().err
 
 
@@ -233,7 +233,8 @@ def test_revisions_are_pinned(hub, moving):
     assert find_text_weights("someone/moving", revision=first).origin.revision == first
     assert not hub.requests
     assert find_text_weights("someone/moving").origin.revision == second
-    assert [request.split("?")[0] for request in hub.requests] == ["GET /api/models/someone/moving/revision/main"]
+    asked = [request.split("?")[0] for request in hub.requests if "moving" in request]
+    assert asked == ["GET /api/models/someone/moving/revision/main"]
     with pytest.raises(WeightsNotFound, match="no revision 'old'"):
         find_text_weights("someone/moving", revision="old")
     with pytest.raises(ValueError, match="asks for the revision 'a'"):
@@ -316,11 +317,11 @@ def test_a_name_that_does_not_exist_names_the_nearest(hub):
         find_image_weights("resnet50.nope")
     with pytest.raises(ValueError, match="resnet50"):
         find_image_weights("resnet5o")
-    requests = len(hub.requests)
+    hub.requests.clear()
     for name in ("./nowhere", "/nowhere/at/all", "a/b/c"):
         with pytest.raises(WeightsNotFound, match="no such folder"):
             find_text_weights(name)
-    assert len(hub.requests) == requests
+    assert not hub.requests
     with pytest.raises(WeightsNotFound, match=r"github\.com.*weights FILE"):
         find_image_weights("gcvit_tiny.in1k")
 
@@ -593,7 +594,7 @@ def test_the_original_recipe_is_one_line(hub, kaggle, published, tmp_path):
     del hub.repositories["timm/resnet50.a1_in1k"]
     assert done.returncode == 0, done.stderr[-2000:]
     assert "timm/resnet50.a1_in1k: fetching" in done.stderr
-    assert "R@1" in done.stdout
+    assert "recall@1" in done.stdout
     assert f"the run is in {out}" in done.stdout
     settings = yaml.safe_load((out / "config.yaml").read_text())
     assert (settings["batch"], settings["epochs"], settings["freeze"], settings["model"]["width"]) == (
