@@ -134,6 +134,7 @@ def check(arguments: list[str]) -> int:
     parser.add_argument("--max-tokens", type=int, default=0, help="another limit for --tokens (default: the model's)")
     parser.add_argument("--quick", action="store_true", help="read pictures' headers only, as training does first")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
+    parser.add_argument(OFFLINE, action="store_true", help=OFFLINE_HELP)
     given = parser.parse_args(arguments)
     from clipvisionalign.data.check import check as check_data
     from clipvisionalign.data.formats import read_captioned_images
@@ -871,7 +872,7 @@ def export(arguments: list[str]) -> int:
 
 
 #: The commands that may need a tower's weights.
-_FETCHING = (train, evaluate, audit, study)
+_FETCHING = (check, train, evaluate, audit, study)
 
 COMMANDS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     "scenes": ("draw the built-in data set: scenes of shapes with five captions each", scenes),

@@ -8,13 +8,8 @@ from typing import Any
 
 from clipvisionalign.batch import Tokens
 from clipvisionalign.models.aligner import CONFIG_FILE, TEXT_FOLDER
-from clipvisionalign.models.text_tower import (
-    TextTowerConfig,
-    find_text_folder,
-    load_tokenizer,
-    positions_of,
-    tokenized,
-)
+from clipvisionalign.models.text_tower import TextTowerConfig, load_tokenizer, positions_of, tokenized
+from clipvisionalign.models.weights import find_text_folder
 
 
 class CaptionTokenizer:
@@ -43,9 +38,9 @@ def open_tokenizer(model: str | Path, max_tokens: int = 0) -> CaptionTokenizer:
         settings = yaml.safe_load((run / CONFIG_FILE).read_text())
         limit = settings["model"]["text_tower"].get("max_tokens", limit)
     else:
-        folder = find_text_folder(str(model))
+        folder = find_text_folder(str(model), weights="random")
     limit = max_tokens or limit
     if limit < 3:
         raise ValueError(f"--max-tokens {limit}: a caption has two tokens that mark its ends, and should have a third")
-    shape = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+    shape = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     return CaptionTokenizer(load_tokenizer(folder), min(limit, positions_of(shape)))
