@@ -170,7 +170,7 @@ def test_reranking_equals_brute_force(gallery, candidates, seed):
     a, b, owners, identity = gallery
     rng = np.random.default_rng(seed)
     # Continuous dual scores, since which of two equal strangers is a candidate is nobody's promise.
-    a, b = (x + 1e-3 * rng.standard_normal(x.shape).astype(np.float32) for x in (a, b))
+    a, b = (x + 1e-3 * rng.standard_normal(x.shape) for x in (a, b))
     fused = rng.integers(0, 4, (len(a), len(b))).astype(np.float32)
     group = np.arange(len(a)) if identity is None else identity
     partner = group[:, None] == group[owners][None, :]

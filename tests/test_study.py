@@ -121,6 +121,21 @@ def test_every_file_of_a_report_is_there(study):
     assert r"\toprule" in (study / "tables" / "accuracy.tex").read_text()
 
 
+def test_every_table_of_recall_tells_chance(study, report):
+    chance = report["results"]["chance"]
+    gallery = report["data"]["gallery"]
+    assert chance["text_to_image recall_at_1"] == pytest.approx(100 / gallery["images"])
+    assert chance["rsum"] == pytest.approx(sum(share for figure, share in chance.items() if figure != "rsum"))
+    assert set(report["results"]["lengths"]["chance"]) == set(report["results"]["lengths"]["words"])
+    for name in ("accuracy", "length"):
+        for ending in ("md", "tex"):
+            assert "chance: a random ranking" in (study / "tables" / f"{name}.{ending}").read_text()
+    assert "chance: a random ranking" in (study / "report.html").read_text()
+    first = next(claim for claim in report["claims"] if claim["about"] == "accuracy")
+    assert "results/chance/rsum" in [figure["path"] for figure in first["figures"]]
+    assert all("chance" in bar for bar in (report["what_it_would_have_looked_like"] or {"bars": []})["bars"])
+
+
 def test_a_finished_study_trains_nothing_again(study, plan, report):
     stamps = {path: path.stat().st_mtime_ns for path in study.glob("cells/*/model.safetensors")}
     start = time.perf_counter()
@@ -332,7 +347,10 @@ def test_two_studies_side_by_side(study, tmp_path, capsys):
     assert main(["report", str(study), "--compare", str(study), "--out", str(tmp_path / "both.html"), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["settings"] == []
-    assert [row[3] for row in found["tables"][0]["rows"] if row[1]] == ["overlap"] * 4
+    rows = found["tables"][0]["rows"]
+    assert [row[3] for row in rows if row[1]] == ["overlap"] * 4 + [""]
+    assert rows[-1][0].startswith("chance")
+    assert rows[-1][1] == rows[-1][2]
     assert "two studies" in (tmp_path / "both.html").read_text()
 
 

@@ -428,11 +428,17 @@ def _print_figures(results: dict[str, Any]) -> None:
     for name in blocks:
         table.add_column(f"{name} image to text".strip(), justify="right")
         table.add_column(f"{name} text to image".strip(), justify="right")
+    # Results from before chance was told have none.
+    chance = results.get("chance")
+    if chance:
+        table.add_column("chance, both ways", justify="right")
     for figure in next(iter(blocks.values()))["image_to_text"]:
         cells = [_cell(figure, block[way][figure]) for block in blocks.values() for way in WAYS]
+        by_chance = [f"{100 * chance[way][figure]:.1f}" for way in WAYS if figure in chance[way]] if chance else []
+        cells += [" / ".join(by_chance)] if chance else []
         table.add_row(figure.replace("_at_", "@").replace("_", " "), *cells)
     sums = [cell for block in blocks.values() for cell in (_cell("rsum", block["rsum"]), "")]
-    table.add_row("rsum", *sums)
+    table.add_row("rsum", *sums, *([f"{chance['rsum']:.1f}"] if chance else []))
     Console().print(table)
     _print_equal_captions(results.get("equal_captions"))
     if not results.get("depths"):
@@ -445,6 +451,9 @@ def _print_figures(results: dict[str, Any]) -> None:
         forth, back = (f"{100 * value:.1f}" for value in depth["recall_at_1"])
         cost = f"{depth['pairs']:,}", f"{depth['ms_per_query']:.1f}"
         table.add_row(str(depth["candidates"]), forth, back, f"{depth['rsum']:.1f}", *cost)
+    if chance:
+        by_chance = [f"{100 * chance[way]['recall_at_1']:.1f}" for way in WAYS]
+        table.add_row("chance", *by_chance, f"{chance['rsum']:.1f}", "", "")
     Console().print(table)
 
 
@@ -462,10 +471,12 @@ def _print_equal_captions(found: dict[str, Any] | None) -> None:
 WAYS = ("image_to_text", "text_to_image")
 
 
-def _cell(name: str, figure: dict[str, float]) -> str:
+def _cell(name: str, figure: dict[str, float | None]) -> str:
+    """A figure with its interval, or alone where none was computed."""
     percent = 100.0 if name.startswith("recall") or name.startswith("map") else 1.0
-    value, low, high = (percent * figure[key] for key in ("value", "low", "high"))
-    return f"{value:.1f} [{low:.1f}, {high:.1f}]"
+    found = (figure.get(key) for key in ("value", "low", "high"))
+    value, low, high = (None if each is None else f"{percent * each:.1f}" for each in found)
+    return f"{value}" if low is None or high is None else f"{value} [{low}, {high}]"
 
 
 # --- study, report ---------------------------------------------------------------------------------------------------

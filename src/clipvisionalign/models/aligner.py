@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clipvisionalign.batch import TokenGroup, group_by_length
+from clipvisionalign.lists import check_lists, check_strings
 from clipvisionalign.models.device import best_device
 from clipvisionalign.models.fusion import Fusion, FusionConfig
 from clipvisionalign.models.hub import tell
@@ -183,20 +184,26 @@ class Aligner(nn.Module):
 
     @torch.no_grad()
     def encode_images(self, images: Sequence[Picture], batch: int = 64) -> Tensor:
-        """Images (paths, bytes or Pillow pictures) -> unit vectors (N, D), float32. Raises PictureError."""
+        """Images (paths, bytes or Pillow pictures) -> unit vectors (N, D), float32.
+
+        Raises PictureError, and TypeError for one image where a list of them belongs."""
         chunks = [states.vectors.cpu() for states in self.image_chunks(images, batch)]
         return torch.cat(chunks) if chunks else torch.empty(0, self.config.width)
 
     @torch.no_grad()
     def encode_captions(self, captions: Sequence[str], batch: int = 250) -> Tensor:
-        """Captions -> unit vectors (M, D), float32."""
+        """Captions -> unit vectors (M, D), float32. Raises TypeError for one string where a list of them belongs."""
+        check_strings(captions)
         vectors = torch.empty(len(captions), self.config.width)
         for rows, states in self._caption_chunks(captions, batch):
             vectors[rows] = states.vectors.cpu()
         return vectors
 
     def score(self, images: Sequence[Picture], captions: Sequence[str]) -> Tensor:
-        """The score of every image with every caption (N, M): cosines, or what the late interaction or fusion says."""
+        """The score of every image with every caption (N, M): cosines, or what the late interaction or fusion says.
+
+        Raises PictureError, and TypeError for one image or one string where a list of them belongs."""
+        check_lists(images, captions)
         if self.late is None:
             return self.encode_images(images) @ self.encode_captions(captions).T
         pairs = self.pair_scorer(images, captions)
@@ -209,6 +216,7 @@ class Aligner(nn.Module):
         self, images: Sequence[Picture], captions: Sequence[str], image_index: np.ndarray, caption_index: np.ndarray
     ) -> np.ndarray:
         """The scores of some pairs only (Q,): image `image_index[q]` with caption `caption_index[q]`."""
+        check_lists(images, captions)
         if self.late is not None:
             return self.pair_scorer(images, captions)(image_index, caption_index)
         left, right = self.encode_images(images).numpy(), self.encode_captions(captions).numpy()
@@ -219,6 +227,7 @@ class Aligner(nn.Module):
         """Encode images and captions once, to score any pairs of them later. Raises ValueError if the design cannot."""
         if self.late is None:
             raise ValueError(f"the design '{self.config.design}' scores no pairs: it has vectors only")
+        check_lists(images, captions)
         with evaluating(self):
             return PairScorer(
                 self,
@@ -243,6 +252,7 @@ class Aligner(nn.Module):
     def encode_caption_parts(self, captions: Sequence[str]) -> list[EncodedCaption]:
         """What pairs need of captions, each encoded once."""
         assert self.late is not None
+        check_strings(captions)
         with evaluating(self):
             captions_in: list[EncodedCaption | None] = [None] * len(captions)
             for rows, states in self._caption_chunks(captions, 250):
@@ -260,7 +270,8 @@ class Aligner(nn.Module):
 
     @torch.no_grad()
     def image_chunks(self, images: Sequence[Picture], batch: int = 64) -> Iterator[ImageStates]:
-        """Images in the common space, `batch` at a time. Raises PictureError."""
+        """Images in the common space, `batch` at a time. Raises PictureError, and TypeError for one image alone."""
+        check_lists(images)
         look = self.image_tower.input.look()
         starts = range(0, len(images), batch)
         with evaluating(self), ThreadPoolExecutor() as pool:

@@ -13,9 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from clipvisionalign.retrieval.evaluate import as_array, can_encode
-from clipvisionalign.retrieval.metrics import RECALL_AT
-from clipvisionalign.retrieval.ranks import PartnerRanks, Partners, ranks_of_scores
+from clipvisionalign.lists import check_lists
+from clipvisionalign.retrieval.evaluate import can_encode
+from clipvisionalign.retrieval.metrics import RECALL_AT, chance_recall
+from clipvisionalign.retrieval.ranks import PartnerRanks, Partners, ranks_of_scores, ranks_of_vectors
+from clipvisionalign.retrieval.ties import as_array
 
 #: Vectors and scores may differ by this share of their spread for the order in which a machine adds up.
 TOLERANCE = 1e-2
@@ -63,13 +65,13 @@ class _Answers:
             name = type(model).__name__
             raise TypeError(f"{name} answers neither encode_images and encode_captions, nor score: nothing to audit")
 
-    def ways(self) -> list[tuple[str, Callable[..., np.ndarray]]]:
-        """Every way in which the model answers, each asked on its own."""
-        ways: list[tuple[str, Callable[..., np.ndarray]]] = []
+    def ways(self) -> list[tuple[str, Callable[..., np.ndarray], Callable[..., PartnerRanks]]]:
+        """Every way in which the model answers, each asked on its own: for a table of scores, and for ranks."""
+        ways: list[tuple[str, Callable[..., np.ndarray], Callable[..., PartnerRanks]]] = []
         if self.encodes:
-            ways.append(("vectors", self.by_vectors))
+            ways.append(("vectors", self.by_vectors, self.ranks_by_vectors))
         if self.scores:
-            ways.append(("score", self.by_score))
+            ways.append(("score", self.by_score, self.ranks_by_score))
         return ways
 
     def by_vectors(self, images: Sequence[Any], captions: Sequence[str]) -> np.ndarray:
@@ -79,6 +81,13 @@ class _Answers:
 
     def by_score(self, images: Sequence[Any], captions: Sequence[str]) -> np.ndarray:
         return _table(as_array(self.model.score(images, captions)).astype(np.float64), images, captions)
+
+    def ranks_by_vectors(self, images: Sequence[Any], captions: Sequence[str], owners: np.ndarray) -> PartnerRanks:
+        partners = Partners.of(owners, len(images))
+        return ranks_of_vectors(self.model.encode_images(images), self.model.encode_captions(captions), partners)
+
+    def ranks_by_score(self, images: Sequence[Any], captions: Sequence[str], owners: np.ndarray) -> PartnerRanks:
+        return ranks_of_scores(self.model.score(images, captions), Partners.of(owners, len(images)))
 
 
 def _table(scores: np.ndarray, images: Sequence[Any], captions: Sequence[str]) -> np.ndarray:
@@ -107,8 +116,10 @@ def audit(
     identity: (N,) or None, caption_group: (M,) or None, as in `retrieval_metrics`.
     split_overlap: pictures found in two splits (`data.check` finds them), None where there is one split only, in which
     case that check is left out. sample: images in the checks, drawn with `seed`.
-    Raises TypeError for a model that answers neither way, ValueError for too small a sample.
+    Raises TypeError for a model that answers neither way and for one image or one string where a list belongs,
+    ValueError for too small a sample.
     """
+    check_lists(images, captions)
     answers = _Answers(model)
     partners = Partners.of(caption_image, len(images), identity, caption_group)
     rng = np.random.default_rng(seed)
@@ -123,11 +134,11 @@ def audit(
     some_captions = [captions[int(own[0])] for own in by_image]
     own_captions = [[captions[int(c)] for c in own] for own in by_image]
     checks = []
-    for way, ask in answers.ways():
+    for way, ask, rank in answers.ways():
         checks.append(_told(_alone, way, ask, some_images, some_captions, rng))
         checks.append(_told(_rectangular, way, ask, some_images, some_captions))
-        checks.append(_told(_shuffled, way, ask, some_images, own_captions, rng))
-        checks.append(_told(_blank, way, ask, some_images, own_captions))
+        checks.append(_told(_shuffled, way, rank, some_images, own_captions, rng))
+        checks.append(_told(_blank, way, rank, some_images, own_captions))
     if answers.encodes:
         checks.insert(1, _told(_caption_after_others, "vectors", model, some_images, some_captions))
     if split_overlap is not None:
@@ -213,18 +224,13 @@ def _rectangular(ask: Callable[..., np.ndarray], images: list[Any], captions: li
     return _same("rectangular", worst, "a score among N images and M captions, N and M unrelated,")
 
 
-def _recalls_above_chance(scores: np.ndarray, caption_image: np.ndarray) -> tuple[float, float, float]:
+def _recalls_above_chance(ranks: PartnerRanks) -> tuple[float, float, float]:
     """The recall that exceeds chance most: (recall, chance, by how many standard deviations)."""
-    images, captions = scores.shape
-    ranks: PartnerRanks = ranks_of_scores(scores, Partners.of(caption_image, images))
-    own = np.bincount(caption_image, minlength=images)
+    images, captions = len(ranks.image_to_text), len(ranks.text_to_image)
+    own = (ranks.image_to_text > 0).sum(axis=1)
     worst = (0.0, 0.0, -np.inf)
     for k in RECALL_AT:
-        # The chance that none of an image's captions is within the first k of M: a draw without replacement.
-        misses = np.ones(images)
-        for place in range(min(k, captions)):
-            misses *= np.clip((captions - own - place) / (captions - place), 0.0, 1.0)
-        forth = (float((ranks.image_to_text[:, 0] <= k).mean()), float(1 - misses.mean()), images)
+        forth = (float((ranks.image_to_text[:, 0] <= k).mean()), float(chance_recall(own, captions, k).mean()), images)
         # Captions of one image are found together or not at all in a model that leaks: count images, not captions.
         back = (float((ranks.text_to_image[:, 0] <= k).mean()), min(1.0, k / images), images)
         for recall, chance, queries in (forth, back):
@@ -233,8 +239,8 @@ def _recalls_above_chance(scores: np.ndarray, caption_image: np.ndarray) -> tupl
     return worst
 
 
-def _at_chance(name: str, scores: np.ndarray, caption_image: np.ndarray, what: str) -> Check:
-    recall, chance, deviations = _recalls_above_chance(scores, caption_image)
+def _at_chance(name: str, ranks: PartnerRanks, what: str) -> Check:
+    recall, chance, deviations = _recalls_above_chance(ranks)
     passed = bool(deviations <= QUANTILE)
     told = "at chance or below" if passed else "far above chance: the model knows the answer from somewhere else"
     return Check(name, passed, recall, f"{what}, recall is {recall:.3f} where chance is {chance:.3f}: {told}")
@@ -246,18 +252,18 @@ def _flat(own_captions: list[list[str]]) -> tuple[list[str], np.ndarray]:
 
 
 def _shuffled(
-    ask: Callable[..., np.ndarray], images: list[Any], own_captions: list[list[str]], rng: np.random.Generator
+    rank: Callable[..., PartnerRanks], images: list[Any], own_captions: list[list[str]], rng: np.random.Generator
 ) -> Check:
     """Give every image the captions of another, as if they were its own, and ask anew."""
     count = len(images)
     dealt = (np.arange(count) + rng.integers(1, count)) % count
     order = rng.permutation(count)
     captions, owners = _flat([own_captions[dealt[image]] for image in order])
-    scores = ask([images[image] for image in order], captions)
-    return _at_chance("shuffled partners", scores, owners, "with captions dealt to wrong images")
+    ranks = rank([images[image] for image in order], captions, owners)
+    return _at_chance("shuffled partners", ranks, "with captions dealt to wrong images")
 
 
-def _blank(ask: Callable[..., np.ndarray], images: list[Any], own_captions: list[list[str]]) -> Check:
+def _blank(rank: Callable[..., PartnerRanks], images: list[Any], own_captions: list[list[str]]) -> Check:
     """Give every image the same words."""
     captions, owners = _flat([["a picture"] * len(own) for own in own_captions])
-    return _at_chance("blank captions", ask(images, captions), owners, "with every caption the same")
+    return _at_chance("blank captions", rank(images, captions, owners), "with every caption the same")

@@ -15,10 +15,12 @@ from typing import Any
 import numpy as np
 
 from clipvisionalign.data.captioned import text_number
+from clipvisionalign.lists import check_lists
 from clipvisionalign.retrieval.equal_captions import EqualCaptions, equal_captions
 from clipvisionalign.retrieval.metrics import RESAMPLES, Figure, RetrievalMetrics, metrics_of_ranks, rsum_gain
 from clipvisionalign.retrieval.ranks import WHOLE, PartnerRanks, Partners, Share, ranks_of_scores, ranks_of_vectors
 from clipvisionalign.retrieval.rerank import reranked_at
+from clipvisionalign.retrieval.ties import Numbers, numbers_of
 
 #: The file of a run folder that holds the ranks of its dev gallery.
 RANKS = "ranks.npz"
@@ -89,9 +91,14 @@ def evaluate(
     many are re-ranked if the model answers `pair_scorer(images, captions)`; 0 measures the dual encoder alone.
     share: what of the ranking of vectors is done here, where several processes do it together. caption_group: (M,) or
     None, the same number for captions that are equal: each belongs to every image that has one of them.
-    Raises TypeError for a model that answers neither way, ValueError where what it gives does not fit.
+    The model's vectors and scores are taken in the format in which it gives them, of which `retrieval.ties` makes what
+    counts as equal. Raises TypeError for a model that answers neither way and for one image or one string where a list
+    belongs, ValueError where what it gives does not fit.
     """
+    check_lists(images, captions)
     partners = Partners.of(caption_image, len(images), identity, caption_group)
+    if len(captions) != len(partners.caption_image):
+        raise ValueError(f"{len(captions)} captions, but caption_image says of {len(partners.caption_image)} whose")
     equal = equal_captions([text_number(caption) for caption in captions], partners)
     if not can_encode(model) or (getattr(model, "scores_all_pairs", False) and not candidates):
         if not hasattr(model, "score"):
@@ -100,18 +107,14 @@ def evaluate(
         ranks = ranks_of_scores(_score_table(model, images, captions), partners)
         return Evaluation(metrics_of_ranks(ranks, partners.caption_image, resamples, seed), equal=equal)
     if not candidates:
-        image_vectors, caption_vectors = (
-            as_array(model.encode_images(images)),
-            as_array(model.encode_captions(captions)),
-        )
-        ranks = ranks_of_vectors(image_vectors, caption_vectors, partners, share)
+        ranks = ranks_of_vectors(model.encode_images(images), model.encode_captions(captions), partners, share)
         return Evaluation(metrics_of_ranks(ranks, partners.caption_image, resamples, seed), equal=equal)
     pairs = model.pair_scorer(images, captions)
-    image_vectors, caption_vectors = as_array(pairs.image_vectors), as_array(pairs.caption_vectors)
+    image_vectors, caption_vectors = numbers_of(pairs.image_vectors), numbers_of(pairs.caption_vectors)
     smaller = {max(1, candidates // share) for share in (2, 4, 8)}
     before, found = reranked_at(image_vectors, caption_vectors, partners, pairs, [*smaller, candidates])
     after = found[-1].ranks
-    queries = len(image_vectors) + len(caption_vectors)
+    queries = len(images) + len(captions)
     depths = []
     for depth in found:
         metrics = metrics_of_ranks(depth.ranks, partners.caption_image, 0)
@@ -134,28 +137,35 @@ def evaluate(
     )
 
 
-def as_array(found: Any) -> np.ndarray:
-    """A tensor on any device, or an array, as a NumPy array."""
-    if hasattr(found, "detach"):
-        found = found.detach().float().cpu()
-    return np.asarray(found)
-
-
-def _score_table(model: Any, images: Sequence[Any], captions: Sequence[str]) -> np.ndarray:
-    """The scores of all pairs (N, M), some images at a time."""
+def _score_table(model: Any, images: Sequence[Any], captions: Sequence[str]) -> Numbers:
+    """The scores of all pairs (N, M) in the format in which the model gives them, some images at a time."""
     shape = (len(images), len(captions))
-    table: np.ndarray
-    if shape[0] * shape[1] <= IN_MEMORY:
-        table = np.empty(shape, dtype=np.float32)
-    else:
-        table = np.memmap(tempfile.TemporaryFile(), np.float32, "w+", shape=shape)  # noqa: SIM115, it lives as long as the table
+    table: np.ndarray | None = None
+    coarsest: Numbers | None = None
     step = max(1, IN_MEMORY // max(1, len(captions)))
     for start in range(0, len(images), step):
-        part = as_array(model.score(images[start : start + step], captions))
-        if part.shape != table[start : start + step].shape:
-            told = f"{part.shape} for {len(table[start : start + step])} images and {len(captions)} captions"
+        part = numbers_of(model.score(images[start : start + step], captions))
+        count = min(step, len(images) - start)
+        if part.values.shape != (count, len(captions)):
+            told = f"{part.values.shape} for {count} images and {len(captions)} captions"
             raise ValueError(
                 f"{type(model).__name__}.score gave {told}: every image has to be scored with every caption"
             )
-        table[start : start + step] = part
-    return table
+        if table is None:
+            table, coarsest = _empty_table(shape, part.values.dtype), part
+        elif np.result_type(table, part.values) != table.dtype:
+            wider = _empty_table(shape, part.values.dtype)
+            wider[:start] = table[:start]
+            table = wider
+        table[start : start + count] = part.values
+        coarsest = part if coarsest is None or part.rounding > coarsest.rounding else coarsest
+    assert table is not None
+    assert coarsest is not None
+    return Numbers(table, coarsest.format, coarsest.rounding)
+
+
+def _empty_table(shape: tuple[int, int], dtype: Any) -> np.ndarray:
+    """In memory, or in a temporary file that lives as long as the table."""
+    if shape[0] * shape[1] <= IN_MEMORY:
+        return np.empty(shape, dtype=dtype)
+    return np.memmap(tempfile.TemporaryFile(), dtype, "w+", shape=shape)

@@ -25,13 +25,13 @@ NAMES = ("recall_at_1", "recall_at_5", "recall_at_10", "median_rank", "mean_rank
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure and its 95% interval."""
+    """A figure and its 95% interval; low and high are None where no interval was computed."""
 
     value: float
-    low: float
-    high: float
+    low: float | None = None
+    high: float | None = None
 
-    def to_dict(self) -> dict[str, float]:
+    def to_dict(self) -> dict[str, float | None]:
         return {"value": self.value, "low": self.low, "high": self.high}
 
 
@@ -40,7 +40,7 @@ class RetrievalMetrics:
     """What a model finds. Recalls and mAP@R are shares (0 to 1), ranks count from 1, rsum is in percent (0 to 600).
 
     image_to_text: found if any of the image's own captions is within the first k. text_to_image: likewise its image.
-    ranks: what the figures were made from.
+    ranks: what the figures were made from. chance: what a random ranking of this gallery would show.
     """
 
     images: int
@@ -58,7 +58,13 @@ class RetrievalMetrics:
             "image_to_text": {name: figure.to_dict() for name, figure in self.image_to_text.items()},
             "text_to_image": {name: figure.to_dict() for name, figure in self.text_to_image.items()},
             "rsum": self.rsum.to_dict(),
+            "chance": self.chance,
         }
+
+    @property
+    def chance(self) -> dict[str, Any]:
+        """The recalls and the rsum of a random ranking (`chance_of`), in the units of the figures beside it."""
+        return chance_of(self.ranks)
 
 
 def retrieval_metrics(
@@ -74,7 +80,9 @@ def retrieval_metrics(
     """Both ways over the whole gallery, by the dot product of the vectors.
 
     image_vectors: (N, D); caption_vectors: (M, D); caption_image: (M,) each caption's image; identity: (N,) or None,
-    images of one identity are partners of each other's captions. resamples: of the bootstrap, 0 for no intervals.
+    images of one identity are partners of each other's captions. resamples: of the bootstrap, 0 for no intervals
+    (low and high are then None). Vectors: arrays, tensors of any format and device, or lists of them; what counts as a
+    tie in each format, `retrieval.ties` says.
     share: what of the ranking is done here, where several processes do it together. caption_group: (M,) or None, the
     same number for captions that are equal: each belongs to every image that has one of them.
     Raises ValueError for shapes that do not fit, numbers out of range, images without captions, numbers not finite.
@@ -94,7 +102,8 @@ def metrics_of_ranks(
 ) -> RetrievalMetrics:
     """The figures of ranks that are known already. caption_image: (M,) which image a caption is drawn with."""
     images, captions = len(ranks.image_to_text), len(ranks.text_to_image)
-    weights = bootstrap_weights(images, resamples, seed)
+    # Nothing can be drawn otherwise from one image: no interval, rather than one of no width.
+    weights = bootstrap_weights(images, resamples if images > 1 else 0, seed)
     forth = _figures(ranks.image_to_text, np.arange(images), weights)
     back = _figures(ranks.text_to_image, caption_image, weights)
     return RetrievalMetrics(
@@ -107,11 +116,37 @@ def metrics_of_ranks(
     )
 
 
+def chance_recall(partners: np.ndarray, gallery: int, k: int) -> np.ndarray:
+    """By how much chance a query finds one of its partners within the first k of a gallery in random order (Q,).
+
+    partners: (Q,) how many each query has there. Exact: a draw without replacement, 1 - C(n - r, k) / C(n, k).
+
+    >>> chance_recall(np.array([1, 2]), 4, 2)
+    array([0.5       , 0.83333333])
+    """
+    misses = np.ones(len(partners))
+    for place in range(min(k, gallery)):
+        misses *= np.clip((gallery - partners - place) / (gallery - place), 0.0, 1.0)
+    return 1.0 - misses
+
+
+def chance_of(ranks: PartnerRanks) -> dict[str, Any]:
+    """What a random ranking of this gallery shows on average: {"image_to_text": {"recall_at_1": share, ...},
+    "text_to_image": {...}, "rsum": 0 to 600}, with the partners that each query has."""
+    found: dict[str, Any] = {}
+    for way, gallery in (("image_to_text", len(ranks.text_to_image)), ("text_to_image", len(ranks.image_to_text))):
+        partners = (getattr(ranks, way) > 0).sum(axis=1)
+        found[way] = {f"recall_at_{k}": float(chance_recall(partners, gallery, k).mean()) for k in RECALL_AT}
+    found["rsum"] = 100.0 * sum(sum(found[way].values()) for way in ("image_to_text", "text_to_image"))
+    return found
+
+
 def rsum_gain(
     ranks: PartnerRanks, before: PartnerRanks, caption_image: np.ndarray, resamples: int = RESAMPLES, seed: int = 0
 ) -> Figure:
     """What rsum gains from `before` to `ranks` of the same gallery; the interval is a paired bootstrap over images."""
-    weights = bootstrap_weights(len(ranks.image_to_text), resamples, seed)
+    images = len(ranks.image_to_text)
+    weights = bootstrap_weights(images, resamples if images > 1 else 0, seed)
     sums = []
     for each in (ranks, before):
         forth = _figures(each.image_to_text, np.arange(len(each.image_to_text)), weights)
@@ -183,6 +218,6 @@ def _median(first: np.ndarray, image: np.ndarray, weights: np.ndarray) -> np.nda
 def _interval(samples: np.ndarray) -> Figure:
     value = float(samples[0])
     if len(samples) == 1:
-        return Figure(value, value, value)
+        return Figure(value)
     low, high = np.percentile(samples[1:], [2.5, 97.5])
     return Figure(value, float(low), float(high))

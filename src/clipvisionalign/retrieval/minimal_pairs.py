@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from clipvisionalign.retrieval.evaluate import as_array, can_encode
-from clipvisionalign.retrieval.ranks import TIE_FLOAT32
+from clipvisionalign.lists import check_lists
+from clipvisionalign.retrieval.evaluate import can_encode
+from clipvisionalign.retrieval.ranks import true_scores
+from clipvisionalign.retrieval.ties import Alike, lengths_of, numbers_of, product_rounding, vectors_of
 
 
 def outscored(model: Any, images: Sequence[Any], true: Sequence[str], twins: Sequence[str]) -> np.ndarray:
@@ -16,23 +19,42 @@ def outscored(model: Any, images: Sequence[Any], true: Sequence[str], twins: Seq
 
     A model that sees no difference, a bag of words say, gets exactly the half that chance would give it. Asks
     `score_pairs(images, captions, image index, caption index)` where a model has it, else the cosines of its vectors,
-    else `score`.
+    else `score`. What a tie is, `retrieval.ties` says. Raises TypeError for one string where a list belongs, ValueError
+    for scores of another number or not finite.
     """
+    check_lists(images, true)
+    check_lists(captions=twins)
     count = len(images)
     if not count:
         return np.empty(0)
     index = np.concatenate([np.arange(count), np.arange(count)])
     captions = [*true, *twins]
+    if not hasattr(model, "score_pairs") and can_encode(model):
+        return _by_vectors(model.encode_images(images), model.encode_captions(captions))
     if hasattr(model, "score_pairs"):
-        scores = as_array(model.score_pairs(images, captions, index, np.arange(2 * count)))
-    elif can_encode(model):
-        left, right = as_array(model.encode_images(images)), as_array(model.encode_captions(captions))
-        scores = np.einsum("pd,pd->p", left[index].astype(np.float64), right.astype(np.float64))
+        found = numbers_of(model.score_pairs(images, captions, index, np.arange(2 * count)))
     else:
-        some = [as_array(model.score([image], pair))[0] for image, *pair in zip(images, true, twins, strict=True)]
-        scores = np.array(some).T.reshape(-1)
+        rows = [numbers_of(model.score([image], pair)) for image, *pair in zip(images, true, twins, strict=True)]
+        found = numbers_of([row.values[0] for row in rows])
+        found = replace(found, rounding=max(row.rounding for row in rows))
+        found = replace(found, values=found.values.T.reshape(-1))
+    scores = found.values.astype(np.float64)
     if scores.shape != (2 * count,) or not np.isfinite(scores).all():
         raise ValueError(f"{type(model).__name__} should give {2 * count} finite scores, not {scores.shape}")
-    gap = scores[:count].astype(np.float64) - scores[count:]
-    tie = TIE_FLOAT32 * float(np.abs(scores).max(initial=0.0))
-    return np.where(np.abs(gap) <= tie, 0.5, (gap > 0).astype(np.float64))
+    gap = scores[:count] - scores[count:]
+    size = np.maximum(np.abs(scores[:count]), np.abs(scores[count:]))
+    return np.where(np.abs(gap) <= found.rounding * size, 0.5, (gap > 0).astype(np.float64))
+
+
+def _by_vectors(image_vectors: Any, caption_vectors: Any) -> np.ndarray:
+    """`outscored` by the product of an image's vector (P, D) with those of its caption and of its twin (2 P, D)."""
+    left, right = vectors_of(image_vectors, "image"), vectors_of(caption_vectors, "caption")
+    index = np.arange(len(left.values))
+    count = len(index)
+    if right.values.shape != (2 * count, left.values.shape[1]):
+        raise ValueError(f"{2 * count} captions of the images' width should have vectors, not {right.values.shape}")
+    gap = true_scores(left, right, index, index) - true_scores(left, right, index, index + count)
+    lengths = lengths_of(right.values)
+    reach = product_rounding(left.values.shape[1]) * lengths_of(left.values) * (lengths[:count] + lengths[count:])
+    tie = (np.abs(gap) <= reach) | Alike(right, lengths)(index, index + count)
+    return np.where(tie, 0.5, (gap > 0).astype(np.float64))

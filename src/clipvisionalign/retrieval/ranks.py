@@ -1,11 +1,8 @@
 """Exact ranks of the true partners, streamed: memory grows with the gallery, not with gallery x queries.
 
 The rank of a partner is 1 + the number of others that score at least as high: a tie counts against the model, so that
-one that gives every pair the same score finds nothing. Another partner of the same query that scores at least as high
-takes a place before it too, as it does in any list of results.
-
-Blocks of scores are computed in float64, in which two equal vectors score alike to 1e-15 wherever they stand in a
-block, and scores within `TIE` count as equal: whether two scores tie must not depend on how a matrix product rounds.
+one that gives every pair the same score finds nothing. Another partner of the same query takes a place too, as it does
+in any list of results: of two of them the one with fewer strangers before it stands first. What a tie is, `ties` says.
 """
 
 from __future__ import annotations
@@ -16,11 +13,15 @@ from typing import Any
 
 import numpy as np
 
-#: Cosines closer than this are equal; float32 vectors that differ at all differ by more.
-TIE = 1e-12
-
-#: Scores that a model gives in float32 are equal within this share of their size.
-TIE_FLOAT32 = 1e-6
+from clipvisionalign.retrieval.ties import (
+    Alike,
+    Numbers,
+    lengths_of,
+    lowest_tying,
+    numbers_of,
+    product_rounding,
+    vectors_of,
+)
 
 #: Scores in a block, 4 million float64 take 32 MiB, and captions across it.
 BLOCK = 1 << 22
@@ -143,60 +144,109 @@ def ranks_of_vectors(
     """Exact ranks by the dot product. image_vectors: (N, D); caption_vectors: (M, D). share: of the work, not of the
     gallery.
 
+    Vectors are arrays, tensors of any floating-point format (bfloat16 too) on any device, or lists of them.
     Raises ValueError for shapes that do not fit, and for vectors that are not finite.
+
+    >>> vectors = np.eye(3, dtype=np.float16)
+    >>> ranks_of_vectors(vectors, vectors, Partners.of([0, 1, 2], 3)).text_to_image.tolist()
+    [[1], [1], [1]]
     """
-    images, captions = _vectors(image_vectors, "image"), _vectors(caption_vectors, "caption")
-    if images.shape[1] != captions.shape[1]:
-        raise ValueError(f"image vectors are {images.shape[1]} wide, caption vectors {captions.shape[1]}")
-    if len(images) != partners.images or len(captions) != len(partners.caption_image):
-        told = f"{len(images)} x {len(captions)} vectors, {partners.images} x {len(partners.caption_image)} partners"
+    by_image, by_caption = rank_vectors(image_vectors, caption_vectors, partners, share)
+    return PartnerRanks(by_image.ranks, by_caption.ranks)
+
+
+def ranks_of_scores(scores: Any, partners: Partners) -> PartnerRanks:
+    """Exact ranks by a table of scores (N, M), in the format in which it was made.
+
+    -inf, or what a masked array hides, is a pair that was not scored: a stranger that stands before nobody.
+    Raises ValueError for another shape, for NaN and +inf, and where a true pair was not scored.
+    """
+    table = numbers_of(scores)
+    values = table.values
+    if values.shape != (partners.images, len(partners.caption_image)):
+        raise ValueError(f"scores should be {(partners.images, len(partners.caption_image))}, not {values.shape}")
+    pair_images, pair_captions = partners.pairs()
+    true = values[pair_images, pair_captions].astype(np.float64)
+    bad = np.flatnonzero(~np.isfinite(true))
+    if bad.size:
+        told = f"image {pair_images[bad[0]]} with its caption {pair_captions[bad[0]]}: {true[bad[0]]}"
+        raise ValueError(f"{bad.size} scores of true pairs are not finite numbers, such as that of {told}")
+    step = max(1, BLOCK // values.shape[1])
+    for start in range(0, len(values), step):
+        if not (values[start : start + step] < np.inf).all():
+            told = "-inf stands for a pair that was not scored, NaN and inf for nothing"
+            raise ValueError(f"some scores are not finite numbers: {told}")
+
+    def block(first: int, last: int, start: int, stop: int) -> np.ndarray:
+        return values[first:last, start:stop].astype(np.float64)
+
+    bar = lowest_tying(true, table.rounding)
+    by_image = Side(pair_images, pair_captions, bar, bar, partners.images)
+    by_caption = Side(pair_captions, pair_images, bar, bar, len(partners.caption_image))
+    _count(block, by_image, by_caption, partners, WHOLE)
+    return PartnerRanks(by_image.ranks, by_caption.ranks)
+
+
+def rank_vectors(
+    image_vectors: Any, caption_vectors: Any, partners: Partners, share: Share = WHOLE
+) -> tuple[Side, Side]:
+    """`ranks_of_vectors`, with the partners that the ranks are of: by image, by caption."""
+    images, captions = vectors_of(image_vectors, "image"), vectors_of(caption_vectors, "caption")
+    width = images.values.shape[1]
+    if width != captions.values.shape[1]:
+        raise ValueError(f"image vectors are {width} wide, caption vectors {captions.values.shape[1]}")
+    numbers = len(images.values), len(captions.values)
+    if numbers != (partners.images, len(partners.caption_image)):
+        told = f"{numbers[0]} x {numbers[1]} vectors, {partners.images} x {len(partners.caption_image)} partners"
         raise ValueError(f"vectors and partners differ in number: {told}")
+    image_lengths, caption_lengths = lengths_of(images.values), lengths_of(captions.values)
+    share_of = product_rounding(width)
+    # One column more adds to each score what rounding can do to it: (D + 1,) instead of another pass over a block.
+    left, right = (images.values, share_of * image_lengths), (captions.values, caption_lengths)
 
     def block(first: int, last: int, start: int, stop: int) -> np.ndarray:
-        return images[first:last].astype(np.float64) @ captions[start:stop].astype(np.float64).T
+        return _widened(*left, slice(first, last)) @ _widened(*right, slice(start, stop)).T
 
     pair_images, pair_captions = partners.pairs()
-    true = np.empty(len(pair_images))
-    for start in range(0, len(true), 1 << 14):
-        part = slice(start, start + (1 << 14))
-        left, right = images[pair_images[part]], captions[pair_captions[part]]
-        true[part] = np.einsum("pd,pd->p", left.astype(np.float64), right.astype(np.float64))
-    size = np.abs(images).max(initial=0.0) * np.abs(captions).max(initial=0.0) * images.shape[1]
-    return _count(block, true, partners, TIE * max(1.0, float(size)), share)
+    true = true_scores(images, captions, pair_images, pair_captions)
+    sizes = image_lengths[pair_images] * caption_lengths[pair_captions]
+    bar = true - share_of * sizes
+
+    def side(query: np.ndarray, partner: np.ndarray, gallery: Numbers, lengths: np.ndarray, queries: int) -> Side:
+        # Vectors that are alike score alike within this: |s_a - s_b| <= |x| |y_a - y_b| and |y_b| <= |y_a| / (1 - r).
+        reach = gallery.rounding / (1.0 - gallery.rounding)
+        if reach <= share_of:
+            return Side(query, partner, bar, bar, queries)
+        return Side(query, partner, bar, bar - reach * sizes, queries, Alike(gallery, lengths))
+
+    by_image = side(pair_images, pair_captions, captions, caption_lengths, partners.images)
+    by_caption = side(pair_captions, pair_images, images, image_lengths, len(partners.caption_image))
+    _count(block, by_image, by_caption, partners, share)
+    return by_image, by_caption
 
 
-def ranks_of_scores(scores: Any, partners: Partners, tie: float = TIE_FLOAT32) -> PartnerRanks:
-    """Exact ranks by a table of scores (N, M); those within `tie` of their largest size count as equal."""
-    table = np.asarray(scores)
-    if table.shape != (partners.images, len(partners.caption_image)):
-        raise ValueError(f"scores should be {(partners.images, len(partners.caption_image))}, not {table.shape}")
-    if not np.isfinite(table).all():
-        raise ValueError("some scores are not finite numbers")
-    pair_images, pair_captions = partners.pairs()
-
-    def block(first: int, last: int, start: int, stop: int) -> np.ndarray:
-        return table[first:last, start:stop].astype(np.float64)
-
-    true = table[pair_images, pair_captions].astype(np.float64)
-    return _count(block, true, partners, tie * float(np.abs(table).max()))
-
-
-def _vectors(vectors: Any, kind: str) -> np.ndarray:
-    found = np.asarray(vectors)
-    if found.ndim != 2 or not np.issubdtype(found.dtype, np.floating):
-        raise ValueError(f"{kind} vectors should be floating-point (number, width), not {found.dtype} {found.shape}")
+def true_scores(images: Numbers, captions: Numbers, image_index: np.ndarray, caption_index: np.ndarray) -> np.ndarray:
+    """The products of some pairs (Q,), in float64."""
+    found = np.empty(len(image_index))
     for start in range(0, len(found), 1 << 14):
-        if not np.isfinite(found[start : start + (1 << 14)]).all():
-            raise ValueError(f"some {kind} vectors are not finite numbers")
+        part = slice(start, start + (1 << 14))
+        left, right = images.values[image_index[part]], captions.values[caption_index[part]]
+        found[part] = np.einsum("pd,pd->p", left.astype(np.float64), right.astype(np.float64))
     return found
 
 
-def _count(block: ScoreBlock, true: np.ndarray, partners: Partners, tie: float, share: Share = WHOLE) -> PartnerRanks:
+def _widened(vectors: np.ndarray, column: np.ndarray, rows: slice) -> np.ndarray:
+    """Some vectors in float64 with one column more."""
+    found = np.empty((len(vectors[rows]), vectors.shape[1] + 1))
+    found[:, :-1] = vectors[rows]
+    found[:, -1] = column[rows]
+    return found
+
+
+def _count(block: ScoreBlock, by_image: Side, by_caption: Side, partners: Partners, share: Share) -> None:
     """Count, for every true pair, the strangers that score at least as high: one pass over the blocks for both ways."""
     images, captions = partners.images, len(partners.caption_image)
     pair_images, pair_captions = partners.pairs()
-    by_image = _Side(pair_images, true, images)
-    by_caption = _Side(pair_captions, true, captions)
     width = min(captions, BLOCK_WIDTH)
     height = max(1, min(-(-images // share.count), BLOCK // width))
     firsts = np.searchsorted(pair_images, np.arange(0, images + height, height))
@@ -212,30 +262,83 @@ def _count(block: ScoreBlock, true: np.ndarray, partners: Partners, tie: float, 
             inside = (own_captions >= start) & (own_captions < stop)
             # Partners do not count as strangers, in either direction.
             scores[own_images[inside] - first, own_captions[inside] - start] = -np.inf
-            by_image.count(scores, first, last, tie)
-            by_caption.count(scores.T, start, stop, tie)
+            by_image.count(scores, slice(first, last), start, across=True)
+            by_caption.count(scores, slice(start, stop), first, across=False)
     for side in (by_image, by_caption):
         side.strangers = share.total(side.strangers)
-    return PartnerRanks(by_image.ranks(), by_caption.ranks())
 
 
-class _Side:
-    """One direction: for each query its partners' scores, best first (Q, R), and the strangers counted so far."""
+class Side:
+    """One direction: each query's partners (Q, R), and the strangers that were counted before each so far.
 
-    def __init__(self, query: np.ndarray, true: np.ndarray, queries: int) -> None:
-        order = np.lexsort((-true, query))
+    bar: what a stranger has to score to stand before a partner; wide: from which on it does if the two are alike.
+    """
+
+    def __init__(
+        self,
+        query: np.ndarray,
+        partner: np.ndarray,
+        bar: np.ndarray,
+        wide: np.ndarray,
+        queries: int,
+        alike: Alike | None = None,
+    ) -> None:
+        order = np.argsort(query, kind="stable")
         counts = np.bincount(query, minlength=queries)
         place = np.arange(len(query)) - np.repeat(np.cumsum(counts) - counts, counts)
+        self.alike = alike
         self.there: np.ndarray = np.arange(counts.max(initial=1)) < counts[:, None]
-        self.scores: np.ndarray = np.full(self.there.shape, np.inf)
-        self.scores[query[order], place] = true[order]
+        self.partner: np.ndarray = np.full(self.there.shape, -1)
+        self.bar: np.ndarray = np.full(self.there.shape, np.inf)
+        self.wide: np.ndarray = np.full(self.there.shape, np.inf)
+        for of, given in ((self.partner, partner), (self.bar, bar), (self.wide, wide)):
+            of[query[order], place] = given[order]
+        self.lowest: np.ndarray = self.wide.min(axis=1)
         self.strangers: np.ndarray = np.zeros(self.there.shape, dtype=np.int64)
 
-    def count(self, scores: np.ndarray, first: int, last: int, tie: float) -> None:
-        for place in range(self.scores.shape[1]):
-            bar = self.scores[first:last, place, None] - tie
-            self.strangers[first:last, place] += (scores >= bar).sum(axis=1)
+    def count(self, scores: np.ndarray, queries: slice, start: int, across: bool) -> None:
+        """Count within a block. queries: those of its rows (across) or columns; start: the first of its candidates."""
+        lowest = self.lowest[queries]
+        above = scores >= (lowest[:, None] if across else lowest[None, :])
+        number = int(np.count_nonzero(above))
+        if number > above.size // 4:
+            self._count_all(scores if across else scores.T, queries, start)
+            return
+        rows, columns = np.divmod(np.flatnonzero(above), scores.shape[1])
+        value = scores[rows, columns]
+        query, candidate = (rows, columns) if across else (columns, rows)
+        for place in range(self.there.shape[1]):
+            before = value >= self.bar[queries, place][query]
+            if self.alike is not None:
+                near = np.flatnonzero((value >= self.wide[queries, place][query]) & ~before)
+                before[near] = self.alike(self.partner[queries, place][query[near]], candidate[near] + start)
+            self.strangers[queries, place] += np.bincount(query[before], minlength=len(lowest))
 
+    def _count_all(self, scores: np.ndarray, queries: slice, start: int) -> None:
+        """`count` where many candidates score above a query's lowest partner."""
+        for place in range(self.there.shape[1]):
+            bar, wide = self.bar[queries, place, None], self.wide[queries, place, None]
+            before = (scores >= bar).sum(axis=1)
+            if self.alike is not None:
+                rows = np.flatnonzero((scores >= wide).sum(axis=1) > before)
+                row, candidate = np.nonzero((scores[rows] >= wide[rows]) & (scores[rows] < bar[rows]))
+                same = self.alike(self.partner[queries, place][rows[row]], candidate + start)
+                before += np.bincount(rows[row[same]], minlength=len(bar))
+            self.strangers[queries, place] += before
+
+    @property
+    def order(self) -> np.ndarray:
+        """(Q, R) the places of a query's partners, that with the fewest strangers before it first, then by score."""
+        strangers = np.where(self.there, self.strangers, np.iinfo(np.int64).max)
+        return np.lexsort((-self.bar, strangers), axis=1)
+
+    @property
     def ranks(self) -> np.ndarray:
-        """Strangers before it, partners before it, and itself."""
-        return np.where(self.there, self.strangers + np.arange(1, self.there.shape[1] + 1), 0)
+        """(Q, R) strangers before it, partners before it, and itself; padded with 0."""
+        strangers = np.take_along_axis(self.strangers, self.order, axis=1)
+        return np.where(self.there, strangers + np.arange(1, self.there.shape[1] + 1), 0)
+
+    @property
+    def partners(self) -> np.ndarray:
+        """(Q, R) which partner each rank is of; padded with -1."""
+        return np.take_along_axis(self.partner, self.order, axis=1)

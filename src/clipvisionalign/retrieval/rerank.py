@@ -13,30 +13,28 @@ from typing import Any
 
 import numpy as np
 
-from clipvisionalign.retrieval.ranks import BLOCK, TIE, TIE_FLOAT32, PartnerRanks, Partners, ranks_of_vectors
+from clipvisionalign.retrieval.ranks import BLOCK, PartnerRanks, Partners, Side, rank_vectors
+from clipvisionalign.retrieval.ties import Numbers, lowest_tying, numbers_of, vectors_of
 
 #: score_pairs(image numbers (Q,), caption numbers (Q,)) -> (Q,)
-ScorePairs = Callable[[np.ndarray, np.ndarray], np.ndarray]
+ScorePairs = Callable[[np.ndarray, np.ndarray], Any]
 
 
-def first_candidates(
-    queries: np.ndarray, gallery: np.ndarray, pairs: tuple[np.ndarray, np.ndarray], count: int
-) -> np.ndarray:
-    """The `count` best of the gallery for each query (Q, count), in no order; on a tie a partner stays behind.
-
-    pairs: every true pair as (query numbers, gallery numbers), in any order.
-    """
-    order = np.argsort(pairs[0], kind="stable")
-    own, true = pairs[0][order], pairs[1][order]
+def first_candidates(queries: np.ndarray, gallery: np.ndarray, ranked: Side, count: int) -> np.ndarray:
+    """The `count` best of the gallery for each query (Q, count), in no order: partners of those ranks, and the
+    strangers that score highest. ranked: the same queries' partners, ranked in this gallery."""
     count = min(count, len(gallery))
     best = np.empty((len(queries), count), dtype=np.int64)
     wide = gallery.astype(np.float64).T
+    partners, ranks = ranked.partners, ranked.ranks
     step = max(1, BLOCK // max(1, len(gallery)))
     for start in range(0, len(queries), step):
         stop = min(start + step, len(queries))
         scores = queries[start:stop].astype(np.float64) @ wide
-        some = slice(*np.searchsorted(own, [start, stop]))
-        scores[own[some] - start, true[some]] -= TIE
+        rows, places = np.nonzero(ranked.there[start:stop])
+        first = ranks[start:stop][rows, places] <= count
+        # Whether a partner is among the first its rank says, which minds ties.
+        scores[rows, partners[start:stop][rows, places]] = np.where(first, np.inf, -np.inf)
         best[start:stop] = np.argpartition(-scores, count - 1, axis=1)[:, :count]
     return best
 
@@ -62,11 +60,12 @@ class Candidates:
         """The first `count` both ways. Raises ValueError for fewer than one."""
         if count < 1:
             raise ValueError(f"at least 1 candidate can be re-ranked, not {count}")
-        dual = ranks_of_vectors(image_vectors, caption_vectors, partners)
-        images, captions = np.asarray(image_vectors), np.asarray(caption_vectors)
-        true_images, true_captions = partners.pairs()
-        forth = first_candidates(images, captions, (true_images, true_captions), count)
-        back = first_candidates(captions, images, (true_captions, true_images), count)
+        image_numbers, caption_numbers = vectors_of(image_vectors, "image"), vectors_of(caption_vectors, "caption")
+        by_image, by_caption = rank_vectors(image_numbers, caption_numbers, partners)
+        dual = PartnerRanks(by_image.ranks, by_caption.ranks)
+        images, captions = image_numbers.values, caption_numbers.values
+        forth = first_candidates(images, captions, by_image, count)
+        back = first_candidates(captions, images, by_caption, count)
         # A pair that is a candidate both ways is scored once.
         keys = np.concatenate(
             [
@@ -85,14 +84,21 @@ class Candidates:
 
     def ranks(self, scores: Any) -> PartnerRanks:
         """The ranks by the pairs' scores (Q,). Raises ValueError for scores of another shape or not finite."""
-        scores = np.asarray(scores, dtype=np.float64)
+        given = numbers_of(scores)
+        scores = given.values.astype(np.float64)
         if scores.shape != self.pairs.shape or not np.isfinite(scores).all():
             raise ValueError(f"score_pairs should give {len(self.pairs)} finite numbers, not {scores.shape}")
-        scored, true = scores[self.place], self.true[self.place]
-        tie, size = TIE_FLOAT32 * float(np.abs(scores).max(initial=0.0)), self.forth.size
+        tied, true, size = lowest_tying(scores, given.rounding), self.true[self.place], self.forth.size
+
+        def new(old: np.ndarray, candidates: np.ndarray, part: slice) -> np.ndarray:
+            some = self.place[part]
+            return _new_ranks(
+                old, true[part].reshape(candidates.shape), scores[some].reshape(candidates.shape), tied[some]
+            )
+
         return PartnerRanks(
-            _new_ranks(self.dual.image_to_text, true[:size].reshape(self.forth.shape), scored[:size], tie),
-            _new_ranks(self.dual.text_to_image, true[size:].reshape(self.back.shape), scored[size:], tie),
+            new(self.dual.image_to_text, self.forth, slice(None, size)),
+            new(self.dual.text_to_image, self.back, slice(size, None)),
         )
 
 
@@ -125,22 +131,25 @@ def reranked_at(
     known = np.empty(0, dtype=np.int64)
     scores = np.empty(0)
     seconds = 0.0
-    width = len(caption_vectors)
+    width = len(partners.caption_image)
     found: list[Depth] = []
     asked = 0
+    coarsest = Numbers(scores, "float64", 0.0)
+    image_vectors, caption_vectors = vectors_of(image_vectors, "image"), vectors_of(caption_vectors, "caption")
 
-    def remembered(images: np.ndarray, captions: np.ndarray) -> np.ndarray:
-        nonlocal known, scores, seconds, asked
+    def remembered(images: np.ndarray, captions: np.ndarray) -> Numbers:
+        nonlocal known, scores, seconds, asked, coarsest
         keys = images * width + captions
         new = np.setdiff1d(keys, known, assume_unique=True)
         if len(new):
             start = time.perf_counter()
-            fresh = np.asarray(score_pairs(new // width, new % width), dtype=np.float64)
+            given = numbers_of(score_pairs(new // width, new % width))
             seconds += time.perf_counter() - start
+            fresh, coarsest = given.values.astype(np.float64), max(coarsest, given, key=lambda each: each.rounding)
             order = np.argsort(np.concatenate([known, new]), kind="stable")
             known, scores = np.concatenate([known, new])[order], np.concatenate([scores, fresh])[order]
         asked = len(keys)
-        return scores[np.searchsorted(known, keys)]
+        return Numbers(scores[np.searchsorted(known, keys)], coarsest.format, coarsest.rounding)
 
     for depth in sorted(set(depths)):
         before, after = reranked(image_vectors, caption_vectors, partners, remembered, depth)
@@ -148,10 +157,12 @@ def reranked_at(
     return before, found
 
 
-def _new_ranks(old: np.ndarray, is_partner: np.ndarray, scored: np.ndarray, tie: float) -> np.ndarray:
-    """Ranks (Q, R) after re-ranking. old: (Q, R); is_partner: (Q, k) which candidates are true; scored: (Q * k,)."""
-    scores = scored.reshape(is_partner.shape) - tie * is_partner
-    order = np.argsort(-scores, axis=1, kind="stable")
+def _new_ranks(old: np.ndarray, is_partner: np.ndarray, scores: np.ndarray, tied: np.ndarray) -> np.ndarray:
+    """Ranks (Q, R) after re-ranking. old: (Q, R); is_partner, scores: (Q, k) of the candidates; tied: (Q * k,) the
+    lowest score that ties with each."""
+    # A partner stands where the lowest score that ties with its own would, and behind whatever is there.
+    standing = np.where(is_partner, tied.reshape(scores.shape), scores)
+    order = np.lexsort((is_partner, -standing), axis=1)
     partner_in_order = np.take_along_axis(is_partner, order, axis=1)
     new = np.where(old > is_partner.shape[1], old, 0)
     for query in np.flatnonzero(is_partner.any(axis=1)):

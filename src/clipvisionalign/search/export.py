@@ -347,6 +347,13 @@ def _audit_of(run: Path) -> str:
     return "\n".join([verdict, "", *lines])
 
 
+def _interval(figure: dict[str, Any], factor: float = 1.0) -> str:
+    """A figure with its 95% interval, or alone where none was computed."""
+    low, high = figure.get("low"), figure.get("high")
+    told = f"{factor * figure['value']:.1f}"
+    return told if low is None or high is None else f"{told} [{factor * low:.1f}, {factor * high:.1f}]"
+
+
 def model_card(run: Path) -> str:
     """What the model is, what it was trained on, what it finds with intervals, and what it is not for."""
     import yaml
@@ -356,12 +363,15 @@ def model_card(run: Path) -> str:
     model = yaml.safe_load((run / "config.yaml").read_text())["model"]
     figures = results.get("reranked", results)
     rows = []
+    # Results from before chance was told have none.
+    chance = results.get("chance", {})
     for way in ("image_to_text", "text_to_image"):
         for name, found in figures[way].items():
             factor = 100 if name.startswith(("recall", "map")) else 1
-            value, low, high = (factor * found[key] for key in ("value", "low", "high"))
-            rows.append(f"| {way.replace('_', ' ')} | {name.replace('_', ' ')} | {value:.1f} [{low:.1f}, {high:.1f}] |")
-    rsum = "{value:.1f} [{low:.1f}, {high:.1f}]".format(**figures["rsum"])
+            by_chance = f"{100 * chance[way][name]:.1f}" if name in chance.get(way, {}) else ""
+            cells = (way.replace("_", " "), name.replace("_", " "), _interval(found, factor), by_chance)
+            rows.append(f"| {' | '.join(cells)} |")
+    rsum = _interval(figures["rsum"]) + (f" (a random ranking: {chance['rsum']:.1f})" if chance else "")
     kept = f"{data['dev']['images']:,} pictures, {data['dev']['captions']:,} captions"
     return f"""---
 library_name: clipvisionalign
@@ -385,8 +395,8 @@ scores = aligner.score(["a.jpg"], ["a dog on the grass", "two people at a table"
 Dev split of the training data ({data["layout"]}), by which the checkpoint was chosen: whole gallery ({kept}), all
 captions, ties against the model, 95% intervals by bootstrap over pictures. Rsum {rsum}.
 
-| direction | figure | value |
-|---|---|---:|
+| direction | figure | value | chance |
+|---|---|---:|---:|
 {chr(10).join(rows)}
 
 ## Audit

@@ -112,6 +112,8 @@ def _accuracy(report: dict[str, Any]) -> tuple[Any, str] | None:
     axes.set_ylabel("rsum (0 to 600)")
     _keep_in(axes, [found["figures"]["rsum"] for found in variants.values()])
     told = "; ".join(f"{name} {found['figures']['rsum']['value']:.1f}" for name, found in variants.items())
+    chance = report["results"].get("chance", {})
+    told += f"; a random ranking {chance['rsum']:.1f}" if chance else ""
     one = max(len(found["seeds"]) for found in variants.values()) < 2
     what = "its 95% interval of the pictures only, one seed" if one else "its 95% interval, and each seed's as a dash"
     return figure, f"Rsum of each variant with {what}: {told}."
@@ -226,6 +228,8 @@ def _by_length(report: dict[str, Any]) -> tuple[Any, str] | None:
         return results["variants"][name]["by_length"][labels[group]]["recall_at_5"]
 
     figure, told = _grouped(report, list(labels), value, "R@5 text to image, %")
+    chance = results["lengths"].get("chance", {})
+    told += "".join(f" By chance, {third} {found['recall_at_5']:.1f}." for third, found in chance.items())
     return figure, "Recall at 5 of pictures by captions of each third of length: " + told.replace("\n", ", ")
 
 
@@ -314,10 +318,16 @@ def _protocol(report: dict[str, Any]) -> tuple[Any, str] | None:
         fenced: Any = {"color": "#b9bec6", "edgecolor": "#7d838c", "hatch": "//"}
         axes.barh(place, value, 0.62, **(honest if bar["honest"] else fenced))
         axes.text(value + 1, place, f"{value:.1f}", va="center")
+        if "chance" in bar:
+            axes.plot([100 * bar["chance"]["recall_at_1"]] * 2, [place - 0.31, place + 0.31], color=INK, linewidth=1.4)
     axes.set_yticks(range(len(bars)), [bar["protocol"] for bar in bars[::-1]])
     axes.set_xlim(0, 112)
     axes.set_xlabel("R@1, %, mean of both ways, same trained towers")
-    told = "; ".join(f"{bar['protocol']} {100 * bar['recall_at_1']:.1f}" for bar in bars)
+    told = "; ".join(
+        f"{bar['protocol']} {100 * bar['recall_at_1']:.1f}"
+        + (f" (chance {100 * bar['chance']['recall_at_1']:.1f})" if "chance" in bar else "")
+        for bar in bars
+    )
     return figure, f"Recall at 1 of the same towers by protocol, only the first of them a result: {told}."
 
 
@@ -340,5 +350,7 @@ FIGURES: dict[str, tuple[str, str, Callable[[dict[str, Any]], tuple[Any, str] | 
     ),
     "caption-time": ("Time by the length of the caption", "Medians, one caption at a time.", _length_time),
     "curves": ("How the training went", "A line for each seed, a mark for each epoch.", _curves),
-    "protocol": ("The same towers under other protocols", "Only the first bar is a result.", _protocol),
+    "protocol": (
+        "The same towers under other protocols", "Only the first bar is a result. A dark line: chance.", _protocol
+    ),
 }  # fmt: skip

@@ -140,7 +140,7 @@ def compare_reports(a: dict[str, Any], b: dict[str, Any]) -> tuple[list[Any], li
 
     Their galleries may differ, and so may their machines: intervals stand beside each other, and nothing is tested.
     """
-    from clipvisionalign.study.tables import Table, interval
+    from clipvisionalign.study.tables import CHANCE, Table, interval
 
     names = [name for name in a["plan"]["variants"] if name in b["plan"]["variants"]]
     found: list[Table] = []
@@ -150,6 +150,9 @@ def compare_reports(a: dict[str, Any], b: dict[str, Any]) -> tuple[list[Any], li
         both = [report["results"]["variants"].get(name, {}).get("figures", {}).get("rsum") for report in (a, b)]
         rows.append([name, *(interval(each) if each else "" for each in both), _overlap(both)])
         keys.append([None, *(each["value"] if each else None for each in both), None])
+    both_chance = [report["results"].get("chance", {}).get("rsum") for report in (a, b)]
+    rows.append([CHANCE, *("" if each is None else f"{each:.1f}" for each in both_chance), ""])
+    keys.append([None, *both_chance, None])
     found.append(Table("accuracy", "Rsum", ["variant", "A", "B", "intervals"], rows, keys))
     costs = {"ms a caption": ("ms_per_caption", "median"), "ms a picture": ("ms_per_picture", "median"),
              "ms 1,000 pairs": ("ms_per_1000_pairs", "median"), "peak MiB": ("peak_memory_mib",),

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from clipvisionalign.data.captioned import CaptionedImages
-from clipvisionalign.retrieval.metrics import RESAMPLES, metrics_of_ranks
+from clipvisionalign.retrieval.metrics import RESAMPLES, chance_of, chance_recall, metrics_of_ranks
 from clipvisionalign.retrieval.ranks import PartnerRanks
 from clipvisionalign.study.statistics import (
     FIGURES,
@@ -101,9 +101,10 @@ def results_of(cells: Sequence[Measured], part: CaptionedImages, split: str) -> 
         "protocol": PROTOCOL,
         "gallery": {"images": len(part), "captions": len(part.captions)},
         "variants": variants,
+        "chance": _chance(good),
         "differences": [difference.to_dict() for difference in compared],
         "unpaired": unpaired({name: found["seeds"] for name, found in variants.items()}),
-        "lengths": {"words": thirds["words"]},
+        "lengths": {"words": thirds["words"], "chance": _chance_by_length(good, thirds["inside"])},
         "by_length_differences": _length_differences(by_variant, owners, thirds["inside"]),
         "composition": composition(good),
         "refused": refused,
@@ -134,6 +135,29 @@ def length_thirds(captions: Sequence[str]) -> dict[str, Any]:
     inside = {third: rows for third, rows in inside.items() if rows.any()}
     spans = {third: [int(words[rows].min()), int(words[rows].max())] for third, rows in inside.items()}
     return {"inside": inside, "words": spans}
+
+
+def _chance(cells: Sequence[Measured]) -> dict[str, float]:
+    """What a random ranking of the gallery shows, under the figures' names and in percent (rsum: 0 to 600)."""
+    if not cells:
+        return {}
+    found = chance_of(cells[0].ranks["ranks"])
+    ways = ("image_to_text", "text_to_image")
+    return {"rsum": found["rsum"]} | {
+        f"{way} {name}": 100 * share for way in ways for name, share in found[way].items()
+    }
+
+
+def _chance_by_length(cells: Sequence[Measured], thirds: dict[str, np.ndarray]) -> dict[str, dict[str, float]]:
+    """The same for the captions of each third."""
+    if not cells:
+        return {}
+    ranks = cells[0].ranks["ranks"]
+    partners, gallery = (ranks.text_to_image > 0).sum(axis=1), len(ranks.image_to_text)
+    return {
+        third: {f"recall_at_{k}": 100 * float(chance_recall(partners[inside], gallery, k).mean()) for k in (1, 5)}
+        for third, inside in thirds.items()
+    }
 
 
 def _length_table(cells: Sequence[Measured], owners: np.ndarray, inside: np.ndarray, k: int) -> np.ndarray:

@@ -9,6 +9,9 @@ from typing import Any
 
 from clipvisionalign.study.results import both_ways
 
+#: The row of what no model at all would find.
+CHANCE = "chance: a random ranking"
+
 
 @dataclass(frozen=True)
 class Table:
@@ -106,6 +109,11 @@ def _accuracy(report: dict[str, Any]) -> Table:
                 _number(figures["rsum"]["spread"], ".1f"),
                 *(_estimate(figures[figure]) for figure in names),
             )
+    # Reports from before chance was told have none.
+    chance = report["results"].get("chance")
+    if chance and variants:
+        by_chance = (_number(chance.get(figure), ".1f") for figure in names)
+        rows.add((CHANCE, None), _number(chance["rsum"], ".1f"), ("", None), *by_chance)
     note = f"In percent, rsum from 0 to 600; {counted(report)}; spread: standard deviation between seeds."
     columns = ["variant", "rsum", "spread", *(both_ways(figure) for figure in names)]
     return Table("accuracy", "What each design finds", columns, rows.rows, rows.sort, note)
@@ -196,6 +204,9 @@ def _lengths(report: dict[str, Any]) -> Table:
     for name, found in report["results"]["variants"].items():
         cells = [_estimate(found["by_length"][third][f"recall_at_{k}"]) for third in words for k in (1, 5)]
         rows.add((seeds_told(report, name, name), None), *cells)
+    chance = report["results"]["lengths"].get("chance")
+    if chance:
+        rows.add((CHANCE, None), *(_number(chance[third][f"recall_at_{k}"], ".1f") for third in words for k in (1, 5)))
     columns = [
         "variant",
         *(f"{third} ({low} to {high} words) R@{k}" for third, (low, high) in words.items() for k in (1, 5)),

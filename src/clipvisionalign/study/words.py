@@ -94,13 +94,17 @@ def _found_most(report: dict[str, Any]) -> list[Claim]:
         if len(variants[best]["seeds"]) < len(report["plan"]["seeds"]):
             over += f" out of {claim.count('plan/seeds')}"
     images, captions = (claim.number(f"results/gallery/{kind}", ",d") for kind in ("images", "captions"))
+
+    def by_chance(name: str) -> str:
+        return f" (chance {claim.number(f'results/chance/{name}')})" if report["results"].get("chance") else ""
+
     recalls = ", ".join(
-        f"{both_ways(name)} {claim.number(f'{figures}/{name}/value')} %"
+        f"{both_ways(name)} {claim.number(f'{figures}/{name}/value')} %{by_chance(name)}"
         for name in ("image_to_text recall_at_1", "text_to_image recall_at_1")
     )
     claim.text = (
-        f"{_code(best)} has the highest rsum, {claim.interval(f'{figures}/rsum')} ({over}, on {images} pictures and "
-        f"{captions} captions): {recalls}."
+        f"{_code(best)} has the highest rsum, {claim.interval(f'{figures}/rsum')}{by_chance('rsum')} ({over}, on "
+        f"{images} pictures and {captions} captions): {recalls}."
     )
     return [claim]
 

@@ -770,8 +770,16 @@ def _epoch_line(
     return (
         f"epoch {epoch}/{epochs}: loss {figures.loss:.3f}{pair}, accuracy {figures.accuracy:.3f} | dev rsum "
         f"{figures.rsum:.1f}, R@1 {100 * forth['recall_at_1'].value:.1f} image to text, "
-        f"{100 * back['recall_at_1'].value:.1f} text to image | temperature {temperature:.3f} | {seconds:.0f} s"
+        f"{100 * back['recall_at_1'].value:.1f} text to image "
+        f"(chance: {_by_chance(metrics)}) | temperature {temperature:.3f} | {seconds:.0f} s"
     )
+
+
+def _by_chance(metrics: RetrievalMetrics) -> str:
+    """Rsum and recall@1 both ways of a random ranking of the dev gallery."""
+    chance = metrics.chance
+    recalls = (f"{100 * chance[way]['recall_at_1']:.1f}" for way in ("image_to_text", "text_to_image"))
+    return ", ".join((f"{chance['rsum']:.1f}", *recalls))
 
 
 @contextmanager
