@@ -6,7 +6,11 @@ STAMP := $(VENV)/.installed
 # The releases that the project is tested with; `pip install clipvisionalign` takes any that pyproject.toml admits.
 TORCH := torch==2.14.1 torchvision==0.29.1
 
-.PHONY: install demo test lint bench clean
+# Processes that share the tests; what else pytest is told, such as PYTEST_FLAGS="--no-skips" or "-k attention".
+WORKERS ?= 2
+PYTEST_FLAGS ?=
+
+.PHONY: install demo test test-parts lint bench clean
 
 install: $(STAMP)
 
@@ -21,8 +25,12 @@ $(STAMP): pyproject.toml
 demo: install
 	$(BIN)/python -m clipvisionalign.study.demo
 
-test: install lint
-	$(BIN)/pytest -n 2
+test: install lint test-parts
+	$(BIN)/pytest -n $(WORKERS) --dist loadgroup $(PYTEST_FLAGS)
+
+# A Chromium and a C++ compiler for the tests, where the system has none.
+test-parts: install
+	$(BIN)/python tests/optional_parts.py
 
 lint: install
 	$(BIN)/ruff check .

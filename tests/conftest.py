@@ -3,13 +3,62 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from optional_parts import BROWSER
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # Tiny models: a second thread each costs more than it brings, and the tests run on all cores anyway.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+#: How the reasons begin of skips that no installation can undo: everything else is set up by `make test`.
+HARDWARE = ("no GPU",)
+
+
+#: Fixtures that take seconds and serve many tests: with xdist those tests run in one process, one after the other.
+SHARED = ("alone", "study", "page_file", "indexes", "indexed", "exported", "undisturbed", "hundred")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The slowest first, so that no process is left alone with one of them at the end."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+    for item in items:
+        if shared := next((name for name in SHARED if name in getattr(item, "fixturenames", ())), None):
+            item.add_marker(pytest.mark.xdist_group(shared))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--no-skips", action="store_true", help="fail if a test was skipped that needs no GPU")
+
+
+def skipped(config: pytest.Config) -> Counter[str]:
+    """How many tests, or modules of tests, were skipped for each reason."""
+    reporter: Any = config.pluginmanager.get_plugin("terminalreporter")
+    # A reason is the third part of a report's place, as "Skipped: reason".
+    reasons = (report.longrepr for report in reporter.stats.get("skipped", []))
+    return Counter(str(where[2] if isinstance(where, tuple) else where).removeprefix("Skipped: ") for where in reasons)
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """What was not run, and the line that brings what it needs."""
+    for reason, count in skipped(config).items():
+        terminalreporter.write_line(f"{count} skipped: {reason}", yellow=True)
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """With --no-skips a test that was skipped for anything but missing hardware is a failure."""
+    config = session.config
+    if config.getoption("--no-skips") and not hasattr(config, "workerinput") and exitstatus == pytest.ExitCode.OK:
+        reasons = [reason for reason in skipped(config) if not reason.startswith(HARDWARE)]
+        if reasons:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+            print(f"\n--no-skips: tests were skipped that should have run: {'; '.join(reasons)}")
+
 
 WORDS = (  # noqa: SIM905
     "a an the two three four small large red blue green yellow purple orange pink brown circle square triangle star "
@@ -82,3 +131,19 @@ def tiny_runs(tmp_path_factory: pytest.TempPathFactory, scenes_folder: Path, tin
         train(config, say=lambda line: None)
         runs[design] = folder / design
     return runs
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """A Chromium; skips where none starts."""
+    from playwright.sync_api import Error, sync_playwright
+
+    from clipvisionalign.study.page import browser_path
+
+    with sync_playwright() as playwright:
+        try:
+            found = playwright.chromium.launch(executable_path=browser_path(), args=["--no-sandbox"])
+        except Error:
+            pytest.skip(BROWSER.missing)
+        yield found
+        found.close()

@@ -1,4 +1,5 @@
-"""What `test_processes.py` runs in several processes: `torchrun many_processes.py WORK JSON`; the first one writes."""
+"""What `test_processes.py` runs in several processes, by torchrun or forked: `many_processes.py WORK JSON`; the first one
+writes."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ import sys
 from pathlib import Path
 
 import torch
+from tolerance import in_float64
 
 
 def gradients(given: dict) -> None:
@@ -23,6 +25,7 @@ def gradients(given: dict) -> None:
     aligner = Aligner(config_from_dict(AlignerConfig, given["model"]))
     # No dropout: it would differ from process to process, as it should.
     aligner.eval()
+    aligner = in_float64(aligner) if given.get("exact") else aligner
     loss_of = PairLoss(LossConfig(given["loss"], beta=0.3, bias=-2.0))
     step = Step(Towers(aligner, loss_of, (torch.float32, torch.float32)), processes)
     data = read_captioned_images(given["data"]).split("train").with_identity(given.get("identity", "auto"))
@@ -100,7 +103,12 @@ def shards(given: dict) -> None:
     processes.end()
 
 
-if __name__ == "__main__":
-    {"gradients": gradients, "train": train, "stop": stop, "shards": shards}[sys.argv[1]](json.loads(sys.argv[2]))
+def work(name: str, given: dict) -> None:
+    """One of the works above."""
+    {"gradients": gradients, "train": train, "stop": stop, "shards": shards}[name](given)
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    work(sys.argv[1], json.loads(sys.argv[2]))

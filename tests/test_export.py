@@ -9,8 +9,8 @@ import sys
 import numpy as np
 import pytest
 
-pytest.importorskip("onnxruntime")
-pytest.importorskip("onnxscript")
+pytest.importorskip("onnxruntime", reason="no onnxruntime: pip install 'clipvisionalign[onnx]'")
+pytest.importorskip("onnxscript", reason="no onnxscript: pip install 'clipvisionalign[onnx]'")
 
 from clipvisionalign.cli import main
 from clipvisionalign.data.formats import read_captioned_images

@@ -10,14 +10,17 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis.errors import Unsatisfiable
 
-pytest.importorskip("lancedb")
+pytest.importorskip("lancedb", reason="no lancedb: pip install 'clipvisionalign[search]'")
+pytest.importorskip("schemathesis", reason="no schemathesis: pip install 'clipvisionalign[test]'")
 
 #: Cases of each operation; INTERFACE_CASES=250 asks some 2,250 in all.
 CASES = int(os.environ.get("INTERFACE_CASES", "20"))
 
 
+@pytest.mark.slow
 def test_no_case_is_an_error_of_the_service(tmp_path, scenes_folder, tiny_runs):
-    schemathesis = pytest.importorskip("schemathesis")
+    import schemathesis
+
     from clipvisionalign.search.index import build_index
     from clipvisionalign.search.query import Searcher
     from clipvisionalign.search.service import create_app

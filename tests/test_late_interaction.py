@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tolerance import assert_rounds_to, assert_same, in_float64
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -51,21 +52,24 @@ def double_loop(patches: Tensor, captions: LateTokens) -> Tensor:
 def test_scores_are_the_double_loop(lengths, images, patches, seed, block):
     left, right = patches_of(images, patches, seed=seed), captions_of(lengths, seed=seed + 1)
     expected = double_loop(left, right)
-    torch.testing.assert_close(late_scores(left, right, block).double(), expected, atol=1e-6, rtol=0)
+    # A mean, whose weights sum to 1, of products of unit vectors six wide.
+    assert_rounds_to(late_scores(left, right, block), expected, terms=7 + 6, size=1.0, steps=2)
     index = torch.tensor([images - 1, 0]), torch.tensor([len(lengths) - 1, 0])
     pairs = late_pair_scores(left[index[0]], right.rows(index[1]))
-    torch.testing.assert_close(pairs.double(), expected[index], atol=1e-6, rtol=0)
+    assert_rounds_to(pairs, expected[index], terms=7 + 6, size=1.0, steps=2)
 
 
 def test_padding_adds_nothing_whatever_it_holds():
     torch.manual_seed(0)
     late = LateInteraction(LateConfig(width=8), 10, 12).eval()
     torch.nn.init.normal_(late.token_weight.weight)
-    tokens, patches = torch.randn(3, 5, 10), late.patches(torch.randn(4, 9, 12))
+    tokens, pictures = torch.randn(3, 5, 10), torch.randn(4, 9, 12)
+    patches, exact = late.patches(pictures), in_float64(late)
     plain = late_scores(patches, late.tokens(tokens, torch.ones(3, 5)))
+    exact = late_scores(exact.patches(pictures.double()), exact.tokens(tokens.double(), torch.ones(3, 5)))
     padded = torch.cat([tokens, 100 * torch.randn(3, 6, 10)], dim=1)
     mask = torch.cat([torch.ones(3, 5), torch.zeros(3, 6)], dim=1)
-    torch.testing.assert_close(late_scores(patches, late.tokens(padded, mask)), plain, atol=1e-6, rtol=0)
+    assert_same(late_scores(patches, late.tokens(padded, mask)), plain, exact, size=1.0)
 
 
 def test_gradients_do_not_depend_on_the_blocks():
@@ -73,15 +77,21 @@ def test_gradients_do_not_depend_on_the_blocks():
     late = LateInteraction(LateConfig(width=8), 10, 12)
     mask = torch.arange(6) < torch.tensor([6, 3, 1, 5, 2])[:, None]
     tokens, patches = torch.randn(5, 6, 10), torch.randn(4, 9, 12)
-    found = []
-    for block in (1, 1 << 24):
-        late.zero_grad()
-        scores = late_scores(late.patches(patches), late.tokens(tokens, mask), block)
+
+    def gradients(late, block: int) -> list[Tensor]:
+        dtype = late.token.weight.dtype
+        scores = late_scores(late.patches(patches.to(dtype)), late.tokens(tokens.to(dtype), mask), block)
         (scores * torch.arange(20.0).view(4, 5)).sum().backward()
-        found.append([parameter.grad.clone() for parameter in late.parameters() if parameter.grad is not None])
-    assert len(found[0]) == 6
-    for ours, theirs in zip(*found, strict=True):
-        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+        found = [parameter.grad.clone() for parameter in late.parameters() if parameter.grad is not None]
+        late.zero_grad()
+        return found
+
+    exact = gradients(in_float64(late), 1 << 24)
+    assert len(exact) == 6
+    # All are sums over the same scores: what one of them adds up to by chance is no measure of its terms.
+    size = float(max(each.abs().max() for each in exact))
+    for ours, theirs, right in zip(gradients(late, 1), gradients(late, 1 << 24), exact, strict=True):
+        assert_same(ours, theirs, right, size)
 
 
 def test_pruning_keeps_the_heaviest_and_all_is_no_pruning():
@@ -119,7 +129,8 @@ def test_an_aligners_table_is_its_pairs_and_prunes(tiny_model):
     captions = ["a red circle", "two small blue squares left of a large green star", "a dog", "a", "three rings"]
     pairs = aligner.pair_scorer(images, captions, batch=2)
     grid = np.indices((4, 5)).reshape(2, -1)
-    torch.testing.assert_close(pairs.table().flatten(), torch.from_numpy(pairs(*grid)), atol=1e-5, rtol=0)
+    exact = in_float64(aligner).pair_scorer(images, captions).table().flatten()
+    assert_same(pairs.table().flatten(), pairs(*grid), exact)
     parts = pairs.parts(*grid)
     assert np.abs(parts[:, 1]).max() > 0
     aligner.late.config.keep_tokens = 2

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import copy
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from forked import Forked, command
 
-pytest.importorskip("playwright")
+pytest.importorskip("playwright", reason="no playwright: pip install 'clipvisionalign[pdf]'")
 
-from clipvisionalign.study.page import browser_path
 from clipvisionalign.study.report import write_report
 from clipvisionalign.study.words import claims_of
-
-pytestmark = pytest.mark.skipif(browser_path() is None, reason="no Chromium is installed")
 
 
 def example(value: float, spread: float = 4.0) -> dict:
@@ -89,16 +85,6 @@ def page_file(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("page")
     write_report(folder, report)
     return folder / "report.html"
-
-
-@pytest.fixture(scope="module")
-def browser():
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        found = playwright.chromium.launch(executable_path=browser_path(), args=["--no-sandbox"])
-        yield found
-        found.close()
 
 
 @pytest.fixture
@@ -179,10 +165,9 @@ def test_the_file_stands_alone(page_file):
     assert "@import" not in text
 
 
-def test_it_prints(page_file):
+def test_it_prints(browser, page_file):
     # In a process of its own: this one's browser holds Playwright already.
-    command = [sys.executable, "-m", "clipvisionalign", "report", str(page_file.parent), "--pdf"]
-    subprocess.run(command, check=True, capture_output=True)
+    Forked(command, "report", str(page_file.parent), "--pdf", out=page_file.with_suffix(".txt")).ended()
     out = page_file.parent / "report.pdf"
     assert out.read_bytes().startswith(b"%PDF")
     assert out.stat().st_size > 20_000

@@ -1,7 +1,8 @@
-"""Two processes are one: same gradients, same curve, each thing once. Real processes, by torchrun, over gloo."""
+"""Two processes are one: same gradients, same curve, each thing once. Real processes over gloo; some of them by torchrun."""
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import subprocess
@@ -9,21 +10,22 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
+import many_processes
 import pytest
 import torch
+from forked import several
+from tolerance import TIMES, rounding, unit_roundoff
 
 from clipvisionalign.data.formats import read_captioned_images
 from clipvisionalign.models.aligner import load_aligner
 from clipvisionalign.retrieval import evaluate
 
-SCRIPT = Path(__file__).with_name("many_processes.py")
-
 
 def run(count: int, work: str, given: dict) -> str:
-    """`many_processes.py` in `count` processes; what they said."""
+    """A work of `many_processes.py` in `count` processes, as torchrun starts them; what they said."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"}
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={count}"] if count > 1 else []
-    command = [sys.executable, *launcher, str(SCRIPT), work, json.dumps(given)]
+    command = [sys.executable, *launcher, many_processes.__file__, work, json.dumps(given)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stderr + done.stdout
@@ -36,6 +38,21 @@ def worst(first: dict, second: dict) -> float:
     return max(float((first.get(n, zero) - second.get(n, zero)).norm() / norm) for n in {*first, *second})
 
 
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory, scenes_folder, tiny_model):
+    """Of a design and a loss: what a work is given, and the gradients of one process, in float32 and in float64."""
+
+    @functools.cache
+    def found(design: str, loss: str, identity: str) -> tuple[dict, dict, dict]:
+        folder = tmp_path_factory.mktemp("alone")
+        given = {"data": str(scenes_folder), "model": asdict(tiny_model(design)), "loss": loss, "identity": identity}
+        for exact in (False, True):
+            many_processes.work("gradients", {**given, "exact": exact, "out": str(folder / f"{exact}")})
+        return given, *(torch.load(folder / name, weights_only=True) for name in ("False", "True"))
+
+    return found
+
+
 @pytest.mark.parametrize(
     ("design", "loss", "more"),
     [
@@ -45,20 +62,22 @@ def worst(first: dict, second: dict) -> float:
         ("self", "softmax", {"identity": "caption"}), ("late", "softmax", {}), ("late", "softmax", {"shard": True, "chunk": 5}),
     ],
 )  # fmt: skip
-def test_two_processes_have_the_gradients_of_one(tmp_path, scenes_folder, tiny_model, design, loss, more):
-    given = {
-        "data": str(scenes_folder),
-        "model": asdict(tiny_model(design)),
-        "loss": loss,
-        "out": str(tmp_path / "one"),
-        "identity": more.get("identity", "auto"),
-    }
-    run(1, "gradients", given)
-    run(2, "gradients", {**given, **more, "out": str(tmp_path / "two")})
-    one, two = (torch.load(tmp_path / name, weights_only=True) for name in ("one", "two"))
+@pytest.mark.slow
+def test_two_processes_have_the_gradients_of_one(tmp_path, alone, design, loss, more):
+    given, one, exact = alone(design, loss, more.get("identity", "auto"))
+    several(2, many_processes.work, "gradients", {**given, **more, "out": str(tmp_path / "two")}, out=tmp_path / "said")
+    two = torch.load(tmp_path / "two", weights_only=True)
     assert two["images"] == one["images"] == 24
-    assert two["loss"] == pytest.approx(one["loss"], rel=1e-5)
-    assert worst(one["gradients"], two["gradients"]) < 1e-5
+    assert two["loss"] == pytest.approx(exact["loss"], rel=rounding(24 * 120))
+    error = worst(exact["gradients"], one["gradients"])
+    assert error < unit_roundoff(torch.float32) ** 0.5
+    assert worst(exact["gradients"], two["gradients"]) < TIMES * error
+
+
+def assert_same_curve(found: list[float], expected: list[float]) -> None:
+    """Losses over 16 images and 80 captions; each step adds its rounding to that of the steps before it."""
+    allowed = rounding(16 * 80, size=max(expected), steps=len(expected))
+    assert found == pytest.approx(expected, abs=allowed)
 
 
 def curve(folder: Path) -> list[float]:
@@ -81,6 +100,7 @@ def settings(tmp_path, scenes_folder, tiny_model):
     return made
 
 
+@pytest.mark.slow
 def test_replicated_and_sharded_runs_have_the_curve_of_one_process(tmp_path, settings):
     run(1, "train", settings("one"))
     said = run(2, "train", settings("two"))
@@ -88,13 +108,15 @@ def test_replicated_and_sharded_runs_have_the_curve_of_one_process(tmp_path, set
     run(2, "train", settings("sharded", shard=True))
     one, two, sharded = (curve(tmp_path / name) for name in ("one", "two", "sharded"))
     assert len(one) > 3
-    assert two == pytest.approx(one, abs=1e-4)
-    assert sharded == pytest.approx(one, abs=1e-4)
+    assert_same_curve(two, one)
+    assert_same_curve(sharded, one)
     results = [json.loads((tmp_path / name / "results.json").read_text()) for name in ("one", "two", "sharded")]
     assert results[0]["images"] == results[1]["images"] == results[2]["images"]
-    assert results[1]["rsum"]["value"] == pytest.approx(results[0]["rsum"]["value"], abs=10)
+    # Of 15 images and 75 captions one image and two captions may have changed places with their next.
+    assert results[1]["rsum"]["value"] == pytest.approx(results[0]["rsum"]["value"], abs=100 / 15 + 200 / 75)
 
 
+@pytest.mark.slow
 def test_a_sharded_checkpoint_goes_on_in_one_process_and_in_two(tmp_path, settings):
     import shutil
 
@@ -117,8 +139,8 @@ def test_a_sharded_checkpoint_goes_on_in_one_process_and_in_two(tmp_path, settin
     resume(tmp_path / "alone", said.append)
     assert any("goes on after step 4" in line for line in said)
     expected = curve(tmp_path / "whole")
-    assert curve(folder) == pytest.approx(expected, abs=1e-4)
-    assert curve(tmp_path / "alone") == pytest.approx(expected, abs=1e-4)
+    assert_same_curve(curve(folder), expected)
+    assert_same_curve(curve(tmp_path / "alone"), expected)
 
 
 def test_a_fusion_trains_and_is_measured_in_two_processes(tmp_path, settings, scenes_folder, tiny_model):

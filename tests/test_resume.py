@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -15,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from forked import Forked, command
 
 from clipvisionalign.training.checkpoint import (
     last_checkpoint,
@@ -54,10 +52,9 @@ def undisturbed(tmp_path_factory, scenes_folder, tiny_model) -> Path:
     return folder
 
 
-def start(run: Path) -> subprocess.Popen:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-m", "clipvisionalign", "train", "--resume", str(run)]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+def start(run: Path) -> Forked:
+    """The command that goes on with a run, in a process of its own."""
+    return Forked(command, "train", "--resume", str(run), out=run.with_suffix(".txt"))
 
 
 def begin(config: RunConfig) -> Path:
@@ -81,14 +78,11 @@ def test_killed_at_random_moments_it_ends_with_the_same_weights(tmp_path, undist
         time.sleep(rng.uniform(0, 0.3))
         if process.poll() is not None:
             break
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        assert process.returncode == -signal.SIGKILL
+        process.kill()
+        assert process.poll() == -signal.SIGKILL
         kills += 1
     assert kills
-    process = start(run)
-    said, _ = process.communicate(timeout=120)
-    assert process.returncode == 0, said
+    said = start(run).ended()
     assert "goes on after step" in said
     assert same_run(run, undisturbed)
     assert records(run) == records(undisturbed)
@@ -100,9 +94,9 @@ def test_asked_to_stop_it_finishes_its_step_and_says_how_to_go_on(tmp_path, undi
     process = start(run)
     while not list((run / "checkpoints").glob("step-*.pt")) and process.poll() is None:
         time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
-    said, _ = process.communicate(timeout=60)
-    assert process.returncode == 130, said
+    process.signal(signal.SIGINT)
+    assert process.wait(60) == 130, process.said
+    said = process.said
     assert f"go on with: clipvisionalign train --resume {run}" in said
     assert "Traceback" not in said
     said = []

@@ -21,7 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-pytest.importorskip("lancedb")
+pytest.importorskip("lancedb", reason="no lancedb: pip install 'clipvisionalign[search]'")
 
 from odd_files import picture, write_odd_files
 
@@ -296,8 +296,10 @@ def test_metadata_becomes_columns_to_filter_by(tiny_runs, folder, tmp_path):
 @pytest.fixture
 def bucket(monkeypatch):
     """An empty bucket of an S3 service on this machine."""
-    pytest.importorskip("s3fs")
-    server = pytest.importorskip("moto.server").ThreadedMotoServer(port=0)
+    pytest.importorskip("s3fs", reason="no s3fs: pip install 'clipvisionalign[s3]'")
+    server = pytest.importorskip(
+        "moto.server", reason="no moto.server: pip install 'clipvisionalign[test]'"
+    ).ThreadedMotoServer(port=0)
     server.start()
     address = "http://{}:{}".format(*server.get_host_and_port())
     for name, value in {
@@ -340,7 +342,7 @@ def test_pictures_and_index_behind_a_url(tiny_runs, folder, tmp_path, bucket):
 
 
 def test_two_workers_of_ray_give_the_same_index(tiny_runs, folder, tmp_path):
-    pytest.importorskip("ray")
+    pytest.importorskip("ray", reason="no ray: pip install 'clipvisionalign[ray]'")
     (folder / "bad.jpg").write_bytes(b"no picture")
     # More than one batch, so that both have to do.
     for number in range(150):

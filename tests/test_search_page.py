@@ -13,13 +13,10 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("playwright")
-pytest.importorskip("lancedb")
+pytest.importorskip("playwright", reason="no playwright: pip install 'clipvisionalign[pdf]'")
+pytest.importorskip("lancedb", reason="no lancedb: pip install 'clipvisionalign[search]'")
 
 from clipvisionalign.search.index import build_index
-from clipvisionalign.study.page import browser_path
-
-pytestmark = pytest.mark.skipif(browser_path() is None, reason="no Chromium is installed")
 
 
 @contextmanager
@@ -64,16 +61,6 @@ def served_alone(indexes):
     """One of them."""
     with served(indexes / "self") as address:
         yield address
-
-
-@pytest.fixture(scope="module")
-def browser():
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        found = playwright.chromium.launch(executable_path=browser_path(), args=["--no-sandbox"])
-        yield found
-        found.close()
 
 
 @pytest.fixture

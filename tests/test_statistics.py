@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clipvisionalign.retrieval.metrics import average_precision, metrics_of_ranks, retrieval_metrics
-from clipvisionalign.retrieval.ranks import Partners, ranks_of_vectors
+from clipvisionalign.retrieval.ranks import PartnerRanks, Partners, ranks_of_vectors
 from clipvisionalign.study.statistics import (
     FEWEST,
     FIGURES,
@@ -76,8 +76,6 @@ def test_bootstrap_intervals_of_one_run_hold_95_percent_of_the_time():
         found = rng.random((200, 5)) < chance[:, None]
         ranks = np.where(found, 1, 50).reshape(-1, 1)
         forth = np.where(found.any(axis=1), 1, 50)[:, None]
-        from clipvisionalign.retrieval.ranks import PartnerRanks
-
         figure = metrics_of_ranks(PartnerRanks(forth, ranks), owners, 200, seed=1).text_to_image["recall_at_1"]
         held += figure.low <= 0.25 <= figure.high
     assert held / SIMULATIONS == pytest.approx(0.95, abs=0.015)
@@ -260,7 +258,8 @@ def test_two_ways_to_an_interval_agree_on_one_run():
         assert other.high - other.low == pytest.approx(factor * (boot.high - boot.low), rel=0.12)
 
 
-def test_a_thousand_resamples_of_five_thousand_captions_within_two_seconds():
+def test_a_thousand_resamples_take_less_than_half_of_measuring_each_anew():
+    """5,000 captions; the plain way is timed on 20 resamples, in the same run on the same machine."""
     rng = np.random.default_rng(0)
     images = rng.normal(size=(1000, 16)).astype(np.float32)
     owners = np.repeat(np.arange(1000), 5)
@@ -268,7 +267,14 @@ def test_a_thousand_resamples_of_five_thousand_captions_within_two_seconds():
     ranks = ranks_of_vectors(images, captions, Partners.of(owners, 1000))
     start = time.perf_counter()
     metrics_of_ranks(ranks, owners, 1000)
-    assert time.perf_counter() - start < 2.0
+    ours = time.perf_counter() - start
+    start = time.perf_counter()
+    for _ in range(20):
+        images = rng.integers(1000, size=1000)
+        rows = (5 * images[:, None] + np.arange(5)).ravel()
+        drawn = PartnerRanks(ranks.image_to_text[images], ranks.text_to_image[rows])
+        metrics_of_ranks(drawn, owners, resamples=0)
+    assert ours < 0.5 * 50 * (time.perf_counter() - start)
 
 
 # --- people: RSTPReid's measures -------------------------------------------------------------------------------------

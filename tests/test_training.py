@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 
 import numpy as np
 import pytest
 import torch
+from optional_parts import COMPILER, needs
 
 from clipvisionalign import load_aligner, read_captioned_images
 from clipvisionalign.batch import group_by_length, seeded
@@ -496,7 +496,8 @@ def test_timing_the_formats_ends_once_the_answer_is_known(monkeypatch):
     assert seconds < 60
 
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
+@pytest.mark.slow
+@needs(COMPILER)
 def test_a_compiled_run_has_the_curve_of_a_plain_one(scenes_folder, tiny_model, tmp_path):
     model = tiny_model("self")
     # Compiled dropout draws other numbers.
