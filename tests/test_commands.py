@@ -70,6 +70,12 @@ def test_evaluate_prints_json_alone_under_the_documented_keys(tiny_runs, design,
     found = json.loads(capsys.readouterr().out)
     blocks = [found, found["dual"], found["reranked"]] if design == "cross" else [found]
     assert {"run", "data", "split"} <= set(found)
+    # By these images the epoch was chosen; the figure of other images needs no such word.
+    own = json.loads((tiny_runs[design] / "results.json").read_text())
+    assert "is in-sample" in found["in_sample"]
+    assert f"{own['rsum']['value']:.1f}" in found["in_sample"]
+    assert ("weights" in found["in_sample"]) == (design != "self")
+    assert found["rsum"] == own["chosen"]["model_in_sample"]["rsum"]
     for block in blocks:
         assert (block["images"], block["captions"]) == (15, 75)
         assert set(block["rsum"]) == {"value", "low", "high"}

@@ -85,6 +85,11 @@ def curve(folder: Path) -> list[float]:
     return [line["loss"] for line in lines if "loss" in line] + [line["train_loss"] for line in lines if "dev" in line]
 
 
+def dev_losses(folder: Path) -> list[float]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [line["dev_loss"] for line in lines if "dev_loss" in line]
+
+
 @pytest.fixture
 def settings(tmp_path, scenes_folder, tiny_model):
     def made(name: str, **more) -> dict:
@@ -110,10 +115,15 @@ def test_replicated_and_sharded_runs_have_the_curve_of_one_process(tmp_path, set
     assert len(one) > 3
     assert_same_curve(two, one)
     assert_same_curve(sharded, one)
+    losses = [dev_losses(tmp_path / name) for name in ("one", "two", "sharded")]
+    assert len(losses[0]) == 3
+    assert_same_curve(losses[1], losses[0])
+    assert_same_curve(losses[2], losses[0])
     results = [json.loads((tmp_path / name / "results.json").read_text()) for name in ("one", "two", "sharded")]
     assert results[0]["images"] == results[1]["images"] == results[2]["images"]
     # Of 15 images and 75 captions one image and two captions may have changed places with their next.
-    assert results[1]["rsum"]["value"] == pytest.approx(results[0]["rsum"]["value"], abs=100 / 15 + 200 / 75)
+    one, two = (each["chosen"]["model_in_sample"]["rsum"]["value"] for each in results[:2])
+    assert two == pytest.approx(one, abs=100 / 15 + 200 / 75)
 
 
 @pytest.mark.slow
@@ -151,7 +161,7 @@ def test_a_fusion_trains_and_is_measured_in_two_processes(tmp_path, settings, sc
     dev = read_captioned_images(scenes_folder).split("dev")
     found = evaluate(load_aligner(tmp_path / "cross"), dev.images, dev.captions, dev.caption_image, candidates=5)
     for name in ("dual", "reranked"):
-        assert results[name]["rsum"] == found.to_dict()[name]["rsum"]
+        assert results["chosen"]["model_in_sample"][name]["rsum"] == found.to_dict()[name]["rsum"]
     lines = [json.loads(line) for line in (tmp_path / "cross" / "metrics.jsonl").read_text().splitlines()]
     losses = [line["train_fusion_loss"] for line in lines if "dev" in line]
     assert losses[1] < losses[0]

@@ -113,6 +113,22 @@ def test_a_failed_cell_is_shown_with_its_reason_and_the_rest_goes_on(report, pla
     assert all(variant["seeds"] == plan.seeds for variant in report["results"]["variants"].values())
 
 
+def test_dev_figures_of_a_report_are_said_to_be_cross_fitted(report, study):
+    from clipvisionalign.study.results import choice_of
+
+    told = report["results"]["choice"]
+    assert told.startswith("cross-fitted")
+    assert told in (study / "report.html").read_text()
+    assert told.capitalize() in (study / "tables" / "accuracy.md").read_text()
+    assert all(len(curve["dev_loss"]) == len(curve["rsum"]) > 0 for curve in report["curves"])
+    # A run from before dev was halved, and another split.
+    from types import SimpleNamespace
+
+    old = [SimpleNamespace(found={})]
+    assert choice_of(old, "dev").startswith("in-sample")
+    assert choice_of(old, "test").startswith("out of sample")
+
+
 def test_every_file_of_a_report_is_there(study):
     for name in ("report.html", "report.json", "references.bib", "figures/accuracy.svg", "figures/time.png",
                  "tables/accuracy.md", "tables/cost.tex"):  # fmt: skip

@@ -254,6 +254,8 @@ def train(arguments: list[str]) -> int:
     if not _speaks():
         return 0
     _print_figures(results)
+    if "chosen" in results:
+        print(f"{results['chosen']['figures']} (results.json, 'chosen')")
     print(f"the run is in {results['run']}; next: {PROGRAM} audit {results['run']}")
     return 0
 
@@ -354,6 +356,7 @@ def evaluate(arguments: list[str]) -> int:
     )
     given = parser.parse_args(arguments)
     from clipvisionalign.retrieval.evaluate import evaluate as measure
+    from clipvisionalign.training.cross_fit import in_sample_note
 
     aligner, data, source = _open_run(given)
     part = _checked_split(data, given.split)
@@ -370,7 +373,12 @@ def evaluate(arguments: list[str]) -> int:
         caption_group=part.caption_group,
     )  # fmt: skip
     results = {"run": given.run, "data": source, "split": given.split, **found.to_dict()}
+    note = in_sample_note(Path(given.run), part)
+    if note:
+        results["in_sample"] = note
     print(json.dumps(results, indent=2)) if given.json else _print_figures(results)
+    if note and not given.json:
+        print(note)
     return 0
 
 

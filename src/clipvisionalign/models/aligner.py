@@ -194,8 +194,13 @@ class Aligner(nn.Module):
     def encode_captions(self, captions: Sequence[str], batch: int = 250) -> Tensor:
         """Captions -> unit vectors (M, D), float32. Raises TypeError for one string where a list of them belongs."""
         check_strings(captions)
-        vectors = torch.empty(len(captions), self.config.width)
-        for rows, states in self._caption_chunks(captions, batch):
+        return self.encode_tokens(self.text_tower.tokenize(captions), batch)
+
+    @torch.no_grad()
+    def encode_tokens(self, tokens: list[list[int]], batch: int = 250) -> Tensor:
+        """What the text tower's `tokenize` gave -> unit vectors (M, D), float32: to encode the same captions again."""
+        vectors = torch.empty(len(tokens), self.config.width)
+        for rows, states in self._caption_chunks(tokens, batch):
             vectors[rows] = states.vectors.cpu()
         return vectors
 
@@ -255,7 +260,7 @@ class Aligner(nn.Module):
         check_strings(captions)
         with evaluating(self):
             captions_in: list[EncodedCaption | None] = [None] * len(captions)
-            for rows, states in self._caption_chunks(captions, 250):
+            for rows, states in self._caption_chunks(self.text_tower.tokenize(captions), 250):
                 assert states.tokens is not None
                 parts = self.late.tokens(states.tokens, states.mask)
                 for place, row in enumerate(rows.tolist()):
@@ -279,11 +284,11 @@ class Aligner(nn.Module):
                 pixels = torch.stack(list(pool.map(look, images[start : start + batch])))
                 yield self.image_states(self.image_tower(pixels.to(self.device)))
 
-    def _caption_chunks(self, captions: Sequence[str], batch: int) -> Iterator[tuple[Tensor, CaptionStates]]:
-        groups = group_by_length(self.text_tower.tokenize(captions), self.text_tower.pad, batch)
+    def _caption_chunks(self, tokens: list[list[int]], batch: int) -> Iterator[tuple[Tensor, CaptionStates]]:
+        groups = group_by_length(tokens, self.text_tower.pad, batch)
         with evaluating(self):
             shown = self.show_progress
-            for group in progress(groups, "encoding captions", len(captions), shown, lambda group: len(group.rows)):
+            for group in progress(groups, "encoding captions", len(tokens), shown, lambda group: len(group.rows)):
                 moved = TokenGroup(group.ids.to(self.device), group.mask.to(self.device), group.rows)
                 yield group.rows, self.caption_states(moved)
 

@@ -19,7 +19,7 @@ from clipvisionalign.lists import check_lists
 from clipvisionalign.retrieval.equal_captions import EqualCaptions, equal_captions
 from clipvisionalign.retrieval.metrics import RESAMPLES, Figure, RetrievalMetrics, metrics_of_ranks, rsum_gain
 from clipvisionalign.retrieval.ranks import WHOLE, PartnerRanks, Partners, Share, ranks_of_scores, ranks_of_vectors
-from clipvisionalign.retrieval.rerank import reranked_at
+from clipvisionalign.retrieval.rerank import Depth, reranked_at
 from clipvisionalign.retrieval.ties import Numbers, numbers_of
 
 #: The file of a run folder that holds the ranks of its dev gallery.
@@ -111,30 +111,38 @@ def evaluate(
         return Evaluation(metrics_of_ranks(ranks, partners.caption_image, resamples, seed), equal=equal)
     pairs = model.pair_scorer(images, captions)
     image_vectors, caption_vectors = numbers_of(pairs.image_vectors), numbers_of(pairs.caption_vectors)
-    smaller = {max(1, candidates // share) for share in (2, 4, 8)}
-    before, found = reranked_at(image_vectors, caption_vectors, partners, pairs, [*smaller, candidates])
+    before, found = reranked_at(image_vectors, caption_vectors, partners, pairs, depths_to(candidates))
     after = found[-1].ranks
-    queries = len(images) + len(captions)
-    depths = []
-    for depth in found:
-        metrics = metrics_of_ranks(depth.ranks, partners.caption_image, 0)
-        depths.append(
-            {
-                "candidates": depth.candidates,
-                "recall_at_1": [metrics.image_to_text["recall_at_1"].value, metrics.text_to_image["recall_at_1"].value],
-                "rsum": metrics.rsum.value,
-                "pairs": depth.pairs,
-                "ms_per_query": round(1000 * depth.seconds / queries, 3),
-            }
-        )
     return Evaluation(
         metrics_of_ranks(after, partners.caption_image, resamples, seed),
         metrics_of_ranks(before, partners.caption_image, resamples, seed),
         candidates,
         rsum_gain(after, before, partners.caption_image, resamples, seed),
-        tuple(depths),
+        depth_rows(found, partners.caption_image),
         equal,
     )
+
+
+def depths_to(candidates: int) -> list[int]:
+    """The depths of re-ranking that are measured beside the one asked for."""
+    return sorted({max(1, candidates // share) for share in (1, 2, 4, 8)})
+
+
+def depth_rows(found: Sequence[Depth], caption_image: np.ndarray) -> tuple[dict[str, Any], ...]:
+    """What re-ranking gives and costs at each depth."""
+    rows = []
+    for depth in found:
+        metrics = metrics_of_ranks(depth.ranks, caption_image, 0)
+        rows.append(
+            {
+                "candidates": depth.candidates,
+                "recall_at_1": [metrics.image_to_text["recall_at_1"].value, metrics.text_to_image["recall_at_1"].value],
+                "rsum": metrics.rsum.value,
+                "pairs": depth.pairs,
+                "ms_per_query": round(1000 * depth.seconds / (metrics.images + metrics.captions), 3),
+            }
+        )
+    return tuple(rows)
 
 
 def _score_table(model: Any, images: Sequence[Any], captions: Sequence[str]) -> Numbers:

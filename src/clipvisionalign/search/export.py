@@ -372,6 +372,8 @@ def model_card(run: Path) -> str:
             cells = (way.replace("_", " "), name.replace("_", " "), _interval(found, factor), by_chance)
             rows.append(f"| {' | '.join(cells)} |")
     rsum = _interval(figures["rsum"]) + (f" (a random ranking: {chance['rsum']:.1f})" if chance else "")
+    chosen = results.get("chosen", {}).get("figures", "in-sample: what was chosen on dev is measured on it")
+    chosen = chosen[0].upper() + chosen[1:]
     kept = f"{data['dev']['images']:,} pictures, {data['dev']['captions']:,} captions"
     return f"""---
 library_name: clipvisionalign
@@ -393,7 +395,7 @@ scores = aligner.score(["a.jpg"], ["a dog on the grass", "two people at a table"
 ## Figures
 
 Dev split of the training data ({data["layout"]}), by which the checkpoint was chosen: whole gallery ({kept}), all
-captions, ties against the model, 95% intervals by bootstrap over pictures. Rsum {rsum}.
+captions, ties against the model, 95% intervals by bootstrap over pictures. {chosen}. Rsum {rsum}.
 
 | direction | figure | value | chance |
 |---|---|---:|---:|

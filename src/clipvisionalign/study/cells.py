@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ from clipvisionalign.retrieval.evaluate import RANKS, evaluate, load_ranks
 from clipvisionalign.retrieval.minimal_pairs import outscored
 from clipvisionalign.retrieval.ranks import PartnerRanks
 from clipvisionalign.study.plan import Cell
+from clipvisionalign.training.cross_fit import PairWeights, set_weights, weights_of
+from clipvisionalign.training.halves import halves_of
 from clipvisionalign.training.train import RunConfig, resume, train
 from clipvisionalign.training.training_data import refuse_changed
 
@@ -159,10 +161,14 @@ def measure_cell(
     own_ranks(cell.folder, split).unlink(missing_ok=True)
     trained = json.loads((cell.folder / "results.json").read_text())
     aligner = load_aligner(cell.folder)
+    aligner.show_progress = True
+    chosen = {name: told for name, told in trained.get("chosen", {}).items() if name != "model_in_sample"}
     figures = trained
     # The training has measured dev already, and kept the ranks: of this very dev, unless it has changed since.
     measured_on = json.loads((cell.folder / "data.json").read_text())["dev"].get("contents")
     if split != "dev" or not (cell.folder / RANKS).is_file() or measured_on != data_contents(part):
+        # Not cross-fitted: this is the run's own model.
+        chosen = chosen if split != "dev" else {}
         candidates = aligner.config.fusion.candidates if aligner.fusion is not None else 0
         measured = evaluate(
             aligner, part.images, part.captions, part.caption_image, part.image_identity, candidates,
@@ -174,12 +180,14 @@ def measure_cell(
         aligner, part.images, part.captions, part.caption_image, part.image_identity, overlap, audit_images,
         caption_group=part.caption_group,
     )  # fmt: skip
+    halves = HalfWeights.of(part, chosen) if split == "dev" else None
     found = {
         "asked": asked,
         **{name: trained[name] for name in ("training_seconds", "steps", "best_epoch")},
         **{name: figures[name] for name in ("images", "captions", "candidates", "gain", "depths") if name in figures},
         "audit": checks.to_dict(),
-        "composition": {name: twins_found(aligner, some) for name, some in pairs.items()},
+        "chosen": chosen,
+        "composition": {name: twins_found(aligner, some, halves) for name, some in pairs.items()},
         "curves": curves(cell.folder),
     }
     write_json(kept, found)
@@ -215,12 +223,43 @@ def ranks_of(cell: Cell, split: str) -> dict[str, PartnerRanks]:
     return load_ranks(ranks_file(cell.folder, split))
 
 
-def twins_found(aligner: Aligner, pairs: Sequence[MinimalPair]) -> dict[str, list[float]]:
-    """By kind, for each pair whether its true caption outscores the twin: 1, 0, or 0.5 for a tie."""
+@dataclass(frozen=True)
+class HalfWeights:
+    """The weights of a pair's parts that each half of dev chose. half: the half that an image is in, 0 or 1."""
+
+    half: dict[Any, int]
+    weights: list[PairWeights]
+
+    @classmethod
+    def of(cls, part: CaptionedImages, chosen: dict[str, Any]) -> HalfWeights | None:
+        """Of a run's dev images, from what its results say was chosen; None where nothing was, or not by halves."""
+        halves = halves_of(part) if chosen.get("by") == "halves" and "weights" in chosen else None
+        if halves is None:
+            return None
+        told = chosen["weights"]
+        weights = [PairWeights(**{kind: told[kind]["halves"][half] for kind in told}) for half in (0, 1)]
+        return cls(dict(zip(part.images, halves.image.tolist(), strict=True)), weights)
+
+
+def twins_found(
+    aligner: Aligner, pairs: Sequence[MinimalPair], halves: HalfWeights | None = None
+) -> dict[str, list[float]]:
+    """By kind, for each pair whether its true caption outscores the twin: 1, 0, or 0.5 for a tie.
+
+    halves: images that took part in choosing the weights are scored by those that the other half chose.
+    """
     if not pairs:
         return {}
-    scored = _PairsOf(aligner)
-    found = outscored(scored, [pair.image for pair in pairs], [p.true for p in pairs], [p.twin for p in pairs])
+    scored, found = _PairsOf(aligner), np.empty(len(pairs))
+    of_pair = np.array([-1 if halves is None else halves.half.get(pair.image, -1) for pair in pairs])
+    own = weights_of(aligner)
+    for half in np.unique(of_pair).tolist():
+        some = [pairs[place] for place in np.flatnonzero(of_pair == half).tolist()]
+        set_weights(aligner, own if half < 0 or halves is None else halves.weights[1 - half])
+        found[of_pair == half] = outscored(
+            scored, [p.image for p in some], [p.true for p in some], [p.twin for p in some]
+        )
+    set_weights(aligner, own)
     kinds = dict.fromkeys(pair.kind for pair in pairs)
     return {kind: [float(found[i]) for i, pair in enumerate(pairs) if pair.kind == kind] for kind in kinds}
 
@@ -240,11 +279,12 @@ class _PairsOf:
 
 
 def curves(folder: Path) -> dict[str, list[float]]:
-    """The training's loss and dev rsum after each epoch, from metrics.jsonl."""
+    """The training's loss, dev loss and dev rsum after each epoch, from metrics.jsonl."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     ends = [line for line in lines if "dev" in line]
     return {
         "step": [line["step"] for line in ends],
         "loss": [line["train_loss"] for line in ends],
         "rsum": [line["dev"]["rsum"]["value"] for line in ends],
+        "dev_loss": [line.get("dev_loss") for line in ends],
     }

@@ -269,13 +269,15 @@ def _curves(report: dict[str, Any]) -> tuple[Any, str] | None:
         for axes, kind in ((left, "loss"), (right, "rsum")):
             axes.plot(curve["step"], curve[kind], color=colour, marker=mark, markersize=3.5, linewidth=1.1,
                       label=curve["variant"] if first else None)  # fmt: skip
-    left.set_ylabel("training loss")
+        if curve.get("dev_loss") and None not in curve["dev_loss"]:
+            left.plot(curve["step"], curve["dev_loss"], color=colour, linewidth=1.0, linestyle="dotted")
+    left.set_ylabel("training loss, dev loss dotted")
     right.set_ylabel("dev rsum of the dual encoder")
     for axes in (left, right):
         axes.set_xlabel("step")
     right.legend(frameon=False, fontsize=9)
     told = "; ".join(f"{c['variant']}, seed {c['seed']}: {c['rsum'][-1]:.1f} at step {c['step'][-1]}" for c in curves)
-    return figure, f"Loss and dev rsum after each epoch: {told}."
+    return figure, f"Loss, dev loss and dev rsum after each epoch: {told}."
 
 
 def _length_time(report: dict[str, Any]) -> tuple[Any, str] | None:

@@ -99,6 +99,7 @@ def results_of(cells: Sequence[Measured], part: CaptionedImages, split: str) -> 
     return {
         "split": split,
         "protocol": PROTOCOL,
+        "choice": choice_of(good, split),
         "gallery": {"images": len(part), "captions": len(part.captions)},
         "variants": variants,
         "chance": _chance(good),
@@ -109,6 +110,17 @@ def results_of(cells: Sequence[Measured], part: CaptionedImages, split: str) -> 
         "composition": composition(good),
         "refused": refused,
     }
+
+
+def choice_of(cells: Sequence[Measured], split: str) -> str:
+    """Whether the figures are of images by which something was chosen, in words."""
+    if split != "dev":
+        return f"out of sample: nothing was chosen on the {split} split"
+    halved = [cell.found.get("chosen", {}).get("by") == "halves" for cell in cells]
+    if all(halved):
+        return "cross-fitted: each half of dev by the checkpoint and the pairs' weights that the other half chose"
+    told = "in-sample: what was chosen on dev is measured on it"
+    return told if not any(halved) else f"{told} in some runs, cross-fitted in others"
 
 
 def _same_gallery(cell: Measured, part: CaptionedImages) -> None:

@@ -115,6 +115,8 @@ def _accuracy(report: dict[str, Any]) -> Table:
         by_chance = (_number(chance.get(figure), ".1f") for figure in names)
         rows.add((CHANCE, None), _number(chance["rsum"], ".1f"), ("", None), *by_chance)
     note = f"In percent, rsum from 0 to 600; {counted(report)}; spread: standard deviation between seeds."
+    if "choice" in report["results"]:
+        note += f" {report['results']['choice'].capitalize()}."
     columns = ["variant", "rsum", "spread", *(both_ways(figure) for figure in names)]
     return Table("accuracy", "What each design finds", columns, rows.rows, rows.sort, note)
 

@@ -1,8 +1,10 @@
-"""The dev gallery during and after training: what the checkpoint and the weights of a pair's parts are chosen by."""
+"""The dev gallery after each epoch: figures and loss of the dual encoder, by which the checkpoint is chosen."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -11,11 +13,13 @@ from torch import Tensor
 
 from clipvisionalign.data.captioned import CaptionedImages
 from clipvisionalign.models.aligner import Aligner, EncodedImages, PairScorer
-from clipvisionalign.retrieval.metrics import RetrievalMetrics, metrics_of_ranks, retrieval_metrics
-from clipvisionalign.retrieval.ranks import Partners, Share, ranks_of_scores
-from clipvisionalign.retrieval.rerank import reranked
+from clipvisionalign.retrieval.metrics import RetrievalMetrics, metrics_of_ranks
+from clipvisionalign.retrieval.ranks import Share, ranks_of_vectors
 from clipvisionalign.training.feature_cache import FeatureCache
-from clipvisionalign.training.processes import Processes
+from clipvisionalign.training.halves import Halves, halves_of, partners_of
+from clipvisionalign.training.losses import Gallery, PairLoss
+from clipvisionalign.training.processes import Processes, whole
+from clipvisionalign.training.step import first_is_partner
 
 
 class Shared:
@@ -43,8 +47,15 @@ class Shared:
 
     def encode_captions(self, captions: Sequence[str]) -> Tensor:
         """Captions -> unit vectors (M, D) on every process."""
-        mine = range(len(captions))[self.processes.number :: self.processes.count]
-        return self._all(self.aligner.encode_captions([captions[i] for i in mine]))
+        return self.encode_tokens(self.aligner.text_tower.tokenize(self.mine(captions)))
+
+    def encode_tokens(self, mine: list[list[int]]) -> Tensor:
+        """Token lists of this process's captions -> unit vectors (M, D) of all captions, on every process."""
+        return self._all(self.aligner.encode_tokens(mine))
+
+    def mine(self, all_of_them: Sequence[Any]) -> list[Any]:
+        """This process's part of a list."""
+        return list(all_of_them[self.processes.number :: self.processes.count])
 
     def score(self, images: Sequence[Any], captions: Sequence[str]) -> Tensor:
         """The scores of all pairs (N, M) on every process."""
@@ -107,70 +118,113 @@ def dealt_back(parts: Sequence[Tensor]) -> Tensor:
     return found
 
 
-def dev_metrics(
-    aligner: Aligner, data: CaptionedImages, features: FeatureCache | None, processes: Processes
-) -> tuple[RetrievalMetrics, np.ndarray, np.ndarray]:
-    """The dual encoder on the whole dev gallery, without intervals; and its vectors (N, D) and (M, D)."""
-    shared = Shared(aligner, processes, features)
-    images, captions = shared.encode_images(data.images).numpy(), shared.encode_captions(data.captions).numpy()
-    metrics = retrieval_metrics(
-        images,
-        captions,
-        data.caption_image,
-        data.image_identity,
-        resamples=0,
-        share=shared.share,
-        caption_group=data.caption_group,
-    )
-    return metrics, images, captions
+@dataclass(frozen=True)
+class DevFigures:
+    """What the dual encoder showed on dev after an epoch.
 
-
-#: What the late score and the fusion's correction may count beside the dual encoder's score; 0 leaves them out.
-PAIR_WEIGHTS = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5)
-
-
-def choose_pair_weights(
-    aligner: Aligner, data: CaptionedImages, candidates: int, shared: Shared | None = None
-) -> tuple[float, float]:
-    """Set what the late score and the fusion's correction count to what gives the best rsum; returns both.
-
-    shared: the same aligner, where several processes score the pairs together.
-
-    The towers have seen the training captions many times and are surer there than on new pictures, so that the weights
-    cannot be learned with them. Like the best epoch they are chosen on dev: what they are worth shows outside of dev.
+    metrics: over the whole gallery, without intervals. loss, accuracy: the training's own, in its batches. half_rsum,
+    half_loss: of each half's own gallery, empty where dev cannot be halved. image_vectors: (N, D); caption_vectors:
+    (M, D).
     """
-    assert aligner.late is not None
-    score = (shared or aligner).pair_scorer(data.images, data.captions)
-    partners = Partners.of(data.caption_image, len(data), data.image_identity, data.caption_group)
-    if aligner.fusion is None:
-        aligner.late.weight.fill_(0.0)
-        dual = score.table().numpy()
-        aligner.late.weight.fill_(1.0)
-        late = score.table().numpy() - dual
 
-        def rsum(weights: tuple[float, float]) -> float:
-            ranks = ranks_of_scores(dual + weights[0] * late, partners)
-            return metrics_of_ranks(ranks, partners.caption_image, resamples=0).rsum.value
+    metrics: RetrievalMetrics
+    loss: float
+    accuracy: float
+    half_rsum: list[float]
+    half_loss: list[float]
+    image_vectors: np.ndarray
+    caption_vectors: np.ndarray
 
-        grid = [(weight, 0.0) for weight in PAIR_WEIGHTS]
-    else:
-        parts: list[np.ndarray] = []
+    def scores(self, best_by: str) -> list[float]:
+        """What the epoch is chosen by, more is better: of all of dev, then of each half."""
+        if best_by == "loss":
+            return [-loss for loss in (self.loss, *self.half_loss)]
+        return [self.metrics.rsum.value, *self.half_rsum]
 
-        def rsum(weights: tuple[float, float]) -> float:
-            def weighted(images: np.ndarray, captions: np.ndarray) -> np.ndarray:
-                # The candidates are the same for every weight: scored once.
-                if not parts:
-                    parts.append(score.parts(images, captions))
-                return parts[0] @ np.array([1.0, *weights], dtype=np.float32)
+    def to_dict(self) -> dict[str, Any]:
+        """What a line of metrics.jsonl holds of it."""
+        halves = {"rsum": self.half_rsum, "loss": [finite(loss) for loss in self.half_loss]}
+        return {
+            "dev_loss": finite(self.loss),
+            "dev_accuracy": self.accuracy,
+            "dev": self.metrics.to_dict(),
+            "dev_halves": halves if self.half_rsum else None,
+        }
 
-            vectors = score.image_vectors.numpy(), score.caption_vectors.numpy()
-            _, after = reranked(*vectors, partners, weighted, candidates)
-            return metrics_of_ranks(after, partners.caption_image, resamples=0).rsum.value
 
-        grid = [(late, fusion) for late in PAIR_WEIGHTS for fusion in PAIR_WEIGHTS]
-    # On a tie the smaller weights: what shows no gain is not trusted.
-    best = max(grid, key=lambda weights: (rsum(weights), -sum(weights)))
-    aligner.late.weight.fill_(best[0])
-    if aligner.fusion is not None:
-        aligner.fusion.weight.fill_(best[1])
-    return best
+def finite(value: float) -> float | None:
+    """The number, or None where JSON has none for it."""
+    return value if np.isfinite(value) else None
+
+
+class DevGallery:
+    """Measures the dual encoder on dev, after every epoch alike; the captions are tokenised once.
+
+    The loss is the training's own (`loss_of`, with what it has learned itself), of the averaged weights in float32 and
+    without dropout or varied images, over batches of the training's size (`batch`, all processes' images together) that
+    are dealt by a fixed seed: the same in every epoch, run and number of processes. The last batch is filled up with
+    the first images; a dev split smaller than a batch is one batch, and has a lower loss for that.
+    """
+
+    def __init__(
+        self, data: CaptionedImages, features: FeatureCache | None, loss_of: PairLoss, batch: int, processes: Processes
+    ) -> None:
+        self.data, self.features, self.processes = data, features, processes
+        self.loss_of, self.batch = loss_of, batch
+        self.partners = partners_of(data)
+        self.tokens: list[list[int]] | None = None
+
+    @cached_property
+    def halves(self) -> Halves | None:
+        """The halves that choose for each other, None where there are none."""
+        return halves_of(self.data)
+
+    def measure(self, aligner: Aligner) -> DevFigures:
+        """Encode the gallery and measure it; every process calls this, and gets the same."""
+        shared = Shared(aligner, self.processes, self.features)
+        if self.tokens is None:
+            self.tokens = aligner.text_tower.tokenize(shared.mine(self.data.captions))
+        images, captions = shared.encode_images(self.data.images), shared.encode_tokens(self.tokens)
+        owners, share = self.partners.caption_image, shared.share
+        ranks = ranks_of_vectors(images.numpy(), captions.numpy(), self.partners, share)
+        metrics = metrics_of_ranks(ranks, owners, resamples=0)
+        half_rsum, halves = [], self.halves.parts if self.halves else ()
+        for part in halves:
+            ranks = ranks_of_vectors(images.numpy()[part.images], captions.numpy()[part.captions], part.partners, share)
+            half_rsum.append(metrics_of_ranks(ranks, part.partners.caption_image, resamples=0).rsum.value)
+        # What it is chosen by has to be the same on every process, to the last bit.
+        bias = whole(self.loss_of.bias).detach().cpu() if hasattr(self.loss_of, "bias") else torch.zeros(())
+        parts = [np.arange(len(self.data)), *(part.images for part in halves)]
+        scale = aligner.scale().detach().cpu()
+        found = self.processes.first_does(lambda: [self._loss(images, captions, scale, bias, p) for p in parts])
+        (loss, accuracy), half_loss = found[0], [each for each, _ in found[1:]]
+        return DevFigures(metrics, loss, accuracy, half_rsum, half_loss, images.numpy(), captions.numpy())
+
+    @torch.no_grad()
+    def _loss(
+        self, images: Tensor, captions: Tensor, scale: Tensor, bias: Tensor, chosen: np.ndarray
+    ) -> tuple[float, float]:
+        """Mean loss and accuracy over the batches of some images with all of their captions."""
+        owners = self.partners.caption_image
+        group = np.arange(len(images)) if self.partners.identity is None else self.partners.identity
+        text = self.partners.caption_group
+        true = None if text is None else torch.from_numpy(np.unique(np.stack([group[owners], text], axis=1), axis=0))
+        by_image = np.split(np.argsort(owners, kind="stable"), np.bincount(owners, minlength=len(images)).cumsum()[:-1])
+        losses, right, count = [], 0.0, 0
+        for places in dealt_alike(chosen, self.batch):
+            columns = np.concatenate([by_image[place] for place in places])
+            identities = torch.from_numpy(group[places]), torch.from_numpy(group[owners[columns]])
+            texts = None if text is None else torch.from_numpy(text[columns])
+            own = None if true is None else true[torch.isin(true[:, 0], identities[0])]
+            gallery = Gallery(images[places], captions[columns], *identities, caption_text=texts, true_texts=own)
+            losses.append(sum(piece.item() for piece in self.loss_of.pieces(gallery, scale, bias)))
+            right, count = right + first_is_partner(gallery).item(), count + len(columns)
+        return float(np.mean(losses)), right / max(count, 1)
+
+
+def dealt_alike(images: np.ndarray, size: int, seed: int = 0) -> np.ndarray:
+    """Batches of one size (batches, size), dealt by a fixed seed; the last one is filled up from the first."""
+    order = images[np.random.default_rng(seed).permutation(len(images))]
+    size = min(size, len(order))
+    number = -(-len(order) // size)
+    return np.resize(order, (number, size))

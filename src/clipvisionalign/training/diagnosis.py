@@ -20,7 +20,8 @@ class EpochFigures:
     """What an epoch showed.
 
     loss: mean training loss; accuracy: share of training captions whose image came first; rsum: dev, percent;
-    step_images, step_captions: B and M of a step.
+    step_images, step_captions: B and M of a step. dev_loss, dev_accuracy: the training's own figures on dev, not a
+    number in runs from before they were measured.
     """
 
     loss: float
@@ -28,6 +29,8 @@ class EpochFigures:
     rsum: float
     step_images: int
     step_captions: int
+    dev_loss: float = math.nan
+    dev_accuracy: float = math.nan
 
     @property
     def guessing(self) -> float:
@@ -45,8 +48,10 @@ def mean_cosine(vectors: np.ndarray) -> float:
     return (total - count) / (count * (count - 1))
 
 
-def diagnose(history: list[EpochFigures], image_vectors: np.ndarray, caption_vectors: np.ndarray) -> list[str]:
-    """What is going wrong after an epoch, in words; empty if nothing is."""
+def diagnose(
+    history: list[EpochFigures], image_vectors: np.ndarray, caption_vectors: np.ndarray, best_by: str = "rsum"
+) -> list[str]:
+    """What is going wrong after an epoch, in words; empty if nothing is. best_by: "rsum" or "loss", of dev."""
     found = []
     for name, vectors in (("image", image_vectors), ("caption", caption_vectors)):
         alike = mean_cosine(vectors)
@@ -64,13 +69,25 @@ def diagnose(history: list[EpochFigures], image_vectors: np.ndarray, caption_vec
             "higher --head_lr, pretrained towers, more epochs."
         )
     if len(history) >= 3:
-        best = max(range(len(history)), key=lambda epoch: history[epoch].rsum)
-        rising = now.accuracy > history[best].accuracy
-        if len(history) - 1 - best >= 2 and rising and now.rsum < 0.99 * history[best].rsum:
-            found.append(
-                f"dev rsum has fallen from {history[best].rsum:.1f} (epoch {best + 1}) to {now.rsum:.1f} while the "
-                "training accuracy rises: it learns the training pairs by heart. The best checkpoint is kept. What "
-                "usually helps: fewer epochs, a frozen picture tower (--freeze image), --augment flip+crop, more "
-                "--weight_decay, a lower --text_lr."
-            )
+        found += _by_heart(history, best_by)
     return found
+
+
+def _by_heart(history: list[EpochFigures], best_by: str) -> list[str]:
+    """Whether dev has become worse for two epochs, by what the checkpoint is chosen by, while training goes on well."""
+    now = history[-1]
+    if best_by == "loss":
+        best = min(range(len(history)), key=lambda epoch: history[epoch].dev_loss)
+        worse = now.dev_loss > 1.01 * history[best].dev_loss
+        told = f"dev loss has risen from {history[best].dev_loss:.3f} (epoch {best + 1}) to {now.dev_loss:.3f}"
+    else:
+        best = max(range(len(history)), key=lambda epoch: history[epoch].rsum)
+        worse = now.rsum < 0.99 * history[best].rsum
+        told = f"dev rsum has fallen from {history[best].rsum:.1f} (epoch {best + 1}) to {now.rsum:.1f}"
+    if len(history) - 1 - best < 2 or not worse or now.accuracy <= history[best].accuracy:
+        return []
+    return [
+        f"{told} while the training accuracy rises: it learns the training pairs by heart. The best checkpoint is "
+        "kept. What usually helps: fewer epochs, a frozen picture tower (--freeze image), --augment flip+crop, more "
+        "--weight_decay, a lower --text_lr."
+    ]

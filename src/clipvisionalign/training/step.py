@@ -222,7 +222,7 @@ class Step:
             self._hand_back(states, gradients[0][own_images], gradients[1][own_captions])
             pair_loss = self._pair_loss(gallery, states)
             with torch.no_grad():
-                right = _first_is_partner(gallery)
+                right = first_is_partner(gallery)
             sums = torch.stack([loss, pair_loss, right, right.new_tensor(float(len(identity)))])
             loss_sum, pair_sum, right_sum, count = processes.total(sums).tolist()
         skipped = [reason for batch in batches for reason in batch.skipped]
@@ -301,8 +301,8 @@ class Step:
 
 
 @torch.no_grad()
-def _first_is_partner(gallery: Gallery) -> Tensor:
-    """How many of this process's captions have a partner for the first of all images."""
+def first_is_partner(gallery: Gallery) -> Tensor:
+    """How many of a gallery's own captions have a partner for the first of all images."""
     own = torch.arange(len(gallery.captions), device=gallery.captions.device)[gallery.own_captions]
     right = torch.zeros((), device=own.device)
     for rows in own.split(max(1, (1 << 23) // len(gallery.images))):

@@ -2,7 +2,8 @@
 
 - One step: B images with all of their captions; the images go through their tower once.
 - The weights that are kept are a moving average of the trained ones (`ema`), measured on the whole dev gallery after
-  each epoch; the best epoch by dev rsum is the run's model. No test picture is opened.
+  each epoch; the best epoch by dev rsum (or dev loss, `best_by`) is the run's model. No test picture is opened.
+- The run's figures are cross-fitted: each half of dev by what the other half chose (`cross_fit.py`).
 - A frozen picture tower's features are computed once and kept on disk, in several views of each picture.
 - A run that was stopped, however, goes on from its last checkpoint (`resume`) and ends as the undisturbed one: bit for
   bit on a CPU.
@@ -20,6 +21,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,7 +30,7 @@ import torch
 from torch import Tensor
 
 from clipvisionalign.batch import Batch
-from clipvisionalign.data.captioned import CaptionedImages, DataError, Identity
+from clipvisionalign.data.captioned import DataError, Identity
 from clipvisionalign.models.aligner import (
     PAIR_PARTS,
     Aligner,
@@ -40,8 +42,7 @@ from clipvisionalign.models.aligner import (
 )
 from clipvisionalign.models.device import best_device, machine, quick_format, versions
 from clipvisionalign.progress import long_step
-from clipvisionalign.retrieval.evaluate import RANKS, evaluate
-from clipvisionalign.retrieval.metrics import RetrievalMetrics
+from clipvisionalign.retrieval.evaluate import RANKS
 from clipvisionalign.training.checkpoint import FOLDER as CHECKPOINTS
 from clipvisionalign.training.checkpoint import (
     asked_to_stop,
@@ -52,7 +53,20 @@ from clipvisionalign.training.checkpoint import (
     save_checkpoint,
     save_sharded,
 )  # fmt: skip
-from clipvisionalign.training.dev import PAIR_WEIGHTS, Shared, choose_pair_weights, dev_metrics
+from clipvisionalign.training.cross_fit import (
+    HALF_MODELS,
+    PAIR_WEIGHTS,
+    BestEpoch,
+    DevScores,
+    chosen_dict,
+    cross_fitted,
+    evaluation_of,
+    half_model,
+    keep_models,
+    prune_models,
+    stitched,
+)  # fmt: skip
+from clipvisionalign.training.dev import DevFigures, DevGallery, Shared
 from clipvisionalign.training.diagnosis import EpochFigures, diagnose
 from clipvisionalign.training.feature_cache import FeatureCache
 from clipvisionalign.training.fine_tuning import (
@@ -118,7 +132,9 @@ class RunConfig:
         views: how many variants of each picture are kept on disk for a frozen picture tower.
         negatives: hard negatives per image and per caption for the fusion of the design "cross".
         fusion_weight: weight of the late interaction's and the fusion's loss beside the dual encoder's.
-        patience: epochs without a better dev rsum after which training stops.
+        patience: epochs without a better dev figure after which training stops; all of dev, and each of its halves, has
+            this patience of its own.
+        best_by: what an epoch is chosen by on dev: "rsum", or "loss", the training's own loss of the dual encoder.
         seed: of everything drawn at random.
         precision: number format of training; "auto" times both towers in both and takes the quick one of each.
             Evaluation is in float32.
@@ -164,6 +180,7 @@ class RunConfig:
     negatives: int = 4
     fusion_weight: float = 1.0
     patience: int = 3
+    best_by: Literal["rsum", "loss"] = "rsum"
     seed: int = 0
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     device: str = "auto"
@@ -230,6 +247,9 @@ def train(config: RunConfig, say: Say = print, state: dict[str, Any] | None = No
     data = open_data(config, say, processes)
     if state is not None and state["data"] != data.fingerprint():
         raise DataError(f"{config.data}: not the training data that {out} was begun with: it cannot go on")
+    if state is not None and state.get("dev", data.dev.fingerprint()) != data.dev.fingerprint():
+        told = "its epochs were measured on another, and it cannot go on"
+        raise DataError(f"{config.dev_data or config.data}: not the dev split that {out} was begun with: {told}")
     # One process fetches the towers' weights; from then on the commit is known, and the others find it in the cache.
     config = replace(config, model=processes.first_does(lambda: pin_towers(config.model, say)))
     aligner = Aligner(config.model).to(device).to(memory_format=torch.channels_last)
@@ -244,7 +264,7 @@ def train(config: RunConfig, say: Say = print, state: dict[str, Any] | None = No
     loss_of = PairLoss(config.loss).to(device)
     # A machine may time its formats otherwise the next time: a run that goes on keeps those that it was begun in.
     with long_step("timing the number formats", shown=processes.first):
-        formats = processes.first_does(lambda: find_formats(config, aligner, state))
+        formats = processes.first_does(partial(find_formats, config, aligner, state))
     say(
         f"design {config.model.design}: {config.model.image_tower.name} in {_short(formats[0])} + "
         f"{config.model.text_tower.name} in {_short(formats[1])} on {device}"
@@ -278,10 +298,13 @@ def train(config: RunConfig, say: Say = print, state: dict[str, Any] | None = No
     # Each process drops out, and looks at views, of its own.
     seed_everything(config.seed + processes.number)
 
+    dev = DevGallery(data.dev, dev_features, loss_of, config.batch, processes)
+    if dev.halves is None and not config.profile:
+        say(f"{len(data.dev)} dev images are too few to be halved: what is chosen on dev will be measured on it too")
     whole = Whole(step.towers, average, optimizer, scheduler)
     where = Place()
     if state is not None:
-        where = _go_on(state, whole, out, say, processes)
+        where = _go_on(state, whole, out, say, processes, config.best_by)
     elif processes.first:
         _write_records(out, config, data, aligner)
     if usable:
@@ -290,15 +313,19 @@ def train(config: RunConfig, say: Say = print, state: dict[str, Any] | None = No
     saved = start = time.perf_counter()
     start -= where.seconds
 
-    def keep() -> None:
+    def keep() -> bool:
         nonlocal saved
         where.seconds, where.records = time.perf_counter() - start, records.tell()
-        about = {"place": asdict(where), "data": data.fingerprint(), "precision": list(map(_short, formats))}
+        about = {"place": asdict(where), "data": data.fingerprint(), "dev": data.dev.fingerprint()}
+        about["precision"] = list(map(_short, formats))
         try:
             whole.save(out, where.step, about, processes)
         except OSError as error:
             say(f"warning: no checkpoint at step {where.step}: {error}; training goes on, the one before it is kept")
-        saved = time.perf_counter()
+            return False
+        finally:
+            saved = time.perf_counter()
+        return True
 
     def leave() -> None:
         say(f"stopped after step {where.step}; go on with: clipvisionalign train --resume {out}")
@@ -356,33 +383,26 @@ def train(config: RunConfig, say: Say = print, state: dict[str, Any] | None = No
                     leave()
 
             model = average.model()
-            metrics, image_vectors, caption_vectors = dev_metrics(model, data.dev, dev_features, processes)
-            loss_mean, fusion_mean, accuracy_mean = (value / max(where.seen, 1) for value in where.sums)
-            rsum = metrics.rsum.value
-            per_step = min(config.batch, len(batches))
-            where.history.append(
-                [loss_mean, accuracy_mean, rsum, per_step, round(per_step * batches.captions_per_image)]
-            )
-            history = [EpochFigures(*figures) for figures in where.history]
+            figures_of_dev = dev.measure(model)
             seconds = time.perf_counter() - start
-            records.write(
-                where.step, epoch=epoch, train_loss=loss_mean, train_fusion_loss=fusion_mean,
-                train_accuracy=accuracy_mean, dev=metrics.to_dict(), seconds=seconds,
-                time={kind: round(took, 2) for kind, took in timings.taken().items()},
-            )  # fmt: skip
-            say(_epoch_line(epoch, epochs, history[-1], float(fusion_mean), metrics, seconds, model))
-            for words_of in diagnose(history, image_vectors, caption_vectors):
+            per_step = min(config.batch, len(batches))
+            shape = per_step, round(per_step * batches.captions_per_image)
+            end_of_epoch(where, figures_of_dev, shape, records, timings, seconds)
+            say(_epoch_line(epoch, epochs, where, figures_of_dev, seconds, model))
+            history = [EpochFigures(*figures) for figures in where.history]
+            vectors = figures_of_dev.image_vectors, figures_of_dev.caption_vectors
+            for words_of in diagnose(history, *vectors, config.best_by):
                 say(f"warning: {words_of}")
-            # The dual encoder tells nothing of a fusion that is trained alone: its last epoch is kept.
-            if rsum > where.best or config.freeze == "all":
-                where.best, where.best_epoch = rsum, epoch
-                if processes.first:
-                    (merged(model) if config.peft == "lora" else model).save(out)
-            elif epoch - where.best_epoch >= config.patience:
-                say(f"no better dev rsum for {config.patience} epochs: stopped; the best was epoch {where.best_epoch}")
-                where.stopped = True
+            before = where.best_epoch
+            where.choose(figures_of_dev, config)
+            if processes.first:
+                _keep_models(config, out, model, where, before, say)
+            if where.stopped:
+                told = f"no better dev {config.best_by} for {config.patience} epochs"
+                say(f"{told}: stopped; the best was epoch {where.best_epoch}")
             where.next_epoch()
-            keep()
+            if keep() and processes.first:
+                prune_models(out, where.chosen)
             if processes.first_does(stop):
                 leave()
 
@@ -394,10 +414,8 @@ def train(config: RunConfig, say: Say = print, state: dict[str, Any] | None = No
     vars(whole).clear()
     del step, aligner, kept, model, average, optimizer
     say(f"best epoch {where.best_epoch}; measuring the saved model on the whole dev gallery")
-    aligner = load_aligner(out, str(device))
-    aligner.show_progress = processes.first
     with long_step("measuring the saved model", shown=processes.first):
-        results = measure(config, aligner, data.dev, out, processes, say)
+        results = measure(config, where, dev, out, processes, say)
     results |= {"best_epoch": where.best_epoch, "training_seconds": round(seconds, 1), "steps": where.step}
     if processes.first:
         # Written aside and renamed: a run either has its results or has not.
@@ -405,6 +423,7 @@ def train(config: RunConfig, say: Say = print, state: dict[str, Any] | None = No
         (out / "results.json.part").replace(out / "results.json")
         # A finished run goes on nowhere.
         shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
+        shutil.rmtree(out / HALF_MODELS, ignore_errors=True)
     processes.wait()
     processes.end()
     return results
@@ -520,24 +539,38 @@ def take_step(
 
 
 def measure(
-    config: RunConfig, aligner: Aligner, dev: CaptionedImages, out: Path, processes: Processes, say: Say
+    config: RunConfig, where: Place, dev: DevGallery, out: Path, processes: Processes, say: Say
 ) -> dict[str, Any]:
-    """What results.json holds: the saved model on the whole dev gallery, shared out over processes."""
-    candidates = config.model.fusion.candidates if aligner.fusion is not None else 0
-    model = Shared(aligner, processes)
-    if aligner.late is not None:
-        late, fusion = choose_pair_weights(aligner, dev, candidates, model)
-        more = f", the fusion's correction {fusion:g} times" if aligner.fusion is not None else ""
-        say(f"the late score counts {late:g} times{more}, chosen on dev from {PAIR_WEIGHTS}")
+    """What results.json holds: cross-fitted figures of the whole dev gallery, what was chosen, and the run's own model
+    on dev. Sets the model's weights of a pair's parts. Shared out over processes."""
+
+    def scores_of(epoch: int) -> DevScores | None:
+        folder = out if epoch == where.best_epoch else half_model(out, epoch)
+        if not processes.first_does(folder.is_dir):
+            return None
+        aligner = load_aligner(folder, str(processes.device))
+        aligner.show_progress = processes.first
+        candidates = config.model.fusion.candidates if aligner.fusion is not None else 0
+        return DevScores(Shared(aligner, processes), dev.data, candidates)
+
+    halves = dev.halves
+    scores, found = cross_fitted(scores_of, where.chosen, halves)
+    weights = [chosen.weights for chosen in found]
+    by_halves = f", by the halves {' and '.join(f'{each.late:g}' for each in weights[1:])}" if halves else ""
+    if scores.late is not None:
+        more = f", the fusion's correction {weights[0].fusion:g} times" if scores.fusion is not None else ""
+        if more and halves:
+            more += f", by the halves {' and '.join(f'{each.fusion:g}' for each in weights[1:])}"
+        say(f"the late score counts {weights[0].late:g} times{by_halves}{more}, chosen on dev from {PAIR_WEIGHTS}")
         if processes.first:
-            aligner.save(out)
-    measured = evaluate(
-        model, dev.images, dev.captions, dev.caption_image, dev.image_identity, candidates, share=model.share,
-        caption_group=dev.caption_group,
-    )  # fmt: skip
+            scores.model.aligner.save(out)
+    ranked = stitched(halves, found[1].ranked, found[2].ranked) if halves else found[0].ranked
+    measured = evaluation_of(scores, ranked)
     if processes.first:
         measured.save_ranks(out / RANKS)
-    return {"run": str(out), "data": config.data, "split": "dev", **measured.to_dict()}
+    best_by = "last epoch" if config.freeze == "all" else config.best_by
+    about = {"run": str(out), "data": config.data, "split": "dev"}
+    return about | measured.to_dict() | {"chosen": chosen_dict(found, scores, halves, best_by)}
 
 
 class Timed(Iterator[Batch]):
@@ -620,7 +653,8 @@ class Place:
     """Where a run stands: what the loop counts, beside the weights and the random states.
 
     step: steps done; epoch: the one that it is in, from 1; step_in_epoch: batches of it that are done. sums, seen: of
-    the epoch's figures. records: bytes of metrics.jsonl. seconds: of training, pauses left out.
+    the epoch's figures. best: dev rsum of the best epoch. chosen: the best epoch by all of dev, then by each half.
+    records: bytes of metrics.jsonl. seconds: of training, pauses left out.
     """
 
     step: int = 0
@@ -629,11 +663,36 @@ class Place:
     sums: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
     seen: int = 0
     best: float = -1.0
-    best_epoch: int = 0
+    chosen: list[BestEpoch] = field(default_factory=list)
     history: list[list[Any]] = field(default_factory=list)
     stopped: bool = False
     seconds: float = 0.0
     records: int = 0
+
+    @classmethod
+    def of(cls, state: dict[str, Any], best_by: str) -> Place:
+        """What a checkpoint has; one from before dev was halved knows the best epoch of all of dev only."""
+        state = dict(state)
+        epoch, chosen = state.pop("best_epoch", 0), state.pop("chosen", None)
+        if chosen is None and epoch:
+            chosen = [{"score": state["best"] if best_by == "rsum" else -math.inf, "epoch": epoch}]
+        return cls(**state, chosen=[BestEpoch(**each) for each in chosen or []])
+
+    @property
+    def best_epoch(self) -> int:
+        """The epoch whose model is the run's, 0 before there is one."""
+        return self.chosen[0].epoch if self.chosen else 0
+
+    def choose(self, figures: DevFigures, config: RunConfig) -> None:
+        """Take note of an epoch's dev figures; training stops once all of dev and both halves have lost patience."""
+        scores = figures.scores(config.best_by)
+        self.chosen += [BestEpoch() for _ in scores[len(self.chosen) :]]
+        for each, score in zip(self.chosen, scores, strict=True):
+            # The dual encoder tells nothing of a fusion that is trained alone: its last epoch is kept.
+            each.see(self.epoch, score, config.patience, always=config.freeze == "all")
+        if self.best_epoch == self.epoch:
+            self.best = figures.metrics.rsum.value
+        self.stopped = all(each.stopped for each in self.chosen)
 
     def count(self, values: np.ndarray) -> None:
         """One step more, with its loss, fusion loss and accuracy."""
@@ -645,10 +704,10 @@ class Place:
         self.epoch, self.step_in_epoch, self.sums, self.seen = self.epoch + 1, 0, [0.0, 0.0, 0.0], 0
 
 
-def _go_on(state: dict[str, Any], whole: Whole, out: Path, say: Say, processes: Processes) -> Place:
+def _go_on(state: dict[str, Any], whole: Whole, out: Path, say: Say, processes: Processes, best_by: str) -> Place:
     """Put everything where the checkpoint has it."""
     whole.load(state, processes)
-    where = Place(**state["place"])
+    where = Place.of(state["place"], best_by)
     if processes.first:
         # What was recorded after the checkpoint is done, and recorded, once more.
         with (out / "metrics.jsonl").open("a") as records:
@@ -755,31 +814,46 @@ def _write_records(out: Path, config: RunConfig, data: TrainingData, aligner: Al
     (out / "environment.json").write_text(json.dumps(environment, indent=2) + "\n")
 
 
-def _epoch_line(
-    epoch: int,
-    epochs: int,
-    figures: EpochFigures,
-    fusion: float,
-    metrics: RetrievalMetrics,
-    seconds: float,
-    kept: Aligner,
-) -> str:
-    forth, back = metrics.image_to_text, metrics.text_to_image
+def end_of_epoch(
+    where: Place, dev: DevFigures, shape: tuple[int, int], records: Records, timings: Timings, seconds: float
+) -> None:
+    """Record what an epoch showed. shape: images and captions of a step."""
+    loss, fusion, accuracy = (value / max(where.seen, 1) for value in where.sums)
+    where.history.append([loss, accuracy, dev.metrics.rsum.value, *shape, dev.loss, dev.accuracy])
+    records.write(
+        where.step, epoch=where.epoch, train_loss=loss, train_fusion_loss=fusion, train_accuracy=accuracy,
+        **dev.to_dict(), seconds=seconds, time={kind: round(took, 2) for kind, took in timings.taken().items()},
+    )  # fmt: skip
+
+
+def _keep_models(config: RunConfig, out: Path, model: Aligner, where: Place, before: int, say: Say) -> None:
+    def save(folder: Path) -> None:
+        (merged(model) if config.peft == "lora" else model).save(folder)
+
+    try:
+        keep_models(out, save, where.epoch, before, where.chosen)
+    except OSError as error:
+        if where.best_epoch == where.epoch:
+            # What a half chose can be done without, the run's own model cannot.
+            save(out)
+        say(f"warning: a half of dev chose another epoch than all of dev, and its model was not kept: {error}")
+
+
+def _epoch_line(epoch: int, epochs: int, where: Place, dev: DevFigures, seconds: float, kept: Aligner) -> str:
+    ways, chance = ("image_to_text", "text_to_image"), dev.metrics.chance
+    loss, fusion, accuracy = (value / max(where.seen, 1) for value in where.sums)
     pair = f", fusion {fusion:.3f}" if kept.fusion is not None else ""
-    temperature = 1 / kept.scale().item()
+    recalls, by_chance = [], []
+    for k in (1, 5):
+        both = [getattr(dev.metrics, way)[f"recall_at_{k}"].value for way in ways]
+        recalls.append(f"R@{k} {' / '.join(f'{100 * value:.1f}' for value in both)}")
+        by_chance.append(" / ".join(f"{100 * chance[way][f'recall_at_{k}']:.1f}" for way in ways))
     return (
-        f"epoch {epoch}/{epochs}: loss {figures.loss:.3f}{pair}, accuracy {figures.accuracy:.3f} | dev rsum "
-        f"{figures.rsum:.1f}, R@1 {100 * forth['recall_at_1'].value:.1f} image to text, "
-        f"{100 * back['recall_at_1'].value:.1f} text to image "
-        f"(chance: {_by_chance(metrics)}) | temperature {temperature:.3f} | {seconds:.0f} s"
+        f"epoch {epoch}/{epochs}: loss {loss:.3f}{pair}, accuracy {accuracy:.3f} | dev loss {dev.loss:.3f}, accuracy "
+        f"{dev.accuracy:.3f}, {', '.join(recalls)} (image to text / text to image), rsum {dev.metrics.rsum.value:.1f} "
+        f"(chance: {', '.join(by_chance)}, {chance['rsum']:.1f}) | temperature {1 / kept.scale().item():.3f} | "
+        f"{seconds:.0f} s"
     )
-
-
-def _by_chance(metrics: RetrievalMetrics) -> str:
-    """Rsum and recall@1 both ways of a random ranking of the dev gallery."""
-    chance = metrics.chance
-    recalls = (f"{100 * chance[way]['recall_at_1']:.1f}" for way in ("image_to_text", "text_to_image"))
-    return ", ".join((f"{chance['rsum']:.1f}", *recalls))
 
 
 @contextmanager

@@ -1,0 +1,340 @@
+"""What is chosen on dev, and dev figures that did not take part in choosing.
+
+Chosen are the epoch whose weights are the run's model, and what the late score and the fusion's correction count
+beside the dual encoder's score. The run's model has what all of dev chooses; that model's own dev figures are in-sample
+for it. The figures of a run (results.json, ranks.npz) are cross-fitted (`halves`): the queries of one half, over the
+whole gallery, by the epoch and the weights that the other half chooses.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from clipvisionalign.data.captioned import CaptionedImages, text_number
+from clipvisionalign.models.aligner import CONFIG_FILE, IMAGE_FOLDER, TEXT_FOLDER, WEIGHTS_FILE, Aligner
+from clipvisionalign.retrieval.equal_captions import equal_captions
+from clipvisionalign.retrieval.evaluate import Evaluation, depth_rows, depths_to
+from clipvisionalign.retrieval.metrics import RESAMPLES, metrics_of_ranks, rsum_gain
+from clipvisionalign.retrieval.ranks import PartnerRanks, ranks_of_scores, ranks_of_vectors
+from clipvisionalign.retrieval.rerank import Candidates, Depth, reranked_at
+from clipvisionalign.training.dev import Shared
+from clipvisionalign.training.halves import GalleryPart, Halves, partners_of
+
+#: What the late score and the fusion's correction may count beside the dual encoder's score; 0 leaves them out.
+PAIR_WEIGHTS = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5)
+
+#: In the folder of a run that is not finished: models that a half of dev chose, where all of dev chose another.
+HALF_MODELS = "half-models"
+
+
+# --- the epoch -------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class BestEpoch:
+    """The best epoch so far by one gallery (all of dev, or a half), each with its own patience.
+
+    score: more is better. stopped: its patience is at an end; what comes later is not looked at.
+    """
+
+    score: float = -math.inf
+    epoch: int = 0
+    stopped: bool = False
+
+    def see(self, epoch: int, score: float, patience: int, always: bool = False) -> None:
+        """Take note of an epoch; on a tie the earlier stays. always: the last epoch is the best, whatever its score."""
+        if self.stopped:
+            return
+        if always or not self.epoch or score > self.score:
+            self.score, self.epoch = score, epoch
+        else:
+            self.stopped = epoch - self.epoch >= patience
+
+
+def keep_models(out: Path, save: Callable[[Path], None], epoch: int, before: int, best: Sequence[BestEpoch]) -> None:
+    """After an epoch: the run folder holds the model that all of dev chooses, and beside it what only a half does.
+
+    save: writes the model of this epoch into a folder. before: the epoch whose model the run folder holds, 0 for none.
+    best: of all of dev, then of each half. What stands in the run folder is set aside before it is replaced, so that a
+    run that is cut off anywhere still has, or makes again, what its checkpoint speaks of. Raises OSError.
+    """
+    chosen = best[0].epoch
+    for other in {each.epoch for each in best[1:]} - {chosen}:
+        target = half_model(out, other)
+        if other == epoch:
+            _aside(target, save)
+        elif other == before and not target.is_dir():
+            _aside(target, lambda folder: _copy_model(out, folder))
+    if chosen == epoch:
+        save(out)
+
+
+def prune_models(out: Path, best: Sequence[BestEpoch]) -> None:
+    """Remove models that no half chooses any longer."""
+    wanted = {half_model(out, each.epoch).name for each in best[1:] if each.epoch != best[0].epoch}
+    for folder in (out / HALF_MODELS).glob("*"):
+        if folder.name not in wanted:
+            shutil.rmtree(folder)
+    if not wanted:
+        shutil.rmtree(out / HALF_MODELS, ignore_errors=True)
+
+
+def half_model(out: Path, epoch: int) -> Path:
+    """Where the model of an epoch is kept that only a half chooses; `load_aligner` opens it."""
+    return out / HALF_MODELS / f"epoch-{epoch:04d}"
+
+
+def _aside(target: Path, write: Callable[[Path], None]) -> None:
+    part = target.with_name(f"{target.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    write(part)
+    shutil.rmtree(target, ignore_errors=True)
+    part.replace(target)
+
+
+def _copy_model(source: Path, target: Path) -> None:
+    for name in (WEIGHTS_FILE, CONFIG_FILE):
+        shutil.copy2(source / name, target / name)
+    for name in (TEXT_FOLDER, IMAGE_FOLDER):
+        if (source / name).is_dir():
+            shutil.copytree(source / name, target / name)
+
+
+# --- the weights of a pair's parts -----------------------------------------------------------------------------------
+
+
+class PairWeights(NamedTuple):
+    """What the late score and the fusion's correction count beside the dual encoder's score."""
+
+    late: float = 0.0
+    fusion: float = 0.0
+
+
+def weights_of(aligner: Aligner) -> PairWeights:
+    """What a model has."""
+    late, fusion = (0.0 if part is None else float(part.weight) for part in (aligner.late, aligner.fusion))
+    return PairWeights(late, fusion)
+
+
+def set_weights(aligner: Aligner, weights: PairWeights) -> None:
+    """Give a model these weights, as far as it has such parts."""
+    if aligner.late is not None:
+        aligner.late.weight.fill_(weights.late)
+    if aligner.fusion is not None:
+        aligner.fusion.weight.fill_(weights.fusion)
+
+
+class Ranked(NamedTuple):
+    """Ranks over the whole gallery: the model's own; for one that re-ranks also its dual encoder's, and by depth."""
+
+    ranks: PartnerRanks
+    dual: PartnerRanks | None
+    depths: list[Depth]
+
+
+class DevScores:
+    """What one model makes of a gallery: every image, caption and pair is computed once, whatever weights are tried.
+
+    candidates: how many are re-ranked, 0 for a model without a fusion.
+    """
+
+    def __init__(self, model: Shared, data: CaptionedImages, candidates: int) -> None:
+        self.model, self.late, self.fusion = model, model.aligner.late, model.aligner.fusion
+        self.partners = partners_of(data)
+        self.equal = equal_captions([text_number(caption) for caption in data.captions], self.partners)
+        self.candidates = candidates
+        #: Pairs that were scored, sorted, and their parts.
+        self._known = np.empty(0, dtype=np.int64), np.empty((0, 3), dtype=np.float32)
+        self._timed: list[Depth] = []
+        if self.late is None:
+            self.images = model.encode_images(data.images).numpy()
+            self.captions = model.encode_captions(data.captions).numpy()
+            return
+        self.scorer = model.pair_scorer(data.images, data.captions)
+        self.images, self.captions = self.scorer.image_vectors.numpy(), self.scorer.caption_vectors.numpy()
+        if self.fusion is None:
+            self.late.weight.fill_(1.0)
+            self._dual = (self.images @ self.captions.T) * model.aligner.scale().item()
+            self._late = self.scorer.table().numpy() - self._dual
+        else:
+            # Timed with every pair new; the weights are tried on what is known then.
+            _, self._timed = self._reranked(PairWeights())
+
+    def everything(self) -> GalleryPart:
+        """The whole gallery."""
+        return GalleryPart.of(np.ones(len(self.images), dtype=bool), self.partners)
+
+    def choose(self, part: GalleryPart) -> PairWeights:
+        """The weights with the best rsum in a part as a gallery of its own, on a tie the smaller: what shows no gain is
+        not trusted. A model without a late score has nothing to choose.
+
+        The towers have seen the training captions many times and are surer there than on new pictures, so that the
+        weights cannot be learned with them. A re-ranking looks at the same share of a part as of the whole.
+        """
+        if self.late is None:
+            return PairWeights()
+        if self.fusion is None:
+            block = np.ix_(part.images, part.captions)
+            dual, late = self._dual[block], self._late[block]
+            grid = [PairWeights(weight) for weight in PAIR_WEIGHTS]
+
+            def ranks(weights: PairWeights) -> PartnerRanks:
+                return ranks_of_scores(dual + np.float32(weights.late) * late, part.partners)
+        else:
+            count = max(1, round(self.candidates * len(part.images) / len(self.images)))
+            first = Candidates.of(self.images[part.images], self.captions[part.captions], part.partners, count)
+            images, captions = first.index
+            parts = self._parts(part.images[images], part.captions[captions])
+            grid = [PairWeights(late, fusion) for late in PAIR_WEIGHTS for fusion in PAIR_WEIGHTS]
+
+            def ranks(weights: PairWeights) -> PartnerRanks:
+                return first.ranks(parts @ np.array([1.0, *weights], dtype=np.float32))
+
+        def rsum(weights: PairWeights) -> float:
+            return metrics_of_ranks(ranks(weights), part.partners.caption_image, resamples=0).rsum.value
+
+        return max(grid, key=lambda weights: (rsum(weights), -sum(weights)))
+
+    def ranked(self, weights: PairWeights) -> Ranked:
+        """The whole gallery by these weights, as `retrieval.evaluate` ranks it."""
+        if self.late is None:
+            return Ranked(ranks_of_vectors(self.images, self.captions, self.partners, self.model.share), None, [])
+        set_weights(self.model.aligner, weights)
+        if self.fusion is None:
+            return Ranked(ranks_of_scores(self.scorer.table(), self.partners), None, [])
+        before, found = self._reranked(weights)
+        return Ranked(found[-1].ranks, before, found)
+
+    def timed(self, depths: Sequence[Depth]) -> list[Depth]:
+        """Depths with the pairs and seconds that they took when no pair was known."""
+        return [Depth(d.candidates, d.ranks, t.pairs, t.seconds) for d, t in zip(depths, self._timed, strict=True)]
+
+    def _reranked(self, weights: PairWeights) -> tuple[PartnerRanks, list[Depth]]:
+        counts = np.array([1.0, *weights], dtype=np.float32)
+        depths = depths_to(self.candidates)
+        return reranked_at(self.images, self.captions, self.partners, lambda i, c: self._parts(i, c) @ counts, depths)
+
+    def _parts(self, images: np.ndarray, captions: np.ndarray) -> np.ndarray:
+        """The parts of pairs' scores (Q, 3), each pair computed once."""
+        keys = images * len(self.captions) + captions
+        known, parts = self._known
+        new = np.setdiff1d(keys, known)
+        if len(new):
+            fresh = self.scorer.parts(new // len(self.captions), new % len(self.captions))
+            order = np.argsort(np.concatenate([known, new]), kind="stable")
+            known, parts = np.concatenate([known, new])[order], np.concatenate([parts, fresh])[order]
+            self._known = known, parts
+        return parts[np.searchsorted(known, keys)]
+
+
+# --- the figures -----------------------------------------------------------------------------------------------------
+
+
+class Chosen(NamedTuple):
+    """What one gallery chooses, and how its model ranks the whole. here: whether its epoch's model is there."""
+
+    epoch: int
+    weights: PairWeights
+    ranked: Ranked
+    here: bool = True
+
+
+def cross_fitted(
+    scores_of: Callable[[int], DevScores | None], best: Sequence[BestEpoch], halves: Halves | None
+) -> tuple[DevScores, list[Chosen]]:
+    """The run's model, and what is chosen by all of dev, then by each half.
+
+    scores_of: the model of an epoch on dev, None where it is not there: then the run's model stands for it.
+    """
+    shipped = scores_of(best[0].epoch)
+    assert shipped is not None
+    weights = shipped.choose(shipped.everything())
+    found = [Chosen(best[0].epoch, weights, shipped.ranked(weights))]
+    for number, part in enumerate(halves.parts if halves else ()):
+        epoch = best[1 + number].epoch if len(best) > 1 + number else 0
+        own = shipped if epoch == best[0].epoch else scores_of(epoch)
+        scores = own or shipped
+        weights = scores.choose(part)
+        same = scores is shipped and weights == found[0].weights
+        found.append(Chosen(epoch, weights, found[0].ranked if same else scores.ranked(weights), own is not None))
+    set_weights(shipped.model.aligner, found[0].weights)
+    return shipped, found
+
+
+def stitched(halves: Halves, first: Ranked, second: Ranked) -> Ranked:
+    """Cross-fitted ranks at every depth. first, second: by what half 0 and half 1 chose."""
+    dual = None
+    if first.dual is not None and second.dual is not None:
+        dual = halves.stitched(first.dual, second.dual)
+    depths = [
+        Depth(a.candidates, halves.stitched(a.ranks, b.ranks), a.pairs, a.seconds)
+        for a, b in zip(first.depths, second.depths, strict=True)
+    ]
+    return Ranked(halves.stitched(first.ranks, second.ranks), dual, depths)
+
+
+def evaluation_of(scores: DevScores, ranked: Ranked, resamples: int = RESAMPLES) -> Evaluation:
+    """The figures of ranks, with intervals; a re-ranking's gain is paired, from the same ranks."""
+    owners = scores.partners.caption_image
+    metrics = metrics_of_ranks(ranked.ranks, owners, resamples)
+    if ranked.dual is None:
+        return Evaluation(metrics, equal=scores.equal)
+    return Evaluation(
+        metrics,
+        metrics_of_ranks(ranked.dual, owners, resamples),
+        scores.candidates,
+        rsum_gain(ranked.ranks, ranked.dual, owners, resamples),
+        depth_rows(scores.timed(ranked.depths), owners),
+        scores.equal,
+    )
+
+
+def chosen_dict(found: Sequence[Chosen], scores: DevScores, halves: Halves | None, best_by: str) -> dict[str, Any]:
+    """The block "chosen" of results.json: what was chosen where, and the run's model on the dev that chose it."""
+    told: dict[str, Any] = {"by": "halves" if halves else "all of dev", "epoch_by": best_by}
+    told["figures"] = (
+        "cross-fitted: each half's queries by the epoch and weights that the other half chose"
+        if halves else "in-sample: dev is too small to be halved, what was chosen on it is measured on it"
+    )  # fmt: skip
+    if halves:
+        told["halves"] = halves.to_dict()
+    told["epoch"] = {"model": found[0].epoch, "halves": [each.epoch for each in found[1:]]}
+    if scores.late is not None:
+        kinds = ("late", "fusion") if scores.fusion is not None else ("late",)
+        told["weights"] = {
+            kind: {"model": getattr(found[0].weights, kind), "halves": [getattr(c.weights, kind) for c in found[1:]]}
+            for kind in kinds
+        }
+        told["weights_tried"] = list(PAIR_WEIGHTS)
+    missing = [number for number, each in enumerate(found[1:]) if not each.here]
+    if missing:
+        told["in_sample_epoch"] = {"of_halves": missing, "why": "the model that they chose was not kept"}
+    told["model_in_sample"] = evaluation_of(scores, found[0].ranked).to_dict()
+    return told
+
+
+def in_sample_note(run: Path, data: CaptionedImages) -> str | None:
+    """What a figure of a run on these images has to be read with, where they are the dev images that it was chosen by;
+    None where nothing was chosen on them."""
+    about, results = (run / name for name in ("data.json", "results.json"))
+    if not about.is_file() or json.loads(about.read_text()).get("dev", {}).get("fingerprint") != data.fingerprint():
+        return None
+    found = json.loads(results.read_text()) if results.is_file() else {}
+    chosen = found.get("chosen", {})
+    what = "epoch" if chosen.get("epoch_by") != "last epoch" else ""
+    what = " and ".join(filter(None, [what, "weights of its pairs' parts" if "weights" in chosen else ""]))
+    if chosen and not what:
+        return None
+    told = f"by these images the run's {what or 'epoch'} was chosen: its figure on them is in-sample"
+    if chosen.get("by") == "halves":
+        told += f"; cross-fitted, its rsum is {found['rsum']['value']:.1f} (results.json)"
+    return told

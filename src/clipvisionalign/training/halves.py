@@ -1,0 +1,143 @@
+"""Two halves of a dev gallery: what is chosen with one is measured on the other.
+
+A checkpoint, or the weights of a pair's parts, chosen among many by the figures that are then reported gives the
+design with more to choose from an advantage that it has not earned. Cross-fitting takes it away: half 0 chooses, the
+queries of half 1 are measured over the whole gallery, and the other way round; the ranks of both are the figures.
+
+- Choosing looks at a half's own images with its own captions only. No pair's score is then part of both a choice and
+  what it is measured on; with the whole gallery on the choosing side, a wrong pair between the halves would be.
+- Images of one identity, and images that share a caption word by word, are in one half.
+
+Source: Stone, "Cross-validatory choice and assessment of statistical predictions", JRSS B 36 (1974); Cawley and Talbot,
+"On over-fitting in model selection", JMLR 11 (2010), for what choosing on the measured data does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from clipvisionalign.data.captioned import CaptionedImages, same_words
+from clipvisionalign.retrieval.ranks import PartnerRanks, Partners
+
+#: A half by hash has at least this share of the images; else the groups are dealt out by size.
+LEAST_SHARE = 0.25
+
+
+@dataclass(frozen=True)
+class GalleryPart:
+    """Some images of a gallery with all of their captions. images: (n,), captions: (m,), numbers in the whole gallery;
+    partners: who belongs to whom among them."""
+
+    images: np.ndarray
+    captions: np.ndarray
+    partners: Partners
+
+    @classmethod
+    def of(cls, chosen: np.ndarray, partners: Partners) -> GalleryPart:
+        """The part of the images `chosen` (N,), bool. Raises ValueError where it is empty."""
+        images = np.flatnonzero(chosen)
+        captions = np.flatnonzero(chosen[partners.caption_image])
+        owners = np.searchsorted(images, partners.caption_image[captions])
+        identity = None if partners.identity is None else partners.identity[images]
+        text = None if partners.caption_group is None else partners.caption_group[captions]
+        return cls(images, captions, Partners.of(owners, len(images), identity, text))
+
+
+def partners_of(data: CaptionedImages) -> Partners:
+    """Who belongs to whom in a data set."""
+    return Partners.of(data.caption_image, len(data), data.image_identity, data.caption_group)
+
+
+@dataclass(frozen=True)
+class Halves:
+    """The halves of a gallery. image: (N,), caption: (M,), 0 or 1; partners: of the whole gallery; apart: what of two
+    images keeps them in one half."""
+
+    image: np.ndarray
+    caption: np.ndarray
+    partners: Partners
+    apart: str
+
+    @cached_property
+    def parts(self) -> tuple[GalleryPart, GalleryPart]:
+        """Each half as a gallery of its own."""
+        first, second = (GalleryPart.of(self.image == half, self.partners) for half in (0, 1))
+        return first, second
+
+    def stitched(self, chosen_by_0: PartnerRanks, chosen_by_1: PartnerRanks) -> PartnerRanks:
+        """Cross-fitted ranks over the whole gallery: each half's queries as what the other half chose ranks them."""
+        forth, back = self.image[:, None] == 0, self.caption[:, None] == 0
+        return PartnerRanks(
+            np.where(forth, chosen_by_1.image_to_text, chosen_by_0.image_to_text),
+            np.where(back, chosen_by_1.text_to_image, chosen_by_0.text_to_image),
+        )
+
+    def to_dict(self) -> dict[str, object]:
+        """What results.json holds."""
+        return {
+            "images": np.bincount(self.image, minlength=2).tolist(),
+            "captions": np.bincount(self.caption, minlength=2).tolist(),
+            "in_one_half": self.apart,
+        }
+
+
+def halves_of(data: CaptionedImages) -> Halves | None:
+    """Two halves of a data set, None where it has too little to be halved.
+
+    A hash of an image's name (of its identity, where it has one) decides, so that adding images moves no other, unless
+    they share a caption with it. Where a half by hash would have less than a quarter of the images, groups are dealt
+    out by size instead. Each half has at least two images of different identities: with fewer nothing can be chosen.
+    """
+    keys = [f"identity {row.identity}" if row.identity is not None else f"image {row.name}" for row in data.rows]
+    texts = [[same_words(caption) for caption in row.captions] for row in data.rows]
+    partners = partners_of(data)
+    none: list[list[str]] = [[]] * len(data)
+    attempts = {"images of one identity or with a caption in common": texts, "images of one identity": none}
+    for apart, shared in attempts.items():
+        groups = _groups(keys, shared)
+        for half, least in ((_by_hash(groups, keys), LEAST_SHARE * len(keys)), (_by_size(groups), 0)):
+            several = all(len({keys[place] for place in np.flatnonzero(half == number)}) >= 2 for number in (0, 1))
+            if several and min(np.bincount(half)) >= least:
+                return Halves(half, half[partners.caption_image], partners, apart)
+    return None
+
+
+def _groups(keys: list[str], texts: list[list[str]]) -> np.ndarray:
+    """(N,) the group of each image: those joined by equal keys or texts, over any number of others."""
+    parent = list(range(len(keys)))
+
+    def root(place: int) -> int:
+        while parent[place] != place:
+            parent[place] = parent[parent[place]]
+            place = parent[place]
+        return place
+
+    first: dict[tuple[str, str], int] = {}
+    for place, (key, own) in enumerate(zip(keys, texts, strict=True)):
+        for name in (("key", key), *(("text", text) for text in own)):
+            parent[root(place)] = root(first.setdefault(name, place))
+    return np.unique([root(place) for place in range(len(keys))], return_inverse=True)[1]
+
+
+def _by_hash(groups: np.ndarray, keys: list[str]) -> np.ndarray:
+    """(N,) 0 or 1, one number a group, by the smallest hash of its images."""
+    digests: dict[int, bytes] = {}
+    for group, key in zip(groups.tolist(), keys, strict=True):
+        digest = hashlib.sha256(f"half of {key}".encode("utf-8", "surrogatepass")).digest()
+        digests[group] = min(digests.get(group, digest), digest)
+    # The last byte: the smallest digest of a large group begins with small ones.
+    return np.array([digests[group][-1] & 1 for group in range(len(digests))])[groups]
+
+
+def _by_size(groups: np.ndarray) -> np.ndarray:
+    """(N,) 0 or 1, one number a group: the largest first, each to the half that has fewer images."""
+    sizes = np.bincount(groups)
+    of_group, held = np.zeros(len(sizes), dtype=np.int64), [0, 0]
+    for group in np.argsort(-sizes, kind="stable"):
+        of_group[group] = int(held[1] < held[0])
+        held[of_group[group]] += int(sizes[group])
+    return of_group[groups]
