@@ -622,7 +622,7 @@ def test_recipes_config_and_flags_count_in_that_order(tmp_path, capsys, monkeypa
     (tmp_path / "own.yaml").write_text("batch: 16\nmodel: {width: 32}\n")
     assert main(["train", "DATA", "--epochs", "5", "--config", str(tmp_path / "own.yaml"), "--recipe=original"]) == 0
     config = taken[0]
-    assert (config.epochs, config.batch, config.model.width, config.freeze) == (5, 16, 32, "none")
+    assert (config.epochs, config.batch, config.model.width, config.best_by) == (5, 16, 32, "loss")
     assert config.model.image_tower.name == "resnet50"
     assert config.views == 4
     capsys.readouterr()
