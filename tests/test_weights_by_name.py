@@ -603,6 +603,7 @@ def test_the_original_recipe_is_one_line(hub, kaggle, published, tmp_path):
         "none",
         256,
     )
+    assert settings["best_by"] == "loss"
     assert settings["model"]["image_tower"]["name"] == "resnet50"
     assert settings["model"]["text_tower"]["revision"] == hub.repositories[TEXT].main
     weights = json.loads((out / "weights.json").read_text())
