@@ -16,11 +16,11 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 #: How the reasons begin of skips that no installation can undo: everything else is set up by `make test`.
-HARDWARE = ("no GPU",)
+HARDWARE = ("no GPU", "no small disk")
 
 
 #: Fixtures that take seconds and serve many tests: with xdist those tests run in one process, one after the other.
-SHARED = ("alone", "study", "page_file", "indexes", "indexed", "exported", "undisturbed", "hundred")
+SHARED = ("alone", "study", "page_file", "indexes", "indexed", "exported", "undisturbed", "hundred", "hub")
 
 
 @pytest.hookimpl(tryfirst=True)

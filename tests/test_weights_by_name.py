@@ -384,7 +384,7 @@ def test_a_file_that_broke_in_the_cache_is_seen(offline, hub, moving, monkeypatc
 
 
 @pytest.mark.filterwarnings("ignore:Not enough free disk space")
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="mounting a small disk needs root")
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="no small disk without root: it is mounted")
 def test_a_full_disk_is_told_before_and_while(hub, tmp_path, monkeypatch):
     """A real file system of 256 kB: what is needed and what is there; nothing half-written stays."""
     from huggingface_hub import constants
@@ -395,7 +395,7 @@ def test_a_full_disk_is_told_before_and_while(hub, tmp_path, monkeypatch):
     small.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(small)], capture_output=True)
     if mounted.returncode:
-        pytest.skip("this system mounts no tmpfs")
+        pytest.skip("no small disk: this system mounts no tmpfs")
     try:
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(small / "cache"))
         (small / "other").write_bytes(bytes(120_000))
@@ -517,6 +517,7 @@ sys.addaudithook(forbid)
 """
 
 
+@pytest.mark.slow
 def test_offline_opens_no_socket(hub, tmp_path, scenes_folder):
     """A training from the cache with --offline, and what is missing by HF_HUB_OFFLINE, in a process in which asking the
     network is an error; the environment is afterwards as it was."""
@@ -573,6 +574,7 @@ def kaggle(tmp_path: Path) -> Path:
     return folder.parent
 
 
+@pytest.mark.slow
 def test_the_original_recipe_is_one_line(hub, kaggle, published, tmp_path):
     """`train DATA --recipe original` as a user types it: both towers by their real names, ResNet50 in its real layout."""
     import timm
