@@ -106,7 +106,7 @@ def tiny_model(text_folder: Path):
     def build(design: str = "self") -> AlignerConfig:
         return AlignerConfig(
             design=design,
-            image_tower=ImageTowerConfig("resnet10t", weights="random", size=64),
+            image_tower=ImageTowerConfig("test_resnet", weights="random", size=64),
             text_tower=TextTowerConfig(str(text_folder), window=4),
             late=LateConfig(width=16),
             fusion=FusionConfig(layers=1, heads=2, width=32, candidates=5),

@@ -103,6 +103,39 @@ def shards(given: dict) -> None:
     processes.end()
 
 
+def index(run: str, source: str, out: str) -> None:
+    """`build_index` for a process that is killed: eight rows at a time, and a line about each eight."""
+    from clipvisionalign.search import encode
+    from clipvisionalign.search import index as module
+
+    module.ROWS = encode.BATCH = 8
+    module.build_index(run, source, out, print)
+
+
+def measure_costlier(run: str, data: str, mebibytes: int, milliseconds: int) -> None:
+    """The cost, as JSON, of an aligner that holds so much memory more and sleeps so long for each call."""
+    import time
+
+    import numpy as np
+
+    from clipvisionalign.models.aligner import load_aligner
+    from clipvisionalign.study.profile import measure
+
+    def load(run):
+        aligner = load_aligner(run)
+        aligner.ballast = np.ones(mebibytes * 2**20, dtype=np.uint8)
+        encode = aligner.encode_captions
+
+        def slower(captions, *more, **others):
+            time.sleep(milliseconds / 1000)
+            return encode(captions, *more, **others)
+
+        aligner.encode_captions = slower
+        return aligner
+
+    print(json.dumps(measure(run, data, "dev", "auto", load)))
+
+
 def work(name: str, given: dict) -> None:
     """One of the works above."""
     {"gradients": gradients, "train": train, "stop": stop, "shards": shards}[name](given)

@@ -8,6 +8,7 @@ import sys
 
 import numpy as np
 import pytest
+from tolerance import assert_as_exact, in_float64, rounding
 
 pytest.importorskip("onnxruntime", reason="no onnxruntime: pip install 'clipvisionalign[onnx]'")
 pytest.importorskip("onnxscript", reason="no onnxscript: pip install 'clipvisionalign[onnx]'")
@@ -33,7 +34,8 @@ def aligner(tiny_runs):
 
 def test_it_equals_pytorch_over_batches_and_lengths(exported, aligner):
     lengths = (2, 3, 20, 77)
-    assert checked(aligner, exported, batches=(1, 2, 5, 33), lengths=lengths) < 1e-4
+    # The command's own bound, over which it raises, is wide; this is what rounding allows 30 layers.
+    assert checked(aligner, exported, batches=(1, 2, 5, 33), lengths=lengths) <= rounding(64, steps=30)
 
 
 def test_a_file_that_is_not_the_aligners_is_found_out(exported, tiny_runs):
@@ -47,6 +49,7 @@ def test_the_fusion_gives_the_same_corrections(exported, aligner, scenes_folder)
     pairs = aligner.pair_scorer(paths, captions)
     index = np.arange(3)
     expected = pairs.parts(index, index)[:, 2]
+    exact = in_float64(aligner).pair_scorer(paths, captions).parts(index, index)[:, 2]
     look = aligner.image_tower.input.look()
     import torch
 
@@ -59,15 +62,17 @@ def test_the_fusion_gives_the_same_corrections(exported, aligner, scenes_folder)
     mask = (ids != aligner.text_tower.pad).astype(np.int64)
     tokens = session(exported / CAPTIONS).run(["tokens"], {"ids": ids, "mask": mask})[0]
     found = session(exported / FUSION).run(["corrections"], {"patches": patches, "tokens": tokens, "mask": mask})[0]
-    assert found == pytest.approx(expected, abs=1e-4)
+    assert_as_exact(found, expected, exact)
 
 
 def test_the_exported_aligner_answers_like_every_model(exported, aligner, scenes_folder):
     other = OnnxAligner(exported)
     captions = ["a red circle", "four small green squares above a large ring", ""] * 3
-    assert np.abs(other.encode_captions(captions) - aligner.encode_captions(captions).numpy()).max() < 1e-4
+    exact = in_float64(aligner)
+    words = (model.encode_captions(captions) for model in (other, aligner, exact))
+    assert_as_exact(*words, size=1.0)
     paths = sorted((scenes_folder / "images").glob("*.png"))[:5]
-    assert np.abs(other.encode_images(paths) - aligner.encode_images(paths).numpy()).max() < 1e-4
+    assert_as_exact(*(model.encode_images(paths) for model in (other, aligner, exact)), size=1.0)
     small = OnnxAligner(exported, int8=True)
     cosines = (small.encode_captions(captions) * other.encode_captions(captions)).sum(axis=1)
     assert cosines.min() > 0.97

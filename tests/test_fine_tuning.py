@@ -187,7 +187,7 @@ def test_profile_says_where_the_time_goes_and_leaves_no_run(tmp_path, scenes_fol
     from clipvisionalign.cli import main
 
     command = ["train", str(scenes_folder), "--out", str(tmp_path / "run"), "--profile", "3", "--batch", "16"]
-    command += ["--model.image_tower.name", "resnet10t", "--model.image_tower.weights", "random"]
+    command += ["--model.image_tower.name", "test_resnet", "--model.image_tower.weights", "random"]
     command += ["--model.image_tower.size", "64", "--model.text_tower.name", str(text_folder), "--freeze", "none"]
     assert main([*command, "--trackers", "", "--workers", "0"]) == 0
     said = capsys.readouterr().out

@@ -21,10 +21,15 @@ from clipvisionalign.models.aligner import load_aligner
 from clipvisionalign.retrieval import evaluate
 
 
-def run(count: int, work: str, given: dict) -> str:
-    """A work of `many_processes.py` in `count` processes, as torchrun starts them; what they said."""
+def run(count: int, work: str, given: dict, out: Path) -> str:
+    """A work of `many_processes.py` in `count` processes; what they said."""
+    return several(count, many_processes.work, work, given, out=out)
+
+
+def torchrun(count: int, work: str, given: dict) -> str:
+    """The same as a user starts it."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"}
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={count}"] if count > 1 else []
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={count}"]
     command = [sys.executable, *launcher, many_processes.__file__, work, json.dumps(given)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -65,7 +70,7 @@ def alone(tmp_path_factory, scenes_folder, tiny_model):
 @pytest.mark.slow
 def test_two_processes_have_the_gradients_of_one(tmp_path, alone, design, loss, more):
     given, one, exact = alone(design, loss, more.get("identity", "auto"))
-    several(2, many_processes.work, "gradients", {**given, **more, "out": str(tmp_path / "two")}, out=tmp_path / "said")
+    run(2, "gradients", {**given, **more, "out": str(tmp_path / "two")}, tmp_path / "said")
     two = torch.load(tmp_path / "two", weights_only=True)
     assert two["images"] == one["images"] == 24
     assert two["loss"] == pytest.approx(exact["loss"], rel=rounding(24 * 120))
@@ -107,10 +112,10 @@ def settings(tmp_path, scenes_folder, tiny_model):
 
 @pytest.mark.slow
 def test_replicated_and_sharded_runs_have_the_curve_of_one_process(tmp_path, settings):
-    run(1, "train", settings("one"))
-    said = run(2, "train", settings("two"))
+    many_processes.work("train", settings("one"))
+    said = torchrun(2, "train", settings("two"))
     assert said.count("best epoch") == 1
-    run(2, "train", settings("sharded", shard=True))
+    run(2, "train", settings("sharded", shard=True), tmp_path / "said")
     one, two, sharded = (curve(tmp_path / name) for name in ("one", "two", "sharded"))
     assert len(one) > 3
     assert_same_curve(two, one)
@@ -134,17 +139,17 @@ def test_a_sharded_checkpoint_goes_on_in_one_process_and_in_two(tmp_path, settin
 
     # With a late interaction: what it learns is used outside of the sharded model, and stays whole.
     late = {"shard": True, "model": {**settings("")["model"], "design": "late"}}
-    run(2, "train", settings("whole", **late))
+    run(2, "train", settings("whole", **late), tmp_path / "said")
     # Stopped by its own patience of one step: a run that is asked to stop writes its checkpoint and leaves.
     given = settings("stopped", **late)
-    run(2, "stop", {**given, "after": 4})
+    run(2, "stop", {**given, "after": 4}, tmp_path / "said")
     folder = tmp_path / "stopped"
     (checkpoint,) = sorted((folder / "checkpoints").glob("*.shards"))[-1:]
     assert len(list(checkpoint.glob("*.safetensors"))) == 2
     shutil.copytree(folder, tmp_path / "alone")
     config = (tmp_path / "alone" / "config.yaml").read_text()
     (tmp_path / "alone" / "config.yaml").write_text(config.replace("shard: true", "shard: false"))
-    run(2, "train", {"resume": str(folder)})
+    run(2, "train", {"resume": str(folder)}, tmp_path / "said")
     said = []
     resume(tmp_path / "alone", said.append)
     assert any("goes on after step 4" in line for line in said)
@@ -155,7 +160,7 @@ def test_a_sharded_checkpoint_goes_on_in_one_process_and_in_two(tmp_path, settin
 
 def test_a_fusion_trains_and_is_measured_in_two_processes(tmp_path, settings, scenes_folder, tiny_model):
     """Late interaction and fusion have gradients of their own, which no wrapper averages: all processes have the same."""
-    run(2, "train", settings("cross", model=asdict(tiny_model("cross")), epochs=2))
+    run(2, "train", settings("cross", model=asdict(tiny_model("cross")), epochs=2), tmp_path / "said")
     results = json.loads((tmp_path / "cross" / "results.json").read_text())
     # Measured by both together, each pair once: the figures are those of one process.
     dev = read_captioned_images(scenes_folder).split("dev")

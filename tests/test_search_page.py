@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
-import sys
+import signal
 import time
 import urllib.request
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from forked import Forked, command, free_port
 
 pytest.importorskip("playwright", reason="no playwright: pip install 'clipvisionalign[pdf]'")
 pytest.importorskip("lancedb", reason="no lancedb: pip install 'clipvisionalign[search]'")
@@ -22,22 +20,19 @@ from clipvisionalign.search.index import build_index
 @contextmanager
 def served(*indexes: Path):
     """The address of a service over some indexes, in a process of its own."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "clipvisionalign", "serve", *map(str, indexes), "--port", str(port)]
-    process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"},
-                               stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)  # fmt: skip
+    port = free_port()
+    out = indexes[0].with_name(f"{port}.txt")
+    process = Forked(command, "serve", *map(str, indexes), "--port", str(port), out=out)
     address = f"http://127.0.0.1:{port}"
-    for _ in range(300):
+    for _ in range(1200):
         try:
             urllib.request.urlopen(f"{address}/health").read()
             break
         except OSError:
-            assert process.poll() is None, process.stderr.read().decode()
-            time.sleep(0.2)
+            assert process.poll() is None, process.said
+            time.sleep(0.05)
     yield address
-    process.terminate()
+    process.signal(signal.SIGTERM)
     process.wait()
 
 

@@ -87,7 +87,7 @@ def test_two_processes_with_two_workers_share_a_stream_and_the_rest_after_a_stop
     given = {"data": str(hundred), "out": str(tmp_path / "names")}
 
     def read(**more) -> list[list[str]]:
-        run(2, "shards", {**given, **more})
+        run(2, "shards", {**given, **more}, tmp_path / "said")
         return [
             [name for batch in json.loads((tmp_path / f"names.{process}").read_text()) for name in batch]
             for process in (0, 1)

@@ -5,17 +5,15 @@ from __future__ import annotations
 import copy
 import csv
 import json
-import os
 import random
-import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 
+import many_processes
 import numpy as np
 import pytest
+from forked import Forked, command
 
 from clipvisionalign.cli import main
 from clipvisionalign.study.plan import Budget, Measurements, Plan, Variant, cells_of, read_plan, ready_plans
@@ -28,7 +26,7 @@ from clipvisionalign.study.words import at, claims_of, numbers_in
 def plan(scenes_folder: Path, text_folder: Path) -> Plan:
     """Four tiny designs and one that cannot be trained, two seeds."""
     model = {
-        "image_tower": {"name": "resnet10t", "weights": "random", "size": 64}, "width": 32,
+        "image_tower": {"name": "test_resnet", "weights": "random", "size": 64}, "width": 32,
         "text_tower": {"name": str(text_folder), "window": 4}, "late": {"width": 16},
         "fusion": {"layers": 1, "heads": 2, "width": 32, "candidates": 5},
     }  # fmt: skip
@@ -153,11 +151,16 @@ def test_every_table_of_recall_tells_chance(study, report):
 
 
 def test_a_finished_study_trains_nothing_again(study, plan, report):
-    stamps = {path: path.stat().st_mtime_ns for path in study.glob("cells/*/model.safetensors")}
-    start = time.perf_counter()
+
+    def stamps() -> dict[Path, int]:
+        """When each run's weights and figures were written, and each measurement of cost."""
+        made = [*study.glob("cells/*/model.safetensors"), *study.glob("cells/*/*.json"), *study.glob("costs/*")]
+        return {path: path.stat().st_mtime_ns for path in made}
+
+    before = stamps()
     again = run_study(plan, study, lambda line: None)
-    assert stamps == {path: path.stat().st_mtime_ns for path in study.glob("cells/*/model.safetensors")}
-    assert time.perf_counter() - start < 30
+    assert len(before) > 30
+    assert stamps() == before
     assert without_times(again) == without_times(report)
 
 
@@ -176,26 +179,32 @@ def test_another_plan_in_the_same_folder_is_refused(study, plan):
     assert (study / "plan.yaml").read_text() == before
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments_and_restarted_it_ends_with_the_same_report(plan, tmp_path):
     """Real processes, SIGKILL, five times; two variants, so that it takes seconds."""
     few = {name: plan.variants[name] for name in ("self", "late")}
     short = replace(plan, variants=few, seeds=[0], measure=replace(plan.measure, protocol=False, examples=1))
     (tmp_path / "plan.yaml").write_text(plan_text(short))
-    command = [sys.executable, "-m", "clipvisionalign", "study", str(tmp_path / "plan.yaml"), "--out"]
-    # The same number of threads adds up in the same order.
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "env": {**os.environ, "OMP_NUM_THREADS": "1"}}
-    subprocess.run([*command, str(tmp_path / "whole")], **quiet, check=True)
+
+    def start(out: str) -> Forked:
+        # One thread, as all processes of the tests: the same number of threads adds up in the same order.
+        given = ("study", str(tmp_path / "plan.yaml"), "--out", str(tmp_path / out))
+        return Forked(command, *given, out=tmp_path / f"{out}.txt")
+
+    began = time.perf_counter()
+    start("whole").ended()
+    seconds = time.perf_counter() - began
     whole = json.loads((tmp_path / "whole" / "report.json").read_text())
     rng = random.Random(3)
+    kills = 0
     for _ in range(5):
-        process = subprocess.Popen([*command, str(tmp_path / "killed")], **quiet)
-        try:
-            process.wait(timeout=rng.uniform(4, 11))
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-    last = subprocess.run([*command, str(tmp_path / "killed")], **quiet)
-    assert last.returncode == 0, last.stderr.decode()[-2000:]
+        process = start("killed")
+        # A third of the whole at most each time, so that all the moments of a study are reached.
+        if process.wait(rng.uniform(0.02, 0.33) * seconds) is None:
+            process.kill()
+            kills += 1
+    assert kills >= 3
+    start("killed").ended()
     killed = json.loads((tmp_path / "killed" / "report.json").read_text())
     assert without_times(killed) == without_times(whole)
 
@@ -307,37 +316,17 @@ def test_recall_inside_a_batch_is_that_of_a_loop():
 
 # --- cost ------------------------------------------------------------------------------------------------------------
 
-COSTLIER = """
-import json, sys, time
-import numpy as np
-from clipvisionalign.models.aligner import load_aligner
-from clipvisionalign.study.profile import measure
 
-def load(run):
-    aligner = load_aligner(run)
-    aligner.ballast = np.ones(int(sys.argv[3]) * 2**20, dtype=np.uint8)
-    encode = aligner.encode_captions
-    def slower(captions, *more, **others):
-        time.sleep(float(sys.argv[4]) / 1000)
-        return encode(captions, *more, **others)
-    aligner.encode_captions = slower
-    return aligner
-
-print(json.dumps(measure(sys.argv[1], sys.argv[2], "dev", "auto", load)))
-"""
-
-
-def test_known_memory_and_a_known_sleep_show_in_the_measures(tiny_runs, scenes_folder):
+@pytest.mark.slow
+def test_known_memory_and_a_known_sleep_show_in_the_measures(tiny_runs, scenes_folder, tmp_path):
     def measured(mebibytes: int, milliseconds: int) -> dict:
-        command = [sys.executable, "-c", COSTLIER, str(tiny_runs["self"]), str(scenes_folder)]
-        done = subprocess.run([*command, str(mebibytes), str(milliseconds)], capture_output=True, text=True, check=True)
-        return json.loads(done.stdout)
+        given = str(tiny_runs["self"]), str(scenes_folder), mebibytes, milliseconds
+        return json.loads(Forked(many_processes.measure_costlier, *given, out=tmp_path / f"{mebibytes}.txt").ended())
 
-    # Long enough that other work on the machine, a millisecond or two, does not hide it.
-    plain, more = measured(0, 0), measured(500, 30)
+    plain, more = measured(0, 0), measured(500, 20)
     assert more["peak_memory_mib"] - plain["peak_memory_mib"] == pytest.approx(500, rel=0.05)
-    slower = more["caption_latency_ms"]["p50"] - plain["caption_latency_ms"]["p50"]
-    assert 28 < slower < 36, slower
+    # A sleep takes what was asked for at least; what comes on top is the encoding, however busy the machine is.
+    assert 20 < more["caption_latency_ms"]["p50"] < 20 + 5 * plain["caption_latency_ms"]["p50"]
     # Once for every call, so for each caption where they go one by one.
     assert more["by_batch"][0]["ms_per_caption"]["median"] < more["caption_latency_ms"]["p50"]
 
@@ -390,6 +379,7 @@ def test_a_dry_run_says_how_long_and_trains_nothing(plan, tmp_path, capsys):
 # --- people ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_made_up_set_in_rstpreids_layout_runs_the_whole_study(plan, tmp_path):
     from PIL import Image, ImageDraw
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from optional_parts import COMPILER, needs
+from tolerance import assert_rounds_to, rounding
 
 from clipvisionalign import load_aligner, read_captioned_images
 from clipvisionalign.batch import group_by_length, seeded
@@ -183,8 +184,9 @@ def test_cached_features_are_the_towers_own(tmp_path, scenes_folder, tiny_model)
             look = tower.input.look(flip=float(view))
             expected = tower(torch.stack([look(data.rows[i].image) for i in index]))
             # Kept in float16: ten bits of fraction.
-            torch.testing.assert_close(found.pooled, expected.pooled, atol=2e-3, rtol=2e-3)
-            torch.testing.assert_close(found.patches, expected.patches, atol=2e-3, rtol=2e-3)
+            for ours, right in ((found.pooled, expected.pooled), (found.patches, expected.patches)):
+                # Twice rounded: in float32 by a tower of some 12 layers, then to ten bits of fraction.
+                assert_rounds_to(ours, right, 1, size=float(right.abs().max()) / 4, dtype=torch.float16)
     again = open_features(tmp_path, data, tower, views_of("flip+crop", 3), torch.float32, "dev")
     assert again.folder == cached.folder
     with torch.no_grad():
@@ -393,7 +395,7 @@ def test_diagnosis_tells_the_three_ways_to_go_wrong():
 def test_guessing_is_the_loss_of_equal_scores():
     partners = partners_of([n // 5 for n in range(80)], 16)
     loss = contrastive_loss(torch.zeros(16, 80), partners)
-    assert EpochFigures(0, 0, 0, 16, 80).guessing == pytest.approx(loss.item(), rel=1e-6)
+    assert EpochFigures(0, 0, 0, 16, 80).guessing == pytest.approx(loss.item(), rel=rounding(80))
 
 
 def test_mean_cosine_equals_the_plain_mean():
@@ -484,5 +486,6 @@ def test_a_compiled_run_has_the_curve_of_a_plain_one(scenes_folder, tiny_model, 
         train(config, say=lambda line: None)
         lines = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
         losses.append([line["train_loss"] for line in lines if "train_loss" in line])
-    assert losses[1] == pytest.approx(losses[0], abs=1e-4)
+    # Each of the steps adds its rounding to that of the steps before it.
+    assert losses[1] == pytest.approx(losses[0], abs=rounding(16 * 80, size=max(losses[0]), steps=6))
     assert load_aligner(tmp_path / "compiled").encode_captions(["a red circle"]).shape == (1, 32)
