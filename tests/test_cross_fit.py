@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from clipvisionalign import load_aligner, read_captioned_images
 from clipvisionalign.data.captioned import CaptionedImage, CaptionedImages
+from clipvisionalign.data.fingerprint import data_contents
 from clipvisionalign.retrieval import evaluate
 from clipvisionalign.retrieval.metrics import metrics_of_ranks
 from clipvisionalign.retrieval.ranks import PartnerRanks
@@ -23,7 +24,9 @@ from clipvisionalign.training.cross_fit import (
     BestEpoch,
     DevScores,
     PairWeights,
+    chosen_with_init,
     cross_fitted,
+    in_sample_note,
     keep_models,
     prune_models,
     stitched,
@@ -95,6 +98,26 @@ def test_each_half_is_ranked_by_what_the_other_chose():
     found = halves.stitched(zeros, ones)
     assert (found.image_to_text == np.where(halves.image == 0, 11, 10)[:, None]).all()
     assert (found.text_to_image == np.where(halves.caption == 0, 11, 10)[:, None]).all()
+
+
+@pytest.mark.parametrize("how", ["same epochs", "other epochs", "last epoch", "through another", "other images", "old"])
+def test_a_run_says_what_the_run_that_it_starts_from_was_chosen_by(how, tmp_path):
+    data = images([(str(number), (f"caption {number}",), None) for number in range(8)])
+    other = images([(str(number), (f"another {number}",), None) for number in range(8)])
+    dev = {"contents": data_contents(other if how == "other images" else data)}
+    (tmp_path / "data.json").write_text(json.dumps({"dev": dev}))
+    chosen = {"by": "halves", "epoch_by": "rsum", "epoch": {"model": 2, "halves": [2, 2]}}
+    chosen |= {"epoch": {"model": 2, "halves": [1, 2]}} if how == "other epochs" else {}
+    chosen |= {"epoch_by": "last epoch", "epoch": {"model": 2, "halves": [1, 2]}} if how == "last epoch" else {}
+    chosen |= {"with_init": "it starts from another"} if how == "through another" else {}
+    results = {"rsum": {"value": 300.0}} | ({} if how == "old" else {"chosen": chosen})
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    told = chosen_with_init(tmp_path, data)
+    assert (told is not None) == (how in ("other epochs", "through another", "old"))
+    note = in_sample_note(tmp_path, data)
+    assert (note is None) == (how in ("other images", "last epoch"))
+    # The cross-fitted figure is of the images that the run was measured on, and of no others.
+    assert ("300.0" in (note or "")) == (how in ("same epochs", "other epochs", "through another"))
 
 
 # --- noise gives no advantage ----------------------------------------------------------------------------------------

@@ -353,6 +353,9 @@ def test_a_run_records_its_identity_and_the_commands_follow(classes, tmp_path, t
     results = train(config, say=lambda line: None)
     assert results["equal_captions"]["cost"] == 0
     assert json.loads((tmp_path / "run" / "data.json").read_text())["identity"] == "caption"
+    # Finished, and of the same data by the same identity: nothing is refused, nothing is trained again.
+    assert main(["train", "--resume", str(tmp_path / "run")]) == 0
+    capsys.readouterr()
     assert main(["evaluate", str(tmp_path / "run"), "--json"]) == 0
     again = json.loads(capsys.readouterr().out)
     assert again["rsum"]["value"] == pytest.approx(results["rsum"]["value"])

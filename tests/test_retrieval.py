@@ -271,3 +271,13 @@ before = peak(); retrieval_metrics(a, b, np.arange(30000) // 5, resamples=0); pr
         pytest.skip("peak memory is read from /proc, which only Linux has")
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert float(done.stdout) < 450
+
+
+def test_an_image_without_identity_is_its_own():
+    """As pandas has it (NaN), as JSON has it (None): no two of them are partners of each other's captions."""
+    wrong, vectors = np.roll(np.eye(6), 1, axis=0), np.eye(6)
+    owners = np.arange(6)
+    for identity in (np.full(6, np.nan), [None] * 6, ["a", None, "b", float("nan"), None, "c"]):
+        assert retrieval_metrics(wrong, vectors, owners, identity).image_to_text["recall_at_1"].value == 0
+    both = retrieval_metrics(vectors[[1, 0, 2, 3, 4, 5]], vectors, owners, ["a", "a", None, None, "b", float("nan")])
+    assert both.rsum.value == 600

@@ -373,3 +373,26 @@ def test_an_interval_that_was_not_computed_is_none():
     assert retrieval_metrics(vectors[:1], vectors[:1], [0]).rsum.low is None
     some = retrieval_metrics(vectors, rng.standard_normal((12, 4)), np.arange(12)).rsum
     assert some.low < some.value < some.high
+
+
+@pytest.mark.parametrize("format", [">f2", ">f4", ">f8"])
+def test_numbers_of_another_machines_byte_order_are_the_same_numbers(format):
+    vectors = np.random.default_rng(0).normal(size=(8, 6)).astype(format)
+    own = vectors.astype(vectors.dtype.newbyteorder("="))
+    assert (
+        retrieval_metrics(vectors, vectors, np.arange(8)).to_dict()
+        == retrieval_metrics(own, own, np.arange(8)).to_dict()
+    )
+
+
+@pytest.mark.parametrize("wrong", ["abc", np.ones(32), np.ones((2, 3, 4))])
+def test_what_is_no_table_of_vectors_is_told_as_such(wrong):
+    with pytest.raises((ValueError, TypeError), match=r"number, width|real numbers"):
+        retrieval_metrics(wrong, wrong, np.arange(3))
+
+
+def test_nested_captions_are_told_apart_from_a_list():
+    from clipvisionalign.lists import check_lists
+
+    with pytest.raises(TypeError, match="caption_image"):
+        check_lists(captions=[["a dog", "a cat"], ["a bird"]])

@@ -195,6 +195,27 @@ def test_cached_features_are_the_towers_own(tmp_path, scenes_folder, tiny_model)
     assert other.folder != cached.folder
 
 
+def test_a_picture_of_equal_size_has_features_of_its_own(tmp_path, tiny_model):
+    from PIL import Image
+
+    from clipvisionalign.data.captioned import CaptionedImage, CaptionedImages
+
+    def drawn(colour: str) -> CaptionedImages:
+        Image.new("RGB", (64, 64), colour).save(tmp_path / "a.bmp")
+        return CaptionedImages([CaptionedImage("a.bmp", tmp_path / "a.bmp", ("a caption",), "train")])
+
+    tower = Aligner(tiny_model()).image_tower.eval()
+    red = open_features(tmp_path, drawn("red"), tower, views_of("none", 1), torch.float32, "train")
+    blue = open_features(tmp_path, drawn("blue"), tower, views_of("none", 1), torch.float32, "train")
+    assert red.folder != blue.folder
+    index = torch.tensor([0])
+    both = [found(index, torch.zeros_like(index), torch.device("cpu")).pooled for found in (red, blue)]
+    assert not torch.equal(*both)
+    assert (
+        open_features(tmp_path, drawn("red"), tower, views_of("none", 1), torch.float32, "train").folder == red.folder
+    )
+
+
 def test_views_never_mirror_unless_asked():
     assert [view.flip for view in views_of("none", 4)] == [False]
     assert not any(view.flip for view in views_of("crop", 4))

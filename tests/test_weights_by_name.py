@@ -455,6 +455,13 @@ def test_weights_of_another_model_are_refused(hub, published, tmp_path):
     hub.publish("someone/other", folder)
     with pytest.raises(ValueError, match="2 tensors are missing"):
         TextTower(TextTowerConfig("someone/other"))
+    # A config of fewer layers than the weights have would cut the model off.
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    settings = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**settings, "n_layers": settings["n_layers"] - 1}))
+    hub.publish("someone/other", folder)
+    with pytest.raises(ValueError, match="more layers than its config"):
+        TextTower(TextTowerConfig("someone/other"))
 
     class Evil:
         def __reduce__(self):
@@ -634,3 +641,26 @@ def test_recipes_config_and_flags_count_in_that_order(tmp_path, capsys, monkeypa
     with pytest.raises(SystemExit):
         main(["train", "--help"])
     assert "original: ResNet50 and DistilBERT" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize("given", [["--recip", "original"], ["--off"], ["--conf", "own.yaml"]])
+def test_a_shortened_flag_is_an_error(given, monkeypatch, capsys):
+    """It would pass by what looks for the whole word: a recipe not taken, a hub asked that should not be."""
+    from clipvisionalign.cli import main
+
+    monkeypatch.setattr("clipvisionalign.training.train.train", lambda *_: pytest.fail("trained"))
+    with pytest.raises(SystemExit):
+        main(["train", "DATA", *given])
+    for command in ("evaluate", "check", "audit", "study"):
+        with pytest.raises(SystemExit):
+            main([command, "DATA", "--off"])
+
+
+@pytest.mark.parametrize(("line", "told"), [("recipe: original", "--recipe"), ("offline: true", "--offline")])
+def test_what_has_to_be_known_first_is_refused_in_a_file_of_settings(line, told, tmp_path, monkeypatch, capsys):
+    from clipvisionalign.cli import main
+
+    monkeypatch.setattr("clipvisionalign.training.train.train", lambda *_: pytest.fail("trained"))
+    (tmp_path / "own.yaml").write_text(f"{line}\n")
+    assert main(["train", "DATA", "--config", str(tmp_path / "own.yaml")]) == 1
+    assert told in capsys.readouterr().err

@@ -97,7 +97,8 @@ def say(line: str) -> None:
 
 def _parser(name: str, **options: Any) -> argparse.ArgumentParser:
     kind = argparse.RawDescriptionHelpFormatter
-    return argparse.ArgumentParser(f"{PROGRAM} {name}", formatter_class=kind, **options)
+    # A shortened flag would pass by what looks for the whole word, such as --offline before anything is imported.
+    return argparse.ArgumentParser(f"{PROGRAM} {name}", formatter_class=kind, allow_abbrev=False, **options)
 
 
 # --- scenes, check ---------------------------------------------------------------------------------------------------
@@ -228,6 +229,7 @@ def train(arguments: list[str]) -> int:
         "YAML file (--config) and from flags, the latter of these counting more; the run folder's own config.yaml "
         "repeats a run. A run that was stopped, by Ctrl-C, a kill or a full disk, goes on with --resume and ends as "
         "if nothing had been.",
+        allow_abbrev=False,
     )
     parser.add_argument("--recipe", help=f"settings by name. {known}")
     parser.add_argument("--config", action="config", help="YAML file with any of the settings below")
@@ -240,8 +242,11 @@ def train(arguments: list[str]) -> int:
     parser.add_argument("--resume", help="a run that was stopped: goes on from its last checkpoint, as it was set")
     given = parser.parse_args(arguments)
     settings = parser.instantiate_classes(given).as_dict()
-    for name in ("config", "recipe", "offline"):
-        settings.pop(name, None)
+    if settings.pop("recipe") is not None:
+        raise ValueError("a file of settings names no 'recipe': give --recipe on the command line")
+    if settings.pop("offline") and OFFLINE not in arguments:
+        raise ValueError(f"'offline' in a file of settings comes too late: give {OFFLINE}, or set HF_HUB_OFFLINE=1")
+    settings.pop("config", None)
     stopped = settings.pop("resume")
     if stopped is not None and len([each for each in arguments if each != OFFLINE]) > 2:
         raise ValueError(f"--resume {stopped} goes on with the settings of that run; it takes no others")
@@ -471,7 +476,7 @@ def _print_equal_captions(found: dict[str, Any] | None) -> None:
         print(
             f"{found['captions']:,} captions are equal, word by word, to one of another image "
             f"({found['texts']:,} texts of {found['images']:,} images): no model that scores equal captions alike "
-            f"exceeds rsum {found['best_rsum']:.1f} here, {found['cost']:.2g} below the highest there is; "
+            f"exceeds rsum {found['best_rsum']:.1f} here, {found['cost']:.1f} below the 600 of a perfect one; "
             "'--identity caption' makes such images each other's partners"
         )
 

@@ -19,6 +19,12 @@ def check_lists(images: Any = (), captions: Any = ()) -> None:
     if isinstance(images, (str, bytes, bytearray, os.PathLike)) or hasattr(images, "getbands"):
         shown = f"'{os.fspath(images)}'" if isinstance(images, (str, os.PathLike)) else type(images).__name__
         raise TypeError(f"images: a list of images belongs here, not the one image {shown}: write [image]")
+    for number, caption in enumerate(captions if isinstance(captions, (list, tuple)) else ()):
+        if isinstance(caption, (list, tuple)):
+            raise TypeError(
+                f"captions: entry {number} is a list: give all captions in one list, and by caption_image which image "
+                "each belongs to"
+            )
 
 
 def check_strings(captions: Any) -> None:

@@ -7,6 +7,7 @@ everything but the attention fixed. Both are made to call this project's `attent
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -194,7 +195,20 @@ def _load_published(automatic: Any, source: Path, shape: Any, options: dict[str,
         raise ValueError(
             f"{source}: not the weights of this encoder: {len(missing)} tensors are missing: {missing[:3]}"
         )
+    # Heads of other tasks are left behind; layers that the config does not count are not.
+    layers = {kind for kind in map(_any_layer, own) if "#" in kind}
+    prefix = f"{encoder.base_model_prefix}."
+    beyond = sorted(name for name in report["unexpected_keys"] if _any_layer(name).removeprefix(prefix) in layers)
+    if beyond:
+        raise ValueError(
+            f"{source}: weights of more layers than its config.json counts: {len(beyond)} tensors, such as {beyond[0]}"
+        )
     return encoder
+
+
+def _any_layer(name: str) -> str:
+    """A parameter's name with # for the number of its layer."""
+    return re.sub(r"\.\d+\.", ".#.", name)
 
 
 def _calls_our_attention(shape: Any) -> bool:

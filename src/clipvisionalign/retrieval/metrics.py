@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from clipvisionalign.retrieval.ranks import WHOLE, PartnerRanks, Partners, Share, ranks_of_vectors
+from clipvisionalign.retrieval.ties import vectors_of
 
 RECALL_AT = (1, 5, 10)
 RESAMPLES = 1000
@@ -92,7 +93,8 @@ def retrieval_metrics(
     >>> retrieval_metrics(vectors, vectors, [0, 1, 2]).rsum.value
     600.0
     """
-    partners = Partners.of(caption_image, len(image_vectors), identity, caption_group)
+    image_vectors, caption_vectors = vectors_of(image_vectors, "image"), vectors_of(caption_vectors, "caption")
+    partners = Partners.of(caption_image, len(image_vectors.values), identity, caption_group)
     ranks = ranks_of_vectors(image_vectors, caption_vectors, partners, share)
     return metrics_of_ranks(ranks, partners.caption_image, resamples, seed)
 

@@ -88,7 +88,7 @@ class Partners:
             raise ValueError(f"nothing to rank: {images} images and {owner.size} captions")
         if owner.min() < 0 or owner.max() >= images:
             raise ValueError(f"caption_image names image {owner.min()} to {owner.max()}, but there are {images} images")
-        group = None if identity is None else np.unique(np.asarray(identity), return_inverse=True)[1]
+        group = None if identity is None else _numbered(identity)
         if group is not None and group.shape != (images,):
             raise ValueError(f"identity should have one entry per image ({images},), not {group.shape}")
         equal = None if caption_group is None else np.unique(np.asarray(caption_group), return_inverse=True)[1]
@@ -124,6 +124,20 @@ class Partners:
         pair_images, pair_captions = self.pairs()
         keys, asked = pair_images * width + pair_captions, images * width + captions
         return keys[np.searchsorted(keys, asked).clip(max=len(keys) - 1)] == asked
+
+
+def _numbered(identity: Any) -> np.ndarray:
+    """Identities (N,) as numbers from 0; an entry that is missing (None, NaN) is an identity of its own."""
+    entries = np.asarray(identity)
+    if entries.ndim == 1 and entries.dtype.kind in "biuSU":
+        return np.unique(entries, return_inverse=True)[1]
+    numbers: dict[Any, int] = {}
+    if entries.ndim != 1:
+        return entries
+    return np.array([
+        numbers.setdefault(object() if entry is None or entry != entry else entry, len(numbers))
+        for entry in entries.tolist()
+    ])  # fmt: skip
 
 
 def _members(asked: np.ndarray, groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

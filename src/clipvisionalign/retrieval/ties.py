@@ -73,6 +73,8 @@ def numbers_of(found: Any) -> Numbers:
         shown = numbers_of(found.data)
         return Numbers(np.where(np.ma.getmaskarray(found), -np.inf, shown.values), shown.format, shown.rounding)
     array = np.asarray(found)
+    # As this machine writes numbers, whatever machine wrote the file.
+    array = array.astype(array.dtype.newbyteorder("="), copy=False)
     name = array.dtype.name
     if name in NARROW:
         return Numbers(array.astype(np.float32), name, NARROW[name])

@@ -118,7 +118,11 @@ def choice_of(cells: Sequence[Measured], split: str) -> str:
         return f"out of sample: nothing was chosen on the {split} split"
     halved = [cell.found.get("chosen", {}).get("by") == "halves" for cell in cells]
     if all(halved):
-        return "cross-fitted: each half of dev by the checkpoint and the pairs' weights that the other half chose"
+        told = "cross-fitted: each half of dev by the checkpoint and the pairs' weights that the other half chose"
+        based = sorted({cell.variant for cell in cells if "with_init" in cell.found.get("chosen", {})})
+        if based:
+            told += f"; but {', '.join(based)}: the run that it starts from is of an epoch that all of dev chose"
+        return told
     told = "in-sample: what was chosen on dev is measured on it"
     return told if not any(halved) else f"{told} in some runs, cross-fitted in others"
 

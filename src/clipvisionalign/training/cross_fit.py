@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from clipvisionalign.data.captioned import CaptionedImages, text_number
+from clipvisionalign.data.fingerprint import changed, data_contents
 from clipvisionalign.models.aligner import CONFIG_FILE, IMAGE_FOLDER, TEXT_FOLDER, WEIGHTS_FILE, Aligner
 from clipvisionalign.retrieval.equal_captions import equal_captions
 from clipvisionalign.retrieval.evaluate import Evaluation, depth_rows, depths_to
@@ -298,13 +299,21 @@ def evaluation_of(scores: DevScores, ranked: Ranked, resamples: int = RESAMPLES)
     )
 
 
-def chosen_dict(found: Sequence[Chosen], scores: DevScores, halves: Halves | None, best_by: str) -> dict[str, Any]:
-    """The block "chosen" of results.json: what was chosen where, and the run's model on the dev that chose it."""
+def chosen_dict(
+    found: Sequence[Chosen], scores: DevScores, halves: Halves | None, best_by: str, with_init: str | None = None
+) -> dict[str, Any]:
+    """The block "chosen" of results.json: what was chosen where, and the run's model on the dev that chose it.
+
+    with_init: what `chosen_with_init` gives.
+    """
     told: dict[str, Any] = {"by": "halves" if halves else "all of dev", "epoch_by": best_by}
     told["figures"] = (
         "cross-fitted: each half's queries by the epoch and weights that the other half chose"
         if halves else "in-sample: dev is too small to be halved, what was chosen on it is measured on it"
     )  # fmt: skip
+    if with_init:
+        told["with_init"] = with_init
+        told["figures"] += f"; but {with_init}"
     if halves:
         told["halves"] = halves.to_dict()
     told["epoch"] = {"model": found[0].epoch, "halves": [each.epoch for each in found[1:]]}
@@ -325,8 +334,9 @@ def chosen_dict(found: Sequence[Chosen], scores: DevScores, halves: Halves | Non
 def in_sample_note(run: Path, data: CaptionedImages) -> str | None:
     """What a figure of a run on these images has to be read with, where they are the dev images that it was chosen by;
     None where nothing was chosen on them."""
-    about, results = (run / name for name in ("data.json", "results.json"))
-    if not about.is_file() or json.loads(about.read_text()).get("dev", {}).get("fingerprint") != data.fingerprint():
+    results = run / "results.json"
+    differing = _differing_dev(run, data)
+    if not set(differing) <= {"partners"}:
         return None
     found = json.loads(results.read_text()) if results.is_file() else {}
     chosen = found.get("chosen", {})
@@ -334,7 +344,33 @@ def in_sample_note(run: Path, data: CaptionedImages) -> str | None:
     what = " and ".join(filter(None, [what, "weights of its pairs' parts" if "weights" in chosen else ""]))
     if chosen and not what:
         return None
-    told = f"by these images the run's {what or 'epoch'} was chosen: its figure on them is in-sample"
-    if chosen.get("by") == "halves":
+    if not chosen:
+        what = "epoch (and, with a late interaction, the weights of its pairs' parts)"
+    told = f"by these images was chosen: the run's {what}; its figure on them is in-sample"
+    if chosen.get("by") == "halves" and not differing:
         told += f"; cross-fitted, its rsum is {found['rsum']['value']:.1f} (results.json)"
     return told
+
+
+def chosen_with_init(init: Path, data: CaptionedImages) -> str | None:
+    """Why a run that starts from another (`--init`) is not cross-fitted on these dev images: the other one's epoch was
+    chosen by all of them, where its halves would have chosen another. None where that is not so."""
+    if not (init / "results.json").is_file() or not set(_differing_dev(init, data)) <= {"partners"}:
+        return None
+    chosen = json.loads((init / "results.json").read_text()).get("chosen", {})
+    epochs = chosen.get("epoch", {})
+    same = chosen.get("by") == "halves" and set(epochs.get("halves", [])) <= {epochs.get("model")}
+    if "with_init" not in chosen and chosen and (same or chosen.get("epoch_by") == "last epoch"):
+        return None
+    return f"it starts from {init}, whose epoch was chosen by all of these images: in-sample as far as that goes"
+
+
+def _differing_dev(run: Path, data: CaptionedImages) -> list[str]:
+    """In what the dev images of a run differ from these: "captions", "partners", "pictures"; all where nothing is
+    known."""
+    about = run / "data.json"
+    dev = json.loads(about.read_text()).get("dev", {}) if about.is_file() else {}
+    if "contents" in dev:
+        return changed(dev["contents"], data_contents(data))
+    # A run from before contents were recorded: pictures by their sizes.
+    return [] if dev.get("fingerprint") == data.fingerprint() else ["captions", "partners", "pictures"]

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from clipvisionalign.batch import Look, decode_pixels, group_by_length, seeded
 from clipvisionalign.data.captioned import CaptionedImages
+from clipvisionalign.data.fingerprint import data_contents
 from clipvisionalign.models.image_tower import ImageFeatures, ImageTower
 from clipvisionalign.models.text_tower import TextTower
 from clipvisionalign.pictures import PictureInput
@@ -123,7 +124,7 @@ def open_features(
 
     dtype: the number format that the tower runs in. what: named in the progress shown while computing.
     """
-    key = repr((FORMAT, data.fingerprint(), tower_fingerprint(tower), tuple(views), str(dtype)))
+    key = repr((FORMAT, data_contents(data), tower_fingerprint(tower), tuple(views), str(dtype)))
     folder = root / "features" / hashlib.sha256(key.encode()).hexdigest()[:20]
     if not (folder / "about.json").is_file():
         _compute(folder, data, tower, views, dtype, what)

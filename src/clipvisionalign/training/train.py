@@ -59,6 +59,7 @@ from clipvisionalign.training.cross_fit import (
     BestEpoch,
     DevScores,
     chosen_dict,
+    chosen_with_init,
     cross_fitted,
     evaluation_of,
     half_model,
@@ -570,7 +571,8 @@ def measure(
         measured.save_ranks(out / RANKS)
     best_by = "last epoch" if config.freeze == "all" else config.best_by
     about = {"run": str(out), "data": config.data, "split": "dev"}
-    return about | measured.to_dict() | {"chosen": chosen_dict(found, scores, halves, best_by)}
+    with_init = chosen_with_init(Path(config.init), dev.data) if config.init else None
+    return about | measured.to_dict() | {"chosen": chosen_dict(found, scores, halves, best_by, with_init)}
 
 
 class Timed(Iterator[Batch]):

@@ -143,10 +143,10 @@ def open_data(config: RunConfig, say: Say, processes: Processes) -> TrainingData
 
 
 def _as_read(data: CaptionedImages, elsewhere: CaptionedImages) -> dict[str, dict[str, str]]:
-    """Captions, partners and sizes of pictures of both splits; a training split is too large to be hashed whole."""
+    """Captions, partners and pictures of both splits; those of a training split, too many to read, by size."""
     return {
         "train": data_contents(data.split("train"), pictures=False),
-        "dev": data_contents(elsewhere.split("dev"), pictures=False),
+        "dev": data_contents(elsewhere.split("dev")),
     }
 
 
@@ -162,8 +162,9 @@ def refuse_changed(run: Path, config: RunConfig, say: Say, splits: Sequence[str]
         say(f"{run}: {stream}: whether its data is still what it was trained on was not compared")
         return
     try:
-        data = read_captioned_images(config.data, config.layout)
-        now = _as_read(data, read_captioned_images(config.dev_data, config.layout) if config.dev_data else data)
+        data = read_captioned_images(config.data, config.layout).with_identity(config.identity)
+        elsewhere = read_captioned_images(config.dev_data, config.layout) if config.dev_data else data
+        now = _as_read(data, elsewhere.with_identity(config.identity))
     except (OSError, DataError) as error:
         say(f"{run}: its data was not compared with what it was trained on: {error}")
         return
