@@ -1,4 +1,4 @@
-# make demo: draw scenes, train four attention designs on them, report.   make test: everything that has to hold.
+# make demo: draw scenes, train two attention designs on them, report, index and search.   make test: everything that has to hold.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -23,7 +23,7 @@ $(STAMP): pyproject.toml
 	@touch $(STAMP)
 
 demo: install
-	$(BIN)/python -m clipvisionalign.study.demo
+	$(BIN)/python -m clipvisionalign.demo
 
 test: install lint test-parts
 	$(BIN)/pytest -n $(WORKERS) --dist loadgroup $(PYTEST_FLAGS)

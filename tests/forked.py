@@ -40,6 +40,8 @@ def _server() -> Any:
 def _child(work: Callable[..., Any], arguments: tuple[Any, ...], out: str, environment: dict[str, str]) -> None:
     os.environ.clear()
     os.environ.update(environment)
+    # As an interpreter that starts: what it starts itself (a loader's workers) is forked from it.
+    multiprocessing.set_start_method("fork", force=True)
     told = os.open(out, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for stream, descriptor in ((sys.stdout, 1), (sys.stderr, 2)):
         os.dup2(told, descriptor)

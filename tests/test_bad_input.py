@@ -175,10 +175,12 @@ def test_same_and_nearly_same_picture_in_two_splits(tmp_path):
 def test_drawn_scenes_are_no_near_duplicates(scenes_folder, tmp_path):
     """Scenes on one plain ground are alike nearly everywhere; the demo's own hold some that differ in one shape only."""
     from clipvisionalign.data.scenes import write_scenes
-    from clipvisionalign.study.demo import SCENES
-    from clipvisionalign.study.run import SEED
+    from clipvisionalign.study.plan import read_plan
 
-    for folder in (scenes_folder, write_scenes(tmp_path / "demo", SCENES, SEED)):
+    plan = read_plan("demo")
+    how = plan.drawing
+    demo = write_scenes(tmp_path / "demo", plan.scenes, how.seed, how.pixels, how.plain, how.splits)
+    for folder in (scenes_folder, demo):
         _, report = check(read_captioned_images(folder))
         assert report.problems == []
 

@@ -127,14 +127,17 @@ def test_a_pretrained_batch_norm_keeps_its_statistics_where_its_tower_is_trained
         assert aligner.image_tower.training
 
 
-def test_both_towers_frozen_neither_runs_after_the_first_epoch(tmp_path, scenes_folder, tiny_model, monkeypatch):
+@pytest.mark.parametrize("design", ["self", "late"])
+def test_both_towers_frozen_neither_runs_after_the_first_epoch(
+    tmp_path, scenes_folder, tiny_model, monkeypatch, design
+):
     """Their outputs are on disk, and give the run that they would have given themselves."""
     from dataclasses import replace
 
     from clipvisionalign.models.text_tower import TextTower
 
     # The choice of a view is drawn before what is dropped out.
-    model = replace(tiny_model(), dropout=0.0)
+    model = replace(tiny_model(design), dropout=0.0)
     plain = settings(scenes_folder, tmp_path / "plain", model, freeze="both", epochs=2, cache="off")
     train(plain, say=lambda line: None)
     cached = settings(scenes_folder, tmp_path / "cached", model, freeze="both", epochs=2)

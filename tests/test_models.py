@@ -405,3 +405,60 @@ def test_encoding_leaves_the_mode_as_it_was(aligner):
 def test_nothing_to_encode(aligner):
     assert aligner.encode_images([]).shape == (0, 32)
     assert aligner.encode_captions([]).shape == (0, 32)
+
+
+@pytest.mark.parametrize(("name", "width"), [("tf_efficientnet_lite0", 80), ("vit_tiny_patch16_224", 192)])
+def test_a_tower_of_the_first_blocks_gives_what_they_give(name, width):
+    from clipvisionalign.models.image_tower import ImageTower, ImageTowerConfig
+
+    torch.manual_seed(0)
+    whole = ImageTower(ImageTowerConfig(name, weights="random", size=64)).eval()
+    cut = ImageTower(ImageTowerConfig(name, weights="random", size=64, blocks=4)).eval()
+    cut.load_state_dict(whole.state_dict(), strict=False)
+    seen = []
+    whole.backbone.blocks[3].register_forward_hook(lambda module, given, found: seen.append(found))
+    pixels = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        whole(pixels)
+        features = cut(pixels)
+    assert cut.width == width
+    if seen[0].ndim == 4:
+        assert torch.equal(features.patches, seen[0].flatten(2).transpose(1, 2))
+        assert torch.allclose(features.pooled, seen[0].mean((2, 3)), atol=1e-6)
+    else:
+        assert torch.equal(features.patches, whole.backbone.norm(seen[0])[:, 1:])
+    assert sum(p.numel() for p in cut.parameters()) < sum(p.numel() for p in whole.parameters())
+
+
+def test_blocks_that_are_not_there_are_refused():
+    from clipvisionalign.models.image_tower import ImageTower, ImageTowerConfig
+
+    with pytest.raises(ValueError, match="has no blocks"):
+        ImageTower(ImageTowerConfig("resnet10t", weights="random", size=64, blocks=2))
+    with pytest.raises(ValueError, match="has 7 blocks, and not 9"):
+        ImageTower(ImageTowerConfig("tf_efficientnet_lite0", weights="random", size=64, blocks=9))
+
+
+@pytest.mark.parametrize("design", ["self", "late", "cross"])
+def test_what_is_remembered_goes_through_its_tower_once_and_gives_the_same(tiny_model, scenes_folder, design):
+    from clipvisionalign.models.aligner import Remembered
+
+    torch.manual_seed(0)
+    aligner = Aligner(tiny_model(design)).eval()
+    images = sorted((scenes_folder / "images").iterdir())[:9]
+    captions = ["a red circle", "two small blue stars to the left of a ring", "a cross", "a red circle"]
+    expected = aligner.encode_images(images), aligner.encode_captions(captions), aligner.score(images, captions)
+    looked, read = [], []
+    aligner.image_tower.register_forward_hook(lambda module, given, found: looked.append(len(given[0])))
+    aligner.text_tower.register_forward_hook(lambda module, given, found: read.append(len(given[0])))
+    aligner.remembered = Remembered()
+    # In parts that overlap, and in another order.
+    assert torch.allclose(aligner.encode_images(images[:5]), expected[0][:5], atol=1e-5)
+    assert torch.allclose(aligner.encode_images(images[::-1]), expected[0].flip(0), atol=1e-5)
+    assert torch.allclose(aligner.encode_captions(captions[:1]), expected[1][:1], atol=1e-5)
+    assert torch.allclose(aligner.encode_captions(captions[::-1]), expected[1].flip(0), atol=1e-5)
+    assert torch.allclose(aligner.score(images, captions), expected[2], atol=1e-4)
+    assert (sum(looked), sum(read)) == (9, 3)
+    aligner.remembered = None
+    aligner.score(images, captions)
+    assert (sum(looked), sum(read)) == (18, 7)

@@ -237,6 +237,7 @@ def test_run_folder_is_complete_and_its_figures_are_its_models(design, tiny_runs
         "metrics.jsonl",
         "data.json",
         "environment.json",
+        "weights.json",
         "results.json",
         "ranks.npz",
         "records",

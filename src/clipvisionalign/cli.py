@@ -476,7 +476,7 @@ def _print_equal_captions(found: dict[str, Any] | None) -> None:
         print(
             f"{found['captions']:,} captions are equal, word by word, to one of another image "
             f"({found['texts']:,} texts of {found['images']:,} images): no model that scores equal captions alike "
-            f"exceeds rsum {found['best_rsum']:.1f} here, {found['cost']:.1f} below the 600 of a perfect one; "
+            f"exceeds rsum {found['best_rsum']:.1f} here, {found['cost']:.1f} below the highest there is; "
             "'--identity caption' makes such images each other's partners"
         )
 

@@ -17,7 +17,7 @@ import csv
 import json
 import math
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -139,6 +139,12 @@ def captions_of(scene: Scene) -> list[str]:
     ]
 
 
+def plain_captions_of(scene: Scene) -> list[str]:
+    """Two of its captions: how its first two groups lie to each other, and everything that is there."""
+    captions = captions_of(scene)
+    return [captions[0], captions[2]]
+
+
 def _long_caption(scene: Scene, order: list[Group]) -> str:
     total = sum(group.count for group in order)
     sentences = [f"a drawing with {total} shapes in {len(order)} places on a plain {scene.background} background"]
@@ -223,42 +229,75 @@ _PAINTERS: dict[str, Painter] = {
 }
 
 
-def random_scenes(images: int, seed: int) -> Iterator[tuple[str, str, Scene]]:
-    """`images` scenes as (name, split, scene), no two alike; about half are twins of each other, in one split."""
+def _alike(scene: Scene, plain: bool) -> tuple[str, frozenset[Group]]:
+    """Equal for scenes of which only one is drawn. Large shapes fill their cells, and yellow is near to orange: plain
+    scenes that differ in nothing else would be near-duplicates."""
+    if not plain:
+        return scene.key()
+    groups = (replace(group, colour="orange") if group.colour == "yellow" else group for group in scene.groups)
+    return scene.background, frozenset(groups)
+
+
+def random_scenes(
+    images: int, seed: int, plain: bool = False, splits: Mapping[str, int] | None = None
+) -> Iterator[tuple[str, str, Scene]]:
+    """`images` scenes as (name, split, scene), no two alike; about half are twins of each other, in one split.
+
+    plain: every group is one large shape. splits: how many scenes each split gets, one after the other, `images` in
+    all; without it a hash of each family's name decides.
+    """
     rng = random.Random(seed)
+    places = [split for split, count in (splits or {}).items() for _ in range(count)]
     seen: set[tuple[str, frozenset[Group]]] = set()
     number = 0
     while number < images:
         scene = random_scene(rng)
+        if plain:
+            scene = replace(scene, groups=tuple(replace(group, count=1, size="large") for group in scene.groups))
         family = [scene, twin(scene)] if rng.random() < 0.34 else [scene]
-        family = [member for member in family if member.key() not in seen][: images - number]
-        seen.update(member.key() for member in family)
+        fresh = {key: member for member in family if (key := _alike(member, plain)) not in seen}
+        family = list(fresh.values())[: images - number]
+        seen.update(list(fresh)[: len(family)])
         split = split_of_name(f"scene-{seed}-{number:06d}")
+        # A family stays together: where it would not fit its split any more, its second member is left out.
+        if places and len({places[number + place] for place in range(len(family))}) > 1:
+            family = family[:1]
         for member in family:
-            yield f"images/{number:06d}.png", split, member
+            split = places[number] if places else split
+            yield f"images/{f'{split}/' if places else ''}{number:06d}.png", split, member
             number += 1
 
 
-def write_scenes(out: str | Path, images: int, seed: int = 0, size: int = 224) -> Path:
+def write_scenes(
+    out: str | Path, images: int, seed: int = 0, size: int = 224, plain: bool = False,
+    splits: Mapping[str, int] | None = None,
+) -> Path:  # fmt: skip
     """Draw `images` scenes into the folder `out`: images/, metadata.csv (file_name, caption, split), scenes.jsonl.
 
-    Raises DataError for fewer than one image, or where `out` holds something already.
+    plain: every group is one large shape, and a scene has two captions: how two of its groups lie to each other, and
+    everything that is there. splits: how many scenes each split gets, `images` in all; their pictures then lie in
+    images/SPLIT/.
+    Raises DataError for fewer than one image, for splits of another sum, or where `out` holds something already.
     """
+    if splits and sum(splits.values()) != images:
+        raise DataError(f"scenes: splits of {sum(splits.values())} images, where {images} are to be drawn")
     folder = Path(out)
     if images < 1 or size < 32:
         raise DataError(f"scenes: at least 1 image of at least 32 pixels, not {images} of {size}")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise DataError(f"{folder}: is there already and not empty; give another folder, or remove it first")
-    (folder / "images").mkdir(parents=True)
+    for part in splits or [""]:
+        (folder / "images" / part).mkdir(parents=True)
     with (
         (folder / "metadata.csv").open("w", newline="", encoding="utf-8") as table,
         (folder / "scenes.jsonl").open("w", encoding="utf-8") as graphs,
     ):
         rows = csv.writer(table)
         rows.writerow(["file_name", "caption", "split"])
-        for name, split, scene in progress(random_scenes(images, seed), "drawing scenes", images):
+        for name, split, scene in progress(random_scenes(images, seed, plain, splits), "drawing scenes", images):
             draw(scene, size).save(folder / name)
-            rows.writerows([name, caption, split] for caption in captions_of(scene))
+            captions = plain_captions_of(scene) if plain else captions_of(scene)
+            rows.writerows([name, caption, split] for caption in captions)
             graphs.write(json.dumps({"file_name": name, "split": split, **asdict(scene)}) + "\n")
     return folder
 

@@ -95,6 +95,14 @@ class CaptionStates(NamedTuple):
     mask: Tensor
 
 
+@dataclass
+class Remembered:
+    """What frozen towers gave. images: by path; captions: by their tokens, pooled (W,) and tokens (T, W)."""
+
+    images: dict[Picture, ImageFeatures] = field(default_factory=dict)
+    captions: dict[tuple[int, ...], tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+
 class ImageHead(nn.Module):
     """From a picture tower's features to the common space: a map of the pooled vector plus a pooling of the patches."""
 
@@ -129,6 +137,8 @@ class Aligner(nn.Module):
         super().__init__()
         #: Whether encoding and scoring show a live line on standard error.
         self.show_progress = False
+        #: What the towers gave before, where the same pictures and captions come again; None to run them each time.
+        self.remembered: Remembered | None = None
         text_config = config.text_tower
         if config.design == "sparse":
             text_config = replace(text_config, attention="sliding")
@@ -175,10 +185,13 @@ class Aligner(nn.Module):
         features: CaptionFeatures = self.text_tower(group.ids, group.mask, want_tokens=self.late is not None)
         return CaptionStates(F.normalize(self.text_head(features.pooled).float(), dim=-1), features.tokens, group.mask)
 
-    def states_of_pooled(self, pooled: Tensor) -> CaptionStates:
-        """Vectors (b, D) of a text tower's pooled vectors (b, W) that are known already; no tokens."""
-        vectors = F.normalize(self.text_head(pooled).float(), dim=-1)
-        return CaptionStates(vectors, None, pooled.new_ones(len(pooled), 1, dtype=torch.long))
+    def states_of(self, known: CaptionFeatures, group: TokenGroup) -> CaptionStates:
+        """`caption_states` of a group whose tower's outputs are known already: `known` is of the whole batch."""
+        vectors = F.normalize(self.text_head(known.pooled[group.rows]).float(), dim=-1)
+        if known.tokens is None:
+            return CaptionStates(vectors, None, group.mask)
+        # The batch is padded to its longest caption, a group to its own.
+        return CaptionStates(vectors, known.tokens[group.rows, : group.mask.shape[1]], group.mask)
 
     # --- from pictures and words to vectors -----------------------------------------------------------------------
 
@@ -203,6 +216,11 @@ class Aligner(nn.Module):
         for rows, states in self._caption_chunks(tokens, batch):
             vectors[rows] = states.vectors.cpu()
         return vectors
+
+    @torch.no_grad()
+    def encode_pooled(self, pooled: Tensor) -> Tensor:
+        """Pooled vectors (M, W) that the text tower has given already -> unit vectors (M, D), float32."""
+        return F.normalize(self.text_head(pooled.to(self.device)).float(), dim=-1).cpu()
 
     def score(self, images: Sequence[Picture], captions: Sequence[str]) -> Tensor:
         """The score of every image with every caption (N, M): cosines, or what the late interaction or fusion says.
@@ -277,12 +295,25 @@ class Aligner(nn.Module):
     def image_chunks(self, images: Sequence[Picture], batch: int = 64) -> Iterator[ImageStates]:
         """Images in the common space, `batch` at a time. Raises PictureError, and TypeError for one image alone."""
         check_lists(images)
-        look = self.image_tower.input.look()
         starts = range(0, len(images), batch)
         with evaluating(self), ThreadPoolExecutor() as pool:
             for start in progress(starts, "encoding images", len(images), self.show_progress, batch):
-                pixels = torch.stack(list(pool.map(look, images[start : start + batch])))
-                yield self.image_states(self.image_tower(pixels.to(self.device)))
+                yield self.image_states(self._image_features(images[start : start + batch], pool))
+
+    def _image_features(self, images: Sequence[Picture], pool: ThreadPoolExecutor) -> ImageFeatures:
+        """What the picture tower gives for some images: looked at now, or remembered."""
+        known = None if self.remembered is None else self.remembered.images
+        new = [image for image in images if known is None or image not in known]
+        if new:
+            pixels = torch.stack(list(pool.map(self.image_tower.input.look(), new)))
+            features = self.image_tower(pixels.to(self.device))
+            if known is None:
+                return features
+            for place, image in enumerate(new):
+                known[image] = ImageFeatures(*(part[place].clone() for part in features))
+        assert known is not None
+        pooled, patches = zip(*(known[image] for image in images), strict=True)
+        return ImageFeatures(torch.stack(pooled), torch.stack(patches))
 
     def _caption_chunks(self, tokens: list[list[int]], batch: int) -> Iterator[tuple[Tensor, CaptionStates]]:
         groups = group_by_length(tokens, self.text_tower.pad, batch)
@@ -290,7 +321,27 @@ class Aligner(nn.Module):
             shown = self.show_progress
             for group in progress(groups, "encoding captions", len(tokens), shown, lambda group: len(group.rows)):
                 moved = TokenGroup(group.ids.to(self.device), group.mask.to(self.device), group.rows)
-                yield group.rows, self.caption_states(moved)
+                if self.remembered is None:
+                    yield group.rows, self.caption_states(moved)
+                else:
+                    known = self._remembered_captions(moved, [tuple(tokens[row]) for row in group.rows.tolist()])
+                    yield group.rows, self.states_of(known, replace(moved, rows=torch.arange(len(moved.rows))))
+
+    def _remembered_captions(self, group: TokenGroup, keys: list[tuple[int, ...]]) -> CaptionFeatures:
+        """What the text tower gives for a group: read now, or remembered."""
+        assert self.remembered is not None
+        known = self.remembered.captions
+        new = [place for place, key in enumerate(keys) if key not in known]
+        if new:
+            features = self.text_tower(group.ids[new], group.mask[new])
+            for row, place in enumerate(new):
+                own = features.tokens[row, : len(keys[place])].clone()
+                known[keys[place]] = features.pooled[row].clone(), own
+        pooled = torch.stack([known[key][0] for key in keys])
+        if self.late is None:
+            return CaptionFeatures(pooled, None, group.mask)
+        tokens = nn.utils.rnn.pad_sequence([known[key][1] for key in keys], batch_first=True)
+        return CaptionFeatures(pooled, tokens, group.mask)
 
     # --- saving and loading ---------------------------------------------------------------------------------------
 

@@ -37,6 +37,8 @@ class ImageTowerConfig:
         weights: "auto" (an installed package, the hub's cache, the hub), "random", or a path to a file in timm's
             layout.
         size: pixels on a side of the square that the tower sees; 0 for the backbone's own.
+        blocks: how many of the backbone's blocks a picture goes through, for one that has them (EfficientNet, vision
+            transformers); 0 for all. Earlier ones cost less, see finer patches, and know less of objects.
         revision: branch, tag or commit of the hub's repository; "" for the main branch. A run records the commit.
     """
 
@@ -44,6 +46,7 @@ class ImageTowerConfig:
     weights: str = "auto"
     size: int = 0
     revision: str = ""
+    blocks: int = 0
 
 
 class ImageFeatures(NamedTuple):
@@ -86,6 +89,8 @@ class ImageTower(nn.Module):
             state = match_by_order(tensors, names, found.path) if found.by_order else tensors
             _load_all_but_classifier(backbone, dict(state), str(found.path))
         backbone.reset_classifier(0)
+        if config.blocks:
+            _cut(backbone, config)
         self.backbone = backbone
         self.input = _picture_input(backbone, config)
         self.width, self.patches = self._measure()
@@ -124,6 +129,24 @@ class ImageTower(nn.Module):
         else:
             patches = features[:, getattr(self.backbone, "num_prefix_tokens", 0) :]
         return ImageFeatures(pooled, patches)
+
+
+def _cut(backbone: Any, config: ImageTowerConfig) -> None:
+    """Leave out all blocks but the first ones, and what stands between the last one and the pooling. Raises ValueError
+    for a backbone without so many blocks."""
+    blocks = getattr(backbone, "blocks", None)
+    if not isinstance(blocks, nn.Sequential):
+        raise ValueError(
+            f"{config.name}: has no blocks to take {config.blocks} of; leave --model.image_tower.blocks out"
+        )
+    if not 0 < config.blocks <= len(blocks):
+        raise ValueError(f"{config.name}: has {len(blocks)} blocks, and not {config.blocks}")
+    if config.blocks == len(blocks):
+        return
+    backbone.blocks = blocks[: config.blocks]
+    for name in ("conv_head", "norm_head", "bn2"):
+        if hasattr(backbone, name):
+            setattr(backbone, name, nn.Identity())
 
 
 def _build(

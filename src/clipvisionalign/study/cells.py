@@ -15,7 +15,7 @@ from clipvisionalign.batch import CutCaptions
 from clipvisionalign.data.captioned import CaptionedImages
 from clipvisionalign.data.fingerprint import changed, data_contents, hash_of, hash_of_file, run_contents
 from clipvisionalign.data.minimal_pairs import MinimalPair
-from clipvisionalign.models.aligner import Aligner, config_from_dict, load_aligner, pin_towers
+from clipvisionalign.models.aligner import Aligner, Remembered, config_from_dict, load_aligner, pin_towers
 from clipvisionalign.models.tokens import open_tokenizer
 from clipvisionalign.retrieval.audit import audit
 from clipvisionalign.retrieval.evaluate import RANKS, evaluate, load_ranks
@@ -107,6 +107,20 @@ def train_cell(cell: Cell, say: Say) -> None:
         train(cell.config, say)
 
 
+#: Pictures and captions that are remembered at most: half a GiB of features each.
+REMEMBERED = 4000, 20_000
+
+
+def _remembered(cell: Cell, part: CaptionedImages, kept: dict[str, Remembered] | None) -> Remembered | None:
+    """What is remembered of the cell's towers, where they are the same in all cells: both frozen, without adapters."""
+    config = cell.config
+    frozen = config.freeze in ("both", "all") and config.peft == "none" and not config.init
+    if kept is None or not frozen or len(part) > REMEMBERED[0] or len(part.captions) > REMEMBERED[1]:
+        return None
+    sparse = config.model.design == "sparse"
+    return kept.setdefault(repr((config.model.image_tower, config.model.text_tower, sparse)), Remembered())
+
+
 def asked_of(
     cell: Cell, part: CaptionedImages, split: str, pairs: dict[str, list[MinimalPair]], overlap: list[str] | None,
     audit_images: int,
@@ -145,10 +159,11 @@ def reusable(kept: Path, asked: dict[str, Any], say: Say, what: str) -> Any:
 
 def measure_cell(
     cell: Cell, part: CaptionedImages, split: str, pairs: dict[str, list[MinimalPair]], overlap: list[str] | None,
-    audit_images: int, say: Say = print,
+    audit_images: int, say: Say = print, remembered: dict[str, Remembered] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Everything that is asked of one trained cell but time and memory; kept in its folder, with what it was made from.
 
+    remembered: what frozen towers gave in other cells, by their settings, to be used and added to.
     part: the split that is measured; pairs: sets of minimal pairs by name; overlap: pictures in two splits.
     """
     kept = cell.folder / MEASURED
@@ -163,6 +178,7 @@ def measure_cell(
     aligner = load_aligner(cell.folder)
     aligner.show_progress = True
     chosen = {name: told for name, told in trained.get("chosen", {}).items() if name != "model_in_sample"}
+    aligner.remembered = _remembered(cell, part, remembered)
     figures = trained
     # The training has measured dev already, and kept the ranks: of this very dev, unless it has changed since.
     measured_on = json.loads((cell.folder / "data.json").read_text())["dev"].get("contents")
@@ -176,6 +192,8 @@ def measure_cell(
         )  # fmt: skip
         measured.save_ranks(own_ranks(cell.folder, split))
         figures = measured.to_dict()
+    # The audit runs the towers each time: that they always give the same is a part of what it checks.
+    aligner.remembered = None
     checks = audit(
         aligner, part.images, part.captions, part.caption_image, part.image_identity, overlap, audit_images,
         caption_group=part.caption_group,

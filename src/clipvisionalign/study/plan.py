@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args, get_type_hints
 
 from clipvisionalign.data.captioned import Identity, checked_identity
 from clipvisionalign.models.aligner import AlignerConfig, config_from_dict
+from clipvisionalign.study.statistics import FIGURES
 from clipvisionalign.training.train import RunConfig
 
 DESIGNS: tuple[str, ...] = get_args(get_type_hints(AlignerConfig)["design"])
@@ -56,6 +57,7 @@ class Measurements:
         minimal_pair_images: where its pictures are, if not beside it.
         audit_images: images in the audit of each cell.
         rounds: how often time and memory are measured in a fresh process; variants take turns.
+        brief: measure them on fewer captions and pictures, no caption above 64 tokens, in a quarter of the time.
         protocol: also show what other protocols would have made of the same models, apart from all results.
         examples: pictures in the report.
     """
@@ -65,8 +67,44 @@ class Measurements:
     minimal_pair_images: str = ""
     audit_images: int = 24
     rounds: int = 3
+    brief: bool = False
     protocol: bool = True
     examples: int = 6
+
+
+@dataclass
+class Drawing:
+    """How scenes are drawn.
+
+    Args:
+        seed: another one draws other scenes.
+        pixels: on a side.
+        plain: every group is one large shape, with two captions a scene instead of five.
+        splits: how many scenes each split gets, `scenes` in all; a hash of each name decides where this is empty.
+    """
+
+    seed: int = 7
+    pixels: int = 224
+    plain: bool = False
+    splits: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass
+class Comparison:
+    """The one comparison that a study is made for, named before it begins: tested alone, the others are corrected among
+    themselves.
+
+    Args:
+        figure: what is compared, rsum or such as "image_to_text recall_at_1".
+        a: a variant; empty for a study that compares all alike.
+        b: the variant that it is compared with.
+        passes: "equal" asks both to see the same images as often, in batches of the same size; "any" does not.
+    """
+
+    figure: str = "rsum"
+    a: str = ""
+    b: str = ""
+    passes: Literal["equal", "any"] = "equal"
 
 
 @dataclass
@@ -77,6 +115,7 @@ class Plan:
         title: what the report is called.
         data: the data set, in any layout that `train` reads; empty to draw scenes.
         scenes: how many scenes to draw, where there is no data.
+        drawing: how they are drawn.
         layout: how the data set lies there.
         identity: which captions belong to which images, as in `train`: the same for all variants.
         split: which split is measured; checkpoints are chosen on dev in any case.
@@ -85,11 +124,13 @@ class Plan:
         settings: settings of `train` for all of them.
         budget: what every cell may spend.
         measure: what is measured beside recall.
+        compare: the comparison that the study is made for, if there is one.
     """
 
     title: str = "Which attention design is worth it"
     data: str = ""
     scenes: int = 0
+    drawing: Drawing = field(default_factory=Drawing)
     layout: str = "auto"
     identity: Identity = "auto"
     split: str = "dev"
@@ -100,6 +141,7 @@ class Plan:
     settings: dict[str, Any] = field(default_factory=dict)
     budget: Budget = field(default_factory=Budget)
     measure: Measurements = field(default_factory=Measurements)
+    compare: Comparison = field(default_factory=Comparison)
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as YAML and JSON have it."""
@@ -176,6 +218,10 @@ def check_plan(plan: Plan) -> None:
             raise ValueError(f"variant '{name}' stands on '{variant.base}', which is not in the plan")
     for name in plan.variants:
         _stands(plan, name, ())
+    _check_comparison(plan)
+    drawn = sum(plan.drawing.splits.values())
+    if drawn and drawn != plan.scenes:
+        raise ValueError(f"drawing: splits of {drawn} scenes in all, where 'scenes' is {plan.scenes}")
     if plan.budget.seconds <= 0:
         raise ValueError(f"a budget of {plan.budget.seconds} seconds trains nothing")
     checked_identity(plan.identity)
@@ -184,6 +230,34 @@ def check_plan(plan: Plan) -> None:
             if taken in settings:
                 told = f"variant '{where}'" if where else "settings"
                 raise ValueError(f"{told}: '{taken}' is the study's own, and not one of its settings")
+
+
+#: Settings that decide how often a run sees which images.
+PASSES = ("epochs", "steps", "train_images", "batch")
+
+
+def _check_comparison(plan: Plan) -> None:
+    asked = plan.compare
+    if not asked.a and not asked.b:
+        return
+    for name in (asked.a, asked.b):
+        if name not in plan.variants:
+            raise ValueError(f"compare: '{name}' is no variant of the plan; it has {', '.join(plan.variants)}")
+    if asked.a == asked.b:
+        raise ValueError(f"compare: '{asked.a}' with itself")
+    if asked.figure not in FIGURES:
+        raise ValueError(f"compare: no figure '{asked.figure}'; there are {', '.join(FIGURES)}")
+    if asked.passes == "any":
+        return
+    both = [plan.variants[name] for name in (asked.a, asked.b)]
+    if any(variant.base for variant in both):
+        raise ValueError("compare: passes are not equal where a variant stands on another; say 'passes: any'")
+    if plan.budget.same == "seconds":
+        raise ValueError("compare: passes are not equal where the seconds are; say 'passes: any'")
+    for setting in PASSES:
+        first, second = (merged(plan.settings, variant.settings).get(setting) for variant in both)
+        if first != second:
+            raise ValueError(f"compare: passes are not equal: {setting} {first} and {second}; or say 'passes: any'")
 
 
 def _stands(plan: Plan, name: str, seen: tuple[str, ...]) -> None:

@@ -1,6 +1,7 @@
 """What a run costs: time, memory, energy and arithmetic, measured in a fresh process that does only that.
 
-`python -m clipvisionalign.study.profile RUN DATA SPLIT LAYOUT` prints the figures as JSON; `profile_run` calls it so.
+`python -m clipvisionalign.study.profile RUN DATA SPLIT LAYOUT [brief]` prints the figures as JSON; `profile_run` calls
+it so.
 """
 
 from __future__ import annotations
@@ -24,15 +25,21 @@ IMAGES = 64
 PAIRS = 1000
 LENGTHS = (8, 16, 32, 64, 128, 256, 512)
 BATCHES = (1, 8, 64, 250)
+#: A brief measurement: longest caption in tokens, most captions in a batch and in all, pictures, repeats.
+BRIEF_LENGTH, BRIEF_BATCH, BRIEF_IMAGES, BRIEF_REPEATS = 64, 64, 16, 3
 
 
-def profile_run(run: str | Path, data: str, split: str = "dev", layout: str = "auto") -> dict[str, Any]:
+def profile_run(
+    run: str | Path, data: str, split: str = "dev", layout: str = "auto", brief: bool = False
+) -> dict[str, Any]:
     """Milliseconds per caption, picture and 1,000 pairs, latency, by length and by batch; bytes stored, parameters,
     FLOPs, energy where the machine reports it, and peak memory of a fresh process.
 
+    brief: fewer captions, pictures and repeats, and nothing long, in a quarter of the time.
     Raises RuntimeError with the process's last words if it fails.
     """
     command = [sys.executable, "-m", "clipvisionalign.study.profile", str(run), data, split, layout]
+    command += ["brief"] if brief else []
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no word"])[-1]
@@ -40,7 +47,9 @@ def profile_run(run: str | Path, data: str, split: str = "dev", layout: str = "a
     return json.loads(done.stdout)
 
 
-def measure(run: str, data: str, split: str, layout: str, load: Callable[[str], Any] | None = None) -> dict[str, Any]:
+def measure(
+    run: str, data: str, split: str, layout: str, load: Callable[[str], Any] | None = None, brief: bool = False
+) -> dict[str, Any]:
     """The measurement itself: the data's own captions at their own length, its own pictures.
 
     load: gives the aligner of a run folder, `load_aligner` unless told.
@@ -58,30 +67,31 @@ def measure(run: str, data: str, split: str, layout: str, load: Callable[[str], 
     part = read_captioned_images(data, layout).split(split)
     pictures: list[Any] = []
     for image in part.images:
-        if len(pictures) == IMAGES:
+        if len(pictures) == (BRIEF_IMAGES if brief else IMAGES):
             break
         try:
             pictures.append(open_picture(image))
         except PictureError:
             continue
-    captions = part.captions[:CAPTIONS]
+    captions = part.captions[: BRIEF_BATCH if brief else CAPTIONS]
+    repeats = BRIEF_REPEATS if brief else REPEATS
     tokens = aligner.text_tower.tokenize(captions)
     groups = group_by_length(tokens, aligner.text_tower.pad, 64)
     joules = Joules()
     found: dict[str, Any] = {
         "captions": len(captions),
         "tokens_per_caption": round(float(np.mean([len(caption) for caption in tokens])), 1),
-        "ms_per_caption": _milliseconds(lambda: aligner.encode_captions(captions, batch=64), len(captions)),
+        "ms_per_caption": _milliseconds(lambda: aligner.encode_captions(captions, batch=64), len(captions), repeats),
     }
-    joules.count("joules_per_1000_captions", (REPEATS + 1) * len(captions) / 1000)
-    found["ms_per_picture"] = _milliseconds(lambda: aligner.encode_images(pictures), len(pictures))
-    joules.count("joules_per_1000_pictures", (REPEATS + 1) * len(pictures) / 1000)
+    joules.count("joules_per_1000_captions", (repeats + 1) * len(captions) / 1000)
+    found["ms_per_picture"] = _milliseconds(lambda: aligner.encode_images(pictures), len(pictures), repeats)
+    joules.count("joules_per_1000_pictures", (repeats + 1) * len(pictures) / 1000)
     found |= {
         "padded_tokens": int(sum(group.ids.numel() for group in groups)),
         "caption_latency_ms": _latency(aligner.encode_captions, captions, ALONE_CAPTIONS),
         "picture_latency_ms": _latency(aligner.encode_images, pictures, ALONE_IMAGES),
-        "by_length": _by_length(aligner, captions),
-        "by_batch": [_by_batch(aligner, captions, size) for size in BATCHES],
+        "by_length": _by_length(aligner, captions, BRIEF_LENGTH if brief else LENGTHS[-1]),
+        "by_batch": [_by_batch(aligner, captions, size) for size in BATCHES if size <= BRIEF_BATCH or not brief],
     }
     if getattr(aligner, "late", None) is None:
         left, right = aligner.encode_images(pictures), aligner.encode_captions(captions)
@@ -112,11 +122,15 @@ def _by_batch(aligner: Any, captions: Sequence[str], size: int) -> dict[str, Any
     return {"batch": size, "ms_per_caption": taken}
 
 
-def _by_length(aligner: Any, captions: Sequence[str]) -> list[dict[str, Any]]:
+def _by_length(aligner: Any, captions: Sequence[str], longest: int) -> list[dict[str, Any]]:
     """Captions of a set number of tokens, made of the data's own words, one at a time and eight at a time."""
     tower = aligner.text_tower
     words = " ".join(captions).split()
-    return [_at_length(aligner, _of_length(tower, words, length)) for length in LENGTHS if length <= tower.max_tokens]
+    return [
+        _at_length(aligner, _of_length(tower, words, length))
+        for length in LENGTHS
+        if length <= min(tower.max_tokens, longest)
+    ]
 
 
 def _at_length(aligner: Any, text: str) -> dict[str, Any]:
@@ -253,5 +267,5 @@ def peak_memory() -> int:
 
 
 if __name__ == "__main__":
-    run, data, split, layout = sys.argv[1:]
-    print(json.dumps(measure(run, data, split, layout)))
+    run, data, split, layout = sys.argv[1:5]
+    print(json.dumps(measure(run, data, split, layout, brief="brief" in sys.argv[5:])))

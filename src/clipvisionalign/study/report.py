@@ -29,7 +29,7 @@ def build_report(
     other: dict[str, Any] | None, examples: dict[str, Any], cut: dict[str, Any] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """The whole report as report.json holds it. Raises FenceError where something in its results is none."""
-    results = results_of(measured, part, plan.split)
+    results = results_of(measured, part, plan.split, plan.compare)
     partners = Partners.of(part.caption_image, len(part), part.image_identity, part.caption_group)
     seconds = _training_seconds(plan, measured)
     first = next(iter(measured))

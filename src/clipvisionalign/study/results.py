@@ -15,6 +15,8 @@ import numpy as np
 from clipvisionalign.data.captioned import CaptionedImages
 from clipvisionalign.retrieval.metrics import RESAMPLES, chance_of, chance_recall, metrics_of_ranks
 from clipvisionalign.retrieval.ranks import PartnerRanks
+from clipvisionalign.study.plan import Comparison
+from clipvisionalign.study.primary import with_primary
 from clipvisionalign.study.statistics import (
     FIGURES,
     bounds_of,
@@ -44,10 +46,13 @@ class Measured:
     ranks: dict[str, PartnerRanks]
 
 
-def results_of(cells: Sequence[Measured], part: CaptionedImages, split: str) -> dict[str, Any]:
+def results_of(
+    cells: Sequence[Measured], part: CaptionedImages, split: str, compare: Comparison | None = None
+) -> dict[str, Any]:
     """The block "results": every variant over its seeds, and every two variants against each other, on the seeds that
     both have ("unpaired" names the others).
 
+    compare: the comparison that the plan names.
     A cell whose audit failed has no results; it stands in "refused" with the reason. Raises FenceError for ranks that
     are not of this gallery.
     """
@@ -103,7 +108,7 @@ def results_of(cells: Sequence[Measured], part: CaptionedImages, split: str) -> 
         "gallery": {"images": len(part), "captions": len(part.captions)},
         "variants": variants,
         "chance": _chance(good),
-        "differences": [difference.to_dict() for difference in compared],
+        "differences": with_primary([difference.to_dict() for difference in compared], compare or Comparison()),
         "unpaired": unpaired({name: found["seeds"] for name, found in variants.items()}),
         "lengths": {"words": thirds["words"], "chance": _chance_by_length(good, thirds["inside"])},
         "by_length_differences": _length_differences(by_variant, owners, thirds["inside"]),

@@ -18,7 +18,7 @@ from clipvisionalign.data.fingerprint import data_contents, run_contents
 from clipvisionalign.data.formats import read_captioned_images
 from clipvisionalign.data.minimal_pairs import MinimalPair, minimal_pairs_of, read_minimal_pairs
 from clipvisionalign.data.scenes import write_scenes
-from clipvisionalign.models.aligner import load_aligner
+from clipvisionalign.models.aligner import Remembered, load_aligner
 from clipvisionalign.progress import long_step, progress
 from clipvisionalign.study.cells import (
     cut_captions,
@@ -43,8 +43,6 @@ Say = Callable[[str], None]
 
 #: The plan in a study's folder.
 PLAN = "plan.yaml"
-#: By which the scenes of a study are drawn.
-SEED = 7
 
 
 def run_study(plan: Plan, out: str | Path, say: Say = print) -> dict[str, Any]:
@@ -70,9 +68,10 @@ def run_study(plan: Plan, out: str | Path, say: Say = print) -> dict[str, Any]:
     finished = [cell for cell in cells if (cell.variant, cell.seed) not in failed]
     say("--- figures, audits, minimal pairs ---")
     measured = []
+    remembered: dict[str, Remembered] = {}
     for cell in progress(finished, "measuring runs", len(finished)):
         try:
-            found = measure_cell(cell, part, plan.split, pairs, apart, plan.measure.audit_images, say)
+            found = measure_cell(cell, part, plan.split, pairs, apart, plan.measure.audit_images, say, remembered)
             measured.append(Measured(cell.variant, cell.seed, found, ranks_of(cell, plan.split)))
         except Exception as error:
             failed[cell.variant, cell.seed] = f"measuring: {type(error).__name__}: {error}"
@@ -131,8 +130,8 @@ def _open_data(plan: Plan, study: Path, say: Say) -> CaptionedImages:
     """The checked data set whole; scenes are drawn once."""
     source = Path(data_of(plan, study))
     if not plan.data and not (source / "scenes.jsonl").is_file():
-        _draw(source, plan.scenes)
-        say(f"{source}: {plan.scenes} scenes drawn, five captions each")
+        _draw(source, plan)
+        say(f"{source}: {plan.scenes:,} scenes drawn, {'two' if plan.drawing.plain else 'five'} captions each")
     data = read_captioned_images(source, plan.layout).with_identity(plan.identity)
     if plan.split not in data.split_sizes():
         raise DataError(f"{source}: the split '{plan.split}' is empty; it has {', '.join(data.split_sizes())}")
@@ -140,13 +139,14 @@ def _open_data(plan: Plan, study: Path, say: Say) -> CaptionedImages:
     return kept
 
 
-def _draw(folder: Path, scenes: int) -> None:
+def _draw(folder: Path, plan: Plan) -> None:
     """Beside its place and renamed: a drawing that was cut off is begun again."""
     import shutil
 
     aside = folder.with_name("scenes.part")
     shutil.rmtree(aside, ignore_errors=True)
-    write_scenes(aside, scenes, SEED)
+    how = plan.drawing
+    write_scenes(aside, plan.scenes, how.seed, how.pixels, how.plain, how.splits or None)
     aside.replace(folder)
 
 
@@ -214,7 +214,8 @@ def _costs(plan: Plan, study: Path, finished: list[Cell], part: CaptionedImages,
         first.setdefault(cell.variant, cell)
     rounds: dict[str, list[dict[str, Any]]] = {name: [] for name in first}
     turns = [(turn, name) for turn in range(plan.measure.rounds) for name in first]
-    asked = {name: {"model": run_contents(cell.folder), **data_contents(part)} for name, cell in first.items()}
+    brief = {"brief": plan.measure.brief}
+    asked = {name: {"model": run_contents(cell.folder), **data_contents(part), **brief} for name, cell in first.items()}
     for turn, name in turns:
         kept = folder / f"{name}-{turn}.json"
         if reusable(kept, asked[name], say, f"time and memory of {name}") is None:
@@ -226,7 +227,7 @@ def _costs(plan: Plan, study: Path, finished: list[Cell], part: CaptionedImages,
         kept = folder / f"{name}-{turn}.json"
         if not kept.is_file():
             config = first[name].config
-            found = profile_run(first[name].folder, config.data, plan.split, config.layout)
+            found = profile_run(first[name].folder, config.data, plan.split, config.layout, plan.measure.brief)
             write_json(kept, {"asked": asked[name], **found})
         rounds[name].append({key: value for key, value in json.loads(kept.read_text()).items() if key != "asked"})
     return {name: combined(several) for name, several in rounds.items() if several}

@@ -132,10 +132,14 @@ def _differences(report: dict[str, Any]) -> Table:
             _tested(found["p_holm"]),
             ("not tested" if found["p"] is None else "yes" if found["shown"] else "no difference shown", None),
         )
+        if found.get("primary"):
+            rows.rows[-1][0] += ", named beforehand"
     columns = ["variants", "figure", "difference", "p", "p, Holm", "shown"]
     note = (
         "Same pictures, seed by seed; p corrected by Holm over all pairs in rsum, and over all pairs and other figures."
     )
+    if any(found.get("primary") for found in report["results"]["differences"]):
+        note += " The comparison that the plan names is tested alone, the others are corrected without it."
     paired = [len(found["seeds"]) for found in report["results"]["differences"] if "seeds" in found]
     if paired and min(paired) < 2:
         note += " Where there is one seed the pictures alone are counted: another seed may give another difference."

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from clipvisionalign.study.primary import primary_of
 from clipvisionalign.study.results import both_ways
 
 LEVEL = 0.05
@@ -67,18 +68,58 @@ def claims_of(report: dict[str, Any]) -> list[dict[str, Any]]:
     """The summary of a report."""
     found: list[Claim] = []
     for part in (
+        _named,
         _found_most,
         _differences,
         _gains,
         _lengths,
         _composition,
         _costs,
+        _search,
         _equal_captions,
         _cut_captions,
         _believed,
     ):
         found += part(report)
     return [claim.to_dict() for claim in found]
+
+
+def _named(report: dict[str, Any]) -> list[Claim]:
+    """The comparison that the study was made for."""
+    named = primary_of(report)
+    if named is None:
+        return []
+    place, row = named
+    path = f"results/differences/{place}"
+    claim = Claim(report, "accuracy")
+    more, _, sign = _ordered(row)
+    figure = both_ways(row["figure"])
+    passes = ", equal passes" if report["plan"]["compare"]["passes"] == "equal" else ""
+    asked = f"Named beforehand ({figure}, {_code(row['a'])} against {_code(row['b'])}{passes})"
+    if row["p"] is None:
+        claim.text = f"{asked}: {_code(more)} is ahead by {_gap(claim, path, sign)}, not tested: too few pictures."
+        return [claim]
+    verdict = "the difference is shown" if row["shown"] else "no difference is shown"
+    of = f"over {claim.count(f'{path}/seeds')} seeds" if len(row["seeds"]) > 1 else "with one seed"
+    claim.text = (
+        f"{asked}: {_code(more)} is ahead by {_gap(claim, path, sign)} {of}, p = {claim.number(f'{path}/p', '.2g')}, "
+        f"tested alone: {verdict}."
+    )
+    return [claim]
+
+
+def _search(report: dict[str, Any]) -> list[Claim]:
+    """What a search finds of what it is asked for, where that was counted."""
+    if "search" not in report:
+        return []
+    claim = Claim(report, "search")
+    claim.text = (
+        f"A search of {claim.number('search/gallery', ',d')} pictures that were never trained on, for two things at a "
+        f"time: {claim.number('search/share')} % of the first {claim.number('search/first', 'd')} answers, or of as "
+        f"many as there are, hold both; by chance {claim.number('search/chance')} % "
+        f"({claim.number('search/queries', 'd')} queries)."
+    )
+    return [claim]
 
 
 def _found_most(report: dict[str, Any]) -> list[Claim]:
@@ -111,7 +152,8 @@ def _found_most(report: dict[str, Any]) -> list[Claim]:
 
 def _differences(report: dict[str, Any]) -> list[Claim]:
     rows = report["results"]["differences"]
-    places = [place for place, row in enumerate(rows) if row["figure"] == "rsum"]
+    # The one that was named beforehand has a sentence of its own.
+    places = [place for place, row in enumerate(rows) if row["figure"] == "rsum" and not row.get("primary")]
     shown = [place for place in places if rows[place]["shown"]]
     found = []
     for place in sorted(shown, key=lambda place: -abs(rows[place]["value"])):
@@ -305,7 +347,7 @@ def _equal_captions(report: dict[str, Any]) -> list[Claim]:
     claim.text = (
         f"{captions} captions are equal, word by word, to one of another picture ({texts} texts of {images} pictures): "
         f"no model that scores equal captions alike exceeds rsum {claim.number(f'{path}/best_rsum')}, "
-        f"{claim.number(f'{path}/cost')} below the 600 of a perfect one; `identity: caption` in the plan makes such "
+        f"{claim.number(f'{path}/cost')} below the highest there is; `identity: caption` in the plan makes such "
         "pictures each other's partners."
     )
     return [claim]

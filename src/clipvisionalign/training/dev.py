@@ -15,7 +15,7 @@ from clipvisionalign.data.captioned import CaptionedImages
 from clipvisionalign.models.aligner import Aligner, EncodedImages, PairScorer
 from clipvisionalign.retrieval.metrics import RetrievalMetrics, metrics_of_ranks
 from clipvisionalign.retrieval.ranks import Share, ranks_of_vectors
-from clipvisionalign.training.feature_cache import FeatureCache
+from clipvisionalign.training.feature_cache import CaptionCache, FeatureCache
 from clipvisionalign.training.halves import Halves, halves_of, partners_of
 from clipvisionalign.training.losses import Gallery, PairLoss
 from clipvisionalign.training.processes import Processes, whole
@@ -167,9 +167,10 @@ class DevGallery:
     """
 
     def __init__(
-        self, data: CaptionedImages, features: FeatureCache | None, loss_of: PairLoss, batch: int, processes: Processes
-    ) -> None:
-        self.data, self.features, self.processes = data, features, processes
+        self, data: CaptionedImages, features: FeatureCache | None, loss_of: PairLoss, batch: int,
+        processes: Processes, read: CaptionCache | None = None,
+    ) -> None:  # fmt: skip
+        self.data, self.features, self.read, self.processes = data, features, read, processes
         self.loss_of, self.batch = loss_of, batch
         self.partners = partners_of(data)
         self.tokens: list[list[int]] | None = None
@@ -182,9 +183,7 @@ class DevGallery:
     def measure(self, aligner: Aligner) -> DevFigures:
         """Encode the gallery and measure it; every process calls this, and gets the same."""
         shared = Shared(aligner, self.processes, self.features)
-        if self.tokens is None:
-            self.tokens = aligner.text_tower.tokenize(shared.mine(self.data.captions))
-        images, captions = shared.encode_images(self.data.images), shared.encode_tokens(self.tokens)
+        images, captions = shared.encode_images(self.data.images), self._captions(shared)
         owners, share = self.partners.caption_image, shared.share
         ranks = ranks_of_vectors(images.numpy(), captions.numpy(), self.partners, share)
         metrics = metrics_of_ranks(ranks, owners, resamples=0)
@@ -199,6 +198,14 @@ class DevGallery:
         found = self.processes.first_does(lambda: [self._loss(images, captions, scale, bias, p) for p in parts])
         (loss, accuracy), half_loss = found[0], [each for each, _ in found[1:]]
         return DevFigures(metrics, loss, accuracy, half_rsum, half_loss, images.numpy(), captions.numpy())
+
+    def _captions(self, shared: Shared) -> Tensor:
+        """The captions' vectors (M, D); of a frozen text tower, whose outputs are on disk, the head's work alone."""
+        if self.read is not None:
+            return shared.aligner.encode_pooled(self.read.pooled)
+        if self.tokens is None:
+            self.tokens = shared.aligner.text_tower.tokenize(shared.mine(self.data.captions))
+        return shared.encode_tokens(self.tokens)
 
     @torch.no_grad()
     def _loss(

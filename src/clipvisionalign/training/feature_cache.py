@@ -18,13 +18,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from clipvisionalign.batch import Look, decode_pixels, group_by_length, seeded
 from clipvisionalign.data.captioned import CaptionedImages
 from clipvisionalign.data.fingerprint import data_contents
 from clipvisionalign.models.image_tower import ImageFeatures, ImageTower
-from clipvisionalign.models.text_tower import TextTower
+from clipvisionalign.models.text_tower import CaptionFeatures, TextTower
 from clipvisionalign.pictures import PictureInput
 from clipvisionalign.progress import progress
 
@@ -134,28 +134,77 @@ def open_features(
     return FeatureCache(folder, pooled, patches, failures)
 
 
-def open_captions(root: Path, data: CaptionedImages, tower: TextTower) -> Tensor:
-    """The text tower's pooled vectors (M, W) of all captions of `data`; computed first where they are not there yet."""
+@dataclass
+class CaptionCache:
+    """What a text tower gives for M captions. pooled: (M, W), float32; tokens: those of all captions one after the
+    other (T, W), float16, on disk, where they are asked for; ends: (M,), where each caption's tokens end."""
+
+    pooled: Tensor
+    tokens: np.ndarray | None = None
+    ends: np.ndarray | None = None
+
+    def __call__(self, index: Tensor, device: torch.device) -> CaptionFeatures:
+        """Captions `index` (b,): pooled (b, W), tokens (b, T, W) or None, and their mask (b, T), float32."""
+        pooled = self.pooled[index].to(device)
+        if self.tokens is None or self.ends is None:
+            return CaptionFeatures(pooled, None, torch.ones(len(index), 1, dtype=torch.long, device=device))
+        starts = np.concatenate([[0], self.ends[:-1]])
+        each = [
+            torch.from_numpy(self.tokens[starts[row] : self.ends[row]].astype(np.float32)) for row in index.tolist()
+        ]
+        mask = nn.utils.rnn.pad_sequence([torch.ones(len(some), dtype=torch.long) for some in each], batch_first=True)
+        return CaptionFeatures(pooled, nn.utils.rnn.pad_sequence(each, batch_first=True).to(device), mask.to(device))
+
+
+def open_captions(root: Path, data: CaptionedImages, tower: TextTower, tokens: bool = False) -> CaptionCache:
+    """What the text tower gives for all captions of `data`; computed first where it is not there yet.
+
+    tokens: not only the pooled vectors, but those of every token.
+    """
     key = repr((FORMAT, data.fingerprint(), tower_fingerprint(tower)))
-    path = root / "captions" / f"{hashlib.sha256(key.encode()).hexdigest()[:20]}.npy"
-    if not path.is_file():
+    name = hashlib.sha256(key.encode()).hexdigest()[:20]
+    path = root / "captions" / f"{name}.npy"
+    files = [path, *(path.with_name(f"{name}-{part}.npy") for part in ("tokens", "ends") if tokens)]
+    if not all(file.is_file() for file in files):
         path.parent.mkdir(parents=True, exist_ok=True)
-        captions = data.captions
-        pooled = np.empty((len(captions), tower.width), dtype=np.float32)
-        device = next(tower.parameters()).device
-        groups = group_by_length(tower.tokenize(captions), tower.pad)
-        training = tower.training
-        tower.eval()
-        with torch.inference_mode():
-            for group in progress(groups, "text tower, captions", len(captions), count=lambda group: len(group.rows)):
-                found = tower(group.ids.to(device), group.mask.to(device), want_tokens=False).pooled
-                pooled[group.rows] = found.float().cpu().numpy()
-        tower.train(training)
-        aside = path.with_suffix(f".{os.getpid()}.part")
-        with aside.open("wb") as file:
-            np.save(file, pooled)
-        aside.replace(path)
-    return torch.from_numpy(np.load(path))
+        asides = [file.with_suffix(f".{os.getpid()}.part") for file in files]
+        try:
+            _encode_captions(data.captions, tower, asides)
+            for aside, file in zip(asides, files, strict=True):
+                aside.replace(file)
+        finally:
+            for aside in asides:
+                aside.unlink(missing_ok=True)
+    pooled = torch.from_numpy(np.load(path))
+    return CaptionCache(pooled, *(np.load(file, mmap_mode="r") for file in files[1:]))
+
+
+@torch.inference_mode()
+def _encode_captions(captions: list[str], tower: TextTower, files: list[Path]) -> None:
+    """Write pooled vectors (M, W); where there are three `files` also all tokens (T, W) and each caption's end (M,)."""
+    read, tokens = tower.tokenize(captions), len(files) > 1
+    ends = np.cumsum([len(caption) for caption in read])
+    pooled = np.lib.format.open_memmap(files[0], "w+", np.float32, (len(captions), tower.width))
+    # They may be more than memory holds.
+    flat = np.lib.format.open_memmap(files[1], "w+", np.float16, (int(ends[-1]), tower.width)) if tokens else None
+    device = next(tower.parameters()).device
+    groups = group_by_length(read, tower.pad)
+    training = tower.training
+    tower.eval()
+    for group in progress(groups, "text tower, captions", len(captions), count=lambda group: len(group.rows)):
+        found = tower(group.ids.to(device), group.mask.to(device), want_tokens=tokens)
+        pooled[group.rows.numpy()] = found.pooled.float().cpu().numpy()
+        if flat is not None:
+            for place, row in enumerate(group.rows.tolist()):
+                own = len(read[row])
+                flat[ends[row] - own : ends[row]] = found.tokens[place, :own].float().cpu().numpy()
+    tower.train(training)
+    for array in (pooled, flat):
+        if array is not None:
+            array.flush()
+    if tokens:
+        with files[2].open("wb") as out:
+            np.save(out, ends)
 
 
 @torch.inference_mode()

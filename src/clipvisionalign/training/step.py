@@ -26,16 +26,17 @@ from clipvisionalign.batch import Batch
 from clipvisionalign.models.aligner import PAIR_PARTS, Aligner, CaptionStates, ImageStates
 from clipvisionalign.models.image_tower import ImageFeatures
 from clipvisionalign.models.late_interaction import LateTokens, late_scores
+from clipvisionalign.models.text_tower import CaptionFeatures
 from clipvisionalign.training.losses import Gallery, PairLoss, contrastive_loss, sample_hard_negatives, softmax_terms
 from clipvisionalign.training.processes import Processes
 from clipvisionalign.training.timing import Timings
 
 
 class Known(NamedTuple):
-    """What frozen towers give for a batch, where it is on disk. captions: (M, W), pooled, in the batch's order."""
+    """What frozen towers give for a batch, where it is on disk. captions: in the batch's order."""
 
     images: ImageFeatures | None = None
-    captions: Tensor | None = None
+    captions: CaptionFeatures | None = None
 
 
 #: What is known of a batch.
@@ -96,7 +97,7 @@ class Towers(nn.Module):
                 if known.captions is None:
                     groups = [aligner.caption_states(group) for group in batch.captions]
                 else:
-                    groups = [aligner.states_of_pooled(known.captions[group.rows]) for group in batch.captions]
+                    groups = [aligner.states_of(known.captions, group) for group in batch.captions]
         bias = self.loss_of.bias if hasattr(self.loss_of, "bias") else torch.zeros((), device=aligner.device)
         return States(found, groups, aligner.scale(), bias * 1.0)
 

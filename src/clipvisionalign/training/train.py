@@ -69,7 +69,7 @@ from clipvisionalign.training.cross_fit import (
 )  # fmt: skip
 from clipvisionalign.training.dev import DevFigures, DevGallery, Shared
 from clipvisionalign.training.diagnosis import EpochFigures, diagnose
-from clipvisionalign.training.feature_cache import FeatureCache
+from clipvisionalign.training.feature_cache import CaptionCache, FeatureCache
 from clipvisionalign.training.fine_tuning import (
     LoraConfig,
     WeightAverage,
@@ -276,7 +276,8 @@ def train(config: RunConfig, say: Say = print, state: dict[str, Any] | None = No
         for tower in (aligner.image_tower, aligner.text_tower):
             tower.compile(dynamic=True)
     features, dev_features = frozen_features(config, aligner, data, formats[0], say, processes)
-    read = frozen_captions(config, aligner, data, processes)
+    read = frozen_captions(config, aligner, data.train, processes, aligner.late is not None)
+    dev_read = None if config.profile else frozen_captions(config, aligner, data.dev, processes, False)
     knows = Knowledge(features, read, device)
     batches = data.batches(config.augment, aligner, features)
     data.count_cut(aligner, batches, say)
@@ -299,7 +300,7 @@ def train(config: RunConfig, say: Say = print, state: dict[str, Any] | None = No
     # Each process drops out, and looks at views, of its own.
     seed_everything(config.seed + processes.number)
 
-    dev = DevGallery(data.dev, dev_features, loss_of, config.batch, processes)
+    dev = DevGallery(data.dev, dev_features, loss_of, config.batch, processes, dev_read)
     if dev.halves is None and not config.profile:
         say(f"{len(data.dev)} dev images are too few to be halved: what is chosen on dev will be measured on it too")
     whole = Whole(step.towers, average, optimizer, scheduler)
@@ -498,20 +499,20 @@ def _nothing(line: str) -> None:
 @dataclass
 class Knowledge:
     """What is known of a batch without its towers. features: of pictures, each seen in a view drawn at random;
-    captions: (M, W), the text tower's pooled vectors of all training captions."""
+    captions: what the text tower gives for all training captions."""
 
     features: FeatureCache | None
-    captions: Tensor | None
+    captions: CaptionCache | None
     device: torch.device
 
     def __call__(self, batch: Batch) -> Known:
-        images, pooled = None, None
+        images, captions = None, None
         if self.features is not None:
             views = torch.randint(self.features.views, (len(batch),))
             images = self.features(batch.image_index, views, self.device)
-        if self.captions is not None:
-            pooled = self.captions[batch.caption_index].to(self.device)
-        return Known(images, pooled)
+        if self.captions is not None and batch.caption_index is not None:
+            captions = self.captions(batch.caption_index, self.device)
+        return Known(images, captions)
 
 
 def take_step(

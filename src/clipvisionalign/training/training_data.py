@@ -19,7 +19,9 @@ from clipvisionalign.data.fingerprint import changed, data_contents
 from clipvisionalign.data.formats import read_captioned_images
 from clipvisionalign.data.streams import Saved, Shards, StreamedBatches, is_stream, open_stream, stream_split
 from clipvisionalign.models.aligner import Aligner
+from clipvisionalign.models.text_tower import TextTower
 from clipvisionalign.training.feature_cache import (
+    CaptionCache,
     FeatureCache,
     cache_folder,
     open_captions,
@@ -236,15 +238,25 @@ def frozen_features(
 
 
 def frozen_captions(
-    config: RunConfig, aligner: Aligner, data: TrainingData, processes: Processes
-) -> torch.Tensor | None:
-    """The text tower's pooled vectors (M, W) of all training captions, if it is frozen and they are all that is asked
-    of it: a late interaction wants tokens."""
-    train, adapted = data.train, config.peft == "lora" and config.lora.towers != "image"
-    if config.freeze != "both" or config.cache == "off" or aligner.late is not None or adapted:
+    config: RunConfig, aligner: Aligner, data: CaptionedImages | Shards | Saved, processes: Processes, tokens: bool
+) -> CaptionCache | None:
+    """What the text tower gives for all captions of a split, if it is frozen: computed once, by the first process.
+
+    tokens: not the pooled vectors alone, but those of every token, where there is room for them.
+    """
+    adapted = config.peft == "lora" and config.lora.towers != "image"
+    if config.freeze not in ("both", "all") or config.cache == "off" or adapted:
         return None
-    if not isinstance(train, CaptionedImages):
+    if not isinstance(data, CaptionedImages):
         return None
-    root = cache_folder(config.cache)
-    processes.first_does(lambda: open_captions(root, train, aligner.text_tower) is None)
-    return open_captions(root, train, aligner.text_tower)
+    root, tower = cache_folder(config.cache), aligner.text_tower
+    if tokens and not processes.first_does(lambda: room_for(root, _tokens_on_disk(data, tower))):
+        return None
+    processes.first_does(lambda: open_captions(root, data, tower, tokens) is None)
+    return open_captions(root, data, tower, tokens)
+
+
+def _tokens_on_disk(data: CaptionedImages, tower: TextTower) -> int:
+    """Bytes that the tokens of all captions take, at most."""
+    words = sum(len(caption.split()) for caption in data.captions)
+    return min(2 * words + 2 * len(data.captions), tower.max_tokens * len(data.captions)) * tower.width * 2
