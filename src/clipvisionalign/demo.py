@@ -23,7 +23,6 @@ from clipvisionalign.search.index import build_index
 from clipvisionalign.search.query import Searcher, parse_term
 from clipvisionalign.study.plan import Plan, cells_of, read_plan
 from clipvisionalign.study.primary import primary_of
-from clipvisionalign.study.report import write_report
 from clipvisionalign.study.run import run_study
 from clipvisionalign.study.tables import print_tables
 from clipvisionalign.study.words import claims_of
@@ -42,15 +41,16 @@ def demo(folder: Path = FOLDER, plan: Plan | None = None) -> dict[str, Any]:
     def say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
-    with long_step("demo", in_terminal=False):
-        plan = plan or read_plan("demo")
-        report = run_study(plan, folder, say)
+    plan = plan or read_plan("demo")
+
+    def search(report: dict[str, Any]) -> None:
         run = best_run(plan, folder)
         say(f"--- {run.name} has the best dev rsum: it indexes and searches the {plan.split} pictures ---")
         report["search"] = searched(run, folder, plan, say)
         report["claims"] = claims_of(report)
-        with long_step("writing the report"):
-            write_report(folder, report)
+
+    with long_step("demo", in_terminal=False):
+        report = run_study(plan, folder, say, search)
     print_tables(report)
     say(f"done in {(time.perf_counter() - start) / 60:.1f} min")
     print("\n".join(last_lines(report, folder)))

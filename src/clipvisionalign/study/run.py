@@ -45,9 +45,12 @@ Say = Callable[[str], None]
 PLAN = "plan.yaml"
 
 
-def run_study(plan: Plan, out: str | Path, say: Say = print) -> dict[str, Any]:
+def run_study(
+    plan: Plan, out: str | Path, say: Say = print, more: Callable[[dict[str, Any]], None] | None = None
+) -> dict[str, Any]:
     """Carry out a plan in the folder `out`; returns what its report.json holds.
 
+    more: adds to the report before it is written.
     Raises ValueError for a plan that cannot be carried out, DataError for unusable data, FileExistsError where runs
     with other settings stand in the way.
     """
@@ -89,6 +92,8 @@ def run_study(plan: Plan, out: str | Path, say: Say = print) -> dict[str, Any]:
     first = {cell.variant: cell for cell in reversed(finished)}
     cut = {name: cut_captions(cell.folder, part, plan.split) for name, cell in reversed(first.items())}
     report = build_report(plan, study, data, part, measured, failed, costs, controls, other, examples, cut)
+    if more is not None:
+        more(report)
     with long_step("writing the report"):
         write_report(study, report)
     say(f"{study}: report.html, report.json, figures/, tables/ ({(time.perf_counter() - start) / 60:.1f} min)")

@@ -30,7 +30,7 @@ from clipvisionalign.training.dev import Shared
 from clipvisionalign.training.halves import GalleryPart, Halves, partners_of
 
 #: What the late score and the fusion's correction may count beside the dual encoder's score; 0 leaves them out.
-PAIR_WEIGHTS = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5)
+PAIR_WEIGHTS = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 5.0)
 
 #: In the folder of a run that is not finished: models that a half of dev chose, where all of dev chose another.
 HALF_MODELS = "half-models"
