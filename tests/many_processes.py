@@ -34,7 +34,7 @@ def gradients(given: dict) -> None:
     chunk = given.get("chunk", 0)
     dealt = batches.deal(24, 1, 0, chunk=chunk, share=processes.share)
     if chunk:
-        chunks = -(-24 // processes.count // chunk)
+        chunks = batches.chunks(24, 0, chunk, processes.count)
         figures = step.cached((batches[one] for one in dealt[: 2 * chunks]), chunks, lambda batch: Known())
     else:
         figures = step.whole(batches[dealt[0]], Known())
@@ -103,6 +103,21 @@ def shards(given: dict) -> None:
     processes.end()
 
 
+def wait(given: dict) -> None:
+    """The first process works longer than a collective may take."""
+    import time
+    from datetime import timedelta
+
+    from clipvisionalign.training.processes import Processes
+
+    torch.distributed.init_process_group("gloo", timeout=timedelta(seconds=2))
+    processes = Processes(torch.device("cpu"))
+    found = processes.first_does(lambda: time.sleep(5) or "done")
+    Path(f"{given['out']}.{processes.number}").write_text(found)
+    processes.wait()
+    processes.end()
+
+
 def index(run: str, source: str, out: str) -> None:
     """`build_index` for a process that is killed: eight rows at a time, and a line about each eight."""
     from clipvisionalign.search import encode
@@ -138,7 +153,7 @@ def measure_costlier(run: str, data: str, mebibytes: int, milliseconds: int) -> 
 
 def work(name: str, given: dict) -> None:
     """One of the works above."""
-    {"gradients": gradients, "train": train, "stop": stop, "shards": shards}[name](given)
+    {"gradients": gradients, "train": train, "stop": stop, "shards": shards, "wait": wait}[name](given)
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 

@@ -63,7 +63,8 @@ def both_ways(step, batches) -> tuple[dict, dict]:
     """The gradients of one batch in four parts: of the whole, and as a cache computes them."""
     dealt = batches.deal(24, 1, 0, chunk=7)[:8]
     parts = [batches[one] for one in dealt[:4]]
-    assert [len(part) for part in parts] == [7, 7, 7, 3]
+    assert batches.chunks(24, 0, 7) == 4
+    assert [one[1] for one in dealt[:4]] == [one[1] for one in dealt[4:]]
     torch.manual_seed(3)
     whole_figures, whole = in_one(step, parts)
     torch.manual_seed(3)
@@ -92,6 +93,7 @@ def test_in_chunks_with_dropout_the_gradients_are_those_of_the_whole(build, desi
 def test_what_was_drawn_goes_on_as_if_no_chunk_had_been_replayed(build):
     step, batches = build()
     dealt = batches.deal(12, 1, 0, chunk=6)[:4]
+    assert batches.chunks(12, 0, 6) == 2
     parts = [batches[one] for one in dealt]
     torch.manual_seed(5)
     for part in parts[:2]:
@@ -106,12 +108,16 @@ def test_the_chunks_of_a_step_come_twice_and_hold_each_image_once(build):
     _, batches = build()
     plain = batches.deal(16, 2, 0)
     chunked = batches.deal(16, 2, 0, chunk=6)
-    assert len(chunked) == 6 * len(plain)
+    place = 0
     for number, (_, places) in enumerate(plain):
-        own = chunked[6 * number : 6 * number + 6]
-        assert own[:3] == own[3:]
-        assert [place for _, some in own[:3] for place in some] == places
-    first, again = batches[chunked[0]], batches[chunked[3]]
+        count = batches.chunks(16, number, 6)
+        own = chunked[place : place + 2 * count]
+        place += 2 * count
+        assert own[:count] == own[count:]
+        assert [place for _, some in own[:count] for place in some] == places
+        assert all(0 < len(some) <= 6 for _, some in own)
+    assert place == len(chunked)
+    first, again = batches[chunked[0]], batches[chunked[batches.chunks(16, 0, 6)]]
     assert torch.equal(first.pixels, again.pixels)
 
 

@@ -6,10 +6,13 @@ import math
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
 from clipvisionalign.training.losses import (
+    Gallery,
     LossConfig,
     PairLoss,
     contrastive_loss,
@@ -123,6 +126,31 @@ def test_captions_of_one_image_are_never_negatives_of_it(name):
         assert (slope[~partners] >= 0).all()
         moved += slope.abs()
     assert (moved > 0).all()
+
+
+@pytest.mark.parametrize("name", ["softmax", "sigmoid", "hardest", "hard_weighted"])
+@given(
+    identities=st.lists(st.integers(0, 3), min_size=1, max_size=6), owners=st.lists(st.integers(0, 5), min_size=1, max_size=9),
+    beta=st.sampled_from([0.0, 0.5, 3.0]), smoothing=st.sampled_from([0.0, 0.2]), scale=st.sampled_from([1.0, 100.0]),
+)  # fmt: skip
+@settings(max_examples=60, deadline=None, derandomize=True)
+def test_every_loss_is_finite_with_finite_gradients_for_every_table_of_partners(
+    name, identities, owners, beta, smoothing, scale
+):
+    """One identity alone in a batch, captions of nobody, images without a caption, one image: all of them come."""
+    torch.manual_seed(len(owners))
+    identity, own = torch.tensor(identities), torch.tensor(owners)
+    partners = identity[:, None] == own[None, :]
+    images, captions = (F.normalize(torch.randn(n, 4), dim=1).requires_grad_() for n in partners.shape)
+    temperature = torch.tensor(scale, requires_grad=True)
+    loss_of = PairLoss(LossConfig(name, beta=beta, smoothing=smoothing))
+    loss = loss_of(images, captions, partners, temperature)
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert all(t.grad is None or torch.isfinite(t.grad).all() for t in (images, captions, temperature))
+    in_pieces = sum(loss_of.pieces(Gallery(images, captions, identity, own), temperature))
+    assert torch.isfinite(in_pieces)
+    assert in_pieces.item() == pytest.approx(loss.item(), rel=1e-5, abs=1e-5)
 
 
 def mean_cosine(images, captions, partners):

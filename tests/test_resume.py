@@ -155,8 +155,8 @@ def test_other_data_other_settings_and_no_run_are_refused(tmp_path, scenes_folde
     assert "it takes no others" in capsys.readouterr().err
     config = settings(scenes_folder, tmp_path / "run", tiny_model("self"), cache=str(tmp_path / "cache"))
     run = begin(config)
-    save_checkpoint(run, 1, {"data": "another", "precision": "float32"})
-    with pytest.raises(DataError, match="not the training data"):
+    save_checkpoint(run, 1, {"opened": {"train": {"captions": "others"}}, "precision": "float32"})
+    with pytest.raises(DataError, match="not the train data"):
         resume(run, say=lambda line: None)
 
 

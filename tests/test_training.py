@@ -115,16 +115,18 @@ def test_a_batch_holds_each_image_once_with_all_of_its_captions(scenes_folder):
     batches = CaptionedBatches(data, tokenize, 0, look)
     seen = []
     for batch in batches.epoch(16, epoch=1, seed=0):
-        assert batch.pixels.shape[0] == len(batch) == 16
-        assert batch.partners.shape == (16, 80)
-        assert batch.partners.sum(dim=1).tolist() == [5] * 16
+        count = len(batch)
+        assert batch.pixels.shape[0] == count
+        assert 14 <= count <= 16
+        assert batch.partners.shape == (count, 5 * count)
+        assert batch.partners.sum(dim=1).tolist() == [5] * count
         assert batch.partners.gather(0, batch.caption_image[None, :]).all()
         for group in batch.captions:
             for ids, mask, row in zip(group.ids, group.mask, group.rows.tolist(), strict=True):
                 own = data.rows[batch.image_index[batch.caption_image[row]]].captions
                 assert ids[mask.bool()].tolist() in tokenize(own)
         seen += batch.image_index.tolist()
-    assert len(seen) == len(set(seen)) == len(data) // 16 * 16
+    assert sorted(seen) == list(range(len(data)))
 
 
 def test_what_is_drawn_does_not_depend_on_the_number_of_workers(scenes_folder):

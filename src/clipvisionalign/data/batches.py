@@ -11,6 +11,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -27,15 +28,45 @@ Share = tuple[int, int]
 ALL: Share = (0, 1)
 
 
+def steps_in_epoch(images: int, batch: int, processes: int = 1) -> int:
+    """In how many steps an epoch of `images` is dealt: of `batch` images at most, and as even as can be.
+
+    A step of which a process has no image, or of one image alone, teaches nothing: where the last few images would be
+    that, the steps before take them along.
+
+    >>> steps_in_epoch(100, 32), steps_in_epoch(96, 32), steps_in_epoch(33, 32), steps_in_epoch(3, 2)
+    (4, 3, 2, 1)
+    """
+    return max(1, min(-(-images // batch), images // max(2, processes)))
+
+
+def step_bounds(images: int, steps: int, step: int) -> tuple[int, int]:
+    """Where a step begins and ends among the images of an epoch, each of which is in exactly one step.
+
+    >>> [step_bounds(10, 3, step) for step in range(3)]
+    [(0, 3), (3, 6), (6, 10)]
+    """
+    return images * step // steps, images * (step + 1) // steps
+
+
+def own_size(images: int, steps: int, step: int, share: Share = ALL) -> int:
+    """How many images of a step are one process's."""
+    first, last = step_bounds(images, steps, step)
+    return len(range(last - first)[share[0] :: share[1]])
+
+
+def chunks_of(images: int, steps: int, step: int, chunk: int, processes: int = 1) -> int:
+    """In how many chunks of about `chunk` images every process takes a step: the same for all, none of them empty."""
+    most, least = (own_size(images, steps, step, (number, processes)) for number in (0, processes - 1))
+    return max(1, min(-(-most // chunk), least))
+
+
 class CaptionedBatches(Dataset[Batch]):
     """Makes the batch of any list of images; `epoch` deals an epoch's lists and yields their batches.
 
     tokenize: captions to token lists; pad: the tokenizer's padding token.
     look: picture to tensor, or None if the pictures' features are on disk and no picture is to be opened.
     """
-
-    #: The same batch can be made again, picture by picture the same.
-    replays = True
 
     def __init__(self, data: CaptionedImages, tokenize: Tokenize, pad: int, look: Look | None) -> None:
         self.rows = data.rows
@@ -91,29 +122,36 @@ class CaptionedBatches(Dataset[Batch]):
         true = [self.true_texts[first:last] for first, last in zip(*bounds, strict=True)]
         return replace(batch, caption_text=self.texts[captions], true_texts=torch.cat([self.true_texts[:0], *true]))
 
-    def steps(self, batch: int) -> int:
-        """Steps in an epoch: the last images that do not fill a batch wait for the next deal."""
-        return max(1, len(self.rows) // batch)
+    def steps(self, batch: int, processes: int = 1) -> int:
+        """Steps in an epoch."""
+        return steps_in_epoch(len(self.rows), batch, processes)
+
+    def chunks(self, batch: int, step: int, chunk: int, processes: int = 1) -> int:
+        """In how many chunks a step of an epoch comes, twice; 0 for whole. See `deal`."""
+        return chunk and chunks_of(len(self.rows), self.steps(batch, processes), step, chunk, processes)
 
     def deal(
         self, batch: int, epoch: int, seed: int, start: int = 0, chunk: int = 0, share: Share = ALL
     ) -> list[Dealt]:
-        """The lists of one epoch, from step `start` on: every image at most once, dealt anew each epoch.
+        """The lists of one epoch, from step `start` on: every image exactly once, dealt anew each epoch.
 
-        chunk: images of a list; the lists of a step come one after the other, and then once more, for a gradient cache
-        that needs them twice. 0 for one list a step. share: this process's place among how many.
+        chunk: images of a list, about; the lists of a step come one after the other, and then once more, for a gradient
+        cache that needs them twice. 0 for one list a step. share: this process's place among how many.
         """
-        order = np.random.default_rng([seed, epoch]).permutation(len(self.rows))
-        size = min(batch, len(order))
+        count = len(self.rows)
+        order = np.random.default_rng([seed, epoch]).permutation(count)
+        steps = self.steps(batch, share[1])
         found: list[Dealt] = []
-        for step in range(start, self.steps(batch)):
+        for step in range(start, steps):
             number = int(np.random.default_rng([seed, epoch, step, *share[:1]]).integers(1 << 62))
-            places = order[step * size : (step + 1) * size][share[0] :: share[1]].tolist()
+            places = order[slice(*step_bounds(count, steps, step))][share[0] :: share[1]].tolist()
             if not chunk:
                 found.append((number, places))
                 continue
-            parts = [(number + n, places[n : n + chunk]) for n in range(0, len(places), chunk)]
-            found += parts + parts
+            parts = self.chunks(batch, step, chunk, share[1])
+            cuts = [len(places) * part // parts for part in range(parts + 1)]
+            lists = [(number + first, places[first:last]) for first, last in pairwise(cuts)]
+            found += lists + lists
         return found
 
     def load(self, dealt: list[Dealt], workers: int = 0) -> Iterator[Batch]:

@@ -3,8 +3,10 @@
 - A sample is one picture with its captions. In a shard: `KEY.jpg` (or .png, .webp) with `KEY.json` (`{"captions":
   [...]}`, also `caption` or `text`) or `KEY.txt`, a caption a line. In Parquet files and Hugging Face data sets: a
   column of images and one of captions, strings or lists.
-- An epoch's order depends on the seed and the epoch alone. Every sample comes exactly once: shards, or stretches of a
-  data set, are dealt out over processes and their workers.
+- An epoch's order depends on the seed and the epoch alone. Every sample comes exactly once: the shards of an epoch, one
+  behind the other in an order drawn anew, are one long row of samples, and each reader (a worker of a process) has a
+  stretch of it, as long as the steps that it makes need. A stretch may begin and end within a shard: however few and
+  uneven the shards are, every process makes the same steps.
 - A stream goes on at any step: what has been used is read past without being decoded, so that the rest comes exactly
   once after a kill, as long as processes and workers are as many as before.
 - A bad sample is counted and skipped; more than `BAD_SHARE` of them stop the training with the first one's name.
@@ -15,11 +17,12 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import re
 import tarfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -28,12 +31,13 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from clipvisionalign.batch import Batch, CutCaptions, Look, Tokenize, decode_pixels, group_by_length, seeded
-from clipvisionalign.data.batches import ALL, Share
+from clipvisionalign.data.batches import ALL, Share, own_size, steps_in_epoch
 from clipvisionalign.data.captioned import (
     CaptionedImage,
     CaptionedImages,
     DataError,
     Identity,
+    Problem,
     hashed,
     text_number,
 )
@@ -44,11 +48,16 @@ BAD_SHARE, BAD_FEW = 0.01, 10
 #: Samples among which a stream's next one is drawn.
 SHUFFLE = 1000
 
+#: Rows of a Parquet file that are in memory at a time.
+PARQUET_ROWS = 64
+
 #: Written beside shards: how many samples each of them holds.
 INDEX = "shards.json"
+#: Keys that webdataset passes over.
+META = re.compile(r"__[^/]*__($|/)")
 PICTURES = ("jpg", "jpeg", "png", "webp", "ppm", "gif", "bmp")
-NAME = "__name__"
 CAPTION_NAMES = ("captions", "caption", "sentences", "text", "raw")
+IDENTITY_NAMES = ("identity", "person_id", "pid")
 
 
 @dataclass(frozen=True)
@@ -71,11 +80,8 @@ class Stream(Protocol):
     def fingerprint(self) -> str:
         """A hash of what is in it."""
 
-    def parts(self, epoch: int, seed: int, among: int) -> list[int]:
-        """How many samples each of `among` readers gets."""
-
-    def read(self, epoch: int, seed: int, number: int, among: int) -> Iterator[Sample]:
-        """The samples of reader `number`, in their order."""
+    def read(self, epoch: int, seed: int, first: int, last: int) -> Iterator[Sample]:
+        """The samples from place `first` to before `last` of an epoch's row, mixed among themselves."""
 
 
 # --- shards: WebDataset's, or Parquet files ---------------------------------------------------------------------------
@@ -98,77 +104,164 @@ class Shards:
         told = [(path.name, path.stat().st_size, size) for path, size in zip(self.paths, self.sizes, strict=True)]
         return hashlib.sha256(repr(told).encode()).hexdigest()[:16]
 
-    def _dealt(self, epoch: int, seed: int, number: int, among: int) -> list[int]:
-        order = np.random.default_rng([seed, epoch]).permutation(len(self.paths))
-        return order[number::among].tolist()
+    def read(self, epoch: int, seed: int, first: int, last: int) -> Iterator[Sample]:
+        """See `Stream`; webdataset or pyarrow reads the files. Raises DataError where a shard holds more or fewer
+        samples than its index says."""
+        order = np.random.default_rng([seed, epoch]).permutation(len(self.paths)).tolist()
+        rng = random.Random(f"{seed} {epoch} {first}")
+        yield from mixed(self._stretch(order, first, last), rng)
 
-    def parts(self, epoch: int, seed: int, among: int) -> list[int]:
-        """See `Stream`."""
-        return [sum(self.sizes[i] for i in self._dealt(epoch, seed, number, among)) for number in range(among)]
+    def _stretch(self, order: Sequence[int], first: int, last: int) -> Iterator[Sample]:
+        """The samples of a stretch in the order of the files, shard by shard."""
+        begin = 0
+        for number in order:
+            path, size = self.paths[number], self.sizes[number]
+            some = range(max(first - begin, 0), min(last - begin, size))
+            begin += size
+            if not some:
+                continue
+            found = _read_shard(path, some.start)
+            read = 0
+            for sample in islice(found, len(some)):
+                read += 1
+                yield sample
+            beyond = some.stop == size and next(found, None) is not None
+            if read < len(some) or beyond:
+                told = "more" if beyond else f"{some.start + read:,}"
+                raise DataError(f"{path}: holds {told} samples where {size:,} were counted; remove {INDEX} beside it")
 
-    def read(self, epoch: int, seed: int, number: int, among: int) -> Iterator[Sample]:
-        """See `Stream`; webdataset or Hugging Face's datasets reads the files."""
-        paths = [str(self.paths[i]) for i in self._dealt(epoch, seed, number, among)]
-        if not paths:
-            return
-        if paths[0].endswith(".parquet"):
-            yield from _read_parquet(paths, np.random.default_rng([seed, epoch, number]).integers(1 << 31).item())
-            return
-        import webdataset
 
-        found = webdataset.WebDataset(
-            paths, shardshuffle=False, nodesplitter=None, workersplitter=None, empty_check=False
-        )
-        mixed = found.shuffle(SHUFFLE, rng=random.Random(f"{seed} {epoch} {number}"))
-        yield from map(_sample_of_shard, mixed)
+def mixed(samples: Iterator[Sample], rng: random.Random) -> Iterator[Sample]:
+    """The same samples in another order, drawn among `SHUFFLE` of them at a time."""
+    waiting: list[Sample] = []
+    for sample in samples:
+        waiting.append(sample)
+        if len(waiting) > SHUFFLE:
+            place = rng.randrange(len(waiting))
+            waiting[place], waiting[-1] = waiting[-1], waiting[place]
+            yield waiting.pop()
+    rng.shuffle(waiting)
+    yield from waiting
 
 
-def _read_parquet(paths: list[str], seed: int) -> Iterator[Sample]:
+def _read_shard(path: Path, start: int) -> Iterator[Sample]:
+    """The samples of a file in their order, from number `start` on."""
+    if path.suffix == ".parquet":
+        yield from _read_parquet(path, start)
+        return
+    import webdataset
+
+    found = webdataset.WebDataset(
+        str(path), shardshuffle=False, nodesplitter=None, workersplitter=None, empty_check=False
+    )
+    yield from map(_sample_of_shard, islice(found, start, None))
+
+
+def _read_parquet(path: Path, start: int) -> Iterator[Sample]:
+    """Rows of a Parquet file from number `start` on; groups of rows before that are not read."""
     import datasets
+    import pyarrow.parquet
 
-    parts, columns = [], None
-    for path in paths:
-        rows: Any = datasets.load_dataset("parquet", data_files=path, split="train", streaming=True)
-        columns = columns or Columns.of(rows, path)
-        name = Path(path).name
-        # Its file and number make a row's name, before the rows are mixed.
-        named = {"function": lambda row, place, name=name: {NAME: f"{name}, row {place}"}, "with_indices": True}
-        parts.append(columns.encoded(rows).map(**named))
-    assert columns is not None
-    for row in datasets.concatenate_datasets(parts).shuffle(seed=seed, buffer_size=SHUFFLE):
-        yield columns.sample(row, row[NAME])
+    with pyarrow.parquet.ParquetFile(path) as file:
+        columns = Columns.of(datasets.Features.from_arrow_schema(file.schema_arrow), str(path))
+        begin = 0
+        for number in range(file.num_row_groups):
+            size = file.metadata.row_group(number).num_rows
+            place, begin = begin, begin + size
+            if begin <= start:
+                continue
+            for rows in file.iter_batches(PARQUET_ROWS, row_groups=[number], columns=columns.names):
+                for row in rows.to_pylist():
+                    if place >= start:
+                        yield columns.sample(row, f"{path.name}, row {place}")
+                    place += 1
 
 
 def _sample_of_shard(raw: dict[str, Any]) -> Sample:
-    name = str(raw["__key__"])
+    # Keys may begin anew in every shard: the shard's name tells them apart.
+    shard = Path(str(raw.get("__url__", ""))).name
+    name = f"{shard}, {raw['__key__']}"
     picture = next((raw[kind] for kind in raw if kind.lower() in PICTURES), None)
     captions: tuple[str, ...] = ()
-    identity = ""
+    identity, wrong = "", ""
     try:
         if "json" in raw:
             about = json.loads(raw["json"])
             captions = _captions_of(about)
-            identity = str(about.get("identity") or "") if isinstance(about, dict) else ""
-        elif "txt" in raw:
-            captions = _texts(raw["txt"].decode("utf-8").splitlines())
+            identity = _identity_of(about.get("identity")) if isinstance(about, dict) else ""
+        if not captions and "txt" in raw:
+            captions = _texts(raw["txt"].decode("utf-8").split("\n"))
     except (ValueError, UnicodeDecodeError) as error:
-        return Sample(name, b"", (), f"{raw.get('__url__', '')}, {name}: its captions cannot be read: {error}")
-    if picture is None or not captions:
-        told = "no picture" if picture is None else "no caption"
-        return Sample(name, b"", (), f"{raw.get('__url__', '')}, {name}: {told}")
+        wrong = f"its captions cannot be read: {error}"
+    if not wrong and (picture is None or not captions):
+        wrong = "no picture" if picture is None else "no caption"
+    if wrong:
+        return Sample(name, b"", (), f"{name}: {wrong}")
+    assert picture is not None
     return Sample(name, picture, captions, identity=identity)
 
 
+def _identity_of(value: Any) -> str:
+    """What a sample gives as its identity, 0 too, as text; nothing for nothing."""
+    return "" if value is None or value == "" else str(value)
+
+
 def _captions_of(about: Any) -> tuple[str, ...]:
-    """Captions under any of their usual names: a string, a list, or a list of records."""
+    """Captions under any of their usual names: a string, a list, or a list of records. Raises ValueError for what is
+    none of these."""
     if isinstance(about, dict):
-        about = next((about[name] for name in CAPTION_NAMES if about.get(name)), [])
-    return _texts([about] if isinstance(about, str) else about)
+        about = next((about[name] for name in CAPTION_NAMES if about.get(name)), None)
+    if about is None:
+        return ()
+    if isinstance(about, str):
+        return _texts([about])
+    if not isinstance(about, (list, tuple)):
+        raise ValueError(f"{type(about).__name__} where a text or a list of texts belongs")
+    return _texts(about)
 
 
 def _texts(captions: Sequence[Any]) -> tuple[str, ...]:
-    plain = (c.get("raw") or c.get("caption") or c.get("text") or "" if isinstance(c, dict) else c for c in captions)
-    return tuple(text for text in (" ".join(str(caption).split()) for caption in plain) if text)
+    """Texts, or records that hold one, without those that are empty. Raises ValueError for anything else."""
+    found = []
+    for caption in captions:
+        text = caption
+        if isinstance(caption, dict):
+            text = next((caption[name] for name in ("raw", "caption", "text") if caption.get(name)), None)
+        if text is None:
+            continue
+        if not isinstance(text, str):
+            raise ValueError(f"{type(text).__name__} where a text belongs")
+        found.append(" ".join(text.split()))
+    return tuple(text for text in found if text)
+
+
+#: Names of splits within the names of files.
+SPLIT_NAMES = {
+    "train": "train", "training": "train", "dev": "dev", "val": "dev", "valid": "dev", "validation": "dev",
+    "test": "test", "testing": "test",
+}  # fmt: skip
+
+
+def split_of(path: Path) -> str:
+    """The split that a file's name tells: "flickr-train-000.tar" is of "train"; "" where it tells none."""
+    words = re.split(r"[^a-z]+", path.name.partition(".")[0].lower())
+    return next((SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES), "")
+
+
+def _of_split(folder: Path, split: str, suffix: str = ".tar") -> list[Path]:
+    """The files of a split; for "train" all files, where no name tells a split. Raises DataError where some names do,
+    and others do not."""
+    files = sorted(folder.glob(f"*{suffix}"))
+    told = {path: split_of(path) for path in files}
+    strange = [path for path in files if not told[path]]
+    if split == "train" and len(strange) == len(files):
+        return files
+    if split == "train" and strange:
+        raise DataError(
+            f"{folder}: {len(strange)} of {len(files)} {suffix} files are of no split by their names, such as "
+            f"{strange[0].name}; name those to train on by a pattern, such as {folder}/NAME-{{000..009}}{suffix}"
+        )
+    return [path for path in files if told[path] == split]
 
 
 def open_shards(pattern: str) -> Shards:
@@ -180,12 +273,12 @@ def open_shards(pattern: str) -> Shards:
 
     source = Path(pattern)
     if source.is_dir():
-        paths = sorted(source.glob("train-*.tar")) or sorted(source.glob("*.tar"))
+        paths = _of_split(source, "train")
     else:
         paths = [Path(name) for name in webdataset.shardlists.expand_urls(pattern)]
     missing = [path for path in paths if not path.is_file()]
     if not paths or missing:
-        told = f"no such shard: {missing[0]} ({len(missing)} missing)" if missing else "no .tar files in it"
+        told = f"no such shard: {missing[0]} ({len(missing)} missing)" if missing else "no .tar files of 'train' in it"
         raise DataError(f"{pattern}: {told}")
     sizes: dict[Path, int] = {}
     for folder in {path.parent for path in paths}:
@@ -200,6 +293,8 @@ def open_shards(pattern: str) -> Shards:
 
 def _samples_in(path: Path) -> int:
     """Samples of a tar file, by its headers, or rows of a Parquet file. Raises DataError where it is none."""
+    from webdataset.tariterators import base_plus_ext
+
     if path.suffix == ".parquet":
         import pyarrow
         import pyarrow.parquet
@@ -213,7 +308,9 @@ def _samples_in(path: Path) -> int:
             names = [member.name for member in tar if member.isfile()]
     except (tarfile.TarError, OSError, EOFError) as error:
         raise DataError(f"{path}: not a whole tar file: {error}") from None
-    return len(dict.fromkeys(Path(name).parent / Path(name).name.partition(".")[0] for name in names))
+    # As webdataset groups them: neighbours of one name but for what follows its first point.
+    keys = [key for key, kind in map(base_plus_ext, names) if key is not None and not META.match(key)]
+    return sum(before != key for before, key in pairwise([None, *keys]))
 
 
 def write_shards(
@@ -263,22 +360,26 @@ class Columns:
 
     image: str
     captions: str
+    identity: str
     source: str
 
     @classmethod
-    def of(cls, rows: Any, source: str) -> Columns:
+    def of(cls, features: Any, source: str) -> Columns:
         """Found by kind and by name. Raises DataError where there are none."""
         import datasets
 
-        # A stream may not know its columns before it is read.
-        features = rows.features or rows._resolve_features().features
         images = [name for name, kind in features.items() if isinstance(kind, datasets.Image)]
         named = [name for name in ("image", "img", "picture") if name in features]
         image = next(iter([*images, *named]), "")
         captions = next((name for name in CAPTION_NAMES if name in features), "")
         if not image or not captions:
             raise DataError(f"{source}: no column of images and captions in {list(features)}")
-        return cls(image, captions, source)
+        return cls(image, captions, next((name for name in IDENTITY_NAMES if name in features), ""), source)
+
+    @property
+    def names(self) -> list[str]:
+        """The columns that are read."""
+        return [name for name in (self.image, self.captions, self.identity) if name]
 
     def encoded(self, rows: Any) -> Any:
         """The same rows with pictures as they are encoded, not decoded already."""
@@ -289,12 +390,19 @@ class Columns:
 
     def sample(self, row: dict[str, Any], name: str) -> Sample:
         """One row as a sample."""
-        picture, captions = row[self.image], _captions_of(row[self.captions])
-        if isinstance(picture, dict):
-            picture = picture["bytes"] if picture.get("bytes") else Path(picture["path"]).read_bytes()
+        try:
+            picture, captions = row[self.image], _captions_of(row[self.captions])
+            if isinstance(picture, dict):
+                picture = picture.get("bytes") or picture.get("path")
+            if isinstance(picture, str):
+                # Beside the file that names it, unless it says where.
+                beside = Path(self.source)
+                picture = ((beside if beside.is_dir() else beside.parent) / picture).read_bytes()
+        except (ValueError, OSError) as error:
+            return Sample(name, b"", (), f"{self.source}, {name}: {error}")
         if not picture or not captions:
             return Sample(name, b"", (), f"{self.source}, {name}: no {'picture' if not picture else 'caption'}")
-        return Sample(name, picture, captions)
+        return Sample(name, picture, captions, identity=_identity_of(row.get(self.identity)))
 
 
 @dataclass
@@ -305,7 +413,7 @@ class Saved:
     rows: Any
 
     def __post_init__(self) -> None:
-        self.columns = Columns.of(self.rows, self.source)
+        self.columns = Columns.of(self.rows.features, self.source)
         self.rows = self.columns.encoded(self.rows)
 
     @property
@@ -316,13 +424,9 @@ class Saved:
         """The data set's own."""
         return str(self.rows._fingerprint)
 
-    def parts(self, epoch: int, seed: int, among: int) -> list[int]:
-        """See `Stream`."""
-        return [len(range(self.count)[number::among]) for number in range(among)]
-
-    def read(self, epoch: int, seed: int, number: int, among: int) -> Iterator[Sample]:
+    def read(self, epoch: int, seed: int, first: int, last: int) -> Iterator[Sample]:
         """See `Stream`; rows are read from where they lie, in any order."""
-        for place in np.random.default_rng([seed, epoch]).permutation(self.count)[number::among].tolist():
+        for place in np.random.default_rng([seed, epoch]).permutation(self.count)[first:last].tolist():
             yield self.sample(place)
 
     def sample(self, place: int) -> Sample:
@@ -372,22 +476,19 @@ def stream_split(source: str, split: str) -> CaptionedImages:
         splits = open_saved(path)
         samples = [splits[split].sample(place) for place in range(splits[split].count)] if split in splits else []
     else:
-        files = sorted(folder.glob(f"{split}-*.tar"))
-        shards = Shards(source, files, [_samples_in(file) for file in files])
-        samples = [sample for number in range(len(files)) for sample in shards.read(0, 0, number, len(files))]
+        files = _of_split(folder, split, ".parquet" if source.endswith(".parquet") else ".tar")
+        samples = [sample for file in files for sample in _read_shard(file, 0)]
     good = [sample for sample in samples if not sample.bad]
+    problems = [Problem("bad sample", source, sample.bad) for sample in samples if sample.bad]
     if not good:
         raise DataError(f"{source}: no split '{split}' beside the training split; give it with --dev_data DATA")
     good.sort(key=lambda sample: sample.name)
     rows = [CaptionedImage(s.name, s.image, s.captions, split, s.identity or None) for s in good]
-    return CaptionedImages(rows, Path(source), "stream")
+    return CaptionedImages(rows, Path(source), "stream", problems=problems)
 
 
 class StreamedBatches(IterableDataset[Batch]):
     """Batches from a stream; the counterpart of `CaptionedBatches`, with the same calls."""
-
-    #: A stream cannot be asked for the same batch again.
-    replays = False
 
     def __init__(
         self, stream: Shards | Saved, tokenize: Tokenize, pad: int, look: Look | None, identity: Identity = "auto"
@@ -395,7 +496,7 @@ class StreamedBatches(IterableDataset[Batch]):
         self.identity = identity
         self.stream, self.tokenize, self.pad, self.look = stream, tokenize, pad, look
         self.tokenise_seconds = 0.0
-        #: An epoch as it is being read: batch size of this process, epoch, seed, batches to read past, share.
+        #: An epoch as it is being read: batch size, epoch, seed, steps to read past, share.
         self.reading: tuple[int, int, int, int, Share] = (1, 0, 0, 0, ALL)
         self.captions_per_image = 1.0
         #: How many of the captions that have passed the text tower's limit has cut.
@@ -405,17 +506,19 @@ class StreamedBatches(IterableDataset[Batch]):
     def __len__(self) -> int:
         return self.stream.count
 
-    def steps(self, batch: int) -> int:
-        """Steps in an epoch: the last images that do not fill a batch wait for the next one."""
-        return max(1, self.stream.count // batch)
+    def steps(self, batch: int, processes: int = 1) -> int:
+        """Steps in an epoch."""
+        return steps_in_epoch(self.stream.count, batch, processes)
+
+    def chunks(self, batch: int, step: int, chunk: int, processes: int = 1) -> int:
+        """0: a step comes whole, once."""
+        return 0
 
     def epoch(
         self, batch: int, epoch: int, seed: int, workers: int = 0, start: int = 0, share: Share = ALL, chunk: int = 0
     ) -> Iterator[Batch]:
-        """This process's batches of one epoch, from number `start` on, whole whatever `chunk` says; the last ones may
-        be smaller."""
-        own = len(range(batch)[share[0] :: share[1]])
-        self.reading = (own, epoch, seed, start, share)
+        """This process's batches of one epoch, from step `start` on, whole whatever `chunk` says."""
+        self.reading = (batch, epoch, seed, start, share)
         generator = torch.Generator().manual_seed(0)
         for found in DataLoader(self, batch_size=None, num_workers=workers, generator=generator):
             self.tally.add(found, self.stream.source)
@@ -424,22 +527,27 @@ class StreamedBatches(IterableDataset[Batch]):
             yield found
 
     def __iter__(self) -> Iterator[Batch]:
-        size, epoch, seed, start, share = self.reading
+        batch, epoch, seed, start, share = self.reading
         info = get_worker_info()
         worker, workers = (0, 1) if info is None else (info.id, info.num_workers)
-        among = share[1] * workers
-        parts = self.stream.parts(epoch, seed, among)
-        own = [-(-parts[share[0] * workers + number] // size) for number in range(workers)]
-        taken, turn = read_by(own, start)
-        # The loader asks its workers from the first one on: that one has to be whose turn it is.
-        worker = (worker + turn) % workers
-        past = taken[worker]
-        samples = self.stream.read(epoch, seed, share[0] * workers + worker, among)
+        # The loader asks its workers in turn, from the first one on: that one makes the first step that is wanted.
+        worker = (worker + start) % workers
+        count, steps = self.stream.count, self.steps(batch, share[1])
+        sizes = [own_size(count, steps, step, share) for step in range(worker, steps, workers)]
+        # The readers' stretches lie one behind the other: process by process, worker by worker.
+        first = sum(
+            own_size(count, steps, step, (process, share[1]))
+            for process in range(share[0] + 1)
+            for step in range(steps)
+            if process < share[0] or step % workers < worker
+        )
+        samples = self.stream.read(epoch, seed, first, first + sum(sizes))
+        done = len(range(worker, start, workers))
         # Read past without decoding: the order is that of the undisturbed epoch.
-        for _ in islice(samples, past * size):
+        for _ in islice(samples, sum(sizes[:done])):
             pass
-        while some := list(islice(samples, size)):
-            yield self._batch(some, seed)
+        for size in sizes[done:]:
+            yield self._batch(list(islice(samples, size)), seed)
 
     def _batch(self, samples: list[Sample], seed: int) -> Batch:
         skipped = [sample.bad for sample in samples if sample.bad]
@@ -469,18 +577,6 @@ class StreamedBatches(IterableDataset[Batch]):
         captions = [text_number(caption) for sample in samples for caption in sample.captions]
         texts = torch.tensor(captions, dtype=torch.long)
         return replace(batch, caption_text=texts, true_texts=torch.stack([identity[owners], texts], dim=1))
-
-
-def read_by(batches: Sequence[int], start: int) -> tuple[list[int], int]:
-    """How many batches each worker has made when `start` have been taken, and whose turn it is: they take turns, and
-    who has none left is passed over (as PyTorch's DataLoader does)."""
-    taken, turn = [0] * len(batches), 0
-    for _ in range(min(start, sum(batches))):
-        while taken[turn] >= batches[turn]:
-            turn = (turn + 1) % len(batches)
-        taken[turn] += 1
-        turn = (turn + 1) % len(batches)
-    return taken, turn
 
 
 @dataclass

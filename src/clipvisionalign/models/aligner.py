@@ -32,6 +32,7 @@ from clipvisionalign.models.fusion import Fusion, FusionConfig
 from clipvisionalign.models.hub import tell
 from clipvisionalign.models.image_tower import ImageFeatures, ImageTower, ImageTowerConfig
 from clipvisionalign.models.late_interaction import (
+    MOST_LOG_SCALE,
     LateConfig,
     LateInteraction,
     LateTokens,
@@ -175,6 +176,13 @@ class Aligner(nn.Module):
     def scale(self) -> Tensor:
         """1 / temperature, at most 100 as in CLIP."""
         return self.log_scale.exp().clamp(max=100.0).squeeze(0)
+
+    @torch.no_grad()
+    def limit_temperatures(self) -> None:
+        """After a step: the temperatures that are learned stay where they have a gradient, as CLIP's does."""
+        for part in (self, self.late):
+            if part is not None:
+                part.log_scale.clamp_(max=MOST_LOG_SCALE)
 
     def image_states(self, features: ImageFeatures) -> ImageStates:
         """A picture tower's features -> vectors (B, D) and patches (B, P, D)."""

@@ -21,6 +21,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+#: Where a learned log of 1 / temperature is held after each step: a hair below log 100, so that the limit of the scale
+#: itself, which has no gradient above it, is never reached.
+MOST_LOG_SCALE = 4.60517
+
 #: Cosines that `late_scores` holds at a time: 64 MiB in float32.
 BLOCK = 1 << 24
 

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from clipvisionalign.data.batches import steps_in_epoch
 from clipvisionalign.data.captioned import CaptionedImages
 from clipvisionalign.models.aligner import Aligner
 from clipvisionalign.progress import long_step
@@ -81,7 +82,7 @@ def estimated(
     captions = len(part.captions)
     for cell in cells:
         timed, config = probes[cell.variant], cell.config
-        each = -(-number // config.batch)
+        each = steps_in_epoch(number, config.batch)
         steps = config.steps or each * config.epochs
         found["training"] += steps * timed.step
         looks = -(-steps // each) + 2

@@ -129,9 +129,14 @@ def random_states() -> dict[str, Any]:
         "numpy": [str(kind), torch.from_numpy(np.array(keys, dtype=np.int64)), place, has_gauss, gauss],
         "python": list(map(_listed, random.getstate())),
     }
-    if torch.cuda.is_available():
-        found["cuda"] = torch.cuda.get_rng_state_all()
+    if (accelerator := torch.accelerator.current_accelerator()) is not None:
+        found[accelerator.type] = _states_of(torch.get_device_module(accelerator))
     return found
+
+
+def _states_of(device: Any) -> list[Tensor]:
+    """Where the generators of an accelerator's devices stand; of one that has a single device (MPS) that one's."""
+    return device.get_rng_state_all() if hasattr(device, "get_rng_state_all") else [device.get_rng_state()]
 
 
 def restore_random_states(states: dict[str, Any]) -> None:
@@ -141,8 +146,13 @@ def restore_random_states(states: dict[str, Any]) -> None:
     np.random.set_state((kind, keys.numpy().astype(np.uint32), place, has_gauss, gauss))
     version, internal, gauss_next = states["python"]
     random.setstate((version, tuple(internal), gauss_next))
-    if "cuda" in states and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(states["cuda"])
+    accelerator = torch.accelerator.current_accelerator()
+    if accelerator is not None and accelerator.type in states:
+        device: Any = torch.get_device_module(accelerator)
+        if hasattr(device, "set_rng_state_all"):
+            device.set_rng_state_all(states[accelerator.type])
+        else:
+            device.set_rng_state(states[accelerator.type][0])
 
 
 def _listed(value: Any) -> Any:

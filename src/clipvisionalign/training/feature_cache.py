@@ -124,14 +124,27 @@ def open_features(
 
     dtype: the number format that the tower runs in. what: named in the progress shown while computing.
     """
-    key = repr((FORMAT, data_contents(data), tower_fingerprint(tower), tuple(views), str(dtype)))
-    folder = root / "features" / hashlib.sha256(key.encode()).hexdigest()[:20]
+    folder = _features_folder(root, data, tower, views, dtype)
     if not (folder / "about.json").is_file():
         _compute(folder, data, tower, views, dtype, what)
     about = json.loads((folder / "about.json").read_text())
     failures = {int(place): reason for place, reason in about["failures"].items()}
     pooled, patches = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("pooled", "patches"))
     return FeatureCache(folder, pooled, patches, failures)
+
+
+def _features_folder(
+    root: Path, data: CaptionedImages, tower: ImageTower, views: Sequence[View], dtype: torch.dtype
+) -> Path:
+    key = repr((FORMAT, data_contents(data), tower_fingerprint(tower), tuple(views), str(dtype)))
+    return root / "features" / hashlib.sha256(key.encode()).hexdigest()[:20]
+
+
+def features_are_there(
+    root: Path, data: CaptionedImages, tower: ImageTower, views: Sequence[View], dtype: torch.dtype
+) -> bool:
+    """Whether `open_features` would find them on disk, and need no room."""
+    return (_features_folder(root, data, tower, views, dtype) / "about.json").is_file()
 
 
 @dataclass

@@ -158,7 +158,8 @@ class PairLoss(nn.Module):
         """What the sums of the images' and of the captions' terms are divided by; 0 for a loss of images' rows only."""
         if self.config.name == "sigmoid":
             return captions, 0
-        return (pairs, pairs) if self.config.name == "hardest" else (2 * images, 2 * captions)
+        # Without a true pair nothing is lost.
+        return (max(pairs, 1),) * 2 if self.config.name == "hardest" else (2 * images, 2 * captions)
 
 
 def _blocks(own: slice, rows: int, columns: int) -> Iterator[slice]:
@@ -250,7 +251,8 @@ def hard_weighted_terms(logits: Tensor, partners: Tensor, beta: float) -> Tensor
     # log of: sum over negatives of w exp(logit), w = n exp(beta logit) / sum of exp(beta logit); no gradient through w.
     weights = _wrong(beta * wrong.detach(), partners).log_softmax(dim=1)
     count = (~partners).sum(dim=1, keepdim=True).to(logits.dtype)
-    negatives = (wrong + weights).logsumexp(dim=1, keepdim=True) + count.log()
+    # A row of partners alone has nothing to lose, see `_wrong`.
+    negatives = (wrong + weights).logsumexp(dim=1, keepdim=True) + count.clamp(min=1).log()
     return _mean_over_partners(F.softplus(negatives - logits), partners)
 
 

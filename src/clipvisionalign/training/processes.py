@@ -9,10 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from datetime import timedelta
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+#: How long the others wait for what the first process does alone, such as the features of a large data set. What all do
+#: together keeps PyTorch's own, shorter limit: who hangs there is told in minutes.
+PATIENCE = timedelta(days=7)
 
 #: Modules that are sharded one by one: transformers' and timm's name for a layer's list.
 LAYER_LISTS = ("layer", "layers", "blocks", "stages", "h")
@@ -32,6 +37,8 @@ class Processes:
             cpu=device.type == "cpu", log_with=loggers or None, project_dir=project, kwargs_handlers=[how]
         )
         self.device: torch.device = self.accelerator.device if self.many else device
+        #: In which the others wait for the first.
+        self.waiting: Any = torch.distributed.new_group(backend="gloo", timeout=PATIENCE) if self.many else None
         self.shard = shard or self.accelerator.distributed_type == "FSDP"
         if self.shard and not self.many:
             raise ValueError("--shard true needs several processes: accelerate launch ... clipvisionalign train ...")
@@ -76,7 +83,7 @@ class Processes:
                 found[0] = work()
             except Exception as error:
                 found[1] = error
-        torch.distributed.broadcast_object_list(found, src=0)
+        torch.distributed.broadcast_object_list(found, src=0, group=self.waiting)
         if found[1] is not None:
             raise found[1]
         return found[0]
@@ -116,8 +123,12 @@ class Processes:
             parameter.grad = self.accelerator.reduce(gradient, reduction="sum")
 
     def prepare(self, model: nn.Module, apart: list[str]) -> nn.Module:
-        """The model replicated or sharded over the processes. apart: parameters whose gradients it does not average."""
-        if not self.many:
+        """The model replicated or sharded over the processes. apart: parameters whose gradients it does not average.
+
+        A model of which nothing else is trained has no gradients to be averaged: it stays as it is.
+        """
+        trained = any(p.requires_grad for name, p in model.named_parameters() if name not in apart)
+        if not self.many or not trained:
             return model
         if self.shard:
             return shard(model, apart)

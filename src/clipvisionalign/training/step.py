@@ -104,7 +104,9 @@ class Towers(nn.Module):
 
 @dataclass
 class StepFigures:
-    """What a step showed, over all processes. accuracy: share of captions whose image came first among all."""
+    """What a step showed, over all processes. accuracy: share of captions whose image came first among all. images: 0
+    for a step that was none, since a process had no image, or all together had one; it has no gradients. skipped: what
+    this process left out, in words; left_out: how many images all of them did."""
 
     loss: float
     pair_loss: float
@@ -112,6 +114,7 @@ class StepFigures:
     images: int
     skipped: list[str]
     names: list[str]
+    left_out: int = 0
 
 
 class Step:
@@ -158,19 +161,43 @@ class Step:
         return figures
 
     def cached(self, batches: Iterator[Batch], chunks: int, known: Knows) -> StepFigures:
-        """A batch in `chunks` chunks, which `batches` gives twice; as many on every process where they are sharded."""
+        """A batch in `chunks` chunks, which `batches` gives twice; as many on every process.
+
+        A chunk without images, all of them unreadable, is passed over; where a process has nothing else the step is
+        none.
+        """
         processes = self.processes
         taken, states, random_states = [], [], []
-        for batch in (self._grouped(next(batches)) for _ in range(chunks)):
+        empty: list[bool] = []
+        skipped: list[str] = []
+        for batch in (next(batches) for _ in range(chunks)):
+            # What is sharded is called on all processes, or on none.
+            sizes = processes.objects(len(batch)) if processes.shard else [len(batch)]
+            empty.append(min(sizes) == 0)
+            if empty[-1]:
+                alone = f"{len(batch)} images, in a chunk that another process had none of"
+                skipped += batch.skipped + [alone] * len(batch)
+                continue
+            batch = self._grouped(batch)
             random_states.append(_random_state(batch))
             with torch.no_grad(), self.timings("towers, first pass"):
                 states.append(self.towers(batch, known(batch)).detached())
             # Pixels come once more; what the loss needs is kept.
             taken.append(batch.without_pixels())
-        figures = self._loss(taken, states)
+        sizes = processes.objects(sum(map(len, taken)))
+        if min(sizes) == 0 or sum(sizes) < 2:
+            for _ in range(chunks):
+                next(batches)
+            return self.none([*taken], skipped)
+        figures = self._loss(taken, states, skipped)
         with processes.unsynchronised(self.model):
-            for leaves, random_state in zip(states, random_states, strict=True):
-                batch = self._grouped(next(batches))
+            kept = zip(states, random_states, strict=True)
+            for passed_over in empty:
+                batch = next(batches)
+                if passed_over:
+                    continue
+                leaves, random_state = next(kept)
+                batch = self._grouped(batch)
                 # The first chunk's leaves have the gradients of the scale, which is one for all chunks.
                 with _replayed(random_state, batch), self.timings("towers, second pass"):
                     again = self.towers(batch, known(batch))
@@ -178,6 +205,16 @@ class Step:
         # What is sharded is reduced with every chunk: nobody holds the whole of it to be summed at the end.
         processes.sum_gradients(self.apart_parameters if processes.shard else self.parameters)
         return figures
+
+    def none(self, batches: Sequence[Batch], passed_over: Sequence[str] = ()) -> StepFigures:
+        """A step that cannot be taken, since some process has no image or all together have one; every process calls
+        this. batches: what this process has none the less."""
+        skipped = [reason for batch in batches for reason in batch.skipped] + list(passed_over)
+        images = sum(map(len, batches))
+        if images:
+            skipped.append(f"{images} images, whose step was none: too little else in it could be read")
+        count = sum(self.processes.objects(len(skipped) - bool(images) + images))
+        return StepFigures(0.0, 0.0, 0.0, 0, skipped, [], count)
 
     def _grouped(self, batch: Batch) -> Batch:
         """As a sharded model has to see it: every process calls it as often as every other."""
@@ -195,8 +232,9 @@ class Step:
         if found:
             torch.autograd.backward([state for state, _ in found], [gradient for _, gradient in found])
 
-    def _loss(self, batches: Sequence[Batch], states: Sequence[States]) -> StepFigures:
-        """The loss over all chunks of all processes; leaves gradients in the states' own leaves."""
+    def _loss(self, batches: Sequence[Batch], states: Sequence[States], passed_over: Sequence[str] = ()) -> StepFigures:
+        """The loss over all chunks of all processes; leaves gradients in the states' own leaves. passed_over: what of
+        this process's part is not in the batches, in words."""
         with self.timings("loss"):
             processes, first = self.processes, states[0]
             images = torch.cat([s.images.vectors.detach() for s in states if s.images is not None])
@@ -224,11 +262,13 @@ class Step:
             pair_loss = self._pair_loss(gallery, states)
             with torch.no_grad():
                 right = first_is_partner(gallery)
-            sums = torch.stack([loss, pair_loss, right, right.new_tensor(float(len(identity)))])
-            loss_sum, pair_sum, right_sum, count = processes.total(sums).tolist()
-        skipped = [reason for batch in batches for reason in batch.skipped]
+            skipped = [reason for batch in batches for reason in batch.skipped] + list(passed_over)
+            counts = right.new_tensor([float(len(identity)), float(len(skipped))])
+            sums = torch.cat([torch.stack([loss, pair_loss, right]), counts])
+            loss_sum, pair_sum, right_sum, count, left_out = processes.total(sums).tolist()
         names = [name for batch in batches for name in batch.names][:5]
-        return StepFigures(loss_sum, pair_sum, right_sum / len(captions), int(count), skipped, names)
+        accuracy = right_sum / len(captions)
+        return StepFigures(loss_sum, pair_sum, accuracy, round(count), skipped, names, round(left_out))
 
     @staticmethod
     def _hand_back(states: Sequence[States], images: Tensor, captions: Tensor) -> None:

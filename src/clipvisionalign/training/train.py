@@ -18,6 +18,7 @@ import os
 import random
 import shutil
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -77,6 +78,7 @@ from clipvisionalign.training.fine_tuning import (
     freeze,
     keep_frozen_still,
     merged,
+    norms,
     optimizer_groups,
 )  # fmt: skip
 from clipvisionalign.training.losses import LossConfig, PairLoss
@@ -90,6 +92,8 @@ from clipvisionalign.training.training_data import (
     frozen_features,
     open_data,
     refuse_changed,
+    refuse_other_data,
+    refuse_other_readers,
 )
 
 #: TensorBoard by default, where it is installed.
@@ -210,6 +214,7 @@ def resume(run: str | Path, say: Say = print) -> dict[str, Any]:
     if not (out / "config.yaml").is_file():
         raise FileNotFoundError(f"--resume {out}: not a run folder: it has no config.yaml")
     settings = config_from_dict(RunConfig, yaml.safe_load((out / "config.yaml").read_text()))
+    settings = in_directory(settings, begun_in(out))
     if (out / "results.json").is_file():
         refuse_changed(out, settings, say)
         say(f"{out}: finished already")
@@ -219,6 +224,37 @@ def resume(run: str | Path, say: Say = print) -> dict[str, Any]:
         say(f"{out}: no checkpoint yet: the run starts anew")
         return train(replace(settings, out=str(out), overwrite=True), say)
     return train(replace(settings, out=str(out)), say, state)
+
+
+def begun_in(out: Path) -> Path:
+    """The directory in which a run was begun; the current one, where that was not recorded."""
+    environment = out / "environment.json"
+    told = json.loads(environment.read_text()).get("directory") if environment.is_file() else None
+    return Path(told) if told else Path.cwd()
+
+
+def in_directory(config: RunConfig, directory: Path) -> RunConfig:
+    """The same settings, with what they name by a relative path as it was found from `directory`."""
+    if directory == Path.cwd():
+        return config
+
+    def found(name: str) -> str:
+        if name in ("", "auto", "random", "off"):
+            return name
+        # A pattern of shards is no file: its folder is there.
+        there = directory / name
+        folder = next((parent for parent in [there, *there.parents] if "{" not in str(parent)), there)
+        return name if Path(name).is_absolute() or not folder.exists() else str(there)
+
+    image, text = config.model.image_tower, config.model.text_tower
+    cache = config.cache if config.cache in ("auto", "off") else str(directory / config.cache)
+    model = replace(
+        config.model,
+        image_tower=replace(image, weights=found(image.weights)),
+        text_tower=replace(text, name=found(text.name), weights=found(text.weights)),
+    )
+    data, dev_data, init = found(config.data), found(config.dev_data), found(config.init)
+    return replace(config, data=data, dev_data=dev_data, init=init, cache=cache, model=model)
 
 
 def train(config: RunConfig, say: Say = print, state: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -232,10 +268,9 @@ def train(config: RunConfig, say: Say = print, state: dict[str, Any] | None = No
     check_settings(config)
     usable, words = usable_trackers(config.trackers.split(",") if config.trackers else [], config.trackers != TRACKERS)
     processes = Processes(best_device(config.device), config.shard, usable, str(Path(config.out)))
-    if processes.shard and config.chunk and config.batch % processes.count:
-        raise ValueError(
-            f"--batch {config.batch} with --shard true and --chunk: a multiple of {processes.count} processes"
-        )
+    if config.batch < processes.count:
+        told = f"each needs an image of every step: at least --batch {processes.count}"
+        raise ValueError(f"--batch {config.batch} on {processes.count} processes: {told}")
     if not processes.first:
         say = _nothing
     for line in words:
@@ -246,11 +281,10 @@ def train(config: RunConfig, say: Say = print, state: dict[str, Any] | None = No
     seed_everything(config.seed)
 
     data = open_data(config, say, processes)
-    if state is not None and state["data"] != data.fingerprint():
-        raise DataError(f"{config.data}: not the training data that {out} was begun with: it cannot go on")
-    if state is not None and state.get("dev", data.dev.fingerprint()) != data.dev.fingerprint():
-        told = "its epochs were measured on another, and it cannot go on"
-        raise DataError(f"{config.dev_data or config.data}: not the dev split that {out} was begun with: {told}")
+    opened = processes.first_does(lambda: data.opened(processes.first))
+    if state is not None:
+        refuse_other_data(state, opened, config, out)
+        refuse_other_readers(state, data, processes, out)
     # One process fetches the towers' weights; from then on the commit is known, and the others find it in the cache.
     config = replace(config, model=processes.first_does(lambda: pin_towers(config.model, say)))
     aligner = Aligner(config.model).to(device).to(memory_format=torch.channels_last)
@@ -260,6 +294,10 @@ def train(config: RunConfig, say: Say = print, state: dict[str, Any] | None = No
     freeze(aligner, config.freeze, config.freeze_layers)
     if config.peft == "lora":
         add_lora(aligner, config.lora)
+    if state is not None:
+        # Before anything is made of them: what is frozen, its features, and the copy that is kept are the checkpoint's.
+        restore_aligner(aligner, state)
+    refuse_mixed_statistics(aligner, config, processes)
     if not config.loss.learn_temperature:
         aligner.log_scale.requires_grad_(False)
     loss_of = PairLoss(config.loss).to(device)
@@ -275,15 +313,20 @@ def train(config: RunConfig, say: Say = print, state: dict[str, Any] | None = No
     if config.compile:
         for tower in (aligner.image_tower, aligner.text_tower):
             tower.compile(dynamic=True)
-    features, dev_features = frozen_features(config, aligner, data, formats[0], say, processes)
-    read = frozen_captions(config, aligner, data.train, processes, aligner.late is not None)
+    # What a run keeps on disk it keeps to its end: other views would be other augmentations.
+    keeps: list[bool | None] = state.get("kept", [None, None]) if state is not None else [None, None]
+    features, dev_features = frozen_features(config, aligner, data, formats[0], say, processes, keeps[0])
+    read = frozen_captions(config, aligner, data.train, processes, aligner.late is not None, keeps[1])
     dev_read = None if config.profile else frozen_captions(config, aligner, data.dev, processes, False)
     knows = Knowledge(features, read, device)
     batches = data.batches(config.augment, aligner, features)
     data.count_cut(aligner, batches, say)
-    steps = batches.steps(config.batch) * config.epochs
+    if len(batches) < processes.count:
+        raise DataError(f"{config.data}: {len(batches)} images for {processes.count} processes: each needs one a step")
+    in_epoch = batches.steps(config.batch, processes.count)
+    steps = in_epoch * config.epochs
     steps = min(steps, config.steps or steps)
-    epochs = -(-steps // batches.steps(config.batch))
+    epochs = -(-steps // in_epoch)
 
     kept = copy.deepcopy(aligner)
     kept.show_progress = processes.first
@@ -318,8 +361,8 @@ def train(config: RunConfig, say: Say = print, state: dict[str, Any] | None = No
     def keep() -> bool:
         nonlocal saved
         where.seconds, where.records = time.perf_counter() - start, records.tell()
-        about = {"place": asdict(where), "data": data.fingerprint(), "dev": data.dev.fingerprint()}
-        about["precision"] = list(map(_short, formats))
+        about = {"place": asdict(where), "opened": opened, "kept": [features is not None, read is not None]}
+        about |= {"precision": list(map(_short, formats)), "processes": processes.count}
         try:
             whole.save(out, where.step, about, processes)
         except OSError as error:
@@ -345,15 +388,24 @@ def train(config: RunConfig, say: Say = print, state: dict[str, Any] | None = No
             workers = 0 if features else config.workers
             dealt = (config.batch, epoch, config.seed, workers, where.step_in_epoch, processes.share)
             stream = Timed(batches.epoch(*dealt, config.chunk), timings)
-            for _ in range(where.step_in_epoch, batches.steps(config.batch)):
+            for number in range(where.step_in_epoch, in_epoch):
                 if where.step == steps:
                     break
-                figures = take_step(step, stream, config, knows, batches.replays)
+                chunks = batches.chunks(config.batch, number, config.chunk, processes.count)
+                figures = take_step(step, stream, config, knows, chunks)
                 where.step_in_epoch += 1
-                if figures is None:
-                    continue
+                where.left_out += figures.left_out
                 for reason in figures.skipped:
                     say(f"left out: {reason}")
+                if not figures.images:
+                    # It counts as one of those that were planned, so that the schedule ends where it should.
+                    where.step, where.skipped = where.step + 1, where.skipped + 1
+                    say(f"step {where.step}: none: too few of its images could be read")
+                    with warnings.catch_warnings():
+                        # PyTorch thinks that the first step of the optimiser was forgotten.
+                        warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")
+                        scheduler.step()
+                    continue
                 if not math.isfinite(figures.loss + figures.pair_loss):
                     told = (
                         f"step {where.step + 1}: the loss is not finite; its pictures: {', '.join(figures.names)}, ..."
@@ -363,6 +415,7 @@ def train(config: RunConfig, say: Say = print, state: dict[str, Any] | None = No
                     processes.clip(parameters, 1.0)
                     optimizer.step()
                     scheduler.step()
+                    aligner.limit_temperatures()
                     average.update()
                     optimizer.zero_grad(set_to_none=True)
 
@@ -409,6 +462,10 @@ def train(config: RunConfig, say: Say = print, state: dict[str, Any] | None = No
                 leave()
 
     seconds = time.perf_counter() - start
+    if where.skipped == where.step:
+        raise DataError(f"{config.data}: none of {where.step} steps could be taken: hardly an image could be read")
+    if where.skipped:
+        say(f"{where.skipped} of {where.step} steps were none: too few of their images could be read")
     if data.count_stream(batches, say, processes) and processes.first:
         (out / "data.json").write_text(json.dumps(data.about(), indent=2) + "\n")
     processes.wait()
@@ -418,7 +475,8 @@ def train(config: RunConfig, say: Say = print, state: dict[str, Any] | None = No
     say(f"best epoch {where.best_epoch}; measuring the saved model on the whole dev gallery")
     with long_step("measuring the saved model", shown=processes.first):
         results = measure(config, where, dev, out, processes, say)
-    results |= {"best_epoch": where.best_epoch, "training_seconds": round(seconds, 1), "steps": where.step}
+    results |= {"best_epoch": where.best_epoch, "training_seconds": round(seconds, 1)}
+    results |= {"steps": where.step - where.skipped, "steps_skipped": where.skipped, "images_left_out": where.left_out}
     if processes.first:
         # Written aside and renamed: a run either has its results or has not.
         (out / "results.json.part").write_text(json.dumps(results, indent=2) + "\n")
@@ -516,22 +574,20 @@ class Knowledge:
 
 
 def take_step(
-    step: Step, stream: Iterator[Batch], config: RunConfig, knows: Callable[[Batch], Known], replays: bool
-) -> StepFigures | None:
-    """The gradients of the next batch, and what it showed; None where there is hardly anything in it.
+    step: Step, stream: Iterator[Batch], config: RunConfig, knows: Callable[[Batch], Known], chunks: int
+) -> StepFigures:
+    """The gradients of the next batch, and what it showed; its `images` are 0 where it could not be taken.
 
-    replays: whether the stream gives the chunks of a batch twice, or the batch has to be cut here.
+    chunks: in how many the stream gives the batch, twice; 0 where it comes whole, and is cut here if it has to be.
     """
     processes, device = step.processes, step.processes.device
-    if config.chunk and replays:
-        chunks = -(-len(range(config.batch)[processes.number :: processes.count]) // config.chunk)
+    if chunks:
         return step.cached((batch.to(device) for batch in stream), chunks, knows)
-    batch = next(stream, None)
-    # Every process takes part in a step, or none: a stream may end on one of them first.
-    sizes = processes.objects(0 if batch is None else len(batch))
-    if min(sizes) < 2 or batch is None:
-        return None
-    batch = batch.to(device)
+    batch = next(stream).to(device)
+    # Every process takes part in a step, or none.
+    sizes = processes.objects(len(batch))
+    if min(sizes) == 0 or sum(sizes) < 2:
+        return step.none([batch])
     if config.chunk:
         # As many on every process: a sharded model is called together.
         count = min(-(-max(sizes) // config.chunk), min(sizes))
@@ -655,12 +711,16 @@ class Whole:
 class Place:
     """Where a run stands: what the loop counts, beside the weights and the random states.
 
-    step: steps done; epoch: the one that it is in, from 1; step_in_epoch: batches of it that are done. sums, seen: of
-    the epoch's figures. best: dev rsum of the best epoch. chosen: the best epoch by all of dev, then by each half.
-    records: bytes of metrics.jsonl. seconds: of training, pauses left out.
+    step: steps gone through; skipped: those among them that were none; epoch: the one that it is in, from 1;
+    step_in_epoch: batches of it that are done. left_out: images that could not be read, or were in a step that was
+    none, each as often as it was dealt. sums, seen: of the epoch's figures. best: dev rsum of the best epoch. chosen:
+    the best epoch by all of dev, then by each half. records: bytes of metrics.jsonl. seconds: of training, pauses left
+    out.
     """
 
     step: int = 0
+    skipped: int = 0
+    left_out: int = 0
     epoch: int = 1
     step_in_epoch: int = 0
     sums: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
@@ -735,6 +795,36 @@ def start_from(aligner: Aligner, run: str) -> list[str]:
         raise ValueError(f"--init {run}: other towers than this run's: {sorted(strange)[0]} does not fit")
     aligner.load_state_dict(shared, strict=False)
     return sorted({name.split(".")[0] for name in set(own) - set(shared)})
+
+
+def restore_aligner(aligner: Aligner, state: dict[str, Any]) -> None:
+    """Give a model the weights and buffers of a checkpoint, those that are not trained too.
+
+    Raises ValueError where they are another model's.
+    """
+    if "shards" in state:
+        tensors = {f"towers.aligner.{name}": tensor for name, tensor in aligner.state_dict().items()}
+        load_sharded(Path(state["shards"]), tensors)
+        return
+    own = {
+        name.removeprefix("aligner."): tensor for name, tensor in state["towers"].items() if name.startswith("aligner.")
+    }
+    try:
+        aligner.load_state_dict(own)
+    except RuntimeError as error:
+        raise ValueError(f"the checkpoint is not of this model: {str(error).splitlines()[1].strip()}") from None
+
+
+def refuse_mixed_statistics(aligner: Aligner, config: RunConfig, processes: Processes) -> None:
+    """Raises ValueError where each of several processes would gather a batch norm's statistics of its own, and the
+    model that is measured would be a mixture of no process's."""
+    learns = config.model.image_tower.weights == "random" and any(True for _ in norms(aligner))
+    if processes.many and learns and config.freeze not in ("image", "both", "all"):
+        raise ValueError(
+            f"{config.model.image_tower.name} starts at random and has batch norms, whose statistics {processes.count} "
+            "processes would each gather of their own images; give it weights, --freeze image, or a backbone without "
+            "batch norm, such as vit_tiny_patch16_224"
+        )
 
 
 def seed_everything(seed: int) -> None:
@@ -813,7 +903,7 @@ def _write_records(out: Path, config: RunConfig, data: TrainingData, aligner: Al
     origins = {"image_tower": aligner.image_tower.origin, "text_tower": aligner.text_tower.origin}
     weights = {tower: origin.to_dict() for tower, origin in origins.items()}
     (out / "weights.json").write_text(json.dumps(weights, indent=2) + "\n")
-    environment = {"versions": versions(), "machine": machine()}
+    environment = {"versions": versions(), "machine": machine(), "directory": str(Path.cwd())}
     (out / "environment.json").write_text(json.dumps(environment, indent=2) + "\n")
 
 

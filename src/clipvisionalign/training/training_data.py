@@ -20,10 +20,12 @@ from clipvisionalign.data.formats import read_captioned_images
 from clipvisionalign.data.streams import Saved, Shards, StreamedBatches, is_stream, open_stream, stream_split
 from clipvisionalign.models.aligner import Aligner
 from clipvisionalign.models.text_tower import TextTower
+from clipvisionalign.progress import long_step
 from clipvisionalign.training.feature_cache import (
     CaptionCache,
     FeatureCache,
     cache_folder,
+    features_are_there,
     open_captions,
     open_features,
     room_for,
@@ -52,9 +54,13 @@ class TrainingData:
     max_tokens: int = 0
     cut: dict[str, CutCaptions] = field(default_factory=dict)
 
-    def fingerprint(self) -> str:
-        """A hash of what is trained on."""
-        return self.train.fingerprint()
+    def opened(self, shown: bool = True) -> dict[str, dict[str, str]]:
+        """Both splits by content, as they were opened: before it turns out what of them cannot be decoded. A stream's
+        training split by names and sizes."""
+        if not isinstance(self.train, CaptionedImages):
+            return {"train": {"shards": self.train.fingerprint()}, "dev": data_contents(self.dev)}
+        with long_step("reading the images, to know them again", shown=shown):
+            return {"train": data_contents(self.train), "dev": data_contents(self.dev)}
 
     def batches(
         self, augment: str, aligner: Aligner, features: FeatureCache | None
@@ -180,6 +186,31 @@ def refuse_changed(run: Path, config: RunConfig, say: Say, splits: Sequence[str]
             )
 
 
+def refuse_other_data(state: dict[str, Any], opened: dict[str, dict[str, str]], config: RunConfig, out: Path) -> None:
+    """Raises DataError where a run that is to go on was begun with other data than what was `opened`."""
+    if "opened" not in state:
+        raise DataError(f"{out}: its checkpoint is of an earlier version, which dealt its images otherwise: train anew")
+    for split, now in opened.items():
+        differing = changed(state["opened"].get(split), now)
+        if differing:
+            where = config.dev_data or config.data if split == "dev" else config.data
+            raise DataError(
+                f"{where}: not the {split} data that {out} was begun with: {', '.join(differing)} differ; put it back, "
+                f"or train anew with another --out"
+            )
+
+
+def refuse_other_readers(state: dict[str, Any], data: TrainingData, processes: Processes, out: Path) -> None:
+    """Raises ValueError where a run was cut off within an epoch of a stream that more or fewer processes read."""
+    before = state.get("processes", processes.count)
+    if isinstance(data.train, CaptionedImages) or before == processes.count or not state["place"]["step_in_epoch"]:
+        return
+    raise ValueError(
+        f"{out}: was cut off within an epoch of a stream that {before} processes read, each its stretches of it; with "
+        f"{processes.count} some samples would come twice and others never: go on with {before}"
+    )
+
+
 def _open_stream(config: RunConfig, say: Say, processes: Processes) -> TrainingData:
     """A stream to train on, and its dev split in memory: its own, or that of another data set."""
     if config.train_images:
@@ -201,12 +232,21 @@ def _open_stream(config: RunConfig, say: Say, processes: Processes) -> TrainingD
 
 
 def frozen_features(
-    config: RunConfig, aligner: Aligner, data: TrainingData, dtype: torch.dtype, say: Say, processes: Processes
+    config: RunConfig,
+    aligner: Aligner,
+    data: TrainingData,
+    dtype: torch.dtype,
+    say: Say,
+    processes: Processes,
+    decided: bool | None = None,
 ) -> tuple[FeatureCache | None, FeatureCache | None]:
     """The picture tower's features of both splits, if it is frozen: computed once, by the first process.
 
-    Pictures that turn out not to be decodable are left out of `data`.
+    Pictures that turn out not to be decodable are left out of `data`. decided: whether the run, which goes on, has used
+    features; None for one that begins, which uses them where there is room. Raises OSError where there no longer is.
     """
+    if decided is False:
+        return None, None
     if config.freeze not in ("image", "both", "all") or config.cache == "off":
         return None, None
     if config.peft == "lora" and config.lora.towers != "text":
@@ -220,7 +260,11 @@ def frozen_features(
     tower = aligner.image_tower
 
     def compute() -> bool:
-        if not room_for(root, wanted):
+        there = features_are_there(root, train, tower, views, dtype)
+        if not there and not room_for(root, wanted):
+            if decided:
+                told = "which this run was begun with: make room there"
+                raise OSError(f"{root}: no room for {wanted / 2**30:.1f} GiB of features, {told}")
             return False
         open_features(root, train, tower, views, dtype, "train")
         if not config.profile:
@@ -238,19 +282,27 @@ def frozen_features(
 
 
 def frozen_captions(
-    config: RunConfig, aligner: Aligner, data: CaptionedImages | Shards | Saved, processes: Processes, tokens: bool
+    config: RunConfig,
+    aligner: Aligner,
+    data: CaptionedImages | Shards | Saved,
+    processes: Processes,
+    tokens: bool,
+    decided: bool | None = None,
 ) -> CaptionCache | None:
     """What the text tower gives for all captions of a split, if it is frozen: computed once, by the first process.
 
-    tokens: not the pooled vectors alone, but those of every token, where there is room for them.
+    tokens: not the pooled vectors alone, but those of every token, where there is room for them. decided: whether the
+    run, which goes on, has used it; None for one that begins.
     """
+    if decided is False:
+        return None
     adapted = config.peft == "lora" and config.lora.towers != "image"
     if config.freeze not in ("both", "all") or config.cache == "off" or adapted:
         return None
     if not isinstance(data, CaptionedImages):
         return None
     root, tower = cache_folder(config.cache), aligner.text_tower
-    if tokens and not processes.first_does(lambda: room_for(root, _tokens_on_disk(data, tower))):
+    if tokens and not decided and not processes.first_does(lambda: room_for(root, _tokens_on_disk(data, tower))):
         return None
     processes.first_does(lambda: open_captions(root, data, tower, tokens) is None)
     return open_captions(root, data, tower, tokens)
