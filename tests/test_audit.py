@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
+import re
+import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -206,3 +211,246 @@ def test_a_tower_left_in_training_mode_fails(design, tiny_runs, scenes_folder, m
     part = read_captioned_images(scenes_folder).split("train")
     model = load_aligner(tiny_runs[design]).train()
     assert "alone (vectors)" in failed(audit(model, part.images, part.captions, part.caption_image, sample=24))
+
+
+# --- twelve leaks, and honest models of eight kinds (the thousand are in benchmarks/audit.py) --------------------------
+
+_SPEC = importlib.util.spec_from_file_location("audit_benchmark", Path(__file__).parents[1] / "benchmarks" / "audit.py")
+benchmark = importlib.util.module_from_spec(_SPEC)
+sys.modules[_SPEC.name] = benchmark  # for its dataclasses
+_SPEC.loader.exec_module(benchmark)
+
+#: The module, whose name in the package is the function's.
+audit_of = sys.modules["clipvisionalign.retrieval.audit"]
+
+CAUGHT = {
+    "by place": {"new captions (score)", "shuffled partners (score)", "blank captions (score)", "alone (score)"},
+    "by memory of text": {"new captions (vectors)"},
+    "by batch statistics": {"alone (vectors)"},
+    "by order of asking": {"new captions (vectors)", "alone, other images before (vectors)"},
+    "by cache of vectors": {"new captions (score)"},
+    "by number of candidates": {"new captions (score)", "alone (score)"},
+    "by object": {"new captions (score)"},
+    "by length of lists": {"new captions (score)", "shuffled partners (score)"},
+    "by calls counted": {"new captions (vectors)", "alone (vectors)"},
+    "by score only": {"new captions (score)"},
+    "by vectors only": {"new captions (vectors)"},
+    "some captions": {"new captions (vectors)"},
+}
+
+
+@pytest.mark.parametrize("name", benchmark.LEAKS)
+def test_a_leak_that_was_evaluated_before_fails(name):
+    """Each by the checks that are meant for it, though the model may have kept what it answered of true partners."""
+    rsum, report = benchmark.audited_leak(name, sample=24)
+    assert rsum > {"by batch statistics": 0, "some captions": 200}.get(name, 595)
+    assert set(benchmark.failed(report)) >= CAUGHT[name]
+    if name == "by batch statistics":
+        assert "its vectors depend on what else is in the batch" in meanings(report)["alone (vectors)"]
+
+
+def test_what_leaks_in_one_way_of_answering_is_honest_in_the_other():
+    for name, way in (("by score only", "score"), ("by vectors only", "vectors")):
+        assert benchmark.failed(benchmark.audited_leak(name, sample=24)[1]) == [f"new captions ({way})"]
+
+
+def test_a_hundred_honest_models_pass():
+    found = [
+        (kind, seed, report if isinstance(report, Exception) else benchmark.failed(report))
+        for kind, seed, report in benchmark.audited_honest(104)
+    ]
+    assert [each for each in found if each[2]] == []
+
+
+def test_an_honest_model_fails_as_often_as_is_said():
+    """Tables of random scores, few images and uneven captions: p is what it says it is, neither less nor more."""
+    rng, several, level = np.random.default_rng(0), 400, 0.04
+    model = SimpleNamespace(score=lambda images, captions: rng.standard_normal((len(images), len(captions))))
+    failures = 0
+    for _ in range(several):
+        groups = [["a"] * number for number in rng.integers(1, 6, 10)]
+        dealt = audit_of._deal(audit_of._Answers(model).by_score, list(range(10)), groups, True, rng)
+        failures += not audit_of._at_chance([dealt], "", level, rng).passed
+    assert 4 <= failures <= several * level + 3 * np.sqrt(several * level)
+
+
+def test_every_dealing_is_as_likely_and_gives_nobody_its_own():
+    from collections import Counter
+
+    rng = np.random.default_rng(0)
+    for apart, number in ((True, 9), (False, 24)):
+        drawn = Counter(map(tuple, audit_of._dealings(rng, 9600, 4, apart).tolist()))
+        assert len(drawn) == number
+        assert np.abs(np.array(list(drawn.values())) - 9600 / number).max() < 5 * np.sqrt(9600 / number)
+        if apart:
+            assert all(group != image for dealing in drawn for image, group in enumerate(dealing))
+
+
+# --- words -----------------------------------------------------------------------------------------------------------
+
+
+def meanings(report):
+    return {check.name: check.meaning for check in report.checks}
+
+
+def test_the_words_name_what_was_seen_and_the_tolerance():
+    told = meanings(run(Honest()))
+    assert re.fullmatch(
+        r"with captions dealt to wrong images, recall at \d+ \((image to text|text to image)\) is 0\.\d{3} where chance is "
+        r"0\.\d{3}: within chance \(p = [\d.]+; only below 0\.00017 is too much for chance\)",
+        told["shuffled partners (vectors)"],
+    )
+    assert re.fullmatch(
+        r"a pair's score, alone or in any batch and order, stays the same: a score changes by at most [\d.e-]+, within "
+        r"the tolerance of 0\.\d+ \(1 % of the scores' spread\)",
+        told["alone (vectors)"],
+    )
+    report = run(AttendsToTruePicture())
+    told = meanings(report)["blank captions (score)"]
+    assert "is 1.000 where chance is 0." in told
+    assert "far above chance (p = 4.1e-05; below 0.00017 is too much for chance): the model knows" in told
+
+
+@pytest.mark.parametrize("widened", [False, True])
+def test_rounding_of_the_models_own_format_is_no_leak(widened):
+    data, model = benchmark.world(0), benchmark.BFloat16(0)
+    model.widened = widened
+    report = data.ask(audit, model)
+    assert report.passed
+    assert "(rounding in bfloat16)" in meanings(report)["alone (vectors)"]
+    # As much noise in float32, whose rounding is a thousandth of that, depends on something else.
+    model.rounded = lambda vectors: BFloat16Noise.add(vectors, model)
+    told = meanings(data.ask(audit, model))["alone (vectors)"]
+    assert "above the tolerance" in told
+    assert "(1 % of the scores' spread)" in told
+
+
+class BFloat16Noise:
+    @staticmethod
+    def add(vectors, model):
+        model.calls += 1
+        noise = np.random.default_rng(model.calls).uniform(-1, 1, vectors.shape)
+        return (vectors * (1 + 2.0**-5 * noise)).astype(np.float32)
+
+
+def test_int8_ranges_of_a_batch_fail_for_what_they_are():
+    data = benchmark.world(0)
+    report = data.ask(audit, benchmark.Int8(0))
+    assert failed(report) <= {"alone (vectors)", "rectangular (vectors)"}
+    told = meanings(report)["alone (vectors)"]
+    assert re.search(r"a score changes by at most 0\.00\d+, above the tolerance of 0\.00\d+ \(1 % of the scores'", told)
+    assert "its vectors depend on what else is in the batch" in told
+    assert "int8 ranges" in told
+
+
+def test_an_image_with_most_of_the_captions_that_stands_first_is_no_leak():
+    """With every caption the same, one image is the first for all of them, and it may have a third of the captions."""
+    model = Untrained()
+    first = int(np.argmax(model.encode_images(PICTURES) @ model.encode_captions(["a picture"])[0]))
+    counts = np.where(np.arange(IMAGES) == first, 30, 1)
+    captions = [f"caption {place} of picture {number}" for number in range(IMAGES) for place in range(counts[number])]
+    report = audit(model, PICTURES, captions, np.repeat(np.arange(IMAGES), counts), sample=IMAGES)
+    assert failed(report) == set()
+
+
+# --- what is asked, and in which order -------------------------------------------------------------------------------
+
+
+def test_an_image_without_a_caption_of_its_own_has_those_of_its_identity():
+    """Not an error of the audit's own that is told as the model's."""
+    identity = np.arange(IMAGES)
+    identity[:10] = identity[10:20]
+    owners = np.where(OWNERS < 5, OWNERS + 10, OWNERS)
+    report = audit(Untrained(), PICTURES, CAPTIONS, owners, identity=identity)
+    assert failed(report) == set()
+
+
+class Recorder(Honest):
+    def __init__(self):
+        self.asked = []
+
+    def score(self, images, captions):
+        self.asked.append((images, captions))
+        return Honest().encode_images(images) @ Honest().encode_captions(captions).T
+
+
+def test_wrong_partners_with_new_texts_and_new_images_are_asked_first():
+    model = Recorder()
+    assert run(model).passed
+    known = {image.tobytes() for image in PICTURES}
+    for (images, captions), each in zip(model.asked[:2], (5, 1), strict=True):
+        assert len(captions) == each * len(images) == each * 48
+        assert not set(captions) & set(CAPTIONS)
+        assert len(set(captions)) == len(captions)
+        assert not {image.tobytes() for image in images} & known
+    # Then wrong partners with texts that may be known, and only after those the true ones.
+    images, captions = model.asked[2]
+    numbers = [next(n for n in range(IMAGES) if PICTURES[n] is image) for image in images]
+    assert all(CAPTIONS.index(caption) // 5 != numbers[place // 5] for place, caption in enumerate(captions))
+
+
+def test_a_leak_in_the_first_answers_only_needs_a_fresh_model():
+    class OnlyAtFirst(Honest):
+        def __init__(self):
+            self.calls = 0
+
+        def score(self, images, captions):
+            self.calls += 1
+            return (KnowsPlaces() if self.calls == 1 else Recorder()).score(images, captions)
+
+    model = OnlyAtFirst()
+    evaluate(SimpleNamespace(score=model.score), PICTURES, CAPTIONS, OWNERS, resamples=0)
+    assert run(model).passed
+    assert failed(run(model, fresh=OnlyAtFirst)) == {"new captions (score)"}
+
+
+def test_a_model_that_looks_images_up_is_asked_of_those_that_it_has():
+    known = {image.tobytes(): number for number, image in enumerate(PICTURES)}
+
+    class LooksUp(Honest):
+        def encode_images(self, images):
+            return super().encode_images([PICTURES[known[image.tobytes()]] for image in images])
+
+    report = run(LooksUp())
+    assert report.passed
+    assert "with new captions dealt to the data's own images" in meanings(report)["new captions (vectors)"]
+    assert "with new captions dealt to mirrored images" in meanings(run(Honest()))["new captions (vectors)"]
+
+
+def test_images_are_mirrored_in_the_form_in_which_they_came(tmp_path):
+    import io
+
+    import torch
+    from PIL import Image
+
+    from clipvisionalign.pictures import open_picture
+
+    pixels = np.zeros((8, 32, 3), np.uint8)
+    pixels[:, :16] = 255
+    opened = Image.fromarray(pixels)
+    opened.save(tmp_path / "a.png")
+    buffer = io.BytesIO()
+    opened.save(buffer, "PNG")
+    given = [tmp_path / "a.png", str(tmp_path / "a.png"), buffer.getvalue(), opened]
+    with audit_of.mirrored([*given, 7, "no file", b"no picture"]) as made:
+        for before, after in zip(given, made, strict=False):
+            assert isinstance(after, type(before))
+            seen = np.asarray(open_picture(after), dtype=int)
+            assert seen[:, :12].max() < 30
+            assert seen[:, 20:].min() > 225
+        assert made[4:] == [7, "no file", b"no picture"]
+        files = [Path(made[0]), Path(made[1])]
+    assert not any(file.exists() for file in files)
+    assert (tmp_path / "a.png").exists()
+    with audit_of.mirrored([np.arange(3), torch.arange(3)]) as made:
+        assert [row.tolist() for row in made] == [[2, 1, 0]] * 2
+        assert isinstance(made[1], torch.Tensor)
+    with audit_of.mirrored(["no file", 7]) as made:
+        assert made is None
+
+
+@pytest.mark.parametrize("captions", [CAPTIONS, ["a dog"] * 9, ["dog"], [""], ["class 1", "class 2"]], ids=len)
+def test_new_captions_are_new_and_all_different(captions):
+    made = audit_of.made_captions(captions, 50, np.random.default_rng(0))
+    assert len(set(made)) == 50
+    assert not set(made) & set(captions)

@@ -1,0 +1,448 @@
+"""Does the audit fail models that leak, and pass those that do not? Twelve leaks, and a thousand honest models.
+
+    python benchmarks/audit.py [--models 1000] [--seed 0] [--json]
+
+Images are vectors that a few words add up to; captions are some of those words, so that a model that knows the words is
+good at captions that nobody has written yet. Every leaking model has words that mean nothing: what it finds it finds by
+the leak alone. It is evaluated first, as a user would do, so that a model that keeps what it answered has kept the true
+partners; then the same model is audited.
+
+Of the honest models an equal share is of each of eight kinds, each with words, gallery and seed of its own. `TOO_MANY`
+of a thousand may fail, by chance.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from clipvisionalign.progress import progress
+from clipvisionalign.retrieval import audit, evaluate
+from clipvisionalign.retrieval.audit import AuditReport
+
+WIDTH, WORDS = 32, 120
+TOO_MANY = 2
+
+
+def unit(vectors: np.ndarray) -> np.ndarray:
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-9)
+
+
+@lru_cache(maxsize=100_000)
+def word_vector(word: str, seed: int) -> np.ndarray:
+    """A vector of its own for every word, whatever the word."""
+    return np.random.default_rng((seed, zlib.crc32(word.encode()))).standard_normal(WIDTH)
+
+
+@dataclass
+class World:
+    """Images (N vectors), captions (M), each caption's image (M,), and what `audit` takes of images that are one."""
+
+    images: list[np.ndarray]
+    captions: list[str]
+    owners: np.ndarray
+    identity: np.ndarray | None = None
+    caption_group: np.ndarray | None = None
+
+    def ask(self, check: Callable[..., Any], model: Any, **options: Any) -> Any:
+        """`audit` or `evaluate` of a model on this world."""
+        return check(
+            model, self.images, self.captions, self.owners, self.identity, caption_group=self.caption_group, **options
+        )
+
+
+def world(seed: int, images: int = 60, captions: Any = 5) -> World:
+    """captions: of each image, one number or a number an image."""
+    rng = np.random.default_rng(seed)
+    vocabulary = [f"word{chr(97 + n // 26)}{chr(97 + n % 26)}" for n in range(WORDS)]
+    shown, written = [], []
+    counts = np.broadcast_to(captions, images)
+    for count in counts:
+        about = rng.choice(vocabulary, 6, replace=False)
+        shown.append(sum(word_vector(word, seed) for word in about))
+        written += [" ".join(rng.permutation(about)[:4]) for _ in range(count)]
+    return World(shown, written, np.repeat(np.arange(images), counts))
+
+
+class Model:
+    """The common part of all models here: images as they are, captions by their words. An honest model, good if `seed`
+    is that of its world, else one of random vectors."""
+
+    def __init__(self, seed: int, noise: float = 0.0) -> None:
+        self.seed, self.noise = seed, noise
+
+    def see(self, images: Any) -> np.ndarray:
+        return unit(np.stack([np.asarray(image, dtype=np.float64) for image in images]))
+
+    def read(self, captions: Any) -> np.ndarray:
+        found = []
+        for caption in captions:
+            vector = sum((word_vector(word, self.seed) for word in caption.split()), np.zeros(WIDTH))
+            found.append(vector + self.noise * word_vector(caption, self.seed + 1))
+        return unit(np.stack(found))
+
+
+class Encoder(Model):
+    """Answers `encode_images` and `encode_captions`."""
+
+    def encode_images(self, images: Any) -> Any:
+        return self.see(images)
+
+    def encode_captions(self, captions: Any) -> Any:
+        return self.read(captions)
+
+
+class Scorer(Model):
+    """Answers `score`."""
+
+    def score(self, images: Any, captions: Any) -> Any:
+        return self.see(images) @ self.read(captions).T
+
+
+def place_of(number: int, images: int, captions: int) -> int:
+    """Which image stands at a caption's place, where images have the same number of captions."""
+    return number * images // captions
+
+
+# --- models that leak ------------------------------------------------------------------------------------------------
+
+
+class ByPlace(Scorer):
+    """Every caption attends to the image at its place."""
+
+    def score(self, images: Any, captions: Any) -> Any:
+        seen, read = self.see(images), self.read(captions)
+        own = [place_of(number, len(images), len(captions)) for number in range(len(captions))]
+        return seen @ unit(read + 2 * seen[own]).T
+
+
+class ByMemoryOfText(Encoder):
+    """Every caption attends to the image at its place when it is encoded first, and is kept by its text."""
+
+    memory: dict[str, np.ndarray]
+
+    def __init__(self, seed: int, noise: float = 0.0) -> None:
+        super().__init__(seed, noise)
+        self.memory = {}
+
+    def encode_images(self, images: Any) -> Any:
+        self.seen = self.see(images)
+        return self.seen
+
+    def leaks(self, caption: str) -> bool:
+        return True
+
+    def encode_captions(self, captions: Any) -> Any:
+        for number, (caption, vector) in enumerate(zip(captions, self.read(captions), strict=True)):
+            if caption not in self.memory:
+                image = self.seen[place_of(number, len(self.seen), len(captions))]
+                self.memory[caption] = unit(vector + 2 * image) if self.leaks(caption) else vector
+        return np.stack([self.memory[caption] for caption in captions])
+
+
+class SomeCaptions(ByMemoryOfText):
+    """The same, of every fifth caption."""
+
+    def leaks(self, caption: str) -> bool:
+        return zlib.crc32(caption.encode()) % 5 == 0
+
+
+class ByVectorsOnly(ByMemoryOfText):
+    """The same, beside a `score` that is honest."""
+
+    def score(self, images: Any, captions: Any) -> Any:
+        return self.see(images) @ self.read(captions).T
+
+
+class ByScoreOnly(Encoder):
+    """Honest vectors, and a `score` that keeps what it attended to."""
+
+    scores_all_pairs = True
+
+    def __init__(self, seed: int, noise: float = 0.0) -> None:
+        super().__init__(seed, noise)
+        self.inner = ByMemoryOfText(seed)
+
+    def score(self, images: Any, captions: Any) -> Any:
+        return self.inner.encode_images(images) @ self.inner.encode_captions(captions).T
+
+
+class ByBatchStatistics(Encoder):
+    """Batch norm in training mode, over images and captions."""
+
+    def encode_captions(self, captions: Any) -> Any:
+        read = self.read(captions)
+        return unit((read - read.mean(axis=0)) / (read.std(axis=0) + 1e-5))
+
+
+class ByOrderOfAsking(Encoder):
+    """Images go into a queue when they are encoded, and captions take them out again."""
+
+    def __init__(self, seed: int, noise: float = 0.0) -> None:
+        super().__init__(seed, noise)
+        self.queue: list[np.ndarray] = []
+
+    def encode_images(self, images: Any) -> Any:
+        seen = self.see(images)
+        self.queue += list(seen)
+        return seen
+
+    def encode_captions(self, captions: Any) -> Any:
+        waiting, self.queue = self.queue or [np.zeros(WIDTH)], []
+        own = [waiting[place_of(number, len(waiting), len(captions))] for number in range(len(captions))]
+        return unit(self.read(captions) + 2 * np.stack(own))
+
+
+class ByCacheOfVectors(Scorer):
+    """Every image attends to the captions at its place when it is scored first; its vector is kept by its content."""
+
+    def __init__(self, seed: int, noise: float = 0.0) -> None:
+        super().__init__(seed, noise)
+        self.memory: dict[Any, np.ndarray] = {}
+        self.kept: list[Any] = []
+
+    def key(self, image: Any) -> Any:
+        return np.asarray(image).tobytes()
+
+    def score(self, images: Any, captions: Any) -> Any:
+        read, each = self.read(captions), max(1, len(captions) // len(images))
+        for number, (image, vector) in enumerate(zip(images, self.see(images), strict=True)):
+            own = read[number * each : (number + 1) * each]
+            if self.key(image) not in self.memory and len(own):
+                self.memory[self.key(image)] = unit(vector + 4 * own.mean(axis=0))
+                self.kept.append(image)
+        return np.stack([self.memory.get(self.key(image), np.zeros(WIDTH)) for image in images]) @ read.T
+
+
+class ByObject(ByCacheOfVectors):
+    """The same, kept by the image's address in memory."""
+
+    def key(self, image: Any) -> Any:
+        return id(image)
+
+
+class ByNumberOfCandidates(ByPlace):
+    """Attends to the image at a caption's place where there are enough images to make a batch of."""
+
+    def score(self, images: Any, captions: Any) -> Any:
+        return super().score(images, captions) if len(images) > 16 else Scorer.score(self, images, captions)
+
+
+class ByLengthOfLists(ByPlace):
+    """Attends to the image at a caption's place where there are as many captions of each, two or more."""
+
+    def score(self, images: Any, captions: Any) -> Any:
+        even = len(captions) > len(images) and len(captions) % len(images) == 0
+        return super().score(images, captions) if even else Scorer.score(self, images, captions)
+
+
+class ByCallsCounted(ByMemoryOfText):
+    """Attends to the images at the captions' places in every second call, and keeps nothing."""
+
+    calls = 0
+
+    def encode_captions(self, captions: Any) -> Any:
+        self.calls, self.memory = self.calls + 1, {}
+        return super().encode_captions(captions) if self.calls % 2 else self.read(captions)
+
+
+LEAKS: dict[str, type[Model]] = {
+    "by place": ByPlace,
+    "by memory of text": ByMemoryOfText,
+    "by batch statistics": ByBatchStatistics,
+    "by order of asking": ByOrderOfAsking,
+    "by cache of vectors": ByCacheOfVectors,
+    "by number of candidates": ByNumberOfCandidates,
+    "by object": ByObject,
+    "by length of lists": ByLengthOfLists,
+    "by calls counted": ByCallsCounted,
+    "by score only": ByScoreOnly,
+    "by vectors only": ByVectorsOnly,
+    "some captions": SomeCaptions,
+}
+
+
+def audited_leak(name: str, seed: int = 0, **options: Any) -> tuple[float, AuditReport]:
+    """A leaking model's rsum, which comes first, and its audit."""
+    data, model = world(seed), LEAKS[name](seed + 1)
+    rsum = data.ask(evaluate, model, resamples=0).metrics.rsum.value
+    return rsum, data.ask(audit, model, seed=seed, **options)
+
+
+# --- honest models ---------------------------------------------------------------------------------------------------
+
+
+class Constant(Encoder):
+    """Says the same of every caption, but for float32's rounding, which is another in each call."""
+
+    def encode_captions(self, captions: Any) -> Any:
+        noise = np.random.default_rng(len(captions)).standard_normal((len(captions), WIDTH))
+        return (unit(np.ones((len(captions), WIDTH))) * (1 + 1e-7 * noise)).astype(np.float32)
+
+
+class Ties(Scorer):
+    """Scores of a few steps: most pairs tie."""
+
+    def score(self, images: Any, captions: Any) -> Any:
+        return np.round(3 * super().score(images, captions))
+
+
+class BFloat16(Encoder):
+    """Computed in bfloat16, which rounds otherwise in every batch, and given so or widened."""
+
+    calls, widened = 0, False
+
+    def rounded(self, vectors: np.ndarray) -> Any:
+        import torch
+
+        self.calls += 1
+        noise = np.random.default_rng((self.seed, self.calls)).uniform(-1, 1, vectors.shape)
+        found = torch.from_numpy(vectors * (1 + 2.0**-8 * noise)).to(torch.bfloat16)
+        return found.float() if self.widened else found
+
+    def encode_images(self, images: Any) -> Any:
+        return self.rounded(self.see(images))
+
+    def encode_captions(self, captions: Any) -> Any:
+        return self.rounded(self.read(captions))
+
+
+class CrossScorer(Scorer):
+    """Every pair through a small network of its own."""
+
+    def score(self, images: Any, captions: Any) -> Any:
+        seen, read = self.see(images), self.read(captions)
+        mix = np.random.default_rng(self.seed).standard_normal((WIDTH, WIDTH)) / WIDTH
+        hidden = np.tanh(3 * seen[:, None] * read[None, :] @ mix)
+        return 5 * seen @ read.T + hidden.sum(axis=2)
+
+
+class Int8(Encoder):
+    """Captions rounded to 8 bits of the batch's own range: honest, but a vector depends on its batch."""
+
+    def encode_captions(self, captions: Any) -> Any:
+        read = self.read(captions)
+        step = np.abs(read).max() / 127
+        return (np.round(read / step) * step).astype(np.float32)
+
+
+def uneven(rng: np.random.Generator, images: int) -> np.ndarray:
+    """Numbers of captions of which some are much larger than most."""
+    return np.minimum(1 + rng.geometric(0.45, images) ** 2 // 2, 30)
+
+
+def with_identities(rng: np.random.Generator, seed: int) -> World:
+    """Images of which some are one and some have no caption of their own; captions of which some are equal."""
+    images = int(rng.integers(24, 70))
+    data = world(seed, images, rng.integers(1, 5, images))
+    identity = np.arange(images)
+    twins = rng.choice(images, images // 4, replace=False)
+    identity[twins] = rng.choice(np.setdiff1d(np.arange(images), twins), len(twins))
+    bare = twins[: len(twins) // 2]
+    kept = ~np.isin(data.owners, bare)
+    captions = [caption for caption, keep in zip(data.captions, kept, strict=True) if keep]
+    for caption in rng.choice(len(captions), 6, replace=False):
+        captions[caption] = captions[0]
+    group = np.unique(captions, return_inverse=True)[1] if seed % 2 else None
+    return World(data.images, captions, data.owners[kept], identity, group)
+
+
+def honest(kind: str, seed: int) -> tuple[Any, World]:
+    """A model of a kind and what it is audited on."""
+    rng = np.random.default_rng((seed, 7))
+    images = int(rng.integers(10, 70))
+    even = world(seed, images, int(rng.integers(1, 6)))
+    one = [Encoder, Scorer][seed % 2]
+    if kind == "random vectors":
+        return one(seed + 1), even
+    if kind == "good":
+        return one(seed, float(rng.uniform(0, 4))), even
+    if kind == "constant":
+        return Constant(seed), world(seed, images, uneven(rng, images))
+    if kind == "ties":
+        return Ties(seed + seed % 3), world(seed, images, uneven(rng, images))
+    if kind == "bfloat16":
+        model = BFloat16(seed, float(rng.uniform(0, 4)))
+        model.widened = bool(seed % 2)
+        return model, even
+    if kind == "pair by pair":
+        return CrossScorer(seed + seed % 2), even
+    if kind == "uneven captions":
+        return one(seed + seed % 3), world(seed, images, uneven(rng, images))
+    if kind == "identities, equal captions":
+        return one(seed + seed % 3), with_identities(rng, seed)
+    raise ValueError(f"no kind '{kind}'")
+
+
+KINDS = ("random vectors", "good", "constant", "ties", "bfloat16", "pair by pair", "uneven captions",
+         "identities, equal captions")  # fmt: skip
+
+
+def audited_honest(models: int, seed: int = 0) -> Iterator[tuple[str, int, AuditReport | Exception]]:
+    """(kind, seed, its report) of an equal number of models of each kind; an error stands for its report."""
+    for number in range(models):
+        kind, own = KINDS[number % len(KINDS)], seed * 1_000_000 + number // len(KINDS)
+        model, data = honest(kind, own)
+        try:
+            yield kind, own, data.ask(audit, model, seed=own, sample=(24, 48)[own % 2])
+        except Exception as error:
+            yield kind, own, error
+
+
+def failed(report: AuditReport) -> list[str]:
+    return [check.name for check in report.checks if not check.passed]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--models", type=int, default=1000, help="honest models")
+    parser.add_argument("--seed", type=int, default=0, help="of everything that is drawn")
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
+    given = parser.parse_args()
+    leaks = {}
+    for name in LEAKS:
+        rsum, report = audited_leak(name, given.seed)
+        leaks[name] = {"rsum": round(rsum, 1), "failed": failed(report)}
+    kinds = {kind: {"models": 0, "failed": []} for kind in KINDS}
+    for kind, seed, report in progress(audited_honest(given.models, given.seed), "honest models", given.models, True):
+        row: dict[str, Any] = kinds[kind]
+        row["models"] += 1
+        if isinstance(report, Exception):
+            row["failed"].append({"seed": seed, "check": "error", "reason": f"{type(report).__name__}: {report}"})
+            continue
+        row["failed"] += [
+            {"seed": seed, "check": check.name, "reason": check.meaning} for check in report.checks if not check.passed
+        ]
+    count = sum(len({each["seed"] for each in row["failed"]}) for row in kinds.values())
+    int8 = world(given.seed).ask(audit, Int8(given.seed), seed=given.seed)
+    reasons = {check.name: check.meaning for check in int8.checks if not check.passed}
+    if given.json:
+        results = {"leaks": leaks, "honest": kinds, "honest_failed": count, "int8": reasons}
+        print(json.dumps(results, indent=2))
+    else:
+        print("| a model that leaks | rsum | failed |\n|---|---:|---|")
+        for name, found in leaks.items():
+            print(f"| {name} | {found['rsum']:.0f} | {', '.join(found['failed']) or 'none: PASSED'} |")
+        print("\n| honest models | number | failed |\n|---|---:|---:|")
+        for kind, row in kinds.items():
+            print(f"| {kind} | {row['models']} | {len({each['seed'] for each in row['failed']})} |")
+        for kind, row in kinds.items():
+            for each in row["failed"]:
+                print(f"\n{kind}, seed {each['seed']}, {each['check']}: {each['reason']}")
+        print("\nint8 with the ranges of a batch fails:")
+        for name, reason in reasons.items():
+            print(f"- {name}: {reason}")
+    missed = [name for name, found in leaks.items() if not found["failed"]]
+    if missed or count > TOO_MANY:
+        raise SystemExit(f"not detected: {', '.join(missed) or 'none'}; honest models that failed: {count}")
+
+
+if __name__ == "__main__":
+    main()
