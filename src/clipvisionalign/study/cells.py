@@ -177,6 +177,12 @@ def measure_cell(
     trained = json.loads((cell.folder / "results.json").read_text())
     aligner = load_aligner(cell.folder)
     aligner.show_progress = True
+    # Before anything else is asked, as a model that had been shown true partners could give those back; and by the
+    # towers each time: that they always give the same is a part of what is checked.
+    checks = audit(
+        aligner, part.images, part.captions, part.caption_image, part.image_identity, overlap, audit_images,
+        caption_group=part.caption_group,
+    )  # fmt: skip
     chosen = {name: told for name, told in trained.get("chosen", {}).items() if name != "model_in_sample"}
     aligner.remembered = _remembered(cell, part, remembered)
     figures = trained
@@ -192,12 +198,8 @@ def measure_cell(
         )  # fmt: skip
         measured.save_ranks(own_ranks(cell.folder, split))
         figures = measured.to_dict()
-    # The audit runs the towers each time: that they always give the same is a part of what it checks.
+    # Minimal pairs are scored by the towers themselves.
     aligner.remembered = None
-    checks = audit(
-        aligner, part.images, part.captions, part.caption_image, part.image_identity, overlap, audit_images,
-        caption_group=part.caption_group,
-    )  # fmt: skip
     halves = HalfWeights.of(part, chosen) if split == "dev" else None
     found = {
         "asked": asked,
