@@ -295,9 +295,10 @@ class Ties(Scorer):
 
 
 class BFloat16(Encoder):
-    """Computed in bfloat16, which rounds otherwise in every batch, and given so or widened."""
+    """Computed in bfloat16, which rounds otherwise in every batch. given: "bfloat16", "widened" to float32, or "unit"
+    length, to which it is brought in float32."""
 
-    calls, widened = 0, False
+    calls, given = 0, "bfloat16"
 
     def rounded(self, vectors: np.ndarray) -> Any:
         import torch
@@ -305,7 +306,9 @@ class BFloat16(Encoder):
         self.calls += 1
         noise = np.random.default_rng((self.seed, self.calls)).uniform(-1, 1, vectors.shape)
         found = torch.from_numpy(vectors * (1 + 2.0**-8 * noise)).to(torch.bfloat16)
-        return found.float() if self.widened else found
+        if self.given == "unit":
+            return torch.nn.functional.normalize(found.float(), dim=-1)
+        return found.float() if self.given == "widened" else found
 
     def encode_images(self, images: Any) -> Any:
         return self.rounded(self.see(images))
@@ -370,7 +373,7 @@ def honest(kind: str, seed: int) -> tuple[Any, World]:
         return Ties(seed + seed % 3), world(seed, images, uneven(rng, images))
     if kind == "bfloat16":
         model = BFloat16(seed, float(rng.uniform(0, 4)))
-        model.widened = bool(seed % 2)
+        model.given = ("bfloat16", "widened", "unit")[seed % 3]
         return model, even
     if kind == "pair by pair":
         return CrossScorer(seed + seed % 2), even

@@ -311,26 +311,42 @@ def test_the_words_name_what_was_seen_and_the_tolerance():
     assert "far above chance (p = 4.1e-05; below 0.00017 is too much for chance): the model knows" in told
 
 
-@pytest.mark.parametrize("widened", [False, True])
-def test_rounding_of_the_models_own_format_is_no_leak(widened):
+@pytest.mark.parametrize("given", ["bfloat16", "widened", "unit"])
+def test_rounding_of_the_models_own_format_is_no_leak(given):
     data, model = benchmark.world(0), benchmark.BFloat16(0)
-    model.widened = widened
+    model.given = given
     report = data.ask(audit, model)
     assert report.passed
     assert "(rounding in bfloat16)" in meanings(report)["alone (vectors)"]
-    # As much noise in float32, whose rounding is a thousandth of that, depends on something else.
-    model.rounded = lambda vectors: BFloat16Noise.add(vectors, model)
+
+
+def test_as_much_noise_in_another_format_is_more_than_its_rounding():
+    data, model = benchmark.world(0), benchmark.BFloat16(0)
+
+    def noisy(vectors):
+        model.calls += 1
+        noise = np.random.default_rng(model.calls).uniform(-1, 1, vectors.shape)
+        return unit(vectors * (1 + 2.0**-7 * noise)).astype(np.float32)
+
+    model.rounded = noisy
     told = meanings(data.ask(audit, model))["alone (vectors)"]
     assert "above the tolerance" in told
     assert "(1 % of the scores' spread)" in told
 
 
-class BFloat16Noise:
-    @staticmethod
-    def add(vectors, model):
-        model.calls += 1
-        noise = np.random.default_rng(model.calls).uniform(-1, 1, vectors.shape)
-        return (vectors * (1 + 2.0**-5 * noise)).astype(np.float32)
+def test_the_format_in_which_vectors_were_computed_shows():
+    import torch
+
+    vectors = torch.from_numpy(np.random.default_rng(0).standard_normal((9, 32)))
+    for given in (torch.bfloat16, torch.float16, torch.float32):
+        name = str(given).rpartition(".")[2]
+        for answered in (vectors.to(given), vectors.to(given).double(), vectors.to(given).float()):
+            assert audit_of._format_of_vectors(audit_of.numbers_of(answered))[0] == name
+    assert audit_of._format_of_vectors(audit_of.numbers_of(vectors))[0] == "float64"
+    whole = torch.randint(-127, 128, (9, 32)).float()
+    for given, name in ((vectors.bfloat16(), "bfloat16"), (vectors.float(), "float32"), (whole, "float32")):
+        scaled = torch.nn.functional.normalize(given.float(), dim=-1)
+        assert audit_of._format_of_vectors(audit_of.numbers_of(scaled))[0] == name
 
 
 def test_int8_ranges_of_a_batch_fail_for_what_they_are():

@@ -108,8 +108,10 @@ def test_audit_as_json_on_other_data(tiny_runs, scenes_folder, capsys):
     found = json.loads(capsys.readouterr().out)
     assert status == (0 if found["passed"] else 1)
     assert {check["name"].split(" (")[0] for check in found["checks"]} == {
-        "alone", "alone, other images before", "rectangular", "shuffled partners", "blank captions", "splits apart",
+        "alone", "alone, other images before", "rectangular", "new captions", "shuffled partners", "blank captions",
+        "splits apart",
     }  # fmt: skip
+    assert "dealt to mirrored images" in next(c["meaning"] for c in found["checks"] if c["name"].startswith("new"))
 
 
 def test_three_lines(tiny_runs, tmp_path):

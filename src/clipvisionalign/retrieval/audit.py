@@ -193,7 +193,7 @@ def _products(images: Numbers, captions: Numbers) -> _Table:
     scores = images.values.astype(np.float64) @ captions.values.astype(np.float64).T
     sizes = np.outer(lengths_of(images.values), lengths_of(captions.values))
     exact = product_rounding(width)
-    name, rounding = max(_narrowest_format(images), _narrowest_format(captions), key=lambda found: found[1])
+    name, rounding = max((_format_of_vectors(images), _format_of_vectors(captions)), key=lambda found: found[1])
     # Either vector may be another one by the rounding of its format, and still counts as the same: `ties.Alike`.
     reach = (2 * rounding + exact) * float(sizes.max(initial=0.0))
     return _Table(scores, scores - exact * sizes, name, reach, images, captions)
@@ -225,6 +225,25 @@ def _narrowest_format(numbers: Numbers) -> tuple[str, float]:
     return "float32", ARITHMETIC * float(np.finfo(np.float32).eps)
 
 
+def _format_of_vectors(vectors: Numbers) -> tuple[str, float]:
+    """`_narrowest_format`, also of vectors that were computed in bfloat16 and brought to unit length in more digits."""
+    name, rounding = _narrowest_format(vectors)
+    rows = [row / np.abs(row).max() for row in vectors.values[:2].astype(np.float64) if row.any()]
+    if rounding >= NARROW["float16"] or vectors.values.shape[1] < 8 or not rows:
+        return name, rounding
+    # bfloat16 has 128 numbers between powers of 2: one of them was the largest, which tells what all were divided by.
+    for row in rows:
+        scaled = row * (1.0 + np.arange(128) / 128)[:, None]
+        mantissa, power = np.frexp(scaled)
+        rounded = np.ldexp(np.round(256 * mantissa) / 256, power)
+        close = np.abs(scaled - rounded) <= 4 * float(np.finfo(np.float32).eps) * np.abs(scaled)
+        # Steps of one size for large and small numbers are those of whole numbers, int8's for one.
+        whole = np.abs(128 * scaled - np.round(128 * scaled)) <= 1e-4
+        if not (close.all(axis=1) & ~whole.all(axis=1)).any():
+            return name, rounding
+    return "bfloat16", NARROW["bfloat16"]
+
+
 # --- the audit -------------------------------------------------------------------------------------------------------
 
 
@@ -242,7 +261,8 @@ def audit(
 ) -> AuditReport:
     """Put a model to the test: new captions, shuffled partners, blank captions, alone, rectangular, splits apart.
 
-    model: answers `encode_images` and `encode_captions`, or `score`, or both, in which case both are tested.
+    model: answers `encode_images` and `encode_captions`, or `score`, or both, in which case both are tested. It may
+    round as the format of its answers does, or bfloat16 where vectors were widened, and scaled, only after that.
     images (N): whatever the model takes; captions (M); caption_image: (M,) each caption's image.
     identity: (N,) or None, caption_group: (M,) or None, as in `retrieval_metrics`.
     split_overlap: pictures found in two splits (`data.check` finds them), None where there is one split only, in which
