@@ -343,8 +343,11 @@ def test_the_format_in_which_vectors_were_computed_shows():
         for answered in (vectors.to(given), vectors.to(given).double(), vectors.to(given).float()):
             assert audit_of._format_of_vectors(audit_of.numbers_of(answered))[0] == name
     assert audit_of._format_of_vectors(audit_of.numbers_of(vectors))[0] == "float64"
-    whole = torch.randint(-127, 128, (9, 32)).float()
-    for given, name in ((vectors.bfloat16(), "bfloat16"), (vectors.float(), "float32"), (whole, "float32")):
+    for largest in range(20, 128):
+        whole = torch.from_numpy(np.random.default_rng(largest).integers(-largest, largest + 1, (2, 16)))
+        scaled = torch.nn.functional.normalize(whole.float(), dim=-1)
+        assert audit_of._format_of_vectors(audit_of.numbers_of(scaled))[0] == "float32"
+    for given, name in ((vectors.bfloat16(), "bfloat16"), (vectors.float(), "float32")):
         scaled = torch.nn.functional.normalize(given.float(), dim=-1)
         assert audit_of._format_of_vectors(audit_of.numbers_of(scaled))[0] == name
 

@@ -239,7 +239,7 @@ def _format_of_vectors(vectors: Numbers) -> tuple[str, float]:
         close = np.abs(scaled - rounded) <= 4 * float(np.finfo(np.float32).eps) * np.abs(scaled)
         # Steps of one size for large and small numbers are those of whole numbers, int8's for one.
         whole = np.abs(128 * scaled - np.round(128 * scaled)) <= 1e-4
-        if not (close.all(axis=1) & ~whole.all(axis=1)).any():
+        if whole.all(axis=1).any() or not close.all(axis=1).any():
             return name, rounding
     return "bfloat16", NARROW["bfloat16"]
 
