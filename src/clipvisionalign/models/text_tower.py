@@ -1,8 +1,9 @@
 """The text tower: any transformers encoder by name, with its own tokenizer -> one pooled vector and the tokens.
 
-`self` is the encoder as it is. `sparse` is Longformer as published (`longformer.py`), or the sliding twin of the same
-encoder: same weights, windows with the first token global, positions for 4,096 tokens, so that a comparison can hold
-everything but the attention fixed. Both are made to call this project's `attention`.
+`self` is the encoder as it is. `sparse` is Longformer as published (`longformer.py`), or the sliding-window variant of
+the same encoder: same weights, windows with the first token global, positions for 4,096 tokens, so that a comparison
+can hold everything but the attention fixed. Encoders of BERT's kin call this project's `attention` for both; all others
+run transformers' own attention, and have no sliding-window variant (`text_families.py`).
 """
 
 from __future__ import annotations
@@ -19,6 +20,14 @@ from torch import Tensor, nn
 from clipvisionalign.batch import Tokens
 from clipvisionalign.models.attention import attention
 from clipvisionalign.models.longformer import Longformer
+from clipvisionalign.models.text_families import (
+    check_encoder,
+    check_vocabulary,
+    position_offset,
+    positions_of,
+    refuse_by_config,
+    takes_attention,
+)
 from clipvisionalign.models.weights import EMBEDDED_TEXT, Origin, find_text_weights, has_tokenizer
 
 #: Under this name transformers' encoders call `attention`.
@@ -64,7 +73,9 @@ class CaptionFeatures(NamedTuple):
 
 
 class TextTower(nn.Module):
-    """A transformers encoder with its tokenizer. Raises WeightsNotFound, and ValueError for a folder of another form.
+    """A transformers encoder with its tokenizer.
+
+    Raises WeightsNotFound, and ValueError for a folder of another form and a model that is no bidirectional text encoder.
 
     folder: where config.json and the tokenizer lie; None to find them by the config's name. With `load_weights` False
     the weights come later (from an aligner's own file).
@@ -85,14 +96,21 @@ class TextTower(nn.Module):
         source = folder
         self.encoder = _build_encoder(source, config, load_weights and config.weights != "random")
         self.tokenizer = load_tokenizer(source)
+        self.pad: int = self.tokenizer.pad_token_id or 0
+        check_vocabulary(self.encoder, self.tokenizer, source)
         shape = self.encoder.config
-        self.width: int = shape.hidden_size
+        known = isinstance(self.encoder, Longformer) or self._own_attention
+        self.width: int = shape.hidden_size if known else check_encoder(self.encoder, self.pad, source)
         longformer = isinstance(self.encoder, Longformer)
         self.pooling = config.pooling if config.pooling != "auto" else "first" if longformer else "mean"
         #: Tokens that the encoder has positions for.
-        self.positions: int = positions_of(shape)
+        self.positions: int = positions_of(shape, self.encoder)
         self.max_tokens = min(config.max_tokens, self.positions)
-        self.pad: int = self.tokenizer.pad_token_id or 0
+
+    @property
+    def _own_attention(self) -> bool:
+        """Whether the encoder calls this project's `attention`."""
+        return self.encoder.config._attn_implementation == ATTENTION
 
     def tokenize(self, captions: Sequence[str]) -> Tokens:
         """The tokenizer's numbers for each caption, its special tokens included, none padded; long ones are cut."""
@@ -106,11 +124,9 @@ class TextTower(nn.Module):
             alone = self.pooling == "first" and not want_tokens
             tokens = self.encoder(ids, mask, first, first_only=alone)
         else:
-            # Our attention takes the padding as it is, (b, 1, 1, T); what an encoder of its own ways wants is (b, T).
-            ours = self.encoder.config._attn_implementation == ATTENTION
-            tokens = self.encoder(
-                input_ids=ids, attention_mask=mask.bool()[:, None, None] if ours else mask
-            ).last_hidden_state
+            # Our attention takes the padding as it is, (b, 1, 1, T); transformers' own makes that of (b, T).
+            seen = mask.bool()[:, None, None] if self._own_attention else mask
+            tokens = self.encoder(input_ids=ids, attention_mask=seen).last_hidden_state
         pooled = pool(tokens, mask, self.pooling)
         return CaptionFeatures(pooled, tokens if want_tokens else None, mask)
 
@@ -162,21 +178,42 @@ def _build_encoder(source: Path, config: TextTowerConfig, load_weights: bool) ->
     else:
         transformers.AttentionInterface.register(ATTENTION, _attention_of_towers)
         automatic, options = transformers.AutoModel, {}
-        if _calls_our_attention(shape):
+        refuse_by_config(shape, source)
+        if takes_attention(shape):
             options = {"attn_implementation": ATTENTION}
         elif config.attention == "sliding":
-            raise ValueError(f"{source}: an encoder of the kind '{shape.model_type}' cannot be given sliding windows")
+            raise ValueError(
+                f"{source}: an encoder of the kind '{shape.model_type}' cannot be given sliding windows; those of "
+                f"BERT's kin can, such as distilbert-base-uncased"
+            )
+        if shape.model_type == "big_bird":
+            # In blocks, it reads a long caption otherwise once it has read a short one.
+            shape.attention_type = "original_full"
         if load_weights:
             encoder = _load_published(automatic, source, shape, options)
         else:
-            encoder = automatic.from_config(shape, **options)
+            encoder = _from_config(automatic, source, shape, options)
         if config.attention == "sliding":
+            # A saved one has its positions already, as many as its weights have rows for.
+            extended = hasattr(shape, "attention_window")
             encoder.config.attention_window = config.window
-            extend_positions(encoder, SLIDING_POSITIONS)
+            if not extended:
+                extend_positions(encoder, SLIDING_POSITIONS)
     if getattr(encoder, "pooler", None) is not None:
-        # It was trained for sentence pairs; the projection head takes its place.
-        encoder.pooler = None
+        # It was trained for sentence pairs; the projection head takes its place. Some encoders call it in any case.
+        encoder.pooler = None if takes_attention(shape) else nn.Identity()
     return encoder.float()
+
+
+def _from_config(automatic: Any, source: Path, shape: Any, options: dict[str, Any]) -> Any:
+    """transformers' model with random weights. Raises ValueError for settings that it builds no model of."""
+    try:
+        return automatic.from_config(shape, **options)
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ValueError(
+            f"{source}: transformers builds no '{shape.model_type}' of its config.json: {reason}"
+        ) from None
 
 
 def _load_published(automatic: Any, source: Path, shape: Any, options: dict[str, Any]) -> Any:
@@ -211,15 +248,6 @@ def _any_layer(name: str) -> str:
     return re.sub(r"\.\d+\.", ".#.", name)
 
 
-def _calls_our_attention(shape: Any) -> bool:
-    """Whether transformers' encoder of this kind lets its attention be exchanged."""
-    import transformers
-
-    kind: Any = transformers.MODEL_MAPPING.get(type(shape), None)
-    kind = kind[0] if isinstance(kind, (list, tuple)) else kind
-    return bool(getattr(kind, "_supports_attention_backend", False))
-
-
 def _attention_of_towers(
     module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
     scaling: float | None = None, dropout: float = 0.0, **_: Any,
@@ -242,7 +270,7 @@ def extend_positions(encoder: Any, length: int) -> None:
     if not isinstance(table, nn.Embedding):
         raise ValueError(f"an encoder of the kind '{encoder.config.model_type}' has no table of positions to extend")
     # RoBERTa's first rows stand for padding, and are not repeated.
-    offset = _position_offset(encoder.config)
+    offset = position_offset(encoder)
     learned = table.weight[offset:]
     if len(learned) >= length:
         return
@@ -257,16 +285,6 @@ def extend_positions(encoder: Any, length: int) -> None:
     ):
         if hasattr(embeddings, name):
             embeddings.register_buffer(name, fill.long()[None], persistent=False)
-
-
-def positions_of(shape: Any) -> int:
-    """Tokens that an encoder of these settings has positions for."""
-    return shape.max_position_embeddings - _position_offset(shape)
-
-
-def _position_offset(shape: Any) -> int:
-    """RoBERTa and its heirs count positions from the padding token's number on."""
-    return shape.pad_token_id + 1 if shape.model_type in ("longformer", "roberta", "xlm-roberta", "camembert") else 0
 
 
 def load_tokenizer(source: Path) -> Any:
