@@ -107,11 +107,13 @@ class Remembered:
 class ImageHead(nn.Module):
     """From a picture tower's features to the common space: a map of the pooled vector plus a pooling of the patches."""
 
-    def __init__(self, tower_width: int, patches: int, width: int, dropout: float, heads: int = 8) -> None:
+    def __init__(self, tower: ImageTower, width: int, dropout: float, heads: int = 8) -> None:
         super().__init__()
-        self.pooled = nn.Sequential(nn.LayerNorm(tower_width), nn.Dropout(dropout), nn.Linear(tower_width, width))
-        self.patch = nn.Sequential(nn.LayerNorm(tower_width), nn.Dropout(dropout), nn.Linear(tower_width, width))
-        self.position = nn.Parameter(torch.randn(patches, width) * 0.02)
+        self.pooled, self.patch = (
+            nn.Sequential(nn.LayerNorm(each), nn.Dropout(dropout), nn.Linear(each, width))
+            for each in (tower.width, tower.patch_width)
+        )
+        self.position = nn.Parameter(torch.randn(tower.patches, width) * 0.02)
         self.weights = nn.Linear(width, heads)
         self.value = nn.Linear(width, width)
         # Every patch counts alike at the start.
@@ -150,7 +152,7 @@ class Aligner(nn.Module):
             image_tower=replace(config.image_tower, revision=self.image_tower.config.revision),
             text_tower=replace(config.text_tower, revision=self.text_tower.config.revision),
         )
-        self.image_head = ImageHead(self.image_tower.width, self.image_tower.patches, config.width, config.dropout)
+        self.image_head = ImageHead(self.image_tower, config.width, config.dropout)
         self.text_head = nn.Linear(self.text_tower.width, config.width)
         nn.init.orthogonal_(self.text_head.weight)
         # Of one element and one axis: FSDP2 shards no scalars.

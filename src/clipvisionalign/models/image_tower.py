@@ -7,6 +7,7 @@ timm backbones answer the same few calls, so one thin tower serves them all: fea
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -50,14 +51,15 @@ class ImageTowerConfig:
 
 
 class ImageFeatures(NamedTuple):
-    """What the picture tower gives. pooled: (B, C); patches: (B, P, C)."""
+    """What the image tower gives. pooled: (B, C); patches: (B, P, C'), of the same width for most backbones."""
 
     pooled: Tensor
     patches: Tensor
 
 
 class ImageTower(nn.Module):
-    """A timm backbone without its classifier. Raises ValueError for an unknown name, and WeightsNotFound.
+    """A timm backbone without its classifier. Raises WeightsNotFound, and ValueError for an unknown name and for a
+    backbone that does not take images of the size asked for.
 
     folder: where `save` wrote what the backbone is built from, where timm's name alone does not tell.
     """
@@ -86,14 +88,17 @@ class ImageTower(nn.Module):
         if found is not None and not found.published:
             tensors = read_tensors(found.path)
             names = backbone.state_dict()
-            state = match_by_order(tensors, names, found.path) if found.by_order else tensors
-            _load_all_but_classifier(backbone, dict(state), str(found.path))
-        backbone.reset_classifier(0)
+            state = dict(match_by_order(tensors, names, found.path) if found.by_order else tensors)
+            if config.size:
+                state = _resized(backbone, state, config)
+            _load_all_but_classifier(backbone, state, str(found.path))
+        _drop_classifier(backbone, config)
         if config.blocks:
             _cut(backbone, config)
         self.backbone = backbone
         self.input = _picture_input(backbone, config)
-        self.width, self.patches = self._measure()
+        #: Width of the pooled vector, number of patches, width of a patch.
+        self.width, self.patches, self.patch_width = self._measure()
 
     def save(self, folder: Path) -> None:
         """What the backbone is built from, without weights, where timm's name alone does not tell."""
@@ -101,14 +106,25 @@ class ImageTower(nn.Module):
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "config.json").write_text(json.dumps(self.published, indent=2) + "\n", encoding="utf-8")
 
-    def _measure(self) -> tuple[int, int]:
-        """Width of the vectors and number of patches, seen on a blank picture."""
-        training = self.backbone.training
+    def _measure(self) -> tuple[int, int, int]:
+        """Width of the pooled vector, number of patches and their width, seen on a blank image. Raises ValueError where
+        the backbone does not take it."""
+        training, size = self.backbone.training, self.input.size
         self.backbone.eval()
-        with torch.no_grad():
-            features = self(torch.zeros(1, 3, self.input.size, self.input.size))
-        self.backbone.train(training)
-        return features.pooled.shape[-1], features.patches.shape[1]
+        try:
+            with torch.no_grad():
+                features = self(torch.zeros(1, 3, size, size))
+            if features.pooled.ndim != 2 or features.patches.ndim != 3 or not features.patches.shape[1]:
+                raise ValueError("it gives no pooled vector with the patches that it is of")
+        except Exception as error:
+            if self.config.size:
+                own = self.backbone.pretrained_cfg["input_size"][-1]
+                asked = f"{size} x {size} pixels; its own size is {own}, for --model.image_tower.size 0"
+                raise ValueError(f"{self.config.name}: does not take {asked}: {_reason(error)}") from None
+            raise ValueError(f"{self.config.name}: is no image tower: {_reason(error)}") from None
+        finally:
+            self.backbone.train(training)
+        return features.pooled.shape[-1], features.patches.shape[1], features.patches.shape[2]
 
     def forward(self, pixels: Tensor) -> ImageFeatures:
         """pixels (B, 3, S, S), bytes or scaled -> pooled (B, C), patches (B, P, C)."""
@@ -120,7 +136,9 @@ class ImageTower(nn.Module):
         return self.backbone.forward_features(pixels)
 
     def features_of(self, features: Tensor) -> ImageFeatures:
-        """What `feature_map` gives -> pooled (B, C), patches (B, P, C)."""
+        """What `feature_map` gives -> pooled (B, C), patches (B, P, C')."""
+        if not isinstance(features, Tensor):
+            raise TypeError("it gives its features in several tensors")
         pooled = self.backbone.forward_head(features, pre_logits=True)
         if features.ndim == 4:
             # timm says in which order a map's axes stand; most are (B, C, h, w), Swin's are (B, h, w, C).
@@ -167,26 +185,82 @@ def _build(
         }
         if "num_classes" in published:
             options["pretrained_cfg"]["num_classes"] = published["num_classes"]
-    if config.size and "vit" in architecture:
-        options["img_size"] = config.size
-    if found is None or not found.published:
-        return timm.create_model(architecture, pretrained=False, **options)
-    # timm's hub files are tensors alone, whatever custom format the same weights once came in.
-    overlay = {"file": str(found.path), "custom_load": False, "source": None}
-    if "pretrained_cfg" in options:
-        options["pretrained_cfg"] |= overlay
-    else:
-        options["pretrained_cfg_overlay"] = overlay
+    published_weights = found is not None and found.published
+    if published_weights:
+        assert found is not None
+        # timm's hub files are tensors alone, whatever custom format the same weights once came in.
+        overlay = {"file": str(found.path), "custom_load": False, "source": None}
+        if "pretrained_cfg" in options:
+            options["pretrained_cfg"] |= overlay
+        else:
+            options["pretrained_cfg_overlay"] = overlay
     try:
-        return timm.create_model(architecture, pretrained=True, **options)
+        return _create(architecture, published_weights, config.size, options)
     except Exception as error:
-        reason = next((line.strip() for line in str(error).splitlines()[1:] if line.strip()), str(error))
-        raise ValueError(f"{found.path}: not the weights of this backbone: {reason}") from None
+        if published_weights:
+            assert found is not None
+            reason = next((line.strip() for line in str(error).splitlines()[1:] if line.strip()), str(error))
+            raise ValueError(f"{found.path}: not the weights of this backbone: {reason}") from None
+        at = f" of {config.size} x {config.size} pixels; leave --model.image_tower.size out" if config.size else ""
+        raise ValueError(f"{config.name}: timm builds no such backbone{at}: {_reason(error)}") from None
+
+
+def _create(architecture: str, pretrained: bool, size: int, options: dict[str, Any]) -> Any:
+    """timm's model for images of `size` pixels; a backbone that needs no size beforehand is not told of one."""
+    import timm
+
+    if size:
+        try:
+            return timm.create_model(architecture, pretrained=pretrained, img_size=size, **options)
+        except TypeError as error:
+            if "img_size" not in str(error):
+                raise
+    return timm.create_model(architecture, pretrained=pretrained, **options)
+
+
+def _resized(backbone: nn.Module, state: dict[str, Tensor], config: ImageTowerConfig) -> dict[str, Tensor]:
+    """Weights that depend on the image's size (positions) as the backbone needs them: timm resamples them, as it does
+    when it loads what it has published. Raises ValueError where it cannot."""
+    filtered = getattr(sys.modules[type(backbone).__module__], "checkpoint_filter_fn", None)
+    if filtered is not None:
+        try:
+            state = filtered(state, backbone)
+        except Exception as error:
+            told = f"timm cannot resample its weights for {config.size} x {config.size} pixels: {_reason(error)}"
+            raise ValueError(f"{config.name}: {told}; leave --model.image_tower.size out") from None
+    own = backbone.state_dict()
+    heads = _classifier(backbone)
+    wrong = [
+        name
+        for name, tensor in state.items()
+        if name in own and own[name].shape != tensor.shape and not name.startswith(heads)
+    ]
+    if wrong:
+        told = f"{wrong[0]} has another shape at {config.size} x {config.size} pixels, or is another backbone's"
+        raise ValueError(f"{config.name}: not the weights of this backbone: {told}; leave --model.image_tower.size out")
+    return state
+
+
+def _drop_classifier(backbone: Any, config: ImageTowerConfig) -> None:
+    try:
+        backbone.reset_classifier(0)
+    except Exception as error:
+        raise ValueError(f"{config.name}: is no image tower, as it has no classifier: {_reason(error)}") from None
+
+
+def _reason(error: Exception) -> str:
+    """The first line of another library's error."""
+    return " ".join((str(error).strip().splitlines() or [type(error).__name__])[0].split())[:200]
+
+
+def _classifier(backbone: nn.Module) -> tuple[str, ...]:
+    """What the names of a classifier's tensors begin with."""
+    classifier = backbone.default_cfg.get("classifier", ())  # type: ignore[union-attr, operator]
+    return tuple(f"{name}." for name in ([classifier] if isinstance(classifier, str) else classifier))
 
 
 def _load_all_but_classifier(backbone: nn.Module, state: dict[str, Tensor], path: str) -> None:
-    classifier = backbone.default_cfg.get("classifier", ())  # type: ignore[union-attr, operator]
-    heads = tuple(f"{name}." for name in ([classifier] if isinstance(classifier, str) else classifier))
+    heads = _classifier(backbone)
     state = {key: value for key, value in state.items() if not key.startswith(heads)}
     try:
         missing, unexpected = backbone.load_state_dict(state, strict=False)

@@ -75,7 +75,7 @@ class CaptionFeatures(NamedTuple):
 class TextTower(nn.Module):
     """A transformers encoder with its tokenizer.
 
-    Raises WeightsNotFound, and ValueError for a folder of another form and a model that is no bidirectional text encoder.
+    Raises WeightsNotFound, and ValueError for a folder of another form, or a model that is no bidirectional encoder.
 
     folder: where config.json and the tokenizer lie; None to find them by the config's name. With `load_weights` False
     the weights come later (from an aligner's own file).

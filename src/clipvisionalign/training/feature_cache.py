@@ -108,7 +108,7 @@ class FeatureCache:
 
 def size_on_disk(images: int, views: int, tower: ImageTower) -> int:
     """Bytes that the features of `images` take."""
-    return images * views * (1 + tower.patches) * tower.width * 2
+    return images * views * (tower.width + tower.patches * tower.patch_width) * 2
 
 
 def room_for(folder: Path, wanted: int) -> bool:
@@ -229,7 +229,10 @@ def _compute(
     aside.mkdir(parents=True)
     device = next(tower.parameters()).device
     count, wanted = len(data), size_on_disk(len(data), len(views), tower)
-    shapes = {"pooled": (count, len(views), tower.width), "patches": (count, len(views), tower.patches, tower.width)}
+    shapes = {
+        "pooled": (count, len(views), tower.width),
+        "patches": (count, len(views), tower.patches, tower.patch_width),
+    }
     kept = {
         name: np.lib.format.open_memmap(aside / f"{name}.npy", "w+", np.float16, shape)
         for name, shape in shapes.items()
