@@ -221,6 +221,16 @@ def test_a_family_is_refused_by_name(tmp_path, kind):
     assert "\n" not in words
 
 
+def test_a_saved_sliding_tower_has_the_positions_it_was_saved_with(tmp_path):
+    """Runs saved when RoBERTa's kin was extended without its offset have 4,096 rows, and their weights have too."""
+    settings = READ["data2vec-text"] | {"max_position_embeddings": 4096, "attention_window": 8}
+    CONFIG_MAPPING["data2vec-text"](**settings).save_pretrained(tmp_path)
+    tokenizer().save_pretrained(tmp_path)
+    tower = TextTower(TextTowerConfig("elsewhere", attention="sliding", max_tokens=4096), tmp_path, load_weights=False)
+    assert tower.encoder.embeddings.position_embeddings.num_embeddings == 4096
+    assert tower.max_tokens == 4094
+
+
 def test_a_bert_that_decodes_is_refused(tmp_path):
     save(tmp_path, "bert", SMALL | {"is_decoder": True})
     with pytest.raises(ValueError, match="'bert' is causal"):

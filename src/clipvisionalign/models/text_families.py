@@ -32,7 +32,7 @@ _POSITIONS_AFTER_PADDING = frozenset({
 #: What a refusal names instead.
 WAY_OUT = "name a bidirectional encoder, such as distilbert-base-uncased"
 
-#: Tokens of the captions that `check_encoder` reads, and of the padding behind them.
+#: Tokens of the shorter caption that `check_encoder` reads, and how many more the longer one has.
 _CHECKED, _PADDING = 6, 3
 
 #: Share of the largest output that rounding may change, in float32. What a token or padding does is far above.
@@ -107,32 +107,31 @@ def check_vocabulary(encoder: Any, tokenizer: Any, source: Any) -> None:
 
 @torch.no_grad()
 def check_encoder(encoder: Any, pad: int, source: Any) -> int:
-    """Read three small captions, and return the width W of what comes of them.
+    """Read two small captions, and return the width W of what comes of them.
 
     pad: the tokenizer's number for padding. Leaves the encoder's mode and all random states as they are. Raises
     ValueError, naming the model type, for an encoder that needs more than a caption, that gives no vector for each
     token, in which a token sees none that follows it, or in which padding changes what a caption gives.
     """
     kind, training = encoder.config.model_type, encoder.training
-    both = _two_captions(encoder, pad)
-    ids = torch.cat([both, torch.full((2, _PADDING), pad)], dim=1)
-    # Padding is padding because a longer caption is in the batch.
-    ids[1, _CHECKED:] = both[1, :_PADDING]
+    # The first is padded to the length of the second; they begin with the same token.
+    ids = _two_captions(encoder, pad)
     mask = torch.ones_like(ids)
     mask[0, _CHECKED:] = 0
+    one = ids[:1, :_CHECKED]
     encoder.eval()
     try:
         with kept_random_states():
-            alone = _last_states(encoder, both, torch.ones_like(both))
+            alone = _last_states(encoder, one, torch.ones_like(one))
             padded = _last_states(encoder, ids, mask)
     except Exception as error:
         reason = " ".join((str(error).strip().splitlines() or [type(error).__name__])[0].split())[:200]
         raise ValueError(f"{source}: '{kind}' does not read captions alone: {reason}; {WAY_OUT}") from None
     finally:
         encoder.train(training)
-    if alone is None or padded is None or alone.shape[:2] != both.shape or padded.shape[:2] != ids.shape:
+    if alone is None or padded is None or alone.shape[:2] != one.shape or padded.shape[:2] != ids.shape:
         raise ValueError(f"{source}: '{kind}' gives no last hidden state for each token; {WAY_OUT}")
-    if _same(alone[0, 0], alone[1, 0]):
+    if _same(padded[0, 0], padded[1, 0]):
         raise ValueError(
             f"{source}: '{kind}' is causal: a token sees none that follows it, so that its vectors are no mean of a "
             f"caption; {WAY_OUT}"
@@ -152,14 +151,15 @@ def _last_states(encoder: Any, ids: Tensor, mask: Tensor) -> Tensor | None:
 
 
 def _two_captions(encoder: Any, pad: int) -> Tensor:
-    """Tokens of two captions that begin alike (2, T): words from the middle of the vocabulary, away from its special
-    tokens."""
+    """Tokens of two captions that begin alike (2, T), the first of them padded.
+
+    Words from the middle of the vocabulary, away from its special tokens.
+    """
     size = getattr(encoder.config, "vocab_size", None)
     size = size if isinstance(size, int) and size > 2 else 1000
     words = [number for number in range(size // 2, min(size // 2 + _CHECKED + 2, size)) if number != pad]
-    return torch.tensor(
-        [[words[0]] + [words[(k + start) % len(words)] for k in range(1, _CHECKED)] for start in (0, 1)]
-    )
+    longer = [words[0], *(words[(k + 1) % len(words)] for k in range(1, _CHECKED + _PADDING))]
+    return torch.tensor([[words[k % len(words)] for k in range(_CHECKED)] + [pad] * _PADDING, longer])
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
