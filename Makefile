@@ -10,7 +10,7 @@ TORCH := torch==2.14.1 torchvision==0.29.1
 WORKERS ?= 2
 PYTEST_FLAGS ?=
 
-.PHONY: install demo test test-parts lint bench clean
+.PHONY: install demo test test-all test-parts lint bench clean
 
 install: $(STAMP)
 
@@ -27,6 +27,11 @@ demo: install
 
 test: install lint test-parts
 	$(BIN)/pytest -n $(WORKERS) --dist loadgroup $(PYTEST_FLAGS)
+
+# With all combinations of settings, and more random dealings of streams, than `make test` has time for: half an hour.
+test-all: export COMBINATIONS = all
+test-all: export DEALINGS = 70
+test-all: test
 
 # A Chromium and a C++ compiler for the tests, where the system has none.
 test-parts: install

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from clipvisionalign import load_aligner, read_captioned_images
@@ -52,6 +52,7 @@ rows_of = st.lists(
 
 
 @given(rows_of)
+@example([(f"{place}.jpg", ("a",), None if place < 3 else "1") for place in range(6)])
 @settings(max_examples=60, deadline=None)
 def test_what_belongs_together_is_in_one_half_and_each_half_can_choose(rows):
     data = images(rows)

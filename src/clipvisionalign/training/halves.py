@@ -99,7 +99,8 @@ def halves_of(data: CaptionedImages) -> Halves | None:
     attempts = {"images of one identity or with a caption in common": texts, "images of one identity": none}
     for apart, shared in attempts.items():
         groups = _groups(keys, shared)
-        for half, least in ((_by_hash(groups, keys), LEAST_SHARE * len(keys)), (_by_size(groups), 0)):
+        dealt = (_by_hash(groups, keys), LEAST_SHARE * len(keys)), (_by_size(groups), 0), (_by_size(groups, each=2), 0)
+        for half, least in dealt:
             several = all(len({keys[place] for place in np.flatnonzero(half == number)}) >= 2 for number in (0, 1))
             if several and min(np.bincount(half)) >= least:
                 return Halves(half, half[partners.caption_image], partners, apart)
@@ -133,11 +134,18 @@ def _by_hash(groups: np.ndarray, keys: list[str]) -> np.ndarray:
     return np.array([digests[group][-1] & 1 for group in range(len(digests))])[groups]
 
 
-def _by_size(groups: np.ndarray) -> np.ndarray:
-    """(N,) 0 or 1, one number a group: the largest first, each to the half that has fewer images."""
+def _by_size(groups: np.ndarray, each: int = 0) -> np.ndarray:
+    """(N,) 0 or 1, one number a group: the largest first, each to the half that has fewer images. each: groups that
+    both halves get, however large one of them is."""
     sizes = np.bincount(groups)
-    of_group, held = np.zeros(len(sizes), dtype=np.int64), [0, 0]
-    for group in np.argsort(-sizes, kind="stable"):
-        of_group[group] = int(held[1] < held[0])
-        held[of_group[group]] += int(sizes[group])
+    of_group, held, many = np.zeros(len(sizes), dtype=np.int64), [0, 0], [0, 0]
+    order = np.argsort(-sizes, kind="stable").tolist()
+    for place, group in enumerate(order):
+        half = int(held[1] < held[0])
+        if len(order) - place <= max(0, each - many[1 - half]):
+            # The last ones are needed by the other half.
+            half = 1 - half
+        of_group[group] = half
+        held[half] += int(sizes[group])
+        many[half] += 1
     return of_group[groups]

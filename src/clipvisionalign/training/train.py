@@ -855,7 +855,8 @@ def check_settings(config: RunConfig) -> None:
     for name in ("chunk", "profile", "steps", "train_images"):
         if getattr(config, name) < 0:
             raise ValueError(f"--{name} should not be below 0")
-    if config.chunk and config.freeze != "image" and config.model.image_tower.weights == "random":
+    learns = config.freeze not in ("image", "both", "all")
+    if config.chunk and learns and config.model.image_tower.weights == "random":
         raise ValueError(
             "--chunk with a picture tower that starts at random: the statistics of its batch norm would be those of a "
             "chunk, not of the batch; give it weights, or --freeze image"
