@@ -230,7 +230,7 @@ def begun_in(out: Path) -> Path:
     """The directory in which a run was begun; the current one, where that was not recorded."""
     environment = out / "environment.json"
     told = json.loads(environment.read_text()).get("directory") if environment.is_file() else None
-    return Path(told) if told else Path.cwd()
+    return Path(told) if told and Path(told).is_dir() else Path.cwd()
 
 
 def in_directory(config: RunConfig, directory: Path) -> RunConfig:
@@ -281,7 +281,8 @@ def train(config: RunConfig, say: Say = print, state: dict[str, Any] | None = No
     seed_everything(config.seed)
 
     data = open_data(config, say, processes)
-    opened = processes.first_does(lambda: data.opened(processes.first))
+    # A profile goes on nowhere.
+    opened = {} if config.profile else processes.first_does(lambda: data.opened(processes.first))
     if state is not None:
         refuse_other_data(state, opened, config, out)
         refuse_other_readers(state, data, processes, out)
