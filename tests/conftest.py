@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import getpass
 import os
+import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +16,11 @@ from optional_parts import BROWSER
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # Tiny models: a second thread each costs more than it brings, and the tests run on all cores anyway.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+if capability := os.environ.get("ATEN_CPU_CAPABILITY"):
+    # What Inductor has compiled for one processor it would take for another that PyTorch is told to be.
+    kept = Path(tempfile.gettempdir()) / f"inductor-{getpass.getuser()}-{capability}"
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(kept))
 
 #: How the reasons begin of skips that no installation can undo: everything else is set up by `make test`.
 HARDWARE = ("no GPU", "no small disk")

@@ -143,6 +143,15 @@ def test_a_shard_that_is_not_what_its_index_says_is_an_error(tmp_path):
             list(StreamedBatches(open_stream(source), tokenize, 0, None).epoch(5, 1, 0))
 
 
+def test_what_webdataset_passes_over_is_not_counted(tmp_path):
+    with tarfile.open(tmp_path / "train-0.tar", "w") as tar:
+        for name in ("__meta__/about.json", "a.png", "a.txt", "README", "b.png", "b.txt", "__meta__.json"):
+            add(tar, name, b"x")
+    stream = open_stream(str(tmp_path))
+    found = list(stream.read(1, 0, 0, stream.count))
+    assert sorted(sample.name for sample in found if not sample.bad) == ["train-0.tar, a", "train-0.tar, b"]
+
+
 def test_shards_belong_to_the_split_that_their_names_tell(tmp_path):
     assert [split_of(Path(name)) for name in ("a-train-0.tar", "dev_0.tar", "VALIDATION.tar", "trainer-1.tar")] == [
         "train", "dev", "dev", "",

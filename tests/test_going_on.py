@@ -235,6 +235,13 @@ def test_a_run_takes_the_steps_that_it_planned(settings, tmp_path, images, batch
     assert (found["steps"], found["steps_skipped"], found["images_left_out"]) == (2 * steps, 0, 0)
 
 
+@pytest.mark.parametrize(("asked", "more", "steps"), [(2, {}, 2), (50, {}, 6), (50, {"steps": 4}, 4)])
+def test_a_profile_ends_where_the_training_would(settings, tmp_path, asked, more, steps):
+    found = train(settings("", out=str(tmp_path / "profile"), profile=asked, **more), silent)
+    assert found["steps"] == steps
+    assert not (tmp_path / "profile").exists()
+
+
 def test_steps_and_chunks_of_unreadable_images_are_counted_and_the_schedule_ends(
     own_scenes, settings, tmp_path, monkeypatch
 ):
@@ -257,7 +264,7 @@ def test_steps_and_chunks_of_unreadable_images_are_counted_and_the_schedule_ends
         assert_same(stopped.out, config.out)
     for image in training_images(own_scenes):
         image.write_bytes(image.read_bytes()[:500])
-    with pytest.raises(DataError, match="none of 12 steps could be taken"):
+    with pytest.raises(DataError, match="11 of 11 steps were none"):
         train(settings("", out=str(tmp_path / "none"), **more), silent)
 
 

@@ -90,6 +90,17 @@ def test_in_chunks_with_dropout_the_gradients_are_those_of_the_whole(build, desi
     assert worst(exact_chunks, exact) < TIMES * TIMES * error * bits
 
 
+@pytest.mark.parametrize("places", [[3], [3, 4]])
+def test_a_fusion_without_negatives_of_its_own_has_nothing_to_learn(build, places):
+    """As on a process that has one image of a step, or two of one identity."""
+    step, batches = build("cross")
+    batches.identity = torch.zeros_like(batches.identity)
+    figures = step.whole(batches[(0, places)], Known())
+    assert figures.images == len(places)
+    assert torch.isfinite(torch.tensor([figures.loss, figures.pair_loss])).all()
+    assert all(torch.isfinite(gradient).all() for gradient in gradients(step).values())
+
+
 def test_what_was_drawn_goes_on_as_if_no_chunk_had_been_replayed(build):
     step, batches = build()
     dealt = batches.deal(12, 1, 0, chunk=6)[:4]

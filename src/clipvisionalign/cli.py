@@ -253,7 +253,9 @@ def train(arguments: list[str]) -> int:
     if settings["profile"]:
         with tempfile.TemporaryDirectory() as folder:
             settings |= {"out": str(Path(folder) / "profile"), "overwrite": False}
-            _print_profile(train_run(RunConfig(**settings), say))
+            found = train_run(RunConfig(**settings), say)
+        if _speaks():
+            _print_profile(found)
         return 0
     results = resume(stopped, say) if stopped is not None else train_run(RunConfig(**settings), say)
     if not _speaks():

@@ -128,7 +128,9 @@ class Shards:
             beyond = some.stop == size and next(found, None) is not None
             if read < len(some) or beyond:
                 told = "more" if beyond else f"{some.start + read:,}"
-                raise DataError(f"{path}: holds {told} samples where {size:,} were counted; remove {INDEX} beside it")
+                index = path.with_name(INDEX)
+                out = f"; remove {index}, which says so" if index.is_file() else ""
+                raise DataError(f"{path}: holds {told} samples where {size:,} were counted{out}")
 
 
 def mixed(samples: Iterator[Sample], rng: random.Random) -> Iterator[Sample]:
@@ -309,7 +311,7 @@ def _samples_in(path: Path) -> int:
     except (tarfile.TarError, OSError, EOFError) as error:
         raise DataError(f"{path}: not a whole tar file: {error}") from None
     # As webdataset groups them: neighbours of one name but for what follows its first point.
-    keys = [key for key, kind in map(base_plus_ext, names) if key is not None and not META.match(key)]
+    keys = [key for key, _ in map(base_plus_ext, filter(lambda name: not META.match(name), names)) if key is not None]
     return sum(before != key for before, key in pairwise([None, *keys]))
 
 
@@ -535,12 +537,12 @@ class StreamedBatches(IterableDataset[Batch]):
         count, steps = self.stream.count, self.steps(batch, share[1])
         sizes = [own_size(count, steps, step, share) for step in range(worker, steps, workers)]
         # The readers' stretches lie one behind the other: process by process, worker by worker.
-        first = sum(
-            own_size(count, steps, step, (process, share[1]))
-            for process in range(share[0] + 1)
-            for step in range(steps)
-            if process < share[0] or step % workers < worker
-        )
+        first = 0
+        for step in range(steps):
+            each, more = divmod(own_size(count, steps, step), share[1])
+            # Those of the processes before this one, and those that earlier workers of this one read.
+            first += share[0] * each + min(share[0], more)
+            first += each + (share[0] < more) if step % workers < worker else 0
         samples = self.stream.read(epoch, seed, first, first + sum(sizes))
         done = len(range(worker, start, workers))
         # Read past without decoding: the order is that of the undisturbed epoch.

@@ -137,7 +137,8 @@ class Processes:
 
     def unsynchronised(self, model: nn.Module) -> Any:
         """A context in which gradients stay each process's own."""
-        return self.accelerator.no_sync(model) if self.many else nullcontext()
+        wrapped = any(hasattr(model, name) for name in ("no_sync", "set_requires_gradient_sync"))
+        return self.accelerator.no_sync(model) if self.many and wrapped else nullcontext()
 
     def clip(self, parameters: list[nn.Parameter], most: float) -> None:
         """Scale all gradients down to a norm of at most `most`, over all processes."""

@@ -464,5 +464,5 @@ def fusion_loss(
         corrections = corrections.index_copy(0, pairs, found.float())
     true, by_caption, by_image = corrections.split([len(rows), len(rows) * count, len(rows) * count])
     target = torch.zeros(len(rows), dtype=torch.long, device=logits.device)
-    ways = (torch.cat([true[:, None], wrong.view(-1, count)], dim=1) for wrong in (by_caption, by_image))
+    ways = (torch.cat([true[:, None], wrong.view(len(rows), count)], dim=1) for wrong in (by_caption, by_image))
     return sum((nn.functional.cross_entropy(way, target) for way in ways), torch.zeros((), device=logits.device)) / 2

@@ -32,6 +32,7 @@ from torch import Tensor
 
 from clipvisionalign.batch import Batch
 from clipvisionalign.data.captioned import DataError, Identity
+from clipvisionalign.data.streams import BAD_FEW, BAD_SHARE
 from clipvisionalign.models.aligner import (
     PAIR_PARTS,
     Aligner,
@@ -90,6 +91,7 @@ from clipvisionalign.training.training_data import (
     TrainingData,
     frozen_captions,
     frozen_features,
+    keeps_features,
     open_data,
     refuse_changed,
     refuse_other_data,
@@ -228,8 +230,11 @@ def resume(run: str | Path, say: Say = print) -> dict[str, Any]:
 
 def begun_in(out: Path) -> Path:
     """The directory in which a run was begun; the current one, where that was not recorded."""
-    environment = out / "environment.json"
-    told = json.loads(environment.read_text()).get("directory") if environment.is_file() else None
+    try:
+        told = json.loads((out / "environment.json").read_text()).get("directory")
+    except (OSError, ValueError):
+        # Cut off in the very first moment of a run.
+        told = None
     return Path(told) if told and Path(told).is_dir() else Path.cwd()
 
 
@@ -251,7 +256,11 @@ def in_directory(config: RunConfig, directory: Path) -> RunConfig:
     model = replace(
         config.model,
         image_tower=replace(image, weights=found(image.weights)),
-        text_tower=replace(text, name=found(text.name), weights=found(text.weights)),
+        text_tower=replace(
+            text,
+            name=found(text.name) if (directory / text.name / "config.json").is_file() else text.name,
+            weights=found(text.weights),
+        ),
     )
     data, dev_data, init = found(config.data), found(config.dev_data), found(config.init)
     return replace(config, data=data, dev_data=dev_data, init=init, cache=cache, model=model)
@@ -282,7 +291,9 @@ def train(config: RunConfig, say: Say = print, state: dict[str, Any] | None = No
 
     data = open_data(config, say, processes)
     # A profile goes on nowhere.
-    opened = {} if config.profile else processes.first_does(lambda: data.opened(processes.first))
+    opened = (
+        {} if config.profile else processes.first_does(lambda: data.opened(keeps_features(config), processes.first))
+    )
     if state is not None:
         refuse_other_data(state, opened, config, out)
         refuse_other_readers(state, data, processes, out)
@@ -326,7 +337,7 @@ def train(config: RunConfig, say: Say = print, state: dict[str, Any] | None = No
         raise DataError(f"{config.data}: {len(batches)} images for {processes.count} processes: each needs one a step")
     in_epoch = batches.steps(config.batch, processes.count)
     steps = in_epoch * config.epochs
-    steps = min(steps, config.steps or steps)
+    steps = min(steps, config.steps or steps, config.profile or steps)
     epochs = -(-steps // in_epoch)
 
     kept = copy.deepcopy(aligner)
@@ -406,30 +417,37 @@ def train(config: RunConfig, say: Say = print, state: dict[str, Any] | None = No
                         # PyTorch thinks that the first step of the optimiser was forgotten.
                         warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")
                         scheduler.step()
-                    continue
-                if not math.isfinite(figures.loss + figures.pair_loss):
-                    told = (
-                        f"step {where.step + 1}: the loss is not finite; its pictures: {', '.join(figures.names)}, ..."
-                    )
-                    raise FloatingPointError(f"{told}; the last good checkpoint is in {out / CHECKPOINTS}")
-                with timings("optimiser"):
-                    processes.clip(parameters, 1.0)
-                    optimizer.step()
-                    scheduler.step()
-                    aligner.limit_temperatures()
-                    average.update()
-                    optimizer.zero_grad(set_to_none=True)
+                    if where.skipped > max(BAD_FEW, BAD_SHARE * steps):
+                        told = "steps were none: too few of their images could be read"
+                        raise DataError(
+                            f"{config.data}: {where.skipped} of {where.step} {told}; the last good checkpoint is in "
+                            f"{out / CHECKPOINTS}"
+                        )
+                else:
+                    if not math.isfinite(figures.loss + figures.pair_loss):
+                        names = ", ".join(figures.names)
+                        told = f"step {where.step + 1}: the loss is not finite; its pictures: {names}, ..."
+                        raise FloatingPointError(f"{told}; the last good checkpoint is in {out / CHECKPOINTS}")
+                    with timings("optimiser"):
+                        processes.clip(parameters, 1.0)
+                        optimizer.step()
+                        scheduler.step()
+                        aligner.limit_temperatures()
+                        average.update()
+                        optimizer.zero_grad(set_to_none=True)
 
-                images_seen += figures.images
-                values = np.array([figures.loss, figures.pair_loss, figures.accuracy])
-                where.count(values)
-                show(where.step, values, images_seen / (time.perf_counter() - epoch_start), where.best)
-                if where.step % 10 == 0 or where.step == 1:
-                    now = {"loss": figures.loss, "fusion_loss": figures.pair_loss, "accuracy": figures.accuracy}
-                    records.write(where.step, epoch=epoch, **now)
-                if where.step == config.profile:
-                    found = {"profile": timings.taken(), "loading": stream.loading, "steps": where.step}
-                    shutil.rmtree(out)
+                    images_seen += figures.images
+                    values = np.array([figures.loss, figures.pair_loss, figures.accuracy])
+                    where.count(values)
+                    show(where.step, values, images_seen / (time.perf_counter() - epoch_start), where.best)
+                    if where.step % 10 == 0 or where.step == 1:
+                        now = {"loss": figures.loss, "fusion_loss": figures.pair_loss, "accuracy": figures.accuracy}
+                        records.write(where.step, epoch=epoch, **now)
+                if config.profile and where.step == steps:
+                    taken = where.step - where.skipped
+                    found = {"profile": timings.taken(), "loading": stream.loading, "steps": taken}
+                    if processes.first:
+                        shutil.rmtree(out)
                     return {**found, "images": images_seen, "tokenise": batches.tokenise_seconds}
                 # One process is asked, all have to stop at the same step.
                 asked, late = processes.first_does(lambda: (stop(), time.perf_counter() - saved))
@@ -592,7 +610,7 @@ def take_step(
     if config.chunk:
         # As many on every process: a sharded model is called together.
         count = min(-(-max(sizes) // config.chunk), min(sizes))
-        parts = batch.chunks(count, step.aligner.text_tower.pad)
+        parts = [part.to(device) for part in batch.chunks(count, step.aligner.text_tower.pad)]
         return step.cached(iter([*parts, *parts]), len(parts), knows)
     return step.whole(batch, knows(batch))
 
@@ -662,14 +680,13 @@ class Whole:
         if self.average.sharded:
             save_sharded(out, step, self._tensors(), rest, processes.first, processes.wait)
             return
-        if processes.first:
-            state = {
-                "towers": self.towers.state_dict(),
-                "average": self.average.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-            }
-            save_checkpoint(out, step, {**state, **rest})
-        processes.wait()
+        parts = {"towers": self.towers, "average": self.average, "optimizer": self.optimizer}
+
+        def write() -> None:
+            save_checkpoint(out, step, {**{name: part.state_dict() for name, part in parts.items()}, **rest})
+
+        # All get the error of one that cannot write, and go on together.
+        processes.first_does(write)
 
     def load(self, state: dict[str, Any], processes: Processes) -> None:
         """Put everything where a checkpoint has it."""
@@ -902,11 +919,11 @@ def _write_records(out: Path, config: RunConfig, data: TrainingData, aligner: Al
     aside.write_text(yaml.safe_dump(asdict(replace(config, overwrite=False)), sort_keys=False))
     aside.replace(out / "config.yaml")
     (out / "data.json").write_text(json.dumps(data.about(), indent=2) + "\n")
+    environment = {"versions": versions(), "machine": machine(), "directory": str(Path.cwd())}
+    (out / "environment.json").write_text(json.dumps(environment, indent=2) + "\n")
     origins = {"image_tower": aligner.image_tower.origin, "text_tower": aligner.text_tower.origin}
     weights = {tower: origin.to_dict() for tower, origin in origins.items()}
     (out / "weights.json").write_text(json.dumps(weights, indent=2) + "\n")
-    environment = {"versions": versions(), "machine": machine(), "directory": str(Path.cwd())}
-    (out / "environment.json").write_text(json.dumps(environment, indent=2) + "\n")
 
 
 def end_of_epoch(

@@ -54,13 +54,13 @@ class TrainingData:
     max_tokens: int = 0
     cut: dict[str, CutCaptions] = field(default_factory=dict)
 
-    def opened(self, shown: bool = True) -> dict[str, dict[str, str]]:
-        """Both splits by content, as they were opened: before it turns out what of them cannot be decoded. A stream's
-        training split by names and sizes."""
+    def opened(self, by_content: bool, shown: bool = True) -> dict[str, dict[str, str]]:
+        """What both splits hold, as they were opened: before it turns out what of them cannot be decoded. Training
+        images by their bytes, if `by_content`, else by name and size, as are a stream's files."""
         if not isinstance(self.train, CaptionedImages):
             return {"train": {"shards": self.train.fingerprint()}, "dev": data_contents(self.dev)}
         with long_step("reading the images, to know them again", shown=shown):
-            return {"train": data_contents(self.train), "dev": data_contents(self.dev)}
+            return {"train": data_contents(self.train, by_content), "dev": data_contents(self.dev)}
 
     def batches(
         self, augment: str, aligner: Aligner, features: FeatureCache | None
@@ -231,6 +231,12 @@ def _open_stream(config: RunConfig, say: Say, processes: Processes) -> TrainingD
     return TrainingData(config.data, stream, dev, left_out, {})
 
 
+def keeps_features(config: RunConfig) -> bool:
+    """Whether a run would keep its picture tower's features on disk, which are known by the images' bytes."""
+    adapted = config.peft == "lora" and config.lora.towers != "text"
+    return config.freeze in ("image", "both", "all") and config.cache != "off" and not adapted
+
+
 def frozen_features(
     config: RunConfig,
     aligner: Aligner,
@@ -247,9 +253,7 @@ def frozen_features(
     """
     if decided is False:
         return None, None
-    if config.freeze not in ("image", "both", "all") or config.cache == "off":
-        return None, None
-    if config.peft == "lora" and config.lora.towers != "text":
+    if not keeps_features(config):
         return None, None
     train = data.train
     if not isinstance(train, CaptionedImages):
