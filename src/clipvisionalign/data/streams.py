@@ -41,6 +41,7 @@ from clipvisionalign.data.captioned import (
     hashed,
     text_number,
 )
+from clipvisionalign.data.formats.tables import IDENTITY_COLUMNS
 
 #: Share of samples that may be bad; a set of a few samples may have a few.
 BAD_SHARE, BAD_FEW = 0.01, 10
@@ -53,11 +54,10 @@ PARQUET_ROWS = 64
 
 #: Written beside shards: how many samples each of them holds.
 INDEX = "shards.json"
-#: Keys that webdataset passes over.
+#: Names of files that webdataset passes over.
 META = re.compile(r"__[^/]*__($|/)")
 PICTURES = ("jpg", "jpeg", "png", "webp", "ppm", "gif", "bmp")
 CAPTION_NAMES = ("captions", "caption", "sentences", "text", "raw")
-IDENTITY_NAMES = ("identity", "person_id", "pid")
 
 
 @dataclass(frozen=True)
@@ -376,7 +376,7 @@ class Columns:
         captions = next((name for name in CAPTION_NAMES if name in features), "")
         if not image or not captions:
             raise DataError(f"{source}: no column of images and captions in {list(features)}")
-        return cls(image, captions, next((name for name in IDENTITY_NAMES if name in features), ""), source)
+        return cls(image, captions, next((name for name in IDENTITY_COLUMNS if name in features), ""), source)
 
     @property
     def names(self) -> list[str]:
@@ -581,6 +581,11 @@ class StreamedBatches(IterableDataset[Batch]):
         return replace(batch, caption_text=texts, true_texts=torch.stack([identity[owners], texts], dim=1))
 
 
+def too_many_bad(bad: int, count: int) -> bool:
+    """Whether `bad` of `count` samples, or steps, are more than a training goes on with."""
+    return bad > max(BAD_FEW, BAD_SHARE * count)
+
+
 @dataclass
 class _Tally:
     """Counts samples and bad ones; too many stop the training."""
@@ -593,7 +598,7 @@ class _Tally:
         self.good += len(batch)
         self.bad += len(batch.skipped)
         self.reasons += batch.skipped[: 1 if not self.reasons else 0]
-        if self.bad > max(BAD_FEW, BAD_SHARE * (self.good + self.bad)):
+        if too_many_bad(self.bad, self.good + self.bad):
             raise DataError(
                 f"{source}: {self.bad:,} of {self.good + self.bad:,} samples are bad, more than "
                 f"{100 * BAD_SHARE:g} %; the first one: {self.reasons[0]}"

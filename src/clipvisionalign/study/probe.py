@@ -14,6 +14,7 @@ from clipvisionalign.data.captioned import CaptionedImages
 from clipvisionalign.models.aligner import Aligner
 from clipvisionalign.progress import long_step
 from clipvisionalign.study.plan import Cell, Plan
+from clipvisionalign.training.fine_tuning import IMAGE_FROZEN
 from clipvisionalign.training.train import RunConfig, check_settings, train
 
 Say = Callable[[str], None]
@@ -74,7 +75,7 @@ def estimated(
     every picture once for all cells."""
     first = cells[0].config
     number = min(train_images, first.train_images or train_images)
-    frozen = first.freeze in ("image", "both", "all")
+    frozen = first.freeze in IMAGE_FROZEN
     views = 1 if first.augment == "none" else first.views
     found = {"features of the frozen picture tower": 0.0, "training": 0.0, "dev figures, audits, minimal pairs": 0.0}
     if frozen:

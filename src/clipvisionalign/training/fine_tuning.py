@@ -19,6 +19,9 @@ from clipvisionalign.training.processes import is_shard, whole
 #: A layer's number in the names of transformers' encoders and of ours.
 LAYER = re.compile(r"\.(?:layer|layers|block|blocks|h)\.(\d+)\.")
 
+#: What `freeze` keeps the image tower as it is.
+IMAGE_FROZEN = ("image", "both", "all")
+
 #: Longformer multiplies with these weights themselves, not through the modules that an adapter replaces.
 NOT_ADAPTED = ("key_global", "value_global")
 
@@ -71,7 +74,7 @@ def keep_frozen_still(aligner: Aligner, what: str) -> None:
 
     With statistics of its own a vector depends on its image alone, in training too, and a batch in chunks is the batch.
     """
-    if what in ("image", "both", "all"):
+    if what in IMAGE_FROZEN:
         aligner.image_tower.eval()
     if what in ("text", "both", "all"):
         aligner.text_tower.eval()

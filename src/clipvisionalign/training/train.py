@@ -32,7 +32,7 @@ from torch import Tensor
 
 from clipvisionalign.batch import Batch
 from clipvisionalign.data.captioned import DataError, Identity
-from clipvisionalign.data.streams import BAD_FEW, BAD_SHARE
+from clipvisionalign.data.streams import too_many_bad
 from clipvisionalign.models.aligner import (
     PAIR_PARTS,
     Aligner,
@@ -73,6 +73,7 @@ from clipvisionalign.training.dev import DevFigures, DevGallery, Shared
 from clipvisionalign.training.diagnosis import EpochFigures, diagnose
 from clipvisionalign.training.feature_cache import CaptionCache, FeatureCache
 from clipvisionalign.training.fine_tuning import (
+    IMAGE_FROZEN,
     LoraConfig,
     WeightAverage,
     add_lora,
@@ -417,7 +418,7 @@ def train(config: RunConfig, say: Say = print, state: dict[str, Any] | None = No
                         # PyTorch thinks that the first step of the optimiser was forgotten.
                         warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")
                         scheduler.step()
-                    if where.skipped > max(BAD_FEW, BAD_SHARE * steps):
+                    if too_many_bad(where.skipped, steps):
                         told = "steps were none: too few of their images could be read"
                         raise DataError(
                             f"{config.data}: {where.skipped} of {where.step} {told}; the last good checkpoint is in "
@@ -833,11 +834,15 @@ def restore_aligner(aligner: Aligner, state: dict[str, Any]) -> None:
         raise ValueError(f"the checkpoint is not of this model: {str(error).splitlines()[1].strip()}") from None
 
 
+def _learns_from_random(config: RunConfig) -> bool:
+    """Whether the image tower starts at random and is trained, so that its batch norms gather statistics."""
+    return config.model.image_tower.weights == "random" and config.freeze not in IMAGE_FROZEN
+
+
 def refuse_mixed_statistics(aligner: Aligner, config: RunConfig, processes: Processes) -> None:
     """Raises ValueError where each of several processes would gather a batch norm's statistics of its own, and the
     model that is measured would be a mixture of no process's."""
-    learns = config.model.image_tower.weights == "random" and any(True for _ in norms(aligner))
-    if processes.many and learns and config.freeze not in ("image", "both", "all"):
+    if processes.many and _learns_from_random(config) and any(True for _ in norms(aligner)):
         raise ValueError(
             f"{config.model.image_tower.name} starts at random and has batch norms, whose statistics {processes.count} "
             "processes would each gather of their own images; give it weights, --freeze image, or a backbone without "
@@ -873,8 +878,7 @@ def check_settings(config: RunConfig) -> None:
     for name in ("chunk", "profile", "steps", "train_images"):
         if getattr(config, name) < 0:
             raise ValueError(f"--{name} should not be below 0")
-    learns = config.freeze not in ("image", "both", "all")
-    if config.chunk and learns and config.model.image_tower.weights == "random":
+    if config.chunk and _learns_from_random(config):
         raise ValueError(
             "--chunk with a picture tower that starts at random: the statistics of its batch norm would be those of a "
             "chunk, not of the batch; give it weights, or --freeze image"

@@ -32,6 +32,7 @@ from clipvisionalign.training.feature_cache import (
     size_on_disk,
     views_of,
 )  # fmt: skip
+from clipvisionalign.training.fine_tuning import IMAGE_FROZEN
 from clipvisionalign.training.processes import Processes
 
 if TYPE_CHECKING:
@@ -234,7 +235,7 @@ def _open_stream(config: RunConfig, say: Say, processes: Processes) -> TrainingD
 def keeps_features(config: RunConfig) -> bool:
     """Whether a run would keep its picture tower's features on disk, which are known by the images' bytes."""
     adapted = config.peft == "lora" and config.lora.towers != "text"
-    return config.freeze in ("image", "both", "all") and config.cache != "off" and not adapted
+    return config.freeze in IMAGE_FROZEN and config.cache != "off" and not adapted
 
 
 def frozen_features(
@@ -264,8 +265,8 @@ def frozen_features(
     tower = aligner.image_tower
 
     def compute() -> bool:
-        there = features_are_there(root, train, tower, views, dtype)
-        if not there and not room_for(root, wanted):
+        # Whether they are there takes a hash of all weights to know: asked where it matters.
+        if not room_for(root, wanted) and not features_are_there(root, train, tower, views, dtype):
             if decided:
                 told = "which this run was begun with: make room there"
                 raise OSError(f"{root}: no room for {wanted / 2**30:.1f} GiB of features, {told}")
