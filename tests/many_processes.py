@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -62,28 +63,53 @@ def train(given: dict) -> None:
 
 
 def stop(given: dict) -> None:
-    """A run that is sent a real signal after given["after"] steps, on its first process."""
+    """A run that is sent a real signal after given["after"] steps, on its first process; its first given["none"] steps
+    are none, as where none of their images could be read."""
     import os
     import signal
 
     from clipvisionalign.models.aligner import config_from_dict
     from clipvisionalign.training import train as training
 
-    after, taken = given.pop("after"), 0
+    after, none, taken = given.pop("after"), given.pop("none", 0), 0
     take_step = training.take_step
 
-    def counted(*arguments):
+    def counted(step, stream, *arguments):
         nonlocal taken
         taken += 1
         if taken == after and os.environ["RANK"] == "0":
             os.kill(os.getpid(), signal.SIGTERM)
-        return take_step(*arguments)
+        return step.none([next(stream)]) if taken <= none else take_step(step, stream, *arguments)
 
     training.take_step = counted
     try:
         training.train(config_from_dict(training.RunConfig, given))
     except KeyboardInterrupt:
         return
+
+
+def trouble(given: dict) -> None:
+    """A run in which the file given["gone"] is gone after the first step; without one, process 1 has no room for
+    checkpoints between its second and its fourth step."""
+    from clipvisionalign.models.aligner import config_from_dict
+    from clipvisionalign.training import train as training
+
+    gone, taken, lift = given.pop("gone", None), 0, None
+    take_step = training.take_step
+
+    def counted(*arguments):
+        nonlocal taken, lift
+        taken += 1
+        if gone:
+            Path(gone).unlink(missing_ok=True)
+        elif taken == 2:
+            lift = no_room(1)
+        elif taken == 4:
+            lift()
+        return take_step(*arguments)
+
+    training.take_step = counted
+    training.train(config_from_dict(training.RunConfig, given))
 
 
 def shards(given: dict) -> None:
@@ -114,6 +140,75 @@ def wait(given: dict) -> None:
     processes = Processes(torch.device("cpu"))
     found = processes.first_does(lambda: time.sleep(5) or "done")
     Path(f"{given['out']}.{processes.number}").write_text(found)
+    processes.wait()
+    processes.end()
+
+
+def no_room(number: int) -> Callable[[], None]:
+    """From now on the process of this number cannot write files of more than some bytes, as where its disk is full;
+    returns what lifts that."""
+    import os
+    import resource
+    import signal
+
+    if os.environ["RANK"] != str(number):
+        return lambda: None
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (512, before[1]))
+    return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def save_sharded(given: dict) -> None:
+    """Two sharded checkpoints, the second of which process given["fails"] cannot write; what each process was told."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    from clipvisionalign.training.checkpoint import save_sharded as save
+    from clipvisionalign.training.processes import Processes
+
+    processes = Processes(torch.device("cpu"))
+    mesh = init_device_mesh("cpu", (processes.count,))
+    tensors = {"weights": distribute_tensor(torch.arange(4096.0), mesh, [Shard(0)])}
+    run = Path(given["out"])
+    save(run, 1, tensors, {"step": 1}, processes)
+    lift = no_room(given["fails"])
+    try:
+        save(run, 2, tensors, {"step": 2, "much": torch.zeros(4096)}, processes)
+        told = "nothing"
+    except OSError as error:
+        told = str(error)
+    lift()
+    (run / f"told.{processes.number}").write_text(told)
+    # And all are where they can go on together.
+    assert processes.objects(processes.number) == [0, 1]
+    save(run, 3, tensors, {"step": 3}, processes)
+    processes.wait()
+    processes.end()
+
+
+def fails(given: dict) -> None:
+    """`Processes.each`, where process 1 fails: what each process was told."""
+    from clipvisionalign.data.captioned import DataError
+    from clipvisionalign.training.processes import Processes
+
+    processes = Processes(torch.device("cpu"))
+
+    def work() -> int:
+        if processes.number == 1:
+            if given["kind"] == "UnicodeError":
+                b"\xff".decode()
+            raise DataError("/there: no image")
+        return processes.number
+
+    told = []
+    for together in (lambda: processes.each(work), lambda: processes.everyone(work, patient=True)):
+        try:
+            together()
+        except Exception as error:
+            told.append(f"{type(error).__name__}: {error}")
+    told.append(str(processes.everyone(lambda: processes.number)))
+    Path(f"{given['out']}.{processes.number}").write_text(json.dumps(told))
     processes.wait()
     processes.end()
 
@@ -172,7 +267,8 @@ def profile_each(lines: str) -> None:
 
 def work(name: str, given: dict) -> None:
     """One of the works above."""
-    {"gradients": gradients, "train": train, "stop": stop, "shards": shards, "wait": wait}[name](given)
+    works = (gradients, train, stop, shards, wait, save_sharded, fails, trouble)
+    {each.__name__: each for each in works}[name](given)
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 

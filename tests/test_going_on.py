@@ -206,9 +206,11 @@ def test_what_a_run_keeps_on_disk_is_decided_once(settings, tmp_path, monkeypatc
         room(True)
         cut_off(again, monkeypatch)
         room(False)
-        shutil.rmtree(tmp_path / "cache")
-        with pytest.raises(OSError, match=r"no room for .* which this run was begun with: make room there"):
-            resume(again.out, silent)
+        for kind, what in (("captions", "caption"), ("features", "picture")):
+            shutil.rmtree(tmp_path / "cache" / kind)
+            told = rf"no room for .* MiB of {what} features, which this run was begun with: make room there"
+            with pytest.raises(OSError, match=told):
+                resume(again.out, silent)
 
 
 def test_a_checkpoint_of_an_earlier_version_is_refused_in_words(settings, tmp_path, monkeypatch):

@@ -241,3 +241,44 @@ def test_a_run_on_shards_goes_on_as_the_undisturbed_one(tmp_path, scenes_folder,
     training.resume(config.out, say=lambda line: None)
     first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "stopped"))
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_what_a_stream_counted_before_a_stop_counts_after_it(tmp_path, scenes_folder, tiny_model):
+    """Captions that were cut, samples that were bad, and the limit on these."""
+    from test_going_on import cut_off
+
+    from clipvisionalign.training import train as training
+
+    write_shards(read_captioned_images(scenes_folder), tmp_path / "shards", per_shard=200)
+    shard = tmp_path / "shards" / "train-000000.tar"
+    with tarfile.open(shard) as tar:
+        members = [(about.name, tar.extractfile(about).read()) for about in tar]
+    with tarfile.open(shard, "w") as tar:
+        for number, (member, content) in enumerate(members):
+            add(tar, member, content[:100] if number < 12 and not member.endswith(".json") else content)
+
+    def settings(name: str, epochs: int) -> training.RunConfig:
+        model = tiny_model()
+        model.text_tower.max_tokens = 8
+        return training.RunConfig(
+            data=str(shard.parent), out=str(tmp_path / name), model=model, epochs=epochs, batch=16, freeze="image",
+            precision="float32", workers=0, cache=str(tmp_path / "cache"), augment="none", checkpoint_minutes=0.0, trackers="",
+        )  # fmt: skip
+
+    def go_on(name: str, epochs: int, before: int) -> None:
+        cut_off(settings(name, epochs), pytest.MonkeyPatch(), before=before)
+        training.resume(tmp_path / name, say=lambda line: None)
+
+    training.train(settings("whole", 1), say=lambda line: None)
+    go_on("stopped", 1, before=5)
+    whole, stopped = (json.loads((tmp_path / name / "data.json").read_text()) for name in ("whole", "stopped"))
+    assert stopped["cut_captions"] == whole["cut_captions"]
+    assert whole["cut_captions"]["train"]["cut"] > 400
+    # Six bad ones an epoch: one too many comes after the stop.
+    with pytest.raises(
+        DataError, match=r"1\d of \d+ samples are bad, more than 1 %; the first one: .*000000.tar, 0"
+    ) as told:
+        training.train(settings("many", 2), say=lambda line: None)
+    with pytest.raises(DataError) as told_again:
+        go_on("many stopped", 2, before=7)
+    assert str(told_again.value) == str(told.value)

@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
@@ -93,6 +94,10 @@ class CaptionedBatches(Dataset[Batch]):
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def counted(self) -> dict[str, Any]:
+        """Nothing: what is counted of a stream as it passes is known here from the start."""
+        return {}
 
     def __getitem__(self, dealt: Dealt) -> Batch:
         """The batch of the images dealt: (random seed of this batch, places of the images)."""

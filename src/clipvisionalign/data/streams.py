@@ -21,7 +21,7 @@ import re
 import tarfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any, Protocol
@@ -528,6 +528,17 @@ class StreamedBatches(IterableDataset[Batch]):
             self.captions_per_image = len(found.caption_image) / max(1, len(found))
             yield found
 
+    def counted(self) -> dict[str, Any]:
+        """What has been counted so far, to go on counting with `count_on`."""
+        return {"cut": asdict(self.cut), "tally": asdict(self.tally), "captions_per_image": self.captions_per_image}
+
+    def count_on(self, counted: Sequence[dict[str, Any]]) -> None:
+        """Go on from what was counted before: by one reader, or by several together."""
+        for each in counted:
+            self.cut += CutCaptions(**each["cut"])
+            self.tally += _Tally(**each["tally"])
+            self.captions_per_image = each["captions_per_image"]
+
     def __iter__(self) -> Iterator[Batch]:
         batch, epoch, seed, start, share = self.reading
         info = get_worker_info()
@@ -561,7 +572,9 @@ class StreamedBatches(IterableDataset[Batch]):
         if self.look is not None:
             with seeded(seed + (numbers[0] if numbers else 0)):
                 pixels, good, failed = decode_pixels([sample.image for sample in samples], self.look)
-            skipped += [f"{self.stream.source}, {reason}" for reason in failed]
+            there = set(good)
+            bad = [sample.name for place, sample in enumerate(samples) if place not in there]
+            skipped += [f"{self.stream.source}, {name}: {why}" for name, why in zip(bad, failed, strict=True)]
             samples, numbers = [samples[i] for i in good], [numbers[i] for i in good]
         decoded = time.perf_counter()
         tokens = self.tokenize([caption for sample in samples for caption in sample.captions]) if samples else []
@@ -593,6 +606,9 @@ class _Tally:
     good: int = 0
     bad: int = 0
     reasons: list[str] = field(default_factory=list)
+
+    def __add__(self, other: _Tally) -> _Tally:
+        return _Tally(self.good + other.good, self.bad + other.bad, (self.reasons + other.reasons)[:1])
 
     def add(self, batch: Batch, source: str) -> None:
         self.good += len(batch)

@@ -24,6 +24,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from clipvisionalign.training.processes import Processes
+
 FOLDER = "checkpoints"
 KEPT = 2
 #: In a sharded checkpoint: what is not sharded.
@@ -37,16 +39,13 @@ def save_checkpoint(run: Path, step: int, state: dict[str, Any]) -> Path:
     path = folder / f"step-{step:09d}.pt"
     aside = path.with_suffix(".part")
     try:
-        with aside.open("wb") as file:
+        with _told_as_oserror(path), aside.open("wb") as file:
             torch.save(state, file)
             file.flush()
             os.fsync(file.fileno())
         aside.replace(path)
-    except BaseException as error:
+    except BaseException:
         aside.unlink(missing_ok=True)
-        if isinstance(error, RuntimeError):
-            # torch's writer tells of a full disk in a RuntimeError.
-            raise OSError(f"{path}: could not be written: {str(error).splitlines()[0]}") from error
         raise
     _keep_last(folder)
     return path
@@ -57,12 +56,10 @@ def _keep_last(folder: Path) -> None:
         shutil.rmtree(old) if old.is_dir() else old.unlink()
 
 
-def save_sharded(
-    run: Path, step: int, tensors: dict[str, Tensor], rest: dict[str, Any], first: bool, wait: Callable[[], None]
-) -> Path:
+def save_sharded(run: Path, step: int, tensors: dict[str, Tensor], rest: dict[str, Any], processes: Processes) -> Path:
     """Write tensors that are spread over processes, each its own shards, and the rest; every process calls this.
 
-    first: whether this process writes the rest and renames; wait: until all processes have come so far.
+    Raises OSError on all processes where one cannot write, and leaves nothing half written.
     """
     import torch.distributed.checkpoint as distributed_checkpoint
     from torch.distributed.checkpoint import HuggingFaceStorageWriter
@@ -70,32 +67,80 @@ def save_sharded(
     folder = run / FOLDER
     path = folder / f"step-{step:09d}.shards"
     aside = path.with_suffix(".part")
-    if first:
+
+    def begin() -> None:
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
-    wait()
-    with _quiet():
-        distributed_checkpoint.save(tensors, storage_writer=HuggingFaceStorageWriter(str(aside), save_distributed=True))
-    wait()
-    if first:
-        with (aside / REST).open("wb") as file:
+
+    def end() -> None:
+        with _told_as_oserror(path), (aside / REST).open("wb") as file:
             torch.save(rest, file)
-            file.flush()
-            os.fsync(file.fileno())
+        _flush(*aside.iterdir(), aside)
         shutil.rmtree(path, ignore_errors=True)
         aside.replace(path)
         _keep_last(folder)
-    wait()
+
+    try:
+        processes.first_does(begin)
+        with _quiet(), _told_of_process(path, "written"):
+            writer = HuggingFaceStorageWriter(str(aside), save_distributed=True)
+            distributed_checkpoint.save(tensors, storage_writer=writer)
+        # Where a disk is not shared, or keeps what it is given back, only the process that wrote can say so.
+        processes.each(lambda: _flush(*aside.iterdir()))
+        processes.first_does(end)
+    except Exception:
+        if processes.first:
+            shutil.rmtree(aside, ignore_errors=True)
+        raise
     return path
 
 
 def load_sharded(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Fill `tensors`, sharded or whole, from what any number of processes wrote."""
+    """Fill `tensors`, sharded or whole, from what any number of processes wrote. Raises OSError."""
     import torch.distributed.checkpoint as distributed_checkpoint
     from torch.distributed.checkpoint import HuggingFaceStorageReader
 
-    with _quiet():
+    with _quiet(), _told_of_process(path, "read"):
         distributed_checkpoint.load(tensors, storage_reader=HuggingFaceStorageReader(str(path)))
+
+
+def names_in(path: Path) -> set[str]:
+    """The names of the tensors that a sharded checkpoint has."""
+    from torch.distributed.checkpoint import HuggingFaceStorageReader
+
+    return set(HuggingFaceStorageReader(str(path)).read_metadata().state_dict_metadata)
+
+
+def _flush(*paths: Path) -> None:
+    """To the disk with what was written to files, and in folders. Raises OSError."""
+    for path in paths:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+@contextmanager
+def _told_as_oserror(path: Path) -> Iterator[None]:
+    """torch's writer tells of a full disk in a RuntimeError."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise OSError(f"{path}: could not be written: {str(error).splitlines()[0]}") from error
+
+
+@contextmanager
+def _told_of_process(path: Path, what: str) -> Iterator[None]:
+    """The library raises on all processes what went wrong on one, as an exception of its own that is no Exception."""
+    from torch.distributed.checkpoint.api import CheckpointException
+
+    try:
+        yield
+    except CheckpointException as error:
+        number, (cause, _) = next(iter(sorted(error.failures.items())))
+        words = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
+        raise OSError(f"{path}: could not be {what} by process {number}: {words}") from None
 
 
 @contextmanager

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -36,14 +36,18 @@ class Shared:
         """Images -> unit vectors (N, D) on every process."""
         mine = range(len(images))[self.processes.number :: self.processes.count]
         if self.features is None:
-            return self._all(self.aligner.encode_images([images[i] for i in mine]))
+            return self._all(lambda: self.aligner.encode_images([images[i] for i in mine]))
+        return self._all(partial(self._of_features, self.features, mine))
+
+    @torch.no_grad()
+    def _of_features(self, features: FeatureCache, mine: range) -> Tensor:
+        """The vectors (n, D) of images whose features are on disk."""
         self.aligner.eval()
         parts = [torch.empty(0, self.aligner.config.width)]
-        with torch.no_grad():
-            for index in torch.tensor(list(mine), dtype=torch.long).split(256):
-                known = self.features(index, torch.zeros_like(index), self.aligner.device)
-                parts.append(self.aligner.image_states(known).vectors.cpu())
-        return self._all(torch.cat(parts))
+        for index in torch.tensor(list(mine), dtype=torch.long).split(256):
+            known = features(index, torch.zeros_like(index), self.aligner.device)
+            parts.append(self.aligner.image_states(known).vectors.cpu())
+        return torch.cat(parts)
 
     def encode_captions(self, captions: Sequence[str]) -> Tensor:
         """Captions -> unit vectors (M, D) on every process."""
@@ -51,7 +55,7 @@ class Shared:
 
     def encode_tokens(self, mine: list[list[int]]) -> Tensor:
         """Token lists of this process's captions -> unit vectors (M, D) of all captions, on every process."""
-        return self._all(self.aligner.encode_tokens(mine))
+        return self._all(lambda: self.aligner.encode_tokens(mine))
 
     def mine(self, all_of_them: Sequence[Any]) -> list[Any]:
         """This process's part of a list."""
@@ -60,12 +64,12 @@ class Shared:
     def score(self, images: Sequence[Any], captions: Sequence[str]) -> Tensor:
         """The scores of all pairs (N, M) on every process."""
         mine = range(len(images))[self.processes.number :: self.processes.count]
-        own = self.aligner.score([images[i] for i in mine], captions) if mine else torch.empty(0, len(captions))
-        return self._all(own)
+        nothing = torch.empty(0, len(captions))
+        return self._all(lambda: self.aligner.score([images[i] for i in mine], captions) if mine else nothing)
 
     def pair_scorer(self, images: Sequence[Any], captions: Sequence[str]) -> SharedPairs:
         """What scores single pairs, dealt out over the processes."""
-        return SharedPairs(self.aligner.pair_scorer(images, captions), self.processes)
+        return SharedPairs(self.processes.each(lambda: self.aligner.pair_scorer(images, captions)), self.processes)
 
     @property
     def scores_all_pairs(self) -> bool:
@@ -82,8 +86,8 @@ class Shared:
 
         return Share(processes.number, processes.count, total)
 
-    def _all(self, mine: Tensor) -> Tensor:
-        return dealt_back(self.processes.objects(mine))
+    def _all(self, mine: Callable[[], Tensor]) -> Tensor:
+        return dealt_back(self.processes.everyone(mine))
 
 
 class SharedPairs:
@@ -99,15 +103,17 @@ class SharedPairs:
     def parts(self, image_index: np.ndarray, caption_index: np.ndarray) -> np.ndarray:
         """The parts of the pairs' scores (Q, 3), on every process."""
         mine = slice(self.processes.number, None, self.processes.count)
-        own = self.scorer.parts(image_index[mine], caption_index[mine])
-        return dealt_back(self.processes.objects(torch.from_numpy(own))).numpy()
+        found = self.processes.everyone(
+            lambda: torch.from_numpy(self.scorer.parts(image_index[mine], caption_index[mine]))
+        )
+        return dealt_back(found).numpy()
 
     def table(self) -> Tensor:
         """The scores of all pairs (N, M) without a fusion, on every process."""
         mine = slice(self.processes.number, None, self.processes.count)
         images = EncodedImages(*(None if part is None else part[mine] for part in self.scorer.images))  # type: ignore[arg-type]
         own = PairScorer(self.scorer.aligner, images, self.scorer.captions)
-        return dealt_back(self.processes.objects(own.table()))
+        return dealt_back(self.processes.everyone(own.table))
 
 
 def dealt_back(parts: Sequence[Tensor]) -> Tensor:

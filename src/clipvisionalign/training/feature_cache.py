@@ -174,10 +174,8 @@ def open_captions(root: Path, data: CaptionedImages, tower: TextTower, tokens: b
 
     tokens: not only the pooled vectors, but those of every token.
     """
-    key = repr((FORMAT, data.fingerprint(), tower_fingerprint(tower)))
-    name = hashlib.sha256(key.encode()).hexdigest()[:20]
-    path = root / "captions" / f"{name}.npy"
-    files = [path, *(path.with_name(f"{name}-{part}.npy") for part in ("tokens", "ends") if tokens)]
+    files = _captions_files(root, data, tower, tokens)
+    path = files[0]
     if not all(file.is_file() for file in files):
         path.parent.mkdir(parents=True, exist_ok=True)
         asides = [file.with_suffix(f".{os.getpid()}.part") for file in files]
@@ -190,6 +188,19 @@ def open_captions(root: Path, data: CaptionedImages, tower: TextTower, tokens: b
                 aside.unlink(missing_ok=True)
     pooled = torch.from_numpy(np.load(path))
     return CaptionCache(pooled, *(np.load(file, mmap_mode="r") for file in files[1:]))
+
+
+def _captions_files(root: Path, data: CaptionedImages, tower: TextTower, tokens: bool) -> list[Path]:
+    """Where the pooled vectors are; with `tokens` also those of all tokens, and each caption's end."""
+    key = repr((FORMAT, data.fingerprint(), tower_fingerprint(tower)))
+    name = hashlib.sha256(key.encode()).hexdigest()[:20]
+    path = root / "captions" / f"{name}.npy"
+    return [path, *(path.with_name(f"{name}-{part}.npy") for part in ("tokens", "ends") if tokens)]
+
+
+def captions_are_there(root: Path, data: CaptionedImages, tower: TextTower, tokens: bool = False) -> bool:
+    """Whether `open_captions` would find them on disk, and need no room."""
+    return all(file.is_file() for file in _captions_files(root, data, tower, tokens))
 
 
 @torch.inference_mode()

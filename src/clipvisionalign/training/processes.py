@@ -7,10 +7,11 @@ arXiv:2304.11277) where `shard` is asked for.
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
 from contextlib import nullcontext
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,8 @@ PATIENCE = timedelta(days=7)
 
 #: Modules that are sharded one by one: transformers' and timm's name for a layer's list.
 LAYER_LISTS = ("layer", "layers", "blocks", "stages", "h")
+
+Found = TypeVar("Found")
 
 
 class Processes:
@@ -73,20 +76,51 @@ class Processes:
         if self.many:
             self.accelerator.wait_for_everyone()
 
-    def first_does(self, work: Callable[[], Any]) -> Any:
+    def first_does(self, work: Callable[[], Found]) -> Found:
         """The first process works while the others wait; all get what it found, or its error."""
         if not self.many:
             return work()
         found: list[Any] = [None, None]
+        cause: Exception | None = None
         if self.first:
             try:
                 found[0] = work()
             except Exception as error:
-                found[1] = error
+                cause, found[1] = error, same_error(error)
         torch.distributed.broadcast_object_list(found, src=0, group=self.waiting)
         if found[1] is not None:
-            raise found[1]
+            raise found[1] from cause
         return found[0]
+
+    def everyone(self, work: Callable[[], Found], patient: bool = False) -> list[Found]:
+        """Every process works, each for itself and without the others; what each found, in their order, on all.
+
+        Where one fails all raise its error, which names the process: no process goes on, or waits, without another.
+        patient: they may need very different times, up to days.
+        """
+        if not self.many:
+            return [work()]
+        mine: tuple[Any, Exception | None] = (None, None)
+        cause: Exception | None = None
+        try:
+            mine = work(), None
+        except Exception as error:
+            cause, mine = error, (None, same_error(error))
+        found: list[Any] = [None] * self.count
+        torch.distributed.all_gather_object(found, mine, group=self.waiting if patient else None)
+        failed = {number: error for number, (_, error) in enumerate(found) if error is not None}
+        if failed:
+            number, first = next(iter(failed.items()))
+            # What is wrong on all of them is no single one's.
+            alike = len(failed) == self.count and len({str(each) for each in failed.values()}) == 1
+            raise first if alike else same_error(first, f"process {number} of {self.count}: ") from cause
+        return [each for each, _ in found]
+
+    def each(self, work: Callable[[], Found], patient: bool = False) -> Found:
+        """`everyone`, for what may be too large to be sent about: what this process found itself."""
+        mine: list[Found] = []
+        self.everyone(lambda: mine.append(work()), patient)
+        return mine[0]
 
     def objects(self, mine: Any) -> list[Any]:
         """One thing of each process, in their order."""
@@ -156,6 +190,20 @@ class Processes:
     def end(self) -> None:
         """Close loggers, and the process group where there is one."""
         self.accelerator.end_training()
+
+
+def same_error(error: Exception, before: str = "") -> Exception:
+    """An error that can be sent to other processes: of the same kind if that is possible, else of the nearest one above
+    it, with the same words. before: what they begin with."""
+    words = f"{before}{error}" if str(error) else f"{before}{type(error).__name__}"
+    for kind in type(error).__mro__:
+        try:
+            again = pickle.loads(pickle.dumps(kind(words)))
+        except Exception:
+            continue
+        if isinstance(again, Exception) and type(again) is kind and str(again) == words:
+            return again
+    return RuntimeError(words)
 
 
 def is_shard(tensor: Tensor) -> bool:

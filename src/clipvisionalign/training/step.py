@@ -170,30 +170,27 @@ class Step:
         taken, states, random_states = [], [], []
         empty: list[bool] = []
         skipped: list[str] = []
-        for batch in (next(batches) for _ in range(chunks)):
-            # What is sharded is called on all processes, or on none.
-            sizes = processes.objects(len(batch)) if processes.shard else [len(batch)]
-            empty.append(min(sizes) == 0)
-            if empty[-1]:
-                alone = f"{len(batch)} images, in a chunk that another process had none of"
-                skipped += batch.skipped + [alone] * len(batch)
-                continue
-            batch = self._grouped(batch)
-            random_states.append(_random_state(batch))
-            with torch.no_grad(), self.timings("towers, first pass"):
-                states.append(self.towers(batch, known(batch)).detached())
-            # Pixels come once more; what the loss needs is kept.
-            taken.append(batch.without_pixels())
-        sizes = processes.objects(sum(map(len, taken)))
-        if min(sizes) == 0 or sum(sizes) < 2:
+
+        def first_pass() -> int:
             for _ in range(chunks):
-                next(batches)
-            return self.none([*taken], skipped)
-        figures = self._loss(taken, states, skipped)
-        with processes.unsynchronised(self.model):
+                batch, sizes = self._next(batches)
+                empty.append(min(sizes) == 0)
+                if empty[-1]:
+                    alone = f"{len(batch)} images, in a chunk that another process had none of"
+                    skipped.extend(batch.skipped + [alone] * len(batch))
+                    continue
+                batch = self._grouped(batch)
+                random_states.append(_random_state(batch))
+                with torch.no_grad(), self.timings("towers, first pass"):
+                    states.append(self.towers(batch, known(batch)).detached())
+                # Pixels come once more; what the loss needs is kept.
+                taken.append(batch.without_pixels())
+            return sum(map(len, taken))
+
+        def second_pass() -> None:
             kept = zip(states, random_states, strict=True)
             for passed_over in empty:
-                batch = next(batches)
+                batch, _ = self._next(batches)
                 if passed_over:
                     continue
                 leaves, random_state = next(kept)
@@ -202,9 +199,29 @@ class Step:
                 with _replayed(random_state, batch), self.timings("towers, second pass"):
                     again = self.towers(batch, known(batch))
                     self._back(list(zip(again.tensors(), leaves.tensors(), strict=True)), averaged=processes.shard)
+
+        sizes = processes.everyone(first_pass)
+        if min(sizes) == 0 or sum(sizes) < 2:
+            processes.each(lambda: [next(batches) for _ in range(chunks)])
+            return self.none([*taken], skipped)
+        figures = self._loss(taken, states, skipped)
+        with processes.unsynchronised(self.model):
+            processes.each(second_pass)
         # What is sharded is reduced with every chunk: nobody holds the whole of it to be summed at the end.
         processes.sum_gradients(self.apart_parameters if processes.shard else self.parameters)
         return figures
+
+    def _next(self, batches: Iterator[Batch]) -> tuple[Batch, list[int]]:
+        """The next chunk, and how many images every process has in it, as far as that has to be known: what is sharded
+        is called on all processes, or on none."""
+        read: list[Batch] = []
+
+        def one_more() -> int:
+            read.append(next(batches))
+            return len(read[0])
+
+        sizes = self.processes.everyone(one_more) if self.processes.shard else [one_more()]
+        return read[0], sizes
 
     def none(self, batches: Sequence[Batch], passed_over: Sequence[str] = ()) -> StepFigures:
         """A step that cannot be taken, since some process has no image or all together have one; every process calls

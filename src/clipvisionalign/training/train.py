@@ -50,6 +50,7 @@ from clipvisionalign.training.checkpoint import (
     asked_to_stop,
     last_checkpoint,
     load_sharded,
+    names_in,
     random_states,
     restore_random_states,
     save_checkpoint,
@@ -290,7 +291,7 @@ def train(config: RunConfig, say: Say = print, state: dict[str, Any] | None = No
         processes.first_does(lambda: _prepare_folder(config))
     seed_everything(config.seed)
 
-    data = open_data(config, say, processes)
+    data = processes.each(lambda: open_data(config, say, processes), patient=True)
     # A profile goes on nowhere.
     opened = (
         {} if config.profile else processes.first_does(lambda: data.opened(keeps_features(config), processes.first))
@@ -300,13 +301,7 @@ def train(config: RunConfig, say: Say = print, state: dict[str, Any] | None = No
         refuse_other_readers(state, data, processes, out)
     # One process fetches the towers' weights; from then on the commit is known, and the others find it in the cache.
     config = replace(config, model=processes.first_does(lambda: pin_towers(config.model, say)))
-    aligner = Aligner(config.model).to(device).to(memory_format=torch.channels_last)
-    if config.init and state is None:
-        anew = start_from(aligner, config.init)
-        say(f"weights of {config.init}; starting anew: {', '.join(anew) or 'nothing'}")
-    freeze(aligner, config.freeze, config.freeze_layers)
-    if config.peft == "lora":
-        add_lora(aligner, config.lora)
+    aligner = processes.each(lambda: _build(config, device, say, begins=state is None), patient=True)
     if state is not None:
         # Before anything is made of them: what is frozen, its features, and the copy that is kept are the checkpoint's.
         restore_aligner(aligner, state)
@@ -327,10 +322,9 @@ def train(config: RunConfig, say: Say = print, state: dict[str, Any] | None = No
         for tower in (aligner.image_tower, aligner.text_tower):
             tower.compile(dynamic=True)
     # What a run keeps on disk it keeps to its end: other views would be other augmentations.
-    keeps: list[bool | None] = state.get("kept", [None, None]) if state is not None else [None, None]
+    keeps: list[bool | None] = [*(state or {}).get("kept", []), None, None]
     features, dev_features = frozen_features(config, aligner, data, formats[0], say, processes, keeps[0])
-    read = frozen_captions(config, aligner, data.train, processes, aligner.late is not None, keeps[1])
-    dev_read = None if config.profile else frozen_captions(config, aligner, data.dev, processes, False)
+    read, dev_read = frozen_captions(config, aligner, data, say, processes, keeps[1])
     knows = Knowledge(features, read, device)
     batches = data.batches(config.augment, aligner, features)
     data.count_cut(aligner, batches, say)
@@ -363,19 +357,21 @@ def train(config: RunConfig, say: Say = print, state: dict[str, Any] | None = No
     where = Place()
     if state is not None:
         where = _go_on(state, whole, out, say, processes, config.best_by)
-    elif processes.first:
-        _write_records(out, config, data, aligner)
+        data.count_on(batches, state, processes)
+    else:
+        processes.first_does(partial(_write_records, out, config, data, aligner))
     if usable:
         purge = {"tensorboard": {"purge_step": where.step + 1}} if "tensorboard" in usable else {}
-        processes.accelerator.init_trackers("records", config=None, init_kwargs=purge)
+        processes.each(lambda: processes.accelerator.init_trackers("records", config=None, init_kwargs=purge))
     saved = start = time.perf_counter()
     start -= where.seconds
 
     def keep() -> bool:
         nonlocal saved
         where.seconds, where.records = time.perf_counter() - start, records.tell()
-        about = {"place": asdict(where), "opened": opened, "kept": [features is not None, read is not None]}
-        about |= {"precision": list(map(_short, formats)), "processes": processes.count}
+        about: dict[str, Any] = {"place": asdict(where), "opened": opened, "processes": processes.count}
+        about |= {"kept": [features is not None, (read or dev_read) is not None]}
+        about |= {"precision": list(map(_short, formats)), "counted": processes.objects(batches.counted())}
         try:
             whole.save(out, where.step, about, processes)
         except OSError as error:
@@ -391,7 +387,8 @@ def train(config: RunConfig, say: Say = print, state: dict[str, Any] | None = No
 
     # A run may have been stopped after its last epoch: then there is none to do, and no such model.
     model: Aligner | None = None
-    records = Records(out, processes.accelerator if usable else None, processes.first)
+    tracked = processes.accelerator if usable else None
+    records = processes.each(lambda: Records(out, tracked, processes.first))
     with asked_to_stop() as stop, progress_line(steps, where.step, processes.first) as show, closing(records):
         while where.epoch <= epochs and not where.stopped:
             epoch = where.epoch
@@ -443,7 +440,7 @@ def train(config: RunConfig, say: Say = print, state: dict[str, Any] | None = No
                     show(where.step, values, images_seen / (time.perf_counter() - epoch_start), where.best)
                     if where.step % 10 == 0 or where.step == 1:
                         now = {"loss": figures.loss, "fusion_loss": figures.pair_loss, "accuracy": figures.accuracy}
-                        records.write(where.step, epoch=epoch, **now)
+                        processes.first_does(partial(records.write, where.step, epoch=epoch, **now))
                 if config.profile and where.step == steps:
                     taken = where.step - where.skipped
                     found = {"profile": timings.taken(), "loading": stream.loading, "steps": taken}
@@ -462,7 +459,8 @@ def train(config: RunConfig, say: Say = print, state: dict[str, Any] | None = No
             seconds = time.perf_counter() - start
             per_step = min(config.batch, len(batches))
             shape = per_step, round(per_step * batches.captions_per_image)
-            end_of_epoch(where, figures_of_dev, shape, records, timings, seconds)
+            end = partial(end_of_epoch, where, figures_of_dev, shape, records, timings, seconds)
+            processes.each(end)
             say(_epoch_line(epoch, epochs, where, figures_of_dev, seconds, model))
             history = [EpochFigures(*figures) for figures in where.history]
             vectors = figures_of_dev.image_vectors, figures_of_dev.caption_vectors
@@ -470,14 +468,13 @@ def train(config: RunConfig, say: Say = print, state: dict[str, Any] | None = No
                 say(f"warning: {words_of}")
             before = where.best_epoch
             where.choose(figures_of_dev, config)
-            if processes.first:
-                _keep_models(config, out, model, where, before, say)
+            processes.first_does(partial(_keep_models, config, out, model, where, before, say))
             if where.stopped:
                 told = f"no better dev {config.best_by} for {config.patience} epochs"
                 say(f"{told}: stopped; the best was epoch {where.best_epoch}")
             where.next_epoch()
-            if keep() and processes.first:
-                prune_models(out, where.chosen)
+            if keep():
+                processes.first_does(partial(prune_models, out, where.chosen))
             if processes.first_does(stop):
                 leave()
 
@@ -486,8 +483,8 @@ def train(config: RunConfig, say: Say = print, state: dict[str, Any] | None = No
         raise DataError(f"{config.data}: none of {where.step} steps could be taken: hardly an image could be read")
     if where.skipped:
         say(f"{where.skipped} of {where.step} steps were none: too few of their images could be read")
-    if data.count_stream(batches, say, processes) and processes.first:
-        (out / "data.json").write_text(json.dumps(data.about(), indent=2) + "\n")
+    if data.count_stream(batches, say, processes):
+        processes.first_does(lambda: (out / "data.json").write_text(json.dumps(data.about(), indent=2) + "\n"))
     processes.wait()
     # The measuring has the memory for itself.
     vars(whole).clear()
@@ -497,14 +494,7 @@ def train(config: RunConfig, say: Say = print, state: dict[str, Any] | None = No
         results = measure(config, where, dev, out, processes, say)
     results |= {"best_epoch": where.best_epoch, "training_seconds": round(seconds, 1)}
     results |= {"steps": where.step - where.skipped, "steps_skipped": where.skipped, "images_left_out": where.left_out}
-    if processes.first:
-        # Written aside and renamed: a run either has its results or has not.
-        (out / "results.json.part").write_text(json.dumps(results, indent=2) + "\n")
-        (out / "results.json.part").replace(out / "results.json")
-        # A finished run goes on nowhere.
-        shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
-        shutil.rmtree(out / HALF_MODELS, ignore_errors=True)
-    processes.wait()
+    processes.first_does(partial(_write_results, out, results))
     processes.end()
     return results
 
@@ -603,9 +593,14 @@ def take_step(
     processes, device = step.processes, step.processes.device
     if chunks:
         return step.cached((batch.to(device) for batch in stream), chunks, knows)
-    batch = next(stream).to(device)
+    read: list[Batch] = []
+
+    def one_more() -> int:
+        read.append(next(stream).to(device))
+        return len(read[0])
+
     # Every process takes part in a step, or none.
-    sizes = processes.objects(len(batch))
+    sizes, batch = processes.everyone(one_more), read[0]
     if min(sizes) == 0 or sum(sizes) < 2:
         return step.none([batch])
     if config.chunk:
@@ -626,7 +621,7 @@ def measure(
         folder = out if epoch == where.best_epoch else half_model(out, epoch)
         if not processes.first_does(folder.is_dir):
             return None
-        aligner = load_aligner(folder, str(processes.device))
+        aligner = processes.each(lambda: load_aligner(folder, str(processes.device)))
         aligner.show_progress = processes.first
         candidates = config.model.fusion.candidates if aligner.fusion is not None else 0
         return DevScores(Shared(aligner, processes), dev.data, candidates)
@@ -640,15 +635,14 @@ def measure(
         if more and halves:
             more += f", by the halves {' and '.join(f'{each.fusion:g}' for each in weights[1:])}"
         say(f"the late score counts {weights[0].late:g} times{by_halves}{more}, chosen on dev from {PAIR_WEIGHTS}")
-        if processes.first:
-            scores.model.aligner.save(out)
+        processes.first_does(lambda: scores.model.aligner.save(out))
     ranked = stitched(halves, found[1].ranked, found[2].ranked) if halves else found[0].ranked
     measured = evaluation_of(scores, ranked)
-    if processes.first:
-        measured.save_ranks(out / RANKS)
+    processes.first_does(lambda: measured.save_ranks(out / RANKS))
     best_by = "last epoch" if config.freeze == "all" else config.best_by
     about = {"run": str(out), "data": config.data, "split": "dev"}
-    with_init = chosen_with_init(Path(config.init), dev.data) if config.init else None
+    init = Path(config.init)
+    with_init = processes.first_does(lambda: chosen_with_init(init, dev.data)) if config.init else None
     return about | measured.to_dict() | {"chosen": chosen_dict(found, scores, halves, best_by, with_init)}
 
 
@@ -679,7 +673,7 @@ class Whole:
         states = processes.objects(random_states())
         rest = {**about, "scheduler": self.scheduler.state_dict(), "random": states, "updates": self.average.updates}
         if self.average.sharded:
-            save_sharded(out, step, self._tensors(), rest, processes.first, processes.wait)
+            save_sharded(out, step, self._tensors(), rest, processes)
             return
         parts = {"towers": self.towers, "average": self.average, "optimizer": self.optimizer}
 
@@ -692,7 +686,7 @@ class Whole:
     def load(self, state: dict[str, Any], processes: Processes) -> None:
         """Put everything where a checkpoint has it."""
         if "shards" in state:
-            self._fill_optimizer()
+            self._fill_optimizer(names_in(Path(state["shards"])))
             load_sharded(Path(state["shards"]), self._tensors())
             self.average.updates = state["updates"]
         elif self.average.sharded:
@@ -715,10 +709,13 @@ class Whole:
                 found[f"optimizer.{name}.{kind}"] = value
         return found
 
-    def _fill_optimizer(self) -> None:
-        """What AdamW keeps of each parameter, before its first step: there has to be something to load into."""
-        for group in self.optimizer.param_groups:
-            for parameter in group["params"]:
+    def _fill_optimizer(self, there: set[str]) -> None:
+        """What AdamW keeps of each parameter, before its first step: there has to be something to load into.
+
+        there: what a checkpoint has: nothing of a parameter that had no gradient, and of none before the first step.
+        """
+        for name, parameter in self.towers.named_parameters():
+            if f"optimizer.{name}.exp_avg" in there:
                 self.optimizer.state[parameter] = {
                     "step": torch.zeros((), device=parameter.device),
                     "exp_avg": torch.zeros_like(parameter),
@@ -790,11 +787,13 @@ def _go_on(state: dict[str, Any], whole: Whole, out: Path, say: Say, processes: 
     """Put everything where the checkpoint has it."""
     whole.load(state, processes)
     where = Place.of(state["place"], best_by)
-    if processes.first:
+
+    def forget_later() -> None:
         # What was recorded after the checkpoint is done, and recorded, once more.
         with (out / "metrics.jsonl").open("a") as records:
             records.truncate(where.records)
-    processes.wait()
+
+    processes.first_does(forget_later)
     say(f"{out}: goes on after step {where.step}, in epoch {where.epoch}")
     return where
 
@@ -902,6 +901,19 @@ def _prepare_folder(config: RunConfig) -> Path:
     return out
 
 
+def _build(config: RunConfig, device: torch.device, say: Say, begins: bool) -> Aligner:
+    """The model on its device; what is frozen, and adapters, as the settings want them. begins: unless weights of a
+    checkpoint come."""
+    aligner = Aligner(config.model).to(device).to(memory_format=torch.channels_last)
+    if config.init and begins:
+        anew = start_from(aligner, config.init)
+        say(f"weights of {config.init}; starting anew: {', '.join(anew) or 'nothing'}")
+    freeze(aligner, config.freeze, config.freeze_layers)
+    if config.peft == "lora":
+        add_lora(aligner, config.lora)
+    return aligner
+
+
 def _trained(aligner: Aligner) -> int:
     return sum(parameter.numel() for parameter in aligner.parameters() if parameter.requires_grad)
 
@@ -928,6 +940,15 @@ def _write_records(out: Path, config: RunConfig, data: TrainingData, aligner: Al
     origins = {"image_tower": aligner.image_tower.origin, "text_tower": aligner.text_tower.origin}
     weights = {tower: origin.to_dict() for tower, origin in origins.items()}
     (out / "weights.json").write_text(json.dumps(weights, indent=2) + "\n")
+
+
+def _write_results(out: Path, results: dict[str, Any]) -> None:
+    # Written aside and renamed: a run either has its results or has not.
+    (out / "results.json.part").write_text(json.dumps(results, indent=2) + "\n")
+    (out / "results.json.part").replace(out / "results.json")
+    # A finished run goes on nowhere.
+    shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
+    shutil.rmtree(out / HALF_MODELS, ignore_errors=True)
 
 
 def end_of_epoch(

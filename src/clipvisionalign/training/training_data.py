@@ -24,7 +24,9 @@ from clipvisionalign.progress import long_step
 from clipvisionalign.training.feature_cache import (
     CaptionCache,
     FeatureCache,
+    View,
     cache_folder,
+    captions_are_there,
     features_are_there,
     open_captions,
     open_features,
@@ -107,6 +109,19 @@ class TrainingData:
         if self.cut["train"].cut:
             say(self.cut["train"].told("train, as it passed", self.max_tokens))
         return True
+
+    def count_on(
+        self, batches: CaptionedBatches | StreamedBatches, state: dict[str, Any], processes: Processes
+    ) -> None:
+        """Go on counting where a checkpoint has it: each process from its own count; where they were more or fewer, the
+        first one from all together."""
+        counted = state.get("counted", [])
+        if isinstance(batches, CaptionedBatches) or not counted:
+            return
+        if len(counted) == processes.count:
+            batches.count_on([counted[processes.number]])
+        elif processes.first:
+            batches.count_on(counted)
 
     def without_failures(self, features: FeatureCache, say: Say) -> None:
         """Leave out the training pictures of which the picture tower's cache has nothing."""
@@ -238,6 +253,45 @@ def keeps_features(config: RunConfig) -> bool:
     return config.freeze in IMAGE_FROZEN and config.cache != "off" and not adapted
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """A split whose picture features are wanted, see `open_features`."""
+
+    data: CaptionedImages
+    views: list[View]
+    dtype: torch.dtype
+    what: str
+
+
+@dataclass(frozen=True)
+class Room:
+    """What a frozen tower's outputs need on the disk of a cache. sizes: bytes of each part; what: what they are."""
+
+    root: Path
+    sizes: list[int]
+    what: str
+
+    def there(self, parts: Callable[[], Sequence[bool]], decided: bool | None) -> bool:
+        """Whether there is room for what is not there already. parts: whether each part is.
+
+        decided: whether the run, which goes on, has used them. Raises OSError where it has, and there is no room.
+        """
+        if room_for(self.root, sum(self.sizes)):
+            return True
+        # Whether they are there takes a hash of all weights to know: asked where it matters.
+        missing = sum(size for size, there in zip(self.sizes, parts(), strict=True) if not there)
+        if not missing or room_for(self.root, missing):
+            return True
+        if decided:
+            raise OSError(f"{self}, which this run was begun with: make room there")
+        return False
+
+    def __str__(self) -> str:
+        size = sum(self.sizes)
+        told = f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
+        return f"{self.root}: no room for {told} of {self.what}"
+
+
 def frozen_features(
     config: RunConfig,
     aligner: Aligner,
@@ -259,61 +313,76 @@ def frozen_features(
     train = data.train
     if not isinstance(train, CaptionedImages):
         return None, None
-    root = cache_folder(config.cache)
-    views = views_of(config.augment, config.views)
-    wanted = size_on_disk(len(train), len(views), aligner.image_tower)
-    tower = aligner.image_tower
+    root, tower = cache_folder(config.cache), aligner.image_tower
+    wanted = [Wanted(train, views_of(config.augment, config.views), dtype, "train")]
+    if not config.profile:
+        # A profile measures no dev gallery.
+        wanted.append(Wanted(data.dev, views_of("none", 1), torch.float32, "dev"))
+    room = Room(root, [size_on_disk(len(each.data), len(each.views), tower) for each in wanted], "picture features")
+
+    def opened() -> list[FeatureCache]:
+        return [open_features(root, each.data, tower, each.views, each.dtype, each.what) for each in wanted]
 
     def compute() -> bool:
-        # Whether they are there takes a hash of all weights to know: asked where it matters.
-        if not room_for(root, wanted) and not features_are_there(root, train, tower, views, dtype):
-            if decided:
-                told = "which this run was begun with: make room there"
-                raise OSError(f"{root}: no room for {wanted / 2**30:.1f} GiB of features, {told}")
-            return False
-        open_features(root, train, tower, views, dtype, "train")
-        if not config.profile:
-            open_features(root, data.dev, tower, views_of("none", 1), torch.float32, "dev")
-        return True
+        found = room.there(
+            lambda: [features_are_there(root, each.data, tower, each.views, each.dtype) for each in wanted], decided
+        )
+        if found:
+            opened()
+        return found
 
     if not processes.first_does(compute):
-        say(f"{root}: no room for {wanted / 2**30:.1f} GiB of features: pictures go through the tower in every epoch")
+        say(f"{room}: pictures go through the tower in every epoch")
         return None, None
-    features = open_features(root, train, tower, views, dtype, "train")
-    # A profile measures no dev gallery.
-    dev = None if config.profile else open_features(root, data.dev, tower, views_of("none", 1), torch.float32, "dev")
+    # Computed once more where a disk is another process's own.
+    features, *dev = processes.each(opened, patient=True)
     data.without_failures(features, say)
-    return features, dev
+    return features, dev[0] if dev else None
 
 
 def frozen_captions(
     config: RunConfig,
     aligner: Aligner,
-    data: CaptionedImages | Shards | Saved,
+    data: TrainingData,
+    say: Say,
     processes: Processes,
-    tokens: bool,
     decided: bool | None = None,
-) -> CaptionCache | None:
-    """What the text tower gives for all captions of a split, if it is frozen: computed once, by the first process.
+) -> tuple[CaptionCache | None, CaptionCache | None]:
+    """What the text tower gives for all captions of both splits, if it is frozen: computed once, by the first process.
 
-    tokens: not the pooled vectors alone, but those of every token, where there is room for them. decided: whether the
-    run, which goes on, has used it; None for one that begins.
+    Of training captions not the pooled vectors alone, but those of every token, for a design that scores pairs.
+    decided: as for `frozen_features`. Raises OSError where there no longer is room. A stream's captions are not kept.
     """
-    if decided is False:
-        return None
     adapted = config.peft == "lora" and config.lora.towers != "image"
-    if config.freeze not in ("both", "all") or config.cache == "off" or adapted:
-        return None
-    if not isinstance(data, CaptionedImages):
-        return None
+    if decided is False or config.freeze not in ("both", "all") or config.cache == "off" or adapted:
+        return None, None
     root, tower = cache_folder(config.cache), aligner.text_tower
-    if tokens and not decided and not processes.first_does(lambda: room_for(root, _tokens_on_disk(data, tower))):
-        return None
-    processes.first_does(lambda: open_captions(root, data, tower, tokens) is None)
-    return open_captions(root, data, tower, tokens)
+    wanted: list[tuple[CaptionedImages, bool]] = []
+    if isinstance(data.train, CaptionedImages):
+        wanted.append((data.train, aligner.late is not None))
+    if not config.profile:
+        wanted.append((data.dev, False))
+    room = Room(root, [_captions_on_disk(*each, tower) for each in wanted], "caption features")
+
+    def opened() -> list[CaptionCache]:
+        return [open_captions(root, some, tower, tokens) for some, tokens in wanted]
+
+    def compute() -> bool:
+        found = room.there(lambda: [captions_are_there(root, some, tower, tokens) for some, tokens in wanted], decided)
+        if found:
+            opened()
+        return found
+
+    if not processes.first_does(compute):
+        say(f"{room}: captions go through the tower in every epoch")
+        return None, None
+    found = processes.each(opened, patient=True)
+    train = found[0] if isinstance(data.train, CaptionedImages) else None
+    return train, None if config.profile else found[-1]
 
 
-def _tokens_on_disk(data: CaptionedImages, tower: TextTower) -> int:
-    """Bytes that the tokens of all captions take, at most."""
-    words = sum(len(caption.split()) for caption in data.captions)
-    return min(2 * words + 2 * len(data.captions), tower.max_tokens * len(data.captions)) * tower.width * 2
+def _captions_on_disk(data: CaptionedImages, tokens: bool, tower: TextTower) -> int:
+    """Bytes that the outputs for all captions take: pooled vectors, and the tokens too, at most."""
+    count = len(data.captions)
+    words = sum(len(caption.split()) for caption in data.captions) if tokens else 0
+    return count * tower.width * 4 + min(2 * words + 2 * count * tokens, tower.max_tokens * count) * tower.width * 2
