@@ -169,6 +169,11 @@ def _not_found(
     )
 
 
+def _no_revision(kind: str, revision: str, taken: str) -> str:
+    """Why a revision is no setting of what is not taken from the hub."""
+    return f"--model.{kind}_tower.revision {revision}: {taken} is not of the hub and has no revisions; leave it out"
+
+
 # --- picture towers ---------------------------------------------------------------------------------------------------
 
 
@@ -221,6 +226,10 @@ def find_image_weights(
 
     Raises WeightsNotFound, and what `hub.snapshot` raises.
     """
+    asked = split_revision(name, revision)[1]
+    if weights != "auto" and asked and backbone_of(name, revision).architecture:
+        taken = f"weights {weights}" if weights == "random" else weights
+        raise ValueError(f"{_no_revision('image', asked, taken)}, and {name} is timm's own")
     if weights == "random":
         return None
     package = _IMAGE_PACKAGES.get(name)
@@ -300,6 +309,8 @@ def find_text_weights(name: str, weights: str = "auto", revision: str = "", say:
     """
     for folder in [weights] if weights not in ("auto", "random") else [name]:
         if (Path(folder) / "config.json").is_file():
+            if revision:
+                raise ValueError(_no_revision("text", revision, f"the folder {folder}"))
             own = [] if weights == "random" else weights_files(Path(folder))
             return FoundText(Path(folder), Origin("random" if weights == "random" else "files", name, files=tuple(own)))
     if weights not in ("auto", "random"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, Literal
@@ -21,6 +21,9 @@ LAYER = re.compile(r"\.(?:layer|layers|block|blocks|h)\.(\d+)\.")
 
 #: What `freeze` keeps the image tower as it is.
 IMAGE_FROZEN = ("image", "both", "all")
+
+#: And the text tower.
+TEXT_FROZEN = ("text", "both", "all")
 
 #: Longformer multiplies with these weights themselves, not through the modules that an adapter replaces.
 NOT_ADAPTED = ("key_global", "value_global")
@@ -43,30 +46,36 @@ class LoraConfig:
     dropout: float = 0.0
 
 
-def freeze(aligner: Aligner, what: str, patterns: list[str]) -> None:
-    """Keep towers, and parameters by name, as they are.
+def freeze(aligner: Aligner, what: str, patterns: list[str]) -> list[str]:
+    """Keep towers, and parameters by name, as they are; returns the patterns that froze nothing more.
 
     what: "image", "text", "both", "none", or "all" for everything but a fusion; patterns: of parameters' names, with *.
-    Raises ValueError for a pattern that no parameter's name fits.
+    Raises ValueError for a pattern that no parameter's name fits, and where nothing is left to be trained.
     """
     if what == "all":
         aligner.requires_grad_(False)
         if aligner.fusion is not None:
             aligner.fusion.requires_grad_(True)
-        return
-    aligner.image_tower.requires_grad_(what not in ("image", "both"))
-    aligner.text_tower.requires_grad_(what not in ("text", "both"))
-    if what not in ("text", "both"):
-        # Words that no training caption holds should keep their place beside those that some hold.
-        aligner.text_tower.encoder.get_input_embeddings().requires_grad_(False)
+    else:
+        aligner.image_tower.requires_grad_(what not in IMAGE_FROZEN)
+        aligner.text_tower.requires_grad_(what not in TEXT_FROZEN)
+        if what not in TEXT_FROZEN:
+            # Words that no training caption holds should keep their place beside those that some hold.
+            aligner.text_tower.encoder.get_input_embeddings().requires_grad_(False)
     names = dict(aligner.named_parameters())
+    idle = []
     for pattern in patterns:
-        found = [name for name in names if fnmatchcase(name, pattern)]
+        found = [parameter for name, parameter in names.items() if fnmatchcase(name, pattern)]
         if not found:
             some = ", ".join(list(names)[:: max(1, len(names) // 4)][:4])
             raise ValueError(f"--freeze_layers {pattern}: no parameter has such a name; there are {some}, ...")
-        for name in found:
-            names[name].requires_grad_(False)
+        if not any(parameter.requires_grad for parameter in found):
+            idle.append(pattern)
+        for parameter in found:
+            parameter.requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in names.values()):
+        raise ValueError(f"--freeze {what} with --freeze_layers {' '.join(patterns)}: nothing is left to be trained")
+    return idle
 
 
 def keep_frozen_still(aligner: Aligner, what: str) -> None:
@@ -76,13 +85,17 @@ def keep_frozen_still(aligner: Aligner, what: str) -> None:
     """
     if what in IMAGE_FROZEN:
         aligner.image_tower.eval()
-    if what in ("text", "both", "all"):
+    if what in TEXT_FROZEN:
         aligner.text_tower.eval()
     if what == "all":
         aligner.image_head.eval()
     if aligner.config.image_tower.weights != "random":
         for module in norms(aligner):
             module.eval()
+    for name, module in aligner.named_modules():
+        # An adapter in a frozen tower is trained, and drops out what it should.
+        if name.endswith("lora_dropout"):
+            module.train()
 
 
 def norms(aligner: Aligner) -> Iterator[nn.Module]:
@@ -95,12 +108,17 @@ def norms(aligner: Aligner) -> Iterator[nn.Module]:
 # --- LoRA ------------------------------------------------------------------------------------------------------------
 
 
-def add_lora(aligner: Aligner, config: LoraConfig) -> None:
-    """Freeze the towers named and put adapters beside their linear and convolution layers."""
+def add_lora(aligner: Aligner, config: LoraConfig, frozen: Sequence[str] = ()) -> None:
+    """Freeze the towers named and put adapters beside their linear and convolution layers.
+
+    frozen: patterns of parameters' names that stay as they are: their layers have no adapters, which would be merged
+    into them. Raises ValueError where a tower has no other layers.
+    """
     from peft import LoraConfig as PeftConfig
     from peft import inject_adapter_in_model
 
     towers = {"text": aligner.text_tower.encoder, "image": aligner.image_tower.backbone}
+    within = {"text": "text_tower.encoder", "image": "image_tower.backbone"}
     for name, tower in towers.items():
         if config.towers not in (name, "both"):
             continue
@@ -109,7 +127,12 @@ def add_lora(aligner: Aligner, config: LoraConfig) -> None:
             for path, module in tower.named_modules()
             if (isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.groups == 1))
             and not (isinstance(tower, Longformer) and path.endswith(NOT_ADAPTED))
+            and not any(fnmatchcase(f"{within[name]}.{path}.weight", pattern) for pattern in frozen)
         ]
+        if not targets:
+            raise ValueError(
+                f"--peft lora: no layer of the {name} tower is left to be adapted by --freeze_layers {' '.join(frozen)}"
+            )
         tower.requires_grad_(False)
         settings = PeftConfig(
             r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=targets  # type: ignore[arg-type]

@@ -99,6 +99,7 @@ from clipvisionalign.training.training_data import (
     refuse_other_data,
     refuse_other_readers,
 )
+from clipvisionalign.training.without_effect import without_effect
 
 #: TensorBoard by default, where it is installed.
 TRACKERS = "tensorboard"
@@ -288,6 +289,8 @@ def train(config: RunConfig, say: Say = print, state: dict[str, Any] | None = No
         say(line)
     out, device = Path(config.out), processes.device
     if state is None:
+        for line in without_effect(config, processes.count):
+            say(line)
         processes.first_does(lambda: _prepare_folder(config))
     seed_everything(config.seed)
 
@@ -332,6 +335,8 @@ def train(config: RunConfig, say: Say = print, state: dict[str, Any] | None = No
         raise DataError(f"{config.data}: {len(batches)} images for {processes.count} processes: each needs one a step")
     in_epoch = batches.steps(config.batch, processes.count)
     steps = in_epoch * config.epochs
+    if config.steps > steps and state is None:
+        say(f"no effect of --steps: all epochs are {steps}")
     steps = min(steps, config.steps or steps, config.profile or steps)
     epochs = -(-steps // in_epoch)
 
@@ -908,9 +913,11 @@ def _build(config: RunConfig, device: torch.device, say: Say, begins: bool) -> A
     if config.init and begins:
         anew = start_from(aligner, config.init)
         say(f"weights of {config.init}; starting anew: {', '.join(anew) or 'nothing'}")
-    freeze(aligner, config.freeze, config.freeze_layers)
+    idle = freeze(aligner, config.freeze, config.freeze_layers)
     if config.peft == "lora":
-        add_lora(aligner, config.lora)
+        add_lora(aligner, config.lora, config.freeze_layers)
+    elif idle and begins:
+        say(f"no effect of --freeze_layers {' '.join(idle)}: frozen without that")
     return aligner
 
 

@@ -159,7 +159,9 @@ def open_data(config: RunConfig, say: Say, processes: Processes) -> TrainingData
         say(f"check: {line}")
     if len(left_out) > 5:
         say(f"check: and {len(left_out) - 5} more; 'clipvisionalign check {config.data}' lists all")
-    if config.train_images:
+    if config.train_images and config.train_images >= len(train):
+        say(f"no effect of --train_images: there are {len(train):,}")
+    elif config.train_images:
         train = train.first_by_hash(config.train_images)
     if len(train) < 2 or len(dev) < 2:
         raise DataError(f"{config.data}: too little is left to train on: {len(train)} train, {len(dev)} dev images")

@@ -1,0 +1,76 @@
+"""Settings that a run would ignore silently: each is told, with what makes it so."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from clipvisionalign.data.streams import is_stream
+from clipvisionalign.training.fine_tuning import IMAGE_FROZEN, TEXT_FROZEN
+from clipvisionalign.training.training_data import keeps_features
+
+if TYPE_CHECKING:
+    from clipvisionalign.training.train import RunConfig
+
+#: The one loss that each setting of the losses is of.
+LOSSES = {"margin": "hardest", "beta": "hard_weighted", "smoothing": "softmax", "bias": "sigmoid"}
+
+
+def without_effect(config: RunConfig, processes: int = 1) -> list[str]:
+    """A line for each reason why settings of a run count nothing; those at their defaults are not told of."""
+    usual, model, design = type(config)(), config.model, config.model.design
+    found: list[tuple[list[str], str]] = []
+
+    def told(reason: str, *names: Iterable[str]) -> None:
+        asked = [name for some in names for name in some]
+        if asked:
+            found.append((asked, reason))
+
+    def own(*names: str) -> list[str]:
+        return [name for name in names if getattr(config, name) != getattr(usual, name)]
+
+    if config.peft == "none":
+        told("--peft none has no adapters", _changed("lora", config.lora, usual.lora))
+    if design not in ("late", "cross"):
+        late = _changed("model.late", model.late, usual.model.late)
+        told(f"the design '{design}' has no late interaction", late, own("fusion_weight"))
+    if design != "cross":
+        fusion = _changed("model.fusion", model.fusion, usual.model.fusion)
+        told(f"the design '{design}' has no fusion", fusion, own("negatives"))
+    text = _changed("model.text_tower", model.text_tower, usual.model.text_tower)
+    if design != "sparse" and model.text_tower.attention == "dense":
+        told("every token sees all others", [name for name in text if name.endswith(".window")])
+    by_loss = _changed("loss", config.loss, usual.loss)
+    for name, loss in LOSSES.items():
+        if config.loss.name != loss:
+            told(f"it is of the loss '{loss}', not of '{config.loss.name}'", [n for n in by_loss if n.endswith(name)])
+
+    frozen, how = [], f"--freeze {config.freeze}"
+    if config.freeze in IMAGE_FROZEN and not (config.peft == "lora" and config.lora.towers != "text"):
+        told(f"{how}: the picture tower is not trained", own("image_lr"))
+        frozen.append("image")
+    if config.freeze in TEXT_FROZEN and not (config.peft == "lora" and config.lora.towers != "image"):
+        told(f"{how}: the text tower is not trained", own("text_lr"))
+        frozen.append("text")
+    if config.freeze in TEXT_FROZEN:
+        told(f"{how}: the text tower drops nothing out", [name for name in text if name.endswith(".dropout")])
+    if len(frozen) == 2:
+        told(f"{how}: no tower is trained", own("layer_decay"))
+    if config.freeze == "all":
+        heads = [name for name in _changed("model", model, usual.model) if name == "model.dropout"]
+        told(f"{how}: the heads are not trained, and the last epoch is kept", heads, own("patience", "best_by"))
+    if config.augment == "none":
+        told("--augment none has one view of a picture", own("views"))
+    elif not keeps_features(config) or is_stream(config.data):
+        told("views are of features that are kept on disk, which this run's are not", own("views"))
+    if is_stream(config.data) and not config.dev_data:
+        told("a stream has its own layout", own("layout"))
+    most = -(-config.batch // processes)
+    if config.chunk >= most:
+        told(f"a step is {most} images{' of a process' if processes > 1 else ''}, one chunk", ["chunk"])
+    return [f"no effect of --{', --'.join(names)}: {reason}" for names, reason in found]
+
+
+def _changed(prefix: str, given: Any, usual: Any) -> list[str]:
+    """The settings of a group that are not at their defaults, by name."""
+    return [f"{prefix}.{name}" for name in vars(usual) if getattr(given, name) != getattr(usual, name)]

@@ -1,0 +1,134 @@
+"""A setting that would count nothing is refused, or told with what makes it so."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from clipvisionalign.models.aligner import Aligner, AlignerConfig
+from clipvisionalign.models.fusion import FusionConfig
+from clipvisionalign.models.late_interaction import LateConfig
+from clipvisionalign.models.text_tower import TextTowerConfig
+from clipvisionalign.models.weights import find_image_weights, find_text_weights
+from clipvisionalign.training.fine_tuning import LoraConfig, add_lora, freeze, keep_frozen_still
+from clipvisionalign.training.losses import LossConfig
+from clipvisionalign.training.train import RunConfig, train
+from clipvisionalign.training.without_effect import without_effect
+
+CROSS = AlignerConfig("cross")
+
+
+@pytest.mark.parametrize(
+    ("idle", "told", "used"),
+    [
+        ({"lora": LoraConfig(rank=2)}, "lora.rank: --peft none", {"peft": "lora"}),
+        ({"fusion_weight": 2.0}, "fusion_weight: the design 'self' has no late", {"model": AlignerConfig("late")}),
+        ({"negatives": 2}, "negatives: the design 'self' has no fusion", {"model": CROSS}),
+        ({"model": AlignerConfig(late=LateConfig(8))}, "model.late.width: ", {"model": replace(CROSS, late=LateConfig(8))}),
+        (
+            {"model": AlignerConfig("late", fusion=FusionConfig(1))}, "model.fusion.layers: the design 'late'",
+            {"model": replace(CROSS, fusion=FusionConfig(1))},
+        ),
+        (
+            {"model": AlignerConfig(text_tower=TextTowerConfig(window=4))}, "model.text_tower.window: every token",
+            {"model": AlignerConfig("sparse", text_tower=TextTowerConfig(window=4))},
+        ),
+        (
+            {"model": AlignerConfig(text_tower=TextTowerConfig(dropout=0.2)), "freeze": "text"},
+            "model.text_tower.dropout: --freeze text", {"freeze": "none"},
+        ),
+        ({"loss": LossConfig(margin=0.3)}, "loss.margin: it is of the loss 'hardest'", {"loss": LossConfig("hardest", 0.3)}),
+        ({"image_lr": 1e-5}, "image_lr: --freeze image", {"freeze": "none"}),
+        ({"image_lr": 1e-5}, "image_lr: --freeze image", {"peft": "lora", "lora": LoraConfig("image")}),
+        ({"text_lr": 1e-5, "freeze": "text"}, "text_lr: --freeze text", {"freeze": "image"}),
+        ({"layer_decay": 0.8, "freeze": "both"}, "layer_decay: --freeze both", {"freeze": "text"}),
+        ({"patience": 1, "freeze": "all", "model": CROSS}, "patience: --freeze all", {"freeze": "both"}),
+        ({"views": 2, "augment": "none"}, "views: --augment none", {"augment": "crop"}),
+        ({"views": 2, "freeze": "none"}, "views: views are of features", {"freeze": "both"}),
+        ({"layout": "coco", "data": "shards/{0..3}.tar"}, "layout: a stream", {"data": "folder"}),
+        ({"chunk": 128}, "chunk: a step is 128 images, one chunk", {"chunk": 127}),
+    ],
+)  # fmt: skip
+def test_what_counts_nothing_is_told_and_what_counts_is_not(idle, told, used):
+    found = without_effect(RunConfig(**idle))
+    assert len(found) == 1
+    assert found[0].startswith(f"no effect of --{told}")
+    assert not without_effect(RunConfig(**idle | used))
+
+
+def test_usual_settings_are_not_spoken_of():
+    assert not without_effect(RunConfig())
+    assert without_effect(RunConfig(chunk=64), processes=2) == [
+        "no effect of --chunk: a step is 64 images of a process, one chunk"
+    ]
+
+
+def test_a_run_tells_what_counts_nothing_once(tmp_path, scenes_folder, tiny_model):
+    config = RunConfig(
+        data=str(scenes_folder), out=str(tmp_path / "run"), model=tiny_model(), epochs=1, batch=64, steps=99, chunk=64,
+        augment="none", precision="float32", cache=str(tmp_path / "cache"), trackers="", train_images=1000,
+        freeze_layers=["image_tower.*"],
+    )  # fmt: skip
+    said: list[str] = []
+    train(config, said.append)
+    for told in (
+        "--chunk: a step is 64 images, one chunk", "--steps: all epochs are 2", "--train_images: there are 94",
+        "--freeze_layers image_tower.*: frozen without that",
+    ):  # fmt: skip
+        assert said.count(f"no effect of {told}") == 1
+
+
+@pytest.mark.parametrize("weights", ["auto", "random"])
+def test_a_revision_of_a_folder_is_refused(text_folder, weights):
+    assert find_text_weights(str(text_folder), weights).folder == text_folder
+    with pytest.raises(
+        ValueError, match=r"--model.text_tower.revision v1: the folder .* has no revisions; leave it out"
+    ):
+        find_text_weights(str(text_folder), weights, "v1")
+
+
+def test_a_revision_of_a_file_and_of_random_weights_is_refused(tmp_path):
+    (tmp_path / "model.safetensors").touch()
+    for name, revision in (("resnet50", "v1"), ("resnet50@v1", "")):
+        for weights in ("random", str(tmp_path)):
+            with pytest.raises(ValueError, match=r"--model.image_tower.revision v1: .* has no revisions; leave it out"):
+                find_image_weights(name, weights, revision)
+    assert find_image_weights("resnet50", "random") is None
+    # Of a repository that timm has no name for, the config is taken.
+    assert find_image_weights("hf-hub:someone/tower", "random", "v1") is None
+
+
+def test_layers_frozen_by_name_are_frozen_beside_whatever_else_is_asked_for(tiny_model):
+    aligner = Aligner(tiny_model("cross"))
+    with pytest.raises(ValueError, match=r"--freeze_layers fusio.\*: no parameter has such a name"):
+        freeze(aligner, "all", ["fusio.*"])
+    name = next(name for name, _ in aligner.named_parameters() if name.startswith("fusion."))
+    assert freeze(aligner, "all", [name, "image_tower.*"]) == ["image_tower.*"]
+    assert not aligner.get_parameter(name).requires_grad
+    with pytest.raises(ValueError, match="nothing is left to be trained"):
+        freeze(aligner, "all", ["fusion.*"])
+
+
+def test_layers_frozen_by_name_have_no_adapters(tiny_model):
+    aligner = Aligner(tiny_model())
+    frozen = ["text_tower.encoder.encoder.layer.0.*"]
+    freeze(aligner, "image", frozen)
+    add_lora(aligner, LoraConfig(rank=2), frozen)
+    adapted = [name for name, _ in aligner.named_parameters() if "lora_" in name]
+    assert adapted
+    assert all(".layer.1." in name for name in adapted)
+    with pytest.raises(ValueError, match="no layer of the text tower is left to be adapted"):
+        add_lora(Aligner(tiny_model()), LoraConfig(rank=2), ["text_tower.*"])
+
+
+def test_an_adapter_in_a_frozen_tower_drops_out(tiny_model):
+    aligner = Aligner(tiny_model())
+    freeze(aligner, "image", [])
+    add_lora(aligner, LoraConfig("image", rank=2, dropout=0.5))
+    aligner.train()
+    keep_frozen_still(aligner, "image")
+    dropouts = [module for name, module in aligner.named_modules() if ".lora_dropout." in name]
+    assert dropouts
+    assert all(module.training for module in dropouts)
+    assert not aligner.image_tower.training
