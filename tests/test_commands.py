@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -90,6 +93,41 @@ def test_evaluate_prints_json_alone_under_the_documented_keys(tiny_runs, design,
             block[way][f"recall_at_{k}"]["value"] for way in ("image_to_text", "text_to_image") for k in (1, 5, 10)
         ]
         assert block["rsum"]["value"] == pytest.approx(100 * sum(recalls))
+
+
+def test_figures_of_training_images_say_that_they_are(tiny_runs, scenes_folder, tmp_path, tiny_model, capsys):
+    from clipvisionalign.training.train import RunConfig, train
+
+    def note(run: Path, *more: str) -> str | None:
+        assert main(["evaluate", str(run), "--json", *more]) == 0
+        return json.loads(capsys.readouterr().out).get("trained_on")
+
+    run = tiny_runs["self"]
+    told = "the run was trained on these images: figures of training images, which say nothing about any others"
+    assert note(run, "--split", "train") == told
+    assert note(run) is None
+    assert note(run, "--split", "test") is None
+    # The same images in another place.
+    copy = shutil.copytree(scenes_folder, tmp_path / "copy")
+    assert note(run, "--split", "train", "--data", str(copy)) == told
+    assert note(run, "--split", "train", "--identity", "caption", "--data", str(copy)) == told
+    # Others, at their own place.
+    table = (copy / "metadata.csv").read_text()
+    (copy / "metadata.csv").write_text(table.replace("circle", "ring"))
+    assert note(run, "--split", "train", "--data", str(copy)) is None
+    assert main(["evaluate", str(run), "--split", "train"]) == 0
+    assert told in " ".join(capsys.readouterr().out.split())
+    # Some of them, and those of a run that it starts from.
+    config = RunConfig(
+        data=str(scenes_folder), out=str(tmp_path / "run"), model=tiny_model(), epochs=1, batch=16, augment="none", steps=1,
+        precision="float32", cache=str(tmp_path / "cache"), trackers="", train_images=40,
+    )  # fmt: skip
+    train(config, say=lambda line: None)
+    assert note(tmp_path / "run", "--split", "train").startswith("the run was trained on 40 of these 94 images: ")
+    train(replace(config, data=str(copy), init=str(run), out=str(tmp_path / "init")), say=lambda line: None)
+    assert note(tmp_path / "init", "--split", "train", "--data", str(scenes_folder)).startswith(
+        f"{run}, which the run starts from, was trained on these images: "
+    )
 
 
 def test_evaluate_and_audit_as_tables(tiny_runs, capsys):

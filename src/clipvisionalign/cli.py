@@ -363,7 +363,7 @@ def evaluate(arguments: list[str]) -> int:
     )
     given = parser.parse_args(arguments)
     from clipvisionalign.retrieval.evaluate import evaluate as measure
-    from clipvisionalign.training.cross_fit import in_sample_note
+    from clipvisionalign.training.cross_fit import in_sample_note, trained_note
 
     aligner, data, source = _open_run(given)
     part = _checked_split(data, given.split)
@@ -380,11 +380,16 @@ def evaluate(arguments: list[str]) -> int:
         caption_group=part.caption_group,
     )  # fmt: skip
     results = {"run": given.run, "data": source, "split": given.split, **found.to_dict()}
-    note = in_sample_note(Path(given.run), part)
-    if note:
-        results["in_sample"] = note
-    print(json.dumps(results, indent=2)) if given.json else _print_figures(results)
-    if note and not given.json:
+    notes = {
+        "in_sample": in_sample_note(Path(given.run), part),
+        "trained_on": trained_note(Path(given.run), source, data, given.split),
+    }
+    results |= {name: note for name, note in notes.items() if note}
+    if given.json:
+        print(json.dumps(results, indent=2))
+        return 0
+    _print_figures(results)
+    for note in filter(None, notes.values()):
         print(note)
     return 0
 
