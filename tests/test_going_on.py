@@ -224,6 +224,25 @@ def test_a_checkpoint_of_an_earlier_version_is_refused_in_words(settings, tmp_pa
         resume(config.out, silent)
 
 
+def test_a_run_none_of_whose_checkpoints_reads_back_is_left_as_it_is(settings, tmp_path, monkeypatch):
+    config = settings("", out=str(tmp_path / "run"))
+    cut_off(config, monkeypatch, before=5)
+    checkpoints = list((tmp_path / "run" / "checkpoints").iterdir())
+    kept = {path: path.read_bytes() for path in checkpoints}
+    for path in checkpoints:
+        path.write_bytes(b"")
+    with pytest.raises(OSError, match="none of its checkpoints reads back"):
+        resume(config.out, silent)
+    assert (tmp_path / "run" / "model.safetensors").is_file()
+    # Where they come back, so does the run; records that a pulled plug took are not made of zeros.
+    for path, content in kept.items():
+        path.write_bytes(content)
+    records = tmp_path / "run" / "metrics.jsonl"
+    records.write_text(records.read_text().splitlines(keepends=True)[0])
+    resume(config.out, silent)
+    assert all(json.loads(line)["step"] for line in records.read_text().splitlines())
+
+
 # --- steps -----------------------------------------------------------------------------------------------------------
 
 

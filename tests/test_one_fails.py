@@ -35,6 +35,15 @@ def test_a_sharded_checkpoint_that_one_process_cannot_write_is_none_on_all(tmp_p
         "step-000000001.shards", "step-000000003.shards"
     ]  # fmt: skip
     assert last_checkpoint(tmp_path, print)["step"] == 3
+    # What a pulled plug, or a disk that is not shared, may leave of it.
+    said: list[str] = []
+    newest = tmp_path / "checkpoints" / "step-000000003.shards"
+    shard = max(newest.glob("*.safetensors"))
+    shard.write_bytes(shard.read_bytes()[:-8])
+    assert last_checkpoint(tmp_path, said.append)["step"] == 1
+    assert f"{newest}: does not read back ({shard.name} is not whole); taking the one before it" in said
+    shard.unlink()
+    assert last_checkpoint(tmp_path, said.append)["step"] == 1
 
 
 def test_a_sharded_run_goes_on_where_one_process_cannot_write_a_checkpoint(tmp_path, settings):

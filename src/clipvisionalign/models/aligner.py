@@ -13,6 +13,7 @@ Source of the alignment: Radford et al., "CLIP", arXiv:2103.00020; Zhai et al., 
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -373,6 +374,9 @@ class Aligner(nn.Module):
         aside = target / f"{WEIGHTS_FILE}.part"
         try:
             save_file(state, aside)
+            with aside.open("rb+") as file:
+                # A checkpoint that speaks of this model may be on the disk before it.
+                os.fsync(file.fileno())
         except SafetensorError as error:
             aside.unlink(missing_ok=True)
             raise OSError(f"{target / WEIGHTS_FILE}: not written: {error}; what was there before is kept") from None

@@ -52,7 +52,7 @@ def save_checkpoint(run: Path, step: int, state: dict[str, Any]) -> Path:
 
 
 def _keep_last(folder: Path) -> None:
-    for old in sorted([*folder.glob("step-*.pt"), *folder.glob("step-*.shards")])[:-KEPT]:
+    for old in checkpoints_in(folder.parent)[:-KEPT]:
         shutil.rmtree(old) if old.is_dir() else old.unlink()
 
 
@@ -73,8 +73,9 @@ def save_sharded(run: Path, step: int, tensors: dict[str, Tensor], rest: dict[st
         aside.mkdir(parents=True)
 
     def end() -> None:
+        files = {file.name: file.stat().st_size for file in aside.iterdir()}
         with _told_as_oserror(path), (aside / REST).open("wb") as file:
-            torch.save(rest, file)
+            torch.save(rest | {"files": files}, file)
         _flush(*aside.iterdir(), aside)
         shutil.rmtree(path, ignore_errors=True)
         aside.replace(path)
@@ -151,14 +152,22 @@ def _quiet() -> Iterator[None]:
         yield
 
 
+def checkpoints_in(run: Path) -> list[Path]:
+    """The checkpoints of a run, the newest last."""
+    return sorted([*(run / FOLDER).glob("step-*.pt"), *(run / FOLDER).glob("step-*.shards")])
+
+
 def last_checkpoint(run: Path, say: Callable[[str], None]) -> dict[str, Any] | None:
     """The state of the newest checkpoint that reads back, None if there is none; of a sharded one all but its tensors,
     whose folder is under "shards"."""
-    found = [*(run / FOLDER).glob("step-*.pt"), *(run / FOLDER).glob("step-*.shards")]
-    for path in sorted(found, reverse=True):
+    for path in reversed(checkpoints_in(run)):
         try:
             if path.is_dir():
-                return torch.load(path / REST, map_location="cpu", weights_only=True) | {"shards": str(path)}
+                rest = torch.load(path / REST, map_location="cpu", weights_only=True)
+                for name, size in rest.pop("files", {}).items():
+                    if (path / name).stat().st_size != size:
+                        raise ValueError(f"{name} is not whole")
+                return rest | {"shards": str(path)}
             return torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:
             words = (str(error).splitlines() or [type(error).__name__])[0]

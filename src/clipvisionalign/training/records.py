@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +53,11 @@ class Records:
             self.accelerator.log(flat(values), step=step)
 
     def tell(self) -> int:
-        """Bytes written."""
-        return self.file.tell() if self.file is not None else 0
+        """Bytes written, which are on the disk now: a checkpoint that speaks of them is."""
+        if self.file is None:
+            return 0
+        os.fsync(self.file.fileno())
+        return self.file.tell()
 
     def close(self) -> None:
         """No more lines."""

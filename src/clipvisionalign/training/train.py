@@ -48,6 +48,7 @@ from clipvisionalign.retrieval.evaluate import RANKS
 from clipvisionalign.training.checkpoint import FOLDER as CHECKPOINTS
 from clipvisionalign.training.checkpoint import (
     asked_to_stop,
+    checkpoints_in,
     last_checkpoint,
     load_sharded,
     names_in,
@@ -211,7 +212,7 @@ def resume(run: str | Path, say: Say = print) -> dict[str, Any]:
     """Go on with a run where its last checkpoint stands; returns what its results.json holds, finished runs at once.
 
     Raises FileNotFoundError where the folder is no run of this project's, DataError where its data is no longer what it
-    was trained on.
+    was trained on, OSError where none of its checkpoints reads back.
     """
     import yaml
 
@@ -225,6 +226,9 @@ def resume(run: str | Path, say: Say = print) -> dict[str, Any]:
         say(f"{out}: finished already")
         return json.loads((out / "results.json").read_text())
     state = last_checkpoint(out, say)
+    if state is None and checkpoints_in(out):
+        # It would take the place of all that is there: that is for the user to say.
+        raise OSError(f"{out}: none of its checkpoints reads back; train anew with another --out, or --overwrite true")
     if state is None:
         say(f"{out}: no checkpoint yet: the run starts anew")
         return train(replace(settings, out=str(out), overwrite=True), say)
@@ -373,11 +377,12 @@ def train(config: RunConfig, say: Say = print, state: dict[str, Any] | None = No
 
     def keep() -> bool:
         nonlocal saved
-        where.seconds, where.records = time.perf_counter() - start, records.tell()
-        about: dict[str, Any] = {"place": asdict(where), "opened": opened, "processes": processes.count}
-        about |= {"kept": [features is not None, (read or dev_read) is not None]}
-        about |= {"precision": list(map(_short, formats)), "counted": processes.objects(batches.counted())}
+        where.seconds = time.perf_counter() - start
         try:
+            where.records = processes.first_does(records.tell)
+            about: dict[str, Any] = {"place": asdict(where), "opened": opened, "processes": processes.count}
+            about |= {"kept": [features is not None, (read or dev_read) is not None]}
+            about |= {"precision": list(map(_short, formats)), "counted": processes.objects(batches.counted())}
             whole.save(out, where.step, about, processes)
         except OSError as error:
             say(f"warning: no checkpoint at step {where.step}: {error}; training goes on, the one before it is kept")
@@ -796,7 +801,7 @@ def _go_on(state: dict[str, Any], whole: Whole, out: Path, say: Say, processes: 
     def forget_later() -> None:
         # What was recorded after the checkpoint is done, and recorded, once more.
         with (out / "metrics.jsonl").open("a") as records:
-            records.truncate(where.records)
+            records.truncate(min(where.records, records.tell()))
 
     processes.first_does(forget_later)
     say(f"{out}: goes on after step {where.step}, in epoch {where.epoch}")
