@@ -29,7 +29,7 @@ from clipvisionalign.study.words import claims_of
 
 FOLDER = Path("demo")
 #: How many first pictures of a query are put into a new order by pair scores.
-RERANK = 64
+RERANK = 32
 
 Say = Callable[[str], None]
 
