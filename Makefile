@@ -28,8 +28,9 @@ demo: install
 test: install lint test-parts
 	$(BIN)/pytest -n $(WORKERS) --dist loadgroup $(PYTEST_FLAGS)
 
-# With all combinations of settings, and more random dealings of streams, than `make test` has time for: half an hour.
+# With all combinations of settings, more kills and more random dealings of streams than `make test` has time for: an hour.
 test-all: export COMBINATIONS = all
+test-all: export KILLS = 100
 test-all: export DEALINGS = 70
 test-all: test
 

@@ -13,9 +13,15 @@ MODULES = (
     "transformers.models.bert.modeling_bert", "jinja2", "matplotlib.pyplot", "nltk.lm", "scipy.stats", "fastapi", "uvicorn",
     "clipvisionalign.cli", "clipvisionalign.models.aligner", "clipvisionalign.retrieval", "clipvisionalign.training.train",
     "clipvisionalign.study.run", "clipvisionalign.search.index", "clipvisionalign.search.query",
-    "clipvisionalign.search.service",
+    "clipvisionalign.search.service", "datasets", "peft", "webdataset",
 )  # fmt: skip
 
 for name in MODULES:
     with contextlib.suppress(ImportError):
         importlib.import_module(name)
+
+# transformers compiles some hundred patterns before the first model that it loads, and keeps them.
+with contextlib.suppress(ImportError):
+    from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+
+    get_checkpoint_conversion_mapping("bert")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import signal
 import time
@@ -20,6 +21,7 @@ from clipvisionalign.training.checkpoint import (
     restore_random_states,
     save_checkpoint,
 )
+from clipvisionalign.training.processes import Processes
 from clipvisionalign.training.train import RunConfig, resume, train
 
 
@@ -120,6 +122,84 @@ def test_a_checkpoint_that_does_not_read_back_is_skipped_with_a_word(tmp_path):
     assert "does not read back" in said[0]
     (tmp_path / "checkpoints" / files[0]).write_bytes(b"")
     assert last_checkpoint(tmp_path, said.append) is None
+
+
+def test_a_sharded_checkpoint_that_is_replaced_is_there_whole_or_not_at_all(tmp_path, monkeypatch):
+    """Killed while it removes the former checkpoint of the same step, or one that is no longer kept."""
+    from clipvisionalign.training import checkpoint
+
+    def save(step: int) -> None:
+        checkpoint.save_sharded(
+            tmp_path, step, {"weights": torch.full((4,), float(step))}, {}, Processes(torch.device("cpu"))
+        )
+
+    def cut_off(folder: Path, *_: object, **__: object) -> None:
+        if Path(folder).exists():
+            next(path for path in Path(folder).iterdir() if path.name != checkpoint.REST).unlink()
+            raise KeyboardInterrupt
+
+    for step in (1, 2):
+        save(step)
+    for step, left in ((2, 2), (3, 3)):
+        with monkeypatch.context() as patched:
+            patched.setattr(checkpoint.shutil, "rmtree", cut_off)
+            with pytest.raises(KeyboardInterrupt):
+                save(step)
+        found = last_checkpoint(tmp_path, print)
+        weights = torch.zeros(4)
+        checkpoint.load_sharded(Path(found["shards"]), {"weights": weights})
+        assert weights[0] == left
+        save(step)
+        # And nothing of it stays.
+        assert {path.suffix for path in (tmp_path / "checkpoints").iterdir()} == {".shards"}
+
+
+def test_a_run_killed_twice_before_its_first_checkpoint_can_be_resumed(
+    tmp_path, undisturbed, scenes_folder, tiny_model, monkeypatch
+):
+    from clipvisionalign.training import train as training
+
+    run = begin(settings(scenes_folder, tmp_path / "run", tiny_model("cross"), cache=str(undisturbed.parent / "cache")))
+
+    def cut_off(*_, **__):
+        raise KeyboardInterrupt
+
+    for place in ("open_data", "pin_towers", "take_step"):
+        with monkeypatch.context() as patched:
+            patched.setattr(training, place, cut_off)
+            with pytest.raises(KeyboardInterrupt):
+                resume(run, say=lambda line: None)
+    resume(run, say=lambda line: None)
+    assert same_run(run, undisturbed)
+    assert records(run) == records(undisturbed)
+    # Killed once it had its results, before it had tidied up.
+    (run / "checkpoints").mkdir()
+    resume(run, say=lambda line: None)
+    assert not (run / "checkpoints").exists()
+
+
+def test_a_model_whose_writing_was_killed_leaves_nothing_once_it_is_written_again(tmp_path, tiny_model, monkeypatch):
+    """safetensors writes a file of another name beside the one that is wanted."""
+    import safetensors.torch
+
+    from clipvisionalign.models.aligner import Aligner
+
+    aligner = Aligner(tiny_model("self"))
+    aligner.save(tmp_path / "whole")
+
+    def killed(state: dict, path: Path) -> None:
+        (path.parent / ".tmp123").write_bytes(b"half of it")
+        os._exit(9)
+
+    process = os.fork()
+    if not process:
+        monkeypatch.setattr(safetensors.torch, "save_file", killed)
+        aligner.save(tmp_path / "killed")
+    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 9
+    assert not (tmp_path / "killed" / "model.safetensors").exists()
+    aligner.save(tmp_path / "killed")
+    whole, again = ({path.name for path in (tmp_path / name).rglob("*")} for name in ("whole", "killed"))
+    assert again == whole
 
 
 def test_a_full_disk_leaves_the_checkpoint_before_it(tmp_path):

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -370,17 +371,21 @@ class Aligner(nn.Module):
         self.text_tower.save(target / TEXT_FOLDER)
         self.image_tower.save(target / IMAGE_FOLDER)
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
-        # Written aside and renamed, so that a run cut off in the middle keeps its last whole file.
-        aside = target / f"{WEIGHTS_FILE}.part"
+        # Written aside and renamed, so that a run cut off in the middle keeps its last whole file; in a folder, since
+        # safetensors itself writes under a name that nobody else knows, which a process that is killed leaves.
+        aside = target / f"{WEIGHTS_FILE}.aside"
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir()
         try:
-            save_file(state, aside)
-            with aside.open("rb+") as file:
+            save_file(state, aside / WEIGHTS_FILE)
+            with (aside / WEIGHTS_FILE).open("rb+") as file:
                 # A checkpoint that speaks of this model may be on the disk before it.
                 os.fsync(file.fileno())
+            (aside / WEIGHTS_FILE).replace(target / WEIGHTS_FILE)
         except SafetensorError as error:
-            aside.unlink(missing_ok=True)
             raise OSError(f"{target / WEIGHTS_FILE}: not written: {error}; what was there before is kept") from None
-        aside.replace(target / WEIGHTS_FILE)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
         if not (target / CONFIG_FILE).exists():
             (target / CONFIG_FILE).write_text(yaml.safe_dump({"model": asdict(self.config)}, sort_keys=False))
 

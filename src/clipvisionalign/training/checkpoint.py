@@ -53,7 +53,17 @@ def save_checkpoint(run: Path, step: int, state: dict[str, Any]) -> Path:
 
 def _keep_last(folder: Path) -> None:
     for old in checkpoints_in(folder.parent)[:-KEPT]:
-        shutil.rmtree(old) if old.is_dir() else old.unlink()
+        _set_aside(old)
+    # And what a process left that was killed while it wrote or removed one.
+    for left in [*folder.glob("step-*.part"), *folder.glob("step-*.gone")]:
+        shutil.rmtree(left) if left.is_dir() else left.unlink()
+
+
+def _set_aside(path: Path) -> None:
+    """What is to be removed loses its name first: a folder that lacks a part is no checkpoint."""
+    gone = path.with_suffix(".gone")
+    shutil.rmtree(gone, ignore_errors=True)
+    path.replace(gone)
 
 
 def save_sharded(run: Path, step: int, tensors: dict[str, Tensor], rest: dict[str, Any], processes: Processes) -> Path:
@@ -77,7 +87,8 @@ def save_sharded(run: Path, step: int, tensors: dict[str, Tensor], rest: dict[st
         with _told_as_oserror(path), (aside / REST).open("wb") as file:
             torch.save(rest | {"files": files}, file)
         _flush(*aside.iterdir(), aside)
-        shutil.rmtree(path, ignore_errors=True)
+        if path.exists():
+            _set_aside(path)
         aside.replace(path)
         _keep_last(folder)
 

@@ -223,6 +223,8 @@ def resume(run: str | Path, say: Say = print) -> dict[str, Any]:
     settings = in_directory(settings, begun_in(out))
     if (out / "results.json").is_file():
         refuse_changed(out, settings, say)
+        # Killed once it had its results, before it had tidied up.
+        remove_unfinished(out)
         say(f"{out}: finished already")
         return json.loads((out / "results.json").read_text())
     state = last_checkpoint(out, say)
@@ -231,8 +233,14 @@ def resume(run: str | Path, say: Say = print) -> dict[str, Any]:
         raise OSError(f"{out}: none of its checkpoints reads back; train anew with another --out, or --overwrite true")
     if state is None:
         say(f"{out}: no checkpoint yet: the run starts anew")
-        return train(replace(settings, out=str(out), overwrite=True), say)
+        return train(replace(settings, out=str(out)), say, again=True)
     return train(replace(settings, out=str(out)), say, state)
+
+
+def remove_unfinished(out: Path) -> None:
+    """Remove what a run folder holds until the run is finished: a finished one goes on nowhere."""
+    for name in (CHECKPOINTS, HALF_MODELS):
+        shutil.rmtree(out / name, ignore_errors=True)
 
 
 def begun_in(out: Path) -> Path:
@@ -273,10 +281,13 @@ def in_directory(config: RunConfig, directory: Path) -> RunConfig:
     return replace(config, data=data, dev_data=dev_data, init=init, cache=cache, model=model)
 
 
-def train(config: RunConfig, say: Say = print, state: dict[str, Any] | None = None) -> dict[str, Any]:
+def train(
+    config: RunConfig, say: Say = print, state: dict[str, Any] | None = None, again: bool = False
+) -> dict[str, Any]:
     """Train an aligner as `config` says, and leave a complete run folder. Returns what its results.json holds.
 
-    state: of a checkpoint, to go on from there; see `resume`. Under a launcher every process calls this.
+    state: of a checkpoint, to go on from there; again: a run that came to none is begun once more in its folder; see
+    `resume`. Under a launcher every process calls this.
 
     Raises DataError for unusable data, FileExistsError for a run folder that is there already, WeightsNotFound, and
     ValueError for settings that do not fit each other.
@@ -295,7 +306,7 @@ def train(config: RunConfig, say: Say = print, state: dict[str, Any] | None = No
     if state is None:
         for line in without_effect(config, processes.count):
             say(line)
-        processes.first_does(lambda: _prepare_folder(config))
+        processes.first_does(lambda: _prepare_folder(config, again))
     seed_everything(config.seed)
 
     data = processes.each(lambda: open_data(config, say, processes), patient=True)
@@ -849,14 +860,15 @@ def _learns_from_random(config: RunConfig) -> bool:
 
 
 def refuse_mixed_statistics(aligner: Aligner, config: RunConfig, processes: Processes) -> None:
-    """Raises ValueError where each of several processes would gather a batch norm's statistics of its own, and the
-    model that is measured would be a mixture of no process's."""
-    if processes.many and _learns_from_random(config) and any(True for _ in norms(aligner)):
-        raise ValueError(
-            f"{config.model.image_tower.name} starts at random and has batch norms, whose statistics {processes.count} "
-            "processes would each gather of their own images; give it weights, --freeze image, or a backbone without "
-            "batch norm, such as vit_tiny_patch16_224"
-        )
+    """Raises ValueError where a batch norm would gather statistics of a part of the batch: of a chunk, or of each of
+    several processes' own images, so that the model that is measured would be a mixture of no process's."""
+    if not (processes.many or config.chunk) or not _learns_from_random(config) or not any(True for _ in norms(aligner)):
+        return
+    name = f"{config.model.image_tower.name} starts at random and has batch norms, whose statistics"
+    told = "give it weights, --freeze image, or a backbone without batch norm, such as vit_tiny_patch16_224"
+    if processes.many:
+        raise ValueError(f"{name} {processes.count} processes would each gather of their own images; {told}")
+    raise ValueError(f"--chunk: {name} would be those of a chunk, not of the batch; {told}")
 
 
 def seed_everything(seed: int) -> None:
@@ -887,20 +899,22 @@ def check_settings(config: RunConfig) -> None:
     for name in ("chunk", "profile", "steps", "train_images"):
         if getattr(config, name) < 0:
             raise ValueError(f"--{name} should not be below 0")
-    if config.chunk and _learns_from_random(config):
-        raise ValueError(
-            "--chunk with a picture tower that starts at random: the statistics of its batch norm would be those of a "
-            "chunk, not of the batch; give it weights, or --freeze image"
-        )
     for name in ("warmup", "ema"):
         if not 0 <= getattr(config, name) < 1:
             raise ValueError(f"--{name} should be from 0 to below 1, not {getattr(config, name)}")
 
 
-def _prepare_folder(config: RunConfig) -> Path:
+def _prepare_folder(config: RunConfig, again: bool = False) -> Path:
     out = Path(config.out)
     # What a process left that was killed in the very first moment of a run.
     (out / "config.yaml.part").unlink(missing_ok=True)
+    if again:
+        # Its settings stay: killed a second time before its first checkpoint, it can be resumed still.
+        _write_settings(out, config)
+        for path in out.iterdir():
+            if path.name != "config.yaml":
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        return out
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         if not config.overwrite:
             raise FileExistsError(f"{out}: is there already; give another --out, or --overwrite true to replace it")
@@ -939,13 +953,17 @@ def _schedule(step: int, steps: int, warmup: float) -> float:
     return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
 
 
-def _write_records(out: Path, config: RunConfig, data: TrainingData, aligner: Aligner) -> None:
+def _write_settings(out: Path, config: RunConfig) -> None:
     import yaml
 
     # Whoever repeats a run from its settings has not been asked whether to replace another one.
     aside = out / "config.yaml.part"
     aside.write_text(yaml.safe_dump(asdict(replace(config, overwrite=False)), sort_keys=False))
     aside.replace(out / "config.yaml")
+
+
+def _write_records(out: Path, config: RunConfig, data: TrainingData, aligner: Aligner) -> None:
+    _write_settings(out, config)
     (out / "data.json").write_text(json.dumps(data.about(), indent=2) + "\n")
     environment = {"versions": versions(), "machine": machine(), "directory": str(Path.cwd())}
     (out / "environment.json").write_text(json.dumps(environment, indent=2) + "\n")
@@ -958,9 +976,7 @@ def _write_results(out: Path, results: dict[str, Any]) -> None:
     # Written aside and renamed: a run either has its results or has not.
     (out / "results.json.part").write_text(json.dumps(results, indent=2) + "\n")
     (out / "results.json.part").replace(out / "results.json")
-    # A finished run goes on nowhere.
-    shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
-    shutil.rmtree(out / HALF_MODELS, ignore_errors=True)
+    remove_unfinished(out)
 
 
 def end_of_epoch(
