@@ -26,6 +26,7 @@ from clipvisionalign.training.cross_fit import PairWeights, set_weights, weights
 from clipvisionalign.training.halves import halves_of
 from clipvisionalign.training.train import RunConfig, resume, train
 from clipvisionalign.training.training_data import refuse_changed
+from clipvisionalign.training.without_effect import NO_EFFECT
 
 Say = Callable[[str], None]
 
@@ -104,7 +105,8 @@ def train_cell(cell: Cell, say: Say) -> None:
     elif (cell.folder / "config.yaml").is_file():
         resume(cell.folder, say)
     else:
-        train(cell.config, say)
+        # A study's settings are those of all its variants: what has no effect on one is another's.
+        train(cell.config, lambda line: None if line.startswith(NO_EFFECT) else say(line))
 
 
 #: Pictures and captions that are remembered at most: half a GiB of features each.

@@ -12,6 +12,8 @@ from clipvisionalign.training.training_data import keeps_features
 if TYPE_CHECKING:
     from clipvisionalign.training.train import RunConfig
 
+#: How such a line begins.
+NO_EFFECT = "no effect of"
 #: The one loss that each setting of the losses is of.
 LOSSES = {"margin": "hardest", "beta": "hard_weighted", "smoothing": "softmax", "bias": "sigmoid"}
 
@@ -68,7 +70,7 @@ def without_effect(config: RunConfig, processes: int = 1) -> list[str]:
     most = -(-config.batch // processes)
     if config.chunk >= most:
         told(f"a step is {most} images{' of a process' if processes > 1 else ''}, one chunk", ["chunk"])
-    return [f"no effect of --{', --'.join(names)}: {reason}" for names, reason in found]
+    return [f"{NO_EFFECT} --{', --'.join(names)}: {reason}" for names, reason in found]
 
 
 def _changed(prefix: str, given: Any, usual: Any) -> list[str]:
