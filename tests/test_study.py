@@ -336,11 +336,9 @@ def test_known_memory_and_a_known_sleep_show_in_the_measures(tiny_runs, scenes_f
 
 @pytest.mark.skipif(not FORKS, reason="no Linux")
 def test_a_measurement_that_fails_or_is_killed_is_told_and_the_next_one_is_made(tiny_runs, scenes_folder, tmp_path):
-    runs = ["/nowhere", "killed", str(tiny_runs["self"]), "left"]
-    process = Forked(many_processes.profile_each, runs, str(scenes_folder), out=tmp_path / "said")
-    # Nothing goes on measuring for a study that is no longer there.
-    assert process.wait(120) == 0
-    said = (tmp_path / "said").read_text()
+    asked = [[run, str(scenes_folder), "dev", "auto", True] for run in ("/nowhere", "killed", str(tiny_runs["self"]))]
+    (tmp_path / "lines").write_text("".join(json.dumps(each) + "\n" for each in asked))
+    said = Forked(many_processes.profile_each, str(tmp_path / "lines"), out=tmp_path / "said").ended()
     absent, killed, found = [json.loads(line) for line in said.splitlines() if line.startswith("{")]
     assert "/nowhere" in absent["failed"]
     assert "status -9" in killed["failed"]

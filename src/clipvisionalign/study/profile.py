@@ -9,8 +9,6 @@ import contextlib
 import importlib
 import json
 import os
-import select
-import signal
 import subprocess
 import sys
 import tempfile
@@ -115,13 +113,7 @@ def serve() -> None:
         if not child:
             _answer(line)
             os._exit(0)
-        # Nothing is asked before there is an answer: what can be read meanwhile is the end of who asked.
-        while (ended := os.waitpid(child, os.WNOHANG))[0] == 0:
-            if select.select([sys.stdin], [], [], 0.05)[0]:
-                os.kill(child, signal.SIGKILL)
-                os.waitpid(child, 0)
-                return
-        status = os.waitstatus_to_exitcode(ended[1])
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         if status:
             told = f"its process ended with status {status}"
             print(json.dumps({"failed": told + " (killed: out of memory?)" * (status == -9)}), flush=True)
