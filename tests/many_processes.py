@@ -246,25 +246,6 @@ def measure_costlier(run: str, data: str, mebibytes: int, milliseconds: int) -> 
     print(json.dumps(measure(run, data, "dev", "auto", load)))
 
 
-def profile_each(lines: str) -> None:
-    """What the process answers that measures costs, for lines in a file; a run of the name `killed` kills its process."""
-    import os
-    import signal
-
-    from clipvisionalign.study import profile
-
-    measure = profile.measure
-
-    def measured(run, *more, **others):
-        if run == "killed":
-            os.kill(os.getpid(), signal.SIGKILL)
-        return measure(run, *more, **others)
-
-    profile.measure = measured
-    with open(lines) as sys.stdin:
-        profile.serve()
-
-
 def work(name: str, given: dict) -> None:
     """One of the works above."""
     works = (gradients, train, stop, shards, wait, save_sharded, fails, trouble)

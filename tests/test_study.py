@@ -18,7 +18,6 @@ from forked import Forked, command
 
 from clipvisionalign.cli import main
 from clipvisionalign.study.plan import Budget, Measurements, Plan, Variant, cells_of, read_plan, ready_plans
-from clipvisionalign.study.profile import FORKS
 from clipvisionalign.study.results import FenceError, check_fence
 from clipvisionalign.study.run import plan_text, run_study
 from clipvisionalign.study.words import at, claims_of, numbers_in
@@ -332,18 +331,6 @@ def test_known_memory_and_a_known_sleep_show_in_the_measures(tiny_runs, scenes_f
     assert 20 < more["caption_latency_ms"]["p50"] < 20 + 5 * plain["caption_latency_ms"]["p50"]
     # Once for every call, so for each caption where they go one by one.
     assert more["by_batch"][0]["ms_per_caption"]["median"] < more["caption_latency_ms"]["p50"]
-
-
-@pytest.mark.skipif(not FORKS, reason="no Linux")
-def test_a_measurement_that_fails_or_is_killed_is_told_and_the_next_one_is_made(tiny_runs, scenes_folder, tmp_path):
-    asked = [[run, str(scenes_folder), "dev", "auto", True] for run in ("/nowhere", "killed", str(tiny_runs["self"]))]
-    (tmp_path / "lines").write_text("".join(json.dumps(each) + "\n" for each in asked))
-    said = Forked(many_processes.profile_each, str(tmp_path / "lines"), out=tmp_path / "said").ended()
-    absent, killed, found = [json.loads(line) for line in said.splitlines() if line.startswith("{")]
-    assert "/nowhere" in absent["failed"]
-    assert "status -9" in killed["failed"]
-    assert found["ms_per_caption"]["median"] > 0
-    assert found["peak_memory_mib"] >= found["loaded_memory_mib"] > 50
 
 
 def test_the_cost_of_a_report_is_whole(report):

@@ -1,21 +1,18 @@
 """What a run costs: time, memory, energy and arithmetic, measured in a fresh process that does only that.
 
-`Profiler` starts `python -m clipvisionalign.study.profile`, which measures one run for each line that it is given.
+`python -m clipvisionalign.study.profile RUN DATA SPLIT LAYOUT [brief]` prints the figures as JSON; `profile_run` calls
+it so.
 """
 
 from __future__ import annotations
 
-import contextlib
-import importlib
 import json
-import os
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
@@ -30,102 +27,24 @@ LENGTHS = (8, 16, 32, 64, 128, 256, 512)
 BATCHES = (1, 8, 64, 250)
 #: A brief measurement: longest caption in tokens, most captions in a batch and in all, pictures, repeats.
 BRIEF_LENGTH, BRIEF_BATCH, BRIEF_IMAGES, BRIEF_REPEATS = 64, 64, 16, 3
-#: Whether a process that has imported what is needed can be forked for each measurement.
-FORKS = sys.platform == "linux"
-#: What a measurement imports.
-IMPORTED = (
-    "clipvisionalign.data.formats", "clipvisionalign.models.aligner", "timm", "torch.utils.flop_counter",
-    "transformers.models.bert.modeling_bert",
-)  # fmt: skip
 
 
-class Profiler:
-    """Measures what runs cost, each in a fresh process, one after the other.
+def profile_run(
+    run: str | Path, data: str, split: str = "dev", layout: str = "auto", brief: bool = False
+) -> dict[str, Any]:
+    """Milliseconds per caption, picture and 1,000 pairs, latency, by length and by batch; bytes stored, parameters,
+    FLOPs, energy where the machine reports it, and peak memory of a fresh process.
 
-    On Linux the processes are forked from one that has imported everything and computed nothing, so that the imports
-    (some 8 s of a slow core) are paid for once; elsewhere each is an interpreter of its own. To be used in a `with`.
-
-    ```python
-    with Profiler() as profiler:
-        costs = [profiler.run(run, "photos", "dev") for run in runs]
-    ```
+    brief: fewer captions, pictures and repeats, and nothing long, in a quarter of the time.
+    Raises RuntimeError with the process's last words if it fails.
     """
-
-    def __init__(self) -> None:
-        self._server: subprocess.Popen[str] | None = None
-        self._said: IO[str] = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed in __exit__)
-
-    def __enter__(self) -> Profiler:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._end()
-        self._said.close()
-
-    def _end(self) -> None:
-        if self._server is not None:
-            self._server.communicate()
-            self._server = None
-
-    def run(
-        self, run: str | Path, data: str, split: str = "dev", layout: str = "auto", brief: bool = False
-    ) -> dict[str, Any]:
-        """Milliseconds per caption, picture and 1,000 pairs, latency, by length and by batch; bytes stored, parameters,
-        FLOPs, energy where the machine reports it, and peak memory of a fresh process.
-
-        brief: fewer captions, pictures and repeats, and nothing long, in a quarter of the time.
-        Raises RuntimeError with the process's last words if it fails.
-        """
-        if self._server is None or self._server.poll() is not None or not FORKS:
-            self._end()
-            self._server = subprocess.Popen(
-                [sys.executable, "-m", "clipvisionalign.study.profile"],
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._said, text=True,
-            )  # fmt: skip
-        assert self._server.stdin is not None
-        assert self._server.stdout is not None
-        answer = ""
-        with contextlib.suppress(BrokenPipeError):
-            self._server.stdin.write(json.dumps([str(run), data, split, layout, brief]) + "\n")
-            self._server.stdin.flush()
-            answer = self._server.stdout.readline()
-        found = json.loads(answer) if answer else {"failed": self._last_words()}
-        if "failed" in found:
-            raise RuntimeError(f"measuring {run} failed: {found['failed']}")
-        return dict(found)
-
-    def _last_words(self) -> str:
-        self._said.seek(0)
-        return (self._said.read().strip().splitlines() or ["its process ended without a word"])[-1]
-
-
-def serve() -> None:
-    """Answer each line of stdin, the arguments of `Profiler.run`, with a line of JSON on stdout."""
-    if FORKS:
-        for name in IMPORTED:
-            importlib.import_module(name)
-    for line in sys.stdin:
-        if not FORKS:
-            _answer(line)
-            return
-        sys.stdout.flush()
-        child = os.fork()
-        if not child:
-            _answer(line)
-            os._exit(0)
-        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        if status:
-            told = f"its process ended with status {status}"
-            print(json.dumps({"failed": told + " (killed: out of memory?)" * (status == -9)}), flush=True)
-
-
-def _answer(line: str) -> None:
-    run, data, split, layout, brief = json.loads(line)
-    try:
-        found = measure(run, data, split, layout, brief=brief)
-    except Exception as error:
-        found = {"failed": f"{type(error).__name__}: {error}"}
-    print(json.dumps(found), flush=True)
+    command = [sys.executable, "-m", "clipvisionalign.study.profile", str(run), data, split, layout]
+    command += ["brief"] if brief else []
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no word"])[-1]
+        raise RuntimeError(f"measuring {run} failed: {last}")
+    return json.loads(done.stdout)
 
 
 def measure(
@@ -348,4 +267,5 @@ def peak_memory() -> int:
 
 
 if __name__ == "__main__":
-    serve()
+    run, data, split, layout = sys.argv[1:5]
+    print(json.dumps(measure(run, data, split, layout, brief="brief" in sys.argv[5:])))

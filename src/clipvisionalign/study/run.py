@@ -33,7 +33,7 @@ from clipvisionalign.study.cells import (
 from clipvisionalign.study.examples import examples_of
 from clipvisionalign.study.plan import Cell, Plan, cells_of, check_plan, data_of
 from clipvisionalign.study.probe import Probe, estimated, probes_of, steps_for
-from clipvisionalign.study.profile import Profiler, combined
+from clipvisionalign.study.profile import combined, profile_run
 from clipvisionalign.study.protocol import other_protocols
 from clipvisionalign.study.report import build_report, write_report
 from clipvisionalign.study.results import Measured
@@ -228,14 +228,13 @@ def _costs(plan: Plan, study: Path, finished: list[Cell], part: CaptionedImages,
     todo = [turn for turn in turns if not (folder / f"{turn[1]}-{turn[0]}.json").is_file()]
     if todo:
         say("--- time and memory, each in a fresh process ---")
-    with Profiler() as profiler:
-        for turn, name in progress(turns, "time and memory", len(turns), bool(todo)):
-            kept = folder / f"{name}-{turn}.json"
-            if not kept.is_file():
-                config = first[name].config
-                found = profiler.run(first[name].folder, config.data, plan.split, config.layout, plan.measure.brief)
-                write_json(kept, {"asked": asked[name], **found})
-            rounds[name].append({key: value for key, value in json.loads(kept.read_text()).items() if key != "asked"})
+    for turn, name in progress(turns, "time and memory", len(turns), bool(todo)):
+        kept = folder / f"{name}-{turn}.json"
+        if not kept.is_file():
+            config = first[name].config
+            found = profile_run(first[name].folder, config.data, plan.split, config.layout, plan.measure.brief)
+            write_json(kept, {"asked": asked[name], **found})
+        rounds[name].append({key: value for key, value in json.loads(kept.read_text()).items() if key != "asked"})
     return {name: combined(several) for name, several in rounds.items() if several}
 
 
