@@ -98,6 +98,10 @@ class CaptionStates(NamedTuple):
     mask: Tensor
 
 
+#: Pictures and captions that are remembered at most: half a GiB of features each.
+REMEMBERED = 4000, 20_000
+
+
 @dataclass
 class Remembered:
     """What frozen towers gave. images: by path; captions: by their tokens, pooled (W,) and tokens (T, W)."""

@@ -15,7 +15,7 @@ from clipvisionalign.batch import CutCaptions
 from clipvisionalign.data.captioned import CaptionedImages
 from clipvisionalign.data.fingerprint import changed, data_contents, hash_of, hash_of_file, run_contents
 from clipvisionalign.data.minimal_pairs import MinimalPair
-from clipvisionalign.models.aligner import Aligner, Remembered, config_from_dict, load_aligner, pin_towers
+from clipvisionalign.models.aligner import REMEMBERED, Aligner, Remembered, config_from_dict, load_aligner, pin_towers
 from clipvisionalign.models.tokens import open_tokenizer
 from clipvisionalign.retrieval.audit import audit
 from clipvisionalign.retrieval.evaluate import RANKS, evaluate, load_ranks
@@ -107,10 +107,6 @@ def train_cell(cell: Cell, say: Say) -> None:
     else:
         # A study's settings are those of all its variants: what has no effect on one is another's.
         train(cell.config, lambda line: None if line.startswith(NO_EFFECT) else say(line))
-
-
-#: Pictures and captions that are remembered at most: half a GiB of features each.
-REMEMBERED = 4000, 20_000
 
 
 def _remembered(cell: Cell, part: CaptionedImages, kept: dict[str, Remembered] | None) -> Remembered | None:

@@ -35,8 +35,10 @@ from clipvisionalign.data.captioned import DataError, Identity
 from clipvisionalign.data.streams import too_many_bad
 from clipvisionalign.models.aligner import (
     PAIR_PARTS,
+    REMEMBERED,
     Aligner,
     AlignerConfig,
+    Remembered,
     config_from_dict,
     load_aligner,
     pin_towers,
@@ -638,12 +640,17 @@ def measure(
     """What results.json holds: cross-fitted figures of the whole dev gallery, what was chosen, and the run's own model
     on dev. Sets the model's weights of a pair's parts. Shared out over processes."""
 
+    # What stays the same in every epoch is computed once for the models that dev and its halves choose.
+    frozen = config.freeze in ("both", "all") and config.peft == "none"
+    few = len(dev.data) <= REMEMBERED[0] and len(dev.data.captions) <= REMEMBERED[1]
+    remembered = Remembered() if frozen and few else None
+
     def scores_of(epoch: int) -> DevScores | None:
         folder = out if epoch == where.best_epoch else half_model(out, epoch)
         if not processes.first_does(folder.is_dir):
             return None
         aligner = processes.each(lambda: load_aligner(folder, str(processes.device)))
-        aligner.show_progress = processes.first
+        aligner.show_progress, aligner.remembered = processes.first, remembered
         candidates = config.model.fusion.candidates if aligner.fusion is not None else 0
         return DevScores(Shared(aligner, processes), dev.data, candidates)
 
