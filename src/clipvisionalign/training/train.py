@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal
 
@@ -102,7 +103,7 @@ from clipvisionalign.training.training_data import (
     refuse_other_data,
     refuse_other_readers,
 )
-from clipvisionalign.training.without_effect import without_effect
+from clipvisionalign.training.without_effect import share_of_step, without_effect
 
 #: TensorBoard by default, where it is installed.
 TRACKERS = "tensorboard"
@@ -381,7 +382,10 @@ def train(
         where = _go_on(state, whole, out, say, processes, config.best_by)
         data.count_on(batches, state, processes)
     else:
-        processes.first_does(partial(_write_records, out, config, data, aligner))
+        processes.first_does(partial(_write_records, out, config, data, aligner, again))
+    if config.chunk >= share_of_step(config, processes.count):
+        # Not in the settings, as they are recorded: on fewer processes it may count.
+        config = replace(config, chunk=0)
     if usable:
         purge = {"tensorboard": {"purge_step": where.step + 1}} if "tensorboard" in usable else {}
         processes.each(lambda: processes.accelerator.init_trackers("records", config=None, init_kwargs=purge))
@@ -869,7 +873,8 @@ def _learns_from_random(config: RunConfig) -> bool:
 def refuse_mixed_statistics(aligner: Aligner, config: RunConfig, processes: Processes) -> None:
     """Raises ValueError where a batch norm would gather statistics of a part of the batch: of a chunk, or of each of
     several processes' own images, so that the model that is measured would be a mixture of no process's."""
-    if not (processes.many or config.chunk) or not _learns_from_random(config) or not any(True for _ in norms(aligner)):
+    chunked = 0 < config.chunk < share_of_step(config, processes.count)
+    if not (processes.many or chunked) or not _learns_from_random(config) or not any(True for _ in norms(aligner)):
         return
     name = f"{config.model.image_tower.name} starts at random and has batch norms, whose statistics"
     told = "give it weights, --freeze image, or a backbone without batch norm, such as vit_tiny_patch16_224"
@@ -911,25 +916,43 @@ def check_settings(config: RunConfig) -> None:
             raise ValueError(f"--{name} should be from 0 to below 1, not {getattr(config, name)}")
 
 
-def _prepare_folder(config: RunConfig, again: bool = False) -> Path:
+def _prepare_folder(config: RunConfig, again: bool = False) -> None:
+    """Make the run folder. A run that is there already is refused, or stays until `_write_records` takes its place."""
     out = Path(config.out)
+    if again:
+        return
     # What a process left that was killed in the very first moment of a run.
     (out / "config.yaml.part").unlink(missing_ok=True)
-    if again:
-        # Its settings stay: killed a second time before its first checkpoint, it can be resumed still.
-        _write_settings(out, config)
-        for path in out.iterdir():
-            if path.name != "config.yaml":
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-        return out
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         if not config.overwrite:
             raise FileExistsError(f"{out}: is there already; give another --out, or --overwrite true to replace it")
         if not (out / "config.yaml").is_file():
             raise FileExistsError(f"{out}: holds something that is no run, which --overwrite does not replace")
-        shutil.rmtree(out)
+        _refuse_own_source(config, out)
     out.mkdir(parents=True, exist_ok=True)
-    return out
+
+
+def _refuse_own_source(config: RunConfig, out: Path) -> None:
+    """Raises ValueError where a run needs something of the folder that it is to replace."""
+    image, text = config.model.image_tower, config.model.text_tower
+    sources = {
+        "init": config.init, "data": config.data, "dev_data": config.dev_data, "cache": config.cache,
+        "model.image_tower.weights": image.weights, "model.text_tower.name": text.name,
+        "model.text_tower.weights": text.weights,
+    }  # fmt: skip
+    for name, source in sources.items():
+        # A pattern of shards is no file: the folder that they are in is there.
+        parts = list(takewhile(lambda part: not set(part) & set("*?[{"), Path(source).parts)) if source else []
+        there = Path(*parts)
+        if parts and there.exists() and there.resolve().is_relative_to(out.resolve()):
+            raise ValueError(f"--{name} {source} lies in --out {out}, which --overwrite true would remove")
+
+
+def _remove_former(out: Path) -> None:
+    """Remove what a run folder holds but its settings, which make it one: cut off in the middle, this can be repeated."""
+    for path in out.iterdir():
+        if path.name != "config.yaml":
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 def _build(config: RunConfig, device: torch.device, say: Say, begins: bool) -> Aligner:
@@ -969,7 +992,10 @@ def _write_settings(out: Path, config: RunConfig) -> None:
     aside.replace(out / "config.yaml")
 
 
-def _write_records(out: Path, config: RunConfig, data: TrainingData, aligner: Aligner) -> None:
+def _write_records(out: Path, config: RunConfig, data: TrainingData, aligner: Aligner, again: bool) -> None:
+    # Only now: what could be refused has been by then.
+    if again or config.overwrite:
+        _remove_former(out)
     _write_settings(out, config)
     (out / "data.json").write_text(json.dumps(data.about(), indent=2) + "\n")
     environment = {"versions": versions(), "machine": machine(), "directory": str(Path.cwd())}

@@ -67,10 +67,15 @@ def without_effect(config: RunConfig, processes: int = 1) -> list[str]:
         told("views are of features that are kept on disk, which this run's are not", own("views"))
     if is_stream(config.data) and not config.dev_data:
         told("a stream has its own layout", own("layout"))
-    most = -(-config.batch // processes)
+    most = share_of_step(config, processes)
     if config.chunk >= most:
         told(f"a step is {most} images{' of a process' if processes > 1 else ''}, one chunk", ["chunk"])
     return [f"{NO_EFFECT} --{', --'.join(names)}: {reason}" for names, reason in found]
+
+
+def share_of_step(config: RunConfig, processes: int) -> int:
+    """How many images of a step a process has, at most: a chunk of as many is the whole of it."""
+    return -(-config.batch // processes)
 
 
 def _changed(prefix: str, given: Any, usual: Any) -> list[str]:
