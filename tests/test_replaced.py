@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
+import yaml
 
-from clipvisionalign.training.train import RunConfig, train
+from clipvisionalign.data.captioned import DataError
+from clipvisionalign.training import train as training
+from clipvisionalign.training.train import RunConfig, resume, train
 
 #: Settings that are refused, some of them only once the data is open and the towers are there.
 REFUSED = {
@@ -62,3 +65,21 @@ def test_a_run_takes_the_place_of_another_and_a_chunk_that_is_the_batch_is_none(
     assert "chunk: 16" in Path("run/config.yaml").read_text()
     train(replace(config, out="other", freeze="none", overwrite=False), said.append)
     assert Path("other/model.safetensors").read_bytes() == one
+
+
+def test_what_a_run_does_not_write_stays_in_a_folder_that_is_resumed(config):
+    """Whether its data is there or not: a folder with a config.yaml may be more than a run's."""
+    Path("run/model.safetensors").unlink()
+    Path("run/metrics.jsonl").write_text("cut off")
+    own = contents("run/data")
+    Path("run/config.yaml").write_text(yaml.safe_dump(asdict(replace(config, data="nowhere"))))
+    before = contents("run")
+    with pytest.raises((DataError, OSError)):
+        resume("run", lambda line: None)
+    assert contents("run") == before
+    Path("run/config.yaml").write_text(yaml.safe_dump(asdict(config)))
+    resume("run", lambda line: None)
+    assert contents("run/data") == own
+    # What the run writes is its own from the first line on, and all of it is known by name.
+    assert Path("run/metrics.jsonl").read_text().startswith('{"step": 1,')
+    assert {path.name for path in Path("run").iterdir()} <= {*training.WRITTEN, "config.yaml", "data"}

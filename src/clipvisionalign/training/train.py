@@ -19,7 +19,7 @@ import random
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -35,8 +35,11 @@ from clipvisionalign.batch import Batch
 from clipvisionalign.data.captioned import DataError, Identity
 from clipvisionalign.data.streams import too_many_bad
 from clipvisionalign.models.aligner import (
+    IMAGE_FOLDER,
     PAIR_PARTS,
     REMEMBERED,
+    TEXT_FOLDER,
+    WEIGHTS_FILE,
     Aligner,
     AlignerConfig,
     Remembered,
@@ -105,6 +108,14 @@ from clipvisionalign.training.training_data import (
 )
 from clipvisionalign.training.without_effect import share_of_step, without_effect
 
+#: The folder of the trackers' records in a run folder.
+TRACKED = "records"
+#: All that a run writes in its folder beside its settings: a folder with other settings may have other things too.
+WRITTEN = {
+    "config.yaml.part", "data.json", "environment.json", "weights.json", "metrics.jsonl", "results.json",
+    "results.json.part", RANKS, WEIGHTS_FILE, f"{WEIGHTS_FILE}.aside", TEXT_FOLDER, IMAGE_FOLDER, HALF_MODELS,
+    CHECKPOINTS, TRACKED,
+}  # fmt: skip
 #: TensorBoard by default, where it is installed.
 TRACKERS = "tensorboard"
 
@@ -388,7 +399,7 @@ def train(
         config = replace(config, chunk=0)
     if usable:
         purge = {"tensorboard": {"purge_step": where.step + 1}} if "tensorboard" in usable else {}
-        processes.each(lambda: processes.accelerator.init_trackers("records", config=None, init_kwargs=purge))
+        processes.each(lambda: processes.accelerator.init_trackers(TRACKED, config=None, init_kwargs=purge))
     saved = start = time.perf_counter()
     start -= where.seconds
 
@@ -948,10 +959,11 @@ def _refuse_own_source(config: RunConfig, out: Path) -> None:
             raise ValueError(f"--{name} {source} lies in --out {out}, which --overwrite true would remove")
 
 
-def _remove_former(out: Path) -> None:
-    """Remove what a run folder holds but its settings, which make it one: cut off in the middle, this can be repeated."""
+def _remove_former(out: Path, only: Collection[str] = ()) -> None:
+    """Remove what a run folder holds but its settings: cut off in the middle, this can be repeated. only: what has one
+    of these names."""
     for path in out.iterdir():
-        if path.name != "config.yaml":
+        if path.name != "config.yaml" and (not only or path.name in only):
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
@@ -995,7 +1007,7 @@ def _write_settings(out: Path, config: RunConfig) -> None:
 def _write_records(out: Path, config: RunConfig, data: TrainingData, aligner: Aligner, again: bool) -> None:
     # Only now: what could be refused has been by then.
     if again or config.overwrite:
-        _remove_former(out)
+        _remove_former(out, WRITTEN if again else ())
     _write_settings(out, config)
     (out / "data.json").write_text(json.dumps(data.about(), indent=2) + "\n")
     environment = {"versions": versions(), "machine": machine(), "directory": str(Path.cwd())}
