@@ -213,6 +213,56 @@ def fails(given: dict) -> None:
     processes.end()
 
 
+def differing(given: dict) -> None:
+    """`open_data`, where the shards lie on process 1's machine only; then collectives within others. What each
+    process was told."""
+    import os
+    from datetime import timedelta
+
+    from clipvisionalign.training.processes import Processes
+    from clipvisionalign.training.train import RunConfig
+    from clipvisionalign.training.training_data import open_data
+
+    torch.distributed.init_process_group("gloo", timeout=timedelta(seconds=10))
+    processes = Processes(torch.device("cpu"))
+    here = Path(given["out"]) / str(processes.number)
+    (here / "shards").mkdir(parents=True)
+    if processes.number:
+        (here / "shards" / "train-0.tar").touch()
+    os.chdir(here)
+    told = []
+    for work in (
+        lambda: open_data(RunConfig(data="shards"), print, processes),
+        lambda: processes.each(lambda: processes.first_does(lambda: 1), patient=True),
+        lambda: processes.first_does(lambda: processes.objects(1)),
+    ):
+        try:
+            work()
+        except Exception as error:
+            told.append(f"{type(error).__name__}: {error}")
+    told.append(str(processes.everyone(lambda: processes.number)))
+    (here / "told").write_text(json.dumps(told))
+    processes.wait()
+    processes.end()
+
+
+def fails_sharded(given: dict) -> None:
+    """A step in chunks of a sharded model, in which process 1 fails within the second pass; what it was told there."""
+    from clipvisionalign.training.step import Towers
+
+    forward, calls = Towers.forward, 0
+
+    def failing(self, *arguments, **named):
+        nonlocal calls
+        calls += 1
+        if calls == given["after"] and torch.distributed.get_rank() == 1:
+            raise MemoryError("no room for the second pass")
+        return forward(self, *arguments, **named)
+
+    Towers.forward = failing
+    gradients({**given, "shard": True})
+
+
 def index(run: str, source: str, out: str) -> None:
     """`build_index` for a process that is killed: eight rows at a time, and a line about each eight."""
     from clipvisionalign.search import encode
@@ -248,7 +298,7 @@ def measure_costlier(run: str, data: str, mebibytes: int, milliseconds: int) -> 
 
 def work(name: str, given: dict) -> None:
     """One of the works above."""
-    works = (gradients, train, stop, shards, wait, save_sharded, fails, trouble)
+    works = (gradients, train, stop, shards, wait, save_sharded, fails, trouble, differing, fails_sharded)
     {each.__name__: each for each in works}[name](given)
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()

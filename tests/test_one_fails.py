@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import asdict
 
 import pytest
 import test_processes
@@ -74,3 +75,21 @@ def test_a_sharded_run_goes_on_from_an_epoch_without_a_step(tmp_path, settings):
     run(2, "train", {"resume": str(tmp_path / "run")}, tmp_path / "said")
     found = json.loads((tmp_path / "run" / "results.json").read_text())
     assert (found["steps"], found["steps_skipped"]) == (2, 2)
+
+
+def test_what_is_a_stream_for_one_process_alone_is_refused_by_all(tmp_path):
+    run(2, "differing", {"out": str(tmp_path)}, tmp_path / "said")
+    first, second = (json.loads((tmp_path / str(number) / "told").read_text()) for number in (0, 1))
+    assert first == second
+    assert first[0].startswith("DataError: shards: a stream for process 1 of 2, and none for 0")
+    # Nor does anything wait for ever where a collective is called within another.
+    assert all(line.startswith("RuntimeError: ") and "without the others" in line for line in first[1:3])
+    assert first[3] == "[0, 1]"
+
+
+def test_an_error_within_a_sharded_models_pass_ends_with_its_own_words(tmp_path, scenes_folder, tiny_model):
+    given = {"data": str(scenes_folder), "model": asdict(tiny_model()), "loss": "softmax", "chunk": 4}
+    # Three chunks of each process twice: its second one, the second time.
+    with pytest.raises(AssertionError):
+        run(2, "fails_sharded", {**given, "after": 5, "out": str(tmp_path / "out")}, tmp_path / "said")
+    assert (tmp_path / "said.1").read_text().strip().endswith("MemoryError: no room for the second pass")

@@ -8,8 +8,8 @@ arXiv:2304.11277) where `shard` is asked for.
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -43,6 +43,8 @@ class Processes:
         #: In which the others wait for the first.
         self.waiting: Any = torch.distributed.new_group(backend="gloo", timeout=PATIENCE) if self.many else None
         self.shard = shard or self.accelerator.distributed_type == "FSDP"
+        #: Whether this process is at work that it does without the others.
+        self.apart = False
         if self.shard and not self.many:
             raise ValueError("--shard true needs several processes: accelerate launch ... clipvisionalign train ...")
 
@@ -71,20 +73,38 @@ class Processes:
         """Whether this is the one that writes and speaks."""
         return self.accelerator.is_main_process
 
+    def _meet(self) -> None:
+        """Raises RuntimeError within work that this process does without the others: they are not where they would
+        answer, and both would wait for ever, or take one thing for another."""
+        if self.apart:
+            raise RuntimeError("what all processes do together is called within what each does without the others")
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """While this process does something without the others."""
+        self.apart = True
+        try:
+            yield
+        finally:
+            self.apart = False
+
     def wait(self) -> None:
         """Until all have come here."""
         if self.many:
+            self._meet()
             self.accelerator.wait_for_everyone()
 
     def first_does(self, work: Callable[[], Found]) -> Found:
         """The first process works while the others wait; all get what it found, or its error."""
         if not self.many:
             return work()
+        self._meet()
         found: list[Any] = [None, None]
         cause: Exception | None = None
         if self.first:
             try:
-                found[0] = work()
+                with self._alone():
+                    found[0] = work()
             except Exception as error:
                 cause, found[1] = error, same_error(error)
         torch.distributed.broadcast_object_list(found, src=0, group=self.waiting)
@@ -100,10 +120,12 @@ class Processes:
         """
         if not self.many:
             return [work()]
+        self._meet()
         mine: tuple[Any, Exception | None] = (None, None)
         cause: Exception | None = None
         try:
-            mine = work(), None
+            with self._alone():
+                mine = work(), None
         except Exception as error:
             cause, mine = error, (None, same_error(error))
         found: list[Any] = [None] * self.count
@@ -126,6 +148,7 @@ class Processes:
         """One thing of each process, in their order."""
         if not self.many:
             return [mine]
+        self._meet()
         found: list[Any] = [None] * self.count
         torch.distributed.all_gather_object(found, mine)
         return found
@@ -134,6 +157,7 @@ class Processes:
         """Rows of all processes (any number each), and where one's own are among them. Without gradients."""
         if not self.many:
             return tensor, slice(0, len(tensor))
+        self._meet()
         sizes = self.accelerator.gather(torch.tensor([len(tensor)], device=tensor.device)).tolist()
         # Every process sends as many rows as the longest has.
         padded = tensor.new_zeros(max(sizes), *tensor.shape[1:])
@@ -146,12 +170,16 @@ class Processes:
 
     def total(self, tensor: Tensor) -> Tensor:
         """The sum over all processes."""
-        return self.accelerator.reduce(tensor, reduction="sum") if self.many else tensor
+        if not self.many:
+            return tensor
+        self._meet()
+        return self.accelerator.reduce(tensor, reduction="sum")
 
     def sum_gradients(self, parameters: list[nn.Parameter]) -> None:
         """Replace each gradient by its sum over the processes: for what no wrapper has averaged."""
         if not self.many:
             return
+        self._meet()
         for parameter in parameters:
             gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
             parameter.grad = self.accelerator.reduce(gradient, reduction="sum")

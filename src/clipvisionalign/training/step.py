@@ -200,13 +200,18 @@ class Step:
                     again = self.towers(batch, known(batch))
                     self._back(list(zip(again.tensors(), leaves.tensors(), strict=True)), averaged=processes.shard)
 
-        sizes = processes.everyone(first_pass)
+        # A sharded model's layers wait for each other within the pass: a process that fails there ends with its own
+        # words, and is not to wait for the others with them.
+        sizes = processes.objects(first_pass()) if processes.shard else processes.everyone(first_pass)
         if min(sizes) == 0 or sum(sizes) < 2:
             processes.each(lambda: [next(batches) for _ in range(chunks)])
             return self.none([*taken], skipped)
         figures = self._loss(taken, states, skipped)
         with processes.unsynchronised(self.model):
-            processes.each(second_pass)
+            if processes.shard:
+                second_pass()
+            else:
+                processes.each(second_pass)
         # What is sharded is reduced with every chunk: nobody holds the whole of it to be summed at the end.
         processes.sum_gradients(self.apart_parameters if processes.shard else self.parameters)
         return figures

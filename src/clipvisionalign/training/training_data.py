@@ -139,11 +139,27 @@ def _about(data: CaptionedImages) -> dict[str, Any]:
 
 
 def open_data(config: RunConfig, say: Say, processes: Processes) -> TrainingData:
-    """The checked splits. Raises DataError where one is empty."""
+    """The checked splits; every process calls this. Raises DataError where one is empty."""
     if not config.data:
         raise DataError("no data set given: clipvisionalign train DATA --out RUN")
-    if is_stream(config.data):
-        return _open_stream(config, say, processes)
+    streams = processes.everyone(lambda: is_stream(config.data))
+    if len(set(streams)) > 1:
+        there, missing = (", ".join(str(n) for n, each in enumerate(streams) if each is kind) for kind in (True, False))
+        raise DataError(
+            f"{config.data}: a stream for process {there} of {processes.count}, and none for {missing}: it has to be "
+            f"at this place on every machine"
+        )
+    if not streams[0]:
+        return processes.each(lambda: _open_images(config, say, processes), patient=True)
+    if config.train_images:
+        raise ValueError("--train_images picks images of a data set in memory; a stream has all of its own")
+    # The first process counts what no index tells, and leaves the index to the others.
+    stream = processes.first_does(lambda: open_stream(config.data))
+    return processes.each(lambda: _open_stream(config, stream, say, processes), patient=True)
+
+
+def _open_images(config: RunConfig, say: Say, processes: Processes) -> TrainingData:
+    """Both splits of a data set in memory."""
     data = read_captioned_images(config.data, config.layout).with_identity(config.identity)
     how = "official splits" if data.official_splits else "splits by a hash of each name"
     sizes = ", ".join(f"{split} {count:,}" for split, count in sorted(data.split_sizes().items()))
@@ -229,12 +245,8 @@ def refuse_other_readers(state: dict[str, Any], data: TrainingData, processes: P
     )
 
 
-def _open_stream(config: RunConfig, say: Say, processes: Processes) -> TrainingData:
+def _open_stream(config: RunConfig, stream: Shards | Saved, say: Say, processes: Processes) -> TrainingData:
     """A stream to train on, and its dev split in memory: its own, or that of another data set."""
-    if config.train_images:
-        raise ValueError("--train_images picks images of a data set in memory; a stream has all of its own")
-    # The first process counts what no index tells, and leaves the index to the others.
-    stream = processes.first_does(lambda: open_stream(config.data)) if processes.many else open_stream(config.data)
     if not config.dev_data:
         found = stream_split(config.data, "dev")
     elif is_stream(config.dev_data):
