@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+import torch
 
 from clipvisionalign.models.aligner import Aligner, AlignerConfig
 from clipvisionalign.models.fusion import FusionConfig
 from clipvisionalign.models.late_interaction import LateConfig
 from clipvisionalign.models.text_tower import TextTowerConfig
 from clipvisionalign.models.weights import find_image_weights, find_text_weights
+from clipvisionalign.training import train as training
 from clipvisionalign.training.fine_tuning import LoraConfig, add_lora, freeze, keep_frozen_still
 from clipvisionalign.training.losses import LossConfig
 from clipvisionalign.training.train import RunConfig, train
@@ -106,8 +108,21 @@ def test_layers_frozen_by_name_are_frozen_beside_whatever_else_is_asked_for(tiny
     name = next(name for name, _ in aligner.named_parameters() if name.startswith("fusion."))
     assert freeze(aligner, "all", [name, "image_tower.*"]) == ["image_tower.*"]
     assert not aligner.get_parameter(name).requires_grad
+
+
+def test_nothing_left_to_be_trained_is_refused_and_adapters_are_something(tiny_model):
+    """Where all but a tower's adapters is frozen, these are trained."""
+    layers = ["text_*", "image_head*", "log_scale"]
+    config = RunConfig(model=tiny_model(), freeze="image", freeze_layers=layers)
+    device = torch.device("cpu")
     with pytest.raises(ValueError, match="nothing is left to be trained"):
-        freeze(aligner, "all", ["fusion.*"])
+        training._build(config, device, print, begins=True)
+    adapted = replace(config, peft="lora", lora=LoraConfig("image", rank=2))
+    aligner = training._build(adapted, device, print, begins=True)
+    assert all("lora_" in name for name, each in aligner.named_parameters() if each.requires_grad)
+    config = RunConfig(model=tiny_model("cross"), freeze="all", freeze_layers=["fusion.*"])
+    with pytest.raises(ValueError, match="nothing is left to be trained"):
+        training._build(config, device, print, begins=True)
 
 
 def test_layers_frozen_by_name_have_no_adapters(tiny_model):

@@ -50,7 +50,7 @@ def freeze(aligner: Aligner, what: str, patterns: list[str]) -> list[str]:
     """Keep towers, and parameters by name, as they are; returns the patterns that froze nothing more.
 
     what: "image", "text", "both", "none", or "all" for everything but a fusion; patterns: of parameters' names, with *.
-    Raises ValueError for a pattern that no parameter's name fits, and where nothing is left to be trained.
+    Raises ValueError for a pattern that no parameter's name fits.
     """
     if what == "all":
         aligner.requires_grad_(False)
@@ -73,8 +73,6 @@ def freeze(aligner: Aligner, what: str, patterns: list[str]) -> list[str]:
             idle.append(pattern)
         for parameter in found:
             parameter.requires_grad_(False)
-    if not any(parameter.requires_grad for parameter in names.values()):
-        raise ValueError(f"--freeze {what} with --freeze_layers {' '.join(patterns)}: nothing is left to be trained")
     return idle
 
 

@@ -979,6 +979,9 @@ def _build(config: RunConfig, device: torch.device, say: Say, begins: bool) -> A
         add_lora(aligner, config.lora, config.freeze_layers)
     elif idle and begins:
         say(f"no effect of --freeze_layers {' '.join(idle)}: frozen without that")
+    if not _trained(aligner):
+        layers = " ".join(config.freeze_layers)
+        raise ValueError(f"--freeze {config.freeze} with --freeze_layers {layers}: nothing is left to be trained")
     return aligner
 
 
