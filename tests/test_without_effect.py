@@ -33,7 +33,7 @@ CROSS = AlignerConfig("cross")
             {"model": replace(CROSS, fusion=FusionConfig(1))},
         ),
         (
-            {"model": AlignerConfig(text_tower=TextTowerConfig(window=4))}, "model.text_tower.window: every token",
+            {"model": AlignerConfig(text_tower=TextTowerConfig(window=4))}, "model.text_tower.window: the text tower keeps",
             {"model": AlignerConfig("sparse", text_tower=TextTowerConfig(window=4))},
         ),
         (
@@ -49,6 +49,12 @@ CROSS = AlignerConfig("cross")
         ({"views": 2, "augment": "none"}, "views: --augment none", {"augment": "crop"}),
         ({"views": 2, "freeze": "none"}, "views: views are of features", {"freeze": "both"}),
         ({"layout": "coco", "data": "shards/{0..3}.tar"}, "layout: a stream", {"data": "folder"}),
+        (
+            {"loss": LossConfig(smoothing=0.1), "freeze": "all", "model": CROSS},
+            "loss.smoothing: --freeze all: the dual encoder is not trained", {"freeze": "both"},
+        ),
+        ({"cache": "features", "freeze": "none"}, "cache: what is trained, or comes", {"freeze": "image"}),
+        ({"cache": "features", "data": "shards/{0..3}.tar"}, "cache: what is trained, or comes", {"freeze": "both"}),
         ({"chunk": 128}, "chunk: a step is 128 images, one chunk", {"chunk": 127}),
     ],
 )  # fmt: skip

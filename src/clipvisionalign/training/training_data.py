@@ -267,6 +267,12 @@ def keeps_features(config: RunConfig) -> bool:
     return config.freeze in IMAGE_FROZEN and config.cache != "off" and not adapted
 
 
+def keeps_captions(config: RunConfig) -> bool:
+    """Whether a run would keep on disk what its text tower gives for the captions."""
+    adapted = config.peft == "lora" and config.lora.towers != "image"
+    return config.freeze in ("both", "all") and config.cache != "off" and not adapted
+
+
 @dataclass(frozen=True)
 class Wanted:
     """A split whose picture features are wanted, see `open_features`."""
@@ -367,8 +373,7 @@ def frozen_captions(
     Of training captions not the pooled vectors alone, but those of every token, for a design that scores pairs.
     decided: as for `frozen_features`. Raises OSError where there no longer is room. A stream's captions are not kept.
     """
-    adapted = config.peft == "lora" and config.lora.towers != "image"
-    if decided is False or config.freeze not in ("both", "all") or config.cache == "off" or adapted:
+    if decided is False or not keeps_captions(config):
         return None, None
     root, tower = cache_folder(config.cache), aligner.text_tower
     wanted: list[tuple[CaptionedImages, bool]] = []

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from clipvisionalign.data.streams import is_stream
 from clipvisionalign.training.fine_tuning import IMAGE_FROZEN, TEXT_FROZEN
-from clipvisionalign.training.training_data import keeps_features
+from clipvisionalign.training.training_data import keeps_captions, keeps_features
 
 if TYPE_CHECKING:
     from clipvisionalign.training.train import RunConfig
@@ -41,10 +42,15 @@ def without_effect(config: RunConfig, processes: int = 1) -> list[str]:
         told(f"the design '{design}' has no fusion", fusion, own("negatives"))
     text = _changed("model.text_tower", model.text_tower, usual.model.text_tower)
     if design != "sparse" and model.text_tower.attention == "dense":
-        told("every token sees all others", [name for name in text if name.endswith(".window")])
+        # Longformer's too: it has windows of its own.
+        told("the text tower keeps its own attention", [name for name in text if name.endswith(".window")])
     by_loss = _changed("loss", config.loss, usual.loss)
+    # A bias that is trained, and whatever a loss of one's own trains, count in the norm that gradients are cut to.
+    idle = config.freeze == "all" and config.loss.name in LOSSES.values() and config.loss.name != "sigmoid"
+    if idle:
+        told("--freeze all: the dual encoder is not trained", by_loss)
     for name, loss in LOSSES.items():
-        if config.loss.name != loss:
+        if config.loss.name != loss and not idle:
             told(f"it is of the loss '{loss}', not of '{config.loss.name}'", [n for n in by_loss if n.endswith(name)])
 
     frozen, how = [], f"--freeze {config.freeze}"
@@ -65,6 +71,9 @@ def without_effect(config: RunConfig, processes: int = 1) -> list[str]:
         told("--augment none has one view of a picture", own("views"))
     elif not keeps_features(config) or is_stream(config.data):
         told("views are of features that are kept on disk, which this run's are not", own("views"))
+    keeping = replace(config, cache=usual.cache)
+    if not keeps_captions(keeping) and (not keeps_features(keeping) or is_stream(config.data)):
+        told("what is trained, or comes as a stream, is not kept on disk", own("cache"))
     if is_stream(config.data) and not config.dev_data:
         told("a stream has its own layout", own("layout"))
     most = share_of_step(config, processes)
