@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import weakref
+from typing import ClassVar
+
 import pytest
 import torch
 from tolerance import TIMES, in_float64, unit_roundoff
@@ -156,3 +159,25 @@ def test_in_pieces_a_loss_and_its_gradients_are_those_of_the_whole_table(name, m
 def test_true_pairs_are_counted_with_identities_that_no_caption_has():
     gallery = Gallery(torch.zeros(4, 1), torch.zeros(5, 1), torch.tensor([7, 3, 3, 99]), torch.tensor([3, 7, 7, 3, 8]))
     assert gallery.true_pairs() == int(gallery.partners().sum()) == 6
+
+
+def test_a_step_that_is_none_drops_its_chunks_as_they_come(build):
+    class Unreadable:
+        skipped: ClassVar[list[str]] = []
+
+        def __len__(self) -> int:
+            return 0
+
+    known, at_once = [], []
+
+    def stream():
+        for _ in range(10):
+            held = [Unreadable()]
+            known.append(weakref.ref(held[0]))
+            at_once.append(sum(chunk() is not None for chunk in known))
+            yield held.pop()
+
+    step, _ = build()
+    assert step.cached(stream(), 5, lambda batch: Known()).images == 0
+    assert len(at_once) == 10
+    assert max(at_once) <= 2

@@ -15,7 +15,9 @@ from clipvisionalign.models.weights import find_image_weights, find_text_weights
 from clipvisionalign.training import train as training
 from clipvisionalign.training.fine_tuning import LoraConfig, add_lora, freeze, keep_frozen_still
 from clipvisionalign.training.losses import LossConfig
+from clipvisionalign.training.processes import Processes
 from clipvisionalign.training.train import RunConfig, train
+from clipvisionalign.training.training_data import open_data
 from clipvisionalign.training.without_effect import without_effect
 
 CROSS = AlignerConfig("cross")
@@ -85,6 +87,11 @@ def test_a_run_tells_what_counts_nothing_once(tmp_path, scenes_folder, tiny_mode
         "--freeze_layers image_tower.*: frozen without that",
     ):  # fmt: skip
         assert said.count(f"no effect of {told}") == 1
+    # A run that goes on has been told.
+    said.clear()
+    open_data(config, said.append, Processes(torch.device("cpu")), begins=False)
+    assert len(said) == 1
+    assert "no effect" not in said[0]
 
 
 @pytest.mark.parametrize("weights", ["auto", "random"])

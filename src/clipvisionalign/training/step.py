@@ -15,6 +15,7 @@ one.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -204,7 +205,8 @@ class Step:
         # words, and is not to wait for the others with them.
         sizes = processes.objects(first_pass()) if processes.shard else processes.everyone(first_pass)
         if min(sizes) == 0 or sum(sizes) < 2:
-            processes.each(lambda: [next(batches) for _ in range(chunks)])
+            # Each is dropped as it comes: all of them with their pixels may be too many.
+            processes.each(lambda: deque((next(batches) for _ in range(chunks)), maxlen=0))
             return self.none([*taken], skipped)
         figures = self._loss(taken, states, skipped)
         with processes.unsynchronised(self.model):

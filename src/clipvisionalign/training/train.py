@@ -323,7 +323,7 @@ def train(
         processes.first_does(lambda: _prepare_folder(config, again))
     seed_everything(config.seed)
 
-    data = open_data(config, say, processes)
+    data = open_data(config, say, processes, begins=state is None)
     # A profile goes on nowhere.
     opened = (
         {} if config.profile else processes.first_does(lambda: data.opened(keeps_features(config), processes.first))

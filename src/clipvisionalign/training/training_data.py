@@ -138,8 +138,9 @@ def _about(data: CaptionedImages) -> dict[str, Any]:
     return {"images": len(data), "captions": len(data.captions), "fingerprint": data.fingerprint()}
 
 
-def open_data(config: RunConfig, say: Say, processes: Processes) -> TrainingData:
-    """The checked splits; every process calls this. Raises DataError where one is empty."""
+def open_data(config: RunConfig, say: Say, processes: Processes, begins: bool = True) -> TrainingData:
+    """The checked splits; every process calls this. begins: whether the run does, or goes on. Raises DataError where
+    one is empty."""
     if not config.data:
         raise DataError("no data set given: clipvisionalign train DATA --out RUN")
     streams = processes.everyone(lambda: is_stream(config.data))
@@ -150,7 +151,7 @@ def open_data(config: RunConfig, say: Say, processes: Processes) -> TrainingData
             f"at this place on every machine"
         )
     if not streams[0]:
-        return processes.each(lambda: _open_images(config, say, processes), patient=True)
+        return processes.each(lambda: _open_images(config, say, processes, begins), patient=True)
     if config.train_images:
         raise ValueError("--train_images picks images of a data set in memory; a stream has all of its own")
     # The first process counts what no index tells, and leaves the index to the others.
@@ -158,7 +159,7 @@ def open_data(config: RunConfig, say: Say, processes: Processes) -> TrainingData
     return processes.each(lambda: _open_stream(config, stream, say, processes), patient=True)
 
 
-def _open_images(config: RunConfig, say: Say, processes: Processes) -> TrainingData:
+def _open_images(config: RunConfig, say: Say, processes: Processes, begins: bool) -> TrainingData:
     """Both splits of a data set in memory."""
     data = read_captioned_images(config.data, config.layout).with_identity(config.identity)
     how = "official splits" if data.official_splits else "splits by a hash of each name"
@@ -175,9 +176,9 @@ def _open_images(config: RunConfig, say: Say, processes: Processes) -> TrainingD
         say(f"check: {line}")
     if len(left_out) > 5:
         say(f"check: and {len(left_out) - 5} more; 'clipvisionalign check {config.data}' lists all")
-    if config.train_images and config.train_images >= len(train):
+    if config.train_images >= len(train) and config.train_images and begins:
         say(f"no effect of --train_images: there are {len(train):,}")
-    elif config.train_images:
+    elif 0 < config.train_images < len(train):
         train = train.first_by_hash(config.train_images)
     if len(train) < 2 or len(dev) < 2:
         raise DataError(f"{config.data}: too little is left to train on: {len(train)} train, {len(dev)} dev images")
