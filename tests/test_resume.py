@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -152,6 +153,46 @@ def test_a_sharded_checkpoint_that_is_replaced_is_there_whole_or_not_at_all(tmp_
         save(step)
         # And nothing of it stays.
         assert {path.suffix for path in (tmp_path / "checkpoints").iterdir()} == {".shards"}
+
+
+@pytest.mark.parametrize("kill", range(6))
+def test_a_step_that_is_written_again_has_a_checkpoint_at_every_moment(tmp_path, monkeypatch, kill):
+    """Killed before the rename of this number, of those after the first writing."""
+    from clipvisionalign.training import checkpoint
+
+    def save(value: float, step: int = 1) -> None:
+        tensors = {"weights": torch.full((4,), value)}
+        checkpoint.save_sharded(tmp_path, step, tensors, {"value": value}, Processes(torch.device("cpu")))
+
+    def values() -> list[float]:
+        return [torch.load(path / checkpoint.REST)["value"] for path in checkpoint.checkpoints_in(tmp_path)]
+
+    save(1.0)
+    renames, replaced = 0, Path.replace
+
+    def cut_off(path: Path, target: Path) -> Path:
+        nonlocal renames
+        renames += 1
+        if renames == kill + 1:
+            raise KeyboardInterrupt
+        # All that is there between two renames reads back, the newest last.
+        assert values() in ([1.0], [1.0, 2.0], [2.0], [2.0, 3.0], [3.0], [1.0, 3.0])
+        return replaced(path, target)
+
+    monkeypatch.setattr(Path, "replace", cut_off)
+    for value in (2.0, 3.0):
+        with contextlib.suppress(KeyboardInterrupt):
+            save(value)
+        assert values()
+    monkeypatch.undo()
+    save(4.0)
+    assert values() == [4.0]
+    # One of each kind, of one step, that lose their names one after the other.
+    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"step-000000001.shards"}
+    save_checkpoint(tmp_path, 1, {"value": 5.0})
+    for step in (2, 3):
+        save(float(step), step)
+    assert values() == [2.0, 3.0]
 
 
 def test_a_run_killed_twice_before_its_first_checkpoint_can_be_resumed(

@@ -61,9 +61,27 @@ def _keep_last(folder: Path) -> None:
 
 def _set_aside(path: Path) -> None:
     """What is to be removed loses its name first: a folder that lacks a part is no checkpoint."""
-    gone = path.with_suffix(".gone")
-    shutil.rmtree(gone, ignore_errors=True)
+    gone = path.with_name(f"{path.name}.gone")
+    if gone.is_dir():
+        shutil.rmtree(gone)
     path.replace(gone)
+
+
+def _take_place(aside: Path, path: Path) -> None:
+    """Give a checkpoint its name. A folder takes no other one's place at once: where its step has been written before,
+    it first has a name that comes after, so that a kill at any moment leaves a whole one of the two with a name."""
+    again = path.with_stem(f"{path.stem}-again")
+    if again.exists():
+        # Killed in the middle of this.
+        if path.exists():
+            _set_aside(path)
+        again.replace(path)
+    if path.exists():
+        aside.replace(again)
+        _set_aside(path)
+        again.replace(path)
+    else:
+        aside.replace(path)
 
 
 def save_sharded(run: Path, step: int, tensors: dict[str, Tensor], rest: dict[str, Any], processes: Processes) -> Path:
@@ -87,9 +105,7 @@ def save_sharded(run: Path, step: int, tensors: dict[str, Tensor], rest: dict[st
         with _told_as_oserror(path), (aside / REST).open("wb") as file:
             torch.save(rest | {"files": files}, file)
         _flush(*aside.iterdir(), aside)
-        if path.exists():
-            _set_aside(path)
-        aside.replace(path)
+        _take_place(aside, path)
         _keep_last(folder)
 
     try:
@@ -165,7 +181,8 @@ def _quiet() -> Iterator[None]:
 
 def checkpoints_in(run: Path) -> list[Path]:
     """The checkpoints of a run, the newest last."""
-    return sorted([*(run / FOLDER).glob("step-*.pt"), *(run / FOLDER).glob("step-*.shards")])
+    found = [*(run / FOLDER).glob("step-*.pt"), *(run / FOLDER).glob("step-*.shards")]
+    return sorted(found, key=lambda path: (path.stem, path.suffix))
 
 
 def last_checkpoint(run: Path, say: Callable[[str], None]) -> dict[str, Any] | None:
