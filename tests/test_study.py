@@ -231,6 +231,25 @@ def test_every_number_of_the_summary_stands_in_the_report(report):
         assert sorted(numbers_in(claim["text"])) == sorted(shown), claim["text"]
 
 
+def test_no_number_of_a_report_is_shown_with_an_exponent_for_being_large(report):
+    from clipvisionalign.study.tables import tables_of
+
+    slow = copy.deepcopy(report)
+    for cost in slow["cost"].values():
+        cost["ms_per_1000_pairs"]["median"], cost["ms_per_caption"]["median"], cost["ms_per_query"] = (
+            1012.3,
+            99.996,
+            54321.0,
+        )
+    told = " ".join(claim["text"] for claim in claims_of(slow))
+    assert "takes 1,012 ms with" in told
+    assert "takes 100 ms with" in told
+    (costs,) = [table for table in tables_of(slow) if table.name == "cost"]
+    shown = [cell for row in costs.rows for cell in row]
+    assert {"1,012", "54,321"} <= set(shown)
+    assert "e+" not in told + " ".join(shown)
+
+
 def test_a_claim_follows_its_figures(report):
     """With a difference that is not shown the summary says so; with the same one shown, it says that."""
     other = copy.deepcopy(report)

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from clipvisionalign.study.significant import significant
+
 #: Told apart by people who see colours differently too, and on light and dark ground.
 COLOURS = ("#4c78c8", "#2f9e6e", "#d97b29", "#c04a86", "#8a6fd1", "#8b8f3a", "#3aa0b5", "#a56b4a")
 MARKS = ("o", "s", "^", "D", "v", "P", "X", "*")
@@ -169,7 +171,9 @@ def _pareto(
     axes.set_xlabel(label)
     axes.set_ylabel("rsum")
     axes.legend(frameon=False, fontsize=9, ncols=min(5, len(names) + 1), loc="lower left", bbox_to_anchor=(0, 1.0))
-    told = "; ".join(f"{name} {rsum[name]['value']:.1f} at {costs[name]:.4g}" for name in names)
+    told = "; ".join(
+        f"{name} {rsum[name]['value']:.1f} at {format(costs[name], significant(costs[name], 4))}" for name in names
+    )
     best = [name for name in names if (costs[name], rsum[name]["value"]) in front]
     return figure, f"Rsum against {label}: {told}. On the front: {', '.join(best)}."
 

@@ -17,6 +17,7 @@ from clipvisionalign.study.bibliography import entries_for
 from clipvisionalign.study.cells import write_json
 from clipvisionalign.study.plan import Plan
 from clipvisionalign.study.results import Measured, check_fence, results_of
+from clipvisionalign.study.significant import significant
 from clipvisionalign.study.statistics import estimate
 from clipvisionalign.study.words import claims_of
 
@@ -165,7 +166,7 @@ def compare_reports(a: dict[str, Any], b: dict[str, Any]) -> tuple[list[Any], li
             rows.append(
                 [
                     name,
-                    *("" if value is None else f"{value:,.4g}" for value in pair),
+                    *("" if value is None else format(value, significant(value, 4)) for value in pair),
                     "" if factor is None else f"{factor:.2f}",
                 ]
             )

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from clipvisionalign.study.results import both_ways
+from clipvisionalign.study.significant import significant
 
 #: The row of what no model at all would find.
 CHANCE = "chance: a random ranking"
@@ -165,8 +166,8 @@ def _cost(report: dict[str, Any]) -> Table:
             _number((cost["training_seconds"] or {}).get("mean"), ",.0f"),
             _number(cost["ms_per_caption"]["median"], ".2f"),
             _number(cost["ms_per_picture"]["median"], ".1f"),
-            _number(cost["ms_per_1000_pairs"]["median"], ".3g"),
-            _number(cost["ms_per_query"], ".3g"),
+            _number(cost["ms_per_1000_pairs"]["median"], significant(cost["ms_per_1000_pairs"]["median"])),
+            _number(cost["ms_per_query"], significant(cost["ms_per_query"])),
             _number(cost["peak_memory_mib"], ",.0f"),
             _number(cost["bytes_per_picture"], ",.0f"),
             _number(cost["bytes_per_caption"], ",.0f"),

@@ -12,6 +12,7 @@ from typing import Any
 
 from clipvisionalign.study.primary import primary_of
 from clipvisionalign.study.results import both_ways
+from clipvisionalign.study.significant import significant
 
 LEVEL = 0.05
 
@@ -317,15 +318,15 @@ def _costs(report: dict[str, Any]) -> list[Claim]:
     cost = report["cost"]
     if len(cost) < 2:
         return []
-    kinds: list[tuple[str, str, str, Callable[[dict[str, Any]], float]]] = [
-        ("Encoding a caption", "ms_per_caption/median", ".2f", lambda each: each["ms_per_caption"]["median"]),
-        ("Scoring 1,000 pairs", "ms_per_1000_pairs/median", ".3g", lambda each: each["ms_per_1000_pairs"]["median"]),
+    kinds: list[tuple[str, str, Callable[[dict[str, Any]], float]]] = [
+        ("Encoding a caption", "ms_per_caption/median", lambda each: each["ms_per_caption"]["median"]),
+        ("Scoring 1,000 pairs", "ms_per_1000_pairs/median", lambda each: each["ms_per_1000_pairs"]["median"]),
     ]
     found = []
-    for what, path, form, value in kinds:
+    for what, path, value in kinds:
         claim = Claim(report, "cost")
         low, high = min(cost, key=lambda name: value(cost[name])), max(cost, key=lambda name: value(cost[name]))
-        cheap, dear = (claim.number(f"cost/{name}/{path}", form) for name in (low, high))
+        cheap, dear = (claim.number(f"cost/{name}/{path}", significant(value(cost[name]))) for name in (low, high))
         claim.text = f"{what} takes {cheap} ms with {_code(low)} and {dear} ms with {_code(high)}."
         found.append(claim)
     claim = Claim(report, "cost")
