@@ -15,7 +15,7 @@ from clipvisionalign.batch import CutCaptions
 from clipvisionalign.data.captioned import CaptionedImages
 from clipvisionalign.data.fingerprint import changed, data_contents, hash_of, hash_of_file, run_contents
 from clipvisionalign.data.minimal_pairs import MinimalPair
-from clipvisionalign.models.aligner import REMEMBERED, Aligner, Remembered, config_from_dict, load_aligner, pin_towers
+from clipvisionalign.models.aligner import Aligner, Remembered, config_from_dict, load_aligner, pin_towers
 from clipvisionalign.models.tokens import open_tokenizer
 from clipvisionalign.retrieval.audit import audit
 from clipvisionalign.retrieval.evaluate import RANKS, evaluate, load_ranks
@@ -24,7 +24,7 @@ from clipvisionalign.retrieval.ranks import PartnerRanks
 from clipvisionalign.study.plan import Cell
 from clipvisionalign.training.cross_fit import PairWeights, set_weights, weights_of
 from clipvisionalign.training.halves import halves_of
-from clipvisionalign.training.train import RunConfig, resume, train
+from clipvisionalign.training.train import RunConfig, can_be_remembered, resume, train
 from clipvisionalign.training.training_data import refuse_changed
 from clipvisionalign.training.without_effect import NO_EFFECT
 
@@ -112,8 +112,7 @@ def train_cell(cell: Cell, say: Say) -> None:
 def _remembered(cell: Cell, part: CaptionedImages, kept: dict[str, Remembered] | None) -> Remembered | None:
     """What is remembered of the cell's towers, where they are the same in all cells: both frozen, without adapters."""
     config = cell.config
-    frozen = config.freeze in ("both", "all") and config.peft == "none" and not config.init
-    if kept is None or not frozen or len(part) > REMEMBERED[0] or len(part.captions) > REMEMBERED[1]:
+    if kept is None or config.init or not can_be_remembered(config, part):
         return None
     sparse = config.model.design == "sparse"
     return kept.setdefault(repr((config.model.image_tower, config.model.text_tower, sparse)), Remembered())

@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 
 from clipvisionalign.batch import Batch
-from clipvisionalign.data.captioned import DataError, Identity
+from clipvisionalign.data.captioned import CaptionedImages, DataError, Identity
 from clipvisionalign.data.streams import too_many_bad
 from clipvisionalign.models.aligner import (
     IMAGE_FOLDER,
@@ -649,6 +649,13 @@ def take_step(
     return step.whole(batch, knows(batch))
 
 
+def can_be_remembered(config: RunConfig, data: CaptionedImages) -> bool:
+    """Whether what a run's towers give for a data set is the same in every epoch, and little enough to be kept in
+    memory."""
+    frozen = config.freeze in ("both", "all") and config.peft == "none"
+    return frozen and len(data) <= REMEMBERED[0] and len(data.captions) <= REMEMBERED[1]
+
+
 def measure(
     config: RunConfig, where: Place, dev: DevGallery, out: Path, processes: Processes, say: Say
 ) -> dict[str, Any]:
@@ -656,9 +663,7 @@ def measure(
     on dev. Sets the model's weights of a pair's parts. Shared out over processes."""
 
     # What stays the same in every epoch is computed once for the models that dev and its halves choose.
-    frozen = config.freeze in ("both", "all") and config.peft == "none"
-    few = len(dev.data) <= REMEMBERED[0] and len(dev.data.captions) <= REMEMBERED[1]
-    remembered = Remembered() if frozen and few else None
+    remembered = Remembered() if can_be_remembered(config, dev.data) else None
 
     def scores_of(epoch: int) -> DevScores | None:
         folder = out if epoch == where.best_epoch else half_model(out, epoch)

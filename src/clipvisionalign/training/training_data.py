@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from clipvisionalign.training.train import RunConfig
 
 Say = Callable[[str], None]
+Kept = TypeVar("Kept")
 
 
 @dataclass
@@ -313,6 +314,25 @@ class Room:
         return f"{self.root}: no room for {told} of {self.what}"
 
 
+def _kept(
+    room: Room,
+    there: Callable[[], Sequence[bool]],
+    opened: Callable[[], list[Kept]],
+    processes: Processes,
+    decided: bool | None,
+) -> list[Kept] | None:
+    """What `opened` gives on every process, computed once by the first; None where there is no room for it."""
+
+    def compute() -> bool:
+        found = room.there(there, decided)
+        if found:
+            opened()
+        return found
+
+    # Computed once more where a disk is another process's own.
+    return processes.each(opened, patient=True) if processes.first_does(compute) else None
+
+
 def frozen_features(
     config: RunConfig,
     aligner: Aligner,
@@ -344,19 +364,14 @@ def frozen_features(
     def opened() -> list[FeatureCache]:
         return [open_features(root, each.data, tower, each.views, each.dtype, each.what) for each in wanted]
 
-    def compute() -> bool:
-        found = room.there(
-            lambda: [features_are_there(root, each.data, tower, each.views, each.dtype) for each in wanted], decided
-        )
-        if found:
-            opened()
-        return found
+    def there() -> list[bool]:
+        return [features_are_there(root, each.data, tower, each.views, each.dtype) for each in wanted]
 
-    if not processes.first_does(compute):
+    found = _kept(room, there, opened, processes, decided)
+    if found is None:
         say(f"{room}: pictures go through the tower in every epoch")
         return None, None
-    # Computed once more where a disk is another process's own.
-    features, *dev = processes.each(opened, patient=True)
+    features, *dev = found
     data.without_failures(features, say)
     return features, dev[0] if dev else None
 
@@ -387,16 +402,13 @@ def frozen_captions(
     def opened() -> list[CaptionCache]:
         return [open_captions(root, some, tower, tokens) for some, tokens in wanted]
 
-    def compute() -> bool:
-        found = room.there(lambda: [captions_are_there(root, some, tower, tokens) for some, tokens in wanted], decided)
-        if found:
-            opened()
-        return found
+    def there() -> list[bool]:
+        return [captions_are_there(root, some, tower, tokens) for some, tokens in wanted]
 
-    if not processes.first_does(compute):
+    found = _kept(room, there, opened, processes, decided)
+    if found is None:
         say(f"{room}: captions go through the tower in every epoch")
         return None, None
-    found = processes.each(opened, patient=True)
     train = found[0] if isinstance(data.train, CaptionedImages) else None
     return train, None if config.profile else found[-1]
 
