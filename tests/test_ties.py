@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from clipvisionalign.retrieval import audit, evaluate, ranks_of_scores, ranks_of_vectors, retrieval_metrics
@@ -261,6 +261,7 @@ def test_float16_that_ran_over_says_so():
 
 
 @given(st.floats(-1e30, 1e30, allow_subnormal=False), st.sampled_from(list(ROUNDING.values())))
+@example(4.4383258346162977e-308, 2.0**-10)
 def test_the_lowest_score_that_ties_is_the_lowest(score, rounding):
     lowest = lowest_tying(np.array([score]), rounding)[0]
 

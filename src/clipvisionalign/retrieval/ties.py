@@ -156,9 +156,13 @@ def product_rounding(width: int) -> float:
 
 def lowest_tying(scores: np.ndarray, rounding: float) -> np.ndarray:
     """The lowest float64 that still ties with each score: |a - b| <= rounding max(|a|, |b|), to the last digit."""
+    mantissa, exponent = np.frexp(scores)
+    exponent = np.where(np.isfinite(scores), exponent, 0)
 
     def ties(lower: np.ndarray) -> np.ndarray:
-        return np.abs(scores - lower) <= rounding * np.maximum(np.abs(scores), np.abs(lower))
+        # Scaled by a power of two, which changes no digit: a share of a score near the smallest number would.
+        scaled = np.ldexp(lower, -exponent)
+        return np.abs(mantissa - scaled) <= rounding * np.maximum(np.abs(mantissa), np.abs(scaled))
 
     found = np.where(scores > 0, scores - rounding * scores, scores / (1.0 - rounding))
     found = np.where(ties(found), found, np.nextafter(found, np.inf))
