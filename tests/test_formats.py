@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from clipvisionalign.data.captioned import DataError, split_of_name
+from clipvisionalign.data.captioned import DataError
 from clipvisionalign.data.formats import LAYOUTS, read_captioned_images
+from clipvisionalign.data.splits import split_of_name
 
 
 def paint(path: Path, colour: int = 0) -> str:

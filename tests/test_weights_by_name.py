@@ -561,9 +561,9 @@ assert main({[*line[:3], str(tmp_path / "other"), *line[4:], "--model.text_tower
 @pytest.fixture
 def kaggle(tmp_path: Path) -> Path:
     """Flickr30k as Kaggle ships it, its one broken row included, with drawn pictures."""
-    from clipvisionalign.data.captioned import split_of_name
     from clipvisionalign.data.formats import read_captioned_images
     from clipvisionalign.data.scenes import write_scenes
+    from clipvisionalign.data.splits import split_of_name
 
     drawn = read_captioned_images(write_scenes(tmp_path / "drawn", 22, seed=3, size=64))
     folder = tmp_path / "flickr30k" / "flickr30k_images"

@@ -25,6 +25,10 @@ PROGRAM = "clipvisionalign"
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit status: 0 done, 1 something is wrong, 2 wrong words on the command line."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            # A file's name may be bytes that no encoding has; a message about it is printed all the same.
+            stream.reconfigure(errors="backslashreplace")
     given = list(sys.argv[1:] if arguments is None else arguments)
     parser = argparse.ArgumentParser(
         PROGRAM,
@@ -134,16 +138,36 @@ def check(arguments: list[str]) -> int:
     )  # fmt: skip
     parser.add_argument("--max-tokens", type=int, default=0, help="another limit for --tokens (default: the model's)")
     parser.add_argument("--quick", action="store_true", help="read pictures' headers only, as training does first")
+    parser.add_argument(
+        "--group", default="", metavar="COLUMN",
+        help="a column of a table: without splits of its own, all images with one value of it stand in one split",
+    )  # fmt: skip
+    parser.add_argument(
+        "--write-splits", metavar="FILE",
+        help="for a data set without splits: share its images out, those of one identity or group, equal and nearly "
+        "equal ones together, and write FILE; as DATA/splits.csv every later reading goes by it",
+    )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     parser.add_argument(OFFLINE, action="store_true", help=OFFLINE_HELP)
     given = parser.parse_args(arguments)
     from clipvisionalign.data.check import check as check_data
+    from clipvisionalign.data.check import empty_splits, near_duplicates
     from clipvisionalign.data.formats import read_captioned_images
+    from clipvisionalign.data.splits import write_splits
 
-    data = read_captioned_images(given.data, given.layout)
     if given.max_tokens and not given.tokens:
         raise ValueError("--max-tokens is a limit for --tokens MODEL, which is not given")
+    if given.write_splits and Path(given.write_splits).exists():
+        raise ValueError(f"{given.write_splits}: is there already: remove it, or give another file")
+    data = read_captioned_images(given.data, given.layout, given.group)
     kept, report = check_data(data, full=not given.quick, shown=True)
+    if given.write_splits:
+        near = [] if given.quick else near_duplicates(report.marks, shown=True)
+        shared = write_splits(kept, near, Path(given.write_splits))
+        parts = ", ".join(f"{split} {count:,}" for split, count in shared.items())
+        say(f"{given.write_splits}: written: {parts} images; {len(near):,} pairs of nearly equal ones kept together")
+    else:
+        report.problems += empty_splits(kept)
     cut: dict[str, Any] = _cut_captions(kept, given.tokens, given.max_tokens) if given.tokens else {}
     if given.json:
         told = {split: found.to_dict() for split, found in cut.items() if split != "max_tokens"}
@@ -154,6 +178,11 @@ def check(arguments: list[str]) -> int:
         print(f"{problem.kind}: {problem}")
     sizes = ", ".join(f"{split} {count:,}" for split, count in sorted(report.splits.items()))
     print(f"{given.data}: layout {report.layout}, {report.images:,} images ({sizes}), {report.captions:,} captions")
+    if report.rows:
+        rows = f"{report.rows['in_files']:,} rows = {report.rows['read']:,} read + {report.rows['left_out']:,} left out"
+        print(f"  {rows}")
+    for note in report.notes:
+        print(f"  {note}")
     for kind, count in sorted(report.to_dict()["summary"].items()):
         print(f"  {count:>6,}  {kind}")
     for split, equal in report.equal_captions.items():
@@ -328,18 +357,13 @@ def _evaluation_parser(name: str, description: str) -> argparse.ArgumentParser:
 
 def _open_run(given: argparse.Namespace) -> tuple[Any, CaptionedImages, str]:
     """The aligner, the checked data set whole, and where it was read from."""
-    from clipvisionalign.data.formats import read_captioned_images
+    from clipvisionalign.data.of_run import read_data_of_run
     from clipvisionalign.models.aligner import load_aligner
 
     aligner = load_aligner(given.run, given.device)
     aligner.show_progress = True
-    kept = Path(given.run) / "data.json"
-    about = json.loads(kept.read_text()) if kept.is_file() else {}
-    source = about.get("source") if given.data is None else given.data
-    if source is None:
-        raise ValueError(f"{given.run}: does not say which data it was trained on; give --data")
-    identity = about.get("identity", "auto") if given.identity is None else given.identity
-    return aligner, read_captioned_images(source, given.layout).with_identity(identity), str(source)
+    data = read_data_of_run(given.run, given.data or "", given.layout, given.identity)
+    return aligner, data, str(data.source)
 
 
 def _checked_split(data: CaptionedImages, split: str) -> CaptionedImages:

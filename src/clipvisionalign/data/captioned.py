@@ -3,7 +3,8 @@
 A row is one image with its captions, its split, and (where the data set knows it) the identity shown on it: images of
 one identity are partners of each other's captions. Which captions belong to which images is decided here, by the
 table's `identity`, for losses, figures, audits and minimal pairs alike. What a reader had to leave out or mend stands
-in `problems`, row by row, with its place; nothing is dropped without a word.
+in `problems`, row by row, with its place; nothing is dropped without a word: the rows of the files are those that were
+read and those that a problem leaves out (`Problem.rows`).
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, get_args
@@ -66,12 +67,14 @@ class Problem:
     place: where to look, such as "captions.txt, line 812".
     message: what is wrong there.
     effect: "left out" (the row is not used), "mended" (used after a repair) or "warning" (used as it is).
+    rows: how many rows of the data set's files are left out by it.
     """
 
     kind: str
     place: str
     message: str
     effect: str = "left out"
+    rows: int = 0
 
     def __str__(self) -> str:
         return f"{self.place}: {self.message} ({self.effect})"
@@ -79,13 +82,18 @@ class Problem:
 
 @dataclass(frozen=True)
 class CaptionedImage:
-    """One image and the captions that belong to it."""
+    """One image and the captions that belong to it.
+
+    place: where it was read, for an image that is no file; rows: of the data set's files, those that it was read from.
+    """
 
     name: str
     image: Path | bytes
     captions: tuple[str, ...]
     split: str
     identity: str | None = None
+    place: str = ""
+    rows: int = 0
 
 
 @dataclass
@@ -93,8 +101,10 @@ class CaptionedImages:
     """A data set: one row per image, in a fixed order.
 
     source: where it was read from; layout: which reader read it.
-    official_splits: False where a hash of the image's name had to decide.
+    official_splits: False where a hash had to decide, see `data/splits.py`; split_rule: how it did.
     identity: which captions belong to which images, see `Identity`.
+    rows_in_files: the rows of its files, read or left out; 0 where that is not known.
+    notes: what was passed over that is no row, such as columns.
     """
 
     rows: list[CaptionedImage]
@@ -103,6 +113,9 @@ class CaptionedImages:
     official_splits: bool = True
     problems: list[Problem] = field(default_factory=list)
     identity: Identity = "auto"
+    rows_in_files: int = 0
+    notes: list[str] = field(default_factory=list)
+    split_rule: int = 0
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -195,88 +208,3 @@ def checked_identity(identity: str) -> Identity:
         if identity == known:
             return known
     raise ValueError(f"--identity {identity}: it is one of {', '.join(get_args(Identity))}")
-
-
-def split_of_name(name: str) -> str:
-    """The split of an image in a data set without split files: a hash of its name decides, 80 : 10 : 10.
-
-    Adding or removing images moves none of the others.
-    """
-    bucket = int.from_bytes(hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest()[:4], "big") % 10
-    return "test" if bucket == 0 else "dev" if bucket == 1 else "train"
-
-
-def find_image(name: str, folders: Iterable[Path]) -> Path:
-    """The first of `folders` that holds `name`; if none does, where it was expected (`check` reports it missing)."""
-    candidates = [folder / name for folder in folders]
-    return next((path for path in candidates if path.is_file()), candidates[0])
-
-
-@dataclass
-class CaptionTable:
-    """What a reader fills, one caption at a time: gathers captions by image, and lists what it leaves out."""
-
-    source: Path
-    layout: str
-    captions: dict[str, list[str]] = field(default_factory=dict)
-    images: dict[str, Path | bytes] = field(default_factory=dict)
-    splits: dict[str, str] = field(default_factory=dict)
-    identities: dict[str, str] = field(default_factory=dict)
-    problems: list[Problem] = field(default_factory=list)
-
-    def report(self, kind: str, place: str, message: str, effect: str = "left out") -> None:
-        """Put one problem on the list."""
-        self.problems.append(Problem(kind, place, message, effect))
-
-    def add(self, name: str, caption: str | None, place: str) -> None:
-        """One caption of the image `name`, found at `place`."""
-        name = name.strip()
-        text = " ".join((caption or "").split())
-        if not name:
-            self.report("no image name", place, "the row names no image")
-            return
-        known = self.captions.setdefault(name, [])
-        if not text:
-            self.report("empty caption", place, f"no caption for {name}")
-            return
-        if "\N{REPLACEMENT CHARACTER}" in text:
-            self.report("broken encoding", place, f"undecodable characters in '{text[:60]}'", "warning")
-        if text in known:
-            # Kept all the same: a gallery has all of its captions, or its figures compare with nobody's.
-            self.report("duplicate row", place, f"{name} has the caption '{text[:60]}' already", "warning")
-        known.append(text)
-
-    def finish(self, default_folders: Iterable[Path] = ()) -> CaptionedImages:
-        """The data set; images not placed yet are looked for in `default_folders`. Raises DataError if none is left."""
-        folders = list(default_folders)
-        rows = []
-        for name, captions in self.captions.items():
-            if not captions:
-                self.report("no captions", name, "the image has no caption left")
-                continue
-            image = self.images.get(name)
-            if image is None:
-                image = find_image(name, folders or [self.source])
-            split = self.splits.get(name, "") if self.splits else split_of_name(name)
-            if split in SPLITS:
-                rows.append(CaptionedImage(name, image, tuple(captions), split, self.identities.get(name)))
-            else:
-                told = f"its split is called '{split}'" if split else "no split file names it"
-                self.report("in no split", name, f"{told}; known are {', '.join(SPLITS)}")
-        if not rows:
-            first = f"; the first problem: {self.problems[0]}" if self.problems else ""
-            raise DataError(f"{self.source}: read as '{self.layout}', it holds no image with a caption{first}")
-        return CaptionedImages(rows, self.source, self.layout, bool(self.splits), self.problems)
-
-
-def decode_text(path: Path, table: CaptionTable | None = None) -> str:
-    """A text file as UTF-8, or as Latin-1 where it is not UTF-8, which is then reported as mended."""
-    content = path.read_bytes()
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content[: error.start].count(b"\n") + 1
-        if table is not None:
-            message = f"not UTF-8 (byte 0x{content[error.start]:02x}), read as Latin-1"
-            table.report("broken encoding", f"{path.name}, line {line}", message, "mended")
-        return content.decode("latin-1")

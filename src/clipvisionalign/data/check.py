@@ -20,7 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from clipvisionalign.data.captioned import CaptionedImage, CaptionedImages, Problem, same_words
+from clipvisionalign.data.captioned import SPLITS, CaptionedImage, CaptionedImages, Problem, same_words
+from clipvisionalign.data.splits import SPLIT_FILE
 from clipvisionalign.pictures import PictureError, open_header, open_picture
 from clipvisionalign.progress import progress
 
@@ -43,7 +44,9 @@ class PictureMark:
 class CheckReport:
     """What `check` found: the problems row by row, and how many images and captions are good to use.
 
-    equal_captions: for each split, and for "all", what `equal_captions` counts.
+    equal_captions: for each split, and for "all", what `equal_captions` counts. rows: of the data set's files, those
+    "in_files", "read" and "left_out", which add up; None where they are not known. notes: what was passed over that is
+    no row; marks: by which the images can be compared, where every one of them was decoded.
     """
 
     source: str
@@ -53,6 +56,9 @@ class CheckReport:
     splits: dict[str, int]
     problems: list[Problem]
     equal_captions: dict[str, dict[str, int]] = field(default_factory=dict)
+    rows: dict[str, int] | None = None
+    notes: list[str] = field(default_factory=list)
+    marks: list[PictureMark] = field(default_factory=list, repr=False)
 
     @property
     def usable(self) -> bool:
@@ -62,7 +68,9 @@ class CheckReport:
     def to_dict(self) -> dict[str, Any]:
         """What `--json` prints."""
         summary = dict(Counter(problem.kind for problem in self.problems))
-        return {**asdict(self), "summary": summary, "usable": self.usable}
+        told = asdict(replace(self, marks=[]))
+        del told["marks"]
+        return {**told, "summary": summary, "usable": self.usable}
 
 
 def check(data: CaptionedImages, full: bool = True, shown: bool = False) -> tuple[CaptionedImages, CheckReport]:
@@ -77,15 +85,61 @@ def check(data: CaptionedImages, full: bool = True, shown: bool = False) -> tupl
     problems += [result for result in found if isinstance(result, Problem)]
     good = [index for index, result in enumerate(found) if not isinstance(result, Problem)]
     rows = [data.rows[index] for index in good]
+    problems += identities_across_splits(rows)
+    marks = [mark for index in good if isinstance(mark := found[index], PictureMark)]
     if full:
-        marks = [mark for index in good if isinstance(mark := found[index], PictureMark)]
         problems += problems_across_splits(rows, marks, shown)
     kept = replace(data, rows=rows, problems=problems)
     report = CheckReport(
         str(data.source), data.layout, len(rows), len(kept.captions), kept.split_sizes(), sorted_problems(problems),
-        equal_captions(rows),
+        equal_captions(rows), _sum_of_rows(data, rows, problems), data.notes, marks,
     )  # fmt: skip
     return kept, report
+
+
+def _sum_of_rows(
+    data: CaptionedImages, rows: Sequence[CaptionedImage], problems: Sequence[Problem]
+) -> dict[str, int] | None:
+    """Rows of the files: all of them, those of the images that are left, and those that problems leave out."""
+    if not data.rows_in_files:
+        return None
+    read, left_out = sum(row.rows for row in rows), sum(problem.rows for problem in problems)
+    return {"in_files": data.rows_in_files, "read": read, "left_out": left_out}
+
+
+def identities_across_splits(rows: Sequence[CaptionedImage]) -> list[Problem]:
+    """An identity that is shown in two splits, a warning each: images of it are measured that others taught."""
+    splits: dict[str, dict[str, str]] = {}
+    for row in rows:
+        if row.identity is not None:
+            splits.setdefault(row.identity, {}).setdefault(row.split, row.name)
+    return [
+        Problem(
+            "identity in two splits", next(iter(names.values())),
+            f"the identity '{identity}' is shown by " + ", ".join(f"{name} ({split})" for split, name in names.items()),
+            "warning",
+        )
+        for identity, names in splits.items() if len(names) > 1
+    ]  # fmt: skip
+
+
+def empty_splits(data: CaptionedImages) -> list[Problem]:
+    """The splits that training or measuring will miss, and how to have them."""
+    sizes = data.split_sizes()
+    missing = [split for split in SPLITS if sizes.get(split, 0) < (2 if split != "test" else 1)]
+    if not missing:
+        return []
+    there = ", ".join(f"{split} {sizes.get(split, 0):,}" for split in SPLITS)
+    way = (
+        "its own splits are as they are"
+        if data.official_splits
+        else f"a hash decides, and left them so: 'clipvisionalign check DATA --write-splits DATA/{SPLIT_FILE}' shares "
+        "the images out"
+    )
+    message = (
+        f"too few images in {' and '.join(missing)} ({there}): 'train' needs two images each in train and dev; {way}"
+    )
+    return [Problem("empty split", str(data.source), message, "warning")]
 
 
 def equal_captions(rows: Sequence[CaptionedImage]) -> dict[str, dict[str, int]]:
@@ -126,7 +180,7 @@ def _look_quickly(row: CaptionedImage) -> Problem | None:
     try:
         open_header(row.image).close()
     except PictureError as error:
-        return Problem(error.kind, row.name, str(error))
+        return _unusable(row, error)
     return None
 
 
@@ -134,7 +188,12 @@ def _look_fully(row: CaptionedImage) -> Problem | PictureMark:
     try:
         return mark_picture(row.image)
     except PictureError as error:
-        return Problem(error.kind, row.name, str(error))
+        return _unusable(row, error)
+
+
+def _unusable(row: CaptionedImage, error: PictureError) -> Problem:
+    """An image that cannot be used, and with it the rows that it was read from."""
+    return Problem(error.kind, row.place or row.name, str(error), rows=row.rows)
 
 
 def mark_picture(image: Path | str | bytes) -> PictureMark:
@@ -166,6 +225,11 @@ def near_pairs(
             if same or (cells.mean() <= NEAR_COLOUR and cells.max() <= NEAR_CELL):
                 pairs.append((i, j, same))
     return pairs
+
+
+def near_duplicates(marks: Sequence[PictureMark], shown: bool = False) -> list[tuple[int, int]]:
+    """Pairs of images that are the same or nearly the same, each once."""
+    return [(i, j) for i, j, _ in near_pairs(marks, marks, shown) if i < j]
 
 
 def problems_across_splits(

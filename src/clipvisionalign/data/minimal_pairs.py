@@ -22,6 +22,7 @@ from typing import Any
 
 from clipvisionalign.data.captioned import CaptionedImages, DataError, same_words
 from clipvisionalign.data.scenes import COLOURS, COUNT_WORDS, Group, Scene, read_scenes, relation
+from clipvisionalign.data.text_files import decode, split_lines
 
 KINDS = ("relation", "attribute", "count", "negation")
 
@@ -221,8 +222,8 @@ def read_minimal_pairs(path: str | Path, images: str | Path = "") -> list[Minima
 
 def _read_one(file: Path, images: Path) -> list[MinimalPair]:
     try:
-        text = file.read_text(encoding="utf-8")
-        rows = [json.loads(line) for line in text.splitlines() if line.strip()] if file.suffix == ".jsonl" else None
+        text = decode(file.read_bytes()).text
+        rows = [json.loads(line) for line in split_lines(text) if line.strip()] if file.suffix == ".jsonl" else None
         rows = json.loads(text) if rows is None else rows
     except (OSError, ValueError) as error:
         raise DataError(f"{file}: not JSON: {error}") from None

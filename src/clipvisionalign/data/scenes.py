@@ -24,7 +24,9 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from clipvisionalign.data.captioned import DataError, split_of_name
+from clipvisionalign.data.captioned import DataError
+from clipvisionalign.data.splits import split_of_name
+from clipvisionalign.data.text_files import split_lines
 from clipvisionalign.progress import progress
 
 SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")
@@ -308,7 +310,7 @@ def read_scenes(folder: str | Path) -> dict[str, Scene]:
     if not path.is_file():
         return {}
     found = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in split_lines(path.read_text(encoding="utf-8")):
         row = json.loads(line)
         groups = tuple(Group(**group) for group in row["groups"])
         found[row["file_name"]] = Scene(row["background"], groups, row["seed"])

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from clipvisionalign.data.captioned import CaptionedImages, CaptionTable, DataError
+from clipvisionalign.data.caption_table import CaptionTable
+from clipvisionalign.data.captioned import CaptionedImages, DataError
 from clipvisionalign.data.formats import read_captioned_images
 from clipvisionalign.data.formats.tables import IMAGE_COLUMNS, column_named, table_rows
 from clipvisionalign.search.files import PictureFile, Place

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from clipvisionalign.batch import TokenGroup
-from clipvisionalign.data.formats import read_captioned_images
+from clipvisionalign.data.of_run import read_data_of_run
 from clipvisionalign.models.aligner import Aligner, load_aligner
 from clipvisionalign.pictures import Picture
 from clipvisionalign.progress import progress
@@ -125,8 +125,7 @@ def export_onnx(
     (target / "onnx.json").write_text(json.dumps(about, indent=2) + "\n")
     if int8:
         trained = json.loads((Path(run) / "data.json").read_text())
-        source, identity = Path(data or trained["source"]), trained.get("identity", "auto")
-        about["int8"] |= _loss_of_int8(target, source, identity, say)
+        about["int8"] |= _loss_of_int8(target, Path(run), Path(data or trained["source"]), say)
         (target / "onnx.json").write_text(json.dumps(about, indent=2) + "\n")
     (target / "README.md").write_text(_HOW)
     return about
@@ -214,13 +213,13 @@ def _quantize(folder: Path) -> list[str]:
     return made
 
 
-def _loss_of_int8(folder: Path, source: Path, identity: str, say: Callable[[str], None]) -> dict[str, Any]:
+def _loss_of_int8(folder: Path, run: Path, source: Path, say: Callable[[str], None]) -> dict[str, Any]:
     """What both kinds of towers find on a dev split, and the change from one to the other; why not, where it is not
-    there. identity: which captions belong to which images, as the run was trained."""
+    there. run: captions belong to images, and images stand in splits, as it was trained."""
     if not source.exists():
         say(f"{source} is not there: what the 8-bit towers lose is not measured; --data says where it is")
         return {"not measured": f"{source} is not there"}
-    dev = read_captioned_images(source).with_identity(identity).split("dev")
+    dev = read_data_of_run(run, source).split("dev")
     say(f"measuring 8-bit towers on {len(dev):,} dev pictures and {len(dev.captions):,} captions ...")
     exact, small = (
         retrieval_metrics(

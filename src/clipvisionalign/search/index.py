@@ -189,7 +189,7 @@ def _write(index: Place, about: About) -> None:
 
 def read_broken(index: str | Path | Place) -> list[dict[str, Any]]:
     """The files that could not be decoded: path, reason, size, mtime_ns."""
-    return [json.loads(line) for line in (_placed(index).read(BROKEN) or "").splitlines()]
+    return [json.loads(line) for line in (_placed(index).read(BROKEN) or "").split("\n") if line]
 
 
 def open_table(index: str | Path | Place) -> Any:

@@ -117,6 +117,7 @@ class Plan:
         scenes: how many scenes to draw, where there is no data.
         drawing: how they are drawn.
         layout: how the data set lies there.
+        group: a column of its table whose images stand in one split, as in `train`.
         identity: which captions belong to which images, as in `train`: the same for all variants.
         split: which split is measured; checkpoints are chosen on dev in any case.
         seeds: one training of every variant for each.
@@ -132,6 +133,7 @@ class Plan:
     scenes: int = 0
     drawing: Drawing = field(default_factory=Drawing)
     layout: str = "auto"
+    group: str = ""
     identity: Identity = "auto"
     split: str = "dev"
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
@@ -226,7 +228,7 @@ def check_plan(plan: Plan) -> None:
         raise ValueError(f"a budget of {plan.budget.seconds} seconds trains nothing")
     checked_identity(plan.identity)
     for where, settings in {"": plan.settings, **{n: each.settings for n, each in plan.variants.items()}}.items():
-        for taken in ("data", "out", "seed", "init", "layout", "identity"):
+        for taken in ("data", "out", "seed", "init", "layout", "group", "identity"):
             if taken in settings:
                 told = f"variant '{where}'" if where else "settings"
                 raise ValueError(f"{told}: '{taken}' is the study's own, and not one of its settings")
@@ -310,7 +312,7 @@ def _config(plan: Plan, study: Path, name: str, seed: int, steps: int) -> RunCon
     except ValueError as error:
         raise ValueError(f"variant '{name}': {error}") from None
     init = str(cell_folder(study, variant.base, seed)) if variant.base else ""
-    config = replace(config, data=data_of(plan, study), layout=plan.layout, identity=plan.identity)
+    config = replace(config, data=data_of(plan, study), layout=plan.layout, group=plan.group, identity=plan.identity)
     config = replace(config, seed=seed, init=init)
     # A time is turned into steps, and epochs that are enough for them.
     config = replace(config, steps=steps, epochs=10**6) if steps else config

@@ -57,14 +57,14 @@ def measure(
     import torch
 
     from clipvisionalign.batch import group_by_length
-    from clipvisionalign.data.formats import read_captioned_images
+    from clipvisionalign.data.of_run import read_data_of_run
     from clipvisionalign.models.aligner import load_aligner
     from clipvisionalign.models.device import machine
     from clipvisionalign.pictures import PictureError, open_picture
 
     aligner = (load or load_aligner)(run)
     before = peak_memory()
-    part = read_captioned_images(data, layout).split(split)
+    part = read_data_of_run(run, data, layout).split(split)
     pictures: list[Any] = []
     for image in part.images:
         if len(pictures) == (BRIEF_IMAGES if brief else IMAGES):

@@ -137,7 +137,7 @@ def _open_data(plan: Plan, study: Path, say: Say) -> CaptionedImages:
     if not plan.data and not (source / "scenes.jsonl").is_file():
         _draw(source, plan)
         say(f"{source}: {plan.scenes:,} scenes drawn, {'two' if plan.drawing.plain else 'five'} captions each")
-    data = read_captioned_images(source, plan.layout).with_identity(plan.identity)
+    data = read_captioned_images(source, plan.layout, plan.group).with_identity(plan.identity)
     if plan.split not in data.split_sizes():
         raise DataError(f"{source}: the split '{plan.split}' is empty; it has {', '.join(data.split_sizes())}")
     kept, _ = check(data, full=True, shown=True)

@@ -131,6 +131,8 @@ class RunConfig:
         dev_data: where the dev split is, if not there.
         out: the run folder to write.
         layout: how the data set lies there; "auto" recognises it.
+        group: a column of a table: without splits of its own, all images with one value of it stand in one split, as
+            those of one identity do.
         identity: which captions belong to which images: "auto", an image's own, and those of all images of the identity
             that the data set gives it; "caption", also every caption that is equal to one of them word by word; "none",
             its own alone.
@@ -180,6 +182,7 @@ class RunConfig:
     dev_data: str = ""
     out: str = "runs/self"
     layout: str = "auto"
+    group: str = ""
     identity: Identity = "auto"
     model: AlignerConfig = field(default_factory=AlignerConfig)
     init: str = ""

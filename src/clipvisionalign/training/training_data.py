@@ -17,6 +17,8 @@ from clipvisionalign.data.captioned import CaptionedImages, DataError
 from clipvisionalign.data.check import check
 from clipvisionalign.data.fingerprint import changed, data_contents
 from clipvisionalign.data.formats import read_captioned_images
+from clipvisionalign.data.of_run import split_rule_of
+from clipvisionalign.data.splits import SPLIT_RULE, SPLIT_RULES
 from clipvisionalign.data.streams import Saved, Shards, StreamedBatches, is_stream, open_stream, stream_split
 from clipvisionalign.models.aligner import Aligner
 from clipvisionalign.models.text_tower import TextTower
@@ -57,6 +59,8 @@ class TrainingData:
     as_read: dict[str, dict[str, str]]
     max_tokens: int = 0
     cut: dict[str, CutCaptions] = field(default_factory=dict)
+    split_rule: int = SPLIT_RULE
+    group: str = ""
 
     def opened(self, by_content: bool, shown: bool = True) -> dict[str, dict[str, str]]:
         """What both splits hold, as they were opened: before it turns out what of them cannot be decoded. Training
@@ -85,7 +89,10 @@ class TrainingData:
             train["train"] = _about(self.train)
         else:
             train["train"] = {"images": self.train.count, "fingerprint": self.train.fingerprint()}
-        read = {"source": str(Path(self.source).resolve()), "identity": self.dev.identity}
+        read = {
+            "source": str(Path(self.source).resolve()), "identity": self.dev.identity, "split_rule": self.split_rule,
+            "group": self.group,
+        }  # fmt: skip
         cut = {"max_tokens": self.max_tokens, **{split: found.to_dict() for split, found in self.cut.items()}}
         dev = {**_about(self.dev), "contents": data_contents(self.dev)}
         found = {**read, **train, "dev": dev, "cut_captions": cut, "left_out": self.left_out}
@@ -162,14 +169,14 @@ def open_data(config: RunConfig, say: Say, processes: Processes, begins: bool = 
 
 def _open_images(config: RunConfig, say: Say, processes: Processes, begins: bool) -> TrainingData:
     """Both splits of a data set in memory."""
-    data = read_captioned_images(config.data, config.layout).with_identity(config.identity)
-    how = "official splits" if data.official_splits else "splits by a hash of each name"
+    rule = SPLIT_RULE if begins else split_rule_of(Path(config.out))
+    data = read_captioned_images(config.data, config.layout, config.group, rule).with_identity(config.identity)
+    how = "its own splits" if data.official_splits else SPLIT_RULES[rule]
     sizes = ", ".join(f"{split} {count:,}" for split, count in sorted(data.split_sizes().items()))
     say(f"{config.data}: read as '{data.layout}', {how}: {sizes} images")
     # The dev gallery is decoded as a whole, since every figure is over all of it; training pictures by their headers.
     train, _ = check(data.split("train"), full=False, shown=processes.first)
-    elsewhere = read_captioned_images(config.dev_data, config.layout) if config.dev_data else data
-    elsewhere = elsewhere.with_identity(config.identity)
+    elsewhere = _dev_data(config, rule) if config.dev_data else data
     dev, dev_report = check(elsewhere.split("dev"), full=True, shown=processes.first)
     problems = dict.fromkeys([*train.problems, *dev_report.problems])
     left_out = [str(problem) for problem in problems if problem.effect != "warning"]
@@ -183,7 +190,13 @@ def _open_images(config: RunConfig, say: Say, processes: Processes, begins: bool
         train = train.first_by_hash(config.train_images)
     if len(train) < 2 or len(dev) < 2:
         raise DataError(f"{config.data}: too little is left to train on: {len(train)} train, {len(dev)} dev images")
-    return TrainingData(config.data, train, dev, left_out, _as_read(data, elsewhere))
+    as_read = _as_read(data, elsewhere)
+    return TrainingData(config.data, train, dev, left_out, as_read, split_rule=rule, group=config.group)
+
+
+def _dev_data(config: RunConfig, rule: int) -> CaptionedImages:
+    """The data set that the dev split is of, where it is another one; it has columns of its own."""
+    return read_captioned_images(config.dev_data, config.layout, split_rule=rule).with_identity(config.identity)
 
 
 def _as_read(data: CaptionedImages, elsewhere: CaptionedImages) -> dict[str, dict[str, str]]:
@@ -206,9 +219,9 @@ def refuse_changed(run: Path, config: RunConfig, say: Say, splits: Sequence[str]
         say(f"{run}: {stream}: whether its data is still what it was trained on was not compared")
         return
     try:
-        data = read_captioned_images(config.data, config.layout).with_identity(config.identity)
-        elsewhere = read_captioned_images(config.dev_data, config.layout) if config.dev_data else data
-        now = _as_read(data, elsewhere.with_identity(config.identity))
+        rule = split_rule_of(run)
+        data = read_captioned_images(config.data, config.layout, config.group, rule).with_identity(config.identity)
+        now = _as_read(data, _dev_data(config, rule) if config.dev_data else data)
     except (OSError, DataError) as error:
         say(f"{run}: its data was not compared with what it was trained on: {error}")
         return
@@ -254,7 +267,7 @@ def _open_stream(config: RunConfig, stream: Shards | Saved, say: Say, processes:
     elif is_stream(config.dev_data):
         found = stream_split(config.dev_data, "dev")
     else:
-        found = read_captioned_images(config.dev_data, config.layout).split("dev")
+        found = read_captioned_images(config.dev_data, config.layout, config.group).split("dev")
     dev, report = check(found.with_identity(config.identity), full=True, shown=processes.first)
     say(f"{config.data}: a stream of {stream.count:,} images; dev {len(dev):,} images")
     left_out = [str(problem) for problem in report.problems if problem.effect != "warning"]

@@ -12,16 +12,18 @@ from pathlib import Path
 
 from clipvisionalign.data.captioned import CaptionedImages, DataError
 from clipvisionalign.data.formats import flickr, folders, json_files, tables
+from clipvisionalign.data.splits import SPLIT_RULE
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How a data set can lie on disk: `recognises(path)` says whether it lies there so, `read(path)` reads it."""
+    """How a data set can lie on disk: `recognises(path)` says whether it lies there so, `read(path, group, split_rule)`
+    reads it."""
 
     name: str
     expects: str
     recognises: Callable[[Path], bool]
-    read: Callable[[Path], CaptionedImages]
+    read: Callable[..., CaptionedImages]
 
 
 #: In the order in which they are tried: the more particular before the more general.
@@ -40,21 +42,28 @@ LAYOUTS: dict[str, Layout] = {
     )
 }
 
+#: Layouts whose rows have columns.
+WITH_COLUMNS = ("folder", "table")
 
-def read_captioned_images(path: str | Path, layout: str = "auto") -> CaptionedImages:
+
+def read_captioned_images(
+    path: str | Path, layout: str = "auto", group: str = "", split_rule: int = SPLIT_RULE
+) -> CaptionedImages:
     """Read the data set at `path`, a folder or a file.
 
-    layout: a name from `LAYOUTS`, or "auto" to recognise it. Raises DataError where nothing can be read; what is wrong
-    with single rows stands in the result's `problems`.
+    layout: a name from `LAYOUTS`, or "auto" to recognise it. group: a column of a table; without splits of its own, all
+    images with one value of it stand in one split. split_rule: see `data/splits.py`. Raises DataError where nothing can
+    be read; what is wrong with single rows stands in the result's `problems`.
     """
     source = Path(path)
     if not source.exists():
         raise DataError(f"{source}: no such file or folder")
-    if layout == "auto":
-        return _recognise(source).read(source)
-    if layout not in LAYOUTS:
+    if layout != "auto" and layout not in LAYOUTS:
         raise DataError(f"unknown layout '{layout}'; known are: auto, {', '.join(LAYOUTS)}")
-    return LAYOUTS[layout].read(source)
+    found = _recognise(source) if layout == "auto" else LAYOUTS[layout]
+    if group and found.name not in WITH_COLUMNS:
+        raise DataError(f"{source}: the layout '{found.name}' has no columns to group by; --group is for tables")
+    return found.read(source, group, split_rule)
 
 
 def _recognise(source: Path) -> Layout:

@@ -5,11 +5,14 @@ Sources: Hodosh, Young and Hockenmaier, JAIR 47 (2013); Young, Lai, Hodosh and H
 
 from __future__ import annotations
 
-import csv
 import re
 from pathlib import Path
 
-from clipvisionalign.data.captioned import CaptionedImages, CaptionTable, DataError, decode_text
+from clipvisionalign.data.caption_table import CaptionTable
+from clipvisionalign.data.captioned import CaptionedImages, DataError
+from clipvisionalign.data.formats.tables import read_text
+from clipvisionalign.data.splits import SPLIT_RULE
+from clipvisionalign.data.text_files import decode, delimited, split_lines
 
 #: Where the pictures lie, beside the captions: the archives' own names and the ones that people give.
 IMAGE_FOLDERS = (
@@ -29,27 +32,33 @@ def _captions_file(source: Path, *names: str) -> Path | None:
     return next((folder / name for folder in folders for name in names if (folder / name).is_file()), None)
 
 
-def _finish(table: CaptionTable, captions_file: Path) -> CaptionedImages:
-    """Read the official split files, if any, and look for the pictures beside and above the captions."""
-    roots = list(dict.fromkeys([captions_file.parent, table.source if table.source.is_dir() else captions_file.parent]))
+def _open(source: Path, layout: str, captions_file: Path, split_rule: int) -> CaptionTable:
+    """A table that knows the official split files, if any, and looks for pictures beside and above the captions."""
+    roots = list(dict.fromkeys([captions_file.parent, source if source.is_dir() else captions_file.parent]))
     if captions_file.parent.name in ("Flickr8k_text", "text"):
         roots.append(captions_file.parent.parent)
+    table = CaptionTable(source, layout, [root / folder for root in roots for folder in IMAGE_FOLDERS], split_rule)
     for root in roots:
         for split, ending in _SPLIT_FILE.items():
             for listed in sorted(root.glob(f"Flickr*[_.]{ending}")):
-                table.splits |= dict.fromkeys(decode_text(listed, table).split(), split)
+                table.list_splits(_listed(listed, table), split, listed.name)
         for listed in sorted(root.glob("*.txt")):
             if listed.stem in _SPLIT_WORDS:
-                names = [name if "." in name else f"{name}.jpg" for name in decode_text(listed, table).split()]
-                table.splits |= dict.fromkeys(names, _SPLIT_WORDS[listed.stem])
-    return table.finish([root / folder for root in roots for folder in IMAGE_FOLDERS])
+                names = [name if "." in name else f"{name}.jpg" for name in _listed(listed, table)]
+                table.list_splits(names, _SPLIT_WORDS[listed.stem], listed.name)
+    return table
+
+
+def _listed(path: Path, table: CaptionTable) -> list[str]:
+    """The names of a list, one a line."""
+    return [line.strip() for line in split_lines(read_text(path, table)) if line.strip()]
 
 
 def _first_line(path: Path | None) -> str:
     if path is None:
         return ""
-    with path.open(encoding="utf-8-sig", errors="replace") as file:
-        return file.readline().strip()
+    with path.open("rb") as file:
+        return next(iter(split_lines(decode(file.read(4096)).text)), "").strip()
 
 
 def is_kaggle30k(source: Path) -> bool:
@@ -57,7 +66,7 @@ def is_kaggle30k(source: Path) -> bool:
     return "|" in _first_line(_captions_file(source, "results.csv"))
 
 
-def read_kaggle30k(source: Path) -> CaptionedImages:
+def read_kaggle30k(source: Path, group: str = "", split_rule: int = SPLIT_RULE) -> CaptionedImages:
     """Flickr30k from Kaggle: `image_name| comment_number| comment`.
 
     One row is known to be broken, 2199200615.jpg number 4: its caption slid into the number's column. A row of that
@@ -66,8 +75,8 @@ def read_kaggle30k(source: Path) -> CaptionedImages:
     path = _captions_file(source, "results.csv")
     if path is None:
         raise DataError(f"{source}: no results.csv there")
-    table = CaptionTable(source, "flickr30k-kaggle")
-    for number, line in enumerate(decode_text(path, table).splitlines(), 1):
+    table = _open(source, "flickr30k-kaggle", path, split_rule)
+    for number, line in enumerate(split_lines(read_text(path, table)), 1):
         if (number == 1 and line.lower().startswith("image_name")) or not line.strip():
             continue
         place = f"{path.name}, line {number}"
@@ -75,12 +84,13 @@ def read_kaggle30k(source: Path) -> CaptionedImages:
         slid = re.fullmatch(r"(\d+)\s+(\S.*)", rest[0]) if rest and not any(rest[1:]) else None
         if slid:
             table.report("slid column", place, f"{name} number {slid[1]}: its caption stood in column 2", "mended")
-            table.add(name, slid[2], place)
+            table.add_row(name, slid[2], place)
         elif len(rest) < 2:
-            table.report("wrong columns", place, f"expected image_name| comment_number| comment, found '{line[:60]}'")
+            told = f"expected image_name| comment_number| comment, found '{line[:60]}'"
+            table.skip_row("wrong columns", place, told)
         else:
-            table.add(name, rest[1], place)
-    return _finish(table, path)
+            table.add_row(name, rest[1], place)
+    return table.finish()
 
 
 def is_flickr30k(source: Path) -> bool:
@@ -88,9 +98,9 @@ def is_flickr30k(source: Path) -> bool:
     return _captions_file(source, "results_20130124.token") is not None
 
 
-def read_flickr30k(source: Path) -> CaptionedImages:
+def read_flickr30k(source: Path, group: str = "", split_rule: int = SPLIT_RULE) -> CaptionedImages:
     """Flickr30k as published: `1000092795.jpg#0<TAB>caption`; train.txt, val.txt, test.txt name the splits."""
-    return _read_tokens(source, "flickr30k", "results_20130124.token")
+    return _read_tokens(source, "flickr30k", "results_20130124.token", split_rule)
 
 
 def is_flickr8k(source: Path) -> bool:
@@ -100,42 +110,48 @@ def is_flickr8k(source: Path) -> bool:
     return _first_line(_captions_file(source, "captions.txt")).replace(" ", "").lower() == "image,caption"
 
 
-def read_flickr8k(source: Path) -> CaptionedImages:
+def read_flickr8k(source: Path, group: str = "", split_rule: int = SPLIT_RULE) -> CaptionedImages:
     """Flickr8k with its official `Flickr_8k.{train,dev,test}Images.txt`, from either of its caption files."""
     if _captions_file(source, "Flickr8k.token.txt") is not None:
-        return _read_tokens(source, "flickr8k", "Flickr8k.token.txt")
+        return _read_tokens(source, "flickr8k", "Flickr8k.token.txt", split_rule)
     path = _captions_file(source, "captions.txt")
     if path is None:
         raise DataError(f"{source}: neither captions.txt nor Flickr8k.token.txt there")
-    table = CaptionTable(source, "flickr8k")
-    rows = csv.reader(decode_text(path, table).splitlines(keepends=True))
-    header = [cell.strip().lower() for cell in next(rows, [])]
-    if header != ["image", "caption"]:
-        raise DataError(f"{path}, line 1: the header should be 'image,caption', found '{','.join(header)}'")
+    table = _open(source, "flickr8k", path, split_rule)
+
+    def is_row(cells: list[str]) -> bool:
+        return len(cells) > 1 and bool(re.search(r"\S\.[A-Za-z0-9]{2,5}\s*$", cells[0]))
+
+    rows = delimited(split_lines(read_text(path, table)), ",", is_row)
+    header = next(rows, None)
+    cells = [cell.strip().lower() for cell in header.cells] if header else []
+    if cells != ["image", "caption"]:
+        raise DataError(f"{path}, line 1: the header should be 'image,caption', found '{','.join(cells)}'")
     for row in rows:
-        place = f"{path.name}, line {rows.line_num}"
-        if len(row) < 2:
-            if row:
-                table.report("wrong columns", place, f"no comma between image and caption in '{row[0][:60]}'")
-            continue
-        # A caption with a comma that nobody quoted: the comma is the caption's.
-        table.add(row[0], ",".join(row[1:]), place)
-    return _finish(table, path)
+        place = f"{path.name}, line {row.line}"
+        if row.unclosed:
+            table.report("open quote", place, "a quote that is never closed, kept as part of the caption", "mended")
+        if len(row.cells) < 2:
+            table.skip_row("wrong columns", place, f"no comma between image and caption in '{row.cells[0][:60]}'")
+        else:
+            # A caption with a comma that nobody quoted: the comma is the caption's.
+            table.add_row(row.cells[0], ",".join(row.cells[1:]), place)
+    return table.finish()
 
 
-def _read_tokens(source: Path, layout: str, file_name: str) -> CaptionedImages:
+def _read_tokens(source: Path, layout: str, file_name: str, split_rule: int) -> CaptionedImages:
     """The publishers' own form, `image.jpg#number<TAB>caption`."""
     path = _captions_file(source, file_name)
     if path is None:
         raise DataError(f"{source}: no {file_name} there")
-    table = CaptionTable(source, layout)
-    for number, line in enumerate(decode_text(path, table).splitlines(), 1):
+    table = _open(source, layout, path, split_rule)
+    for number, line in enumerate(split_lines(read_text(path, table)), 1):
         if not line.strip():
             continue
         place = f"{path.name}, line {number}"
         key, tab, caption = line.partition("\t")
         if not tab:
-            table.report("wrong columns", place, f"no tab between image and caption in '{line[:60]}'")
-            continue
-        table.add(key.partition("#")[0], caption, place)
-    return _finish(table, path)
+            table.skip_row("wrong columns", place, f"no tab between image and caption in '{line[:60]}'")
+        else:
+            table.add_row(key.partition("#")[0], caption, place)
+    return table.finish()

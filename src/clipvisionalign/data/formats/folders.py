@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from clipvisionalign.data.captioned import SPLITS, CaptionedImages, CaptionTable, DataError, decode_text
-from clipvisionalign.data.formats.tables import fill_from_rows, table_rows
+from clipvisionalign.data.caption_table import CaptionTable
+from clipvisionalign.data.captioned import SPLITS, CaptionedImages, DataError
+from clipvisionalign.data.formats.tables import fill_from_table, read_text
+from clipvisionalign.data.splits import SPLIT_RULE, split_word
+from clipvisionalign.data.text_files import split_lines
 from clipvisionalign.pictures import PICTURE_SUFFIXES
 
-_METADATA = ("metadata.csv", "metadata.jsonl")
+_METADATA = ("metadata.csv", "metadata.tsv", "metadata.jsonl", "metadata.parquet")
 
 
 def _metadata_files(source: Path) -> list[Path]:
     """The metadata file of the folder itself, or those of its train, dev (validation) and test folders."""
-    folders = [source, *(source / split for split in (*SPLITS, "val", "validation"))]
+    folders = [source, *(source / split for split in (*SPLITS, "val", "valid", "validation"))]
     return [folder / name for folder in folders for name in _METADATA if (folder / name).is_file()]
 
 
@@ -22,30 +25,20 @@ def is_folder(source: Path) -> bool:
     return source.is_dir() and bool(_metadata_files(source))
 
 
-def read_folder(source: Path) -> CaptionedImages:
+def read_folder(source: Path, group: str = "", split_rule: int = SPLIT_RULE) -> CaptionedImages:
     """The `imagefolder` form: a `file_name` column relative to the metadata file, a caption column, perhaps a split."""
     files = _metadata_files(source)
     if not files:
-        raise DataError(f"{source}: no metadata.csv or metadata.jsonl there")
-    table = CaptionTable(source, "folder")
+        raise DataError(f"{source}: no {' or '.join(_METADATA)} there")
+    table = CaptionTable(source, "folder", [source], split_rule)
     for path in files:
         if path.parent == source:
-            fill_from_rows(table, path, table_rows(path, table))
-            continue
-        # A sub-folder's name is its split, and its pictures' names must not clash with another's.
-        part = CaptionTable(path.parent, "folder")
-        fill_from_rows(part, path, table_rows(path, part))
-        split = {"val": "dev", "validation": "dev"}.get(path.parent.name, path.parent.name)
-        table.problems += part.problems
-        for name, captions in part.captions.items():
-            inner = f"{path.parent.name}/{name}"
-            table.captions[inner] = captions
-            table.splits[inner] = split
-            if name in part.images:
-                table.images[inner] = part.images[name]
-            if name in part.identities:
-                table.identities[inner] = part.identities[name]
-    return table.finish([source])
+            fill_from_table(table, path, group=group)
+        else:
+            # A sub-folder's name is its split, and its pictures' names must not clash with another's.
+            folder = path.parent.name
+            fill_from_table(table, path, below=folder, split=split_word(folder), group=group)
+    return table.finish()
 
 
 def _pictures(source: Path) -> list[Path]:
@@ -57,21 +50,18 @@ def is_texts(source: Path) -> bool:
     return source.is_dir() and any(path.with_suffix(".txt").is_file() for path in _pictures(source))
 
 
-def read_texts(source: Path) -> CaptionedImages:
+def read_texts(source: Path, group: str = "", split_rule: int = SPLIT_RULE) -> CaptionedImages:
     """One .txt per picture, a caption a line. A first folder named train, dev (val) or test is the split."""
-    table = CaptionTable(source, "texts")
+    table = CaptionTable(source, "texts", [source], split_rule)
     for path in _pictures(source):
         name = path.relative_to(source).as_posix()
         text = path.with_suffix(".txt")
         if not text.is_file():
             table.report("no captions", name, f"no {text.name} beside it")
             continue
-        table.images[name] = path
-        first = name.split("/")[0]
-        split = {"val": "dev", "validation": "dev"}.get(first, first)
-        if "/" in name and split in SPLITS:
-            table.splits[name] = split
-        lines = [line for line in decode_text(text, table).splitlines() if line.strip()]
+        split = split_word(name.split("/")[0]) if "/" in name else ""
+        lines = [line for line in split_lines(read_text(text, table)) if line.strip()]
         for number, line in enumerate(lines or [""], 1):
-            table.add(name, line, f"{text.relative_to(source).as_posix()}, line {number}")
+            place = f"{text.relative_to(source).as_posix()}, line {number}"
+            table.add_row(name, line, place, split=split if split in SPLITS else "")
     return table.finish()

@@ -7,23 +7,39 @@ al., "DSSL: Deep Surroundings-person Separation Learning for Text-based Person R
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
-from clipvisionalign.data.captioned import CaptionedImages, CaptionTable, DataError, find_image
+from clipvisionalign.data.caption_table import CaptionTable
+from clipvisionalign.data.captioned import SPLITS, CaptionedImages, DataError
 from clipvisionalign.data.formats.flickr import IMAGE_FOLDERS
+from clipvisionalign.data.splits import SPLIT_RULE, split_word
+from clipvisionalign.data.text_files import decode
 
-#: Karpathy's names of the splits; `restval` is what he added to COCO's training split.
-_KARPATHY_SPLITS = {"train": "train", "restval": "train", "val": "dev", "test": "test"}
 
-
-def _load(path: Path) -> Any:
+def _load(path: Path, table: CaptionTable) -> Any:
+    found = decode(path.read_bytes())
+    if found.mended:
+        table.report("broken encoding", f"{path.name}, line {found.line}", found.mended, "mended")
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8, as JSON has to be (byte {error.start})") from None
+        return json.loads(found.text)
     except json.JSONDecodeError as error:
         raise DataError(f"{path}, line {error.lineno}: not valid JSON: {error.msg}") from None
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: JSON that cannot be read: {error}") from None
+
+
+def _text(value: Any) -> str:
+    """A text that names something; "" for anything else."""
+    return value.strip() if isinstance(value, str) else ""
+
+
+def _number(value: Any) -> str:
+    """A number or a text as a key that is the same for 7, 7.0 and "7"; "" for what is neither."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return str(value).strip() if isinstance(value, (int, float, str)) and not isinstance(value, bool) else ""
 
 
 def _entries(found: Any, key: str | None, path: Path) -> list[Any]:
@@ -45,27 +61,23 @@ def is_karpathy(source: Path) -> bool:
     return _karpathy_file(source) is not None
 
 
-def read_karpathy(source: Path) -> CaptionedImages:
+def read_karpathy(source: Path, group: str = "", split_rule: int = SPLIT_RULE) -> CaptionedImages:
     """Karpathy's `dataset_{flickr8k,flickr30k,coco}.json` beside (or above) the pictures."""
     path = _karpathy_file(source)
     if path is None:
         raise DataError(f"{source}: no dataset_*.json there")
-    table = CaptionTable(source, "karpathy")
     roots = [path.parent / folder for folder in IMAGE_FOLDERS]
-    for number, entry in enumerate(_entries(_load(path), "images", path)):
+    table = CaptionTable(source, "karpathy", roots, split_rule)
+    for number, entry in enumerate(_entries(_load(path, table), "images", path)):
         place = f"{path.name}, images[{number}]"
-        name = entry.get("filename") if isinstance(entry, dict) else None
+        name = _text(entry.get("filename")) if isinstance(entry, dict) else ""
         if not name or not isinstance(entry.get("sentences"), list):
-            table.report("wrong columns", place, "an entry needs 'filename' and 'sentences'")
+            table.skip_row("wrong columns", place, "an entry needs 'filename' and 'sentences'")
             continue
         # COCO's pictures stand in train2014 and val2014, told by `filepath`.
-        below = [entry["filepath"]] if entry.get("filepath") else []
-        table.images[name] = find_image(name, [root / part for part in [*below, "."] for root in roots])
-        told = str(entry.get("split", ""))
-        table.splits[name] = _KARPATHY_SPLITS.get(told, told)
-        for sentence in entry["sentences"]:
-            text = sentence.get("raw") or " ".join(sentence.get("tokens", [])) if isinstance(sentence, dict) else ""
-            table.add(name, text, place)
+        below = [_text(entry["filepath"])] if _text(entry.get("filepath")) else []
+        folders = [root / part for part in [*below, "."] for root in roots] if below else []
+        table.add_row(name, entry["sentences"], place, split=entry.get("split"), folders=folders)
     return table.finish()
 
 
@@ -80,33 +92,49 @@ def is_coco(source: Path) -> bool:
     return bool(_coco_files(source))
 
 
-def read_coco(source: Path) -> CaptionedImages:
+def read_coco(source: Path, group: str = "", split_rule: int = SPLIT_RULE) -> CaptionedImages:
     """COCO caption annotations: captions_train2017.json is the training split, captions_val2017.json the dev split."""
     files = _coco_files(source)
     if not files:
         raise DataError(f"{source}: no annotations/captions_*.json there")
-    table = CaptionTable(source, "coco")
+    table = CaptionTable(source, "coco", [source if source.is_dir() else source.parent], split_rule)
     for path in files:
-        found = _load(path)
-        year = path.stem.removeprefix("captions_")
-        split = {"tr": "train", "va": "dev", "te": "test"}.get(year[:2], "train")
-        root = path.parent.parent if path.parent.name == "annotations" else path.parent
-        names = {}
-        for number, image in enumerate(_entries(found, "images", path)):
-            if not isinstance(image, dict) or "id" not in image or not image.get("file_name"):
-                table.report("wrong columns", f"{path.name}, images[{number}]", "an image needs 'id' and 'file_name'")
-                continue
-            name = names[image["id"]] = image["file_name"]
-            table.splits[name] = split
-            table.images[name] = find_image(name, [root / year, root / "images" / year, root / "images", root])
-        for number, entry in enumerate(_entries(found, "annotations", path)):
-            place = f"{path.name}, annotations[{number}]"
-            name = names.get(entry.get("image_id")) if isinstance(entry, dict) else None
-            if name is None:
-                table.report("no image name", place, "its image_id is that of no image in the file")
-                continue
-            table.add(name, entry.get("caption"), place)
+        _read_coco_file(path, table)
     return table.finish()
+
+
+def _coco_split(year: str) -> str:
+    """The split of `captions_YEAR.json`, such as train2017, val, dev or minival2014; "" where the name tells none."""
+    words = [split_word(word) for word in re.split(r"[^a-z]+", year.lower())]
+    return "train" if "valminusminival" in year.lower() else next((word for word in words if word in SPLITS), "")
+
+
+def _read_coco_file(path: Path, table: CaptionTable) -> None:
+    """The rows of one file: its annotations, each about one of its images."""
+    found = _load(path, table)
+    year = path.stem.removeprefix("captions_")
+    split = _coco_split(year)
+    root = path.parent.parent if path.parent.name == "annotations" else path.parent
+    folders = [root / year, root / "images" / year, root / "images", root]
+    names: dict[str, str] = {}
+    told_of: set[str] = set()
+    for number, image in enumerate(_entries(found, "images", path)):
+        key = _number(image.get("id")) if isinstance(image, dict) else ""
+        if not key or not _text(image.get("file_name")):
+            table.report("wrong columns", f"{path.name}, images[{number}]", "an image needs 'id' and 'file_name'")
+        else:
+            names[key] = _text(image["file_name"])
+    for number, entry in enumerate(_entries(found, "annotations", path)):
+        place = f"{path.name}, annotations[{number}]"
+        key = _number(entry.get("image_id")) if isinstance(entry, dict) else ""
+        if key not in names:
+            table.skip_row("no image name", place, "its image_id is that of no image in the file")
+            continue
+        told_of.add(key)
+        table.add_row(names[key], entry.get("caption"), place, split=split, folders=folders)
+    for key in names:
+        if key not in told_of:
+            table.report("no captions", f"{path.name}, image {key}", f"{names[key]} has no annotation")
 
 
 def _rstpreid_file(source: Path) -> Path | None:
@@ -119,22 +147,18 @@ def is_rstpreid(source: Path) -> bool:
     return _rstpreid_file(source) is not None
 
 
-def read_rstpreid(source: Path) -> CaptionedImages:
+def read_rstpreid(source: Path, group: str = "", split_rule: int = SPLIT_RULE) -> CaptionedImages:
     """RSTPReid: images in imgs/, and an identity each; images of one person are partners of each other's captions."""
     path = _rstpreid_file(source)
     if path is None:
         raise DataError(f"{source}: no data_captions.json there")
-    table = CaptionTable(source, "rstpreid")
-    for number, entry in enumerate(_entries(_load(path), None, path)):
+    table = CaptionTable(source, "rstpreid", [path.parent / "imgs", path.parent], split_rule)
+    for number, entry in enumerate(_entries(_load(path, table), None, path)):
         place = f"{path.name}, [{number}]"
-        name = entry.get("img_path") if isinstance(entry, dict) else None
-        if not name or "id" not in entry or not isinstance(entry.get("captions"), list):
-            table.report("wrong columns", place, "an entry needs 'id', 'img_path' and 'captions'")
-            continue
-        table.images[name] = find_image(name, [path.parent / "imgs", path.parent])
-        told = str(entry.get("split", ""))
-        table.splits[name] = _KARPATHY_SPLITS.get(told, told)
-        table.identities[name] = str(entry["id"])
-        for caption in entry["captions"]:
-            table.add(name, str(caption), place)
+        name = _text(entry.get("img_path")) if isinstance(entry, dict) else ""
+        if not name or not _number(entry.get("id")) or not isinstance(entry.get("captions"), list):
+            table.skip_row("wrong columns", place, "an entry needs 'id', 'img_path' and 'captions'")
+        else:
+            identity = _number(entry["id"])
+            table.add_row(name, entry["captions"], place, split=entry.get("split"), identity=identity)
     return table.finish()

@@ -1,0 +1,312 @@
+"""What every reader fills, one row of a file at a time: `CaptionTable` gathers images, and lists what it leaves out."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import chain, count
+from pathlib import Path
+from typing import Any
+
+from clipvisionalign.data.captioned import SPLITS, CaptionedImage, CaptionedImages, DataError, Problem
+from clipvisionalign.data.captions import NO_TEXT, caption_texts
+from clipvisionalign.data.names import NameResolver, ResolvedName, clean_name
+from clipvisionalign.data.splits import (
+    SPLIT_FILE,
+    SPLIT_RULE,
+    content_key,
+    read_split_file,
+    split_of_name,
+    split_word,
+)
+from clipvisionalign.data.text_files import decode
+
+_LONE_SURROGATES = re.compile("[\ud800-\udfff]")
+
+
+@dataclass
+class _Entry:
+    """An image as far as it is known: its names in the files, its captions, and who says in which split it stands."""
+
+    name: str
+    image: Path | bytes
+    place: str
+    written: str
+    names: set[str] = field(default_factory=set)
+    captions: list[str] = field(default_factory=list)
+    rows: int = 0
+    split: str = ""
+    split_place: str = ""
+    identity: str | None = None
+    identity_place: str = ""
+    group: str | None = None
+
+
+@dataclass
+class CaptionTable:
+    """Gathers captions by image. folders: where images are looked for; split_rule: see `data/splits.py`.
+
+    Each row of a file is one call: `add_row`, or `skip_row` for one that cannot be read; so that `rows` are all there
+    are, and each is read or left out by a problem.
+    """
+
+    source: Path
+    layout: str
+    folders: Sequence[Path] = ()
+    split_rule: int = SPLIT_RULE
+    problems: list[Problem] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    rows: int = 0
+    #: By a name that a list gives: the split and the list.
+    split_lists: dict[str, tuple[str, str]] = field(default_factory=dict)
+    _entries: dict[str, _Entry] = field(default_factory=dict)
+    _resolved: dict[tuple[str, tuple[Path, ...]], ResolvedName] = field(default_factory=dict)
+    _taken: set[str] = field(default_factory=set)
+    _resolver: NameResolver = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.folders = list(self.folders) or [self.source if self.source.is_dir() else self.source.parent]
+        self._resolver = NameResolver(self.folders)
+
+    def report(self, kind: str, place: str, message: str, effect: str = "left out", rows: int = 0) -> None:
+        """Put one problem on the list."""
+        self.problems.append(Problem(kind, place, message, effect, rows))
+
+    def skip_row(self, kind: str, place: str, message: str) -> None:
+        """A row that is left out."""
+        self.rows += 1
+        self.report(kind, place, message, rows=1)
+
+    def add_row(
+        self, name: Any, captions: Any, place: str, *, split: Any = None, identity: Any = None, group: Any = None,
+        image: bytes | None = None, folders: Sequence[Path] = (),
+    ) -> None:  # fmt: skip
+        """One row: captions of the image `name`, in any form that `caption_texts` takes.
+
+        image: its bytes, where the row holds them. folders: where this image is looked for, instead of the table's.
+        Raises DataError where the row contradicts an earlier one about the image's split or identity.
+        """
+        entry = self._entry(name, place, image, folders)
+        if entry is None:
+            return
+        self.rows += 1
+        told = split_word(split)
+        if told:
+            self._set_split(entry, told, place)
+        if (known := _text_of(identity)) is not None:
+            self._set_identity(entry, known, place)
+        entry.group = entry.group if group is None else _text_of(group)
+        texts, wrong = caption_texts(captions)
+        for number, reason in enumerate(wrong):
+            # The first one stands for the row, where nothing of it is left.
+            self.report("empty caption", place, f"{reason} for {entry.name}", rows=int(not texts and number == 0))
+        entry.rows += bool(texts)
+        for text in texts:
+            self._add_caption(entry, text, place)
+
+    def _add_caption(self, entry: _Entry, text: str, place: str) -> None:
+        if _LONE_SURROGATES.search(text):
+            text = _LONE_SURROGATES.sub("\N{REPLACEMENT CHARACTER}", text)
+        if "\N{REPLACEMENT CHARACTER}" in text:
+            self.report("broken encoding", place, f"undecodable characters in '{text[:60]}'", "warning")
+        if text.lower() in NO_TEXT:
+            self.report("odd caption", place, f"the caption of {entry.name} is the word '{text}'", "warning")
+        if text in entry.captions:
+            # Kept all the same: a gallery has all of its captions, or its figures compare with nobody's.
+            self.report("duplicate row", place, f"{entry.name} has the caption '{text[:60]}' already", "warning")
+        entry.captions.append(text)
+
+    def _entry(self, name: Any, place: str, image: bytes | None, folders: Sequence[Path]) -> _Entry | None:
+        """The image that a row is about; None, and the row is left out, where it names none."""
+        text = _text_of(name) or ""
+        if image is not None:
+            return self._embedded(text, place, image)
+        if not text:
+            self.skip_row("no image name", place, "the row names no image")
+            return None
+        wanted = (text, tuple(folders))
+        if wanted not in self._resolved:
+            try:
+                self._resolved[wanted] = self._resolver.resolve(text, folders)
+            except ValueError:
+                self.skip_row("no image name", place, f"what cannot be a file's name: {text[:60]!r}")
+                return None
+        found = self._resolved[wanted]
+        entry = self._entries.get(found.key)
+        if entry is None:
+            root = self.folders[0]
+            below = found.path.relative_to(root) if found.path.is_relative_to(root) else found.path
+            known = self._free_name(clean_name(text), below.as_posix())
+            entry = self._entries[found.key] = _Entry(known, found.path, place, text)
+        if found.how and text not in entry.names:
+            message = f"'{text}' is read as {found.path}, which differs in {found.how}"
+            self.report("name spelled otherwise", place, message, "mended")
+        entry.names |= {text, clean_name(text)}
+        return entry
+
+    def _embedded(self, name: str, place: str, image: bytes) -> _Entry:
+        """An image that a row holds itself, known by its bytes."""
+        digest = hashlib.sha256(image).hexdigest()
+        entry = self._entries.get(f"bytes {digest}")
+        if entry is None:
+            own = Path(clean_name(name)) if name else Path(f"image-{digest[:12]}")
+            known = self._free_name(own.as_posix(), own.with_stem(f"{own.stem}-{digest[:12]}").as_posix())
+            entry = self._entries[f"bytes {digest}"] = _Entry(known, image, place, name or place)
+        entry.names |= {name, clean_name(name)} if name else {place}
+        return entry
+
+    def _free_name(self, *names: str) -> str:
+        """The first of some names that no other image has."""
+        more = (f"{names[0]} ({number})" for number in count(2))
+        found = next(name for name in chain(names, more) if name not in self._taken)
+        self._taken.add(found)
+        return found
+
+    def _set_split(self, entry: _Entry, split: str, place: str) -> None:
+        if entry.split and entry.split != split:
+            raise DataError(
+                f"{self.source}: {entry.name} is in the split '{split}' by {place}, and in '{entry.split}' by "
+                f"{entry.split_place}: an image stands in one split"
+            )
+        if not entry.split:
+            entry.split, entry.split_place = split, place
+
+    def _set_identity(self, entry: _Entry, identity: str, place: str) -> None:
+        if entry.identity is not None and entry.identity != identity:
+            raise DataError(
+                f"{self.source}: {entry.name} shows the identity '{identity}' by {place}, and '{entry.identity}' by "
+                f"{entry.identity_place}: an image has one"
+            )
+        if entry.identity is None:
+            entry.identity, entry.identity_place = identity, place
+
+    def list_splits(self, names: Iterable[str], split: str, place: str) -> None:
+        """The names that a list of one split gives. Raises DataError for one that another list has as well."""
+        for name in names:
+            before = self.split_lists.setdefault(clean_name(name), (split, place))
+            if before[0] != split:
+                raise DataError(
+                    f"{self.source}: {name} is in the split '{split}' by {place}, and in '{before[0]}' by {before[1]}: "
+                    "an image stands in one split"
+                )
+
+    def note(self, text: str) -> None:
+        """Something that was passed over, and is no row."""
+        self.notes.append(text)
+
+    def finish(self) -> CaptionedImages:
+        """The data set. Raises DataError if no image is left."""
+        self._read_lists()
+        entries = []
+        for entry in self._entries.values():
+            if entry.captions:
+                entries.append(entry)
+            else:
+                self.report("no captions", entry.name, "the image has no caption left")
+        official = any(entry.split for entry in self._entries.values())
+        if not official:
+            self._split_by_hash(entries)
+        rows = []
+        for entry in entries:
+            if entry.split not in SPLITS:
+                told = (
+                    f"its split is called '{entry.split}'" if entry.split else "nothing says in which split it stands"
+                )
+                self.report("in no split", entry.name, f"{told}; known are {', '.join(SPLITS)}", rows=entry.rows)
+                continue
+            place = entry.place if isinstance(entry.image, bytes) else ""
+            captions = tuple(entry.captions)
+            rows.append(
+                CaptionedImage(entry.name, entry.image, captions, entry.split, entry.identity, place, entry.rows)
+            )
+        if not official:
+            rows = self._without_copies(rows)
+        if not rows:
+            first = f"; the first problem: {self.problems[0]}" if self.problems else ""
+            raise DataError(f"{self.source}: read as '{self.layout}', it holds no image with a caption{first}")
+        return CaptionedImages(
+            rows, self.source, self.layout, official, self.problems, rows_in_files=self.rows, notes=self.notes,
+            split_rule=0 if official else self.split_rule,
+        )  # fmt: skip
+
+    def _read_lists(self) -> None:
+        """Splits from lists beside the captions, and from a file of `write_splits`, which counts more."""
+        named = {name: entry for entry in self._entries.values() for name in entry.names}
+        unknown: Counter[str] = Counter()
+        for name, (split, place) in self.split_lists.items():
+            entry = named.get(name)
+            if entry is None:
+                unknown[place] += 1
+            else:
+                self._set_split(entry, split, place)
+        for place, number in unknown.items():
+            self.note(f"{number:,} names of {place} are of no image with a caption")
+        folder = self.source if self.source.is_dir() else self.source.parent
+        path = folder / SPLIT_FILE
+        if path.is_file() and path != self.source:
+            self._read_split_file(path)
+
+    def _read_split_file(self, path: Path) -> None:
+        given = read_split_file(path)
+        groups: dict[str, str] = {}
+        left = []
+        for entry in self._entries.values():
+            split, place = given.get(entry.name, ("", ""))
+            if not split:
+                left.append(entry)
+                continue
+            entry.split, entry.split_place = split, place
+            for key in self._keys(entry):
+                groups.setdefault(key, split)
+        for entry in left:
+            # Added since: with those of its group, else where its hash puts it.
+            keys = self._keys(entry)
+            entry.split = next((groups[key] for key in keys if key in groups), split_of_name((keys or [entry.name])[0]))
+            entry.split_place = path.name
+        self.note(
+            f"splits by {path.name}" + (f", and by a hash for {len(left):,} images that it lacks" if left else "")
+        )
+
+    def _keys(self, entry: _Entry) -> list[str]:
+        """What an image shares with those that stand in its split, the first before the others."""
+        shown = f"identity {entry.identity}" if entry.identity is not None else ""
+        return [key for key in (f"group {entry.group}" if entry.group is not None else "", shown,
+                                content_key(entry.image)) if key]  # fmt: skip
+
+    def _split_by_hash(self, entries: Sequence[_Entry]) -> None:
+        for entry in entries:
+            if self.split_rule < 2:
+                entry.split = split_of_name(entry.written)
+            else:
+                entry.split = split_of_name((self._keys(entry) or [f"name {entry.name}"])[0])
+
+    def _without_copies(self, rows: list[CaptionedImage]) -> list[CaptionedImage]:
+        """Without images whose group or identity puts a copy of another image into another split than that."""
+        if self.split_rule < 2 or (not any(row.identity is not None for row in rows) and not self._grouped()):
+            return rows
+        first: dict[str, CaptionedImage] = {}
+        kept = []
+        for row in rows:
+            key = content_key(row.image)
+            before = first.setdefault(key, row) if key else row
+            if before.split == row.split:
+                kept.append(row)
+                continue
+            message = f"a copy of {before.name}, which stands in '{before.split}', would stand in '{row.split}'"
+            self.report("copy in another split", row.name, message, rows=row.rows)
+        return kept
+
+    def _grouped(self) -> bool:
+        return any(entry.group is not None for entry in self._entries.values())
+
+
+def _text_of(value: Any) -> str | None:
+    """A cell as text; None for an empty one."""
+    if isinstance(value, (bytes, bytearray)):
+        value = decode(bytes(value)).text
+    if value is None or value != value or isinstance(value, (Mapping, list, tuple)):
+        return None
+    return str(value).strip() or None

@@ -1,0 +1,522 @@
+"""Files as people have them: a row is read right, or listed with its place and reason, and the counts add up.
+
+Every case makes its own input; each stands for a kind that public bug reports tell of.
+"""
+
+from __future__ import annotations
+
+import base64
+import codecs
+import csv
+import io
+import json
+import os
+import unicodedata
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from clipvisionalign.data.captioned import DataError
+from clipvisionalign.data.captions import caption_texts
+from clipvisionalign.data.check import check
+from clipvisionalign.data.formats import read_captioned_images
+from clipvisionalign.data.text_files import decode, delimited, split_lines
+
+
+def paint(path: Path, number: int = 0) -> str:
+    """An image whose content is its number's."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (9, 7), (number % 256, number // 256 % 256, 90)).save(path, "PNG")
+    return path.name
+
+
+def image_bytes(number: int) -> bytes:
+    out = io.BytesIO()
+    Image.new("RGB", (9, 7), (number % 256, number // 256 % 256, 90)).save(out, "PNG")
+    return out.getvalue()
+
+
+def captions_of(data) -> dict[str, tuple[str, ...]]:
+    return {row.name: row.captions for row in data}
+
+
+def read(path: Path, **options):
+    """The data set, after its rows were counted: those in the files are those read and those listed."""
+    data = read_captioned_images(path, **options)
+    kept, report = check(data, full=False)
+    assert report.rows is not None
+    assert report.rows["in_files"] == report.rows["read"] + report.rows["left_out"]
+    assert report.rows["read"] == sum(row.rows for row in kept)
+    return data
+
+
+# --- text ------------------------------------------------------------------------------------------------------------
+
+ODD_CHARACTERS = ("\x0b", "\x0c", "\x1c", "\x1d", "\x1e", "\x85", "\u2028", "\u2029")
+
+
+@pytest.mark.parametrize("layout", ["csv", "tsv", "jsonl", "txt", "token", "kaggle", "captions.txt"])
+def test_a_line_ends_at_lf_cr_lf_or_cr_alone(tmp_path, layout):
+    captions = [f"before{mark}after {number}" for number, mark in enumerate(ODD_CHARACTERS)]
+    names = [paint(tmp_path / f"{number}.png", number) for number in range(len(captions))]
+    pairs = list(zip(names, captions, strict=True))
+    if layout == "jsonl":
+        text = "".join(json.dumps({"file_name": a, "caption": b}, ensure_ascii=False) + "\n" for a, b in pairs)
+        (tmp_path / "metadata.jsonl").write_text(text, encoding="utf-8")
+    elif layout == "txt":
+        for name, caption in pairs:
+            (tmp_path / name).with_suffix(".txt").write_text(caption + "\r\n", encoding="utf-8", newline="")
+    else:
+        file, header, between = {
+            "csv": ("metadata.csv", "file_name,caption", ","), "tsv": ("captions.tsv", "image\tcaption", "\t"),
+            "token": ("results_20130124.token", "", "#0\t"),
+            "kaggle": ("results.csv", "image_name| comment_number| comment", "| 0| "),
+            "captions.txt": ("captions.txt", "image,caption", ","),
+        }[layout]  # fmt: skip
+        lines = ([header] if header else []) + [f"{a}{between}{b}" for a, b in pairs]
+        (tmp_path / file).write_text("\r".join(lines) + "\r", encoding="utf-8", newline="")
+    data = read(tmp_path)
+    assert captions_of(data) == {name: (" ".join(caption.split()),) for name, caption in pairs}
+    assert not [problem for problem in data.problems if problem.effect == "left out"]
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv"])
+def test_a_quote_that_is_never_closed_swallows_no_row(tmp_path, suffix):
+    between = "\t" if suffix == "tsv" else ","
+    captions = [
+        "plain", '"Stop" says the sign', '"never closed', "a man", 'he said "go"', "a hat", '"another one', '5" wide',
+    ]  # fmt: skip
+    names = [paint(tmp_path / f"{n}.png", n) for n in range(len(captions))]
+    lines = [f"image{between}caption", *(f"{a}{between}{b}" for a, b in zip(names, captions, strict=True))]
+    (tmp_path / f"table.{suffix}").write_text("\n".join(lines))
+    data = read(tmp_path)
+    assert captions_of(data) == {a: (b,) for a, b in zip(names, captions, strict=True)}
+    assert [(problem.kind, problem.place, problem.effect) for problem in data.problems] == [
+        ("open quote", f"table.{suffix}, line 4", "mended"), ("open quote", f"table.{suffix}, line 8", "mended"),
+    ]  # fmt: skip
+
+
+def test_quoted_cells_are_read_as_csv_writes_them(tmp_path):
+    captions = ["a, b", 'say "hi"', "two\nlines, a b", "three\r\nlines", " spaces ", '"', 'ends with "', "x;y|z\tw"]
+    names = [paint(tmp_path / f"{n}.png", n) for n in range(len(captions))]
+    for delimiter in (",", ";", "\t", "|"):
+        with (tmp_path / "table.csv").open("w", newline="") as file:
+            writer = csv.writer(file, delimiter=delimiter)
+            writer.writerow(["image", "caption"])
+            writer.writerows(zip(names, captions, strict=True))
+        data = read(tmp_path)
+        assert captions_of(data) == {a: (" ".join(b.split()),) for a, b in zip(names, captions, strict=True)}
+        assert not data.problems
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(
+        st.lists(st.text(st.sampled_from('ab ,;"\t\n\r\\é'), max_size=8), min_size=2, max_size=2),
+        min_size=1,
+        max_size=8,
+    ),
+    st.sampled_from([",", "\t", ";"]),
+)
+def test_what_the_csv_module_writes_comes_back(rows, delimiter):
+    # Backslashes before quotes are another program's way to write quotes; of the two readings this is not the one.
+    rows = [[cell.replace("\\", "/") for cell in row] for row in rows]
+    out = io.StringIO()
+    csv.writer(out, delimiter=delimiter, quoting=csv.QUOTE_ALL, lineterminator="\r\n").writerows(rows)
+    lines = split_lines(out.getvalue())
+    found = [record.cells for record in delimited(lines, delimiter, lambda cells: False)]
+    # Within a cell, a line's end is a line's end.
+    assert found == [[cell.replace("\r\n", "\n").replace("\r", "\n") for cell in row] for row in rows]
+
+
+@pytest.mark.parametrize(
+    "encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "cp1252", "mac"]
+)
+def test_usual_encodings_are_read(tmp_path, encoding):
+    caption = "a child’s “dress” – pink… 5 €" if encoding != "mac" else "plain"
+    marks = {"utf-16-le": codecs.BOM_UTF16_LE, "utf-16-be": codecs.BOM_UTF16_BE}
+    text = f"file_name,caption\n{paint(tmp_path / 'é.png')},{caption}\n" if encoding != "cp1252" else (
+        f"file_name,caption\n{paint(tmp_path / 'e.png')},{caption}\n")  # fmt: skip
+    for mark in dict.fromkeys((marks.get(encoding, b""), b"")):
+        (tmp_path / "metadata.csv").write_bytes(mark + text.encode("utf-8" if encoding == "mac" else encoding))
+        data = read(tmp_path)
+        assert data.captions == [caption]
+        assert {problem.kind for problem in data.problems} == ({"broken encoding"} if encoding == "cp1252" else set())
+
+
+@given(st.binary(max_size=200))
+@example(b"\xff\xfe\x00")
+@example(b"\xef\xbb\xbf\xff")
+def test_any_bytes_are_some_text(content):
+    decode(content)
+
+
+def test_one_line_of_another_encoding_spoils_no_other(tmp_path):
+    names = [paint(tmp_path / f"{n}.png", n) for n in range(3)]
+    lines = [b"file_name,caption", f"{names[0]},caf\u00e9 \u2013 one".encode(), f"{names[1]},caf\u00e9".encode("cp1252"),
+             f"{names[2]},\u65e5\u672c".encode()]  # fmt: skip
+    (tmp_path / "metadata.csv").write_bytes(b"\n".join(lines))
+    data = read(tmp_path)
+    assert data.captions == ["café – one", "café", "日本"]
+    assert [(problem.place, problem.effect) for problem in data.problems] == [("metadata.csv, line 3", "mended")]
+
+
+@pytest.mark.parametrize(
+    ("cell", "texts", "wrong"),
+    [
+        ("a dog", ["a dog"], 0), (b"a dog", ["a dog"], 0), ('["a dog", "two"]', ["a dog", "two"], 0),
+        ("['a dog', \"a man's hat\"]", ["a dog", "a man's hat"], 0), (["a", None, "b"], ["a", "b"], 1),
+        ([{"raw": "a"}, {"caption": "b", "id": 3}, {"sentence": "c"}], ["a", "b", "c"], 0), (None, [], 1),
+        (float("nan"), [], 1), (17, [], 1), (True, [], 1), ([], [], 1), ({}, [], 1), ("  ", [], 1),
+        ([["a"], ["b"]], ["a", "b"], 0), ({"tokens": ["a", "dog"]}, ["a dog"], 0), ({"tokens": None}, [], 1),
+        ("[a dog]", ["[a dog]"], 0), ("[1, 2]", ["[1, 2]"], 0), ({"raw": 5}, [], 1), ("[" * 500 + "]" * 500, None, 0),
+    ],
+)  # fmt: skip
+def test_a_cell_holds_captions_in_any_form(cell, texts, wrong):
+    found, reasons = caption_texts(cell)
+    assert len(reasons) == wrong
+    assert texts is None or found == texts
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=6) | st.binary(max_size=6),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6) | st.just("raw"), inner, max_size=3),
+    max_leaves=8,
+))  # fmt: skip
+def test_any_cell_gives_captions_or_a_reason(cell):
+    texts, wrong = caption_texts(cell)
+    assert texts or wrong
+    assert all(isinstance(text, str) and text == " ".join(text.split()) and text for text in texts)
+
+
+# --- tables ----------------------------------------------------------------------------------------------------------
+
+
+def test_columns_are_those_of_all_rows(tmp_path):
+    rows = [{"file_name": paint(tmp_path / f"{n:02}.png", n), "caption": f"image {n}"} for n in range(12)]
+    for row in rows[1:]:
+        row["split"] = "test"
+    (tmp_path / "metadata.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    data = read(tmp_path)
+    assert data.split_sizes() == {"test": 11}
+    assert [(problem.kind, problem.place, problem.rows) for problem in data.problems] == [("in no split", "00.png", 1)]
+
+
+def test_captions_in_several_columns_and_columns_that_nobody_reads(tmp_path):
+    names = [paint(tmp_path / f"{n}.png", n) for n in range(2)]
+    text = "image,caption_1,caption_2,caption,caption,licence\n" + "".join(
+        f"{n},one,two,three,four,CC0\n" for n in names
+    )
+    (tmp_path / "table.csv").write_text(text)
+    data = read(tmp_path)
+    assert all(sorted(row.captions) == ["four", "one", "three", "two"] for row in data)
+    assert data.notes == ["table.csv: columns that are not read: licence"]
+
+
+@pytest.mark.parametrize("form", ["jsonl", "parquet"])
+def test_rows_of_every_wrong_form_are_listed_one_by_one(tmp_path, form):
+    good = [paint(tmp_path / f"{n}.png", n) for n in range(2)]
+    rows = [
+        {"image": good[0], "caption": "one"}, {"image": "x" * 300, "caption": "a name that is too long"},
+        {"image": "nul\0byte.png", "caption": "no name"}, {"image": None, "caption": "no image"},
+        {"image": "y" * 5000 + ".png", "caption": "a name of no file system"}, {"image": good[1], "caption": None},
+        {"image": good[1], "caption": "two"}, {"image": "gone.png", "caption": "no file"},
+    ]  # fmt: skip
+    if form == "jsonl":
+        (tmp_path / "table.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '[1]\n{"image": \n')
+    else:
+        import pyarrow
+        import pyarrow.parquet
+
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "table.parquet")
+    kept, report = check(read_captioned_images(tmp_path), full=False)
+    assert captions_of(kept) == {good[0]: ("one",), good[1]: ("two",)}
+    left_out = 6 + 2 * (form == "jsonl")
+    assert report.rows == {"in_files": 2 + left_out, "read": 2, "left_out": left_out}
+    assert sum(problem.rows for problem in report.problems if problem.effect == "left out") == left_out
+
+
+def test_images_within_a_table_are_known_by_their_bytes(tmp_path):
+    import pyarrow
+    import pyarrow.parquet
+
+    def write(rows):
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "data.parquet")
+        return read(tmp_path / "data.parquet")
+
+    # Base names that come again in other folders, as `datasets` cuts them.
+    rows = [{"image": {"bytes": image_bytes(n), "path": f"{n % 4}.png"}, "caption": f"of {n}"} for n in range(60)]
+    first = write(rows)
+    assert len(first) == 60
+    assert len({row.name for row in first}) == 60
+    assert all(row.place.startswith("data.parquet, row ") for row in first)
+    splits = {row.captions: row.split for row in first}
+    assert len(set(splits.values())) == 3
+    more = write([{"image": {"bytes": image_bytes(900), "path": "0.png"}, "caption": "in front"}, *rows])
+    assert {row.captions: row.split for row in more if row.captions in splits} == splits
+    again = write([*rows, {"image": {"bytes": image_bytes(7), "path": None}, "caption": "the same once more"}])
+    assert captions_of(again)["3-" + next(r.name for r in first if r.captions == ("of 7",))[2:]] == (
+        "of 7", "the same once more")  # fmt: skip
+
+
+def test_an_image_in_base_64_is_an_image(tmp_path):
+    text = base64.b64encode(image_bytes(3)).decode()
+    rows = [f"data:image/png;base64,{text}", "data:image/png;base64,%%%"]
+    (tmp_path / "table.csv").write_text(
+        "image,caption\n" + "".join(f'"{cell}",text {n}\n' for n, cell in enumerate(rows))
+    )
+    data = read(tmp_path)
+    assert [(row.image, row.captions) for row in data] == [(image_bytes(3), ("text 0",))]
+    assert [problem.place for problem in data.problems] == ["table.csv, line 3"]
+
+
+def test_files_of_macos_beside_a_table_are_none(tmp_path):
+    (tmp_path / "._captions.csv").write_bytes(b"\0\5\26\7Mac OS X        ")
+    (tmp_path / "captions.csv").write_text(f"image,caption\n{paint(tmp_path / 'a.png')},a\n")
+    assert captions_of(read(tmp_path)) == {"a.png": ("a",)}
+
+
+# --- names -----------------------------------------------------------------------------------------------------------
+
+
+def test_one_file_under_many_names_is_one_image(tmp_path):
+    paint(tmp_path / "p0.png", 0)
+    paint(tmp_path / "p1.png", 1)
+    (tmp_path / "sub").mkdir()
+    os.symlink("p0.png", tmp_path / "link.png")
+    names = ["p0.png", "./p0.png", "sub/../p0.png", "link.png", str(tmp_path / "p0.png"), ".\\p0.png", "P0.png"]
+    lines = [f"{name},caption {number}" for number, name in enumerate([*names, "p1.png"])]
+    (tmp_path / "table.csv").write_text("image,caption\n" + "\n".join(lines) + "\n")
+    data = read(tmp_path)
+    assert captions_of(data) == {
+        "p0.png": tuple(f"caption {number}" for number in range(len(names))),
+        "p1.png": (f"caption {len(names)}",),
+    }
+    # What was not written as the file is called is said.
+    assert [(problem.kind, problem.place) for problem in data.problems] == [
+        ("name spelled otherwise", "table.csv, line 7"), ("name spelled otherwise", "table.csv, line 8"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("on_disk", "in_table"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_names_are_found_in_either_form_of_unicode(tmp_path, on_disk, in_table):
+    names = ["sub é/café.png", "München.png", "がっこう.png"]
+    for number, name in enumerate(names):
+        paint(tmp_path / unicodedata.normalize(on_disk, name), number)
+    rows = "".join(f"{unicodedata.normalize(in_table, name)},of {name}\n" for name in names)
+    (tmp_path / "metadata.csv").write_text(f"file_name,text\n{rows}")
+    data = read(tmp_path)
+    assert len(check(data)[0]) == 3
+    assert {problem.kind for problem in data.problems} == {"name spelled otherwise"}
+
+
+def test_a_spelling_that_fits_two_files_fits_none(tmp_path):
+    paint(tmp_path / "a.png", 0)
+    paint(tmp_path / "A.png", 1)
+    (tmp_path / "table.csv").write_text("image,caption\na.png,small\nA.png,large\n.\\a.PNG,either\n")
+    kept, report = check(read_captioned_images(tmp_path))
+    assert captions_of(kept) == {"a.png": ("small",), "A.png": ("large",)}
+    assert [problem.kind for problem in report.problems if problem.rows] == ["missing picture"]
+
+
+def test_absolute_paths_of_another_machine_are_found_below_the_folder(tmp_path):
+    paint(tmp_path / "images" / "a.png", 0)
+    paint(tmp_path / "b.png", 1)
+    rows = "/home/someone/set/images/a.png,one\nC:\\data\\set\\b.png,two\n/elsewhere/other/b.png,three\n"
+    (tmp_path / "table.csv").write_text(f"image,caption\n{rows}")
+    kept, report = check(read_captioned_images(tmp_path))
+    # Two files of one name far away are not one file here.
+    assert [row.captions for row in kept] == [("one",), ("two",)]
+    assert [problem.rows for problem in report.problems if problem.kind == "missing picture"] == [1]
+
+
+# --- splits ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("what", ["split", "identity"])
+def test_a_contradiction_names_both_rows(tmp_path, what):
+    paint(tmp_path / "0.png")
+    (tmp_path / "metadata.csv").write_text(f"file_name,caption,{what}\n0.png,a,train\n./0.png,b,test\n")
+    with pytest.raises(DataError, match=r"0\.png.*test.*line 3.*train.*line 2"):
+        read_captioned_images(tmp_path)
+
+
+def test_lists_that_overlap_are_named(tmp_path):
+    paint(tmp_path / "Images" / "a.jpg")
+    (tmp_path / "captions.txt").write_text("image,caption\na.jpg,one\n")
+    (tmp_path / "Flickr_8k.trainImages.txt").write_text("a.jpg\nb.jpg\n")
+    (tmp_path / "Flickr_8k.testImages.txt").write_text("b.jpg\n")
+    with pytest.raises(DataError, match=r"b\.jpg.*testImages\.txt.*trainImages\.txt"):
+        read_captioned_images(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("year", "split"),
+    [("train2017", "train"), ("val", "dev"), ("dev", "dev"), ("minival2014", "dev"), ("valminusminival2014", "train"),
+     ("test2014", "test"), ("validation", "dev")],
+)  # fmt: skip
+def test_coco_splits_are_told_by_the_files_names(tmp_path, year, split):
+    paint(tmp_path / "a.jpg")
+    found = {"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": [{"image_id": 1.0, "caption": "a cat"}]}
+    (tmp_path / f"captions_{year}.json").write_text(json.dumps(found))
+    assert read(tmp_path).split_sizes() == {split: 1}
+
+
+def test_coco_files_of_one_name_in_two_folders_are_two_images(tmp_path):
+    for year, number in (("train2017", 0), ("val2017", 1)):
+        paint(tmp_path / year / "1.jpg", number)
+        found = {"images": [{"id": 1, "file_name": "1.jpg"}], "annotations": [{"image_id": 1, "caption": f"of {year}"}]}
+        (tmp_path / f"captions_{year}.json").write_text(json.dumps(found))
+    data = read(tmp_path)
+    assert [(row.split, row.captions) for row in data] == [("train", ("of train2017",)), ("dev", ("of val2017",))]
+    assert len({row.name for row in data}) == 2
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(st.tuples(st.integers(0, 30), st.sampled_from(["", "x", "y", "z"])), min_size=3, max_size=24),
+    st.sampled_from(["table", "embedded", "folder", "texts", "absolute"]), st.sampled_from(["none", "identity", "group"]),
+)  # fmt: skip
+def test_no_content_identity_or_group_stands_in_two_splits_and_nothing_moves(tmp_path_factory, images, layout, by):
+    """images: (content, whom it shows), so that the same content comes several times."""
+    if layout == "texts":
+        by = "none"
+
+    def write(root: Path, rows):
+        root.mkdir(exist_ok=True)
+        table = []
+        for number, (content, who) in rows:
+            path = root / f"{number}.png"
+            paint(path, content)
+            row = {"image": path.name, "caption": f"caption {number}"}
+            if layout == "embedded":
+                row["image"] = {"bytes": path.read_bytes(), "path": None}
+            if layout == "absolute":
+                row["image"] = str(path)
+            if layout == "texts":
+                path.with_suffix(".txt").write_text(row["caption"])
+            if by != "none" and who:
+                row["identity" if by == "identity" else "scene"] = who
+            table.append(row)
+        if layout == "embedded":
+            import pyarrow
+            import pyarrow.parquet
+
+            pyarrow.parquet.write_table(pyarrow.Table.from_pylist(table), root / "t.parquet")
+        elif layout != "texts":
+            name = "metadata.jsonl" if layout == "folder" else "t.jsonl"
+            (root / name).write_text("\n".join(json.dumps(row) for row in table))
+        try:
+            named = any("scene" in row for row in table)
+            data = read(root, group="scene" if by == "group" and named else "")
+        except DataError as error:
+            # One content with two identities contradicts itself, where the row is the image.
+            if "an image has one" not in str(error):
+                raise
+            return None
+        return {caption: row.split for row in data for caption in row.captions}
+
+    rows = list(enumerate(images))
+    folder = tmp_path_factory.mktemp("data")
+    before = write(folder / "set", rows)
+    if before is None:
+        return
+    for what in range(2):
+        splits: dict[object, set[str]] = {}
+        for number, image in rows:
+            if f"caption {number}" in before and (what == 0 or (image[1] and by != "none")):
+                splits.setdefault(image[what], set()).add(before[f"caption {number}"])
+        assert all(len(found) == 1 for found in splits.values())
+    more = [(100 + number, (200 + number, "")) for number in range(3)]
+    for after in (write(folder / "more", [*more, *rows]), write(folder / "moved", rows)):
+        assert after is not None
+        assert all(after[caption] == split for caption, split in before.items() if caption in after)
+        assert set(before) <= set(after) or by != "none"
+
+
+def test_a_person_stands_in_one_split_and_an_empty_split_is_told(tmp_path, capsys):
+    from clipvisionalign.cli import main
+
+    rows = [f"{paint(tmp_path / f'p{n}.png', n)},caption {n},person{n // 4}" for n in range(40)]
+    (tmp_path / "table.csv").write_text("image,caption,identity\n" + "\n".join(rows))
+    data = read(tmp_path)
+    assert len({(row.identity, row.split) for row in data}) == 10
+    main(["check", str(tmp_path)])
+    said = capsys.readouterr().out
+    assert "40 rows = 40 read + 0 left out" in said
+    if len(data.split_sizes()) < 3:
+        assert "--write-splits" in said
+    file = tmp_path / "splits.csv"
+    # Plain colours are nearly equal; they are not compared here.
+    assert main(["check", str(tmp_path), "--quick", "--write-splits", str(file)]) == 0
+    shared = read(tmp_path)
+    assert shared.official_splits
+    assert len({(row.identity, row.split) for row in shared}) == 10
+    assert set(shared.split_sizes()) == {"train", "dev", "test"}
+    # What is added moves nothing, and stands with its own.
+    more = [f"{paint(tmp_path / f'q{n}.png', 100 + n)},new {n},person{n}" for n in range(12)]
+    (tmp_path / "table.csv").write_text("image,caption,identity\n" + "\n".join([*more, *rows]))
+    later = read(tmp_path)
+    splits = {row.name: row.split for row in later}
+    assert {row.name: row.split for row in shared}.items() <= splits.items()
+    assert len({(row.identity, row.split) for row in later}) == 12
+    assert main(["check", str(tmp_path), "--write-splits", str(file)]) == 1
+
+
+def test_near_duplicates_are_shared_out_together(tmp_path):
+    import numpy as np
+
+    from clipvisionalign.cli import main
+
+    noise = np.random.default_rng(0)
+    for number in range(12):
+        image = Image.fromarray(noise.integers(0, 255, (48, 48, 3), dtype=np.uint8).repeat(4, 0).repeat(4, 1))
+        for quality in (95, 80):
+            image.save(tmp_path / f"{number}-{quality}.jpg", quality=quality)
+            (tmp_path / f"{number}-{quality}.txt").write_text(f"noise {number}")
+    assert main(["check", str(tmp_path), "--write-splits", str(tmp_path / "splits.csv")]) == 0
+    splits = {row.name: row.split for row in read(tmp_path)}
+    assert all(splits[f"{n}-95.jpg"] == splits[f"{n}-80.jpg"] for n in range(12))
+    assert set(splits.values()) == {"train", "dev", "test"}
+
+
+# --- JSON ------------------------------------------------------------------------------------------------------------
+
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers(-5, 10**30) | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(
+        st.sampled_from(["raw", "id", "file_name", "filename", "caption", "sentences", "split", "image_id", "tokens"]),
+        inner, max_size=4,
+    ),
+    max_leaves=12,
+)  # fmt: skip
+
+
+@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.sampled_from(["karpathy", "coco", "rstpreid", "jsonl"]), st.lists(ANYTHING, max_size=5), st.data())
+def test_json_of_any_form_is_read_or_listed(tmp_path_factory, layout, entries, draw):
+    root = tmp_path_factory.mktemp("json")
+    good = {
+        "karpathy": {"filename": paint(root / "a.png"), "split": "train", "sentences": [{"raw": "a dog"}]},
+        "coco": {"image_id": 0, "caption": "a dog"}, "jsonl": {"file_name": "a.png", "caption": "a dog"},
+        "rstpreid": {"id": 0, "img_path": "a.png", "captions": ["a dog"], "split": "train"},
+    }[layout]  # fmt: skip
+    rows = [good, *entries]
+    if layout == "jsonl":
+        (root / "metadata.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    elif layout == "coco":
+        images = [{"id": 0, "file_name": "a.png"}, *draw.draw(st.lists(ANYTHING, max_size=3))]
+        (root / "captions_train.json").write_text(json.dumps({"images": images, "annotations": rows}))
+    else:
+        name = "dataset_x.json" if layout == "karpathy" else "data_captions.json"
+        (root / name).write_text(json.dumps({"images": rows} if layout == "karpathy" else rows))
+    try:
+        data = read(root)
+    except DataError:
+        return
+    assert data.rows_in_files == len(rows)
+    assert "a.png" in captions_of(data)
