@@ -11,7 +11,7 @@ from PIL import Image
 
 from clipvisionalign.data.captioned import DataError
 from clipvisionalign.data.formats import LAYOUTS, read_captioned_images
-from clipvisionalign.data.splits import split_of_name
+from clipvisionalign.data.splits import content_key, split_of_name
 
 
 def paint(path: Path, colour: int = 0) -> str:
@@ -205,7 +205,9 @@ def test_folder_with_metadata(tmp_path, form):
     assert data.layout == "folder"
     assert {name: captions for name, (_, captions) in content(data).items()} == {n: (f"a, {n}",) for n in names}
     assert not data.official_splits
-    assert all(row.split == split_of_name(row.name) for row in data)
+    assert all(row.split == split_of_name(content_key(row.image)) for row in data)
+    # As runs from before this rule were split.
+    assert all(row.split == split_of_name(row.name) for row in read_captioned_images(tmp_path, split_rule=1))
 
 
 def test_folder_with_a_metadata_file_per_split(tmp_path):

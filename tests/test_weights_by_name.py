@@ -563,19 +563,21 @@ def kaggle(tmp_path: Path) -> Path:
     """Flickr30k as Kaggle ships it, its one broken row included, with drawn pictures."""
     from clipvisionalign.data.formats import read_captioned_images
     from clipvisionalign.data.scenes import write_scenes
-    from clipvisionalign.data.splits import split_of_name
+    from clipvisionalign.data.splits import content_key, split_of_name
 
-    drawn = read_captioned_images(write_scenes(tmp_path / "drawn", 22, seed=3, size=64))
+    drawn = read_captioned_images(write_scenes(tmp_path / "drawn", 80, seed=3, size=64)).rows
     folder = tmp_path / "flickr30k" / "flickr30k_images"
     folder.mkdir(parents=True)
-    numbered = [f"{1000092795 + 7 * number}.jpg" for number in range(100)]
-    names = [name for name in numbered if split_of_name(name) == "dev"][:4]
-    names += [name for name in numbered if split_of_name(name) == "train"][: len(drawn) - len(names)]
-    for name, picture in zip(names, drawn.images, strict=True):
-        shutil.copy(str(picture), folder / name)
+    by_hash = [(split_of_name(content_key(row.image)), row) for row in drawn]
+    chosen = [row for split, row in by_hash if split == "dev"][:4] + [
+        row for split, row in by_hash if split == "train"
+    ][:18]
+    assert len(chosen) == 22
     rows = ["image_name| comment_number| comment"]
-    for number, (image, caption) in enumerate(zip(drawn.caption_image, drawn.captions, strict=True)):
-        rows.append(f"{names[image]}| {number % 5}| {caption} .")
+    for place, row in enumerate(chosen):
+        name = f"{1000092795 + 7 * place}.jpg"
+        shutil.copy(str(row.image), folder / name)
+        rows += [f"{name}| {number}| {caption} ." for number, caption in enumerate(row.captions)]
     rows[-1] = rows[-1].replace("| 4| ", "| 4   ")
     (folder.parent / "results.csv").write_text("\n".join(rows))
     return folder.parent
