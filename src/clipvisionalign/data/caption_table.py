@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -139,7 +140,8 @@ class CaptionTable:
         if entry is None:
             root = self.folders[0]
             below = found.path.relative_to(root) if found.path.is_relative_to(root) else found.path
-            known = self._free_name(clean_name(text), below.as_posix())
+            # The folder may be moved; an absolute path would not stay.
+            known = self._free_name(below.as_posix() if os.path.isabs(text) else clean_name(text), below.as_posix())
             entry = self._entries[found.key] = _Entry(known, found.path, place, text)
         if found.how and text not in entry.names:
             message = f"'{text}' is read as {found.path}, which differs in {found.how}"
