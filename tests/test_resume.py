@@ -247,7 +247,7 @@ def test_a_full_disk_leaves_the_checkpoint_before_it(tmp_path):
     save_checkpoint(tmp_path, 1, {"step": 1})
 
     # A device that is always full, behind the name that is written to.
-    (tmp_path / "checkpoints" / "step-000000002.part").symlink_to("/dev/full")
+    (tmp_path / "checkpoints" / "step-000000002.pt.part").symlink_to("/dev/full")
     with pytest.raises(OSError, match=r"No space left|could not be written"):
         save_checkpoint(tmp_path, 2, {"weights": torch.zeros(1 << 20)})
     assert last_checkpoint(tmp_path, print)["step"] == 1

@@ -13,8 +13,6 @@ Source of the alignment: Radford et al., "CLIP", arXiv:2103.00020; Zhai et al., 
 from __future__ import annotations
 
 import math
-import os
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -28,6 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clipvisionalign.batch import TokenGroup, group_by_length
+from clipvisionalign.files import written_aside
 from clipvisionalign.lists import check_lists, check_strings
 from clipvisionalign.models.device import best_device
 from clipvisionalign.models.fusion import Fusion, FusionConfig
@@ -375,21 +374,13 @@ class Aligner(nn.Module):
         self.text_tower.save(target / TEXT_FOLDER)
         self.image_tower.save(target / IMAGE_FOLDER)
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
-        # Written aside and renamed, so that a run cut off in the middle keeps its last whole file; in a folder, since
-        # safetensors itself writes under a name that nobody else knows, which a process that is killed leaves.
-        aside = target / f"{WEIGHTS_FILE}.aside"
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir()
         try:
-            save_file(state, aside / WEIGHTS_FILE)
-            with (aside / WEIGHTS_FILE).open("rb+") as file:
-                # A checkpoint that speaks of this model may be on the disk before it.
-                os.fsync(file.fileno())
-            (aside / WEIGHTS_FILE).replace(target / WEIGHTS_FILE)
+            # In a folder: safetensors itself writes under a name that nobody else knows, which a process that is killed
+            # leaves. On the disk at once: a checkpoint that is written later relies on this model.
+            with written_aside(target / WEIGHTS_FILE, in_folder=True) as aside:
+                save_file(state, aside)
         except SafetensorError as error:
             raise OSError(f"{target / WEIGHTS_FILE}: not written: {error}; what was there before is kept") from None
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
         if not (target / CONFIG_FILE).exists():
             (target / CONFIG_FILE).write_text(yaml.safe_dump({"model": asdict(self.config)}, sort_keys=False))
 

@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from clipvisionalign.files import written_aside
 from clipvisionalign.progress import LongStep, long_step
 
 #: How often a file is asked for whose download failed, beyond what huggingface_hub resumes by itself.
@@ -297,9 +298,8 @@ def _remember_branch(name: str, revision: str, commit: str) -> None:
     ref = _storage(name) / "refs" / revision
     try:
         ref.parent.mkdir(parents=True, exist_ok=True)
-        aside = ref.with_name(f"{ref.name}.{os.getpid()}.tmp")
-        aside.write_text(commit)
-        aside.replace(ref)
+        with written_aside(ref, own=True) as aside:
+            aside.write_text(commit)
     except OSError:
         # A cache that may only be read is as good.
         return

@@ -13,6 +13,7 @@ from typing import Any
 
 from filelock import FileLock
 
+from clipvisionalign.files import written_aside
 from clipvisionalign.pictures import PICTURE_SUFFIXES, PictureError
 
 
@@ -76,9 +77,8 @@ class Place:
             self.files.pipe_file(f"{self.root}/{name}", text.encode())
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        aside = self.folder / f"{name}.part"
-        aside.write_text(text, encoding="utf-8")
-        aside.replace(self.folder / name)
+        with written_aside(self.folder / name) as aside:
+            aside.write_text(text, encoding="utf-8")
 
     def pictures(self) -> list[PictureFile]:
         """Every file below with a picture's ending, in order of their paths. Raises FileNotFoundError."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from clipvisionalign.batch import CutCaptions
 from clipvisionalign.data.captioned import CaptionedImages
 from clipvisionalign.data.fingerprint import changed, data_contents, hash_of, hash_of_file, run_contents
 from clipvisionalign.data.minimal_pairs import MinimalPair
+from clipvisionalign.files import written_aside
 from clipvisionalign.models.aligner import Aligner, Remembered, config_from_dict, load_aligner, pin_towers
 from clipvisionalign.models.tokens import open_tokenizer
 from clipvisionalign.retrieval.audit import audit
@@ -35,13 +35,9 @@ MEASURED = "measured.json"
 
 
 def write_json(path: Path, found: Any) -> None:
-    """Aside and renamed: a study that is killed leaves no half of a file."""
-    aside = path.with_name(f"{path.name}.part")
-    with aside.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(found, indent=2) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
+    """A study that is killed leaves no half of a file."""
+    with written_aside(path) as aside:
+        aside.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
 
 
 def with_commits(cells: Sequence[Cell], study: Path, say: Say) -> list[Cell]:

@@ -18,6 +18,7 @@ from clipvisionalign.data.fingerprint import data_contents, run_contents
 from clipvisionalign.data.formats import read_captioned_images
 from clipvisionalign.data.minimal_pairs import MinimalPair, minimal_pairs_of, read_minimal_pairs
 from clipvisionalign.data.scenes import write_scenes
+from clipvisionalign.files import written_aside
 from clipvisionalign.models.aligner import Remembered, load_aligner
 from clipvisionalign.progress import long_step, progress
 from clipvisionalign.study.cells import (
@@ -145,14 +146,10 @@ def _open_data(plan: Plan, study: Path, say: Say) -> CaptionedImages:
 
 
 def _draw(folder: Path, plan: Plan) -> None:
-    """Beside its place and renamed: a drawing that was cut off is begun again."""
-    import shutil
-
-    aside = folder.with_name("scenes.part")
-    shutil.rmtree(aside, ignore_errors=True)
+    """A drawing that was cut off is begun again."""
     how = plan.drawing
-    write_scenes(aside, plan.scenes, how.seed, how.pixels, how.plain, how.splits or None)
-    aside.replace(folder)
+    with written_aside(folder, sync=False) as aside:
+        write_scenes(aside, plan.scenes, how.seed, how.pixels, how.plain, how.splits or None)
 
 
 def _cells(plan: Plan, study: Path, part: CaptionedImages, say: Say) -> list[Cell]:

@@ -9,7 +9,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import shutil
 import signal
@@ -24,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from clipvisionalign.files import PART, flush_to_disk, remove, written_aside
 from clipvisionalign.training.processes import Processes
 
 FOLDER = "checkpoints"
@@ -37,16 +37,8 @@ def save_checkpoint(run: Path, step: int, state: dict[str, Any]) -> Path:
     folder = run / FOLDER
     folder.mkdir(exist_ok=True)
     path = folder / f"step-{step:09d}.pt"
-    aside = path.with_suffix(".part")
-    try:
-        with _told_as_oserror(path), aside.open("wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
-    except BaseException:
-        aside.unlink(missing_ok=True)
-        raise
+    with written_aside(path) as aside, _told_as_oserror(path), aside.open("wb") as file:
+        torch.save(state, file)
     _keep_last(folder)
     return path
 
@@ -55,8 +47,8 @@ def _keep_last(folder: Path) -> None:
     for old in checkpoints_in(folder.parent)[:-KEPT]:
         _set_aside(old)
     # And what a process left that was killed while it wrote or removed one.
-    for left in [*folder.glob("step-*.part"), *folder.glob("step-*.gone")]:
-        shutil.rmtree(left) if left.is_dir() else left.unlink()
+    for left in [*folder.glob(f"step-*{PART}"), *folder.glob("step-*.gone")]:
+        remove(left)
 
 
 def _set_aside(path: Path) -> None:
@@ -94,7 +86,8 @@ def save_sharded(run: Path, step: int, tensors: dict[str, Tensor], rest: dict[st
 
     folder = run / FOLDER
     path = folder / f"step-{step:09d}.shards"
-    aside = path.with_suffix(".part")
+    # Not `written_aside`: many processes write to it, and each says on its own whether it could.
+    aside = path.with_name(f"{path.name}{PART}")
 
     def begin() -> None:
         shutil.rmtree(aside, ignore_errors=True)
@@ -104,7 +97,7 @@ def save_sharded(run: Path, step: int, tensors: dict[str, Tensor], rest: dict[st
         files = {file.name: file.stat().st_size for file in aside.iterdir()}
         with _told_as_oserror(path), (aside / REST).open("wb") as file:
             torch.save(rest | {"files": files}, file)
-        _flush(*aside.iterdir(), aside)
+        flush_to_disk(*aside.iterdir(), aside)
         _take_place(aside, path)
         _keep_last(folder)
 
@@ -114,7 +107,7 @@ def save_sharded(run: Path, step: int, tensors: dict[str, Tensor], rest: dict[st
             writer = HuggingFaceStorageWriter(str(aside), save_distributed=True)
             distributed_checkpoint.save(tensors, storage_writer=writer)
         # Where a disk is not shared, or keeps what it is given back, only the process that wrote can say so.
-        processes.each(lambda: _flush(*aside.iterdir()))
+        processes.each(lambda: flush_to_disk(*aside.iterdir()))
         processes.first_does(end)
     except Exception:
         if processes.first:
@@ -137,16 +130,6 @@ def names_in(path: Path) -> set[str]:
     from torch.distributed.checkpoint import HuggingFaceStorageReader
 
     return set(HuggingFaceStorageReader(str(path)).read_metadata().state_dict_metadata)
-
-
-def _flush(*paths: Path) -> None:
-    """To the disk with what was written to files, and in folders. Raises OSError."""
-    for path in paths:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 @contextmanager

@@ -20,6 +20,7 @@ import numpy as np
 
 from clipvisionalign.data.captioned import CaptionedImages, text_number
 from clipvisionalign.data.fingerprint import changed, data_contents
+from clipvisionalign.files import written_aside
 from clipvisionalign.models.aligner import CONFIG_FILE, IMAGE_FOLDER, TEXT_FOLDER, WEIGHTS_FILE, Aligner
 from clipvisionalign.retrieval.equal_captions import equal_captions
 from clipvisionalign.retrieval.evaluate import Evaluation, depth_rows, depths_to
@@ -94,12 +95,10 @@ def half_model(out: Path, epoch: int) -> Path:
 
 
 def _aside(target: Path, write: Callable[[Path], None]) -> None:
-    part = target.with_name(f"{target.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    write(part)
-    shutil.rmtree(target, ignore_errors=True)
-    part.replace(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with written_aside(target, sync=False) as folder:
+        folder.mkdir()
+        write(folder)
 
 
 def _copy_model(source: Path, target: Path) -> None:

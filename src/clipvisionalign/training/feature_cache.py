@@ -13,6 +13,7 @@ import os
 import shutil
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 from clipvisionalign.batch import Look, decode_pixels, group_by_length, seeded
 from clipvisionalign.data.captioned import CaptionedImages
 from clipvisionalign.data.fingerprint import data_contents
+from clipvisionalign.files import written_aside
 from clipvisionalign.models.image_tower import ImageFeatures, ImageTower
 from clipvisionalign.models.text_tower import CaptionFeatures, TextTower
 from clipvisionalign.pictures import PictureInput
@@ -126,7 +128,10 @@ def open_features(
     """
     folder = _features_folder(root, data, tower, views, dtype)
     if not (folder / "about.json").is_file():
-        _compute(folder, data, tower, views, dtype, what)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with written_aside(folder, sync=False, own=True) as aside:
+            aside.mkdir()
+            _compute(aside, data, tower, views, dtype, what)
     about = json.loads((folder / "about.json").read_text())
     failures = {int(place): reason for place, reason in about["failures"].items()}
     pooled, patches = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("pooled", "patches"))
@@ -178,14 +183,9 @@ def open_captions(root: Path, data: CaptionedImages, tower: TextTower, tokens: b
     path = files[0]
     if not all(file.is_file() for file in files):
         path.parent.mkdir(parents=True, exist_ok=True)
-        asides = [file.with_suffix(f".{os.getpid()}.part") for file in files]
-        try:
+        with ExitStack() as written:
+            asides = [written.enter_context(written_aside(file, sync=False, own=True)) for file in files]
             _encode_captions(data.captions, tower, asides)
-            for aside, file in zip(asides, files, strict=True):
-                aside.replace(file)
-        finally:
-            for aside in asides:
-                aside.unlink(missing_ok=True)
     pooled = torch.from_numpy(np.load(path))
     return CaptionCache(pooled, *(np.load(file, mmap_mode="r") for file in files[1:]))
 
@@ -235,9 +235,7 @@ def _encode_captions(captions: list[str], tower: TextTower, files: list[Path]) -
 def _compute(
     folder: Path, data: CaptionedImages, tower: ImageTower, views: Sequence[View], dtype: torch.dtype, what: str
 ) -> None:
-    aside = folder.with_name(f"{folder.name}.{os.getpid()}.part")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
+    """Write the features of all images, in all views, into an empty folder."""
     device = next(tower.parameters()).device
     count, wanted = len(data), size_on_disk(len(data), len(views), tower)
     shapes = {
@@ -245,7 +243,7 @@ def _compute(
         "patches": (count, len(views), tower.patches, tower.patch_width),
     }
     kept = {
-        name: np.lib.format.open_memmap(aside / f"{name}.npy", "w+", np.float16, shape)
+        name: np.lib.format.open_memmap(folder / f"{name}.npy", "w+", np.float16, shape)
         for name, shape in shapes.items()
     }
     failures: dict[int, str] = {}
@@ -266,32 +264,26 @@ def _compute(
     def look_at_all(places: list[int]) -> list[tuple[list[Tensor], list[str]]]:
         return [look(place) for place in places]
 
-    try:
-        with ThreadPoolExecutor(1) as ahead:
-            chunks = [list(range(start, min(start + 16, count))) for start in range(0, count, 16)]
-            # One thread decodes the next chunk while the tower works on this one.
-            waiting = ahead.submit(look_at_all, chunks[0])
-            for number, chunk in enumerate(progress(chunks, title, count, count=len)):
-                looked = waiting.result()
-                if number + 1 < len(chunks):
-                    waiting = ahead.submit(look_at_all, chunks[number + 1])
-                good = [place for place, (pixels, _) in zip(chunk, looked, strict=True) if pixels]
-                failures |= {p: failed[0] for p, (_, failed) in zip(chunk, looked, strict=True) if failed}
-                if not good:
-                    continue
-                stacked = torch.stack([tensor for pixels, _ in looked for tensor in pixels])
-                stacked = stacked.to(device, memory_format=torch.channels_last)
-                with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-                    features = tower(stacked)
-                for name, tensor in zip(("pooled", "patches"), features, strict=True):
-                    values = tensor.float().cpu().numpy().astype(np.float16)
-                    kept[name][good] = values.reshape(len(good), len(views), *values.shape[1:])
-        for array in kept.values():
-            array.flush()
-        about = {"what": what, "source": str(data.source), "images": count, "views": len(views), "failures": failures}
-        (aside / "about.json").write_text(json.dumps(about))
-        shutil.rmtree(folder, ignore_errors=True)
-        aside.rename(folder)
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise
+    with ThreadPoolExecutor(1) as ahead:
+        chunks = [list(range(start, min(start + 16, count))) for start in range(0, count, 16)]
+        # One thread decodes the next chunk while the tower works on this one.
+        waiting = ahead.submit(look_at_all, chunks[0])
+        for number, chunk in enumerate(progress(chunks, title, count, count=len)):
+            looked = waiting.result()
+            if number + 1 < len(chunks):
+                waiting = ahead.submit(look_at_all, chunks[number + 1])
+            good = [place for place, (pixels, _) in zip(chunk, looked, strict=True) if pixels]
+            failures |= {p: failed[0] for p, (_, failed) in zip(chunk, looked, strict=True) if failed}
+            if not good:
+                continue
+            stacked = torch.stack([tensor for pixels, _ in looked for tensor in pixels])
+            stacked = stacked.to(device, memory_format=torch.channels_last)
+            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+                features = tower(stacked)
+            for name, tensor in zip(("pooled", "patches"), features, strict=True):
+                values = tensor.float().cpu().numpy().astype(np.float16)
+                kept[name][good] = values.reshape(len(good), len(views), *values.shape[1:])
+    for array in kept.values():
+        array.flush()
+    about = {"what": what, "source": str(data.source), "images": count, "views": len(views), "failures": failures}
+    (folder / "about.json").write_text(json.dumps(about))

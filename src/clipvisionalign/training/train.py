@@ -34,6 +34,7 @@ from torch import Tensor
 from clipvisionalign.batch import Batch
 from clipvisionalign.data.captioned import CaptionedImages, DataError, Identity
 from clipvisionalign.data.streams import too_many_bad
+from clipvisionalign.files import PART, remove, written_aside
 from clipvisionalign.models.aligner import (
     IMAGE_FOLDER,
     PAIR_PARTS,
@@ -112,8 +113,8 @@ from clipvisionalign.training.without_effect import share_of_step, without_effec
 TRACKED = "records"
 #: All that a run writes in its folder beside its settings: a folder with other settings may have other things too.
 WRITTEN = {
-    "config.yaml.part", "data.json", "environment.json", "weights.json", "metrics.jsonl", "results.json",
-    "results.json.part", RANKS, WEIGHTS_FILE, f"{WEIGHTS_FILE}.aside", TEXT_FOLDER, IMAGE_FOLDER, HALF_MODELS,
+    f"config.yaml{PART}", "data.json", "environment.json", "weights.json", "metrics.jsonl", "results.json",
+    f"results.json{PART}", RANKS, WEIGHTS_FILE, f"{WEIGHTS_FILE}{PART}", TEXT_FOLDER, IMAGE_FOLDER, HALF_MODELS,
     CHECKPOINTS, TRACKED,
 }  # fmt: skip
 #: TensorBoard by default, where it is installed.
@@ -941,7 +942,7 @@ def _prepare_folder(config: RunConfig, again: bool = False) -> None:
     if again:
         return
     # What a process left that was killed in the very first moment of a run.
-    (out / "config.yaml.part").unlink(missing_ok=True)
+    remove(out / f"config.yaml{PART}")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         if not config.overwrite:
             raise FileExistsError(f"{out}: is there already; give another --out, or --overwrite true to replace it")
@@ -1010,9 +1011,8 @@ def _write_settings(out: Path, config: RunConfig) -> None:
     import yaml
 
     # Whoever repeats a run from its settings has not been asked whether to replace another one.
-    aside = out / "config.yaml.part"
-    aside.write_text(yaml.safe_dump(asdict(replace(config, overwrite=False)), sort_keys=False))
-    aside.replace(out / "config.yaml")
+    with written_aside(out / "config.yaml") as aside:
+        aside.write_text(yaml.safe_dump(asdict(replace(config, overwrite=False)), sort_keys=False))
 
 
 def _write_records(out: Path, config: RunConfig, data: TrainingData, aligner: Aligner, again: bool) -> None:
@@ -1029,9 +1029,9 @@ def _write_records(out: Path, config: RunConfig, data: TrainingData, aligner: Al
 
 
 def _write_results(out: Path, results: dict[str, Any]) -> None:
-    # Written aside and renamed: a run either has its results or has not.
-    (out / "results.json.part").write_text(json.dumps(results, indent=2) + "\n")
-    (out / "results.json.part").replace(out / "results.json")
+    # A run either has its results or has not.
+    with written_aside(out / "results.json") as aside:
+        aside.write_text(json.dumps(results, indent=2) + "\n")
     remove_unfinished(out)
 
 

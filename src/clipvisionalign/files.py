@@ -1,0 +1,72 @@
+"""Files and folders that are there whole or not at all: written aside, in the same folder, and renamed.
+
+Whoever reads finds what was there before or what is there now, never half of it, at whatever moment a process is
+killed or a disk is full. What a killed process leaves ends in `.part`; the next one that writes removes it.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+#: The ending of what is still being written.
+PART = ".part"
+
+
+@contextmanager
+def written_aside(path: Path, sync: bool = True, own: bool = False, in_folder: bool = False) -> Iterator[Path]:
+    """A path beside `path` where the body writes a file or makes a folder, which then takes the place of `path`.
+    Where the body raises, nothing is left of it and `path` stays as it was.
+
+    sync: whether the content is on the disk before the name is. own: under a name that no other process writes to, for
+    what several of them may write at once. in_folder: in a folder of its own, for a writer that leaves files beside the
+    one that it is asked for.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder) / "settings.yaml"
+    ...     with written_aside(path) as aside:
+    ...         _ = aside.write_text("batch: 128", encoding="utf-8")
+    ...     print(path.read_text(encoding="utf-8"), [file.name for file in Path(folder).iterdir()])
+    batch: 128 ['settings.yaml']
+    """
+    part = path.with_name(f"{path.name}.{os.getpid()}{PART}" if own else f"{path.name}{PART}")
+    if part.is_dir():
+        remove(part)
+    aside = part / path.name if in_folder else part
+    try:
+        if in_folder:
+            part.mkdir()
+        yield aside
+        if sync:
+            flush_to_disk(*(sorted(aside.rglob("*")) if aside.is_dir() else []), aside)
+        if aside.is_dir() and path.is_dir():
+            # No folder takes the place of another one at once.
+            shutil.rmtree(path)
+        aside.replace(path)
+    finally:
+        remove(part)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a link or a folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def flush_to_disk(*paths: Path) -> None:
+    """To the disk with what was written to files, and with the names in folders. Raises OSError."""
+    for path in paths:
+        # Windows flushes no file that is open for reading, and no folder.
+        if os.name == "nt" and path.is_dir():
+            continue
+        descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
