@@ -77,7 +77,8 @@ def _run(command: Callable[[list[str]], int], arguments: list[str]) -> int:
 EXTRAS = {
     "matplotlib": "study", "jinja2": "study", "nltk": "study", "scipy": "study", "pyarrow": "parquet",
     "playwright": "pdf", "lancedb": "search", "textual_image": "search", "fastapi": "search", "uvicorn": "search",
-    "fastapi_offline": "search", "ray": "ray",
+    "fastapi_offline": "search", "starlette": "search", "filelock": "search", "fsspec": "search", "ray": "ray",
+    "markupsafe": "study", "tokenizers": "onnx",
     "onnx": "onnx", "onnxscript": "onnx", "onnxruntime": "onnx",
     "webdataset": "scale", "datasets": "scale", "peft": "scale",
 }  # fmt: skip
