@@ -39,11 +39,12 @@ class _Entry:
     names: set[str] = field(default_factory=set)
     captions: list[str] = field(default_factory=list)
     rows: int = 0
-    split: str = ""
-    split_place: str = ""
-    identity: str | None = None
-    identity_place: str = ""
-    group: str | None = None
+    #: By "split", "identity" and "group": what is said of it, and where.
+    said: dict[str, tuple[str, str]] = field(default_factory=dict)
+
+    def get(self, what: str) -> str | None:
+        """Its "split", "identity" or "group"; None where nobody says."""
+        return self.said.get(what, (None, ""))[0]
 
 
 @dataclass
@@ -94,12 +95,9 @@ class CaptionTable:
         if entry is None:
             return
         self.rows += 1
-        told = split_word(split)
-        if told:
-            self._set_split(entry, told, place)
-        if (known := _text_of(identity)) is not None:
-            self._set_identity(entry, known, place)
-        entry.group = entry.group if group is None else _text_of(group)
+        for what, value in (("split", split_word(split)), ("identity", _text_of(identity)), ("group", _text_of(group))):
+            if value:
+                self._set(entry, what, value, place)
         texts, wrong = caption_texts(captions)
         for number, reason in enumerate(wrong):
             # The first one stands for the row, where nothing of it is left.
@@ -167,23 +165,14 @@ class CaptionTable:
         self._taken.add(found)
         return found
 
-    def _set_split(self, entry: _Entry, split: str, place: str) -> None:
-        if entry.split and entry.split != split:
+    def _set(self, entry: _Entry, what: str, value: str, place: str) -> None:
+        """What a row says of an image. Raises DataError where another row says otherwise."""
+        before = entry.said.setdefault(what, (value, place))
+        if before[0] != value:
             raise DataError(
-                f"{self.source}: {entry.name} is in the split '{split}' by {place}, and in '{entry.split}' by "
-                f"{entry.split_place}: an image stands in one split"
+                f"{self.source}: {entry.name} has the {what} '{value}' by {place}, and '{before[0]}' by {before[1]}: "
+                f"an image has one {what}"
             )
-        if not entry.split:
-            entry.split, entry.split_place = split, place
-
-    def _set_identity(self, entry: _Entry, identity: str, place: str) -> None:
-        if entry.identity is not None and entry.identity != identity:
-            raise DataError(
-                f"{self.source}: {entry.name} shows the identity '{identity}' by {place}, and '{entry.identity}' by "
-                f"{entry.identity_place}: an image has one"
-            )
-        if entry.identity is None:
-            entry.identity, entry.identity_place = identity, place
 
     def list_splits(self, names: Iterable[str], split: str, place: str) -> None:
         """The names that a list of one split gives. Raises DataError for one that another list has as well."""
@@ -208,22 +197,20 @@ class CaptionTable:
                 entries.append(entry)
             else:
                 self.report("no captions", entry.name, "the image has no caption left")
-        official = any(entry.split for entry in self._entries.values())
+        official = any(entry.get("split") for entry in self._entries.values())
         if not official:
             self._split_by_hash(entries)
         rows = []
         for entry in entries:
-            if entry.split not in SPLITS:
-                told = (
-                    f"its split is called '{entry.split}'" if entry.split else "nothing says in which split it stands"
-                )
+            split = entry.get("split") or ""
+            if split not in SPLITS:
+                told = f"its split is called '{split}'" if split else "nothing says in which split it stands"
                 self.report("in no split", entry.name, f"{told}; known are {', '.join(SPLITS)}", rows=entry.rows)
                 continue
             place = entry.place if isinstance(entry.image, bytes) else ""
             captions = tuple(entry.captions)
-            rows.append(
-                CaptionedImage(entry.name, entry.image, captions, entry.split, entry.identity, place, entry.rows)
-            )
+            identity = entry.get("identity")
+            rows.append(CaptionedImage(entry.name, entry.image, captions, split, identity, place, entry.rows))
         if not official:
             rows = self._without_copies(rows)
         if not rows:
@@ -243,7 +230,7 @@ class CaptionTable:
             if entry is None:
                 unknown[place] += 1
             else:
-                self._set_split(entry, split, place)
+                self._set(entry, "split", split, place)
         for place, number in unknown.items():
             self.note(f"{number:,} names of {place} are of no image with a caption")
         folder = self.source if self.source.is_dir() else self.source.parent
@@ -256,38 +243,37 @@ class CaptionTable:
         groups: dict[str, str] = {}
         left = []
         for entry in self._entries.values():
-            split, place = given.get(entry.name, ("", ""))
-            if not split:
+            told = next((given[name] for name in (entry.name, *sorted(entry.names)) if name in given), None)
+            if told is None:
                 left.append(entry)
                 continue
-            entry.split, entry.split_place = split, place
+            entry.said["split"] = told
+            split = told[0]
             for key in self._keys(entry):
                 groups.setdefault(key, split)
         for entry in left:
             # Added since: with those of its group, else where its hash puts it.
             keys = self._keys(entry)
-            entry.split = next((groups[key] for key in keys if key in groups), split_of_name((keys or [entry.name])[0]))
-            entry.split_place = path.name
+            split = next((groups[key] for key in keys if key in groups), split_of_name((keys or [entry.name])[0]))
+            entry.said["split"] = (split, path.name)
         self.note(
             f"splits by {path.name}" + (f", and by a hash for {len(left):,} images that it lacks" if left else "")
         )
 
     def _keys(self, entry: _Entry) -> list[str]:
         """What an image shares with those that stand in its split, the first before the others."""
-        shown = f"identity {entry.identity}" if entry.identity is not None else ""
-        return [key for key in (f"group {entry.group}" if entry.group is not None else "", shown,
-                                content_key(entry.image)) if key]  # fmt: skip
+        keys = [f"{what} {entry.get(what)}" for what in ("group", "identity") if entry.get(what) is not None]
+        content = content_key(entry.image)
+        return [*keys, content] if content else keys
 
     def _split_by_hash(self, entries: Sequence[_Entry]) -> None:
         for entry in entries:
-            if self.split_rule < 2:
-                entry.split = split_of_name(entry.written)
-            else:
-                entry.split = split_of_name((self._keys(entry) or [f"name {entry.name}"])[0])
+            by_rule = entry.written if self.split_rule < 2 else (self._keys(entry) or [f"name {entry.name}"])[0]
+            entry.said["split"] = (split_of_name(by_rule), "its hash")
 
     def _without_copies(self, rows: list[CaptionedImage]) -> list[CaptionedImage]:
         """Without images whose group or identity puts a copy of another image into another split than that."""
-        if self.split_rule < 2 or (not any(row.identity is not None for row in rows) and not self._grouped()):
+        if self.split_rule < 2 or not any({"identity", "group"} & set(entry.said) for entry in self._entries.values()):
             return rows
         first: dict[str, CaptionedImage] = {}
         kept = []
@@ -300,9 +286,6 @@ class CaptionTable:
             message = f"a copy of {before.name}, which stands in '{before.split}', would stand in '{row.split}'"
             self.report("copy in another split", row.name, message, rows=row.rows)
         return kept
-
-    def _grouped(self) -> bool:
-        return any(entry.group is not None for entry in self._entries.values())
 
 
 def _text_of(value: Any) -> str | None:
