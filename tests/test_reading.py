@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from odd_tables import check_json, check_table, json_files, tables
 from PIL import Image
 
 from clipvisionalign.data.captioned import DataError
@@ -483,39 +484,21 @@ def test_near_duplicates_are_shared_out_together(tmp_path):
     assert set(splits.values()) == {"train", "dev", "test"}
 
 
-# --- JSON ------------------------------------------------------------------------------------------------------------
-
-ANYTHING = st.recursive(
-    st.none() | st.booleans() | st.integers(-5, 10**30) | st.floats() | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(
-        st.sampled_from(["raw", "id", "file_name", "filename", "caption", "sentences", "split", "image_id", "tokens"]),
-        inner, max_size=4,
-    ),
-    max_leaves=12,
-)  # fmt: skip
+# --- any file ---------------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.sampled_from(["karpathy", "coco", "rstpreid", "jsonl"]), st.lists(ANYTHING, max_size=5), st.data())
-def test_json_of_any_form_is_read_or_listed(tmp_path_factory, layout, entries, draw):
-    root = tmp_path_factory.mktemp("json")
-    good = {
-        "karpathy": {"filename": paint(root / "a.png"), "split": "train", "sentences": [{"raw": "a dog"}]},
-        "coco": {"image_id": 0, "caption": "a dog"}, "jsonl": {"file_name": "a.png", "caption": "a dog"},
-        "rstpreid": {"id": 0, "img_path": "a.png", "captions": ["a dog"], "split": "train"},
-    }[layout]  # fmt: skip
-    rows = [good, *entries]
-    if layout == "jsonl":
-        (root / "metadata.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
-    elif layout == "coco":
-        images = [{"id": 0, "file_name": "a.png"}, *draw.draw(st.lists(ANYTHING, max_size=3))]
-        (root / "captions_train.json").write_text(json.dumps({"images": images, "annotations": rows}))
-    else:
-        name = "dataset_x.json" if layout == "karpathy" else "data_captions.json"
-        (root / name).write_text(json.dumps({"images": rows} if layout == "karpathy" else rows))
-    try:
-        data = read(root)
-    except DataError:
-        return
-    assert data.rows_in_files == len(rows)
-    assert "a.png" in captions_of(data)
+@pytest.fixture(scope="module")
+def one_folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("odd")
+
+
+@settings(max_examples=300, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(tables())
+def test_any_table_is_read_row_by_row_or_refused(one_folder, table):
+    check_table(table, one_folder / "tables")
+
+
+@settings(max_examples=200, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(json_files())
+def test_any_json_is_read_row_by_row_or_refused(one_folder, file):
+    check_json(file, one_folder / "json")
