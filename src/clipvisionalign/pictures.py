@@ -1,44 +1,66 @@
-"""Opening pictures safely: the ground floor that every room stands on.
+"""Opening images safely: the ground floor that every other module stands on.
 
-A picture comes as a path, as bytes, or already opened by Pillow, and leaves as an upright RGB picture. What cannot be
-opened raises `PictureError`, whose message names the picture and what is wrong with it.
+An image comes as a path, as bytes, or already opened by Pillow, and leaves as an upright RGB image. What cannot be
+opened raises `PictureError`, whose message names the image and what is wrong with it: whatever a decoder raises of
+damaged bytes, nothing else leaves this module.
 
-- EXIF rotation is applied, so that a phone's picture stands upright.
-- 16-bit and floating-point greys are scaled to 8 bits instead of being clipped to white.
-- CMYK and palettes are converted, transparency is laid on white, an animation gives its first frame.
-- The header's size is checked before a pixel is decoded: a 30,000 x 30,000 picture does not eat 2.7 GB first.
+- The orientation of EXIF or XMP is applied: of EXIF that one tag is read, and nothing of it is ever written.
+- Deep greys (10 to 32 bits, floating point) are scaled to 8 bits (`_white_of`) instead of being clipped or left black.
+- CMYK and palettes are converted, transparency is laid on white, that of a colour key too; an animation gives its
+  first frame.
+- The header's size is checked before a pixel is decoded: a 30,000 x 30,000 image does not eat 2.7 GB first.
+- An image is known by its content. When a folder is listed, `why_no_image` says which files may be images: by their
+  ending, and by their first bytes where the ending says nothing.
 """
 
 from __future__ import annotations
 
 import io
+import os
+import stat
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
-#: Pixels in the largest picture that is decoded: 100 million, above any camera's and below a bomb's.
+#: Pixels in the largest image that is decoded: 100 million, above any camera's and below a bomb's.
 MAX_PIXELS = 100_000_000
 
 #: How much more than the wanted size a JPEG is decoded at: what is then resized is hardly to be told from all of it.
 MARGIN = 2
 
-#: File endings that count as a picture when a folder is listed.
-PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
+#: Formats of Pillow that are not opened: EPS runs Ghostscript on a program, IPTC takes any bytes for its own, and the
+#: others know a header without being able to decode what follows.
+NOT_OPENED = frozenset({"EPS", "IPTC", "WMF", "BUFR", "GRIB", "HDF5", "MPEG"})
+
+#: Bytes from the beginning of a file by which an image is recognised when its ending says nothing.
+HEAD_BYTES = 4096
 
 Picture = Path | str | bytes | Image.Image
 
 
 class PictureError(ValueError):
-    """A picture that cannot be used; `kind` says in which way, as `check` lists it."""
+    """An image that cannot be used; `kind` says in which way, as `check` lists it.
 
-    def __init__(self, kind: str, message: str) -> None:
+    passing: the reason lies outside the file and may pass (an I/O error, a decoder that is not installed), so that the
+    file is worth another try though it has not changed.
+    """
+
+    def __init__(self, kind: str, message: str, passing: bool = False) -> None:
         super().__init__(message)
         self.kind = kind
+        self.passing = passing
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Exceptions cross processes; the default takes __init__ for one of the message alone.
+        return type(self), (self.kind, str(self), self.passing)
 
 
 def describe_picture(picture: Picture) -> str:
@@ -48,31 +70,56 @@ def describe_picture(picture: Picture) -> str:
     return str(picture) if isinstance(picture, (str, Path)) else f"<{picture.mode} picture {picture.size}>"
 
 
-def open_header(picture: Path | str | bytes) -> Image.Image:
-    """Open a picture as far as its header: format and size are known, no pixel is decoded yet.
-
-    Raises PictureError: missing, empty, unreadable or enormous.
-    """
-    name = describe_picture(picture)
-    if isinstance(picture, bytes):
-        if not picture:
-            raise PictureError("unreadable picture", f"{name}: no bytes at all")
-        source: Any = io.BytesIO(picture)
-    else:
-        source = Path(picture)
-        if not source.is_file():
-            raise PictureError("missing picture", f"{name}: no such picture file")
-        if source.stat().st_size == 0:
-            raise PictureError("unreadable picture", f"{name}: the file is empty (0 bytes)")
+@contextmanager
+def _picture_errors(picture: Picture) -> Iterator[None]:
+    """Raises as PictureError whatever is raised within: of damaged bytes decoders raise all sorts. A lack of memory
+    stays what it is."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            opened = Image.open(source)
-    except Image.DecompressionBombError as error:
-        raise PictureError("enormous picture", f"{name}: larger than any that is decoded: {error}") from None
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
-        reason = "not a picture that Pillow can read" if isinstance(error, UnidentifiedImageError) else error
-        raise PictureError("unreadable picture", f"{name}: {reason}") from None
+            # What Pillow warns of (odd EXIF, a size near its own limit) is either decoded all the same or raised.
+            warnings.filterwarnings("ignore", module=r"PIL(\.|$)")
+            yield
+    except (PictureError, MemoryError):
+        raise
+    except Exception as error:
+        kind, reason = _kind_and_reason(error)
+        message = f"{describe_picture(picture)}: {reason}"
+        raise PictureError(kind, message, isinstance(error, OSError) and error.errno is not None) from None
+
+
+def _kind_and_reason(error: Exception) -> tuple[str, str]:
+    if isinstance(error, UnidentifiedImageError):
+        return "unreadable picture", "not a picture that Pillow can read"
+    if isinstance(error, Image.DecompressionBombError):
+        return "enormous picture", f"larger than any that is decoded: {error}"
+    kind = "truncated picture" if "truncated" in str(error).lower() else "unreadable picture"
+    if isinstance(error, (OSError, SyntaxError)) or (type(error) is ValueError and str(error)):
+        return kind, str(error)
+    # A bare IndexError's words say little without its name.
+    return kind, f"damaged: the decoder ends in {type(error).__name__}: {error}".rstrip(": ")
+
+
+def open_header(picture: Path | str | bytes) -> Image.Image:
+    """Open an image as far as its header: format and size are known, no pixel is decoded yet.
+
+    Raises PictureError: missing, empty, unreadable, enormous, or of a format whose decoder is not installed.
+    """
+    name = describe_picture(picture)
+    with _picture_errors(picture):
+        if isinstance(picture, bytes):
+            if not picture:
+                raise PictureError("unreadable picture", f"{name}: no bytes at all")
+            head = picture[:HEAD_BYTES]
+        else:
+            if not Path(picture).is_file():
+                raise PictureError("missing picture", f"{name}: no such picture file")
+            if not (head := first_bytes(picture)):
+                raise PictureError("unreadable picture", f"{name}: the file is empty (0 bytes)")
+        if _is_heif(head) and not _heif_opener():
+            way_out = 'a HEIF picture, which needs pip install "clipvisionalign[heif]"'
+            raise PictureError("decoder not installed", f"{name}: {way_out}", passing=True)
+        source = io.BytesIO(picture) if isinstance(picture, bytes) else Path(picture)
+        opened: Image.Image = Image.open(source, formats=_formats())
     width, height = opened.size
     if width * height > MAX_PIXELS:
         opened.close()
@@ -82,42 +129,347 @@ def open_header(picture: Path | str | bytes) -> Image.Image:
 
 
 def open_picture(picture: Picture, size: int = 0) -> Image.Image:
-    """Decode a picture to upright 8-bit RGB. Raises PictureError where it cannot be.
+    """Decode an image to upright 8-bit RGB. Raises PictureError where it cannot be.
 
     size: pixels on a side that are wanted of it in the end; a large JPEG is then decoded at a half, a quarter or an
     eighth of its size, which takes less time, as long as `MARGIN` times what is wanted is left. 0 for all there is.
     """
     if isinstance(picture, Image.Image):
-        return to_rgb(picture)
-    with open_header(picture) as opened:
+        with _picture_errors(picture):
+            return to_rgb(picture)
+    with open_header(picture) as opened, _picture_errors(picture):
+        if size:
+            opened.draft(None, (MARGIN * size, MARGIN * size))
+        return to_rgb(opened)
+
+
+# --- formats ---------------------------------------------------------------------------------------------------------
+
+#: Brands of the HEIF container (ISO/IEC 23008-12) that say HEVC inside; AVIF is the same container with AV1.
+_HEVC_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"})
+
+
+def _is_heif(head: bytes) -> bool:
+    if head[4:8] != b"ftyp":
+        return False
+    end = min(int.from_bytes(head[:4], "big"), 256)
+    brands = {head[start : start + 4] for start in (8, *range(16, end, 4))}
+    return bool(brands & _HEVC_BRANDS) and not brands & {b"avif", b"avis"}
+
+
+@lru_cache
+def _heif_opener() -> bool:
+    """Whether Pillow opens HEIF; pi-heif is taught to it where it is installed and nothing else does."""
+    Image.init()
+    if "HEIF" not in Image.OPEN:
         try:
-            if size:
-                opened.draft(None, (MARGIN * size, MARGIN * size))
-            return to_rgb(opened)
-        except (OSError, ValueError, SyntaxError, EOFError) as error:
-            kind = "truncated picture" if "truncated" in str(error).lower() else "unreadable picture"
-            raise PictureError(kind, f"{describe_picture(picture)}: {error}") from None
+            import pi_heif
+        except ImportError:
+            return False
+        pi_heif.register_heif_opener()
+    return True
+
+
+def _formats() -> list[str]:
+    """The formats that are opened, those without a magic number last: they take what nothing else is."""
+    Image.init()
+    names = [name for name in Image.ID if name not in NOT_OPENED]
+    return sorted(names, key=lambda name: Image.OPEN[name][1] is None)
+
+
+# --- pixels ----------------------------------------------------------------------------------------------------------
+
+#: What undoes each orientation of the EXIF standard (CIPA DC-008, tag 274) but the upright one.
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # fmt: skip
 
 
 def to_rgb(opened: Image.Image) -> Image.Image:
-    """Upright 8-bit RGB of any mode that Pillow opens."""
-    upright = ImageOps.exif_transpose(opened)
-    if upright.mode == "RGB":
-        return upright
-    if upright.mode in ("I;16", "I;16B", "I;16L", "I", "F"):
-        return _grey_to_rgb(np.asarray(upright, dtype=np.float32))
-    if "A" in upright.getbands() or "transparency" in upright.info:
-        layered = upright.convert("RGBA")
+    """Upright 8-bit RGB of any mode that Pillow opens; a new image, without what the file said besides its pixels.
+
+    Raises what Pillow raises: `open_picture` is what to call.
+    """
+    layout = _raw_layout(opened)
+    opened.load()
+    orientation = _orientation(opened)
+    rgb = _colours(opened, layout)
+    if orientation in _UPRIGHT:
+        rgb = rgb.transpose(_UPRIGHT[orientation])
+    elif rgb is opened:
+        rgb = opened.copy()
+    # What is turned already must not be turned again by the next who reads its EXIF.
+    rgb.info = {}
+    return rgb
+
+
+def _orientation(opened: Image.Image) -> int:
+    """The orientation, 1 (upright) to 8, that EXIF or else XMP says; 1 where that cannot be read or makes no sense.
+
+    `ImageOps.exif_transpose` also writes the remaining tags anew, and fails where one of them is of a wrong type.
+    """
+    try:
+        found = opened.getexif().get(ExifTags.Base.Orientation, 1)
+        found = found[0] if isinstance(found, (bytes, tuple)) else found
+        found = int(found)
+    except Exception:  # a damaged block is none: its pixels may be whole
+        return 1
+    return found if 1 <= found <= 8 else 1
+
+
+def _raw_layout(opened: Image.Image) -> str:
+    """How the file packs a pixel ("L;4", "I;12", "RGB;16B", ...); "" where Pillow does not tell. Known before
+    decoding only."""
+    for tile in getattr(opened, "tile", None) or ():
+        arguments = tile[3]
+        layout = arguments[0] if isinstance(arguments, (tuple, list)) and arguments else arguments
+        return layout if isinstance(layout, str) else ""
+    return ""
+
+
+def _colours(opened: Image.Image, layout: str) -> Image.Image:
+    """8-bit RGB of a decoded image, not turned; the image itself where it is that already."""
+    if opened.mode.startswith("I") or opened.mode == "F":
+        return _grey_to_rgb(np.asarray(opened), _white_of_format(opened, layout), opened.info.get("transparency"))
+    if opened.mode in ("1", "L", "RGB"):
+        key = _colour_key(opened, layout)
+        opaque = opened if key is None else _without_colour(opened, key)
+        return opaque if opaque.mode == "RGB" else opaque.convert("RGB")
+    if "transparency" in opened.info or {"A", "a"} & set(opened.getbands()):
+        layered = (opened.convert("LA") if opened.mode == "La" else opened).convert("RGBA")
         white = Image.new("RGBA", layered.size, (255, 255, 255, 255))
         return Image.alpha_composite(white, layered).convert("RGB")
-    return upright.convert("RGB")
+    return opened.convert("RGB")
 
 
-def _grey_to_rgb(grey: np.ndarray) -> Image.Image:
-    """Scale a deep grey to 8 bits by the range its format has: 16 bits, 8 bits, or 0 to 1."""
-    top = float(grey.max(initial=0.0))
-    full = 65535.0 if top > 255 else 255.0 if top > 1 else 1.0
-    return Image.fromarray(np.clip(grey / full * 255.0, 0, 255).astype(np.uint8)).convert("RGB")
+def _colour_key(opened: Image.Image, layout: str) -> tuple[int, ...] | None:
+    """The one colour that is transparent, as it stands in the decoded pixels; None where there is none."""
+    key = opened.info.get("transparency")
+    key = (key,) if isinstance(key, int) else key
+    if not isinstance(key, (tuple, list)) or len(key) != len(opened.getbands()):
+        return None
+    # Pillow widens greys of 2 and 4 bits and halves colours of 16, and leaves the key as it is in the file.
+    widen = {"L;2": 85, "L;4": 17}.get(layout, 1)
+    return tuple(int(part) >> 8 if layout.startswith("RGB;16") else int(part) * widen for part in key)
+
+
+def _without_colour(opened: Image.Image, key: tuple[int, ...]) -> Image.Image:
+    """With white where `key` stands."""
+    pixels = np.array(opened.convert("L") if opened.mode == "1" else opened)
+    pixels[(pixels.reshape(*pixels.shape[:2], -1) == key).all(-1)] = 255
+    return Image.fromarray(pixels)
+
+
+def _white_of_format(opened: Image.Image, layout: str) -> float:
+    """The value that is white by the file's own word; 0 where a container of 16 or 32 bits leaves it open."""
+    if opened.format == "PPM" and opened.mode == "I":
+        return 65535.0  # to which Pillow has scaled its maxval
+    bits = layout.partition(";")[2].rstrip("BLNRS")
+    return 2.0 ** int(bits) - 1 if bits.isdecimal() and 8 < int(bits) < 16 else 0.0
+
+
+def _grey_to_rgb(grey: np.ndarray, white: float, key: Any = None) -> Image.Image:
+    """Scale a deep grey to 8 bits; a pixel of the value `key` is transparent. white: 0 where it is not known."""
+    # Beyond single precision's reach of a difference nothing is told apart.
+    values = np.clip(np.nan_to_num(grey.astype(np.float32)), -1e37, 1e37)
+    black, white = (0.0, white) if white else _black_and_white_of(values[np.isfinite(grey)])
+    scaled = (np.clip((values - black) / (white - black), 0.0, 1.0) * 255.0).astype(np.uint8)
+    if isinstance(key, int):
+        scaled[grey == key] = 255
+    return Image.fromarray(scaled).convert("RGB")
+
+
+def _black_and_white_of(values: np.ndarray) -> tuple[float, float]:
+    """The range of a grey whose file does not tell it: from 0 to the least of 1, 255, and what 10, 12, 14 and 16 bits
+    hold that no value exceeds; from least to greatest where there are values below 0 or beyond 16 bits.
+
+    A 12-bit camera's image in a 16-bit file is thus no black one; a 16-bit image that is all but black becomes a
+    brighter one.
+    """
+    low, high = float(values.min(initial=0.0)), float(values.max(initial=0.0))
+    if low < 0 or high > 65535:
+        return low, high
+    return 0.0, next(top for top in (1.0, 255.0, 1023.0, 4095.0, 16383.0, 65535.0) if high <= top)
+
+
+# --- which files of a folder are images ------------------------------------------------------------------------------
+
+
+def _endings(names: str) -> frozenset[str]:
+    return frozenset(f".{name}" for name in names.split())
+
+
+#: Endings of images that Pillow's registry does not have.
+_MORE_ENDINGS = _endings("heic heif hif jxl jif jfi pjpeg pjp jps jpg2")
+
+#: Endings of Pillow's registry that mostly stand for something else (fitness records, point clouds, circuit boards,
+#: installers, sources, ...): such a file is looked into.
+_SHARED_ENDINGS = _endings("fit pcd gbr msp im ras rgb bw xbm xpm")
+
+#: Formats with a magic number of three bytes and more: that alone shows what a file is meant to be.
+_CLEAR = frozenset({"JPEG", "PNG", "GIF", "WEBP", "AVIF", "HEIF", "JPEG2000", "TIFF", "PSD", "QOI", "DDS", "ICNS"})
+
+#: Files that are no images, whatever their bytes resemble: texts and tables, documents, arrays, archives, sources,
+#: sound and film, what other programs leave.
+_OTHER_FILES = _endings("""
+    txt text md rst rtf tex bib log csv tsv tab json jsonl ndjson geojson xml html htm xhtml yaml yml toml ini cfg conf
+    doc docx odt xls xlsx ods ppt pptx odp epub parquet arrow feather orc avro lance db sqlite sqlite3 sql mdb
+    npy npz pt pth ckpt safetensors onnx pkl pickle joblib mat h5 hdf hdf5 nc tfrecord lmdb idx
+    tar tgz gz bz2 xz zst zip 7z rar iso dmg cab deb rpm whl jar
+    py pyc ipynb sh bat ps1 js ts css scss c h cc cpp hpp java go rs rb php pl r m lua swift
+    mp3 wav flac ogg oga opus m4a aac wma aiff mid mp4 m4v mov avi mkv webm wmv flv mpg mpeg m2ts mts 3gp ogv srt vtt
+    xmp aae lrf thm url lnk desktop exe dll so dylib md5 sha1 sha256 sfv torrent ttf otf woff woff2
+""")  # fmt: skip
+
+#: Images of kinds that are not decoded: camera raws, drawings and documents, projects of image editors.
+_NOT_DECODED = _endings("""
+    3fr arw cr2 cr3 crw dcr dng erf fff iiq kdc mef mos mrw nef nrw orf pef raf raw rw2 rwl sr2 srf srw x3f
+    svg svgz pdf eps ps ai wmf emf cdr dxf psb xcf kra clip afphoto palm exr hdr dcm nii
+""")  # fmt: skip
+
+#: Folders and files that systems, network drives and programs put beside images; hidden ones begin with a dot.
+_OF_THE_SYSTEM = frozenset({
+    "@eadir", "@recycle", "#recycle", "#snapshot", "@__thumb", "__macosx", "$recycle.bin", "system volume information",
+    "lost+found", "thumbs.db", "ehthumbs.db", "desktop.ini",
+})  # fmt: skip
+
+HIDDEN, OF_THE_SYSTEM = "hidden", "of the system, a network drive or an archiver"
+OTHER_FILE, NOT_DECODED, NO_IMAGE = "no image by its ending", "of a kind that is not decoded", "no image by its content"
+
+
+#: Endings, in small letters, by which a file counts as an image without a look into it.
+PICTURE_SUFFIXES = (
+    frozenset(ending for ending, name in Image.registered_extensions().items() if name not in NOT_OPENED)
+    | _MORE_ENDINGS
+) - (_SHARED_ENDINGS | _OTHER_FILES | _NOT_DECODED)
+
+
+def not_for_images(part: str) -> str:
+    """Why nothing in a folder, or no file, of this name is taken for an image, by the name alone; else ""."""
+    if part.casefold() in _OF_THE_SYSTEM:
+        return OF_THE_SYSTEM
+    return HIDDEN if part.startswith(".") and part not in (".", "..") else ""
+
+
+def why_no_image(name: str | bytes, head: Callable[[], bytes]) -> str:
+    """Why a file of a folder is not taken for an image; "" where it may be one.
+
+    name: its path below the folder that is listed. head: gives its first `HEAD_BYTES` bytes; asked only where the
+    ending says nothing. A file whose bytes cannot be read (`head` raises OSError) may be one.
+    """
+    parts = os.fsdecode(name).replace(os.sep, "/").split("/")
+    reason = next(filter(None, map(not_for_images, parts)), "")
+    if reason:
+        return reason
+    ending = _ending(parts[-1])
+    if ending in PICTURE_SUFFIXES:
+        return ""
+    if ending in _OTHER_FILES:
+        return OTHER_FILE
+    if ending in _NOT_DECODED:
+        return NOT_DECODED
+    try:
+        return "" if looks_like_image(head(), guess=ending in _SHARED_ENDINGS) else NO_IMAGE
+    except OSError:
+        return ""
+
+
+def _ending(name: str) -> str:
+    return os.path.splitext(name)[1].lower()
+
+
+def first_bytes(path: str | bytes | Path) -> bytes:
+    """What `why_no_image` wants to see of a file; nothing of a pipe or a device, which would be waited for. Raises
+    OSError."""
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        return b""
+    with open(path, "rb") as file:
+        return file.read(HEAD_BYTES)
+
+
+def looks_like_image(head: bytes, guess: bool = False) -> bool:
+    """Whether a file that begins with these bytes is an image, whole or damaged, of a format that is opened.
+
+    By Pillow's own magic numbers; where these are short enough to stand at the beginning of something else, by a whole
+    header. guess: try the formats that have no magic number as well (TGA, Photo CD, ...).
+    """
+    if _is_heif(head):
+        return True
+    weak = []
+    for name in _formats():
+        accept = Image.OPEN[name][1]
+        if not (guess if accept is None else _accepts(accept, head)):
+            continue
+        if name in _CLEAR:
+            return True
+        weak.append(name)
+    if not weak:
+        return False
+    try:
+        with _picture_errors(head), Image.open(io.BytesIO(head), formats=weak):
+            return True
+    except PictureError as error:
+        # A header that is longer than what was read of the file.
+        return error.kind == "truncated picture" and len(head) == HEAD_BYTES
+
+
+def _accepts(accept: Callable[[bytes], bool | str], head: bytes) -> bool:
+    try:
+        return bool(accept(head[:16]))
+    except Exception:  # of fewer bytes than it counts on
+        return False
+
+
+@dataclass
+class NotTaken:
+    """The files below a folder that were not taken for images: how many, by reason and ending.
+
+    Files that are there are those that `takes` took and these; `check` and `index` print both.
+    """
+
+    counts: Counter[tuple[str, str]] = field(default_factory=Counter)
+
+    def takes(self, name: str | bytes, head: Callable[[], bytes]) -> bool:
+        """Whether a file may be an image, as `why_no_image` says; else it is counted."""
+        reason = why_no_image(name, head)
+        if reason:
+            last = os.fsdecode(name).replace(os.sep, "/").rpartition("/")[2]
+            self.counts[reason, _ending(last) or "no ending"] += 1
+        return not reason
+
+    @property
+    def total(self) -> int:
+        """How many files there are."""
+        return self.counts.total()
+
+    def lines(self) -> list[str]:
+        """A line for each reason, the most files first: "12 no image by its ending: 10 .txt, 2 .json"."""
+        by_reason = self.to_dict()
+        order = sorted(by_reason, key=lambda reason: -sum(by_reason[reason].values()))
+        return [
+            f"{sum(by_reason[reason].values()):,} {reason}: "
+            + ", ".join(f"{count:,} {ending}" for ending, count in by_reason[reason].items())
+            for reason in order
+        ]
+
+    def to_dict(self) -> dict[str, dict[str, int]]:
+        """For `--json`: reason -> ending -> how many, the most first."""
+        found: dict[str, dict[str, int]] = {}
+        for (reason, ending), count in self.counts.most_common():
+            found.setdefault(reason, {})[ending] = count
+        return found
+
+
+def image_files(folder: Path, not_taken: NotTaken | None = None) -> list[Path]:
+    """The files below a folder that may be images, in order of their paths; the others are counted in `not_taken`."""
+    counted = NotTaken() if not_taken is None else not_taken
+    files = (path for path in sorted(folder.rglob("*")) if not path.is_dir())
+    return [path for path in files if counted.takes(str(path.relative_to(folder)), partial(first_bytes, path))]
+
+
+# --- what a tower wants ----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,14 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 
 from clipvisionalign.files import written_aside
-from clipvisionalign.pictures import PICTURE_SUFFIXES, PictureError
+from clipvisionalign.pictures import HEAD_BYTES, NotTaken, PictureError, first_bytes, not_for_images
 
 
 @dataclass(frozen=True)
@@ -80,12 +81,14 @@ class Place:
         with written_aside(self.folder / name) as aside:
             aside.write_text(text, encoding="utf-8")
 
-    def pictures(self) -> list[PictureFile]:
-        """Every file below with a picture's ending, in order of their paths. Raises FileNotFoundError."""
+    def pictures(self, not_taken: NotTaken | None = None) -> list[PictureFile]:
+        """Every file below that may be an image (`pictures.why_no_image`), in order of their paths; the others are
+        counted in `not_taken`. Raises FileNotFoundError."""
+        not_taken = NotTaken() if not_taken is None else not_taken
         if self.is_local:
             if not self.folder.is_dir():
                 raise FileNotFoundError(f"{self.location}: no such folder")
-            return list(picture_files(self.folder))
+            return list(picture_files(self.folder, not_taken))
         if not self.files.isdir(self.root):
             raise FileNotFoundError(f"{self.location}: no such folder")
         found = self.files.find(self.root, detail=True)
@@ -93,8 +96,11 @@ class Place:
         return [
             PictureFile(path[start:].encode("utf-8", "surrogatepass"), int(about["size"] or 0), _changed_ns(about))
             for path, about in sorted(found.items())
-            if about["type"] == "file" and os.path.splitext(path)[1].lower() in PICTURE_SUFFIXES
+            if about["type"] == "file" and not_taken.takes(path[start:], partial(self._head, path))
         ]
+
+    def _head(self, path: str) -> bytes:
+        return bytes(self.files.cat_file(path, start=0, end=HEAD_BYTES))
 
     def picture(self, raw: bytes) -> Path | bytes:
         """A picture below, as what `open_picture` takes. Raises PictureError where a URL has it no longer."""
@@ -144,11 +150,13 @@ def _changed_ns(about: dict[str, Any]) -> int:
     return int(1e9 * (when if isinstance(when, (int, float)) else when.timestamp()))
 
 
-def picture_files(folder: Path) -> Iterator[PictureFile]:
-    """Every file below `folder` with a picture's ending, in order of their paths; each file and each folder once.
+def picture_files(folder: Path, not_taken: NotTaken | None = None) -> Iterator[PictureFile]:
+    """Every file below `folder` that may be an image, in order of their paths; each file and each folder once. The
+    others are counted in `not_taken`.
 
     Links are followed; one that leads back to a folder or a file that was seen already, or nowhere, is left out.
     """
+    not_taken = NotTaken() if not_taken is None else not_taken
     seen: set[tuple[int, int]] = set()
     waiting = [b""]
     root = os.fsencode(folder)
@@ -169,12 +177,15 @@ def picture_files(folder: Path) -> Iterator[PictureFile]:
                 if entry.is_dir():
                     folders.append(path)
                     continue
-                suffix = os.fsdecode(os.path.splitext(entry.name)[1]).lower()
                 about = entry.stat()
             except OSError:
                 continue  # a link that leads nowhere, or in a circle
-            if suffix not in PICTURE_SUFFIXES or not entry.is_file() or (about.st_dev, about.st_ino) in seen:
+            if not entry.is_file() or (about.st_dev, about.st_ino) in seen:
+                continue
+            if not not_taken.takes(path, partial(first_bytes, os.path.join(root, path))):
                 continue
             seen.add((about.st_dev, about.st_ino))
             yield PictureFile(path, about.st_size, about.st_mtime_ns)
-        waiting += folders[::-1]
+        # Hidden ones last: a link elsewhere may lead to what is stored there under no name of its own.
+        hidden = {path for path in folders if not_for_images(os.fsdecode(os.path.basename(path)))}
+        waiting = [*sorted(hidden, reverse=True), *waiting, *(path for path in reversed(folders) if path not in hidden)]
