@@ -305,8 +305,8 @@ def _endings(names: str) -> frozenset[str]:
 _MORE_ENDINGS = _endings("heic heif hif jxl jif jfi pjpeg pjp jps jpg2")
 
 #: Endings of Pillow's registry that mostly stand for something else (fitness records, point clouds, circuit boards,
-#: installers, sources, ...): such a file is looked into.
-_SHARED_ENDINGS = _endings("fit pcd gbr msp im ras rgb bw xbm xpm")
+#: installers): such a file is looked into.
+_SHARED_ENDINGS = _endings("fit pcd gbr msp")
 
 #: Formats with a magic number of three bytes and more: that alone shows what a file is meant to be.
 _CLEAR = frozenset({"JPEG", "PNG", "GIF", "WEBP", "AVIF", "HEIF", "JPEG2000", "TIFF", "PSD", "QOI", "DDS", "ICNS"})
