@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import operator
 import os
 import random
+import re
 import shutil
 import threading
 import time
 from datetime import timedelta
+from fractions import Fraction
 from io import BytesIO
 from pathlib import Path
 
@@ -41,7 +44,7 @@ from clipvisionalign.search.index import (
     read_about,
     read_broken,
 )
-from clipvisionalign.search.query import FILTERS, Searcher, Term, duplicates, parse_term
+from clipvisionalign.search.query import FILTERS, Searcher, Term, duplicates, nearest, parse_term
 
 #: A cosine of two vectors of 32 numbers, each of which a network of some 30 layers has made and a length divided: how
 #: far it may be off. See `tolerance.py`.
@@ -483,7 +486,7 @@ def test_a_filter_keeps_what_it_says(indexed):
     [
         "1 = 1", "path = 'a' or 1 = 1", "width > 1; drop table pictures", "path = 'a' --", "vector = 1", "hash = 'a'",
         "width > 'a'", "path > 3", "path = 'it''s' and", "(width > 1)", "width > (select 1)", "width", "= 3", "x" * 600,
-        "raw = X'00'", "path like 5", "width like 'a'",
+        "raw = X'00'", "path like 5", "width like 'a'", "width > ٣", "width > 1e3", "width > 0x10", "width > NaN", "width > .5",
     ],
 )  # fmt: skip
 def test_what_is_no_filter_is_refused(text):
@@ -499,6 +502,60 @@ def test_a_text_in_a_filter_stays_a_text(text):
     inner = sql[len("`path` = '") : -1]
     assert "'" not in inner.replace("''", "")
     assert inner.replace("''", "'") == text
+
+
+NUMBERS = {
+    "width": [0, 5, 10, 11, 2**31 - 1, -(2**31)],
+    "size": [0, 7, 2**31, 2**40, 2**53, -3],
+    "year": [0.0, 0.1, -1.5, 1e300, None, 7.0],
+}
+
+
+@pytest.fixture(scope="module")
+def filtered(tmp_path_factory):
+    """A table of whole numbers of 32 and 64 bits, floating ones and nothing, and texts."""
+    import lancedb
+    import pyarrow as arrow
+
+    kinds = {"width": arrow.int32(), "size": arrow.int64(), "year": arrow.float64(), "path": arrow.string()}
+    columns = {name: arrow.array(values, kinds[name]) for name, values in NUMBERS.items()}
+    columns["path"] = arrow.array(["a", "A%b", "x_y", "日本", "it's", "back\\slash"])
+    columns["vector"] = arrow.array([[1.0, 0.0]] * 6, arrow.list_(arrow.float32(), 2))
+    return lancedb.connect(tmp_path_factory.mktemp("filtered")).create_table("table", arrow.table(columns))
+
+
+def kept(table, where: str) -> list[str]:
+    sql = filter_sql(where, {"width": True, "size": True, "year": True, "path": False})
+    return sorted(row["path"] for row in nearest(table, np.ones(2), 10, columns=("path",), where=sql))
+
+
+SIGNS = {"=": operator.eq, "!=": operator.ne, "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
+LITERALS = st.one_of(
+    st.integers(-(10**450), 10**450).map(str), st.sampled_from([10, 2**31 - 1, 2**31, 2**32, 2**53, 2**63, 2**64]).map(str),
+    st.decimals(-(2**40), 2**40, places=3).map("{:f}".format), st.sampled_from(["10.5", "10.0", "-0.0", "0.1", "-1.5", "007", "1" + "0" * 300]),
+)  # fmt: skip
+
+
+@settings(max_examples=60, deadline=None, database=None, derandomize=True)
+@given(st.sampled_from([*NUMBERS]), st.sampled_from([*SIGNS]), LITERALS)
+def test_a_number_of_any_size_or_fraction_is_compared_as_numbers_are(filtered, column, sign, literal):
+    expected = [
+        path for path, value in zip(filtered.to_arrow()["path"].to_pylist(), NUMBERS[column], strict=True)
+        if value is not None and SIGNS[sign](value, float(literal) if column == "year" else Fraction(literal))
+    ]  # fmt: skip
+    assert kept(filtered, f"{column} {sign} {literal}") == sorted(expected)
+
+
+@settings(max_examples=60, deadline=None, database=None, derandomize=True)
+@given(
+    st.text(alphabet=st.sampled_from("aAbxy%_*\\'`日\x00\n;-"), max_size=5),
+    st.sampled_from(["=", "!=", "<", ">", "like"]),
+)
+def test_a_text_of_any_characters_is_compared_as_it_stands(filtered, text, sign):
+    paths = filtered.to_arrow()["path"].to_pylist()
+    pattern = re.compile(".*".join(map(re.escape, text.split("*"))), re.DOTALL)
+    expected = [path for path in paths if (pattern.fullmatch(path) if sign == "like" else SIGNS[sign](path, text))]
+    assert kept(filtered, f'path {sign} "{text}"') == sorted(expected)
 
 
 # --- why -------------------------------------------------------------------------------------------------------------

@@ -78,7 +78,7 @@ EXTRAS = {
     "matplotlib": "study", "jinja2": "study", "nltk": "study", "scipy": "study", "pyarrow": "parquet",
     "playwright": "pdf", "lancedb": "search", "textual_image": "search", "fastapi": "search", "uvicorn": "search",
     "fastapi_offline": "search", "starlette": "search", "filelock": "search", "fsspec": "search", "ray": "ray",
-    "markupsafe": "study", "tokenizers": "onnx",
+    "markupsafe": "study", "tokenizers": "onnx", "prometheus_client": "search",
     "onnx": "onnx", "onnxscript": "onnx", "onnxruntime": "onnx",
     "webdataset": "scale", "datasets": "scale", "peft": "scale",
 }  # fmt: skip
@@ -891,12 +891,23 @@ def serve(arguments: list[str]) -> int:
         "--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1: this machine only)"
     )
     parser.add_argument("--port", type=int, default=8000, help="port (default 8000)")
-    parser.add_argument("--token", default="", help="asked of every request; needed where --host opens the network")
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument(
+        "--token-file", default="", metavar="FILE",
+        help="file whose one line is asked of every request; the environment variable CLIPVISIONALIGN_TOKEN gives the "
+        "token as well. One of them is needed where --host opens the network",
+    )  # fmt: skip
+    how.add_argument("--token", default="", help="the token itself, which every process list shows: to be removed")
     parser.add_argument("--run", default="", help="where the aligner is, if it was moved")
     given = parser.parse_args(arguments)
+    from clipvisionalign.search.service import read_token
     from clipvisionalign.search.service import serve as run_service
 
-    run_service(given.indexes, given.host, given.port, given.token, given.run, say)
+    if given.token:
+        say("--token shows the token in the list of processes and is to be removed: use --token-file FILE, or the "
+            "environment variable CLIPVISIONALIGN_TOKEN")  # fmt: skip
+    token = read_token(given.token, given.token_file)
+    run_service(given.indexes, given.host, given.port, token, given.run, say)
     return 0
 
 

@@ -8,14 +8,19 @@ database as it is: every comparison is written anew.
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Mapping
+from decimal import Decimal
 
 #: Characters of a filter at most.
 LONGEST = 500
+#: An index's own columns of 32-bit numbers.
+_NARROW = ("width", "height")
+_LARGEST = sys.float_info.max
 
 _COMPARISON = re.compile(
     r"""\s*(?P<column>[A-Za-z_]\w*)\s*(?P<sign>=|!=|<=|>=|<|>|\blike\b)\s*
-    (?:(?P<number>-?\d+(?:\.\d+)?)|"(?P<double>[^"]*)"|'(?P<single>[^']*)')\s*""",
+    (?:(?P<number>-?[0-9]+(?:\.[0-9]+)?)|"(?P<double>[^"]*)"|'(?P<single>[^']*)')\s*""",
     re.VERBOSE | re.IGNORECASE,
 )
 
@@ -54,10 +59,23 @@ def _one(found: re.Match[str], columns: Mapping[str, bool]) -> str:
     if found["number"] is not None:
         if not columns[column] or sign == "LIKE":
             raise FilterError(f"filter: '{column} {found['sign']}' wants a \"text\"")
-        return f"`{column}` {sign} {found['number']}"
+        return _number_sql(column, sign, Decimal(found["number"]))
     if columns[column]:
         raise FilterError(f"filter: '{column} {found['sign']}' wants a number")
     value = found["double"] if found["double"] is not None else found["single"]
     if sign == "LIKE":
         value = value.replace("\\", "\\\\").replace("%", r"\%").replace("_", r"\_").replace("*", "%")
     return f"`{column}` {sign} '{value.replace(chr(39), chr(39) * 2)}'"
+
+
+def _number_sql(column: str, sign: str, number: Decimal) -> str:
+    """A comparison of numbers that the database takes, whatever numbers the column holds.
+
+    It refuses a literal that the column's type cannot hold: a fraction or a large number beside whole ones. These are
+    compared as floating point, in which all that a column of 32 bits holds is exact.
+    """
+    largest = Decimal(2) ** (31 if column in _NARROW else 63)
+    if number == number.to_integral_value() and -largest < number < largest:
+        return f"`{column}` {sign} {int(number)}"
+    floating = max(-_LARGEST, min(_LARGEST, float(number)))
+    return f"CAST(`{column}` AS DOUBLE) {sign} {floating!r}"

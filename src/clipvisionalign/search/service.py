@@ -5,60 +5,43 @@
 - Bound to loopback unless told otherwise; then with a token, if one is set.
 """
 
-import asyncio
-import hmac
+import logging
+import math
+import os
 import queue
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from importlib.resources import files
 from io import BytesIO
+from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import quote
 
 import numpy as np
 from fastapi import FastAPI, File, HTTPException, Query, Request, Response, UploadFile
-from fastapi.responses import HTMLResponse, JSONResponse
+from fastapi.responses import HTMLResponse
 from fastapi.routing import APIRoute
 from fastapi.staticfiles import StaticFiles
 from PIL import Image
-from starlette.datastructures import MutableHeaders
 from starlette.middleware.trustedhost import TrustedHostMiddleware
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from clipvisionalign import __version__
-from clipvisionalign.pictures import PictureError, open_picture
+from clipvisionalign.pictures import open_picture
 from clipvisionalign.search.explain import explain
 from clipvisionalign.search.filters import LONGEST
+from clipvisionalign.search.middleware import Guard, Limits, Metrics
 from clipvisionalign.search.query import FILTERS, Found, FoundCaption, Searcher, Term, parse_term
 from clipvisionalign.search.sheet import sheet_of_explanation
 
 #: Texts that are encoded together at most, and how long the first of them waits for others.
 TOGETHER, WAIT_SECONDS = 64, 0.004
-#: Buckets of the response times in /metrics, in seconds.
-BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
 #: Pixels of the longer side of a picture that is shown large.
 LARGE = 1600
-HEADERS = {
-    "Content-Security-Policy": "default-src 'self'; img-src 'self' data: blob:; frame-ancestors 'none'",
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-}
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What a request may ask for."""
-
-    characters: int = 1000
-    terms: int = 16
-    results: int = 100
-    rerank: int = 64
-    upload_bytes: int = 20 * 2**20
-    seconds: float = 30.0
-
+#: The environment variable that holds the token.
+TOKEN = "CLIPVISIONALIGN_TOKEN"
 
 #: A query's terms, and how many pictures it wants; 0 for its vector alone.
 Asked = tuple[list[Term], int]
@@ -118,96 +101,6 @@ class Batcher:
                 found.set_result(answer)
 
 
-class Metrics:
-    """Counts and times of requests, as Prometheus reads them."""
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.counts: dict[tuple[str, int], int] = {}
-        self.times: dict[str, list[int]] = {}
-        self.sums: dict[str, float] = {}
-
-    def add(self, path: str, status: int, seconds: float) -> None:
-        with self.lock:
-            self.counts[path, status] = self.counts.get((path, status), 0) + 1
-            buckets = self.times.setdefault(path, [0] * (len(BUCKETS) + 1))
-            self.sums[path] = self.sums.get(path, 0.0) + seconds
-            for place, limit in enumerate(BUCKETS):
-                buckets[place] += seconds <= limit
-            buckets[-1] += 1
-
-    def text(self, batchers: Sequence[Batcher]) -> str:
-        with self.lock:
-            lines = ["# TYPE clipvisionalign_requests_total counter"]
-            lines += [f'clipvisionalign_requests_total{{path="{path}",status="{status}"}} {count}'
-                      for (path, status), count in sorted(self.counts.items())]  # fmt: skip
-            lines.append("# TYPE clipvisionalign_request_seconds histogram")
-            for path, buckets in sorted(self.times.items()):
-                name = "clipvisionalign_request_seconds"
-                limits = [*map(str, BUCKETS), "+Inf"]
-                lines += [f'{name}_bucket{{path="{path}",le="{limit}"}} {count}'
-                          for limit, count in zip(limits, buckets, strict=True)]  # fmt: skip
-                lines += [
-                    f'{name}_sum{{path="{path}"}} {self.sums[path]:.6f}',
-                    f'{name}_count{{path="{path}"}} {buckets[-1]}',
-                ]
-        lines.append("# TYPE clipvisionalign_encoded_texts_total counter")
-        lines.append(f"clipvisionalign_encoded_texts_total {sum(each.texts for each in batchers)}")
-        lines.append("# TYPE clipvisionalign_encoder_calls_total counter")
-        lines.append(f"clipvisionalign_encoder_calls_total {sum(each.calls for each in batchers)}")
-        return "\n".join(lines) + "\n"
-
-
-class Guard:
-    """What every request goes through: token, size of what is sent in, time that it may take, headers, counts."""
-
-    def __init__(self, app: ASGIApp, token: str, limits: Limits, metrics: Metrics) -> None:
-        self.app, self.token, self.limits, self.metrics = app, token, limits, metrics
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        request, begun, status = Request(scope), time.perf_counter(), 0
-
-        async def answer(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                headers = MutableHeaders(scope=message)
-                for name, value in HEADERS.items():
-                    headers.setdefault(name, value)
-                if self.token and request.query_params.get("token") and status == 200:
-                    # The page asks for its pictures without the token in their addresses.
-                    cookie = Response()
-                    cookie.set_cookie("token", self.token, httponly=True, samesite="strict")
-                    headers.append("Set-Cookie", cookie.headers["set-cookie"])
-            await send(message)
-
-        try:
-            refused = self._refusal(request)
-            if refused:
-                await refused(scope, receive, answer)
-                return
-            async with asyncio.timeout(self.limits.seconds):
-                await self.app(scope, receive, answer)
-        except TimeoutError:
-            if not status:
-                await JSONResponse({"detail": f"not done within {self.limits.seconds:g} s"}, 503)(
-                    scope, receive, answer
-                )
-        finally:
-            path = getattr(scope.get("route"), "path", "other")
-            self.metrics.add(path, status or 500, time.perf_counter() - begun)
-
-    def _refusal(self, request: Request) -> Response | None:
-        if self.token and request.url.path != "/health" and not _allowed(request, self.token):
-            return JSONResponse({"detail": "a token is needed"}, 401, {"WWW-Authenticate": "Bearer"})
-        if _too_long(request, self.limits):
-            return JSONResponse({"detail": f"at most {self.limits.upload_bytes:,} bytes"}, 413)
-        return None
-
-
 def create_app(
     searchers: Sequence[Searcher], token: str = "", limits: Limits | None = None, hosts: Sequence[str] = ("*",)
 ) -> FastAPI:
@@ -215,7 +108,7 @@ def create_app(
     that it may be called by."""
     limits = limits or Limits()
     batchers = [Batcher(each.answers) for each in searchers]
-    metrics = Metrics()
+    metrics = Metrics(lambda: (sum(each.texts for each in batchers), sum(each.calls for each in batchers)))
     # The model holds all cores: two at a time would only take turns.
     model = threading.Lock()
 
@@ -229,6 +122,7 @@ def create_app(
     app = FastAPI(
         title="CLIPVisionAlign", version=__version__, description="Search pictures by words or by a picture.",
         lifespan=life, docs_url=None, redoc_url=None,
+        redirect_slashes=False,  # a redirection repeats the address, and the token in it
     )  # fmt: skip
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))
     Number = Annotated[int, Query(ge=0, lt=len(searchers), description="which index, where there are several")]
@@ -238,16 +132,29 @@ def create_app(
     app.add_middleware(Guard, token=token, limits=limits, metrics=metrics)
 
     def found_as_json(found: Sequence[Found | FoundCaption]) -> dict[str, Any]:
+        if not all(math.isfinite(each.score) for each in found):
+            raise ValueError("the query's vector has no length that can be counted with: are its weights too large?")
         return {"found": [each.to_dict() for each in found]}
 
-    def do(work: Callable[[], Any]) -> Any:
-        """What a user can mend is told, and is no fault of the service."""
+    def do(work: Callable[[], Any], where: str = "") -> Any:
+        """What a user can mend is told, and is no fault of the service. where: the filter that came with it."""
         try:
             return work()
-        except (ValueError, PictureError) as error:
+        except (HTTPException, TimeoutError):
+            raise
+        except ValueError as error:
             raise HTTPException(422, str(error)) from None
         except KeyError as error:
             raise HTTPException(404, str(error.args[0])) from None
+        except MemoryError:
+            raise HTTPException(413, "more than this machine has memory for") from None
+        except Exception as error:
+            if where.strip():
+                raise HTTPException(422, f"filter '{where}': the database cannot answer it: {error}") from None
+            if not isinstance(error, (RuntimeError, OSError)):
+                raise
+            logging.getLogger(__name__).exception("a request could not be answered")
+            raise HTTPException(503, "the index cannot be read now; the log of the service says why") from None
 
     @app.get("/search", responses={422: {}})
     def search(
@@ -269,12 +176,14 @@ def create_app(
             found = batchers[index](terms, count if plain else 0).result(limits.seconds)
             if not isinstance(found, np.ndarray):
                 return found_as_json(found)
+            if not np.isfinite(found).all():
+                raise ValueError("the weights are too large to be counted with")
             if not rerank:
                 return found_as_json(searchers[index].search_vector(found, count, where))
             with model:
                 return found_as_json(searchers[index].search_vector(found, count, where, rerank, terms))
 
-        return do(work)
+        return do(work, where)
 
     @app.get("/similar", responses={404: {}, 422: {}})
     def similar_to(id: Picture, count: Count = 20, where: str = "", index: Number = 0) -> dict[str, Any]:
@@ -285,7 +194,7 @@ def create_app(
             found = searcher.search_vector(searcher.vector_of(id), count + 1, where)
             return found_as_json([each for each in found if each.id != id][:count])
 
-        return do(work)
+        return do(work, where)
 
     def vector_of_upload(picture: UploadFile, index: int) -> np.ndarray:
         data = picture.file.read(limits.upload_bytes + 1)
@@ -300,9 +209,9 @@ def create_app(
         picture: Annotated[UploadFile, File()], count: Count = 20, where: str = "", index: Number = 0
     ) -> dict[str, Any]:
         """Pictures like one that is sent in."""
-        return do(lambda: found_as_json(
-            searchers[index].search_vector(vector_of_upload(picture, index), count, where)
-        ))  # fmt: skip
+        return do(
+            lambda: found_as_json(searchers[index].search_vector(vector_of_upload(picture, index), count, where)), where
+        )
 
     @app.get("/captions", responses={404: {}, 422: {}})
     def captions_of(id: Picture, count: Count = 20, index: Number = 0) -> dict[str, Any]:
@@ -349,27 +258,29 @@ def create_app(
 
         return do(work)
 
+    def about(searcher: Searcher) -> dict[str, Any]:
+        return {
+            "pictures": searcher.table.count_rows(),
+            "kind": searcher.about.kind,
+            "recall": searcher.about.recall,
+            "design": searcher.aligner.config.design,
+            "reranks": searcher.aligner.late is not None,
+            "captions": 0 if searcher.caption_table is None else searcher.caption_table.count_rows(),
+            "filters": [*FILTERS, *searcher.metadata],
+        }
+
     @app.get("/health")
-    def health() -> dict[str, Any]:
-        """Whether the service is up, and over what."""
-        told = [
-            {
-                "pictures": each.table.count_rows(),
-                "kind": each.about.kind,
-                "recall": each.about.recall,
-                "design": each.aligner.config.design,
-                "reranks": each.aligner.late is not None,
-                "captions": 0 if each.caption_table is None else each.caption_table.count_rows(),
-                "filters": [*FILTERS, *each.metadata],
-            }
-            for each in searchers
-        ]
-        return {"status": "ok", "version": __version__, "indexes": told}
+    def health(request: Request) -> dict[str, Any]:
+        """Whether the service is up; and over what, for those who have its token."""
+        up = {"status": "ok", "version": __version__}
+        if not request.state.allowed:
+            return up
+        return up | {"indexes": do(lambda: [about(each) for each in searchers])}
 
     @app.get("/metrics", response_class=Response)
     def measured() -> Response:
         """Counts and times of requests, for Prometheus."""
-        return Response(metrics.text(batchers), media_type="text/plain; version=0.0.4")
+        return Response(metrics.text(), media_type=metrics.CONTENT_TYPE)
 
     for route in app.routes:
         if isinstance(route, APIRoute):
@@ -390,18 +301,6 @@ def create_app(
     return app
 
 
-def _allowed(request: Request, token: str) -> bool:
-    given = request.headers.get("authorization", "").removeprefix("Bearer ").strip()
-    given = given or request.query_params.get("token", "") or request.cookies.get("token", "")
-    return hmac.compare_digest(given.encode("utf-8", "surrogatepass"), token.encode())
-
-
-def _too_long(request: Request, limits: Limits) -> bool:
-    length = request.headers.get("content-length", "0")
-    # A little more than the picture: the form around it.
-    return not length.isdigit() or int(length) > limits.upload_bytes + 10_000
-
-
 def _png(picture: Image.Image) -> Response:
     out = BytesIO()
     picture.save(out, "PNG")
@@ -414,6 +313,21 @@ def _jpeg(picture: Image.Image) -> Response:
     return Response(out.getvalue(), media_type="image/jpeg")
 
 
+def read_token(value: str = "", file: str | Path = "") -> str:
+    """The token that is given by itself, in a file, or else in the environment; "" for none. Raises ValueError for one
+    that is empty or that no header can carry, FileNotFoundError."""
+    token, source = os.environ.get(TOKEN, ""), TOKEN
+    if file:
+        token, source = Path(file).read_text(encoding="utf-8").strip(), str(file)
+        if not token:
+            raise ValueError(f"{source}: no token in it")
+    elif value:
+        token, source = value, "--token"
+    if not token.isprintable() or token != token.strip():
+        raise ValueError(f"{source}: a token is one line of printable characters, without blanks around it")
+    return token
+
+
 def serve(
     indexes: Sequence[str], host: str = "127.0.0.1", port: int = 8000, token: str = "", run: str = "",
     say: Callable[[str], None] = print,
@@ -424,10 +338,18 @@ def serve(
 
     loopback = host in ("127.0.0.1", "localhost", "::1")
     if not loopback and not token:
-        raise ValueError(f"--host {host} opens the pictures to the network: set a --token that has to be known")
+        raise ValueError(
+            f"--host {host} opens the pictures to the network: set a --token-file FILE, or {TOKEN} in the environment"
+        )
     searchers = [Searcher(index, run) for index in indexes]
     # A page elsewhere must not reach a service on loopback by a name that it makes point there.
-    hosts = ["localhost", "127.0.0.1", "[::1]"] if loopback else ["*"]
+    hosts = ["localhost", "127.0.0.1", "[::1]", "::1"] if loopback else ["*"]
     app = create_app(searchers, token, hosts=hosts)
-    say(f"http://{host}:{port}/{f'?token={token}' if token else ''} (Ctrl-C stops it; /docs describes the interface)")
+    say(f"{page_address(host, port, token)} (Ctrl-C stops it; /docs describes the interface)")
     uvicorn.run(app, host=host, port=port, log_level="warning", timeout_keep_alive=15)
+
+
+def page_address(host: str, port: int, token: str = "") -> str:
+    """The link to the page, whatever characters the token has."""
+    name = f"[{host}]" if ":" in host else host
+    return f"http://{name}:{port}/" + (f"?token={quote(token, safe='')}" if token else "")
