@@ -171,6 +171,18 @@ def tiff_of_greys(values: np.ndarray, bits: int) -> bytes:
     return b"II*\0" + struct.pack("<I", 8 + len(packed)) + packed + struct.pack("<H", len(tags)) + entries + bytes(4)
 
 
+def tiff_with(image: Image.Image, tags: Sequence[Entry]) -> bytes:
+    """A TIFF of colours with more tags than it needs."""
+    (width, height), pixels = image.size, np.asarray(image).tobytes()
+    end = 8 + 2 + 12 * (9 + len(tags)) + 4
+    numbers = [
+        (256, LONG, 1, width), (257, LONG, 1, height), (258, SHORT, 3, end), (259, SHORT, 1, 1), (262, SHORT, 1, 2),
+        (273, LONG, 1, end + 6), (277, SHORT, 1, 3), (278, LONG, 1, height), (279, LONG, 1, len(pixels)),
+    ]  # fmt: skip
+    own = [(tag, kind, count, struct.pack("<I", value)) for tag, kind, count, value in numbers]
+    return exif_block(sorted([*own, *tags])) + struct.pack("<3H", 8, 8, 8) + pixels
+
+
 def with_exif(image: Image.Image, kind: str, block: bytes) -> bytes:
     """A JPEG, PNG or WebP with an EXIF block, byte by byte as it is given."""
     if kind == "PNG":

@@ -26,6 +26,7 @@ from odd_images import (
     noise,
     png,
     tiff_of_greys,
+    tiff_with,
     turned,
     whole_files,
     with_exif,
@@ -77,6 +78,7 @@ def test_an_image_with_an_odd_tag_stands_upright(odd):
         for kind in ("JPEG", "PNG", "WEBP"):
             for block in (exif_block(entries), exif_block(entries[::-1])):
                 assert is_upright(open_picture(with_exif(stored, kind, block))), (kind, orientation)
+        assert is_upright(open_picture(tiff_with(stored, entries))), orientation
 
 
 @pytest.mark.parametrize(

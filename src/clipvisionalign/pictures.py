@@ -193,6 +193,9 @@ def to_rgb(opened: Image.Image) -> Image.Image:
     Raises what Pillow raises: `open_picture` is what to call.
     """
     layout = _raw_layout(opened)
+    for name, kind in (("xmp", bytes), ("XML:com.adobe.xmp", str)):
+        if not isinstance(opened.info.get(name), kind):
+            opened.info.pop(name, None)  # a tag of a wrong type, in which Pillow searches for text while it decodes
     opened.load()
     orientation = _orientation(opened)
     rgb = _colours(opened, layout)
