@@ -197,6 +197,8 @@ def to_rgb(opened: Image.Image) -> Image.Image:
         if not isinstance(opened.info.get(name), kind):
             opened.info.pop(name, None)  # a tag of a wrong type, in which Pillow searches for text while it decodes
     opened.load()
+    if 0 in opened.size:
+        raise ValueError("there is no pixel in it")
     orientation = _orientation(opened)
     rgb = _colours(opened, layout)
     if orientation in _UPRIGHT:
