@@ -193,9 +193,9 @@ def test_what_may_pass_is_told_from_what_does_not(monkeypatch, tmp_path):
 
 
 def test_an_image_without_a_pixel_is_none():
-    gif = bytearray(whole_files()["gif"])
-    gif[6:10] = bytes(4)
-    for image in (bytes(gif), Image.new("RGB", (0, 5)), b"P6 0 3 255\n", png((0, 2), 8, 2, b"\0\0")):
+    bmp = bytearray(encoded(noise(), "BMP"))
+    bmp[18:22] = bytes(4)
+    for image in (bytes(bmp), Image.new("RGB", (0, 5)), b"P6 0 3 255\n", png((0, 2), 8, 2, b"\0\0")):
         with pytest.raises(PictureError):
             open_picture(image)
 
