@@ -1,6 +1,6 @@
 """Odd inputs to each reader, by hypothesis, for as long as wanted: what is raised that should not be.
 
-    python benchmarks/fuzz.py exif [--minutes 10] [--seed 0] [--json]
+    python benchmarks/fuzz.py READER [--minutes 10] [--seed 0] [--json]
 
 A reader's line in `FUZZES` names the inputs, and the check that each of them has to pass; a short form of each, with a
 fixed seed, runs in `make test`. Every round of `ROUND` inputs has a seed of its own, which is printed where it fails.
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable
@@ -36,8 +37,39 @@ def exif() -> Fuzz:
     return exif_blocks(), check_exif
 
 
+def shards() -> Fuzz:
+    """Shards with any members in any order: each sample is read or listed."""
+    from odd_shards import hold, shards
+
+    return shards(), _in_folder(hold)
+
+
+def tables() -> Fuzz:
+    """Delimited tables, lists of captions and JSON lines, of any bytes: each row is read or listed, or the file refused."""
+    from odd_tables import check_table, tables
+
+    return tables(), _in_folder(lambda folder, table: check_table(table, folder))
+
+
+def json_files() -> Fuzz:
+    """The layouts of one JSON file, with rows of any form: each is read or listed, and spoils no other."""
+    from odd_tables import check_json, json_files
+
+    return json_files(), _in_folder(lambda folder, file: check_json(file, folder))
+
+
+def _in_folder(check: Callable[[Path, Any], Any]) -> Callable[[Any], None]:
+    """A check with a folder of its own for each input."""
+
+    def fresh(value: Any) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            check(Path(folder), value)
+
+    return fresh
+
+
 #: The readers, by the name that the command takes.
-FUZZES: dict[str, Callable[[], Fuzz]] = {"exif": exif}
+FUZZES: dict[str, Callable[[], Fuzz]] = {"exif": exif, "shards": shards, "tables": tables, "json": json_files}
 
 
 def fuzz(name: str, minutes: float, first_seed: int) -> dict[str, Any]:

@@ -51,7 +51,8 @@ from tolerance import unit_roundoff
 
 from clipvisionalign import read_captioned_images
 from clipvisionalign.data.batches import steps_in_epoch
-from clipvisionalign.data.streams import is_stream, stream_split
+from clipvisionalign.data.formats import is_stream
+from clipvisionalign.data.formats.shards import stream_split
 from clipvisionalign.models.aligner import Aligner, load_aligner
 from clipvisionalign.retrieval import evaluate
 from clipvisionalign.training.train import RunConfig, seed_everything

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from clipvisionalign.data.batches import chunks_of, own_size, step_bounds, steps_in_epoch
 from clipvisionalign.data.captioned import DataError
-from clipvisionalign.data.streams import StreamedBatches, open_stream, split_of, stream_split
+from clipvisionalign.data.formats.shards import split_of, stream_split
+from clipvisionalign.data.streams import StreamedBatches, open_stream
 
 #: Random dealings of each kind of stream; a worker takes a while to begin.
 DEALINGS = int(os.environ.get("DEALINGS", "4"))
@@ -174,7 +175,7 @@ def test_shards_belong_to_the_split_that_their_names_tell(tmp_path):
         ({"captions": ["a", None, "b"]}, None, ("a", "b"), ""),
         ({"captions": None}, None, (), "no caption"),
         ({"captions": None, "caption": "a"}, None, ("a",), ""),
-        ({"captions": 5}, None, (), "int where a text or a list of texts belongs"),
+        ({"captions": 5}, None, (), "int where a text belongs"),
         ({"captions": [5]}, None, (), "int where a text belongs"),
         ({"captions": [{"raw": None, "caption": "a"}]}, None, ("a",), ""),
         ({"width": 5}, "a dog\u2028runs\nit runs", ("a dog runs", "it runs"), ""),
@@ -214,4 +215,4 @@ def test_a_streams_dev_images_keep_their_identities_and_what_was_left_out_is_tol
     # The first person is number 0, which is a name like any other.
     assert [row.identity for row in dev] == ["0", "0", "1", "1", "2"]
     assert len(set(dev.image_identity.tolist())) == 3
-    assert [problem.message for problem in dev.problems] == ["dev-0.tar, 5: no caption"]
+    assert [(problem.place, problem.message) for problem in dev.problems] == [("dev-0.tar, 5", "no caption")]

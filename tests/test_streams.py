@@ -15,14 +15,9 @@ from test_processes import run
 from clipvisionalign import read_captioned_images
 from clipvisionalign.cli import main
 from clipvisionalign.data.captioned import DataError
-from clipvisionalign.data.streams import (
-    StreamedBatches,
-    is_stream,
-    open_shards,
-    open_stream,
-    stream_split,
-    write_shards,
-)
+from clipvisionalign.data.formats import is_stream
+from clipvisionalign.data.formats.shards import stream_split
+from clipvisionalign.data.streams import StreamedBatches, open_shards, open_stream, write_shards
 
 
 def tokenize(captions):

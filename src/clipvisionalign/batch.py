@@ -101,6 +101,7 @@ class Batch:
         images; else None.
     true_texts: (K, 2) with it, (identity, caption_text) of everything that is true of the images' identities.
     cut: how many of a stream's captions were cut; None where that is known of the whole data set.
+    complaints: what of a stream's samples was left out or mended, though they are in the batch.
     """
 
     image_index: Tensor
@@ -115,6 +116,7 @@ class Batch:
     caption_text: Tensor | None = None
     true_texts: Tensor | None = None
     cut: CutCaptions | None = None
+    complaints: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.image_index)

@@ -16,10 +16,11 @@ from clipvisionalign.data.batches import CaptionedBatches
 from clipvisionalign.data.captioned import CaptionedImages, DataError
 from clipvisionalign.data.check import check
 from clipvisionalign.data.fingerprint import changed, data_contents
-from clipvisionalign.data.formats import read_captioned_images
+from clipvisionalign.data.formats import STREAM, is_stream, read_captioned_images
+from clipvisionalign.data.formats.shards import stream_split
 from clipvisionalign.data.of_run import split_rule_of
 from clipvisionalign.data.splits import SPLIT_RULE, SPLIT_RULES
-from clipvisionalign.data.streams import Saved, Shards, StreamedBatches, is_stream, open_stream, stream_split
+from clipvisionalign.data.streams import Saved, Shards, StreamedBatches, Tally, open_stream
 from clipvisionalign.models.aligner import Aligner
 from clipvisionalign.models.text_tower import TextTower
 from clipvisionalign.progress import long_step
@@ -116,6 +117,11 @@ class TrainingData:
         self.cut["train"] = sum(processes.objects(batches.cut), CutCaptions())
         if self.cut["train"].cut:
             say(self.cut["train"].told("train, as it passed", self.max_tokens))
+        passed = sum(processes.objects(batches.tally), Tally())
+        if passed.complaints:
+            told = f"{passed.complaints:,} parts of samples, as they passed, were left out or mended"
+            self.left_out.append(f"{told}; the first: {passed.first[0]}")
+            say(f"check: {self.left_out[-1]}")
         return True
 
     def count_on(
@@ -151,7 +157,7 @@ def open_data(config: RunConfig, say: Say, processes: Processes, begins: bool = 
     one is empty."""
     if not config.data:
         raise DataError("no data set given: clipvisionalign train DATA --out RUN")
-    streams = processes.everyone(lambda: is_stream(config.data))
+    streams = processes.everyone(lambda: is_stream(config.data, config.layout))
     if len(set(streams)) > 1:
         there, missing = (", ".join(str(n) for n, each in enumerate(streams) if each is kind) for kind in (True, False))
         raise DataError(
@@ -215,7 +221,7 @@ def refuse_changed(run: Path, config: RunConfig, say: Say, splits: Sequence[str]
     told = run / "data.json"
     before = json.loads(told.read_text()).get("as_read", {}) if told.is_file() else {}
     if not before:
-        stream = "a stream" if is_stream(config.data) else "from before that was recorded"
+        stream = "a stream" if is_stream(config.data, config.layout) else "from before that was recorded"
         say(f"{run}: {stream}: whether its data is still what it was trained on was not compared")
         return
     try:
@@ -262,12 +268,12 @@ def refuse_other_readers(state: dict[str, Any], data: TrainingData, processes: P
 
 def _open_stream(config: RunConfig, stream: Shards | Saved, say: Say, processes: Processes) -> TrainingData:
     """A stream to train on, and its dev split in memory: its own, or that of another data set."""
-    if not config.dev_data:
-        found = stream_split(config.data, "dev")
-    elif is_stream(config.dev_data):
-        found = stream_split(config.dev_data, "dev")
+    # The layout of the stream is not that of another data set.
+    layout = "auto" if config.layout == STREAM else config.layout
+    if not config.dev_data or is_stream(config.dev_data, layout):
+        found = stream_split(config.dev_data or config.data, "dev")
     else:
-        found = read_captioned_images(config.dev_data, config.layout, config.group).split("dev")
+        found = read_captioned_images(config.dev_data, layout, config.group).split("dev")
     dev, report = check(found.with_identity(config.identity), full=True, shown=processes.first)
     say(f"{config.data}: a stream of {stream.count:,} images; dev {len(dev):,} images")
     left_out = [str(problem) for problem in report.problems if problem.effect != "warning"]

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from clipvisionalign.data.streams import is_stream
+from clipvisionalign.data.formats import STREAM, is_stream
 from clipvisionalign.training.fine_tuning import IMAGE_FROZEN, TEXT_FROZEN
 from clipvisionalign.training.training_data import keeps_captions, keeps_features
 
@@ -67,14 +67,15 @@ def without_effect(config: RunConfig, processes: int = 1) -> list[str]:
     if config.freeze == "all":
         heads = [name for name in _changed("model", model, usual.model) if name == "model.dropout"]
         told(f"{how}: the heads are not trained, and the last epoch is kept", heads, own("patience", "best_by"))
+    streamed = is_stream(config.data, config.layout)
     if config.augment == "none":
         told("--augment none has one view of a picture", own("views"))
-    elif not keeps_features(config) or is_stream(config.data):
+    elif not keeps_features(config) or streamed:
         told("views are of features that are kept on disk, which this run's are not", own("views"))
     keeping = replace(config, cache=usual.cache)
-    if not keeps_captions(keeping) and (not keeps_features(keeping) or is_stream(config.data)):
+    if not keeps_captions(keeping) and (not keeps_features(keeping) or streamed):
         told("what is trained, or comes as a stream, is not kept on disk", own("cache"))
-    if is_stream(config.data) and not config.dev_data:
+    if streamed and not config.dev_data and config.layout != STREAM:
         told("a stream has its own layout", own("layout"))
     most = share_of_step(config, processes)
     if config.chunk >= most:

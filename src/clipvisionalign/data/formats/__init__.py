@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from clipvisionalign.data.captioned import CaptionedImages, DataError
-from clipvisionalign.data.formats import flickr, folders, json_files, tables
+from clipvisionalign.data.formats import flickr, folders, json_files, shards, tables
 from clipvisionalign.data.splits import SPLIT_RULE
 
 
@@ -26,10 +26,14 @@ class Layout:
     read: Callable[..., CaptionedImages]
 
 
+#: The layout of shards, Parquet files by a pattern and Hugging Face's saved data sets.
+STREAM = "stream"
+
 #: In the order in which they are tried: the more particular before the more general.
 LAYOUTS: dict[str, Layout] = {
     layout.name: layout
     for layout in (
+        Layout(STREAM, "train-*.tar, *-{0..9}.parquet, save_to_disk", shards.is_shards, shards.read_stream),
         Layout("rstpreid", "data_captions.json and imgs/", json_files.is_rstpreid, json_files.read_rstpreid),
         Layout("karpathy", "dataset_*.json and its pictures", json_files.is_karpathy, json_files.read_karpathy),
         Layout("coco", "annotations/captions_*.json, train2017/", json_files.is_coco, json_files.read_coco),
@@ -55,20 +59,38 @@ def read_captioned_images(
     images with one value of it stand in one split. split_rule: see `data/splits.py`. Raises DataError where nothing can
     be read; what is wrong with single rows stands in the result's `problems`.
     """
-    source = Path(path)
-    if not source.exists():
-        raise DataError(f"{source}: no such file or folder")
-    if layout != "auto" and layout not in LAYOUTS:
-        raise DataError(f"unknown layout '{layout}'; known are: auto, {', '.join(LAYOUTS)}")
-    found = _recognise(source) if layout == "auto" else LAYOUTS[layout]
+    found = layout_of(path, layout)
     if group and found.name not in WITH_COLUMNS:
-        raise DataError(f"{source}: the layout '{found.name}' has no columns to group by; --group is for tables")
-    return found.read(source, group, split_rule)
+        raise DataError(f"{path}: the layout '{found.name}' has no columns to group by; --group is for tables")
+    return found.read(Path(path), group, split_rule)
+
+
+def layout_of(path: str | Path, layout: str = "auto") -> Layout:
+    """How the data set at `path` is read: as `layout`, or as it is recognised. The one place that decides so, for
+    `check`, `train`, `evaluate`, `index` alike. Raises DataError where nothing is there, or nothing is recognised."""
+    source = Path(path)
+    if layout not in ("auto", *LAYOUTS):
+        raise DataError(f"unknown layout '{layout}'; known are: auto, {', '.join(LAYOUTS)}")
+    if not source.exists() and not shards.is_pattern(source):
+        raise DataError(f"{source}: no such file or folder")
+    return _recognise(source) if layout == "auto" else LAYOUTS[layout]
+
+
+def is_stream(path: str | Path, layout: str = "auto") -> bool:
+    """Whether a data set is read as a stream: shards by a pattern or in a folder, or a saved Hugging Face data set."""
+    try:
+        return layout_of(path, layout).name == STREAM
+    except DataError:
+        # Told by whoever reads it.
+        return False
 
 
 def _recognise(source: Path) -> Layout:
     for layout in LAYOUTS.values():
         if layout.recognises(source):
             return layout
+    if shards.may_be_shards(source):
+        # An archive beside what it was unpacked to is recognised by that.
+        return LAYOUTS[STREAM]
     known = "\n".join(f"  {layout.name:<17} {layout.expects}" for layout in LAYOUTS.values())
     raise DataError(f"{source}: none of the known layouts lies there. They are:\n{known}")

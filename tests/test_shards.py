@@ -1,0 +1,239 @@
+"""Shards as people make them: every sample is read right, or listed with its shard, key and reason."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from odd_shards import Members, hold, shards, write_shard
+
+from clipvisionalign.cli import main
+from clipvisionalign.data.captioned import DataError
+from clipvisionalign.data.check import check
+from clipvisionalign.data.formats import LAYOUTS, is_stream, layout_of, read_captioned_images
+from clipvisionalign.data.formats.shards import read_shard, samples_in, stream_split
+from clipvisionalign.data.streams import open_stream
+
+
+def read(folder: Path, *members: tuple[str, bytes | str | object]) -> tuple[dict[str, list[str]], list[str]]:
+    """The captions of each sample that is read by its key, and what is listed."""
+    encoded: Members = []
+    for name, content in members:
+        text = content if isinstance(content, (bytes, str)) else json.dumps(content)
+        encoded.append((name, text if isinstance(text, bytes) else text.encode()))
+    path = write_shard(folder / "train-0.tar", encoded)
+    try:
+        data = read_captioned_images(folder)
+    except DataError:
+        assert all(sample.bad for sample in read_shard(path))
+        return {}, [f"{sample.name}: {sample.bad}" for sample in read_shard(path)]
+    assert len(data) + sum(problem.rows for problem in data.problems) == samples_in(path) == data.rows_in_files
+    # What a training reads is the same.
+    stream = open_stream(str(folder))
+    passed = [sample for sample in stream.read(1, 0, 0, stream.count) if not sample.bad]
+    assert sorted((sample.name, sample.captions) for sample in passed) == sorted(
+        (row.name, row.captions) for row in data
+    )
+    return {row.name.partition(", ")[2]: list(row.captions) for row in data}, [str(each) for each in data.problems]
+
+
+@pytest.mark.parametrize(
+    ("about", "text", "captions", "told"),
+    [
+        # Metadata of any kind hides no .txt.
+        ({"url": "u", "width": 224}, "a dog", ["a dog"], ""),
+        ({"title": "holiday", "description": "d"}, "a dog", ["a dog"], ""),
+        ({"captions": []}, "a dog", ["a dog"], ""),
+        ({"captions": [None]}, "a dog", ["a dog"], "no caption"),
+        ({"caption": 7}, "a dog", ["a dog"], "int where a text belongs: 7"),
+        (b"{broken", "a dog", ["a dog"], ".json cannot be read"),
+        (b"[" * 30_000, "a dog", ["a dog"], ".json cannot be read"),
+        (b"\xff\xfe\xff", "a dog", ["a dog"], ".json cannot be read"),
+        # Captions of a .json in any form.
+        ({"captions": ["a dog", None]}, None, ["a dog"], "no caption"),
+        ({"captions": ["a dog", 5, {"x": 1}]}, None, ["a dog"], "int where a text belongs: 5"),
+        ({"captions": {"raw": "a dog"}}, None, ["a dog"], ""),
+        ({"Captions": "a dog"}, None, ["a dog"], ""),
+        ({"captions": 5, "caption": "a dog"}, None, ["a dog"], "int where a text belongs: 5"),
+        ({"title": "a dog"}, None, ["a dog"], ""),
+        (["a dog", "it runs"], None, ["a dog", "it runs"], ""),
+        ("\ufeff" + json.dumps({"caption": "a dog"}), None, ["a dog"], ""),
+        (json.dumps({"caption": "a dog"}).encode("utf-16"), None, ["a dog"], ""),
+        (b'{"caption": "a \\ud800 dog"}', None, ["a \N{REPLACEMENT CHARACTER} dog"], ""),
+        # None at all.
+        ({"caption": 7}, None, None, "int where a text belongs: 7"),
+        (7, None, None, "int where a text belongs: 7"),
+        (b"null", None, None, "no caption"),
+        ({"captions": {"en": "a dog"}}, None, None, "no caption"),
+        ({}, " \n", None, "no caption"),
+        # Texts as editors save them: a line ends at LF, CR LF or CR, and nowhere else.
+        (None, "\ufeffone\r\ntwo\rthree\nfour", ["one", "two", "three", "four"], ""),
+        (None, "one\u2028more\x0c\x85", ["one more"], ""),
+        (None, "a caf\u00e9 \u201ctable\u201d".encode("cp1252"), ["a caf\u00e9 \u201ctable\u201d"], "read as Windows-1252"),
+        (None, "a dog".encode("utf-16"), ["a dog"], ""),
+    ],
+)  # fmt: skip
+def test_captions_of_a_sample(tmp_path, about, text, captions, told):
+    members = [("x.jpg", b"image")]
+    members += [("x.json", about)] if about is not None else []
+    members += [("x.txt", text)] if text is not None else []
+    found, listed = read(tmp_path, *members)
+    assert found == ({} if captions is None else {"x": captions})
+    assert told in "\n".join(listed)
+    assert bool(listed) == bool(told)
+    assert all(line.startswith("train-0.tar, x") for line in listed)
+
+
+def test_a_point_within_a_key_is_a_part_of_it(tmp_path):
+    names = [f"{stem}.{ending}" for stem in ("x.1", "x.2", "v1.0/y", "z") for ending in ("jpg", "txt")]
+    found, listed = read(tmp_path, *((name, name) for name in names))
+    assert found == {"x.1": ["x.1.txt"], "x.2": ["x.2.txt"], "v1.0/y": ["v1.0/y.txt"], "z": ["z.txt"]}
+    assert not listed
+
+
+def test_several_parts_of_one_sample_are_one(tmp_path):
+    names = ["x.jpg", "x.mask.png", "x.caption.txt", "x.cls", "y.left.jpg", "y.txt", "w.jpg", "w.png", "w.txt"]
+    found, listed = read(tmp_path, *((name, name) for name in names))
+    assert found == {"x": ["x.caption.txt"], "y.left": ["y.txt"], "w": ["w.txt"]}
+    assert not listed
+
+
+def test_members_of_a_sample_need_not_be_neighbours(tmp_path):
+    stems = [f"{number:03d}" for number in range(30)]
+    images = [(f"{stem}.jpg", f"image {stem}") for stem in stems]
+    texts = [(f"{stem}.txt", f"words {stem}") for stem in reversed(stems)]
+    found, listed = read(tmp_path, *images, *texts)
+    assert found == {stem: [f"words {stem}"] for stem in stems}
+    assert not listed
+    whole = list(read_shard(tmp_path / "train-0.tar"))
+    assert list(read_shard(tmp_path / "train-0.tar", 11)) == whole[11:]
+
+
+def test_a_name_that_comes_again_is_another_sample(tmp_path):
+    """Shards that were put together, each of which counts from 0."""
+    found, listed = read(
+        tmp_path, ("0.jpg", b"a"), ("0.txt", "one"), ("1.jpg", b"b"), ("1.txt", "two"), ("0.jpg", b"c"), ("0.txt", "three"),
+        ("1.txt", "of nothing"),
+    )  # fmt: skip
+    assert found == {"0": ["one"], "1": ["two"], "0 (2)": ["three"]}
+    assert listed == ["train-0.tar, 1 (2): no image (left out)"]
+
+
+def test_endings_are_read_whatever_their_case_and_images_whatever_their_ending(tmp_path):
+    from test_streams import picture
+
+    found, listed = read(
+        tmp_path, ("a.JPG", b"x"), ("a.TXT", "one"), ("b.Jpeg", b"y"), ("b.JSON", {"caption": "two"}),
+        ("c.img", picture(3)), ("c.txt", "three"), ("d.avif", b"z"), ("d.txt", "four"), ("e.bin", b"none"), ("e.txt", "five"),
+    )  # fmt: skip
+    assert found == {"a": ["one"], "b": ["two"], "c": ["three"], "d": ["four"]}
+    assert listed == ["train-0.tar, e: no image (left out)"]
+
+
+def test_files_of_no_sample_are_counted(tmp_path):
+    found, listed = read(
+        tmp_path, ("._a.jpg", b"x"), ("./a.jpg", b"y"), ("./a.txt", "one"), ("__MACOSX/._a.txt", b""), ("README", b""),
+        ("__meta__", b""),
+    )  # fmt: skip
+    assert found == {"a": ["one"]}
+    assert listed == ["train-0.tar: 3 files are of no sample by their names, such as ._a.jpg (warning)"]
+    # Nor is what macOS puts beside a shard one.
+    (tmp_path / "._train-0.tar").write_bytes(b"no tar file")
+    assert len(read_captioned_images(tmp_path)) == 1
+
+
+def test_a_sample_that_says_it_is_of_another_split_is_listed(tmp_path):
+    members = [(f"{n}.jpg", b"%d" % n) for n in range(3)]
+    members += [(f"{n}.json", {"caption": "a dog", "split": split}) for n, split in enumerate(("train", "test", "val"))]
+    found, listed = read(tmp_path, *members)
+    assert found == {"0": ["a dog"]}
+    assert [line.partition(": ")[2] for line in listed] == [
+        f"says that its split is '{split}', in a file of 'train' (left out)" for split in ("test", "dev")
+    ]
+
+
+def test_an_identity_is_a_text_or_a_number(tmp_path):
+    for number, identity in enumerate(("p", 0, {"a": 1})):
+        read(tmp_path, ("x.jpg", b"x"), ("x.json", {"caption": "a", "identity": identity}))
+        data = read_captioned_images(tmp_path)
+        assert data.rows[0].identity == ("p", "0", None)[number]
+        assert len(data.problems) == (number == 2)
+
+
+def dataset(folder: Path, count: int = 60) -> Path:
+    """A folder of Flickr8k's form."""
+    from test_streams import picture
+
+    (folder / "Images").mkdir(parents=True)
+    lines = ["image,caption"]
+    for number in range(count):
+        (folder / "Images" / f"{number}.png").write_bytes(picture(number))
+        lines += [f"{number}.png,caption {number}"]
+    (folder / "captions.txt").write_text("\n".join(lines))
+    return folder
+
+
+def test_one_place_decides_what_is_a_stream(tmp_path):
+    """An archive beside what it was unpacked to is none, whatever it is called."""
+    folder = dataset(tmp_path / "flickr")
+    images = [(f"Images/{path.name}", path.read_bytes()) for path in sorted((folder / "Images").iterdir())]
+    write_shard(folder / "Flickr8k_Dataset.tar", images)
+    write_shard(folder / "train.tar", images)
+    assert layout_of(folder).name == read_captioned_images(folder).layout == "flickr8k"
+    assert not is_stream(folder)
+    # Shards with a table beside them are shards; a layout that is named is taken.
+    samples = [(f"{n}.{end}", content) for n in range(4) for end, content in (("png", images[n][1]), ("txt", b"words"))]
+    write_shard(folder / "train-000.tar", samples)
+    assert is_stream(folder)
+    assert not is_stream(folder, "flickr8k")
+    assert len(read_captioned_images(folder, "flickr8k")) == 60
+    other = tmp_path / "shards"
+    other.mkdir()
+    write_shard(other / "00000.tar", samples)
+    assert is_stream(other)
+    assert len(read_captioned_images(other)) == 4
+    assert is_stream(other / "00000.tar")
+    assert is_stream(tmp_path / "train-{0..9}.parquet")
+    assert not is_stream(tmp_path / "nothing")
+    with pytest.raises(DataError, match=r"unknown layout 'shards'; known are: auto, stream, "):
+        layout_of(other, "shards")
+    assert "stream" in LAYOUTS
+
+
+def test_check_reads_shards_and_counts_them(tmp_path, capsys):
+    from test_streams import picture
+
+    for split, count in (("train", 12), ("dev", 5)):
+        members: Members = []
+        for n in range(count):
+            members += [(f"{n}.png", picture(n + 100 * (split == "dev"))), (f"{n}.txt", f"words {n}".encode())]
+        members += [("bad.png", picture(7)), ("cut.png", picture(8)[:30]), ("cut.txt", b"a cut one")]
+        write_shard(tmp_path / f"{split}-0.tar", members)
+    kept, report = check(read_captioned_images(tmp_path))
+    assert report.layout == "stream"
+    assert report.splits == {"train": 12, "dev": 5}
+    left_out = [problem for problem in report.problems if problem.effect == "left out"]
+    assert len(kept) + len(left_out) == 12 + 5 + 4
+    assert main(["check", str(tmp_path)]) == 1
+    told = capsys.readouterr().out
+    assert "train-0.tar, bad: no caption" in told
+    assert "cut" in told
+    assert "layout stream, 17 images (dev 5, train 12)" in told
+
+
+def test_what_is_too_much_for_memory_is_refused(tmp_path, monkeypatch):
+    read(tmp_path, ("x.jpg", b"x"), ("x.txt", "one"))
+    monkeypatch.setattr("clipvisionalign.data.formats.shards._memory", lambda: 1000)
+    with pytest.raises(DataError, match=r"more than half of this machine's memory .*name some of the files"):
+        read_captioned_images(tmp_path)
+    assert len(stream_split(tmp_path, "train")) == 1
+
+
+@settings(max_examples=60, deadline=None, derandomize=True, database=None)
+@given(shards())
+def test_any_shard_is_read_or_listed(members):
+    with tempfile.TemporaryDirectory() as folder:
+        hold(Path(folder), members)
