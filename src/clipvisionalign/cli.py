@@ -345,7 +345,7 @@ def _print_profile(results: dict[str, Any]) -> None:
 
 def _evaluation_parser(name: str, description: str) -> argparse.ArgumentParser:
     parser = _parser(name, description=description)
-    parser.add_argument("run", help="run folder that 'train' wrote")
+    parser.add_argument("run", nargs="?" if name == "evaluate" else None, help="run folder that 'train' wrote")
     parser.add_argument("--data", help="data set (default: the one that the run was trained on)")
     parser.add_argument("--layout", default="auto", help="how the data set lies there (default: recognise it)")
     parser.add_argument("--split", default="dev", help="train, dev or test (default dev)")
@@ -386,7 +386,22 @@ def evaluate(arguments: list[str]) -> int:
     parser.add_argument(
         "--candidates", type=int, help="re-rank so many first candidates (default: the run's own; 0: none)"
     )
+    parser.add_argument(
+        "--vectors", nargs="+", metavar="FILE",
+        help="instead of a run: vectors of any program, IMAGES CAPTIONS as .npy or .parquet, or one .parquet of both",
+    )  # fmt: skip
+    parser.add_argument(
+        "--partners", default="", metavar="FILE",
+        help="with --vectors: the number of each caption's image, from 0 (.json, .csv or .npy)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--distractors", default="", metavar="FILE", help="with --vectors: more images in the gallery, without captions"
+    )
     given = parser.parse_args(arguments)
+    if given.vectors:
+        return _evaluate_vectors(given)
+    if given.run is None or given.partners or given.distractors:
+        raise ValueError("give a run, or --vectors IMAGES CAPTIONS --partners FILE (--distractors FILE)")
     from clipvisionalign.retrieval.evaluate import evaluate as measure
     from clipvisionalign.training.cross_fit import in_sample_note, trained_note
 
@@ -417,6 +432,86 @@ def evaluate(arguments: list[str]) -> int:
     for note in filter(None, notes.values()):
         print(note)
     return 0
+
+
+def _evaluate_vectors(given: argparse.Namespace) -> int:
+    """Figures and audit of vectors that lie in files."""
+    if given.run or given.data or given.candidates:
+        raise ValueError("--vectors takes the place of a run and its data: leave run, --data and --candidates out")
+    from clipvisionalign.retrieval.vectors import audit_vectors, evaluate_vectors, read_gallery
+
+    gallery = read_gallery(given.vectors, given.partners, given.distractors)
+    found = evaluate_vectors(gallery, given.identity or "auto")
+    checks = audit_vectors(gallery)
+    about = {"run": " ".join(given.vectors), "data": given.partners or "their own partners", "split": "vectors"}
+    results = {**about, "vectors": given.vectors, **found.to_dict(), "audit": checks.to_dict()}
+    if given.json:
+        print(json.dumps(results, indent=2))
+    else:
+        _print_figures(results)
+        _print_audit({**about, **checks.to_dict()})
+        print("whether a model saw what it must not shows only when it is asked: this is what vectors tell of it")
+    return 0 if checks.passed else 1
+
+
+def encode(arguments: list[str]) -> int:
+    parser = _evaluation_parser(
+        "encode",
+        "Write the vectors of a data set's images and captions, for any program: as .parquet, or as .npy files with\n"
+        "their partners. 'evaluate --vectors' measures such files.",
+    )
+    parser.add_argument("data_set", nargs="?", metavar="DATA", help="the same as --data")
+    parser.add_argument("--out", required=True, help="NAME.parquet, or NAME.npy for NAME-images.npy and so on")
+    parser.add_argument(
+        "--distractors", default="", metavar="FOLDER", help="images without captions, behind the others"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace what is there")
+    given = parser.parse_args(arguments)
+    from clipvisionalign.retrieval.vectors import refuse_present, write_vectors
+
+    if given.data_set and given.data:
+        raise ValueError(f"two data sets: {given.data_set} and --data {given.data}")
+    given.data = given.data_set or given.data
+    refuse_present(given.out, given.overwrite)
+    aligner, data, source = _open_run(given)
+    part = _checked_split(data, given.split)
+    more = _distractors(given.distractors)
+    images = aligner.encode_images([*part.images, *more]).numpy()
+    captions = aligner.encode_captions(part.captions).numpy()
+    files = write_vectors(given.out, part, images, captions, [str(path) for path in more], given.overwrite)
+    counts = {"images": len(part), "distractors": len(more), "captions": len(part.captions)}
+    if given.json:
+        told = {"run": given.run, "data": source, "split": given.split, "files": list(map(str, files)), **counts}
+        print(json.dumps(told, indent=2))
+        return 0
+    print(f"{', '.join(map(str, files))}: " + ", ".join(f"{count:,} {what}" for what, count in counts.items()))
+    given_as = files[0] if len(files) == 1 else f"{files[0]} {files[1]} --partners {files[2]}"
+    print(f"next: {PROGRAM} evaluate --vectors {given_as}")
+    return 0
+
+
+def _distractors(folder: str) -> list[Path]:
+    """The images below a folder that can be decoded, in order of their paths; the others are told."""
+    if not folder:
+        return []
+    from clipvisionalign.pictures import PICTURE_SUFFIXES, PictureError, open_picture
+    from clipvisionalign.progress import progress
+
+    root = Path(folder)
+    if not root.is_dir():
+        raise FileNotFoundError(f"--distractors {folder}: no such folder")
+    found = sorted(path for path in root.rglob("*") if path.suffix.lower() in PICTURE_SUFFIXES and path.is_file())
+    good = []
+    for path in progress(found, "checking distractors", len(found), True):
+        try:
+            open_picture(path)
+        except PictureError as error:
+            say(f"left out: {error}")
+        else:
+            good.append(path)
+    if not good:
+        raise ValueError(f"--distractors {folder}: no image in it")
+    return good
 
 
 def audit(arguments: list[str]) -> int:
@@ -467,6 +562,8 @@ def _print_figures(results: dict[str, Any]) -> None:
     from rich.table import Table
 
     title = f"{results['run']} on {results['data']}, {results['split']}: {results['images']:,} images, "
+    if results.get("distractors"):
+        title += f"{results['distractors']:,} more without captions, "
     table = Table(title=f"{title}{results['captions']:,} captions, 95% intervals", title_justify="left")
     blocks = {"": results} if "dual" not in results else {"dual": results["dual"], "re-ranked": results["reranked"]}
     table.add_column("figure")
@@ -939,7 +1036,7 @@ def export(arguments: list[str]) -> int:
 
 
 #: The commands that may need a tower's weights.
-_FETCHING = (check, train, evaluate, audit, study)
+_FETCHING = (check, train, evaluate, encode, audit, study)
 
 COMMANDS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     "scenes": ("draw the built-in data set: scenes of shapes with five captions each", scenes),
@@ -947,6 +1044,7 @@ COMMANDS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     "shards": ("write a data set as WebDataset shards, to train on as a stream", shards),
     "train": ("train an aligner: --model.design self, sparse, late or cross", train),
     "evaluate": ("measure a run on a whole gallery, with intervals", evaluate),
+    "encode": ("write a data set's vectors, for any program", encode),
     "audit": ("is a run's figure real? the checks that prove it", audit),
     "study": ("train the attention designs alike, over seeds, into one report", study),
     "report": ("write a study's report anew, or put two studies side by side", report),

@@ -53,8 +53,10 @@ class RetrievalMetrics:
 
     def to_dict(self) -> dict[str, Any]:
         """The figures under the keys that `--json` prints."""
+        more = {"distractors": self.ranks.distractors} if self.ranks.distractors else {}
         return {
             "images": self.images,
+            **more,
             "captions": self.captions,
             "image_to_text": {name: figure.to_dict() for name, figure in self.image_to_text.items()},
             "text_to_image": {name: figure.to_dict() for name, figure in self.text_to_image.items()},
@@ -136,7 +138,8 @@ def chance_of(ranks: PartnerRanks) -> dict[str, Any]:
     """What a random ranking of this gallery shows on average: {"image_to_text": {"recall_at_1": share, ...},
     "text_to_image": {...}, "rsum": 0 to 600}, with the partners that each query has."""
     found: dict[str, Any] = {}
-    for way, gallery in (("image_to_text", len(ranks.text_to_image)), ("text_to_image", len(ranks.image_to_text))):
+    images = len(ranks.image_to_text) + ranks.distractors
+    for way, gallery in (("image_to_text", len(ranks.text_to_image)), ("text_to_image", images)):
         partners = (getattr(ranks, way) > 0).sum(axis=1)
         found[way] = {f"recall_at_{k}": float(chance_recall(partners, gallery, k).mean()) for k in RECALL_AT}
     found["rsum"] = 100.0 * sum(sum(found[way].values()) for way in ("image_to_text", "text_to_image"))

@@ -37,10 +37,12 @@ class PartnerRanks:
 
     image_to_text: (N, R) the ranks of each image's captions among all captions, best first, padded with 0.
     text_to_image: (M, S) the ranks of each caption's images among all images, best first, padded with 0.
+    distractors: images in the gallery beside those N, of which no caption is asked for.
     """
 
     image_to_text: np.ndarray
     text_to_image: np.ndarray
+    distractors: int = 0
 
 
 def _alone(counts: np.ndarray) -> np.ndarray:
@@ -79,8 +81,11 @@ class Partners:
     caption_group: np.ndarray | None = None
 
     @classmethod
-    def of(cls, caption_image: Any, images: int, identity: Any = None, caption_group: Any = None) -> Partners:
-        """Check and build. Raises ValueError where numbers are out of range, or an image has no caption."""
+    def of(
+        cls, caption_image: Any, images: int, identity: Any = None, caption_group: Any = None, distractors: bool = False
+    ) -> Partners:
+        """Check and build. Raises ValueError where numbers are out of range, or an image has no caption, which only
+        `distractors` may."""
         owner = np.asarray(caption_image)
         if owner.ndim != 1 or (owner.size and not np.issubdtype(owner.dtype, np.integer)):
             raise ValueError(f"caption_image should be a row of whole numbers (M,), not {owner.dtype} {owner.shape}")
@@ -96,7 +101,7 @@ class Partners:
             raise ValueError(f"caption_group should have one entry per caption {owner.shape}, not {equal.shape}")
         found = cls(owner.astype(np.int64), images, group, equal)
         bare = np.flatnonzero(np.bincount(found.pairs()[0], minlength=images) == 0)
-        if bare.size:
+        if bare.size and not distractors:
             raise ValueError(f"image {bare[0]} has no caption ({bare.size} such images): leave them out first")
         return found
 

@@ -1,0 +1,462 @@
+"""Anyone's vectors, from any program: read from files, measured over the whole gallery, audited as far as they tell.
+
+Images without a caption are distractors: a caption has to find its image among them as well, and nobody asks for their
+captions. Recalls by images are therefore over the images that have captions, recalls by captions over all.
+
+Forms of a file of vectors:
+
+- `.npy`: an array (number, width), of float16, float32 or float64.
+- `.parquet`: a column `vector` (lists of numbers of one width), and perhaps `kind` ("image" or "caption", where both
+  are in one file), `name`, `identity`, `caption` (its text) and `image` (the number of a caption's image, from 0, in
+  the order of the images).
+
+Which image a caption is of: `image` in the captions' Parquet file, or a file of partners: `.npy` of whole numbers,
+`.csv` with a column `image` (and perhaps `caption`), or `.json`, a list of numbers or {"image": [...], "identity":
+[...] of the images, "caption": [...]}.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from clipvisionalign.data.captioned import CaptionedImages, DataError, text_number
+from clipvisionalign.files import written_aside
+from clipvisionalign.retrieval.audit import AuditReport, Check
+from clipvisionalign.retrieval.equal_captions import EqualCaptions, equal_captions
+from clipvisionalign.retrieval.evaluate import Evaluation
+from clipvisionalign.retrieval.metrics import RESAMPLES, metrics_of_ranks
+from clipvisionalign.retrieval.ranks import PartnerRanks, Partners, ranks_of_vectors
+from clipvisionalign.retrieval.ties import Alike, Numbers, lengths_of, vectors_of
+
+Kind = Literal["image", "caption"]
+
+#: Rows of a Parquet file that are written at a time.
+ROWS = 4096
+
+#: The share of vectors that may be equal to another one's before they are said to tell nothing.
+MOST_EQUAL = 0.5
+
+
+@dataclass(frozen=True)
+class VectorGallery:
+    """Vectors of N images and M captions, in the format in which they came.
+
+    caption_image: (M,) the number of each caption's image. identity: (N,) what each image shows, or None. captions: the
+    texts, or None. names: of the images, or None.
+    """
+
+    images: Numbers
+    captions: Numbers
+    caption_image: np.ndarray
+    identity: np.ndarray | None = None
+    texts: list[str] | None = None
+
+    def __post_init__(self) -> None:
+        count, width = self.images.values.shape
+        if self.captions.values.shape[1] != width:
+            raise DataError(f"image vectors are {width} wide, caption vectors {self.captions.values.shape[1]}")
+        if self.caption_image.ndim != 1 or self.caption_image.dtype.kind not in "iu":
+            raise DataError(f"partners should be whole numbers, one a caption, not {self.caption_image.dtype}")
+        if len(self.caption_image) != len(self.captions.values):
+            given = f"{len(self.captions.values):,} caption vectors, and partners of {len(self.caption_image):,}"
+            raise DataError(f"{given}: each caption has one image")
+        outside = np.flatnonzero((self.caption_image < 0) | (self.caption_image >= count))
+        if len(outside):
+            told = f"caption {outside[0]} is of image {self.caption_image[outside[0]]}"
+            raise DataError(f"{told}, and there are {count:,} image vectors, counted from 0")
+        for what, known, wanted in (
+            ("identities", self.identity, count),
+            ("texts", self.texts, len(self.caption_image)),
+        ):
+            if known is not None and len(known) != wanted:
+                raise DataError(f"{len(known):,} {what} for {wanted:,} vectors")
+
+    def with_identity(self, identity: str) -> VectorGallery:
+        """Belonging together as `--identity` says: "none" takes each image alone. Raises DataError for "caption" where
+        there are no texts."""
+        if identity == "none":
+            return replace(self, identity=None)
+        if identity == "caption" and self.texts is None:
+            raise DataError("--identity caption compares captions' texts, and none are given beside the vectors")
+        return self
+
+    def with_distractors(self, vectors: Numbers) -> VectorGallery:
+        """With images that no caption is of behind the others."""
+        if vectors.values.shape[1] != self.images.values.shape[1]:
+            told = f"distractors are {vectors.values.shape[1]} wide, the images {self.images.values.shape[1]}"
+            raise DataError(told)
+        coarsest = max((self.images, vectors), key=lambda each: each.rounding)
+        values = np.concatenate([self.images.values, vectors.values])
+        identity = self.identity
+        if identity is not None:
+            more = [f"distractor {number}" for number in range(len(vectors.values))]
+            identity = np.array([*map(str, identity), *more], dtype=object)
+        return replace(self, images=Numbers(values, coarsest.format, coarsest.rounding), identity=identity)
+
+
+# --- measured ---------------------------------------------------------------------------------------------------------
+
+
+def evaluate_vectors(
+    gallery: VectorGallery, identity: str = "auto", resamples: int = RESAMPLES, seed: int = 0
+) -> Evaluation:
+    """What vectors find, as `evaluate` measures a model. identity: see `--identity`. Raises ValueError."""
+    gallery = gallery.with_identity(identity)
+    count = len(gallery.images.values)
+    numbers = None if gallery.texts is None else [text_number(text) for text in gallery.texts]
+    group = np.array(numbers) if identity == "caption" else None
+    partners = Partners.of(gallery.caption_image, count, gallery.identity, group, distractors=True)
+    asked = np.unique(partners.pairs()[0])
+    ranks = ranks_of_vectors(gallery.images, gallery.captions, partners)
+    ranks = PartnerRanks(ranks.image_to_text[asked], ranks.text_to_image, count - len(asked))
+    # From here on images are those that are asked for.
+    places = np.searchsorted(asked, gallery.caption_image)
+    equal: EqualCaptions | None = None
+    if numbers is not None:
+        shown = None if gallery.identity is None else gallery.identity[asked]
+        equal = equal_captions(numbers, Partners.of(places, len(asked), shown, group))
+    return Evaluation(metrics_of_ranks(ranks, places, resamples, seed), equal=equal)
+
+
+# --- audited ----------------------------------------------------------------------------------------------------------
+
+
+def audit_vectors(gallery: VectorGallery) -> AuditReport:
+    """What vectors tell of themselves: whether they are apart, and whether a caption's is made of its image's.
+
+    Whether a model saw what it must not while it made them shows only if it is asked (`audit`).
+    """
+    captions = gallery.captions
+    if gallery.texts is not None:
+        # Captions of one text should have one vector.
+        rows = np.sort(np.unique(np.array(gallery.texts, dtype=object).astype(str), return_index=True)[1])
+        captions = replace(captions, values=captions.values[rows])
+    checks = [_apart(gallery.images, "image"), _apart(captions, "caption"), _own_images(gallery)]
+    if gallery.texts is not None:
+        checks.append(_equal_texts(gallery, gallery.texts))
+    checks += [_lengths(gallery.images, "image"), _lengths(gallery.captions, "caption")]
+    return AuditReport(checks)
+
+
+def _groups(vectors: Numbers) -> np.ndarray:
+    """For each vector the number of one that it is equal to up to the rounding of its format (N,): its neighbour in the
+    order of a few of its directions, as far as they are equal."""
+    alike = Alike(vectors, lengths_of(vectors.values))
+    order = np.lexsort(alike.sketch.T[::-1])
+    same = np.zeros(len(order), dtype=bool)
+    if len(order) > 1:
+        same[1:] = alike(order[:-1], order[1:])
+    groups = np.empty(len(order), dtype=np.int64)
+    groups[order] = np.cumsum(~same)
+    return groups
+
+
+def _apart(vectors: Numbers, kind: Kind) -> Check:
+    sizes = np.bincount(_groups(vectors))
+    equal = int(sizes[sizes > 1].sum())
+    share = equal / len(vectors.values)
+    told = f"{equal:,} of {len(vectors.values):,} {kind} vectors are equal to another one in {vectors.format}"
+    passed = share <= MOST_EQUAL or len(vectors.values) < 2
+    if sizes.max() == len(vectors.values) > 1:
+        told = f"all {len(vectors.values):,} {kind} vectors are one vector in {vectors.format}"
+    return Check(f"{kind} vectors apart", passed, share, told if passed else f"{told}: they tell nothing apart")
+
+
+def _own_images(gallery: VectorGallery) -> Check:
+    """Captions whose vector is their image's: what no encoder of texts gives."""
+    own = gallery.images.values[gallery.caption_image].astype(np.float64)
+    distance = np.linalg.norm(gallery.captions.values - own, axis=1)
+    reach = max(gallery.images.rounding, gallery.captions.rounding) * np.linalg.norm(own, axis=1)
+    equal = int((distance <= reach).sum())
+    told = f"{equal:,} of {len(own):,} caption vectors are their image's own vector"
+    # A zero vector is no image's own: it is told as one that is equal to others.
+    reason = ": a caption's vector has to depend on the caption alone"
+    return Check("captions without their images", not equal, equal / len(own), told + (reason if equal else ""))
+
+
+def _equal_texts(gallery: VectorGallery, texts: Sequence[str]) -> Check:
+    """Captions of one text have one vector, whosever image they are of."""
+    first: dict[str, int] = {}
+    pairs = [
+        (before, number) for number, text in enumerate(texts) if (before := first.setdefault(text, number)) != number
+    ]
+    if not pairs:
+        return Check("equal captions alike", True, 0.0, "no two captions have one text")
+    a, b = np.array(pairs).T
+    differ = int((~Alike(gallery.captions, lengths_of(gallery.captions.values))(a, b)).sum())
+    told = f"{differ:,} of {len(pairs):,} captions have another vector than one of the same text"
+    # In another batch the last digits of a narrow format may differ.
+    share = differ / len(pairs)
+    left = gallery.captions.values[a].astype(np.float64)
+    change = np.linalg.norm(left - gallery.captions.values[b], axis=1)
+    far = int((change > 0.01 * np.linalg.norm(left, axis=1)).sum())
+    reason = ": a caption's vector has to depend on the caption alone" if far else ""
+    return Check("equal captions alike", not far, share, told + reason)
+
+
+def _lengths(vectors: Numbers, kind: Kind) -> Check:
+    lengths = lengths_of(vectors.values)
+    low, high = float(lengths.min()), float(lengths.max())
+    zeros = int((lengths == 0).sum())
+    told = f"{kind} vectors are {low:.4g} to {high:.4g} long, in {vectors.format}"
+    if zeros:
+        told += f"; {zeros:,} are zero"
+    elif high > 1.01 * low:
+        told += "; they are ranked by dot products, to which the length counts: divide by it for cosines"
+    return Check(f"{kind} vectors' lengths", not zeros, high, told)
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+def refuse_present(out: str | Path, overwrite: bool = False) -> list[Path]:
+    """The files that `write_vectors` writes. Raises ValueError for another ending, FileExistsError if one is there."""
+    path = Path(out)
+    if path.suffix not in (".parquet", ".npy"):
+        raise ValueError(f"--out {path}: vectors are written as .parquet or .npy")
+    parts = ("images.npy", "captions.npy", "partners.json")
+    files = [path] if path.suffix == ".parquet" else [path.with_name(f"{path.stem}-{part}") for part in parts]
+    there = [file for file in files if file.exists()]
+    if there and not overwrite:
+        raise FileExistsError(f"{there[0]}: is there already; give another --out, or --overwrite to replace it")
+    return files
+
+
+def write_vectors(
+    out: str | Path,
+    data: CaptionedImages,
+    images: np.ndarray,
+    captions: np.ndarray,
+    distractors: Sequence[str] = (),
+    overwrite: bool = False,
+) -> list[Path]:
+    """Write vectors as one `.parquet`, or as `NAME-images.npy`, `NAME-captions.npy` and `NAME-partners.json` for
+    `NAME.npy`; returns the files. images: (N + K, D), those of `distractors` (K names) behind the data set's.
+
+    Raises ValueError for another ending, FileExistsError where one of them is there.
+    """
+    path, files = Path(out), refuse_present(out, overwrite)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    names = [*(row.name for row in data), *distractors]
+    known = data.identity != "none" and any(row.identity is not None for row in data)
+    identities = [*(row.identity for row in data), *([None] * len(distractors))] if known else None
+    if path.suffix == ".parquet":
+        with written_aside(path) as aside:
+            _write_parquet(aside, data, names, identities, images, captions)
+        return files
+    about = {"image": data.caption_image.tolist(), "caption": data.captions, "name": names}
+    about |= {"identity": identities} if identities else {}
+    for file, found in zip(files[:2], (images, captions), strict=True):
+        with written_aside(file) as aside, aside.open("wb") as written:
+            np.save(written, found, allow_pickle=False)
+    with written_aside(files[2]) as aside:
+        aside.write_text(json.dumps(about), encoding="utf-8")
+    return files
+
+
+def _write_parquet(
+    path: Path, data: CaptionedImages, names: list[str], identities: list[str | None] | None,
+    images: np.ndarray, captions: np.ndarray,
+) -> None:  # fmt: skip
+    import pyarrow as arrow
+    import pyarrow.parquet as parquet
+
+    number = arrow.from_numpy_dtype(images.dtype)
+    schema = arrow.schema([
+        ("kind", arrow.string()), ("name", arrow.string()), ("identity", arrow.string()), ("caption", arrow.string()),
+        ("image", arrow.int64()), ("vector", arrow.list_(number, images.shape[1])),
+    ])  # fmt: skip
+    owners = data.caption_image
+
+    def rows(kind: str, vectors: np.ndarray) -> Iterator[Any]:
+        texts = data.captions if kind == "caption" else []
+        for start in range(0, len(vectors), ROWS):
+            some = range(start, min(start + ROWS, len(vectors)))
+            flat = arrow.array(np.ascontiguousarray(vectors[some.start : some.stop]).ravel(), number)
+            of = [int(owners[place]) for place in some] if texts else list(some)
+            columns: dict[str, Any] = {
+                "kind": [kind] * len(some),
+                # A name that is no Unicode is written as it looks.
+                "name": [names[image].encode("utf-8", "replace").decode() for image in of],
+                "identity": [None if identities is None else identities[image] for image in of],
+                "caption": [texts[place] for place in some] if texts else [None] * len(some),
+                "image": of if texts else [None] * len(some),
+                "vector": arrow.FixedSizeListArray.from_arrays(flat, images.shape[1]),
+            }
+            yield arrow.table([arrow.array(columns[f.name], f.type) if f.name != "vector" else columns["vector"]
+                               for f in schema], schema=schema)  # fmt: skip
+
+    with parquet.ParquetWriter(path, schema) as writer:
+        for kind, vectors in (("image", images), ("caption", captions)):
+            for table in rows(kind, vectors):
+                writer.write_table(table)
+
+
+def read_gallery(files: Sequence[str | Path], partners: str | Path = "", distractors: str | Path = "") -> VectorGallery:
+    """Vectors of images and captions: from one Parquet file with both, or from a file each; partners: which image each
+    caption is of, where the captions' own file does not say. Raises DataError, naming the file."""
+    paths = [Path(file) for file in files]
+    if len(paths) == 1:
+        images, captions = _read_part(paths[0], "image"), _read_part(paths[0], "caption")
+    elif len(paths) == 2:
+        images, captions = (_read_part(path, kind) for path, kind in zip(paths, get_args(Kind), strict=True))
+    else:
+        raise DataError(f"--vectors takes IMAGES CAPTIONS, or one .parquet with both, not {len(paths)} files")
+    told = _read_partners(Path(partners)) if partners else {}
+    owners = told.get("image", captions.more.get("image"))
+    if owners is None:
+        raise DataError(f"{paths[-1]}: does not say which image a caption is of: give it with --partners FILE")
+    identity, texts = (
+        told.get("identity", images.more.get("identity")),
+        told.get("caption", captions.more.get("caption")),
+    )
+    where = partners or paths[-1]
+    found = VectorGallery(
+        images.vectors, captions.vectors, _whole_numbers(owners, where),
+        _identities(identity), None if texts is None else [str(text) for text in texts],
+    )  # fmt: skip
+    return found.with_distractors(_read_part(Path(distractors), "image").vectors) if distractors else found
+
+
+def _identities(given: Sequence[Any] | None) -> np.ndarray | None:
+    if given is None or all(each is None for each in given):
+        return None
+    known = [None if each is None else str(each) for each in given]
+    return np.array(
+        [f"image {n}" if each is None else f"identity {each}" for n, each in enumerate(known)], dtype=object
+    )
+
+
+def _whole_numbers(given: Any, where: str | Path) -> np.ndarray:
+    """Numbers of images. Raises DataError naming the first that is none."""
+    for place, each in enumerate(given):
+        whole = isinstance(each, (int, np.integer)) and not isinstance(each, bool)
+        if not whole and not (isinstance(each, float) and each.is_integer()):
+            raise DataError(f"{where}: caption {place} is of image {each!r}, which is no whole number")
+    return np.array([int(each) for each in given], dtype=np.int64)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Vectors of a file, and its other columns."""
+
+    vectors: Numbers
+    more: dict[str, list[Any]]
+
+
+def _read_part(path: Path, kind: Kind) -> _Part:
+    if not path.is_file():
+        raise DataError(f"{path}: no such file")
+    if path.suffix == ".npy":
+        try:
+            array = np.load(path, allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise DataError(f"{path}: not an array of numbers: {error}") from None
+        return _Part(_checked(array, kind, path), {})
+    if path.suffix == ".parquet":
+        return _read_parquet(path, kind)
+    raise DataError(f"{path}: vectors are read from .npy and .parquet")
+
+
+def _checked(array: Any, kind: Kind, path: Path) -> Numbers:
+    try:
+        found = vectors_of(array, kind)
+    except ValueError as error:
+        raise DataError(f"{path}: {error}") from None
+    if not found.values.size:
+        raise DataError(f"{path}: no {kind} vectors in it")
+    return found
+
+
+def _read_parquet(path: Path, kind: Kind) -> _Part:
+    import pyarrow as arrow
+    import pyarrow.parquet as parquet
+
+    try:
+        with parquet.ParquetFile(path) as file:
+            there = set(file.schema_arrow.names)
+            if "vector" not in there:
+                raise DataError(f"{path}: no column 'vector'; its columns are: {', '.join(sorted(there))}")
+            wanted = [name for name in ("kind", "identity", "caption", "image", "vector") if name in there]
+            table = file.read(columns=wanted)
+    except (arrow.ArrowException, OSError) as error:
+        raise DataError(f"{path}: not a whole Parquet file: {error}") from None
+    if "kind" in there:
+        import pyarrow.compute as compute
+
+        table = table.filter(compute.equal(table["kind"], kind))
+    more = {name: table[name].to_pylist() for name in ("identity", "caption", "image") if name in there}
+    return _Part(_checked(_array_of(table["vector"], path), kind, path), more)
+
+
+def _array_of(column: Any, path: Path) -> np.ndarray:
+    """A column of lists as an array. Raises DataError where they differ in width, or one is missing."""
+    import pyarrow as arrow
+
+    if not (arrow.types.is_list(column.type) or arrow.types.is_large_list(column.type)
+            or arrow.types.is_fixed_size_list(column.type)):  # fmt: skip
+        raise DataError(f"{path}: the column 'vector' holds {column.type}, not lists of numbers")
+    if column.null_count:
+        raise DataError(f"{path}: {column.null_count:,} rows have no vector")
+    parts, width = [], None
+    for chunk in column.chunks:
+        if not len(chunk):
+            continue
+        flat = chunk.flatten()
+        if flat.null_count:
+            raise DataError(f"{path}: {flat.null_count:,} numbers of its vectors are missing")
+        widths = {len(chunk[0])} if arrow.types.is_fixed_size_list(chunk.type) else set(np.diff(chunk.offsets))
+        width = width or int(next(iter(widths)))
+        if widths != {width}:
+            raise DataError(f"{path}: vectors of {width} numbers and of {int(max(widths - {width}))} in one column")
+        parts.append(flat.to_numpy(zero_copy_only=False).reshape(-1, width))
+    return np.concatenate(parts) if parts else np.empty((0, 1), dtype=np.float32)
+
+
+def _read_partners(path: Path) -> dict[str, list[Any]]:
+    """What a file of partners says: "image" of each caption, and perhaps "identity" of each image, "caption" texts."""
+    if not path.is_file():
+        raise DataError(f"{path}: no such file")
+    if path.suffix == ".npy":
+        try:
+            return {"image": np.load(path, allow_pickle=False).tolist()}
+        except (OSError, ValueError, EOFError) as error:
+            raise DataError(f"{path}: not an array of numbers: {error}") from None
+    try:
+        if path.suffix == ".json":
+            found = json.loads(path.read_text(encoding="utf-8-sig"))
+            found = {"image": found} if isinstance(found, list) else found
+        elif path.suffix == ".csv":
+            found = _csv_columns(path)
+        else:
+            raise DataError(f"{path}: partners are read from .json, .csv and .npy")
+    except (ValueError, RecursionError) as error:
+        raise error if isinstance(error, DataError) else DataError(f"{path}: cannot be read: {error}") from None
+    if not isinstance(found, dict) or not all(isinstance(each, list) for each in found.values()):
+        raise DataError(f'{path}: should be a list of numbers, or {{"image": [...]}}')
+    return {name: found[name] for name in ("image", "identity", "caption") if name in found}
+
+
+def _csv_columns(path: Path) -> dict[str, list[Any]]:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        rows = [row for row in csv.reader(file) if row]
+    if rows and "image" not in rows[0] and len(rows[0]) == 1:
+        # A row of numbers without a header.
+        rows.insert(0, ["image"])
+    if not rows or "image" not in rows[0]:
+        raise DataError(f"{path}: no column 'image'; its columns are: {', '.join(rows[0]) if rows else 'none'}")
+    at = rows[0].index("image")
+    for number, row in enumerate(rows[1:], 2):
+        if len(row) != len(rows[0]) or not row[at].strip().isdecimal():
+            raise DataError(f"{path}, row {number}: no number of an image in it: {row}")
+    found: dict[str, list[Any]] = {"image": [int(row[at]) for row in rows[1:]]}
+    if "caption" in rows[0]:
+        found["caption"] = [row[rows[0].index("caption")] for row in rows[1:]]
+    return found

@@ -1,0 +1,225 @@
+"""Vectors in files: what a run's give is what the run gives, and what anyone's give is what they are."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from clipvisionalign.cli import main
+from clipvisionalign.data.captioned import DataError
+from clipvisionalign.retrieval.vectors import audit_vectors, evaluate_vectors, read_gallery
+
+WAYS = ("image_to_text", "text_to_image")
+
+
+def figures(capsys, *words: str, status: int = 0) -> dict:
+    assert main([*words, "--json"]) == status
+    return json.loads(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("ending", ["parquet", "npy"])
+@pytest.mark.parametrize("identity", ["auto", "caption"])
+def test_encoded_vectors_give_the_runs_figures_one_by_one(tiny_runs, tmp_path, capsys, ending, identity):
+    run, out = str(tiny_runs["self"]), tmp_path / f"vectors.{ending}"
+    own = figures(capsys, "evaluate", run, "--identity", identity)
+    told = figures(capsys, "encode", run, "--identity", identity, "--out", str(out))
+    assert (told["images"], told["captions"], told["distractors"]) == (15, 75, 0)
+    files = told["files"] if ending == "parquet" else [*told["files"][:2], "--partners", told["files"][2]]
+    assert [Path(file).name for file in told["files"]] == {
+        "parquet": ["vectors.parquet"], "npy": ["vectors-images.npy", "vectors-captions.npy", "vectors-partners.json"],
+    }[ending]  # fmt: skip
+    found = figures(capsys, "evaluate", "--identity", identity, "--vectors", *files)
+    same = ("images", "captions", *WAYS, "rsum", "chance", "equal_captions")
+    assert {name: found[name] for name in same} == {name: own[name] for name in same}
+    assert found["audit"]["passed"]
+    # Nothing is replaced without being asked.
+    before = {file: Path(file).read_bytes() for file in told["files"]}
+    assert main(["encode", run, "--out", str(out)]) == 1
+    assert "is there already" in capsys.readouterr().err
+    assert {file: Path(file).read_bytes() for file in told["files"]} == before
+    figures(capsys, "encode", run, own["data"], "--out", str(out), "--split", "test", "--overwrite")
+    assert {file: Path(file).read_bytes() for file in told["files"]} != before
+
+
+def test_distractors_of_a_run_stand_behind_its_images(tiny_runs, scenes_folder, tmp_path, capsys):
+    out = str(tmp_path / "vectors.parquet")
+    (tmp_path / "more").mkdir()
+    for number, path in enumerate(sorted((scenes_folder / "images").iterdir())[:7]):
+        (tmp_path / "more" / path.name).write_bytes(path.read_bytes() if number else b"none")
+    told = figures(capsys, "encode", str(tiny_runs["self"]), "--out", out, "--distractors", str(tmp_path / "more"))
+    assert (told["images"], told["distractors"]) == (15, 6)
+    found = figures(capsys, "evaluate", "--vectors", out)
+    assert (found["images"], found["distractors"], found["captions"]) == (15, 6, 75)
+    assert main(["evaluate", "--vectors", out]) == 0
+    assert "6 more without captions" in " ".join(capsys.readouterr().out.split())
+
+
+def made(seed: int = 0, images: int = 30, more: int = 25, captions: int = 70, width: int = 12):
+    rng = np.random.default_rng(seed)
+    vectors = rng.standard_normal((images + more, width)).astype(np.float32)
+    owner = np.concatenate([np.arange(images), rng.integers(images, size=captions - images)])
+    texts = vectors[owner] + 1.5 * rng.standard_normal((captions, width)).astype(np.float32)
+    return vectors, texts, owner
+
+
+def write(folder: Path, images: np.ndarray, captions: np.ndarray, owner) -> tuple[list[str], str]:
+    np.save(folder / "i.npy", images)
+    np.save(folder / "c.npy", captions)
+    (folder / "p.json").write_text(json.dumps(np.asarray(owner).tolist()))
+    return [str(folder / "i.npy"), str(folder / "c.npy")], str(folder / "p.json")
+
+
+def by_force(images: np.ndarray, captions: np.ndarray, owner: np.ndarray, k: int) -> tuple[float, float]:
+    """Recalls at k of both ways, over images that have captions, and over all captions in the whole gallery."""
+    scores = images.astype(np.float64) @ captions.T.astype(np.float64)
+    asked = sorted(set(owner.tolist()))
+    forth = [any(owner[c] == i for c in np.argsort(-scores[i])[:k]) for i in asked]
+    back = [owner[c] in np.argsort(-scores[:, c])[:k] for c in range(len(captions))]
+    return float(np.mean(forth)), float(np.mean(back))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_distractors_lower_recall_as_much_as_counting_says(tmp_path, seed):
+    images, captions, owner = made(seed)
+    files, partners = write(tmp_path, images[:30], captions, owner)
+    np.save(tmp_path / "d.npy", images[30:])
+    without = evaluate_vectors(read_gallery(files, partners)).metrics
+    with_them = evaluate_vectors(read_gallery(files, partners, tmp_path / "d.npy")).metrics
+    for found, gallery in ((without, images[:30]), (with_them, images)):
+        for k in (1, 5, 10):
+            own = tuple(getattr(found, way)[f"recall_at_{k}"].value for way in WAYS)
+            assert own == pytest.approx(by_force(gallery, captions, owner, k))
+    assert without.image_to_text == with_them.image_to_text
+    assert with_them.text_to_image["recall_at_1"].value < without.text_to_image["recall_at_1"].value
+    assert with_them.chance["text_to_image"]["recall_at_1"] == pytest.approx(1 / 55)
+    assert (with_them.images, with_them.ranks.distractors) == (30, 25)
+    # The same where rows without captions stand among the others.
+    order = np.random.default_rng(seed).permutation(len(images))
+    files, partners = write(tmp_path, images[order], captions, np.argsort(order)[owner])
+    mixed = evaluate_vectors(read_gallery(files, partners)).metrics
+    assert [getattr(mixed, way)["mean_rank"].value for way in WAYS] == [
+        getattr(with_them, way)["mean_rank"].value for way in WAYS
+    ]
+
+
+def test_partners_and_vectors_come_in_every_form(tmp_path):
+    import pyarrow as arrow
+    import pyarrow.parquet as parquet
+
+    images, captions, owner = made()
+    files, partners = write(tmp_path, images, captions, owner)
+    expected = evaluate_vectors(read_gallery(files, partners)).metrics.to_dict()
+    np.save(tmp_path / "p.npy", owner)
+    with (tmp_path / "p.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["caption", "image"], *(("words, more", number) for number in owner)])
+    (tmp_path / "bare.csv").write_text("".join(f"{number}\n" for number in owner))
+    for name in ("p.npy", "p.csv", "bare.csv"):
+        assert evaluate_vectors(read_gallery(files, tmp_path / name)).metrics.to_dict() == expected
+    for number, kind in enumerate((arrow.list_(arrow.float32()), arrow.large_list(arrow.float64()), None)):
+        for name, vectors, more in (("i", images, {}), ("c", captions, {"image": owner})):
+            lists = arrow.array(vectors.tolist(), kind or arrow.list_(arrow.float32(), 12))
+            parquet.write_table(
+                arrow.table({"vector": lists, **more}), tmp_path / f"{name}{number}.parquet", row_group_size=9
+            )
+        both = [tmp_path / f"i{number}.parquet", tmp_path / f"c{number}.parquet"]
+        found = evaluate_vectors(read_gallery(both)).metrics.to_dict()
+        assert {way: found[way] for way in WAYS} == {way: expected[way] for way in WAYS}
+    # Half precision ties where float32 does not.
+    np.save(tmp_path / "i.npy", images.astype(np.float16))
+    assert read_gallery(files, partners).images.format == "float16"
+    evaluate_vectors(read_gallery(files, partners))
+
+
+def test_identities_are_partners(tmp_path):
+    images, captions, owner = made(more=0)
+    files, _ = write(tmp_path, images, captions, owner)
+    (tmp_path / "p.json").write_text(json.dumps({"image": owner.tolist(), "identity": [n // 2 for n in range(30)]}))
+    gallery = read_gallery(files, tmp_path / "p.json")
+    together, alone = (evaluate_vectors(gallery, how).metrics.rsum.value for how in ("auto", "none"))
+    assert together > alone
+    with pytest.raises(DataError, match="compares captions' texts, and none are given"):
+        evaluate_vectors(gallery, "caption")
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda i, c, p: (i, c[:-1], p), r"69 caption vectors, and partners of 70"),
+        (lambda i, c, p: (i, c, [*p[:-1], 99]), r"caption 69 is of image 99, and there are 55 image vectors"),
+        (lambda i, c, p: (i, c, [*p[:-1], -1]), r"caption 69 is of image -1"),
+        (lambda i, c, p: (i, c, [*p[:-1], 0.5]), r"caption 69 is of image 0.5, which is no whole number"),
+        (lambda i, c, p: (i, c, [*p[:-1], None]), r"caption 69 is of image None, which is no whole number"),
+        (lambda i, c, p: (i, c, {"a": 1}), r"should be a list of numbers"),
+        (lambda i, c, p: (i[:, :5], c, p), r"image vectors are 5 wide, caption vectors 12"),
+        (lambda i, c, p: (i * np.nan, c, p), r"i.npy: some image vectors are not finite numbers, number 0 is the first"),
+        (lambda i, c, p: (i, c.astype(int), p), r"c.npy: caption vectors should be floating-point"),
+        (lambda i, c, p: (i[0], c, p), r"i.npy: image vectors should be floating-point \(number, width\)"),
+        (lambda i, c, p: (np.array([{}]), c, p), r"i.npy: not an array of numbers"),
+        (lambda i, c, p: (i[:0], c, p), r"i.npy: no image vectors in it"),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_is_told(tmp_path, capsys, change, told):
+    images, captions, owner = made()
+    images, captions, owner = change(images, captions, owner.tolist())
+    np.save(tmp_path / "i.npy", images, allow_pickle=True)
+    np.save(tmp_path / "c.npy", captions)
+    (tmp_path / "p.json").write_text(json.dumps(owner))
+    files, partners = [str(tmp_path / "i.npy"), str(tmp_path / "c.npy")], str(tmp_path / "p.json")
+    with pytest.raises(DataError, match=told):
+        read_gallery(files, partners)
+    assert main(["evaluate", "--vectors", *files, "--partners", partners]) == 1
+    assert "error: " in capsys.readouterr().err
+
+
+def test_files_that_say_too_little_are_told(tmp_path, capsys):
+    images, captions, owner = made()
+    files, partners = write(tmp_path, images, captions, owner)
+    (tmp_path / "half.parquet").write_bytes(b"PAR1 half of one")
+    (tmp_path / "p.txt").write_text("0\n1\n")
+    for words, told in (
+        ((files, ""), "does not say which image a caption is of: give it with --partners"),
+        ((files, str(tmp_path / "none.json")), "none.json: no such file"),
+        ((files, str(tmp_path / "p.txt")), "partners are read from .json, .csv and .npy"),
+        (([*files, "x"], partners), "not 3 files"),
+        (([str(tmp_path / "half.parquet")], partners), "not a whole Parquet file"),
+        (([partners, files[1]], partners), "vectors are read from .npy and .parquet"),
+    ):
+        with pytest.raises(DataError, match=told):
+            read_gallery(*words)
+    for words in (["run", "--vectors", *files], ["--vectors", *files, "--data", "d"], [], ["run", "--partners", "p"]):
+        assert main(["evaluate", *words]) == 1
+    assert "give a run, or --vectors" in capsys.readouterr().err
+
+
+def checks(tmp_path: Path, images: np.ndarray, captions: np.ndarray, owner, **partners) -> dict[str, bool]:
+    files, _ = write(tmp_path, images, captions, owner)
+    (tmp_path / "p.json").write_text(json.dumps({"image": np.asarray(owner).tolist(), **partners}))
+    return {check.name: check.passed for check in audit_vectors(read_gallery(files, tmp_path / "p.json")).checks}
+
+
+def test_vectors_tell_of_themselves(tmp_path):
+    images, captions, owner = made()
+    assert all(checks(tmp_path, images, captions, owner).values())
+    failed = {
+        "image vectors apart": (np.ones_like(images), captions),
+        "caption vectors apart": (images, np.ones_like(captions)),
+        "captions without their images": (images, np.concatenate([images[owner[:9]], captions[9:]])),
+        "caption vectors' lengths": (images, np.concatenate([captions[:-1], 0 * captions[-1:]])),
+    }
+    for name, (left, right) in failed.items():
+        found = checks(tmp_path, left, right, owner)
+        assert [check for check, passed in found.items() if not passed] == [name]
+    # The same up to the last digits is the same.
+    noisy = np.ones_like(images) + np.float32(1e-7) * np.sign(images)
+    assert not checks(tmp_path, noisy, captions, owner)["image vectors apart"]
+    # Captions of one text that differ by their image.
+    texts = [f"class {number % 5}" for number in range(70)]
+    assert not checks(tmp_path, images, captions, owner, caption=texts)["equal captions alike"]
+    alike = captions[:5][np.arange(70) % 5]
+    found = checks(tmp_path, images, alike, owner, caption=texts)
+    assert found["equal captions alike"]
+    assert found["caption vectors apart"]
