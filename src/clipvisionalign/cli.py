@@ -357,13 +357,13 @@ def _evaluation_parser(name: str, description: str) -> argparse.ArgumentParser:
 
 
 def _open_run(given: argparse.Namespace) -> tuple[Any, CaptionedImages, str]:
-    """The aligner, the checked data set whole, and where it was read from."""
+    """The aligner, the data set whole, of a stream the split alone, and where it was read from."""
     from clipvisionalign.data.of_run import read_data_of_run
     from clipvisionalign.models.aligner import load_aligner
 
     aligner = load_aligner(given.run, given.device)
     aligner.show_progress = True
-    data = read_data_of_run(given.run, given.data or "", given.layout, given.identity)
+    data = read_data_of_run(given.run, given.data or "", given.layout, given.identity, given.split)
     return aligner, data, str(data.source)
 
 
@@ -403,7 +403,8 @@ def evaluate(arguments: list[str]) -> int:
     if given.run is None or given.partners or given.distractors:
         raise ValueError("give a run, or --vectors IMAGES CAPTIONS --partners FILE (--distractors FILE)")
     from clipvisionalign.retrieval.evaluate import evaluate as measure
-    from clipvisionalign.training.cross_fit import in_sample_note, trained_note
+    from clipvisionalign.training.cross_fit import in_sample_note
+    from clipvisionalign.training.trained_on import trained_note
 
     aligner, data, source = _open_run(given)
     part = _checked_split(data, given.split)
@@ -420,18 +421,30 @@ def evaluate(arguments: list[str]) -> int:
         caption_group=part.caption_group,
     )  # fmt: skip
     results = {"run": given.run, "data": source, "split": given.split, **found.to_dict()}
-    notes = {
-        "in_sample": in_sample_note(Path(given.run), part),
-        "trained_on": trained_note(Path(given.run), source, data, given.split),
-    }
+    trained = trained_note(Path(given.run), data, part)
+    notes = {"in_sample": in_sample_note(Path(given.run), part), "trained_on": trained.note if trained else None}
     results |= {name: note for name, note in notes.items() if note}
+    if trained and trained.matches:
+        results["trained_on_images"] = trained.to_dict()
     if given.json:
         print(json.dumps(results, indent=2))
         return 0
     _print_figures(results)
     for note in filter(None, notes.values()):
         print(note)
+    _print_trained_on(results)
     return 0
+
+
+def _print_trained_on(results: dict[str, Any], most: int = 5) -> None:
+    """The first of the images that were trained on, where not all were."""
+    found = results.get("trained_on_images")
+    if not found or found["same"] == found["images"]:
+        return
+    for match in found["first"][:most]:
+        print(f"  {match['image']} is {'' if match['same'] else 'nearly '}{match['trained_on']} of the training images")
+    if (more := found["same"] + found["nearly"] - most) > 0:
+        print(f"  and {more:,} more")
 
 
 def _evaluate_vectors(given: argparse.Namespace) -> int:
@@ -522,7 +535,9 @@ def audit(arguments: list[str]) -> int:
     parser.add_argument("--sample", type=int, default=48, help="images in the checks (default 48)")
     given = parser.parse_args(arguments)
     from clipvisionalign.data.check import check as check_data
+    from clipvisionalign.retrieval.audit import AuditReport, Check
     from clipvisionalign.retrieval.audit import audit as audit_model
+    from clipvisionalign.training.trained_on import trained_note
 
     aligner, data, source = _open_run(given)
     kept, report = check_data(data, full=True, shown=True)
@@ -533,13 +548,20 @@ def audit(arguments: list[str]) -> int:
         aligner, part.images, part.captions, part.caption_image, part.image_identity, apart, given.sample,
         caption_group=part.caption_group,
     )  # fmt: skip
+    trained = trained_note(Path(given.run), data, part)
+    if given.split != "train":
+        count = len(trained.matches) or trained.images if trained else 0
+        told = trained.note if trained else "no image of it is known to be one that the run was trained on"
+        found = AuditReport([*found.checks, Check("gallery not trained on", not trained, float(count), told)])
     results = {"run": given.run, "data": source, "split": given.split, **found.to_dict()}
+    results |= {"trained_on": trained.note, "trained_on_images": trained.to_dict()} if trained else {}
     # For the card of a model that is exported.
     (Path(given.run) / "audit.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     if given.json:
         print(json.dumps(results, indent=2))
     else:
         _print_audit(results)
+        _print_trained_on(results)
     return 0 if found.passed else 1
 
 

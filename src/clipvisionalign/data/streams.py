@@ -58,6 +58,9 @@ class Stream(Protocol):
     def fingerprint(self) -> str:
         """A hash of what is in it."""
 
+    def samples(self) -> Iterator[Sample]:
+        """All samples, in the order in which they lie."""
+
     def read(self, epoch: int, seed: int, first: int, last: int) -> Iterator[Sample]:
         """The samples from place `first` to before `last` of an epoch's row, mixed among themselves."""
 
@@ -88,6 +91,10 @@ class Shards:
         order = np.random.default_rng([seed, epoch]).permutation(len(self.paths)).tolist()
         rng = random.Random(f"{seed} {epoch} {first}")
         yield from mixed(self._stretch(order, first, last), rng)
+
+    def samples(self) -> Iterator[Sample]:
+        """See `Stream`."""
+        return self._stretch(range(len(self.paths)), 0, self.count)
 
     def _stretch(self, order: Sequence[int], first: int, last: int) -> Iterator[Sample]:
         """The samples of a stretch in the order of the files, shard by shard."""
@@ -221,6 +228,10 @@ class Saved:
         """See `Stream`; rows are read from where they lie, in any order."""
         for place in np.random.default_rng([seed, epoch]).permutation(self.count)[first:last].tolist():
             yield self.sample(place)
+
+    def samples(self) -> Iterator[Sample]:
+        """See `Stream`."""
+        return map(self.sample, range(self.count))
 
     def sample(self, place: int) -> Sample:
         """One row."""

@@ -351,50 +351,6 @@ def in_sample_note(run: Path, data: CaptionedImages) -> str | None:
     return told
 
 
-def trained_note(run: Path, source: str, data: CaptionedImages, split: str) -> str | None:
-    """What a figure of a run on a split has to be read with, where the run was trained on that split's images, or on
-    some of them, or one of the runs was that it starts from (`--init`); None where that is not known.
-
-    source: where `data`, the whole data set as it was read, lies. They are known by that, and in any other place by
-    their captions and the sizes of their files, where all of a training split are there.
-    """
-    part, told = data.split(split), run
-    seen: set[Path] = set()
-    while told.resolve() not in seen and (told / "data.json").is_file():
-        seen.add(told.resolve())
-        about = json.loads((told / "data.json").read_text())
-        here = split == "train" and Path(source).resolve() == Path(about.get("source", "")).resolve()
-        if here or _were_trained_on(about, part):
-            count = about.get("train", {}).get("images", len(part))
-            which = "these images" if count >= len(part) else f"{count:,} of these {len(part):,} images"
-            by = "the run" if told == run else f"{told}, which the run starts from,"
-            return f"{by} was trained on {which}: figures of training images, which say nothing about any others"
-        told = _init_of(told) or told
-    return None
-
-
-def _were_trained_on(about: dict[str, Any], part: CaptionedImages) -> bool:
-    """Whether images are the training split of a run, by what its data.json has: as it was read, or as it was used."""
-    known = about.get("as_read", {}).get("train")
-    if about.get("train", {}).get("fingerprint") == part.fingerprint():
-        return True
-    # Who belongs to whom is a setting of the run, not of the images.
-    return known is not None and set(changed(known, data_contents(part, pictures=False))) <= {"partners"}
-
-
-def _init_of(run: Path) -> Path | None:
-    """The run that a run started from, None where it started from none."""
-    import yaml
-
-    settings = run / "config.yaml"
-    init = (yaml.safe_load(settings.read_text()) or {}).get("init") if settings.is_file() else None
-    if not init:
-        return None
-    begun = run / "environment.json"
-    directory = json.loads(begun.read_text()).get("directory", ".") if begun.is_file() else "."
-    return Path(directory) / init
-
-
 def chosen_with_init(init: Path, data: CaptionedImages) -> str | None:
     """Why a run that starts from another (`--init`) is not cross-fitted on these dev images: the other one's epoch was
     chosen by all of them, where its halves would have chosen another. None where that is not so."""

@@ -34,6 +34,7 @@ from torch import Tensor
 from clipvisionalign.batch import Batch
 from clipvisionalign.data.captioned import CaptionedImages, DataError, Identity
 from clipvisionalign.data.streams import too_many_bad
+from clipvisionalign.data.trained_on import TRAINED_ON
 from clipvisionalign.files import PART, remove, written_aside
 from clipvisionalign.models.aligner import (
     IMAGE_FOLDER,
@@ -97,6 +98,7 @@ from clipvisionalign.training.processes import Processes
 from clipvisionalign.training.records import Records, usable_trackers
 from clipvisionalign.training.step import Known, Step, StepFigures, Towers
 from clipvisionalign.training.timing import Timings
+from clipvisionalign.training.trained_on import keep_trained_on
 from clipvisionalign.training.training_data import (
     TrainingData,
     frozen_captions,
@@ -115,7 +117,7 @@ TRACKED = "records"
 WRITTEN = {
     f"config.yaml{PART}", "data.json", "environment.json", "weights.json", "metrics.jsonl", "results.json",
     f"results.json{PART}", RANKS, WEIGHTS_FILE, f"{WEIGHTS_FILE}{PART}", TEXT_FOLDER, IMAGE_FOLDER, HALF_MODELS,
-    CHECKPOINTS, TRACKED,
+    CHECKPOINTS, TRACKED, TRAINED_ON, f"{TRAINED_ON}{PART}",
 }  # fmt: skip
 #: TensorBoard by default, where it is installed.
 TRACKERS = "tensorboard"
@@ -536,6 +538,7 @@ def train(
         results = measure(config, where, dev, out, processes, say)
     results |= {"best_epoch": where.best_epoch, "training_seconds": round(seconds, 1)}
     results |= {"steps": where.step - where.skipped, "steps_skipped": where.skipped, "images_left_out": where.left_out}
+    processes.first_does(lambda: keep_trained_on(out, data.train, say, processes.first))
     processes.first_does(partial(_write_results, out, results))
     processes.end()
     return results

@@ -51,7 +51,7 @@ Kept = TypeVar("Kept")
 class TrainingData:
     """The training split and the dev split of a data set, checked. left_out: what is not used, with its place; as_read:
     what both splits held before anything was left out, see `_as_read`; cut: by split, how many captions the text
-    tower's `max_tokens` cuts."""
+    tower's `max_tokens` cuts; dev_source: the data set of the dev split, where that is another one."""
 
     source: str
     train: CaptionedImages | Shards | Saved
@@ -62,6 +62,7 @@ class TrainingData:
     cut: dict[str, CutCaptions] = field(default_factory=dict)
     split_rule: int = SPLIT_RULE
     group: str = ""
+    dev_source: str = ""
 
     def opened(self, by_content: bool, shown: bool = True) -> dict[str, dict[str, str]]:
         """What both splits hold, as they were opened: before it turns out what of them cannot be decoded. Training
@@ -90,9 +91,10 @@ class TrainingData:
             train["train"] = _about(self.train)
         else:
             train["train"] = {"images": self.train.count, "fingerprint": self.train.fingerprint()}
+        dev_source = str(Path(self.dev_source).resolve()) if self.dev_source else ""
         read = {
-            "source": str(Path(self.source).resolve()), "identity": self.dev.identity, "split_rule": self.split_rule,
-            "group": self.group,
+            "source": str(Path(self.source).resolve()), "dev_source": dev_source, "identity": self.dev.identity,
+            "split_rule": self.split_rule, "group": self.group,
         }  # fmt: skip
         cut = {"max_tokens": self.max_tokens, **{split: found.to_dict() for split, found in self.cut.items()}}
         dev = {**_about(self.dev), "contents": data_contents(self.dev)}
@@ -197,7 +199,9 @@ def _open_images(config: RunConfig, say: Say, processes: Processes, begins: bool
     if len(train) < 2 or len(dev) < 2:
         raise DataError(f"{config.data}: too little is left to train on: {len(train)} train, {len(dev)} dev images")
     as_read = _as_read(data, elsewhere)
-    return TrainingData(config.data, train, dev, left_out, as_read, split_rule=rule, group=config.group)
+    return TrainingData(
+        config.data, train, dev, left_out, as_read, split_rule=rule, group=config.group, dev_source=config.dev_data
+    )
 
 
 def _dev_data(config: RunConfig, rule: int) -> CaptionedImages:
@@ -279,7 +283,7 @@ def _open_stream(config: RunConfig, stream: Shards | Saved, say: Say, processes:
     left_out = [str(problem) for problem in report.problems if problem.effect != "warning"]
     for line in left_out[:5]:
         say(f"check: {line}")
-    return TrainingData(config.data, stream, dev, left_out, {})
+    return TrainingData(config.data, stream, dev, left_out, {}, dev_source=config.dev_data)
 
 
 def keeps_features(config: RunConfig) -> bool:
