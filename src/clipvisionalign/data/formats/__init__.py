@@ -71,7 +71,10 @@ def layout_of(path: str | Path, layout: str = "auto") -> Layout:
     source = Path(path)
     if layout not in ("auto", *LAYOUTS):
         raise DataError(f"unknown layout '{layout}'; known are: auto, {', '.join(LAYOUTS)}")
-    if not source.exists() and not shards.is_pattern(source):
+    if shards.is_pattern(source) and not source.is_dir():
+        # Nothing else reads them: a layout that is given is that of another data set, of `--dev_data`.
+        return LAYOUTS[STREAM]
+    if not source.exists():
         raise DataError(f"{source}: no such file or folder")
     return _recognise(source) if layout == "auto" else LAYOUTS[layout]
 
