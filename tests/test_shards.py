@@ -15,7 +15,7 @@ from clipvisionalign.data.captioned import DataError
 from clipvisionalign.data.check import check
 from clipvisionalign.data.formats import LAYOUTS, is_stream, layout_of, read_captioned_images
 from clipvisionalign.data.formats.shards import read_shard, samples_in, stream_split
-from clipvisionalign.data.streams import open_stream
+from clipvisionalign.data.streams import StreamedBatches, open_stream
 
 
 def read(folder: Path, *members: tuple[str, bytes | str | object]) -> tuple[dict[str, list[str]], list[str]]:
@@ -139,7 +139,10 @@ def test_files_of_no_sample_are_counted(tmp_path):
         ("__meta__", b""),
     )  # fmt: skip
     assert found == {"a": ["one"]}
-    assert listed == ["train-0.tar: 3 files are of no sample by their names, such as ._a.jpg (warning)"]
+    assert not listed
+    assert read_captioned_images(tmp_path).notes == [
+        "train-0.tar: 3 files are of no sample by their names, such as ._a.jpg"
+    ]
     # Nor is what macOS puts beside a shard one.
     (tmp_path / "._train-0.tar").write_bytes(b"no tar file")
     assert len(read_captioned_images(tmp_path)) == 1
@@ -148,11 +151,27 @@ def test_files_of_no_sample_are_counted(tmp_path):
 def test_a_sample_that_says_it_is_of_another_split_is_listed(tmp_path):
     members = [(f"{n}.jpg", b"%d" % n) for n in range(3)]
     members += [(f"{n}.json", {"caption": "a dog", "split": split}) for n, split in enumerate(("train", "test", "val"))]
+    members += [("3.jpg", b"3"), ("3.json", {"caption": "a cat", "set": "cc3m"})]
     found, listed = read(tmp_path, *members)
-    assert found == {"0": ["a dog"]}
+    assert found == {"0": ["a dog"], "3": ["a cat"]}
     assert [line.partition(": ")[2] for line in listed] == [
         f"says that its split is '{split}', in a file of 'train' (left out)" for split in ("test", "dev")
     ]
+
+
+def test_what_a_training_leaves_out_of_samples_is_counted(tmp_path):
+    captions = [["a dog", None], ["a dog"], ["a dog", 5, None], [None]]
+    members = [(f"{n}.jpg", b"%d" % n) for n in range(4)] + [(f"{n}.json", each) for n, each in enumerate(captions)]
+    assert len(read(tmp_path, *members)[0]) == 3
+    batches = StreamedBatches(open_stream(str(tmp_path)), lambda texts: [[1] for _ in texts], 0, None)
+    for _ in range(2):
+        list(batches.epoch(4, 1, 0))
+    assert (batches.tally.good, batches.tally.bad, batches.tally.complaints) == (6, 2, 6)
+    assert len(batches.tally.first) == 1
+    assert "train-0.tar, " in batches.tally.first[0]
+    again = StreamedBatches(open_stream(str(tmp_path)), lambda texts: [[1] for _ in texts], 0, None)
+    again.count_on([batches.counted(), batches.counted()])
+    assert again.tally.complaints == 12
 
 
 def test_an_identity_is_a_text_or_a_number(tmp_path):
@@ -222,6 +241,7 @@ def test_check_reads_shards_and_counts_them(tmp_path, capsys):
     assert "train-0.tar, bad: no caption" in told
     assert "cut" in told
     assert "layout stream, 17 images (dev 5, train 12)" in told
+    assert "21 rows = 17 read + 4 left out" in told
 
 
 def test_what_is_too_much_for_memory_is_refused(tmp_path, monkeypatch):

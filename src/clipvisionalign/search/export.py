@@ -219,7 +219,7 @@ def _loss_of_int8(folder: Path, run: Path, source: Path, say: Callable[[str], No
     if not source.exists():
         say(f"{source} is not there: what the 8-bit towers lose is not measured; --data says where it is")
         return {"not measured": f"{source} is not there"}
-    dev = read_data_of_run(run, source).split("dev")
+    dev = read_data_of_run(run, source, split="dev").split("dev")
     say(f"measuring 8-bit towers on {len(dev):,} dev pictures and {len(dev.captions):,} captions ...")
     exact, small = (
         retrieval_metrics(

@@ -26,6 +26,7 @@ from typing import Any
 from clipvisionalign.data.captioned import SPLITS, CaptionedImage, CaptionedImages, DataError, Problem
 from clipvisionalign.data.captions import CAPTION_NAMES, caption_texts
 from clipvisionalign.data.formats.tables import IDENTITY_COLUMNS, SPLIT_COLUMNS, column_named
+from clipvisionalign.data.splits import SPLIT_WORDS, split_word
 from clipvisionalign.data.text_files import decode, split_lines
 from clipvisionalign.pictures import PICTURE_SUFFIXES, PictureError, open_header
 
@@ -45,12 +46,6 @@ IMAGE_ENDINGS = frozenset(suffix[1:] for suffix in PICTURE_SUFFIXES) | {
 
 #: Under these names a .json tells captions though a .txt is there; the others may be anything about the image.
 OWN_CAPTIONS = ("captions", "caption", "sentences", "raw", "text")
-
-#: Names of splits within the names of files.
-SPLIT_NAMES = {
-    "train": "train", "training": "train", "dev": "dev", "val": "dev", "valid": "dev", "validation": "dev",
-    "test": "test", "testing": "test",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -125,7 +120,8 @@ class _Told:
                 self.complain(f"odd {column}", f"{name}: {type(value).__name__} where a text or a number belongs")
                 continue
             setattr(self, column, str(value).strip())
-        self.split = SPLIT_NAMES.get(self.split.lower(), "")
+        # Other words under such names are about something else: the file's own name tells the split.
+        self.split = split if (split := split_word(self.split)) in SPLITS else ""
 
     def sample(self, image: bytes | None) -> Sample:
         """The sample with its image; bad without an image or a caption."""
@@ -407,7 +403,7 @@ def open_saved(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError) as error:
         raise DataError(f"{folder}: not a whole folder of save_to_disk: {error}") from None
     splits = dict(found) if isinstance(found, datasets.DatasetDict) else {"train": found}
-    return {SPLIT_NAMES.get(name, name): rows for name, rows in splits.items()}
+    return {split_word(name): rows for name, rows in splits.items()}
 
 
 # --- which files, of which split --------------------------------------------------------------------------------------
@@ -416,7 +412,7 @@ def open_saved(folder: Path) -> dict[str, Any]:
 def split_of(path: Path) -> str:
     """The split that a file's name tells: "flickr-train-000.tar" is of "train"; "" where it tells none."""
     words = re.split(r"[^a-z]+", path.name.partition(".")[0].lower())
-    return next((SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES), "")
+    return next((SPLIT_WORDS[word] for word in words if word in SPLIT_WORDS), "")
 
 
 def _tars(folder: Path) -> list[Path]:
@@ -499,7 +495,7 @@ def files_beside(source: Path, split: str) -> list[Path]:
 
 
 def read_stream(source: Path, group: str = "", split_rule: int = 0) -> CaptionedImages:
-    """All splits of a stream, in memory, with their images; its files tell them, whatever else decides elsewhere. Raises
+    """All splits of a stream, in memory, with their images; its files tell them, whatever decides elsewhere. Raises
     DataError where that is too much, or nothing."""
     if source.is_dir() and is_saved(source):
         splits = open_saved(source)
@@ -566,21 +562,17 @@ def _in_memory(source: Path, found: Sequence[tuple[str, Sample]], files: Sequenc
         rows.append(
             CaptionedImage(sample.name, sample.image, sample.captions, split, sample.identity or None, sample.name, 1)
         )
-    for path in files:
-        problems += _passed_over(path)
+    notes = [note for path in files for note in _passed_over(path)]
     if not rows:
         first = f"; the first of {len(problems)}: {problems[0]}" if problems else ""
         raise DataError(f"{source}: none of {len(found):,} samples can be used{first}")
-    return CaptionedImages(rows, source, "stream", problems=problems, rows_in_files=len(found))
+    return CaptionedImages(rows, source, "stream", problems=problems, rows_in_files=len(found), notes=notes)
 
 
-def _passed_over(path: Path) -> list[Problem]:
-    """Files of a shard that are of no sample."""
+def _passed_over(path: Path) -> list[str]:
+    """What to say of files of a shard that are of no sample."""
     if path.suffix == ".parquet":
         return []
     with _opened(path) as tar:
         names = index_of(tar).passed_over
-    if not names:
-        return []
-    told = f"{len(names):,} files are of no sample by their names, such as {names[0]}"
-    return [Problem("file of no sample", path.name, told, "warning")]
+    return [f"{path.name}: {len(names):,} files are of no sample by their names, such as {names[0]}"] if names else []
