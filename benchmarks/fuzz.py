@@ -45,7 +45,7 @@ def shards() -> Fuzz:
 
 
 def tables() -> Fuzz:
-    """Delimited tables, lists of captions and JSON lines, of any bytes: each row is read or listed, or the file refused."""
+    """Delimited tables, lists of captions, JSON lines, of any bytes: each row is read or listed, or all is refused."""
     from odd_tables import check_table, tables
 
     return tables(), _in_folder(lambda folder, table: check_table(table, folder))

@@ -502,3 +502,29 @@ def test_any_table_is_read_row_by_row_or_refused(one_folder, table):
 @given(json_files())
 def test_any_json_is_read_row_by_row_or_refused(one_folder, file):
     check_json(file, one_folder / "json")
+
+
+def test_files_of_which_nothing_is_used_are_counted(tmp_path, capsys):
+    from clipvisionalign.cli import main
+
+    for number, name in enumerate(("a.png", "b.jfif", "c", "unused.jpe", "._a.png", "@eaDir/a.png", "sub/link.png")):
+        paint(tmp_path / name, number)
+    (tmp_path / "sub" / "link.png").unlink()
+    os.symlink("../a.png", tmp_path / "sub" / "link.png")
+    (tmp_path / "notes.pdf").write_bytes(b"%PDF-1.4")
+    (tmp_path / "table.csv").write_text("image,caption\na.png,one\nb.jfif,two\nc,three\n")
+    main(["check", str(tmp_path), "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert found["images"] == 3
+    assert found["notes"][0] == "1 image files of which no row is read, such as unused.jpe"
+    assert ".pdf" in " ".join(found["notes"])
+
+
+def test_images_beside_their_texts_are_known_by_content(tmp_path):
+    for number, name in enumerate(("a.png", "b.jfif", "c.bin", "._d.png")):
+        paint(tmp_path / name, number)
+        (tmp_path / name).with_suffix(".txt").write_text(f"image {number}")
+    (tmp_path / "alone.txt").write_text("of nothing")
+    data = read(tmp_path)
+    assert captions_of(data) == {"a.png": ("image 0",), "b.jfif": ("image 1",), "c.bin": ("image 2",)}
+    assert data.notes == ["1 .txt files that no image stands beside, such as alone.txt"]

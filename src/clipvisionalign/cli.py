@@ -152,7 +152,7 @@ def check(arguments: list[str]) -> int:
     parser.add_argument(OFFLINE, action="store_true", help=OFFLINE_HELP)
     given = parser.parse_args(arguments)
     from clipvisionalign.data.check import check as check_data
-    from clipvisionalign.data.check import empty_splits, near_duplicates
+    from clipvisionalign.data.check import empty_splits, near_duplicates, passed_over
     from clipvisionalign.data.formats import read_captioned_images
     from clipvisionalign.data.splits import write_splits
 
@@ -169,6 +169,7 @@ def check(arguments: list[str]) -> int:
         say(f"{given.write_splits}: written: {parts} images; {len(near):,} pairs of nearly equal ones kept together")
     else:
         report.problems += empty_splits(kept)
+    report.notes = [*report.notes, *passed_over(data)]
     cut: dict[str, Any] = _cut_captions(kept, given.tokens, given.max_tokens) if given.tokens else {}
     if given.json:
         told = {split: found.to_dict() for split, found in cut.items() if split != "max_tokens"}

@@ -22,7 +22,7 @@ import numpy as np
 
 from clipvisionalign.data.captioned import SPLITS, CaptionedImage, CaptionedImages, Problem, same_words
 from clipvisionalign.data.splits import SPLIT_FILE
-from clipvisionalign.pictures import PictureError, open_header, open_picture
+from clipvisionalign.pictures import NotTaken, PictureError, image_files, open_header, open_picture
 from clipvisionalign.progress import progress
 
 NEAR_BITS = 16
@@ -225,6 +225,30 @@ def near_pairs(
             if same or (cells.mean() <= NEAR_COLOUR and cells.max() <= NEAR_CELL):
                 pairs.append((i, j, same))
     return pairs
+
+
+def passed_over(data: CaptionedImages) -> list[str]:
+    """The files below a data set's folder of which nothing is used, in words: images that no row names, and other files
+    by their endings. Nothing of a data set that is one file, or a stream."""
+    if not data.source.is_dir() or data.layout == "stream":
+        return []
+    not_taken = NotTaken()
+    used = {_file_of(row.image) for row in data if not isinstance(row.image, bytes)}
+    unused = [path for path in image_files(data.source, not_taken) if _file_of(path) not in used]
+    lines = [f"other files: {line}" for line in not_taken.lines()]
+    if unused:
+        first = unused[0].relative_to(data.source).as_posix()
+        lines.insert(0, f"{len(unused):,} image files of which no row is read, such as {first}")
+    return lines
+
+
+def _file_of(path: Path) -> tuple[int, int] | str:
+    """What the system knows a file by, under whatever name."""
+    try:
+        about = path.stat()
+    except (OSError, ValueError):
+        return str(path)
+    return (about.st_dev, about.st_ino) if about.st_ino else str(path.resolve())
 
 
 def near_duplicates(marks: Sequence[PictureMark], shown: bool = False) -> list[tuple[int, int]]:

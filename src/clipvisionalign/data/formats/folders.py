@@ -9,7 +9,7 @@ from clipvisionalign.data.captioned import SPLITS, CaptionedImages, DataError
 from clipvisionalign.data.formats.tables import fill_from_table, read_text
 from clipvisionalign.data.splits import SPLIT_RULE, split_word
 from clipvisionalign.data.text_files import split_lines
-from clipvisionalign.pictures import PICTURE_SUFFIXES
+from clipvisionalign.pictures import image_files
 
 _METADATA = ("metadata.csv", "metadata.tsv", "metadata.jsonl", "metadata.parquet")
 
@@ -41,19 +41,16 @@ def read_folder(source: Path, group: str = "", split_rule: int = SPLIT_RULE) -> 
     return table.finish()
 
 
-def _pictures(source: Path) -> list[Path]:
-    return sorted(path for path in source.rglob("*") if path.suffix.lower() in PICTURE_SUFFIXES)
-
-
 def is_texts(source: Path) -> bool:
     """A folder in which at least one picture has a .txt of its name."""
-    return source.is_dir() and any(path.with_suffix(".txt").is_file() for path in _pictures(source))
+    return source.is_dir() and any(path.with_suffix(".txt").is_file() for path in image_files(source))
 
 
 def read_texts(source: Path, group: str = "", split_rule: int = SPLIT_RULE) -> CaptionedImages:
     """One .txt per picture, a caption a line. A first folder named train, dev (val) or test is the split."""
     table = CaptionTable(source, "texts", [source], split_rule)
-    for path in _pictures(source):
+    images = image_files(source)
+    for path in images:
         name = path.relative_to(source).as_posix()
         text = path.with_suffix(".txt")
         if not text.is_file():
@@ -64,4 +61,9 @@ def read_texts(source: Path, group: str = "", split_rule: int = SPLIT_RULE) -> C
         for number, line in enumerate(lines or [""], 1):
             place = f"{text.relative_to(source).as_posix()}, line {number}"
             table.add_row(name, line, place, split=split if split in SPLITS else "")
+    beside = {path.with_suffix(".txt") for path in images}
+    alone = sorted(path for path in source.rglob("*.txt") if path not in beside and not path.name.startswith("."))
+    if alone:
+        first = alone[0].relative_to(source).as_posix()
+        table.note(f"{len(alone):,} .txt files that no image stands beside, such as {first}")
     return table.finish()
