@@ -255,7 +255,7 @@ def _colour_key(opened: Image.Image, layout: str) -> tuple[int, ...] | None:
     key = (key,) if isinstance(key, int) else key
     if not isinstance(key, (tuple, list)) or len(key) != len(opened.getbands()):
         return None
-    # Pillow widens greys of 2 and 4 bits and halves colours of 16, and leaves the key as it is in the file.
+    # Pillow widens greys of 2 and 4 bits, keeps 8 bits of colours of 16, and leaves the key as it is in the file.
     widen = {"L;2": 85, "L;4": 17}.get(layout, 1)
     return tuple(int(part) >> 8 if layout.startswith("RGB;16") else int(part) * widen for part in key)
 
