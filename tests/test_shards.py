@@ -247,9 +247,10 @@ def test_check_reads_shards_and_counts_them(tmp_path, capsys):
 def test_what_is_too_much_for_memory_is_refused(tmp_path, monkeypatch):
     read(tmp_path, ("x.jpg", b"x"), ("x.txt", "one"))
     monkeypatch.setattr("clipvisionalign.data.formats.shards._memory", lambda: 1000)
-    with pytest.raises(DataError, match=r"more than half of this machine's memory .*name some of the files"):
-        read_captioned_images(tmp_path)
-    assert len(stream_split(tmp_path, "train")) == 1
+    for reading in (read_captioned_images, lambda folder: stream_split(folder, "train")):
+        with pytest.raises(DataError, match=r"more than half of this machine's memory .*name some of the files"):
+            reading(tmp_path)
+    assert open_stream(str(tmp_path)).count == 1
 
 
 @settings(max_examples=60, deadline=None, derandomize=True, database=None)

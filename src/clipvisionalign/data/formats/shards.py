@@ -507,15 +507,19 @@ def read_stream(source: Path, group: str = "", split_rule: int = 0) -> Captioned
         ]
         return _in_memory(source, found, [])
     files = files_by_split(source)
-    size = sum(path.stat().st_size for some in files.values() for path in some)
-    room = _memory()
+    _refuse_too_large(source, [path for some in files.values() for path in some])
+    found = [(split, sample) for split, some in files.items() for path in some for sample in read_shard(path)]
+    return _in_memory(source, found, [path for some in files.values() for path in some])
+
+
+def _refuse_too_large(source: Path, files: Sequence[Path]) -> None:
+    """Raises DataError where files are more than may be in memory."""
+    size, room = sum(path.stat().st_size for path in files), _memory()
     if size > room / 2:
         raise DataError(
             f"{source}: {size / 2**30:.1f} GiB, more than half of this machine's memory ({room / 2**30:.1f} GiB); name "
             "some of the files by a pattern, such as NAME-{000..009}.tar"
         )
-    found = [(split, sample) for split, some in files.items() for path in some for sample in read_shard(path)]
-    return _in_memory(source, found, [path for some in files.values() for path in some])
 
 
 def _memory() -> int:
@@ -539,6 +543,7 @@ def stream_split(source: str | Path, split: str) -> CaptionedImages:
     else:
         named = is_pattern(path) and not path.is_dir()
         files = files_by_split(path).get(split, []) if not named or split == "train" else files_beside(path, split)
+        _refuse_too_large(path, files)
         found = [sample for file in files for sample in read_shard(file)]
     if not found:
         raise DataError(f"{source}: no split '{split}' beside the training split; give it with --dev_data DATA")
