@@ -68,8 +68,21 @@ def _in_folder(check: Callable[[Path, Any], Any]) -> Callable[[Any], None]:
     return fresh
 
 
+def metadata() -> Fuzz:
+    """Tables of metadata, as CSV, TSV and JSON lines: each row is of one image or listed, each cell as written."""
+    from metadata_tables import check_table, tables
+
+    return tables(), _in_folder(lambda folder, table: check_table(table, folder))
+
+
 #: The readers, by the name that the command takes.
-FUZZES: dict[str, Callable[[], Fuzz]] = {"exif": exif, "shards": shards, "tables": tables, "json": json_files}
+FUZZES: dict[str, Callable[[], Fuzz]] = {
+    "exif": exif,
+    "shards": shards,
+    "tables": tables,
+    "json": json_files,
+    "metadata": metadata,
+}
 
 
 def fuzz(name: str, minutes: float, first_seed: int) -> dict[str, Any]:

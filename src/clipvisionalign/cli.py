@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -320,8 +321,6 @@ def _in_order(arguments: list[str], recipe_file: Callable[[str], Path]) -> list[
 
 def _speaks() -> bool:
     """Whether this is the first process: under a launcher all others are silent."""
-    import os
-
     return os.environ.get("RANK", "0") == "0"
 
 
@@ -770,7 +769,7 @@ def index(arguments: list[str]) -> int:
     parser = _parser(
         "index",
         description="Encode pictures into an index to search. Made again, it encodes only what is new or changed,\n"
-        "finds what was moved, and drops what has vanished. What cannot be decoded is listed.",
+        "finds what was moved, and drops what is gone. What cannot be read or decoded is listed.",
         epilog="examples:\n"
         f"  {PROGRAM} index RUN pictures/ --out INDEX\n"
         f"  {PROGRAM} index RUN pictures/ --out INDEX --metadata years.csv    # then: search --where 'year > 2020'\n"
@@ -798,24 +797,44 @@ def index(arguments: list[str]) -> int:
         help="encode on the Ray cluster at an address, or the one around (auto); without one on this machine",
     )  # fmt: skip
     parser.add_argument("--workers", type=int, default=0, help="with --ray: models at work (default: by the cluster)")
+    parser.add_argument(
+        "--verify", action="store_true", help="read every file: one of the same size and time may hold another picture"
+    )
+    parser.add_argument(
+        "--allow-drop", action="store_true",
+        help="drop rows though more than 5 and more than 20 %% of them lose their files at once, the folder is empty "
+        "or one below cannot be listed; without it such a run is refused: the drive may not be mounted",
+    )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print what was done as JSON")
     given = parser.parse_args(arguments)
+    from clipvisionalign.search.files import printable
     from clipvisionalign.search.index import build_index, read_broken
 
     done = build_index(
         given.run, given.source, given.out, say, captions=given.captions, layout=given.layout,
-        metadata=given.metadata, ray=given.ray, workers=given.workers,
+        metadata=given.metadata, ray=given.ray, workers=given.workers, verify=given.verify,
+        allow_drop=given.allow_drop,
     )  # fmt: skip
     if given.json:
         print(json.dumps(done.to_dict() | {"broken_files": read_broken(given.out)}, indent=2))
         return 0
     captions = f"; {done.captions:,} captions" if done.captions else ""
+    kept = f", {done.kept:,} kept whose files cannot be read" if done.kept else ""
     print(
         f"{given.out}: {done.there:,} pictures: {done.encoded:,} encoded, {done.unchanged:,} unchanged, {done.moved:,} "
-        f"moved, {done.dropped:,} dropped; {done.broken:,} files could not be decoded{captions}"
+        f"moved, {done.dropped:,} dropped{kept}; {done.broken:,} files could not be decoded{captions}"
     )
+    print(done.sum())
+    for line in done.not_taken.lines():
+        print(f"  {printable(line)}")
+    if done.unlisted:
+        print(f"{len(done.unlisted):,} folders could not be listed")
+    if done.data_set:
+        print("data set: {rows:,} rows = {read:,} read + {left_out:,} left out".format(**done.data_set))
+    if done.metadata:
+        print("metadata: {matched:,} of {rows:,} rows matched, {listed:,} listed".format(**done.metadata))
     for entry in read_broken(given.out)[:5]:
-        say(f"not decoded: {entry['path']}: {entry['reason']}")
+        say(f"not decoded: {printable(entry['path'])}: {printable(entry['reason'].removeprefix(entry['path'] + ': '))}")
     if done.broken > 5:
         say(f"and {done.broken - 5:,} more, in {given.out}/broken.jsonl")
     print(f'next: {PROGRAM} search {given.out} "a dog on the grass"')
@@ -862,6 +881,8 @@ def search(arguments: list[str]) -> int:
     given = parser.parse_args(arguments)
     if given.captions and (given.where or given.rerank or given.sheet or given.paths or given.previews):
         raise ValueError("--captions finds texts: leave --where, --rerank, --sheet, --paths and --previews out")
+    from clipvisionalign.data.text_files import decode, split_lines
+    from clipvisionalign.search.files import printable
     from clipvisionalign.search.query import Searcher, Term, parse_term
 
     searcher = Searcher(given.index, given.run)
@@ -871,8 +892,9 @@ def search(arguments: list[str]) -> int:
     if given.queries:
         if given.words or given.like:
             raise ValueError("--queries takes the queries from its file: leave words and --like out")
-        text = sys.stdin.read() if given.queries == "-" else Path(given.queries).read_text(encoding="utf-8")
-        queries = [(line.strip(), [parse_term(line)]) for line in text.splitlines() if line.strip()]
+        text = sys.stdin.read() if given.queries == "-" else decode(Path(given.queries).read_bytes()).text
+        lines = [line.strip() for line in split_lines(text)]
+        queries = [(line, [parse_term(line)]) for line in lines if line]
     answers: list[dict[str, Any]] = []
     for words, terms in queries:
         if given.captions:
@@ -880,7 +902,7 @@ def search(arguments: list[str]) -> int:
             answers.append({"query": words, "found": [each.to_dict() for each in texts]})
             if not given.json:
                 for each in texts:
-                    print(f"{each.score:.3f}  {each.text}  ({each.path})")
+                    print(f"{each.score:.3f}  {printable(each.text)}  ({printable(each.path)})")
             continue
         found = searcher.search([*terms, *minus], given.count, given.where, given.rerank)
         answers.append({"query": words, "found": [each.to_dict() for each in found]})
@@ -905,9 +927,11 @@ def search(arguments: list[str]) -> int:
 def _write_paths(searcher: Any, numbers: list[int], end: bytes) -> None:
     """Where the pictures are, in the bytes that the system has for it."""
     raws = searcher.values(numbers, "raw")
-    for number in numbers:
-        sys.stdout.buffer.write(f"{searcher.place}/".encode() + raws[number] + end)
+    # A URL's names are UTF-8; those of this machine are whatever bytes the system has.
     sys.stdout.flush()
+    for number in numbers:
+        sys.stdout.buffer.write(os.fsencode(f"{searcher.place}/") + raws[number] + end)
+    sys.stdout.buffer.flush()
 
 
 def _print_found(words: str, minus: list[str], found: list[Any], thumbnails: dict[int, bytes]) -> None:
@@ -915,9 +939,11 @@ def _print_found(words: str, minus: list[str], found: list[Any], thumbnails: dic
     from rich.table import Table
     from rich.text import Text
 
+    from clipvisionalign.search.files import printable
+
     without = f", without {', '.join(minus)}" if minus else ""
     # Text, not markup: a path may have brackets.
-    table = Table(title=Text(f"{words}{without}"), title_justify="left")
+    table = Table(title=Text(printable(f"{words}{without}")), title_justify="left")
     pairs = any(each.pair_score is not None for each in found)
     metadata = list(found[0].metadata) if found else []
     previews = ["picture"] if thumbnails else []
@@ -926,11 +952,17 @@ def _print_found(words: str, minus: list[str], found: list[Any], thumbnails: dic
     for place, each in enumerate(found, 1):
         picture = [_preview(thumbnails[each.id])] if previews else []
         pair = [] if not pairs else ["" if each.pair_score is None else f"{each.pair_score:.3f}"]
-        more = ["" if value is None else f"{value:g}" if isinstance(value, float) else Text(value)
-                for value in each.metadata.values()]  # fmt: skip
+        more = [Text(printable(_as_written(value))) for value in each.metadata.values()]
         size = f"{each.width} x {each.height}"
-        table.add_row(str(place), *picture, Text(each.path), f"{each.score:.3f}", *pair, size, *more)
+        table.add_row(str(place), *picture, Text(printable(each.path)), f"{each.score:.3f}", *pair, size, *more)
     Console().print(table)
+
+
+def _as_written(value: int | float | str | None) -> str:
+    """A value of the metadata with all of its digits."""
+    if isinstance(value, float):
+        return repr(value).removesuffix(".0")
+    return "" if value is None else str(value)
 
 
 def _preview(thumbnail: bytes) -> Any:
@@ -952,6 +984,7 @@ def duplicates(arguments: list[str]) -> int:
     parser.add_argument("--run", default="", help="where the aligner is, if it was moved")
     parser.add_argument("--json", action="store_true", help="print the groups as JSON")
     given = parser.parse_args(arguments)
+    from clipvisionalign.search.files import printable
     from clipvisionalign.search.query import Searcher
     from clipvisionalign.search.query import duplicates as groups_of
 
@@ -967,7 +1000,7 @@ def duplicates(arguments: list[str]) -> int:
         same = len({row["hash"] for row in group}) == 1
         print(f"{number}. {'the same bytes' if same else 'nearly the same'}:")
         for row in group:
-            print(f"   {row['path']} ({row['size']:,} bytes)")
+            print(f"   {printable(row['path'])} ({row['size']:,} bytes)")
     print(f"{len(groups)} groups of pictures that are the same or nearly")
     return 0
 

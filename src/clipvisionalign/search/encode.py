@@ -29,6 +29,7 @@ from clipvisionalign.models.aligner import (
     load_aligner,
 )
 from clipvisionalign.pictures import PictureError, PictureInput, open_header, open_picture
+from clipvisionalign.search.broken import fault_of
 from clipvisionalign.search.files import PictureFile, Place, content_hash
 
 #: Files that go through the tower at a time.
@@ -38,7 +39,7 @@ THUMBNAIL = 256
 
 #: A file to look at, with the hash of its content where it is known already.
 Todo = tuple[PictureFile, str]
-#: A row of the table without its number, or one with the `reason` why there is none.
+#: A row of the table without its number, or one with the `reason` why there is none, and what was at `fault`.
 Row = dict[str, Any]
 #: Ray's name for a cluster that is started on this machine.
 LOCAL = "local"
@@ -64,7 +65,7 @@ def _row(one: Todo) -> Row:
 
 def _decode(place: Place, look: Callable[[Image.Image], Tensor], size: int, row: Row) -> Row:
     """The row with what is seen of its picture, `pixels` in bytes; or with the reason why nothing is."""
-    nothing: Row = {"width": 0, "height": 0, "thumbnail": b"", "pixels": b"", "reason": ""}
+    nothing: Row = {"width": 0, "height": 0, "thumbnail": b"", "pixels": b"", "reason": "", "fault": ""}
     try:
         content = place.picture(row["raw"])
         row["hash"] = row["hash"] or content_hash(content)
@@ -73,7 +74,7 @@ def _decode(place: Place, look: Callable[[Image.Image], Tensor], size: int, row:
         picture = open_picture(content, max(size, THUMBNAIL))
         pixels = look(picture).numpy().tobytes()
     except (PictureError, OSError) as error:
-        return row | nothing | {"reason": why_not(error, place, row["raw"])}
+        return row | nothing | {"reason": why_not(error, place, row["raw"]), "fault": fault_of(error)}
     picture.thumbnail((THUMBNAIL, THUMBNAIL))
     out = BytesIO()
     picture.save(out, "JPEG", quality=80)

@@ -1,14 +1,20 @@
-"""Where pictures and indexes lie, on this machine or behind a URL, and the pictures of a folder, each once."""
+"""Where pictures and indexes lie, on this machine or behind a URL, and the pictures of a folder, each once.
+
+What a folder holds is listed whole: images, other names of one image, files that are none, and what could not be looked
+at. An index drops a row only where its file is known to be gone.
+"""
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import os
-from collections.abc import Iterator
+import unicodedata
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +35,84 @@ class PictureFile:
     @property
     def name(self) -> str:
         """The path as text; bytes that are no UTF-8 are shown as \\xNN."""
-        return self.raw.decode("utf-8", "backslashreplace")
+        return name_of(self.raw)
+
+
+def name_of(raw: bytes) -> str:
+    """A path as text; bytes that are no UTF-8 are shown as \\xNN."""
+    return raw.decode("utf-8", "backslashreplace")
+
+
+def printable(text: str) -> str:
+    """A name as it may be printed on a terminal: control characters, and bytes that are no UTF-8, are written out.
+
+    >>> printable("red\\x1b[31m\\nline")
+    'red\\\\x1b[31m\\\\nline'
+    """
+
+    def is_plain(each: str) -> bool:
+        return each.isprintable() or unicodedata.category(each) == "Zs"
+
+    return "".join(each if is_plain(each) else each.encode("unicode_escape").decode() for each in text)
+
+
+class BadIndex(ValueError):
+    """An index that cannot be used: the message says why, and what to do."""
+
+
+@dataclass
+class Listing:
+    """What lies below a folder, every entry once. Paths are bytes below the folder, as in `PictureFile.raw`.
+
+    other_names: path -> that of the same file, which stands in `files`; not_taken: files that are no images;
+    unreadable: path -> why the file cannot be looked at; missing: images that a data set names and that are gone;
+    dead_links: links that lead nowhere; unlisted: folder -> why it cannot be listed; known: path, or device and number,
+    of each file that was put in -> the path under which it stands in `files`.
+    """
+
+    files: list[PictureFile] = field(default_factory=list)
+    other_names: dict[bytes, bytes] = field(default_factory=dict)
+    not_taken: NotTaken = field(default_factory=NotTaken)
+    unreadable: dict[bytes, str] = field(default_factory=dict)
+    missing: dict[bytes, str] = field(default_factory=dict)
+    dead_links: list[bytes] = field(default_factory=list)
+    unlisted: dict[bytes, str] = field(default_factory=dict)
+    known: dict[bytes | tuple[int, int], bytes] = field(default_factory=dict, repr=False)
+
+    def add(self, file: PictureFile, number: tuple[int, int]) -> bytes:
+        """Put in a file with the device and number that the system knows it by; the path under which it stands here,
+        which is another one where it was put in before."""
+        # A file system that numbers no files tells none from another.
+        first = self.known.setdefault(number if number[1] else file.raw, file.raw)
+        if first == file.raw:
+            self.files.append(file)
+        else:
+            self.other_names[file.raw] = first
+        return first
+
+    def __iter__(self) -> Iterator[PictureFile]:
+        return iter(self.files)
+
+    @property
+    def total(self) -> int:
+        """Files and links that were found."""
+        each = (self.files, self.other_names, self.unreadable, self.missing, self.dead_links)
+        return sum(map(len, each)) + self.not_taken.total
+
+    def hidden_below(self, raw: bytes) -> bytes | None:
+        """The folder that cannot be looked into and that a path lies below; None where there is none.
+
+        A link that leads nowhere is one: the folder that it led to may be on a drive that is not there.
+        """
+        if not self._hidden:
+            return None
+        parts = raw.split(b"/")
+        above = (b"/".join(parts[:count]) for count in range(1, len(parts)))
+        return next((folder for folder in above if folder in self._hidden), None)
+
+    @cached_property
+    def _hidden(self) -> set[bytes]:
+        return {*self.unlisted, *self.dead_links, *self.unreadable}
 
 
 class Place:
@@ -59,9 +142,11 @@ class Place:
         return self.folder.exists() if self.is_local else bool(self.files.exists(self.root))
 
     def is_empty(self) -> bool:
-        """Whether it is a folder without anything in it, or none yet."""
+        """Whether it is a folder without anything in it, or none yet. What was begun and never finished is nothing."""
         if self.is_local:
-            return not self.folder.exists() or (self.folder.is_dir() and not any(self.folder.iterdir()))
+            return not self.folder.exists() or (
+                self.folder.is_dir() and all(path.name.endswith(".part") for path in self.folder.iterdir())
+            )
         return not self.files.exists(self.root) or not self.files.ls(self.root)
 
     def read(self, name: str) -> str | None:
@@ -81,26 +166,56 @@ class Place:
         with written_aside(self.folder / name) as aside:
             aside.write_text(text, encoding="utf-8")
 
-    def pictures(self, not_taken: NotTaken | None = None) -> list[PictureFile]:
-        """Every file below that may be an image (`pictures.why_no_image`), in order of their paths; the others are
-        counted in `not_taken`. Raises FileNotFoundError."""
-        not_taken = NotTaken() if not_taken is None else not_taken
-        if self.is_local:
-            if not self.folder.is_dir():
-                raise FileNotFoundError(f"{self.location}: no such folder")
-            return list(picture_files(self.folder, not_taken))
-        if not self.files.isdir(self.root):
+    def listing(self) -> Listing:
+        """What lies below. Raises FileNotFoundError, and OSError where the folder itself cannot be listed."""
+        if not (self.folder.is_dir() if self.is_local else self.files.isdir(self.root)):
             raise FileNotFoundError(f"{self.location}: no such folder")
-        found = self.files.find(self.root, detail=True)
-        start = len(self.root.rstrip("/")) + 1
-        return [
-            PictureFile(path[start:].encode("utf-8", "surrogatepass"), int(about["size"] or 0), _changed_ns(about))
-            for path, about in sorted(found.items())
-            if about["type"] == "file" and not_taken.takes(path[start:], partial(self._head, path))
-        ]
+        return picture_files(self.folder) if self.is_local else self._listing_of_url()
 
-    def _head(self, path: str) -> bytes:
-        return bytes(self.files.cat_file(path, start=0, end=HEAD_BYTES))
+    def pictures(self) -> list[PictureFile]:
+        """Every image below, in order of their paths. Raises what `listing` raises."""
+        return self.listing().files
+
+    def _listing_of_url(self) -> Listing:
+        found, start = Listing(), len(self.root.rstrip("/")) + 1
+
+        def raw(path: str) -> bytes:
+            return path[start:].encode("utf-8", "surrogatepass")
+
+        for path, about in sorted(self._below(found, raw).items()):
+            if found.not_taken.takes(path[start:], partial(self._head, path, about)):
+                found.files.append(PictureFile(raw(path), int(about["size"] or 0), _changed_ns(about)))
+        return found
+
+    def _head(self, path: str, about: dict[str, Any]) -> bytes:
+        return bytes(self.files.cat_file(path, start=0, end=HEAD_BYTES)) if about["type"] == "file" else b""
+
+    def _below(self, found: Listing, raw: Callable[[str], bytes]) -> dict[str, dict[str, Any]]:
+        """All that is no folder, by its path; folders that cannot be listed are put into `found`."""
+        from fsspec.asyn import AsyncFileSystem
+
+        own = getattr(type(self.files), "_find", AsyncFileSystem._find)
+        if own is not AsyncFileSystem._find:
+            # Storage without true folders lists all below at once, and raises what goes wrong.
+            listed: dict[str, dict[str, Any]] = self.files.find(self.root, detail=True)
+            return listed
+        # fsspec's own walk passes over folders that it cannot list.
+        everything, waiting = {}, [self.root]
+        while waiting:
+            folder = waiting.pop()
+            try:
+                entries = self.files.ls(folder, detail=True)
+            except OSError as error:
+                if folder == self.root:
+                    raise
+                found.unlisted[raw(folder)] = _reason(error)
+                continue
+            for entry in entries:
+                if entry["type"] != "directory":
+                    everything[entry["name"]] = entry
+                elif entry["name"].rstrip("/") != folder.rstrip("/"):
+                    waiting.append(entry["name"])
+        return everything
 
     def picture(self, raw: bytes) -> Path | bytes:
         """A picture below, as what `open_picture` takes. Raises PictureError where a URL has it no longer."""
@@ -139,6 +254,17 @@ def content_hash(picture: Path | bytes) -> str:
         return hashlib.file_digest(file, new).hexdigest()
 
 
+def _reason(error: OSError) -> str:
+    """What went wrong, without the path, which is told before it."""
+    return error.strerror or str(error)
+
+
+def time_ns(when: int) -> int:
+    """A file's time as the index holds it: 64 bits, which reach from 1678 to 2262; other times are the first or the
+    last of these."""
+    return max(-(2**63), min(when, 2**63 - 1))
+
+
 def _changed_ns(about: dict[str, Any]) -> int:
     """When storage says that a file was changed, by the names that its kinds have for it; 0 where it does not."""
     when = next((about[name] for name in ("mtime", "LastModified", "last_modified", "updated", "created")
@@ -147,29 +273,33 @@ def _changed_ns(about: dict[str, Any]) -> int:
         from datetime import datetime
 
         when = datetime.fromisoformat(when)
-    return int(1e9 * (when if isinstance(when, (int, float)) else when.timestamp()))
+    return time_ns(int(1e9 * (when if isinstance(when, (int, float)) else when.timestamp())))
 
 
-def picture_files(folder: Path, not_taken: NotTaken | None = None) -> Iterator[PictureFile]:
-    """Every file below `folder` that may be an image, in order of their paths; each file and each folder once. The
-    others are counted in `not_taken`.
+def picture_files(folder: Path, not_taken: NotTaken | None = None) -> Listing:
+    """What lies below a folder: images in order of their paths, each file and each folder once. not_taken: where the
+    other files are counted.
 
-    Links are followed; one that leads back to a folder or a file that was seen already, or nowhere, is left out.
+    Links are followed; one that leads back to a file that was seen already is another name of it. Raises OSError where
+    the folder itself cannot be listed; any other is put into the listing.
     """
-    not_taken = NotTaken() if not_taken is None else not_taken
-    seen: set[tuple[int, int]] = set()
+    found = Listing(not_taken=not_taken or NotTaken())
+    folders_seen: set[tuple[int, int]] = set()
     waiting = [b""]
     root = os.fsencode(folder)
     while waiting:
         below = waiting.pop()
         try:
             about = os.stat(os.path.join(root, below))
-            if (about.st_dev, about.st_ino) in seen:
+            if (about.st_dev, about.st_ino) in folders_seen:
                 continue
-            seen.add((about.st_dev, about.st_ino))
+            folders_seen.add((about.st_dev, about.st_ino))
             entries = sorted(os.scandir(os.path.join(root, below)), key=lambda entry: (entry.is_symlink(), entry.name))
-        except OSError:
-            continue  # gone meanwhile, or not for this user
+        except OSError as error:
+            if not below:
+                raise
+            found.unlisted[below] = _reason(error)
+            continue
         folders = []
         for entry in entries:
             path = os.path.join(below, entry.name)
@@ -178,14 +308,22 @@ def picture_files(folder: Path, not_taken: NotTaken | None = None) -> Iterator[P
                     folders.append(path)
                     continue
                 about = entry.stat()
-            except OSError:
-                continue  # a link that leads nowhere, or in a circle
-            if not entry.is_file() or (about.st_dev, about.st_ino) in seen:
+            except OSError as error:
+                _put_unseen(found, path, entry.is_symlink(), error)
                 continue
-            if not not_taken.takes(path, partial(first_bytes, os.path.join(root, path))):
-                continue
-            seen.add((about.st_dev, about.st_ino))
-            yield PictureFile(path, about.st_size, about.st_mtime_ns)
+            number = (about.st_dev, about.st_ino)
+            if number in found.known or found.not_taken.takes(path, partial(first_bytes, os.path.join(root, path))):
+                found.add(PictureFile(path, about.st_size, time_ns(about.st_mtime_ns)), number)
         # Hidden ones last: a link elsewhere may lead to what is stored there under no name of its own.
         hidden = {path for path in folders if not_for_images(os.fsdecode(os.path.basename(path)))}
         waiting = [*sorted(hidden, reverse=True), *waiting, *(path for path in reversed(folders) if path not in hidden)]
+    return found
+
+
+def _put_unseen(found: Listing, path: bytes, is_link: bool, error: OSError) -> None:
+    """An entry that cannot be looked at: a link that leads nowhere or in a circle, or a file that may not be read."""
+    if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+        if is_link:
+            found.dead_links.append(path)
+    elif found.not_taken.takes(path, bytes):
+        found.unreadable[path] = f"{name_of(path)}: cannot be read: {_reason(error)}"

@@ -1,14 +1,16 @@
 """Filters on what is known of a picture, such as `width > 1000 and path like "2024/*"`.
 
 A filter is comparisons joined by `and`; each is a column, one of = != < <= > >= like, and a number or a quoted text. In
-`like` a * stands for anything. Columns are those of the index, its metadata's among them. No filter is handed to the
-database as it is: every comparison is written anew.
+`like` a * stands for anything. Columns are those of the index, its metadata's among them; a column of texts is compared
+with a number as that is written, so that `zip = 00501` finds it. No filter is handed to the database as it is: every
+comparison is written anew.
 """
 
 from __future__ import annotations
 
 import re
 import sys
+import unicodedata
 from collections.abc import Mapping
 from decimal import Decimal
 
@@ -19,7 +21,7 @@ _NARROW = ("width", "height")
 _LARGEST = sys.float_info.max
 
 _COMPARISON = re.compile(
-    r"""\s*(?P<column>[A-Za-z_]\w*)\s*(?P<sign>=|!=|<=|>=|<|>|\blike\b)\s*
+    r"""\s*(?P<column>[^\s=!<>"'`]+)\s*(?P<sign>=|!=|<=|>=|<|>|\blike\b)\s*
     (?:(?P<number>-?[0-9]+(?:\.[0-9]+)?)|"(?P<double>[^"]*)"|'(?P<single>[^']*)')\s*""",
     re.VERBOSE | re.IGNORECASE,
 )
@@ -53,13 +55,16 @@ def filter_sql(text: str, columns: Mapping[str, bool]) -> str:
 
 
 def _one(found: re.Match[str], columns: Mapping[str, bool]) -> str:
-    column, sign = found["column"], found["sign"].upper()
+    column, sign = unicodedata.normalize("NFC", found["column"].lower()), found["sign"].upper()
     if column not in columns:
         raise FilterError(f"filter: no column '{column}'; there are {', '.join(columns)}")
     if found["number"] is not None:
-        if not columns[column] or sign == "LIKE":
+        number = found["number"]
+        if sign == "LIKE" or not (columns[column] or sign in ("=", "!=")):
             raise FilterError(f"filter: '{column} {found['sign']}' wants a \"text\"")
-        return _number_sql(column, sign, Decimal(found["number"]))
+        if not columns[column]:
+            return f"`{column}` {sign} '{number}'"
+        return _number_sql(column, sign, Decimal(number))
     if columns[column]:
         raise FilterError(f"filter: '{column} {found['sign']}' wants a number")
     value = found["double"] if found["double"] is not None else found["single"]

@@ -1,8 +1,9 @@
 """An index of a picture collection: vectors, thumbnails and what is known of each file, in LanceDB.
 
-- Made again it encodes only what is new or changed, finds what was moved by its content, and drops what has vanished.
+- Made again it encodes only what is new or changed, finds what was moved by its content, and drops what is gone; what
+  has become of the files stands in `changes.py`.
 - Rows are written some at a time, each writing whole or not at all: an index that was killed goes on where it was.
-- A picture that cannot be decoded is listed in broken.jsonl, and tried again when its file changes.
+- A picture that cannot be read or decoded is listed in broken.jsonl, and tried again when it may be otherwise.
 - Up to `EXACT` pictures every search is exact; beyond, an approximate index is built, of graphs (HNSW), and beyond
   `GRAPHS` of short codes (PQ); what it misses is measured.
 - Captions, where they are wanted, stand in a table of their own, to be found by a picture.
@@ -13,10 +14,12 @@ neighbor search", TPAMI 2011.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -24,17 +27,21 @@ from typing import Any
 
 import numpy as np
 
+from clipvisionalign.data.captioned import CaptionedImages
 from clipvisionalign.models.aligner import Aligner, load_aligner
-from clipvisionalign.pictures import PictureError
+from clipvisionalign.pictures import NotTaken
 from clipvisionalign.progress import progress
-from clipvisionalign.search.collection import Collection, Metadata, read_collection
-from clipvisionalign.search.encode import Row, Todo, encoded, encoded_by_ray, why_not
-from clipvisionalign.search.files import PictureFile, Place, content_hash
+from clipvisionalign.search.broken import BROKEN, BrokenFiles
+from clipvisionalign.search.changes import Changes, check_drop, compare, too_many
+from clipvisionalign.search.collection import Collection, read_collection
+from clipvisionalign.search.encode import Row, encoded, encoded_by_ray
+from clipvisionalign.search.files import BadIndex, Listing, Place, name_of, printable
+from clipvisionalign.search.metadata import Kind, Metadata
 
 Say = Callable[[str], None]
 
 FORMAT = 1
-ABOUT, BROKEN, TABLE, CAPTIONS = "index.json", "broken.jsonl", "pictures", "captions"
+ABOUT, TABLE, CAPTIONS = "index.json", "pictures", "captions"
 #: Columns that every table of pictures has; what others it has came as metadata.
 OWN = ("id", "path", "raw", "size", "mtime_ns", "hash", "width", "height", "thumbnail", "vector")
 
@@ -44,6 +51,8 @@ EXACT, GRAPHS = 100_000, 10_000_000
 SEEN_AFTER = timedelta(seconds=5)
 #: Pictures, and captions, that are written at a time.
 ROWS, CAPTION_ROWS = 512, 2048
+#: Why the system writes nothing: a full disk, a quota, a limit, a fault of the disk, one that is for reading only.
+_NOT_WRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 #: Queries by which an approximate index is measured.
 SAMPLE, FIRST = 200, 10
 
@@ -65,23 +74,44 @@ class About:
 
 @dataclass
 class Report:
-    """What an indexing did, in numbers of pictures; `captions` are those that are there."""
+    """What an indexing did, in numbers of files. `files` that were found are all that follows down to `broken`.
+
+    other_names: of files that count already; dead_links: lead nowhere; not_taken: for images; broken: could not be read
+    or decoded, and are listed. there, captions: rows now in the index; dropped: rows that are gone; kept: rows whose
+    files are there and could not be read; unlisted: folders that could not be listed. data_set: rows of its files, read
+    and left out; metadata: rows of the table, how many of them an image has, and each that none has.
+    """
 
     there: int = 0
+    files: int = 0
     encoded: int = 0
     unchanged: int = 0
     moved: int = 0
-    dropped: int = 0
+    other_names: int = 0
+    dead_links: int = 0
+    not_taken: NotTaken = field(default_factory=NotTaken)
     broken: int = 0
+    dropped: int = 0
+    kept: int = 0
     captions: int = 0
+    unlisted: dict[str, str] = field(default_factory=dict)
+    data_set: dict[str, int] = field(default_factory=dict)
+    metadata: dict[str, Any] = field(default_factory=dict)
 
-    def to_dict(self) -> dict[str, int]:
+    def to_dict(self) -> dict[str, Any]:
         """For `--json`."""
-        return asdict(self)
+        return asdict(self) | {"not_taken": self.not_taken.to_dict()}
 
-
-class BadIndex(ValueError):
-    """An index that cannot be used: the message says why, and what to do."""
+    def sum(self) -> str:
+        """How the files that were found add up."""
+        parts = [(self.encoded, "encoded"), (self.unchanged, "unchanged"), (self.moved, "moved")]
+        others = [
+            (self.broken, "could not be read or decoded"), (self.other_names, "are other names of these"),
+            (self.dead_links, "are links that lead nowhere"),
+            (self.not_taken.total, "are not taken for images"),
+        ]  # fmt: skip
+        told = [f"{count:,} {what}" for count, what in [*parts, *(each for each in others if each[0])]]
+        return f"{self.files:,} files = {' + '.join(told)}"
 
 
 def aligner_fingerprint(run: str | Path) -> str:
@@ -96,55 +126,129 @@ def aligner_fingerprint(run: str | Path) -> str:
 def build_index(
     run: str | Path, source: str | Path, out: str | Path, say: Say = print, *, captions: bool = False,
     layout: str = "auto", metadata: str | Path = "", ray: str = "", workers: int = 0,
-    sizes: tuple[int, int] = (EXACT, GRAPHS),
+    sizes: tuple[int, int] = (EXACT, GRAPHS), verify: bool = False, allow_drop: bool = False,
 ) -> Report:  # fmt: skip
     """Index the pictures below a folder, or of a data set; or bring an index that is there up to date.
 
     source, out: paths, or URLs that fsspec and LanceDB reach. captions: index the data set's as well. metadata: a table
     with more columns (`collection.read_metadata`); without one, an index keeps those that it has. ray: encode through
     a Ray cluster at this address, "local" for one on this machine, by so many `workers`. sizes: pictures up to which
-    every search is exact, and up to which graphs are built.
+    every search is exact, and up to which graphs are built. verify: read every file, to know by its content whether it
+    changed. allow_drop: drop rows however many lose their files, and those below folders that cannot be listed.
 
-    Raises BadIndex where `out` is an index of another run or folder, or holds something else; FileNotFoundError for a
-    folder or run that is not there; DataError.
+    Raises BadIndex where `out` is an index of another run or folder, or holds something else, where it would drop rows
+    that it should not (`changes.check_drop`), and where it cannot be written; FileNotFoundError for a folder or run
+    that is not there; DataError.
     """
     aligner = load_aligner(run)
     collection = read_collection(source, captions, layout, metadata, OWN)
-    index = Place(out)
-    about = _open(run, collection.place, index, aligner)
+    index = _checked(Place(out))
     try:
-        with index.held():
-            return _bring_up_to_date(run, aligner, collection, index, about, say, ray, workers, sizes)
+        with _told_in_words(index):
+            about = _open(run, collection.place, index, aligner)
+            with index.held():
+                return _bring_up_to_date(
+                    run, aligner, collection, index, about, say, ray, workers, sizes, verify, allow_drop
+                )
     except TimeoutError:
         raise BadIndex(f"{index}: another process is writing it; wait for that one") from None
 
 
+@contextmanager
+def _told_in_words(index: Place) -> Iterator[None]:
+    """What cannot be written, as to a full disk, is an error that names the index, and no fault of the program."""
+    try:
+        yield
+    except (RuntimeError, OSError) as error:
+        of_database = isinstance(error, RuntimeError) and str(error).startswith("lance error")
+        if not of_database and getattr(error, "errno", None) not in _NOT_WRITTEN:
+            raise
+        # The first words say what happened; then come the places in the database's own source.
+        told = str(error).partition(", /")[0].partition("\n")[0]
+        raise BadIndex(f"{index}: cannot be written: {told}. What was written before stays; run it again") from error
+
+
 def _bring_up_to_date(
     run: str | Path, aligner: Aligner, collection: Collection, index: Place, about: About, say: Say, ray: str,
-    workers: int, sizes: tuple[int, int],
+    workers: int, sizes: tuple[int, int], verify: bool, allow_drop: bool,
 ) -> Report:  # fmt: skip
-    place = collection.place
+    place, listing = collection.place, collection.listing
     table = _table(index, about.width)
+    rows = _columns(table, ("id", "path", "raw", "size", "mtime_ns", "hash"))
+    broken = BrokenFiles(index.read(BROKEN) or "")
+    say(f"{printable(str(place))}: {len(listing.files):,} files that may be pictures; {len(rows):,} in the index")
+    _tell(collection, say)
+    changes = compare(place, listing, rows, broken, verify)
+    check_drop(changes, listing, place, index, len(rows), allow_drop)
+    if changes.surplus:
+        say(f"{len(changes.surplus):,} rows are of files that have another row: they are taken out")
     _set_columns(table, collection.metadata)
-    known = {row["raw"]: row for row in _columns(table, ("id", "raw", "size", "mtime_ns", "hash"))}
-    broken = {entry["path"]: entry for entry in read_broken(index)}
-    files, report = collection.files, Report()
-    say(f"{place}: {len(files):,} files that may be pictures; {len(known):,} in the index")
-    todo = _sort_out(place, table, files, known, broken, report)
-    rows = encoded_by_ray(run, aligner.image_tower.input, place, todo, ray, workers) if ray and todo else (
+    # Captions first: killed in between, the row is found to have moved once more.
+    _move_captions(index, changes.renamed)
+    _rewrite(table, changes)
+    report = _report(listing, changes)
+    todo = changes.todo
+    encoding = encoded_by_ray(run, aligner.image_tower.input, place, todo, ray, workers) if ray and todo else (
         encoded(aligner, place, todo))  # fmt: skip
-    batches = progress(rows, "encoding pictures", len(todo), count=len)
-    last = max((row["id"] for row in known.values()), default=-1)
+    batches = progress(encoding, "encoding pictures", len(todo), count=len)
+    last = max((row["id"] for row in rows), default=-1)
     for count in _write_rows(table, index, batches, collection.metadata, broken, report, last):
         say(f"{count:,} of {len(todo):,} encoded")
-    _drop(table, index, files, broken, report)
+    _drop(table, index, listing, changes, broken, report, allow_drop)
     _set_metadata(table, collection)
     report.there = table.count_rows()
+    _drop_captions(index, table)
     if collection.captions is not None:
         _index_captions(aligner, index, table, collection.captions, say)
     report.captions = count_captions(index)
+    if collection.data is not None and collection.data.rows_in_files:
+        report.data_set = _data_report(collection.data)
+    if collection.metadata is not None and collection.metadata.rows:
+        report.metadata = _metadata_report(collection.metadata)
     _approximate(table, index, about, report.there, say, sizes)
     return report
+
+
+def _report(listing: Listing, changes: Changes) -> Report:
+    return Report(
+        files=listing.total, unchanged=changes.unchanged, moved=changes.moved, other_names=len(listing.other_names),
+        dead_links=len(listing.dead_links), not_taken=listing.not_taken,
+        unlisted={name_of(folder): why for folder, why in listing.unlisted.items()},
+    )  # fmt: skip
+
+
+def _data_report(data: CaptionedImages) -> dict[str, int]:
+    left_out = sum(problem.rows for problem in data.problems)
+    return {"rows": data.rows_in_files, "read": sum(row.rows for row in data), "left_out": left_out}
+
+
+def _metadata_report(metadata: Metadata) -> dict[str, Any]:
+    left_out = [str(problem) for problem in metadata.left_out]
+    return {"rows": metadata.rows, "matched": metadata.matched, "listed": len(left_out), "left_out": left_out}
+
+
+def _tell(collection: Collection, say: Say) -> None:
+    """What of a folder could not be listed, what of a data set is left out, and what of the metadata was taken
+    otherwise than it is written."""
+    unlisted = collection.listing.unlisted
+    _tell_some("cannot be listed", [f"{name_of(folder)}: {why}" for folder, why in unlisted.items()], say)
+    if collection.data is not None:
+        left_out = [problem for problem in collection.data.problems if problem.effect == "left out"]
+        _tell_some("data set", left_out, say)
+    metadata = collection.metadata
+    if metadata is None or not metadata.rows:
+        return
+    say(f"metadata: {metadata.rows:,} rows = {metadata.matched:,} of an image + {len(metadata.left_out):,} left out")
+    for effect in ("left out", "mended", "warning"):
+        _tell_some("metadata", [problem for problem in metadata.problems if problem.effect == effect], say)
+
+
+def _tell_some(what: str, things: Sequence[Any], say: Say, most: int = 5) -> None:
+    """The first of some things, a line for each, and how many more there are."""
+    for thing in things[:most]:
+        say(f"{what}: {printable(str(thing))}")
+    if len(things) > most:
+        say(f"{what}: and {len(things) - most:,} more")
 
 
 def _open(run: str | Path, place: Place, index: Place, aligner: Aligner) -> About:
@@ -162,6 +266,15 @@ def _open(run: str | Path, place: Place, index: Place, aligner: Aligner) -> Abou
         raise BadIndex(f"{index}: is there already and no index; give another --out")
     _write(index, found)
     return found
+
+
+def _checked(index: Place) -> Place:
+    """The same place. Raises BadIndex where the database has no name for it."""
+    try:
+        index.location.encode()
+    except UnicodeEncodeError:
+        raise BadIndex(f"{printable(str(index))}: the path of an index has to be UTF-8: give another --out") from None
+    return index
 
 
 def _placed(index: str | Path | Place) -> Place:
@@ -188,8 +301,8 @@ def _write(index: Place, about: About) -> None:
 
 
 def read_broken(index: str | Path | Place) -> list[dict[str, Any]]:
-    """The files that could not be decoded: path, reason, size, mtime_ns."""
-    return [json.loads(line) for line in (_placed(index).read(BROKEN) or "").split("\n") if line]
+    """The files that could not be read or decoded: path, reason, size, mtime_ns, fault, decoders."""
+    return list(BrokenFiles(_placed(index).read(BROKEN) or "").entries.values())
 
 
 def open_table(index: str | Path | Place) -> Any:
@@ -256,9 +369,16 @@ def _table(index: Place, width: int) -> Any:
 
 def metadata_columns(table: Any) -> dict[str, bool]:
     """The columns that came as metadata, and whether they hold numbers."""
+    return {name: kind != "text" for name, kind in _metadata_kinds(table).items()}
+
+
+def _metadata_kinds(table: Any) -> dict[str, Kind]:
     import pyarrow as arrow
 
-    return {each.name: arrow.types.is_floating(each.type) for each in table.schema if each.name not in OWN}
+    def kind(type_: Any) -> Kind:
+        return "number" if arrow.types.is_floating(type_) else "integer" if arrow.types.is_integer(type_) else "text"
+
+    return {each.name: kind(each.type) for each in table.schema if each.name not in OWN}
 
 
 def _set_columns(table: Any, metadata: Metadata | None) -> None:
@@ -267,30 +387,36 @@ def _set_columns(table: Any, metadata: Metadata | None) -> None:
 
     if metadata is None:
         return
-    before = metadata_columns(table)
-    gone = [name for name, number in before.items() if metadata.numbers.get(name) is not number]
+    before = _metadata_kinds(table)
+    gone = [name for name, kind in before.items() if metadata.kinds.get(name) != kind]
     if gone:
         table.drop_columns(gone)
-    new = [arrow.field(name, arrow.float64() if number else arrow.string())
-           for name, number in metadata.numbers.items() if before.get(name) is not number]  # fmt: skip
+    types = {"integer": arrow.int64(), "number": arrow.float64(), "text": arrow.string()}
+    new = [arrow.field(name, types[kind]) for name, kind in metadata.kinds.items() if before.get(name) != kind]
     if new:
         table.add_columns(new)
 
 
 def _set_metadata(table: Any, collection: Collection) -> None:
     """Write down anew what the metadata says otherwise than the table."""
+    metadata = collection.metadata
+    if metadata is None or not metadata.kinds:
+        return
+    names = ["raw", *metadata.kinds]
+    rows = _columns(table, ["path", *names])
+    wanted = [{"raw": row["raw"]} | metadata.of(row.pop("path")) for row in rows]
+    changed = [new for new, row in zip(wanted, rows, strict=True) if new != row]
+    for start in range(0, len(changed), 10_000):
+        _update(table, "raw", changed[start : start + 10_000], names)
+
+
+def _update(table: Any, key: str, rows: Sequence[dict[str, Any]], names: Sequence[str]) -> None:
+    """Write some columns of rows that are there anew."""
     import pyarrow as arrow
 
-    metadata = collection.metadata
-    if metadata is None or not metadata.numbers:
-        return
-    names = ["raw", *metadata.numbers]
-    wanted = {file.raw: {"raw": file.raw} | metadata.of(file.name) for file in collection.files}
-    changed = [wanted[row["raw"]] for row in _columns(table, names) if wanted.get(row["raw"], row) != row]
-    schema = arrow.schema([table.schema.field(name) for name in names])
-    for start in range(0, len(changed), 10_000):
-        data = arrow.Table.from_pylist(changed[start : start + 10_000], schema=schema)
-        table.merge_insert("raw").when_matched_update_all().execute(data)
+    if rows:
+        schema = arrow.schema([table.schema.field(name) for name in names])
+        table.merge_insert(key).when_matched_update_all().execute(arrow.Table.from_pylist(list(rows), schema=schema))
 
 
 def _columns(table: Any, names: Sequence[str]) -> list[dict[str, Any]]:
@@ -298,69 +424,28 @@ def _columns(table: Any, names: Sequence[str]) -> list[dict[str, Any]]:
     return table.search().select(list(names)).limit(max(1, table.count_rows())).to_arrow().to_pylist()
 
 
-def _sort_out(
-    place: Place, table: Any, files: Sequence[PictureFile], known: dict[bytes, dict[str, Any]],
-    broken: dict[str, dict[str, Any]], report: Report,
-) -> list[Todo]:  # fmt: skip
-    """What has to be encoded, with its hash. What was touched or moved is written down anew, not encoded."""
-    import pyarrow as arrow
-
-    there = {file.raw for file in files}
-    vanished = {row["hash"]: row["id"] for raw, row in known.items() if raw not in there}
-    todo, elsewhere = [], []
-    for file in files:
-        row, bad = known.get(file.raw), broken.get(file.name)
-        if row and (row["size"], row["mtime_ns"]) == (file.size, file.mtime_ns):
-            report.unchanged += 1
-            continue
-        if bad and (bad["size"], bad["mtime_ns"]) == (file.size, file.mtime_ns):
-            report.broken += 1
-            continue
-        if not row and not vanished:
-            # It can be no file that was moved: its hash is taken when it is read to be decoded.
-            todo.append((file, ""))
-            continue
-        try:
-            found = content_hash(place.picture(file.raw))
-        except (OSError, PictureError) as error:
-            _list_broken(broken, file, why_not(error, place, file.raw), report)
-            continue
-        now = {"path": file.name, "raw": file.raw, "size": file.size, "mtime_ns": file.mtime_ns}
-        if row and row["hash"] == found:
-            elsewhere.append({"id": row["id"]} | now)
-            report.unchanged += 1
-        elif not row and found in vanished:
-            elsewhere.append({"id": vanished.pop(found)} | now)
-            report.moved += 1
-        else:
-            todo.append((file, found))
-    if elsewhere:
-        schema = arrow.schema([table.schema.field(name) for name in ("id", "path", "raw", "size", "mtime_ns")])
-        data = arrow.Table.from_pylist(elsewhere, schema=schema)
-        table.merge_insert("id").when_matched_update_all().execute(data)
-    return todo
+def _rewrite(table: Any, changes: Changes) -> None:
+    """Write down what was touched or moved; and take out rows of a file that has another one, which are then as good
+    as any that have to be encoded."""
+    _delete(table, changes.surplus)
+    _update(table, "id", changes.rewritten, ("id", "path", "raw", "size", "mtime_ns"))
 
 
-def _literal(raw: bytes) -> str:
-    """Bytes as the table's SQL writes them: never as text, whatever stands in them."""
-    return f"X'{raw.hex()}'"
-
-
-def _list_broken(broken: dict[str, dict[str, Any]], file: PictureFile, reason: str, report: Report) -> None:
-    broken[file.name] = {"path": file.name, "reason": reason, "size": file.size, "mtime_ns": file.mtime_ns}
-    report.broken += 1
+def _delete(table: Any, ids: Sequence[int]) -> None:
+    for start in range(0, len(ids), 1000):
+        table.delete(f"id IN ({', '.join(map(str, ids[start : start + 1000]))})")
 
 
 def _write_rows(
     table: Any, index: Place, batches: Iterator[list[Row]], metadata: Metadata | None,
-    broken: dict[str, dict[str, Any]], report: Report, last: int,
+    broken: BrokenFiles, report: Report, last: int,
 ) -> Iterator[int]:  # fmt: skip
     """Write what was encoded, `ROWS` at a time, and tell how many are; a row that is there already under its path is
     replaced. last: the greatest number that a row has."""
     import pyarrow as arrow
 
     # Without metadata, a row that is replaced keeps what it has of it.
-    schema = arrow.schema([table.schema.field(name) for name in (*OWN, *(metadata.numbers if metadata else ()))])
+    schema = arrow.schema([table.schema.field(name) for name in (*OWN, *(metadata.kinds if metadata else ()))])
     rows: list[dict[str, Any]] = []
 
     def write() -> int:
@@ -369,40 +454,70 @@ def _write_rows(
             table.merge_insert("raw").when_matched_update_all().when_not_matched_insert_all().execute(data)
             report.encoded += len(rows)
             rows.clear()
-        _write_broken(index, broken)
+        broken.write(index)
         return report.encoded
 
     for batch in batches:
         for row in batch:
-            file = PictureFile(row["raw"], row["size"], row["mtime_ns"])
-            if reason := row.pop("reason"):
-                _list_broken(broken, file, reason, report)
+            raw, reason, fault = row["raw"], row.pop("reason"), row.pop("fault")
+            if reason:
+                broken.add(raw, reason, fault, row["size"], row["mtime_ns"])
                 continue
-            broken.pop(file.name, None)
+            broken.remove(raw)
             last += 1
-            rows.append(row | {"id": last, "path": file.name} | (metadata.of(file.name) if metadata else {}))
+            name = name_of(raw)
+            rows.append(row | {"id": last, "path": name} | (metadata.of(name) if metadata else {}))
         if len(rows) >= ROWS:
             yield write()
     write()
 
 
-def _write_broken(index: Place, broken: dict[str, dict[str, Any]]) -> None:
-    index.write(BROKEN, "".join(json.dumps(entry) + "\n" for entry in broken.values()))
-
-
 def _drop(
-    table: Any, index: Place, files: Sequence[PictureFile], broken: dict[str, dict[str, Any]], report: Report
+    table: Any,
+    index: Place,
+    listing: Listing,
+    changes: Changes,
+    broken: BrokenFiles,
+    report: Report,
+    allowed: bool,
 ) -> None:
-    """Forget what has vanished: rows, and entries of broken files. A row whose file is broken now is none any more."""
-    there, names = {file.raw for file in files}, {file.name for file in files}
-    bad = {file.raw for file in files if file.name in broken}
-    gone = [row["raw"] for row in _columns(table, ("raw",)) if row["raw"] not in there or row["raw"] in bad]
-    for start in range(0, len(gone), 200):
-        table.delete(f"raw IN ({', '.join(map(_literal, gone[start : start + 200]))})")
-    report.dropped = len(gone)
-    for name in [name for name in broken if name not in names]:
-        del broken[name]
-    _write_broken(index, broken)
+    """Forget what is gone: rows, and entries of broken files. A row whose file can no longer be decoded is none any
+    more; one whose file cannot be read just now stays. Raises BadIndex where the former are too many."""
+    there = {*(file.raw for file in listing.files), *listing.unreadable, *listing.missing}
+    for raw in broken:
+        if raw not in there and not listing.hidden_below(raw):
+            broken.remove(raw)
+    broken.write(index)
+    report.broken = sum(raw in there for raw in broken)
+    rows = [row for row in _columns(table, ("id", "raw")) if row["raw"] in broken]
+    bad = [row["id"] for row in rows if broken.has_no_content(row["raw"])]
+    count = table.count_rows()
+    if not allowed and too_many(len(bad), count):
+        raise BadIndex(
+            f"{index}: the files of {len(bad):,} of its {count:,} rows can no longer be decoded ({index}/{BROKEN} has "
+            "each): were they damaged? No row was dropped. If they are to be, give --allow-drop"
+        )
+    gone = {*changes.gone, *bad}
+    _delete(table, sorted(gone))
+    report.dropped, report.kept = len(gone), sum(row["id"] not in gone for row in rows)
+
+
+def _move_captions(index: Place, renamed: Mapping[str, str]) -> None:
+    """Captions go with their picture to another path."""
+    table = open_captions(index) if renamed else None
+    if table is not None:
+        rows = [
+            row | {"path": renamed[row["path"]]} for row in _columns(table, ("id", "path")) if row["path"] in renamed
+        ]
+        _update(table, "id", rows, ("id", "path"))
+
+
+def _drop_captions(index: Place, pictures: Any) -> None:
+    """Captions go with their picture out of the index."""
+    table = open_captions(index)
+    if table is not None:
+        there = {row["path"] for row in _columns(pictures, ("path",))}
+        _delete(table, [row["id"] for row in _columns(table, ("id", "path")) if row["path"] not in there])
 
 
 def _index_captions(
@@ -417,9 +532,7 @@ def _index_captions(
     there = {row["path"] for row in _columns(pictures, ("path",))}
     wanted = dict.fromkeys((path, text) for path, texts in captions.items() if path in there for text in texts)
     known = {(row["path"], row["text"]): row["id"] for row in _columns(table, ("id", "path", "text"))}
-    gone = [str(number) for key, number in known.items() if key not in wanted]
-    for start in range(0, len(gone), 1000):
-        table.delete(f"id IN ({', '.join(gone[start : start + 1000])})")
+    _delete(table, [number for key, number in known.items() if key not in wanted])
     new = [key for key in wanted if key not in known]
     if not new:
         return
