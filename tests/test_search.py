@@ -379,7 +379,7 @@ def test_a_search_is_the_exact_order_of_cosines(indexed, tiny_runs):
 
 def test_queries_that_are_answered_together_find_what_each_alone_finds(indexed):
     searcher = Searcher(indexed)
-    terms = [[parse_term(text) for text in words] for words in (["a red circle"], ["2:two stars", "blue"], ["ring"])]
+    terms = [[parse_term(text) for text in words] for words in (["a red circle"], ["^2 two stars", "blue"], ["ring"])]
     counts = [3, 20, 1000]
     answers = searcher.answers([*zip(terms, counts, strict=True), ([parse_term("red", -1.0)], 5), (terms[0], 0)])
     for own, count, found in zip(terms, counts, answers, strict=False):
@@ -421,17 +421,55 @@ def test_an_approximate_index_is_built_by_size_and_measured(tiny_runs, tmp_path)
 def test_terms_add_up_by_weight_and_minus_takes_away(indexed):
     searcher = Searcher(indexed)
     red, blue = (searcher.encode([parse_term(word)]) for word in ("red", "blue"))
-    both = searcher.encode([parse_term("2:red"), parse_term("blue", -1.0)])
+    both = searcher.encode([parse_term("^2 red"), parse_term("blue", -1.0)])
     expected = 2 * red - blue
     assert both == pytest.approx(expected / np.linalg.norm(expected), abs=rounding(**COSINE))
-    assert parse_term("2.5:a big dog") == Term("a big dog", 2.5)
-    assert parse_term("time 12:30") == Term("time 12:30", 1.0)
     for terms, told in (([parse_term("red", -1.0)], "something to look for"),
                         ([parse_term("red"), parse_term("red", -1.0)], "take each other away")):  # fmt: skip
         with pytest.raises(ValueError, match=told):
             searcher.encode(terms)
-    with pytest.raises(ValueError, match="needs words"):
-        parse_term("2: ")
+
+
+@pytest.mark.parametrize(
+    ("text", "words", "weight", "noted"),
+    [
+        ("^2 red", "red", 2.0, False), ("  ^2.5\ta big  dog ", "a big  dog", 2.5, False), ("^0.5 ^2 red", "^2 red", 0.5, False),
+        ("^1 10:30", "10:30", 1.0, False), ("2:red", "red", 2.0, True), ("2.5:a big dog", "a big dog", 2.5, True),
+        # Sentences, times, ratios, and what looks like a weight and is none.
+        ("10:30 on a station clock", "10:30 on a station clock", 1.0, False), ("time 12:30", "time 12:30", 1.0, False),
+        ("16:9", "16:9", 1.0, False), ("3:1 a ratio", "3:1 a ratio", 1.0, False), ("2: red", "2: red", 1.0, True),
+        ("a sign with 2:red", "a sign with 2:red", 1.0, False), ("x^2 on a board", "x^2 on a board", 1.0, False),
+        ("red^2", "red^2", 1.0, False), ("^_^ a face", "^_^ a face", 1.0, False), ("^ up", "^ up", 1.0, False),
+        (":red", ":red", 1.0, False), ("٢:red", "٢:red", 1.0, False), ("2:30pm", "2:30pm", 1.0, False), ("2", "2", 1.0, False),
+    ],
+)  # fmt: skip
+def test_a_weight_has_a_form_that_no_sentence_has(text, words, weight, noted):
+    for sign in (1.0, -1.0):
+        term = parse_term(text, sign)
+        assert term == Term(words, sign * weight)
+        assert bool(term.note) is noted
+        assert not noted or "^2" in term.note
+
+
+@pytest.mark.parametrize(
+    "text",
+    [f"^{'9' * 400} red", f"{'9' * 400}:red", "^inf red", "^nan red", "^-1 red", "^0 red", "0:red", "^1e3 red", "^2x red",
+     "^1001 red", f"^0.{'0' * 50}1 red", "^2", "^2 ", "2:", "2: ", "", "  ", "^.5 red", "\udcff"],
+)  # fmt: skip
+def test_a_term_without_words_or_with_a_weight_that_is_none_is_refused(text):
+    with pytest.raises(ValueError, match=r"a weight is a number|needs words|no UTF-8"):
+        parse_term(text)
+
+
+@pytest.mark.parametrize("weight", [float("inf"), float("nan"), -float("inf")])
+def test_no_weight_makes_a_score_nan(indexed, weight):
+    with pytest.raises(ValueError, match="neither infinite nor nan"):
+        Searcher(indexed).search([Term("red", weight)])
+
+
+def test_the_heaviest_weights_leave_scores_that_are_numbers(indexed):
+    terms = [parse_term(text) for text in ("^1000 red", "^0.001 blue")]
+    assert all(-1.001 <= each.score <= 1.001 for each in Searcher(indexed).search(terms, 5))
 
 
 def test_a_picture_finds_itself_first(indexed, scenes_folder):
@@ -592,9 +630,13 @@ def test_the_commands(tiny_runs, folder, tmp_path, capsys):
     index = str(tmp_path / "index")
     assert main(["index", str(tiny_runs["late"]), str(folder), "--out", index]) == 0
     assert "40 pictures: 40 encoded" in capsys.readouterr().out
-    assert main(["search", index, "2:red", "circle", "--minus", "blue", "--count", "3", "--json"]) == 0
+    assert main(["search", index, "^2 red", "circle", "--minus", "blue", "--count", "3", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["query"] == "2:red + circle"
+    assert found["query"] == "^2 red + circle"
+    assert main(["search", index, "2:red", "circle", "--minus", "blue", "--count", "3", "--json"]) == 0
+    before = capsys.readouterr()
+    assert json.loads(before.out)["found"] == found["found"]
+    assert "note: '2:red' counts 2 times; write '^2 red'" in before.err
     assert len(found["found"]) == 3
     assert main(["search", index, "red", "--paths", "--count", "4", "--rerank", "4"]) == 0
     paths = capsys.readouterr().out.splitlines()
@@ -610,9 +652,12 @@ def test_the_commands(tiny_runs, folder, tmp_path, capsys):
     assert len(shown.splitlines()) > len(plain.splitlines()) + 8
     assert main(["search", index, "--like", paths[0], "--sheet", str(tmp_path / "found.png")]) == 0
     assert Image.open(tmp_path / "found.png").width > 500
-    (tmp_path / "queries.txt").write_text("a star\n\nthree rings\n")
-    assert main(["search", index, "--queries", str(tmp_path / "queries.txt"), "--json"]) == 0
     capsys.readouterr()
+    (tmp_path / "queries.txt").write_text(
+        "\ufeffa star\r\n\r\nthree\u2028rings\x0b\rcafé", encoding="utf-8", newline=""
+    )
+    assert main(["search", index, "--queries", str(tmp_path / "queries.txt"), "--json"]) == 0
+    assert [each["query"] for each in json.loads(capsys.readouterr().out)] == ["a star", "three\u2028rings", "café"]
     assert main(["search", index, "red", "--where", "width > 5000"]) == 1
     assert main(["search", index, "red", "--where", "colour = 3"]) == 1
     assert "no column 'colour'" in capsys.readouterr().err
@@ -635,9 +680,9 @@ def client(indexed):
 
 
 def test_the_service_finds_what_the_search_finds(client, indexed):
-    answer = client.get("/search", params={"q": ["2:red", "circle"], "minus": "blue", "count": 7}).json()["found"]
+    answer = client.get("/search", params={"q": ["^2 red", "circle"], "minus": "blue", "count": 7}).json()["found"]
     searcher = Searcher(indexed)
-    terms = [parse_term("2:red"), parse_term("circle"), parse_term("blue", -1.0)]
+    terms = [parse_term("^2 red"), parse_term("circle"), parse_term("blue", -1.0)]
     assert [each["path"] for each in answer] == [each.path for each in searcher.search(terms, 7)]
     again = client.get("/search", params={"q": "red", "rerank": 5, "count": 5}).json()["found"]
     assert all("pair_score" in each for each in again)

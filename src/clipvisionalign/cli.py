@@ -844,11 +844,11 @@ def index(arguments: list[str]) -> int:
 def search(arguments: list[str]) -> int:
     parser = _parser(
         "search",
-        description='Find pictures of an index by words, by a picture, or by several of both. "2:red" counts twice.',
+        description='Find pictures of an index by words, by a picture, or by several of both. "^2 red" counts twice.',
         epilog="examples:\n"
         f'  {PROGRAM} search INDEX "a dog on the grass"\n'
         f'  {PROGRAM} search INDEX "beach" --minus "people"\n'
-        f'  {PROGRAM} search INDEX "2:red" "car" --where "width >= 1000"\n'
+        f'  {PROGRAM} search INDEX "^2 red" "car" --where "width >= 1000"\n'
         f"  {PROGRAM} search INDEX --like a.jpg --sheet found.png\n"
         f"  {PROGRAM} search INDEX --like a.jpg --captions\n"
         f"  {PROGRAM} search INDEX --queries words.txt --json\n"
@@ -895,6 +895,8 @@ def search(arguments: list[str]) -> int:
         text = sys.stdin.read() if given.queries == "-" else decode(Path(given.queries).read_bytes()).text
         lines = [line.strip() for line in split_lines(text)]
         queries = [(line, [parse_term(line)]) for line in lines if line]
+    for note in dict.fromkeys(term.note for _, terms in queries for term in [*terms, *minus] if term.note):
+        say(f"note: {note}")
     answers: list[dict[str, Any]] = []
     for words, terms in queries:
         if given.captions:

@@ -7,6 +7,7 @@ interaction or the fusion of the aligner, which reads the pictures themselves on
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from clipvisionalign.models.aligner import Aligner, load_aligner
 from clipvisionalign.pictures import Picture, PictureError
-from clipvisionalign.search.files import Place
+from clipvisionalign.search.files import Place, printable
 from clipvisionalign.search.filters import filter_sql
 from clipvisionalign.search.index import (
     About,
@@ -30,6 +31,7 @@ from clipvisionalign.search.index import (
     open_table,
     read_about,
 )
+from clipvisionalign.search.metadata import Value
 
 #: What a result tells; thumbnails and vectors only on demand.
 COLUMNS = ("id", "path", "width", "height", "size")
@@ -39,13 +41,24 @@ FILTERS = {"path": False, "width": True, "height": True, "size": True, "id": Tru
 NEAR = 0.985
 
 
+#: Weights that a term can have, and the form that has one: no sentence begins with it.
+LEAST_WEIGHT, GREATEST_WEIGHT = 0.001, 1000.0
+_WEIGHTED = re.compile(r"\^(\S+)\s+(.*)", re.DOTALL)
+_NUMBER = re.compile(r"[0-9]+(\.[0-9]+)?")
+_MEANT_AS_NUMBER = re.compile(r"[+-]?(\.?[0-9].*|inf(inity)?|nan)", re.IGNORECASE | re.DOTALL)
+#: How weights were written before; after the colon of a time, a ratio or a sentence stands no letter.
+_OLD = re.compile(r"([0-9]+(?:\.[0-9]+)?):(\s*)(\D.*|)", re.DOTALL)
+
+
 @dataclass(frozen=True)
 class Term:
-    """A part of a query: words or a picture, and how much it counts; below zero it is not wanted."""
+    """A part of a query: words or a picture, and how much it counts; below zero it is not wanted. note: what a user
+    should know of how it was understood, "" for nothing."""
 
     what: str | Picture
     weight: float = 1.0
     is_picture: bool = False
+    note: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)
@@ -59,7 +72,7 @@ class Found:
     width: int
     height: int
     size: int
-    metadata: dict[str, float | str | None] = field(default_factory=dict)
+    metadata: dict[str, Value] = field(default_factory=dict)
     pair_score: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
@@ -84,12 +97,39 @@ class FoundCaption:
 
 
 def parse_term(text: str, sign: float = 1.0) -> Term:
-    """ "2:red" is red, counted twice; without a number it counts once. Raises ValueError for no words."""
-    weighted = re.fullmatch(r"(\d+(?:\.\d+)?):(.+)", text, re.DOTALL)
-    weight, words = (float(weighted[1]), weighted[2]) if weighted else (1.0, text)
-    if not words.strip() or not weight:
-        raise ValueError(f"'{text}': a term needs words, and a weight above 0")
-    return Term(words.strip(), sign * weight)
+    """ "^2 red" is red, counted twice; without a weight it counts once. The form that weights had before, "2:red", is
+    taken where a letter follows the colon, with a note.
+
+    Raises ValueError for no words, and for a weight that is none or out of bounds.
+
+    >>> parse_term("^2 red"), parse_term("10:30 on a clock").what
+    (Term(what='red', weight=2.0, is_picture=False, note=''), '10:30 on a clock')
+    """
+    if any("\ud800" <= each <= "\udfff" for each in text):
+        raise ValueError(f"'{printable(_short(text))}': words with bytes that are no UTF-8")
+    weight, words, note = "1", text.strip(), ""
+    if (found := _WEIGHTED.fullmatch(words + " ")) and _MEANT_AS_NUMBER.fullmatch(found[1]):
+        weight, words = found[1], found[2].strip()
+    elif found := _OLD.fullmatch(words):
+        if not found[3]:
+            words = ""
+        elif found[2]:
+            note = f"'{_short(text)}' is taken as words; a weight is written '^{found[1]} {_short(found[3])}'"
+        else:
+            weight, words = found[1], found[3]
+            note = f"'{_short(text)}' counts {weight} times; write '^{weight} {_short(words)}', which is no sentence"
+    number = float(weight) if _NUMBER.fullmatch(weight) else float("nan")
+    if not LEAST_WEIGHT <= number <= GREATEST_WEIGHT:
+        raise ValueError(
+            f"'{_short(text)}': a weight is a number from {LEAST_WEIGHT:g} to {GREATEST_WEIGHT:g}, such as '^2 red'"
+        )
+    if not words:
+        raise ValueError(f"'{_short(text)}': a term needs words, after its weight where it has one, such as '^2 red'")
+    return Term(words, sign * number, note=note)
+
+
+def _short(text: str, most: int = 40) -> str:
+    return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def nearest(
@@ -113,6 +153,8 @@ def nearest(
 def combined(terms: Sequence[Term], vectors: np.ndarray) -> np.ndarray:
     """The vector (D,) of a query by those of its terms (T, D), unit length. Raises ValueError for no terms, or terms
     that take each other away."""
+    if not all(math.isfinite(term.weight) for term in terms):
+        raise ValueError("a weight is a number, neither infinite nor nan")
     if not any(term.weight > 0 for term in terms):
         raise ValueError("a query needs something to look for, not only what is not wanted")
     total = np.array([term.weight for term in terms], dtype=np.float32) @ vectors

@@ -158,7 +158,7 @@ def create_app(
 
     @app.get("/search", responses={422: {}})
     def search(
-        q: Annotated[list[str], Query(min_length=1, max_length=limits.terms, description="words; 2:red counts twice")],
+        q: Annotated[list[str], Query(min_length=1, max_length=limits.terms, description="words; ^2 red counts twice")],
         minus: Annotated[list[str], Query(max_length=limits.terms)] = [],  # noqa: B006
         count: Count = 20,
         where: Annotated[str, Query(max_length=LONGEST)] = "",

@@ -37,7 +37,7 @@ async function search() {
     for (const word of terms(by("minus").value)) query.append("minus", word);
     if (by("rerank").checked && about.indexes[index].reranks) query.set("rerank", "32");
     return ask(`/search?${query}`);
-  }, words.map((word) => word.replace(/^\d+(\.\d+)?:/, "")).join(" and "));
+  }, words.map((word) => word.replace(/^\^\d+(\.\d+)?\s+/, "").replace(/^\d+(\.\d+)?:(?=[^\d\s])/, "")).join(" and "));
 }
 
 async function show(title, which, answer, words = "") {
