@@ -163,3 +163,13 @@ def test_three_lines(tiny_runs, tmp_path):
     images = [str(tmp_path / "a.jpg"), str(tmp_path / "b.jpg")]
     scores = aligner.score(images, ["a dog on the grass", "two people at a table"])
     assert scores.shape == (2, 2)
+
+
+def test_brackets_in_the_name_of_a_run_are_no_markup(tiny_runs, scenes_folder, tmp_path, capsys):
+    import shutil
+
+    run = tmp_path / "[red]a[b]"
+    shutil.copytree(tiny_runs["self"], run)
+    assert main(["evaluate", str(run), "--data", str(scenes_folder)]) == 0
+    printed = capsys.readouterr().out
+    assert "[red]a[b]" in "".join(printed.split())

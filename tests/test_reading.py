@@ -528,3 +528,20 @@ def test_images_beside_their_texts_are_known_by_content(tmp_path):
     data = read(tmp_path)
     assert captions_of(data) == {"a.png": ("image 0",), "b.jfif": ("image 1",), "c.bin": ("image 2",)}
     assert data.notes == ["1 .txt files that no image stands beside, such as alone.txt"]
+
+
+def test_a_run_from_before_is_split_as_it_was(tmp_path):
+    from clipvisionalign.data.of_run import read_data_of_run
+    from clipvisionalign.data.splits import content_key, split_of_name
+
+    for number in range(40):
+        paint(tmp_path / "data" / f"{number}.png", number)
+    rows = "".join(f"{number}.png,caption {number}\n" for number in range(40))
+    (tmp_path / "data" / "metadata.csv").write_text(f"file_name,caption\n{rows}")
+    about = {"source": str(tmp_path / "data"), "layout": "folder", "identity": "auto"}
+    for name, more, rule in (("old", {}, 1), ("new", {"split_rule": 2, "group": ""}, 2)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "data.json").write_text(json.dumps(about | more))
+        data = read_data_of_run(tmp_path / name)
+        assert data.split_rule == rule
+        assert all(row.split == split_of_name(row.name if rule == 1 else content_key(row.image)) for row in data)

@@ -568,13 +568,16 @@ def audit(arguments: list[str]) -> int:
 def _print_audit(results: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(title=f"audit of {results['run']} on {results['data']}, {results['split']}", title_justify="left")
+    # As text: brackets in the name of a run or a file are no markup.
+    title = Text(f"audit of {results['run']} on {results['data']}, {results['split']}")
+    table = Table(title=title, title_justify="left")
     for column in ("check", "", "what was seen"):
         table.add_column(column)
     for found in results["checks"]:
-        verdict = "[green]passed[/]" if found["passed"] else "[red]FAILED[/]"
-        table.add_row(found["name"], verdict, found["meaning"])
+        verdict = Text("passed", "green") if found["passed"] else Text("FAILED", "red")
+        table.add_row(found["name"], verdict, Text(found["meaning"]))
     Console().print(table)
     print("the audit passed" if results["passed"] else "the audit FAILED: do not believe this model's figures")
 
@@ -582,11 +585,12 @@ def _print_audit(results: dict[str, Any]) -> None:
 def _print_figures(results: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     title = f"{results['run']} on {results['data']}, {results['split']}: {results['images']:,} images, "
     if results.get("distractors"):
         title += f"{results['distractors']:,} more without captions, "
-    table = Table(title=f"{title}{results['captions']:,} captions, 95% intervals", title_justify="left")
+    table = Table(title=Text(f"{title}{results['captions']:,} captions, 95% intervals"), title_justify="left")
     blocks = {"": results} if "dual" not in results else {"dual": results["dual"], "re-ranked": results["reranked"]}
     table.add_column("figure")
     for name in blocks:

@@ -311,9 +311,10 @@ def show(tables: Sequence[Table]) -> None:
     from rich.console import Console
     from rich.table import Table as Printed
 
-    console = Console()
+    # Names of variants and data sets are text: their brackets are no markup.
+    console = Console(markup=False)
     # A table broken over many lines is no table: wide enough where nobody's window is known.
-    console = console if console.is_terminal else Console(width=220)
+    console = console if console.is_terminal else Console(width=220, markup=False)
     for table in tables:
         printed = Printed(title=table.title, title_justify="left", caption=table.note, caption_justify="left")
         for number, column in enumerate(table.columns):
