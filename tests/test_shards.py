@@ -128,8 +128,11 @@ def test_endings_are_read_whatever_their_case_and_images_whatever_their_ending(t
     found, listed = read(
         tmp_path, ("a.JPG", b"x"), ("a.TXT", "one"), ("b.Jpeg", b"y"), ("b.JSON", {"caption": "two"}),
         ("c.img", picture(3)), ("c.txt", "three"), ("d.avif", b"z"), ("d.txt", "four"), ("e.bin", b"none"), ("e.txt", "five"),
+        ("f.h5", b"features"), ("f.im", picture(4)), ("f.jpg", b"f"), ("f.txt", "six"),
     )  # fmt: skip
-    assert found == {"a": ["one"], "b": ["two"], "c": ["three"], "d": ["four"]}
+    assert found == {"a": ["one"], "b": ["two"], "c": ["three"], "d": ["four"], "f": ["six"]}
+    rows = {row.name: row.image for row in read_captioned_images(tmp_path)}
+    assert rows["train-0.tar, f"] == b"f"
     assert listed == ["train-0.tar, e: no image (left out)"]
 
 

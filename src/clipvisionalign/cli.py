@@ -507,13 +507,16 @@ def _distractors(folder: str) -> list[Path]:
     """The images below a folder that can be decoded, in order of their paths; the others are told."""
     if not folder:
         return []
-    from clipvisionalign.pictures import PICTURE_SUFFIXES, PictureError, open_picture
+    from clipvisionalign.pictures import NotTaken, PictureError, image_files, open_picture
     from clipvisionalign.progress import progress
 
     root = Path(folder)
     if not root.is_dir():
         raise FileNotFoundError(f"--distractors {folder}: no such folder")
-    found = sorted(path for path in root.rglob("*") if path.suffix.lower() in PICTURE_SUFFIXES and path.is_file())
+    others = NotTaken()
+    found = image_files(root, others)
+    for line in others.lines():
+        say(f"{folder}: not taken: {line}")
     good = []
     for path in progress(found, "checking distractors", len(found), True):
         try:

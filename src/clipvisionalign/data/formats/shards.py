@@ -28,7 +28,7 @@ from clipvisionalign.data.captions import CAPTION_NAMES, caption_texts
 from clipvisionalign.data.formats.tables import IDENTITY_COLUMNS, SPLIT_COLUMNS, column_named
 from clipvisionalign.data.splits import SPLIT_WORDS, split_word
 from clipvisionalign.data.text_files import decode, split_lines
-from clipvisionalign.pictures import PICTURE_SUFFIXES, PictureError, open_header
+from clipvisionalign.pictures import PictureError, open_header
 
 #: Rows of a Parquet file that are in memory at a time.
 PARQUET_ROWS = 64
@@ -40,9 +40,10 @@ INDEX = "shards.json"
 META = re.compile(r"__[^/]*__($|/)")
 
 #: Endings of images in a shard; a sample without any of them is asked for an image by its members' content.
-IMAGE_ENDINGS = frozenset(suffix[1:] for suffix in PICTURE_SUFFIXES) | {
-    "jpe", "jfif", "avif", "heic", "heif", "jp2", "mpo", "ppm", "pgm", "tga",
-}  # fmt: skip
+IMAGE_ENDINGS = frozenset({
+    "jpg", "jpeg", "jpe", "jfif", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "heic", "heif", "jp2", "j2k",
+    "jxl", "mpo", "ppm", "pgm", "pbm", "pnm", "tga", "qoi",
+})  # fmt: skip
 
 #: Under these names a .json tells captions though a .txt is there; the others may be anything about the image.
 OWN_CAPTIONS = ("captions", "caption", "sentences", "raw", "text")
