@@ -35,7 +35,7 @@ AXES: dict[str, list[Any]] = {
     "design": ["self", "sparse", "late", "cross"],
     "init": ["", "late"],
     "freeze": ["image", "text", "both", "none", "all"],
-    "freeze_layers": [[], ["image_head.*"]],
+    "freeze_layers": [[], ["text_tower.encoder.encoder.layer.0.*"]],
     "peft": ["none", "lora"],
     "loss": ["softmax", "sigmoid", "hardest", "hard_weighted"],
     "chunk": [0, 3],
@@ -58,6 +58,7 @@ REFUSED = (
     "--freeze all trains the fusion alone",
     "--peft lora trains adapters in a tower, and --freeze",
     "other towers than this run's",
+    "--freeze all would keep image_head, text_head, late as drawn at random",
     "batch norms, whose statistics 2 processes would each gather",
     "batch norms, whose statistics would be those of a chunk",
 )
@@ -72,8 +73,10 @@ def refused(row: dict[str, Any]) -> str:
     # A sliding text tower has other positions than the run's that it would start from.
     if row["init"] and row["design"] == "sparse":
         return REFUSED[2]
+    if row["freeze"] == "all" and not row["init"]:
+        return REFUSED[3]
     if row["freeze"] in ("text", "none") and row["tower"] == "test_resnet":
-        return REFUSED[3] if row["processes"] != "one" else REFUSED[4] if row["chunk"] else ""
+        return REFUSED[4] if row["processes"] != "one" else REFUSED[5] if row["chunk"] else ""
     return ""
 
 
@@ -110,9 +113,11 @@ def array() -> list[dict[str, Any]]:
             else:
                 missing.discard(first)
                 impossible.append(valued(simplest | dict(first)))
-    # This one is of three values in one process.
+    # These are of three values in one process.
     norms = {"freeze": "none", "tower": "test_resnet", "chunk": 3}
-    return [*rows, *impossible, {**valued(dict.fromkeys(names, 0)), **norms}]
+    alone = {"freeze": "all", "design": "cross", "init": ""}
+    first = valued(dict.fromkeys(names, 0))
+    return [*rows, *impossible, first | norms, first | alone]
 
 
 def some_rows(count: int, of_two: int) -> list[tuple[int, dict[str, Any]]]:
@@ -331,7 +336,9 @@ def is_frozen(name: str, row: dict[str, Any]) -> bool:
         return not name.startswith("fusion.")
     frozen = {"image": ("image_tower.",), "text": ("text_tower.",), "both": ("image_tower.", "text_tower."),
               "none": ()}[row["freeze"]]  # fmt: skip
-    return name.startswith(frozen) or (bool(row["freeze_layers"]) and name.startswith("image_head."))
+    return name.startswith(frozen) or (
+        bool(row["freeze_layers"]) and name.startswith("text_tower.encoder.encoder.layer.0.")
+    )
 
 
 # --- a run, killed ---------------------------------------------------------------------------------------------------

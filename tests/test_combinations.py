@@ -62,7 +62,7 @@ def test_the_array_holds_every_pair_of_values_in_one_process_and_in_two():
     # What is refused whatever the other settings are, and no more.
     always = {("design", f"'{design}'", "freeze", "'all'") for design in ("self", "sparse", "late")}
     always |= {("freeze", f"'{what}'", "peft", "'lora'") for what in ("both", "all")}
-    always |= {("design", "'sparse'", "init", "'late'")}
+    always |= {("design", "'sparse'", "init", "'late'"), ("init", "''", "freeze", "'all'")}
     in_two = {("freeze", f"'{what}'", "tower", "'test_resnet'") for what in ("text", "none")}
     for processes, refusals in ((["one"], always), (["ddp", "fsdp2"], always | in_two)):
         axes = AXES | {"processes": processes}
@@ -74,7 +74,7 @@ def test_the_array_holds_every_pair_of_values_in_one_process_and_in_two():
             absent |= {(a, x, b, y) for x in map(repr, axes[a]) for y in map(repr, axes[b]) if (x, y) not in found}
         assert absent == refusals
         # A row for each of them, and for what is refused of three values together.
-        assert len(rows) - len(runs) == len(absent) + (processes == ["one"])
+        assert len(rows) - len(runs) == len(absent) + 2 * (processes == ["one"])
         assert len(runs) < 30
     assert {refused(row) for row in array()} == {"", *REFUSED}
 

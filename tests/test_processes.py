@@ -188,7 +188,10 @@ def test_a_batch_of_three_on_two_processes_takes_the_steps_that_were_planned(tmp
 @pytest.mark.slow
 @pytest.mark.parametrize("shard", [False, True])
 def test_a_fusion_is_trained_alone_in_two_processes(tmp_path, settings, tiny_model, shard):
+    late = settings("late", model=asdict(tiny_model("late")), epochs=1, steps=1)
+    many_processes.work("train", late)
     more = {"model": asdict(tiny_model("cross")), "freeze": "all", "epochs": 1, "train_images": 32, "shard": shard}
+    more |= {"init": late["out"]}
     run(2, "train", settings("fusion", **more), tmp_path / "said")
     results = json.loads((tmp_path / "fusion" / "results.json").read_text())
     assert (results["steps"], results["steps_skipped"]) == (2, 0)

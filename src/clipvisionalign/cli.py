@@ -402,6 +402,7 @@ def evaluate(arguments: list[str]) -> int:
         return _evaluate_vectors(given)
     if given.run is None or given.partners or given.distractors:
         raise ValueError("give a run, or --vectors IMAGES CAPTIONS --partners FILE (--distractors FILE)")
+    from clipvisionalign.data.of_run import unfinished_note
     from clipvisionalign.retrieval.evaluate import evaluate as measure
     from clipvisionalign.training.cross_fit import in_sample_note
     from clipvisionalign.training.trained_on import trained_note
@@ -422,7 +423,11 @@ def evaluate(arguments: list[str]) -> int:
     )  # fmt: skip
     results = {"run": given.run, "data": source, "split": given.split, **found.to_dict()}
     trained = trained_note(Path(given.run), data, part)
-    notes = {"in_sample": in_sample_note(Path(given.run), part), "trained_on": trained.note if trained else None}
+    notes = {
+        "in_sample": in_sample_note(Path(given.run), part),
+        "trained_on": trained.note if trained else None,
+        "unfinished": unfinished_note(given.run),
+    }
     results |= {name: note for name, note in notes.items() if note}
     if trained and trained.matches:
         results["trained_on_images"] = trained.to_dict()
@@ -538,6 +543,7 @@ def audit(arguments: list[str]) -> int:
     parser.add_argument("--sample", type=int, default=48, help="images in the checks (default 48)")
     given = parser.parse_args(arguments)
     from clipvisionalign.data.check import check as check_data
+    from clipvisionalign.data.of_run import unfinished_note
     from clipvisionalign.retrieval.audit import AuditReport, Check
     from clipvisionalign.retrieval.audit import audit as audit_model
     from clipvisionalign.training.trained_on import trained_note
@@ -558,6 +564,8 @@ def audit(arguments: list[str]) -> int:
         found = AuditReport([*found.checks, Check("gallery not trained on", not trained, float(count), told)])
     results = {"run": given.run, "data": source, "split": given.split, **found.to_dict()}
     results |= {"trained_on": trained.note, "trained_on_images": trained.to_dict()} if trained else {}
+    unfinished = unfinished_note(given.run)
+    results |= {"unfinished": unfinished} if unfinished else {}
     # For the card of a model that is exported.
     (Path(given.run) / "audit.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     if given.json:
@@ -565,6 +573,8 @@ def audit(arguments: list[str]) -> int:
     else:
         _print_audit(results)
         _print_trained_on(results)
+        if unfinished:
+            print(unfinished)
     return 0 if found.passed else 1
 
 

@@ -19,6 +19,24 @@ def about_data(run: str | Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
+def is_unfinished(run: str | Path) -> bool:
+    """Whether a folder is that of a training run that has not come to its end; a model saved alone is of none."""
+    folder = Path(run)
+    return not (folder / "results.json").is_file() and "data" in settings_of(folder)
+
+
+def unfinished_note(run: str | Path) -> str | None:
+    """What figures of a run that is not finished have to be read with; None for one that is."""
+    if not is_unfinished(run):
+        return None
+    pairs = (settings_of(run).get("model") or {}).get("design") in ("late", "cross")
+    weights = ", with weights of its pairs' parts that are not chosen yet" if pairs else ""
+    return (
+        f"{run} is not finished (it has no results.json): this is its best epoch so far{weights}; to finish it: "
+        f"clipvisionalign train --resume {run}"
+    )
+
+
 def split_rule_of(run: str | Path) -> int:
     """The rule by which the images of a run's data set were split, where that has no splits: see `data/splits.py`."""
     about = about_data(run)

@@ -127,6 +127,9 @@ def choice_of(cells: Sequence[Measured], split: str) -> str:
         based = sorted({cell.variant for cell in cells if "with_init" in cell.found.get("chosen", {})})
         if based:
             told += f"; but {', '.join(based)}: the run that it starts from is of an epoch that all of dev chose"
+        trained = sorted({cell.variant for cell in cells if "init_trained_on" in cell.found.get("chosen", {})})
+        if trained:
+            told += f"; but {', '.join(trained)}: the run that it starts from was trained on images of dev"
         return told
     told = "in-sample: what was chosen on dev is measured on it"
     return told if not any(halved) else f"{told} in some runs, cross-fitted in others"

@@ -20,6 +20,7 @@ import numpy as np
 
 from clipvisionalign.data.captioned import CaptionedImages, text_number
 from clipvisionalign.data.fingerprint import changed, data_contents
+from clipvisionalign.data.of_run import is_unfinished
 from clipvisionalign.files import written_aside
 from clipvisionalign.models.aligner import CONFIG_FILE, IMAGE_FOLDER, TEXT_FOLDER, WEIGHTS_FILE, Aligner
 from clipvisionalign.retrieval.equal_captions import equal_captions
@@ -299,11 +300,12 @@ def evaluation_of(scores: DevScores, ranked: Ranked, resamples: int = RESAMPLES)
 
 
 def chosen_dict(
-    found: Sequence[Chosen], scores: DevScores, halves: Halves | None, best_by: str, with_init: str | None = None
-) -> dict[str, Any]:
+    found: Sequence[Chosen], scores: DevScores, halves: Halves | None, best_by: str, with_init: str | None = None,
+    trained_on: str | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """The block "chosen" of results.json: what was chosen where, and the run's model on the dev that chose it.
 
-    with_init: what `chosen_with_init` gives.
+    with_init: what `chosen_with_init` gives; trained_on: that a run that it starts from was trained on these images.
     """
     told: dict[str, Any] = {"by": "halves" if halves else "all of dev", "epoch_by": best_by}
     told["figures"] = (
@@ -313,6 +315,9 @@ def chosen_dict(
     if with_init:
         told["with_init"] = with_init
         told["figures"] += f"; but {with_init}"
+    if trained_on:
+        told["init_trained_on"] = trained_on
+        told["figures"] += f"; but {trained_on}"
     if halves:
         told["halves"] = halves.to_dict()
     told["epoch"] = {"model": found[0].epoch, "halves": [each.epoch for each in found[1:]]}
@@ -334,7 +339,7 @@ def in_sample_note(run: Path, data: CaptionedImages) -> str | None:
     """What a figure of a run on these images has to be read with, where they are the dev images that it was chosen by;
     None where nothing was chosen on them."""
     results = run / "results.json"
-    differing = _differing_dev(run, data)
+    differing = differing_dev(run, data)
     if not set(differing) <= {"partners"}:
         return None
     found = json.loads(results.read_text()) if results.is_file() else {}
@@ -344,7 +349,9 @@ def in_sample_note(run: Path, data: CaptionedImages) -> str | None:
     if chosen and not what:
         return None
     if not chosen:
-        what = "epoch (and, with a late interaction, the weights of its pairs' parts)"
+        what = (
+            "epoch" if is_unfinished(run) else "epoch (and, with a late interaction, the weights of its pairs' parts)"
+        )
     told = f"by these images was chosen: the run's {what}; its figure on them is in-sample"
     if chosen.get("by") == "halves" and not differing:
         told += f"; cross-fitted, its rsum is {found['rsum']['value']:.1f} (results.json)"
@@ -354,8 +361,10 @@ def in_sample_note(run: Path, data: CaptionedImages) -> str | None:
 def chosen_with_init(init: Path, data: CaptionedImages) -> str | None:
     """Why a run that starts from another (`--init`) is not cross-fitted on these dev images: the other one's epoch was
     chosen by all of them, where its halves would have chosen another. None where that is not so."""
-    if not (init / "results.json").is_file() or not set(_differing_dev(init, data)) <= {"partners"}:
+    if not set(differing_dev(init, data)) <= {"partners"}:
         return None
+    if not (init / "results.json").is_file():
+        return f"it starts from {init}, which was not finished: its epoch so far may have been chosen by these images"
     chosen = json.loads((init / "results.json").read_text()).get("chosen", {})
     epochs = chosen.get("epoch", {})
     same = chosen.get("by") == "halves" and set(epochs.get("halves", [])) <= {epochs.get("model")}
@@ -364,7 +373,7 @@ def chosen_with_init(init: Path, data: CaptionedImages) -> str | None:
     return f"it starts from {init}, whose epoch was chosen by all of these images: in-sample as far as that goes"
 
 
-def _differing_dev(run: Path, data: CaptionedImages) -> list[str]:
+def differing_dev(run: Path, data: CaptionedImages) -> list[str]:
     """In what the dev images of a run differ from these: "captions", "partners", "pictures"; all where nothing is
     known."""
     about = run / "data.json"

@@ -38,7 +38,6 @@ from clipvisionalign.data.trained_on import TRAINED_ON
 from clipvisionalign.files import PART, remove, written_aside
 from clipvisionalign.models.aligner import (
     IMAGE_FOLDER,
-    PAIR_PARTS,
     REMEMBERED,
     TEXT_FOLDER,
     WEIGHTS_FILE,
@@ -48,7 +47,6 @@ from clipvisionalign.models.aligner import (
     config_from_dict,
     load_aligner,
     pin_towers,
-    read_weights,
 )
 from clipvisionalign.models.device import best_device, machine, quick_format, versions
 from clipvisionalign.progress import long_step
@@ -71,7 +69,6 @@ from clipvisionalign.training.cross_fit import (
     BestEpoch,
     DevScores,
     chosen_dict,
-    chosen_with_init,
     cross_fitted,
     evaluation_of,
     half_model,
@@ -93,6 +90,7 @@ from clipvisionalign.training.fine_tuning import (
     norms,
     optimizer_groups,
 )  # fmt: skip
+from clipvisionalign.training.init_run import INIT_FILE, InitRun, check_init, refuse_frozen_at_random, start_from
 from clipvisionalign.training.losses import LossConfig, PairLoss
 from clipvisionalign.training.processes import Processes
 from clipvisionalign.training.records import Records, usable_trackers
@@ -117,7 +115,7 @@ TRACKED = "records"
 WRITTEN = {
     f"config.yaml{PART}", "data.json", "environment.json", "weights.json", "metrics.jsonl", "results.json",
     f"results.json{PART}", RANKS, WEIGHTS_FILE, f"{WEIGHTS_FILE}{PART}", TEXT_FOLDER, IMAGE_FOLDER, HALF_MODELS,
-    CHECKPOINTS, TRACKED, TRAINED_ON, f"{TRAINED_ON}{PART}",
+    CHECKPOINTS, TRACKED, TRAINED_ON, f"{TRAINED_ON}{PART}", INIT_FILE,
 }  # fmt: skip
 #: TensorBoard by default, where it is installed.
 TRACKERS = "tensorboard"
@@ -140,7 +138,8 @@ class RunConfig:
             that the data set gives it; "caption", also every caption that is equal to one of them word by word; "none",
             its own alone.
         model: the towers and the attention design.
-        init: a finished run to start from, with the same towers; what it lacks (a fusion, say) starts anew.
+        init: a finished run to start from, with the same towers, tokenizer and pooling; what it lacks (a fusion, say)
+            starts anew, and has to be trained.
         epochs: passes over the training images.
         steps: end after so many steps, wherever in an epoch that is; 0 for all steps of all epochs.
         train_images: train on so many images only, the first by a hash of their names; 0 for all.
@@ -326,6 +325,8 @@ def train(
     if state is None:
         for line in without_effect(config, processes.count):
             say(line)
+        if config.init:
+            processes.first_does(lambda: check_init(config.init))
         processes.first_does(lambda: _prepare_folder(config, again))
     seed_everything(config.seed)
 
@@ -399,7 +400,7 @@ def train(
         where = _go_on(state, whole, out, say, processes, config.best_by)
         data.count_on(batches, state, processes)
     else:
-        processes.first_does(partial(_write_records, out, config, data, aligner, again))
+        processes.first_does(partial(_write_records, out, config, data, aligner, again, say))
     if config.chunk >= share_of_step(config, processes.count):
         # Not in the settings, as they are recorded: on fewer processes it may count.
         config = replace(config, chunk=0)
@@ -419,7 +420,8 @@ def train(
             about |= {"precision": list(map(_short, formats)), "counted": processes.objects(batches.counted())}
             whole.save(out, where.step, about, processes)
         except OSError as error:
-            say(f"warning: no checkpoint at step {where.step}: {error}; training goes on, the one before it is kept")
+            before = "the one before it is kept" if checkpoints_in(out) else "there is none before it"
+            say(f"warning: no checkpoint at step {where.step}: {error}; training goes on, {before}")
             return False
         finally:
             saved = time.perf_counter()
@@ -696,9 +698,14 @@ def measure(
     processes.first_does(lambda: measured.save_ranks(out / RANKS))
     best_by = "last epoch" if config.freeze == "all" else config.best_by
     about = {"run": str(out), "data": config.data, "split": "dev"}
-    init = Path(config.init)
-    with_init = processes.first_does(lambda: chosen_with_init(init, dev.data)) if config.init else None
-    return about | measured.to_dict() | {"chosen": chosen_dict(found, scores, halves, best_by, with_init)}
+
+    def init_run() -> InitRun:
+        # A run from before this was recorded finds it out now.
+        return InitRun.load(out) or InitRun.of(out, config.init, Path(config.init), dev.data)
+
+    init = processes.first_does(init_run) if config.init else InitRun("", "")
+    chosen = chosen_dict(found, scores, halves, best_by, init.chosen_on, init.trained_on)
+    return about | measured.to_dict() | {"chosen": chosen}
 
 
 class Timed(Iterator[Batch]):
@@ -853,23 +860,6 @@ def _go_on(state: dict[str, Any], whole: Whole, out: Path, say: Say, processes: 
     return where
 
 
-def start_from(aligner: Aligner, run: str) -> list[str]:
-    """Take the weights of a finished run, as far as it has them; returns the parts that start anew.
-
-    Raises FileNotFoundError where `run` is no run folder, ValueError where its towers are others.
-    """
-    path = Path(run) / "model.safetensors"
-    if not path.is_file():
-        raise FileNotFoundError(f"--init {run}: not a run folder: no model.safetensors in it")
-    state, own = read_weights(path), aligner.state_dict()
-    shared = {name: tensor for name, tensor in state.items() if name in own and own[name].shape == tensor.shape}
-    strange = [name for name in {*state, *own} - set(shared) if not name.startswith(PAIR_PARTS)]
-    if strange:
-        raise ValueError(f"--init {run}: other towers than this run's: {sorted(strange)[0]} does not fit")
-    aligner.load_state_dict(shared, strict=False)
-    return sorted({name.split(".")[0] for name in set(own) - set(shared)})
-
-
 def restore_aligner(aligner: Aligner, state: dict[str, Any]) -> None:
     """Give a model the weights and buffers of a checkpoint, those that are not trained too.
 
@@ -982,9 +972,11 @@ def _remove_former(out: Path, only: Collection[str] = ()) -> None:
 def _build(config: RunConfig, device: torch.device, say: Say, begins: bool) -> Aligner:
     """The model on its device; what is frozen, and adapters, as the settings want them. begins: unless weights of a
     checkpoint come."""
-    aligner = Aligner(config.model).to(device).to(memory_format=torch.channels_last)
+    aligner = Aligner(config.model)
+    taken = start_from(aligner, config.init) if config.init and begins else set()
+    aligner = aligner.to(device).to(memory_format=torch.channels_last)
     if config.init and begins:
-        anew = start_from(aligner, config.init)
+        anew = sorted({name.split(".")[0] for name in set(aligner.state_dict()) - taken})
         say(f"weights of {config.init}; starting anew: {', '.join(anew) or 'nothing'}")
     idle = freeze(aligner, config.freeze, config.freeze_layers)
     if config.peft == "lora":
@@ -994,6 +986,9 @@ def _build(config: RunConfig, device: torch.device, say: Say, begins: bool) -> A
     if not _trained(aligner):
         layers = " ".join(config.freeze_layers)
         raise ValueError(f"--freeze {config.freeze} with --freeze_layers {layers}: nothing is left to be trained")
+    if begins and not config.profile:
+        # A profile times what it does not keep.
+        refuse_frozen_at_random(aligner, taken, config.freeze, config.freeze_layers, config.init)
     return aligner
 
 
@@ -1018,7 +1013,7 @@ def _write_settings(out: Path, config: RunConfig) -> None:
         aside.write_text(yaml.safe_dump(asdict(replace(config, overwrite=False)), sort_keys=False))
 
 
-def _write_records(out: Path, config: RunConfig, data: TrainingData, aligner: Aligner, again: bool) -> None:
+def _write_records(out: Path, config: RunConfig, data: TrainingData, aligner: Aligner, again: bool, say: Say) -> None:
     # Only now: what could be refused has been by then.
     if again or config.overwrite:
         _remove_former(out, WRITTEN if again else ())
@@ -1029,6 +1024,11 @@ def _write_records(out: Path, config: RunConfig, data: TrainingData, aligner: Al
     origins = {"image_tower": aligner.image_tower.origin, "text_tower": aligner.text_tower.origin}
     weights = {tower: origin.to_dict() for tower, origin in origins.items()}
     (out / "weights.json").write_text(json.dumps(weights, indent=2) + "\n")
+    if config.init:
+        found = InitRun.of(out, config.init, Path(config.init), data.dev)
+        found.save(out)
+        if found.trained_on:
+            say(f"warning: {found.trained_on}")
 
 
 def _write_results(out: Path, results: dict[str, Any]) -> None:
