@@ -70,7 +70,9 @@ def run_contents(folder: Path) -> str:
     import yaml
 
     settings = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))["model"]
-    files = [folder / "model.safetensors", *sorted((folder / "text_tower").glob("*"))]
+    # An image tower without a name of timm's has settings of its own there: how images are scaled is among them.
+    towers = [path for tower in ("text_tower", "image_tower") for path in sorted((folder / tower).glob("*"))]
+    files = [folder / "model.safetensors", *towers]
     return hash_of([json.dumps(settings, sort_keys=True), *(f"{path.name} {hash_of_file(path)}" for path in files)])
 
 

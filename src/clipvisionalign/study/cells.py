@@ -22,9 +22,11 @@ from clipvisionalign.retrieval.evaluate import RANKS, evaluate, load_ranks
 from clipvisionalign.retrieval.minimal_pairs import outscored
 from clipvisionalign.retrieval.ranks import PartnerRanks
 from clipvisionalign.study.plan import Cell
+from clipvisionalign.training.checkpoint import checkpoints_in
 from clipvisionalign.training.cross_fit import PairWeights, set_weights, weights_of
 from clipvisionalign.training.halves import halves_of
-from clipvisionalign.training.train import RunConfig, can_be_remembered, resume, train
+from clipvisionalign.training.init_run import InitRun
+from clipvisionalign.training.train import RunConfig, begun_in, can_be_remembered, resume, train
 from clipvisionalign.training.training_data import refuse_changed
 from clipvisionalign.training.without_effect import NO_EFFECT
 
@@ -69,7 +71,7 @@ def with_commits(cells: Sequence[Cell], study: Path, say: Say) -> list[Cell]:
 
 
 def refuse_other(cell: Cell) -> None:
-    """Raises FileExistsError where a run with other settings stands in a cell's place."""
+    """Raises FileExistsError where a run with other settings, or of another base, stands in a cell's place."""
     import yaml
 
     settings = cell.folder / "config.yaml"
@@ -85,16 +87,64 @@ def refuse_other(cell: Cell) -> None:
         for name in towers
         if not asked[name].revision or not taken[name].revision
     }
-    if replace(there, model=replace(there.model, **same)) != cell.config:
+    there = replace(there, model=replace(there.model, **same))
+    if _as_it_lies(there, begun_in(cell.folder)) != _as_it_lies(cell.config, Path.cwd()):
         raise FileExistsError(f"{cell.folder}: a run with other settings is there; give another --out, or remove it")
+    if cell.config.init and (Path(cell.config.init) / "results.json").is_file():
+        # One that is yet to be trained is looked at when it is.
+        refuse_other_base(cell)
+
+
+def _as_it_lies(config: RunConfig, directory: Path) -> RunConfig:
+    """A cell's settings with each path as it lies, however the study, or the data, was named: what is within the study
+    by its place there. directory: that paths are relative to."""
+    study = (directory / config.out).resolve().parent.parent
+
+    def lies(name: str) -> str:
+        if name in ("", "auto", "off"):
+            return name
+        found = (directory / name).resolve()
+        return f"STUDY/{found.relative_to(study)}" if found.is_relative_to(study) else str(found)
+
+    def there(name: str) -> str:
+        # It may be a name of the hub's, or a word.
+        return lies(name) if name and (directory / name).exists() else name
+
+    image, text = config.model.image_tower, config.model.text_tower
+    model = replace(
+        config.model,
+        image_tower=replace(image, weights=there(image.weights)),
+        text_tower=replace(text, name=there(text.name), weights=there(text.weights)),
+    )
+    paths: dict[str, Any] = {name: lies(getattr(config, name)) for name in ("data", "dev_data", "out", "init", "cache")}
+    return replace(config, model=model, **paths)
+
+
+def refuse_other_base(cell: Cell, say: Say = lambda line: None) -> None:
+    """Raises FileExistsError where a cell's run, finished or stopped, was begun from other weights than those of the
+    cell that it stands on: that one was trained anew since. A run from before this was recorded cannot be compared:
+    that is said."""
+    begun = (cell.folder / "results.json").is_file() or checkpoints_in(cell.folder)
+    if not cell.config.init or not begun:
+        return
+    base, kept = Path(cell.config.init), InitRun.load(cell.folder)
+    if kept is None:
+        told = f"whether {base.name} is still what it stands on was not compared"
+        say(f"{cell.folder}: from before that was recorded: {told}")
+    elif kept.contents != run_contents(base):
+        raise FileExistsError(
+            f"{cell.folder}: stands on other weights than {base} has now, which was trained anew since; remove "
+            f"{cell.folder}, to train it anew too, or give another --out"
+        )
 
 
 def train_cell(cell: Cell, say: Say) -> None:
     """Train a cell, or go on with it where it was stopped; a finished one stays.
 
-    Raises what `train` raises, and DataError where a finished one was trained on other data than lies there now. A dev
-    split that changed is measured anew (`measure_cell`).
+    Raises what `train` raises, DataError where a finished one was trained on other data than lies there now, and
+    FileExistsError where it stands on another base. A dev split that changed is measured anew (`measure_cell`).
     """
+    refuse_other_base(cell, say)
     if (cell.folder / "results.json").is_file():
         refuse_changed(cell.folder, cell.config, say, ("train",))
         say(f"{cell.folder}: finished already")
