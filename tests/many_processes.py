@@ -63,21 +63,21 @@ def train(given: dict) -> None:
 
 
 def stop(given: dict) -> None:
-    """A run that is sent a real signal after given["after"] steps, on its first process; its first given["none"] steps
-    are none, as where none of their images could be read."""
+    """A run that is sent a real signal after given["after"] steps, on its first process or on given["rank"]; its first
+    given["none"] steps are none, as where none of their images could be read."""
     import os
     import signal
 
     from clipvisionalign.models.aligner import config_from_dict
     from clipvisionalign.training import train as training
 
-    after, none, taken = given.pop("after"), given.pop("none", 0), 0
+    after, none, rank, taken = given.pop("after"), given.pop("none", 0), given.pop("rank", 0), 0
     take_step = training.take_step
 
     def counted(step, stream, *arguments):
         nonlocal taken
         taken += 1
-        if taken == after and os.environ["RANK"] == "0":
+        if taken == after and os.environ["RANK"] == str(rank):
             os.kill(os.getpid(), signal.SIGTERM)
         return step.none([next(stream)]) if taken <= none else take_step(step, stream, *arguments)
 

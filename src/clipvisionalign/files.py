@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 #: The ending of what is still being written.
 PART = ".part"
+#: Seconds after which what no process of this machine writes to is nobody's.
+ABANDONED = 3600.0
 
 
 @contextmanager
@@ -49,6 +52,44 @@ def written_aside(path: Path, sync: bool = True, own: bool = False, in_folder: b
         aside.replace(path)
     finally:
         remove(part)
+
+
+@contextmanager
+def files_written_aside(folder: Path) -> Iterator[Path]:
+    """A folder beside `folder` where the body writes files, each of which then takes the place of the one of its name:
+    at every moment each is there whole, the former or the new one."""
+    part = folder.with_name(f"{folder.name}{PART}")
+    remove(part)
+    try:
+        yield part
+        if part.is_dir():
+            folder.mkdir(exist_ok=True)
+            flush_to_disk(*part.iterdir())
+            for file in sorted(part.iterdir()):
+                file.replace(folder / file.name)
+    finally:
+        remove(part)
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Remove what killed processes have left of `written_aside` with a name of their own (`own`): of no process that
+    runs here, and, since it may run elsewhere, not written to for an hour."""
+    for part in folder.glob(f"*.*{PART}"):
+        number = part.name.removesuffix(PART).rpartition(".")[2]
+        inside = part.rglob("*") if part.is_dir() else []
+        written = [path.lstat().st_mtime for path in [part, *inside] if path.exists()]
+        if number.isdigit() and not _runs(int(number)) and time.time() - max(written, default=0) > ABANDONED:
+            remove(part)
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def remove(path: Path) -> None:

@@ -16,10 +16,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from clipvisionalign.batch import Batch, CutCaptions, Look, Tokenize, decode_pixels, group_by_length, seeded
 from clipvisionalign.data.captioned import CaptionedImages
+from clipvisionalign.data.loading import loaded
 
 #: A list of images to make a batch of: the seed of what is drawn at random, and the images' places.
 Dealt = tuple[int, list[int]]
@@ -163,10 +164,7 @@ class CaptionedBatches(Dataset[Batch]):
         """The batches of lists, in their order."""
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*pin_memory.*")
-            # The loader draws its workers' seeds from a generator of its own, so that beginning anew draws none.
-            own = torch.Generator().manual_seed(0)
-            loader = DataLoader(self, batch_size=None, sampler=dealt, num_workers=workers, generator=own)
-            yield from loader
+            yield from loaded(self, workers, dealt)
 
     def epoch(
         self, batch: int, epoch: int, seed: int, workers: int = 0, start: int = 0, share: Share = ALL, chunk: int = 0

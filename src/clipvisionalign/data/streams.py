@@ -24,7 +24,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import IterableDataset, get_worker_info
 
 from clipvisionalign.batch import Batch, CutCaptions, Look, Tokenize, decode_pixels, group_by_length, seeded
 from clipvisionalign.data.batches import ALL, Share, own_size, steps_in_epoch
@@ -40,6 +40,7 @@ from clipvisionalign.data.formats.shards import (
     samples_in,
     split_of,
 )
+from clipvisionalign.data.loading import loaded
 from clipvisionalign.files import written_aside
 
 #: Share of samples that may be bad; a set of a few samples may have a few.
@@ -284,8 +285,7 @@ class StreamedBatches(IterableDataset[Batch]):
     ) -> Iterator[Batch]:
         """This process's batches of one epoch, from step `start` on, whole whatever `chunk` says."""
         self.reading = (batch, epoch, seed, start, share)
-        generator = torch.Generator().manual_seed(0)
-        for found in DataLoader(self, batch_size=None, num_workers=workers, generator=generator):
+        for found in loaded(self, workers):
             self.tally.add(found, self.stream.source)
             self.cut += found.cut or CutCaptions()
             self.captions_per_image = len(found.caption_image) / max(1, len(found))

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clipvisionalign.batch import TokenGroup, group_by_length
-from clipvisionalign.files import written_aside
+from clipvisionalign.files import files_written_aside, written_aside
 from clipvisionalign.lists import check_lists, check_strings
 from clipvisionalign.models.device import best_device
 from clipvisionalign.models.fusion import Fusion, FusionConfig
@@ -189,7 +189,7 @@ class Aligner(nn.Module):
         """After a step: the temperatures that are learned stay where they have a gradient, as CLIP's does."""
         for part in (self, self.late):
             if part is not None:
-                part.log_scale.clamp_(max=MOST_LOG_SCALE)
+                part.log_scale.clamp_(-MOST_LOG_SCALE, MOST_LOG_SCALE)
 
     def image_states(self, features: ImageFeatures) -> ImageStates:
         """A picture tower's features -> vectors (B, D) and patches (B, P, D)."""
@@ -371,8 +371,10 @@ class Aligner(nn.Module):
 
         target = Path(folder)
         target.mkdir(parents=True, exist_ok=True)
-        self.text_tower.save(target / TEXT_FOLDER)
-        self.image_tower.save(target / IMAGE_FOLDER)
+        # A run that is resumed needs them too, while its last model is written.
+        for tower, name in ((self.text_tower, TEXT_FOLDER), (self.image_tower, IMAGE_FOLDER)):
+            with files_written_aside(target / name) as aside:
+                tower.save(aside)
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
         try:
             # In a folder: safetensors itself writes under a name that nobody else knows, which a process that is killed
@@ -382,7 +384,8 @@ class Aligner(nn.Module):
         except SafetensorError as error:
             raise OSError(f"{target / WEIGHTS_FILE}: not written: {error}; what was there before is kept") from None
         if not (target / CONFIG_FILE).exists():
-            (target / CONFIG_FILE).write_text(yaml.safe_dump({"model": asdict(self.config)}, sort_keys=False))
+            with written_aside(target / CONFIG_FILE) as aside:
+                aside.write_text(yaml.safe_dump({"model": asdict(self.config)}, sort_keys=False))
 
     def parameter_count(self) -> int:
         """Parameters of all parts."""

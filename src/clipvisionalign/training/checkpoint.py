@@ -9,10 +9,12 @@
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
 import signal
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -30,6 +32,8 @@ FOLDER = "checkpoints"
 KEPT = 2
 #: In a sharded checkpoint: what is not sharded.
 REST = "rest.pt"
+#: Seconds within which a second signal to stop is the first one, which a launcher has passed on.
+SAME = 5.0
 
 
 def save_checkpoint(run: Path, step: int, state: dict[str, Any]) -> Path:
@@ -225,9 +229,13 @@ def _listed(value: Any) -> Any:
 
 
 @contextmanager
-def asked_to_stop() -> Iterator[Callable[[], bool]]:
-    """Turns the first Ctrl-C or SIGTERM into a question that a loop can ask; the second one stops at once."""
-    asked = False
+def asked_to_stop(launched: bool = False) -> Iterator[Callable[[], bool]]:
+    """Turns the first Ctrl-C or SIGTERM into a question that a loop can ask; the second one stops at once.
+
+    A launcher passes on what its whole process group has had already: a second SIGTERM within `SAME` seconds is the
+    first one, and so is a second Ctrl-C where one is at work (`launched`).
+    """
+    asked: float | None = None
     if threading.current_thread() is not threading.main_thread():
         # Signals come to the main thread alone.
         yield lambda: False
@@ -236,14 +244,18 @@ def asked_to_stop() -> Iterator[Callable[[], bool]]:
 
     def remember(number: int, frame: Any) -> None:
         nonlocal asked
-        asked = True
-        for each, handler in before.items():
-            signal.signal(each, handler)
+        now = time.monotonic()
+        if asked is None:
+            asked = now
+        elif now - asked > SAME or (number == signal.SIGINT and not launched):
+            for each, handler in before.items():
+                signal.signal(each, handler)
+            os.kill(os.getpid(), number)
 
     for number in before:
         signal.signal(number, remember)
     try:
-        yield lambda: asked
+        yield lambda: asked is not None
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

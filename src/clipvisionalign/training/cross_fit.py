@@ -56,7 +56,8 @@ class BestEpoch:
         """Take note of an epoch; on a tie the earlier stays. always: the last epoch is the best, whatever its score."""
         if self.stopped:
             return
-        if always or not self.epoch or score > self.score:
+        # What is no number is worse than any.
+        if always or not self.epoch or score > self.score or (math.isnan(self.score) and not math.isnan(score)):
             self.score, self.epoch = score, epoch
         else:
             self.stopped = epoch - self.epoch >= patience
@@ -331,6 +332,11 @@ def chosen_dict(
     missing = [number for number, each in enumerate(found[1:]) if not each.here]
     if missing:
         told["in_sample_epoch"] = {"of_halves": missing, "why": "the model that they chose was not kept"}
+        which = " and ".join(map(str, missing))
+        told["figures"] += (
+            f"; but the epoch of half {which} is all of dev's, since the model that it chose was not kept: "
+        )
+        told["figures"] += "in-sample as far as that goes"
     told["model_in_sample"] = evaluation_of(scores, found[0].ranked).to_dict()
     return told
 

@@ -7,6 +7,7 @@ cropped at random.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -16,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +26,7 @@ from torch import Tensor, nn
 from clipvisionalign.batch import Look, decode_pixels, group_by_length, seeded
 from clipvisionalign.data.captioned import CaptionedImages
 from clipvisionalign.data.fingerprint import data_contents
-from clipvisionalign.files import written_aside
+from clipvisionalign.files import remove_abandoned, written_aside
 from clipvisionalign.models.image_tower import ImageFeatures, ImageTower
 from clipvisionalign.models.text_tower import CaptionFeatures, TextTower
 from clipvisionalign.pictures import PictureInput
@@ -119,6 +121,25 @@ def room_for(folder: Path, wanted: int) -> bool:
     return shutil.disk_usage(there).free > wanted * 1.1
 
 
+class NoRoomError(OSError):
+    """A disk that has no room for what is to be kept on it."""
+
+
+def new_array(path: Path, dtype: Any, shape: tuple[int, ...]) -> np.memmap:
+    """An array of zeros on disk, its room taken: a disk that is full by then would end the process, without a word,
+    where the array is written to. Raises NoRoomError."""
+    try:
+        found = np.lib.format.open_memmap(path, "w+", dtype, shape)
+        if hasattr(os, "posix_fallocate"):
+            with path.open("rb+") as file:
+                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise NoRoomError(error.errno, error.strerror, str(path)) from None
+    return found
+
+
 def open_features(
     root: Path, data: CaptionedImages, tower: ImageTower, views: Sequence[View], dtype: torch.dtype, what: str
 ) -> FeatureCache:
@@ -129,9 +150,17 @@ def open_features(
     folder = _features_folder(root, data, tower, views, dtype)
     if not (folder / "about.json").is_file():
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with written_aside(folder, sync=False, own=True) as aside:
-            aside.mkdir()
-            _compute(aside, data, tower, views, dtype, what)
+        remove_abandoned(folder.parent)
+        try:
+            with written_aside(folder, sync=False, own=True) as aside:
+                aside.mkdir()
+                _compute(aside, data, tower, views, dtype, what)
+                if (folder / "about.json").is_file():
+                    raise FileExistsError(f"{folder}: is there")
+        except OSError:
+            # Another process that computed the same was quicker.
+            if not (folder / "about.json").is_file():
+                raise
     about = json.loads((folder / "about.json").read_text())
     failures = {int(place): reason for place, reason in about["failures"].items()}
     pooled, patches = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("pooled", "patches"))
@@ -184,6 +213,7 @@ def open_captions(root: Path, data: CaptionedImages, tower: TextTower, tokens: b
     if not all(file.is_file() for file in files):
         path.parent.mkdir(parents=True, exist_ok=True)
         with ExitStack() as written:
+            remove_abandoned(path.parent)
             asides = [written.enter_context(written_aside(file, sync=False, own=True)) for file in files]
             _encode_captions(data.captions, tower, asides)
     pooled = torch.from_numpy(np.load(path))
@@ -208,9 +238,9 @@ def _encode_captions(captions: list[str], tower: TextTower, files: list[Path]) -
     """Write pooled vectors (M, W); where there are three `files` also all tokens (T, W) and each caption's end (M,)."""
     read, tokens = tower.tokenize(captions), len(files) > 1
     ends = np.cumsum([len(caption) for caption in read])
-    pooled = np.lib.format.open_memmap(files[0], "w+", np.float32, (len(captions), tower.width))
+    pooled = new_array(files[0], np.float32, (len(captions), tower.width))
     # They may be more than memory holds.
-    flat = np.lib.format.open_memmap(files[1], "w+", np.float16, (int(ends[-1]), tower.width)) if tokens else None
+    flat = new_array(files[1], np.float16, (int(ends[-1]), tower.width)) if tokens else None
     device = next(tower.parameters()).device
     groups = group_by_length(read, tower.pad)
     training = tower.training
@@ -242,10 +272,7 @@ def _compute(
         "pooled": (count, len(views), tower.width),
         "patches": (count, len(views), tower.patches, tower.patch_width),
     }
-    kept = {
-        name: np.lib.format.open_memmap(folder / f"{name}.npy", "w+", np.float16, shape)
-        for name, shape in shapes.items()
-    }
+    kept = {name: new_array(folder / f"{name}.npy", np.float16, shape) for name, shape in shapes.items()}
     failures: dict[int, str] = {}
     tower.eval()
     title = f"{what}: picture tower, {len(views)} view{'s'[: len(views) > 1]}, {wanted / 2**30:.1f} GiB, pictures"

@@ -14,7 +14,7 @@ from torch import nn
 
 from clipvisionalign.models.aligner import PAIR_PARTS, Aligner
 from clipvisionalign.models.longformer import Longformer
-from clipvisionalign.training.processes import is_shard, whole
+from clipvisionalign.training.processes import is_shard, own_part, whole
 
 #: A layer's number in the names of transformers' encoders and of ours.
 LAYER = re.compile(r"\.(?:layer|layers|block|blocks|h)\.(\d+)\.")
@@ -224,7 +224,7 @@ class WeightAverage:
         """One step on towards the weights as they are now."""
         self.updates += 1
         share = 1 - min(self.decay, (1 + self.updates) / (10 + self.updates))
-        averaged, current = ([_local(t) for t in ts.values()] for ts in (self.weights, self.trained))
+        averaged, current = ([own_part(t) for t in ts.values()] for ts in (self.weights, self.trained))
         torch._foreach_lerp_(averaged, [tensor.data for tensor in current], share)
         for own, buffer in zip(self.kept.buffers(), self.aligner.buffers(), strict=True):
             own.copy_(buffer)
@@ -248,7 +248,3 @@ class WeightAverage:
         with torch.no_grad():
             for name, tensor in state["weights"].items():
                 self.weights[name].copy_(tensor)
-
-
-def _local(tensor: Any) -> torch.Tensor:
-    return tensor.to_local() if is_shard(tensor) else tensor

@@ -202,18 +202,19 @@ class Processes:
         wrapped = any(hasattr(model, name) for name in ("no_sync", "set_requires_gradient_sync"))
         return self.accelerator.no_sync(model) if self.many and wrapped else nullcontext()
 
-    def clip(self, parameters: list[nn.Parameter], most: float) -> None:
-        """Scale all gradients down to a norm of at most `most`, over all processes."""
+    def clip(self, parameters: list[nn.Parameter], most: float) -> float:
+        """Scale all gradients down to a norm of at most `most`, over all processes; the norm that they had."""
         if not self.shard:
-            nn.utils.clip_grad_norm_(parameters, most)
-            return
+            return float(nn.utils.clip_grad_norm_(parameters, most))
         # Some are sharded and some are not, which no function of PyTorch takes together.
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         kinds = [[g for g in gradients if is_shard(g) == kind] for kind in (True, False)]
         norms = [whole(nn.utils.get_total_norm(some)) for some in kinds if some]
-        share = min(1.0, most / (float(torch.stack(norms).norm()) + 1e-6))
+        norm = float(torch.stack(norms).norm())
+        share = min(1.0, most / (norm + 1e-6))
         for gradient in gradients:
             gradient.mul_(share)
+        return norm
 
     def end(self) -> None:
         """Close loggers, and the process group where there is one."""
@@ -237,6 +238,11 @@ def same_error(error: Exception, before: str = "") -> Exception:
 def is_shard(tensor: Tensor) -> bool:
     """Whether a tensor is spread over processes."""
     return hasattr(tensor, "full_tensor")
+
+
+def own_part(tensor: Tensor) -> Tensor:
+    """Of a tensor that is spread over processes, what is this one's."""
+    return tensor.to_local() if is_shard(tensor) else tensor  # type: ignore[attr-defined]
 
 
 def whole(tensor: Tensor) -> Tensor:

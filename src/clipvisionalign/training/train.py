@@ -12,17 +12,19 @@
 from __future__ import annotations
 
 import copy
+import errno
 import json
 import math
 import os
+import platform
 import random
 import shutil
 import time
 import warnings
 from collections.abc import Callable, Collection, Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
+from functools import partial, reduce
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal
@@ -92,8 +94,9 @@ from clipvisionalign.training.fine_tuning import (
 )  # fmt: skip
 from clipvisionalign.training.init_run import INIT_FILE, InitRun, check_init, refuse_frozen_at_random, start_from
 from clipvisionalign.training.losses import LossConfig, PairLoss
-from clipvisionalign.training.processes import Processes
+from clipvisionalign.training.processes import Processes, own_part
 from clipvisionalign.training.records import Records, usable_trackers
+from clipvisionalign.training.resuming import dealt, recorded, refuse_other_deal, refuse_other_settings
 from clipvisionalign.training.step import Known, Step, StepFigures, Towers
 from clipvisionalign.training.timing import Timings
 from clipvisionalign.training.trained_on import keep_trained_on
@@ -105,7 +108,6 @@ from clipvisionalign.training.training_data import (
     open_data,
     refuse_changed,
     refuse_other_data,
-    refuse_other_readers,
 )
 from clipvisionalign.training.without_effect import share_of_step, without_effect
 
@@ -113,10 +115,13 @@ from clipvisionalign.training.without_effect import share_of_step, without_effec
 TRACKED = "records"
 #: All that a run writes in its folder beside its settings: a folder with other settings may have other things too.
 WRITTEN = {
-    f"config.yaml{PART}", "data.json", "environment.json", "weights.json", "metrics.jsonl", "results.json",
-    f"results.json{PART}", RANKS, WEIGHTS_FILE, f"{WEIGHTS_FILE}{PART}", TEXT_FOLDER, IMAGE_FOLDER, HALF_MODELS,
-    CHECKPOINTS, TRACKED, TRAINED_ON, f"{TRAINED_ON}{PART}", INIT_FILE,
+    "data.json", "environment.json", "weights.json", "metrics.jsonl", "results.json", RANKS, WEIGHTS_FILE, TEXT_FOLDER,
+    IMAGE_FOLDER, HALF_MODELS, CHECKPOINTS, TRACKED, TRAINED_ON, INIT_FILE,
 }  # fmt: skip
+#: The settings of a run that has not yet come to its first step, and the directory in which it was begun.
+BEGUN = "begun.yaml"
+#: Held by the process that trains.
+LOCK = "lock"
 #: TensorBoard by default, where it is installed.
 TRACKERS = "tensorboard"
 
@@ -236,10 +241,16 @@ def resume(run: str | Path, say: Say = print) -> dict[str, Any]:
     import yaml
 
     out = Path(run)
+    if (out / BEGUN).is_file():
+        told = yaml.safe_load((out / BEGUN).read_text())
+        directory = Path(told["directory"]) if Path(told["directory"]).is_dir() else Path.cwd()
+        say(f"{out}: stopped before its first step: the run starts anew")
+        settings = in_directory(config_from_dict(RunConfig, told["settings"]), directory)
+        return train(replace(settings, out=str(out)), say, again=True)
     if not (out / "config.yaml").is_file():
         raise FileNotFoundError(f"--resume {out}: not a run folder: it has no config.yaml")
     settings = config_from_dict(RunConfig, yaml.safe_load((out / "config.yaml").read_text()))
-    settings = in_directory(settings, begun_in(out))
+    as_written, settings = settings, in_directory(settings, begun_in(out))
     if (out / "results.json").is_file():
         refuse_changed(out, settings, say)
         # Killed once it had its results, before it had tidied up.
@@ -253,13 +264,14 @@ def resume(run: str | Path, say: Say = print) -> dict[str, Any]:
     if state is None:
         say(f"{out}: no checkpoint yet: the run starts anew")
         return train(replace(settings, out=str(out)), say, again=True)
+    refuse_other_settings(state, as_written, out)
     return train(replace(settings, out=str(out)), say, state)
 
 
 def remove_unfinished(out: Path) -> None:
     """Remove what a run folder holds until the run is finished: a finished one goes on nowhere."""
-    for name in (CHECKPOINTS, HALF_MODELS):
-        shutil.rmtree(out / name, ignore_errors=True)
+    for name in (CHECKPOINTS, HALF_MODELS, LOCK):
+        remove(out / name)
 
 
 def begun_in(out: Path) -> Path:
@@ -311,6 +323,13 @@ def train(
     Raises DataError for unusable data, FileExistsError for a run folder that is there already, WeightsNotFound, and
     ValueError for settings that do not fit each other.
     """
+    with ExitStack() as until_it_ends:
+        return _train(config, say, state, again, until_it_ends)
+
+
+def _train(
+    config: RunConfig, say: Say, state: dict[str, Any] | None, again: bool, until_it_ends: ExitStack
+) -> dict[str, Any]:
     check_settings(config)
     usable, words = usable_trackers(config.trackers.split(",") if config.trackers else [], config.trackers != TRACKERS)
     processes = Processes(best_device(config.device), config.shard, usable, str(Path(config.out)))
@@ -328,6 +347,7 @@ def train(
         if config.init:
             processes.first_does(lambda: check_init(config.init))
         processes.first_does(lambda: _prepare_folder(config, again))
+    processes.first_does(lambda: until_it_ends.enter_context(held(out / LOCK)))
     seed_everything(config.seed)
 
     data = open_data(config, say, processes, begins=state is None)
@@ -337,7 +357,6 @@ def train(
     )
     if state is not None:
         refuse_other_data(state, opened, config, out)
-        refuse_other_readers(state, data, processes, out)
     # One process fetches the towers' weights; from then on the commit is known, and the others find it in the cache.
     config = replace(config, model=processes.first_does(lambda: pin_towers(config.model, say)))
     aligner = processes.each(lambda: _build(config, device, say, begins=state is None), patient=True)
@@ -370,11 +389,18 @@ def train(
     if len(batches) < processes.count:
         raise DataError(f"{config.data}: {len(batches)} images for {processes.count} processes: each needs one a step")
     in_epoch = batches.steps(config.batch, processes.count)
-    steps = in_epoch * config.epochs
+    how_dealt = dealt(processes, config.workers, in_epoch)
+    where = Place() if state is None else Place.of(state["place"], config.best_by)
+    if state is not None:
+        refuse_other_deal(state, how_dealt, not isinstance(data.train, CaptionedImages), out)
+    # Those of epochs that are done were as many as the processes were then.
+    before = where.step - where.step_in_epoch
+    steps = before + in_epoch * max(0, config.epochs - where.epoch + 1)
     if config.steps > steps and state is None:
         say(f"no effect of --steps: all epochs are {steps}")
     steps = min(steps, config.steps or steps, config.profile or steps)
-    epochs = -(-steps // in_epoch)
+    epochs = where.epoch - 1 + -(-(steps - before) // in_epoch)
+    settings = recorded(config) if state is None else state.get("settings", recorded(config))
 
     kept = copy.deepcopy(aligner)
     kept.show_progress = processes.first
@@ -395,7 +421,6 @@ def train(
     if dev.halves is None and not config.profile:
         say(f"{len(data.dev)} dev images are too few to be halved: what is chosen on dev will be measured on it too")
     whole = Whole(step.towers, average, optimizer, scheduler)
-    where = Place()
     if state is not None:
         where = _go_on(state, whole, out, say, processes, config.best_by)
         data.count_on(batches, state, processes)
@@ -409,13 +434,26 @@ def train(
         processes.each(lambda: processes.accelerator.init_trackers(TRACKED, config=None, init_kwargs=purge))
     saved = start = time.perf_counter()
     start -= where.seconds
+    # The step that the last checkpoint is of.
+    kept_step = where.step if state is not None else None
+
+    def last_kept() -> str:
+        if kept_step is None:
+            return "there is no checkpoint before it"
+        return f"the last good checkpoint, of step {kept_step}, is in {out / CHECKPOINTS}"
+
+    def refuse_not_finite() -> None:
+        if not all(processes.everyone(lambda: whole.is_finite())):
+            # What a run would go on from, and every one that is resumed.
+            raise FloatingPointError(f"step {where.step}: weights are not finite; {last_kept()}")
 
     def keep() -> bool:
-        nonlocal saved
+        nonlocal saved, kept_step
+        refuse_not_finite()
         where.seconds = time.perf_counter() - start
         try:
             where.records = processes.first_does(records.tell)
-            about: dict[str, Any] = {"place": asdict(where), "opened": opened, "processes": processes.count}
+            about: dict[str, Any] = {"place": asdict(where), "opened": opened, "settings": settings, **how_dealt}
             about |= {"kept": [features is not None, (read or dev_read) is not None]}
             about |= {"precision": list(map(_short, formats)), "counted": processes.objects(batches.counted())}
             whole.save(out, where.step, about, processes)
@@ -425,25 +463,32 @@ def train(
             return False
         finally:
             saved = time.perf_counter()
+        kept_step = where.step
         return True
 
     def leave() -> None:
-        say(f"stopped after step {where.step}; go on with: clipvisionalign train --resume {out}")
+        told = f"stopped after step {where.step}"
+        if kept_step != where.step:
+            told += ", which was not kept: "
+            told += "there is no checkpoint" if kept_step is None else f"the last checkpoint is of step {kept_step}"
+        again = "; begin anew with" if kept_step is None else "; go on with"
+        say(f"{told}{again}: clipvisionalign train --resume {out}")
         raise KeyboardInterrupt
 
     # A run may have been stopped after its last epoch: then there is none to do, and no such model.
     model: Aligner | None = None
     tracked = processes.accelerator if usable else None
     records = processes.each(lambda: Records(out, tracked, processes.first))
-    with asked_to_stop() as stop, progress_line(steps, where.step, processes.first) as show, closing(records):
+    shown = progress_line(steps, where.step, processes.first)
+    with asked_to_stop(processes.many) as stop, shown as show, closing(records):
         while where.epoch <= epochs and not where.stopped:
             epoch = where.epoch
             aligner.train()
             keep_frozen_still(aligner, config.freeze)
             images_seen, epoch_start = 0, time.perf_counter()
             workers = 0 if features else config.workers
-            dealt = (config.batch, epoch, config.seed, workers, where.step_in_epoch, processes.share)
-            stream = Timed(batches.epoch(*dealt, config.chunk), timings)
+            deal = (config.batch, epoch, config.seed, workers, where.step_in_epoch, processes.share)
+            stream = Timed(batches.epoch(*deal, config.chunk), timings)
             for number in range(where.step_in_epoch, in_epoch):
                 if where.step == steps:
                     break
@@ -451,8 +496,10 @@ def train(
                 figures = take_step(step, stream, config, knows, chunks)
                 where.step_in_epoch += 1
                 where.left_out += figures.left_out
-                for reason in figures.skipped:
-                    say(f"left out: {reason}")
+                # Each process knows its own.
+                for reasons in processes.objects(figures.skipped) if figures.left_out else []:
+                    for reason in reasons:
+                        say(f"left out: {reason}")
                 if not figures.images:
                     # It counts as one of those that were planned, so that the schedule ends where it should.
                     where.step, where.skipped = where.step + 1, where.skipped + 1
@@ -463,17 +510,14 @@ def train(
                         scheduler.step()
                     if too_many_bad(where.skipped, steps):
                         told = "steps were none: too few of their images could be read"
-                        raise DataError(
-                            f"{config.data}: {where.skipped} of {where.step} {told}; the last good checkpoint is in "
-                            f"{out / CHECKPOINTS}"
-                        )
+                        raise DataError(f"{config.data}: {where.skipped} of {where.step} {told}; {last_kept()}")
                 else:
-                    if not math.isfinite(figures.loss + figures.pair_loss):
-                        names = ", ".join(figures.names)
-                        told = f"step {where.step + 1}: the loss is not finite; its pictures: {names}, ..."
-                        raise FloatingPointError(f"{told}; the last good checkpoint is in {out / CHECKPOINTS}")
                     with timings("optimiser"):
-                        processes.clip(parameters, 1.0)
+                        norm = processes.clip(parameters, 1.0)
+                        for what, value in (("loss is", figures.loss + figures.pair_loss), ("gradients are", norm)):
+                            if not math.isfinite(value):
+                                told = f"step {where.step + 1}: the {what} not finite; its pictures: "
+                                raise FloatingPointError(f"{told}{', '.join(figures.names)}, ...; {last_kept()}")
                         optimizer.step()
                         scheduler.step()
                         aligner.limit_temperatures()
@@ -492,14 +536,19 @@ def train(
                     found = {"profile": timings.taken(), "loading": stream.loading, "steps": taken}
                     if processes.first:
                         shutil.rmtree(out)
+                    if not taken:
+                        told = "steps could be taken: hardly an image could be read"
+                        raise DataError(f"{config.data}: none of {where.step} {told}")
                     return {**found, "images": images_seen, "tokenise": batches.tokenise_seconds}
-                # One process is asked, all have to stop at the same step.
-                asked, late = processes.first_does(lambda: (stop(), time.perf_counter() - saved))
+                asked, late = asked_of_any(processes, stop, time.perf_counter() - saved)
                 if asked or late > 60 * config.checkpoint_minutes:
                     keep()
                 if asked:
                     leave()
 
+            refuse_not_finite()
+            # Of an image without features it was known before the epoch that it cannot be read.
+            where.left_out += len(features.failures) if features else 0
             model = average.model()
             figures_of_dev = dev.measure(model)
             seconds = time.perf_counter() - start
@@ -512,16 +561,16 @@ def train(
             vectors = figures_of_dev.image_vectors, figures_of_dev.caption_vectors
             for words_of in diagnose(history, *vectors, config.best_by):
                 say(f"warning: {words_of}")
-            before = where.best_epoch
+            best_before = where.best_epoch
             where.choose(figures_of_dev, config)
-            processes.first_does(partial(_keep_models, config, out, model, where, before, say))
+            processes.first_does(partial(_keep_models, config, out, model, where, best_before, say))
             if where.stopped:
                 told = f"no better dev {config.best_by} for {config.patience} epochs"
                 say(f"{told}: stopped; the best was epoch {where.best_epoch}")
             where.next_epoch()
             if keep():
                 processes.first_does(partial(prune_models, out, where.chosen))
-            if processes.first_does(stop):
+            if asked_of_any(processes, stop)[0]:
                 leave()
 
     seconds = time.perf_counter() - start
@@ -530,7 +579,7 @@ def train(
     if where.skipped:
         say(f"{where.skipped} of {where.step} steps were none: too few of their images could be read")
     if data.count_stream(batches, say, processes):
-        processes.first_does(lambda: (out / "data.json").write_text(json.dumps(data.about(), indent=2) + "\n"))
+        processes.first_does(lambda: _write_json(out / "data.json", data.about()))
     processes.wait()
     # The measuring has the memory for itself.
     vars(whole).clear()
@@ -628,6 +677,18 @@ class Knowledge:
         if self.captions is not None and batch.caption_index is not None:
             captions = self.captions(batch.caption_index, self.device)
         return Known(images, captions)
+
+
+def asked_of_any(processes: Processes, stop: Callable[[], bool], late: float = 0.0) -> tuple[bool, float]:
+    """Whether any process has been asked to stop, since all have to at the same step; and the first one's `late`."""
+    told = processes.everyone(lambda: (stop(), late), patient=True)
+    return any(asked for asked, _ in told), told[0][1]
+
+
+def are_finite(tensors: Collection[Tensor]) -> bool:
+    """Whether no weight, of this process's part of them, is a NaN or infinite."""
+    own = [part for part in (own_part(tensor.detach()) for tensor in tensors) if part.numel()]
+    return all(math.isfinite(norm) for norm in torch._foreach_norm(own, math.inf)) if own else True
 
 
 def take_step(
@@ -762,6 +823,11 @@ class Whole:
             group["lr"] = rate
         random_of = state["random"]
         restore_random_states(random_of[min(processes.number, len(random_of) - 1)])
+
+    def is_finite(self) -> bool:
+        """Whether nothing that is trained, of this process's part of it, is a NaN or infinite."""
+        trained = [parameter for parameter in self.towers.parameters() if parameter.requires_grad]
+        return are_finite([*trained, *self.average.weights.values()])
 
     def _tensors(self) -> dict[str, Tensor]:
         found = {f"towers.{name}": tensor for name, tensor in self.towers.state_dict().items()}
@@ -921,12 +987,29 @@ def check_settings(config: RunConfig) -> None:
         raise ValueError(f"--peft lora trains adapters in a tower, and --freeze {config.freeze} freezes both")
     if config.profile and config.overwrite:
         raise ValueError("--profile leaves no run, and replaces none: leave --overwrite out")
-    for name in ("chunk", "profile", "steps", "train_images"):
-        if getattr(config, name) < 0:
-            raise ValueError(f"--{name} should not be below 0")
-    for name in ("warmup", "ema"):
-        if not 0 <= getattr(config, name) < 1:
-            raise ValueError(f"--{name} should be from 0 to below 1, not {getattr(config, name)}")
+    for names, holds, told in RANGES:
+        for name in names.split():
+            value = reduce(getattr, name.split("."), config)
+            if not holds(value):
+                raise ValueError(f"--{name} should be {told}, not {value}")
+
+
+#: Of settings that are numbers, which they may be; not a NaN, which is in no range.
+RANGES: list[tuple[str, Callable[[Any], bool], str]] = [
+    ("chunk profile steps train_images workers seed", lambda value: value >= 0, "at least 0"),
+    ("warmup ema loss.smoothing model.dropout lora.dropout", lambda value: 0 <= value < 1,
+     "from 0 to below 1"),
+    # Below 0: the encoder's own.
+    ("model.text_tower.dropout", lambda value: value < 1, "below 1"),
+    ("text_lr image_lr head_lr", lambda value: 0 <= value <= 1, "from 0 to 1"),
+    ("layer_decay", lambda value: 0 < value <= 1, "above 0 and at most 1"),
+    ("weight_decay fusion_weight loss.margin loss.beta checkpoint_minutes", lambda value: 0 <= value < math.inf,
+     "at least 0, and finite"),
+    ("loss.bias", math.isfinite, "finite"),
+    ("lora.rank", lambda value: value >= 1, "at least 1"),
+    ("lora.alpha", lambda value: 0 < value < math.inf, "above 0, and finite"),
+    ("model.temperature", lambda value: 0.01 <= value <= 100, "from 0.01 to 100"),
+]  # fmt: skip
 
 
 def _prepare_folder(config: RunConfig, again: bool = False) -> None:
@@ -934,15 +1017,44 @@ def _prepare_folder(config: RunConfig, again: bool = False) -> None:
     out = Path(config.out)
     if again:
         return
-    # What a process left that was killed in the very first moment of a run.
-    remove(out / f"config.yaml{PART}")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    # What a process left that was killed before the first step of a run.
+    left = {BEGUN, f"{BEGUN}{PART}", f"config.yaml{PART}", LOCK}
+    if out.exists() and (not out.is_dir() or {path.name for path in out.iterdir()} - left):
         if not config.overwrite:
             raise FileExistsError(f"{out}: is there already; give another --out, or --overwrite true to replace it")
         if not (out / "config.yaml").is_file():
             raise FileExistsError(f"{out}: holds something that is no run, which --overwrite does not replace")
         _refuse_own_source(config, out)
     out.mkdir(parents=True, exist_ok=True)
+    if not (out / "config.yaml").is_file():
+        _write_settings(out / BEGUN, config)
+
+
+@contextmanager
+def held(path: Path) -> Iterator[None]:
+    """A file that this process alone holds meanwhile, however it ends. Raises OSError where another process holds it;
+    on a disk that knows no such locks nobody does."""
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    with path.open("a+") as file:
+        try:
+            # Not `flock`: a worker that is left would go on holding it.
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                file.seek(0)
+                who = file.read().strip() or "another process"
+                raise OSError(f"{path.parent}: {who} trains this run; wait until it ends, or stop it") from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {platform.node()}")
+        file.flush()
+        try:
+            yield
+        finally:
+            remove(path)
 
 
 def _refuse_own_source(config: RunConfig, out: Path) -> None:
@@ -963,9 +1075,10 @@ def _refuse_own_source(config: RunConfig, out: Path) -> None:
 
 def _remove_former(out: Path, only: Collection[str] = ()) -> None:
     """Remove what a run folder holds but its settings: cut off in the middle, this can be repeated. only: what has one
-    of these names."""
+    of these names, or was to have."""
     for path in out.iterdir():
-        if path.name != "config.yaml" and (not only or path.name in only):
+        known = not only or path.name.removesuffix(PART) in only
+        if path.name not in ("config.yaml", BEGUN, LOCK) and known:
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
@@ -1005,30 +1118,41 @@ def _schedule(step: int, steps: int, warmup: float) -> float:
     return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
 
 
-def _write_settings(out: Path, config: RunConfig) -> None:
+def _write_settings(path: Path, config: RunConfig) -> None:
     import yaml
 
     # Whoever repeats a run from its settings has not been asked whether to replace another one.
-    with written_aside(out / "config.yaml") as aside:
-        aside.write_text(yaml.safe_dump(asdict(replace(config, overwrite=False)), sort_keys=False))
+    settings: dict[str, Any] = asdict(replace(config, overwrite=False))
+    if path.name == BEGUN:
+        settings = {"directory": str(Path.cwd()), "settings": settings}
+    with written_aside(path) as aside:
+        aside.write_text(yaml.safe_dump(settings, sort_keys=False))
+
+
+def _write_json(path: Path, value: Any) -> None:
+    with written_aside(path) as aside:
+        aside.write_text(json.dumps(value, indent=2) + "\n")
 
 
 def _write_records(out: Path, config: RunConfig, data: TrainingData, aligner: Aligner, again: bool, say: Say) -> None:
-    # Only now: what could be refused has been by then.
+    # Only now: what could be refused has been by then. Killed from here on, the run is the new one.
+    if config.overwrite and not again:
+        _write_settings(out / BEGUN, config)
     if again or config.overwrite:
-        _remove_former(out, WRITTEN if again else ())
-    _write_settings(out, config)
-    (out / "data.json").write_text(json.dumps(data.about(), indent=2) + "\n")
+        _remove_former(out, () if (out / BEGUN).is_file() else WRITTEN)
+    _write_settings(out / "config.yaml", config)
+    _write_json(out / "data.json", data.about())
     environment = {"versions": versions(), "machine": machine(), "directory": str(Path.cwd())}
-    (out / "environment.json").write_text(json.dumps(environment, indent=2) + "\n")
+    _write_json(out / "environment.json", environment)
     origins = {"image_tower": aligner.image_tower.origin, "text_tower": aligner.text_tower.origin}
     weights = {tower: origin.to_dict() for tower, origin in origins.items()}
-    (out / "weights.json").write_text(json.dumps(weights, indent=2) + "\n")
+    _write_json(out / "weights.json", weights)
     if config.init:
         found = InitRun.of(out, config.init, Path(config.init), data.dev)
         found.save(out)
         if found.trained_on:
             say(f"warning: {found.trained_on}")
+    remove(out / BEGUN)
 
 
 def _write_results(out: Path, results: dict[str, Any]) -> None:

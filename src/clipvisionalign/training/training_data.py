@@ -27,6 +27,7 @@ from clipvisionalign.progress import long_step
 from clipvisionalign.training.feature_cache import (
     CaptionCache,
     FeatureCache,
+    NoRoomError,
     View,
     cache_folder,
     captions_are_there,
@@ -143,10 +144,14 @@ class TrainingData:
         """Leave out the training pictures of which the picture tower's cache has nothing."""
         if not features.failures or not isinstance(self.train, CaptionedImages):
             return
+        self.left_out += features.failures.values()
         for reason in features.failures.values():
             say(f"left out: {reason}")
         good = np.array([place for place in range(len(self.train)) if place not in features.failures])
         features.keep(good)
+        if len(good) < 2:
+            reason = next(iter(features.failures.values()))
+            raise DataError(f"{self.source}: {len(good)} of {len(self.train)} images can be read; the first: {reason}")
         self.train = replace(self.train, rows=[self.train.rows[place] for place in good])
 
 
@@ -259,17 +264,6 @@ def refuse_other_data(state: dict[str, Any], opened: dict[str, dict[str, str]], 
             )
 
 
-def refuse_other_readers(state: dict[str, Any], data: TrainingData, processes: Processes, out: Path) -> None:
-    """Raises ValueError where a run was cut off within an epoch of a stream that more or fewer processes read."""
-    before = state.get("processes", processes.count)
-    if isinstance(data.train, CaptionedImages) or before == processes.count or not state["place"]["step_in_epoch"]:
-        return
-    raise ValueError(
-        f"{out}: was cut off within an epoch of a stream that {before} processes read, each its stretches of it; with "
-        f"{processes.count} some samples would come twice and others never: go on with {before}"
-    )
-
-
 def _open_stream(config: RunConfig, stream: Shards | Saved, say: Say, processes: Processes) -> TrainingData:
     """A stream to train on, and its dev split in memory: its own, or that of another data set."""
     # The layout of the stream is not that of another data set.
@@ -348,8 +342,14 @@ def _kept(
 
     def compute() -> bool:
         found = room.there(there, decided)
-        if found:
-            opened()
+        try:
+            if found:
+                opened()
+        except NoRoomError:
+            # Others have written to the disk meanwhile.
+            if decided:
+                raise
+            return False
         return found
 
     # Computed once more where a disk is another process's own.

@@ -1,0 +1,80 @@
+"""What a run that is resumed has to have in common with itself as it was begun: settings, and how an epoch is dealt."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from clipvisionalign.training.processes import Processes
+
+if TYPE_CHECKING:
+    from clipvisionalign.training.train import RunConfig
+
+#: Settings that may be edited in a run's config.yaml before it is resumed: where things are, how they are computed, and
+#: where the run ends. What a checkpoint holds (weights, number formats) it has from there.
+MAY_CHANGE = {
+    "data", "dev_data", "out", "init", "cache", "model.image_tower.weights", "model.text_tower.weights",
+    "device", "workers", "chunk", "compile", "shard", "checkpoint_minutes", "trackers", "profile", "overwrite",
+    "epochs", "steps", "patience",
+}  # fmt: skip
+
+
+def recorded(config: RunConfig) -> dict[str, Any]:
+    """A run's settings by name, as a checkpoint keeps them and `refuse_other_settings` compares them.
+
+    >>> from clipvisionalign.training.train import RunConfig
+    >>> recorded(RunConfig(batch=64))["batch"], "device" in recorded(RunConfig())
+    (64, False)
+    """
+    return {name: value for name, value in _flat(asdict(config)).items() if name not in MAY_CHANGE}
+
+
+def _flat(settings: dict[str, Any], before: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            found |= _flat(value, f"{before}{name}.")
+        else:
+            found[before + name] = list(value) if isinstance(value, tuple) else value
+    return found
+
+
+def refuse_other_settings(state: dict[str, Any], config: RunConfig, out: Path) -> None:
+    """Raises ValueError where `config`, as a run's config.yaml has it, is no longer what the run was begun with."""
+    # A checkpoint of a version without a setting has nothing of it.
+    before, now = state.get("settings", {}), recorded(config)
+    changed = [f"{name} {now[name]!r}, begun with {before[name]!r}" for name in now.keys() & before.keys()
+               if now[name] != before[name]]  # fmt: skip
+    if changed:
+        raise ValueError(
+            f"{out / 'config.yaml'}: changed since the run was begun: {'; '.join(sorted(changed))}: put it back, or "
+            f"train anew with another --out; what may change is in docs/training.md"
+        )
+
+
+def dealt(processes: Processes, workers: int, steps: int) -> dict[str, int]:
+    """What decides which images of an epoch's order come in which step, beside the settings. steps: of the epoch."""
+    return {"processes": processes.count, "workers": workers, "in_epoch": steps}
+
+
+def refuse_other_deal(state: dict[str, Any], now: dict[str, int], is_stream: bool, out: Path) -> None:
+    """Raises ValueError where a run was cut off within an epoch of which it would not have the rest.
+
+    now: see `dealt`. A table's epoch is the same for all that deal it in as many steps; of a stream each worker of each
+    process has stretches of its own.
+    """
+    before = {name: state[name] for name in now if name in state}
+    differs = [name for name in (("processes", "workers") if is_stream else ("in_epoch",))
+               if before.get(name, now[name]) != now[name]]  # fmt: skip
+    if not differs or not state["place"]["step_in_epoch"]:
+        return
+    if is_stream:
+        how = "a stream that {processes} processes with {workers} workers each read, each its stretches of it"
+    else:
+        how = "{in_epoch} steps on {processes} processes"
+    words = [how.format_map({name: each.get(name, "as many") for name in now}) for each in (before, now)]
+    raise ValueError(
+        f"{out}: was cut off within an epoch of {words[0]}; now it would be one of {words[1]}, and some images would "
+        f"come twice and others never: resume it as before; at the end of an epoch this may change"
+    )
