@@ -351,7 +351,7 @@ def test_lists_that_overlap_are_named(tmp_path):
     (tmp_path / "captions.txt").write_text("image,caption\na.jpg,one\n")
     (tmp_path / "Flickr_8k.trainImages.txt").write_text("a.jpg\nb.jpg\n")
     (tmp_path / "Flickr_8k.testImages.txt").write_text("b.jpg\n")
-    with pytest.raises(DataError, match=r"b\.jpg.*testImages\.txt.*trainImages\.txt"):
+    with pytest.raises(DataError, match=r"b\.jpg.*trainImages\.txt.*testImages\.txt"):
         read_captioned_images(tmp_path)
 
 
@@ -545,3 +545,127 @@ def test_a_run_from_before_is_split_as_it_was(tmp_path):
         data = read_data_of_run(tmp_path / name)
         assert data.split_rule == rule
         assert all(row.split == split_of_name(row.name if rule == 1 else content_key(row.image)) for row in data)
+
+
+# --- splits, once more ------------------------------------------------------------------------------------------------
+
+
+def colours(root: Path, count: int, start: int = 0) -> list[str]:
+    return [paint(root / f"{start + n}.png", start + n) for n in range(count)]
+
+
+def splits_of(data) -> dict[str, str]:
+    return {row.name: row.split for row in data}
+
+
+def test_a_file_of_splits_leaves_a_data_sets_own_as_they_are(tmp_path):
+    names = colours(tmp_path, 12)
+    own = ["train"] * 8 + ["dev"] * 2 + ["test"] * 2
+    rows = "".join(f"{name},of {name},{split}\n" for name, split in zip(names, own, strict=True))
+    (tmp_path / "metadata.csv").write_text(f"file_name,caption,split\n{rows}")
+    before = splits_of(read(tmp_path))
+    (tmp_path / "splits.csv").write_text("image,split\n0.png,train\n")
+    assert splits_of(read(tmp_path)) == before
+    (tmp_path / "splits.csv").write_text("image,split\n11.png,train\n")
+    with pytest.raises(DataError, match=r"11\.png.*'train' by splits\.csv, line 2.*'test' by metadata\.csv, line 13"):
+        read_captioned_images(tmp_path)
+
+
+@pytest.mark.parametrize("written", ["./images/{}", "images\\{}", "images/{}", "{}"])
+def test_names_in_a_file_of_splits_are_found_like_those_in_a_table(tmp_path, written):
+    names = [paint(tmp_path / "images" / f"{n}é.png", n) for n in range(6)]
+    rows = "".join(f"{name},of {name}\n" for name in names)
+    (tmp_path / "table.csv").write_text(f"image,caption\n{rows}")
+    splits = ["train", "train", "train", "dev", "dev", "test"]
+    lines = "".join(f"{unicodedata.normalize('NFD', written.format(name))},{split}\n"
+                    for name, split in zip(names, splits, strict=True))  # fmt: skip
+    (tmp_path / "splits.csv").write_text(f"image,split\n{lines}nobody.png,train\n")
+    data = read(tmp_path)
+    assert list(splits_of(data).values()) == splits
+    assert data.notes == [
+        "1 names of splits.csv are of no image with a caption, such as nobody.png",
+        "splits by splits.csv",
+    ]
+
+
+def test_a_file_of_splits_may_hold_any_name(tmp_path):
+    from clipvisionalign.cli import main
+
+    for number, name in enumerate((b"caf\xe9", b"two\nlines", b'quo"te', b"com,ma", b"plain", b"last")):
+        path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name + b".png"))
+        paint(path, 100 * number)
+        path.with_suffix(".txt").write_text(f"caption {number}")
+    assert main(["check", str(tmp_path), "--quick", "--write-splits", str(tmp_path / "splits.csv")]) == 0
+    data = read(tmp_path)
+    assert len(data) == 6
+    assert data.notes == ["splits by splits.csv"]
+
+
+def test_groups_stand_together_in_a_file_of_splits_and_with_identities(tmp_path):
+    from clipvisionalign.cli import main
+
+    def write(count: int) -> None:
+        rows = [{"image": name, "caption": f"of {name}", "film": float(n // 3), "person_id": n // 2}
+                for n, name in enumerate(colours(tmp_path, count))]  # fmt: skip
+        rows[1]["film"] = 0
+        (tmp_path / "table.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+
+    write(30)
+    # Films and persons overlap by chains over six images: these stand together.
+    by_hash = read(tmp_path, group="film")
+    assert len({(int(row.name[:-4]) // 6, row.split) for row in by_hash}) == 5
+    assert (
+        main(["check", str(tmp_path), "--quick", "--group", "film", "--write-splits", str(tmp_path / "splits.csv")])
+        == 0
+    )
+    shared = read(tmp_path, group="film")
+    assert len({(int(row.name[:-4]) // 6, row.split) for row in shared}) == 5
+    assert set(splits_of(shared).values()) == {"train", "dev", "test"}
+    write(36)
+    assert splits_of(shared).items() <= splits_of(read(tmp_path, group="film")).items()
+
+
+def test_an_image_whose_group_was_torn_by_hand_is_listed(tmp_path):
+    colours(tmp_path, 4)
+    rows = "".join(f"{n}.png,of {n},{'x' if n < 3 else 'y'}\n" for n in range(4))
+    (tmp_path / "table.csv").write_text(f"image,caption,identity\n{rows}")
+    (tmp_path / "splits.csv").write_text("image,split\n0.png,train\n1.png,test\n3.png,dev\n")
+    data = read(tmp_path)
+    assert splits_of(data) == {"0.png": "train", "1.png": "test", "3.png": "dev"}
+    assert [(problem.kind, problem.place, problem.rows) for problem in data.problems] == [("in no split", "2.png", 1)]
+
+
+def test_an_identity_that_nobody_knows_is_none(tmp_path):
+    names = colours(tmp_path, 5)
+    cells = ["nan", "NULL", "None", "", "7"]
+    rows = "".join(f"{name},of {name},{cell}\n" for name, cell in zip(names, cells, strict=True))
+    (tmp_path / "table.csv").write_text(f"image,caption,identity\n{rows}")
+    assert [row.identity for row in read(tmp_path)] == [None, None, None, None, "7"]
+
+
+@pytest.mark.parametrize(("words", "ending"), [("train valid test", ""), ("Train Dev Testing", ""), ("training val test", ""),
+                                               ("train dev test", "Images"), ("train val test", "Images")])  # fmt: skip
+def test_lists_of_flickr_are_known_by_any_word(tmp_path, words, ending):
+    names = colours(tmp_path / "Images", 3)
+    (tmp_path / "captions.txt").write_text("image,caption\n" + "".join(f"{name},of {name}\n" for name in names))
+    for name, word in zip(names, words.split(), strict=True):
+        (tmp_path / f"{'Flickr_8k.' if ending else ''}{word}{ending}.txt").write_text(f"{name}\n")
+    data = read(tmp_path)
+    assert [row.split for row in data] == ["train", "dev", "test"]
+    assert data.official_splits
+
+
+def test_a_file_of_splits_that_came_later_changes_no_run(tmp_path):
+    from clipvisionalign.data.of_run import read_data_of_run
+
+    names = colours(tmp_path / "data", 30)
+    (tmp_path / "data" / "metadata.csv").write_text("file_name,caption\n" + "".join(f"{n},of {n}\n" for n in names))
+    before = {rule: splits_of(read_captioned_images(tmp_path / "data", split_rule=rule)) for rule in (1, 2)}
+    (tmp_path / "data" / "splits.csv").write_text("image,split\n" + "".join(f"{name},dev\n" for name in names))
+    for rule, splits in before.items():
+        run = tmp_path / f"run{rule}"
+        run.mkdir()
+        about = {"source": str(tmp_path / "data"), "layout": "folder"} | ({"split_rule": rule} if rule > 1 else {})
+        (run / "data.json").write_text(json.dumps(about))
+        assert splits_of(read_data_of_run(run)) == splits
+    assert set(splits_of(read_captioned_images(tmp_path / "data")).values()) == {"dev"}

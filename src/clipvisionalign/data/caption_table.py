@@ -16,12 +16,15 @@ from clipvisionalign.data.captioned import SPLITS, CaptionedImage, CaptionedImag
 from clipvisionalign.data.captions import NO_TEXT, caption_texts
 from clipvisionalign.data.names import NameResolver, ResolvedName, clean_name
 from clipvisionalign.data.splits import (
+    HASH_RULE,
     SPLIT_FILE,
     SPLIT_RULE,
     content_key,
+    groups_of,
     read_split_file,
     split_of_name,
     split_word,
+    strength,
 )
 from clipvisionalign.data.text_files import decode
 
@@ -95,7 +98,7 @@ class CaptionTable:
         if entry is None:
             return
         self.rows += 1
-        for what, value in (("split", split_word(split)), ("identity", _text_of(identity)), ("group", _text_of(group))):
+        for what, value in (("split", split_word(split)), ("identity", _known(identity)), ("group", _known(group))):
             if value:
                 self._set(entry, what, value, place)
         texts, wrong = caption_texts(captions)
@@ -198,31 +201,31 @@ class CaptionTable:
             else:
                 self.report("no captions", entry.name, "the image has no caption left")
         official = any(entry.get("split") for entry in self._entries.values())
+        by_file = self._read_split_file(entries, official)
         if not official:
-            self._split_by_hash(entries)
+            self._split_by_group(entries)
+        official = official or by_file
         rows = []
         for entry in entries:
-            split = entry.get("split") or ""
+            split, why = entry.said.get("split", ("", "nothing says in which split it stands"))
             if split not in SPLITS:
-                told = f"its split is called '{split}'" if split else "nothing says in which split it stands"
+                told = f"its split is called '{split}'" if split else why
                 self.report("in no split", entry.name, f"{told}; known are {', '.join(SPLITS)}", rows=entry.rows)
                 continue
             place = entry.place if isinstance(entry.image, bytes) else ""
             captions = tuple(entry.captions)
-            identity = entry.get("identity")
-            rows.append(CaptionedImage(entry.name, entry.image, captions, split, identity, place, entry.rows))
-        if not official:
-            rows = self._without_copies(rows)
+            identity, group = entry.get("identity"), entry.get("group")
+            rows.append(CaptionedImage(entry.name, entry.image, captions, split, identity, place, entry.rows, group))
         if not rows:
             first = f"; the first problem: {self.problems[0]}" if self.problems else ""
             raise DataError(f"{self.source}: read as '{self.layout}', it holds no image with a caption{first}")
         return CaptionedImages(
             rows, self.source, self.layout, official, self.problems, rows_in_files=self.rows, notes=self.notes,
-            split_rule=0 if official else self.split_rule,
+            split_rule=SPLIT_RULE if by_file else min(self.split_rule, HASH_RULE),
         )  # fmt: skip
 
     def _read_lists(self) -> None:
-        """Splits from lists beside the captions, and from a file of `write_splits`, which counts more."""
+        """Splits from lists beside the captions."""
         named = {name: entry for entry in self._entries.values() for name in entry.names}
         unknown: Counter[str] = Counter()
         for name, (split, place) in self.split_lists.items():
@@ -233,59 +236,68 @@ class CaptionTable:
                 self._set(entry, "split", split, place)
         for place, number in unknown.items():
             self.note(f"{number:,} names of {place} are of no image with a caption")
-        folder = self.source if self.source.is_dir() else self.source.parent
-        path = folder / SPLIT_FILE
-        if path.is_file() and path != self.source:
-            self._read_split_file(path)
 
-    def _read_split_file(self, path: Path) -> None:
-        given = read_split_file(path)
-        groups: dict[str, str] = {}
-        left = []
-        for entry in self._entries.values():
-            told = next((given[name] for name in (entry.name, *sorted(entry.names)) if name in given), None)
-            if told is None:
-                left.append(entry)
-                continue
-            entry.said["split"] = told
-            split = told[0]
-            for key in self._keys(entry):
-                groups.setdefault(key, split)
-        for entry in left:
-            # Added since: with those of its group, else where its hash puts it.
-            keys = self._keys(entry)
-            split = next((groups[key] for key in keys if key in groups), split_of_name((keys or [entry.name])[0]))
-            entry.said["split"] = (split, path.name)
-        self.note(
-            f"splits by {path.name}" + (f", and by a hash for {len(left):,} images that it lacks" if left else "")
-        )
+    def _read_split_file(self, entries: Sequence[_Entry], official: bool) -> bool:
+        """What a file of `write_splits` says, where there is one and the rule goes by it; whether it says anything.
+
+        official: whether the data set has splits of its own, which it may not contradict.
+        """
+        path = (self.source if self.source.is_dir() else self.source.parent) / SPLIT_FILE
+        if self.split_rule <= HASH_RULE or path == self.source or not path.is_file():
+            return False
+        named = {name: entry for entry in entries for name in (*entry.names, entry.name)}
+        unknown = []
+        for name, (split, place) in read_split_file(path).items():
+            entry = named.get(name) or named.get(clean_name(name)) or self._entries.get(self._key_of(name))
+            if entry is None:
+                unknown.append(name)
+            else:
+                self._set(entry, "split", split, place)
+        if unknown:
+            self.note(f"{len(unknown):,} names of {path.name} are of no image with a caption, such as {unknown[0]}")
+        left = sum(entry.get("split") is None for entry in entries)
+        more = f", and by their group or a hash for {left:,} images that it lacks" if left and not official else ""
+        self.note(f"splits by {path.name}{more}")
+        return True
+
+    def _key_of(self, name: str) -> str:
+        try:
+            return self._resolver.resolve(name).key
+        except ValueError:
+            return ""
+
+    def _split_by_group(self, entries: Sequence[_Entry]) -> None:
+        """Images that nothing places: with the others of their group, or where its hash puts it."""
+        if self.split_rule < HASH_RULE:
+            for entry in entries:
+                entry.said["split"] = (split_of_name(entry.written), "a hash of its name")
+            return
+        keys = [self._keys(entry) for entry in entries]
+        members: dict[int, list[int]] = {}
+        for place, group in enumerate(groups_of(keys)):
+            members.setdefault(group, []).append(place)
+        for places in members.values():
+            given = {split for place in places if (split := entries[place].get("split"))}
+            # Of the strongest kind that anything here has: what is added with it moves nothing.
+            strongest = min((key for place in places for key in keys[place]), key=strength)
+            told = (next(iter(given)) if given else split_of_name(strongest), "its group")
+            if len(given) > 1:
+                told = ("", f"others of its group stand in {' and '.join(sorted(given))} by {SPLIT_FILE}")
+            for place in places:
+                entries[place].said.setdefault("split", told)
 
     def _keys(self, entry: _Entry) -> list[str]:
-        """What an image shares with those that stand in its split, the first before the others."""
+        """What an image shares with those that stand in its split."""
         keys = [f"{what} {entry.get(what)}" for what in ("group", "identity") if entry.get(what) is not None]
-        content = content_key(entry.image)
-        return [*keys, content] if content else keys
+        return [*keys, content_key(entry.image) or f"name {entry.name}"]
 
-    def _split_by_hash(self, entries: Sequence[_Entry]) -> None:
-        for entry in entries:
-            by_rule = entry.written if self.split_rule < 2 else (self._keys(entry) or [f"name {entry.name}"])[0]
-            entry.said["split"] = (split_of_name(by_rule), "its hash")
 
-    def _without_copies(self, rows: list[CaptionedImage]) -> list[CaptionedImage]:
-        """Without images whose group or identity puts a copy of another image into another split than that."""
-        if self.split_rule < 2 or not any({"identity", "group"} & set(entry.said) for entry in self._entries.values()):
-            return rows
-        first: dict[str, CaptionedImage] = {}
-        kept = []
-        for row in rows:
-            key = content_key(row.image)
-            before = first.setdefault(key, row) if key else row
-            if before.split == row.split:
-                kept.append(row)
-                continue
-            message = f"a copy of {before.name}, which stands in '{before.split}', would stand in '{row.split}'"
-            self.report("copy in another split", row.name, message, rows=row.rows)
-        return kept
+def _known(value: Any) -> str | None:
+    """Whom or what an image shows, as text, 1.0 as 1; None where nobody knows."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    text = _text_of(value)
+    return None if text is None or text.lower() in NO_TEXT else text
 
 
 def _text_of(value: Any) -> str | None:

@@ -85,6 +85,7 @@ class CaptionedImage:
     """One image and the captions that belong to it.
 
     place: where it was read, for an image that is no file; rows: of the data set's files, those that it was read from.
+    group: what it stands in one split with, by the column that `--group` names.
     """
 
     name: str
@@ -94,6 +95,7 @@ class CaptionedImage:
     identity: str | None = None
     place: str = ""
     rows: int = 0
+    group: str | None = None
 
 
 @dataclass

@@ -1,8 +1,9 @@
 """Which split an image stands in, where a data set comes without splits: a hash decides, 80 : 10 : 10.
 
 The hash is of what stays when images are added, renamed or moved: of the group that an image belongs to (a column that
-is named, else the identity shown on it), else of its content. Images of one group, and equal images, stand in one
-split. Near-duplicates too where they were grouped once, into a file that later readings go by (`write_splits`).
+is named), else of the identity shown on it, else of its content. Images that have one of these in common stand in one
+split, over as many steps as it takes. Near-duplicates too where they were grouped once, into a file that later readings
+go by (`write_splits`); where a data set has splits of its own, the file may not contradict them.
 
 Runs from before this rule (rule 1) go by a hash of each image's name, as their table wrote it; they are measured so.
 """
@@ -11,21 +12,25 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 from clipvisionalign.data.captioned import SPLITS, CaptionedImages, DataError
-from clipvisionalign.data.text_files import decode, delimited, split_lines
-
-#: The rule that decides now; 1 is that of earlier versions.
-SPLIT_RULE = 2
-
-#: What each rule goes by, in words.
-SPLIT_RULES = {1: "splits by a hash of each name", 2: "splits by a hash of each image's content, or of its group"}
+from clipvisionalign.data.text_files import decode
 
 #: The file beside a data set that says in which split an image stands.
 SPLIT_FILE = "splits.csv"
+
+#: The rule that decides now: `SPLIT_FILE` where it is there, else `HASH_RULE`. 1 is that of earlier versions.
+HASH_RULE, SPLIT_RULE = 2, 3
+
+#: What each rule goes by, in words.
+SPLIT_RULES = {
+    1: "splits by a hash of each name", HASH_RULE: "splits by a hash of each image's content, or of its group",
+    SPLIT_RULE: f"splits by {SPLIT_FILE}",
+}  # fmt: skip
 
 #: What data sets call the splits.
 SPLIT_WORDS = {
@@ -78,21 +83,59 @@ def content_key(image: Path | bytes) -> str:
 def read_split_file(path: Path) -> dict[str, tuple[str, str]]:
     """The splits that a file of `write_splits` gives, by image: split and place. Raises DataError for another file, and
     for an image in two splits."""
-    lines = split_lines(decode(path.read_bytes()).text)
-    rows = delimited(lines, ",", lambda cells: len(cells) == 2)
-    header = next(rows, None)
-    if header is None or [cell.strip().lower() for cell in header.cells] != ["image", "split"]:
-        raise DataError(f"{path}, line 1: a file of splits has the columns image,split")
-    found: dict[str, tuple[str, str]] = {}
-    for row in rows:
-        place = f"{path.name}, line {row.line}"
-        split = split_word(row.cells[1]) if len(row.cells) == 2 else ""
-        if split not in SPLITS:
-            raise DataError(f"{path}, line {row.line}: expected an image and one of {', '.join(SPLITS)}")
-        before = found.setdefault(row.cells[0], (split, place))
-        if before[0] != split:
-            raise DataError(f"{place}: {row.cells[0]} is in '{split}', and in '{before[0]}' by {before[1]}")
+    content = path.read_bytes()
+    try:
+        # As it is written: a name may be bytes that are no UTF-8.
+        text = content.decode("utf-8-sig", "surrogateescape") if b"\0" not in content else decode(content).text
+        rows = csv.reader(io.StringIO(text, newline=""), strict=True)
+        header = [cell.strip().lower() for cell in next(rows, [])]
+        if header != ["image", "split"]:
+            raise DataError(f"{path}, line 1: a file of splits has the columns image,split")
+        found: dict[str, tuple[str, str]] = {}
+        for row in filter(None, rows):
+            place = f"{path.name}, line {rows.line_num}"
+            split = split_word(row[1]) if len(row) == 2 else ""
+            if split not in SPLITS:
+                raise DataError(f"{path}, line {rows.line_num}: expected an image and one of {', '.join(SPLITS)}")
+            before = found.setdefault(row[0], (split, place))
+            if before[0] != split:
+                raise DataError(f"{place}: {row[0]} is in '{split}', and in '{before[0]}' by {before[1]}")
+    except csv.Error as error:
+        raise DataError(f"{path}, line {rows.line_num}: {error}") from None
     return found
+
+
+def strength(key: str) -> tuple[int, bytes]:
+    """The order in which an image's keys count: its group, its identity, its content, its name; of two, by a hash."""
+    kinds = ("group", "identity", "content", "name")
+    return kinds.index(key.partition(" ")[0]), hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()
+
+
+def groups_of(keys: Sequence[Sequence[str]], together: Sequence[tuple[int, int]] = ()) -> list[int]:
+    """For each image the number of its group: images with a key in common are in one, and pairs of places `together`.
+
+    >>> groups_of([["identity 1", "content a"], ["content a"], ["content b"]])
+    [0, 0, 2]
+    """
+    groups = list(range(len(keys)))
+
+    def top(place: int) -> int:
+        while groups[place] != place:
+            groups[place] = groups[groups[place]]
+            place = groups[place]
+        return place
+
+    def join(one: int, other: int) -> None:
+        first, second = sorted((top(one), top(other)))
+        groups[second] = first
+
+    seen: dict[str, int] = {}
+    for place, its in enumerate(keys):
+        for key in its:
+            join(place, seen.setdefault(key, place))
+    for one, other in together:
+        join(one, other)
+    return [top(place) for place in range(len(keys))]
 
 
 def grouped_splits(keys: Sequence[str]) -> list[str]:
@@ -123,25 +166,14 @@ def write_splits(data: CaptionedImages, near: Sequence[tuple[int, int]], path: P
         raise FileExistsError(f"{path}: is there already, and is not overwritten: remove it, or give another file")
     if data.official_splits:
         raise DataError(f"{data.source}: has splits of its own; a file of splits is for a data set without")
-    groups = list(range(len(data)))
-
-    def top(place: int) -> int:
-        while groups[place] != place:
-            groups[place] = groups[groups[place]]
-            place = groups[place]
-        return place
-
-    first: dict[str, int] = {}
-    for place, row in enumerate(data):
-        for key in (f"identity {row.identity}" if row.identity is not None else "", content_key(row.image)):
-            if key:
-                groups[top(place)] = top(first.setdefault(key, place))
-    for left, right in near:
-        groups[top(left)] = top(right)
-    members: dict[int, list[str]] = {}
-    for place, row in enumerate(data):
-        members.setdefault(top(place), []).append(row.name)
-    keys = [min(members[top(place)]) for place in range(len(data))]
+    shared = [
+        [f"{what} {value}" for what, value in (("group", row.group), ("identity", row.identity)) if value is not None]
+        + [content_key(row.image) or f"name {row.name}"]
+        for row in data
+    ]
+    groups = groups_of(shared, near)
+    first = {group: min(row.name for row, its in zip(data, groups, strict=True) if its == group) for group in {*groups}}
+    keys = [first[group] for group in groups]
     splits = grouped_splits(keys)
     with path.open("x", encoding="utf-8", errors="surrogateescape", newline="") as file:
         writer = csv.writer(file)

@@ -184,7 +184,8 @@ def _open_images(config: RunConfig, say: Say, processes: Processes, begins: bool
     """Both splits of a data set in memory."""
     rule = SPLIT_RULE if begins else split_rule_of(Path(config.out))
     data = read_captioned_images(config.data, config.layout, config.group, rule).with_identity(config.identity)
-    how = "its own splits" if data.official_splits else SPLIT_RULES[rule]
+    own = data.official_splits and data.split_rule != SPLIT_RULE
+    how = "its own splits" if own else SPLIT_RULES[data.split_rule]
     sizes = ", ".join(f"{split} {count:,}" for split, count in sorted(data.split_sizes().items()))
     say(f"{config.data}: read as '{data.layout}', {how}: {sizes} images")
     # The dev gallery is decoded as a whole, since every figure is over all of it; training pictures by their headers.
@@ -205,8 +206,15 @@ def _open_images(config: RunConfig, say: Say, processes: Processes, begins: bool
         raise DataError(f"{config.data}: too little is left to train on: {len(train)} train, {len(dev)} dev images")
     as_read = _as_read(data, elsewhere)
     return TrainingData(
-        config.data, train, dev, left_out, as_read, split_rule=rule, group=config.group, dev_source=config.dev_data
-    )
+        config.data,
+        train,
+        dev,
+        left_out,
+        as_read,
+        split_rule=data.split_rule,
+        group=config.group,
+        dev_source=config.dev_data,
+    )  # fmt: skip
 
 
 def _dev_data(config: RunConfig, rule: int) -> CaptionedImages:

@@ -9,9 +9,9 @@ import re
 from pathlib import Path
 
 from clipvisionalign.data.caption_table import CaptionTable
-from clipvisionalign.data.captioned import CaptionedImages, DataError
+from clipvisionalign.data.captioned import SPLITS, CaptionedImages, DataError
 from clipvisionalign.data.formats.tables import read_text
-from clipvisionalign.data.splits import SPLIT_RULE
+from clipvisionalign.data.splits import SPLIT_RULE, split_word
 from clipvisionalign.data.text_files import decode, delimited, split_lines
 
 #: Where the pictures lie, beside the captions: the archives' own names and the ones that people give.
@@ -19,9 +19,6 @@ IMAGE_FOLDERS = (
     "Images", "images", "Flicker8k_Dataset", "Flickr8k_Dataset", "flickr30k_images/flickr30k_images",
     "flickr30k_images", "flickr30k-images", "Flickr30k_Dataset", ".",
 )  # fmt: skip
-
-_SPLIT_FILE = {"train": "trainImages.txt", "dev": "devImages.txt", "test": "testImages.txt"}
-_SPLIT_WORDS = {"train": "train", "dev": "dev", "val": "dev", "test": "test"}
 
 
 def _captions_file(source: Path, *names: str) -> Path | None:
@@ -39,13 +36,13 @@ def _open(source: Path, layout: str, captions_file: Path, split_rule: int) -> Ca
         roots.append(captions_file.parent.parent)
     table = CaptionTable(source, layout, [root / folder for root in roots for folder in IMAGE_FOLDERS], split_rule)
     for root in roots:
-        for split, ending in _SPLIT_FILE.items():
-            for listed in sorted(root.glob(f"Flickr*[_.]{ending}")):
-                table.list_splits(_listed(listed, table), split, listed.name)
         for listed in sorted(root.glob("*.txt")):
-            if listed.stem in _SPLIT_WORDS:
+            # Flickr_8k.trainImages.txt, or train.txt.
+            told = re.fullmatch(r"(?:flickr.*[_.])?([a-z]+?)(?:images)?", listed.stem.lower())
+            split = split_word(told[1]) if told else ""
+            if split in SPLITS:
                 names = [name if "." in name else f"{name}.jpg" for name in _listed(listed, table)]
-                table.list_splits(names, _SPLIT_WORDS[listed.stem], listed.name)
+                table.list_splits(names, split, listed.name)
     return table
 
 
