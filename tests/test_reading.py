@@ -669,3 +669,40 @@ def test_a_file_of_splits_that_came_later_changes_no_run(tmp_path):
         (run / "data.json").write_text(json.dumps(about))
         assert splits_of(read_data_of_run(run)) == splits
     assert set(splits_of(read_captioned_images(tmp_path / "data")).values()) == {"dev"}
+
+
+@pytest.mark.parametrize("count", [4, 5, 10, 12, 40])
+def test_the_way_out_of_empty_splits_leads_to_a_set_that_trains(tmp_path, capsys, count):
+    from clipvisionalign.cli import main
+
+    names = colours(tmp_path, count)
+    (tmp_path / "table.csv").write_text("image,caption\n" + "".join(f"{name},of {name}\n" for name in names))
+    before = read(tmp_path)
+    said = main(["check", str(tmp_path), "--quick"]), capsys.readouterr().out
+    sizes = before.split_sizes()
+    assert ("--write-splits" in said[1]) == (
+        sizes.get("dev", 0) < 2 or sizes.get("train", 0) < 2 or "test" not in sizes
+    )
+    assert main(["check", str(tmp_path), "--quick", "--write-splits", str(tmp_path / "mine.csv")]) == 1
+    assert main(["check", str(tmp_path), "--quick", "--write-splits", str(tmp_path / "splits.csv")]) == 0
+    told = capsys.readouterr().out
+    sizes = read(tmp_path).split_sizes()
+    assert min(sizes["dev"], sizes["train"]) >= 2
+    assert (sizes.get("test", 0) >= 1) == (count > 4)
+    assert f"dev {sizes['dev']}" in told
+    assert "too few images in dev" not in told
+
+
+def test_too_few_to_share_out_is_said(tmp_path):
+    from clipvisionalign.cli import main
+
+    rows = "".join(f"{name},of {name},one\n" for name in colours(tmp_path, 6))
+    (tmp_path / "table.csv").write_text(f"image,caption,identity\n{rows}")
+    assert main(["check", str(tmp_path), "--quick", "--write-splits", str(tmp_path / "splits.csv")]) == 1
+    assert not (tmp_path / "splits.csv").exists()
+
+
+def test_a_pipe_is_no_image_and_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "table.csv").write_text(f"image,caption\npipe.png,none\n{paint(tmp_path / 'a.png')},one\n")
+    assert captions_of(check(read_captioned_images(tmp_path))[0]) == {"a.png": ("one",)}

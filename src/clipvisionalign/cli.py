@@ -12,6 +12,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -152,10 +153,11 @@ def check(arguments: list[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     parser.add_argument(OFFLINE, action="store_true", help=OFFLINE_HELP)
     given = parser.parse_args(arguments)
+    from clipvisionalign.data.captioned import SPLITS
     from clipvisionalign.data.check import check as check_data
     from clipvisionalign.data.check import empty_splits, near_duplicates, passed_over
     from clipvisionalign.data.formats import read_captioned_images
-    from clipvisionalign.data.splits import write_splits
+    from clipvisionalign.data.splits import split_file_of, write_splits
 
     if given.max_tokens and not given.tokens:
         raise ValueError("--max-tokens is a limit for --tokens MODEL, which is not given")
@@ -165,11 +167,15 @@ def check(arguments: list[str]) -> int:
     kept, report = check_data(data, full=not given.quick, shown=True)
     if given.write_splits:
         near = [] if given.quick else near_duplicates(report.marks, shown=True)
+        # What was wrong with the former splits is not wrong with these.
+        kept = replace(kept, problems=[problem for problem in kept.problems if "two splits" not in problem.kind])
         shared = write_splits(kept, near, Path(given.write_splits))
-        parts = ", ".join(f"{split} {count:,}" for split, count in shared.items())
+        parts = ", ".join(f"{split} {shared.split_sizes().get(split, 0):,}" for split in SPLITS)
         say(f"{given.write_splits}: written: {parts} images; {len(near):,} pairs of nearly equal ones kept together")
-    else:
-        report.problems += empty_splits(kept)
+        kept, report = check_data(shared, full=False)
+        if Path(given.write_splits).absolute() != split_file_of(data.source).absolute():
+            report.notes = [*report.notes, f"these splits are read where they are {split_file_of(data.source)}"]
+    report.problems += empty_splits(kept)
     report.notes = [*report.notes, *passed_over(data)]
     cut: dict[str, Any] = _cut_captions(kept, given.tokens, given.max_tokens) if given.tokens else {}
     if given.json:
@@ -373,9 +379,12 @@ def _checked_split(data: CaptionedImages, split: str) -> CaptionedImages:
     kept, report = check_data(data.split(split), full=True, shown=True)
     dropped = [problem for problem in report.problems if problem.effect == "left out" and problem not in data.problems]
     for problem in dropped[:10]:
-        say(f"left out: {problem}")
+        say(f"check: {problem}")
     if len(dropped) > 10:
-        say(f"left out: and {len(dropped) - 10} more")
+        say(f"check: and {len(dropped) - 10} more left out")
+    before = sum(problem.rows for problem in data.problems)
+    if before:
+        say(f"{before:,} rows were left out when the data set was read: '{PROGRAM} check {data.source}' lists them")
     return kept
 
 

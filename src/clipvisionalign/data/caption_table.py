@@ -22,6 +22,7 @@ from clipvisionalign.data.splits import (
     content_key,
     groups_of,
     read_split_file,
+    split_file_of,
     split_of_name,
     split_word,
     strength,
@@ -103,8 +104,11 @@ class CaptionTable:
                 self._set(entry, what, value, place)
         texts, wrong = caption_texts(captions)
         for number, reason in enumerate(wrong):
-            # The first one stands for the row, where nothing of it is left.
-            self.report("empty caption", place, f"{reason} for {entry.name}", rows=int(not texts and number == 0))
+            if texts:
+                self.report("empty caption", place, f"{reason} among those for {entry.name}", "mended")
+            else:
+                # The first one stands for the row, of which nothing is left.
+                self.report("empty caption", place, f"{reason} for {entry.name}", rows=int(number == 0))
         entry.rows += bool(texts)
         for text in texts:
             self._add_caption(entry, text, place)
@@ -242,7 +246,7 @@ class CaptionTable:
 
         official: whether the data set has splits of its own, which it may not contradict.
         """
-        path = (self.source if self.source.is_dir() else self.source.parent) / SPLIT_FILE
+        path = split_file_of(self.source)
         if self.split_rule <= HASH_RULE or path == self.source or not path.is_file():
             return False
         named = {name: entry for entry in entries for name in (*entry.names, entry.name)}

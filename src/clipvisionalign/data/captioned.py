@@ -130,8 +130,15 @@ class CaptionedImages:
         rows = [row for row in self.rows if row.split == name]
         if not rows:
             there = ", ".join(f"{split} ({count} images)" for split, count in sorted(self.split_sizes().items()))
-            raise DataError(f"{self.source}: the split '{name}' is empty; this data set has: {there or 'no images'}")
+            told = f"the split '{name}' is empty; this data set has: {there or 'no images'}{self.way_out()}"
+            raise DataError(f"{self.source}: {told}")
         return replace(self, rows=rows)
+
+    def way_out(self) -> str:
+        """How to have other splits, where a hash made these, as the end of a message; else nothing."""
+        from clipvisionalign.data.splits import how_to_share_out
+
+        return "" if self.official_splits else f"; {how_to_share_out(self.source)} shares the images out"
 
     def first_by_hash(self, count: int) -> CaptionedImages:
         """`count` rows, the first by a hash of their names, in the order in which they stand."""

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from clipvisionalign.data.captioned import SPLITS, CaptionedImage, CaptionedImages, Problem, same_words
-from clipvisionalign.data.splits import SPLIT_FILE
+from clipvisionalign.data.splits import LEAST_DEV, LEAST_TRAIN, how_to_share_out
 from clipvisionalign.pictures import NotTaken, PictureError, image_files, open_header, open_picture
 from clipvisionalign.progress import progress
 
@@ -126,15 +126,15 @@ def identities_across_splits(rows: Sequence[CaptionedImage]) -> list[Problem]:
 def empty_splits(data: CaptionedImages) -> list[Problem]:
     """The splits that training or measuring will miss, and how to have them."""
     sizes = data.split_sizes()
-    missing = [split for split in SPLITS if sizes.get(split, 0) < (2 if split != "test" else 1)]
+    least = {"train": LEAST_TRAIN, "dev": LEAST_DEV, "test": 1}
+    missing = [split for split in SPLITS if sizes.get(split, 0) < least[split]]
     if not missing:
         return []
     there = ", ".join(f"{split} {sizes.get(split, 0):,}" for split in SPLITS)
     way = (
         "its own splits are as they are"
         if data.official_splits
-        else f"a hash decides, and left them so: 'clipvisionalign check DATA --write-splits DATA/{SPLIT_FILE}' shares "
-        "the images out"
+        else f"a hash decides, and left them so: {how_to_share_out(data.source)} shares the images out"
     )
     message = (
         f"too few images in {' and '.join(missing)} ({there}): 'train' needs two images each in train and dev; {way}"

@@ -15,6 +15,7 @@ import hashlib
 import io
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from clipvisionalign.data.captioned import SPLITS, CaptionedImages, DataError
@@ -68,6 +69,9 @@ def content_key(image: Path | bytes) -> str:
     try:
         if isinstance(image, bytes):
             size, ends = len(image), image[:_ENDS] + image[-_ENDS:]
+        elif not image.is_file():
+            # A pipe would be waited for.
+            return ""
         else:
             with image.open("rb") as file:
                 size = file.seek(0, 2)
@@ -138,30 +142,52 @@ def groups_of(keys: Sequence[Sequence[str]], together: Sequence[tuple[int, int]]
     return [top(place) for place in range(len(keys))]
 
 
-def grouped_splits(keys: Sequence[str]) -> list[str]:
-    """Splits for a data set as it is now, none of them empty where there are three groups or more.
+#: Images that training needs: of the split that it learns from, and of the one that it is measured on meanwhile.
+LEAST_TRAIN, LEAST_DEV = 2, 2
 
-    A tenth of the images each for test and dev: whole groups, in the order of their hashes. keys: each image's group.
+
+def split_file_of(source: Path) -> Path:
+    """The file of splits that the readings of a data set go by, whether it is there or not."""
+    return (source if source.is_dir() else source.parent) / SPLIT_FILE
+
+
+def how_to_share_out(source: Path) -> str:
+    """The command that writes a data set's file of splits."""
+    return f"'clipvisionalign check {source} --write-splits {split_file_of(source)}'"
+
+
+def grouped_splits(keys: Sequence[str]) -> list[str]:
+    """Splits for a data set as it is now: a tenth of the images each for dev and test, whole groups, by their hashes.
+
+    keys: each image's group. Dev has two images at least, test one where train keeps two. Raises ValueError where there
+    are too few images or groups for dev and train.
     """
     weight = Counter(keys)
     order = sorted(weight, key=lambda key: hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest())
-    total, found = sum(weight.values()), {}
-    for split, left in (("test", 2), ("dev", 1)):
+    total, left, found = len(keys), len(keys), {}
+    for split, least in (("dev", LEAST_DEV), ("test", 1)):
         taken = 0
-        while order and len(order) > left and (not taken or taken + weight[order[0]] <= total / 10):
-            key = order.pop(0)
-            taken += weight[key]
+        for key in [key for key in order if key not in found]:
+            enough = taken >= least
+            if (enough and taken + weight[key] > total / 10) or left - weight[key] < LEAST_TRAIN:
+                continue
             found[key] = split
+            taken, left = taken + weight[key], left - weight[key]
+        if split == "dev" and taken < least:
+            raise ValueError(f"{total} images in {len(weight)} groups are too few to share out: two are needed each in "
+                             "train and dev")  # fmt: skip
     return [found.get(key, "train") for key in keys]
 
 
-def write_splits(data: CaptionedImages, near: Sequence[tuple[int, int]], path: Path) -> dict[str, int]:
-    """Write a file that says in which split each image stands: those of one identity, equal and nearly equal ones
-    together. Returns the images of each split.
+def write_splits(data: CaptionedImages, near: Sequence[tuple[int, int]], path: Path) -> CaptionedImages:
+    """Write a file that says in which split each image stands: those of one group or identity, equal and nearly equal
+    ones together. Returns the data set with these splits.
 
-    near: pairs of places of images that belong together. Where a data set has splits already, they stay. Raises
-    FileExistsError, and DataError for an image that has no name to be found by.
+    near: pairs of places of images that belong together. Raises FileExistsError; DataError where the data set has
+    splits already, where the file would be taken for a table of it, and where there are too few images.
     """
+    if path.absolute().parent == split_file_of(data.source).absolute().parent and path.name != SPLIT_FILE:
+        raise DataError(f"{path}: beside the data set only {split_file_of(data.source)} is read as its splits")
     if path.exists():
         raise FileExistsError(f"{path}: is there already, and is not overwritten: remove it, or give another file")
     if data.official_splits:
@@ -174,9 +200,13 @@ def write_splits(data: CaptionedImages, near: Sequence[tuple[int, int]], path: P
     groups = groups_of(shared, near)
     first = {group: min(row.name for row, its in zip(data, groups, strict=True) if its == group) for group in {*groups}}
     keys = [first[group] for group in groups]
-    splits = grouped_splits(keys)
+    try:
+        splits = grouped_splits(keys)
+    except ValueError as error:
+        raise DataError(f"{data.source}: {error}") from None
     with path.open("x", encoding="utf-8", errors="surrogateescape", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["image", "split"])
         writer.writerows([row.name, split] for row, split in zip(data, splits, strict=True))
-    return {split: splits.count(split) for split in SPLITS}
+    rows = [replace(row, split=split) for row, split in zip(data, splits, strict=True)]
+    return replace(data, rows=rows, official_splits=True, split_rule=SPLIT_RULE)

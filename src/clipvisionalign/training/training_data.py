@@ -203,7 +203,8 @@ def _open_images(config: RunConfig, say: Say, processes: Processes, begins: bool
     elif 0 < config.train_images < len(train):
         train = train.first_by_hash(config.train_images)
     if len(train) < 2 or len(dev) < 2:
-        raise DataError(f"{config.data}: too little is left to train on: {len(train)} train, {len(dev)} dev images")
+        left = f"{len(train)} train, {len(dev)} dev images"
+        raise DataError(f"{config.data}: too little is left to train on: {left}{data.way_out()}")
     as_read = _as_read(data, elsewhere)
     return TrainingData(
         config.data,
