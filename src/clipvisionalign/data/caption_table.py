@@ -66,6 +66,8 @@ class CaptionTable:
     problems: list[Problem] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     rows: int = 0
+    #: The files that rows were read from.
+    files_read: set[Path] = field(default_factory=set)
     #: By a name that a list gives: the split and the list.
     split_lists: dict[str, tuple[str, str]] = field(default_factory=dict)
     _entries: dict[str, _Entry] = field(default_factory=dict)
@@ -159,11 +161,18 @@ class CaptionTable:
         digest = hashlib.sha256(image).hexdigest()
         entry = self._entries.get(f"bytes {digest}")
         if entry is None:
-            own = Path(clean_name(name)) if name else Path(f"image-{digest[:12]}")
+            own = Path(clean_name(name))
+            if own.name in ("", ".."):
+                # No path, or that of a folder.
+                own = Path(f"image-{digest[:12]}")
             known = self._free_name(own.as_posix(), own.with_stem(f"{own.stem}-{digest[:12]}").as_posix())
             entry = self._entries[f"bytes {digest}"] = _Entry(known, image, place, name or place)
         entry.names |= {name, clean_name(name)} if name else {place}
         return entry
+
+    def expect(self, names: Iterable[str]) -> None:
+        """The names of all rows to come, see `NameResolver.expect`."""
+        self._resolver.expect(names)
 
     def _free_name(self, *names: str) -> str:
         """The first of some names that no other image has."""

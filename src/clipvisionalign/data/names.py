@@ -34,6 +34,37 @@ def clean_name(name: str) -> str:
     return os.path.normpath(name).replace(os.sep, "/") if name else name
 
 
+_ENDING = re.compile(r"\S\.(?=\d*[A-Za-z])[A-Za-z0-9]{2,5}(?:[#?]\S*)?\s*$")
+
+
+@dataclass
+class NameLikeness:
+    """Tells the names of images from other text: by an ending, by a file of that name in one of `folders`, or by being
+    written as the names before it are, such as `17` after `5`."""
+
+    folders: Sequence[Path]
+    _forms: set[str] = field(default_factory=set)
+
+    def add(self, name: str) -> None:
+        """A name that a row has."""
+        form = _form(name)
+        # Words alone may be anything.
+        if "0" in form:
+            self._forms.add(form)
+
+    def fits(self, text: str) -> bool:
+        """Whether a text may be the name of an image."""
+        name = text.strip()
+        if not name or _ENDING.search(name) or _form(name) in self._forms:
+            return bool(name)
+        return len(os.fsencode(name)) <= LONGEST_PATH and any(_known(folder / name) for folder in self.folders)
+
+
+def _form(name: str) -> str:
+    """How a name is written: its runs of digits and of letters alike."""
+    return re.sub(r"[^\W\d_]+", "a", re.sub(r"\d+", "0", name.strip()))
+
+
 @dataclass
 class NameResolver:
     """Finds files by the names that a table has for them, in `folders` in their order.
@@ -45,6 +76,17 @@ class NameResolver:
     folders: Sequence[Path]
     _listed: dict[str, dict[str, list[str]]] = field(default_factory=dict)
     _claimed: dict[str, str] = field(default_factory=dict)
+    _as_written: set[str] = field(default_factory=set)
+
+    def expect(self, names: Iterable[str]) -> None:
+        """All names that a table has. Those that differ in nothing but case are several images: none of them is found
+        in another case, or an image gets another's captions where a file is missing."""
+        first: dict[str, str] = {}
+        for name in map(clean_name, names):
+            if first.setdefault(_folded(name), unicodedata.normalize("NFC", name)) != unicodedata.normalize(
+                "NFC", name
+            ):
+                self._as_written.add(_folded(name))
 
     def resolve(self, name: str, folders: Sequence[Path] = ()) -> ResolvedName:
         """The file that `name` means. folders: look here instead. Raises ValueError for what can name no file."""
@@ -83,6 +125,9 @@ class NameResolver:
                     path = path / part
                     continue
                 same = self._names_in(path, "NFC").get(unicodedata.normalize("NFC", part), [])
+                if len(same) != 1 and _folded(clean_name(name)) in self._as_written:
+                    path = None
+                    break
                 if len(same) != 1:
                     same = self._names_in(path, "case").get(_folded(part), [])
                     how = "upper and lower case"

@@ -10,9 +10,11 @@
 from __future__ import annotations
 
 import codecs
+import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 #: Lines that one quoted field may go over.
 LONGEST_FIELD = 200
@@ -45,6 +47,9 @@ def decode(content: bytes) -> Decoded:
     ('un café', 'un café')
     """
     encoding = next((name for mark, name in _MARKS if content.startswith(mark)), _utf16_without_mark(content))
+    if encoding == "utf-8-sig":
+        # The mark says nothing of what programs added later.
+        content, encoding = content.removeprefix(codecs.BOM_UTF8), ""
     if encoding:
         try:
             return Decoded(content.decode(encoding))
@@ -65,14 +70,17 @@ def decode(content: bytes) -> Decoded:
 
 
 def _utf16_without_mark(content: bytes) -> str:
-    """The byte order of UTF-16 text without a mark: every second byte of a Latin text is 0; "" for other text."""
-    start = content[:2000]
-    if len(start) < 4 or b"\0" not in start:
-        return ""
-    even, odd = start[::2].count(0) / len(start[::2]), start[1::2].count(0) / len(start[1::2])
-    if odd > 0.3 and even < 0.05:
-        return "utf-16-le"
-    return "utf-16-be" if even > 0.3 and odd < 0.05 else ""
+    """The byte order of UTF-16 text without a mark, "" for other text: every second byte of a Latin text is 0, and so
+    it is of a header or of a first image's name before captions in any script."""
+    for start in (content[:2000], content[:16]):
+        if len(start) < 4 or b"\0" not in start:
+            continue
+        even, odd = start[::2].count(0) / len(start[::2]), start[1::2].count(0) / len(start[1::2])
+        if odd > 0.3 and even < 0.05:
+            return "utf-16-le"
+        if even > 0.3 and odd < 0.05:
+            return "utf-16-be"
+    return ""
 
 
 def _as_windows(error: UnicodeError) -> tuple[str, int]:
@@ -120,45 +128,102 @@ def delimited(
     >>> [row.cells[1] for row in rows]
     ['one, two', '"Stop" it says', '"never closed']
     """
+    known: dict[int, bool] = {}
+
+    def is_row_at(place: int) -> bool:
+        """`is_row` of a line; each is split once, however many quotes are open before it."""
+        if place not in known:
+            known[place] = is_row(split_cells(lines[place], delimiter)[0])
+        return known[place]
+
     place = 0
     while place < len(lines):
         line, begin = lines[place], place
         place += 1
         if not line.strip(" \t"):
             continue
-        cells, is_open = split_cells(line, delimiter)
-        unclosed = is_open
-        if is_open:
-            whole = _closed(lines, begin, delimiter, is_row)
+        cells, open_at = _split(line, delimiter)
+        unclosed = open_at is not None
+        if open_at is not None:
+            whole = _closed(lines, begin, open_at[1], delimiter, is_row_at)
             if whole is not None:
-                cells, place = whole
-                unclosed = False
+                more, last, like_a_row = whole
+                joined = [*cells[: open_at[0]], *more]
+                if not like_a_row or is_row(joined):
+                    cells, place, unclosed = joined, last + 1, False
         yield Record(first + begin, cells, unclosed)
 
 
 def _closed(
-    lines: Sequence[str], begin: int, delimiter: str, is_row: Callable[[list[str]], bool]
-) -> tuple[list[str], int] | None:
-    """The cells of a row whose quoted field goes over several lines, and the line after it; None where it does not."""
+    lines: Sequence[str], begin: int, start: int, delimiter: str, is_row_at: Callable[[int], bool]
+) -> tuple[list[str], int, bool] | None:
+    """The cells from the open quote at `start` on, the line that closes it, and whether that line looks like a row, as
+    it does where the images' names stand behind the captions; None where nothing closes it, or a row lies between.
+
+    The first quote that is neither doubled nor escaped decides: it closes the cell, or nothing does. Each line is
+    looked at once; only what lies between the quotes is joined.
+    """
+    cells: list[str] = []
+    first = begin
+    inside = _inside(lines[begin], start)
     for last in range(begin + 1, min(len(lines), begin + LONGEST_FIELD)):
-        if is_row(split_cells(lines[last], delimiter)[0]):
+        line, closes = lines[last], False
+        if '"' in line:
+            ends = [_end_of(form, line, 0) for form in inside]
+            closes = any(end < len(line) and _ends_cell(line, end + 1, delimiter) for end in ends)
+            inside = [form for form, end in zip(inside, ends, strict=True) if end == len(line)]
+        like_a_row = is_row_at(last)
+        if like_a_row and (not closes or is_row_at(begin)):
             return None
-        if '"' in lines[last]:
-            cells, is_open = split_cells("\n".join(lines[begin : last + 1]), delimiter)
-            if not is_open:
-                return cells, last + 1
+        if closes:
+            text = "\n".join([lines[first][start:], *lines[first + 1 : last + 1]])
+            more, again = _split(text, delimiter)
+            if again is None:
+                return [*cells, *more], last, like_a_row
+            cells += more[: again[0]]
+            first, start = last, len(line) - (len(text) - again[1])
+            inside = _inside(line, start)
+        elif not inside:
+            return None
     return None
+
+
+def _ends_cell(line: str, end: int, delimiter: str) -> bool:
+    """Whether a cell ends at a place of a line, but for blanks."""
+    rest = line[end:].lstrip(" ")
+    return not rest or rest.startswith(delimiter)
 
 
 _QUOTED = re.compile(r' *"((?:[^"]|"")*+)" *')
 _ESCAPED = re.compile(r' *"((?:[^"\\]|""|\\.)*+)" *', re.DOTALL)
+#: How far a line goes on within a quoted cell of each form.
+_INSIDE = (re.compile(r'(?:[^"]|"")*+'), re.compile(r'(?:[^"\\]|""|\\.)*+\\?', re.DOTALL))
+
+
+def _end_of(form: re.Pattern[str], line: str, start: int) -> int:
+    found = form.match(line, start)
+    assert found is not None
+    return found.end()
+
+
+def _inside(line: str, start: int) -> list[re.Pattern[str]]:
+    """The forms in which the quote that opens a cell at `start` is still open at the line's end."""
+    behind = line.index('"', start) + 1
+    return [form for form in _INSIDE if _end_of(form, line, behind) == len(line)]
 
 
 def split_cells(line: str, delimiter: str) -> tuple[list[str], bool]:
     """The cells of a row, and whether a quoted one of them may go on in the next line: its quote is not closed yet."""
+    cells, open_at = _split(line, delimiter)
+    return cells, open_at is not None
+
+
+def _split(line: str, delimiter: str) -> tuple[list[str], tuple[int, int] | None]:
+    """The cells of a row; and of the first whose quote is not closed yet, its number and where it begins."""
     if '"' not in line:
-        return line.split(delimiter), False
-    cells, start, is_open = [], 0, False
+        return line.split(delimiter), None
+    cells: list[str] = []
+    start, open_at = 0, None
     while True:
         for form in (_QUOTED, _ESCAPED):
             found = form.match(line, start)
@@ -171,13 +236,11 @@ def split_cells(line: str, delimiter: str) -> tuple[list[str], bool]:
             end = line.find(delimiter, start)
             end = len(line) if end < 0 else end
             cell = line[start:end]
-            begins = cell.lstrip(" ")
-            behind = line[start + len(cell) - len(begins) + 1 :].replace('""', "")
-            # A cell over two lines that no quotes hold together is none: its quote may be closed further on.
-            is_open = is_open or "\n" in cell or (begins.startswith('"') and '"' not in behind)
+            if open_at is None and cell.lstrip(" ").startswith('"') and _inside(line, start):
+                open_at = len(cells), start
             cells.append(cell)
         if end == len(line):
-            return cells, is_open
+            return cells, open_at
         start = end + 1
 
 
@@ -187,3 +250,37 @@ def delimiter_of(header: str, fits: Callable[[list[str]], bool], usual: str = ",
         if fits(split_cells(header, delimiter)[0]):
             return delimiter
     return usual
+
+
+def distinct(names: Sequence[str]) -> list[str]:
+    """The names of columns, those that come again numbered: each keeps its cells.
+
+    >>> distinct(["image", "caption", "caption"])
+    ['image', 'caption', 'caption.2']
+    """
+    found: list[str] = []
+    taken = set(names)
+    again: dict[str, int] = {}
+    for name in names:
+        again[name] = again.get(name, 0) + 1
+        other = name
+        while again[name] > 1 and other in taken:
+            other = f"{name}.{again[name]}"
+            again[name] += other in taken
+        taken.add(other)
+        found.append(other)
+    return found
+
+
+def read_json(text: str) -> tuple[Any, str]:
+    """What a JSON text holds, and which keys stand twice in one object, in words: "caption: caption.2"; each keeps its
+    value. Raises ValueError, RecursionError."""
+    repeated: dict[str, str] = {}
+
+    def one_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        names = distinct([name for name, _ in pairs])
+        repeated.update((other, name) for other, (name, _) in zip(names, pairs, strict=True) if other != name)
+        return dict(zip(names, (value for _, value in pairs), strict=True))
+
+    found = json.loads(text, object_pairs_hook=one_object)
+    return found, ", ".join(f"{name}: {other}" for other, name in repeated.items())

@@ -11,6 +11,7 @@ from pathlib import Path
 from clipvisionalign.data.caption_table import CaptionTable
 from clipvisionalign.data.captioned import SPLITS, CaptionedImages, DataError
 from clipvisionalign.data.formats.tables import read_text
+from clipvisionalign.data.names import NameLikeness
 from clipvisionalign.data.splits import SPLIT_RULE, split_word
 from clipvisionalign.data.text_files import decode, delimited, split_lines
 
@@ -115,9 +116,10 @@ def read_flickr8k(source: Path, group: str = "", split_rule: int = SPLIT_RULE) -
     if path is None:
         raise DataError(f"{source}: neither captions.txt nor Flickr8k.token.txt there")
     table = _open(source, "flickr8k", path, split_rule)
+    names = NameLikeness(table.folders)
 
     def is_row(cells: list[str]) -> bool:
-        return len(cells) > 1 and bool(re.search(r"\S\.[A-Za-z0-9]{2,5}\s*$", cells[0]))
+        return len(cells) > 1 and names.fits(cells[0])
 
     rows = delimited(split_lines(read_text(path, table)), ",", is_row)
     header = next(rows, None)
@@ -131,6 +133,7 @@ def read_flickr8k(source: Path, group: str = "", split_rule: int = SPLIT_RULE) -
         if len(row.cells) < 2:
             table.skip_row("wrong columns", place, f"no comma between image and caption in '{row.cells[0][:60]}'")
         else:
+            names.add(row.cells[0])
             # A caption with a comma that nobody quoted: the comma is the caption's.
             table.add_row(row.cells[0], ",".join(row.cells[1:]), place)
     return table.finish()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,8 +13,18 @@ from typing import Any
 from clipvisionalign.data.caption_table import CaptionTable
 from clipvisionalign.data.captioned import CaptionedImages, DataError
 from clipvisionalign.data.captions import CAPTION_NAMES
+from clipvisionalign.data.names import NameLikeness
 from clipvisionalign.data.splits import SPLIT_FILE, SPLIT_RULE, split_word
-from clipvisionalign.data.text_files import decode, delimited, delimiter_of, split_lines
+from clipvisionalign.data.text_files import (
+    Decoded,
+    decode,
+    delimited,
+    delimiter_of,
+    distinct,
+    read_json,
+    split_cells,
+    split_lines,
+)
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 
@@ -72,10 +81,20 @@ def read_table(source: Path, group: str = "", split_rule: int = SPLIT_RULE) -> C
 
 
 def table_rows(path: Path, table: CaptionTable) -> Iterator[Row]:
-    """The rows of a table, each with its place; those that cannot be read are left out of it, and listed in `table`."""
+    """The rows of a table, each with its place; those that cannot be read are left out of it, and listed in `table`. A
+    cell that cannot be read is None, and listed."""
+    for place, row in _rows(path, table):
+        for name, cell in row.items():
+            if isinstance(cell, BrokenCell):
+                table.report("broken cell", place, f"{name}: {cell}", "warning")
+        yield place, {name: None if isinstance(cell, BrokenCell) else cell for name, cell in row.items()}
+
+
+def _rows(path: Path, table: CaptionTable) -> Iterator[Row]:
+    """The rows of a table, with a `BrokenCell` for each cell that cannot be read."""
     suffix = path.suffix.lower()
     if suffix == ".parquet":
-        return _parquet_rows(path)
+        return _parquet_rows(path, table)
     if suffix in (".jsonl", ".ndjson"):
         return _jsonl_rows(path, table)
     return _delimited_rows(path, table, "\t" if suffix == ".tsv" else ",")
@@ -100,18 +119,23 @@ def _delimited_rows(path: Path, table: CaptionTable, usual: str) -> Iterator[Row
     delimiter = delimiter_of(lines[first] if first < len(lines) else "", _has_columns, usual)
     columns: list[str] = []
     image = 0
+    names = NameLikeness([path.parent, *table.folders])
 
     def is_row(cells: list[str]) -> bool:
-        """A line with a cell for each column, and a file's name where the images' names stand."""
-        return len(cells) == len(columns) and bool(re.search(r"\S\.[A-Za-z0-9]{2,5}\s*$", cells[image]))
+        """A line with a name where the images' names stand, and a caption: as few cells as a row is read with."""
+        return 2 <= len(cells) <= len(columns) and image < len(cells) and names.fits(cells[image])
 
     for record in delimited(lines[first:], delimiter, is_row, first + 1):
         place = f"{path.name}, line {record.line}"
         if not columns:
-            columns = _distinct([cell.strip() for cell in record.cells])
+            columns = distinct([cell.strip() for cell in record.cells])
             named = column_named(columns, IMAGE_COLUMNS)
             image = columns.index(named) if named else 0
+            # A quote that is open in the first row of all has this row's name to go by.
+            after = next((line for line in lines[record.line :] if line.strip()), "")
+            names.add("".join(split_cells(after, delimiter)[0][image : image + 1]))
             continue
+        names.add("".join(record.cells[image : image + 1]))
         if record.unclosed:
             table.report("open quote", place, "a quote that is never closed, kept as part of the cell", "mended")
         if len(record.cells) > len(columns) and any(cell.strip() for cell in record.cells[len(columns) :]):
@@ -128,32 +152,37 @@ def _has_columns(names: Sequence[str]) -> bool:
     return len(names) > 1 and bool(column_named(names, IMAGE_COLUMNS))
 
 
-def _distinct(columns: Sequence[str]) -> list[str]:
-    """Columns' names, those that come again numbered: each keeps its cells."""
-    found: list[str] = []
-    for name in columns:
-        again = sum(each == name or each.startswith(f"{name}.") for each in found)
-        found.append(f"{name}.{again + 1}" if name in found else name)
-    return found
-
-
 def _jsonl_rows(path: Path, table: CaptionTable) -> Iterator[Row]:
     for number, line in enumerate(split_lines(read_text(path, table)), 1):
         if not line.strip():
             continue
         place = f"{path.name}, line {number}"
         try:
-            row = json.loads(line)
+            row, repeated = read_json(line)
         except (ValueError, RecursionError) as error:
             table.skip_row("broken row", place, f"not valid JSON: {getattr(error, 'msg', error)}")
             continue
+        if repeated:
+            table.report(
+                "repeated key", place, f"{repeated}; the second is read under the name behind the colon", "warning"
+            )
         if isinstance(row, dict):
             yield place, row
         else:
             table.skip_row("broken row", place, f"expected an object, found {type(row).__name__}")
 
 
-def _parquet_rows(path: Path) -> Iterator[Row]:
+@dataclass(frozen=True)
+class BrokenCell:
+    """A cell that cannot be read, and why."""
+
+    reason: str
+
+    def __str__(self) -> str:
+        return self.reason
+
+
+def _parquet_rows(path: Path, table: CaptionTable) -> Iterator[Row]:
     try:
         import pyarrow.parquet as parquet
     except ImportError:
@@ -162,13 +191,44 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
     number = 0
     try:
         with parquet.ParquetFile(path) as file:
+            # Two columns of one name keep their cells each.
+            names = distinct(file.schema_arrow.names)
             for batch in file.iter_batches(batch_size=256):
-                for row in batch.to_pylist():
-                    yield f"{path.name}, row {number}", row
+                columns = [_parquet_cells(batch.column(place)) for place in range(batch.num_columns)]
+                for cells in zip(*columns, strict=True):
+                    place = f"{path.name}, row {number}"
+                    yield place, dict(zip(names, (_mended(cell, place, table) for cell in cells), strict=True))
                     number += 1
     except (OSError, ValueError) as error:
         told = f"not a whole Parquet file, from row {number} on" if number else "not a Parquet file"
         raise DataError(f"{path}: {told}: {error}") from None
+
+
+def _parquet_cells(column: Any) -> list[Any]:
+    """A column's values; where one of them is none that Python has, such as a date out of its range, `BrokenCell`."""
+    try:
+        return column.to_pylist()
+    except (ValueError, OverflowError, ArithmeticError, KeyError, NotImplementedError):
+        return [_parquet_cell(cell) for cell in column]
+
+
+def _parquet_cell(cell: Any) -> Any:
+    try:
+        return cell.as_py()
+    except UnicodeDecodeError as error:
+        # A text that is not UTF-8 is whatever other text files are.
+        content = cell.as_buffer() if hasattr(cell, "as_buffer") else None
+        return decode(content.to_pybytes()) if content is not None else BrokenCell(str(error))
+    except (ValueError, OverflowError, ArithmeticError, KeyError, NotImplementedError) as error:
+        return BrokenCell(f"{cell.type} that cannot be read: {error}")
+
+
+def _mended(cell: Any, place: str, table: CaptionTable) -> Any:
+    """A cell; where its text had to be mended, that is listed."""
+    if not isinstance(cell, Decoded):
+        return cell
+    table.report("broken encoding", place, cell.mended, "mended")
+    return cell.text
 
 
 def column_named(names: Iterable[str], candidates: Iterable[str]) -> str | None:
@@ -210,10 +270,15 @@ class TableColumns:
             column_named(names, IDENTITY_COLUMNS) or "", group,
         )  # fmt: skip
 
+    @property
+    def used(self) -> tuple[str, ...]:
+        """The columns that something is read from."""
+        found = (*self.images, *self.captions, self.split, self.identity, self.group)
+        return tuple(dict.fromkeys(name for name in found if name))
+
     def unused(self, names: Iterable[str]) -> list[str]:
         """The columns that nothing is read from."""
-        used = {*self.images, *self.captions, self.split, self.identity, self.group}
-        return [str(name) for name in names if name not in used and str(name)]
+        return [str(name) for name in names if name not in self.used and str(name)]
 
 
 def fill_from_table(
@@ -223,19 +288,26 @@ def fill_from_table(
 
     below: a folder's name before all images' names; split: where the rows stand if they do not say themselves.
     """
-    rows = list(table_rows(path, table))
+    rows = list(_rows(path, table))
+    table.files_read.add(path)
     names = list(dict.fromkeys(name for _, row in rows for name in row))
     if not rows:
         return
     columns = TableColumns.of(names, path, group)
     if unused := columns.unused(names):
         table.note(f"{path.name}: columns that are not read: {', '.join(unused)}")
+    images = (_image_cell(row, columns.images) for _, row in rows)
+    table.expect(f"{below}/{cell}" if below else cell for cell in images if isinstance(cell, str))
     for place, row in rows:
+        broken = next((row[name] for name in columns.used if isinstance(row.get(name), BrokenCell)), None)
+        if broken is not None:
+            table.skip_row("broken cell", place, str(broken))
+            continue
         name, image, wrong = _image_of(_image_cell(row, columns.images))
         if wrong:
             table.skip_row("no image name", place, wrong)
             continue
-        told = split_word(row.get(columns.split))
+        told = split_word(_cell(row, columns.split))
         if split and told and told != split:
             raise DataError(
                 f"{path}: {place} says the split '{told}', and its folder '{split}': an image stands in one"
@@ -243,9 +315,14 @@ def fill_from_table(
         cells = [row[each] for each in columns.captions if row.get(each) not in (None, "")]
         table.add_row(
             f"{below}/{name}" if below and name else name, cells[0] if len(cells) == 1 else cells, place,
-            split=told or split, identity=row.get(columns.identity), group=row.get(columns.group),
+            split=told or split, identity=_cell(row, columns.identity), group=_cell(row, columns.group),
             image=image,
         )  # fmt: skip
+
+
+def _cell(row: dict[str, Any], column: str) -> Any:
+    """A row's cell in a column that the table has; the column called "", such as pandas' index, is none of them."""
+    return row.get(column) if column else None
 
 
 def _image_cell(row: dict[str, Any], columns: Sequence[str]) -> Any:
@@ -267,7 +344,7 @@ def _image_of(cell: Any) -> tuple[str, bytes | None, str]:
         text = _path_in(bytes(cell))
         return (text, None, "") if text else ("", bytes(cell), "")
     name = str(cell).strip() if cell is not None else ""
-    if len(name) > _LONGEST_NAME or name.startswith("data:image/"):
+    if len(name) > _LONGEST_NAME or name.startswith("data:image/") or _is_small_image(name):
         content = _base64(name)
         return ("", content, "") if content else ("", None, f"{len(name):,} characters where a name belongs")
     return (name, None, "") if name else ("", None, "the image cell is empty")
@@ -284,9 +361,20 @@ def _path_in(content: bytes) -> str:
     return text if text.isprintable() and re.search(r"\.[A-Za-z0-9]{2,5}$", text) else ""
 
 
+#: How a PNG, JPEG, GIF and a WebP begin in base 64.
+_IMAGE_IN_BASE_64 = ("iVBORw0KGgo", "/9j/", "R0lGOD", "UklGR")
+
+
+def _is_small_image(text: str) -> bool:
+    """Whether a text as short as a name spells an image in base 64."""
+    return len(text) > 60 and text.startswith(_IMAGE_IN_BASE_64) and _base64(text) is not None
+
+
 def _base64(text: str) -> bytes | None:
-    """The bytes that a text spells in base 64, also as a data URL; None where it spells none."""
+    """The bytes that a text spells in base 64, also as a data URL, in the alphabet of URLs and without padding; None
+    where it spells none."""
+    plain = re.sub(r"\s", "", text.partition("base64,")[2] or text).rstrip("=").translate(str.maketrans("-_", "+/"))
     try:
-        return base64.b64decode(re.sub(r"\s", "", text.partition("base64,")[2] or text), validate=True) or None
+        return base64.b64decode(plain + "=" * (-len(plain) % 4), validate=True) or None
     except (binascii.Error, ValueError):
         return None
