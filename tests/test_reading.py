@@ -173,7 +173,7 @@ def test_one_line_of_another_encoding_spoils_no_other(tmp_path):
         ([{"raw": "a"}, {"caption": "b", "id": 3}, {"sentence": "c"}], ["a", "b", "c"], 0), (None, [], 1),
         (float("nan"), [], 1), (17, [], 1), (True, [], 1), ([], [], 1), ({}, [], 1), ("  ", [], 1),
         ([["a"], ["b"]], ["a", "b"], 0), ({"tokens": ["a", "dog"]}, ["a dog"], 0), ({"tokens": None}, [], 1),
-        ("[a dog]", ["[a dog]"], 0), ("[1, 2]", ["[1, 2]"], 0), ({"raw": 5}, [], 1), ("[" * 500 + "]" * 500, None, 0),
+        ("[a dog]", ["[a dog]"], 0), ("[1, 2]", [], 2), ({"raw": 5}, [], 1), ("[" * 500 + "]" * 500, None, 1),
     ],
 )  # fmt: skip
 def test_a_cell_holds_captions_in_any_form(cell, texts, wrong):
@@ -878,3 +878,46 @@ def test_base_64_is_read_in_either_alphabet_padded_or_not(tmp_path, encode, padd
     rows = "".join(f"{text if padded else text.rstrip('=')},text {n}\n" for n, text in enumerate(texts))
     (tmp_path / "table.csv").write_text(f"image,caption\n{rows}")
     assert [row.image for row in read(tmp_path)] == contents
+
+
+_WORDS = st.lists(st.sampled_from(["a dog", "it's", 'say "go"', "one, two", "[x]", "back\\slash", "é", "(a)", "x: y"]),
+                  min_size=1, max_size=4)  # fmt: skip
+
+
+@settings(max_examples=150, deadline=None)
+@given(_WORDS, st.booleans())
+def test_a_list_of_captions_is_read_however_a_program_writes_it(words, with_none):
+    numpy = pytest.importorskip("numpy")
+    cells = [*words, None] if with_none else words
+    array = numpy.array(cells, dtype=object)
+    nan = str([*words, float("nan")])
+    for text in (
+        str(cells), json.dumps(cells), json.dumps(cells, ensure_ascii=False), repr(tuple(cells)), str(array), repr(array),
+        str(numpy.array(words)), repr(numpy.array(words)), nan, f"[{[words[0]]!s}, {words[1:]}]",
+        str([{"raw": word} for word in words]), json.dumps({"captions": words}), repr({"sentences": cells}),
+        str([word.encode() for word in words]), str(cells).replace(", ", ",\n "),
+    ):  # fmt: skip
+        texts, wrong = caption_texts(text)
+        assert [each.replace(",", "") for each in texts] == [word.replace(",", "") for word in words], text
+        assert wrong in ([], ["no caption"])
+    assert caption_texts(repr(words[0].encode())) == ([words[0]], [])
+
+
+@pytest.mark.parametrize(
+    ("cell", "texts", "wrong"),
+    [
+        ("[]", [], 1), ("[null]", [], 1), ("[None]", [], 1), ("[nan]", [], 1), ("[NaN, 'a']", ["a"], 1), ("()", [], 1),
+        ("{}", [], 1), ('{"raw": "a dog"}', ["a dog"], 0), ("('a','b')", ["a", "b"], 0), ("b'a dog'", ["a dog"], 0),
+        ("array(['a', 'b'], dtype='<U5')", ["a", "b"], 0), ('[["a"],["b"]]', ["a", "b"], 0), ("array([], dtype=object)", [], 1),
+        ("[['a' 'b']\n ['c' 'd']]", ["a", "b", "c", "d"], 0), ("{'a'}", ["a"], 0), ("[array(['a'])]", ["a"], 0),
+        ("['a' ... 'z']", [], 1), ("['a dog', 'a c", [], 1), ('["a" b]', [], 1), ("[{'raw': 'a dog'", [], 1),
+        ({"tokens": "a dog"}, ["a dog"], 0), ({"tokens": [" a", "dog"]}, ["a dog"], 0), ({"tokens": []}, [], 1),
+        ("[a dog]", ["[a dog]"], 0), ("(a dog)", ["(a dog)"], 0), ("(2)", ["(2)"], 0), ("{a dog}", ["{a dog}"], 0),
+        ("[dog]", ["[dog]"], 0), ("'a' and 'b'", ["'a' and 'b'"], 0), ("[a] and [b]", ["[a] and [b]"], 0),
+        ("b'side the road", ["b'side the road"], 0), ("('Stop')", ["('Stop')"], 0), ("[it's a dog]", ["[it's a dog]"], 0),
+    ],
+)  # fmt: skip
+def test_what_is_written_like_a_value_is_no_caption(cell, texts, wrong):
+    found, reasons = caption_texts(cell)
+    assert found == texts
+    assert len(reasons) == wrong
