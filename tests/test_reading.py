@@ -921,3 +921,73 @@ def test_what_is_written_like_a_value_is_no_caption(cell, texts, wrong):
     found, reasons = caption_texts(cell)
     assert found == texts
     assert len(reasons) == wrong
+
+
+@pytest.mark.parametrize(
+    "beside", ["captions.csv", "more.jsonl", "sub/metadata_old.csv", "dataset_more.json", "z.parquet"]
+)
+@pytest.mark.parametrize("layout", ["folder", "table", "karpathy", "coco", "rstpreid", "token", "texts"])
+def test_a_file_of_captions_that_is_not_read_is_listed(tmp_path, layout, beside):
+    if layout == "table" and "/" not in beside and not beside.endswith(".json"):
+        # Of two tables in one folder none is read.
+        beside = f"sub/{beside}"
+    if layout == "karpathy" and beside.startswith("dataset_"):
+        beside = "dataset_zz.json"
+    name = paint(tmp_path / "a.png")
+    file, content = {
+        "folder": ("metadata.csv", f"file_name,caption\n{name},a\n"), "table": ("t.csv", f"image,caption\n{name},a\n"),
+        "karpathy": ("dataset_a.json", json.dumps({"images": [{"filename": name, "sentences": ["a"]}]})),
+        "coco": ("captions_train.json", json.dumps(
+            {"images": [{"id": 1, "file_name": name}], "annotations": [{"image_id": 1, "caption": "a"}]})),
+        "rstpreid": ("data_captions.json", json.dumps([{"id": 1, "img_path": name, "captions": ["a"]}])),
+        "token": ("results_20130124.token", f"{name}#0\ta\n"), "texts": ("a.txt", "a\n"),
+    }[layout]  # fmt: skip
+    (tmp_path / file).write_text(content)
+    (tmp_path / "instances_train.json").write_text("{}")
+    other = tmp_path / beside
+    other.parent.mkdir(exist_ok=True)
+    other.write_text("image,caption\na.png,unread\n")
+    data = read_captioned_images(tmp_path, layout="flickr30k" if layout == "token" else layout)
+    assert data.captions == ["a"]
+    assert [(problem.kind, problem.place) for problem in data.problems if problem.effect == "warning"] == [
+        ("file not read", beside)
+    ]
+    if layout != "texts":
+        # A file that is named is read alone.
+        assert not [p for p in read_captioned_images(tmp_path / file).problems if p.kind == "file not read"]
+
+
+@pytest.mark.parametrize(
+    "words", [("training", "validation", "testing"), ("Train", "val", "Test"), ("restval", "devel", "holdout")]
+)
+def test_a_folder_of_any_name_is_read_or_its_rows_are_listed(tmp_path, words):
+    for number, word in enumerate(words):
+        paint(tmp_path / word / "a.png", number)
+        (tmp_path / word / "metadata.csv").write_text(f"file_name,caption\na.png,of {word}\n")
+    data = read(tmp_path)
+    assert data.rows_in_files == 3
+    known = [word for word in words if word != "holdout"]
+    assert data.captions == [f"of {word}" for word in sorted(known)]
+    assert len(set(data.split_sizes())) == len(known)
+    assert [problem.place for problem in data.problems] == ["holdout/a.png"] * ("holdout" in words)
+
+
+def test_an_id_of_two_images_belongs_to_neither(tmp_path):
+    names = [paint(tmp_path / f"{n}.png", n) for n in range(3)]
+    found = {
+        "images": [{"id": min(n, 1), "file_name": name} for n, name in enumerate(names)] * 2,
+        "annotations": [{"image_id": n, "caption": f"of {n}"} for n in (0, 1, 0)],
+    }
+    (tmp_path / "captions_train.json").write_text(json.dumps(found))
+    data = read(tmp_path)
+    assert captions_of(data) == {"0.png": ("of 0", "of 0")}
+    assert data.rows_in_files == 3
+    assert [problem.place for problem in data.problems if problem.rows] == ["captions_train.json, annotations[1]"]
+
+
+def test_a_key_that_stands_twice_is_told(tmp_path):
+    paint(tmp_path / "a.png")
+    (tmp_path / "dataset_a.json").write_text(
+        '{"images": [{"filename": "a.png", "sentences": ["one"], "sentences": ["two"]}]}'
+    )
+    assert [problem.kind for problem in read(tmp_path).problems] == ["repeated key"]

@@ -200,6 +200,17 @@ class CaptionTable:
                     "an image stands in one split"
                 )
 
+    def report_unread(self, paths: Iterable[Path]) -> None:
+        """Of some files that may hold captions, list those of which no row was read. A file that was named itself is
+        read alone."""
+        if not self.source.is_dir():
+            return
+        for path in sorted(set(paths) - self.files_read):
+            place = path.relative_to(self.source).as_posix() if path.is_relative_to(self.source) else str(path)
+            read = next((file.name for file in sorted(self.files_read)), "what is read")
+            message = f"lies beside {read}, and no row of it is read; to read it, name it instead of the folder"
+            self.report("file not read", place, message, "warning")
+
     def note(self, text: str) -> None:
         """Something that was passed over, and is no row."""
         self.notes.append(text)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from clipvisionalign.data.caption_table import CaptionTable
 from clipvisionalign.data.captioned import SPLITS, CaptionedImages, DataError
-from clipvisionalign.data.formats.tables import read_text
+from clipvisionalign.data.formats.tables import caption_files, read_text
 from clipvisionalign.data.names import NameLikeness
 from clipvisionalign.data.splits import SPLIT_RULE, split_word
 from clipvisionalign.data.text_files import decode, delimited, split_lines
@@ -45,6 +45,14 @@ def _open(source: Path, layout: str, captions_file: Path, split_rule: int) -> Ca
                 names = [name if "." in name else f"{name}.jpg" for name in _listed(listed, table)]
                 table.list_splits(names, split, listed.name)
     return table
+
+
+def _finish(table: CaptionTable, path: Path) -> CaptionedImages:
+    """The data set that was read from `path`."""
+    table.files_read.add(path)
+    if table.source.is_dir():
+        table.report_unread(caption_files(table.source))
+    return table.finish()
 
 
 def _listed(path: Path, table: CaptionTable) -> list[str]:
@@ -88,7 +96,7 @@ def read_kaggle30k(source: Path, group: str = "", split_rule: int = SPLIT_RULE) 
             table.skip_row("wrong columns", place, told)
         else:
             table.add_row(name, rest[1], place)
-    return table.finish()
+    return _finish(table, path)
 
 
 def is_flickr30k(source: Path) -> bool:
@@ -136,7 +144,7 @@ def read_flickr8k(source: Path, group: str = "", split_rule: int = SPLIT_RULE) -
             names.add(row.cells[0])
             # A caption with a comma that nobody quoted: the comma is the caption's.
             table.add_row(row.cells[0], ",".join(row.cells[1:]), place)
-    return table.finish()
+    return _finish(table, path)
 
 
 def _read_tokens(source: Path, layout: str, file_name: str, split_rule: int) -> CaptionedImages:
@@ -154,4 +162,4 @@ def _read_tokens(source: Path, layout: str, file_name: str, split_rule: int) -> 
             table.skip_row("wrong columns", place, f"no tab between image and caption in '{line[:60]}'")
         else:
             table.add_row(key.partition("#")[0], caption, place)
-    return table.finish()
+    return _finish(table, path)

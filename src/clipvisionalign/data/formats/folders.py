@@ -6,7 +6,7 @@ from pathlib import Path
 
 from clipvisionalign.data.caption_table import CaptionTable
 from clipvisionalign.data.captioned import SPLITS, CaptionedImages, DataError
-from clipvisionalign.data.formats.tables import fill_from_table, read_text
+from clipvisionalign.data.formats.tables import caption_files, fill_from_table, is_hidden, read_text
 from clipvisionalign.data.splits import SPLIT_RULE, split_word
 from clipvisionalign.data.text_files import split_lines
 from clipvisionalign.pictures import image_files
@@ -15,14 +15,17 @@ _METADATA = ("metadata.csv", "metadata.tsv", "metadata.jsonl", "metadata.parquet
 
 
 def _metadata_files(source: Path) -> list[Path]:
-    """The metadata file of the folder itself, or those of its train, dev (validation) and test folders."""
-    folders = [source, *(source / split for split in (*SPLITS, "val", "valid", "validation"))]
+    """The metadata files of the folder itself, and of the folders below it."""
+    folders = [source, *sorted(path for path in source.iterdir() if path.is_dir() and not is_hidden(path))]
     return [folder / name for folder in folders for name in _METADATA if (folder / name).is_file()]
 
 
 def is_folder(source: Path) -> bool:
-    """A folder with metadata.csv or metadata.jsonl, or with such in train/, dev/, test/."""
-    return source.is_dir() and bool(_metadata_files(source))
+    """A folder with metadata.csv or metadata.jsonl, or with such in a folder that is named as a split is."""
+    if not source.is_dir():
+        return False
+    folders = (path.parent for path in _metadata_files(source))
+    return any(folder == source or split_word(folder.name) in SPLITS for folder in folders)
 
 
 def read_folder(source: Path, group: str = "", split_rule: int = SPLIT_RULE) -> CaptionedImages:
@@ -38,6 +41,7 @@ def read_folder(source: Path, group: str = "", split_rule: int = SPLIT_RULE) -> 
             # A sub-folder's name is its split, and its pictures' names must not clash with another's.
             folder = path.parent.name
             fill_from_table(table, path, below=folder, split=split_word(folder), group=group)
+    table.report_unread(caption_files(source))
     return table.finish()
 
 
@@ -66,4 +70,5 @@ def read_texts(source: Path, group: str = "", split_rule: int = SPLIT_RULE) -> C
     if alone:
         first = alone[0].relative_to(source).as_posix()
         table.note(f"{len(alone):,} .txt files that no image stands beside, such as {first}")
+    table.report_unread(caption_files(source))
     return table.finish()

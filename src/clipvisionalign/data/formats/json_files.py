@@ -14,16 +14,22 @@ from typing import Any
 from clipvisionalign.data.caption_table import CaptionTable
 from clipvisionalign.data.captioned import SPLITS, CaptionedImages, DataError
 from clipvisionalign.data.formats.flickr import IMAGE_FOLDERS
+from clipvisionalign.data.formats.tables import caption_files
 from clipvisionalign.data.splits import SPLIT_RULE, split_word
-from clipvisionalign.data.text_files import decode
+from clipvisionalign.data.text_files import decode, read_json
 
 
 def _load(path: Path, table: CaptionTable) -> Any:
     found = decode(path.read_bytes())
     if found.mended:
         table.report("broken encoding", f"{path.name}, line {found.line}", found.mended, "mended")
+    table.files_read.add(path)
     try:
-        return json.loads(found.text)
+        value, repeated = read_json(found.text)
+        if repeated:
+            message = f"a key stands twice in one object, and the second is not read ({repeated})"
+            table.report("repeated key", path.name, message[:400], "warning")
+        return value
     except json.JSONDecodeError as error:
         raise DataError(f"{path}, line {error.lineno}: not valid JSON: {error.msg}") from None
     except (ValueError, RecursionError) as error:
@@ -48,6 +54,11 @@ def _entries(found: Any, key: str | None, path: Path) -> list[Any]:
     if not isinstance(entries, list):
         raise DataError(f"{path}: expected a list{f' under {key!r}' if key else ''}, found {type(entries).__name__}")
     return entries
+
+
+def _report_unread(table: CaptionTable) -> None:
+    if table.source.is_dir():
+        table.report_unread(caption_files(table.source))
 
 
 def _karpathy_file(source: Path) -> Path | None:
@@ -78,6 +89,7 @@ def read_karpathy(source: Path, group: str = "", split_rule: int = SPLIT_RULE) -
         below = [_text(entry["filepath"])] if _text(entry.get("filepath")) else []
         folders = [root / part for part in [*below, "."] for root in roots] if below else []
         table.add_row(name, entry["sentences"], place, split=entry.get("split"), folders=folders)
+    _report_unread(table)
     return table.finish()
 
 
@@ -100,6 +112,7 @@ def read_coco(source: Path, group: str = "", split_rule: int = SPLIT_RULE) -> Ca
     table = CaptionTable(source, "coco", [source if source.is_dir() else source.parent], split_rule)
     for path in files:
         _read_coco_file(path, table)
+    _report_unread(table)
     return table.finish()
 
 
@@ -117,13 +130,16 @@ def _read_coco_file(path: Path, table: CaptionTable) -> None:
     root = path.parent.parent if path.parent.name == "annotations" else path.parent
     folders = [root / year, root / "images" / year, root / "images", root]
     names: dict[str, str] = {}
+    twice: set[str] = set()
     told_of: set[str] = set()
     for number, image in enumerate(_entries(found, "images", path)):
         key = _number(image.get("id")) if isinstance(image, dict) else ""
         if not key or not _text(image.get("file_name")):
             table.report("wrong columns", f"{path.name}, images[{number}]", "an image needs 'id' and 'file_name'")
-        else:
-            names[key] = _text(image["file_name"])
+        elif names.setdefault(key, _text(image["file_name"])) != _text(image["file_name"]):
+            message = f"the id {key} is that of {names[key]} as well: none of its captions belongs to one of them"
+            table.report("id of two images", f"{path.name}, images[{number}]", message)
+            twice.add(key)
     for number, entry in enumerate(_entries(found, "annotations", path)):
         place = f"{path.name}, annotations[{number}]"
         key = _number(entry.get("image_id")) if isinstance(entry, dict) else ""
@@ -131,6 +147,9 @@ def _read_coco_file(path: Path, table: CaptionTable) -> None:
             table.skip_row("no image name", place, "its image_id is that of no image in the file")
             continue
         told_of.add(key)
+        if key in twice:
+            table.skip_row("id of two images", place, f"its image_id {key} is that of two images in the file")
+            continue
         table.add_row(names[key], entry.get("caption"), place, split=split, folders=folders)
     for key in names:
         if key not in told_of:
@@ -161,4 +180,5 @@ def read_rstpreid(source: Path, group: str = "", split_rule: int = SPLIT_RULE) -
         else:
             identity = _number(entry["id"])
             table.add_row(name, entry["captions"], place, split=entry.get("split"), identity=identity)
+    _report_unread(table)
     return table.finish()

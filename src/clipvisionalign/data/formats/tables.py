@@ -59,6 +59,37 @@ def _table_file(source: Path) -> Path | None:
     return found[0] if len(found) == 1 else None
 
 
+#: JSON files that lie beside captions and hold none: other annotations of COCO, what `datasets` writes.
+_NO_CAPTIONS = re.compile(
+    r"(instances|person_keypoints|panoptic|stuff|image_info)_.*|dataset_infos?|state|dataset_dict|(?:tokenizer_)?config"
+)
+
+
+def caption_files(folder: Path) -> list[Path]:
+    """Files that may hold captions in a folder and in the folders below it: tables, and JSON files."""
+    folders = [folder, *(path for path in folder.iterdir() if path.is_dir() and not is_hidden(path))]
+    return [
+        path for each in folders for path in _listed(each)
+        if path.suffix.lower() in (*TABLE_SUFFIXES, ".json") and not is_hidden(path) and path.name != SPLIT_FILE
+        and not (path.suffix.lower() == ".json" and _is_no_captions(path)) and path.is_file()
+    ]  # fmt: skip
+
+
+def _is_no_captions(path: Path) -> bool:
+    """A JSON file that is known to hold no captions, or that stands beside an image of its name."""
+    if _NO_CAPTIONS.fullmatch(path.stem):
+        return True
+    return any(path.with_suffix(ending).exists() for ending in (".jpg", ".jpeg", ".png", ".webp"))
+
+
+def _listed(folder: Path) -> list[Path]:
+    try:
+        return list(folder.iterdir())
+    except OSError:
+        # Told by whoever lists the images.
+        return []
+
+
 def is_table(source: Path) -> bool:
     """One CSV, TSV, JSONL or Parquet file, or a folder with one of them."""
     return _table_file(source) is not None
@@ -77,6 +108,8 @@ def read_table(source: Path, group: str = "", split_rule: int = SPLIT_RULE) -> C
     folders = [path.parent, path.parent / "images", path.parent / "Images"]
     table = CaptionTable(source, "table", folders, split_rule)
     fill_from_table(table, path, group=group)
+    if source.is_dir():
+        table.report_unread(caption_files(source))
     return table.finish()
 
 
