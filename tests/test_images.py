@@ -7,12 +7,15 @@ import json
 import os
 import pickle
 import random
+import shutil
 import struct
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, seed, settings
+from nobody import as_nobody
 from odd_images import (
     HEIC,
     ODD_TAGS,
@@ -383,3 +386,54 @@ def test_a_link_finds_what_is_stored_in_a_hidden_folder(tmp_path):
     found = [file.raw for file in search.picture_files(tmp_path, not_taken)]
     assert found == [b"a/one.png", b"two/file"]
     assert not_taken.to_dict() == {OTHER_FILE: {".txt": 1}}
+
+
+def test_folders_are_listed_through_links_once_and_by_their_own_names(tmp_path):
+    """Whatever links lead where: in a circle, out of the folder, to a folder that has a name of its own below it."""
+    rng = random.Random(0)
+    for turn in range(20):
+        folder, away = tmp_path / f"{turn}" / "here", tmp_path / f"{turn}" / "away"
+        folders = [root / name for root in (folder, away) for name in ("a", "b", "b/c", ".d")]
+        for number, each in enumerate(folders):
+            each.mkdir(parents=True, exist_ok=True)
+            (each / f"{number}.png").write_bytes(b"x")
+        for number in range(5):
+            (rng.choice(folders[:4]) / f"{rng.choice('0z')}{number}").symlink_to(rng.choice([*folders, folder]))
+        found = image_files(folder)
+        assert sorted(path.resolve() for path in found) == sorted(reached(folder))
+        assert {folders[number] / f"{number}.png" for number in range(3)} <= set(found)
+        assert found == sorted(found)
+
+
+def reached(folder: Path) -> set[Path]:
+    """The files of a folder and of those that it leads to by any name that is not hidden, by their own names."""
+    waiting, seen, files = [folder], set(), set()
+    while waiting:
+        for path in waiting.pop().iterdir():
+            if path.is_file():
+                files.add(path.resolve())
+            elif not path.name.startswith(".") and path.resolve() not in seen:
+                seen.add(path.resolve())
+                waiting.append(path.resolve())
+    return files
+
+
+def test_a_folder_that_cannot_be_listed_is_told():
+    folder = Path(tempfile.mkdtemp())
+    write(folder, {"a.png": b"x", "sub/b.png": b"x", "lost+found/c.png": b"x"})
+    for name in ("", "sub", "lost+found"):
+        os.chmod(folder / name, 0o755 if not name else 0)
+    try:
+        with as_nobody():
+            not_taken = NotTaken()
+            assert image_files(folder, not_taken) == [folder / "a.png"]
+            assert not_taken.lines() == ["1 folders that cannot be listed, such as sub: Permission denied"]
+            with pytest.raises(
+                OSError, match=r"sub: this folder cannot be listed: Permission denied; make it readable"
+            ):
+                image_files(folder)
+        (folder / "sub").chmod(0o755)
+        with as_nobody():
+            assert image_files(folder) == [folder / "a.png", folder / "sub" / "b.png"]
+    finally:
+        shutil.rmtree(folder)

@@ -9,11 +9,12 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
+from nobody import NOBODY, as_nobody
 from PIL import Image
 
 pytest.importorskip("lancedb", reason="no lancedb: pip install 'clipvisionalign[search]'")
@@ -26,8 +27,6 @@ from clipvisionalign.search.broken import BrokenFiles, fault_of
 from clipvisionalign.search.changes import too_many
 from clipvisionalign.search.files import BadIndex, picture_files
 from clipvisionalign.search.index import Report, build_index, open_captions, open_table, read_broken
-
-NOBODY = 65534
 
 
 def quiet(line: str) -> None:
@@ -137,19 +136,6 @@ def test_files_that_are_damaged_all_at_once_keep_their_rows(run, source, tmp_pat
         draw(source / ("sub" if number >= 15 else "") / f"{number:02}.png", number)
     report = build_index(run, source, index, quiet)
     assert (report.broken, report.dropped, report.there) == (3, 3, 17)
-
-
-@contextmanager
-def as_nobody() -> Iterator[None]:
-    """Without the rights of root, to whom every file is open."""
-    if os.geteuid() != 0:
-        yield
-        return
-    os.seteuid(NOBODY)
-    try:
-        yield
-    finally:
-        os.seteuid(0)
 
 
 @pytest.fixture

@@ -431,10 +431,12 @@ def _accepts(accept: Callable[[bytes], bool | str], head: bytes) -> bool:
 class NotTaken:
     """The files below a folder that were not taken for images: how many, by reason and ending.
 
-    Files that are there are those that `takes` took and these; `check` and `index` print both.
+    Files that are there are those that `takes` took and these; `check` and `index` print both. unlisted: folder -> why
+    nobody can tell what lies in it.
     """
 
     counts: Counter[tuple[str, str]] = field(default_factory=Counter)
+    unlisted: dict[str, str] = field(default_factory=dict)
 
     def takes(self, name: str | bytes, head: Callable[[], bytes]) -> bool:
         """Whether a file may be an image, as `why_no_image` says; else it is counted."""
@@ -450,14 +452,19 @@ class NotTaken:
         return self.counts.total()
 
     def lines(self) -> list[str]:
-        """A line for each reason, the most files first: "12 no image by its ending: 10 .txt, 2 .json"."""
+        """A line for each reason, the most files first: "12 no image by its ending: 10 .txt, 2 .json"; and one for the
+        folders that cannot be listed."""
         by_reason = self.to_dict()
         order = sorted(by_reason, key=lambda reason: -sum(by_reason[reason].values()))
         return [
             f"{sum(by_reason[reason].values()):,} {reason}: "
             + ", ".join(f"{count:,} {ending}" for ending, count in by_reason[reason].items())
             for reason in order
-        ]
+        ] + self._unlisted_line()
+
+    def _unlisted_line(self) -> list[str]:
+        first = [f"{folder}: {reason}" for folder, reason in self.unlisted.items()][:1]
+        return [f"{len(self.unlisted):,} folders that cannot be listed, such as {each}" for each in first]
 
     def to_dict(self) -> dict[str, dict[str, int]]:
         """For `--json`: reason -> ending -> how many, the most first."""
@@ -467,11 +474,72 @@ class NotTaken:
         return found
 
 
+def files_below(root: str | Path, unlisted: dict[bytes, str]) -> Iterator[tuple[bytes, os.DirEntry[bytes]]]:
+    """Everything below a folder that is no folder: its path below it, in the system's bytes, and its entry.
+
+    Links to folders are followed, each folder is listed once: by its own name where it has one below `root`, and by a
+    hidden one last. A folder that cannot be listed is put into `unlisted`, with the reason; raises OSError where that
+    is `root` itself.
+    """
+    top = os.fsencode(root)
+    seen: set[tuple[int, int]] = set()
+    # Hidden ones last: a link elsewhere may lead to what is stored there under no name of its own.
+    plain, linked, hidden = [b""], list[bytes](), list[bytes]()
+    while plain or linked or hidden:
+        below = (plain or linked or hidden).pop()
+        try:
+            about = os.stat(os.path.join(top, below))
+            number = (about.st_dev, about.st_ino)
+            if about.st_ino and number in seen:
+                continue
+            seen.add(number)
+            entries = sorted(os.scandir(os.path.join(top, below)), key=lambda entry: (entry.is_symlink(), entry.name))
+        except OSError as error:
+            if not below:
+                raise
+            unlisted[below] = error.strerror or str(error)
+            continue
+        folders = []
+        for entry in entries:
+            if _is_folder(entry):
+                folders.append(entry)
+            else:
+                yield os.path.join(below, entry.name), entry
+        for entry in reversed(folders):
+            waiting = hidden if not_for_images(os.fsdecode(entry.name)) else linked if entry.is_symlink() else plain
+            waiting.append(os.path.join(below, entry.name))
+
+
+def _is_folder(entry: os.DirEntry[bytes]) -> bool:
+    """Whether an entry is, or leads to, a folder; what cannot be looked at is a file, and told when it is read."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
+
+
 def image_files(folder: Path, not_taken: NotTaken | None = None) -> list[Path]:
-    """The files below a folder that may be images, in order of their paths; the others are counted in `not_taken`."""
+    """The files below a folder that may be images, in order of their paths; links are followed as in `files_below`.
+
+    The others are counted in `not_taken`, and folders that cannot be listed as well: without it, such a folder raises
+    OSError, unless it is one of those that no image is taken from.
+    """
     counted = NotTaken() if not_taken is None else not_taken
-    files = (path for path in sorted(folder.rglob("*")) if not path.is_dir())
-    return [path for path in files if counted.takes(str(path.relative_to(folder)), partial(first_bytes, path))]
+    unlisted: dict[bytes, str] = {}
+    taken = []
+    for below, _ in files_below(folder, unlisted):
+        path = folder / os.fsdecode(below)
+        if counted.takes(os.fsdecode(below), partial(first_bytes, path)):
+            taken.append(path)
+    for below, reason in unlisted.items():
+        name = os.fsdecode(below)
+        if not any(map(not_for_images, name.split(os.sep))):
+            if not_taken is None:
+                raise OSError(
+                    f"{folder / name}: this folder cannot be listed: {reason}; make it readable, or move it away"
+                )
+            counted.unlisted[name] = reason
+    return sorted(taken)
 
 
 # --- what a tower wants ----------------------------------------------------------------------------------------------

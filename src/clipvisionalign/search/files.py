@@ -21,7 +21,7 @@ from typing import Any
 from filelock import FileLock
 
 from clipvisionalign.files import written_aside
-from clipvisionalign.pictures import HEAD_BYTES, NotTaken, PictureError, first_bytes, not_for_images
+from clipvisionalign.pictures import HEAD_BYTES, NotTaken, PictureError, files_below, first_bytes
 
 
 @dataclass(frozen=True)
@@ -277,46 +277,22 @@ def _changed_ns(about: dict[str, Any]) -> int:
 
 
 def picture_files(folder: Path, not_taken: NotTaken | None = None) -> Listing:
-    """What lies below a folder: images in order of their paths, each file and each folder once. not_taken: where the
-    other files are counted.
+    """What lies below a folder: images, each file and each folder once, as `files_below` lists them.
 
-    Links are followed; one that leads back to a file that was seen already is another name of it. Raises OSError where
-    the folder itself cannot be listed; any other is put into the listing.
+    not_taken: where the other files are counted. A link that leads back to a file that was seen already is another name
+    of it. Raises OSError where the folder itself cannot be listed; any other is put into the listing.
     """
     found = Listing(not_taken=not_taken or NotTaken())
-    folders_seen: set[tuple[int, int]] = set()
-    waiting = [b""]
     root = os.fsencode(folder)
-    while waiting:
-        below = waiting.pop()
+    for path, entry in files_below(folder, found.unlisted):
         try:
-            about = os.stat(os.path.join(root, below))
-            if (about.st_dev, about.st_ino) in folders_seen:
-                continue
-            folders_seen.add((about.st_dev, about.st_ino))
-            entries = sorted(os.scandir(os.path.join(root, below)), key=lambda entry: (entry.is_symlink(), entry.name))
+            about = entry.stat()
         except OSError as error:
-            if not below:
-                raise
-            found.unlisted[below] = _reason(error)
+            _put_unseen(found, path, entry.is_symlink(), error)
             continue
-        folders = []
-        for entry in entries:
-            path = os.path.join(below, entry.name)
-            try:
-                if entry.is_dir():
-                    folders.append(path)
-                    continue
-                about = entry.stat()
-            except OSError as error:
-                _put_unseen(found, path, entry.is_symlink(), error)
-                continue
-            number = (about.st_dev, about.st_ino)
-            if number in found.known or found.not_taken.takes(path, partial(first_bytes, os.path.join(root, path))):
-                found.add(PictureFile(path, about.st_size, time_ns(about.st_mtime_ns)), number)
-        # Hidden ones last: a link elsewhere may lead to what is stored there under no name of its own.
-        hidden = {path for path in folders if not_for_images(os.fsdecode(os.path.basename(path)))}
-        waiting = [*sorted(hidden, reverse=True), *waiting, *(path for path in reversed(folders) if path not in hidden)]
+        number = (about.st_dev, about.st_ino)
+        if number in found.known or found.not_taken.takes(path, partial(first_bytes, os.path.join(root, path))):
+            found.add(PictureFile(path, about.st_size, time_ns(about.st_mtime_ns)), number)
     return found
 
 
