@@ -15,6 +15,7 @@ from clipvisionalign.data.captioned import DataError
 from clipvisionalign.data.check import check
 from clipvisionalign.data.formats import LAYOUTS, is_stream, layout_of, read_captioned_images
 from clipvisionalign.data.formats.shards import read_shard, samples_in, stream_split
+from clipvisionalign.data.splits import split_word
 from clipvisionalign.data.streams import StreamedBatches, open_stream
 
 
@@ -206,11 +207,16 @@ def test_one_place_decides_what_is_a_stream(tmp_path):
     write_shard(folder / "train.tar", images)
     assert layout_of(folder).name == read_captioned_images(folder).layout == "flickr8k"
     assert not is_stream(folder)
-    # Shards with a table beside them are shards; a layout that is named is taken.
+    # So are shards of what lies there unpacked, which are named; a layout that is named is taken.
     samples = [(f"{n}.{end}", content) for n in range(4) for end, content in (("png", images[n][1]), ("txt", b"words"))]
     write_shard(folder / "train-000.tar", samples)
+    assert not is_stream(folder)
+    assert is_stream(folder, "stream")
+    # Shards with a table beside them, and no images, are shards.
+    (folder / "Images").rename(tmp_path / "Images")
     assert is_stream(folder)
     assert not is_stream(folder, "flickr8k")
+    (tmp_path / "Images").rename(folder / "Images")
     assert len(read_captioned_images(folder, "flickr8k")) == 60
     other = tmp_path / "shards"
     other.mkdir()
@@ -254,6 +260,143 @@ def test_what_is_too_much_for_memory_is_refused(tmp_path, monkeypatch):
         with pytest.raises(DataError, match=r"more than half of this machine's memory .*name some of the files"):
             reading(tmp_path)
     assert open_stream(str(tmp_path)).count == 1
+
+
+# --- splits, and what is passed over ----------------------------------------------------------------------------------
+
+
+def saved(folder: Path, splits: dict[str, range], **columns: object) -> Path:
+    """A saved data set with an image and a caption for each number; columns: others, a value for all rows."""
+    import datasets
+    from test_streams import picture
+
+    parts = {}
+    for name, numbers in splits.items():
+        rows = {"image": [{"bytes": picture(n), "path": None} for n in numbers], "caption": [f"c{n}" for n in numbers]}
+        rows |= {column: [value] * len(numbers) for column, value in columns.items()}
+        parts[name] = datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image())
+    datasets.DatasetDict(parts).save_to_disk(str(folder))
+    return folder
+
+
+@pytest.mark.parametrize(
+    "words", [("train", "restval", "validation", "test"), ("val", "valid", "validation", "dev", "train"),
+              ("restval", "training", "train", "testing", "test", "minival")],
+)  # fmt: skip
+@pytest.mark.parametrize("kind", ["saved", "shards"])
+def test_splits_whose_names_mean_one_are_put_together(tmp_path, words, kind):
+    from test_streams import picture
+
+    numbers = {word: range(10 * place, 10 * place + 2 + place) for place, word in enumerate(words)}
+    if kind == "saved":
+        saved(tmp_path, numbers)
+    else:
+        for word, some in numbers.items():
+            members = [
+                (f"{n}.{end}", picture(n) if end == "png" else b"c%d" % n) for n in some for end in ("png", "txt")
+            ]
+            write_shard(tmp_path / f"{word}-0.tar", members)
+    meant: dict[str, list[str]] = {}
+    for word, some in numbers.items():
+        meant.setdefault(split_word(word), []).extend(f"c{n}" for n in some)
+    data = read_captioned_images(tmp_path)
+    assert len({row.name for row in data}) == len(data) == data.rows_in_files == sum(map(len, numbers.values()))
+    for split, captions in meant.items():
+        assert sorted(data.split(split).captions) == sorted(captions)
+        assert sorted(stream_split(tmp_path, split).captions) == sorted(captions)
+    stream = open_stream(str(tmp_path))
+    assert sorted(c for each in stream.read(1, 0, 0, stream.count) for c in each.captions) == sorted(meant["train"])
+
+
+def test_splits_that_mean_one_and_have_other_columns_are_refused(tmp_path):
+    saved(tmp_path / "one", {"train": range(4)})
+    saved(tmp_path / "other", {"restval": range(4, 8)}, caption=["a", "b"])
+    (tmp_path / "other" / "restval").rename(tmp_path / "one" / "restval")
+    (tmp_path / "one" / "dataset_dict.json").write_text('{"splits": ["train", "restval"]}')
+    with pytest.raises(DataError, match=r"one: train and restval are all of 'train', and their columns do not go"):
+        read_captioned_images(tmp_path / "one")
+
+
+@pytest.mark.parametrize("layout", ["texts", "flickr8k", "folder", "table"])
+@pytest.mark.parametrize("samples", [0, 2, 9])
+def test_shards_beside_unpacked_images_hide_none_of_them(tmp_path, layout, samples):
+    """Whatever the archive holds of what lies beside it, and whatever layout that is."""
+    from test_streams import picture
+
+    names = [f"{split}/{n}.png" for split in ("train", "dev", "test") for n in range(3)]
+    for place, name in enumerate(names):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(picture(place))
+        if layout == "texts":
+            (tmp_path / name).with_suffix(".txt").write_text(f"c{place}")
+    table = {"flickr8k": "captions.txt", "folder": "metadata.csv", "table": "all.csv"}.get(layout, "")
+    if table:
+        lines = [f"{name},c{place}" for place, name in enumerate(names)]
+        (tmp_path / table).write_text("\n".join([f"{'file_name' if layout == 'folder' else 'image'},caption", *lines]))
+    for shard in ("train.tar", "train-1.tar") if samples else ():
+        some = [
+            (f"{n}.{end}", picture(n) if end == "png" else b"c%d" % n) for n in range(samples) for end in ("png", "txt")
+        ]
+        write_shard(tmp_path / shard, some)
+    data = read_captioned_images(tmp_path)
+    assert (data.layout, len(data)) == (layout, 9)
+    assert sum("train-1.tar and 1 more are not read" in note for note in data.notes) == bool(samples)
+    assert not is_stream(tmp_path)
+
+
+def test_what_lies_beside_a_stream_is_named(tmp_path):
+    from test_streams import picture
+
+    read(tmp_path, ("x.jpg", b"x"), ("x.txt", "one"), ("x.mask.png", b"y"), ("x.png", b"z"))
+    (tmp_path / "shards.json").write_text('{"train-0.tar": 1}')
+    (tmp_path / "more").mkdir()
+    for n in range(3):
+        (tmp_path / "more" / f"{n}.png").write_bytes(picture(n))
+    (tmp_path / "notes.txt").write_text("about")
+    assert read_captioned_images(tmp_path).notes == [
+        "train-0.tar: 2 images are not read, since their sample has another one, such as x.mask.png",
+        "4 files beside those of the stream are not read, such as notes.txt: 3 .png, 1 .txt",
+    ]
+    folder = saved(tmp_path / "saved", {"train": range(3)}, title="t", width=3)
+    assert read_captioned_images(folder).notes == ["train: columns that are not read: title, width"]
+
+
+@pytest.mark.parametrize(
+    "members",
+    [
+        [("x.json", {"captions": ["a", "b"], "caption": "c"})],
+        [("x.json", {"captions": ["a"], "text": ["a", "c"]})],
+        [("x.json", {"caption": "a"}), ("x.txt", "a\nc")],
+        [("x.json", {"sentences": ["a"], "Raw": "c"})],
+    ],
+)
+def test_captions_of_a_sample_that_are_not_read_are_told(tmp_path, members):
+    found, listed = read(tmp_path, ("x.jpg", b"x"), *members)
+    assert "c" not in found["x"]
+    assert [line.endswith("1 captions beside those that are read, such as 'c' (warning)") for line in listed] == [True]
+    # Those that say the same, as img2dataset writes them, are not told.
+    assert read(tmp_path, ("x.jpg", b"x"), ("x.json", {"caption": "a  dog"}), ("x.txt", "a dog "))[1] == []
+
+
+@pytest.mark.parametrize(
+    "names", [("caption",), ("caption", "caption_2"), ("caption_0", "caption_1"), ("text", "Text 2", "title"),
+              ("captions", "caption", "caption3")],
+)  # fmt: skip
+def test_a_stream_reads_the_columns_of_captions_that_a_table_does(tmp_path, names):
+    import datasets
+    from test_streams import picture
+
+    rows = {"image": [{"bytes": picture(n), "path": None} for n in range(6)]}
+    rows |= {name: [f"{name} of {n}" if n or name == names[0] else None for n in range(6)] for name in names}
+    table = datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image())
+    table.to_parquet(tmp_path / "train-0.parquet")
+    table.save_to_disk(str(tmp_path / "saved"))
+    as_table = read_captioned_images(tmp_path / "train-0.parquet")
+    for source in (str(tmp_path / "train-{0..0}.parquet"), tmp_path / "saved"):
+        found = read_captioned_images(source)
+        assert sorted(row.captions for row in found) == sorted(row.captions for row in as_table)
+        unread = [name for note in (*found.notes, *as_table.notes) for name in names if name in note.split(": ")[1]]
+        assert len(unread) % 2 == 0
 
 
 @settings(max_examples=60, deadline=None, derandomize=True, database=None)

@@ -13,6 +13,7 @@ from pathlib import Path
 from clipvisionalign.data.captioned import CaptionedImages, DataError
 from clipvisionalign.data.formats import flickr, folders, json_files, shards, tables
 from clipvisionalign.data.splits import SPLIT_RULE
+from clipvisionalign.pictures import NotTaken, image_files
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,14 @@ def read_captioned_images(
     found = layout_of(path, layout)
     if group and found.name not in WITH_COLUMNS:
         raise DataError(f"{path}: the layout '{found.name}' has no columns to group by; --group is for tables")
-    return found.read(Path(path), group, split_rule)
+    data = found.read(Path(path), group, split_rule)
+    if found.name != STREAM and (beside := shards.shards_beside(Path(path))):
+        more = f" and {len(beside) - 1:,} more" if len(beside) > 1 else ""
+        data.notes.append(
+            f"the samples of {beside[0].name}{more} are not read: the files that lie there unpacked are; to read the "
+            f"shards, name them, such as {beside[0]}, or give --layout {STREAM}"
+        )
+    return data
 
 
 def layout_of(path: str | Path, layout: str = "auto") -> Layout:
@@ -89,7 +97,13 @@ def is_stream(path: str | Path, layout: str = "auto") -> bool:
 
 
 def _recognise(source: Path) -> Layout:
-    for layout in LAYOUTS.values():
+    """Tar files that hold samples are a stream unless images lie beside them as another layout has them: an archive
+    beside what it was unpacked to holds no more than that, and often less."""
+    others = (layout for layout in LAYOUTS.values() if layout.name != STREAM)
+    if LAYOUTS[STREAM].recognises(source):
+        unpacked = source.is_dir() and not shards.is_saved(source) and image_files(source, NotTaken())
+        return next((layout for layout in others if unpacked and layout.recognises(source)), LAYOUTS[STREAM])
+    for layout in others:
         if layout.recognises(source):
             return layout
     if shards.may_be_shards(source):

@@ -25,16 +25,19 @@ from typing import Any
 
 from clipvisionalign.data.captioned import SPLITS, CaptionedImage, CaptionedImages, DataError, Problem
 from clipvisionalign.data.captions import CAPTION_NAMES, caption_texts
-from clipvisionalign.data.formats.tables import IDENTITY_COLUMNS, SPLIT_COLUMNS, column_named
+from clipvisionalign.data.formats.tables import IDENTITY_COLUMNS, SPLIT_COLUMNS, caption_columns, column_named
 from clipvisionalign.data.splits import SPLIT_WORDS, split_word
 from clipvisionalign.data.text_files import decode, split_lines
-from clipvisionalign.pictures import PictureError, open_header
+from clipvisionalign.pictures import PictureError, files_below, not_for_images, open_header
 
 #: Rows of a Parquet file that are in memory at a time.
 PARQUET_ROWS = 64
 
 #: Written beside shards: how many samples each of them holds.
 INDEX = "shards.json"
+
+#: What `datasets.save_to_disk` writes, below its folder.
+_SAVED = re.compile(r"(^|/)([^/]*\.arrow|(dataset_info|state|dataset_dict)\.json)$")
 
 #: Names of files that webdataset passes over.
 META = re.compile(r"__[^/]*__($|/)")
@@ -99,16 +102,23 @@ class _Told:
     def add(self, value: Any, where: str = "") -> None:
         """Captions in any form; what of them is none is told with `where` it stands."""
         texts, wrong = caption_texts(value)
-        # No tokenizer takes half of a surrogate pair.
-        self.captions += [text.encode("utf-16", "surrogatepass").decode("utf-16", "replace") for text in texts]
+        self.captions += map(_encodable, texts)
         for reason in wrong:
             self.complain("empty caption", f"{where}{reason}")
 
     def add_named(self, record: Mapping[str, Any], names: Iterable[str]) -> None:
         """The captions under the first of `names`, whatever its case, that has any, unless there are some already."""
-        for name in filter(None, (column_named(record, [name]) for name in names)):
+        for name in _present(record, names):
             if not self.captions and record[name]:
                 self.add(record[name], f".json, {name}: ")
+
+    def pass_over(self, values: Mapping[str, Any]) -> None:
+        """Take note of captions, by the place where each stands, that are none of those that are read."""
+        for where, value in values.items():
+            others = [text for text in caption_texts(value)[0] if _encodable(text) not in self.captions]
+            if others:
+                message = f"{where}: {len(others)} captions beside those that are read, such as {others[0][:40]!r}"
+                self.complain("captions not read", message, "warning")
 
     def describe(self, about: Mapping[str, Any]) -> None:
         """Take identity and split from a record."""
@@ -133,6 +143,11 @@ class _Told:
         return bad_sample(self.place, "; ".join(dict.fromkeys([missing, *(problem.message for problem in self.wrong)])))
 
 
+def _encodable(text: str) -> str:
+    """The text without halves of surrogate pairs, which no tokenizer takes."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
 def _told_by(name: str, parts: Mapping[str, bytes]) -> _Told:
     """Captions, identity and split of a sample by its members' endings."""
     told = _Told(name)
@@ -154,7 +169,15 @@ def _told_by(name: str, parts: Mapping[str, bytes]) -> _Told:
             told.complain("broken encoding", f".txt: {decoded.mended}", "mended")
         told.add([line for line in split_lines(decoded.text) if line.strip()] or None, ".txt: ")
     told.add_named(record, [name for name in CAPTION_NAMES if name not in OWN_CAPTIONS])
+    told.pass_over({f".json, {name}": record[name] for name in _present(record, OWN_CAPTIONS)})
+    if text is not None:
+        told.pass_over({".txt": [line for line in split_lines(decode(text).text) if line.strip()]})
     return told
+
+
+def _present(record: Mapping[str, Any], names: Iterable[str]) -> list[str]:
+    """The names that a record has, whatever their case."""
+    return list(filter(None, (column_named(record, [name]) for name in names)))
 
 
 def _sample(name: str, parts: Mapping[str, bytes]) -> Sample:
@@ -222,6 +245,12 @@ class ShardIndex:
 
     samples: list[ShardSample]
     passed_over: list[str]
+
+    @property
+    def second_images(self) -> list[str]:
+        """Names of images whose sample has another one, which is read."""
+        images = ([m.name for m in sample.members if m.ending in IMAGE_ENDINGS] for sample in self.samples)
+        return [name for names in images for name in names[1:]]
 
 
 def index_of(tar: tarfile.TarFile) -> ShardIndex:
@@ -309,13 +338,12 @@ def samples_in(path: Path) -> int:
 
 def _read_parquet(path: Path, start: int) -> Iterator[Sample]:
     """Rows of a Parquet file from number `start` on; groups of rows before that are not read."""
-    import datasets
     import pyarrow
     import pyarrow.parquet
 
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
-            columns = Columns.of(datasets.Features.from_arrow_schema(file.schema_arrow), str(path))
+            columns = _columns_of(file, path)
             begin = 0
             for number in range(file.num_row_groups):
                 size = file.metadata.row_group(number).num_rows
@@ -331,18 +359,33 @@ def _read_parquet(path: Path, start: int) -> Iterator[Sample]:
         raise DataError(f"{path}: not a whole Parquet file: {error}") from None
 
 
+def _columns_of(file: Any, path: Path) -> Columns:
+    import datasets
+
+    return Columns.of(datasets.Features.from_arrow_schema(file.schema_arrow), str(path))
+
+
+def _parquet_columns(path: Path) -> Columns:
+    """The columns of a Parquet file that was read before."""
+    import pyarrow.parquet
+
+    with pyarrow.parquet.ParquetFile(path) as file:
+        return _columns_of(file, path)
+
+
 # --- Hugging Face data sets -------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Where a data set of `datasets` has its images and captions."""
+    """Where a data set of `datasets` has its images and captions. unused: the columns that nothing is read from."""
 
     image: str
-    captions: str
+    captions: tuple[str, ...]
     identity: str
     split: str
     source: str
+    unused: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, features: Any, source: str) -> Columns:
@@ -352,16 +395,21 @@ class Columns:
         images = [name for name, kind in features.items() if isinstance(kind, datasets.Image)]
         named = [name for name in ("image", "img", "picture") if name in features]
         image = next(iter([*images, *named]), "")
-        captions = column_named(features, CAPTION_NAMES) or ""
+        captions = caption_columns(features)
         if not image or not captions:
             raise DataError(f"{source}: no column of images and captions in {list(features)}")
         identity, split = (column_named(features, names) or "" for names in (IDENTITY_COLUMNS, SPLIT_COLUMNS))
-        return cls(image, captions, identity, split, source)
+        used = {image, *captions, identity, split}
+        return cls(image, captions, identity, split, source, tuple(name for name in features if name not in used))
 
     @property
     def names(self) -> list[str]:
         """The columns that are read."""
-        return [name for name in (self.image, self.captions, self.identity, self.split) if name]
+        return [name for name in (self.image, *self.captions, self.identity, self.split) if name]
+
+    def notes(self, place: str) -> list[str]:
+        """What to say of the columns that are not read."""
+        return [f"{place}: columns that are not read: {', '.join(self.unused)}"] if self.unused else []
 
     def encoded(self, rows: Any) -> Any:
         """The same rows with images as they are encoded, not decoded already."""
@@ -373,7 +421,8 @@ class Columns:
     def sample(self, row: dict[str, Any], name: str) -> Sample:
         """One row as a sample."""
         told = _Told(name)
-        told.add(row[self.captions])
+        cells = [row[name] for name in self.captions if row[name] not in (None, "")]
+        told.add(cells[0] if len(cells) == 1 else cells)
         told.describe(row)
         image = row[self.image]
         if isinstance(image, dict):
@@ -396,7 +445,8 @@ def is_saved(folder: Path) -> bool:
 
 
 def open_saved(folder: Path) -> dict[str, Any]:
-    """The splits of a folder that `datasets.save_to_disk` wrote, by this project's names. Raises DataError."""
+    """The splits of a folder that `datasets.save_to_disk` wrote, by this project's names: several whose names mean one
+    split are put together, in their order. Raises DataError, also where such splits do not go together."""
     import datasets
 
     try:
@@ -404,7 +454,20 @@ def open_saved(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError) as error:
         raise DataError(f"{folder}: not a whole folder of save_to_disk: {error}") from None
     splits = dict(found) if isinstance(found, datasets.DatasetDict) else {"train": found}
-    return {split_word(name): rows for name, rows in splits.items()}
+    named: dict[str, list[str]] = {}
+    for name in splits:
+        named.setdefault(split_word(name), []).append(name)
+    together = {}
+    for split, names in named.items():
+        try:
+            rows = [splits[name] for name in names]
+            together[split] = rows[0] if len(rows) == 1 else datasets.concatenate_datasets(rows)
+        except (ValueError, TypeError) as error:
+            told = (
+                f"{folder}: {' and '.join(names)} are all of '{split}', and their columns do not go together: {error}"
+            )
+            raise DataError(told) from None
+    return together
 
 
 # --- which files, of which split --------------------------------------------------------------------------------------
@@ -436,6 +499,11 @@ def is_shards(source: Path) -> bool:
     if is_saved(source):
         return True
     return any(split_of(path) and _holds_samples(path) for path in _tars(source))
+
+
+def shards_beside(source: Path) -> list[Path]:
+    """The tar files of a folder that are shards by their names and hold samples."""
+    return [path for path in _tars(source) if split_of(path) and _holds_samples(path)] if source.is_dir() else []
 
 
 def may_be_shards(source: Path) -> bool:
@@ -506,7 +574,7 @@ def read_stream(source: Path, group: str = "", split_rule: int = 0) -> Captioned
             for split, columns in rows.items()
             for place, row in enumerate(columns.encoded(splits[split]))
         ]
-        return _in_memory(source, found, [])
+        return _in_memory(source, found, [], [note for split in rows for note in rows[split].notes(split)])
     files = files_by_split(source)
     _refuse_too_large(source, [path for some in files.values() for path in some])
     found = [(split, sample) for split, some in files.items() for path in some for sample in read_shard(path)]
@@ -553,7 +621,9 @@ def stream_split(source: str | Path, split: str) -> CaptionedImages:
     return data
 
 
-def _in_memory(source: Path, found: Sequence[tuple[str, Sample]], files: Sequence[Path]) -> CaptionedImages:
+def _in_memory(
+    source: Path, found: Sequence[tuple[str, Sample]], files: Sequence[Path], notes: Sequence[str] = ()
+) -> CaptionedImages:
     """Samples as `CaptionedImages`: each a row, or a problem. Raises DataError where no row is left."""
     rows: list[CaptionedImage] = []
     problems: list[Problem] = []
@@ -568,7 +638,8 @@ def _in_memory(source: Path, found: Sequence[tuple[str, Sample]], files: Sequenc
         rows.append(
             CaptionedImage(sample.name, sample.image, sample.captions, split, sample.identity or None, sample.name, 1)
         )
-    notes = [note for path in files for note in _passed_over(path)]
+    notes = [*notes, *(note for path in files for note in _passed_over(path))]
+    notes += _beside(source, files) if source.is_dir() else []
     if not rows:
         first = f"; the first of {len(problems)}: {problems[0]}" if problems else ""
         raise DataError(f"{source}: none of {len(found):,} samples can be used{first}")
@@ -576,9 +647,33 @@ def _in_memory(source: Path, found: Sequence[tuple[str, Sample]], files: Sequenc
 
 
 def _passed_over(path: Path) -> list[str]:
-    """What to say of files of a shard that are of no sample."""
+    """What to say of what is not read of a file: files of a shard that are of no sample, images of one that has another
+    one, columns of Parquet."""
     if path.suffix == ".parquet":
-        return []
+        return _parquet_columns(path).notes(path.name)
     with _opened(path) as tar:
-        names = index_of(tar).passed_over
-    return [f"{path.name}: {len(names):,} files are of no sample by their names, such as {names[0]}"] if names else []
+        index = index_of(tar)
+    told = (
+        (index.passed_over, "files are of no sample by their names"),
+        (index.second_images, "images are not read, since their sample has another one"),
+    )
+    return [f"{path.name}: {len(names):,} {what}, such as {names[0]}" for names, what in told if names]
+
+
+def _beside(source: Path, read: Sequence[Path]) -> list[str]:
+    """What to say of the files of a stream's folder that are neither its shards nor written with them."""
+    own = {path.name for path in read} | {INDEX}
+    others: Counter[str] = Counter()
+    unlisted: dict[bytes, str] = {}
+    first = ""
+    for raw, _ in files_below(source, unlisted):
+        name = os.fsdecode(raw)
+        if name in own or _SAVED.search(name) or any(map(not_for_images, Path(name).parts)):
+            continue
+        first = first or name
+        others[Path(name).suffix.lower() or "no ending"] += 1
+    kinds = ", ".join(f"{count:,} {ending}" for ending, count in others.most_common(5))
+    told = (
+        [f"{others.total():,} files beside those of the stream are not read, such as {first}: {kinds}"] if first else []
+    )
+    return told + [f"{os.fsdecode(raw)}: this folder cannot be listed: {reason}" for raw, reason in unlisted.items()]

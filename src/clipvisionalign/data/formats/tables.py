@@ -272,6 +272,14 @@ def column_named(names: Iterable[str], candidates: Iterable[str]) -> str | None:
     return next((folded[candidate] for candidate in candidates if candidate in folded), None)
 
 
+def caption_columns(names: Iterable[str]) -> tuple[str, ...]:
+    """The columns that hold captions: the first of the usual names, and those that are numbered."""
+    names = list(names)
+    first = column_named(names, CAPTION_COLUMNS)
+    numbered = [name for name in names if _NUMBERED.fullmatch(str(name).strip().lower()) and name != first]
+    return tuple([first] if first else []) + tuple(numbered)
+
+
 @dataclass(frozen=True)
 class TableColumns:
     """Which columns of a table hold what; "" for what it has not. captions: each of them holds captions."""
@@ -287,11 +295,10 @@ class TableColumns:
         """Found by their usual names. Raises DataError naming the columns that are there where one is missing."""
         folded = {str(name).strip().lower(): name for name in reversed(names)}
         images = tuple(folded[each] for each in IMAGE_COLUMNS if each in folded)
-        first = column_named(names, CAPTION_COLUMNS)
-        numbered = [name for name in names if _NUMBERED.fullmatch(str(name).strip().lower()) and name != first]
+        captions = caption_columns(names)
         for what, found, usual in (
             ("image", images, IMAGE_COLUMNS),
-            ("caption", first or numbered, CAPTION_COLUMNS),
+            ("caption", captions, CAPTION_COLUMNS),
         ):
             if not found:
                 there = ", ".join(str(name) for name in names if str(name))
@@ -299,7 +306,7 @@ class TableColumns:
         if group and group not in names:
             raise DataError(f"{path}: no column '{group}' to group by; its columns are: {', '.join(map(str, names))}")
         return cls(
-            images, tuple([first] if first else []) + tuple(numbered), column_named(names, SPLIT_COLUMNS) or "",
+            images, captions, column_named(names, SPLIT_COLUMNS) or "",
             column_named(names, IDENTITY_COLUMNS) or "", group,
         )  # fmt: skip
 
