@@ -223,3 +223,112 @@ def test_vectors_tell_of_themselves(tmp_path):
     found = checks(tmp_path, images, alike, owner, caption=texts)
     assert found["equal captions alike"]
     assert found["caption vectors apart"]
+
+
+# --- files as other programs write them -------------------------------------------------------------------------------
+
+
+def as_parquet(path: Path, **columns) -> str:
+    import pyarrow as arrow
+    import pyarrow.parquet as parquet
+
+    parquet.write_table(arrow.table(columns), path)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("partners", "told"),
+    [
+        (np.int64(3), r"p.npy: partners should be a row of whole numbers"),
+        (np.zeros((70, 1), int), r"p.npy: partners should be a row of whole numbers"),
+        ([10**30] * 70, r"p.json: caption 0 is of image 10{30}, which is no number of an image"),
+        ([1e30] * 70, r"p.json: caption 0 is of image 10+.*, which is no number of an image"),
+        ([], r"70 caption vectors, and partners of 0"),
+        ("image\n" + "9" * 30, r"p.csv: caption 0 is of image 9{30}, which is no number of an image"),
+        ("image\n" + "9" * 5000, r"p.csv: cannot be read"),
+        ("image,caption\nx,words", r"p.csv, line 2: no number of an image in it"),
+        ("", r"p.csv: no column 'image'; its columns are: none"),
+        ("\ud800".encode("utf-8", "surrogatepass").decode("latin-1"), r"p.csv: no column 'image'"),
+    ],
+)  # fmt: skip
+def test_partners_that_are_none_are_told(tmp_path, partners, told):
+    images, captions, owner = made()
+    files, _ = write(tmp_path, images, captions, owner)
+    ending = "npy" if isinstance(partners, np.generic | np.ndarray) else "csv" if isinstance(partners, str) else "json"
+    path = tmp_path / f"p.{ending}"
+    if ending == "npy":
+        np.save(path, partners)
+    else:
+        path.write_text(partners if ending == "csv" else json.dumps(partners))
+    with pytest.raises(DataError, match=told):
+        read_gallery(files, path)
+
+
+def test_an_archive_of_arrays_is_no_array(tmp_path):
+    images, captions, owner = made()
+    files, partners = write(tmp_path, images, captions, owner)
+    with (tmp_path / "z.npy").open("wb") as file:
+        np.savez(file, images)
+    archive = str(tmp_path / "z.npy")
+    for words in ((files, archive), ([archive, files[1]], partners), ([files[0], archive], partners)):
+        with pytest.raises(DataError, match=r"z.npy: not an array of numbers, but an archive of them"):
+            read_gallery(*words)
+
+
+def test_captions_of_partners_are_read_as_any_text_file_is(tmp_path):
+    """However long, over several lines, with quotes that are never closed, in any encoding."""
+    images, captions, owner = made()
+    files, _ = write(tmp_path, images, captions, owner)
+    texts = [f"caption {n}" for n in range(70)]
+    texts[:4] = ["x" * 200_000, "one,\ntwo", 'a "word" in it', "caf\u00e9 \u2028 more"]
+    for encoding in ("utf-8", "utf-8-sig", "utf-16"):
+        with (tmp_path / "p.csv").open("w", newline="", encoding=encoding) as file:
+            csv.writer(file).writerows([["image", "caption"], *zip(owner, texts, strict=True)])
+        assert read_gallery(files, tmp_path / "p.csv").texts == texts
+    lines = ["image,caption", *(f'{number},"open {place}' for place, number in enumerate(owner))]
+    (tmp_path / "p.csv").write_text("\n".join(lines))
+    found = read_gallery(files, tmp_path / "p.csv")
+    assert (found.caption_image == owner).all()
+    assert found.texts == [f'"open {place}' for place in range(70)]
+
+
+@pytest.mark.parametrize("unknown", [None, float("nan"), "", "  "])
+def test_unknown_identities_and_texts_are_equal_to_none(tmp_path, unknown):
+    images, captions, owner = made(more=0)
+    files, _ = write(tmp_path, images, captions, owner)
+    for known in (None, "p", 7):
+        identity = [known if number < 2 else unknown for number in range(30)]
+        (tmp_path / "p.json").write_text(json.dumps({"image": owner.tolist(), "identity": identity}))
+        found = read_gallery(files, tmp_path / "p.json").identity
+        assert (None if found is None else len(set(found))) == (None if known is None else 29)
+    texts = [unknown if number in (3, 5) else "a dog" for number in range(70)]
+    for some in (texts, [None] * 70):
+        (tmp_path / "p.json").write_text(json.dumps({"image": owner.tolist(), "caption": some}))
+        if some is texts and not isinstance(unknown, str):
+            with pytest.raises(DataError, match=r"p.json: 2 of 70 captions have no text, such as caption 3"):
+                read_gallery(files, tmp_path / "p.json")
+        else:
+            assert read_gallery(files, tmp_path / "p.json").texts == (texts if some is texts else None)
+
+
+def test_rows_of_a_parquet_file_are_of_a_known_kind(tmp_path):
+    images, captions, owner = made(more=0)
+    vectors = [*images.tolist(), *captions.tolist()]
+    of = [*([None] * 30), *owner.tolist()]
+    for image, caption in (("image", "caption"), ("Image", "CAPTION "), (b"image", b"caption")):
+        kinds = [image] * 30 + [caption] * 70
+        if isinstance(image, bytes):
+            kinds = [each.decode() for each in kinds]
+        found = read_gallery([as_parquet(tmp_path / "v.parquet", kind=kinds, vector=vectors, image=of)])
+        assert (len(found.images.values), len(found.captions.values)) == (30, 70)
+    for odd in ("distractor", "", None, 0):
+        kinds = [odd] * 100 if odd == 0 else ["image"] * 29 + [odd] + ["caption"] * 70
+        with pytest.raises(DataError, match=r"v.parquet: \d+ of 100 rows are of no kind that is known"):
+            read_gallery([as_parquet(tmp_path / "v.parquet", kind=kinds, vector=vectors, image=of)])
+
+
+@pytest.mark.parametrize("vectors", [[[]] * 9, [[], [1.0]] * 9, [["a"]] * 9, [[[1.0]]] * 9, [1.0] * 9, [[True]] * 9])
+def test_vectors_of_a_parquet_file_that_are_none_are_told(tmp_path, vectors):
+    path = as_parquet(tmp_path / "v.parquet", vector=vectors)
+    with pytest.raises(DataError, match=r"v.parquet: "):
+        read_gallery([path, path], "")

@@ -17,7 +17,6 @@ Which image a caption is of: `image` in the captions' Parquet file, or a file of
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -27,6 +26,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from clipvisionalign.data.captioned import CaptionedImages, DataError, text_number
+from clipvisionalign.data.text_files import decode, delimited, split_cells, split_lines
 from clipvisionalign.files import written_aside
 from clipvisionalign.retrieval.audit import AuditReport, Check
 from clipvisionalign.retrieval.equal_captions import EqualCaptions, equal_captions
@@ -320,18 +320,30 @@ def read_gallery(files: Sequence[str | Path], partners: str | Path = "", distrac
     where = partners or paths[-1]
     found = VectorGallery(
         images.vectors, captions.vectors, _whole_numbers(owners, where),
-        _identities(identity), None if texts is None else [str(text) for text in texts],
+        _identities(identity), _texts(texts, where),
     )  # fmt: skip
     return found.with_distractors(_read_part(Path(distractors), "image").vectors) if distractors else found
 
 
 def _identities(given: Sequence[Any] | None) -> np.ndarray | None:
-    if given is None or all(each is None for each in given):
+    # What programs write where nothing is known: null, NaN, an empty text.
+    known = [None if each is None or each != each else str(each).strip() or None for each in given or ()]
+    if not any(known):
         return None
-    known = [None if each is None else str(each) for each in given]
     return np.array(
         [f"image {n}" if each is None else f"identity {each}" for n, each in enumerate(known)], dtype=object
     )
+
+
+def _texts(given: Sequence[Any] | None, where: str | Path) -> list[str] | None:
+    """The captions' texts. Raises DataError naming the first that is none: nobody can tell what it is equal to."""
+    missing = [place for place, each in enumerate(given or ()) if each is None or each != each]
+    if given is None or len(missing) == len(given):
+        return None
+    if missing:
+        told = f"{where}: {len(missing):,} of {len(given):,} captions have no text, such as caption {missing[0]}"
+        raise DataError(f"{told}: give all texts, or leave the column out")
+    return [str(text) for text in given]
 
 
 def _whole_numbers(given: Any, where: str | Path) -> np.ndarray:
@@ -340,6 +352,8 @@ def _whole_numbers(given: Any, where: str | Path) -> np.ndarray:
         whole = isinstance(each, (int, np.integer)) and not isinstance(each, bool)
         if not whole and not (isinstance(each, float) and each.is_integer()):
             raise DataError(f"{where}: caption {place} is of image {each!r}, which is no whole number")
+        if abs(each) >= 2**63:
+            raise DataError(f"{where}: caption {place} is of image {int(each)}, which is no number of an image")
     return np.array([int(each) for each in given], dtype=np.int64)
 
 
@@ -355,14 +369,22 @@ def _read_part(path: Path, kind: Kind) -> _Part:
     if not path.is_file():
         raise DataError(f"{path}: no such file")
     if path.suffix == ".npy":
-        try:
-            array = np.load(path, allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            raise DataError(f"{path}: not an array of numbers: {error}") from None
-        return _Part(_checked(array, kind, path), {})
+        return _Part(_checked(_loaded(path), kind, path), {})
     if path.suffix == ".parquet":
         return _read_parquet(path, kind)
     raise DataError(f"{path}: vectors are read from .npy and .parquet")
+
+
+def _loaded(path: Path) -> np.ndarray:
+    """The array of a .npy file. Raises DataError for any other file, whatever its name says."""
+    try:
+        found = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError, SyntaxError, MemoryError) as error:
+        raise DataError(f"{path}: not an array of numbers: {error}") from None
+    if not isinstance(found, np.ndarray):
+        found.close()
+        raise DataError(f"{path}: not an array of numbers, but an archive of them (.npz): save the one as .npy")
+    return found
 
 
 def _checked(array: Any, kind: Kind, path: Path) -> Numbers:
@@ -385,15 +407,29 @@ def _read_parquet(path: Path, kind: Kind) -> _Part:
             if "vector" not in there:
                 raise DataError(f"{path}: no column 'vector'; its columns are: {', '.join(sorted(there))}")
             wanted = [name for name in ("kind", "identity", "caption", "image", "vector") if name in there]
+            twice = [name for name in wanted if file.schema_arrow.names.count(name) > 1]
+            if twice:
+                raise DataError(f"{path}: several columns are called '{twice[0]}'")
             table = file.read(columns=wanted)
     except (arrow.ArrowException, OSError) as error:
         raise DataError(f"{path}: not a whole Parquet file: {error}") from None
     if "kind" in there:
-        import pyarrow.compute as compute
-
-        table = table.filter(compute.equal(table["kind"], kind))
+        table = table.filter(arrow.array(_is_of(kind, table["kind"].to_pylist(), path)))
     more = {name: table[name].to_pylist() for name in ("identity", "caption", "image") if name in there}
     return _Part(_checked(_array_of(table["vector"], path), kind, path), more)
+
+
+def _is_of(kind: Kind, told: Sequence[Any], path: Path) -> list[bool]:
+    """Which rows are of a kind. Raises DataError where some are of none that is known: they would be lost."""
+    kinds = [str(each).strip().lower() for each in told]
+    unknown = [place for place, each in enumerate(kinds) if each not in get_args(Kind)]
+    if unknown:
+        known = ", ".join(get_args(Kind))
+        raise DataError(
+            f"{path}: {len(unknown):,} of {len(kinds):,} rows are of no kind that is known ({known}), "
+            f"such as row {unknown[0]}, of {told[unknown[0]]!r}; images without captions go into --distractors"
+        )
+    return [each == kind for each in kinds]
 
 
 def _array_of(column: Any, path: Path) -> np.ndarray:
@@ -403,6 +439,8 @@ def _array_of(column: Any, path: Path) -> np.ndarray:
     if not (arrow.types.is_list(column.type) or arrow.types.is_large_list(column.type)
             or arrow.types.is_fixed_size_list(column.type)):  # fmt: skip
         raise DataError(f"{path}: the column 'vector' holds {column.type}, not lists of numbers")
+    if not (arrow.types.is_floating(column.type.value_type) or arrow.types.is_integer(column.type.value_type)):
+        raise DataError(f"{path}: the column 'vector' holds lists of {column.type.value_type}, not of numbers")
     if column.null_count:
         raise DataError(f"{path}: {column.null_count:,} rows have no vector")
     parts, width = [], None
@@ -413,9 +451,11 @@ def _array_of(column: Any, path: Path) -> np.ndarray:
         if flat.null_count:
             raise DataError(f"{path}: {flat.null_count:,} numbers of its vectors are missing")
         widths = {len(chunk[0])} if arrow.types.is_fixed_size_list(chunk.type) else set(np.diff(chunk.offsets))
-        width = width or int(next(iter(widths)))
+        width = width or int(max(widths))
+        if not width:
+            raise DataError(f"{path}: its vectors are empty lists")
         if widths != {width}:
-            raise DataError(f"{path}: vectors of {width} numbers and of {int(max(widths - {width}))} in one column")
+            raise DataError(f"{path}: vectors of {width} numbers and of {int(min(widths - {width}))} in one column")
         parts.append(flat.to_numpy(zero_copy_only=False).reshape(-1, width))
     return np.concatenate(parts) if parts else np.empty((0, 1), dtype=np.float32)
 
@@ -425,10 +465,10 @@ def _read_partners(path: Path) -> dict[str, list[Any]]:
     if not path.is_file():
         raise DataError(f"{path}: no such file")
     if path.suffix == ".npy":
-        try:
-            return {"image": np.load(path, allow_pickle=False).tolist()}
-        except (OSError, ValueError, EOFError) as error:
-            raise DataError(f"{path}: not an array of numbers: {error}") from None
+        numbers = _loaded(path)
+        if numbers.ndim != 1:
+            raise DataError(f"{path}: partners should be a row of whole numbers, one a caption, not {numbers.shape}")
+        return {"image": numbers.tolist()}
     try:
         if path.suffix == ".json":
             found = json.loads(path.read_text(encoding="utf-8-sig"))
@@ -445,18 +485,24 @@ def _read_partners(path: Path) -> dict[str, list[Any]]:
 
 
 def _csv_columns(path: Path) -> dict[str, list[Any]]:
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        rows = [row for row in csv.reader(file) if row]
-    if rows and "image" not in rows[0] and len(rows[0]) == 1:
-        # A row of numbers without a header.
-        rows.insert(0, ["image"])
-    if not rows or "image" not in rows[0]:
-        raise DataError(f"{path}: no column 'image'; its columns are: {', '.join(rows[0]) if rows else 'none'}")
-    at = rows[0].index("image")
-    for number, row in enumerate(rows[1:], 2):
-        if len(row) != len(rows[0]) or not row[at].strip().isdecimal():
-            raise DataError(f"{path}, row {number}: no number of an image in it: {row}")
-    found: dict[str, list[Any]] = {"image": [int(row[at]) for row in rows[1:]]}
-    if "caption" in rows[0]:
-        found["caption"] = [row[rows[0].index("caption")] for row in rows[1:]]
+    lines = split_lines(decode(path.read_bytes()).text)
+    header = next((split_cells(line, ",")[0] for line in lines if line.strip()), [])
+    header = [name.strip() for name in header]
+    # A row of numbers without a header.
+    bare = len(header) == 1 and header[0].isdecimal()
+    header = ["image"] if bare else header
+    if "image" not in header:
+        raise DataError(f"{path}: no column 'image'; its columns are: {', '.join(header) or 'none'}")
+    at = header.index("image")
+
+    def is_row(cells: list[str]) -> bool:
+        return len(cells) == len(header) and cells[at].strip().isdecimal()
+
+    rows = list(delimited(lines, ",", is_row))[0 if bare else 1 :]
+    wrong = next((row for row in rows if not is_row(row.cells)), None)
+    if wrong:
+        raise DataError(f"{path}, line {wrong.line}: no number of an image in it: {wrong.cells}"[:2000])
+    found: dict[str, list[Any]] = {"image": [int(row.cells[at]) for row in rows]}
+    if "caption" in header:
+        found["caption"] = [row.cells[header.index("caption")] for row in rows]
     return found
