@@ -828,8 +828,9 @@ def index(arguments: list[str]) -> int:
     )
     parser.add_argument(
         "--allow-drop", action="store_true",
-        help="drop rows though more than 5 and more than 20 %% of them lose their files at once, the folder is empty "
-        "or one below cannot be listed; without it such a run is refused: the drive may not be mounted",
+        help="drop rows though more than 20 %% of them (of fewer than five: more than one) lose their files at once, "
+        "the folder is empty or one below cannot be listed; without it such a run is refused: the drive may not be "
+        "mounted",
     )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print what was done as JSON")
     given = parser.parse_args(arguments)

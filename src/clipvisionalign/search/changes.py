@@ -17,8 +17,9 @@ from clipvisionalign.search.broken import BrokenFiles, fault_of
 from clipvisionalign.search.encode import Todo, why_not
 from clipvisionalign.search.files import BadIndex, Listing, PictureFile, Place, content_hash, name_of, printable
 
-#: Rows that may be dropped whatever their share, and the share of all rows up to which more may be.
-FEW, SHARE = 5, 0.2
+#: The share of all rows up to which they may be dropped unasked. Of fewer than five one may: more than that share of so
+#: few is any file that somebody deletes.
+SHARE = 0.2
 
 
 @dataclass
@@ -116,7 +117,7 @@ def _compare_one(
 
 def too_many(gone: int, rows: int) -> bool:
     """Whether so many of the rows of an index are more than may be dropped unasked."""
-    return gone > max(FEW, SHARE * rows)
+    return gone > max(1, SHARE * rows)
 
 
 def check_drop(changes: Changes, listing: Listing, place: Place, index: Place, rows: int, allowed: bool) -> None:
