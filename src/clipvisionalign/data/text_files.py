@@ -19,6 +19,9 @@ from typing import Any
 #: Lines that one quoted field may go over.
 LONGEST_FIELD = 200
 
+#: Cells of one row that each go over several lines.
+_LONG_FIELDS = 20
+
 #: Delimiters of a header, the usual before the unusual.
 DELIMITERS = (",", "\t", ";", "|")
 
@@ -164,7 +167,7 @@ def _closed(
     looked at once; only what lies between the quotes is joined.
     """
     cells: list[str] = []
-    first = begin
+    first, fields = begin, 1
     inside = _inside(lines[begin], start)
     for last in range(begin + 1, min(len(lines), begin + LONGEST_FIELD)):
         line, closes = lines[last], False
@@ -183,7 +186,8 @@ def _closed(
             cells += more[: again[0]]
             first, start = last, len(line) - (len(text) - again[1])
             inside = _inside(line, start)
-        elif not inside:
+            fields += 1
+        if not inside or fields > _LONG_FIELDS:
             return None
     return None
 

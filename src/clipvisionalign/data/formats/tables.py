@@ -59,9 +59,9 @@ def _table_file(source: Path) -> Path | None:
     return found[0] if len(found) == 1 else None
 
 
-#: JSON files that lie beside captions and hold none: other annotations of COCO, what `datasets` writes.
+#: Files that lie beside captions and hold none: other annotations of COCO, what `datasets` and `draw-scenes` write.
 _NO_CAPTIONS = re.compile(
-    r"(instances|person_keypoints|panoptic|stuff|image_info)_.*|dataset_infos?|state|dataset_dict|(?:tokenizer_)?config"
+    r"(instances|person_keypoints|panoptic|stuff|image_info)_.*|dataset_infos?|state|scenes|dataset_dict|(?:tokenizer_)?config"
 )
 
 
@@ -71,15 +71,17 @@ def caption_files(folder: Path) -> list[Path]:
     return [
         path for each in folders for path in _listed(each)
         if path.suffix.lower() in (*TABLE_SUFFIXES, ".json") and not is_hidden(path) and path.name != SPLIT_FILE
-        and not (path.suffix.lower() == ".json" and _is_no_captions(path)) and path.is_file()
+        and not _is_no_captions(path) and path.is_file()
     ]  # fmt: skip
 
 
 def _is_no_captions(path: Path) -> bool:
     """A JSON file that is known to hold no captions, or that stands beside an image of its name."""
-    if _NO_CAPTIONS.fullmatch(path.stem):
-        return True
-    return any(path.with_suffix(ending).exists() for ending in (".jpg", ".jpeg", ".png", ".webp"))
+    if not path.suffix.lower().startswith(".json"):
+        return False
+    return bool(_NO_CAPTIONS.fullmatch(path.stem)) or any(
+        path.with_suffix(ending).exists() for ending in (".jpg", ".jpeg", ".png", ".webp")
+    )
 
 
 def _listed(folder: Path) -> list[Path]:
