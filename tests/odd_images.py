@@ -159,16 +159,28 @@ def tiff_of_greys(values: np.ndarray, bits: int) -> bytes:
     if bits == 16:
         values = values.byteswap()
     rows = ["".join(f"{value:0{bits}b}" for value in row) for row in values.tolist()]
-    packed = b"".join(int(row.ljust(-(-len(row) // 8) * 8, "0"), 2).to_bytes(-(-len(row) // 8), "big") for row in rows)
-    tags = [
-        (256, LONG, width), (257, LONG, height), (258, SHORT, bits), (259, SHORT, 1), (262, SHORT, 1), (273, LONG, 8),
-        (277, SHORT, 1), (278, LONG, height), (279, LONG, len(packed)),
-    ]  # fmt: skip
+    content = b"".join(int(row.ljust(-(-len(row) // 8) * 8, "0"), 2).to_bytes(-(-len(row) // 8), "big") for row in rows)
+    return _tiff((width, height), content, {258: bits, 262: 1})
+
+
+def tiff_of(values: np.ndarray, photometric: int, packed: bool) -> bytes:
+    """A TIFF of greys of any type. photometric: 0 where the greatest value is black; packed: compressed."""
+    height, width = values.shape
+    content = zlib.compress(values.tobytes()) if packed else values.tobytes()
+    tags = {258: 8 * values.itemsize, 259: 8 if packed else 1, 262: photometric}
+    return _tiff((width, height), content, tags | {339: "uif".index(values.dtype.kind) + 1})
+
+
+def _tiff(size: tuple[int, int], content: bytes, tags: dict[int, int]) -> bytes:
+    width, height = size
+    usual = {256: width, 257: height, 259: 1, 273: 8, 277: 1, 278: height, 279: len(content)}
     entries = b"".join(
-        struct.pack("<HHI", tag, kind, 1) + struct.pack("<I" if kind == LONG else "<Hxx", value)
-        for tag, kind, value in tags
-    )
-    return b"II*\0" + struct.pack("<I", 8 + len(packed)) + packed + struct.pack("<H", len(tags)) + entries + bytes(4)
+        struct.pack("<HHIHxx" if tag in (258, 259, 262, 277, 339) else "<HHII", tag,
+                    SHORT if tag in (258, 259, 262, 277, 339) else LONG, 1, value)
+        for tag, value in sorted((usual | tags).items())
+    )  # fmt: skip
+    count = struct.pack("<H", len(usual | tags))
+    return b"II*\0" + struct.pack("<I", 8 + len(content)) + content + count + entries + bytes(4)
 
 
 def tiff_with(image: Image.Image, tags: Sequence[Entry]) -> bytes:

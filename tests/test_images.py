@@ -28,6 +28,7 @@ from odd_images import (
     many_files,
     noise,
     png,
+    tiff_of,
     tiff_of_greys,
     tiff_with,
     turned,
@@ -35,6 +36,7 @@ from odd_images import (
     with_exif,
 )
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from clipvisionalign import pictures
 from clipvisionalign.pictures import (
@@ -108,8 +110,14 @@ def test_orientations_of_tiff_xmp_avif_and_of_what_pillow_opened():
     for kind in ("TIFF", "AVIF"):
         assert is_upright(open_picture(encoded(STORED[6], kind, exif=exif())))
     xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
-    for kind in ("JPEG", "WEBP"):
-        assert is_upright(open_picture(encoded(STORED[6], kind, xmp=xmp)))
+    forms = (xmp, xmp.replace(b'"6"', b"'6'"), xmp.replace(b'="6"', b' = "6"'), xmp.replace(
+        b' tiff:Orientation="6"/', b"><tiff:Orientation> 6</tiff:Orientation></rdf:Description"))  # fmt: skip
+    for form in forms:
+        for kind in ("JPEG", "WEBP", "AVIF"):
+            assert is_upright(open_picture(encoded(STORED[6], kind, xmp=form)))
+        told = PngInfo()
+        told.add_itxt("XML:com.adobe.xmp", form.decode(), zip=form == xmp)
+        assert is_upright(open_picture(encoded(STORED[6], "PNG", pnginfo=told)))
     for data in (encoded(STORED[6], "JPEG", xmp=xmp), encoded(STORED[6], "TIFF", exif=exif())):
         # What is turned is not turned again.
         assert is_upright(open_picture(open_picture(Image.open(io.BytesIO(data)))))
@@ -280,6 +288,32 @@ def test_floating_greys_of_any_range(values, expected):
     image = Image.fromarray(np.array([values], dtype=np.float32))
     for opened in (open_picture(image), open_picture(encoded(image, "TIFF"))):
         assert np.abs(np.asarray(opened)[0, :, 0].astype(int) - expected).max() <= 1
+
+
+@pytest.mark.parametrize("top", [1.0, 255.0, 1023.0, 65535.0])
+@pytest.mark.parametrize(("under", "over"), [(0.0, 0.0), (0.0, 0.02), (0.01, 0.0), (0.03, 0.03)])
+def test_a_float_that_overshoots_its_range_is_cut(top, under, over):
+    """As resampling with a kernel that has negative parts leaves it."""
+    values = np.linspace(-under * top, top + over * top, 200, dtype=np.float32)
+    found = np.asarray(open_picture(encoded(Image.fromarray(values[None]), "TIFF")))[0, :, 0]
+    assert np.abs(found - np.clip(values / top, 0, 1) * 255).max() <= 1
+
+
+@pytest.mark.parametrize("black_is_most", [False, True])
+@pytest.mark.parametrize("kind", ["u1", "<u2", "<u4", "<i2", "<i4", "<f4"])
+@pytest.mark.parametrize("packed", [False, True])
+def test_greys_of_tiff_are_a_ramp_whatever_their_type(kind, black_is_most, packed):
+    number = np.dtype(kind)
+    bottom, top = (0.0, 1.0) if number.kind == "f" else (np.iinfo(number).min, np.iinfo(number).max)
+    ramp = np.linspace(bottom, top, 64).astype(number)
+    values = np.flip(ramp) if black_is_most else ramp
+    data = tiff_of(values[None], photometric=0 if black_is_most else 1, packed=packed)
+    if black_is_most and (kind == "<u4" or number.kind == "i"):
+        # Pillow knows no such file.
+        with pytest.raises(PictureError):
+            open_picture(data)
+        return
+    assert np.abs(np.asarray(open_picture(data))[0, :, 0] - np.linspace(0, 255, 64)).max() <= 1.5
 
 
 # --- which files of a folder are images ------------------------------------------------------------------------------

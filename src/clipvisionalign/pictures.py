@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import stat
 import warnings
 from collections import Counter
@@ -28,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 #: Pixels in the largest image that is decoded: 100 million, above any camera's and below a bomb's.
 MAX_PIXELS = 100_000_000
@@ -42,6 +43,9 @@ NOT_OPENED = frozenset({"EPS", "IPTC", "WMF", "BUFR", "GRIB", "HDF5", "MPEG"})
 
 #: Bytes from the beginning of a file by which an image is recognised when its ending says nothing.
 HEAD_BYTES = 4096
+
+#: The share of a float's range by which its values may lie outside of it.
+OVERSHOOT = 0.05
 
 Picture = Path | str | bytes | Image.Image
 
@@ -187,6 +191,9 @@ _UPRIGHT = {
 }  # fmt: skip
 
 
+_XMP_ORIENTATION = re.compile(r"""tiff:Orientation\s*(?:=\s*["']|>)\s*([1-8])""")
+
+
 def to_rgb(opened: Image.Image) -> Image.Image:
     """Upright 8-bit RGB of any mode that Pillow opens; a new image, without what the file said besides its pixels.
 
@@ -216,12 +223,20 @@ def _orientation(opened: Image.Image) -> int:
     `ImageOps.exif_transpose` also writes the remaining tags anew, and fails where one of them is of a wrong type.
     """
     try:
-        found = opened.getexif().get(ExifTags.Base.Orientation, 1)
+        found = opened.getexif().get(ExifTags.Base.Orientation) or _orientation_of_xmp(opened)
         found = found[0] if isinstance(found, (bytes, tuple)) else found
         found = int(found)
     except Exception:  # a damaged block is none: its pixels may be whole
         return 1
     return found if 1 <= found <= 8 else 1
+
+
+def _orientation_of_xmp(opened: Image.Image) -> int:
+    """The orientation in an XMP packet, in any form that XML has for it: Pillow knows only that with double quotes."""
+    packet = opened.info.get("XML:com.adobe.xmp") or opened.info.get("xmp") or b""
+    text = packet if isinstance(packet, str) else packet.decode("utf-8", "replace")
+    found = _XMP_ORIENTATION.search(text)
+    return int(found[1]) if found else 1
 
 
 def _raw_layout(opened: Image.Image) -> str:
@@ -237,7 +252,11 @@ def _raw_layout(opened: Image.Image) -> str:
 def _colours(opened: Image.Image, layout: str) -> Image.Image:
     """8-bit RGB of a decoded image, not turned; the image itself where it is that already."""
     if opened.mode.startswith("I") or opened.mode == "F":
-        return _grey_to_rgb(np.asarray(opened), _white_of_format(opened, layout), opened.info.get("transparency"))
+        grey = np.asarray(opened)
+        if opened.format == "TIFF" and layout.startswith("I;32") and "S" not in layout:
+            grey = grey.view(np.uint32)  # Pillow's own greys of 32 bits have a sign
+        rgb = _grey_to_rgb(grey, _white_of_format(opened, layout), opened.info.get("transparency"))
+        return ImageOps.invert(rgb) if _black_is_most(opened) else rgb
     if opened.mode in ("1", "L", "RGB"):
         key = _colour_key(opened, layout)
         opaque = opened if key is None else _without_colour(opened, key)
@@ -267,6 +286,11 @@ def _without_colour(opened: Image.Image, key: tuple[int, ...]) -> Image.Image:
     return Image.fromarray(pixels)
 
 
+def _black_is_most(opened: Image.Image) -> bool:
+    """Whether the greatest value of a deep grey is black: as TIFF says it, which Pillow undoes up to 8 bits only."""
+    return opened.format == "TIFF" and getattr(opened, "tag_v2", {}).get(ExifTags.Base.PhotometricInterpretation) == 0
+
+
 def _white_of_format(opened: Image.Image, layout: str) -> float:
     """The value that is white by the file's own word; 0 where a container of 16 or 32 bits leaves it open."""
     if opened.format == "PPM" and opened.mode == "I":
@@ -279,24 +303,26 @@ def _grey_to_rgb(grey: np.ndarray, white: float, key: Any = None) -> Image.Image
     """Scale a deep grey to 8 bits; a pixel of the value `key` is transparent. white: 0 where it is not known."""
     # Beyond single precision's reach of a difference nothing is told apart.
     values = np.clip(np.nan_to_num(grey.astype(np.float32)), -1e37, 1e37)
-    black, white = (0.0, white) if white else _black_and_white_of(values[np.isfinite(grey)])
+    black, white = (0.0, white) if white else _black_and_white_of(values[np.isfinite(grey)], grey.dtype.kind == "f")
     scaled = (np.clip((values - black) / (white - black), 0.0, 1.0) * 255.0).astype(np.uint8)
     if isinstance(key, int):
         scaled[grey == key] = 255
     return Image.fromarray(scaled).convert("RGB")
 
 
-def _black_and_white_of(values: np.ndarray) -> tuple[float, float]:
-    """The range of a grey whose file does not tell it: from 0 to the least of 1, 255, and what 10, 12, 14 and 16 bits
-    hold that no value exceeds; from least to greatest where there are values below 0 or beyond 16 bits.
+def _black_and_white_of(values: np.ndarray, is_float: bool) -> tuple[float, float]:
+    """The range of a grey whose file does not tell it: from 0 to the least of 1, 255, and what 10, 12, 14 and 16
+    bits hold that no value exceeds; from least to greatest where there are values below 0 or beyond 16 bits.
+
+    A float's values may overshoot a range by `OVERSHOOT` of it on either side, as a filter leaves them: they are cut.
 
     A 12-bit camera's image in a 16-bit file is thus no black one; a 16-bit image that is all but black becomes a
     brighter one.
     """
     low, high = float(values.min(initial=0.0)), float(values.max(initial=0.0))
-    if low < 0 or high > 65535:
-        return low, high
-    return 0.0, next(top for top in (1.0, 255.0, 1023.0, 4095.0, 16383.0, 65535.0) if high <= top)
+    room = 1 + OVERSHOOT if is_float else 1.0
+    top = next((top for top in (1.0, 255.0, 1023.0, 4095.0, 16383.0, 65535.0) if high <= top * room), 0.0)
+    return (0.0, top) if top and low >= top * (1 - room) else (low, high)
 
 
 # --- which files of a folder are images ------------------------------------------------------------------------------
