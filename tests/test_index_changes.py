@@ -21,6 +21,7 @@ pytest.importorskip("lancedb", reason="no lancedb: pip install 'clipvisionalign[
 
 from clipvisionalign.cli import main
 from clipvisionalign.data.captioned import DataError
+from clipvisionalign.data.formats import read_captioned_images
 from clipvisionalign.models.aligner import Aligner
 from clipvisionalign.search import broken as broken_module
 from clipvisionalign.search.broken import BrokenFiles, fault_of
@@ -264,6 +265,35 @@ def test_a_data_set_whose_images_are_gone_drops_few_and_not_all(run, source, tmp
     away.rename(source / "sub")
     report = build_index(run, table, index, quiet, captions=True)
     assert (report.there, report.captions, report.encoded, report.broken) == (20, 20, 4, 0)
+
+
+def test_an_index_of_a_data_set_counts_and_splits_as_check_does(run, source, tmp_path, capsys):
+    """Rows of images that are missing or damaged are left out by both; groups stand in the same splits."""
+    names = names_below(source)
+    rows = [f"pictures/{name},a {name} {turn},p{place // 2}" for place, name in enumerate(names) for turn in range(2)]
+    table = tmp_path / "table.csv"
+    table.write_text("\n".join(["image,caption,scene", *rows, "pictures/00.png,,p0", ",none,p1"]))
+    (source / names[0]).unlink()
+    (source / names[3]).write_bytes((source / names[3]).read_bytes()[:60])
+    (source / names[5]).write_bytes(b"")
+    main(["check", str(table), "--group", "scene", "--json"])
+    checked = json.loads(capsys.readouterr().out)
+    words = ["index", str(run), str(table), "--out", str(tmp_path / "index"), "--captions", "--json"]
+    assert main([*words, "--group", "scene"]) == 0
+    indexed = json.loads(capsys.readouterr().out)["data_set"]
+    assert {"rows": checked["rows"]["in_files"], "read": checked["rows"]["read"]} | {
+        "left_out": checked["rows"]["left_out"]
+    } == indexed
+    assert indexed["read"] + indexed["left_out"] == indexed["rows"] == 42
+    kept = open_table(tmp_path / "index").search().limit(100).to_arrow().to_pylist()
+    data = read_captioned_images(table, group="scene")
+    assert {row["path"]: row["split"] for row in kept} == {
+        row.name.removeprefix("pictures/"): row.split for row in data if row.name[9:] in {row["path"] for row in kept}
+    }
+    assert main([*words, "--group", "colour"]) == 1
+    assert "no column 'colour' to group by" in capsys.readouterr().err
+    assert main(["index", str(run), str(source), "--out", str(tmp_path / "other"), "--group", "scene"]) == 1
+    assert "--group names a column of a data set" in capsys.readouterr().err
 
 
 # --- what is tried again ---------------------------------------------------------------------------------------------

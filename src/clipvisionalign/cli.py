@@ -813,6 +813,9 @@ def index(arguments: list[str]) -> int:
     parser.add_argument("--captions", action="store_true", help="read a data set, and index its captions as well")
     parser.add_argument("--layout", default="auto", help="how the data set lies there (default: recognise it)")
     parser.add_argument(
+        "--group", default="", metavar="COLUMN", help="a data set's column: images of one value of it are of one split"
+    )
+    parser.add_argument(
         "--metadata",
         default="",
         metavar="FILE",
@@ -840,7 +843,7 @@ def index(arguments: list[str]) -> int:
     done = build_index(
         given.run, given.source, given.out, say, captions=given.captions, layout=given.layout,
         metadata=given.metadata, ray=given.ray, workers=given.workers, verify=given.verify,
-        allow_drop=given.allow_drop,
+        allow_drop=given.allow_drop, group=given.group,
     )  # fmt: skip
     if given.json:
         print(json.dumps(done.to_dict() | {"broken_files": read_broken(given.out)}, indent=2))

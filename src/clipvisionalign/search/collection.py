@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from clipvisionalign.data.captioned import CaptionedImage, CaptionedImages, DataError
@@ -16,27 +17,32 @@ from clipvisionalign.search.metadata import Kind, Metadata, Value, read_metadata
 @dataclass(frozen=True)
 class Collection:
     """Pictures to index. captions: by the picture's path, None where none are wanted; metadata: None leaves what an
-    index has as it is; data: the data set that they are of, None for a folder."""
+    index has as it is; data: the data set that they are of, None for a folder; rows: how many of its files'
+    rows are of a picture, by its path in bytes."""
 
     place: Place
     listing: Listing
     captions: dict[str, tuple[str, ...]] | None = None
     metadata: Metadata | None = None
     data: CaptionedImages | None = None
+    rows: dict[bytes, int] = field(default_factory=dict)
 
 
 def read_collection(
     source: str | Path, captions: bool = False, layout: str = "auto", metadata: str | Path = "",
-    taken: Iterable[str] = (),
+    taken: Iterable[str] = (), group: str = "",
 ) -> Collection:  # fmt: skip
     """The pictures below a folder or URL; or those of a data set, where `source` is a file or its captions are wanted.
 
-    metadata: a table with a column of paths and others, which are renamed where they have the names `taken`. Raises
-    DataError, FileNotFoundError, and OSError where the folder itself cannot be listed.
+    metadata: a table with a column of paths and others, which are renamed where they have the names `taken`. group: a
+    column of the data set, see `read_captioned_images`. Raises DataError, FileNotFoundError, and OSError where the
+    folder itself cannot be listed.
     """
     if captions or Path(source).is_file():
-        found = _of_data(read_captioned_images(source, layout))
+        found = _of_data(read_captioned_images(source, layout, group))
         found = found if captions else replace(found, captions=None)
+    elif group:
+        raise DataError(f"{source}: --group names a column of a data set: give a table's file, or --captions")
     else:
         place = Place(source)
         found = Collection(place, place.listing())
@@ -53,15 +59,17 @@ def _of_data(data: CaptionedImages) -> Collection:
     listing = Listing()
     captions: dict[str, tuple[str, ...]] = {}
     values: dict[str, dict[str, Value]] = {}
+    rows: Counter[bytes] = Counter()
     kinds: dict[str, Kind] = {"split": "text"}
     if any(row.identity for row in data):
         kinds["identity"] = "text"
     for row, path in zip(data, paths, strict=True):
         raw = _put(listing, path, os.fsencode(path.relative_to(root)))
+        rows[raw] += row.rows
         name = name_of(raw)
         captions[name] = (*captions.get(name, ()), *row.captions)
         values[name] = {"split": row.split, "identity": row.identity} if len(kinds) > 1 else {"split": row.split}
-    return Collection(Place(root), listing, captions, Metadata(kinds, values), data)
+    return Collection(Place(root), listing, captions, Metadata(kinds, values), data, rows)
 
 
 def _path_of(row: CaptionedImage, data: CaptionedImages) -> Path:

@@ -127,6 +127,7 @@ def build_index(
     run: str | Path, source: str | Path, out: str | Path, say: Say = print, *, captions: bool = False,
     layout: str = "auto", metadata: str | Path = "", ray: str = "", workers: int = 0,
     sizes: tuple[int, int] = (EXACT, GRAPHS), verify: bool = False, allow_drop: bool = False,
+    group: str = "",
 ) -> Report:  # fmt: skip
     """Index the pictures below a folder, or of a data set; or bring an index that is there up to date.
 
@@ -134,14 +135,15 @@ def build_index(
     with more columns (`collection.read_metadata`); without one, an index keeps those that it has. ray: encode through
     a Ray cluster at this address, "local" for one on this machine, by so many `workers`. sizes: pictures up to which
     every search is exact, and up to which graphs are built. verify: read every file, to know by its content whether it
-    changed. allow_drop: drop rows however many lose their files, and those below folders that cannot be listed.
+    changed. allow_drop: drop rows however many lose their files, and those below folders that cannot be listed. group:
+    a column of the data set whose images of one value stand in one split.
 
     Raises BadIndex where `out` is an index of another run or folder, or holds something else, where it would drop rows
     that it should not (`changes.check_drop`), and where it cannot be written; FileNotFoundError for a folder or run
     that is not there; DataError.
     """
     aligner = load_aligner(run)
-    collection = read_collection(source, captions, layout, metadata, OWN)
+    collection = read_collection(source, captions, layout, metadata, OWN, group)
     index = _checked(Place(out))
     try:
         with _told_in_words(index):
@@ -202,7 +204,7 @@ def _bring_up_to_date(
         _index_captions(aligner, index, table, collection.captions, say)
     report.captions = count_captions(index)
     if collection.data is not None and collection.data.rows_in_files:
-        report.data_set = _data_report(collection.data)
+        report.data_set = _data_report(collection, collection.data, broken)
     if collection.metadata is not None and collection.metadata.rows:
         report.metadata = _metadata_report(collection.metadata)
     _approximate(table, index, about, report.there, say, sizes)
@@ -217,9 +219,11 @@ def _report(listing: Listing, changes: Changes) -> Report:
     )  # fmt: skip
 
 
-def _data_report(data: CaptionedImages) -> dict[str, int]:
-    left_out = sum(problem.rows for problem in data.problems)
-    return {"rows": data.rows_in_files, "read": sum(row.rows for row in data), "left_out": left_out}
+def _data_report(collection: Collection, data: CaptionedImages, broken: BrokenFiles) -> dict[str, int]:
+    """Rows of a data set's files; as `check` counts, those of images that cannot be read or decoded are left out."""
+    unread = sum(rows for raw, rows in collection.rows.items() if raw in broken)
+    left_out = sum(problem.rows for problem in data.problems) + unread
+    return {"rows": data.rows_in_files, "read": sum(row.rows for row in data) - unread, "left_out": left_out}
 
 
 def _metadata_report(metadata: Metadata) -> dict[str, Any]:
