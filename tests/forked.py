@@ -85,7 +85,7 @@ class Forked:
         """What it has written so far."""
         return self.out.read_text() if self.out.is_file() else ""
 
-    def ended(self, timeout: float = 120) -> str:
+    def ended(self, timeout: float = 600) -> str:
         """What it has written, once it has ended with status 0."""
         assert self.wait(timeout) == 0, self.said[-3000:]
         return self.said

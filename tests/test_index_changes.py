@@ -626,3 +626,13 @@ def test_names_of_any_bytes_are_printed_and_matched(run, tmp_path, capfdbinary):
     # The database has no name for such a folder.
     assert main(["index", str(run), folder_text, "--out", os.fsdecode(os.fsencode(tmp_path) + b"/i\xff")]) == 1
     assert b"has to be UTF-8" in capfdbinary.readouterr().err
+
+
+def test_an_index_of_nothing_is_refused(tiny_runs, tmp_path):
+    from clipvisionalign.data.captioned import DataError
+    from clipvisionalign.search.index import build_index
+
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "notes.txt").write_text("no image")
+    with pytest.raises(DataError, match=r"no image to index: 1 .*\.txt"):
+        build_index(tiny_runs["self"], tmp_path / "empty", tmp_path / "index", lambda line: None)

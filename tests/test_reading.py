@@ -987,3 +987,12 @@ def test_a_key_that_stands_twice_is_told(tmp_path):
         '{"images": [{"filename": "a.png", "sentences": ["one"], "sentences": ["two"]}]}'
     )
     assert [problem.kind for problem in read(tmp_path).problems] == ["repeated key"]
+
+
+def test_several_tables_are_named_and_none_is_chosen(tmp_path):
+    name = paint(tmp_path / "a.png")
+    for table in ("one.csv", "two.csv"):
+        (tmp_path / table).write_text(f"image,caption\n{name},of {table}\n")
+    with pytest.raises(DataError, match=r"2 tables \(one\.csv, two\.csv\): name the one"):
+        read_captioned_images(tmp_path)
+    assert read(tmp_path / "two.csv").captions == ["of two.csv"]

@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from clipvisionalign.data.captioned import CaptionedImages
+from clipvisionalign.data.captioned import CaptionedImages, DataError
 from clipvisionalign.models.aligner import Aligner, load_aligner
 from clipvisionalign.pictures import NotTaken
 from clipvisionalign.progress import progress
@@ -180,6 +180,9 @@ def _bring_up_to_date(
     broken = BrokenFiles(index.read(BROKEN) or "")
     say(f"{printable(str(place))}: {len(listing.files):,} files that may be pictures; {len(rows):,} in the index")
     _tell(collection, say)
+    if not listing.files and not rows:
+        told = "; ".join(listing.not_taken.lines()) or "it is empty"
+        raise DataError(f"{printable(str(place))}: no image to index: {told}")
     changes = compare(place, listing, rows, broken, verify)
     check_drop(changes, listing, place, index, len(rows), allow_drop)
     if changes.surplus:

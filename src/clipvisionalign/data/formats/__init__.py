@@ -106,8 +106,11 @@ def _recognise(source: Path) -> Layout:
     for layout in others:
         if layout.recognises(source):
             return layout
-    if shards.may_be_shards(source):
+    if shards.may_be_shards(source) and not (len(tables.tables_in(source)) > 1 and image_files(source, NotTaken())):
         # An archive beside what it was unpacked to is recognised by that.
         return LAYOUTS[STREAM]
+    if len(several := tables.tables_in(source)) > 1:
+        told = ", ".join(path.name for path in several[:5])
+        raise DataError(f"{source}: holds {len(several)} tables ({told}): name the one to read")
     known = "\n".join(f"  {layout.name:<17} {layout.expects}" for layout in LAYOUTS.values())
     raise DataError(f"{source}: none of the known layouts lies there. They are:\n{known}")

@@ -18,7 +18,7 @@ import tarfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -634,7 +634,9 @@ def _in_memory(
         if sample.bad:
             problems.append(Problem("bad sample", sample.name, sample.bad, rows=1))
             continue
-        problems += sample.complaints
+        # The sample is used, without a part of it.
+        problems += [replace(each, effect="mended" if each.effect == "left out" else each.effect)
+                     for each in sample.complaints]  # fmt: skip
         rows.append(
             CaptionedImage(sample.name, sample.image, sample.captions, split, sample.identity or None, sample.name, 1)
         )

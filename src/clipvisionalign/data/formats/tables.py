@@ -52,11 +52,16 @@ def _table_file(source: Path) -> Path | None:
     """`source` itself, or the only table in the folder."""
     if source.is_file():
         return source if source.suffix.lower() in TABLE_SUFFIXES else None
-    found = [
+    found = tables_in(source)
+    return found[0] if len(found) == 1 else None
+
+
+def tables_in(source: Path) -> list[Path]:
+    """The tables in a folder; none in a file."""
+    return sorted(
         path for path in (source.iterdir() if source.is_dir() else ())
         if path.suffix.lower() in TABLE_SUFFIXES and not is_hidden(path) and path.name != SPLIT_FILE and path.is_file()
-    ]  # fmt: skip
-    return found[0] if len(found) == 1 else None
+    )  # fmt: skip
 
 
 #: Files that lie beside captions and hold none: other annotations of COCO, what `datasets` and `draw-scenes` write.
