@@ -242,6 +242,7 @@ def test_run_folder_is_complete_and_its_figures_are_its_models(design, tiny_runs
         "weights.json",
         "results.json",
         "ranks.npz",
+        "trained_on.npz",
         "records",
     }
     # Another test may have audited the run meanwhile.

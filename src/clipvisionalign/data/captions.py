@@ -139,16 +139,16 @@ def _literal(text: str) -> Any:
         token = _TOKEN.match(text, place)
         if token is None or token.lastgroup is None:
             raise ValueError("no value")
-        place, kind, part = token.end(), token.lastgroup, token[token.lastgroup]
+        place, kind, piece = token.end(), token.lastgroup, token[token.lastgroup]
         if kind == "dtype":
             continue
         if kind == "name":
-            part = _NAMES.get(part.lower(), "?")
+            piece = _NAMES.get(piece.lower(), "?")
         if kind == "text":
             # A line may end within a text.
-            part = part.replace("\n", "\\n").replace("\r", "\\r")
+            piece = piece.replace("\n", "\\n").replace("\r", "\\r")
         if ended and kind not in ("close", "mark"):
             parts.append(",")
-        parts.append(part)
-        ended = kind in ("text", "number", "close") or (kind == "name" and bool(part))
+        parts.append(piece)
+        ended = kind in ("text", "number", "close") or (kind == "name" and bool(piece))
     return ast.literal_eval("".join(parts))
