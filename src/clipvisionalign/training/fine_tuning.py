@@ -213,7 +213,8 @@ class WeightAverage:
         self.aligner, self.kept = aligner, kept
         known = dict(kept.named_parameters())
         self.trained = {name: parameter for name, parameter in aligner.named_parameters() if parameter.requires_grad}
-        self.sharded = any(is_shard(parameter) for parameter in self.trained.values())
+        # What is trained may be whole where what is frozen is not.
+        self.sharded = any(is_shard(parameter) for parameter in aligner.parameters())
         self.weights = {
             name: parameter.detach().clone() if self.sharded else known[name].detach()
             for name, parameter in self.trained.items()
