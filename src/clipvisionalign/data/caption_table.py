@@ -19,8 +19,8 @@ from clipvisionalign.data.splits import (
     HASH_RULE,
     SPLIT_FILE,
     SPLIT_RULE,
-    content_key,
     groups_of,
+    keys_of,
     read_split_file,
     split_file_of,
     split_of_name,
@@ -296,7 +296,7 @@ class CaptionTable:
             for entry in entries:
                 entry.said["split"] = (split_of_name(entry.written), "a hash of its name")
             return
-        keys = [self._keys(entry) for entry in entries]
+        keys = [keys_of(each.name, each.image, each.get("group"), each.get("identity")) for each in entries]
         members: dict[int, list[int]] = {}
         for place, group in enumerate(groups_of(keys)):
             members.setdefault(group, []).append(place)
@@ -309,11 +309,6 @@ class CaptionTable:
                 told = ("", f"others of its group stand in {' and '.join(sorted(given))} by {SPLIT_FILE}")
             for place in places:
                 entries[place].said.setdefault("split", told)
-
-    def _keys(self, entry: _Entry) -> list[str]:
-        """What an image shares with those that stand in its split."""
-        keys = [f"{what} {entry.get(what)}" for what in ("group", "identity") if entry.get(what) is not None]
-        return [*keys, content_key(entry.image) or f"name {entry.name}"]
 
 
 def _known(value: Any) -> str | None:

@@ -14,7 +14,7 @@ import csv
 import hashlib
 import io
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -115,7 +115,14 @@ def strength(key: str) -> tuple[int, bytes]:
     return kinds.index(key.partition(" ")[0]), hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()
 
 
-def groups_of(keys: Sequence[Sequence[str]], together: Sequence[tuple[int, int]] = ()) -> list[int]:
+def keys_of(name: str, image: Path | bytes, group: str | None, identity: str | None) -> list[str]:
+    """What an image shares with those that stand in its split: its group and identity, where they are known, and its
+    content, or its name where that cannot be read."""
+    known = [f"{what} {value}" for what, value in (("group", group), ("identity", identity)) if value is not None]
+    return [*known, content_key(image) or f"name {name}"]
+
+
+def groups_of(keys: Sequence[Sequence[Hashable]], together: Sequence[tuple[int, int]] = ()) -> list[int]:
     """For each image the number of its group: images with a key in common are in one, and pairs of places `together`.
 
     >>> groups_of([["identity 1", "content a"], ["content a"], ["content b"]])
@@ -129,16 +136,12 @@ def groups_of(keys: Sequence[Sequence[str]], together: Sequence[tuple[int, int]]
             place = groups[place]
         return place
 
-    def join(one: int, other: int) -> None:
-        first, second = sorted((top(one), top(other)))
-        groups[second] = first
-
-    seen: dict[str, int] = {}
+    seen: dict[Hashable, int] = {}
     for place, its in enumerate(keys):
         for key in its:
-            join(place, seen.setdefault(key, place))
+            groups[top(place)] = top(seen.setdefault(key, place))
     for one, other in together:
-        join(one, other)
+        groups[top(one)] = top(other)
     return [top(place) for place in range(len(keys))]
 
 
@@ -192,13 +195,10 @@ def write_splits(data: CaptionedImages, near: Sequence[tuple[int, int]], path: P
         raise FileExistsError(f"{path}: is there already, and is not overwritten: remove it, or give another file")
     if data.official_splits:
         raise DataError(f"{data.source}: has splits of its own; a file of splits is for a data set without")
-    shared = [
-        [f"{what} {value}" for what, value in (("group", row.group), ("identity", row.identity)) if value is not None]
-        + [content_key(row.image) or f"name {row.name}"]
-        for row in data
-    ]
-    groups = groups_of(shared, near)
-    first = {group: min(row.name for row, its in zip(data, groups, strict=True) if its == group) for group in {*groups}}
+    groups = groups_of([keys_of(row.name, row.image, row.group, row.identity) for row in data], near)
+    first: dict[int, str] = {}
+    for row, group in zip(data, groups, strict=True):
+        first[group] = min(row.name, first.get(group, row.name))
     keys = [first[group] for group in groups]
     try:
         splits = grouped_splits(keys)

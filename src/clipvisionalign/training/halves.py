@@ -21,6 +21,7 @@ from functools import cached_property
 import numpy as np
 
 from clipvisionalign.data.captioned import CaptionedImages, same_words
+from clipvisionalign.data.splits import groups_of
 from clipvisionalign.retrieval.ranks import PartnerRanks, Partners
 
 #: A half by hash has at least this share of the images; else the groups are dealt out by size.
@@ -109,19 +110,8 @@ def halves_of(data: CaptionedImages) -> Halves | None:
 
 def _groups(keys: list[str], texts: list[list[str]]) -> np.ndarray:
     """(N,) the group of each image: those joined by equal keys or texts, over any number of others."""
-    parent = list(range(len(keys)))
-
-    def root(place: int) -> int:
-        while parent[place] != place:
-            parent[place] = parent[parent[place]]
-            place = parent[place]
-        return place
-
-    first: dict[tuple[str, str], int] = {}
-    for place, (key, own) in enumerate(zip(keys, texts, strict=True)):
-        for name in (("key", key), *(("text", text) for text in own)):
-            parent[root(place)] = root(first.setdefault(name, place))
-    return np.unique([root(place) for place in range(len(keys))], return_inverse=True)[1]
+    shared = [[("key", key), *(("text", text) for text in own)] for key, own in zip(keys, texts, strict=True)]
+    return np.unique(groups_of(shared), return_inverse=True)[1]
 
 
 def _by_hash(groups: np.ndarray, keys: list[str]) -> np.ndarray:
