@@ -123,6 +123,27 @@ def tiny_model(text_folder: Path):
     return build
 
 
+@pytest.fixture(scope="module")
+def tiny_settings(tmp_path_factory, scenes_folder: Path, tiny_model):
+    """Makes what makes settings: of tiny runs into one folder of the module's, whose features are shared."""
+    from clipvisionalign.training.train import RunConfig
+
+    folder = tmp_path_factory.mktemp("runs")
+
+    def of(default: str, **usual: Any):
+        def made(name: str, design: str = default, **more: Any) -> RunConfig:
+            given = {
+                "data": str(scenes_folder), "out": str(folder / name), "model": tiny_model(design), "batch": 16,
+                "augment": "none", "precision": "float32", "cache": str(folder / "cache"), "checkpoint_minutes": 0.0,
+                "trackers": "", "workers": 0, **usual, **more,
+            }  # fmt: skip
+            return RunConfig(**given)
+
+        return made
+
+    return of
+
+
 @pytest.fixture(scope="session")
 def tiny_runs(tmp_path_factory: pytest.TempPathFactory, scenes_folder: Path, tiny_model) -> dict[str, Path]:
     """A trained run of each design."""

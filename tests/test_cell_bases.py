@@ -14,23 +14,12 @@ from test_going_on import cut_off, silent
 
 from clipvisionalign.study.cells import refuse_other, train_cell
 from clipvisionalign.study.plan import Cell, Measurements, Plan, Variant, cells_of
-from clipvisionalign.training.train import RunConfig
 
 
 @pytest.fixture(scope="module")
-def settings(tmp_path_factory, scenes_folder, tiny_model):
+def settings(tiny_settings):
     """Settings of a tiny run into a folder of this module's."""
-    folder = tmp_path_factory.mktemp("runs")
-
-    def made(name: str, design: str = "late", **more) -> RunConfig:
-        given = {
-            "data": str(scenes_folder), "out": str(folder / name), "model": tiny_model(design), "epochs": 1, "batch": 16,
-            "augment": "none", "precision": "float32", "cache": str(folder / "cache"), "checkpoint_minutes": 0.0,
-            "trackers": "", "workers": 0, "train_images": 32, **more,
-        }  # fmt: skip
-        return RunConfig(**given)
-
-    return made
+    return tiny_settings("late", epochs=1, train_images=32)
 
 
 def planned(settings, epochs: int = 1, base: str = "late") -> Plan:

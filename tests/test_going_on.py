@@ -64,19 +64,9 @@ def assert_same(run: str | Path, other: str | Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def settings(tmp_path_factory, scenes_folder, tiny_model):
-    """Settings of a tiny run into a folder of this module's; features are shared."""
-    folder = tmp_path_factory.mktemp("runs")
-
-    def made(name: str, design: str = "self", **more) -> RunConfig:
-        given = {
-            "data": str(scenes_folder), "out": str(folder / name), "model": tiny_model(design), "epochs": 2, "batch": 16,
-            "augment": "none", "precision": "float32", "cache": str(folder / "cache"), "checkpoint_minutes": 0.0,
-            "trackers": "", "workers": 0, "train_images": 48, **more,
-        }  # fmt: skip
-        return RunConfig(**given)
-
-    return made
+def settings(tiny_settings):
+    """Settings of a tiny run into a folder of this module's."""
+    return tiny_settings("self", epochs=2, train_images=48)
 
 
 @pytest.fixture(scope="module")

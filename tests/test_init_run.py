@@ -19,23 +19,13 @@ from clipvisionalign.cli import main
 from clipvisionalign.models.aligner import Aligner
 from clipvisionalign.pictures import PictureInput
 from clipvisionalign.training import train as training
-from clipvisionalign.training.train import RunConfig, resume, train
+from clipvisionalign.training.train import resume, train
 
 
 @pytest.fixture(scope="module")
-def settings(tmp_path_factory, scenes_folder, tiny_model):
+def settings(tiny_settings):
     """Settings of a tiny run into a folder of this module's."""
-    folder = tmp_path_factory.mktemp("runs")
-
-    def made(name: str, design: str = "late", **more) -> RunConfig:
-        given = {
-            "data": str(scenes_folder), "out": str(folder / name), "model": tiny_model(design), "epochs": 1, "batch": 16,
-            "augment": "none", "precision": "float32", "cache": str(folder / "cache"), "checkpoint_minutes": 0.0,
-            "trackers": "", "workers": 0, "train_images": 32, **more,
-        }  # fmt: skip
-        return RunConfig(**given)
-
-    return made
+    return tiny_settings("late", epochs=1, train_images=32)
 
 
 @pytest.fixture(scope="module")
