@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import json
 import os
 import tempfile
 from collections import Counter
@@ -159,6 +160,44 @@ def tiny_runs(tmp_path_factory: pytest.TempPathFactory, scenes_folder: Path, tin
         train(config, say=lambda line: None)
         runs[design] = folder / design
     return runs
+
+
+@pytest.fixture(scope="session")
+def plan(scenes_folder: Path, text_folder: Path) -> Any:
+    """A study of four tiny designs and one that cannot be trained, two seeds."""
+    from clipvisionalign.study.plan import Measurements, Plan, Variant
+
+    model = {
+        "image_tower": {"name": "test_resnet", "weights": "random", "size": 64}, "width": 32,
+        "text_tower": {"name": str(text_folder), "window": 4}, "late": {"width": 16},
+        "fusion": {"layers": 1, "heads": 2, "width": 32, "candidates": 5},
+    }  # fmt: skip
+    return Plan(
+        title="A tiny study", data=str(scenes_folder), seeds=[0, 1],
+        variants={
+            "self": Variant(), "sparse": Variant(), "late": Variant(),
+            "cross": Variant({"freeze": "all", "epochs": 1}, "late"),
+            "broken": Variant({"model": {"design": "self", "text_tower": {"name": "/nowhere"}}}),
+        },
+        settings={"epochs": 2, "batch": 16, "augment": "none", "precision": "float32", "model": model},
+        measure=Measurements(rounds=1, brief=True, composition=20, audit_images=12, examples=2),
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def study(plan: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """That study, finished. Who changes something in it works on a copy."""
+    from clipvisionalign.study.run import run_study
+
+    folder = tmp_path_factory.mktemp("study") / "whole"
+    run_study(plan, folder, lambda line: None)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def report(study: Path) -> dict[str, Any]:
+    """What its report.json holds. Who changes something in it works on a copy."""
+    return json.loads((study / "report.json").read_text())
 
 
 @pytest.fixture(scope="module")

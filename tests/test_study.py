@@ -17,43 +17,10 @@ import pytest
 from forked import Forked, command
 
 from clipvisionalign.cli import main
-from clipvisionalign.study.plan import Budget, Measurements, Plan, Variant, cells_of, read_plan, ready_plans
+from clipvisionalign.study.plan import Budget, Variant, cells_of, read_plan, ready_plans
 from clipvisionalign.study.results import FenceError, check_fence
 from clipvisionalign.study.run import plan_text, run_study
 from clipvisionalign.study.words import at, claims_of, numbers_in
-
-
-@pytest.fixture(scope="module")
-def plan(scenes_folder: Path, text_folder: Path) -> Plan:
-    """Four tiny designs and one that cannot be trained, two seeds."""
-    model = {
-        "image_tower": {"name": "test_resnet", "weights": "random", "size": 64}, "width": 32,
-        "text_tower": {"name": str(text_folder), "window": 4}, "late": {"width": 16},
-        "fusion": {"layers": 1, "heads": 2, "width": 32, "candidates": 5},
-    }  # fmt: skip
-    return Plan(
-        title="A tiny study", data=str(scenes_folder), seeds=[0, 1],
-        variants={
-            "self": Variant(), "sparse": Variant(), "late": Variant(),
-            "cross": Variant({"freeze": "all", "epochs": 1}, "late"),
-            "broken": Variant({"model": {"design": "self", "text_tower": {"name": "/nowhere"}}}),
-        },
-        settings={"epochs": 2, "batch": 16, "augment": "none", "precision": "float32", "model": model},
-        measure=Measurements(rounds=1, brief=True, composition=20, audit_images=12, examples=2),
-    )  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def study(plan: Plan, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("study") / "whole"
-    run_study(plan, folder, lambda line: None)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def report(study: Path) -> dict:
-    return json.loads((study / "report.json").read_text())
-
 
 # --- plans -----------------------------------------------------------------------------------------------------------
 
