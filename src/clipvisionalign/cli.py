@@ -1059,9 +1059,12 @@ def explain(arguments: list[str]) -> int:
     if given.json:
         words = [{"word": word, "map": grid.round(4).tolist()} for word, grid in found.words]
         told = {"caption": found.caption, "score": found.score, "method": found.method, "words": words}
+        told |= {"not_counted": found.not_counted}
         print(json.dumps(told | {"map": found.whole.round(4).tolist(), "sheet": given.out}, indent=2))
     else:
         print(f"{given.out}: score {found.score:.3f}, by {found.method}")
+        if found.not_counted:
+            print(f"no part in the score, as cut off or beyond keep_tokens: {', '.join(found.not_counted)}")
     return 0
 
 

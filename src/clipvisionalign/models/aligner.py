@@ -303,6 +303,7 @@ class Aligner(nn.Module):
                         parts.vectors[place, :kept],
                         parts.weights[place, :kept],
                         states.tokens[place, :real] if self.fusion is not None else None,
+                        None if parts.positions is None else parts.positions[place, :kept],
                     )
         return [caption for caption in captions_in if caption is not None]
 
@@ -410,12 +411,16 @@ class EncodedImages(NamedTuple):
 
 
 class EncodedCaption(NamedTuple):
-    """A caption as pairs need it. vector: (D,); parts: (T, E) with weights (T,); tokens: (T, W) for a fusion."""
+    """A caption as pairs need it. vector: (D,); parts: (T, E) with weights (T,); tokens: (T, W) for a fusion.
+
+    positions: (T,), where in the caption the tokens of the parts stand, where not all count (`keep_tokens`).
+    """
 
     vector: Tensor
     parts: Tensor
     weights: Tensor
     tokens: Tensor | None
+    positions: Tensor | None = None
 
 
 class PairScorer:

@@ -45,15 +45,20 @@ class LateConfig:
 
 
 class LateTokens(NamedTuple):
-    """Captions' tokens. vectors: (b, T, E) unit length; weights: (b, T), sum to 1, 0 on padding; mask: (b, T)."""
+    """Captions' tokens. vectors: (b, T, E) unit length; weights: (b, T), sum to 1, 0 on padding; mask: (b, T).
+
+    positions: (b, T), where in its caption each token stands; None where it stands at its own place.
+    """
 
     vectors: Tensor
     weights: Tensor
     mask: Tensor
+    positions: Tensor | None = None
 
     def rows(self, index: Tensor | slice) -> LateTokens:
         """Some of the captions, in that order."""
-        return LateTokens(self.vectors[index], self.weights[index], self.mask[index])
+        positions = None if self.positions is None else self.positions[index]
+        return LateTokens(self.vectors[index], self.weights[index], self.mask[index], positions)
 
 
 class LateInteraction(nn.Module):
@@ -102,13 +107,15 @@ class LateInteraction(nn.Module):
 
 
 def pruned(tokens: LateTokens, keep: int) -> LateTokens:
-    """The `keep` tokens of the greatest weight, in their order; their weights sum to 1 again."""
+    """The `keep` tokens of the greatest weight, in their order, the first of those of equal weight; their weights sum
+    to 1 again."""
     if keep >= tokens.weights.shape[1]:
         return tokens
-    index = tokens.weights.topk(keep, dim=1).indices.sort(dim=1).values
+    # `topk` takes any of equal weights, as all are of a late interaction that has not learned yet.
+    index = tokens.weights.sort(dim=1, descending=True, stable=True).indices[:, :keep].sort(dim=1).values
     weights = tokens.weights.gather(1, index)
     vectors = tokens.vectors.gather(1, index[..., None].expand(-1, -1, tokens.vectors.shape[-1]))
-    return LateTokens(vectors, weights / weights.sum(dim=1, keepdim=True), tokens.mask.gather(1, index))
+    return LateTokens(vectors, weights / weights.sum(dim=1, keepdim=True), tokens.mask.gather(1, index), index)
 
 
 def late_scores(patches: Tensor, tokens: LateTokens, block: int = BLOCK) -> Tensor:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -28,14 +28,16 @@ from clipvisionalign.pictures import Picture
 
 @dataclass(frozen=True)
 class Explanation:
-    """Maps over a picture, (h, w) from 0 to 1. whole: of the caption; words: of each of its words, empty for a model
-    that has one vector a side; method: how they were made."""
+    """Maps over an image, (h, w) from 0 to 1. whole: of the caption; words: of each of its words that counts, empty for
+    a model that has one vector a side; method: how they were made; not_counted: words that have no part in the score:
+    cut off, or left out by `keep_tokens`."""
 
     caption: str
     score: float
     whole: np.ndarray
     words: list[tuple[str, np.ndarray]]
     method: str
+    not_counted: list[str] = field(default_factory=list)
 
 
 def explain(aligner: Aligner, image: Picture, caption: str) -> Explanation:
@@ -48,7 +50,8 @@ def explain(aligner: Aligner, image: Picture, caption: str) -> Explanation:
 def _by_gradient(aligner: Aligner, image: Picture, caption: str) -> Explanation:
     text = aligner.encode_captions([caption])[0].to(aligner.device)
     score, whole = _gradient_map(aligner, image, lambda states: states.vectors[0] @ text)
-    return Explanation(caption, score, whole, [], "gradient")
+    cut_off = [word for word, tokens in words_of_tokens(aligner, caption) if not tokens]
+    return Explanation(caption, score, whole, [], "gradient", cut_off)
 
 
 def _gradient_map(
@@ -97,25 +100,37 @@ def _by_words(aligner: Aligner, image: Picture, caption: str) -> Explanation:
             matches = aligner.late.matches(tokens, patches[None])
             maps = aligner.fusion.attention_maps(tokens, mask, pairs.images.key_values, matches)[0]
             method = "cross-attention; the whole by gradient"
-    words = [(word, maps[places].mean(dim=0)) for word, places in words_of_tokens(aligner, caption, len(maps))]
+    # Which token of the caption each row of the maps is of; a fusion attends with all of them.
+    of_rows = range(len(maps)) if own.positions is None or aligner.fusion is not None else own.positions.tolist()
+    rows = {token: row for row, token in enumerate(of_rows)}
+    by_word = words_of_tokens(aligner, caption)
+    counted = [(word, [rows[token] for token in tokens if token in rows]) for word, tokens in by_word]
+    words = [(word, maps[places].mean(dim=0)) for word, places in counted if places]
     if aligner.fusion is None:
         whole = _grid(torch.stack([found for _, found in words]).sum(dim=0) if words else maps.mean(dim=0))
     else:
         # What a fusion attends to is a part of a part of the score: it says little of what the score hangs on.
         whole = _gradient_of_pair(aligner, image, pairs)
-    return Explanation(caption, score, whole, [(word, _grid(found)) for word, found in words], method)
+    not_counted = [word for word, places in counted if not places]
+    return Explanation(caption, score, whole, [(word, _grid(found)) for word, found in words], method, not_counted)
 
 
-def words_of_tokens(aligner: Aligner, caption: str, tokens: int) -> list[tuple[str, list[int]]]:
-    """The caption's words without its punctuation, each with the places of its tokens, as far as there are so many."""
-    found = aligner.text_tower.tokenizer(caption, truncation=True, max_length=aligner.text_tower.max_tokens)
-    places: dict[int, list[int]] = {}
-    for place, word in enumerate(found.word_ids()[:tokens]):
+def words_of_tokens(aligner: Aligner, caption: str) -> list[tuple[str, list[int]]]:
+    """The caption's words without its punctuation, each with the places of its tokens among those that the text tower
+    reads: none for a word that is cut off. Empty for a tokenizer that does not tell which token is of which word."""
+    tower = aligner.text_tower
+    if not tower.tokenizer.is_fast:
+        return []
+    read = tower.tokenizer(caption, truncation=True, max_length=tower.max_tokens)
+    # A word that is cut in two has its whole name in the caption alone.
+    uncut = tower.tokenizer(caption, truncation=False)
+    places: dict[int, list[int]] = {word: [] for word in uncut.word_ids() if word is not None}
+    for place, word in enumerate(read.word_ids()):
         if word is not None:
-            places.setdefault(word, []).append(place)
-    spans = {word: found.word_to_chars(word) for word in places}
-    words = [(caption[spans[word].start : spans[word].end], rows) for word, rows in places.items()]
-    return [(word, rows) for word, rows in words if any(letter.isalnum() for letter in word)]
+            places[word].append(place)
+    spans = {word: uncut.word_to_chars(word) for word in places}
+    words = [(caption[spans[word].start : spans[word].end].strip(), tokens) for word, tokens in places.items()]
+    return [(word, tokens) for word, tokens in words if any(letter.isalnum() for letter in word)]
 
 
 def _grid(values: Tensor) -> np.ndarray:
