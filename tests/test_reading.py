@@ -148,11 +148,109 @@ def test_usual_encodings_are_read(tmp_path, encoding):
         assert {problem.kind for problem in data.problems} == ({"broken encoding"} if encoding == "cp1252" else set())
 
 
+OF_OTHER_SCRIPTS = {
+    "Собака бежит по траве за красным мячом; две девочки сидят на скамейке": ("cp1251", "koi8_r"),
+    "Ένας σκύλος τρέχει στο γρασίδι, δύο κορίτσια κάθονται σε ένα παγκάκι": ("cp1253",),
+    "一只狗在草地上奔跑，两个女孩坐在长椅上": ("gb18030",),
+    "一隻狗在草地上奔跑，兩個女孩坐在長椅上": ("big5",),
+    "犬が草の上を走っている。二人の女の子がベンチに座っている": ("shift_jis", "euc_jp"),
+    "개가 잔디 위를 달린다. 두 소녀가 벤치에 앉아 있다": ("euc_kr",),
+    "สุนัขวิ่งบนหญ้า เด็กหญิงสองคนนั่งบนม้านั่ง": ("cp874",),
+}
+
+
+@pytest.mark.parametrize(
+    ("caption", "encoding"), [(text, each) for text, several in OF_OTHER_SCRIPTS.items() for each in several]
+)
+def test_encodings_of_other_scripts_are_guessed_and_said(tmp_path, caption, encoding):
+    (tmp_path / "metadata.tsv").write_bytes(
+        f"file_name\tcaption\n{paint(tmp_path / 'a.png')}\t{caption}\n".encode(encoding)
+    )
+    data = read(tmp_path)
+    assert data.captions == [caption]
+    (problem,) = data.problems
+    assert (problem.kind, problem.effect, problem.place) == ("broken encoding", "mended", "metadata.tsv, line 2")
+    assert "a guess" in problem.message
+
+
+@pytest.mark.parametrize(
+    "caption",
+    [
+        "Ça, où? À côté d'un café, près de l'église",
+        "Äpfel über Öl",
+        "niño pequeño",
+        "five €",
+        "ÀÉÎ",
+        "ø",
+        "Übergrößenträger",
+    ],
+)
+def test_latin_text_is_not_guessed_at(caption):
+    found = decode(f"a.png,{caption}\n".encode("cp1252"))
+    assert found.text == f"a.png,{caption}\n"
+    assert found.mended.endswith("Windows-1252")
+
+
 @given(st.binary(max_size=200))
 @example(b"\xff\xfe\x00")
 @example(b"\xef\xbb\xbf\xff")
 def test_any_bytes_are_some_text(content):
     decode(content)
+
+
+@pytest.mark.parametrize("text", ["é.txt", "é.TXT", "e\u0301.txt", "e\u0301.Txt", "é.png.txt"])
+@pytest.mark.parametrize("image", ["é.png", "e\u0301.png"])
+def test_a_text_belongs_to_its_image_in_whatever_spelling(tmp_path, image, text):
+    if text.endswith("png.txt"):
+        text = f"{image}.txt"
+    paint(tmp_path / image)
+    paint(tmp_path / "alone.png", 1)
+    (tmp_path / text).write_text("a dog\n")
+    (tmp_path / "other.TXT").write_text("a cat\n")
+    data = read(tmp_path)
+    assert captions_of(data) == {image: ("a dog",)}
+    told = {problem.kind: problem.place for problem in data.problems}
+    same = text in (f"{image}.txt", image.replace("png", "txt"))
+    assert told == {"no captions": "alone.png"} | ({} if same else {"name spelled otherwise": image})
+    assert any("other.TXT" in note for note in data.notes)
+
+
+def test_two_texts_of_an_image_that_differ_in_spelling_are_not_confused(tmp_path):
+    paint(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_text("the right one")
+    (tmp_path / "a.TXT").write_text("another")
+    data = read(tmp_path)
+    assert data.captions == ["the right one"]
+    assert any("a.TXT" in note for note in data.notes)
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl"])
+@pytest.mark.parametrize("folder", ["", "train"])
+def test_of_several_columns_the_one_with_files_names_the_images(tmp_path, ending, folder):
+    where = tmp_path / folder
+    names = [paint(where / f"{n}.png", n) for n in range(3)]
+    rows = [{"image": str(place), "file_name": name, "caption": f"c{place}"} for place, name in enumerate(names)]
+    if ending == "jsonl":
+        (where / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        (where / "metadata.csv").write_text(
+            "image,file_name,caption\n" + "".join(",".join(row.values()) + "\n" for row in rows)
+        )
+    below = f"{folder}/" if folder else ""
+    assert captions_of(read(tmp_path)) == {f"{below}{n}.png": (f"c{n}",) for n in range(3)}
+
+
+@pytest.mark.parametrize("root", ["here", "/mnt/elsewhere/set", "D:\\sets\\set"])
+def test_absolute_names_in_a_folder_of_a_split_are_found(tmp_path, root):
+    names = [paint(tmp_path / "train" / f"{n}.png", n) for n in range(3)]
+    separator = "\\" if root.startswith("D") else "/"
+    root = str(tmp_path / "train") if root == "here" else root
+    rows = "".join(f"{root}{separator}{name},caption {name}\n" for name in names)
+    (tmp_path / "train" / "metadata.csv").write_text(f"file_name,caption\n{rows}")
+    data = read(tmp_path)
+    assert {row.image.name: (row.split, row.captions) for row in data} == {
+        n: ("train", (f"caption {n}",)) for n in names
+    }
 
 
 def test_one_line_of_another_encoding_spoils_no_other(tmp_path):

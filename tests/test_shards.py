@@ -399,6 +399,40 @@ def test_a_stream_reads_the_columns_of_captions_that_a_table_does(tmp_path, name
         assert len(unread) % 2 == 0
 
 
+@pytest.mark.parametrize("name", ["test", "train", "test[:80%]", "validation"])
+@pytest.mark.parametrize("told", [(), ("train", "val", "test", "train"), ("test",)])
+def test_a_data_set_that_was_saved_as_one_is_of_the_split_that_it_says(tmp_path, name, told):
+    """Of the file that it was made from, unless its rows say better: no test row is trained on."""
+    import datasets
+    from test_streams import picture
+
+    rows: dict[str, list] = {
+        "image": [{"bytes": picture(n), "path": None} for n in range(8)],
+        "caption": [f"c{n}" for n in range(8)],
+    }
+    if told:
+        rows["split"] = [told[n % len(told)] for n in range(8)]
+    whole = datasets.Dataset.from_dict(rows, split=datasets.NamedSplit(name)).cast_column("image", datasets.Image())
+    whole.save_to_disk(str(tmp_path / "saved"))
+    own = split_word(name.partition("[")[0])
+    meant = {f"c{n}": split_word(told[n % len(told)]) if told else own for n in range(8)}
+    if told == ("test",) and own != "test":
+        # Nothing of it is what the file says.
+        with pytest.raises(DataError, match="says that its split is 'test'"):
+            read_captioned_images(tmp_path / "saved")
+        return
+    data = read_captioned_images(tmp_path / "saved")
+    assert {row.captions[0]: row.split for row in data} == meant
+    if "train" in meant.values():
+        stream = open_stream(str(tmp_path / "saved"))
+        assert {sample.captions[0] for sample in stream.samples() if not sample.bad} == {
+            c for c in meant if meant[c] == "train"
+        }
+    else:
+        with pytest.raises(DataError, match="no split 'train'"):
+            open_stream(str(tmp_path / "saved"))
+
+
 @settings(max_examples=60, deadline=None, derandomize=True, database=None)
 @given(shards())
 def test_any_shard_is_read_or_listed(members):

@@ -76,15 +76,17 @@ def describe_picture(picture: Picture) -> str:
 
 @contextmanager
 def _picture_errors(picture: Picture) -> Iterator[None]:
-    """Raises as PictureError whatever is raised within: of damaged bytes decoders raise all sorts. A lack of memory
-    stays what it is."""
+    """Raises as PictureError whatever is raised within: of damaged bytes decoders raise all sorts."""
     try:
         with warnings.catch_warnings():
             # What Pillow warns of (odd EXIF, a size near its own limit) is either decoded all the same or raised.
             warnings.filterwarnings("ignore", module=r"PIL(\.|$)")
             yield
-    except (PictureError, MemoryError):
+    except PictureError:
         raise
+    except MemoryError:
+        told = f"{describe_picture(picture)}: decoding it takes more memory than there is"
+        raise PictureError("enormous picture", told, passing=True) from None
     except Exception as error:
         kind, reason = _kind_and_reason(error)
         message = f"{describe_picture(picture)}: {reason}"
@@ -295,6 +297,10 @@ def _white_of_format(opened: Image.Image, layout: str) -> float:
     """The value that is white by the file's own word; 0 where a container of 16 or 32 bits leaves it open."""
     if opened.format == "PPM" and opened.mode == "I":
         return 65535.0  # to which Pillow has scaled its maxval
+    if layout.startswith("I;16S"):
+        grey = np.asarray(opened)
+        # A sign leaves 15 bits, where nothing is below 0; and where no more than 14 are used, those may be all.
+        return 32767.0 if grey.min() >= 0 and grey.max() > 16383 else 0.0
     bits = layout.partition(";")[2].rstrip("BLNRS")
     return 2.0 ** int(bits) - 1 if bits.isdecimal() and 8 < int(bits) < 16 else 0.0
 

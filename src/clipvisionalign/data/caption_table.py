@@ -174,6 +174,13 @@ class CaptionTable:
         """The names of all rows to come, see `NameResolver.expect`."""
         self._resolver.expect(names)
 
+    def has_file(self, name: str) -> bool:
+        """Whether a name means a file that is there."""
+        try:
+            return self._resolver.resolve(name).exists
+        except ValueError:
+            return False
+
     def _free_name(self, *names: str) -> str:
         """The first of some names that no other image has."""
         more = (f"{names[0]} ({number})" for number in count(2))

@@ -1,7 +1,8 @@
 """Text files as people have them: any usual encoding, any line ending, any delimiter, quotes that are never closed.
 
 - A line ends at LF, CR LF or CR alone: U+2028, U+0085 and form feeds are characters of a line.
-- What is not UTF-8 byte for byte is read as Windows-1252 there, and said; a byte order mark decides before that.
+- A byte order mark decides the encoding. What is not UTF-8 is read as Windows-1252 byte for byte; a file whose words
+  are of another script by that, in the encoding that its letters suggest. Either is said.
 - A field of a delimited file is quoted where its quotes are closed before a delimiter or the line's end (RFC 4180); any
   other quote is a character of the field. A quoted field goes over several lines only where none of them would be a row
   of its own.
@@ -15,6 +16,8 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import charset_normalizer
 
 #: Lines that one quoted field may go over.
 LONGEST_FIELD = 200
@@ -43,8 +46,8 @@ class Decoded:
 
 
 def decode(content: bytes) -> Decoded:
-    """Bytes as text: by their byte order mark, as UTF-8, as UTF-16 without a mark, or with Windows-1252 where they are
-    not UTF-8.
+    """Bytes as text: by their byte order mark, as UTF-8, as UTF-16 without a mark, in an encoding of another script, or
+    with Windows-1252 where they are not UTF-8.
 
     >>> decode("un café".encode("cp1252")).text, decode("un café".encode("utf-16")).text
     ('un café', 'un café')
@@ -65,11 +68,53 @@ def decode(content: bytes) -> Decoded:
     except UnicodeDecodeError as error:
         before = content[: error.start]
         line = 1 + len(_LINE_END.findall(before.decode("utf-8")))
-        return Decoded(
-            content.decode("utf-8", _WINDOWS),
-            f"not UTF-8 (byte 0x{content[error.start]:02x}), read as Windows-1252",
-            line,
-        )
+        wrong = f"not UTF-8 (byte 0x{content[error.start]:02x}), read as"
+        if script := _encoding_of_script(content):
+            told = f"{wrong} {script.upper()}, a guess by its letters: saved as UTF-8 it needs none"
+            return Decoded(content.decode(script, "replace"), told, line)
+        return Decoded(content.decode("utf-8", _WINDOWS), f"{wrong} Windows-1252", line)
+
+
+#: Encodings of other scripts than Latin, as programs of their countries write them.
+_SCRIPTS = [
+    "cp1251", "koi8_r", "cp1253", "cp1255", "cp1256", "cp874", "gb18030", "big5", "shift_jis",
+    "euc_jp", "euc_kr",
+]  # fmt: skip
+
+#: Bytes of lines with a letter beyond ASCII by which an encoding is guessed: some hundred captions.
+_GUESSED_BY = 20_000
+
+#: Bytes beyond ASCII below which nothing is guessed.
+_GUESSED_FROM = 8
+
+
+def _encoding_of_script(content: bytes) -> str:
+    """The encoding of a text that is not UTF-8, where its words are of another script than Latin: most of those with a
+    byte beyond ASCII hold little else. "" for Latin text, in which accents are few."""
+    words = [word for word in re.findall(rb"[A-Za-z\x80-\xff]+", content) if not word.isascii()]
+    other = sum(2 * _beyond_ascii(word) > len(word) > 1 for word in words)
+    whole = sum(_is_utf8(word) for word in words)
+    if 2 * other <= len(words) or 2 * whole >= len(words) or sum(map(_beyond_ascii, words)) < _GUESSED_FROM:
+        return ""
+    size, sample = 0, []
+    for line in content.split(b"\n"):
+        if not line.isascii() and size < _GUESSED_BY:
+            sample.append(line)
+            size += len(line)
+    found = charset_normalizer.from_bytes(b"\n".join(sample), cp_isolation=_SCRIPTS).best()
+    return found.encoding if found else ""
+
+
+def _beyond_ascii(word: bytes) -> int:
+    return sum(byte > 127 for byte in word)
+
+
+def _is_utf8(word: bytes) -> bool:
+    try:
+        word.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _utf16_without_mark(content: bytes) -> str:

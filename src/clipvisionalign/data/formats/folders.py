@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import unicodedata
+from collections.abc import Sequence
 from pathlib import Path
 
 from clipvisionalign.data.caption_table import CaptionTable
@@ -47,28 +49,67 @@ def read_folder(source: Path, group: str = "", split_rule: int = SPLIT_RULE) -> 
 
 def is_texts(source: Path) -> bool:
     """A folder in which at least one picture has a .txt of its name."""
-    return source.is_dir() and any(path.with_suffix(".txt").is_file() for path in image_files(source))
+    return source.is_dir() and bool(_texts_of(image_files(source)))
 
 
 def read_texts(source: Path, group: str = "", split_rule: int = SPLIT_RULE) -> CaptionedImages:
     """One .txt per picture, a caption a line. A first folder named train, dev (val) or test is the split."""
     table = CaptionTable(source, "texts", [source], split_rule)
     images = image_files(source)
+    texts = _texts_of(images)
     for path in images:
         name = path.relative_to(source).as_posix()
-        text = path.with_suffix(".txt")
-        if not text.is_file():
-            table.report("no captions", name, f"no {text.name} beside it")
+        if path not in texts:
+            table.report("no captions", name, f"no {path.with_suffix('.txt').name} beside it")
             continue
+        text = texts[path]
+        if text.name not in _text_names(path):
+            table.report("name spelled otherwise", name, f"its captions are those of '{text.name}'", "mended")
         split = split_word(name.split("/")[0]) if "/" in name else ""
         lines = [line for line in split_lines(read_text(text, table)) if line.strip()]
         for number, line in enumerate(lines or [""], 1):
             place = f"{text.relative_to(source).as_posix()}, line {number}"
             table.add_row(name, line, place, split=split if split in SPLITS else "")
-    beside = {path.with_suffix(".txt") for path in images}
-    alone = sorted(path for path in source.rglob("*.txt") if path not in beside and not path.name.startswith("."))
+    read = set(texts.values())
+    alone = sorted(
+        path for path in source.rglob("*") if path.suffix.lower() == ".txt" and path not in read and not is_hidden(path)
+    )
     if alone:
         first = alone[0].relative_to(source).as_posix()
         table.note(f"{len(alone):,} .txt files that no image stands beside, such as {first}")
     table.report_unread(caption_files(source))
     return table.finish()
+
+
+def _text_names(image: Path) -> tuple[str, str]:
+    """How the text of an image is called."""
+    return image.with_suffix(".txt").name, f"{image.name}.txt"
+
+
+def _texts_of(images: Sequence[Path]) -> dict[Path, Path]:
+    """The text file of each image that has one: of its name, whatever the ending's case and the name's Unicode form."""
+    by_folder = {folder: _texts_in(folder) for folder in dict.fromkeys(image.parent for image in images)}
+    found = {}
+    for image in images:
+        there = by_folder[image.parent]
+        names = _text_names(image)
+        text = next((there[key] for key in (*names, *map(_spelled, names)) if key in there), None)
+        if text is not None:
+            found[image] = text
+    return found
+
+
+def _texts_in(folder: Path) -> dict[str, Path]:
+    """The text files of a folder by their names, and by the form that all spellings of a name share where one file
+    alone has it."""
+    paths = [path for path in folder.iterdir() if path.suffix.lower() == ".txt" and path.is_file()]
+    alike: dict[str, list[Path]] = {}
+    for path in paths:
+        alike.setdefault(_spelled(path.name), []).append(path)
+    return {form: some[0] for form, some in alike.items() if len(some) == 1} | {path.name: path for path in paths}
+
+
+def _spelled(name: str) -> str:
+    """What all spellings of a name share: its Unicode form, and the ending in small letters."""
+    stem, dot, ending = name.rpartition(".")
+    return unicodedata.normalize("NFC", stem) + dot + ending.lower()

@@ -453,7 +453,9 @@ def open_saved(folder: Path) -> dict[str, Any]:
         found = datasets.load_from_disk(str(folder))
     except (OSError, ValueError, KeyError) as error:
         raise DataError(f"{folder}: not a whole folder of save_to_disk: {error}") from None
-    splits = dict(found) if isinstance(found, datasets.DatasetDict) else {"train": found}
+    splits = dict(found) if isinstance(found, datasets.DatasetDict) else {_split_saved(found): found}
+    if len(splits) == 1:
+        splits = _split_by_rows(*next(iter(splits.items())))
     named: dict[str, list[str]] = {}
     for name in splits:
         named.setdefault(split_word(name), []).append(name)
@@ -468,6 +470,24 @@ def open_saved(folder: Path) -> dict[str, Any]:
             )
             raise DataError(told) from None
     return together
+
+
+def _split_saved(rows: Any) -> str:
+    """The split that a data set was taken from, such as "test" of "test[:50%]"; "train" where it does not say."""
+    return str(rows.split or "train").partition("[")[0]
+
+
+def _split_by_rows(name: str, rows: Any) -> dict[str, Any]:
+    """The splits of a data set that was saved as one: those that its rows tell, where they tell several; a row that
+    tells none is of `name`. Such a data set is called after the one file that it was made from, often "test"."""
+    column = Columns.of(rows.features, name).split
+    places: dict[str, list[int]] = {}
+    for place, value in enumerate(rows[column] if column else ()):
+        told = split_word(value) if isinstance(value, str) else ""
+        places.setdefault(told if told in SPLITS else name, []).append(place)
+    if len(places) < 2:
+        return {name: rows}
+    return {split: rows.select(own) for split, own in places.items()}
 
 
 # --- which files, of which split --------------------------------------------------------------------------------------

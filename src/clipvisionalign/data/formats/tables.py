@@ -6,7 +6,7 @@ import base64
 import binascii
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -341,10 +341,12 @@ def fill_from_table(
     if not rows:
         return
     columns = TableColumns.of(names, path, group)
+    if len(columns.images) > 1:
+        columns = replace(columns, images=_with_files_first(columns.images, rows, table, below))
     if unused := columns.unused(names):
         table.note(f"{path.name}: columns that are not read: {', '.join(unused)}")
     images = (_image_cell(row, columns.images) for _, row in rows)
-    table.expect(f"{below}/{cell}" if below else cell for cell in images if isinstance(cell, str))
+    table.expect(_below(below, cell) for cell in images if isinstance(cell, str))
     for place, row in rows:
         broken = next((row[name] for name in columns.used if isinstance(row.get(name), BrokenCell)), None)
         if broken is not None:
@@ -361,10 +363,34 @@ def fill_from_table(
             )
         cells = [row[each] for each in columns.captions if row.get(each) not in (None, "")]
         table.add_row(
-            f"{below}/{name}" if below and name else name, cells[0] if len(cells) == 1 else cells, place,
+            _below(below, name), cells[0] if len(cells) == 1 else cells, place,
             split=told or split, identity=_cell(row, columns.identity), group=_cell(row, columns.group),
-            image=image,
+            image=image, folders=[path.parent, *table.folders] if below and _is_absolute(name) else (),
         )  # fmt: skip
+
+
+#: Rows by which it is decided which of several columns names the images.
+_ASKED_ROWS = 20
+
+
+def _with_files_first(columns: Sequence[str], rows: Sequence[Row], table: CaptionTable, below: str) -> tuple[str, ...]:
+    """Columns that may name images, those with more files to their names first: `image` may be a number, and the file
+    stand in `file_name`."""
+
+    def files(column: str) -> int:
+        cells = [row[column] for _, row in rows[:_ASKED_ROWS] if row.get(column) not in (None, "")]
+        return sum(table.has_file(_below(below, str(each))) if isinstance(each, (str, int)) else 1 for each in cells)
+
+    return tuple(sorted(columns, key=files, reverse=True))
+
+
+def _is_absolute(name: str) -> bool:
+    return bool(re.match(r"[A-Za-z]:[\\/]|[\\/]", name))
+
+
+def _below(folder: str, name: str) -> str:
+    """A name in a folder, from the folder above it; an absolute one stays."""
+    return f"{folder}/{name}" if folder and name and not _is_absolute(name) else name
 
 
 def _cell(row: dict[str, Any], column: str) -> Any:
