@@ -12,6 +12,7 @@ from tolerance import assert_as_exact, assert_same, in_float64, unit_roundoff
 from clipvisionalign import load_aligner, read_captioned_images
 from clipvisionalign.models.aligner import Aligner
 from clipvisionalign.training.fine_tuning import (
+    LAYER,
     LoraConfig,
     add_lora,
     depths,
@@ -20,6 +21,7 @@ from clipvisionalign.training.fine_tuning import (
     merged,
     norms,
     optimizer_groups,
+    text_depths,
 )
 from clipvisionalign.training.records import flat, usable_trackers
 from clipvisionalign.training.train import RunConfig, train
@@ -114,6 +116,29 @@ def test_learning_rates_fall_with_depth(tiny_model):
     assert rate_of[id(known["text_head.weight"])] == (3.0, 0.1)
     assert rate_of[id(known["log_scale"])] == (3.0, 0.0)
     assert len(rate_of) == len(known)
+
+
+@pytest.mark.parametrize(
+    "family", ["distilbert", "bert", "gpt2", "roberta-prelayernorm", "modernbert", "deberta-v2", "electra", "mpnet"]
+)
+def test_what_follows_the_last_layer_learns_as_fast_as_it(family):
+    """The final norm of an encoder with norms before its layers, whatever it is called; embeddings are the deepest."""
+    from transformers import AutoConfig, AutoModel
+
+    small = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 64, "vocab_size": 50,
+             "dim": 32, "n_layers": 3, "n_heads": 2, "hidden_dim": 64, "n_embd": 32, "n_layer": 3, "n_head": 2, "pad_token_id": 0,
+             "bos_token_id": 1, "eos_token_id": 2, "cls_token_id": 1, "sep_token_id": 2}  # fmt: skip
+    with torch.device("meta"):
+        model = AutoModel.from_config(AutoConfig.for_model(family, **small))
+    found = text_depths([name for name, _ in model.named_parameters()])
+    assert {last for _, last in found.values()} == {3}
+    for name, (depth, last) in found.items():
+        layer = LAYER.search(f".{name}")
+        if layer:
+            assert depth == int(layer[1]) + 1
+        else:
+            before = name.startswith(("embeddings", "wte", "wpe"))
+            assert depth == (0 if before else last), name
 
 
 def test_a_pretrained_batch_norm_keeps_its_statistics_where_its_tower_is_trained(tiny_model):

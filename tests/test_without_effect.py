@@ -58,6 +58,10 @@ CROSS = AlignerConfig("cross")
         ({"cache": "features", "freeze": "none"}, "cache: what is trained, or comes", {"freeze": "image"}),
         ({"cache": "features", "data": "shards/{0..3}.tar"}, "cache: what is trained, or comes", {"freeze": "both"}),
         ({"chunk": 128}, "chunk: a step is 128 images, one chunk", {"chunk": 127}),
+        (
+            {"negatives": 7, "batch": 7, "model": CROSS}, "negatives: a step is 7 images: at most 6 of them",
+            {"negatives": 6},
+        ),
     ],
 )  # fmt: skip
 def test_what_counts_nothing_is_told_and_what_counts_is_not(idle, told, used):

@@ -165,9 +165,23 @@ def depths(aligner: Aligner) -> dict[str, tuple[int, int]]:
         last = max(layers.values(), default=0)
         found |= {f"image_tower.backbone.{name}": (layer, last) for name, layer in layers.items()}
     names = [name for name, _ in aligner.named_parameters() if name.startswith("text_tower.")]
-    numbers = {name: int(match[1]) + 1 if (match := LAYER.search(name)) else 0 for name in names}
-    last = max(numbers.values(), default=0)
-    return found | {name: (number, last) for name, number in numbers.items()}
+    return found | text_depths(names)
+
+
+def text_depths(names: Sequence[str]) -> dict[str, tuple[int, int]]:
+    """For each parameter of a text tower, in the order in which it defines them, its layer and how many there are: 0
+    for the embeddings before the layers, the last one for what follows them, such as a final norm.
+
+    >>> text_depths(["embeddings.weight", "layer.0.bias", "layer.1.bias", "norm.weight"])["norm.weight"]
+    (2, 2)
+    """
+    numbers = [int(match[1]) + 1 if (match := LAYER.search(f".{name}")) else 0 for name in names]
+    last = max(numbers, default=0)
+    first = numbers.index(1) if 1 in numbers else len(names)
+    return {
+        name: (number if number or place < first else last, last)
+        for place, (name, number) in enumerate(zip(names, numbers, strict=True))
+    }
 
 
 def optimizer_groups(

@@ -78,8 +78,11 @@ def without_effect(config: RunConfig, processes: int = 1) -> list[str]:
     if streamed and not config.dev_data and config.layout != STREAM:
         told("a stream has its own layout", own("layout"))
     most = share_of_step(config, processes)
+    whose = " of a process" if processes > 1 else ""
     if config.chunk >= most:
-        told(f"a step is {most} images{' of a process' if processes > 1 else ''}, one chunk", ["chunk"])
+        told(f"a step is {most} images{whose}, one chunk", ["chunk"])
+    if design == "cross" and config.negatives >= most:
+        told(f"a step is {most} images{whose}: at most {most - 1} of them are negatives of one", own("negatives"))
     return [f"{NO_EFFECT} --{', --'.join(names)}: {reason}" for names, reason in found]
 
 
