@@ -680,7 +680,13 @@ def client(indexed):
 
 
 def test_the_service_finds_what_the_search_finds(client, indexed):
-    answer = client.get("/search", params={"q": ["^2 red", "circle"], "minus": "blue", "count": 7}).json()["found"]
+    asked = {"q": ["^2 red", "circle"], "minus": "blue", "count": 7}
+    whole = client.get("/search", params=asked).json()
+    answer = whole["found"]
+    assert whole["notes"] == []
+    former = client.get("/search", params=asked | {"q": ["2:red", "circle"]}).json()
+    assert former["found"] == answer
+    assert "counts 2 times" in former["notes"][0]
     searcher = Searcher(indexed)
     terms = [parse_term("^2 red"), parse_term("circle"), parse_term("blue", -1.0)]
     assert [each["path"] for each in answer] == [each.path for each in searcher.search(terms, 7)]

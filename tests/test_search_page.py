@@ -96,6 +96,11 @@ def look_for(page, words: str) -> list[str]:
     return page.locator(".found .about").all_inner_texts()
 
 
+def test_a_weight_in_its_former_form_is_told(page):
+    look_for(page, "2:red circle")
+    assert "write '^2 red circle'" in page.locator("#status").inner_text()
+
+
 def test_words_and_without(page):
     plain = look_for(page, "a red circle")
     assert len(plain) == 20

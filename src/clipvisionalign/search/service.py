@@ -131,10 +131,11 @@ def create_app(
 
     app.add_middleware(Guard, token=token, limits=limits, metrics=metrics)
 
-    def found_as_json(found: Sequence[Found | FoundCaption]) -> dict[str, Any]:
+    def found_as_json(found: Sequence[Found | FoundCaption], terms: Sequence[Term] = ()) -> dict[str, Any]:
+        """What was found; and what to say of the terms that were asked for."""
         if not all(math.isfinite(each.score) for each in found):
             raise ValueError("the query's vector has no length that can be counted with: are its weights too large?")
-        return {"found": [each.to_dict() for each in found]}
+        return {"found": [each.to_dict() for each in found], "notes": [term.note for term in terms if term.note]}
 
     def do(work: Callable[[], Any], where: str = "") -> Any:
         """What a user can mend is told, and is no fault of the service. where: the filter that came with it."""
@@ -175,13 +176,13 @@ def create_app(
             plain = not (where or rerank)
             found = batchers[index](terms, count if plain else 0).result(limits.seconds)
             if not isinstance(found, np.ndarray):
-                return found_as_json(found)
+                return found_as_json(found, terms)
             if not np.isfinite(found).all():
                 raise ValueError("the weights are too large to be counted with")
             if not rerank:
-                return found_as_json(searchers[index].search_vector(found, count, where))
+                return found_as_json(searchers[index].search_vector(found, count, where), terms)
             with model:
-                return found_as_json(searchers[index].search_vector(found, count, where, rerank, terms))
+                return found_as_json(searchers[index].search_vector(found, count, where, rerank, terms), terms)
 
         return do(work, where)
 

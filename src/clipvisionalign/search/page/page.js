@@ -11,7 +11,7 @@ async function ask(path, options) {
     const told = Array.isArray(answer.detail) ? answer.detail.map((one) => `${one.loc.at(-1)}: ${one.msg}`).join("; ") : answer.detail;
     throw new Error(told || `the service answered ${response.status}`);
   }
-  return answer.found;
+  return answer;
 }
 
 function terms(text) { return text.split(",").map((part) => part.trim()).filter(Boolean); }
@@ -49,10 +49,11 @@ async function show(title, which, answer, words = "") {
     if (mine !== asked) return;
     const columns = document.createElement("div");
     columns.className = which.length > 1 ? "columns two" : "columns";
-    answers.forEach((found, place) => columns.append(column(found, which[place], words, which.length > 1)));
+    answers.forEach(({ found }, place) => columns.append(column(found, which[place], words, which.length > 1)));
     by("results").replaceChildren(columns);
-    const count = answers.reduce((sum, found) => sum + found.length, 0);
-    status(`${count} pictures for ${title}, ${Math.round(performance.now() - start)} ms`);
+    const count = answers.reduce((sum, { found }) => sum + found.length, 0);
+    const notes = [...new Set(answers.flatMap((answer) => answer.notes || []))].map((note) => `; ${note}`).join("");
+    status(`${count} pictures for ${title}, ${Math.round(performance.now() - start)} ms${notes}`);
   } catch (error) { if (mine === asked) { by("results").replaceChildren(); status(error.message, true); } }
 }
 
@@ -117,7 +118,8 @@ async function describe(one, index) {
   by("large").showModal();
   try {
     const list = document.createElement("ol");
-    for (const caption of await ask(`/captions?${new URLSearchParams({ id: one.id, index, count: 10 })}`)) {
+    const { found } = await ask(`/captions?${new URLSearchParams({ id: one.id, index, count: 10 })}`);
+    for (const caption of found) {
       const item = document.createElement("li");
       item.textContent = `${caption.score.toFixed(3)} · ${caption.text}`;
       list.append(item);
