@@ -377,5 +377,5 @@ def test_a_plan_has_one_identity_for_all(tmp_path):
     plan.write_text("data: somewhere\nidentity: caption\nvariants: [self, late]\n")
     assert {cell.config.identity for cell in cells_of(read_plan(plan), tmp_path)} == {"caption"}
     plan.write_text("data: somewhere\nvariants: {self: {settings: {identity: caption}}}\n")
-    with pytest.raises(ValueError, match="variant 'self': 'identity' is the study's own"):
+    with pytest.raises(ValueError, match=r"variants\.self\.settings\.identity: is the study's own"):
         read_plan(plan)

@@ -36,30 +36,9 @@ def test_a_ready_plan_can_be_carried_out(name):
         assert not base or trained.index((base, cell.seed)) < trained.index((cell.variant, cell.seed))
 
 
-@pytest.mark.parametrize(
-    ("text", "told"),
-    [
-        ("variants: {dense: {}}", "unknown variant 'dense'"),
-        ("variants: {self: {base: late}}", "stands on 'late', which is not in the plan"),
-        ("variants: {self: {base: late}, late: {base: self}}", "in a circle"),
-        ("settings: {sead: 1}", "sead"),
-        ("seeds: [1, 1]", "one stands there twice"),
-        ("settings: {seed: 1}", "the study's own"),
-        ("budget: {same: luck}", "luck"),
-        ("[1, 2]", "not a plan"),
-        (": :", "not YAML"),
-    ],
-)
-def test_what_is_wrong_with_a_plan_is_told(tmp_path, text, told):
-    path = tmp_path / "plan.yaml"
-    path.write_text(text)
-    with pytest.raises(ValueError, match=told):
-        cells_of(replace(read_plan(path), data="x"), tmp_path)
-
-
 def test_a_plan_that_is_not_there_names_those_that_are(capsys):
     assert main(["study", "nothing"]) == 1
-    assert "ready plans; those are" in capsys.readouterr().err.replace("no ready plan;", "ready plans;")
+    assert "no such file, and no ready plan; there are demo, " in capsys.readouterr().err
 
 
 def test_a_budget_of_seconds_gives_each_variant_its_own_steps(plan, tmp_path):

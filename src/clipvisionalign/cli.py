@@ -80,7 +80,7 @@ EXTRAS = {
     "matplotlib": "study", "jinja2": "study", "nltk": "study", "scipy": "study", "pyarrow": "parquet",
     "playwright": "pdf", "lancedb": "search", "textual_image": "search", "fastapi": "search", "uvicorn": "search",
     "fastapi_offline": "search", "starlette": "search", "filelock": "search", "fsspec": "search", "ray": "ray",
-    "markupsafe": "study", "tokenizers": "onnx", "prometheus_client": "search",
+    "markupsafe": "study", "pydantic": "study", "tokenizers": "onnx", "prometheus_client": "search",
     "onnx": "onnx", "onnxscript": "onnx", "onnxruntime": "onnx",
     "webdataset": "scale", "datasets": "scale", "peft": "scale",
 }  # fmt: skip

@@ -6,17 +6,26 @@ A plan is a YAML file; ready ones lie in `plans/` and go by name. A cell is one 
 from __future__ import annotations
 
 import copy
+import re
 from dataclasses import asdict, dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_type_hints
 
-from clipvisionalign.data.captioned import Identity, checked_identity
-from clipvisionalign.models.aligner import AlignerConfig, config_from_dict
+from pydantic import Field
+
+from clipvisionalign.data.captioned import Identity
+from clipvisionalign.models.aligner import AlignerConfig
 from clipvisionalign.study.statistics import FIGURES
-from clipvisionalign.training.train import RunConfig
+from clipvisionalign.study.validation import Below, Key, MarkedYaml, PlanError, nearest, shown, validated
+from clipvisionalign.training.train import RunConfig, check_settings
 
 DESIGNS: tuple[str, ...] = get_args(get_type_hints(AlignerConfig)["design"])
+
+Settings = Annotated[dict[str, Any], Below(RunConfig)]
+Count = Annotated[int, Field(ge=0)]
+#: What PyTorch and NumPy both take.
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
 @dataclass
@@ -28,7 +37,7 @@ class Variant:
         base: a variant whose run with the same seed this one starts from; its time is counted here too.
     """
 
-    settings: dict[str, Any] = field(default_factory=dict)
+    settings: Settings = field(default_factory=dict)
     base: str = ""
 
 
@@ -44,7 +53,7 @@ class Budget:
     """
 
     same: Literal["pictures", "seconds"] = "pictures"
-    seconds: float = 300.0
+    seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 300.0
 
 
 @dataclass
@@ -62,14 +71,14 @@ class Measurements:
         examples: pictures in the report.
     """
 
-    composition: int = 250
+    composition: Count = 250
     minimal_pairs: str = ""
     minimal_pair_images: str = ""
-    audit_images: int = 24
-    rounds: int = 3
+    audit_images: Annotated[int, Field(ge=8)] = 24
+    rounds: Count = 3
     brief: bool = False
     protocol: bool = True
-    examples: int = 6
+    examples: Count = 6
 
 
 @dataclass
@@ -83,10 +92,10 @@ class Drawing:
         splits: how many scenes each split gets, `scenes` in all; a hash of each name decides where this is empty.
     """
 
-    seed: int = 7
-    pixels: int = 224
+    seed: Count = 7
+    pixels: Annotated[int, Field(ge=32)] = 224
     plain: bool = False
-    splits: dict[str, int] = field(default_factory=dict)
+    splits: dict[str, Count] = field(default_factory=dict)
 
 
 @dataclass
@@ -130,17 +139,17 @@ class Plan:
 
     title: str = "Which attention design is worth it"
     data: str = ""
-    scenes: int = 0
+    scenes: Count = 0
     drawing: Drawing = field(default_factory=Drawing)
     layout: str = "auto"
     group: str = ""
     identity: Identity = "auto"
     split: str = "dev"
-    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    seeds: list[Seed] = field(default_factory=lambda: [0, 1, 2])
     variants: dict[str, Variant] = field(
         default_factory=lambda: {"self": Variant(), "sparse": Variant(), "late": Variant(), "cross": Variant()}
     )
-    settings: dict[str, Any] = field(default_factory=dict)
+    settings: Settings = field(default_factory=dict)
     budget: Budget = field(default_factory=Budget)
     measure: Measurements = field(default_factory=Measurements)
     compare: Comparison = field(default_factory=Comparison)
@@ -175,63 +184,149 @@ def ready_plans() -> dict[str, str]:
 
 
 def read_plan(name: str | Path) -> Plan:
-    """A plan from a YAML file, or a ready one by its name. Raises ValueError with what is wrong in it."""
-    import yaml
+    """A plan from a YAML file, or a ready one by its name.
 
+    Raises ValueError with all that is wrong in it: file, line and key of each fault, one a line.
+    """
     path = Path(name)
     if str(name) in ready_plans():
-        text = files("clipvisionalign.study").joinpath("plans", f"{name}.yaml").read_text()
+        found = MarkedYaml(str(name), files("clipvisionalign.study").joinpath("plans", f"{name}.yaml").read_bytes())
     elif path.is_file():
-        text = path.read_text(encoding="utf-8")
+        found = MarkedYaml.read(path)
     else:
-        raise ValueError(f"{name}: no such file, and no ready plan; those are {', '.join(ready_plans())}")
-    try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError(f"{name}: not YAML: {error}") from None
-    if not isinstance(values, dict):
+        raise ValueError(f"{name}: no such file, and no ready plan{nearest(str(name), list(ready_plans()))}")
+    if not isinstance(found.values, dict):
         raise ValueError(f"{name}: not a plan: it should hold 'variants', 'seeds', 'settings' and so on")
-    variants = values.pop("variants", {})
-    if isinstance(variants, list):
-        variants = {variant: {} for variant in variants}
     try:
-        plan: Plan = config_from_dict(Plan, values)
-        own = {str(variant): config_from_dict(Variant, found or {}) for variant, found in variants.items()}
-        plan = replace(plan, variants=own or plan.variants)
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from None
-    check_plan(plan)
+        plan: Plan = validated(Plan, _with_variants(found.values))
+        _check_as_written(found.values)
+        check_plan(plan)
+    except PlanError as error:
+        raise found.placed(error) from None
     return plan
 
 
+def _with_variants(values: dict[str, Any]) -> dict[str, Any]:
+    """A list of names stands for variants without settings, and so does a name without anything after it."""
+    variants = values.get("variants", {})
+    if isinstance(variants, list):
+        for place, name in enumerate(variants):
+            key: Key = ("variants", place)
+            if not isinstance(name, str):
+                told = f"a list holds names alone, not {shown(name)}; settings go with 'NAME: {{settings: ...}}'"
+                raise PlanError((key, told))
+            if name in variants[:place]:
+                raise PlanError((key, f"'{name}' stands there twice"))
+        variants = dict.fromkeys(variants)
+    if "variants" in values and not isinstance(variants, dict):
+        told = "nothing stands there" if variants is None else f"not {shown(variants)}"
+        raise PlanError((("variants",), f"should be names with their settings, or a list of names: {told}"))
+    given = {name: {} if own is None else own for name, own in variants.items()}
+    return values | ({"variants": given} if "variants" in values else {})
+
+
+def _check_as_written(values: dict[str, Any]) -> None:
+    """Raises PlanError for what is asked by the file alone, before defaults stand beside it."""
+    budget, compare = values.get("budget", {}), values.get("compare", {})
+    if "seconds" in budget and "same" not in budget:
+        raise PlanError((("budget", "seconds"), "counts for 'same: seconds' alone: write that beside it"))
+    if compare and not compare.get("a") and not compare.get("b") and compare != asdict(Comparison()):
+        raise PlanError((("compare",), "names no variants: give 'a' and 'b'"))
+
+
 def check_plan(plan: Plan) -> None:
-    """Raises ValueError for a plan that cannot be carried out."""
-    if not plan.variants or not plan.seeds:
-        raise ValueError("a plan needs at least one variant and one seed")
-    if len(set(plan.seeds)) < len(plan.seeds):
-        raise ValueError(f"seeds {plan.seeds}: one stands there twice")
+    """Raises PlanError for a plan that cannot be carried out, or that would be carried out other than it is written."""
+    validated(Plan, plan.to_dict())
+    for many in ("variants", "seeds"):
+        if not getattr(plan, many):
+            raise PlanError(((many,), "one at least is needed"))
+    for place, seed in enumerate(plan.seeds):
+        if seed in plan.seeds[:place]:
+            raise PlanError((("seeds", place), f"{seed} stands there twice"))
+    drawn = sum(plan.drawing.splits.values())
+    if drawn and drawn != plan.scenes:
+        raise PlanError((("drawing", "splits"), f"{drawn} scenes in all, where 'scenes' is {plan.scenes}"))
+    _check_settings_alone(("settings",), plan.settings)
     for name, variant in plan.variants.items():
+        key: Key = ("variants", name)
         if not name.replace("-", "").replace("_", "").isalnum():
-            raise ValueError(f"variant '{name}': a name is of letters, digits, - and _")
-        if "model" not in variant.settings and name not in DESIGNS:
-            told = ", ".join(DESIGNS)
-            raise ValueError(f"unknown variant '{name}': give it settings (model: design: ...); designs are {told}")
+            raise PlanError((key, "a name is of letters, digits, - and _"))
+        _check_settings_alone((*key, "settings"), variant.settings)
+        _check_design(plan, name)
         if variant.base and variant.base not in plan.variants:
-            raise ValueError(f"variant '{name}' stands on '{variant.base}', which is not in the plan")
+            told = f"stands on '{variant.base}', which is not in the plan{nearest(variant.base, list(plan.variants))}"
+            raise PlanError(((*key, "base"), told))
     for name in plan.variants:
         _stands(plan, name, ())
     _check_comparison(plan)
-    drawn = sum(plan.drawing.splits.values())
-    if drawn and drawn != plan.scenes:
-        raise ValueError(f"drawing: splits of {drawn} scenes in all, where 'scenes' is {plan.scenes}")
-    if plan.budget.seconds <= 0:
-        raise ValueError(f"a budget of {plan.budget.seconds} seconds trains nothing")
-    checked_identity(plan.identity)
-    for where, settings in {"": plan.settings, **{n: each.settings for n, each in plan.variants.items()}}.items():
-        for taken in ("data", "out", "seed", "init", "layout", "group", "identity"):
-            if taken in settings:
-                told = f"variant '{where}'" if where else "settings"
-                raise ValueError(f"{told}: '{taken}' is the study's own, and not one of its settings")
+    for name in plan.variants:
+        _check_resolved(plan, name)
+
+
+#: Settings that a study gives to each of its runs itself, or that would leave it without one.
+OWN = ("data", "out", "seed", "init", "layout", "group", "identity")
+
+
+def _check_settings_alone(key: Key, settings: dict[str, Any]) -> None:
+    """Settings by themselves: those of a plan and those of a variant are each a part of a run's."""
+    faults = [((*key, name), "is the study's own, and not one of its settings") for name in OWN if name in settings]
+    if faults:
+        raise PlanError(*faults)
+    found = validated(RunConfig, settings, key)
+    if found.profile:
+        raise PlanError(((*key, "profile"), "leaves no run, which a study is made of"))
+
+
+def _check_design(plan: Plan, name: str) -> None:
+    """A name that begins with a design's promises it."""
+    own = _get(plan.variants[name].settings, ("model", "design"))
+    given = own or _get(plan.settings, ("model", "design"))
+    words = name.replace("_", "-").split("-")
+    key: Key = ("variants", name)
+    if given is None and name not in DESIGNS:
+        way = "give it settings (model: design: ...)"
+        if words[0] in DESIGNS:
+            raise PlanError((key, f"the name promises '{words[0]}', and no design is set: {way}"))
+        if "model" not in plan.variants[name].settings:
+            raise PlanError((key, f"unknown variant '{name}': {way}; designs are {', '.join(DESIGNS)}"))
+    if given is not None and words[0] in DESIGNS and given not in words:
+        key = ("variants", name, "settings", "model", "design") if own else ("settings", "model", "design")
+        way = "leave it out, or give the variant another name"
+        raise PlanError((key, f"'{given}', where the name of the variant '{name}' promises '{words[0]}': {way}"))
+
+
+def _get(settings: dict[str, Any], key: Key) -> Any:
+    """What stands at a key, if something does."""
+    found: Any = settings
+    for part in key:
+        found = found.get(part) if isinstance(found, dict) else None
+    return found
+
+
+def _check_resolved(plan: Plan, name: str) -> None:
+    """The settings of a variant's runs, put together: as `train` checks them before its first step."""
+    config = _settings(plan, name)
+    try:
+        check_settings(config)
+        if config.freeze == "all" and not plan.variants[name].base:
+            raise ValueError(
+                "--freeze all would keep heads as drawn at random: give the variant a 'base', or train them"
+            )
+    except ValueError as error:
+        flag = re.search(r"--([\w.]+)", str(error))
+        raise PlanError((_place_of(plan, name, flag[1] if flag else ""), str(error))) from None
+
+
+def _place_of(plan: Plan, name: str, setting: str) -> Key:
+    """Where a setting of a variant's is given: its own, the plan's, or nowhere."""
+    parts = tuple(setting.split("."))
+    for key, settings in (
+        (("variants", name, "settings"), plan.variants[name].settings),
+        (("settings",), plan.settings),
+    ):
+        if _get(settings, parts) is not None:
+            return (*key, *parts)
+    return "variants", name
 
 
 #: Settings that decide how often a run sees which images.
@@ -242,29 +337,32 @@ def _check_comparison(plan: Plan) -> None:
     asked = plan.compare
     if not asked.a and not asked.b:
         return
-    for name in (asked.a, asked.b):
+    for side, name in (("a", asked.a), ("b", asked.b)):
         if name not in plan.variants:
-            raise ValueError(f"compare: '{name}' is no variant of the plan; it has {', '.join(plan.variants)}")
+            told = f"'{name}' is no variant of the plan{nearest(name, list(plan.variants))}"
+            raise PlanError((("compare", side), told))
     if asked.a == asked.b:
-        raise ValueError(f"compare: '{asked.a}' with itself")
+        raise PlanError((("compare", "b"), f"'{asked.a}' with itself"))
     if asked.figure not in FIGURES:
-        raise ValueError(f"compare: no figure '{asked.figure}'; there are {', '.join(FIGURES)}")
+        raise PlanError((("compare", "figure"), f"no figure '{asked.figure}'{nearest(asked.figure, list(FIGURES))}"))
     if asked.passes == "any":
         return
+    key: Key = ("compare", "passes")
     both = [plan.variants[name] for name in (asked.a, asked.b)]
     if any(variant.base for variant in both):
-        raise ValueError("compare: passes are not equal where a variant stands on another; say 'passes: any'")
+        raise PlanError((key, "passes are not equal where a variant stands on another; write 'passes: any'"))
     if plan.budget.same == "seconds":
-        raise ValueError("compare: passes are not equal where the seconds are; say 'passes: any'")
+        raise PlanError((key, "passes are not equal where the seconds are; write 'passes: any'"))
     for setting in PASSES:
-        first, second = (merged(plan.settings, variant.settings).get(setting) for variant in both)
+        first, second = (getattr(_settings(plan, name), setting) for name in (asked.a, asked.b))
         if first != second:
-            raise ValueError(f"compare: passes are not equal: {setting} {first} and {second}; or say 'passes: any'")
+            raise PlanError((key, f"passes are not equal: {setting} {first} and {second}; or write 'passes: any'"))
 
 
 def _stands(plan: Plan, name: str, seen: tuple[str, ...]) -> None:
     if name in seen:
-        raise ValueError(f"variants stand on each other in a circle: {' -> '.join([*seen, name])}")
+        told = f"variants stand on each other in a circle: {' -> '.join([*seen, name])}"
+        raise PlanError((("variants", seen[-1], "base"), told))
     if plan.variants[name].base:
         _stands(plan, plan.variants[name].base, (*seen, name))
 
@@ -302,21 +400,24 @@ def cell_folder(study: Path, variant: str, seed: int) -> Path:
 
 
 def _config(plan: Plan, study: Path, name: str, seed: int, steps: int) -> RunConfig:
-    variant = plan.variants[name]
-    settings = merged(plan.settings, variant.settings)
-    if name in DESIGNS:
-        settings = merged({"model": {"design": name}}, settings)
-    settings = merged({"cache": str(study / "cache"), "trackers": ""}, settings)
-    try:
-        config: RunConfig = config_from_dict(RunConfig, settings)
-    except ValueError as error:
-        raise ValueError(f"variant '{name}': {error}") from None
-    init = str(cell_folder(study, variant.base, seed)) if variant.base else ""
+    base = plan.variants[name].base
+    init = str(cell_folder(study, base, seed)) if base else ""
+    config = _settings(plan, name, {"cache": str(study / "cache")})
     config = replace(config, data=data_of(plan, study), layout=plan.layout, group=plan.group, identity=plan.identity)
     config = replace(config, seed=seed, init=init)
     # A time is turned into steps, and epochs that are enough for them.
     config = replace(config, steps=steps, epochs=10**6) if steps else config
     return replace(config, out=str(cell_folder(study, name, seed)))
+
+
+def _settings(plan: Plan, name: str, usual: dict[str, Any] | None = None) -> RunConfig:
+    """A variant's settings over the plan's over the study's own. usual: more of those."""
+    below: dict[str, Any] = {"trackers": "", **(usual or {})}
+    if name in DESIGNS:
+        below["model"] = {"design": name}
+    settings = merged(merged(below, plan.settings), plan.variants[name].settings)
+    config: RunConfig = validated(RunConfig, settings, ("variants", name, "settings"))
+    return config
 
 
 def merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,296 @@
+"""A plan means what it says, or is refused before anything is written by a line that names key and place."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from clipvisionalign.cli import main
+from clipvisionalign.study.plan import DESIGNS, Plan, cells_of, read_plan, ready_plans
+from clipvisionalign.study.run import plan_text
+from clipvisionalign.training.train import RunConfig
+
+#: A refusal: file, line, key, what is wrong.
+LINE = re.compile(r"(?P<file>.+?), line (?P<line>\d+): (?P<key>[^:]+(?:\[\d+\])?): (?P<told>.+)")
+
+
+def contents(folder: Path) -> dict[str, bytes | None]:
+    """Everything below a folder: the bytes of files, None for folders."""
+    return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+
+
+# --- plans as people write them ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "key", "told"),
+    [
+        ("title: x\nvariants: self", 2, "variants", "a list of names"),
+        ("title: x\nvariants:", 2, "variants", "nothing stands there"),
+        ("seeds: [1]\nsettings: null", 2, "settings", "nothing stands there"),
+        ("measure: null", 1, "measure", "nothing stands there"),
+        ("variants:\n- self\n- {late: {}}", 3, "variants[1]", "a list holds names alone"),
+        ("variants: [self,\n  self]", 2, "variants[1]", "'self' stands there twice"),
+        ("variants:\n  self: {}\n  self: {}", 3, "variants.self", "stands there twice"),
+        ("settings:\n  batch: 4\n  model:\n    design: self", 4, "settings.model.design", "promises 'sparse'"),
+        (
+            "variants:\n  late: {settings: {model: {design: self}}}",
+            2,
+            "variants.late.settings.model.design",
+            "promises",
+        ),
+        ("variants:\n  late-64:\n    settings: {model: {width: 64}}", 2, "variants.late-64", "no design is set"),
+        (
+            "variants:\n  sparse_8: {settings: {model: {design: late}}}",
+            2,
+            "variants.sparse_8.settings.model.design",
+            "",
+        ),
+        ("settings:\n  epoch: 3", 2, "settings.epoch", "is it 'epochs'?"),
+        ("epochs: 3", 1, "epochs", "is it 'settings.epochs'?"),
+        ("variants:\n  late: {epochs: 3}", 2, "variants.late.epochs", "is it 'settings.epochs'?"),
+        ("settings:\n  windows: 3", 2, "settings.windows", "is it 'model.text_tower.window'?"),
+        ("sedes: [0]", 1, "sedes", "is it 'seeds'?"),
+        ("settings:\n  epochs: true", 2, "settings.epochs", "a whole number, not true"),
+        ("settings:\n  epochs:", 2, "settings.epochs", "nothing stands there"),
+        ("settings: {model: self}", 1, "settings.model", "keys with values"),
+        ("seeds: [0,\n 1.5]", 2, "seeds[1]", "a whole number"),
+        ("seeds: [0, -1]", 1, "seeds[1]", "greater than or equal to 0"),
+        ("seeds: []", 1, "seeds", "one at least"),
+        ("settings: {}\nvariants:\n  cross:\n    settings: {freeze: all}", 4, "variants.cross.settings.freeze", "base"),
+        ("variants: [late]\nsettings:\n  freeze: all", 3, "settings.freeze", "has one"),
+        ("settings:\n  profile: 20", 2, "settings.profile", "leaves no run"),
+        ("settings:\n  warmup: 2", 2, "settings.warmup", "should be from 0"),
+        ("budget:\n  seconds: 600", 2, "budget.seconds", "same: seconds"),
+        ("budget:\n  same: seconds\n  seconds: .nan", 3, "budget.seconds", ""),
+        ("compare:\n  passes: any", 1, "compare", "names no variants"),
+        ("compare:\n  a: self\n  b: lat", 3, "compare.b", "is it 'late'?"),
+        ("variants:\n  self: {base: lat}\n  late: {}", 2, "variants.self.base", "is it 'late'?"),
+        ("measure: {rounds: -1}", 1, "measure.rounds", "greater than or equal to 0"),
+        ("drawing:\n  pixels: 4", 2, "drawing.pixels", "greater than or equal to 32"),
+        ("variants: {dense: {}}", 1, "variants.dense", "unknown variant 'dense'"),
+        ("variants:\n  self: {base: late}\n  late:\n    base: self", 4, "variants.late.base", "in a circle"),
+        ("seeds: [1, 1]", 1, "seeds[1]", "1 stands there twice"),
+        ("settings:\n  seed: 1", 2, "settings.seed", "the study's own"),
+        ("budget: {same: luck}", 1, "budget.same", "'pictures' or 'seconds', not \"luck\""),
+        ("on: 3", 1, "on", "put it in quotes"),
+        ("title: &a [*a]", 1, "title[0]", "holds itself"),
+    ],
+)
+def test_a_fault_is_told_with_its_line_and_its_key(tmp_path, capsys, text, line, key, told):
+    path, out = tmp_path / "plan.yaml", tmp_path / "out"
+    path.write_text(text)
+    before = contents(tmp_path)
+    assert main(["study", str(path), "--data", "nowhere", "--out", str(out)]) == 1
+    found = LINE.fullmatch(capsys.readouterr().err.strip().removeprefix("clipvisionalign: error: "))
+    assert found is not None
+    assert (found["file"], int(found["line"]), found["key"]) == (str(path), line, key)
+    assert told in found["told"]
+    assert contents(tmp_path) == before
+
+
+def test_all_faults_are_told_at_once(tmp_path):
+    path = tmp_path / "plan.yaml"
+    path.write_text("settings: {epochs: x}\nsedes: [1]\nmeasure: {round: 2}\n")
+    with pytest.raises(ValueError, match="sedes") as refused:
+        read_plan(path)
+    assert len(str(refused.value).splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    "content", [b": :", b"[" * 5000, b"a: \xff\x00", b"", b"--- a\n--- b", b"3", b"a: !!set {b}"], ids=range(7)
+)
+def test_what_is_no_plan_is_refused_in_a_line(tmp_path, content):
+    path = tmp_path / "plan.yaml"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=re.escape(str(path))) as refused:
+        read_plan(path)
+    assert len(str(refused.value).splitlines()) == 1
+
+
+def test_what_yaml_allows_is_read(tmp_path):
+    path = tmp_path / "plan.yaml"
+    path.write_text(
+        "title: 2024-01-01\ndata: &d somewhere\nvariants:\n  self: &own {settings: {text_lr: 1e-4, compile: 'no'}}\n"
+        "  late: {<<: *own, base: self}\n  sparse:\n  '1': {settings: {model: {design: cross}}}\nseeds: ['3']\n"
+    )
+    plan = read_plan(path)
+    configs = {cell.variant: cell.config for cell in cells_of(plan, Path("study"))}
+    assert plan.seeds == [3]
+    assert (plan.title, configs["late"].text_lr, configs["late"].init) == ("2024-01-01", 1e-4, "study/cells/self-3")
+    assert configs["1"].model.design == "cross"
+    assert configs["sparse"].text_lr == RunConfig().text_lr
+
+
+@pytest.mark.parametrize("name", list(ready_plans()))
+def test_a_plan_in_a_studys_folder_is_the_plan(tmp_path, name):
+    plan = replace(read_plan(name), data="data")
+    (tmp_path / "plan.yaml").write_text(plan_text(plan))
+    assert read_plan(tmp_path / "plan.yaml") == plan
+
+
+# --- any plan ----------------------------------------------------------------------------------------------------------
+
+
+def leaves(kind: type, prefix: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    """The settings of a dataclass, by their keys."""
+    found = []
+    for each in fields(kind):
+        value = getattr(kind(), each.name)
+        key = (*prefix, each.name)
+        found += leaves(type(value), key) if is_dataclass(value) else [key]
+    return found
+
+
+SETTINGS = leaves(RunConfig)
+OWN = {"data", "out", "seed", "init", "layout", "group", "identity", "profile", "compile"}
+#: Values of settings, most of which fit some setting.
+VALUES = st.one_of(
+    st.integers(0, 4), st.sampled_from([0.5, 0.0, 1, 64, "none", "both", "all", "image", "rsum", "loss", "off", "lora"]),
+    st.sampled_from([*DESIGNS, "1e-3", "7", "float32", True, False, None, [], ["x"], {}, -1, 2.5, "yes"]),
+)  # fmt: skip
+
+
+def fitting(key: tuple[str, ...]) -> st.SearchStrategy[Any]:
+    """Values that a setting takes: its default, and others."""
+    usual: Any = RunConfig()
+    for part in key:
+        usual = getattr(usual, part)
+    if isinstance(usual, bool):
+        return st.booleans()
+    if isinstance(usual, int):
+        return st.integers(2, 9)
+    if isinstance(usual, float):
+        return st.sampled_from([0.5, 0.25, 0.125, "1e-3"])
+    return st.just(usual)
+
+
+@st.composite
+def some_settings(draw: Any, wrong: bool) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key in draw(st.lists(st.sampled_from(SETTINGS), max_size=4, unique=True)):
+        if (key[0] in OWN or key[-1] == "design") and not wrong:
+            continue
+        inside = found
+        for part in key[:-1]:
+            inside = inside.setdefault(part, {})
+        inside[key[-1]] = draw(VALUES if wrong else fitting(key))
+    if draw(st.booleans()):
+        found.setdefault("model", {})["design"] = draw(st.sampled_from(DESIGNS))
+    if wrong and draw(st.booleans()):
+        found[draw(st.sampled_from(["epoch", "mdel", "x"]))] = 1
+    return found
+
+
+@st.composite
+def plans(draw: Any) -> dict[str, Any]:
+    """What a plan's YAML holds: often a plan that can be carried out, often not quite."""
+    wrong = draw(st.integers(0, 3)) == 0
+    names = draw(
+        st.lists(st.sampled_from([*DESIGNS, "a", "late-64", "cross_b", "x y"]), min_size=1, max_size=3, unique=True)
+    )
+    variants: Any = {}
+    for name in names:
+        own = {"settings": draw(some_settings(wrong))} if draw(st.booleans()) else {}
+        if draw(st.integers(0, 4)) == 0:
+            own["base"] = draw(st.sampled_from([*names, "gone"]))
+        variants[name] = own
+    found: dict[str, Any] = {"data": "somewhere", "variants": variants}
+    if draw(st.booleans()):
+        found["settings"] = draw(some_settings(wrong))
+    if draw(st.booleans()):
+        found["seeds"] = draw(st.lists(st.integers(-1 if wrong else 0, 3), max_size=3))
+    if wrong:
+        key = draw(st.sampled_from(["variants", "settings", "measure", "budget", "seeds", "sedes", "title", "compare"]))
+        found[key] = draw(st.one_of(VALUES, st.sampled_from([{"a": "self"}, {"same": "seconds"}, {"rounds": 1}])))
+    return found
+
+
+def as_written(plan: dict[str, Any], name: str) -> dict[tuple[str, ...], Any]:
+    """Every setting that the plan gives to a variant, by its key: its own before the plan's."""
+    found: dict[tuple[str, ...], Any] = {}
+
+    def add(values: Any, key: tuple[str, ...]) -> None:
+        for part, value in values.items():
+            if isinstance(value, dict):
+                add(value, (*key, part))
+            else:
+                found[*key, part] = value
+
+    variants = plan.get("variants", {})
+    own = variants[name] if isinstance(variants, dict) else {}
+    for values in (plan.get("settings", {}), (own or {}).get("settings", {})):
+        add(values, ())
+    return found
+
+
+@given(plan=plans(), style=st.booleans())
+@example(plan={"data": "x", "settings": {"model": {"design": "self"}}}, style=False)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_every_plan_is_trained_as_written_or_refused_with_key_and_place(tmp_path, capsys, plan, style):
+    path, out = tmp_path / "plan.yaml", tmp_path / "out"
+    path.write_text(yaml.safe_dump(plan, sort_keys=False, default_flow_style=style))
+    try:
+        read = read_plan(path)
+    except ValueError as error:
+        told = str(error)
+        refused(told, path, plan)
+        capsys.readouterr()
+        assert main(["study", str(path), "--out", str(out)]) == 1
+        assert capsys.readouterr().err.strip() == f"clipvisionalign: error: {told}"
+        assert [each.name for each in tmp_path.iterdir()] == ["plan.yaml"]
+        return
+    cells = cells_of(read, Path("study"))
+    seeds = plan.get("seeds", Plan().seeds)
+    names = list(plan.get("variants", Plan().variants))
+    assert {(cell.variant, cell.seed) for cell in cells} == {(name, seed) for name in names for seed in seeds}
+    for cell in cells:
+        asked, usual = as_written(plan, cell.variant), asdict(RunConfig())
+        words = cell.variant.replace("_", "-").split("-")
+        if cell.variant in DESIGNS:
+            asked.setdefault(("model", "design"), cell.variant)
+        for key in SETTINGS:
+            value, default = asdict(cell.config), usual
+            for part in key:
+                value, default = value[part], default[part]
+            if key in asked:
+                given_as = asked[key]
+                assert value == given_as or str(value) == str(given_as) or float(value) == float(given_as), key
+            elif key[0] not in {"data", "out", "seed", "init", "cache", "trackers"}:
+                assert value == default, key
+        # A name promises its design.
+        assert words[0] not in DESIGNS or cell.config.model.design in words
+        assert cell.config.seed == cell.seed
+
+
+def refused(told: str, path: Path, plan: dict[str, Any]) -> None:
+    """Each line names the file, a line of it, and a key that stands there, or one that a missing one belongs under."""
+    lines = path.read_text().splitlines()
+    for each in told.splitlines():
+        found = LINE.fullmatch(each)
+        assert found is not None, each
+        assert found["file"] == str(path)
+        parts = re.findall(r"[^.\[\]]+", found["key"])
+        there: Any = plan
+        shown = None
+        for part in parts:
+            if isinstance(there, dict) and part in there:
+                there, shown = there[part], part
+            elif isinstance(there, list) and part.isdigit() and int(part) < len(there):
+                there = there[int(part)]
+                shown = (
+                    yaml.safe_dump(there, default_flow_style=True).split("\n")[0]
+                    if not isinstance(there, dict | list)
+                    else None
+                )
+            else:
+                break
+        if shown is not None:
+            assert shown.strip("'\"") in lines[int(found["line"]) - 1], each
