@@ -368,7 +368,7 @@ def test_missing_seeds_and_few_seeds_are_told(report, tmp_path):
         row["seeds"] = [1, 2] if "late" in (row["a"], row["b"]) else [0, 1, 2]
     results["unpaired"] = unpaired({name: variant["seeds"] for name, variant in results["variants"].items()})
     words, page, markdown, _, accuracy = told_everywhere(report, tmp_path)
-    assert "`self` and `late` are compared on the seeds that both have: left out is self, seed 0" in words
+    assert "`self` and `late` are compared on the seeds that both have: left out is `self` seed 0" in words
     assert "one degree of freedom" in words
     assert "self - late: seed 0 of self without a partner, left out" in markdown
     assert "late (2 of 3 seeds)" in accuracy
@@ -388,7 +388,7 @@ def test_one_seed_is_told_as_such_everywhere(report, tmp_path):
     for row in results["differences"]:
         row |= {"seeds": [0], "spread": None}
     words, page, markdown, latex, accuracy = told_everywhere(report, tmp_path)
-    assert "of one seed, its interval of the pictures only" in words
+    assert "of one seed, its interval of the images only" in words
     assert "another seed may give another difference" in words
     for text in (page, markdown, latex):
         assert "another seed may give another difference" in text

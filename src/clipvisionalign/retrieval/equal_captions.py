@@ -42,6 +42,16 @@ class EqualCaptions:
         return {**asdict(self), "cost": self.cost}
 
 
+def equal_captions_told(captions: str, texts: str, images: str, best_rsum: str, cost: str, way_out: str) -> str:
+    """The sentence about them, of counts with their nouns ("2 images") and figures as they are shown, without a full
+    stop. way_out: what makes such images each other's partners."""
+    return (
+        f"{captions} are equal, word by word, to one of another image ({texts} of {images}): no model that scores "
+        f"equal captions alike exceeds rsum {best_rsum}, {cost} below the highest there is; {way_out} makes such "
+        "images each other's partners"
+    )
+
+
 def equal_captions(caption_text: Any, partners: Partners) -> EqualCaptions:
     """Count them, and find the highest rsum that they leave.
 

@@ -231,11 +231,19 @@ def _latency(encode: Callable[[list[Any]], Any], items: Sequence[Any], times: in
 
 
 def combined(rounds: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Several rounds of the same measurement: each number their median, text as in the first; and the rounds' own
-    milliseconds beside it."""
+    """Several rounds of the same measurement: each number their median, text as in the first; and beside it what is
+    compared between variants, of each round: how far one variant's rounds lie apart is its spread."""
     found: dict[str, Any] = _median(list(rounds))
-    found["rounds"] = [{name: each[name]["median"] for name in ("ms_per_caption", "ms_per_picture")} for each in rounds]
+    found["rounds"] = [_of_round(each) for each in rounds]
     return found
+
+
+def _of_round(measured: dict[str, Any]) -> dict[str, Any]:
+    times = ("ms_per_caption", "ms_per_picture", "ms_per_1000_pairs")
+    memory = ("peak_memory_mib", "peak_device_memory_mib")
+    found: dict[str, Any] = {name: measured[name]["median"] for name in times}
+    found["caption_latency_ms"] = measured["caption_latency_ms"]["p50"]
+    return found | {name: measured[name] for name in memory if name in measured}
 
 
 def _median(values: list[Any]) -> Any:

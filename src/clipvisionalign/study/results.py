@@ -152,13 +152,27 @@ def _run(cell: Measured, owners: np.ndarray) -> dict[str, Any]:
 
 
 def length_thirds(captions: Sequence[str]) -> dict[str, Any]:
-    """The data's own thirds of captions by number of words. "inside": (M,) bool by third; "words": from and to."""
+    """The data's own captions in three parts by their number of words, cut between two lengths where that is nearest to
+    a third: captions of one length stand in one part. Two parts, or one ("all"), where there are no three lengths.
+    "inside": (M,) bool by part; "words": from and to.
+
+    >>> length_thirds(["a", "a b", "a b", "a b c", "a b c d"])["words"]
+    {'short': [1, 1], 'middle': [2, 2], 'long': [3, 4]}
+    """
     words = np.array([len(caption.split()) for caption in captions])
-    place = np.argsort(np.argsort(words, kind="stable"), kind="stable") * 3 // len(words)
-    inside = {third: place == number for number, third in enumerate(THIRDS)}
-    inside = {third: rows for third, rows in inside.items() if rows.any()}
-    spans = {third: [int(words[rows].min()), int(words[rows].max())] for third, rows in inside.items()}
-    return {"inside": inside, "words": spans}
+    lengths, counts = np.unique(words, return_counts=True)
+    names = {1: ("all",), 2: (THIRDS[0], THIRDS[2])}.get(len(lengths), THIRDS)
+    shorter = np.concatenate([[0], np.cumsum(counts)])
+    cuts = [0]
+    for part in range(1, len(names)):
+        # Each part that is still to come has one length at least.
+        free = range(cuts[-1] + 1, len(lengths) - len(names) + part + 1)
+        cuts.append(min(free, key=lambda cut: abs(shorter[cut] - len(words) * part / len(names))))
+    spans = {
+        name: [int(lengths[start]), int(lengths[end - 1])]
+        for name, start, end in zip(names, cuts, [*cuts[1:], len(lengths)], strict=True)
+    }
+    return {"inside": {name: (low <= words) & (words <= high) for name, (low, high) in spans.items()}, "words": spans}
 
 
 def _chance(cells: Sequence[Measured]) -> dict[str, float]:

@@ -10,3 +10,22 @@ def significant(value: float, digits: int = 3) -> str:
     ('0.0123', '1,012', '100')
     """
     return ",.0f" if abs(value) >= 10 ** (digits - 1) else f".{digits}g"
+
+
+def decimal(value: float) -> str:
+    """The format of a figure with one decimal: never "-0.0", and more digits for what would else be shown as zero.
+
+    >>> [format(value, decimal(value)) for value in (12.34, -0.04, 0.04, -1e-12)]
+    ['12.3', '-0.04', '0.04', '0.0']
+    """
+    return ".1g" if 1e-6 < abs(value) < 0.05 else "z.1f"
+
+
+def p_value_form(p: float, level: float) -> str:
+    """The format of a p value: two significant digits, or as many as tell on which side of `level` it is.
+
+    >>> format(0.0123, p_value_form(0.0123, 0.05)), format(0.04996, p_value_form(0.04996, 0.05))
+    ('0.012', '0.04996')
+    """
+    forms = (f".{digits}g" for digits in range(2, 17))
+    return next((form for form in forms if (float(format(p, form)) < level) == (p < level)), ".17g")

@@ -1,18 +1,20 @@
 """The summary of a report, in words that its figures carry: every number in a sentence is read from report.json.
 
 A claim holds its text and the figures that it rests on, each with its place in report.json and as it is shown. "No
-difference was shown" is said where that is so.
+difference was shown" is said where that is so, and nothing is compared that was not measured often enough to tell.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
+from clipvisionalign.retrieval.equal_captions import equal_captions_told
+from clipvisionalign.study.costs import COSTS, Cost, differ, ranges_of
 from clipvisionalign.study.primary import primary_of
 from clipvisionalign.study.results import both_ways
-from clipvisionalign.study.significant import significant
+from clipvisionalign.study.significant import decimal, p_value_form
 
 LEVEL = 0.05
 
@@ -41,9 +43,10 @@ class Claim:
         self.figures: list[dict[str, str]] = []
         self.text = ""
 
-    def number(self, path: str, form: str = ".1f", factor: float = 1.0) -> str:
-        """The figure at `path`, formatted."""
+    def number(self, path: str, form: str = "", factor: float = 1.0) -> str:
+        """The figure at `path`, formatted: with one decimal, or as many as it takes to be told from zero."""
         value = at(self.report, path) * factor
+        form = form or decimal(value)
         shown = format(round(value) if form.endswith("d") else value, form)
         self.figures.append({"path": path, "shown": shown, "form": form, "factor": str(factor)})
         return shown
@@ -54,15 +57,31 @@ class Claim:
         self.figures.append({"path": path, "shown": shown, "form": "count", "factor": "1"})
         return shown
 
-    def interval(self, path: str, form: str = ".1f") -> str:
-        """Value and 95% interval of an estimate, where it has one."""
+    def of(self, path: str, noun: str) -> str:
+        """The whole number at `path`, or how many entries the list there has, with its noun: "1 image", "2 images"."""
+        found = at(self.report, path)
+        shown = self.count(path) if isinstance(found, list) else self.number(path, ",d")
+        return f"{shown} {noun if shown == '1' else plural(noun)}"
+
+    def interval(self, path: str, sign: float = 1.0) -> str:
+        """Value and 95% interval of an estimate, where it has one; with its sign changed where `sign` is -1."""
         if at(self.report, path)["low"] is None:
-            return f"{self.number(f'{path}/value', form)} (no interval)"
-        value, low, high = (self.number(f"{path}/{part}", form) for part in ("value", "low", "high"))
+            return f"{self.number(f'{path}/value', factor=sign)} (no interval)"
+        low, high = ("low", "high") if sign > 0 else ("high", "low")
+        value, low, high = (self.number(f"{path}/{part}", factor=sign) for part in ("value", low, high))
         return f"{value} [{low}, {high}]"
+
+    def p(self, path: str) -> str:
+        """A p value, with as many digits as tell on which side of the level it is."""
+        return self.number(path, p_value_form(at(self.report, path), LEVEL))
 
     def to_dict(self) -> dict[str, Any]:
         return {"about": self.about, "text": self.text, "figures": self.figures}
+
+
+def plural(noun: str) -> str:
+    """More than one of it."""
+    return f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
 
 
 def claims_of(report: dict[str, Any]) -> list[dict[str, Any]]:
@@ -85,27 +104,41 @@ def claims_of(report: dict[str, Any]) -> list[dict[str, Any]]:
     return [claim.to_dict() for claim in found]
 
 
+# --- what was found --------------------------------------------------------------------------------------------------
+
+
 def _named(report: dict[str, Any]) -> list[Claim]:
     """The comparison that the study was made for."""
-    named = primary_of(report)
-    if named is None:
+    named, asked = primary_of(report), report["plan"].get("compare") or {}
+    if named is None and not asked.get("a"):
         return []
+    claim = Claim(report, "accuracy")
+    a, b, figure = (
+        (asked["a"], asked["b"], asked["figure"]) if named is None else (named[1][k] for k in ("a", "b", "figure"))
+    )
+    passes = ", equal passes" if asked.get("passes") == "equal" else ""
+    what = f"Named beforehand ({both_ways(figure)}, {_code(a)} against {_code(b)}{passes})"
+    if named is None:
+        missing = [name for name in (a, b) if name not in report["results"]["variants"]]
+        has = "has" if len(missing) == 1 else "have"
+        why = f"{_listed(missing)} {has} no result" if missing else "they have no seed in common"
+        claim.text = f"{what}: not compared, as {why}."
+        return [claim]
     place, row = named
     path = f"results/differences/{place}"
-    claim = Claim(report, "accuracy")
     more, _, sign = _ordered(row)
-    figure = both_ways(row["figure"])
-    passes = ", equal passes" if report["plan"]["compare"]["passes"] == "equal" else ""
-    asked = f"Named beforehand ({figure}, {_code(row['a'])} against {_code(row['b'])}{passes})"
+    of = f"over {claim.count(f'{path}/seeds')} seeds" if len(row.get("seeds", [])) > 1 else "with one seed"
     if row["p"] is None:
-        claim.text = f"{asked}: {_code(more)} is ahead by {_gap(claim, path, sign)}, not tested: too few pictures."
-        return [claim]
-    verdict = "the difference is shown" if row["shown"] else "no difference is shown"
-    of = f"over {claim.count(f'{path}/seeds')} seeds" if len(row["seeds"]) > 1 else "with one seed"
-    claim.text = (
-        f"{asked}: {_code(more)} is ahead by {_gap(claim, path, sign)} {of}, p = {claim.number(f'{path}/p', '.2g')}, "
-        f"tested alone: {verdict}."
-    )
+        claim.text = f"{what}: not tested, as there are too few images; {_lead(claim, path, row)} {of}."
+    elif row["shown"]:
+        claim.text = (
+            f"{what}: {_code(more)} is ahead by {claim.interval(path, sign)} {of}, p = {claim.p(f'{path}/p')}, "
+            "tested alone: the difference is shown."
+        )
+    else:
+        claim.text = (
+            f"{what}: no difference is shown; {_lead(claim, path, row)} {of}, p = {claim.p(f'{path}/p')}, tested alone."
+        )
     return [claim]
 
 
@@ -115,10 +148,9 @@ def _search(report: dict[str, Any]) -> list[Claim]:
         return []
     claim = Claim(report, "search")
     claim.text = (
-        f"A search of {claim.number('search/gallery', ',d')} pictures that were never trained on, for two things at a "
-        f"time: {claim.number('search/share')} % of the first {claim.number('search/first', 'd')} answers, or of as "
-        f"many as there are, hold both; by chance {claim.number('search/chance')} % "
-        f"({claim.number('search/queries', 'd')} queries)."
+        f"A search of {claim.of('search/gallery', 'image')} that were never trained on, for two things at a time: "
+        f"{claim.number('search/share')} % of the first {claim.of('search/first', 'answer')}, or of as many as there "
+        f"are, hold both; by chance {claim.number('search/chance')} % ({claim.of('search/queries', 'query')})."
     )
     return [claim]
 
@@ -127,63 +159,79 @@ def _found_most(report: dict[str, Any]) -> list[Claim]:
     variants = report["results"]["variants"]
     if not variants:
         return []
-    best = max(variants, key=lambda name: variants[name]["figures"]["rsum"]["value"])
+    rsum = {name: found["figures"]["rsum"]["value"] for name, found in variants.items()}
+    best = [name for name, value in rsum.items() if abs(value - max(rsum.values())) < SAME]
     claim = Claim(report, "accuracy")
-    figures = f"results/variants/{best}/figures"
-    over = "of one seed, its interval of the pictures only"
-    if len(variants[best]["seeds"]) > 1:
-        over = f"mean of {claim.count(f'results/variants/{best}/seeds')} seeds"
-        if len(variants[best]["seeds"]) < len(report["plan"]["seeds"]):
-            over += f" out of {claim.count('plan/seeds')}"
-    images, captions = (claim.number(f"results/gallery/{kind}", ",d") for kind in ("images", "captions"))
+    path = f"results/variants/{best[0]}"
+    about = []
+    if report["results"].get("chance"):
+        about.append(f"chance {claim.number('results/chance/rsum')}")
+    seeds = {len(variants[name]["seeds"]) for name in best}
+    if seeds == {1}:
+        about.append("of one seed, its interval of the images only")
+    elif len(seeds) == 1:
+        of = (
+            f" out of {claim.count('plan/seeds')}"
+            if len(variants[best[0]]["seeds"]) < len(report["plan"]["seeds"])
+            else ""
+        )
+        about.append(f"mean of {claim.count(f'{path}/seeds')} seeds{of}")
+    images, captions = (claim.of(f"results/gallery/{kind}s", kind) for kind in ("image", "caption"))
+    told = f"({', '.join([*about, f'on {images} and {captions}'])})"
+    if len(best) > 1:
+        whose = "All variants" if len(best) == len(variants) else _listed(best)
+        height = "the same rsum" if len(best) == len(variants) else "the same rsum, the highest"
+        claim.text = f"{whose} have {height}, {claim.number(f'{path}/figures/rsum/value')} {told}."
+        return [claim]
 
-    def by_chance(name: str) -> str:
-        return f" (chance {claim.number(f'results/chance/{name}')})" if report["results"].get("chance") else ""
+    def recall(name: str) -> str:
+        chance = f" (chance {claim.number(f'results/chance/{name}')})" if report["results"].get("chance") else ""
+        return f"{both_ways(name)} {claim.number(f'{path}/figures/{name}/value')} %{chance}"
 
-    recalls = ", ".join(
-        f"{both_ways(name)} {claim.number(f'{figures}/{name}/value')} %{by_chance(name)}"
-        for name in ("image_to_text recall_at_1", "text_to_image recall_at_1")
-    )
-    claim.text = (
-        f"{_code(best)} has the highest rsum, {claim.interval(f'{figures}/rsum')}{by_chance('rsum')} ({over}, on "
-        f"{images} pictures and {captions} captions): {recalls}."
-    )
+    recalls = ", ".join(recall(name) for name in ("image_to_text recall_at_1", "text_to_image recall_at_1"))
+    has = "has the highest rsum" if len(variants) > 1 else "has an rsum of"
+    comma = "," if len(variants) > 1 else ""
+    claim.text = f"{_code(best[0])} {has}{comma} {claim.interval(f'{path}/figures/rsum')} {told}: {recalls}."
     return [claim]
+
+
+#: Figures that are nearer to each other than this are equal: what is between them is rounding.
+SAME = 1e-6
 
 
 def _differences(report: dict[str, Any]) -> list[Claim]:
     rows = report["results"]["differences"]
+    of_rsum = [place for place, row in enumerate(rows) if row["figure"] == "rsum"]
     # The one that was named beforehand has a sentence of its own.
-    places = [place for place, row in enumerate(rows) if row["figure"] == "rsum" and not row.get("primary")]
+    places = [place for place in of_rsum if not rows[place].get("primary")]
     shown = [place for place in places if rows[place]["shown"]]
     found = []
     for place in sorted(shown, key=lambda place: -abs(rows[place]["value"])):
         claim = Claim(report, "accuracy")
         more, less, sign = _ordered(rows[place])
         claim.text = (
-            f"{_code(more)} finds more than {_code(less)}: {_gap(claim, f'results/differences/{place}', sign)} in rsum "
-            f"(p = {claim.number(f'results/differences/{place}/p_holm', '.2g')} after Holm's correction)."
+            f"{_code(more)} finds more than {_code(less)}: {claim.interval(f'results/differences/{place}', sign)} in "
+            f"rsum (p = {claim.p(f'results/differences/{place}/p_holm')} after Holm's correction)."
         )
         found.append(claim)
     rest = [place for place in places if rows[place]["p"] is not None and place not in shown]
     if rest:
         claim = Claim(report, "accuracy")
         largest = max(rest, key=lambda place: abs(rows[place]["value"]))
-        more, less, sign = _ordered(rows[largest])
-        many = "No difference in rsum between the variants was shown" if not shown else "No other difference was shown"
+        path = f"results/differences/{largest}"
+        other = "other " if any(rows[place]["shown"] for place in of_rsum) else ""
+        which = "" if len(rest) == 1 else "the largest, "
         claim.text = (
-            f"{many}: the largest, {_code(more)} over {_code(less)}, is "
-            f"{_gap(claim, f'results/differences/{largest}', sign)} "
-            f"(p = {claim.number(f'results/differences/{largest}/p_holm', '.2g')})."
+            f"No {other}difference in rsum was shown: {which}{_lead(claim, path, rows[largest])} "
+            f"(p = {claim.p(f'{path}/p_holm')} after Holm's correction)."
         )
         found.append(claim)
     for place in places:
         if rows[place]["p"] is None:
             claim = Claim(report, "accuracy")
-            more, less, sign = _ordered(rows[place])
             claim.text = (
-                f"{_code(more)} over {_code(less)}: {_gap(claim, f'results/differences/{place}', sign)} in rsum, not "
-                "tested: the gallery has too few pictures to tell it from chance."
+                f"{_lead(claim, f'results/differences/{place}', rows[place], at_start=True)} in rsum, not tested: the "
+                "gallery has too few images to tell it from chance."
             )
             found.append(claim)
     return found + _seeds(report)
@@ -192,15 +240,18 @@ def _differences(report: dict[str, Any]) -> list[Claim]:
 def _seeds(report: dict[str, Any]) -> list[Claim]:
     """What the number of seeds does to the comparisons, and which seeds were compared with none."""
     results = report["results"]
-    paired = [row["seeds"] for row in results["differences"] if row["figure"] == "rsum" and "seeds" in row]
+    rows = [row for row in results["differences"] if row["figure"] == "rsum" and row["p"] is not None]
+    paired = [row["seeds"] for row in rows if "seeds" in row]
+    ones = sum(len(seeds) == 1 for seeds in paired)
     found = []
-    if any(len(seeds) == 1 for seeds in paired):
+    if ones:
         claim = Claim(report, "accuracy")
-        which = "The" if all(len(seeds) == 1 for seeds in paired) else "Some"
-        claim.text = (
-            f"{which} differences are of one seed, their intervals and p of the pictures only: another seed may give "
-            "another difference."
+        which = (
+            "The difference is" if len(paired) == 1 else "One difference is" if ones == 1 else "Some differences are"
         )
+        which = "The differences are" if ones == len(paired) > 1 else which
+        whose = "its interval" if which.endswith("is") else "their intervals"
+        claim.text = f"{which} of one seed, {whose} and p of the images only: another seed may give another difference."
         found.append(claim)
     if any(len(seeds) == 2 for seeds in paired):
         claim = Claim(report, "accuracy")
@@ -211,7 +262,7 @@ def _seeds(report: dict[str, Any]) -> list[Claim]:
         found.append(claim)
     for left in results.get("unpaired", []):
         claim = Claim(report, "accuracy")
-        told = _listed([f"{left[one]}, seed {seed}" for one in ("a", "b") for seed in left[f"only_{one}"]])
+        told = _listed([f"{_code(left[one])} seed {seed}" for one in ("a", "b") for seed in left[f"only_{one}"]])
         pair = f"{_code(left['a'])} and {_code(left['b'])}"
         if left["paired"]:
             claim.text = f"{pair} are compared on the seeds that both have: left out is {told}."
@@ -225,13 +276,12 @@ def _ordered(row: dict[str, Any]) -> tuple[str, str, float]:
     return (row["a"], row["b"], 1.0) if row["value"] >= 0 else (row["b"], row["a"], -1.0)
 
 
-def _gap(claim: Claim, path: str, sign: float) -> str:
-    """A difference as a gain of the better one."""
-    if at(claim.report, path)["low"] is None:
-        return f"{claim.number(f'{path}/value', '.1f', sign)} (no interval)"
-    low, high = ("low", "high") if sign > 0 else ("high", "low")
-    value, low, high = (claim.number(f"{path}/{part}", ".1f", sign) for part in ("value", low, high))
-    return f"{value} [{low}, {high}]"
+def _lead(claim: Claim, path: str, row: dict[str, Any], at_start: bool = False) -> str:
+    """By how much the one of two is over the other; none is where they are equal."""
+    more, less, sign = _ordered(row)
+    if abs(row["value"]) < SAME:
+        return f"{'Between' if at_start else 'between'} {_code(more)} and {_code(less)} it is {claim.interval(path)}"
+    return f"{_code(more)} over {_code(less)} by {claim.interval(path, sign)}"
 
 
 def _gains(report: dict[str, Any]) -> list[Claim]:
@@ -240,101 +290,134 @@ def _gains(report: dict[str, Any]) -> list[Claim]:
         if "gain" not in variant:
             continue
         claim = Claim(report, "accuracy")
-        gain = variant["gain"]
-        told = "was not shown to gain:"
-        if gain["low"] is not None:
-            told = "gains" if gain["low"] > 0 else "loses" if gain["high"] < 0 else told
-        claim.text = (
-            f"Re-ranking by {_code(name)} {told} {claim.interval(f'results/variants/{name}/gain')} in rsum over its "
-            "own dual encoder."
-        )
+        path, gain = f"results/variants/{name}/gain", variant["gain"]
+        if gain["low"] is None:
+            told = f"was not tested, as there are too few images: {claim.interval(path)}"
+        elif gain["low"] > 0:
+            told = f"gains {claim.interval(path)}"
+        elif gain["high"] < 0:
+            told = f"loses {claim.interval(path, -1.0)}"
+        else:
+            told = f"was not shown to gain: {claim.interval(path)}"
+        claim.text = f"Re-ranking by {_code(name)} {told} in rsum over its own dual encoder."
         found.append(claim)
     return found
 
 
 def _lengths(report: dict[str, Any]) -> list[Claim]:
-    results = report["results"]
-    rows = results["by_length_differences"]
-    if not rows:
+    rows = report["results"]["by_length_differences"]
+    words = report["results"]["lengths"]["words"]
+    if not rows or len(words) < 2:
         return []
-    shown = [place for place, row in enumerate(rows) if row["shown"]]
     found = []
-    for place in shown:
-        row = rows[place]
-        claim = Claim(report, "length")
-        more, less, sign = _ordered(row)
-        span = _span(claim, row["third"])
-        claim.text = (
-            f"By {row['third']} captions ({span}) {_code(more)} finds more pictures than {_code(less)}: "
-            f"{_gap(claim, f'results/by_length_differences/{place}', sign)} points of R@5."
-        )
-        found.append(claim)
-    if not shown:
-        claim = Claim(report, "length")
-        spans = ", ".join(f"{third} ({_span(claim, third)})" for third in results["lengths"]["words"])
-        if all(row["p"] is None for row in rows):
-            claim.text = f"Differences by length were not tested, for too few pictures: {spans}."
-        else:
-            claim.text = f"In no third of the captions by length was a difference in R@5 shown: {spans}."
-        found.append(claim)
+    for place, row in enumerate(rows):
+        if row["shown"]:
+            claim = Claim(report, "length")
+            more, less, sign = _ordered(row)
+            claim.text = (
+                f"By {row['third']} captions ({_span(claim, row['third'])}) {_code(more)} finds more images than "
+                f"{_code(less)}: {claim.interval(f'results/by_length_differences/{place}', sign)} points of R@5."
+            )
+            found.append(claim)
+    shown = {row["third"] for row in rows if row["shown"]}
+    tested = {row["third"] for row in rows if row["p"] is not None}
+    for parts, told in (
+        (tested - shown, "no difference in R@5 was shown"),
+        (set(words) - tested, "differences were not tested, for too few images"),
+    ):
+        if parts:
+            claim = Claim(report, "length")
+            spans = [f"{third} ({_span(claim, third)})" for third in words if third in parts]
+            claim.text = f"By {_joined(spans)} captions {told}."
+            found.append(claim)
     return found
 
 
 def _span(claim: Claim, third: str) -> str:
-    low, high = (claim.number(f"results/lengths/words/{third}/{end}", "d") for end in (0, 1))
-    return f"{low} to {high} words"
+    path = f"results/lengths/words/{third}"
+    low, high = at(claim.report, path)
+    if low == high:
+        return claim.of(f"{path}/0", "word")
+    return f"{claim.number(f'{path}/0', 'd')} to {claim.of(f'{path}/1', 'word')}"
 
 
 def _composition(report: dict[str, Any]) -> list[Claim]:
     found = []
     for name, rows in report["results"]["composition"].items():
-        controls = {row["kind"]: place for place, row in enumerate(report["text_only"].get(name, []))}
         for kind in dict.fromkeys(row["kind"] for row in rows):
-            places = [place for place, row in enumerate(rows) if row["kind"] == kind]
             claim = Claim(report, "composition")
-            path = f"results/composition/{name}"
-            above = [p for p in places if _below_level(rows[p]) and rows[p]["value"] > 50]
-            best = max(places, key=lambda place: rows[place]["value"])
-            if above:
-                told = f"{_listed([rows[p]['variant'] for p in above])} told true from twin above chance"
-            elif all(rows[p]["p_holm"] is None for p in places):
-                told = "not tested, for too few pairs"
-            else:
-                told = "no variant was shown to tell true from twin above chance"
+            places = [place for place, row in enumerate(rows) if row["kind"] == kind]
             what = KINDS.get(kind, kind.capitalize()) + ("" if name == "this data" else f" ({name})")
-            text = f"{what}: {told}; the best, {_code(rows[best]['variant'])}, "
-            text += f"{claim.interval(f'{path}/{best}')} %"
-            if kind in controls:
-                words = f"text_only/{name}/{controls[kind]}"
-                text += f". A language model that sees no picture: {claim.interval(words)} %"
-                if above and (at(report, words)["low"] or 0) > 50:
-                    text += ", so that the words alone give part of it away"
-            claim.text = f"{text}."
+            claim.text = f"{what}: {_twins(claim, name, kind, places)}."
             found.append(claim)
     return found
 
 
+def _twins(claim: Claim, name: str, kind: str, places: list[int]) -> str:
+    """Which variants tell true from twin, and the best of them; then whether words alone do."""
+    path = f"results/composition/{name}"
+    rows = at(claim.report, path)
+    if all(rows[place]["p_holm"] is None for place in places):
+        return f"not tested, as there are too few pairs ({claim.of(f'{path}/{places[0]}/pairs', 'pair')})"
+    above = [place for place in places if _below_level(rows[place]) and rows[place]["value"] > 50]
+    most = max(rows[place]["value"] for place in places)
+    best = [place for place in places if abs(rows[place]["value"] - most) < SAME]
+    if len(places) == 1:
+        who, best_of_all = f"{_code(rows[best[0]]['variant'])} {'told' if above else 'was not shown to tell'}", ""
+    else:
+        who = _listed([rows[p]["variant"] for p in above]) + " told" if above else "no variant was shown to tell"
+        alike = len(best) == len(places)
+        best_of_all = f"; the best, {'all alike' if alike else _listed([rows[p]['variant'] for p in best])}"
+    figure = claim.interval(f"{path}/{best[0]}") if len(best) == 1 else claim.number(f"{path}/{best[0]}/value")
+    told = f"{who} true from twin above chance{best_of_all}{',' if best_of_all else ':'} {figure} %"
+    controls = {row["kind"]: place for place, row in enumerate(claim.report["text_only"].get(name, []))}
+    if kind not in controls:
+        return told
+    words = f"text_only/{name}/{controls[kind]}"
+    told += f". A language model that sees no image: {claim.interval(words)} %"
+    if above and (at(claim.report, words)["low"] or 0) > 50:
+        told += ", so that the words alone give part of it away"
+    return told
+
+
+# --- what it costs ---------------------------------------------------------------------------------------------------
+
+
 def _costs(report: dict[str, Any]) -> list[Claim]:
-    cost = report["cost"]
-    if len(cost) < 2:
-        return []
-    kinds: list[tuple[str, str, Callable[[dict[str, Any]], float]]] = [
-        ("Encoding a caption", "ms_per_caption/median", lambda each: each["ms_per_caption"]["median"]),
-        ("Scoring 1,000 pairs", "ms_per_1000_pairs/median", lambda each: each["ms_per_1000_pairs"]["median"]),
-    ]
+    """Time, memory and storage of the variants, compared where they were measured often enough to tell."""
     found = []
-    for what, path, value in kinds:
-        claim = Claim(report, "cost")
-        low, high = min(cost, key=lambda name: value(cost[name])), max(cost, key=lambda name: value(cost[name]))
-        cheap, dear = (claim.number(f"cost/{name}/{path}", significant(value(cost[name]))) for name in (low, high))
-        claim.text = f"{what} takes {cheap} ms with {_code(low)} and {dear} ms with {_code(high)}."
-        found.append(claim)
-    claim = Claim(report, "cost")
-    stored = {name: each["bytes_per_picture"] for name, each in cost.items()}
-    low, high = min(stored, key=stored.__getitem__), max(stored, key=stored.__getitem__)
-    small, large = (claim.number(f"cost/{name}/bytes_per_picture", ",.0f") for name in (low, high))
-    claim.text = f"To score pairs later, {_code(low)} stores {small} bytes a picture and {_code(high)} {large}."
-    return [*found, claim]
+    for cost in COSTS:
+        names = [name for name, each in report["cost"].items() if cost.value(each) is not None]
+        if names and cost.told:
+            claim = Claim(report, "cost")
+            claim.text = _cost(claim, cost, names)
+            found.append(claim)
+    return found
+
+
+def _cost(claim: Claim, cost: Cost, names: Sequence[str]) -> str:
+    costs = claim.report["cost"]
+    values = {name: cost.value(costs[name]) for name in names}
+    low, high = min(values, key=values.__getitem__), max(values, key=values.__getitem__)
+
+    def number(name: str) -> str:
+        return claim.number(f"cost/{name}/{cost.path}", cost.form(values[name]))
+
+    if len(names) == 1:
+        return f"{cost.told} {number(low)} {cost.unit} with {_code(low)}."
+    if values[low] == values[high]:
+        return f"{cost.told} {number(low)} {cost.unit} with every variant."
+    ranges = None if cost.exact else ranges_of(costs, names, cost)
+    if cost.exact or (ranges and differ(ranges[low], ranges[high])):
+        ends = [(number(end), [name for name in names if values[name] == values[end]]) for end in (low, high)]
+        return f"{cost.told} {' and '.join(f'{shown} {cost.unit} with {_listed(whose)}' for shown, whose in ends)}."
+    span = f"{cost.told} {number(low)} to {number(high)} {cost.unit}"
+    if ranges is None:
+        return f"{span}: the spread of one variant was not measured, so that none is shown to take less."
+    return f"{span}: the variants differ by no more than one variant does from process to process."
+
+
+# --- whether to believe it -------------------------------------------------------------------------------------------
 
 
 def _equal_captions(report: dict[str, Any]) -> list[Claim]:
@@ -344,13 +427,9 @@ def _equal_captions(report: dict[str, Any]) -> list[Claim]:
         return []
     claim = Claim(report, "belief")
     path = "data/equal_captions"
-    captions, texts, images = (claim.number(f"{path}/{kind}", ",d") for kind in ("captions", "texts", "images"))
-    claim.text = (
-        f"{captions} captions are equal, word by word, to one of another picture ({texts} texts of {images} pictures): "
-        f"no model that scores equal captions alike exceeds rsum {claim.number(f'{path}/best_rsum')}, "
-        f"{claim.number(f'{path}/cost')} below the highest there is; `identity: caption` in the plan makes such "
-        "pictures each other's partners."
-    )
+    captions, texts, images = (claim.of(f"{path}/{noun}s", noun) for noun in ("caption", "text", "image"))
+    best, cost = claim.number(f"{path}/best_rsum"), claim.number(f"{path}/cost")
+    claim.text = f"{equal_captions_told(captions, texts, images, best, cost, '`identity: caption` in the plan')}."
     return [claim]
 
 
@@ -362,13 +441,13 @@ def _cut_captions(report: dict[str, Any]) -> list[Claim]:
             continue
         claim = Claim(report, "belief")
         path = f"cut_captions/{name}"
-        limit = claim.number(f"{path}/max_tokens", "d")
+        limit = claim.of(f"{path}/max_tokens", "token")
         told = ", ".join(
             f"{claim.number(f'{path}/splits/{split}/cut', ',d')} of the {split} split "
-            f"({claim.number(f'{path}/splits/{split}/share', '.1f', 100.0)} %)"
+            f"({claim.number(f'{path}/splits/{split}/share', factor=100.0)} %)"
             for split in cut
         )
-        claim.text = f"{_code(name)} reads the first {limit} tokens of a caption; longer ones, which are cut: {told}."
+        claim.text = f"{_code(name)} reads the first {limit} of a caption; longer ones, which are cut: {told}."
         found.append(claim)
     return found
 
@@ -376,12 +455,16 @@ def _cut_captions(report: dict[str, Any]) -> list[Claim]:
 def _believed(report: dict[str, Any]) -> list[Claim]:
     claim = Claim(report, "belief")
     refused, failed = report["results"]["refused"], report["failed"]
-    said = ["Every run in the results passed its audit."]
+    variants = report["results"]["variants"]
+    runs = sum(len(variant["runs"]) for variant in variants.values())
+    said = ["No run has a result." if not runs else "The one run in the results passed its audit."]
+    if runs > 1:
+        said = ["Every run in the results passed its audit."]
     if refused:
         said.append(f"Refused, as the audit failed: {_listed([_run(row) for row in refused])}.")
     if failed:
         said.append(f"Failed, and in no figure: {_listed([_run(row) for row in failed])}.")
-    if any(len(variant["seeds"]) == 1 for variant in report["results"]["variants"].values()):
+    if any(len(variant["seeds"]) == 1 for variant in variants.values()):
         said.append("A variant of one seed tells nothing of what another seed would have given.")
     claim.text = " ".join(said)
     return [claim]
@@ -393,19 +476,23 @@ def _below_level(row: dict[str, Any]) -> bool:
 
 
 def _run(row: dict[str, Any]) -> str:
-    return f"{row['variant']}, seed {row['seed']}"
+    return f"{_code(row['variant'])} seed {row['seed']}"
 
 
 def _code(name: str) -> str:
     return f"`{name}`"
 
 
-def _listed(names: list[str]) -> str:
-    names = [name if ", seed" in name else _code(name) for name in names]
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+def _listed(names: Sequence[str]) -> str:
+    """Names of variants, or of runs, as a list in words."""
+    return _joined([name if "`" in name else _code(name) for name in names])
+
+
+def _joined(parts: Sequence[str]) -> str:
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
 
 
 def numbers_in(text: str) -> list[str]:
     """Every number that a sentence shows, names such as `late-2` and R@1 left out."""
     bare = re.sub(r"`[^`]*`|R@\d+|seed \d+|1,000 pairs", " ", text)
-    return re.findall(r"-?\d[\d,]*(?:\.\d+)?(?:e-?\d+)?", bare)
+    return re.findall(r"-?\d+(?:,\d{3})*(?:\.\d+)?(?:e-?\d+)?", bare)

@@ -1,0 +1,211 @@
+"""The sentences of a report: each says what its figures carry, with none, one, two and many of what it speaks of."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from made_reports import cost_round, made_report
+
+from clipvisionalign.study.results import length_thirds
+from clipvisionalign.study.words import LEVEL, at, claims_of, numbers_in
+
+few = settings(
+    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow],
+    # Not made smaller: each example is a report, and names itself.
+    phases=[Phase.explicit, Phase.generate],
+)  # fmt: skip
+
+
+def sentences(report: dict[str, Any], about: str = "") -> list[str]:
+    """The summary of a report, every number of it traced to its figure."""
+    found = claims_of(report)
+    for claim in found:
+        shown = []
+        for figure in claim["figures"]:
+            value = at(report, figure["path"])
+            if figure["form"] == "count":
+                assert figure["shown"] == str(len(value))
+            else:
+                value *= float(figure["factor"])
+                assert figure["shown"] == format(
+                    round(value) if figure["form"].endswith("d") else value, figure["form"]
+                )
+            shown.append(figure["shown"])
+        assert sorted(numbers_in(claim["text"])) == sorted(shown), claim["text"]
+    return [claim["text"] for claim in found if about in ("", claim["about"])]
+
+
+def starting(report: dict[str, Any], *words: str) -> list[str]:
+    return [text for text in sentences(report) if text.startswith(words)]
+
+
+@few
+@given(
+    skills=st.lists(st.sampled_from([0.0, 0.3, 0.31, 0.9, 1.0]), min_size=1, max_size=4), seeds=st.integers(1, 3),
+    images=st.sampled_from([1, 2, 5, 6, 7, 40]), lengths=st.sampled_from([(4, 9), (5,), (3, 3), (3, 6, 6, 9, 12)]),
+    alike=st.booleans(), gone=st.integers(0, 3), pairs=st.sampled_from([None, {"count": 1}, {"count": 2, "relation": 30}]),
+    rounds=st.integers(0, 3), compared=st.booleans(),
+)  # fmt: skip
+def test_no_sentence_says_more_than_its_figures(skills, seeds, images, lengths, alike, gone, pairs, rounds, compared):
+    """Whatever a study has had for a result."""
+    names = ["self", "late", "cross", "sparse"][: len(skills)]
+    cells = [(name, seed) for name in names for seed in range(seeds)]
+    report = made_report(
+        dict(zip(names, skills, strict=True)), range(seeds), images, lengths, alike=alike, pairs=pairs,
+        missing=cells[:gone][: len(cells) - 1], costs={name: [cost_round()] * rounds for name in names} if rounds else None,
+    )  # fmt: skip
+    if compared and len(names) > 1:
+        report["plan"]["compare"] |= {"a": names[0], "b": names[1]}
+    results, told = report["results"], sentences(report)
+    for text in told:
+        assert not re.search(r"(?<![\w.])1 (?!Relation)\w+s\b(?<!is)|-0\.0\b|\[100\.0, 100\.0\]|\bNone\b", text), text
+        for name in names:
+            # No variant beside itself.
+            assert len(re.findall(rf"(?:with|over|between|and) `{name}`", text)) < 2 or "seed" in text, text
+        for p in re.findall(r"p = ([\d.e-]+)", text):
+            assert (float(p) < LEVEL) == ("finds more" in text or ("is shown" in text and "no difference" not in text))
+    of_rsum = [row for row in results["differences"] if row["figure"] == "rsum"]
+    assert any("No" in text and "difference in rsum was shown" in text for text in told) == any(
+        row["p"] is not None and not row["shown"] for row in of_rsum
+    )
+    assert sum("finds more than" in text for text in told) == sum(row["shown"] for row in of_rsum)
+    if images < 6:
+        assert not any("finds more" in text or "p = " in text for text in told)
+    best = [name for name, found in results["variants"].items()
+            if found["figures"]["rsum"]["value"] == max(v["figures"]["rsum"]["value"] for v in results["variants"].values())]  # fmt: skip
+    highest = [text for text in told if "the highest" in text and "rsum" in text and "below" not in text]
+    assert all(f"`{name}`" in text for text in highest for name in best)
+    assert bool(highest) == (len(best) < len(results["variants"]))
+
+
+@pytest.mark.parametrize("variants", [0, 1, 2, 4])
+def test_what_is_told_of_no_variant_one_two_and_many(variants):
+    names = ["self", "late", "cross", "sparse"][: max(variants, 1)]
+    refused = [(name, seed) for name in names for seed in (0, 1)] if not variants else []
+    told = sentences(made_report(dict.fromkeys(names, 0.4), refused=refused, alike=True))
+    first = {
+        0: "No run has a result. Refused, as the audit failed: `self` seed 0 and `self` seed 1.",
+        1: "`self` has an rsum of",
+        2: "All variants have the same rsum,",
+        4: "All variants have the same rsum,",
+    }
+    assert told[0].startswith(first[variants])
+    assert any("between `self` and `late` it is 0.0" in text for text in told) == (variants > 1)
+
+
+def test_every_run_passed_only_where_there_is_one():
+    whole = made_report(seeds=[0])
+    assert starting(whole, "Every run in the results passed its audit.")
+    one = made_report({"self": 0.4}, [0])
+    assert starting(one, "The one run in the results passed its audit.")
+    none = made_report({"self": 0.4}, [0], refused=[("self", 0)])
+    assert starting(none, "No run has a result.")
+    assert not any("passed" in text for text in sentences(none))
+
+
+@pytest.mark.parametrize(
+    ("skill", "dual", "word"), [(0.9, 0.1, "gains"), (0.1, 0.9, "loses"), (0.5, 0.5, "was not shown")]
+)
+def test_what_is_lost_is_told_without_a_minus(skill, dual, word):
+    report = made_report({"late": skill}, [0], dual={"late": dual})
+    (text,) = starting(report, "Re-ranking by `late`")
+    value, low, high = map(float, numbers_in(text))
+    assert f"`late` {word}" in text
+    if word == "was not shown":
+        assert low <= 0 <= high
+    else:
+        assert 0 < low <= value <= high
+    (text,) = starting(made_report({"late": skill}, [0], images=2, dual={"late": dual}), "Re-ranking by `late`")
+    assert "was not tested" in text
+
+
+@pytest.mark.parametrize("pairs", [1, 2, 5, 6, 60])
+def test_few_pairs_show_nothing(pairs):
+    """All of them told apart, however many they are."""
+    for names in (["self"], ["self", "late"]):
+        report = made_report(dict.fromkeys(names, 1.0), pairs={"count": pairs})
+        (text,) = starting(report, "Counts changed")
+        if pairs < 6:
+            assert text == f"Counts changed: not tested, as there are too few pairs ({pairs} pair{'s' * (pairs > 1)})."
+        else:
+            assert "above chance" in text
+            assert "[100.0, 100.0]" not in text
+        assert ("alike" in text) == (pairs >= 6 and len(names) > 1)
+
+
+def test_a_named_comparison_that_was_not_made_is_told():
+    report = made_report({"self": 0.4, "late": 0.4}, missing=[("late", 0), ("late", 1)])
+    report["plan"]["compare"] |= {"a": "self", "b": "late"}
+    (text,) = starting(report, "Named beforehand")
+    assert text.endswith("not compared, as `late` has no result.")
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_the_named_comparison_counts_among_what_was_shown(shown):
+    """Where it is shown, no sentence says that none was."""
+    from clipvisionalign.study.plan import Comparison
+
+    skills = {"self": 0.2, "late": 0.9 if shown else 0.2, "cross": 0.2}
+    report = made_report(skills, [0], compare=Comparison(a="self", b="late", passes="any"))
+    del report["results"]["differences"][1:]
+    report["results"]["differences"].append(
+        {**report["results"]["differences"][0], "b": "cross", "value": 1.0, "low": -1.0, "high": 2.0, "p": 0.4,
+         "p_holm": 0.4, "shown": False, "primary": False}
+    )  # fmt: skip
+    told = sentences(report)
+    assert told[0].startswith("Named beforehand")
+    assert ("the difference is shown" in told[0]) == shown
+    assert any(text.startswith("No other difference in rsum" if shown else "No difference in rsum") for text in told)
+
+
+@few
+@given(words=st.lists(st.integers(1, 12), min_size=1, max_size=60))
+def test_captions_of_one_length_stand_in_one_part(words):
+    captions = [" ".join(["a"] * count) for count in words]
+    found = length_thirds(captions)
+    spans = list(found["words"].values())
+    assert all(before[1] < after[0] for before, after in itertools.pairwise(spans))
+    assert len(spans) == min(3, len(set(words)))
+    assert (sum(inside.astype(int) for inside in found["inside"].values()) == 1).all()
+    for name, inside in found["inside"].items():
+        assert [min(np.array(words)[inside]), max(np.array(words)[inside])] == found["words"][name]
+    # The order of the file decides nothing.
+    assert length_thirds(captions[::-1])["words"] == found["words"]
+    if len(set(words)) == len(words) >= 3:
+        sizes = [inside.sum() for inside in found["inside"].values()]
+        assert max(sizes) - min(sizes) <= 1
+
+
+@pytest.mark.parametrize(("a", "b", "told"), [
+    ([2.0, 2.1, 2.2], [2.0, 2.2, 2.3], "differ by no more than one variant does"),
+    ([2.0, 2.1, 2.2], [2.3, 2.4, 2.5], "differ by no more than one variant does"),
+    ([2.0, 2.1, 2.2], [4.0, 4.1, 4.2], "2.1 ms with `self` and 4.1 ms with `late`"),
+    ([2.0], [4.0], "differ by no more than one variant does"),
+    ([2.0], [4000.0], "2 ms with `self` and 4,000 ms with `late`"),
+    ([2.0, 2.0], [2.0, 2.0], "2 ms with every variant"),
+])  # fmt: skip
+def test_a_difference_of_cost_is_told_where_it_exceeds_the_spread(a, b, told):
+    """Of time and of memory alike; of memory that was measured once nothing is compared."""
+    rounds = {"self": a, "late": b}
+    times = {name: [cost_round(ms=value) for value in several] for name, several in rounds.items()}
+    (text,) = starting(made_report(seeds=[0], costs=times), "Encoding a caption")
+    assert told in text
+    memory = {name: [cost_round(device=1000 * value) for value in several] for name, several in rounds.items()}
+    (text,) = starting(made_report(seeds=[0], costs=memory), "Its memory on the GPU")
+    if len(a) == 1:
+        assert "was not measured, so that none is shown to take less" in text
+    else:
+        assert re.sub(r"(\d)(?:\.(\d))? ms", lambda found: f"{found[1]},{found[2] or 0}00 MiB", told) in text
+
+
+def test_memory_of_whole_processes_that_differ_by_less_than_a_percent_is_told_to_be_equal():
+    costs = {name: [cost_round(host=2040 + n + 3 * r) for r in range(2)] for n, name in enumerate(("self", "late"))}
+    (text,) = starting(made_report(seeds=[0], costs=costs), "The memory of a process")
+    assert "2,042 to 2,042 MiB" not in text
+    assert "differ by no more than one variant does" in text
