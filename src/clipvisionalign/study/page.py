@@ -8,6 +8,7 @@ from typing import Any
 
 from clipvisionalign.study.figures import Drawn
 from clipvisionalign.study.tables import Table, tables_of
+from clipvisionalign.study.words import examples_shown
 
 
 def render_page(report: dict[str, Any], drawn: dict[str, Drawn]) -> str:
@@ -19,12 +20,13 @@ def render_page(report: dict[str, Any], drawn: dict[str, Drawn]) -> str:
     parts += [("cost", "Cost")] if "cost" in tables else []
     parts += [("differ", "Length and composition")]
     parts += [("training", "Training")] if "curves" in drawn else []
-    parts += [("examples", "Examples")] if report["examples"].get("groups") else []
+    parts += [("examples", "Examples")] if examples_shown(report) or report["examples"].get("maps") else []
     parts += [("fence", "What it would have looked like")] if report["what_it_would_have_looked_like"] else []
     parts += [("audit", "Audit"), ("again", "To do it again")]
     return _environment().get_template("report.html").render(
         title=report["title"], report=report, drawn=drawn, tables=tables, parts=parts,
         plan=yaml.safe_dump(report["plan"], sort_keys=False), drawn_scenes=bool(report["plan"]["scenes"]),
+        examples=examples_shown(report),
     )  # fmt: skip
 
 

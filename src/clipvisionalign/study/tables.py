@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from clipvisionalign.study.results import both_ways
-from clipvisionalign.study.significant import significant
+from clipvisionalign.study.significant import p_value_form, significant, words_told
+from clipvisionalign.study.statistics import LEVEL
 
 #: The row of what no model at all would find.
 CHANCE = "chance: a random ranking"
@@ -65,6 +66,11 @@ class _Rows:
         self.rows.append([text for text, _ in cells])
         self.sort.append([key for _, key in cells])
 
+    def keep(self, places: Sequence[int]) -> None:
+        """These columns only."""
+        self.rows = [[row[place] for place in places] for row in self.rows]
+        self.sort = [[keys[place] for place in places] for keys in self.sort]
+
 
 def _estimate(found: dict[str, Any]) -> tuple[str, float | None]:
     return interval(found), found["value"]
@@ -75,7 +81,7 @@ def _number(value: float | None, form: str) -> tuple[str, float | None]:
 
 
 def _tested(p: float | None) -> tuple[str, float | None]:
-    return ("not tested", None) if p is None else _number(p, ".2g")
+    return ("not tested", None) if p is None else _number(p, p_value_form(p, LEVEL))
 
 
 def seeds_told(report: dict[str, Any], label: str, name: str) -> str:
@@ -86,12 +92,12 @@ def seeds_told(report: dict[str, Any], label: str, name: str) -> str:
 
 def counted(report: dict[str, Any]) -> str:
     """What the intervals of a report count: not the seeds where there is one only."""
-    most = max((len(found["seeds"]) for found in report["results"]["variants"].values()), default=0)
-    if most < 2:
-        return "one seed: 95% intervals of the pictures only, which tell nothing of what another seed would give"
-    few = any(len(found["seeds"]) == 1 for found in report["results"]["variants"].values())
-    told = f"mean of {len(report['plan']['seeds'])} seeds with 95% intervals that count seeds and pictures"
-    return told + (" (of one seed: the pictures only)" if few else "")
+    counts = {len(found["seeds"]) for found in report["results"]["variants"].values()}
+    if max(counts, default=0) < 2:
+        return "one seed: 95% intervals of the images only, which tell nothing of what another seed would give"
+    seeds = f"{min(counts)} to {max(counts)}" if len(counts) > 1 else f"{max(counts)}"
+    told = f"mean of {seeds} seeds with 95% intervals that count seeds and images"
+    return told + (" (of one seed: the images only)" if 1 in counts else "")
 
 
 def _accuracy(report: dict[str, Any]) -> Table:
@@ -137,13 +143,13 @@ def _differences(report: dict[str, Any]) -> Table:
             rows.rows[-1][0] += ", named beforehand"
     columns = ["variants", "figure", "difference", "p", "p, Holm", "shown"]
     note = (
-        "Same pictures, seed by seed; p corrected by Holm over all pairs in rsum, and over all pairs and other figures."
+        "Same images, seed by seed; p corrected by Holm over all pairs in rsum, and over all pairs and other figures."
     )
     if any(found.get("primary") for found in report["results"]["differences"]):
         note += " The comparison that the plan names is tested alone, the others are corrected without it."
     paired = [len(found["seeds"]) for found in report["results"]["differences"] if "seeds" in found]
     if paired and min(paired) < 2:
-        note += " Where there is one seed the pictures alone are counted: another seed may give another difference."
+        note += " Where there is one seed the images alone are counted: another seed may give another difference."
     elif paired and min(paired) == 2:
         note += " Two seeds leave one degree of freedom: their intervals are 12.7 standard errors wide each way."
     for left in report["results"].get("unpaired", []):
@@ -164,11 +170,13 @@ def _cost(report: dict[str, Any]) -> Table:
         rows.add(
             (name, None),
             _number((cost["training_seconds"] or {}).get("mean"), ",.0f"),
+            _number((cost.get("training_steps") or {}).get("mean"), ",.0f"),
             _number(cost["ms_per_caption"]["median"], ".2f"),
             _number(cost["ms_per_picture"]["median"], ".1f"),
             _number(cost["ms_per_1000_pairs"]["median"], significant(cost["ms_per_1000_pairs"]["median"])),
             _number(cost["ms_per_query"], significant(cost["ms_per_query"])),
             _number(cost["peak_memory_mib"], ",.0f"),
+            _number(cost.get("peak_device_memory_mib"), ",.0f"),
             _number(cost["bytes_per_picture"], ",.0f"),
             _number(cost["bytes_per_caption"], ",.0f"),
             _number(cost["parameters"] / 1e6, ".1f"),
@@ -176,15 +184,17 @@ def _cost(report: dict[str, Any]) -> Table:
             _number(cost["flops_per_picture"] / 1e9, ".2f"),
             _number(cost.get("energy", {}).get("joules_per_1000_captions"), ".1f"),
         )
-    columns = ["variant", "training s", "ms a caption", "ms a picture", "ms 1,000 pairs", "ms a query", "peak MiB",
-               "bytes a picture", "bytes a caption", "M parameters", "GFLOP a caption", "GFLOP a picture",
-               "J 1,000 captions"]  # fmt: skip
+    columns = ["variant", "training s", "training steps", "ms a caption", "ms an image", "ms 1,000 pairs", "ms a query",
+               "peak MiB", "peak GPU MiB", "bytes an image", "bytes a caption", "M parameters", "GFLOP a caption",
+               "GFLOP an image", "J 1,000 captions"]  # fmt: skip
+    kept = [place for place in range(len(columns)) if place == 0 or any(row[place] for row in rows.rows)]
+    rows.keep(kept)
     note = (
         "Fresh processes that take turns; medians. Times compare within this table only. A query: one caption encoded "
+        "and scored with the gallery, or with the candidates that are re-ranked. Training counts what a variant starts "
+        "from. Memory: the most that the whole process, or PyTorch on the GPU, has taken."
     )
-    note += (
-        "and scored with the gallery, or with the candidates that are re-ranked. Empty where not measured or reported."
-    )
+    columns = [columns[place] for place in kept]
     return Table("cost", "What each design costs", columns, rows.rows, rows.sort, note)
 
 
@@ -199,9 +209,9 @@ def _latency(report: dict[str, Any]) -> Table:
             *(_number(value, ".2f") for value in batches.values()),
         )
     sizes = [row["batch"] for row in next(iter(report["cost"].values()))["by_batch"]] if report["cost"] else []
-    columns = ["variant", *(f"{what} {p}" for what in ("caption", "picture") for p in ("p50", "p95", "p99")),
+    columns = ["variant", *(f"{what} {p}" for what in ("caption", "image") for p in ("p50", "p95", "p99")),
                *(f"by {size}" for size in sizes)]  # fmt: skip
-    note = "Milliseconds: one caption or picture alone (percentiles), and per caption in batches of so many."
+    note = "Milliseconds: one caption or image alone (percentiles), and per caption in batches of so many."
     return Table("latency", "Time of one, and in batches", columns, rows.rows, rows.sort, note)
 
 
@@ -216,9 +226,9 @@ def _lengths(report: dict[str, Any]) -> Table:
         rows.add((CHANCE, None), *(_number(chance[third][f"recall_at_{k}"], ".1f") for third in words for k in (1, 5)))
     columns = [
         "variant",
-        *(f"{third} ({low} to {high} words) R@{k}" for third, (low, high) in words.items() for k in (1, 5)),
+        *(f"{third} ({words_told(span)}) R@{k}" for third, span in words.items() for k in (1, 5)),
     ]
-    note = "Recall of pictures by captions of one third of the data's captions, in percent; the gallery stays whole; "
+    note = "Recall of images by captions of one part of the data's captions, in percent; the gallery stays whole; "
     note += f"{counted(report)}."
     return Table("length", "By the length of the caption", columns, rows.rows, rows.sort, note)
 
@@ -235,7 +245,7 @@ def _composition(report: dict[str, Any]) -> Table:
             rows.add(("words alone", None), (f"{found['kind']} ({name})", None), (f"{found['pairs']}", found["pairs"]),
                      _estimate(found), ("", None))  # fmt: skip
     columns = ["variant", "kind", "pairs", "true above twin, %", "p of chance, Holm"]
-    note = "Chance is 50; a tie counts a half. 'words alone': a trigram model of the training captions, no picture. "
+    note = "Chance is 50; a tie counts a half. 'words alone': a trigram model of the training captions, no image. "
     note += f"{counted(report).capitalize()}."
     return Table("composition", "True captions against their twins", columns, rows.rows, rows.sort, note)
 
