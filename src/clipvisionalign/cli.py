@@ -21,6 +21,7 @@ from clipvisionalign.progress import long_step
 if TYPE_CHECKING:
     from clipvisionalign.data.captioned import CaptionedImages
     from clipvisionalign.retrieval.evaluate import Evaluation
+    from clipvisionalign.study.plan import Plan
 
 PROGRAM = "clipvisionalign"
 
@@ -696,26 +697,10 @@ def study(arguments: list[str]) -> int:
     parser.add_argument("--pdf", action="store_true", help="also write report.pdf (needs clipvisionalign[pdf])")
     parser.add_argument("--json", action="store_true", help="print report.json instead of tables")
     given = parser.parse_args(arguments)
-    from dataclasses import replace
-
     from clipvisionalign.study.run import plan_ahead, run_study
     from clipvisionalign.study.tables import print_tables
 
-    plan = read_plan(given.plan)
-    budget = replace(
-        plan.budget, same=given.same or ("seconds" if given.seconds else plan.budget.same),
-        seconds=given.seconds or plan.budget.seconds,
-    )  # fmt: skip
-    plan = replace(plan, data=given.data or plan.data, split=given.split or plan.split, budget=budget)
-    if given.seeds:
-        plan = replace(plan, seeds=[_whole(seed, "--seeds") for seed in _listed(given.seeds)])
-    if given.variants:
-        unknown = [name for name in _listed(given.variants) if name not in plan.variants]
-        if unknown:
-            raise ValueError(
-                f"--variants: '{', '.join(unknown)}' is not in the plan; it has {', '.join(plan.variants)}"
-            )
-        plan = replace(plan, variants={name: plan.variants[name] for name in _listed(given.variants)})
+    plan = _with_flags(read_plan(given.plan), given)
     out = given.out or f"studies/{Path(given.plan).stem}"
     if given.dry_run:
         seconds = plan_ahead(plan, out, say)
@@ -728,6 +713,32 @@ def study(arguments: list[str]) -> int:
         _write_pdf(out)
     print(json.dumps(report, indent=2)) if given.json else print_tables(report)
     return 0
+
+
+def _with_flags(plan: Plan, given: argparse.Namespace) -> Plan:
+    """A plan with what the command line asks for instead. Raises ValueError for what contradicts itself."""
+    from clipvisionalign.study.plan import Drawing
+
+    if given.seconds is not None:
+        if given.same == "pictures":
+            raise ValueError("--seconds counts with --same seconds alone, not with --same pictures")
+        plan = replace(plan, budget=replace(plan.budget, same="seconds", seconds=given.seconds))
+    elif given.same:
+        plan = replace(plan, budget=replace(plan.budget, same=given.same))
+    if given.data is not None:
+        plan = replace(plan, data=given.data, scenes=0, drawing=Drawing())
+    if given.split is not None:
+        plan = replace(plan, split=given.split)
+    if given.seeds is not None:
+        plan = replace(plan, seeds=[_whole(seed, "--seeds") for seed in _listed(given.seeds)])
+    if given.variants is not None:
+        unknown = [name for name in _listed(given.variants) if name not in plan.variants]
+        if unknown:
+            raise ValueError(
+                f"--variants: '{', '.join(unknown)}' is not in the plan; it has {', '.join(plan.variants)}"
+            )
+        plan = replace(plan, variants={name: plan.variants[name] for name in _listed(given.variants)})
+    return plan
 
 
 def _listed(text: str) -> list[str]:

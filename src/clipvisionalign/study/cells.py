@@ -34,6 +34,8 @@ Say = Callable[[str], None]
 
 #: What a cell's folder holds beside the run, once it is measured.
 MEASURED = "measured.json"
+#: In a study's folder: the commits that its runs take their towers from.
+TOWERS = "towers.json"
 
 
 def write_json(path: Path, found: Any) -> None:
@@ -45,11 +47,14 @@ def write_json(path: Path, found: Any) -> None:
 def with_commits(cells: Sequence[Cell], study: Path, say: Say) -> list[Cell]:
     """The cells that are to be trained with one commit of the hub for each tower's name, whenever they are trained.
 
-    What cannot be had now is left as it is: those cells say why when their turn comes.
+    What cannot be had now is left as it is: those cells say why when their turn comes. Raises FileExistsError, before
+    anything is written, where another run is in a cell's place (`refuse_other`).
     """
-    kept = study / "towers.json"
+    for cell in cells:
+        refuse_other(cell)
+    kept = study / TOWERS
     known: dict[str, list[str]] = json.loads(kept.read_text()) if kept.is_file() else {}
-    found = []
+    before, found = dict(known), []
     for cell in cells:
         model = cell.config.model
         towers = (model.image_tower, model.text_tower)
@@ -61,12 +66,16 @@ def with_commits(cells: Sequence[Cell], study: Path, say: Say) -> list[Cell]:
                 found.append(cell)
                 continue
             known[asked] = [pinned.image_tower.revision, pinned.text_tower.revision]
-            write_json(kept, known)
         image, text = known.get(asked, [tower.revision for tower in towers])
         model = replace(
             model, image_tower=replace(towers[0], revision=image), text_tower=replace(towers[1], revision=text)
         )
         found.append(replace(cell, config=replace(cell.config, model=model)))
+        if found[-1] != cell:
+            refuse_other(found[-1])
+    if known != before:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        write_json(kept, known)
     return found
 
 
@@ -118,6 +127,13 @@ def _as_it_lies(config: RunConfig, directory: Path) -> RunConfig:
     )
     paths: dict[str, Any] = {name: lies(getattr(config, name)) for name in ("data", "dev_data", "out", "init", "cache")}
     return replace(config, model=model, **paths)
+
+
+def settings_hash(cell: Cell) -> str:
+    """What the runs of a variant have in common, whatever the study is named by: all settings but seed, folders and the
+    number of steps."""
+    config = replace(_as_it_lies(cell.config, Path.cwd()), seed=0, out="", init="", steps=0, epochs=0)
+    return hash_of([repr(config)])
 
 
 def refuse_other_base(cell: Cell, say: Say = lambda line: None) -> None:

@@ -7,8 +7,11 @@ again. A cell that fails is written down with its reason, and the rest goes on; 
 from __future__ import annotations
 
 import json
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,22 +20,25 @@ from clipvisionalign.data.check import check
 from clipvisionalign.data.fingerprint import data_contents, run_contents
 from clipvisionalign.data.formats import read_captioned_images
 from clipvisionalign.data.minimal_pairs import MinimalPair, minimal_pairs_of, read_minimal_pairs
-from clipvisionalign.data.scenes import write_scenes
-from clipvisionalign.files import written_aside
+from clipvisionalign.data.scenes import random_scenes, read_scenes, write_scenes
+from clipvisionalign.files import PART, remove, written_aside
 from clipvisionalign.models.aligner import Remembered, load_aligner
+from clipvisionalign.pictures import open_picture
 from clipvisionalign.progress import long_step, progress
 from clipvisionalign.study.cells import (
+    TOWERS,
     cut_captions,
     measure_cell,
     ranks_of,
     refuse_other,
     reusable,
+    settings_hash,
     train_cell,
     with_commits,
     write_json,
 )
 from clipvisionalign.study.examples import examples_of
-from clipvisionalign.study.plan import Cell, Plan, cells_of, check_plan, data_of
+from clipvisionalign.study.plan import Cell, Drawing, Plan, cells_of, check_plan, data_of
 from clipvisionalign.study.probe import Probe, estimated, probes_of, steps_for
 from clipvisionalign.study.profile import combined, profile_run
 from clipvisionalign.study.protocol import other_protocols
@@ -42,8 +48,8 @@ from clipvisionalign.study.text_only import twins_told_apart
 
 Say = Callable[[str], None]
 
-#: The plan in a study's folder.
-PLAN = "plan.yaml"
+#: In a study's folder: its plan, the scenes that it drew, the steps that its seconds pay for.
+PLAN, SCENES, BUDGET = "plan.yaml", "scenes", "budget.json"
 
 
 def run_study(
@@ -57,15 +63,19 @@ def run_study(
     """
     start = time.perf_counter()
     study = Path(out)
-    _open_folder(plan, study)
-    data = _open_data(plan, study, say)
-    part = data.split(plan.split)
-    cells = with_commits(_cells(plan, study, part, say), study, say)
-    for cell in cells:
-        refuse_other(cell)
-    (study / PLAN).write_text(plan_text(plan))
+    plan = _checked(plan, study, say)
+    with _removed_if_refused(study):
+        data = _open_data(plan, study, study / SCENES, say)
+        part = data.split(plan.split)
+        pairs = _minimal_pairs(plan, part)
+        steps = _steps(plan, cells_of(plan, study), study, part, say)
+        cells = with_commits(cells_of(plan, study, steps), study, say)
+        # From here on it is this plan's study.
+        study.mkdir(parents=True, exist_ok=True)
+        _keep_steps(plan, study, steps)
+        with written_aside(study / PLAN) as aside:
+            aside.write_text(plan_text(plan), encoding="utf-8")
     failed = _train(cells, say)
-    pairs = _minimal_pairs(plan, part)
     # A split cannot overlap with itself: the check is of data sets with more than one.
     overlap = [problem.message for problem in data.problems if "two splits" in problem.kind]
     apart = overlap if len(data.split_sizes()) > 1 else None
@@ -102,27 +112,64 @@ def run_study(
 
 
 def plan_ahead(plan: Plan, out: str | Path, say: Say = print) -> dict[str, float]:
-    """How long a study will take, in seconds by what they go into, from a few steps of each variant."""
+    """How long a study will take, in seconds by what they go into, from a few steps of each variant. Nothing is
+    written; what `run_study` would refuse is refused."""
     study = Path(out)
-    if not plan.data and not (study / "scenes").is_dir():
-        study.mkdir(parents=True, exist_ok=True)
-    data = _open_data(plan, study, say)
-    part = data.split(plan.split)
-    cells = cells_of(plan, study)
-    probes = probes_of(cells, part, say)
+    plan = _checked(plan, study, say)
+    with tempfile.TemporaryDirectory() as folder:
+        drawn = study / SCENES if (study / SCENES).exists() else Path(folder) / SCENES
+        data = _open_data(plan, study, drawn, say)
+        part = data.split(plan.split)
+        _minimal_pairs(plan, part)
+        cells = cells_of(plan, study)
+        known = _known_steps(plan, cells, study)
+        for cell in cells_of(plan, study, known):
+            if plan.budget.same == "pictures" or cell.variant in known:
+                refuse_other(cell)
+        source = plan.data or str(drawn)
+        probes = probes_of([replace(cell, config=replace(cell.config, data=source)) for cell in cells], part, say)
     if plan.budget.same == "seconds":
-        cells = cells_of(plan, study, {name: steps_for(plan.budget.seconds, each) for name, each in probes.items()})
+        steps = {name: known.get(name) or steps_for(plan.budget.seconds, each) for name, each in probes.items()}
+        cells = cells_of(plan, study, steps)
     return estimated(plan, cells, probes, data.split_sizes()["train"], part)
 
 
-def _open_folder(plan: Plan, study: Path) -> None:
-    """Make the folder; the plan in it marks it as a study's, and is replaced once this plan turns out to fit."""
+def _checked(plan: Plan, study: Path, say: Say) -> Plan:
+    """The plan as it is carried out. Raises PlanError for one that cannot be, FileExistsError where the folder holds
+    something that is no study."""
+    if plan.data and plan.scenes:
+        say(f"no effect of 'scenes' and 'drawing': the data set is {plan.data}")
+        plan = replace(plan, scenes=0, drawing=Drawing())
     check_plan(plan)
-    if study.exists() and (not study.is_dir() or (any(study.iterdir()) and not (study / PLAN).is_file())):
+    # What a call has left that was stopped before its plan was kept.
+    left = {f"{name}{part}" for name in (SCENES, PLAN, BUDGET, TOWERS) for part in ("", PART)}
+    known = not study.exists() or (study / PLAN).is_file()
+    if not known and (not study.is_dir() or {path.name for path in study.iterdir()} - left):
         raise FileExistsError(f"{study}: is there already and no study; give another --out")
-    study.mkdir(parents=True, exist_ok=True)
-    if not (study / PLAN).is_file():
-        (study / PLAN).write_text(plan_text(plan))
+    if plan.budget.same == "seconds" and (idle := _idle_settings(plan)):
+        say(f"no effect of {', '.join(idle)}: every variant trains for {plan.budget.seconds:g} seconds")
+    return plan
+
+
+def _idle_settings(plan: Plan) -> list[str]:
+    """Settings that a budget of seconds takes the place of, by their keys."""
+    given = {"settings": plan.settings}
+    given |= {f"variants.{name}.settings": variant.settings for name, variant in plan.variants.items()}
+    return [f"{key}.{name}" for key, settings in given.items() for name in ("epochs", "steps") if name in settings]
+
+
+@contextmanager
+def _removed_if_refused(study: Path) -> Iterator[None]:
+    """What the body drew, and the folder that it made for that, are not left where the body raises an error."""
+    there = {study: study.exists(), study / SCENES: (study / SCENES).exists()}
+    try:
+        yield
+    except Exception:
+        if not there[study / SCENES]:
+            remove(study / SCENES)
+        if not there[study] and study.is_dir() and not any(study.iterdir()):
+            study.rmdir()
+        raise
 
 
 def plan_text(plan: Plan) -> str:
@@ -132,12 +179,21 @@ def plan_text(plan: Plan) -> str:
     return yaml.safe_dump(plan.to_dict(), sort_keys=False)
 
 
-def _open_data(plan: Plan, study: Path, say: Say) -> CaptionedImages:
-    """The checked data set whole; scenes are drawn once."""
-    source = Path(data_of(plan, study))
-    if not plan.data and not (source / "scenes.jsonl").is_file():
-        _draw(source, plan)
-        say(f"{source}: {plan.scenes:,} scenes drawn, {'two' if plan.drawing.plain else 'five'} captions each")
+def _open_data(plan: Plan, study: Path, drawn: Path, say: Say) -> CaptionedImages:
+    """The checked data set whole. drawn: where scenes are, or are drawn, once.
+
+    Raises DataError for data that cannot be used, FileExistsError where other scenes are drawn than the plan's.
+    """
+    source = Path(plan.data) if plan.data else drawn
+    if not plan.data:
+        data_of(plan, study)
+        if is_drawn(drawn):
+            _refuse_other_scenes(plan, study, drawn)
+        elif drawn.exists():
+            raise FileExistsError(f"{drawn}: is there already and no drawn scenes; give another --out")
+        else:
+            _draw(drawn, plan)
+            say(f"{drawn}: {plan.scenes:,} scenes drawn, {'two' if plan.drawing.plain else 'five'} captions each")
     data = read_captioned_images(source, plan.layout, plan.group).with_identity(plan.identity)
     if plan.split not in data.split_sizes():
         raise DataError(f"{source}: the split '{plan.split}' is empty; it has {', '.join(data.split_sizes())}")
@@ -145,28 +201,85 @@ def _open_data(plan: Plan, study: Path, say: Say) -> CaptionedImages:
     return kept
 
 
+def is_drawn(scenes: Path) -> bool:
+    """Whether a folder holds scenes, whole."""
+    return (scenes / "scenes.jsonl").is_file()
+
+
 def _draw(folder: Path, plan: Plan) -> None:
     """A drawing that was cut off is begun again."""
     how = plan.drawing
+    folder.parent.mkdir(parents=True, exist_ok=True)
     with written_aside(folder, sync=False) as aside:
         write_scenes(aside, plan.scenes, how.seed, how.pixels, how.plain, how.splits or None)
 
 
-def _cells(plan: Plan, study: Path, part: CaptionedImages, say: Say) -> list[Cell]:
-    """The cells, their steps known: a budget of seconds is turned into steps once, and kept."""
+def _refuse_other_scenes(plan: Plan, study: Path, drawn: Path) -> None:
+    """Raises FileExistsError where the scenes that are drawn are not those of the plan."""
+    there, how = read_scenes(drawn), plan.drawing
+    asked = {name: scene for name, _, scene in random_scenes(plan.scenes, how.seed, how.plain, how.splits or None)}
+    first = next(iter(there), "")
+    pixels = open_picture(drawn / first).width if (drawn / first).is_file() else how.pixels
+    if there != asked or pixels != how.pixels:
+        told = f"{len(there):,} of {pixels} pixels" if there == asked or len(there) != len(asked) else "others"
+        raise FileExistsError(
+            f"{drawn}: {plan.scenes:,} scenes of {how.pixels} pixels are asked for (seed {how.seed}"
+            f"{', plain' if how.plain else ''}), and {told} are drawn there; give another --out, or the plan that they "
+            "were drawn by"
+        )
+
+
+# --- a budget of seconds ---------------------------------------------------------------------------------------------
+
+
+def _steps(plan: Plan, cells: list[Cell], study: Path, part: CaptionedImages, say: Say) -> dict[str, int]:
+    """How many steps each variant's seconds pay for: found once, and kept; empty for a budget of pictures."""
+    known = _known_steps(plan, cells, study)
+    unknown = [cell for cell in cells if cell.variant not in known]
+    if plan.budget.same == "pictures" or not unknown:
+        return known
+    say("--- how many steps the budget pays for ---")
+    probes: dict[str, Probe] = probes_of(unknown, part, say)
+    return known | {name: steps_for(plan.budget.seconds, each) for name, each in probes.items()}
+
+
+def _known_steps(plan: Plan, cells: list[Cell], study: Path) -> dict[str, int]:
+    """The steps that are kept of variants with these settings. Raises FileExistsError where runs are there that were
+    given other seconds, or none."""
     if plan.budget.same == "pictures":
-        return cells_of(plan, study)
-    kept = study / "budget.json"
-    known = json.loads(kept.read_text()) if kept.is_file() else {}
-    if known.get("seconds") != plan.budget.seconds:
-        known = {"seconds": plan.budget.seconds, "steps": {}}
-    unknown = [cell for cell in cells_of(plan, study) if cell.variant not in known["steps"]]
-    if unknown:
-        say("--- how many steps the budget pays for ---")
-        probes: dict[str, Probe] = probes_of(unknown, part, say)
-        known["steps"] |= {name: steps_for(plan.budget.seconds, each) for name, each in probes.items()}
-        write_json(kept, known)
-    return cells_of(plan, study, known["steps"])
+        return {}
+    kept = study / BUDGET
+    found = json.loads(kept.read_text()) if kept.is_file() else {"steps": {}}
+    # Those of an earlier version do not tell what they are of.
+    made, same = found.get("settings", {}), found.get("seconds") == plan.budget.seconds
+    known: dict[str, int] = {}
+    for cell in cells:
+        name = cell.variant
+        if same and name in found["steps"] and made.get(name) in (None, settings_hash(cell)):
+            known[name] = found["steps"][name]
+        elif (cell.folder / "config.yaml").is_file():
+            given = f"{found['seconds']:g} seconds" if not same and "seconds" in found else "another budget"
+            asked = f"{plan.budget.seconds:g} seconds"
+            told = f"was trained with {given} or other settings, and {asked} are asked for"
+            raise FileExistsError(f"{cell.folder}: {told}; give another --out, or remove it")
+    return known
+
+
+def _keep_steps(plan: Plan, study: Path, steps: dict[str, int]) -> None:
+    """Beside those of variants that another call left out."""
+    if not steps:
+        return
+    kept = study / BUDGET
+    found = json.loads(kept.read_text()) if kept.is_file() else {}
+    before = found if found.get("seconds") == plan.budget.seconds else {}
+    now = {cell.variant: settings_hash(cell) for cell in cells_of(plan, study)}
+    told = {
+        "seconds": plan.budget.seconds,
+        "steps": before.get("steps", {}) | steps,
+        "settings": before.get("settings", {}) | now,
+    }
+    if told != found:
+        write_json(kept, told)
 
 
 def _train(cells: list[Cell], say: Say) -> dict[tuple[str, int], str]:
@@ -249,6 +362,7 @@ def _other_protocols(
         "model": run_contents(cell.folder),
         **data_contents(part),
         "training data": data_contents(train, pictures=False),
+        "split": plan.split,
     }
     found = reusable(kept, asked, say, "other protocols")
     if found is not None:
