@@ -32,7 +32,6 @@ test: install lint test-parts
 test-all: export COMBINATIONS = all
 test-all: export KILLS = 100
 test-all: export DEALINGS = 70
-test-all: export FAULTS = all
 test-all: test
 
 # A Chromium and a C++ compiler for the tests, where the system has none.

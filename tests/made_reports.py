@@ -64,19 +64,17 @@ def made_report(
     variants: Mapping[str, float] | None = None, seeds: Sequence[int] = (0, 1), images: int = 40,
     lengths: Sequence[int] = (4, 9), missing: Sequence[tuple[str, int]] = (), refused: Sequence[tuple[str, int]] = (),
     alike: bool = False, costs: Mapping[str, Sequence[dict[str, Any]]] | None = None, pairs: Mapping[str, int] | None = None,
-    dual: Mapping[str, float] | None = None, study: Path = Path("study"),
+    dual: Mapping[str, float] | None = None, bases: Mapping[str, str] | None = None, study: Path = Path("study"),
     **plan: Any,
 ) -> dict[str, Any]:  # fmt: skip
     """A report as a study writes it.
 
     variants: each one's skill (see `drawn_ranks`); alike: all draw the same ranks; missing: cells that failed; refused:
     cells whose audit failed; costs: the rounds of each variant's measurement; pairs: minimal pairs by kind; dual: the
-    skill of a variant's own dual encoder, where it re-ranks; plan: what the plan has beside variants and seeds.
+    skill of a variant's own dual encoder, where it re-ranks; bases: what a variant starts from; plan: what the plan has beside variants and seeds.
     """
     skills = {"self": 0.4, "late": 0.5} if variants is None else dict(variants)
-    of = (
-        {name: plan.pop("bases", {}).get(name, "") for name in skills} if "bases" in plan else dict.fromkeys(skills, "")
-    )
+    of = {name: (bases or {}).get(name, "") for name in skills}
     part = gallery(images, lengths)
     made = Plan(variants={name: Variant({"model": {"design": "self"}}, of[name]) for name in skills}, seeds=list(seeds),
                 data="made", **plan)  # fmt: skip

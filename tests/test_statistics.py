@@ -392,5 +392,5 @@ def test_one_seed_is_told_as_such_everywhere(report, tmp_path):
     assert "another seed may give another difference" in words
     for text in (page, markdown, latex):
         assert "another seed may give another difference" in text
-    assert "one seed: 95% intervals of the pictures only" in accuracy
-    assert "that count seeds and pictures" not in accuracy + page
+    assert "one seed: 95% intervals of the images only" in accuracy
+    assert "that count seeds and images" not in accuracy + page

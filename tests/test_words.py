@@ -67,7 +67,7 @@ def test_no_sentence_says_more_than_its_figures(skills, seeds, images, lengths, 
         assert not re.search(r"(?<![\w.])1 (?!Relation)\w+s\b(?<!is)|-0\.0\b|\[100\.0, 100\.0\]|\bNone\b", text), text
         for name in names:
             # No variant beside itself.
-            assert len(re.findall(rf"(?:with|over|between|and) `{name}`", text)) < 2 or "seed" in text, text
+            assert not re.search(rf"(?:with|over|between) `{name}`[^;:]*(?:with|over|and) `{name}`", text), text
         for p in re.findall(r"p = ([\d.e-]+)", text):
             assert (float(p) < LEVEL) == ("finds more" in text or ("is shown" in text and "no difference" not in text))
     of_rsum = [row for row in results["differences"] if row["figure"] == "rsum"]
@@ -96,7 +96,7 @@ def test_what_is_told_of_no_variant_one_two_and_many(variants):
         4: "All variants have the same rsum,",
     }
     assert told[0].startswith(first[variants])
-    assert any("between `self` and `late` it is 0.0" in text for text in told) == (variants > 1)
+    assert any(" between `self` and `late`" in text for text in told) == (variants > 1)
 
 
 def test_every_run_passed_only_where_there_is_one():

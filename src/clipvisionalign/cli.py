@@ -21,6 +21,7 @@ from clipvisionalign.progress import long_step
 if TYPE_CHECKING:
     from clipvisionalign.data.captioned import CaptionedImages
     from clipvisionalign.retrieval.evaluate import Evaluation
+    from clipvisionalign.study.plan import Plan
 
 PROGRAM = "clipvisionalign"
 
@@ -696,26 +697,10 @@ def study(arguments: list[str]) -> int:
     parser.add_argument("--pdf", action="store_true", help="also write report.pdf (needs clipvisionalign[pdf])")
     parser.add_argument("--json", action="store_true", help="print report.json instead of tables")
     given = parser.parse_args(arguments)
-    from dataclasses import replace
-
     from clipvisionalign.study.run import plan_ahead, run_study
     from clipvisionalign.study.tables import print_tables
 
-    plan = read_plan(given.plan)
-    budget = replace(
-        plan.budget, same=given.same or ("seconds" if given.seconds else plan.budget.same),
-        seconds=given.seconds or plan.budget.seconds,
-    )  # fmt: skip
-    plan = replace(plan, data=given.data or plan.data, split=given.split or plan.split, budget=budget)
-    if given.seeds:
-        plan = replace(plan, seeds=[_whole(seed, "--seeds") for seed in _listed(given.seeds)])
-    if given.variants:
-        unknown = [name for name in _listed(given.variants) if name not in plan.variants]
-        if unknown:
-            raise ValueError(
-                f"--variants: '{', '.join(unknown)}' is not in the plan; it has {', '.join(plan.variants)}"
-            )
-        plan = replace(plan, variants={name: plan.variants[name] for name in _listed(given.variants)})
+    plan = _with_flags(read_plan(given.plan), given)
     out = given.out or f"studies/{Path(given.plan).stem}"
     if given.dry_run:
         seconds = plan_ahead(plan, out, say)
@@ -728,6 +713,32 @@ def study(arguments: list[str]) -> int:
         _write_pdf(out)
     print(json.dumps(report, indent=2)) if given.json else print_tables(report)
     return 0
+
+
+def _with_flags(plan: Plan, given: argparse.Namespace) -> Plan:
+    """A plan with what the command line asks for instead. Raises ValueError for what contradicts itself."""
+    from clipvisionalign.study.plan import Drawing
+
+    if given.seconds is not None:
+        if given.same == "pictures":
+            raise ValueError("--seconds counts with --same seconds alone, not with --same pictures")
+        plan = replace(plan, budget=replace(plan.budget, same="seconds", seconds=given.seconds))
+    elif given.same:
+        plan = replace(plan, budget=replace(plan.budget, same=given.same))
+    if given.data is not None:
+        plan = replace(plan, data=given.data, scenes=0, drawing=Drawing())
+    if given.split is not None:
+        plan = replace(plan, split=given.split)
+    if given.seeds is not None:
+        plan = replace(plan, seeds=[_whole(seed, "--seeds") for seed in _listed(given.seeds)])
+    if given.variants is not None:
+        unknown = [name for name in _listed(given.variants) if name not in plan.variants]
+        if unknown:
+            raise ValueError(
+                f"--variants: '{', '.join(unknown)}' is not in the plan; it has {', '.join(plan.variants)}"
+            )
+        plan = replace(plan, variants={name: plan.variants[name] for name in _listed(given.variants)})
+    return plan
 
 
 def _listed(text: str) -> list[str]:
@@ -744,8 +755,8 @@ def _whole(text: str, flag: str) -> int:
 def report(arguments: list[str]) -> int:
     parser = _parser(
         "report",
-        description="Write a study's report anew: page, figures, tables, PDF; of a study that was stopped, from what\n"
-        "is measured so far. Or put two studies side by side: before and after, two machines.",
+        description="Write a study's report anew from its report.json: page, figures, tables, PDF; or put two studies\n"
+        "side by side: before and after, two machines.",
     )
     parser.add_argument("study", help="folder of a study")
     parser.add_argument("--compare", metavar="OTHER", help="another study's folder: writes comparison.html")
@@ -757,14 +768,12 @@ def report(arguments: list[str]) -> int:
 
     from clipvisionalign.study.page import render_comparison
     from clipvisionalign.study.report import compare_reports, read_report, write_report
-    from clipvisionalign.study.run import report_of_study
     from clipvisionalign.study.tables import print_tables, show
 
-    folder = Path(given.study) if Path(given.study).is_dir() else Path(given.study).parent
-    found = report_of_study(given.study, say)
+    found = read_report(given.study)
     if given.compare:
         tables, settings = compare_reports(found, read_report(given.compare))
-        page = Path(given.out or folder / "comparison.html")
+        page = Path(given.out or Path(given.study) / "comparison.html")
         page.write_text(
             render_comparison(f"{found['title']}: two studies", (given.study, given.compare), tables, settings),
             encoding="utf-8",
@@ -776,9 +785,9 @@ def report(arguments: list[str]) -> int:
             print("\n".join(settings))
         say(f"{page}: written")
         return 0
-    write_report(folder, found, say)
+    write_report(Path(given.study), found)
     if given.pdf:
-        _write_pdf(str(folder))
+        _write_pdf(given.study)
     print(json.dumps(found, indent=2)) if given.json else print_tables(found)
     return 0
 

@@ -169,16 +169,19 @@ def write_shards(
 ) -> dict[str, list[Path]]:
     """Write a data set as WebDataset shards, OUT/SPLIT-000000.tar and so on, with their index; the files by split.
 
-    Raises FileExistsError where there are shards already; a picture that cannot be read raises OSError.
+    Raises FileExistsError where there are shards already, ValueError for no image in a shard; a picture that cannot be
+    read raises OSError.
     """
     import webdataset
 
     from clipvisionalign.progress import progress
 
     folder = Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
+    if per_shard < 1:
+        raise ValueError(f"--per-shard should be at least 1, not {per_shard}")
     if list(folder.glob("*.tar")):
         raise FileExistsError(f"{folder}: holds shards already; give another folder")
+    folder.mkdir(parents=True, exist_ok=True)
     sizes: dict[str, int] = {}
     written: dict[str, list[Path]] = {}
     for split, count in sorted(data.split_sizes().items()):

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 
@@ -20,7 +18,7 @@ from clipvisionalign.files import written_aside
 from clipvisionalign.models.aligner import Aligner, Remembered, config_from_dict, load_aligner, pin_towers
 from clipvisionalign.models.tokens import open_tokenizer
 from clipvisionalign.retrieval.audit import audit
-from clipvisionalign.retrieval.evaluate import RANKS, Evaluation, evaluate, load_ranks
+from clipvisionalign.retrieval.evaluate import RANKS, evaluate, load_ranks
 from clipvisionalign.retrieval.minimal_pairs import outscored
 from clipvisionalign.retrieval.ranks import PartnerRanks
 from clipvisionalign.study.plan import Cell
@@ -36,6 +34,8 @@ Say = Callable[[str], None]
 
 #: What a cell's folder holds beside the run, once it is measured.
 MEASURED = "measured.json"
+#: In a study's folder: the commits that its runs take their towers from.
+TOWERS = "towers.json"
 
 
 def write_json(path: Path, found: Any) -> None:
@@ -44,22 +44,17 @@ def write_json(path: Path, found: Any) -> None:
         aside.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
 
 
-def read_json(path: Path) -> Any:
-    """What a file of the study's own holds. Raises ValueError with its name where that cannot be read."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: cannot be read ({error}); put back a whole one, or remove it") from None
-
-
 def with_commits(cells: Sequence[Cell], study: Path, say: Say) -> list[Cell]:
     """The cells that are to be trained with one commit of the hub for each tower's name, whenever they are trained.
 
-    What cannot be had now is left as it is: those cells say why when their turn comes.
+    What cannot be had now is left as it is: those cells say why when their turn comes. Raises FileExistsError, before
+    anything is written, where another run is in a cell's place (`refuse_other`).
     """
-    kept = study / "towers.json"
-    known: dict[str, list[str]] = read_json(kept) if kept.is_file() else {}
-    found = []
+    for cell in cells:
+        refuse_other(cell)
+    kept = study / TOWERS
+    known: dict[str, list[str]] = json.loads(kept.read_text()) if kept.is_file() else {}
+    before, found = dict(known), []
     for cell in cells:
         model = cell.config.model
         towers = (model.image_tower, model.text_tower)
@@ -71,12 +66,16 @@ def with_commits(cells: Sequence[Cell], study: Path, say: Say) -> list[Cell]:
                 found.append(cell)
                 continue
             known[asked] = [pinned.image_tower.revision, pinned.text_tower.revision]
-            write_json(kept, known)
         image, text = known.get(asked, [tower.revision for tower in towers])
         model = replace(
             model, image_tower=replace(towers[0], revision=image), text_tower=replace(towers[1], revision=text)
         )
         found.append(replace(cell, config=replace(cell.config, model=model)))
+        if found[-1] != cell:
+            refuse_other(found[-1])
+    if known != before:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        write_json(kept, known)
     return found
 
 
@@ -130,6 +129,13 @@ def _as_it_lies(config: RunConfig, directory: Path) -> RunConfig:
     return replace(config, model=model, **paths)
 
 
+def settings_hash(cell: Cell) -> str:
+    """What the runs of a variant have in common, whatever the study is named by: all settings but seed, folders and the
+    number of steps."""
+    config = replace(_as_it_lies(cell.config, Path.cwd()), seed=0, out="", init="", steps=0, epochs=0)
+    return hash_of([repr(config)])
+
+
 def refuse_other_base(cell: Cell, say: Say = lambda line: None) -> None:
     """Raises FileExistsError where a cell's run, finished or stopped, was begun from other weights than those of the
     cell that it stands on: that one was trained anew since. A run from before this was recorded cannot be compared:
@@ -156,11 +162,7 @@ def train_cell(cell: Cell, say: Say) -> None:
     """
     refuse_other_base(cell, say)
     if (cell.folder / "results.json").is_file():
-        try:
-            refuse_changed(cell.folder, cell.config, say, ("train",))
-        except json.JSONDecodeError as error:
-            told = f"what it was trained on cannot be read ({error}); put back a whole one, or remove {cell.folder}"
-            raise ValueError(f"{cell.folder / 'data.json'}: {told}") from None
+        refuse_changed(cell.folder, cell.config, say, ("train",))
         say(f"{cell.folder}: finished already")
     elif (cell.folder / "config.yaml").is_file():
         resume(cell.folder, say)
@@ -202,12 +204,8 @@ def reusable(kept: Path, asked: dict[str, Any], say: Say, what: str) -> Any:
     """What the file `kept` holds, if it was made from what is `asked` now; else None, and why is said in one line."""
     if not kept.is_file():
         return None
-    try:
-        found = json.loads(kept.read_text(encoding="utf-8"))
-        before = found.get("asked")
-    except (OSError, ValueError, AttributeError):
-        say(f"{what}: measured again: {kept} cannot be read")
-        return None
+    found = json.loads(kept.read_text())
+    before = found.get("asked")
     differing = changed(before, asked)
     if not differing:
         return found
@@ -229,10 +227,13 @@ def measure_cell(
     """
     kept = cell.folder / MEASURED
     asked = asked_of(cell, part, split, pairs, overlap, audit_images)
-    found = _kept_of(cell, asked, split, say)
-    if found is not None:
+    found = reusable(kept, asked, say, cell.folder.name)
+    if found is not None and ranks_file(cell.folder, split).is_file():
         return found
-    trained = _results_of(cell.folder)
+    # What is there is of something else: none of it may stand beside new figures, whenever this is cut off.
+    kept.unlink(missing_ok=True)
+    own_ranks(cell.folder, split).unlink(missing_ok=True)
+    trained = json.loads((cell.folder / "results.json").read_text())
     aligner = load_aligner(cell.folder)
     aligner.show_progress = True
     # Before anything else is asked, as a model that had been shown true partners could give those back; and by the
@@ -243,18 +244,19 @@ def measure_cell(
     )  # fmt: skip
     chosen = {name: told for name, told in trained.get("chosen", {}).items() if name != "model_in_sample"}
     aligner.remembered = _remembered(cell, part, remembered)
-    figures: dict[str, Any] = trained
-    evaluated: Evaluation | None = None
+    figures = trained
     # The training has measured dev already, and kept the ranks: of this very dev, unless it has changed since.
-    if split != "dev" or not _readable(cell.folder / RANKS) or _measured_on(cell.folder) != data_contents(part):
+    measured_on = json.loads((cell.folder / "data.json").read_text())["dev"].get("contents")
+    if split != "dev" or not (cell.folder / RANKS).is_file() or measured_on != data_contents(part):
         # Not cross-fitted: this is the run's own model.
         chosen = chosen if split != "dev" else {}
         candidates = aligner.config.fusion.candidates if aligner.fusion is not None else 0
-        evaluated = evaluate(
+        measured = evaluate(
             aligner, part.images, part.captions, part.caption_image, part.image_identity, candidates,
             caption_group=part.caption_group,
         )  # fmt: skip
-        figures = evaluated.to_dict()
+        measured.save_ranks(own_ranks(cell.folder, split))
+        figures = measured.to_dict()
     # Minimal pairs are scored by the towers themselves.
     aligner.remembered = None
     halves = HalfWeights.of(part, chosen) if split == "dev" else None
@@ -267,57 +269,8 @@ def measure_cell(
         "composition": {name: twins_found(aligner, some, halves) for name, some in pairs.items()},
         "curves": curves(cell.folder),
     }
-    # What is there is of something else, and stays until there is more: but none of it may stand beside new figures,
-    # whenever this is cut off.
-    kept.unlink(missing_ok=True)
-    own_ranks(cell.folder, split).unlink(missing_ok=True)
-    if evaluated is not None:
-        evaluated.save_ranks(own_ranks(cell.folder, split))
     write_json(kept, found)
     return found
-
-
-def kept_figures(
-    cell: Cell, part: CaptionedImages, split: str, pairs: dict[str, list[MinimalPair]], overlap: list[str] | None,
-    audit_images: int, say: Say,
-) -> dict[str, Any] | None:  # fmt: skip
-    """What `measure_cell` has kept of this very data and model; None where it has to measure, and why is said."""
-    return _kept_of(cell, asked_of(cell, part, split, pairs, overlap, audit_images), split, say)
-
-
-def _kept_of(cell: Cell, asked: dict[str, Any], split: str, say: Say) -> dict[str, Any] | None:
-    found = reusable(cell.folder / MEASURED, asked, say, cell.folder.name)
-    if found is None:
-        return None
-    ranks = ranks_file(cell.folder, split)
-    if not _readable(ranks):
-        say(f"{cell.folder.name}: measured again: {ranks} cannot be read")
-        return None
-    return found
-
-
-def _readable(ranks: Path) -> bool:
-    try:
-        return "ranks" in load_ranks(ranks)
-    except (OSError, ValueError, KeyError, EOFError, BadZipFile, zlib.error):
-        return False
-
-
-def _results_of(folder: Path) -> dict[str, Any]:
-    """What a training left. Raises ValueError where that cannot be read."""
-    path = folder / "results.json"
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: cannot be read ({error}); remove {folder}, to train it anew") from None
-
-
-def _measured_on(folder: Path) -> dict[str, str] | None:
-    """The contents of the dev split that a training has measured; None where that is not known."""
-    try:
-        return json.loads((folder / "data.json").read_text(encoding="utf-8"))["dev"].get("contents")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None
 
 
 def cut_captions(folder: Path, part: CaptionedImages, split: str) -> dict[str, Any]:
@@ -405,12 +358,9 @@ class _PairsOf:
 
 
 def curves(folder: Path) -> dict[str, list[float]]:
-    """The training's loss, dev loss and dev rsum after each epoch, from metrics.jsonl; none where it cannot be read."""
-    try:
-        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-        ends = [line for line in lines if "dev" in line]
-    except (OSError, ValueError, TypeError):
-        ends = []
+    """The training's loss, dev loss and dev rsum after each epoch, from metrics.jsonl."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    ends = [line for line in lines if "dev" in line]
     return {
         "step": [line["step"] for line in ends],
         "loss": [line["train_loss"] for line in ends],

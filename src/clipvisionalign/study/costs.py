@@ -31,7 +31,7 @@ class Cost:
     exact: bool = False
     form: Callable[[float], str] = significant
 
-    def value(self, cost: Mapping[str, Any]) -> Any:
+    def value(self, cost: Mapping[str, Any] | None) -> Any:
         """Of one variant; None where it was not measured."""
         found: Any = cost
         for key in self.path.split("/"):

@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from clipvisionalign.data.captioned import CaptionedImages
+from clipvisionalign.data.captioned import CaptionedImages, hashed
 from clipvisionalign.models.aligner import load_aligner
 from clipvisionalign.pictures import open_picture
 from clipvisionalign.search.explain import explain, overlay
 from clipvisionalign.study.plan import Cell
 from clipvisionalign.study.results import Measured
+from clipvisionalign.study.words import EXAMPLES
 
 #: Pixels of a picture's longer side, and words that an example is explained by.
 SIDE, WORDS = 200, 3
@@ -26,19 +27,12 @@ SMALL = set("a an and are at be by from in into is it its of on or that the thei
 def examples_of(
     cells: Sequence[Cell], measured: Sequence[Measured], part: CaptionedImages, count: int
 ) -> dict[str, Any]:
-    """The examples of report.json: captions with their picture's rank in every variant, and maps.
-
-    Of the first seed that all variants have; where there is none, of each variant's first ("seeds").
-    """
-    names = dict.fromkeys(cell.variant for cell in cells)
-    shared = [seed for seed in dict.fromkeys(cell.seed for cell in cells)
-              if all(any((cell.variant, cell.seed) == (name, seed) for cell in cells) for name in names)]  # fmt: skip
+    """The examples of report.json: captions with their image's rank in every variant (its first seed), and maps."""
     first: dict[str, tuple[Cell, Measured]] = {}
     for cell, found in zip(cells, measured, strict=True):
-        if not shared or cell.seed == shared[0]:
-            first.setdefault(cell.variant, (cell, found))
+        first.setdefault(cell.variant, (cell, found))
     ranks = {name: found.ranks["ranks"].text_to_image[:, 0] for name, (_, found) in first.items()}
-    chosen = choose(np.stack(list(ranks.values())), part.caption_image, count)
+    chosen = choose(np.stack(list(ranks.values())), part.caption_image, count, _by_content(part))
     captions, owners = part.captions, part.caption_image
     groups = {
         kind: [
@@ -53,30 +47,30 @@ def examples_of(
         for kind, places in chosen.items()
     }
     # One that all found, and one that they disagree on: a twin of the same picture would show little more.
-    shown = [place for places in (chosen["found by all"], chosen["where they disagree"]) for place in places[:1]]
+    shown = [place for kind in ("found by all", "where they disagree") for place in chosen[kind][:1]]
     seeds = {name: cell.seed for name, (cell, _) in first.items()}
     return {"groups": groups, "seeds": seeds, "maps": [_maps(first, part, place) for place in shown]}
 
 
-def choose(ranks: np.ndarray, owners: np.ndarray, count: int) -> dict[str, list[int]]:
-    """Captions to show, of different pictures. ranks: (variants, M); owners: (M,) each caption's image.
-
-    "found by all": the worst rank of any variant is least; "found by none": the best rank of any is greatest; "where
-    they disagree": the greatest factor between the two.
-    """
+def choose(ranks: np.ndarray, owners: np.ndarray, count: int, order: np.ndarray | None = None) -> dict[str, list[int]]:
+    """Captions to show, of different images, by the groups of `words.EXAMPLES`, the clearest first. ranks: (variants,
+    M); owners: (M,) each caption's image; order: (M,) which of equal ones comes first, as they stand unless told."""
+    order = np.arange(len(owners)) if order is None else order
     low, high = ranks.min(axis=0), ranks.max(axis=0)
-    orders = {
-        "found by all": np.lexsort((owners, high)),
-        "found by none": np.lexsort((owners, -low)),
-        "where they disagree": np.lexsort((owners, -(high / low))),
-    }
-    if len(ranks) < 2:
-        del orders["where they disagree"]
     found = {}
-    for kind, order in orders.items():
+    for kind, (_, fits) in EXAMPLES.items():
+        # Not found by any: the nearest rank as far away as there is. Else the variants as far apart as there is.
+        key = -low if kind == "found by none" else -high
+        places = [place for place in np.lexsort((order, key)).tolist() if fits(int(low[place]), int(high[place]))]
         seen: set[int] = set()
-        found[kind] = [p for p in order.tolist() if not (owners[p] in seen or seen.add(int(owners[p])))][:count]  # type: ignore[func-returns-value]
-    return found | ({"where they disagree": []} if len(ranks) < 2 else {})
+        found[kind] = [p for p in places if not (owners[p] in seen or seen.add(int(owners[p])))][:count]  # type: ignore[func-returns-value]
+    return found
+
+
+def _by_content(part: CaptionedImages) -> np.ndarray:
+    """An order of captions that does not depend on the order of a file (M,)."""
+    names = [part.rows[owner].name for owner in part.caption_image]
+    return np.argsort(np.argsort([hashed(f"{name}\0{text}") for name, text in zip(names, part.captions, strict=True)]))
 
 
 def _maps(first: dict[str, tuple[Cell, Measured]], part: CaptionedImages, place: int) -> dict[str, Any]:

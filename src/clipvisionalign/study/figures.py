@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from io import StringIO
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from clipvisionalign.files import written_aside
-from clipvisionalign.study.gaps import labelled, reason_of, state_of
-from clipvisionalign.study.significant import significant
+from clipvisionalign.study.costs import DEVICE_MEMORY, MEMORY, MS_PER_QUERY, Cost, Range, differ, ranges_of
+from clipvisionalign.study.significant import significant, words_told
 
 #: Told apart by people who see colours differently too, and on light and dark ground.
 COLOURS = ("#4c78c8", "#2f9e6e", "#d97b29", "#c04a86", "#8a6fd1", "#8b8f3a", "#3aa0b5", "#a56b4a")
@@ -25,24 +23,20 @@ INK = "#1b1f24"
 @dataclass(frozen=True)
 class Drawn:
     """A figure. svg: to stand in a page; about: how to read it; told: what it shows, in words, for those who do not see
-    it; failed: why it could not be drawn."""
+    it."""
 
     name: str
     svg: str
     title: str
     about: str
     told: str
-    failed: str = ""
 
 
-def draw_figures(report: dict[str, Any], folder: Path, say: Callable[[str], None] = print) -> dict[str, Drawn]:
-    """Draw what the report has figures for, into `folder`; returns them by name. Files of those that an earlier report
-    had, and this one has not, are removed. One that cannot be drawn is said, and has the reason."""
+def draw_figures(report: dict[str, Any], folder: Path) -> dict[str, Drawn]:
+    """Draw what the report has figures for, into `folder`; returns them by name."""
     import matplotlib
 
     matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     folder.mkdir(exist_ok=True)
     found = {}
     settings: Any = {
@@ -53,20 +47,10 @@ def draw_figures(report: dict[str, Any], folder: Path, say: Callable[[str], None
     with matplotlib.rc_context(settings):
         for name, (title, about, draw) in FIGURES.items():
             matplotlib.rcParams["svg.hashsalt"] = name
-            files = [folder / f"{name}.{ending}" for ending in ("png", "svg")]
-            try:
-                drawn = draw(report)
-                if drawn is not None:
-                    figure, told = drawn
-                    found[name] = Drawn(name, _save(name, figure, folder), title, about, told)
-                    continue
-            except Exception as error:
-                reason = reason_of(error)
-                say(f"{files[1]}: NOT DRAWN: {reason}; the rest goes on")
-                found[name] = Drawn(name, "", title, about, "", reason)
-            pyplot.close("all")
-            for file in files:
-                file.unlink(missing_ok=True)
+            drawn = draw(report)
+            if drawn is not None:
+                figure, told, *more = drawn
+                found[name] = Drawn(name, _save(name, figure, folder), title, " ".join([about, *more]), told)
     return found
 
 
@@ -74,10 +58,8 @@ def _save(name: str, figure: Any, folder: Path) -> str:
     """Write a figure as PNG and SVG; returns the SVG for a page."""
     from matplotlib import pyplot
 
-    with written_aside(folder / f"{name}.png") as aside:
-        figure.savefig(aside, format="png", dpi=200)
-    with written_aside(folder / f"{name}.svg") as aside:
-        figure.savefig(aside, format="svg", metadata={"Date": None})
+    figure.savefig(folder / f"{name}.png", dpi=200)
+    figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
     text = StringIO()
     figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
     pyplot.close(figure)
@@ -122,91 +104,112 @@ def _accuracy(report: dict[str, Any]) -> tuple[Any, str] | None:
         return None
     styles = _styles(report)
     figure, axes = pyplot.subplots(figsize=(6.4, 3.4), layout="constrained")
-    places = {name: place for place, name in enumerate(report["plan"]["variants"])}
-    for name, found in variants.items():
+    for place, (name, found) in enumerate(variants.items()):
         colour, mark = styles[name]
-        place = places[name]
         _whiskers(axes, place, found["figures"]["rsum"], colour, mark)
         seeds = [run["rsum"]["value"] for run in found["runs"]]
         axes.plot([place + 0.16] * len(seeds), seeds, linestyle="none", marker="_", markersize=9, color=colour)
-    ticks = [f"{name}\n({told})" if (told := state_of(report, name)) else name for name in places]
-    axes.set_xticks(range(len(ticks)), ticks)
-    axes.set_xlim(-0.6, len(ticks) - 0.4)
+    axes.set_xticks(range(len(variants)), list(variants))
+    axes.set_xlim(-0.6, len(variants) - 0.4)
     axes.set_ylabel("rsum (0 to 600)")
-    _keep_in(axes, [found["figures"]["rsum"] for found in variants.values()])
+    _from_zero(axes, [found["figures"]["rsum"] for found in variants.values()], 600)
     told = "; ".join(f"{name} {found['figures']['rsum']['value']:.1f}" for name, found in variants.items())
     chance = report["results"].get("chance", {})
-    told += "".join(f"; {labelled(report, name)}" for name in places if name not in variants)
     told += f"; a random ranking {chance['rsum']:.1f}" if chance else ""
     one = max(len(found["seeds"]) for found in variants.values()) < 2
-    what = "its 95% interval of the pictures only, one seed" if one else "its 95% interval, and each seed's as a dash"
+    what = "its 95% interval of the images only, one seed" if one else "its 95% interval, and each seed's as a dash"
     return figure, f"Rsum of each variant with {what}: {told}."
 
 
-def _keep_in(axes: Any, estimates: list[dict[str, Any]]) -> None:
-    """Axes that show the intervals, unless one is so wide that nothing else could be seen."""
-    values, lows, highs = (list(several) for several in zip(*map(_ends, estimates), strict=True))
-    spread = max(max(values) - min(values), 0.15 * abs(float(np.mean(values))), 1e-6)
-    bottom = max(min(lows), min(values) - 2.5 * spread)
-    top = min(max(highs), max(values) + 2.5 * spread)
-    axes.set_ylim(bottom - 0.06 * (top - bottom), top + 0.08 * (top - bottom))
+def _from_zero(axes: Any, estimates: list[dict[str, Any]], highest: float) -> None:
+    """An axis from 0 that shows all intervals, and no more than there is: a difference looks as large as it is."""
+    top = max((high for _, _, high in map(_ends, estimates)), default=highest)
+    axes.set_ylim(0, 1.04 * highest if top > 0.9 * highest else max(1.1 * top, 0.02 * highest))
 
 
-def _front(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The points that no other beats in both: cheaper (first) and better (second)."""
-    front: list[tuple[float, float]] = []
-    for cost, value in sorted(points, key=lambda point: (point[0], -point[1])):
-        if not front or value > front[-1][1]:
-            front.append((cost, value))
-    return front
+def front_of(names: Sequence[str], ranges: dict[str, Range], report: dict[str, Any]) -> list[str]:
+    """The variants, cheapest first, of which each costs more than the one before and was shown to find more.
+
+    ranges: what each costs, see `costs.ranges_of`. Empty where there are no two such.
+    """
+    shown = {(row["a"], row["b"]) if row["value"] > 0 else (row["b"], row["a"])
+             for row in report["results"]["differences"] if row["figure"] == "rsum" and row["shown"]}  # fmt: skip
+    rsum = {name: report["results"]["variants"][name]["figures"]["rsum"]["value"] for name in names}
+    front: list[str] = []
+    for name in sorted(names, key=lambda name: sum(ranges[name])):
+        if front and not differ(ranges[front[-1]], ranges[name]):
+            # As cheap as the one before: the better of the two stays.
+            front[-1] = max(front[-1], name, key=rsum.__getitem__)
+        elif not front or (name, front[-1]) in shown:
+            front.append(name)
+    steps = list(pairwise(front))
+    apart = all((b, a) in shown and differ(ranges[a], ranges[b]) for a, b in steps)
+    return front if steps and apart else []
 
 
-def _pareto(
-    report: dict[str, Any], cost_of: Callable[[dict[str, Any]], float], label: str, log: bool
-) -> tuple[Any, str] | None:
+def _pareto(report: dict[str, Any], cost: Cost, label: str, log: bool) -> tuple[Any, ...] | None:
     from matplotlib import pyplot
+    from matplotlib.ticker import LogLocator
 
-    names = [name for name in report["results"]["variants"] if name in report["cost"]]
+    names = [name for name in report["results"]["variants"] if cost.value(report["cost"].get(name)) is not None]
     if not names:
         return None
     styles = _styles(report)
     figure, axes = pyplot.subplots(figsize=(6.4, 3.6), layout="constrained")
     rsum = {name: report["results"]["variants"][name]["figures"]["rsum"] for name in names}
-    costs = {name: cost_of(report["cost"][name]) for name in names}
+    costs = {name: cost.value(report["cost"][name]) for name in names}
+    ranges = ranges_of(report["cost"], names, cost)
     for name in names:
-        _whiskers(axes, costs[name], rsum[name], *styles[name], label=labelled(report, name))
-    front = _front([(costs[name], rsum[name]["value"]) for name in names])
-    axes.plot(
-        *zip(*front, strict=True),
-        color=INK,
-        linewidth=1,
-        linestyle=":",
-        drawstyle="steps-post",
-        zorder=0,
-        label="front",
-    )
-    if log and max(costs.values()) > 5 * min(costs.values()):
+        _whiskers(axes, costs[name], rsum[name], *styles[name], label=name)
+        if ranges:
+            axes.plot(ranges[name], [rsum[name]["value"]] * 2, color=styles[name][0], linewidth=1.4)
+    front = front_of(names, ranges, report) if ranges else []
+    if front:
+        axes.plot([costs[name] for name in front], [rsum[name]["value"] for name in front], color=INK, linewidth=1,
+                  linestyle=":", drawstyle="steps-post", zorder=0, label="front")  # fmt: skip
+    if log and max(costs.values()) > 5 * min(costs.values()) > 0:
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter("{x:g}")
-    axes.margins(x=0.12)
-    _keep_in(axes, [rsum[name] for name in names])
+        axes.xaxis.set_minor_formatter("")
+        axes.margins(x=0.12)
+    else:
+        axes.set_xlim(0, 1.15 * max([*costs.values(), *(high for _, high in (ranges or {}).values())]))
+    _from_zero(axes, list(rsum.values()), 600)
     axes.set_xlabel(label)
     axes.set_ylabel("rsum")
     axes.legend(frameon=False, fontsize=9, ncols=min(5, len(names) + 1), loc="lower left", bbox_to_anchor=(0, 1.0))
     told = "; ".join(
         f"{name} {rsum[name]['value']:.1f} at {format(costs[name], significant(costs[name], 4))}" for name in names
     )
-    best = [name for name in names if (costs[name], rsum[name]["value"]) in front]
-    return figure, f"Rsum against {label}: {told}. On the front: {', '.join(best)}."
+    about = _of_front(front, names, ranges)
+    return figure, f"Rsum against {label}: {told}. {about}", about
 
 
-def _pareto_time(report: dict[str, Any]) -> tuple[Any, str] | None:
-    label = f"ms for a text query over {report['data']['gallery']['images']:,} pictures"
-    return _pareto(report, lambda cost: cost["ms_per_query"], label, log=True)
+def _of_front(front: Sequence[str], names: Sequence[str], ranges: dict[str, Range] | None) -> str:
+    """What may be said of the front, and of differences where there is none."""
+    if len(names) < 2:
+        return ""
+    if front:
+        return f"Dotted: the front, along which each was shown to find more and costs more: {', '.join(front)}."
+    if ranges is None:
+        return "The spread of one variant was not measured: none is shown to cost less."
+    apart = any(differ(ranges[a], ranges[b]) for a in names for b in names)
+    if not apart:
+        return "The variants differ by no more than one variant does from process to process."
+    return "None that costs more was shown to find more."
 
 
-def _pareto_memory(report: dict[str, Any]) -> tuple[Any, str] | None:
-    return _pareto(report, lambda cost: cost["peak_memory_mib"], "peak memory, MiB", log=False)
+def _pareto_time(report: dict[str, Any]) -> tuple[Any, ...] | None:
+    images = report["data"]["gallery"]["images"]
+    return _pareto(report, MS_PER_QUERY, f"ms for a text query over {images:,} image{'s' * (images != 1)}", log=True)
+
+
+def _pareto_memory(report: dict[str, Any]) -> tuple[Any, ...] | None:
+    """The memory that has to be there: the GPU's where one was used, else the process's."""
+    on_device = any(DEVICE_MEMORY.value(cost) is not None for cost in report["cost"].values())
+    cost, of = (DEVICE_MEMORY, "GPU") if on_device else (MEMORY, "whole process")
+    return _pareto(report, cost, f"peak memory, {of}, MiB", log=False)
 
 
 def _grouped(
@@ -218,16 +221,16 @@ def _grouped(
     names, styles = list(report["results"]["variants"]), _styles(report)
     figure, axes = pyplot.subplots(figsize=(7.2, 3.4), layout="constrained")
     told = []
+    labelled: set[str] = set()
     width = 0.7 / max(1, len(names) + (control is not None))
     for number, name in enumerate(names):
-        label = labelled(report, name)
         for place, group in enumerate(groups):
             found = value(name, group)
             if found is None:
                 continue
             x = place + (number - (len(names) - 1) / 2) * width
-            _whiskers(axes, x, found, *styles[name], label=label)
-            label = ""
+            _whiskers(axes, x, found, *styles[name], label="" if name in labelled else name)
+            labelled.add(name)
             told.append(f"{group}, {name} {found['value']:.1f}")
     if control is not None:
         for place, group in enumerate(groups):
@@ -235,11 +238,13 @@ def _grouped(
             if found is not None:
                 x = place + (len(names) - (len(names) - 1) / 2) * width
                 axes.plot(x, found["value"], marker="x", color=INK, linestyle="none",
-                          label="words alone" if place == 0 else None)  # fmt: skip
+                          label=None if "words alone" in labelled else "words alone")  # fmt: skip
+                labelled.add("words alone")
                 told.append(f"{group}, words alone {found['value']:.1f}")
     if line is not None:
         axes.axhline(line, color=INK, linewidth=1, linestyle=":", label="chance")
     axes.set_xticks(range(len(groups)), groups)
+    axes.set_ylim(0, 104)
     axes.set_ylabel(ylabel)
     axes.legend(frameon=False, fontsize=9, ncols=len(names) + 2, loc="lower left", bbox_to_anchor=(0, 1.0))
     return figure, "; ".join(told) + "."
@@ -250,7 +255,7 @@ def _by_length(report: dict[str, Any]) -> tuple[Any, str] | None:
     if not results["variants"]:
         return None
     words = results["lengths"]["words"]
-    labels = {f"{third}\n{low} to {high} words": third for third, (low, high) in words.items()}
+    labels = {f"{third}\n{words_told(span)}": third for third, span in words.items()}
 
     def value(name: str, group: str) -> dict[str, float]:
         return results["variants"][name]["by_length"][labels[group]]["recall_at_5"]
@@ -258,7 +263,7 @@ def _by_length(report: dict[str, Any]) -> tuple[Any, str] | None:
     figure, told = _grouped(report, list(labels), value, "R@5 text to image, %")
     chance = results["lengths"].get("chance", {})
     told += "".join(f" By chance, {third} {found['recall_at_5']:.1f}." for third, found in chance.items())
-    return figure, "Recall at 5 of pictures by captions of each third of length: " + told.replace("\n", ", ")
+    return figure, "Recall at 5 of images by captions of each part of length: " + told.replace("\n", ", ")
 
 
 def _composition(report: dict[str, Any]) -> tuple[Any, str] | None:
@@ -280,7 +285,7 @@ def _composition(report: dict[str, Any]) -> tuple[Any, str] | None:
         return next((row for name, row in every if key(name, row) == group), None)
 
     figure, told = _grouped(report, groups, value, "true caption above its twin, %", 50.0, control)
-    return figure, "Share of pictures whose true caption outscores its twin, chance 50: " + told.replace("\n", ", ")
+    return figure, "Share of images whose true caption outscores its twin, chance 50: " + told.replace("\n", ", ")
 
 
 def _curves(report: dict[str, Any]) -> tuple[Any, str] | None:
@@ -289,24 +294,48 @@ def _curves(report: dict[str, Any]) -> tuple[Any, str] | None:
     curves = [curve for curve in report["curves"] if curve["step"]]
     if not curves:
         return None
-    styles = _styles(report)
+    styles, told, labelled = _styles(report), [], set()
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(8.4, 3.2), layout="constrained")
-    firsts = {curve["variant"]: curve["seed"] for curve in reversed(curves)}
+    losses = []
     for curve in curves:
-        colour, mark = styles[curve["variant"]]
-        first = curve["seed"] == firsts[curve["variant"]]
+        name, (colour, mark) = curve["variant"], styles[curve["variant"]]
+        before = steps_before(report, curve)
+        steps = [before + step for step in curve["step"]]
         for axes, kind in ((left, "loss"), (right, "rsum")):
-            axes.plot(curve["step"], curve[kind], color=colour, marker=mark, markersize=3.5, linewidth=1.1,
-                      label=labelled(report, curve["variant"]) if first else None)  # fmt: skip
+            axes.plot(steps, curve[kind], color=colour, marker=mark, markersize=3.5, linewidth=1.1,
+                      label=None if name in labelled else name)  # fmt: skip
+        labelled.add(name)
+        losses += curve["loss"]
         if curve.get("dev_loss") and None not in curve["dev_loss"]:
-            left.plot(curve["step"], curve["dev_loss"], color=colour, linewidth=1.0, linestyle="dotted")
+            left.plot(steps, curve["dev_loss"], color=colour, linewidth=1.0, linestyle="dotted")
+            losses += curve["dev_loss"]
+        of = f", the first {before} of them those of {report['plan']['variants'][name]['base']}" if before else ""
+        told.append(f"{name}, seed {curve['seed']}: {curve['rsum'][-1]:.1f} at step {steps[-1]}{of}")
     left.set_ylabel("training loss, dev loss dotted")
     right.set_ylabel("dev rsum of the dual encoder")
     for axes in (left, right):
-        axes.set_xlabel("step")
+        axes.set_xlabel("step, those of the run that it starts from too" if any(_bases(report)) else "step")
+        axes.set_xlim(left=0)
+    right.set_ylim(bottom=0)
+    if min(losses) >= 0:
+        left.set_ylim(bottom=0)
     right.legend(frameon=False, fontsize=9)
-    told = "; ".join(f"{c['variant']}, seed {c['seed']}: {c['rsum'][-1]:.1f} at step {c['step'][-1]}" for c in curves)
-    return figure, f"Loss, dev loss and dev rsum after each epoch: {told}."
+    return figure, f"Loss, dev loss and dev rsum after each epoch: {'; '.join(told)}."
+
+
+def _bases(report: dict[str, Any]) -> list[str]:
+    return [variant.get("base", "") for variant in report["plan"]["variants"].values()]
+
+
+def steps_before(report: dict[str, Any], curve: dict[str, Any]) -> int:
+    """Steps that a run's weights were trained before its own first, in the run that it starts from (`base`)."""
+    if "before" in curve:
+        return int(curve["before"])
+    # Reports from before they were counted: what the other run's own curve ends with.
+    base = report["plan"]["variants"][curve["variant"]].get("base")
+    of = {(each["variant"], each["seed"]): each for each in report["curves"]}
+    other = of.get((base, curve["seed"]))
+    return steps_before(report, other) + other["step"][-1] if other and other["step"] else 0
 
 
 def _length_time(report: dict[str, Any]) -> tuple[Any, str] | None:
@@ -320,7 +349,7 @@ def _length_time(report: dict[str, Any]) -> tuple[Any, str] | None:
     for name, rows in costs.items():
         colour, mark = styles[name]
         axes.plot([row["tokens"] for row in rows], [row["ms_alone"] for row in rows], color=colour, marker=mark,
-                  markersize=5, linewidth=1.2, label=labelled(report, name))  # fmt: skip
+                  markersize=5, linewidth=1.2, label=name)  # fmt: skip
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter("{x:g}")
     axes.set_ylim(0, 1.08 * max(row["ms_alone"] for rows in costs.values() for row in rows))
@@ -359,29 +388,35 @@ def _protocol(report: dict[str, Any]) -> tuple[Any, str] | None:
         + (f" (chance {100 * bar['chance']['recall_at_1']:.1f})" if "chance" in bar else "")
         for bar in bars
     )
-    return figure, f"Recall at 1 of the same towers by protocol, only the first of them a result: {told}."
+    return (
+        figure,
+        f"Recall at 1 of the same towers by protocol, only the first of them measured as results are: {told}.",
+    )
 
 
-FIGURES: dict[str, tuple[str, str, Callable[[dict[str, Any]], tuple[Any, str] | None]]] = {
+FIGURES: dict[str, tuple[str, str, Callable[[dict[str, Any]], tuple[Any, ...] | None]]] = {
     "accuracy": (
         "What each design finds",
-        "Rsum with its 95% interval over seeds and pictures (of one seed: pictures only); each seed's own as a dash.",
+        "Rsum with its 95% interval over seeds and images (of one seed: images only); each seed's own as a dash.",
         _accuracy,
     ),
-    "time": ("Accuracy against time", "Dotted: the front, beyond which none is both quicker and better.", _pareto_time),
+    "time": (
+        "Accuracy against time", "Lines: 95% intervals, and from the quickest to the slowest round.", _pareto_time
+    ),
     "memory": (
-        "Accuracy against memory", "Dotted: the front, beyond which none is both smaller and better.", _pareto_memory
+        "Accuracy against memory", "Lines: 95% intervals, and from the lowest to the highest round.", _pareto_memory
     ),
     "length": (
-        "By the length of the caption", "Recall of the true picture within the first 5, with 95% intervals.", _by_length
+        "By the length of the caption", "Recall of the true image within the first 5, with 95% intervals.", _by_length
     ),
     "composition": (
-        "True captions against their twins", "Share of pictures whose true caption outscores its twin. A cross: what a "
-        "language model that sees no picture gets.", _composition
+        "True captions against their twins", "Share of images whose true caption outscores its twin. A cross: what a "
+        "language model that sees no image gets.", _composition
     ),
     "caption-time": ("Time by the length of the caption", "Medians, one caption at a time.", _length_time),
     "curves": ("How the training went", "A line for each seed, a mark for each epoch.", _curves),
     "protocol": (
-        "The same towers under other protocols", "Only the first bar is a result. A dark line: chance.", _protocol
+        "The same towers under other protocols", "Only the first bar is measured as results are: over the whole "
+        "gallery. A dark line: chance.", _protocol
     ),
 }  # fmt: skip

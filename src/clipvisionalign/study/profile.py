@@ -110,7 +110,8 @@ def measure(
     found["peak_memory_mib"] = round(peak_memory() / 2**20, 1)
     found["loaded_memory_mib"] = round(before / 2**20, 1)
     if torch.cuda.is_available():
-        found["peak_device_memory_mib"] = round(torch.cuda.max_memory_allocated() / 2**20, 1)
+        # What the allocator has taken from the device, and not only what tensors filled: so much has to be free there.
+        found["peak_device_memory_mib"] = round(torch.cuda.max_memory_reserved() / 2**20, 1)
     found |= {"parameters": aligner.parameter_count(), **flops(aligner.config, captions[0], pictures[0])}
     return {**found, "energy": joules.found, "machine": machine()}
 

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from clipvisionalign.data.captioned import CaptionedImages
-from clipvisionalign.files import written_aside
 from clipvisionalign.models.device import machine, versions
 from clipvisionalign.retrieval.equal_captions import equal_captions
 from clipvisionalign.retrieval.ranks import Partners
 from clipvisionalign.study.bibliography import entries_for
 from clipvisionalign.study.cells import write_json
-from clipvisionalign.study.gaps import FAILED, Gaps, cell_states, made_from
-from clipvisionalign.study.plan import Plan
+from clipvisionalign.study.plan import Plan, cell_folder
 from clipvisionalign.study.results import Measured, check_fence, results_of
 from clipvisionalign.study.significant import significant
 from clipvisionalign.study.statistics import estimate
@@ -28,21 +26,14 @@ FORMAT = 1
 
 def build_report(
     plan: Plan, study: Path, data: CaptionedImages, part: CaptionedImages, measured: Sequence[Measured],
-    gaps: Gaps, costs: dict[str, dict[str, Any]], controls: dict[str, dict[str, list[float]]],
+    failed: dict[tuple[str, int], str], costs: dict[str, dict[str, Any]], controls: dict[str, dict[str, list[float]]],
     other: dict[str, Any] | None, examples: dict[str, Any], cut: dict[str, Any] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """The whole report as report.json holds it; what has no results, or was not made, is in "cells" and "not_made".
-
-    Raises FenceError where something in its results is none.
-    """
+    """The whole report as report.json holds it. Raises FenceError where something in its results is none."""
     results = results_of(measured, part, plan.split, plan.compare)
     partners = Partners.of(part.caption_image, len(part), part.image_identity, part.caption_group)
-    seconds = _training_seconds(plan, measured)
-    passed = [(name, seed) for name, found in results["variants"].items() for seed in found["seeds"]]
-    depths: dict[str, Any] = {}
-    for one in measured:
-        if one.found.get("depths"):
-            depths.setdefault(one.variant, one.found["depths"])
+    seconds, steps = (_spent(plan, study, measured, what) for what in ("training_seconds", "steps"))
+    first = next(iter(measured))
     report: dict[str, Any] = {
         "format": FORMAT,
         "title": plan.title,
@@ -65,31 +56,32 @@ def build_report(
             name: {
                 **cost,
                 "training_seconds": seconds.get(name),
-                "ms_per_query": ms_per_query(cost, name, measured, part),
+                "training_steps": steps.get(name),
+                **_with_query(cost, pairs_of_query(name, measured, part)),
             }
             for name, cost in costs.items()
         },
-        "curves": [{"variant": m.variant, "seed": m.seed, **m.found["curves"]} for m in measured],
-        "depths": depths,
+        "curves": [
+            {
+                "variant": m.variant,
+                "seed": m.seed,
+                "before": int(_before(plan, study, m, measured, "steps")),
+                **m.found["curves"],
+            }
+            for m in measured
+        ],
+        "depths": {m.variant: m.found["depths"] for m in measured if m.found.get("depths") and m.seed == first.seed},
         "what_it_would_have_looked_like": other,
         "examples": examples,
-        "cells": cell_states(plan, gaps, passed, results["refused"]),
-        "made_from": made_from(study),
+        "failed": [{"variant": name, "seed": seed, "reason": reason} for (name, seed), reason in failed.items()],
         "machine": machine(),
         "versions": versions(),
         "commands": commands(plan, study),
         "references": entries_for(plan, data),
     }
-    with_gaps(report, gaps)
+    report["claims"] = claims_of(report)
     check_fence(report)
     return report
-
-
-def with_gaps(report: dict[str, Any], gaps: Gaps) -> None:
-    """Put into a report what could not be made, and its summary, which tells of that."""
-    report["not_made"] = gaps.parts
-    report["failed"] = [cell for cell in report["cells"] if cell["state"] == FAILED]
-    report["claims"] = claims_of(report)
 
 
 def text_only(controls: dict[str, dict[str, list[float]]]) -> dict[str, list[dict[str, Any]]]:
@@ -103,27 +95,48 @@ def text_only(controls: dict[str, dict[str, list[float]]]) -> dict[str, list[dic
     }
 
 
-def ms_per_query(cost: dict[str, Any], name: str, measured: Sequence[Measured], part: CaptionedImages) -> float:
-    """One caption, encoded and scored with the whole gallery, or with the candidates that a re-ranking looks at."""
-    candidates = next((cell.found.get("candidates", 0) for cell in measured if cell.variant == name), 0)
-    pairs = candidates or len(part)
-    return round(cost["caption_latency_ms"]["p50"] + cost["ms_per_1000_pairs"]["median"] * pairs / 1000, 4)
+def pairs_of_query(name: str, measured: Sequence[Measured], part: CaptionedImages) -> int:
+    """How many pairs a query scores: the whole gallery, or the candidates that a re-ranking looks at."""
+    return next((cell.found.get("candidates", 0) for cell in measured if cell.variant == name), 0) or len(part)
 
 
-def _training_seconds(plan: Plan, measured: Sequence[Measured]) -> dict[str, dict[str, Any]]:
-    """Mean over seeds, and each; a variant that stands on another counts its time too."""
-    own = {(cell.variant, cell.seed): float(cell.found["training_seconds"]) for cell in measured}
-    found: dict[str, dict[str, Any]] = {}
-    for name in dict.fromkeys(cell.variant for cell in measured):
-        each = []
-        for seed in [cell.seed for cell in measured if cell.variant == name]:
-            total, stands = 0.0, name
-            while stands:
-                total += own.get((stands, seed), 0.0)
-                stands = plan.variants[stands].base
-            each.append(round(total, 1))
-        found[name] = {"mean": round(float(np.mean(each)), 1), "each": each}
-    return found
+def _with_query(cost: dict[str, Any], pairs: int) -> dict[str, Any]:
+    """ "ms_per_query", one caption encoded and scored with so many images, and the same in each of the rounds."""
+
+    def of(caption: float, thousand: float) -> float:
+        return round(caption + thousand * pairs / 1000, 4)
+
+    rounds = [
+        {**each, "ms_per_query": of(each["caption_latency_ms"], each["ms_per_1000_pairs"])}
+        if {"caption_latency_ms", "ms_per_1000_pairs"} <= set(each) else each
+        for each in cost.get("rounds", [])
+    ]  # fmt: skip
+    both = cost["caption_latency_ms"]["p50"], cost["ms_per_1000_pairs"]["median"]
+    return {"ms_per_query": of(*both), "rounds": rounds}
+
+
+def _before(plan: Plan, study: Path, cell: Measured, measured: Sequence[Measured], what: str) -> float:
+    """The seconds ("training_seconds") or "steps" that went into the runs that a cell stands on, one on another: of
+    those that were not measured too, as their folders say."""
+    own = {(each.variant, each.seed): float(each.found[what]) for each in measured}
+    total, stands = 0.0, plan.variants[cell.variant].base
+    while stands:
+        results = cell_folder(study, stands, cell.seed) / "results.json"
+        if (stands, cell.seed) in own:
+            total += own[stands, cell.seed]
+        elif results.is_file():
+            total += float(json.loads(results.read_text())[what])
+        stands = plan.variants[stands].base
+    return total
+
+
+def _spent(plan: Plan, study: Path, measured: Sequence[Measured], what: str) -> dict[str, dict[str, Any]]:
+    """The "training_seconds" or "steps" of each variant: mean over seeds, and each; with what it stands on."""
+    found: dict[str, list[float]] = {}
+    for cell in measured:
+        total = float(cell.found[what]) + _before(plan, study, cell, measured, what)
+        found.setdefault(cell.variant, []).append(round(total, 1))
+    return {name: {"mean": round(float(np.mean(each)), 1), "each": each} for name, each in found.items()}
 
 
 def commands(plan: Plan, study: Path) -> list[str]:
@@ -136,28 +149,21 @@ def commands(plan: Plan, study: Path) -> list[str]:
     ]
 
 
-def write_report(study: Path, report: dict[str, Any], say: Callable[[str], None] = print) -> None:
-    """report.json, report.html, figures/ (SVG, PNG), tables/ (Markdown, LaTeX), references.bib in `study`: each file is
-    whole, whenever this is cut off, and none is left of a plot or a table that only an earlier report had.
+def write_report(study: Path, report: dict[str, Any]) -> None:
+    """report.json, report.html, figures/ (SVG, PNG), tables/ (Markdown, LaTeX), references.bib in `study`.
 
-    A plot that cannot be drawn is said, and shown as such, with the reason. Raises FenceError before anything is
-    written.
+    Raises FenceError before anything is written.
     """
     from clipvisionalign.study.figures import draw_figures
     from clipvisionalign.study.page import render_page
     from clipvisionalign.study.tables import write_tables
 
     check_fence(report)
-    # The report's own figures first: they are there whatever happens to a plot or the page.
     write_json(study / "report.json", report)
-    page = study / "report.html"
-    page.unlink(missing_ok=True)
-    drawn = draw_figures(report, study / "figures", say)
+    drawn = draw_figures(report, study / "figures")
     write_tables(report, study / "tables")
-    with written_aside(study / "references.bib") as aside:
-        aside.write_text("\n\n".join(entry["bibtex"] for entry in report["references"]) + "\n", encoding="utf-8")
-    with written_aside(page) as aside:
-        aside.write_text(render_page(report, drawn), encoding="utf-8")
+    (study / "references.bib").write_text("\n\n".join(entry["bibtex"] for entry in report["references"]) + "\n")
+    (study / "report.html").write_text(render_page(report, drawn), encoding="utf-8")
 
 
 def compare_reports(a: dict[str, Any], b: dict[str, Any]) -> tuple[list[Any], list[str]]:
@@ -230,10 +236,7 @@ def read_report(study: str | Path) -> dict[str, Any]:
     path = path / "report.json" if path.is_dir() else path
     if not path.is_file():
         raise ValueError(f"{study}: no report.json there; 'clipvisionalign study PLAN --out {study}' makes one")
-    try:
-        report = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: cannot be read: {error}") from None
+    report = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(report, dict) or report.get("format") != FORMAT:
         raise ValueError(f"{path}: no report of this version (format {FORMAT})")
     check_fence(report)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 def significant(value: float, digits: int = 3) -> str:
     """The format of a number with so many significant digits: never 1.01e+03 for a large one.
@@ -29,3 +31,13 @@ def p_value_form(p: float, level: float) -> str:
     """
     forms = (f".{digits}g" for digits in range(2, 17))
     return next((form for form in forms if (float(format(p, form)) < level) == (p < level)), ".17g")
+
+
+def words_told(span: Sequence[int]) -> str:
+    """From how many words to how many.
+
+    >>> words_told([4, 9]), words_told([1, 1])
+    ('4 to 9 words', '1 word')
+    """
+    low, high = span
+    return f"{low} to {high} words" if low != high else f"{high} word{'s' * (high != 1)}"

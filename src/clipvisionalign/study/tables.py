@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from clipvisionalign.files import written_aside
-from clipvisionalign.study.gaps import labelled, not_made, reason_of, state_of, without_results
 from clipvisionalign.study.results import both_ways
-from clipvisionalign.study.significant import significant
+from clipvisionalign.study.significant import p_value_form, significant, words_told
+from clipvisionalign.study.statistics import LEVEL
 
 #: The row of what no model at all would find.
 CHANCE = "chance: a random ranking"
@@ -36,30 +35,17 @@ class Table:
 
 def tables_of(report: dict[str, Any]) -> list[Table]:
     """Every table of a report that has rows."""
-    return [table for table in (_made(name, report) for name in TABLES) if table.rows]
-
-
-def _made(name: str, report: dict[str, Any]) -> Table:
-    """A table; where it cannot be made the reason stands in its place, and the others are made all the same."""
-    try:
-        return TABLES[name](report)
-    except Exception as error:
-        told = f"this table could not be made: {reason_of(error)}"
-        return Table(name, name.capitalize(), ["table", "reason"], [[name, told]], [[None, None]])
+    made = (_accuracy(report), _differences(report), _cost(report), _latency(report), _lengths(report),
+            _composition(report), _cut_captions(report), _audits(report))  # fmt: skip
+    return [table for table in made if table.rows]
 
 
 def write_tables(report: dict[str, Any], folder: Path) -> None:
-    """Each table as NAME.md and NAME.tex; files of those that have no rows, as in an earlier report, are removed."""
+    """Each table as NAME.md and NAME.tex."""
     folder.mkdir(exist_ok=True)
-    tables = {table.name: table for table in tables_of(report)}
-    for name in TABLES:
-        for ending, text_of in (("md", markdown), ("tex", latex)):
-            path = folder / f"{name}.{ending}"
-            if name not in tables:
-                path.unlink(missing_ok=True)
-                continue
-            with written_aside(path) as aside:
-                aside.write_text(text_of(tables[name]), encoding="utf-8")
+    for table in tables_of(report):
+        (folder / f"{table.name}.md").write_text(markdown(table))
+        (folder / f"{table.name}.tex").write_text(latex(table))
 
 
 def interval(found: dict[str, Any], form: str = ".1f") -> str:
@@ -80,6 +66,11 @@ class _Rows:
         self.rows.append([text for text, _ in cells])
         self.sort.append([key for _, key in cells])
 
+    def keep(self, places: Sequence[int]) -> None:
+        """These columns only."""
+        self.rows = [[row[place] for place in places] for row in self.rows]
+        self.sort = [[keys[place] for place in places] for keys in self.sort]
+
 
 def _estimate(found: dict[str, Any]) -> tuple[str, float | None]:
     return interval(found), found["value"]
@@ -90,31 +81,23 @@ def _number(value: float | None, form: str) -> tuple[str, float | None]:
 
 
 def _tested(p: float | None) -> tuple[str, float | None]:
-    return ("not tested", None) if p is None else _number(p, ".2g")
+    return ("not tested", None) if p is None else _number(p, p_value_form(p, LEVEL))
 
 
 def seeds_told(report: dict[str, Any], label: str, name: str) -> str:
-    """A variant's label; where it lacks results of seeds, with which."""
-    told = state_of(report, name)
-    return f"{label} ({told})" if told else label
-
-
-def lacking(report: dict[str, Any], there: Collection[str]) -> list[str]:
-    """The variants of the plan that are not `there`, in the plan's order: a row each, with nothing but what became of
-    them."""
-    return [name for name in report["plan"]["variants"] if name not in there]
+    """A variant's label; where it lacks seeds of the plan, with how many it has."""
+    seeds, planned = report["results"]["variants"][name]["seeds"], report["plan"]["seeds"]
+    return label if len(seeds) == len(planned) else f"{label} ({len(seeds)} of {len(planned)} seeds)"
 
 
 def counted(report: dict[str, Any]) -> str:
     """What the intervals of a report count: not the seeds where there is one only."""
-    most = max((len(found["seeds"]) for found in report["results"]["variants"].values()), default=0)
-    if most < 2:
-        return "one seed: 95% intervals of the pictures only, which tell nothing of what another seed would give"
-    few = any(len(found["seeds"]) == 1 for found in report["results"]["variants"].values())
-    least = min(len(found["seeds"]) for found in report["results"]["variants"].values())
-    many = str(most) if least == most else f"{least} to {most}"
-    told = f"mean of {many} seeds with 95% intervals that count seeds and pictures"
-    return told + (" (of one seed: the pictures only)" if few else "")
+    counts = {len(found["seeds"]) for found in report["results"]["variants"].values()}
+    if max(counts, default=0) < 2:
+        return "one seed: 95% intervals of the images only, which tell nothing of what another seed would give"
+    seeds = f"{min(counts)} to {max(counts)}" if len(counts) > 1 else f"{max(counts)}"
+    told = f"mean of {seeds} seeds with 95% intervals that count seeds and images"
+    return told + (" (of one seed: the images only)" if 1 in counts else "")
 
 
 def _accuracy(report: dict[str, Any]) -> Table:
@@ -133,8 +116,6 @@ def _accuracy(report: dict[str, Any]) -> Table:
                 _number(figures["rsum"]["spread"], ".1f"),
                 *(_estimate(figures[figure]) for figure in names),
             )
-    for name in lacking(report, variants) if variants else ():
-        rows.add((labelled(report, name), None), ("no result", None), *[("", None)] * (1 + len(names)))
     # Reports from before chance was told have none.
     chance = report["results"].get("chance")
     if chance and variants:
@@ -162,13 +143,13 @@ def _differences(report: dict[str, Any]) -> Table:
             rows.rows[-1][0] += ", named beforehand"
     columns = ["variants", "figure", "difference", "p", "p, Holm", "shown"]
     note = (
-        "Same pictures, seed by seed; p corrected by Holm over all pairs in rsum, and over all pairs and other figures."
+        "Same images, seed by seed; p corrected by Holm over all pairs in rsum, and over all pairs and other figures."
     )
     if any(found.get("primary") for found in report["results"]["differences"]):
         note += " The comparison that the plan names is tested alone, the others are corrected without it."
     paired = [len(found["seeds"]) for found in report["results"]["differences"] if "seeds" in found]
     if paired and min(paired) < 2:
-        note += " Where there is one seed the pictures alone are counted: another seed may give another difference."
+        note += " Where there is one seed the images alone are counted: another seed may give another difference."
     elif paired and min(paired) == 2:
         note += " Two seeds leave one degree of freedom: their intervals are 12.7 standard errors wide each way."
     for left in report["results"].get("unpaired", []):
@@ -189,11 +170,13 @@ def _cost(report: dict[str, Any]) -> Table:
         rows.add(
             (name, None),
             _number((cost["training_seconds"] or {}).get("mean"), ",.0f"),
+            _number((cost.get("training_steps") or {}).get("mean"), ",.0f"),
             _number(cost["ms_per_caption"]["median"], ".2f"),
             _number(cost["ms_per_picture"]["median"], ".1f"),
             _number(cost["ms_per_1000_pairs"]["median"], significant(cost["ms_per_1000_pairs"]["median"])),
             _number(cost["ms_per_query"], significant(cost["ms_per_query"])),
             _number(cost["peak_memory_mib"], ",.0f"),
+            _number(cost.get("peak_device_memory_mib"), ",.0f"),
             _number(cost["bytes_per_picture"], ",.0f"),
             _number(cost["bytes_per_caption"], ",.0f"),
             _number(cost["parameters"] / 1e6, ".1f"),
@@ -201,17 +184,17 @@ def _cost(report: dict[str, Any]) -> Table:
             _number(cost["flops_per_picture"] / 1e9, ".2f"),
             _number(cost.get("energy", {}).get("joules_per_1000_captions"), ".1f"),
         )
-    for name in lacking(report, report["cost"]) if rows.rows else ():
-        rows.add((name, None), ("not measured", None), *[("", None)] * (len(rows.rows[0]) - 2))
-    columns = ["variant", "training s", "ms a caption", "ms a picture", "ms 1,000 pairs", "ms a query", "peak MiB",
-               "bytes a picture", "bytes a caption", "M parameters", "GFLOP a caption", "GFLOP a picture",
-               "J 1,000 captions"]  # fmt: skip
+    columns = ["variant", "training s", "training steps", "ms a caption", "ms an image", "ms 1,000 pairs", "ms a query",
+               "peak MiB", "peak GPU MiB", "bytes an image", "bytes a caption", "M parameters", "GFLOP a caption",
+               "GFLOP an image", "J 1,000 captions"]  # fmt: skip
+    kept = [place for place in range(len(columns)) if place == 0 or any(row[place] for row in rows.rows)]
+    rows.keep(kept)
     note = (
         "Fresh processes that take turns; medians. Times compare within this table only. A query: one caption encoded "
+        "and scored with the gallery, or with the candidates that are re-ranked. Training counts what a variant starts "
+        "from. Memory: the most that the whole process, or PyTorch on the GPU, has taken."
     )
-    note += (
-        "and scored with the gallery, or with the candidates that are re-ranked. Empty where not measured or reported."
-    )
+    columns = [columns[place] for place in kept]
     return Table("cost", "What each design costs", columns, rows.rows, rows.sort, note)
 
 
@@ -226,9 +209,9 @@ def _latency(report: dict[str, Any]) -> Table:
             *(_number(value, ".2f") for value in batches.values()),
         )
     sizes = [row["batch"] for row in next(iter(report["cost"].values()))["by_batch"]] if report["cost"] else []
-    columns = ["variant", *(f"{what} {p}" for what in ("caption", "picture") for p in ("p50", "p95", "p99")),
+    columns = ["variant", *(f"{what} {p}" for what in ("caption", "image") for p in ("p50", "p95", "p99")),
                *(f"by {size}" for size in sizes)]  # fmt: skip
-    note = "Milliseconds: one caption or picture alone (percentiles), and per caption in batches of so many."
+    note = "Milliseconds: one caption or image alone (percentiles), and per caption in batches of so many."
     return Table("latency", "Time of one, and in batches", columns, rows.rows, rows.sort, note)
 
 
@@ -243,9 +226,9 @@ def _lengths(report: dict[str, Any]) -> Table:
         rows.add((CHANCE, None), *(_number(chance[third][f"recall_at_{k}"], ".1f") for third in words for k in (1, 5)))
     columns = [
         "variant",
-        *(f"{third} ({low} to {high} words) R@{k}" for third, (low, high) in words.items() for k in (1, 5)),
+        *(f"{third} ({words_told(span)}) R@{k}" for third, span in words.items() for k in (1, 5)),
     ]
-    note = "Recall of pictures by captions of one third of the data's captions, in percent; the gallery stays whole; "
+    note = "Recall of images by captions of one part of the data's captions, in percent; the gallery stays whole; "
     note += f"{counted(report)}."
     return Table("length", "By the length of the caption", columns, rows.rows, rows.sort, note)
 
@@ -262,7 +245,7 @@ def _composition(report: dict[str, Any]) -> Table:
             rows.add(("words alone", None), (f"{found['kind']} ({name})", None), (f"{found['pairs']}", found["pairs"]),
                      _estimate(found), ("", None))  # fmt: skip
     columns = ["variant", "kind", "pairs", "true above twin, %", "p of chance, Holm"]
-    note = "Chance is 50; a tie counts a half. 'words alone': a trigram model of the training captions, no picture. "
+    note = "Chance is 50; a tie counts a half. 'words alone': a trigram model of the training captions, no image. "
     note += f"{counted(report).capitalize()}."
     return Table("composition", "True captions against their twins", columns, rows.rows, rows.sort, note)
 
@@ -298,24 +281,6 @@ def _audits(report: dict[str, Any]) -> Table:
     return Table("audit", "The audit of every run", ["run", "check", "verdict", "what was seen"], rows.rows, rows.sort)
 
 
-def _gaps(report: dict[str, Any]) -> Table:
-    rows = _Rows()
-    for cell in without_results(report):
-        rows.add((f"{cell['variant']}, seed {cell['seed']}", None), (cell["state"], None), (cell["reason"], None))
-    for part in not_made(report):
-        of = f" of {part['of']}" if part["of"] else ""
-        rows.add((f"{part['part']}{of}", None), ("not made", None), (part["reason"], None))
-    note = "None of it is in any figure. The study's command, given again, tries what failed and goes on with the rest."
-    return Table("gaps", "What has no results", ["what", "state", "reason"], rows.rows, rows.sort, note)
-
-
-#: Every table of a report, by its name.
-TABLES: dict[str, Callable[[dict[str, Any]], Table]] = {
-    "accuracy": _accuracy, "differences": _differences, "cost": _cost, "latency": _latency, "length": _lengths,
-    "composition": _composition, "cut": _cut_captions, "audit": _audits, "gaps": _gaps,
-}  # fmt: skip
-
-
 def markdown(table: Table) -> str:
     """A table as Markdown."""
     lines = [f"## {table.title}", "", f"| {' | '.join(table.columns)} |", f"|---{'|---:' * (len(table.columns) - 1)}|"]
@@ -342,7 +307,7 @@ def latex(table: Table) -> str:
 def print_tables(report: dict[str, Any]) -> None:
     """The first tables and the summary, in the terminal."""
     shown = []
-    for table in [table for table in tables_of(report) if table.name in ("accuracy", "differences", "cost", "gaps")]:
+    for table in tables_of(report)[:3]:
         # In the terminal the first question only: the report has the others.
         rows = [row for row in table.rows if table.name != "differences" or row[1] == "rsum"]
         shown.append(replace(table, rows=rows))

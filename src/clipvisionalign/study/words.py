@@ -7,12 +7,12 @@ difference was shown" is said where that is so, and nothing is compared that was
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from clipvisionalign.retrieval.equal_captions import equal_captions_told
+from clipvisionalign.retrieval.metrics import RECALL_AT
 from clipvisionalign.study.costs import COSTS, Cost, differ, ranges_of
-from clipvisionalign.study.gaps import NOT_MEASURED, NOT_TRAINED, UNFINISHED, not_made, without_results
 from clipvisionalign.study.primary import primary_of
 from clipvisionalign.study.results import both_ways
 from clipvisionalign.study.significant import decimal, p_value_form
@@ -26,6 +26,31 @@ KINDS = {
     "count": "Counts changed",
     "negation": "Negated",
 }
+
+#: An image of a lower rank than this was missed: no recall that is measured counts it.
+MISSED_BEYOND = max(RECALL_AT)
+
+#: The groups of examples: what they have in common, and whether the lowest and the highest rank of an image in all
+#: variants are so.
+EXAMPLES: dict[str, tuple[str, Callable[[int, int], bool]]] = {
+    "found by all": ("first in every variant", lambda low, high: high == 1),
+    "found by none": (f"not within the first {MISSED_BEYOND} of any variant", lambda low, high: low > MISSED_BEYOND),
+    "where they disagree": (
+        f"first in one variant, and not within the first {MISSED_BEYOND} of another",
+        lambda low, high: low == 1 and high > MISSED_BEYOND,
+    ),
+}
+
+
+def examples_shown(report: dict[str, Any]) -> list[tuple[str, str, list[dict[str, Any]]]]:
+    """The groups of a report's examples that hold some: name, what they have in common, and those that are so. Reports
+    from before there was a rule hold the best and the worst, whatever their ranks."""
+    found = []
+    for kind, several in report["examples"].get("groups", {}).items():
+        told, fits = EXAMPLES[kind]
+        kept = [one for one in several if fits(min(one["ranks"].values()), max(one["ranks"].values()))]
+        found += [(kind, told, kept)] if kept else []
+    return found
 
 
 def at(report: dict[str, Any], path: str) -> Any:
@@ -100,7 +125,6 @@ def claims_of(report: dict[str, Any]) -> list[dict[str, Any]]:
         _equal_captions,
         _cut_captions,
         _believed,
-        _missing,
     ):
         found += part(report)
     return [claim.to_dict() for claim in found]
@@ -232,7 +256,7 @@ def _differences(report: dict[str, Any]) -> list[Claim]:
         if rows[place]["p"] is None:
             claim = Claim(report, "accuracy")
             claim.text = (
-                f"{_lead(claim, f'results/differences/{place}', rows[place], at_start=True)} in rsum, not tested: the "
+                f"{_lead(claim, f'results/differences/{place}', rows[place])} in rsum, not tested: the "
                 "gallery has too few images to tell it from chance."
             )
             found.append(claim)
@@ -278,11 +302,11 @@ def _ordered(row: dict[str, Any]) -> tuple[str, str, float]:
     return (row["a"], row["b"], 1.0) if row["value"] >= 0 else (row["b"], row["a"], -1.0)
 
 
-def _lead(claim: Claim, path: str, row: dict[str, Any], at_start: bool = False) -> str:
+def _lead(claim: Claim, path: str, row: dict[str, Any]) -> str:
     """By how much the one of two is over the other; none is where they are equal."""
     more, less, sign = _ordered(row)
     if abs(row["value"]) < SAME:
-        return f"{'Between' if at_start else 'between'} {_code(more)} and {_code(less)} it is {claim.interval(path)}"
+        return f"{claim.interval(path)} between {_code(more)} and {_code(less)}"
     return f"{_code(more)} over {_code(less)} by {claim.interval(path, sign)}"
 
 
@@ -329,8 +353,9 @@ def _lengths(report: dict[str, Any]) -> list[Claim]:
     ):
         if parts:
             claim = Claim(report, "length")
-            spans = [f"{third} ({_span(claim, third)})" for third in words if third in parts]
-            claim.text = f"By {_joined(spans)} captions {told}."
+            spans = [(third, _span(claim, third)) for third in words if third in parts]
+            several = _joined([f"{third} ({span})" for third, span in spans]) + " captions"
+            claim.text = f"By {several if len(spans) > 1 else '{} captions ({})'.format(*spans[0])} {told}."
             found.append(claim)
     return found
 
@@ -470,29 +495,6 @@ def _believed(report: dict[str, Any]) -> list[Claim]:
         said.append("A variant of one seed tells nothing of what another seed would have given.")
     claim.text = " ".join(said)
     return [claim]
-
-
-def _missing(report: dict[str, Any]) -> list[Claim]:
-    """What is not there that the plan asks for, beside what failed or was refused."""
-    cells = without_results(report)
-    said = [f"{told}: {_listed([_run(cell) for cell in cells if cell['state'] == state])}."
-            for state, told in STATES.items() if any(cell["state"] == state for cell in cells)]  # fmt: skip
-    parts = list(dict.fromkeys(gap["part"] for gap in not_made(report)))
-    if parts:
-        said.append(f"Not made, or not for all: {_joined(parts)}.")
-    if not said:
-        return []
-    claim = Claim(report, "belief")
-    claim.text = " ".join([*said, "The table below has the reasons."])
-    return [claim]
-
-
-#: How the summary tells of cells that have no figures and did not fail.
-STATES = {
-    UNFINISHED: "Stopped in its training, and in no figure",
-    NOT_MEASURED: "Trained, but not measured, and in no figure",
-    NOT_TRAINED: "Not begun",
-}
 
 
 def _below_level(row: dict[str, Any]) -> bool:

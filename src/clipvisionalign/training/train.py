@@ -346,7 +346,7 @@ def _train(
             say(line)
         if config.init:
             processes.first_does(lambda: check_init(config.init))
-        processes.first_does(lambda: _prepare_folder(config, again))
+        processes.first_does(lambda: _prepare_folder(config, again, until_it_ends))
     processes.first_does(lambda: until_it_ends.enter_context(held(out / LOCK)))
     seed_everything(config.seed)
 
@@ -1012,8 +1012,9 @@ RANGES: list[tuple[str, Callable[[Any], bool], str]] = [
 ]  # fmt: skip
 
 
-def _prepare_folder(config: RunConfig, again: bool = False) -> None:
-    """Make the run folder. A run that is there already is refused, or stays until `_write_records` takes its place."""
+def _prepare_folder(config: RunConfig, again: bool, until_it_ends: ExitStack) -> None:
+    """Make the run folder. A run that is there already is refused, or stays until `_write_records` takes its place; a
+    call that is refused later, but before that, leaves what was there."""
     out = Path(config.out)
     if again:
         return
@@ -1025,9 +1026,26 @@ def _prepare_folder(config: RunConfig, again: bool = False) -> None:
         if not (out / "config.yaml").is_file():
             raise FileExistsError(f"{out}: holds something that is no run, which --overwrite does not replace")
         _refuse_own_source(config, out)
+    before = (out / BEGUN).read_bytes() if (out / BEGUN).is_file() else None
+    made = [folder for folder in (out, *out.parents) if not folder.exists()]
+    until_it_ends.push(partial(_undo_if_refused, out, made, before))
     out.mkdir(parents=True, exist_ok=True)
     if not (out / "config.yaml").is_file():
         _write_settings(out / BEGUN, config)
+
+
+def _undo_if_refused(out: Path, made: list[Path], before: bytes | None, kind: Any, *_: Any) -> bool:
+    """before: what begun.yaml held; made: folders that this call has made. kind: of the error, None for none."""
+    refused = kind is not None and issubclass(kind, (ValueError, OSError))
+    if refused and out.is_dir() and not (out / "config.yaml").is_file():
+        if before is None:
+            remove(out / BEGUN)
+        else:
+            (out / BEGUN).write_bytes(before)
+        for folder in made:
+            if not any(folder.iterdir()):
+                folder.rmdir()
+    return False
 
 
 @contextmanager

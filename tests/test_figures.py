@@ -1,0 +1,159 @@
+"""The figures of a report: axes from where a reader expects, fronts and differences where they were shown, all that was
+spent."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from made_reports import cost_round, made_report
+
+from clipvisionalign.study import figures
+from clipvisionalign.study.examples import choose
+from clipvisionalign.study.tables import counted, tables_of
+from clipvisionalign.study.words import EXAMPLES, examples_shown
+
+
+def drawn(report: dict[str, Any], draw: Any) -> tuple[Any, str]:
+    """The axes of a figure and all that is said of it."""
+    from matplotlib import pyplot
+
+    figure, *told = draw(report)
+    pyplot.close(figure)
+    return figure.axes, " ".join(told)
+
+
+def table(report: dict[str, Any], name: str) -> dict[str, dict[str, str]]:
+    """A table's cells by row and column."""
+    (found,) = [each for each in tables_of(report) if each.name == name]
+    return {row[0]: dict(zip(found.columns, row, strict=True)) for row in found.rows}
+
+
+def rounds(host: float, device: float | None = None, count: int = 3, spread: float = 4.0) -> list[dict[str, Any]]:
+    return [cost_round(host=host + spread * turn, device=None if device is None else device + spread * turn) for turn in range(count)]  # fmt: skip
+
+
+@pytest.mark.parametrize("device", [None, 700.0])
+def test_memory_begins_at_zero_and_has_a_front_where_one_was_shown(device):
+    """Processes of nearly the same size, of which none is smaller beyond its own rounds."""
+    costs = {name: rounds(2036 + n, None if device is None else device + n) for n, name in enumerate(("self", "late"))}
+    report = made_report({"self": 0.2, "late": 0.9}, [0], costs=costs)
+    (axes,), told = drawn(report, figures._pareto_memory)
+    assert axes.get_xlim()[0] == axes.get_ylim()[0] == 0
+    assert "front" not in told
+    assert "differ by no more than one variant does" in told
+    assert ("GPU" in axes.get_xlabel()) == (device is not None)
+    assert 0.8 * axes.get_xlim()[1] < (device or 2036) * 1.15
+    assert ("peak GPU MiB" in table(report, "cost")["self"]) == (device is not None)
+    costs = {"self": rounds(900, device), "late": rounds(1800, device and 2 * device)}
+    (axes,), told = drawn(made_report({"self": 0.2, "late": 0.9}, [0], costs=costs), figures._pareto_memory)
+    assert "Dotted: the front" in told
+    # Dearer, and not shown to find more.
+    (axes,), told = drawn(made_report({"self": 0.5, "late": 0.5}, [0], costs=costs), figures._pareto_memory)
+    assert "None that costs more was shown to find more" in told
+    assert "front" not in axes.get_legend_handles_labels()[1]
+    # Once is not often enough to tell.
+    costs = {name: several[:1] for name, several in costs.items()}
+    (axes,), told = drawn(made_report({"self": 0.2, "late": 0.9}, [0], costs=costs), figures._pareto_memory)
+    assert "was not measured" in told
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 5), st.integers(0, 5)), min_size=1, max_size=5), st.data())
+def test_each_of_a_front_costs_more_and_was_shown_to_find_more(points, data):
+    names = [f"v{n}" for n in range(len(points))]
+    ranges = {name: (float(cost), cost + 0.01) for name, (cost, _) in zip(names, points, strict=True)}
+    value = {name: value for name, (_, value) in zip(names, points, strict=True)}
+    rows = [
+        {"a": a, "b": b, "figure": "rsum", "value": value[a] - value[b], "shown": value[a] != value[b] and data.draw(st.booleans())}
+        for i, a in enumerate(names) for b in names[i + 1 :]
+    ]  # fmt: skip
+    variants = {name: {"figures": {"rsum": {"value": value[name]}}} for name in names}
+    front = figures.front_of(names, ranges, {"results": {"differences": rows, "variants": variants}})
+    assert len(front) != 1
+    for a, b in itertools.pairwise(front):
+        assert ranges[b][0] > ranges[a][1]
+        assert any({row["a"], row["b"]} == {a, b} and row["shown"] for row in rows)
+        assert value[b] > value[a]
+
+
+def test_recalls_and_sums_begin_at_zero():
+    report = made_report({"self": 0.8, "late": 0.81, "cross": 0.8}, [0], images=60, pairs={"count": 8})
+    for draw in (figures._accuracy, figures._by_length, figures._composition):
+        (axes,), _ = drawn(report, draw)
+        assert axes.get_ylim()[0] == 0
+        for line in axes.lines:
+            assert np.nanmax(np.append(line.get_ydata(), 0)) <= axes.get_ylim()[1]
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_what_a_variant_starts_from_counts_in_steps_and_time(old):
+    """Of one on another, and of that one on a third; in figures and tables alike."""
+    report = made_report(dict.fromkeys(("self", "late", "cross"), 0.5), costs={n: rounds(900) for n in ("self", "late", "cross")},
+                         bases={"late": "self", "cross": "late"})  # fmt: skip
+    for curve in report["curves"] if old else []:
+        del curve["before"]
+    axes, told = drawn(report, figures._curves)
+    for each in axes:
+        assert each.get_xlim()[0] == 0
+        assert sorted({tuple(line.get_xdata()) for line in each.lines}) == [(10, 20), (30, 40), (50, 60)]
+    assert "cross, seed 1: 200.0 at step 60, the first 40 of them those of late" in told
+    costs = table(report, "cost")
+    assert [costs[name]["training steps"] for name in ("self", "late", "cross")] == ["20", "40", "60"]
+    assert [costs[name]["training s"] for name in ("self", "late", "cross")] == ["10", "20", "30"]
+
+
+def test_what_went_before_counts_where_its_own_measurement_failed(tmp_path):
+    base = tmp_path / "cells" / "self-0"
+    base.mkdir(parents=True)
+    (base / "results.json").write_text('{"training_seconds": 7.0, "steps": 15}')
+    report = made_report({"self": 0.5, "late": 0.5}, [0], missing=[("self", 0)], bases={"late": "self"}, study=tmp_path,
+                         costs={"late": rounds(900)})  # fmt: skip
+    assert table(report, "cost")["late"]["training s"] == "17"
+    assert drawn(report, figures._curves)[0][0].lines[0].get_xdata().tolist() == [25, 35]
+
+
+def test_a_variant_without_its_first_seed_is_in_the_legend_and_in_no_mean_of_more():
+    report = made_report({"self": 0.5, "late": 0.5}, [0, 1, 2], missing=[("late", 0)])
+    axes, _ = drawn(report, figures._curves)
+    assert axes[1].get_legend_handles_labels()[1] == ["self", "late"]
+    assert counted(report).startswith("mean of 2 to 3 seeds")
+    both = made_report({"self": 0.5, "late": 0.5}, [0, 1, 2], missing=[("late", 0), ("self", 2)])
+    assert counted(both).startswith("mean of 2 seeds")
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 3), st.integers(1, 40), st.integers(0, 1000))
+def test_examples_are_what_their_group_is_called(variants, captions, seed):
+    rng = np.random.default_rng(seed)
+    ranks = rng.choice([1, 2, 7, 9, 10, 11, 300], (variants, captions))
+    owners = rng.integers(0, max(1, captions // 2), captions)
+    chosen = choose(ranks, owners, 3)
+    for kind, places in chosen.items():
+        assert len({owners[p] for p in places}) == len(places) <= 3
+        for p in places:
+            column = ranks[:, p]
+            assert (column == 1).all() if kind == "found by all" else (column > 10).any()
+            assert (column > 10).all() if kind == "found by none" else (column == 1).any()
+    # One that fits is shown.
+    fitting = {"found by all": (ranks == 1).all(0), "found by none": (ranks > 10).all(0)}
+    assert all(bool(chosen[kind]) == bool(some.any()) for kind, some in fitting.items())
+    # Nor does the order of the file decide, where it is not asked.
+    order = rng.permutation(captions)
+    shuffled = rng.permutation(captions)
+    again = choose(ranks[:, shuffled], owners[shuffled], 3, order[shuffled])
+    assert {kind: [int(shuffled[p]) for p in places] for kind, places in again.items()} == choose(
+        ranks, owners, 3, order
+    )
+
+
+def test_examples_of_a_report_from_before_there_was_a_rule_are_shown_where_they_fit():
+    groups = {kind: [{"ranks": {"a": a, "b": b}} for a, b in ((1, 1), (7, 9), (1, 18), (40, 50))] for kind in EXAMPLES}
+    shown = {kind: [tuple(one["ranks"].values()) for one in some] for kind, _, some in examples_shown({"examples": {"groups": groups}})}  # fmt: skip
+    assert shown == {"found by all": [(1, 1)], "found by none": [(40, 50)], "where they disagree": [(1, 18)]}
+    assert not re.search("7|9", str([told for told, _ in EXAMPLES.values()]))

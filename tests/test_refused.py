@@ -1,0 +1,264 @@
+"""What is refused, or only asked, changes nothing on disk: every command, by what its folder holds before and after."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from clipvisionalign.cli import COMMANDS, main
+from clipvisionalign.study import run as study_run
+from clipvisionalign.study.plan import Budget, Drawing, Plan, Variant, cells_of
+from clipvisionalign.study.probe import Probe
+from clipvisionalign.study.run import plan_ahead, plan_text, run_study
+
+
+def contents(folder: Path) -> dict[str, bytes | None]:
+    """Everything below a folder: the bytes of files, None for folders."""
+    return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory, scenes_folder, tiny_runs) -> Path:
+    """A data set, a run of it, an index, a folder that is none of these, and plans."""
+    folder = tmp_path_factory.mktemp("world")
+    shutil.copytree(scenes_folder, folder / "data")
+    shutil.copytree(tiny_runs["self"], folder / "run")
+    (folder / "other").mkdir()
+    (folder / "other" / "notes.txt").write_text("mine")
+    (folder / "plan.yaml").write_text("data: data\nvariants: [self]\nseeds: [0]\n")
+    (folder / "wrong.yaml").write_text("data: data\nvariants: [self]\nseeds: [0]\nbudget: {seconds: 3}\n")
+    (folder / "settings.yaml").write_text("epochs: 1\nepochs_: 2\n")
+    return folder
+
+
+REFUSED: dict[str, list[str]] = {
+    "scenes": ["other", "other --images 5", "new --images 0", "new --size 3", "new --images many", "plan.yaml"],
+    "check": ["nowhere", "data --layout nothing", "data --max-tokens 3", "data --write-splits plan.yaml",
+              "data --tokens nowhere --write-splits new.csv"],
+    "shards": ["nowhere new", "data new --per-shard 0", "data new --layout nothing"],
+    "train": ["data --out run --epochs 1", "data --out other --overwrite true", "data --out new --epochs 0",
+              "data --out new --epoch 1", "nowhere --out new", "data --out new --model.text_tower.name nowhere",
+              "data --out new --config settings.yaml", "data --out new --freeze all", "--resume other",
+              "data --out new --recipe none", "data --out new --init other",
+              "data --out new --model.design none", "data --out new --warmup 2"],
+    "evaluate": ["other", "run --split none", "run --data nowhere", "run --candidates 3", "--vectors nothing.npy", ""],
+    "encode": ["other --out new.parquet", "run --out new.txt", "run --out new.parquet --split none",
+               "run data --data data --out new.parquet", "run --out new.npy --distractors nowhere", "run"],
+    "audit": ["other", "run --split none", "run --data nowhere", "run --sample 2"],
+    "study": ["nothing", "wrong.yaml --out new", "plan.yaml --out other", "plan.yaml --out plan.yaml",
+              "plan.yaml --out new --data nowhere", "plan.yaml --out new --split none", "plan.yaml --out new --seeds 1,1",
+              "plan.yaml --out new --seeds x", "plan.yaml --out new --seeds=", "plan.yaml --out new --seconds 0",
+              "plan.yaml --out new --same pictures --seconds 3", "plan.yaml --out new --variants none",
+              "plan.yaml --out new --variants=", "plan.yaml --out other --dry-run", "wrong.yaml --out new --dry-run",
+              "plan.yaml --out new --data nowhere --dry-run", "data --out new", "scenes --out new --split none"],
+    "report": ["other", "nowhere", "other --compare nowhere"],
+    "index": ["other data --out new", "run nowhere --out new", "run data --out other",
+              "run data --out new --metadata nowhere.csv", "run data --out new --captions --layout nothing"],
+    "search": ["other dog", "nowhere dog", "other"],
+    "serve": ["other", "nowhere", "other --token-file nowhere"],
+    "export": ["other --onnx new", "other --huggingface new", "run", "run --huggingface other"],
+    "duplicates": ["other", "nowhere"],
+    "explain": ["other a.jpg dog --out new.png", "run nowhere.jpg dog --out new.png"],
+}  # fmt: skip
+
+
+def test_every_command_is_here():
+    assert set(REFUSED) == set(COMMANDS)
+
+
+@pytest.mark.parametrize("name", list(REFUSED))
+def test_a_refused_call_changes_nothing(world, monkeypatch, capsys, name):
+    monkeypatch.chdir(world)
+    before = contents(world)
+    for arguments in REFUSED[name]:
+        try:
+            status = main([name, *arguments.split()])
+        except SystemExit as left:
+            status = left.code
+        told = capsys.readouterr().err
+        assert status in (1, 2), arguments
+        assert told.strip(), arguments
+        now = contents(world)
+        assert now == before, (arguments, {path for path in {*now, *before} if now.get(path, 0) != before.get(path, 0)})
+
+
+# --- studies -----------------------------------------------------------------------------------------------------------
+
+
+class Reached(Exception):
+    """A study has come to its training."""
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Studies that end where they would begin to train, and steps that take a second each; the cells that are asked for."""
+    asked: list[Any] = []
+
+    def train(cells: list[Any], *more: Any) -> None:
+        asked[:] = cells
+        raise Reached
+
+    def probes(cells: list[Any], *more: Any) -> dict[str, Probe]:
+        return {cell.variant: Probe(1.0, 0.01, 0.001) for cell in cells}
+
+    monkeypatch.setattr(study_run, "_train", train)
+    monkeypatch.setattr(study_run, "probes_of", probes)
+    return asked
+
+
+def silent(line: str) -> None:
+    pass
+
+
+def begun(plan: Plan, out: Path, steps: dict[str, int] | None = None) -> None:
+    """Leave a study as it is once its runs have begun."""
+    with pytest.raises(Reached):
+        run_study(plan, out, silent)
+    for cell in cells_of(plan, out, steps):
+        cell.folder.mkdir(parents=True)
+        (cell.folder / "config.yaml").write_text(yaml.safe_dump(asdict(cell.config)))
+
+
+SCENES = Plan(scenes=60, drawing=Drawing(pixels=32), seeds=[0], variants={"self": Variant(), "late": Variant()})
+
+
+def test_a_study_that_is_only_asked_about_draws_nothing_and_blocks_nothing(quick, tmp_path):
+    out = tmp_path / "out"
+    for plan in (SCENES, replace(SCENES, budget=Budget("seconds", 30.0))):
+        assert plan_ahead(plan, out, silent)["training"] > 0
+        assert not out.exists()
+    with pytest.raises(Reached):
+        run_study(SCENES, out, silent)
+    before = contents(out)
+    assert plan_ahead(SCENES, out, silent)["training"] > 0
+    assert contents(out) == before
+
+
+def test_other_scenes_than_those_that_are_drawn_are_refused(quick, tmp_path):
+    out = tmp_path / "out"
+    begun(SCENES, out)
+    before = contents(out)
+    with pytest.raises(Reached):
+        run_study(SCENES, out, silent)
+    others = [
+        replace(SCENES, scenes=61), replace(SCENES, drawing=Drawing(seed=8, pixels=32)),
+        replace(SCENES, drawing=Drawing(pixels=40)), replace(SCENES, drawing=Drawing(pixels=32, plain=True)),
+        replace(SCENES, drawing=Drawing(pixels=32, splits={"train": 30, "dev": 15, "test": 15})),
+    ]  # fmt: skip
+    for other in others:
+        for call in (run_study, plan_ahead):
+            with pytest.raises(FileExistsError, match=r"scenes of .* pixels are asked for"):
+                call(other, out, silent)
+            assert contents(out) == before
+
+
+def test_scenes_are_not_left_by_a_study_that_is_refused_after_they_are_drawn(quick, tmp_path):
+    few = replace(SCENES, scenes=3, drawing=Drawing(pixels=32, splits={"train": 3}))
+    with pytest.raises(ValueError, match="the split 'dev' is empty"):
+        run_study(few, tmp_path / "out", silent)
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_mistaken_budget_is_refused_and_the_right_one_is_still_taken(quick, tmp_path, scenes_folder):
+    out = tmp_path / "out"
+    plan = replace(SCENES, data=str(scenes_folder), scenes=0, budget=Budget("seconds", 300.0))
+    begun(plan, out, {"self": 300, "late": 300})
+    before = contents(out)
+    mistaken = [
+        replace(plan, budget=Budget("seconds", 600.0)), replace(plan, budget=Budget("pictures")),
+        replace(plan, settings={"batch": 32}), replace(plan, variants={"self": Variant({"batch": 32})}),
+    ]  # fmt: skip
+    for other in mistaken:
+        for call in (run_study, plan_ahead):
+            with pytest.raises(FileExistsError):
+                call(other, out, silent)
+            assert contents(out) == before
+    with pytest.raises(Reached):
+        run_study(plan, out, silent)
+    assert {cell.config.steps for cell in quick} == {300}
+    assert contents(out) == before
+    # Another variant's steps are found beside those that are kept.
+    with pytest.raises(Reached):
+        run_study(replace(plan, variants={"self": Variant(), "sparse": Variant()}), out, silent)
+    assert set(json.loads((out / "budget.json").read_text())["steps"]) == {"self", "late", "sparse"}
+
+
+def test_steps_that_are_kept_are_of_the_settings_that_they_were_found_for(quick, tmp_path, scenes_folder, monkeypatch):
+    out = tmp_path / "out"
+    plan = replace(SCENES, data=str(scenes_folder), scenes=0, budget=Budget("seconds", 300.0))
+    with pytest.raises(Reached):
+        run_study(plan, out, silent)
+    monkeypatch.setattr(
+        study_run, "probes_of", lambda cells, *more: {c.variant: Probe(2.0, 0.01, 0.001) for c in cells}
+    )
+    with pytest.raises(Reached):
+        run_study(plan, out, silent)
+    assert {cell.config.steps for cell in quick} == {300}
+    with pytest.raises(Reached):
+        run_study(replace(plan, settings={"batch": 32}), out, silent)
+    assert {cell.config.steps for cell in quick} == {150}
+
+
+def test_a_folder_of_ones_own_is_not_taken_for_a_studys(quick, tmp_path):
+    (tmp_path / "scenes").mkdir()
+    (tmp_path / "scenes" / "photo.txt").write_text("mine")
+    before = contents(tmp_path)
+    for call in (run_study, plan_ahead):
+        with pytest.raises(FileExistsError):
+            call(SCENES, tmp_path, silent)
+        assert contents(tmp_path) == before
+
+
+def test_a_data_set_takes_the_place_of_scenes_and_that_is_said(quick, tmp_path, scenes_folder):
+    said: list[str] = []
+    plan = replace(SCENES, data=str(scenes_folder), drawing=Drawing(splits={"train": 30, "dev": 30}))
+    with pytest.raises(Reached):
+        run_study(plan, tmp_path / "out", said.append)
+    assert any("no effect of 'scenes'" in line for line in said)
+    assert yaml.safe_load((tmp_path / "out" / "plan.yaml").read_text())["scenes"] == 0
+    assert plan_text(plan) != (tmp_path / "out" / "plan.yaml").read_text()
+
+
+def test_other_protocols_are_of_the_split_that_they_were_measured_on(tmp_path, monkeypatch, scenes_folder, tiny_runs):
+    from types import SimpleNamespace
+
+    from clipvisionalign.data.formats import read_captioned_images
+
+    calls: list[Any] = []
+    monkeypatch.setattr(study_run, "other_protocols", lambda *given: calls.append(given) or {"bars": []})
+    monkeypatch.setattr(study_run, "load_aligner", lambda folder: None)
+    data = read_captioned_images(scenes_folder)
+    cell: Any = SimpleNamespace(folder=tiny_runs["self"], variant="self", seed=0)
+
+    def measured(split: str, part: str) -> int:
+        plan = replace(SCENES, split=split)
+        study_run._other_protocols(plan, tmp_path, [cell], data, data.split(part), silent)
+        return len(calls)
+
+    # Also where two splits hold the same.
+    assert [measured(*each) for each in [("dev", "dev"), ("dev", "dev"), ("test", "dev"), ("test", "test")]] == [
+        1,
+        1,
+        2,
+        3,
+    ]
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 20])
+def test_a_profile_of_a_small_data_set_ends_with_its_times_and_leaves_nothing(world, monkeypatch, capsys, steps):
+    """Also with fewer batches than steps are asked for, within an epoch and beyond one."""
+    monkeypatch.chdir(world)
+    before = contents(world)
+    model = yaml.safe_load((world / "run" / "config.yaml").read_text())["model"]
+    (world.parent / "profile.yaml").write_text(yaml.safe_dump({"model": model}))
+    given = ["data", "--config", str(world.parent / "profile.yaml"), "--train_images", "40", "--batch", "16", "--cache", "off",
+             "--epochs", "2", "--precision", "float32", "--augment", "none"]  # fmt: skip
+    assert main(["train", *given, "--profile", str(steps)]) == 0
+    assert f"{min(steps, 6)} steps" in capsys.readouterr().out
+    assert contents(world) == before
