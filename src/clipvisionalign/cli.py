@@ -758,7 +758,7 @@ def report(arguments: list[str]) -> int:
         description="Write a study's report anew from its report.json: page, figures, tables, PDF; or put two studies\n"
         "side by side: before and after, two machines.",
     )
-    parser.add_argument("study", help="folder of a study")
+    parser.add_argument("study", help="folder of a study, or the report.json in it")
     parser.add_argument("--compare", metavar="OTHER", help="another study's folder: writes comparison.html")
     parser.add_argument("--out", help="file to write a comparison to (default: STUDY/comparison.html)")
     parser.add_argument("--pdf", action="store_true", help="also write report.pdf (needs clipvisionalign[pdf])")
@@ -766,14 +766,15 @@ def report(arguments: list[str]) -> int:
     given = parser.parse_args(arguments)
     from dataclasses import asdict
 
+    from clipvisionalign.study.comparison import compare_reports
     from clipvisionalign.study.page import render_comparison
-    from clipvisionalign.study.report import compare_reports, read_report, write_report
+    from clipvisionalign.study.report import folder_of, read_report, write_report
     from clipvisionalign.study.tables import print_tables, show
 
-    found = read_report(given.study)
+    folder, found = folder_of(given.study), read_report(given.study)
     if given.compare:
         tables, settings = compare_reports(found, read_report(given.compare))
-        page = Path(given.out or Path(given.study) / "comparison.html")
+        page = Path(given.out or folder / "comparison.html")
         page.write_text(
             render_comparison(f"{found['title']}: two studies", (given.study, given.compare), tables, settings),
             encoding="utf-8",
@@ -785,14 +786,14 @@ def report(arguments: list[str]) -> int:
             print("\n".join(settings))
         say(f"{page}: written")
         return 0
-    write_report(Path(given.study), found)
+    write_report(folder, found)
     if given.pdf:
-        _write_pdf(given.study)
+        _write_pdf(folder)
     print(json.dumps(found, indent=2)) if given.json else print_tables(found)
     return 0
 
 
-def _write_pdf(folder: str) -> None:
+def _write_pdf(folder: str | Path) -> None:
     from clipvisionalign.study.page import write_pdf
 
     write_pdf(Path(folder) / "report.html", Path(folder) / "report.pdf")

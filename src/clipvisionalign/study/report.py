@@ -17,7 +17,6 @@ from clipvisionalign.study.bibliography import entries_for
 from clipvisionalign.study.cells import write_json
 from clipvisionalign.study.plan import Plan, cell_folder
 from clipvisionalign.study.results import Measured, check_fence, results_of
-from clipvisionalign.study.significant import significant
 from clipvisionalign.study.statistics import estimate
 from clipvisionalign.study.words import claims_of
 
@@ -166,68 +165,12 @@ def write_report(study: Path, report: dict[str, Any]) -> None:
     (study / "report.html").write_text(render_page(report, drawn), encoding="utf-8")
 
 
-def compare_reports(a: dict[str, Any], b: dict[str, Any]) -> tuple[list[Any], list[str]]:
-    """Two studies side by side: their tables of accuracy and cost, variant by variant, and the settings that differ.
-
-    Their galleries may differ, and so may their machines: intervals stand beside each other, and nothing is tested.
-    """
-    from clipvisionalign.study.tables import CHANCE, Table, interval
-
-    names = [name for name in a["plan"]["variants"] if name in b["plan"]["variants"]]
-    found: list[Table] = []
-    rows: list[list[str]] = []
-    keys: list[list[float | None]] = []
-    for name in names:
-        both = [report["results"]["variants"].get(name, {}).get("figures", {}).get("rsum") for report in (a, b)]
-        rows.append([name, *(interval(each) if each else "" for each in both), _overlap(both)])
-        keys.append([None, *(each["value"] if each else None for each in both), None])
-    both_chance = [report["results"].get("chance", {}).get("rsum") for report in (a, b)]
-    rows.append([CHANCE, *("" if each is None else f"{each:.1f}" for each in both_chance), ""])
-    keys.append([None, *both_chance, None])
-    found.append(Table("accuracy", "Rsum", ["variant", "A", "B", "intervals"], rows, keys))
-    costs = {"ms a caption": ("ms_per_caption", "median"), "ms a picture": ("ms_per_picture", "median"),
-             "ms 1,000 pairs": ("ms_per_1000_pairs", "median"), "peak MiB": ("peak_memory_mib",),
-             "training s": ("training_seconds", "mean")}  # fmt: skip
-    for what, path in costs.items():
-        rows, keys = [], []
-        for name in names:
-            pair = [_deep(report["cost"].get(name), path) for report in (a, b)]
-            factor = pair[1] / pair[0] if all(pair) else None
-            rows.append(
-                [
-                    name,
-                    *("" if value is None else format(value, significant(value, 4)) for value in pair),
-                    "" if factor is None else f"{factor:.2f}",
-                ]
-            )
-            keys.append([None, *pair, factor])
-        found.append(Table(path[0], what[0].upper() + what[1:], ["variant", "A", "B", "B / A"], rows, keys))
-    settings = []
-    for part in ("plan", "machine", "versions"):
-        left, right = _flat(a[part]), _flat(b[part])
-        settings += [f"{part} {key}: A {left.get(key, '-')}, B {right.get(key, '-')}"
-                     for key in dict.fromkeys([*left, *right]) if left.get(key) != right.get(key)]  # fmt: skip
-    return found, settings
-
-
-def _overlap(both: Sequence[dict[str, Any] | None]) -> str:
-    """Of two estimates whether their intervals overlap; nothing where one has none."""
-    if not all(each and each["low"] is not None for each in both):
-        return ""
-    a, b = (each for each in both if each)
-    return "apart" if a["low"] > b["high"] or b["low"] > a["high"] else "overlap"
-
-
-def _deep(found: Any, path: Sequence[str]) -> Any:
-    for key in path:
-        found = None if found is None else found.get(key)
-    return found
-
-
-def _flat(found: Any, path: str = "") -> dict[str, Any]:
-    if isinstance(found, dict):
-        return {key: value for name, below in found.items() for key, value in _flat(below, f"{path}{name}.").items()}
-    return {path.rstrip("."): found}
+def folder_of(study: str | Path) -> Path:
+    """The folder of a study that is named by it, or by the report.json in it. Raises ValueError for another file."""
+    path = Path(study)
+    if path.is_file() and path.name != "report.json":
+        raise ValueError(f"{path}: give a study's folder, or the report.json in it")
+    return path.parent if path.is_file() else path
 
 
 def read_report(study: str | Path) -> dict[str, Any]:
