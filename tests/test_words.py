@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from made_reports import cost_round, made_report
 
 from clipvisionalign.study.results import length_thirds
-from clipvisionalign.study.words import LEVEL, at, claims_of, numbers_in
+from clipvisionalign.study.words import LEVEL, at, claims_of, numbers_in, twins_told
 
 few = settings(
     max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow],
@@ -209,3 +209,22 @@ def test_memory_of_whole_processes_that_differ_by_less_than_a_percent_is_told_to
     (text,) = starting(made_report(seeds=[0], costs=costs), "The memory of a process")
     assert "2,042 to 2,042 MiB" not in text
     assert "differ by no more than one variant does" in text
+
+
+@pytest.mark.parametrize("scenes", [0, 40])
+@pytest.mark.parametrize("sets", [["this data"], ["aro"], ["this data", "aro"], []])
+def test_where_twins_come_from_is_told_of_the_data_and_not_of_the_plan(scenes, sets):
+    report = made_report(seeds=[0], pairs={"count": 8}, scenes=scenes)
+    assert report["data"]["drawn"] is False
+    report["results"]["composition"] = dict.fromkeys(sets, report["results"]["composition"]["this data"])
+    for drawn in (False, True):
+        report["data"]["drawn"] = drawn
+        told = twins_told(report)
+        assert ("drawn" in told) == (drawn and "this data" in sets)
+        assert ("by rule" in told) == (not drawn and "this data" in sets)
+        assert ("aro are read" in told) == ("aro" in sets)
+    # Reports from before it was written down: the plan's own data is not what it draws.
+    del report["data"]["drawn"]
+    assert "drawn" not in twins_told(report)
+    report["plan"]["data"] = ""
+    assert ("drawn" in twins_told(report)) == (bool(scenes) and "this data" in sets)

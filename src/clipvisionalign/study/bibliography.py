@@ -3,43 +3,57 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from importlib.resources import files
 from pathlib import Path
 
 from clipvisionalign.data.captioned import CaptionedImages
-from clipvisionalign.study.plan import DESIGNS, Plan, cells_of
+from clipvisionalign.study.plan import Plan, cells_of
 
-#: A word in a data set's name or layout, a tower's name, or a design -> the entry's key.
-KEYS = {
+#: A data set, as a layout or its own name is called -> the entry's key.
+DATA_SETS = {
     "flickr8k": "hodosh2013",
     "flickr30k": "young2014",
     "karpathy": "karpathy2015",
     "coco": "lin2014",
     "rstpreid": "zhu2021",
+}
+#: A word in a tower's name -> the entry's key.
+TOWERS = {
     "efficientnet": "tan2019",
     "resnet": "he2016",
     "vit": "dosovitskiy2021",
     "minilm": "wang2020",
     "distilbert": "sanh2019",
     "longformer": "beltagy2020",
-    "sparse": "beltagy2020",
-    "late": "yao2021",
-    "cross": "li2021",
-    "self": "radford2021",
 }
+DESIGN_KEYS = {"sparse": "beltagy2020", "late": "yao2021", "cross": "li2021", "self": "radford2021"}
 
 
 def entries_for(plan: Plan, data: CaptionedImages) -> list[dict[str, str]]:
     """The entries that this study needs, each once, with their BibTeX."""
-    names = [data.layout.lower(), str(data.source).lower()]
-    designs = set()
-    for cell in cells_of(plan, Path("study")):
-        model = cell.config.model
-        names += [model.image_tower.name.lower(), model.text_tower.name.lower()]
-        designs.add(model.design)
-    wanted = [word for word in KEYS if (word in designs if word in DESIGNS else any(word in name for name in names))]
-    known = read_entries()
-    return [known[key] for key in dict.fromkeys(KEYS[word] for word in wanted)]
+    models = [cell.config.model for cell in cells_of(plan, Path("study"))]
+    towers = words_of(tower.name for model in models for tower in (model.image_tower, model.text_tower))
+    # A file that tells the splits is named by the data set that they are of.
+    about = [file.name for file in data.source.glob("dataset_*.json")] if data.source.is_dir() else []
+    known = words_of([data.layout, data.source.name, *about])
+    keys = [key for word, key in DATA_SETS.items() if word in known]
+    keys += [key for word, key in TOWERS.items() if word in towers]
+    keys += [key for design, key in DESIGN_KEYS.items() if design in {model.design for model in models}]
+    entries = read_entries()
+    return [entries[key] for key in dict.fromkeys(keys)]
+
+
+def words_of(names: Iterable[str]) -> set[str]:
+    """The words in the last part of names and paths, without case and without a number at their end.
+
+    >>> sorted(words_of(["/data/coco/Flickr8k", "resnet50.a1_in1k", "COCO-2017", "coconut"]))
+    ['a', 'coco', 'coconut', 'flickr8k', 'in1k', 'resnet']
+    """
+    words = {
+        word for name in names for word in re.findall(r"[a-z0-9]+", name.lower().replace("\\", "/").rpartition("/")[2])
+    }
+    return {word.rstrip("0123456789") for word in words} - {""}
 
 
 def read_entries() -> dict[str, dict[str, str]]:

@@ -27,8 +27,8 @@ ABOUT_DATA = ("source", "layout", "splits", "official_splits")
 def compare_reports(a: dict[str, Any], b: dict[str, Any]) -> tuple[list[Table], list[str]]:
     """Their tables of accuracy and cost, variant by variant, and in what they differ: data, plan, machine, versions.
 
-    Nothing is tested: intervals of the same gallery stand beside each other. Of other data they answer another question,
-    and are not compared.
+    Nothing is tested: intervals of the same gallery stand beside each other. Of other data they answer another
+    question, and are not compared.
     """
     both = (a, b)
     names = list(dict.fromkeys(name for report in both for name in report["plan"]["variants"]))

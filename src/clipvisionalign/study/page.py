@@ -8,7 +8,7 @@ from typing import Any
 
 from clipvisionalign.study.figures import Drawn
 from clipvisionalign.study.tables import Table, tables_of
-from clipvisionalign.study.words import examples_shown
+from clipvisionalign.study.words import examples_shown, twins_told
 
 
 def render_page(report: dict[str, Any], drawn: dict[str, Drawn]) -> str:
@@ -25,7 +25,7 @@ def render_page(report: dict[str, Any], drawn: dict[str, Drawn]) -> str:
     parts += [("audit", "Audit"), ("again", "To do it again")]
     return _environment().get_template("report.html").render(
         title=report["title"], report=report, drawn=drawn, tables=tables, parts=parts,
-        plan=yaml.safe_dump(report["plan"], sort_keys=False), drawn_scenes=bool(report["plan"]["scenes"]),
+        plan=yaml.safe_dump(report["plan"], sort_keys=False), twins=twins_told(report),
         examples=examples_shown(report),
     )  # fmt: skip
 

@@ -53,6 +53,21 @@ def examples_shown(report: dict[str, Any]) -> list[tuple[str, str, list[dict[str
     return found
 
 
+def twins_told(report: dict[str, Any]) -> str:
+    """Where the twins of a report's minimal pairs come from: each of its sets in a sentence."""
+    # Reports from before it was written down: what the plan drew itself is known, and nothing else.
+    drawn = report["data"].get("drawn", bool(report["plan"].get("scenes")) and not report["plan"].get("data"))
+    told = []
+    for name in report["results"]["composition"]:
+        if name != "this data":
+            told.append(f"Those of {name} are read as they were published.")
+        elif drawn:
+            told.append("The twins are made from what was drawn.")
+        else:
+            told.append("The twins are made from captions by rule: a few of them are true all the same.")
+    return " ".join(told)
+
+
 def at(report: dict[str, Any], path: str) -> Any:
     """What stands at a place such as "results/variants/self/figures/rsum/value". Raises KeyError, IndexError."""
     found: Any = report
