@@ -312,6 +312,42 @@ def test_the_cost_of_a_report_is_whole(report):
     assert costs["late"]["bytes_per_picture"] > costs["self"]["bytes_per_picture"]
 
 
+def test_runs_of_the_same_frozen_towers_look_at_dev_once(tiny_settings, monkeypatch):
+    from clipvisionalign.models.aligner import Remembered
+    from clipvisionalign.models.image_tower import ImageTower
+    from clipvisionalign.training.train import train
+
+    settings = tiny_settings("self", freeze="both", epochs=1, steps=2)
+    plain = train(settings("plain"), lambda line: None)
+    remembered = Remembered()
+    first = train(settings("first", "late"), lambda line: None, remembered=remembered)
+    assert len(remembered.images) == first["images"]
+    kept, looks = dict(remembered.images), []
+    # The features of this very tower are on disk already: what is left is the saved model on dev.
+    forward = ImageTower.forward
+    monkeypatch.setattr(ImageTower, "forward", lambda self, pixels: looks.append(len(pixels)) or forward(self, pixels))
+    again = train(settings("again"), lambda line: None, remembered=remembered)
+    # A tower looks at two blank images when it is built.
+    assert sum(looks) < first["images"]
+    assert remembered.images == kept
+    assert {name: again[name] for name in ("rsum", "chosen")} == {name: plain[name] for name in ("rsum", "chosen")}
+
+
+@pytest.mark.parametrize(("weights", "shared"), [("auto", True), ("random", False)])
+def test_what_towers_gave_is_shared_by_cells_that_have_the_same_ones(plan, tmp_path, weights, shared):
+    from clipvisionalign.study.cells import _remembered
+
+    model = {**plan.settings["model"], "image_tower": {"name": "test_resnet", "weights": weights}}
+    few = {name: plan.variants[name] for name in ("self", "late", "cross")}
+    own = replace(plan, variants=few, settings={**plan.settings, "freeze": "both", "model": model})
+    cells = {(cell.variant, cell.seed): cell for cell in cells_of(own, tmp_path)}
+    kept = {}
+    assert _remembered(cells["cross", 0], kept) is None
+    one, other = _remembered(cells["self", 0], kept), _remembered(cells["late", 1], kept)
+    assert (one is other is not None) == shared
+    assert one is None or _remembered(cells["self", 0], kept, "minimal pairs") is not one
+
+
 # --- commands --------------------------------------------------------------------------------------------------------
 
 

@@ -154,9 +154,10 @@ def refuse_other_base(cell: Cell, say: Say = lambda line: None) -> None:
         )
 
 
-def train_cell(cell: Cell, say: Say) -> None:
+def train_cell(cell: Cell, say: Say, remembered: dict[str, Remembered] | None = None) -> None:
     """Train a cell, or go on with it where it was stopped; a finished one stays.
 
+    remembered: as in `measure_cell`.
     Raises what `train` raises, DataError where a finished one was trained on other data than lies there now, and
     FileExistsError where it stands on another base. A dev split that changed is measured anew (`measure_cell`).
     """
@@ -165,19 +166,27 @@ def train_cell(cell: Cell, say: Say) -> None:
         refuse_changed(cell.folder, cell.config, say, ("train",))
         say(f"{cell.folder}: finished already")
     elif (cell.folder / "config.yaml").is_file():
-        resume(cell.folder, say)
+        resume(cell.folder, say, _remembered(cell, remembered))
     else:
         # A study's settings are those of all its variants: what has no effect on one is another's.
-        train(cell.config, lambda line: None if line.startswith(NO_EFFECT) else say(line))
+        train(
+            cell.config, lambda line: None if line.startswith(NO_EFFECT) else say(line),
+            remembered=_remembered(cell, remembered),
+        )  # fmt: skip
 
 
-def _remembered(cell: Cell, part: CaptionedImages, kept: dict[str, Remembered] | None) -> Remembered | None:
-    """What is remembered of the cell's towers, where they are the same in all cells: both frozen, without adapters."""
+def _remembered(cell: Cell, kept: dict[str, Remembered] | None, what: str = "") -> Remembered | None:
+    """What is remembered of the cell's towers, if they are frozen; None where each cell may have its own.
+
+    what: is asked, where the batches of something else would change the last digits.
+    """
     config = cell.config
-    if kept is None or config.init or not can_be_remembered(config, part):
+    drawn = "random" in (config.model.image_tower.weights, config.model.text_tower.weights)
+    # Drawn at random, a tower is another one for each seed.
+    if kept is None or config.init or drawn:
         return None
     sparse = config.model.design == "sparse"
-    return kept.setdefault(repr((config.model.image_tower, config.model.text_tower, sparse)), Remembered())
+    return kept.setdefault(repr((config.model.image_tower, config.model.text_tower, sparse, what)), Remembered())
 
 
 def asked_of(
@@ -243,7 +252,8 @@ def measure_cell(
         caption_group=part.caption_group,
     )  # fmt: skip
     chosen = {name: told for name, told in trained.get("chosen", {}).items() if name != "model_in_sample"}
-    aligner.remembered = _remembered(cell, part, remembered)
+    same = can_be_remembered(cell.config, part)
+    aligner.remembered = _remembered(cell, remembered) if same else None
     figures = trained
     # The training has measured dev already, and kept the ranks: of this very dev, unless it has changed since.
     measured_on = json.loads((cell.folder / "data.json").read_text())["dev"].get("contents")
@@ -257,9 +267,9 @@ def measure_cell(
         )  # fmt: skip
         measured.save_ranks(own_ranks(cell.folder, split))
         figures = measured.to_dict()
-    # Minimal pairs are scored by the towers themselves.
-    aligner.remembered = None
     halves = HalfWeights.of(part, chosen) if split == "dev" else None
+    # In every cell the same batches: those of halves would not be.
+    aligner.remembered = _remembered(cell, remembered, "minimal pairs") if same and split != "dev" else None
     found = {
         "asked": asked,
         **{name: trained[name] for name in ("training_seconds", "steps", "best_epoch")},

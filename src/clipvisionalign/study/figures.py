@@ -58,12 +58,18 @@ def _save(name: str, figure: Any, folder: Path) -> str:
     """Write a figure as PNG and SVG; returns the SVG for a page."""
     from matplotlib import pyplot
 
+    for number, ground in enumerate([figure.patch, *(axes.patch for axes in figure.axes)]):
+        ground.set_gid(f"ground_{number}")
     figure.savefig(folder / f"{name}.png", dpi=200)
-    figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
+    # Laid out once: that takes as long as the drawing.
+    figure.set_layout_engine("none")
     text = StringIO()
-    figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
+    figure.savefig(text, format="svg", metadata={"Date": None})
     pyplot.close(figure)
     svg = text.getvalue()
+    (folder / f"{name}.svg").write_text(svg, encoding="utf-8")
+    # On a page it stands on the page's own ground.
+    svg = re.sub(r'(<g id="ground_\d+">\s*<path [^>]*?style=")[^"]*"', r'\1fill: none"', svg)
     svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
     # Its size is the page's business; its id would stand in the page several times.
     svg = re.sub(r'<svg ([^>]*?)height="[^"]*"([^>]*?)width="[^"]*"', r"<svg \1\2", svg, count=1)

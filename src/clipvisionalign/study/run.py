@@ -75,14 +75,15 @@ def run_study(
         _keep_steps(plan, study, steps)
         with written_aside(study / PLAN) as aside:
             aside.write_text(plan_text(plan), encoding="utf-8")
-    failed = _train(cells, say)
+    # What frozen towers give of an image or a caption is the same in all cells.
+    remembered: dict[str, Remembered] = {}
+    failed = _train(cells, say, remembered)
     # A split cannot overlap with itself: the check is of data sets with more than one.
     overlap = [problem.message for problem in data.problems if "two splits" in problem.kind]
     apart = overlap if len(data.split_sizes()) > 1 else None
     finished = [cell for cell in cells if (cell.variant, cell.seed) not in failed]
     say("--- figures, audits, minimal pairs ---")
     measured = []
-    remembered: dict[str, Remembered] = {}
     for cell in progress(finished, "measuring runs", len(finished)):
         try:
             found = measure_cell(cell, part, plan.split, pairs, apart, plan.measure.audit_images, say, remembered)
@@ -282,7 +283,7 @@ def _keep_steps(plan: Plan, study: Path, steps: dict[str, int]) -> None:
         write_json(kept, told)
 
 
-def _train(cells: list[Cell], say: Say) -> dict[tuple[str, int], str]:
+def _train(cells: list[Cell], say: Say, remembered: dict[str, Remembered]) -> dict[tuple[str, int], str]:
     """Train what is not finished; returns the reasons of what failed."""
     failed: dict[tuple[str, int], str] = {}
     start = time.perf_counter()
@@ -299,7 +300,7 @@ def _train(cells: list[Cell], say: Say) -> dict[tuple[str, int], str]:
             failed[cell.variant, cell.seed] = f"it stands on {base}, which failed"
         else:
             try:
-                train_cell(cell, say)
+                train_cell(cell, say, remembered)
                 trained += not done
                 continue
             except Exception as error:

@@ -233,6 +233,8 @@ class WeightAverage:
             name: parameter.detach().clone() if self.sharded else known[name].detach()
             for name, parameter in self.trained.items()
         }
+        # Looked for once: in a large model that takes as long as a step of its head.
+        self.buffers = list(kept.buffers()), list(aligner.buffers())
 
     @torch.no_grad()
     def update(self) -> None:
@@ -241,8 +243,8 @@ class WeightAverage:
         share = 1 - min(self.decay, (1 + self.updates) / (10 + self.updates))
         averaged, current = ([own_part(t) for t in ts.values()] for ts in (self.weights, self.trained))
         torch._foreach_lerp_(averaged, [tensor.data for tensor in current], share)
-        for own, buffer in zip(self.kept.buffers(), self.aligner.buffers(), strict=True):
-            own.copy_(buffer)
+        if self.buffers[0]:
+            torch._foreach_copy_(*self.buffers)
 
     @torch.no_grad()
     def model(self) -> Aligner:

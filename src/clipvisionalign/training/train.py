@@ -232,9 +232,10 @@ class RunConfig:
 Say = Callable[[str], None]
 
 
-def resume(run: str | Path, say: Say = print) -> dict[str, Any]:
+def resume(run: str | Path, say: Say = print, remembered: Remembered | None = None) -> dict[str, Any]:
     """Go on with a run where its last checkpoint stands; returns what its results.json holds, finished runs at once.
 
+    remembered: as in `train`.
     Raises FileNotFoundError where the folder is no run of this project's, DataError where its data is no longer what it
     was trained on, OSError where none of its checkpoints reads back.
     """
@@ -246,7 +247,7 @@ def resume(run: str | Path, say: Say = print) -> dict[str, Any]:
         directory = Path(told["directory"]) if Path(told["directory"]).is_dir() else Path.cwd()
         say(f"{out}: stopped before its first step: the run starts anew")
         settings = in_directory(config_from_dict(RunConfig, told["settings"]), directory)
-        return train(replace(settings, out=str(out)), say, again=True)
+        return train(replace(settings, out=str(out)), say, again=True, remembered=remembered)
     if not (out / "config.yaml").is_file():
         raise FileNotFoundError(f"--resume {out}: not a run folder: it has no config.yaml")
     settings = config_from_dict(RunConfig, yaml.safe_load((out / "config.yaml").read_text()))
@@ -263,9 +264,9 @@ def resume(run: str | Path, say: Say = print) -> dict[str, Any]:
         raise OSError(f"{out}: none of its checkpoints reads back; train anew with another --out, or --overwrite true")
     if state is None:
         say(f"{out}: no checkpoint yet: the run starts anew")
-        return train(replace(settings, out=str(out)), say, again=True)
+        return train(replace(settings, out=str(out)), say, again=True, remembered=remembered)
     refuse_other_settings(state, as_written, out)
-    return train(replace(settings, out=str(out)), say, state)
+    return train(replace(settings, out=str(out)), say, state, remembered=remembered)
 
 
 def remove_unfinished(out: Path) -> None:
@@ -313,23 +314,26 @@ def in_directory(config: RunConfig, directory: Path) -> RunConfig:
 
 
 def train(
-    config: RunConfig, say: Say = print, state: dict[str, Any] | None = None, again: bool = False
-) -> dict[str, Any]:
+    config: RunConfig, say: Say = print, state: dict[str, Any] | None = None, again: bool = False,
+    remembered: Remembered | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """Train an aligner as `config` says, and leave a complete run folder. Returns what its results.json holds.
 
     state: of a checkpoint, to go on from there; again: a run that came to none is begun once more in its folder; see
-    `resume`. Under a launcher every process calls this.
+    `resume`. remembered: what the same frozen towers gave in other runs of this process, to be used and added to. Under
+    a launcher every process calls this.
 
     Raises DataError for unusable data, FileExistsError for a run folder that is there already, WeightsNotFound, and
     ValueError for settings that do not fit each other.
     """
     with ExitStack() as until_it_ends:
-        return _train(config, say, state, again, until_it_ends)
+        return _train(config, say, state, again, until_it_ends, remembered)
 
 
 def _train(
-    config: RunConfig, say: Say, state: dict[str, Any] | None, again: bool, until_it_ends: ExitStack
-) -> dict[str, Any]:
+    config: RunConfig, say: Say, state: dict[str, Any] | None, again: bool, until_it_ends: ExitStack,
+    remembered: Remembered | None,
+) -> dict[str, Any]:  # fmt: skip
     check_settings(config)
     usable, words = usable_trackers(config.trackers.split(",") if config.trackers else [], config.trackers != TRACKERS)
     processes = Processes(best_device(config.device), config.shard, usable, str(Path(config.out)))
@@ -586,7 +590,7 @@ def _train(
     del step, aligner, kept, model, average, optimizer
     say(f"best epoch {where.best_epoch}; measuring the saved model on the whole dev gallery")
     with long_step("measuring the saved model", shown=processes.first):
-        results = measure(config, where, dev, out, processes, say)
+        results = measure(config, where, dev, out, processes, say, remembered)
     results |= {"best_epoch": where.best_epoch, "training_seconds": round(seconds, 1)}
     results |= {"steps": where.step - where.skipped, "steps_skipped": where.skipped, "images_left_out": where.left_out}
     processes.first_does(lambda: keep_trained_on(out, data.train, say, processes.first))
@@ -727,13 +731,14 @@ def can_be_remembered(config: RunConfig, data: CaptionedImages) -> bool:
 
 
 def measure(
-    config: RunConfig, where: Place, dev: DevGallery, out: Path, processes: Processes, say: Say
-) -> dict[str, Any]:
+    config: RunConfig, where: Place, dev: DevGallery, out: Path, processes: Processes, say: Say,
+    known: Remembered | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """What results.json holds: cross-fitted figures of the whole dev gallery, what was chosen, and the run's own model
-    on dev. Sets the model's weights of a pair's parts. Shared out over processes."""
+    on dev. Sets the model's weights of a pair's parts. Shared out over processes. known: as `remembered` in `train`."""
 
     # What stays the same in every epoch is computed once for the models that dev and its halves choose.
-    remembered = Remembered() if can_be_remembered(config, dev.data) else None
+    remembered = (known or Remembered()) if can_be_remembered(config, dev.data) else None
 
     def scores_of(epoch: int) -> DevScores | None:
         folder = out if epoch == where.best_epoch else half_model(out, epoch)
