@@ -28,10 +28,14 @@ demo: install
 test: install lint test-parts
 	$(BIN)/pytest -n $(WORKERS) --dist loadgroup $(PYTEST_FLAGS)
 
-# With all combinations of settings, more kills and more random dealings of streams than `make test` has time for: an hour.
+# With all combinations of settings, more kills, random dealings of streams and cases of the service than `make test` has
+# time for, with all scenes of the demo and compiled kernels: an hour.
 test-all: export COMBINATIONS = all
 test-all: export KILLS = 100
 test-all: export DEALINGS = 70
+test-all: export INTERFACE_CASES = 100
+test-all: export WHOLE_DEMO = 1
+test-all: export COMPILE_BACKEND = inductor
 test-all: test
 
 # A Chromium and a C++ compiler for the tests, where the system has none.

@@ -5,9 +5,11 @@ from __future__ import annotations
 import getpass
 import json
 import os
+import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +101,8 @@ def scenes_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """120 drawn scenes of 64 pixels."""
     from clipvisionalign.data.scenes import write_scenes
 
-    return write_scenes(tmp_path_factory.mktemp("scenes") / "data", 120, seed=1, size=64)
+    with made_once(tmp_path_factory, "scenes") as (folder, there):
+        return folder / "data" if there else write_scenes(folder / "data", 120, seed=1, size=64)
 
 
 @pytest.fixture(scope="session")
@@ -145,21 +148,34 @@ def tiny_settings(tmp_path_factory, scenes_folder: Path, tiny_model):
     return of
 
 
+@contextmanager
+def made_once(tmp_path_factory: pytest.TempPathFactory, name: str) -> Iterator[tuple[Path, bool]]:
+    """A folder of all processes of the tests, and whether it is there already: else its maker holds it meanwhile."""
+    import fcntl
+
+    folder = tmp_path_factory.getbasetemp()
+    folder = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / name
+    with folder.with_suffix(".lock").open("w") as lock:
+        fcntl.lockf(lock, fcntl.LOCK_EX)
+        yield folder, (folder / "made").exists()
+        (folder / "made").touch()
+
+
 @pytest.fixture(scope="session")
 def tiny_runs(tmp_path_factory: pytest.TempPathFactory, scenes_folder: Path, tiny_model) -> dict[str, Path]:
-    """A trained run of each design."""
+    """A trained run of each design, trained once; each process of the tests has copies, into which tests may write."""
     from clipvisionalign.training.train import RunConfig, train
 
-    folder = tmp_path_factory.mktemp("runs")
-    runs = {}
-    for design in ("self", "sparse", "late", "cross"):
-        config = RunConfig(
-            data=str(scenes_folder), out=str(folder / design), model=tiny_model(design), epochs=2, batch=16,
-            augment="none", precision="float32", cache=str(folder / "cache"),
-        )  # fmt: skip
-        train(config, say=lambda line: None)
-        runs[design] = folder / design
-    return runs
+    designs = ("self", "sparse", "late", "cross")
+    with made_once(tmp_path_factory, "tiny-runs") as (folder, there):
+        for design in () if there else designs:
+            config = RunConfig(
+                data=str(scenes_folder), out=str(folder / design), model=tiny_model(design), epochs=2, batch=16,
+                augment="none", precision="float32", cache=str(folder / "cache"),
+            )  # fmt: skip
+            train(config, say=lambda line: None)
+    own = tmp_path_factory.mktemp("runs")
+    return {design: shutil.copytree(folder / design, own / design) for design in designs}
 
 
 @pytest.fixture(scope="session")
@@ -187,10 +203,14 @@ def plan(scenes_folder: Path, text_folder: Path) -> Any:
 @pytest.fixture(scope="session")
 def study(plan: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """That study, finished. Who changes something in it works on a copy."""
+    from many_processes import Costs
+
     from clipvisionalign.study.run import run_study
 
     folder = tmp_path_factory.mktemp("study") / "whole"
-    run_study(plan, folder, lambda line: None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("clipvisionalign.study.run.profile_run", Costs(tmp_path_factory.mktemp("costs"), "self-0"))
+        run_study(plan, folder, lambda line: None)
     return folder
 
 

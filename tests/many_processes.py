@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from forked import Forked
 from tolerance import in_float64
 
 
@@ -272,6 +273,40 @@ def index(run: str, source: str, out: str) -> None:
     module.build_index(run, source, out, print)
 
 
+def measure_cost(run: str, data: str, split: str, layout: str, brief: bool, out: str) -> None:
+    """The cost of a run, into the file `out`."""
+    from clipvisionalign.study.profile import measure
+
+    Path(out).write_text(json.dumps(measure(run, data, split, layout, brief=brief)))
+
+
+class Costs:
+    """`profile_run` in forked processes, which start sooner than fresh interpreters; for the cells that `fresh` names it
+    stays as it is."""
+
+    def __init__(self, folder: Path, *fresh: str):
+        self.folder, self.fresh = folder, fresh
+
+    def __call__(self, cell: Path, data: str, split: str, layout: str, brief: bool) -> dict:
+        from clipvisionalign.study.profile import profile_run
+
+        if cell.name in self.fresh:
+            return profile_run(cell, data, split, layout, brief)
+        out = self.folder / f"{cell.name}.json"
+        Forked(measure_cost, str(cell), data, split, layout, brief, str(out), out=self.folder / "said").ended()
+        return json.loads(out.read_text())
+
+
+def study(*arguments: str) -> int:
+    """`clipvisionalign study`, its costs measured in its own process: without an interpreter's start for each."""
+    from clipvisionalign.cli import main
+    from clipvisionalign.study import run
+    from clipvisionalign.study.profile import measure
+
+    run.profile_run = lambda folder, *more: measure(str(folder), *more[:-1], brief=more[-1])
+    return main(["study", *arguments])
+
+
 def measure_costlier(run: str, data: str, mebibytes: int, milliseconds: int) -> None:
     """The cost, as JSON, of an aligner that holds so much memory more and sleeps so long for each call."""
     import time
@@ -293,7 +328,7 @@ def measure_costlier(run: str, data: str, mebibytes: int, milliseconds: int) -> 
         aligner.encode_captions = slower
         return aligner
 
-    print(json.dumps(measure(run, data, "dev", "auto", load)))
+    print(json.dumps(measure(run, data, "dev", "auto", load, brief=True)))
 
 
 def work(name: str, given: dict) -> None:

@@ -13,8 +13,8 @@ from hypothesis.errors import Unsatisfiable
 pytest.importorskip("lancedb", reason="no lancedb: pip install 'clipvisionalign[search]'")
 pytest.importorskip("schemathesis", reason="no schemathesis: pip install 'clipvisionalign[test]'")
 
-#: Cases of each operation; INTERFACE_CASES=250 asks some 2,250 in all.
-CASES = int(os.environ.get("INTERFACE_CASES", "20"))
+#: Cases of each operation; `make test-all` asks some 900 in all.
+CASES = int(os.environ.get("INTERFACE_CASES", "8"))
 
 
 @pytest.mark.slow

@@ -112,10 +112,11 @@ def settings(tmp_path, scenes_folder, tiny_model):
 
 @pytest.mark.slow
 def test_replicated_and_sharded_runs_have_the_curve_of_one_process(tmp_path, settings):
-    many_processes.work("train", settings("one"))
-    said = torchrun(2, "train", settings("two"))
+    few = {"train_images": 32}
+    many_processes.work("train", settings("one", **few))
+    said = torchrun(2, "train", settings("two", **few))
     assert said.count("best epoch") == 1
-    run(2, "train", settings("sharded", shard=True), tmp_path / "said")
+    run(2, "train", settings("sharded", shard=True, **few), tmp_path / "said")
     one, two, sharded = (curve(tmp_path / name) for name in ("one", "two", "sharded"))
     assert len(one) > 3
     assert_same_curve(two, one)
@@ -138,7 +139,7 @@ def test_a_sharded_checkpoint_goes_on_in_one_process_and_in_two(tmp_path, settin
     from clipvisionalign.training.train import resume
 
     # With a late interaction: what it learns is used outside of the sharded model, and stays whole.
-    late = {"shard": True, "model": {**settings("")["model"], "design": "late"}}
+    late = {"shard": True, "model": {**settings("")["model"], "design": "late"}, "train_images": 32}
     run(2, "train", settings("whole", **late), tmp_path / "said")
     # Stopped by its own patience of one step: a run that is asked to stop writes its checkpoint and leaves.
     given = settings("stopped", **late)

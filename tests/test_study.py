@@ -14,7 +14,7 @@ from pathlib import Path
 import many_processes
 import numpy as np
 import pytest
-from forked import Forked, command
+from forked import Forked
 
 from clipvisionalign.cli import main
 from clipvisionalign.study.plan import Budget, Variant, cells_of, read_plan, ready_plans
@@ -136,8 +136,8 @@ def test_killed_at_random_moments_and_restarted_it_ends_with_the_same_report(pla
 
     def start(out: str) -> Forked:
         # One thread, as all processes of the tests: the same number of threads adds up in the same order.
-        given = ("study", str(tmp_path / "plan.yaml"), "--out", str(tmp_path / out))
-        return Forked(command, *given, out=tmp_path / f"{out}.txt")
+        given = (str(tmp_path / "plan.yaml"), "--out", str(tmp_path / out))
+        return Forked(many_processes.study, *given, out=tmp_path / f"{out}.txt")
 
     began = time.perf_counter()
     start("whole").ended()
@@ -383,7 +383,7 @@ def test_a_dry_run_says_how_long_and_trains_nothing(plan, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_a_made_up_set_in_rstpreids_layout_runs_the_whole_study(plan, tmp_path):
+def test_a_made_up_set_in_rstpreids_layout_runs_the_whole_study(plan, tmp_path, monkeypatch):
     from PIL import Image, ImageDraw
 
     rng = random.Random(0)
@@ -404,6 +404,8 @@ def test_a_made_up_set_in_rstpreids_layout_runs_the_whole_study(plan, tmp_path):
     (tmp_path / "people" / "data_captions.json").write_text(json.dumps(entries))
     few = {name: plan.variants[name] for name in ("self", "late")}
     people = replace(plan, data=str(tmp_path / "people"), variants=few, seeds=[0])
+    monkeypatch.setattr("clipvisionalign.study.run.profile_run", many_processes.Costs(tmp_path))
+    monkeypatch.setattr("clipvisionalign.study.protocol.LEAK_STEPS", 20)
     report = run_study(people, tmp_path / "out", lambda line: None)
     assert report["data"]["layout"] == "rstpreid"
     assert not report["failed"]
@@ -462,7 +464,7 @@ def edit_captions(folder: Path, split: str) -> None:
         csv.writer(file).writerows(rows)
 
 
-def test_figures_of_other_captions_are_not_used_again(plan, scenes_folder, tmp_path):
+def test_figures_of_other_captions_are_not_used_again(plan, scenes_folder, tmp_path, monkeypatch):
     import shutil
 
     from clipvisionalign.data.captioned import DataError
@@ -470,6 +472,9 @@ def test_figures_of_other_captions_are_not_used_again(plan, scenes_folder, tmp_p
 
     data, out = tmp_path / "data", tmp_path / "out"
     shutil.copytree(scenes_folder, data)
+    # What is looked at are the figures, not the files that show them.
+    monkeypatch.setattr("clipvisionalign.study.run.write_report", lambda study, report: None)
+    monkeypatch.setattr("clipvisionalign.study.protocol.LEAK_STEPS", 5)
     quick = replace(plan.measure, protocol=True, composition=0, examples=0, rounds=0)
     settings = {**plan.settings, "epochs": 1}
     small = replace(

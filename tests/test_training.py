@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 
 import numpy as np
 import pytest
@@ -498,7 +499,11 @@ def test_timing_the_formats_ends_once_the_answer_is_known(monkeypatch):
 
 @pytest.mark.slow
 @needs(COMPILER)
-def test_a_compiled_run_has_the_curve_of_a_plain_one(scenes_folder, tiny_model, tmp_path):
+def test_a_compiled_run_has_the_curve_of_a_plain_one(scenes_folder, tiny_model, tmp_path, monkeypatch):
+    """The towers as graphs, forth and back; with C++ kernels for them in `make test-all`, where the compiler takes a
+    minute."""
+    backend, compiled = os.environ.get("COMPILE_BACKEND", "aot_eager"), torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **more: compiled(self, backend=backend, **more))
     model = tiny_model("self")
     # Compiled dropout draws other numbers.
     model.dropout = model.text_tower.dropout = 0.0

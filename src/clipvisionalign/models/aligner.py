@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -519,14 +520,23 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 def config_from_dict(cls: Callable[..., Any], values: dict[str, Any]) -> Any:
     """A settings dataclass from what YAML or JSON holds; unknown names and wrong types raise ValueError."""
-    from jsonargparse import ArgumentError, ArgumentParser
+    from jsonargparse import ArgumentError
 
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(cls, "settings")
+    parser = _parser_of(cls)
     try:
         return parser.instantiate_classes(parser.parse_object({"settings": values})).settings
     except ArgumentError as error:
         raise ValueError(str(error)) from None
+
+
+@cache
+def _parser_of(cls: Callable[..., Any]) -> Any:
+    """Made once: that takes as long as building a small model."""
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(cls, "settings")
+    return parser
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
