@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from clipvisionalign.data.scenes import Scene, read_scenes
+from clipvisionalign.models.aligner import Remembered
 from clipvisionalign.progress import long_step
 from clipvisionalign.scene_search import draw_queries, search_quality
 from clipvisionalign.search.index import build_index
@@ -69,6 +70,8 @@ def searched(run: Path, folder: Path, plan: Plan, say: Say) -> dict[str, Any]:
     build_index(run, pictures, index, say)
     scenes = gallery_of(folder, plan.split)
     searcher = Searcher(index)
+    # Of an image that is among the first of several queries the towers give the same each time.
+    searcher.aligner.remembered = Remembered()
     rerank = RERANK if searcher.aligner.late is not None else 0
 
     def find(words: str, count: int) -> Sequence[str]:
