@@ -22,10 +22,9 @@ def example(value: float, spread: float = 4.0) -> dict:
 @pytest.fixture(scope="module")
 def page_file(tmp_path_factory) -> Path:
     """The page of a made-up report of two variants, so that no training stands before a test of a page."""
-    from clipvisionalign.study.results import PROTOCOL, STRANGE
+    from clipvisionalign.study.results import PROTOCOL
     from clipvisionalign.study.statistics import FIGURES
 
-    assert STRANGE
     values = {"self": 310.0, "late": 322.0}
     checks = [{"name": "alone (vectors)", "passed": True, "figure": 0.0, "meaning": "a pair's score stays the same"}]
     gallery = {"images": 40, "captions": 200}

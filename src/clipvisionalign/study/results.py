@@ -249,14 +249,39 @@ def composition(cells: Sequence[Measured]) -> dict[str, Any]:
 
 # --- the fence -------------------------------------------------------------------------------------------------------
 
-#: Words in keys and texts of what is no result.
-STRANGE = ("batch", "leak", "shown their true picture")
+_ESTIMATE = dict.fromkeys(("value", "low", "high", "spread", "p"))
+_FIGURES = dict.fromkeys((*FIGURES, "image_to_text map", "text_to_image map"), _ESTIMATE)
+_FOUND = dict.fromkeys(
+    ("recall_at_1", "recall_at_5", "recall_at_10", "median_rank", "mean_rank", "map", "map_at_r"), _ESTIMATE
+)
+_BY_LENGTH = {"captions": None, "recall_at_1": _ESTIMATE, "recall_at_5": _ESTIMATE}
+_GALLERY = {"images": None, "captions": None}
+_DIFFERENCE = {**_ESTIMATE, **dict.fromkeys(("a", "b", "figure", "p_holm", "seeds", "shown", "primary"))}
+_RUN = {
+    **_GALLERY, **dict.fromkeys(("seed", "protocol", "chance", "audit")), "rsum": _ESTIMATE,
+    "image_to_text": _FOUND, "text_to_image": _FOUND,
+}  # fmt: skip
+#: All that the block "results" is made of: keys and what is below them. A list's one entry is of all that a list, or a
+#: dict under names that are a study's own, holds; None is of what is looked into no further.
+STRUCTURE: dict[str, Any] = {
+    **dict.fromkeys(("split", "protocol", "choice", "unpaired", "refused", "lengths")),
+    "gallery": _GALLERY,
+    "variants": [{
+        "seeds": None, "runs": [_RUN], "figures": _FIGURES, "dual": _FIGURES, "gain": _ESTIMATE,
+        "by_length": dict.fromkeys((*THIRDS, "all"), _BY_LENGTH),
+    }],
+    "chance": dict.fromkeys(_FIGURES),
+    "differences": [_DIFFERENCE],
+    "by_length_differences": [{**_DIFFERENCE, "third": None}],
+    "composition": [[{**_ESTIMATE, **dict.fromkeys(("kind", "variant", "pairs", "p_holm"))}]],
+}  # fmt: skip
 
 
 def check_fence(report: dict[str, Any]) -> None:
     """Raises FenceError where the block "results" holds a figure that is not of the whole gallery, or of a model that
     failed its audit."""
     results = report["results"]
+    _refuse_unknown(results, STRUCTURE, "results")
     gallery = report["data"]["gallery"]
     if results["gallery"] != gallery or results["protocol"] != PROTOCOL:
         raise FenceError(
@@ -274,9 +299,10 @@ def check_fence(report: dict[str, Any]) -> None:
             if not run.get("audit", {}).get("passed"):
                 raise FenceError(f"{where}: its audit did not pass: its figures mean nothing")
         _same_means(name, variant)
-    for path, text in _texts(results, "results"):
-        if ".audit." not in path and "refused" not in path and any(word in text for word in STRANGE):
-            raise FenceError(f"{path}: '{text}' is no result")
+    for block in ("differences", "by_length_differences"):
+        for row in results[block]:
+            if strange := {row["a"], row["b"]} - set(results["variants"]):
+                raise FenceError(f"results.{block}: {', '.join(sorted(strange))} has no results")
 
 
 def _same_means(name: str, variant: dict[str, Any]) -> None:
@@ -289,14 +315,17 @@ def _same_means(name: str, variant: dict[str, Any]) -> None:
             raise FenceError(f"results of {name}: {figure} is not the mean of its runs")
 
 
-def _texts(found: Any, path: str) -> list[tuple[str, str]]:
-    """Every key and text below, with where it stands."""
-    if isinstance(found, dict):
-        below = [pair for key, value in found.items() for pair in _texts(value, f"{path}.{key}")]
-        return [(f"{path}.{key}", str(key)) for key in found] + below
-    if isinstance(found, list):
-        return [pair for place, value in enumerate(found) for pair in _texts(value, f"{path}.{place}")]
-    return [(path, found)] if isinstance(found, str) else []
+def _refuse_unknown(found: Any, structure: Any, path: str) -> None:
+    """Raises FenceError for a key that the structure does not have: whatever stands there, it is no result."""
+    if isinstance(structure, list):
+        pairs = found.items() if isinstance(found, dict) else enumerate(found)
+        for key, value in pairs:
+            _refuse_unknown(value, structure[0], f"{path}.{key}")
+    elif isinstance(found, dict) and structure is not None:
+        for key, value in found.items():
+            if key not in structure:
+                raise FenceError(f"{path}.{key}: no part of a study's results")
+            _refuse_unknown(value, structure[key], f"{path}.{key}")
 
 
 def both_ways(figure: str) -> str:
