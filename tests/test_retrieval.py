@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clipvisionalign.retrieval import metrics_of_ranks, ranks_of_scores, ranks_of_vectors, retrieval_metrics, rsum_gain
-from clipvisionalign.retrieval.metrics import average_precision_at_r, bootstrap_weights
-from clipvisionalign.retrieval.ranks import Partners, Share
+from clipvisionalign.retrieval.metrics import FEWEST, average_precision_at_r, bootstrap_weights, unseen_share
+from clipvisionalign.retrieval.ranks import PartnerRanks, Partners, Share
 from clipvisionalign.retrieval.rerank import reranked, reranked_at
 
 
@@ -224,7 +224,9 @@ def test_a_paired_gain_is_the_difference_and_surer_than_two_intervals():
     assert gain.low < gain.value < gain.high
     assert gain.high - gain.low < (second.rsum.high - second.rsum.low) + (first.rsum.high - first.rsum.low)
     same = rsum_gain(first.ranks, first.ranks, owners)
-    assert (same.value, same.low, same.high) == (0, 0, 0)
+    # None was seen to differ; of so many images a share may all the same.
+    unseen = 600 * unseen_share(60)
+    assert (same.value, same.low, same.high) == (0, pytest.approx(-unseen), pytest.approx(unseen))
 
 
 def test_reranking_by_the_dual_score_changes_nothing():
@@ -281,3 +283,24 @@ def test_an_image_without_identity_is_its_own():
         assert retrieval_metrics(wrong, vectors, owners, identity).image_to_text["recall_at_1"].value == 0
     both = retrieval_metrics(vectors[[1, 0, 2, 3, 4, 5]], vectors, owners, ["a", "a", None, None, "b", float("nan")])
     assert both.rsum.value == 600
+
+
+@pytest.mark.parametrize("images", [1, 2, 5, 6, 40, 1000])
+@pytest.mark.parametrize("found", [True, False])
+def test_where_no_two_images_differ_an_interval_is_not_of_no_width(images, found):
+    """All found, or none: of few images there is no interval, of more it is what may not have been seen, as in a study."""
+    from clipvisionalign.study.statistics import estimate
+
+    ranks = np.full((images, 1), 1 if found else 99)
+    metrics = metrics_of_ranks(PartnerRanks(ranks, ranks), np.arange(images))
+    recall, told = metrics.image_to_text["recall_at_1"], estimate(np.full((1, images), 100.0 * found), (0, 100))
+    if images < FEWEST:
+        assert recall.low is recall.high is told.low is told.high is None
+        assert metrics.rsum.low is None
+        return
+    assert (100 * recall.low, 100 * recall.high) == (pytest.approx(told.low), pytest.approx(told.high))
+    assert recall.low < recall.high
+    assert metrics.rsum.low < metrics.rsum.high
+    assert 0 <= metrics.rsum.low <= metrics.rsum.value <= metrics.rsum.high <= 600
+    # Of ranks nobody knows how high they could be.
+    assert metrics.image_to_text["mean_rank"].low is None

@@ -605,7 +605,7 @@ def test_the_original_recipe_is_one_line(hub, kaggle, published, tmp_path):
     del hub.repositories["timm/resnet50.a1_in1k"]
     assert done.returncode == 0, done.stderr[-2000:]
     assert "timm/resnet50.a1_in1k: fetching" in done.stderr
-    assert "recall@1" in done.stdout
+    assert "R@1" in done.stdout
     assert f"the run is in {out}" in done.stdout
     settings = yaml.safe_load((out / "config.yaml").read_text())
     assert (settings["batch"], settings["epochs"], settings["freeze"], settings["model"]["width"]) == (

@@ -228,3 +228,35 @@ def test_where_twins_come_from_is_told_of_the_data_and_not_of_the_plan(scenes, s
     assert "drawn" not in twins_told(report)
     report["plan"]["data"] = ""
     assert ("drawn" in twins_told(report)) == (bool(scenes) and "this data" in sets)
+
+
+@pytest.mark.parametrize(
+    ("value", "low", "high"), [(5.0, 1.0, 9.0), (-5.0, -9.0, -1.0), (0.5, -2.0, 3.0), (4.0, None, None)]
+)
+def test_a_run_and_a_study_are_told_of_in_the_same_words(value, low, high, capsys):
+    """What `train` and `evaluate` print of one run's figures, and the summary of a study of the same."""
+    from clipvisionalign.cli import _print_figures
+    from clipvisionalign.retrieval.metrics import figure_name
+    from clipvisionalign.study.results import both_ways
+
+    gain = {"value": value, "low": low, "high": high}
+    equal = {"texts": 1, "captions": 2, "images": 2, "best_rsum": 598.0, "cost": 2.0}
+    block = {way: {name: {"value": 0.5, "low": 0.4, "high": 0.6} for name in ("recall_at_1", "map")}
+             for way in ("image_to_text", "text_to_image")} | {"rsum": {"value": 300.0, "low": 290.0, "high": 310.0}}  # fmt: skip
+    depth = {"candidates": 5, "recall_at_1": [0.5, 0.5], "rsum": 300.0, "pairs": 10, "ms_per_query": 1.0}
+    _print_figures({"run": "late", "data": "d", "split": "dev", "images": 2, "captions": 4, **block, "dual": block,
+                    "reranked": block, "gain": gain, "depths": [depth], "equal_captions": equal})  # fmt: skip
+    printed = capsys.readouterr().out
+    report = made_report({"late": 0.5}, [0], dual={"late": 0.5})
+    report["results"]["variants"]["late"]["gain"] |= gain
+    report["data"]["equal_captions"] |= equal
+    (text,) = starting(report, "Re-ranking by")
+    assert text.removeprefix("Re-ranking by `late` ").removesuffix(".") in printed.replace(
+        "4.0 in", "4.0 (no interval) in"
+    )
+    (text,) = starting(report, "2 captions are equal")
+    assert text.partition("; ")[0] in printed
+    assert "(1 text of 2 images)" in printed
+    for name in ("recall_at_1", "map"):
+        assert figure_name(name) in printed
+        assert both_ways(f"image_to_text {name}") == f"{figure_name(name)} image to text"

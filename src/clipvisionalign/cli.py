@@ -610,6 +610,8 @@ def _print_figures(results: dict[str, Any]) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    from clipvisionalign.retrieval.metrics import figure_name, gain_told
+
     title = f"{results['run']} on {results['data']}, {results['split']}: {results['images']:,} images, "
     if results.get("distractors"):
         title += f"{results['distractors']:,} more without captions, "
@@ -627,16 +629,18 @@ def _print_figures(results: dict[str, Any]) -> None:
         cells = [_cell(figure, block[way][figure]) for block in blocks.values() for way in WAYS]
         by_chance = [f"{100 * chance[way][figure]:.1f}" for way in WAYS if figure in chance[way]] if chance else []
         cells += [" / ".join(by_chance)] if chance else []
-        table.add_row(figure.replace("_at_", "@").replace("_", " "), *cells)
+        table.add_row(figure_name(figure), *cells)
     sums = [cell for block in blocks.values() for cell in (_cell("rsum", block["rsum"]), "")]
     table.add_row("rsum", *sums, *([f"{chance['rsum']:.1f}"] if chance else []))
     Console().print(table)
     _print_equal_captions(results.get("equal_captions"))
     if not results.get("depths"):
         return
-    print(f"re-ranking gains {_cell('rsum', results['gain'])} in rsum (paired)")
+    gain = results["gain"]
+    ends = {1.0: gain, -1.0: {to: -gain[of] if gain[of] is not None else None for to, of in OTHER_WAY.items()}}
+    print(f"re-ranking {gain_told(gain, lambda sign: _cell('rsum', ends[sign]))}")
     table = Table(title="by depth: how many first candidates are re-ranked", title_justify="left")
-    for column in ("depth", "recall@1 image to text", "recall@1 text to image", "rsum", "pairs", "ms per query"):
+    for column in ("depth", "R@1 image to text", "R@1 text to image", "rsum", "pairs", "ms per query"):
         table.add_column(column, justify="right")
     for depth in results["depths"]:
         forth, back = (f"{100 * value:.1f}" for value in depth["recall_at_1"])
@@ -651,14 +655,18 @@ def _print_figures(results: dict[str, Any]) -> None:
 def _print_equal_captions(found: dict[str, Any] | None) -> None:
     """What captions that are equal can cost, where they can."""
     if found and found["cost"]:
-        print(
-            f"{found['captions']:,} captions are equal, word by word, to one of another image "
-            f"({found['texts']:,} texts of {found['images']:,} images): no model that scores equal captions alike "
-            f"exceeds rsum {found['best_rsum']:.1f} here, {found['cost']:.1f} below the highest there is; "
-            "'--identity caption' makes such images each other's partners"
+        from clipvisionalign.retrieval.equal_captions import equal_captions_told
+
+        captions, texts, images = (f"{found[kind]:,} {kind}" for kind in ("captions", "texts", "images"))
+        captions, texts, images = (
+            text.rstrip("s") if text.startswith("1 ") else text for text in (captions, texts, images)
         )
+        best, cost = f"{found['best_rsum']:.1f}", f"{found['cost']:.1f}"
+        print(equal_captions_told(captions, texts, images, best, cost, "'--identity caption'"))
 
 
+#: The ends of an interval whose sign is changed.
+OTHER_WAY = {"value": "value", "low": "high", "high": "low"}
 WAYS = ("image_to_text", "text_to_image")
 
 

@@ -11,6 +11,7 @@ the Bootstrap" (1993), for the percentile interval.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,10 @@ from clipvisionalign.retrieval.ties import vectors_of
 
 RECALL_AT = (1, 5, 10)
 RESAMPLES = 1000
+LEVEL = 0.05
+#: Fewer images than this show nothing: without a difference, five that all favour the same side come about in
+#: 2 / 2^5 = 6 % of cases. By the same reasoning no p is below 2^(1 - N).
+FEWEST = 6
 NAMES = ("recall_at_1", "recall_at_5", "recall_at_10", "median_rank", "mean_rank", "map", "map_at_r")
 
 
@@ -70,6 +75,32 @@ class RetrievalMetrics:
         return chance_of(self.ranks)
 
 
+def figure_name(name: str) -> str:
+    """A figure as it is called wherever it is printed.
+
+    >>> figure_name("recall_at_1"), figure_name("map_at_r"), figure_name("median_rank"), figure_name("rsum")
+    ('R@1', 'mAP@R', 'median rank', 'rsum')
+    """
+    return name.replace("recall_at_", "R@").replace("map_at_r", "mAP@R").replace("map", "mAP").replace("_", " ")
+
+
+def gain_told(gain: Mapping[str, float | None], interval: Callable[[float], str]) -> str:
+    """What re-ranking does to rsum, as its interval carries it: the middle of a sentence on "re-ranking".
+
+    gain: "value", "low" and "high". interval: these as they are shown, with their sign changed for -1.
+    """
+    low, high = gain["low"], gain["high"]
+    if low is None or high is None:
+        told = f"was not tested, as there are too few images: {interval(1.0)}"
+    elif low > 0:
+        told = f"gains {interval(1.0)}"
+    elif high < 0:
+        told = f"loses {interval(-1.0)}"
+    else:
+        told = f"was not shown to gain: {interval(1.0)}"
+    return f"{told} in rsum over its own dual encoder"
+
+
 def retrieval_metrics(
     image_vectors: Any,
     caption_vectors: Any,
@@ -106,18 +137,22 @@ def metrics_of_ranks(
 ) -> RetrievalMetrics:
     """The figures of ranks that are known already. caption_image: (M,) which image a caption is drawn with."""
     images, captions = len(ranks.image_to_text), len(ranks.text_to_image)
-    # Nothing can be drawn otherwise from one image: no interval, rather than one of no width.
-    weights = bootstrap_weights(images, resamples if images > 1 else 0, seed)
+    weights = bootstrap_weights(images, resamples if images >= FEWEST else 0, seed)
     forth = _figures(ranks.image_to_text, np.arange(images), weights)
     back = _figures(ranks.text_to_image, caption_image, weights)
     return RetrievalMetrics(
         images,
         captions,
-        {name: _interval(samples) for name, samples in forth.items()},
-        {name: _interval(samples) for name, samples in back.items()},
-        _interval(_rsum(forth, back)),
+        {name: _interval(samples, images, _bounds(name)) for name, samples in forth.items()},
+        {name: _interval(samples, images, _bounds(name)) for name, samples in back.items()},
+        _interval(_rsum(forth, back), images, (0.0, 600.0)),
         ranks,
     )
+
+
+def _bounds(name: str) -> tuple[float, float] | None:
+    """Between which a figure lies: shares, and not ranks."""
+    return None if name.endswith("rank") else (0.0, 1.0)
 
 
 def chance_recall(partners: np.ndarray, gallery: int, k: int) -> np.ndarray:
@@ -151,12 +186,12 @@ def rsum_gain(
 ) -> Figure:
     """What rsum gains from `before` to `ranks` of the same gallery; the interval is a paired bootstrap over images."""
     images = len(ranks.image_to_text)
-    weights = bootstrap_weights(images, resamples if images > 1 else 0, seed)
+    weights = bootstrap_weights(images, resamples if images >= FEWEST else 0, seed)
     sums = []
     for each in (ranks, before):
         forth = _figures(each.image_to_text, np.arange(len(each.image_to_text)), weights)
         sums.append(_rsum(forth, _figures(each.text_to_image, caption_image, weights)))
-    return _interval(sums[0] - sums[1])
+    return _interval(sums[0] - sums[1], images, (-600.0, 600.0))
 
 
 def _rsum(forth: dict[str, np.ndarray], back: dict[str, np.ndarray]) -> np.ndarray:
@@ -222,9 +257,29 @@ def _median(first: np.ndarray, image: np.ndarray, weights: np.ndarray) -> np.nda
     return medians
 
 
-def _interval(samples: np.ndarray) -> Figure:
+def _interval(samples: np.ndarray, images: int, bounds: tuple[float, float] | None) -> Figure:
+    """The value, and the percentiles of its resamples. Where they are all alike, as no two images differ, the interval
+    is what a share of images that was not seen could change of a figure within `bounds`; else there is none."""
     value = float(samples[0])
     if len(samples) == 1:
         return Figure(value)
-    low, high = np.percentile(samples[1:], [2.5, 97.5])
-    return Figure(value, float(low), float(high))
+    low, high = (float(end) for end in np.percentile(samples[1:], [2.5, 97.5]))
+    # Equal but for the rounding of their sums.
+    if np.ptp(samples) > 1e-5 * max(1.0, abs(value)):
+        return Figure(value, low, high)
+    if bounds is None:
+        return Figure(value)
+    unseen = unseen_share(images)
+    return Figure(value, value - unseen * (value - bounds[0]), value + unseen * (bounds[1] - value))
+
+
+def unseen_share(images: int) -> float:
+    """Of how many images, as a share, nothing may be seen in a sample of so many: the upper end of the 95% interval of
+    a share of which none was seen.
+
+    Source: Clopper and Pearson, Biometrika 26 (1934).
+
+    >>> round(unseen_share(40), 3)
+    0.088
+    """
+    return float(1 - (LEVEL / 2) ** (1 / images))

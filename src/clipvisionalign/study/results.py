@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from clipvisionalign.data.captioned import CaptionedImages
-from clipvisionalign.retrieval.metrics import RESAMPLES, chance_of, chance_recall, metrics_of_ranks
+from clipvisionalign.retrieval.metrics import RESAMPLES, chance_of, chance_recall, figure_name, metrics_of_ranks
 from clipvisionalign.retrieval.ranks import PartnerRanks
 from clipvisionalign.study.plan import Comparison
 from clipvisionalign.study.primary import with_primary
@@ -333,5 +333,4 @@ def both_ways(figure: str) -> str:
     if figure == "rsum":
         return "rsum"
     way, name = figure.split(" ")
-    kind = "mAP" if name == "map" else f"R@{name.rpartition('_')[2]}"
-    return f"{kind} {way.replace('_', ' ')}"
+    return f"{figure_name(name)} {way.replace('_', ' ')}"

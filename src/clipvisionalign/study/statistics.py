@@ -31,18 +31,11 @@ from typing import Any
 
 import numpy as np
 
-from clipvisionalign.retrieval.metrics import RECALL_AT, average_precision
+from clipvisionalign.retrieval.metrics import FEWEST, LEVEL, RECALL_AT, average_precision, unseen_share
 from clipvisionalign.retrieval.ranks import PartnerRanks
 
 #: What is compared between variants, in this order.
 FIGURES = ("rsum", *(f"{way} recall_at_{k}" for way in ("image_to_text", "text_to_image") for k in RECALL_AT))
-
-LEVEL = 0.05
-
-
-#: Fewer pictures than this show nothing: without a difference, five that all favour the same side come about in
-#: 2 / 2^5 = 6 % of cases. By the same reasoning no p is below 2^(1 - N).
-FEWEST = 6
 
 
 @dataclass(frozen=True)
@@ -178,7 +171,7 @@ def estimate(table: np.ndarray, bounds: tuple[float, float] = (-np.inf, np.inf))
         return Estimate(value, max(value - reach, bounds[0]), min(value + reach, bounds[1]), spread, p)
     if not np.isfinite(bounds).all():
         return Estimate(value, None, None, spread, None)
-    unseen = 1 - (LEVEL / 2) ** (1 / images)
+    unseen = unseen_share(images)
     low = min(value - reach, value - unseen * (value - bounds[0]))
     high = max(value + reach, value + unseen * (bounds[1] - value))
     # The same the other way round: the share of pictures at the far bound with which the mean would be zero.

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from clipvisionalign.retrieval.equal_captions import equal_captions_told
-from clipvisionalign.retrieval.metrics import RECALL_AT
+from clipvisionalign.retrieval.metrics import RECALL_AT, gain_told
 from clipvisionalign.study.costs import COSTS, Cost, differ, ranges_of
 from clipvisionalign.study.primary import primary_of
 from clipvisionalign.study.results import both_ways
@@ -331,16 +332,8 @@ def _gains(report: dict[str, Any]) -> list[Claim]:
         if "gain" not in variant:
             continue
         claim = Claim(report, "accuracy")
-        path, gain = f"results/variants/{name}/gain", variant["gain"]
-        if gain["low"] is None:
-            told = f"was not tested, as there are too few images: {claim.interval(path)}"
-        elif gain["low"] > 0:
-            told = f"gains {claim.interval(path)}"
-        elif gain["high"] < 0:
-            told = f"loses {claim.interval(path, -1.0)}"
-        else:
-            told = f"was not shown to gain: {claim.interval(path)}"
-        claim.text = f"Re-ranking by {_code(name)} {told} in rsum over its own dual encoder."
+        told = gain_told(variant["gain"], partial(claim.interval, f"results/variants/{name}/gain"))
+        claim.text = f"Re-ranking by {_code(name)} {told}."
         found.append(claim)
     return found
 
