@@ -30,7 +30,7 @@ HARDWARE = ("no GPU", "no small disk")
 
 
 #: Fixtures that take seconds and serve many tests: with xdist those tests run in one process, one after the other.
-SHARED = ("alone", "study", "page_file", "indexes", "indexed", "exported", "undisturbed", "hundred", "hub")
+SHARED = ("alone", "study", "page_file", "indexes", "indexed", "exported", "undisturbed", "hundred", "hub", "world")
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -262,3 +262,29 @@ def test_a_profile_of_a_small_data_set_ends_with_its_times_and_leaves_nothing(wo
     assert main(["train", *given, "--profile", str(steps)]) == 0
     assert f"{min(steps, 6)} steps" in capsys.readouterr().out
     assert contents(world) == before
+
+
+ASKED = {
+    "check": ["data --json", "data --quick"],
+    "evaluate": ["run --json", "run --split test --json"],
+    "study": ["tiny.yaml --out new --dry-run", "drawn.yaml --out new --dry-run", "tiny.yaml --out new --same seconds --seconds 3 --dry-run"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", list(ASKED))
+def test_a_call_that_only_asks_changes_nothing(world, monkeypatch, capsys, name):
+    """By the commands, with real steps where a dry run takes some: also of fewer images than those take."""
+    monkeypatch.chdir(world)
+    model = yaml.safe_load((world / "run" / "config.yaml").read_text())["model"]
+    settings = {
+        "model": {key: value for key, value in model.items() if key != "design"},
+        "batch": 32,
+        "augment": "none",
+    }
+    plan = {"variants": ["self"], "seeds": [0], "settings": settings | {"precision": "float32", "train_images": 20}}
+    (world / "tiny.yaml").write_text(yaml.safe_dump({"data": "data", **plan}))
+    (world / "drawn.yaml").write_text(yaml.safe_dump({"scenes": 60, "drawing": {"pixels": 32}, **plan}))
+    before = contents(world)
+    for arguments in ASKED[name]:
+        assert main([name, *arguments.split()]) == 0, arguments
+        assert contents(world) == before, arguments
