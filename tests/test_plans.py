@@ -80,6 +80,10 @@ def contents(folder: Path) -> dict[str, bytes | None]:
         ("seeds: [1, 1]", 1, "seeds[1]", "1 stands there twice"),
         ("settings:\n  seed: 1", 2, "settings.seed", "the study's own"),
         ("budget: {same: luck}", 1, "budget.same", "'pictures' or 'seconds', not \"luck\""),
+        ("split: train", 1, "split", "'dev' or 'test'"),
+        ("scenes: 9\ndrawing:\n  splits: {train: 4, tests: 5}", 3, "drawing.splits.tests", "is it 'test'?"),
+        ("scenes: 9\nsplit: test\ndrawing:\n  splits: {train: 4, dev: 5}", 4, "drawing.splits", "no scenes for test"),
+        ("measure:\n  minimal_pair_images: x", 2, "measure.minimal_pair_images", "minimal_pairs"),
         ("on: 3", 1, "on", "put it in quotes"),
         ("title: &a [*a]", 1, "title[0]", "holds itself"),
     ],
@@ -88,7 +92,7 @@ def test_a_fault_is_told_with_its_line_and_its_key(tmp_path, capsys, text, line,
     path, out = tmp_path / "plan.yaml", tmp_path / "out"
     path.write_text(text)
     before = contents(tmp_path)
-    assert main(["study", str(path), "--data", "nowhere", "--out", str(out)]) == 1
+    assert main(["study", str(path), "--out", str(out)]) == 1
     found = LINE.fullmatch(capsys.readouterr().err.strip().removeprefix("clipvisionalign: error: "))
     assert found is not None
     assert (found["file"], int(found["line"]), found["key"]) == (str(path), line, key)

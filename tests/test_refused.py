@@ -159,7 +159,7 @@ def test_other_scenes_than_those_that_are_drawn_are_refused(quick, tmp_path):
 
 
 def test_scenes_are_not_left_by_a_study_that_is_refused_after_they_are_drawn(quick, tmp_path):
-    few = replace(SCENES, scenes=3, drawing=Drawing(pixels=32, splits={"train": 3}))
+    few = replace(SCENES, scenes=1)
     with pytest.raises(ValueError, match="the split 'dev' is empty"):
         run_study(few, tmp_path / "out", silent)
     assert not any(tmp_path.iterdir())
@@ -217,7 +217,7 @@ def test_a_folder_of_ones_own_is_not_taken_for_a_studys(quick, tmp_path):
 
 def test_a_data_set_takes_the_place_of_scenes_and_that_is_said(quick, tmp_path, scenes_folder):
     said: list[str] = []
-    plan = replace(SCENES, data=str(scenes_folder), drawing=Drawing(splits={"train": 30, "dev": 30}))
+    plan = replace(SCENES, data=str(scenes_folder), drawing=Drawing(pixels=40))
     with pytest.raises(Reached):
         run_study(plan, tmp_path / "out", said.append)
     assert any("no effect of 'scenes'" in line for line in said)

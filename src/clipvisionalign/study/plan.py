@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 from pydantic import Field
 
-from clipvisionalign.data.captioned import Identity
+from clipvisionalign.data.captioned import SPLITS, Identity
 from clipvisionalign.models.aligner import AlignerConfig
 from clipvisionalign.study.statistics import FIGURES
 from clipvisionalign.study.validation import Below, Key, MarkedYaml, PlanError, nearest, shown, validated
@@ -144,7 +144,7 @@ class Plan:
     layout: str = "auto"
     group: str = ""
     identity: Identity = "auto"
-    split: str = "dev"
+    split: Literal["dev", "test"] = "dev"
     seeds: list[Seed] = field(default_factory=lambda: [0, 1, 2])
     variants: dict[str, Variant] = field(
         default_factory=lambda: {"self": Variant(), "sparse": Variant(), "late": Variant(), "cross": Variant()}
@@ -243,9 +243,17 @@ def check_plan(plan: Plan) -> None:
     for place, seed in enumerate(plan.seeds):
         if seed in plan.seeds[:place]:
             raise PlanError((("seeds", place), f"{seed} stands there twice"))
+    for name in plan.drawing.splits:
+        if name not in SPLITS:
+            raise PlanError((("drawing", "splits", name), f"no such split{nearest(name, list(SPLITS))}"))
     drawn = sum(plan.drawing.splits.values())
     if drawn and drawn != plan.scenes:
         raise PlanError((("drawing", "splits"), f"{drawn} scenes in all, where 'scenes' is {plan.scenes}"))
+    needed: dict[str, None] = dict.fromkeys(("train", "dev", plan.split))
+    if drawn and (lacking := [split for split in needed if not plan.drawing.splits.get(split)]):
+        raise PlanError((("drawing", "splits"), f"no scenes for {' and '.join(lacking)}"))
+    if plan.measure.minimal_pair_images and not plan.measure.minimal_pairs:
+        raise PlanError((("measure", "minimal_pair_images"), "counts beside 'minimal_pairs' alone: give that too"))
     _check_settings_alone(("settings",), plan.settings)
     for name, variant in plan.variants.items():
         key: Key = ("variants", name)
