@@ -49,14 +49,14 @@ def checks(run: str, source: str, count: int) -> dict[str, Any]:
     import torch
     from scipy.stats import spearmanr
 
-    from clipvisionalign.data.formats import read_captioned_images
+    from clipvisionalign.data.of_run import read_data_of_run
     from clipvisionalign.data.scenes import read_scenes
     from clipvisionalign.models.aligner import load_aligner
     from clipvisionalign.pictures import open_picture
     from clipvisionalign.search.explain import explain
 
     aligner = load_aligner(run)
-    data, scenes = read_captioned_images(source).split("dev"), read_scenes(source)
+    data, scenes = read_data_of_run(run, source, split="dev").split("dev"), read_scenes(source)
     rng = np.random.default_rng(0)
     rows = data.rows[:count]
     hits, centre, any_group, falls, random_falls, maps = [], [], [], [], [], []

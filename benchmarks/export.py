@@ -39,7 +39,7 @@ def in_turns(ways: dict[str, Any], queries: list[Any]) -> dict[str, dict[str, fl
 
 
 def exported(run: str, source: str, folder: Path) -> dict[str, Any]:
-    from clipvisionalign.data.formats import read_captioned_images
+    from clipvisionalign.data.of_run import read_data_of_run
     from clipvisionalign.models.aligner import load_aligner
     from clipvisionalign.pictures import open_picture
     from clipvisionalign.search.export import OnnxAligner, checked, export_onnx
@@ -49,7 +49,7 @@ def exported(run: str, source: str, folder: Path) -> dict[str, Any]:
     worst = max(
         checked(plain, folder, batches=(3,), lengths=range(2, 78)), checked(plain, folder, range(1, 34), lengths=(9,))
     )
-    dev = read_captioned_images(source).split("dev")
+    dev = read_data_of_run(run, source, split="dev").split("dev")
     rng = np.random.default_rng(0)
     captions = [dev.captions[i] for i in rng.integers(len(dev.captions), size=QUERIES)]
     pictures = [open_picture(dev.images[i], 224) for i in rng.integers(len(dev.images), size=QUERIES)]

@@ -1,13 +1,18 @@
-"""Aligners for use elsewhere: ONNX equals PyTorch, and a hub's folder reads back."""
+"""Aligners for use elsewhere: ONNX equals PyTorch and ranks as the run does, and a hub's folder reads back."""
 
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 from tolerance import assert_as_exact, in_float64, rounding
 
 pytest.importorskip("onnxruntime", reason="no onnxruntime: pip install 'clipvisionalign[onnx]'")
@@ -15,91 +20,212 @@ pytest.importorskip("onnxscript", reason="no onnxscript: pip install 'clipvision
 
 from clipvisionalign.cli import main
 from clipvisionalign.data.formats import read_captioned_images
-from clipvisionalign.models.aligner import load_aligner
-from clipvisionalign.retrieval import retrieval_metrics
-from clipvisionalign.search.export import CAPTIONS, FUSION, IMAGES, OnnxAligner, checked, export_onnx, session
+from clipvisionalign.models.aligner import Aligner, load_aligner
+from clipvisionalign.models.late_interaction import LateTokens, pruned, pruned_weights
+from clipvisionalign.retrieval.evaluate import evaluate
+from clipvisionalign.search import export
+from clipvisionalign.search.export import OnnxAligner, checked, export_onnx
+
+DESIGNS = ("self", "sparse", "late", "cross")
+CAPTIONS = [
+    "a red circle",
+    "",
+    "four small green squares above a large ring",
+    "two elephants: a dog, on grass!",
+    "a " * 99,
+]
 
 
 @pytest.fixture(scope="module")
-def exported(tiny_runs, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("onnx") / "cross"
-    export_onnx(tiny_runs["cross"], folder, int8=True)
+def runs(tmp_path_factory, tiny_model, text_folder, scenes_folder):
+    """A model of each design, every part of a score drawn at random; the late one with sliding windows and few tokens,
+    the one with a fusion with few tokens as well."""
+    folder = tmp_path_factory.mktemp("runs")
+    # One layer: tracing a graph is what takes long.
+    text = Path(shutil.copytree(text_folder, folder / "text"))
+    shape = json.loads((text / "config.json").read_text()) | {"num_hidden_layers": 1}
+    (text / "config.json").write_text(json.dumps(shape))
+    made: Aligner | None = None
+    for design in DESIGNS:
+        former = made
+        torch.manual_seed(0)
+        config = tiny_model(design)
+        late, fusion = replace(config.late, keep_tokens=3), replace(config.fusion, candidates=20)
+        attention = "sliding" if design == "late" else "dense"
+        tower = replace(config.text_tower, name=str(text), weights="random", attention=attention)
+        config = replace(config, late=late, fusion=fusion, text_tower=tower)
+        made = Aligner(config)
+        if former is not None:
+            # One image side for all.
+            made.image_tower.load_state_dict(former.image_tower.state_dict())
+            made.image_head.load_state_dict(former.image_head.state_dict())
+        with torch.no_grad():
+            made.log_scale.fill_(2.5)
+            if made.late:
+                made.late.token_weight.weight.normal_()
+                made.late.weight.fill_(0.7)
+                made.late.log_scale.fill_(1.5)
+            if made.fusion:
+                made.fusion.correction.weight.normal_()
+                made.fusion.weight.fill_(0.3)
+        made.save(folder / design)
+        (folder / design / "data.json").write_text(json.dumps({"source": str(scenes_folder), "layout": "folder"}))
+    return {design: folder / design for design in DESIGNS}
+
+
+@pytest.fixture(scope="module")
+def exported(runs, tmp_path_factory):
+    """What `export --onnx` writes of each, and of that with a fusion in 8 bits as well."""
+    folder, written = tmp_path_factory.mktemp("onnx"), export._export
+
+    def write(module, example, path, inputs, outputs, shapes):
+        # The image towers of two designs are the same, weights and all: `checked` compares both all the same.
+        same = folder / "self" / path.name
+        if isinstance(module, export._Images) and module.aligner.config.design == "sparse":
+            path.write_bytes(same.read_bytes())
+        else:
+            written(module, example, path, inputs, outputs, shapes)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(export, "_export", write)
+        for design in DESIGNS:
+            export_onnx(runs[design], folder / design, int8=design == "cross", say=lambda line: None)
     return folder
 
 
 @pytest.fixture(scope="module")
-def aligner(tiny_runs):
-    return load_aligner(tiny_runs["cross"], packed=False)
+def images(scenes_folder, tmp_path_factory):
+    """200 images as they come: every orientation, every kind of transparency, of many sizes, some larger than wanted."""
+    folder, rng = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
+    scenes = sorted((scenes_folder / "images").glob("*.png"))
+    for number in range(200):
+        image = Image.open(scenes[number % len(scenes)]).convert("RGB")
+        image = image.resize(tuple(rng.integers(40, 300, 2).tolist()))
+        kind, options, ending = number % 8, {}, "png"
+        if kind in (0, 1):
+            exif = Image.Exif()
+            exif[274] = number // 8 % 8 + 1
+            ending, options = ("jpg" if kind else "png"), {"exif": exif}
+        elif kind in (2, 3, 4):
+            image.putalpha(Image.fromarray(rng.integers(0, 255, image.size[::-1], dtype=np.uint8)))
+            image = image if kind == 2 else image.convert("LA") if kind == 3 else image.quantize(16)
+        elif kind == 5:
+            options = {"transparency": image.getpixel((0, 0))}
+        elif kind == 6:
+            image, ending = image.convert("CMYK"), "jpg"
+        image.save(folder / f"{number:03}.{ending}", **options)
+    return sorted(folder.iterdir())
 
 
-def test_it_equals_pytorch_over_batches_and_lengths(exported, aligner):
-    lengths = (2, 3, 20, 77)
-    # The command's own bound, over which it raises, is wide; this is what rounding allows 30 layers.
-    assert checked(aligner, exported, batches=(1, 2, 5, 33), lengths=lengths) <= rounding(64, steps=30)
+def ranked_by_readme(folder, paths):
+    """Scores of all images and the first ten of them for each caption, by the program in an export's README, with
+    onnxruntime, tokenizers, Pillow and NumPy and without this project and PyTorch."""
+    code = (folder / "README.md").read_text().partition("```python\n")[2].partition("```")[0]
+    Image.open(paths[0]).convert("RGB").save(folder / "a.jpg")
+    program = f"""import sys
+sys.modules['torch'] = sys.modules['clipvisionalign'] = sys.modules['transformers'] = None
+{code}
+images = encode_images({[str(path) for path in paths]})
+captions = [encode_caption(caption) for caption in {CAPTIONS}]
+of_all = globals().get("fused_score", score)
+json.dump({{"scores": [of_all(images, caption).tolist() for caption in captions],
+            "first": [first(images, caption).tolist() for caption in captions]}}, open("found.json", "w"))
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-800:]
+    assert done.stdout.strip() == "[0]"
+    return json.loads((folder / "found.json").read_text())
 
 
-def test_a_file_that_is_not_the_aligners_is_found_out(exported, tiny_runs):
-    with pytest.raises(RuntimeError, match="differ from PyTorch's"):
-        checked(load_aligner(tiny_runs["self"], packed=False), exported, batches=(2,), lengths=(9,))
+@pytest.mark.parametrize("design", DESIGNS)
+def test_the_readmes_program_finds_what_the_run_finds(exported, runs, images, design):
+    found = ranked_by_readme(exported / design, images)
+    aligner = load_aligner(runs[design])
+    scores = aligner.score(images, CAPTIONS).numpy().T
+    np.testing.assert_allclose(found["scores"], scores, rtol=1e-3, atol=2e-4)
+    if design == "cross":
+        # The dual encoder's first candidates are put into a new order.
+        cosines = aligner.encode_captions(CAPTIONS).numpy() @ aligner.encode_images(images).numpy().T
+        some = np.argsort(-cosines, axis=1, kind="stable")[:, : aligner.config.fusion.candidates]
+        others = np.ones_like(scores, dtype=bool)
+        np.put_along_axis(others, some, False, axis=1)
+        scores = np.where(others, -np.inf, scores)
+    expected = np.argsort(-scores, axis=1, kind="stable")[:, :10]
+    for row, (first, right) in enumerate(zip(found["first"], expected.tolist(), strict=True)):
+        # Scores that rounding alone tells apart may stand either way.
+        np.testing.assert_allclose(scores[row][first], scores[row][right], rtol=1e-4, atol=1e-5)
+        assert len(set(first)) == 10
+        assert len(set(first) & set(right)) >= 9
 
 
-def test_the_fusion_gives_the_same_corrections(exported, aligner, scenes_folder):
-    paths = sorted((scenes_folder / "images").glob("*.png"))[:3]
-    captions = ["a red circle", "two blue stars", "a ring"]
-    pairs = aligner.pair_scorer(paths, captions)
-    index = np.arange(3)
-    expected = pairs.parts(index, index)[:, 2]
-    exact = in_float64(aligner).pair_scorer(paths, captions).parts(index, index)[:, 2]
-    look = aligner.image_tower.input.look()
-    import torch
-
-    pixels = aligner.image_tower.input.scaled(torch.stack([look(path) for path in paths])).numpy()
-    patches = session(exported / IMAGES).run(["patches"], {"pixels": pixels})[0]
-    ids = torch.nn.utils.rnn.pad_sequence(
-        [torch.tensor(row) for row in aligner.text_tower.tokenize(captions)], batch_first=True,
-        padding_value=aligner.text_tower.pad,
-    ).numpy()  # fmt: skip
-    mask = (ids != aligner.text_tower.pad).astype(np.int64)
-    tokens = session(exported / CAPTIONS).run(["tokens"], {"ids": ids, "mask": mask})[0]
-    found = session(exported / FUSION).run(["corrections"], {"patches": patches, "tokens": tokens, "mask": mask})[0]
-    assert_as_exact(found, expected, exact)
+@pytest.mark.parametrize("design", DESIGNS)
+def test_it_equals_pytorch_over_batches_and_lengths(exported, runs, design):
+    aligner = load_aligner(runs[design], packed=False)
+    # The command's own bound, over which it raises, is wide; this is what rounding allows 60 layers.
+    assert checked(aligner, exported / design, batches=(1, 2, 5, 33), lengths=(2, 3, 20, 77)) <= rounding(64, steps=60)
 
 
-def test_the_exported_aligner_answers_like_every_model(exported, aligner, scenes_folder):
-    other = OnnxAligner(exported)
-    captions = ["a red circle", "four small green squares above a large ring", ""] * 3
+def test_a_file_that_is_not_the_aligners_is_found_out(exported, runs, tmp_path):
+    with pytest.raises(RuntimeError, match="differs from PyTorch's"):
+        checked(load_aligner(runs["self"], packed=False), exported / "cross", batches=(2,), lengths=(9,))
+    for part in ("late.token_weight.weight", "late.weight", "late.patch.bias", "fusion.weight", "fusion.norm.weight"):
+        other = load_aligner(runs["cross"], packed=False)
+        state = other.state_dict()
+        other.load_state_dict(state | {part: 1.5 * state[part] + 0.1})
+        with pytest.raises(RuntimeError, match="differs from PyTorch's"):
+            checked(other, exported / "cross", batches=(3,), lengths=(9,))
+
+
+def test_weights_are_pruned_in_place_as_the_late_interaction_prunes_them():
+    rng = np.random.default_rng(0)
+    for keep in range(8):
+        # Ties too: of equal weights the first are kept.
+        weights = torch.from_numpy(rng.integers(1, 4, (5, 6)).astype(np.float32)).softmax(dim=1)
+        found = pruned(LateTokens(weights[..., None], weights, weights > 0), keep) if keep else None
+        expected = weights
+        if found is not None and found.positions is not None:
+            expected = torch.zeros_like(weights).scatter(1, found.positions, found.weights)
+        torch.testing.assert_close(pruned_weights(weights, keep), expected)
+
+
+def test_the_exported_aligner_answers_like_every_model(exported, runs, scenes_folder):
+    other, aligner = OnnxAligner(exported / "cross"), load_aligner(runs["cross"], packed=False)
     exact = in_float64(aligner)
-    words = (model.encode_captions(captions) for model in (other, aligner, exact))
-    assert_as_exact(*words, size=1.0)
     paths = sorted((scenes_folder / "images").glob("*.png"))[:5]
+    assert_as_exact(*(model.encode_captions(CAPTIONS) for model in (other, aligner, exact)), size=1.0)
     assert_as_exact(*(model.encode_images(paths) for model in (other, aligner, exact)), size=1.0)
-    small = OnnxAligner(exported, int8=True)
-    cosines = (small.encode_captions(captions) * other.encode_captions(captions)).sum(axis=1)
+    assert_as_exact(*(model.score(paths, CAPTIONS) for model in (other, aligner, exact)))
+    late = OnnxAligner(exported / "late"), load_aligner(runs["late"], packed=False)
+    assert_as_exact(*(model.score(paths, CAPTIONS) for model in (*late, in_float64(late[1]))))
+    with pytest.raises(ValueError, match="scores no pairs"):
+        OnnxAligner(exported / "self").pair_scorer(paths, CAPTIONS)
+
+
+def test_what_8_bits_lose_is_measured_as_the_design_ranks(exported, scenes_folder):
+    other, small = OnnxAligner(exported / "cross"), OnnxAligner(exported / "cross", int8=True)
+    cosines = (small.encode_captions(CAPTIONS) * other.encode_captions(CAPTIONS)).sum(axis=1)
     assert cosines.min() > 0.97
-    # What 8 bits lose was measured on the run's own dev split.
     told = other.about["int8"]
     dev = read_captioned_images(scenes_folder).split("dev")
-    right = retrieval_metrics(small.encode_images(dev.images), small.encode_captions(dev.captions), dev.caption_image)
-    assert told["rsum"]["value"] == pytest.approx(right.rsum.value)
+    right = evaluate(small, dev.images, dev.captions, dev.caption_image, candidates=20)
+    assert told["rsum"]["value"] == pytest.approx(right.metrics.rsum.value)
+    assert right.dual is not None
     assert told["rsum_change"]["value"] == pytest.approx(told["rsum"]["value"] - told["exact_rsum"]["value"])
     assert told["rsum_change"]["low"] <= told["rsum_change"]["value"] <= told["rsum_change"]["high"]
 
 
-def test_its_readme_works_as_it_stands(exported, scenes_folder):
-    """With onnxruntime, tokenizers, Pillow and NumPy, and without this project."""
-    from PIL import Image
-
-    code = (exported / "README.md").read_text().partition("```python\n")[2].partition("```")[0]
-    Image.open(next((scenes_folder / "images").glob("*.png"))).save(exported / "a.jpg")
-    told = "import sys\nsys.modules['torch'] = sys.modules['clipvisionalign'] = None\n" + code + "\nprint(scores.shape)"
-    done = subprocess.run([sys.executable, "-c", told], cwd=exported, capture_output=True, text=True)
-    assert done.stdout.strip() == "(1, 2)", done.stderr[-800:]
-
-
-def test_windows_are_refused_with_a_word(tiny_runs, tmp_path, capsys):
-    assert main(["export", str(tiny_runs["sparse"]), "--onnx", str(tmp_path / "out")]) == 1
-    assert "sliding windows are not exported" in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
+def test_what_cannot_be_exported_leaves_nothing(runs, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(export, "_write_graphs", lambda aligner, folder: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        export_onnx(runs["self"], tmp_path / "out")
+    monkeypatch.setattr(export, "Longformer", torch.nn.Module)
+    assert main(["export", str(runs["sparse"]), "--onnx", str(tmp_path / "out")]) == 1
+    assert "Longformer is not exported" in capsys.readouterr().err
+    assert main(["export", str(runs["self"]), "--huggingface", str(tmp_path / "out"), "--int8"]) == 1
+    assert "--int8 goes with --onnx" in capsys.readouterr().err
+    assert main(["export", str(runs["self"]), "--onnx", str(tmp_path / "out"), "--data", str(tmp_path)]) == 1
+    assert "--data goes with --int8" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_for_a_hub_reads_back(tiny_runs, tmp_path, capsys):

@@ -1134,6 +1134,10 @@ def export(arguments: list[str]) -> int:
     )
     parser.add_argument("--data", default="", help="with --int8: the data set to measure on (default: the run's own)")
     given = parser.parse_args(arguments)
+    if given.int8 and not given.onnx:
+        raise ValueError("--int8 goes with --onnx")
+    if given.data and not given.int8:
+        raise ValueError("--data goes with --int8: it is what the 8-bit towers are measured on")
     from clipvisionalign.search.export import export_huggingface, export_onnx
 
     if given.onnx:

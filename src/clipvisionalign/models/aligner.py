@@ -290,23 +290,31 @@ class Aligner(nn.Module):
     @torch.no_grad()
     def encode_caption_parts(self, captions: Sequence[str]) -> list[EncodedCaption]:
         """What pairs need of captions, each encoded once."""
-        assert self.late is not None
         check_strings(captions)
         with evaluating(self):
             captions_in: list[EncodedCaption | None] = [None] * len(captions)
             for rows, states in self._caption_chunks(self.text_tower.tokenize(captions), 250):
-                assert states.tokens is not None
-                parts = self.late.tokens(states.tokens, states.mask)
-                for place, row in enumerate(rows.tolist()):
-                    real, kept = int(states.mask[place].sum()), int(parts.mask[place].sum())
-                    captions_in[row] = EncodedCaption(
-                        states.vectors[place],
-                        parts.vectors[place, :kept],
-                        parts.weights[place, :kept],
-                        states.tokens[place, :real] if self.fusion is not None else None,
-                        None if parts.positions is None else parts.positions[place, :kept],
-                    )
+                for row, caption in zip(rows.tolist(), self.caption_parts(states), strict=True):
+                    captions_in[row] = caption
         return [caption for caption in captions_in if caption is not None]
+
+    def caption_parts(self, states: CaptionStates) -> list[EncodedCaption]:
+        """`encode_caption_parts` of one group of captions."""
+        assert self.late is not None
+        assert states.tokens is not None
+        parts, found = self.late.tokens(states.tokens, states.mask), []
+        for row in range(len(states.vectors)):
+            real, kept = int(states.mask[row].sum()), int(parts.mask[row].sum())
+            found.append(
+                EncodedCaption(
+                    states.vectors[row],
+                    parts.vectors[row, :kept],
+                    parts.weights[row, :kept],
+                    states.tokens[row, :real] if self.fusion is not None else None,
+                    None if parts.positions is None else parts.positions[row, :kept],
+                )
+            )
+        return found
 
     @torch.no_grad()
     def image_chunks(self, images: Sequence[Picture], batch: int = 64) -> Iterator[ImageStates]:

@@ -5,7 +5,8 @@ side of it; a global token sees all and is seen by all.
 
 All kernels compute the same thing. Which one runs is decided here, from lengths, window, number format and device:
 
-- `_fused`: PyTorch's scaled-dot-product attention under a mask, where sequences are short against their window.
+- `_fused`: PyTorch's scaled-dot-product attention under a mask, where sequences are short against their window, and in
+  a graph that is exported.
 - `_banded`: the same over blocks of queries, each with the keys that its windows reach: time and memory grow with the
   length, not with its square.
 - `_plain`: two matrix products and a softmax, for short sequences in half precision on a CPU, where the fused kernel's
@@ -83,12 +84,16 @@ def join_heads(x: Tensor) -> Tensor:
 
 
 def reaches_all(length: int, window: int) -> bool:
-    """Whether every token sees every other, so that the window changes nothing."""
-    return not window or length - 1 <= window // 2
+    """Whether every token sees every other, so that the window changes nothing. In an export, whose lengths are open,
+    only where there is no window."""
+    return not window or (not torch.compiler.is_exporting() and length - 1 <= window // 2)
 
 
 def choose_kernel(q: Tensor, k: Tensor, window: int, dropout: float = 0.0) -> Kernel:
     """Which kernel computes `attention` for these tensors."""
+    if torch.compiler.is_exporting():
+        # A graph that is written is of any length, for any device: a table under a mask is right for all of them.
+        return "fused"
     length, on_cpu = k.shape[2], q.device.type == "cpu"
     if length > _masked_limit(window) and not reaches_all(length, window):
         # FlexAttention drops nothing out, and runs well on NVIDIA's and AMD's devices only.

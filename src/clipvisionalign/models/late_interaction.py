@@ -83,12 +83,15 @@ class LateInteraction(nn.Module):
 
     def tokens(self, tokens: Tensor, mask: Tensor) -> LateTokens:
         """tokens: (b, T, W); mask: (b, T) -> their vectors and weights, pruned in evaluation if the config says so."""
+        found, keep = self.all_tokens(tokens, mask), self.config.keep_tokens
+        return pruned(found, keep) if keep and not self.training else found
+
+    def all_tokens(self, tokens: Tensor, mask: Tensor) -> LateTokens:
+        """The same of every token, whatever is pruned."""
         mask = mask.bool()
         vectors = F.normalize(self.token(tokens).float(), dim=-1)
         weights = self.token_weight(tokens).squeeze(-1).float().masked_fill(~mask, -torch.inf)
-        found = LateTokens(vectors, weights.softmax(dim=-1), mask)
-        keep = self.config.keep_tokens
-        return pruned(found, keep) if keep and not self.training else found
+        return LateTokens(vectors, weights.softmax(dim=-1), mask)
 
     def patches(self, patches: Tensor) -> Tensor:
         """patches: (B, P, D) -> (B, P, E) unit vectors."""
@@ -116,6 +119,19 @@ def pruned(tokens: LateTokens, keep: int) -> LateTokens:
     weights = tokens.weights.gather(1, index)
     vectors = tokens.vectors.gather(1, index[..., None].expand(-1, -1, tokens.vectors.shape[-1]))
     return LateTokens(vectors, weights / weights.sum(dim=1, keepdim=True), tokens.mask.gather(1, index), index)
+
+
+def pruned_weights(weights: Tensor, keep: int) -> Tensor:
+    """What `pruned` makes of weights (b, T), each at its own place, 0 for a token that is left out: by comparisons
+    alone, for graphs whose length is open."""
+    if not keep:
+        return weights
+    mine, others = weights[:, :, None], weights[:, None, :]
+    place = torch.arange(weights.shape[1], device=weights.device)
+    earlier = place[None, :] < place[:, None]
+    before = ((others > mine) | ((others == mine) & earlier)).sum(dim=-1)
+    kept = torch.where(before < keep, weights, 0.0)
+    return kept / kept.sum(dim=1, keepdim=True)
 
 
 def late_scores(patches: Tensor, tokens: LateTokens, block: int = BLOCK) -> Tensor:

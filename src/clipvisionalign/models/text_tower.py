@@ -254,7 +254,7 @@ def _attention_of_towers(
 ) -> tuple[Tensor, None]:  # fmt: skip
     """`attention` as transformers' encoders call it: q, k, v (b, H, T, d), mask (b, 1, 1, T) -> (b, T, H, d)."""
     window = getattr(module.config, "attention_window", 0)
-    places = torch.zeros(len(query), 1, dtype=torch.long, device=query.device) if window else None
+    places = torch.zeros(query.shape[0], 1, dtype=torch.long, device=query.device) if window else None
     mask = None if attention_mask is None else attention_mask[:, 0, 0]
     if scaling is not None:
         own = query.shape[-1] ** -0.5

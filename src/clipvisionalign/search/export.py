@@ -1,7 +1,8 @@
-"""An aligner for use elsewhere: both towers as ONNX, or a folder as Hugging Face's hub has them, with its model card.
+"""An aligner for use elsewhere: as ONNX, or a folder as Hugging Face's hub has them, with its model card.
 
-The ONNX files take any batch and any length, and are checked against PyTorch before they are left. Beside them lie the
-tokenizer and what the pictures have to look like: onnxruntime, tokenizers, Pillow and NumPy are all that is needed.
+The ONNX files take any batch and any length, hold all that the design's scores are made of, and are checked against
+PyTorch before they are left. Beside them lie the tokenizer and what the images have to look like: onnxruntime,
+tokenizers, Pillow and NumPy are all that is needed.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ import json
 import shutil
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,55 +19,89 @@ import torch
 from torch import Tensor, nn
 
 from clipvisionalign.batch import TokenGroup
+from clipvisionalign.data.captioned import CaptionedImages
 from clipvisionalign.data.of_run import read_data_of_run
-from clipvisionalign.models.aligner import Aligner, load_aligner
-from clipvisionalign.pictures import Picture
-from clipvisionalign.progress import progress
-from clipvisionalign.retrieval import retrieval_metrics, rsum_gain
+from clipvisionalign.files import files_written_aside
+from clipvisionalign.models.aligner import (
+    Aligner,
+    CaptionStates,
+    EncodedCaption,
+    EncodedImages,
+    PairScorer,
+    load_aligner,
+)
+from clipvisionalign.models.late_interaction import pruned_weights
+from clipvisionalign.models.longformer import Longformer
+from clipvisionalign.retrieval import rsum_gain
+from clipvisionalign.retrieval.evaluate import evaluate
+from clipvisionalign.search.onnx_aligner import (
+    ABOUT,
+    CAPTIONS,
+    FUSION,
+    IMAGES,
+    OnnxAligner,
+    OnnxPairs,
+    rows_of,
+    session,
+)
+from clipvisionalign.search.onnx_readme import readme
 
-#: How far an exported tower may be from PyTorch's.
+__all__ = ["CAPTIONS", "FUSION", "IMAGES", "OnnxAligner", "checked", "export_huggingface", "export_onnx", "session"]
+
+#: How far a number of an export may be from PyTorch's, as a share of the largest of its kind, or of 1.
 TOLERANCE = 1e-4
-IMAGES, CAPTIONS, FUSION = "image_tower.onnx", "text_tower.onnx", "fusion.onnx"
+
+#: Texts by which an exported tokenizer is compared with the run's.
+TEXTS = ("a dog on the grass", "", "Zwölf  Boxkämpfer, jagen!", "\u72ac \U0001f415 e\u0301", "word " * 500)
 
 
 class _Images(nn.Module):
-    """Scaled pixels -> vectors, and patches for a fusion."""
+    """Scaled pixels -> vectors; for a design that scores pairs also patches, and their keys and values."""
 
     def __init__(self, aligner: Aligner) -> None:
         super().__init__()
         self.aligner = aligner
 
-    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
         states = self.aligner.image_states(self.aligner.image_tower(pixels))
-        assert states.patches is not None
-        return states.vectors, states.patches
+        if self.aligner.late is None:
+            return (states.vectors,)
+        parts = self.aligner.image_parts(states)
+        return tuple(part for part in parts if part is not None)
 
 
 class _Captions(nn.Module):
-    """Token numbers and mask -> vectors, and token states for a fusion."""
+    """Token numbers and mask -> vectors; for a design that scores pairs also the late interaction's parts with their
+    weights, and the tokens for a fusion."""
 
     def __init__(self, aligner: Aligner) -> None:
         super().__init__()
         self.aligner = aligner
 
     def forward(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
-        states = self.aligner.caption_states(TokenGroup(ids, mask, torch.empty(0, dtype=torch.long)))
-        return (states.vectors,) if states.tokens is None else (states.vectors, states.tokens)
+        aligner = self.aligner
+        states = aligner.caption_states(TokenGroup(ids, mask, torch.empty(0, dtype=torch.long)))
+        if aligner.late is None:
+            return (states.vectors,)
+        assert states.tokens is not None
+        found = aligner.late.all_tokens(states.tokens, mask)
+        weights = pruned_weights(found.weights, aligner.late.config.keep_tokens)
+        tokens = () if aligner.fusion is None else (states.tokens,)
+        return states.vectors, found.vectors, weights, *tokens
 
 
 class _Pairs(nn.Module):
-    """Patches and token states of pairs -> late scores / temperature, and the fusion's corrections."""
+    """Patches, keys and values, and tokens of pairs -> the fusion's corrections."""
 
     def __init__(self, aligner: Aligner) -> None:
         super().__init__()
         self.aligner = aligner
 
-    def forward(self, patches: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, patches: Tensor, key_values: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
         late, fusion = self.aligner.late, self.aligner.fusion
         assert late is not None
         assert fusion is not None
-        shown = late.patches(patches)
-        return fusion(tokens, mask, fusion.project_patches(patches), late.matches(tokens, shown))
+        return fusion(tokens, mask, key_values, late.matches(tokens, patches))
 
 
 def export_onnx(
@@ -77,66 +111,89 @@ def export_onnx(
 
     int8: also write towers whose products are done in 8 bits, and measure on the dev split of `data` (else of what the
     run was trained on, if it is there) what they lose. Raises FileExistsError where `out` holds something,
-    ValueError for a design that cannot be exported, RuntimeError where what was exported is not what PyTorch computes.
+    ValueError for a model that cannot be exported, RuntimeError where what was exported is not what PyTorch computes;
+    nothing is left then.
     """
-    aligner = load_aligner(run, "cpu", packed=False)
-    encoder = aligner.text_tower.encoder.config
-    if getattr(encoder, "attention_window", 0):
-        # Which tokens a window reaches is decided by the length, anew in each call; a file holds one way only.
-        raise ValueError(f"{run}: sliding windows are not exported to ONNX; its twin with plain attention would be")
     target = _new_folder(out)
-    # Pruned tokens are picked by their weight, which has no fixed number of them to export.
-    aligner.config = replace(aligner.config, late=replace(aligner.config.late, keep_tokens=0))
+    aligner = load_aligner(run, "cpu", packed=False)
+    if isinstance(aligner.text_tower.encoder, Longformer):
+        # How many of its tokens are global is known from a batch alone.
+        raise ValueError(
+            f"{run}: Longformer is not exported to ONNX; sliding windows over another text tower are, such as "
+            "--model.design sparse --model.text_tower.name distilbert-base-uncased"
+        )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with files_written_aside(target) as aside:
+        aside.mkdir()
+        about = _about(aligner, run)
+        _write_graphs(aligner, aside)
+        aligner.text_tower.tokenizer.save_pretrained(aside / "tokenizer")
+        _write_about(aside, about)
+        about["difference"] = checked(aligner, aside)
+        if int8:
+            about["int8"] = {"files": _quantize(aside)}
+            about["int8"] |= _loss_of_int8(aside, Path(run), data, say)
+        _write_about(aside, about)
+        (aside / "README.md").write_text(readme(about), encoding="utf-8")
+    return about
+
+
+def _new_folder(out: str | Path) -> Path:
+    """Where an export goes. Raises FileExistsError where something is there."""
+    target = Path(out).resolve()
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise FileExistsError(f"{out}: is there already and not empty; give another folder, or remove it first")
+    return target
+
+
+def _about(aligner: Aligner, run: str | Path) -> dict[str, Any]:
+    """What onnx.json holds of the model itself."""
+    wanted, tower, late, fusion = aligner.image_tower.input, aligner.text_tower, aligner.late, aligner.fusion
+    about: dict[str, Any] = {
+        "run": str(run), "design": aligner.config.design, "width": aligner.config.width,
+        "pixels": {"size": wanted.size, "mean": list(wanted.mean), "std": list(wanted.std), "resize": "bicubic"},
+        "max_tokens": tower.max_tokens, "truncation_side": tower.tokenizer.truncation_side, "pad": tower.pad,
+        "temperature": 1 / aligner.scale().item(),
+    }  # fmt: skip
+    if late is not None:
+        about["late"] = {
+            "temperature": 1 / late.scale().item(), "weight": late.weight.item(), "keep_tokens": late.config.keep_tokens
+        }  # fmt: skip
+    if fusion is not None:
+        about["fusion"] = {"weight": fusion.weight.item(), "candidates": aligner.config.fusion.candidates}
+    return about
+
+
+def _write_about(folder: Path, about: dict[str, Any]) -> None:
+    (folder / ABOUT).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+
+
+def _write_graphs(aligner: Aligner, folder: Path) -> None:
+    """The towers, and the fusion where there is one."""
     size = aligner.image_tower.input.size
-    pixels = torch.randn(2, 3, size, size)
+    pixels = torch.randn(3, 3, size, size)
     ids, mask = _some_tokens(aligner, 3, 9)
     batch, length = (
         torch.export.Dim("batch", min=1, max=4096),
         torch.export.Dim("length", min=2, max=aligner.text_tower.max_tokens),
     )
-    names = ["vectors", "patches"]
-    _export(_Images(aligner), (pixels,), target / IMAGES, ["pixels"], names, ({0: batch},))
-    names = ["vectors"] + (["tokens"] if aligner.late is not None else [])
+    scores_pairs, fuses = aligner.late is not None, aligner.fusion is not None
+    of_patches = ["patches"] * scores_pairs + ["key_values"] * fuses
+    of_tokens = ["parts", "weights"] * scores_pairs + ["tokens"] * fuses
+    _export(_Images(aligner), (pixels,), folder / IMAGES, ["pixels"], ["vectors", *of_patches], ({0: batch},))
+    of_tokens = (
+        [] if aligner.late is None else ["parts", "weights"] + (["tokens"] if aligner.fusion is not None else [])
+    )
     both = {0: batch, 1: length}
-    _export(_Captions(aligner), (ids, mask), target / CAPTIONS, ["ids", "mask"], names, (both, both))
-    if aligner.fusion is not None:
-        with torch.no_grad():
-            patches = _Images(aligner)(pixels)[1][:1].expand(3, -1, -1).contiguous()
-            tokens = _Captions(aligner)(ids, mask)[1]
-        shapes = ({0: batch}, both, both)
-        _export(
-            _Pairs(aligner),
-            (patches, tokens, mask),
-            target / FUSION,
-            ["patches", "tokens", "mask"],
-            ["corrections"],
-            shapes,
-        )
-    aligner.text_tower.tokenizer.save_pretrained(target / "tokenizer")
-    wanted = aligner.image_tower.input
-    about: dict[str, Any] = {
-        "run": str(run), "design": aligner.config.design, "width": aligner.config.width,
-        "pixels": {"size": wanted.size, "mean": list(wanted.mean), "std": list(wanted.std), "resize": "bicubic"},
-        "max_tokens": aligner.text_tower.max_tokens, "pad": aligner.text_tower.pad,
-        "temperature": 1 / aligner.scale().item(), "difference": checked(aligner, target),
-    }  # fmt: skip
-    if int8:
-        about["int8"] = {"files": _quantize(target)}
-    (target / "onnx.json").write_text(json.dumps(about, indent=2) + "\n")
-    if int8:
-        trained = json.loads((Path(run) / "data.json").read_text())
-        about["int8"] |= _loss_of_int8(target, Path(run), Path(data or trained["source"]), say)
-        (target / "onnx.json").write_text(json.dumps(about, indent=2) + "\n")
-    (target / "README.md").write_text(_HOW)
-    return about
-
-
-def _new_folder(out: str | Path) -> Path:
-    target = Path(out)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise FileExistsError(f"{target}: is there already and not empty; give another folder, or remove it first")
-    target.mkdir(parents=True, exist_ok=True)
-    return target
+    _export(_Captions(aligner), (ids, mask), folder / CAPTIONS, ["ids", "mask"], ["vectors", *of_tokens], (both, both))
+    if not fuses:
+        return
+    with torch.no_grad():
+        _, patches, key_values = _Images(aligner)(pixels)
+        tokens = _Captions(aligner)(ids, mask)[-1]
+    names = ["patches", "key_values", "tokens", "mask"]
+    shapes = ({0: batch}, {0: batch}, both, both)
+    _export(_Pairs(aligner), (patches, key_values, tokens, mask), folder / FUSION, names, ["corrections"], shapes)
 
 
 def _some_tokens(aligner: Aligner, captions: int, length: int, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -163,35 +220,80 @@ def _export(
 def checked(
     aligner: Aligner, folder: Path, batches: Sequence[int] = (1, 2, 33), lengths: Sequence[int] = (2, 9, 77)
 ) -> float:
-    """The largest difference between the exported towers and PyTorch's, over batches and lengths.
+    """The largest difference between what is exported and PyTorch, over batches and lengths: every array that the files
+    give, and the parts of pairs' scores; as a share of the largest number of its kind, or of 1.
 
-    Raises RuntimeError where it is larger than `TOLERANCE`.
+    Raises RuntimeError where it is larger than `TOLERANCE`, or where the tokenizers differ.
     """
-    size = aligner.image_tower.input.size
-    images, captions = session(folder / IMAGES), session(folder / CAPTIONS)
+    found = OnnxAligner(folder)
+    for text in TEXTS:
+        if found.tokenizer.encode(text).ids != list(aligner.text_tower.tokenize([text])[0]):
+            raise RuntimeError(f"{folder}: the exported tokenizer reads {text[:40]!r} otherwise than the run's own")
     worst = 0.0
     with torch.no_grad():
         for batch in batches:
-            pixels = torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(batch))
-            expected = _Images(aligner)(pixels)[0].numpy()
-            worst = max(worst, float(np.abs(images.run(["vectors"], {"pixels": pixels.numpy()})[0] - expected).max()))
+            pixels = torch.randn(
+                batch, 3, *2 * (aligner.image_tower.input.size,), generator=torch.Generator().manual_seed(batch)
+            )
+            expected = _Images(aligner.eval())(pixels)
+            images = _outputs(found.images, pixels=pixels)
+            worst = max(worst, *map(_difference, images.values(), expected))
             for length in lengths:
-                ids, mask = _some_tokens(
-                    aligner, batch, min(length, aligner.text_tower.max_tokens), seed=batch + length
-                )
-                expected = _Captions(aligner)(ids, mask)[0].numpy()
-                found = captions.run(["vectors"], {"ids": ids.numpy(), "mask": mask.numpy()})[0]
-                worst = max(worst, float(np.abs(found - expected).max()))
-    if worst > TOLERANCE:
-        raise RuntimeError(f"{folder}: the exported towers differ from PyTorch's by {worst:.2g}")
+                size = min(length, aligner.text_tower.max_tokens)
+                ids, mask = _some_tokens(aligner, batch, size, seed=batch + length)
+                group = TokenGroup(ids, mask, torch.arange(batch))
+                states = aligner.caption_states(group)
+                arrays = _outputs(found.captions, ids=ids, mask=mask)
+                captions = rows_of(list(arrays), list(arrays.values()), mask.numpy())
+                worst = max(worst, _difference(arrays["vectors"], states.vectors))
+                if aligner.late is not None and "parts" in arrays:
+                    worst = max(worst, _difference_of_pairs(aligner, found, expected, states, images, captions))
+    if worst > TOLERANCE or ("late" in found.about) != (aligner.late is not None):
+        raise RuntimeError(f"{folder}: what is exported differs from PyTorch's by {worst:.2g}")
     return worst
 
 
-def session(path: Path) -> Any:
-    """An onnxruntime session on the CPU."""
-    import onnxruntime
+def _outputs(of: Any, **inputs: Tensor) -> dict[str, np.ndarray]:
+    """What a file gives, by name."""
+    names = [each.name for each in of.get_outputs()]
+    return dict(zip(names, of.run(names, {name: given.numpy() for name, given in inputs.items()}), strict=True))
 
-    return onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+
+def _difference(found: np.ndarray, expected: Tensor | np.ndarray) -> float:
+    """The largest, as a share of the largest number that is expected, or of 1."""
+    right = np.asarray(expected)
+    if found.shape != right.shape:
+        return float("inf")
+    return float(np.abs(found - right).max() / max(1.0, np.abs(right).max()))
+
+
+def _difference_of_pairs(
+    aligner: Aligner, exported: OnnxAligner, parts: Sequence[Tensor], states: CaptionStates,
+    images: dict[str, np.ndarray], captions: list[dict[str, np.ndarray]],
+) -> float:  # fmt: skip
+    """The largest difference of captions' arrays, and of the score's parts of each caption with two images."""
+    encoded = aligner.caption_parts(states)
+    worst = max(map(_difference_of_caption, captions, encoded))
+    here = PairScorer(
+        aligner, EncodedImages(parts[0], parts[1], parts[2] if aligner.fusion is not None else None), encoded
+    )
+    there = OnnxPairs(exported.about, exported.fusion, images, captions)
+    index = np.arange(len(captions))
+    pairs = np.concatenate([index, index[::-1]]), np.concatenate([index, index])
+    return max(
+        worst,
+        _difference(there.parts(*pairs), here.parts(*pairs)),
+        _difference(there.weights(), here.weights()),
+    )
+
+
+def _difference_of_caption(found: dict[str, np.ndarray], expected: EncodedCaption) -> float:
+    """The largest difference of what is exported of a caption's tokens; those that are pruned have to count nothing."""
+    every = slice(None) if expected.positions is None else expected.positions.numpy()
+    weights = np.zeros_like(found["weights"])
+    weights[every] = expected.weights.numpy()
+    worst = max(_difference(found["weights"], weights), _difference(found["parts"][every], expected.parts))
+    return worst if expected.tokens is None else max(worst, _difference(found["tokens"], expected.tokens))
 
 
 def _quantize(folder: Path) -> list[str]:
@@ -213,101 +315,29 @@ def _quantize(folder: Path) -> list[str]:
     return made
 
 
-def _loss_of_int8(folder: Path, run: Path, source: Path, say: Callable[[str], None]) -> dict[str, Any]:
-    """What both kinds of towers find on a dev split, and the change from one to the other; why not, where it is not
-    there. run: captions belong to images, and images stand in splits, as it was trained."""
-    if not source.exists():
-        say(f"{source} is not there: what the 8-bit towers lose is not measured; --data says where it is")
-        return {"not measured": f"{source} is not there"}
-    dev = read_data_of_run(run, source, split="dev").split("dev")
-    say(f"measuring 8-bit towers on {len(dev):,} dev pictures and {len(dev.captions):,} captions ...")
-    exact, small = (
-        retrieval_metrics(
-            _encoded(model.encode_images, dev.images, f"{name} pictures"),
-            _encoded(model.encode_captions, dev.captions, f"{name} captions"),
-            dev.caption_image, dev.image_identity, caption_group=dev.caption_group,
-        )
-        for name, model in (("exact", OnnxAligner(folder)), ("8-bit", OnnxAligner(folder, int8=True)))
-    )  # fmt: skip
-    assert exact.ranks is not None
-    assert small.ranks is not None
+def _loss_of_int8(folder: Path, run: Path, data: str | Path, say: Callable[[str], None]) -> dict[str, Any]:
+    """What both kinds of towers find on a dev split, as the design ranks, and the change from one to the other; why
+    not, where it is not there. Captions belong to images, and images stand in splits, as the run was trained."""
+    try:
+        dev = read_data_of_run(run, data, split="dev").split("dev")
+    except ValueError as error:
+        if data:
+            raise
+        say(f"what the 8-bit towers lose is not measured: {error}; --data says where the data set is")
+        return {"not measured": str(error)}
+    say(f"measuring 8-bit towers on {len(dev):,} dev images and {len(dev.captions):,} captions ...")
+    exact, small = (_measured(OnnxAligner(folder, int8=is_small), dev) for is_small in (False, True))
     change = rsum_gain(small.ranks, exact.ranks, dev.caption_image)
     return {"rsum": small.rsum.to_dict(), "exact_rsum": exact.rsum.to_dict(), "rsum_change": change.to_dict()}
 
 
-def _encoded(encode: Callable[[Any], np.ndarray], items: Sequence[Any], what: str, step: int = 256) -> np.ndarray:
-    starts = progress(range(0, len(items), step), what, len(items), count=step)
-    return np.concatenate([encode(items[start : start + step]) for start in starts])
-
-
-class OnnxAligner:
-    """The exported towers behind the contract of every model: `encode_images`, `encode_captions`."""
-
-    def __init__(self, folder: str | Path, int8: bool = False) -> None:
-        from tokenizers import Tokenizer
-
-        from clipvisionalign.pictures import PictureInput
-
-        source = Path(folder)
-        self.about = json.loads((source / "onnx.json").read_text())
-        end = ".int8.onnx" if int8 else ".onnx"
-        self.images, self.captions = session(source / f"image_tower{end}"), session(source / f"text_tower{end}")
-        self.tokenizer = Tokenizer.from_file(str(source / "tokenizer" / "tokenizer.json"))
-        self.tokenizer.enable_truncation(self.about["max_tokens"])
-        self.tokenizer.enable_padding(pad_id=self.about["pad"])
-        pixels = self.about["pixels"]
-        self.input = PictureInput(pixels["size"], tuple(pixels["mean"]), tuple(pixels["std"]))
-
-    def encode_images(self, images: Sequence[Picture], batch: int = 32) -> np.ndarray:
-        """Images -> unit vectors (N, D)."""
-        look = self.input.look()
-        found = []
-        for start in range(0, len(images), batch):
-            pixels = torch.stack([look(image) for image in images[start : start + batch]])
-            found.append(self.images.run(["vectors"], {"pixels": self.input.scaled(pixels).numpy()})[0])
-        return np.concatenate(found)
-
-    def encode_captions(self, captions: Sequence[str], batch: int = 64) -> np.ndarray:
-        """Captions -> unit vectors (M, D); those of like length go together."""
-        order = np.argsort([len(caption) for caption in captions], kind="stable")
-        found = np.empty((len(captions), self.about["width"]), dtype=np.float32)
-        for start in range(0, len(captions), batch):
-            rows = order[start : start + batch]
-            encoded = self.tokenizer.encode_batch([captions[row] for row in rows])
-            ids = np.array([each.ids for each in encoded], dtype=np.int64)
-            mask = np.array([each.attention_mask for each in encoded], dtype=np.int64)
-            found[rows] = self.captions.run(["vectors"], {"ids": ids, "mask": mask})[0]
-        return found
-
-
-_HOW = """# An aligner as ONNX
-
-Needs onnxruntime, tokenizers, Pillow and NumPy. Sizes, mean and deviation stand in onnx.json.
-
-```python
-import json
-import numpy as np, onnxruntime
-from PIL import Image
-from tokenizers import Tokenizer
-
-about = json.load(open("onnx.json"))
-images = onnxruntime.InferenceSession("image_tower.onnx")
-captions = onnxruntime.InferenceSession("text_tower.onnx")
-tokenizer = Tokenizer.from_file("tokenizer/tokenizer.json")
-tokenizer.enable_truncation(about["max_tokens"])
-tokenizer.enable_padding(pad_id=about["pad"])
-
-size, mean, std = (about["pixels"][key] for key in ("size", "mean", "std"))
-picture = Image.open("a.jpg").convert("RGB").resize((size, size), Image.Resampling.BICUBIC)
-pixels = (np.asarray(picture, np.float32) / 255 - mean) / std
-pixels = pixels.transpose(2, 0, 1)[None].astype(np.float32)
-encoded = tokenizer.encode_batch(["a dog on the grass", "two people"])
-ids = np.array([each.ids for each in encoded], np.int64)
-mask = np.array([each.attention_mask for each in encoded], np.int64)
-
-scores = images.run(["vectors"], {"pixels": pixels})[0] @ captions.run(["vectors"], {"ids": ids, "mask": mask})[0].T
-```
-"""
+def _measured(model: OnnxAligner, dev: CaptionedImages) -> Any:
+    model.show_progress = True
+    candidates = model.about.get("fusion", {}).get("candidates", 0)
+    return evaluate(
+        model, dev.images, dev.captions, dev.caption_image, dev.image_identity, candidates,
+        caption_group=dev.caption_group,
+    ).metrics  # fmt: skip
 
 
 def export_huggingface(run: str | Path, out: str | Path) -> Path:
@@ -319,15 +349,17 @@ def export_huggingface(run: str | Path, out: str | Path) -> Path:
     if not (source / "results.json").is_file():
         raise FileNotFoundError(f"{run}: not a finished run: no results.json in it")
     target = _new_folder(out)
-    for name in ("model.safetensors", "config.yaml", "results.json", "environment.json"):
-        shutil.copy(source / name, target / name)
-    for name in ("text_tower", "image_tower"):
-        if (source / name).is_dir():
-            shutil.copytree(source / name, target / name)
-    if (source / "weights.json").is_file():
-        shutil.copy(source / "weights.json", target / "weights.json")
-    (target / "README.md").write_text(model_card(source), encoding="utf-8")
-    return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with files_written_aside(target) as aside:
+        aside.mkdir()
+        (aside / "README.md").write_text(model_card(source), encoding="utf-8")
+        for name in ("model.safetensors", "config.yaml", "results.json", "environment.json", "weights.json"):
+            if (source / name).is_file():
+                shutil.copy(source / name, aside / name)
+        for name in ("text_tower", "image_tower"):
+            if (source / name).is_dir():
+                shutil.copytree(source / name, aside / name)
+    return Path(out)
 
 
 def _audit_of(run: Path) -> str:
@@ -373,7 +405,11 @@ def model_card(run: Path) -> str:
     rsum = _interval(figures["rsum"]) + (f" (a random ranking: {chance['rsum']:.1f})" if chance else "")
     chosen = results.get("chosen", {}).get("figures", "in-sample: what was chosen on dev is measured on it")
     chosen = chosen[0].upper() + chosen[1:]
-    kept = f"{data['dev']['images']:,} pictures, {data['dev']['captions']:,} captions"
+    kept = f"{data['dev']['images']:,} images, {data['dev']['captions']:,} captions"
+    # Its place is the machine's; that it is another data set is what counts.
+    of_dev = (
+        f"the training data ({data['layout']})" if not data.get("dev_source") else "another data set than trained on"
+    )
     return f"""---
 library_name: clipvisionalign
 pipeline_tag: zero-shot-image-classification
@@ -393,8 +429,8 @@ scores = aligner.score(["a.jpg"], ["a dog on the grass", "two people at a table"
 
 ## Figures
 
-Dev split of the training data ({data["layout"]}), by which the checkpoint was chosen: whole gallery ({kept}), all
-captions, ties against the model, 95% intervals by bootstrap over pictures. {chosen}. Rsum {rsum}.
+Dev split of {of_dev}, by which the checkpoint was chosen: whole gallery ({kept}), all
+captions, ties against the model, 95% intervals by bootstrap over images. {chosen}. Rsum {rsum}.
 
 | direction | figure | value | chance |
 |---|---|---:|---:|
