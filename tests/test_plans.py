@@ -186,7 +186,7 @@ def some_settings(draw: Any, wrong: bool) -> dict[str, Any]:
         for part in key[:-1]:
             inside = inside.setdefault(part, {})
         inside[key[-1]] = draw(VALUES if wrong else fitting(key))
-    if draw(st.booleans()):
+    if wrong and draw(st.booleans()):
         found.setdefault("model", {})["design"] = draw(st.sampled_from(DESIGNS))
     if wrong and draw(st.booleans()):
         found[draw(st.sampled_from(["epoch", "mdel", "x"]))] = 1
@@ -195,23 +195,26 @@ def some_settings(draw: Any, wrong: bool) -> dict[str, Any]:
 
 @st.composite
 def plans(draw: Any) -> dict[str, Any]:
-    """What a plan's YAML holds: often a plan that can be carried out, often not quite."""
-    wrong = draw(st.integers(0, 3)) == 0
-    names = draw(
-        st.lists(st.sampled_from([*DESIGNS, "a", "late-64", "cross_b", "x y"]), min_size=1, max_size=3, unique=True)
-    )
+    """What a plan's YAML holds: half of them plans that can be carried out, half not quite."""
+    wrong = draw(st.booleans())
+    known = [*DESIGNS, "a", "late-64", "cross_b", *(["x y"] if wrong else [])]
+    names = draw(st.lists(st.sampled_from(known), min_size=1, max_size=3, unique=True))
     variants: Any = {}
     for name in names:
-        own = {"settings": draw(some_settings(wrong))} if draw(st.booleans()) else {}
+        own = {"settings": draw(some_settings(wrong))} if name not in DESIGNS or draw(st.booleans()) else {}
+        if name not in DESIGNS and not wrong:
+            promised = [design for design in DESIGNS if name.startswith(design)]
+            own["settings"].setdefault("model", {})["design"] = draw(st.sampled_from(promised or DESIGNS))
         if draw(st.integers(0, 4)) == 0:
-            own["base"] = draw(st.sampled_from([*names, "gone"]))
+            own["base"] = draw(st.sampled_from([*names, "gone"] if wrong else ["", *variants]))
         variants[name] = own
     found: dict[str, Any] = {"data": "somewhere", "variants": variants}
     if draw(st.booleans()):
         found["settings"] = draw(some_settings(wrong))
     if draw(st.booleans()):
-        found["seeds"] = draw(st.lists(st.integers(-1 if wrong else 0, 3), max_size=3))
-    if wrong:
+        seeds = st.integers(-1 if wrong else 0, 3)
+        found["seeds"] = draw(st.lists(seeds, min_size=0 if wrong else 1, max_size=3, unique=not wrong))
+    if wrong and draw(st.booleans()):
         key = draw(st.sampled_from(["variants", "settings", "measure", "budget", "seeds", "sedes", "title", "compare"]))
         found[key] = draw(st.one_of(VALUES, st.sampled_from([{"a": "self"}, {"same": "seconds"}, {"rounds": 1}])))
     return found
@@ -229,7 +232,7 @@ def as_written(plan: dict[str, Any], name: str) -> dict[tuple[str, ...], Any]:
                 found[*key, part] = value
 
     variants = plan.get("variants", {})
-    own = variants[name] if isinstance(variants, dict) else {}
+    own = variants.get(name) if isinstance(variants, dict) else {}
     for values in (plan.get("settings", {}), (own or {}).get("settings", {})):
         add(values, ())
     return found
