@@ -157,3 +157,10 @@ def test_examples_of_a_report_from_before_there_was_a_rule_are_shown_where_they_
     shown = {kind: [tuple(one["ranks"].values()) for one in some] for kind, _, some in examples_shown({"examples": {"groups": groups}})}  # fmt: skip
     assert shown == {"found by all": [(1, 1)], "found by none": [(40, 50)], "where they disagree": [(1, 18)]}
     assert not re.search("7|9", str([told for told, _ in EXAMPLES.values()]))
+
+
+@pytest.mark.parametrize(("factor", "told"), [(1.0, True), (1.3, True), (40.0, False)])
+def test_lines_of_time_that_are_no_further_apart_than_processes_are_told_so(factor, told):
+    costs = {"self": [cost_round(2.0)], "late": [cost_round(2.0 * factor)]}
+    _, about = drawn(made_report(seeds=[0], costs=costs), figures._length_time)
+    assert ("differ by no more than one variant does" in about) == told

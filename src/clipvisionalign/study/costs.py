@@ -43,6 +43,7 @@ def _whole(value: float) -> str:
     return ",.0f"
 
 
+MS_PER_CAPTION = Cost("ms_per_caption", "ms_per_caption/median", "ms", "Encoding a caption takes")
 MS_PER_QUERY = Cost("ms_per_query", "ms_per_query", "ms")
 MEMORY = Cost(
     "peak_memory_mib",
@@ -55,7 +56,7 @@ DEVICE_MEMORY = Cost(
     "peak_device_memory_mib", "peak_device_memory_mib", "MiB", "Its memory on the GPU peaks at", form=_whole
 )
 COSTS = (
-    Cost("ms_per_caption", "ms_per_caption/median", "ms", "Encoding a caption takes"),
+    MS_PER_CAPTION,
     Cost("ms_per_1000_pairs", "ms_per_1000_pairs/median", "ms", "Scoring 1,000 pairs takes"),
     MS_PER_QUERY,
     Cost("", "bytes_per_picture", "bytes", "To score pairs later, an image is stored in", exact=True, form=_whole),

@@ -10,7 +10,16 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from clipvisionalign.study.costs import DEVICE_MEMORY, MEMORY, MS_PER_QUERY, Cost, Range, differ, ranges_of
+from clipvisionalign.study.costs import (
+    DEVICE_MEMORY,
+    MEMORY,
+    MS_PER_CAPTION,
+    MS_PER_QUERY,
+    Cost,
+    Range,
+    differ,
+    ranges_of,
+)
 from clipvisionalign.study.significant import significant, words_told
 
 #: Told apart by people who see colours differently too, and on light and dark ground.
@@ -198,12 +207,18 @@ def _of_front(front: Sequence[str], names: Sequence[str], ranges: dict[str, Rang
         return ""
     if front:
         return f"Dotted: the front, along which each was shown to find more and costs more: {', '.join(front)}."
+    return _of_spread(names, ranges) or "None that costs more was shown to find more."
+
+
+def _of_spread(names: Sequence[str], ranges: dict[str, Range] | None) -> str:
+    """What is to be said of differences of cost that are no larger than one variant's own, or not known to be."""
+    if len(names) < 2:
+        return ""
     if ranges is None:
         return "The spread of one variant was not measured: none is shown to cost less."
-    apart = any(differ(ranges[a], ranges[b]) for a in names for b in names)
-    if not apart:
+    if not any(differ(ranges[a], ranges[b]) for a in names for b in names):
         return "The variants differ by no more than one variant does from process to process."
-    return "None that costs more was shown to find more."
+    return ""
 
 
 def _pareto_time(report: dict[str, Any]) -> tuple[Any, ...] | None:
@@ -344,7 +359,7 @@ def steps_before(report: dict[str, Any], curve: dict[str, Any]) -> int:
     return steps_before(report, other) + other["step"][-1] if other and other["step"] else 0
 
 
-def _length_time(report: dict[str, Any]) -> tuple[Any, str] | None:
+def _length_time(report: dict[str, Any]) -> tuple[Any, ...] | None:
     from matplotlib import pyplot
 
     costs = {name: cost["by_length"] for name, cost in report["cost"].items() if cost.get("by_length")}
@@ -367,7 +382,8 @@ def _length_time(report: dict[str, Any]) -> tuple[Any, str] | None:
         f"{rows[-1]['ms_alone']:.1f} ms at {rows[-1]['tokens']}"
         for name, rows in costs.items()
     )
-    return figure, f"Milliseconds to encode one caption by its length: {told}."
+    about = _of_spread(list(costs), ranges_of(report["cost"], costs, MS_PER_CAPTION))
+    return figure, f"Milliseconds to encode one caption by its length: {told}. {about}", about
 
 
 def _protocol(report: dict[str, Any]) -> tuple[Any, str] | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from clipvisionalign.data.captioned import CaptionedImages
 from clipvisionalign.models.aligner import Aligner
 from clipvisionalign.progress import long_step
 from clipvisionalign.study.plan import Cell, Plan
+from clipvisionalign.study.significant import significant
 from clipvisionalign.training.fine_tuning import IMAGE_FROZEN
 from clipvisionalign.training.train import RunConfig, check_settings, train
 
@@ -101,6 +102,6 @@ def probes_of(cells: list[Cell], part: CaptionedImages, say: Say) -> dict[str, P
         if cell.variant not in found:
             with long_step(f"timing some steps of {cell.variant}"):
                 found[cell.variant] = probe(cell.config, part)
-            told = asdict(found[cell.variant])
-            say(f"{cell.variant}: {told['step']:.2f} s a step")
+            step = found[cell.variant].step
+            say(f"{cell.variant}: {format(step, significant(step))} s a step")
     return found

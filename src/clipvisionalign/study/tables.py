@@ -147,7 +147,8 @@ def _differences(report: dict[str, Any]) -> Table:
     )
     if any(found.get("primary") for found in report["results"]["differences"]):
         note += " The comparison that the plan names is tested alone, the others are corrected without it."
-    paired = [len(found["seeds"]) for found in report["results"]["differences"] if "seeds" in found]
+    tested = [found for found in report["results"]["differences"] if found["p"] is not None]
+    paired = [len(found["seeds"]) for found in tested if "seeds" in found]
     if paired and min(paired) < 2:
         note += " Where there is one seed the images alone are counted: another seed may give another difference."
     elif paired and min(paired) == 2:
