@@ -462,3 +462,20 @@ def test_what_is_remembered_goes_through_its_tower_once_and_gives_the_same(tiny_
     aligner.remembered = None
     aligner.score(images, captions)
     assert (sum(looked), sum(read)) == (18, 7)
+
+
+def test_evaluating_leaves_every_mode_as_it_was():
+    from torch import nn
+
+    from clipvisionalign.models.aligner import evaluating
+
+    model = nn.Sequential(nn.Dropout(), nn.Sequential(nn.Dropout()))
+    for training in (True, False):
+        model.train(training)
+        with evaluating(model):
+            assert not any(module.training for module in model.modules())
+        assert all(module.training is training for module in model.modules())
+    # A part that is left in training mode is found below one that is not.
+    model[1][0].train()
+    with evaluating(model):
+        assert not model[1][0].training
