@@ -158,13 +158,17 @@ def check(arguments: list[str]) -> int:
     from clipvisionalign.data.check import check as check_data
     from clipvisionalign.data.check import empty_splits, near_duplicates, passed_over
     from clipvisionalign.data.formats import read_captioned_images
-    from clipvisionalign.data.splits import split_file_of, write_splits
+    from clipvisionalign.data.of_run import Reading, is_data_of_run, reading_of_run
+    from clipvisionalign.data.splits import SPLIT_RULE, split_file_of, write_splits
 
     if given.max_tokens and not given.tokens:
         raise ValueError("--max-tokens is a limit for --tokens MODEL, which is not given")
     if given.write_splits and Path(given.write_splits).exists():
         raise ValueError(f"{given.write_splits}: is there already: remove it, or give another file")
-    data = read_captioned_images(given.data, given.layout, given.group)
+    how = Reading(given.layout, given.group, SPLIT_RULE)
+    if given.tokens and is_data_of_run(given.tokens, given.data):
+        how = reading_of_run(given.tokens, given.data, given.layout, given.group)
+    data = read_captioned_images(given.data, how.layout, how.group, how.split_rule)
     kept, report = check_data(data, full=not given.quick, shown=True)
     if given.write_splits:
         near = [] if given.quick else near_duplicates(report.marks, shown=True)
@@ -354,7 +358,11 @@ def _evaluation_parser(name: str, description: str) -> argparse.ArgumentParser:
     parser = _parser(name, description=description)
     parser.add_argument("run", nargs="?" if name == "evaluate" else None, help="run folder that 'train' wrote")
     parser.add_argument("--data", help="data set (default: the one that the run was trained on)")
-    parser.add_argument("--layout", default="auto", help="how the data set lies there (default: recognise it)")
+    parser.add_argument(
+        "--layout",
+        default="auto",
+        help="how the data set lies there (default: as the run has it, else recognised)",
+    )
     parser.add_argument("--split", default="dev", help="train, dev or test (default dev)")
     parser.add_argument("--identity", help="auto, caption or none, as in 'train' (default: as the run was trained)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default auto)")
@@ -363,15 +371,19 @@ def _evaluation_parser(name: str, description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def _open_run(given: argparse.Namespace) -> tuple[Any, CaptionedImages, str]:
-    """The aligner, the data set whole, of a stream the split alone, and where it was read from."""
-    from clipvisionalign.data.of_run import read_data_of_run
+def _open_run(given: argparse.Namespace) -> tuple[Any, CaptionedImages, str, dict[str, str]]:
+    """The aligner, the data set whole, of a stream the split alone, where it was read from, and what of it is otherwise
+    than the run has recorded it, as a note among the results."""
+    from clipvisionalign.data.of_run import differs_from_run, read_data_of_run
     from clipvisionalign.models.aligner import load_aligner
 
     aligner = load_aligner(given.run, given.device)
     aligner.show_progress = True
     data = read_data_of_run(given.run, given.data or "", given.layout, given.identity, given.split)
-    return aligner, data, str(data.source)
+    differs = differs_from_run(given.run, data, given.split)
+    for line in differs:
+        say(f"note: {line}")
+    return aligner, data, str(data.source), {"differs_from_run": "; ".join(differs)} if differs else {}
 
 
 def _checked_split(data: CaptionedImages, split: str) -> CaptionedImages:
@@ -417,7 +429,7 @@ def evaluate(arguments: list[str]) -> int:
     from clipvisionalign.training.cross_fit import in_sample_note
     from clipvisionalign.training.trained_on import trained_note
 
-    aligner, data, source = _open_run(given)
+    aligner, data, source, differs = _open_run(given)
     part = _checked_split(data, given.split)
     candidates = 0
     if aligner.fusion is not None:
@@ -431,7 +443,7 @@ def evaluate(arguments: list[str]) -> int:
         aligner, part.images, part.captions, part.caption_image, part.image_identity, candidates,
         caption_group=part.caption_group,
     )  # fmt: skip
-    results = {"run": given.run, "data": source, "split": given.split, **found.to_dict()}
+    results = {"run": given.run, "data": source, "split": given.split, **found.to_dict(), **differs}
     trained = trained_note(Path(given.run), data, part)
     notes = {
         "in_sample": in_sample_note(Path(given.run), part),
@@ -501,7 +513,7 @@ def encode(arguments: list[str]) -> int:
         raise ValueError(f"two data sets: {given.data_set} and --data {given.data}")
     given.data = given.data_set or given.data
     refuse_present(given.out, given.overwrite)
-    aligner, data, source = _open_run(given)
+    aligner, data, source, differs = _open_run(given)
     part = _checked_split(data, given.split)
     more = _distractors(given.distractors)
     images = aligner.encode_images([*part.images, *more]).numpy()
@@ -510,6 +522,7 @@ def encode(arguments: list[str]) -> int:
     counts = {"images": len(part), "distractors": len(more), "captions": len(part.captions)}
     if given.json:
         told = {"run": given.run, "data": source, "split": given.split, "files": list(map(str, files)), **counts}
+        told |= differs
         print(json.dumps(told, indent=2))
         return 0
     print(f"{', '.join(map(str, files))}: " + ", ".join(f"{count:,} {what}" for what, count in counts.items()))
@@ -558,7 +571,7 @@ def audit(arguments: list[str]) -> int:
     from clipvisionalign.retrieval.audit import audit as audit_model
     from clipvisionalign.training.trained_on import trained_note
 
-    aligner, data, source = _open_run(given)
+    aligner, data, source, differs = _open_run(given)
     kept, report = check_data(data, full=True, shown=True)
     overlap = [problem.message for problem in report.problems if "two splits" in problem.kind]
     part = kept.split(given.split)
@@ -572,7 +585,7 @@ def audit(arguments: list[str]) -> int:
         count = len(trained.matches) or trained.images if trained else 0
         told = trained.note if trained else "no image of it is known to be one that the run was trained on"
         found = AuditReport([*found.checks, Check("gallery not trained on", not trained, float(count), told)])
-    results = {"run": given.run, "data": source, "split": given.split, **found.to_dict()}
+    results = {"run": given.run, "data": source, "split": given.split, **found.to_dict(), **differs}
     results |= {"trained_on": trained.note, "trained_on_images": trained.to_dict()} if trained else {}
     unfinished = unfinished_note(given.run)
     results |= {"unfinished": unfinished} if unfinished else {}

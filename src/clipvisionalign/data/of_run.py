@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from clipvisionalign.data.captioned import CaptionedImages
-from clipvisionalign.data.formats import LAYOUTS, STREAM, is_stream, read_captioned_images
+from clipvisionalign.data.captioned import CaptionedImages, DataError
+from clipvisionalign.data.fingerprint import changed, data_contents
+from clipvisionalign.data.formats import LAYOUTS, STREAM, is_stream, layout_of, read_captioned_images
 from clipvisionalign.data.formats.shards import stream_split
 from clipvisionalign.data.splits import SPLIT_RULE
 
@@ -43,32 +45,101 @@ def split_rule_of(run: str | Path) -> int:
     return int(about.get("split_rule", 1)) if about else SPLIT_RULE
 
 
+@dataclass(frozen=True)
+class Reading:
+    """How a data set is read for a run: as which layout, in one split by which column's values, by which rule."""
+
+    layout: str
+    group: str
+    split_rule: int
+
+
+def reading_of_run(run: str | Path, place: str | Path, layout: str = "auto", group: str = "") -> Reading:
+    """How the run read the data set at `place`, unless `layout` or `group` say otherwise: its own, or the one of its
+    dev split, as it was; any other in the run's layout, where that is one that lies there, by the run's rule."""
+    about = about_data(run)
+    recorded, rule = about.get("layout", ""), split_rule_of(run)
+    is_own, is_dev = is_data_of_run(run, place), _same(str(place), dev_source(run))
+    if layout == "auto" and is_dev and not is_own:
+        # One setting for both; the layout of a stream is not that of another data set.
+        given = str(settings_of(run).get("layout", "auto"))
+        layout = "auto" if given == STREAM or given not in LAYOUTS else given
+    elif layout == "auto" and recorded in LAYOUTS and (is_own or _lies_there(recorded, Path(place))):
+        layout = recorded
+    # A stream has no columns: its run's column is one of the data set that its dev split is of.
+    is_grouped = (is_own and layout in ("auto", recorded)) or (is_dev and recorded == STREAM)
+    return Reading(layout, group or (about.get("group", "") if is_grouped else ""), rule)
+
+
+def _lies_there(layout: str, place: Path) -> bool:
+    """Whether a data set elsewhere, such as the run's own that was moved, can be read in the run's layout."""
+    try:
+        return layout != STREAM and place.exists() and LAYOUTS[layout].recognises(place)
+    except (OSError, DataError):
+        return False
+
+
 def read_data_of_run(
     run: str | Path, source: str | Path = "", layout: str = "auto", identity: str | None = None, split: str = ""
 ) -> CaptionedImages:
     """The data set that a run was trained on, or the one at `source`; of a stream only `split`, if one is given.
 
-    The run's own is read in the layout in which it was trained on it, and its dev split from where the run had it. It
-    is split by the rule that the run was trained with; grouped by the run's column, where it is the run's own data set;
-    and captions belong to images as `identity` says, or as in the run. Raises ValueError where a run does not say what
-    it was trained on, and DataError.
+    It is read as `reading_of_run` says, its dev split from where the run had it, and captions belong to images as
+    `identity` says, or as in the run. Raises ValueError where a run does not say what it was trained on, and DataError.
     """
     about = about_data(run)
-    dev = dev_source(run) if split == "dev" else ""
-    place = str(source or dev or about.get("source", ""))
+    place = str(source or (dev_source(run) if split == "dev" else "") or about.get("source", ""))
     if not place:
         raise ValueError(f"{run}: does not say which data it was trained on; give --data")
-    is_own = _same(place, about.get("source", ""))
-    if layout == "auto" and is_own and about.get("layout") in LAYOUTS:
-        layout = about["layout"]
-    if split and is_stream(place, layout):
+    how = reading_of_run(run, place, layout)
+    if split and is_stream(place, how.layout):
         found = stream_split(place, split)
     else:
-        # A stream has no columns: a column is one of the data set that its dev split is of.
-        is_grouped = is_own or (place == dev and about.get("layout") == STREAM)
-        group = about.get("group", "") if is_grouped else ""
-        found = read_captioned_images(place, layout, group, split_rule_of(run))
+        found = read_captioned_images(place, how.layout, how.group, how.split_rule)
     return found.with_identity(about.get("identity", "auto") if identity is None else identity)
+
+
+def is_data_of_run(run: str | Path, place: str | Path) -> bool:
+    """Whether a data set is the one that a run was trained on, by its place."""
+    return _same(str(place), str(about_data(run).get("source", "")))
+
+
+def differs_from_run(run: str | Path, data: CaptionedImages, split: str = "") -> list[str]:
+    """What of a data set that was read is otherwise than the run has recorded it, a line each: its layout; and, where a
+    split of it is measured, to whom captions belong and what the split holds."""
+    about = about_data(run)
+    if not about:
+        return []
+    place, home = str(data.source), str((split == "dev" and dev_source(run)) or about.get("source", ""))
+    layout, is_home = about.get("layout"), _same(place, home)
+    found = []
+    if is_data_of_run(run, place) and layout and data.layout != layout:
+        found.append(f"{place} is read as '{data.layout}'; the run was trained on it as '{layout}'")
+    if not split:
+        return found
+    if not is_home and data.layout == layout and data.layout != (own := _recognised(place)):
+        found.append(f"{place} is read as '{layout}', as the run's data was; by itself it is taken for '{own}'")
+    identity = about.get("identity", "auto")
+    if data.identity != identity:
+        found.append(f"captions belong to images by '{data.identity}'; in the run's training by '{identity}'")
+    before = about.get("as_read", {}).get(split)
+    differing: list[str] = []
+    if before and any(row.split == split for row in data.rows):
+        differing = changed(before, data_contents(data.with_identity(identity).split(split), split == "dev"))
+    what = f": {split} has other {', '.join(differing)}" if differing else ""
+    if differing and is_home:
+        found.append(f"{place} is no longer what it was in training{what}")
+    elif not is_home and (differing or not before):
+        found.append(f"{place} is not the run's own data set, {home}{what}")
+    return found
+
+
+def _recognised(place: str) -> str:
+    """The layout that a data set is taken for, "" where it is none."""
+    try:
+        return layout_of(place).name
+    except DataError:
+        return ""
 
 
 def dev_source(run: str | Path) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from clipvisionalign.data.captioned import CaptionedImage, CaptionedImages, DataError
 from clipvisionalign.data.formats import read_captioned_images
+from clipvisionalign.data.splits import SPLIT_RULE
 from clipvisionalign.search.files import Listing, PictureFile, Place, name_of, time_ns
 from clipvisionalign.search.metadata import Kind, Metadata, Value, read_metadata
 
@@ -30,16 +31,16 @@ class Collection:
 
 def read_collection(
     source: str | Path, captions: bool = False, layout: str = "auto", metadata: str | Path = "",
-    taken: Iterable[str] = (), group: str = "",
+    taken: Iterable[str] = (), group: str = "", split_rule: int = SPLIT_RULE,
 ) -> Collection:  # fmt: skip
     """The pictures below a folder or URL; or those of a data set, where `source` is a file or its captions are wanted.
 
-    metadata: a table with a column of paths and others, which are renamed where they have the names `taken`. group: a
-    column of the data set, see `read_captioned_images`. Raises DataError, FileNotFoundError, and OSError where the
+    metadata: a table with a column of paths and others, which are renamed where they have the names `taken`. group,
+    split_rule: see `read_captioned_images`. Raises DataError, FileNotFoundError, and OSError where the
     folder itself cannot be listed.
     """
-    if captions or Path(source).is_file():
-        found = _of_data(read_captioned_images(source, layout, group))
+    if is_data_set(source, captions):
+        found = _of_data(read_captioned_images(source, layout, group, split_rule))
         found = found if captions else replace(found, captions=None)
     elif group:
         raise DataError(f"{source}: --group names a column of a data set: give a table's file, or --captions")
@@ -50,6 +51,11 @@ def read_collection(
         return found
     more = read_metadata(metadata, found.place, found.listing, taken)
     return replace(found, metadata=found.metadata.and_also(more) if found.metadata else more)
+
+
+def is_data_set(source: str | Path, captions: bool) -> bool:
+    """Whether `source` is read as a data set, and not as a folder of images."""
+    return captions or Path(source).is_file()
 
 
 def _of_data(data: CaptionedImages) -> Collection:

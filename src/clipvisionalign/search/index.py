@@ -28,12 +28,14 @@ from typing import Any
 import numpy as np
 
 from clipvisionalign.data.captioned import CaptionedImages, DataError
+from clipvisionalign.data.of_run import Reading, differs_from_run, is_data_of_run, reading_of_run
+from clipvisionalign.data.splits import SPLIT_RULE
 from clipvisionalign.models.aligner import Aligner, load_aligner
 from clipvisionalign.pictures import NotTaken
 from clipvisionalign.progress import progress
 from clipvisionalign.search.broken import BROKEN, BrokenFiles
 from clipvisionalign.search.changes import Changes, check_drop, compare, too_many
-from clipvisionalign.search.collection import Collection, read_collection
+from clipvisionalign.search.collection import Collection, is_data_set, read_collection
 from clipvisionalign.search.encode import Row, encoded, encoded_by_ray
 from clipvisionalign.search.files import BadIndex, Listing, Place, name_of, printable
 from clipvisionalign.search.metadata import Kind, Metadata
@@ -143,7 +145,13 @@ def build_index(
     that is not there; DataError.
     """
     aligner = load_aligner(run)
-    collection = read_collection(source, captions, layout, metadata, OWN, group)
+    how = Reading(layout, group, SPLIT_RULE)
+    if is_data_set(source, captions) and is_data_of_run(run, source):
+        # Splits are metadata: they are those of the run.
+        how = reading_of_run(run, source, layout, group)
+    collection = read_collection(source, captions, how.layout, metadata, OWN, how.group, how.split_rule)
+    if collection.data is not None:
+        _tell_some("note", differs_from_run(run, collection.data), say)
     index = _checked(Place(out))
     try:
         with _told_in_words(index):

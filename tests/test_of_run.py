@@ -1,0 +1,143 @@
+"""Commands that take a run read its data as it was read in training, and say what is otherwise."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from clipvisionalign.cli import main
+from clipvisionalign.data.fingerprint import data_contents
+from clipvisionalign.data.formats import read_captioned_images
+from clipvisionalign.data.of_run import differs_from_run, read_data_of_run
+from clipvisionalign.models.aligner import Aligner
+
+IMAGES = 150
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model") / "run"
+    Aligner(tiny_model("self")).save(folder)
+    return folder
+
+
+@pytest.fixture
+def run(model, tmp_path):
+    """A run on images with a text beside each, beside which a JSON of Karpathy's splits has come to lie."""
+    data = tmp_path / "data"
+    data.mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(IMAGES):
+        Image.fromarray(rng.integers(0, 255, (8, 8, 3), dtype=np.uint8)).save(data / f"{number:03}.png")
+        (data / f"{number:03}.txt").write_text(f"image number {number}\n")
+    about = record(data)
+    entries = [
+        {
+            "filename": f"{number:03}.png",
+            "split": "train" if number < 7 else "val",
+            "sentences": [{"raw": f"n {number}"}],
+        }
+        for number in range(IMAGES)
+    ]
+    (data / "dataset_x.json").write_text(json.dumps({"images": entries}))
+    assert read_captioned_images(data).layout == "karpathy"
+    folder = Path(shutil.copytree(model, tmp_path / "run"))
+    (folder / "data.json").write_text(json.dumps(about))
+    return folder
+
+
+def record(data: Path, **more):
+    """What data.json holds of a run on a data set."""
+    found = read_captioned_images(data)
+    as_read = {split: data_contents(found.split(split), split == "dev") for split in ("train", "dev")}
+    read = {
+        "source": str(data),
+        "layout": found.layout,
+        "split_rule": found.split_rule,
+        "identity": "auto",
+        "group": "",
+    }
+    return {**read, "as_read": as_read, "dev": {"images": len(found.split("dev"))}, **more}
+
+
+def test_every_command_reads_a_run_s_data_as_the_run_did(run, tmp_path, capsys, monkeypatch):
+    count = json.loads((run / "data.json").read_text())["dev"]["images"]
+    data = read_data_of_run(run, split="dev")
+    assert (data.layout, len(data.split("dev"))) == ("texts", count)
+    assert not differs_from_run(run, data, "dev")
+    for command, *words in (["evaluate"], ["audit"], ["encode", "--out", str(tmp_path / "vectors.npy")]):
+        assert main([command, str(run), *words, "--json"]) in (0, 1)
+        answer = capsys.readouterr()
+        assert answer.out, answer.err
+        found = json.loads(answer.out)
+        assert "differs_from_run" not in found
+        if command != "audit":
+            assert found["images"] == count
+        assert main([command, str(run), *words, "--layout", "karpathy", "--json", *["--overwrite"][: len(words)]]) in (
+            0,
+            1,
+        )
+        answer = capsys.readouterr()
+        told = json.loads(answer.out)["differs_from_run"]
+        assert "is read as 'karpathy'; the run was trained on it as 'texts'" in told
+        assert "dev has other captions, partners, pictures" in told
+        assert "note: " in answer.err
+    main(["check", str(tmp_path / "data"), "--tokens", str(run), "--json"])
+    assert json.loads(capsys.readouterr().out)["splits"]["dev"] == count
+
+
+def test_8_bits_are_measured_on_the_dev_split_that_the_run_had(run, monkeypatch, tmp_path):
+    from clipvisionalign.search import export
+
+    seen = []
+    monkeypatch.setattr(export, "OnnxAligner", lambda folder, int8: None)
+    monkeypatch.setattr(export, "_measured", lambda model, dev: seen.append(dev) or 1 / 0)
+    names = {row.name for row in read_data_of_run(run, split="dev").split("dev")}
+    elsewhere = Path(shutil.copytree(tmp_path / "data", tmp_path / "elsewhere"))
+    (elsewhere / "dataset_x.json").unlink()
+    about = json.loads((run / "data.json").read_text())
+    for data, dev_source in (("", ""), (tmp_path / "data", ""), ("", str(elsewhere))):
+        (run / "data.json").write_text(json.dumps(about | {"dev_source": dev_source}))
+        with pytest.raises(ZeroDivisionError):
+            export._loss_of_int8(tmp_path, run, data, print)
+        assert seen[-1].source == (Path(dev_source) if dev_source else tmp_path / "data")
+        assert {row.name for row in seen[-1]} == names
+    (run / "data.json").write_text(json.dumps(about | {"source": str(tmp_path / "gone")}))
+    assert "no such file or folder" in export._loss_of_int8(tmp_path, run, "", lambda line: None)["not measured"]
+
+
+def test_an_index_has_the_splits_that_the_run_had(run, tmp_path, monkeypatch):
+    lance = pytest.importorskip("lancedb", reason="no LanceDB: pip install 'clipvisionalign[search]'")
+    from clipvisionalign.search.index import build_index
+
+    build_index(run, tmp_path / "data", tmp_path / "index", lambda line: None, captions=True)
+    rows = lance.connect(tmp_path / "index").open_table("pictures").to_arrow().to_pylist()
+    dev = {Path(row["path"]).name for row in rows if row["split"] == "dev"}
+    assert dev == {Path(row.image).name for row in read_data_of_run(run, split="dev").split("dev")}
+
+
+def test_a_copy_elsewhere_is_read_as_the_run_s_own_and_what_differs_is_said(run, tmp_path):
+    copy = Path(shutil.copytree(tmp_path / "data", tmp_path / "copy"))
+    found = read_data_of_run(run, copy, split="dev")
+    assert found.layout == "texts"
+    assert [row.name for row in found] == [row.name for row in read_data_of_run(run)]
+    assert differs_from_run(run, found, "dev") == [
+        f"{copy} is read as 'texts', as the run's data was; by itself it is taken for 'karpathy'"
+    ]
+    (copy / "dataset_x.json").unlink()
+    assert not differs_from_run(run, found, "dev")
+    told = differs_from_run(run, found.with_identity("none"), "dev")
+    assert told == ["captions belong to images by 'none'; in the run's training by 'auto'"]
+    name = found.split("dev").rows[0].name
+    for data in (copy, tmp_path / "data"):
+        (data / name).with_suffix(".txt").write_text("another caption\n")
+    (told,) = differs_from_run(run, read_data_of_run(run, copy, split="dev"), "dev")
+    assert told == f"{copy} is not the run's own data set, {tmp_path / 'data'}: dev has other captions"
+    (told,) = differs_from_run(run, read_data_of_run(run, split="dev"), "dev")
+    assert told == f"{tmp_path / 'data'} is no longer what it was in training: dev has other captions"
+    assert not differs_from_run(run, read_data_of_run(run, split="train"), "train")
