@@ -38,8 +38,7 @@ def tokens_of(aligner: Aligner, caption: str) -> LateTokens:
     with torch.no_grad(), evaluating(aligner):
         ids = torch.tensor(aligner.text_tower.tokenize([caption]))
         states = aligner.text_tower(ids, torch.ones_like(ids)).tokens
-        # Nothing is pruned in training.
-        return aligner.late.train().tokens(states, torch.ones_like(ids))
+        return aligner.late.all_tokens(states, torch.ones_like(ids))
 
 
 def maps_by_token(aligner: Aligner, tokens: LateTokens) -> torch.Tensor:
