@@ -36,6 +36,7 @@ test-all: export DEALINGS = 70
 test-all: export INTERFACE_CASES = 100
 test-all: export WHOLE_DEMO = 1
 test-all: export COMPILE_BACKEND = inductor
+test-all: export FAULTS = all
 test-all: test
 
 # A Chromium and a C++ compiler for the tests, where the system has none.

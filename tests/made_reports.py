@@ -11,6 +11,7 @@ import numpy as np
 
 from clipvisionalign.data.captioned import CaptionedImage, CaptionedImages
 from clipvisionalign.retrieval.ranks import PartnerRanks
+from clipvisionalign.study.gaps import FAILED, Gaps
 from clipvisionalign.study.plan import Plan, Variant
 from clipvisionalign.study.profile import combined
 from clipvisionalign.study.report import build_report
@@ -97,12 +98,11 @@ def made_report(
                 "curves": {"step": [10, 20], "loss": [3.0, 2.0], "rsum": [100.0, 200.0], "dev_loss": [3.0, 2.5]},
             }  # fmt: skip
             measured.append(Measured(name, seed, found, ranks))
-    failed = dict.fromkeys(missing, "ValueError: it failed")
+    gaps = Gaps(study, print)
+    gaps.cells = dict.fromkeys(missing, (FAILED, "ValueError: it failed"))
     spent = {name: combined(list(rounds)) for name, rounds in (costs or {}).items()}
     controls = {"this data": {kind: [1.0] * count for kind, count in pairs.items()}} if pairs else {}
     # Intervals of single runs by resampling are in no sentence, what is cited in none, and both take most of the time.
     report = "clipvisionalign.study.report"
     with patch("clipvisionalign.study.results.RESAMPLES", 10), patch(f"{report}.entries_for", lambda *about: []):
-        return build_report(
-            made, study, part, part, measured, failed, spent, controls, None, {"groups": {}, "maps": []}
-        )
+        return build_report(made, study, part, part, measured, gaps, spent, controls, None, {"groups": {}, "maps": []})

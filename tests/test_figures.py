@@ -121,7 +121,7 @@ def test_what_went_before_counts_where_its_own_measurement_failed(tmp_path):
 def test_a_variant_without_its_first_seed_is_in_the_legend_and_in_no_mean_of_more():
     report = made_report({"self": 0.5, "late": 0.5}, [0, 1, 2], missing=[("late", 0)])
     axes, _ = drawn(report, figures._curves)
-    assert axes[1].get_legend_handles_labels()[1] == ["self", "late"]
+    assert axes[1].get_legend_handles_labels()[1] == ["self", "late (2 of 3 seeds)"]
     assert counted(report).startswith("mean of 2 to 3 seeds")
     both = made_report({"self": 0.5, "late": 0.5}, [0, 1, 2], missing=[("late", 0), ("self", 2)])
     assert counted(both).startswith("mean of 2 seeds")

@@ -15,7 +15,7 @@ from clipvisionalign.cli import COMMANDS, main
 from clipvisionalign.study import run as study_run
 from clipvisionalign.study.plan import Budget, Drawing, Plan, Variant, cells_of
 from clipvisionalign.study.probe import Probe
-from clipvisionalign.study.run import plan_ahead, plan_text, run_study
+from clipvisionalign.study.run import Subject, plan_ahead, plan_text, run_study
 
 
 def contents(folder: Path) -> dict[str, bytes | None]:
@@ -125,7 +125,10 @@ def begun(plan: Plan, out: Path, steps: dict[str, int] | None = None) -> None:
         (cell.folder / "config.yaml").write_text(yaml.safe_dump(asdict(cell.config)))
 
 
-SCENES = Plan(scenes=60, drawing=Drawing(pixels=32), seeds=[0], variants={"self": Variant(), "late": Variant()})
+SPLITS = {"train": 40, "dev": 10, "test": 10}
+SCENES = Plan(
+    scenes=60, drawing=Drawing(pixels=32, splits=SPLITS), seeds=[0], variants={"self": Variant(), "late": Variant()}
+)  # fmt: skip
 
 
 def test_a_study_that_is_only_asked_about_draws_nothing_and_blocks_nothing(quick, tmp_path):
@@ -147,7 +150,7 @@ def test_other_scenes_than_those_that_are_drawn_are_refused(quick, tmp_path):
     with pytest.raises(Reached):
         run_study(SCENES, out, silent)
     others = [
-        replace(SCENES, scenes=61), replace(SCENES, drawing=Drawing(seed=8, pixels=32)),
+        replace(SCENES, scenes=61, drawing=Drawing(pixels=32)), replace(SCENES, drawing=Drawing(seed=8, pixels=32)),
         replace(SCENES, drawing=Drawing(pixels=40)), replace(SCENES, drawing=Drawing(pixels=32, plain=True)),
         replace(SCENES, drawing=Drawing(pixels=32, splits={"train": 30, "dev": 15, "test": 15})),
     ]  # fmt: skip
@@ -238,7 +241,7 @@ def test_other_protocols_are_of_the_split_that_they_were_measured_on(tmp_path, m
 
     def measured(split: str, part: str) -> int:
         plan = replace(SCENES, split=split)
-        study_run._other_protocols(plan, tmp_path, [cell], data, data.split(part), silent)
+        study_run._other_protocols(Subject(plan, tmp_path, data, data.split(part), {}, None), [cell], silent)
         return len(calls)
 
     # Also where two splits hold the same.

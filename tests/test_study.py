@@ -473,7 +473,7 @@ def test_figures_of_other_captions_are_not_used_again(plan, scenes_folder, tmp_p
     data, out = tmp_path / "data", tmp_path / "out"
     shutil.copytree(scenes_folder, data)
     # What is looked at are the figures, not the files that show them.
-    monkeypatch.setattr("clipvisionalign.study.run.write_report", lambda study, report: None)
+    monkeypatch.setattr("clipvisionalign.study.run.write_report", lambda study, report, say: None)
     monkeypatch.setattr("clipvisionalign.study.protocol.LEAK_STEPS", 5)
     quick = replace(plan.measure, protocol=True, composition=0, examples=0, rounds=0)
     settings = {**plan.settings, "epochs": 1}

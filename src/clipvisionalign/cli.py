@@ -776,8 +776,8 @@ def _whole(text: str, flag: str) -> int:
 def report(arguments: list[str]) -> int:
     parser = _parser(
         "report",
-        description="Write a study's report anew from its report.json: page, figures, tables, PDF; or put two studies\n"
-        "side by side: before and after, two machines.",
+        description="Write a study's report anew: page, figures, tables, PDF; of a study that was stopped, from what\n"
+        "is measured so far. Or put two studies side by side: before and after, two machines.",
     )
     parser.add_argument("study", help="folder of a study, or the report.json in it")
     parser.add_argument("--compare", metavar="OTHER", help="another study's folder: writes comparison.html")
@@ -790,9 +790,11 @@ def report(arguments: list[str]) -> int:
     from clipvisionalign.study.comparison import compare_reports
     from clipvisionalign.study.page import render_comparison
     from clipvisionalign.study.report import folder_of, read_report, write_report
+    from clipvisionalign.study.run import report_of_study
     from clipvisionalign.study.tables import print_tables, show
 
-    folder, found = folder_of(given.study), read_report(given.study)
+    folder = folder_of(given.study)
+    found = report_of_study(folder, say)
     if given.compare:
         tables, settings = compare_reports(found, read_report(given.compare))
         page = Path(given.out or folder / "comparison.html")
@@ -807,7 +809,7 @@ def report(arguments: list[str]) -> int:
             print("\n".join(settings))
         say(f"{page}: written")
         return 0
-    write_report(folder, found)
+    write_report(folder, found, say)
     if given.pdf:
         _write_pdf(folder)
     print(json.dumps(found, indent=2)) if given.json else print_tables(found)

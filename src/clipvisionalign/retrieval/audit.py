@@ -57,6 +57,8 @@ TOLERANCE = 1e-2
 
 #: Images in the checks that score a sample pair by pair or encode it anew several times.
 SAMPLE = 48
+#: Fewer tell nothing.
+LEAST = 8
 
 #: How often an honest model may fail any of the checks against chance, all of one audit together.
 ERROR = 1 / 2000
@@ -276,11 +278,7 @@ def audit(
     answers = _Answers(model)
     partners = Partners.of(caption_image, len(images), identity, caption_group)
     rng = np.random.default_rng(seed)
-    apart = _apart(partners, rng)
-    chosen = np.sort(rng.choice(apart, size=min(sample, len(apart)), replace=False))
-    if len(chosen) < 8:
-        told = "" if len(apart) == len(images) else f" of {len(images)} among which no two have a caption in common"
-        raise ValueError(f"an audit needs at least 8 images, not {len(chosen)}{told}")
+    chosen = audited_images(partners, sample, rng)
     some_images = [images[image] for image in chosen]
     own_captions = [[captions[caption] for caption in own] for own in _captions_of(partners, chosen)]
     some_captions = [own[0] for own in own_captions]
@@ -311,6 +309,21 @@ def audit(
         )
         checks.append(Check("splits apart", not count, float(count), told))
     return AuditReport(checks)
+
+
+def audited_images(partners: Partners, sample: int, rng: np.random.Generator) -> np.ndarray:
+    """The images that an audit asks about, `sample` at most. Raises ValueError where they are too few to tell
+    anything."""
+    apart = _apart(partners, rng)
+    chosen = np.sort(rng.choice(apart, size=min(sample, len(apart)), replace=False))
+    if len(chosen) < LEAST:
+        told = (
+            ""
+            if len(apart) == partners.images
+            else f" of {partners.images} among which no two have a caption in common"
+        )
+        raise ValueError(f"an audit needs at least {LEAST} images, not {len(chosen)}{told}")
+    return chosen
 
 
 def _apart(partners: Partners, rng: np.random.Generator) -> np.ndarray:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -18,7 +20,7 @@ from clipvisionalign.files import written_aside
 from clipvisionalign.models.aligner import Aligner, Remembered, config_from_dict, load_aligner, pin_towers
 from clipvisionalign.models.tokens import open_tokenizer
 from clipvisionalign.retrieval.audit import audit
-from clipvisionalign.retrieval.evaluate import RANKS, evaluate, load_ranks
+from clipvisionalign.retrieval.evaluate import RANKS, Evaluation, evaluate, load_ranks
 from clipvisionalign.retrieval.minimal_pairs import outscored
 from clipvisionalign.retrieval.ranks import PartnerRanks
 from clipvisionalign.study.plan import Cell
@@ -44,6 +46,14 @@ def write_json(path: Path, found: Any) -> None:
         aside.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
 
 
+def read_json(path: Path) -> Any:
+    """What a file of the study's own holds. Raises ValueError with its name where that cannot be read."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: cannot be read ({error}); put back a whole one, or remove it") from None
+
+
 def with_commits(cells: Sequence[Cell], study: Path, say: Say) -> list[Cell]:
     """The cells that are to be trained with one commit of the hub for each tower's name, whenever they are trained.
 
@@ -53,7 +63,7 @@ def with_commits(cells: Sequence[Cell], study: Path, say: Say) -> list[Cell]:
     for cell in cells:
         refuse_other(cell)
     kept = study / TOWERS
-    known: dict[str, list[str]] = json.loads(kept.read_text()) if kept.is_file() else {}
+    known: dict[str, list[str]] = read_json(kept) if kept.is_file() else {}
     before, found = dict(known), []
     for cell in cells:
         model = cell.config.model
@@ -163,7 +173,11 @@ def train_cell(cell: Cell, say: Say, remembered: dict[str, Remembered] | None = 
     """
     refuse_other_base(cell, say)
     if (cell.folder / "results.json").is_file():
-        refuse_changed(cell.folder, cell.config, say, ("train",))
+        try:
+            refuse_changed(cell.folder, cell.config, say, ("train",))
+        except json.JSONDecodeError as error:
+            told = f"what it was trained on cannot be read ({error}); put back a whole one, or remove {cell.folder}"
+            raise ValueError(f"{cell.folder / 'data.json'}: {told}") from None
         say(f"{cell.folder}: finished already")
     elif (cell.folder / "config.yaml").is_file():
         resume(cell.folder, say, _remembered(cell, remembered))
@@ -213,8 +227,12 @@ def reusable(kept: Path, asked: dict[str, Any], say: Say, what: str) -> Any:
     """What the file `kept` holds, if it was made from what is `asked` now; else None, and why is said in one line."""
     if not kept.is_file():
         return None
-    found = json.loads(kept.read_text())
-    before = found.get("asked")
+    try:
+        found = json.loads(kept.read_text(encoding="utf-8"))
+        before = found.get("asked")
+    except (OSError, ValueError, AttributeError):
+        say(f"{what}: measured again: {kept} cannot be read")
+        return None
     differing = changed(before, asked)
     if not differing:
         return found
@@ -236,13 +254,10 @@ def measure_cell(
     """
     kept = cell.folder / MEASURED
     asked = asked_of(cell, part, split, pairs, overlap, audit_images)
-    found = reusable(kept, asked, say, cell.folder.name)
-    if found is not None and ranks_file(cell.folder, split).is_file():
+    found = _kept_of(cell, asked, split, say)
+    if found is not None:
         return found
-    # What is there is of something else: none of it may stand beside new figures, whenever this is cut off.
-    kept.unlink(missing_ok=True)
-    own_ranks(cell.folder, split).unlink(missing_ok=True)
-    trained = json.loads((cell.folder / "results.json").read_text())
+    trained = _results_of(cell.folder)
     aligner = load_aligner(cell.folder)
     aligner.show_progress = True
     # Before anything else is asked, as a model that had been shown true partners could give those back; and by the
@@ -254,19 +269,18 @@ def measure_cell(
     chosen = {name: told for name, told in trained.get("chosen", {}).items() if name != "model_in_sample"}
     same = can_be_remembered(cell.config, part)
     aligner.remembered = _remembered(cell, remembered) if same else None
-    figures = trained
+    figures: dict[str, Any] = trained
+    evaluated: Evaluation | None = None
     # The training has measured dev already, and kept the ranks: of this very dev, unless it has changed since.
-    measured_on = json.loads((cell.folder / "data.json").read_text())["dev"].get("contents")
-    if split != "dev" or not (cell.folder / RANKS).is_file() or measured_on != data_contents(part):
+    if split != "dev" or not _readable(cell.folder / RANKS) or _measured_on(cell.folder) != data_contents(part):
         # Not cross-fitted: this is the run's own model.
         chosen = chosen if split != "dev" else {}
         candidates = aligner.config.fusion.candidates if aligner.fusion is not None else 0
-        measured = evaluate(
+        evaluated = evaluate(
             aligner, part.images, part.captions, part.caption_image, part.image_identity, candidates,
             caption_group=part.caption_group,
         )  # fmt: skip
-        measured.save_ranks(own_ranks(cell.folder, split))
-        figures = measured.to_dict()
+        figures = evaluated.to_dict()
     halves = HalfWeights.of(part, chosen) if split == "dev" else None
     # In every cell the same batches: those of halves would not be.
     aligner.remembered = _remembered(cell, remembered, "minimal pairs") if same and split != "dev" else None
@@ -279,8 +293,57 @@ def measure_cell(
         "composition": {name: twins_found(aligner, some, halves) for name, some in pairs.items()},
         "curves": curves(cell.folder),
     }
+    # What is there is of something else, and stays until there is more: but none of it may stand beside new figures,
+    # whenever this is cut off.
+    kept.unlink(missing_ok=True)
+    own_ranks(cell.folder, split).unlink(missing_ok=True)
+    if evaluated is not None:
+        evaluated.save_ranks(own_ranks(cell.folder, split))
     write_json(kept, found)
     return found
+
+
+def kept_figures(
+    cell: Cell, part: CaptionedImages, split: str, pairs: dict[str, list[MinimalPair]], overlap: list[str] | None,
+    audit_images: int, say: Say,
+) -> dict[str, Any] | None:  # fmt: skip
+    """What `measure_cell` has kept of this very data and model; None where it has to measure, and why is said."""
+    return _kept_of(cell, asked_of(cell, part, split, pairs, overlap, audit_images), split, say)
+
+
+def _kept_of(cell: Cell, asked: dict[str, Any], split: str, say: Say) -> dict[str, Any] | None:
+    found = reusable(cell.folder / MEASURED, asked, say, cell.folder.name)
+    if found is None:
+        return None
+    ranks = ranks_file(cell.folder, split)
+    if not _readable(ranks):
+        say(f"{cell.folder.name}: measured again: {ranks} cannot be read")
+        return None
+    return found
+
+
+def _readable(ranks: Path) -> bool:
+    try:
+        return "ranks" in load_ranks(ranks)
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile, zlib.error):
+        return False
+
+
+def _results_of(folder: Path) -> dict[str, Any]:
+    """What a training left. Raises ValueError where that cannot be read."""
+    path = folder / "results.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: cannot be read ({error}); remove {folder}, to train it anew") from None
+
+
+def _measured_on(folder: Path) -> dict[str, str] | None:
+    """The contents of the dev split that a training has measured; None where that is not known."""
+    try:
+        return json.loads((folder / "data.json").read_text(encoding="utf-8"))["dev"].get("contents")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
 
 
 def cut_captions(folder: Path, part: CaptionedImages, split: str) -> dict[str, Any]:
@@ -368,9 +431,12 @@ class _PairsOf:
 
 
 def curves(folder: Path) -> dict[str, list[float]]:
-    """The training's loss, dev loss and dev rsum after each epoch, from metrics.jsonl."""
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    ends = [line for line in lines if "dev" in line]
+    """The training's loss, dev loss and dev rsum after each epoch, from metrics.jsonl; none where it cannot be read."""
+    try:
+        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+        ends = [line for line in lines if "dev" in line]
+    except (OSError, ValueError, TypeError):
+        ends = []
     return {
         "step": [line["step"] for line in ends],
         "loss": [line["train_loss"] for line in ends],

@@ -27,10 +27,17 @@ SMALL = set("a an and are at be by from in into is it its of on or that the thei
 def examples_of(
     cells: Sequence[Cell], measured: Sequence[Measured], part: CaptionedImages, count: int
 ) -> dict[str, Any]:
-    """The examples of report.json: captions with their image's rank in every variant (its first seed), and maps."""
+    """The examples of report.json: captions with their image's rank in every variant, and maps.
+
+    Of the first seed that all variants have; where there is none, of each variant's first ("seeds").
+    """
+    names = dict.fromkeys(cell.variant for cell in cells)
+    shared = [seed for seed in dict.fromkeys(cell.seed for cell in cells)
+              if all(any((cell.variant, cell.seed) == (name, seed) for cell in cells) for name in names)]  # fmt: skip
     first: dict[str, tuple[Cell, Measured]] = {}
     for cell, found in zip(cells, measured, strict=True):
-        first.setdefault(cell.variant, (cell, found))
+        if not shared or cell.seed == shared[0]:
+            first.setdefault(cell.variant, (cell, found))
     ranks = {name: found.ranks["ranks"].text_to_image[:, 0] for name, (_, found) in first.items()}
     chosen = choose(np.stack(list(ranks.values())), part.caption_image, count, _by_content(part))
     captions, owners = part.captions, part.caption_image

@@ -10,6 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from clipvisionalign.files import written_aside
 from clipvisionalign.study.costs import (
     DEVICE_MEMORY,
     MEMORY,
@@ -20,6 +21,7 @@ from clipvisionalign.study.costs import (
     differ,
     ranges_of,
 )
+from clipvisionalign.study.gaps import labelled, reason_of, state_of
 from clipvisionalign.study.significant import significant, words_told
 
 #: Told apart by people who see colours differently too, and on light and dark ground.
@@ -32,20 +34,24 @@ INK = "#1b1f24"
 @dataclass(frozen=True)
 class Drawn:
     """A figure. svg: to stand in a page; about: how to read it; told: what it shows, in words, for those who do not see
-    it."""
+    it; failed: why it could not be drawn."""
 
     name: str
     svg: str
     title: str
     about: str
     told: str
+    failed: str = ""
 
 
-def draw_figures(report: dict[str, Any], folder: Path) -> dict[str, Drawn]:
-    """Draw what the report has figures for, into `folder`; returns them by name."""
+def draw_figures(report: dict[str, Any], folder: Path, say: Callable[[str], None] = print) -> dict[str, Drawn]:
+    """Draw what the report has figures for, into `folder`; returns them by name. Files of those that an earlier report
+    had, and this one has not, are removed. One that cannot be drawn is said, and has the reason."""
     import matplotlib
 
     matplotlib.use("Agg")
+    from matplotlib import pyplot
+
     folder.mkdir(exist_ok=True)
     found = {}
     settings: Any = {
@@ -56,10 +62,20 @@ def draw_figures(report: dict[str, Any], folder: Path) -> dict[str, Drawn]:
     with matplotlib.rc_context(settings):
         for name, (title, about, draw) in FIGURES.items():
             matplotlib.rcParams["svg.hashsalt"] = name
-            drawn = draw(report)
-            if drawn is not None:
-                figure, told, *more = drawn
-                found[name] = Drawn(name, _save(name, figure, folder), title, " ".join([about, *more]), told)
+            files = [folder / f"{name}.{ending}" for ending in ("png", "svg")]
+            try:
+                drawn = draw(report)
+                if drawn is not None:
+                    figure, told, *more = drawn
+                    found[name] = Drawn(name, _save(name, figure, folder), title, " ".join([about, *more]), told)
+                    continue
+            except Exception as error:
+                reason = reason_of(error)
+                say(f"{files[1]}: NOT DRAWN: {reason}; the rest goes on")
+                found[name] = Drawn(name, "", title, about, "", reason)
+            pyplot.close("all")
+            for file in files:
+                file.unlink(missing_ok=True)
     return found
 
 
@@ -69,14 +85,16 @@ def _save(name: str, figure: Any, folder: Path) -> str:
 
     for number, ground in enumerate([figure.patch, *(axes.patch for axes in figure.axes)]):
         ground.set_gid(f"ground_{number}")
-    figure.savefig(folder / f"{name}.png", dpi=200)
+    with written_aside(folder / f"{name}.png") as aside:
+        figure.savefig(aside, format="png", dpi=200)
     # Laid out once: that takes as long as the drawing.
     figure.set_layout_engine("none")
     text = StringIO()
     figure.savefig(text, format="svg", metadata={"Date": None})
     pyplot.close(figure)
     svg = text.getvalue()
-    (folder / f"{name}.svg").write_text(svg, encoding="utf-8")
+    with written_aside(folder / f"{name}.svg") as aside:
+        aside.write_text(svg, encoding="utf-8")
     # On a page it stands on the page's own ground.
     svg = re.sub(r'(<g id="ground_\d+">\s*<path [^>]*?style=")[^"]*"', r'\1fill: none"', svg)
     svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
@@ -119,17 +137,21 @@ def _accuracy(report: dict[str, Any]) -> tuple[Any, str] | None:
         return None
     styles = _styles(report)
     figure, axes = pyplot.subplots(figsize=(6.4, 3.4), layout="constrained")
-    for place, (name, found) in enumerate(variants.items()):
+    places = {name: place for place, name in enumerate(report["plan"]["variants"])}
+    for name, found in variants.items():
         colour, mark = styles[name]
+        place = places[name]
         _whiskers(axes, place, found["figures"]["rsum"], colour, mark)
         seeds = [run["rsum"]["value"] for run in found["runs"]]
         axes.plot([place + 0.16] * len(seeds), seeds, linestyle="none", marker="_", markersize=9, color=colour)
-    axes.set_xticks(range(len(variants)), list(variants))
-    axes.set_xlim(-0.6, len(variants) - 0.4)
+    ticks = [f"{name}\n({told})" if (told := state_of(report, name)) else name for name in places]
+    axes.set_xticks(range(len(ticks)), ticks)
+    axes.set_xlim(-0.6, len(ticks) - 0.4)
     axes.set_ylabel("rsum (0 to 600)")
     _from_zero(axes, [found["figures"]["rsum"] for found in variants.values()], 600)
     told = "; ".join(f"{name} {found['figures']['rsum']['value']:.1f}" for name, found in variants.items())
     chance = report["results"].get("chance", {})
+    told += "".join(f"; {labelled(report, name)}" for name in places if name not in variants)
     told += f"; a random ranking {chance['rsum']:.1f}" if chance else ""
     one = max(len(found["seeds"]) for found in variants.values()) < 2
     what = "its 95% interval of the images only, one seed" if one else "its 95% interval, and each seed's as a dash"
@@ -175,7 +197,7 @@ def _pareto(report: dict[str, Any], cost: Cost, label: str, log: bool) -> tuple[
     costs = {name: cost.value(report["cost"][name]) for name in names}
     ranges = ranges_of(report["cost"], names, cost)
     for name in names:
-        _whiskers(axes, costs[name], rsum[name], *styles[name], label=name)
+        _whiskers(axes, costs[name], rsum[name], *styles[name], label=labelled(report, name))
         if ranges:
             axes.plot(ranges[name], [rsum[name]["value"]] * 2, color=styles[name][0], linewidth=1.4)
     front = front_of(names, ranges, report) if ranges else []
@@ -242,25 +264,26 @@ def _grouped(
     names, styles = list(report["results"]["variants"]), _styles(report)
     figure, axes = pyplot.subplots(figsize=(7.2, 3.4), layout="constrained")
     told = []
-    labelled: set[str] = set()
     width = 0.7 / max(1, len(names) + (control is not None))
     for number, name in enumerate(names):
+        label = labelled(report, name)
         for place, group in enumerate(groups):
             found = value(name, group)
             if found is None:
                 continue
             x = place + (number - (len(names) - 1) / 2) * width
-            _whiskers(axes, x, found, *styles[name], label="" if name in labelled else name)
-            labelled.add(name)
+            _whiskers(axes, x, found, *styles[name], label=label)
+            label = ""
             told.append(f"{group}, {name} {found['value']:.1f}")
     if control is not None:
+        label = "words alone"
         for place, group in enumerate(groups):
             found = control(group)
             if found is not None:
                 x = place + (len(names) - (len(names) - 1) / 2) * width
                 axes.plot(x, found["value"], marker="x", color=INK, linestyle="none",
-                          label=None if "words alone" in labelled else "words alone")  # fmt: skip
-                labelled.add("words alone")
+                          label=label or None)  # fmt: skip
+                label = ""
                 told.append(f"{group}, words alone {found['value']:.1f}")
     if line is not None:
         axes.axhline(line, color=INK, linewidth=1, linestyle=":", label="chance")
@@ -315,7 +338,7 @@ def _curves(report: dict[str, Any]) -> tuple[Any, str] | None:
     curves = [curve for curve in report["curves"] if curve["step"]]
     if not curves:
         return None
-    styles, told, labelled = _styles(report), [], set()
+    styles, told, named = _styles(report), [], set()
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(8.4, 3.2), layout="constrained")
     losses = []
     for curve in curves:
@@ -324,8 +347,8 @@ def _curves(report: dict[str, Any]) -> tuple[Any, str] | None:
         steps = [before + step for step in curve["step"]]
         for axes, kind in ((left, "loss"), (right, "rsum")):
             axes.plot(steps, curve[kind], color=colour, marker=mark, markersize=3.5, linewidth=1.1,
-                      label=None if name in labelled else name)  # fmt: skip
-        labelled.add(name)
+                      label=None if name in named else labelled(report, name))  # fmt: skip
+        named.add(name)
         losses += curve["loss"]
         if curve.get("dev_loss") and None not in curve["dev_loss"]:
             left.plot(steps, curve["dev_loss"], color=colour, linewidth=1.0, linestyle="dotted")
@@ -370,7 +393,7 @@ def _length_time(report: dict[str, Any]) -> tuple[Any, ...] | None:
     for name, rows in costs.items():
         colour, mark = styles[name]
         axes.plot([row["tokens"] for row in rows], [row["ms_alone"] for row in rows], color=colour, marker=mark,
-                  markersize=5, linewidth=1.2, label=name)  # fmt: skip
+                  markersize=5, linewidth=1.2, label=labelled(report, name))  # fmt: skip
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter("{x:g}")
     axes.set_ylim(0, 1.08 * max(row["ms_alone"] for rows in costs.values() for row in rows))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from clipvisionalign.study.figures import Drawn
+from clipvisionalign.study.gaps import labelled, not_made
 from clipvisionalign.study.tables import Table, tables_of
 from clipvisionalign.study.words import examples_shown, twins_told
 
@@ -16,18 +17,35 @@ def render_page(report: dict[str, Any], drawn: dict[str, Drawn]) -> str:
     import yaml
 
     tables = {table.name: table for table in tables_of(report)}
+    gaps = not_made(report)
+    lacks = {gap["part"] for gap in gaps}
+    with_examples = bool(examples_shown(report) or report["examples"].get("maps") or "examples" in lacks)
+    other = report["what_it_would_have_looked_like"] or "other protocols" in lacks
     parts = [("summary", "Summary"), ("accuracy", "Accuracy")]
-    parts += [("cost", "Cost")] if "cost" in tables else []
-    parts += [("differ", "Length and composition")]
+    parts += [("cost", "Cost")] if "cost" in tables or "time and memory" in lacks else []
+    parts += [("differ", "Length and composition")] if "length" in tables else []
     parts += [("training", "Training")] if "curves" in drawn else []
-    parts += [("examples", "Examples")] if examples_shown(report) or report["examples"].get("maps") else []
-    parts += [("fence", "What it would have looked like")] if report["what_it_would_have_looked_like"] else []
-    parts += [("audit", "Audit"), ("again", "To do it again")]
+    parts += [("examples", "Examples")] if with_examples else []
+    parts += [("fence", "What it would have looked like")] if other else []
+    parts += [("audit", "Audit")] if "audit" in tables else []
+    parts += [("again", "To do it again")]
     return _environment().get_template("report.html").render(
-        title=report["title"], report=report, drawn=drawn, tables=tables, parts=parts,
+        title=report["title"], report=report, drawn=drawn, tables=tables, parts=parts, gaps=gaps,
         plan=yaml.safe_dump(report["plan"], sort_keys=False), twins=twins_told(report),
-        examples=examples_shown(report),
+        examples=examples_shown(report), with_examples=with_examples, example_seeds=example_seeds(report),
     )  # fmt: skip
+
+
+def example_seeds(report: dict[str, Any]) -> str:
+    """Which seeds the examples are of, and which variants have none."""
+    # Reports from before this was kept have those of the first seed.
+    seeds = report["examples"].get("seeds") or dict.fromkeys(report["results"]["variants"], report["plan"]["seeds"][0])
+    if len(set(seeds.values())) == 1:
+        told = f"seed {next(iter(seeds.values()))}"
+    else:
+        told = ", ".join(f"{name}: seed {seed}" for name, seed in seeds.items())
+    none = [labelled(report, name) for name in report["plan"]["variants"] if name not in seeds]
+    return f"{told}; none of {', '.join(none)}" if none else told
 
 
 def render_comparison(title: str, names: tuple[str, str], tables: list[Table], settings: list[str]) -> str:

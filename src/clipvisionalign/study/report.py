@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,13 @@ import numpy as np
 
 from clipvisionalign.data.captioned import CaptionedImages
 from clipvisionalign.data.scenes import read_scenes
+from clipvisionalign.files import written_aside
 from clipvisionalign.models.device import machine, versions
 from clipvisionalign.retrieval.equal_captions import equal_captions
 from clipvisionalign.retrieval.ranks import Partners
 from clipvisionalign.study.bibliography import entries_for
 from clipvisionalign.study.cells import write_json
+from clipvisionalign.study.gaps import FAILED, Gaps, cell_states, made_from
 from clipvisionalign.study.plan import Plan, cell_folder
 from clipvisionalign.study.results import Measured, check_fence, results_of
 from clipvisionalign.study.statistics import estimate
@@ -26,14 +28,21 @@ FORMAT = 1
 
 def build_report(
     plan: Plan, study: Path, data: CaptionedImages, part: CaptionedImages, measured: Sequence[Measured],
-    failed: dict[tuple[str, int], str], costs: dict[str, dict[str, Any]], controls: dict[str, dict[str, list[float]]],
+    gaps: Gaps, costs: dict[str, dict[str, Any]], controls: dict[str, dict[str, list[float]]],
     other: dict[str, Any] | None, examples: dict[str, Any], cut: dict[str, Any] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """The whole report as report.json holds it. Raises FenceError where something in its results is none."""
+    """The whole report as report.json holds it; what has no results, or was not made, is in "cells" and "not_made".
+
+    Raises FenceError where something in its results is none.
+    """
     results = results_of(measured, part, plan.split, plan.compare)
     partners = Partners.of(part.caption_image, len(part), part.image_identity, part.caption_group)
     seconds, steps = (_spent(plan, study, measured, what) for what in ("training_seconds", "steps"))
-    first = next(iter(measured))
+    passed = [(name, seed) for name, found in results["variants"].items() for seed in found["seeds"]]
+    depths: dict[str, Any] = {}
+    for one in measured:
+        if one.found.get("depths"):
+            depths.setdefault(one.variant, one.found["depths"])
     report: dict[str, Any] = {
         "format": FORMAT,
         "title": plan.title,
@@ -71,18 +80,26 @@ def build_report(
             }
             for m in measured
         ],
-        "depths": {m.variant: m.found["depths"] for m in measured if m.found.get("depths") and m.seed == first.seed},
+        "depths": depths,
         "what_it_would_have_looked_like": other,
         "examples": examples,
-        "failed": [{"variant": name, "seed": seed, "reason": reason} for (name, seed), reason in failed.items()],
+        "cells": cell_states(plan, gaps, passed, results["refused"]),
+        "made_from": made_from(study),
         "machine": machine(),
         "versions": versions(),
         "commands": commands(plan, study),
         "references": entries_for(plan, data),
     }
-    report["claims"] = claims_of(report)
+    with_gaps(report, gaps)
     check_fence(report)
     return report
+
+
+def with_gaps(report: dict[str, Any], gaps: Gaps) -> None:
+    """Put into a report what could not be made, and its summary, which tells of that."""
+    report["not_made"] = gaps.parts
+    report["failed"] = [cell for cell in report["cells"] if cell["state"] == FAILED]
+    report["claims"] = claims_of(report)
 
 
 def text_only(controls: dict[str, dict[str, list[float]]]) -> dict[str, list[dict[str, Any]]]:
@@ -150,21 +167,28 @@ def commands(plan: Plan, study: Path) -> list[str]:
     ]
 
 
-def write_report(study: Path, report: dict[str, Any]) -> None:
-    """report.json, report.html, figures/ (SVG, PNG), tables/ (Markdown, LaTeX), references.bib in `study`.
+def write_report(study: Path, report: dict[str, Any], say: Callable[[str], None] = print) -> None:
+    """report.json, report.html, figures/ (SVG, PNG), tables/ (Markdown, LaTeX), references.bib in `study`: each file is
+    whole, whenever this is cut off, and none is left of a plot or a table that only an earlier report had.
 
-    Raises FenceError before anything is written.
+    A plot that cannot be drawn is said, and shown as such, with the reason. Raises FenceError before anything is
+    written.
     """
     from clipvisionalign.study.figures import draw_figures
     from clipvisionalign.study.page import render_page
     from clipvisionalign.study.tables import write_tables
 
     check_fence(report)
+    # The report's own figures first: they are there whatever happens to a plot or the page.
     write_json(study / "report.json", report)
-    drawn = draw_figures(report, study / "figures")
+    page = study / "report.html"
+    page.unlink(missing_ok=True)
+    drawn = draw_figures(report, study / "figures", say)
     write_tables(report, study / "tables")
-    (study / "references.bib").write_text("\n\n".join(entry["bibtex"] for entry in report["references"]) + "\n")
-    (study / "report.html").write_text(render_page(report, drawn), encoding="utf-8")
+    with written_aside(study / "references.bib") as aside:
+        aside.write_text("\n\n".join(entry["bibtex"] for entry in report["references"]) + "\n", encoding="utf-8")
+    with written_aside(page) as aside:
+        aside.write_text(render_page(report, drawn), encoding="utf-8")
 
 
 def folder_of(study: str | Path) -> Path:
@@ -181,7 +205,10 @@ def read_report(study: str | Path) -> dict[str, Any]:
     path = path / "report.json" if path.is_dir() else path
     if not path.is_file():
         raise ValueError(f"{study}: no report.json there; 'clipvisionalign study PLAN --out {study}' makes one")
-    report = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: cannot be read: {error}") from None
     if not isinstance(report, dict) or report.get("format") != FORMAT:
         raise ValueError(f"{path}: no report of this version (format {FORMAT})")
     check_fence(report)

@@ -69,7 +69,7 @@ def results_of(
     ]
     by_variant: dict[str, list[Measured]] = {}
     for cell in good:
-        _same_gallery(cell, part)
+        check_gallery(cell, part)
         by_variant.setdefault(cell.variant, []).append(cell)
     thirds = length_thirds(part.captions)
     many = part.image_identity is not None or part.caption_group is not None
@@ -119,6 +119,8 @@ def results_of(
 
 def choice_of(cells: Sequence[Measured], split: str) -> str:
     """Whether the figures are of images by which something was chosen, in words."""
+    if not cells:
+        return "nothing was measured"
     if split != "dev":
         return f"out of sample: nothing was chosen on the {split} split"
     halved = [cell.found.get("chosen", {}).get("by") == "halves" for cell in cells]
@@ -135,7 +137,8 @@ def choice_of(cells: Sequence[Measured], split: str) -> str:
     return told if not any(halved) else f"{told} in some runs, cross-fitted in others"
 
 
-def _same_gallery(cell: Measured, part: CaptionedImages) -> None:
+def check_gallery(cell: Measured, part: CaptionedImages) -> None:
+    """Raises FenceError for ranks that are not of this gallery."""
     for ranks in cell.ranks.values():
         shape = len(ranks.image_to_text), len(ranks.text_to_image)
         if shape != (len(part), len(part.captions)):

@@ -6,14 +6,16 @@ again. A cell that fails is written down with its reason, and the rest goes on; 
 
 from __future__ import annotations
 
-import json
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from clipvisionalign.data.captioned import CaptionedImages, DataError
 from clipvisionalign.data.check import check
@@ -25,11 +27,15 @@ from clipvisionalign.files import PART, remove, written_aside
 from clipvisionalign.models.aligner import Remembered, load_aligner
 from clipvisionalign.pictures import open_picture
 from clipvisionalign.progress import long_step, progress
+from clipvisionalign.retrieval.audit import audited_images
+from clipvisionalign.retrieval.ranks import Partners
 from clipvisionalign.study.cells import (
     TOWERS,
     cut_captions,
+    kept_figures,
     measure_cell,
     ranks_of,
+    read_json,
     refuse_other,
     reusable,
     settings_hash,
@@ -38,12 +44,23 @@ from clipvisionalign.study.cells import (
     write_json,
 )
 from clipvisionalign.study.examples import examples_of
-from clipvisionalign.study.plan import Cell, Drawing, Plan, cells_of, check_plan, data_of
+from clipvisionalign.study.gaps import (
+    FAILED,
+    NOT_MEASURED,
+    Gaps,
+    NotMeasured,
+    made_from,
+    reason_of,
+    reasons_in,
+    training_state,
+    without_results,
+)
+from clipvisionalign.study.plan import Cell, Drawing, Plan, cells_of, check_plan, data_of, read_plan
 from clipvisionalign.study.probe import Probe, estimated, probes_of, steps_for
 from clipvisionalign.study.profile import combined, profile_run
 from clipvisionalign.study.protocol import other_protocols
-from clipvisionalign.study.report import build_report, write_report
-from clipvisionalign.study.results import Measured
+from clipvisionalign.study.report import build_report, read_report, with_gaps, write_report
+from clipvisionalign.study.results import Measured, check_gallery
 from clipvisionalign.study.text_only import twins_told_apart
 
 Say = Callable[[str], None]
@@ -63,11 +80,13 @@ def run_study(
     """
     start = time.perf_counter()
     study = Path(out)
+    _check_installed()
     plan = _checked(plan, study, say)
     with _removed_if_refused(study):
         data = _open_data(plan, study, study / SCENES, say)
         part = data.split(plan.split)
-        pairs = _minimal_pairs(plan, part)
+        subject = Subject(plan, study, data, part, _minimal_pairs(plan, part), _overlap(data))
+        check_possible(subject)
         steps = _steps(plan, cells_of(plan, study), study, part, say)
         cells = with_commits(cells_of(plan, study, steps), study, say)
         # From here on it is this plan's study.
@@ -75,41 +94,201 @@ def run_study(
         _keep_steps(plan, study, steps)
         with written_aside(study / PLAN) as aside:
             aside.write_text(plan_text(plan), encoding="utf-8")
+    gaps = Gaps(study, say)
     # What frozen towers give of an image or a caption is the same in all cells.
     remembered: dict[str, Remembered] = {}
-    failed = _train(cells, say, remembered)
-    # A split cannot overlap with itself: the check is of data sets with more than one.
-    overlap = [problem.message for problem in data.problems if "two splits" in problem.kind]
-    apart = overlap if len(data.split_sizes()) > 1 else None
-    finished = [cell for cell in cells if (cell.variant, cell.seed) not in failed]
+    trained = _train(cells, gaps, say, remembered)
     say("--- figures, audits, minimal pairs ---")
-    measured = []
-    for cell in progress(finished, "measuring runs", len(finished)):
-        try:
-            found = measure_cell(cell, part, plan.split, pairs, apart, plan.measure.audit_images, say, remembered)
-            measured.append(Measured(cell.variant, cell.seed, found, ranks_of(cell, plan.split)))
-        except Exception as error:
-            failed[cell.variant, cell.seed] = f"measuring: {type(error).__name__}: {error}"
-            say(f"{cell.folder.name}: FAILED: {failed[cell.variant, cell.seed]}")
-    if not measured:
-        told = "; ".join(f"{name}-{seed}: {reason}" for (name, seed), reason in failed.items())
-        raise ValueError(f"{study}: no cell came to its end: {told}")
-    finished = [cell for cell in finished if (cell.variant, cell.seed) not in failed]
-    costs = _costs(plan, study, finished, part, say)
-    with long_step("minimal pairs by words alone"):
-        controls = {name: twins_told_apart(data.split("train").captions, some) for name, some in pairs.items()}
-    other = _other_protocols(plan, study, finished, data, part, say)
-    with long_step("examples"):
-        examples = examples_of(finished, measured, part, plan.measure.examples)
-    first = {cell.variant: cell for cell in reversed(finished)}
-    cut = {name: cut_captions(cell.folder, part, plan.split) for name, cell in reversed(first.items())}
-    report = build_report(plan, study, data, part, measured, failed, costs, controls, other, examples, cut)
+    measured = _measure(subject, trained, gaps, say, remembered)
+    report = _report(subject, cells, measured, gaps, say)
     if more is not None:
-        more(report)
-    with long_step("writing the report"):
-        write_report(study, report)
+        gaps.part("what is added to the report", more, report)
+        with_gaps(report, gaps)
+    _write(study, report, say)
     say(f"{study}: report.html, report.json, figures/, tables/ ({(time.perf_counter() - start) / 60:.1f} min)")
     return report
+
+
+def report_of_study(out: str | Path, say: Say = print) -> dict[str, Any]:
+    """The report of a study's folder as far as the study has come: nothing is trained or measured for it.
+
+    The report.json that is there, where it was made from all that is measured; else a new one from the cells' figures,
+    with what is missing shown as such. Raises ValueError where there is neither a report nor a study with its data.
+    """
+    study = Path(out)
+    if not study.is_dir() or not (study / PLAN).is_file():
+        return read_report(study)
+    before = _earlier_report(study, say)
+    if before is not None and before.get("made_from", "") in ("", made_from(study)):
+        return before
+    plan = read_plan(study / PLAN)
+    source = Path(data_of(plan, study))
+    if not source.exists():
+        if before is None:
+            raise ValueError(f"{study}: its figures are of the data set {source}, which is not there: put it back")
+        say(f"{study}: has other figures by now, of {source}, which is not there: the report is as it was made before")
+        return before
+    say(f"{study}: the report is made from what has been measured so far")
+    data = _open_data(plan, study, study / SCENES, say)
+    part = data.split(plan.split)
+    gaps = Gaps(study, say)
+    pairs = gaps.part("minimal pairs", _minimal_pairs, plan, part) or {}
+    subject = Subject(plan, study, data, part, pairs, _overlap(data), only_kept=True)
+    cells = cells_of(plan, study)
+    report = _report(subject, cells, _measure(subject, cells, gaps, say), gaps, say)
+    if before is not None and before["results"]["variants"] and not report["results"]["variants"]:
+        say(f"{study}: nothing that is there now is of this data: the report is as it was made before")
+        return before
+    return report
+
+
+def _earlier_report(study: Path, say: Say) -> dict[str, Any] | None:
+    """The report that was made last; None where there is none, or none that can be read."""
+    if not (study / "report.json").is_file():
+        return None
+    try:
+        return read_report(study)
+    except ValueError as error:
+        say(str(error))
+        return None
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What a study's cells are measured on, and how.
+
+    part: the split that is measured; pairs: sets of minimal pairs by name; overlap: images in two splits, None where
+    there is one split. only_kept: nothing is measured: what was measured before is taken.
+    """
+
+    plan: Plan
+    study: Path
+    data: CaptionedImages
+    part: CaptionedImages
+    pairs: dict[str, list[MinimalPair]]
+    overlap: list[str] | None
+    only_kept: bool = False
+
+
+def _overlap(data: CaptionedImages) -> list[str] | None:
+    """Images in two splits. A split cannot overlap with itself: the check is of data sets with more than one."""
+    found = [problem.message for problem in data.problems if "two splits" in problem.kind]
+    return found if len(data.split_sizes()) > 1 else None
+
+
+def check_possible(subject: Subject) -> None:
+    """Raises DataError where no cell could have a result, whatever is trained: an audit that every one would fail."""
+    plan, part, overlap = subject.plan, subject.part, subject.overlap
+    where = f"{subject.data.source}: no cell could have a result"
+    if overlap:
+        named = "; ".join(overlap[:3]) + (" ..." if len(overlap) > 3 else "")
+        raise DataError(
+            f"{where}, as every audit would fail: {len(overlap):,} images or identities stand in two splits: {named}; "
+            f"'clipvisionalign check {subject.data.source}' lists them: leave each out of one of its splits, or name "
+            "the column that keeps them together (group)"
+        )
+    partners = Partners.of(part.caption_image, len(part), part.image_identity, part.caption_group)
+    try:
+        audited_images(partners, plan.measure.audit_images, np.random.default_rng(0))
+    except ValueError as error:
+        raise DataError(f"{where}: {error} (split '{plan.split}', measure: audit_images)") from None
+
+
+def _check_installed() -> None:
+    """Raises ModuleNotFoundError before anything is trained where a package is missing that the report needs."""
+    for name in ("jinja2", "markupsafe", "matplotlib", "nltk", "scipy"):
+        if find_spec(name) is None:
+            raise ModuleNotFoundError(f"No module named '{name}'", name=name)
+
+
+def _measure(
+    subject: Subject, cells: Sequence[Cell], gaps: Gaps, say: Say, remembered: dict[str, Remembered] | None = None
+) -> list[Measured]:
+    """The figures of the cells that are trained; the others, and those that cannot be measured, are gaps."""
+    measured = []
+    asked = subject.part, subject.plan.split, subject.pairs, subject.overlap, subject.plan.measure.audit_images
+    for cell in progress(cells, "measuring runs", len(cells), not subject.only_kept):
+        state = training_state(cell)
+        try:
+            if state is not None:
+                gaps.cells[cell.variant, cell.seed] = state
+                continue
+            if subject.only_kept:
+                said: list[str] = []
+                found = kept_figures(cell, *asked, said.append)
+                if found is None:
+                    gaps.cells[cell.variant, cell.seed] = _not_measured(cell, said)
+                    continue
+            else:
+                found = measure_cell(cell, *asked, say, remembered)
+            one = Measured(cell.variant, cell.seed, found, ranks_of(cell, subject.plan.split))
+            check_gallery(one, subject.part)
+        except Exception as error:
+            reason = f"measuring: {reason_of(error)}"
+            say(f"{cell.folder.name}: FAILED: {reason}")
+            if subject.only_kept:
+                gaps.cells[cell.variant, cell.seed] = (FAILED, reason)
+            else:
+                gaps.failed(cell, reason)
+            continue
+        measured.append(one)
+        if not subject.only_kept:
+            gaps.passed(cell)
+    return measured
+
+
+def _not_measured(cell: Cell, said: Sequence[str]) -> tuple[str, str]:
+    """State and reason of a trained cell without figures of this data."""
+    told = reasons_in(cell.folder.parent.parent).get(cell.folder.name)
+    if told is not None:
+        return FAILED, told
+    return NOT_MEASURED, said[0].rpartition("measured again: ")[2] if said else "trained, and not measured yet"
+
+
+def _report(
+    subject: Subject, cells: Sequence[Cell], measured: Sequence[Measured], gaps: Gaps, say: Say
+) -> dict[str, Any]:
+    """The report from what the cells' folders hold: what cannot be made is a gap."""
+    plan, data, part = subject.plan, subject.data, subject.part
+    places = {(cell.variant, cell.seed): cell for cell in cells}
+    good = [one for one in measured if one.found["audit"]["passed"]]
+    finished = [places[one.variant, one.seed] for one in measured]
+    shown = [places[one.variant, one.seed] for one in good]
+    costs = _costs(subject, finished, gaps, say)
+    with long_step("minimal pairs by words alone"):
+        taught = data.split("train").captions
+        controls = {
+            name: gaps.part("words alone", twins_told_apart, taught, some, of=name) or {}
+            for name, some in subject.pairs.items()
+        }
+    other = gaps.part("other protocols", _other_protocols, subject, shown, say) if shown else None
+    with long_step("examples"):
+        examples = gaps.part("examples", examples_of, shown, good, part, plan.measure.examples) if good else None
+    first: dict[str, Cell] = {}
+    for cell in finished:
+        first.setdefault(cell.variant, cell)
+    cut = {
+        name: gaps.part("captions that are cut", cut_captions, cell.folder, part, plan.split, of=name)
+        for name, cell in first.items()
+    }
+    for one in measured:
+        if not one.found["curves"]["step"]:
+            gaps.lacks("learning curve", "its metrics.jsonl holds no epoch", f"{one.variant}, seed {one.seed}")
+    cut = {name: found for name, found in cut.items() if found is not None}
+    return build_report(plan, subject.study, data, part, measured, gaps, costs, controls, other, examples or {}, cut)
+
+
+def _write(study: Path, report: dict[str, Any], say: Say) -> None:
+    """Write a report. One without any result takes the place of none that has some; raises ValueError, where there is
+    no result, with the reasons."""
+    empty = not report["results"]["variants"]
+    before = _earlier_report(study, say) if empty else None
+    if before is None or not before["results"]["variants"]:
+        with long_step("writing the report"):
+            write_report(study, report, say)
+    if empty:
+        told = "; ".join(f"{cell['variant']}-{cell['seed']}: {cell['reason']}" for cell in without_results(report))
+        raise ValueError(f"{study}: no cell came to its end: {told}")
 
 
 def plan_ahead(plan: Plan, out: str | Path, say: Say = print) -> dict[str, float]:
@@ -121,7 +300,7 @@ def plan_ahead(plan: Plan, out: str | Path, say: Say = print) -> dict[str, float
         drawn = study / SCENES if (study / SCENES).exists() else Path(folder) / SCENES
         data = _open_data(plan, study, drawn, say)
         part = data.split(plan.split)
-        _minimal_pairs(plan, part)
+        check_possible(Subject(plan, study, data, part, _minimal_pairs(plan, part), _overlap(data)))
         cells = cells_of(plan, study)
         known = _known_steps(plan, cells, study)
         for cell in cells_of(plan, study, known):
@@ -250,7 +429,7 @@ def _known_steps(plan: Plan, cells: list[Cell], study: Path) -> dict[str, int]:
     if plan.budget.same == "pictures":
         return {}
     kept = study / BUDGET
-    found = json.loads(kept.read_text()) if kept.is_file() else {"steps": {}}
+    found = read_json(kept) if kept.is_file() else {"steps": {}}
     # Those of an earlier version do not tell what they are of.
     made, same = found.get("settings", {}), found.get("seconds") == plan.budget.seconds
     known: dict[str, int] = {}
@@ -271,7 +450,7 @@ def _keep_steps(plan: Plan, study: Path, steps: dict[str, int]) -> None:
     if not steps:
         return
     kept = study / BUDGET
-    found = json.loads(kept.read_text()) if kept.is_file() else {}
+    found = read_json(kept) if kept.is_file() else {}
     before = found if found.get("seconds") == plan.budget.seconds else {}
     now = {cell.variant: settings_hash(cell) for cell in cells_of(plan, study)}
     told = {
@@ -283,30 +462,32 @@ def _keep_steps(plan: Plan, study: Path, steps: dict[str, int]) -> None:
         write_json(kept, told)
 
 
-def _train(cells: list[Cell], say: Say, remembered: dict[str, Remembered]) -> dict[tuple[str, int], str]:
-    """Train what is not finished; returns the reasons of what failed."""
-    failed: dict[tuple[str, int], str] = {}
+def _train(cells: list[Cell], gaps: Gaps, say: Say, remembered: dict[str, Remembered]) -> list[Cell]:
+    """Train what is not finished; returns the cells that are."""
+    trained: list[Cell] = []
     start = time.perf_counter()
-    trained = 0
+    number_trained = 0
     for number, cell in enumerate(cells, 1):
         left = [other for other in cells[number - 1 :] if not (other.folder / "results.json").is_file()]
         eta = ""
-        if trained and left:
-            eta = f", about {(time.perf_counter() - start) / trained * len(left) / 60:.0f} min of training left"
+        if number_trained and left:
+            minutes = (time.perf_counter() - start) / number_trained * len(left) / 60
+            eta = f", about {minutes:.0f} min of training left"
         say(f"--- {cell.variant}, seed {cell.seed}: cell {number} of {len(cells)}{eta} ---")
         done = (cell.folder / "results.json").is_file()
         base = Path(cell.config.init).name if cell.config.init else ""
         if base and not (Path(cell.config.init) / "results.json").is_file():
-            failed[cell.variant, cell.seed] = f"it stands on {base}, which failed"
+            gaps.failed(cell, f"it stands on {base}, which failed")
         else:
             try:
                 train_cell(cell, say, remembered)
-                trained += not done
+                trained.append(cell)
+                number_trained += not done
                 continue
             except Exception as error:
-                failed[cell.variant, cell.seed] = f"{type(error).__name__}: {error}".splitlines()[0]
-        say(f"{cell.folder.name}: FAILED: {failed[cell.variant, cell.seed]}; the rest goes on")
-    return failed
+                gaps.failed(cell, f"{type(error).__name__}: {error}".splitlines()[0])
+        say(f"{cell.folder.name}: FAILED: {gaps.cells[cell.variant, cell.seed][1]}; the rest goes on")
+    return trained
 
 
 def _minimal_pairs(plan: Plan, part: CaptionedImages) -> dict[str, list[MinimalPair]]:
@@ -321,53 +502,75 @@ def _minimal_pairs(plan: Plan, part: CaptionedImages) -> dict[str, list[MinimalP
     return found
 
 
-def _costs(plan: Plan, study: Path, finished: list[Cell], part: CaptionedImages, say: Say) -> dict[str, dict[str, Any]]:
-    """Time and memory of each variant's first finished run, in fresh processes that take turns."""
-    folder = study / "costs"
-    folder.mkdir(exist_ok=True)
+def _costs(subject: Subject, finished: Sequence[Cell], gaps: Gaps, say: Say) -> dict[str, dict[str, Any]]:
+    """Time and memory of each variant's first finished run, in fresh processes that take turns; of a variant whose
+    process fails the rounds that did not."""
+    plan, part, folder = subject.plan, subject.part, subject.study / "costs"
     first: dict[str, Cell] = {}
     for cell in finished:
         first.setdefault(cell.variant, cell)
-    rounds: dict[str, list[dict[str, Any]]] = {name: [] for name in first}
     turns = [(turn, name) for turn in range(plan.measure.rounds) for name in first]
     brief = {"brief": plan.measure.brief}
     asked = {name: {"model": run_contents(cell.folder), **data_contents(part), **brief} for name, cell in first.items()}
-    for turn, name in turns:
-        kept = folder / f"{name}-{turn}.json"
-        if reusable(kept, asked[name], say, f"time and memory of {name}") is None:
-            kept.unlink(missing_ok=True)
-    todo = [turn for turn in turns if not (folder / f"{turn[1]}-{turn[0]}.json").is_file()]
-    if todo:
+    kept = {
+        (turn, name): reusable(folder / f"{name}-{turn}.json", asked[name], say, f"time and memory of {name}")
+        for turn, name in turns
+    }
+    if not subject.only_kept and any(found is None for found in kept.values()):
         say("--- time and memory, each in a fresh process ---")
-    for turn, name in progress(turns, "time and memory", len(turns), bool(todo)):
-        kept = folder / f"{name}-{turn}.json"
-        if not kept.is_file():
-            config = first[name].config
-            found = profile_run(first[name].folder, config.data, plan.split, config.layout, plan.measure.brief)
-            write_json(kept, {"asked": asked[name], **found})
-        rounds[name].append({key: value for key, value in json.loads(kept.read_text()).items() if key != "asked"})
-    return {name: combined(several) for name, several in rounds.items() if several}
+    rounds: dict[str, list[dict[str, Any]]] = {name: [] for name in first}
+    reasons: dict[str, list[str]] = {name: [] for name in first}
+    for turn, name in progress(turns, "time and memory", len(turns), None in kept.values()):
+        found = kept[turn, name]
+        if found is None and subject.only_kept:
+            reasons[name].append("not measured yet")
+        elif found is None:
+            try:
+                found = _profiled(subject, first[name], folder / f"{name}-{turn}.json", asked[name])
+            except Exception as error:
+                reasons[name].append(reason_of(error))
+        if found is not None:
+            rounds[name].append({key: value for key, value in found.items() if key != "asked"})
+    for name, failed in reasons.items():
+        if failed:
+            of = f"{name}, {len(failed)} of {plan.measure.rounds} rounds"
+            gaps.lacks("time and memory", "; ".join(dict.fromkeys(failed)), of)
+    made = {
+        name: gaps.part("time and memory", combined, several, of=name) for name, several in rounds.items() if several
+    }
+    return {name: found for name, found in made.items() if found is not None}
 
 
-def _other_protocols(
-    plan: Plan, study: Path, finished: list[Cell], data: CaptionedImages, part: CaptionedImages, say: Say
-) -> dict[str, Any] | None:
-    """What other protocols would have made of the first variant's first run; kept, as it costs a short training."""
-    if not plan.measure.protocol:
+def _profiled(subject: Subject, cell: Cell, kept: Path, asked: dict[str, Any]) -> dict[str, Any]:
+    """One round of a run's time and memory, kept in a file."""
+    kept.parent.mkdir(exist_ok=True)
+    config = cell.config
+    found = profile_run(cell.folder, config.data, subject.plan.split, config.layout, subject.plan.measure.brief)
+    found = {"asked": asked, **found}
+    write_json(kept, found)
+    return found
+
+
+def _other_protocols(subject: Subject, shown: Sequence[Cell], say: Say) -> dict[str, Any] | None:
+    """What other protocols would have made of the first run that has results; kept, as it costs a short training."""
+    if not subject.plan.measure.protocol:
         return None
-    kept = study / "other-protocols.json"
-    cell = finished[0]
-    train = data.split("train")
+    part = subject.part
+    kept = subject.study / "other-protocols.json"
+    cell = shown[0]
+    train = subject.data.split("train")
     asked = {
         "run": cell.folder.name,
         "model": run_contents(cell.folder),
         **data_contents(part),
         "training data": data_contents(train, pictures=False),
-        "split": plan.split,
+        "split": subject.plan.split,
     }
     found = reusable(kept, asked, say, "other protocols")
     if found is not None:
         return found
+    if subject.only_kept:
+        raise NotMeasured
     say("--- what it would have looked like by other protocols ---")
     found = {"asked": asked, "variant": cell.variant, "seed": cell.seed}
     with long_step("other protocols"):

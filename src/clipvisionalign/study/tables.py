@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from clipvisionalign.files import written_aside
+from clipvisionalign.study.gaps import labelled, not_made, reason_of, state_of, without_results
 from clipvisionalign.study.results import both_ways
 from clipvisionalign.study.significant import p_value_form, significant, words_told
 from clipvisionalign.study.statistics import LEVEL
@@ -35,17 +37,30 @@ class Table:
 
 def tables_of(report: dict[str, Any]) -> list[Table]:
     """Every table of a report that has rows."""
-    made = (_accuracy(report), _differences(report), _cost(report), _latency(report), _lengths(report),
-            _composition(report), _cut_captions(report), _audits(report))  # fmt: skip
-    return [table for table in made if table.rows]
+    return [table for table in (_made(name, report) for name in TABLES) if table.rows]
+
+
+def _made(name: str, report: dict[str, Any]) -> Table:
+    """A table; where it cannot be made the reason stands in its place, and the others are made all the same."""
+    try:
+        return TABLES[name](report)
+    except Exception as error:
+        told = f"this table could not be made: {reason_of(error)}"
+        return Table(name, name.capitalize(), ["table", "reason"], [[name, told]], [[None, None]])
 
 
 def write_tables(report: dict[str, Any], folder: Path) -> None:
-    """Each table as NAME.md and NAME.tex."""
+    """Each table as NAME.md and NAME.tex; files of those that have no rows, as in an earlier report, are removed."""
     folder.mkdir(exist_ok=True)
-    for table in tables_of(report):
-        (folder / f"{table.name}.md").write_text(markdown(table))
-        (folder / f"{table.name}.tex").write_text(latex(table))
+    tables = {table.name: table for table in tables_of(report)}
+    for name in TABLES:
+        for ending, text_of in (("md", markdown), ("tex", latex)):
+            path = folder / f"{name}.{ending}"
+            if name not in tables:
+                path.unlink(missing_ok=True)
+                continue
+            with written_aside(path) as aside:
+                aside.write_text(text_of(tables[name]), encoding="utf-8")
 
 
 def interval(found: dict[str, Any], form: str = ".1f") -> str:
@@ -85,9 +100,15 @@ def _tested(p: float | None) -> tuple[str, float | None]:
 
 
 def seeds_told(report: dict[str, Any], label: str, name: str) -> str:
-    """A variant's label; where it lacks seeds of the plan, with how many it has."""
-    seeds, planned = report["results"]["variants"][name]["seeds"], report["plan"]["seeds"]
-    return label if len(seeds) == len(planned) else f"{label} ({len(seeds)} of {len(planned)} seeds)"
+    """A variant's label; where it lacks results of seeds, with which."""
+    told = state_of(report, name)
+    return f"{label} ({told})" if told else label
+
+
+def lacking(report: dict[str, Any], there: Collection[str]) -> list[str]:
+    """The variants of the plan that are not `there`, in the plan's order: a row each, with nothing but what became of
+    them."""
+    return [name for name in report["plan"]["variants"] if name not in there]
 
 
 def counted(report: dict[str, Any]) -> str:
@@ -116,6 +137,8 @@ def _accuracy(report: dict[str, Any]) -> Table:
                 _number(figures["rsum"]["spread"], ".1f"),
                 *(_estimate(figures[figure]) for figure in names),
             )
+    for name in lacking(report, variants) if variants else ():
+        rows.add((labelled(report, name), None), ("no result", None), *[("", None)] * (1 + len(names)))
     # Reports from before chance was told have none.
     chance = report["results"].get("chance")
     if chance and variants:
@@ -185,6 +208,8 @@ def _cost(report: dict[str, Any]) -> Table:
             _number(cost["flops_per_picture"] / 1e9, ".2f"),
             _number(cost.get("energy", {}).get("joules_per_1000_captions"), ".1f"),
         )
+    for name in lacking(report, report["cost"]) if rows.rows else ():
+        rows.add((name, None), ("not measured", None), *[("", None)] * (len(rows.rows[0]) - 2))
     columns = ["variant", "training s", "training steps", "ms a caption", "ms an image", "ms 1,000 pairs", "ms a query",
                "peak MiB", "peak GPU MiB", "bytes an image", "bytes a caption", "M parameters", "GFLOP a caption",
                "GFLOP an image", "J 1,000 captions"]  # fmt: skip
@@ -282,6 +307,24 @@ def _audits(report: dict[str, Any]) -> Table:
     return Table("audit", "The audit of every run", ["run", "check", "verdict", "what was seen"], rows.rows, rows.sort)
 
 
+def _gaps(report: dict[str, Any]) -> Table:
+    rows = _Rows()
+    for cell in without_results(report):
+        rows.add((f"{cell['variant']}, seed {cell['seed']}", None), (cell["state"], None), (cell["reason"], None))
+    for part in not_made(report):
+        of = f" of {part['of']}" if part["of"] else ""
+        rows.add((f"{part['part']}{of}", None), ("not made", None), (part["reason"], None))
+    note = "None of it is in any figure. The study's command, given again, tries what failed and goes on with the rest."
+    return Table("gaps", "What has no results", ["what", "state", "reason"], rows.rows, rows.sort, note)
+
+
+#: Every table of a report, by its name.
+TABLES: dict[str, Callable[[dict[str, Any]], Table]] = {
+    "accuracy": _accuracy, "differences": _differences, "cost": _cost, "latency": _latency, "length": _lengths,
+    "composition": _composition, "cut": _cut_captions, "audit": _audits, "gaps": _gaps,
+}  # fmt: skip
+
+
 def markdown(table: Table) -> str:
     """A table as Markdown."""
     lines = [f"## {table.title}", "", f"| {' | '.join(table.columns)} |", f"|---{'|---:' * (len(table.columns) - 1)}|"]
@@ -308,7 +351,7 @@ def latex(table: Table) -> str:
 def print_tables(report: dict[str, Any]) -> None:
     """The first tables and the summary, in the terminal."""
     shown = []
-    for table in tables_of(report)[:3]:
+    for table in [table for table in tables_of(report) if table.name in ("accuracy", "differences", "cost", "gaps")]:
         # In the terminal the first question only: the report has the others.
         rows = [row for row in table.rows if table.name != "differences" or row[1] == "rsum"]
         shown.append(replace(table, rows=rows))

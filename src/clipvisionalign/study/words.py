@@ -14,6 +14,7 @@ from typing import Any
 from clipvisionalign.retrieval.equal_captions import equal_captions_told
 from clipvisionalign.retrieval.metrics import RECALL_AT, gain_told
 from clipvisionalign.study.costs import COSTS, Cost, differ, ranges_of
+from clipvisionalign.study.gaps import NOT_MEASURED, NOT_TRAINED, UNFINISHED, not_made, without_results
 from clipvisionalign.study.primary import primary_of
 from clipvisionalign.study.results import both_ways
 from clipvisionalign.study.significant import decimal, p_value_form
@@ -141,6 +142,7 @@ def claims_of(report: dict[str, Any]) -> list[dict[str, Any]]:
         _equal_captions,
         _cut_captions,
         _believed,
+        _missing,
     ):
         found += part(report)
     return [claim.to_dict() for claim in found]
@@ -503,6 +505,29 @@ def _believed(report: dict[str, Any]) -> list[Claim]:
         said.append("A variant of one seed tells nothing of what another seed would have given.")
     claim.text = " ".join(said)
     return [claim]
+
+
+def _missing(report: dict[str, Any]) -> list[Claim]:
+    """What is not there that the plan asks for, beside what failed or was refused."""
+    cells = without_results(report)
+    said = [f"{told}: {_listed([_run(cell) for cell in cells if cell['state'] == state])}."
+            for state, told in STATES.items() if any(cell["state"] == state for cell in cells)]  # fmt: skip
+    parts = list(dict.fromkeys(gap["part"] for gap in not_made(report)))
+    if parts:
+        said.append(f"Not made, or not for all: {_joined(parts)}.")
+    if not said:
+        return []
+    claim = Claim(report, "belief")
+    claim.text = " ".join([*said, "The table below has the reasons."])
+    return [claim]
+
+
+#: How the summary tells of cells that have no figures and did not fail.
+STATES = {
+    UNFINISHED: "Stopped in its training, and in no figure",
+    NOT_MEASURED: "Trained, but not measured, and in no figure",
+    NOT_TRAINED: "Not begun",
+}
 
 
 def _below_level(row: dict[str, Any]) -> bool:

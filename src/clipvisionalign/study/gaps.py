@@ -1,0 +1,176 @@
+"""What a report lacks, each with its reason: cells without results, and parts that could not be made.
+
+A report is made from what is there. A cell that failed, was refused, was stopped or was never begun is shown as such,
+and so is a part of the report that an error kept from being made; nothing of the rest is lost for it. Reasons of cells
+that failed are kept in the study's folder, so that `clipvisionalign report` can give them after a study was killed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from clipvisionalign.data.fingerprint import hash_of, hash_of_file
+from clipvisionalign.files import written_aside
+from clipvisionalign.study.plan import Cell, Plan
+
+Say = Callable[[str], None]
+Made = TypeVar("Made")
+
+#: What becomes of a cell. "refused": its audit failed. "failed": an error ended its training or its measuring.
+#: "unfinished": its training was stopped. "not measured": it is trained. "not trained": it was never begun.
+MEASURED, REFUSED, FAILED = "measured", "refused", "failed"
+UNFINISHED, NOT_MEASURED, NOT_TRAINED = "unfinished", "not measured", "not trained"
+
+#: The reasons of the cells that failed, in a study's folder.
+REASONS = "failed.json"
+
+
+class NotMeasured(Exception):
+    """There is no such measurement yet."""
+
+
+def reason_of(error: BaseException) -> str:
+    """An error in one line."""
+    if isinstance(error, NotMeasured):
+        return "not measured yet"
+    told = (str(error).strip().splitlines() or [""])[0]
+    return f"{type(error).__name__}: {told}" if told else type(error).__name__
+
+
+class Gaps:
+    """The gaps of a study's report while it is made.
+
+    cells: (variant, seed) -> state and reason, of those that have no results. parts: what could not be made.
+    """
+
+    def __init__(self, study: Path, say: Say) -> None:
+        self.study, self.say = study, say
+        self.cells: dict[tuple[str, int], tuple[str, str]] = {}
+        self.parts: list[dict[str, str]] = []
+
+    def failed(self, cell: Cell, reason: str) -> None:
+        """A cell failed; the reason is kept in the study's folder."""
+        self.cells[cell.variant, cell.seed] = (FAILED, reason)
+        self._keep({**reasons_in(self.study), cell.folder.name: reason})
+
+    def passed(self, cell: Cell) -> None:
+        """A cell that may have failed before has come to its end."""
+        kept = reasons_in(self.study)
+        if kept.pop(cell.folder.name, None) is not None:
+            self._keep(kept)
+
+    def part(self, part: str, work: Callable[..., Made], *given: Any, of: str = "") -> Made | None:
+        """What `work(*given)` makes; None where it raises, and the part is written down with the reason.
+
+        of: the variant or the set that it is about.
+        """
+        try:
+            return work(*given)
+        except Exception as error:
+            self.lacks(part, reason_of(error), of)
+            return None
+
+    def lacks(self, part: str, reason: str, of: str = "") -> None:
+        """A part is not made."""
+        self.parts.append({"part": part, "of": of, "reason": reason})
+        self.say(f"{part}{f' of {of}' if of else ''}: NOT MADE: {reason}; the rest goes on")
+
+    def _keep(self, reasons: dict[str, str]) -> None:
+        path = self.study / REASONS
+        if not reasons:
+            path.unlink(missing_ok=True)
+            return
+        with written_aside(path) as aside:
+            aside.write_text(json.dumps(reasons, indent=2) + "\n", encoding="utf-8")
+
+
+def reasons_in(study: Path) -> dict[str, str]:
+    """Why cells failed when they were last tried, by the names of their folders."""
+    try:
+        found = json.loads((study / REASONS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return {str(name): str(reason) for name, reason in found.items()} if isinstance(found, dict) else {}
+
+
+def training_state(cell: Cell) -> tuple[str, str] | None:
+    """State and reason of a cell that is not trained to its end, from its folder; None where it is."""
+    if (cell.folder / "results.json").is_file():
+        return None
+    told = reasons_in(cell.folder.parent.parent).get(cell.folder.name)
+    if told is not None:
+        return FAILED, told
+    if not cell.folder.is_dir():
+        return NOT_TRAINED, "not begun"
+    step = _last_step(cell.folder / "metrics.jsonl")
+    return UNFINISHED, f"stopped after step {step:,}" if step else "stopped before its first step was recorded"
+
+
+def _last_step(metrics: Path) -> int:
+    try:
+        lines = metrics.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError):
+        return 0
+    for line in reversed(lines):
+        try:
+            return int(json.loads(line)["step"])
+        except (ValueError, KeyError, TypeError):
+            continue  # a line that was cut off
+    return 0
+
+
+def cell_states(
+    plan: Plan, gaps: Gaps, passed: Sequence[tuple[str, int]], refused: Sequence[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """What became of every cell of the plan: the block "cells" of report.json. passed: those that have results."""
+    reasons = {(row["variant"], row["seed"]): (REFUSED, row["reason"]) for row in refused}
+    states = gaps.cells | reasons | dict.fromkeys(passed, (MEASURED, ""))
+    found = []
+    for name in plan.variants:
+        for seed in plan.seeds:
+            state, reason = states.get((name, seed), (NOT_TRAINED, "not begun"))
+            found.append({"variant": name, "seed": seed, "state": state, "reason": reason})
+    return found
+
+
+def without_results(report: dict[str, Any]) -> list[dict[str, Any]]:
+    """The cells of a report that have no results, with state and reason; of older reports those that they name."""
+    if "cells" in report:
+        return [cell for cell in report["cells"] if cell["state"] != MEASURED]
+    refused = [{**row, "state": REFUSED} for row in report["results"]["refused"]]
+    return refused + [{**row, "state": FAILED} for row in report["failed"]]
+
+
+def not_made(report: dict[str, Any]) -> list[dict[str, str]]:
+    """The parts of a report that could not be made: "part", "of" and "reason"."""
+    return report.get("not_made", [])
+
+
+def state_of(report: dict[str, Any], name: str) -> str:
+    """In a few words, what of a variant's seeds has no results: "" where all have, else such as "2 of 3 seeds" or
+    "refused"."""
+    planned = len(report["plan"]["seeds"])
+    variant = report["results"]["variants"].get(name)
+    if variant is not None:
+        return "" if len(variant["seeds"]) == planned else f"{len(variant['seeds'])} of {planned} seeds"
+    states = dict.fromkeys(cell["state"] for cell in without_results(report) if cell["variant"] == name)
+    return ", ".join(states) or "no results"
+
+
+def labelled(report: dict[str, Any], name: str) -> str:
+    """A variant's name for tables, axes and legends; with what of it has no results."""
+    told = state_of(report, name)
+    return f"{name} ({told})" if told else name
+
+
+def made_from(study: Path) -> str:
+    """A hash of all measurements that a study's folder holds: another one than a report names means that there are
+    others now. "" where there are none, as beside a published report."""
+    kept = [*study.glob("cells/*/measured.json"), *study.glob("costs/*.json"), *study.glob("other-protocols.json")]
+    begun = [*study.glob("cells/*/results.json"), *study.glob(REASONS), *study.glob("plan.yaml")]
+    if not (study / "cells").is_dir():
+        return ""
+    return hash_of(f"{path.relative_to(study).as_posix()} {hash_of_file(path)}" for path in sorted(kept + begun))

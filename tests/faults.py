@@ -1,0 +1,118 @@
+"""A study that is disturbed in one of its stages: a stage raises, or its process is killed there.
+
+The study is one that was finished before, of which what the stage writes is removed: nothing is trained for it.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+#: What the fault says, as a full disk does.
+TOLD = "No space left on device"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Where a fault strikes. place: module of the study and function; removed: what is not there yet when it does;
+    lacks: the cell or the part that the report has to show as missing, "" where the study ends with the error."""
+
+    place: str
+    removed: tuple[str, ...] = ()
+    lacks: str = ""
+
+
+ONE = ("cells/late-1/measured.json",)
+STAGES = {
+    "data": Stage("run:_open_data"),
+    "minimal pairs": Stage("run:_minimal_pairs"),
+    "commits": Stage("run:with_commits"),
+    "settings": Stage("cells:refuse_other"),
+    "training": Stage("cells:resume", (*ONE, "cells/late-1/results.json"), "late-1"),
+    "loading": Stage("cells:load_aligner", ONE, "late-1"),
+    "audit": Stage("cells:audit", ONE, "late-1"),
+    "evaluation": Stage("cells:evaluate", (*ONE, "cells/late-1/ranks.npz"), "late-1"),
+    "twins": Stage("cells:twins_found", ONE, "late-1"),
+    "keeping figures": Stage("cells:write_json", ONE, "late-1"),
+    "one cost": Stage("run:profile_run", ("costs/late-0.json",), "time and memory"),
+    "all costs": Stage("run:profile_run", ("costs/late-0.json", "costs/self-0.json"), "time and memory"),
+    "keeping costs": Stage("run:write_json", ("costs/late-0.json",), "time and memory"),
+    "words alone": Stage("run:twins_told_apart", (), "words alone"),
+    "other protocols": Stage("run:other_protocols", ("other-protocols.json",), "other protocols"),
+    "examples": Stage("run:examples_of", (), "examples"),
+    "maps": Stage("examples:_maps", (), "examples"),
+    "cut captions": Stage("run:cut_captions", (), "captions that are cut"),
+    "report": Stage("run:build_report"),
+    "report.json": Stage("report:write_json"),
+    "plots": Stage("figures:_save", (), "plot"),
+    "tables": Stage("tables:interval", (), "table"),
+    "page": Stage("page:_environment"),
+}
+
+
+def disturbed(study: Path, of: Path, stage: Stage) -> None:
+    """A copy of the finished study `of` in `study`, without what the stage writes. Files are shared until one is
+    replaced, which is how all of a study's files are written."""
+    left_out = shutil.ignore_patterns("figures", "tables", "report.*", "*.part")
+    shutil.copytree(of, study, copy_function=os.link, ignore=left_out)
+    for name in stage.removed:
+        (study / name).unlink()
+
+
+def _module(name: str) -> Any:
+    return importlib.import_module(f"clipvisionalign.study.{name}")
+
+
+def quick(put: Callable[[Any, str, Any], None]) -> None:
+    """One plot, no maps, few resamples, the data set read once: a report in a second."""
+    figures = _module("figures")
+    put(figures, "FIGURES", {"accuracy": figures.FIGURES["accuracy"]})
+    put(_module("examples"), "_maps", lambda *given: {"caption": "", "image": "", "variants": {}})
+    put(_module("results"), "RESAMPLES", 20)
+    put(_module("run"), "_open_data", _read_once())
+
+
+@functools.cache
+def _read_once() -> Callable[..., Any]:
+    read, kept = _module("run")._open_data, {}
+
+    def once(plan: Any, *given: Any) -> Any:
+        if plan.data not in kept:
+            kept[plan.data] = read(plan, *given)
+        return kept[plan.data]
+
+    return once
+
+
+def strike(put: Callable[[Any, str, Any], None], stage: Stage, fault: Callable[..., Any]) -> None:
+    """The stage's function does what `fault` does."""
+    module, name = stage.place.split(":")
+    put(_module(module), name, fault)
+
+
+def raises(*given: Any, **named: Any) -> Any:
+    """What a disk that is full says."""
+    raise OSError(28, TOLD)
+
+
+def killed(*given: Any, **named: Any) -> Any:
+    """The process ends here, without another word."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def killed_study(study: str, stage: str) -> int:
+    """The work of a process: the study goes on, and is killed in that stage."""
+    from clipvisionalign.study.plan import read_plan
+    from clipvisionalign.study.run import run_study
+
+    quick(setattr)
+    strike(setattr, STAGES[stage], killed)
+    run_study(read_plan(Path(study) / "plan.yaml"), study, print)
+    return 0
