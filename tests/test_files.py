@@ -76,6 +76,6 @@ def test_a_killed_process_leaves_the_old_and_the_next_one_tidies_up(tmp_path, ki
 
 def test_nothing_else_renames_what_it_wrote():
     """Sharded checkpoints alone do it on their own: many processes write them together."""
-    by_hand = re.compile(r"\.part\b|os\.replace|NamedTemporaryFile|\b(aside|part)\.(replace|rename)\(")
+    by_hand = re.compile(r"\.part[\"']|os\.replace|NamedTemporaryFile|\b(aside|part)\.(replace|rename)\(")
     found = {path.name for path in SOURCE.rglob("*.py") if by_hand.search(path.read_text(encoding="utf-8"))}
     assert found == {"files.py", "checkpoint.py"}

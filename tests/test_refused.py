@@ -162,7 +162,7 @@ def test_other_scenes_than_those_that_are_drawn_are_refused(quick, tmp_path):
 
 
 def test_scenes_are_not_left_by_a_study_that_is_refused_after_they_are_drawn(quick, tmp_path):
-    few = replace(SCENES, scenes=1)
+    few = replace(SCENES, scenes=1, drawing=Drawing(pixels=32))
     with pytest.raises(ValueError, match="the split 'dev' is empty"):
         run_study(few, tmp_path / "out", silent)
     assert not any(tmp_path.iterdir())
@@ -170,7 +170,7 @@ def test_scenes_are_not_left_by_a_study_that_is_refused_after_they_are_drawn(qui
 
 def test_a_mistaken_budget_is_refused_and_the_right_one_is_still_taken(quick, tmp_path, scenes_folder):
     out = tmp_path / "out"
-    plan = replace(SCENES, data=str(scenes_folder), scenes=0, budget=Budget("seconds", 300.0))
+    plan = replace(SCENES, data=str(scenes_folder), scenes=0, drawing=Drawing(), budget=Budget("seconds", 300.0))
     begun(plan, out, {"self": 300, "late": 300})
     before = contents(out)
     mistaken = [
@@ -194,7 +194,7 @@ def test_a_mistaken_budget_is_refused_and_the_right_one_is_still_taken(quick, tm
 
 def test_steps_that_are_kept_are_of_the_settings_that_they_were_found_for(quick, tmp_path, scenes_folder, monkeypatch):
     out = tmp_path / "out"
-    plan = replace(SCENES, data=str(scenes_folder), scenes=0, budget=Budget("seconds", 300.0))
+    plan = replace(SCENES, data=str(scenes_folder), scenes=0, drawing=Drawing(), budget=Budget("seconds", 300.0))
     with pytest.raises(Reached):
         run_study(plan, out, silent)
     monkeypatch.setattr(
@@ -286,7 +286,7 @@ def test_a_call_that_only_asks_changes_nothing(world, monkeypatch, capsys, name)
     }
     plan = {"variants": ["self"], "seeds": [0], "settings": settings | {"precision": "float32", "train_images": 20}}
     (world / "tiny.yaml").write_text(yaml.safe_dump({"data": "data", **plan}))
-    (world / "drawn.yaml").write_text(yaml.safe_dump({"scenes": 60, "drawing": {"pixels": 32}, **plan}))
+    (world / "drawn.yaml").write_text(yaml.safe_dump({"scenes": 120, "drawing": {"pixels": 32}, **plan}))
     before = contents(world)
     for arguments in ASKED[name]:
         assert main([name, *arguments.split()]) == 0, arguments

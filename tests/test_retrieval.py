@@ -10,7 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clipvisionalign.retrieval import metrics_of_ranks, ranks_of_scores, ranks_of_vectors, retrieval_metrics, rsum_gain
+from clipvisionalign.retrieval import (
+    metrics,
+    metrics_of_ranks,
+    ranks_of_scores,
+    ranks_of_vectors,
+    retrieval_metrics,
+    rsum_gain,
+)
 from clipvisionalign.retrieval.metrics import FEWEST, average_precision_at_r, bootstrap_weights, unseen_share
 from clipvisionalign.retrieval.ranks import PartnerRanks, Partners, Share
 from clipvisionalign.retrieval.rerank import reranked, reranked_at
@@ -273,6 +280,21 @@ before = peak(); retrieval_metrics(a, b, np.arange(30000) // 5, resamples=0); pr
         pytest.skip("peak memory is read from /proc, which only Linux has")
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert float(done.stdout) < 450
+
+
+@pytest.mark.parametrize("images", [6, 7, 60])
+@pytest.mark.parametrize("highest", [2, 10, 1000])
+def test_medians_are_the_same_however_queries_are_counted(monkeypatch, images, highest):
+    rng = np.random.default_rng(images + highest)
+    image = rng.permutation(np.arange(3 * images) // 3)
+    ranks = rng.integers(1, highest, 3 * images)
+    weights = bootstrap_weights(images, 200, 0)
+    together = metrics._median(ranks, image, weights)
+    monkeypatch.setattr(metrics, "_TABLE", 0)
+    assert np.array_equal(metrics._median(ranks, image, weights), together)
+    drawn = np.repeat(ranks, weights[1][image].astype(int))
+    assert together[1] == np.median(drawn)
+    assert together[0] == np.median(ranks)
 
 
 def test_an_image_without_identity_is_its_own():

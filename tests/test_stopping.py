@@ -129,6 +129,15 @@ def test_workers_end_with_the_process_that_they_work_for(tmp_path, work):
     assert not any(map(alive, workers))
 
 
+@pytest.fixture
+def interrupts():
+    """SIGINT as a terminal's programs have it: where the tests run in the background, a shell has it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interrupts")
 def test_a_second_signal_is_the_launchers_first_one_or_stops_at_once():
     def term() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
@@ -152,6 +161,7 @@ def test_a_second_signal_is_the_launchers_first_one_or_stops_at_once():
             interrupt()
 
 
+@pytest.mark.usefixtures("interrupts")
 def test_a_later_signal_stops_at_once(monkeypatch):
     from clipvisionalign.training import checkpoint
 

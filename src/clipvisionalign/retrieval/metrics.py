@@ -241,20 +241,39 @@ def _figures(ranks: np.ndarray, image: np.ndarray, weights: np.ndarray) -> dict[
 
 def _median(first: np.ndarray, image: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """The median of the queries' ranks in every resample, some resamples at a time."""
-    values, which = np.unique(first, return_inverse=True)
-    # How many queries of each image have a rank up to each value (N, U): whole numbers, exact in float32 below 2^24.
-    table = np.bincount(image * len(values) + which, minlength=weights.shape[1] * len(values))
-    up_to = table.reshape(-1, len(values)).cumsum(axis=1).astype(np.float32 if len(first) < 1 << 22 else np.float64)
+    values, cumulated_of = _cumulated(first, image, weights.shape[1])
     medians = np.empty(len(weights))
     step = max(1, (1 << 23) // len(values))
     for start in range(0, len(weights), step):
-        cumulated = weights[start : start + step] @ up_to
+        cumulated = cumulated_of(weights[start : start + step])
         total = cumulated[:, -1]
         # The lower and the upper middle: the places floor((n - 1) / 2) and floor(n / 2), counted from 0.
         low = (cumulated <= np.floor((total - 1) / 2)[:, None]).sum(axis=1)
         high = (cumulated <= np.floor(total / 2)[:, None]).sum(axis=1)
         medians[start : start + step] = (values[low] + values[high]) / 2
     return medians
+
+
+#: Entries of a table of images and ranks that `_cumulated` may make: 64 MiB with what it takes to make it.
+_TABLE = 1 << 22
+
+
+def _cumulated(
+    first: np.ndarray, image: np.ndarray, images: int
+) -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]:
+    """Ranks in order (U,), and what tells of resamples (R, N) how many queries have a rank up to each of them (R, U).
+
+    Where few ranks differ they are counted together, by a product; else query after query.
+    """
+    values, which = np.unique(first, return_inverse=True)
+    if images * len(values) > _TABLE:
+        order = np.argsort(first, kind="stable")
+        owners = image[order]
+        return first[order], lambda weights: np.cumsum(weights[:, owners], axis=1, dtype=np.float64)
+    # Whole numbers, exact in float32 below 2^24.
+    table = np.bincount(image * len(values) + which, minlength=images * len(values))
+    up_to = table.reshape(-1, len(values)).cumsum(axis=1).astype(np.float32 if len(first) < 1 << 22 else np.float64)
+    return values, lambda weights: weights @ up_to
 
 
 def _interval(samples: np.ndarray, images: int, bounds: tuple[float, float] | None) -> Figure:
