@@ -211,6 +211,12 @@ def test_memory_of_whole_processes_that_differ_by_less_than_a_percent_is_told_to
     assert "differ by no more than one variant does" in text
 
 
+def test_what_is_written_with_the_same_digits_is_told_once():
+    costs = {name: [cost_round(host=1076 + part)] for name, part in (("self", 0.1), ("late", 0.3))}
+    (text,) = starting(made_report(seeds=[0], costs=costs), "The memory of a process")
+    assert text.endswith("peaks at 1,076 MiB with every variant.")
+
+
 @pytest.mark.parametrize("scenes", [0, 40])
 @pytest.mark.parametrize("sets", [["this data"], ["aro"], ["this data", "aro"], []])
 def test_where_twins_come_from_is_told_of_the_data_and_not_of_the_plan(scenes, sets):

@@ -442,7 +442,7 @@ def _cost(claim: Claim, cost: Cost, names: Sequence[str]) -> str:
 
     if len(names) == 1:
         return f"{cost.told} {number(low)} {cost.unit} with {_code(low)}."
-    if values[low] == values[high]:
+    if len({format(values[end], cost.form(values[end])) for end in (low, high)}) == 1:
         return f"{cost.told} {number(low)} {cost.unit} with every variant."
     ranges = None if cost.exact else ranges_of(costs, names, cost)
     if cost.exact or (ranges and differ(ranges[low], ranges[high])):
