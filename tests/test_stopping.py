@@ -162,6 +162,32 @@ def test_a_second_signal_is_the_launchers_first_one_or_stops_at_once():
 
 
 @pytest.mark.usefixtures("interrupts")
+def test_the_launchers_signal_may_come_after_the_run_has_ended(monkeypatch):
+    from clipvisionalign.training import checkpoint
+
+    had: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: had.append(number))
+    try:
+        with asked_to_stop():
+            os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert had == []
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+        monkeypatch.setattr(checkpoint, "SAME", 0.0)
+        time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert had == [signal.SIGTERM]
+        # And whoever was not asked to stop has the handler of before.
+        with asked_to_stop():
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert had == [signal.SIGTERM] * 2
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.usefixtures("interrupts")
 def test_a_later_signal_stops_at_once(monkeypatch):
     from clipvisionalign.training import checkpoint
 

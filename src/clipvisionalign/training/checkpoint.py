@@ -233,7 +233,8 @@ def asked_to_stop(launched: bool = False) -> Iterator[Callable[[], bool]]:
     """Turns the first Ctrl-C or SIGTERM into a question that a loop can ask; the second one stops at once.
 
     A launcher passes on what its whole process group has had already: a second SIGTERM within `SAME` seconds is the
-    first one, and so is a second Ctrl-C where one is at work (`launched`).
+    first one, also where it comes after the loop has ended, and so is a second Ctrl-C where one is at work
+    (`launched`).
     """
     asked: float | None = None
     if threading.current_thread() is not threading.main_thread():
@@ -248,14 +249,18 @@ def asked_to_stop(launched: bool = False) -> Iterator[Callable[[], bool]]:
         if asked is None:
             asked = now
         elif now - asked > SAME or (number == signal.SIGINT and not launched):
-            for each, handler in before.items():
-                signal.signal(each, handler)
+            give_back()
             os.kill(os.getpid(), number)
+
+    def give_back() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
     for number in before:
         signal.signal(number, remember)
     try:
         yield lambda: asked is not None
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        give_back()
+        if asked is not None:
+            signal.signal(signal.SIGTERM, remember)
