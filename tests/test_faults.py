@@ -181,6 +181,108 @@ def test_a_file_that_cannot_be_read_costs_no_more_than_what_it_held(name, few, t
     assert {part["part"] for part in after["not_made"]} == ({lacks} if lacks == "learning curve" else set())
 
 
+# --- what was told before --------------------------------------------------------------------------------------------
+
+
+def states(report: dict[str, Any]) -> dict[str, tuple[str, str]]:
+    return {f"{each['variant']}-{each['seed']}": (each["state"], each["reason"]) for each in without_results(report)}
+
+
+@pytest.fixture
+def alone(few, tmp_path, monkeypatch) -> Path:
+    """The finished study without its report."""
+    faults.quick(monkeypatch.setattr)
+    study = tmp_path / "study"
+    faults.disturbed(study, few, Stage(""))
+    (study / "report.json").unlink(missing_ok=True)
+    return study
+
+
+def failed_before(study: Path, reason: str) -> None:
+    # Not into a file that other tests share.
+    (study / "failed.json").unlink(missing_ok=True)
+    (study / "failed.json").write_text(json.dumps({"late-1": reason}))
+
+
+def untrained(cell: Path, step: int) -> None:
+    for name in ("results.json", "measured.json", "ranks.npz"):
+        (cell / name).unlink(missing_ok=True)
+    (cell / "metrics.jsonl").unlink()
+    (cell / "metrics.jsonl").write_text(json.dumps({"step": step}) + "\n")
+
+
+def test_a_former_failure_is_not_told_of_a_cell_that_came_further(alone):
+    (alone / "cells" / "late-1" / "measured.json").unlink()
+    failed_before(alone, "OutOfMemoryError: CUDA out of memory")
+    assert states(report_of_study(alone, print))["late-1"][0] == "not measured"
+    failed_before(alone, "measuring: OSError: no space")
+    assert states(report_of_study(alone, print))["late-1"] == ("failed", "measuring: OSError: no space")
+
+
+def test_a_cell_that_is_begun_again_has_not_failed(alone, two, monkeypatch):
+    untrained(alone / "cells" / "late-1", 40)
+    failed_before(alone, "OSError: no space left on device")
+
+    def stopped(*given: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(
+        "clipvisionalign.study.run.train_cell",
+        lambda cell, *more: (cell.folder / "results.json").is_file() or stopped(),
+    )
+    with pytest.raises(KeyboardInterrupt):
+        run_study(two, alone, lambda line: None)
+    assert states(report_of_study(alone, print)) == {"late-1": ("unfinished", "stopped after step 40")}
+
+
+def test_a_page_follows_a_training_that_goes_on(alone):
+    for step in (40, 80):
+        untrained(alone / "cells" / "late-1", step)
+        report = report_of_study(alone, print)
+        assert states(report) == {"late-1": ("unfinished", f"stopped after step {step}")}
+        write_report(alone, report, print)
+
+
+@pytest.mark.parametrize("content", ['{"format": 2}', '{"format": 1, "results": {"by_topic": 3}}', HALF])
+def test_a_report_that_cannot_be_read_is_never_lost(alone, content):
+    (alone / "report.json").write_text(content)
+    report_of_study(alone, print)
+    assert (alone / "report.unread.json").read_text() == content
+    for measured in alone.glob("cells/*/measured.json"):
+        measured.unlink()
+    (alone / "report.json").write_text(content)
+    with pytest.raises(ValueError, match="cannot be read by this version"):
+        report_of_study(alone, print)
+    assert (alone / "report.json").read_text() == content
+
+
+def test_a_poorer_report_takes_the_place_of_none(alone):
+    whole = report_of_study(alone, print)
+    assert not without_results(whole)
+    write_report(alone, whole, print)
+    (alone / "cells" / "self-0" / "measured.json").unlink()
+    said: list[str] = []
+    assert report_of_study(alone, said.append) == json.loads(json.dumps(whole))
+    assert any("self-0 of the report" in line for line in said)
+
+
+def test_what_was_added_to_a_report_stays_or_is_told(alone):
+    search = {"gallery": 9, "share": 78.0, "first": 5, "chance": 0.4, "queries": 50}
+    measured = alone / "cells" / "late-1" / "measured.json"
+    kept = measured.read_bytes()
+    measured.unlink()
+    before = report_of_study(alone, print) | {"search": search, "made_from": "other figures"}
+    (alone / "report.json").write_text(json.dumps(before))
+    again = report_of_study(alone, print)
+    assert again["search"] == search
+    assert any("78.0 %" in claim["text"] for claim in again["claims"])
+    # Of other results it would tell something else.
+    measured.write_bytes(kept)
+    whole = report_of_study(alone, print)
+    assert "search" not in whole
+    assert "search" in {part["part"] for part in whole["not_made"]}
+
+
 NO_LEAK: dict[str, Any] = {"audit_of_the_leak": {"passed": False, "checks": []}}
 
 

@@ -85,6 +85,22 @@ def contents(folder: Path) -> dict[str, bytes | None]:
         ("scenes: 9\nsplit: test\ndrawing:\n  splits: {train: 4, dev: 5}", 4, "drawing.splits", "no scenes for test"),
         ("measure:\n  minimal_pair_images: x", 2, "measure.minimal_pair_images", "minimal_pairs"),
         ("on: 3", 1, "on", "put it in quotes"),
+        (
+            "variants:\n  late2:\n    settings: {model: {design: self}}",
+            3,
+            "variants.late2.settings.model.design",
+            "'late'",
+        ),
+        ("variants: [Cross]", 1, "variants.Cross", "promises 'cross'"),
+        ("settings: {model: {design: self}}\nvariants: {small-late: {}}", 1, "settings.model.design", "'late'"),
+        (
+            "variants:\n  late:\n    base: self\n    settings:\n      model: {width: 64}\n  self: {}",
+            5,
+            "variants.late.settings.model.width",
+            "that of 'self'",
+        ),
+        ("settings:\n  model:\n    late: {keep_tokens: -3}", 3, "settings.model.late.keep_tokens", "at least 0"),
+        ("settings:\n  model:\n    width: 0", 3, "settings.model.width", "at least 1"),
         ("title: &a [*a]", 1, "title[0]", "holds itself"),
     ],
 )

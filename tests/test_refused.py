@@ -192,6 +192,20 @@ def test_a_mistaken_budget_is_refused_and_the_right_one_is_still_taken(quick, tm
     assert set(json.loads((out / "budget.json").read_text())["steps"]) == {"self", "late", "sparse"}
 
 
+@pytest.mark.usefixtures("quick")
+def test_other_seconds_are_refused_for_variants_that_are_not_trained_yet(scenes_folder, tmp_path):
+    out = tmp_path / "out"
+    plan = replace(SCENES, data=str(scenes_folder), scenes=0, drawing=Drawing(), budget=Budget("seconds", 300.0))
+    begun(plan, out, {"self": 300, "late": 300})
+    before = contents(out)
+    other = replace(plan, budget=Budget("seconds", 600.0), variants={"sparse": Variant()})
+    with pytest.raises(FileExistsError, match="300 seconds, and 600 are asked for"):
+        run_study(other, out, silent)
+    assert contents(out) == before
+    with pytest.raises(Reached):
+        run_study(replace(plan, variants={"sparse": Variant()}), out, silent)
+
+
 def test_steps_that_are_kept_are_of_the_settings_that_they_were_found_for(quick, tmp_path, scenes_folder, monkeypatch):
     out = tmp_path / "out"
     plan = replace(SCENES, data=str(scenes_folder), scenes=0, drawing=Drawing(), budget=Budget("seconds", 300.0))

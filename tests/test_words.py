@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from made_reports import cost_round, made_report
 
+from clipvisionalign.study.plan import Comparison
 from clipvisionalign.study.results import length_thirds
 from clipvisionalign.study.words import LEVEL, at, claims_of, numbers_in, twins_told
 
@@ -209,6 +210,24 @@ def test_memory_of_whole_processes_that_differ_by_less_than_a_percent_is_told_to
     (text,) = starting(made_report(seeds=[0], costs=costs), "The memory of a process")
     assert "2,042 to 2,042 MiB" not in text
     assert "differ by no more than one variant does" in text
+
+
+@pytest.mark.parametrize(
+    ("steps", "told"),
+    [
+        ((96, 224), "equal passes planned, 96 and 224 steps trained"),
+        ((96, 96), ", equal passes"),
+        ((None, 96), ", equal passes"),
+    ],
+)
+def test_passes_are_called_equal_where_they_were(steps, told):
+    """A run that stops early has made fewer than its plan says."""
+    compared = Comparison("rsum", "self", "late", "equal")
+    report = made_report(compare=compared)
+    for name, value in zip(("self", "late"), steps, strict=True):
+        report["cost"].setdefault(name, {})["training_steps"] = value and {"mean": value}
+    (text,) = [claim["text"] for claim in claims_of(report) if claim["text"].startswith("Named")]
+    assert told in text
 
 
 def test_what_is_written_with_the_same_digits_is_told_once():

@@ -22,9 +22,10 @@ from clipvisionalign.progress import long_step
 from clipvisionalign.scene_search import draw_queries, search_quality
 from clipvisionalign.search.index import build_index
 from clipvisionalign.search.query import Searcher, parse_term
+from clipvisionalign.study.gaps import not_made
 from clipvisionalign.study.plan import Plan, cells_of, read_plan
 from clipvisionalign.study.primary import primary_of
-from clipvisionalign.study.run import run_study
+from clipvisionalign.study.run import MORE, run_study
 from clipvisionalign.study.tables import print_tables
 from clipvisionalign.study.words import claims_of
 
@@ -101,10 +102,13 @@ def gallery_of(folder: Path, split: str) -> dict[str, Scene]:
 
 def last_lines(report: dict[str, Any], folder: Path) -> list[str]:
     """What was asked and found, and what to type next."""
-    named, found = primary_of(report), report["search"]
+    named, found = primary_of(report), report.get("search")
     lines = [claim["text"].replace("`", "") for claim in report["claims"] if claim["text"].startswith("Named")][:1]
     if named is None:
         lines = ["The comparison that was named beforehand was not made: its runs failed."]
+    if found is None:
+        reasons = [each["reason"] for each in not_made(report) if each["part"] == MORE]
+        return [*lines, f"The search was not made: {'; '.join(reasons) or 'its reason stands in the report'}"]
     example = found["each"][0]["query"]
     lines.append(
         f"Search: {found['share']:.0f} % of the first answers hold all that was asked for (chance "

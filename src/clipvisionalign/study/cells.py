@@ -194,13 +194,13 @@ def _remembered(cell: Cell, kept: dict[str, Remembered] | None, what: str = "") 
 
     what: is asked, where the batches of something else would change the last digits.
     """
-    config = cell.config
-    drawn = "random" in (config.model.image_tower.weights, config.model.text_tower.weights)
+    config, model = cell.config, cell.config.model
+    drawn = "random" in (model.image_tower.weights, model.text_tower.weights)
     # Drawn at random, a tower is another one for each seed.
     if kept is None or config.init or drawn:
         return None
-    sparse = config.model.design == "sparse"
-    return kept.setdefault(repr((config.model.image_tower, config.model.text_tower, sparse, what)), Remembered())
+    sparse = model.design == "sparse"
+    return kept.setdefault(repr((model.image_tower, model.text_tower, sparse, config.device, what)), Remembered())
 
 
 def asked_of(
@@ -258,7 +258,7 @@ def measure_cell(
     if found is not None:
         return found
     trained = _results_of(cell.folder)
-    aligner = load_aligner(cell.folder)
+    aligner = load_aligner(cell.folder, cell.config.device)
     aligner.show_progress = True
     # Before anything else is asked, as a model that had been shown true partners could give those back; and by the
     # towers each time: that they always give the same is a part of what is checked.

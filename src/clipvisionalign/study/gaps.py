@@ -57,7 +57,7 @@ class Gaps:
         self._keep({**reasons_in(self.study), cell.folder.name: reason})
 
     def passed(self, cell: Cell) -> None:
-        """A cell that may have failed before has come to its end."""
+        """A cell that may have failed before has come to its end, or is begun again."""
         kept = reasons_in(self.study)
         if kept.pop(cell.folder.name, None) is not None:
             self._keep(kept)
@@ -173,4 +173,7 @@ def made_from(study: Path) -> str:
     begun = [*study.glob("cells/*/results.json"), *study.glob(REASONS), *study.glob("plan.yaml")]
     if not (study / "cells").is_dir():
         return ""
-    return hash_of(f"{path.relative_to(study).as_posix()} {hash_of_file(path)}" for path in sorted(kept + begun))
+    unfinished = [path for path in sorted(study.glob("cells/*/")) if not (path / "results.json").is_file()]
+    states = [f"{path.name} {_last_step(path / 'metrics.jsonl')}" for path in unfinished]
+    files = [f"{path.relative_to(study).as_posix()} {hash_of_file(path)}" for path in sorted(kept + begun)]
+    return hash_of([*files, *states])

@@ -286,21 +286,22 @@ def _check_settings_alone(key: Key, settings: dict[str, Any]) -> None:
 
 
 def _check_design(plan: Plan, name: str) -> None:
-    """A name that begins with a design's promises it."""
+    """A name that has a design's among its words, in whatever case and with whatever number, promises it."""
     own = _get(plan.variants[name].settings, ("model", "design"))
     given = own or _get(plan.settings, ("model", "design"))
-    words = name.replace("_", "-").split("-")
+    words = [re.sub(r"\d+$", "", word) for word in re.split("[-_]", name.lower())]
+    promised = [word for word in words if word in DESIGNS]
     key: Key = ("variants", name)
     if given is None and name not in DESIGNS:
         way = "give it settings (model: design: ...)"
-        if words[0] in DESIGNS:
-            raise PlanError((key, f"the name promises '{words[0]}', and no design is set: {way}"))
+        if promised:
+            raise PlanError((key, f"the name promises '{promised[0]}', and no design is set: {way}"))
         if "model" not in plan.variants[name].settings:
             raise PlanError((key, f"unknown variant '{name}': {way}; designs are {', '.join(DESIGNS)}"))
-    if given is not None and words[0] in DESIGNS and given not in words:
+    if given is not None and promised and given not in promised:
         key = ("variants", name, "settings", "model", "design") if own else ("settings", "model", "design")
         way = "leave it out, or give the variant another name"
-        raise PlanError((key, f"'{given}', where the name of the variant '{name}' promises '{words[0]}': {way}"))
+        raise PlanError((key, f"'{given}', where the name of the variant '{name}' promises '{promised[0]}': {way}"))
 
 
 def _get(settings: dict[str, Any], key: Key) -> Any:
@@ -323,6 +324,13 @@ def _check_resolved(plan: Plan, name: str) -> None:
     except ValueError as error:
         flag = re.search(r"--([\w.]+)", str(error))
         raise PlanError((_place_of(plan, name, flag[1] if flag else ""), str(error))) from None
+    base = plan.variants[name].base
+    if base:
+        below = _settings(plan, base).model
+        for setting in ("width", "image_tower", "text_tower"):
+            if getattr(config.model, setting) != getattr(below, setting):
+                told = f"is another than that of '{base}', on which '{name}' stands: it starts from those weights"
+                raise PlanError((_place_of(plan, name, f"model.{setting}"), f"model.{setting} {told}"))
 
 
 def _place_of(plan: Plan, name: str, setting: str) -> Key:

@@ -62,8 +62,15 @@ from clipvisionalign.study.protocol import other_protocols
 from clipvisionalign.study.report import build_report, read_report, with_gaps, write_report
 from clipvisionalign.study.results import Measured, check_gallery
 from clipvisionalign.study.text_only import twins_told_apart
+from clipvisionalign.study.words import claims_of
 
 Say = Callable[[str], None]
+
+#: The part of a report that a caller adds.
+MORE = "what is added to the report"
+
+#: How the reason of a cell begins whose measuring failed, and not its training.
+MEASURING = "measuring: "
 
 #: In a study's folder: its plan, the scenes that it drew, the steps that its seconds pay for.
 PLAN, SCENES, BUDGET = "plan.yaml", "scenes", "budget.json"
@@ -102,7 +109,7 @@ def run_study(
     measured = _measure(subject, trained, gaps, say, remembered)
     report = _report(subject, cells, measured, gaps, say)
     if more is not None:
-        gaps.part("what is added to the report", more, report)
+        gaps.part(MORE, more, report)
         with_gaps(report, gaps)
     _write(study, report, say)
     say(f"{study}: report.html, report.json, figures/, tables/ ({(time.perf_counter() - start) / 60:.1f} min)")
@@ -119,7 +126,8 @@ def report_of_study(out: str | Path, say: Say = print) -> dict[str, Any]:
     if not study.is_dir() or not (study / PLAN).is_file():
         return read_report(study)
     before = _earlier_report(study, say)
-    if before is not None and before.get("made_from", "") in ("", made_from(study)):
+    # One that names no measurements is an earlier version's, or a published one, which has none beside it.
+    if before is not None and before.get("made_from", "") == made_from(study):
         return before
     plan = read_plan(study / PLAN)
     source = Path(data_of(plan, study))
@@ -136,10 +144,42 @@ def report_of_study(out: str | Path, say: Say = print) -> dict[str, Any]:
     subject = Subject(plan, study, data, part, pairs, _overlap(data), only_kept=True)
     cells = cells_of(plan, study)
     report = _report(subject, cells, _measure(subject, cells, gaps, say), gaps, say)
-    if before is not None and before["results"]["variants"] and not report["results"]["variants"]:
-        say(f"{study}: nothing that is there now is of this data: the report is as it was made before")
+    return _best_of(study, before, report, gaps, say)
+
+
+def _best_of(
+    study: Path, before: dict[str, Any] | None, report: dict[str, Any], gaps: Gaps, say: Say
+) -> dict[str, Any]:
+    """A report that was made anew, with what only the earlier one has; the earlier one where it has results that this
+    one lacks. One that cannot be read is kept under another name; raises ValueError where nothing takes its
+    place."""
+    path = study / "report.json"
+    if before is None:
+        if path.is_file():
+            if not report["results"]["variants"]:
+                raise ValueError(f"{path}: cannot be read by this version, and no cell beside it has figures of it")
+            aside = path.with_name("report.unread.json")
+            path.replace(aside)
+            say(f"{path}: cannot be read by this version; it is kept as {aside.name}")
+        return report
+    lost = _with_results(before) - _with_results(report)
+    if lost:
+        named = ", ".join(f"{name}-{seed}" for name, seed in sorted(lost))
+        say(f"{study}: {named} of the report have no figures of this data there now: it is as it was made before")
         return before
+    if "search" in before:
+        if before["results"] == report["results"]:
+            report["search"] = before["search"]
+            report["claims"] = claims_of(report)
+        else:
+            gaps.lacks("search", "it was measured of other runs than there are now")
+            with_gaps(report, gaps)
     return report
+
+
+def _with_results(report: dict[str, Any]) -> set[tuple[str, int]]:
+    """Variants and seeds that a report has results of."""
+    return {(name, seed) for name, each in report["results"]["variants"].items() for seed in each["seeds"]}
 
 
 def _earlier_report(study: Path, say: Say) -> dict[str, Any] | None:
@@ -224,7 +264,7 @@ def _measure(
             one = Measured(cell.variant, cell.seed, found, ranks_of(cell, subject.plan.split))
             check_gallery(one, subject.part)
         except Exception as error:
-            reason = f"measuring: {reason_of(error)}"
+            reason = f"{MEASURING}{reason_of(error)}"
             say(f"{cell.folder.name}: FAILED: {reason}")
             if subject.only_kept:
                 gaps.cells[cell.variant, cell.seed] = (FAILED, reason)
@@ -239,8 +279,9 @@ def _measure(
 
 def _not_measured(cell: Cell, said: Sequence[str]) -> tuple[str, str]:
     """State and reason of a trained cell without figures of this data."""
-    told = reasons_in(cell.folder.parent.parent).get(cell.folder.name)
-    if told is not None:
+    told = reasons_in(cell.folder.parent.parent).get(cell.folder.name, "")
+    # Why a training failed says nothing of a cell that is trained by now.
+    if told.startswith(MEASURING):
         return FAILED, told
     return NOT_MEASURED, said[0].rpartition("measured again: ")[2] if said else "trained, and not measured yet"
 
@@ -282,8 +323,12 @@ def _write(study: Path, report: dict[str, Any], say: Say) -> None:
     """Write a report. One without any result takes the place of none that has some; raises ValueError, where there is
     no result, with the reasons."""
     empty = not report["results"]["variants"]
-    before = _earlier_report(study, say) if empty else None
-    if before is None or not before["results"]["variants"]:
+    path = study / "report.json"
+    before = _earlier_report(study, say) if path.is_file() else None
+    if path.is_file() and before is None:
+        path.replace(path.with_name("report.unread.json"))
+        say(f"{path}: cannot be read by this version; it is kept as report.unread.json")
+    if not empty or before is None or not before["results"]["variants"]:
         with long_step("writing the report"):
             write_report(study, report, say)
     if empty:
@@ -442,6 +487,9 @@ def _known_steps(plan: Plan, cells: list[Cell], study: Path) -> dict[str, int]:
             asked = f"{plan.budget.seconds:g} seconds"
             told = f"was trained with {given} or other settings, and {asked} are asked for"
             raise FileExistsError(f"{cell.folder}: {told}; give another --out, or remove it")
+    if not same and "seconds" in found and any((study / "cells").glob("*/config.yaml")):
+        told = f"its runs were trained with {found['seconds']:g} seconds, and {plan.budget.seconds:g} are asked for"
+        raise FileExistsError(f"{study}: {told}; give another --out")
     return known
 
 
@@ -480,6 +528,8 @@ def _train(cells: list[Cell], gaps: Gaps, say: Say, remembered: dict[str, Rememb
             gaps.failed(cell, f"it stands on {base}, which failed")
         else:
             try:
+                if not done:
+                    gaps.passed(cell)
                 train_cell(cell, say, remembered)
                 trained.append(cell)
                 number_trained += not done

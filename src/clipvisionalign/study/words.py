@@ -161,6 +161,10 @@ def _named(report: dict[str, Any]) -> list[Claim]:
         (asked["a"], asked["b"], asked["figure"]) if named is None else (named[1][k] for k in ("a", "b", "figure"))
     )
     passes = ", equal passes" if asked.get("passes") == "equal" else ""
+    steps = [((report["cost"].get(name) or {}).get("training_steps") or {}).get("mean") for name in (a, b)]
+    if passes and None not in steps and steps[0] != steps[1]:
+        shown = (claim.number(f"cost/{name}/training_steps/mean", ",.0f") for name in (a, b))
+        passes = f", equal passes planned, {' and '.join(shown)} steps trained"
     what = f"Named beforehand ({both_ways(figure)}, {_code(a)} against {_code(b)}{passes})"
     if named is None:
         missing = [name for name in (a, b) if name not in report["results"]["variants"]]

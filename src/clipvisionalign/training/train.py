@@ -1011,7 +1011,9 @@ RANGES: list[tuple[str, Callable[[Any], bool], str]] = [
     ("weight_decay fusion_weight loss.margin loss.beta checkpoint_minutes", lambda value: 0 <= value < math.inf,
      "at least 0, and finite"),
     ("loss.bias", math.isfinite, "finite"),
-    ("lora.rank", lambda value: value >= 1, "at least 1"),
+    ("model.late.keep_tokens", lambda value: value >= 0, "at least 0"),
+    ("lora.rank model.width model.late.width model.fusion.candidates model.fusion.layers model.fusion.heads "
+     "model.fusion.width", lambda value: value >= 1, "at least 1"),
     ("lora.alpha", lambda value: 0 < value < math.inf, "above 0, and finite"),
     ("model.temperature", lambda value: 0.01 <= value <= 100, "from 0.01 to 100"),
 ]  # fmt: skip
