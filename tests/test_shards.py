@@ -433,6 +433,14 @@ def test_a_data_set_that_was_saved_as_one_is_of_the_split_that_it_says(tmp_path,
             open_stream(str(tmp_path / "saved"))
 
 
+def test_a_saved_data_set_without_images_is_refused_by_its_name(tmp_path):
+    import datasets
+
+    datasets.Dataset.from_dict({"number": [1, 2]}).save_to_disk(str(tmp_path / "saved"))
+    with pytest.raises(DataError, match=r"saved: no column of images and captions in \['number'\]"):
+        read_captioned_images(tmp_path / "saved")
+
+
 @settings(max_examples=60, deadline=None, derandomize=True, database=None)
 @given(shards())
 def test_any_shard_is_read_or_listed(members):

@@ -480,7 +480,7 @@ def _split_saved(rows: Any) -> str:
 def _split_by_rows(name: str, rows: Any) -> dict[str, Any]:
     """The splits of a data set that was saved as one: those that its rows tell, where they tell several; a row that
     tells none is of `name`. Such a data set is called after the one file that it was made from, often "test"."""
-    column = Columns.of(rows.features, name).split
+    column = column_named(rows.features, SPLIT_COLUMNS)
     places: dict[str, list[int]] = {}
     for place, value in enumerate(rows[column] if column else ()):
         told = split_word(value) if isinstance(value, str) else ""
