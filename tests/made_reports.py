@@ -16,6 +16,7 @@ from clipvisionalign.study.plan import Plan, Variant
 from clipvisionalign.study.profile import combined
 from clipvisionalign.study.report import build_report
 from clipvisionalign.study.results import Measured
+from clipvisionalign.study.words import at, numbers_in
 
 CHECK = {"name": "alone (vectors)", "passed": True, "figure": 0.0, "meaning": "a pair's score stays the same"}
 WORDS = "a dog runs over green grass to catch the red ball that a boy has thrown far into the park".split()  # noqa: SIM905
@@ -106,3 +107,17 @@ def made_report(
     report = "clipvisionalign.study.report"
     with patch("clipvisionalign.study.results.RESAMPLES", 10), patch(f"{report}.entries_for", lambda *about: []):
         return build_report(made, study, part, part, measured, gaps, spent, controls, None, {"groups": {}, "maps": []})
+
+
+def check_numbers(report: dict[str, Any], claim: dict[str, Any]) -> None:
+    """Every number of a sentence of the summary is a figure of the report, shown as it says."""
+    shown = []
+    for figure in claim["figures"]:
+        value = at(report, figure["path"])
+        if figure["form"] == "count":
+            assert figure["shown"] == str(len(value))
+        else:
+            value = value * float(figure["factor"])
+            assert figure["shown"] == format(round(value) if figure["form"].endswith("d") else value, figure["form"])
+        shown.append(figure["shown"])
+    assert sorted(numbers_in(claim["text"])) == sorted(shown), claim["text"]

@@ -15,12 +15,13 @@ import many_processes
 import numpy as np
 import pytest
 from forked import Forked
+from made_reports import check_numbers
 
 from clipvisionalign.cli import main
 from clipvisionalign.study.plan import Budget, Variant, cells_of, read_plan, ready_plans
 from clipvisionalign.study.results import FenceError, check_fence
 from clipvisionalign.study.run import plan_text, run_study
-from clipvisionalign.study.words import at, claims_of, numbers_in
+from clipvisionalign.study.words import claims_of, numbers_in
 
 # --- plans -----------------------------------------------------------------------------------------------------------
 
@@ -164,18 +165,7 @@ def test_killed_at_random_moments_and_restarted_it_ends_with_the_same_report(pla
 def test_every_number_of_the_summary_stands_in_the_report(report):
     assert len(report["claims"]) > 5
     for claim in report["claims"]:
-        shown = []
-        for figure in claim["figures"]:
-            value = at(report, figure["path"])
-            if figure["form"] == "count":
-                assert figure["shown"] == str(len(value))
-            else:
-                value = value * float(figure["factor"])
-                assert figure["shown"] == format(
-                    round(value) if figure["form"].endswith("d") else value, figure["form"]
-                )
-            shown.append(figure["shown"])
-        assert sorted(numbers_in(claim["text"])) == sorted(shown), claim["text"]
+        check_numbers(report, claim)
 
 
 def test_no_number_of_a_report_is_shown_with_an_exponent_for_being_large(report):
@@ -424,7 +414,7 @@ def test_a_made_up_set_in_rstpreids_layout_runs_the_whole_study(plan, tmp_path, 
 def test_the_report_tells_of_captions_that_are_equal_or_cut(report):
     from clipvisionalign.study.page import render_page
     from clipvisionalign.study.tables import tables_of
-    from clipvisionalign.study.words import claims_of, numbers_in
+    from clipvisionalign.study.words import claims_of
 
     for name in report["results"]["variants"]:
         assert report["cut_captions"][name]["splits"].keys() >= {"train", "dev"}

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from made_reports import cost_round, made_report
+from made_reports import check_numbers, cost_round, made_report
 
 from clipvisionalign.study.plan import Comparison
 from clipvisionalign.study.results import length_thirds
-from clipvisionalign.study.words import LEVEL, at, claims_of, numbers_in, twins_told
+from clipvisionalign.study.words import LEVEL, claims_of, numbers_in, twins_told
 
 few = settings(
     max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow],
@@ -27,18 +27,7 @@ def sentences(report: dict[str, Any], about: str = "") -> list[str]:
     """The summary of a report, every number of it traced to its figure."""
     found = claims_of(report)
     for claim in found:
-        shown = []
-        for figure in claim["figures"]:
-            value = at(report, figure["path"])
-            if figure["form"] == "count":
-                assert figure["shown"] == str(len(value))
-            else:
-                value *= float(figure["factor"])
-                assert figure["shown"] == format(
-                    round(value) if figure["form"].endswith("d") else value, figure["form"]
-                )
-            shown.append(figure["shown"])
-        assert sorted(numbers_in(claim["text"])) == sorted(shown), claim["text"]
+        check_numbers(report, claim)
     return [claim["text"] for claim in found if about in ("", claim["about"])]
 
 

@@ -669,11 +669,9 @@ def _print_equal_captions(found: dict[str, Any] | None) -> None:
     """What captions that are equal can cost, where they can."""
     if found and found["cost"]:
         from clipvisionalign.retrieval.equal_captions import equal_captions_told
+        from clipvisionalign.study.significant import with_noun
 
-        captions, texts, images = (f"{found[kind]:,} {kind}" for kind in ("captions", "texts", "images"))
-        captions, texts, images = (
-            text.rstrip("s") if text.startswith("1 ") else text for text in (captions, texts, images)
-        )
+        captions, texts, images = (with_noun(found[f"{noun}s"], noun) for noun in ("caption", "text", "image"))
         best, cost = f"{found['best_rsum']:.1f}", f"{found['cost']:.1f}"
         print(equal_captions_told(captions, texts, images, best, cost, "'--identity caption'"))
 

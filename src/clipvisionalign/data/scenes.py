@@ -29,6 +29,9 @@ from clipvisionalign.data.splits import split_of_name
 from clipvisionalign.data.text_files import split_lines
 from clipvisionalign.progress import progress
 
+#: Beside a drawn data set: what its images show.
+_GRAPHS = "scenes.jsonl"
+
 SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")
 COLOURS = {
     "red": (214, 40, 40), "blue": (38, 84, 200), "green": (44, 150, 70), "yellow": (240, 200, 30),
@@ -292,7 +295,7 @@ def write_scenes(
         (folder / "images" / part).mkdir(parents=True)
     with (
         (folder / "metadata.csv").open("w", newline="", encoding="utf-8") as table,
-        (folder / "scenes.jsonl").open("w", encoding="utf-8") as graphs,
+        (folder / _GRAPHS).open("w", encoding="utf-8") as graphs,
     ):
         rows = csv.writer(table)
         rows.writerow(["file_name", "caption", "split"])
@@ -304,13 +307,17 @@ def write_scenes(
     return folder
 
 
+def is_drawn(folder: str | Path) -> bool:
+    """Whether a data set was drawn, whole."""
+    return (Path(folder) / _GRAPHS).is_file()
+
+
 def read_scenes(folder: str | Path) -> dict[str, Scene]:
     """The scenes that a drawn data set shows, by file name; empty for a data set that was not drawn."""
-    path = Path(folder) / "scenes.jsonl"
-    if not path.is_file():
+    if not is_drawn(folder):
         return {}
     found = {}
-    for line in split_lines(path.read_text(encoding="utf-8")):
+    for line in split_lines((Path(folder) / _GRAPHS).read_text(encoding="utf-8")):
         row = json.loads(line)
         groups = tuple(Group(**group) for group in row["groups"])
         found[row["file_name"]] = Scene(row["background"], groups, row["seed"])

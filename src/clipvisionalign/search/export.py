@@ -181,9 +181,6 @@ def _write_graphs(aligner: Aligner, folder: Path) -> None:
     of_patches = ["patches"] * scores_pairs + ["key_values"] * fuses
     of_tokens = ["parts", "weights"] * scores_pairs + ["tokens"] * fuses
     _export(_Images(aligner), (pixels,), folder / IMAGES, ["pixels"], ["vectors", *of_patches], ({0: batch},))
-    of_tokens = (
-        [] if aligner.late is None else ["parts", "weights"] + (["tokens"] if aligner.fusion is not None else [])
-    )
     both = {0: batch, 1: length}
     _export(_Captions(aligner), (ids, mask), folder / CAPTIONS, ["ids", "mask"], ["vectors", *of_tokens], (both, both))
     if not fuses:

@@ -46,12 +46,13 @@ def write_json(path: Path, found: Any) -> None:
         aside.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
 
 
-def read_json(path: Path) -> Any:
-    """What a file of the study's own holds. Raises ValueError with its name where that cannot be read."""
+def read_json(path: Path, way_out: str = "put back a whole one, or remove it") -> Any:
+    """What a file of the study's own holds. Raises ValueError with its name and the way out where that cannot be
+    read."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path}: cannot be read ({error}); put back a whole one, or remove it") from None
+        raise ValueError(f"{path}: cannot be read ({error}); {way_out}") from None
 
 
 def with_commits(cells: Sequence[Cell], study: Path, say: Say) -> list[Cell]:
@@ -257,7 +258,7 @@ def measure_cell(
     found = _kept_of(cell, asked, split, say)
     if found is not None:
         return found
-    trained = _results_of(cell.folder)
+    trained = read_json(cell.folder / "results.json", f"remove {cell.folder}, to train it anew")
     aligner = load_aligner(cell.folder, cell.config.device)
     aligner.show_progress = True
     # Before anything else is asked, as a model that had been shown true partners could give those back; and by the
@@ -327,15 +328,6 @@ def _readable(ranks: Path) -> bool:
         return "ranks" in load_ranks(ranks)
     except (OSError, ValueError, KeyError, EOFError, BadZipFile, zlib.error):
         return False
-
-
-def _results_of(folder: Path) -> dict[str, Any]:
-    """What a training left. Raises ValueError where that cannot be read."""
-    path = folder / "results.json"
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: cannot be read ({error}); remove {folder}, to train it anew") from None
 
 
 def _measured_on(folder: Path) -> dict[str, str] | None:

@@ -160,10 +160,10 @@ def state_of(report: dict[str, Any], name: str) -> str:
     return ", ".join(states) or "no results"
 
 
-def labelled(report: dict[str, Any], name: str) -> str:
-    """A variant's name for tables, axes and legends; with what of it has no results."""
+def labelled(report: dict[str, Any], name: str, label: str = "") -> str:
+    """A variant's name, or its `label`, for tables, axes and legends; with what of the variant has no results."""
     told = state_of(report, name)
-    return f"{name} ({told})" if told else name
+    return f"{label or name} ({told})" if told else label or name
 
 
 def made_from(study: Path) -> str:

@@ -75,7 +75,7 @@ def measure(
         except PictureError:
             continue
     captions = part.captions[: BRIEF_BATCH if brief else CAPTIONS]
-    repeats = BRIEF_REPEATS if brief else REPEATS
+    repeats, share = (BRIEF_REPEATS, 2) if brief else (REPEATS, 1)
     tokens = aligner.text_tower.tokenize(captions)
     groups = group_by_length(tokens, aligner.text_tower.pad, 64)
     joules = Joules()
@@ -89,8 +89,8 @@ def measure(
     joules.count("joules_per_1000_pictures", (repeats + 1) * len(pictures) / 1000)
     found |= {
         "padded_tokens": int(sum(group.ids.numel() for group in groups)),
-        "caption_latency_ms": _latency(aligner.encode_captions, captions, ALONE_CAPTIONS // (2 if brief else 1)),
-        "picture_latency_ms": _latency(aligner.encode_images, pictures, ALONE_IMAGES // (2 if brief else 1)),
+        "caption_latency_ms": _latency(aligner.encode_captions, captions, ALONE_CAPTIONS // share),
+        "picture_latency_ms": _latency(aligner.encode_images, pictures, ALONE_IMAGES // share),
         "by_length": _by_length(aligner, captions, BRIEF_LENGTH if brief else LENGTHS[-1]),
         "by_batch": [
             _by_batch(aligner, captions, size, BRIEF_LEAST if brief else BRIEF_BATCH)

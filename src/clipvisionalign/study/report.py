@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from clipvisionalign.data.captioned import CaptionedImages
-from clipvisionalign.data.scenes import read_scenes
+from clipvisionalign.data.scenes import is_drawn
 from clipvisionalign.files import written_aside
 from clipvisionalign.models.device import machine, versions
 from clipvisionalign.retrieval.equal_captions import equal_captions
@@ -56,7 +56,7 @@ def build_report(
             "gallery": {"images": len(part), "captions": len(part.captions)},
             "identity": part.identity,
             "equal_captions": equal_captions(part.caption_texts, partners).to_dict(),
-            "drawn": bool(read_scenes(data.source)),
+            "drawn": is_drawn(data.source),
             "left_out": [str(problem) for problem in data.problems if problem.effect == "left out"],
         },
         "results": results,

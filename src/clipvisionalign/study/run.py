@@ -22,7 +22,7 @@ from clipvisionalign.data.check import check
 from clipvisionalign.data.fingerprint import data_contents, run_contents
 from clipvisionalign.data.formats import read_captioned_images
 from clipvisionalign.data.minimal_pairs import MinimalPair, minimal_pairs_of, read_minimal_pairs
-from clipvisionalign.data.scenes import random_scenes, read_scenes, write_scenes
+from clipvisionalign.data.scenes import is_drawn, random_scenes, read_scenes, write_scenes
 from clipvisionalign.files import PART, remove, written_aside
 from clipvisionalign.models.aligner import Remembered, load_aligner
 from clipvisionalign.pictures import open_picture
@@ -155,12 +155,9 @@ def _best_of(
     place."""
     path = study / "report.json"
     if before is None:
-        if path.is_file():
-            if not report["results"]["variants"]:
-                raise ValueError(f"{path}: cannot be read by this version, and no cell beside it has figures of it")
-            aside = path.with_name("report.unread.json")
-            path.replace(aside)
-            say(f"{path}: cannot be read by this version; it is kept as {aside.name}")
+        if path.is_file() and not report["results"]["variants"]:
+            raise ValueError(f"{path}: cannot be read by this version, and no cell beside it has figures of it")
+        _set_aside_unread(path, say)
         return report
     lost = _with_results(before) - _with_results(report)
     if lost:
@@ -191,6 +188,13 @@ def _earlier_report(study: Path, say: Say) -> dict[str, Any] | None:
     except ValueError as error:
         say(str(error))
         return None
+
+
+def _set_aside_unread(report: Path, say: Say) -> None:
+    """Keep a report that cannot be read, if there is one, under another name."""
+    if report.is_file():
+        aside = report.replace(report.with_name("report.unread.json"))
+        say(f"{report}: cannot be read by this version; it is kept as {aside.name}")
 
 
 @dataclass(frozen=True)
@@ -305,12 +309,9 @@ def _report(
     other = gaps.part("other protocols", _other_protocols, subject, shown, say) if shown else None
     with long_step("examples"):
         examples = gaps.part("examples", examples_of, shown, good, part, plan.measure.examples) if good else None
-    first: dict[str, Cell] = {}
-    for cell in finished:
-        first.setdefault(cell.variant, cell)
     cut = {
         name: gaps.part("captions that are cut", cut_captions, cell.folder, part, plan.split, of=name)
-        for name, cell in first.items()
+        for name, cell in _first_of_each(finished).items()
     }
     for one in measured:
         if not one.found["curves"]["step"]:
@@ -323,11 +324,9 @@ def _write(study: Path, report: dict[str, Any], say: Say) -> None:
     """Write a report. One without any result takes the place of none that has some; raises ValueError, where there is
     no result, with the reasons."""
     empty = not report["results"]["variants"]
-    path = study / "report.json"
-    before = _earlier_report(study, say) if path.is_file() else None
-    if path.is_file() and before is None:
-        path.replace(path.with_name("report.unread.json"))
-        say(f"{path}: cannot be read by this version; it is kept as report.unread.json")
+    before = _earlier_report(study, say)
+    if before is None:
+        _set_aside_unread(study / "report.json", say)
     if not empty or before is None or not before["results"]["variants"]:
         with long_step("writing the report"):
             write_report(study, report, say)
@@ -424,11 +423,6 @@ def _open_data(plan: Plan, study: Path, drawn: Path, say: Say) -> CaptionedImage
         raise DataError(f"{source}: the split '{plan.split}' is empty; it has {', '.join(data.split_sizes())}")
     kept, _ = check(data, full=True, shown=True)
     return kept
-
-
-def is_drawn(scenes: Path) -> bool:
-    """Whether a folder holds scenes, whole."""
-    return (scenes / "scenes.jsonl").is_file()
 
 
 def _draw(folder: Path, plan: Plan) -> None:
@@ -552,13 +546,19 @@ def _minimal_pairs(plan: Plan, part: CaptionedImages) -> dict[str, list[MinimalP
     return found
 
 
+def _first_of_each(cells: Sequence[Cell]) -> dict[str, Cell]:
+    """The first cell of each variant."""
+    first: dict[str, Cell] = {}
+    for cell in cells:
+        first.setdefault(cell.variant, cell)
+    return first
+
+
 def _costs(subject: Subject, finished: Sequence[Cell], gaps: Gaps, say: Say) -> dict[str, dict[str, Any]]:
     """Time and memory of each variant's first finished run, in fresh processes that take turns; of a variant whose
     process fails the rounds that did not."""
     plan, part, folder = subject.plan, subject.part, subject.study / "costs"
-    first: dict[str, Cell] = {}
-    for cell in finished:
-        first.setdefault(cell.variant, cell)
+    first = _first_of_each(finished)
     turns = [(turn, name) for turn in range(plan.measure.rounds) for name in first]
     brief = {"brief": plan.measure.brief}
     asked = {name: {"model": run_contents(cell.folder), **data_contents(part), **brief} for name, cell in first.items()}

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from clipvisionalign.files import written_aside
-from clipvisionalign.study.gaps import labelled, not_made, reason_of, state_of, without_results
+from clipvisionalign.study.gaps import labelled, not_made, reason_of, without_results
 from clipvisionalign.study.results import both_ways
 from clipvisionalign.study.significant import p_value_form, significant, words_told
 from clipvisionalign.study.statistics import LEVEL
@@ -99,12 +99,6 @@ def _tested(p: float | None) -> tuple[str, float | None]:
     return ("not tested", None) if p is None else _number(p, p_value_form(p, LEVEL))
 
 
-def seeds_told(report: dict[str, Any], label: str, name: str) -> str:
-    """A variant's label; where it lacks results of seeds, with which."""
-    told = state_of(report, name)
-    return f"{label} ({told})" if told else label
-
-
 def lacking(report: dict[str, Any], there: Collection[str]) -> list[str]:
     """The variants of the plan that are not `there`, in the plan's order: a row each, with nothing but what became of
     them."""
@@ -132,7 +126,7 @@ def _accuracy(report: dict[str, Any]) -> Table:
         for label, figures in blocks.items():
             names = [figure for figure in figures if figure != "rsum"]
             rows.add(
-                (seeds_told(report, label, name), None),
+                (labelled(report, name, label), None),
                 _estimate(figures["rsum"]),
                 _number(figures["rsum"]["spread"], ".1f"),
                 *(_estimate(figures[figure]) for figure in names),
@@ -246,7 +240,7 @@ def _lengths(report: dict[str, Any]) -> Table:
     words = report["results"]["lengths"]["words"]
     for name, found in report["results"]["variants"].items():
         cells = [_estimate(found["by_length"][third][f"recall_at_{k}"]) for third in words for k in (1, 5)]
-        rows.add((seeds_told(report, name, name), None), *cells)
+        rows.add((labelled(report, name), None), *cells)
     chance = report["results"]["lengths"].get("chance")
     if chance:
         rows.add((CHANCE, None), *(_number(chance[third][f"recall_at_{k}"], ".1f") for third in words for k in (1, 5)))

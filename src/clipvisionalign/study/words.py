@@ -17,7 +17,7 @@ from clipvisionalign.study.costs import COSTS, Cost, differ, ranges_of
 from clipvisionalign.study.gaps import NOT_MEASURED, NOT_TRAINED, UNFINISHED, not_made, without_results
 from clipvisionalign.study.primary import primary_of
 from clipvisionalign.study.results import both_ways
-from clipvisionalign.study.significant import decimal, p_value_form
+from clipvisionalign.study.significant import decimal, p_value_form, plural
 
 LEVEL = 0.05
 
@@ -120,11 +120,6 @@ class Claim:
 
     def to_dict(self) -> dict[str, Any]:
         return {"about": self.about, "text": self.text, "figures": self.figures}
-
-
-def plural(noun: str) -> str:
-    """More than one of it."""
-    return f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
 
 
 def claims_of(report: dict[str, Any]) -> list[dict[str, Any]]:

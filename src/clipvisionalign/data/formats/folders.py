@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from clipvisionalign.data.caption_table import CaptionTable
@@ -49,14 +49,14 @@ def read_folder(source: Path, group: str = "", split_rule: int = SPLIT_RULE) -> 
 
 def is_texts(source: Path) -> bool:
     """A folder in which at least one picture has a .txt of its name."""
-    return source.is_dir() and bool(_texts_of(image_files(source)))
+    return source.is_dir() and any(True for _ in _texts_of(image_files(source)))
 
 
 def read_texts(source: Path, group: str = "", split_rule: int = SPLIT_RULE) -> CaptionedImages:
     """One .txt per picture, a caption a line. A first folder named train, dev (val) or test is the split."""
     table = CaptionTable(source, "texts", [source], split_rule)
     images = image_files(source)
-    texts = _texts_of(images)
+    texts = dict(_texts_of(images))
     for path in images:
         name = path.relative_to(source).as_posix()
         if path not in texts:
@@ -86,17 +86,17 @@ def _text_names(image: Path) -> tuple[str, str]:
     return image.with_suffix(".txt").name, f"{image.name}.txt"
 
 
-def _texts_of(images: Sequence[Path]) -> dict[Path, Path]:
-    """The text file of each image that has one: of its name, whatever the ending's case and the name's Unicode form."""
-    by_folder = {folder: _texts_in(folder) for folder in dict.fromkeys(image.parent for image in images)}
-    found = {}
+def _texts_of(images: Sequence[Path]) -> Iterator[tuple[Path, Path]]:
+    """Each image that has a text file, and that: of its name, whatever the ending's case and the name's Unicode form.
+    A folder is listed when its first image comes."""
+    by_folder: dict[Path, dict[str, Path]] = {}
     for image in images:
-        there = by_folder[image.parent]
-        names = _text_names(image)
+        if image.parent not in by_folder:
+            by_folder[image.parent] = _texts_in(image.parent)
+        there, names = by_folder[image.parent], _text_names(image)
         text = next((there[key] for key in (*names, *map(_spelled, names)) if key in there), None)
         if text is not None:
-            found[image] = text
-    return found
+            yield image, text
 
 
 def _texts_in(folder: Path) -> dict[str, Path]:
