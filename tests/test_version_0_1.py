@@ -52,7 +52,8 @@ def test_an_unfinished_run_is_resumed_from_its_checkpoint(folder: Path, capsys):
     after = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert after[: len(before)] == before, "what was recorded before the stop stays"
     results = json.loads((run / "results.json").read_text())
-    assert results["steps"] == 20 and [line["epoch"] for line in after if "epoch" in line][-1] == 2
+    assert results["steps"] == 20
+    assert [line["epoch"] for line in after if "epoch" in line][-1] == 2
 
 
 def test_an_index_is_searched_and_brought_up_to_date(folder: Path, capsys):
@@ -78,5 +79,5 @@ def test_a_report_gives_the_tables_that_it_had(folder: Path):
 def test_a_report_alone_is_printed_and_becomes_a_page(folder: Path, capsys):
     assert main(["report", "study/report.json"]) == 0
     printed = capsys.readouterr().out
-    results = json.loads((folder / "study" / "report.json").read_text())["results"]
-    assert "self" in printed and "late" in printed and results
+    assert "`self`" in printed
+    assert "`late`" in printed
