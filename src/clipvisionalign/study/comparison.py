@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from clipvisionalign.study.costs import Cost, differ, ranges_of
+from clipvisionalign.study.costs import Conditions, Cost, differ, measured_under, ranges_of
 from clipvisionalign.study.significant import significant
 from clipvisionalign.study.tables import CHANCE, Table, interval
 
@@ -53,15 +53,33 @@ def differing(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
         "plan": lambda report: report["plan"],
         "machine": lambda report: report["machine"],
         "versions": lambda report: report["versions"],
+        "time and memory:": _measured_under,
+        "training:": _trained_under,
     }
+    told = set()
     for name, block in blocks.items():
         left, right = _flat(block(a)), _flat(block(b))
-        found += [
-            f"{name} {key}: A {left.get(key, '-')}, B {right.get(key, '-')}"
-            for key in dict.fromkeys([*left, *right])
-            if left.get(key) != right.get(key)
-        ]
+        for key in dict.fromkeys([*left, *right]):
+            line = f"{key}: A {left.get(key, '-')}, B {right.get(key, '-')}"
+            # What was measured on the machine that made the report is told once.
+            if left.get(key) != right.get(key) and line not in told:
+                found.append(f"{name} {line}")
+                told.add(line)
     return found
+
+
+def _measured_under(report: dict[str, Any]) -> dict[str, str]:
+    return _listed([measured_under(cost) for cost in report["cost"].values()])
+
+
+def _trained_under(report: dict[str, Any]) -> dict[str, str]:
+    return _listed([each for cost in report["cost"].values() for each in cost.get("trained_under") or []])
+
+
+def _listed(every: Sequence[Conditions]) -> dict[str, str]:
+    """Each condition with all that it was."""
+    keys = dict.fromkeys(key for each in every for key in each)
+    return {key: " and ".join(dict.fromkeys(str(each.get(key, "-")) for each in every)) for key in keys}
 
 
 def _accuracy(both: Sequence[dict[str, Any]], names: Sequence[str]) -> Table:
@@ -115,8 +133,18 @@ def _cost(both: Sequence[dict[str, Any]], names: Sequence[str], cost: Cost) -> T
         )
         keys.append([None, *pair, factor, None])
     columns = ["variant", "A", "B", "B / A", "beyond their spread"]
-    note = "" if both[0]["machine"] == both[1]["machine"] else "The machines are not the same."
+    under = [[_under(report["cost"][row[0]], cost) for row in rows if row[0] in report["cost"]] for report in both]
+    every = [each for several in under for each in several]
+    same = both[0]["machine"] == both[1]["machine"] if not any(every) else all(each == every[0] for each in every)
+    note = "" if same else "Not all are known to be measured on one machine under the same conditions."
     return Table(cost.name, cost.unit[0].upper() + cost.unit[1:], columns, rows, keys, note)
+
+
+def _under(cost: Mapping[str, Any], of: Cost) -> list[Conditions]:
+    """The conditions that one figure of a variant's cost was measured under."""
+    if of.name == "training_seconds":
+        return list(cost.get("trained_under") or [])
+    return [measured_under(cost)]
 
 
 def _beyond(both: Sequence[dict[str, Any]], name: str, cost: Cost) -> str:

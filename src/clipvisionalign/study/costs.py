@@ -4,15 +4,19 @@ Both are measured in fresh processes, round after round, and what two variants d
 of one variant differ by. Of a single round only the repeats within its process are known, and a machine that is busy
 with something else slows a whole process down: such a range is widened by `ONE_PROCESS`. Of memory nothing is known
 then, and nothing is compared.
+
+They depend on the machine, its threads and the versions of the packages too: the conditions. Nothing is compared that
+was measured under different ones.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from clipvisionalign.models.device import machine, versions
 from clipvisionalign.study.significant import significant
 
 
@@ -85,6 +89,126 @@ def ranges_of(costs: Mapping[str, Mapping[str, Any]], names: Iterable[str], cost
         else:
             return None
     return found
+
+
+#: Machine, threads, device and versions that a figure of time or memory was measured under, by name.
+Conditions = Mapping[str, Any]
+
+
+def conditions() -> dict[str, Any]:
+    """Those of this process."""
+    return {**machine(), **versions()}
+
+
+def measured_under(cost: Mapping[str, Any]) -> Conditions:
+    """The conditions of a variant's block "cost"; of reports from before the versions were kept the machine alone."""
+    return cost.get("measured_under") or cost.get("machine") or {}
+
+
+def grouped(under: Mapping[str, Sequence[Conditions]]) -> list[tuple[list[Conditions], list[str]]]:
+    """Variants by the conditions that their figures are of: those of the same ones together, in their order."""
+    found: list[tuple[list[Conditions], list[str]]] = []
+    for name, several in under.items():
+        for known, names in found:
+            if len(known) == len(several) and all(each in known for each in several):
+                names.append(name)
+                break
+        else:
+            found.append((list(several), [name]))
+    return found
+
+
+def same_conditions(under: Mapping[str, Sequence[Conditions]]) -> bool:
+    """Whether all figures of all variants were measured under the same conditions."""
+    return len(grouped(under)) < 2 and all(len(several) < 2 for several in under.values())
+
+
+def under_of(costs: Mapping[str, Mapping[str, Any]], names: Iterable[str]) -> dict[str, list[Conditions]]:
+    """The conditions that these variants' time and memory were measured under."""
+    return {name: [measured_under(costs[name])] for name in names}
+
+
+def conditions_told(under: Mapping[str, Sequence[Conditions]]) -> str:
+    """In what the conditions of variants differ: "self, late: threads 2; cross: threads 8"; of the same ones the
+    machine and PyTorch's version. Empty where none are known."""
+    every = [each for several in under.values() for each in several]
+    if not any(every):
+        return ""
+    if same_conditions(under):
+        of = every[0]
+        threads = f"{of['threads']} thread{'s' * (of['threads'] != 1)}" if "threads" in of else ""
+        parts = [of.get("processor"), threads, of.get("instructions"), of.get("device")]
+        torch = f"PyTorch {of['torch']}" if "torch" in of else ""
+        return ", ".join(part for part in (*map(str, filter(None, parts)), torch) if part)
+    keys = [
+        key
+        for key in dict.fromkeys(key for each in every for key in each)
+        if len({str(each.get(key)) for each in every}) > 1
+    ]
+
+    def told(of: Conditions) -> str:
+        return ", ".join(f"{key} {of[key]}" if key in of else f"{key} not known" for key in keys)
+
+    groups = grouped(under)
+    return "; ".join(f"{', '.join(names)}: {' and '.join(map(told, several))}" for several, names in groups)
+
+
+def of_same_conditions(
+    rounds: Mapping[str, Sequence[Mapping[str, Any]]], contents: Collection[str]
+) -> tuple[dict[str, list[dict[str, Any]]], dict[str, int]]:
+    """Of each variant the rounds that were measured under the same conditions, "measured_under" in each; and how many
+    others it has, where it has any. Those come first that most rounds of all variants were measured under.
+
+    rounds: as they are kept, with what they were "asked"; contents: what in that is no condition.
+    """
+    of = {name: [_kept_conditions(each, contents) for each in several] for name, several in rounds.items()}
+    every = [under for several in of.values() for under in several]
+    order = sorted(every, key=every.count, reverse=True)
+    kept: dict[str, list[dict[str, Any]]] = {}
+    left: dict[str, int] = {}
+    for name, several in rounds.items():
+        chosen = next((under for under in order if under in of[name]), None)
+        kept[name] = [
+            {**{key: value for key, value in each.items() if key != "asked"}, "measured_under": under}
+            for each, under in zip(several, of[name], strict=True)
+            if under == chosen
+        ]
+        if len(kept[name]) < len(several):
+            left[name] = len(several) - len(kept[name])
+    return kept, left
+
+
+def _kept_conditions(found: Mapping[str, Any], contents: Collection[str]) -> dict[str, Any]:
+    """Those of a kept round; of one from before they were kept the machine that its process named."""
+    asked = {key: value for key, value in found.get("asked", {}).items() if key not in contents}
+    return asked or dict(found.get("machine", {}))
+
+
+def not_compared(costs: Mapping[str, Mapping[str, Any]], names: Sequence[str], cost: Cost) -> str:
+    """Why none of several variants is told to cost less than another; empty where some differ beyond their spread."""
+    if len(names) < 2:
+        return ""
+    if not same_conditions(under_of(costs, names)):
+        return NOT_SAME
+    ranges = ranges_of(costs, names, cost)
+    if ranges is None:
+        return NO_SPREAD
+    return "" if any(differ(ranges[a], ranges[b]) for a in names for b in names) else WITHIN_SPREAD
+
+
+def furthest_apart(costs: Mapping[str, Mapping[str, Any]], names: Sequence[str], cost: Cost) -> tuple[str, str]:
+    """Of the pairs of variants that differ beyond their spread the one of the largest factor, the cheaper first. Raises
+    ValueError where there is none."""
+    ranges = ranges_of(costs, names, cost) or {}
+    values = {name: cost.value(costs[name]) for name in names}
+    pairs = [(a, b) for a in names for b in names if values[a] < values[b] and differ(ranges[a], ranges[b])]
+    return max(pairs, key=lambda pair: values[pair[1]] / max(values[pair[0]], LEAST))
+
+
+#: What `not_compared` gives.
+NOT_SAME = "the variants were not measured on one machine under the same conditions"
+NO_SPREAD = "the spread of one variant was not measured"
+WITHIN_SPREAD = "the variants differ by no more than one variant does from process to process"
 
 
 def differ(a: Range, b: Range) -> bool:

@@ -16,9 +16,11 @@ from clipvisionalign.study.costs import (
     MEMORY,
     MS_PER_CAPTION,
     MS_PER_QUERY,
+    WITHIN_SPREAD,
     Cost,
     Range,
     differ,
+    not_compared,
     ranges_of,
 )
 from clipvisionalign.study.gaps import labelled, reason_of, state_of
@@ -196,11 +198,12 @@ def _pareto(report: dict[str, Any], cost: Cost, label: str, log: bool) -> tuple[
     rsum = {name: report["results"]["variants"][name]["figures"]["rsum"] for name in names}
     costs = {name: cost.value(report["cost"][name]) for name in names}
     ranges = ranges_of(report["cost"], names, cost)
+    why = not_compared(report["cost"], names, cost)
     for name in names:
         _whiskers(axes, costs[name], rsum[name], *styles[name], label=labelled(report, name))
         if ranges:
             axes.plot(ranges[name], [rsum[name]["value"]] * 2, color=styles[name][0], linewidth=1.4)
-    front = front_of(names, ranges, report) if ranges else []
+    front = front_of(names, ranges, report) if ranges and not why else []
     if front:
         axes.plot([costs[name] for name in front], [rsum[name]["value"] for name in front], color=INK, linewidth=1,
                   linestyle=":", drawstyle="steps-post", zorder=0, label="front")  # fmt: skip
@@ -219,28 +222,25 @@ def _pareto(report: dict[str, Any], cost: Cost, label: str, log: bool) -> tuple[
     told = "; ".join(
         f"{name} {rsum[name]['value']:.1f} at {format(costs[name], significant(costs[name], 4))}" for name in names
     )
-    about = _of_front(front, names, ranges)
+    about = _of_front(front, names, why)
+    absent = [name for name in report["results"]["variants"] if name not in names]
+    if absent:
+        about = f"{about} Not shown, as it was not measured of them: {', '.join(absent)}.".strip()
     return figure, f"Rsum against {label}: {told}. {about}", about
 
 
-def _of_front(front: Sequence[str], names: Sequence[str], ranges: dict[str, Range] | None) -> str:
-    """What may be said of the front, and of differences where there is none."""
-    if len(names) < 2:
-        return ""
+def _of_front(front: Sequence[str], names: Sequence[str], why: str) -> str:
+    """What may be said of the front, and of differences where there is none. why: see `costs.not_compared`."""
     if front:
         return f"Dotted: the front, along which each was shown to find more and costs more: {', '.join(front)}."
-    return _of_spread(names, ranges) or "None that costs more was shown to find more."
+    return _of_spread(why) or ("None that costs more was shown to find more." if len(names) > 1 else "")
 
 
-def _of_spread(names: Sequence[str], ranges: dict[str, Range] | None) -> str:
-    """What is to be said of differences of cost that are no larger than one variant's own, or not known to be."""
-    if len(names) < 2:
-        return ""
-    if ranges is None:
-        return "The spread of one variant was not measured: none is shown to cost less."
-    if not any(differ(ranges[a], ranges[b]) for a in names for b in names):
-        return "The variants differ by no more than one variant does from process to process."
-    return ""
+def _of_spread(why: str) -> str:
+    """What is to be said of differences of cost that are not shown. why: see `costs.not_compared`."""
+    if why in ("", WITHIN_SPREAD):
+        return why and f"{why.capitalize()}."
+    return f"{why.capitalize()}: none is shown to cost less."
 
 
 def _pareto_time(report: dict[str, Any]) -> tuple[Any, ...] | None:
@@ -249,7 +249,8 @@ def _pareto_time(report: dict[str, Any]) -> tuple[Any, ...] | None:
 
 
 def _pareto_memory(report: dict[str, Any]) -> tuple[Any, ...] | None:
-    """The memory that has to be there: the GPU's where one was used, else the process's."""
+    """The memory that has to be there: the GPU's where one was used, else the process's. Those whose figure is of
+    another memory are named and not shown."""
     on_device = any(DEVICE_MEMORY.value(cost) is not None for cost in report["cost"].values())
     cost, of = (DEVICE_MEMORY, "GPU") if on_device else (MEMORY, "whole process")
     return _pareto(report, cost, f"peak memory, {of}, MiB", log=False)
@@ -405,7 +406,7 @@ def _length_time(report: dict[str, Any]) -> tuple[Any, ...] | None:
         f"{rows[-1]['ms_alone']:.1f} ms at {rows[-1]['tokens']}"
         for name, rows in costs.items()
     )
-    about = _of_spread(list(costs), ranges_of(report["cost"], costs, MS_PER_CAPTION))
+    about = _of_spread(not_compared(report["cost"], list(costs), MS_PER_CAPTION))
     return figure, f"Milliseconds to encode one caption by its length: {told}. {about}", about
 
 

@@ -37,6 +37,7 @@ def build_report(
     """
     results = results_of(measured, part, plan.split, plan.compare)
     partners = Partners.of(part.caption_image, len(part), part.image_identity, part.caption_group)
+    trained_under = _trained_under(plan, study, measured)
     seconds, steps = (_spent(plan, study, measured, what) for what in ("training_seconds", "steps"))
     passed = [(name, seed) for name, found in results["variants"].items() for seed in found["seeds"]]
     depths: dict[str, Any] = {}
@@ -67,6 +68,7 @@ def build_report(
                 **cost,
                 "training_seconds": seconds.get(name),
                 "training_steps": steps.get(name),
+                "trained_under": trained_under.get(name, []),
                 **_with_query(cost, pairs_of_query(name, measured, part)),
             }
             for name, cost in costs.items()
@@ -155,6 +157,29 @@ def _spent(plan: Plan, study: Path, measured: Sequence[Measured], what: str) -> 
         total = float(cell.found[what]) + _before(plan, study, cell, measured, what)
         found.setdefault(cell.variant, []).append(round(total, 1))
     return {name: {"mean": round(float(np.mean(each)), 1), "each": each} for name, each in found.items()}
+
+
+def _trained_under(plan: Plan, study: Path, measured: Sequence[Measured]) -> dict[str, list[dict[str, Any]]]:
+    """The conditions that each variant's runs, and those that they stand on, were begun under, each once."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for cell in measured:
+        of = found.setdefault(cell.variant, [])
+        name = cell.variant
+        while name:
+            under = _begun_under(cell_folder(study, name, cell.seed) / "environment.json")
+            if under and under not in of:
+                of.append(under)
+            name = plan.variants[name].base
+    return found
+
+
+def _begun_under(environment: Path) -> dict[str, Any]:
+    """A run's machine and versions; none where its file has none, or cannot be read."""
+    try:
+        kept = json.loads(environment.read_text(encoding="utf-8"))
+        return {**kept["machine"], **kept["versions"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
 
 
 def commands(plan: Plan, study: Path) -> list[str]:

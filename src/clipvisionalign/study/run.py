@@ -43,6 +43,7 @@ from clipvisionalign.study.cells import (
     with_commits,
     write_json,
 )
+from clipvisionalign.study.costs import conditions, of_same_conditions
 from clipvisionalign.study.examples import examples_of
 from clipvisionalign.study.gaps import (
     FAILED,
@@ -556,12 +557,15 @@ def _first_of_each(cells: Sequence[Cell]) -> dict[str, Cell]:
 
 def _costs(subject: Subject, finished: Sequence[Cell], gaps: Gaps, say: Say) -> dict[str, dict[str, Any]]:
     """Time and memory of each variant's first finished run, in fresh processes that take turns; of a variant whose
-    process fails the rounds that did not."""
+    process fails the rounds that did not. What was measured on another machine, or with other versions, is measured
+    again; where nothing is measured it is taken, and told."""
     plan, part, folder = subject.plan, subject.part, subject.study / "costs"
     first = _first_of_each(finished)
     turns = [(turn, name) for turn in range(plan.measure.rounds) for name in first]
     brief = {"brief": plan.measure.brief}
-    asked = {name: {"model": run_contents(cell.folder), **data_contents(part), **brief} for name, cell in first.items()}
+    here = {} if subject.only_kept else conditions()
+    contents = {**data_contents(part), **brief}
+    asked = {name: {"model": run_contents(cell.folder), **contents, **here} for name, cell in first.items()}
     kept = {
         (turn, name): reusable(folder / f"{name}-{turn}.json", asked[name], say, f"time and memory of {name}")
         for turn, name in turns
@@ -580,7 +584,10 @@ def _costs(subject: Subject, finished: Sequence[Cell], gaps: Gaps, say: Say) -> 
             except Exception as error:
                 reasons[name].append(reason_of(error))
         if found is not None:
-            rounds[name].append({key: value for key, value in found.items() if key != "asked"})
+            rounds[name].append(found)
+    rounds, elsewhere = of_same_conditions(rounds, [*contents, "model"])
+    for name, others in elsewhere.items():
+        reasons[name] += ["measured under other conditions than the rest: left out"] * others
     for name, failed in reasons.items():
         if failed:
             of = f"{name}, {len(failed)} of {plan.measure.rounds} rounds"

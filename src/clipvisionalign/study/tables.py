@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from clipvisionalign.files import written_aside
+from clipvisionalign.study.costs import conditions_told, same_conditions, under_of
 from clipvisionalign.study.gaps import labelled, not_made, reason_of, without_results
 from clipvisionalign.study.results import both_ways
 from clipvisionalign.study.significant import p_value_form, significant, words_told
@@ -213,9 +214,28 @@ def _cost(report: dict[str, Any]) -> Table:
         "Fresh processes that take turns; medians. Times compare within this table only. A query: one caption encoded "
         "and scored with the gallery, or with the candidates that are re-ranked. Training counts what a variant starts "
         "from. Memory: the most that the whole process, or PyTorch on the GPU, has taken."
+        f"{_measured_under(report)}{_trained_under(report)}"
     )
     columns = [columns[place] for place in kept]
     return Table("cost", "What each design costs", columns, rows.rows, rows.sort, note)
+
+
+def _measured_under(report: dict[str, Any]) -> str:
+    """Where time and memory were measured, and that variants that were measured elsewhere are not to be compared."""
+    under = under_of(report["cost"], report["cost"])
+    told = conditions_told(under)
+    if same_conditions(under):
+        return f" Measured on: {told}." if told else ""
+    return f" Not measured under the same conditions, so that these variants are not to be compared: {told}."
+
+
+def _trained_under(report: dict[str, Any]) -> str:
+    # Reports from before it was written down tell nothing of it.
+    under = {name: cost["trained_under"] for name, cost in report["cost"].items() if cost.get("trained_under")}
+    if same_conditions(under):
+        return ""
+    told = conditions_told(under)
+    return f" Not trained under the same conditions, so that seconds of training are not to be compared: {told}."
 
 
 def _latency(report: dict[str, Any]) -> Table:
@@ -232,6 +252,7 @@ def _latency(report: dict[str, Any]) -> Table:
     columns = ["variant", *(f"{what} {p}" for what in ("caption", "image") for p in ("p50", "p95", "p99")),
                *(f"by {size}" for size in sizes)]  # fmt: skip
     note = "Milliseconds: one caption or image alone (percentiles), and per caption in batches of so many."
+    note += _measured_under(report)
     return Table("latency", "Time of one, and in batches", columns, rows.rows, rows.sort, note)
 
 

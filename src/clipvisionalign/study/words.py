@@ -13,7 +13,7 @@ from typing import Any
 
 from clipvisionalign.retrieval.equal_captions import equal_captions_told
 from clipvisionalign.retrieval.metrics import RECALL_AT, gain_told
-from clipvisionalign.study.costs import COSTS, Cost, differ, ranges_of
+from clipvisionalign.study.costs import COSTS, WITHIN_SPREAD, Cost, furthest_apart, not_compared
 from clipvisionalign.study.gaps import NOT_MEASURED, NOT_TRAINED, UNFINISHED, not_made, without_results
 from clipvisionalign.study.primary import primary_of
 from clipvisionalign.study.results import both_ways
@@ -427,6 +427,9 @@ def _costs(report: dict[str, Any]) -> list[Claim]:
         if names and cost.told:
             claim = Claim(report, "cost")
             claim.text = _cost(claim, cost, names)
+            without = [name for name in report["cost"] if name not in names]
+            if without:
+                claim.text += f" Of {_listed(without)} it was not measured."
             found.append(claim)
     return found
 
@@ -442,15 +445,16 @@ def _cost(claim: Claim, cost: Cost, names: Sequence[str]) -> str:
     if len(names) == 1:
         return f"{cost.told} {number(low)} {cost.unit} with {_code(low)}."
     if len({format(values[end], cost.form(values[end])) for end in (low, high)}) == 1:
-        return f"{cost.told} {number(low)} {cost.unit} with every variant."
-    ranges = None if cost.exact else ranges_of(costs, names, cost)
-    if cost.exact or (ranges and differ(ranges[low], ranges[high])):
+        whose = "every variant" if len(names) == len(claim.report["plan"]["variants"]) else _listed(names)
+        return f"{cost.told} {number(low)} {cost.unit} with {whose}."
+    why = "" if cost.exact else not_compared(costs, names, cost)
+    if not why:
+        if not cost.exact:
+            low, high = furthest_apart(costs, names, cost)
         ends = [(number(end), [name for name in names if values[name] == values[end]]) for end in (low, high)]
         return f"{cost.told} {' and '.join(f'{shown} {cost.unit} with {_listed(whose)}' for shown, whose in ends)}."
     span = f"{cost.told} {number(low)} to {number(high)} {cost.unit}"
-    if ranges is None:
-        return f"{span}: the spread of one variant was not measured, so that none is shown to take less."
-    return f"{span}: the variants differ by no more than one variant does from process to process."
+    return f"{span}: {why}." if why == WITHIN_SPREAD else f"{span}: {why}, so that none is shown to take less."
 
 
 # --- whether to believe it -------------------------------------------------------------------------------------------
