@@ -96,8 +96,11 @@ def test_a_cost_that_differs_by_less_than_its_spread_does_not(report):
 def test_a_report_is_known_by_its_file_too(report, tmp_path, capsys):
     study = tmp_path / "study"
     study.mkdir()
+    report = copy.deepcopy(report)
+    report["claims"].append({"about": "accuracy", "text": "Another version wrote this.", "figures": []})
     (study / "report.json").write_text(json.dumps(report))
     assert main(["report", str(study / "report.json")]) == 0
+    assert "Another version" not in (study / "report.html").read_text() + (study / "report.json").read_text()
     assert {path.name for path in study.iterdir()} >= {"report.html", "report.json", "figures", "tables"}
     assert main(["report", str(study / "report.json"), "--compare", str(study / "report.json")]) == 0
     assert NOTHING in (study / "comparison.html").read_text()

@@ -12,8 +12,10 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from made_reports import check_numbers, cost_round, made_report
 
+from clipvisionalign.study.figures import _by_length
 from clipvisionalign.study.plan import Comparison
 from clipvisionalign.study.results import length_thirds
+from clipvisionalign.study.tables import tables_of
 from clipvisionalign.study.words import LEVEL, claims_of, numbers_in, twins_told
 
 few = settings(
@@ -223,6 +225,32 @@ def test_what_is_written_with_the_same_digits_is_told_once():
     costs = {name: [cost_round(host=1076 + part)] for name, part in (("self", 0.1), ("late", 0.3))}
     (text,) = starting(made_report(seeds=[0], costs=costs), "The memory of a process")
     assert text.endswith("peaks at 1,076 MiB with every variant.")
+
+
+@pytest.mark.parametrize(
+    ("spans", "told"),
+    [
+        (((2, 10), (10, 13), (13, 33)), "Captions of 10 and 13 words stand in two parts"),
+        (((2, 10), (10, 13), (14, 33)), "Captions of 10 words stand in two parts"),
+        (((2, 9), (10, 13), (14, 33)), ""),
+        (((5, 5),), ""),
+    ],
+)
+def test_parts_of_length_that_share_a_length_are_told_wherever_they_are_shown(spans, told):
+    """Reports from before the parts were cut between two lengths."""
+    from matplotlib import pyplot
+
+    report = made_report(seeds=[0], lengths=(4, 9, 14))
+    names = list(report["results"]["lengths"]["words"])[: len(spans)]
+    report["results"]["lengths"]["words"] = {name: list(span) for name, span in zip(names, spans, strict=True)}
+    claims = [claim for claim in claims_of(report) if "two parts" in claim["text"]]
+    (table,) = [each for each in tables_of(report) if each.name == "length"]
+    figure, *about = _by_length(report)
+    pyplot.close(figure)
+    assert len(claims) == ("two parts" in table.note) == ("two parts" in " ".join(about)) == bool(told)
+    for claim in claims:
+        assert claim["text"].startswith(told)
+        check_numbers(report, claim)
 
 
 @pytest.mark.parametrize("scenes", [0, 40])

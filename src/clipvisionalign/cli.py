@@ -790,6 +790,7 @@ def report(arguments: list[str]) -> int:
     from clipvisionalign.study.report import folder_of, read_report, write_report
     from clipvisionalign.study.run import report_of_study
     from clipvisionalign.study.tables import print_tables, show
+    from clipvisionalign.study.words import claims_of
 
     folder = folder_of(given.study)
     found = report_of_study(folder, say)
@@ -807,6 +808,8 @@ def report(arguments: list[str]) -> int:
             print("\n".join(settings))
         say(f"{page}: written")
         return 0
+    # Its sentences are those of now, whichever version has made the report.
+    found["claims"] = claims_of(found)
     write_report(folder, found, say)
     if given.pdf:
         _write_pdf(folder)

@@ -25,6 +25,7 @@ from clipvisionalign.study.costs import (
 )
 from clipvisionalign.study.gaps import labelled, reason_of, state_of
 from clipvisionalign.study.significant import significant, words_told
+from clipvisionalign.study.words import Claim, shared_lengths_told
 
 #: Told apart by people who see colours differently too, and on light and dark ground.
 COLOURS = ("#4c78c8", "#2f9e6e", "#d97b29", "#c04a86", "#8a6fd1", "#8b8f3a", "#3aa0b5", "#a56b4a")
@@ -295,7 +296,7 @@ def _grouped(
     return figure, "; ".join(told) + "."
 
 
-def _by_length(report: dict[str, Any]) -> tuple[Any, str] | None:
+def _by_length(report: dict[str, Any]) -> tuple[Any, ...] | None:
     results = report["results"]
     if not results["variants"]:
         return None
@@ -308,7 +309,9 @@ def _by_length(report: dict[str, Any]) -> tuple[Any, str] | None:
     figure, told = _grouped(report, list(labels), value, "R@5 text to image, %")
     chance = results["lengths"].get("chance", {})
     told += "".join(f" By chance, {third} {found['recall_at_5']:.1f}." for third, found in chance.items())
-    return figure, "Recall at 5 of images by captions of each part of length: " + told.replace("\n", ", ")
+    about = shared_lengths_told(Claim(report, "length"))
+    of = "Recall at 5 of images by captions of each part of length: " + told.replace("\n", ", ")
+    return (figure, f"{of} {about}", about) if about else (figure, of)
 
 
 def _composition(report: dict[str, Any]) -> tuple[Any, str] | None:

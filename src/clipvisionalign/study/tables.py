@@ -13,6 +13,7 @@ from clipvisionalign.study.gaps import labelled, not_made, reason_of, without_re
 from clipvisionalign.study.results import both_ways
 from clipvisionalign.study.significant import p_value_form, significant, words_told
 from clipvisionalign.study.statistics import LEVEL
+from clipvisionalign.study.words import Claim, shared_lengths_told
 
 #: The row of what no model at all would find.
 CHANCE = "chance: a random ranking"
@@ -270,7 +271,7 @@ def _lengths(report: dict[str, Any]) -> Table:
         *(f"{third} ({words_told(span)}) R@{k}" for third, span in words.items() for k in (1, 5)),
     ]
     note = "Recall of images by captions of one part of the data's captions, in percent; the gallery stays whole; "
-    note += f"{counted(report)}."
+    note += f"{counted(report)}. {shared_lengths_told(Claim(report, 'length'))}".rstrip()
     return Table("length", "By the length of the caption", columns, rows.rows, rows.sort, note)
 
 

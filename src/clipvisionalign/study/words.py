@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 from clipvisionalign.retrieval.equal_captions import equal_captions_told
@@ -366,7 +367,28 @@ def _lengths(report: dict[str, Any]) -> list[Claim]:
             several = _joined([f"{third} ({span})" for third, span in spans]) + " captions"
             claim.text = f"By {several if len(spans) > 1 else '{} captions ({})'.format(*spans[0])} {told}."
             found.append(claim)
-    return found
+    claim = Claim(report, "length")
+    claim.text = shared_lengths_told(claim)
+    return [*found, claim] if claim.text else found
+
+
+def shared_lengths(report: dict[str, Any]) -> list[str]:
+    """Where captions of one length stand in two parts, the paths of those lengths: reports from before the parts were
+    cut between two lengths dealt them by their order in the data."""
+    words = report["results"]["lengths"]["words"]
+    return [f"results/lengths/words/{a}/1" for a, b in pairwise(words) if words[a][1] >= words[b][0]]
+
+
+def shared_lengths_told(claim: Claim) -> str:
+    """What has to be known of parts of length that share one; "" where none do."""
+    shared = shared_lengths(claim.report)
+    if not shared:
+        return ""
+    lengths = _joined([claim.number(path, ",d") for path in shared])
+    return (
+        f"Captions of {lengths} words stand in two parts of length, dealt by their order in the data: differences "
+        "between the parts are not of length alone."
+    )
 
 
 def _span(claim: Claim, third: str) -> str:
