@@ -193,7 +193,7 @@ def plan(scenes_folder: Path, text_folder: Path) -> Any:
         variants={
             "self": Variant(), "sparse": Variant(), "late": Variant(),
             "cross": Variant({"freeze": "all", "epochs": 1}, "late"),
-            "broken": Variant({"model": {"design": "self", "text_tower": {"name": "/nowhere"}}}),
+            "broken": Variant({"model": {"design": "self"}, "loss": {"name": "failing_loss:of_more_than_two"}}),
         },
         settings={"epochs": 2, "batch": 16, "augment": "none", "precision": "float32", "model": model},
         measure=Measurements(rounds=1, brief=True, composition=20, audit_images=12, examples=2),

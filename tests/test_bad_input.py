@@ -252,7 +252,7 @@ BAD_SETTINGS = {
     "batch of one": (["--batch", "1"], "--batch should be at least 2"),
     "no epochs": (["--epochs", "0"], "--epochs should be at least 1"),
     "warm-up of everything": (["--warmup", "1.5"], "--warmup should be from 0 to below 1"),
-    "unknown device": (["--device", "warp9"], "the device 'warp9'"),
+    "unknown device": (["--device", "warp9"], "--device warp9: not to be had"),
     "unknown layout": (["--layout", "flikr"], "unknown layout 'flikr'"),
 }
 

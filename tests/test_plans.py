@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from dataclasses import asdict, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from clipvisionalign.cli import main
+from clipvisionalign.cli import main, train_parser
 from clipvisionalign.study.plan import DESIGNS, Plan, cells_of, read_plan, ready_plans
 from clipvisionalign.study.run import plan_text
 from clipvisionalign.training.train import RunConfig
@@ -84,7 +85,10 @@ def contents(folder: Path) -> dict[str, bytes | None]:
         ("scenes: 9\ndrawing:\n  splits: {train: 4, tests: 5}", 3, "drawing.splits.tests", "is it 'test'?"),
         ("scenes: 9\nsplit: test\ndrawing:\n  splits: {train: 4, dev: 5}", 4, "drawing.splits", "no scenes for test"),
         ("measure:\n  minimal_pair_images: x", 2, "measure.minimal_pair_images", "minimal_pairs"),
-        ("on: 3", 1, "on", "put it in quotes"),
+        ("true: 3", 1, "true", "put it in quotes"),
+        ("on: 3", 1, "on", "no such key"),
+        ("settings: {batch: 1:30}", 1, "settings.batch", "a whole number"),
+        ("title: 3", 1, "title", "a text, in quotes"),
         (
             "variants:\n  late2:\n    settings: {model: {design: self}}",
             3,
@@ -114,6 +118,105 @@ def test_a_fault_is_told_with_its_line_and_its_key(tmp_path, capsys, text, line,
     assert (found["file"], int(found["line"]), found["key"]) == (str(path), line, key)
     assert told in found["told"]
     assert contents(tmp_path) == before
+
+
+TINY = """data: {data}
+seeds: [0]
+settings:
+  batch: 16
+  augment: none
+  model:
+    image_tower: {{name: test_resnet, weights: random, size: 64}}
+    text_tower: {{name: {text}}}
+    width: 32
+    fusion: {{layers: 1, heads: 2, width: 32}}
+variants:
+  self: {{}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("variant", "key", "told"),
+    [
+        ("late: {settings: {device: warp9}}", "late.settings.device", "not to be had"),
+        ("late: {settings: {loss: {name: sofmax}}}", "late.settings.loss.name", "neither softmax"),
+        ("late: {settings: {loss: {name: 'os:getcwd'}}}", "late.settings.loss.name", "a first step fails"),
+        ("late: {settings: {trackers: scroll}}", "late.settings.trackers", "there are tensorboard"),
+        (
+            "late: {settings: {model: {text_tower: {name: ./nowhere}}}}",
+            "late.settings.model.text_tower.name",
+            "no such",
+        ),
+        (
+            "late: {settings: {model: {image_tower: {name: resnet5000}}}}",
+            "late.settings.model.image_tower.name",
+            "near",
+        ),
+        (
+            "late: {settings: {model: {image_tower: {weights: w.pt}}}}",
+            "late.settings.model.image_tower.weights",
+            "w.pt",
+        ),
+        (
+            "late: {settings: {model: {image_tower: {revision: a}}}}",
+            "late.settings.model.image_tower.revision",
+            "no rev",
+        ),
+        (
+            "late: {settings: {model: {image_tower: {blocks: 2}}}}",
+            "late.settings.model.image_tower.blocks",
+            "no blocks",
+        ),
+        ("late: {settings: {model: {late: {temperature: 0}}}}", "late.settings.model.late.temperature", "above 0"),
+        ("late: {settings: {model: {width: 36}}}", "late.settings.model.width", "multiple of 8"),
+        ("late: {settings: {model: {text_tower: {max_tokens: 2}}}}", "late.settings.model.text_tower.max_tokens", "3"),
+        ("cross: {settings: {model: {fusion: {heads: 3}}}}", "cross.settings.model.fusion.heads", "evenly"),
+        (
+            "sparse: {settings: {model: {text_tower: {window: 1}}}}",
+            "sparse.settings.model.text_tower.window",
+            "2 tokens",
+        ),
+        ("late: {settings: {freeze_layers: [none*]}}", "late.settings.freeze_layers", "no parameter"),
+        ("late: {settings: {shard: true}}", "late.settings.shard", "several processes"),
+        ("late: {settings: {chunk: 4, freeze: none}}", "late.settings.chunk", "batch norms"),
+        ("late: {settings: {train_images: 1}}", "late.settings.train_images", "at least 2"),
+        ("cross: {settings: {freeze: all}, base: self}", "cross.settings.freeze", "as drawn at random"),
+        ("sparse: {base: self}", "sparse.base", "other towers"),
+        ("late: {settings: {dev_data: elsewhere}}", "late.settings.dev_data", "the same for all variants"),
+    ],
+)
+def test_what_train_would_refuse_of_one_variant_is_refused_before_another_is_trained(
+    tmp_path, capsys, monkeypatch, scenes_folder, text_folder, variant, key, told
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("clipvisionalign.study.cells.train", None)
+    text = TINY.format(data=scenes_folder, text=text_folder) + f"  {variant}\n"
+    (tmp_path / "plan.yaml").write_text(text)
+    before = contents(tmp_path)
+    for more in ([], ["--dry-run"]):
+        assert main(["study", "plan.yaml", "--out", "out", *more]) == 1
+        found = LINE.fullmatch(
+            capsys.readouterr().err.strip().splitlines()[-1].removeprefix("clipvisionalign: error: ")
+        )
+        assert found is not None
+        place = (found["file"], int(found["line"]), found["key"])
+        assert place == ("plan.yaml", len(text.splitlines()), f"variants.{key}")
+        assert told in found["told"]
+        assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize(("split", "told"), [("dev", "give 'split: test'"), ("test", "elsewhere")])
+def test_another_data_set_to_choose_by_is_there_and_is_not_the_one_that_is_measured(
+    tmp_path, capsys, scenes_folder, text_folder, split, told
+):
+    path = tmp_path / "plan.yaml"
+    text = TINY.format(data=scenes_folder, text=text_folder).replace("  batch: 16", "  dev_data: elsewhere")
+    path.write_text(f"{text}split: {split}\n")
+    assert main(["study", str(path), "--out", str(tmp_path / "out")]) == 1
+    error = capsys.readouterr().err
+    assert f"{path}, line 4: settings.dev_data: " in error
+    assert told in error
+    assert not (tmp_path / "out").exists()
 
 
 def test_all_faults_are_told_at_once(tmp_path):
@@ -147,6 +250,77 @@ def test_what_yaml_allows_is_read(tmp_path):
     assert (plan.title, configs["late"].text_lr, configs["late"].init) == ("2024-01-01", 1e-4, "study/cells/self-3")
     assert configs["1"].model.design == "cross"
     assert configs["sparse"].text_lr == RunConfig().text_lr
+
+
+WORDS = st.one_of(
+    st.from_regex(r"[-+0-9.:eEo]{1,6}", fullmatch=True),
+    st.sampled_from(
+        [
+            "yes",
+            "No",
+            "ON",
+            "off",
+            "y",
+            "true",
+            "False",
+            "null",
+            "~",
+            "010",
+            "1:30",
+            "-1:30",
+            "0o17",
+            "1_000",
+            "007",
+            "1e1",
+            "12e4567",
+            "2024-01-01",
+        ]
+    ),
+)
+
+
+def means(word: str, kind: type) -> Any:
+    """What a setting of a kind is by a word; None where the word is none of that kind."""
+    if kind is bool:
+        return {"yes": True, "true": True, "on": True, "no": False, "false": False, "off": False}.get(word.lower())
+    try:
+        return kind(word)
+    except ValueError:
+        return None
+
+
+@pytest.fixture(scope="module")
+def run_settings() -> Any:
+    """What `train` makes of a file of settings."""
+    parser = train_parser()
+
+    def read(path: Path) -> RunConfig:
+        given = parser.parse_args(["--config", str(path)])
+        return RunConfig(**{name: value for name, value in given.as_dict().items() if name in vars(RunConfig())})
+
+    return read
+
+
+@pytest.mark.parametrize("of", ["plan", "train"])
+@given(word=WORDS)
+@example(word="010")
+@example(word="off")
+@example(word="1:30")
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_what_a_user_has_written_is_what_they_get_or_it_is_refused(tmp_path, capsys, run_settings, of, word):
+    """As a text, as numbers, and as a boolean; in a plan and in a run's settings."""
+    path = tmp_path / "settings.yaml"
+    for key, kind in {"cache": str, "batch": int, "head_lr": float, "compile": bool}.items():
+        path.write_text(f"variants: [self]\nsettings:\n  {key}: {word}\n" if of == "plan" else f"{key}: {word}\n")
+        taken: RunConfig | None = None
+        with suppress(ValueError, SystemExit):
+            if of == "plan":
+                taken = cells_of(replace(read_plan(path), data="x"), Path("study"))[0].config
+            else:
+                taken = run_settings(path)
+        usual = {str: word == "off", int: word == "010", bool: word in ("off", "yes", "ON")}
+        assert taken is not None or not usual.get(kind), (key, word)
+        assert taken is None or getattr(taken, key) == means(word, kind), (key, word)
 
 
 @pytest.mark.parametrize("name", list(ready_plans()))

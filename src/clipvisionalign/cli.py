@@ -256,15 +256,19 @@ def shards(arguments: list[str]) -> int:
 # --- train, evaluate, audit ------------------------------------------------------------------------------------------
 
 
-def train(arguments: list[str]) -> int:
-    from jsonargparse import ArgumentParser
+def train_parser() -> Any:
+    """What reads the settings of a run: from files (--config) and flags."""
+    import yaml
+    from jsonargparse import ArgumentParser, set_loader
 
-    from clipvisionalign.training.recipes import recipe_file, recipes
-    from clipvisionalign.training.train import RunConfig, resume
-    from clipvisionalign.training.train import train as train_run
+    from clipvisionalign.plain_yaml import load_settings
+    from clipvisionalign.training.recipes import recipes
+    from clipvisionalign.training.train import RunConfig
 
     known = "; ".join(f"{name}: {words}" for name, words in recipes().items())
+    set_loader("plain_yaml", load_settings, (yaml.YAMLError,))
     parser = ArgumentParser(
+        parser_mode="plain_yaml",
         prog=f"{PROGRAM} train",
         usage=f"{PROGRAM} train DATA --out RUN [settings]\n       {PROGRAM} train DATA --recipe NAME [settings]\n"
         f"       {PROGRAM} train --resume RUN",
@@ -278,11 +282,23 @@ def train(arguments: list[str]) -> int:
     parser.add_argument("--config", action="config", help="YAML file with any of the settings below")
     parser.add_argument(OFFLINE, action="store_true", help=OFFLINE_HELP)
     parser.add_class_arguments(RunConfig, as_group=False)
+    parser.add_argument("--resume", help="a run that was stopped: goes on from its last checkpoint, as it was set")
+    return parser
+
+
+def train(arguments: list[str]) -> int:
+    from clipvisionalign.plain_yaml import is_clock
+    from clipvisionalign.training.recipes import recipe_file
+    from clipvisionalign.training.train import RunConfig, resume
+    from clipvisionalign.training.train import train as train_run
+
+    parser = train_parser()
+    if clocks := [each for each in arguments if is_clock(each.rpartition("=")[2])]:
+        raise ValueError(f"{clocks[0]}: is no number")
     # `train DATA` and `train --data DATA` are the same.
     if arguments and not arguments[0].startswith("-"):
         arguments = ["--data", *arguments]
     arguments = _in_order(arguments, recipe_file)
-    parser.add_argument("--resume", help="a run that was stopped: goes on from its last checkpoint, as it was set")
     given = parser.parse_args(arguments)
     settings = parser.instantiate_classes(given).as_dict()
     if settings.pop("recipe") is not None:
@@ -693,7 +709,7 @@ def _cell(name: str, figure: dict[str, float | None]) -> str:
 
 
 def study(arguments: list[str]) -> int:
-    from clipvisionalign.study.plan import read_plan, ready_plans
+    from clipvisionalign.study.plan import read_plan, ready_plans, told_with_lines
 
     ready = "\n".join(f"  {name:<16} {title}" for name, title in ready_plans().items())
     parser = _parser(
@@ -722,12 +738,14 @@ def study(arguments: list[str]) -> int:
     plan = _with_flags(read_plan(given.plan), given)
     out = given.out or f"studies/{Path(given.plan).stem}"
     if given.dry_run:
-        seconds = plan_ahead(plan, out, say)
+        with told_with_lines(given.plan):
+            seconds = plan_ahead(plan, out, say)
         for what, taken in seconds.items():
             print(f"{taken / 60:6.1f} min  {what}")
         print(f"{sum(seconds.values()) / 60:6.1f} min  in all, for {len(plan.variants) * len(plan.seeds)} cells")
         return 0
-    report = run_study(plan, out, say)
+    with told_with_lines(given.plan):
+        report = run_study(plan, out, say)
     if given.pdf:
         _write_pdf(out)
     print(json.dumps(report, indent=2)) if given.json else print_tables(report)

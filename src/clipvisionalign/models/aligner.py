@@ -110,10 +110,14 @@ class Remembered:
     captions: dict[tuple[int, ...], tuple[Tensor, Tensor]] = field(default_factory=dict)
 
 
+#: Heads of the pooling over an image's patches, which share out the width of the common space.
+HEADS = 8
+
+
 class ImageHead(nn.Module):
     """From a picture tower's features to the common space: a map of the pooled vector plus a pooling of the patches."""
 
-    def __init__(self, tower: ImageTower, width: int, dropout: float, heads: int = 8) -> None:
+    def __init__(self, tower: ImageTower, width: int, dropout: float, heads: int = HEADS) -> None:
         super().__init__()
         self.pooled, self.patch = (
             nn.Sequential(nn.LayerNorm(each), nn.Dropout(dropout), nn.Linear(each, width))

@@ -34,7 +34,7 @@ def best_device(name: str = "auto") -> torch.device:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         first = str(error).splitlines()[0]
-        raise ValueError(f"the device '{name}' is not to be had on this machine: {first}") from None
+        raise ValueError(f"--device {name}: not to be had on this machine: {first}") from None
     return device
 
 

@@ -84,7 +84,7 @@ class TextTower(nn.Module):
     def __init__(self, config: TextTowerConfig, folder: Path | None = None, load_weights: bool = True) -> None:
         super().__init__()
         if config.attention == "sliding" and config.window < 2:
-            raise ValueError(f"a sliding window needs 2 tokens or more, not {config.window}")
+            raise ValueError(f"--model.text_tower.window {config.window}: a sliding window needs 2 tokens or more")
         self.config = config
         #: Where the weights came from.
         self.origin = Origin("files", config.name)

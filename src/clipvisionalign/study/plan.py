@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import copy
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from functools import reduce
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_type_hints
@@ -188,6 +191,41 @@ def read_plan(name: str | Path) -> Plan:
 
     Raises ValueError with all that is wrong in it: file, line and key of each fault, one a line.
     """
+    found = _opened(name)
+    try:
+        plan: Plan = validated(Plan, _with_variants(found.values))
+        _check_as_written(found.values)
+        check_plan(plan)
+    except PlanError as error:
+        raise found.placed(error) from None
+    return plan
+
+
+def read_kept_plan(path: Path) -> Plan:
+    """The plan of a study that was begun, from its folder: it is not asked whether it would be carried out now, and
+    here. Raises ValueError for what is no plan."""
+    found = _opened(path)
+    try:
+        plan: Plan = validated(Plan, _with_variants(found.values))
+    except PlanError as error:
+        raise found.placed(error) from None
+    return plan
+
+
+@contextmanager
+def told_with_lines(name: str | Path) -> Iterator[None]:
+    """What comes to light of a plan's settings where it is carried out is told with file and line, as by `read_plan`;
+    what flags of the command line ask for has none."""
+    try:
+        yield
+    except PlanError as error:
+        if all(key[0] in ("variants", "settings") for key, _ in error.faults):
+            raise _opened(name).placed(error) from None
+        raise
+
+
+def _opened(name: str | Path) -> MarkedYaml:
+    """A plan's file, or a ready plan by its name. Raises ValueError where there is none, or it holds no keys."""
     path = Path(name)
     if str(name) in ready_plans():
         found = MarkedYaml(str(name), files("clipvisionalign.study").joinpath("plans", f"{name}.yaml").read_bytes())
@@ -197,13 +235,7 @@ def read_plan(name: str | Path) -> Plan:
         raise ValueError(f"{name}: no such file, and no ready plan{nearest(str(name), list(ready_plans()))}")
     if not isinstance(found.values, dict):
         raise ValueError(f"{name}: not a plan: it should hold 'variants', 'seeds', 'settings' and so on")
-    try:
-        plan: Plan = validated(Plan, _with_variants(found.values))
-        _check_as_written(found.values)
-        check_plan(plan)
-    except PlanError as error:
-        raise found.placed(error) from None
-    return plan
+    return found
 
 
 def _with_variants(values: dict[str, Any]) -> dict[str, Any]:
@@ -255,11 +287,18 @@ def check_plan(plan: Plan) -> None:
     if plan.measure.minimal_pair_images and not plan.measure.minimal_pairs:
         raise PlanError((("measure", "minimal_pair_images"), "counts beside 'minimal_pairs' alone: give that too"))
     _check_settings_alone(("settings",), plan.settings)
+    if plan.settings.get("dev_data") and plan.split == "dev":
+        told = "with 'split: dev' the data set's own dev split would be measured, another chosen by: give 'split: test'"
+        raise PlanError((("settings", "dev_data"), told))
     for name, variant in plan.variants.items():
         key: Key = ("variants", name)
         if not name.replace("-", "").replace("_", "").isalnum():
             raise PlanError((key, "a name is of letters, digits, - and _"))
         _check_settings_alone((*key, "settings"), variant.settings)
+        for setting in ALIKE:
+            if setting in variant.settings:
+                told = "is the same for all variants: give it in the plan's own 'settings'"
+                raise PlanError(((*key, "settings", setting), told))
         _check_design(plan, name)
         if variant.base and variant.base not in plan.variants:
             told = f"stands on '{variant.base}', which is not in the plan{nearest(variant.base, list(plan.variants))}"
@@ -273,6 +312,8 @@ def check_plan(plan: Plan) -> None:
 
 #: Settings that a study gives to each of its runs itself, or that would leave it without one.
 OWN = ("data", "out", "seed", "init", "layout", "group", "identity")
+#: Settings that all runs of a study have alike: figures of other images are not to be compared.
+ALIKE = ("dev_data",)
 
 
 def _check_settings_alone(key: Key, settings: dict[str, Any]) -> None:
@@ -322,27 +363,48 @@ def _check_resolved(plan: Plan, name: str) -> None:
                 "--freeze all would keep heads as drawn at random: give the variant a 'base', or train them"
             )
     except ValueError as error:
-        flag = re.search(r"--([\w.]+)", str(error))
-        raise PlanError((_place_of(plan, name, flag[1] if flag else ""), str(error))) from None
+        raise PlanError((place_of_fault(plan, name, str(error)), str(error))) from None
     base = plan.variants[name].base
     if base:
         below = _settings(plan, base).model
         for setting in ("width", "image_tower", "text_tower"):
             if getattr(config.model, setting) != getattr(below, setting):
                 told = f"is another than that of '{base}', on which '{name}' stands: it starts from those weights"
-                raise PlanError((_place_of(plan, name, f"model.{setting}"), f"model.{setting} {told}"))
+                place = _place_of(plan, name, f"model.{setting}") or ("variants", name)
+                raise PlanError((place, f"model.{setting} {told}"))
 
 
-def _place_of(plan: Plan, name: str, setting: str) -> Key:
-    """Where a setting of a variant's is given: its own, the plan's, or nowhere."""
+def _place_of(plan: Plan, name: str, setting: str) -> Key | None:
+    """Where a setting of a variant's is given: its own, or the plan's; None where it is not."""
     parts = tuple(setting.split("."))
+    if parts == ("init",) and plan.variants[name].base:
+        return "variants", name, "base"
     for key, settings in (
         (("variants", name, "settings"), plan.variants[name].settings),
         (("settings",), plan.settings),
     ):
         if _get(settings, parts) is not None:
             return (*key, *parts)
-    return "variants", name
+    return None
+
+
+#: Settings that errors of `train` tell of by their values.
+NAMES = (
+    "model.image_tower.name", "model.image_tower.weights", "model.text_tower.name", "model.text_tower.weights",
+    "loss.name", "device", "trackers",
+)  # fmt: skip
+
+
+def place_of_fault(plan: Plan, name: str, message: str) -> Key:
+    """Where in the plan a variant's fault stands, of which `train` tells: by the flags in the message, by the names of
+    towers in it, else the variant itself."""
+    config = _settings(plan, name)
+    told = [flag.rstrip(".") for flag in re.findall(r"--([\w.]+)", message)]
+    named = {setting: str(reduce(getattr, setting.split("."), config)) for setting in NAMES}
+    told += [setting for setting, value in named.items() if value not in ("auto", "random", "") and value in message]
+    places = [place for setting in told if (place := _place_of(plan, name, setting)) is not None]
+    # What a variant has of its own is what it fails by.
+    return next((place for place in places if place[0] == "variants"), (*places, ("variants", name))[0])
 
 
 #: Settings that decide how often a run sees which images.

@@ -56,13 +56,15 @@ from clipvisionalign.study.gaps import (
     training_state,
     without_results,
 )
-from clipvisionalign.study.plan import Cell, Drawing, Plan, cells_of, check_plan, data_of, read_plan
+from clipvisionalign.study.plan import Cell, Drawing, Plan, cells_of, check_plan, data_of, read_kept_plan
 from clipvisionalign.study.probe import Probe, estimated, probes_of, steps_for
 from clipvisionalign.study.profile import combined, profile_run
 from clipvisionalign.study.protocol import other_protocols
 from clipvisionalign.study.report import build_report, read_report, with_gaps, write_report
 from clipvisionalign.study.results import Measured, check_gallery
+from clipvisionalign.study.startable import refuse_unstartable
 from clipvisionalign.study.text_only import twins_told_apart
+from clipvisionalign.study.validation import PlanError
 from clipvisionalign.study.words import claims_of
 
 Say = Callable[[str], None]
@@ -90,6 +92,7 @@ def run_study(
     study = Path(out)
     _check_installed()
     plan = _checked(plan, study, say)
+    refuse_unstartable(plan, cells_of(plan, study))
     with _removed_if_refused(study):
         data = _open_data(plan, study, study / SCENES, say)
         part = data.split(plan.split)
@@ -130,7 +133,7 @@ def report_of_study(out: str | Path, say: Say = print) -> dict[str, Any]:
     # One that names no measurements is an earlier version's, or a published one, which has none beside it.
     if before is not None and before.get("made_from", "") == made_from(study):
         return before
-    plan = read_plan(study / PLAN)
+    plan = read_kept_plan(study / PLAN)
     source = Path(data_of(plan, study))
     if not source.exists():
         if before is None:
@@ -232,11 +235,26 @@ def check_possible(subject: Subject) -> None:
             f"'clipvisionalign check {subject.data.source}' lists them: leave each out of one of its splits, or name "
             "the column that keeps them together (group)"
         )
+    for name, source in (("train", subject.data), ("dev", _dev_of(plan, subject.data))):
+        if (count := source.split_sizes().get(name, 0)) < 2:
+            raise DataError(f"{source.source}: no cell could be trained: its {name} split has {count} images"
+                            f"{source.way_out()}")  # fmt: skip
     partners = Partners.of(part.caption_image, len(part), part.image_identity, part.caption_group)
     try:
         audited_images(partners, plan.measure.audit_images, np.random.default_rng(0))
     except ValueError as error:
         raise DataError(f"{where}: {error} (split '{plan.split}', measure: audit_images)") from None
+
+
+def _dev_of(plan: Plan, data: CaptionedImages) -> CaptionedImages:
+    """The data set of whose dev split epochs are chosen. Raises PlanError where it cannot be read."""
+    elsewhere = plan.settings.get("dev_data")
+    if not elsewhere:
+        return data
+    try:
+        return read_captioned_images(elsewhere, plan.layout).with_identity(plan.identity)
+    except (ValueError, OSError) as error:
+        raise PlanError((("settings", "dev_data"), str(error))) from None
 
 
 def _check_installed() -> None:
@@ -341,6 +359,7 @@ def plan_ahead(plan: Plan, out: str | Path, say: Say = print) -> dict[str, float
     written; what `run_study` would refuse is refused."""
     study = Path(out)
     plan = _checked(plan, study, say)
+    refuse_unstartable(plan, cells_of(plan, study))
     with tempfile.TemporaryDirectory() as folder:
         drawn = study / SCENES if (study / SCENES).exists() else Path(folder) / SCENES
         data = _open_data(plan, study, drawn, say)

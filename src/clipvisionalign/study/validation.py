@@ -1,6 +1,7 @@
 """Values from YAML to a dataclass, by pydantic: each fault is told with its key, and the key's line in the file.
 
-YAML is read more strictly than PyYAML does it: a key that stands twice is a fault, as one of them would be lost.
+YAML is read more strictly than PyYAML does it: a key that stands twice is a fault, as one of them would be lost, and
+what is no plain number is the text that stands there (`plain_yaml.py`).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any, get_args, get_type_hints
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
+from clipvisionalign import plain_yaml
 from clipvisionalign.data.text_files import decode
 
 #: Where a value stands: keys, and places in lists.
@@ -129,17 +131,13 @@ class MarkedYaml:
         return self.lines.get(key, 1)
 
 
-class _Loader(yaml.SafeLoader):
-    """A date stays the text that it is, and a key that is a number becomes one."""
+class _Loader(plain_yaml.Loader):
+    """A key that is a number becomes a text, as it stands there."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         return {name.value: self.construct_object(value, deep=True) for name, value in node.value}
 
 
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, form) for tag, form in found if not tag.endswith(":timestamp")]
-    for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
 _TEXT, _WHOLE, _MERGE = (f"tag:yaml.org,2002:{name}" for name in ("str", "int", "merge"))
 _TAGS = {f"tag:yaml.org,2002:{name}" for name in ("str", "int", "float", "bool", "null", "seq", "map")}
 
@@ -174,7 +172,7 @@ def _model_of(kind: type) -> type[BaseModel]:
 
 #: What is read from a text, by the fault of one that stands where it belongs.
 _READ: dict[str, Callable[[str], Any]] = {
-    "int_type": int, "float_type": float, "bool_type": lambda text: yaml.SafeLoader.bool_values[text.lower()],
+    "int_type": int, "float_type": float, "bool_type": plain_yaml.boolean,
 }  # fmt: skip
 
 
@@ -206,7 +204,8 @@ def _told(kind: type, fault: Any, key: Key) -> str:
               "string_type": "a text", "list_type": "a list", "dict_type": "keys with values",
               "dataclass_type": "keys with values"}.get(fault["type"])  # fmt: skip
     told = f"should be {wanted}" if wanted else fault["msg"].replace("Input should", "should")
-    return f"{told}, not {shown(given)}"
+    way = ", in quotes" if fault["type"] == "string_type" and isinstance(given, bool | int | float) else ""
+    return f"{told}{way}, not {shown(given)}"
 
 
 def shown(value: Any) -> str:

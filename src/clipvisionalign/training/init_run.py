@@ -96,12 +96,13 @@ def check_init(run: str) -> None:
         )
 
 
-def start_from(aligner: Aligner, run: str) -> set[str]:
+def start_from(aligner: Aligner, run: str, model: Aligner | None = None) -> set[str]:
     """Take the weights of a finished run, as far as it has them; returns the names of those.
 
+    model: the run's, on the CPU, where it is not to be read from its folder.
     Raises ValueError where its towers are others: by the shapes of their weights, or by what is made of them.
     """
-    state, own = read_weights(Path(run) / WEIGHTS_FILE), aligner.state_dict()
+    state, own = read_weights(Path(run) / WEIGHTS_FILE) if model is None else model.state_dict(), aligner.state_dict()
     shared = {name: tensor for name, tensor in state.items() if name in own and own[name].shape == tensor.shape}
     strange = [name for name in {*state, *own} - set(shared) if not name.startswith(PAIR_PARTS)]
     if strange:
@@ -109,7 +110,7 @@ def start_from(aligner: Aligner, run: str) -> set[str]:
     aligner.load_state_dict(shared, strict=False)
     # What is drawn at random after this is drawn as if there had been no other model.
     with torch.random.fork_rng(devices=[]):
-        refuse_other_meaning(aligner, load_aligner(run, "cpu", packed=False), run)
+        refuse_other_meaning(aligner, model or load_aligner(run, "cpu", packed=False), run)
     return set(shared)
 
 

@@ -33,12 +33,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clipvisionalign.batch import Batch
+from clipvisionalign.batch import Batch, group_by_length
 from clipvisionalign.data.captioned import CaptionedImages, DataError, Identity
 from clipvisionalign.data.streams import too_many_bad
 from clipvisionalign.data.trained_on import TRAINED_ON
 from clipvisionalign.files import PART, remove, written_aside
 from clipvisionalign.models.aligner import (
+    HEADS,
     IMAGE_FOLDER,
     REMEMBERED,
     TEXT_FOLDER,
@@ -51,6 +52,7 @@ from clipvisionalign.models.aligner import (
     pin_towers,
 )
 from clipvisionalign.models.device import best_device, machine, quick_format, versions
+from clipvisionalign.models.text_families import kept_random_states
 from clipvisionalign.progress import long_step
 from clipvisionalign.retrieval.evaluate import RANKS
 from clipvisionalign.training.checkpoint import FOLDER as CHECKPOINTS
@@ -335,11 +337,8 @@ def _train(
     remembered: Remembered | None,
 ) -> dict[str, Any]:  # fmt: skip
     check_settings(config)
-    usable, words = usable_trackers(config.trackers.split(",") if config.trackers else [], config.trackers != TRACKERS)
-    processes = Processes(best_device(config.device), config.shard, usable, str(Path(config.out)))
-    if config.batch < processes.count:
-        told = f"each needs an image of every step: at least --batch {processes.count}"
-        raise ValueError(f"--batch {config.batch} on {processes.count} processes: {told}")
+    device, usable, words = found_here(config)
+    processes = _processes(config, device, usable)
     if not processes.first:
         say = _nothing
     for line in words:
@@ -368,9 +367,7 @@ def _train(
         # Before anything is made of them: what is frozen, its features, and the copy that is kept are the checkpoint's.
         restore_aligner(aligner, state)
     refuse_mixed_statistics(aligner, config, processes)
-    if not config.loss.learn_temperature:
-        aligner.log_scale.requires_grad_(False)
-    loss_of = PairLoss(config.loss).to(device)
+    loss_of = _loss(config, aligner)
     # A machine may time its formats otherwise the next time: a run that goes on keeps those that it was begun in.
     with long_step("timing the number formats", shown=processes.first):
         formats = processes.first_does(partial(find_formats, config, aligner, state))
@@ -410,11 +407,7 @@ def _train(
     kept.show_progress = processes.first
     timings = Timings(exact=config.profile > 0)
     step = Step(Towers(aligner, loss_of, formats), processes, config.negatives, config.fusion_weight, timings)
-    rates = {"text_tower": config.text_lr, "image_tower": config.image_lr}
-    groups = optimizer_groups(
-        step.towers.named_parameters(), aligner, rates, config.head_lr, config.weight_decay, config.layer_decay
-    )
-    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), fused=True)
+    optimizer = _optimizer(config, step)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda done: _schedule(done, steps, config.warmup))
     average = WeightAverage(aligner, kept, config.ema)
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -986,8 +979,11 @@ def check_settings(config: RunConfig) -> None:
         raise ValueError("--freeze all trains the fusion alone, and only the design 'cross' has one")
     if config.batch < 2:
         raise ValueError("--batch should be at least 2: an image alone has nothing to be told from")
-    if config.compile and best_device(config.device).type == "cpu" and not shutil.which(os.environ.get("CXX", "g++")):
-        raise ValueError("--compile true needs a C++ compiler: none is here as g++, nor is one named by CXX")
+    if config.train_images == 1:
+        raise ValueError(
+            "--train_images should be at least 2, or 0 for all: an image alone has nothing to be told from"
+        )
+    _check_widths(config.model)
     if config.peft == "lora" and config.freeze in ("all", "both"):
         raise ValueError(f"--peft lora trains adapters in a tower, and --freeze {config.freeze} freezes both")
     if config.profile and config.overwrite:
@@ -997,6 +993,15 @@ def check_settings(config: RunConfig) -> None:
             value = reduce(getattr, name.split("."), config)
             if not holds(value):
                 raise ValueError(f"--{name} should be {told}, not {value}")
+
+
+def _check_widths(model: AlignerConfig) -> None:
+    """Raises ValueError for widths that their heads do not share out evenly."""
+    if model.width % HEADS:
+        raise ValueError(f"--model.width should be a multiple of {HEADS}, not {model.width}")
+    heads, width = model.fusion.heads, model.fusion.width
+    if model.design == "cross" and heads > 0 and width % heads:
+        raise ValueError(f"--model.fusion.heads {heads} do not share out --model.fusion.width {width} evenly")
 
 
 #: Of settings that are numbers, which they may be; not a NaN, which is in no range.
@@ -1011,12 +1016,86 @@ RANGES: list[tuple[str, Callable[[Any], bool], str]] = [
     ("weight_decay fusion_weight loss.margin loss.beta checkpoint_minutes", lambda value: 0 <= value < math.inf,
      "at least 0, and finite"),
     ("loss.bias", math.isfinite, "finite"),
-    ("model.late.keep_tokens", lambda value: value >= 0, "at least 0"),
+    ("model.late.keep_tokens model.image_tower.size model.image_tower.blocks", lambda value: value >= 0, "at least 0"),
+    # Two of them are an encoder's own marks.
+    ("model.text_tower.max_tokens", lambda value: value >= 3, "at least 3"),
     ("lora.rank model.width model.late.width model.fusion.candidates model.fusion.layers model.fusion.heads "
      "model.fusion.width", lambda value: value >= 1, "at least 1"),
-    ("lora.alpha", lambda value: 0 < value < math.inf, "above 0, and finite"),
+    ("lora.alpha model.late.temperature", lambda value: 0 < value < math.inf, "above 0, and finite"),
     ("model.temperature", lambda value: 0.01 <= value <= 100, "from 0.01 to 100"),
 ]  # fmt: skip
+
+
+def found_here(config: RunConfig) -> tuple[torch.device, list[str], list[str]]:
+    """What settings ask of this machine: the device; the trackers that are installed; and a line for each that is not,
+    though nobody named it. Raises ValueError for what is not to be had."""
+    device = best_device(config.device)
+    usable, words = usable_trackers(config.trackers.split(",") if config.trackers else [], config.trackers != TRACKERS)
+    if config.compile and device.type == "cpu" and not shutil.which(os.environ.get("CXX", "g++")):
+        raise ValueError("--compile true needs a C++ compiler: none is here as g++, nor is one named by CXX")
+    return device, usable, words
+
+
+def _processes(config: RunConfig, device: torch.device, trackers: list[str]) -> Processes:
+    processes = Processes(device, config.shard, trackers, str(Path(config.out)))
+    if config.batch < processes.count:
+        told = f"each needs an image of every step: at least --batch {processes.count}"
+        raise ValueError(f"--batch {config.batch} on {processes.count} processes: {told}")
+    return processes
+
+
+def _loss(config: RunConfig, aligner: Aligner) -> PairLoss:
+    """What the dual encoder is trained with; its temperature stays where it starts if it is not to be learned."""
+    if not config.loss.learn_temperature:
+        aligner.log_scale.requires_grad_(False)
+    return PairLoss(config.loss).to(aligner.device)
+
+
+def _optimizer(config: RunConfig, step: Step) -> torch.optim.Optimizer:
+    rates = {"text_tower": config.text_lr, "image_tower": config.image_lr}
+    groups = optimizer_groups(
+        step.towers.named_parameters(), step.aligner, rates, config.head_lr, config.weight_decay, config.layer_decay
+    )
+    return torch.optim.AdamW(groups, betas=(0.9, 0.98), fused=True)
+
+
+def try_step(config: RunConfig, base: RunConfig | None = None) -> None:
+    """Raises what `train` would raise before the end of its first step, whatever the data: the settings, what they ask
+    of this machine, the towers with their weights, and a step with two made-up images. Nothing is written.
+
+    base: the settings of the run `init`, which need not be trained yet.
+    Raises ValueError, OSError and ModuleNotFoundError; what a model fails with in its step as a ValueError.
+    """
+    check_settings(config)
+    device, _, _ = found_here(config)
+    processes = _processes(config, device, [])
+    with kept_random_states():
+        below = None if base is None else Aligner(base.model)
+        aligner = _build(config, device, _nothing, True, below)
+        refuse_mixed_statistics(aligner, config, processes)
+        loss_of = _loss(config, aligner)
+        aligner.train()
+        keep_frozen_still(aligner, config.freeze)
+        try:
+            step = Step(
+                Towers(aligner, loss_of, (torch.float32,) * 2), processes, config.negatives, config.fusion_weight
+            )
+            _optimizer(config, step)
+            step.whole(_made_up(aligner).to(device), Known())
+        except (ValueError, OSError, ModuleNotFoundError):
+            raise
+        except Exception as error:
+            reason = " ".join((str(error).strip().splitlines() or [""])[0].split())
+            own = f", with --loss.name {config.loss.name}" if loss_of.own is not None else ""
+            raise ValueError(f"a first step fails{own}: {type(error).__name__}: {reason}") from error
+
+
+def _made_up(aligner: Aligner) -> Batch:
+    """Two images with a caption each."""
+    size, two = aligner.image_tower.input.size, torch.arange(2)
+    tokens = aligner.text_tower.tokenize(["a dog", "two children run across the grass"])
+    pixels = torch.randint(256, (2, 3, size, size), dtype=torch.uint8)
+    return Batch(two, pixels, group_by_length(tokens, aligner.text_tower.pad), two, two)
 
 
 def _prepare_folder(config: RunConfig, again: bool, until_it_ends: ExitStack) -> None:
@@ -1107,11 +1186,11 @@ def _remove_former(out: Path, only: Collection[str] = ()) -> None:
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
-def _build(config: RunConfig, device: torch.device, say: Say, begins: bool) -> Aligner:
+def _build(config: RunConfig, device: torch.device, say: Say, begins: bool, base: Aligner | None = None) -> Aligner:
     """The model on its device; what is frozen, and adapters, as the settings want them. begins: unless weights of a
-    checkpoint come."""
+    checkpoint come. base: as in `start_from`."""
     aligner = Aligner(config.model)
-    taken = start_from(aligner, config.init) if config.init and begins else set()
+    taken = start_from(aligner, config.init, base) if config.init and begins else set()
     aligner = aligner.to(device).to(memory_format=torch.channels_last)
     if config.init and begins:
         anew = sorted({name.split(".")[0] for name in set(aligner.state_dict()) - taken})

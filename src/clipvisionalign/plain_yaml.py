@@ -1,0 +1,73 @@
+"""YAML as people write it: what is no plain number, true, false or null is the text that stands there.
+
+PyYAML reads YAML 1.1, in which 010 is eight, 1:30 is ninety, and off is false. Here these are texts, as a date is;
+whoever wants a number, or a boolean, of such a text reads it with `boolean`, int or float.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import yaml
+
+#: What `train --print_config` writes of flags that are no settings.
+UNSET = ("", "recipe", "resume")
+
+
+class Loader(yaml.SafeLoader):
+    """PyYAML's safe loader with fewer plain values that are no texts."""
+
+    yaml_implicit_resolvers: dict[str, list[tuple[str, Any]]] = {}  # noqa: RUF012 (PyYAML's own name for them)
+
+
+_KINDS = {
+    "bool": (r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    "int": (r"[-+]?(?:0|[1-9][0-9]*)|0x[0-9a-fA-F]+", "-+0123456789"),
+    # With a point, as 12e45 may be a commit.
+    "float": (r"[-+]?(?:0|[1-9][0-9]*)?\.[0-9]+(?:[eE][-+]?[0-9]+)?|[-+]?(?:0|[1-9][0-9]*)\.(?:[eE][-+]?[0-9]+)?"
+              r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)", "-+0123456789."),
+    "merge": (r"<<", "<"),
+    "null": (r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+}  # fmt: skip
+for _kind, (_form, _first) in _KINDS.items():
+    Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(f"(?:{_form})\\Z"), list(_first))
+
+
+def load(text: str) -> Any:
+    """What a YAML text holds. Raises yaml.YAMLError."""
+    return yaml.load(text, Loader)
+
+
+def load_settings(text: str) -> Any:
+    """The same of a file of settings, whose texts jsonargparse reads once more as YAML 1.1 where it wants a number.
+
+    Raises ValueError, with the key, for what would be another number than stands there, and for a key with nothing
+    after it.
+    """
+    found = load(text)
+    _refuse_misread(found, "")
+    return found
+
+
+def _refuse_misread(value: Any, key: str) -> None:
+    if isinstance(value, dict):
+        for name, each in value.items():
+            _refuse_misread(each, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, list):
+        for each in value:
+            _refuse_misread(each, key)
+    elif isinstance(value, str) and is_clock(value):
+        raise ValueError(f"{key}: {value} is no number")
+    elif value is None and key not in UNSET:
+        raise ValueError(f"{key}: nothing stands there: give a value, or leave the line out")
+
+
+def is_clock(text: str) -> bool:
+    """Whether YAML 1.1 takes a text for a number of base 60, such as 1:30."""
+    return bool(re.fullmatch(r"[-+]?[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?", text))
+
+
+def boolean(text: str) -> bool:
+    """A boolean that is written as a word: true, yes, on and their opposites. Raises KeyError for any other word."""
+    return yaml.SafeLoader.bool_values[text.lower()]
