@@ -106,6 +106,23 @@ def contents(folder: Path) -> dict[str, bytes | None]:
         ("settings:\n  model:\n    late: {keep_tokens: -3}", 3, "settings.model.late.keep_tokens", "at least 0"),
         ("settings:\n  model:\n    width: 0", 3, "settings.model.width", "at least 1"),
         ("title: &a [*a]", 1, "title[0]", "holds itself"),
+        ("variants:\n  self: {}\n  b: {settings: {model: {design: self}}}", 3, "variants.b", "same as 'self'"),
+        # What has no effect makes no difference.
+        (
+            "variants:\n  self: {}\n  b: {settings: {negatives: 2, model: {design: self, fusion: {heads: 2}}}}",
+            3,
+            "variants.b",
+            "same as 'self'",
+        ),
+        ("variants:\n  self: {}\n  late: {same_as: self}", 3, "variants.late.same_as", "has other settings"),
+        ("variants:\n  self: {same_as: lat}\n  late: {}", 2, "variants.self.same_as", "is it 'late'?"),
+        ("variants:\n  self: {same_as: self}", 2, "variants.self.same_as", "no other variant"),
+        (
+            "variants:\n  self: {settings: {patience: 1}}\n  late: {}\ncompare: {a: self, b: late, passes: equal}",
+            4,
+            "compare.passes",
+            "patience 1 and 3",
+        ),
     ],
 )
 def test_a_fault_is_told_with_its_line_and_its_key(tmp_path, capsys, text, line, key, told):
@@ -250,6 +267,16 @@ def test_what_yaml_allows_is_read(tmp_path):
     assert (plan.title, configs["late"].text_lr, configs["late"].init) == ("2024-01-01", 1e-4, "study/cells/self-3")
     assert configs["1"].model.design == "cross"
     assert configs["sparse"].text_lr == RunConfig().text_lr
+
+
+def test_a_control_is_a_variant_again_and_says_so(tmp_path):
+    path = tmp_path / "plan.yaml"
+    path.write_text("data: x\nvariants:\n  self: {}\n  again: {same_as: self, settings: {model: {design: self}}}\n")
+    plan = read_plan(path)
+    first, second = (cell.config for cell in cells_of(plan, Path("study"))[:2])
+    assert first == replace(second, out=first.out)
+    path.write_text(plan_text(plan))
+    assert read_plan(path) == plan
 
 
 WORDS = st.one_of(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -76,7 +77,9 @@ def test_every_command_is_here():
 def test_a_refused_call_changes_nothing(world, monkeypatch, capsys, name):
     monkeypatch.chdir(world)
     before = contents(world)
-    for arguments in REFUSED[name]:
+    for given in REFUSED[name]:
+        # What would be written lies in folders that are not there.
+        arguments = re.sub(r"\bnew\b", "deep/er/new", given)
         try:
             status = main([name, *arguments.split()])
         except SystemExit as left:

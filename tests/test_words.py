@@ -208,7 +208,7 @@ def test_memory_of_whole_processes_that_differ_by_less_than_a_percent_is_told_to
     [
         ((96, 224), "equal passes planned, 96 and 224 steps trained"),
         ((96, 96), ", equal passes"),
-        ((None, 96), ", equal passes"),
+        ((None, 96), ", equal passes planned)"),
     ],
 )
 def test_passes_are_called_equal_where_they_were(steps, told):
@@ -219,6 +219,26 @@ def test_passes_are_called_equal_where_they_were(steps, told):
         report["cost"].setdefault(name, {})["training_steps"] = value and {"mean": value}
     (text,) = [claim["text"] for claim in claims_of(report) if claim["text"].startswith("Named")]
     assert told in text
+
+
+def test_passes_that_are_equal_in_the_mean_alone_are_not_called_equal():
+    report = made_report(compare=Comparison("rsum", "self", "late", "equal"))
+    for name, each in (("self", [10.0, 20.0]), ("late", [20.0, 10.0])):
+        report["cost"].setdefault(name, {})["training_steps"] = {"mean": 15.0, "each": each}
+    (text,) = [claim["text"] for claim in claims_of(report) if claim["text"].startswith("Named")]
+    assert "equal passes planned, 15 and 15 steps trained on average" in text
+
+
+def test_a_control_is_told_to_be_one():
+    report = made_report()
+    report["plan"]["variants"]["late"]["same_as"] = "self"
+    told = [claim["text"] for claim in claims_of(report) if "as a control" in claim["text"]]
+    shown = [
+        row for row in report["results"]["differences"] if {row["a"], row["b"]} == {"self", "late"} and row["shown"]
+    ]
+    assert told[0].startswith("`late` has all settings of `self`, as a control: what differs between them is chance")
+    assert len(told) == 1
+    assert ("called a difference" in told[0]) == bool(shown)
 
 
 def test_what_is_written_with_the_same_digits_is_told_once():

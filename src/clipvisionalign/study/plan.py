@@ -22,6 +22,7 @@ from clipvisionalign.models.aligner import AlignerConfig
 from clipvisionalign.study.statistics import FIGURES
 from clipvisionalign.study.validation import Below, Key, MarkedYaml, PlanError, nearest, shown, validated
 from clipvisionalign.training.train import RunConfig, check_settings
+from clipvisionalign.training.without_effect import effective
 
 DESIGNS: tuple[str, ...] = get_args(get_type_hints(AlignerConfig)["design"])
 
@@ -38,10 +39,12 @@ class Variant:
     Args:
         settings: settings of `train` in which it differs from the plan's.
         base: a variant whose run with the same seed this one starts from; its time is counted here too.
+        same_as: a variant that this one repeats, setting by setting, as a control: what differs is chance.
     """
 
     settings: Settings = field(default_factory=dict)
     base: str = ""
+    same_as: str = ""
 
 
 @dataclass
@@ -159,7 +162,11 @@ class Plan:
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as YAML and JSON have it."""
-        return asdict(self)
+        found = asdict(self)
+        for variant in found["variants"].values():
+            if not variant["same_as"]:
+                del variant["same_as"]
+        return found
 
 
 @dataclass(frozen=True)
@@ -308,6 +315,30 @@ def check_plan(plan: Plan) -> None:
     _check_comparison(plan)
     for name in plan.variants:
         _check_resolved(plan, name)
+    _check_equal(plan)
+
+
+def _check_equal(plan: Plan) -> None:
+    """Raises PlanError for a variant that another one is already, under another name, unless it says so."""
+    kinds: dict[str, list[str]] = {}
+    for name, variant in plan.variants.items():
+        found = effective(_settings(plan, name))
+        if plan.budget.same == "seconds":
+            found = replace(found, epochs=0, steps=0)
+        kinds.setdefault(repr((found, variant.base)), []).append(name)
+    alike = {name: names for names in kinds.values() for name in names}
+    for name, variant in plan.variants.items():
+        key: Key = ("variants", name)
+        same = variant.same_as
+        if same and (same not in plan.variants or same == name):
+            near = nearest(same, [each for each in plan.variants if each != name])
+            raise PlanError(((*key, "same_as"), f"'{same}' is no other variant of the plan{near}"))
+        if same and same not in alike[name]:
+            raise PlanError(((*key, "same_as"), f"'{name}' is to repeat '{same}', and has other settings"))
+        first = alike[name][0]
+        if name != first and not same and plan.variants[first].same_as != name:
+            told = f"trains the same as '{first}' under another name, so that what differs would be chance"
+            raise PlanError((key, f"{told}: leave one out, or, for a control, give it 'same_as: {first}'"))
 
 
 #: Settings that a study gives to each of its runs itself, or that would leave it without one.
@@ -409,6 +440,8 @@ def place_of_fault(plan: Plan, name: str, message: str) -> Key:
 
 #: Settings that decide how often a run sees which images.
 PASSES = ("epochs", "steps", "train_images", "batch")
+#: And which of them end it before its last epoch.
+STOPS = ("patience", "best_by")
 
 
 def _check_comparison(plan: Plan) -> None:
@@ -431,8 +464,10 @@ def _check_comparison(plan: Plan) -> None:
         raise PlanError((key, "passes are not equal where a variant stands on another; write 'passes: any'"))
     if plan.budget.same == "seconds":
         raise PlanError((key, "passes are not equal where the seconds are; write 'passes: any'"))
-    for setting in PASSES:
-        first, second = (getattr(_settings(plan, name), setting) for name in (asked.a, asked.b))
+    configs = [_settings(plan, name) for name in (asked.a, asked.b)]
+    stops = STOPS if any(config.patience < config.epochs for config in configs) else ()
+    for setting in (*PASSES, *stops):
+        first, second = (getattr(config, setting) for config in configs)
         if first != second:
             raise PlanError((key, f"passes are not equal: {setting} {first} and {second}; or write 'passes: any'"))
 

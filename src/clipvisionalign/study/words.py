@@ -128,6 +128,7 @@ def claims_of(report: dict[str, Any]) -> list[dict[str, Any]]:
     found: list[Claim] = []
     for part in (
         _named,
+        _controls,
         _found_most,
         _differences,
         _gains,
@@ -157,10 +158,15 @@ def _named(report: dict[str, Any]) -> list[Claim]:
         (asked["a"], asked["b"], asked["figure"]) if named is None else (named[1][k] for k in ("a", "b", "figure"))
     )
     passes = ", equal passes" if asked.get("passes") == "equal" else ""
-    steps = [((report["cost"].get(name) or {}).get("training_steps") or {}).get("mean") for name in (a, b)]
-    if passes and None not in steps and steps[0] != steps[1]:
-        shown = (claim.number(f"cost/{name}/training_steps/mean", ",.0f") for name in (a, b))
-        passes = f", equal passes planned, {' and '.join(shown)} steps trained"
+    steps = [(report["cost"].get(name) or {}).get("training_steps") or {} for name in (a, b)]
+    each = [count for some in steps for count in some.get("each", [some.get("mean")])]
+    if passes and (not all(steps) or len(set(each)) > 1):
+        # One that stops early has made fewer; how many those made is not known of all.
+        passes = ", equal passes planned"
+        if all(steps):
+            shown = (claim.number(f"cost/{name}/training_steps/mean", ",.0f") for name in (a, b))
+            on = " on average" if any(len(set(some.get("each", []))) > 1 for some in steps) else ""
+            passes += f", {' and '.join(shown)} steps trained{on}"
     what = f"Named beforehand ({both_ways(figure)}, {_code(a)} against {_code(b)}{passes})"
     if named is None:
         missing = [name for name in (a, b) if name not in report["results"]["variants"]]
@@ -184,6 +190,27 @@ def _named(report: dict[str, Any]) -> list[Claim]:
             f"{what}: no difference is shown; {_lead(claim, path, row)} {of}, p = {claim.p(f'{path}/p')}, tested alone."
         )
     return [claim]
+
+
+def _controls(report: dict[str, Any]) -> list[Claim]:
+    """Variants that repeat another on purpose: what a test finds between the two is its error."""
+    found = []
+    for name, variant in report["plan"]["variants"].items():
+        if repeated := variant.get("same_as"):
+            claim = Claim(report, "accuracy")
+            what = f"{_code(name)} has all settings of {_code(repeated)}, as a control"
+            claim.text = f"{what}: what differs between them is chance"
+            rows = [
+                (f"results/differences/{place}", row)
+                for place, row in enumerate(report["results"]["differences"])
+                if {row["a"], row["b"]} == {name, repeated} and row["shown"]
+            ]
+            if rows:
+                path, row = rows[0]
+                claim.text += f", though {_lead(claim, path, row)} ({both_ways(row['figure'])}) is called a difference"
+            claim.text += "."
+            found.append(claim)
+    return found
 
 
 def _search(report: dict[str, Any]) -> list[Claim]:

@@ -21,6 +21,27 @@ LOSSES = {"margin": "hardest", "beta": "hard_weighted", "smoothing": "softmax", 
 
 def without_effect(config: RunConfig, processes: int = 1) -> list[str]:
     """A line for each reason why settings of a run count nothing; those at their defaults are not told of."""
+    return [f"{NO_EFFECT} --{', --'.join(names)}: {reason}" for names, reason in _idle(config, processes)]
+
+
+def effective(config: RunConfig) -> RunConfig:
+    """The settings with those that count nothing at their defaults: equal where two runs are."""
+    usual = type(config)()
+    for names, _ in _idle(config, 1):
+        for name in names:
+            config = _with(config, name.split("."), usual)
+    return config
+
+
+def _with(config: Any, parts: list[str], usual: Any) -> Any:
+    """The settings with one of them as `usual` has it."""
+    first, *more = parts
+    value = getattr(usual, first)
+    return replace(config, **{first: _with(getattr(config, first), more, value) if more else value})
+
+
+def _idle(config: RunConfig, processes: int) -> list[tuple[list[str], str]]:
+    """Settings that count nothing, and why."""
     usual, model, design = type(config)(), config.model, config.model.design
     found: list[tuple[list[str], str]] = []
 
@@ -83,7 +104,7 @@ def without_effect(config: RunConfig, processes: int = 1) -> list[str]:
         told(f"a step is {most} images{whose}, one chunk", ["chunk"])
     if design == "cross" and config.negatives >= most:
         told(f"a step is {most} images{whose}: at most {most - 1} of them are negatives of one", own("negatives"))
-    return [f"{NO_EFFECT} --{', --'.join(names)}: {reason}" for names, reason in found]
+    return found
 
 
 def share_of_step(config: RunConfig, processes: int) -> int:
