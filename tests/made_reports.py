@@ -106,7 +106,8 @@ def made_report(
     # Intervals of single runs by resampling are in no sentence, what is cited in none, and both take most of the time.
     report = "clipvisionalign.study.report"
     with patch("clipvisionalign.study.results.RESAMPLES", 10), patch(f"{report}.entries_for", lambda *about: []):
-        return build_report(made, study, part, part, measured, gaps, spent, controls, None, {"groups": {}, "maps": []})
+        return build_report(made, study, part, part, measured, gaps, spent, controls, None, {"groups": {}, "maps": []}, None,
+                            {"this data": {kind: list(range(count)) for kind, count in (pairs or {}).items()}})  # fmt: skip
 
 
 def check_numbers(report: dict[str, Any], claim: dict[str, Any]) -> None:

@@ -6,22 +6,26 @@ import json
 import random
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from clipvisionalign.data.captioned import DataError
+from clipvisionalign.data.captioned import CaptionedImage, CaptionedImages, DataError
 from clipvisionalign.data.formats import read_captioned_images
 from clipvisionalign.data.minimal_pairs import (
     KINDS,
     caption_twins,
+    drawn_together,
     minimal_pairs_of,
     read_minimal_pairs,
     scene_twins,
 )
 from clipvisionalign.data.scenes import COUNT_WORDS, random_scene, read_scenes, relation
 from clipvisionalign.retrieval.minimal_pairs import outscored
+from clipvisionalign.study.report import text_only
+from clipvisionalign.study.results import Measured, composition
 from clipvisionalign.study.text_only import TrigramModel, twins_told_apart
 
 SCENES = [random_scene(random.Random(seed)) for seed in range(300)]
@@ -205,6 +209,48 @@ def test_winoground_gives_both_pictures(pictures):
         ("ex_0_img_0.png", "x over y", "y over x"),
         ("ex_0_img_1.png", "y over x", "x over y"),
     ]
+
+
+def test_pairs_of_one_image_row_or_identity_are_drawn_together(pictures):
+    """Whatever was cut out of the image, and whatever a set calls its rows."""
+    cut = {"bbox_y": 5, "bbox_w": 20, "bbox_h": 10, "true_caption": "the dog is on the mat",
+           "false_caption": "the mat is on the dog"}  # fmt: skip
+    several = [{"image_path": f"{name}.jpg", "bbox_x": x, **cut} for name in (1, 2) for x in (1, 2, 3)]
+    Image.new("RGB", (40, 30), "red").save(pictures / "images" / "2.jpg")
+    sets = pictures / "sets"
+    sets.mkdir()
+    (sets / "aro.json").write_text(json.dumps(several))
+    row = {"image_0": "ex_0_img_0", "image_1": "ex_0_img_1", "caption_0": "x over y", "caption_1": "y over x"}
+    (sets / "wino.jsonl").write_text(json.dumps(row) + "\n")
+    crepe = {"filename": "1.jpg", "caption": "a dog on a mat", "negative_caption": "a mat on a dog"}
+    (sets / "swap.json").write_text(json.dumps({"0": crepe, "1": crepe | {"filename": "2.jpg"}, "2": crepe}))
+    found = drawn_together(read_minimal_pairs(sets, pictures / "images"))
+    assert found == {"relation": [0, 0, 0, 1, 1, 1], "winoground": [0, 0], "swap": [0, 1, 0]}
+    rows = [CaptionedImage(f"{i}.jpg", Path(f"{i}.jpg"), ("Two dogs",), "dev", identity=who)
+            for i, who in enumerate(["a", "b", "a", None])]  # fmt: skip
+    assert drawn_together(minimal_pairs_of(CaptionedImages(rows, pictures))) == {"count": [0, 1, 0, 2]}
+    assert drawn_together(minimal_pairs_of(CaptionedImages(rows, pictures, identity="none"))) == {"count": [0, 1, 2, 3]}
+
+
+def test_pairs_that_were_drawn_together_are_no_evidence_beside_each_other():
+    """A model that tosses a coin an image, which most pairs of the image follow: it is shown to differ from chance in
+    5 % of studies at most, and so are words alone. Where it is not known what was drawn together nothing is tested."""
+    rng = np.random.default_rng(0)
+    unit = np.repeat(np.arange(40), rng.integers(4, 12, 40))
+    shown = 0
+    for _ in range(300):
+        coins, follows = rng.random(40) < 0.5, rng.random(len(unit)) < 0.7
+        found = np.where(follows, coins[unit], rng.random(len(unit)) < 0.5).astype(float)
+        cells = [Measured("self", 0, {"composition": {"aro": {"relation": found.tolist()}}}, {})]
+        (row,) = composition(cells, {"aro": {"relation": unit.tolist()}})["aro"]
+        shown += row["p_holm"] < 0.05
+        assert (row["pairs"], row["units"]) == (len(unit), 40)
+        assert row["value"] == pytest.approx(100 * found.mean())
+    assert shown <= 0.075 * 300
+    words = text_only({"aro": {"relation": found.tolist()}}, {"aro": {"relation": unit.tolist()}})["aro"][0]
+    assert (words["low"], words["high"]) == (row["low"], row["high"])
+    (row,) = composition(cells, {})["aro"]
+    assert (row["low"], row["p"], row["p_holm"], row["units"]) == (None, None, None, None)
 
 
 @pytest.mark.parametrize(

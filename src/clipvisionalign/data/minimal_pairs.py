@@ -29,12 +29,33 @@ KINDS = ("relation", "attribute", "count", "negation")
 
 @dataclass(frozen=True)
 class MinimalPair:
-    """A picture (path or bytes), a caption that is true of it, and one that is not; kind says what differs."""
+    """A picture (path or bytes), a caption that is true of it, and one that is not; kind says what differs.
+
+    of: what it was drawn with, the same in all pairs that are no chances of their own: the image that parts were cut
+    out of, the row of a published set, the identity that is shown. Empty: its image.
+    """
 
     image: Path | bytes
     true: str
     twin: str
     kind: str
+    of: str = ""
+
+
+def drawn_together(pairs: Iterable[MinimalPair]) -> dict[str, list[int]]:
+    """By kind, for each pair the number of what it was drawn with (see `MinimalPair`): pairs of one image stand or fall
+    together, and count as one where chance is asked about.
+
+    >>> dog, cat = MinimalPair(b"1", "a dog", "a cat", "count"), MinimalPair(b"2", "a cat", "a dog", "count")
+    >>> drawn_together([dog, cat, dog])
+    {'count': [0, 1, 0]}
+    """
+    numbers: dict[str, dict[str | Path | bytes, int]] = {}
+    found: dict[str, list[int]] = {}
+    for pair in pairs:
+        known = numbers.setdefault(pair.kind, {})
+        found.setdefault(pair.kind, []).append(known.setdefault(pair.of or pair.image, len(known)))
+    return found
 
 
 # --- from drawn scenes, with exact ground truth ----------------------------------------------------------------------
@@ -176,7 +197,8 @@ def minimal_pairs_of(data: CaptionedImages, limit: int = 0, seed: int = 0) -> li
     """
     scenes = read_scenes(data.source)
     found = []
-    for row, true in zip(data.rows, data.true_texts(), strict=True):
+    identity = data.image_identity
+    for place, (row, true) in enumerate(zip(data.rows, data.true_texts(), strict=True)):
         made: dict[str, tuple[str, str]] = {}
         if row.name in scenes:
             made = {kind: (twin.true, twin.twin) for kind, twin in scene_twins(scenes[row.name]).items()}
@@ -185,7 +207,8 @@ def minimal_pairs_of(data: CaptionedImages, limit: int = 0, seed: int = 0) -> li
                 for kind, twin in caption_twins(caption).items():
                     if same_words(twin) not in true:
                         made.setdefault(kind, (caption, twin))
-        found += [MinimalPair(row.image, *texts, kind) for kind, texts in made.items()]
+        of = row.name if identity is None else f"identity {identity[place]}"
+        found += [MinimalPair(row.image, *texts, kind, of) for kind, texts in made.items()]
     return _drawn(found, limit, seed)
 
 
@@ -248,7 +271,9 @@ def _read_row(file: Path, place: int, row: dict[str, Any], images: Path, reader:
 
 
 def _sugarcrepe(file: Path, row: dict[str, Any], images: Path) -> Iterable[MinimalPair]:
-    yield MinimalPair(_picture(images, row["filename"]), row["caption"], row["negative_caption"], file.stem)
+    yield MinimalPair(
+        _picture(images, row["filename"]), row["caption"], row["negative_caption"], file.stem, row["filename"]
+    )
 
 
 def _aro(file: Path, row: dict[str, Any], images: Path) -> Iterable[MinimalPair]:
@@ -256,14 +281,16 @@ def _aro(file: Path, row: dict[str, Any], images: Path) -> Iterable[MinimalPair]
     image: Path | bytes = _picture(images, row["image_path"])
     if "bbox_x" in row:
         image = _cut(image, *(row[f"bbox_{side}"] for side in "xywh"))
-    yield MinimalPair(image, row["true_caption"], row["false_caption"], kind)
+    yield MinimalPair(image, row["true_caption"], row["false_caption"], kind, row["image_path"])
 
 
 def _winoground(file: Path, row: dict[str, Any], images: Path) -> Iterable[MinimalPair]:
     folder = images / "images" if (images / "images").is_dir() else images
     for own, other in ((0, 1), (1, 0)):
         picture = _picture(folder, row[f"image_{own}"])
-        yield MinimalPair(picture, row[f"caption_{own}"], row[f"caption_{other}"], "winoground")
+        # Both images of a row are asked the same two captions.
+        of = f"{row['image_0']} {row['image_1']}"
+        yield MinimalPair(picture, row[f"caption_{own}"], row[f"caption_{other}"], "winoground", of)
 
 
 _PUBLISHED: dict[tuple[str, ...], Reader] = {

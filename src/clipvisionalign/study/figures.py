@@ -333,7 +333,7 @@ def _composition(report: dict[str, Any]) -> tuple[Any, str] | None:
         return next((row for name, row in every if key(name, row) == group), None)
 
     figure, told = _grouped(report, groups, value, "true caption above its twin, %", 50.0, control)
-    return figure, "Share of images whose true caption outscores its twin, chance 50: " + told.replace("\n", ", ")
+    return figure, "Share of pairs whose true caption outscores its twin, chance 50: " + told.replace("\n", ", ")
 
 
 def _curves(report: dict[str, Any]) -> tuple[Any, str] | None:
@@ -459,7 +459,7 @@ FIGURES: dict[str, tuple[str, str, Callable[[dict[str, Any]], tuple[Any, ...] | 
         "By the length of the caption", "Recall of the true image within the first 5, with 95% intervals.", _by_length
     ),
     "composition": (
-        "True captions against their twins", "Share of images whose true caption outscores its twin. A cross: what a "
+        "True captions against their twins", "Share of pairs whose true caption outscores its twin. A cross: what a "
         "language model that sees no image gets.", _composition
     ),
     "caption-time": ("Time by the length of the caption", "Medians, one caption at a time.", _length_time),

@@ -19,8 +19,7 @@ from clipvisionalign.study.bibliography import entries_for
 from clipvisionalign.study.cells import write_json
 from clipvisionalign.study.gaps import FAILED, Gaps, cell_states, made_from
 from clipvisionalign.study.plan import Plan, cell_folder
-from clipvisionalign.study.results import Measured, check_fence, results_of
-from clipvisionalign.study.statistics import estimate
+from clipvisionalign.study.results import DrawnTogether, Measured, check_fence, pairs_share, results_of
 from clipvisionalign.study.words import claims_of
 
 FORMAT = 1
@@ -30,12 +29,13 @@ def build_report(
     plan: Plan, study: Path, data: CaptionedImages, part: CaptionedImages, measured: Sequence[Measured],
     gaps: Gaps, costs: dict[str, dict[str, Any]], controls: dict[str, dict[str, list[float]]],
     other: dict[str, Any] | None, examples: dict[str, Any], cut: dict[str, Any] | None = None,
+    together: DrawnTogether | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """The whole report as report.json holds it; what has no results, or was not made, is in "cells" and "not_made".
 
-    Raises FenceError where something in its results is none.
+    together: which minimal pairs were drawn together. Raises FenceError where something in its results is none.
     """
-    results = results_of(measured, part, plan.split, plan.compare)
+    results = results_of(measured, part, plan.split, plan.compare, together)
     partners = Partners.of(part.caption_image, len(part), part.image_identity, part.caption_group)
     trained_under = _trained_under(plan, study, measured)
     seconds, steps = (_spent(plan, study, measured, what) for what in ("training_seconds", "steps"))
@@ -62,7 +62,7 @@ def build_report(
         },
         "results": results,
         "cut_captions": cut or {},
-        "text_only": text_only(controls),
+        "text_only": text_only(controls, together or {}),
         "cost": {
             name: {
                 **cost,
@@ -104,11 +104,11 @@ def with_gaps(report: dict[str, Any], gaps: Gaps) -> None:
     report["claims"] = claims_of(report)
 
 
-def text_only(controls: dict[str, dict[str, list[float]]]) -> dict[str, list[dict[str, Any]]]:
+def text_only(controls: dict[str, dict[str, list[float]]], together: DrawnTogether) -> dict[str, list[dict[str, Any]]]:
     """The control beside the composition figures: in percent, by set and kind."""
     return {
         name: [
-            {"kind": kind, "pairs": len(outcomes), **estimate(100.0 * np.array([outcomes]), (0, 100)).to_dict()}
+            {"kind": kind, **pairs_share([outcomes], together.get(name, {}).get(kind))}
             for kind, outcomes in kinds.items()
         ]
         for name, kinds in controls.items()

@@ -6,7 +6,7 @@ inside a batch, or of a model that fails the audit, is refused by `check_fence`,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,7 @@ from clipvisionalign.study.statistics import (
     differences,
     estimate,
     holm_of_tested,
+    of_units,
     ratio_shares,
     shares,
     unpaired,
@@ -30,6 +31,10 @@ from clipvisionalign.study.statistics import (
 
 PROTOCOL = "whole gallery, all captions, ties against the model"
 THIRDS = ("short", "middle", "long")
+
+
+#: By set of minimal pairs and kind: what `minimal_pairs.drawn_together` gives.
+DrawnTogether = Mapping[str, Mapping[str, Sequence[int]]]
 
 
 class FenceError(ValueError):
@@ -47,12 +52,13 @@ class Measured:
 
 
 def results_of(
-    cells: Sequence[Measured], part: CaptionedImages, split: str, compare: Comparison | None = None
-) -> dict[str, Any]:
+    cells: Sequence[Measured], part: CaptionedImages, split: str, compare: Comparison | None = None,
+    together: DrawnTogether | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """The block "results": every variant over its seeds, and every two variants against each other, on the seeds that
     both have ("unpaired" names the others).
 
-    compare: the comparison that the plan names.
+    compare: the comparison that the plan names. together: of the minimal pairs, see `composition`.
     A cell whose audit failed has no results; it stands in "refused" with the reason. Raises FenceError for ranks that
     are not of this gallery.
     """
@@ -112,7 +118,7 @@ def results_of(
         "unpaired": unpaired({name: found["seeds"] for name, found in variants.items()}),
         "lengths": {"words": thirds["words"], "chance": _chance_by_length(good, thirds["inside"])},
         "by_length_differences": _length_differences(by_variant, owners, thirds["inside"]),
-        "composition": composition(good),
+        "composition": composition(good, together or {}),
         "refused": refused,
     }
 
@@ -226,10 +232,11 @@ def _length_differences(
     return [{**row, "third": row["figure"], "figure": "text_to_image recall_at_5"} for row in found]
 
 
-def composition(cells: Sequence[Measured]) -> dict[str, Any]:
+def composition(cells: Sequence[Measured], together: DrawnTogether) -> dict[str, Any]:
     """By set and kind: each variant's share of pairs whose true caption outscores its twin, in percent; chance is 50.
 
-    p_holm: of its being 50, corrected over all variants and kinds of a set that are tested; None for too few pairs.
+    together: which pairs were drawn together; where it is not known nothing is tested. units: how many draws that are.
+    p_holm: of its being 50, corrected over all variants and kinds of a set that are tested; None for too few draws.
     """
     found: dict[str, Any] = {}
     for name in dict.fromkeys(name for cell in cells for name in cell.found["composition"]):
@@ -240,14 +247,26 @@ def composition(cells: Sequence[Measured]) -> dict[str, Any]:
         rows = []
         for kind, variants in kinds.items():
             for variant, outcomes in variants.items():
-                table = 100.0 * np.array(outcomes)
-                against_chance = estimate(table - 50.0, (-50, 50))
-                share = estimate(table, (0, 100)).to_dict() | {"p": against_chance.p}
-                rows.append({"kind": kind, "variant": variant, "pairs": table.shape[1], **share})
+                rows.append(
+                    {"kind": kind, "variant": variant, **pairs_share(outcomes, together.get(name, {}).get(kind))}
+                )
         for row, corrected in zip(rows, holm_of_tested([row["p"] for row in rows]), strict=True):
             row["p_holm"] = corrected
         found[name] = rows
     return found
+
+
+def pairs_share(outcomes: Sequence[Sequence[float]], together: Sequence[int] | None) -> dict[str, Any]:
+    """The share of pairs that were told apart, in percent, its interval, and the p of its being 50. outcomes: (S, P);
+    together: (P,) the number of what each pair was drawn with, None where that is not known."""
+    found = np.array(outcomes)
+    about: dict[str, Any] = {"pairs": found.shape[1]}
+    if together is None:
+        none = dict.fromkeys(("low", "high", "spread", "p"))
+        return {**about, "units": None, "value": 100.0 * float(found.mean()), **none}
+    table = 100.0 * of_units(found, np.asarray(together))
+    p = estimate(table - 50.0, (-50, 50)).p
+    return {**about, "units": table.shape[1], **estimate(table, (0, 100)).to_dict(), "p": p}
 
 
 # --- the fence -------------------------------------------------------------------------------------------------------
@@ -276,7 +295,7 @@ STRUCTURE: dict[str, Any] = {
     "chance": dict.fromkeys(_FIGURES),
     "differences": [_DIFFERENCE],
     "by_length_differences": [{**_DIFFERENCE, "third": None}],
-    "composition": [[{**_ESTIMATE, **dict.fromkeys(("kind", "variant", "pairs", "p_holm"))}]],
+    "composition": [[{**_ESTIMATE, **dict.fromkeys(("kind", "variant", "pairs", "units", "p_holm"))}]],
 }  # fmt: skip
 
 

@@ -21,7 +21,7 @@ from clipvisionalign.data.captioned import CaptionedImages, DataError
 from clipvisionalign.data.check import check
 from clipvisionalign.data.fingerprint import data_contents, run_contents
 from clipvisionalign.data.formats import read_captioned_images
-from clipvisionalign.data.minimal_pairs import MinimalPair, minimal_pairs_of, read_minimal_pairs
+from clipvisionalign.data.minimal_pairs import MinimalPair, drawn_together, minimal_pairs_of, read_minimal_pairs
 from clipvisionalign.data.scenes import is_drawn, random_scenes, read_scenes, write_scenes
 from clipvisionalign.files import PART, remove, written_aside
 from clipvisionalign.models.aligner import Remembered, load_aligner
@@ -336,7 +336,10 @@ def _report(
         if not one.found["curves"]["step"]:
             gaps.lacks("learning curve", "its metrics.jsonl holds no epoch", f"{one.variant}, seed {one.seed}")
     cut = {name: found for name, found in cut.items() if found is not None}
-    return build_report(plan, subject.study, data, part, measured, gaps, costs, controls, other, examples or {}, cut)
+    together = {name: drawn_together(some) for name, some in subject.pairs.items()}
+    return build_report(
+        plan, subject.study, data, part, measured, gaps, costs, controls, other, examples or {}, cut, together
+    )
 
 
 def _write(study: Path, report: dict[str, Any], say: Say) -> None:

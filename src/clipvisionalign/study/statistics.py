@@ -92,6 +92,15 @@ def shares(ranks: PartnerRanks, caption_image: np.ndarray, figure: str) -> np.nd
     return ratio_shares(found.astype(np.float64), caption_image, len(ranks.image_to_text))
 
 
+def of_units(table: np.ndarray, unit: np.ndarray) -> np.ndarray:
+    """What each unit brings to the mean of tables (..., N), in its linear part: (..., U), of the same mean. unit: (N,)
+    numbers from 0; entries of one unit are drawn together, and are no evidence beside each other."""
+    size = np.bincount(unit)
+    mean = table.mean(axis=-1, keepdims=True)
+    sums = np.apply_along_axis(lambda row: np.bincount(unit, row, len(size)), -1, table)
+    return mean + (sums - mean * size) * len(size) / table.shape[-1]
+
+
 def ratio_shares(found: np.ndarray, image: np.ndarray, images: int) -> np.ndarray:
     """What each of N images brings to the percentage of queries that are found. found, image: (Q,) -> (N,)."""
     number = np.bincount(image, minlength=images)

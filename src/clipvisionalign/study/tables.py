@@ -13,7 +13,7 @@ from clipvisionalign.study.gaps import labelled, not_made, reason_of, without_re
 from clipvisionalign.study.results import both_ways
 from clipvisionalign.study.significant import p_value_form, significant, words_told
 from clipvisionalign.study.statistics import LEVEL
-from clipvisionalign.study.words import Claim, shared_lengths_told
+from clipvisionalign.study.words import Claim, pairs_together, shared_lengths_told
 
 #: The row of what no model at all would find.
 CHANCE = "chance: a random ranking"
@@ -288,6 +288,8 @@ def _composition(report: dict[str, Any]) -> Table:
                      _estimate(found), ("", None))  # fmt: skip
     columns = ["variant", "kind", "pairs", "true above twin, %", "p of chance, Holm"]
     note = "Chance is 50; a tie counts a half. 'words alone': a trigram model of the training captions, no image. "
+    if any(pairs_together(row) for several in report["results"]["composition"].values() for row in several):
+        note += "In intervals and p, pairs of one image, identity or published row count as one. "
     note += f"{counted(report).capitalize()}."
     return Table("composition", "True captions against their twins", columns, rows.rows, rows.sort, note)
 

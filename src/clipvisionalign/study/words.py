@@ -438,12 +438,24 @@ def _composition(report: dict[str, Any]) -> list[Claim]:
     return found
 
 
+def pairs_together(row: dict[str, Any]) -> bool:
+    """Whether some of a row's pairs were drawn together, and count as one."""
+    return (row.get("units") or row["pairs"]) < row["pairs"]
+
+
 def _twins(claim: Claim, name: str, kind: str, places: list[int]) -> str:
     """Which variants tell true from twin, and the best of them; then whether words alone do."""
     path = f"results/composition/{name}"
     rows = at(claim.report, path)
     if all(rows[place]["p_holm"] is None for place in places):
-        return f"not tested, as there are too few pairs ({claim.of(f'{path}/{places[0]}/pairs', 'pair')})"
+        first = f"{path}/{places[0]}"
+        pairs = claim.of(f"{first}/pairs", "pair")
+        if pairs_together(at(claim.report, first)):
+            return f"not tested, as too few of its {pairs} were drawn apart ({claim.number(f'{first}/units', ',d')})"
+        # Reports from before it was written down counted every pair.
+        if at(claim.report, first).get("units", 0) is None:
+            return f"not tested, as it is not known which of its {pairs} are of one image"
+        return f"not tested, as there are too few pairs ({pairs})"
     above = [place for place in places if _below_level(rows[place]) and rows[place]["value"] > 50]
     most = max(rows[place]["value"] for place in places)
     best = [place for place in places if abs(rows[place]["value"] - most) < SAME]
