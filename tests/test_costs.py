@@ -44,7 +44,8 @@ def _study(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         measured.clear()
         gaps = Gaps(folder, lambda line: None)
         subject = run.Subject(plan, folder, gallery(3), gallery(3), {}, None, only_kept)
-        return run._costs(subject, cells, gaps, lambda line: None), sorted(measured), gaps.parts
+        costs.said = []
+        return run._costs(subject, cells, gaps, costs.said.append), sorted(measured), gaps.parts
 
     return costs
 
@@ -85,6 +86,16 @@ def test_rounds_of_several_machines_are_never_one_figure(tmp_path, monkeypatch):
         "late": (64, 2),
     }
     assert [gap["of"] for gap in gaps] == ["self, 1 of 2 rounds"]
+
+
+def test_a_report_says_of_costs_of_another_model_what_they_are_of_and_measures_nothing(tmp_path, monkeypatch):
+    costs = _study(tmp_path, monkeypatch)
+    costs()
+    monkeypatch.setattr(run, "run_contents", lambda cell: "another model")
+    found, measured, gaps = costs(only_kept=True)
+    assert (found, measured) == ({}, [])
+    assert [gap["reason"] for gap in gaps] == ["not the same as before: model"] * 2
+    assert not any("measured again" in line for line in costs.said)
 
 
 def test_costs_from_before_their_conditions_were_kept_are_told_with_their_machine(tmp_path, monkeypatch):

@@ -22,6 +22,7 @@ from clipvisionalign.cli import main
 from clipvisionalign.data.formats import read_captioned_images
 from clipvisionalign.models.aligner import Aligner, load_aligner
 from clipvisionalign.models.late_interaction import LateTokens, pruned, pruned_weights
+from clipvisionalign.pictures import PictureError
 from clipvisionalign.retrieval.evaluate import evaluate
 from clipvisionalign.search import export
 from clipvisionalign.search.export import OnnxAligner, checked, export_onnx
@@ -199,6 +200,32 @@ def test_the_exported_aligner_answers_like_every_model(exported, runs, scenes_fo
     assert_as_exact(*(model.score(paths, CAPTIONS) for model in (*late, in_float64(late[1]))))
     with pytest.raises(ValueError, match="scores no pairs"):
         OnnxAligner(exported / "self").pair_scorer(paths, CAPTIONS)
+
+
+@pytest.mark.parametrize("design", ["self", "late", "cross"])
+def test_none_one_equal_and_odd_ones_are_scored_as_by_the_run(exported, runs, scenes_folder, tmp_path, design):
+    """No image or no caption, one, the same twice, images of other modes, a caption longer than any model reads."""
+    other, aligner = OnnxAligner(exported / design), load_aligner(runs[design], packed=False)
+    paths = sorted((scenes_folder / "images").glob("*.png"))[:2]
+    scene = Image.open(paths[0]).convert("RGB")
+    odd = [scene.convert(mode) for mode in ("L", "1", "LA", "P", "CMYK", "I", "F")]
+    odd += [scene.convert("I").point(lambda grey: 257 * grey).convert("I;16"), scene.resize((1, 300))]
+    for images, captions in (
+        ([], CAPTIONS), (paths, []), ([], []), (paths[:1], CAPTIONS[:1]), (paths * 2, CAPTIONS[:2] * 2),
+        (odd, CAPTIONS[:1]), (paths[:1], ["a dog, " * 5000, "a"]),
+    ):  # fmt: skip
+        found, right = other.score(images, captions), aligner.score(images, captions).numpy()
+        assert found.shape == right.shape == (len(images), len(captions))
+        np.testing.assert_allclose(found, right, rtol=1e-3, atol=2e-4)
+        assert other.encode_images(images).shape == (len(images), aligner.config.width)
+        assert other.encode_captions(captions).shape == (len(captions), aligner.config.width)
+    for model in (other, aligner):
+        with pytest.raises(ValueError, match="no images to score" if design != "self" else "scores no pairs"):
+            model.pair_scorer([], CAPTIONS)
+        with pytest.raises(PictureError, match="nowhere"):
+            model.score([paths[0], tmp_path / "nowhere.png"], CAPTIONS)
+        with pytest.raises(TypeError, match="entry 1 is no string but NoneType"):
+            model.score(paths, ["a dog", None])
 
 
 def test_what_8_bits_lose_is_measured_as_the_design_ranks(exported, scenes_folder):

@@ -247,7 +247,7 @@ class Aligner(nn.Module):
 
         Raises PictureError, and TypeError for one image or one string where a list of them belongs."""
         check_lists(images, captions)
-        if self.late is None:
+        if self.late is None or not len(images):
             return self.encode_images(images) @ self.encode_captions(captions).T
         pairs = self.pair_scorer(images, captions)
         if self.fusion is None:
@@ -267,7 +267,8 @@ class Aligner(nn.Module):
 
     @torch.no_grad()
     def pair_scorer(self, images: Sequence[Picture], captions: Sequence[str], batch: int = 512) -> PairScorer:
-        """Encode images and captions once, to score any pairs of them later. Raises ValueError if the design cannot."""
+        """Encode images and captions once, to score any pairs of them later. Raises ValueError if the design cannot,
+        and for no images."""
         if self.late is None:
             raise ValueError(f"the design '{self.config.design}' scores no pairs: it has vectors only")
         check_lists(images, captions)

@@ -68,7 +68,7 @@ class OnnxAligner:
     def score(self, images: Sequence[Picture], captions: Sequence[str]) -> np.ndarray:
         """The score of every image with every caption (N, M), as `Aligner.score` gives it."""
         check_lists(images, captions)
-        if not self.about.get("late"):
+        if not self.about.get("late") or not len(images):
             return self.encode_images(images) @ self.encode_captions(captions).T
         pairs = self.pair_scorer(images, captions)
         if self.fusion is None:
@@ -77,10 +77,13 @@ class OnnxAligner:
         return pairs(grid[0], grid[1]).reshape(len(images), len(captions))
 
     def pair_scorer(self, images: Sequence[Picture], captions: Sequence[str]) -> OnnxPairs:
-        """Encode images and captions once, to score any pairs of them. Raises ValueError for an export that cannot."""
+        """Encode images and captions once, to score any pairs of them. Raises ValueError for an export that cannot, and
+        for no images."""
         check_lists(images, captions)
         if not self.about.get("late"):
             raise ValueError("this export scores no pairs: it has vectors only")
+        if not len(images):
+            raise ValueError("no images to score")
         names = [each.name for each in self.images.get_outputs()], [each.name for each in self.captions.get_outputs()]
         found = self._image_arrays(images, names[0]), self._caption_arrays(captions, names[1])
         return OnnxPairs(self.about, self.fusion, *found, show_progress=self.show_progress)

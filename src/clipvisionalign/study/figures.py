@@ -24,6 +24,7 @@ from clipvisionalign.study.costs import (
     ranges_of,
 )
 from clipvisionalign.study.gaps import labelled, reason_of, state_of
+from clipvisionalign.study.results import NO_INTERVALS, no_intervals
 from clipvisionalign.study.significant import significant, words_told
 from clipvisionalign.study.words import Claim, shared_lengths_told
 
@@ -70,7 +71,10 @@ def draw_figures(report: dict[str, Any], folder: Path, say: Callable[[str], None
                 drawn = draw(report)
                 if drawn is not None:
                     figure, told, *more = drawn
-                    found[name] = Drawn(name, _save(name, figure, folder), title, " ".join([about, *more]), told)
+                    if no_intervals(report) and "95% interval" in about:
+                        more.append(f"There are {NO_INTERVALS}.")
+                    said = " ".join(filter(None, [about, *more]))
+                    found[name] = Drawn(name, _save(name, figure, folder), title, said, told.strip())
                     continue
             except Exception as error:
                 reason = reason_of(error)
@@ -158,6 +162,8 @@ def _accuracy(report: dict[str, Any]) -> tuple[Any, str] | None:
     told += f"; a random ranking {chance['rsum']:.1f}" if chance else ""
     one = max(len(found["seeds"]) for found in variants.values()) < 2
     what = "its 95% interval of the images only, one seed" if one else "its 95% interval, and each seed's as a dash"
+    if no_intervals(report):
+        what = "no interval" if one else "no interval, and each seed's as a dash"
     return figure, f"Rsum of each variant with {what}: {told}."
 
 
@@ -336,7 +342,7 @@ def _composition(report: dict[str, Any]) -> tuple[Any, str] | None:
     return figure, "Share of pairs whose true caption outscores its twin, chance 50: " + told.replace("\n", ", ")
 
 
-def _curves(report: dict[str, Any]) -> tuple[Any, str] | None:
+def _curves(report: dict[str, Any]) -> tuple[Any, ...] | None:
     from matplotlib import pyplot
 
     curves = [curve for curve in report["curves"] if curve["step"]]
@@ -345,6 +351,8 @@ def _curves(report: dict[str, Any]) -> tuple[Any, str] | None:
     styles, told, named = _styles(report), [], set()
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(8.4, 3.2), layout="constrained")
     losses = []
+    refused = {(row["variant"], row["seed"]) for row in report["results"]["refused"]}
+    without: list[str] = []
     for curve in curves:
         name, (colour, mark) = curve["variant"], styles[curve["variant"]]
         before = steps_before(report, curve)
@@ -359,6 +367,8 @@ def _curves(report: dict[str, Any]) -> tuple[Any, str] | None:
             losses += curve["dev_loss"]
         of = f", the first {before} of them those of {report['plan']['variants'][name]['base']}" if before else ""
         told.append(f"{name}, seed {curve['seed']}: {curve['rsum'][-1]:.1f} at step {steps[-1]}{of}")
+        if (name, curve["seed"]) in refused:
+            without.append(f"{name}, seed {curve['seed']}")
     left.set_ylabel("training loss, dev loss dotted")
     right.set_ylabel("dev rsum of the dual encoder")
     for axes in (left, right):
@@ -368,7 +378,8 @@ def _curves(report: dict[str, Any]) -> tuple[Any, str] | None:
     if min(losses) >= 0:
         left.set_ylim(bottom=0)
     right.legend(frameon=False, fontsize=9)
-    return figure, f"Loss, dev loss and dev rsum after each epoch: {'; '.join(told)}."
+    about = f"Of runs that were refused, as their audit failed: {'; '.join(without)}." if without else ""
+    return figure, f"Loss, dev loss and dev rsum after each epoch: {'; '.join(told)}. {about}", about
 
 
 def _bases(report: dict[str, Any]) -> list[str]:

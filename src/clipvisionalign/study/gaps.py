@@ -29,13 +29,13 @@ REASONS = "failed.json"
 
 
 class NotMeasured(Exception):
-    """There is no such measurement yet."""
+    """There is no such measurement yet, or one of something else, which the message tells."""
 
 
 def reason_of(error: BaseException) -> str:
     """An error in one line."""
     if isinstance(error, NotMeasured):
-        return "not measured yet"
+        return str(error) or "not measured yet"
     told = (str(error).strip().splitlines() or [""])[0]
     return f"{type(error).__name__}: {told}" if told else type(error).__name__
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from clipvisionalign.study.figures import Drawn
 from clipvisionalign.study.gaps import labelled, not_made
+from clipvisionalign.study.significant import with_noun
 from clipvisionalign.study.tables import Table, tables_of
 from clipvisionalign.study.words import examples_shown, twins_told
 
@@ -64,6 +65,7 @@ def _environment() -> Any:
     found = Environment(
         loader=PackageLoader("clipvisionalign.study"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
+    found.filters["with_noun"] = with_noun
     found.filters["code"] = lambda text: Markup(re.sub(r"`([^`]*)`", r"<code>\1</code>", str(escape(text))))
     return found
 

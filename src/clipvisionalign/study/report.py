@@ -89,7 +89,7 @@ def build_report(
         "made_from": made_from(study),
         "machine": machine(),
         "versions": versions(),
-        "commands": commands(plan, study),
+        "commands": commands(study, next(((one.variant, one.seed) for one in measured), None)),
         "references": entries_for(plan, data),
     }
     with_gaps(report, gaps)
@@ -182,11 +182,14 @@ def _begun_under(environment: Path) -> dict[str, Any]:
         return {}
 
 
-def commands(plan: Plan, study: Path) -> list[str]:
-    """What repeats the study, and any one of its runs."""
-    cell = f"{study}/cells/{next(iter(plan.variants))}-{plan.seeds[0]}"
+def commands(study: Path, measured: tuple[str, int] | None) -> list[str]:
+    """What repeats the study, and any one of its runs. measured: a cell that has been trained, where there is one."""
+    again = f"clipvisionalign study {study}/plan.yaml --out {study}-again"
+    if measured is None:
+        return [again]
+    cell = cell_folder(study, *measured)
     return [
-        f"clipvisionalign study {study}/plan.yaml --out {study}-again",
+        again,
         f"clipvisionalign train --config {cell}/config.yaml --out runs/again",
         f"clipvisionalign audit {cell}",
     ]

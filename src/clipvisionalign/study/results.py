@@ -123,6 +123,16 @@ def results_of(
     }
 
 
+#: What is said of figures of so few images that they have no interval.
+NO_INTERVALS = "no intervals, as there are too few images"
+
+
+def no_intervals(report: dict[str, Any]) -> bool:
+    """Whether a report has results, and none of them an interval."""
+    figures = [found["figures"]["rsum"] for found in report["results"]["variants"].values()]
+    return bool(figures) and all(figure["low"] is None for figure in figures)
+
+
 def choice_of(cells: Sequence[Measured], split: str) -> str:
     """Whether the figures are of images by which something was chosen, in words."""
     if not cells:

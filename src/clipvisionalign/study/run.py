@@ -306,7 +306,12 @@ def _not_measured(cell: Cell, said: Sequence[str]) -> tuple[str, str]:
     # Why a training failed says nothing of a cell that is trained by now.
     if told.startswith(MEASURING):
         return FAILED, told
-    return NOT_MEASURED, said[0].rpartition("measured again: ")[2] if said else "trained, and not measured yet"
+    return NOT_MEASURED, _why_not_kept(said) or "trained, and not measured yet"
+
+
+def _why_not_kept(said: Sequence[str]) -> str:
+    """Why what is kept is not taken, from the line that `reusable` says where it can be measured again; "" for none."""
+    return said[0].rpartition("measured again: ")[2] if said else ""
 
 
 def _report(
@@ -588,10 +593,14 @@ def _costs(subject: Subject, finished: Sequence[Cell], gaps: Gaps, say: Say) -> 
     here = {} if subject.only_kept else conditions()
     contents = {**data_contents(part), **brief}
     asked = {name: {"model": run_contents(cell.folder), **contents, **here} for name, cell in first.items()}
+    said: dict[tuple[int, str], list[str]] = {turn: [] for turn in turns}
     kept = {
-        (turn, name): reusable(folder / f"{name}-{turn}.json", asked[name], say, f"time and memory of {name}")
+        (turn, name): reusable(
+            folder / f"{name}-{turn}.json", asked[name],
+            said[turn, name].append if subject.only_kept else say, f"time and memory of {name}",
+        )
         for turn, name in turns
-    }
+    }  # fmt: skip
     if not subject.only_kept and any(found is None for found in kept.values()):
         say("--- time and memory, each in a fresh process ---")
     rounds: dict[str, list[dict[str, Any]]] = {name: [] for name in first}
@@ -599,7 +608,7 @@ def _costs(subject: Subject, finished: Sequence[Cell], gaps: Gaps, say: Say) -> 
     for turn, name in progress(turns, "time and memory", len(turns), None in kept.values()):
         found = kept[turn, name]
         if found is None and subject.only_kept:
-            reasons[name].append("not measured yet")
+            reasons[name].append(reason_of(NotMeasured(_why_not_kept(said[turn, name]))))
         elif found is None:
             try:
                 found = _profiled(subject, first[name], folder / f"{name}-{turn}.json", asked[name])
@@ -645,11 +654,12 @@ def _other_protocols(subject: Subject, shown: Sequence[Cell], say: Say) -> dict[
         "training data": data_contents(train, pictures=False),
         "split": subject.plan.split,
     }
-    found = reusable(kept, asked, say, "other protocols")
+    said: list[str] = []
+    found = reusable(kept, asked, said.append if subject.only_kept else say, "other protocols")
     if found is not None:
         return found
     if subject.only_kept:
-        raise NotMeasured
+        raise NotMeasured(_why_not_kept(said))
     say("--- what it would have looked like by other protocols ---")
     found = {"asked": asked, "variant": cell.variant, "seed": cell.seed}
     with long_step("other protocols"):

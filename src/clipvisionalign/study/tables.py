@@ -9,8 +9,8 @@ from typing import Any
 
 from clipvisionalign.files import written_aside
 from clipvisionalign.study.costs import conditions_told, same_conditions, under_of
-from clipvisionalign.study.gaps import labelled, not_made, reason_of, without_results
-from clipvisionalign.study.results import both_ways
+from clipvisionalign.study.gaps import REFUSED, labelled, not_made, reason_of, without_results
+from clipvisionalign.study.results import NO_INTERVALS, both_ways, no_intervals
 from clipvisionalign.study.significant import p_value_form, significant, words_told
 from clipvisionalign.study.statistics import LEVEL
 from clipvisionalign.study.words import Claim, pairs_together, shared_lengths_told
@@ -110,9 +110,12 @@ def lacking(report: dict[str, Any], there: Collection[str]) -> list[str]:
 def counted(report: dict[str, Any]) -> str:
     """What the intervals of a report count: not the seeds where there is one only."""
     counts = {len(found["seeds"]) for found in report["results"]["variants"].values()}
-    if max(counts, default=0) < 2:
+    one = max(counts, default=0) < 2
+    seeds = f"{min(counts)} to {max(counts)}" if len(counts) > 1 else f"{max(counts, default=0)}"
+    if no_intervals(report):
+        return f"{'one seed' if one else f'mean of {seeds} seeds'}; {NO_INTERVALS}"
+    if one:
         return "one seed: 95% intervals of the images only, which tell nothing of what another seed would give"
-    seeds = f"{min(counts)} to {max(counts)}" if len(counts) > 1 else f"{max(counts)}"
     told = f"mean of {seeds} seeds with 95% intervals that count seeds and images"
     return told + (" (of one seed: the images only)" if 1 in counts else "")
 
@@ -332,7 +335,12 @@ def _gaps(report: dict[str, Any]) -> Table:
     for part in not_made(report):
         of = f" of {part['of']}" if part["of"] else ""
         rows.add((f"{part['part']}{of}", None), ("not made", None), (part["reason"], None))
-    note = "None of it is in any figure. The study's command, given again, tries what failed and goes on with the rest."
+    note = "None of it is in the results."
+    states = {cell["state"] for cell in without_results(report)}
+    if states != {REFUSED} or not_made(report):
+        note += " The study's command, given again, tries what failed and goes on with the rest."
+    if REFUSED in states:
+        note += " A run whose audit failed stays refused: remove its folder to have it trained anew."
     return Table("gaps", "What has no results", ["what", "state", "reason"], rows.rows, rows.sort, note)
 
 
