@@ -35,6 +35,12 @@ def world(tmp_path_factory, scenes_folder, tiny_runs) -> Path:
     (folder / "plan.yaml").write_text("data: data\nvariants: [self]\nseeds: [0]\n")
     (folder / "wrong.yaml").write_text("data: data\nvariants: [self]\nseeds: [0]\nbudget: {seconds: 3}\n")
     (folder / "settings.yaml").write_text("epochs: 1\nepochs_: 2\n")
+    (folder / "few.yaml").write_text("scenes: 1\ndrawing: {pixels: 32}\nvariants: [self]\nseeds: [0]\n")
+    (folder / "broken").mkdir()
+    for split in ("train", "dev", "test"):
+        (folder / "broken" / f"{split}.jpg").write_bytes(b"no image")
+    rows = [f"{split}.jpg,a caption,{split}" for split in ("train", "dev", "test")]
+    (folder / "broken" / "metadata.csv").write_text("\n".join(["file_name,caption,split", *rows]) + "\n")
     return folder
 
 
@@ -42,30 +48,36 @@ REFUSED: dict[str, list[str]] = {
     "scenes": ["other", "other --images 5", "new --images 0", "new --size 3", "new --images many", "plan.yaml"],
     "check": ["nowhere", "data --layout nothing", "data --max-tokens 3", "data --write-splits plan.yaml",
               "data --tokens nowhere --write-splits new.csv"],
-    "shards": ["nowhere new", "data new --per-shard 0", "data new --layout nothing"],
-    "train": ["data --out run --epochs 1", "data --out other --overwrite true", "data --out new --epochs 0",
+    "shards": ["broken new", "nowhere new", "data new --per-shard 0", "data new --layout nothing"],
+    "train": ["broken --out new", "data --out run --epochs 1",
+              "data --out other --overwrite true", "data --out new --epochs 0",
               "data --out new --epoch 1", "nowhere --out new", "data --out new --model.text_tower.name nowhere",
               "data --out new --config settings.yaml", "data --out new --freeze all", "--resume other",
               "data --out new --recipe none", "data --out new --init other",
               "data --out new --model.design none", "data --out new --warmup 2"],
     "evaluate": ["other", "run --split none", "run --data nowhere", "run --candidates 3", "--vectors nothing.npy", ""],
-    "encode": ["other --out new.parquet", "run --out new.txt", "run --out new.parquet --split none",
+    "encode": ["run --data broken --out new/vectors.parquet", "run --data broken --out new/vectors.npy",
+               "other --out new.parquet", "run --out new.txt", "run --out new.parquet --split none",
                "run data --data data --out new.parquet", "run --out new.npy --distractors nowhere", "run"],
     "audit": ["other", "run --split none", "run --data nowhere", "run --sample 2"],
-    "study": ["nothing", "wrong.yaml --out new", "plan.yaml --out other", "plan.yaml --out plan.yaml",
+    "study": ["few.yaml --out new", "few.yaml --out new --dry-run", "plan.yaml --data broken --out new", "nothing",
+              "wrong.yaml --out new", "plan.yaml --out other", "plan.yaml --out plan.yaml",
               "plan.yaml --out new --data nowhere", "plan.yaml --out new --split none", "plan.yaml --out new --seeds 1,1",
               "plan.yaml --out new --seeds x", "plan.yaml --out new --seeds=", "plan.yaml --out new --seconds 0",
               "plan.yaml --out new --same pictures --seconds 3", "plan.yaml --out new --variants none",
               "plan.yaml --out new --variants=", "plan.yaml --out other --dry-run", "wrong.yaml --out new --dry-run",
               "plan.yaml --out new --data nowhere --dry-run", "data --out new", "scenes --out new --split none"],
-    "report": ["other", "nowhere", "other --compare nowhere"],
-    "index": ["other data --out new", "run nowhere --out new", "run data --out other",
+    "report": ["other --compare nowhere --out new/page.html", "other", "nowhere", "other --compare nowhere"],
+    "index": ["run data --out new --captions --layout csv",
+              "other data --out new", "run nowhere --out new", "run data --out other",
               "run data --out new --metadata nowhere.csv", "run data --out new --captions --layout nothing"],
     "search": ["other dog", "nowhere dog", "other"],
     "serve": ["other", "nowhere", "other --token-file nowhere"],
-    "export": ["other --onnx new", "other --huggingface new", "run", "run --huggingface other"],
+    "export": ["run --onnx plan.yaml/new", "run --huggingface plan.yaml/new", "other --onnx new",
+               "other --huggingface new", "run", "run --huggingface other"],
     "duplicates": ["other", "nowhere"],
-    "explain": ["other a.jpg dog --out new.png", "run nowhere.jpg dog --out new.png"],
+    "explain": ["run plan.yaml dog --out new/map.png", "run data/images dog --out new/map.png",
+                "other a.jpg dog --out new.png", "run nowhere.jpg dog --out new.png"],
 }  # fmt: skip
 
 

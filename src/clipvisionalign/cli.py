@@ -531,6 +531,8 @@ def encode(arguments: list[str]) -> int:
     refuse_present(given.out, given.overwrite)
     aligner, data, source, differs = _open_run(given)
     part = _checked_split(data, given.split)
+    if not len(part):
+        raise ValueError(f"{source}: no image of the split '{given.split}' is left to be encoded")
     more = _distractors(given.distractors)
     images = aligner.encode_images([*part.images, *more]).numpy()
     captions = aligner.encode_captions(part.captions).numpy()

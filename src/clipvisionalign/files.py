@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -69,6 +69,28 @@ def files_written_aside(folder: Path) -> Iterator[Path]:
                 file.replace(folder / file.name)
     finally:
         remove(part)
+
+
+@contextmanager
+def folders_above(path: Path) -> Iterator[None]:
+    """Makes the folders that `path` is to be in. Where the body raises, those that were made are removed again, as far
+    as they are empty, and so is `path` where that is an empty folder."""
+    made = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        remove_empty(made)
+        raise
+
+
+def remove_empty(folders: Sequence[Path]) -> None:
+    """Remove folders, each of them in the next one, up to the first that is not empty; some may not be there."""
+    for folder in folders:
+        if folder.is_dir():
+            if any(folder.iterdir()):
+                return
+            folder.rmdir()
 
 
 def remove_abandoned(folder: Path) -> None:

@@ -181,6 +181,8 @@ def write_shards(
         raise ValueError(f"--per-shard should be at least 1, not {per_shard}")
     if list(folder.glob("*.tar")):
         raise FileExistsError(f"{folder}: holds shards already; give another folder")
+    if not len(data):
+        raise DataError(f"{data.source}: no image is left to be written")
     folder.mkdir(parents=True, exist_ok=True)
     sizes: dict[str, int] = {}
     written: dict[str, list[Path]] = {}

@@ -27,7 +27,7 @@ import numpy as np
 
 from clipvisionalign.data.captioned import CaptionedImages, DataError, text_number
 from clipvisionalign.data.text_files import decode, delimited, split_cells, split_lines
-from clipvisionalign.files import written_aside
+from clipvisionalign.files import folders_above, written_aside
 from clipvisionalign.retrieval.audit import AuditReport, Check
 from clipvisionalign.retrieval.equal_captions import EqualCaptions, equal_captions
 from clipvisionalign.retrieval.evaluate import Evaluation
@@ -243,21 +243,21 @@ def write_vectors(
     Raises ValueError for another ending, FileExistsError where one of them is there.
     """
     path, files = Path(out), refuse_present(out, overwrite)
-    path.parent.mkdir(parents=True, exist_ok=True)
     names = [*(row.name for row in data), *distractors]
     known = data.identity != "none" and any(row.identity is not None for row in data)
     identities = [*(row.identity for row in data), *([None] * len(distractors))] if known else None
-    if path.suffix == ".parquet":
-        with written_aside(path) as aside:
-            _write_parquet(aside, data, names, identities, images, captions)
-        return files
-    about = {"image": data.caption_image.tolist(), "caption": data.captions, "name": names}
-    about |= {"identity": identities} if identities else {}
-    for file, found in zip(files[:2], (images, captions), strict=True):
-        with written_aside(file) as aside, aside.open("wb") as written:
-            np.save(written, found, allow_pickle=False)
-    with written_aside(files[2]) as aside:
-        aside.write_text(json.dumps(about), encoding="utf-8")
+    with folders_above(path):
+        if path.suffix == ".parquet":
+            with written_aside(path) as aside:
+                _write_parquet(aside, data, names, identities, images, captions)
+            return files
+        about = {"image": data.caption_image.tolist(), "caption": data.captions, "name": names}
+        about |= {"identity": identities} if identities else {}
+        for file, found in zip(files[:2], (images, captions), strict=True):
+            with written_aside(file) as aside, aside.open("wb") as written:
+                np.save(written, found, allow_pickle=False)
+        with written_aside(files[2]) as aside:
+            aside.write_text(json.dumps(about), encoding="utf-8")
     return files
 
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from clipvisionalign.batch import TokenGroup
 from clipvisionalign.data.captioned import CaptionedImages
 from clipvisionalign.data.of_run import read_data_of_run
-from clipvisionalign.files import files_written_aside
+from clipvisionalign.files import files_written_aside, folders_above
 from clipvisionalign.models.aligner import (
     Aligner,
     CaptionStates,
@@ -122,8 +122,7 @@ def export_onnx(
             f"{run}: Longformer is not exported to ONNX; sliding windows over another text tower are, such as "
             "--model.design sparse --model.text_tower.name distilbert-base-uncased"
         )
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with files_written_aside(target) as aside:
+    with folders_above(target), files_written_aside(target) as aside:
         aside.mkdir()
         about = _about(aligner, run)
         _write_graphs(aligner, aside)
@@ -346,8 +345,7 @@ def export_huggingface(run: str | Path, out: str | Path) -> Path:
     if not (source / "results.json").is_file():
         raise FileNotFoundError(f"{run}: not a finished run: no results.json in it")
     target = _new_folder(out)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with files_written_aside(target) as aside:
+    with folders_above(target), files_written_aside(target) as aside:
         aside.mkdir()
         (aside / "README.md").write_text(model_card(source), encoding="utf-8")
         for name in ("model.safetensors", "config.yaml", "results.json", "environment.json", "weights.json"):

@@ -23,7 +23,7 @@ from clipvisionalign.data.fingerprint import data_contents, run_contents
 from clipvisionalign.data.formats import read_captioned_images
 from clipvisionalign.data.minimal_pairs import MinimalPair, drawn_together, minimal_pairs_of, read_minimal_pairs
 from clipvisionalign.data.scenes import is_drawn, random_scenes, read_scenes, write_scenes
-from clipvisionalign.files import PART, remove, written_aside
+from clipvisionalign.files import PART, remove, remove_empty, written_aside
 from clipvisionalign.models.aligner import Remembered, load_aligner
 from clipvisionalign.pictures import open_picture
 from clipvisionalign.progress import long_step, progress
@@ -412,15 +412,15 @@ def _idle_settings(plan: Plan) -> list[str]:
 
 @contextmanager
 def _removed_if_refused(study: Path) -> Iterator[None]:
-    """What the body drew, and the folder that it made for that, are not left where the body raises an error."""
-    there = {study: study.exists(), study / SCENES: (study / SCENES).exists()}
+    """What the body drew, and the folders that it made for that, are not left where the body raises an error."""
+    drawn = (study / SCENES).exists()
+    above = [folder for folder in (study, *study.parents) if not folder.exists()]
     try:
         yield
     except Exception:
-        if not there[study / SCENES]:
+        if not drawn:
             remove(study / SCENES)
-        if not there[study] and study.is_dir() and not any(study.iterdir()):
-            study.rmdir()
+        remove_empty(above)
         raise
 
 

@@ -37,7 +37,7 @@ from clipvisionalign.batch import Batch, group_by_length
 from clipvisionalign.data.captioned import CaptionedImages, DataError, Identity
 from clipvisionalign.data.streams import too_many_bad
 from clipvisionalign.data.trained_on import TRAINED_ON
-from clipvisionalign.files import PART, remove, written_aside
+from clipvisionalign.files import PART, remove, remove_empty, written_aside
 from clipvisionalign.models.aligner import (
     HEADS,
     IMAGE_FOLDER,
@@ -1128,9 +1128,7 @@ def _undo_if_refused(out: Path, made: list[Path], before: bytes | None, kind: An
             remove(out / BEGUN)
         else:
             (out / BEGUN).write_bytes(before)
-        for folder in made:
-            if not any(folder.iterdir()):
-                folder.rmdir()
+        remove_empty(made)
     return False
 
 
