@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 import yaml
+from PIL import Image
 
 from clipvisionalign.cli import COMMANDS, main
+from clipvisionalign.data.captioned import DataError
 from clipvisionalign.study import run as study_run
 from clipvisionalign.study.plan import Budget, Drawing, Plan, Variant, cells_of
 from clipvisionalign.study.probe import Probe
@@ -124,6 +126,7 @@ def quick(monkeypatch):
 
     monkeypatch.setattr(study_run, "_train", train)
     monkeypatch.setattr(study_run, "probes_of", probes)
+    monkeypatch.setattr(study_run, "refuse_unstartable", lambda *given: None)
     return asked
 
 
@@ -181,6 +184,34 @@ def test_scenes_are_not_left_by_a_study_that_is_refused_after_they_are_drawn(qui
     with pytest.raises(ValueError, match="the split 'dev' is empty"):
         run_study(few, tmp_path / "out", silent)
     assert not any(tmp_path.iterdir())
+
+
+def test_the_way_out_of_nearly_equal_images_in_two_splits_is_one(quick, tmp_path, scenes_folder, capsys):
+    """By the command that the refusal names; also once a file of splits has them so."""
+    data = tmp_path / "data"
+    (data / "images").mkdir(parents=True)
+    rows = ["file_name,caption"]
+    for number, path in enumerate(sorted((scenes_folder / "images").rglob("*.*"))[:50]):
+        with Image.open(path) as image:
+            for quality in (95, 80):
+                image.convert("RGB").save(data / "images" / f"{number}-{quality}.jpg", quality=quality)
+                rows.append(f"images/{number}-{quality}.jpg,a scene of number {number}")
+    (data / "metadata.csv").write_text("\n".join(rows) + "\n")
+    plan = replace(SCENES, data=str(data), scenes=0, drawing=Drawing())
+    with pytest.raises(DataError, match="stand in two splits") as refused:
+        run_study(plan, tmp_path / "out", silent)
+    command = re.search(r"'clipvisionalign (check .*?)'", str(refused.value))
+    assert command is not None
+    main(command[1].split())
+    with pytest.raises(Reached):
+        run_study(plan, tmp_path / "out", silent)
+    # As it were before images came to the data set.
+    table = (data / "splits.csv").read_text().splitlines()
+    (data / "splits.csv").write_text("\n".join(["image,split", *(f"{row.rpartition(',')[0]},{('train', 'dev')[n % 2]}"
+                                                                for n, row in enumerate(table[1:]))]) + "\n")  # fmt: skip
+    with pytest.raises(DataError, match=r"splits.csv has them so: remove it"):
+        run_study(plan, tmp_path / "other", silent)
+    assert not (tmp_path / "other").exists()
 
 
 def test_a_mistaken_budget_is_refused_and_the_right_one_is_still_taken(quick, tmp_path, scenes_folder):

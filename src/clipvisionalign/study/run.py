@@ -23,6 +23,7 @@ from clipvisionalign.data.fingerprint import data_contents, run_contents
 from clipvisionalign.data.formats import read_captioned_images
 from clipvisionalign.data.minimal_pairs import MinimalPair, drawn_together, minimal_pairs_of, read_minimal_pairs
 from clipvisionalign.data.scenes import is_drawn, random_scenes, read_scenes, write_scenes
+from clipvisionalign.data.splits import SPLIT_RULE, how_to_share_out, split_file_of
 from clipvisionalign.files import PART, remove, remove_empty, written_aside
 from clipvisionalign.models.aligner import Remembered, load_aligner
 from clipvisionalign.pictures import open_picture
@@ -232,8 +233,7 @@ def check_possible(subject: Subject) -> None:
         named = "; ".join(overlap[:3]) + (" ..." if len(overlap) > 3 else "")
         raise DataError(
             f"{where}, as every audit would fail: {len(overlap):,} images or identities stand in two splits: {named}; "
-            f"'clipvisionalign check {subject.data.source}' lists them: leave each out of one of its splits, or name "
-            "the column that keeps them together (group)"
+            f"{_way_apart(subject.data, plan)}"
         )
     for name, source in (("train", subject.data), ("dev", _dev_of(plan, subject.data))):
         if (count := source.split_sizes().get(name, 0)) < 2:
@@ -244,6 +244,18 @@ def check_possible(subject: Subject) -> None:
         audited_images(partners, plan.measure.audit_images, np.random.default_rng(0))
     except ValueError as error:
         raise DataError(f"{where}: {error} (split '{plan.split}', measure: audit_images)") from None
+
+
+def _way_apart(data: CaptionedImages, plan: Plan) -> str:
+    """How images that are (nearly) the same come to stand in one split."""
+    group = f" --group {plan.group}" if plan.group else ""
+    share_out = f"{how_to_share_out(data.source)[:-1]}{group}' shares all images out, such ones together"
+    if not data.official_splits:
+        return share_out
+    if data.split_rule == SPLIT_RULE:
+        return f"{split_file_of(data.source)} has them so: remove it, and {share_out}"
+    way = "leave each out of one of its splits, or name the column that keeps them together (group)"
+    return f"'clipvisionalign check {data.source}' lists them: {way}"
 
 
 def _dev_of(plan: Plan, data: CaptionedImages) -> CaptionedImages:
