@@ -6,14 +6,17 @@ import importlib.util
 import json
 import time
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from clipvisionalign.data.captioned import CaptionedImage, CaptionedImages
 from clipvisionalign.retrieval.metrics import average_precision, metrics_of_ranks, retrieval_metrics
 from clipvisionalign.retrieval.ranks import PartnerRanks, Partners, ranks_of_vectors
+from clipvisionalign.study.results import Measured, results_of
 from clipvisionalign.study.statistics import (
     FEWEST,
     FIGURES,
@@ -299,6 +302,46 @@ def test_identity_measures_equal_a_reference_from_the_definition():
     assert found.text_to_image["map"].value == pytest.approx(np.mean(precisions))
     for k, several in hits.items():
         assert found.text_to_image[f"recall_at_{k}"].value == pytest.approx(np.mean(several))
+
+
+def people(known, each=10):
+    """Ranks (N, each) of a model that finds all images of some persons at once, and none of the others."""
+    found = np.tile(np.arange(1, each + 1), (len(known) * each, 1))
+    found[~np.repeat(known, each)] += 60
+    return PartnerRanks(found, found)
+
+
+def test_images_of_one_identity_are_no_evidence_beside_each_other():
+    """Equal models that each know a random half of the persons: hardly any difference is shown, in no third of lengths
+    either, and the interval of a run holds, by mean squares and by bootstrap."""
+    rng = np.random.default_rng(0)
+    persons, each, studies = 30, 10, 60
+    rows = [CaptionedImage(f"{i}.jpg", Path(f"{i}.jpg"), (f"person {i // each} seen" + " again" * (i % 3),), "dev",
+                           identity=f"p{i // each}") for i in range(persons * each)]  # fmt: skip
+    part = CaptionedImages(rows, Path("x"), "folder")
+    shown, held = 0, np.zeros(2)
+    passed = {"audit": {"passed": True, "checks": []}, "chosen": {}, "composition": {}, "candidates": 0}
+    with patch("clipvisionalign.study.results.RESAMPLES", 60):
+        for _ in range(studies):
+            cells = [Measured(name, 0, passed, {"ranks": people(rng.random(persons) < 0.5)}) for name in "ab"]
+            results = results_of(cells, part, "test")
+            of = [row for row in results["differences"] if row["figure"] == "rsum"] + results["by_length_differences"]
+            shown += any(row["shown"] for row in of)
+            run = results["variants"]["a"]
+            for way, found in enumerate((run["figures"]["rsum"], run["runs"][0]["rsum"])):
+                held[way] += found["low"] <= 300 <= found["high"]
+    assert results["identities"] == persons
+    assert shown <= 7
+    assert (held >= 52).all(), held
+
+
+def test_an_identity_of_each_image_is_as_none():
+    ranks, owners = people(np.random.default_rng(1).random(12) < 0.5, each=1), np.arange(12)
+    alone, numbered = (metrics_of_ranks(ranks, owners, 50, unit=unit) for unit in (None, np.arange(12)))
+    assert alone.to_dict() == numbered.to_dict()
+    # Five persons are too few, however many images there are of them.
+    several = metrics_of_ranks(people(np.arange(5) < 3), np.arange(50), 50, unit=np.repeat(np.arange(5), 10))
+    assert several.rsum.low is None
 
 
 def test_average_precision_by_hand():

@@ -99,26 +99,27 @@ def evaluate(
     partners = Partners.of(caption_image, len(images), identity, caption_group)
     if len(captions) != len(partners.caption_image):
         raise ValueError(f"{len(captions)} captions, but caption_image says of {len(partners.caption_image)} whose")
+    owners = partners.caption_image
     equal = equal_captions([text_number(caption) for caption in captions], partners)
     if not can_encode(model) or (getattr(model, "scores_all_pairs", False) and not candidates):
         if not hasattr(model, "score"):
             name = type(model).__name__
             raise TypeError(f"{name} answers neither encode_images and encode_captions, nor score: nothing to measure")
         ranks = ranks_of_scores(_score_table(model, images, captions), partners)
-        return Evaluation(metrics_of_ranks(ranks, partners.caption_image, resamples, seed), equal=equal)
+        return Evaluation(metrics_of_ranks(ranks, owners, resamples, seed, partners.identity), equal=equal)
     if not candidates:
         ranks = ranks_of_vectors(model.encode_images(images), model.encode_captions(captions), partners, share)
-        return Evaluation(metrics_of_ranks(ranks, partners.caption_image, resamples, seed), equal=equal)
+        return Evaluation(metrics_of_ranks(ranks, owners, resamples, seed, partners.identity), equal=equal)
     pairs = model.pair_scorer(images, captions)
     image_vectors, caption_vectors = numbers_of(pairs.image_vectors), numbers_of(pairs.caption_vectors)
     before, found = reranked_at(image_vectors, caption_vectors, partners, pairs, depths_to(candidates))
     after = found[-1].ranks
     return Evaluation(
-        metrics_of_ranks(after, partners.caption_image, resamples, seed),
-        metrics_of_ranks(before, partners.caption_image, resamples, seed),
+        metrics_of_ranks(after, owners, resamples, seed, partners.identity),
+        metrics_of_ranks(before, owners, resamples, seed, partners.identity),
         candidates,
-        rsum_gain(after, before, partners.caption_image, resamples, seed),
-        depth_rows(found, partners.caption_image),
+        rsum_gain(after, before, owners, resamples, seed, partners.identity),
+        depth_rows(found, owners),
         equal,
     )
 

@@ -1,8 +1,8 @@
 """Retrieval figures with their intervals: recall@k, median and mean rank, mAP, mAP@R, rsum.
 
 Every figure is over the whole gallery and all captions. The interval is a 95% bootstrap over images: an image is drawn
-together with its captions, the gallery stays whole. It works on ranks alone, so a thousand resamples cost less than a
-second and no similarity is computed twice.
+together with its captions, and with all images of its identity where there are identities; the gallery stays whole. It
+works on ranks alone, so a thousand resamples cost less than a second and no similarity is computed twice.
 
 Sources: Hodosh, Young and Hockenmaier, JAIR 47 (2013), for the task; Musgrave, Belongie and Lim, arXiv:2003.08505, for
 mAP@R; Zheng et al., "Scalable Person Re-identification", ICCV 2015, for mAP; Efron and Tibshirani, "An Introduction to
@@ -91,7 +91,7 @@ def gain_told(gain: Mapping[str, float | None], interval: Callable[[float], str]
     """
     low, high = gain["low"], gain["high"]
     if low is None or high is None:
-        told = f"was not tested, as there are too few images: {interval(1.0)}"
+        told = f"was not tested, as there are too few images or identities: {interval(1.0)}"
     elif low > 0:
         told = f"gains {interval(1.0)}"
     elif high < 0:
@@ -129,23 +129,25 @@ def retrieval_metrics(
     image_vectors, caption_vectors = vectors_of(image_vectors, "image"), vectors_of(caption_vectors, "caption")
     partners = Partners.of(caption_image, len(image_vectors.values), identity, caption_group)
     ranks = ranks_of_vectors(image_vectors, caption_vectors, partners, share)
-    return metrics_of_ranks(ranks, partners.caption_image, resamples, seed)
+    return metrics_of_ranks(ranks, partners.caption_image, resamples, seed, partners.identity)
 
 
 def metrics_of_ranks(
-    ranks: PartnerRanks, caption_image: np.ndarray, resamples: int = RESAMPLES, seed: int = 0
-) -> RetrievalMetrics:
-    """The figures of ranks that are known already. caption_image: (M,) which image a caption is drawn with."""
+    ranks: PartnerRanks, caption_image: np.ndarray, resamples: int = RESAMPLES, seed: int = 0,
+    unit: np.ndarray | None = None,
+) -> RetrievalMetrics:  # fmt: skip
+    """The figures of ranks that are known already. caption_image: (M,) which image a caption is drawn with. unit: (N,)
+    numbers from 0, the same for images that are drawn together (`Partners.identity`); None: each for itself."""
     images, captions = len(ranks.image_to_text), len(ranks.text_to_image)
-    weights = bootstrap_weights(images, resamples if images >= FEWEST else 0, seed)
+    weights, units = _resampled(images, resamples, seed, unit)
     forth = _figures(ranks.image_to_text, np.arange(images), weights)
     back = _figures(ranks.text_to_image, caption_image, weights)
     return RetrievalMetrics(
         images,
         captions,
-        {name: _interval(samples, images, _bounds(name)) for name, samples in forth.items()},
-        {name: _interval(samples, images, _bounds(name)) for name, samples in back.items()},
-        _interval(_rsum(forth, back), images, (0.0, 600.0)),
+        {name: _interval(samples, units, _bounds(name)) for name, samples in forth.items()},
+        {name: _interval(samples, units, _bounds(name)) for name, samples in back.items()},
+        _interval(_rsum(forth, back), units, (0.0, 600.0)),
         ranks,
     )
 
@@ -182,20 +184,28 @@ def chance_of(ranks: PartnerRanks) -> dict[str, Any]:
 
 
 def rsum_gain(
-    ranks: PartnerRanks, before: PartnerRanks, caption_image: np.ndarray, resamples: int = RESAMPLES, seed: int = 0
-) -> Figure:
-    """What rsum gains from `before` to `ranks` of the same gallery; the interval is a paired bootstrap over images."""
-    images = len(ranks.image_to_text)
-    weights = bootstrap_weights(images, resamples if images >= FEWEST else 0, seed)
+    ranks: PartnerRanks, before: PartnerRanks, caption_image: np.ndarray, resamples: int = RESAMPLES, seed: int = 0,
+    unit: np.ndarray | None = None,
+) -> Figure:  # fmt: skip
+    """What rsum gains from `before` to `ranks` of the same gallery; the interval is a paired bootstrap over images, or
+    units of them, as in `metrics_of_ranks`."""
+    weights, units = _resampled(len(ranks.image_to_text), resamples, seed, unit)
     sums = []
     for each in (ranks, before):
         forth = _figures(each.image_to_text, np.arange(len(each.image_to_text)), weights)
         sums.append(_rsum(forth, _figures(each.text_to_image, caption_image, weights)))
-    return _interval(sums[0] - sums[1], images, (-600.0, 600.0))
+    return _interval(sums[0] - sums[1], units, (-600.0, 600.0))
 
 
 def _rsum(forth: dict[str, np.ndarray], back: dict[str, np.ndarray]) -> np.ndarray:
     return 100.0 * np.sum([samples[f"recall_at_{k}"] for samples in (forth, back) for k in RECALL_AT], axis=0)
+
+
+def _resampled(images: int, resamples: int, seed: int, unit: np.ndarray | None) -> tuple[np.ndarray, int]:
+    """How often each image is drawn (1 + resamples, N), those of a unit together; and of how many units."""
+    units = images if unit is None else int(unit.max()) + 1
+    weights = bootstrap_weights(units, resamples if units >= FEWEST else 0, seed)
+    return (weights if unit is None else weights[:, unit]), units
 
 
 def bootstrap_weights(images: int, resamples: int, seed: int) -> np.ndarray:
@@ -276,7 +286,7 @@ def _cumulated(
     return values, lambda weights: weights @ up_to
 
 
-def _interval(samples: np.ndarray, images: int, bounds: tuple[float, float] | None) -> Figure:
+def _interval(samples: np.ndarray, units: int, bounds: tuple[float, float] | None) -> Figure:
     """The value, and the percentiles of its resamples. Where they are all alike, as no two images differ, the interval
     is what a share of images that was not seen could change of a figure within `bounds`; else there is none."""
     value = float(samples[0])
@@ -288,7 +298,7 @@ def _interval(samples: np.ndarray, images: int, bounds: tuple[float, float] | No
         return Figure(value, low, high)
     if bounds is None:
         return Figure(value)
-    unseen = unseen_share(images)
+    unseen = unseen_share(units)
     return Figure(value, value - unseen * (value - bounds[0]), value + unseen * (bounds[1] - value))
 
 

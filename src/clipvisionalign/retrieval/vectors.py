@@ -29,7 +29,7 @@ from clipvisionalign.data.captioned import CaptionedImages, DataError, text_numb
 from clipvisionalign.data.text_files import decode, delimited, split_cells, split_lines
 from clipvisionalign.files import folders_above, written_aside
 from clipvisionalign.retrieval.audit import AuditReport, Check
-from clipvisionalign.retrieval.equal_captions import EqualCaptions, equal_captions
+from clipvisionalign.retrieval.equal_captions import equal_captions
 from clipvisionalign.retrieval.evaluate import Evaluation
 from clipvisionalign.retrieval.metrics import RESAMPLES, metrics_of_ranks
 from clipvisionalign.retrieval.ranks import PartnerRanks, Partners, ranks_of_vectors
@@ -118,11 +118,10 @@ def evaluate_vectors(
     ranks = PartnerRanks(ranks.image_to_text[asked], ranks.text_to_image, count - len(asked))
     # From here on images are those that are asked for.
     places = np.searchsorted(asked, gallery.caption_image)
-    equal: EqualCaptions | None = None
-    if numbers is not None:
-        shown = None if gallery.identity is None else gallery.identity[asked]
-        equal = equal_captions(numbers, Partners.of(places, len(asked), shown, group))
-    return Evaluation(metrics_of_ranks(ranks, places, resamples, seed), equal=equal)
+    shown = None if gallery.identity is None else gallery.identity[asked]
+    among = Partners.of(places, len(asked), shown, group, distractors=True)
+    equal = None if numbers is None else equal_captions(numbers, among)
+    return Evaluation(metrics_of_ranks(ranks, places, resamples, seed, among.identity), equal=equal)
 
 
 # --- audited ----------------------------------------------------------------------------------------------------------

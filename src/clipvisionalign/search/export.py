@@ -323,7 +323,7 @@ def _loss_of_int8(folder: Path, run: Path, data: str | Path, say: Callable[[str]
         return {"not measured": str(error)}
     say(f"measuring 8-bit towers on {len(dev):,} dev images and {len(dev.captions):,} captions ...")
     exact, small = (_measured(OnnxAligner(folder, int8=is_small), dev) for is_small in (False, True))
-    change = rsum_gain(small.ranks, exact.ranks, dev.caption_image)
+    change = rsum_gain(small.ranks, exact.ranks, dev.caption_image, unit=dev.image_identity)
     return {"rsum": small.rsum.to_dict(), "exact_rsum": exact.rsum.to_dict(), "rsum_change": change.to_dict()}
 
 

@@ -26,7 +26,7 @@ from clipvisionalign.study.costs import (
 from clipvisionalign.study.gaps import labelled, reason_of, state_of
 from clipvisionalign.study.results import NO_INTERVALS, no_intervals
 from clipvisionalign.study.significant import significant, words_told
-from clipvisionalign.study.words import Claim, shared_lengths_told
+from clipvisionalign.study.words import Claim, drawn_units, shared_lengths_told
 
 #: Told apart by people who see colours differently too, and on light and dark ground.
 COLOURS = ("#4c78c8", "#2f9e6e", "#d97b29", "#c04a86", "#8a6fd1", "#8b8f3a", "#3aa0b5", "#a56b4a")
@@ -136,7 +136,7 @@ def _whiskers(axes: Any, x: float, estimate: dict[str, Any], colour: str, mark: 
     )  # fmt: skip
 
 
-def _accuracy(report: dict[str, Any]) -> tuple[Any, str] | None:
+def _accuracy(report: dict[str, Any]) -> tuple[Any, ...] | None:
     from matplotlib import pyplot
 
     variants = report["results"]["variants"]
@@ -161,10 +161,14 @@ def _accuracy(report: dict[str, Any]) -> tuple[Any, str] | None:
     told += "".join(f"; {labelled(report, name)}" for name in places if name not in variants)
     told += f"; a random ranking {chance['rsum']:.1f}" if chance else ""
     one = max(len(found["seeds"]) for found in variants.values()) < 2
-    what = "its 95% interval of the images only, one seed" if one else "its 95% interval, and each seed's as a dash"
+    of = f"of the {drawn_units(report)} only, one seed"
+    what = f"its 95% interval {of}" if one else "its 95% interval, and each seed's as a dash"
     if no_intervals(report):
         what = "no interval" if one else "no interval, and each seed's as a dash"
-    return figure, f"Rsum of each variant with {what}: {told}."
+    told = f"Rsum of each variant with {what}: {told}."
+    if "identities" not in report["results"] or no_intervals(report):
+        return figure, told
+    return figure, told, "Images of one identity count as one in the intervals."
 
 
 def _from_zero(axes: Any, estimates: list[dict[str, Any]], highest: float) -> None:

@@ -63,6 +63,8 @@ def results_of(
     are not of this gallery.
     """
     owners = part.caption_image
+    # Images of one identity are drawn together: what a model knows of a person it knows in all of them.
+    unit = np.arange(len(part)) if part.image_identity is None else part.image_identity
     good = [cell for cell in cells if cell.found["audit"]["passed"]]
     refused = [
         {
@@ -85,11 +87,11 @@ def results_of(
     for name, several in by_variant.items():
         found: dict[str, Any] = {
             "seeds": [cell.seed for cell in several],
-            "runs": [_run(cell, owners) for cell in several],
+            "runs": [_run(cell, owners, part.image_identity) for cell in several],
         }
         for block in ("ranks", "dual"):
             if all(block in cell.ranks for cell in several):
-                ours = {f: np.stack([shares(cell.ranks[block], owners, f) for cell in several]) for f in figures}
+                ours = {f: _table([cell.ranks[block] for cell in several], owners, f, unit) for f in figures}
                 found["figures" if block == "ranks" else "dual"] = {
                     f: estimate(t, bounds_of(f)).to_dict() for f, t in ours.items()
                 }
@@ -100,7 +102,7 @@ def results_of(
                     gained = np.stack(list(tables["rsum"][name].values())) - ours["rsum"]
                     found["gain"] = estimate(gained, (-600, 600)).to_dict()
         found["by_length"] = {
-            third: {"captions": int(inside.sum()), **_recall_of(several, owners, inside)}
+            third: {"captions": int(inside.sum()), **_recall_of(several, unit[owners], inside)}
             for third, inside in thirds["inside"].items()
         }
         variants[name] = found
@@ -112,19 +114,20 @@ def results_of(
         "protocol": PROTOCOL,
         "choice": choice_of(good, split),
         "gallery": {"images": len(part), "captions": len(part.captions)},
+        **({} if part.image_identity is None else {"identities": int(unit.max()) + 1}),
         "variants": variants,
         "chance": _chance(good),
         "differences": with_primary([difference.to_dict() for difference in compared], compare or Comparison()),
         "unpaired": unpaired({name: found["seeds"] for name, found in variants.items()}),
         "lengths": {"words": thirds["words"], "chance": _chance_by_length(good, thirds["inside"])},
-        "by_length_differences": _length_differences(by_variant, owners, thirds["inside"]),
+        "by_length_differences": _length_differences(by_variant, unit[owners], thirds["inside"]),
         "composition": composition(good, together or {}),
         "refused": refused,
     }
 
 
 #: What is said of figures of so few images that they have no interval.
-NO_INTERVALS = "no intervals, as there are too few images"
+NO_INTERVALS = "no intervals, as there are too few images or identities"
 
 
 def no_intervals(report: dict[str, Any]) -> bool:
@@ -164,9 +167,9 @@ def check_gallery(cell: Measured, part: CaptionedImages) -> None:
             )
 
 
-def _run(cell: Measured, owners: np.ndarray) -> dict[str, Any]:
+def _run(cell: Measured, owners: np.ndarray, unit: np.ndarray | None) -> dict[str, Any]:
     """One cell's own figures with bootstrap intervals, and what it is known to have been measured on."""
-    found = metrics_of_ranks(cell.ranks["ranks"], owners, RESAMPLES).to_dict()
+    found = metrics_of_ranks(cell.ranks["ranks"], owners, RESAMPLES, unit=unit).to_dict()
     return {"seed": cell.seed, "protocol": PROTOCOL, **found, "audit": cell.found["audit"]}
 
 
@@ -217,23 +220,29 @@ def _chance_by_length(cells: Sequence[Measured], thirds: dict[str, np.ndarray]) 
     }
 
 
-def _length_table(cells: Sequence[Measured], owners: np.ndarray, inside: np.ndarray, k: int) -> np.ndarray:
-    """Recall of the pictures by some captions only, each picture's share (S, N) of those that have such captions."""
-    images = np.unique(owners[inside], return_inverse=True)[1]
+def _table(ranks: Sequence[PartnerRanks], owners: np.ndarray, figure: str, unit: np.ndarray) -> np.ndarray:
+    """What each unit of images brings to a figure in each run (S, U). unit: (N,)."""
+    of_images = np.stack([shares(each, owners, figure) for each in ranks])
+    return of_images if unit.max() + 1 == len(unit) else of_units(of_images, unit)
+
+
+def _length_table(cells: Sequence[Measured], unit: np.ndarray, inside: np.ndarray, k: int) -> np.ndarray:
+    """Recall of the images by some captions only, the share (S, U) of each unit that has such captions. unit: (M,)."""
+    units = np.unique(unit[inside], return_inverse=True)[1]
     found = [cell.ranks["ranks"].text_to_image[inside, 0] <= k for cell in cells]
-    return np.stack([ratio_shares(hits.astype(np.float64), images, images.max() + 1) for hits in found])
+    return np.stack([ratio_shares(hits.astype(np.float64), units, units.max() + 1) for hits in found])
 
 
-def _recall_of(cells: Sequence[Measured], owners: np.ndarray, inside: np.ndarray) -> dict[str, Any]:
-    return {f"recall_at_{k}": estimate(_length_table(cells, owners, inside, k), (0, 100)).to_dict() for k in (1, 5)}
+def _recall_of(cells: Sequence[Measured], unit: np.ndarray, inside: np.ndarray) -> dict[str, Any]:
+    return {f"recall_at_{k}": estimate(_length_table(cells, unit, inside, k), (0, 100)).to_dict() for k in (1, 5)}
 
 
 def _length_differences(
-    by_variant: dict[str, list[Measured]], owners: np.ndarray, thirds: dict[str, np.ndarray]
+    by_variant: dict[str, list[Measured]], unit: np.ndarray, thirds: dict[str, np.ndarray]
 ) -> list[dict[str, Any]]:
     family = {
         third: {
-            name: dict(zip([cell.seed for cell in cells], _length_table(cells, owners, inside, 5), strict=True))
+            name: dict(zip([cell.seed for cell in cells], _length_table(cells, unit, inside, 5), strict=True))
             for name, cells in by_variant.items()
         }
         for third, inside in thirds.items()
@@ -296,7 +305,7 @@ _RUN = {
 #: All that the block "results" is made of: keys and what is below them. A list's one entry is of all that a list, or a
 #: dict under names that are a study's own, holds; None is of what is looked into no further.
 STRUCTURE: dict[str, Any] = {
-    **dict.fromkeys(("split", "protocol", "choice", "unpaired", "refused", "lengths")),
+    **dict.fromkeys(("split", "protocol", "identities", "choice", "unpaired", "refused", "lengths")),
     "gallery": _GALLERY,
     "variants": [{
         "seeds": None, "runs": [_RUN], "figures": _FIGURES, "dual": _FIGURES, "gain": _ESTIMATE,

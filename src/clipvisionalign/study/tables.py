@@ -13,7 +13,7 @@ from clipvisionalign.study.gaps import REFUSED, labelled, not_made, reason_of, w
 from clipvisionalign.study.results import NO_INTERVALS, both_ways, no_intervals
 from clipvisionalign.study.significant import p_value_form, significant, words_told
 from clipvisionalign.study.statistics import LEVEL
-from clipvisionalign.study.words import Claim, pairs_together, shared_lengths_told
+from clipvisionalign.study.words import Claim, drawn_units, pairs_together, shared_lengths_told
 
 #: The row of what no model at all would find.
 CHANCE = "chance: a random ranking"
@@ -109,15 +109,16 @@ def lacking(report: dict[str, Any], there: Collection[str]) -> list[str]:
 
 def counted(report: dict[str, Any]) -> str:
     """What the intervals of a report count: not the seeds where there is one only."""
+    unit = drawn_units(report)
     counts = {len(found["seeds"]) for found in report["results"]["variants"].values()}
     one = max(counts, default=0) < 2
     seeds = f"{min(counts)} to {max(counts)}" if len(counts) > 1 else f"{max(counts, default=0)}"
     if no_intervals(report):
         return f"{'one seed' if one else f'mean of {seeds} seeds'}; {NO_INTERVALS}"
     if one:
-        return "one seed: 95% intervals of the images only, which tell nothing of what another seed would give"
-    told = f"mean of {seeds} seeds with 95% intervals that count seeds and images"
-    return told + (" (of one seed: the images only)" if 1 in counts else "")
+        return f"one seed: 95% intervals of the {unit} only, which tell nothing of what another seed would give"
+    told = f"mean of {seeds} seeds with 95% intervals that count seeds and {unit}"
+    return told + (f" (of one seed: the {unit} only)" if 1 in counts else "")
 
 
 def _accuracy(report: dict[str, Any]) -> Table:
@@ -172,7 +173,8 @@ def _differences(report: dict[str, Any]) -> Table:
     tested = [found for found in report["results"]["differences"] if found["p"] is not None]
     paired = [len(found["seeds"]) for found in tested if "seeds" in found]
     if paired and min(paired) < 2:
-        note += " Where there is one seed the images alone are counted: another seed may give another difference."
+        unit = drawn_units(report)
+        note += f" Where there is one seed the {unit} alone are counted: another seed may give another difference."
     elif paired and min(paired) == 2:
         note += " Two seeds leave one degree of freedom: their intervals are 12.7 standard errors wide each way."
     for left in report["results"].get("unpaired", []):

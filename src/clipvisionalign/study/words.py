@@ -179,7 +179,7 @@ def _named(report: dict[str, Any]) -> list[Claim]:
     more, _, sign = _ordered(row)
     of = f"over {claim.count(f'{path}/seeds')} seeds" if len(row.get("seeds", [])) > 1 else "with one seed"
     if row["p"] is None:
-        claim.text = f"{what}: not tested, as there are too few images; {_lead(claim, path, row)} {of}."
+        claim.text = f"{what}: not tested, as there are too few {drawn_units(report)}; {_lead(claim, path, row)} {of}."
     elif row["shown"]:
         claim.text = (
             f"{what}: {_code(more)} is ahead by {claim.interval(path, sign)} {of}, p = {claim.p(f'{path}/p')}, "
@@ -226,6 +226,16 @@ def _search(report: dict[str, Any]) -> list[Claim]:
     return [claim]
 
 
+def drawn_units(report: dict[str, Any]) -> str:
+    """What is drawn at random beside the seeds: images, or identities where images are of some."""
+    return "identities" if "identities" in report["results"] else "images"
+
+
+def identities_told(claim: Claim) -> str:
+    """How many identities the images are of; "" where they are of none."""
+    return claim.of("results/identities", "identity") if "identities" in claim.report["results"] else ""
+
+
 def _found_most(report: dict[str, Any]) -> list[Claim]:
     variants = report["results"]["variants"]
     if not variants:
@@ -233,13 +243,13 @@ def _found_most(report: dict[str, Any]) -> list[Claim]:
     rsum = {name: found["figures"]["rsum"]["value"] for name, found in variants.items()}
     best = [name for name, value in rsum.items() if abs(value - max(rsum.values())) < SAME]
     claim = Claim(report, "accuracy")
-    path = f"results/variants/{best[0]}"
+    path, unit = f"results/variants/{best[0]}", drawn_units(report)
     about = []
     if report["results"].get("chance"):
         about.append(f"chance {claim.number('results/chance/rsum')}")
     seeds = {len(variants[name]["seeds"]) for name in best}
     if seeds == {1}:
-        about.append("of one seed, its interval of the images only")
+        about.append(f"of one seed, its interval of the {unit} only")
     elif len(seeds) == 1:
         of = (
             f" out of {claim.count('plan/seeds')}"
@@ -248,7 +258,8 @@ def _found_most(report: dict[str, Any]) -> list[Claim]:
         )
         about.append(f"mean of {claim.count(f'{path}/seeds')} seeds{of}")
     images, captions = (claim.of(f"results/gallery/{kind}s", kind) for kind in ("image", "caption"))
-    told = f"({', '.join([*about, f'on {images} and {captions}'])})"
+    on = f"{images} of {of_identities}" if (of_identities := identities_told(claim)) else images
+    told = f"({', '.join([*about, f'on {on} and {captions}'])})"
     if len(best) > 1:
         whose = "All variants" if len(best) == len(variants) else _listed(best)
         height = "the same rsum" if len(best) == len(variants) else "the same rsum, the highest"
@@ -302,7 +313,7 @@ def _differences(report: dict[str, Any]) -> list[Claim]:
             claim = Claim(report, "accuracy")
             claim.text = (
                 f"{_lead(claim, f'results/differences/{place}', rows[place])} in rsum, not tested: the "
-                "gallery has too few images to tell it from chance."
+                f"gallery has too few {drawn_units(report)} to tell it from chance."
             )
             found.append(claim)
     return found + _seeds(report)
@@ -322,7 +333,10 @@ def _seeds(report: dict[str, Any]) -> list[Claim]:
         )
         which = "The differences are" if ones == len(paired) > 1 else which
         whose = "its interval" if which.endswith("is") else "their intervals"
-        claim.text = f"{which} of one seed, {whose} and p of the images only: another seed may give another difference."
+        claim.text = (
+            f"{which} of one seed, {whose} and p of the {drawn_units(report)} only: another seed may give another "
+            "difference."
+        )
         found.append(claim)
     if any(len(seeds) == 2 for seeds in paired):
         claim = Claim(report, "accuracy")
@@ -386,7 +400,7 @@ def _lengths(report: dict[str, Any]) -> list[Claim]:
     tested = {row["third"] for row in rows if row["p"] is not None}
     for parts, told in (
         (tested - shown, "no difference in R@5 was shown"),
-        (set(words) - tested, "differences were not tested, for too few images"),
+        (set(words) - tested, f"differences were not tested, for too few {drawn_units(report)}"),
     ):
         if parts:
             claim = Claim(report, "length")

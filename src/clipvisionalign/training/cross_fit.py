@@ -286,15 +286,15 @@ def stitched(halves: Halves, first: Ranked, second: Ranked) -> Ranked:
 
 def evaluation_of(scores: DevScores, ranked: Ranked, resamples: int = RESAMPLES) -> Evaluation:
     """The figures of ranks, with intervals; a re-ranking's gain is paired, from the same ranks."""
-    owners = scores.partners.caption_image
-    metrics = metrics_of_ranks(ranked.ranks, owners, resamples)
+    owners, unit = scores.partners.caption_image, scores.partners.identity
+    metrics = metrics_of_ranks(ranked.ranks, owners, resamples, unit=unit)
     if ranked.dual is None:
         return Evaluation(metrics, equal=scores.equal)
     return Evaluation(
         metrics,
-        metrics_of_ranks(ranked.dual, owners, resamples),
+        metrics_of_ranks(ranked.dual, owners, resamples, unit=unit),
         scores.candidates,
-        rsum_gain(ranked.ranks, ranked.dual, owners, resamples),
+        rsum_gain(ranked.ranks, ranked.dual, owners, resamples, unit=unit),
         depth_rows(scores.timed(ranked.depths), owners),
         scores.equal,
     )
