@@ -127,7 +127,7 @@ def results_of(
 
 
 #: What is said of figures of so few images that they have no interval.
-NO_INTERVALS = "no intervals, as there are too few images or identities"
+NO_INTERVALS = "no intervals, as there are too few images"
 
 
 def no_intervals(report: dict[str, Any]) -> bool:
