@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import random
 import shutil
 import signal
+import time
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,16 +22,18 @@ import faults
 import pytest
 from faults import STAGES, TOLD, Stage
 from forked import Forked
+from test_refused import contents
 
 from clipvisionalign.cli import main
 from clipvisionalign.data.captioned import DataError
 from clipvisionalign.data.fingerprint import hash_of_file
 from clipvisionalign.data.formats import read_captioned_images
 from clipvisionalign.data.scenes import write_scenes
-from clipvisionalign.study.gaps import without_results
+from clipvisionalign.files import Held, held
+from clipvisionalign.study.gaps import reasons_in, without_results
 from clipvisionalign.study.plan import Plan
 from clipvisionalign.study.report import write_report
-from clipvisionalign.study.run import plan_text, report_of_study, run_study
+from clipvisionalign.study.run import LOCK, REPORT_LOCK, plan_text, report_of_study, run_study
 
 
 def cases(seed: int) -> list[str]:
@@ -241,6 +246,68 @@ def test_a_page_follows_a_training_that_goes_on(alone):
         report = report_of_study(alone, print)
         assert states(report) == {"late-1": ("unfinished", f"stopped after step {step}")}
         write_report(alone, report, print)
+
+
+def holds(*locks: str) -> int:
+    with ExitStack() as until_killed:
+        for lock in locks:
+            until_killed.enter_context(held(Path(lock), "is at it"))
+        Path(f"{locks[0]}.held").touch()
+        time.sleep(600)
+    return 0
+
+
+@pytest.fixture
+def another(tmp_path):
+    """Makes a process that holds locks, and waits until it does."""
+    processes = []
+
+    def hold(*locks: Path) -> int:
+        processes.append(Forked(holds, *map(str, locks), out=tmp_path / "said.txt"))
+        while not Path(f"{locks[0]}.held").exists():
+            time.sleep(0.01)
+        Path(f"{locks[0]}.held").unlink()
+        return processes[-1].process.pid
+
+    yield hold
+    for process in processes:
+        process.kill()
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_study_that_another_process_carries_out_is_refused_before_anything_is_written(
+    alone, two, tmp_path, another, there
+):
+    study = alone if there else tmp_path / "out"
+    study.mkdir(exist_ok=True)
+    pid = another(study / LOCK)
+    before = contents(study)
+    with pytest.raises(Held, match=rf"process {pid} on \S+ carries out this study"):
+        run_study(replace(two, data="", scenes=60), study, print) if not there else run_study(two, study, print)
+    assert contents(study) == before
+
+
+def test_a_report_is_written_by_one_process_at_a_time(alone, another, capsys):
+    another(alone / REPORT_LOCK)
+    before = contents(alone)
+    assert main(["report", str(alone)]) == 1
+    assert "writes the report of this study" in capsys.readouterr().err
+    assert contents(alone) == before
+
+
+def test_a_cell_that_another_process_trains_has_not_failed(alone, two, another, monkeypatch):
+    untrained(alone / "cells" / "late-1", 40)
+    pid = another(alone / "cells" / "late-1" / "lock")
+    assert states(report_of_study(alone, print)) == {
+        "late-1": ("unfinished", f"process {pid} on {platform.node()} trains it: after step 40")
+    }
+    faults.quick(monkeypatch.setattr)
+    report = run_study(two, alone, print)
+    state, reason = states(report)["late-1"]
+    assert state == "unfinished"
+    assert reason.endswith(f"process {pid} on {platform.node()} trains this run; wait until it ends, or stop it")
+    assert not report["failed"]
+    assert "late-1" not in reasons_in(alone)
 
 
 @pytest.mark.parametrize("content", ['{"format": 2}', '{"format": 1, "results": {"by_topic": 3}}', HALF])

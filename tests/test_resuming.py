@@ -22,6 +22,7 @@ from test_going_on import cut_off, silent
 from clipvisionalign import files, read_captioned_images
 from clipvisionalign.data.batches import CaptionedBatches, own_size, step_bounds, steps_in_epoch
 from clipvisionalign.data.captioned import DataError
+from clipvisionalign.files import held
 from clipvisionalign.training import train as training
 from clipvisionalign.training.checkpoint import last_checkpoint
 from clipvisionalign.training.cross_fit import BestEpoch
@@ -245,7 +246,7 @@ def test_a_model_that_is_written_again_is_there_whole_at_every_moment(tmp_path, 
 
 
 def holds(path: str) -> int:
-    with training.held(Path(path)):
+    with held(Path(path), "trains this run"):
         Path(f"{path}.held").touch()
         time.sleep(600)
     return 0

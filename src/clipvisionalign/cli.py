@@ -808,13 +808,13 @@ def report(arguments: list[str]) -> int:
     from clipvisionalign.study.comparison import compare_reports
     from clipvisionalign.study.page import render_comparison
     from clipvisionalign.study.report import folder_of, read_report, write_report
-    from clipvisionalign.study.run import report_of_study
+    from clipvisionalign.study.run import report_held, report_of_study
     from clipvisionalign.study.tables import print_tables, show
     from clipvisionalign.study.words import claims_of
 
     folder = folder_of(given.study)
-    found = report_of_study(folder, say)
     if given.compare:
+        found = report_of_study(folder, say)
         tables, settings = compare_reports(found, read_report(given.compare))
         page = Path(given.out or folder / "comparison.html")
         page.write_text(
@@ -828,11 +828,13 @@ def report(arguments: list[str]) -> int:
             print("\n".join(settings))
         say(f"{page}: written")
         return 0
-    # Its sentences are those of now, whichever version has made the report.
-    found["claims"] = claims_of(found)
-    write_report(folder, found, say)
-    if given.pdf:
-        _write_pdf(folder)
+    with report_held(folder):
+        found = report_of_study(folder, say)
+        # Its sentences are those of now, whichever version has made the report.
+        found["claims"] = claims_of(found)
+        write_report(folder, found, say)
+        if given.pdf:
+            _write_pdf(folder)
     print(json.dumps(found, indent=2)) if given.json else print_tables(found)
     return 0
 

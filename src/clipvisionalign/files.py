@@ -6,7 +6,9 @@ killed or a disk is full. What a killed process leaves ends in `.part`; the next
 
 from __future__ import annotations
 
+import errno
 import os
+import platform
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -112,6 +114,79 @@ def _runs(process: int) -> bool:
     except OSError:
         return True
     return True
+
+
+class Held(OSError):
+    """Another process holds what this one asks for."""
+
+
+@contextmanager
+def held(path: Path, doing: str, waits: bool = False) -> Iterator[None]:
+    """A lock file that this process alone holds meanwhile, however it ends.
+
+    doing: what the holder does, told to others. waits: for another process that holds it, which else raises Held, and
+    changes nothing. On a disk that knows no such locks nobody holds any.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    while True:
+        with path.open("a+") as file:
+            try:
+                # Not `flock`: a worker that is left would go on holding it.
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                if error.errno in (errno.EACCES, errno.EAGAIN):
+                    if waits:
+                        time.sleep(0.2)
+                        continue
+                    told = f"{path.parent}: {_who_wrote(path)} {doing}; wait until it ends, or stop it"
+                    raise Held(told) from None
+            if not _is_at(file.fileno(), path):
+                # Its holder removed it between the two calls: another one may be there by now.
+                continue
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {platform.node()}")
+            file.flush()
+            try:
+                yield
+            finally:
+                remove(path)
+            return
+
+
+def holder_of(path: Path) -> str:
+    """Which other process holds a lock file; "" where none does. Not to be asked by the process that holds it, as it
+    would hold it no more."""
+    if not path.is_file():
+        return ""
+    try:
+        import fcntl
+
+        with path.open("r+") as file:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return _who_wrote(path) if error.errno in (errno.EACCES, errno.EAGAIN) else ""
+    except ImportError:
+        pass
+    return ""
+
+
+def _who_wrote(lock: Path) -> str:
+    try:
+        return lock.read_text(encoding="utf-8").strip() or "another process"
+    except OSError:
+        return "another process"
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    """Whether an open file is the one that has the name `path` now."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def remove(path: Path) -> None:

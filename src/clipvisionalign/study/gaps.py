@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from clipvisionalign.data.fingerprint import hash_of, hash_of_file
-from clipvisionalign.files import written_aside
+from clipvisionalign.files import holder_of, written_aside
 from clipvisionalign.study.plan import Cell, Plan
+from clipvisionalign.training.train import LOCK
 
 Say = Callable[[str], None]
 Made = TypeVar("Made")
@@ -55,6 +56,10 @@ class Gaps:
         """A cell failed; the reason is kept in the study's folder."""
         self.cells[cell.variant, cell.seed] = (FAILED, reason)
         self._keep({**reasons_in(self.study), cell.folder.name: reason})
+
+    def left(self, cell: Cell, state: str, reason: str) -> None:
+        """A cell is not finished, and has not failed: of that nothing is kept."""
+        self.cells[cell.variant, cell.seed] = (state, reason)
 
     def passed(self, cell: Cell) -> None:
         """A cell that may have failed before has come to its end, or is begun again."""
@@ -106,6 +111,8 @@ def training_state(cell: Cell) -> tuple[str, str] | None:
     if not cell.folder.is_dir():
         return NOT_TRAINED, "not begun"
     step = _last_step(cell.folder / "metrics.jsonl")
+    if holder := holder_of(cell.folder / LOCK):
+        return UNFINISHED, f"{holder} trains it: after step {step:,}"
     return UNFINISHED, f"stopped after step {step:,}" if step else "stopped before its first step was recorded"
 
 

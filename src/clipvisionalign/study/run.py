@@ -9,7 +9,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,7 +24,7 @@ from clipvisionalign.data.formats import read_captioned_images
 from clipvisionalign.data.minimal_pairs import MinimalPair, drawn_together, minimal_pairs_of, read_minimal_pairs
 from clipvisionalign.data.scenes import is_drawn, random_scenes, read_scenes, write_scenes
 from clipvisionalign.data.splits import SPLIT_RULE, how_to_share_out, split_file_of
-from clipvisionalign.files import PART, remove, remove_empty, written_aside
+from clipvisionalign.files import PART, Held, held, remove, remove_empty, written_aside
 from clipvisionalign.models.aligner import Remembered, load_aligner
 from clipvisionalign.pictures import open_picture
 from clipvisionalign.progress import long_step, progress
@@ -49,6 +49,8 @@ from clipvisionalign.study.examples import examples_of
 from clipvisionalign.study.gaps import (
     FAILED,
     NOT_MEASURED,
+    NOT_TRAINED,
+    UNFINISHED,
     Gaps,
     NotMeasured,
     made_from,
@@ -78,6 +80,8 @@ MEASURING = "measuring: "
 
 #: In a study's folder: its plan, the scenes that it drew, the steps that its seconds pay for.
 PLAN, SCENES, BUDGET = "plan.yaml", "scenes", "budget.json"
+#: There too: which process carries out the study, and which one writes its report.
+LOCK, REPORT_LOCK = "lock", "report.lock"
 
 
 def run_study(
@@ -87,13 +91,19 @@ def run_study(
 
     more: adds to the report before it is written.
     Raises ValueError for a plan that cannot be carried out, DataError for unusable data, FileExistsError where runs
-    with other settings stand in the way.
+    with other settings stand in the way, Held where another process carries out the study.
     """
-    start = time.perf_counter()
     study = Path(out)
     _check_installed()
     plan = _checked(plan, study, say)
-    refuse_unstartable(plan, cells_of(plan, study))
+    with study_held(study):
+        refuse_unstartable(plan, cells_of(plan, study))
+        return _carried_out(plan, study, say, more)
+
+
+def _carried_out(plan: Plan, study: Path, say: Say, more: Callable[[dict[str, Any]], None] | None) -> dict[str, Any]:
+    """The report of a study that this process holds."""
+    start = time.perf_counter()
     with _removed_if_refused(study):
         data = _open_data(plan, study, study / SCENES, say)
         part = data.split(plan.split)
@@ -116,9 +126,30 @@ def run_study(
     if more is not None:
         gaps.part(MORE, more, report)
         with_gaps(report, gaps)
-    _write(study, report, say)
+    with report_held(study, waits=True):
+        _write(study, report, say)
     say(f"{study}: report.html, report.json, figures/, tables/ ({(time.perf_counter() - start) / 60:.1f} min)")
     return report
+
+
+@contextmanager
+def study_held(study: Path) -> Iterator[None]:
+    """The study is this process's alone meanwhile. Folders that were made for that are not left empty. Raises Held."""
+    made = [folder for folder in (study, *study.parents) if not folder.exists()]
+    study.mkdir(parents=True, exist_ok=True)
+    try:
+        with held(study / LOCK, "carries out this study"):
+            yield
+    finally:
+        remove_empty(made)
+
+
+@contextmanager
+def report_held(study: Path, waits: bool = False) -> Iterator[None]:
+    """The report of a study is this process's alone to write meanwhile, so that the one that was made last stays, and
+    whole. waits: for another process that writes it, which else raises Held."""
+    with held(study / REPORT_LOCK, "writes the report of this study", waits) if study.is_dir() else nullcontext():
+        yield
 
 
 def report_of_study(out: str | Path, say: Say = print) -> dict[str, Any]:
@@ -406,7 +437,7 @@ def _checked(plan: Plan, study: Path, say: Say) -> Plan:
         plan = replace(plan, scenes=0, drawing=Drawing())
     check_plan(plan)
     # What a call has left that was stopped before its plan was kept.
-    left = {f"{name}{part}" for name in (SCENES, PLAN, BUDGET, TOWERS) for part in ("", PART)}
+    left = {f"{name}{part}" for name in (SCENES, PLAN, BUDGET, TOWERS, LOCK) for part in ("", PART)}
     known = not study.exists() or (study / PLAN).is_file()
     if not known and (not study.is_dir() or {path.name for path in study.iterdir()} - left):
         raise FileExistsError(f"{study}: is there already and no study; give another --out")
@@ -424,15 +455,13 @@ def _idle_settings(plan: Plan) -> list[str]:
 
 @contextmanager
 def _removed_if_refused(study: Path) -> Iterator[None]:
-    """What the body drew, and the folders that it made for that, are not left where the body raises an error."""
-    drawn = (study / SCENES).exists()
-    above = [folder for folder in (study, *study.parents) if not folder.exists()]
+    """What the body drew is not left where the body raises an error."""
+    there = (study / SCENES).exists()
     try:
         yield
     except Exception:
-        if not drawn:
+        if not there:
             remove(study / SCENES)
-        remove_empty(above)
         raise
 
 
@@ -547,6 +576,7 @@ def _keep_steps(plan: Plan, study: Path, steps: dict[str, int]) -> None:
 def _train(cells: list[Cell], gaps: Gaps, say: Say, remembered: dict[str, Remembered]) -> list[Cell]:
     """Train what is not finished; returns the cells that are."""
     trained: list[Cell] = []
+    held_by_others: set[str] = set()
     start = time.perf_counter()
     number_trained = 0
     for number, cell in enumerate(cells, 1):
@@ -558,7 +588,10 @@ def _train(cells: list[Cell], gaps: Gaps, say: Say, remembered: dict[str, Rememb
         say(f"--- {cell.variant}, seed {cell.seed}: cell {number} of {len(cells)}{eta} ---")
         done = (cell.folder / "results.json").is_file()
         base = Path(cell.config.init).name if cell.config.init else ""
-        if base and not (Path(cell.config.init) / "results.json").is_file():
+        if base in held_by_others:
+            held_by_others.add(cell.folder.name)
+            gaps.left(cell, NOT_TRAINED, f"it stands on {base}, which another process trains")
+        elif base and not (Path(cell.config.init) / "results.json").is_file():
             gaps.failed(cell, f"it stands on {base}, which failed")
         else:
             try:
@@ -568,9 +601,13 @@ def _train(cells: list[Cell], gaps: Gaps, say: Say, remembered: dict[str, Rememb
                 trained.append(cell)
                 number_trained += not done
                 continue
+            except Held as error:
+                held_by_others.add(cell.folder.name)
+                gaps.left(cell, UNFINISHED, str(error))
             except Exception as error:
                 gaps.failed(cell, f"{type(error).__name__}: {error}".splitlines()[0])
-        say(f"{cell.folder.name}: FAILED: {gaps.cells[cell.variant, cell.seed][1]}; the rest goes on")
+        state, reason = gaps.cells[cell.variant, cell.seed]
+        say(f"{cell.folder.name}: {state.upper()}: {reason}; the rest goes on")
     return trained
 
 

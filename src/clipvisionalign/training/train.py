@@ -12,11 +12,9 @@
 from __future__ import annotations
 
 import copy
-import errno
 import json
 import math
 import os
-import platform
 import random
 import shutil
 import time
@@ -37,7 +35,7 @@ from clipvisionalign.batch import Batch, group_by_length
 from clipvisionalign.data.captioned import CaptionedImages, DataError, Identity
 from clipvisionalign.data.streams import too_many_bad
 from clipvisionalign.data.trained_on import TRAINED_ON
-from clipvisionalign.files import PART, remove, remove_empty, written_aside
+from clipvisionalign.files import PART, held, remove, remove_empty, written_aside
 from clipvisionalign.models.aligner import (
     HEADS,
     IMAGE_FOLDER,
@@ -350,7 +348,7 @@ def _train(
         if config.init:
             processes.first_does(lambda: check_init(config.init))
         processes.first_does(lambda: _prepare_folder(config, again, until_it_ends))
-    processes.first_does(lambda: until_it_ends.enter_context(held(out / LOCK)))
+    processes.first_does(lambda: until_it_ends.enter_context(held(out / LOCK, "trains this run")))
     seed_everything(config.seed)
 
     data = open_data(config, say, processes, begins=state is None)
@@ -1130,33 +1128,6 @@ def _undo_if_refused(out: Path, made: list[Path], before: bytes | None, kind: An
             (out / BEGUN).write_bytes(before)
         remove_empty(made)
     return False
-
-
-@contextmanager
-def held(path: Path) -> Iterator[None]:
-    """A file that this process alone holds meanwhile, however it ends. Raises OSError where another process holds it;
-    on a disk that knows no such locks nobody does."""
-    try:
-        import fcntl
-    except ImportError:
-        yield
-        return
-    with path.open("a+") as file:
-        try:
-            # Not `flock`: a worker that is left would go on holding it.
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno in (errno.EACCES, errno.EAGAIN):
-                file.seek(0)
-                who = file.read().strip() or "another process"
-                raise OSError(f"{path.parent}: {who} trains this run; wait until it ends, or stop it") from None
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {platform.node()}")
-        file.flush()
-        try:
-            yield
-        finally:
-            remove(path)
 
 
 def _refuse_own_source(config: RunConfig, out: Path) -> None:
