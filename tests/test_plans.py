@@ -316,6 +316,16 @@ def means(word: str, kind: type) -> Any:
         return None
 
 
+def test_a_flag_is_no_time_of_day_and_a_folder_may_be(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    for flag in ("--batch", "--model.width"):
+        for value in ([flag, "1:30"], [f"{flag}=1:30"]):
+            assert main(["train", "data", *value]) == 1
+            assert f"{flag}: 1:30 is no number" in capsys.readouterr().err
+    assert main(["train", "12:30", "--out", "12:31"]) == 1
+    assert "is no number" not in capsys.readouterr().err
+
+
 @pytest.fixture(scope="module")
 def run_settings() -> Any:
     """What `train` makes of a file of settings."""

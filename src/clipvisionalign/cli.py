@@ -12,7 +12,8 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import is_dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -266,7 +267,7 @@ def train_parser() -> Any:
     from clipvisionalign.training.train import RunConfig
 
     known = "; ".join(f"{name}: {words}" for name, words in recipes().items())
-    set_loader("plain_yaml", load_settings, (yaml.YAMLError,))
+    set_loader("plain_yaml", partial(load_settings, numbers=_numbers(RunConfig())), (yaml.YAMLError,))
     parser = ArgumentParser(
         parser_mode="plain_yaml",
         prog=f"{PROGRAM} train",
@@ -286,15 +287,35 @@ def train_parser() -> Any:
     return parser
 
 
-def train(arguments: list[str]) -> int:
+def _numbers(settings: Any, prefix: str = "") -> list[str]:
+    """The settings that are numbers, by their names with dots."""
+    found = []
+    for name, value in vars(settings).items():
+        if is_dataclass(value):
+            found += _numbers(value, f"{prefix}{name}.")
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            found.append(f"{prefix}{name}")
+    return found
+
+
+def _refuse_clocks(arguments: list[str], numbers: list[str]) -> None:
+    """Raises ValueError for flags such as --batch 1:30, which jsonargparse would read as YAML 1.1 does: as 90."""
     from clipvisionalign.plain_yaml import is_clock
+
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        flag, equals, value = argument.partition("=")
+        value = value if equals else following
+        if flag.removeprefix("--") in numbers and is_clock(value):
+            raise ValueError(f"{flag}: {value} is no number")
+
+
+def train(arguments: list[str]) -> int:
     from clipvisionalign.training.recipes import recipe_file
     from clipvisionalign.training.train import RunConfig, resume
     from clipvisionalign.training.train import train as train_run
 
     parser = train_parser()
-    if clocks := [each for each in arguments if is_clock(each.rpartition("=")[2])]:
-        raise ValueError(f"{clocks[0]}: is no number")
+    _refuse_clocks(arguments, _numbers(RunConfig()))
     # `train DATA` and `train --data DATA` are the same.
     if arguments and not arguments[0].startswith("-"):
         arguments = ["--data", *arguments]

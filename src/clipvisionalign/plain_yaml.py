@@ -7,6 +7,7 @@ whoever wants a number, or a boolean, of such a text reads it with `boolean`, in
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from typing import Any
 
 import yaml
@@ -39,25 +40,23 @@ def load(text: str) -> Any:
     return yaml.load(text, Loader)
 
 
-def load_settings(text: str) -> Any:
+def load_settings(text: str, numbers: Collection[str] = ()) -> Any:
     """The same of a file of settings, whose texts jsonargparse reads once more as YAML 1.1 where it wants a number.
 
+    numbers: the settings that are numbers, by their names with dots.
     Raises ValueError, with the key, for what would be another number than stands there, and for a key with nothing
     after it.
     """
     found = load(text)
-    _refuse_misread(found, "")
+    _refuse_misread(found, "", numbers)
     return found
 
 
-def _refuse_misread(value: Any, key: str) -> None:
+def _refuse_misread(value: Any, key: str, numbers: Collection[str]) -> None:
     if isinstance(value, dict):
         for name, each in value.items():
-            _refuse_misread(each, f"{key}.{name}" if key else str(name))
-    elif isinstance(value, list):
-        for each in value:
-            _refuse_misread(each, key)
-    elif isinstance(value, str) and is_clock(value):
+            _refuse_misread(each, f"{key}.{name}" if key else str(name), numbers)
+    elif isinstance(value, str) and key in numbers and is_clock(value):
         raise ValueError(f"{key}: {value} is no number")
     elif value is None and key not in UNSET:
         raise ValueError(f"{key}: nothing stands there: give a value, or leave the line out")
