@@ -14,9 +14,10 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from clipvisionalign.cli import main, train_parser
+from clipvisionalign.study.cells import refuse_other
 from clipvisionalign.study.plan import DESIGNS, Plan, cells_of, read_plan, ready_plans
 from clipvisionalign.study.run import plan_text
-from clipvisionalign.training.train import RunConfig
+from clipvisionalign.training.train import RunConfig, _write_settings
 
 #: A refusal: file, line, key, what is wrong.
 LINE = re.compile(r"(?P<file>.+?), line (?P<line>\d+): (?P<key>[^:]+(?:\[\d+\])?): (?P<told>.+)")
@@ -381,7 +382,7 @@ def leaves(kind: type, prefix: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
 
 
 SETTINGS = leaves(RunConfig)
-OWN = {"data", "out", "seed", "init", "layout", "group", "identity", "profile", "compile"}
+OWN = {"data", "out", "seed", "init", "layout", "group", "identity", "profile", "compile", "overwrite"}
 #: Values of settings, most of which fit some setting.
 VALUES = st.one_of(
     st.integers(0, 4), st.sampled_from([0.5, 0.0, 1, 64, "none", "both", "all", "image", "rsum", "loss", "off", "lora"]),
@@ -401,6 +402,41 @@ def fitting(key: tuple[str, ...]) -> st.SearchStrategy[Any]:
     if isinstance(usual, float):
         return st.sampled_from([0.5, 0.25, 0.125, "1e-3"])
     return st.just(usual)
+
+
+#: Of settings whose kind does not tell what they take.
+OTHER = {
+    "freeze": "both", "peft": "lora", "augment": "none", "best_by": "loss", "precision": "float32", "identity": "none",
+    "design": "late", "freeze_layers": ["image_tower.*"], "profile": 1, "warmup": 0.5, "ema": 0.5, "cache": "off",
+    "device": "cpu", "layout": "folders", "trackers": "mlflow", "dev_data": "elsewhere", "init": "elsewhere",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("key", [key for key in SETTINGS if len(key) == 1 or "image_tower" in key], ids=".".join)
+def test_a_setting_of_a_plan_finds_its_own_run_again_or_is_refused_before_it_is_trained(tmp_path, monkeypatch, key):
+    """Whatever of it a run records: `overwrite` is recorded as false."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    usual: Any = RunConfig()
+    for part in key:
+        usual = getattr(usual, part)
+    value = OTHER.get(key[-1], not usual if isinstance(usual, bool) else 2 if isinstance(usual, int) else
+                      0.5 if isinstance(usual, float) else "elsewhere")  # fmt: skip
+    given: Any = value
+    for part in reversed(key):
+        given = {part: given}
+    plan_as_given = {"data": "x", "split": "test", "seeds": [0], "variants": {"late": {}}, "settings": given}
+    Path("plan.yaml").write_text(yaml.safe_dump(plan_as_given))
+    try:
+        plan = read_plan("plan.yaml")
+    except ValueError as error:
+        told = str(error)
+        assert f"settings.{'.'.join(key)}: " in told
+        return
+    (cell,) = cells_of(plan, Path("study"))
+    cell.folder.mkdir(parents=True)
+    _write_settings(cell.folder / "config.yaml", cell.config)
+    refuse_other(cell)
 
 
 @st.composite

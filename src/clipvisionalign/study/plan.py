@@ -342,7 +342,7 @@ def _check_equal(plan: Plan) -> None:
 
 
 #: Settings that a study gives to each of its runs itself, or that would leave it without one.
-OWN = ("data", "out", "seed", "init", "layout", "group", "identity")
+OWN = ("data", "out", "seed", "init", "layout", "group", "identity", "overwrite")
 #: Settings that all runs of a study have alike: figures of other images are not to be compared.
 ALIKE = ("dev_data",)
 
