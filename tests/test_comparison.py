@@ -52,6 +52,10 @@ def _fingerprint(report):
     report["data"]["fingerprint"] = "another"
 
 
+def _other_bytes(report):
+    report["data"]["contents"] = {**report["data"]["contents"], "pictures": "another"}
+
+
 def _split(report):
     report["results"]["split"] = "test"
 
@@ -64,7 +68,7 @@ def _gallery(report):
     report["data"]["gallery"] = {"images": 7, "captions": 14}
 
 
-@pytest.mark.parametrize("change", [_fingerprint, _split, _identity, _gallery])
+@pytest.mark.parametrize("change", [_fingerprint, _other_bytes, _split, _identity, _gallery])
 def test_other_data_is_told_and_not_compared(report, change):
     other = copy.deepcopy(report)
     change(other)

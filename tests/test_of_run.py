@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 from clipvisionalign.cli import main
+from clipvisionalign.data.captioned import DataError
 from clipvisionalign.data.fingerprint import data_contents
 from clipvisionalign.data.formats import read_captioned_images
 from clipvisionalign.data.of_run import differs_from_run, read_data_of_run
-from clipvisionalign.models.aligner import Aligner
+from clipvisionalign.models.aligner import Aligner, config_from_dict
+from clipvisionalign.training.train import RunConfig
+from clipvisionalign.training.training_data import refuse_changed
 
 IMAGES = 150
 
@@ -141,3 +146,42 @@ def test_a_copy_elsewhere_is_read_as_the_run_s_own_and_what_differs_is_said(run,
     (told,) = differs_from_run(run, read_data_of_run(run, split="dev"), "dev")
     assert told == f"{tmp_path / 'data'} is no longer what it was in training: dev has other captions"
     assert not differs_from_run(run, read_data_of_run(run, split="train"), "train")
+
+
+@pytest.mark.parametrize("split", ["train", "dev", "test"])
+def test_an_image_that_is_another_one_of_the_same_size_is_told(tiny_runs, scenes_folder, tmp_path, split):
+    """As every BMP of one shape is; of whichever split, where the data lies or elsewhere."""
+    run, copy = tiny_runs["self"], Path(shutil.copytree(scenes_folder, tmp_path / "copy"))
+    config = replace(config_from_dict(RunConfig, yaml.safe_load((run / "config.yaml").read_text())), data=str(copy))
+    assert not differs_from_run(run, read_data_of_run(run, copy), split)
+    refuse_changed(run, config, pytest.fail)
+    image = read_data_of_run(run, copy).split(split).rows[0].image
+    image.write_bytes(bytes(reversed(image.read_bytes())))
+    (told,) = differs_from_run(run, read_data_of_run(run, copy), split)
+    assert f"{split} has other pictures" in told
+    if split == "test":
+        # No run is of it.
+        refuse_changed(run, config, pytest.fail)
+        return
+    with pytest.raises(DataError, match=f"{split} has other pictures"):
+        refuse_changed(run, config, pytest.fail)
+
+
+def test_a_moved_copy_stands_in_the_splits_that_its_groups_had_in_training(model, tmp_path):
+    """Without them images that were trained on would be measured as dev's; a data set without the column has none."""
+    data = tmp_path / "data"
+    data.mkdir()
+    rows = [f"{number:03}.png,image number {number},p{number // 3}" for number in range(60)]
+    for number in range(60):
+        Image.new("L", (8, 8), number).save(data / f"{number:03}.png")
+    (data / "captions.csv").write_text("\n".join(["image,caption,patient", *rows]))
+    run = Path(shutil.copytree(model, tmp_path / "run"))
+    found = read_captioned_images(data, group="patient")
+    (run / "data.json").write_text(json.dumps(record(data, group="patient", as_read={})))
+    copy = Path(shutil.copytree(data, tmp_path / "copy"))
+    for layout in ("auto", found.layout):
+        moved = read_data_of_run(run, copy, layout)
+        assert [(row.name, row.split) for row in moved] == [(row.name, row.split) for row in found]
+        assert [row.split for row in moved] != [row.split for row in read_captioned_images(copy, layout)]
+    (copy / "captions.csv").write_text("\n".join(row.rpartition(",")[0] for row in ["image,caption,patient", *rows]))
+    assert [row.split for row in read_data_of_run(run, copy)] == [row.split for row in read_captioned_images(copy)]

@@ -12,6 +12,7 @@ from clipvisionalign.data.fingerprint import changed, data_contents
 from clipvisionalign.data.formats import LAYOUTS, STREAM, is_stream, layout_of, read_captioned_images
 from clipvisionalign.data.formats.shards import stream_split
 from clipvisionalign.data.splits import SPLIT_RULE
+from clipvisionalign.data.trained_on import other_than_trained_on
 
 
 def about_data(run: str | Path) -> dict[str, Any]:
@@ -68,7 +69,19 @@ def reading_of_run(run: str | Path, place: str | Path, layout: str = "auto", gro
         layout = recorded
     # A stream has no columns: its run's column is one of the data set that its dev split is of.
     is_grouped = (is_own and layout in ("auto", recorded)) or (is_dev and recorded == STREAM)
-    return Reading(layout, group or (about.get("group", "") if is_grouped else ""), rule)
+    column = about.get("group", "")
+    if column and not group and not is_own and not is_dev and layout == recorded:
+        is_grouped = _has_column(Path(place), layout, column)
+    return Reading(layout, group or (column if is_grouped else ""), rule)
+
+
+def _has_column(place: Path, layout: str, column: str) -> bool:
+    """Whether a data set elsewhere, such as the run's own that was moved, can be grouped as the run's was."""
+    try:
+        read_captioned_images(place, layout, column)
+    except DataError:
+        return False
+    return True
 
 
 def _lies_there(layout: str, place: Path) -> bool:
@@ -125,7 +138,10 @@ def differs_from_run(run: str | Path, data: CaptionedImages, split: str = "") ->
     before = about.get("as_read", {}).get(split)
     differing: list[str] = []
     if before and any(row.split == split for row in data.rows):
-        differing = changed(before, data_contents(data.with_identity(identity).split(split), split == "dev"))
+        part = data.with_identity(identity).split(split)
+        differing = changed(before, data_contents(part, split != "train"))
+        other = other_than_trained_on(Path(run), part.rows) if split == "train" and "pictures" not in differing else ""
+        differing += [other] if other else []
     what = f": {split} has other {', '.join(differing)}" if differing else ""
     if differing and is_home:
         found.append(f"{place} is no longer what it was in training{what}")

@@ -78,14 +78,24 @@ class TrainedOn:
             np.savez_compressed(file, **found)
 
     @classmethod
-    def load(cls, path: Path) -> TrainedOn:
-        """Read what `save` wrote. Raises OSError, ValueError."""
+    def load(cls, path: Path, marks: bool = True) -> TrainedOn:
+        """Read what `save` wrote; without `marks` hashes of bytes alone. Raises OSError, ValueError."""
         with np.load(path, allow_pickle=False) as kept:
-            found = {name: kept[name] for name in kept.files}
+            found = {name: kept[name] for name in kept.files if marks or name in ("names", "exact")}
         names = found["names"].tobytes().decode("utf-8", "surrogatepass").split("\0") if len(found["exact"]) else []
         exact = [row.tobytes().hex() for row in found["exact"]]
         shown = zip(exact, found.get("gradient", ()), found.get("thumbnail", ()), strict=False)
         return cls(names, exact, [PictureMark(*each) for each in shown])
+
+    def changed(self, rows: Sequence[CaptionedImage], shown: bool = False) -> list[str]:
+        """The names of rows whose image is another one by now than that of this name was in training."""
+        known: dict[str, set[str]] = {}
+        for name, digest in zip(self.names, self.exact, strict=True):
+            known.setdefault(name, set()).add(digest)
+        given = [(row.name, row.image) for row in rows if row.name in known]
+        told = "comparing images with those that were trained on"
+        looked = progress(_looked_at(given, perceptual=False), told, len(given), shown)
+        return [name for (name, _), digest, _ in looked if digest not in known[name]]
 
     def among(self, rows: Sequence[CaptionedImage], shown: bool = False) -> list[Match]:
         """The rows of a gallery that are among them, those with the same bytes first, each with one of its equals."""
@@ -97,6 +107,17 @@ class TrainedOn:
         for here, there, _ in near_pairs([mark for _, mark in left], self.marks, shown):
             near.setdefault(here, there)
         return same + [Match(left[here][0], self.names[there], False) for here, there in near.items()]
+
+
+def other_than_trained_on(run: Path, rows: Sequence[CaptionedImage], shown: bool = False) -> str:
+    """Which training images are others by now than when a run was trained on them, in words; empty where none is known
+    to be. A run that has not kept their hashes, or whose file of them cannot be read, has none to compare with."""
+    try:
+        found = TrainedOn.load(run / TRAINED_ON, marks=False).changed(rows, shown)
+    except (OSError, ValueError, KeyError):
+        return ""
+    named = ", ".join(found[:3]) + (" ..." if len(found) > 3 else "")
+    return f"pictures ({len(found):,}: {named})" if found else ""
 
 
 Looked = tuple[tuple[str, Path | bytes], str, PictureMark | None]

@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 
 from clipvisionalign.data.captioned import CaptionedImages
+from clipvisionalign.data.fingerprint import data_contents
 from clipvisionalign.data.scenes import is_drawn
 from clipvisionalign.files import written_aside
 from clipvisionalign.models.device import machine, versions
+from clipvisionalign.progress import long_step
 from clipvisionalign.retrieval.equal_captions import equal_captions
 from clipvisionalign.retrieval.ranks import Partners
 from clipvisionalign.study.bibliography import entries_for
@@ -54,6 +56,7 @@ def build_report(
             "official_splits": data.official_splits,
             "splits": data.split_sizes(),
             "fingerprint": data.fingerprint(),
+            "contents": contents_of(data),
             "gallery": {"images": len(part), "captions": len(part.captions)},
             "identity": part.identity,
             "equal_captions": equal_captions(part.caption_texts, partners).to_dict(),
@@ -95,6 +98,12 @@ def build_report(
     with_gaps(report, gaps)
     check_fence(report)
     return report
+
+
+def contents_of(data: CaptionedImages) -> dict[str, str]:
+    """Hashes of what the whole data set holds, its images by their bytes."""
+    with long_step("reading the images, to know them again"):
+        return data_contents(data)
 
 
 def with_gaps(report: dict[str, Any], gaps: Gaps) -> None:

@@ -21,6 +21,7 @@ from clipvisionalign.data.formats.shards import stream_split
 from clipvisionalign.data.of_run import split_rule_of
 from clipvisionalign.data.splits import SPLIT_RULE, SPLIT_RULES
 from clipvisionalign.data.streams import Saved, Shards, StreamedBatches, Tally, open_stream
+from clipvisionalign.data.trained_on import other_than_trained_on
 from clipvisionalign.models.aligner import Aligner
 from clipvisionalign.models.text_tower import TextTower
 from clipvisionalign.progress import long_step
@@ -224,10 +225,11 @@ def _dev_data(config: RunConfig, rule: int) -> CaptionedImages:
 
 
 def _as_read(data: CaptionedImages, elsewhere: CaptionedImages) -> dict[str, dict[str, str]]:
-    """Captions, partners and pictures of both splits; those of a training split, too many to read, by size."""
+    """Captions, partners and pictures of the splits; those of a training split, too many to read, by size."""
     return {
         "train": data_contents(data.split("train"), pictures=False),
         "dev": data_contents(elsewhere.split("dev")),
+        "test": data_contents(data.split("test")),
     }
 
 
@@ -251,6 +253,10 @@ def refuse_changed(run: Path, config: RunConfig, say: Say, splits: Sequence[str]
         return
     for split in splits:
         differing = changed(before[split], now[split])
+        if split == "train" and not differing:
+            # Of an equal size another image may be: the run has kept what the bytes were.
+            other = other_than_trained_on(run, data.split(split).rows, shown=True)
+            differing = [other] if other else []
         if differing:
             raise DataError(
                 f"{run}: finished, but {config.data} is no longer the data that it was trained on: {split} has other "
