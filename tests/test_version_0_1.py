@@ -73,7 +73,12 @@ def test_a_report_gives_the_tables_that_it_had(folder: Path):
 
     tables = {table.name: markdown(table) for table in tables_of(read_report("study"))}
     assert tables["accuracy"] == (folder / "study" / "tables" / "accuracy.md").read_text()
-    assert tables["differences"] == (folder / "study" / "tables" / "differences.md").read_text()
+
+    # Below its rows stand the sentences of now.
+    def rows(text: str) -> list[str]:
+        return [line for line in text.splitlines() if line.startswith("|")]
+
+    assert rows(tables["differences"]) == rows((folder / "study" / "tables" / "differences.md").read_text())
 
 
 def test_a_report_alone_is_printed_and_becomes_a_page(folder: Path, capsys):

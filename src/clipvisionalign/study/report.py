@@ -76,6 +76,7 @@ def build_report(
             }
             for name, cost in costs.items()
         },
+        "training_steps": steps,
         "curves": [
             {
                 "variant": m.variant,

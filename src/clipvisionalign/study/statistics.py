@@ -132,6 +132,15 @@ def half_width(squares: tuple[Any, Any, Any], seeds: int, images: int, level: An
     return np.sqrt(np.maximum(alone, both) / (seeds * images))
 
 
+def two_seeds_widen(row: Mapping[str, Any]) -> bool:
+    """Whether most of an estimate's squared half-width is of its two seeds: then a third seed narrows it."""
+    if None in (row["low"], row["spread"]):
+        return False
+    reach = max(row["high"] - row["value"], row["value"] - row["low"])
+    # The variance of a mean of two is half of that of each.
+    return bool((_quantile(1, LEVEL) * row["spread"]) ** 2 / 2 > reach**2 / 2)
+
+
 def p_value(value: float, squares: tuple[float, float, float], seeds: int, images: int) -> float:
     """The level at which the interval around `value` ends at zero; never below 2^(1 - images)."""
     from scipy.optimize import brentq

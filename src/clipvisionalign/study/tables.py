@@ -12,7 +12,7 @@ from clipvisionalign.study.costs import conditions_told, same_conditions, under_
 from clipvisionalign.study.gaps import REFUSED, labelled, not_made, reason_of, without_results
 from clipvisionalign.study.results import NO_INTERVALS, both_ways, no_intervals
 from clipvisionalign.study.significant import p_value_form, significant, words_told
-from clipvisionalign.study.statistics import LEVEL
+from clipvisionalign.study.statistics import LEVEL, two_seeds_widen
 from clipvisionalign.study.words import Claim, drawn_units, pairs_together, shared_lengths_told
 
 #: The row of what no model at all would find.
@@ -175,8 +175,10 @@ def _differences(report: dict[str, Any]) -> Table:
     if paired and min(paired) < 2:
         unit = drawn_units(report)
         note += f" Where there is one seed the {unit} alone are counted: another seed may give another difference."
-    elif paired and min(paired) == 2:
-        note += " Two seeds leave one degree of freedom: their intervals are 12.7 standard errors wide each way."
+    elif of_two := [two_seeds_widen(found) for found in tested if len(found.get("seeds", ())) == 2]:
+        whose = "their intervals" if all(of_two) else "intervals that are mostly of what the seeds differ by"
+        if any(of_two):
+            note += f" Two seeds leave one degree of freedom: {whose} are 12.7 standard errors wide each way."
     for left in report["results"].get("unpaired", []):
         note += f" {unpaired_told(left)}"
     return Table("differences", "Every two designs", columns, rows.rows, rows.sort, note)

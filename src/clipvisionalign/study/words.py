@@ -19,6 +19,7 @@ from clipvisionalign.study.gaps import NOT_MEASURED, NOT_TRAINED, UNFINISHED, no
 from clipvisionalign.study.primary import primary_of
 from clipvisionalign.study.results import both_ways
 from clipvisionalign.study.significant import decimal, p_value_form, plural
+from clipvisionalign.study.statistics import two_seeds_widen
 
 LEVEL = 0.05
 
@@ -158,13 +159,14 @@ def _named(report: dict[str, Any]) -> list[Claim]:
         (asked["a"], asked["b"], asked["figure"]) if named is None else (named[1][k] for k in ("a", "b", "figure"))
     )
     passes = ", equal passes" if asked.get("passes") == "equal" else ""
-    steps = [(report["cost"].get(name) or {}).get("training_steps") or {} for name in (a, b)]
+    steps_at = _steps_at(report)
+    steps = [at(report, steps_at(name)) if steps_at(name) else {} for name in (a, b)]
     each = [count for some in steps for count in some.get("each", [some.get("mean")])]
     if passes and (not all(steps) or len(set(each)) > 1):
         # One that stops early has made fewer; how many those made is not known of all.
         passes = ", equal passes planned"
         if all(steps):
-            shown = (claim.number(f"cost/{name}/training_steps/mean", ",.0f") for name in (a, b))
+            shown = (claim.number(f"{steps_at(name)}/mean", ",.0f") for name in (a, b))
             on = " on average" if any(len(set(some.get("each", []))) > 1 for some in steps) else ""
             passes += f", {' and '.join(shown)} steps trained{on}"
     what = f"Named beforehand ({both_ways(figure)}, {_code(a)} against {_code(b)}{passes})"
@@ -190,6 +192,18 @@ def _named(report: dict[str, Any]) -> list[Claim]:
             f"{what}: no difference is shown; {_lead(claim, path, row)} {of}, p = {claim.p(f'{path}/p')}, tested alone."
         )
     return [claim]
+
+
+def _steps_at(report: dict[str, Any]) -> Callable[[str], str]:
+    """Where the steps of a variant's training stand; "" where they are not known. Reports from before they had a place
+    of their own have them with what was measured of cost."""
+
+    def place(name: str) -> str:
+        if (report.get("training_steps") or {}).get(name):
+            return f"training_steps/{name}"
+        return f"cost/{name}/training_steps" if (report["cost"].get(name) or {}).get("training_steps") else ""
+
+    return place
 
 
 def _controls(report: dict[str, Any]) -> list[Claim]:
@@ -242,14 +256,16 @@ def _found_most(report: dict[str, Any]) -> list[Claim]:
         return []
     rsum = {name: found["figures"]["rsum"]["value"] for name, found in variants.items()}
     best = [name for name, value in rsum.items() if abs(value - max(rsum.values())) < SAME]
+    lacking = " of those that have results" if len(variants) < len(report["plan"]["variants"]) else ""
     claim = Claim(report, "accuracy")
     path, unit = f"results/variants/{best[0]}", drawn_units(report)
     about = []
     if report["results"].get("chance"):
         about.append(f"chance {claim.number('results/chance/rsum')}")
     seeds = {len(variants[name]["seeds"]) for name in best}
+    has_interval = len(best) == 1 and variants[best[0]]["figures"]["rsum"]["low"] is not None
     if seeds == {1}:
-        about.append(f"of one seed, its interval of the {unit} only")
+        about.append("of one seed" + (f", its interval of the {unit} only" if has_interval else ""))
     elif len(seeds) == 1:
         of = (
             f" out of {claim.count('plan/seeds')}"
@@ -261,8 +277,9 @@ def _found_most(report: dict[str, Any]) -> list[Claim]:
     on = f"{images} of {of_identities}" if (of_identities := identities_told(claim)) else images
     told = f"({', '.join([*about, f'on {on} and {captions}'])})"
     if len(best) > 1:
-        whose = "All variants" if len(best) == len(variants) else _listed(best)
-        height = "the same rsum" if len(best) == len(variants) else "the same rsum, the highest"
+        every = "All variants" if not lacking else f"{'Both' if len(best) == 2 else 'All'} that have results"
+        whose = every if len(best) == len(variants) else _listed(best)
+        height = "the same rsum" if len(best) == len(variants) else f"the same rsum, the highest{lacking}"
         claim.text = f"{whose} have {height}, {claim.number(f'{path}/figures/rsum/value')} {told}."
         return [claim]
 
@@ -271,7 +288,7 @@ def _found_most(report: dict[str, Any]) -> list[Claim]:
         return f"{both_ways(name)} {claim.number(f'{path}/figures/{name}/value')} %{chance}"
 
     recalls = ", ".join(recall(name) for name in ("image_to_text recall_at_1", "text_to_image recall_at_1"))
-    has = "has the highest rsum" if len(variants) > 1 else "has an rsum of"
+    has = f"has the highest rsum{lacking}" if len(variants) > 1 else "has an rsum of"
     comma = "," if len(variants) > 1 else ""
     claim.text = f"{_code(best[0])} {has}{comma} {claim.interval(f'{path}/figures/rsum')} {told}: {recalls}."
     return [claim]
@@ -301,7 +318,8 @@ def _differences(report: dict[str, Any]) -> list[Claim]:
         claim = Claim(report, "accuracy")
         largest = max(rest, key=lambda place: abs(rows[place]["value"]))
         path = f"results/differences/{largest}"
-        other = "other " if any(rows[place]["shown"] for place in of_rsum) else ""
+        # What was named beforehand has been told, whether it was shown or not.
+        other = "other " if shown or len(places) < len(of_rsum) else ""
         which = "" if len(rest) == 1 else "the largest, "
         claim.text = (
             f"No {other}difference in rsum was shown: {which}{_lead(claim, path, rows[largest])} "
@@ -338,11 +356,15 @@ def _seeds(report: dict[str, Any]) -> list[Claim]:
             "difference."
         )
         found.append(claim)
-    if any(len(seeds) == 2 for seeds in paired):
+    of_two = [row for row in rows if len(row.get("seeds", ())) == 2]
+    wide = [row for row in of_two if two_seeds_widen(row)]
+    if wide:
         claim = Claim(report, "accuracy")
+        pairs = " or ".join(f"between {_code(row['a'])} and {_code(row['b'])}" for row in wide)
+        where = "" if len(wide) == len(of_two) else f" {pairs}"
         claim.text = (
-            "Two seeds leave one degree of freedom: only differences that are many times their standard error can be "
-            "shown. A third seed makes the intervals about three times as narrow."
+            f"Two seeds leave one degree of freedom: only differences{where} that are many times their standard error "
+            "can be shown. A third seed makes the intervals up to three times as narrow."
         )
         found.append(claim)
     for left in results.get("unpaired", []):
