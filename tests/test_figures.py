@@ -164,3 +164,44 @@ def test_lines_of_time_that_are_no_further_apart_than_processes_are_told_so(fact
     costs = {"self": [cost_round(2.0)], "late": [cost_round(2.0 * factor)]}
     _, about = drawn(made_report(seeds=[0], costs=costs), figures._length_time)
     assert ("differ by no more than one variant does" in about) == told
+
+
+@pytest.mark.parametrize(("long", "told"), [(2.0, "differ by no more"), (90.0, "at 512 tokens, at other lengths none")])
+@pytest.mark.parametrize("count", [1, 3])
+def test_what_is_said_of_times_by_length_is_of_the_times_that_are_drawn(long, told, count):
+    """Not of the time of the data's own captions, which may be alike while long ones are not."""
+
+    def rounds_of(end: float) -> list[dict[str, Any]]:
+        lengths = [{"tokens": 8, "ms_alone": 2.0}, {"tokens": 512, "ms_alone": end}]
+        return [cost_round(2.0) | {"by_length": lengths} for _ in range(count)]
+
+    report = made_report(seeds=[0], costs={"self": rounds_of(2.0), "late": rounds_of(long)})
+    _, about = drawn(report, figures._length_time)
+    assert told in about
+    # Reports from before each round kept them.
+    for cost in report["cost"].values():
+        for each in cost["rounds"]:
+            del each["by_length"]
+    assert told in drawn(report, figures._length_time)[1]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 5), st.integers(0, 5)), min_size=2, max_size=4), st.data())
+def test_that_none_dearer_finds_more_is_said_only_where_no_pair_contradicts_it(points, data):
+    names = [f"v{n}" for n in range(len(points))]
+    ranges = {name: (float(cost), cost + 0.6) for name, (cost, _) in zip(names, points, strict=True)}
+    rows = [
+        {"a": a, "b": b, "figure": "rsum", "value": x - y, "shown": x != y and data.draw(st.booleans())}
+        for (a, (_, x)), (b, (_, y)) in itertools.combinations(zip(names, points, strict=True), 2)
+    ]
+    values = {name: {"figures": {"rsum": {"value": value}}} for name, (_, value) in zip(names, points, strict=True)}
+    report = {"results": {"differences": rows, "variants": values}}
+    better = figures.dearer_and_better(names, ranges, report)
+    told = figures._of_front(figures.front_of(names, ranges, report), names, "", better)
+    contradicting = [
+        row
+        for row in rows
+        for more, less in [(row["a"], row["b"]) if row["value"] > 0 else (row["b"], row["a"])]
+        if row["shown"] and ranges[more][0] > ranges[less][1] + 0.6
+    ]
+    assert told.startswith("None") == (not contradicting)

@@ -205,6 +205,30 @@ def furthest_apart(costs: Mapping[str, Mapping[str, Any]], names: Sequence[str],
     return max(pairs, key=lambda pair: values[pair[1]] / max(values[pair[0]], LEAST))
 
 
+def lengths_apart(costs: Mapping[str, Mapping[str, Any]], names: Sequence[str]) -> tuple[list[int], list[int]]:
+    """The lengths in tokens of which some of these variants' times of one caption differ beyond their spread, and those
+    of which they do not. A length that only one variant was measured at is in neither."""
+    ranges = [_length_ranges(costs[name]) for name in names]
+    found: tuple[list[int], list[int]] = ([], [])
+    for tokens in sorted({tokens for each in ranges for tokens in each}):
+        some = [each[tokens] for each in ranges if tokens in each]
+        if len(some) > 1:
+            found[0 if any(differ(a, b) for a in some for b in some) else 1].append(tokens)
+    return found
+
+
+def _length_ranges(cost: Mapping[str, Any]) -> dict[int, Range]:
+    """A variant's range of times by tokens; of one round, or of reports that do not have each, widened."""
+    rounds = [{row["tokens"]: row["ms_alone"] for row in each.get("by_length", [])} for each in cost.get("rounds", [])]
+    found = {}
+    for row in cost["by_length"]:
+        times = [each[row["tokens"]] for each in rounds if row["tokens"] in each]
+        wider = 1.0 if len(times) > 1 else ONE_PROCESS
+        times = times or [row["ms_alone"]]
+        found[row["tokens"]] = (min(times) / wider, max(times) * wider)
+    return found
+
+
 #: What `not_compared` gives.
 NOT_SAME = "the variants were not measured on one machine under the same conditions"
 NO_SPREAD = "the spread of one variant was not measured"

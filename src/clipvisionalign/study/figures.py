@@ -14,14 +14,17 @@ from clipvisionalign.files import written_aside
 from clipvisionalign.study.costs import (
     DEVICE_MEMORY,
     MEMORY,
-    MS_PER_CAPTION,
     MS_PER_QUERY,
+    NOT_SAME,
     WITHIN_SPREAD,
     Cost,
     Range,
     differ,
+    lengths_apart,
     not_compared,
     ranges_of,
+    same_conditions,
+    under_of,
 )
 from clipvisionalign.study.gaps import labelled, reason_of, state_of
 from clipvisionalign.study.results import NO_INTERVALS, no_intervals
@@ -177,13 +180,29 @@ def _from_zero(axes: Any, estimates: list[dict[str, Any]], highest: float) -> No
     axes.set_ylim(0, 1.04 * highest if top > 0.9 * highest else max(1.1 * top, 0.02 * highest))
 
 
+def shown_better(report: dict[str, Any]) -> set[tuple[str, str]]:
+    """Pairs of variants of which the first was shown to find more."""
+    rows = [row for row in report["results"]["differences"] if row["figure"] == "rsum" and row["shown"]]
+    return {(row["a"], row["b"]) if row["value"] > 0 else (row["b"], row["a"]) for row in rows}
+
+
+def dearer_and_better(names: Sequence[str], ranges: dict[str, Range], report: dict[str, Any]) -> list[tuple[str, str]]:
+    """Pairs of variants of which the first costs more beyond the spread of both, and was shown to find more."""
+    shown = shown_better(report)
+    return [
+        (a, b)
+        for a in names
+        for b in names
+        if (a, b) in shown and sum(ranges[a]) > sum(ranges[b]) and differ(ranges[a], ranges[b])
+    ]
+
+
 def front_of(names: Sequence[str], ranges: dict[str, Range], report: dict[str, Any]) -> list[str]:
     """The variants, cheapest first, of which each costs more than the one before and was shown to find more.
 
     ranges: what each costs, see `costs.ranges_of`. Empty where there are no two such.
     """
-    shown = {(row["a"], row["b"]) if row["value"] > 0 else (row["b"], row["a"])
-             for row in report["results"]["differences"] if row["figure"] == "rsum" and row["shown"]}  # fmt: skip
+    shown = shown_better(report)
     rsum = {name: report["results"]["variants"][name]["figures"]["rsum"]["value"] for name in names}
     front: list[str] = []
     for name in sorted(names, key=lambda name: sum(ranges[name])):
@@ -233,17 +252,20 @@ def _pareto(report: dict[str, Any], cost: Cost, label: str, log: bool) -> tuple[
     told = "; ".join(
         f"{name} {rsum[name]['value']:.1f} at {format(costs[name], significant(costs[name], 4))}" for name in names
     )
-    about = _of_front(front, names, why)
+    about = _of_front(front, names, why, dearer_and_better(names, ranges, report) if ranges and not why else [])
     absent = [name for name in report["results"]["variants"] if name not in names]
     if absent:
         about = f"{about} Not shown, as it was not measured of them: {', '.join(absent)}.".strip()
     return figure, f"Rsum against {label}: {told}. {about}", about
 
 
-def _of_front(front: Sequence[str], names: Sequence[str], why: str) -> str:
-    """What may be said of the front, and of differences where there is none. why: see `costs.not_compared`."""
+def _of_front(front: Sequence[str], names: Sequence[str], why: str, better: Sequence[tuple[str, str]]) -> str:
+    """What may be said of the front, and of differences where there is none. why: see `costs.not_compared`; better: see
+    `dearer_and_better`."""
     if front:
         return f"Dotted: the front, along which each was shown to find more and costs more: {', '.join(front)}."
+    if better:
+        return f"Shown to find more, and costs more: {', '.join(f'{a} than {b}' for a, b in better)}."
     return _of_spread(why) or ("None that costs more was shown to find more." if len(names) > 1 else "")
 
 
@@ -424,8 +446,21 @@ def _length_time(report: dict[str, Any]) -> tuple[Any, ...] | None:
         f"{rows[-1]['ms_alone']:.1f} ms at {rows[-1]['tokens']}"
         for name, rows in costs.items()
     )
-    about = _of_spread(not_compared(report["cost"], list(costs), MS_PER_CAPTION))
+    about = _of_lengths(report["cost"], list(costs))
     return figure, f"Milliseconds to encode one caption by its length: {told}. {about}", about
+
+
+def _of_lengths(costs: dict[str, Any], names: Sequence[str]) -> str:
+    """What may be said of the lines of time by length: at which lengths some differ beyond their own spread."""
+    if len(names) < 2:
+        return ""
+    if not same_conditions(under_of(costs, names)):
+        return _of_spread(NOT_SAME)
+    apart, together = lengths_apart(costs, names)
+    if not apart or not together:
+        return "" if apart else _of_spread(WITHIN_SPREAD)
+    at = f"{', '.join(map(str, apart))} tokens" if len(apart) > 1 else f"{apart[0]} token{'s' * (apart[0] != 1)}"
+    return f"Some differ by more than one variant does from process to process at {at}, at other lengths none."
 
 
 def _protocol(report: dict[str, Any]) -> tuple[Any, str] | None:
@@ -454,7 +489,7 @@ def _protocol(report: dict[str, Any]) -> tuple[Any, str] | None:
     )
     return (
         figure,
-        f"Recall at 1 of the same towers by protocol, only the first of them measured as results are: {told}.",
+        f"Recall at 1 by the vectors of the same towers, only the first by the rules that results keep: {told}.",
     )
 
 
@@ -480,7 +515,8 @@ FIGURES: dict[str, tuple[str, str, Callable[[dict[str, Any]], tuple[Any, ...] | 
     "caption-time": ("Time by the length of the caption", "Medians, one caption at a time.", _length_time),
     "curves": ("How the training went", "A line for each seed, a mark for each epoch.", _curves),
     "protocol": (
-        "The same towers under other protocols", "Only the first bar is measured as results are: over the whole "
-        "gallery. A dark line: chance.", _protocol
+        "The same towers under other protocols", "All by the towers' vectors alone, without what late interaction "
+        "or fusion adds to results. Only the first bar keeps their rules: the whole gallery, and captions that see no "
+        "image. A dark line: chance.", _protocol
     ),
 }  # fmt: skip

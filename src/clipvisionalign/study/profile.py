@@ -249,6 +249,7 @@ def _of_round(measured: dict[str, Any]) -> dict[str, Any]:
     memory = ("peak_memory_mib", "peak_device_memory_mib")
     found: dict[str, Any] = {name: measured[name]["median"] for name in times}
     found["caption_latency_ms"] = measured["caption_latency_ms"]["p50"]
+    found["by_length"] = [{name: row[name] for name in ("tokens", "ms_alone")} for row in measured.get("by_length", [])]
     return found | {name: measured[name] for name in memory if name in measured}
 
 
