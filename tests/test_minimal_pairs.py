@@ -288,3 +288,17 @@ def test_a_shortcut_shows_in_the_control(scenes_folder):
     data = read_captioned_images(scenes_folder)
     found = twins_told_apart(data.split("train").captions, minimal_pairs_of(data.split("dev")))
     assert 0.2 < np.mean(found["relation"]) < 0.8
+
+
+@pytest.mark.parametrize(
+    ("caption", "twin"),
+    [("dog bites man", "man bites dog"), ("собака кусает человека", "человека кусает собака"),
+     ("der Hund beißt den Mann", "den Mann beißt der Hund"), ("कुत्ता आदमी को काटता है", "आदमी कुत्ता को काटता है"), ("犬が男を噛む", "男が犬を噛む")],
+)  # fmt: skip
+def test_words_alone_are_of_any_language_or_there_is_no_control(caption, twin):
+    from clipvisionalign.data.minimal_pairs import MinimalPair
+
+    pairs = [MinimalPair(b"", caption, twin, "relation")] * 2
+    assert twins_told_apart([caption] * 50, pairs) == {"relation": [1.0, 1.0]}
+    # Words that it has never seen tell it nothing.
+    assert twins_told_apart(["Zażółć gęślą jaźń"] * 50, pairs) == {}
