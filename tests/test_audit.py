@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from clipvisionalign.retrieval import audit, evaluate
+from clipvisionalign.retrieval.audit import LEAST
 
 IMAGES = 60
 RNG = np.random.default_rng(0)
@@ -473,3 +474,25 @@ def test_new_captions_are_new_and_all_different(captions):
     made = audit_of.made_captions(captions, 50, np.random.default_rng(0))
     assert len(set(made)) == 50
     assert not set(made) & set(captions)
+
+
+def test_a_total_leak_is_far_above_chance_in_the_smallest_audit():
+    """A model that knows each partner by its place: with fewer images p cannot fall below what is allowed for."""
+
+    class Leak:
+        def encode_images(self, images):
+            self.vectors = np.eye(64)[: len(images)]
+            return self.vectors
+
+        def encode_captions(self, captions):
+            each = max(1, len(captions) // len(self.vectors))
+            return self.vectors[(np.arange(len(captions)) // each).clip(max=len(self.vectors) - 1)]
+
+    for seed in range(4):
+        rng = np.random.default_rng(seed)
+        images = [rng.integers(0, 255, (32, 32, 3), dtype=np.uint8) for _ in range(LEAST)]
+        captions = [f"{seed} red dogs and {n} cats" for n in range(LEAST)]
+        found = audit(Leak(), images, captions, np.arange(LEAST), seed=seed)
+        (shuffled,) = [check for check in found.checks if check.name.startswith("shuffled partners")]
+        assert not shuffled.passed
+        assert not any("within chance" in check.meaning and "p = 0.000" in check.meaning for check in found.checks)

@@ -372,7 +372,7 @@ def test_what_no_cell_could_pass_is_found_before_training(few, two, scenes_folde
     small = {"train": 10, "dev": 2, "test": 2}
     impossible = {
         "as every audit would fail: 1 images or identities stand in two splits": {"data": str(data)},
-        "an audit needs at least 8 images, not 2": {
+        "an audit needs at least 10 images, not 2": {
             "data": str(write_scenes(tmp_path / "small", 14, 1, 64, False, small))
         },
         "nowhere.json": {"measure": replace(two.measure, minimal_pairs=str(tmp_path / "nowhere.json"))},

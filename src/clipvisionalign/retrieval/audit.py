@@ -57,8 +57,8 @@ TOLERANCE = 1e-2
 
 #: Images in the checks that score a sample pair by pair or encode it anew several times.
 SAMPLE = 48
-#: Fewer tell nothing.
-LEAST = 8
+#: Fewer tell nothing: a model that knows all true partners would often be within what `ERROR` allows.
+LEAST = 10
 
 #: How often an honest model may fail any of the checks against chance, all of one audit together.
 ERROR = 1 / 2000
@@ -518,7 +518,7 @@ def _at_chance(several: list[_Dealt], what: str, level: float, rng: np.random.Ge
     recall, chance = float(found[worst, 0]), float(np.concatenate([dealt.chance() for dealt in several])[worst])
     way, k = RECALLS[worst % len(RECALLS)]
     told = f"{what}, recall at {k} ({way}) is {recall:.3f} where chance is {chance:.3f}: "
-    told += "within chance" if passed else "far above chance"
+    told += ("within chance" if p > CLEAR else "not far enough above chance to tell") if passed else "far above chance"
     told += f" (p = {p:.2g}; {'only ' if passed else ''}below {level:.2g} is too much for chance)"
     return _Finding(passed, recall, told if passed else f"{told}: the model knows the answer from somewhere else")
 

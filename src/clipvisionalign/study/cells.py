@@ -19,7 +19,7 @@ from clipvisionalign.data.minimal_pairs import MinimalPair
 from clipvisionalign.files import written_aside
 from clipvisionalign.models.aligner import Aligner, Remembered, config_from_dict, load_aligner, pin_towers
 from clipvisionalign.models.tokens import open_tokenizer
-from clipvisionalign.retrieval.audit import audit
+from clipvisionalign.retrieval.audit import LEAST, audit
 from clipvisionalign.retrieval.evaluate import RANKS, Evaluation, evaluate, load_ranks
 from clipvisionalign.retrieval.minimal_pairs import outscored
 from clipvisionalign.retrieval.ranks import PartnerRanks
@@ -264,7 +264,7 @@ def measure_cell(
     # Before anything else is asked, as a model that had been shown true partners could give those back; and by the
     # towers each time: that they always give the same is a part of what is checked.
     checks = audit(
-        aligner, part.images, part.captions, part.caption_image, part.image_identity, overlap, audit_images,
+        aligner, part.images, part.captions, part.caption_image, part.image_identity, overlap, max(audit_images, LEAST),
         caption_group=part.caption_group,
     )  # fmt: skip
     chosen = {name: told for name, told in trained.get("chosen", {}).items() if name != "model_in_sample"}

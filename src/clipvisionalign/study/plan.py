@@ -70,7 +70,7 @@ class Measurements:
         composition: minimal pairs of each kind at most, 0 for none.
         minimal_pairs: a published set as well (ARO, SugarCrepe, Winoground), where it lies on disk.
         minimal_pair_images: where its pictures are, if not beside it.
-        audit_images: images in the audit of each cell.
+        audit_images: images in the audit of each cell, 10 at least: plans from before that ask for fewer get those.
         rounds: how often time and memory are measured in a fresh process; variants take turns.
         brief: measure them on fewer captions and pictures, no caption above 64 tokens, in a quarter of the time.
         protocol: also show what other protocols would have made of the same models, apart from all results.

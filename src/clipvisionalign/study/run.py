@@ -28,7 +28,7 @@ from clipvisionalign.files import PART, Held, held, remove, remove_empty, writte
 from clipvisionalign.models.aligner import Remembered, load_aligner
 from clipvisionalign.pictures import open_picture
 from clipvisionalign.progress import long_step, progress
-from clipvisionalign.retrieval.audit import audited_images
+from clipvisionalign.retrieval.audit import LEAST, audited_images
 from clipvisionalign.retrieval.ranks import Partners
 from clipvisionalign.study.cells import (
     TOWERS,
@@ -272,7 +272,7 @@ def check_possible(subject: Subject) -> None:
                             f"{source.way_out()}")  # fmt: skip
     partners = Partners.of(part.caption_image, len(part), part.image_identity, part.caption_group)
     try:
-        audited_images(partners, plan.measure.audit_images, np.random.default_rng(0))
+        audited_images(partners, max(plan.measure.audit_images, LEAST), np.random.default_rng(0))
     except ValueError as error:
         raise DataError(f"{where}: {error} (split '{plan.split}', measure: audit_images)") from None
 
