@@ -333,6 +333,18 @@ def test_a_poorer_report_takes_the_place_of_none(alone):
     assert any("self-0 of the report" in line for line in said)
 
 
+def test_a_study_that_loses_a_result_keeps_its_earlier_report(alone, two, monkeypatch):
+    """A cell that had one, and cannot be measured by now."""
+    write_report(alone, report_of_study(alone, print), print)
+    before = (alone / "report.json").read_bytes()
+    (alone / "cells" / "late-1" / "measured.json").unlink()
+    faults.strike(monkeypatch.setattr, STAGES["loading"], faults.raises)
+    said: list[str] = []
+    run_study(two, alone, said.append)
+    assert (alone / "report.json").read_bytes() == before
+    assert any("late-1 of the report have no figures" in line for line in said)
+
+
 def test_what_was_added_to_a_report_stays_or_is_told(alone):
     search = {"gallery": 9, "share": 78.0, "first": 5, "chance": 0.4, "queries": 50}
     measured = alone / "cells" / "late-1" / "measured.json"

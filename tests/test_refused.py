@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
+from made_reports import made_report
 from PIL import Image
 
 from clipvisionalign.cli import COMMANDS, main
@@ -214,6 +215,28 @@ def test_the_way_out_of_nearly_equal_images_in_two_splits_is_one(quick, tmp_path
     assert not (tmp_path / "other").exists()
 
 
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("has", ["runs", "report"])
+def test_a_plan_that_leaves_out_what_a_study_has_changes_nothing_of_it(tmp_path, scenes_folder, has):
+    """Neither its plan nor its report is lost for one that has less."""
+    out = tmp_path / "out"
+    plan = replace(SCENES, data=str(scenes_folder), scenes=0, drawing=Drawing(), seeds=[0, 1])
+    begun(plan, out)
+    if has == "report":
+        shutil.rmtree(out / "cells")
+        (out / "report.json").write_text(json.dumps(made_report()))
+    before = contents(out)
+    one = {"self": Variant()}
+    for fewer in (replace(plan, variants=one), replace(plan, seeds=[1]), replace(plan, variants=one, seeds=[0])):
+        for call in (run_study, plan_ahead):
+            with pytest.raises(FileExistsError, match=r"leaves out \w+-\d.*plan.yaml"):
+                call(fewer, out, silent)
+            assert contents(out) == before
+    more = {**plan.variants, "sparse": Variant()}
+    with pytest.raises(Reached):
+        run_study(replace(plan, variants=more, seeds=[0, 1, 2]), out, silent)
+
+
 def test_a_mistaken_budget_is_refused_and_the_right_one_is_still_taken(quick, tmp_path, scenes_folder):
     out = tmp_path / "out"
     plan = replace(SCENES, data=str(scenes_folder), scenes=0, drawing=Drawing(), budget=Budget("seconds", 300.0))
@@ -221,7 +244,7 @@ def test_a_mistaken_budget_is_refused_and_the_right_one_is_still_taken(quick, tm
     before = contents(out)
     mistaken = [
         replace(plan, budget=Budget("seconds", 600.0)), replace(plan, budget=Budget("pictures")),
-        replace(plan, settings={"batch": 32}), replace(plan, variants={"self": Variant({"batch": 32})}),
+        replace(plan, settings={"batch": 32}), replace(plan, variants={**plan.variants, "self": Variant({"batch": 32})}),
     ]  # fmt: skip
     for other in mistaken:
         for call in (run_study, plan_ahead):
@@ -234,7 +257,7 @@ def test_a_mistaken_budget_is_refused_and_the_right_one_is_still_taken(quick, tm
     assert contents(out) == before
     # Another variant's steps are found beside those that are kept.
     with pytest.raises(Reached):
-        run_study(replace(plan, variants={"self": Variant(), "sparse": Variant()}), out, silent)
+        run_study(replace(plan, variants={**plan.variants, "sparse": Variant()}), out, silent)
     assert set(json.loads((out / "budget.json").read_text())["steps"]) == {"self", "late", "sparse"}
 
 
@@ -244,12 +267,12 @@ def test_other_seconds_are_refused_for_variants_that_are_not_trained_yet(scenes_
     plan = replace(SCENES, data=str(scenes_folder), scenes=0, drawing=Drawing(), budget=Budget("seconds", 300.0))
     begun(plan, out, {"self": 300, "late": 300})
     before = contents(out)
-    other = replace(plan, budget=Budget("seconds", 600.0), variants={"sparse": Variant()})
-    with pytest.raises(FileExistsError, match="300 seconds, and 600 are asked for"):
+    other = replace(plan, budget=Budget("seconds", 600.0), variants={**plan.variants, "sparse": Variant()})
+    with pytest.raises(FileExistsError, match="300 seconds or other settings, and 600 seconds are asked for"):
         run_study(other, out, silent)
     assert contents(out) == before
     with pytest.raises(Reached):
-        run_study(replace(plan, variants={"sparse": Variant()}), out, silent)
+        run_study(replace(plan, variants={**plan.variants, "sparse": Variant()}), out, silent)
 
 
 def test_steps_that_are_kept_are_of_the_settings_that_they_were_found_for(quick, tmp_path, scenes_folder, monkeypatch):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -59,7 +59,16 @@ from clipvisionalign.study.gaps import (
     training_state,
     without_results,
 )
-from clipvisionalign.study.plan import Cell, Drawing, Plan, cells_of, check_plan, data_of, read_kept_plan
+from clipvisionalign.study.plan import (
+    Cell,
+    Drawing,
+    Plan,
+    cell_folder,
+    cells_of,
+    check_plan,
+    data_of,
+    read_kept_plan,
+)
 from clipvisionalign.study.probe import Probe, estimated, probes_of, steps_for
 from clipvisionalign.study.profile import combined, profile_run
 from clipvisionalign.study.protocol import other_protocols
@@ -195,10 +204,7 @@ def _best_of(
             raise ValueError(f"{path}: cannot be read by this version, and no cell beside it has figures of it")
         _set_aside_unread(path, say)
         return report
-    lost = _with_results(before) - _with_results(report)
-    if lost:
-        named = ", ".join(f"{name}-{seed}" for name, seed in sorted(lost))
-        say(f"{study}: {named} of the report have no figures of this data there now: it is as it was made before")
+    if _lost(study, before, report, say):
         return before
     if "search" in before:
         if before["results"] == report["results"]:
@@ -208,6 +214,15 @@ def _best_of(
             gaps.lacks("search", "it was measured of other runs than there are now")
             with_gaps(report, gaps)
     return report
+
+
+def _lost(study: Path, before: dict[str, Any], report: dict[str, Any], say: Say) -> bool:
+    """Whether a report lacks results of the earlier one, which then stays: that is said."""
+    lost = _with_results(before) - _with_results(report)
+    if lost:
+        named = ", ".join(f"{name}-{seed}" for name, seed in sorted(lost))
+        say(f"{study}: {named} of the report have no figures of this data there now: it is as it was made before")
+    return bool(lost)
 
 
 def _with_results(report: dict[str, Any]) -> set[tuple[str, int]]:
@@ -391,13 +406,13 @@ def _report(
 
 
 def _write(study: Path, report: dict[str, Any], say: Say) -> None:
-    """Write a report. One without any result takes the place of none that has some; raises ValueError, where there is
-    no result, with the reasons."""
+    """Write a report, unless the one that is there has results that it lacks, which is said; raises ValueError, where
+    there is no result, with the reasons."""
     empty = not report["results"]["variants"]
     before = _earlier_report(study, say)
     if before is None:
         _set_aside_unread(study / "report.json", say)
-    if not empty or before is None or not before["results"]["variants"]:
+    if before is None or not _lost(study, before, report, say):
         with long_step("writing the report"):
             write_report(study, report, say)
     if empty:
@@ -441,9 +456,30 @@ def _checked(plan: Plan, study: Path, say: Say) -> Plan:
     known = not study.exists() or (study / PLAN).is_file()
     if not known and (not study.is_dir() or {path.name for path in study.iterdir()} - left):
         raise FileExistsError(f"{study}: is there already and no study; give another --out")
+    _refuse_leaving_out(plan, study)
     if plan.budget.same == "seconds" and (idle := _idle_settings(plan)):
         say(f"no effect of {', '.join(idle)}: every variant trains for {plan.budget.seconds:g} seconds")
     return plan
+
+
+def _refuse_leaving_out(plan: Plan, study: Path) -> None:
+    """Raises FileExistsError where the study's earlier plan, or its report, has cells that this one leaves out, and
+    they have been begun: the report would lack them, and the plan that they are of would be lost."""
+    begun: list[tuple[str, int]] = []
+    # One that is damaged names no cells.
+    with suppress(OSError, ValueError):
+        kept = read_kept_plan(study / PLAN)
+        cells = [(name, seed) for seed in kept.seeds for name in kept.variants]
+        begun = [cell for cell in cells if (cell_folder(study, *cell) / "config.yaml").is_file()]
+    before = _earlier_report(study, lambda line: None)
+    shown = sorted(_with_results(before)) if before is not None else []
+    asked = {(name, seed) for name in plan.variants for seed in plan.seeds}
+    if left := [cell for cell in dict.fromkeys([*begun, *shown]) if cell not in asked]:
+        named = ", ".join(f"{name}-{seed}" for name, seed in left)
+        raise FileExistsError(
+            f"{study}: this plan leaves out {named}, which the study has; the report would lack them: give the whole "
+            f"plan, which is {study / PLAN}, or another --out, or remove their runs and the report"
+        )
 
 
 def _idle_settings(plan: Plan) -> list[str]:
@@ -550,9 +586,6 @@ def _known_steps(plan: Plan, cells: list[Cell], study: Path) -> dict[str, int]:
             asked = f"{plan.budget.seconds:g} seconds"
             told = f"was trained with {given} or other settings, and {asked} are asked for"
             raise FileExistsError(f"{cell.folder}: {told}; give another --out, or remove it")
-    if not same and "seconds" in found and any((study / "cells").glob("*/config.yaml")):
-        told = f"its runs were trained with {found['seconds']:g} seconds, and {plan.budget.seconds:g} are asked for"
-        raise FileExistsError(f"{study}: {told}; give another --out")
     return known
 
 
