@@ -130,7 +130,7 @@ def rows(train: Any, images: int, folder: Path, length: int) -> tuple[torch.Tens
     from torchvision import transforms
 
     look = transforms.Compose([transforms.Resize((224, 224)), transforms.ToTensor(), transforms.Normalize(0.5, 0.5)])
-    from clipvisionalign.pictures import open_picture
+    from clipvisionalign.images import open_picture
 
     some = train.rows[:images]
     pixels = torch.stack([look(open_picture(row.image)) for row in some for _ in row.captions])
@@ -270,7 +270,7 @@ def loader(folder: Path, data: str) -> dict[str, Any]:
     from torch.utils.data import DataLoader
 
     from clipvisionalign.data.batches import CaptionedBatches
-    from clipvisionalign.pictures import PictureInput
+    from clipvisionalign.images import PictureInput
 
     train = open_train(data, folder)
     count = len(train) // 32 * 32

@@ -230,7 +230,7 @@ def exif_blocks(draw: st.DrawFn) -> bytes:
 
 def check_exif(block: bytes) -> None:
     """An EXIF block, whatever stands in it, costs no image: its pixels are whole, and are what is opened."""
-    from clipvisionalign.pictures import open_picture
+    from clipvisionalign.images import open_picture
 
     for kind in ("JPEG", "PNG", "WEBP"):
         opened = open_picture(with_exif(Image.new("RGB", (6, 4), "red"), kind, block))

@@ -443,7 +443,7 @@ def test_images_are_mirrored_in_the_form_in_which_they_came(tmp_path):
     import torch
     from PIL import Image
 
-    from clipvisionalign.pictures import open_picture
+    from clipvisionalign.images import open_picture
 
     pixels = np.zeros((8, 32, 3), np.uint8)
     pixels[:, :16] = 255

@@ -18,7 +18,7 @@ from clipvisionalign.cli import main
 from clipvisionalign.data.captioned import DataError
 from clipvisionalign.data.check import check
 from clipvisionalign.data.formats import read_captioned_images
-from clipvisionalign.pictures import PictureError, open_picture
+from clipvisionalign.images import PictureError, open_picture
 
 
 def jpeg(size=(64, 48), mode="RGB", **options) -> bytes:

@@ -20,9 +20,9 @@ pytest.importorskip("onnxscript", reason="no onnxscript: pip install 'clipvision
 
 from clipvisionalign.cli import main
 from clipvisionalign.data.formats import read_captioned_images
+from clipvisionalign.images import PictureError
 from clipvisionalign.models.aligner import Aligner, load_aligner
 from clipvisionalign.models.late_interaction import LateTokens, pruned, pruned_weights
-from clipvisionalign.pictures import PictureError
 from clipvisionalign.retrieval.evaluate import evaluate
 from clipvisionalign.search import export
 from clipvisionalign.search.export import OnnxAligner, checked, export_onnx

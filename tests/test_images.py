@@ -38,8 +38,7 @@ from odd_images import (
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from clipvisionalign import pictures
-from clipvisionalign.pictures import (
+from clipvisionalign.images import (
     HIDDEN,
     NO_IMAGE,
     NOT_DECODED,
@@ -192,7 +191,7 @@ def test_what_may_pass_is_told_from_what_does_not(monkeypatch, tmp_path):
     def read(*args, **kwargs):
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr(pictures, "first_bytes", read)
+    monkeypatch.setattr("clipvisionalign.images.decoding.first_bytes", read)
     with pytest.raises(PictureError, match="Input/output error") as found:
         open_picture(path)
     assert found.value.passing
@@ -225,7 +224,7 @@ def test_heif_is_read_where_its_decoder_is_installed_and_told_of_where_not(monke
         opened = open_picture(tmp_path / name)
         assert opened.size == (32, 16)
         assert opened.getpixel((4, 8))[0] > 150 > opened.getpixel((28, 8))[0]
-    monkeypatch.setattr(pictures, "_heif_opener", lambda: False)
+    monkeypatch.setattr("clipvisionalign.images.decoding._heif_opener", lambda: False)
     with pytest.raises(PictureError, match=r'a\.heic: .*pip install "clipvisionalign\[heif\]"') as found:
         open_header(tmp_path / "a.heic")
     assert found.value.passing

@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 from test_going_on import cut_off, silent
 
 from clipvisionalign.cli import main
+from clipvisionalign.images import PictureInput
 from clipvisionalign.models.aligner import Aligner
-from clipvisionalign.pictures import PictureInput
 from clipvisionalign.training import train as training
 from clipvisionalign.training.train import resume, train
 

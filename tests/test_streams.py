@@ -133,7 +133,7 @@ def test_bad_samples_are_counted_and_too_many_stop_the_training(tmp_path):
         look = torch.nn.Identity()
 
         def see(image: bytes) -> torch.Tensor:
-            from clipvisionalign.pictures import open_picture
+            from clipvisionalign.images import open_picture
 
             return look(torch.tensor(open_picture(image).size[0]))
 

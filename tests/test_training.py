@@ -15,9 +15,9 @@ from tolerance import assert_rounds_to, rounding
 from clipvisionalign import load_aligner, read_captioned_images
 from clipvisionalign.batch import group_by_length, seeded
 from clipvisionalign.data.batches import CaptionedBatches
+from clipvisionalign.images import open_picture
 from clipvisionalign.models.aligner import Aligner, AlignerConfig, config_from_dict
 from clipvisionalign.models.device import quick_format
-from clipvisionalign.pictures import open_picture
 from clipvisionalign.retrieval import evaluate
 from clipvisionalign.training.diagnosis import EpochFigures, diagnose, mean_cosine
 from clipvisionalign.training.feature_cache import open_features, views_of

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from clipvisionalign.pictures import Picture, PictureError
+from clipvisionalign.images import Picture, PictureError
 
 
 class Tokens(list[list[int]]):

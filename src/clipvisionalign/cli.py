@@ -574,7 +574,7 @@ def _distractors(folder: str) -> list[Path]:
     """The images below a folder that can be decoded, in order of their paths; the others are told."""
     if not folder:
         return []
-    from clipvisionalign.pictures import NotTaken, PictureError, image_files, open_picture
+    from clipvisionalign.images import NotTaken, PictureError, image_files, open_picture
     from clipvisionalign.progress import progress
 
     root = Path(folder)

@@ -22,7 +22,7 @@ import numpy as np
 
 from clipvisionalign.data.captioned import SPLITS, CaptionedImage, CaptionedImages, Problem, same_words
 from clipvisionalign.data.splits import LEAST_DEV, LEAST_TRAIN, how_to_share_out
-from clipvisionalign.pictures import NotTaken, PictureError, image_files, open_header, open_picture
+from clipvisionalign.images import NotTaken, PictureError, image_files, open_header, open_picture
 from clipvisionalign.progress import progress
 
 NEAR_BITS = 16

@@ -309,7 +309,7 @@ def _picture(folder: Path, name: str) -> Path:
 
 def _cut(image: Path | bytes, x: int, y: int, width: int, height: int) -> bytes:
     """The part of a picture that the two captions are about, as ARO cuts it out."""
-    from clipvisionalign.pictures import open_picture
+    from clipvisionalign.images import open_picture
 
     out = BytesIO()
     open_picture(image).crop((x, y, x + width, y + height)).save(out, "PNG")

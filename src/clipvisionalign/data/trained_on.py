@@ -22,7 +22,7 @@ from clipvisionalign.data.captioned import CaptionedImage
 from clipvisionalign.data.check import PictureMark, mark_picture, near_pairs
 from clipvisionalign.data.fingerprint import hash_of_file
 from clipvisionalign.files import written_aside
-from clipvisionalign.pictures import PictureError
+from clipvisionalign.images import PictureError
 from clipvisionalign.progress import progress
 
 #: The file of a run folder that has them.

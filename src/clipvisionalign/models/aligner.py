@@ -28,6 +28,7 @@ from torch.nn import functional as F
 
 from clipvisionalign.batch import TokenGroup, group_by_length
 from clipvisionalign.files import files_written_aside, written_aside
+from clipvisionalign.images import Picture
 from clipvisionalign.lists import check_lists, check_strings
 from clipvisionalign.models.device import best_device
 from clipvisionalign.models.fusion import Fusion, FusionConfig
@@ -44,7 +45,6 @@ from clipvisionalign.models.late_interaction import (
 from clipvisionalign.models.packed_linear import pack_linears
 from clipvisionalign.models.text_tower import CaptionFeatures, TextTower, TextTowerConfig
 from clipvisionalign.models.weights import find_image_weights, find_text_weights
-from clipvisionalign.pictures import Picture
 from clipvisionalign.progress import progress
 
 WEIGHTS_FILE = "model.safetensors"

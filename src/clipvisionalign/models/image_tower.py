@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from clipvisionalign.images import PictureInput
 from clipvisionalign.models.weights import (
     EMBEDDED_IMAGE,
     FoundWeights,
@@ -25,7 +26,6 @@ from clipvisionalign.models.weights import (
     match_by_order,
     read_tensors,
 )
-from clipvisionalign.pictures import PictureInput
 
 
 @dataclass

@@ -35,8 +35,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image, ImageOps
 
+from clipvisionalign.images import PictureError, open_picture
 from clipvisionalign.lists import check_lists
-from clipvisionalign.pictures import PictureError, open_picture
 from clipvisionalign.retrieval.evaluate import can_encode
 from clipvisionalign.retrieval.metrics import RECALL_AT
 from clipvisionalign.retrieval.ranks import Partners

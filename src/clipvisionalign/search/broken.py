@@ -14,7 +14,7 @@ from functools import cache
 from importlib import metadata
 from typing import Any, Literal
 
-from clipvisionalign.pictures import PictureError
+from clipvisionalign.images import PictureError
 from clipvisionalign.search.files import Place, name_of
 
 BROKEN = "broken.jsonl"

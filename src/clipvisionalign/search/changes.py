@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from clipvisionalign.pictures import PictureError
+from clipvisionalign.images import PictureError
 from clipvisionalign.progress import progress
 from clipvisionalign.search.broken import BrokenFiles, fault_of
 from clipvisionalign.search.encode import Todo, why_not

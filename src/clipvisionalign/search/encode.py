@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from clipvisionalign.images import PictureError, PictureInput, open_header, open_picture
 from clipvisionalign.models.aligner import (
     CONFIG_FILE,
     IMAGE_FOLDER,
@@ -28,7 +29,6 @@ from clipvisionalign.models.aligner import (
     evaluating,
     load_aligner,
 )
-from clipvisionalign.pictures import PictureError, PictureInput, open_header, open_picture
 from clipvisionalign.search.broken import fault_of
 from clipvisionalign.search.files import PictureFile, Place, content_hash
 

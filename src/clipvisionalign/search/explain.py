@@ -22,8 +22,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from clipvisionalign.images import Picture
 from clipvisionalign.models.aligner import Aligner, ImageStates, PairScorer, evaluating
-from clipvisionalign.pictures import Picture
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ def overlay(image: Picture, grid: np.ndarray, size: int = 224) -> np.ndarray:
     """
     from PIL import Image
 
-    from clipvisionalign.pictures import open_picture
+    from clipvisionalign.images import open_picture
 
     picture = open_picture(image)
     picture.thumbnail((size, size), Image.Resampling.BICUBIC)

@@ -21,7 +21,7 @@ from typing import Any
 from filelock import FileLock
 
 from clipvisionalign.files import written_aside
-from clipvisionalign.pictures import HEAD_BYTES, NotTaken, PictureError, files_below, first_bytes
+from clipvisionalign.images import HEAD_BYTES, NotTaken, PictureError, files_below, first_bytes
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from clipvisionalign.images import Picture, PictureInput
 from clipvisionalign.lists import check_lists, check_strings
-from clipvisionalign.pictures import Picture, PictureInput
 from clipvisionalign.progress import progress
 
 #: Files of an export.

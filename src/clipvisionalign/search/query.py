@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from clipvisionalign.images import Picture, PictureError
 from clipvisionalign.models.aligner import Aligner, load_aligner
-from clipvisionalign.pictures import Picture, PictureError
 from clipvisionalign.search.files import Place, printable
 from clipvisionalign.search.filters import filter_sql
 from clipvisionalign.search.index import (

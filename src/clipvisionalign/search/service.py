@@ -29,7 +29,7 @@ from PIL import Image
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from clipvisionalign import __version__
-from clipvisionalign.pictures import open_picture
+from clipvisionalign.images import open_picture
 from clipvisionalign.search.explain import explain
 from clipvisionalign.search.filters import LONGEST
 from clipvisionalign.search.middleware import Guard, Limits, Metrics

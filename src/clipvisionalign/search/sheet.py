@@ -7,7 +7,7 @@ from io import BytesIO
 
 from PIL import Image, ImageDraw, ImageFont
 
-from clipvisionalign.pictures import Picture, open_picture
+from clipvisionalign.images import Picture, open_picture
 from clipvisionalign.search.explain import Explanation, overlay
 
 CELL, GAP, LINE = 220, 12, 18

@@ -11,8 +11,8 @@ import numpy as np
 from PIL import Image
 
 from clipvisionalign.data.captioned import CaptionedImages, hashed
+from clipvisionalign.images import open_picture
 from clipvisionalign.models.aligner import load_aligner
-from clipvisionalign.pictures import open_picture
 from clipvisionalign.search.explain import explain, overlay
 from clipvisionalign.study.plan import Cell
 from clipvisionalign.study.results import Measured

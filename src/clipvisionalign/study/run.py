@@ -25,8 +25,8 @@ from clipvisionalign.data.minimal_pairs import MinimalPair, drawn_together, mini
 from clipvisionalign.data.scenes import is_drawn, random_scenes, read_scenes, write_scenes
 from clipvisionalign.data.splits import SPLIT_RULE, how_to_share_out, split_file_of
 from clipvisionalign.files import PART, Held, held, remove, remove_empty, written_aside
+from clipvisionalign.images import open_picture
 from clipvisionalign.models.aligner import Remembered, load_aligner
-from clipvisionalign.pictures import open_picture
 from clipvisionalign.progress import long_step, progress
 from clipvisionalign.retrieval.audit import LEAST, audited_images
 from clipvisionalign.retrieval.ranks import Partners

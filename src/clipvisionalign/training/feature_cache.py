@@ -27,9 +27,9 @@ from clipvisionalign.batch import Look, decode_pixels, group_by_length, seeded
 from clipvisionalign.data.captioned import CaptionedImages
 from clipvisionalign.data.fingerprint import data_contents
 from clipvisionalign.files import remove_abandoned, written_aside
+from clipvisionalign.images import PictureInput
 from clipvisionalign.models.image_tower import ImageFeatures, ImageTower
 from clipvisionalign.models.text_tower import CaptionFeatures, TextTower
-from clipvisionalign.pictures import PictureInput
 from clipvisionalign.progress import progress
 
 #: Raised when what is kept, or how, changes: older caches are then made anew.

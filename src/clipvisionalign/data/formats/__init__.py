@@ -13,7 +13,7 @@ from pathlib import Path
 from clipvisionalign.data.captioned import CaptionedImages, DataError
 from clipvisionalign.data.formats import flickr, folders, json_files, shards, tables
 from clipvisionalign.data.splits import SPLIT_RULE
-from clipvisionalign.pictures import NotTaken, image_files
+from clipvisionalign.images import NotTaken, image_files
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from clipvisionalign.data.captioned import SPLITS, CaptionedImages, DataError
 from clipvisionalign.data.formats.tables import caption_files, fill_from_table, is_hidden, read_text
 from clipvisionalign.data.splits import SPLIT_RULE, split_word
 from clipvisionalign.data.text_files import split_lines
-from clipvisionalign.pictures import image_files
+from clipvisionalign.images import image_files
 
 _METADATA = ("metadata.csv", "metadata.tsv", "metadata.jsonl", "metadata.parquet")
 

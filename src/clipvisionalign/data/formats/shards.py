@@ -28,7 +28,7 @@ from clipvisionalign.data.captions import CAPTION_NAMES, caption_texts
 from clipvisionalign.data.formats.tables import IDENTITY_COLUMNS, SPLIT_COLUMNS, caption_columns, column_named
 from clipvisionalign.data.splits import SPLIT_WORDS, split_word
 from clipvisionalign.data.text_files import decode, split_lines
-from clipvisionalign.pictures import PictureError, files_below, not_for_images, open_header
+from clipvisionalign.images import PictureError, files_below, not_for_images, open_header
 
 #: Rows of a Parquet file that are in memory at a time.
 PARQUET_ROWS = 64

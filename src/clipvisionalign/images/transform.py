@@ -1,0 +1,58 @@
+"""The transform of an image tower: size, crop, normalisation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from PIL import Image
+
+from clipvisionalign.images.decoding import Picture, open_picture
+
+
+@dataclass(frozen=True)
+class PictureInput:
+    """What a picture tower wants to see: `size` x `size` pixels, each channel (value - mean) / std.
+
+    The whole picture is squeezed into the square, so that nothing a caption may speak of is cropped away.
+    """
+
+    size: int = 224
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+
+    def transform(self, augment: bool = False, flip: float = 0.0) -> Callable[[Image.Image], Any]:
+        """A function from an RGB picture to a tensor (3, size, size) of bytes, which the tower scales itself.
+
+        `augment` crops and recolours at random, `flip` is the share mirrored. Neither belongs into an evaluation.
+        """
+        from torchvision.transforms import v2
+
+        bicubic = v2.InterpolationMode.BICUBIC
+        steps: list[Any] = []
+        if augment:
+            # Cropped by Pillow, which reads the crop alone, then recoloured as bytes: four times less to move.
+            steps.append(v2.RandomResizedCrop(self.size, scale=(0.5, 1.0), interpolation=bicubic, antialias=True))
+        else:
+            steps.append(v2.Resize((self.size, self.size), interpolation=bicubic, antialias=True))
+        if flip:
+            steps.append(v2.RandomHorizontalFlip(p=flip))
+        steps.append(v2.PILToTensor())
+        if augment:
+            steps.append(v2.ColorJitter(0.2, 0.2, 0.2))
+        return v2.Compose(steps)
+
+    def look(self, augment: bool = False, flip: float = 0.0) -> Callable[[Picture], Any]:
+        """`transform` after opening: a function from a path, bytes or a Pillow picture; raises PictureError."""
+        transform = self.transform(augment, flip)
+        return lambda picture: transform(open_picture(picture, self.size))
+
+    def scaled(self, pixels: Any) -> Any:
+        """Bytes (B, 3, S, S) -> what the tower's backbone takes, float32; what is no bytes is taken as scaled."""
+        import torch
+
+        if pixels.dtype != torch.uint8:
+            return pixels
+        mean, std = (torch.tensor(v, device=pixels.device).view(3, 1, 1) * 255 for v in (self.mean, self.std))
+        return (pixels - mean) / std
