@@ -13,7 +13,8 @@ import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from clipvisionalign.cli import main, train_parser
+from clipvisionalign.cli import main
+from clipvisionalign.cli.train import train_parser
 from clipvisionalign.study.cells import refuse_other
 from clipvisionalign.study.plan import DESIGNS, Plan, cells_of, read_plan, ready_plans
 from clipvisionalign.study.run import plan_text

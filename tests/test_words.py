@@ -300,7 +300,7 @@ def test_where_twins_come_from_is_told_of_the_data_and_not_of_the_plan(scenes, s
 )
 def test_a_run_and_a_study_are_told_of_in_the_same_words(value, low, high, capsys):
     """What `train` and `evaluate` print of one run's figures, and the summary of a study of the same."""
-    from clipvisionalign.cli import _print_figures
+    from clipvisionalign.cli.output import _print_figures
     from clipvisionalign.retrieval.metrics import figure_name
     from clipvisionalign.study.results import both_ways
 

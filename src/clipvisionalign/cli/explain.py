@@ -1,0 +1,38 @@
+"""The command explain."""
+
+from __future__ import annotations
+
+import json
+
+from clipvisionalign.cli.parser import _parser
+
+
+def explain(arguments: list[str]) -> int:
+    parser = _parser(
+        "explain",
+        description="Which parts of a picture carry which word of a caption: the late interaction's matches, the\n"
+        "fusion's attention; a gradient map of the whole caption for one vector a side and for a fusion. A map says\n"
+        "what the model used, not what is there.",
+    )
+    parser.add_argument("run", help="run folder that 'train' wrote")
+    parser.add_argument("image", help="the picture")
+    parser.add_argument("caption", help="the caption")
+    parser.add_argument("--out", default="explanation.png", help="PNG to write (default explanation.png)")
+    parser.add_argument("--json", action="store_true", help="print the maps as JSON")
+    given = parser.parse_args(arguments)
+    from clipvisionalign.models.aligner import load_aligner
+    from clipvisionalign.search.explain import explain as explain_pair
+    from clipvisionalign.search.sheet import sheet_of_explanation
+
+    found = explain_pair(load_aligner(given.run), given.image, given.caption)
+    sheet_of_explanation(given.image, found).save(given.out, "PNG")
+    if given.json:
+        words = [{"word": word, "map": grid.round(4).tolist()} for word, grid in found.words]
+        told = {"caption": found.caption, "score": found.score, "method": found.method, "words": words}
+        told |= {"not_counted": found.not_counted}
+        print(json.dumps(told | {"map": found.whole.round(4).tolist(), "sheet": given.out}, indent=2))
+    else:
+        print(f"{given.out}: score {found.score:.3f}, by {found.method}")
+        if found.not_counted:
+            print(f"no part in the score, as cut off or beyond keep_tokens: {', '.join(found.not_counted)}")
+    return 0

@@ -1,0 +1,37 @@
+"""The command export."""
+
+from __future__ import annotations
+
+from clipvisionalign.cli.output import say
+from clipvisionalign.cli.parser import _parser
+
+
+def export(arguments: list[str]) -> int:
+    parser = _parser(
+        "export",
+        description="Write a run for use elsewhere: as ONNX, checked against PyTorch, with tokenizer and\n"
+        "preprocessing; or as a folder for a hub, with its model card.",
+    )
+    parser.add_argument("run", help="run folder that 'train' wrote")
+    how = parser.add_mutually_exclusive_group(required=True)
+    how.add_argument("--onnx", metavar="DIR", help="folder to write ONNX files to (needs clipvisionalign[onnx])")
+    how.add_argument("--huggingface", metavar="DIR", help="folder to write model, settings, tokenizer and card to")
+    parser.add_argument(
+        "--int8", action="store_true", help="with --onnx: also towers with 8-bit products, and what they lose on dev"
+    )
+    parser.add_argument("--data", default="", help="with --int8: the data set to measure on (default: the run's own)")
+    given = parser.parse_args(arguments)
+    if given.int8 and not given.onnx:
+        raise ValueError("--int8 goes with --onnx")
+    if given.data and not given.int8:
+        raise ValueError("--data goes with --int8: it is what the 8-bit towers are measured on")
+    from clipvisionalign.search.export import export_huggingface, export_onnx
+
+    if given.onnx:
+        about = export_onnx(given.run, given.onnx, given.int8, given.data, say)
+        print(f"{given.onnx}: at most {about['difference']:.1e} from PyTorch's; README.md tells how to use it")
+        if loss := about.get("int8", {}).get("rsum_change"):
+            print("8-bit towers: dev rsum {value:+.1f} [{low:+.1f}, {high:+.1f}]".format(**loss))
+    else:
+        print(f"{export_huggingface(given.run, given.huggingface)}: model, settings, tokenizer, README.md")
+    return 0

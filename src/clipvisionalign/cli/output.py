@@ -1,0 +1,247 @@
+"""What commands print: tables and lines on standard output, notes on standard error."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+from clipvisionalign.cli.parser import PROGRAM
+
+if TYPE_CHECKING:
+    from clipvisionalign.data.check import CheckReport
+    from clipvisionalign.search.index import Report
+
+#: The ends of an interval whose sign is changed.
+OTHER_WAY = {"value": "value", "low": "high", "high": "low"}
+WAYS = ("image_to_text", "text_to_image")
+
+
+def say(line: str) -> None:
+    """Progress goes to standard error, so that standard output is the result alone."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def _speaks() -> bool:
+    """Whether this is the first process: under a launcher all others are silent."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def print_check(data: str, report: CheckReport, truncation: dict[str, Any]) -> None:
+    """Every problem, how the rows add up, and counts by kind. truncation: as `_cut_captions` gives it, or empty."""
+    for problem in report.problems:
+        print(f"{problem.kind}: {problem}")
+    sizes = ", ".join(f"{split} {count:,}" for split, count in sorted(report.splits.items()))
+    print(f"{data}: layout {report.layout}, {report.images:,} images ({sizes}), {report.captions:,} captions")
+    if report.rows:
+        rows = f"{report.rows['in_files']:,} rows = {report.rows['read']:,} read + {report.rows['left_out']:,} left out"
+        print(f"  {rows}")
+    for note in report.notes:
+        print(f"  {note}")
+    for kind, count in sorted(report.to_dict()["summary"].items()):
+        print(f"  {count:>6,}  {kind}")
+    for split, equal in report.equal_captions.items():
+        # Within a split: what is equal across splits ties in no gallery.
+        if equal["captions"] and split != "all":
+            print(
+                f"  {equal['captions']:>6,}  captions of {split} that are equal, word by word, to one of another image "
+                f"({equal['texts']:,} texts of {equal['images']:,} images); '--identity caption' makes such images "
+                "each other's partners"
+            )
+    for split, counts in truncation.items():
+        if split != "max_tokens":
+            print(f"  {counts.told(split, truncation['max_tokens'])}")
+    if not report.problems:
+        print("  nothing wrong found")
+
+
+def _print_figures(results: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from clipvisionalign.retrieval.metrics import figure_name, gain_told
+
+    title = f"{results['run']} on {results['data']}, {results['split']}: {results['images']:,} images, "
+    if results.get("distractors"):
+        title += f"{results['distractors']:,} more without captions, "
+    table = Table(title=Text(f"{title}{results['captions']:,} captions, 95% intervals"), title_justify="left")
+    blocks = {"": results} if "dual" not in results else {"dual": results["dual"], "re-ranked": results["reranked"]}
+    table.add_column("figure")
+    for name in blocks:
+        table.add_column(f"{name} image to text".strip(), justify="right")
+        table.add_column(f"{name} text to image".strip(), justify="right")
+    # Results from before chance was told have none.
+    chance = results.get("chance")
+    if chance:
+        table.add_column("chance, both ways", justify="right")
+    for figure in next(iter(blocks.values()))["image_to_text"]:
+        cells = [_cell(figure, block[way][figure]) for block in blocks.values() for way in WAYS]
+        by_chance = [f"{100 * chance[way][figure]:.1f}" for way in WAYS if figure in chance[way]] if chance else []
+        cells += [" / ".join(by_chance)] if chance else []
+        table.add_row(figure_name(figure), *cells)
+    sums = [cell for block in blocks.values() for cell in (_cell("rsum", block["rsum"]), "")]
+    table.add_row("rsum", *sums, *([f"{chance['rsum']:.1f}"] if chance else []))
+    Console().print(table)
+    _print_equal_captions(results.get("equal_captions"))
+    if not results.get("depths"):
+        return
+    gain = results["gain"]
+    ends = {1.0: gain, -1.0: {to: -gain[of] if gain[of] is not None else None for to, of in OTHER_WAY.items()}}
+    print(f"re-ranking {gain_told(gain, lambda sign: _cell('rsum', ends[sign]))}")
+    table = Table(title="by depth: how many first candidates are re-ranked", title_justify="left")
+    for column in ("depth", "R@1 image to text", "R@1 text to image", "rsum", "pairs", "ms per query"):
+        table.add_column(column, justify="right")
+    for depth in results["depths"]:
+        forth, back = (f"{100 * value:.1f}" for value in depth["recall_at_1"])
+        cost = f"{depth['pairs']:,}", f"{depth['ms_per_query']:.1f}"
+        table.add_row(str(depth["candidates"]), forth, back, f"{depth['rsum']:.1f}", *cost)
+    if chance:
+        by_chance = [f"{100 * chance[way]['recall_at_1']:.1f}" for way in WAYS]
+        table.add_row("chance", *by_chance, f"{chance['rsum']:.1f}", "", "")
+    Console().print(table)
+
+
+def _cell(name: str, figure: dict[str, float | None]) -> str:
+    """A figure with its interval, or alone where none was computed."""
+    percent = 100.0 if name.startswith("recall") or name.startswith("map") else 1.0
+    found = (figure.get(key) for key in ("value", "low", "high"))
+    value, low, high = (None if each is None else f"{percent * each:.1f}" for each in found)
+    return f"{value}" if low is None or high is None else f"{value} [{low}, {high}]"
+
+
+def _print_equal_captions(found: dict[str, Any] | None) -> None:
+    """What captions that are equal can cost, where they can."""
+    if found and found["cost"]:
+        from clipvisionalign.retrieval.equal_captions import equal_captions_told
+        from clipvisionalign.study.significant import with_noun
+
+        captions, texts, images = (with_noun(found[f"{noun}s"], noun) for noun in ("caption", "text", "image"))
+        best, cost = f"{found['best_rsum']:.1f}", f"{found['cost']:.1f}"
+        print(equal_captions_told(captions, texts, images, best, cost, "'--identity caption'"))
+
+
+def _print_trained_on(results: dict[str, Any], most: int = 5) -> None:
+    """The first of the images that were trained on, where not all were."""
+    found = results.get("trained_on_images")
+    if not found or found["same"] == found["images"]:
+        return
+    for match in found["first"][:most]:
+        print(f"  {match['image']} is {'' if match['same'] else 'nearly '}{match['trained_on']} of the training images")
+    if (more := found["same"] + found["nearly"] - most) > 0:
+        print(f"  and {more:,} more")
+
+
+def _print_audit(results: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    # As text: brackets in the name of a run or a file are no markup.
+    title = Text(f"audit of {results['run']} on {results['data']}, {results['split']}")
+    table = Table(title=title, title_justify="left")
+    for column in ("check", "", "what was seen"):
+        table.add_column(column)
+    for found in results["checks"]:
+        verdict = Text("passed", "green") if found["passed"] else Text("FAILED", "red")
+        table.add_row(found["name"], verdict, Text(found["meaning"]))
+    Console().print(table)
+    print("the audit passed" if results["passed"] else "the audit FAILED: do not believe this model's figures")
+
+
+def _print_profile(results: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    steps, images, seconds = results["steps"], results["images"], results["profile"]
+    total = sum(seconds.values())
+    title = f"{steps} steps, {images:,} images, {images / total:.1f} images a second"
+    table = Table(title=title, title_justify="left")
+    for column in ("where the time goes", "ms a step", "share"):
+        table.add_column(column, justify="left" if column.startswith("where") else "right")
+    for kind, took in sorted(seconds.items(), key=lambda item: -item[1]):
+        table.add_row(kind, f"{1000 * took / steps:.1f}", f"{100 * took / total:.1f} %")
+    Console().print(table)
+    if results["loading"]:
+        told = ", ".join(f"{kind} {1000 * took / steps:.1f} ms" for kind, took in results["loading"].items())
+        print(f"in the loader, beside it where there are workers: {told} a step")
+    print(f"before the first step: tokenise {results['tokenise']:.2f} s, once")
+
+
+def print_index_report(index: str, report: Report) -> None:
+    """How the files that were found add up, and what to do next; files that were not decoded on standard error."""
+    from clipvisionalign.search.files import printable
+    from clipvisionalign.search.index import read_broken
+
+    captions = f"; {report.captions:,} captions" if report.captions else ""
+    kept = f", {report.kept:,} kept whose files cannot be read" if report.kept else ""
+    print(
+        f"{index}: {report.there:,} pictures: {report.encoded:,} encoded, {report.unchanged:,} unchanged, "
+        f"{report.moved:,} moved, {report.dropped:,} dropped{kept}; "
+        f"{report.broken:,} files could not be decoded{captions}"
+    )
+    print(report.sum())
+    for line in report.not_taken.lines():
+        print(f"  {printable(line)}")
+    if report.unlisted:
+        print(f"{len(report.unlisted):,} folders could not be listed")
+    if report.data_set:
+        print("data set: {rows:,} rows = {read:,} read + {left_out:,} left out".format(**report.data_set))
+    if report.metadata:
+        print("metadata: {matched:,} of {rows:,} rows matched, {listed:,} listed".format(**report.metadata))
+    for entry in read_broken(index)[:5]:
+        say(f"not decoded: {printable(entry['path'])}: {printable(entry['reason'].removeprefix(entry['path'] + ': '))}")
+    if report.broken > 5:
+        say(f"and {report.broken - 5:,} more, in {index}/broken.jsonl")
+    print(f'next: {PROGRAM} search {index} "a dog on the grass"')
+
+
+def _print_found(words: str, minus: list[str], found: list[Any], thumbnails: dict[int, bytes]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from clipvisionalign.search.files import printable
+
+    without = f", without {', '.join(minus)}" if minus else ""
+    # Text, not markup: a path may have brackets.
+    table = Table(title=Text(printable(f"{words}{without}")), title_justify="left")
+    pairs = any(each.pair_score is not None for each in found)
+    metadata = list(found[0].metadata) if found else []
+    previews = ["picture"] if thumbnails else []
+    for column in ("", *previews, "path", "cosine", *(["pair score"] if pairs else []), "pixels", *metadata):
+        table.add_column(column, justify="left" if column == "path" else "right", overflow="fold")
+    for place, each in enumerate(found, 1):
+        picture = [_preview(thumbnails[each.id])] if previews else []
+        pair = [] if not pairs else ["" if each.pair_score is None else f"{each.pair_score:.3f}"]
+        more = [Text(printable(_as_written(value))) for value in each.metadata.values()]
+        size = f"{each.width} x {each.height}"
+        table.add_row(str(place), *picture, Text(printable(each.path)), f"{each.score:.3f}", *pair, size, *more)
+    Console().print(table)
+
+
+def _as_written(value: int | float | str | None) -> str:
+    """A value of the metadata with all of its digits."""
+    if isinstance(value, float):
+        return repr(value).removesuffix(".0")
+    return "" if value is None else str(value)
+
+
+def _preview(thumbnail: bytes) -> Any:
+    """A picture as the terminal can show it: by its own protocol (Kitty, Sixel), or by coloured halves of letters."""
+    from io import BytesIO
+
+    from PIL import Image as PillowImage
+    from textual_image.renderable import Image
+
+    return Image(PillowImage.open(BytesIO(thumbnail)), width=24, height="auto")
+
+
+def _write_paths(searcher: Any, numbers: list[int], end: bytes) -> None:
+    """Where the pictures are, in the bytes that the system has for it."""
+    raws = searcher.values(numbers, "raw")
+    # A URL's names are UTF-8; those of this machine are whatever bytes the system has.
+    sys.stdout.flush()
+    for number in numbers:
+        sys.stdout.buffer.write(os.fsencode(f"{searcher.place}/") + raws[number] + end)
+    sys.stdout.buffer.flush()

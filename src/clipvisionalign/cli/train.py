@@ -1,0 +1,123 @@
+"""The command train: settings from files and flags to a run folder."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import is_dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from clipvisionalign.cli.output import _print_figures, _print_profile, _speaks, say
+from clipvisionalign.cli.parser import OFFLINE, OFFLINE_HELP, PROGRAM
+
+
+def train(arguments: list[str]) -> int:
+    from clipvisionalign.training.recipes import recipe_file
+    from clipvisionalign.training.train import RunConfig, resume
+    from clipvisionalign.training.train import train as train_run
+
+    parser = train_parser()
+    _refuse_clocks(arguments, _numbers(RunConfig()))
+    # `train DATA` and `train --data DATA` are the same.
+    if arguments and not arguments[0].startswith("-"):
+        arguments = ["--data", *arguments]
+    arguments = _in_order(arguments, recipe_file)
+    given = parser.parse_args(arguments)
+    settings = parser.instantiate_classes(given).as_dict()
+    if settings.pop("recipe") is not None:
+        raise ValueError("a file of settings names no 'recipe': give --recipe on the command line")
+    if settings.pop("offline") and OFFLINE not in arguments:
+        raise ValueError(f"'offline' in a file of settings comes too late: give {OFFLINE}, or set HF_HUB_OFFLINE=1")
+    settings.pop("config", None)
+    stopped = settings.pop("resume")
+    if stopped is not None and len([each for each in arguments if each != OFFLINE]) > 2:
+        raise ValueError(f"--resume {stopped} goes on with the settings of that run; it takes no others")
+    if settings["profile"]:
+        with tempfile.TemporaryDirectory() as folder:
+            settings |= {"out": str(Path(folder) / "profile"), "overwrite": False}
+            found = train_run(RunConfig(**settings), say)
+        if _speaks():
+            _print_profile(found)
+        return 0
+    results = resume(stopped, say) if stopped is not None else train_run(RunConfig(**settings), say)
+    if not _speaks():
+        return 0
+    _print_figures(results)
+    if "chosen" in results:
+        print(f"{results['chosen']['figures']} (results.json, 'chosen')")
+    print(f"the run is in {results['run']}; next: {PROGRAM} audit {results['run']}")
+    return 0
+
+
+def train_parser() -> Any:
+    """What reads the settings of a run: from files (--config) and flags."""
+    import yaml
+    from jsonargparse import ArgumentParser, set_loader
+
+    from clipvisionalign.plain_yaml import load_settings
+    from clipvisionalign.training.recipes import recipes
+    from clipvisionalign.training.train import RunConfig
+
+    known = "; ".join(f"{name}: {words}" for name, words in recipes().items())
+    set_loader("plain_yaml", partial(load_settings, numbers=_numbers(RunConfig())), (yaml.YAMLError,))
+    parser = ArgumentParser(
+        parser_mode="plain_yaml",
+        prog=f"{PROGRAM} train",
+        usage=f"{PROGRAM} train DATA --out RUN [settings]\n       {PROGRAM} train DATA --recipe NAME [settings]\n"
+        f"       {PROGRAM} train --resume RUN",
+        description="Train an aligner and leave a complete run folder. Settings come from a recipe (--recipe), from a "
+        "YAML file (--config) and from flags, the latter of these counting more; the run folder's own config.yaml "
+        "repeats a run. A run that was stopped, by Ctrl-C, a kill or a full disk, goes on with --resume and ends as "
+        "if nothing had been.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--recipe", help=f"settings by name. {known}")
+    parser.add_argument("--config", action="config", help="YAML file with any of the settings below")
+    parser.add_argument(OFFLINE, action="store_true", help=OFFLINE_HELP)
+    parser.add_class_arguments(RunConfig, as_group=False)
+    parser.add_argument("--resume", help="a run that was stopped: goes on from its last checkpoint, as it was set")
+    return parser
+
+
+def _numbers(settings: Any, prefix: str = "") -> list[str]:
+    """The settings that are numbers, by their names with dots."""
+    found = []
+    for name, value in vars(settings).items():
+        if is_dataclass(value):
+            found += _numbers(value, f"{prefix}{name}.")
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            found.append(f"{prefix}{name}")
+    return found
+
+
+def _refuse_clocks(arguments: list[str], numbers: list[str]) -> None:
+    """Raises ValueError for flags such as --batch 1:30, which jsonargparse would read as YAML 1.1 does: as 90."""
+    from clipvisionalign.plain_yaml import is_clock
+
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        flag, equals, value = argument.partition("=")
+        value = value if equals else following
+        if flag.removeprefix("--") in numbers and is_clock(value):
+            raise ValueError(f"{flag}: {value} is no number")
+
+
+def _in_order(arguments: list[str], recipe_file: Callable[[str], Path]) -> list[str]:
+    """A recipe as the first file of settings, then the files given, then the flags: what stands later counts more."""
+    recipes: list[str] = []
+    files: list[str] = []
+    flags: list[str] = []
+    left = list(arguments)
+    while left:
+        flag, equals, value = left.pop(0).partition("=")
+        if flag not in ("--recipe", "--config"):
+            flags.append(f"{flag}{equals}{value}")
+            continue
+        if not equals:
+            if not left:
+                raise ValueError(f"{flag}: {'the name of a recipe' if flag == '--recipe' else 'a file'} should follow")
+            value = left.pop(0)
+        (recipes if flag == "--recipe" else files).append(value)
+    found = [str(recipe_file(name)) for name in recipes]
+    return [part for path in [*found, *files] for part in ("--config", path)] + flags
