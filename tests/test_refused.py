@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from contextlib import suppress
 from dataclasses import asdict, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +15,19 @@ import pytest
 import yaml
 from made_reports import made_report
 from PIL import Image
+from test_study import edit_captions
 
 from clipvisionalign.cli import COMMANDS, main
 from clipvisionalign.data.captioned import DataError
+from clipvisionalign.data.formats import read_captioned_images
+from clipvisionalign.data.of_run import recognised
+from clipvisionalign.data.splits import SPLIT_RULE
 from clipvisionalign.study import run as study_run
+from clipvisionalign.study.cells import recorded_layout
 from clipvisionalign.study.plan import Budget, Drawing, Plan, Variant, cells_of
 from clipvisionalign.study.probe import Probe
 from clipvisionalign.study.run import Subject, plan_ahead, plan_text, run_study
+from clipvisionalign.training.training_data import _as_read
 
 
 def contents(folder: Path) -> dict[str, bytes | None]:
@@ -235,6 +243,50 @@ def test_a_plan_that_leaves_out_what_a_study_has_changes_nothing_of_it(tmp_path,
     more = {**plan.variants, "sparse": Variant()}
     with pytest.raises(Reached):
         run_study(replace(plan, variants=more, seeds=[0, 1, 2]), out, silent)
+
+
+@pytest.fixture
+def finished(tmp_path, scenes_folder, quick) -> Plan:
+    """The plan of a study in `out` whose runs have come to their end, with a record of their data."""
+    data, out = tmp_path / "data", tmp_path / "out"
+    shutil.copytree(scenes_folder, data)
+    plan = replace(SCENES, data=str(data), scenes=0, drawing=Drawing())
+    begun(plan, out)
+    read = read_captioned_images(data)
+    about = {"source": str(data), "layout": read.layout, "split_rule": SPLIT_RULE, "as_read": _as_read(read, read)}
+    for cell in cells_of(plan, out):
+        (cell.folder / "data.json").write_text(json.dumps(about))
+        (cell.folder / "results.json").write_text("{}")
+    return plan
+
+
+def test_data_that_changed_since_runs_were_trained_is_refused_whether_asked_about_or_carried_out(tmp_path, finished):
+    for call in (run_study, plan_ahead):
+        with suppress(Reached):
+            call(finished, tmp_path / "out", silent)
+    edit_captions(tmp_path / "data", "train")
+    before = contents(tmp_path)
+    more = replace(finished, variants={**finished.variants, "sparse": Variant()})
+    for plan, call in product((finished, more), (run_study, plan_ahead)):
+        with pytest.raises(DataError, match="no longer the data that it was trained on: train has other captions"):
+            call(plan, tmp_path / "out", silent)
+        assert contents(tmp_path) == before
+
+
+def test_a_study_reads_its_data_as_its_runs_did_whatever_lies_beside_it_later(tmp_path, finished):
+    rows = read_captioned_images(finished.data).rows
+    told = [{"filename": row.name, "split": "train" if n % 2 else "val", "sentences": [{"raw": "a dog"}]}
+            for n, row in enumerate(rows)]  # fmt: skip
+    (tmp_path / "data" / "dataset.json").write_text(json.dumps({"images": told}))
+    assert recognised(finished.data) == "karpathy"
+    for call in (run_study, plan_ahead):
+        said: list[str] = []
+        with suppress(Reached):
+            call(finished, tmp_path / "out", said.append)
+        assert any(f"is read as '{recorded_layout(tmp_path / 'out/cells/self-0')}'" in line for line in said)
+    # And once that is gone again.
+    (tmp_path / "data" / "dataset.json").unlink()
+    assert plan_ahead(finished, tmp_path / "out", silent)
 
 
 def test_a_mistaken_budget_is_refused_and_the_right_one_is_still_taken(quick, tmp_path, scenes_folder):

@@ -130,7 +130,7 @@ def differs_from_run(run: str | Path, data: CaptionedImages, split: str = "") ->
         found.append(f"{place} is read as '{data.layout}'; the run was trained on it as '{layout}'")
     if not split:
         return found
-    if not is_home and data.layout == layout and data.layout != (own := _recognised(place)):
+    if not is_home and data.layout == layout and data.layout != (own := recognised(place)):
         found.append(f"{place} is read as '{layout}', as the run's data was; by itself it is taken for '{own}'")
     identity = about.get("identity", "auto")
     if data.identity != identity:
@@ -150,7 +150,7 @@ def differs_from_run(run: str | Path, data: CaptionedImages, split: str = "") ->
     return found
 
 
-def _recognised(place: str) -> str:
+def recognised(place: str) -> str:
     """The layout that a data set is taken for, "" where it is none."""
     try:
         return layout_of(place).name

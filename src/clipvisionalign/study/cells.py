@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from clipvisionalign.batch import CutCaptions
 from clipvisionalign.data.captioned import CaptionedImages
 from clipvisionalign.data.fingerprint import changed, data_contents, hash_of, hash_of_file, run_contents
 from clipvisionalign.data.minimal_pairs import MinimalPair
+from clipvisionalign.data.of_run import about_data
 from clipvisionalign.files import written_aside
 from clipvisionalign.models.aligner import Aligner, Remembered, config_from_dict, load_aligner, pin_towers
 from clipvisionalign.models.tokens import open_tokenizer
@@ -108,6 +110,9 @@ def refuse_other(cell: Cell) -> None:
         if not asked[name].revision or not taken[name].revision
     }
     there = replace(there, model=replace(there.model, **same))
+    # One that left its layout open has recorded which one it was.
+    if "auto" in (layouts := {there.layout, cell.config.layout}) and layouts <= {"auto", recorded_layout(cell.folder)}:
+        there = replace(there, layout=cell.config.layout)
     if _as_it_lies(there, begun_in(cell.folder)) != _as_it_lies(cell.config, Path.cwd()):
         raise FileExistsError(f"{cell.folder}: a run with other settings is there; give another --out, or remove it")
     if cell.config.init and (Path(cell.config.init) / "results.json").is_file():
@@ -163,6 +168,27 @@ def refuse_other_base(cell: Cell, say: Say = lambda line: None) -> None:
             f"{cell.folder}: stands on other weights than {base} has now, which was trained anew since; remove "
             f"{cell.folder}, to train it anew too, or give another --out"
         )
+
+
+def recorded_layout(run: Path) -> str:
+    """The layout that a run's data set was read in; "" where that is not recorded."""
+    try:
+        return str(about_data(run).get("layout", ""))
+    except ValueError:
+        return ""
+
+
+def refuse_changed_data(cells: Sequence[Cell]) -> None:
+    """Raises DataError where finished cells were trained on other data than lies there now: figures of both would stand
+    beside each other. Of those that recorded the same, one is compared; what cannot be compared is told of when its
+    turn comes (`train_cell`)."""
+    finished: dict[str, Cell] = {}
+    for cell in cells:
+        if (cell.folder / "results.json").is_file():
+            with suppress(ValueError):
+                finished.setdefault(json.dumps(about_data(cell.folder).get("as_read")), cell)
+    for cell in finished.values():
+        refuse_changed(cell.folder, cell.config, lambda line: None, ("train",))
 
 
 def train_cell(cell: Cell, say: Say, remembered: dict[str, Remembered] | None = None) -> None:

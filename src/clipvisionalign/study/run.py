@@ -22,6 +22,7 @@ from clipvisionalign.data.check import check
 from clipvisionalign.data.fingerprint import data_contents, run_contents
 from clipvisionalign.data.formats import read_captioned_images
 from clipvisionalign.data.minimal_pairs import MinimalPair, drawn_together, minimal_pairs_of, read_minimal_pairs
+from clipvisionalign.data.of_run import is_data_of_run, recognised
 from clipvisionalign.data.scenes import is_drawn, random_scenes, read_scenes, write_scenes
 from clipvisionalign.data.splits import SPLIT_RULE, how_to_share_out, split_file_of
 from clipvisionalign.files import PART, Held, held, remove, remove_empty, written_aside
@@ -37,6 +38,8 @@ from clipvisionalign.study.cells import (
     measure_cell,
     ranks_of,
     read_json,
+    recorded_layout,
+    refuse_changed_data,
     refuse_other,
     reusable,
     settings_hash,
@@ -118,6 +121,7 @@ def _carried_out(plan: Plan, study: Path, say: Say, more: Callable[[dict[str, An
         part = data.split(plan.split)
         subject = Subject(plan, study, data, part, _minimal_pairs(plan, part), _overlap(data))
         check_possible(subject)
+        refuse_changed_data(cells_of(plan, study))
         steps = _steps(plan, cells_of(plan, study), study, part, say)
         cells = with_commits(cells_of(plan, study, steps), study, say)
         # From here on it is this plan's study.
@@ -174,7 +178,7 @@ def report_of_study(out: str | Path, say: Say = print) -> dict[str, Any]:
     # One that names no measurements is an earlier version's, or a published one, which has none beside it.
     if before is not None and before.get("made_from", "") == made_from(study):
         return before
-    plan = read_kept_plan(study / PLAN)
+    plan = _in_recorded_layout(read_kept_plan(study / PLAN), study, say)
     source = Path(data_of(plan, study))
     if not source.exists():
         if before is None:
@@ -432,6 +436,7 @@ def plan_ahead(plan: Plan, out: str | Path, say: Say = print) -> dict[str, float
         part = data.split(plan.split)
         check_possible(Subject(plan, study, data, part, _minimal_pairs(plan, part), _overlap(data)))
         cells = cells_of(plan, study)
+        refuse_changed_data(cells)
         known = _known_steps(plan, cells, study)
         for cell in cells_of(plan, study, known):
             if plan.budget.same == "pictures" or cell.variant in known:
@@ -459,7 +464,23 @@ def _checked(plan: Plan, study: Path, say: Say) -> Plan:
     _refuse_leaving_out(plan, study)
     if plan.budget.same == "seconds" and (idle := _idle_settings(plan)):
         say(f"no effect of {', '.join(idle)}: every variant trains for {plan.budget.seconds:g} seconds")
-    return plan
+    return _in_recorded_layout(plan, study, say)
+
+
+def _in_recorded_layout(plan: Plan, study: Path, say: Say) -> Plan:
+    """A plan that leaves the layout open, with the one that the study's own runs read the data set in, where that is
+    taken for another by now: which is said. Not for a budget of seconds, whose steps are kept by all settings, nor
+    where dev is of another data set, which has a layout of its own."""
+    if plan.layout != "auto" or not plan.data or plan.budget.same == "seconds" or plan.settings.get("dev_data"):
+        return plan
+    runs = [cell_folder(study, name, seed) for seed in plan.seeds for name in plan.variants]
+    recorded = {layout for run in runs if (layout := recorded_layout(run)) and is_data_of_run(run, plan.data)}
+    now = recognised(plan.data)
+    if len(recorded) != 1 or not now or now in recorded:
+        return plan
+    (layout,) = recorded
+    say(f"{plan.data} is read as '{layout}', as the study's runs were; by itself it is taken for '{now}'")
+    return replace(plan, layout=layout)
 
 
 def _refuse_leaving_out(plan: Plan, study: Path) -> None:
