@@ -23,11 +23,15 @@ from clipvisionalign.data.captioned import DataError
 from clipvisionalign.data.scenes import write_scenes
 from clipvisionalign.data.streams import write_shards
 from clipvisionalign.models.aligner import config_from_dict
+from clipvisionalign.training import run_folder
 from clipvisionalign.training import train as training
+from clipvisionalign.training.config import RunConfig
+from clipvisionalign.training.dev import DevGallery
 from clipvisionalign.training.fine_tuning import LoraConfig
 from clipvisionalign.training.losses import LossConfig
 from clipvisionalign.training.processes import whole
-from clipvisionalign.training.train import RunConfig, resume, train
+from clipvisionalign.training.state import Whole
+from clipvisionalign.training.train import resume, train
 
 TRAIN, DEV, BATCH, EPOCHS = 22, 12, 8, 2
 
@@ -370,11 +374,11 @@ def killable(config: dict[str, Any], marks: str) -> None:
         setattr(owner, name, call)
 
     marked(training, "take_step", "training")
-    marked(training.Whole, "save", "saving a checkpoint", "training")
-    marked(training.DevGallery, "measure", "measuring an epoch", "training")
+    marked(Whole, "save", "saving a checkpoint", "training")
+    marked(DevGallery, "measure", "measuring an epoch", "training")
     marked(training, "_keep_models", "saving a model", "training")
     marked(training, "measure", "measuring the saved model")
-    marked(training, "remove_unfinished", "tidying up")
+    marked(run_folder, "remove_unfinished", "tidying up")
     mark("starting")
     if (Path(settings.out) / "config.yaml").is_file():
         resume(settings.out, lambda line: None)

@@ -130,7 +130,7 @@ def tiny_model(text_folder: Path):
 @pytest.fixture(scope="module")
 def tiny_settings(tmp_path_factory, scenes_folder: Path, tiny_model):
     """Makes what makes settings: of tiny runs into one folder of the module's, whose features are shared."""
-    from clipvisionalign.training.train import RunConfig
+    from clipvisionalign.training.config import RunConfig
 
     folder = tmp_path_factory.mktemp("runs")
 
@@ -164,7 +164,8 @@ def made_once(tmp_path_factory: pytest.TempPathFactory, name: str) -> Iterator[t
 @pytest.fixture(scope="session")
 def tiny_runs(tmp_path_factory: pytest.TempPathFactory, scenes_folder: Path, tiny_model) -> dict[str, Path]:
     """A trained run of each design, trained once; each process of the tests has copies, into which tests may write."""
-    from clipvisionalign.training.train import RunConfig, train
+    from clipvisionalign.training.config import RunConfig
+    from clipvisionalign.training.train import train
 
     designs = ("self", "sparse", "late", "cross")
     with made_once(tmp_path_factory, "tiny-runs") as (folder, there):

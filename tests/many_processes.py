@@ -54,7 +54,8 @@ def gradients(given: dict) -> None:
 def train(given: dict) -> None:
     """A run with these settings; or the one in given["resume"] goes on."""
     from clipvisionalign.models.aligner import config_from_dict
-    from clipvisionalign.training.train import RunConfig, resume
+    from clipvisionalign.training.config import RunConfig
+    from clipvisionalign.training.train import resume
     from clipvisionalign.training.train import train as train_run
 
     if "resume" in given:
@@ -71,6 +72,7 @@ def stop(given: dict) -> None:
 
     from clipvisionalign.models.aligner import config_from_dict
     from clipvisionalign.training import train as training
+    from clipvisionalign.training.config import RunConfig
 
     after, none, rank, taken = given.pop("after"), given.pop("none", 0), given.pop("rank", 0), 0
     take_step = training.take_step
@@ -84,7 +86,7 @@ def stop(given: dict) -> None:
 
     training.take_step = counted
     try:
-        training.train(config_from_dict(training.RunConfig, given))
+        training.train(config_from_dict(RunConfig, given))
     except KeyboardInterrupt:
         return
 
@@ -94,6 +96,7 @@ def trouble(given: dict) -> None:
     checkpoints between its second and its fourth step."""
     from clipvisionalign.models.aligner import config_from_dict
     from clipvisionalign.training import train as training
+    from clipvisionalign.training.config import RunConfig
 
     gone, taken, lift = given.pop("gone", None), 0, None
     take_step = training.take_step
@@ -110,7 +113,7 @@ def trouble(given: dict) -> None:
         return take_step(*arguments)
 
     training.take_step = counted
-    training.train(config_from_dict(training.RunConfig, given))
+    training.train(config_from_dict(RunConfig, given))
 
 
 def shards(given: dict) -> None:
@@ -220,8 +223,8 @@ def differing(given: dict) -> None:
     import os
     from datetime import timedelta
 
+    from clipvisionalign.training.config import RunConfig
     from clipvisionalign.training.processes import Processes
-    from clipvisionalign.training.train import RunConfig
     from clipvisionalign.training.training_data import open_data
 
     torch.distributed.init_process_group("gloo", timeout=timedelta(seconds=10))

@@ -276,7 +276,8 @@ def test_wrong_words_on_the_command_line(scenes_folder, flags, capsys):
 
 
 def test_run_folder_is_not_overwritten_unasked(tmp_path, scenes_folder, tiny_model):
-    from clipvisionalign.training.train import RunConfig, train
+    from clipvisionalign.training.config import RunConfig
+    from clipvisionalign.training.train import train
 
     config = RunConfig(data=str(scenes_folder), out=str(tmp_path / "run"), model=tiny_model())
     write(tmp_path / "run" / "thesis.txt", "three years of work")

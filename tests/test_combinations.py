@@ -55,7 +55,8 @@ from clipvisionalign.data.formats import is_stream
 from clipvisionalign.data.formats.shards import stream_split
 from clipvisionalign.models.aligner import Aligner, load_aligner
 from clipvisionalign.retrieval import evaluate
-from clipvisionalign.training.train import RunConfig, seed_everything
+from clipvisionalign.training.build import seed_everything
+from clipvisionalign.training.config import RunConfig
 
 
 def test_the_array_holds_every_pair_of_values_in_one_process_and_in_two():

@@ -96,7 +96,8 @@ def test_evaluate_prints_json_alone_under_the_documented_keys(tiny_runs, design,
 
 
 def test_figures_of_training_images_say_that_they_are(tiny_runs, scenes_folder, tmp_path, tiny_model, capsys):
-    from clipvisionalign.training.train import RunConfig, train
+    from clipvisionalign.training.config import RunConfig
+    from clipvisionalign.training.train import train
 
     def note(run: Path, *more: str) -> str | None:
         assert main(["evaluate", str(run), "--json", *more]) == 0

@@ -19,6 +19,7 @@ from clipvisionalign.retrieval import evaluate
 from clipvisionalign.retrieval.metrics import metrics_of_ranks
 from clipvisionalign.retrieval.ranks import PartnerRanks
 from clipvisionalign.training import train as training
+from clipvisionalign.training.config import RunConfig
 from clipvisionalign.training.cross_fit import (
     HALF_MODELS,
     BestEpoch,
@@ -35,6 +36,7 @@ from clipvisionalign.training.dev import DevFigures, DevGallery, dealt_alike
 from clipvisionalign.training.halves import halves_of
 from clipvisionalign.training.losses import LossConfig, PairLoss
 from clipvisionalign.training.processes import Processes
+from clipvisionalign.training.state import Place, Whole
 
 
 def images(rows: list[tuple[str, tuple[str, ...], str | None]]) -> CaptionedImages:
@@ -265,8 +267,8 @@ def test_halves_that_choose_other_epochs_are_measured_with_those_and_after_a_sto
     monkeypatch.setattr(DevGallery, "measure", measured)
     monkeypatch.setattr(DevFigures, "scores", planted)
 
-    def config(name: str) -> training.RunConfig:
-        return training.RunConfig(
+    def config(name: str) -> RunConfig:
+        return RunConfig(
             data=str(scenes_folder), out=str(tmp_path / name), model=tiny_model(design), epochs=3, batch=32, best_by=best_by,
             augment="none", precision="float32", cache=str(tmp_path / "cache"), trackers="", checkpoint_minutes=0.0,
         )  # fmt: skip
@@ -304,7 +306,7 @@ def test_halves_that_choose_other_epochs_are_measured_with_those_and_after_a_sto
         patched.setattr(training, "take_step", stops)
         with pytest.raises(KeyboardInterrupt):
             training.train(config("cut"), said.append)
-    saved = training.Whole.save
+    saved = Whole.save
 
     def no_checkpoint(self, *arguments):
         if self_epoch(arguments) > 1 and (tmp_path / "cut" / HALF_MODELS).exists():
@@ -315,7 +317,7 @@ def test_halves_that_choose_other_epochs_are_measured_with_those_and_after_a_sto
         return arguments[2]["place"]["epoch"]
 
     with monkeypatch.context() as patched:
-        patched.setattr(training.Whole, "save", no_checkpoint)
+        patched.setattr(Whole, "save", no_checkpoint)
         with pytest.raises(KeyboardInterrupt):
             training.resume(tmp_path / "cut", said.append)
     training.resume(tmp_path / "cut", said.append)
@@ -378,7 +380,7 @@ def test_a_dev_split_too_small_to_be_halved_is_said_to_be_in_sample(tmp_path, sc
     few = write_scenes(tmp_path / "few", 24, seed=2, size=64)
     assert 2 <= len(read_captioned_images(few).split("dev")) < 4
     said: list[str] = []
-    config = training.RunConfig(
+    config = RunConfig(
         data=str(scenes_folder), dev_data=str(few), out=str(tmp_path / "run"), model=tiny_model("late"), epochs=1, batch=32,
         augment="none", precision="float32", cache=str(tmp_path / "cache"), trackers="",
     )  # fmt: skip
@@ -398,13 +400,13 @@ def test_a_dev_split_too_small_to_be_halved_is_said_to_be_in_sample(tmp_path, sc
 
 
 def test_a_checkpoint_from_before_dev_was_halved_is_gone_on_with():
-    where = training.Place.of({"step": 9, "epoch": 3, "best": 250.0, "best_epoch": 2}, "rsum")
+    where = Place.of({"step": 9, "epoch": 3, "best": 250.0, "best_epoch": 2}, "rsum")
     assert (where.best_epoch, where.best, len(where.chosen)) == (2, 250.0, 1)
     blank = np.zeros((1, 1))
     figures = DevFigures(
         SimpleNamespace(rsum=SimpleNamespace(value=240.0)), 1.0, 0.5, [1.0, 2.0], [1.0, 1.0], blank, blank
     )
-    where.choose(figures, training.RunConfig())
+    where.choose(figures, RunConfig())
     assert [each.epoch for each in where.chosen] == [2, 3, 3]
 
 

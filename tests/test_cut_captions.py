@@ -79,7 +79,8 @@ def test_check_counts_them_for_any_tokenizer(long_captions, text_folder, capsys)
 
 
 def test_a_training_tells_and_records_them_and_check_knows_the_run(long_captions, tmp_path, tiny_model, capsys):
-    from clipvisionalign.training.train import RunConfig, train
+    from clipvisionalign.training.config import RunConfig
+    from clipvisionalign.training.train import train
 
     model = tiny_model("self")
     model.text_tower.max_tokens = 16
@@ -100,7 +101,8 @@ def test_a_training_tells_and_records_them_and_check_knows_the_run(long_captions
 
 def test_a_streams_captions_are_counted_as_they_pass(long_captions, tmp_path, tiny_model):
     pytest.importorskip("webdataset")
-    from clipvisionalign.training.train import RunConfig, train
+    from clipvisionalign.training.config import RunConfig
+    from clipvisionalign.training.train import train
 
     assert main(["shards", str(long_captions), str(tmp_path / "shards"), "--per-shard", "10"]) == 0
     model = tiny_model("self")

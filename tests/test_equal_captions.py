@@ -340,7 +340,8 @@ def classes(tmp_path_factory) -> Path:
 
 
 def test_a_run_records_its_identity_and_the_commands_follow(classes, tmp_path, tiny_model, capsys):
-    from clipvisionalign.training.train import RunConfig, train
+    from clipvisionalign.training.config import RunConfig
+    from clipvisionalign.training.train import train
 
     assert main(["check", str(classes), "--quick"]) == 0
     told = capsys.readouterr().out

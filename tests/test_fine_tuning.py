@@ -11,6 +11,7 @@ from tolerance import assert_as_exact, assert_same, in_float64, unit_roundoff
 
 from clipvisionalign import load_aligner, read_captioned_images
 from clipvisionalign.models.aligner import Aligner
+from clipvisionalign.training.config import RunConfig
 from clipvisionalign.training.fine_tuning import (
     LAYER,
     LoraConfig,
@@ -24,7 +25,7 @@ from clipvisionalign.training.fine_tuning import (
     text_depths,
 )
 from clipvisionalign.training.records import flat, usable_trackers
-from clipvisionalign.training.train import RunConfig, train
+from clipvisionalign.training.train import train
 
 
 def settings(data: Path, out: Path, model, **more) -> RunConfig:
@@ -77,7 +78,7 @@ def test_a_run_with_adapters_leaves_an_aligner_like_any_other(tmp_path, scenes_f
     train(config, say=said.append)
     aligner = load_aligner(tmp_path / "run")
     assert not any("lora" in name for name in aligner.state_dict())
-    from clipvisionalign.training.train import seed_everything
+    from clipvisionalign.training.build import seed_everything
 
     seed_everything(0)
     start = Aligner(tiny_model()).state_dict()

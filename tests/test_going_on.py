@@ -16,10 +16,12 @@ import torch
 from safetensors.torch import load_file
 
 from clipvisionalign.data.captioned import DataError
+from clipvisionalign.training import run_folder, training_data
 from clipvisionalign.training import train as training
-from clipvisionalign.training import training_data
+from clipvisionalign.training.config import RunConfig
+from clipvisionalign.training.dev import DevGallery
 from clipvisionalign.training.fine_tuning import LoraConfig
-from clipvisionalign.training.train import RunConfig, resume, train
+from clipvisionalign.training.train import resume, train
 
 
 class CutOffError(Exception):
@@ -30,8 +32,10 @@ def silent(line: str) -> None:
     """Says nothing."""
 
 
-def cut_off(config: RunConfig, monkeypatch, what: str = "take_step", before: int = 4, owner=training) -> None:
+def cut_off(config: RunConfig, monkeypatch, what: str = "take_step", before: int = 4, owner=None) -> None:
     """A run that ends as by a kill before the call number `before` of something."""
+    if owner is None:
+        owner = run_folder if hasattr(run_folder, what) else training
     real, calls = getattr(owner, what), 0
 
     def counted(*arguments, **more):
@@ -111,7 +115,7 @@ def test_cut_off_at_the_end_of_an_epoch_the_averaged_batch_norms_are_those_that_
     train(config, silent)
     stopped = replace(config, out=f"{config.out} stopped")
     # After the last step of the first epoch, before its dev figures.
-    cut_off(stopped, monkeypatch, "measure", 1, training.DevGallery)
+    cut_off(stopped, monkeypatch, "measure", 1, DevGallery)
     resume(stopped.out, silent)
     assert_same(stopped.out, config.out)
     means = [tensor for name, tensor in weights(stopped.out).items() if name.endswith("running_mean")]

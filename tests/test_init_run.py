@@ -18,7 +18,7 @@ from test_going_on import cut_off, silent
 from clipvisionalign.cli import main
 from clipvisionalign.images import PictureInput
 from clipvisionalign.models.aligner import Aligner
-from clipvisionalign.training import train as training
+from clipvisionalign.training.build import _build
 from clipvisionalign.training.train import resume, train
 
 
@@ -118,7 +118,7 @@ def test_what_is_drawn_after_it_is_drawn_as_without_it(settings, runs, monkeypat
 
     def built() -> dict[str, torch.Tensor]:
         torch.manual_seed(3)
-        return training._build(config, torch.device("cpu"), silent, begins=True).state_dict()
+        return _build(config, torch.device("cpu"), silent, begins=True).state_dict()
 
     first = built()
     monkeypatch.setattr("clipvisionalign.training.init_run.refuse_other_meaning", lambda *_: None)
@@ -139,7 +139,7 @@ def test_nothing_stays_as_it_was_drawn_at_random(settings, runs):
         config = settings("frozen", design, init=runs.get(base, ""), freeze=freeze, freeze_layers=some)
         there = load_file(Path(runs[base]) / "model.safetensors") if base else {}
         try:
-            aligner = training._build(config, torch.device("cpu"), silent, begins=True)
+            aligner = _build(config, torch.device("cpu"), silent, begins=True)
         except ValueError as error:
             # No such layer, or the way out.
             told = str(error)

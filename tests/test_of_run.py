@@ -18,7 +18,7 @@ from clipvisionalign.data.fingerprint import data_contents
 from clipvisionalign.data.formats import read_captioned_images
 from clipvisionalign.data.of_run import differs_from_run, read_data_of_run
 from clipvisionalign.models.aligner import Aligner, config_from_dict
-from clipvisionalign.training.train import RunConfig
+from clipvisionalign.training.config import RunConfig
 from clipvisionalign.training.training_data import refuse_changed
 
 IMAGES = 150

@@ -18,7 +18,8 @@ from clipvisionalign.cli.train import train_parser
 from clipvisionalign.study.cells import refuse_other
 from clipvisionalign.study.plan import DESIGNS, Plan, cells_of, read_plan, ready_plans
 from clipvisionalign.study.run import plan_text
-from clipvisionalign.training.train import RunConfig, _write_settings
+from clipvisionalign.training.config import RunConfig
+from clipvisionalign.training.run_folder import _write_settings
 
 #: A refusal: file, line, key, what is wrong.
 LINE = re.compile(r"(?P<file>.+?), line (?P<line>\d+): (?P<key>[^:]+(?:\[\d+\])?): (?P<told>.+)")

@@ -9,8 +9,9 @@ import pytest
 import yaml
 
 from clipvisionalign.data.captioned import DataError
-from clipvisionalign.training import train as training
-from clipvisionalign.training.train import RunConfig, resume, train
+from clipvisionalign.training.config import RunConfig
+from clipvisionalign.training.run_folder import WRITTEN
+from clipvisionalign.training.train import resume, train
 
 #: Settings that are refused, some of them only once the data is open and the towers are there.
 REFUSED = {
@@ -82,4 +83,4 @@ def test_what_a_run_does_not_write_stays_in_a_folder_that_is_resumed(config):
     assert contents("run/data") == own
     # What the run writes is its own from the first line on, and all of it is known by name.
     assert Path("run/metrics.jsonl").read_text().startswith('{"step": 1,')
-    assert {path.name for path in Path("run").iterdir()} <= {*training.WRITTEN, "config.yaml", "data"}
+    assert {path.name for path in Path("run").iterdir()} <= {*WRITTEN, "config.yaml", "data"}

@@ -22,8 +22,9 @@ from clipvisionalign.training.checkpoint import (
     restore_random_states,
     save_checkpoint,
 )
+from clipvisionalign.training.config import RunConfig
 from clipvisionalign.training.processes import Processes
-from clipvisionalign.training.train import RunConfig, resume, train
+from clipvisionalign.training.train import resume, train
 
 
 def settings(data: Path, out: Path, model, **more) -> RunConfig:
@@ -284,8 +285,9 @@ def test_other_data_other_settings_and_no_run_are_refused(tmp_path, scenes_folde
 def test_a_run_stopped_after_its_last_epoch_is_measured_and_ends(tmp_path, scenes_folder, tiny_model, monkeypatch):
     """Killed between the last checkpoint and results.json: nothing is left to train."""
     from clipvisionalign.training import train as training
+    from clipvisionalign.training.config import RunConfig
 
-    config = training.RunConfig(
+    config = RunConfig(
         data=str(scenes_folder), out=str(tmp_path / "run"), model=tiny_model("self"), epochs=1, batch=16, augment="none",
         precision="float32", cache=str(tmp_path / "cache"), trackers="",
     )  # fmt: skip

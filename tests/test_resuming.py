@@ -25,9 +25,11 @@ from clipvisionalign.data.captioned import DataError
 from clipvisionalign.files import held
 from clipvisionalign.training import train as training
 from clipvisionalign.training.checkpoint import last_checkpoint
+from clipvisionalign.training.config import RunConfig
 from clipvisionalign.training.cross_fit import BestEpoch
 from clipvisionalign.training.resuming import MAY_CHANGE, recorded, refuse_other_deal, refuse_other_settings
-from clipvisionalign.training.train import RunConfig, resume, train
+from clipvisionalign.training.run_folder import BEGUN, LOCK
+from clipvisionalign.training.train import resume, train
 
 settings = test_going_on.settings
 
@@ -193,7 +195,7 @@ def test_killed_before_the_first_step_it_is_resumed_as_it_was_begun(settings, tm
     cut_off(config, monkeypatch, what=what, before=1)
     monkeypatch.chdir(tmp_path)
     assert resume(config.out, silent)["steps"] == 3
-    assert not {training.BEGUN, training.LOCK} & {path.name for path in Path(config.out).iterdir()}
+    assert not {BEGUN, LOCK} & {path.name for path in Path(config.out).iterdir()}
 
 
 def test_what_was_killed_before_its_first_step_is_no_run_that_is_there_already(settings, tmp_path, monkeypatch):
@@ -256,7 +258,7 @@ def test_a_run_is_trained_by_one_process_at_a_time(settings, tmp_path, monkeypat
     config = settings("held", out=str(tmp_path / "run"))
     cut_off(config, monkeypatch)
     before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
-    lock = tmp_path / "run" / training.LOCK
+    lock = tmp_path / "run" / LOCK
     assert not lock.exists()
     process = Forked(holds, str(lock), out=tmp_path / "said")
     while not Path(f"{lock}.held").exists():

@@ -24,6 +24,8 @@ from clipvisionalign.models.image_tower import ImageTowerConfig
 from clipvisionalign.training import train as training
 from clipvisionalign.training.checkpoint import asked_to_stop, checkpoints_in, last_checkpoint
 from clipvisionalign.training.fine_tuning import WeightAverage
+from clipvisionalign.training.processes import Processes
+from clipvisionalign.training.state import Whole
 from clipvisionalign.training.train import resume, train
 
 settings = test_going_on.settings
@@ -204,7 +206,7 @@ def test_who_leaves_without_a_checkpoint_is_told_so(settings, tmp_path, monkeypa
     config = settings(f"full-{kept}")
     config.out = str(tmp_path / "run")
     steps, saves, said = 0, 0, []
-    take_step, save = training.take_step, training.Whole.save
+    take_step, save = training.take_step, Whole.save
 
     def counted(*arguments):
         nonlocal steps
@@ -221,7 +223,7 @@ def test_who_leaves_without_a_checkpoint_is_told_so(settings, tmp_path, monkeypa
         save(*arguments)
 
     monkeypatch.setattr(training, "take_step", counted)
-    monkeypatch.setattr(training.Whole, "save", full)
+    monkeypatch.setattr(Whole, "save", full)
     with pytest.raises(KeyboardInterrupt):
         train(config, said.append)
     assert len(checkpoints_in(tmp_path / "run")) == kept
@@ -242,7 +244,7 @@ def root_at_zero(images: torch.Tensor, captions: torch.Tensor, partners) -> torc
 def test_finite_losses_whose_gradients_are_not_finite_are_not_stepped_on(settings, tmp_path, monkeypatch):
     config = settings("gradients")
     config.out = str(tmp_path / "run")
-    clip, steps = training.Processes.clip, 0
+    clip, steps = Processes.clip, 0
 
     def spoilt(self, parameters, most):
         nonlocal steps
@@ -251,13 +253,13 @@ def test_finite_losses_whose_gradients_are_not_finite_are_not_stepped_on(setting
             parameters[0].grad.view(-1)[0] = float("nan")
         return clip(self, parameters, most)
 
-    monkeypatch.setattr(training.Processes, "clip", spoilt)
+    monkeypatch.setattr(Processes, "clip", spoilt)
     with pytest.raises(FloatingPointError, match=r"step 3: the gradients are not finite; .*of step 2, is in"):
         train(config, silent)
     state = last_checkpoint(tmp_path / "run", print)
     assert state["place"]["step"] == 2
     assert all(tensor.isfinite().all() for tensor in state["towers"].values() if tensor.is_floating_point())
-    monkeypatch.setattr(training.Processes, "clip", clip)
+    monkeypatch.setattr(Processes, "clip", clip)
     assert resume(config.out, silent)["steps"] == 6
 
 

@@ -207,9 +207,10 @@ def test_a_run_on_shards_goes_on_as_the_undisturbed_one(tmp_path, scenes_folder,
     from safetensors.torch import load_file
 
     from clipvisionalign.training import train as training
+    from clipvisionalign.training.config import RunConfig
 
     write_shards(read_captioned_images(scenes_folder), tmp_path / "shards", per_shard=10)
-    config = training.RunConfig(
+    config = RunConfig(
         data=str(tmp_path / "shards"), out=str(tmp_path / "whole"), model=tiny_model(), epochs=2, batch=16, freeze="image",
         precision="float32", workers=0, trackers="", cache=str(tmp_path / "cache"), chunk=chunk, checkpoint_minutes=0.0,
     )  # fmt: skip
@@ -243,6 +244,7 @@ def test_what_a_stream_counted_before_a_stop_counts_after_it(tmp_path, scenes_fo
     from test_going_on import cut_off
 
     from clipvisionalign.training import train as training
+    from clipvisionalign.training.config import RunConfig
 
     write_shards(read_captioned_images(scenes_folder), tmp_path / "shards", per_shard=200)
     shard = tmp_path / "shards" / "train-000000.tar"
@@ -252,10 +254,10 @@ def test_what_a_stream_counted_before_a_stop_counts_after_it(tmp_path, scenes_fo
         for number, (member, content) in enumerate(members):
             add(tar, member, content[:100] if number < 12 and not member.endswith(".json") else content)
 
-    def settings(name: str, epochs: int) -> training.RunConfig:
+    def settings(name: str, epochs: int) -> RunConfig:
         model = tiny_model()
         model.text_tower.max_tokens = 8
-        return training.RunConfig(
+        return RunConfig(
             data=str(shard.parent), out=str(tmp_path / name), model=model, epochs=epochs, batch=16, freeze="image",
             precision="float32", workers=0, cache=str(tmp_path / "cache"), augment="none", checkpoint_minutes=0.0, trackers="",
         )  # fmt: skip

@@ -18,7 +18,8 @@ from clipvisionalign.data.captioned import CaptionedImage
 from clipvisionalign.data.of_run import read_data_of_run
 from clipvisionalign.data.streams import write_shards
 from clipvisionalign.data.trained_on import TRAINED_ON, TrainedOn
-from clipvisionalign.training.train import RunConfig, train
+from clipvisionalign.training.config import RunConfig
+from clipvisionalign.training.train import train
 
 
 def figures(capsys, *words: str, status: int | None = 0) -> dict:

@@ -19,11 +19,13 @@ from clipvisionalign.images import open_picture
 from clipvisionalign.models.aligner import Aligner, AlignerConfig, config_from_dict
 from clipvisionalign.models.device import quick_format
 from clipvisionalign.retrieval import evaluate
+from clipvisionalign.training.config import RunConfig
 from clipvisionalign.training.diagnosis import EpochFigures, diagnose, mean_cosine
 from clipvisionalign.training.feature_cache import open_features, views_of
 from clipvisionalign.training.fine_tuning import WeightAverage
 from clipvisionalign.training.losses import contrastive_loss, sample_hard_negatives
-from clipvisionalign.training.train import RunConfig, _schedule, train
+from clipvisionalign.training.optimizer import _schedule
+from clipvisionalign.training.train import train
 
 
 def written_out_loss(logits: torch.Tensor, partners: torch.Tensor) -> float:
@@ -291,7 +293,7 @@ def test_frozen_towers_stay_and_trained_ones_move(tmp_path, scenes_folder, tiny_
         )  # fmt: skip
         train(config, say=lambda line: None)
         kept[freeze] = load_aligner(tmp_path / freeze).state_dict()
-    from clipvisionalign.training.train import seed_everything
+    from clipvisionalign.training.build import seed_everything
 
     seed_everything(0)
     start = Aligner(tiny_model()).state_dict()

@@ -12,11 +12,12 @@ from clipvisionalign.models.fusion import FusionConfig
 from clipvisionalign.models.late_interaction import LateConfig
 from clipvisionalign.models.text_tower import TextTowerConfig
 from clipvisionalign.models.weights import find_image_weights, find_text_weights
-from clipvisionalign.training import train as training
+from clipvisionalign.training.build import _build
+from clipvisionalign.training.config import RunConfig
 from clipvisionalign.training.fine_tuning import LoraConfig, add_lora, freeze, keep_frozen_still
 from clipvisionalign.training.losses import LossConfig
 from clipvisionalign.training.processes import Processes
-from clipvisionalign.training.train import RunConfig, train
+from clipvisionalign.training.train import train
 from clipvisionalign.training.training_data import open_data
 from clipvisionalign.training.without_effect import without_effect
 
@@ -133,14 +134,14 @@ def test_nothing_left_to_be_trained_is_refused_and_adapters_are_something(tiny_m
     config = RunConfig(model=tiny_model(), freeze="image", freeze_layers=layers)
     device = torch.device("cpu")
     with pytest.raises(ValueError, match="nothing is left to be trained"):
-        training._build(config, device, print, begins=True)
+        _build(config, device, print, begins=True)
     adapted = replace(config, peft="lora", lora=LoraConfig("image", rank=2))
     # Begun from another run, as its heads stay what they are.
-    aligner = training._build(adapted, device, print, begins=False)
+    aligner = _build(adapted, device, print, begins=False)
     assert all("lora_" in name for name, each in aligner.named_parameters() if each.requires_grad)
     config = RunConfig(model=tiny_model("cross"), freeze="all", freeze_layers=["fusion.*"])
     with pytest.raises(ValueError, match="nothing is left to be trained"):
-        training._build(config, device, print, begins=True)
+        _build(config, device, print, begins=True)
 
 
 def test_layers_frozen_by_name_have_no_adapters(tiny_model):

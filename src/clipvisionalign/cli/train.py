@@ -14,8 +14,9 @@ from clipvisionalign.cli.parser import OFFLINE, OFFLINE_HELP, PROGRAM
 
 
 def train(arguments: list[str]) -> int:
+    from clipvisionalign.training.config import RunConfig
     from clipvisionalign.training.recipes import recipe_file
-    from clipvisionalign.training.train import RunConfig, resume
+    from clipvisionalign.training.train import resume
     from clipvisionalign.training.train import train as train_run
 
     parser = train_parser()
@@ -57,8 +58,8 @@ def train_parser() -> Any:
     from jsonargparse import ArgumentParser, set_loader
 
     from clipvisionalign.plain_yaml import load_settings
+    from clipvisionalign.training.config import RunConfig
     from clipvisionalign.training.recipes import recipes
-    from clipvisionalign.training.train import RunConfig
 
     known = "; ".join(f"{name}: {words}" for name, words in recipes().items())
     set_loader("plain_yaml", partial(load_settings, numbers=_numbers(RunConfig())), (yaml.YAMLError,))

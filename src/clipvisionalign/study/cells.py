@@ -27,10 +27,13 @@ from clipvisionalign.retrieval.minimal_pairs import outscored
 from clipvisionalign.retrieval.ranks import PartnerRanks
 from clipvisionalign.study.plan import Cell
 from clipvisionalign.training.checkpoint import checkpoints_in
+from clipvisionalign.training.config import RunConfig
 from clipvisionalign.training.cross_fit import PairWeights, set_weights, weights_of
 from clipvisionalign.training.halves import halves_of
 from clipvisionalign.training.init_run import InitRun
-from clipvisionalign.training.train import RunConfig, begun_in, can_be_remembered, resume, train
+from clipvisionalign.training.results import can_be_remembered
+from clipvisionalign.training.run_folder import begun_in
+from clipvisionalign.training.train import resume, train
 from clipvisionalign.training.training_data import refuse_changed
 from clipvisionalign.training.without_effect import NO_EFFECT
 

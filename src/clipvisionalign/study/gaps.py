@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from clipvisionalign.data.fingerprint import hash_of, hash_of_file
 from clipvisionalign.files import holder_of, written_aside
 from clipvisionalign.study.plan import Cell, Plan
-from clipvisionalign.training.train import LOCK
+from clipvisionalign.training.run_folder import LOCK
 
 Say = Callable[[str], None]
 Made = TypeVar("Made")

@@ -21,7 +21,7 @@ from clipvisionalign.data.captioned import SPLITS, Identity
 from clipvisionalign.models.aligner import AlignerConfig
 from clipvisionalign.study.statistics import FIGURES
 from clipvisionalign.study.validation import Below, Key, MarkedYaml, PlanError, nearest, shown, validated
-from clipvisionalign.training.train import RunConfig, check_settings
+from clipvisionalign.training.config import RunConfig, check_settings
 from clipvisionalign.training.without_effect import effective
 
 DESIGNS: tuple[str, ...] = get_args(get_type_hints(AlignerConfig)["design"])

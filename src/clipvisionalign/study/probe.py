@@ -15,8 +15,9 @@ from clipvisionalign.models.aligner import Aligner
 from clipvisionalign.progress import long_step
 from clipvisionalign.study.plan import Cell, Plan
 from clipvisionalign.study.significant import significant
+from clipvisionalign.training.config import RunConfig, check_settings
 from clipvisionalign.training.fine_tuning import IMAGE_FROZEN
-from clipvisionalign.training.train import RunConfig, check_settings, train
+from clipvisionalign.training.train import train
 
 Say = Callable[[str], None]
 

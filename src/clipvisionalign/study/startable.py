@@ -9,7 +9,8 @@ from typing import Any
 from clipvisionalign.progress import long_step
 from clipvisionalign.study.plan import Cell, Plan, place_of_fault
 from clipvisionalign.study.validation import PlanError
-from clipvisionalign.training.train import RunConfig, try_step
+from clipvisionalign.training.config import RunConfig
+from clipvisionalign.training.dry_run import try_step
 
 #: Variants that have taken such a step in this process, by all that it depends on.
 _TRIED: set[str] = set()

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+#: Prints a line; silent on processes other than the first.
+Say = Callable[[str], None]
 
 #: The package that a tracker needs.
 PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}
@@ -77,3 +81,7 @@ def flat(values: dict[str, Any], prefix: str = "") -> dict[str, float]:
         elif isinstance(value, (int, float)) and name != "epoch":
             found[prefix + name] = float(value)
     return found
+
+
+def _nothing(line: str) -> None:
+    """What processes other than the first say."""

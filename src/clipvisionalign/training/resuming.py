@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from clipvisionalign.training.config import RunConfig
 from clipvisionalign.training.processes import Processes
-
-if TYPE_CHECKING:
-    from clipvisionalign.training.train import RunConfig
 
 #: Settings that may be edited in a run's config.yaml before it is resumed: where things are, how they are computed, and
 #: where the run ends. What a checkpoint holds (weights, number formats) it has from there.
@@ -23,7 +21,7 @@ MAY_CHANGE = {
 def recorded(config: RunConfig) -> dict[str, Any]:
     """A run's settings by name, as a checkpoint keeps them and `refuse_other_settings` compares them.
 
-    >>> from clipvisionalign.training.train import RunConfig
+    >>> from clipvisionalign.training.config import RunConfig
     >>> recorded(RunConfig(batch=64))["batch"], "device" in recorded(RunConfig())
     (64, False)
     """

@@ -30,7 +30,7 @@ from clipvisionalign.models.late_interaction import LateTokens, late_scores
 from clipvisionalign.models.text_tower import CaptionFeatures
 from clipvisionalign.training.losses import Gallery, PairLoss, contrastive_loss, sample_hard_negatives, softmax_terms
 from clipvisionalign.training.processes import Processes
-from clipvisionalign.training.timing import Timings
+from clipvisionalign.training.profiling import Timings
 
 
 class Known(NamedTuple):

@@ -14,222 +14,74 @@ from __future__ import annotations
 import copy
 import json
 import math
-import os
-import random
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Collection, Iterator
-from contextlib import ExitStack, closing, contextmanager
-from dataclasses import asdict, dataclass, field, replace
-from functools import partial, reduce
-from itertools import takewhile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from clipvisionalign.batch import Batch, group_by_length
-from clipvisionalign.data.captioned import CaptionedImages, DataError, Identity
+from clipvisionalign.batch import Batch
+from clipvisionalign.data.captioned import CaptionedImages, DataError
 from clipvisionalign.data.streams import too_many_bad
-from clipvisionalign.data.trained_on import TRAINED_ON
-from clipvisionalign.files import PART, held, remove, remove_empty, written_aside
-from clipvisionalign.models.aligner import (
-    HEADS,
-    IMAGE_FOLDER,
-    REMEMBERED,
-    TEXT_FOLDER,
-    WEIGHTS_FILE,
-    Aligner,
-    AlignerConfig,
-    Remembered,
-    config_from_dict,
-    load_aligner,
-    pin_towers,
-)
-from clipvisionalign.models.device import best_device, machine, quick_format, versions
-from clipvisionalign.models.text_families import kept_random_states
+from clipvisionalign.files import held
+from clipvisionalign.models.aligner import Aligner, Remembered, config_from_dict, pin_towers
 from clipvisionalign.progress import long_step
-from clipvisionalign.retrieval.evaluate import RANKS
+from clipvisionalign.training.build import (
+    _build,
+    _loss,
+    _processes,
+    _trained,
+    found_here,
+    refuse_mixed_statistics,
+    seed_everything,
+)
 from clipvisionalign.training.checkpoint import FOLDER as CHECKPOINTS
-from clipvisionalign.training.checkpoint import (
-    asked_to_stop,
-    checkpoints_in,
-    last_checkpoint,
-    load_sharded,
-    names_in,
-    random_states,
-    restore_random_states,
-    save_checkpoint,
-    save_sharded,
-)  # fmt: skip
-from clipvisionalign.training.cross_fit import (
-    HALF_MODELS,
-    PAIR_WEIGHTS,
-    BestEpoch,
-    DevScores,
-    chosen_dict,
-    cross_fitted,
-    evaluation_of,
-    half_model,
-    keep_models,
-    prune_models,
-    stitched,
-)  # fmt: skip
-from clipvisionalign.training.dev import DevFigures, DevGallery, Shared
+from clipvisionalign.training.checkpoint import asked_to_stop, checkpoints_in, last_checkpoint
+from clipvisionalign.training.config import RunConfig, check_settings, keeps_features, share_of_step
+from clipvisionalign.training.cross_fit import keep_models, prune_models
+from clipvisionalign.training.dev import DevGallery
 from clipvisionalign.training.diagnosis import EpochFigures, diagnose
+from clipvisionalign.training.epoch_log import _epoch_line, end_of_epoch, progress_line
 from clipvisionalign.training.feature_cache import CaptionCache, FeatureCache
-from clipvisionalign.training.fine_tuning import (
-    IMAGE_FROZEN,
-    LoraConfig,
-    WeightAverage,
-    add_lora,
-    freeze,
-    keep_frozen_still,
-    merged,
-    norms,
-    optimizer_groups,
-)  # fmt: skip
-from clipvisionalign.training.init_run import INIT_FILE, InitRun, check_init, refuse_frozen_at_random, start_from
-from clipvisionalign.training.losses import LossConfig, PairLoss
-from clipvisionalign.training.processes import Processes, own_part
-from clipvisionalign.training.records import Records, usable_trackers
+from clipvisionalign.training.fine_tuning import WeightAverage, keep_frozen_still, merged
+from clipvisionalign.training.init_run import check_init
+from clipvisionalign.training.optimizer import _optimizer, _schedule
+from clipvisionalign.training.precision import _short, find_formats
+from clipvisionalign.training.processes import Processes
+from clipvisionalign.training.profiling import Timed, Timings
+from clipvisionalign.training.records import Records, Say, _nothing
+from clipvisionalign.training.results import measure
 from clipvisionalign.training.resuming import dealt, recorded, refuse_other_deal, refuse_other_settings
+from clipvisionalign.training.run_folder import (
+    BEGUN,
+    LOCK,
+    TRACKED,
+    _prepare_folder,
+    _write_json,
+    _write_records,
+    _write_results,
+    begun_in,
+    in_directory,
+    remove_unfinished,
+)
+from clipvisionalign.training.state import Place, Whole, _go_on, restore_aligner
 from clipvisionalign.training.step import Known, Step, StepFigures, Towers
-from clipvisionalign.training.timing import Timings
 from clipvisionalign.training.trained_on import keep_trained_on
 from clipvisionalign.training.training_data import (
-    TrainingData,
     frozen_captions,
     frozen_features,
-    keeps_features,
     open_data,
     refuse_changed,
     refuse_other_data,
 )
-from clipvisionalign.training.without_effect import share_of_step, without_effect
-
-#: The folder of the trackers' records in a run folder.
-TRACKED = "records"
-#: All that a run writes in its folder beside its settings: a folder with other settings may have other things too.
-WRITTEN = {
-    "data.json", "environment.json", "weights.json", "metrics.jsonl", "results.json", RANKS, WEIGHTS_FILE, TEXT_FOLDER,
-    IMAGE_FOLDER, HALF_MODELS, CHECKPOINTS, TRACKED, TRAINED_ON, INIT_FILE,
-}  # fmt: skip
-#: The settings of a run that has not yet come to its first step, and the directory in which it was begun.
-BEGUN = "begun.yaml"
-#: Held by the process that trains.
-LOCK = "lock"
-#: TensorBoard by default, where it is installed.
-TRACKERS = "tensorboard"
-
-
-@dataclass
-class RunConfig:
-    """A training run.
-
-    Args:
-        data: the data set: a folder or file in any of the known layouts; or a stream: WebDataset shards
-            ("train-{000000..000099}.tar", or their folder), Parquet files by such a pattern, a folder of Hugging Face's
-            `save_to_disk`.
-        dev_data: where the dev split is, if not there.
-        out: the run folder to write.
-        layout: how the data set lies there; "auto" recognises it.
-        group: a column of a table: without splits of its own, all images with one value of it stand in one split, as
-            those of one identity do.
-        identity: which captions belong to which images: "auto", an image's own, and those of all images of the identity
-            that the data set gives it; "caption", also every caption that is equal to one of them word by word; "none",
-            its own alone.
-        model: the towers and the attention design.
-        init: a finished run to start from, with the same towers, tokenizer and pooling; what it lacks (a fusion, say)
-            starts anew, and has to be trained.
-        epochs: passes over the training images.
-        steps: end after so many steps, wherever in an epoch that is; 0 for all steps of all epochs.
-        train_images: train on so many images only, the first by a hash of their names; 0 for all.
-        batch: images in a step, over all processes; each brings all of its captions.
-        chunk: images that go through the towers at a time, for batches beyond memory (gradient caching); 0 for all.
-        text_lr: learning rate of the text tower.
-        image_lr: learning rate of the picture tower, where it is trained.
-        head_lr: learning rate of the projection heads and the fusion.
-        loss: what the dual encoder is trained with.
-        weight_decay: AdamW's.
-        warmup: share of all steps in which the learning rates rise, before they fall along a cosine.
-        ema: the kept weights are a moving average; after n steps it forgets by this factor a step, less at the start.
-        freeze: which towers stay as they are; "all" also keeps the heads, so that the fusion alone is trained.
-        freeze_layers: parameters that stay as they are, by name with *, such as "text_tower.encoder.encoder.layer.0.*".
-        layer_decay: a tower's last layer learns at its rate, the one before at this times it, and so on.
-        peft: "lora" trains low-rank adapters instead of a tower's own weights (needs clipvisionalign[scale]).
-        lora: the adapters.
-        augment: how training pictures vary; mirroring is left out by "crop", all variation by "none".
-        views: how many variants of each picture are kept on disk for a frozen picture tower.
-        negatives: hard negatives per image and per caption for the fusion of the design "cross".
-        fusion_weight: weight of the late interaction's and the fusion's loss beside the dual encoder's.
-        patience: epochs without a better dev figure after which training stops; all of dev, and each of its halves, has
-            this patience of its own.
-        best_by: what an epoch is chosen by on dev: "rsum", or "loss", the training's own loss of the dual encoder.
-        seed: of everything drawn at random.
-        precision: number format of training; "auto" times both towers in both and takes the quick one of each.
-            Evaluation is in float32.
-        device: "auto", "cpu", "cuda", ...
-        workers: processes that decode pictures where the picture tower is trained.
-        checkpoint_minutes: time between two checkpoints; one is also written after each epoch and when asked to
-            stop.
-        cache: where a frozen tower's features are kept: "auto" for the user's cache folder, a folder, or "off".
-        trackers: where figures go beside metrics.jsonl, of tensorboard, wandb, mlflow, by commas; "" for nowhere.
-        compile: let torch.compile make kernels for the towers; takes a minute at the start, and a C++ compiler. On the
-            CPU measured (docs/results.md) a picture tower that only looks gained, a text tower that is trained lost.
-        shard: with several processes, shard the parameters over them (FSDP2) instead of replicating them (DDP).
-        profile: train so many steps, say where the time goes, and leave no run.
-        overwrite: replace what is in the run folder.
-    """
-
-    data: str = ""
-    dev_data: str = ""
-    out: str = "runs/self"
-    layout: str = "auto"
-    group: str = ""
-    identity: Identity = "auto"
-    model: AlignerConfig = field(default_factory=AlignerConfig)
-    init: str = ""
-    epochs: int = 6
-    steps: int = 0
-    train_images: int = 0
-    batch: int = 128
-    chunk: int = 0
-    text_lr: float = 1e-4
-    image_lr: float = 3e-5
-    head_lr: float = 1e-3
-    loss: LossConfig = field(default_factory=LossConfig)
-    weight_decay: float = 0.05
-    warmup: float = 0.08
-    ema: float = 0.99
-    freeze: Literal["image", "text", "both", "none", "all"] = "image"
-    freeze_layers: list[str] = field(default_factory=list)
-    layer_decay: float = 1.0
-    peft: Literal["none", "lora"] = "none"
-    lora: LoraConfig = field(default_factory=LoraConfig)
-    augment: Literal["flip+crop", "crop", "none"] = "flip+crop"
-    views: int = 4
-    negatives: int = 4
-    fusion_weight: float = 1.0
-    patience: int = 3
-    best_by: Literal["rsum", "loss"] = "rsum"
-    seed: int = 0
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    device: str = "auto"
-    workers: int = 2
-    checkpoint_minutes: float = 5.0
-    cache: str = "auto"
-    trackers: str = TRACKERS
-    compile: bool = False
-    shard: bool = False
-    profile: int = 0
-    overwrite: bool = False
-
-
-Say = Callable[[str], None]
+from clipvisionalign.training.without_effect import without_effect
 
 
 def resume(run: str | Path, say: Say = print, remembered: Remembered | None = None) -> dict[str, Any]:
@@ -267,50 +119,6 @@ def resume(run: str | Path, say: Say = print, remembered: Remembered | None = No
         return train(replace(settings, out=str(out)), say, again=True, remembered=remembered)
     refuse_other_settings(state, as_written, out)
     return train(replace(settings, out=str(out)), say, state, remembered=remembered)
-
-
-def remove_unfinished(out: Path) -> None:
-    """Remove what a run folder holds until the run is finished: a finished one goes on nowhere."""
-    for name in (CHECKPOINTS, HALF_MODELS, LOCK):
-        remove(out / name)
-
-
-def begun_in(out: Path) -> Path:
-    """The directory in which a run was begun; the current one, where that was not recorded."""
-    try:
-        told = json.loads((out / "environment.json").read_text()).get("directory")
-    except (OSError, ValueError):
-        # Cut off in the very first moment of a run.
-        told = None
-    return Path(told) if told and Path(told).is_dir() else Path.cwd()
-
-
-def in_directory(config: RunConfig, directory: Path) -> RunConfig:
-    """The same settings, with what they name by a relative path as it was found from `directory`."""
-    if directory == Path.cwd():
-        return config
-
-    def found(name: str) -> str:
-        if name in ("", "auto", "random", "off"):
-            return name
-        # A pattern of shards is no file: its folder is there.
-        there = directory / name
-        folder = next((parent for parent in [there, *there.parents] if "{" not in str(parent)), there)
-        return name if Path(name).is_absolute() or not folder.exists() else str(there)
-
-    image, text = config.model.image_tower, config.model.text_tower
-    cache = config.cache if config.cache in ("auto", "off") else str(directory / config.cache)
-    model = replace(
-        config.model,
-        image_tower=replace(image, weights=found(image.weights)),
-        text_tower=replace(
-            text,
-            name=found(text.name) if (directory / text.name / "config.json").is_file() else text.name,
-            weights=found(text.weights),
-        ),
-    )
-    data, dev_data, init = found(config.data), found(config.dev_data), found(config.init)
-    return replace(config, data=data, dev_data=dev_data, init=init, cache=cache, model=model)
 
 
 def train(
@@ -590,71 +398,6 @@ def _train(
     return results
 
 
-#: What `find_formats` has found in this process, by all that it depends on.
-_FORMATS: dict[str, tuple[torch.dtype, torch.dtype]] = {}
-
-
-def find_formats(config: RunConfig, aligner: Aligner, state: dict[str, Any] | None) -> tuple[torch.dtype, torch.dtype]:
-    """The number formats of the picture tower and of the text tower: those of a checkpoint, or found out by timing what
-    each of them does in a step, there and, where it is trained, back."""
-    if state is not None:
-        image, text = (getattr(torch, name) for name in state["precision"])
-        return image, text
-
-    # Timed once in a process: the runs of a study that train alike compute alike.
-    kind = repr((config.model.image_tower, config.model.text_tower, config.model.design, config.freeze,
-                 config.freeze_layers, config.peft, config.lora, config.precision, aligner.device))  # fmt: skip
-    if kind in _FORMATS:
-        return _FORMATS[kind]
-
-    def work(part: Callable[[], Tensor], module: torch.nn.Module) -> Callable[[], None]:
-        trained = any(parameter.requires_grad for parameter in module.parameters())
-
-        def run() -> None:
-            with torch.set_grad_enabled(trained):
-                found = part()
-            if trained:
-                found.float().square().mean().backward()
-                module.zero_grad(set_to_none=True)
-
-        return run
-
-    device, size = aligner.device, aligner.image_tower.input.size
-    aligner.train()
-    keep_frozen_still(aligner, config.freeze)
-    pixels = torch.randint(256, (8, 3, size, size), dtype=torch.uint8).to(device)
-    ids = torch.randint(5, min(1000, aligner.text_tower.encoder.config.vocab_size), (64, 16)).to(device)
-
-    def look(images: int) -> Callable[[], None]:
-        return work(lambda: aligner.image_tower(pixels[:images]).patches, aligner.image_tower)
-
-    def read(captions: int) -> Callable[[], None]:
-        some = ids[:captions]
-        return work(lambda: aligner.text_tower(some, torch.ones_like(some)).pooled, aligner.text_tower)
-
-    states = [buffer.clone() for buffer in aligner.buffers()]
-    random_before = random_states()
-    # Two of each: a batch norm that trains needs more than one.
-    found = (
-        quick_format(device, look(8), config.precision, look(2)),
-        quick_format(device, read(64), config.precision, read(2)),
-    )
-    # The trial leaves no trace: not in a batch norm's statistics, nor in what is drawn at random.
-    restore_random_states(random_before)
-    for buffer, before in zip(aligner.buffers(), states, strict=True):
-        buffer.copy_(before)
-    _FORMATS[kind] = found
-    return found
-
-
-def _short(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
-def _nothing(line: str) -> None:
-    """What processes other than the first say."""
-
-
 @dataclass
 class Knowledge:
     """What is known of a batch without its towers. features: of pictures, each seen in a view drawn at random;
@@ -678,12 +421,6 @@ def asked_of_any(processes: Processes, stop: Callable[[], bool], late: float = 0
     """Whether any process has been asked to stop, since all have to at the same step; and the first one's `late`."""
     told = processes.everyone(lambda: (stop(), late), patient=True)
     return any(asked for asked, _ in told), told[0][1]
-
-
-def are_finite(tensors: Collection[Tensor]) -> bool:
-    """Whether no weight, of this process's part of them, is a NaN or infinite."""
-    own = [part for part in (own_part(tensor.detach()) for tensor in tensors) if part.numel()]
-    return all(math.isfinite(norm) for norm in torch._foreach_norm(own, math.inf)) if own else True
 
 
 def take_step(
@@ -714,539 +451,6 @@ def take_step(
     return step.whole(batch, knows(batch))
 
 
-def can_be_remembered(config: RunConfig, data: CaptionedImages) -> bool:
-    """Whether what a run's towers give for a data set is the same in every epoch, and little enough to be kept in
-    memory."""
-    frozen = config.freeze in ("both", "all") and config.peft == "none"
-    return frozen and len(data) <= REMEMBERED[0] and len(data.captions) <= REMEMBERED[1]
-
-
-def measure(
-    config: RunConfig, where: Place, dev: DevGallery, out: Path, processes: Processes, say: Say,
-    known: Remembered | None = None,
-) -> dict[str, Any]:  # fmt: skip
-    """What results.json holds: cross-fitted figures of the whole dev gallery, what was chosen, and the run's own model
-    on dev. Sets the model's weights of a pair's parts. Shared out over processes. known: as `remembered` in `train`."""
-
-    # What stays the same in every epoch is computed once for the models that dev and its halves choose.
-    remembered = (known or Remembered()) if can_be_remembered(config, dev.data) else None
-
-    def scores_of(epoch: int) -> DevScores | None:
-        folder = out if epoch == where.best_epoch else half_model(out, epoch)
-        if not processes.first_does(folder.is_dir):
-            return None
-        aligner = processes.each(lambda: load_aligner(folder, str(processes.device)))
-        aligner.show_progress, aligner.remembered = processes.first, remembered
-        candidates = config.model.fusion.candidates if aligner.fusion is not None else 0
-        return DevScores(Shared(aligner, processes), dev.data, candidates)
-
-    halves = dev.halves
-    scores, found = cross_fitted(scores_of, where.chosen, halves)
-    weights = [chosen.weights for chosen in found]
-    by_halves = f", by the halves {' and '.join(f'{each.late:g}' for each in weights[1:])}" if halves else ""
-    if scores.late is not None:
-        more = f", the fusion's correction {weights[0].fusion:g} times" if scores.fusion is not None else ""
-        if more and halves:
-            more += f", by the halves {' and '.join(f'{each.fusion:g}' for each in weights[1:])}"
-        say(f"the late score counts {weights[0].late:g} times{by_halves}{more}, chosen on dev from {PAIR_WEIGHTS}")
-        processes.first_does(lambda: scores.model.aligner.save(out))
-    ranked = stitched(halves, found[1].ranked, found[2].ranked) if halves else found[0].ranked
-    measured = evaluation_of(scores, ranked)
-    processes.first_does(lambda: measured.save_ranks(out / RANKS))
-    best_by = "last epoch" if config.freeze == "all" else config.best_by
-    about = {"run": str(out), "data": config.data, "split": "dev"}
-
-    def init_run() -> InitRun:
-        # A run from before this was recorded finds it out now.
-        return InitRun.load(out) or InitRun.of(out, config.init, Path(config.init), dev.data)
-
-    init = processes.first_does(init_run) if config.init else InitRun("", "")
-    chosen = chosen_dict(found, scores, halves, best_by, init.chosen_on, init.trained_on)
-    return about | measured.to_dict() | {"chosen": chosen}
-
-
-class Timed(Iterator[Batch]):
-    """Batches, with the time that the training waits for them, and that was spent on making them."""
-
-    def __init__(self, batches: Iterator[Batch], timings: Timings) -> None:
-        self.batches, self.timings = batches, timings
-        #: Seconds of work in the loader, by kind; with workers it goes on beside the training.
-        self.loading: dict[str, float] = {}
-
-    def __next__(self) -> Batch:
-        with self.timings("waiting for data"):
-            batch = next(self.batches)
-        for kind, seconds in batch.seconds.items():
-            self.loading[kind] = self.loading.get(kind, 0.0) + seconds
-        return batch
-
-
-class Whole:
-    """All that changes while a model trains, to save and to load: as one file, or sharded as the model is."""
-
-    def __init__(self, towers: Towers, average: WeightAverage, optimizer: Any, scheduler: Any) -> None:
-        self.towers, self.average, self.optimizer, self.scheduler = towers, average, optimizer, scheduler
-
-    def save(self, out: Path, step: int, about: dict[str, Any], processes: Processes) -> None:
-        """Write a checkpoint; every process calls this. Raises OSError."""
-        states = processes.objects(random_states())
-        rest = {**about, "scheduler": self.scheduler.state_dict(), "random": states, "updates": self.average.updates}
-        if self.average.sharded:
-            save_sharded(out, step, self._tensors(), rest, processes)
-            return
-        parts = {"towers": self.towers, "average": self.average, "optimizer": self.optimizer}
-
-        def write() -> None:
-            save_checkpoint(out, step, {**{name: part.state_dict() for name, part in parts.items()}, **rest})
-
-        # All get the error of one that cannot write, and go on together.
-        processes.first_does(write)
-
-    def load(self, state: dict[str, Any], processes: Processes) -> None:
-        """Put everything where a checkpoint has it."""
-        if "shards" in state:
-            self._fill_optimizer(names_in(Path(state["shards"])))
-            load_sharded(Path(state["shards"]), self._tensors())
-            self.average.updates = state["updates"]
-        elif self.average.sharded:
-            raise ValueError("this run was begun without --shard true, and goes on without it")
-        else:
-            self.towers.load_state_dict(state["towers"])
-            self.average.load_state_dict(state["average"])
-            self.optimizer.load_state_dict(state["optimizer"])
-        self.scheduler.load_state_dict(state["scheduler"])
-        for group, rate in zip(self.optimizer.param_groups, self.scheduler.get_last_lr(), strict=True):
-            group["lr"] = rate
-        random_of = state["random"]
-        restore_random_states(random_of[min(processes.number, len(random_of) - 1)])
-
-    def is_finite(self) -> bool:
-        """Whether nothing that is trained, of this process's part of it, is a NaN or infinite."""
-        trained = [parameter for parameter in self.towers.parameters() if parameter.requires_grad]
-        return are_finite([*trained, *self.average.weights.values()])
-
-    def _tensors(self) -> dict[str, Tensor]:
-        found = {f"towers.{name}": tensor for name, tensor in self.towers.state_dict().items()}
-        found |= {f"average.{name}": tensor for name, tensor in self.average.weights.items()}
-        for name, parameter in self.towers.named_parameters():
-            for kind, value in self.optimizer.state.get(parameter, {}).items():
-                found[f"optimizer.{name}.{kind}"] = value
-        return found
-
-    def _fill_optimizer(self, there: set[str]) -> None:
-        """What AdamW keeps of each parameter, before its first step: there has to be something to load into.
-
-        there: what a checkpoint has: nothing of a parameter that had no gradient, and of none before the first step.
-        """
-        for name, parameter in self.towers.named_parameters():
-            if f"optimizer.{name}.exp_avg" in there:
-                self.optimizer.state[parameter] = {
-                    "step": torch.zeros((), device=parameter.device),
-                    "exp_avg": torch.zeros_like(parameter),
-                    "exp_avg_sq": torch.zeros_like(parameter),
-                }
-
-
-@dataclass
-class Place:
-    """Where a run stands: what the loop counts, beside the weights and the random states.
-
-    step: steps gone through; skipped: those among them that were none; epoch: the one that it is in, from 1;
-    step_in_epoch: batches of it that are done. left_out: images that could not be read, or were in a step that was
-    none, each as often as it was dealt. sums, seen: of the epoch's figures. best: dev rsum of the best epoch. chosen:
-    the best epoch by all of dev, then by each half. records: bytes of metrics.jsonl. seconds: of training, pauses left
-    out.
-    """
-
-    step: int = 0
-    skipped: int = 0
-    left_out: int = 0
-    epoch: int = 1
-    step_in_epoch: int = 0
-    sums: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
-    seen: int = 0
-    best: float = -1.0
-    chosen: list[BestEpoch] = field(default_factory=list)
-    history: list[list[Any]] = field(default_factory=list)
-    stopped: bool = False
-    seconds: float = 0.0
-    records: int = 0
-
-    @classmethod
-    def of(cls, state: dict[str, Any], best_by: str) -> Place:
-        """What a checkpoint has; one from before dev was halved knows the best epoch of all of dev only."""
-        state = dict(state)
-        epoch, chosen = state.pop("best_epoch", 0), state.pop("chosen", None)
-        if chosen is None and epoch:
-            chosen = [{"score": state["best"] if best_by == "rsum" else -math.inf, "epoch": epoch}]
-        return cls(**state, chosen=[BestEpoch(**each) for each in chosen or []])
-
-    @property
-    def best_epoch(self) -> int:
-        """The epoch whose model is the run's, 0 before there is one."""
-        return self.chosen[0].epoch if self.chosen else 0
-
-    def choose(self, figures: DevFigures, config: RunConfig) -> None:
-        """Take note of an epoch's dev figures; training stops once all of dev and both halves have lost patience."""
-        scores = figures.scores(config.best_by)
-        self.chosen += [BestEpoch() for _ in scores[len(self.chosen) :]]
-        for each, score in zip(self.chosen, scores, strict=True):
-            # The dual encoder tells nothing of a fusion that is trained alone: its last epoch is kept.
-            each.see(self.epoch, score, config.patience, always=config.freeze == "all")
-        if self.best_epoch == self.epoch:
-            self.best = figures.metrics.rsum.value
-        self.stopped = all(each.stopped for each in self.chosen)
-
-    def count(self, values: np.ndarray) -> None:
-        """One step more, with its loss, fusion loss and accuracy."""
-        self.step, self.seen = self.step + 1, self.seen + 1
-        self.sums = [total + float(value) for total, value in zip(self.sums, values, strict=True)]
-
-    def next_epoch(self) -> None:
-        """To the beginning of the next epoch."""
-        self.epoch, self.step_in_epoch, self.sums, self.seen = self.epoch + 1, 0, [0.0, 0.0, 0.0], 0
-
-
-def _go_on(state: dict[str, Any], whole: Whole, out: Path, say: Say, processes: Processes, best_by: str) -> Place:
-    """Put everything where the checkpoint has it."""
-    whole.load(state, processes)
-    where = Place.of(state["place"], best_by)
-
-    def forget_later() -> None:
-        # What was recorded after the checkpoint is done, and recorded, once more.
-        with (out / "metrics.jsonl").open("a") as records:
-            records.truncate(min(where.records, records.tell()))
-
-    processes.first_does(forget_later)
-    say(f"{out}: goes on after step {where.step}, in epoch {where.epoch}")
-    return where
-
-
-def restore_aligner(aligner: Aligner, state: dict[str, Any]) -> None:
-    """Give a model the weights and buffers of a checkpoint, those that are not trained too.
-
-    Raises ValueError where they are another model's.
-    """
-    if "shards" in state:
-        tensors = {f"towers.aligner.{name}": tensor for name, tensor in aligner.state_dict().items()}
-        load_sharded(Path(state["shards"]), tensors)
-        return
-    own = {
-        name.removeprefix("aligner."): tensor for name, tensor in state["towers"].items() if name.startswith("aligner.")
-    }
-    try:
-        aligner.load_state_dict(own)
-    except RuntimeError as error:
-        raise ValueError(f"the checkpoint is not of this model: {str(error).splitlines()[1].strip()}") from None
-
-
-def _learns_from_random(config: RunConfig) -> bool:
-    """Whether the image tower starts at random and is trained, so that its batch norms gather statistics."""
-    return config.model.image_tower.weights == "random" and config.freeze not in IMAGE_FROZEN
-
-
-def refuse_mixed_statistics(aligner: Aligner, config: RunConfig, processes: Processes) -> None:
-    """Raises ValueError where a batch norm would gather statistics of a part of the batch: of a chunk, or of each of
-    several processes' own images, so that the model that is measured would be a mixture of no process's."""
-    chunked = 0 < config.chunk < share_of_step(config, processes.count)
-    if not (processes.many or chunked) or not _learns_from_random(config) or not any(True for _ in norms(aligner)):
-        return
-    name = f"{config.model.image_tower.name} starts at random and has batch norms, whose statistics"
-    told = "give it weights, --freeze image, or a backbone without batch norm, such as vit_tiny_patch16_224"
-    if processes.many:
-        raise ValueError(f"{name} {processes.count} processes would each gather of their own images; {told}")
-    raise ValueError(f"--chunk: {name} would be those of a chunk, not of the batch; {told}")
-
-
-def seed_everything(seed: int) -> None:
-    """Python's, NumPy's and torch's random numbers."""
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
-
-
-# --- the smaller parts, in the order in which `train` uses them ------------------------------------------------------
-
-
-def check_settings(config: RunConfig) -> None:
-    """Raises ValueError for settings that do not fit each other."""
-    for name in ("epochs", "batch", "views", "patience", "negatives"):
-        if getattr(config, name) < 1:
-            raise ValueError(f"--{name} should be at least 1, not {getattr(config, name)}")
-    if config.freeze == "all" and config.model.design != "cross":
-        raise ValueError("--freeze all trains the fusion alone, and only the design 'cross' has one")
-    if config.batch < 2:
-        raise ValueError("--batch should be at least 2: an image alone has nothing to be told from")
-    if config.train_images == 1:
-        raise ValueError(
-            "--train_images should be at least 2, or 0 for all: an image alone has nothing to be told from"
-        )
-    _check_widths(config.model)
-    if config.peft == "lora" and config.freeze in ("all", "both"):
-        raise ValueError(f"--peft lora trains adapters in a tower, and --freeze {config.freeze} freezes both")
-    if config.profile and config.overwrite:
-        raise ValueError("--profile leaves no run, and replaces none: leave --overwrite out")
-    for names, holds, told in RANGES:
-        for name in names.split():
-            value = reduce(getattr, name.split("."), config)
-            if not holds(value):
-                raise ValueError(f"--{name} should be {told}, not {value}")
-
-
-def _check_widths(model: AlignerConfig) -> None:
-    """Raises ValueError for widths that their heads do not share out evenly."""
-    if model.width % HEADS:
-        raise ValueError(f"--model.width should be a multiple of {HEADS}, not {model.width}")
-    heads, width = model.fusion.heads, model.fusion.width
-    if model.design == "cross" and heads > 0 and width % heads:
-        raise ValueError(f"--model.fusion.heads {heads} do not share out --model.fusion.width {width} evenly")
-
-
-#: Of settings that are numbers, which they may be; not a NaN, which is in no range.
-RANGES: list[tuple[str, Callable[[Any], bool], str]] = [
-    ("chunk profile steps train_images workers seed", lambda value: value >= 0, "at least 0"),
-    ("warmup ema loss.smoothing model.dropout lora.dropout", lambda value: 0 <= value < 1,
-     "from 0 to below 1"),
-    # Below 0: the encoder's own.
-    ("model.text_tower.dropout", lambda value: value < 1, "below 1"),
-    ("text_lr image_lr head_lr", lambda value: 0 <= value <= 1, "from 0 to 1"),
-    ("layer_decay", lambda value: 0 < value <= 1, "above 0 and at most 1"),
-    ("weight_decay fusion_weight loss.margin loss.beta checkpoint_minutes", lambda value: 0 <= value < math.inf,
-     "at least 0, and finite"),
-    ("loss.bias", math.isfinite, "finite"),
-    ("model.late.keep_tokens model.image_tower.size model.image_tower.blocks", lambda value: value >= 0, "at least 0"),
-    # Two of them are an encoder's own marks.
-    ("model.text_tower.max_tokens", lambda value: value >= 3, "at least 3"),
-    ("lora.rank model.width model.late.width model.fusion.candidates model.fusion.layers model.fusion.heads "
-     "model.fusion.width", lambda value: value >= 1, "at least 1"),
-    ("lora.alpha model.late.temperature", lambda value: 0 < value < math.inf, "above 0, and finite"),
-    ("model.temperature", lambda value: 0.01 <= value <= 100, "from 0.01 to 100"),
-]  # fmt: skip
-
-
-def found_here(config: RunConfig) -> tuple[torch.device, list[str], list[str]]:
-    """What settings ask of this machine: the device; the trackers that are installed; and a line for each that is not,
-    though nobody named it. Raises ValueError for what is not to be had."""
-    device = best_device(config.device)
-    usable, words = usable_trackers(config.trackers.split(",") if config.trackers else [], config.trackers != TRACKERS)
-    if config.compile and device.type == "cpu" and not shutil.which(os.environ.get("CXX", "g++")):
-        raise ValueError("--compile true needs a C++ compiler: none is here as g++, nor is one named by CXX")
-    return device, usable, words
-
-
-def _processes(config: RunConfig, device: torch.device, trackers: list[str]) -> Processes:
-    processes = Processes(device, config.shard, trackers, str(Path(config.out)))
-    if config.batch < processes.count:
-        told = f"each needs an image of every step: at least --batch {processes.count}"
-        raise ValueError(f"--batch {config.batch} on {processes.count} processes: {told}")
-    return processes
-
-
-def _loss(config: RunConfig, aligner: Aligner) -> PairLoss:
-    """What the dual encoder is trained with; its temperature stays where it starts if it is not to be learned."""
-    if not config.loss.learn_temperature:
-        aligner.log_scale.requires_grad_(False)
-    return PairLoss(config.loss).to(aligner.device)
-
-
-def _optimizer(config: RunConfig, step: Step) -> torch.optim.Optimizer:
-    rates = {"text_tower": config.text_lr, "image_tower": config.image_lr}
-    groups = optimizer_groups(
-        step.towers.named_parameters(), step.aligner, rates, config.head_lr, config.weight_decay, config.layer_decay
-    )
-    return torch.optim.AdamW(groups, betas=(0.9, 0.98), fused=True)
-
-
-def try_step(config: RunConfig, base: RunConfig | None = None) -> None:
-    """Raises what `train` would raise before the end of its first step, whatever the data: the settings, what they ask
-    of this machine, the towers with their weights, and a step with two made-up images. Nothing is written.
-
-    base: the settings of the run `init`, which need not be trained yet.
-    Raises ValueError, OSError and ModuleNotFoundError; what a model fails with in its step as a ValueError.
-    """
-    check_settings(config)
-    device, _, _ = found_here(config)
-    processes = _processes(config, device, [])
-    with kept_random_states():
-        below = None if base is None else Aligner(base.model)
-        aligner = _build(config, device, _nothing, True, below)
-        refuse_mixed_statistics(aligner, config, processes)
-        loss_of = _loss(config, aligner)
-        aligner.train()
-        keep_frozen_still(aligner, config.freeze)
-        try:
-            step = Step(
-                Towers(aligner, loss_of, (torch.float32,) * 2), processes, config.negatives, config.fusion_weight
-            )
-            _optimizer(config, step)
-            step.whole(_made_up(aligner).to(device), Known())
-        except (ValueError, OSError, ModuleNotFoundError):
-            raise
-        except Exception as error:
-            reason = " ".join((str(error).strip().splitlines() or [""])[0].split())
-            own = f", with --loss.name {config.loss.name}" if loss_of.own is not None else ""
-            raise ValueError(f"a first step fails{own}: {type(error).__name__}: {reason}") from error
-
-
-def _made_up(aligner: Aligner) -> Batch:
-    """Two images with a caption each."""
-    size, two = aligner.image_tower.input.size, torch.arange(2)
-    tokens = aligner.text_tower.tokenize(["a dog", "two children run across the grass"])
-    pixels = torch.randint(256, (2, 3, size, size), dtype=torch.uint8)
-    return Batch(two, pixels, group_by_length(tokens, aligner.text_tower.pad), two, two)
-
-
-def _prepare_folder(config: RunConfig, again: bool, until_it_ends: ExitStack) -> None:
-    """Make the run folder. A run that is there already is refused, or stays until `_write_records` takes its place; a
-    call that is refused later, but before that, leaves what was there."""
-    out = Path(config.out)
-    if again:
-        return
-    # What a process left that was killed before the first step of a run.
-    left = {BEGUN, f"{BEGUN}{PART}", f"config.yaml{PART}", LOCK}
-    if out.exists() and (not out.is_dir() or {path.name for path in out.iterdir()} - left):
-        if not config.overwrite:
-            raise FileExistsError(f"{out}: is there already; give another --out, or --overwrite true to replace it")
-        if not (out / "config.yaml").is_file():
-            raise FileExistsError(f"{out}: holds something that is no run, which --overwrite does not replace")
-        _refuse_own_source(config, out)
-    before = (out / BEGUN).read_bytes() if (out / BEGUN).is_file() else None
-    made = [folder for folder in (out, *out.parents) if not folder.exists()]
-    until_it_ends.push(partial(_undo_if_refused, out, made, before))
-    out.mkdir(parents=True, exist_ok=True)
-    if not (out / "config.yaml").is_file():
-        _write_settings(out / BEGUN, config)
-
-
-def _undo_if_refused(out: Path, made: list[Path], before: bytes | None, kind: Any, *_: Any) -> bool:
-    """before: what begun.yaml held; made: folders that this call has made. kind: of the error, None for none."""
-    refused = kind is not None and issubclass(kind, (ValueError, OSError))
-    if refused and out.is_dir() and not (out / "config.yaml").is_file():
-        if before is None:
-            remove(out / BEGUN)
-        else:
-            (out / BEGUN).write_bytes(before)
-        remove_empty(made)
-    return False
-
-
-def _refuse_own_source(config: RunConfig, out: Path) -> None:
-    """Raises ValueError where a run needs something of the folder that it is to replace."""
-    image, text = config.model.image_tower, config.model.text_tower
-    sources = {
-        "init": config.init, "data": config.data, "dev_data": config.dev_data, "cache": config.cache,
-        "model.image_tower.weights": image.weights, "model.text_tower.name": text.name,
-        "model.text_tower.weights": text.weights,
-    }  # fmt: skip
-    for name, source in sources.items():
-        # A pattern of shards is no file: the folder that they are in is there.
-        parts = list(takewhile(lambda part: not set(part) & set("*?[{"), Path(source).parts)) if source else []
-        there = Path(*parts)
-        if parts and there.exists() and there.resolve().is_relative_to(out.resolve()):
-            raise ValueError(f"--{name} {source} lies in --out {out}, which --overwrite true would remove")
-
-
-def _remove_former(out: Path, only: Collection[str] = ()) -> None:
-    """Remove what a run folder holds but its settings: cut off in the middle, this can be repeated. only: what has one
-    of these names, or was to have."""
-    for path in out.iterdir():
-        known = not only or path.name.removesuffix(PART) in only
-        if path.name not in ("config.yaml", BEGUN, LOCK) and known:
-            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-
-
-def _build(config: RunConfig, device: torch.device, say: Say, begins: bool, base: Aligner | None = None) -> Aligner:
-    """The model on its device; what is frozen, and adapters, as the settings want them. begins: unless weights of a
-    checkpoint come. base: as in `start_from`."""
-    aligner = Aligner(config.model)
-    taken = start_from(aligner, config.init, base) if config.init and begins else set()
-    aligner = aligner.to(device).to(memory_format=torch.channels_last)
-    if config.init and begins:
-        anew = sorted({name.split(".")[0] for name in set(aligner.state_dict()) - taken})
-        say(f"weights of {config.init}; starting anew: {', '.join(anew) or 'nothing'}")
-    idle = freeze(aligner, config.freeze, config.freeze_layers)
-    if config.peft == "lora":
-        add_lora(aligner, config.lora, config.freeze_layers)
-    elif idle and begins:
-        say(f"no effect of --freeze_layers {' '.join(idle)}: frozen without that")
-    if not _trained(aligner):
-        layers = " ".join(config.freeze_layers)
-        raise ValueError(f"--freeze {config.freeze} with --freeze_layers {layers}: nothing is left to be trained")
-    if begins and not config.profile:
-        # A profile times what it does not keep.
-        refuse_frozen_at_random(aligner, taken, config.freeze, config.freeze_layers, config.init)
-    return aligner
-
-
-def _trained(aligner: Aligner) -> int:
-    return sum(parameter.numel() for parameter in aligner.parameters() if parameter.requires_grad)
-
-
-def _schedule(step: int, steps: int, warmup: float) -> float:
-    """Linear up, then a cosine down to a fiftieth."""
-    rising = max(1, round(steps * warmup))
-    if step < rising:
-        return (step + 1) / rising
-    done = (step - rising) / max(1, steps - rising)
-    return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
-
-
-def _write_settings(path: Path, config: RunConfig) -> None:
-    import yaml
-
-    # Whoever repeats a run from its settings has not been asked whether to replace another one.
-    settings: dict[str, Any] = asdict(replace(config, overwrite=False))
-    if path.name == BEGUN:
-        settings = {"directory": str(Path.cwd()), "settings": settings}
-    with written_aside(path) as aside:
-        aside.write_text(yaml.safe_dump(settings, sort_keys=False))
-
-
-def _write_json(path: Path, value: Any) -> None:
-    with written_aside(path) as aside:
-        aside.write_text(json.dumps(value, indent=2) + "\n")
-
-
-def _write_records(out: Path, config: RunConfig, data: TrainingData, aligner: Aligner, again: bool, say: Say) -> None:
-    # Only now: what could be refused has been by then. Killed from here on, the run is the new one.
-    if config.overwrite and not again:
-        _write_settings(out / BEGUN, config)
-    if again or config.overwrite:
-        _remove_former(out, () if (out / BEGUN).is_file() else WRITTEN)
-    _write_settings(out / "config.yaml", config)
-    _write_json(out / "data.json", data.about())
-    environment = {"versions": versions(), "machine": machine(), "directory": str(Path.cwd())}
-    _write_json(out / "environment.json", environment)
-    origins = {"image_tower": aligner.image_tower.origin, "text_tower": aligner.text_tower.origin}
-    weights = {tower: origin.to_dict() for tower, origin in origins.items()}
-    _write_json(out / "weights.json", weights)
-    if config.init:
-        found = InitRun.of(out, config.init, Path(config.init), data.dev)
-        found.save(out)
-        if found.trained_on:
-            say(f"warning: {found.trained_on}")
-    remove(out / BEGUN)
-
-
-def _write_results(out: Path, results: dict[str, Any]) -> None:
-    # A run either has its results or has not.
-    with written_aside(out / "results.json") as aside:
-        aside.write_text(json.dumps(results, indent=2) + "\n")
-    remove_unfinished(out)
-
-
-def end_of_epoch(
-    where: Place, dev: DevFigures, shape: tuple[int, int], records: Records, timings: Timings, seconds: float
-) -> None:
-    """Record what an epoch showed. shape: images and captions of a step."""
-    loss, fusion, accuracy = (value / max(where.seen, 1) for value in where.sums)
-    where.history.append([loss, accuracy, dev.metrics.rsum.value, *shape, dev.loss, dev.accuracy])
-    records.write(
-        where.step, epoch=where.epoch, train_loss=loss, train_fusion_loss=fusion, train_accuracy=accuracy,
-        **dev.to_dict(), seconds=seconds, time={kind: round(took, 2) for kind, took in timings.taken().items()},
-    )  # fmt: skip
-
-
 def _keep_models(config: RunConfig, out: Path, model: Aligner, where: Place, before: int, say: Say) -> None:
     def save(folder: Path) -> None:
         (merged(model) if config.peft == "lora" else model).save(folder)
@@ -1258,33 +462,3 @@ def _keep_models(config: RunConfig, out: Path, model: Aligner, where: Place, bef
             # What a half chose can be done without, the run's own model cannot.
             save(out)
         say(f"warning: a half of dev chose another epoch than all of dev, and its model was not kept: {error}")
-
-
-def _epoch_line(epoch: int, epochs: int, where: Place, dev: DevFigures, seconds: float, kept: Aligner) -> str:
-    ways, chance = ("image_to_text", "text_to_image"), dev.metrics.chance
-    loss, fusion, accuracy = (value / max(where.seen, 1) for value in where.sums)
-    pair = f", fusion {fusion:.3f}" if kept.fusion is not None else ""
-    recalls, by_chance = [], []
-    for k in (1, 5):
-        both = [getattr(dev.metrics, way)[f"recall_at_{k}"].value for way in ways]
-        recalls.append(f"R@{k} {' / '.join(f'{100 * value:.1f}' for value in both)}")
-        by_chance.append(" / ".join(f"{100 * chance[way][f'recall_at_{k}']:.1f}" for way in ways))
-    return (
-        f"epoch {epoch}/{epochs}: loss {loss:.3f}{pair}, accuracy {accuracy:.3f} | dev loss {dev.loss:.3f}, accuracy "
-        f"{dev.accuracy:.3f}, {', '.join(recalls)} (image to text / text to image), rsum {dev.metrics.rsum.value:.1f} "
-        f"(chance: {', '.join(by_chance)}, {chance['rsum']:.1f}) | temperature {1 / kept.scale().item():.3f} | "
-        f"{seconds:.0f} s"
-    )
-
-
-@contextmanager
-def progress_line(steps: int, done: int, shown: bool) -> Iterator[Callable[[int, np.ndarray, float, float], None]]:
-    """Tells how far the training is, with loss, accuracy, dev rsum so far and images/s. done: steps before this one."""
-    with long_step("training, step", steps, shown) as line:
-        line.begin_at(done)
-
-        def show(step: int, values: np.ndarray, speed: float, best: float) -> None:
-            recall = f", dev rsum {best:.1f}" if best >= 0 else ""
-            line.update(step, f"loss {values[0]:.3f}, accuracy {values[2]:.3f}{recall}, {speed:.1f} images/s")
-
-        yield show

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from clipvisionalign.data.trained_on import other_than_trained_on
 from clipvisionalign.models.aligner import Aligner
 from clipvisionalign.models.text_tower import TextTower
 from clipvisionalign.progress import long_step
+from clipvisionalign.training.config import RunConfig, keeps_captions, keeps_features
 from clipvisionalign.training.feature_cache import (
     CaptionCache,
     FeatureCache,
@@ -39,13 +40,9 @@ from clipvisionalign.training.feature_cache import (
     size_on_disk,
     views_of,
 )  # fmt: skip
-from clipvisionalign.training.fine_tuning import IMAGE_FROZEN
 from clipvisionalign.training.processes import Processes
+from clipvisionalign.training.records import Say
 
-if TYPE_CHECKING:
-    from clipvisionalign.training.train import RunConfig
-
-Say = Callable[[str], None]
 Kept = TypeVar("Kept")
 
 
@@ -293,18 +290,6 @@ def _open_stream(config: RunConfig, stream: Shards | Saved, say: Say, processes:
     for line in left_out[:5]:
         say(f"check: {line}")
     return TrainingData(config.data, stream, dev, left_out, {}, dev_source=config.dev_data)
-
-
-def keeps_features(config: RunConfig) -> bool:
-    """Whether a run would keep its picture tower's features on disk, which are known by the images' bytes."""
-    adapted = config.peft == "lora" and config.lora.towers != "text"
-    return config.freeze in IMAGE_FROZEN and config.cache != "off" and not adapted
-
-
-def keeps_captions(config: RunConfig) -> bool:
-    """Whether a run would keep on disk what its text tower gives for the captions."""
-    adapted = config.peft == "lora" and config.lora.towers != "image"
-    return config.freeze in ("both", "all") and config.cache != "off" and not adapted
 
 
 @dataclass(frozen=True)

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from clipvisionalign.data.formats import STREAM, is_stream
+from clipvisionalign.training.config import RunConfig, keeps_captions, keeps_features, share_of_step
 from clipvisionalign.training.fine_tuning import IMAGE_FROZEN, TEXT_FROZEN
-from clipvisionalign.training.training_data import keeps_captions, keeps_features
-
-if TYPE_CHECKING:
-    from clipvisionalign.training.train import RunConfig
 
 #: How such a line begins.
 NO_EFFECT = "no effect of"
@@ -105,11 +102,6 @@ def _idle(config: RunConfig, processes: int) -> list[tuple[list[str], str]]:
     if design == "cross" and config.negatives >= most:
         told(f"a step is {most} images{whose}: at most {most - 1} of them are negatives of one", own("negatives"))
     return found
-
-
-def share_of_step(config: RunConfig, processes: int) -> int:
-    """How many images of a step a process has, at most: a chunk of as many is the whole of it."""
-    return -(-config.batch // processes)
 
 
 def _changed(prefix: str, given: Any, usual: Any) -> list[str]:

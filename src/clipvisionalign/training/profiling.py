@@ -8,6 +8,8 @@ from contextlib import contextmanager
 
 import torch
 
+from clipvisionalign.batch import Batch
+
 
 class Timings:
     """Adds up seconds by kind of work. exact: wait for the accelerator at both ends, which costs some time itself."""
@@ -38,3 +40,19 @@ class Timings:
         if self.exact:
             torch.accelerator.synchronize()
         return time.perf_counter()
+
+
+class Timed(Iterator[Batch]):
+    """Batches, with the time that the training waits for them, and that was spent on making them."""
+
+    def __init__(self, batches: Iterator[Batch], timings: Timings) -> None:
+        self.batches, self.timings = batches, timings
+        #: Seconds of work in the loader, by kind; with workers it goes on beside the training.
+        self.loading: dict[str, float] = {}
+
+    def __next__(self) -> Batch:
+        with self.timings("waiting for data"):
+            batch = next(self.batches)
+        for kind, seconds in batch.seconds.items():
+            self.loading[kind] = self.loading.get(kind, 0.0) + seconds
+        return batch

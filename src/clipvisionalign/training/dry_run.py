@@ -1,0 +1,54 @@
+"""A step with made-up images: what `train` would refuse, found without a run folder."""
+
+from __future__ import annotations
+
+import torch
+
+from clipvisionalign.batch import Batch, group_by_length
+from clipvisionalign.models.aligner import Aligner
+from clipvisionalign.models.text_families import kept_random_states
+from clipvisionalign.training.build import _build, _loss, _processes, found_here, refuse_mixed_statistics
+from clipvisionalign.training.config import RunConfig, check_settings
+from clipvisionalign.training.fine_tuning import keep_frozen_still
+from clipvisionalign.training.optimizer import _optimizer
+from clipvisionalign.training.records import _nothing
+from clipvisionalign.training.step import Known, Step, Towers
+
+
+def try_step(config: RunConfig, base: RunConfig | None = None) -> None:
+    """Raises what `train` would raise before the end of its first step, whatever the data: the settings, what they ask
+    of this machine, the towers with their weights, and a step with two made-up images. Nothing is written.
+
+    base: the settings of the run `init`, which need not be trained yet.
+    Raises ValueError, OSError and ModuleNotFoundError; what a model fails with in its step as a ValueError.
+    """
+    check_settings(config)
+    device, _, _ = found_here(config)
+    processes = _processes(config, device, [])
+    with kept_random_states():
+        below = None if base is None else Aligner(base.model)
+        aligner = _build(config, device, _nothing, True, below)
+        refuse_mixed_statistics(aligner, config, processes)
+        loss_of = _loss(config, aligner)
+        aligner.train()
+        keep_frozen_still(aligner, config.freeze)
+        try:
+            step = Step(
+                Towers(aligner, loss_of, (torch.float32,) * 2), processes, config.negatives, config.fusion_weight
+            )
+            _optimizer(config, step)
+            step.whole(_made_up(aligner).to(device), Known())
+        except (ValueError, OSError, ModuleNotFoundError):
+            raise
+        except Exception as error:
+            reason = " ".join((str(error).strip().splitlines() or [""])[0].split())
+            own = f", with --loss.name {config.loss.name}" if loss_of.own is not None else ""
+            raise ValueError(f"a first step fails{own}: {type(error).__name__}: {reason}") from error
+
+
+def _made_up(aligner: Aligner) -> Batch:
+    """Two images with a caption each."""
+    size, two = aligner.image_tower.input.size, torch.arange(2)
+    tokens = aligner.text_tower.tokenize(["a dog", "two children run across the grass"])
+    pixels = torch.randint(256, (2, 3, size, size), dtype=torch.uint8)
+    return Batch(two, pixels, group_by_length(tokens, aligner.text_tower.pad), two, two)

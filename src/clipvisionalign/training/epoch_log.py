@@ -1,0 +1,57 @@
+"""What is recorded and printed of steps and epochs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+
+from clipvisionalign.models.aligner import Aligner
+from clipvisionalign.progress import long_step
+from clipvisionalign.training.dev import DevFigures
+from clipvisionalign.training.profiling import Timings
+from clipvisionalign.training.records import Records
+from clipvisionalign.training.state import Place
+
+
+def end_of_epoch(
+    where: Place, dev: DevFigures, shape: tuple[int, int], records: Records, timings: Timings, seconds: float
+) -> None:
+    """Record what an epoch showed. shape: images and captions of a step."""
+    loss, fusion, accuracy = (value / max(where.seen, 1) for value in where.sums)
+    where.history.append([loss, accuracy, dev.metrics.rsum.value, *shape, dev.loss, dev.accuracy])
+    records.write(
+        where.step, epoch=where.epoch, train_loss=loss, train_fusion_loss=fusion, train_accuracy=accuracy,
+        **dev.to_dict(), seconds=seconds, time={kind: round(took, 2) for kind, took in timings.taken().items()},
+    )  # fmt: skip
+
+
+def _epoch_line(epoch: int, epochs: int, where: Place, dev: DevFigures, seconds: float, kept: Aligner) -> str:
+    ways, chance = ("image_to_text", "text_to_image"), dev.metrics.chance
+    loss, fusion, accuracy = (value / max(where.seen, 1) for value in where.sums)
+    pair = f", fusion {fusion:.3f}" if kept.fusion is not None else ""
+    recalls, by_chance = [], []
+    for k in (1, 5):
+        both = [getattr(dev.metrics, way)[f"recall_at_{k}"].value for way in ways]
+        recalls.append(f"R@{k} {' / '.join(f'{100 * value:.1f}' for value in both)}")
+        by_chance.append(" / ".join(f"{100 * chance[way][f'recall_at_{k}']:.1f}" for way in ways))
+    return (
+        f"epoch {epoch}/{epochs}: loss {loss:.3f}{pair}, accuracy {accuracy:.3f} | dev loss {dev.loss:.3f}, accuracy "
+        f"{dev.accuracy:.3f}, {', '.join(recalls)} (image to text / text to image), rsum {dev.metrics.rsum.value:.1f} "
+        f"(chance: {', '.join(by_chance)}, {chance['rsum']:.1f}) | temperature {1 / kept.scale().item():.3f} | "
+        f"{seconds:.0f} s"
+    )
+
+
+@contextmanager
+def progress_line(steps: int, done: int, shown: bool) -> Iterator[Callable[[int, np.ndarray, float, float], None]]:
+    """Tells how far the training is, with loss, accuracy, dev rsum so far and images/s. done: steps before this one."""
+    with long_step("training, step", steps, shown) as line:
+        line.begin_at(done)
+
+        def show(step: int, values: np.ndarray, speed: float, best: float) -> None:
+            recall = f", dev rsum {best:.1f}" if best >= 0 else ""
+            line.update(step, f"loss {values[0]:.3f}, accuracy {values[2]:.3f}{recall}, {speed:.1f} images/s")
+
+        yield show

@@ -1,0 +1,28 @@
+"""The optimizer, and its learning rate over the steps of a run."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from clipvisionalign.training.config import RunConfig
+from clipvisionalign.training.fine_tuning import optimizer_groups
+from clipvisionalign.training.step import Step
+
+
+def _optimizer(config: RunConfig, step: Step) -> torch.optim.Optimizer:
+    rates = {"text_tower": config.text_lr, "image_tower": config.image_lr}
+    groups = optimizer_groups(
+        step.towers.named_parameters(), step.aligner, rates, config.head_lr, config.weight_decay, config.layer_decay
+    )
+    return torch.optim.AdamW(groups, betas=(0.9, 0.98), fused=True)
+
+
+def _schedule(step: int, steps: int, warmup: float) -> float:
+    """Linear up, then a cosine down to a fiftieth."""
+    rising = max(1, round(steps * warmup))
+    if step < rising:
+        return (step + 1) / rising
+    done = (step - rising) / max(1, steps - rising)
+    return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))

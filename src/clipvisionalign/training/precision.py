@@ -1,0 +1,75 @@
+"""In which number format each tower is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from clipvisionalign.models.aligner import Aligner
+from clipvisionalign.models.device import quick_format
+from clipvisionalign.training.checkpoint import random_states, restore_random_states
+from clipvisionalign.training.config import RunConfig
+from clipvisionalign.training.fine_tuning import keep_frozen_still
+
+#: What `find_formats` has found in this process, by all that it depends on.
+_FORMATS: dict[str, tuple[torch.dtype, torch.dtype]] = {}
+
+
+def find_formats(config: RunConfig, aligner: Aligner, state: dict[str, Any] | None) -> tuple[torch.dtype, torch.dtype]:
+    """The number formats of the picture tower and of the text tower: those of a checkpoint, or found out by timing what
+    each of them does in a step, there and, where it is trained, back."""
+    if state is not None:
+        image, text = (getattr(torch, name) for name in state["precision"])
+        return image, text
+
+    # Timed once in a process: the runs of a study that train alike compute alike.
+    kind = repr((config.model.image_tower, config.model.text_tower, config.model.design, config.freeze,
+                 config.freeze_layers, config.peft, config.lora, config.precision, aligner.device))  # fmt: skip
+    if kind in _FORMATS:
+        return _FORMATS[kind]
+
+    def work(part: Callable[[], Tensor], module: torch.nn.Module) -> Callable[[], None]:
+        trained = any(parameter.requires_grad for parameter in module.parameters())
+
+        def run() -> None:
+            with torch.set_grad_enabled(trained):
+                found = part()
+            if trained:
+                found.float().square().mean().backward()
+                module.zero_grad(set_to_none=True)
+
+        return run
+
+    device, size = aligner.device, aligner.image_tower.input.size
+    aligner.train()
+    keep_frozen_still(aligner, config.freeze)
+    pixels = torch.randint(256, (8, 3, size, size), dtype=torch.uint8).to(device)
+    ids = torch.randint(5, min(1000, aligner.text_tower.encoder.config.vocab_size), (64, 16)).to(device)
+
+    def look(images: int) -> Callable[[], None]:
+        return work(lambda: aligner.image_tower(pixels[:images]).patches, aligner.image_tower)
+
+    def read(captions: int) -> Callable[[], None]:
+        some = ids[:captions]
+        return work(lambda: aligner.text_tower(some, torch.ones_like(some)).pooled, aligner.text_tower)
+
+    states = [buffer.clone() for buffer in aligner.buffers()]
+    random_before = random_states()
+    # Two of each: a batch norm that trains needs more than one.
+    found = (
+        quick_format(device, look(8), config.precision, look(2)),
+        quick_format(device, read(64), config.precision, read(2)),
+    )
+    # The trial leaves no trace: not in a batch norm's statistics, nor in what is drawn at random.
+    restore_random_states(random_before)
+    for buffer, before in zip(aligner.buffers(), states, strict=True):
+        buffer.copy_(before)
+    _FORMATS[kind] = found
+    return found
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

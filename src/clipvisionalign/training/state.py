@@ -1,0 +1,195 @@
+"""What changes while a model trains: its weights, its optimizer, and how far the run is; saved and loaded."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from clipvisionalign.models.aligner import Aligner
+from clipvisionalign.training.checkpoint import (
+    load_sharded,
+    names_in,
+    random_states,
+    restore_random_states,
+    save_checkpoint,
+    save_sharded,
+)
+from clipvisionalign.training.config import RunConfig
+from clipvisionalign.training.cross_fit import BestEpoch
+from clipvisionalign.training.dev import DevFigures
+from clipvisionalign.training.fine_tuning import WeightAverage
+from clipvisionalign.training.processes import Processes, own_part
+from clipvisionalign.training.records import Say
+from clipvisionalign.training.step import Towers
+
+
+@dataclass
+class Place:
+    """Where a run stands: what the loop counts, beside the weights and the random states.
+
+    step: steps gone through; skipped: those among them that were none; epoch: the one that it is in, from 1;
+    step_in_epoch: batches of it that are done. left_out: images that could not be read, or were in a step that was
+    none, each as often as it was dealt. sums, seen: of the epoch's figures. best: dev rsum of the best epoch. chosen:
+    the best epoch by all of dev, then by each half. records: bytes of metrics.jsonl. seconds: of training, pauses left
+    out.
+    """
+
+    step: int = 0
+    skipped: int = 0
+    left_out: int = 0
+    epoch: int = 1
+    step_in_epoch: int = 0
+    sums: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
+    seen: int = 0
+    best: float = -1.0
+    chosen: list[BestEpoch] = field(default_factory=list)
+    history: list[list[Any]] = field(default_factory=list)
+    stopped: bool = False
+    seconds: float = 0.0
+    records: int = 0
+
+    @classmethod
+    def of(cls, state: dict[str, Any], best_by: str) -> Place:
+        """What a checkpoint has; one from before dev was halved knows the best epoch of all of dev only."""
+        state = dict(state)
+        epoch, chosen = state.pop("best_epoch", 0), state.pop("chosen", None)
+        if chosen is None and epoch:
+            chosen = [{"score": state["best"] if best_by == "rsum" else -math.inf, "epoch": epoch}]
+        return cls(**state, chosen=[BestEpoch(**each) for each in chosen or []])
+
+    @property
+    def best_epoch(self) -> int:
+        """The epoch whose model is the run's, 0 before there is one."""
+        return self.chosen[0].epoch if self.chosen else 0
+
+    def choose(self, figures: DevFigures, config: RunConfig) -> None:
+        """Take note of an epoch's dev figures; training stops once all of dev and both halves have lost patience."""
+        scores = figures.scores(config.best_by)
+        self.chosen += [BestEpoch() for _ in scores[len(self.chosen) :]]
+        for each, score in zip(self.chosen, scores, strict=True):
+            # The dual encoder tells nothing of a fusion that is trained alone: its last epoch is kept.
+            each.see(self.epoch, score, config.patience, always=config.freeze == "all")
+        if self.best_epoch == self.epoch:
+            self.best = figures.metrics.rsum.value
+        self.stopped = all(each.stopped for each in self.chosen)
+
+    def count(self, values: np.ndarray) -> None:
+        """One step more, with its loss, fusion loss and accuracy."""
+        self.step, self.seen = self.step + 1, self.seen + 1
+        self.sums = [total + float(value) for total, value in zip(self.sums, values, strict=True)]
+
+    def next_epoch(self) -> None:
+        """To the beginning of the next epoch."""
+        self.epoch, self.step_in_epoch, self.sums, self.seen = self.epoch + 1, 0, [0.0, 0.0, 0.0], 0
+
+
+class Whole:
+    """All that changes while a model trains, to save and to load: as one file, or sharded as the model is."""
+
+    def __init__(self, towers: Towers, average: WeightAverage, optimizer: Any, scheduler: Any) -> None:
+        self.towers, self.average, self.optimizer, self.scheduler = towers, average, optimizer, scheduler
+
+    def save(self, out: Path, step: int, about: dict[str, Any], processes: Processes) -> None:
+        """Write a checkpoint; every process calls this. Raises OSError."""
+        states = processes.objects(random_states())
+        rest = {**about, "scheduler": self.scheduler.state_dict(), "random": states, "updates": self.average.updates}
+        if self.average.sharded:
+            save_sharded(out, step, self._tensors(), rest, processes)
+            return
+        parts = {"towers": self.towers, "average": self.average, "optimizer": self.optimizer}
+
+        def write() -> None:
+            save_checkpoint(out, step, {**{name: part.state_dict() for name, part in parts.items()}, **rest})
+
+        # All get the error of one that cannot write, and go on together.
+        processes.first_does(write)
+
+    def load(self, state: dict[str, Any], processes: Processes) -> None:
+        """Put everything where a checkpoint has it."""
+        if "shards" in state:
+            self._fill_optimizer(names_in(Path(state["shards"])))
+            load_sharded(Path(state["shards"]), self._tensors())
+            self.average.updates = state["updates"]
+        elif self.average.sharded:
+            raise ValueError("this run was begun without --shard true, and goes on without it")
+        else:
+            self.towers.load_state_dict(state["towers"])
+            self.average.load_state_dict(state["average"])
+            self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        for group, rate in zip(self.optimizer.param_groups, self.scheduler.get_last_lr(), strict=True):
+            group["lr"] = rate
+        random_of = state["random"]
+        restore_random_states(random_of[min(processes.number, len(random_of) - 1)])
+
+    def is_finite(self) -> bool:
+        """Whether nothing that is trained, of this process's part of it, is a NaN or infinite."""
+        trained = [parameter for parameter in self.towers.parameters() if parameter.requires_grad]
+        return are_finite([*trained, *self.average.weights.values()])
+
+    def _tensors(self) -> dict[str, Tensor]:
+        found = {f"towers.{name}": tensor for name, tensor in self.towers.state_dict().items()}
+        found |= {f"average.{name}": tensor for name, tensor in self.average.weights.items()}
+        for name, parameter in self.towers.named_parameters():
+            for kind, value in self.optimizer.state.get(parameter, {}).items():
+                found[f"optimizer.{name}.{kind}"] = value
+        return found
+
+    def _fill_optimizer(self, there: set[str]) -> None:
+        """What AdamW keeps of each parameter, before its first step: there has to be something to load into.
+
+        there: what a checkpoint has: nothing of a parameter that had no gradient, and of none before the first step.
+        """
+        for name, parameter in self.towers.named_parameters():
+            if f"optimizer.{name}.exp_avg" in there:
+                self.optimizer.state[parameter] = {
+                    "step": torch.zeros((), device=parameter.device),
+                    "exp_avg": torch.zeros_like(parameter),
+                    "exp_avg_sq": torch.zeros_like(parameter),
+                }
+
+
+def are_finite(tensors: Collection[Tensor]) -> bool:
+    """Whether no weight, of this process's part of them, is a NaN or infinite."""
+    own = [part for part in (own_part(tensor.detach()) for tensor in tensors) if part.numel()]
+    return all(math.isfinite(norm) for norm in torch._foreach_norm(own, math.inf)) if own else True
+
+
+def _go_on(state: dict[str, Any], whole: Whole, out: Path, say: Say, processes: Processes, best_by: str) -> Place:
+    """Put everything where the checkpoint has it."""
+    whole.load(state, processes)
+    where = Place.of(state["place"], best_by)
+
+    def forget_later() -> None:
+        # What was recorded after the checkpoint is done, and recorded, once more.
+        with (out / "metrics.jsonl").open("a") as records:
+            records.truncate(min(where.records, records.tell()))
+
+    processes.first_does(forget_later)
+    say(f"{out}: goes on after step {where.step}, in epoch {where.epoch}")
+    return where
+
+
+def restore_aligner(aligner: Aligner, state: dict[str, Any]) -> None:
+    """Give a model the weights and buffers of a checkpoint, those that are not trained too.
+
+    Raises ValueError where they are another model's.
+    """
+    if "shards" in state:
+        tensors = {f"towers.aligner.{name}": tensor for name, tensor in aligner.state_dict().items()}
+        load_sharded(Path(state["shards"]), tensors)
+        return
+    own = {
+        name.removeprefix("aligner."): tensor for name, tensor in state["towers"].items() if name.startswith("aligner.")
+    }
+    try:
+        aligner.load_state_dict(own)
+    except RuntimeError as error:
+        raise ValueError(f"the checkpoint is not of this model: {str(error).splitlines()[1].strip()}") from None
