@@ -185,3 +185,15 @@ def test_a_moved_copy_stands_in_the_splits_that_its_groups_had_in_training(model
         assert [row.split for row in moved] != [row.split for row in read_captioned_images(copy, layout)]
     (copy / "captions.csv").write_text("\n".join(row.rpartition(",")[0] for row in ["image,caption,patient", *rows]))
     assert [row.split for row in read_data_of_run(run, copy)] == [row.split for row in read_captioned_images(copy)]
+
+
+@pytest.mark.parametrize("splits", [("train", "dev"), ("train", "dev", "test")])
+def test_what_a_run_read_is_kept_of_the_splits_that_are_there(tmp_path, splits):
+    """A data set without a test split is trained on as before."""
+    from clipvisionalign.data.captioned import CaptionedImage, CaptionedImages
+    from clipvisionalign.training.training_data import _as_read
+
+    (tmp_path / "1.jpg").write_bytes(b"its size counts")
+    rows = [CaptionedImage(split, tmp_path / "1.jpg", ("a dog",), split) for split in splits]
+    data = CaptionedImages(rows, tmp_path)
+    assert list(_as_read(data, data)) == list(splits)

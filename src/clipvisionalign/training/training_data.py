@@ -223,11 +223,14 @@ def _dev_data(config: RunConfig, rule: int) -> CaptionedImages:
 
 def _as_read(data: CaptionedImages, elsewhere: CaptionedImages) -> dict[str, dict[str, str]]:
     """Captions, partners and pictures of the splits; those of a training split, too many to read, by size."""
-    return {
+    found = {
         "train": data_contents(data.split("train"), pictures=False),
         "dev": data_contents(elsewhere.split("dev")),
-        "test": data_contents(data.split("test")),
     }
+    # Nothing is trained on it, and it need not be there.
+    if "test" in data.split_sizes():
+        found["test"] = data_contents(data.split("test"))
+    return found
 
 
 def refuse_changed(run: Path, config: RunConfig, say: Say, splits: Sequence[str] = ("train", "dev")) -> None:
