@@ -48,6 +48,27 @@ def test_a_variant_that_one_of_them_lacks_is_told(report, which):
     assert row[3] == ""
 
 
+@pytest.mark.parametrize(("a", "b"), [([0, 1], [0]), ([0], [0, 1, 2]), ([0], [0]), ([0, 1], [0, 1])])
+def test_how_many_seeds_stand_behind_an_interval_is_told_beside_it(a, b):
+    both = made_report(seeds=a), made_report(seeds=b)
+    (table, *_), _ = compare_reports(*both)
+    for seeds, column in ((a, 1), (b, 2)):
+        told = f"({len(seeds)} seed{'s' * (len(seeds) > 1)})"
+        assert all(row[column].endswith(told) for row in table.rows[:-1])
+    assert ("images only" in table.note) == (1 in (len(a), len(b)))
+    assert ("; B: " in table.note) == (len(a) != len(b))
+    fewer = made_report(seeds=[0, 1, 2], missing=[("late", 0)])
+    late = next(row for row in compare_reports(fewer, both[1])[0][0].rows if row[0] == "late")
+    assert late[1].endswith("(2 of 3 seeds)")
+
+
+def test_a_variant_of_one_plan_alone_is_one_line(report):
+    one = made_report({"self": 0.4})
+    for both, side in (((report, one), "A"), ((one, report), "B")):
+        lines = [line for line in compare_reports(*both)[1] if "late" in line and line.startswith(("plan", "variant"))]
+        assert lines == [f"variant late: in {side}'s plan alone"]
+
+
 def _fingerprint(report):
     report["data"]["fingerprint"] = "another"
 

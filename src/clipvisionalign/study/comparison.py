@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from clipvisionalign.study.costs import Conditions, Cost, differ, measured_under, ranges_of
+from clipvisionalign.study.gaps import state_of
 from clipvisionalign.study.significant import significant
-from clipvisionalign.study.tables import CHANCE, Table, interval
+from clipvisionalign.study.tables import CHANCE, Table, counted, interval
 
 #: What is compared of the costs. Training is not measured in rounds, and has no spread of its own.
 COSTS = (
@@ -53,9 +54,16 @@ def differing(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
         found.append("the data is not the same: figures of A and B are of other images or captions")
     contents = ["contents"] if all("contents" in report["data"] for report in (a, b)) else []
     about = (*DATA, *ABOUT_DATA, *contents)
+    plans = [report["plan"]["variants"] for report in (a, b)]
+    common = set(plans[0]) & set(plans[1])
+    for side, names in zip("AB", plans, strict=True):
+        found += [f"variant {name}: in {side}'s plan alone" for name in names if name not in common]
     blocks: dict[str, Callable[[dict[str, Any]], Any]] = {
         "data": lambda report: {key: report["data"].get(key) for key in about},
-        "plan": lambda report: report["plan"],
+        "plan": lambda report: {
+            **report["plan"],
+            "variants": {name: each for name, each in report["plan"]["variants"].items() if name in common},
+        },
         "machine": lambda report: report["machine"],
         "versions": lambda report: report["versions"],
         "time and memory:": _measured_under,
@@ -65,12 +73,17 @@ def differing(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
     for name, block in blocks.items():
         left, right = _flat(block(a)), _flat(block(b))
         for key in dict.fromkeys([*left, *right]):
-            line = f"{key}: A {left.get(key, '-')}, B {right.get(key, '-')}"
+            line = f"{key}: A {_shown(left.get(key))}, B {_shown(right.get(key))}"
             # What was measured on the machine that made the report is told once.
             if left.get(key) != right.get(key) and line not in told:
                 found.append(f"{name} {line}")
                 told.add(line)
     return found
+
+
+def _shown(value: Any) -> str:
+    """What stands at a key; "-" for nothing, or an empty text."""
+    return "-" if value is None or value == "" else str(value)
 
 
 def _measured_under(report: dict[str, Any]) -> dict[str, str]:
@@ -99,13 +112,21 @@ def _accuracy(both: Sequence[dict[str, Any]], names: Sequence[str]) -> Table:
     chance = [report["results"].get("chance", {}).get("rsum") for report in both]
     rows.append([CHANCE, *("" if each is None else f"{each:.1f}" for each in chance), ""])
     keys.append([None, *chance, None])
-    note = "" if same else "Of other images or captions: what A and B found is not compared."
+    counts = [counted(report) for report in both]
+    told = (
+        counts[:1] if counts[0] == counts[1] else [f"{side}: {count}" for side, count in zip("AB", counts, strict=True)]
+    )
+    note = "; ".join(told)
+    note = f"{note[0].upper()}{note[1:]}."
+    note += "" if same else " Of other images or captions: what A and B found is not compared."
     return Table("accuracy", "Rsum", ["variant", "A", "B", "intervals"], rows, keys, note)
 
 
 def _rsum(report: dict[str, Any], name: str, found: dict[str, Any] | None) -> str:
     if found:
-        return interval(found)
+        seeds = len(report["results"]["variants"][name]["seeds"])
+        told = state_of(report, name) or f"{seeds} seed{'s' * (seeds != 1)}"
+        return f"{interval(found)} ({told})"
     return "no result" if name in report["plan"]["variants"] else "not in the plan"
 
 

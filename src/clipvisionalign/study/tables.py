@@ -65,8 +65,12 @@ def write_tables(report: dict[str, Any], folder: Path) -> None:
                 aside.write_text(text_of(tables[name]), encoding="utf-8")
 
 
-def interval(found: dict[str, Any], form: str = ".1f") -> str:
-    """Value and 95% interval, where there is one."""
+def interval(found: dict[str, Any], form: str = "z.1f") -> str:
+    """Value and 95% interval, where there is one; nothing of it is minus zero.
+
+    >>> interval({"value": -0.01, "low": -74.1, "high": 74.1})
+    '0.0 [-74.1, 74.1]'
+    """
     if found["low"] is None:
         return f"{found['value']:{form}}, no interval"
     return f"{found['value']:{form}} [{found['low']:{form}}, {found['high']:{form}}]"
