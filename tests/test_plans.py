@@ -108,6 +108,9 @@ def contents(folder: Path) -> dict[str, bytes | None]:
         ),
         ("settings:\n  model:\n    late: {keep_tokens: -3}", 3, "settings.model.late.keep_tokens", "at least 0"),
         ("settings:\n  model:\n    width: 0", 3, "settings.model.width", "at least 1"),
+        ("settings:\n  model.design: late", 2, "settings.model.design", "nested, model: {design: ...}"),
+        ("settings:\n  model.late.width: 8", 2, "settings.model.late.width", "nested, model: {late: {width: ...}}"),
+        ("settings: &b {epochs: 1}\nbase: *b", 2, "base", "no such key; there are title"),
         ("title: &a [*a]", 1, "title[0]", "holds itself"),
         ("variants:\n  self: {}\n  b: {settings: {model: {design: self}}}", 3, "variants.b", "same as 'self'"),
         # What has no effect makes no difference.

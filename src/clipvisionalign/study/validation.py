@@ -197,7 +197,12 @@ def _told(kind: type, fault: Any, key: Key) -> str:
     """A fault in plain words."""
     loc, given = fault["loc"][1:], fault["input"]
     if fault["type"] == "unexpected_keyword_argument":
-        return f"no such key{nearest(str(loc[-1]), _names_at(kind, loc[:-1]))}"
+        name, known = str(loc[-1]), _names_at(kind, loc[:-1])
+        if "." in name and name in known:
+            *above, last = name.split(".")
+            nested = f"{': {'.join(above)}: {{{last}: ...{'}' * len(above)}"
+            return f"a key with dots is not looked into: write it nested, {nested}"
+        return f"no such key{nearest(name, known)}"
     if given is None:
         return "nothing stands there: give a value, or leave the line out"
     wanted = {"int_type": "a whole number", "float_type": "a number", "bool_type": "true or false",
@@ -220,11 +225,12 @@ def nearest(name: str, known: list[str]) -> str:
     >>> nearest("epoch", ["epochs", "batch"]), nearest("x", ["epochs", "batch"])
     ("; is it 'epochs'?", '; there are epochs, batch')
     """
-    for some in ([each for each in known if "." not in each], known):
+    # One of somewhere else has to be more than a little alike.
+    for some, least in (([each for each in known if "." not in each], 0.6), (known, 0.8)):
         ends: dict[str, str] = {}
         for each in some:
             ends.setdefault(each.rpartition(".")[2], each)
-        if alike := difflib.get_close_matches(name, ends, 1):
+        if alike := difflib.get_close_matches(name, ends, 1, least):
             return f"; is it '{ends[alike[0]]}'?"
     own = [each for each in known if "." not in each]
     return f"; there are {', '.join(own)}" if len(own) <= FEW else ""
