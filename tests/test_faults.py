@@ -12,6 +12,7 @@ import platform
 import random
 import shutil
 import signal
+import sys
 import time
 from contextlib import ExitStack
 from dataclasses import replace
@@ -30,6 +31,8 @@ from clipvisionalign.data.fingerprint import hash_of_file
 from clipvisionalign.data.formats import read_captioned_images
 from clipvisionalign.data.scenes import write_scenes
 from clipvisionalign.files import Held, held
+from clipvisionalign.models.device import versions
+from clipvisionalign.study.costs import measured_by_told
 from clipvisionalign.study.gaps import reasons_in, without_results
 from clipvisionalign.study.plan import Plan
 from clipvisionalign.study.report import write_report
@@ -321,6 +324,45 @@ def test_a_report_that_cannot_be_read_is_never_lost(alone, content):
     with pytest.raises(ValueError, match="cannot be read by this version"):
         report_of_study(alone, print)
     assert (alone / "report.json").read_text() == content
+
+
+def test_figures_that_another_version_has_measured_are_told_as_such(alone, monkeypatch):
+    """They are not measured again for it, nor for another machine."""
+    assert measured_by_told(report_of_study(alone, print)) == ""
+    now = versions()
+    monkeypatch.setattr("clipvisionalign.study.report.versions", lambda: {**now, "clipvisionalign": "9.9"})
+    report = report_of_study(alone, print)
+    write_report(alone, report, print)
+    told = f"this report: clipvisionalign 9.9; self, late: clipvisionalign {now['clipvisionalign']}"
+    assert measured_by_told(report) == told
+    assert f"Not every accuracy was measured by these versions: {told}." in shown_in(alone)
+
+
+def test_of_several_reports_that_cannot_be_read_none_is_lost(alone):
+    unread = ['{"format": 2}', '{"format": 3}', HALF]
+    for content in unread:
+        (alone / "report.json").write_text(content)
+        report_of_study(alone, print)
+    assert sorted(path.read_text() for path in alone.glob("report.unread*.json")) == sorted(unread)
+
+
+def test_a_page_stays_until_its_successor_is_whole(alone, monkeypatch):
+    """Whatever the writing of another one ends in; where a package is missing, before anything is written."""
+    write_report(alone, report_of_study(alone, print), print)
+    (alone / "report.html").write_text("the earlier page")
+    for missing in ("matplotlib", "jinja2"):
+        (alone / "report.json").write_text('{"format": 2}')
+        before = contents(alone)
+        with monkeypatch.context() as within:
+            within.setitem(sys.modules, missing, None)
+            assert main(["report", str(alone)]) == 1
+        assert contents(alone) == before
+    (alone / "report.json").unlink()
+    report = report_of_study(alone, print)
+    monkeypatch.setattr("clipvisionalign.study.page.render_page", lambda *given: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        write_report(alone, report, print)
+    assert (alone / "report.html").read_text() == "the earlier page"
 
 
 def test_a_poorer_report_takes_the_place_of_none(alone):

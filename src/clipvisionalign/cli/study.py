@@ -110,22 +110,23 @@ def report(arguments: list[str]) -> int:
     given = parser.parse_args(arguments)
     from dataclasses import asdict
 
+    from clipvisionalign.files import written_aside
     from clipvisionalign.study.comparison import compare_reports
     from clipvisionalign.study.page import render_comparison
-    from clipvisionalign.study.report import folder_of, read_report, write_report
+    from clipvisionalign.study.report import check_installed, folder_of, read_report, write_report
     from clipvisionalign.study.run import report_held, report_of_study
     from clipvisionalign.study.tables import print_tables, show
     from clipvisionalign.study.words import claims_of
 
+    check_installed()
     folder = folder_of(given.study)
     if given.compare:
         found = report_of_study(folder, say)
         tables, settings = compare_reports(found, read_report(given.compare))
         page = Path(given.out or folder / "comparison.html")
-        page.write_text(
-            render_comparison(f"{found['title']}: two studies", (given.study, given.compare), tables, settings),
-            encoding="utf-8",
-        )
+        told = render_comparison(f"{found['title']}: two studies", (given.study, given.compare), tables, settings)
+        with written_aside(page) as aside:
+            aside.write_text(told, encoding="utf-8")
         if given.json:
             print(json.dumps({"tables": [asdict(table) for table in tables], "settings": settings}, indent=2))
         else:

@@ -20,6 +20,7 @@ from clipvisionalign.data.minimal_pairs import MinimalPair
 from clipvisionalign.data.of_run import about_data
 from clipvisionalign.files import written_aside
 from clipvisionalign.models.aligner import Aligner, Remembered, config_from_dict, load_aligner, pin_towers
+from clipvisionalign.models.device import versions
 from clipvisionalign.models.tokens import open_tokenizer
 from clipvisionalign.retrieval.audit import LEAST, audit
 from clipvisionalign.retrieval.evaluate import RANKS, Evaluation, evaluate, load_ranks
@@ -314,8 +315,13 @@ def measure_cell(
     halves = HalfWeights.of(part, chosen) if split == "dev" else None
     # In every cell the same batches: those of halves would not be.
     aligner.remembered = _remembered(cell, remembered, "minimal pairs") if same and split != "dev" else None
+    # Not asked for: what it takes to find other figures is another model or other data. But told.
+    measured_by = [versions()]
+    if evaluated is None and (trained_by := _trained_by(cell.folder)) not in measured_by:
+        measured_by.append(trained_by)
     found = {
         "asked": asked,
+        "measured_by": measured_by,
         **{name: trained[name] for name in ("training_seconds", "steps", "best_epoch")},
         **{name: figures[name] for name in ("images", "captions", "candidates", "gain", "depths") if name in figures},
         "audit": checks.to_dict(),
@@ -331,6 +337,14 @@ def measure_cell(
         evaluated.save_ranks(own_ranks(cell.folder, split))
     write_json(kept, found)
     return found
+
+
+def _trained_by(folder: Path) -> dict[str, str]:
+    """The versions that a run was begun with, by which its dev figures are; none where they were not kept."""
+    try:
+        return dict(json.loads((folder / "environment.json").read_text(encoding="utf-8"))["versions"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
 
 
 def kept_figures(

@@ -66,6 +66,7 @@ def differing(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
         },
         "machine": lambda report: report["machine"],
         "versions": lambda report: report["versions"],
+        "accuracy:": _measured_by if all("measured_by" in report for report in (a, b)) else lambda report: {},
         "time and memory:": _measured_under,
         "training:": _trained_under,
     }
@@ -84,6 +85,10 @@ def differing(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
 def _shown(value: Any) -> str:
     """What stands at a key; "-" for nothing, or an empty text."""
     return "-" if value is None or value == "" else str(value)
+
+
+def _measured_by(report: dict[str, Any]) -> dict[str, str]:
+    return _listed([each for several in report["measured_by"].values() for each in several])
 
 
 def _measured_under(report: dict[str, Any]) -> dict[str, str]:

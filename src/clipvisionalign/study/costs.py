@@ -153,6 +153,18 @@ def conditions_told(under: Mapping[str, Sequence[Conditions]]) -> str:
     return "; ".join(f"{', '.join(names)}: {' and '.join(map(told, several))}" for several, names in groups)
 
 
+def measured_by_told(report: Mapping[str, Any]) -> str:
+    """By which versions the accuracy of which variants was measured, where that is not all by those of the report;
+    empty else, and for reports from before that was told."""
+
+    def of(every: Mapping[str, str]) -> Conditions:
+        return {name: every[name] for name in ("clipvisionalign", "torch") if name in every}
+
+    under = {name: [of(each) for each in several] for name, several in report.get("measured_by", {}).items()}
+    under = {"this report": [of(report["versions"])], **under}
+    return "" if same_conditions(under) else conditions_told(under)
+
+
 def of_same_conditions(
     rounds: Mapping[str, Sequence[Mapping[str, Any]]], contents: Collection[str]
 ) -> tuple[dict[str, list[dict[str, Any]]], dict[str, int]]:

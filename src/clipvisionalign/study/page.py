@@ -6,6 +6,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from clipvisionalign.files import written_aside
+from clipvisionalign.study.costs import measured_by_told
 from clipvisionalign.study.figures import Drawn
 from clipvisionalign.study.gaps import labelled, not_made
 from clipvisionalign.study.significant import with_noun
@@ -33,7 +35,8 @@ def render_page(report: dict[str, Any], drawn: dict[str, Drawn]) -> str:
     return _environment().get_template("report.html").render(
         title=report["title"], report=report, drawn=drawn, tables=tables, parts=parts, gaps=gaps,
         plan=yaml.safe_dump(report["plan"], sort_keys=False), twins=twins_told(report),
-        examples=examples_shown(report), with_examples=with_examples, example_seeds=example_seeds(report),
+        measured_by=measured_by_told(report), examples=examples_shown(report),
+        with_examples=with_examples, example_seeds=example_seeds(report),
     )  # fmt: skip
 
 
@@ -98,7 +101,8 @@ def write_pdf(page: Path, out: Path) -> None:
             # What is folded away on a screen belongs on paper.
             sheet.evaluate("document.querySelectorAll('main > section > details').forEach(each => each.open = true)")
             margins = dict.fromkeys(("top", "bottom", "left", "right"), "14mm")
-            sheet.pdf(path=str(out), format="A4", margin=margins, print_background=True)  # type: ignore[arg-type]
+            with written_aside(out) as aside:
+                sheet.pdf(path=str(aside), format="A4", margin=margins, print_background=True)  # type: ignore[arg-type]
             browser.close()
     except Error as error:
         told = str(error).splitlines()[0]

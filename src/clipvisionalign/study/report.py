@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,7 @@ def build_report(
         "made_from": made_from(study),
         "machine": machine(),
         "versions": versions(),
+        "measured_by": _measured_by(measured),
         "commands": commands(study, next(((one.variant, one.seed) for one in measured), None)),
         "references": entries_for(plan, data),
     }
@@ -192,6 +194,15 @@ def _begun_under(environment: Path) -> dict[str, Any]:
         return {}
 
 
+def _measured_by(measured: Sequence[Measured]) -> dict[str, list[dict[str, str]]]:
+    """The versions that each variant's figures were measured by, each once; {} where they were not kept."""
+    found: dict[str, list[dict[str, str]]] = {}
+    for cell in measured:
+        of = found.setdefault(cell.variant, [])
+        of += [each for each in cell.found.get("measured_by", [{}]) if each not in of]
+    return found
+
+
 def commands(study: Path, measured: tuple[str, int] | None) -> list[str]:
     """What repeats the study, and any one of its runs. measured: a cell that has been trained, where there is one."""
     again = f"clipvisionalign study {study}/plan.yaml --out {study}-again"
@@ -205,13 +216,26 @@ def commands(study: Path, measured: tuple[str, int] | None) -> list[str]:
     ]
 
 
+#: Packages that a report's page, plots and tables need.
+TO_WRITE = ("jinja2", "markupsafe", "matplotlib")
+
+
+def check_installed(names: Sequence[str] = TO_WRITE) -> None:
+    """Raises ModuleNotFoundError, before anything is done, where a package is missing."""
+    for name in names:
+        if find_spec(name) is None:
+            raise ModuleNotFoundError(f"No module named '{name}'", name=name)
+
+
 def write_report(study: Path, report: dict[str, Any], say: Callable[[str], None] = print) -> None:
     """report.json, report.html, figures/ (SVG, PNG), tables/ (Markdown, LaTeX), references.bib in `study`: each file is
-    whole, whenever this is cut off, and none is left of a plot or a table that only an earlier report had.
+    whole, whenever this is cut off, and none is left of a plot or a table that only an earlier report had. The page is
+    the last: until it is whole the earlier one stays.
 
-    A plot that cannot be drawn is said, and shown as such, with the reason. Raises FenceError before anything is
-    written.
+    A plot that cannot be drawn is said, and shown as such, with the reason. Raises FenceError and ModuleNotFoundError
+    before anything is written.
     """
+    check_installed()
     from clipvisionalign.study.figures import draw_figures
     from clipvisionalign.study.page import render_page
     from clipvisionalign.study.tables import write_tables
@@ -219,13 +243,11 @@ def write_report(study: Path, report: dict[str, Any], say: Callable[[str], None]
     check_fence(report)
     # The report's own figures first: they are there whatever happens to a plot or the page.
     write_json(study / "report.json", report)
-    page = study / "report.html"
-    page.unlink(missing_ok=True)
     drawn = draw_figures(report, study / "figures", say)
     write_tables(report, study / "tables")
     with written_aside(study / "references.bib") as aside:
         aside.write_text("\n\n".join(entry["bibtex"] for entry in report["references"]) + "\n", encoding="utf-8")
-    with written_aside(page) as aside:
+    with written_aside(study / "report.html") as aside:
         aside.write_text(render_page(report, drawn), encoding="utf-8")
 
 

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +75,7 @@ from clipvisionalign.study.plan import (
 from clipvisionalign.study.probe import Probe, estimated, probes_of, steps_for
 from clipvisionalign.study.profile import combined, profile_run
 from clipvisionalign.study.protocol import other_protocols
-from clipvisionalign.study.report import build_report, read_report, with_gaps, write_report
+from clipvisionalign.study.report import TO_WRITE, build_report, check_installed, read_report, with_gaps, write_report
 from clipvisionalign.study.results import Measured, check_gallery
 from clipvisionalign.study.startable import refuse_unstartable
 from clipvisionalign.study.text_only import twins_told_apart
@@ -106,7 +106,8 @@ def run_study(
     with other settings stand in the way, Held where another process carries out the study.
     """
     study = Path(out)
-    _check_installed()
+    # Before anything is trained.
+    check_installed((*TO_WRITE, "nltk", "scipy"))
     plan = _checked(plan, study, say)
     with study_held(study):
         refuse_unstartable(plan, cells_of(plan, study))
@@ -246,9 +247,11 @@ def _earlier_report(study: Path, say: Say) -> dict[str, Any] | None:
 
 
 def _set_aside_unread(report: Path, say: Say) -> None:
-    """Keep a report that cannot be read, if there is one, under another name."""
+    """Keep a report that cannot be read, if there is one, under another name, beside those that were kept before."""
     if report.is_file():
-        aside = report.replace(report.with_name("report.unread.json"))
+        numbers = chain([""], (f"-{number}" for number in count(2)))
+        names = (report.with_name(f"report.unread{number}.json") for number in numbers)
+        aside = report.replace(next(name for name in names if not name.exists()))
         say(f"{report}: cannot be read by this version; it is kept as {aside.name}")
 
 
@@ -317,13 +320,6 @@ def _dev_of(plan: Plan, data: CaptionedImages) -> CaptionedImages:
         return read_captioned_images(elsewhere, plan.layout).with_identity(plan.identity)
     except (ValueError, OSError) as error:
         raise PlanError((("settings", "dev_data"), str(error))) from None
-
-
-def _check_installed() -> None:
-    """Raises ModuleNotFoundError before anything is trained where a package is missing that the report needs."""
-    for name in ("jinja2", "markupsafe", "matplotlib", "nltk", "scipy"):
-        if find_spec(name) is None:
-            raise ModuleNotFoundError(f"No module named '{name}'", name=name)
 
 
 def _measure(
