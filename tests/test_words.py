@@ -16,7 +16,7 @@ from clipvisionalign.study.figures import _by_length
 from clipvisionalign.study.plan import Comparison
 from clipvisionalign.study.results import length_thirds
 from clipvisionalign.study.statistics import estimate, two_seeds_widen
-from clipvisionalign.study.tables import tables_of
+from clipvisionalign.study.tables import Table, latex, markdown, tables_of
 from clipvisionalign.study.words import LEVEL, claims_of, numbers_in, twins_told
 
 few = settings(
@@ -380,3 +380,19 @@ def test_steps_of_equal_passes_are_told_where_cost_was_not_measured():
     report["training_steps"]["late"] = {"mean": 60.0, "each": [60, 60]}
     (text,) = [claim["text"] for claim in claims_of(report) if claim["text"].startswith("Named")]
     assert "equal passes planned, 20 and 60 steps trained" in text
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text(st.characters(codec="utf-8") | st.sampled_from("\n\r\u2028^|&~\\")))
+def test_a_table_has_a_line_for_each_row_whatever_stands_in_it(text):
+    """As the lines of a model's error, which its audit tells."""
+    table = Table("t", "T", ["run", "what was seen"], [["self", text], ["late", "none"]], [[None, None]] * 2)
+    rows = [line for line in markdown(table).splitlines() if line.startswith("| ")]
+    assert len(rows) == 3
+    assert all(row.count("|") == 3 for row in rows)
+    lines = latex(table).splitlines()
+    body = lines[lines.index(r"\midrule") + 1 : lines.index(r"\bottomrule")]
+    assert len(body) == 2
+    assert "" not in lines
+    special = r"\textasciicircum{}"
+    assert not set("^~") & set("".join(body).replace(special, ""))

@@ -360,7 +360,7 @@ def _told(name: str, way: str, check: Callable[..., _Finding], *arguments: Any) 
     try:
         found = check(*arguments)
     except Exception as error:
-        found = _Finding(False, float("nan"), f"the model could not answer: {error}")
+        found = _Finding(False, float("nan"), f"the model could not answer: {' '.join(str(error).split())}")
     return Check(f"{name} ({way})", *found)
 
 

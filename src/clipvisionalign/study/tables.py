@@ -359,21 +359,36 @@ TABLES: dict[str, Callable[[dict[str, Any]], Table]] = {
 }  # fmt: skip
 
 
+def one_line(text: str) -> str:
+    """A cell's text without what would end its row, such as the lines of a model's error."""
+    return " ".join(text.split())
+
+
 def markdown(table: Table) -> str:
     """A table as Markdown."""
     lines = [f"## {table.title}", "", f"| {' | '.join(table.columns)} |", f"|---{'|---:' * (len(table.columns) - 1)}|"]
-    lines += [f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in table.rows]
+    lines += [f"| {' | '.join(one_line(cell).replace('|', '/') for cell in row)} |" for row in table.rows]
     return "\n".join([*lines, "", table.note, ""])
 
 
-_LATEX = {"&": r"\&", "%": r"\%", "#": r"\#", "_": r"\_", "$": r"\$", "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}"}
+_LATEX = {
+    "^": r"\textasciicircum{}",
+    "&": r"\&",
+    "%": r"\%",
+    "#": r"\#",
+    "_": r"\_",
+    "$": r"\$",
+    "{": r"\{",
+    "}": r"\}",
+    "~": r"\textasciitilde{}",
+}
 
 
 def latex(table: Table) -> str:
     """A table as LaTeX, with booktabs."""
 
     def escaped(text: str) -> str:
-        return "".join(_LATEX.get(letter, letter) for letter in text.replace("\\", "/"))
+        return "".join(_LATEX.get(letter, letter) for letter in one_line(text).replace("\\", "/"))
 
     lines = [r"\begin{table}", r"\centering", rf"\caption{{{escaped(f'{table.title}. {table.note}'.strip())}}}",
              rf"\begin{{tabular}}{{l{'r' * (len(table.columns) - 1)}}}", r"\toprule"]  # fmt: skip
