@@ -205,3 +205,17 @@ def test_that_none_dearer_finds_more_is_said_only_where_no_pair_contradicts_it(p
         if row["shown"] and ranges[more][0] > ranges[less][1] + 0.6
     ]
     assert told.startswith("None") == (not contradicting)
+
+
+@pytest.mark.parametrize("rounds", [1, 2, 3])
+def test_a_spread_between_rounds_is_told_of_where_there_are_several(rounds):
+    costs = {name: [cost_round(2.0 + turn / 100) for turn in range(rounds)] for name in ("self", "late")}
+    report = made_report(seeds=[0], costs=costs)
+    from matplotlib import pyplot
+
+    for draw in (figures._pareto_time, figures._pareto_memory, figures._length_time):
+        about = draw(report)[2]
+        assert ("from process to process" in about) == (rounds > 1)
+        assert ("The spread of one variant was not measured" in about) == (rounds == 1)
+        assert ("highest round" in about) == (rounds > 1 and draw is not figures._length_time)
+    pyplot.close("all")

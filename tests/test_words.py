@@ -179,7 +179,8 @@ def test_captions_of_one_length_stand_in_one_part(words):
     ([2.0, 2.1, 2.2], [2.0, 2.2, 2.3], "differ by no more than one variant does"),
     ([2.0, 2.1, 2.2], [2.3, 2.4, 2.5], "differ by no more than one variant does"),
     ([2.0, 2.1, 2.2], [4.0, 4.1, 4.2], "2.1 ms with `self` and 4.1 ms with `late`"),
-    ([2.0], [4.0], "differ by no more than one variant does"),
+    ([2.0], [4.0], "spread of one variant was not measured"),
+    ([2.0, 2.1], [2.2], "spread of one variant was not measured"),
     ([2.0], [4000.0], "2 ms with `self` and 4,000 ms with `late`"),
     ([2.0, 2.0], [2.0, 2.0], "2 ms with every variant"),
 ])  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from clipvisionalign.study.costs import Conditions, Cost, differ, measured_under, ranges_of
+from clipvisionalign.study.costs import Conditions, Cost, differ, in_rounds, measured_under, ranges_of
 from clipvisionalign.study.gaps import state_of
 from clipvisionalign.study.significant import significant
 from clipvisionalign.study.tables import CHANCE, Table, counted, interval
@@ -182,7 +182,9 @@ def _beyond(both: Sequence[dict[str, Any]], name: str, cost: Cost) -> str:
     """Whether a variant's cost differs between two studies by more than it does within one."""
     costs: dict[str, Mapping[str, Any]] = {str(place): report["cost"][name] for place, report in enumerate(both)}
     ranges = ranges_of(costs, list(costs), cost) if cost.name != "training_seconds" else None
-    return "not measured" if ranges is None else "yes" if differ(*ranges.values()) else "no"
+    if ranges is not None and differ(*ranges.values()):
+        return "yes"
+    return "no" if ranges is not None and in_rounds(costs, list(costs), cost) else "not measured"
 
 
 def _flat(found: Any, path: str = "") -> dict[str, Any]:

@@ -91,6 +91,12 @@ def ranges_of(costs: Mapping[str, Mapping[str, Any]], names: Iterable[str], cost
     return found
 
 
+def in_rounds(costs: Mapping[str, Mapping[str, Any]], names: Iterable[str], cost: Cost) -> bool:
+    """Whether each variant was measured in more than one process, so that its spread is known and not assumed."""
+    rounds = [[each for each in costs[name].get("rounds", []) if each.get(cost.name) is not None] for name in names]
+    return all(len(each) > 1 for each in rounds)
+
+
 #: Machine, threads, device and versions that a figure of time or memory was measured under, by name.
 Conditions = Mapping[str, Any]
 
@@ -205,7 +211,9 @@ def not_compared(costs: Mapping[str, Mapping[str, Any]], names: Sequence[str], c
     ranges = ranges_of(costs, names, cost)
     if ranges is None:
         return NO_SPREAD
-    return "" if any(differ(ranges[a], ranges[b]) for a in names for b in names) else WITHIN_SPREAD
+    if any(differ(ranges[a], ranges[b]) for a in names for b in names):
+        return ""
+    return WITHIN_SPREAD if in_rounds(costs, names, cost) else NO_SPREAD
 
 
 def furthest_apart(costs: Mapping[str, Mapping[str, Any]], names: Sequence[str], cost: Cost) -> tuple[str, str]:

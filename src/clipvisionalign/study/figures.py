@@ -15,6 +15,7 @@ from clipvisionalign.study.costs import (
     DEVICE_MEMORY,
     MEMORY,
     MS_PER_QUERY,
+    NO_SPREAD,
     NOT_SAME,
     WITHIN_SPREAD,
     Cost,
@@ -253,6 +254,8 @@ def _pareto(report: dict[str, Any], cost: Cost, label: str, log: bool) -> tuple[
         f"{name} {rsum[name]['value']:.1f} at {format(costs[name], significant(costs[name], 4))}" for name in names
     )
     about = _of_front(front, names, why, dearer_and_better(names, ranges, report) if ranges and not why else [])
+    if ranges:
+        about = f"Level lines: from the lowest to the highest round. {about}".strip()
     absent = [name for name in report["results"]["variants"] if name not in names]
     if absent:
         about = f"{about} Not shown, as it was not measured of them: {', '.join(absent)}.".strip()
@@ -458,7 +461,8 @@ def _of_lengths(costs: dict[str, Any], names: Sequence[str]) -> str:
         return _of_spread(NOT_SAME)
     apart, together = lengths_apart(costs, names)
     if not apart or not together:
-        return "" if apart else _of_spread(WITHIN_SPREAD)
+        several = all(len(costs[name].get("rounds", [])) > 1 for name in names)
+        return "" if apart else _of_spread(WITHIN_SPREAD if several else NO_SPREAD)
     at = f"{', '.join(map(str, apart))} tokens" if len(apart) > 1 else f"{apart[0]} token{'s' * (apart[0] != 1)}"
     return f"Some differ by more than one variant does from process to process at {at}, at other lengths none."
 
@@ -500,10 +504,10 @@ FIGURES: dict[str, tuple[str, str, Callable[[dict[str, Any]], tuple[Any, ...] | 
         _accuracy,
     ),
     "time": (
-        "Accuracy against time", "Lines: 95% intervals, and from the quickest to the slowest round.", _pareto_time
+        "Accuracy against time", "Upright lines: 95% intervals.", _pareto_time
     ),
     "memory": (
-        "Accuracy against memory", "Lines: 95% intervals, and from the lowest to the highest round.", _pareto_memory
+        "Accuracy against memory", "Upright lines: 95% intervals.", _pareto_memory
     ),
     "length": (
         "By the length of the caption", "Recall of the true image within the first 5, with 95% intervals.", _by_length
