@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from clipvisionalign.data.fingerprint import data_contents
 from clipvisionalign.retrieval import evaluate
 from clipvisionalign.retrieval.metrics import metrics_of_ranks
 from clipvisionalign.retrieval.ranks import PartnerRanks
+from clipvisionalign.study.results import choice_of
 from clipvisionalign.training import train as training
 from clipvisionalign.training.config import RunConfig
 from clipvisionalign.training.cross_fit import (
@@ -103,7 +105,9 @@ def test_each_half_is_ranked_by_what_the_other_chose():
     assert (found.text_to_image == np.where(halves.caption == 0, 11, 10)[:, None]).all()
 
 
-@pytest.mark.parametrize("how", ["same epochs", "other epochs", "last epoch", "through another", "other images", "old"])
+@pytest.mark.parametrize(
+    "how", ["same epochs", "other epochs", "last epoch", "through another", "other images", "old", "one epoch"]
+)
 def test_a_run_says_what_the_run_that_it_starts_from_was_chosen_by(how, tmp_path):
     data = images([(str(number), (f"caption {number}",), None) for number in range(8)])
     other = images([(str(number), (f"another {number}",), None) for number in range(8)])
@@ -113,12 +117,16 @@ def test_a_run_says_what_the_run_that_it_starts_from_was_chosen_by(how, tmp_path
     chosen |= {"epoch": {"model": 2, "halves": [1, 2]}} if how == "other epochs" else {}
     chosen |= {"epoch_by": "last epoch", "epoch": {"model": 2, "halves": [1, 2]}} if how == "last epoch" else {}
     chosen |= {"with_init": "it starts from another"} if how == "through another" else {}
+    if how == "one epoch":
+        (tmp_path / "metrics.jsonl").write_text(
+            '{"step": 1, "loss": 1.0}\n{"step": 5, "dev_loss": 1.0, "dev": {"images": 8}}\n'
+        )
     results = {"rsum": {"value": 300.0}} | ({} if how == "old" else {"chosen": chosen})
     (tmp_path / "results.json").write_text(json.dumps(results))
     told = chosen_with_init(tmp_path, data)
     assert (told is not None) == (how in ("other epochs", "through another", "old"))
     note = in_sample_note(tmp_path, data)
-    assert (note is None) == (how in ("other images", "last epoch"))
+    assert (note is None) == (how in ("other images", "last epoch", "one epoch"))
     # The cross-fitted figure is of the images that the run was measured on, and of no others.
     assert ("300.0" in (note or "")) == (how in ("same epochs", "other epochs", "through another"))
 
@@ -434,3 +442,21 @@ def test_twins_are_scored_by_weights_that_their_image_did_not_choose(tiny_runs, 
         of_kind = [pair for pair in pairs if pair.kind == kind]
         expected = [alone[1 - halves.half[pair.image]][kind][place] for place, pair in enumerate(of_kind)]
         assert outcomes == expected
+
+
+def test_figures_of_dev_by_which_nothing_was_chosen_are_told_so():
+    """A run of one epoch, unless weights of its pairs' parts were chosen, or the epoch that it starts from."""
+
+    def cell(name: str, epochs: int, **more: Any) -> Any:
+        chosen = {"by": "halves", "epoch_by": "rsum", **more}
+        return SimpleNamespace(variant=name, found={"chosen": chosen, "curves": {"step": list(range(epochs))}})
+
+    assert "nothing was chosen on the dev split" in choice_of([cell("self", 1), cell("late", 1)], "dev")
+    for several in (
+        cell("late", 2),
+        cell("late", 1, weights={}),
+        cell("late", 1, with_init="it starts"),
+        cell("late", 0),
+    ):
+        assert choice_of([several], "dev").startswith("cross-fitted")
+        assert choice_of([cell("self", 1), several], "dev").endswith("of self nothing was chosen")

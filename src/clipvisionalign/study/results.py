@@ -28,10 +28,10 @@ from clipvisionalign.study.statistics import (
     shares,
     unpaired,
 )  # fmt: skip
+from clipvisionalign.training.cross_fit import nothing_chosen
 
 PROTOCOL = "whole gallery, all captions, ties against the model"
 THIRDS = ("short", "middle", "long")
-
 
 #: By set of minimal pairs and kind: what `minimal_pairs.drawn_together` gives.
 DrawnTogether = Mapping[str, Mapping[str, Sequence[int]]]
@@ -142,6 +142,11 @@ def choice_of(cells: Sequence[Measured], split: str) -> str:
         return "nothing was measured"
     if split != "dev":
         return f"out of sample: nothing was chosen on the {split} split"
+    chosen = {cell.variant for cell in cells if not nothing_chosen(
+        cell.found.get("chosen", {}), len(cell.found.get("curves", {}).get("step", ()))
+    )}  # fmt: skip
+    if not chosen:
+        return f"out of sample: nothing was chosen on the {split} split, as there was one epoch or the last was taken"
     halved = [cell.found.get("chosen", {}).get("by") == "halves" for cell in cells]
     if all(halved):
         told = "cross-fitted: each half of dev by the checkpoint and the pairs' weights that the other half chose"
@@ -151,6 +156,8 @@ def choice_of(cells: Sequence[Measured], split: str) -> str:
         trained = sorted({cell.variant for cell in cells if "init_trained_on" in cell.found.get("chosen", {})})
         if trained:
             told += f"; but {', '.join(trained)}: the run that it starts from was trained on images of dev"
+        if none := sorted({cell.variant for cell in cells} - chosen):
+            told += f"; of {', '.join(none)} nothing was chosen"
         return told
     told = "in-sample: what was chosen on dev is measured on it"
     return told if not any(halved) else f"{told} in some runs, cross-fitted in others"

@@ -341,6 +341,23 @@ def chosen_dict(
     return told
 
 
+def nothing_chosen(chosen: dict[str, Any], epochs: int) -> bool:
+    """Whether a run's block "chosen" is of a run of which, and of those that it starts from, nothing was chosen on dev.
+    epochs: after how many it was measured, 0 where that is not known."""
+    return bool(chosen) and _one_epoch(chosen, epochs) and not {"weights", "with_init", "init_trained_on"} & set(chosen)
+
+
+def _one_epoch(chosen: dict[str, Any], epochs: int) -> bool:
+    """Whether there was no choice between epochs: there is one, or the last was taken in any case."""
+    return epochs == 1 or chosen.get("epoch_by") == "last epoch"
+
+
+def _epochs_measured(run: Path) -> int:
+    """After how many epochs a run was measured on dev; 0 where that is not known."""
+    kept = run / "metrics.jsonl"
+    return kept.read_text(encoding="utf-8").count('"dev": {') if kept.is_file() else 0
+
+
 def in_sample_note(run: Path, data: CaptionedImages) -> str | None:
     """What a figure of a run on these images has to be read with, where they are the dev images that it was chosen by;
     None where nothing was chosen on them."""
@@ -350,10 +367,10 @@ def in_sample_note(run: Path, data: CaptionedImages) -> str | None:
         return None
     found = json.loads(results.read_text()) if results.is_file() else {}
     chosen = found.get("chosen", {})
-    what = "epoch" if chosen.get("epoch_by") != "last epoch" else ""
+    what = "" if chosen and _one_epoch(chosen, _epochs_measured(run)) else "epoch"
     what = " and ".join(filter(None, [what, "weights of its pairs' parts" if "weights" in chosen else ""]))
     if chosen and not what:
-        return None
+        return chosen.get("with_init")
     if not chosen:
         what = (
             "epoch" if is_unfinished(run) else "epoch (and, with a late interaction, the weights of its pairs' parts)"
