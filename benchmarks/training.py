@@ -57,9 +57,10 @@ def our_step(
     from clipvisionalign.models.image_tower import ImageTowerConfig
     from clipvisionalign.models.text_tower import TextTowerConfig
     from clipvisionalign.training.fine_tuning import freeze, optimizer_groups
+    from clipvisionalign.training.forward import Known, Towers
     from clipvisionalign.training.losses import LossConfig, PairLoss
     from clipvisionalign.training.processes import Processes
-    from clipvisionalign.training.step import Known, Step, Towers
+    from clipvisionalign.training.step import Step
 
     config = AlignerConfig(
         image_tower=ImageTowerConfig("resnet50", "random"),
@@ -302,9 +303,10 @@ def cached_step(images: int, chunk: int, data: str, folder: Path) -> tuple[Calla
     from clipvisionalign.models.aligner import Aligner, AlignerConfig
     from clipvisionalign.models.image_tower import ImageTowerConfig
     from clipvisionalign.training.fine_tuning import keep_frozen_still
+    from clipvisionalign.training.forward import Known, Towers
     from clipvisionalign.training.losses import LossConfig, PairLoss
     from clipvisionalign.training.processes import Processes
-    from clipvisionalign.training.step import Known, Step, Towers
+    from clipvisionalign.training.step import Step
 
     torch.manual_seed(0)
     aligner = Aligner(AlignerConfig(image_tower=ImageTowerConfig(size=128)))

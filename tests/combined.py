@@ -23,8 +23,7 @@ from clipvisionalign.data.captioned import DataError
 from clipvisionalign.data.scenes import write_scenes
 from clipvisionalign.data.streams import write_shards
 from clipvisionalign.models.aligner import config_from_dict
-from clipvisionalign.training import run_folder
-from clipvisionalign.training import train as training
+from clipvisionalign.training import run_folder, trainer
 from clipvisionalign.training.config import RunConfig
 from clipvisionalign.training.dev import DevGallery
 from clipvisionalign.training.fine_tuning import LoraConfig
@@ -232,7 +231,7 @@ class Watched:
 
     def __init__(self, before: int = 0, gradients: str = "") -> None:
         self.before, self.calls, self.seen, self.gradients = before, 0, Counter(), gradients
-        self.real = training.take_step
+        self.real = trainer.take_step
 
     def __call__(self, step, stream, config, knows, chunks):
         self.calls += 1
@@ -263,7 +262,7 @@ def watched_run(config: RunConfig, before: int = 0, gradients: str = "") -> tupl
     """
     watched = Watched(before, gradients)
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(training, "take_step", watched)
+        patched.setattr(trainer, "take_step", watched)
         try:
             train(config, lambda line: None)
             assert not before
@@ -373,11 +372,11 @@ def killable(config: dict[str, Any], marks: str) -> None:
 
         setattr(owner, name, call)
 
-    marked(training, "take_step", "training")
+    marked(trainer, "take_step", "training")
     marked(Whole, "save", "saving a checkpoint", "training")
     marked(DevGallery, "measure", "measuring an epoch", "training")
-    marked(training, "_keep_models", "saving a model", "training")
-    marked(training, "measure", "measuring the saved model")
+    marked(trainer, "_keep_models", "saving a model", "training")
+    marked(trainer, "measure", "measuring the saved model")
     marked(run_folder, "remove_unfinished", "tidying up")
     mark("starting")
     if (Path(settings.out) / "config.yaml").is_file():

@@ -18,9 +18,10 @@ def gradients(given: dict) -> None:
     from clipvisionalign import read_captioned_images
     from clipvisionalign.data.batches import CaptionedBatches
     from clipvisionalign.models.aligner import Aligner, AlignerConfig, config_from_dict
+    from clipvisionalign.training.forward import Known, Towers
     from clipvisionalign.training.losses import LossConfig, PairLoss
     from clipvisionalign.training.processes import Processes
-    from clipvisionalign.training.step import Known, Step, Towers
+    from clipvisionalign.training.step import Step
 
     processes = Processes(torch.device("cpu"), given.get("shard", False))
     torch.manual_seed(0)
@@ -72,10 +73,11 @@ def stop(given: dict) -> None:
 
     from clipvisionalign.models.aligner import config_from_dict
     from clipvisionalign.training import train as training
+    from clipvisionalign.training import trainer
     from clipvisionalign.training.config import RunConfig
 
     after, none, rank, taken = given.pop("after"), given.pop("none", 0), given.pop("rank", 0), 0
-    take_step = training.take_step
+    take_step = trainer.take_step
 
     def counted(step, stream, *arguments):
         nonlocal taken
@@ -84,7 +86,7 @@ def stop(given: dict) -> None:
             os.kill(os.getpid(), signal.SIGTERM)
         return step.none([next(stream)]) if taken <= none else take_step(step, stream, *arguments)
 
-    training.take_step = counted
+    trainer.take_step = counted
     try:
         training.train(config_from_dict(RunConfig, given))
     except KeyboardInterrupt:
@@ -96,10 +98,11 @@ def trouble(given: dict) -> None:
     checkpoints between its second and its fourth step."""
     from clipvisionalign.models.aligner import config_from_dict
     from clipvisionalign.training import train as training
+    from clipvisionalign.training import trainer
     from clipvisionalign.training.config import RunConfig
 
     gone, taken, lift = given.pop("gone", None), 0, None
-    take_step = training.take_step
+    take_step = trainer.take_step
 
     def counted(*arguments):
         nonlocal taken, lift
@@ -112,7 +115,7 @@ def trouble(given: dict) -> None:
             lift()
         return take_step(*arguments)
 
-    training.take_step = counted
+    trainer.take_step = counted
     training.train(config_from_dict(RunConfig, given))
 
 
@@ -252,7 +255,7 @@ def differing(given: dict) -> None:
 
 def fails_sharded(given: dict) -> None:
     """A step in chunks of a sharded model, in which process 1 fails within the second pass; what it was told there."""
-    from clipvisionalign.training.step import Towers
+    from clipvisionalign.training.forward import Towers
 
     forward, calls = Towers.forward, 0
 

@@ -21,6 +21,7 @@ from clipvisionalign.retrieval.metrics import metrics_of_ranks
 from clipvisionalign.retrieval.ranks import PartnerRanks
 from clipvisionalign.study.results import choice_of
 from clipvisionalign.training import train as training
+from clipvisionalign.training import trainer
 from clipvisionalign.training.config import RunConfig
 from clipvisionalign.training.cross_fit import (
     HALF_MODELS,
@@ -301,7 +302,7 @@ def test_halves_that_choose_other_epochs_are_measured_with_those_and_after_a_sto
 
     # A kill at a step, and one more after an epoch's models are written and before its checkpoint is.
     taken = 0
-    take_step = training.take_step
+    take_step = trainer.take_step
 
     def stops(*arguments):
         nonlocal taken
@@ -311,7 +312,7 @@ def test_halves_that_choose_other_epochs_are_measured_with_those_and_after_a_sto
         return take_step(*arguments)
 
     with monkeypatch.context() as patched:
-        patched.setattr(training, "take_step", stops)
+        patched.setattr(trainer, "take_step", stops)
         with pytest.raises(KeyboardInterrupt):
             training.train(config("cut"), said.append)
     saved = Whole.save

@@ -176,7 +176,7 @@ def test_the_demo_ends_with_a_search_and_the_second_call_takes_what_is_finished(
     assert len(answers) == 10
     assert words[-2:] == ["--rerank", str(demo.RERANK)] or not found["rerank"]
     # Once more: nothing is trained, measured or encoded anew, and the answer is the same.
-    monkeypatch.setattr("clipvisionalign.training.train.Step", None)
+    monkeypatch.setattr("clipvisionalign.training.trainer_setup.Step", None)
     monkeypatch.setattr("clipvisionalign.study.cells.evaluate", None)
     again = demo.demo(Path("demo"), small)
     assert again["search"] == found

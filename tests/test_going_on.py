@@ -16,8 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from clipvisionalign.data.captioned import DataError
-from clipvisionalign.training import run_folder, training_data
-from clipvisionalign.training import train as training
+from clipvisionalign.training import frozen_features, run_folder, trainer, trainer_setup
 from clipvisionalign.training.config import RunConfig
 from clipvisionalign.training.dev import DevGallery
 from clipvisionalign.training.fine_tuning import LoraConfig
@@ -35,7 +34,7 @@ def silent(line: str) -> None:
 def cut_off(config: RunConfig, monkeypatch, what: str = "take_step", before: int = 4, owner=None) -> None:
     """A run that ends as by a kill before the call number `before` of something."""
     if owner is None:
-        owner = run_folder if hasattr(run_folder, what) else training
+        owner = next(each for each in (run_folder, trainer_setup, trainer) if hasattr(each, what))
     real, calls = getattr(owner, what), 0
 
     def counted(*arguments, **more):
@@ -186,7 +185,7 @@ def test_what_a_run_keeps_on_disk_is_decided_once(settings, tmp_path, monkeypatc
     config = settings("", freeze="both", **more)
 
     def room(there: bool):
-        monkeypatch.setattr(training_data, "room_for", lambda *_: there)
+        monkeypatch.setattr(frozen_features, "room_for", lambda *_: there)
 
     room(begun_with_room)
     train(config, silent)

@@ -13,9 +13,10 @@ from clipvisionalign import read_captioned_images
 from clipvisionalign.data.batches import CaptionedBatches
 from clipvisionalign.models.aligner import Aligner
 from clipvisionalign.training import losses
+from clipvisionalign.training.forward import Known, Towers
 from clipvisionalign.training.losses import Gallery, LossConfig, PairLoss
 from clipvisionalign.training.processes import Processes
-from clipvisionalign.training.step import Known, Step, Towers
+from clipvisionalign.training.step import Step
 
 FLOAT32 = (torch.float32, torch.float32)
 

@@ -199,16 +199,16 @@ def test_a_step_that_is_written_again_has_a_checkpoint_at_every_moment(tmp_path,
 def test_a_run_killed_twice_before_its_first_checkpoint_can_be_resumed(
     tmp_path, undisturbed, scenes_folder, tiny_model, monkeypatch
 ):
-    from clipvisionalign.training import train as training
+    from clipvisionalign.training import trainer, trainer_setup
 
     run = begin(settings(scenes_folder, tmp_path / "run", tiny_model("cross"), cache=str(undisturbed.parent / "cache")))
 
     def cut_off(*_, **__):
         raise KeyboardInterrupt
 
-    for place in ("open_data", "pin_towers", "take_step"):
+    for owner, place in ((trainer_setup, "open_data"), (trainer_setup, "pin_towers"), (trainer, "take_step")):
         with monkeypatch.context() as patched:
-            patched.setattr(training, place, cut_off)
+            patched.setattr(owner, place, cut_off)
             with pytest.raises(KeyboardInterrupt):
                 resume(run, say=lambda line: None)
     resume(run, say=lambda line: None)
@@ -285,6 +285,7 @@ def test_other_data_other_settings_and_no_run_are_refused(tmp_path, scenes_folde
 def test_a_run_stopped_after_its_last_epoch_is_measured_and_ends(tmp_path, scenes_folder, tiny_model, monkeypatch):
     """Killed between the last checkpoint and results.json: nothing is left to train."""
     from clipvisionalign.training import train as training
+    from clipvisionalign.training import trainer
     from clipvisionalign.training.config import RunConfig
 
     config = RunConfig(
@@ -296,7 +297,7 @@ def test_a_run_stopped_after_its_last_epoch_is_measured_and_ends(tmp_path, scene
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(training, "measure", cut_off)
+        patched.setattr(trainer, "measure", cut_off)
         with pytest.raises(KeyboardInterrupt):
             training.train(config, lambda line: None)
     assert not (tmp_path / "run" / "results.json").exists()

@@ -23,7 +23,7 @@ from clipvisionalign import files, read_captioned_images
 from clipvisionalign.data.batches import CaptionedBatches, own_size, step_bounds, steps_in_epoch
 from clipvisionalign.data.captioned import DataError
 from clipvisionalign.files import held
-from clipvisionalign.training import train as training
+from clipvisionalign.training import run_folder, trainer_setup
 from clipvisionalign.training.checkpoint import last_checkpoint
 from clipvisionalign.training.config import RunConfig
 from clipvisionalign.training.cross_fit import BestEpoch
@@ -138,8 +138,8 @@ def test_epochs_that_are_dealt_in_other_steps_are_all_gone_through(settings, mon
 
     monkeypatch.setattr(CaptionedBatches, "steps", lambda self, batch, processes=1: other)
     monkeypatch.setattr(CaptionedBatches, "__getitem__", counted)
-    rates, schedule = [], training._schedule
-    monkeypatch.setattr(training, "_schedule", lambda *given: rates.append(given) or schedule(*given))
+    rates, schedule = [], trainer_setup._schedule
+    monkeypatch.setattr(trainer_setup, "_schedule", lambda *given: rates.append(given) or schedule(*given))
     assert resume(config.out, silent)["steps"] == 3 + 2 * other
     assert set(seen.values()) == {2}
     assert len(seen) == 48
@@ -388,7 +388,7 @@ def test_a_model_of_a_half_that_was_not_kept_is_told_where_the_figures_are(setti
     def keep(out, save, epoch, before, best) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(training, "keep_models", keep)
+    monkeypatch.setattr(run_folder, "keep_models", keep)
     chosen = train(settings("halves", out=str(tmp_path / "run")), silent)["chosen"]
     assert chosen["in_sample_epoch"]["of_halves"] == [0, 1]
     assert "but the epoch of half 0 and 1 is all of dev's" in chosen["figures"]

@@ -21,7 +21,7 @@ from clipvisionalign.data.captioned import DataError
 from clipvisionalign.data.loading import loaded
 from clipvisionalign.data.streams import write_shards
 from clipvisionalign.models.image_tower import ImageTowerConfig
-from clipvisionalign.training import train as training
+from clipvisionalign.training import trainer
 from clipvisionalign.training.checkpoint import asked_to_stop, checkpoints_in, last_checkpoint
 from clipvisionalign.training.fine_tuning import WeightAverage
 from clipvisionalign.training.processes import Processes
@@ -206,7 +206,7 @@ def test_who_leaves_without_a_checkpoint_is_told_so(settings, tmp_path, monkeypa
     config = settings(f"full-{kept}")
     config.out = str(tmp_path / "run")
     steps, saves, said = 0, 0, []
-    take_step, save = training.take_step, Whole.save
+    take_step, save = trainer.take_step, Whole.save
 
     def counted(*arguments):
         nonlocal steps
@@ -222,7 +222,7 @@ def test_who_leaves_without_a_checkpoint_is_told_so(settings, tmp_path, monkeypa
             raise OSError(28, "No space left on device")
         save(*arguments)
 
-    monkeypatch.setattr(training, "take_step", counted)
+    monkeypatch.setattr(trainer, "take_step", counted)
     monkeypatch.setattr(Whole, "save", full)
     with pytest.raises(KeyboardInterrupt):
         train(config, said.append)

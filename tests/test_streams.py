@@ -207,6 +207,7 @@ def test_a_run_on_shards_goes_on_as_the_undisturbed_one(tmp_path, scenes_folder,
     from safetensors.torch import load_file
 
     from clipvisionalign.training import train as training
+    from clipvisionalign.training import trainer
     from clipvisionalign.training.config import RunConfig
 
     write_shards(read_captioned_images(scenes_folder), tmp_path / "shards", per_shard=10)
@@ -220,7 +221,7 @@ def test_a_run_on_shards_goes_on_as_the_undisturbed_one(tmp_path, scenes_folder,
         pass
 
     taken = 0
-    plain = training.take_step
+    plain = trainer.take_step
 
     def stopping(*arguments):
         nonlocal taken
@@ -231,7 +232,7 @@ def test_a_run_on_shards_goes_on_as_the_undisturbed_one(tmp_path, scenes_folder,
 
     config.out = str(tmp_path / "stopped")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "take_step", stopping)
+        patch.setattr(trainer, "take_step", stopping)
         with pytest.raises(StopError):
             training.train(config, say=lambda line: None)
     training.resume(config.out, say=lambda line: None)

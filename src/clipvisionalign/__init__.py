@@ -12,18 +12,35 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["Aligner", "CaptionedImages", "__version__", "load_aligner", "read_captioned_images"]
+__all__ = [
+    "Aligner",
+    "Callback",
+    "CaptionedImages",
+    "RunConfig",
+    "Trainer",
+    "__version__",
+    "load_aligner",
+    "read_captioned_images",
+    "train",
+]
 
 if TYPE_CHECKING:
     from clipvisionalign.data.captioned import CaptionedImages
     from clipvisionalign.data.formats import read_captioned_images
     from clipvisionalign.models.aligner import Aligner, load_aligner
+    from clipvisionalign.training.config import RunConfig
+    from clipvisionalign.training.train import train
+    from clipvisionalign.training.trainer import Callback, Trainer
 
 _HOMES = {
     "Aligner": "clipvisionalign.models.aligner",
     "load_aligner": "clipvisionalign.models.aligner",
     "CaptionedImages": "clipvisionalign.data.captioned",
     "read_captioned_images": "clipvisionalign.data.formats",
+    "Callback": "clipvisionalign.training.trainer",
+    "RunConfig": "clipvisionalign.training.config",
+    "Trainer": "clipvisionalign.training.trainer",
+    "train": "clipvisionalign.training.train",
 }
 
 

@@ -10,9 +10,10 @@ from clipvisionalign.models.text_families import kept_random_states
 from clipvisionalign.training.build import _build, _loss, _processes, found_here, refuse_mixed_statistics
 from clipvisionalign.training.config import RunConfig, check_settings
 from clipvisionalign.training.fine_tuning import keep_frozen_still
+from clipvisionalign.training.forward import Known, Towers
 from clipvisionalign.training.optimizer import _optimizer
 from clipvisionalign.training.records import _nothing
-from clipvisionalign.training.step import Known, Step, Towers
+from clipvisionalign.training.step import Step
 
 
 def try_step(config: RunConfig, base: RunConfig | None = None) -> None:

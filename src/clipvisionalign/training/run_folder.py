@@ -19,26 +19,22 @@ from clipvisionalign.models.device import machine, versions
 from clipvisionalign.retrieval.evaluate import RANKS
 from clipvisionalign.training.checkpoint import FOLDER as CHECKPOINTS
 from clipvisionalign.training.config import RunConfig
-from clipvisionalign.training.cross_fit import HALF_MODELS
+from clipvisionalign.training.cross_fit import HALF_MODELS, keep_models
+from clipvisionalign.training.fine_tuning import merged
 from clipvisionalign.training.init_run import INIT_FILE, InitRun
 from clipvisionalign.training.records import Say
+from clipvisionalign.training.state import Place
 from clipvisionalign.training.training_data import TrainingData
 
 #: The folder of the trackers' records in a run folder.
 TRACKED = "records"
-
-
 #: All that a run writes in its folder beside its settings: a folder with other settings may have other things too.
 WRITTEN = {
     "data.json", "environment.json", "weights.json", "metrics.jsonl", "results.json", RANKS, WEIGHTS_FILE, TEXT_FOLDER,
     IMAGE_FOLDER, HALF_MODELS, CHECKPOINTS, TRACKED, TRAINED_ON, INIT_FILE,
 }  # fmt: skip
-
-
 #: The settings of a run that has not yet come to its first step, and the directory in which it was begun.
 BEGUN = "begun.yaml"
-
-
 #: Held by the process that trains.
 LOCK = "lock"
 
@@ -188,3 +184,16 @@ def _write_results(out: Path, results: dict[str, Any]) -> None:
     with written_aside(out / "results.json") as aside:
         aside.write_text(json.dumps(results, indent=2) + "\n")
     remove_unfinished(out)
+
+
+def _keep_models(config: RunConfig, out: Path, model: Aligner, where: Place, before: int, say: Say) -> None:
+    def save(folder: Path) -> None:
+        (merged(model) if config.peft == "lora" else model).save(folder)
+
+    try:
+        keep_models(out, save, where.epoch, before, where.chosen)
+    except OSError as error:
+        if where.best_epoch == where.epoch:
+            # What a half chose can be done without, the run's own model cannot.
+            save(out)
+        say(f"warning: a half of dev chose another epoch than all of dev, and its model was not kept: {error}")

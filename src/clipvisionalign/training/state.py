@@ -25,9 +25,8 @@ from clipvisionalign.training.config import RunConfig
 from clipvisionalign.training.cross_fit import BestEpoch
 from clipvisionalign.training.dev import DevFigures
 from clipvisionalign.training.fine_tuning import WeightAverage
+from clipvisionalign.training.forward import Towers
 from clipvisionalign.training.processes import Processes, own_part
-from clipvisionalign.training.records import Say
-from clipvisionalign.training.step import Towers
 
 
 @dataclass
@@ -96,20 +95,26 @@ class Whole:
     def __init__(self, towers: Towers, average: WeightAverage, optimizer: Any, scheduler: Any) -> None:
         self.towers, self.average, self.optimizer, self.scheduler = towers, average, optimizer, scheduler
 
-    def save(self, out: Path, step: int, about: dict[str, Any], processes: Processes) -> None:
-        """Write a checkpoint; every process calls this. Raises OSError."""
+    def state_dict(self, processes: Processes) -> dict[str, Any]:
+        """Everything, as a checkpoint of one file holds it; of a sharded model what is not sharded. Every process calls
+        this."""
         states = processes.objects(random_states())
-        rest = {**about, "scheduler": self.scheduler.state_dict(), "random": states, "updates": self.average.updates}
+        rest = {"scheduler": self.scheduler.state_dict(), "random": states, "updates": self.average.updates}
         if self.average.sharded:
-            save_sharded(out, step, self._tensors(), rest, processes)
-            return
+            return rest
         parts = {"towers": self.towers, "average": self.average, "optimizer": self.optimizer}
+        return {**{name: part.state_dict() for name, part in parts.items()}, **rest}
 
-        def write() -> None:
-            save_checkpoint(out, step, {**{name: part.state_dict() for name, part in parts.items()}, **rest})
+    def save(self, out: Path, step: int, state: dict[str, Any], processes: Processes) -> None:
+        """Write a checkpoint: `state_dict` and what else belongs to the run; every process calls this.
 
+        Raises OSError.
+        """
+        if self.average.sharded:
+            save_sharded(out, step, self._tensors(), state, processes)
+            return
         # All get the error of one that cannot write, and go on together.
-        processes.first_does(write)
+        processes.first_does(lambda: save_checkpoint(out, step, state))
 
     def load(self, state: dict[str, Any], processes: Processes) -> None:
         """Put everything where a checkpoint has it."""
@@ -160,21 +165,6 @@ def are_finite(tensors: Collection[Tensor]) -> bool:
     """Whether no weight, of this process's part of them, is a NaN or infinite."""
     own = [part for part in (own_part(tensor.detach()) for tensor in tensors) if part.numel()]
     return all(math.isfinite(norm) for norm in torch._foreach_norm(own, math.inf)) if own else True
-
-
-def _go_on(state: dict[str, Any], whole: Whole, out: Path, say: Say, processes: Processes, best_by: str) -> Place:
-    """Put everything where the checkpoint has it."""
-    whole.load(state, processes)
-    where = Place.of(state["place"], best_by)
-
-    def forget_later() -> None:
-        # What was recorded after the checkpoint is done, and recorded, once more.
-        with (out / "metrics.jsonl").open("a") as records:
-            records.truncate(min(where.records, records.tell()))
-
-    processes.first_does(forget_later)
-    say(f"{out}: goes on after step {where.step}, in epoch {where.epoch}")
-    return where
 
 
 def restore_aligner(aligner: Aligner, state: dict[str, Any]) -> None:

@@ -18,89 +18,20 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from clipvisionalign.batch import Batch
-from clipvisionalign.models.aligner import PAIR_PARTS, Aligner, CaptionStates, ImageStates
-from clipvisionalign.models.image_tower import ImageFeatures
+from clipvisionalign.models.aligner import PAIR_PARTS, CaptionStates, ImageStates
 from clipvisionalign.models.late_interaction import LateTokens, late_scores
-from clipvisionalign.models.text_tower import CaptionFeatures
-from clipvisionalign.training.losses import Gallery, PairLoss, contrastive_loss, sample_hard_negatives, softmax_terms
+from clipvisionalign.training.config import RunConfig
+from clipvisionalign.training.forward import Known, Knows, States, Towers
+from clipvisionalign.training.fusion_loss import _tokens, dual_logits, fusion_loss, pair_loss
+from clipvisionalign.training.losses import Gallery, softmax_terms
 from clipvisionalign.training.processes import Processes
 from clipvisionalign.training.profiling import Timings
-
-
-class Known(NamedTuple):
-    """What frozen towers give for a batch, where it is on disk. captions: in the batch's order."""
-
-    images: ImageFeatures | None = None
-    captions: CaptionFeatures | None = None
-
-
-#: What is known of a batch.
-Knows = Callable[[Batch], Known]
-
-
-class States(NamedTuple):
-    """What the towers give. images: None for a call without pictures; captions: group by group; scale: 1 / temperature;
-    bias: that of a sigmoid loss, else 0."""
-
-    images: ImageStates | None
-    captions: list[CaptionStates]
-    scale: Tensor
-    bias: Tensor
-
-    def tensors(self) -> list[Tensor]:
-        """All tensors that a loss may have gradients for, in one order."""
-        found = [*(self.images or ()), *(tensor for group in self.captions for tensor in group[:2])]
-        return [tensor for tensor in (*found, self.scale, self.bias) if tensor is not None]
-
-    def detached(self) -> States:
-        """The same values as leaves of their own, to take gradients up to."""
-        images = None if self.images is None else ImageStates(*map(_leaf, self.images))
-        captions = [CaptionStates(_leaf(g.vectors), _leaf(g.tokens), g.mask) for g in self.captions]
-        return States(images, captions, _leaf(self.scale), _leaf(self.bias))
-
-
-def _leaf(tensor: Any) -> Any:
-    return None if tensor is None else tensor.detach().requires_grad_()
-
-
-class Towers(nn.Module):
-    """Both towers with their heads, each in its number format: all that a step does before its loss.
-
-    formats: those of the picture tower and of the text tower.
-    """
-
-    def __init__(self, aligner: Aligner, loss_of: PairLoss, formats: tuple[torch.dtype, torch.dtype]) -> None:
-        super().__init__()
-        self.aligner, self.loss_of, self.formats = aligner, loss_of, formats
-
-    def forward(self, batch: Batch, known: Known, images: bool = True, captions: bool = True) -> States:
-        """The states of a batch; what is not known goes through its tower."""
-        aligner, device = self.aligner, self.aligner.device.type
-        image_format, text_format = self.formats
-        found, groups = None, []
-        if images:
-            with torch.autocast(device, image_format, enabled=image_format != torch.float32):
-                features = known.images
-                if features is None:
-                    assert batch.pixels is not None
-                    features = aligner.image_tower(batch.pixels)
-                found = aligner.image_states(features)
-            if aligner.late is None:
-                found = ImageStates(found.vectors, None)
-        if captions:
-            with torch.autocast(device, text_format, enabled=text_format != torch.float32):
-                if known.captions is None:
-                    groups = [aligner.caption_states(group) for group in batch.captions]
-                else:
-                    groups = [aligner.states_of(known.captions, group) for group in batch.captions]
-        bias = self.loss_of.bias if hasattr(self.loss_of, "bias") else torch.zeros((), device=aligner.device)
-        return States(found, groups, aligner.scale(), bias * 1.0)
+from clipvisionalign.training.replay import _random_state, _replayed
 
 
 @dataclass
@@ -385,108 +316,29 @@ def _texts(batches: Sequence[Batch], processes: Processes) -> tuple[Tensor | Non
     return processes.gather(torch.cat(texts))[0], processes.gather(torch.cat(true))[0].unique(dim=0)
 
 
-def _random_state(batch: Batch) -> tuple[Tensor, Any]:
-    device = batch.identity.device
-    return torch.get_rng_state(), torch.get_device_module(device).get_rng_state() if device.type != "cpu" else None
+def take_step(
+    step: Step, stream: Iterator[Batch], config: RunConfig, knows: Callable[[Batch], Known], chunks: int
+) -> StepFigures:
+    """The gradients of the next batch, and what it showed; its `images` are 0 where it could not be taken.
 
-
-class _replayed:
-    """A context in which random numbers come as they came from `state` on; afterwards they go on as if untouched."""
-
-    def __init__(self, state: tuple[Tensor, Any], batch: Batch) -> None:
-        self.state, self.device = state, batch.identity.device
-
-    def __enter__(self) -> None:
-        device = [self.device] if self.device.type != "cpu" else []
-        self.fork = torch.random.fork_rng(devices=device, device_type=self.device.type if device else "cuda")
-        self.fork.__enter__()
-        torch.set_rng_state(self.state[0])
-        if self.state[1] is not None:
-            torch.get_device_module(self.device).set_rng_state(self.state[1])
-
-    def __exit__(self, *error: Any) -> None:
-        self.fork.__exit__(*error)
-
-
-def pair_loss(
-    aligner: Aligner, images: ImageStates, captions: list[CaptionStates], partners: Tensor, negatives: int
-) -> Tensor:
-    """The loss of what scores pairs: the late interaction's over all pairs, and the fusion's where there is one.
-
-    partners: (B, M), columns in the order of `captions`.
+    chunks: in how many the stream gives the batch, twice; 0 where it comes whole, and is cut here if it has to be.
     """
-    assert aligner.late is not None
-    assert images.patches is not None
-    patches = aligner.late.patches(images.patches)
-    tokens = [aligner.late.tokens(*_tokens(group)) for group in captions]
-    late = aligner.late.scale() * torch.cat([late_scores(patches, some) for some in tokens], dim=1)
-    loss = contrastive_loss(late, partners)
-    if aligner.fusion is None:
-        return loss
-    logits = dual_logits(aligner, images, captions) + late.detach()
-    return loss + fusion_loss(aligner, images, patches, captions, logits, partners, negatives)
+    processes, device = step.processes, step.processes.device
+    if chunks:
+        return step.cached((batch.to(device) for batch in stream), chunks, knows)
+    read: list[Batch] = []
 
+    def one_more() -> int:
+        read.append(next(stream).to(device))
+        return len(read[0])
 
-@torch.no_grad()
-def dual_logits(aligner: Aligner, images: ImageStates, captions: list[CaptionStates]) -> Tensor:
-    """The dual encoder's score of every pair over its temperature (B, M), without gradients."""
-    return aligner.scale() * images.vectors @ torch.cat([group.vectors for group in captions]).T
-
-
-def _tokens(group: CaptionStates) -> tuple[Tensor, Tensor]:
-    assert group.tokens is not None
-    return group.tokens, group.mask
-
-
-def fusion_loss(
-    aligner: Aligner,
-    images: ImageStates,
-    patches: Tensor,
-    captions: list[CaptionStates],
-    logits: Tensor,
-    partners: Tensor,
-    count: int,
-) -> Tensor:
-    """Each true pair told from `count` hard negatives, both ways.
-
-    One caption of each image is drawn. It is scored with its image and with hard negative images; its image is scored
-    with it and with hard negative captions. logits, partners: (B, M), columns in the order of `captions`; logits are
-    all that is known without the fusion, the dual encoder's and the late interaction's.
-
-    The fused score is that plus a correction, and the negatives were drawn by its probability. A softmax over drawn
-    candidates has to take the log of that probability off each score (Bengio and Senecal, IEEE Transactions on Neural
-    Networks 19 (2008), 713), which leaves the correction alone: it learns what the rest lacks, instead of learning to
-    take back what the drawing has made common.
-    """
-    assert aligner.fusion is not None
-    assert aligner.late is not None
-    assert images.patches is not None
-    count = min(count, int((~partners).sum(dim=1).min()), int((~partners).sum(dim=0).min()))
-    rows = torch.arange(len(partners), device=logits.device)
-    drawn = torch.multinomial(partners.float(), 1).squeeze(1)
-    wrong_images = sample_hard_negatives(logits.T[drawn], partners.T[drawn], count)
-    wrong_captions = sample_hard_negatives(logits, partners, count)
-    image_index = torch.cat([rows, wrong_images.flatten(), rows.repeat_interleave(count)])
-    caption_index = torch.cat([drawn, drawn.repeat_interleave(count), wrong_captions.flatten()])
-
-    lengths = torch.cat([group.mask.sum(dim=1) for group in captions])
-    longest = int(lengths.max())
-    tokens = torch.cat(
-        [nn.functional.pad(found, (0, 0, 0, longest - found.shape[1])) for found, _ in map(_tokens, captions)]
-    )
-    key_values = aligner.fusion.project_patches(images.patches)
-    corrections = torch.zeros(len(image_index), device=logits.device)
-    # Pairs of like caption length go together, so that little is padded.
-    order = lengths[caption_index].argsort(stable=True)
-    for pairs in order.split(512):
-        chosen = caption_index[pairs]
-        width = int(lengths[chosen].max())
-        mask = torch.arange(width, device=logits.device) < lengths[chosen, None]
-        some, where = tokens[chosen, :width], image_index[pairs]
-        matches = aligner.late.matches(some, patches[where]).detach()
-        found = aligner.fusion(some, mask, key_values[where], matches)
-        corrections = corrections.index_copy(0, pairs, found.float())
-    true, by_caption, by_image = corrections.split([len(rows), len(rows) * count, len(rows) * count])
-    target = torch.zeros(len(rows), dtype=torch.long, device=logits.device)
-    ways = (torch.cat([true[:, None], wrong.view(len(rows), count)], dim=1) for wrong in (by_caption, by_image))
-    return sum((nn.functional.cross_entropy(way, target) for way in ways), torch.zeros((), device=logits.device)) / 2
+    # Every process takes part in a step, or none.
+    sizes, batch = processes.everyone(one_more), read[0]
+    if min(sizes) == 0 or sum(sizes) < 2:
+        return step.none([batch])
+    if config.chunk:
+        # As many on every process: a sharded model is called together.
+        count = min(-(-max(sizes) // config.chunk), min(sizes))
+        parts = [part.to(device) for part in batch.chunks(count, step.aligner.text_tower.pad)]
+        return step.cached(iter([*parts, *parts]), len(parts), knows)
+    return step.whole(batch, knows(batch))

@@ -1,0 +1,33 @@
+"""Random states of a chunk, so that its second pass drops out as its first one did."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from clipvisionalign.batch import Batch
+
+
+def _random_state(batch: Batch) -> tuple[Tensor, Any]:
+    device = batch.identity.device
+    return torch.get_rng_state(), torch.get_device_module(device).get_rng_state() if device.type != "cpu" else None
+
+
+class _replayed:
+    """A context in which random numbers come as they came from `state` on; afterwards they go on as if untouched."""
+
+    def __init__(self, state: tuple[Tensor, Any], batch: Batch) -> None:
+        self.state, self.device = state, batch.identity.device
+
+    def __enter__(self) -> None:
+        device = [self.device] if self.device.type != "cpu" else []
+        self.fork = torch.random.fork_rng(devices=device, device_type=self.device.type if device else "cuda")
+        self.fork.__enter__()
+        torch.set_rng_state(self.state[0])
+        if self.state[1] is not None:
+            torch.get_device_module(self.device).set_rng_state(self.state[1])
+
+    def __exit__(self, *error: Any) -> None:
+        self.fork.__exit__(*error)

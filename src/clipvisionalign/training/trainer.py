@@ -1,0 +1,377 @@
+"""The training loop: `Trainer.fit` reads from top to bottom, each of its methods is a screen.
+
+- One step: B images with all of their captions; the images go through their tower once.
+- The weights that are kept are a moving average of the trained ones (`ema`), measured on the whole dev gallery after
+  each epoch; the best epoch by dev rsum (or dev loss, `best_by`) is the run's model. No test picture is opened.
+- The run's figures are cross-fitted: each half of dev by what the other half chose (`cross_fit.py`).
+- A frozen picture tower's features are computed once and kept on disk, in several views of each picture.
+- A run that was stopped, however, goes on from its last checkpoint (`resume`) and ends as the undisturbed one: bit for
+  bit on a CPU.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from clipvisionalign.batch import Batch
+from clipvisionalign.data.captioned import DataError
+from clipvisionalign.data.streams import too_many_bad
+from clipvisionalign.models.aligner import Remembered
+from clipvisionalign.progress import long_step
+from clipvisionalign.training.checkpoint import FOLDER as CHECKPOINTS
+from clipvisionalign.training.checkpoint import asked_to_stop, checkpoints_in
+from clipvisionalign.training.config import RunConfig
+from clipvisionalign.training.cross_fit import prune_models
+from clipvisionalign.training.dev import DevFigures
+from clipvisionalign.training.diagnosis import EpochFigures, diagnose
+from clipvisionalign.training.epoch_log import _epoch_line, end_of_epoch, progress_line
+from clipvisionalign.training.fine_tuning import keep_frozen_still
+from clipvisionalign.training.processes import Processes
+from clipvisionalign.training.profiling import Timed
+from clipvisionalign.training.records import Records, Say
+from clipvisionalign.training.results import measure
+from clipvisionalign.training.run_folder import _keep_models, _write_json, _write_results
+from clipvisionalign.training.step import StepFigures, take_step
+from clipvisionalign.training.trained_on import keep_trained_on
+from clipvisionalign.training.trainer_setup import TrainerSetup
+
+
+class Callback:
+    """Base class of callbacks; each method does nothing until it is overridden.
+
+    Every process of a training calls them. An error of one of them is raised on all processes.
+
+        >>> class StepCounter(Callback):
+        ...     steps = 0
+        ...     def on_step(self, trainer, metrics):
+        ...         self.steps += 1
+    """
+
+    def on_step(self, trainer: Trainer, metrics: StepFigures) -> None:
+        """Called after each step of the optimizer.
+
+        Args:
+            trainer: the training, whose `progress.step` is this step, from 1.
+            metrics: loss and accuracy of the step, over all processes.
+        """
+
+    def on_epoch(self, trainer: Trainer, metrics: DevFigures) -> None:
+        """Called after each epoch, once the dev gallery was measured.
+
+        Args:
+            trainer: the training, whose `progress.epoch` is this epoch, from 1.
+            metrics: retrieval figures and loss of the averaged model on dev.
+        """
+
+    def on_checkpoint(self, trainer: Trainer, step: int) -> None:
+        """Called after a checkpoint was written.
+
+        Args:
+            trainer: the training.
+            step: the step that the checkpoint is of.
+        """
+
+
+class Trainer(TrainerSetup):
+    """Trains an aligner and leaves a complete run folder.
+
+    A context manager: the run folder is prepared and locked, data and model are loaded on entering; the folder is
+    unlocked on leaving, and removed again where the settings were refused. `fit` enters by itself.
+
+        >>> with Trainer(RunConfig(data="scenes", out="runs/self")) as trainer:  # doctest: +SKIP
+        ...     results = trainer.fit()
+
+    Args:
+        config: the settings.
+        say: prints a line; only that of the first process is used.
+        state: of a checkpoint, to resume from, see `last_checkpoint`.
+        again: a run that came to no checkpoint is begun once more in its folder.
+        remembered: what the same frozen towers gave in other runs of this process, to be used and added to.
+        callbacks: called after each step, epoch and checkpoint.
+
+    Raises (on entering):
+        DataError: unusable data.
+        FileExistsError: the run folder is there already.
+        WeightsNotFound: no weights for a tower.
+        ValueError: settings that do not fit each other.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        say: Say = print,
+        state: dict[str, Any] | None = None,
+        again: bool = False,
+        remembered: Remembered | None = None,
+        callbacks: Sequence[Callback] = (),
+    ) -> None:
+        super().__init__(config, say, state, again)
+        self.callbacks, self._remembered = list(callbacks), remembered
+        self._exit_stack: ExitStack | None = None
+
+    def __enter__(self) -> Trainer:
+        with ExitStack() as stack:
+            self._open(stack)
+            self._build_model()
+            self._load_features()
+            self._plan_steps()
+            self._build_optimizer()
+            self._begin()
+            self._exit_stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        stack, self._exit_stack = self._exit_stack, None
+        if stack is not None:
+            stack.__exit__(*error)
+
+    # --- before the first step ----------------------------------------------------------------------------------------
+
+    # --- the loop -----------------------------------------------------------------------------------------------------
+
+    def fit(self) -> dict[str, Any]:
+        """Train to the end of the run.
+
+        Returns:
+            What results.json holds; with `profile`, where the time went.
+
+        Raises:
+            FloatingPointError: loss, gradients or weights are not finite.
+            KeyboardInterrupt: the run was asked to stop; its checkpoint was written.
+            DataError: too few images can be read.
+        """
+        if self._exit_stack is None:
+            with self:
+                return self.fit()
+        processes, progress = self.processes, self.progress
+        tracked = processes.accelerator if self.trackers else None
+        self.records = processes.each(lambda: Records(self.out, tracked, processes.first))
+        shown = progress_line(self.steps, progress.step, processes.first)
+        with asked_to_stop(processes.many) as self._stop, shown as self._show, closing(self.records):
+            while progress.epoch <= self.epochs and not progress.stopped:
+                self._train_epoch()
+                if self.config.profile and progress.step == self.steps:
+                    return self._profile_result()
+                self._end_epoch()
+        return self._finish()
+
+    def _train_epoch(self) -> None:
+        """The steps of an epoch that are not done yet, with checkpoints between them."""
+        config, progress, processes = self.config, self.progress, self.processes
+        self.aligner.train()
+        keep_frozen_still(self.aligner, config.freeze)
+        self._epoch_images, self._epoch_start = 0, time.perf_counter()
+        workers = 0 if self.image_features else config.workers
+        deal = (config.batch, progress.epoch, config.seed, workers, progress.step_in_epoch, processes.share)
+        self._stream = Timed(self.batches.epoch(*deal, config.chunk), self.timings)
+        for number in range(progress.step_in_epoch, self.steps_per_epoch):
+            if progress.step == self.steps:
+                break
+            chunks = self.batches.chunks(config.batch, number, config.chunk, processes.count)
+            figures = self.train_step(self._stream, chunks)
+            if figures.images:
+                self._record_step(figures)
+            if config.profile and progress.step == self.steps:
+                break
+            asked, late = asked_of_any(processes, self._stop, time.perf_counter() - self._saved_at)
+            if asked or late > 60 * config.checkpoint_minutes:
+                self.save_checkpoint()
+            if asked:
+                self._leave()
+
+    def train_step(self, batches: Iterator[Batch], chunks: int = 0) -> StepFigures:
+        """Take one step: forward, backward, optimizer.
+
+        Args:
+            batches: gives the next batch; with `chunks`, that many chunks of it, twice.
+            chunks: as in `take_step`.
+
+        Returns:
+            Loss and accuracy over all processes; `images` is 0 where too few images could be read for a step.
+        """
+        progress = self.progress
+        figures = take_step(self.step, batches, self.config, self.lookup, chunks)
+        progress.step_in_epoch += 1
+        progress.left_out += figures.left_out
+        # Each process has its own.
+        for reasons in self.processes.objects(figures.skipped) if figures.left_out else []:
+            for reason in reasons:
+                self.say(f"left out: {reason}")
+        if not figures.images:
+            self._skip_step()
+            return figures
+        with self.timings("optimiser"):
+            self._optimizer_step(figures)
+        progress.count(np.array([figures.loss, figures.pair_loss, figures.accuracy]))
+        return figures
+
+    def _record_step(self, figures: StepFigures) -> None:
+        """Show a step that was taken, and record one in ten."""
+        progress, values = self.progress, np.array([figures.loss, figures.pair_loss, figures.accuracy])
+        self._epoch_images += figures.images
+        speed = self._epoch_images / (time.perf_counter() - self._epoch_start)
+        self._show(progress.step, values, speed, progress.best)
+        if progress.step % 10 == 0 or progress.step == 1:
+            logged = {"loss": figures.loss, "fusion_loss": figures.pair_loss, "accuracy": figures.accuracy}
+            self.processes.first_does(partial(self.records.write, progress.step, epoch=progress.epoch, **logged))
+        self._call(lambda callback: callback.on_step(self, figures))
+
+    def _optimizer_step(self, figures: StepFigures) -> None:
+        """From gradients to weights. Raises FloatingPointError where loss or gradients are not finite."""
+        norm = self.processes.clip(self._parameters, 1.0)
+        for what, value in (("loss is", figures.loss + figures.pair_loss), ("gradients are", norm)):
+            if not math.isfinite(value):
+                message = f"step {self.progress.step + 1}: the {what} not finite; its pictures: "
+                raise FloatingPointError(f"{message}{', '.join(figures.names)}, ...; {self._checkpoint_note()}")
+        self.optimizer.step()
+        self.scheduler.step()
+        self.aligner.limit_temperatures()
+        self.average.update()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def _skip_step(self) -> None:
+        """Count a step that could not be taken as one of those planned, so that the schedule ends where it should."""
+        progress = self.progress
+        progress.step, progress.skipped = progress.step + 1, progress.skipped + 1
+        self.say(f"step {progress.step}: none: too few of its images could be read")
+        with warnings.catch_warnings():
+            # PyTorch thinks that the first step of the optimiser was forgotten.
+            warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")
+            self.scheduler.step()
+        if too_many_bad(progress.skipped, self.steps):
+            detail = "steps were none: too few of their images could be read"
+            told = f"{progress.skipped} of {progress.step} {detail}; {self._checkpoint_note()}"
+            raise DataError(f"{self.config.data}: {told}")
+
+    # --- between and after epochs -------------------------------------------------------------------------------------
+
+    def _end_epoch(self) -> None:
+        """Measure, record, choose, keep, write a checkpoint."""
+        config, progress, processes = self.config, self.progress, self.processes
+        self._refuse_not_finite()
+        # Of an image without features it was known before the epoch that it cannot be read.
+        progress.left_out += len(self.image_features.failures) if self.image_features else 0
+        metrics = self.validate()
+        seconds = time.perf_counter() - self._started_at
+        per_step = min(config.batch, len(self.batches))
+        shape = per_step, round(per_step * self.batches.captions_per_image)
+        processes.each(partial(end_of_epoch, progress, metrics, shape, self.records, self.timings, seconds))
+        model = self.average.model()
+        self.say(_epoch_line(progress.epoch, self.epochs, progress, metrics, seconds, model))
+        history = [EpochFigures(*figures) for figures in progress.history]
+        for finding in diagnose(history, metrics.image_vectors, metrics.caption_vectors, config.best_by):
+            self.say(f"warning: {finding}")
+        previous_best = progress.best_epoch
+        progress.choose(metrics, config)
+        processes.first_does(partial(_keep_models, config, self.out, model, progress, previous_best, self.say))
+        if progress.stopped:
+            message = f"no better dev {config.best_by} for {config.patience} epochs"
+            self.say(f"{message}: stopped; the best was epoch {progress.best_epoch}")
+        self._call(lambda callback: callback.on_epoch(self, metrics))
+        progress.next_epoch()
+        if self.save_checkpoint():
+            processes.first_does(partial(prune_models, self.out, progress.chosen))
+        if asked_of_any(processes, self._stop)[0]:
+            self._leave()
+
+    def validate(self) -> DevFigures:
+        """Measure the averaged weights on the whole dev gallery; every process calls this."""
+        return self.dev.measure(self.average.model())
+
+    def _finish(self) -> dict[str, Any]:
+        """Measure the saved model, and write results.json."""
+        config, progress, processes, data, out = self.config, self.progress, self.processes, self.data, self.out
+        seconds = time.perf_counter() - self._started_at
+        if progress.skipped == progress.step:
+            detail = f"none of {progress.step} steps could be taken: hardly an image could be read"
+            raise DataError(f"{config.data}: {detail}")
+        if progress.skipped:
+            few = "steps were none: too few of their images could be read"
+            self.say(f"{progress.skipped} of {progress.step} {few}")
+        if data.count_stream(self.batches, self.say, processes):
+            processes.first_does(lambda: _write_json(out / "data.json", data.about()))
+        processes.wait()
+        # The measuring has the memory for itself.
+        vars(self.train_state).clear()
+        del self.step, self.aligner, self.average, self.optimizer, self.scheduler, self._parameters
+        self.say(f"best epoch {progress.best_epoch}; measuring the saved model on the whole dev gallery")
+        with long_step("measuring the saved model", shown=processes.first):
+            results = measure(config, progress, self.dev, out, processes, self.say, self._remembered)
+        results |= {"best_epoch": progress.best_epoch, "training_seconds": round(seconds, 1)}
+        results |= {"steps": progress.step - progress.skipped, "steps_skipped": progress.skipped}
+        results |= {"images_left_out": progress.left_out}
+        processes.first_does(lambda: keep_trained_on(out, data.train, self.say, processes.first))
+        processes.first_does(partial(_write_results, out, results))
+        processes.end()
+        return results
+
+    def _profile_result(self) -> dict[str, Any]:
+        """Where the time went; the run folder is removed. Raises DataError where no step could be taken."""
+        taken = self.progress.step - self.progress.skipped
+        result = {"profile": self.timings.taken(), "loading": self._stream.loading, "steps": taken}
+        if self.processes.first:
+            shutil.rmtree(self.out)
+        if not taken:
+            detail = "steps could be taken: hardly an image could be read"
+            raise DataError(f"{self.config.data}: none of {self.progress.step} {detail}")
+        return {**result, "images": self._epoch_images, "tokenise": self.batches.tokenise_seconds}
+
+    # --- checkpoints --------------------------------------------------------------------------------------------------
+
+    def save_checkpoint(self) -> bool:
+        """Write a checkpoint; every process calls this. Whether it was written: a full disk ends no training."""
+        self._refuse_not_finite()
+        self.progress.seconds = time.perf_counter() - self._started_at
+        try:
+            self.progress.records = self.processes.first_does(self.records.tell)
+            self.train_state.save(self.out, self.progress.step, self.state_dict(), self.processes)
+        except OSError as error:
+            fallback = "the one before it is kept" if checkpoints_in(self.out) else "there is none before it"
+            self.say(f"warning: no checkpoint at step {self.progress.step}: {error}; training goes on, {fallback}")
+            return False
+        finally:
+            self._saved_at = time.perf_counter()
+        self.checkpoint_step = self.progress.step
+        self._call(lambda callback: callback.on_checkpoint(self, self.progress.step))
+        return True
+
+    def _checkpoint_note(self) -> str:
+        if self.checkpoint_step is None:
+            return "there is no checkpoint before it"
+        return f"the last good checkpoint, of step {self.checkpoint_step}, is in {self.out / CHECKPOINTS}"
+
+    def _refuse_not_finite(self) -> None:
+        if not all(self.processes.everyone(lambda: self.train_state.is_finite())):
+            # What every resumed run would start from.
+            raise FloatingPointError(f"step {self.progress.step}: weights are not finite; {self._checkpoint_note()}")
+
+    def _leave(self) -> None:
+        """Raise KeyboardInterrupt, with a line on how to resume the run."""
+        step, kept = self.progress.step, self.checkpoint_step
+        message = f"stopped after step {step}"
+        if kept != step:
+            message += ", which was not kept: "
+            message += "there is no checkpoint" if kept is None else f"the last checkpoint is of step {kept}"
+        hint = "; begin anew with" if kept is None else "; go on with"
+        self.say(f"{message}{hint}: clipvisionalign train --resume {self.out}")
+        raise KeyboardInterrupt
+
+    def _call(self, event: Callable[[Callback], None]) -> None:
+        """Call one method of every callback; an error of one process's callback is raised on all."""
+        for callback in self.callbacks:
+            self.processes.each(partial(event, callback))
+
+
+def asked_of_any(processes: Processes, stop: Callable[[], bool], late: float = 0.0) -> tuple[bool, float]:
+    """Whether any process has been asked to stop, since all have to at the same step; and the first one's `late`."""
+    told = processes.everyone(lambda: (stop(), late), patient=True)
+    return any(asked for asked, _ in told), told[0][1]

@@ -1,0 +1,95 @@
+"""`Trainer` from Python: callbacks, single steps, and a state that another trainer takes over."""
+
+from __future__ import annotations
+
+import copy
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from clipvisionalign import Callback, RunConfig, Trainer, train
+from clipvisionalign.training.checkpoint import checkpoints_in
+
+
+@pytest.fixture(scope="module")
+def settings(scenes_folder, tiny_model, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trainer")
+
+    def made(name: str, **others) -> RunConfig:
+        given = {"epochs": 2, "batch": 16, "precision": "float32", "trackers": "", "cache": str(folder / "cache")}
+        return RunConfig(data=str(scenes_folder), out=str(folder / name), model=tiny_model("self"), **(given | others))
+
+    return made
+
+
+class Recorded(Callback):
+    def __init__(self) -> None:
+        self.steps, self.epochs, self.checkpoints = [], [], []
+
+    def on_step(self, trainer, metrics) -> None:
+        assert metrics.images
+        self.steps.append(trainer.progress.step)
+
+    def on_epoch(self, trainer, metrics) -> None:
+        self.epochs.append((trainer.progress.epoch, metrics.metrics.rsum.value))
+
+    def on_checkpoint(self, trainer, step) -> None:
+        assert checkpoints_in(trainer.out)
+        self.checkpoints.append(step)
+
+
+def test_callbacks_are_called_and_change_nothing(settings):
+    recorded, lines = Recorded(), []
+    results = train(settings("with"), lines.append, callbacks=[recorded])
+    plain = train(settings("without"), lines.append)
+    assert recorded.steps == list(range(1, results["steps"] + 1))
+    assert [epoch for epoch, _ in recorded.epochs] == [1, 2]
+    assert recorded.checkpoints == [results["steps"] // 2, results["steps"]]
+    assert results["rsum"] == plain["rsum"]
+    models = [load_file(settings(name).out + "/model.safetensors") for name in ("with", "without")]
+    assert all(torch.equal(models[0][name], models[1][name]) for name in models[1])
+
+
+class StopTrainingError(Exception):
+    pass
+
+
+class Stops(Callback):
+    def on_step(self, trainer, metrics) -> None:
+        raise StopTrainingError("enough")
+
+
+def test_an_error_of_a_callback_ends_the_training_and_unlocks_its_folder(settings):
+    with pytest.raises(StopTrainingError):
+        train(settings("stops"), lambda line: None, callbacks=[Stops()])
+    results = train(settings("stops", overwrite=True, steps=1, epochs=1), lambda line: None)
+    assert results["steps"] == 1
+
+
+def test_a_step_after_a_state_was_loaded_is_the_step_of_the_trainer_that_it_is_of(settings):
+    def step(trainer: Trainer) -> float:
+        batches = trainer.batches.epoch(16, 1, 0, 0, trainer.progress.step_in_epoch, trainer.processes.share, 0)
+        return trainer.train_step(batches).loss
+
+    with Trainer(settings("first"), lambda line: None) as first:
+        step(first)
+        state = copy.deepcopy(first.state_dict())
+        loss = step(first)
+        weights = {name: tensor.clone() for name, tensor in first.aligner.state_dict().items()}
+    with Trainer(settings("second"), lambda line: None) as second:
+        second.load_state_dict(state)
+        assert second.progress.step == 1
+        assert step(second) == loss
+        assert second.validate().metrics.rsum.value > 0
+        assert all(torch.equal(tensor, weights[name]) for name, tensor in second.aligner.state_dict().items())
+
+
+def test_the_package_offers_training_without_loading_torch_at_once():
+    program = (
+        "import sys, clipvisionalign; assert 'torch' not in sys.modules; print(clipvisionalign.RunConfig.__name__)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == "RunConfig", done.stderr
