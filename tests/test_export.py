@@ -18,6 +18,8 @@ from tolerance import assert_as_exact, in_float64, rounding
 pytest.importorskip("onnxruntime", reason="no onnxruntime: pip install 'clipvisionalign[onnx]'")
 pytest.importorskip("onnxscript", reason="no onnxscript: pip install 'clipvisionalign[onnx]'")
 
+from safetensors.torch import load_file, save_file
+
 from clipvisionalign.cli import main
 from clipvisionalign.data.formats import read_captioned_images
 from clipvisionalign.images import PictureError
@@ -25,7 +27,8 @@ from clipvisionalign.models.aligner import Aligner, load_aligner
 from clipvisionalign.models.late_interaction import LateTokens, pruned, pruned_weights
 from clipvisionalign.retrieval.evaluate import evaluate
 from clipvisionalign.search import export
-from clipvisionalign.search.export import OnnxAligner, checked, export_onnx
+from clipvisionalign.search.audits import keep_audit
+from clipvisionalign.search.export import OnnxAligner, checked, export_onnx, model_card
 
 DESIGNS = ("self", "sparse", "late", "cross")
 CAPTIONS = [
@@ -96,7 +99,7 @@ def exported(runs, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def images(scenes_folder, tmp_path_factory):
-    """200 images as they come: every orientation, every kind of transparency, of many sizes, some larger than wanted."""
+    """200 images as they come: every orientation of EXIF and of XMP, every kind of transparency, of many sizes, some larger than wanted."""
     folder, rng = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
     scenes = sorted((scenes_folder / "images").glob("*.png"))
     for number in range(200):
@@ -114,6 +117,9 @@ def images(scenes_folder, tmp_path_factory):
             options = {"transparency": image.getpixel((0, 0))}
         elif kind == 6:
             image, ending = image.convert("CMYK"), "jpg"
+        elif number // 8 % 3:
+            quote = "\"'"[number // 8 % 2]
+            ending, options = "jpg", {"xmp": f"<a tiff:Orientation={quote}{number // 8 % 8 + 1}{quote}/>".encode()}
         image.save(folder / f"{number:03}.{ending}", **options)
     return sorted(folder.iterdir())
 
@@ -253,6 +259,79 @@ def test_what_cannot_be_exported_leaves_nothing(runs, tmp_path, capsys, monkeypa
     assert main(["export", str(runs["self"]), "--onnx", str(tmp_path / "out"), "--data", str(tmp_path)]) == 1
     assert "--data goes with --int8" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_a_card_tells_each_verdict_of_the_model_and_the_data_that_it_is_of(tiny_runs, scenes_folder, tmp_path, capsys):
+    """An audit of other data says nothing of the dev figures, nor does one of other weights; neither is lost for it."""
+    run = Path(shutil.copytree(tiny_runs["self"], tmp_path / "run"))
+    for name in ("audit.json", "measured.json"):
+        (run / name).unlink(missing_ok=True)
+    part = read_captioned_images(scenes_folder).split("dev")
+    other = replace(part, rows=part.rows[1:])
+    verdicts = {passed: [{"name": "leak", "passed": passed, "meaning": f"seen {passed}"}] for passed in (True, False)}
+
+    def keep(of, passed: bool, split: str = "dev") -> str:
+        keep_audit(run, {"passed": passed, "split": split, "checks": verdicts[passed]}, of)
+        return model_card(run)
+
+    assert "Not audited." in model_card(run)
+    card = keep(part, True)
+    assert "Passed." in card
+    for _ in range(2):
+        card = keep(other, False, "test")
+        assert "Passed." in card
+        assert card.count("On the test split of other data than that dev split: failed (leak).") == 1
+    assert "do not believe the figures above" in keep(part, False)
+    assert "other data" in model_card(run)
+    asked = json.loads((run / "audit.json").read_text())["asked"]
+    (run / "measured.json").write_text(json.dumps({
+        "asked": {**asked, "split": "dev"}, "audit": {"passed": True, "checks": verdicts[True]}
+    }))  # fmt: skip
+    assert "do not believe the figures above" in model_card(run)
+    assert "- passed: leak: seen True" in keep(part, True)
+    tensors = load_file(run / "model.safetensors")
+    save_file({name: tensor + 1 if tensor.is_floating_point() else tensor for name, tensor in tensors.items()},
+              run / "model.safetensors")  # fmt: skip
+    assert "Not audited." in model_card(run)
+    (run / "audit.json").write_text(json.dumps({"passed": False, "checks": verdicts[False]}))
+    assert "audit it again" in model_card(run)
+
+
+def test_an_unfinished_run_is_told_wherever_it_is_used(tiny_runs, scenes_folder, tmp_path, capsys, monkeypatch):
+    pytest.importorskip("lancedb", reason="no LanceDB: pip install 'clipvisionalign[search]'")
+    run = Path(shutil.copytree(tiny_runs["self"], tmp_path / "run"))
+    index, pictures = tmp_path / "index", tmp_path / "pictures"
+    pictures.mkdir()
+    image = shutil.copy(min((scenes_folder / "images").rglob("*.png")), pictures)
+    monkeypatch.setattr("uvicorn.run", lambda *given, **more: None)
+    monkeypatch.setattr(export, "checked", lambda *given: 0.0)
+    commands = [
+        ["index", str(run), str(pictures), "--out", str(index)], ["search", str(index), "a red circle"],
+        ["serve", str(index)], ["explain", str(run), str(image), "a red circle", "--out", str(tmp_path / "e.png")],
+        ["export", str(run), "--onnx", "ONNX"],
+    ]  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    for finished in (True, False):
+        if not finished:
+            (run / "results.json").unlink()
+            shutil.rmtree("ONNX")
+        for command in commands:
+            assert main(command) == 0, command
+            told = "".join(capsys.readouterr())
+            assert ("is not finished" in told) != finished, command
+        kept = (tmp_path / "ONNX" / "onnx.json").read_text(), (tmp_path / "ONNX" / "README.md").read_text()
+        assert ["not finished" in text for text in kept] == [not finished] * 2
+
+
+def test_what_8_bits_lose_is_told_of_however_few_images(tmp_path, capsys, monkeypatch):
+    loss = {"value": -1.25, "low": None, "high": None}
+    about = {"difference": 0.0, "int8": {"rsum_change": loss}}
+    monkeypatch.setattr(export, "export_onnx", lambda *given: about)
+    assert main(["export", "run", "--onnx", str(tmp_path), "--int8"]) == 0
+    assert "8-bit towers: dev rsum -1.2 (no interval: too few images)" in capsys.readouterr().out
+    loss |= {"low": -2.0, "high": 0.5}
+    assert main(["export", "run", "--onnx", str(tmp_path), "--int8"]) == 0
+    assert "8-bit towers: dev rsum -1.2 [-2.0, +0.5]" in capsys.readouterr().out
 
 
 def test_a_folder_for_a_hub_reads_back(tiny_runs, tmp_path, capsys):

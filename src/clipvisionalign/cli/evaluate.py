@@ -174,6 +174,7 @@ def audit(arguments: list[str]) -> int:
     from clipvisionalign.data.of_run import unfinished_note
     from clipvisionalign.retrieval.audit import AuditReport, Check
     from clipvisionalign.retrieval.audit import audit as audit_model
+    from clipvisionalign.search.audits import keep_audit
     from clipvisionalign.training.trained_on import trained_note
 
     aligner, data, source, differs = _open_run(given)
@@ -195,7 +196,7 @@ def audit(arguments: list[str]) -> int:
     unfinished = unfinished_note(given.run)
     results |= {"unfinished": unfinished} if unfinished else {}
     # For the card of a model that is exported.
-    (Path(given.run) / "audit.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    keep_audit(Path(given.run), results, part)
     if given.json:
         print(json.dumps(results, indent=2))
     else:

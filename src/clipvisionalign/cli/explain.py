@@ -20,19 +20,23 @@ def explain(arguments: list[str]) -> int:
     parser.add_argument("--out", default="explanation.png", help="PNG to write (default explanation.png)")
     parser.add_argument("--json", action="store_true", help="print the maps as JSON")
     given = parser.parse_args(arguments)
+    from clipvisionalign.data.of_run import unfinished_note
     from clipvisionalign.models.aligner import load_aligner
     from clipvisionalign.search.explain import explain as explain_pair
     from clipvisionalign.search.sheet import sheet_of_explanation
 
+    unfinished = unfinished_note(given.run)
     found = explain_pair(load_aligner(given.run), given.image, given.caption)
     sheet_of_explanation(given.image, found).save(given.out, "PNG")
     if given.json:
         words = [{"word": word, "map": grid.round(4).tolist()} for word, grid in found.words]
         told = {"caption": found.caption, "score": found.score, "method": found.method, "words": words}
-        told |= {"not_counted": found.not_counted}
+        told |= {"not_counted": found.not_counted, **({"unfinished": unfinished} if unfinished else {})}
         print(json.dumps(told | {"map": found.whole.round(4).tolist(), "sheet": given.out}, indent=2))
     else:
         print(f"{given.out}: score {found.score:.3f}, by {found.method}")
         if found.not_counted:
             print(f"no part in the score, as cut off or beyond keep_tokens: {', '.join(found.not_counted)}")
+        if unfinished:
+            print(unfinished)
     return 0

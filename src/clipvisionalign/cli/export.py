@@ -31,7 +31,9 @@ def export(arguments: list[str]) -> int:
         about = export_onnx(given.run, given.onnx, given.int8, given.data, say)
         print(f"{given.onnx}: at most {about['difference']:.1e} from PyTorch's; README.md tells how to use it")
         if loss := about.get("int8", {}).get("rsum_change"):
-            print("8-bit towers: dev rsum {value:+.1f} [{low:+.1f}, {high:+.1f}]".format(**loss))
+            known = loss["low"] is not None and loss["high"] is not None
+            told = "[{low:+.1f}, {high:+.1f}]" if known else "(no interval: too few images)"
+            print(f"8-bit towers: dev rsum {{value:+.1f}} {told}".format(**loss))
     else:
         print(f"{export_huggingface(given.run, given.huggingface)}: model, settings, tokenizer, README.md")
     return 0

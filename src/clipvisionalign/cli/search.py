@@ -122,11 +122,14 @@ def search(arguments: list[str]) -> int:
     given = _search_parser().parse_args(arguments)
     if given.captions and (given.where or given.rerank or given.sheet or given.paths or given.previews):
         raise ValueError("--captions finds texts: leave --where, --rerank, --sheet, --paths and --previews out")
+    from clipvisionalign.data.of_run import unfinished_note
     from clipvisionalign.data.text_files import decode, split_lines
     from clipvisionalign.search.files import printable
     from clipvisionalign.search.query import Searcher, Term, parse_term
 
     searcher = Searcher(given.index, given.run)
+    if unfinished := unfinished_note(searcher.run):
+        say(f"note: {unfinished}")
     minus = [parse_term(text, -1.0) for text in given.minus]
     like = [Term(path, is_picture=True) for path in given.like]
     queries = [(" + ".join([*given.words, *given.like]), [parse_term(text) for text in given.words] + like)]

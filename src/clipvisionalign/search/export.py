@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from clipvisionalign.batch import TokenGroup
 from clipvisionalign.data.captioned import CaptionedImages
-from clipvisionalign.data.of_run import read_data_of_run
+from clipvisionalign.data.of_run import read_data_of_run, unfinished_note
 from clipvisionalign.files import files_written_aside, folders_above
 from clipvisionalign.models.aligner import (
     Aligner,
@@ -34,6 +34,7 @@ from clipvisionalign.models.late_interaction import pruned_weights
 from clipvisionalign.models.longformer import Longformer
 from clipvisionalign.retrieval import rsum_gain
 from clipvisionalign.retrieval.evaluate import evaluate
+from clipvisionalign.search.audits import audits_of, is_of_unknown_model
 from clipvisionalign.search.onnx_aligner import (
     ABOUT,
     CAPTIONS,
@@ -125,6 +126,8 @@ def export_onnx(
     with folders_above(target), files_written_aside(target) as aside:
         aside.mkdir()
         about = _about(aligner, run)
+        if "unfinished" in about:
+            say(f"note: {about['unfinished']}")
         _write_graphs(aligner, aside)
         aligner.text_tower.tokenizer.save_pretrained(aside / "tokenizer")
         _write_about(aside, about)
@@ -148,7 +151,9 @@ def _new_folder(out: str | Path) -> Path:
 def _about(aligner: Aligner, run: str | Path) -> dict[str, Any]:
     """What onnx.json holds of the model itself."""
     wanted, tower, late, fusion = aligner.image_tower.input, aligner.text_tower, aligner.late, aligner.fusion
+    unfinished = unfinished_note(run)
     about: dict[str, Any] = {
+        **({"unfinished": unfinished} if unfinished else {}),
         "run": str(run), "design": aligner.config.design, "width": aligner.config.width,
         "pixels": {"size": wanted.size, "mean": list(wanted.mean), "std": list(wanted.std), "resize": "bicubic"},
         "max_tokens": tower.max_tokens, "truncation_side": tower.tokenizer.truncation_side, "pad": tower.pad,
@@ -358,19 +363,24 @@ def export_huggingface(run: str | Path, out: str | Path) -> Path:
 
 
 def _audit_of(run: Path) -> str:
-    """The checks that the run went through, by the command or in a study; "Not audited." without any."""
-    found = None
-    if (run / "audit.json").is_file():
-        found = json.loads((run / "audit.json").read_text())
-    elif (run / "measured.json").is_file():
-        found = json.loads((run / "measured.json").read_text()).get("audit")
-    if not found:
-        return "Not audited."
-    lines = [
-        f"- {'passed' if each['passed'] else 'FAILED'}: {each['name']}: {each['meaning']}" for each in found["checks"]
-    ]
-    verdict = "Passed." if found["passed"] else "**Failed: do not believe the figures above.**"
-    return "\n".join([verdict, "", *lines])
+    """The checks that the run's model went through, by the command or in a study: on its dev split, whose figures stand
+    above, and whether it passed on other data; "Not audited." without any."""
+    own, others = audits_of(run)
+    told = []
+    if own is not None:
+        told = ["Passed." if own["passed"] else "**Failed: do not believe the figures above.**", ""]
+        told += [
+            f"- {'passed' if each['passed'] else 'FAILED'}: {each['name']}: {each['meaning']}" for each in own["checks"]
+        ]
+    else:
+        told = ["Not audited on that dev split." if others else "Not audited."]
+        if is_of_unknown_model(run):
+            told = ["Audited by an earlier version, which did not keep of which weights and data: audit it again."]
+    for each in others:
+        failed = [check["name"] for check in each["checks"] if not check["passed"]]
+        verdict = f"failed ({', '.join(failed)})" if failed else "passed"
+        told += ["", f"On the {each['split']} split of other data than that dev split: {verdict}."]
+    return "\n".join(told)
 
 
 def _interval(figure: dict[str, Any], factor: float = 1.0) -> str:

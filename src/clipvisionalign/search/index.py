@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 
 from clipvisionalign.data.captioned import CaptionedImages, DataError
-from clipvisionalign.data.of_run import Reading, differs_from_run, is_data_of_run, reading_of_run
+from clipvisionalign.data.of_run import Reading, differs_from_run, is_data_of_run, reading_of_run, unfinished_note
 from clipvisionalign.data.splits import SPLIT_RULE
 from clipvisionalign.images import NotTaken
 from clipvisionalign.models.aligner import Aligner, load_aligner
@@ -145,6 +145,8 @@ def build_index(
     that is not there; DataError.
     """
     aligner = load_aligner(run)
+    if unfinished := unfinished_note(run):
+        say(f"note: {unfinished}")
     how = Reading(layout, group, SPLIT_RULE)
     if is_data_set(source, captions) and is_data_of_run(run, source):
         # Splits are metadata: they are those of the run.

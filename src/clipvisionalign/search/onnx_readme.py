@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-_START = '''import json
+_START = r'''import json
+import re
 
 import numpy as np
 import onnxruntime
@@ -25,6 +26,10 @@ def pixels_of(path):
     image.draft(None, (2 * size, 2 * size))  # a large JPEG is decoded at a half of its size, or less
     if image.mode[0] in "IF":
         raise ValueError(f"{path}: scale its greys of more than 8 bits to 8 bits first")
+    xmp = image.info.get("XML:com.adobe.xmp") or image.info.get("xmp", b"").decode("utf-8", "replace")
+    found = re.search(r"tiff:Orientation\s*(?:=\s*[\"']|>)\s*([1-8])", xmp)  # Pillow reads double quotes alone
+    if found and 274 not in image.getexif():
+        image.getexif()[274] = int(found[1])
     image = ImageOps.exif_transpose(image)
     if image.has_transparency_data:
         white = Image.new("RGBA", image.size, "white")
@@ -129,10 +134,14 @@ def readme(about: dict[str, Any]) -> str:
             "\n`image_tower.int8.onnx` and `text_tower.int8.onnx` give the same arrays with products in 8 bits; what "
             "that costs on dev stands in onnx.json under `int8`.\n"
         )
+    unfinished = ""
+    if "unfinished" in about:
+        unfinished = "**Its run was not finished when it was exported: this is the best epoch so far.**"
+        unfinished += " Weights of pairs' parts are not chosen yet.\n\n" if "late" in about else "\n\n"
     return f"""# An image-caption aligner as ONNX, design `{design}`
 
-Needs onnxruntime, tokenizers, Pillow and NumPy. The files take any batch, and captions of 2 tokens and more.
-Temperatures, the weights of a score's parts (chosen on dev), sizes, mean and deviation stand in onnx.json.
+{unfinished}Needs onnxruntime, tokenizers, Pillow and NumPy. The files take any batch, and captions of 2 tokens and
+more. Temperatures, the weights of a score's parts (chosen on dev), sizes, mean and deviation stand in onnx.json.
 
 ```python
 {_START}{scoring}{_END}```

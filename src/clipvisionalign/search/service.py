@@ -29,6 +29,7 @@ from PIL import Image
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from clipvisionalign import __version__
+from clipvisionalign.data.of_run import unfinished_note
 from clipvisionalign.images import open_picture
 from clipvisionalign.search.explain import explain
 from clipvisionalign.search.filters import LONGEST
@@ -343,6 +344,8 @@ def serve(
             f"--host {host} opens the pictures to the network: set a --token-file FILE, or {TOKEN} in the environment"
         )
     searchers = [Searcher(index, run) for index in indexes]
+    for note in dict.fromkeys(filter(None, (unfinished_note(searcher.run) for searcher in searchers))):
+        say(f"note: {note}")
     # A page elsewhere must not reach a service on loopback by a name that it makes point there.
     hosts = ["localhost", "127.0.0.1", "[::1]", "::1"] if loopback else ["*"]
     app = create_app(searchers, token, hosts=hosts)
