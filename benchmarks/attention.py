@@ -327,8 +327,9 @@ def memory(folder: Path) -> list[dict[str, Any]]:
 
 def pairs(folder: Path) -> dict[str, Any]:
     """Milliseconds per 1,000 pairs, and the memory of the late interaction over 5,000 x 1,000."""
-    from clipvisionalign.models.aligner import Aligner, AlignerConfig, PairScorer
+    from clipvisionalign.models.aligner import Aligner, AlignerConfig
     from clipvisionalign.models.image_tower import ImageFeatures
+    from clipvisionalign.models.pair_scorer import PairScorer
 
     torch.manual_seed(0)
     rng = np.random.default_rng(0)

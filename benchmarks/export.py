@@ -41,7 +41,7 @@ def in_turns(ways: dict[str, Any], queries: list[Any]) -> dict[str, dict[str, fl
 def exported(run: str, source: str, folder: Path) -> dict[str, Any]:
     from clipvisionalign.data.of_run import read_data_of_run
     from clipvisionalign.images import open_picture
-    from clipvisionalign.models.aligner import load_aligner
+    from clipvisionalign.models.io import load_aligner
     from clipvisionalign.search.export import OnnxAligner, checked, export_onnx
 
     about = export_onnx(run, folder, int8=True, data=source, say=lambda line: print(line, file=sys.stderr))

@@ -97,7 +97,7 @@ def usearch_of(vectors: np.ndarray) -> tuple[Any, float]:
 
 def whole_searches(run: str, table_folder: Path, queries: int = 200) -> dict[str, float]:
     """Searches by words, encoding included, in milliseconds."""
-    from clipvisionalign.models.aligner import load_aligner
+    from clipvisionalign.models.io import load_aligner
     from clipvisionalign.search.index import open_table, read_about
     from clipvisionalign.search.query import nearest
 
@@ -119,7 +119,7 @@ def indexing_rate(run: str, pictures: str, folder: Path) -> dict[str, float]:
     """Pictures a second of `index`, and of the picture tower alone on the same pictures, decoded beforehand."""
     import torch
 
-    from clipvisionalign.models.aligner import load_aligner
+    from clipvisionalign.models.io import load_aligner
     from clipvisionalign.search.encode import BATCH
     from clipvisionalign.search.files import Place
     from clipvisionalign.search.index import build_index

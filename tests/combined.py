@@ -21,8 +21,8 @@ from forked import several
 from clipvisionalign import read_captioned_images
 from clipvisionalign.data.captioned import DataError
 from clipvisionalign.data.scenes import write_scenes
-from clipvisionalign.data.streams import write_shards
-from clipvisionalign.models.aligner import config_from_dict
+from clipvisionalign.data.streams.writing import write_shards
+from clipvisionalign.settings import config_from_dict
 from clipvisionalign.training import run_folder, trainer
 from clipvisionalign.training.config import RunConfig
 from clipvisionalign.training.dev import DevGallery

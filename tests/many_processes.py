@@ -17,7 +17,8 @@ def gradients(given: dict) -> None:
     """The gradients of one step, as `given` says, of a batch that is shared out; into given["out"]."""
     from clipvisionalign import read_captioned_images
     from clipvisionalign.data.batches import CaptionedBatches
-    from clipvisionalign.models.aligner import Aligner, AlignerConfig, config_from_dict
+    from clipvisionalign.models.aligner import Aligner, AlignerConfig
+    from clipvisionalign.settings import config_from_dict
     from clipvisionalign.training.forward import Known, Towers
     from clipvisionalign.training.losses import LossConfig, PairLoss
     from clipvisionalign.training.processes import Processes
@@ -54,7 +55,7 @@ def gradients(given: dict) -> None:
 
 def train(given: dict) -> None:
     """A run with these settings; or the one in given["resume"] goes on."""
-    from clipvisionalign.models.aligner import config_from_dict
+    from clipvisionalign.settings import config_from_dict
     from clipvisionalign.training.config import RunConfig
     from clipvisionalign.training.train import resume
     from clipvisionalign.training.train import train as train_run
@@ -71,7 +72,7 @@ def stop(given: dict) -> None:
     import os
     import signal
 
-    from clipvisionalign.models.aligner import config_from_dict
+    from clipvisionalign.settings import config_from_dict
     from clipvisionalign.training import train as training
     from clipvisionalign.training import trainer
     from clipvisionalign.training.config import RunConfig
@@ -96,7 +97,7 @@ def stop(given: dict) -> None:
 def trouble(given: dict) -> None:
     """A run in which the file given["gone"] is gone after the first step; without one, process 1 has no room for
     checkpoints between its second and its fourth step."""
-    from clipvisionalign.models.aligner import config_from_dict
+    from clipvisionalign.settings import config_from_dict
     from clipvisionalign.training import train as training
     from clipvisionalign.training import trainer
     from clipvisionalign.training.config import RunConfig
@@ -121,7 +122,8 @@ def trouble(given: dict) -> None:
 
 def shards(given: dict) -> None:
     """The names of all samples that this process gets in one epoch, from step given["start"] on."""
-    from clipvisionalign.data.streams import StreamedBatches, open_stream
+    from clipvisionalign.data.streams.loader import StreamedBatches
+    from clipvisionalign.data.streams.sources import open_stream
     from clipvisionalign.training.processes import Processes
 
     processes = Processes(torch.device("cpu"))
@@ -319,7 +321,7 @@ def measure_costlier(run: str, data: str, mebibytes: int, milliseconds: int) -> 
 
     import numpy as np
 
-    from clipvisionalign.models.aligner import load_aligner
+    from clipvisionalign.models.io import load_aligner
     from clipvisionalign.study.profile import measure
 
     def load(run):

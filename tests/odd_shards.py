@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 
 from clipvisionalign.data.captioned import CaptionedImages, DataError
 from clipvisionalign.data.formats import read_captioned_images
-from clipvisionalign.data.formats.shards import META, index_of, read_shard, samples_in
-from clipvisionalign.data.streams import StreamedBatches, open_stream
+from clipvisionalign.data.streams.files import read_shard, samples_in
+from clipvisionalign.data.streams.loader import StreamedBatches
+from clipvisionalign.data.streams.sources import open_stream
+from clipvisionalign.data.streams.webdataset import META, index_of
 
 STEMS = ("a", "a.1", "a.2", "b", "B", "sub/a", "./c", "._a", "sub/._b", "__m__", "ü", "x y", "noending")
 ENDINGS = ("jpg", "JPG", "png", "mask.png", "json", "JSON", "txt", "TXT", "caption.txt", "cls", "bin", "")

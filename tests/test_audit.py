@@ -14,6 +14,10 @@ import pytest
 
 from clipvisionalign.retrieval import audit, evaluate
 from clipvisionalign.retrieval.audit import LEAST
+from clipvisionalign.retrieval.audit.answers import _Answers, _format_of_vectors
+from clipvisionalign.retrieval.audit.chance import _at_chance, _deal, _dealings
+from clipvisionalign.retrieval.audit.new_inputs import made_captions, mirrored
+from clipvisionalign.retrieval.ties import numbers_of
 
 IMAGES = 60
 RNG = np.random.default_rng(0)
@@ -206,9 +210,9 @@ def test_the_four_designs_pass(design, tiny_runs, scenes_folder):
 def test_a_tower_left_in_training_mode_fails(design, tiny_runs, scenes_folder, monkeypatch):
     """The project's own model with its batch norm and dropout switched on while it encodes."""
     from clipvisionalign import load_aligner, read_captioned_images
-    from clipvisionalign.models import aligner as module
 
-    monkeypatch.setattr(module, "evaluating", lambda model: contextlib.nullcontext())
+    for module in ("aligner", "pair_scorer"):
+        monkeypatch.setattr(f"clipvisionalign.models.{module}.evaluating", lambda model: contextlib.nullcontext())
     part = read_captioned_images(scenes_folder).split("train")
     model = load_aligner(tiny_runs[design]).train()
     assert "alone (vectors)" in failed(audit(model, part.images, part.captions, part.caption_image, sample=24))
@@ -220,9 +224,6 @@ _SPEC = importlib.util.spec_from_file_location("audit_benchmark", Path(__file__)
 benchmark = importlib.util.module_from_spec(_SPEC)
 sys.modules[_SPEC.name] = benchmark  # for its dataclasses
 _SPEC.loader.exec_module(benchmark)
-
-#: The module, whose name in the package is the function's.
-audit_of = sys.modules["clipvisionalign.retrieval.audit"]
 
 CAUGHT = {
     "by place": {"new captions (score)", "shuffled partners (score)", "blank captions (score)", "alone (score)"},
@@ -270,8 +271,8 @@ def test_an_honest_model_fails_as_often_as_is_said():
     failures = 0
     for _ in range(several):
         groups = [["a"] * number for number in rng.integers(1, 6, 10)]
-        dealt = audit_of._deal(audit_of._Answers(model).by_score, list(range(10)), groups, True, rng)
-        failures += not audit_of._at_chance([dealt], "", level, rng).passed
+        dealt = _deal(_Answers(model).by_score, list(range(10)), groups, True, rng)
+        failures += not _at_chance([dealt], "", level, rng).passed
     assert 4 <= failures <= several * level + 3 * np.sqrt(several * level)
 
 
@@ -280,7 +281,7 @@ def test_every_dealing_is_as_likely_and_gives_nobody_its_own():
 
     rng = np.random.default_rng(0)
     for apart, number in ((True, 9), (False, 24)):
-        drawn = Counter(map(tuple, audit_of._dealings(rng, 9600, 4, apart).tolist()))
+        drawn = Counter(map(tuple, _dealings(rng, 9600, 4, apart).tolist()))
         assert len(drawn) == number
         assert np.abs(np.array(list(drawn.values())) - 9600 / number).max() < 5 * np.sqrt(9600 / number)
         if apart:
@@ -342,15 +343,15 @@ def test_the_format_in_which_vectors_were_computed_shows():
     for given in (torch.bfloat16, torch.float16, torch.float32):
         name = str(given).rpartition(".")[2]
         for answered in (vectors.to(given), vectors.to(given).double(), vectors.to(given).float()):
-            assert audit_of._format_of_vectors(audit_of.numbers_of(answered))[0] == name
-    assert audit_of._format_of_vectors(audit_of.numbers_of(vectors))[0] == "float64"
+            assert _format_of_vectors(numbers_of(answered))[0] == name
+    assert _format_of_vectors(numbers_of(vectors))[0] == "float64"
     for largest in range(20, 128):
         whole = torch.from_numpy(np.random.default_rng(largest).integers(-largest, largest + 1, (2, 16)))
         scaled = torch.nn.functional.normalize(whole.float(), dim=-1)
-        assert audit_of._format_of_vectors(audit_of.numbers_of(scaled))[0] == "float32"
+        assert _format_of_vectors(numbers_of(scaled))[0] == "float32"
     for given, name in ((vectors.bfloat16(), "bfloat16"), (vectors.float(), "float32")):
         scaled = torch.nn.functional.normalize(given.float(), dim=-1)
-        assert audit_of._format_of_vectors(audit_of.numbers_of(scaled))[0] == name
+        assert _format_of_vectors(numbers_of(scaled))[0] == name
 
 
 def test_int8_ranges_of_a_batch_fail_for_what_they_are():
@@ -452,7 +453,7 @@ def test_images_are_mirrored_in_the_form_in_which_they_came(tmp_path):
     buffer = io.BytesIO()
     opened.save(buffer, "PNG")
     given = [tmp_path / "a.png", str(tmp_path / "a.png"), buffer.getvalue(), opened]
-    with audit_of.mirrored([*given, 7, "no file", b"no picture"]) as made:
+    with mirrored([*given, 7, "no file", b"no picture"]) as made:
         for before, after in zip(given, made, strict=False):
             assert isinstance(after, type(before))
             seen = np.asarray(open_picture(after), dtype=int)
@@ -462,16 +463,16 @@ def test_images_are_mirrored_in_the_form_in_which_they_came(tmp_path):
         files = [Path(made[0]), Path(made[1])]
     assert not any(file.exists() for file in files)
     assert (tmp_path / "a.png").exists()
-    with audit_of.mirrored([np.arange(3), torch.arange(3)]) as made:
+    with mirrored([np.arange(3), torch.arange(3)]) as made:
         assert [row.tolist() for row in made] == [[2, 1, 0]] * 2
         assert isinstance(made[1], torch.Tensor)
-    with audit_of.mirrored(["no file", 7]) as made:
+    with mirrored(["no file", 7]) as made:
         assert made is None
 
 
 @pytest.mark.parametrize("captions", [CAPTIONS, ["a dog"] * 9, ["dog"], [""], ["class 1", "class 2"]], ids=len)
 def test_new_captions_are_new_and_all_different(captions):
-    made = audit_of.made_captions(captions, 50, np.random.default_rng(0))
+    made = made_captions(captions, 50, np.random.default_rng(0))
     assert len(set(made)) == 50
     assert not set(made) & set(captions)
 

@@ -319,7 +319,7 @@ def test_a_pickle_is_never_run(tmp_path):
     """A weights file that would run code when unpickled is refused, and its code does not run."""
     import pickle
 
-    from clipvisionalign.models.weights import read_tensors
+    from clipvisionalign.models.weight_files import read_tensors
 
     class Evil:
         def __reduce__(self):

@@ -52,8 +52,9 @@ from tolerance import unit_roundoff
 from clipvisionalign import read_captioned_images
 from clipvisionalign.data.batches import steps_in_epoch
 from clipvisionalign.data.formats import is_stream
-from clipvisionalign.data.formats.shards import stream_split
-from clipvisionalign.models.aligner import Aligner, load_aligner
+from clipvisionalign.data.streams.in_memory import stream_split
+from clipvisionalign.models.aligner import Aligner
+from clipvisionalign.models.io import load_aligner
 from clipvisionalign.retrieval import evaluate
 from clipvisionalign.training.build import seed_everything
 from clipvisionalign.training.config import RunConfig

@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 
 from clipvisionalign.data.batches import chunks_of, own_size, step_bounds, steps_in_epoch
 from clipvisionalign.data.captioned import DataError
-from clipvisionalign.data.formats.shards import split_of, stream_split
-from clipvisionalign.data.streams import StreamedBatches, open_stream
+from clipvisionalign.data.streams.files import split_of
+from clipvisionalign.data.streams.in_memory import stream_split
+from clipvisionalign.data.streams.loader import StreamedBatches
+from clipvisionalign.data.streams.sources import open_stream
 
 #: Random dealings of each kind of stream; a worker takes a while to begin.
 DEALINGS = int(os.environ.get("DEALINGS", "4"))

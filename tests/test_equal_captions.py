@@ -277,8 +277,10 @@ def test_an_image_without_any_negative_has_a_gradient(name, smoothing):
 
 def test_a_streams_steps_know_what_their_captions_say(tmp_path):
     pytest.importorskip("webdataset")
-    from clipvisionalign.data.formats.shards import stream_split
-    from clipvisionalign.data.streams import StreamedBatches, open_stream, write_shards
+    from clipvisionalign.data.streams.in_memory import stream_split
+    from clipvisionalign.data.streams.loader import StreamedBatches
+    from clipvisionalign.data.streams.sources import open_stream
+    from clipvisionalign.data.streams.writing import write_shards
 
     rows = [
         CaptionedImage(f"{n}.png", b"\x89PNG", (f"a photo of class {n % 3}", f"number {n}"), split, of)

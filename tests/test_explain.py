@@ -7,7 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from clipvisionalign.models.aligner import Aligner, evaluating
+from clipvisionalign.models.aligner import Aligner
+from clipvisionalign.models.eval_mode import evaluating
 from clipvisionalign.models.late_interaction import LateTokens
 from clipvisionalign.search.explain import _grid, explain
 

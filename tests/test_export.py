@@ -23,7 +23,8 @@ from safetensors.torch import load_file, save_file
 from clipvisionalign.cli import main
 from clipvisionalign.data.formats import read_captioned_images
 from clipvisionalign.images import PictureError
-from clipvisionalign.models.aligner import Aligner, load_aligner
+from clipvisionalign.models.aligner import Aligner
+from clipvisionalign.models.io import load_aligner
 from clipvisionalign.models.late_interaction import LateTokens, pruned, pruned_weights
 from clipvisionalign.retrieval.evaluate import evaluate
 from clipvisionalign.search import export

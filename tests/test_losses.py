@@ -174,7 +174,7 @@ def test_a_loss_of_ones_own_is_named_and_an_unknown_one_told(monkeypatch):
 
 @pytest.mark.parametrize("name", ["sigmoid", "hardest", "hard_weighted"])
 def test_a_run_trains_with_it(tmp_path, scenes_folder, tiny_model, name):
-    from clipvisionalign.models.aligner import load_aligner
+    from clipvisionalign.models.io import load_aligner
     from clipvisionalign.training.config import RunConfig
     from clipvisionalign.training.train import train
 

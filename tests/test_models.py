@@ -15,9 +15,10 @@ from clipvisionalign import load_aligner
 from clipvisionalign.batch import group_by_length
 from clipvisionalign.models.aligner import Aligner
 from clipvisionalign.models.fusion import Fusion, FusionConfig
+from clipvisionalign.models.hub import WeightsNotFound
 from clipvisionalign.models.image_tower import ImageTower, ImageTowerConfig
 from clipvisionalign.models.text_tower import TextTower, TextTowerConfig, pool
-from clipvisionalign.models.weights import WeightsNotFound, find_image_weights, find_text_folder
+from clipvisionalign.models.weights import find_image_weights, find_text_folder
 
 CAPTIONS = [
     "a red circle left of the blue square",
@@ -79,7 +80,7 @@ def test_embedded_picture_tower_knows_its_weights():
     """The packaged file's tensors fit in order, and what it says of a plain picture is no noise: classes are sure."""
     import timm
 
-    from clipvisionalign.models.weights import match_by_order, read_tensors
+    from clipvisionalign.models.weight_files import match_by_order, read_tensors
 
     found = find_image_weights("tf_efficientnet_lite0")
     assert found is not None
@@ -467,7 +468,7 @@ def test_what_is_remembered_goes_through_its_tower_once_and_gives_the_same(tiny_
 def test_evaluating_leaves_every_mode_as_it_was():
     from torch import nn
 
-    from clipvisionalign.models.aligner import evaluating
+    from clipvisionalign.models.eval_mode import evaluating
 
     model = nn.Sequential(nn.Dropout(), nn.Sequential(nn.Dropout()))
     for training in (True, False):

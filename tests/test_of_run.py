@@ -17,7 +17,8 @@ from clipvisionalign.data.captioned import DataError
 from clipvisionalign.data.fingerprint import data_contents
 from clipvisionalign.data.formats import read_captioned_images
 from clipvisionalign.data.of_run import differs_from_run, read_data_of_run
-from clipvisionalign.models.aligner import Aligner, config_from_dict
+from clipvisionalign.models.aligner import Aligner
+from clipvisionalign.settings import config_from_dict
 from clipvisionalign.training.config import RunConfig
 from clipvisionalign.training.training_data import refuse_changed
 

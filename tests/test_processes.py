@@ -17,7 +17,7 @@ from forked import several
 from tolerance import TIMES, rounding, unit_roundoff
 
 from clipvisionalign.data.formats import read_captioned_images
-from clipvisionalign.models.aligner import load_aligner
+from clipvisionalign.models.io import load_aligner
 from clipvisionalign.retrieval import evaluate
 
 

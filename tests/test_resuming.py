@@ -224,7 +224,8 @@ def test_until_it_is_replaced_a_run_stays(settings, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("what", ["tokenizer", "config"])
 def test_a_model_that_is_written_again_is_there_whole_at_every_moment(tmp_path, tiny_model, monkeypatch, what):
-    from clipvisionalign.models.aligner import Aligner, load_aligner
+    from clipvisionalign.models.aligner import Aligner
+    from clipvisionalign.models.io import load_aligner
 
     aligner = Aligner(tiny_model("self"))
     aligner.save(tmp_path)

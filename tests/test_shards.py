@@ -14,9 +14,11 @@ from clipvisionalign.cli import main
 from clipvisionalign.data.captioned import DataError
 from clipvisionalign.data.check import check
 from clipvisionalign.data.formats import LAYOUTS, is_stream, layout_of, read_captioned_images
-from clipvisionalign.data.formats.shards import read_shard, samples_in, stream_split
 from clipvisionalign.data.splits import split_word
-from clipvisionalign.data.streams import StreamedBatches, open_stream
+from clipvisionalign.data.streams.files import read_shard, samples_in
+from clipvisionalign.data.streams.in_memory import stream_split
+from clipvisionalign.data.streams.loader import StreamedBatches
+from clipvisionalign.data.streams.sources import open_stream
 
 
 def read(folder: Path, *members: tuple[str, bytes | str | object]) -> tuple[dict[str, list[str]], list[str]]:
@@ -255,7 +257,7 @@ def test_check_reads_shards_and_counts_them(tmp_path, capsys):
 
 def test_what_is_too_much_for_memory_is_refused(tmp_path, monkeypatch):
     read(tmp_path, ("x.jpg", b"x"), ("x.txt", "one"))
-    monkeypatch.setattr("clipvisionalign.data.formats.shards._memory", lambda: 1000)
+    monkeypatch.setattr("clipvisionalign.data.streams.in_memory._memory", lambda: 1000)
     for reading in (read_captioned_images, lambda folder: stream_split(folder, "train")):
         with pytest.raises(DataError, match=r"more than half of this machine's memory .*name some of the files"):
             reading(tmp_path)

@@ -19,7 +19,7 @@ from test_going_on import silent
 from clipvisionalign import read_captioned_images
 from clipvisionalign.data.captioned import DataError
 from clipvisionalign.data.loading import loaded
-from clipvisionalign.data.streams import write_shards
+from clipvisionalign.data.streams.writing import write_shards
 from clipvisionalign.models.image_tower import ImageTowerConfig
 from clipvisionalign.training import trainer
 from clipvisionalign.training.checkpoint import asked_to_stop, checkpoints_in, last_checkpoint
@@ -296,7 +296,8 @@ def test_weights_that_are_not_finite_are_never_kept(settings, tmp_path, monkeypa
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_an_error_in_a_worker_is_raised_in_its_own_words(shards, tmp_path, workers):
-    from clipvisionalign.data.streams import StreamedBatches, open_stream
+    from clipvisionalign.data.streams.loader import StreamedBatches
+    from clipvisionalign.data.streams.sources import open_stream
 
     folder = tmp_path / "shards"
     folder.mkdir()

@@ -16,8 +16,10 @@ from clipvisionalign import read_captioned_images
 from clipvisionalign.cli import main
 from clipvisionalign.data.captioned import DataError
 from clipvisionalign.data.formats import is_stream
-from clipvisionalign.data.formats.shards import stream_split
-from clipvisionalign.data.streams import StreamedBatches, open_shards, open_stream, write_shards
+from clipvisionalign.data.streams.in_memory import stream_split
+from clipvisionalign.data.streams.loader import StreamedBatches
+from clipvisionalign.data.streams.sources import open_shards, open_stream
+from clipvisionalign.data.streams.writing import write_shards
 
 
 def tokenize(captions):

@@ -16,7 +16,7 @@ from clipvisionalign import read_captioned_images
 from clipvisionalign.cli import main
 from clipvisionalign.data.captioned import CaptionedImage
 from clipvisionalign.data.of_run import read_data_of_run
-from clipvisionalign.data.streams import write_shards
+from clipvisionalign.data.streams.writing import write_shards
 from clipvisionalign.data.trained_on import TRAINED_ON, TrainedOn
 from clipvisionalign.training.config import RunConfig
 from clipvisionalign.training.train import train

@@ -16,9 +16,10 @@ from clipvisionalign import load_aligner, read_captioned_images
 from clipvisionalign.batch import group_by_length, seeded
 from clipvisionalign.data.batches import CaptionedBatches
 from clipvisionalign.images import open_picture
-from clipvisionalign.models.aligner import Aligner, AlignerConfig, config_from_dict
+from clipvisionalign.models.aligner import Aligner, AlignerConfig
 from clipvisionalign.models.device import quick_format
 from clipvisionalign.retrieval import evaluate
+from clipvisionalign.settings import config_from_dict
 from clipvisionalign.training.config import RunConfig
 from clipvisionalign.training.diagnosis import EpochFigures, diagnose, mean_cosine
 from clipvisionalign.training.feature_cache import open_features, views_of

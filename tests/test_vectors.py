@@ -11,7 +11,8 @@ import pytest
 
 from clipvisionalign.cli import main
 from clipvisionalign.data.captioned import DataError
-from clipvisionalign.retrieval.vectors import audit_vectors, evaluate_vectors, read_gallery
+from clipvisionalign.retrieval.vector_files import read_gallery
+from clipvisionalign.retrieval.vectors import audit_vectors, evaluate_vectors
 
 WAYS = ("image_to_text", "text_to_image")
 

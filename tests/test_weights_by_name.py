@@ -328,7 +328,7 @@ def test_a_name_that_does_not_exist_names_the_nearest(hub):
 
 def test_a_cut_connection_is_resumed(hub, published, monkeypatch):
     """Each new connection asks for the rest, and the file is the published one."""
-    monkeypatch.setattr("clipvisionalign.models.hub.CHUNK", 1000)
+    monkeypatch.setattr("clipvisionalign.models.hub.download.CHUNK", 1000)
     hub.cut["model.safetensors"] = [40_000, 25_000]
     found = find_text_weights(TEXT)
     assert (found.folder / "model.safetensors").read_bytes() == (published["text"] / "model.safetensors").read_bytes()
@@ -389,7 +389,7 @@ def test_a_full_disk_is_told_before_and_while(hub, tmp_path, monkeypatch):
     """A real file system of 256 kB: what is needed and what is there; nothing half-written stays."""
     from huggingface_hub import constants
 
-    from clipvisionalign.models import hub as own
+    from clipvisionalign.models.hub import download as own
 
     small = tmp_path / "small"
     small.mkdir()

@@ -27,14 +27,15 @@ __all__ = [
 if TYPE_CHECKING:
     from clipvisionalign.data.captioned import CaptionedImages
     from clipvisionalign.data.formats import read_captioned_images
-    from clipvisionalign.models.aligner import Aligner, load_aligner
+    from clipvisionalign.models.aligner import Aligner
+    from clipvisionalign.models.io import load_aligner
     from clipvisionalign.training.config import RunConfig
     from clipvisionalign.training.train import train
     from clipvisionalign.training.trainer import Callback, Trainer
 
 _HOMES = {
     "Aligner": "clipvisionalign.models.aligner",
-    "load_aligner": "clipvisionalign.models.aligner",
+    "load_aligner": "clipvisionalign.models.io",
     "CaptionedImages": "clipvisionalign.data.captioned",
     "read_captioned_images": "clipvisionalign.data.formats",
     "Callback": "clipvisionalign.training.trainer",

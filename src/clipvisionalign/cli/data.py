@@ -99,7 +99,8 @@ def _with_new_splits(
     from clipvisionalign.data.captioned import SPLITS
     from clipvisionalign.data.check import check as check_data
     from clipvisionalign.data.check import near_duplicates
-    from clipvisionalign.data.splits import split_file_of, write_splits
+    from clipvisionalign.data.split_file import split_file_of
+    from clipvisionalign.data.splits import write_splits
 
     duplicate_pairs = near_duplicates(report.marks, shown=True) if full else []
     # What was wrong with the former splits is not wrong with these.
@@ -137,7 +138,7 @@ def shards(arguments: list[str]) -> int:
     given = parser.parse_args(arguments)
     from clipvisionalign.data.check import check as check_data
     from clipvisionalign.data.formats import read_captioned_images
-    from clipvisionalign.data.streams import write_shards
+    from clipvisionalign.data.streams.writing import write_shards
 
     data, report = check_data(read_captioned_images(given.data, given.layout), full=False, shown=True)
     left_out = [problem for problem in report.problems if problem.effect == "left out"]

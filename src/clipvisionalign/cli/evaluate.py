@@ -81,7 +81,8 @@ def _evaluate_vectors(given: argparse.Namespace) -> int:
     """Figures and audit of vectors that lie in files."""
     if given.run or given.data or given.candidates:
         raise ValueError("--vectors takes the place of a run and its data: leave run, --data and --candidates out")
-    from clipvisionalign.retrieval.vectors import audit_vectors, evaluate_vectors, read_gallery
+    from clipvisionalign.retrieval.vector_files import read_gallery
+    from clipvisionalign.retrieval.vectors import audit_vectors, evaluate_vectors
 
     gallery = read_gallery(given.vectors, given.partners, given.distractors)
     found = evaluate_vectors(gallery, given.identity or "auto")
@@ -110,7 +111,7 @@ def encode(arguments: list[str]) -> int:
     )
     parser.add_argument("--overwrite", action="store_true", help="replace what is there")
     given = parser.parse_args(arguments)
-    from clipvisionalign.retrieval.vectors import refuse_present, write_vectors
+    from clipvisionalign.retrieval.vector_files import refuse_present, write_vectors
 
     if given.data_set and given.data:
         raise ValueError(f"two data sets: {given.data_set} and --data {given.data}")
@@ -228,7 +229,7 @@ def _open_run(given: argparse.Namespace) -> tuple[Any, CaptionedImages, str, dic
     """The aligner, the data set whole, of a stream the split alone, where it was read from, and what of it is otherwise
     than the run has recorded it, as a note among the results."""
     from clipvisionalign.data.of_run import differs_from_run, read_data_of_run
-    from clipvisionalign.models.aligner import load_aligner
+    from clipvisionalign.models.io import load_aligner
 
     aligner = load_aligner(given.run, given.device)
     aligner.show_progress = True

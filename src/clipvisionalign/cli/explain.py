@@ -21,7 +21,7 @@ def explain(arguments: list[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print the maps as JSON")
     given = parser.parse_args(arguments)
     from clipvisionalign.data.of_run import unfinished_note
-    from clipvisionalign.models.aligner import load_aligner
+    from clipvisionalign.models.io import load_aligner
     from clipvisionalign.search.explain import explain as explain_pair
     from clipvisionalign.search.sheet import sheet_of_explanation
 

@@ -15,14 +15,13 @@ from typing import Any
 from clipvisionalign.data.captioned import SPLITS, CaptionedImage, CaptionedImages, DataError, Problem
 from clipvisionalign.data.captions import NO_TEXT, caption_texts
 from clipvisionalign.data.names import NameResolver, ResolvedName, clean_name
+from clipvisionalign.data.split_file import SPLIT_FILE, split_file_of
 from clipvisionalign.data.splits import (
     HASH_RULE,
-    SPLIT_FILE,
     SPLIT_RULE,
     groups_of,
     keys_of,
     read_split_file,
-    split_file_of,
     split_of_name,
     split_word,
     strength,

@@ -19,6 +19,8 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from clipvisionalign.data.split_file import how_to_share_out
+
 SPLITS = ("train", "dev", "test")
 
 #: Which captions belong to which images. "auto": an image's own, and those of all images of the identity that the data
@@ -136,8 +138,6 @@ class CaptionedImages:
 
     def way_out(self) -> str:
         """How to have other splits, where a hash made these, as the end of a message; else nothing."""
-        from clipvisionalign.data.splits import how_to_share_out
-
         return "" if self.official_splits else f"; {how_to_share_out(self.source)} shares the images out"
 
     def first_by_hash(self, count: int) -> CaptionedImages:

@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 
 from clipvisionalign.data.captioned import SPLITS, CaptionedImage, CaptionedImages, Problem, same_words
-from clipvisionalign.data.splits import LEAST_DEV, LEAST_TRAIN, how_to_share_out
+from clipvisionalign.data.split_file import how_to_share_out
+from clipvisionalign.data.splits import LEAST_DEV, LEAST_TRAIN
 from clipvisionalign.images import NotTaken, PictureError, image_files, open_header, open_picture
 from clipvisionalign.progress import progress
 

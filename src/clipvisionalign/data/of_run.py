@@ -10,8 +10,8 @@ from typing import Any
 from clipvisionalign.data.captioned import CaptionedImages, DataError
 from clipvisionalign.data.fingerprint import changed, data_contents
 from clipvisionalign.data.formats import LAYOUTS, STREAM, is_stream, layout_of, read_captioned_images
-from clipvisionalign.data.formats.shards import stream_split
 from clipvisionalign.data.splits import SPLIT_RULE
+from clipvisionalign.data.streams.in_memory import stream_split
 from clipvisionalign.data.trained_on import other_than_trained_on
 
 

@@ -19,10 +19,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from clipvisionalign.data.captioned import SPLITS, CaptionedImages, DataError
+from clipvisionalign.data.split_file import SPLIT_FILE, split_file_of
 from clipvisionalign.data.text_files import decode
-
-#: The file beside a data set that says in which split an image stands.
-SPLIT_FILE = "splits.csv"
 
 #: The rule that decides now: `SPLIT_FILE` where it is there, else `HASH_RULE`. 1 is that of earlier versions.
 HASH_RULE, SPLIT_RULE = 2, 3
@@ -147,16 +145,6 @@ def groups_of(keys: Sequence[Sequence[Hashable]], together: Sequence[tuple[int, 
 
 #: Images that training needs: of the split that it learns from, and of the one that it is measured on meanwhile.
 LEAST_TRAIN, LEAST_DEV = 2, 2
-
-
-def split_file_of(source: Path) -> Path:
-    """The file of splits that the readings of a data set go by, whether it is there or not."""
-    return (source if source.is_dir() else source.parent) / SPLIT_FILE
-
-
-def how_to_share_out(source: Path) -> str:
-    """The command that writes a data set's file of splits."""
-    return f"'clipvisionalign check {source} --write-splits {split_file_of(source)}'"
 
 
 def grouped_splits(keys: Sequence[str]) -> list[str]:

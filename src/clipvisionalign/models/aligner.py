@@ -1,10 +1,8 @@
-"""`Aligner`: two towers, projection heads, temperature, optional late interaction and fusion; saves and loads itself.
+"""`Aligner`: two towers, projection heads, temperature, optional late interaction and fusion; saves itself.
 
 - One code path for the four designs: `self` and `sparse` differ in the text tower's attention only; `late` adds the
   late interaction on top of the same two towers, and `cross` the fusion on top of that.
 - A caption's vector depends on that caption alone and an image's on that image alone; only a pair's score sees both.
-- The image's vector is a linear map of the backbone's own pooled vector plus an attention pooling over its patches,
-  whose positions are learned: where a thing stands in the picture is part of what a caption says.
 - Encoding is in float32 whatever the training used.
 
 Source of the alignment: Radford et al., "CLIP", arXiv:2103.00020; Zhai et al., "LiT", arXiv:2111.07991.
@@ -13,13 +11,11 @@ Source of the alignment: Radford et al., "CLIP", arXiv:2103.00020; Zhai et al., 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from functools import cache
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 import torch
@@ -30,28 +26,16 @@ from clipvisionalign.batch import TokenGroup, group_by_length
 from clipvisionalign.files import files_written_aside, written_aside
 from clipvisionalign.images import Picture
 from clipvisionalign.lists import check_lists, check_strings
-from clipvisionalign.models.device import best_device
+from clipvisionalign.models.eval_mode import evaluating
 from clipvisionalign.models.fusion import Fusion, FusionConfig
-from clipvisionalign.models.hub import tell
+from clipvisionalign.models.heads import CaptionStates, ImageHead, ImageStates
 from clipvisionalign.models.image_tower import ImageFeatures, ImageTower, ImageTowerConfig
-from clipvisionalign.models.late_interaction import (
-    MOST_LOG_SCALE,
-    LateConfig,
-    LateInteraction,
-    LateTokens,
-    late_pair_scores,
-    late_scores,
-)
-from clipvisionalign.models.packed_linear import pack_linears
+from clipvisionalign.models.late_interaction import MOST_LOG_SCALE, LateConfig, LateInteraction
+from clipvisionalign.models.pair_scorer import EncodedCaption, EncodedImages, PairModel, PairScorer
+from clipvisionalign.models.run_files import CONFIG_FILE, IMAGE_FOLDER, TEXT_FOLDER, WEIGHTS_FILE
 from clipvisionalign.models.text_tower import CaptionFeatures, TextTower, TextTowerConfig
-from clipvisionalign.models.weights import find_image_weights, find_text_weights
 from clipvisionalign.progress import progress
 
-WEIGHTS_FILE = "model.safetensors"
-CONFIG_FILE = "config.yaml"
-TEXT_FOLDER = "text_tower"
-#: Only where a picture tower's name does not tell how it is built.
-IMAGE_FOLDER = "image_tower"
 #: Beginnings of the names of what scores pairs: used where a loss or a score is taken, not where the towers encode.
 PAIR_PARTS = ("late.", "fusion.")
 
@@ -83,21 +67,6 @@ class AlignerConfig:
     dropout: float = 0.2
 
 
-class ImageStates(NamedTuple):
-    """An image in the common space. vectors: (B, D) unit length; patches: (B, P, D), None where nobody asks."""
-
-    vectors: Tensor
-    patches: Tensor | None
-
-
-class CaptionStates(NamedTuple):
-    """Captions in the common space. vectors: (b, D) unit length; tokens: (b, T, W) or None; mask: (b, T)."""
-
-    vectors: Tensor
-    tokens: Tensor | None
-    mask: Tensor
-
-
 #: Pictures and captions that are remembered at most: half a GiB of features each.
 REMEMBERED = 4000, 20_000
 
@@ -110,35 +79,7 @@ class Remembered:
     captions: dict[tuple[int, ...], tuple[Tensor, Tensor]] = field(default_factory=dict)
 
 
-#: Heads of the pooling over an image's patches, which share out the width of the common space.
-HEADS = 8
-
-
-class ImageHead(nn.Module):
-    """From a picture tower's features to the common space: a map of the pooled vector plus a pooling of the patches."""
-
-    def __init__(self, tower: ImageTower, width: int, dropout: float, heads: int = HEADS) -> None:
-        super().__init__()
-        self.pooled, self.patch = (
-            nn.Sequential(nn.LayerNorm(each), nn.Dropout(dropout), nn.Linear(each, width))
-            for each in (tower.width, tower.patch_width)
-        )
-        self.position = nn.Parameter(torch.randn(tower.patches, width) * 0.02)
-        self.weights = nn.Linear(width, heads)
-        self.value = nn.Linear(width, width)
-        # Every patch counts alike at the start.
-        nn.init.zeros_(self.weights.weight)
-        self.heads = heads
-
-    def forward(self, features: ImageFeatures) -> ImageStates:
-        patches = self.patch(features.patches) + self.position
-        weights = self.weights(patches).softmax(dim=1)
-        values = self.value(patches).unflatten(-1, (self.heads, -1))
-        pooled = torch.einsum("bph,bphd->bhd", weights, values).flatten(1)
-        return ImageStates(F.normalize((self.pooled(features.pooled) + pooled).float(), dim=-1), patches)
-
-
-class Aligner(nn.Module):
+class Aligner(PairModel):
     """Aligns images and captions in one space of `config.width` dimensions.
 
     run: a folder that `save` wrote, which has the towers' configs and the tokenizer; None to find them by name: then
@@ -405,203 +346,3 @@ class Aligner(nn.Module):
     def parameter_count(self) -> int:
         """Parameters of all parts."""
         return sum(parameter.numel() for parameter in self.parameters())
-
-
-class EncodedImages(NamedTuple):
-    """N images as pairs need them. vectors: (N, D); patches: (N, P, E); key_values: (N, L, P, 2 D) for a fusion."""
-
-    vectors: Tensor
-    patches: Tensor
-    key_values: Tensor | None
-
-    @classmethod
-    def join(cls, chunks: Sequence[EncodedImages]) -> EncodedImages:
-        """Chunks one after the other. Raises ValueError for none."""
-        if not chunks:
-            raise ValueError("no images to score")
-        key_values = [chunk.key_values for chunk in chunks if chunk.key_values is not None]
-        vectors, patches = (torch.cat([getattr(chunk, name) for chunk in chunks]) for name in ("vectors", "patches"))
-        return cls(vectors, patches, torch.cat(key_values) if key_values else None)
-
-
-class EncodedCaption(NamedTuple):
-    """A caption as pairs need it. vector: (D,); parts: (T, E) with weights (T,); tokens: (T, W) for a fusion.
-
-    positions: (T,), where in the caption the tokens of the parts stand, where not all count (`keep_tokens`).
-    """
-
-    vector: Tensor
-    parts: Tensor
-    weights: Tensor
-    tokens: Tensor | None
-    positions: Tensor | None = None
-
-
-class PairScorer:
-    """Scores pairs of the images and captions it was made from; each was encoded and projected once.
-
-    A pair's score is the dual encoder's cosine / temperature, plus the late interaction's score / its temperature times
-    its weight, plus the fusion's correction times its weight. Called with image numbers (Q,) and caption numbers (Q,)
-    it gives their scores (Q,), float32.
-    """
-
-    def __init__(
-        self, aligner: Aligner, images: EncodedImages, captions: list[EncodedCaption], batch: int = 512
-    ) -> None:
-        assert aligner.late is not None
-        self.aligner, self.late, self.fusion = aligner, aligner.late, aligner.fusion
-        self.images, self.captions, self.batch = images, captions, batch
-        self.image_vectors = images.vectors.cpu()
-        width = aligner.config.width
-        self.caption_vectors = torch.stack([c.vector for c in captions]).cpu() if captions else torch.empty(0, width)
-        #: How often a picture's patches went through the fusion's projections: once each, whatever is scored.
-        self.projections = 0 if images.key_values is None else len(images.key_values)
-        self.lengths = np.array([len(caption.parts) for caption in captions])
-
-    def weights(self) -> np.ndarray:
-        """What the three parts of a score count: (3,), the dual score 1."""
-        fusion = 0.0 if self.fusion is None else self.fusion.weight.item()
-        return np.array([1.0, self.late.weight.item(), fusion], dtype=np.float32)
-
-    def __call__(self, image_index: np.ndarray, caption_index: np.ndarray) -> np.ndarray:
-        return self.parts(image_index, caption_index) @ self.weights()
-
-    @torch.no_grad()
-    def parts(self, image_index: np.ndarray, caption_index: np.ndarray) -> np.ndarray:
-        """The parts of the pairs' scores (Q, 3): dual encoder, late interaction, fusion's correction."""
-        found = np.zeros((len(image_index), 3), dtype=np.float32)
-        # Pairs of captions of one length stand together, so that little is padded.
-        order = np.argsort(self.lengths[caption_index], kind="stable")
-        with evaluating(self.aligner):
-            starts = range(0, len(order), self.batch)
-            for start in progress(starts, "scoring pairs", len(order), self.aligner.show_progress, self.batch):
-                pairs = order[start : start + self.batch]
-                found[pairs] = self.some(image_index[pairs], caption_index[pairs]).float().cpu().numpy()
-        return found
-
-    def some(self, image_index: np.ndarray, caption_index: np.ndarray) -> Tensor:
-        """`parts` of as many pairs as go through the fusion together, with gradients where they are asked for."""
-        device = self.images.vectors.device
-        images = torch.from_numpy(image_index).to(device)
-        captions = [self.captions[caption] for caption in caption_index]
-        vectors = torch.stack([caption.vector for caption in captions])
-        dual = (self.images.vectors[images] * vectors).sum(-1) * self.aligner.scale()
-        patches = self.images.patches[images]
-        late = late_pair_scores(patches, _padded_parts(captions)) * self.late.scale()
-        if self.fusion is None:
-            return torch.stack([dual, late, torch.zeros_like(dual)], dim=1)
-        assert self.images.key_values is not None
-        states = nn.utils.rnn.pad_sequence([c.tokens for c in captions if c.tokens is not None], batch_first=True)
-        lengths = torch.tensor([len(c.tokens) for c in captions if c.tokens is not None], device=device)
-        mask = torch.arange(states.shape[1], device=device) < lengths[:, None]
-        correction = self.fusion(states, mask, self.images.key_values[images], self.late.matches(states, patches))
-        return torch.stack([dual, late, correction.float()], dim=1)
-
-    @torch.no_grad()
-    def table(self) -> Tensor:
-        """The scores of all pairs (N, M) without a fusion, in blocks: memory beyond the table does not grow with it."""
-        if self.fusion is not None:
-            raise ValueError("a fusion scores the pairs it is asked for, not a whole table")
-        scores = (self.image_vectors @ self.caption_vectors.T) * self.aligner.scale().cpu()
-        order = np.argsort(self.lengths, kind="stable")
-        starts, shown = range(0, len(order), self.batch), self.aligner.show_progress
-        for start in progress(starts, "scoring captions with all images", len(order), shown, self.batch):
-            rows = order[start : start + self.batch]
-            parts = _padded_parts([self.captions[row] for row in rows])
-            late = late_scores(self.images.patches, parts) * self.late.scale() * self.late.weight
-            scores[:, rows] += late.cpu()
-        return scores
-
-
-def _padded_parts(captions: Sequence[EncodedCaption]) -> LateTokens:
-    vectors = nn.utils.rnn.pad_sequence([caption.parts for caption in captions], batch_first=True)
-    weights = nn.utils.rnn.pad_sequence([caption.weights for caption in captions], batch_first=True)
-    lengths = torch.tensor([len(caption.parts) for caption in captions], device=vectors.device)
-    return LateTokens(vectors, weights, torch.arange(vectors.shape[1], device=vectors.device) < lengths[:, None])
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put a model into evaluation mode for a while, and back into the mode it was in."""
-    if not any(module.training for module in model.modules()):
-        # To set the mode of each module takes as long as a small model's caption.
-        yield
-        return
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)
-
-
-def config_from_dict(cls: Callable[..., Any], values: dict[str, Any]) -> Any:
-    """A settings dataclass from what YAML or JSON holds; unknown names and wrong types raise ValueError."""
-    from jsonargparse import ArgumentError
-
-    parser = _parser_of(cls)
-    try:
-        return parser.instantiate_classes(parser.parse_object({"settings": values})).settings
-    except ArgumentError as error:
-        raise ValueError(str(error)) from None
-
-
-@cache
-def _parser_of(cls: Callable[..., Any]) -> Any:
-    """Made once: that takes as long as building a small model."""
-    from jsonargparse import ArgumentParser
-
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(cls, "settings")
-    return parser
-
-
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a run's model.safetensors, under the names and in the shapes that an aligner has them."""
-    from safetensors.torch import load_file
-
-    state = load_file(path)
-    # Runs from before the temperature had an axis.
-    return state | {"log_scale": state["log_scale"].reshape(1)} if "log_scale" in state else state
-
-
-def pin_towers(config: AlignerConfig, say: Callable[[str], None] = tell) -> AlignerConfig:
-    """Fetch what the towers need and is not on this machine; returns the config with the hub's commits that have it.
-
-    Raises WeightsNotFound, and ValueError for an unknown backbone.
-    """
-    image, text = config.image_tower, config.text_tower
-    found = find_image_weights(image.name, image.weights, image.revision, say)
-    if found is not None:
-        image = replace(image, revision=found.origin.revision or image.revision)
-    revision = find_text_weights(text.name, text.weights, text.revision, say).origin.revision
-    return replace(config, image_tower=image, text_tower=replace(text, revision=revision or text.revision))
-
-
-def load_aligner(folder: str | Path, device: str = "auto", packed: bool = True) -> Aligner:
-    """The aligner that a run folder holds, ready to encode and score; needs nothing else, and no network.
-
-    packed: lay the weights out for the CPU's kernels, which an export to another format cannot read.
-
-    Raises FileNotFoundError where the folder is not a run folder, ValueError where a file in it does not fit.
-    """
-    import yaml
-
-    source = Path(folder)
-    missing = [name for name in (CONFIG_FILE, WEIGHTS_FILE, TEXT_FOLDER) if not (source / name).exists()]
-    if missing:
-        told = "no such folder" if not source.is_dir() else f"it lacks {', '.join(missing)}"
-        raise FileNotFoundError(f"{source}: not a run folder: {told}; 'clipvisionalign train' writes one")
-    try:
-        settings = yaml.safe_load((source / CONFIG_FILE).read_text())["model"]
-        config = config_from_dict(AlignerConfig, settings)
-    except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{source / CONFIG_FILE}: no settings of an aligner: {error}") from None
-    aligner = Aligner(config, run=source, load_weights=False)
-    try:
-        aligner.load_state_dict(read_weights(source / WEIGHTS_FILE))
-    except Exception as error:
-        raise ValueError(f"{source / WEIGHTS_FILE}: not this aligner's weights: {error}") from None
-    if packed:
-        pack_linears(aligner)
-    return aligner.to(best_device(device)).eval()

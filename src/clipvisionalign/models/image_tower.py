@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from clipvisionalign.images import PictureInput
+from clipvisionalign.models.weight_files import match_by_order, read_tensors
 from clipvisionalign.models.weights import (
     EMBEDDED_IMAGE,
     FoundWeights,
@@ -23,8 +24,6 @@ from clipvisionalign.models.weights import (
     backbone_of,
     find_image_config,
     find_image_weights,
-    match_by_order,
-    read_tensors,
 )
 
 

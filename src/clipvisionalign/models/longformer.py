@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clipvisionalign.models.attention import attention, global_places, is_global, join_heads, put_rows, split_heads
-from clipvisionalign.models.weights import read_tensors, weights_files
+from clipvisionalign.models.weight_files import read_tensors, weights_files
 
 
 class LongformerAttention(nn.Module):

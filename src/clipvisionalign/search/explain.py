@@ -23,7 +23,10 @@ import torch
 from torch import Tensor
 
 from clipvisionalign.images import Picture
-from clipvisionalign.models.aligner import Aligner, ImageStates, PairScorer, evaluating
+from clipvisionalign.models.aligner import Aligner
+from clipvisionalign.models.eval_mode import evaluating
+from clipvisionalign.models.heads import ImageStates
+from clipvisionalign.models.pair_scorer import PairScorer
 
 
 @dataclass(frozen=True)

@@ -22,16 +22,12 @@ from clipvisionalign.batch import TokenGroup
 from clipvisionalign.data.captioned import CaptionedImages
 from clipvisionalign.data.of_run import read_data_of_run, unfinished_note
 from clipvisionalign.files import files_written_aside, folders_above
-from clipvisionalign.models.aligner import (
-    Aligner,
-    CaptionStates,
-    EncodedCaption,
-    EncodedImages,
-    PairScorer,
-    load_aligner,
-)
+from clipvisionalign.models.aligner import Aligner
+from clipvisionalign.models.heads import CaptionStates
+from clipvisionalign.models.io import load_aligner
 from clipvisionalign.models.late_interaction import pruned_weights
 from clipvisionalign.models.longformer import Longformer
+from clipvisionalign.models.pair_scorer import EncodedCaption, EncodedImages, PairScorer
 from clipvisionalign.retrieval import rsum_gain
 from clipvisionalign.retrieval.evaluate import evaluate
 from clipvisionalign.search.audits import audits_of, is_of_unknown_model

@@ -31,7 +31,8 @@ from clipvisionalign.data.captioned import CaptionedImages, DataError
 from clipvisionalign.data.of_run import Reading, differs_from_run, is_data_of_run, reading_of_run, unfinished_note
 from clipvisionalign.data.splits import SPLIT_RULE
 from clipvisionalign.images import NotTaken
-from clipvisionalign.models.aligner import Aligner, load_aligner
+from clipvisionalign.models.aligner import Aligner
+from clipvisionalign.models.io import load_aligner
 from clipvisionalign.progress import progress
 from clipvisionalign.search.broken import BROKEN, BrokenFiles
 from clipvisionalign.search.changes import Changes, check_drop, compare, too_many

@@ -22,7 +22,8 @@ from typing import Any, Literal
 
 from clipvisionalign.data.caption_table import CaptionTable
 from clipvisionalign.data.captioned import DataError, Problem
-from clipvisionalign.data.formats.tables import IMAGE_COLUMNS, table_rows
+from clipvisionalign.data.columns import IMAGE_COLUMNS
+from clipvisionalign.data.formats.table_rows import table_rows
 from clipvisionalign.data.names import NameResolver, clean_name
 from clipvisionalign.search.files import Listing, Place, name_of
 

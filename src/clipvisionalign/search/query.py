@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from clipvisionalign.images import Picture, PictureError
-from clipvisionalign.models.aligner import Aligner, load_aligner
+from clipvisionalign.models.aligner import Aligner
+from clipvisionalign.models.io import load_aligner
 from clipvisionalign.search.files import Place, printable
 from clipvisionalign.search.filters import filter_sql
 from clipvisionalign.search.index import (

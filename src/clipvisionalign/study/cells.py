@@ -19,13 +19,15 @@ from clipvisionalign.data.fingerprint import changed, data_contents, hash_of, ha
 from clipvisionalign.data.minimal_pairs import MinimalPair
 from clipvisionalign.data.of_run import about_data
 from clipvisionalign.files import written_aside
-from clipvisionalign.models.aligner import Aligner, Remembered, config_from_dict, load_aligner, pin_towers
+from clipvisionalign.models.aligner import Aligner, Remembered
 from clipvisionalign.models.device import versions
+from clipvisionalign.models.io import load_aligner, pin_towers
 from clipvisionalign.models.tokens import open_tokenizer
 from clipvisionalign.retrieval.audit import LEAST, audit
 from clipvisionalign.retrieval.evaluate import RANKS, Evaluation, evaluate, load_ranks
 from clipvisionalign.retrieval.minimal_pairs import outscored
 from clipvisionalign.retrieval.ranks import PartnerRanks
+from clipvisionalign.settings import config_from_dict
 from clipvisionalign.study.plan import Cell
 from clipvisionalign.training.checkpoint import checkpoints_in
 from clipvisionalign.training.config import RunConfig

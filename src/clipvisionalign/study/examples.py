@@ -12,7 +12,7 @@ from PIL import Image
 
 from clipvisionalign.data.captioned import CaptionedImages, hashed
 from clipvisionalign.images import open_picture
-from clipvisionalign.models.aligner import load_aligner
+from clipvisionalign.models.io import load_aligner
 from clipvisionalign.search.explain import explain, overlay
 from clipvisionalign.study.plan import Cell
 from clipvisionalign.study.results import Measured

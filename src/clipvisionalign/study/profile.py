@@ -60,8 +60,8 @@ def measure(
     from clipvisionalign.batch import group_by_length
     from clipvisionalign.data.of_run import read_data_of_run
     from clipvisionalign.images import PictureError, open_picture
-    from clipvisionalign.models.aligner import load_aligner
     from clipvisionalign.models.device import machine
+    from clipvisionalign.models.io import load_aligner
 
     aligner = (load or load_aligner)(run)
     before = peak_memory()

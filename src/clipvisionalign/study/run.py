@@ -24,10 +24,12 @@ from clipvisionalign.data.formats import read_captioned_images
 from clipvisionalign.data.minimal_pairs import MinimalPair, drawn_together, minimal_pairs_of, read_minimal_pairs
 from clipvisionalign.data.of_run import is_data_of_run, recognised
 from clipvisionalign.data.scenes import is_drawn, random_scenes, read_scenes, write_scenes
-from clipvisionalign.data.splits import SPLIT_RULE, how_to_share_out, split_file_of
+from clipvisionalign.data.split_file import how_to_share_out, split_file_of
+from clipvisionalign.data.splits import SPLIT_RULE
 from clipvisionalign.files import PART, Held, held, remove, remove_empty, written_aside
 from clipvisionalign.images import open_picture
-from clipvisionalign.models.aligner import Remembered, load_aligner
+from clipvisionalign.models.aligner import Remembered
+from clipvisionalign.models.io import load_aligner
 from clipvisionalign.progress import long_step, progress
 from clipvisionalign.retrieval.audit import LEAST, audited_images
 from clipvisionalign.retrieval.ranks import Partners

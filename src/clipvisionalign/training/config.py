@@ -9,7 +9,8 @@ from functools import reduce
 from typing import Any, Literal
 
 from clipvisionalign.data.captioned import Identity
-from clipvisionalign.models.aligner import HEADS, AlignerConfig
+from clipvisionalign.models.aligner import AlignerConfig
+from clipvisionalign.models.heads import HEADS
 from clipvisionalign.training.fine_tuning import IMAGE_FROZEN, LoraConfig
 from clipvisionalign.training.losses import LossConfig
 

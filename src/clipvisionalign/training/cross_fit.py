@@ -22,7 +22,8 @@ from clipvisionalign.data.captioned import CaptionedImages, text_number
 from clipvisionalign.data.fingerprint import changed, data_contents
 from clipvisionalign.data.of_run import is_unfinished
 from clipvisionalign.files import written_aside
-from clipvisionalign.models.aligner import CONFIG_FILE, IMAGE_FOLDER, TEXT_FOLDER, WEIGHTS_FILE, Aligner
+from clipvisionalign.models.aligner import Aligner
+from clipvisionalign.models.run_files import CONFIG_FILE, IMAGE_FOLDER, TEXT_FOLDER, WEIGHTS_FILE
 from clipvisionalign.retrieval.equal_captions import equal_captions
 from clipvisionalign.retrieval.evaluate import Evaluation, depth_rows, depths_to
 from clipvisionalign.retrieval.metrics import RESAMPLES, metrics_of_ranks, rsum_gain

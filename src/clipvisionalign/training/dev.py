@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from clipvisionalign.data.captioned import CaptionedImages
-from clipvisionalign.models.aligner import Aligner, EncodedImages, PairScorer
+from clipvisionalign.models.aligner import Aligner
+from clipvisionalign.models.pair_scorer import EncodedImages, PairScorer
 from clipvisionalign.retrieval.metrics import RetrievalMetrics, metrics_of_ranks
 from clipvisionalign.retrieval.ranks import Share, ranks_of_vectors
 from clipvisionalign.training.feature_cache import CaptionCache, FeatureCache

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from clipvisionalign.batch import Batch
-from clipvisionalign.models.aligner import Aligner, CaptionStates, ImageStates
+from clipvisionalign.models.aligner import Aligner
+from clipvisionalign.models.heads import CaptionStates, ImageStates
 from clipvisionalign.models.image_tower import ImageFeatures
 from clipvisionalign.models.text_tower import CaptionFeatures
 from clipvisionalign.training.feature_cache import CaptionCache, FeatureCache

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from clipvisionalign.models.aligner import Aligner, CaptionStates, ImageStates
+from clipvisionalign.models.aligner import Aligner
+from clipvisionalign.models.heads import CaptionStates, ImageStates
 from clipvisionalign.models.late_interaction import late_scores
 from clipvisionalign.training.losses import contrastive_loss, sample_hard_negatives
 

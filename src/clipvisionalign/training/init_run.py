@@ -18,7 +18,9 @@ from PIL import Image
 from clipvisionalign.data.captioned import CaptionedImages
 from clipvisionalign.data.fingerprint import run_contents
 from clipvisionalign.data.of_run import is_unfinished
-from clipvisionalign.models.aligner import PAIR_PARTS, WEIGHTS_FILE, Aligner, load_aligner, read_weights
+from clipvisionalign.models.aligner import PAIR_PARTS, Aligner
+from clipvisionalign.models.io import load_aligner, read_weights
+from clipvisionalign.models.run_files import WEIGHTS_FILE
 from clipvisionalign.training.cross_fit import chosen_with_init, differing_dev
 from clipvisionalign.training.trained_on import trained_note
 

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from clipvisionalign.data.captioned import CaptionedImages
-from clipvisionalign.models.aligner import REMEMBERED, Remembered, load_aligner
+from clipvisionalign.models.aligner import REMEMBERED, Remembered
+from clipvisionalign.models.io import load_aligner
 from clipvisionalign.retrieval.evaluate import RANKS
 from clipvisionalign.training.config import RunConfig
 from clipvisionalign.training.cross_fit import (

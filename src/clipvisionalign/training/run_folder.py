@@ -14,8 +14,9 @@ from typing import Any
 
 from clipvisionalign.data.trained_on import TRAINED_ON
 from clipvisionalign.files import PART, remove, remove_empty, written_aside
-from clipvisionalign.models.aligner import IMAGE_FOLDER, TEXT_FOLDER, WEIGHTS_FILE, Aligner
+from clipvisionalign.models.aligner import Aligner
 from clipvisionalign.models.device import machine, versions
+from clipvisionalign.models.run_files import IMAGE_FOLDER, TEXT_FOLDER, WEIGHTS_FILE
 from clipvisionalign.retrieval.evaluate import RANKS
 from clipvisionalign.training.checkpoint import FOLDER as CHECKPOINTS
 from clipvisionalign.training.config import RunConfig

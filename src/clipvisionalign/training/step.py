@@ -23,7 +23,8 @@ import torch
 from torch import Tensor, nn
 
 from clipvisionalign.batch import Batch
-from clipvisionalign.models.aligner import PAIR_PARTS, CaptionStates, ImageStates
+from clipvisionalign.models.aligner import PAIR_PARTS
+from clipvisionalign.models.heads import CaptionStates, ImageStates
 from clipvisionalign.models.late_interaction import LateTokens, late_scores
 from clipvisionalign.training.config import RunConfig
 from clipvisionalign.training.forward import Known, Knows, States, Towers

@@ -8,7 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from clipvisionalign.models.aligner import Remembered, config_from_dict
+from clipvisionalign.models.aligner import Remembered
+from clipvisionalign.settings import config_from_dict
 from clipvisionalign.training.checkpoint import checkpoints_in, last_checkpoint
 from clipvisionalign.training.config import RunConfig
 from clipvisionalign.training.records import Say

@@ -10,7 +10,7 @@ from typing import Any
 from clipvisionalign.data.captioned import CaptionedImages, DataError
 from clipvisionalign.data.fingerprint import changed, data_contents
 from clipvisionalign.data.of_run import about_data, directory_of, settings_of
-from clipvisionalign.data.streams import Saved, Shards
+from clipvisionalign.data.streams.sources import Saved, Shards
 from clipvisionalign.data.trained_on import TRAINED_ON, Match, TrainedOn
 
 #: Images that are named, of all that were trained on.

@@ -24,7 +24,7 @@ import numpy as np
 
 from clipvisionalign.batch import Batch
 from clipvisionalign.data.captioned import DataError
-from clipvisionalign.data.streams import too_many_bad
+from clipvisionalign.data.streams.loader import too_many_bad
 from clipvisionalign.models.aligner import Remembered
 from clipvisionalign.progress import long_step
 from clipvisionalign.training.checkpoint import FOLDER as CHECKPOINTS

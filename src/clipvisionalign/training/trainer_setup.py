@@ -14,7 +14,7 @@ import torch
 
 from clipvisionalign.data.captioned import CaptionedImages, DataError
 from clipvisionalign.files import held
-from clipvisionalign.models.aligner import pin_towers
+from clipvisionalign.models.io import pin_towers
 from clipvisionalign.progress import long_step
 from clipvisionalign.training.build import (
     _build,

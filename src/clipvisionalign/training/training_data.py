@@ -16,10 +16,11 @@ from clipvisionalign.data.captioned import CaptionedImages, DataError
 from clipvisionalign.data.check import check
 from clipvisionalign.data.fingerprint import changed, data_contents
 from clipvisionalign.data.formats import STREAM, is_stream, read_captioned_images
-from clipvisionalign.data.formats.shards import stream_split
 from clipvisionalign.data.of_run import split_rule_of
 from clipvisionalign.data.splits import SPLIT_RULE, SPLIT_RULES
-from clipvisionalign.data.streams import Saved, Shards, StreamedBatches, Tally, open_stream
+from clipvisionalign.data.streams.in_memory import stream_split
+from clipvisionalign.data.streams.loader import StreamedBatches, Tally
+from clipvisionalign.data.streams.sources import Saved, Shards, open_stream
 from clipvisionalign.data.trained_on import other_than_trained_on
 from clipvisionalign.models.aligner import Aligner
 from clipvisionalign.progress import long_step

@@ -11,8 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from clipvisionalign.data.captioned import CaptionedImages, DataError
-from clipvisionalign.data.formats import flickr, folders, json_files, shards, tables
+from clipvisionalign.data.formats import flickr, folders, json_files, tables
 from clipvisionalign.data.splits import SPLIT_RULE
+from clipvisionalign.data.streams.files import is_pattern, is_shards, may_be_shards, shards_beside
+from clipvisionalign.data.streams.huggingface import is_saved
+from clipvisionalign.data.streams.in_memory import read_stream
 from clipvisionalign.images import NotTaken, image_files
 
 
@@ -34,7 +37,7 @@ STREAM = "stream"
 LAYOUTS: dict[str, Layout] = {
     layout.name: layout
     for layout in (
-        Layout(STREAM, "train-*.tar, *-{0..9}.parquet, save_to_disk", shards.is_shards, shards.read_stream),
+        Layout(STREAM, "train-*.tar, *-{0..9}.parquet, save_to_disk", is_shards, read_stream),
         Layout("rstpreid", "data_captions.json and imgs/", json_files.is_rstpreid, json_files.read_rstpreid),
         Layout("karpathy", "dataset_*.json and its pictures", json_files.is_karpathy, json_files.read_karpathy),
         Layout("coco", "annotations/captions_*.json, train2017/", json_files.is_coco, json_files.read_coco),
@@ -64,7 +67,7 @@ def read_captioned_images(
     if group and found.name not in WITH_COLUMNS:
         raise DataError(f"{path}: the layout '{found.name}' has no columns to group by; --group is for tables")
     data = found.read(Path(path), group, split_rule)
-    if found.name != STREAM and (beside := shards.shards_beside(Path(path))):
+    if found.name != STREAM and (beside := shards_beside(Path(path))):
         more = f" and {len(beside) - 1:,} more" if len(beside) > 1 else ""
         data.notes.append(
             f"the samples of {beside[0].name}{more} are not read: the files that lie there unpacked are; to read the "
@@ -79,7 +82,7 @@ def layout_of(path: str | Path, layout: str = "auto") -> Layout:
     source = Path(path)
     if layout not in ("auto", *LAYOUTS):
         raise DataError(f"unknown layout '{layout}'; known are: auto, {', '.join(LAYOUTS)}")
-    if shards.is_pattern(source) and not source.is_dir():
+    if is_pattern(source) and not source.is_dir():
         # Nothing else reads them: a layout that is given is that of another data set, of `--dev_data`.
         return LAYOUTS[STREAM]
     if not source.exists():
@@ -101,12 +104,12 @@ def _recognise(source: Path) -> Layout:
     beside what it was unpacked to holds no more than that, and often less."""
     others = (layout for layout in LAYOUTS.values() if layout.name != STREAM)
     if LAYOUTS[STREAM].recognises(source):
-        unpacked = source.is_dir() and not shards.is_saved(source) and image_files(source, NotTaken())
+        unpacked = source.is_dir() and not is_saved(source) and image_files(source, NotTaken())
         return next((layout for layout in others if unpacked and layout.recognises(source)), LAYOUTS[STREAM])
     for layout in others:
         if layout.recognises(source):
             return layout
-    if shards.may_be_shards(source) and not (len(tables.tables_in(source)) > 1 and image_files(source, NotTaken())):
+    if may_be_shards(source) and not (len(tables.tables_in(source)) > 1 and image_files(source, NotTaken())):
         # An archive beside what it was unpacked to is recognised by that.
         return LAYOUTS[STREAM]
     if len(several := tables.tables_in(source)) > 1:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from clipvisionalign.data.caption_table import CaptionTable
 from clipvisionalign.data.captioned import SPLITS, CaptionedImages, DataError
-from clipvisionalign.data.formats.tables import caption_files, read_text
+from clipvisionalign.data.formats.table_rows import read_text
+from clipvisionalign.data.formats.tables import caption_files
 from clipvisionalign.data.names import NameLikeness
 from clipvisionalign.data.splits import SPLIT_RULE, split_word
 from clipvisionalign.data.text_files import decode, delimited, split_lines

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from clipvisionalign.data.caption_table import CaptionTable
 from clipvisionalign.data.captioned import SPLITS, CaptionedImages, DataError
-from clipvisionalign.data.formats.tables import caption_files, fill_from_table, is_hidden, read_text
+from clipvisionalign.data.formats.table_rows import read_text
+from clipvisionalign.data.formats.tables import caption_files, fill_from_table, is_hidden
 from clipvisionalign.data.splits import SPLIT_RULE, split_word
 from clipvisionalign.data.text_files import split_lines
 from clipvisionalign.images import image_files

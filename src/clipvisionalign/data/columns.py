@@ -1,0 +1,80 @@
+"""Which columns of a table hold images, captions, splits and identities, by their usual names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from clipvisionalign.data.captioned import DataError
+from clipvisionalign.data.captions import CAPTION_NAMES
+
+#: The columns' usual names, the first that is there counts.
+IMAGE_COLUMNS = ("image", "file_name", "filename", "image_path", "path", "filepath", "image_name", "img", "file")
+
+CAPTION_COLUMNS = CAPTION_NAMES
+
+SPLIT_COLUMNS = ("split", "partition", "set")
+
+IDENTITY_COLUMNS = ("identity", "person_id", "pid")
+
+#: Columns that hold a caption each, such as caption_1 to caption_5.
+_NUMBERED = re.compile(r"(captions?|sentences?|texts?|descriptions?|comments?)[ _.-]?\d+")
+
+
+def column_named(names: Iterable[str], candidates: Iterable[str]) -> str | None:
+    """The first of `candidates` that is among `names`, whatever its case; None where none is."""
+    folded: dict[str, str] = {}
+    for name in names:
+        folded.setdefault(str(name).strip().lower(), name)
+    return next((folded[candidate] for candidate in candidates if candidate in folded), None)
+
+
+def caption_columns(names: Iterable[str]) -> tuple[str, ...]:
+    """The columns that hold captions: the first of the usual names, and those that are numbered."""
+    names = list(names)
+    first = column_named(names, CAPTION_COLUMNS)
+    numbered = [name for name in names if _NUMBERED.fullmatch(str(name).strip().lower()) and name != first]
+    return tuple([first] if first else []) + tuple(numbered)
+
+
+@dataclass(frozen=True)
+class TableColumns:
+    """Which columns of a table hold what; "" for what it has not. captions: each of them holds captions."""
+
+    images: tuple[str, ...]
+    captions: tuple[str, ...]
+    split: str = ""
+    identity: str = ""
+    group: str = ""
+
+    @classmethod
+    def of(cls, names: Sequence[str], path: Path, group: str = "") -> TableColumns:
+        """Found by their usual names. Raises DataError naming the columns that are there where one is missing."""
+        folded = {str(name).strip().lower(): name for name in reversed(names)}
+        images = tuple(folded[each] for each in IMAGE_COLUMNS if each in folded)
+        captions = caption_columns(names)
+        for what, found, usual in (
+            ("image", images, IMAGE_COLUMNS),
+            ("caption", captions, CAPTION_COLUMNS),
+        ):
+            if not found:
+                there = ", ".join(str(name) for name in names if str(name))
+                raise DataError(f"{path}: no {what} column (one of: {', '.join(usual)}); its columns are: {there}")
+        if group and group not in names:
+            raise DataError(f"{path}: no column '{group}' to group by; its columns are: {', '.join(map(str, names))}")
+        return cls(
+            images, captions, column_named(names, SPLIT_COLUMNS) or "",
+            column_named(names, IDENTITY_COLUMNS) or "", group,
+        )  # fmt: skip
+
+    @property
+    def used(self) -> tuple[str, ...]:
+        """The columns that something is read from."""
+        found = (*self.images, *self.captions, self.split, self.identity, self.group)
+        return tuple(dict.fromkeys(name for name in found if name))
+
+    def unused(self, names: Iterable[str]) -> list[str]:
+        """The columns that nothing is read from."""
+        return [str(name) for name in names if name not in self.used and str(name)]

@@ -1,0 +1,18 @@
+"""The file of splits that a data set without splits of its own may have beside it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+#: The file beside a data set that says in which split an image stands.
+SPLIT_FILE = "splits.csv"
+
+
+def split_file_of(source: Path) -> Path:
+    """The file of splits that the readings of a data set go by, whether it is there or not."""
+    return (source if source.is_dir() else source.parent) / SPLIT_FILE
+
+
+def how_to_share_out(source: Path) -> str:
+    """The command that writes a data set's file of splits."""
+    return f"'clipvisionalign check {source} --write-splits {split_file_of(source)}'"

@@ -1,0 +1,51 @@
+"""Parquet files with a column of images and one of captions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from clipvisionalign.data.captioned import DataError
+from clipvisionalign.data.streams.huggingface import Columns
+from clipvisionalign.data.streams.samples import Sample
+
+#: Rows of a Parquet file that are in memory at a time.
+PARQUET_ROWS = 64
+
+
+def _read_parquet(path: Path, start: int) -> Iterator[Sample]:
+    """Rows of a Parquet file from number `start` on; groups of rows before that are not read."""
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            columns = _columns_of(file, path)
+            begin = 0
+            for number in range(file.num_row_groups):
+                size = file.metadata.row_group(number).num_rows
+                place, begin = begin, begin + size
+                if begin <= start:
+                    continue
+                for rows in file.iter_batches(PARQUET_ROWS, row_groups=[number], columns=columns.names):
+                    for row in rows.to_pylist():
+                        if place >= start:
+                            yield columns.sample(row, f"{path.name}, row {place}")
+                        place += 1
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DataError(f"{path}: not a whole Parquet file: {error}") from None
+
+
+def _columns_of(file: Any, path: Path) -> Columns:
+    import datasets
+
+    return Columns.of(datasets.Features.from_arrow_schema(file.schema_arrow), str(path))
+
+
+def _parquet_columns(path: Path) -> Columns:
+    """The columns of a Parquet file that was read before."""
+    import pyarrow.parquet
+
+    with pyarrow.parquet.ParquetFile(path) as file:
+        return _columns_of(file, path)

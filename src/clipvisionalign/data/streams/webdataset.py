@@ -1,0 +1,136 @@
+"""WebDataset shards: which members of a tar file make which samples.
+
+- The members of a sample have one name before their endings: `KEY.jpg` (or .png, .webp, ...) with `KEY.json`
+  (`{"captions": [...]}`, also `caption`, `text`, ...) or `KEY.txt`, a caption a line. Captions in the .json count
+  before the .txt, and a .json without any hides none.
+- A shard is read by its headers first: members of a sample need not be neighbours, and a point within a key is part of
+  it where two images would else become one (`x.1.jpg`, `x.2.jpg`). A name that comes again begins another sample.
+"""
+
+from __future__ import annotations
+
+import re
+import tarfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from clipvisionalign.data.captioned import DataError
+from clipvisionalign.data.streams.samples import IMAGE_ENDINGS, Sample, _sample
+
+#: Names of files that webdataset passes over.
+META = re.compile(r"__[^/]*__($|/)")
+
+
+@dataclass(frozen=True)
+class Member:
+    """A file within a shard. name: without "./"; ending: what follows its last point, in lower case."""
+
+    name: str
+    about: tarfile.TarInfo
+
+    @property
+    def stem(self) -> str:
+        return self.name.rpartition(".")[0]
+
+    @property
+    def ending(self) -> str:
+        return self.name.rpartition(".")[2].lower()
+
+
+@dataclass(frozen=True)
+class ShardSample:
+    """The members of one sample of a shard, the key before their endings."""
+
+    key: str
+    stem: str
+    members: list[Member]
+
+    def read(self, tar: tarfile.TarFile, shard: str) -> Sample:
+        """The sample itself."""
+        parts: dict[str, bytes] = {}
+        for member in self.members:
+            ending = member.name.removeprefix(f"{self.stem}.").lower() if self.stem else member.name
+            try:
+                file = tar.extractfile(member.about)
+            except KeyError:
+                # A link to what is not in the archive.
+                file = None
+            if file is not None:
+                parts.setdefault(ending, file.read())
+        return _sample(f"{shard}, {self.key}", parts)
+
+
+@dataclass(frozen=True)
+class ShardIndex:
+    """The samples of a shard in the order in which they begin; passed_over: names of files that are of none."""
+
+    samples: list[ShardSample]
+    passed_over: list[str]
+
+    @property
+    def second_images(self) -> list[str]:
+        """Names of images whose sample has another one, which is read."""
+        images = ([m.name for m in sample.members if m.ending in IMAGE_ENDINGS] for sample in self.samples)
+        return [name for names in images for name in names[1:]]
+
+
+def index_of(tar: tarfile.TarFile) -> ShardIndex:
+    """Which members make which samples, by their names alone."""
+    groups: dict[tuple[str, int], list[Member]] = {}
+    seen: Counter[str] = Counter()
+    passed_over = []
+    for about in tar:
+        name = about.name.removeprefix("./")
+        if about.isdir() or META.match(name):
+            continue
+        folder, slash, file = name.rpartition("/")
+        if not (about.isreg() or about.islnk()) or file.startswith(".") or not file.partition(".")[2]:
+            passed_over.append(name)
+            continue
+        key = f"{folder}{slash}{file.partition('.')[0]}"
+        groups.setdefault((key, seen[name]), []).append(Member(name, about))
+        seen[name] += 1
+    samples = []
+    for (key, turn), members in groups.items():
+        for stem, own in _samples_of(key, members).items():
+            samples.append(ShardSample(f"{stem} ({turn + 1})" if turn else stem, stem, own))
+    return ShardIndex(sorted(samples, key=lambda sample: sample.members[0].about.offset), passed_over)
+
+
+def _samples_of(key: str, members: Sequence[Member]) -> dict[str, list[Member]]:
+    """The members that webdataset takes for one sample, `key`, by the samples that they are: one for each image that a
+    caption may belong to."""
+    images = dict.fromkeys(member.stem for member in members if member.ending in IMAGE_ENDINGS)
+    texts = {member.stem for member in members if member.ending in ("json", "txt")}
+    # A second image without a caption of its own ("x.mask.png" beside "x.jpg") is another part of its sample.
+    stems = [s for s in images if s in texts or not any(s.startswith(f"{other}.") for other in images)]
+    found: dict[str, list[Member]] = {stem: [] for stem in stems}
+    left = []
+    for member in members:
+        of = [stem for stem in stems if member.name.startswith(f"{stem}.")]
+        if of:
+            found[max(of, key=len)].append(member)
+        else:
+            left.append(member)
+    for member in left:
+        if not stems:
+            found.setdefault(key, []).append(member)
+        elif len(stems) == 1 and (member.stem == key or stems[0] not in texts):
+            found[stems[0]].append(member)
+        else:
+            # Captions whose image is not there.
+            found.setdefault(member.stem, []).append(member)
+    return found
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tarfile.TarFile]:
+    """A shard. Raises DataError where it is no whole tar file."""
+    try:
+        with tarfile.open(path) as tar:
+            yield tar
+    except (tarfile.TarError, OSError, EOFError) as error:
+        raise DataError(f"{path}: not a whole tar file: {error}") from None

@@ -1,0 +1,56 @@
+"""Writing a data set as WebDataset shards."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from clipvisionalign.data.captioned import CaptionedImages, DataError
+from clipvisionalign.data.streams.files import INDEX
+from clipvisionalign.files import written_aside
+
+
+def write_shards(
+    data: CaptionedImages, out: str | Path, per_shard: int = 1000, shown: bool = False
+) -> dict[str, list[Path]]:
+    """Write a data set as WebDataset shards, OUT/SPLIT-000000.tar and so on, with their index; the files by split.
+
+    Raises FileExistsError where there are shards already, ValueError for no image in a shard; a picture that cannot be
+    read raises OSError.
+    """
+    import webdataset
+
+    from clipvisionalign.progress import progress
+
+    folder = Path(out)
+    if per_shard < 1:
+        raise ValueError(f"--per-shard should be at least 1, not {per_shard}")
+    if list(folder.glob("*.tar")):
+        raise FileExistsError(f"{folder}: holds shards already; give another folder")
+    if not len(data):
+        raise DataError(f"{data.source}: no image is left to be written")
+    folder.mkdir(parents=True, exist_ok=True)
+    sizes: dict[str, int] = {}
+    written: dict[str, list[Path]] = {}
+    for split, count in sorted(data.split_sizes().items()):
+        rows = data.split(split).rows
+        if split == "train":
+            # Shards are dealt out whole: neighbours in a file should not be neighbours in the data.
+            rows = [rows[i] for i in np.random.default_rng(0).permutation(count)]
+        starts = range(0, count, per_shard)
+        for number, start in enumerate(progress(starts, f"writing shards: {split}", count, shown, per_shard)):
+            path = folder / f"{split}-{number:06d}.tar"
+            some = rows[start : start + per_shard]
+            with webdataset.TarWriter(str(path), encoder=False) as tar:
+                for place, row in enumerate(some, start):
+                    image = row.image if isinstance(row.image, bytes) else row.image.read_bytes()
+                    about = {"captions": list(row.captions), "name": row.name, "identity": row.identity}
+                    kind = "png" if image.startswith(b"\x89PNG") else "jpg"
+                    tar.write({"__key__": f"{place:09d}", kind: image, "json": json.dumps(about).encode()})
+            sizes[path.name] = len(some)
+            written.setdefault(split, []).append(path)
+    with written_aside(folder / INDEX) as aside:
+        aside.write_text(json.dumps(sizes, indent=1) + "\n")
+    return written

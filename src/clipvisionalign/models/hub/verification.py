@@ -1,0 +1,68 @@
+"""Is a file what the hub says it is: its size and its hash."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from clipvisionalign.models.hub.revisions import is_commit
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class _Expected:
+    """What a file should be: its size and its SHA-256, or git's SHA-1 of it; None where that is not known."""
+
+    size: int | None = None
+    sha256: str | None = None
+    git: str | None = None
+
+
+def _expected_of_hub(sibling: Any) -> _Expected:
+    lfs = sibling.lfs
+    if lfs is not None:
+        return _Expected(lfs["size"], lfs["sha256"]) if isinstance(lfs, dict) else _Expected(lfs.size, lfs.sha256)
+    return _Expected(sibling.size, git=sibling.blob_id)
+
+
+def _expected_of_link(path: Path) -> _Expected:
+    """In the cache a file links to a blob that is named by its hash."""
+    blob = Path(os.readlink(path)).name if path.is_symlink() else ""
+    if _SHA256.fullmatch(blob):
+        return _Expected(sha256=blob)
+    return _Expected(git=blob) if is_commit(blob) else _Expected()
+
+
+def _wrong(path: Path, expected: _Expected) -> str:
+    """What is wrong with a file's content; "" for nothing."""
+    size = path.stat().st_size
+    if expected.size is not None and size != expected.size:
+        return f"{size:,} bytes where {expected.size:,} should be"
+    if expected.sha256 and (found := sha256_of(path)) != expected.sha256:
+        return f"its SHA-256 is {found[:12]}..., not {expected.sha256[:12]}..."
+    if expected.git and (found := _git_hash(path)) != expected.git:
+        return f"its git hash is {found[:12]}..., not {expected.git[:12]}..."
+    return ""
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _git_hash(path: Path) -> str:
+    content = path.read_bytes()
+    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
+
+
+def _drop(path: Path) -> None:
+    """Remove a file of the cache and what it links to."""
+    if path.is_symlink():
+        path.resolve().unlink(missing_ok=True)
+    path.unlink(missing_ok=True)

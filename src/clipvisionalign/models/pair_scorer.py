@@ -1,0 +1,144 @@
+"""`PairScorer`: the scores of pairs of images and captions that were encoded and projected once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from clipvisionalign.models.eval_mode import evaluating
+from clipvisionalign.models.fusion import Fusion
+from clipvisionalign.models.late_interaction import LateInteraction, LateTokens, late_pair_scores, late_scores
+from clipvisionalign.progress import progress
+
+
+class PairModel(nn.Module):
+    """What `PairScorer` asks of the model that encoded its images and captions.
+
+    late: the late interaction, fusion: the fusion on top of it, None where the design has none. show_progress: whether
+    scoring shows a live line on standard error.
+    """
+
+    late: LateInteraction | None
+    fusion: Fusion | None
+    show_progress: bool
+
+    def scale(self) -> Tensor:
+        """1 / temperature of the dual encoder's score: a scalar."""
+        raise NotImplementedError
+
+
+class EncodedImages(NamedTuple):
+    """N images as pairs need them. vectors: (N, D); patches: (N, P, E); key_values: (N, L, P, 2 D) for a fusion."""
+
+    vectors: Tensor
+    patches: Tensor
+    key_values: Tensor | None
+
+    @classmethod
+    def join(cls, chunks: Sequence[EncodedImages]) -> EncodedImages:
+        """Chunks one after the other. Raises ValueError for none."""
+        if not chunks:
+            raise ValueError("no images to score")
+        key_values = [chunk.key_values for chunk in chunks if chunk.key_values is not None]
+        vectors, patches = (torch.cat([getattr(chunk, name) for chunk in chunks]) for name in ("vectors", "patches"))
+        return cls(vectors, patches, torch.cat(key_values) if key_values else None)
+
+
+class EncodedCaption(NamedTuple):
+    """A caption as pairs need it. vector: (D,); parts: (T, E) with weights (T,); tokens: (T, W) for a fusion.
+
+    positions: (T,), where in the caption the tokens of the parts stand, where not all count (`keep_tokens`).
+    """
+
+    vector: Tensor
+    parts: Tensor
+    weights: Tensor
+    tokens: Tensor | None
+    positions: Tensor | None = None
+
+
+class PairScorer:
+    """Scores pairs of the images and captions it was made from; each was encoded and projected once.
+
+    A pair's score is the dual encoder's cosine / temperature, plus the late interaction's score / its temperature times
+    its weight, plus the fusion's correction times its weight. Called with image numbers (Q,) and caption numbers (Q,)
+    it gives their scores (Q,), float32.
+    """
+
+    def __init__(
+        self, aligner: PairModel, images: EncodedImages, captions: list[EncodedCaption], batch: int = 512
+    ) -> None:
+        assert aligner.late is not None
+        self.aligner, self.late, self.fusion = aligner, aligner.late, aligner.fusion
+        self.images, self.captions, self.batch = images, captions, batch
+        self.image_vectors = images.vectors.cpu()
+        width = images.vectors.shape[1]
+        self.caption_vectors = torch.stack([c.vector for c in captions]).cpu() if captions else torch.empty(0, width)
+        #: How often a picture's patches went through the fusion's projections: once each, whatever is scored.
+        self.projections = 0 if images.key_values is None else len(images.key_values)
+        self.lengths = np.array([len(caption.parts) for caption in captions])
+
+    def weights(self) -> np.ndarray:
+        """What the three parts of a score count: (3,), the dual score 1."""
+        fusion = 0.0 if self.fusion is None else self.fusion.weight.item()
+        return np.array([1.0, self.late.weight.item(), fusion], dtype=np.float32)
+
+    def __call__(self, image_index: np.ndarray, caption_index: np.ndarray) -> np.ndarray:
+        return self.parts(image_index, caption_index) @ self.weights()
+
+    @torch.no_grad()
+    def parts(self, image_index: np.ndarray, caption_index: np.ndarray) -> np.ndarray:
+        """The parts of the pairs' scores (Q, 3): dual encoder, late interaction, fusion's correction."""
+        found = np.zeros((len(image_index), 3), dtype=np.float32)
+        # Pairs of captions of one length stand together, so that little is padded.
+        order = np.argsort(self.lengths[caption_index], kind="stable")
+        with evaluating(self.aligner):
+            starts = range(0, len(order), self.batch)
+            for start in progress(starts, "scoring pairs", len(order), self.aligner.show_progress, self.batch):
+                pairs = order[start : start + self.batch]
+                found[pairs] = self.some(image_index[pairs], caption_index[pairs]).float().cpu().numpy()
+        return found
+
+    def some(self, image_index: np.ndarray, caption_index: np.ndarray) -> Tensor:
+        """`parts` of as many pairs as go through the fusion together, with gradients where they are asked for."""
+        device = self.images.vectors.device
+        images = torch.from_numpy(image_index).to(device)
+        captions = [self.captions[caption] for caption in caption_index]
+        vectors = torch.stack([caption.vector for caption in captions])
+        dual = (self.images.vectors[images] * vectors).sum(-1) * self.aligner.scale()
+        patches = self.images.patches[images]
+        late = late_pair_scores(patches, _padded_parts(captions)) * self.late.scale()
+        if self.fusion is None:
+            return torch.stack([dual, late, torch.zeros_like(dual)], dim=1)
+        assert self.images.key_values is not None
+        states = nn.utils.rnn.pad_sequence([c.tokens for c in captions if c.tokens is not None], batch_first=True)
+        lengths = torch.tensor([len(c.tokens) for c in captions if c.tokens is not None], device=device)
+        mask = torch.arange(states.shape[1], device=device) < lengths[:, None]
+        correction = self.fusion(states, mask, self.images.key_values[images], self.late.matches(states, patches))
+        return torch.stack([dual, late, correction.float()], dim=1)
+
+    @torch.no_grad()
+    def table(self) -> Tensor:
+        """The scores of all pairs (N, M) without a fusion, in blocks: memory beyond the table does not grow with it."""
+        if self.fusion is not None:
+            raise ValueError("a fusion scores the pairs it is asked for, not a whole table")
+        scores = (self.image_vectors @ self.caption_vectors.T) * self.aligner.scale().cpu()
+        order = np.argsort(self.lengths, kind="stable")
+        starts, shown = range(0, len(order), self.batch), self.aligner.show_progress
+        for start in progress(starts, "scoring captions with all images", len(order), shown, self.batch):
+            rows = order[start : start + self.batch]
+            parts = _padded_parts([self.captions[row] for row in rows])
+            late = late_scores(self.images.patches, parts) * self.late.scale() * self.late.weight
+            scores[:, rows] += late.cpu()
+        return scores
+
+
+def _padded_parts(captions: Sequence[EncodedCaption]) -> LateTokens:
+    vectors = nn.utils.rnn.pad_sequence([caption.parts for caption in captions], batch_first=True)
+    weights = nn.utils.rnn.pad_sequence([caption.weights for caption in captions], batch_first=True)
+    lengths = torch.tensor([len(caption.parts) for caption in captions], device=vectors.device)
+    return LateTokens(vectors, weights, torch.arange(vectors.shape[1], device=vectors.device) < lengths[:, None])

@@ -1,0 +1,39 @@
+"""What an audit reports."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+
+@dataclass(frozen=True)
+class Check:
+    """One check: whether it passed, the figure that decided, and what that means in words."""
+
+    name: str
+    passed: bool
+    figure: float
+    meaning: str
+
+
+@dataclass(frozen=True)
+class AuditReport:
+    """All checks of one model on one data set."""
+
+    checks: list[Check]
+
+    @property
+    def passed(self) -> bool:
+        return all(check.passed for check in self.checks)
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `--json` prints."""
+        return {"passed": self.passed, "checks": [asdict(check) for check in self.checks]}
+
+
+class _Finding(NamedTuple):
+    """A check without its name."""
+
+    passed: bool
+    figure: float
+    meaning: str

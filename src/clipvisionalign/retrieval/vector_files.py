@@ -1,0 +1,324 @@
+"""Files of vectors, of any program: read and written. No pickle is ever run.
+
+Forms of a file of vectors:
+
+- `.npy`: an array (number, width), of float16, float32 or float64.
+- `.parquet`: a column `vector` (lists of numbers of one width), and perhaps `kind` ("image" or "caption", where both
+  are in one file), `name`, `identity`, `caption` (its text) and `image` (the number of a caption's image, from 0, in
+  the order of the images).
+
+Which image a caption is of: `image` in the captions' Parquet file, or a file of partners: `.npy` of whole numbers,
+`.csv` with a column `image` (and perhaps `caption`), or `.json`, a list of numbers or {"image": [...], "identity":
+[...] of the images, "caption": [...]}.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+
+from clipvisionalign.data.captioned import CaptionedImages, DataError
+from clipvisionalign.data.text_files import decode, delimited, split_cells, split_lines
+from clipvisionalign.files import folders_above, written_aside
+from clipvisionalign.retrieval.ties import Numbers, vectors_of
+from clipvisionalign.retrieval.vectors import Kind, VectorGallery
+
+#: Rows of a Parquet file that are written at a time.
+ROWS = 4096
+
+
+def refuse_present(out: str | Path, overwrite: bool = False) -> list[Path]:
+    """The files that `write_vectors` writes. Raises ValueError for another ending, FileExistsError if one is there."""
+    path = Path(out)
+    if path.suffix not in (".parquet", ".npy"):
+        raise ValueError(f"--out {path}: vectors are written as .parquet or .npy")
+    parts = ("images.npy", "captions.npy", "partners.json")
+    files = [path] if path.suffix == ".parquet" else [path.with_name(f"{path.stem}-{part}") for part in parts]
+    there = [file for file in files if file.exists()]
+    if there and not overwrite:
+        raise FileExistsError(f"{there[0]}: is there already; give another --out, or --overwrite to replace it")
+    return files
+
+
+def write_vectors(
+    out: str | Path,
+    data: CaptionedImages,
+    images: np.ndarray,
+    captions: np.ndarray,
+    distractors: Sequence[str] = (),
+    overwrite: bool = False,
+) -> list[Path]:
+    """Write vectors as one `.parquet`, or as `NAME-images.npy`, `NAME-captions.npy` and `NAME-partners.json` for
+    `NAME.npy`; returns the files. images: (N + K, D), those of `distractors` (K names) behind the data set's.
+
+    Raises ValueError for another ending, FileExistsError where one of them is there.
+    """
+    path, files = Path(out), refuse_present(out, overwrite)
+    names = [*(row.name for row in data), *distractors]
+    known = data.identity != "none" and any(row.identity is not None for row in data)
+    identities = [*(row.identity for row in data), *([None] * len(distractors))] if known else None
+    with folders_above(path):
+        if path.suffix == ".parquet":
+            with written_aside(path) as aside:
+                _write_parquet(aside, data, names, identities, images, captions)
+            return files
+        about = {"image": data.caption_image.tolist(), "caption": data.captions, "name": names}
+        about |= {"identity": identities} if identities else {}
+        for file, found in zip(files[:2], (images, captions), strict=True):
+            with written_aside(file) as aside, aside.open("wb") as written:
+                np.save(written, found, allow_pickle=False)
+        with written_aside(files[2]) as aside:
+            aside.write_text(json.dumps(about), encoding="utf-8")
+    return files
+
+
+def _write_parquet(
+    path: Path, data: CaptionedImages, names: list[str], identities: list[str | None] | None,
+    images: np.ndarray, captions: np.ndarray,
+) -> None:  # fmt: skip
+    import pyarrow as arrow
+    import pyarrow.parquet as parquet
+
+    number = arrow.from_numpy_dtype(images.dtype)
+    schema = arrow.schema([
+        ("kind", arrow.string()), ("name", arrow.string()), ("identity", arrow.string()), ("caption", arrow.string()),
+        ("image", arrow.int64()), ("vector", arrow.list_(number, images.shape[1])),
+    ])  # fmt: skip
+    owners = data.caption_image
+
+    def rows(kind: str, vectors: np.ndarray) -> Iterator[Any]:
+        texts = data.captions if kind == "caption" else []
+        for start in range(0, len(vectors), ROWS):
+            some = range(start, min(start + ROWS, len(vectors)))
+            flat = arrow.array(np.ascontiguousarray(vectors[some.start : some.stop]).ravel(), number)
+            of = [int(owners[place]) for place in some] if texts else list(some)
+            columns: dict[str, Any] = {
+                "kind": [kind] * len(some),
+                # A name that is no Unicode is written as it looks.
+                "name": [names[image].encode("utf-8", "replace").decode() for image in of],
+                "identity": [None if identities is None else identities[image] for image in of],
+                "caption": [texts[place] for place in some] if texts else [None] * len(some),
+                "image": of if texts else [None] * len(some),
+                "vector": arrow.FixedSizeListArray.from_arrays(flat, images.shape[1]),
+            }
+            yield arrow.table([arrow.array(columns[f.name], f.type) if f.name != "vector" else columns["vector"]
+                               for f in schema], schema=schema)  # fmt: skip
+
+    with parquet.ParquetWriter(path, schema) as writer:
+        for kind, vectors in (("image", images), ("caption", captions)):
+            for table in rows(kind, vectors):
+                writer.write_table(table)
+
+
+def read_gallery(files: Sequence[str | Path], partners: str | Path = "", distractors: str | Path = "") -> VectorGallery:
+    """Vectors of images and captions: from one Parquet file with both, or from a file each; partners: which image each
+    caption is of, where the captions' own file does not say. Raises DataError, naming the file."""
+    paths = [Path(file) for file in files]
+    if len(paths) == 1:
+        images, captions = _read_part(paths[0], "image"), _read_part(paths[0], "caption")
+    elif len(paths) == 2:
+        images, captions = (_read_part(path, kind) for path, kind in zip(paths, get_args(Kind), strict=True))
+    else:
+        raise DataError(f"--vectors takes IMAGES CAPTIONS, or one .parquet with both, not {len(paths)} files")
+    told = _read_partners(Path(partners)) if partners else {}
+    owners = told.get("image", captions.more.get("image"))
+    if owners is None:
+        raise DataError(f"{paths[-1]}: does not say which image a caption is of: give it with --partners FILE")
+    identity, texts = (
+        told.get("identity", images.more.get("identity")),
+        told.get("caption", captions.more.get("caption")),
+    )
+    where = partners or paths[-1]
+    found = VectorGallery(
+        images.vectors, captions.vectors, _whole_numbers(owners, where),
+        _identities(identity), _texts(texts, where),
+    )  # fmt: skip
+    return found.with_distractors(_read_part(Path(distractors), "image").vectors) if distractors else found
+
+
+def _identities(given: Sequence[Any] | None) -> np.ndarray | None:
+    # What programs write where nothing is known: null, NaN, an empty text.
+    known = [None if each is None or each != each else str(each).strip() or None for each in given or ()]
+    if not any(known):
+        return None
+    return np.array(
+        [f"image {n}" if each is None else f"identity {each}" for n, each in enumerate(known)], dtype=object
+    )
+
+
+def _texts(given: Sequence[Any] | None, where: str | Path) -> list[str] | None:
+    """The captions' texts. Raises DataError naming the first that is none: nobody can tell what it is equal to."""
+    missing = [place for place, each in enumerate(given or ()) if each is None or each != each]
+    if given is None or len(missing) == len(given):
+        return None
+    if missing:
+        told = f"{where}: {len(missing):,} of {len(given):,} captions have no text, such as caption {missing[0]}"
+        raise DataError(f"{told}: give all texts, or leave the column out")
+    return [str(text) for text in given]
+
+
+def _whole_numbers(given: Any, where: str | Path) -> np.ndarray:
+    """Numbers of images. Raises DataError naming the first that is none."""
+    for place, each in enumerate(given):
+        whole = isinstance(each, (int, np.integer)) and not isinstance(each, bool)
+        if not whole and not (isinstance(each, float) and each.is_integer()):
+            raise DataError(f"{where}: caption {place} is of image {each!r}, which is no whole number")
+        if abs(each) >= 2**63:
+            raise DataError(f"{where}: caption {place} is of image {int(each)}, which is no number of an image")
+    return np.array([int(each) for each in given], dtype=np.int64)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Vectors of a file, and its other columns."""
+
+    vectors: Numbers
+    more: dict[str, list[Any]]
+
+
+def _read_part(path: Path, kind: Kind) -> _Part:
+    if not path.is_file():
+        raise DataError(f"{path}: no such file")
+    if path.suffix == ".npy":
+        return _Part(_checked(_loaded(path), kind, path), {})
+    if path.suffix == ".parquet":
+        return _read_parquet(path, kind)
+    raise DataError(f"{path}: vectors are read from .npy and .parquet")
+
+
+def _loaded(path: Path) -> np.ndarray:
+    """The array of a .npy file. Raises DataError for any other file, whatever its name says."""
+    try:
+        found = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError, SyntaxError, MemoryError) as error:
+        raise DataError(f"{path}: not an array of numbers: {error}") from None
+    if not isinstance(found, np.ndarray):
+        found.close()
+        raise DataError(f"{path}: not an array of numbers, but an archive of them (.npz): save the one as .npy")
+    return found
+
+
+def _checked(array: Any, kind: Kind, path: Path) -> Numbers:
+    try:
+        found = vectors_of(array, kind)
+    except ValueError as error:
+        raise DataError(f"{path}: {error}") from None
+    if not found.values.size:
+        raise DataError(f"{path}: no {kind} vectors in it")
+    return found
+
+
+def _read_parquet(path: Path, kind: Kind) -> _Part:
+    import pyarrow as arrow
+    import pyarrow.parquet as parquet
+
+    try:
+        with parquet.ParquetFile(path) as file:
+            there = set(file.schema_arrow.names)
+            if "vector" not in there:
+                raise DataError(f"{path}: no column 'vector'; its columns are: {', '.join(sorted(there))}")
+            wanted = [name for name in ("kind", "identity", "caption", "image", "vector") if name in there]
+            twice = [name for name in wanted if file.schema_arrow.names.count(name) > 1]
+            if twice:
+                raise DataError(f"{path}: several columns are called '{twice[0]}'")
+            table = file.read(columns=wanted)
+    except (arrow.ArrowException, OSError) as error:
+        raise DataError(f"{path}: not a whole Parquet file: {error}") from None
+    if "kind" in there:
+        table = table.filter(arrow.array(_is_of(kind, table["kind"].to_pylist(), path)))
+    more = {name: table[name].to_pylist() for name in ("identity", "caption", "image") if name in there}
+    return _Part(_checked(_array_of(table["vector"], path), kind, path), more)
+
+
+def _is_of(kind: Kind, told: Sequence[Any], path: Path) -> list[bool]:
+    """Which rows are of a kind. Raises DataError where some are of none that is known: they would be lost."""
+    kinds = [str(each).strip().lower() for each in told]
+    unknown = [place for place, each in enumerate(kinds) if each not in get_args(Kind)]
+    if unknown:
+        known = ", ".join(get_args(Kind))
+        raise DataError(
+            f"{path}: {len(unknown):,} of {len(kinds):,} rows are of no kind that is known ({known}), "
+            f"such as row {unknown[0]}, of {told[unknown[0]]!r}; images without captions go into --distractors"
+        )
+    return [each == kind for each in kinds]
+
+
+def _array_of(column: Any, path: Path) -> np.ndarray:
+    """A column of lists as an array. Raises DataError where they differ in width, or one is missing."""
+    import pyarrow as arrow
+
+    if not (arrow.types.is_list(column.type) or arrow.types.is_large_list(column.type)
+            or arrow.types.is_fixed_size_list(column.type)):  # fmt: skip
+        raise DataError(f"{path}: the column 'vector' holds {column.type}, not lists of numbers")
+    if not (arrow.types.is_floating(column.type.value_type) or arrow.types.is_integer(column.type.value_type)):
+        raise DataError(f"{path}: the column 'vector' holds lists of {column.type.value_type}, not of numbers")
+    if column.null_count:
+        raise DataError(f"{path}: {column.null_count:,} rows have no vector")
+    parts, width = [], None
+    for chunk in column.chunks:
+        if not len(chunk):
+            continue
+        flat = chunk.flatten()
+        if flat.null_count:
+            raise DataError(f"{path}: {flat.null_count:,} numbers of its vectors are missing")
+        widths = {len(chunk[0])} if arrow.types.is_fixed_size_list(chunk.type) else set(np.diff(chunk.offsets))
+        width = width or int(max(widths))
+        if not width:
+            raise DataError(f"{path}: its vectors are empty lists")
+        if widths != {width}:
+            raise DataError(f"{path}: vectors of {width} numbers and of {int(min(widths - {width}))} in one column")
+        parts.append(flat.to_numpy(zero_copy_only=False).reshape(-1, width))
+    return np.concatenate(parts) if parts else np.empty((0, 1), dtype=np.float32)
+
+
+def _read_partners(path: Path) -> dict[str, list[Any]]:
+    """What a file of partners says: "image" of each caption, and perhaps "identity" of each image, "caption" texts."""
+    if not path.is_file():
+        raise DataError(f"{path}: no such file")
+    if path.suffix == ".npy":
+        numbers = _loaded(path)
+        if numbers.ndim != 1:
+            raise DataError(f"{path}: partners should be a row of whole numbers, one a caption, not {numbers.shape}")
+        return {"image": numbers.tolist()}
+    try:
+        if path.suffix == ".json":
+            found = json.loads(path.read_text(encoding="utf-8-sig"))
+            found = {"image": found} if isinstance(found, list) else found
+        elif path.suffix == ".csv":
+            found = _csv_columns(path)
+        else:
+            raise DataError(f"{path}: partners are read from .json, .csv and .npy")
+    except (ValueError, RecursionError) as error:
+        raise error if isinstance(error, DataError) else DataError(f"{path}: cannot be read: {error}") from None
+    if not isinstance(found, dict) or not all(isinstance(each, list) for each in found.values()):
+        raise DataError(f'{path}: should be a list of numbers, or {{"image": [...]}}')
+    return {name: found[name] for name in ("image", "identity", "caption") if name in found}
+
+
+def _csv_columns(path: Path) -> dict[str, list[Any]]:
+    lines = split_lines(decode(path.read_bytes()).text)
+    header = next((split_cells(line, ",")[0] for line in lines if line.strip()), [])
+    header = [name.strip() for name in header]
+    # A row of numbers without a header.
+    bare = len(header) == 1 and header[0].isdecimal()
+    header = ["image"] if bare else header
+    if "image" not in header:
+        raise DataError(f"{path}: no column 'image'; its columns are: {', '.join(header) or 'none'}")
+    at = header.index("image")
+
+    def is_row(cells: list[str]) -> bool:
+        return len(cells) == len(header) and cells[at].strip().isdecimal()
+
+    rows = list(delimited(lines, ",", is_row))[0 if bare else 1 :]
+    wrong = next((row for row in rows if not is_row(row.cells)), None)
+    if wrong:
+        raise DataError(f"{path}, line {wrong.line}: no number of an image in it: {wrong.cells}"[:2000])
+    found: dict[str, list[Any]] = {"image": [int(row.cells[at]) for row in rows]}
+    if "caption" in header:
+        found["caption"] = [row.cells[header.index("caption")] for row in rows]
+    return found

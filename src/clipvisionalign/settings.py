@@ -1,0 +1,28 @@
+"""Settings dataclasses from what YAML or JSON holds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+
+def config_from_dict(cls: Callable[..., Any], values: dict[str, Any]) -> Any:
+    """A settings dataclass from what YAML or JSON holds; unknown names and wrong types raise ValueError."""
+    from jsonargparse import ArgumentError
+
+    parser = _parser_of(cls)
+    try:
+        return parser.instantiate_classes(parser.parse_object({"settings": values})).settings
+    except ArgumentError as error:
+        raise ValueError(str(error)) from None
+
+
+@cache
+def _parser_of(cls: Callable[..., Any]) -> Any:
+    """Made once: that takes as long as building a small model."""
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(cls, "settings")
+    return parser
