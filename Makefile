@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+DOCS_STAMP := $(VENV)/.installed-docs
 # The releases that the project is tested with; `pip install clipvisionalign` takes any that pyproject.toml admits.
 TORCH := torch==2.14.1 torchvision==0.29.1
 
@@ -10,7 +11,7 @@ TORCH := torch==2.14.1 torchvision==0.29.1
 WORKERS ?= 2
 PYTEST_FLAGS ?=
 
-.PHONY: install demo test test-all test-parts lint bench clean
+.PHONY: install demo test test-all test-docs test-parts lint docs docs-serve bench clean
 
 install: $(STAMP)
 
@@ -21,6 +22,10 @@ $(STAMP): pyproject.toml
 	$(BIN)/pip install --quiet $(TORCH)
 	$(BIN)/pip install --quiet --editable ".[test]"
 	@touch $(STAMP)
+
+$(DOCS_STAMP): $(STAMP)
+	$(BIN)/pip install --quiet --editable ".[docs]"
+	@touch $(DOCS_STAMP)
 
 demo: install
 	$(BIN)/python -m clipvisionalign.demo
@@ -39,6 +44,18 @@ test-all: export COMPILE_BACKEND = inductor
 test-all: export FAULTS = all
 test-all: test
 
+# Every command block of README and docs, the doctests, the site and the built wheel: some minutes.
+test-docs: $(DOCS_STAMP)
+	$(BIN)/pytest -n $(WORKERS) --dist loadgroup --docs $(PYTEST_FLAGS) tests/test_docs.py
+
+# The documentation as a site in site/; `make docs-serve` shows it while it is written.
+docs: $(DOCS_STAMP)
+	$(BIN)/mkdocs build --strict --quiet
+	@echo "site/index.html: written; to read it: $(BIN)/python -m http.server --directory site"
+
+docs-serve: $(DOCS_STAMP)
+	$(BIN)/mkdocs serve
+
 # A Chromium and a C++ compiler for the tests, where the system has none.
 test-parts: install
 	$(BIN)/python tests/optional_parts.py
@@ -55,4 +72,4 @@ bench: install
 	$(BIN)/python benchmarks/attention.py
 
 clean:
-	rm -rf $(VENV) demo
+	rm -rf $(VENV) demo site

@@ -34,8 +34,10 @@ SHARED = ("alone", "study", "page_file", "indexes", "indexed", "exported", "undi
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """The slowest first, so that no process is left alone with one of them at the end."""
+    if not config.getoption("--docs"):
+        items[:] = [item for item in items if item.get_closest_marker("docs") is None]
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
     for item in items:
         if shared := next((name for name in SHARED if name in getattr(item, "fixturenames", ())), None):
@@ -43,6 +45,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--docs", action="store_true", help="also run the tests of `make test-docs`")
     parser.addoption("--no-skips", action="store_true", help="fail if a test was skipped that needs no GPU")
 
 

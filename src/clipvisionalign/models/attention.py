@@ -44,7 +44,8 @@ def attention(
 
     Args:
         q: (B, H, T, d).
-        k, v: (B, H, S, d).
+        k: (B, H, S, d).
+        v: (B, H, S, d).
         mask: (B, S), true on tokens, false on padding; None where there is none.
         window: tokens that a token sees around itself, half of them on either side; 0 for all. Needs T = S.
         global_places: (B, G) where the tokens stand that see all and are seen by all; -1 where a sequence has fewer.

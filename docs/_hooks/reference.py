@@ -1,0 +1,219 @@
+"""Pages of the site that are generated when it is built: commands, settings, Python modules, files of the root folder.
+
+`mkdocs.yml` names this file as a hook. Commands and settings come from the parsers of the command line, so that the
+reference cannot differ from what the program accepts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "src" / "clipvisionalign"
+
+#: Files of the root folder that are pages of the site.
+ROOT_PAGES = {"contributing.md": "CONTRIBUTING.md", "changelog.md": "CHANGELOG.md"}
+
+
+class CapturedParser(BaseException):
+    """Carries the parser of a command out of the call that would parse the command line."""
+
+    def __init__(self, parser: argparse.ArgumentParser) -> None:
+        super().__init__()
+        self.parser = parser
+
+
+def parser_of(*arguments: str) -> argparse.ArgumentParser:
+    """Return the parser that `clipvisionalign ARGUMENTS` would use, without running the command."""
+    import jsonargparse
+
+    from clipvisionalign.cli import main
+
+    def capture(self: argparse.ArgumentParser, *_: Any, **__: Any) -> None:
+        raise CapturedParser(self)
+
+    kinds = (argparse.ArgumentParser, jsonargparse.ArgumentParser)
+    with mock.patch.multiple(kinds[0], parse_args=capture), mock.patch.multiple(kinds[1], parse_args=capture):
+        try:
+            main(list(arguments))
+        except CapturedParser as captured:
+            return captured.parser
+    raise RuntimeError(f"clipvisionalign {' '.join(arguments)}: parsed no command line")
+
+
+def commands() -> dict[str, str]:
+    """Return the name of every command with its one-line description."""
+    actions = parser_of()._actions
+    choices = next(action for action in actions if isinstance(action, argparse._SubParsersAction))._choices_actions
+    return {choice.dest: choice.help or "" for choice in choices}
+
+
+def escape(text: str) -> str:
+    """Return text as Markdown that shows its characters as they are, in one line."""
+    return re.sub(r"([|<>*_`\[\]])", r"\\\1", " ".join(text.split()))
+
+
+def default_of(action: argparse.Action) -> str:
+    """Return the default of a flag as a user would write it, or an empty text where there is none to tell."""
+    value = action.default
+    if value in (None, argparse.SUPPRESS, "", [], False) or "default" in (action.help or ""):
+        return ""
+    return f"`{value}`"
+
+
+def rows_of(actions: list[argparse.Action], parser: argparse.ArgumentParser) -> Iterator[str]:
+    """Yield the rows of a table of flags."""
+    formatter = argparse.HelpFormatter(parser.prog)
+    for action in actions:
+        if action.help == argparse.SUPPRESS or isinstance(action, argparse._HelpAction):
+            continue
+        names = [name for name in action.option_strings if name.startswith("--")] or [action.metavar or action.dest]
+        value = formatter._format_args(action, action.dest.upper()) if action.option_strings else ""
+        value = value if len(value) < 40 else "VALUE"
+        flag = f"`{', '.join(map(str, names))}{' ' + value if value else ''}`".replace("|", "\\|")
+        words = (action.help or "") % {**vars(action), "prog": parser.prog}
+        yield f"| {flag} | {escape(words)} | {default_of(action)} |"
+
+
+def commands_page() -> str:
+    """Return the page of all commands."""
+    lines = [
+        "# Commands", "",
+        "Generated from the program's own parsers. `clipvisionalign COMMAND --help` prints the same.", "",
+        "## Exit status", "", "| status | meaning |", "|---|---|",
+        "| 0 | done |",
+        "| 1 | the command could not do what was asked, or found a fault: `check` left rows out, an audit failed, a "
+        "search found nothing |",
+        "| 2 | usage error |", "| 130 | interrupted by Ctrl-C |", "",
+    ]  # fmt: skip
+    for name, summary in commands().items():
+        parser = parser_of(name, "DATA")
+        lines += [
+            f"## {name}",
+            "",
+            escape((parser.description or summary)[:1].upper() + (parser.description or summary)[1:]),
+            "",
+        ]
+        if name == "train":
+            lines += [
+                "```text",
+                parser.usage or "",
+                "```",
+                "",
+                "Every setting: [Settings of a training](settings.md).",
+                "",
+            ]
+            continue
+        usage = re.sub(r"\s+", " ", parser.format_usage().removeprefix("usage: "))
+        lines += ["```text", usage.strip(), "```", "", "| argument | meaning | default |", "|---|---|---|"]
+        lines += [*rows_of(parser._actions, parser), ""]
+        if parser.epilog:
+            lines += ["```text", parser.epilog.strip("\n"), "```", ""]
+    return "\n".join(lines)
+
+
+def settings_page() -> str:
+    """Return the page of all settings of `train`, a section for each group of them."""
+    parser = parser_of("train", "DATA")
+    groups: dict[str, list[str]] = {}
+    for action in parser._actions:
+        if action.help == argparse.SUPPRESS or isinstance(action, argparse._HelpAction) or not action.option_strings:
+            continue
+        flag = next((name for name in action.option_strings if name.startswith("--")), "")
+        hint = getattr(action, "_typehint", None) or action.type
+        if not flag or type(action).__name__ in ("_ActionConfigLoad", "_ActionHelpClassPath", "_ActionPrintConfig"):
+            continue
+        kind = re.sub(r"typing\.|collections\.abc\.|<class '|'>", "", str(hint)) if hint is not None else ""
+        kind = kind if "<" not in kind else ""
+        default = action.default
+        shown = "" if default is None or default is argparse.SUPPRESS else f"`{default!r}`"
+        row = f"| `{flag}` | {escape(action.help or '')} | {escape(kind)} | {shown.replace('|', chr(92) + '|')} |"
+        groups.setdefault(flag.lstrip("-").rpartition(".")[0], []).append(row)
+    lines = [
+        "# Settings of a training", "",
+        "Generated from the parser of `clipvisionalign train`. A setting is a flag (`--model.design late`), a key of "
+        "the file of `--config` (`model: {design: late}`), a key of a study's plan under `settings`, and a field of "
+        "`RunConfig` in Python. A flag takes precedence over `--config`, and `--config` over `--recipe`.", "",
+    ]  # fmt: skip
+    for group, rows in groups.items():
+        lines += [
+            f"## {f'`{group}`' if group else 'Run'}",
+            "",
+            "| setting | meaning | type | default |",
+            "|---|---|---|---|",
+        ]
+        lines += [*rows, ""]
+    return "\n".join(lines)
+
+
+def modules() -> Iterator[tuple[str, Path]]:
+    """Yield the dotted name and the file of every public module that defines something."""
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = list(path.relative_to(PACKAGE.parent).with_suffix("").parts)
+        if parts[-1] == "__init__":
+            parts.pop()
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        if any(part.startswith("_") for part in parts) or not tree.body:
+            continue
+        yield ".".join(parts), path
+
+
+def python_page(name: str) -> str:
+    """Return the page of one Python module."""
+    return f"# {name}\n\n::: {name}\n"
+
+
+def python_index(names: list[str]) -> str:
+    """Return the page that lists all Python modules."""
+    lines = ["# Python", "", "Every public function and class, by module.", "", "| module | purpose |", "|---|---|"]
+    for name, path in modules():
+        text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+        purpose = " ".join(text.partition("\n\n")[0].split())
+        lines.append(f"| [`{name}`]({name}.md) | {escape(purpose)} |")
+    assert names, "no module was found"
+    return "\n".join(lines) + "\n"
+
+
+def root_page(source: Path) -> str:
+    """Return a file of the root folder with its links as a page of docs/ has them."""
+    text = source.read_text(encoding="utf-8")
+    text = re.sub(r"\]\(docs/([^)]+)\)", r"](\1)", text)
+    text = re.sub(r"\]\(CONTRIBUTING\.md", "](contributing.md", text)
+    return re.sub(r"\]\(CHANGELOG\.md", "](changelog.md", text)
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Put the pages of all modules into the navigation."""
+    reference = next(
+        entry["Reference"] for entry in config.nav or [] if isinstance(entry, dict) and "Reference" in entry
+    )
+    python = next(entry for entry in reference if "Python" in entry)
+    python["Python"] = ["reference/python/index.md", *({name: f"reference/python/{name}.md"} for name, _ in modules())]
+    return config
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the generated pages."""
+    # The help of a command is laid out for this width.
+    os.environ["COLUMNS"] = "100"
+    names = [name for name, _ in modules()]
+    pages = {
+        "reference/commands.md": commands_page(),
+        "reference/settings.md": settings_page(),
+        "reference/python/index.md": python_index(names),
+        **{f"reference/python/{name}.md": python_page(name) for name in names},
+        **{page: root_page(ROOT / source) for page, source in ROOT_PAGES.items()},
+    }
+    for uri, content in pages.items():
+        files.append(File.generated(config, uri, content=content))
+    return files

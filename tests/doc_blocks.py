@@ -1,0 +1,114 @@
+"""The fenced code blocks of README and docs: which commands they hold, and which of them cannot be run by a test."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
+
+#: The languages that a block may have; "text" is what a program prints or a file holds, and is not run.
+LANGUAGES = {"bash", "python", "yaml", "text"}
+
+#: Commands that no test runs as they stand, by how they begin (as a pattern), with the reason. Those of `clipvisionalign` are parsed.
+NOT_RUN = {
+    r"make ": "calls these tests, or what calls them: .ci/run, tests/test_demo.py",
+    r"pip install|\.venv/bin/(pre-commit|pytest)": "changes the environment, or calls these tests",
+    r"(ATEN_CPU_CAPABILITY|MKL_ENABLE_INSTRUCTIONS)": "all tests again on other kernels",
+    r"(torchrun|accelerate launch)": "8 GPUs or several machines; tests/test_processes.py trains on two processes",
+    r"#!/bin/bash|#SBATCH|head=|srun": "a Slurm script",
+    r"clipvisionalign serve": "serves until it is stopped; tests/test_service.py",
+    r"clipvisionalign index \S+ s3://": "a bucket; tests/test_files.py indexes one on this machine",
+    r"clipvisionalign index .* --ray": "Ray takes long to start; tests/test_index_changes.py indexes through it",
+    r"clipvisionalign study (scenes|flickr8k|flickr8k-small) (--data flickr8k )?(--seeds 0 )?--out": "takes 30 minutes and more; tests/test_study.py",
+    r"clipvisionalign study plan.yaml --out study": "trains several models; tests/test_study.py",
+    r"clipvisionalign report study --pdf": "a browser; tests/test_page.py",
+    r"clipvisionalign train .*(--recipe original|resnet50|hf-hub:|allenai/|/models/)": "towers from the hub or a private folder; tests/test_weights_by_name.py",
+    r'clipvisionalign train "shards/train-\{': "a hundred shards; tests/test_streams.py",
+    r"clipvisionalign train DATA --batch 4096 --chunk 64": "4,096 images; tests/test_gradient_cache.py",
+}
+
+#: Exit statuses other than 0 of commands that are run, with the reason.
+STATUS: dict[str, tuple[int, ...]] = {
+    # A model of a few steps on drawn scenes may fail an audit, and a search may find nothing.
+    "clipvisionalign audit": (0, 1),
+    "clipvisionalign evaluate --vectors": (0, 1),
+}
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block of a page.
+
+    Args:
+        page: its file below the root folder.
+        line: the line of its opening fence.
+        language: what stands behind the fence.
+        text: its lines.
+    """
+
+    page: str
+    line: int
+    language: str
+    text: str
+
+    @property
+    def commands(self) -> list[str]:
+        """The commands of a bash block, each in one line and without its comment."""
+        joined = re.sub(r"\\\n\s*", "", self.text)
+        lines = (re.sub(r"(^|\s)#(?!!|SBATCH).*$", "", line).strip() for line in joined.splitlines())
+        return [line for line in lines if line]
+
+
+def blocks_of(path: Path) -> list[Block]:
+    """Return the fenced blocks of a page in order."""
+    found: list[Block] = []
+    lines = path.read_text(encoding="utf-8").splitlines()
+    start: int | None = None
+    for number, line in enumerate(lines):
+        if not line.startswith("```"):
+            continue
+        if start is None:
+            start = number
+        else:
+            language = lines[start].removeprefix("```").strip()
+            page = path.relative_to(ROOT).as_posix()
+            found.append(Block(page, start + 1, language, "\n".join(lines[start + 1 : number]) + "\n"))
+            start = None
+    assert start is None, f"{path}: the block of line {start} is not closed"
+    return found
+
+
+def reason_not_to_run(command: str) -> str | None:
+    """Return why no test runs a command, or None if one does."""
+    return next((reason for pattern, reason in NOT_RUN.items() if re.match(pattern, command)), None)
+
+
+def arguments_of(command: str) -> list[str] | None:
+    """Return the arguments of `clipvisionalign` in a command, None where it calls something else."""
+    words = shlex.split(re.split(r"\s[|;]\s|\s>\s", command)[0])
+    words = [word for word in words if word != "..."]
+    if words[:1] == ["clipvisionalign"]:
+        return words[1:]
+    if "clipvisionalign" in words and words[words.index("clipvisionalign") - 1] == "-m":
+        return words[words.index("clipvisionalign") + 1 :]
+    return None
+
+
+def command_in(folder: str, *arguments: str) -> int:
+    """Run `clipvisionalign ARGUMENTS` in a folder, as the work of a forked process."""
+    from clipvisionalign.cli import main
+
+    os.chdir(folder)
+    return main(list(arguments))
+
+
+def python_in(folder: str, code: str) -> int:
+    """Run a Python block in a folder, as the work of a forked process."""
+    os.chdir(folder)
+    exec(compile(code, "block", "exec"), {"__name__": "__main__"})
+    return 0

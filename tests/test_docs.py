@@ -1,0 +1,307 @@
+"""README and docs: every command block is run as it stands, the site is built, and the built wheel searches.
+
+What takes long has the mark `docs` and is run by `make test-docs`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import doctest
+import importlib
+import os
+import pkgutil
+import re
+import shutil
+import subprocess
+import sys
+import threading
+import zipfile
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from doc_blocks import (
+    LANGUAGES,
+    NOT_RUN,
+    PAGES,
+    ROOT,
+    STATUS,
+    arguments_of,
+    blocks_of,
+    command_in,
+    python_in,
+    reason_not_to_run,
+)
+from forked import Forked
+
+BLOCKS = [block for page in PAGES for block in blocks_of(page)]
+COMMANDS = [
+    (f"{block.page}:{block.line}", command)
+    for block in BLOCKS
+    for command in block.commands
+    if block.language == "bash"
+]
+RUN_PAGES = sorted({
+    block.page
+    for block in BLOCKS
+    if block.language == "python" or (block.language == "bash" and not all(map(reason_not_to_run, block.commands)))
+})  # fmt: skip
+
+
+class Parsed(BaseException):
+    """Ends a command once its command line is parsed."""
+
+
+def test_every_block_names_its_language():
+    assert {f"{block.page}:{block.line}" for block in BLOCKS if block.language not in LANGUAGES} == set()
+    programs = ("clipvisionalign ", "make ", "python ", "torchrun ", "pip ")
+    texts = [block for block in BLOCKS if block.language == "text"]
+    assert [f"{block.page}:{block.line}" for block in texts if block.text.startswith(programs)] == []
+
+
+def test_every_reason_is_needed():
+    used = {pattern for pattern in NOT_RUN for _, command in COMMANDS if re.match(pattern, command)}
+    assert set(NOT_RUN) == used
+
+
+def test_every_command_line_parses(monkeypatch, capsys):
+    """Those that are not run, too: their flags exist and their values have the right form."""
+    import jsonargparse
+
+    from clipvisionalign.cli import main
+
+    for kind in (argparse.ArgumentParser, jsonargparse.ArgumentParser):
+        parse = kind.parse_args
+
+        def checked(self: Any, *given: Any, parse: Any = parse, **more: Any) -> None:
+            parse(self, *given, **more)
+            raise Parsed
+
+        monkeypatch.setattr(kind, "parse_args", checked)
+    wrong = []
+    for place, command in COMMANDS:
+        arguments = arguments_of(command)
+        if arguments is None or "--config" in arguments:
+            continue
+        try:
+            status = main(arguments)
+        except Parsed:
+            continue
+        except SystemExit as ended:
+            status = ended.code
+        wrong.append(f"{place}: {command}: status {status}: {capsys.readouterr().err}")
+    assert wrong == []
+
+
+def test_links_of_the_root_folder_lead_somewhere():
+    """Those of docs/ are checked when the site is built."""
+    for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md"):
+        for target in re.findall(r"\]\(([^)#]+)[^)]*\)", (ROOT / name).read_text()):
+            assert target.startswith("https://") or (ROOT / target).exists(), f"{name}: {target}"
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 120
+
+
+# --- what `make test-docs` runs --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path: Path, tiny_runs: dict[str, Path]) -> Path:
+    """A folder with all that the pages take for given: data sets, images, the demo's run and index, a study."""
+    from clipvisionalign.cli import main
+    from clipvisionalign.data.scenes import write_scenes
+
+    data = write_scenes(tmp_path / "DATA", 64, seed=3, size=64, splits={"train": 40, "dev": 12, "test": 12})
+    for name in ("flickr8k", "flickr30k"):
+        (tmp_path / name).symlink_to(data)
+    images = tmp_path / "images"
+    shutil.copytree(data / "images" / "test", images)
+    files = sorted(images.iterdir())
+    shutil.copy(files[0], images / "example.png")
+    shutil.copy(files[0], tmp_path / "a.jpg")
+    (tmp_path / "words.txt").write_text("a red circle\na blue star\n")
+    scenes = tmp_path / "demo" / "scenes"
+    shutil.copytree(data, scenes)
+    for source, name in zip(files, ("002303.png", "002310.png"), strict=False):
+        shutil.copy(source, scenes / "images" / "test" / name)
+    for design in ("self", "late"):
+        shutil.copytree(tiny_runs[design], tmp_path / "demo" / "cells" / f"{design}-0")
+    index = [
+        "index",
+        str(tmp_path / "demo/cells/late-0"),
+        str(scenes / "images"),
+        "--out",
+        str(tmp_path / "demo/index"),
+    ]
+    assert main(index) == 0
+    shutil.copytree(ROOT / "tests" / "data" / "v0.1" / "study", tmp_path / "study")
+    shutil.copytree(tmp_path / "study", tmp_path / "other")
+    return tmp_path
+
+
+def given_run(page: str) -> bool:
+    """Whether a page takes the run `runs/self` for given: it does not train it."""
+    commands = [command for block in blocks_of(ROOT / page) for command in block.commands]
+    return not any("--out runs/self" in command and not reason_not_to_run(command) for command in commands)
+
+
+@pytest.mark.docs
+@pytest.mark.parametrize("page", RUN_PAGES)
+def test_the_blocks_of_a_page_run_in_order(page: str, folder: Path, tiny_runs: dict[str, Path]):
+    if given_run(page):
+        shutil.copytree(tiny_runs["self"], folder / "runs" / "self")
+    own = {"XDG_CACHE_HOME": str(folder / ".cache"), "MPLBACKEND": "agg"}
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    for number, block in enumerate(block for block in blocks_of(ROOT / page)):
+        out = folder.with_name(f"{folder.name}-{number}.out")
+        if block.language == "yaml" and "variants:" in block.text:
+            (folder / "plan.yaml").write_text(block.text)
+        if block.language == "python":
+            Forked(python_in, str(folder), block.text, out=out, environment=own).ended()
+        for command in block.commands if block.language == "bash" else []:
+            if reason_not_to_run(command):
+                continue
+            arguments = arguments_of(command)
+            if arguments is None or " | " in command:
+                done = subprocess.run(
+                    ["bash", "-ec", command],
+                    cwd=folder,
+                    env={**os.environ, **own, "PATH": path},
+                    capture_output=True,
+                    text=True,
+                )
+                status, told = done.returncode, done.stdout + done.stderr
+            else:
+                process = Forked(command_in, str(folder), *arguments, out=out, environment=own)
+                status = process.wait(600)
+                told = process.said
+                process.kill()
+            allowed = next((statuses for start, statuses in STATUS.items() if command.startswith(start)), (0,))
+            assert status in allowed, f"{page}:{block.line}: {command}: status {status}\n{told[-3000:]}"
+
+
+@pytest.mark.docs
+def test_the_examples_of_docstrings_hold():
+    import clipvisionalign
+
+    names = [each.name for each in pkgutil.walk_packages(clipvisionalign.__path__, "clipvisionalign.")]
+    tested = 0
+    for name in [each for each in names if not each.endswith("__main__")]:
+        failed, count = doctest.testmod(importlib.import_module(name), optionflags=doctest.ELLIPSIS)
+        assert not failed, name
+        tested += count
+    assert tested > 20
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The site, built strictly: a broken link or a docstring that does not fit its function is an error."""
+    out = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(out)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-5000:]
+    return out
+
+
+@pytest.fixture(scope="module")
+def address(site: Path) -> Iterator[str]:
+    """Where the site is served."""
+
+    class Handler(SimpleHTTPRequestHandler):
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(site)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+@pytest.mark.docs
+@pytest.mark.xdist_group("site")
+def test_the_reference_of_the_site_is_complete(site: Path):
+    from clipvisionalign.cli import COMMANDS as REGISTERED
+
+    commands = (site / "reference" / "commands" / "index.html").read_text()
+    assert [name for name in REGISTERED if f'id="{name}"' not in commands] == []
+    settings = (site / "reference" / "settings" / "index.html").read_text()
+    for name in ("--model.design", "--loss.name", "--text_lr", "--model.image_tower.name"):
+        assert f"<code>{name}</code>" in settings
+    assert (
+        "load_aligner" in (site / "reference" / "python" / "clipvisionalign.models.aligner" / "index.html").read_text()
+    )
+    assert "Add a loss" in (site / "contributing" / "index.html").read_text()
+
+
+@pytest.mark.docs
+@pytest.mark.xdist_group("site")
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
+def test_the_site_asks_nobody_else_and_fits_its_window(browser: Any, address: str, width: int, scheme: Any):
+    page = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
+    elsewhere, errors = [], []
+    page.on(
+        "request",
+        lambda request: None if request.url.startswith((address, "data:", "blob:")) else elsewhere.append(request.url),
+    )
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    for name in (
+        "",
+        "training/",
+        "reference/commands/",
+        "reference/settings/",
+        "reference/python/clipvisionalign.models.aligner/",
+    ):
+        page.goto(f"{address}/{name}")
+        page.wait_for_load_state("networkidle")
+        assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), name
+    assert page.evaluate("getComputedStyle(document.body).colorScheme || document.body.dataset.mdColorScheme")
+    page.close()
+    assert elsewhere == []
+    assert errors == []
+
+
+@pytest.mark.docs
+def test_the_wheel_searches_in_a_fresh_environment(tmp_path: Path, tiny_runs: dict[str, Path], scenes_folder: Path):
+    """Built from the tree, installed without its dependencies, which come from the environment of the tests."""
+    out = tmp_path / "dist"
+    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(out), str(ROOT)]
+    done = subprocess.run(build, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    (wheel,) = out.iterdir()
+    with zipfile.ZipFile(wheel) as packed:
+        names = set(packed.namelist())
+    package = ROOT / "src"
+    tracked = [
+        path.relative_to(package).as_posix() for path in (package / "clipvisionalign").rglob("*") if path.is_file()
+    ]
+    assert [name for name in tracked if "__pycache__" not in name and name not in names] == []
+
+    environment = tmp_path / "fresh"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(environment)], check=True)
+    python = environment / "bin" / "python"
+    (own,) = environment.glob("lib/python*/site-packages")
+    install = [
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--no-index",
+        "--no-warn-script-location",
+        "--prefix",
+        str(environment),
+    ]
+    subprocess.run([sys.executable, "-m", "pip", *install, str(wheel)], check=True)
+    # As plain lines of a .pth file: .pth files there, such as that of an editable installation, are not read.
+    (own / "dependencies.pth").write_text("".join(f"{path}\n" for path in sys.path if path.endswith("site-packages")))
+    variables = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
+
+    def run(*arguments: str) -> str:
+        done = subprocess.run([str(python), *arguments], cwd=tmp_path, env=variables, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return done.stdout
+
+    assert str(environment) in run("-c", "import clipvisionalign; print(clipvisionalign.__file__)")
+    program = str(environment / "bin" / "clipvisionalign")
+    run(program, "index", str(tiny_runs["late"]), str(scenes_folder / "images"), "--out", "index")
+    assert ".png" in run(program, "search", "index", "a red circle", "--paths")
