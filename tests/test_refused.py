@@ -87,6 +87,7 @@ REFUSED: dict[str, list[str]] = {
     "export": ["run --onnx plan.yaml/new", "run --huggingface plan.yaml/new", "other --onnx new",
                "other --huggingface new", "run", "run --huggingface other"],
     "duplicates": ["other", "nowhere"],
+    "completion": ["", "ksh"],
     "explain": ["run plan.yaml dog --out new/map.png", "run data/images dog --out new/map.png",
                 "other a.jpg dog --out new.png", "run nowhere.jpg dog --out new.png"],
 }  # fmt: skip

@@ -7,6 +7,7 @@ import json
 import os
 import random
 import shutil
+import sys
 import time
 from collections import Counter
 from dataclasses import replace
@@ -394,3 +395,15 @@ def test_a_model_of_a_half_that_was_not_kept_is_told_where_the_figures_are(setti
     assert chosen["in_sample_epoch"]["of_halves"] == [0, 1]
     assert "but the epoch of half 0 and 1 is all of dev's" in chosen["figures"]
     assert "in-sample as far as that goes" in chosen["figures"]
+
+
+def test_features_are_kept_where_this_system_keeps_caches(monkeypatch, tmp_path):
+    from clipvisionalign.training import feature_cache
+
+    monkeypatch.delenv("CLIPVISIONALIGN_CACHE", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    if sys.platform == "linux":
+        assert feature_cache.cache_folder() == tmp_path / "clipvisionalign"
+    monkeypatch.setenv("CLIPVISIONALIGN_CACHE", str(tmp_path / "own"))
+    assert feature_cache.cache_folder() == tmp_path / "own"
+    assert feature_cache.cache_folder("given") == Path("given")

@@ -631,6 +631,8 @@ def test_recipes_config_and_flags_count_in_that_order(tmp_path, capsys, monkeypa
     taken = []
     monkeypatch.setattr("clipvisionalign.training.train.train", lambda config, *_: taken.append(config) or {"run": "x"})
     monkeypatch.setattr("clipvisionalign.cli.train._print_figures", lambda results: None)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "DATA").mkdir()
     (tmp_path / "own.yaml").write_text("batch: 16\nmodel: {width: 32}\n")
     assert main(["train", "DATA", "--epochs", "5", "--config", str(tmp_path / "own.yaml"), "--recipe=original"]) == 0
     config = taken[0]

@@ -90,11 +90,7 @@ def commands_page() -> str:
     lines = [
         "# Commands", "",
         "Generated from the program's own parsers. `clipvisionalign COMMAND --help` prints the same.", "",
-        "## Exit status", "", "| status | meaning |", "|---|---|",
-        "| 0 | done |",
-        "| 1 | the command could not do what was asked, or found a fault: `check` left rows out, an audit failed, a "
-        "search found nothing |",
-        "| 2 | usage error |", "| 130 | interrupted by Ctrl-C |", "",
+        "Exit statuses, streams and environment variables: [The command line](../command-line.md).", "",
     ]  # fmt: skip
     for name, summary in commands().items():
         parser = parser_of(name, "DATA")

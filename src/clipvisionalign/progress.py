@@ -97,6 +97,7 @@ class _Reporter:
     """All steps that run in this process, and who tells of them: rich on a terminal, a thread in a log."""
 
     def __init__(self) -> None:
+        self.is_silent = False
         self.reset()
 
     def reset(self) -> None:
@@ -110,7 +111,7 @@ class _Reporter:
     def begin(self, step: LongStep) -> None:
         with self.lock:
             self.steps.append(step)
-            if not step.shown:
+            if not step.shown or self.is_silent:
                 return
             if _on_terminal():
                 self._begin_live(step)
@@ -176,6 +177,11 @@ class _Reporter:
 _reporter = _Reporter()
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_reporter.reset)
+
+
+def silence_progress(is_silent: bool) -> None:
+    """Show no step that begins from now on in this process, or show them again."""
+    _reporter.is_silent = is_silent
 
 
 def _on_terminal() -> bool:

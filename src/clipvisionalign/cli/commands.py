@@ -4,29 +4,64 @@ from __future__ import annotations
 
 import argparse
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 
-from clipvisionalign.cli.data import check, scenes, shards
-from clipvisionalign.cli.evaluate import audit, encode, evaluate
-from clipvisionalign.cli.explain import explain
-from clipvisionalign.cli.export import export
-from clipvisionalign.cli.output import _speaks
-from clipvisionalign.cli.parser import OFFLINE, PROGRAM
-from clipvisionalign.cli.search import duplicates, index, search, serve
-from clipvisionalign.cli.study import report, study
-from clipvisionalign.cli.train import train
+from clipvisionalign.cli.completion import completion_parser, completion_script
+from clipvisionalign.cli.data import check, check_parser, scenes, scenes_parser, shards, shards_parser
+from clipvisionalign.cli.evaluate import audit, audit_parser, encode, encode_parser, evaluate, evaluate_parser
+from clipvisionalign.cli.explain import explain, explain_parser
+from clipvisionalign.cli.export import export, export_parser
+from clipvisionalign.cli.output import _speaks, set_verbosity
+from clipvisionalign.cli.parser import OFFLINE, PROGRAM, QUIET, VERBOSE, CommandParser, add_output_flags
+from clipvisionalign.cli.search import (
+    duplicates,
+    duplicates_parser,
+    index,
+    index_parser,
+    search,
+    search_parser,
+    serve,
+    serve_parser,
+)
+from clipvisionalign.cli.study import report, report_parser, study, study_parser
+from clipvisionalign.cli.train import train, train_parser
 from clipvisionalign.progress import long_step
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns its exit status: 0 done, 1 something is wrong, 2 wrong words on the command line."""
+    """Run one command.
+
+    Returns:
+        Its exit status: 0 done, 1 an error or a negative result, 2 a usage error, 130 interrupted; see
+        docs/command-line.md.
+    """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             # A file's name may be bytes that no encoding has; a message about it is printed all the same.
             stream.reconfigure(errors="backslashreplace")
     given = list(sys.argv[1:] if arguments is None else arguments)
-    parser = argparse.ArgumentParser(
+    parser = _main_parser()
+    is_quiet, is_verbose = (_take(flag, given) for flag in (QUIET, VERBOSE))
+    set_verbosity(is_quiet, is_verbose)
+    if given and given[0] in COMMANDS:
+        return _run(COMMANDS[given[0]][1], given[1:], is_verbose)
+    parser.parse_args(given)
+    parser.print_help()
+    return 2
+
+
+def _take(flag: str, arguments: list[str]) -> bool:
+    """Whether a flag stands among the arguments; it is taken out of them. After "--" there are no flags."""
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    is_there = flag in arguments[:end]
+    arguments[:end] = [argument for argument in arguments[:end] if argument != flag]
+    return is_there
+
+
+def _main_parser() -> argparse.ArgumentParser:
+    parser = CommandParser(
         PROGRAM,
         description="Train image-caption aligners, compare their attention designs honestly, use the best one.",
         epilog=f"'{PROGRAM} COMMAND --help' explains a command. First steps: {PROGRAM} scenes data/scenes; "
@@ -36,14 +71,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command")
     for name, (words, _) in COMMANDS.items():
         commands.add_parser(name, help=words, add_help=False)
-    if given and given[0] in COMMANDS:
-        return _run(COMMANDS[given[0]][1], given[1:])
-    parser.parse_args(given)
-    parser.print_help()
-    return 2
+    add_output_flags(parser)
+    return parser
 
 
-def _run(command: Callable[[list[str]], int], arguments: list[str]) -> int:
+def _run(command: Callable[[list[str]], int], arguments: list[str], is_verbose: bool = False) -> int:
     """Run a command; what a user can mend is told in one line, without a traceback."""
     try:
         with ExitStack() as around:
@@ -56,6 +88,8 @@ def _run(command: Callable[[list[str]], int], arguments: list[str]) -> int:
             around.enter_context(long_step(command.__name__, shown=shown, in_terminal=False))
             return command(arguments)
     except (ValueError, OSError, FloatingPointError) as error:
+        if is_verbose:
+            traceback.print_exc()
         print(f"{PROGRAM}: error: {error}", file=sys.stderr)
         return 1
     except ModuleNotFoundError as error:
@@ -65,7 +99,7 @@ def _run(command: Callable[[list[str]], int], arguments: list[str]) -> int:
         print(f'{PROGRAM}: error: this needs {error.name}: pip install "clipvisionalign[{extra}]"', file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(f"{PROGRAM}: stopped", file=sys.stderr)
+        print(f"{PROGRAM}: stopped{RESUMED.get(command, '')}", file=sys.stderr)
         return 130
 
 
@@ -82,12 +116,26 @@ EXTRAS = {
     "fastapi_offline": "search", "starlette": "search", "filelock": "search", "fsspec": "search", "ray": "ray",
     "markupsafe": "study", "pydantic": "study", "tokenizers": "onnx", "prometheus_client": "search",
     "onnx": "onnx", "onnxscript": "onnx", "onnxruntime": "onnx",
-    "webdataset": "scale", "datasets": "scale", "peft": "scale",
+    "shtab": "completion", "webdataset": "scale", "datasets": "scale", "peft": "scale",
 }  # fmt: skip
 
 
+#: Commands that resume when they are given again, and the hint when one is interrupted; `train` has its own.
+RESUMED: dict[Callable[[list[str]], int], str] = {
+    study: "; the same command resumes the study: runs that are finished are not trained again",
+    index: "; the same command resumes it: what is in the index is not encoded again",
+}
+
 #: The commands that may need a tower's weights.
 _FETCHING = (check, train, evaluate, encode, audit, study)
+
+
+def completion(arguments: list[str]) -> int:
+    """Print a script by which a shell completes commands, flags and choices."""
+    given = completion_parser().parse_args(arguments)
+    parsers = {name: (COMMANDS[name][0], parser_of()) for name, parser_of in PARSERS.items()}
+    print(completion_script(given.shell, parsers))
+    return 0
 
 
 COMMANDS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
@@ -106,4 +154,25 @@ COMMANDS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     "export": ("write a run for use elsewhere: ONNX, or a folder for a hub", export),
     "duplicates": ("list pictures of an index that are the same, or nearly", duplicates),
     "explain": ("which parts of a picture carry which word of a caption", explain),
+    "completion": ("print a script by which a shell completes commands and flags", completion),
+}
+
+#: What reads each command's arguments; `train` has settings of its own besides, from files.
+PARSERS: dict[str, Callable[[], argparse.ArgumentParser]] = {
+    "scenes": scenes_parser,
+    "check": check_parser,
+    "shards": shards_parser,
+    "train": train_parser,
+    "evaluate": evaluate_parser,
+    "encode": encode_parser,
+    "audit": audit_parser,
+    "study": study_parser,
+    "report": report_parser,
+    "index": index_parser,
+    "search": search_parser,
+    "serve": serve_parser,
+    "export": export_parser,
+    "duplicates": duplicates_parser,
+    "explain": explain_parser,
+    "completion": completion_parser,
 }

@@ -10,27 +10,33 @@ from typing import TYPE_CHECKING, Any
 
 from clipvisionalign.cli.output import print_check, say
 from clipvisionalign.cli.parser import OFFLINE, OFFLINE_HELP, PROGRAM, _parser
+from clipvisionalign.counts import with_noun
 
 if TYPE_CHECKING:
     from clipvisionalign.data.captioned import CaptionedImages
     from clipvisionalign.data.check import CheckReport
 
 
-def scenes(arguments: list[str]) -> int:
+def scenes_parser() -> argparse.ArgumentParser:
     parser = _parser("scenes", description="Draw the built-in data set: scenes of shapes with five captions each.")
     parser.add_argument("out", help="folder to write: images/, metadata.csv, scenes.jsonl")
     parser.add_argument("--images", type=int, default=1000, help="scenes to draw (default 1000)")
     parser.add_argument("--seed", type=int, default=0, help="another seed draws other scenes (default 0)")
     parser.add_argument("--size", type=int, default=224, help="pixels on a side (default 224)")
-    given = parser.parse_args(arguments)
+    return parser
+
+
+def scenes(arguments: list[str]) -> int:
+    """Draw the built-in data set."""
+    given = scenes_parser().parse_args(arguments)
     from clipvisionalign.data.scenes import write_scenes
 
     folder = write_scenes(given.out, given.images, given.seed, given.size)
-    print(f"{folder}: {given.images} scenes with {5 * given.images} captions")
+    print(f"{folder}: {with_noun(given.images, 'scene')} with {with_noun(5 * given.images, 'caption')}")
     return 0
 
 
-def _check_parser() -> argparse.ArgumentParser:
+def check_parser() -> argparse.ArgumentParser:
     parser = _parser(
         "check",
         description="List what is wrong with a data set, row by row: missing, truncated, unreadable or enormous "
@@ -62,7 +68,7 @@ def _check_parser() -> argparse.ArgumentParser:
 
 def check(arguments: list[str]) -> int:
     """List what is wrong with a data set; the exit status is 1 where something is left out."""
-    given = _check_parser().parse_args(arguments)
+    given = check_parser().parse_args(arguments)
     from clipvisionalign.data.check import check as check_data
     from clipvisionalign.data.check import empty_splits, passed_over
     from clipvisionalign.data.formats import read_captioned_images
@@ -107,7 +113,9 @@ def _with_new_splits(
     problems = [problem for problem in clean_data.problems if "two splits" not in problem.kind]
     split_data = write_splits(replace(clean_data, problems=problems), duplicate_pairs, Path(file))
     sizes = ", ".join(f"{split} {split_data.split_sizes().get(split, 0):,}" for split in SPLITS)
-    say(f"{file}: written: {sizes} images; {len(duplicate_pairs):,} pairs of nearly equal ones kept together")
+    say(
+        f"{file}: written: {sizes} images; {with_noun(len(duplicate_pairs), 'pair')} of nearly equal ones kept together"
+    )
     clean_data, report = check_data(split_data, full=False)
     if Path(file).absolute() != split_file_of(data.source).absolute():
         report.notes = [*report.notes, f"these splits are read where they are {split_file_of(data.source)}"]
@@ -125,7 +133,7 @@ def _cut_captions(data: CaptionedImages, model: str, max_tokens: int) -> dict[st
     return {"max_tokens": tokenizer.max_tokens, **found}
 
 
-def shards(arguments: list[str]) -> int:
+def shards_parser() -> argparse.ArgumentParser:
     parser = _parser(
         "shards",
         description="Write a data set as WebDataset shards, SPLIT-000000.tar and so on: to train on as a stream, from "
@@ -135,7 +143,12 @@ def shards(arguments: list[str]) -> int:
     parser.add_argument("out", help="folder to write")
     parser.add_argument("--layout", default="auto", help="how the data set lies there (default: recognise it)")
     parser.add_argument("--per-shard", type=int, default=1000, help="pictures in a shard (default 1000)")
-    given = parser.parse_args(arguments)
+    return parser
+
+
+def shards(arguments: list[str]) -> int:
+    """Write a data set as WebDataset shards."""
+    given = shards_parser().parse_args(arguments)
     from clipvisionalign.data.check import check as check_data
     from clipvisionalign.data.formats import read_captioned_images
     from clipvisionalign.data.streams.writing import write_shards
@@ -148,5 +161,7 @@ def shards(arguments: list[str]) -> int:
         say(f"left out: and {len(left_out) - 5} more; '{PROGRAM} check {given.data}' lists all")
     written = write_shards(data, given.out, given.per_shard, shown=True)
     for split, files in written.items():
-        print(f"{given.out}: {split}, {data.split_sizes()[split]:,} images in {len(files)} shards")
+        print(
+            f"{given.out}: {split}, {with_noun(data.split_sizes()[split], 'image')} in {with_noun(len(files), 'shard')}"
+        )
     return 0

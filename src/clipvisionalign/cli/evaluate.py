@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from clipvisionalign.cli.output import _print_audit, _print_figures, _print_trained_on, say
 from clipvisionalign.cli.parser import OFFLINE, OFFLINE_HELP, PROGRAM, _parser
+from clipvisionalign.counts import with_noun
 
 if TYPE_CHECKING:
     from clipvisionalign.data.captioned import CaptionedImages
     from clipvisionalign.retrieval.evaluate import Evaluation
 
 
-def evaluate(arguments: list[str]) -> int:
+def evaluate_parser() -> argparse.ArgumentParser:
     parser = _evaluation_parser(
         "evaluate", "Measure a run on the whole gallery of a split, both ways, with 95% intervals (bootstrap)."
     )
@@ -33,7 +34,12 @@ def evaluate(arguments: list[str]) -> int:
     parser.add_argument(
         "--distractors", default="", metavar="FILE", help="with --vectors: more images in the gallery, without captions"
     )
-    given = parser.parse_args(arguments)
+    return parser
+
+
+def evaluate(arguments: list[str]) -> int:
+    """Measure a run, or vectors of any program, on a whole gallery."""
+    given = evaluate_parser().parse_args(arguments)
     if given.vectors:
         return _evaluate_vectors(given)
     if given.run is None or given.partners or given.distractors:
@@ -52,7 +58,7 @@ def evaluate(arguments: list[str]) -> int:
         if aligner.late is None:
             raise ValueError(f"{given.run}: its design '{aligner.config.design}' has nothing to re-rank with")
         candidates = given.candidates
-    say(f"{source}, {given.split}: {len(part):,} images, {len(part.captions):,} captions")
+    say(f"{source}, {given.split}: {with_noun(len(part), 'image')}, {with_noun(len(part.captions), 'caption')}")
     found: Evaluation = measure(
         aligner, part.images, part.captions, part.caption_image, part.image_identity, candidates,
         caption_group=part.caption_group,
@@ -98,7 +104,7 @@ def _evaluate_vectors(given: argparse.Namespace) -> int:
     return 0 if checks.passed else 1
 
 
-def encode(arguments: list[str]) -> int:
+def encode_parser() -> argparse.ArgumentParser:
     parser = _evaluation_parser(
         "encode",
         "Write the vectors of a data set's images and captions, for any program: as .parquet, or as .npy files with\n"
@@ -110,18 +116,23 @@ def encode(arguments: list[str]) -> int:
         "--distractors", default="", metavar="FOLDER", help="images without captions, behind the others"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace what is there")
-    given = parser.parse_args(arguments)
+    return parser
+
+
+def encode(arguments: list[str]) -> int:
+    """Write the vectors of a data set's images and captions."""
+    given = encode_parser().parse_args(arguments)
     from clipvisionalign.retrieval.vector_files import refuse_present, write_vectors
 
     if given.data_set and given.data:
         raise ValueError(f"two data sets: {given.data_set} and --data {given.data}")
     given.data = given.data_set or given.data
     refuse_present(given.out, given.overwrite)
+    more = _distractors(given.distractors)
     aligner, data, source, differs = _open_run(given)
     part = _checked_split(data, given.split)
     if not len(part):
         raise ValueError(f"{source}: no image of the split '{given.split}' is left to be encoded")
-    more = _distractors(given.distractors)
     images = aligner.encode_images([*part.images, *more]).numpy()
     captions = aligner.encode_captions(part.captions).numpy()
     files = write_vectors(given.out, part, images, captions, [str(path) for path in more], given.overwrite)
@@ -164,13 +175,18 @@ def _distractors(folder: str) -> list[Path]:
     return good
 
 
-def audit(arguments: list[str]) -> int:
+def audit_parser() -> argparse.ArgumentParser:
     parser = _evaluation_parser(
         "audit",
         "Is a run's figure real? Checks that the model sees nothing that it must not, and that splits are apart.",
     )
     parser.add_argument("--sample", type=int, default=48, help="images in the checks (default 48)")
-    given = parser.parse_args(arguments)
+    return parser
+
+
+def audit(arguments: list[str]) -> int:
+    """Check that a model sees nothing that it must not; the exit status is 1 where a check fails."""
+    given = audit_parser().parse_args(arguments)
     from clipvisionalign.data.check import check as check_data
     from clipvisionalign.data.of_run import unfinished_note
     from clipvisionalign.retrieval.audit import AuditReport, Check
@@ -231,13 +247,35 @@ def _open_run(given: argparse.Namespace) -> tuple[Any, CaptionedImages, str, dic
     from clipvisionalign.data.of_run import differs_from_run, read_data_of_run
     from clipvisionalign.models.io import load_aligner
 
+    # Data first: what is wrong with it is known sooner than a model is loaded.
+    _check_run(given.run, getattr(given, "candidates", None))
+    data = read_data_of_run(given.run, given.data or "", given.layout, given.identity, given.split)
+    data.split(given.split)
     aligner = load_aligner(given.run, given.device)
     aligner.show_progress = True
-    data = read_data_of_run(given.run, given.data or "", given.layout, given.identity, given.split)
     differs = differs_from_run(given.run, data, given.split)
     for line in differs:
         say(f"note: {line}")
     return aligner, data, str(data.source), {"differs_from_run": "; ".join(differs)} if differs else {}
+
+
+def _check_run(run: str, candidates: int | None) -> None:
+    """Raises what `load_aligner` raises where a folder is no run, and ValueError for settings that cannot be read, or
+    for a number of candidates where the design has nothing to re-rank with."""
+    import yaml
+
+    from clipvisionalign.data.of_run import settings_of
+    from clipvisionalign.models.io import load_aligner
+
+    try:
+        settings = settings_of(run)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{run}/config.yaml: no settings of an aligner: {error}") from None
+    if not settings:
+        load_aligner(run)
+    design = (settings.get("model") or {}).get("design", "")
+    if candidates and design in ("self", "sparse"):
+        raise ValueError(f"{run}: its design '{design}' has nothing to re-rank with")
 
 
 def _checked_split(data: CaptionedImages, split: str) -> CaptionedImages:
@@ -251,5 +289,6 @@ def _checked_split(data: CaptionedImages, split: str) -> CaptionedImages:
         say(f"check: and {len(dropped) - 10} more left out")
     before = sum(problem.rows for problem in data.problems)
     if before:
-        say(f"{before:,} rows were left out when the data set was read: '{PROGRAM} check {data.source}' lists them")
+        rows = f"{with_noun(before, 'row')} {'was' if before == 1 else 'were'}"
+        say(f"{rows} left out when the data set was read: '{PROGRAM} check {data.source}' lists them")
     return kept

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 
 from clipvisionalign.cli.parser import _parser
 
 
-def explain(arguments: list[str]) -> int:
+def explain_parser() -> argparse.ArgumentParser:
     parser = _parser(
         "explain",
         description="Which parts of a picture carry which word of a caption: the late interaction's matches, the\n"
@@ -19,12 +20,22 @@ def explain(arguments: list[str]) -> int:
     parser.add_argument("caption", help="the caption")
     parser.add_argument("--out", default="explanation.png", help="PNG to write (default explanation.png)")
     parser.add_argument("--json", action="store_true", help="print the maps as JSON")
-    given = parser.parse_args(arguments)
+    return parser
+
+
+def explain(arguments: list[str]) -> int:
+    """Write a sheet of maps: which patches carry which word."""
+    given = explain_parser().parse_args(arguments)
+    if not given.caption.strip():
+        raise ValueError("a caption needs words")
     from clipvisionalign.data.of_run import unfinished_note
+    from clipvisionalign.images import open_picture
     from clipvisionalign.models.io import load_aligner
     from clipvisionalign.search.explain import explain as explain_pair
     from clipvisionalign.search.sheet import sheet_of_explanation
 
+    # What is no image is refused before a model is loaded.
+    open_picture(given.image)
     unfinished = unfinished_note(given.run)
     found = explain_pair(load_aligner(given.run), given.image, given.caption)
     sheet_of_explanation(given.image, found).save(given.out, "PNG")

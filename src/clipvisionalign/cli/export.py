@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
+
 from clipvisionalign.cli.output import say
 from clipvisionalign.cli.parser import _parser
 
 
-def export(arguments: list[str]) -> int:
+def export_parser() -> argparse.ArgumentParser:
     parser = _parser(
         "export",
         description="Write a run for use elsewhere: as ONNX, checked against PyTorch, with tokenizer and\n"
@@ -20,7 +22,12 @@ def export(arguments: list[str]) -> int:
         "--int8", action="store_true", help="with --onnx: also towers with 8-bit products, and what they lose on dev"
     )
     parser.add_argument("--data", default="", help="with --int8: the data set to measure on (default: the run's own)")
-    given = parser.parse_args(arguments)
+    return parser
+
+
+def export(arguments: list[str]) -> int:
+    """Write a run as ONNX, or as a folder for a hub."""
+    given = export_parser().parse_args(arguments)
     if given.int8 and not given.onnx:
         raise ValueError("--int8 goes with --onnx")
     if given.data and not given.int8:

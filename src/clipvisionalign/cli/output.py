@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from clipvisionalign.cli.parser import PROGRAM
+from clipvisionalign.counts import with_noun
+from clipvisionalign.progress import silence_progress
 
 if TYPE_CHECKING:
     from clipvisionalign.data.check import CheckReport
@@ -17,9 +20,23 @@ OTHER_WAY = {"value": "value", "low": "high", "high": "low"}
 WAYS = ("image_to_text", "text_to_image")
 
 
+#: Whether notes and progress are left out (--quiet).
+_is_quiet = False
+
+
+def set_verbosity(is_quiet: bool, is_verbose: bool) -> None:
+    """Set how much this process prints beside results and errors."""
+    global _is_quiet
+    _is_quiet = is_quiet
+    silence_progress(is_quiet)
+    if is_verbose:
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
+
+
 def say(line: str) -> None:
-    """Progress goes to standard error, so that standard output is the result alone."""
-    print(line, file=sys.stderr, flush=True)
+    """Print a note to standard error, so that standard output is the result alone."""
+    if not _is_quiet:
+        print(line, file=sys.stderr, flush=True)
 
 
 def _speaks() -> bool:
@@ -32,10 +49,13 @@ def print_check(data: str, report: CheckReport, truncation: dict[str, Any]) -> N
     for problem in report.problems:
         print(f"{problem.kind}: {problem}")
     sizes = ", ".join(f"{split} {count:,}" for split, count in sorted(report.splits.items()))
-    print(f"{data}: layout {report.layout}, {report.images:,} images ({sizes}), {report.captions:,} captions")
+    print(
+        f"{data}: layout {report.layout}, {with_noun(report.images, 'image')} ({sizes}), "
+        f"{with_noun(report.captions, 'caption')}"
+    )
     if report.rows:
-        rows = f"{report.rows['in_files']:,} rows = {report.rows['read']:,} read + {report.rows['left_out']:,} left out"
-        print(f"  {rows}")
+        rows = with_noun(report.rows["in_files"], "row")
+        print(f"  {rows} = {report.rows['read']:,} read + {report.rows['left_out']:,} left out")
     for note in report.notes:
         print(f"  {note}")
     for kind, count in sorted(report.to_dict()["summary"].items()):
@@ -43,9 +63,10 @@ def print_check(data: str, report: CheckReport, truncation: dict[str, Any]) -> N
     for split, equal in report.equal_captions.items():
         # Within a split: what is equal across splits ties in no gallery.
         if equal["captions"] and split != "all":
+            texts, images = with_noun(equal["texts"], "text"), with_noun(equal["images"], "image")
             print(
                 f"  {equal['captions']:>6,}  captions of {split} that are equal, word by word, to one of another image "
-                f"({equal['texts']:,} texts of {equal['images']:,} images); '--identity caption' makes such images "
+                f"({texts} of {images}); '--identity caption' makes such images "
                 "each other's partners"
             )
     for split, counts in truncation.items():
@@ -62,10 +83,12 @@ def _print_figures(results: dict[str, Any]) -> None:
 
     from clipvisionalign.retrieval.metrics import figure_name, gain_told
 
-    title = f"{results['run']} on {results['data']}, {results['split']}: {results['images']:,} images, "
+    title = f"{results['run']} on {results['data']}, {results['split']}: {with_noun(results['images'], 'image')}, "
     if results.get("distractors"):
         title += f"{results['distractors']:,} more without captions, "
-    table = Table(title=Text(f"{title}{results['captions']:,} captions, 95% intervals"), title_justify="left")
+    table = Table(
+        title=Text(f"{title}{with_noun(results['captions'], 'caption')}, 95% intervals"), title_justify="left"
+    )
     blocks = {"": results} if "dual" not in results else {"dual": results["dual"], "re-ranked": results["reranked"]}
     table.add_column("figure")
     for name in blocks:
@@ -114,7 +137,6 @@ def _print_equal_captions(found: dict[str, Any] | None) -> None:
     """What captions that are equal can cost, where they can."""
     if found and found["cost"]:
         from clipvisionalign.retrieval.equal_captions import equal_captions_told
-        from clipvisionalign.study.significant import with_noun
 
         captions, texts, images = (with_noun(found[f"{noun}s"], noun) for noun in ("caption", "text", "image"))
         best, cost = f"{found['best_rsum']:.1f}", f"{found['cost']:.1f}"
@@ -155,7 +177,7 @@ def _print_profile(results: dict[str, Any]) -> None:
 
     steps, images, seconds = results["steps"], results["images"], results["profile"]
     total = sum(seconds.values())
-    title = f"{steps} steps, {images:,} images, {images / total:.1f} images a second"
+    title = f"{with_noun(steps, 'step')}, {with_noun(images, 'image')}, {images / total:.1f} images a second"
     table = Table(title=title, title_justify="left")
     for column in ("where the time goes", "ms a step", "share"):
         table.add_column(column, justify="left" if column.startswith("where") else "right")
@@ -173,27 +195,30 @@ def print_index_report(index: str, report: Report) -> None:
     from clipvisionalign.search.files import printable
     from clipvisionalign.search.index import read_broken
 
-    captions = f"; {report.captions:,} captions" if report.captions else ""
+    captions = f"; {with_noun(report.captions, 'caption')}" if report.captions else ""
     kept = f", {report.kept:,} kept whose files cannot be read" if report.kept else ""
     print(
-        f"{index}: {report.there:,} pictures: {report.encoded:,} encoded, {report.unchanged:,} unchanged, "
+        f"{index}: {with_noun(report.there, 'picture')}: {report.encoded:,} encoded, {report.unchanged:,} unchanged, "
         f"{report.moved:,} moved, {report.dropped:,} dropped{kept}; "
-        f"{report.broken:,} files could not be decoded{captions}"
+        f"{with_noun(report.broken, 'file')} could not be decoded{captions}"
     )
     print(report.sum())
     for line in report.not_taken.lines():
         print(f"  {printable(line)}")
     if report.unlisted:
-        print(f"{len(report.unlisted):,} folders could not be listed")
+        print(f"{with_noun(len(report.unlisted), 'folder')} could not be listed")
     if report.data_set:
-        print("data set: {rows:,} rows = {read:,} read + {left_out:,} left out".format(**report.data_set))
+        rows = with_noun(report.data_set["rows"], "row")
+        print("data set: {0} = {read:,} read + {left_out:,} left out".format(rows, **report.data_set))
     if report.metadata:
-        print("metadata: {matched:,} of {rows:,} rows matched, {listed:,} listed".format(**report.metadata))
+        rows = with_noun(report.metadata["rows"], "row")
+        print("metadata: {matched:,} of {0} matched, {listed:,} listed".format(rows, **report.metadata))
     for entry in read_broken(index)[:5]:
         say(f"not decoded: {printable(entry['path'])}: {printable(entry['reason'].removeprefix(entry['path'] + ': '))}")
     if report.broken > 5:
         say(f"and {report.broken - 5:,} more, in {index}/broken.jsonl")
-    print(f'next: {PROGRAM} search {index} "a dog on the grass"')
+    if report.there:
+        print(f'next: {PROGRAM} search {index} "a dog on the grass"')
 
 
 def _print_found(words: str, minus: list[str], found: list[Any], thumbnails: dict[int, bytes]) -> None:
@@ -209,15 +234,20 @@ def _print_found(words: str, minus: list[str], found: list[Any], thumbnails: dic
     pairs = any(each.pair_score is not None for each in found)
     metadata = list(found[0].metadata) if found else []
     previews = ["picture"] if thumbnails else []
+    console = Console()
+    # An image is drawn as wide as its column is for certain: a wider one would be cropped.
+    preview_width = min(24, console.width // 3)
     for column in ("", *previews, "path", "cosine", *(["pair score"] if pairs else []), "pixels", *metadata):
-        table.add_column(column, justify="left" if column == "path" else "right", overflow="fold")
+        width = preview_width if previews and column == "picture" else None
+        justify: Literal["left", "right"] = "left" if column == "path" else "right"
+        table.add_column(column, justify=justify, overflow="fold", width=width)
     for place, each in enumerate(found, 1):
-        picture = [_preview(thumbnails[each.id])] if previews else []
+        picture = [_preview(thumbnails[each.id], preview_width)] if previews else []
         pair = [] if not pairs else ["" if each.pair_score is None else f"{each.pair_score:.3f}"]
         more = [Text(printable(_as_written(value))) for value in each.metadata.values()]
         size = f"{each.width} x {each.height}"
         table.add_row(str(place), *picture, Text(printable(each.path)), f"{each.score:.3f}", *pair, size, *more)
-    Console().print(table)
+    console.print(table)
 
 
 def _as_written(value: int | float | str | None) -> str:
@@ -227,14 +257,14 @@ def _as_written(value: int | float | str | None) -> str:
     return "" if value is None else str(value)
 
 
-def _preview(thumbnail: bytes) -> Any:
+def _preview(thumbnail: bytes, width: int) -> Any:
     """A picture as the terminal can show it: by its own protocol (Kitty, Sixel), or by coloured halves of letters."""
     from io import BytesIO
 
     from PIL import Image as PillowImage
     from textual_image.renderable import Image
 
-    return Image(PillowImage.open(BytesIO(thumbnail)), width=24, height="auto")
+    return Image(PillowImage.open(BytesIO(thumbnail)), width=width, height="auto")
 
 
 def _write_paths(searcher: Any, numbers: list[int], end: bytes) -> None:

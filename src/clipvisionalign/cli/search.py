@@ -10,9 +10,10 @@ from typing import Any
 
 from clipvisionalign.cli.output import _print_found, _write_paths, print_index_report, say
 from clipvisionalign.cli.parser import PROGRAM, _parser
+from clipvisionalign.counts import with_noun
 
 
-def _index_parser() -> argparse.ArgumentParser:
+def index_parser() -> argparse.ArgumentParser:
     parser = _parser(
         "index",
         description="Encode pictures into an index to search. Made again, it encodes only what is new or changed,\n"
@@ -62,7 +63,7 @@ def _index_parser() -> argparse.ArgumentParser:
 
 def index(arguments: list[str]) -> int:
     """Make an index, or bring one up to date."""
-    given = _index_parser().parse_args(arguments)
+    given = index_parser().parse_args(arguments)
     from clipvisionalign.search.index import build_index, read_broken
 
     done = build_index(
@@ -77,7 +78,7 @@ def index(arguments: list[str]) -> int:
     return 0
 
 
-def _search_parser() -> argparse.ArgumentParser:
+def search_parser() -> argparse.ArgumentParser:
     parser = _parser(
         "search",
         description='Find pictures of an index by words, by a picture, or by several of both. "^2 red" counts twice.',
@@ -119,17 +120,15 @@ def _search_parser() -> argparse.ArgumentParser:
 
 def search(arguments: list[str]) -> int:
     """Find images or captions of an index; the exit status is 1 where nothing is found."""
-    given = _search_parser().parse_args(arguments)
+    given = search_parser().parse_args(arguments)
     if given.captions and (given.where or given.rerank or given.sheet or given.paths or given.previews):
         raise ValueError("--captions finds texts: leave --where, --rerank, --sheet, --paths and --previews out")
     from clipvisionalign.data.of_run import unfinished_note
     from clipvisionalign.data.text_files import decode, split_lines
+    from clipvisionalign.search.checks import check_query
     from clipvisionalign.search.files import printable
     from clipvisionalign.search.query import Searcher, Term, parse_term
 
-    searcher = Searcher(given.index, given.run)
-    if unfinished := unfinished_note(searcher.run):
-        say(f"note: {unfinished}")
     minus = [parse_term(text, -1.0) for text in given.minus]
     like = [Term(path, is_picture=True) for path in given.like]
     queries = [(" + ".join([*given.words, *given.like]), [parse_term(text) for text in given.words] + like)]
@@ -141,6 +140,13 @@ def search(arguments: list[str]) -> int:
         queries = [(line, [parse_term(line)]) for line in lines if line]
     for note in dict.fromkeys(term.note for _, terms in queries for term in [*terms, *minus] if term.note):
         say(f"note: {note}")
+    for _, terms in queries:
+        check_query(
+            given.index, [*terms, *minus], given.count, given.where, given.rerank, given.run, captions=given.captions
+        )
+    searcher = Searcher(given.index, given.run)
+    if unfinished := unfinished_note(searcher.run):
+        say(f"note: {unfinished}")
     answers: list[dict[str, Any]] = []
     for words, terms in queries:
         if given.captions:
@@ -152,6 +158,9 @@ def search(arguments: list[str]) -> int:
             continue
         found = searcher.search([*terms, *minus], given.count, given.where, given.rerank)
         answers.append({"query": words, "found": [each.to_dict() for each in found]})
+        if not found:
+            say(f"{printable(words)}: nothing found{f' where {given.where}' if given.where.strip() else ''}")
+            continue
         if given.paths:
             _write_paths(searcher, [each.id for each in found], b"\0" if given.null else b"\n")
         elif not given.json:
@@ -170,7 +179,7 @@ def search(arguments: list[str]) -> int:
     return 0 if any(answer["found"] for answer in answers) else 1
 
 
-def duplicates(arguments: list[str]) -> int:
+def duplicates_parser() -> argparse.ArgumentParser:
     parser = _parser("duplicates", description="List pictures of an index that are the same, or nearly.")
     parser.add_argument("index", help="folder that 'index' wrote")
     parser.add_argument(
@@ -178,7 +187,12 @@ def duplicates(arguments: list[str]) -> int:
     )
     parser.add_argument("--run", default="", help="where the aligner is, if it was moved")
     parser.add_argument("--json", action="store_true", help="print the groups as JSON")
-    given = parser.parse_args(arguments)
+    return parser
+
+
+def duplicates(arguments: list[str]) -> int:
+    """List images of an index that are the same, or nearly."""
+    given = duplicates_parser().parse_args(arguments)
     from clipvisionalign.search.files import printable
     from clipvisionalign.search.query import Searcher
     from clipvisionalign.search.query import duplicates as groups_of
@@ -196,11 +210,11 @@ def duplicates(arguments: list[str]) -> int:
         print(f"{number}. {'the same bytes' if same else 'nearly the same'}:")
         for row in group:
             print(f"   {printable(row['path'])} ({row['size']:,} bytes)")
-    print(f"{len(groups)} groups of pictures that are the same or nearly")
+    print(f"{with_noun(len(groups), 'group')} of pictures that are the same or nearly")
     return 0
 
 
-def serve(arguments: list[str]) -> int:
+def serve_parser() -> argparse.ArgumentParser:
     parser = _parser(
         "serve",
         description="A search page and service over an index, or over two to compare. Bound to this machine unless\n"
@@ -219,7 +233,12 @@ def serve(arguments: list[str]) -> int:
     )  # fmt: skip
     how.add_argument("--token", default="", help="the token itself, which every process list shows: to be removed")
     parser.add_argument("--run", default="", help="where the aligner is, if it was moved")
-    given = parser.parse_args(arguments)
+    return parser
+
+
+def serve(arguments: list[str]) -> int:
+    """Run the search page and service until it is stopped."""
+    given = serve_parser().parse_args(arguments)
     from clipvisionalign.search.service import read_token
     from clipvisionalign.search.service import serve as run_service
 

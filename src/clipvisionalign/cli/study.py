@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from clipvisionalign.study.plan import Plan
 
 
-def study(arguments: list[str]) -> int:
-    from clipvisionalign.study.plan import read_plan, ready_plans, told_with_lines
+def study_parser() -> argparse.ArgumentParser:
+    from clipvisionalign.study.plan import ready_plans
 
     ready = "\n".join(f"  {name:<16} {title}" for name, title in ready_plans().items())
     parser = _parser(
@@ -38,7 +38,13 @@ def study(arguments: list[str]) -> int:
     parser.add_argument("--dry-run", action="store_true", help="say how long it will take, and train nothing")
     parser.add_argument("--pdf", action="store_true", help="also write report.pdf (needs clipvisionalign[pdf])")
     parser.add_argument("--json", action="store_true", help="print report.json instead of tables")
-    given = parser.parse_args(arguments)
+    return parser
+
+
+def study(arguments: list[str]) -> int:
+    """Carry out a study, or tell how long it will take."""
+    given = study_parser().parse_args(arguments)
+    from clipvisionalign.study.plan import read_plan, told_with_lines
     from clipvisionalign.study.run import plan_ahead, run_study
     from clipvisionalign.study.tables import print_tables
 
@@ -96,7 +102,7 @@ def _whole(text: str, flag: str) -> int:
         raise ValueError(f"{flag}: '{text}' is no whole number") from None
 
 
-def report(arguments: list[str]) -> int:
+def report_parser() -> argparse.ArgumentParser:
     parser = _parser(
         "report",
         description="Write a study's report anew: page, figures, tables, PDF; of a study that was stopped, from what\n"
@@ -107,7 +113,12 @@ def report(arguments: list[str]) -> int:
     parser.add_argument("--out", help="file to write a comparison to (default: STUDY/comparison.html)")
     parser.add_argument("--pdf", action="store_true", help="also write report.pdf (needs clipvisionalign[pdf])")
     parser.add_argument("--json", action="store_true", help="print report.json, or both tables, as JSON")
-    given = parser.parse_args(arguments)
+    return parser
+
+
+def report(arguments: list[str]) -> int:
+    """Write a study's report again, or compare two studies."""
+    given = report_parser().parse_args(arguments)
     from dataclasses import asdict
 
     from clipvisionalign.files import written_aside

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import is_dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from clipvisionalign.cli.output import _print_figures, _print_profile, _speaks, say
-from clipvisionalign.cli.parser import OFFLINE, OFFLINE_HELP, PROGRAM
+from clipvisionalign.cli.parser import OFFLINE, OFFLINE_HELP, PROGRAM, add_output_flags, exit_with_usage_error
 
 
 def train(arguments: list[str]) -> int:
@@ -20,6 +21,7 @@ def train(arguments: list[str]) -> int:
     from clipvisionalign.training.train import train as train_run
 
     parser = train_parser()
+    hint = _ResumeHint()
     _refuse_clocks(arguments, _numbers(RunConfig()))
     # `train DATA` and `train --data DATA` are the same.
     if arguments and not arguments[0].startswith("-"):
@@ -31,10 +33,13 @@ def train(arguments: list[str]) -> int:
         raise ValueError("a file of settings names no 'recipe': give --recipe on the command line")
     if settings.pop("offline") and OFFLINE not in arguments:
         raise ValueError(f"'offline' in a file of settings comes too late: give {OFFLINE}, or set HF_HUB_OFFLINE=1")
-    settings.pop("config", None)
+    for flag in ("config", "quiet", "verbose"):
+        settings.pop(flag, None)
     stopped = settings.pop("resume")
     if stopped is not None and len([each for each in arguments if each != OFFLINE]) > 2:
         raise ValueError(f"--resume {stopped} goes on with the settings of that run; it takes no others")
+    if stopped is None:
+        _refuse_absent(settings["data"])
     if settings["profile"]:
         with tempfile.TemporaryDirectory() as folder:
             settings |= {"out": str(Path(folder) / "profile"), "overwrite": False}
@@ -42,7 +47,8 @@ def train(arguments: list[str]) -> int:
         if _speaks():
             _print_profile(found)
         return 0
-    results = resume(stopped, say) if stopped is not None else train_run(RunConfig(**settings), say)
+    with hint.shown_for(settings["out"] if stopped is None else stopped):
+        results = resume(stopped, hint.say) if stopped is not None else train_run(RunConfig(**settings), hint.say)
     if not _speaks():
         return 0
     _print_figures(results)
@@ -63,7 +69,12 @@ def train_parser() -> Any:
 
     known = "; ".join(f"{name}: {words}" for name, words in recipes().items())
     set_loader("plain_yaml", partial(load_settings, numbers=_numbers(RunConfig())), (yaml.YAMLError,))
-    parser = ArgumentParser(
+
+    class TrainParser(ArgumentParser):
+        def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+            exit_with_usage_error(self, message)
+
+    parser = TrainParser(
         parser_mode="plain_yaml",
         prog=f"{PROGRAM} train",
         usage=f"{PROGRAM} train DATA --out RUN [settings]\n       {PROGRAM} train DATA --recipe NAME [settings]\n"
@@ -79,7 +90,40 @@ def train_parser() -> Any:
     parser.add_argument(OFFLINE, action="store_true", help=OFFLINE_HELP)
     parser.add_class_arguments(RunConfig, as_group=False)
     parser.add_argument("--resume", help="a run that was stopped: goes on from its last checkpoint, as it was set")
+    add_output_flags(parser)
     return parser
+
+
+def _refuse_absent(data: str) -> None:
+    """Raises DataError where there is no such data set, which is found out before anything about the run folder."""
+    from clipvisionalign.data.formats import layout_of
+
+    if data and not Path(data).exists():
+        layout_of(data)
+
+
+class _ResumeHint:
+    """Prints how a run is resumed where it is interrupted and training itself has not said so, as in the last
+    measurement."""
+
+    def __init__(self) -> None:
+        self.is_said = False
+
+    def say(self, line: str) -> None:
+        """Print a line of the training."""
+        self.is_said = self.is_said or "train --resume" in line
+        say(line)
+
+    @contextmanager
+    def shown_for(self, run: str) -> Iterator[None]:
+        """Print the hint for a KeyboardInterrupt of what is done within, which is raised again."""
+        try:
+            yield
+        except KeyboardInterrupt:
+            unfinished = (Path(run) / "config.yaml").is_file() and not (Path(run) / "results.json").is_file()
+            if unfinished and not self.is_said and _speaks():
+                say(f"{run}: interrupted; resume it with: {PROGRAM} train --resume {run}")
+            raise
 
 
 def _numbers(settings: Any, prefix: str = "") -> list[str]:

@@ -18,6 +18,7 @@ from clipvisionalign.data.captioned import text_number
 from clipvisionalign.lists import check_lists
 from clipvisionalign.retrieval.equal_captions import EqualCaptions, equal_captions
 from clipvisionalign.retrieval.metrics import RESAMPLES, Figure, RetrievalMetrics, metrics_of_ranks, rsum_gain
+from clipvisionalign.retrieval.protocols import PairModel, RetrievalModel, can_encode, can_rerank, can_score
 from clipvisionalign.retrieval.ranks import WHOLE, PartnerRanks, Partners, Share, ranks_of_scores, ranks_of_vectors
 from clipvisionalign.retrieval.rerank import Depth, reranked_at
 from clipvisionalign.retrieval.ties import Numbers, numbers_of
@@ -68,13 +69,8 @@ def load_ranks(path: Path) -> dict[str, PartnerRanks]:
         }
 
 
-def can_encode(model: Any) -> bool:
-    """Whether the model gives one vector a side."""
-    return hasattr(model, "encode_images") and hasattr(model, "encode_captions")
-
-
 def evaluate(
-    model: Any,
+    model: RetrievalModel,
     images: Sequence[Any],
     captions: Sequence[str],
     caption_image: Any,
@@ -102,7 +98,7 @@ def evaluate(
     owners = partners.caption_image
     equal = equal_captions([text_number(caption) for caption in captions], partners)
     if not can_encode(model) or (getattr(model, "scores_all_pairs", False) and not candidates):
-        if not hasattr(model, "score"):
+        if not can_score(model):
             name = type(model).__name__
             raise TypeError(f"{name} answers neither encode_images and encode_captions, nor score: nothing to measure")
         ranks = ranks_of_scores(_score_table(model, images, captions), partners)
@@ -110,6 +106,8 @@ def evaluate(
     if not candidates:
         ranks = ranks_of_vectors(model.encode_images(images), model.encode_captions(captions), partners, share)
         return Evaluation(metrics_of_ranks(ranks, owners, resamples, seed, partners.identity), equal=equal)
+    if not can_rerank(model):
+        raise TypeError(f"{type(model).__name__} answers no pair_scorer: it re-ranks no candidates")
     pairs = model.pair_scorer(images, captions)
     image_vectors, caption_vectors = numbers_of(pairs.image_vectors), numbers_of(pairs.caption_vectors)
     before, found = reranked_at(image_vectors, caption_vectors, partners, pairs, depths_to(candidates))
@@ -146,7 +144,7 @@ def depth_rows(found: Sequence[Depth], caption_image: np.ndarray) -> tuple[dict[
     return tuple(rows)
 
 
-def _score_table(model: Any, images: Sequence[Any], captions: Sequence[str]) -> Numbers:
+def _score_table(model: PairModel, images: Sequence[Any], captions: Sequence[str]) -> Numbers:
     """The scores of all pairs (N, M) in the format in which the model gives them, some images at a time."""
     shape = (len(images), len(captions))
     table: np.ndarray | None = None

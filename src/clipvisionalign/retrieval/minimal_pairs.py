@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from clipvisionalign.lists import check_lists
-from clipvisionalign.retrieval.evaluate import can_encode
+from clipvisionalign.retrieval.protocols import can_encode
 from clipvisionalign.retrieval.ranks import true_scores
 from clipvisionalign.retrieval.ties import Alike, lengths_of, numbers_of, product_rounding, vectors_of
 

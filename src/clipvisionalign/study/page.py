@@ -6,11 +6,11 @@ import re
 from pathlib import Path
 from typing import Any
 
+from clipvisionalign.counts import with_noun
 from clipvisionalign.files import written_aside
 from clipvisionalign.study.costs import measured_by_told
 from clipvisionalign.study.figures import Drawn
 from clipvisionalign.study.gaps import labelled, not_made
-from clipvisionalign.study.significant import with_noun
 from clipvisionalign.study.tables import Table, tables_of
 from clipvisionalign.study.words import examples_shown, twins_told
 

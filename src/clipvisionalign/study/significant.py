@@ -41,17 +41,3 @@ def words_told(span: Sequence[int]) -> str:
     """
     low, high = span
     return f"{low} to {high} words" if low != high else f"{high} word{'s' * (high != 1)}"
-
-
-def plural(noun: str) -> str:
-    """More than one of it."""
-    return f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
-
-
-def with_noun(count: int, noun: str) -> str:
-    """How many of it.
-
-    >>> with_noun(1, "query"), with_noun(2000, "query")
-    ('1 query', '2,000 queries')
-    """
-    return f"{count:,} {noun if count == 1 else plural(noun)}"

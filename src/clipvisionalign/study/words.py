@@ -12,13 +12,14 @@ from functools import partial
 from itertools import pairwise
 from typing import Any
 
+from clipvisionalign.counts import plural
 from clipvisionalign.retrieval.equal_captions import equal_captions_told
 from clipvisionalign.retrieval.metrics import RECALL_AT, gain_told
 from clipvisionalign.study.costs import COSTS, WITHIN_SPREAD, Cost, furthest_apart, not_compared
 from clipvisionalign.study.gaps import NOT_MEASURED, NOT_TRAINED, UNFINISHED, not_made, without_results
 from clipvisionalign.study.primary import primary_of
 from clipvisionalign.study.results import both_ways
-from clipvisionalign.study.significant import decimal, p_value_form, plural
+from clipvisionalign.study.significant import decimal, p_value_form
 from clipvisionalign.study.statistics import two_seeds_widen
 
 LEVEL = 0.05

@@ -228,6 +228,10 @@ def _listed(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
+#: What is printed at once when a run is asked to stop.
+STOPPING = "stopping: after this step a checkpoint is written; Ctrl-C again stops at once\n"
+
+
 @contextmanager
 def asked_to_stop(launched: bool = False) -> Iterator[Callable[[], bool]]:
     """Turns the first Ctrl-C or SIGTERM into a question that a loop can ask; the second one stops at once.
@@ -248,6 +252,9 @@ def asked_to_stop(launched: bool = False) -> Iterator[Callable[[], bool]]:
         now = time.monotonic()
         if asked is None:
             asked = now
+            if os.environ.get("RANK", "0") == "0":
+                # Not by print: a signal may come while one is at work. The step may take long, its checkpoint as well.
+                os.write(2, STOPPING.encode())
         elif now - asked > SAME or (number == signal.SIGINT and not launched):
             give_back()
             os.kill(os.getpid(), number)

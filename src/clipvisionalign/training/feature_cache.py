@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from platformdirs import user_cache_path
 from torch import Tensor, nn
 
 from clipvisionalign.batch import Look, decode_pixels, group_by_length, seeded
@@ -67,7 +68,7 @@ def cache_folder(setting: str = "auto") -> Path:
     if setting != "auto":
         return Path(setting)
     own = os.environ.get("CLIPVISIONALIGN_CACHE")
-    return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "clipvisionalign"
+    return Path(own) if own else user_cache_path("clipvisionalign", appauthor=False)
 
 
 def tower_fingerprint(tower: ImageTower | TextTower) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from clipvisionalign.retrieval.evaluate import can_encode
+from clipvisionalign.retrieval.protocols import RetrievalModel, can_encode, can_score
 from clipvisionalign.retrieval.ties import (
     ARITHMETIC,
     NARROW,
@@ -64,10 +64,10 @@ _Ask = Callable[[Sequence[Any], Sequence[str]], _Table]
 class _Answers:
     """Asks a model for a table of scores, whichever way it answers; a table of another form is told as an error."""
 
-    def __init__(self, model: Any) -> None:
-        self.model = model
+    def __init__(self, model: RetrievalModel) -> None:
+        self.model: Any = model
         self.encodes = can_encode(model)
-        self.scores = hasattr(model, "score")
+        self.scores = can_score(model)
         if not (self.encodes or self.scores):
             name = type(model).__name__
             raise TypeError(f"{name} answers neither encode_images and encode_captions, nor score: nothing to audit")

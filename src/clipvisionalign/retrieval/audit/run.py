@@ -13,6 +13,7 @@ from clipvisionalign.retrieval.audit.answers import _Answers
 from clipvisionalign.retrieval.audit.chance import _blank, _new_captions, _shuffled
 from clipvisionalign.retrieval.audit.report import AuditReport, Check, _Finding
 from clipvisionalign.retrieval.audit.stable_scores import _after_others, _alone, _rectangular
+from clipvisionalign.retrieval.protocols import RetrievalModel
 from clipvisionalign.retrieval.ranks import Partners
 
 #: Images in the checks that score a sample pair by pair or encode it anew several times.
@@ -29,7 +30,7 @@ NEW_CAPTIONS = 8
 
 
 def audit(
-    model: Any,
+    model: RetrievalModel,
     images: Sequence[Any],
     captions: Sequence[str],
     caption_image: Any,
@@ -38,7 +39,7 @@ def audit(
     sample: int = SAMPLE,
     seed: int = 0,
     caption_group: Any = None,
-    fresh: Callable[[], Any] | None = None,
+    fresh: Callable[[], RetrievalModel] | None = None,
 ) -> AuditReport:
     """Put a model to the test: new captions, shuffled partners, blank captions, alone, rectangular, splits apart.
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from clipvisionalign.retrieval.audit.answers import _Ask, _products, _Table
 from clipvisionalign.retrieval.audit.report import _Finding
+from clipvisionalign.retrieval.protocols import DualEncoder
 from clipvisionalign.retrieval.ties import Numbers, vectors_of
 
 #: A pair's scores may differ by this share of the scores' spread for the order in which a machine adds up.
@@ -52,7 +53,7 @@ def _alone(
     return _same(worst, together(), "a pair's score, alone or in any batch and order,", reason)
 
 
-def _after_others(model: Any, images: list[Any], captions: list[str]) -> _Finding:
+def _after_others(model: DualEncoder, images: list[Any], captions: list[str]) -> _Finding:
     """Caption vectors: after their own images were encoded, and after quite other ones; image vectors: once more."""
 
     def vectors(some_images: list[Any]) -> tuple[Numbers, Numbers]:

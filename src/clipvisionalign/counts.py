@@ -1,0 +1,17 @@
+"""Counts with their nouns, as messages have them."""
+
+from __future__ import annotations
+
+
+def plural(noun: str) -> str:
+    """More than one of it."""
+    return f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
+
+
+def with_noun(count: int, noun: str) -> str:
+    """How many of it.
+
+    >>> with_noun(1, "query"), with_noun(2000, "query"), with_noun(1, "training image")
+    ('1 query', '2,000 queries', '1 training image')
+    """
+    return f"{count:,} {noun if count == 1 else plural(noun)}"
