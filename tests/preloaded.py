@@ -13,7 +13,7 @@ MODULES = (
     "transformers.models.bert.modeling_bert", "jinja2", "matplotlib.pyplot", "nltk.lm", "scipy.stats", "fastapi", "uvicorn",
     "clipvisionalign.cli", "clipvisionalign.models.aligner", "clipvisionalign.retrieval", "clipvisionalign.training.train",
     "clipvisionalign.study.run", "clipvisionalign.search.index", "clipvisionalign.search.query",
-    "clipvisionalign.search.service", "datasets", "peft", "webdataset",
+    "clipvisionalign.search.server.run", "datasets", "peft", "webdataset",
 )  # fmt: skip
 
 for name in MODULES:

@@ -23,7 +23,7 @@ def test_no_case_is_an_error_of_the_service(tmp_path, scenes_folder, tiny_runs):
 
     from clipvisionalign.search.index import build_index
     from clipvisionalign.search.query import Searcher
-    from clipvisionalign.search.service import create_app
+    from clipvisionalign.search.server.app import create_app
 
     build_index(tiny_runs["late"], scenes_folder, tmp_path / "index", lambda line: None, captions=True)
     described = schemathesis.openapi.from_asgi("/openapi.json", create_app([Searcher(tmp_path / "index")]))

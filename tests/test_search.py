@@ -673,7 +673,8 @@ def test_the_commands(tiny_runs, folder, tmp_path, capsys):
 def client(indexed):
     from fastapi.testclient import TestClient
 
-    from clipvisionalign.search.service import Limits, create_app
+    from clipvisionalign.search.server.app import create_app
+    from clipvisionalign.search.server.limits import Limits
 
     with TestClient(create_app([Searcher(indexed)], limits=Limits(upload_bytes=200_000))) as found:
         yield found
@@ -716,7 +717,7 @@ def bomb() -> bytes:
     [
         ("/image/999999", 404), ("/image/-1", 404), ("/image/99999999999999999999", 404), ("/image/../../etc/passwd", 404),
         ("/image/%2e%2e%2f%2e%2e%2fetc%2fpasswd", 404), ("/image//etc/passwd", 404), ("/image/abc", 422),
-        ("/page/../service.py", 404), ("/page/%2e%2e/service.py", 404), ("/search", 422), ("/search?q=", 422),
+        ("/page/../app.py", 404), ("/page/%2e%2e/app.py", 404), ("/search", 422), ("/search?q=", 422),
         ("/search?q=" + "a" * 10_000, 422), ("/search?q=a&count=1000000", 422), ("/search?q=a&count=0", 422),
         ("/search?q=a&where=1=1;drop table pictures", 422), ("/search?q=a&where=path='a' or '1'='1'", 422),
         ("/search?q=a&rerank=100000", 422), ("/search?q=a&index=7", 422), ("/similar?id=99999999", 404),
@@ -740,7 +741,8 @@ def test_the_service_refuses_uploads_that_are_no_pictures(client):
 def test_a_token_is_asked_of_everything_but_health(indexed):
     from fastapi.testclient import TestClient
 
-    from clipvisionalign.search.service import create_app, serve
+    from clipvisionalign.search.server.app import create_app
+    from clipvisionalign.search.server.run import serve
 
     with TestClient(create_app([Searcher(indexed)], token="secret")) as client:
         assert client.get("/health").status_code == 200
@@ -758,7 +760,8 @@ def test_a_token_is_asked_of_everything_but_health(indexed):
 def test_a_request_that_takes_too_long_is_told_so(indexed, monkeypatch):
     from fastapi.testclient import TestClient
 
-    from clipvisionalign.search.service import Limits, create_app
+    from clipvisionalign.search.server.app import create_app
+    from clipvisionalign.search.server.limits import Limits
 
     searcher = Searcher(indexed)
     monkeypatch.setattr(searcher, "answers", lambda queries: [time.sleep(0.5)])
@@ -773,7 +776,7 @@ def test_a_request_that_takes_too_long_is_told_so(indexed, monkeypatch):
 def test_another_host_name_is_refused(indexed):
     from fastapi.testclient import TestClient
 
-    from clipvisionalign.search.service import create_app
+    from clipvisionalign.search.server.app import create_app
 
     with TestClient(create_app([Searcher(indexed)], hosts=["localhost"])) as client:
         assert client.get("/health", headers={"Host": "evil.example"}).status_code == 400
@@ -781,7 +784,7 @@ def test_another_host_name_is_refused(indexed):
 
 
 def test_queries_that_wait_together_are_answered_together():
-    from clipvisionalign.search.service import Batcher
+    from clipvisionalign.search.server.batching import Batcher
 
     gate, sizes = threading.Event(), []
 

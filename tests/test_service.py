@@ -21,9 +21,11 @@ from odd_images import encoded, many_files, noise
 pytest.importorskip("lancedb", reason="no lancedb: pip install 'clipvisionalign[search]'")
 
 from clipvisionalign.cli import main
-from clipvisionalign.search.middleware import COOKIE, Limits
 from clipvisionalign.search.query import Found
-from clipvisionalign.search.service import create_app, page_address, read_token, serve
+from clipvisionalign.search.server.app import create_app
+from clipvisionalign.search.server.limits import Limits
+from clipvisionalign.search.server.middleware import COOKIE
+from clipvisionalign.search.server.run import page_address, read_token, serve
 
 SECRET = "k7 %&+ü/?#secret"
 LIMITS = Limits(upload_bytes=200_000, seconds=5)
@@ -67,7 +69,7 @@ def app(monkeypatch):
     def explain(aligner, picture, caption):
         raise ValueError("nothing to explain")
 
-    monkeypatch.setattr("clipvisionalign.search.service.explain", explain)
+    monkeypatch.setattr("clipvisionalign.search.server.routes.explain", explain)
     return create_app([Stub()], SECRET, LIMITS)
 
 
@@ -94,7 +96,7 @@ def holds_secret(answer) -> bool:
 METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "CONNECT", "get", "BREW")
 ODD_PATHS = (
     "//health", "/health/", "/HEALTH", "/health;x", "/./health", "/health/../search", "/x/../health", "/health%2f", "/page",
-    "/page/", "/page/../service.py", "/page/../health", "/docs/files", "/docs/files/../../health", "", "/nothing", "/image",
+    "/page/", "/page/../app.py", "/page/../health", "/docs/files", "/docs/files/../../health", "", "/nothing", "/image",
     "/image/1/", "/metrics/", "/redoc", "\\health", "/health\x00", "/health?token=x", "*",
 )  # fmt: skip
 

@@ -239,8 +239,8 @@ def serve_parser() -> argparse.ArgumentParser:
 def serve(arguments: list[str]) -> int:
     """Run the search page and service until it is stopped."""
     given = serve_parser().parse_args(arguments)
-    from clipvisionalign.search.service import read_token
-    from clipvisionalign.search.service import serve as run_service
+    from clipvisionalign.search.server.run import read_token
+    from clipvisionalign.search.server.run import serve as run_service
 
     if given.token:
         say("--token shows the token in the list of processes and is to be removed: use --token-file FILE, or the "

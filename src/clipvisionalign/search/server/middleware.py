@@ -12,94 +12,26 @@ import hashlib
 import hmac
 import secrets
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 
-from prometheus_client import (
-    CONTENT_TYPE_PLAIN_0_0_4,
-    CollectorRegistry,
-    Counter,
-    Histogram,
-    disable_created_metrics,
-    generate_latest,
-)
-from prometheus_client.core import CounterMetricFamily
-from prometheus_client.registry import Collector
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-#: Buckets of the response times in /metrics, in seconds.
-BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
+from clipvisionalign.search.server.limits import Limits
+from clipvisionalign.search.server.metrics import Metrics
+
 #: The cookie that stands for the token once it was given in an address.
 COOKIE = "clipvisionalign_session"
 #: The only path that is answered without a token, and to what methods.
 OPEN_PATH, OPEN_METHODS = "/health", ("GET", "HEAD")
 #: How long a client that sends too much has for reading that.
 LAST_SECONDS = 2.0
-#: Bytes of a form around the picture that is sent in it.
-FORM_BYTES = 10_000
 HEADERS = {
     "Content-Security-Policy": "default-src 'self'; img-src 'self' data: blob:; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
 }
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What a request may ask for."""
-
-    characters: int = 1000
-    terms: int = 16
-    results: int = 100
-    rerank: int = 64
-    upload_bytes: int = 20 * 2**20
-    seconds: float = 30.0
-
-    @property
-    def body_bytes(self) -> int:
-        """Bytes of a request's body at most."""
-        return self.upload_bytes + FORM_BYTES
-
-
-class Metrics:
-    """Counts and times of requests, as Prometheus reads them. encoded: gives how many texts were encoded until now, in
-    how many calls."""
-
-    CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
-
-    def __init__(self, encoded: Callable[[], tuple[int, int]]) -> None:
-        disable_created_metrics()  # a time of creation beside each series says nothing here
-        self.registry = CollectorRegistry()
-        self.requests = Counter(
-            "clipvisionalign_requests_total", "Requests by path and status.", ("path", "status"), registry=self.registry
-        )
-        self.seconds = Histogram(
-            "clipvisionalign_request_seconds", "Seconds from a request to its answer.", ("path",), buckets=BUCKETS,
-            registry=self.registry,
-        )  # fmt: skip
-        self.registry.register(_Encoder(encoded))
-
-    def add(self, path: str, status: int, seconds: float) -> None:
-        """Count a request that was answered. path: its route, not what was asked."""
-        self.requests.labels(path, str(status)).inc()
-        self.seconds.labels(path).observe(seconds)
-
-    def text(self) -> bytes:
-        """What /metrics answers."""
-        return generate_latest(self.registry)
-
-
-class _Encoder(Collector):
-    def __init__(self, encoded: Callable[[], tuple[int, int]]) -> None:
-        self.encoded = encoded
-
-    def collect(self) -> Iterable[CounterMetricFamily]:
-        texts, calls = self.encoded()
-        yield CounterMetricFamily("clipvisionalign_encoded_texts", "Texts that were encoded.", texts)
-        yield CounterMetricFamily("clipvisionalign_encoder_calls", "Calls of the text encoder.", calls)
 
 
 class BodyTooLong(Exception):

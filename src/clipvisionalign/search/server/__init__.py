@@ -1,0 +1,1 @@
+"""The search service: FastAPI, its middleware and its page."""

@@ -1,0 +1,23 @@
+"""Limits of a request to the service."""
+
+from dataclasses import dataclass
+
+#: Bytes of a form around the picture that is sent in it.
+FORM_BYTES = 10_000
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a request may ask for."""
+
+    characters: int = 1000
+    terms: int = 16
+    results: int = 100
+    rerank: int = 64
+    upload_bytes: int = 20 * 2**20
+    seconds: float = 30.0
+
+    @property
+    def body_bytes(self) -> int:
+        """Bytes of a request's body at most."""
+        return self.upload_bytes + FORM_BYTES

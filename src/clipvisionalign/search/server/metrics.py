@@ -1,0 +1,57 @@
+"""Counts and times of requests, for Prometheus."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from prometheus_client import (
+    CONTENT_TYPE_PLAIN_0_0_4,
+    CollectorRegistry,
+    Counter,
+    Histogram,
+    disable_created_metrics,
+    generate_latest,
+)
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.registry import Collector
+
+#: Buckets of the response times in /metrics, in seconds.
+BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
+
+
+class Metrics:
+    """Counts and times of requests, as Prometheus reads them. encoded: gives how many texts were encoded until now, in
+    how many calls."""
+
+    CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
+
+    def __init__(self, encoded: Callable[[], tuple[int, int]]) -> None:
+        disable_created_metrics()  # a time of creation beside each series says nothing here
+        self.registry = CollectorRegistry()
+        self.requests = Counter(
+            "clipvisionalign_requests_total", "Requests by path and status.", ("path", "status"), registry=self.registry
+        )
+        self.seconds = Histogram(
+            "clipvisionalign_request_seconds", "Seconds from a request to its answer.", ("path",), buckets=BUCKETS,
+            registry=self.registry,
+        )  # fmt: skip
+        self.registry.register(_Encoder(encoded))
+
+    def add(self, path: str, status: int, seconds: float) -> None:
+        """Count a request that was answered. path: its route, not what was asked."""
+        self.requests.labels(path, str(status)).inc()
+        self.seconds.labels(path).observe(seconds)
+
+    def text(self) -> bytes:
+        """What /metrics answers."""
+        return generate_latest(self.registry)
+
+
+class _Encoder(Collector):
+    def __init__(self, encoded: Callable[[], tuple[int, int]]) -> None:
+        self.encoded = encoded
+
+    def collect(self) -> Iterable[CounterMetricFamily]:
+        texts, calls = self.encoded()
+        yield CounterMetricFamily("clipvisionalign_encoded_texts", "Texts that were encoded.", texts)
+        yield CounterMetricFamily("clipvisionalign_encoder_calls", "Calls of the text encoder.", calls)

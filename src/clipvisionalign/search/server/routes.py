@@ -1,0 +1,209 @@
+"""The routes of the service: search, images, state, page.
+
+Images are served by their number, never by a path; what is sent in is limited in size, in pixels and in length. The
+limits of a service are part of its interface, so the routes are made for one service.
+"""
+
+import math
+from collections.abc import Sequence
+from importlib.resources import files
+from io import BytesIO
+from typing import Annotated, Any
+
+import numpy as np
+from fastapi import FastAPI, File, Query, Request, Response, UploadFile
+from fastapi.responses import HTMLResponse
+from fastapi.staticfiles import StaticFiles
+from PIL import Image
+
+from clipvisionalign import __version__
+from clipvisionalign.images import open_picture
+from clipvisionalign.search.explain import explain
+from clipvisionalign.search.filters import LONGEST
+from clipvisionalign.search.query import Found, FoundCaption, Term, parse_term
+from clipvisionalign.search.server.errors import translate_errors
+from clipvisionalign.search.server.service import SearchService, index_info
+from clipvisionalign.search.sheet import sheet_of_explanation
+
+#: Pixels of the longer side of a picture that is shown large.
+LARGE = 1600
+
+INDEX_DESCRIPTION = "which index, where there are several"
+
+ImageIdParam = Annotated[int, Query(ge=0, lt=2**63, description="a picture's number in the index")]
+
+
+def hits_to_json(hits: Sequence[Found | FoundCaption], terms: Sequence[Term] = ()) -> dict[str, Any]:
+    """An answer of hits, with the notes of the terms.
+
+    Raises:
+        ValueError: For a score that is not finite.
+    """
+    if not all(math.isfinite(hit.score) for hit in hits):
+        raise ValueError("the query's vector has no length that can be counted with: are its weights too large?")
+    return {"found": [hit.to_dict() for hit in hits], "notes": [term.note for term in terms if term.note]}
+
+
+def add_search_routes(app: FastAPI, service: SearchService) -> None:
+    """Add the search by words, /search."""
+    limits, searchers = service.limits, service.searchers
+    CountParam = Annotated[int, Query(ge=1, le=limits.results)]
+    IndexParam = Annotated[int, Query(ge=0, lt=len(service.searchers), description=INDEX_DESCRIPTION)]
+
+    @app.get("/search", responses={422: {}})
+    def search(
+        q: Annotated[list[str], Query(min_length=1, max_length=limits.terms, description="words; ^2 red counts twice")],
+        minus: Annotated[list[str], Query(max_length=limits.terms)] = [],  # noqa: B006
+        count: CountParam = 20,
+        where: Annotated[str, Query(max_length=LONGEST)] = "",
+        rerank: Annotated[int, Query(ge=0, le=limits.rerank)] = 0,
+        index: IndexParam = 0,
+    ) -> dict[str, Any]:
+        """Pictures by words, without others, filtered, re-ranked."""
+
+        def work() -> dict[str, Any]:
+            terms = [parse_term(text) for text in q] + [parse_term(text, -1.0) for text in minus]
+            for text in [*q, *minus]:
+                if len(text) > limits.characters:
+                    raise ValueError(f"a query of {len(text):,} characters; at most {limits.characters:,}")
+            plain = not (where or rerank)
+            result = service.batchers[index](terms, count if plain else 0).result(limits.seconds)
+            if not isinstance(result, np.ndarray):
+                return hits_to_json(result, terms)
+            if not np.isfinite(result).all():
+                raise ValueError("the weights are too large to be counted with")
+            if not rerank:
+                return hits_to_json(searchers[index].search_vector(result, count, where), terms)
+            with service.model_lock:
+                return hits_to_json(searchers[index].search_vector(result, count, where, rerank, terms), terms)
+
+        return translate_errors(work, where)
+
+
+def add_similar_routes(app: FastAPI, service: SearchService) -> None:
+    """Add the searches by an image: /similar for images, /captions for captions."""
+    searchers = service.searchers
+    CountParam = Annotated[int, Query(ge=1, le=service.limits.results)]
+    IndexParam = Annotated[int, Query(ge=0, lt=len(service.searchers), description=INDEX_DESCRIPTION)]
+
+    @app.get("/similar", responses={404: {}, 422: {}})
+    def similar_to(id: ImageIdParam, count: CountParam = 20, where: str = "", index: IndexParam = 0) -> dict[str, Any]:
+        """Pictures like one of the index."""
+
+        def work() -> dict[str, Any]:
+            searcher = searchers[index]
+            hits = searcher.search_vector(searcher.vector_of(id), count + 1, where)
+            return hits_to_json([hit for hit in hits if hit.id != id][:count])
+
+        return translate_errors(work, where)
+
+    @app.post("/similar", responses={413: {}, 422: {}})
+    def similar_upload(
+        picture: Annotated[UploadFile, File()], count: CountParam = 20, where: str = "", index: IndexParam = 0
+    ) -> dict[str, Any]:
+        """Pictures like one that is sent in."""
+
+        def work() -> dict[str, Any]:
+            return hits_to_json(searchers[index].search_vector(service.encode_upload(picture, index), count, where))
+
+        return translate_errors(work, where)
+
+    @app.get("/captions", responses={404: {}, 422: {}})
+    def captions_of(id: ImageIdParam, count: CountParam = 20, index: IndexParam = 0) -> dict[str, Any]:
+        """Captions near a picture of the index; where it has captions."""
+        return translate_errors(lambda: hits_to_json(searchers[index].captions(searchers[index].vector_of(id), count)))
+
+    @app.post("/captions", responses={413: {}, 422: {}})
+    def captions_of_upload(
+        picture: Annotated[UploadFile, File()], count: CountParam = 20, index: IndexParam = 0
+    ) -> dict[str, Any]:
+        """Captions near a picture that is sent in."""
+        return translate_errors(
+            lambda: hits_to_json(searchers[index].captions(service.encode_upload(picture, index), count))
+        )
+
+
+def add_image_routes(app: FastAPI, service: SearchService) -> None:
+    """Add the images of an index, /image, and their explanations, /explain."""
+    searchers, limits = service.searchers, service.limits
+    IndexParam = Annotated[int, Query(ge=0, lt=len(service.searchers), description=INDEX_DESCRIPTION)]
+
+    @app.get("/explain", response_class=Response, responses={200: {"content": {"image/png": {}}}, 404: {}, 422: {}})
+    def explain_image(
+        id: ImageIdParam,
+        caption: Annotated[str, Query(min_length=1, max_length=limits.characters)],
+        index: IndexParam = 0,
+    ) -> Response:
+        """Which parts of a picture carry the words, as a PNG."""
+
+        def work() -> Response:
+            if not caption.strip():
+                raise ValueError("a caption needs words")
+            searcher = searchers[index]
+            image_source = searcher.picture(id)
+            with service.model_lock:
+                page = sheet_of_explanation(image_source, explain(searcher.aligner, image_source, caption))
+            return _png(page)
+
+        return translate_errors(work)
+
+    @app.get("/image/{id}", response_class=Response, responses={200: {"content": {"image/jpeg": {}}}, 404: {}, 422: {}})
+    def image(id: int, large: bool = False, index: IndexParam = 0) -> Response:
+        """A picture by its number: its thumbnail, or the picture itself, up to 1,600 pixels."""
+
+        def work() -> Response:
+            if not 0 <= id < 2**63:
+                raise KeyError(f"no picture {id} in this index")
+            searcher = searchers[index]
+            if not large:
+                return Response(searcher.value(id, "thumbnail"), media_type="image/jpeg")
+            opened = open_picture(searcher.picture(id), LARGE)
+            opened.thumbnail((LARGE, LARGE))
+            return _jpeg(opened)
+
+        return translate_errors(work)
+
+
+def add_state_routes(app: FastAPI, service: SearchService) -> None:
+    """Add /health and /metrics."""
+
+    @app.get("/health")
+    def health(request: Request) -> dict[str, Any]:
+        """Whether the service is up; and over what, for those who have its token."""
+        up = {"status": "ok", "version": __version__}
+        if not request.state.allowed:
+            return up
+        return up | {"indexes": translate_errors(lambda: [index_info(each) for each in service.searchers])}
+
+    @app.get("/metrics", response_class=Response)
+    def prometheus_metrics() -> Response:
+        """Counts and times of requests, for Prometheus."""
+        return Response(service.metrics.text(), media_type=service.metrics.CONTENT_TYPE)
+
+
+def add_page_routes(app: FastAPI) -> None:
+    """Add the search page, Swagger's page and their files."""
+    static = files("clipvisionalign.search.server").joinpath("static")
+
+    @app.get("/", response_class=HTMLResponse, include_in_schema=False)
+    def page() -> str:
+        return static.joinpath("index.html").read_text(encoding="utf-8")
+
+    @app.get("/docs", response_class=HTMLResponse, include_in_schema=False)
+    def documentation() -> str:
+        return static.joinpath("docs.html").read_text(encoding="utf-8")
+
+    app.mount("/docs/files", StaticFiles(directory=str(files("fastapi_offline").joinpath("static"))), name="docs")
+    app.mount("/page", StaticFiles(directory=str(static)), name="page")
+
+
+def _png(picture: Image.Image) -> Response:
+    out = BytesIO()
+    picture.save(out, "PNG")
+    return Response(out.getvalue(), media_type="image/png")
+
+
+def _jpeg(picture: Image.Image) -> Response:
+    out = BytesIO()
+    picture.save(out, "JPEG", quality=88)
+    return Response(out.getvalue(), media_type="image/jpeg")

@@ -1,0 +1,71 @@
+"""What the routes of one service share: its indexes, and the batchers of their queries."""
+
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from fastapi import HTTPException, UploadFile
+
+from clipvisionalign.images import open_picture
+from clipvisionalign.search.query import FILTERS, Searcher, Term
+from clipvisionalign.search.server.batching import Batcher
+from clipvisionalign.search.server.limits import Limits
+from clipvisionalign.search.server.metrics import Metrics
+
+
+class SearchService:
+    """Indexes that are served side by side.
+
+    Args:
+        searchers: One for each index.
+        limits: What a request may ask for.
+
+    Attributes:
+        batchers: One for each index.
+        metrics: Counts and times of requests.
+        model_lock: Held while images are encoded or pairs are scored: a model uses all cores, so two calls at a time
+            would only take turns.
+    """
+
+    def __init__(self, searchers: Sequence[Searcher], limits: Limits) -> None:
+        self.searchers, self.limits = searchers, limits
+        self.batchers = [Batcher(searcher.answers) for searcher in searchers]
+        self.metrics = Metrics(self.encoder_counts)
+        self.model_lock = threading.Lock()
+
+    def encoder_counts(self) -> tuple[int, int]:
+        """How many texts were encoded, in how many calls of the text encoder."""
+        return sum(batcher.texts for batcher in self.batchers), sum(batcher.calls for batcher in self.batchers)
+
+    def encode_upload(self, upload: UploadFile, index: int) -> np.ndarray:
+        """The vector (D,) of an image that is sent in.
+
+        Raises:
+            HTTPException: 413 for a file of too many bytes.
+            PictureError: For what is not an image.
+        """
+        data = upload.file.read(self.limits.upload_bytes + 1)
+        if len(data) > self.limits.upload_bytes:
+            raise HTTPException(413, f"at most {self.limits.upload_bytes:,} bytes")
+        opened = open_picture(data, 512)
+        with self.model_lock:
+            return self.searchers[index].encode([Term(opened, is_picture=True)])
+
+    def close(self) -> None:
+        """End the threads of the batchers, after what is waiting."""
+        for batcher in self.batchers:
+            batcher.close()
+
+
+def index_info(searcher: Searcher) -> dict[str, Any]:
+    """What /health tells of an index."""
+    return {
+        "pictures": searcher.table.count_rows(),
+        "kind": searcher.about.kind,
+        "recall": searcher.about.recall,
+        "design": searcher.aligner.config.design,
+        "reranks": searcher.aligner.late is not None,
+        "captions": 0 if searcher.caption_table is None else searcher.caption_table.count_rows(),
+        "filters": [*FILTERS, *searcher.metadata],
+    }
