@@ -51,9 +51,9 @@ def checks(run: str, source: str, count: int) -> dict[str, Any]:
 
     from clipvisionalign.data.of_run import read_data_of_run
     from clipvisionalign.data.scenes import read_scenes
+    from clipvisionalign.explain.heatmaps import explain
     from clipvisionalign.images import open_picture
     from clipvisionalign.models.io import load_aligner
-    from clipvisionalign.search.explain import explain
 
     aligner = load_aligner(run)
     data, scenes = read_data_of_run(run, source, split="dev").split("dev"), read_scenes(source)

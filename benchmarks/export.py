@@ -40,9 +40,11 @@ def in_turns(ways: dict[str, Any], queries: list[Any]) -> dict[str, dict[str, fl
 
 def exported(run: str, source: str, folder: Path) -> dict[str, Any]:
     from clipvisionalign.data.of_run import read_data_of_run
+    from clipvisionalign.export.onnx import export_onnx
+    from clipvisionalign.export.onnx_aligner import OnnxAligner
+    from clipvisionalign.export.verification import checked
     from clipvisionalign.images import open_picture
     from clipvisionalign.models.io import load_aligner
-    from clipvisionalign.search.export import OnnxAligner, checked, export_onnx
 
     about = export_onnx(run, folder, int8=True, data=source, say=lambda line: print(line, file=sys.stderr))
     plain = load_aligner(run, "cpu", packed=False)

@@ -7,10 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
+from clipvisionalign.explain.heatmaps import _grid, explain
 from clipvisionalign.models.aligner import Aligner
 from clipvisionalign.models.eval_mode import evaluating
 from clipvisionalign.models.late_interaction import LateTokens
-from clipvisionalign.search.explain import _grid, explain
 
 IMAGE = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8))
 #: Words of one token, of several, punctuation, what stands for a special token, accents, another script, one cut in two.

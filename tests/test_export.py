@@ -22,14 +22,17 @@ from safetensors.torch import load_file, save_file
 
 from clipvisionalign.cli import main
 from clipvisionalign.data.formats import read_captioned_images
+from clipvisionalign.export import graphs, onnx
+from clipvisionalign.export.audits import keep_audit
+from clipvisionalign.export.huggingface import model_card
+from clipvisionalign.export.onnx import export_onnx
+from clipvisionalign.export.onnx_aligner import OnnxAligner
+from clipvisionalign.export.verification import checked
 from clipvisionalign.images import PictureError
 from clipvisionalign.models.aligner import Aligner
 from clipvisionalign.models.io import load_aligner
 from clipvisionalign.models.late_interaction import LateTokens, pruned, pruned_weights
 from clipvisionalign.retrieval.evaluate import evaluate
-from clipvisionalign.search import export
-from clipvisionalign.search.audits import keep_audit
-from clipvisionalign.search.export import OnnxAligner, checked, export_onnx, model_card
 
 DESIGNS = ("self", "sparse", "late", "cross")
 CAPTIONS = [
@@ -81,18 +84,18 @@ def runs(tmp_path_factory, tiny_model, text_folder, scenes_folder):
 @pytest.fixture(scope="module")
 def exported(runs, tmp_path_factory):
     """What `export --onnx` writes of each, and of that with a fusion in 8 bits as well."""
-    folder, written = tmp_path_factory.mktemp("onnx"), export._export
+    folder, written = tmp_path_factory.mktemp("onnx"), graphs._export
 
     def write(module, example, path, inputs, outputs, shapes):
         # The image towers of two designs are the same, weights and all: `checked` compares both all the same.
         same = folder / "self" / path.name
-        if isinstance(module, export._Images) and module.aligner.config.design == "sparse":
+        if isinstance(module, graphs.ImageExport) and module.aligner.config.design == "sparse":
             path.write_bytes(same.read_bytes())
         else:
             written(module, example, path, inputs, outputs, shapes)
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(export, "_export", write)
+        patched.setattr(graphs, "_export", write)
         for design in DESIGNS:
             export_onnx(runs[design], folder / design, int8=design == "cross", say=lambda line: None)
     return folder
@@ -249,10 +252,10 @@ def test_what_8_bits_lose_is_measured_as_the_design_ranks(exported, scenes_folde
 
 
 def test_what_cannot_be_exported_leaves_nothing(runs, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(export, "_write_graphs", lambda aligner, folder: 1 / 0)
+    monkeypatch.setattr(onnx, "write_graphs", lambda aligner, folder: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         export_onnx(runs["self"], tmp_path / "out")
-    monkeypatch.setattr(export, "Longformer", torch.nn.Module)
+    monkeypatch.setattr(onnx, "Longformer", torch.nn.Module)
     assert main(["export", str(runs["sparse"]), "--onnx", str(tmp_path / "out")]) == 1
     assert "Longformer is not exported" in capsys.readouterr().err
     assert main(["export", str(runs["self"]), "--huggingface", str(tmp_path / "out"), "--int8"]) == 1
@@ -305,7 +308,7 @@ def test_an_unfinished_run_is_told_wherever_it_is_used(tiny_runs, scenes_folder,
     pictures.mkdir()
     image = shutil.copy(min((scenes_folder / "images").rglob("*.png")), pictures)
     monkeypatch.setattr("uvicorn.run", lambda *given, **more: None)
-    monkeypatch.setattr(export, "checked", lambda *given: 0.0)
+    monkeypatch.setattr(onnx, "checked", lambda *given: 0.0)
     commands = [
         ["index", str(run), str(pictures), "--out", str(index)], ["search", str(index), "a red circle"],
         ["serve", str(index)], ["explain", str(run), str(image), "a red circle", "--out", str(tmp_path / "e.png")],
@@ -327,7 +330,7 @@ def test_an_unfinished_run_is_told_wherever_it_is_used(tiny_runs, scenes_folder,
 def test_what_8_bits_lose_is_told_of_however_few_images(tmp_path, capsys, monkeypatch):
     loss = {"value": -1.25, "low": None, "high": None}
     about = {"difference": 0.0, "int8": {"rsum_change": loss}}
-    monkeypatch.setattr(export, "export_onnx", lambda *given: about)
+    monkeypatch.setattr(onnx, "export_onnx", lambda *given: about)
     assert main(["export", "run", "--onnx", str(tmp_path), "--int8"]) == 0
     assert "8-bit towers: dev rsum -1.2 (no interval: too few images)" in capsys.readouterr().out
     loss |= {"low": -2.0, "high": 0.5}

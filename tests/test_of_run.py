@@ -98,11 +98,11 @@ def test_every_command_reads_a_run_s_data_as_the_run_did(run, tmp_path, capsys, 
 
 
 def test_8_bits_are_measured_on_the_dev_split_that_the_run_had(run, monkeypatch, tmp_path):
-    from clipvisionalign.search import export
+    from clipvisionalign.export import quantization
 
     seen = []
-    monkeypatch.setattr(export, "OnnxAligner", lambda folder, int8: None)
-    monkeypatch.setattr(export, "_measured", lambda model, dev: seen.append(dev) or 1 / 0)
+    monkeypatch.setattr(quantization, "OnnxAligner", lambda folder, int8: None)
+    monkeypatch.setattr(quantization, "_measured", lambda model, dev: seen.append(dev) or 1 / 0)
     names = {row.name for row in read_data_of_run(run, split="dev").split("dev")}
     elsewhere = Path(shutil.copytree(tmp_path / "data", tmp_path / "elsewhere"))
     (elsewhere / "dataset_x.json").unlink()
@@ -110,11 +110,11 @@ def test_8_bits_are_measured_on_the_dev_split_that_the_run_had(run, monkeypatch,
     for data, dev_source in (("", ""), (tmp_path / "data", ""), ("", str(elsewhere))):
         (run / "data.json").write_text(json.dumps(about | {"dev_source": dev_source}))
         with pytest.raises(ZeroDivisionError):
-            export._loss_of_int8(tmp_path, run, data, print)
+            quantization.int8_loss(tmp_path, run, data, print)
         assert seen[-1].source == (Path(dev_source) if dev_source else tmp_path / "data")
         assert {row.name for row in seen[-1]} == names
     (run / "data.json").write_text(json.dumps(about | {"source": str(tmp_path / "gone")}))
-    assert "no such file or folder" in export._loss_of_int8(tmp_path, run, "", lambda line: None)["not measured"]
+    assert "no such file or folder" in quantization.int8_loss(tmp_path, run, "", lambda line: None)["not measured"]
 
 
 def test_an_index_has_the_splits_that_the_run_had(run, tmp_path, monkeypatch):

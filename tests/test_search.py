@@ -30,9 +30,9 @@ pytest.importorskip("lancedb", reason="no lancedb: pip install 'clipvisionalign[
 from clipvisionalign.cli import main
 from clipvisionalign.data.captioned import DataError
 from clipvisionalign.data.formats import read_captioned_images
+from clipvisionalign.explain.heatmaps import explain, overlay
 from clipvisionalign.images import open_picture
 from clipvisionalign.models.io import load_aligner
-from clipvisionalign.search.explain import explain, overlay
 from clipvisionalign.search.files import picture_files
 from clipvisionalign.search.filters import FilterError, filter_sql
 from clipvisionalign.search.index import (

@@ -189,9 +189,9 @@ def audit(arguments: list[str]) -> int:
     given = audit_parser().parse_args(arguments)
     from clipvisionalign.data.check import check as check_data
     from clipvisionalign.data.of_run import unfinished_note
+    from clipvisionalign.export.audits import keep_audit
     from clipvisionalign.retrieval.audit import AuditReport, Check
     from clipvisionalign.retrieval.audit import audit as audit_model
-    from clipvisionalign.search.audits import keep_audit
     from clipvisionalign.training.trained_on import trained_note
 
     aligner, data, source, differs = _open_run(given)

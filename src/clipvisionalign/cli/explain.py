@@ -29,10 +29,10 @@ def explain(arguments: list[str]) -> int:
     if not given.caption.strip():
         raise ValueError("a caption needs words")
     from clipvisionalign.data.of_run import unfinished_note
+    from clipvisionalign.explain.contact_sheet import sheet_of_explanation
+    from clipvisionalign.explain.heatmaps import explain as explain_pair
     from clipvisionalign.images import open_picture
     from clipvisionalign.models.io import load_aligner
-    from clipvisionalign.search.explain import explain as explain_pair
-    from clipvisionalign.search.sheet import sheet_of_explanation
 
     # What is no image is refused before a model is loaded.
     open_picture(given.image)

@@ -32,7 +32,8 @@ def export(arguments: list[str]) -> int:
         raise ValueError("--int8 goes with --onnx")
     if given.data and not given.int8:
         raise ValueError("--data goes with --int8: it is what the 8-bit towers are measured on")
-    from clipvisionalign.search.export import export_huggingface, export_onnx
+    from clipvisionalign.export.huggingface import export_huggingface
+    from clipvisionalign.export.onnx import export_onnx
 
     if given.onnx:
         about = export_onnx(given.run, given.onnx, given.int8, given.data, say)

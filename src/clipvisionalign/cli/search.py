@@ -169,7 +169,7 @@ def search(arguments: list[str]) -> int:
     if given.json:
         print(json.dumps(answers if given.queries else answers[0], indent=2))
     if given.sheet:
-        from clipvisionalign.search.sheet import sheet_of_thumbnails
+        from clipvisionalign.explain.contact_sheet import sheet_of_thumbnails
 
         everything = [each for answer in answers for each in answer["found"]]
         kept = searcher.values([each["id"] for each in everything], "thumbnail")

@@ -11,9 +11,9 @@ import numpy as np
 from PIL import Image
 
 from clipvisionalign.data.captioned import CaptionedImages, hashed
+from clipvisionalign.explain.heatmaps import explain, overlay
 from clipvisionalign.images import open_picture
 from clipvisionalign.models.io import load_aligner
-from clipvisionalign.search.explain import explain, overlay
 from clipvisionalign.study.plan import Cell
 from clipvisionalign.study.results import Measured
 from clipvisionalign.study.words import EXAMPLES

@@ -17,13 +17,13 @@ from fastapi.staticfiles import StaticFiles
 from PIL import Image
 
 from clipvisionalign import __version__
+from clipvisionalign.explain.contact_sheet import sheet_of_explanation
+from clipvisionalign.explain.heatmaps import explain
 from clipvisionalign.images import open_picture
-from clipvisionalign.search.explain import explain
 from clipvisionalign.search.filters import LONGEST
 from clipvisionalign.search.query import Found, FoundCaption, Term, parse_term
 from clipvisionalign.search.server.errors import translate_errors
 from clipvisionalign.search.server.service import SearchService, index_info
-from clipvisionalign.search.sheet import sheet_of_explanation
 
 #: Pixels of the longer side of a picture that is shown large.
 LARGE = 1600

@@ -7,8 +7,8 @@ from io import BytesIO
 
 from PIL import Image, ImageDraw, ImageFont
 
+from clipvisionalign.explain.heatmaps import Explanation, overlay
 from clipvisionalign.images import Picture, open_picture
-from clipvisionalign.search.explain import Explanation, overlay
 
 CELL, GAP, LINE = 220, 12, 18
 

@@ -1,0 +1,113 @@
+"""The ONNX graphs of an aligner: towers of any batch and any length, and the fusion of pairs."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from clipvisionalign.batch import TokenGroup
+from clipvisionalign.export.onnx_aligner import CAPTIONS, FUSION, IMAGES
+from clipvisionalign.models.aligner import Aligner
+from clipvisionalign.models.late_interaction import pruned_weights
+
+
+class ImageExport(nn.Module):
+    """Scaled pixels -> vectors; for a design that scores pairs also patches, and their keys and values."""
+
+    def __init__(self, aligner: Aligner) -> None:
+        super().__init__()
+        self.aligner = aligner
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
+        states = self.aligner.image_states(self.aligner.image_tower(pixels))
+        if self.aligner.late is None:
+            return (states.vectors,)
+        parts = self.aligner.image_parts(states)
+        return tuple(part for part in parts if part is not None)
+
+
+class CaptionExport(nn.Module):
+    """Token numbers and mask -> vectors; for a design that scores pairs also the late interaction's parts with their
+    weights, and the tokens for a fusion."""
+
+    def __init__(self, aligner: Aligner) -> None:
+        super().__init__()
+        self.aligner = aligner
+
+    def forward(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
+        aligner = self.aligner
+        states = aligner.caption_states(TokenGroup(ids, mask, torch.empty(0, dtype=torch.long)))
+        if aligner.late is None:
+            return (states.vectors,)
+        assert states.tokens is not None
+        found = aligner.late.all_tokens(states.tokens, mask)
+        weights = pruned_weights(found.weights, aligner.late.config.keep_tokens)
+        tokens = () if aligner.fusion is None else (states.tokens,)
+        return states.vectors, found.vectors, weights, *tokens
+
+
+class FusionExport(nn.Module):
+    """Patches, keys and values, and tokens of pairs -> the fusion's corrections."""
+
+    def __init__(self, aligner: Aligner) -> None:
+        super().__init__()
+        self.aligner = aligner
+
+    def forward(self, patches: Tensor, key_values: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
+        late, fusion = self.aligner.late, self.aligner.fusion
+        assert late is not None
+        assert fusion is not None
+        return fusion(tokens, mask, key_values, late.matches(tokens, patches))
+
+
+def write_graphs(aligner: Aligner, folder: Path) -> None:
+    """The towers, and the fusion where there is one."""
+    size = aligner.image_tower.input.size
+    pixels = torch.randn(3, 3, size, size)
+    ids, mask = random_tokens(aligner, 3, 9)
+    batch, length = (
+        torch.export.Dim("batch", min=1, max=4096),
+        torch.export.Dim("length", min=2, max=aligner.text_tower.max_tokens),
+    )
+    scores_pairs, fuses = aligner.late is not None, aligner.fusion is not None
+    of_patches = ["patches"] * scores_pairs + ["key_values"] * fuses
+    of_tokens = ["parts", "weights"] * scores_pairs + ["tokens"] * fuses
+    _export(ImageExport(aligner), (pixels,), folder / IMAGES, ["pixels"], ["vectors", *of_patches], ({0: batch},))
+    both = {0: batch, 1: length}
+    _export(
+        CaptionExport(aligner), (ids, mask), folder / CAPTIONS, ["ids", "mask"], ["vectors", *of_tokens], (both, both)
+    )
+    if not fuses:
+        return
+    with torch.no_grad():
+        _, patches, key_values = ImageExport(aligner)(pixels)
+        tokens = CaptionExport(aligner)(ids, mask)[-1]
+    names = ["patches", "key_values", "tokens", "mask"]
+    shapes = ({0: batch}, {0: batch}, both, both)
+    _export(FusionExport(aligner), (patches, key_values, tokens, mask), folder / FUSION, names, ["corrections"], shapes)
+
+
+def random_tokens(aligner: Aligner, captions: int, length: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Made-up captions of up to `length` tokens, one of them whole, the others padded."""
+    rng = np.random.default_rng(seed)
+    top = aligner.text_tower.encoder.config.vocab_size
+    ids = torch.from_numpy(rng.integers(5, top, (captions, length)))
+    lengths = torch.from_numpy(np.concatenate([[length], rng.integers(1, length + 1, captions - 1)]))
+    mask = (torch.arange(length) < lengths[:, None]).long()
+    return torch.where(mask.bool(), ids, aligner.text_tower.pad), mask
+
+
+def _export(
+    module: nn.Module, example: tuple[Tensor, ...], path: Path, inputs: list[str], outputs: list[str], shapes: Any
+) -> None:
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            module.eval(), example, str(path), input_names=inputs, output_names=outputs, dynamic_shapes=shapes,
+            dynamo=True, external_data=False, verbose=False,
+        )  # fmt: skip

@@ -1,0 +1,84 @@
+"""A run as ONNX for onnxruntime.
+
+The ONNX files take any batch and any length, hold all that the design's scores are made of, and are checked against
+PyTorch before they are left. Beside them lie the tokenizer and what the images have to look like: onnxruntime,
+tokenizers, Pillow and NumPy are all that is needed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from clipvisionalign.data.of_run import unfinished_note
+from clipvisionalign.export.folders import target_folder
+from clipvisionalign.export.graphs import write_graphs
+from clipvisionalign.export.onnx_aligner import ABOUT
+from clipvisionalign.export.onnx_readme import readme
+from clipvisionalign.export.quantization import int8_loss, quantize
+from clipvisionalign.export.verification import checked
+from clipvisionalign.files import files_written_aside, folders_above
+from clipvisionalign.models.aligner import Aligner
+from clipvisionalign.models.io import load_aligner
+from clipvisionalign.models.longformer import Longformer
+
+
+def export_onnx(
+    run: str | Path, out: str | Path, int8: bool = False, data: str | Path = "", say: Callable[[str], None] = print
+) -> dict[str, Any]:
+    """Write the towers of a run, and its fusion, into a new folder; returns what its onnx.json holds.
+
+    int8: also write towers whose products are done in 8 bits, and measure on the dev split of `data` (else of what the
+    run was trained on, if it is there) what they lose. Raises FileExistsError where `out` holds something,
+    ValueError for a model that cannot be exported, RuntimeError where what was exported is not what PyTorch computes;
+    nothing is left then.
+    """
+    target = target_folder(out)
+    aligner = load_aligner(run, "cpu", packed=False)
+    if isinstance(aligner.text_tower.encoder, Longformer):
+        # How many of its tokens are global is known from a batch alone.
+        raise ValueError(
+            f"{run}: Longformer is not exported to ONNX; sliding windows over another text tower are, such as "
+            "--model.design sparse --model.text_tower.name distilbert-base-uncased"
+        )
+    with folders_above(target), files_written_aside(target) as aside:
+        aside.mkdir()
+        about = _about(aligner, run)
+        if "unfinished" in about:
+            say(f"note: {about['unfinished']}")
+        write_graphs(aligner, aside)
+        aligner.text_tower.tokenizer.save_pretrained(aside / "tokenizer")
+        _write_about(aside, about)
+        about["difference"] = checked(aligner, aside)
+        if int8:
+            about["int8"] = {"files": quantize(aside)}
+            about["int8"] |= int8_loss(aside, Path(run), data, say)
+        _write_about(aside, about)
+        (aside / "README.md").write_text(readme(about), encoding="utf-8")
+    return about
+
+
+def _about(aligner: Aligner, run: str | Path) -> dict[str, Any]:
+    """What onnx.json holds of the model itself."""
+    wanted, tower, late, fusion = aligner.image_tower.input, aligner.text_tower, aligner.late, aligner.fusion
+    unfinished = unfinished_note(run)
+    about: dict[str, Any] = {
+        **({"unfinished": unfinished} if unfinished else {}),
+        "run": str(run), "design": aligner.config.design, "width": aligner.config.width,
+        "pixels": {"size": wanted.size, "mean": list(wanted.mean), "std": list(wanted.std), "resize": "bicubic"},
+        "max_tokens": tower.max_tokens, "truncation_side": tower.tokenizer.truncation_side, "pad": tower.pad,
+        "temperature": 1 / aligner.scale().item(),
+    }  # fmt: skip
+    if late is not None:
+        about["late"] = {
+            "temperature": 1 / late.scale().item(), "weight": late.weight.item(), "keep_tokens": late.config.keep_tokens
+        }  # fmt: skip
+    if fusion is not None:
+        about["fusion"] = {"weight": fusion.weight.item(), "candidates": aligner.config.fusion.candidates}
+    return about
+
+
+def _write_about(folder: Path, about: dict[str, Any]) -> None:
+    (folder / ABOUT).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")

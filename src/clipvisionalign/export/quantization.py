@@ -1,0 +1,57 @@
+"""Towers whose products are done in 8 bits, and what they lose on a dev split."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from clipvisionalign.data.captioned import CaptionedImages
+from clipvisionalign.data.of_run import read_data_of_run
+from clipvisionalign.export.onnx_aligner import CAPTIONS, IMAGES, OnnxAligner
+from clipvisionalign.retrieval import rsum_gain
+from clipvisionalign.retrieval.evaluate import evaluate
+
+
+def quantize(folder: Path) -> list[str]:
+    """8-bit towers beside the exact ones: weights by their rows, activations as they come."""
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    made = []
+    for name in (IMAGES, CAPTIONS):
+        out = name.replace(".onnx", ".int8.onnx")
+        # Products only: convolutions in 8 bits are slower on most CPUs, and lose more.
+        quantize_dynamic(
+            folder / name,
+            folder / out,
+            weight_type=QuantType.QInt8,
+            per_channel=True,
+            op_types_to_quantize=["MatMul", "Gemm"],
+        )
+        made.append(out)
+    return made
+
+
+def int8_loss(folder: Path, run: Path, data: str | Path, say: Callable[[str], None]) -> dict[str, Any]:
+    """What both kinds of towers find on a dev split, as the design ranks, and the change from one to the other; why
+    not, where it is not there. Captions belong to images, and images stand in splits, as the run was trained."""
+    try:
+        dev = read_data_of_run(run, data, split="dev").split("dev")
+    except ValueError as error:
+        if data:
+            raise
+        say(f"what the 8-bit towers lose is not measured: {error}; --data says where the data set is")
+        return {"not measured": str(error)}
+    say(f"measuring 8-bit towers on {len(dev):,} dev images and {len(dev.captions):,} captions ...")
+    exact, small = (_measured(OnnxAligner(folder, int8=is_small), dev) for is_small in (False, True))
+    change = rsum_gain(small.ranks, exact.ranks, dev.caption_image, unit=dev.image_identity)
+    return {"rsum": small.rsum.to_dict(), "exact_rsum": exact.rsum.to_dict(), "rsum_change": change.to_dict()}
+
+
+def _measured(model: OnnxAligner, dev: CaptionedImages) -> Any:
+    model.show_progress = True
+    candidates = model.about.get("fusion", {}).get("candidates", 0)
+    return evaluate(
+        model, dev.images, dev.captions, dev.caption_image, dev.image_identity, candidates,
+        caption_group=dev.caption_group,
+    ).metrics  # fmt: skip
