@@ -292,7 +292,7 @@ def test_an_empty_split_is_named_with_those_that_are_there(tmp_path, tiny_runs, 
     (tmp_path / "a.jpg").write_bytes(jpeg())
     write(tmp_path / "metadata.csv", "file_name,caption,split\na.jpg,a picture,train\n")
     assert main(["evaluate", str(tiny_runs["self"]), "--data", str(tmp_path), "--split", "dev"]) == 1
-    assert "the split 'dev' is empty; this data set has: train (1 images)" in capsys.readouterr().err
+    assert "the split 'dev' is empty; this data set has: train (1 image)" in capsys.readouterr().err
 
 
 def test_what_is_no_run_folder_is_said(tmp_path, tiny_runs, capsys):

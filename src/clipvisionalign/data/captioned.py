@@ -19,6 +19,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from clipvisionalign.counts import with_noun
 from clipvisionalign.data.split_file import how_to_share_out
 
 SPLITS = ("train", "dev", "test")
@@ -131,7 +132,9 @@ class CaptionedImages:
         """The rows of one split. Raises DataError where it is empty, naming the splits that are not."""
         rows = [row for row in self.rows if row.split == name]
         if not rows:
-            there = ", ".join(f"{split} ({count} images)" for split, count in sorted(self.split_sizes().items()))
+            there = ", ".join(
+                f"{split} ({with_noun(count, 'image')})" for split, count in sorted(self.split_sizes().items())
+            )
             told = f"the split '{name}' is empty; this data set has: {there or 'no images'}{self.way_out()}"
             raise DataError(f"{self.source}: {told}")
         return replace(self, rows=rows)
