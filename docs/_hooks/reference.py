@@ -132,8 +132,14 @@ def settings_page() -> str:
         kind = re.sub(r"typing\.|collections\.abc\.|<class '|'>", "", str(hint)) if hint is not None else ""
         kind = kind if "<" not in kind else ""
         default = action.default
-        shown = "" if default is None or default is argparse.SUPPRESS else f"`{default!r}`"
-        row = f"| `{flag}` | {escape(action.help or '')} | {escape(kind)} | {shown.replace('|', chr(92) + '|')} |"
+        shown = "" if default in (None, "", argparse.SUPPRESS) else f"`{default!r}`"
+        cells = [
+            f'<code class="flag">{flag}</code>',
+            escape(action.help or ""),
+            escape(kind),
+            shown.replace("|", "\\|"),
+        ]
+        row = f"| {' | '.join(cells)} |"
         groups.setdefault(flag.lstrip("-").rpartition(".")[0], []).append(row)
     lines = [
         "# Settings of a training", "",
@@ -194,8 +200,18 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
         entry["Reference"] for entry in config.nav or [] if isinstance(entry, dict) and "Reference" in entry
     )
     python = next(entry for entry in reference if "Python" in entry)
-    python["Python"] = ["reference/python/index.md", *({name: f"reference/python/{name}.md"} for name, _ in modules())]
+    python["Python"] = ["reference/python/index.md", *python_navigation()]
     return config
+
+
+def python_navigation() -> list[dict[str, Any]]:
+    """Return the entries of all modules, those of one package together."""
+    packages: dict[str, list[dict[str, str]]] = {}
+    for name, _ in modules():
+        package, _, rest = name.partition(".")[2].partition(".")
+        packages.setdefault(package, []).append({rest or package or name: f"reference/python/{name}.md"})
+    alone = [entries[0] for entries in packages.values() if len(entries) == 1]
+    return [*alone, *({package: entries} for package, entries in packages.items() if len(entries) > 1)]
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
