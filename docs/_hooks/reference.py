@@ -13,49 +13,17 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
+
+from clipvisionalign.cli.commands import COMMANDS, PARSERS
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "src" / "clipvisionalign"
 
 #: Files of the root folder that are pages of the site.
 ROOT_PAGES = {"contributing.md": "CONTRIBUTING.md", "changelog.md": "CHANGELOG.md"}
-
-
-class CapturedParser(BaseException):
-    """Carries the parser of a command out of the call that would parse the command line."""
-
-    def __init__(self, parser: argparse.ArgumentParser) -> None:
-        super().__init__()
-        self.parser = parser
-
-
-def parser_of(*arguments: str) -> argparse.ArgumentParser:
-    """Return the parser that `clipvisionalign ARGUMENTS` would use, without running the command."""
-    import jsonargparse
-
-    from clipvisionalign.cli import main
-
-    def capture(self: argparse.ArgumentParser, *_: Any, **__: Any) -> None:
-        raise CapturedParser(self)
-
-    kinds = (argparse.ArgumentParser, jsonargparse.ArgumentParser)
-    with mock.patch.multiple(kinds[0], parse_args=capture), mock.patch.multiple(kinds[1], parse_args=capture):
-        try:
-            main(list(arguments))
-        except CapturedParser as captured:
-            return captured.parser
-    raise RuntimeError(f"clipvisionalign {' '.join(arguments)}: parsed no command line")
-
-
-def commands() -> dict[str, str]:
-    """Return the name of every command with its one-line description."""
-    actions = parser_of()._actions
-    choices = next(action for action in actions if isinstance(action, argparse._SubParsersAction))._choices_actions
-    return {choice.dest: choice.help or "" for choice in choices}
 
 
 def escape(text: str) -> str:
@@ -92,8 +60,8 @@ def commands_page() -> str:
         "Generated from the program's own parsers. `clipvisionalign COMMAND --help` prints the same.", "",
         "Exit statuses, streams and environment variables: [The command line](../command-line.md).", "",
     ]  # fmt: skip
-    for name, summary in commands().items():
-        parser = parser_of(name, "DATA")
+    for name, (summary, _) in COMMANDS.items():
+        parser = PARSERS[name]()
         lines += [
             f"## {name}",
             "",
@@ -120,7 +88,7 @@ def commands_page() -> str:
 
 def settings_page() -> str:
     """Return the page of all settings of `train`, a section for each group of them."""
-    parser = parser_of("train", "DATA")
+    parser = PARSERS["train"]()
     groups: dict[str, list[str]] = {}
     for action in parser._actions:
         if action.help == argparse.SUPPRESS or isinstance(action, argparse._HelpAction) or not action.option_strings:
