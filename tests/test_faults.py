@@ -435,7 +435,7 @@ def test_what_no_cell_could_pass_is_found_before_training(few, two, scenes_folde
         with pytest.raises((DataError, OSError, ValueError), match=told):
             run_study(replace(two, **other), tmp_path / f"out-{number}", lambda line: None)
     with monkeypatch.context() as within:
-        within.setattr("clipvisionalign.study.run.find_spec", lambda name: None if name == "nltk" else name)
+        within.setattr("clipvisionalign.study.report.find_spec", lambda name: None if name == "nltk" else name)
         with pytest.raises(ModuleNotFoundError, match="nltk"):
             run_study(two, tmp_path / "out-nltk", lambda line: None)
     assert not trained

@@ -18,6 +18,7 @@ from PIL import Image
 from test_study import edit_captions
 
 from clipvisionalign.cli import COMMANDS, main
+from clipvisionalign.counts import with_noun
 from clipvisionalign.data.captioned import DataError
 from clipvisionalign.data.formats import read_captioned_images
 from clipvisionalign.data.of_run import recognised
@@ -399,7 +400,7 @@ def test_a_profile_of_a_small_data_set_ends_with_its_times_and_leaves_nothing(wo
     given = ["data", "--config", str(world.parent / "profile.yaml"), "--train_images", "40", "--batch", "16", "--cache", "off",
              "--epochs", "2", "--precision", "float32", "--augment", "none"]  # fmt: skip
     assert main(["train", *given, "--profile", str(steps)]) == 0
-    assert f"{min(steps, 6)} steps" in capsys.readouterr().out
+    assert with_noun(min(steps, 6), "step") in capsys.readouterr().out
     assert contents(world) == before
 
 

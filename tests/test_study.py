@@ -70,7 +70,7 @@ def test_dev_figures_of_a_report_are_said_to_be_cross_fitted(report, study):
     # A run from before dev was halved, and another split.
     from types import SimpleNamespace
 
-    old = [SimpleNamespace(found={})]
+    old = [SimpleNamespace(variant="self", found={})]
     assert choice_of(old, "dev").startswith("in-sample")
     assert choice_of(old, "test").startswith("out of sample")
 

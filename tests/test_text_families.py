@@ -273,7 +273,7 @@ def table() -> str:
     sliding = BERT_KIN | {"longformer"}
     rows = [
         ("with sliding windows too", sorted(sliding)),
-        ("as transformers gives it", sorted({*READ} - sliding)),
+        ("with transformers' own attention", sorted({*READ} - sliding)),
         ("refused: causal", sorted(kind for kind, (_, why) in REFUSED.items() if why == CAUSAL)),
         ("refused: an encoder with a decoder", sorted(kind for kind, (_, why) in REFUSED.items() if why == DECODER)),
         ("refused: padding changes a caption", sorted(kind for kind, (_, why) in REFUSED.items() if why == PADDED)),
@@ -283,4 +283,4 @@ def table() -> str:
         ),
     ]
     lines = [f"| {name} | {', '.join(f'`{kind}`' for kind in kinds)} |" for name, kinds in rows]
-    return "\n".join(["| read | model types of transformers |", "|---|---|", *lines])
+    return "\n".join(["| support | model types of transformers |", "|---|---|", *lines])
