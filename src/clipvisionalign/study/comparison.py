@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from clipvisionalign.counts import with_noun
 from clipvisionalign.study.costs import Conditions, Cost, differ, in_rounds, measured_under, ranges_of
 from clipvisionalign.study.gaps import state_of
 from clipvisionalign.study.significant import significant
@@ -130,7 +131,7 @@ def _accuracy(both: Sequence[dict[str, Any]], names: Sequence[str]) -> Table:
 def _rsum(report: dict[str, Any], name: str, found: dict[str, Any] | None) -> str:
     if found:
         seeds = len(report["results"]["variants"][name]["seeds"])
-        told = state_of(report, name) or f"{seeds} seed{'s' * (seeds != 1)}"
+        told = state_of(report, name) or with_noun(seeds, "seed")
         return f"{interval(found)} ({told})"
     return "no result" if name in report["plan"]["variants"] else "not in the plan"
 

@@ -16,6 +16,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from clipvisionalign.counts import with_noun
 from clipvisionalign.models.device import machine, versions
 from clipvisionalign.study.significant import significant
 
@@ -142,7 +143,7 @@ def conditions_told(under: Mapping[str, Sequence[Conditions]]) -> str:
         return ""
     if same_conditions(under):
         of = every[0]
-        threads = f"{of['threads']} thread{'s' * (of['threads'] != 1)}" if "threads" in of else ""
+        threads = with_noun(of["threads"], "thread") if "threads" in of else ""
         parts = [of.get("processor"), threads, of.get("instructions"), of.get("device")]
         torch = f"PyTorch {of['torch']}" if "torch" in of else ""
         return ", ".join(part for part in (*map(str, filter(None, parts)), torch) if part)

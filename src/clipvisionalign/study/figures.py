@@ -10,10 +10,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from clipvisionalign.counts import with_noun
 from clipvisionalign.files import written_aside
 from clipvisionalign.study.costs import (
     DEVICE_MEMORY,
     MEMORY,
+    MS_PER_CAPTION,
     MS_PER_QUERY,
     NO_SPREAD,
     NOT_SAME,
@@ -21,6 +23,7 @@ from clipvisionalign.study.costs import (
     Cost,
     Range,
     differ,
+    in_rounds,
     lengths_apart,
     not_compared,
     ranges_of,
@@ -281,7 +284,7 @@ def _of_spread(why: str) -> str:
 
 def _pareto_time(report: dict[str, Any]) -> tuple[Any, ...] | None:
     images = report["data"]["gallery"]["images"]
-    return _pareto(report, MS_PER_QUERY, f"ms for a text query over {images:,} image{'s' * (images != 1)}", log=True)
+    return _pareto(report, MS_PER_QUERY, f"ms for a text query over {with_noun(images, 'image')}", log=True)
 
 
 def _pareto_memory(report: dict[str, Any]) -> tuple[Any, ...] | None:
@@ -461,7 +464,7 @@ def _of_lengths(costs: dict[str, Any], names: Sequence[str]) -> str:
         return _of_spread(NOT_SAME)
     apart, together = lengths_apart(costs, names)
     if not apart or not together:
-        several = all(len(costs[name].get("rounds", [])) > 1 for name in names)
+        several = in_rounds(costs, names, MS_PER_CAPTION)
         return "" if apart else _of_spread(WITHIN_SPREAD if several else NO_SPREAD)
     at = f"{', '.join(map(str, apart))} tokens" if len(apart) > 1 else f"{apart[0]} token{'s' * (apart[0] != 1)}"
     return f"Some differ by more than one variant does from process to process at {at}, at other lengths none."

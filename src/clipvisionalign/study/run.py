@@ -26,7 +26,7 @@ from clipvisionalign.data.of_run import is_data_of_run, recognised
 from clipvisionalign.data.scenes import is_drawn, random_scenes, read_scenes, write_scenes
 from clipvisionalign.data.split_file import how_to_share_out, split_file_of
 from clipvisionalign.data.splits import SPLIT_RULE
-from clipvisionalign.files import PART, Held, held, remove, remove_empty, written_aside
+from clipvisionalign.files import PART, Held, folders_above, held, remove, written_aside
 from clipvisionalign.images import open_picture
 from clipvisionalign.models.aligner import Remembered
 from clipvisionalign.models.io import load_aligner
@@ -151,13 +151,10 @@ def _carried_out(plan: Plan, study: Path, say: Say, more: Callable[[dict[str, An
 @contextmanager
 def study_held(study: Path) -> Iterator[None]:
     """The study is this process's alone meanwhile. Folders that were made for that are not left empty. Raises Held."""
-    made = [folder for folder in (study, *study.parents) if not folder.exists()]
-    study.mkdir(parents=True, exist_ok=True)
-    try:
+    with folders_above(study):
+        study.mkdir(exist_ok=True)
         with held(study / LOCK, "carries out this study"):
             yield
-    finally:
-        remove_empty(made)
 
 
 @contextmanager

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from clipvisionalign.counts import with_noun
+
 
 def significant(value: float, digits: int = 3) -> str:
     """The format of a number with so many significant digits: never 1.01e+03 for a large one.
@@ -40,4 +42,4 @@ def words_told(span: Sequence[int]) -> str:
     ('4 to 9 words', '1 word')
     """
     low, high = span
-    return f"{low} to {high} words" if low != high else f"{high} word{'s' * (high != 1)}"
+    return f"{low} to {high} words" if low != high else with_noun(high, "word")
