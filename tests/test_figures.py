@@ -180,6 +180,7 @@ def test_what_is_said_of_times_by_length_is_of_the_times_that_are_drawn(long, to
     # Of one process the spread is not known, and it is not told as one.
     told = told if count > 1 or long > 2 else "was not measured: none is shown to cost less"
     assert told in about
+    assert ("from process to process" in about) == (count > 1)
     # Reports from before each round kept them.
     for cost in report["cost"].values():
         for each in cost["rounds"]:

@@ -463,11 +463,14 @@ def _of_lengths(costs: dict[str, Any], names: Sequence[str]) -> str:
     if not same_conditions(under_of(costs, names)):
         return _of_spread(NOT_SAME)
     apart, together = lengths_apart(costs, names)
-    if not apart or not together:
-        several = in_rounds(costs, names, MS_PER_CAPTION)
-        return "" if apart else _of_spread(WITHIN_SPREAD if several else NO_SPREAD)
-    at = f"{', '.join(map(str, apart))} tokens" if len(apart) > 1 else f"{apart[0]} token{'s' * (apart[0] != 1)}"
-    return f"Some differ by more than one variant does from process to process at {at}, at other lengths none."
+    measured = in_rounds(costs, names, MS_PER_CAPTION)
+    if not apart:
+        return _of_spread(WITHIN_SPREAD if measured else NO_SPREAD)
+    if not together:
+        return ""
+    at = f"{', '.join(map(str, apart[:-1]))}{' and ' if apart[:-1] else ''}{with_noun(apart[-1], 'token')}"
+    spread = "one variant does from process to process" if measured else "one process may by chance"
+    return f"Some differ by more than {spread} at {at}, at other lengths none."
 
 
 def _protocol(report: dict[str, Any]) -> tuple[Any, str] | None:
