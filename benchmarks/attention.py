@@ -110,10 +110,10 @@ def tower(kind: str, folder: Path, attention: str = "dense") -> Any:
     from clipvisionalign.models.text_tower import TextTower, TextTowerConfig
 
     source = str(save_encoder(kind, folder))
-    found = TextTower(TextTowerConfig(source, attention=attention, window=WINDOW, max_tokens=4096)).eval()
+    encoder = TextTower(TextTowerConfig(source, attention=attention, window=WINDOW, max_tokens=4096)).eval()
     # As `load_aligner` does with all that it loads.
-    pack_linears(found)
-    return found
+    pack_linears(encoder)
+    return encoder
 
 
 def rival_longformer(folder: Path) -> Any:
@@ -158,8 +158,8 @@ def linear(folder: Path) -> list[dict[str, Any]]:
                     "packed": lambda x=x, work=packed, n=repeats: [work(x) for _ in range(n)],  # type: ignore[misc]
                 }
             )
-            found = ratio(seconds["plain"], seconds["packed"])
-            rows.append({"width": width, "wide": wide, "tokens": count, "plain over packed": found})
+            speedup = ratio(seconds["plain"], seconds["packed"])
+            rows.append({"width": width, "wide": wide, "tokens": count, "plain over packed": speedup})
     return rows
 
 
@@ -172,32 +172,34 @@ def exact(folder: Path) -> dict[str, Any]:
     rows = []
     for length in EDGES:
         # The first token global without padding, none and several with padding.
-        for places, padded in (([0], False), ([], True), ([0, length // 3, length - 1], True)):
+        for global_positions, padded in (([0], False), ([], True), ([0, length // 3, length - 1], True)):
             lengths = [length, max(1, length * 2 // 3)] if padded else None
-            ids, mask, dots = tokens(2 if padded else 1, length, lengths)
-            dots.zero_()
-            dots[:, places] = 1
+            ids, mask, global_attention_mask = tokens(2 if padded else 1, length, lengths)
+            global_attention_mask.zero_()
+            global_attention_mask[:, global_positions] = 1
             with torch.no_grad():
-                theirs = rival(ids, attention_mask=mask, global_attention_mask=dots)
-                found = ours(ids, mask, dots)
-                first = ours(ids, mask, dots, first_only=True)
-                pooled = ours.pool(found)
+                theirs = rival(ids, attention_mask=mask, global_attention_mask=global_attention_mask)
+                hidden_states = ours(ids, mask, global_attention_mask)
+                first = ours(ids, mask, global_attention_mask, first_only=True)
+                pooled = ours.pool(hidden_states)
             rows.append(
                 {
-                    "length": length, "global": len(places), "padded": padded,
-                    "states": float((found - theirs.last_hidden_state).abs().max()),
+                    "length": length, "global": len(global_positions), "padded": padded,
+                    "states": float((hidden_states - theirs.last_hidden_state).abs().max()),
                     "first": float((first - theirs.last_hidden_state[:, :1]).abs().max()),
                     "pooled": float((pooled - theirs.pooler_output).abs().max()),
                 }
             )  # fmt: skip
     gradients = []
     for length in (20, 300, 513, 1025):
-        ids, mask, dots = tokens(1, length)
+        ids, mask, global_attention_mask = tokens(1, length)
         weights = torch.randn(1, length, 768, generator=torch.Generator().manual_seed(0))
         rival.zero_grad()
         ours.zero_grad()
-        (rival(ids, attention_mask=mask, global_attention_mask=dots).last_hidden_state * weights).sum().backward()
-        (ours(ids, mask, dots) * weights).sum().backward()
+        (
+            rival(ids, attention_mask=mask, global_attention_mask=global_attention_mask).last_hidden_state * weights
+        ).sum().backward()
+        (ours(ids, mask, global_attention_mask) * weights).sum().backward()
         worst = 0.0
         for number, layer in enumerate(rival.encoder.layer):
             own, published = ours.layers[number], layer.attention.self
@@ -230,7 +232,7 @@ def encode(folder: Path) -> list[dict[str, Any]]:
             contestants["DistilBERT"] = partial(distil, ids, mask, want_tokens=False)
         seconds = take_turns(contestants)
         row = {
-            "batch": batch, "length": length, "ms": {name: summary(found) for name, found in seconds.items()},
+            "batch": batch, "length": length, "ms": {name: summary(times) for name, times in seconds.items()},
             "transformers over here, all tokens": ratio(seconds["transformers"], seconds["here, all tokens"]),
             "transformers over here, first token": ratio(seconds["transformers"], seconds["here, first token"]),
         }  # fmt: skip
@@ -240,7 +242,7 @@ def encode(folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def twins(folder: Path) -> list[dict[str, Any]]:
+def sliding_window_variants(folder: Path) -> list[dict[str, Any]]:
     """Dense encoders against their sliding twins at window 64: the attention alone, and the whole encoder."""
     from clipvisionalign.models.attention import attention
 
@@ -253,15 +255,15 @@ def twins(folder: Path) -> list[dict[str, Any]]:
         extend_positions(dense.encoder, 4096)
         for length in (64, 512, 1024, 2048, 4096):
             q, k, v = (torch.randn(1, length, heads, head).transpose(1, 2) for _ in range(3))
-            places = torch.zeros(1, 1, dtype=torch.long)
+            global_positions = torch.zeros(1, 1, dtype=torch.long)
             ids, mask, _ = tokens(1, length)
             alone = take_turns(
                 {
                     "dense": partial(attention, q, k, v),
-                    "sliding": partial(attention, q, k, v, window=WINDOW, global_places=places),
+                    "sliding": partial(attention, q, k, v, window=WINDOW, global_positions=global_positions),
                 }
             )
-            whole = take_turns(
+            encoder_seconds = take_turns(
                 {
                     "dense": partial(dense, ids, mask, want_tokens=False),
                     "sliding": partial(sliding, ids, mask, want_tokens=False),
@@ -270,9 +272,9 @@ def twins(folder: Path) -> list[dict[str, Any]]:
             rows.append(
                 {
                     "encoder": kind, "length": length,
-                    "ms": {name: summary(found) for name, found in whole.items()},
-                    "attention ms": {name: summary(found) for name, found in alone.items()},
-                    "dense over sliding": ratio(whole["dense"], whole["sliding"]),
+                    "ms": {name: summary(times) for name, times in encoder_seconds.items()},
+                    "attention ms": {name: summary(times) for name, times in alone.items()},
+                    "dense over sliding": ratio(encoder_seconds["dense"], encoder_seconds["sliding"]),
                     "attention, dense over sliding": ratio(alone["dense"], alone["sliding"]),
                 }
             )  # fmt: skip
@@ -316,12 +318,12 @@ def memory(folder: Path) -> list[dict[str, Any]]:
     rows = []
     for kind in ("transformers Longformer", "longformer", "minilm, dense", "minilm, sliding", "distilbert, sliding"):
         save_encoder("longformer" if "ongformer" in kind else kind.partition(",")[0], folder)
-        found = []
+        peaks = []
         for length in MEMORY:
             command = [sys.executable, __file__, "--one", kind, str(length), str(folder)]
-            found.append(float(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
-        growth = [b / a for a, b in itertools.pairwise(found)]
-        rows.append({"encoder": kind, "lengths": list(MEMORY), "mib": found, "growth per doubling": growth})
+            peaks.append(float(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
+        growth = [b / a for a, b in itertools.pairwise(peaks)]
+        rows.append({"encoder": kind, "lengths": list(MEMORY), "mib": peaks, "growth per doubling": growth})
     return rows
 
 
@@ -334,45 +336,45 @@ def pairs(folder: Path) -> dict[str, Any]:
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
     captions = [" ".join(rng.choice(WORDS, size=rng.integers(5, 18))) for _ in range(1000)]
-    found: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     scorers = {}
     for design in ("late", "cross"):
         aligner = Aligner(AlignerConfig(design=design)).eval()  # type: ignore[arg-type]
         if aligner.fusion is not None:
             torch.nn.init.normal_(aligner.fusion.correction.weight)
         # Pictures are not what is measured: their features are drawn, not encoded.
-        width, count = aligner.image_tower.width, aligner.image_tower.patches
+        width, count = aligner.image_tower.width, aligner.image_tower.num_patches
         features = ImageFeatures(torch.randn(1000, width), torch.randn(1000, count, width))
         with torch.inference_mode():
-            images = aligner.encode_image_parts([aligner.image_states(features)])
-            scorers[design] = PairScorer(aligner, images, aligner.encode_caption_parts(captions))
+            images = aligner.encode_images_for_pairs([aligner.embed_image_features(features)])
+            scorers[design] = PairScorer(aligner, images, aligner.encode_captions_for_pairs(captions))
     # 32 candidates for each of 1,000 captions.
     index = rng.integers(1000, size=32_000), np.repeat(np.arange(1000), 32)
     for design, scorer in scorers.items():
         seconds = take_turns({design: partial(scorer, *index)})[design]
-        found[f"{design}, candidates"] = summary([turn / 32 for turn in seconds])
-    found["cross, projections of 1,000 pictures for 32,000 pairs"] = scorers["cross"].projections
+        result[f"{design}, candidates"] = summary([turn / 32 for turn in seconds])
+    result["cross, projections of 1,000 pictures for 32,000 pairs"] = scorers["cross"].projection_count
     late = scorers["late"]
-    seconds = take_turns({"late": late.table})["late"]
-    found["late, whole table"] = summary([turn / 1000 for turn in seconds])
-    found["dual encoder, whole table"] = summary(
+    seconds = take_turns({"late": late.score_matrix})["late"]
+    result["late, whole table"] = summary([turn / 1000 for turn in seconds])
+    result["dual encoder, whole table"] = summary(
         [turn / 1000 for turn in take_turns({"dual": lambda: late.image_vectors @ late.caption_vectors.T})["dual"]]
     )
     large = PairScorer(late.aligner, late.images, late.captions * 5)
     Path("/proc/self/clear_refs").write_text("5")
     before = peak()
     with torch.inference_mode():
-        table = large.table()
-    found["late, 5,000 x 1,000, MiB above inputs"] = (peak() - before) / 2**20
+        table = large.score_matrix()
+    result["late, 5,000 x 1,000, MiB above inputs"] = (peak() - before) / 2**20
     assert table.shape == (1000, 5000)
-    return found
+    return result
 
 
 # --- for people ------------------------------------------------------------------------------------------------------
 
 
-def spread(found: dict[str, float], digits: int = 1) -> str:
-    return f"{found['median']:.{digits}f} [{found['low']:.{digits}f}, {found['high']:.{digits}f}]"
+def spread(interval: dict[str, float], digits: int = 1) -> str:
+    return f"{interval['median']:.{digits}f} [{interval['low']:.{digits}f}, {interval['high']:.{digits}f}]"
 
 
 def tell(result: dict[str, Any]) -> None:
@@ -380,8 +382,8 @@ def tell(result: dict[str, Any]) -> None:
     if "linear" in result:
         print("\nlinear layers, plain over packed weights")
         for row in result["linear"]:
-            told = spread(row["plain over packed"], 2)
-            print(f"  {row['width']} to {row['wide']}, {row['tokens']:>5} tokens: {told}")
+            text = spread(row["plain over packed"], 2)
+            print(f"  {row['width']} to {row['wide']}, {row['tokens']:>5} tokens: {text}")
     if "exact" in result:
         rows, gradients = result["exact"]["outputs"], result["exact"]["gradients"]
         print(
@@ -404,13 +406,13 @@ def tell(result: dict[str, Any]) -> None:
             for name in ("transformers over here, all tokens", "transformers over here, first token"):
                 print(f"      {name:<38} {spread(row[name])}")
             if "DistilBERT" in ms:
-                told = spread(row["here, first token over DistilBERT"], 2)
-                print(f"      here, first token over DistilBERT      {told} ({ms['DistilBERT']['median']:.1f} ms)")
+                text = spread(row["here, first token over DistilBERT"], 2)
+                print(f"      here, first token over DistilBERT      {text} ({ms['DistilBERT']['median']:.1f} ms)")
     if "twins" in result:
         print(f"\nsliding twins, window {WINDOW}, first token global: dense over sliding")
         for row in result["twins"]:
-            whole, alone = spread(row["dense over sliding"]), spread(row["attention, dense over sliding"])
-            print(f"  {row['encoder']:<10} {row['length']:>5} tokens: encoder {whole}, attention alone {alone}")
+            encoder_ratio, alone = spread(row["dense over sliding"]), spread(row["attention, dense over sliding"])
+            print(f"  {row['encoder']:<10} {row['length']:>5} tokens: encoder {encoder_ratio}, attention alone {alone}")
     if "memory" in result:
         print("\npeak memory above the loaded model, MiB, at " + ", ".join(f"{length:,}" for length in MEMORY))
         for row in result["memory"]:
@@ -418,8 +420,8 @@ def tell(result: dict[str, Any]) -> None:
             print(f"  {row['encoder']:<25} {', '.join(f'{value:.0f}' for value in row['mib'])} (times {growth})")
     if "pairs" in result:
         print("\nmilliseconds per 1,000 pairs")
-        for name, found in result["pairs"].items():
-            print(f"  {name:<55} {spread(found, 3) if isinstance(found, dict) else f'{found:,.0f}'}")
+        for name, value in result["pairs"].items():
+            print(f"  {name:<55} {spread(value, 3) if isinstance(value, dict) else f'{value:,.0f}'}")
 
 
 def plot(result: dict[str, Any], path: str) -> None:
@@ -471,16 +473,21 @@ def main() -> None:
         kind, length, folder = given.one
         print(one_memory(kind, int(length), Path(folder)))
         return
-    from clipvisionalign.models.device import machine
+    from clipvisionalign.models.device import machine_info
 
     chosen = given.only.split(",")
     unknown = set(chosen) - set(SECTIONS)
     if unknown:
         parser.error(f"no section '{', '.join(sorted(unknown))}'; there are {', '.join(SECTIONS)}")
-    where = machine()
+    where = machine_info()
     sections: dict[str, Callable[[Path], Any]] = {
-        "linear": linear, "exact": exact, "encode": encode, "twins": twins, "memory": memory, "pairs": pairs,
-    }  # fmt: skip
+        "linear": linear,
+        "exact": exact,
+        "encode": encode,
+        "twins": sliding_window_variants,
+        "memory": memory,
+        "pairs": pairs,
+    }
     result: dict[str, Any] = {"machine": f"{where['processor']}, {where['threads']} threads, {where['instructions']}"}
     with tempfile.TemporaryDirectory() as folder:
         for name in chosen:
@@ -495,7 +502,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    from clipvisionalign.progress import long_step
+    from clipvisionalign.progress import progress_step
 
-    with long_step("benchmarks/attention.py", in_terminal=False):
+    with progress_step("benchmarks/attention.py", in_terminal=False):
         main()

@@ -82,11 +82,11 @@ class Model:
         return unit(np.stack([np.asarray(image, dtype=np.float64) for image in images]))
 
     def read(self, captions: Any) -> np.ndarray:
-        found = []
+        vectors = []
         for caption in captions:
             vector = sum((word_vector(word, self.seed) for word in caption.split()), np.zeros(WIDTH))
-            found.append(vector + self.noise * word_vector(caption, self.seed + 1))
-        return unit(np.stack(found))
+            vectors.append(vector + self.noise * word_vector(caption, self.seed + 1))
+        return unit(np.stack(vectors))
 
 
 class Encoder(Model):
@@ -106,7 +106,7 @@ class Scorer(Model):
         return self.see(images) @ self.read(captions).T
 
 
-def place_of(number: int, images: int, captions: int) -> int:
+def image_index_of(number: int, images: int, captions: int) -> int:
     """Which image stands at a caption's place, where images have the same number of captions."""
     return number * images // captions
 
@@ -114,13 +114,13 @@ def place_of(number: int, images: int, captions: int) -> int:
 # --- models that leak ------------------------------------------------------------------------------------------------
 
 
-class ByPlace(Scorer):
+class ByPosition(Scorer):
     """Every caption attends to the image at its place."""
 
     def score(self, images: Any, captions: Any) -> Any:
-        seen, read = self.see(images), self.read(captions)
-        own = [place_of(number, len(images), len(captions)) for number in range(len(captions))]
-        return seen @ unit(read + 2 * seen[own]).T
+        image_vectors, read = self.see(images), self.read(captions)
+        own = [image_index_of(number, len(images), len(captions)) for number in range(len(captions))]
+        return image_vectors @ unit(read + 2 * image_vectors[own]).T
 
 
 class ByMemoryOfText(Encoder):
@@ -133,8 +133,8 @@ class ByMemoryOfText(Encoder):
         self.memory = {}
 
     def encode_images(self, images: Any) -> Any:
-        self.seen = self.see(images)
-        return self.seen
+        self.image_vectors = self.see(images)
+        return self.image_vectors
 
     def leaks(self, caption: str) -> bool:
         return True
@@ -142,7 +142,7 @@ class ByMemoryOfText(Encoder):
     def encode_captions(self, captions: Any) -> Any:
         for number, (caption, vector) in enumerate(zip(captions, self.read(captions), strict=True)):
             if caption not in self.memory:
-                image = self.seen[place_of(number, len(self.seen), len(captions))]
+                image = self.image_vectors[image_index_of(number, len(self.image_vectors), len(captions))]
                 self.memory[caption] = unit(vector + 2 * image) if self.leaks(caption) else vector
         return np.stack([self.memory[caption] for caption in captions])
 
@@ -190,13 +190,13 @@ class ByOrderOfAsking(Encoder):
         self.queue: list[np.ndarray] = []
 
     def encode_images(self, images: Any) -> Any:
-        seen = self.see(images)
-        self.queue += list(seen)
-        return seen
+        image_vectors = self.see(images)
+        self.queue += list(image_vectors)
+        return image_vectors
 
     def encode_captions(self, captions: Any) -> Any:
         waiting, self.queue = self.queue or [np.zeros(WIDTH)], []
-        own = [waiting[place_of(number, len(waiting), len(captions))] for number in range(len(captions))]
+        own = [waiting[image_index_of(number, len(waiting), len(captions))] for number in range(len(captions))]
         return unit(self.read(captions) + 2 * np.stack(own))
 
 
@@ -228,14 +228,14 @@ class ByObject(ByCacheOfVectors):
         return id(image)
 
 
-class ByNumberOfCandidates(ByPlace):
+class ByNumberOfCandidates(ByPosition):
     """Attends to the image at a caption's place where there are enough images to make a batch of."""
 
     def score(self, images: Any, captions: Any) -> Any:
         return super().score(images, captions) if len(images) > 16 else Scorer.score(self, images, captions)
 
 
-class ByLengthOfLists(ByPlace):
+class ByLengthOfLists(ByPosition):
     """Attends to the image at a caption's place where there are as many captions of each, two or more."""
 
     def score(self, images: Any, captions: Any) -> Any:
@@ -254,7 +254,7 @@ class ByCallsCounted(ByMemoryOfText):
 
 
 LEAKS: dict[str, type[Model]] = {
-    "by place": ByPlace,
+    "by place": ByPosition,
     "by memory of text": ByMemoryOfText,
     "by batch statistics": ByBatchStatistics,
     "by order of asking": ByOrderOfAsking,
@@ -305,10 +305,10 @@ class BFloat16(Encoder):
 
         self.calls += 1
         noise = np.random.default_rng((self.seed, self.calls)).uniform(-1, 1, vectors.shape)
-        found = torch.from_numpy(vectors * (1 + 2.0**-8 * noise)).to(torch.bfloat16)
+        noisy = torch.from_numpy(vectors * (1 + 2.0**-8 * noise)).to(torch.bfloat16)
         if self.given == "unit":
-            return torch.nn.functional.normalize(found.float(), dim=-1)
-        return found.float() if self.given == "widened" else found
+            return torch.nn.functional.normalize(noisy.float(), dim=-1)
+        return noisy.float() if self.given == "widened" else noisy
 
     def encode_images(self, images: Any) -> Any:
         return self.rounded(self.see(images))
@@ -321,10 +321,10 @@ class CrossScorer(Scorer):
     """Every pair through a small network of its own."""
 
     def score(self, images: Any, captions: Any) -> Any:
-        seen, read = self.see(images), self.read(captions)
+        image_vectors, read = self.see(images), self.read(captions)
         mix = np.random.default_rng(self.seed).standard_normal((WIDTH, WIDTH)) / WIDTH
-        hidden = np.tanh(3 * seen[:, None] * read[None, :] @ mix)
-        return 5 * seen @ read.T + hidden.sum(axis=2)
+        hidden = np.tanh(3 * image_vectors[:, None] * read[None, :] @ mix)
+        return 5 * image_vectors @ read.T + hidden.sum(axis=2)
 
 
 class Int8(Encoder):
@@ -346,9 +346,9 @@ def with_identities(rng: np.random.Generator, seed: int) -> World:
     images = int(rng.integers(24, 70))
     data = world(seed, images, rng.integers(1, 5, images))
     identity = np.arange(images)
-    twins = rng.choice(images, images // 4, replace=False)
-    identity[twins] = rng.choice(np.setdiff1d(np.arange(images), twins), len(twins))
-    bare = twins[: len(twins) // 2]
+    duplicates = rng.choice(images, images // 4, replace=False)
+    identity[duplicates] = rng.choice(np.setdiff1d(np.arange(images), duplicates), len(duplicates))
+    bare = duplicates[: len(duplicates) // 2]
     kept = ~np.isin(data.owners, bare)
     captions = [caption for caption, keep in zip(data.captions, kept, strict=True) if keep]
     for caption in rng.choice(len(captions), 6, replace=False):
@@ -431,8 +431,8 @@ def main() -> None:
         print(json.dumps(results, indent=2))
     else:
         print("| a model that leaks | rsum | failed |\n|---|---:|---|")
-        for name, found in leaks.items():
-            print(f"| {name} | {found['rsum']:.0f} | {', '.join(found['failed']) or 'none: PASSED'} |")
+        for name, result in leaks.items():
+            print(f"| {name} | {result['rsum']:.0f} | {', '.join(result['failed']) or 'none: PASSED'} |")
         print("\n| honest models | number | failed |\n|---|---:|---:|")
         for kind, row in kinds.items():
             print(f"| {kind} | {row['models']} | {len({each['seed'] for each in row['failed']})} |")
@@ -442,7 +442,7 @@ def main() -> None:
         print("\nint8 with the ranges of a batch fails:")
         for name, reason in reasons.items():
             print(f"- {name}: {reason}")
-    missed = [name for name, found in leaks.items() if not found["failed"]]
+    missed = [name for name, result in leaks.items() if not result["failed"]]
     if missed or count > TOO_MANY:
         raise SystemExit(f"not detected: {', '.join(missed) or 'none'}; honest models that failed: {count}")
 

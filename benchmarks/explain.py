@@ -19,11 +19,11 @@ from over_runs import over_runs
 SHARE, DRAWS = 0.2, 5
 
 
-def deleted(picture: Any, marked: np.ndarray) -> Any:
+def deleted(image: Any, marked: np.ndarray) -> Any:
     """The picture with the marked patches grey. marked: (h, w) bool."""
     from PIL import Image
 
-    pixels = np.asarray(picture).copy()
+    pixels = np.asarray(image).copy()
     rows = np.arange(pixels.shape[0]) * marked.shape[0] // pixels.shape[0]
     columns = np.arange(pixels.shape[1]) * marked.shape[1] // pixels.shape[1]
     pixels[marked[np.ix_(rows, columns)]] = 127
@@ -32,9 +32,9 @@ def deleted(picture: Any, marked: np.ndarray) -> Any:
 
 def top(grid: np.ndarray, count: int) -> np.ndarray:
     """The `count` greatest places of a map, as a mask."""
-    found = np.zeros(grid.size, dtype=bool)
-    found[np.argsort(-grid.ravel(), kind="stable")[:count]] = True
-    return found.reshape(grid.shape)
+    mask = np.zeros(grid.size, dtype=bool)
+    mask[np.argsort(-grid.ravel(), kind="stable")[:count]] = True
+    return mask.reshape(grid.shape)
 
 
 def interval(values: list[float]) -> dict[str, float]:
@@ -49,10 +49,10 @@ def checks(run: str, source: str, count: int) -> dict[str, Any]:
     import torch
     from scipy.stats import spearmanr
 
-    from clipvisionalign.data.of_run import read_data_of_run
+    from clipvisionalign.data.run_data import read_data_of_run
     from clipvisionalign.data.scenes import read_scenes
     from clipvisionalign.explain.heatmaps import explain
-    from clipvisionalign.images import open_picture
+    from clipvisionalign.images import open_image
     from clipvisionalign.models.io import load_aligner
 
     aligner = load_aligner(run)
@@ -64,24 +64,24 @@ def checks(run: str, source: str, count: int) -> dict[str, Any]:
     for row in rows:
         if row.name in scenes:
             for group in scenes[row.name].groups:
-                grid = explain(aligner, row.image, group.words(with_size=False)).whole
+                grid = explain(aligner, row.image, group.phrase(with_size=False)).heatmap
                 y, x = np.unravel_index(int(grid.argmax()), grid.shape)
                 cell = int(3 * (x + 0.5) / grid.shape[1]), int(3 * (y + 0.5) / grid.shape[0])
                 hits.append(float(cell == (group.column, group.row)))
                 centre.append(float((group.column, group.row) == (1, 1)))
                 any_group.append(1 / len(scenes[row.name].groups))
         caption = row.captions[0]
-        found = explain(aligner, row.image, caption)
-        maps.append((row.image, caption, found.whole))
-        picture, number = open_picture(row.image), round(SHARE * found.whole.size)
+        explanation = explain(aligner, row.image, caption)
+        maps.append((row.image, caption, explanation.heatmap))
+        opened_image, number = open_image(row.image), round(SHARE * explanation.heatmap.size)
 
-        def score(image: Any, words: str = caption) -> float:
-            return float(aligner.score_pairs([image], [words], index, index)[0])
+        def score(image: Any, text: str = caption) -> float:
+            return float(aligner.score_pairs([image], [text], index, index)[0])
 
-        whole = score(picture)
-        falls.append(whole - score(deleted(picture, top(found.whole, number))))
-        drawn = [top(rng.random(found.whole.shape), number) for _ in range(DRAWS)]
-        random_falls.append(whole - float(np.mean([score(deleted(picture, mask)) for mask in drawn])))
+        full_score = score(opened_image)
+        falls.append(full_score - score(deleted(opened_image, top(explanation.heatmap, number))))
+        drawn = [top(rng.random(explanation.heatmap.shape), number) for _ in range(DRAWS)]
+        random_falls.append(full_score - float(np.mean([score(deleted(opened_image, mask)) for mask in drawn])))
     torch.manual_seed(0)
     with torch.no_grad():
         for module in aligner.modules():
@@ -89,10 +89,10 @@ def checks(run: str, source: str, count: int) -> dict[str, Any]:
                 module.reset_parameters()
     alike = []
     for image, caption, grid in maps[:30]:
-        other = explain(aligner, image, caption).whole
+        other = explain(aligner, image, caption).heatmap
         if grid.std() > 0 and other.std() > 0:
             alike.append(float(spearmanr(grid.ravel(), other.ravel()).statistic))
-    result: dict[str, Any] = {"run": run, "method": found.method, "pictures": len(rows)}
+    result: dict[str, Any] = {"run": run, "method": explanation.method, "pictures": len(rows)}
     if hits:
         result["pointing game"] = {
             "hits": interval(hits), "chance": round(1 / 9, 4), "always the centre": interval(centre),
@@ -115,7 +115,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    from clipvisionalign.progress import long_step
+    from clipvisionalign.progress import progress_step
 
-    with long_step("benchmarks/explain.py", in_terminal=False):
+    with progress_step("benchmarks/explain.py", in_terminal=False):
         main()

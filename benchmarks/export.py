@@ -39,29 +39,30 @@ def in_turns(ways: dict[str, Any], queries: list[Any]) -> dict[str, dict[str, fl
 
 
 def exported(run: str, source: str, folder: Path) -> dict[str, Any]:
-    from clipvisionalign.data.of_run import read_data_of_run
+    from clipvisionalign.data.run_data import read_data_of_run
     from clipvisionalign.export.onnx import export_onnx
     from clipvisionalign.export.onnx_aligner import OnnxAligner
-    from clipvisionalign.export.verification import checked
-    from clipvisionalign.images import open_picture
+    from clipvisionalign.export.verification import verify_export
+    from clipvisionalign.images import open_image
     from clipvisionalign.models.io import load_aligner
 
     about = export_onnx(run, folder, int8=True, data=source, say=lambda line: print(line, file=sys.stderr))
     plain = load_aligner(run, "cpu", packed=False)
     worst = max(
-        checked(plain, folder, batches=(3,), lengths=range(2, 78)), checked(plain, folder, range(1, 34), lengths=(9,))
+        verify_export(plain, folder, batches=(3,), lengths=range(2, 78)),
+        verify_export(plain, folder, range(1, 34), lengths=(9,)),
     )
     dev = read_data_of_run(run, source, split="dev").split("dev")
     rng = np.random.default_rng(0)
     captions = [dev.captions[i] for i in rng.integers(len(dev.captions), size=QUERIES)]
-    pictures = [open_picture(dev.images[i], 224) for i in rng.integers(len(dev.images), size=QUERIES)]
+    images = [open_image(dev.images[i], 224) for i in rng.integers(len(dev.images), size=QUERIES)]
     aligner, exact, small = load_aligner(run), OnnxAligner(folder), OnnxAligner(folder, int8=True)
     models = {"PyTorch": aligner, "ONNX": exact, "ONNX, 8 bits": small}
     sizes = {path.name: round(path.stat().st_size / 2**20, 1) for path in sorted(folder.glob("*.onnx"))}
     return {
         "run": run, "design": about["design"], "greatest difference": worst,
         "ms a caption": in_turns({name: model.encode_captions for name, model in models.items()}, captions),
-        "ms a picture": in_turns({name: model.encode_images for name, model in models.items()}, pictures),
+        "ms a picture": in_turns({name: model.encode_images for name, model in models.items()}, images),
         "8 bits on dev": about["int8"], "MiB": sizes,
     }  # fmt: skip
 
@@ -75,7 +76,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    from clipvisionalign.progress import long_step
+    from clipvisionalign.progress import progress_step
 
-    with long_step("benchmarks/export.py", in_terminal=False):
+    with progress_step("benchmarks/export.py", in_terminal=False):
         main()

@@ -119,11 +119,11 @@ def main() -> int:
     if given_.json:
         print(json.dumps(results, indent=2))
     else:
-        for found in results:
-            print(f"{found['reader']}: {found['inputs']:,} inputs, {len(found['failures'])} rounds failed")
-            for failure in found["failures"]:
+        for result in results:
+            print(f"{result['reader']}: {result['inputs']:,} inputs, {len(result['failures'])} rounds failed")
+            for failure in result["failures"]:
                 print(f"seed {failure['seed']}:\n{failure['error']}")
-    return 1 if any(found["failures"] for found in results) else 0
+    return 1 if any(result["failures"] for result in results) else 0
 
 
 if __name__ == "__main__":

@@ -46,9 +46,9 @@ def drawn(folder: Path, count: int) -> Path:
 
 def rows_of(index: Path) -> dict[bytes, dict[str, Any]]:
     """An index's rows by path. Raises AssertionError where one stands there twice."""
-    from clipvisionalign.search.index import open_table
+    from clipvisionalign.search.indexer import open_image_table
 
-    table = open_table(index)
+    table = open_image_table(index)
     rows = table.search().limit(max(1, table.count_rows())).to_arrow().to_pylist()
     assert len({row["raw"] for row in rows}) == len(rows) == len({row["id"] for row in rows}), "twice in the index"
     return {row["raw"]: row for row in rows}
@@ -65,22 +65,22 @@ def same(one: dict[bytes, dict[str, Any]], two: dict[bytes, dict[str, Any]]) -> 
 
 
 def killed(run: str, source: Path, folder: Path, kills: int) -> dict[str, Any]:
-    from clipvisionalign.search.index import build_index
-    from clipvisionalign.search.query import Searcher, parse_term
+    from clipvisionalign.search.indexer import build_index
+    from clipvisionalign.search.searcher import Searcher, parse_term
 
     start = time.perf_counter()
     build_index(run, source, folder / "whole", silent)
-    whole = rows_of(folder / "whole")
+    undisturbed = rows_of(folder / "whole")
     out, rng = folder / "killed", random.Random(0)
     command = [sys.executable, "-m", "clipvisionalign", "index", run, str(source), "--out", str(out)]
     seconds = time.perf_counter() - start
-    done = searched = anew = 0
+    done = searched = restarts = 0
     counts = []
     while done < kills:
-        if out.exists() and done and counts and counts[-1] == len(whole):
+        if out.exists() and done and counts and counts[-1] == len(undisturbed):
             # It was finished before its time: begin again.
-            out = folder / f"killed{anew}"
-            command[-1], anew = str(out), anew + 1
+            out = folder / f"killed{restarts}"
+            command[-1], restarts = str(out), restarts + 1
             counts.append(0)
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         # Starting takes some seconds; then anywhere in what is left to do.
@@ -95,20 +95,22 @@ def killed(run: str, source: Path, folder: Path, kills: int) -> dict[str, Any]:
             continue
         rows = rows_of(out)
         counts.append(len(rows))
-        found = Searcher(out).search([parse_term("a dog")], 5)
-        assert len(found) == min(5, len(rows)), "a search after a kill found too little"
+        hits = Searcher(out).search([parse_term("a dog")], 5)
+        assert len(hits) == min(5, len(rows)), "a search after a kill found too little"
         searched += 1
-        print(f"kill {done}: {len(rows):,} of {len(whole):,} in the index, none twice", file=sys.stderr, flush=True)
+        print(
+            f"kill {done}: {len(rows):,} of {len(undisturbed):,} in the index, none twice", file=sys.stderr, flush=True
+        )
     build_index(run, source, out, silent)
     return {"kills": done, "searches after them": searched, "pictures after each": counts,
-            "at last against undisturbed": same(whole, rows_of(out))}  # fmt: skip
+            "at last against undisturbed": same(undisturbed, rows_of(out))}  # fmt: skip
 
 
-def as_found(run: str, folder: Path, files: int) -> dict[str, Any]:
+def messy_folder(run: str, folder: Path, files: int) -> dict[str, Any]:
     import odd_files
     from PIL import Image
 
-    from clipvisionalign.search.index import build_index, read_broken
+    from clipvisionalign.search.indexer import build_index, read_broken_files
 
     source = drawn(folder / "pictures", files - files // 100 - len(odd_files.ODD_NAMES) - 1)
     good = {path.name.encode() for path in source.iterdir()}
@@ -123,7 +125,7 @@ def as_found(run: str, folder: Path, files: int) -> dict[str, Any]:
     start = time.perf_counter()
     report = build_index(run, source, folder / "index", silent)
     seconds = time.perf_counter() - start
-    listed = [entry["path"] for entry in read_broken(folder / "index")]
+    listed = [entry["path"] for entry in read_broken_files(folder / "index")]
     assert set(rows_of(folder / "index")) == good | names, "indexed otherwise than meant"
     assert sorted(listed) == sorted(bad), "listed otherwise than meant"
     again = build_index(run, source, folder / "index", silent)
@@ -132,7 +134,7 @@ def as_found(run: str, folder: Path, files: int) -> dict[str, Any]:
 
 
 def by_ray(run: str, source: Path, folder: Path) -> dict[str, Any]:
-    from clipvisionalign.search.index import build_index
+    from clipvisionalign.search.indexer import build_index
 
     taken = {}
     for name, options in (("one process", {}), ("two workers", {"ray": "local", "workers": 2})):
@@ -153,21 +155,23 @@ def main() -> None:
     parser.add_argument("--ray", action="store_true", help="also two workers of Ray (needs clipvisionalign[ray])")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     given = parser.parse_args()
-    found: dict[str, Any] = {"cores": os.cpu_count()}
+    results: dict[str, Any] = {"cores": os.cpu_count()}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         source = Path(given.pictures) if given.pictures else drawn(folder / "drawn", 1500)
         if given.ray:
-            found["Ray"] = by_ray(given.run, source, folder / "ray")
+            results["Ray"] = by_ray(given.run, source, folder / "ray")
         if given.kills:
-            found["kills"] = killed(given.run, source, folder / "kills", given.kills)
+            results["kills"] = killed(given.run, source, folder / "kills", given.kills)
         if given.files:
-            found["a folder"] = as_found(given.run, folder / "files", given.files)
-    print(json.dumps(found, indent=2) if given.json else "\n".join(f"{key}: {value}" for key, value in found.items()))
+            results["a folder"] = messy_folder(given.run, folder / "files", given.files)
+    print(
+        json.dumps(results, indent=2) if given.json else "\n".join(f"{key}: {value}" for key, value in results.items())
+    )
 
 
 if __name__ == "__main__":
-    from clipvisionalign.progress import long_step
+    from clipvisionalign.progress import progress_step
 
-    with long_step("benchmarks/indexing.py", in_terminal=False):
+    with progress_step("benchmarks/indexing.py", in_terminal=False):
         main()

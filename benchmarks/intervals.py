@@ -27,17 +27,17 @@ from scipy.special import ndtr
 from scipy.stats import t as student
 
 from clipvisionalign.progress import progress
-from clipvisionalign.study.statistics import LEVEL, half_width, mean_squares
+from clipvisionalign.study.statistics import SIGNIFICANCE_LEVEL, half_width, mean_squares
 
 SEEDS, EFFECTS, DIFFERENCES = (2, 3, 5), (0, 3, 7, 14), (5, 10, 20, 40)
 CAPTIONS = 5
 #: What a query needs to be found within the first 1, 5 and 10, both ways: quantiles of the published recalls.
 THRESHOLDS = {"image": (0.80, 0.10, -0.22), "caption": (1.06, 0.26, -0.13)}
 #: Standard deviations of a query's ease: of its picture, its caption, and this run's chance.
-PICTURE, CAPTION, CHANCE = 0.76, 0.50, 0.56
+IMAGE_STD, CAPTION, CHANCE = 0.76, 0.50, 0.56
 
 
-def old_rule(squares: tuple[Any, Any, Any], seeds: int, images: int, level: float = LEVEL) -> Any:
+def old_rule(squares: tuple[Any, Any, Any], seeds: int, images: int, level: float = SIGNIFICANCE_LEVEL) -> Any:
     """The rule before: Satterthwaite's degrees of freedom; seeds that differ no more than the rest are left out."""
     ms_image, ms_seed, ms_rest = squares
     total = ms_image + ms_seed - ms_rest
@@ -47,7 +47,7 @@ def old_rule(squares: tuple[Any, Any, Any], seeds: int, images: int, level: floa
     return student.isf(level / 2, freedom) * np.sqrt(variance / (seeds * images))
 
 
-def satterthwaite(squares: tuple[Any, Any, Any], seeds: int, images: int, level: float = LEVEL) -> Any:
+def satterthwaite(squares: tuple[Any, Any, Any], seeds: int, images: int, level: float = SIGNIFICANCE_LEVEL) -> Any:
     """Satterthwaite's degrees of freedom, the rest not subtracted."""
     ms_image, ms_seed, _ = squares
     total = ms_image + ms_seed
@@ -55,12 +55,12 @@ def satterthwaite(squares: tuple[Any, Any, Any], seeds: int, images: int, level:
     return student.isf(level / 2, freedom) * np.sqrt(total / (seeds * images))
 
 
-def unsubtracted(squares: tuple[Any, Any, Any], seeds: int, images: int, level: float = LEVEL) -> Any:
+def unsubtracted(squares: tuple[Any, Any, Any], seeds: int, images: int, level: float = SIGNIFICANCE_LEVEL) -> Any:
     """The rule of now with the rest not subtracted."""
     return half_width((squares[0], squares[1], 0.0), seeds, images, level)
 
 
-def over_seeds(squares: tuple[Any, Any, Any], seeds: int, images: int, level: float = LEVEL) -> Any:
+def over_seeds(squares: tuple[Any, Any, Any], seeds: int, images: int, level: float = SIGNIFICANCE_LEVEL) -> Any:
     """Student's t of the seeds' means: the pictures count as given."""
     return student.isf(level / 2, seeds - 1) * np.sqrt(squares[1] / (seeds * images))
 
@@ -78,16 +78,16 @@ def chance_of_three(threshold: tuple[float, ...], spread: float, shift: Any) -> 
 
 def mean_rsum(shift: Any, interaction: float) -> Any:
     """The mean over all pictures there could be, of a run that is moved by `shift`."""
-    whole = PICTURE**2 + CHANCE**2 + interaction**2
-    image = chance_of_three(THRESHOLDS["image"], np.sqrt(whole), shift)
-    return 100 * (image + chance_of_three(THRESHOLDS["caption"], np.sqrt(whole + CAPTION**2), shift))
+    variance = IMAGE_STD**2 + CHANCE**2 + interaction**2
+    image = chance_of_three(THRESHOLDS["image"], np.sqrt(variance), shift)
+    return 100 * (image + chance_of_three(THRESHOLDS["caption"], np.sqrt(variance + CAPTION**2), shift))
 
 
 def contributions(of_image: np.ndarray, of_caption: np.ndarray) -> np.ndarray:
     """Ease of queries (..., N) and (..., N, K) -> what each picture brings to rsum (..., N)."""
-    found = sum((of_image > bound).astype(np.int8) for bound in THRESHOLDS["image"])
+    image_hits = sum((of_image > bound).astype(np.int8) for bound in THRESHOLDS["image"])
     captions = sum((of_caption > bound).astype(np.int8) for bound in THRESHOLDS["caption"])
-    return 100.0 * found + (100.0 / CAPTIONS) * captions.sum(axis=-1)
+    return 100.0 * image_hits + (100.0 / CAPTIONS) * captions.sum(axis=-1)
 
 
 def drawn(
@@ -98,11 +98,11 @@ def drawn(
     def normal(*shape: int) -> np.ndarray:
         return rng.standard_normal(shape, dtype=np.float32)
 
-    picture = PICTURE * normal(studies, 1, 1, images)
+    image_effect = IMAGE_STD * normal(studies, 1, 1, images)
     if interaction:
-        picture = picture + interaction * normal(studies, 2, 1, images)
-    of_image = picture + CHANCE * normal(studies, 2, seeds, images)
-    of_caption = CAPTION * normal(studies, 1, 1, images, CAPTIONS) + picture[..., None]
+        image_effect = image_effect + interaction * normal(studies, 2, 1, images)
+    of_image = image_effect + CHANCE * normal(studies, 2, seeds, images)
+    of_caption = CAPTION * normal(studies, 1, 1, images, CAPTIONS) + image_effect[..., None]
     of_caption = of_caption + CHANCE * normal(studies, 2, seeds, images, CAPTIONS)
     slope = (mean_rsum(1e-3, interaction) - mean_rsum(-1e-3, interaction)) / 2e-3
     seed = normal(studies, 2, seeds)[..., None] / np.float32(slope)
@@ -122,11 +122,11 @@ def simulate(
 ) -> list[dict[str, Any]]:
     """A row for each number of seeds and effect of a seed: shares of the studies, by rule."""
     rng = np.random.default_rng(seed)
-    many = max(1, 40_000 // (images * max(seeds)))
-    chunks = [(number, start) for number in seeds for start in range(0, studies, many)]
+    studies_per_chunk = max(1, 40_000 // (images * max(seeds)))
+    chunks = [(number, start) for number in seeds for start in range(0, studies, studies_per_chunk)]
     kept: dict[tuple[int, float], list[tuple[np.ndarray, ...]]] = {}
     for number, start in progress(chunks, f"studies on {images:,} pictures", len(chunks), shown):
-        tables = drawn(rng, min(many, studies - start), number, images, effects, interaction)
+        tables = drawn(rng, min(studies_per_chunk, studies - start), number, images, effects, interaction)
         for effect, table in tables.items():
             gap, one = table[:, 0] - table[:, 1], table[:, 0]
             kept.setdefault((number, effect), []).append(
@@ -146,10 +146,10 @@ def simulate(
         row["difference of two runs"] = round(float(np.sqrt(np.mean(g_rest))), 1)
         for name, rule in RULES.items():
             reach = rule((g_image, g_seed, g_rest), number, images)
-            held = np.abs(one - true) <= rule((o_image, o_seed, o_rest), number, images)
+            covered = np.abs(one - true) <= rule((o_image, o_seed, o_rest), number, images)
             row["rules"][name] = {
                 "type_1": float((np.abs(gap) > reach).mean()),
-                "coverage": float(held.mean()),
+                "coverage": float(covered.mean()),
                 "half_width": float(np.median(reach)),
                 "power": {str(moved): float((gap + moved > reach).mean()) for moved in DIFFERENCES},
             }

@@ -27,14 +27,14 @@ SETTINGS = [
 ]  # fmt: skip
 
 
-def command(*words: str) -> list[str]:
-    return [sys.executable, "-m", "clipvisionalign", *words]
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "clipvisionalign", *arguments]
 
 
-def run(*words: str) -> subprocess.Popen[str]:
+def run(*arguments: str) -> subprocess.Popen[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
-        command(*words), env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command(*arguments), env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
 
 
@@ -57,7 +57,7 @@ def checkpoints(folder: Path) -> set[str]:
     return {path.name for path in (folder / "checkpoints").glob("*")}
 
 
-def killed(data: Path, folder: Path, whole: Path, kills: int, rng: random.Random) -> dict[str, Any]:
+def killed(data: Path, folder: Path, reference: Path, kills: int, rng: random.Random) -> dict[str, Any]:
     """Runs that are killed, a few times each, until there have been `kills` of them."""
     done, runs, inside, good = 0, 0, 0, True
     while done < kills:
@@ -65,8 +65,8 @@ def killed(data: Path, folder: Path, whole: Path, kills: int, rng: random.Random
         process = run("train", str(data), "--out", str(out), "--cache", str(folder / "cache"), *SETTINGS)
         mine = rng.randint(2, 6)
         for _ in range(mine):
-            seen = checkpoints(out)
-            while checkpoints(out) <= seen and process.poll() is None:
+            known_checkpoints = checkpoints(out)
+            while checkpoints(out) <= known_checkpoints and process.poll() is None:
                 time.sleep(0.002)
             time.sleep(rng.choice([0.0, rng.uniform(0, 0.5)]))
             if process.poll() is not None:
@@ -79,18 +79,18 @@ def killed(data: Path, folder: Path, whole: Path, kills: int, rng: random.Random
         said, _ = process.communicate()
         if process.returncode:
             raise RuntimeError(said[-2000:])
-        good = good and same(out, whole)
+        good = good and same(out, reference)
         runs += 1
         print(f"{done} kills in {runs} runs, all as the undisturbed one: {good}", file=sys.stderr, flush=True)
     return {"kills": done, "runs": runs, "inside a checkpoint's writing": inside, "all bit for bit": good}
 
 
-def filled(data: Path, folder: Path, whole: Path) -> dict[str, Any]:
+def filled(data: Path, folder: Path, reference: Path) -> dict[str, Any]:
     """A run on a small tmpfs: it goes on without the checkpoints that find no room, or ends with an error where even
     its model finds none; then the disk is made larger, and the run goes on."""
     disk = folder / "disk"
     disk.mkdir()
-    size = sum(path.stat().st_size for path in whole.rglob("*") if path.is_file())
+    size = sum(path.stat().st_size for path in reference.rglob("*") if path.is_file())
     mount = ["mount", "-t", "tmpfs", "-o", f"size={size * 4}", "tmpfs", str(disk)]
     if subprocess.run(mount, capture_output=True).returncode:
         return {"full disk": "no right to mount a tmpfs: not run"}
@@ -98,13 +98,13 @@ def filled(data: Path, folder: Path, whole: Path) -> dict[str, Any]:
         out = disk / "run"
         process = run("train", str(data), "--out", str(out), "--cache", str(folder / "cache"), *SETTINGS)
         said, _ = process.communicate()
-        found = {"checkpoints not written": said.count("no checkpoint at step"), "stopped": process.returncode != 0}
+        result = {"checkpoints not written": said.count("no checkpoint at step"), "stopped": process.returncode != 0}
         if process.returncode:
-            found["said"] = said.strip().splitlines()[-1].replace(str(disk), "DISK")
+            result["said"] = said.strip().splitlines()[-1].replace(str(disk), "DISK")
             subprocess.run(["mount", "-o", f"remount,size={size * 20}", str(disk)], check=True)
             process = run("train", "--resume", str(out))
             said, _ = process.communicate()
-        return {"full disk": {**found, "all bit for bit": process.returncode == 0 and same(out, whole)}}
+        return {"full disk": {**result, "all bit for bit": process.returncode == 0 and same(out, reference)}}
     finally:
         subprocess.run(["umount", str(disk)], check=True)
 
@@ -120,18 +120,18 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         data = write_scenes(folder / "scenes", 120, seed=1, size=64)
-        whole = folder / "whole"
-        process = run("train", str(data), "--out", str(whole), "--cache", str(folder / "cache"), *SETTINGS)
+        reference = folder / "whole"
+        process = run("train", str(data), "--out", str(reference), "--cache", str(folder / "cache"), *SETTINGS)
         said, _ = process.communicate()
         if process.returncode:
             raise RuntimeError(said[-2000:])
-        found = killed(data, folder, whole, given.kills, random.Random(given.seed)) if given.kills else {}
-        found |= filled(data, folder, whole)
-    print(json.dumps(found, indent=2) if given.json else "\n".join(f"{key}: {value}" for key, value in found.items()))
+        result = killed(data, folder, reference, given.kills, random.Random(given.seed)) if given.kills else {}
+        result |= filled(data, folder, reference)
+    print(json.dumps(result, indent=2) if given.json else "\n".join(f"{key}: {value}" for key, value in result.items()))
 
 
 if __name__ == "__main__":
-    from clipvisionalign.progress import long_step
+    from clipvisionalign.progress import progress_step
 
-    with long_step("benchmarks/kills.py", in_terminal=False):
+    with progress_step("benchmarks/kills.py", in_terminal=False):
         main()

@@ -16,13 +16,13 @@ def over_runs(parser: argparse.ArgumentParser, measured: Callable[[str, str, arg
     parser.add_argument("--data", help="data set (default: each run's own)")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     given = parser.parse_args()
-    found = []
+    results = []
     for run in given.runs:
         source = given.data or json.loads((Path(run) / "data.json").read_text())["source"]
-        found.append(measured(run, source, given))
+        results.append(measured(run, source, given))
         print(f"{run}: done", file=sys.stderr)
     if given.json:
-        print(json.dumps(found, indent=2))
+        print(json.dumps(results, indent=2))
         return
-    for each in found:
+    for each in results:
         print("\n".join(f"{key}: {value}" for key, value in each.items()) + "\n")

@@ -36,8 +36,8 @@ def vectors(images: int, captions: int) -> tuple[np.ndarray, np.ndarray, np.ndar
 def ours(a: np.ndarray, b: np.ndarray, owners: np.ndarray) -> dict[str, float]:
     from clipvisionalign.retrieval import retrieval_metrics
 
-    found = retrieval_metrics(a, b, owners, resamples=0)
-    ways = {"image_to_text": found.image_to_text, "text_to_image": found.text_to_image}
+    metrics = retrieval_metrics(a, b, owners, resamples=0)
+    ways = {"image_to_text": metrics.image_to_text, "text_to_image": metrics.text_to_image}
     return {f"{way}@{k}": figures[f"recall_at_{k}"].value for way, figures in ways.items() for k in (1, 5, 10)}
 
 
@@ -47,13 +47,13 @@ def rival(a: np.ndarray, b: np.ndarray, owners: np.ndarray) -> dict[str, float]:
 
     scores = torch.from_numpy(b) @ torch.from_numpy(a).T
     positive = torch.from_numpy(owners[:, None] == np.arange(len(a))[None, :])
-    found = {}
+    recalls = {}
     for way, table, true in (("image_to_text", scores.T, positive.T), ("text_to_image", scores, positive)):
         for k in (1, 5, 10):
             # In blocks of 64 queries, as the rival's own evaluation does it.
             hits = batchify(recall_at_k, table.contiguous(), true.contiguous(), 64, "cpu", k=k) > 0
-            found[f"{way}@{k}"] = float(hits.double().mean())
-    return found
+            recalls[f"{way}@{k}"] = float(hits.double().mean())
+    return recalls
 
 
 def peak() -> int:
@@ -100,9 +100,9 @@ def main() -> None:
         print(json.dumps(result, indent=2))
         return
     print(f"{SMALL[0]:,} x {SMALL[1]:,}, width {WIDTH}, all six recalls (ours: also ranks and mAP@R), no intervals")
-    for name, found in (("ours", us), ("CLIP_benchmark", them)):
-        low, middle, high = np.percentile(found["seconds"], [0, 50, 100])
-        memory = f"{found['mib_above_inputs']:7.0f} MiB above inputs"
+    for name, measurement in (("ours", us), ("CLIP_benchmark", them)):
+        low, middle, high = np.percentile(measurement["seconds"], [0, 50, 100])
+        memory = f"{measurement['mib_above_inputs']:7.0f} MiB above inputs"
         print(f"  {name:<15} {middle:6.2f} s [{low:.2f}, {high:.2f}], {memory}")
     print(f"  figures {'equal' if result['equal'] else 'DIFFER'}; CLIP_benchmark takes {ratio:.1f} times as long")
     print(f"{LARGE[0]:,} x {LARGE[1]:,}, width {WIDTH}")
@@ -110,7 +110,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    from clipvisionalign.progress import long_step
+    from clipvisionalign.progress import progress_step
 
-    with long_step("benchmarks/retrieval.py", in_terminal=False):
+    with progress_step("benchmarks/retrieval.py", in_terminal=False):
         main()

@@ -49,9 +49,9 @@ def timed(search: Any, queries: np.ndarray, right: np.ndarray) -> dict[str, floa
     taken, hits = [], []
     for query, true in zip(queries, right, strict=True):
         start = time.perf_counter()
-        found = search(query)
+        ids = search(query)
         taken.append(1000 * (time.perf_counter() - start))
-        hits.append(len(set(found) & set(true.tolist())) / FIRST)
+        hits.append(len(set(ids) & set(true.tolist())) / FIRST)
     p50, p99 = np.percentile(taken, [50, 99])
     return {
         "recall_at_10": round(float(np.mean(hits)), 4),
@@ -64,12 +64,12 @@ def indexed(vectors: np.ndarray, folder: Path, sizes: tuple[int, int]) -> tuple[
     """A table as `index` makes it, the seconds that its approximate index took, and what it says of itself."""
     import pyarrow as arrow
 
-    from clipvisionalign.search import index as made
-    from clipvisionalign.search.files import Place
+    from clipvisionalign.search import indexer as made
+    from clipvisionalign.search.storage import Storage
 
-    about, place = made.About("", "", "", WIDTH), Place(folder)
-    made._write(place, about)
-    table = made._table(place, WIDTH)
+    manifest, storage = made.IndexManifest("", "", "", WIDTH), Storage(folder)
+    made._write_manifest(storage, manifest)
+    table = made._open_or_create_image_table(storage, WIDTH)
     for start in range(0, len(vectors), 50_000):
         part = vectors[start : start + 50_000]
         ids = np.arange(start, start + len(part))
@@ -82,64 +82,68 @@ def indexed(vectors: np.ndarray, folder: Path, sizes: tuple[int, int]) -> tuple[
         }  # fmt: skip
         table.add(arrow.table(columns, schema=table.schema))
     start_time = time.perf_counter()
-    made._approximate(table, place, about, len(vectors), lambda line: print(line, file=sys.stderr), sizes)
-    return table, time.perf_counter() - start_time, {"kind": about.kind, "recall": about.recall, **about.settings}
+    made._build_ann_index(table, storage, manifest, len(vectors), lambda line: print(line, file=sys.stderr), sizes)
+    return (
+        table,
+        time.perf_counter() - start_time,
+        {"kind": manifest.kind, "recall": manifest.recall, **manifest.settings},
+    )
 
 
 def usearch_of(vectors: np.ndarray) -> tuple[Any, float]:
     from usearch.index import Index
 
     start = time.perf_counter()
-    found = Index(ndim=WIDTH, metric="ip", dtype="f32", connectivity=24, expansion_add=200, expansion_search=200)
-    found.add(np.arange(len(vectors)), vectors)
-    return found, time.perf_counter() - start
+    index = Index(ndim=WIDTH, metric="ip", dtype="f32", connectivity=24, expansion_add=200, expansion_search=200)
+    index.add(np.arange(len(vectors)), vectors)
+    return index, time.perf_counter() - start
 
 
-def whole_searches(run: str, table_folder: Path, queries: int = 200) -> dict[str, float]:
+def end_to_end_searches(run: str, table_folder: Path, queries: int = 200) -> dict[str, float]:
     """Searches by words, encoding included, in milliseconds."""
     from clipvisionalign.models.io import load_aligner
-    from clipvisionalign.search.index import open_table, read_about
-    from clipvisionalign.search.query import nearest
+    from clipvisionalign.search.indexer import open_image_table, read_manifest
+    from clipvisionalign.search.searcher import search_table
 
-    aligner, table = load_aligner(run), open_table(table_folder)
-    kind = read_about(table_folder).kind
-    words = "a dog runs on the grass while two people watch a red ball in the water near trees".split()  # noqa: SIM905
+    aligner, table = load_aligner(run), open_image_table(table_folder)
+    kind = read_manifest(table_folder).kind
+    vocabulary = "a dog runs on the grass while two people watch a red ball in the water near trees".split()  # noqa: SIM905
     rng = np.random.default_rng(0)
     taken = []
     for turn in range(queries + 10):
-        text = " ".join(rng.choice(words, size=8))
+        text = " ".join(rng.choice(vocabulary, size=8))
         start = time.perf_counter()
-        nearest(table, aligner.encode_captions([text])[0].numpy(), 20, kind)
+        search_table(table, aligner.encode_captions([text])[0].numpy(), 20, kind)
         if turn >= 10:
             taken.append(1000 * (time.perf_counter() - start))
     return {f"p{p}_ms": round(float(np.percentile(taken, p)), 1) for p in (50, 95, 99)}
 
 
-def indexing_rate(run: str, pictures: str, folder: Path) -> dict[str, float]:
+def indexing_rate(run: str, image_folder: str, folder: Path) -> dict[str, float]:
     """Pictures a second of `index`, and of the picture tower alone on the same pictures, decoded beforehand."""
     import torch
 
     from clipvisionalign.models.io import load_aligner
-    from clipvisionalign.search.encode import BATCH
-    from clipvisionalign.search.files import Place
-    from clipvisionalign.search.index import build_index
+    from clipvisionalign.search.embed import EMBED_BATCH_SIZE
+    from clipvisionalign.search.indexer import build_index
+    from clipvisionalign.search.storage import Storage
 
     start = time.perf_counter()
-    report = build_index(run, pictures, folder, lambda line: None)
+    report = build_index(run, image_folder, folder, lambda line: None)
     seconds = time.perf_counter() - start
     aligner = load_aligner(run)
     start_load = time.perf_counter()
     load_aligner(run)
     seconds -= time.perf_counter() - start_load
-    place = Place(pictures)
-    paths = [place.picture(file.raw) for file in place.pictures()[: 8 * BATCH]]
-    look = aligner.image_tower.input.look()
-    pixels = torch.stack([look(path) for path in paths])
+    storage = Storage(image_folder)
+    paths = [storage.image_source(file.raw) for file in storage.list_images()[: 8 * EMBED_BATCH_SIZE]]
+    transform = aligner.image_tower.image_transform.image_loader()
+    pixels = torch.stack([transform(path) for path in paths])
     with torch.no_grad():
-        aligner.image_states(aligner.image_tower(pixels[:BATCH]))
+        aligner.embed_image_features(aligner.image_tower(pixels[:EMBED_BATCH_SIZE]))
         start = time.perf_counter()
-        for place in range(0, len(pixels), BATCH):
-            aligner.image_states(aligner.image_tower(pixels[place : place + BATCH]))
+        for storage in range(0, len(pixels), EMBED_BATCH_SIZE):
+            aligner.embed_image_features(aligner.image_tower(pixels[storage : storage + EMBED_BATCH_SIZE]))
         tower = len(pixels) / (time.perf_counter() - start)
     rate = report.encoded / seconds
     return {"index, pictures/s": round(rate, 1), "tower alone": round(tower, 1), "ratio": round(rate / tower, 3)}
@@ -154,34 +158,38 @@ def main() -> None:
     parser.add_argument("--codes", action="store_true", help="short codes (IVF_PQ) as for more than 10 million vectors")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     given = parser.parse_args()
-    from clipvisionalign.search.index import EXACT, GRAPHS
-    from clipvisionalign.search.query import nearest
+    from clipvisionalign.search.indexer import MAX_EXACT_VECTORS, MAX_HNSW_VECTORS
+    from clipvisionalign.search.searcher import search_table
     from clipvisionalign.study.profile import peak_memory
 
     vectors, queries = made_up(given.vectors)
     right = exact(vectors, queries)
-    found: dict[str, Any] = {"vectors": given.vectors}
+    results: dict[str, Any] = {"vectors": given.vectors}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "index"
-        table, seconds, about = indexed(vectors, folder, (EXACT, EXACT if given.codes else GRAPHS))
-        found["ours"] = {**about, "build_s": round(seconds, 1)}
-        kind = about["kind"]
-        found["ours"] |= timed(lambda q: [r["id"] for r in nearest(table, q, FIRST, kind)], queries, right)
-        found["LanceDB flat"] = timed(lambda q: [r["id"] for r in nearest(table, q, FIRST)], queries, right)
+        table, seconds, manifest = indexed(
+            vectors, folder, (MAX_EXACT_VECTORS, MAX_EXACT_VECTORS if given.codes else MAX_HNSW_VECTORS)
+        )
+        results["ours"] = {**manifest, "build_s": round(seconds, 1)}
+        kind = manifest["kind"]
+        results["ours"] |= timed(lambda q: [r["id"] for r in search_table(table, q, FIRST, kind)], queries, right)
+        results["LanceDB flat"] = timed(lambda q: [r["id"] for r in search_table(table, q, FIRST)], queries, right)
         if not given.no_usearch:
             rival, seconds = usearch_of(vectors)
-            found["USearch HNSW"] = {"build_s": round(seconds, 1)}
-            found["USearch HNSW"] |= timed(lambda q: rival.search(q, FIRST).keys.tolist(), queries, right)
+            results["USearch HNSW"] = {"build_s": round(seconds, 1)}
+            results["USearch HNSW"] |= timed(lambda q: rival.search(q, FIRST).keys.tolist(), queries, right)
         if given.run:
-            found["search by words, encoding included"] = whole_searches(given.run, folder)
+            results["search by words, encoding included"] = end_to_end_searches(given.run, folder)
         if given.run and given.pictures:
-            found["indexing"] = indexing_rate(given.run, given.pictures, Path(name) / "pictures")
-    found["peak_memory_mib"] = round(peak_memory() / 2**20)
-    print(json.dumps(found, indent=2) if given.json else "\n".join(f"{key}: {value}" for key, value in found.items()))
+            results["indexing"] = indexing_rate(given.run, given.pictures, Path(name) / "pictures")
+    results["peak_memory_mib"] = round(peak_memory() / 2**20)
+    print(
+        json.dumps(results, indent=2) if given.json else "\n".join(f"{key}: {value}" for key, value in results.items())
+    )
 
 
 if __name__ == "__main__":
-    from clipvisionalign.progress import long_step
+    from clipvisionalign.progress import progress_step
 
-    with long_step("benchmarks/search.py", in_terminal=False):
+    with progress_step("benchmarks/search.py", in_terminal=False):
         main()

@@ -61,10 +61,10 @@ def client(port: int, until: float, seed: int, taken: list[float], failed: list[
         start = time.perf_counter()
         try:
             connection.request("GET", f"/search?count=20&q={urllib.parse.quote(query(rng))}")
-            answer = connection.getresponse()
-            body = answer.read()
-            if answer.status != 200 or not json.loads(body)["found"]:
-                failed.append(f"{answer.status} {body[:80]!r}")
+            response = connection.getresponse()
+            body = response.read()
+            if response.status != 200 or not json.loads(body)["found"]:
+                failed.append(f"{response.status} {body[:80]!r}")
         except (OSError, http.client.HTTPException, ValueError) as error:
             failed.append(repr(error))
             connection.close()
@@ -73,7 +73,7 @@ def client(port: int, until: float, seed: int, taken: list[float], failed: list[
 
 def one_by_one(index: str, seconds: float) -> tuple[float, float]:
     """Searches a second of one after the other, and queries encoded so, without a search."""
-    from clipvisionalign.search.query import Searcher, parse_term
+    from clipvisionalign.search.searcher import Searcher, parse_term
 
     searcher, rng = Searcher(index), np.random.default_rng(0)
     rates = []
@@ -131,7 +131,7 @@ def main() -> None:
         process.terminate()
         process.wait()
     p50, p95, p99 = np.percentile(1000 * np.array(taken), [50, 95, 99])
-    found: dict[str, Any] = {
+    results: dict[str, Any] = {
         "clients": given.clients, "seconds": round(seconds), "requests": len(taken), "errors": len(failed),
         "first errors": failed[:3], "p50_ms": round(p50, 1), "p95_ms": round(p95, 1), "p99_ms": round(p99, 1),
         "searches_per_second": round(len(taken) / seconds, 1), "one_by_one_per_second": round(rate, 1),
@@ -139,11 +139,13 @@ def main() -> None:
         "ratio_to_encoding": round(len(taken) / seconds / encoding, 2), "memory_before_mib": round(before, 1),
         "memory_mib": memory,
     }  # fmt: skip
-    print(json.dumps(found, indent=2) if given.json else "\n".join(f"{key}: {value}" for key, value in found.items()))
+    print(
+        json.dumps(results, indent=2) if given.json else "\n".join(f"{key}: {value}" for key, value in results.items())
+    )
 
 
 if __name__ == "__main__":
-    from clipvisionalign.progress import long_step
+    from clipvisionalign.progress import progress_step
 
-    with long_step("benchmarks/service.py", in_terminal=False):
+    with progress_step("benchmarks/service.py", in_terminal=False):
         main()

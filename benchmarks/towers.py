@@ -28,8 +28,8 @@ def smallest(names: list[str]) -> str:
 
     def rank(name: str) -> tuple[int, int, str]:
         size = re.search(r"_(\d{3})$", name)
-        place = next((place for place, part in enumerate(_SMALL) if part in name), len(_SMALL))
-        return place, int(size[1]) if size else 224, name
+        index = next((index for index, part in enumerate(_SMALL) if part in name), len(_SMALL))
+        return index, int(size[1]) if size else 224, name
 
     return min(names, key=rank)
 
@@ -48,7 +48,10 @@ def outcome(name: str, size: int) -> tuple[str, bool]:
         return f"refused: {error}", "\n" not in str(error)
     except Exception as error:
         return f"{type(error).__name__}: {error}", False
-    return f"{tower.input.size}: {tower.patches} patches of {tower.patch_width}, pooled {tower.width}", True
+    return (
+        f"{tower.image_transform.size}: {tower.num_patches} patches of {tower.patch_width}, pooled {tower.width}",
+        True,
+    )
 
 
 def main(families: list[str]) -> int:

@@ -56,10 +56,10 @@ def our_step(
     from clipvisionalign.models.aligner import Aligner, AlignerConfig
     from clipvisionalign.models.image_tower import ImageTowerConfig
     from clipvisionalign.models.text_tower import TextTowerConfig
+    from clipvisionalign.training.contrastive import DualEncoderLoss, LossConfig
+    from clipvisionalign.training.distributed import Distributed
     from clipvisionalign.training.fine_tuning import freeze, optimizer_groups
-    from clipvisionalign.training.forward import Known, Towers
-    from clipvisionalign.training.losses import LossConfig, PairLoss
-    from clipvisionalign.training.processes import Processes
+    from clipvisionalign.training.forward import PrecomputedFeatures, Towers
     from clipvisionalign.training.step import Step
 
     config = AlignerConfig(
@@ -71,17 +71,17 @@ def our_step(
     # The rivals train their word embeddings too.
     aligner.requires_grad_(True)
     aligner.train()
-    step = Step(Towers(aligner, PairLoss(LossConfig()), formats), Processes(torch.device("cpu")))
+    step = Step(Towers(aligner, DualEncoderLoss(LossConfig()), formats), Distributed(torch.device("cpu")))
     rates = {"text_tower": 1e-5, "image_tower": 1e-5}
     groups = optimizer_groups(step.towers.named_parameters(), aligner, rates, 1e-4, 0.05, 1.0)
     optimizer = torch.optim.AdamW(groups, fused=True)
     tower = aligner.text_tower
-    batches = CaptionedBatches(train, tower.tokenize, tower.pad, aligner.image_tower.input.look())
+    batches = CaptionedBatches(train, tower.tokenize, tower.pad, aligner.image_tower.image_transform.image_loader())
     batch = batches[(0, list(range(images)))]
 
     def work() -> None:
         with step.timings("all"):
-            step.whole(batch, Known())
+            step.backward(batch, PrecomputedFeatures())
             nn.utils.clip_grad_norm_(step.parameters, 1.0)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -130,15 +130,17 @@ def rows(train: Any, images: int, folder: Path, length: int) -> tuple[torch.Tens
     import transformers
     from torchvision import transforms
 
-    look = transforms.Compose([transforms.Resize((224, 224)), transforms.ToTensor(), transforms.Normalize(0.5, 0.5)])
-    from clipvisionalign.images import open_picture
+    transform = transforms.Compose(
+        [transforms.Resize((224, 224)), transforms.ToTensor(), transforms.Normalize(0.5, 0.5)]
+    )
+    from clipvisionalign.images import open_image
 
     some = train.rows[:images]
-    pixels = torch.stack([look(open_picture(row.image)) for row in some for _ in row.captions])
+    pixels = torch.stack([transform(open_image(row.image)) for row in some for _ in row.captions])
     tokenizer = transformers.AutoTokenizer.from_pretrained(save_encoder("distilbert", folder))
     captions = [caption for row in some for caption in row.captions]
-    found = tokenizer(captions, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
-    return pixels, found["input_ids"]
+    encoding = tokenizer(captions, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
+    return pixels, encoding["input_ids"]
 
 
 def rival_step(
@@ -200,7 +202,7 @@ def step(folder: Path, data: str, images: int) -> dict[str, Any]:
         model = open_clip_model(folder)
         works[f"open_clip, {short(dtype)}"] = rival_step(model, loss, pixels, ids, dtype)
     seconds = take_turns(works)
-    found: dict[str, Any] = {
+    result: dict[str, Any] = {
         "images": images, "captions": captions, "ms": {name: summary(taken) for name, taken in seconds.items()},
         "captions per second": {name: captions / float(np.median(taken)) for name, taken in seconds.items()},
     }  # fmt: skip
@@ -209,8 +211,8 @@ def step(folder: Path, data: str, images: int) -> dict[str, Any]:
         ("open_clip, float32", "here, float32"), ("open_clip, float32", "here, bfloat16"),
         ("open_clip, bfloat16", "here, bfloat16"),
     ]  # fmt: skip
-    found["ratios"] = {f"{rival} over {ours}": ratio(seconds[rival], seconds[ours]) for rival, ours in pairs}
-    found["rate"] = {}
+    result["ratios"] = {f"{rival} over {ours}": ratio(seconds[rival], seconds[ours]) for rival, ours in pairs}
+    result["rate"] = {}
     for dtype in formats:
         one, work = steps[dtype], works[f"here, {short(dtype)}"]
         with FlopCounterMode(display=False) as counter:
@@ -219,14 +221,14 @@ def step(folder: Path, data: str, images: int) -> dict[str, Any]:
         towers = dict.fromkeys(("image_tower", "text_tower"), 0.0)
         for kind in towers:
             towers[kind] = float(sum(counts.get(f"Towers.aligner.{kind}", {}).values()))
-        one.timings.taken()
+        one.timings.pop()
         turns = len(seconds[f"here, {short(dtype)}"])
         for _ in range(turns):
             work()
-        taken = {kind: value / turns for kind, value in one.timings.taken().items()}
+        taken = {kind: value / turns for kind, value in one.timings.pop().items()}
         rate = matrix_rate(dtype)
         flops = float(counter.get_total_flops())
-        found["rate"][short(dtype)] = {
+        result["rate"][short(dtype)] = {
             "matrix product, GFLOP/s": rate / 1e9,
             "step, GFLOP": flops / 1e9,
             "share": flops / taken["all"] / rate,
@@ -234,21 +236,21 @@ def step(folder: Path, data: str, images: int) -> dict[str, Any]:
             "text tower, share": towers["text_tower"] / taken["text tower"] / rate,
             "seconds": taken,
         }
-    return found
+    return result
 
 
 def short(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-class PlainPictures(torch.utils.data.Dataset[Any]):
+class PlainImages(torch.utils.data.Dataset[Any]):
     """The data set of small scripts: Pillow and torchvision's v1 transforms, one picture a row."""
 
     def __init__(self, paths: list[Any]) -> None:
         from torchvision import transforms
 
         self.paths = paths
-        self.look = transforms.Compose(
+        self.transform = transforms.Compose(
             [
                 transforms.RandomResizedCrop(224, (0.5, 1.0)), transforms.RandomHorizontalFlip(),
                 transforms.ColorJitter(0.2, 0.2, 0.2), transforms.ToTensor(), transforms.Normalize(0.5, 0.5),
@@ -258,12 +260,12 @@ class PlainPictures(torch.utils.data.Dataset[Any]):
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, place: int) -> torch.Tensor:
+    def __getitem__(self, index: int) -> torch.Tensor:
         from PIL import Image
 
-        image = self.paths[place]
+        image = self.paths[index]
         with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image) as opened:
-            return self.look(opened.convert("RGB"))
+            return self.transform(opened.convert("RGB"))
 
 
 def loader(folder: Path, data: str) -> dict[str, Any]:
@@ -271,15 +273,15 @@ def loader(folder: Path, data: str) -> dict[str, Any]:
     from torch.utils.data import DataLoader
 
     from clipvisionalign.data.batches import CaptionedBatches
-    from clipvisionalign.images import PictureInput
+    from clipvisionalign.images import ImageTransform
 
     train = open_train(data, folder)
     count = len(train) // 32 * 32
-    look = PictureInput(224).look(augment=True, flip=0.5)
-    batches = CaptionedBatches(train, lambda captions: [[1] * 12 for _ in captions], 0, look)
-    dealt = batches.deal(32, 1, 0)[:30]
-    places = [place for _, some in dealt for place in some]
-    plain = PlainPictures([train.rows[place].image for place in places])
+    transform = ImageTransform(224).image_loader(augment=True, flip=0.5)
+    batches = CaptionedBatches(train, lambda captions: [[1] * 12 for _ in captions], 0, transform)
+    dealt = batches.plan_epoch(32, 1, 0)[:30]
+    indices = [index for _, some in dealt for index in some]
+    plain = PlainImages([train.rows[index].image for index in indices])
 
     def ours() -> None:
         for _ in batches.load(dealt, workers=2):
@@ -290,8 +292,8 @@ def loader(folder: Path, data: str) -> dict[str, Any]:
             pass
 
     seconds = take_turns({"here": ours, "plain": theirs})
-    speeds = {name: len(places) / float(np.median(taken)) for name, taken in seconds.items()}
-    return {"pictures": min(count, len(places)), "pictures per second": speeds,
+    speeds = {name: len(indices) / float(np.median(taken)) for name, taken in seconds.items()}
+    return {"pictures": min(count, len(indices)), "pictures per second": speeds,
             "plain over here": ratio(seconds["plain"], seconds["here"])}  # fmt: skip
 
 
@@ -302,32 +304,36 @@ def cached_step(images: int, chunk: int, data: str, folder: Path) -> tuple[Calla
     from clipvisionalign.data.batches import CaptionedBatches
     from clipvisionalign.models.aligner import Aligner, AlignerConfig
     from clipvisionalign.models.image_tower import ImageTowerConfig
-    from clipvisionalign.training.fine_tuning import keep_frozen_still
-    from clipvisionalign.training.forward import Known, Towers
-    from clipvisionalign.training.losses import LossConfig, PairLoss
-    from clipvisionalign.training.processes import Processes
+    from clipvisionalign.training.contrastive import DualEncoderLoss, LossConfig
+    from clipvisionalign.training.distributed import Distributed
+    from clipvisionalign.training.fine_tuning import set_frozen_eval
+    from clipvisionalign.training.forward import PrecomputedFeatures, Towers
     from clipvisionalign.training.step import Step
 
     torch.manual_seed(0)
     aligner = Aligner(AlignerConfig(image_tower=ImageTowerConfig(size=128)))
     aligner.train()
-    keep_frozen_still(aligner, "none")
+    set_frozen_eval(aligner, "none")
     formats = (torch.float32, torch.float32)
-    one = Step(Towers(aligner, PairLoss(LossConfig()), formats), Processes(torch.device("cpu")))
+    one = Step(Towers(aligner, DualEncoderLoss(LossConfig()), formats), Distributed(torch.device("cpu")))
     train = open_train(data, folder)
     # Pictures come again where there are not enough of them: they are not what is measured.
     some = [replace(train.rows[n % len(train)], name=str(n), captions=train.rows[n % len(train)].captions[:1])
             for n in range(images)]  # fmt: skip
     tower = aligner.text_tower
-    batches = CaptionedBatches(replace(train, rows=some), tower.tokenize, tower.pad, aligner.image_tower.input.look())
-    dealt = batches.deal(images, 1, 0, chunk=chunk)
+    batches = CaptionedBatches(
+        replace(train, rows=some), tower.tokenize, tower.pad, aligner.image_tower.image_transform.image_loader()
+    )
+    dealt = batches.plan_epoch(images, 1, 0, chunk_size=chunk)
     chunks = -(-images // chunk) if chunk else 0
 
     def stream() -> Iterator[Any]:
         yield from batches.load(dealt)
 
     def work() -> None:
-        one.cached(stream(), chunks, lambda batch: Known()) if chunk else one.whole(next(stream()), Known())
+        one.backward_cached(stream(), chunks, lambda batch: PrecomputedFeatures()) if chunk else one.backward(
+            next(stream()), PrecomputedFeatures()
+        )
         one.towers.zero_grad(set_to_none=True)
 
     return work, images
@@ -338,7 +344,7 @@ def cache(folder: Path, data: str) -> dict[str, Any]:
     cached, _ = cached_step(512, 64, data, folder)
     plain, _ = cached_step(64, 0, data, folder)
     seconds = take_turns({"512 in chunks of 64": cached, "8 steps of 64": lambda: [plain() for _ in range(8)]})
-    found: dict[str, Any] = {
+    result: dict[str, Any] = {
         "ms": {name: summary(taken) for name, taken in seconds.items()},
         "chunks over plain steps": ratio(seconds["512 in chunks of 64"], seconds["8 steps of 64"]),
     }
@@ -346,9 +352,9 @@ def cache(folder: Path, data: str) -> dict[str, Any]:
     for images in (256, 4096):
         command = [sys.executable, __file__, "--one", str(images), data, str(folder)]
         memory[images] = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-    found["peak MiB"] = memory
-    found["4,096 over 256"] = memory[4096] / memory[256]
-    return found
+    result["peak MiB"] = memory
+    result["4,096 over 256"] = memory[4096] / memory[256]
+    return result
 
 
 # --- for people ------------------------------------------------------------------------------------------------------
@@ -357,31 +363,33 @@ def cache(folder: Path, data: str) -> dict[str, Any]:
 def tell(result: dict[str, Any]) -> None:
     print(f"{result['machine']}; medians [fastest, slowest] of {TURNS} turns, {FEW} of above {LONG:.0f} s")
     if "step" in result:
-        found = result["step"]
-        print(f"\na step of {found['images']} pictures with {found['captions']} captions, ResNet50 and DistilBERT")
-        for name, taken in found["ms"].items():
+        section = result["step"]
+        print(f"\na step of {section['images']} pictures with {section['captions']} captions, ResNet50 and DistilBERT")
+        for name, taken in section["ms"].items():
             print(
-                f"  {name:<24} {taken['median']:>9.0f} ms, {found['captions per second'][name]:>6.1f} captions a second"
+                f"  {name:<24} {taken['median']:>9.0f} ms, {section['captions per second'][name]:>6.1f} "
+                "captions a second"
             )
-        for name, value in found["ratios"].items():
+        for name, value in section["ratios"].items():
             print(f"  {name:<45} {spread(value)}")
-        for dtype, rate in found["rate"].items():
+        for dtype, rate in section["rate"].items():
             shares = (f"{part} {100 * rate[f'{part}, share']:.0f} %" for part in ("picture tower", "text tower"))
             print(
                 f"  {dtype}: {rate['step, GFLOP']:.0f} GFLOP a step; {100 * rate['share']:.0f} % of the machine's "
                 f"{rate['matrix product, GFLOP/s']:.0f} GFLOP/s; {', '.join(shares)}"
             )
     if "loader" in result:
-        found = result["loader"]
-        told = ", ".join(f"{name} {speed:.0f}" for name, speed in found["pictures per second"].items())
-        print(f"\npictures a second, two workers: {told}; plain over here {spread(found['plain over here'], 2)}")
+        section = result["loader"]
+        text = ", ".join(f"{name} {speed:.0f}" for name, speed in section["pictures per second"].items())
+        print(f"\npictures a second, two workers: {text}; plain over here {spread(section['plain over here'], 2)}")
     if "cache" in result:
-        found = result["cache"]
+        section = result["cache"]
         print(
-            f"\ngradient caching: 512 in chunks of 64 over 8 steps of 64 {spread(found['chunks over plain steps'], 2)}"
+            "\ngradient caching: 512 in chunks of 64 over 8 steps of 64 "
+            f"{spread(section['chunks over plain steps'], 2)}"
         )
-        told = ", ".join(f"{images} images {mib:.0f} MiB" for images, mib in found["peak MiB"].items())
-        print(f"  peak memory in chunks of 64: {told}; {found['4,096 over 256']:.2f} times")
+        text = ", ".join(f"{images} images {mib:.0f} MiB" for images, mib in section["peak MiB"].items())
+        print(f"  peak memory in chunks of 64: {text}; {section['4,096 over 256']:.2f} times")
 
 
 def main() -> None:
@@ -399,13 +407,13 @@ def main() -> None:
         cached_step(int(images), 64, data, Path(folder))[0]()
         print(peak() / 2**20)
         return
-    from clipvisionalign.models.device import machine
+    from clipvisionalign.models.device import machine_info
 
     sections = {"step": partial(step, images=given.images), "loader": loader, "cache": cache}
     chosen = given.only.split(",")
     if unknown := set(chosen) - set(sections):
         parser.error(f"no section '{', '.join(sorted(unknown))}'; there are {', '.join(SECTIONS)}")
-    where = machine()
+    where = machine_info()
     result: dict[str, Any] = {"machine": f"{where['processor']}, {where['threads']} threads, {where['instructions']}"}
     with tempfile.TemporaryDirectory() as folder:
         for name in chosen:
@@ -415,7 +423,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    from clipvisionalign.progress import long_step
+    from clipvisionalign.progress import progress_step
 
-    with long_step("benchmarks/training.py", in_terminal=False):
+    with progress_step("benchmarks/training.py", in_terminal=False):
         main()

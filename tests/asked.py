@@ -20,7 +20,7 @@ _LOOP = asyncio.Runner()
 
 
 @dataclass(frozen=True)
-class Answer:
+class Response:
     """What came back."""
 
     status: int
@@ -32,16 +32,16 @@ class Answer:
         return next((value for each, value in self.headers if each == name), "")
 
 
-def form(picture: bytes) -> bytes:
+def form(image: bytes) -> bytes:
     """A form with one picture in it."""
     head = f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="picture"; filename="a"\r\n\r\n'
-    return head.encode() + picture + f"\r\n--{BOUNDARY}--\r\n".encode()
+    return head.encode() + image + f"\r\n--{BOUNDARY}--\r\n".encode()
 
 
 def ask(
     app: Any, path: str, query: str | bytes = "", method: str = "GET", headers: Sequence[tuple[str, str]] = (),
     pieces: Sequence[bytes] = (b"",), kind: str = "http",
-) -> Answer:  # fmt: skip
+) -> Response:  # fmt: skip
     """One request; its body in the pieces in which it arrives."""
     scope = {
         "type": kind, "asgi": {"version": "3.0"}, "http_version": "1.1", "method": method, "scheme": "http", "path": path,
@@ -62,8 +62,12 @@ def ask(
 
     _LOOP.run(app(scope, receive, send))
     start = sent[0]
-    found = [(name.decode("latin-1").lower(), value.decode("latin-1")) for name, value in start.get("headers", ())]
-    return Answer(start.get("status", 0), found, b"".join(message.get("body", b"") for message in sent[1:]))
+    response_headers = [
+        (name.decode("latin-1").lower(), value.decode("latin-1")) for name, value in start.get("headers", ())
+    ]
+    return Response(
+        start.get("status", 0), response_headers, b"".join(message.get("body", b"") for message in sent[1:])
+    )
 
 
 @contextmanager

@@ -25,12 +25,12 @@ from clipvisionalign.data.streams.writing import write_shards
 from clipvisionalign.settings import config_from_dict
 from clipvisionalign.training import run_folder, trainer
 from clipvisionalign.training.config import RunConfig
-from clipvisionalign.training.dev import DevGallery
+from clipvisionalign.training.contrastive import LossConfig
+from clipvisionalign.training.distributed import full_tensor
 from clipvisionalign.training.fine_tuning import LoraConfig
-from clipvisionalign.training.losses import LossConfig
-from clipvisionalign.training.processes import whole
-from clipvisionalign.training.state import Whole
+from clipvisionalign.training.state import TrainState
 from clipvisionalign.training.train import resume, train
+from clipvisionalign.training.validation import DevGallery
 
 TRAIN, DEV, BATCH, EPOCHS = 22, 12, 8, 2
 
@@ -91,7 +91,7 @@ def pairs_of(row: dict[str, int]) -> set[Pair]:
 
 
 def valued(row: dict[str, int]) -> dict[str, Any]:
-    return {name: AXES[name][place] for name, place in row.items()}
+    return {name: AXES[name][index] for name, index in row.items()}
 
 
 @cache
@@ -102,12 +102,12 @@ def array() -> list[dict[str, Any]]:
     names = list(AXES)
     rows, impossible = [], []
     for processes in ([0], [1, 2]):
-        places = {name: list(range(len(AXES[name]))) for name in names} | {"processes": processes}
-        simplest = {name: some[0] for name, some in places.items()}
-        missing = {((a, i), (b, j)) for a, b in combinations(names, 2) for i in places[a] for j in places[b]}
+        indices = {name: list(range(len(AXES[name]))) for name in names} | {"processes": processes}
+        simplest = {name: some[0] for name, some in indices.items()}
+        missing = {((a, i), (b, j)) for a, b in combinations(names, 2) for i in indices[a] for j in indices[b]}
         while missing:
             first = rng.choice(sorted(missing))
-            drawn = ({name: rng.choice(places[name]) for name in names} | dict(first) for _ in range(400))
+            drawn = ({name: rng.choice(indices[name]) for name in names} | dict(first) for _ in range(400))
             candidates = [row for row in drawn if not refused(valued(row))][:60]
             if candidates:
                 best = max(candidates, key=lambda row: len(pairs_of(row) & missing))
@@ -136,7 +136,7 @@ def some_rows(count: int, of_two: int) -> list[tuple[int, dict[str, Any]]]:
 
 def write_sources(folder: Path) -> dict[tuple[str, bool], str]:
     """The same drawn scenes in four forms, whole and with one training image cut short."""
-    found = {}
+    sources = {}
     for truncated in (False, True):
         base = folder / f"scenes-{truncated}"
         write_scenes(base, TRAIN + DEV, seed=4, size=32, plain=True, splits={"train": TRAIN, "dev": DEV})
@@ -144,13 +144,13 @@ def write_sources(folder: Path) -> dict[tuple[str, bool], str]:
         if truncated:
             image = data.split("train").rows[7].image
             image.write_bytes(image.read_bytes()[:-60])
-        found["table", truncated] = str(base)
-        found["shards", truncated] = str(folder / f"shards-{truncated}")
-        write_shards(data, found["shards", truncated], per_shard=5)
+        sources["table", truncated] = str(base)
+        sources["shards", truncated] = str(folder / f"shards-{truncated}")
+        write_shards(data, sources["shards", truncated], per_shard=5)
         tables = {split: rows_of(data.split(split)) for split in ("train", "dev")}
-        found["parquet", truncated] = write_parquet(folder / f"parquet-{truncated}", tables)
-        found["saved", truncated] = write_saved(folder / f"saved-{truncated}", tables)
-    return found
+        sources["parquet", truncated] = write_parquet(folder / f"parquet-{truncated}", tables)
+        sources["saved", truncated] = write_saved(folder / f"saved-{truncated}", tables)
+    return sources
 
 
 def rows_of(data) -> dict[str, list]:
@@ -176,11 +176,11 @@ def write_saved(folder: Path, tables: dict[str, dict[str, list]]) -> str:
     import datasets
 
     splits = {"train": "train", "dev": "validation"}
-    found = {
+    split_datasets = {
         splits[name]: datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image())
         for name, rows in tables.items()
     }
-    datasets.DatasetDict(found).save_to_disk(str(folder))
+    datasets.DatasetDict(split_datasets).save_to_disk(str(folder))
     return str(folder)
 
 
@@ -227,22 +227,22 @@ class CutOffError(Exception):
 
 
 class Watched:
-    """`take_step`, watched: which samples come, a cut-off before a step, the gradients of the first step."""
+    """`forward_backward`, watched: which samples come, a cut-off before a step, the gradients of the first step."""
 
     def __init__(self, before: int = 0, gradients: str = "") -> None:
-        self.before, self.calls, self.seen, self.gradients = before, 0, Counter(), gradients
-        self.real = trainer.take_step
+        self.before, self.calls, self.sample_counts, self.gradients = before, 0, Counter(), gradients
+        self.real = trainer.forward_backward
 
-    def __call__(self, step, stream, config, knows, chunks):
+    def __call__(self, step, stream, config, lookup, chunks):
         self.calls += 1
         if self.calls == self.before:
             raise CutOffError
-        figures = self.real(step, self._watched(stream, 2 if chunks else 1), config, knows, chunks)
+        figures = self.real(step, self._watched(stream, 2 if chunks else 1), config, lookup, chunks)
         if self.gradients:
             named = step.towers.named_parameters()
-            found = {name: whole(p.grad).clone() for name, p in named if p.grad is not None}
-            if step.processes.first:
-                torch.save(found, self.gradients)
+            gradients = {name: full_tensor(p.grad).clone() for name, p in named if p.grad is not None}
+            if step.distributed.is_main:
+                torch.save(gradients, self.gradients)
             raise CutOffError
         return figures
 
@@ -251,7 +251,7 @@ class Watched:
             batch = next(stream)
             streamed = batch.caption_index is None
             for sample in batch.names if streamed else batch.image_index.tolist():
-                self.seen[str(sample)] += 1 / times
+                self.sample_counts[str(sample)] += 1 / times
             yield batch
 
 
@@ -262,7 +262,7 @@ def watched_run(config: RunConfig, before: int = 0, gradients: str = "") -> tupl
     """
     watched = Watched(before, gradients)
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(trainer, "take_step", watched)
+        patched.setattr(trainer, "forward_backward", watched)
         try:
             train(config, lambda line: None)
             assert not before
@@ -274,14 +274,14 @@ def watched_run(config: RunConfig, before: int = 0, gradients: str = "") -> tupl
     return "", watched
 
 
-def watched_runs(runs: list[dict[str, Any]], told: str) -> None:
+def watched_runs(runs: list[dict[str, Any]], output_prefix: str) -> None:
     """Work of each of several processes: these runs one after the other, and what was seen of them into a file."""
-    found = []
+    records = []
     for given in runs:
         config = config_from_dict(RunConfig, given["config"])
         refusal, watched = watched_run(config, given.get("before", 0), given.get("gradients", ""))
-        found.append([refusal, watched.calls, dict(watched.seen)])
-    Path(f"{told}.{os.environ['RANK']}").write_text(json.dumps(found))
+        records.append([refusal, watched.calls, dict(watched.sample_counts)])
+    Path(f"{output_prefix}.{os.environ['RANK']}").write_text(json.dumps(records))
     leave()
 
 
@@ -301,16 +301,16 @@ def in_two(runs: list[dict[str, Any]], folder: Path) -> list[tuple[str, Watched]
     """Runs in two processes; of each, what `watched_run` tells, of both processes together."""
     several(2, watched_runs, runs, str(folder / "told"), out=folder / "said")
     first, second = (json.loads((folder / f"told.{rank}").read_text()) for rank in (0, 1))
-    found = []
-    for (refusal, calls, seen), (other, other_calls, other_seen) in zip(first, second, strict=True):
+    outcomes = []
+    for (refusal, calls, counts), (other, other_calls, other_counts) in zip(first, second, strict=True):
         # Neither is left waiting for the other.
         assert (refusal, calls) == (other, other_calls)
         watched = Watched()
-        watched.calls, watched.seen = calls, Counter(seen)
-        for sample, times in other_seen.items():
-            watched.seen[sample] += times
-        found.append((refusal, watched))
-    return found
+        watched.calls, watched.sample_counts = calls, Counter(counts)
+        for sample, times in other_counts.items():
+            watched.sample_counts[sample] += times
+        outcomes.append((refusal, watched))
+    return outcomes
 
 
 def resume_in(row: dict[str, Any], run: str, folder: Path) -> None:
@@ -321,11 +321,11 @@ def resume_in(row: dict[str, Any], run: str, folder: Path) -> None:
         several(2, go_on, run, out=folder / "resumed")
 
 
-def told(results: dict[str, Any]) -> dict[str, Any]:
+def comparable_results(results: dict[str, Any]) -> dict[str, Any]:
     """Of results.json, what has to be the same after a stop: all but times."""
-    found = {name: results[name] for name in ("rsum", "steps", "steps_skipped", "images_left_out", "best_epoch")}
+    summary = {name: results[name] for name in ("rsum", "steps", "steps_skipped", "images_left_out", "best_epoch")}
     own = {name: value for name, value in results["chosen"]["model_in_sample"].items() if name != "depths"}
-    return {**found, "chosen": {**results["chosen"], "model_in_sample": own}}
+    return {**summary, "chosen": {**results["chosen"], "model_in_sample": own}}
 
 
 def frozen_tower(row: dict[str, Any]) -> bool:
@@ -353,10 +353,10 @@ def killable(config: dict[str, Any], marks: str) -> None:
     # Its loader's workers are killed with it.
     os.setpgrp()
     settings = config_from_dict(RunConfig, config)
-    first = os.environ.get("RANK", "0") == "0"
+    is_main = os.environ.get("RANK", "0") == "0"
 
     def mark(phase: str) -> None:
-        if first:
+        if is_main:
             with Path(marks).open("a") as out:
                 out.write(f"{time.monotonic()} {phase}\n")
 
@@ -365,19 +365,19 @@ def killable(config: dict[str, Any], marks: str) -> None:
 
         def call(*arguments: Any, **others: Any) -> Any:
             mark(phase)
-            found = real(*arguments, **others)
+            result = real(*arguments, **others)
             if then:
                 mark(then)
-            return found
+            return result
 
         setattr(owner, name, call)
 
-    marked(trainer, "take_step", "training")
-    marked(Whole, "save", "saving a checkpoint", "training")
+    marked(trainer, "forward_backward", "training")
+    marked(TrainState, "save", "saving a checkpoint", "training")
     marked(DevGallery, "measure", "measuring an epoch", "training")
-    marked(trainer, "_keep_models", "saving a model", "training")
-    marked(trainer, "measure", "measuring the saved model")
-    marked(run_folder, "remove_unfinished", "tidying up")
+    marked(trainer, "save_models", "saving a model", "training")
+    marked(trainer, "evaluate_run", "measuring the saved model")
+    marked(run_folder, "remove_unfinished_files", "tidying up")
     mark("starting")
     if (Path(settings.out) / "config.yaml").is_file():
         resume(settings.out, lambda line: None)

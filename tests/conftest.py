@@ -185,7 +185,7 @@ def tiny_runs(tmp_path_factory: pytest.TempPathFactory, scenes_folder: Path, tin
 @pytest.fixture(scope="session")
 def plan(scenes_folder: Path, text_folder: Path) -> Any:
     """A study of four tiny designs and one that cannot be trained, two seeds."""
-    from clipvisionalign.study.plan import Measurements, Plan, Variant
+    from clipvisionalign.study.config import Measurements, Plan, Variant
 
     model = {
         "image_tower": {"name": "test_resnet", "weights": "random", "size": 64}, "width": 32,
@@ -209,11 +209,11 @@ def study(plan: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """That study, finished. Who changes something in it works on a copy."""
     from many_processes import Costs
 
-    from clipvisionalign.study.run import run_study
+    from clipvisionalign.study.runner import run_study
 
     folder = tmp_path_factory.mktemp("study") / "whole"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("clipvisionalign.study.run.profile_run", Costs(tmp_path_factory.mktemp("costs"), "self-0"))
+        patch.setattr("clipvisionalign.study.runner.profile_run", Costs(tmp_path_factory.mktemp("costs"), "self-0"))
         run_study(plan, folder, lambda line: None)
     return folder
 
@@ -229,12 +229,12 @@ def browser() -> Iterator[Any]:
     """A Chromium; skips where none starts."""
     from playwright.sync_api import Error, sync_playwright
 
-    from clipvisionalign.study.page import browser_path
+    from clipvisionalign.study.report.html import browser_path
 
     with sync_playwright() as playwright:
         try:
-            found = playwright.chromium.launch(executable_path=browser_path(), args=["--no-sandbox"])
+            chromium = playwright.chromium.launch(executable_path=browser_path(), args=["--no-sandbox"])
         except Error:
             pytest.skip(BROWSER.missing)
-        yield found
-        found.close()
+        yield chromium
+        chromium.close()

@@ -67,7 +67,7 @@ class Block:
 
 def blocks_of(path: Path) -> list[Block]:
     """Return the fenced blocks of a page in order."""
-    found: list[Block] = []
+    blocks: list[Block] = []
     lines = path.read_text(encoding="utf-8").splitlines()
     start: int | None = None
     for number, line in enumerate(lines):
@@ -78,10 +78,10 @@ def blocks_of(path: Path) -> list[Block]:
         else:
             language = lines[start].removeprefix("```").strip()
             page = path.relative_to(ROOT).as_posix()
-            found.append(Block(page, start + 1, language, "\n".join(lines[start + 1 : number]) + "\n"))
+            blocks.append(Block(page, start + 1, language, "\n".join(lines[start + 1 : number]) + "\n"))
             start = None
     assert start is None, f"{path}: the block of line {start} is not closed"
-    return found
+    return blocks
 
 
 def reason_not_to_run(command: str) -> str | None:

@@ -24,36 +24,36 @@ class Stage:
     """Where a fault strikes. place: module of the study and function; removed: what is not there yet when it does;
     lacks: the cell or the part that the report has to show as missing, "" where the study ends with the error."""
 
-    place: str
+    target: str
     removed: tuple[str, ...] = ()
     lacks: str = ""
 
 
 ONE = ("cells/late-1/measured.json",)
 STAGES = {
-    "data": Stage("run:_open_data"),
-    "minimal pairs": Stage("run:_minimal_pairs"),
-    "commits": Stage("run:with_commits"),
-    "settings": Stage("cells:refuse_other"),
-    "training": Stage("cells:resume", (*ONE, "cells/late-1/results.json"), "late-1"),
-    "loading": Stage("cells:load_aligner", ONE, "late-1"),
-    "audit": Stage("cells:audit", ONE, "late-1"),
-    "evaluation": Stage("cells:evaluate", (*ONE, "cells/late-1/ranks.npz"), "late-1"),
-    "twins": Stage("cells:twins_found", ONE, "late-1"),
-    "keeping figures": Stage("cells:write_json", ONE, "late-1"),
-    "one cost": Stage("run:profile_run", ("costs/late-0.json",), "time and memory"),
-    "all costs": Stage("run:profile_run", ("costs/late-0.json", "costs/self-0.json"), "time and memory"),
-    "keeping costs": Stage("run:write_json", ("costs/late-0.json",), "time and memory"),
-    "words alone": Stage("run:twins_told_apart", (), "words alone"),
-    "other protocols": Stage("run:other_protocols", ("other-protocols.json",), "other protocols"),
-    "examples": Stage("run:examples_of", (), "examples"),
-    "maps": Stage("examples:_maps", (), "examples"),
-    "cut captions": Stage("run:cut_captions", (), "captions that are cut"),
-    "report": Stage("run:build_report"),
-    "report.json": Stage("report:write_json"),
-    "plots": Stage("figures:_save", (), "plot"),
-    "tables": Stage("tables:interval", (), "table"),
-    "page": Stage("page:_environment"),
+    "data": Stage("runner:_open_data"),
+    "minimal pairs": Stage("runner:_minimal_pairs"),
+    "commits": Stage("runner:pin_tower_commits"),
+    "settings": Stage("trial:refuse_other_settings"),
+    "training": Stage("trial:resume", (*ONE, "cells/late-1/results.json"), "late-1"),
+    "loading": Stage("trial:load_aligner", ONE, "late-1"),
+    "audit": Stage("trial:audit", ONE, "late-1"),
+    "evaluation": Stage("trial:evaluate", (*ONE, "cells/late-1/ranks.npz"), "late-1"),
+    "twins": Stage("trial:foil_accuracy", ONE, "late-1"),
+    "keeping figures": Stage("trial:write_json", ONE, "late-1"),
+    "one cost": Stage("runner:profile_run", ("costs/late-0.json",), "time and memory"),
+    "all costs": Stage("runner:profile_run", ("costs/late-0.json", "costs/self-0.json"), "time and memory"),
+    "keeping costs": Stage("runner:write_json", ("costs/late-0.json",), "time and memory"),
+    "words alone": Stage("runner:blind_accuracy", (), "words alone"),
+    "other protocols": Stage("runner:measure_flawed_protocols", ("other-protocols.json",), "other protocols"),
+    "examples": Stage("runner:build_examples", (), "examples"),
+    "maps": Stage("report.examples:_explain_example", (), "examples"),
+    "cut captions": Stage("runner:count_truncated_captions", (), "captions that are cut"),
+    "report": Stage("runner:build_report"),
+    "report.json": Stage("report.build:write_json"),
+    "plots": Stage("report.plots:_save_plot", (), "plot"),
+    "tables": Stage("report.tables:format_interval", (), "table"),
+    "page": Stage("report.html:_environment"),
 }
 
 
@@ -72,16 +72,16 @@ def _module(name: str) -> Any:
 
 def quick(put: Callable[[Any, str, Any], None]) -> None:
     """One plot, no maps, few resamples, the data set read once: a report in a second."""
-    figures = _module("figures")
-    put(figures, "FIGURES", {"accuracy": figures.FIGURES["accuracy"]})
-    put(_module("examples"), "_maps", lambda *given: {"caption": "", "image": "", "variants": {}})
-    put(_module("results"), "RESAMPLES", 20)
-    put(_module("run"), "_open_data", _read_once())
+    figures = _module("report.plots")
+    put(figures, "PLOTS", {"accuracy": figures.PLOTS["accuracy"]})
+    put(_module("report.examples"), "_explain_example", lambda *given: {"caption": "", "image": "", "variants": {}})
+    put(_module("aggregate"), "RESAMPLES", 20)
+    put(_module("runner"), "_open_data", _read_once())
 
 
 @functools.cache
 def _read_once() -> Callable[..., Any]:
-    read, kept = _module("run")._open_data, {}
+    read, kept = _module("runner")._open_data, {}
 
     def once(plan: Any, *given: Any) -> Any:
         if plan.data not in kept:
@@ -93,7 +93,7 @@ def _read_once() -> Callable[..., Any]:
 
 def strike(put: Callable[[Any, str, Any], None], stage: Stage, fault: Callable[..., Any]) -> None:
     """The stage's function does what `fault` does."""
-    module, name = stage.place.split(":")
+    module, name = stage.target.split(":")
     put(_module(module), name, fault)
 
 
@@ -109,8 +109,8 @@ def killed(*given: Any, **named: Any) -> Any:
 
 def killed_study(study: str, stage: str) -> int:
     """The work of a process: the study goes on, and is killed in that stage."""
-    from clipvisionalign.study.plan import read_plan
-    from clipvisionalign.study.run import run_study
+    from clipvisionalign.study.config import read_plan
+    from clipvisionalign.study.runner import run_study
 
     quick(setattr)
     strike(setattr, STAGES[stage], killed)

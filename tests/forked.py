@@ -42,9 +42,9 @@ def _child(work: Callable[..., Any], arguments: tuple[Any, ...], out: str, envir
     os.environ.update(environment)
     # As an interpreter that starts: what it starts itself (a loader's workers) is forked from it.
     multiprocessing.set_start_method("fork", force=True)
-    told = os.open(out, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    output_descriptor = os.open(out, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for stream, descriptor in ((sys.stdout, 1), (sys.stderr, 2)):
-        os.dup2(told, descriptor)
+        os.dup2(output_descriptor, descriptor)
         stream.reconfigure(line_buffering=True)
     sys.exit(work(*arguments))
 

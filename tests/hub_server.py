@@ -126,15 +126,15 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command != "HEAD":
             self.wfile.write(content)
 
-    def refuse(self, status: int, code: str, words: str) -> None:
-        self.reply(status, {"X-Error-Code": code, "X-Error-Message": words}, json.dumps({"error": words}).encode())
+    def refuse(self, status: int, code: str, message: str) -> None:
+        self.reply(status, {"X-Error-Code": code, "X-Error-Message": message}, json.dumps({"error": message}).encode())
 
     def send_file(self, name: str, content: bytes, headers: dict[str, str]) -> None:
         """With ranges, and with whatever fault was asked for."""
         length = len(content)
         content = self.hub.wrong.get(name, content)
         content = content + bytes(max(0, length - len(content)))
-        start = int(found[1]) if (found := re.match(r"bytes=(\d+)-", self.headers.get("Range", ""))) else 0
+        start = int(range_match[1]) if (range_match := re.match(r"bytes=(\d+)-", self.headers.get("Range", ""))) else 0
         status = 206 if start else 200
         if start:
             headers = {**headers, "Content-Range": f"bytes {start}-{length - 1}/{length}"}
@@ -162,11 +162,11 @@ class _HubHandler(_Handler):
         api = re.fullmatch(r"/api/models/(.+?)(?:/revision/([^/]+))?", path)
         small = re.fullmatch(r"/api/resolve-cache/models/(.+)/([0-9a-f]{40})/([^/]+)", path)
         resolve = re.fullmatch(r"/(.+?)/resolve/([^/]+)/([^/]+)", path)
-        found = small or resolve or api
-        if found is None:
+        match = small or resolve or api
+        if match is None:
             self.refuse(404, "NotFound", "no such page")
             return
-        name, revision = found[1], found[2] or "main"
+        name, revision = match[1], match[2] or "main"
         if new := self.hub.moved.get(name):
             self.reply(307, {"Location": path.replace(f"/{name}", f"/{new}", 1) + ("?blobs=True" if api else "")})
             return
@@ -183,13 +183,13 @@ class _HubHandler(_Handler):
             self.refuse(404, "RevisionNotFound", f"Invalid rev id: {revision}")
             return
         files = repository.commits[commit]
-        if found is api:
+        if match is api:
             self.reply(200, {"Content-Type": "application/json"}, json.dumps(self.info(name, commit)).encode())
             return
         if repository.gated and self.headers.get("Authorization") != f"Bearer {self.hub.token}":
             self.refuse(401, "GatedRepo", f"Access to model {name} is restricted. Please log in.")
             return
-        file = found[3]
+        file = match[3]
         if file not in files:
             self.refuse(404, "EntryNotFound", "Entry not found")
             return
@@ -200,7 +200,7 @@ class _HubHandler(_Handler):
                 "X-Repo-Commit": commit, "X-Linked-Etag": f'"{digest}"', "X-Linked-Size": str(len(content)),
                 "ETag": f'"{git_hash(content)}"', "Location": f"{self.hub.store}/{digest}/{file}",
             })  # fmt: skip
-        elif found is resolve:
+        elif match is resolve:
             self.reply(307, {
                 "X-Repo-Commit": commit, "ETag": f'"{git_hash(content)}"',
                 "Location": f"/api/resolve-cache/models/{name}/{commit}/{file}",

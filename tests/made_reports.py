@@ -10,13 +10,13 @@ from unittest.mock import patch
 import numpy as np
 
 from clipvisionalign.data.captioned import CaptionedImage, CaptionedImages
-from clipvisionalign.retrieval.ranks import PartnerRanks
+from clipvisionalign.retrieval.ranks import PositiveRanks
+from clipvisionalign.study.aggregate import TrialResult
+from clipvisionalign.study.config import Plan, Variant
 from clipvisionalign.study.gaps import FAILED, Gaps
-from clipvisionalign.study.plan import Plan, Variant
-from clipvisionalign.study.profile import combined
-from clipvisionalign.study.report import build_report
-from clipvisionalign.study.results import Measured
-from clipvisionalign.study.words import at, numbers_in
+from clipvisionalign.study.profile import combine_rounds
+from clipvisionalign.study.report.build import build_report
+from clipvisionalign.study.report.summary import lookup, numbers_in
 
 CHECK = {"name": "alone (vectors)", "passed": True, "figure": 0.0, "meaning": "a pair's score stays the same"}
 WORDS = "a dog runs over green grass to catch the red ball that a boy has thrown far into the park".split()  # noqa: SIM905
@@ -33,7 +33,7 @@ def gallery(images: int, lengths: Sequence[int] = (4, 9)) -> CaptionedImages:
     return CaptionedImages(rows, Path("made"), "folder")
 
 
-def drawn_ranks(part: CaptionedImages, skill: float, seed: int) -> PartnerRanks:
+def drawn_ranks(part: CaptionedImages, skill: float, seed: int) -> PositiveRanks:
     """Ranks of a model that finds what it looks for with the probability `skill`, and else nothing in particular."""
     rng = np.random.default_rng(seed)
     images, captions = len(part), len(part.captions)
@@ -41,9 +41,9 @@ def drawn_ranks(part: CaptionedImages, skill: float, seed: int) -> PartnerRanks:
     def ranks(queries: int, among: int) -> np.ndarray:
         return np.where(rng.random(queries) < skill, 1, rng.integers(1, among + 1, queries))
 
-    forth = np.zeros((images, captions // images), dtype=np.int64)
-    forth[:] = np.arange(forth.shape[1]) + ranks(images, captions - forth.shape[1] + 1)[:, None]
-    return PartnerRanks(forth, ranks(captions, images)[:, None])
+    i2t = np.zeros((images, captions // images), dtype=np.int64)
+    i2t[:] = np.arange(i2t.shape[1]) + ranks(images, captions - i2t.shape[1] + 1)[:, None]
+    return PositiveRanks(i2t, ranks(captions, images)[:, None])
 
 
 def cost_round(
@@ -91,21 +91,21 @@ def made_report(
                 ranks["dual"] = drawn_ranks(part, dual[name], drawn)
             passed = (name, seed) not in refused
             rng = np.random.default_rng(drawn)
-            found = {
+            result = {
                 "audit": {"passed": passed, "checks": [{**CHECK, "passed": passed}]}, "training_seconds": 10.0, "steps": 20,
                 "chosen": {}, "candidates": 0,
                 "composition": {"this data": {kind: (rng.random(count) < skill).astype(float).tolist()
                                               for kind, count in pairs.items()}} if pairs else {},
                 "curves": {"step": [10, 20], "loss": [3.0, 2.0], "rsum": [100.0, 200.0], "dev_loss": [3.0, 2.5]},
             }  # fmt: skip
-            measured.append(Measured(name, seed, found, ranks))
+            measured.append(TrialResult(name, seed, result, ranks))
     gaps = Gaps(study, print)
-    gaps.cells = dict.fromkeys(missing, (FAILED, "ValueError: it failed"))
-    spent = {name: combined(list(rounds)) for name, rounds in (costs or {}).items()}
+    gaps.states = dict.fromkeys(missing, (FAILED, "ValueError: it failed"))
+    spent = {name: combine_rounds(list(rounds)) for name, rounds in (costs or {}).items()}
     controls = {"this data": {kind: [1.0] * count for kind, count in pairs.items()}} if pairs else {}
     # Intervals of single runs by resampling are in no sentence, what is cited in none, and both take most of the time.
-    report = "clipvisionalign.study.report"
-    with patch("clipvisionalign.study.results.RESAMPLES", 10), patch(f"{report}.entries_for", lambda *about: []):
+    report = "clipvisionalign.study.report.build"
+    with patch("clipvisionalign.study.aggregate.RESAMPLES", 10), patch(f"{report}.entries_for", lambda *about: []):
         return build_report(made, study, part, part, measured, gaps, spent, controls, None, {"groups": {}, "maps": []}, None,
                             {"this data": {kind: list(range(count)) for kind, count in (pairs or {}).items()}})  # fmt: skip
 
@@ -114,7 +114,7 @@ def check_numbers(report: dict[str, Any], claim: dict[str, Any]) -> None:
     """Every number of a sentence of the summary is a figure of the report, shown as it says."""
     shown = []
     for figure in claim["figures"]:
-        value = at(report, figure["path"])
+        value = lookup(report, figure["path"])
         if figure["form"] == "count":
             assert figure["shown"] == str(len(value))
         else:

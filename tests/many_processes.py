@@ -19,38 +19,40 @@ def gradients(given: dict) -> None:
     from clipvisionalign.data.batches import CaptionedBatches
     from clipvisionalign.models.aligner import Aligner, AlignerConfig
     from clipvisionalign.settings import config_from_dict
-    from clipvisionalign.training.forward import Known, Towers
-    from clipvisionalign.training.losses import LossConfig, PairLoss
-    from clipvisionalign.training.processes import Processes
+    from clipvisionalign.training.contrastive import DualEncoderLoss, LossConfig
+    from clipvisionalign.training.distributed import Distributed
+    from clipvisionalign.training.forward import PrecomputedFeatures, Towers
     from clipvisionalign.training.step import Step
 
-    processes = Processes(torch.device("cpu"), given.get("shard", False))
+    distributed = Distributed(torch.device("cpu"), given.get("shard", False))
     torch.manual_seed(0)
     aligner = Aligner(config_from_dict(AlignerConfig, given["model"]))
     # No dropout: it would differ from process to process, as it should.
     aligner.eval()
     aligner = in_float64(aligner) if given.get("exact") else aligner
-    loss_of = PairLoss(LossConfig(given["loss"], beta=0.3, bias=-2.0))
-    step = Step(Towers(aligner, loss_of, (torch.float32, torch.float32)), processes)
+    loss_of = DualEncoderLoss(LossConfig(given["loss"], beta=0.3, bias=-2.0))
+    step = Step(Towers(aligner, loss_of, (torch.float32, torch.float32)), distributed)
     data = read_captioned_images(given["data"]).split("train").with_identity(given.get("identity", "auto"))
     tower = aligner.text_tower
-    batches = CaptionedBatches(data, tower.tokenize, tower.pad, aligner.image_tower.input.look())
+    batches = CaptionedBatches(data, tower.tokenize, tower.pad, aligner.image_tower.image_transform.image_loader())
     chunk = given.get("chunk", 0)
-    dealt = batches.deal(24, 1, 0, chunk=chunk, share=processes.share)
+    dealt = batches.plan_epoch(24, 1, 0, chunk_size=chunk, process_rank=distributed.rank_and_world_size)
     if chunk:
-        chunks = batches.chunks(24, 0, chunk, processes.count)
-        figures = step.cached((batches[one] for one in dealt[: 2 * chunks]), chunks, lambda batch: Known())
+        chunks = batches.num_chunks(24, 0, chunk, distributed.world_size)
+        figures = step.backward_cached(
+            (batches[one] for one in dealt[: 2 * chunks]), chunks, lambda batch: PrecomputedFeatures()
+        )
     else:
-        figures = step.whole(batches[dealt[0]], Known())
-    found = {}
+        figures = step.backward(batches[dealt[0]], PrecomputedFeatures())
+    named_gradients = {}
     for name, parameter in step.towers.named_parameters():
         if parameter.grad is not None:
             gradient = parameter.grad
-            found[name] = gradient.full_tensor() if hasattr(gradient, "full_tensor") else gradient
-    if processes.first:
-        torch.save({"gradients": found, "loss": figures.loss, "images": figures.images}, given["out"])
-    processes.wait()
-    processes.end()
+            named_gradients[name] = gradient.full_tensor() if hasattr(gradient, "full_tensor") else gradient
+    if distributed.is_main:
+        torch.save({"gradients": named_gradients, "loss": figures.loss, "images": figures.images}, given["out"])
+    distributed.barrier()
+    distributed.close()
 
 
 def train(given: dict) -> None:
@@ -78,16 +80,16 @@ def stop(given: dict) -> None:
     from clipvisionalign.training.config import RunConfig
 
     after, none, rank, taken = given.pop("after"), given.pop("none", 0), given.pop("rank", 0), 0
-    take_step = trainer.take_step
+    forward_backward = trainer.forward_backward
 
     def counted(step, stream, *arguments):
         nonlocal taken
         taken += 1
         if taken == after and os.environ["RANK"] == str(rank):
             os.kill(os.getpid(), signal.SIGTERM)
-        return step.none([next(stream)]) if taken <= none else take_step(step, stream, *arguments)
+        return step.skip([next(stream)]) if taken <= none else forward_backward(step, stream, *arguments)
 
-    trainer.take_step = counted
+    trainer.forward_backward = counted
     try:
         training.train(config_from_dict(RunConfig, given))
     except KeyboardInterrupt:
@@ -103,7 +105,7 @@ def trouble(given: dict) -> None:
     from clipvisionalign.training.config import RunConfig
 
     gone, taken, lift = given.pop("gone", None), 0, None
-    take_step = trainer.take_step
+    forward_backward = trainer.forward_backward
 
     def counted(*arguments):
         nonlocal taken, lift
@@ -114,9 +116,9 @@ def trouble(given: dict) -> None:
             lift = no_room(1)
         elif taken == 4:
             lift()
-        return take_step(*arguments)
+        return forward_backward(*arguments)
 
-    trainer.take_step = counted
+    trainer.forward_backward = counted
     training.train(config_from_dict(RunConfig, given))
 
 
@@ -124,18 +126,20 @@ def shards(given: dict) -> None:
     """The names of all samples that this process gets in one epoch, from step given["start"] on."""
     from clipvisionalign.data.streams.loader import StreamedBatches
     from clipvisionalign.data.streams.sources import open_stream
-    from clipvisionalign.training.processes import Processes
+    from clipvisionalign.training.distributed import Distributed
 
-    processes = Processes(torch.device("cpu"))
+    distributed = Distributed(torch.device("cpu"))
     batches = StreamedBatches(open_stream(given["data"]), lambda captions: [[1] for _ in captions], 0, None)
     names = []
-    for batch in batches.epoch(8, 1, 0, workers=2, start=given.get("start", 0), share=processes.share):
+    for batch in batches.epoch(
+        8, 1, 0, workers=2, start=given.get("start", 0), process_rank=distributed.rank_and_world_size
+    ):
         names.append(batch.names)
         if len(names) == given.get("stop"):
             break
-    Path(f"{given['out']}.{processes.number}").write_text(json.dumps(names))
-    processes.wait()
-    processes.end()
+    Path(f"{given['out']}.{distributed.rank}").write_text(json.dumps(names))
+    distributed.barrier()
+    distributed.close()
 
 
 def wait(given: dict) -> None:
@@ -143,14 +147,14 @@ def wait(given: dict) -> None:
     import time
     from datetime import timedelta
 
-    from clipvisionalign.training.processes import Processes
+    from clipvisionalign.training.distributed import Distributed
 
     torch.distributed.init_process_group("gloo", timeout=timedelta(seconds=2))
-    processes = Processes(torch.device("cpu"))
-    found = processes.first_does(lambda: time.sleep(5) or "done")
-    Path(f"{given['out']}.{processes.number}").write_text(found)
-    processes.wait()
-    processes.end()
+    distributed = Distributed(torch.device("cpu"))
+    result = distributed.run_on_main(lambda: time.sleep(5) or "done")
+    Path(f"{given['out']}.{distributed.rank}").write_text(result)
+    distributed.barrier()
+    distributed.close()
 
 
 def no_room(number: int) -> Callable[[], None]:
@@ -174,52 +178,52 @@ def save_sharded(given: dict) -> None:
     from torch.distributed.tensor import Shard, distribute_tensor
 
     from clipvisionalign.training.checkpoint import save_sharded as save
-    from clipvisionalign.training.processes import Processes
+    from clipvisionalign.training.distributed import Distributed
 
-    processes = Processes(torch.device("cpu"))
-    mesh = init_device_mesh("cpu", (processes.count,))
+    distributed = Distributed(torch.device("cpu"))
+    mesh = init_device_mesh("cpu", (distributed.world_size,))
     tensors = {"weights": distribute_tensor(torch.arange(4096.0), mesh, [Shard(0)])}
     run = Path(given["out"])
-    save(run, 1, tensors, {"step": 1}, processes)
+    save(run, 1, tensors, {"step": 1}, distributed)
     lift = no_room(given["fails"])
     try:
-        save(run, 2, tensors, {"step": 2, "much": torch.zeros(4096)}, processes)
-        told = "nothing"
+        save(run, 2, tensors, {"step": 2, "much": torch.zeros(4096)}, distributed)
+        outcome = "nothing"
     except OSError as error:
-        told = str(error)
+        outcome = str(error)
     lift()
-    (run / f"told.{processes.number}").write_text(told)
+    (run / f"told.{distributed.rank}").write_text(outcome)
     # And all are where they can go on together.
-    assert processes.objects(processes.number) == [0, 1]
-    save(run, 3, tensors, {"step": 3}, processes)
-    processes.wait()
-    processes.end()
+    assert distributed.all_gather_object(distributed.rank) == [0, 1]
+    save(run, 3, tensors, {"step": 3}, distributed)
+    distributed.barrier()
+    distributed.close()
 
 
 def fails(given: dict) -> None:
-    """`Processes.each`, where process 1 fails: what each process was told."""
+    """`Distributed.each`, where process 1 fails: what each process was told."""
     from clipvisionalign.data.captioned import DataError
-    from clipvisionalign.training.processes import Processes
+    from clipvisionalign.training.distributed import Distributed
 
-    processes = Processes(torch.device("cpu"))
+    distributed = Distributed(torch.device("cpu"))
 
     def work() -> int:
-        if processes.number == 1:
+        if distributed.rank == 1:
             if given["kind"] == "UnicodeError":
                 b"\xff".decode()
             raise DataError("/there: no image")
-        return processes.number
+        return distributed.rank
 
-    told = []
-    for together in (lambda: processes.each(work), lambda: processes.everyone(work, patient=True)):
+    messages = []
+    for together in (lambda: distributed.run_on_all(work), lambda: distributed.run_and_gather(work, long_timeout=True)):
         try:
             together()
         except Exception as error:
-            told.append(f"{type(error).__name__}: {error}")
-    told.append(str(processes.everyone(lambda: processes.number)))
-    Path(f"{given['out']}.{processes.number}").write_text(json.dumps(told))
-    processes.wait()
-    processes.end()
+            messages.append(f"{type(error).__name__}: {error}")
+    messages.append(str(distributed.run_and_gather(lambda: distributed.rank)))
+    Path(f"{given['out']}.{distributed.rank}").write_text(json.dumps(messages))
+    distributed.barrier()
+    distributed.close()
 
 
 def differing(given: dict) -> None:
@@ -229,30 +233,30 @@ def differing(given: dict) -> None:
     from datetime import timedelta
 
     from clipvisionalign.training.config import RunConfig
-    from clipvisionalign.training.processes import Processes
-    from clipvisionalign.training.training_data import open_data
+    from clipvisionalign.training.data import open_data
+    from clipvisionalign.training.distributed import Distributed
 
     torch.distributed.init_process_group("gloo", timeout=timedelta(seconds=10))
-    processes = Processes(torch.device("cpu"))
-    here = Path(given["out"]) / str(processes.number)
+    distributed = Distributed(torch.device("cpu"))
+    here = Path(given["out"]) / str(distributed.rank)
     (here / "shards").mkdir(parents=True)
-    if processes.number:
+    if distributed.rank:
         (here / "shards" / "train-0.tar").touch()
     os.chdir(here)
-    told = []
+    messages = []
     for work in (
-        lambda: open_data(RunConfig(data="shards"), print, processes),
-        lambda: processes.each(lambda: processes.first_does(lambda: 1), patient=True),
-        lambda: processes.first_does(lambda: processes.objects(1)),
+        lambda: open_data(RunConfig(data="shards"), print, distributed),
+        lambda: distributed.run_on_all(lambda: distributed.run_on_main(lambda: 1), long_timeout=True),
+        lambda: distributed.run_on_main(lambda: distributed.all_gather_object(1)),
     ):
         try:
             work()
         except Exception as error:
-            told.append(f"{type(error).__name__}: {error}")
-    told.append(str(processes.everyone(lambda: processes.number)))
-    (here / "told").write_text(json.dumps(told))
-    processes.wait()
-    processes.end()
+            messages.append(f"{type(error).__name__}: {error}")
+    messages.append(str(distributed.run_and_gather(lambda: distributed.rank)))
+    (here / "told").write_text(json.dumps(messages))
+    distributed.barrier()
+    distributed.close()
 
 
 def fails_sharded(given: dict) -> None:
@@ -274,18 +278,18 @@ def fails_sharded(given: dict) -> None:
 
 def index(run: str, source: str, out: str) -> None:
     """`build_index` for a process that is killed: eight rows at a time, and a line about each eight."""
-    from clipvisionalign.search import encode
-    from clipvisionalign.search import index as module
+    from clipvisionalign.search import embed as encode
+    from clipvisionalign.search import indexer as module
 
-    module.ROWS = encode.BATCH = 8
+    module.IMAGES_PER_WRITE = encode.EMBED_BATCH_SIZE = 8
     module.build_index(run, source, out, print)
 
 
 def measure_cost(run: str, data: str, split: str, layout: str, brief: bool, out: str) -> None:
     """The cost of a run, into the file `out`."""
-    from clipvisionalign.study.profile import measure
+    from clipvisionalign.study.profile import measure_costs
 
-    Path(out).write_text(json.dumps(measure(run, data, split, layout, brief=brief)))
+    Path(out).write_text(json.dumps(measure_costs(run, data, split, layout, brief=brief)))
 
 
 class Costs:
@@ -295,23 +299,23 @@ class Costs:
     def __init__(self, folder: Path, *fresh: str):
         self.folder, self.fresh = folder, fresh
 
-    def __call__(self, cell: Path, data: str, split: str, layout: str, brief: bool) -> dict:
+    def __call__(self, trial: Path, data: str, split: str, layout: str, brief: bool) -> dict:
         from clipvisionalign.study.profile import profile_run
 
-        if cell.name in self.fresh:
-            return profile_run(cell, data, split, layout, brief)
-        out = self.folder / f"{cell.name}.json"
-        Forked(measure_cost, str(cell), data, split, layout, brief, str(out), out=self.folder / "said").ended()
+        if trial.name in self.fresh:
+            return profile_run(trial, data, split, layout, brief)
+        out = self.folder / f"{trial.name}.json"
+        Forked(measure_cost, str(trial), data, split, layout, brief, str(out), out=self.folder / "said").ended()
         return json.loads(out.read_text())
 
 
 def study(*arguments: str) -> int:
     """`clipvisionalign study`, its costs measured in its own process: without an interpreter's start for each."""
     from clipvisionalign.cli import main
-    from clipvisionalign.study import run
-    from clipvisionalign.study.profile import measure
+    from clipvisionalign.study import runner as run
+    from clipvisionalign.study.profile import measure_costs
 
-    run.profile_run = lambda folder, *more: measure(str(folder), *more[:-1], brief=more[-1])
+    run.profile_run = lambda folder, *more: measure_costs(str(folder), *more[:-1], brief=more[-1])
     return main(["study", *arguments])
 
 
@@ -322,7 +326,7 @@ def measure_costlier(run: str, data: str, mebibytes: int, milliseconds: int) -> 
     import numpy as np
 
     from clipvisionalign.models.io import load_aligner
-    from clipvisionalign.study.profile import measure
+    from clipvisionalign.study.profile import measure_costs
 
     def load(run):
         aligner = load_aligner(run)
@@ -336,7 +340,7 @@ def measure_costlier(run: str, data: str, mebibytes: int, milliseconds: int) -> 
         aligner.encode_captions = slower
         return aligner
 
-    print(json.dumps(measure(run, data, "dev", "auto", load, brief=True)))
+    print(json.dumps(measure_costs(run, data, "dev", "auto", load, brief=True)))
 
 
 def work(name: str, given: dict) -> None:

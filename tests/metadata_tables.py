@@ -105,12 +105,12 @@ def _folder(base: Path) -> Path:
 def check_table(table: Table, base: Path) -> None:
     """Write a table and read it: each row is an image's or listed, or the table is refused by a DataError."""
     from clipvisionalign.data.captioned import DataError
-    from clipvisionalign.search.files import Place
     from clipvisionalign.search.filters import filter_sql
-    from clipvisionalign.search.index import OWN
+    from clipvisionalign.search.indexer import BASE_COLUMNS
     from clipvisionalign.search.metadata import read_metadata
+    from clipvisionalign.search.storage import Storage
 
-    place, path = Place(_folder(base)), base / f"told.{table.ending}"
+    storage, path = Storage(_folder(base)), base / f"told.{table.ending}"
     if table.ending == "jsonl":
         lines = [json.dumps(dict(zip(table.columns, row, strict=True))) for row in table.rows]
         path.write_text("\n".join(lines), encoding="utf-8")
@@ -119,34 +119,34 @@ def check_table(table: Table, base: Path) -> None:
             writer = csv.writer(file, delimiter="\t" if table.ending == "tsv" else ",", quoting=csv.QUOTE_ALL)
             writer.writerows([table.columns, *table.rows])
     try:
-        found = read_metadata(path, place, place.listing(), OWN)
+        metadata = read_metadata(path, storage, storage.list_files(), BASE_COLUMNS)
     except DataError:
         return
-    assert found.rows == len(table.rows) == found.matched + len(found.left_out)
-    assert found.matched == len(found.values)
-    assert set(found.values) <= set(IMAGES)
-    assert len(found.kinds) == len(table.columns) - 1
-    assert not set(found.kinds) & set(OWN)
-    for name, kind in found.kinds.items():
+    assert metadata.rows == len(table.rows) == metadata.matched + len(metadata.left_out)
+    assert metadata.matched == len(metadata.values)
+    assert set(metadata.values) <= set(IMAGES)
+    assert len(metadata.column_types) == len(table.columns) - 1
+    assert not set(metadata.column_types) & set(BASE_COLUMNS)
+    for name, kind in metadata.column_types.items():
         filter_sql(f"{name} = 1", {name: kind != "text"})
-        for row in found.values.values():
+        for row in metadata.values.values():
             assert row[name] is None or type(row[name]) is {"integer": int, "number": float, "text": str}[kind]
             str(row[name]).encode()
     if table.ending != "jsonl":
-        _assert_as_written(table, found)
+        _assert_as_written(table, metadata)
 
 
-def _assert_as_written(table: Table, found: Any) -> None:
+def _assert_as_written(table: Table, metadata: Any) -> None:
     """No value that no cell of its column has: texts to the letter, numbers to the last digit."""
-    from clipvisionalign.search.index import OWN
+    from clipvisionalign.search.indexer import BASE_COLUMNS
     from clipvisionalign.search.metadata import column_names
 
-    new = column_names(table.columns, OWN)
-    for place, name in enumerate(table.columns):
+    new = column_names(table.columns, BASE_COLUMNS)
+    for column, name in enumerate(table.columns):
         # A line within a cell ends as any other: how it ended is not kept.
-        cells = {re.sub(r"\r\n?", "\n", row[place]).strip() for row in table.rows}
-        values = [row[new[name]] for row in found.values.values() if row.get(new[name]) is not None]
-        for value in values if new[name] in found.kinds else []:
+        cells = {re.sub(r"\r\n?", "\n", row[column]).strip() for row in table.rows}
+        values = [row[new[name]] for row in metadata.values.values() if row.get(new[name]) is not None]
+        for value in values if new[name] in metadata.column_types else []:
             if isinstance(value, str):
                 assert value in cells
             else:

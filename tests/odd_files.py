@@ -17,7 +17,7 @@ ODD_NAMES = [
 ]  # fmt: skip
 
 
-def picture(kind: str = "JPEG", colour: str = "green") -> bytes:
+def encoded_image(kind: str = "JPEG", colour: str = "green") -> bytes:
     """A small picture's file."""
     out = BytesIO()
     Image.new("RGB", (60, 40), colour).save(out, kind)
@@ -26,7 +26,7 @@ def picture(kind: str = "JPEG", colour: str = "green") -> bytes:
 
 def broken() -> dict[str, bytes]:
     """Twelve files that cannot be decoded, by name."""
-    jpeg, png = picture("JPEG"), picture("PNG")
+    jpeg, png = encoded_image("JPEG"), encoded_image("PNG")
     return {
         "empty.jpg": b"", "text.jpg": b"no picture at all", "cut.jpg": jpeg[: len(jpeg) // 2], "cut.png": png[:60],
         "head.jpg": jpeg[:20], "zeros.png": bytes(500), "html.gif": b"<html></html>",
@@ -48,7 +48,7 @@ def write_odd_files(folder: Path) -> tuple[set[bytes], set[str]]:
     for number, name in enumerate(ODD_NAMES):
         # Different bytes, so that none is taken for a copy.
         with open(os.path.join(os.fsencode(folder), name), "wb") as file:
-            file.write(picture() + bytes([number]))
+            file.write(encoded_image() + bytes([number]))
     for name, data in broken().items():
         (folder / name).write_bytes(data)
     (folder / "huge.png").write_bytes(huge_header())

@@ -48,14 +48,14 @@ def noise(size: tuple[int, int] = (48, 32), seed: int = 0) -> Image.Image:
     return Image.fromarray(np.random.default_rng(seed).integers(0, 255, (*size[::-1], 3), dtype=np.uint8))
 
 
-def whole_files(seed: int = 0) -> dict[str, bytes]:
+def intact_files(seed: int = 0) -> dict[str, bytes]:
     """A file in every format, by its ending. Formats that this Pillow does not write are left out."""
     Image.init()
-    found = {}
+    files = {}
     for ending, (kind, mode, options) in WRITTEN.items():
         if kind in Image.SAVE:
-            found[ending] = encoded(noise(seed=seed).convert(mode), kind, **options)
-    return found | {"psd": psd(noise(seed=seed)), "heic": HEIC}
+            files[ending] = encoded(noise(seed=seed).convert(mode), kind, **options)
+    return files | {"psd": psd(noise(seed=seed)), "heic": HEIC}
 
 
 def psd(image: Image.Image) -> bytes:
@@ -70,37 +70,37 @@ DAMAGES = ("whole", "cut", "header alone", "bits", "zeros", "noise", "shifted", 
 
 def damaged(data: bytes, how: str, rng: random.Random) -> bytes:
     """A file that something happened to."""
-    found, where = bytearray(data), rng.randrange(len(data))
+    content, where = bytearray(data), rng.randrange(len(data))
     length = rng.randrange(1, max(2, len(data) // 4))
     if how == "cut":
-        del found[where:]
+        del content[where:]
     elif how == "header alone":
-        del found[rng.randrange(4, 64) :]
+        del content[rng.randrange(4, 64) :]
     elif how == "bits":
         for _ in range(rng.randrange(1, 12)):
-            found[rng.randrange(min(len(found), rng.choice((64, 10**6))))] ^= 1 << rng.randrange(8)
+            content[rng.randrange(min(len(content), rng.choice((64, 10**6))))] ^= 1 << rng.randrange(8)
     elif how == "zeros":
-        found[where : where + length] = bytes(length)
+        content[where : where + length] = bytes(length)
     elif how == "noise":
-        found[where : where + length] = rng.randbytes(length)
+        content[where : where + length] = rng.randbytes(length)
     elif how == "shifted":
-        found[where:where] = rng.randbytes(length)
+        content[where:where] = rng.randbytes(length)
     elif how == "doubled":
-        found += found[where:]
-    return bytes(found)
+        content += content[where:]
+    return bytes(content)
 
 
-def many_files(count: int = 200, seed: int = 0) -> dict[str, bytes]:
+def damaged_files(count: int = 200, seed: int = 0) -> dict[str, bytes]:
     """So many files, by name: every format in turn, one damage after the other."""
     rng = random.Random(seed)
-    files = list(whole_files(seed).items())
-    found = {}
+    files = list(intact_files(seed).items())
+    files_by_name = {}
     for number in range(count):
         ending, data = files[number % len(files)]
         how = DAMAGES[number // len(files) % len(DAMAGES)]
         # Something at the end that is different, so that no file is a copy of another.
-        found[f"{number:03} {how}.{ending}"] = damaged(data, how, rng) + number.to_bytes(2, "big")
-    return found
+        files_by_name[f"{number:03} {how}.{ending}"] = damaged(data, how, rng) + number.to_bytes(2, "big")
+    return files_by_name
 
 
 # --- EXIF ------------------------------------------------------------------------------------------------------------
@@ -145,9 +145,9 @@ def chunk(kind: bytes, body: bytes) -> bytes:
     return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
 
-def png(size: tuple[int, int], depth: int, colour: int, rows: bytes, **chunks: bytes) -> bytes:
+def png(size: tuple[int, int], bit_depth: int, colour: int, rows: bytes, **chunks: bytes) -> bytes:
     """A PNG of any depth and kind of colour. rows: packed, a filter's byte before each; chunks: before the pixels."""
-    head = struct.pack(">IIBBBBB", *size, depth, colour, 0, 0, 0)
+    head = struct.pack(">IIBBBBB", *size, bit_depth, colour, 0, 0, 0)
     more = b"".join(chunk(name.encode(), body) for name, body in chunks.items())
     body = chunk(b"IHDR", head) + more + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + body
@@ -221,19 +221,21 @@ def exif_blocks(draw: st.DrawFn) -> bytes:
         st.binary(min_size=4, max_size=4), st.integers(0, 200).map(lambda n: struct.pack(f"{order}I", n))
     )
     entries = st.tuples(known | st.integers(0, 65535), st.integers(0, 18), counts, values)
-    found = draw(st.lists(entries, max_size=8))
+    block_entries = draw(st.lists(entries, max_size=8))
     if draw(st.booleans()):
-        found.insert(draw(st.integers(0, len(found))), turned(draw(st.integers(0, 9)), order))
-    block = exif_block(found, order, draw(st.binary(max_size=120)), draw(st.sampled_from([0, 8, 14, 50, 2**32 - 1])))
+        block_entries.insert(draw(st.integers(0, len(block_entries))), turned(draw(st.integers(0, 9)), order))
+    block = exif_block(
+        block_entries, order, draw(st.binary(max_size=120)), draw(st.sampled_from([0, 8, 14, 50, 2**32 - 1]))
+    )
     return block[: draw(st.integers(0, len(block)))] if draw(st.integers(0, 4)) == 0 else block
 
 
 def check_exif(block: bytes) -> None:
     """An EXIF block, whatever stands in it, costs no image: its pixels are whole, and are what is opened."""
-    from clipvisionalign.images import open_picture
+    from clipvisionalign.images import open_image
 
     for kind in ("JPEG", "PNG", "WEBP"):
-        opened = open_picture(with_exif(Image.new("RGB", (6, 4), "red"), kind, block))
+        opened = open_image(with_exif(Image.new("RGB", (6, 4), "red"), kind, block))
         assert opened.mode == "RGB"
         assert opened.size in ((6, 4), (4, 6))
         assert not opened.info

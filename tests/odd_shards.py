@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from clipvisionalign.data.captioned import CaptionedImages, DataError
 from clipvisionalign.data.formats import read_captioned_images
-from clipvisionalign.data.streams.files import read_shard, samples_in
+from clipvisionalign.data.streams.files import count_samples, read_shard
 from clipvisionalign.data.streams.loader import StreamedBatches
 from clipvisionalign.data.streams.sources import open_stream
-from clipvisionalign.data.streams.webdataset import META, index_of
+from clipvisionalign.data.streams.webdataset import META, index_shard
 
 STEMS = ("a", "a.1", "a.2", "b", "B", "sub/a", "./c", "._a", "sub/._b", "__m__", "ü", "x y", "noending")
 ENDINGS = ("jpg", "JPG", "png", "mask.png", "json", "JSON", "txt", "TXT", "caption.txt", "cls", "bin", "")
@@ -52,12 +52,12 @@ def contents(draw: st.DrawFn, ending: str) -> bytes:
 @st.composite
 def shards(draw: st.DrawFn) -> Members:
     """Members of a shard in any order, some of them twice; every image has bytes of its own."""
-    found = []
+    members = []
     for stem, ending in draw(st.lists(st.tuples(st.sampled_from(STEMS), st.sampled_from(ENDINGS)), max_size=14)):
         is_image = ending.lower().rpartition(".")[2] in ("jpg", "png")
-        content = b"image %d" % len(found) if is_image else draw(contents(ending))
-        found.append((f"{stem}.{ending}" if ending else stem, content))
-    return found
+        content = b"image %d" % len(members) if is_image else draw(contents(ending))
+        members.append((f"{stem}.{ending}" if ending else stem, content))
+    return members
 
 
 def write_shard(path: Path, members: Members) -> Path:
@@ -74,19 +74,19 @@ def hold(folder: Path, members: Members) -> None:
     `check` reads."""
     path = write_shard(folder / "train-0.tar", members)
     with tarfile.open(path) as tar:
-        index = index_of(tar)
-    in_samples = [member.about.offset for sample in index.samples for member in sample.members]
+        index = index_shard(tar)
+    in_samples = [member.tar_info.offset for sample in index.samples for member in sample.members]
     known = [name for name, _ in members if not META.match(name.removeprefix("./"))]
     assert len(in_samples) == len(set(in_samples))
-    assert len(in_samples) + len(index.passed_over) == len(known)
+    assert len(in_samples) + len(index.skipped_files) == len(known)
 
     samples = list(read_shard(path))
-    assert len(samples) == samples_in(path)
+    assert len(samples) == count_samples(path)
     data = None
     try:
         data = read_captioned_images(folder, "stream")
     except DataError:
-        assert all(sample.of_split("train").bad for sample in samples)
+        assert all(sample.for_split("train").error for sample in samples)
     if data is not None:
         _adds_up(data, len(samples))
     if not samples:

@@ -40,8 +40,8 @@ _ENCODINGS = ("utf-8", "utf-8-sig", "utf-16", "utf-16-be", "cp1252")
 def tables() -> st.SearchStrategy[tuple[str, bytes]]:
     """A file's name and its bytes."""
     text = st.lists(st.sampled_from(_PIECES) | st.text(max_size=3), max_size=40).map("".join)
-    whole = st.tuples(st.sampled_from(_HEADERS), text).map("\n".join)
-    content = st.tuples(whole, st.sampled_from(_ENCODINGS)).map(lambda both: both[0].encode(both[1], "replace"))
+    table_text = st.tuples(st.sampled_from(_HEADERS), text).map("\n".join)
+    content = st.tuples(table_text, st.sampled_from(_ENCODINGS)).map(lambda both: both[0].encode(both[1], "replace"))
     # A byte too many, or too few, in the middle.
     spoiled = st.tuples(content, st.integers(0, 60), st.binary(max_size=2)).map(
         lambda three: three[0][: three[1]] + three[2] + three[0][three[1] + 1 :]
@@ -92,7 +92,7 @@ def read_and_add_up(folder: Path) -> CaptionedImages | None:
     kept, report = check(data, full=False)
     assert report.rows is not None
     assert report.rows["in_files"] == report.rows["read"] + report.rows["left_out"], report
-    assert report.rows["read"] == sum(row.rows for row in kept) > 0 or not len(kept)
+    assert report.rows["read"] == sum(row.row_count for row in kept) > 0 or not len(kept)
     assert all(caption == " ".join(caption.split()) != "" for caption in kept.captions)
     assert len({row.name for row in data}) == len(data)
     return data

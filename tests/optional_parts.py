@@ -27,7 +27,7 @@ def browser_error() -> str | None:
     """Why no browser starts here, None if one does. Needs Playwright."""
     from playwright.sync_api import Error, sync_playwright
 
-    from clipvisionalign.study.page import browser_path
+    from clipvisionalign.study.report.html import browser_path
 
     try:
         with sync_playwright() as playwright:

@@ -12,7 +12,7 @@ MODULES = (
     "accelerate", "timm", "torch.distributed.checkpoint", "torch.utils.data", "torch.utils.flop_counter",
     "transformers.models.bert.modeling_bert", "jinja2", "matplotlib.pyplot", "nltk.lm", "scipy.stats", "fastapi", "uvicorn",
     "clipvisionalign.cli", "clipvisionalign.models.aligner", "clipvisionalign.retrieval", "clipvisionalign.training.train",
-    "clipvisionalign.study.run", "clipvisionalign.search.index", "clipvisionalign.search.query",
+    "clipvisionalign.study.runner", "clipvisionalign.search.indexer", "clipvisionalign.search.searcher",
     "clipvisionalign.search.server.run", "datasets", "peft", "webdataset",
 )  # fmt: skip
 

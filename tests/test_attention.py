@@ -12,7 +12,7 @@ from tolerance import assert_as_exact, assert_rounds_to
 from torch import Tensor
 
 from clipvisionalign.models import attention as kernels
-from clipvisionalign.models.attention import attend, attention, global_places
+from clipvisionalign.models.attention import attend, attention, find_global_positions
 from clipvisionalign.models.longformer import Longformer
 
 GPU = pytest.param("flex on a GPU", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))
@@ -21,16 +21,16 @@ GPU = pytest.param("flex on a GPU", marks=pytest.mark.skipif(not torch.cuda.is_a
 def definition(q, k, v, mask=None, window=0, is_global=None) -> Tensor:
     """Attention as a table of who sees whom, in float64."""
     length = q.shape[2]
-    seen = torch.ones(q.shape[0], length, k.shape[2], dtype=torch.bool)
+    attention_mask = torch.ones(q.shape[0], length, k.shape[2], dtype=torch.bool)
     if window:
-        place = torch.arange(length)
-        seen = ((place[:, None] - place).abs() <= window // 2).expand(q.shape[0], -1, -1).clone()
+        positions = torch.arange(length)
+        attention_mask = ((positions[:, None] - positions).abs() <= window // 2).expand(q.shape[0], -1, -1).clone()
         if is_global is not None:
-            seen |= is_global[:, None, :] | is_global[:, :, None]
+            attention_mask |= is_global[:, None, :] | is_global[:, :, None]
     if mask is not None:
-        seen = seen & mask[:, None, :]
+        attention_mask = attention_mask & mask[:, None, :]
     scores = (q.double() @ k.double().transpose(-1, -2)) * q.shape[-1] ** -0.5
-    scores = scores.masked_fill(~seen[:, None], -torch.inf)
+    scores = scores.masked_fill(~attention_mask[:, None], -torch.inf)
     return scores.softmax(-1) @ v.double()
 
 
@@ -54,17 +54,17 @@ def problems(draw):
     return q, k, v, mask, window, is_global
 
 
-def run_kernel(name, q, k, v, mask, window, places) -> Tensor:
+def run_kernel(name, q, k, v, mask, window, global_positions) -> Tensor:
     if name == "banded":
-        return kernels._banded(q, k, v, mask, window, places, 0.0)
+        return kernels._banded(q, k, v, mask, window, global_positions, 0.0)
     if name == "flex, as plain code":
-        return kernels._flex(q, k, v, mask, window, places, compiled=False)
+        return kernels._flex(q, k, v, mask, window, global_positions, compiled=False)
     if name == "flex on a GPU":
         q, k, v, mask = (x.cuda() for x in (q, k, v, mask))
-        places = None if places is None else places.cuda()
-        return kernels._flex(q, k, v, mask, window, places, compiled=True).cpu()
-    seen = kernels._seen(mask, q.shape[2], window, places, q)
-    return (kernels._plain if name == "plain" else kernels._fused)(q, k, v, seen, 0.0)
+        global_positions = None if global_positions is None else global_positions.cuda()
+        return kernels._flex(q, k, v, mask, window, global_positions, compiled=True).cpu()
+    attention_mask = kernels._window_mask(mask, q.shape[2], window, global_positions, q)
+    return (kernels._plain if name == "plain" else kernels._fused)(q, k, v, attention_mask, 0.0)
 
 
 @pytest.mark.parametrize("name", ["fused", "plain", "banded", "flex, as plain code", GPU])
@@ -72,11 +72,11 @@ def run_kernel(name, q, k, v, mask, window, places) -> Tensor:
 @settings(max_examples=40, deadline=None)
 def test_every_kernel_computes_the_definition(name, problem):
     q, k, v, mask, window, is_global = problem
-    found = run_kernel(name, q, k, v, mask, window, global_places(is_global))
-    assert found.isfinite().all()
+    actual = run_kernel(name, q, k, v, mask, window, find_global_positions(is_global))
+    assert actual.isfinite().all()
     expected = definition(q, k, v, mask, window, is_global)
     # Weights that sum to 1, of values up to the largest; each weight off as its score is, a product of `head` terms.
-    assert_rounds_to(found.transpose(1, 2)[mask], expected.transpose(1, 2)[mask], *terms_of(q, k, v))
+    assert_rounds_to(actual.transpose(1, 2)[mask], expected.transpose(1, 2)[mask], *terms_of(q, k, v))
 
 
 def test_gradients_of_every_kernel_are_those_of_the_definition():
@@ -91,8 +91,8 @@ def test_gradients_of_every_kernel_are_those_of_the_definition():
 
     expected = gradients(definition(q, k, v, mask, 6, is_global))
     for name in ("fused", "plain", "banded"):
-        found = gradients(run_kernel(name, q, k, v, mask, 6, global_places(is_global)))
-        for ours, theirs in zip(found, expected, strict=True):
+        actual = gradients(run_kernel(name, q, k, v, mask, 6, find_global_positions(is_global)))
+        for ours, theirs in zip(actual, expected, strict=True):
             # The same, once more for each way back through the two products.
             terms, size = terms_of(q, k, v)
             assert_rounds_to(ours, theirs, terms, size * float(weights.abs().max()), steps=4, dtype=torch.float64)
@@ -118,9 +118,11 @@ def test_the_kernel_is_chosen_by_length_window_and_format(length, window, dtype,
 def test_dropout_needs_training_and_keeps_the_mean():
     torch.manual_seed(0)
     q, k, v = (torch.randn(1, 2, 300, 8) for _ in range(3))
-    places = torch.zeros(1, 1, dtype=torch.long)
-    still = attention(q, k, v, window=8, global_places=places)
-    dropped = torch.stack([attention(q, k, v, window=8, global_places=places, dropout=0.2) for _ in range(400)])
+    global_positions = torch.zeros(1, 1, dtype=torch.long)
+    still = attention(q, k, v, window=8, global_positions=global_positions)
+    dropped = torch.stack(
+        [attention(q, k, v, window=8, global_positions=global_positions, dropout=0.2) for _ in range(400)]
+    )
     assert (dropped[0] != dropped[1]).any()
     assert (dropped.mean(0) - still).abs().mean() < 0.05
 
@@ -133,16 +135,16 @@ def test_a_window_of_one_is_refused():
 
 def test_attend_takes_all_heads_in_one_vector():
     q, k = torch.randn(2, 5, 8), torch.randn(2, 7, 8)
-    found = attend(q, k, k, 2)
+    actual = attend(q, k, k, 2)
     split = [x.view(2, -1, 2, 4).transpose(1, 2) for x in (q, k)]
     expected = definition(split[0], split[1], split[1]).transpose(1, 2).reshape(2, 5, 8)
-    assert_rounds_to(found, expected, *terms_of(*split, split[1]))
+    assert_rounds_to(actual, expected, *terms_of(*split, split[1]))
 
 
 def test_global_places_count_from_the_left_and_end_in_minus_one():
     is_global = torch.tensor([[0, 1, 0, 1], [1, 0, 0, 0], [0, 0, 0, 0]]).bool()
-    assert global_places(is_global).tolist() == [[1, 3], [0, -1], [-1, -1]]
-    assert global_places(torch.zeros(2, 4, dtype=torch.bool)) is None
+    assert find_global_positions(is_global).tolist() == [[1, 3], [0, -1], [-1, -1]]
+    assert find_global_positions(torch.zeros(2, 4, dtype=torch.bool)) is None
 
 
 # --- Longformer ------------------------------------------------------------------------------------------------------
@@ -180,18 +182,18 @@ def batch_of(lengths, seed=0):
 GLOBALS = {"none": [], "first": [0], "several": [0, 3, 11], "many": list(range(0, 20, 2)), "not the first": [5]}
 
 
-@pytest.mark.parametrize("places", GLOBALS)
+@pytest.mark.parametrize("global_set", GLOBALS)
 @pytest.mark.parametrize("lengths", [[1], [4, 2], [8, 7, 9], [15, 16, 17], [33, 20], [130, 64, 1]])
-def test_longformer_is_transformers_longformer(tmp_path, lengths, places):
+def test_longformer_is_transformers_longformer(tmp_path, lengths, global_set):
     theirs, ours = longformers(tmp_path)
     ids, mask = batch_of(lengths)
     is_global = torch.zeros_like(mask)
-    is_global[:, [place for place in GLOBALS[places] if place < ids.shape[1]]] = 1
+    is_global[:, [position for position in GLOBALS[global_set] if position < ids.shape[1]]] = 1
     given = {"input_ids": ids, "attention_mask": mask, "global_attention_mask": is_global}
     expected, exact = theirs(**given), copy.deepcopy(theirs).double()(**given)
-    found = ours(ids, mask, is_global)
-    assert_as_exact(found, expected.last_hidden_state, exact.last_hidden_state, terms=16)
-    assert_as_exact(ours.pool(found), expected.pooler_output, exact.pooler_output, terms=16)
+    hidden_states = ours(ids, mask, is_global)
+    assert_as_exact(hidden_states, expected.last_hidden_state, exact.last_hidden_state, terms=16)
+    assert_as_exact(ours.pool(hidden_states), expected.pooler_output, exact.pooler_output, terms=16)
     first = ours(ids, mask, is_global, first_only=True)
     assert_as_exact(first, expected.last_hidden_state[:, :1], exact.last_hidden_state[:, :1], terms=16)
 
@@ -209,22 +211,22 @@ def test_longformer_gives_each_row_its_own_global_tokens(tmp_path):
 
 
 @pytest.mark.parametrize("first_only", [False, True])
-@pytest.mark.parametrize("places", ["none", "first", "several", "many"])
-def test_gradients_are_those_of_transformers(tmp_path, places, first_only):
+@pytest.mark.parametrize("global_set", ["none", "first", "several", "many"])
+def test_gradients_are_those_of_transformers(tmp_path, global_set, first_only):
     theirs, ours = longformers(tmp_path)
     ids, mask = batch_of([40, 23])
     is_global = torch.zeros_like(mask)
-    is_global[:, GLOBALS[places]] = 1
+    is_global[:, GLOBALS[global_set]] = 1
     weights = torch.randn(2, 40, 16) * mask[..., None]
     if first_only:
         weights[:, 1:] = 0
-    from clipvisionalign.models.longformer import _joined, _our_name
+    from clipvisionalign.models.longformer import _local_name, _merge_projections
 
     def published(model, *batches: tuple[slice, slice]) -> dict[str, Tensor]:
         for own in batches:
             given = {"attention_mask": mask[own], "global_attention_mask": is_global[own]}
             (model(ids[own], **given).last_hidden_state * weights[own]).sum().backward()
-        return _joined(
+        return _merge_projections(
             {name: p.grad if p.grad is not None else torch.zeros_like(p) for name, p in model.named_parameters()}
         )
 
@@ -238,13 +240,13 @@ def test_gradients_are_those_of_transformers(tmp_path, places, first_only):
     for name, expected in exact.items():
         if name.startswith("pooler"):
             continue
-        found = known[_our_name(name)].grad
-        found = torch.zeros_like(expected) if found is None else found
+        gradient = known[_local_name(name)].grad
+        gradient = torch.zeros_like(expected) if gradient is None else gradient
         # A key's bias moves all scores of a softmax alike: what it sums, over 63 tokens, is as large as for a query's
         # bias, and comes to nothing but rounding.
-        twin = name.replace("key", "query")
-        size = float(max(expected.abs().max(), exact[twin].abs().max() if twin in exact else 0))
-        assert_as_exact(found, rival[name], expected, size, terms=int(mask.sum()))
+        query_name = name.replace("key", "query")
+        size = float(max(expected.abs().max(), exact[query_name].abs().max() if query_name in exact else 0))
+        assert_as_exact(gradient, rival[name], expected, size, terms=int(mask.sum()))
         compared += 1
     assert compared == 4 + 1 + 3 * 18
 
@@ -268,9 +270,9 @@ def test_longformer_with_a_window_for_each_layer_is_the_window_as_a_mask(windows
     model.reset_parameters()
     ids, mask = batch_of(lengths)
     is_global = torch.zeros_like(mask)
-    is_global[:, [place for place in globals_at if place < ids.shape[1]]] = 1
-    found = model(ids, mask, is_global)
-    real, dots = mask.bool(), is_global.bool() & mask.bool()
+    is_global[:, [position for position in globals_at if position < ids.shape[1]]] = 1
+    hidden_states = model(ids, mask, is_global)
+    real, global_attention_mask = mask.bool(), is_global.bool() & mask.bool()
 
     def heads(y):
         return y.unflatten(-1, (2, 8)).transpose(1, 2)
@@ -280,15 +282,15 @@ def test_longformer_with_a_window_for_each_layer_is_the_window_as_a_mask(windows
         for layer, window in zip(model.layers, windows, strict=True):
             own = layer.attention
             q, k, v = (heads(y) for y in own.query_key_value(x).chunk(3, -1))
-            local = definition(q, k, v, real, window, dots)
+            local = definition(q, k, v, real, window, global_attention_mask)
             parts = (own.query_global, own.key_global, own.value_global)
             everywhere = definition(*(heads(part(x)) for part in parts), real)
-            mixed = torch.where(dots[:, None, :, None], everywhere, local).nan_to_num().to(x.dtype)
+            mixed = torch.where(global_attention_mask[:, None, :, None], everywhere, local).nan_to_num().to(x.dtype)
             x = layer.attention_norm(layer.attention_out(mixed.transpose(1, 2).flatten(2)) + x)
             x = layer.norm(layer.down(layer.activation(layer.up(x))) + x)
         return x[real]
 
-    assert_as_exact(found[real], dense(model), dense(copy.deepcopy(model).double()), terms=16)
+    assert_as_exact(hidden_states[real], dense(model), dense(copy.deepcopy(model).double()), terms=16)
 
 
 def test_longformer_says_what_does_not_fit(tmp_path):

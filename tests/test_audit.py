@@ -13,24 +13,24 @@ import numpy as np
 import pytest
 
 from clipvisionalign.retrieval import audit, evaluate
-from clipvisionalign.retrieval.audit import LEAST
-from clipvisionalign.retrieval.audit.answers import _Answers, _format_of_vectors
-from clipvisionalign.retrieval.audit.chance import _at_chance, _deal, _dealings
-from clipvisionalign.retrieval.audit.new_inputs import made_captions, mirrored
-from clipvisionalign.retrieval.ties import numbers_of
+from clipvisionalign.retrieval.audit import MIN_SAMPLE
+from clipvisionalign.retrieval.audit.answers import ModelScores, _narrowest_vector_format
+from clipvisionalign.retrieval.audit.chance import _assign_and_score, _check_chance_level, _random_assignments
+from clipvisionalign.retrieval.audit.new_inputs import make_captions, mirrored_images
+from clipvisionalign.retrieval.ties import as_numeric_array
 
 IMAGES = 60
 RNG = np.random.default_rng(0)
 PROJECTION = RNG.standard_normal((64, 32))
 
 
-def picture(number: int) -> np.ndarray:
+def random_image(number: int) -> np.ndarray:
     """A made-up picture: what stands on it is told by its numbers."""
     return np.random.default_rng(number).standard_normal(64)
 
 
-PICTURES = [picture(number) for number in range(IMAGES)]
-CAPTIONS = [f"caption {place} of picture {number}" for number in range(IMAGES) for place in range(5)]
+GALLERY = [random_image(number) for number in range(IMAGES)]
+CAPTIONS = [f"caption {turn} of picture {number}" for number in range(IMAGES) for turn in range(5)]
 OWNERS = np.arange(5 * IMAGES) // 5
 
 
@@ -50,12 +50,12 @@ class Honest:
         return unit(np.stack([image @ PROJECTION for image in images]))
 
     def encode_captions(self, captions):
-        found = []
+        vectors = []
         for caption in captions:
             number = int(caption.split()[-1]) if caption.split()[-1].isdigit() else -1
-            known = picture(number) @ PROJECTION if number >= 0 else np.ones(32)
-            found.append(unit(known) + 0.02 * unit(letters(caption)))
-        return unit(np.stack(found))
+            known = random_image(number) @ PROJECTION if number >= 0 else np.ones(32)
+            vectors.append(unit(known) + 0.02 * unit(letters(caption)))
+        return unit(np.stack(vectors))
 
 
 class Untrained(Honest):
@@ -70,29 +70,29 @@ class HonestScorer:
         return Honest().encode_images(images) @ Honest().encode_captions(captions).T
 
 
-class AttendsToTruePicture:
+class AttendsToTrueImage:
     """The seed's kind: each caption's tokens attend to the picture at its own place in the batch, and are then scored
     against all pictures of the batch. "Recall" of nearly 1 with random weights."""
 
     def score(self, images, captions):
-        pictures = np.stack([image @ PROJECTION for image in images])
+        image_vectors = np.stack([image @ PROJECTION for image in images])
         texts = np.stack([letters(caption) for caption in captions])
-        pictures_of_captions = np.repeat(pictures, len(captions) // len(images), axis=0)
-        fused = unit(texts) + unit(pictures_of_captions)  # fails where N and M are unrelated
-        return unit(pictures) @ unit(fused).T
+        caption_image_vectors = np.repeat(image_vectors, len(captions) // len(images), axis=0)
+        fused = unit(texts) + unit(caption_image_vectors)  # fails where N and M are unrelated
+        return unit(image_vectors) @ unit(fused).T
 
 
-class RemembersPictures:
+class RemembersImages:
     """The same leak behind the two encode calls: captions attend to the pictures that were encoded last."""
 
     def encode_images(self, images):
-        self.seen = unit(np.stack([image @ PROJECTION for image in images]))
-        return self.seen
+        self.image_vectors = unit(np.stack([image @ PROJECTION for image in images]))
+        return self.image_vectors
 
     def encode_captions(self, captions):
-        places = np.arange(len(captions)) * len(self.seen) // max(len(captions), 1)
+        image_indices = np.arange(len(captions)) * len(self.image_vectors) // max(len(captions), 1)
         texts = unit(np.stack([letters(caption) for caption in captions]))
-        return unit(texts + self.seen[places])
+        return unit(texts + self.image_vectors[image_indices])
 
 
 class BatchNormInTraining(Honest):
@@ -111,16 +111,16 @@ class ScoreDependsOnGallery:
         return np.exp(scores) / np.exp(scores).sum(axis=0, keepdims=True)
 
 
-class KnowsPlaces(Honest):
+class ScoresByPosition(Honest):
     """Scores pairs by their places alone: what a loader that deals pairs in order invites."""
 
     def score(self, images, captions):
-        place = np.arange(len(captions)) * len(images) // len(captions)
-        return -np.abs(np.arange(len(images))[:, None] - place[None, :]).astype(float)
+        image_indices = np.arange(len(captions)) * len(images) // len(captions)
+        return -np.abs(np.arange(len(images))[:, None] - image_indices[None, :]).astype(float)
 
 
 def run(model, **options):
-    return audit(model, PICTURES, CAPTIONS, OWNERS, **options)
+    return audit(model, GALLERY, CAPTIONS, OWNERS, **options)
 
 
 def failed(report):
@@ -135,15 +135,15 @@ def test_honest_models_pass(model, seed):
 
 def test_seeds_kind_of_cross_attention_fails():
     """It "finds" nearly everything in a batch of 8 without having learned anything, and the audit says so."""
-    model = AttendsToTruePicture()
-    eight = evaluate(model, PICTURES[:8], CAPTIONS[:40], OWNERS[:40], resamples=0)
+    model = AttendsToTrueImage()
+    eight = evaluate(model, GALLERY[:8], CAPTIONS[:40], OWNERS[:40], resamples=0)
     assert eight.metrics.image_to_text["recall_at_1"].value > 0.9
     names = failed(run(model))
     assert {"alone (score)", "shuffled partners (score)", "blank captions (score)", "rectangular (score)"} <= names
 
 
 def test_leak_through_state_fails():
-    model = RemembersPictures()
+    model = RemembersImages()
     names = failed(run(model))
     assert "alone, other images before (vectors)" in names
     assert "shuffled partners (vectors)" in names
@@ -155,7 +155,7 @@ def test_leak_through_state_fails():
     [
         (BatchNormInTraining(), "alone (vectors)"),
         (ScoreDependsOnGallery(), "alone (score)"),
-        (KnowsPlaces(), "shuffled partners (score)"),
+        (ScoresByPosition(), "shuffled partners (score)"),
     ],
     ids=lambda value: type(value).__name__,
 )
@@ -212,7 +212,7 @@ def test_a_tower_left_in_training_mode_fails(design, tiny_runs, scenes_folder, m
     from clipvisionalign import load_aligner, read_captioned_images
 
     for module in ("aligner", "pair_scorer"):
-        monkeypatch.setattr(f"clipvisionalign.models.{module}.evaluating", lambda model: contextlib.nullcontext())
+        monkeypatch.setattr(f"clipvisionalign.models.{module}.eval_mode", lambda model: contextlib.nullcontext())
     part = read_captioned_images(scenes_folder).split("train")
     model = load_aligner(tiny_runs[design]).train()
     assert "alone (vectors)" in failed(audit(model, part.images, part.captions, part.caption_image, sample=24))
@@ -257,11 +257,11 @@ def test_what_leaks_in_one_way_of_answering_is_honest_in_the_other():
 
 
 def test_a_hundred_honest_models_pass():
-    found = [
+    outcomes = [
         (kind, seed, report if isinstance(report, Exception) else benchmark.failed(report))
         for kind, seed, report in benchmark.audited_honest(104)
     ]
-    assert [each for each in found if each[2]] == []
+    assert [each for each in outcomes if each[2]] == []
 
 
 def test_an_honest_model_fails_as_often_as_is_said():
@@ -271,8 +271,8 @@ def test_an_honest_model_fails_as_often_as_is_said():
     failures = 0
     for _ in range(several):
         groups = [["a"] * number for number in rng.integers(1, 6, 10)]
-        dealt = _deal(_Answers(model).by_score, list(range(10)), groups, True, rng)
-        failures += not _at_chance([dealt], "", level, rng).passed
+        dealt = _assign_and_score(ModelScores(model).score_by_pairs, list(range(10)), groups, True, rng)
+        failures += not _check_chance_level([dealt], "", level, rng).passed
     assert 4 <= failures <= several * level + 3 * np.sqrt(several * level)
 
 
@@ -281,7 +281,7 @@ def test_every_dealing_is_as_likely_and_gives_nobody_its_own():
 
     rng = np.random.default_rng(0)
     for apart, number in ((True, 9), (False, 24)):
-        drawn = Counter(map(tuple, _dealings(rng, 9600, 4, apart).tolist()))
+        drawn = Counter(map(tuple, _random_assignments(rng, 9600, 4, apart).tolist()))
         assert len(drawn) == number
         assert np.abs(np.array(list(drawn.values())) - 9600 / number).max() < 5 * np.sqrt(9600 / number)
         if apart:
@@ -296,21 +296,21 @@ def meanings(report):
 
 
 def test_the_words_name_what_was_seen_and_the_tolerance():
-    told = meanings(run(Honest()))
+    check_meanings = meanings(run(Honest()))
     assert re.fullmatch(
         r"with captions dealt to wrong images, recall at \d+ \((image to text|text to image)\) is 0\.\d{3} where chance is "
         r"0\.\d{3}: within chance \(p = [\d.]+; only below 0\.00017 is too much for chance\)",
-        told["shuffled partners (vectors)"],
+        check_meanings["shuffled partners (vectors)"],
     )
     assert re.fullmatch(
         r"a pair's score, alone or in any batch and order, stays the same: a score changes by at most [\d.e-]+, within "
         r"the tolerance of 0\.\d+ \(1 % of the scores' spread\)",
-        told["alone (vectors)"],
+        check_meanings["alone (vectors)"],
     )
-    report = run(AttendsToTruePicture())
-    told = meanings(report)["blank captions (score)"]
-    assert "is 1.000 where chance is 0." in told
-    assert "far above chance (p = 4.1e-05; below 0.00017 is too much for chance): the model knows" in told
+    report = run(AttendsToTrueImage())
+    check_meanings = meanings(report)["blank captions (score)"]
+    assert "is 1.000 where chance is 0." in check_meanings
+    assert "far above chance (p = 4.1e-05; below 0.00017 is too much for chance): the model knows" in check_meanings
 
 
 @pytest.mark.parametrize("given", ["bfloat16", "widened", "unit"])
@@ -331,9 +331,9 @@ def test_as_much_noise_in_another_format_is_more_than_its_rounding():
         return unit(vectors * (1 + 2.0**-7 * noise)).astype(np.float32)
 
     model.rounded = noisy
-    told = meanings(data.ask(audit, model))["alone (vectors)"]
-    assert "above the tolerance" in told
-    assert "(1 % of the scores' spread)" in told
+    meaning = meanings(data.ask(audit, model))["alone (vectors)"]
+    assert "above the tolerance" in meaning
+    assert "(1 % of the scores' spread)" in meaning
 
 
 def test_the_format_in_which_vectors_were_computed_shows():
@@ -342,35 +342,37 @@ def test_the_format_in_which_vectors_were_computed_shows():
     vectors = torch.from_numpy(np.random.default_rng(0).standard_normal((9, 32)))
     for given in (torch.bfloat16, torch.float16, torch.float32):
         name = str(given).rpartition(".")[2]
-        for answered in (vectors.to(given), vectors.to(given).double(), vectors.to(given).float()):
-            assert _format_of_vectors(numbers_of(answered))[0] == name
-    assert _format_of_vectors(numbers_of(vectors))[0] == "float64"
+        for output in (vectors.to(given), vectors.to(given).double(), vectors.to(given).float()):
+            assert _narrowest_vector_format(as_numeric_array(output))[0] == name
+    assert _narrowest_vector_format(as_numeric_array(vectors))[0] == "float64"
     for largest in range(20, 128):
-        whole = torch.from_numpy(np.random.default_rng(largest).integers(-largest, largest + 1, (2, 16)))
-        scaled = torch.nn.functional.normalize(whole.float(), dim=-1)
-        assert _format_of_vectors(numbers_of(scaled))[0] == "float32"
+        integers = torch.from_numpy(np.random.default_rng(largest).integers(-largest, largest + 1, (2, 16)))
+        scaled = torch.nn.functional.normalize(integers.float(), dim=-1)
+        assert _narrowest_vector_format(as_numeric_array(scaled))[0] == "float32"
     for given, name in ((vectors.bfloat16(), "bfloat16"), (vectors.float(), "float32")):
         scaled = torch.nn.functional.normalize(given.float(), dim=-1)
-        assert _format_of_vectors(numbers_of(scaled))[0] == name
+        assert _narrowest_vector_format(as_numeric_array(scaled))[0] == name
 
 
 def test_int8_ranges_of_a_batch_fail_for_what_they_are():
     data = benchmark.world(0)
     report = data.ask(audit, benchmark.Int8(0))
     assert failed(report) <= {"alone (vectors)", "rectangular (vectors)"}
-    told = meanings(report)["alone (vectors)"]
-    assert re.search(r"a score changes by at most 0\.00\d+, above the tolerance of 0\.00\d+ \(1 % of the scores'", told)
-    assert "its vectors depend on what else is in the batch" in told
-    assert "int8 ranges" in told
+    meaning = meanings(report)["alone (vectors)"]
+    assert re.search(
+        r"a score changes by at most 0\.00\d+, above the tolerance of 0\.00\d+ \(1 % of the scores'", meaning
+    )
+    assert "its vectors depend on what else is in the batch" in meaning
+    assert "int8 ranges" in meaning
 
 
 def test_an_image_with_most_of_the_captions_that_stands_first_is_no_leak():
     """With every caption the same, one image is the first for all of them, and it may have a third of the captions."""
     model = Untrained()
-    first = int(np.argmax(model.encode_images(PICTURES) @ model.encode_captions(["a picture"])[0]))
+    first = int(np.argmax(model.encode_images(GALLERY) @ model.encode_captions(["a picture"])[0]))
     counts = np.where(np.arange(IMAGES) == first, 30, 1)
-    captions = [f"caption {place} of picture {number}" for number in range(IMAGES) for place in range(counts[number])]
-    report = audit(model, PICTURES, captions, np.repeat(np.arange(IMAGES), counts), sample=IMAGES)
+    captions = [f"caption {index} of picture {number}" for number in range(IMAGES) for index in range(counts[number])]
+    report = audit(model, GALLERY, captions, np.repeat(np.arange(IMAGES), counts), sample=IMAGES)
     assert failed(report) == set()
 
 
@@ -382,7 +384,7 @@ def test_an_image_without_a_caption_of_its_own_has_those_of_its_identity():
     identity = np.arange(IMAGES)
     identity[:10] = identity[10:20]
     owners = np.where(OWNERS < 5, OWNERS + 10, OWNERS)
-    report = audit(Untrained(), PICTURES, CAPTIONS, owners, identity=identity)
+    report = audit(Untrained(), GALLERY, CAPTIONS, owners, identity=identity)
     assert failed(report) == set()
 
 
@@ -398,7 +400,7 @@ class Recorder(Honest):
 def test_wrong_partners_with_new_texts_and_new_images_are_asked_first():
     model = Recorder()
     assert run(model).passed
-    known = {image.tobytes() for image in PICTURES}
+    known = {image.tobytes() for image in GALLERY}
     for (images, captions), each in zip(model.asked[:2], (5, 1), strict=True):
         assert len(captions) == each * len(images) == each * 48
         assert not set(captions) & set(CAPTIONS)
@@ -406,8 +408,8 @@ def test_wrong_partners_with_new_texts_and_new_images_are_asked_first():
         assert not {image.tobytes() for image in images} & known
     # Then wrong partners with texts that may be known, and only after those the true ones.
     images, captions = model.asked[2]
-    numbers = [next(n for n in range(IMAGES) if PICTURES[n] is image) for image in images]
-    assert all(CAPTIONS.index(caption) // 5 != numbers[place // 5] for place, caption in enumerate(captions))
+    numbers = [next(n for n in range(IMAGES) if GALLERY[n] is image) for image in images]
+    assert all(CAPTIONS.index(caption) // 5 != numbers[index // 5] for index, caption in enumerate(captions))
 
 
 def test_a_leak_in_the_first_answers_only_needs_a_fresh_model():
@@ -417,22 +419,22 @@ def test_a_leak_in_the_first_answers_only_needs_a_fresh_model():
 
         def score(self, images, captions):
             self.calls += 1
-            return (KnowsPlaces() if self.calls == 1 else Recorder()).score(images, captions)
+            return (ScoresByPosition() if self.calls == 1 else Recorder()).score(images, captions)
 
     model = OnlyAtFirst()
-    evaluate(SimpleNamespace(score=model.score), PICTURES, CAPTIONS, OWNERS, resamples=0)
+    evaluate(SimpleNamespace(score=model.score), GALLERY, CAPTIONS, OWNERS, resamples=0)
     assert run(model).passed
-    assert failed(run(model, fresh=OnlyAtFirst)) == {"new captions (score)"}
+    assert failed(run(model, model_factory=OnlyAtFirst)) == {"new captions (score)"}
 
 
 def test_a_model_that_looks_images_up_is_asked_of_those_that_it_has():
-    known = {image.tobytes(): number for number, image in enumerate(PICTURES)}
+    known = {image.tobytes(): number for number, image in enumerate(GALLERY)}
 
-    class LooksUp(Honest):
+    class LookupModel(Honest):
         def encode_images(self, images):
-            return super().encode_images([PICTURES[known[image.tobytes()]] for image in images])
+            return super().encode_images([GALLERY[known[image.tobytes()]] for image in images])
 
-    report = run(LooksUp())
+    report = run(LookupModel())
     assert report.passed
     assert "with new captions dealt to the data's own images" in meanings(report)["new captions (vectors)"]
     assert "with new captions dealt to mirrored images" in meanings(run(Honest()))["new captions (vectors)"]
@@ -444,7 +446,7 @@ def test_images_are_mirrored_in_the_form_in_which_they_came(tmp_path):
     import torch
     from PIL import Image
 
-    from clipvisionalign.images import open_picture
+    from clipvisionalign.images import open_image
 
     pixels = np.zeros((8, 32, 3), np.uint8)
     pixels[:, :16] = 255
@@ -453,26 +455,26 @@ def test_images_are_mirrored_in_the_form_in_which_they_came(tmp_path):
     buffer = io.BytesIO()
     opened.save(buffer, "PNG")
     given = [tmp_path / "a.png", str(tmp_path / "a.png"), buffer.getvalue(), opened]
-    with mirrored([*given, 7, "no file", b"no picture"]) as made:
+    with mirrored_images([*given, 7, "no file", b"no picture"]) as made:
         for before, after in zip(given, made, strict=False):
             assert isinstance(after, type(before))
-            seen = np.asarray(open_picture(after), dtype=int)
-            assert seen[:, :12].max() < 30
-            assert seen[:, 20:].min() > 225
+            decoded = np.asarray(open_image(after), dtype=int)
+            assert decoded[:, :12].max() < 30
+            assert decoded[:, 20:].min() > 225
         assert made[4:] == [7, "no file", b"no picture"]
         files = [Path(made[0]), Path(made[1])]
     assert not any(file.exists() for file in files)
     assert (tmp_path / "a.png").exists()
-    with mirrored([np.arange(3), torch.arange(3)]) as made:
+    with mirrored_images([np.arange(3), torch.arange(3)]) as made:
         assert [row.tolist() for row in made] == [[2, 1, 0]] * 2
         assert isinstance(made[1], torch.Tensor)
-    with mirrored(["no file", 7]) as made:
+    with mirrored_images(["no file", 7]) as made:
         assert made is None
 
 
 @pytest.mark.parametrize("captions", [CAPTIONS, ["a dog"] * 9, ["dog"], [""], ["class 1", "class 2"]], ids=len)
 def test_new_captions_are_new_and_all_different(captions):
-    made = made_captions(captions, 50, np.random.default_rng(0))
+    made = make_captions(captions, 50, np.random.default_rng(0))
     assert len(set(made)) == 50
     assert not set(made) & set(captions)
 
@@ -491,9 +493,9 @@ def test_a_total_leak_is_far_above_chance_in_the_smallest_audit():
 
     for seed in range(4):
         rng = np.random.default_rng(seed)
-        images = [rng.integers(0, 255, (32, 32, 3), dtype=np.uint8) for _ in range(LEAST)]
-        captions = [f"{seed} red dogs and {n} cats" for n in range(LEAST)]
-        found = audit(Leak(), images, captions, np.arange(LEAST), seed=seed)
-        (shuffled,) = [check for check in found.checks if check.name.startswith("shuffled partners")]
+        images = [rng.integers(0, 255, (32, 32, 3), dtype=np.uint8) for _ in range(MIN_SAMPLE)]
+        captions = [f"{seed} red dogs and {n} cats" for n in range(MIN_SAMPLE)]
+        report = audit(Leak(), images, captions, np.arange(MIN_SAMPLE), seed=seed)
+        (shuffled,) = [check for check in report.checks if check.name.startswith("shuffled partners")]
         assert not shuffled.passed
-        assert not any("within chance" in check.meaning and "p = 0.000" in check.meaning for check in found.checks)
+        assert not any("within chance" in check.meaning and "p = 0.000" in check.meaning for check in report.checks)

@@ -18,14 +18,14 @@ from clipvisionalign.cli import main
 from clipvisionalign.data.captioned import DataError
 from clipvisionalign.data.check import check
 from clipvisionalign.data.formats import read_captioned_images
-from clipvisionalign.images import PictureError, open_picture
+from clipvisionalign.images import ImageError, open_image
 
 
 def jpeg(size=(64, 48), mode="RGB", **options) -> bytes:
     noise = np.random.default_rng(0).integers(0, 255, (size[1], size[0], len(Image.new(mode, (1, 1)).getbands())))
-    picture = Image.fromarray(noise.astype(np.uint8).squeeze(), mode if mode == "L" else None).convert(mode)
+    image = Image.fromarray(noise.astype(np.uint8).squeeze(), mode if mode == "L" else None).convert(mode)
     file = io.BytesIO()
-    picture.save(file, "JPEG", **options)
+    image.save(file, "JPEG", **options)
     return file.getvalue()
 
 
@@ -45,7 +45,7 @@ def png(colour=(10, 20, 30)) -> bytes:
     return file.getvalue()
 
 
-BAD_PICTURES = {
+BAD_IMAGES = {
     "zero bytes": (b"", "unreadable picture", "empty"),
     "truncated JPEG": (jpeg()[: len(jpeg()) // 2], "truncated picture", "truncated"),
     "truncated PNG": (png()[:70], "truncated picture", "truncated"),
@@ -57,20 +57,20 @@ BAD_PICTURES = {
 }
 
 
-@pytest.mark.parametrize("name", BAD_PICTURES)
-def test_bad_picture_is_one_listed_row(tmp_path, name):
-    content, kind, words = BAD_PICTURES[name]
+@pytest.mark.parametrize("name", BAD_IMAGES)
+def test_bad_image_is_one_listed_row(tmp_path, name):
+    content, kind, message = BAD_IMAGES[name]
     (tmp_path / "bad.jpg").write_bytes(content)
     (tmp_path / "good.jpg").write_bytes(jpeg())
     (tmp_path / "metadata.csv").write_text("file_name,caption\nbad.jpg,a picture\ngood.jpg,a picture\n")
     kept, report = check(read_captioned_images(tmp_path))
     assert [row.name for row in kept] == ["good.jpg"]
     assert [(problem.kind, problem.place) for problem in report.problems] == [(kind, "bad.jpg")]
-    assert words in report.problems[0].message
+    assert message in report.problems[0].message
     assert not report.usable
 
 
-def test_missing_picture_and_folder_in_its_place(tmp_path):
+def test_missing_image_and_folder_in_its_place(tmp_path):
     (tmp_path / "folder.jpg").mkdir()
     (tmp_path / "good.jpg").write_bytes(jpeg())
     rows = "gone.jpg,a picture\nfolder.jpg,a picture\ngood.jpg,a picture\n"
@@ -81,7 +81,7 @@ def test_missing_picture_and_folder_in_its_place(tmp_path):
         assert {problem.kind for problem in report.problems} == {"missing picture"}
 
 
-def test_odd_but_good_pictures_are_opened_right(tmp_path):
+def test_odd_but_good_images_are_opened_right(tmp_path):
     red = Image.new("RGB", (8, 4), (200, 0, 0))
     deep = Image.fromarray(np.full((4, 8), 32768, dtype=np.uint16))
     clear = Image.new("RGBA", (8, 4), (0, 0, 0, 0))
@@ -100,17 +100,17 @@ def test_odd_but_good_pictures_are_opened_right(tmp_path):
         "moving.gif": (red, {"save_all": True, "append_images": [turned, clear.convert("RGB")]}, (8, 4), (200, 0, 0)),
         "turned.jpg": (turned, {"exif": exif}, (4, 8), (0, 0, 200)),
     }
-    for name, (picture, options, size, colour) in cases.items():
-        picture.save(tmp_path / name, **options)
-        opened = open_picture(tmp_path / name)
+    for name, (image, options, size, colour) in cases.items():
+        image.save(tmp_path / name, **options)
+        opened = open_image(tmp_path / name)
         assert (opened.mode, opened.size) == ("RGB", size), name
         assert np.allclose(np.asarray(opened).reshape(-1, 3).mean(axis=0), colour, atol=6), name
 
 
-def test_picture_bytes_and_broken_bytes():
-    assert open_picture(jpeg()).size == (64, 48)
-    with pytest.raises(PictureError, match="no bytes"):
-        open_picture(b"")
+def test_image_bytes_and_broken_bytes():
+    assert open_image(jpeg()).size == (64, 48)
+    with pytest.raises(ImageError, match="no bytes"):
+        open_image(b"")
 
 
 def test_bad_rows_are_listed_each_with_its_place(tmp_path):
@@ -145,7 +145,7 @@ def test_latin_1_text_is_read_and_said(tmp_path):
     assert "line 2" in data.problems[0].place
 
 
-def test_same_and_nearly_same_picture_in_two_splits(tmp_path):
+def test_same_and_nearly_same_image_in_two_splits(tmp_path):
     rng = np.random.default_rng(0)
     plain = Image.fromarray(rng.integers(0, 255, (8, 8, 3), dtype=np.uint8)).resize(
         (200, 160), Image.Resampling.BICUBIC
@@ -162,9 +162,9 @@ def test_same_and_nearly_same_picture_in_two_splits(tmp_path):
     rows = "".join(f"{name},a picture,{name.split('.')[0].split('_')[0]}\n" for name in names)
     (tmp_path / "metadata.csv").write_text(f"file_name,caption,split\n{rows}")
     kept, report = check(read_captioned_images(tmp_path))
-    found = {(problem.kind, problem.place) for problem in report.problems}
+    problems = {(problem.kind, problem.place) for problem in report.problems}
     # The row of the smaller split is named.
-    assert {kind for kind, _ in found} == {"same picture in two splits", "nearly the same picture in two splits"}
+    assert {kind for kind, _ in problems} == {"same picture in two splits", "nearly the same picture in two splits"}
     messages = " ".join(problem.message for problem in report.problems)
     assert "dev_same.png" in messages
     assert "dev_near.jpg" in messages
@@ -178,7 +178,7 @@ def test_drawn_scenes_are_no_near_duplicates(scenes_folder, tmp_path):
 
     A third of the demo's, all of them with WHOLE_DEMO."""
     from clipvisionalign.data.scenes import write_scenes
-    from clipvisionalign.study.plan import read_plan
+    from clipvisionalign.study.config import read_plan
 
     plan = read_plan("demo")
     how, share = plan.drawing, 1 if os.environ.get("WHOLE_DEMO") else 3
@@ -225,16 +225,16 @@ BAD_DATA = {
 
 @pytest.mark.parametrize("name", BAD_DATA)
 def test_bad_data_set_is_one_clear_error(tmp_path, name, capsys):
-    make, words = BAD_DATA[name]
+    make, message = BAD_DATA[name]
     source = make(tmp_path)
     with pytest.raises(DataError, match=r"\w") as error:
         read_captioned_images(source)
-    assert words in str(error.value)
+    assert message in str(error.value)
     assert str(tmp_path) in str(error.value)
     assert main(["check", str(source)]) == 1
-    told = capsys.readouterr().err.strip()
-    assert told.startswith("clipvisionalign: error: ")
-    assert "Traceback" not in told
+    stderr = capsys.readouterr().err.strip()
+    assert stderr.startswith("clipvisionalign: error: ")
+    assert "Traceback" not in stderr
 
 
 BAD_SETTINGS = {
@@ -259,12 +259,12 @@ BAD_SETTINGS = {
 
 @pytest.mark.parametrize("name", BAD_SETTINGS)
 def test_bad_setting_is_one_clear_error(tmp_path, scenes_folder, name, capsys):
-    flags, words = BAD_SETTINGS[name]
+    flags, message = BAD_SETTINGS[name]
     data = [] if name == "no data" else [str(scenes_folder)]
     assert main(["train", *data, "--out", str(tmp_path / "run"), "--cache", "off", *flags]) == 1
-    told = capsys.readouterr().err
-    assert words in told
-    assert "Traceback" not in told
+    stderr = capsys.readouterr().err
+    assert message in stderr
+    assert "Traceback" not in stderr
 
 
 @pytest.mark.parametrize("flags", [["--model.design", "dense"], ["--precision", "int3"], ["--no_such_flag", "1"]])

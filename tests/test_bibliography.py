@@ -7,8 +7,15 @@ from pathlib import Path
 import pytest
 from made_reports import gallery
 
-from clipvisionalign.study.bibliography import DATA_SETS, DESIGN_KEYS, TOWERS, entries_for, read_entries, words_of
-from clipvisionalign.study.plan import Plan, Variant
+from clipvisionalign.study.config import Plan, Variant
+from clipvisionalign.study.report.bibliography import (
+    DATA_SET_KEYS,
+    DESIGN_KEYS,
+    TOWER_KEYS,
+    entries_for,
+    name_words,
+    read_entries,
+)
 
 OURS = {"minilm", "efficientnet"}
 
@@ -20,7 +27,7 @@ def cited(source: str | Path, layout: str = "folder") -> set[str]:
 
 
 def test_every_key_is_an_entry():
-    assert {*DATA_SETS.values(), *TOWERS.values(), *DESIGN_KEYS.values()} <= set(read_entries())
+    assert {*DATA_SET_KEYS.values(), *TOWER_KEYS.values(), *DESIGN_KEYS.values()} <= set(read_entries())
 
 
 def test_a_data_set_is_cited_by_its_layout_or_its_own_name(tmp_path):
@@ -40,4 +47,4 @@ def test_a_data_set_is_cited_by_its_layout_or_its_own_name(tmp_path):
     ("/home/vitaly/bert", ""), ("levit_128", ""), ("/models/resnet/tower", ""), ("gravity", ""),
 ])  # fmt: skip
 def test_a_tower_is_known_by_a_word_of_its_own_name(name, word):
-    assert [known for known in TOWERS if known in words_of([name])] == ([word] if word else [])
+    assert [known for known in TOWER_KEYS if known in name_words([name])] == ([word] if word else [])

@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file
 from test_going_on import cut_off, silent
 
-from clipvisionalign.study.cells import refuse_other, train_cell
-from clipvisionalign.study.plan import Cell, Measurements, Plan, Variant, cells_of
+from clipvisionalign.study.config import Measurements, Plan, Trial, Variant, trials_of
+from clipvisionalign.study.trial import refuse_other_settings, train_trial
 
 
 @pytest.fixture(scope="module")
@@ -48,55 +48,55 @@ def planned(settings, epochs: int = 1, base: str = "late") -> Plan:
     )  # fmt: skip
 
 
-def trained(cells: list[Cell]) -> None:
-    for cell in cells:
-        train_cell(cell, silent)
+def trained(trials: list[Trial]) -> None:
+    for trial in trials:
+        train_trial(trial, silent)
 
 
 def test_a_cell_is_not_used_and_not_resumed_on_another_base(settings, tmp_path, monkeypatch):
     study = tmp_path / "study"
-    cells = cells_of(planned(settings), study)
-    trained(cells)
-    for cell in cells:
-        refuse_other(cell)
-    longer = cells_of(planned(settings, epochs=2), study)
+    trials = trials_of(planned(settings), study)
+    trained(trials)
+    for trial in trials:
+        refuse_other_settings(trial)
+    longer = trials_of(planned(settings, epochs=2), study)
     shutil.rmtree(study / "cells" / "late-0")
     # Not known yet: the same settings may give the same weights.
-    refuse_other(cells[1])
-    train_cell(cells[0], silent)
-    trained(cells[1:])
+    refuse_other_settings(trials[1])
+    train_trial(trials[0], silent)
+    trained(trials[1:])
     shutil.rmtree(study / "cells" / "late-0")
-    train_cell(longer[0], silent)
-    told = "cells/cross-0: stands on other weights than .*late-0 has now, .* remove .*cells/cross-0"
-    for asked in (lambda: train_cell(longer[1], silent), lambda: refuse_other(longer[1])):
-        with pytest.raises(FileExistsError, match=told):
+    train_trial(longer[0], silent)
+    message = "cells/cross-0: stands on other weights than .*late-0 has now, .* remove .*cells/cross-0"
+    for asked in (lambda: train_trial(longer[1], silent), lambda: refuse_other_settings(longer[1])):
+        with pytest.raises(FileExistsError, match=message):
             asked()
     # The way out, once more cut off and then on another base; and what stands on that in turn.
     shutil.rmtree(longer[1].folder)
     cut_off(longer[1].config, monkeypatch, before=2)
     shutil.rmtree(study / "cells" / "late-0")
-    train_cell(cells[0], silent)
-    with pytest.raises(FileExistsError, match=told):
-        train_cell(cells[1], silent)
-    shutil.rmtree(cells[1].folder)
+    train_trial(trials[0], silent)
+    with pytest.raises(FileExistsError, match=message):
+        train_trial(trials[1], silent)
+    shutil.rmtree(trials[1].folder)
     # Killed before its first step, it has taken nothing that it would go on with.
-    cut_off(cells[1].config, monkeypatch, before=1)
-    train_cell(cells[1], silent)
-    late, cross = (load_file(cell.folder / "model.safetensors") for cell in cells[:2])
+    cut_off(trials[1].config, monkeypatch, before=1)
+    train_trial(trials[1], silent)
+    late, cross = (load_file(trial.folder / "model.safetensors") for trial in trials[:2])
     assert not [name for name in late if name != "late.weight" and not torch.equal(late[name], cross[name])]
-    train_cell(cells[2], silent)
-    shutil.rmtree(cells[1].folder)
-    train_cell(replace(cells[1], config=replace(cells[1].config, seed=5)), silent)
+    train_trial(trials[2], silent)
+    shutil.rmtree(trials[1].folder)
+    train_trial(replace(trials[1], config=replace(trials[1].config, seed=5)), silent)
     with pytest.raises(FileExistsError, match=r"cells/more-0: stands on other weights than .*cross-0 has now"):
-        train_cell(cells[2], silent)
+        train_trial(trials[2], silent)
 
 
 def test_a_cell_from_before_its_base_was_recorded_says_that_it_was_not_compared(settings, tmp_path):
-    cells = cells_of(planned(settings), tmp_path / "study")[:2]
-    trained(cells)
-    (cells[1].folder / "init.json").unlink(missing_ok=True)
+    trials = trials_of(planned(settings), tmp_path / "study")[:2]
+    trained(trials)
+    (trials[1].folder / "init.json").unlink(missing_ok=True)
     said: list[str] = []
-    train_cell(cells[1], said.append)
+    train_trial(trials[1], said.append)
     assert any("whether late-0 is still what it stands on was not compared" in line for line in said)
 
 
@@ -105,7 +105,7 @@ def test_a_study_is_the_same_by_whatever_path_it_is_named(settings, tmp_path, mo
     data = tmp_path / "data"
     data.symlink_to(plan.data)
     monkeypatch.chdir(tmp_path)
-    trained(cells_of(replace(plan, data="data"), Path("study")))
+    trained(trials_of(replace(plan, data="data"), Path("study")))
     (tmp_path / "linked").symlink_to("study")
     (tmp_path / "else").mkdir()
     named = [(tmp_path, name) for name in ("study", "./study", "else/../study", "linked", str(tmp_path / "study"))]
@@ -116,14 +116,14 @@ def test_a_study_is_the_same_by_whatever_path_it_is_named(settings, tmp_path, mo
     ]:
         monkeypatch.chdir(directory)
         for source in (plan.data, os.path.relpath(data), str(data)):
-            for cell in cells_of(replace(plan, data=source), Path(name)):
-                refuse_other(cell)
+            for trial in trials_of(replace(plan, data=source), Path(name)):
+                refuse_other_settings(trial)
     monkeypatch.chdir(tmp_path)
     # And wherever it is moved; another data set, and other settings, are still refused.
     Path("study").rename("else/moved")
-    for cell in cells_of(plan, Path("else/moved")):
-        refuse_other(cell)
+    for trial in trials_of(plan, Path("else/moved")):
+        refuse_other_settings(trial)
     shutil.copytree(plan.data, "copy")
     for other in (replace(plan, data="copy"), planned(settings, epochs=2)):
         with pytest.raises(FileExistsError, match="a run with other settings is there"):
-            refuse_other(cells_of(other, Path("else/moved"))[0])
+            refuse_other_settings(trials_of(other, Path("else/moved"))[0])

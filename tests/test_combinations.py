@@ -37,13 +37,13 @@ from combined import (
     TRAIN,
     Given,
     array,
+    comparable_results,
     frozen_tower,
     in_two,
     is_frozen,
     refused,
     resume_in,
     some_rows,
-    told,
     watched_run,
 )
 from safetensors.torch import load_file
@@ -52,7 +52,7 @@ from tolerance import unit_roundoff
 from clipvisionalign import read_captioned_images
 from clipvisionalign.data.batches import steps_in_epoch
 from clipvisionalign.data.formats import is_stream
-from clipvisionalign.data.streams.in_memory import stream_split
+from clipvisionalign.data.streams.in_memory import read_stream_split
 from clipvisionalign.models.aligner import Aligner
 from clipvisionalign.models.io import load_aligner
 from clipvisionalign.retrieval import evaluate
@@ -72,8 +72,8 @@ def test_the_array_holds_every_pair_of_values_in_one_process_and_in_two():
         runs = [row for row in rows if not refused(row)]
         absent = set()
         for a, b in combinations(axes, 2):
-            found = {(repr(row[a]), repr(row[b])) for row in runs}
-            absent |= {(a, x, b, y) for x in map(repr, axes[a]) for y in map(repr, axes[b]) if (x, y) not in found}
+            pairs = {(repr(row[a]), repr(row[b])) for row in runs}
+            absent |= {(a, x, b, y) for x in map(repr, axes[a]) for y in map(repr, axes[b]) if (x, y) not in pairs}
         assert absent == refusals
         # A row for each of them, and for what is refused of three values together.
         assert len(rows) - len(runs) == len(absent) + 2 * (processes == ["one"])
@@ -120,33 +120,35 @@ def test_a_combination_loses_nothing_or_is_refused(number, row, given, tmp_path)
     dropped = row["truncated"] and not is_stream(config.data) and row["cache"] == "kept" and frozen_tower(row)
     # Every sample in every epoch; one that cannot be read in none.
     readable = TRAIN - row["truncated"]
-    assert len(watched.seen) == readable, row
-    assert set(watched.seen.values()) == {EPOCHS}, row
+    assert len(watched.sample_counts) == readable, row
+    assert set(watched.sample_counts.values()) == {EPOCHS}, row
     assert results["images_left_out"] == (EPOCHS if row["truncated"] else 0), row
     assert results["steps"] + results["steps_skipped"] == watched.calls
     assert watched.calls == (EPOCHS * steps_in_epoch(readable, BATCH, processes) if dropped else planned)
     assert not (tmp_path / "stopped" / "results.json").exists()
     resume_in(row, str(tmp_path / "stopped"), tmp_path)
-    whole, again = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "stopped"))
-    assert [name for name in whole if not torch.equal(whole[name], again[name])] == [], row
+    uninterrupted, again = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "stopped"))
+    assert [name for name in uninterrupted if not torch.equal(uninterrupted[name], again[name])] == [], row
     after = json.loads((tmp_path / "stopped" / "results.json").read_text())
-    assert told(after) == told(results), row
+    assert comparable_results(after) == comparable_results(results), row
     # Frozen is frozen.
     came_from = beginning(config)
-    kept = [name for name in came_from if is_frozen(name, row) and name in whole]
+    kept = [name for name in came_from if is_frozen(name, row) and name in uninterrupted]
     assert kept or row["freeze"] in ("text", "none")
-    assert [name for name in kept if not torch.equal(came_from[name], whole[name])] == [], row
+    assert [name for name in kept if not torch.equal(came_from[name], uninterrupted[name])] == [], row
     # And the run folder is what its figures are of.
     dev = (
-        stream_split(config.data, "dev") if is_stream(config.data) else read_captioned_images(config.data).split("dev")
+        read_stream_split(config.data, "dev")
+        if is_stream(config.data)
+        else read_captioned_images(config.data).split("dev")
     )
     dev = dev.with_identity(config.identity)
-    found = evaluate(
+    evaluation = evaluate(
         load_aligner(tmp_path / "whole"), dev.images, dev.captions, dev.caption_image, dev.image_identity,
-        5 if row["design"] == "cross" else 0, caption_group=dev.caption_group,
+        5 if row["design"] == "cross" else 0, caption_group=dev.shared_text_ids,
     )  # fmt: skip
     recorded = results["chosen"]["model_in_sample"]["rsum"]["value"]
-    assert found.metrics.rsum.value == pytest.approx(recorded, abs=1e-9), row
+    assert evaluation.metrics.rsum.value == pytest.approx(recorded, abs=1e-9), row
     if processes == 2:
         alone = replace(first_step(config), out=str(tmp_path / "alone"), shard=False)
         assert_same_gradients(lambda file: watched_run(alone, gradients=file), tmp_path, row)

@@ -16,9 +16,9 @@ from PIL import Image
 from clipvisionalign.cli import COMMANDS, main
 from clipvisionalign.cli.commands import PARSERS, RESUMED
 from clipvisionalign.cli.parser import suggest
-from clipvisionalign.counts import with_noun
+from clipvisionalign.counts import count_noun
 
-LOADERS = ("clipvisionalign.search.query.load_aligner", "clipvisionalign.models.io.load_aligner")
+LOADERS = ("clipvisionalign.search.searcher.load_aligner", "clipvisionalign.models.io.load_aligner")
 
 
 @pytest.fixture
@@ -158,16 +158,16 @@ def test_no_search_is_proposed_for_an_index_of_nothing(tiny_runs, tmp_path, caps
 
 @pytest.mark.parametrize("columns", [44, 60, 100])
 def test_previews_are_whole_on_a_narrow_terminal(columns, monkeypatch, capsys):
-    from clipvisionalign.cli.output import _print_found
-    from clipvisionalign.search.query import Found
+    from clipvisionalign.cli.output import print_hits
+    from clipvisionalign.search.searcher import Hit
 
     monkeypatch.setenv("COLUMNS", str(columns))
     file = io.BytesIO()
     Image.new("RGB", (64, 48), "white").save(file, "JPEG")
-    _print_found(
+    print_hits(
         "dog",
         [],
-        [Found(1, "a/long/path/to/an/image-0001.jpg", 0.5, 640, 480, 9, {"year": 2020})],
+        [Hit(1, "a/long/path/to/an/image-0001.jpg", 0.5, 640, 480, 9, {"year": 2020})],
         {1: file.getvalue()},
     )
     lines = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out).splitlines()
@@ -177,7 +177,7 @@ def test_previews_are_whole_on_a_narrow_terminal(columns, monkeypatch, capsys):
 
 
 def test_counts_have_the_number_of_their_noun(tmp_path, capsys):
-    assert [with_noun(count, "image") for count in (0, 1, 2)] == ["0 images", "1 image", "2 images"]
+    assert [count_noun(count, "image") for count in (0, 1, 2)] == ["0 images", "1 image", "2 images"]
     Image.new("RGB", (32, 32)).save(tmp_path / "a.jpg")
     (tmp_path / "metadata.csv").write_text("file_name,caption\na.jpg,a dog\n")
     main(["check", str(tmp_path)])
@@ -209,7 +209,7 @@ def test_verbose_prints_where_an_error_was_raised(capsys):
 
 
 def test_no_color_is_followed(monkeypatch, capsys):
-    from clipvisionalign.cli.output import _print_audit
+    from clipvisionalign.cli.output import print_audit
 
     results = {
         "run": "r",
@@ -223,7 +223,7 @@ def test_no_color_is_followed(monkeypatch, capsys):
         monkeypatch.setenv("FORCE_COLOR", "1")
         monkeypatch.setenv("TERM", "xterm-256color")
         monkeypatch.setenv("NO_COLOR", "1") if set_ else monkeypatch.delenv("NO_COLOR", raising=False)
-        _print_audit(results)
+        print_audit(results)
         assert bool(coloured.search(capsys.readouterr().out)) == expected
 
 
@@ -241,7 +241,7 @@ def test_an_interrupted_command_says_how_it_is_resumed(monkeypatch, tmp_path, ca
     def interrupted(*given, **more):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("clipvisionalign.search.index.build_index", interrupted)
+    monkeypatch.setattr("clipvisionalign.search.indexer.build_index", interrupted)
     assert main(["index", "RUN", "FOLDER", "--out", "INDEX"]) == 130
     assert "the same command resumes it" in capsys.readouterr().err
     assert {command.__name__ for command in RESUMED} == {"index", "study"}
@@ -264,8 +264,8 @@ def test_a_training_that_is_interrupted_in_its_last_measurement_says_how_it_is_r
 def test_ctrl_c_is_acknowledged_at_once():
     program = """
 import os, signal, time
-from clipvisionalign.training.checkpoint import asked_to_stop
-with asked_to_stop() as stop:
+from clipvisionalign.training.checkpoint import stop_signal
+with stop_signal() as stop:
     print("ready", flush=True)
     time.sleep(1)
     os.write(1, b"step done")
@@ -273,5 +273,5 @@ with asked_to_stop() as stop:
     process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     assert process.stdout.readline() == b"ready\n"
     process.send_signal(signal.SIGINT)
-    told = process.communicate()[0].decode()
-    assert told.index("stopping") < told.index("step done")
+    output = process.communicate()[0].decode()
+    assert output.index("stopping") < output.index("step done")

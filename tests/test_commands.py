@@ -32,11 +32,11 @@ def seconds(*commands: tuple[str, ...]) -> list[float]:
 
 def test_the_import_is_light():
     """Beside what an interpreter needs that imports NumPy, which no command of ours is to need before its work."""
-    numpy, imported, told = seconds(
+    numpy, imported, help_seconds = seconds(
         ("-c", "import numpy"), ("-c", "import clipvisionalign"), ("-m", "clipvisionalign", "--help")
     )
     assert imported < numpy
-    assert told < 1.5 * numpy
+    assert help_seconds < 1.5 * numpy
     loaded = subprocess.run(
         [sys.executable, "-c", "import sys, clipvisionalign.cli; print('torch' in sys.modules, 'numpy' in sys.modules)"],
         capture_output=True, text=True, check=True,
@@ -45,11 +45,11 @@ def test_the_import_is_light():
 
 
 def test_help_lists_every_command_and_each_explains_itself():
-    told = run("--help")
-    assert told.returncode == 0
-    for name, (words, _) in COMMANDS.items():
-        assert name in told.stdout
-        assert words.split(":")[0].split()[0] in told.stdout
+    completed = run("--help")
+    assert completed.returncode == 0
+    for name, (help_text, _) in COMMANDS.items():
+        assert name in completed.stdout
+        assert help_text.split(":")[0].split()[0] in completed.stdout
     for name in ("scenes", "check", "evaluate", "audit"):
         own = run(name, "--help")
         assert own.returncode == 0
@@ -70,15 +70,15 @@ def test_no_command_and_unknown_command():
 @pytest.mark.parametrize("design", ["self", "late", "cross"])
 def test_evaluate_prints_json_alone_under_the_documented_keys(tiny_runs, design, capsys):
     assert main(["evaluate", str(tiny_runs[design]), "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    blocks = [found, found["dual"], found["reranked"]] if design == "cross" else [found]
-    assert {"run", "data", "split"} <= set(found)
+    output = json.loads(capsys.readouterr().out)
+    blocks = [output, output["dual"], output["reranked"]] if design == "cross" else [output]
+    assert {"run", "data", "split"} <= set(output)
     # By these images the epoch was chosen; the figure of other images needs no such word.
     own = json.loads((tiny_runs[design] / "results.json").read_text())
-    assert "is in-sample" in found["in_sample"]
-    assert f"{own['rsum']['value']:.1f}" in found["in_sample"]
-    assert ("weights" in found["in_sample"]) == (design != "self")
-    assert found["rsum"] == own["chosen"]["model_in_sample"]["rsum"]
+    assert "is in-sample" in output["in_sample"]
+    assert f"{own['rsum']['value']:.1f}" in output["in_sample"]
+    assert ("weights" in output["in_sample"]) == (design != "self")
+    assert output["rsum"] == own["chosen"]["model_in_sample"]["rsum"]
     for block in blocks:
         assert (block["images"], block["captions"]) == (15, 75)
         assert set(block["rsum"]) == {"value", "low", "high"}
@@ -104,20 +104,20 @@ def test_figures_of_training_images_say_that_they_are(tiny_runs, scenes_folder, 
         return json.loads(capsys.readouterr().out).get("trained_on")
 
     run = tiny_runs["self"]
-    told = "the run was trained on these images: figures of training images, which say nothing about any others"
-    assert note(run, "--split", "train") == told
+    expected = "the run was trained on these images: figures of training images, which say nothing about any others"
+    assert note(run, "--split", "train") == expected
     assert note(run) is None
     assert note(run, "--split", "test") is None
     # The same images in another place.
     copy = shutil.copytree(scenes_folder, tmp_path / "copy")
-    assert note(run, "--split", "train", "--data", str(copy)) == told
-    assert note(run, "--split", "train", "--identity", "caption", "--data", str(copy)) == told
+    assert note(run, "--split", "train", "--data", str(copy)) == expected
+    assert note(run, "--split", "train", "--identity", "caption", "--data", str(copy)) == expected
     # With other captions they are the same images.
     table = (copy / "metadata.csv").read_text()
     (copy / "metadata.csv").write_text(table.replace("circle", "ring"))
-    assert note(run, "--split", "train", "--data", str(copy)) == told
+    assert note(run, "--split", "train", "--data", str(copy)) == expected
     assert main(["evaluate", str(run), "--split", "train"]) == 0
-    assert told in " ".join(capsys.readouterr().out.split())
+    assert expected in " ".join(capsys.readouterr().out.split())
     # Some of them, and those of a run that it starts from.
     config = RunConfig(
         data=str(scenes_folder), out=str(tmp_path / "run"), model=tiny_model(), epochs=1, batch=16, augment="none", steps=1,
@@ -133,24 +133,24 @@ def test_figures_of_training_images_say_that_they_are(tiny_runs, scenes_folder, 
 
 def test_evaluate_and_audit_as_tables(tiny_runs, capsys):
     assert main(["evaluate", str(tiny_runs["cross"]), "--candidates", "3"]) == 0
-    told = capsys.readouterr().out
-    for words in ("R@1", "re-ranked", "re-ranking ", "by depth", "ms per query"):
-        assert words in told
+    stdout = capsys.readouterr().out
+    for text in ("R@1", "re-ranked", "re-ranking ", "by depth", "ms per query"):
+        assert text in stdout
     assert main(["audit", str(tiny_runs["self"]), "--sample", "12"]) == 0
-    told = capsys.readouterr().out
-    assert "the audit passed" in told
-    assert "splits apart" in told
+    stdout = capsys.readouterr().out
+    assert "the audit passed" in stdout
+    assert "splits apart" in stdout
 
 
 def test_audit_as_json_on_other_data(tiny_runs, scenes_folder, capsys):
     status = main(["audit", str(tiny_runs["sparse"]), "--data", str(scenes_folder), "--split", "train", "--json"])
-    found = json.loads(capsys.readouterr().out)
-    assert status == (0 if found["passed"] else 1)
-    assert {check["name"].split(" (")[0] for check in found["checks"]} == {
+    output = json.loads(capsys.readouterr().out)
+    assert status == (0 if output["passed"] else 1)
+    assert {check["name"].split(" (")[0] for check in output["checks"]} == {
         "alone", "alone, other images before", "rectangular", "new captions", "shuffled partners", "blank captions",
         "splits apart",
     }  # fmt: skip
-    assert "dealt to mirrored images" in next(c["meaning"] for c in found["checks"] if c["name"].startswith("new"))
+    assert "dealt to mirrored images" in next(c["meaning"] for c in output["checks"] if c["name"].startswith("new"))
 
 
 def test_three_lines(tiny_runs, tmp_path):

@@ -9,8 +9,8 @@ import pytest
 from made_reports import cost_round, made_report
 
 from clipvisionalign.cli import main
-from clipvisionalign.study.comparison import compare_reports
-from clipvisionalign.study.page import render_comparison
+from clipvisionalign.study.report.compare import compare_reports
+from clipvisionalign.study.report.html import render_comparison
 
 NOTHING = "Nothing: the same data, plan, machine and versions."
 
@@ -53,8 +53,8 @@ def test_how_many_seeds_stand_behind_an_interval_is_told_beside_it(a, b):
     both = made_report(seeds=a), made_report(seeds=b)
     (table, *_), _ = compare_reports(*both)
     for seeds, column in ((a, 1), (b, 2)):
-        told = f"({len(seeds)} seed{'s' * (len(seeds) > 1)})"
-        assert all(row[column].endswith(told) for row in table.rows[:-1])
+        note = f"({len(seeds)} seed{'s' * (len(seeds) > 1)})"
+        assert all(row[column].endswith(note) for row in table.rows[:-1])
     assert ("images only" in table.note) == (1 in (len(a), len(b)))
     assert ("; B: " in table.note) == (len(a) != len(b))
     fewer = made_report(seeds=[0, 1, 2], missing=[("late", 0)])

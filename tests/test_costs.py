@@ -12,16 +12,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_reports import check_numbers, cost_round, gallery, made_report
-from test_figures import drawn
+from test_figures import plotted
 
-from clipvisionalign.study import costs as costs_module
-from clipvisionalign.study import figures, run
-from clipvisionalign.study.comparison import compare_reports
-from clipvisionalign.study.costs import conditions, of_same_conditions
+from clipvisionalign.study import cost as costs_module
+from clipvisionalign.study import runner as run
+from clipvisionalign.study.config import Measurements, Trial
+from clipvisionalign.study.cost import current_conditions, select_same_conditions
 from clipvisionalign.study.gaps import Gaps
-from clipvisionalign.study.plan import Cell, Measurements
-from clipvisionalign.study.tables import tables_of
-from clipvisionalign.study.words import claims_of
+from clipvisionalign.study.report import plots as figures
+from clipvisionalign.study.report.compare import compare_reports
+from clipvisionalign.study.report.summary import report_claims
+from clipvisionalign.study.report.tables import build_tables
 
 NAMES = ("self", "late")
 
@@ -32,27 +33,30 @@ def _study(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
     def profile(cell: Path, *about: Any) -> dict[str, Any]:
         measured.append(cell.name)
-        return {**cost_round(), "machine": {name: conditions()[name] for name in ("processor", "threads", "device")}}
+        return {
+            **cost_round(),
+            "machine": {name: current_conditions()[name] for name in ("processor", "threads", "device")},
+        }
 
     monkeypatch.setattr(run, "profile_run", profile)
-    monkeypatch.setattr(run, "run_contents", lambda cell: f"the model in {cell.name}")
+    monkeypatch.setattr(run, "run_hash", lambda cell: f"the model in {cell.name}")
     configs: Any = {n: SimpleNamespace(data="made", layout="auto", out=folder / "cells" / f"{n}-0") for n in NAMES}
-    cells = [Cell(name, 0, config) for name, config in configs.items()]
+    cells = [Trial(name, 0, config) for name, config in configs.items()]
     plan: Any = SimpleNamespace(measure=Measurements(rounds=2), split="dev")
 
     def costs(only_kept: bool = False) -> tuple[dict[str, Any], list[str], list[dict[str, str]]]:
         measured.clear()
         gaps = Gaps(folder, lambda line: None)
-        subject = run.Subject(plan, folder, gallery(3), gallery(3), {}, None, only_kept)
+        subject = run.StudyContext(plan, folder, gallery(3), gallery(3), {}, None, only_kept)
         costs.said = []
-        return run._costs(subject, cells, gaps, costs.said.append), sorted(measured), gaps.parts
+        return run._measure_costs(subject, cells, gaps, costs.said.append), sorted(measured), gaps.parts
 
     return costs
 
 
 def _elsewhere(monkeypatch: pytest.MonkeyPatch, key: str) -> None:
-    here = conditions()
-    monkeypatch.setattr(run, "conditions", lambda: {**here, key: "another"})
+    here = current_conditions()
+    monkeypatch.setattr(run, "current_conditions", lambda: {**here, key: "another"})
 
 
 @pytest.mark.parametrize("key", ["processor", "threads", "device", "torch", "clipvisionalign"])
@@ -62,12 +66,12 @@ def test_a_cost_is_used_again_under_the_conditions_that_it_was_measured_under(ke
     assert costs()[1] == ["late-0", "late-0", "self-0", "self-0"]
     assert costs()[1] == []
     _elsewhere(monkeypatch, key)
-    found, measured, gaps = costs(only_kept=True)
+    kept, measured, gaps = costs(only_kept=True)
     assert (measured, gaps) == ([], [])
-    assert all(cost["measured_under"] == conditions() for cost in found.values())
-    found, measured, _ = costs()
+    assert all(cost["measured_under"] == current_conditions() for cost in kept.values())
+    kept, measured, _ = costs()
     assert len(measured) == 4
-    assert all(cost["measured_under"][key] == "another" for cost in found.values())
+    assert all(cost["measured_under"][key] == "another" for cost in kept.values())
 
 
 def test_rounds_of_several_machines_are_never_one_figure(tmp_path, monkeypatch):
@@ -79,9 +83,9 @@ def test_rounds_of_several_machines_are_never_one_figure(tmp_path, monkeypatch):
             path = tmp_path / "costs" / f"{name}-{turn}.json"
             kept = json.loads(path.read_text())
             path.write_text(json.dumps({**kept, "asked": {**kept["asked"], "threads": 64}}))
-    found, measured, gaps = costs(only_kept=True)
+    kept_costs, measured, gaps = costs(only_kept=True)
     assert measured == []
-    assert {name: (cost["measured_under"]["threads"], len(cost["rounds"])) for name, cost in found.items()} == {
+    assert {name: (cost["measured_under"]["threads"], len(cost["rounds"])) for name, cost in kept_costs.items()} == {
         "self": (64, 1),
         "late": (64, 2),
     }
@@ -91,9 +95,9 @@ def test_rounds_of_several_machines_are_never_one_figure(tmp_path, monkeypatch):
 def test_a_report_says_of_costs_of_another_model_what_they_are_of_and_measures_nothing(tmp_path, monkeypatch):
     costs = _study(tmp_path, monkeypatch)
     costs()
-    monkeypatch.setattr(run, "run_contents", lambda cell: "another model")
-    found, measured, gaps = costs(only_kept=True)
-    assert (found, measured) == ({}, [])
+    monkeypatch.setattr(run, "run_hash", lambda cell: "another model")
+    kept, measured, gaps = costs(only_kept=True)
+    assert (kept, measured) == ({}, [])
     assert [gap["reason"] for gap in gaps] == ["not the same as before: model"] * 2
     assert not any("measured again" in line for line in costs.said)
 
@@ -103,12 +107,12 @@ def test_costs_from_before_their_conditions_were_kept_are_told_with_their_machin
     costs()
     for path in (tmp_path / "costs").glob("*.json"):
         kept = json.loads(path.read_text())
-        kept["asked"] = {name: value for name, value in kept["asked"].items() if name not in conditions()}
+        kept["asked"] = {name: value for name, value in kept["asked"].items() if name not in current_conditions()}
         path.write_text(json.dumps(kept))
-    found, measured, _ = costs(only_kept=True)
+    kept_costs, measured, _ = costs(only_kept=True)
     assert measured == []
-    assert found["self"]["measured_under"]["threads"] == conditions()["threads"]
-    assert "torch" not in found["self"]["measured_under"]
+    assert kept_costs["self"]["measured_under"]["threads"] == current_conditions()["threads"]
+    assert "torch" not in kept_costs["self"]["measured_under"]
     assert len(costs()[1]) == 4
 
 
@@ -119,7 +123,7 @@ def test_rounds_of_a_variant_are_of_one_machine_and_none_is_lost_unsaid(machines
         f"v{n}": [{"asked": {"model": "m", "threads": threads}, "turn": turn} for turn, threads in enumerate(several)]
         for n, several in enumerate(machines)
     }
-    kept, left = of_same_conditions(rounds, ["model"])
+    kept, left = select_same_conditions(rounds, ["model"])
     for name, several in rounds.items():
         assert len({each["measured_under"]["threads"] for each in kept[name]}) == bool(several)
         assert len(kept[name]) + left.get(name, 0) == len(several)
@@ -132,26 +136,26 @@ def _of_two_machines(**other: Any) -> dict[str, Any]:
     report = made_report({"self": 0.2, "late": 0.9}, [0], costs=costs)
     for name, cost in report["cost"].items():
         cost["measured_under"] = {"processor": "P", "threads": 2, "torch": "2.0"} | (other if name == "late" else {})
-    report["claims"] = claims_of(report)
+    report["claims"] = report_claims(report)
     return report
 
 
 @pytest.mark.parametrize("other", [{"threads": 8}, {"processor": "Q"}, {"torch": "3.0"}, {}])
 def test_what_was_measured_under_other_conditions_is_not_compared(other):
     report = _of_two_machines(**other)
-    told = {claim["text"].split(" ")[0]: claim for claim in report["claims"] if claim["about"] == "cost"}
-    for claim in told.values():
+    claims = {claim["text"].split(" ")[0]: claim for claim in report["claims"] if claim["about"] == "cost"}
+    for claim in claims.values():
         check_numbers(report, claim)
     for first in ("Encoding", "Scoring", "The"):
-        assert ("so that none is shown to take less" in told[first]["text"]) == bool(other)
+        assert ("so that none is shown to take less" in claims[first]["text"]) == bool(other)
     # Bytes are the same everywhere.
-    assert "1,024 bytes with every variant" in told["To"]["text"]
-    for draw in (figures._pareto_time, figures._pareto_memory, figures._length_time):
-        (axes,), text = drawn(report, draw)
+    assert "1,024 bytes with every variant" in claims["To"]["text"]
+    for draw in (figures._plot_time, figures._plot_memory, figures._plot_length_time):
+        (axes,), text = plotted(report, draw)
         assert ("not measured on one machine under the same conditions" in text) == bool(other)
         assert not (other and "front" in axes.get_legend_handles_labels()[1])
     for name in ("cost", "latency"):
-        (table,) = [each for each in tables_of(report) if each.name == name]
+        (table,) = [each for each in build_tables(report) if each.name == name]
         if other:
             ((key, value),) = other.items()
             assert "not to be compared" in table.note
@@ -164,7 +168,7 @@ def test_seconds_of_training_of_several_machines_are_told(tmp_path):
     report = _of_two_machines()
     for name, cost in report["cost"].items():
         cost["trained_under"] = [{"processor": "P"}, {"processor": "Q"}][: 1 + (name == "late")]
-    (table,) = [each for each in tables_of(report) if each.name == "cost"]
+    (table,) = [each for each in build_tables(report) if each.name == "cost"]
     assert (
         "seconds of training are not to be compared: self: processor P; late: processor P and processor Q" in table.note
     )
@@ -188,11 +192,11 @@ def test_variants_without_a_figure_of_the_gpus_memory_are_named(lacking):
     costs = {name: [cost_round(device=None if name in lacking else 700.0)] * 2 for name in ("self", "late", "cross")}
     names = dict.fromkeys(costs, 0.5)
     report = made_report(names, [0], costs=costs)
-    (axes,), told = drawn(report, figures._pareto_memory)
+    (axes,), alt_text = plotted(report, figures._plot_memory)
     shown = axes.get_legend_handles_labels()[1]
     assert "GPU" in axes.get_xlabel()
     assert [name for name in costs if name in shown] == [name for name in costs if name not in lacking]
-    assert (f"not measured of them: {', '.join(lacking)}." in told) == bool(lacking)
+    assert (f"not measured of them: {', '.join(lacking)}." in alt_text) == bool(lacking)
     (text,) = [claim["text"] for claim in report["claims"] if claim["text"].startswith("Its memory on the GPU")]
     assert ("with every variant" in text) == (not lacking)
     for name in lacking:
@@ -205,5 +209,5 @@ def test_of_three_of_which_two_differ_those_are_told():
     report = made_report(dict.fromkeys(costs, 0.5), [0], costs=costs)
     (text,) = [claim["text"] for claim in report["claims"] if claim["text"].startswith("Encoding")]
     assert text == "Encoding a caption takes 2 ms with `self` and 8 ms with `late`."
-    assert costs_module.not_compared(report["cost"], list(costs), costs_module.MS_PER_CAPTION) == ""
-    assert copy.deepcopy(report)["claims"] == claims_of(report)
+    assert costs_module.no_comparison_reason(report["cost"], list(costs), costs_module.MS_PER_CAPTION) == ""
+    assert copy.deepcopy(report)["claims"] == report_claims(report)

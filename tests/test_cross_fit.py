@@ -15,31 +15,31 @@ from hypothesis import strategies as st
 
 from clipvisionalign import load_aligner, read_captioned_images
 from clipvisionalign.data.captioned import CaptionedImage, CaptionedImages
-from clipvisionalign.data.fingerprint import data_contents
+from clipvisionalign.data.hashes import dataset_hashes
 from clipvisionalign.retrieval import evaluate
 from clipvisionalign.retrieval.metrics import metrics_of_ranks
-from clipvisionalign.retrieval.ranks import PartnerRanks
-from clipvisionalign.study.results import choice_of
+from clipvisionalign.retrieval.ranks import PositiveRanks
+from clipvisionalign.study.aggregate import selection_note
 from clipvisionalign.training import train as training
 from clipvisionalign.training import trainer
 from clipvisionalign.training.config import RunConfig
+from clipvisionalign.training.contrastive import DualEncoderLoss, LossConfig
 from clipvisionalign.training.cross_fit import (
     HALF_MODELS,
     BestEpoch,
     DevScores,
     PairWeights,
-    chosen_with_init,
-    cross_fitted,
+    combine_halves,
+    cross_fit,
     in_sample_note,
-    keep_models,
+    init_selection_note,
     prune_models,
-    stitched,
+    save_chosen_models,
 )
-from clipvisionalign.training.dev import DevFigures, DevGallery, dealt_alike
-from clipvisionalign.training.halves import halves_of
-from clipvisionalign.training.losses import LossConfig, PairLoss
-from clipvisionalign.training.processes import Processes
-from clipvisionalign.training.state import Place, Whole
+from clipvisionalign.training.distributed import Distributed
+from clipvisionalign.training.halves import split_halves
+from clipvisionalign.training.state import TrainProgress, TrainState
+from clipvisionalign.training.validation import DevGallery, DevMetrics, fixed_batches
 
 
 def images(rows: list[tuple[str, tuple[str, ...], str | None]]) -> CaptionedImages:
@@ -53,57 +53,57 @@ rows_of = st.lists(
     ),
     min_size=1,
     max_size=40,
-).map(lambda found: [(f"{place}.jpg", *row) for place, row in enumerate(found)])
+).map(lambda rows: [(f"{number}.jpg", *row) for number, row in enumerate(rows)])
 
 
 @given(rows_of)
-@example([(f"{place}.jpg", ("a",), None if place < 3 else "1") for place in range(6)])
+@example([(f"{index}.jpg", ("a",), None if index < 3 else "1") for index in range(6)])
 @settings(max_examples=60, deadline=None)
 def test_what_belongs_together_is_in_one_half_and_each_half_can_choose(rows):
     data = images(rows)
-    halves = halves_of(data)
+    halves = split_halves(data)
     keys = [identity or name for name, _, identity in rows]
     if halves is None:
         # Fewer than two identities for each half, or one that cannot be taken apart.
         assert len(set(keys)) < 4
         return
-    assert (halves.caption == halves.image[data.caption_image]).all()
+    assert (halves.caption_half == halves.image_half[data.caption_image]).all()
     for first in range(len(rows)):
         for second in range(first):
             same_identity = keys[first] == keys[second]
-            shared = set(rows[first][1]) & set(rows[second][1]) and "caption" in halves.apart
+            shared = set(rows[first][1]) & set(rows[second][1]) and "caption" in halves.grouped_by
             if same_identity or shared:
-                assert halves.image[first] == halves.image[second]
+                assert halves.image_half[first] == halves.image_half[second]
     for number, part in enumerate(halves.parts):
-        assert len({keys[place] for place in part.images}) >= 2
-        assert (halves.image[part.images] == number).all()
-        assert (part.images[part.partners.caption_image] == data.caption_image[part.captions]).all()
+        assert len({keys[index] for index in part.images}) >= 2
+        assert (halves.image_half[part.images] == number).all()
+        assert (part.images[part.positives.caption_image] == data.caption_image[part.captions]).all()
 
 
 def test_adding_images_moves_no_other():
     rows = [(f"{number}.jpg", (f"a caption of {number}",), None) for number in range(400)]
-    few, many = halves_of(images(rows[:300])), halves_of(images(rows))
-    assert (many.image[:300] == few.image).all()
-    assert 120 < few.image.sum() < 180
+    few, many = split_halves(images(rows[:300])), split_halves(images(rows))
+    assert (many.image_half[:300] == few.image_half).all()
+    assert 120 < few.image_half.sum() < 180
 
 
 def test_too_few_images_or_one_identity_are_not_halved():
-    assert halves_of(images([(str(number), (str(number),), None) for number in range(3)])) is None
-    assert halves_of(images([(str(number), (str(number),), "one") for number in range(9)])) is None
+    assert split_halves(images([(str(number), (str(number),), None) for number in range(3)])) is None
+    assert split_halves(images([(str(number), (str(number),), "one") for number in range(9)])) is None
     # Four are, though all share a caption: then identities alone are kept together.
-    halves = halves_of(images([(str(number), ("the same",), None) for number in range(4)]))
-    assert sorted(halves.image) == [0, 0, 1, 1]
-    assert "caption" not in halves.apart
+    halves = split_halves(images([(str(number), ("the same",), None) for number in range(4)]))
+    assert sorted(halves.image_half) == [0, 0, 1, 1]
+    assert "caption" not in halves.grouped_by
 
 
 def test_each_half_is_ranked_by_what_the_other_chose():
-    halves = halves_of(images([(str(number), (f"{number} a", f"{number} b"), None) for number in range(30)]))
+    halves = split_halves(images([(str(number), (f"{number} a", f"{number} b"), None) for number in range(30)]))
     zeros, ones = (
-        PartnerRanks(np.full((30, 2), value), np.full((60, 1), value)) for value in (10, 11)
+        PositiveRanks(np.full((30, 2), value), np.full((60, 1), value)) for value in (10, 11)
     )  # ranks by what half 0 and half 1 chose
-    found = halves.stitched(zeros, ones)
-    assert (found.image_to_text == np.where(halves.image == 0, 11, 10)[:, None]).all()
-    assert (found.text_to_image == np.where(halves.caption == 0, 11, 10)[:, None]).all()
+    ranks = halves.combine(zeros, ones)
+    assert (ranks.image_to_text == np.where(halves.image_half == 0, 11, 10)[:, None]).all()
+    assert (ranks.text_to_image == np.where(halves.caption_half == 0, 11, 10)[:, None]).all()
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def test_each_half_is_ranked_by_what_the_other_chose():
 def test_a_run_says_what_the_run_that_it_starts_from_was_chosen_by(how, tmp_path):
     data = images([(str(number), (f"caption {number}",), None) for number in range(8)])
     other = images([(str(number), (f"another {number}",), None) for number in range(8)])
-    dev = {"contents": data_contents(other if how == "other images" else data)}
+    dev = {"contents": dataset_hashes(other if how == "other images" else data)}
     (tmp_path / "data.json").write_text(json.dumps({"dev": dev}))
     chosen = {"by": "halves", "epoch_by": "rsum", "epoch": {"model": 2, "halves": [2, 2]}}
     chosen |= {"epoch": {"model": 2, "halves": [1, 2]}} if how == "other epochs" else {}
@@ -124,8 +124,8 @@ def test_a_run_says_what_the_run_that_it_starts_from_was_chosen_by(how, tmp_path
         )
     results = {"rsum": {"value": 300.0}} | ({} if how == "old" else {"chosen": chosen})
     (tmp_path / "results.json").write_text(json.dumps(results))
-    told = chosen_with_init(tmp_path, data)
-    assert (told is not None) == (how in ("other epochs", "through another", "old"))
+    message = init_selection_note(tmp_path, data)
+    assert (message is not None) == (how in ("other epochs", "through another", "old"))
     note = in_sample_note(tmp_path, data)
     assert (note is None) == (how in ("other images", "last epoch", "one epoch"))
     # The cross-fitted figure is of the images that the run was measured on, and of no others.
@@ -146,11 +146,11 @@ class PlantedPairs:
         self.model, (self.image_vectors, self.caption_vectors) = model, unit
         self.noise = 2.0 * rng.standard_normal((2, count, len(owners))).astype(np.float32)
 
-    def table(self) -> torch.Tensor:
+    def score_matrix(self) -> torch.Tensor:
         dual = 20 * self.image_vectors @ self.caption_vectors.T
         return dual + self.model.aligner.late.weight * torch.from_numpy(self.noise[0])
 
-    def parts(self, i: np.ndarray, c: np.ndarray) -> np.ndarray:
+    def components(self, i: np.ndarray, c: np.ndarray) -> np.ndarray:
         dual = 20 * (self.image_vectors.numpy()[i] * self.caption_vectors.numpy()[c]).sum(axis=1)
         return np.stack([dual, self.noise[0][i, c], self.noise[1][i, c]], axis=1)
 
@@ -173,18 +173,18 @@ def test_choosing_among_noise_gives_no_advantage_where_it_is_measured(fusion, dr
     """Chosen and measured on the same images, noise gains in every draw; cross-fitted, it gains nothing on average."""
     count = 60
     data = images([(f"{number}.jpg", (f"{number} a", f"{number} b"), None) for number in range(count)])
-    halves, in_sample, fitted = halves_of(data), [], []
+    halves, in_sample, fitted = split_halves(data), [], []
     for seed in range(draws):
         model = Planted(np.random.default_rng(seed), count, 2, fusion)
         scores = DevScores(model, data, 8 if fusion else 0)
-        _, found = cross_fitted(lambda _, scores=scores: scores, [BestEpoch(epoch=1) for _ in range(3)], halves)
-        crossed = stitched(halves, found[1].ranked, found[2].ranked)
-        owners = scores.partners.caption_image
-        own, whole, fair = (
+        _, choices = cross_fit(lambda _, scores=scores: scores, [BestEpoch(epoch=1) for _ in range(3)], halves)
+        crossed = combine_halves(halves, choices[1].ranking, choices[2].ranking)
+        owners = scores.positives.caption_image
+        own, chosen_on_all, fair = (
             metrics_of_ranks(ranked.ranks, owners, resamples=0).rsum.value
-            for ranked in (scores.ranked(PairWeights()), found[0].ranked, crossed)
+            for ranked in (scores.rank(PairWeights()), choices[0].ranking, crossed)
         )
-        in_sample.append(whole - own)
+        in_sample.append(chosen_on_all - own)
         fitted.append(fair - own)
     error = np.std(fitted, ddof=1) / np.sqrt(draws)
     assert min(in_sample) >= 0
@@ -199,12 +199,12 @@ def test_choosing_among_noise_gives_no_advantage_where_it_is_measured(fusion, dr
 def test_each_gallery_has_its_own_patience():
     best = BestEpoch()
     for epoch, score in enumerate([3.0, float("nan"), 2.0, 9.0], 1):
-        best.see(epoch, score, patience=2)
+        best.update(epoch, score, patience=2)
     # Epoch 4 came after its patience was at an end.
     assert (best.epoch, best.score, best.stopped) == (1, 3.0, True)
     last = BestEpoch()
     for epoch in (1, 2, 3):
-        last.see(epoch, -epoch, patience=1, always=True)
+        last.update(epoch, -epoch, patience=1, always=True)
     assert (last.epoch, last.stopped) == (3, False)
 
 
@@ -228,8 +228,8 @@ def test_models_that_a_half_chose_are_there_wherever_a_run_is_cut_off(tmp_path_f
         best = [BestEpoch(**vars(each)) for each in checkpoint]
         before = best[0].epoch
         for each, score in zip(best, scores[epoch - 1], strict=True):
-            each.see(epoch, score, patience=9)
-        keep_models(out, save(epoch), epoch, before, best)
+            each.update(epoch, score, patience=9)
+        save_chosen_models(out, save(epoch), epoch, before, best)
         if rng.random() < 0.3:
             # Killed before the checkpoint: the epoch is done once more.
             continue
@@ -248,18 +248,18 @@ def test_models_that_a_half_chose_are_there_wherever_a_run_is_cut_off(tmp_path_f
 
 def comparable(run: Path) -> dict:
     results = json.loads((run / "results.json").read_text())
-    found = {key: value for key, value in results.items() if key not in ("run", "training_seconds")}
-    for block in (found, found["chosen"]["model_in_sample"]):
-        for depth in block.get("depths", []):
-            depth.pop("ms_per_query")
-    return found
+    without_times = {key: value for key, value in results.items() if key not in ("run", "training_seconds")}
+    for block in (without_times, without_times["chosen"]["model_in_sample"]):
+        for rerank_result in block.get("depths", []):
+            rerank_result.pop("ms_per_query")
+    return without_times
 
 
 @pytest.mark.parametrize(("design", "best_by", "cut"), [("late", "rsum", 3), ("cross", "loss", 6), ("self", "loss", 5)])
 def test_halves_that_choose_other_epochs_are_measured_with_those_and_after_a_stop_too(
     design, best_by, cut, tmp_path, scenes_folder, tiny_model, monkeypatch
 ):
-    def planted(self: DevFigures, asked: str) -> list[float]:
+    def planted(self: DevMetrics, asked: str) -> list[float]:
         assert asked == best_by
         epoch = next(number for number, loss in enumerate(losses, 1) if loss == self.loss)
         return [-float(abs(epoch - best)) for best in (1, 2, 3)]
@@ -268,13 +268,13 @@ def test_halves_that_choose_other_epochs_are_measured_with_those_and_after_a_sto
     original = DevGallery.measure
 
     def measured(self: DevGallery, aligner):
-        found = original(self, aligner)
-        if found.loss not in losses:
-            losses.append(found.loss)
-        return found
+        metrics = original(self, aligner)
+        if metrics.loss not in losses:
+            losses.append(metrics.loss)
+        return metrics
 
     monkeypatch.setattr(DevGallery, "measure", measured)
-    monkeypatch.setattr(DevFigures, "scores", planted)
+    monkeypatch.setattr(DevMetrics, "scores", planted)
 
     def config(name: str) -> RunConfig:
         return RunConfig(
@@ -302,20 +302,20 @@ def test_halves_that_choose_other_epochs_are_measured_with_those_and_after_a_sto
 
     # A kill at a step, and one more after an epoch's models are written and before its checkpoint is.
     taken = 0
-    take_step = trainer.take_step
+    forward_backward = trainer.forward_backward
 
     def stops(*arguments):
         nonlocal taken
         taken += 1
         if taken == cut:
             raise KeyboardInterrupt
-        return take_step(*arguments)
+        return forward_backward(*arguments)
 
     with monkeypatch.context() as patched:
-        patched.setattr(trainer, "take_step", stops)
+        patched.setattr(trainer, "forward_backward", stops)
         with pytest.raises(KeyboardInterrupt):
             training.train(config("cut"), said.append)
-    saved = Whole.save
+    saved = TrainState.save
 
     def no_checkpoint(self, *arguments):
         if self_epoch(arguments) > 1 and (tmp_path / "cut" / HALF_MODELS).exists():
@@ -326,7 +326,7 @@ def test_halves_that_choose_other_epochs_are_measured_with_those_and_after_a_sto
         return arguments[2]["place"]["epoch"]
 
     with monkeypatch.context() as patched:
-        patched.setattr(Whole, "save", no_checkpoint)
+        patched.setattr(TrainState, "save", no_checkpoint)
         with pytest.raises(KeyboardInterrupt):
             training.resume(tmp_path / "cut", said.append)
     training.resume(tmp_path / "cut", said.append)
@@ -343,40 +343,40 @@ def test_halves_that_choose_other_epochs_are_measured_with_those_and_after_a_sto
 @given(st.integers(1, 60), st.integers(1, 25))
 @settings(max_examples=40, deadline=None)
 def test_dev_batches_are_of_one_size_and_hold_every_image(count, size):
-    places = np.arange(100, 100 + count)
-    batches = dealt_alike(places, size)
+    indices = np.arange(100, 100 + count)
+    batches = fixed_batches(indices, size)
     assert batches.shape == (-(-count // min(size, count)), min(size, count))
-    assert set(batches.ravel()) == set(places)
+    assert set(batches.ravel()) == set(indices)
     assert all(len(set(batch)) == len(batch) for batch in batches.tolist())
-    assert (batches == dealt_alike(places, size)).all()
+    assert (batches == fixed_batches(indices, size)).all()
 
 
 @pytest.mark.parametrize("loss", ["softmax", "sigmoid", "hardest"])
 def test_dev_loss_and_accuracy_are_the_trainings_own(loss, tiny_runs, scenes_folder):
     aligner = load_aligner(tiny_runs["self"])
     data = read_captioned_images(scenes_folder).split("dev")
-    loss_of = PairLoss(LossConfig(loss, bias=-3.0))
-    gallery = DevGallery(data, None, loss_of, 5, Processes(torch.device("cpu")))
-    found = gallery.measure(aligner)
+    loss_of = DualEncoderLoss(LossConfig(loss, bias=-3.0))
+    gallery = DevGallery(data, None, loss_of, 5, Distributed(torch.device("cpu")))
+    metrics = gallery.measure(aligner)
     vectors, captions = aligner.encode_images(data.images), aligner.encode_captions(data.captions)
     losses, right = [], []
-    for batch in dealt_alike(np.arange(len(data)), 5):
+    for batch in fixed_batches(np.arange(len(data)), 5):
         columns = np.flatnonzero(np.isin(data.caption_image, batch))
         owners = torch.from_numpy(data.caption_image[columns])
-        partners = torch.from_numpy(batch)[:, None] == owners[None, :]
-        losses.append(loss_of(vectors[batch], captions[columns], partners, aligner.scale()).item())
+        positives = torch.from_numpy(batch)[:, None] == owners[None, :]
+        losses.append(loss_of(vectors[batch], captions[columns], positives, aligner.scale()).item())
         first = (vectors[batch] @ captions[columns].T).argmax(dim=0)
         right += (torch.from_numpy(batch)[first] == owners).tolist()
-    assert found.loss == pytest.approx(np.mean(losses), rel=1e-4)
-    assert found.accuracy == pytest.approx(np.mean(right))
-    assert found.scores("loss")[0] == -found.loss
+    assert metrics.loss == pytest.approx(np.mean(losses), rel=1e-4)
+    assert metrics.accuracy == pytest.approx(np.mean(right))
+    assert metrics.scores("loss")[0] == -metrics.loss
     again = evaluate(aligner, data.images, data.captions, data.caption_image, resamples=0)
-    assert found.scores("rsum")[0] == again.metrics.rsum.value
+    assert metrics.scores("rsum")[0] == again.metrics.rsum.value
     # A half's own figures are those of a gallery that is that half.
-    for part, rsum in zip(gallery.halves.parts, found.half_rsum, strict=True):
-        some = [data.images[place] for place in part.images]
-        texts = [data.captions[place] for place in part.captions]
-        own = evaluate(aligner, some, texts, part.partners.caption_image, resamples=0)
+    for part, rsum in zip(gallery.halves.parts, metrics.half_rsum, strict=True):
+        some = [data.images[index] for index in part.images]
+        texts = [data.captions[index] for index in part.captions]
+        own = evaluate(aligner, some, texts, part.positives.caption_image, resamples=0)
         assert own.metrics.rsum.value == rsum
 
 
@@ -400,8 +400,8 @@ def test_a_dev_split_too_small_to_be_halved_is_said_to_be_in_sample(tmp_path, sc
     assert results["rsum"] == results["chosen"]["model_in_sample"]["rsum"]
     # The epoch's line has the figures that small scripts print.
     (line,) = [line for line in said if line.startswith("epoch 1/1")]
-    for words in ("dev loss", "accuracy", "R@5", "rsum"):
-        assert words in line.partition("|")[2]
+    for label in ("dev loss", "accuracy", "R@5", "rsum"):
+        assert label in line.partition("|")[2]
     records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert records[-1]["dev_loss"] > 0
     assert 0 <= records[-1]["dev_accuracy"] <= 1
@@ -409,39 +409,39 @@ def test_a_dev_split_too_small_to_be_halved_is_said_to_be_in_sample(tmp_path, sc
 
 
 def test_a_checkpoint_from_before_dev_was_halved_is_gone_on_with():
-    where = Place.of({"step": 9, "epoch": 3, "best": 250.0, "best_epoch": 2}, "rsum")
+    where = TrainProgress.of({"step": 9, "epoch": 3, "best": 250.0, "best_epoch": 2}, "rsum")
     assert (where.best_epoch, where.best, len(where.chosen)) == (2, 250.0, 1)
     blank = np.zeros((1, 1))
-    figures = DevFigures(
+    figures = DevMetrics(
         SimpleNamespace(rsum=SimpleNamespace(value=240.0)), 1.0, 0.5, [1.0, 2.0], [1.0, 1.0], blank, blank
     )
-    where.choose(figures, RunConfig())
+    where.update_best(figures, RunConfig())
     assert [each.epoch for each in where.chosen] == [2, 3, 3]
 
 
-def test_twins_are_scored_by_weights_that_their_image_did_not_choose(tiny_runs, scenes_folder):
-    from clipvisionalign.data.minimal_pairs import minimal_pairs_of
-    from clipvisionalign.study.cells import HalfWeights, twins_found
-    from clipvisionalign.training.cross_fit import set_weights, weights_of
+def test_foils_are_scored_by_weights_that_their_image_did_not_choose(tiny_runs, scenes_folder):
+    from clipvisionalign.data.foils import make_minimal_pairs
+    from clipvisionalign.study.trial import HalfWeights, foil_accuracy
+    from clipvisionalign.training.cross_fit import get_pair_weights, set_pair_weights
 
     part = read_captioned_images(scenes_folder).split("dev")
-    pairs = minimal_pairs_of(part, 20)
+    pairs = make_minimal_pairs(part, 20)
     aligner = load_aligner(tiny_runs["late"])
     torch.manual_seed(0)
     torch.nn.init.normal_(aligner.late.token.weight, std=3.0)
-    own = weights_of(aligner)
-    told = {"by": "halves", "weights": {"late": {"model": own.late, "halves": [0.0, 50.0]}}}
-    halves = HalfWeights.of(part, told)
-    found = twins_found(aligner, pairs, halves)
-    assert weights_of(aligner) == own
+    own = get_pair_weights(aligner)
+    chosen = {"by": "halves", "weights": {"late": {"model": own.late, "halves": [0.0, 50.0]}}}
+    halves = HalfWeights.of(part, chosen)
+    outcomes_by_kind = foil_accuracy(aligner, pairs, halves)
+    assert get_pair_weights(aligner) == own
     alone = []
     for weights in halves.weights:
-        set_weights(aligner, weights)
-        alone.append(twins_found(aligner, pairs))
+        set_pair_weights(aligner, weights)
+        alone.append(foil_accuracy(aligner, pairs))
     assert alone[0] != alone[1]
-    for kind, outcomes in found.items():
+    for kind, outcomes in outcomes_by_kind.items():
         of_kind = [pair for pair in pairs if pair.kind == kind]
-        expected = [alone[1 - halves.half[pair.image]][kind][place] for place, pair in enumerate(of_kind)]
+        expected = [alone[1 - halves.half[pair.image]][kind][index] for index, pair in enumerate(of_kind)]
         assert outcomes == expected
 
 
@@ -450,14 +450,14 @@ def test_figures_of_dev_by_which_nothing_was_chosen_are_told_so():
 
     def cell(name: str, epochs: int, **more: Any) -> Any:
         chosen = {"by": "halves", "epoch_by": "rsum", **more}
-        return SimpleNamespace(variant=name, found={"chosen": chosen, "curves": {"step": list(range(epochs))}})
+        return SimpleNamespace(variant=name, measurements={"chosen": chosen, "curves": {"step": list(range(epochs))}})
 
-    assert "nothing was chosen on the dev split" in choice_of([cell("self", 1), cell("late", 1)], "dev")
+    assert "nothing was chosen on the dev split" in selection_note([cell("self", 1), cell("late", 1)], "dev")
     for several in (
         cell("late", 2),
         cell("late", 1, weights={}),
         cell("late", 1, with_init="it starts"),
         cell("late", 0),
     ):
-        assert choice_of([several], "dev").startswith("cross-fitted")
-        assert choice_of([cell("self", 1), several], "dev").endswith("of self nothing was chosen")
+        assert selection_note([several], "dev").startswith("cross-fitted")
+        assert selection_note([cell("self", 1), several], "dev").endswith("of self nothing was chosen")

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from clipvisionalign.batch import CutCaptions, Tokens
+from clipvisionalign.batch import TokenizedCaptions, TruncationStats
 from clipvisionalign.cli import main
-from clipvisionalign.models.text_tower import load_tokenizer, tokenized
-from clipvisionalign.models.tokens import open_tokenizer
+from clipvisionalign.models.caption_tokenizer import open_tokenizer
+from clipvisionalign.models.text_tower import load_tokenizer, tokenize_captions
 
 SENTENCES = st.lists(st.sampled_from(["dog", "a", "circle", "xyzzy", "purple", "!"]), max_size=12).map(" ".join)
 
@@ -22,27 +22,32 @@ SENTENCES = st.lists(st.sampled_from(["dog", "a", "circle", "xyzzy", "purple", "
 @pytest.mark.parametrize("fast", [True, False])
 def test_what_is_lost_is_what_the_whole_captions_have_more(text_folder, fast, captions, limit):
     tokenizer = load_tokenizer(text_folder)
-    whole = [tokenizer(caption)["input_ids"] for caption in captions]
+    token_ids = [tokenizer(caption)["input_ids"] for caption in captions]
 
     class Slow:
         """A tokenizer that knows no pieces."""
 
         def __call__(self, some, **more):
-            found = tokenizer(some, **more)
-            found.__class__ = type("Plain", (type(found),), {"is_fast": False})
-            return found
+            encoding = tokenizer(some, **more)
+            encoding.__class__ = type("Plain", (type(encoding),), {"is_fast": False})
+            return encoding
 
-    tokens = tokenized(tokenizer if fast else Slow(), captions, limit)
-    assert [len(ids) for ids in tokens] == [min(limit, len(ids)) for ids in whole]
-    assert tokens.lost == [max(0, len(ids) - limit) for ids in whole]
-    found = CutCaptions.of(tokens)
-    assert found == CutCaptions(
-        len(captions), sum(len(ids) > limit for ids in whole), sum(tokens.lost), max(map(len, whole), default=0)
+    tokens = tokenize_captions(tokenizer if fast else Slow(), captions, limit)
+    assert [len(ids) for ids in tokens] == [min(limit, len(ids)) for ids in token_ids]
+    assert tokens.num_truncated == [max(0, len(ids) - limit) for ids in token_ids]
+    cut_captions = TruncationStats.from_tokens(tokens)
+    assert cut_captions == TruncationStats(
+        len(captions),
+        sum(len(ids) > limit for ids in token_ids),
+        sum(tokens.num_truncated),
+        max(map(len, token_ids), default=0),
     )
     # Counted in parts, as a stream passes.
     half = len(captions) // 2
-    parts = [Tokens(tokens[some], tokens.lost[some]) for some in (slice(None, half), slice(half, None))]
-    assert CutCaptions.of(parts[0]) + CutCaptions.of(parts[1]) == found
+    parts = [
+        TokenizedCaptions(tokens[some], tokens.num_truncated[some]) for some in (slice(None, half), slice(half, None))
+    ]
+    assert TruncationStats.from_tokens(parts[0]) + TruncationStats.from_tokens(parts[1]) == cut_captions
 
 
 @pytest.fixture(scope="module")
@@ -63,12 +68,12 @@ def long_captions(tmp_path_factory):
 def test_check_counts_them_for_any_tokenizer(long_captions, text_folder, capsys):
     command = ["check", str(long_captions), "--quick", "--tokens", str(text_folder), "--max-tokens", "16"]
     assert main(command) == 0
-    told = capsys.readouterr().out
-    assert "train: 5 of 25 captions (20.0 %) are longer than 16 tokens and cut" in told
-    assert "the longest has 42, 130 tokens are lost" in told
+    stdout = capsys.readouterr().out
+    assert "train: 5 of 25 captions (20.0 %) are longer than 16 tokens and cut" in stdout
+    assert "the longest has 42, 130 tokens are lost" in stdout
     assert main([*command, "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)["cut_captions"]
-    assert found["dev"] == {"captions": 15, "cut": 3, "tokens_lost": 78, "longest": 42, "share": 0.2}
+    cut_captions = json.loads(capsys.readouterr().out)["cut_captions"]
+    assert cut_captions["dev"] == {"captions": 15, "cut": 3, "tokens_lost": 78, "longest": 42, "share": 0.2}
     # Nothing is cut at a tower's own limit, which is never above its positions.
     assert open_tokenizer(text_folder).max_tokens == 128
     assert open_tokenizer(text_folder, 1000).max_tokens == 128
@@ -95,8 +100,8 @@ def test_a_training_tells_and_records_them_and_check_knows_the_run(long_captions
     assert kept["max_tokens"] == 16
     assert (kept["train"]["cut"], kept["dev"]["cut"]) == (5, 3)
     assert main(["check", str(long_captions), "--quick", "--json", "--tokens", str(tmp_path / "run")]) == 0
-    found = json.loads(capsys.readouterr().out)["cut_captions"]
-    assert {name: found[name] for name in kept} == kept
+    cut_captions = json.loads(capsys.readouterr().out)["cut_captions"]
+    assert {name: cut_captions[name] for name in kept} == kept
 
 
 def test_a_streams_captions_are_counted_as_they_pass(long_captions, tmp_path, tiny_model):

@@ -12,31 +12,39 @@ import pytest
 
 from clipvisionalign.data.captioned import DataError
 from clipvisionalign.data.formats import read_captioned_images
-from clipvisionalign.data.scenes import Group, Scene, draw, random_scenes, read_scenes, twin, write_scenes
+from clipvisionalign.data.scenes import (
+    Group,
+    Scene,
+    draw_scene,
+    random_scenes,
+    read_scenes,
+    swap_first_groups,
+    write_scenes,
+)
 from clipvisionalign.scene_search import draw_queries, search_quality
-from clipvisionalign.study.plan import Comparison, Plan, Variant, check_plan, read_plan
-from clipvisionalign.study.primary import with_primary
-from clipvisionalign.study.statistics import holm
+from clipvisionalign.study.config import Comparison, Plan, Variant, check_plan, read_plan
+from clipvisionalign.study.primary_comparison import correct_for_primary
+from clipvisionalign.study.statistics import holm_correction
 
 
 def gallery(count: int = 300) -> dict[str, Scene]:
     return {f"{number}.png": scene for number, (_, _, scene) in enumerate(random_scenes(count, 3, plain=True))}
 
 
-def holds(scene: Scene, words: str) -> bool:
+def holds(scene: Scene, query: str) -> bool:
     """Read from the words, not from what the query was drawn as."""
-    things = [part.split()[-2:] for part in words.split(" and ")]
+    things = [part.split()[-2:] for part in query.split(" and ")]
     return all(any([group.colour, group.shape] == thing for group in scene.groups) for thing in things)
 
 
 def test_every_right_answer_of_a_query_is_known():
     scenes = gallery()
     queries = draw_queries(scenes, 50, seed=1)
-    assert len({query.words for query in queries}) == 50
+    assert len({query.text for query in queries}) == 50
     for query in queries:
-        assert query.right == {name for name, scene in scenes.items() if holds(scene, query.words)}
-        assert query.right
-        assert query.asked == min(5, len(query.right))
+        assert query.relevant == {name for name, scene in scenes.items() if holds(scene, query.text)}
+        assert query.relevant
+        assert query.cutoff == min(5, len(query.relevant))
     assert queries == draw_queries(scenes, 50, seed=1)
     assert queries != draw_queries(scenes, 50, seed=2)
     with pytest.raises(ValueError, match="different pairs"):
@@ -46,16 +54,16 @@ def test_every_right_answer_of_a_query_is_known():
 def test_quality_is_the_share_of_right_answers_and_chance_that_of_a_blind_search():
     scenes = gallery()
     queries = draw_queries(scenes, 50)
-    right = {query.words: sorted(query.right) for query in queries}
+    right = {query.text: sorted(query.relevant) for query in queries}
     assert search_quality(queries, len(scenes), lambda words, count: right[words][:count])["share"] == 100
-    wrong = {query.words: [name for name in scenes if name not in query.right] for query in queries}
+    wrong = {query.text: [name for name in scenes if name not in query.relevant] for query in queries}
     assert search_quality(queries, len(scenes), lambda words, count: wrong[words][:count])["share"] == 0
     # What is found too little counts as wrong.
     assert search_quality(queries, len(scenes), lambda words, count: [])["share"] == 0
     rng = random.Random(0)
     blind = [search_quality(queries, len(scenes), lambda words, count: rng.sample(sorted(scenes), count))
              for _ in range(400)]  # fmt: skip
-    assert sum(found["share"] for found in blind) / 400 == pytest.approx(blind[0]["chance"], rel=0.2)
+    assert sum(quality["share"] for quality in blind) / 400 == pytest.approx(blind[0]["chance"], rel=0.2)
 
 
 def test_plain_scenes_have_the_splits_that_are_asked_for_and_no_near_duplicates_across_them(tmp_path):
@@ -69,8 +77,8 @@ def test_plain_scenes_have_the_splits_that_are_asked_for_and_no_near_duplicates_
     assert all(group.count == 1 and group.size == "large" for scene in scenes.values() for group in scene.groups)
     # Twins stay in one split, and there are many of them.
     split_of = {scene.key(): name.split("/")[1] for name, scene in scenes.items()}
-    twins = [(key, twin(scene).key()) for key, scene in ((s.key(), s) for s in scenes.values())]
-    pairs = [(split_of[a], split_of[b]) for a, b in twins if b in split_of]
+    foil_keys = [(key, swap_first_groups(scene).key()) for key, scene in ((s.key(), s) for s in scenes.values())]
+    pairs = [(split_of[a], split_of[b]) for a, b in foil_keys if b in split_of]
     assert len(pairs) > 20
     assert all(a == b for a, b in pairs)
     with pytest.raises(DataError, match="splits of 120 images, where 119"):
@@ -79,13 +87,13 @@ def test_plain_scenes_have_the_splits_that_are_asked_for_and_no_near_duplicates_
 
 def test_scenes_that_differ_by_yellow_and_orange_alone_are_drawn_once(tmp_path):
     """Or a gallery would hold near-duplicates of training pictures, and every audit would refuse its figures."""
-    from clipvisionalign.data.check import mark_picture, near_pairs
+    from clipvisionalign.data.check import fingerprint_image, near_pairs
 
     scene = Scene("white", (Group("star", "yellow", "large", 1, 0, 0), Group("ring", "blue", "large", 1, 2, 1)), 1)
     other = replace(scene, groups=(replace(scene.groups[0], colour="orange"), scene.groups[1]))
     for name, each in (("a", scene), ("b", other)):
-        draw(each, 64).save(tmp_path / f"{name}.png")
-    marks = [mark_picture(tmp_path / f"{name}.png") for name in "ab"]
+        draw_scene(each, 64).save(tmp_path / f"{name}.png")
+    marks = [fingerprint_image(tmp_path / f"{name}.png") for name in "ab"]
     assert near_pairs(marks[:1], marks[1:]), "they are near-duplicates"
     keys = set()
     for _, _, drawn in random_scenes(3000, 1, plain=True):
@@ -105,17 +113,17 @@ def test_the_comparison_named_beforehand_is_tested_alone_and_the_others_without_
     ps = [0.02, 0.04, 0.03]
     rows = [row(*pair, "rsum", p) for pair, p in zip(pairs, ps, strict=True)]
     rows += [row(*pair, "image_to_text recall_at_1", 0.5) for pair in pairs] + [row("self", "cross", "rsum", None)]
-    found = with_primary(rows, Comparison("rsum", "late", "self"))
-    assert [each.get("primary", False) for each in found] == [False, True] + 5 * [False]
-    assert (found[1]["p_holm"], found[1]["shown"]) == (0.04, True)
-    assert [found[0]["p_holm"], found[2]["p_holm"]] == holm([0.02, 0.03])
-    assert found[3:] == rows[3:], "other families stay, and what was not tested stays untested"
-    assert with_primary(rows, Comparison()) == rows
-    assert with_primary(rows, Comparison("rsum", "self", "gone")) == rows
+    rows_with_primary = correct_for_primary(rows, Comparison("rsum", "late", "self"))
+    assert [each.get("primary", False) for each in rows_with_primary] == [False, True] + 5 * [False]
+    assert (rows_with_primary[1]["p_holm"], rows_with_primary[1]["shown"]) == (0.04, True)
+    assert [rows_with_primary[0]["p_holm"], rows_with_primary[2]["p_holm"]] == holm_correction([0.02, 0.03])
+    assert rows_with_primary[3:] == rows[3:], "other families stay, and what was not tested stays untested"
+    assert correct_for_primary(rows, Comparison()) == rows
+    assert correct_for_primary(rows, Comparison("rsum", "self", "gone")) == rows
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"compare": Comparison("rsum", "self", "other")}, "no variant of the plan"),
         ({"compare": Comparison("rsum", "self", "self")}, "with itself"),
@@ -124,12 +132,12 @@ def test_the_comparison_named_beforehand_is_tested_alone_and_the_others_without_
         ({"variants": {"self": Variant(), "late": Variant(base="self")}}, "stands on another"),
     ],
 )
-def test_a_comparison_that_is_none_is_refused(change, told):
+def test_a_comparison_that_is_none_is_refused(change, message):
     plan = Plan(variants={"self": Variant(), "late": Variant()}, compare=Comparison("rsum", "self", "late"))
     check_plan(plan)
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message):
         check_plan(replace(plan, **change))
-    if "passes" in told or "stands" in told:
+    if "passes" in message or "stands" in message:
         check_plan(replace(plan, **change, compare=replace(plan.compare, passes="any")))
 
 
@@ -146,7 +154,7 @@ def test_the_demo_ends_with_a_search_and_the_second_call_takes_what_is_finished(
     from dataclasses import asdict
 
     from clipvisionalign import cli, demo
-    from clipvisionalign.study.report import read_report
+    from clipvisionalign.study.report.build import read_report
 
     monkeypatch.chdir(tmp_path)
     plan = read_plan("demo")
@@ -157,26 +165,26 @@ def test_the_demo_ends_with_a_search_and_the_second_call_takes_what_is_finished(
         seeds=[0], settings=settings, measure=replace(plan.measure, rounds=0, composition=20, audit_images=8),
     )  # fmt: skip
     report = demo.demo(Path("demo"), small)
-    told = capsys.readouterr()
-    found = report["search"]
-    assert found["queries"] == 50
-    assert found["gallery"] == 128
-    assert len(found["each"]) == 50
+    captured = capsys.readouterr()
+    search_report = report["search"]
+    assert search_report["queries"] == 50
+    assert search_report["gallery"] == 128
+    assert len(search_report["each"]) == 50
     assert next(row for row in report["results"]["differences"] if row.get("primary"))["figure"] == "rsum"
     assert any(claim["text"].startswith("Named beforehand") for claim in report["claims"])
-    assert f"{found['share']:.0f} % of the first answers" in told.out
+    assert f"{search_report['share']:.0f} % of the first answers" in captured.out
     kept = read_report("demo")
-    assert kept["search"] == found
+    assert kept["search"] == search_report
     assert "Named beforehand" in Path("demo/report.html").read_text()
     # What the last lines say to type is what was measured.
-    command = next(line for line in told.out.splitlines() if " search " in line and "demo/index" in line)
-    words = shlex.split(command)[1:]
-    assert cli.main([*words, "--json"]) == 0
-    answers = json.loads(capsys.readouterr().out)["found"]
-    assert len(answers) == 10
-    assert words[-2:] == ["--rerank", str(demo.RERANK)] or not found["rerank"]
+    command = next(line for line in captured.out.splitlines() if " search " in line and "demo/index" in line)
+    arguments = shlex.split(command)[1:]
+    assert cli.main([*arguments, "--json"]) == 0
+    hits = json.loads(capsys.readouterr().out)["found"]
+    assert len(hits) == 10
+    assert arguments[-2:] == ["--rerank", str(demo.RERANK_DEPTH)] or not search_report["rerank"]
     # Once more: nothing is trained, measured or encoded anew, and the answer is the same.
     monkeypatch.setattr("clipvisionalign.training.trainer_setup.Step", None)
-    monkeypatch.setattr("clipvisionalign.study.cells.evaluate", None)
+    monkeypatch.setattr("clipvisionalign.study.trial.evaluate", None)
     again = demo.demo(Path("demo"), small)
-    assert again["search"] == found
+    assert again["search"] == search_report

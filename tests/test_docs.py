@@ -84,7 +84,7 @@ def test_every_command_line_parses(monkeypatch, capsys):
 
         monkeypatch.setattr(kind, "parse_args", checked)
     wrong = []
-    for place, command in COMMANDS:
+    for block_line, command in COMMANDS:
         arguments = arguments_of(command)
         if arguments is None or "--config" in arguments:
             continue
@@ -94,7 +94,7 @@ def test_every_command_line_parses(monkeypatch, capsys):
             continue
         except SystemExit as ended:
             status = ended.code
-        wrong.append(f"{place}: {command}: status {status}: {capsys.readouterr().err}")
+        wrong.append(f"{block_line}: {command}: status {status}: {capsys.readouterr().err}")
     assert wrong == []
 
 
@@ -184,18 +184,18 @@ def test_the_blocks_of_a_page_run_in_order(page: str, folder: Path, tiny_runs: d
                     capture_output=True,
                     text=True,
                 )
-                status, told = done.returncode, done.stdout + done.stderr
+                status, output = done.returncode, done.stdout + done.stderr
             else:
                 process = Forked(command_in, str(folder), *arguments, out=out, environment=own)
                 status = process.wait(600)
-                told = process.said
+                output = process.said
                 process.kill()
             print(f"{time.monotonic() - begun:4.0f} s  {command}", flush=True)
             allowed = next((statuses for start, statuses in STATUS.items() if command.startswith(start)), (0,))
-            shown = f"{page}:{block.line}: {command}: status {status}\n{told[-3000:]}"
+            shown = f"{page}:{block.line}: {command}: status {status}\n{output[-3000:]}"
             assert status in allowed, shown
             # A negative result is no error.
-            assert not re.search(r"^(clipvisionalign: error|Traceback)", told, re.MULTILINE), shown
+            assert not re.search(r"^(clipvisionalign: error|Traceback)", output, re.MULTILINE), shown
 
 
 @pytest.mark.docs

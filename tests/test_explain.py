@@ -7,9 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
-from clipvisionalign.explain.heatmaps import _grid, explain
+from clipvisionalign.explain.heatmaps import _to_grid, explain
 from clipvisionalign.models.aligner import Aligner
-from clipvisionalign.models.eval_mode import evaluating
+from clipvisionalign.models.eval_mode import eval_mode
 from clipvisionalign.models.late_interaction import LateTokens
 
 IMAGE = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8))
@@ -36,16 +36,16 @@ def aligners(tiny_model):
 
 def tokens_of(aligner: Aligner, caption: str) -> LateTokens:
     """The late interaction's tokens of a caption, all of them."""
-    with torch.no_grad(), evaluating(aligner):
+    with torch.no_grad(), eval_mode(aligner):
         ids = torch.tensor(aligner.text_tower.tokenize([caption]))
         states = aligner.text_tower(ids, torch.ones_like(ids)).tokens
-        return aligner.late.all_tokens(states, torch.ones_like(ids))
+        return aligner.late.project_all_tokens(states, torch.ones_like(ids))
 
 
 def maps_by_token(aligner: Aligner, tokens: LateTokens) -> torch.Tensor:
     """(T, P): the map of each token, as if all of them counted."""
     with torch.no_grad():
-        patches = aligner.late.patches(next(aligner.image_chunks([IMAGE])).patches)[0]
+        patches = aligner.late.project_patches(next(aligner.image_chunks([IMAGE])).patches)[0]
         return (tokens.vectors[0] @ patches.T).clamp(min=0) * tokens.weights[0][:, None]
 
 
@@ -66,26 +66,28 @@ def test_a_map_is_labelled_with_its_own_word(aligners, caption, max_tokens, keep
     tokens, where = tokens_of(aligner, caption), spans(aligner, caption)
     every, weights = maps_by_token(aligner, tokens), tokens.weights[0].tolist()
     heaviest = sorted(range(len(every)), key=lambda token: -weights[token])[: keep or None]
-    found = explain(aligner, IMAGE, caption)
+    explanation = explain(aligner, IMAGE, caption)
     at = 0
-    for word, grid in found.words:
+    for word, grid in explanation.word_heatmaps:
         start = caption.index(word, at)
         at = start + len(word)
         own = [token for token in heaviest if where[token][1] and start <= where[token][0] < at]
-        np.testing.assert_allclose(grid, _grid(every[own].mean(dim=0)), atol=1e-4)
-    assert sorted([word for word, _ in found.words] + found.not_counted) == sorted(CAPTIONS[caption])
-    assert len(found.words) <= len(heaviest)
+        np.testing.assert_allclose(grid, _to_grid(every[own].mean(dim=0)), atol=1e-4)
+    assert sorted([word for word, _ in explanation.word_heatmaps] + explanation.ignored_words) == sorted(
+        CAPTIONS[caption]
+    )
+    assert len(explanation.word_heatmaps) <= len(heaviest)
 
 
 @pytest.mark.parametrize("keep", [0, 2])
 def test_a_fusion_attends_with_all_tokens_however_many_the_late_interaction_keeps(aligners, keep, monkeypatch):
     aligner, caption = aligners["cross"], "Two dogs, [SEP] elephants: grass!"
-    words = explain(aligner, IMAGE, caption).words
+    word_maps = explain(aligner, IMAGE, caption).word_heatmaps
     monkeypatch.setattr(aligner.late.config, "keep_tokens", keep)
-    found = explain(aligner, IMAGE, caption)
-    assert [word for word, _ in found.words] == CAPTIONS[caption]
-    assert not found.not_counted
-    for (_, grid), (_, all_counted) in zip(found.words, words, strict=True):
+    explanation = explain(aligner, IMAGE, caption)
+    assert [word for word, _ in explanation.word_heatmaps] == CAPTIONS[caption]
+    assert not explanation.ignored_words
+    for (_, grid), (_, all_counted) in zip(explanation.word_heatmaps, word_maps, strict=True):
         np.testing.assert_allclose(grid, all_counted, atol=1e-4)
 
 
@@ -93,7 +95,7 @@ def test_a_fusion_attends_with_all_tokens_however_many_the_late_interaction_keep
 def test_words_that_are_cut_off_are_named(aligners, tiny_model, design, monkeypatch):
     aligner = aligners.get(design) or Aligner(tiny_model(design)).eval()
     monkeypatch.setattr(aligner.text_tower, "max_tokens", 6)
-    found = explain(aligner, IMAGE, "a red circle on the grass")
+    explanation = explain(aligner, IMAGE, "a red circle on the grass")
     # Two of the six mark the caption's ends.
-    assert found.not_counted == ["the", "grass"]
-    assert [word for word, _ in found.words] == ([] if design == "self" else ["a", "red", "circle", "on"])
+    assert explanation.ignored_words == ["the", "grass"]
+    assert [word for word, _ in explanation.word_heatmaps] == ([] if design == "self" else ["a", "red", "circle", "on"])

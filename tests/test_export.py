@@ -27,11 +27,11 @@ from clipvisionalign.export.audits import keep_audit
 from clipvisionalign.export.huggingface import model_card
 from clipvisionalign.export.onnx import export_onnx
 from clipvisionalign.export.onnx_aligner import OnnxAligner
-from clipvisionalign.export.verification import checked
-from clipvisionalign.images import PictureError
+from clipvisionalign.export.verification import verify_export
+from clipvisionalign.images import ImageError
 from clipvisionalign.models.aligner import Aligner
 from clipvisionalign.models.io import load_aligner
-from clipvisionalign.models.late_interaction import LateTokens, pruned, pruned_weights
+from clipvisionalign.models.late_interaction import LateTokens, prune_tokens, prune_weights
 from clipvisionalign.retrieval.evaluate import evaluate
 
 DESIGNS = ("self", "sparse", "late", "cross")
@@ -84,7 +84,7 @@ def runs(tmp_path_factory, tiny_model, text_folder, scenes_folder):
 @pytest.fixture(scope="module")
 def exported(runs, tmp_path_factory):
     """What `export --onnx` writes of each, and of that with a fusion in 8 bits as well."""
-    folder, written = tmp_path_factory.mktemp("onnx"), graphs._export
+    folder, written = tmp_path_factory.mktemp("onnx"), graphs._export_module
 
     def write(module, example, path, inputs, outputs, shapes):
         # The image towers of two designs are the same, weights and all: `checked` compares both all the same.
@@ -95,7 +95,7 @@ def exported(runs, tmp_path_factory):
             written(module, example, path, inputs, outputs, shapes)
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(graphs, "_export", write)
+        patched.setattr(graphs, "_export_module", write)
         for design in DESIGNS:
             export_onnx(runs[design], folder / design, int8=design == "cross", say=lambda line: None)
     return folder
@@ -150,10 +150,10 @@ json.dump({{"scores": [of_all(images, caption).tolist() for caption in captions]
 
 @pytest.mark.parametrize("design", DESIGNS)
 def test_the_readmes_program_finds_what_the_run_finds(exported, runs, images, design):
-    found = ranked_by_readme(exported / design, images)
+    ranking = ranked_by_readme(exported / design, images)
     aligner = load_aligner(runs[design])
     scores = aligner.score(images, CAPTIONS).numpy().T
-    np.testing.assert_allclose(found["scores"], scores, rtol=1e-3, atol=2e-4)
+    np.testing.assert_allclose(ranking["scores"], scores, rtol=1e-3, atol=2e-4)
     if design == "cross":
         # The dual encoder's first candidates are put into a new order.
         cosines = aligner.encode_captions(CAPTIONS).numpy() @ aligner.encode_images(images).numpy().T
@@ -162,7 +162,7 @@ def test_the_readmes_program_finds_what_the_run_finds(exported, runs, images, de
         np.put_along_axis(others, some, False, axis=1)
         scores = np.where(others, -np.inf, scores)
     expected = np.argsort(-scores, axis=1, kind="stable")[:, :10]
-    for row, (first, right) in enumerate(zip(found["first"], expected.tolist(), strict=True)):
+    for row, (first, right) in enumerate(zip(ranking["first"], expected.tolist(), strict=True)):
         # Scores that rounding alone tells apart may stand either way.
         np.testing.assert_allclose(scores[row][first], scores[row][right], rtol=1e-4, atol=1e-5)
         assert len(set(first)) == 10
@@ -173,18 +173,20 @@ def test_the_readmes_program_finds_what_the_run_finds(exported, runs, images, de
 def test_it_equals_pytorch_over_batches_and_lengths(exported, runs, design):
     aligner = load_aligner(runs[design], packed=False)
     # The command's own bound, over which it raises, is wide; this is what rounding allows 60 layers.
-    assert checked(aligner, exported / design, batches=(1, 2, 5, 33), lengths=(2, 3, 20, 77)) <= rounding(64, steps=60)
+    assert verify_export(aligner, exported / design, batches=(1, 2, 5, 33), lengths=(2, 3, 20, 77)) <= rounding(
+        64, steps=60
+    )
 
 
 def test_a_file_that_is_not_the_aligners_is_found_out(exported, runs, tmp_path):
     with pytest.raises(RuntimeError, match="differs from PyTorch's"):
-        checked(load_aligner(runs["self"], packed=False), exported / "cross", batches=(2,), lengths=(9,))
+        verify_export(load_aligner(runs["self"], packed=False), exported / "cross", batches=(2,), lengths=(9,))
     for part in ("late.token_weight.weight", "late.weight", "late.patch.bias", "fusion.weight", "fusion.norm.weight"):
         other = load_aligner(runs["cross"], packed=False)
         state = other.state_dict()
         other.load_state_dict(state | {part: 1.5 * state[part] + 0.1})
         with pytest.raises(RuntimeError, match="differs from PyTorch's"):
-            checked(other, exported / "cross", batches=(3,), lengths=(9,))
+            verify_export(other, exported / "cross", batches=(3,), lengths=(9,))
 
 
 def test_weights_are_pruned_in_place_as_the_late_interaction_prunes_them():
@@ -192,11 +194,11 @@ def test_weights_are_pruned_in_place_as_the_late_interaction_prunes_them():
     for keep in range(8):
         # Ties too: of equal weights the first are kept.
         weights = torch.from_numpy(rng.integers(1, 4, (5, 6)).astype(np.float32)).softmax(dim=1)
-        found = pruned(LateTokens(weights[..., None], weights, weights > 0), keep) if keep else None
+        pruned_tokens = prune_tokens(LateTokens(weights[..., None], weights, weights > 0), keep) if keep else None
         expected = weights
-        if found is not None and found.positions is not None:
-            expected = torch.zeros_like(weights).scatter(1, found.positions, found.weights)
-        torch.testing.assert_close(pruned_weights(weights, keep), expected)
+        if pruned_tokens is not None and pruned_tokens.positions is not None:
+            expected = torch.zeros_like(weights).scatter(1, pruned_tokens.positions, pruned_tokens.weights)
+        torch.testing.assert_close(prune_weights(weights, keep), expected)
 
 
 def test_the_exported_aligner_answers_like_every_model(exported, runs, scenes_folder):
@@ -224,15 +226,15 @@ def test_none_one_equal_and_odd_ones_are_scored_as_by_the_run(exported, runs, sc
         ([], CAPTIONS), (paths, []), ([], []), (paths[:1], CAPTIONS[:1]), (paths * 2, CAPTIONS[:2] * 2),
         (odd, CAPTIONS[:1]), (paths[:1], ["a dog, " * 5000, "a"]),
     ):  # fmt: skip
-        found, right = other.score(images, captions), aligner.score(images, captions).numpy()
-        assert found.shape == right.shape == (len(images), len(captions))
-        np.testing.assert_allclose(found, right, rtol=1e-3, atol=2e-4)
+        scores, right = other.score(images, captions), aligner.score(images, captions).numpy()
+        assert scores.shape == right.shape == (len(images), len(captions))
+        np.testing.assert_allclose(scores, right, rtol=1e-3, atol=2e-4)
         assert other.encode_images(images).shape == (len(images), aligner.config.width)
         assert other.encode_captions(captions).shape == (len(captions), aligner.config.width)
     for model in (other, aligner):
         with pytest.raises(ValueError, match="no images to score" if design != "self" else "scores no pairs"):
             model.pair_scorer([], CAPTIONS)
-        with pytest.raises(PictureError, match="nowhere"):
+        with pytest.raises(ImageError, match="nowhere"):
             model.score([paths[0], tmp_path / "nowhere.png"], CAPTIONS)
         with pytest.raises(TypeError, match="entry 1 is no string but NoneType"):
             model.score(paths, ["a dog", None])
@@ -242,13 +244,17 @@ def test_what_8_bits_lose_is_measured_as_the_design_ranks(exported, scenes_folde
     other, small = OnnxAligner(exported / "cross"), OnnxAligner(exported / "cross", int8=True)
     cosines = (small.encode_captions(CAPTIONS) * other.encode_captions(CAPTIONS)).sum(axis=1)
     assert cosines.min() > 0.97
-    told = other.about["int8"]
+    int8_report = other.manifest["int8"]
     dev = read_captioned_images(scenes_folder).split("dev")
     right = evaluate(small, dev.images, dev.captions, dev.caption_image, candidates=20)
-    assert told["rsum"]["value"] == pytest.approx(right.metrics.rsum.value)
+    assert int8_report["rsum"]["value"] == pytest.approx(right.metrics.rsum.value)
     assert right.dual is not None
-    assert told["rsum_change"]["value"] == pytest.approx(told["rsum"]["value"] - told["exact_rsum"]["value"])
-    assert told["rsum_change"]["low"] <= told["rsum_change"]["value"] <= told["rsum_change"]["high"]
+    assert int8_report["rsum_change"]["value"] == pytest.approx(
+        int8_report["rsum"]["value"] - int8_report["exact_rsum"]["value"]
+    )
+    assert (
+        int8_report["rsum_change"]["low"] <= int8_report["rsum_change"]["value"] <= int8_report["rsum_change"]["high"]
+    )
 
 
 def test_what_cannot_be_exported_leaves_nothing(runs, tmp_path, capsys, monkeypatch):
@@ -304,13 +310,13 @@ def test_a_card_tells_each_verdict_of_the_model_and_the_data_that_it_is_of(tiny_
 def test_an_unfinished_run_is_told_wherever_it_is_used(tiny_runs, scenes_folder, tmp_path, capsys, monkeypatch):
     pytest.importorskip("lancedb", reason="no LanceDB: pip install 'clipvisionalign[search]'")
     run = Path(shutil.copytree(tiny_runs["self"], tmp_path / "run"))
-    index, pictures = tmp_path / "index", tmp_path / "pictures"
-    pictures.mkdir()
-    image = shutil.copy(min((scenes_folder / "images").rglob("*.png")), pictures)
+    index, image_folder = tmp_path / "index", tmp_path / "pictures"
+    image_folder.mkdir()
+    image = shutil.copy(min((scenes_folder / "images").rglob("*.png")), image_folder)
     monkeypatch.setattr("uvicorn.run", lambda *given, **more: None)
-    monkeypatch.setattr(onnx, "checked", lambda *given: 0.0)
+    monkeypatch.setattr(onnx, "verify_export", lambda *given: 0.0)
     commands = [
-        ["index", str(run), str(pictures), "--out", str(index)], ["search", str(index), "a red circle"],
+        ["index", str(run), str(image_folder), "--out", str(index)], ["search", str(index), "a red circle"],
         ["serve", str(index)], ["explain", str(run), str(image), "a red circle", "--out", str(tmp_path / "e.png")],
         ["export", str(run), "--onnx", "ONNX"],
     ]  # fmt: skip
@@ -321,8 +327,8 @@ def test_an_unfinished_run_is_told_wherever_it_is_used(tiny_runs, scenes_folder,
             shutil.rmtree("ONNX")
         for command in commands:
             assert main(command) == 0, command
-            told = "".join(capsys.readouterr())
-            assert ("is not finished" in told) != finished, command
+            output = "".join(capsys.readouterr())
+            assert ("is not finished" in output) != finished, command
         kept = (tmp_path / "ONNX" / "onnx.json").read_text(), (tmp_path / "ONNX" / "README.md").read_text()
         assert ["not finished" in text for text in kept] == [not finished] * 2
 

@@ -27,16 +27,16 @@ from test_refused import contents
 
 from clipvisionalign.cli import main
 from clipvisionalign.data.captioned import DataError
-from clipvisionalign.data.fingerprint import hash_of_file
 from clipvisionalign.data.formats import read_captioned_images
+from clipvisionalign.data.hashes import hash_file
 from clipvisionalign.data.scenes import write_scenes
-from clipvisionalign.files import Held, held
-from clipvisionalign.models.device import versions
-from clipvisionalign.study.costs import measured_by_told
-from clipvisionalign.study.gaps import reasons_in, without_results
-from clipvisionalign.study.plan import Plan
-from clipvisionalign.study.report import write_report
-from clipvisionalign.study.run import LOCK, REPORT_LOCK, plan_text, report_of_study, run_study
+from clipvisionalign.files import Held, run_lock
+from clipvisionalign.models.device import library_versions
+from clipvisionalign.study.config import Plan
+from clipvisionalign.study.cost import measured_by_told
+from clipvisionalign.study.gaps import read_failures, trials_without_results
+from clipvisionalign.study.report.build import write_report
+from clipvisionalign.study.runner import LOCK, REPORT_LOCK, plan_text, read_study_report, run_study
 
 
 def cases(seed: int) -> list[str]:
@@ -65,7 +65,7 @@ def paid_for(study: Path) -> dict[str, str]:
     """By content what a study's cells were trained for, and what was measured of them."""
     kept = ("model.safetensors", "results.json", "ranks.npz", "measured.json", "config.yaml")
     files = [path for name in kept for path in study.glob(f"cells/*/{name}")] + [*study.glob("costs/*.json")]
-    return {path.relative_to(study).as_posix(): hash_of_file(path) for path in files}
+    return {path.relative_to(study).as_posix(): hash_file(path) for path in files}
 
 
 def lost(before: dict[str, str], after: dict[str, str]) -> list[str]:
@@ -78,15 +78,15 @@ def shown_in(study: Path) -> str:
 
 def check_gap(stage: Stage, report: dict[str, Any], page: str, reason: str) -> None:
     """What the stage makes is missing in the report, and shown as missing; every other cell has its results."""
-    cells = {f"{cell['variant']}-{cell['seed']}" for cell in without_results(report)}
-    of_cell = stage.lacks in ("late-1",)
-    assert cells == ({stage.lacks} if of_cell else set())
+    trials = {f"{trial['variant']}-{trial['seed']}" for trial in trials_without_results(report)}
+    of_trial = stage.lacks in ("late-1",)
+    assert trials == ({stage.lacks} if of_trial else set())
     parts = {part["part"] for part in report["not_made"]}
-    if stage.lacks and not of_cell and stage.lacks not in ("plot", "table"):
+    if stage.lacks and not of_trial and stage.lacks not in ("plot", "table"):
         assert stage.lacks in parts
     if stage.lacks:
         assert reason in page
-    if of_cell:
+    if of_trial:
         assert report["results"]["variants"]["late"]["seeds"] == [0]
         assert "late (1 of 2 seeds)" in page
         assert "mean of 1 to 2 seeds" in page
@@ -109,12 +109,12 @@ def test_a_stage_that_fails_costs_no_more_than_itself(name, few, two, tmp_path, 
                 run_study(two, study, lambda line: None)
     assert not lost(before, paid_for(study))
     # From what is there, in a process that knows nothing of what happened; with the reason where a cell failed.
-    report = report_of_study(study, lambda line: None)
+    report = read_study_report(study, lambda line: None)
     write_report(study, report, lambda line: None)
     if stage.lacks not in ("", "plot", "table"):
         check_gap(stage, report, shown_in(study), TOLD)
     else:
-        assert without_results(report) == report["not_made"] == []
+        assert trials_without_results(report) == report["not_made"] == []
 
 
 @pytest.mark.parametrize("name", cases(2))
@@ -126,19 +126,19 @@ def test_a_study_that_is_killed_keeps_what_it_has_and_goes_on(name, few, two, tm
     assert process.wait(300) == -signal.SIGKILL, process.said
     assert not lost(before, paid_for(study))
     faults.quick(monkeypatch.setattr)
-    report = report_of_study(study, lambda line: None)
+    report = read_study_report(study, lambda line: None)
     write_report(study, report, lambda line: None)
     kept = [part for part in report["not_made"] if part["reason"] == "not measured yet"]
     if stage.lacks == "late-1":
-        (cell,) = without_results(report)
-        assert (cell["variant"], cell["seed"]) == ("late", 1)
-        assert cell["state"] == ("unfinished" if name == "training" else "not measured")
-        assert cell["reason"] in shown_in(study)
+        (trial,) = trials_without_results(report)
+        assert (trial["variant"], trial["seed"]) == ("late", 1)
+        assert trial["state"] == ("unfinished" if name == "training" else "not measured")
+        assert trial["reason"] in shown_in(study)
     elif stage.removed:
         assert {part["part"] for part in kept} == {stage.lacks}
         assert "not measured yet" in shown_in(study)
     else:
-        assert without_results(report) == report["not_made"] == []
+        assert trials_without_results(report) == report["not_made"] == []
     assert not list(study.glob("**/*.part")) or name in ("keeping figures", "report.json", "page")
 
 
@@ -162,30 +162,32 @@ DAMAGES = {
 @pytest.mark.parametrize("name", DAMAGES)
 def test_a_file_that_cannot_be_read_costs_no_more_than_what_it_held(name, few, two, tmp_path, monkeypatch):
     """`report` shows it as missing, and the study makes it again where it can."""
-    place, text, lacks = DAMAGES[name]
+    file_name, text, lacks = DAMAGES[name]
     study = tmp_path / "study"
     faults.disturbed(study, few, Stage(""))
     before = paid_for(study)
-    removed = [*faults.ONE, place] if name == "learning curve" else [place]
+    removed = [*faults.ONE, file_name] if name == "learning curve" else [file_name]
     for path in removed:
         (study / path).unlink(missing_ok=True)
     if text is not None:
-        (study / place).write_text(text)
+        (study / file_name).write_text(text)
     faults.quick(monkeypatch.setattr)
-    monkeypatch.setattr("clipvisionalign.study.run.profile_run", lambda *given: json.loads(few_cost(few)))
-    monkeypatch.setattr("clipvisionalign.study.run.other_protocols", lambda *given: {"bars": [], **NO_LEAK})
-    kept = report_of_study(study, lambda line: None)
+    monkeypatch.setattr("clipvisionalign.study.runner.profile_run", lambda *given: json.loads(few_cost(few)))
+    monkeypatch.setattr("clipvisionalign.study.runner.measure_flawed_protocols", lambda *given: {"bars": [], **NO_LEAK})
+    kept = read_study_report(study, lambda line: None)
     write_report(study, kept, lambda line: None)
-    if name == "weights" or place in (*faults.ONE, "cells/late-1/ranks.npz"):
-        ((variant, seed, state),) = [(cell["variant"], cell["seed"], cell["state"]) for cell in without_results(kept)]
+    if name == "weights" or file_name in (*faults.ONE, "cells/late-1/ranks.npz"):
+        ((variant, seed, state),) = [
+            (trial["variant"], trial["seed"], trial["state"]) for trial in trials_without_results(kept)
+        ]
         assert (variant, seed, state) == ("late", 1, "not measured")
     elif lacks in ("time and memory", "other protocols"):
         assert {part["part"] for part in kept["not_made"]} == {lacks}
     said: list[str] = []
     after = run_study(two, study, said.append)
     assert [name for name in lost(before, paid_for(study)) if name not in (*removed, *faults.ONE)] == []
-    cells = {f"{cell['variant']}-{cell['seed']}" for cell in without_results(after)}
-    assert cells == ({lacks} if lacks == "late-1" else set())
+    trials = {f"{trial['variant']}-{trial['seed']}" for trial in trials_without_results(after)}
+    assert trials == ({lacks} if lacks == "late-1" else set())
     assert {part["part"] for part in after["not_made"]} == ({lacks} if lacks == "learning curve" else set())
 
 
@@ -193,7 +195,9 @@ def test_a_file_that_cannot_be_read_costs_no_more_than_what_it_held(name, few, t
 
 
 def states(report: dict[str, Any]) -> dict[str, tuple[str, str]]:
-    return {f"{each['variant']}-{each['seed']}": (each["state"], each["reason"]) for each in without_results(report)}
+    return {
+        f"{each['variant']}-{each['seed']}": (each["state"], each["reason"]) for each in trials_without_results(report)
+    }
 
 
 @pytest.fixture
@@ -212,19 +216,19 @@ def failed_before(study: Path, reason: str) -> None:
     (study / "failed.json").write_text(json.dumps({"late-1": reason}))
 
 
-def untrained(cell: Path, step: int) -> None:
+def untrained(trial: Path, step: int) -> None:
     for name in ("results.json", "measured.json", "ranks.npz"):
-        (cell / name).unlink(missing_ok=True)
-    (cell / "metrics.jsonl").unlink()
-    (cell / "metrics.jsonl").write_text(json.dumps({"step": step}) + "\n")
+        (trial / name).unlink(missing_ok=True)
+    (trial / "metrics.jsonl").unlink()
+    (trial / "metrics.jsonl").write_text(json.dumps({"step": step}) + "\n")
 
 
 def test_a_former_failure_is_not_told_of_a_cell_that_came_further(alone):
     (alone / "cells" / "late-1" / "measured.json").unlink()
     failed_before(alone, "OutOfMemoryError: CUDA out of memory")
-    assert states(report_of_study(alone, print))["late-1"][0] == "not measured"
+    assert states(read_study_report(alone, print))["late-1"][0] == "not measured"
     failed_before(alone, "measuring: OSError: no space")
-    assert states(report_of_study(alone, print))["late-1"] == ("failed", "measuring: OSError: no space")
+    assert states(read_study_report(alone, print))["late-1"] == ("failed", "measuring: OSError: no space")
 
 
 def test_a_cell_that_is_begun_again_has_not_failed(alone, two, monkeypatch):
@@ -235,18 +239,18 @@ def test_a_cell_that_is_begun_again_has_not_failed(alone, two, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(
-        "clipvisionalign.study.run.train_cell",
+        "clipvisionalign.study.runner.train_trial",
         lambda cell, *more: (cell.folder / "results.json").is_file() or stopped(),
     )
     with pytest.raises(KeyboardInterrupt):
         run_study(two, alone, lambda line: None)
-    assert states(report_of_study(alone, print)) == {"late-1": ("unfinished", "stopped after step 40")}
+    assert states(read_study_report(alone, print)) == {"late-1": ("unfinished", "stopped after step 40")}
 
 
 def test_a_page_follows_a_training_that_goes_on(alone):
     for step in (40, 80):
         untrained(alone / "cells" / "late-1", step)
-        report = report_of_study(alone, print)
+        report = read_study_report(alone, print)
         assert states(report) == {"late-1": ("unfinished", f"stopped after step {step}")}
         write_report(alone, report, print)
 
@@ -254,7 +258,7 @@ def test_a_page_follows_a_training_that_goes_on(alone):
 def holds(*locks: str) -> int:
     with ExitStack() as until_killed:
         for lock in locks:
-            until_killed.enter_context(held(Path(lock), "is at it"))
+            until_killed.enter_context(run_lock(Path(lock), "is at it"))
         Path(f"{locks[0]}.held").touch()
         time.sleep(600)
     return 0
@@ -301,7 +305,7 @@ def test_a_report_is_written_by_one_process_at_a_time(alone, another, capsys):
 def test_a_cell_that_another_process_trains_has_not_failed(alone, two, another, monkeypatch):
     untrained(alone / "cells" / "late-1", 40)
     pid = another(alone / "cells" / "late-1" / "lock")
-    assert states(report_of_study(alone, print)) == {
+    assert states(read_study_report(alone, print)) == {
         "late-1": ("unfinished", f"process {pid} on {platform.node()} trains it: after step 40")
     }
     faults.quick(monkeypatch.setattr)
@@ -310,45 +314,47 @@ def test_a_cell_that_another_process_trains_has_not_failed(alone, two, another, 
     assert state == "unfinished"
     assert reason.endswith(f"process {pid} on {platform.node()} trains this run; wait until it ends, or stop it")
     assert not report["failed"]
-    assert "late-1" not in reasons_in(alone)
+    assert "late-1" not in read_failures(alone)
 
 
 @pytest.mark.parametrize("content", ['{"format": 2}', '{"format": 1, "results": {"by_topic": 3}}', HALF])
 def test_a_report_that_cannot_be_read_is_never_lost(alone, content):
     (alone / "report.json").write_text(content)
-    report_of_study(alone, print)
+    read_study_report(alone, print)
     assert (alone / "report.unread.json").read_text() == content
     for measured in alone.glob("cells/*/measured.json"):
         measured.unlink()
     (alone / "report.json").write_text(content)
     with pytest.raises(ValueError, match="cannot be read by this version"):
-        report_of_study(alone, print)
+        read_study_report(alone, print)
     assert (alone / "report.json").read_text() == content
 
 
 def test_figures_that_another_version_has_measured_are_told_as_such(alone, monkeypatch):
     """They are not measured again for it, nor for another machine."""
-    assert measured_by_told(report_of_study(alone, print)) == ""
-    now = versions()
-    monkeypatch.setattr("clipvisionalign.study.report.versions", lambda: {**now, "clipvisionalign": "9.9"})
-    report = report_of_study(alone, print)
+    assert measured_by_told(read_study_report(alone, print)) == ""
+    now = library_versions()
+    monkeypatch.setattr(
+        "clipvisionalign.study.report.build.library_versions", lambda: {**now, "clipvisionalign": "9.9"}
+    )
+    report = read_study_report(alone, print)
     write_report(alone, report, print)
-    told = f"this report: clipvisionalign 9.9; self, late: clipvisionalign {now['clipvisionalign']}"
-    assert measured_by_told(report) == told
-    assert f"Not every accuracy was measured by these versions: {told}." in shown_in(alone)
+    note = f"this report: clipvisionalign 9.9; self, late: clipvisionalign {now['clipvisionalign']}"
+    assert measured_by_told(report) == note
+    assert f"Not every accuracy was measured by these versions: {note}." in shown_in(alone)
 
 
 def test_of_several_reports_that_cannot_be_read_none_is_lost(alone):
     unread = ['{"format": 2}', '{"format": 3}', HALF]
     for content in unread:
         (alone / "report.json").write_text(content)
-        report_of_study(alone, print)
+        read_study_report(alone, print)
     assert sorted(path.read_text() for path in alone.glob("report.unread*.json")) == sorted(unread)
 
 
 def test_a_page_stays_until_its_successor_is_whole(alone, monkeypatch):
     """Whatever the writing of another one ends in; where a package is missing, before anything is written."""
-    write_report(alone, report_of_study(alone, print), print)
+    write_report(alone, read_study_report(alone, print), print)
     (alone / "report.html").write_text("the earlier page")
     for missing in ("matplotlib", "jinja2"):
         (alone / "report.json").write_text('{"format": 2}')
@@ -358,26 +364,26 @@ def test_a_page_stays_until_its_successor_is_whole(alone, monkeypatch):
             assert main(["report", str(alone)]) == 1
         assert contents(alone) == before
     (alone / "report.json").unlink()
-    report = report_of_study(alone, print)
-    monkeypatch.setattr("clipvisionalign.study.page.render_page", lambda *given: 1 / 0)
+    report = read_study_report(alone, print)
+    monkeypatch.setattr("clipvisionalign.study.report.html.render_page", lambda *given: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         write_report(alone, report, print)
     assert (alone / "report.html").read_text() == "the earlier page"
 
 
 def test_a_poorer_report_takes_the_place_of_none(alone):
-    whole = report_of_study(alone, print)
-    assert not without_results(whole)
-    write_report(alone, whole, print)
+    full_report = read_study_report(alone, print)
+    assert not trials_without_results(full_report)
+    write_report(alone, full_report, print)
     (alone / "cells" / "self-0" / "measured.json").unlink()
     said: list[str] = []
-    assert report_of_study(alone, said.append) == json.loads(json.dumps(whole))
+    assert read_study_report(alone, said.append) == json.loads(json.dumps(full_report))
     assert any("self-0 of the report" in line for line in said)
 
 
 def test_a_study_that_loses_a_result_keeps_its_earlier_report(alone, two, monkeypatch):
     """A cell that had one, and cannot be measured by now."""
-    write_report(alone, report_of_study(alone, print), print)
+    write_report(alone, read_study_report(alone, print), print)
     before = (alone / "report.json").read_bytes()
     (alone / "cells" / "late-1" / "measured.json").unlink()
     faults.strike(monkeypatch.setattr, STAGES["loading"], faults.raises)
@@ -392,16 +398,16 @@ def test_what_was_added_to_a_report_stays_or_is_told(alone):
     measured = alone / "cells" / "late-1" / "measured.json"
     kept = measured.read_bytes()
     measured.unlink()
-    before = report_of_study(alone, print) | {"search": search, "made_from": "other figures"}
+    before = read_study_report(alone, print) | {"search": search, "made_from": "other figures"}
     (alone / "report.json").write_text(json.dumps(before))
-    again = report_of_study(alone, print)
+    again = read_study_report(alone, print)
     assert again["search"] == search
     assert any("78.0 %" in claim["text"] for claim in again["claims"])
     # Of other results it would tell something else.
     measured.write_bytes(kept)
-    whole = report_of_study(alone, print)
-    assert "search" not in whole
-    assert "search" in {part["part"] for part in whole["not_made"]}
+    full_report = read_study_report(alone, print)
+    assert "search" not in full_report
+    assert "search" in {part["part"] for part in full_report["not_made"]}
 
 
 NO_LEAK: dict[str, Any] = {"audit_of_the_leak": {"passed": False, "checks": []}}
@@ -418,7 +424,7 @@ def test_what_no_cell_could_pass_is_found_before_training(few, two, scenes_folde
     """An image in train and test, too few images for an audit, minimal pairs that are not there, a package that is
     missing: each before anything is trained; and a study that was trained all the same still gets its report."""
     trained: list[str] = []
-    monkeypatch.setattr("clipvisionalign.study.run.train_cell", lambda cell, say: trained.append(cell.folder.name))
+    monkeypatch.setattr("clipvisionalign.study.runner.train_trial", lambda cell, say: trained.append(cell.folder.name))
     data = tmp_path / "data"
     shutil.copytree(scenes_folder, data)
     train, test = (read_captioned_images(data).split(split).images[0] for split in ("train", "test"))
@@ -431,11 +437,11 @@ def test_what_no_cell_could_pass_is_found_before_training(few, two, scenes_folde
         },
         "nowhere.json": {"measure": replace(two.measure, minimal_pairs=str(tmp_path / "nowhere.json"))},
     }
-    for number, (told, other) in enumerate(impossible.items()):
-        with pytest.raises((DataError, OSError, ValueError), match=told):
+    for number, (message, other) in enumerate(impossible.items()):
+        with pytest.raises((DataError, OSError, ValueError), match=message):
             run_study(replace(two, **other), tmp_path / f"out-{number}", lambda line: None)
     with monkeypatch.context() as within:
-        within.setattr("clipvisionalign.study.report.find_spec", lambda name: None if name == "nltk" else name)
+        within.setattr("clipvisionalign.study.report.build.find_spec", lambda name: None if name == "nltk" else name)
         with pytest.raises(ModuleNotFoundError, match="nltk"):
             run_study(two, tmp_path / "out-nltk", lambda line: None)
     assert not trained

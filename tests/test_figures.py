@@ -13,25 +13,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_reports import cost_round, made_report
 
-from clipvisionalign.study import figures
-from clipvisionalign.study.examples import choose
-from clipvisionalign.study.tables import counted, tables_of
-from clipvisionalign.study.words import EXAMPLES, examples_shown
+from clipvisionalign.study.report import plots as figures
+from clipvisionalign.study.report.examples import choose_examples
+from clipvisionalign.study.report.summary import EXAMPLE_GROUPS, shown_examples
+from clipvisionalign.study.report.tables import build_tables, interval_note
 
 
-def drawn(report: dict[str, Any], draw: Any) -> tuple[Any, str]:
+def plotted(report: dict[str, Any], draw: Any) -> tuple[Any, str]:
     """The axes of a figure and all that is said of it."""
     from matplotlib import pyplot
 
-    figure, *told = draw(report)
+    figure, *texts = draw(report)
     pyplot.close(figure)
-    return figure.axes, " ".join(told)
+    return figure.axes, " ".join(texts)
 
 
 def table(report: dict[str, Any], name: str) -> dict[str, dict[str, str]]:
     """A table's cells by row and column."""
-    (found,) = [each for each in tables_of(report) if each.name == name]
-    return {row[0]: dict(zip(found.columns, row, strict=True)) for row in found.rows}
+    (report_table,) = [each for each in build_tables(report) if each.name == name]
+    return {row[0]: dict(zip(report_table.columns, row, strict=True)) for row in report_table.rows}
 
 
 def rounds(host: float, device: float | None = None, count: int = 3, spread: float = 4.0) -> list[dict[str, Any]]:
@@ -43,24 +43,24 @@ def test_memory_begins_at_zero_and_has_a_front_where_one_was_shown(device):
     """Processes of nearly the same size, of which none is smaller beyond its own rounds."""
     costs = {name: rounds(2036 + n, None if device is None else device + n) for n, name in enumerate(("self", "late"))}
     report = made_report({"self": 0.2, "late": 0.9}, [0], costs=costs)
-    (axes,), told = drawn(report, figures._pareto_memory)
+    (axes,), alt_text = plotted(report, figures._plot_memory)
     assert axes.get_xlim()[0] == axes.get_ylim()[0] == 0
-    assert "front" not in told
-    assert "differ by no more than one variant does" in told
+    assert "front" not in alt_text
+    assert "differ by no more than one variant does" in alt_text
     assert ("GPU" in axes.get_xlabel()) == (device is not None)
     assert 0.8 * axes.get_xlim()[1] < (device or 2036) * 1.15
     assert ("peak GPU MiB" in table(report, "cost")["self"]) == (device is not None)
     costs = {"self": rounds(900, device), "late": rounds(1800, device and 2 * device)}
-    (axes,), told = drawn(made_report({"self": 0.2, "late": 0.9}, [0], costs=costs), figures._pareto_memory)
-    assert "Dotted: the front" in told
+    (axes,), alt_text = plotted(made_report({"self": 0.2, "late": 0.9}, [0], costs=costs), figures._plot_memory)
+    assert "Dotted: the front" in alt_text
     # Dearer, and not shown to find more.
-    (axes,), told = drawn(made_report({"self": 0.5, "late": 0.5}, [0], costs=costs), figures._pareto_memory)
-    assert "None that costs more was shown to find more" in told
+    (axes,), alt_text = plotted(made_report({"self": 0.5, "late": 0.5}, [0], costs=costs), figures._plot_memory)
+    assert "None that costs more was shown to find more" in alt_text
     assert "front" not in axes.get_legend_handles_labels()[1]
     # Once is not often enough to tell.
     costs = {name: several[:1] for name, several in costs.items()}
-    (axes,), told = drawn(made_report({"self": 0.2, "late": 0.9}, [0], costs=costs), figures._pareto_memory)
-    assert "was not measured" in told
+    (axes,), alt_text = plotted(made_report({"self": 0.2, "late": 0.9}, [0], costs=costs), figures._plot_memory)
+    assert "was not measured" in alt_text
 
 
 @settings(max_examples=60, deadline=None)
@@ -74,7 +74,7 @@ def test_each_of_a_front_costs_more_and_was_shown_to_find_more(points, data):
         for i, a in enumerate(names) for b in names[i + 1 :]
     ]  # fmt: skip
     variants = {name: {"figures": {"rsum": {"value": value[name]}}} for name in names}
-    front = figures.front_of(names, ranges, {"results": {"differences": rows, "variants": variants}})
+    front = figures.pareto_front(names, ranges, {"results": {"differences": rows, "variants": variants}})
     assert len(front) != 1
     for a, b in itertools.pairwise(front):
         assert ranges[b][0] > ranges[a][1]
@@ -84,8 +84,8 @@ def test_each_of_a_front_costs_more_and_was_shown_to_find_more(points, data):
 
 def test_recalls_and_sums_begin_at_zero():
     report = made_report({"self": 0.8, "late": 0.81, "cross": 0.8}, [0], images=60, pairs={"count": 8})
-    for draw in (figures._accuracy, figures._by_length, figures._composition):
-        (axes,), _ = drawn(report, draw)
+    for draw in (figures._plot_accuracy, figures._plot_length, figures._plot_composition):
+        (axes,), _ = plotted(report, draw)
         assert axes.get_ylim()[0] == 0
         for line in axes.lines:
             assert np.nanmax(np.append(line.get_ydata(), 0)) <= axes.get_ylim()[1]
@@ -98,11 +98,11 @@ def test_what_a_variant_starts_from_counts_in_steps_and_time(old):
                          bases={"late": "self", "cross": "late"})  # fmt: skip
     for curve in report["curves"] if old else []:
         del curve["before"]
-    axes, told = drawn(report, figures._curves)
+    axes, alt_text = plotted(report, figures._plot_curves)
     for each in axes:
         assert each.get_xlim()[0] == 0
         assert sorted({tuple(line.get_xdata()) for line in each.lines}) == [(10, 20), (30, 40), (50, 60)]
-    assert "cross, seed 1: 200.0 at step 60, the first 40 of them those of late" in told
+    assert "cross, seed 1: 200.0 at step 60, the first 40 of them those of late" in alt_text
     costs = table(report, "cost")
     assert [costs[name]["training steps"] for name in ("self", "late", "cross")] == ["20", "40", "60"]
     assert [costs[name]["training s"] for name in ("self", "late", "cross")] == ["10", "20", "30"]
@@ -115,16 +115,16 @@ def test_what_went_before_counts_where_its_own_measurement_failed(tmp_path):
     report = made_report({"self": 0.5, "late": 0.5}, [0], missing=[("self", 0)], bases={"late": "self"}, study=tmp_path,
                          costs={"late": rounds(900)})  # fmt: skip
     assert table(report, "cost")["late"]["training s"] == "17"
-    assert drawn(report, figures._curves)[0][0].lines[0].get_xdata().tolist() == [25, 35]
+    assert plotted(report, figures._plot_curves)[0][0].lines[0].get_xdata().tolist() == [25, 35]
 
 
 def test_a_variant_without_its_first_seed_is_in_the_legend_and_in_no_mean_of_more():
     report = made_report({"self": 0.5, "late": 0.5}, [0, 1, 2], missing=[("late", 0)])
-    axes, _ = drawn(report, figures._curves)
+    axes, _ = plotted(report, figures._plot_curves)
     assert axes[1].get_legend_handles_labels()[1] == ["self", "late (2 of 3 seeds)"]
-    assert counted(report).startswith("mean of 2 to 3 seeds")
+    assert interval_note(report).startswith("mean of 2 to 3 seeds")
     both = made_report({"self": 0.5, "late": 0.5}, [0, 1, 2], missing=[("late", 0), ("self", 2)])
-    assert counted(both).startswith("mean of 2 seeds")
+    assert interval_note(both).startswith("mean of 2 seeds")
 
 
 @settings(max_examples=60, deadline=None)
@@ -133,10 +133,10 @@ def test_examples_are_what_their_group_is_called(variants, captions, seed):
     rng = np.random.default_rng(seed)
     ranks = rng.choice([1, 2, 7, 9, 10, 11, 300], (variants, captions))
     owners = rng.integers(0, max(1, captions // 2), captions)
-    chosen = choose(ranks, owners, 3)
-    for kind, places in chosen.items():
-        assert len({owners[p] for p in places}) == len(places) <= 3
-        for p in places:
+    chosen = choose_examples(ranks, owners, 3)
+    for kind, indices in chosen.items():
+        assert len({owners[p] for p in indices}) == len(indices) <= 3
+        for p in indices:
             column = ranks[:, p]
             assert (column == 1).all() if kind == "found by all" else (column > 10).any()
             assert (column > 10).all() if kind == "found by none" else (column == 1).any()
@@ -146,29 +146,33 @@ def test_examples_are_what_their_group_is_called(variants, captions, seed):
     # Nor does the order of the file decide, where it is not asked.
     order = rng.permutation(captions)
     shuffled = rng.permutation(captions)
-    again = choose(ranks[:, shuffled], owners[shuffled], 3, order[shuffled])
-    assert {kind: [int(shuffled[p]) for p in places] for kind, places in again.items()} == choose(
+    again = choose_examples(ranks[:, shuffled], owners[shuffled], 3, order[shuffled])
+    assert {kind: [int(shuffled[p]) for p in indices] for kind, indices in again.items()} == choose_examples(
         ranks, owners, 3, order
     )
 
 
 def test_examples_of_a_report_from_before_there_was_a_rule_are_shown_where_they_fit():
-    groups = {kind: [{"ranks": {"a": a, "b": b}} for a, b in ((1, 1), (7, 9), (1, 18), (40, 50))] for kind in EXAMPLES}
-    shown = {kind: [tuple(one["ranks"].values()) for one in some] for kind, _, some in examples_shown({"examples": {"groups": groups}})}  # fmt: skip
+    groups = {
+        kind: [{"ranks": {"a": a, "b": b}} for a, b in ((1, 1), (7, 9), (1, 18), (40, 50))] for kind in EXAMPLE_GROUPS
+    }
+    shown = {kind: [tuple(one["ranks"].values()) for one in some] for kind, _, some in shown_examples({"examples": {"groups": groups}})}  # fmt: skip
     assert shown == {"found by all": [(1, 1)], "found by none": [(40, 50)], "where they disagree": [(1, 18)]}
-    assert not re.search("7|9", str([told for told, _ in EXAMPLES.values()]))
+    assert not re.search("7|9", str([description for description, _ in EXAMPLE_GROUPS.values()]))
 
 
-@pytest.mark.parametrize(("factor", "told"), [(1.0, True), (1.3, True), (40.0, False)])
-def test_lines_of_time_that_are_no_further_apart_than_processes_are_told_so(factor, told):
+@pytest.mark.parametrize(("factor", "is_told"), [(1.0, True), (1.3, True), (40.0, False)])
+def test_lines_of_time_that_are_no_further_apart_than_processes_are_told_so(factor, is_told):
     costs = {name: [cost_round(each), cost_round(1.4 * each)] for name, each in (("self", 2.0), ("late", 2.0 * factor))}
-    _, about = drawn(made_report(seeds=[0], costs=costs), figures._length_time)
-    assert ("differ by no more than one variant does" in about) == told
+    _, about = plotted(made_report(seeds=[0], costs=costs), figures._plot_length_time)
+    assert ("differ by no more than one variant does" in about) == is_told
 
 
-@pytest.mark.parametrize(("long", "told"), [(2.0, "differ by no more"), (90.0, "at 512 tokens, at other lengths none")])
+@pytest.mark.parametrize(
+    ("long", "expected"), [(2.0, "differ by no more"), (90.0, "at 512 tokens, at other lengths none")]
+)
 @pytest.mark.parametrize("count", [1, 3])
-def test_what_is_said_of_times_by_length_is_of_the_times_that_are_drawn(long, told, count):
+def test_what_is_said_of_times_by_length_is_of_the_times_that_are_drawn(long, expected, count):
     """Not of the time of the data's own captions, which may be alike while long ones are not."""
 
     def rounds_of(end: float) -> list[dict[str, Any]]:
@@ -176,16 +180,16 @@ def test_what_is_said_of_times_by_length_is_of_the_times_that_are_drawn(long, to
         return [cost_round(2.0) | {"by_length": lengths} for _ in range(count)]
 
     report = made_report(seeds=[0], costs={"self": rounds_of(2.0), "late": rounds_of(long)})
-    _, about = drawn(report, figures._length_time)
+    _, about = plotted(report, figures._plot_length_time)
     # Of one process the spread is not known, and it is not told as one.
-    told = told if count > 1 or long > 2 else "was not measured: none is shown to cost less"
-    assert told in about
+    expected = expected if count > 1 or long > 2 else "was not measured: none is shown to cost less"
+    assert expected in about
     assert ("from process to process" in about) == (count > 1)
     # Reports from before each round kept them.
     for cost in report["cost"].values():
         for each in cost["rounds"]:
             del each["by_length"]
-    assert told in drawn(report, figures._length_time)[1]
+    assert expected in plotted(report, figures._plot_length_time)[1]
 
 
 @settings(max_examples=60, deadline=None)
@@ -200,14 +204,14 @@ def test_that_none_dearer_finds_more_is_said_only_where_no_pair_contradicts_it(p
     values = {name: {"figures": {"rsum": {"value": value}}} for name, (_, value) in zip(names, points, strict=True)}
     report = {"results": {"differences": rows, "variants": values}}
     better = figures.dearer_and_better(names, ranges, report)
-    told = figures._of_front(figures.front_of(names, ranges, report), names, "", better)
+    note = figures._front_note(figures.pareto_front(names, ranges, report), names, "", better)
     contradicting = [
         row
         for row in rows
         for more, less in [(row["a"], row["b"]) if row["value"] > 0 else (row["b"], row["a"])]
         if row["shown"] and ranges[more][0] > ranges[less][1] + 0.6
     ]
-    assert told.startswith("None") == (not contradicting)
+    assert note.startswith("None") == (not contradicting)
 
 
 @pytest.mark.parametrize("rounds", [1, 2, 3])
@@ -216,9 +220,9 @@ def test_a_spread_between_rounds_is_told_of_where_there_are_several(rounds):
     report = made_report(seeds=[0], costs=costs)
     from matplotlib import pyplot
 
-    for draw in (figures._pareto_time, figures._pareto_memory, figures._length_time):
+    for draw in (figures._plot_time, figures._plot_memory, figures._plot_length_time):
         about = draw(report)[2]
         assert ("from process to process" in about) == (rounds > 1)
         assert ("The spread of one variant was not measured" in about) == (rounds == 1)
-        assert ("highest round" in about) == (rounds > 1 and draw is not figures._length_time)
+        assert ("highest round" in about) == (rounds > 1 and draw is not figures._plot_length_time)
     pyplot.close("all")

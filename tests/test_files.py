@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from clipvisionalign.files import PART, written_aside
+from clipvisionalign.files import PARTIAL_SUFFIX, atomic_write
 
 SOURCE = Path(__file__).parent.parent / "src" / "clipvisionalign"
 
@@ -31,10 +31,10 @@ def content(path: Path) -> dict[str, str]:
 @pytest.mark.parametrize("kind", ["file", "folder", "in folder"])
 def test_the_old_stays_until_the_new_is_whole(tmp_path, kind, sync, own):
     path = tmp_path / "kept"
-    how = {"sync": sync, "own": own, "in_folder": kind == "in folder"}
+    how = {"sync": sync, "unique_name": own, "in_own_folder": kind == "in folder"}
 
     def write(text: str, fails: bool = False) -> None:
-        with written_aside(path, **how) as aside:
+        with atomic_write(path, **how) as aside:
             write_folder(aside, text) if kind == "folder" else aside.write_text(text, encoding="utf-8")
             if kind == "in folder":
                 # What some writers leave beside the file that they are asked for.
@@ -57,7 +57,7 @@ def test_a_killed_process_leaves_the_old_and_the_next_one_tidies_up(tmp_path, ki
     path = tmp_path / "kept"
 
     def write(text: str, killed: bool = False) -> None:
-        with written_aside(path) as aside:
+        with atomic_write(path) as aside:
             write_folder(aside, text) if kind == "folder" else aside.write_text(text, encoding="utf-8")
             if killed:
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -68,7 +68,7 @@ def test_a_killed_process_leaves_the_old_and_the_next_one_tidies_up(tmp_path, ki
         write("half", killed=True)
     assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == -signal.SIGKILL
     assert set(content(path).values()) == {"old"}
-    assert sorted(each.name for each in tmp_path.iterdir()) == ["kept", f"kept{PART}"]
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["kept", f"kept{PARTIAL_SUFFIX}"]
     write("new")
     assert set(content(path).values()) == {"new"}
     assert [each.name for each in tmp_path.iterdir()] == ["kept"]
@@ -77,5 +77,5 @@ def test_a_killed_process_leaves_the_old_and_the_next_one_tidies_up(tmp_path, ki
 def test_nothing_else_renames_what_it_wrote():
     """Sharded checkpoints alone do it on their own: many processes write them together."""
     by_hand = re.compile(r"\.part[\"']|os\.replace|NamedTemporaryFile|\b(aside|part)\.(replace|rename)\(")
-    found = {path.name for path in SOURCE.rglob("*.py") if by_hand.search(path.read_text(encoding="utf-8"))}
-    assert found == {"files.py", "checkpoint.py"}
+    offending = {path.name for path in SOURCE.rglob("*.py") if by_hand.search(path.read_text(encoding="utf-8"))}
+    assert offending == {"files.py", "checkpoint.py"}

@@ -16,15 +16,15 @@ from clipvisionalign.training.fine_tuning import (
     LAYER,
     LoraConfig,
     add_lora,
-    depths,
     freeze,
-    keep_frozen_still,
-    merged,
-    norms,
+    image_batch_norms,
+    layer_indices,
+    merge_lora,
     optimizer_groups,
-    text_depths,
+    set_frozen_eval,
+    text_layer_indices,
 )
-from clipvisionalign.training.records import flat, usable_trackers
+from clipvisionalign.training.metrics_logger import available_trackers, flatten_metrics
 from clipvisionalign.training.train import train
 
 
@@ -58,12 +58,12 @@ def test_merged_adapters_give_the_same_vectors_under_the_plain_names(tiny_model,
         )
     assert moved
     adapted = aligner.encode_captions(data.captions), aligner.encode_images(data.images)
-    found = merged(aligner)
-    assert set(found.state_dict()) == plain
-    whole = found.encode_captions(data.captions), found.encode_images(data.images)
-    exact = in_float64(found)
+    merged_aligner = merge_lora(aligner)
+    assert set(merged_aligner.state_dict()) == plain
+    merged_vectors = merged_aligner.encode_captions(data.captions), merged_aligner.encode_images(data.images)
+    exact = in_float64(merged_aligner)
     right = exact.encode_captions(data.captions), exact.encode_images(data.images)
-    for one, other, was, sure, kind in zip(adapted, whole, before, right, ("text", "image"), strict=True):
+    for one, other, was, sure, kind in zip(adapted, merged_vectors, before, right, ("text", "image"), strict=True):
         assert_same(one, other, sure, size=1.0)
         if towers in (kind, "both"):
             with pytest.raises(AssertionError, match="off by"):
@@ -102,7 +102,7 @@ def test_parts_are_frozen_by_name(tiny_model):
 
 def test_learning_rates_fall_with_depth(tiny_model):
     aligner = Aligner(tiny_model())
-    layers = depths(aligner)
+    layers = layer_indices(aligner)
     assert layers["text_tower.encoder.embeddings.word_embeddings.weight"] == (0, 2)
     assert layers["text_tower.encoder.encoder.layer.1.output.dense.weight"] == (2, 2)
     images = [layer for name, (layer, _) in layers.items() if name.startswith("image_tower")]
@@ -131,9 +131,9 @@ def test_what_follows_the_last_layer_learns_as_fast_as_it(family):
              "bos_token_id": 1, "eos_token_id": 2, "cls_token_id": 1, "sep_token_id": 2}  # fmt: skip
     with torch.device("meta"):
         model = AutoModel.from_config(AutoConfig.for_model(family, **small))
-    found = text_depths([name for name, _ in model.named_parameters()])
-    assert {last for _, last in found.values()} == {3}
-    for name, (depth, last) in found.items():
+    depths = text_layer_indices([name for name, _ in model.named_parameters()])
+    assert {last for _, last in depths.values()} == {3}
+    for name, (depth, last) in depths.items():
         layer = LAYER.search(f".{name}")
         if layer:
             assert depth == int(layer[1]) + 1
@@ -148,8 +148,8 @@ def test_a_pretrained_batch_norm_keeps_its_statistics_where_its_tower_is_trained
     for weights, training in (("random", True), ("auto", False)):
         aligner.config.image_tower.weights = weights
         aligner.train()
-        keep_frozen_still(aligner, "none")
-        assert all(module.training == training for module in norms(aligner))
+        set_frozen_eval(aligner, "none")
+        assert all(module.training == training for module in image_batch_norms(aligner))
         assert aligner.image_tower.training
 
 
@@ -199,10 +199,10 @@ def test_figures_go_to_tensorboard_with_their_steps(tiny_runs):
     events.Reload()
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     expected = [(line["step"], line["train_loss"]) for line in lines if "dev" in line]
-    found = [(event.step, event.value) for event in events.Scalars("train_loss")]
-    assert [step for step, _ in found] == [step for step, _ in expected]
+    logged = [(event.step, event.value) for event in events.Scalars("train_loss")]
+    assert [step for step, _ in logged] == [step for step, _ in expected]
     # Six decimals are written into the one, float32 into the other.
-    assert [value for _, value in found] == pytest.approx([value for _, value in expected], abs=1e-6)
+    assert [value for _, value in logged] == pytest.approx([value for _, value in expected], abs=1e-6)
     assert {"dev/image_to_text/recall_at_1", "dev_loss", "dev_accuracy"} <= set(events.Tags()["scalars"])
 
 
@@ -229,15 +229,15 @@ def test_a_tracker_that_is_not_there_is_told_with_its_pip_line(monkeypatch):
     import importlib.util
 
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert usable_trackers(["tensorboard"], asked=False) == (
+    assert available_trackers(["tensorboard"], requested=False) == (
         [], ["no tensorboard records: tensorboard is not installed: pip install tensorboard"],
     )  # fmt: skip
     with pytest.raises(ValueError, match="--trackers wandb: wandb is not installed: pip install wandb"):
-        usable_trackers(["wandb"], asked=True)
+        available_trackers(["wandb"], requested=True)
     with pytest.raises(ValueError, match="there are tensorboard, wandb, mlflow"):
-        usable_trackers(["paper"], asked=True)
+        available_trackers(["paper"], requested=True)
 
 
 def test_nested_figures_have_one_name_each():
     nested = {"epoch": 3, "loss": 1.5, "dev": {"rsum": {"value": 7, "low": 6}, "recall": {"at_1": {"value": 0.5}}}}
-    assert flat(nested) == {"loss": 1.5, "dev/rsum": 7.0, "dev/recall/at_1": 0.5}
+    assert flatten_metrics(nested) == {"loss": 1.5, "dev/rsum": 7.0, "dev/recall/at_1": 0.5}

@@ -11,7 +11,7 @@ from PIL import Image
 
 from clipvisionalign.data.captioned import DataError
 from clipvisionalign.data.formats import LAYOUTS, read_captioned_images
-from clipvisionalign.data.splits import content_key, split_of_name
+from clipvisionalign.data.splits import content_key, hash_split
 
 
 def paint(path: Path, colour: int = 0) -> str:
@@ -110,14 +110,14 @@ def test_karpathy(tmp_path):
 def test_coco(tmp_path):
     for year, number in (("train2017", 7), ("val2017", 8)):
         paint(tmp_path / year / f"{number:012}.jpg")
-        found = {
+        coco = {
             "images": [{"id": number, "file_name": f"{number:012}.jpg"}],
             "annotations": [{"image_id": number, "caption": f"A cat {i}."} for i in range(3)]
             + [{"image_id": 99, "caption": "of no image"}],
         }
         path = tmp_path / "annotations" / f"captions_{year}.json"
         path.parent.mkdir(exist_ok=True)
-        path.write_text(json.dumps(found))
+        path.write_text(json.dumps(coco))
     data = read_captioned_images(tmp_path)
     assert data.layout == "coco"
     assert [(row.split, len(row.captions), row.image.is_file()) for row in data] == [
@@ -173,7 +173,7 @@ def test_tables(tmp_path, suffix):
         assert all(row.image.is_file() for row in data)
 
 
-def test_parquet_with_pictures_inside(tmp_path):
+def test_parquet_with_images_inside(tmp_path):
     import pyarrow
     import pyarrow.parquet
 
@@ -205,9 +205,9 @@ def test_folder_with_metadata(tmp_path, form):
     assert data.layout == "folder"
     assert {name: captions for name, (_, captions) in content(data).items()} == {n: (f"a, {n}",) for n in names}
     assert not data.official_splits
-    assert all(row.split == split_of_name(content_key(row.image)) for row in data)
+    assert all(row.split == hash_split(content_key(row.image)) for row in data)
     # As runs from before this rule were split.
-    assert all(row.split == split_of_name(row.name) for row in read_captioned_images(tmp_path, split_rule=1))
+    assert all(row.split == hash_split(row.name) for row in read_captioned_images(tmp_path, split_rule=1))
 
 
 def test_folder_with_a_metadata_file_per_split(tmp_path):
@@ -222,9 +222,9 @@ def test_folder_with_a_metadata_file_per_split(tmp_path):
     assert all(row.image.is_file() for row in data)
 
 
-def test_one_text_per_picture(tmp_path):
-    for place in ("train/a.jpg", "val/b.png", "train/c.jpg"):
-        paint(tmp_path / place)
+def test_one_text_per_image(tmp_path):
+    for image_path in ("train/a.jpg", "val/b.png", "train/c.jpg"):
+        paint(tmp_path / image_path)
     (tmp_path / "train" / "a.txt").write_text("first caption\nsecond caption\n")
     (tmp_path / "val" / "b.txt").write_bytes("ein Café".encode("latin-1"))
     data = read_captioned_images(tmp_path)
@@ -255,11 +255,11 @@ def test_a_layout_can_be_named(scenes_folder):
 
 
 def test_splits_by_hash_are_stable_and_about_eighty_ten_ten():
-    splits = [split_of_name(f"{number}.jpg") for number in range(20_000)]
+    splits = [hash_split(f"{number}.jpg") for number in range(20_000)]
     shares = [splits.count(split) / len(splits) for split in ("train", "dev", "test")]
     assert shares == pytest.approx([0.8, 0.1, 0.1], abs=0.01)
     # Fixed for ever: another value here would move everybody's pictures.
-    assert [split_of_name(name) for name in ("a.jpg", "k.jpg", "19.jpg")] == ["train", "test", "dev"]
+    assert [hash_split(name) for name in ("a.jpg", "k.jpg", "19.jpg")] == ["train", "test", "dev"]
 
 
 def test_fingerprint_tells_data_sets_apart(tmp_path):

@@ -18,9 +18,9 @@ from safetensors.torch import load_file
 from clipvisionalign.data.captioned import DataError
 from clipvisionalign.training import frozen_features, run_folder, trainer, trainer_setup
 from clipvisionalign.training.config import RunConfig
-from clipvisionalign.training.dev import DevGallery
 from clipvisionalign.training.fine_tuning import LoraConfig
 from clipvisionalign.training.train import resume, train
+from clipvisionalign.training.validation import DevGallery
 
 
 class CutOffError(Exception):
@@ -31,7 +31,7 @@ def silent(line: str) -> None:
     """Says nothing."""
 
 
-def cut_off(config: RunConfig, monkeypatch, what: str = "take_step", before: int = 4, owner=None) -> None:
+def cut_off(config: RunConfig, monkeypatch, what: str = "forward_backward", before: int = 4, owner=None) -> None:
     """A run that ends as by a kill before the call number `before` of something."""
     if owner is None:
         owner = next(each for each in (run_folder, trainer_setup, trainer) if hasattr(each, what))
@@ -55,8 +55,8 @@ def weights(run: str | Path) -> dict[str, torch.Tensor]:
 
 
 def results(run: str | Path) -> dict:
-    found = json.loads((Path(run) / "results.json").read_text())
-    return {name: found[name] for name in ("rsum", "steps", "steps_skipped", "images_left_out", "best_epoch")}
+    recorded = json.loads((Path(run) / "results.json").read_text())
+    return {name: recorded[name] for name in ("rsum", "steps", "steps_skipped", "images_left_out", "best_epoch")}
 
 
 def assert_same(run: str | Path, other: str | Path) -> None:
@@ -185,7 +185,7 @@ def test_what_a_run_keeps_on_disk_is_decided_once(settings, tmp_path, monkeypatc
     config = settings("", freeze="both", **more)
 
     def room(there: bool):
-        monkeypatch.setattr(frozen_features, "room_for", lambda *_: there)
+        monkeypatch.setattr(frozen_features, "has_free_space", lambda *_: there)
 
     room(begun_with_room)
     train(config, silent)
@@ -201,8 +201,8 @@ def test_what_a_run_keeps_on_disk_is_decided_once(settings, tmp_path, monkeypatc
         room(False)
         for kind, what in (("captions", "caption"), ("features", "picture")):
             shutil.rmtree(tmp_path / "cache" / kind)
-            told = rf"no room for .* MiB of {what} features, which this run was begun with: make room there"
-            with pytest.raises(OSError, match=told):
+            message = rf"no room for .* MiB of {what} features, which this run was begun with: make room there"
+            with pytest.raises(OSError, match=message):
                 resume(again.out, silent)
 
 
@@ -245,14 +245,14 @@ def test_a_run_none_of_whose_checkpoints_reads_back_is_left_as_it_is(settings, t
 def test_a_run_takes_the_steps_that_it_planned(settings, tmp_path, images, batch, chunk, steps):
     config = settings("", out=str(tmp_path / "run"), train_images=images, batch=batch, chunk=chunk)
     train(config, silent)
-    found = results(config.out)
-    assert (found["steps"], found["steps_skipped"], found["images_left_out"]) == (2 * steps, 0, 0)
+    recorded = results(config.out)
+    assert (recorded["steps"], recorded["steps_skipped"], recorded["images_left_out"]) == (2 * steps, 0, 0)
 
 
 @pytest.mark.parametrize(("asked", "more", "steps"), [(2, {}, 2), (50, {}, 6), (50, {"steps": 4}, 4)])
 def test_a_profile_ends_where_the_training_would(settings, tmp_path, asked, more, steps):
-    found = train(settings("", out=str(tmp_path / "profile"), profile=asked, **more), silent)
-    assert found["steps"] == steps
+    outcome = train(settings("", out=str(tmp_path / "profile"), profile=asked, **more), silent)
+    assert outcome["steps"] == steps
     assert not (tmp_path / "profile").exists()
 
 
@@ -266,11 +266,11 @@ def test_steps_and_chunks_of_unreadable_images_are_counted_and_the_schedule_ends
         said = []
         config = settings("", out=str(tmp_path / name), **more, chunk=chunk)
         train(config, said.append)
-        found = results(config.out)
-        assert found["steps"] + found["steps_skipped"] == 12
-        assert found["steps_skipped"] > 0
+        recorded = results(config.out)
+        assert recorded["steps"] + recorded["steps_skipped"] == 12
+        assert recorded["steps_skipped"] > 0
         # Each unreadable image, and the readable ones that had no other beside them.
-        assert found["images_left_out"] >= 24
+        assert recorded["images_left_out"] >= 24
         assert any(line.endswith("none: too few of its images could be read") for line in said)
         stopped = replace(config, out=f"{config.out} stopped")
         cut_off(stopped, monkeypatch, before=9)
@@ -283,7 +283,7 @@ def test_steps_and_chunks_of_unreadable_images_are_counted_and_the_schedule_ends
 
 
 def test_a_temperature_at_its_limit_comes_back():
-    from clipvisionalign.models.late_interaction import MOST_LOG_SCALE, LateConfig, LateInteraction
+    from clipvisionalign.models.late_interaction import MAX_LOG_SCALE, LateConfig, LateInteraction
 
     late = LateInteraction(LateConfig(width=4), 4, 4)
     with torch.no_grad():
@@ -294,7 +294,7 @@ def test_a_temperature_at_its_limit_comes_back():
 
         from clipvisionalign.models.aligner import Aligner
 
-        limit_temperatures = Aligner.limit_temperatures
+        clamp_temperatures = Aligner.clamp_temperatures
         log_scale = torch.nn.Parameter(torch.tensor([4.9]))
 
     model = Model()
@@ -305,8 +305,8 @@ def test_a_temperature_at_its_limit_comes_back():
             optimizer.zero_grad()
             (direction * (model.log_scale.exp().clamp(max=100.0).sum() + late.scale())).backward()
             optimizer.step()
-            model.limit_temperatures()
-        found = [model.log_scale.item(), late.log_scale.item()]
-        assert all(value == pytest.approx(MOST_LOG_SCALE) for value in found) == (direction < 0)
-        assert max(found) <= MOST_LOG_SCALE + 1e-6
+            model.clamp_temperatures()
+        log_scales = [model.log_scale.item(), late.log_scale.item()]
+        assert all(value == pytest.approx(MAX_LOG_SCALE) for value in log_scales) == (direction < 0)
+        assert max(log_scales) <= MAX_LOG_SCALE + 1e-6
     assert float(late.scale()) < 99

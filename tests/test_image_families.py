@@ -56,10 +56,10 @@ def test_a_backbone_is_built_at_the_size_asked_for(name):
     with torch.device("meta"):
         tower = ImageTower(ImageTowerConfig(name, weights="random", size=size))
         features = tower(torch.zeros(2, 3, size, size))
-    assert tower.input.size == size
+    assert tower.image_transform.size == size
     assert features.pooled.shape == (2, tower.width)
     assert features.patches.shape == (2, patches, tower.patch_width)
-    assert tower.patches == patches
+    assert tower.num_patches == patches
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -97,5 +97,5 @@ def test_patches_may_be_narrower_than_the_pooled_vector(text_folder):
     aligner = Aligner(AlignerConfig(image_tower=image, text_tower=TextTowerConfig(str(text_folder)), width=32)).eval()
     assert (aligner.image_tower.width, aligner.image_tower.patch_width) == (1024, 288)
     with torch.inference_mode():
-        states = aligner.image_states(aligner.image_tower(torch.randn(2, 3, 64, 64)))
+        states = aligner.embed_image_features(aligner.image_tower(torch.randn(2, 3, 64, 64)))
     assert (states.vectors.shape, states.patches.shape) == ((2, 32), (2, 4, 32))

@@ -1,4 +1,4 @@
-"""Every image is opened right, or is one `PictureError`: of any format, damage, EXIF, transparency and depth."""
+"""Every image is opened right, or is one `ImageError`: of any format, damage, EXIF, transparency and depth."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from odd_images import (
     ORIENTATION,
     check_exif,
     damaged,
+    damaged_files,
     encoded,
     exif_block,
     exif_blocks,
-    many_files,
+    intact_files,
     noise,
     png,
     tiff_of,
     tiff_of_greys,
     tiff_with,
     turned,
-    whole_files,
     with_exif,
 )
 from PIL import Image
@@ -40,17 +40,17 @@ from PIL.PngImagePlugin import PngInfo
 
 from clipvisionalign.images import (
     HIDDEN,
-    NO_IMAGE,
-    NOT_DECODED,
-    OF_THE_SYSTEM,
-    OTHER_FILE,
-    NotTaken,
-    PictureError,
+    NON_IMAGE_CONTENT,
+    NON_IMAGE_SUFFIX,
+    SYSTEM_FILE,
+    UNDECODED_SUFFIX,
+    ExcludedFiles,
+    ImageError,
+    exclusion_reason,
     image_files,
-    looks_like_image,
+    is_image_content,
     open_header,
-    open_picture,
-    why_no_image,
+    open_image,
 )
 
 UPRIGHT = Image.new("RGB", (24, 16), (0, 0, 255))
@@ -68,8 +68,8 @@ STORED = {
 
 def is_upright(opened: Image.Image) -> bool:
     """Red in the upper left corner alone."""
-    reds = {place: opened.getpixel(place)[0] > 150 for place in ((3, 3), (20, 3), (3, 13), (20, 13))}
-    return opened.size == (24, 16) and [place for place, red in reds.items() if red] == [(3, 3)]
+    reds = {position: opened.getpixel(position)[0] > 150 for position in ((3, 3), (20, 3), (3, 13), (20, 13))}
+    return opened.size == (24, 16) and [position for position, red in reds.items() if red] == [(3, 3)]
 
 
 # --- EXIF ------------------------------------------------------------------------------------------------------------
@@ -81,8 +81,8 @@ def test_an_image_with_an_odd_tag_stands_upright(odd):
         entries = [turned(orientation), ODD_TAGS[odd]]
         for kind in ("JPEG", "PNG", "WEBP"):
             for block in (exif_block(entries), exif_block(entries[::-1])):
-                assert is_upright(open_picture(with_exif(stored, kind, block))), (kind, orientation)
-        assert is_upright(open_picture(tiff_with(stored, entries))), orientation
+                assert is_upright(open_image(with_exif(stored, kind, block))), (kind, orientation)
+        assert is_upright(open_image(tiff_with(stored, entries))), orientation
 
 
 @pytest.mark.parametrize(
@@ -92,34 +92,34 @@ def test_an_image_with_an_odd_tag_stands_upright(odd):
 )  # fmt: skip
 def test_an_orientation_of_another_type_is_read(kind, count, value):
     block = exif_block([(ORIENTATION, kind, count, value)])
-    assert is_upright(open_picture(with_exif(STORED[6], "JPEG", block)))
+    assert is_upright(open_image(with_exif(STORED[6], "JPEG", block)))
 
 
 @pytest.mark.parametrize("value", [0, 9, 65535])
 def test_an_orientation_that_is_none_turns_nothing(value):
-    assert is_upright(open_picture(with_exif(UPRIGHT, "JPEG", exif_block([turned(value)]))))
+    assert is_upright(open_image(with_exif(UPRIGHT, "JPEG", exif_block([turned(value)]))))
 
 
 def test_orientations_of_tiff_xmp_avif_and_of_what_pillow_opened():
     def exif() -> Image.Exif:
-        found = Image.Exif()
-        found[ORIENTATION] = 6
-        return found
+        tags = Image.Exif()
+        tags[ORIENTATION] = 6
+        return tags
 
     for kind in ("TIFF", "AVIF"):
-        assert is_upright(open_picture(encoded(STORED[6], kind, exif=exif())))
+        assert is_upright(open_image(encoded(STORED[6], kind, exif=exif())))
     xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
     forms = (xmp, xmp.replace(b'"6"', b"'6'"), xmp.replace(b'="6"', b' = "6"'), xmp.replace(
         b' tiff:Orientation="6"/', b"><tiff:Orientation> 6</tiff:Orientation></rdf:Description"))  # fmt: skip
     for form in forms:
         for kind in ("JPEG", "WEBP", "AVIF"):
-            assert is_upright(open_picture(encoded(STORED[6], kind, xmp=form)))
-        told = PngInfo()
-        told.add_itxt("XML:com.adobe.xmp", form.decode(), zip=form == xmp)
-        assert is_upright(open_picture(encoded(STORED[6], "PNG", pnginfo=told)))
+            assert is_upright(open_image(encoded(STORED[6], kind, xmp=form)))
+        pnginfo = PngInfo()
+        pnginfo.add_itxt("XML:com.adobe.xmp", form.decode(), zip=form == xmp)
+        assert is_upright(open_image(encoded(STORED[6], "PNG", pnginfo=pnginfo)))
     for data in (encoded(STORED[6], "JPEG", xmp=xmp), encoded(STORED[6], "TIFF", exif=exif())):
         # What is turned is not turned again.
-        assert is_upright(open_picture(open_picture(Image.open(io.BytesIO(data)))))
+        assert is_upright(open_image(open_image(Image.open(io.BytesIO(data)))))
 
 
 @seed(16)
@@ -132,13 +132,13 @@ def test_no_exif_block_costs_an_image(block):
 # --- damages ---------------------------------------------------------------------------------------------------------
 
 
-def test_whatever_a_decoder_raises_is_a_picture_error():
+def test_whatever_a_decoder_raises_is_an_image_error():
     """600 files in two dozen formats; those that nothing happened to are opened."""
     refused = {}
-    for name, data in many_files(600, seed=16).items():
+    for name, data in damaged_files(600, seed=16).items():
         try:
-            assert open_picture(data, 64).mode == "RGB"
-        except PictureError as error:
+            assert open_image(data, 64).mode == "RGB"
+        except ImageError as error:
             refused[name] = str(error)
     assert not [f"{name}: {why}" for name, why in refused.items() if "whole" in name or not why]
     assert len(refused) > 100
@@ -146,16 +146,16 @@ def test_whatever_a_decoder_raises_is_a_picture_error():
 
 def test_damages_that_decoders_have_no_words_for():
     """A DDS of no pixel format is a NotImplementedError of Pillow's, an AVIF of scrambled pixels a RuntimeError."""
-    files = whole_files()
+    files = intact_files()
     dds = files["dds"][:76] + bytes(32) + files["dds"][108:]
-    with pytest.raises(PictureError, match="damaged: the decoder ends in NotImplementedError"):
-        open_picture(dds)
+    with pytest.raises(ImageError, match="damaged: the decoder ends in NotImplementedError"):
+        open_image(dds)
     reasons = []
     for number in range(300):
         scrambled = damaged(files["avif"], "shifted", random.Random(number))
         try:
-            open_picture(scrambled)
-        except PictureError as error:
+            open_image(scrambled)
+        except ImageError as error:
             reasons.append(str(error))
     assert any("damaged: the decoder ends in RuntimeError" in reason for reason in reasons)
 
@@ -174,14 +174,14 @@ def test_every_exception_becomes_one_that_names_the_file(monkeypatch, tmp_path, 
         raise raised
 
     monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", load)
-    with pytest.raises(PictureError, match=r"some name\.png: .*[a-z]") as found:
-        open_picture(path)
-    assert not found.value.passing
+    with pytest.raises(ImageError, match=r"some name\.png: .*[a-z]") as error:
+        open_image(path)
+    assert not error.value.passing
     raised = MemoryError()
-    with pytest.raises(PictureError, match=r"some name\.png: .*more memory") as found:
-        open_picture(path)
+    with pytest.raises(ImageError, match=r"some name\.png: .*more memory") as error:
+        open_image(path)
     # Less of it may be in use another time.
-    assert found.value.passing
+    assert error.value.passing
 
 
 def test_what_may_pass_is_told_from_what_does_not(monkeypatch, tmp_path):
@@ -192,42 +192,42 @@ def test_what_may_pass_is_told_from_what_does_not(monkeypatch, tmp_path):
         raise OSError(5, "Input/output error")
 
     monkeypatch.setattr("clipvisionalign.images.decoding.first_bytes", read)
-    with pytest.raises(PictureError, match="Input/output error") as found:
-        open_picture(path)
-    assert found.value.passing
-    again = pickle.loads(pickle.dumps(found.value))
-    assert (str(again), again.kind, again.passing) == (str(found.value), "unreadable picture", True)
-    with pytest.raises(PictureError) as found:
-        open_picture(b"no image")
-    assert not found.value.passing
-    with pytest.raises(PictureError, match=r"x{300}"):
-        open_picture(tmp_path / ("x" * 300))
+    with pytest.raises(ImageError, match="Input/output error") as error:
+        open_image(path)
+    assert error.value.passing
+    again = pickle.loads(pickle.dumps(error.value))
+    assert (str(again), again.kind, again.passing) == (str(error.value), "unreadable picture", True)
+    with pytest.raises(ImageError) as error:
+        open_image(b"no image")
+    assert not error.value.passing
+    with pytest.raises(ImageError, match=r"x{300}"):
+        open_image(tmp_path / ("x" * 300))
 
 
 def test_an_image_without_a_pixel_is_none():
     bmp = bytearray(encoded(noise(), "BMP"))
     bmp[18:22] = bytes(4)
     for image in (bytes(bmp), Image.new("RGB", (0, 5)), b"P6 0 3 255\n", png((0, 2), 8, 2, b"\0\0")):
-        with pytest.raises(PictureError):
-            open_picture(image)
+        with pytest.raises(ImageError):
+            open_image(image)
 
 
 def test_a_program_that_draws_is_not_run():
-    with pytest.raises(PictureError):
-        open_picture(encoded(noise(), "EPS"))
+    with pytest.raises(ImageError):
+        open_image(encoded(noise(), "EPS"))
 
 
 def test_heif_is_read_where_its_decoder_is_installed_and_told_of_where_not(monkeypatch, tmp_path):
     pytest.importorskip("pi_heif", reason="no pi_heif: pip install 'clipvisionalign[heif]'")
     for name in ("a.heic", "a.jpg", "none"):
         (tmp_path / name).write_bytes(HEIC)
-        opened = open_picture(tmp_path / name)
+        opened = open_image(tmp_path / name)
         assert opened.size == (32, 16)
         assert opened.getpixel((4, 8))[0] > 150 > opened.getpixel((28, 8))[0]
     monkeypatch.setattr("clipvisionalign.images.decoding._heif_opener", lambda: False)
-    with pytest.raises(PictureError, match=r'a\.heic: .*pip install "clipvisionalign\[heif\]"') as found:
+    with pytest.raises(ImageError, match=r'a\.heic: .*pip install "clipvisionalign\[heif\]"') as error:
         open_header(tmp_path / "a.heic")
-    assert found.value.passing
+    assert error.value.passing
 
 
 # --- transparency and depth ------------------------------------------------------------------------------------------
@@ -243,10 +243,10 @@ def test_a_colour_key_is_laid_on_white():
         (1, 0, b"\0" + bytes([0b01000000]), struct.pack(">H", 0), (255, 255, 255)),
         (16, 0, b"\0" + struct.pack(">2H", 0, 40000), struct.pack(">H", 0), (155, 155, 155)),
     ]  # fmt: skip
-    for depth, colour, pixels, key, other in row:
-        opened = open_picture(png((2, 1), depth, colour, pixels, tRNS=key))
-        assert [opened.getpixel((x, 0)) for x in (0, 1)] == [(255, 255, 255), other], (depth, colour)
-        plain = open_picture(png((2, 1), depth, colour, pixels))
+    for bit_depth, colour, pixels, key, other in row:
+        opened = open_image(png((2, 1), bit_depth, colour, pixels, tRNS=key))
+        assert [opened.getpixel((x, 0)) for x in (0, 1)] == [(255, 255, 255), other], (bit_depth, colour)
+        plain = open_image(png((2, 1), bit_depth, colour, pixels))
         assert plain.getpixel((0, 0)) != (255, 255, 255)
 
 
@@ -256,7 +256,7 @@ def test_what_is_transparent_is_laid_on_white(mode):
     if mode == "PA":
         clear = Image.new("P", (4, 4)).convert("PA")
         clear.putalpha(0)
-    assert open_picture(clear.convert(mode)).getpixel((1, 1)) == (255, 255, 255)
+    assert open_image(clear.convert(mode)).getpixel((1, 1)) == (255, 255, 255)
 
 
 @pytest.mark.parametrize("bits", [10, 12, 14, 16])
@@ -270,21 +270,21 @@ def test_deep_greys_are_scaled_by_the_bits_that_they_fill(bits):
     if bits == 12:
         files["tiff of 12"] = tiff_of_greys(ramp, 12)
     for name, data in files.items():
-        assert np.abs(np.asarray(open_picture(data))[0, :, 0] - expected).max() <= 1.5, name
+        assert np.abs(np.asarray(open_image(data))[0, :, 0] - expected).max() <= 1.5, name
 
 
 @pytest.mark.parametrize(("least", "white"), [(0, 32767), (-32768, 32767), (0, 4095)])
 @pytest.mark.parametrize("packed", [False, True])
 def test_greys_with_a_sign_reach_white(least, white, packed):
     ramp = np.linspace(least, white, 64).round().astype(np.int16).reshape(1, 64).repeat(2, 0)
-    found = np.asarray(open_picture(tiff_of(ramp, 1, packed)))[0, :, 0]
-    assert np.abs(found - np.linspace(0, 255, 64)).max() <= 1.5
+    greys = np.asarray(open_image(tiff_of(ramp, 1, packed)))[0, :, 0]
+    assert np.abs(greys - np.linspace(0, 255, 64)).max() <= 1.5
 
 
 def test_a_dark_image_of_a_known_range_stays_dark():
     dark = np.full((2, 2), 40, dtype=np.uint16)
-    assert open_picture(tiff_of_greys(dark * 10, 12)).getpixel((0, 0))[0] == pytest.approx(400 / 4095 * 255, abs=1)
-    assert open_picture(b"P5 2 2 65535\n" + dark.astype(">u2").tobytes()).getpixel((0, 0))[0] == 0
+    assert open_image(tiff_of_greys(dark * 10, 12)).getpixel((0, 0))[0] == pytest.approx(400 / 4095 * 255, abs=1)
+    assert open_image(b"P5 2 2 65535\n" + dark.astype(">u2").tobytes()).getpixel((0, 0))[0] == 0
 
 
 @pytest.mark.parametrize(
@@ -295,7 +295,7 @@ def test_a_dark_image_of_a_known_range_stays_dark():
 )  # fmt: skip
 def test_floating_greys_of_any_range(values, expected):
     image = Image.fromarray(np.array([values], dtype=np.float32))
-    for opened in (open_picture(image), open_picture(encoded(image, "TIFF"))):
+    for opened in (open_image(image), open_image(encoded(image, "TIFF"))):
         assert np.abs(np.asarray(opened)[0, :, 0].astype(int) - expected).max() <= 1
 
 
@@ -304,8 +304,8 @@ def test_floating_greys_of_any_range(values, expected):
 def test_a_float_that_overshoots_its_range_is_cut(top, under, over):
     """As resampling with a kernel that has negative parts leaves it."""
     values = np.linspace(-under * top, top + over * top, 200, dtype=np.float32)
-    found = np.asarray(open_picture(encoded(Image.fromarray(values[None]), "TIFF")))[0, :, 0]
-    assert np.abs(found - np.clip(values / top, 0, 1) * 255).max() <= 1
+    greys = np.asarray(open_image(encoded(Image.fromarray(values[None]), "TIFF")))[0, :, 0]
+    assert np.abs(greys - np.clip(values / top, 0, 1) * 255).max() <= 1
 
 
 @pytest.mark.parametrize("black_is_most", [False, True])
@@ -319,10 +319,10 @@ def test_greys_of_tiff_are_a_ramp_whatever_their_type(kind, black_is_most, packe
     data = tiff_of(values[None], photometric=0 if black_is_most else 1, packed=packed)
     if black_is_most and (kind == "<u4" or number.kind == "i"):
         # Pillow knows no such file.
-        with pytest.raises(PictureError):
-            open_picture(data)
+        with pytest.raises(ImageError):
+            open_image(data)
         return
-    assert np.abs(np.asarray(open_picture(data))[0, :, 0] - np.linspace(0, 255, 64)).max() <= 1.5
+    assert np.abs(np.asarray(open_image(data))[0, :, 0] - np.linspace(0, 255, 64)).max() <= 1.5
 
 
 # --- which files of a folder are images ------------------------------------------------------------------------------
@@ -337,7 +337,7 @@ def write(folder: Path, files: dict[str, bytes]) -> None:
 
 def test_an_image_is_known_by_its_content(tmp_path):
     """Every format under its own ending, under none and under one that says nothing; and what is none."""
-    files = whole_files()
+    files = intact_files()
     good = {f"own/{number}.{ending}": data for number, (ending, data) in enumerate(files.items())}
     # These have no magic number: without an ending they could be anything.
     good |= {
@@ -358,29 +358,29 @@ def test_an_image_is_known_by_its_content(tmp_path):
         "cut/four.jxl": b"\xff\x0a12",
     }
     others = {
-        "a.txt": OTHER_FILE, "a.json": OTHER_FILE, "a.csv": OTHER_FILE, "a.tar": OTHER_FILE, "a.npy": OTHER_FILE, "a.mp4": OTHER_FILE,
-        "a.nef": NOT_DECODED, "a.svg": NOT_DECODED, "a.eps": NOT_DECODED, "a.pdf": NOT_DECODED,
+        "a.txt": NON_IMAGE_SUFFIX, "a.json": NON_IMAGE_SUFFIX, "a.csv": NON_IMAGE_SUFFIX, "a.tar": NON_IMAGE_SUFFIX, "a.npy": NON_IMAGE_SUFFIX, "a.mp4": NON_IMAGE_SUFFIX,
+        "a.nef": UNDECODED_SUFFIX, "a.svg": UNDECODED_SUFFIX, "a.eps": UNDECODED_SUFFIX, "a.pdf": UNDECODED_SUFFIX,
         "._a.jpg": HIDDEN, ".hidden.png": HIDDEN, ".thumbnails/a.jpg": HIDDEN, ".DS_Store": HIDDEN,
-        "@eaDir/a.jpg/SYNOPHOTO_THUMB_M.jpg": OF_THE_SYSTEM, "__MACOSX/a.jpg": OF_THE_SYSTEM, "Thumbs.db": OF_THE_SYSTEM,
-        "x/#recycle/a.jpg": OF_THE_SYSTEM, "README": NO_IMAGE, "a.dat": NO_IMAGE, "b.fit": NO_IMAGE, "c.pcd": NO_IMAGE,
-        "numbers.bin": NO_IMAGE, "empty": NO_IMAGE, "source.xyz": NO_IMAGE,
+        "@eaDir/a.jpg/SYNOPHOTO_THUMB_M.jpg": SYSTEM_FILE, "__MACOSX/a.jpg": SYSTEM_FILE, "Thumbs.db": SYSTEM_FILE,
+        "x/#recycle/a.jpg": SYSTEM_FILE, "README": NON_IMAGE_CONTENT, "a.dat": NON_IMAGE_CONTENT, "b.fit": NON_IMAGE_CONTENT, "c.pcd": NON_IMAGE_CONTENT,
+        "numbers.bin": NON_IMAGE_CONTENT, "empty": NON_IMAGE_CONTENT, "source.xyz": NON_IMAGE_CONTENT,
     }  # fmt: skip
     contents = {
         "README": b"BM is the name of this folder\n", "a.dat": b"P5 of five\n", "b.fit": b"\x0e\x10\xd9\x07.FIT", "empty": b"",
         "c.pcd": b"# .PCD v0.7\nFIELDS x y z\n", "numbers.bin": struct.pack("<100f", *range(100)), "source.xyz": b"#define X 1\n",
     }  # fmt: skip
     write(tmp_path, good | bad | {name: contents.get(name, files["jpg"]) for name in others})
-    not_taken = NotTaken()
-    found = {path.relative_to(tmp_path).as_posix() for path in image_files(tmp_path, not_taken)}
-    assert found == set(good | bad)
-    assert len(found) + not_taken.total == len(good | bad | others)
+    not_taken = ExcludedFiles()
+    listed = {path.relative_to(tmp_path).as_posix() for path in image_files(tmp_path, not_taken)}
+    assert listed == set(good | bad)
+    assert len(listed) + not_taken.total == len(good | bad | others)
     for name, reason in others.items():
-        assert why_no_image(name, lambda name=name: contents.get(name, files["jpg"])) == reason, name
+        assert exclusion_reason(name, lambda name=name: contents.get(name, files["jpg"])) == reason, name
     for name in good:
-        assert open_picture(tmp_path / name).mode == "RGB"
+        assert open_image(tmp_path / name).mode == "RGB"
     for name in bad:
-        with pytest.raises(PictureError, match=name):
-            open_picture(tmp_path / name)
+        with pytest.raises(ImageError, match=name):
+            open_image(tmp_path / name)
     reasons = list(others.values())
     assert {reason: sum(endings.values()) for reason, endings in not_taken.to_dict().items()} == {
         reason: reasons.count(reason) for reason in set(reasons)
@@ -394,17 +394,17 @@ def test_bytes_that_are_no_image_are_none():
     for length in (0, 1, 2, 3, 4, 8, 15, 16, 100, 4096):
         for _ in range(20):
             data = rng.integers(0, 256, length, dtype=np.uint8).tobytes()
-            assert not looks_like_image(data) or open_header(data)
+            assert not is_image_content(data) or open_header(data)
     for text in ("", "B", "BM", "P", "P6", "RIFF", "GIF", "II*", "#define", "/* comment */"):
-        assert not looks_like_image(text.encode())
+        assert not is_image_content(text.encode())
 
 
 def test_a_file_that_cannot_be_looked_into_is_not_dropped(tmp_path):
     def head():
         raise PermissionError(13, "Permission denied")
 
-    assert why_no_image("folder/unknown", head) == ""
-    assert why_no_image("folder/a.txt", head) == OTHER_FILE
+    assert exclusion_reason("folder/unknown", head) == ""
+    assert exclusion_reason("folder/a.txt", head) == NON_IMAGE_SUFFIX
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "gone.jpg").symlink_to(tmp_path / "nowhere")
     assert [path.name for path in image_files(tmp_path)] == ["gone.jpg"]
@@ -413,7 +413,7 @@ def test_a_file_that_cannot_be_looked_into_is_not_dropped(tmp_path):
 def test_a_link_finds_what_is_stored_in_a_hidden_folder(tmp_path):
     """As git-annex and DVC store files."""
     search = pytest.importorskip(
-        "clipvisionalign.search.files", reason="no filelock: pip install 'clipvisionalign[search]'"
+        "clipvisionalign.search.storage", reason="no filelock: pip install 'clipvisionalign[search]'"
     )
     write(
         tmp_path,
@@ -425,10 +425,10 @@ def test_a_link_finds_what_is_stored_in_a_hidden_folder(tmp_path):
     )
     (tmp_path / "a" / "one.png").symlink_to("../.store/0a/file")
     (tmp_path / "two").symlink_to(".store/0b", target_is_directory=True)
-    not_taken = NotTaken()
-    found = [file.raw for file in search.picture_files(tmp_path, not_taken)]
-    assert found == [b"a/one.png", b"two/file"]
-    assert not_taken.to_dict() == {OTHER_FILE: {".txt": 1}}
+    not_taken = ExcludedFiles()
+    raw_paths = [file.raw for file in search.list_local_images(tmp_path, not_taken)]
+    assert raw_paths == [b"a/one.png", b"two/file"]
+    assert not_taken.to_dict() == {NON_IMAGE_SUFFIX: {".txt": 1}}
 
 
 def test_folders_are_listed_through_links_once_and_by_their_own_names(tmp_path):
@@ -442,21 +442,21 @@ def test_folders_are_listed_through_links_once_and_by_their_own_names(tmp_path):
             (each / f"{number}.png").write_bytes(b"x")
         for number in range(5):
             (rng.choice(folders[:4]) / f"{rng.choice('0z')}{number}").symlink_to(rng.choice([*folders, folder]))
-        found = image_files(folder)
-        assert sorted(path.resolve() for path in found) == sorted(reached(folder))
-        assert {folders[number] / f"{number}.png" for number in range(3)} <= set(found)
-        assert found == sorted(found)
+        listed = image_files(folder)
+        assert sorted(path.resolve() for path in listed) == sorted(reached(folder))
+        assert {folders[number] / f"{number}.png" for number in range(3)} <= set(listed)
+        assert listed == sorted(listed)
 
 
 def reached(folder: Path) -> set[Path]:
     """The files of a folder and of those that it leads to by any name that is not hidden, by their own names."""
-    waiting, seen, files = [folder], set(), set()
+    waiting, visited, files = [folder], set(), set()
     while waiting:
         for path in waiting.pop().iterdir():
             if path.is_file():
                 files.add(path.resolve())
-            elif not path.name.startswith(".") and path.resolve() not in seen:
-                seen.add(path.resolve())
+            elif not path.name.startswith(".") and path.resolve() not in visited:
+                visited.add(path.resolve())
                 waiting.append(path.resolve())
     return files
 
@@ -468,7 +468,7 @@ def test_a_folder_that_cannot_be_listed_is_told():
         os.chmod(folder / name, 0o755 if not name else 0)
     try:
         with as_nobody():
-            not_taken = NotTaken()
+            not_taken = ExcludedFiles()
             assert image_files(folder, not_taken) == [folder / "a.png"]
             assert not_taken.lines() == ["1 folders that cannot be listed, such as sub: Permission denied"]
             with pytest.raises(

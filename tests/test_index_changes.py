@@ -23,11 +23,17 @@ from clipvisionalign.cli import main
 from clipvisionalign.data.captioned import DataError
 from clipvisionalign.data.formats import read_captioned_images
 from clipvisionalign.models.aligner import Aligner
-from clipvisionalign.search import broken as broken_module
-from clipvisionalign.search.broken import BrokenFiles, fault_of
-from clipvisionalign.search.changes import too_many
-from clipvisionalign.search.files import BadIndex, picture_files
-from clipvisionalign.search.index import Report, build_index, open_captions, open_table, read_broken
+from clipvisionalign.search import broken_files as broken_module
+from clipvisionalign.search.broken_files import BrokenFiles, classify_fault
+from clipvisionalign.search.diff import exceeds_drop_limit
+from clipvisionalign.search.indexer import (
+    IndexReport,
+    build_index,
+    open_caption_table,
+    open_image_table,
+    read_broken_files,
+)
+from clipvisionalign.search.storage import InvalidIndexError, list_local_images
 
 
 def quiet(line: str) -> None:
@@ -59,16 +65,16 @@ def source(tmp_path: Path) -> Path:
 
 
 def paths_of(index: Path) -> list[str]:
-    found = open_table(index).search().limit(10_000).to_arrow()["path"].to_pylist()
-    assert len(set(found)) == len(found), "a picture stands there twice"
-    return sorted(found)
+    paths = open_image_table(index).search().limit(10_000).to_arrow()["path"].to_pylist()
+    assert len(set(paths)) == len(paths), "a picture stands there twice"
+    return sorted(paths)
 
 
 def names_below(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*.png"))
 
 
-def assert_adds_up(report: Report) -> None:
+def assert_adds_up(report: IndexReport) -> None:
     counted = report.encoded + report.unchanged + report.moved + report.broken + report.other_names + report.dead_links
     assert report.files == counted + report.not_taken.total
 
@@ -83,14 +89,14 @@ def test_a_drive_that_is_not_mounted_empties_no_index(run, source, tmp_path, cap
     away = source.rename(tmp_path / "away")
     source.mkdir()
     assert main(["index", str(run), str(source), "--out", str(index)]) == 1
-    told = capsys.readouterr().err
+    stderr = capsys.readouterr().err
     for part in (str(source), "20 of its 20 rows", "0 images", "--allow-drop"):
-        assert part in told
+        assert part in stderr
     assert paths_of(index) == before
     # Another drive in its place: nothing of it is indexed either.
     for number in range(20):
         draw(source / f"other {number}.png", 100 + number)
-    with pytest.raises(BadIndex, match="20 of its 20 rows"):
+    with pytest.raises(InvalidIndexError, match="20 of its 20 rows"):
         build_index(run, source, index, quiet)
     assert paths_of(index) == before
     assert main(["index", str(run), str(source), "--out", str(index), "--allow-drop"]) == 0
@@ -110,7 +116,7 @@ def test_an_empty_folder_drops_nothing_however_few_rows_there_are(run, tmp_path)
     path = draw(tmp_path / "pictures" / "0.png", 0)
     build_index(run, path.parent, tmp_path / "index", quiet)
     path.unlink()
-    with pytest.raises(BadIndex, match="1 of its 1 rows"):
+    with pytest.raises(InvalidIndexError, match="1 of its 1 rows"):
         build_index(run, path.parent, tmp_path / "index", quiet)
     draw(path.parent / "1.png", 1)
     assert build_index(run, path.parent, tmp_path / "index", quiet).dropped == 1
@@ -122,7 +128,7 @@ def test_an_empty_folder_drops_nothing_however_few_rows_there_are(run, tmp_path)
                                   (20, 100, False), (21, 100, True), (1000, 10_000, False)],
 )  # fmt: skip
 def test_how_many_rows_may_be_dropped(gone, rows, refused):
-    assert too_many(gone, rows) is refused
+    assert exceeds_drop_limit(gone, rows) is refused
 
 
 def test_files_that_are_damaged_all_at_once_keep_their_rows(run, source, tmp_path):
@@ -131,7 +137,7 @@ def test_files_that_are_damaged_all_at_once_keep_their_rows(run, source, tmp_pat
     build_index(run, source, index, quiet)
     for path in source.rglob("*.png"):
         path.write_bytes(b"")
-    with pytest.raises(BadIndex, match=r"20 of its 20 rows can no longer be decoded.*--allow-drop"):
+    with pytest.raises(InvalidIndexError, match=r"20 of its 20 rows can no longer be decoded.*--allow-drop"):
         build_index(run, source, index, quiet)
     assert len(paths_of(index)) == 20
     for number in range(17):
@@ -161,9 +167,9 @@ def test_a_folder_that_cannot_be_listed_keeps_its_rows(open_to_all, capsys):
         build_index(run, source, index, quiet)
         (source / "sub").chmod(0)
         assert main(["index", str(run), str(source), "--out", str(index)]) == 1
-        told = capsys.readouterr().err
+        stderr = capsys.readouterr().err
         for part in (f"5 of its 20 rows are of files below {source}/sub", "Permission denied", "--allow-drop"):
-            assert part in told
+            assert part in stderr
         assert len(paths_of(index)) == 20
         # A folder without a row is told, and hinders nothing.
         (source / "sub").chmod(0o755)
@@ -189,7 +195,7 @@ def test_files_that_may_not_be_looked_at_or_read_keep_their_rows_and_are_tried_a
         (source / "03.png").chmod(0)
         report = build_index(run, source, index, quiet)
         assert (report.encoded, report.broken, report.there) == (19, 1, 19)
-        (entry,) = read_broken(index)
+        (entry,) = read_broken_files(index)
         assert (entry["path"], entry["fault"]) == ("03.png", "io")
         assert "Permission denied" in entry["reason"]
         # Size and time stay as they are; only the permission changes.
@@ -204,12 +210,12 @@ def test_files_that_may_not_be_looked_at_or_read_keep_their_rows_and_are_tried_a
         report = build_index(run, source, index, quiet)
         assert (report.kept, report.broken, report.dropped, report.there) == (7, 7, 0, 20)
         assert_adds_up(report)
-        assert sorted(entry["path"] for entry in read_broken(index))[:3] == ["00.png", "01.png", "sub/15.png"]
+        assert sorted(entry["path"] for entry in read_broken_files(index))[:3] == ["00.png", "01.png", "sub/15.png"]
         (source / "sub").chmod(0o755)
         for name in ("00.png", "01.png"):
             (source / name).chmod(0o644)
         report = build_index(run, source, index, quiet)
-        assert (report.unchanged, report.broken, report.kept, read_broken(index)) == (20, 0, 0, [])
+        assert (report.unchanged, report.broken, report.kept, read_broken_files(index)) == (20, 0, 0, [])
 
 
 def test_a_permission_that_is_taken_away_half_way(open_to_all):
@@ -227,7 +233,7 @@ def test_a_permission_that_is_taken_away_half_way(open_to_all):
         report = build_index(run, source, index, take_away)
         assert (report.there, report.dropped, report.broken, report.kept) == (20, 0, 6, 3)
         assert_adds_up(report)
-        assert {entry["fault"] for entry in read_broken(index)} == {"io"}
+        assert {entry["fault"] for entry in read_broken_files(index)} == {"io"}
         (source / "sub").chmod(0o755)
         report = build_index(run, source, index, quiet)
         assert (report.there, report.encoded, report.broken) == (23, 3, 0)
@@ -240,7 +246,9 @@ def test_a_link_to_a_drive_that_is_not_there_keeps_the_rows_behind_it(run, sourc
     (source / "sub").symlink_to(drive)
     build_index(run, source, index, quiet)
     away = drive.rename(tmp_path / "away")
-    with pytest.raises(BadIndex, match=r"5 of its 20 rows are of files below .*/sub, .*a link that leads nowhere"):
+    with pytest.raises(
+        InvalidIndexError, match=r"5 of its 20 rows are of files below .*/sub, .*a link that leads nowhere"
+    ):
         build_index(run, source, index, quiet)
     away.rename(drive)
     assert build_index(run, source, index, quiet).unchanged == 20
@@ -255,11 +263,11 @@ def test_a_data_set_whose_images_are_gone_drops_few_and_not_all(run, source, tmp
     report = build_index(run, table, index, quiet, captions=True)
     assert (report.dropped, report.broken, report.there, report.captions) == (4, 4, 16, 16)
     assert_adds_up(report)
-    assert {entry["reason"] for entry in read_broken(index)} == {
+    assert {entry["reason"] for entry in read_broken_files(index)} == {
         f"sub/{n}.png: no such picture file" for n in range(16, 20)
     }
     source.rename(tmp_path / "gone")
-    with pytest.raises(BadIndex, match="16 of its 16 rows"):
+    with pytest.raises(InvalidIndexError, match="16 of its 16 rows"):
         build_index(run, table, index, quiet, captions=True)
     (tmp_path / "gone").rename(source)
     away.rename(source / "sub")
@@ -270,7 +278,7 @@ def test_a_data_set_whose_images_are_gone_drops_few_and_not_all(run, source, tmp
 def test_an_index_of_a_data_set_counts_and_splits_as_check_does(run, source, tmp_path, capsys):
     """Rows of images that are missing or damaged are left out by both; groups stand in the same splits."""
     names = names_below(source)
-    rows = [f"pictures/{name},a {name} {turn},p{place // 2}" for place, name in enumerate(names) for turn in range(2)]
+    rows = [f"pictures/{name},a {name} {turn},p{index // 2}" for index, name in enumerate(names) for turn in range(2)]
     table = tmp_path / "table.csv"
     table.write_text("\n".join(["image,caption,scene", *rows, "pictures/00.png,,p0", ",none,p1"]))
     (source / names[0]).unlink()
@@ -278,19 +286,19 @@ def test_an_index_of_a_data_set_counts_and_splits_as_check_does(run, source, tmp
     (source / names[5]).write_bytes(b"")
     main(["check", str(table), "--group", "scene", "--json"])
     checked = json.loads(capsys.readouterr().out)
-    words = ["index", str(run), str(table), "--out", str(tmp_path / "index"), "--captions", "--json"]
-    assert main([*words, "--group", "scene"]) == 0
+    arguments = ["index", str(run), str(table), "--out", str(tmp_path / "index"), "--captions", "--json"]
+    assert main([*arguments, "--group", "scene"]) == 0
     indexed = json.loads(capsys.readouterr().out)["data_set"]
     assert {"rows": checked["rows"]["in_files"], "read": checked["rows"]["read"]} | {
         "left_out": checked["rows"]["left_out"]
     } == indexed
     assert indexed["read"] + indexed["left_out"] == indexed["rows"] == 42
-    kept = open_table(tmp_path / "index").search().limit(100).to_arrow().to_pylist()
+    kept = open_image_table(tmp_path / "index").search().limit(100).to_arrow().to_pylist()
     data = read_captioned_images(table, group="scene")
     assert {row["path"]: row["split"] for row in kept} == {
         row.name.removeprefix("pictures/"): row.split for row in data if row.name[9:] in {row["path"] for row in kept}
     }
-    assert main([*words, "--group", "colour"]) == 1
+    assert main([*arguments, "--group", "colour"]) == 1
     assert "no column 'colour' to group by" in capsys.readouterr().err
     assert main(["index", str(run), str(source), "--out", str(tmp_path / "other"), "--group", "scene"]) == 1
     assert "--group names a column of a data set" in capsys.readouterr().err
@@ -300,16 +308,16 @@ def test_an_index_of_a_data_set_counts_and_splits_as_check_does(run, source, tmp
 
 
 def test_a_file_is_tried_again_when_the_reason_may_have_gone(run, source, tmp_path, monkeypatch):
-    from clipvisionalign.search import index as module
+    from clipvisionalign.search import indexer as module
 
     tried: list[str] = []
-    encoded = module.encoded
+    encoded = module.embed_files
 
-    def watched(aligner, place, todo):
-        tried.extend(file.name for file, _ in todo)
-        return encoded(aligner, place, todo)
+    def watched(aligner, storage, pending):
+        tried.extend(file.name for file, _ in pending)
+        return encoded(aligner, storage, pending)
 
-    monkeypatch.setattr(module, "encoded", watched)
+    monkeypatch.setattr(module, "embed_files", watched)
     index = tmp_path / "index"
     (source / "text.jpg").write_text("no picture")
     build_index(run, source, index, quiet)
@@ -317,14 +325,14 @@ def test_a_file_is_tried_again_when_the_reason_may_have_gone(run, source, tmp_pa
     build_index(run, source, index, quiet)
     assert tried == []
     # Another decoder.
-    monkeypatch.setattr(broken_module, "decoders", lambda: "pillow 99.0, pi-heif 99.0")
+    monkeypatch.setattr(broken_module, "decoder_versions", lambda: "pillow 99.0, pi-heif 99.0")
     build_index(run, source, index, quiet)
     assert tried == ["text.jpg"]
     build_index(run, source, index, quiet)
     assert tried == ["text.jpg"]
     # A package that is missing may come at any time; and a list that an older version wrote says nothing of the reason.
     for change in ({"fault": "package"}, {"fault": "io"}, {"fault": None, "decoders": None}):
-        (entry,) = read_broken(index)
+        (entry,) = read_broken_files(index)
         known = {name: value for name, value in (entry | change).items() if value is not None}
         (index / "broken.jsonl").write_text(json.dumps(known) + "\n")
         tried.clear()
@@ -343,12 +351,12 @@ def test_what_was_at_fault_is_known_by_the_errors():
             return error
 
     unreadable = ValueError("x.jpg: cannot be read")
-    assert fault_of(raised(PermissionError(13, "denied"), unreadable)) == "io"
-    assert fault_of(raised(OSError(5, "Input/output error"), unreadable)) == "io"
-    assert fault_of(OSError("image file is truncated")) == "content"
-    assert fault_of(raised(OSError(22, "Invalid argument"), unreadable)) == "content"
-    assert fault_of(raised(ModuleNotFoundError("no pi_heif"), unreadable)) == "package"
-    assert fault_of(SyntaxError("broken PNG file")) == "content"
+    assert classify_fault(raised(PermissionError(13, "denied"), unreadable)) == "io"
+    assert classify_fault(raised(OSError(5, "Input/output error"), unreadable)) == "io"
+    assert classify_fault(OSError("image file is truncated")) == "content"
+    assert classify_fault(raised(OSError(22, "Invalid argument"), unreadable)) == "content"
+    assert classify_fault(raised(ModuleNotFoundError("no pi_heif"), unreadable)) == "package"
+    assert classify_fault(SyntaxError("broken PNG file")) == "content"
 
 
 def test_files_that_are_called_alike_as_text_are_listed_apart():
@@ -368,12 +376,12 @@ def test_a_file_that_was_replaced_is_known_by_its_content_when_that_is_asked(run
     shutil.copy2(one, source / "x.bmp")
     (source / "text.bmp").write_text("no picture")
     build_index(run, source, index, quiet)
-    before = open_table(index).search().where("path = 'x.bmp'").limit(1).to_list()[0]
+    before = open_image_table(index).search().where("path = 'x.bmp'").limit(1).to_list()[0]
     shutil.copy2(two, source / "x.bmp")
     assert build_index(run, source, index, quiet).unchanged == 21
     report = build_index(run, source, index, quiet, verify=True)
     assert (report.encoded, report.unchanged, report.broken) == (1, 20, 1)
-    after = open_table(index).search().where("path = 'x.bmp'").limit(1).to_list()[0]
+    after = open_image_table(index).search().where("path = 'x.bmp'").limit(1).to_list()[0]
     assert after["hash"] != before["hash"]
     assert after["vector"] != before["vector"]
     assert build_index(run, source, index, quiet, verify=True).encoded == 0
@@ -435,9 +443,9 @@ def test_a_full_disk_leaves_the_index_as_it_was(run, source, small_disk, capsys)
                     pass
             file.truncate(file.tell() - left)
         assert main(["index", str(run), str(source), "--out", str(index)]) == 1
-        told = capsys.readouterr().err
-        assert f"{index}: cannot be written" in told
-        assert "No space left on device" in told
+        stderr = capsys.readouterr().err
+        assert f"{index}: cannot be written" in stderr
+        assert "No space left on device" in stderr
         # Nothing that is there was dropped, and the index can be read.
         assert set(paths_of(index)) >= set(before) - {"01.png"}
         # An index that was never begun is begun when there is room.
@@ -474,10 +482,10 @@ def test_one_file_under_many_names_is_one_row_with_all_captions(run, tmp_path):
     (data / "table.csv").write_text("\n".join(["image,caption,split", *rows]))
 
     def captions() -> dict[str, set[str]]:
-        found: dict[str, set[str]] = {}
-        for row in open_captions(index).search().limit(100).to_list():
-            found.setdefault(row["path"], set()).add(row["text"])
-        return found
+        texts_by_path: dict[str, set[str]] = {}
+        for row in open_caption_table(index).search().limit(100).to_list():
+            texts_by_path.setdefault(row["path"], set()).add(row["text"])
+        return texts_by_path
 
     expected = {
         "p0.png": {f"text {n}" for n in range(6)},
@@ -493,7 +501,7 @@ def test_one_file_under_many_names_is_one_row_with_all_captions(run, tmp_path):
         assert captions() == expected
         os.utime(data / "p0.png")
     # An index that an older version left with three rows of one file.
-    table = open_table(index)
+    table = open_image_table(index)
     row = table.search().where("path = 'p0.png'").limit(1).to_arrow()
     import pyarrow as arrow
 
@@ -516,7 +524,7 @@ def test_one_file_in_two_splits_is_no_data_set(run, tmp_path):
         build_index(run, tmp_path / "table.csv", tmp_path / "index", quiet, captions=True)
 
 
-def test_captions_go_with_their_picture(run, source, tmp_path):
+def test_captions_go_with_their_image(run, source, tmp_path):
     """Also where the folder is indexed without its captions afterwards."""
     index = tmp_path / "index"
     (source / "table.csv").write_text("image,caption\n" + "".join(f"{name},a {name}\n" for name in names_below(source)))
@@ -525,9 +533,9 @@ def test_captions_go_with_their_picture(run, source, tmp_path):
     (source / "01.png").rename(source / "moved.png")
     report = build_index(run, source, index, quiet)
     assert (report.dropped, report.moved, report.captions) == (1, 1, 19)
-    rows = open_captions(index).search().limit(100).to_list()
-    found = {row["path"]: row["text"] for row in rows}
-    assert found == {name: f"a {'01.png' if name == 'moved.png' else name}" for name in names_below(source)}
+    rows = open_caption_table(index).search().limit(100).to_list()
+    text_by_path = {row["path"]: row["text"] for row in rows}
+    assert text_by_path == {name: f"a {'01.png' if name == 'moved.png' else name}" for name in names_below(source)}
 
 
 # --- what is told ----------------------------------------------------------------------------------------------------
@@ -572,8 +580,8 @@ def test_the_numbers_add_up_whatever_happens_to_the_folder(run, tmp_path):
                 del good[one]
         report = build_index(run, source, index, quiet, allow_drop=True)
         assert_adds_up(report)
-        listed = {entry["path"] for entry in read_broken(index)}
-        listing = picture_files(source)
+        listed = {entry["path"] for entry in read_broken_files(index)}
+        listing = list_local_images(source)
         files = {path for path in source.rglob("*") if path.is_symlink() or path.is_file()}
         assert report.files == len(files)
         assert len(listed) == report.broken
@@ -605,9 +613,9 @@ def test_names_of_any_bytes_are_printed_and_matched(run, tmp_path, capfdbinary):
         file.write(b"no picture")
     index, folder_text = str(tmp_path / "index"), os.fsdecode(folder)
     assert main(["index", str(run), folder_text, "--out", index]) == 0
-    out, told = capfdbinary.readouterr()
-    assert b"bad\\x1b[1m\\xff.png" in told
-    assert b"\x1b" not in out + told
+    out, stderr = capfdbinary.readouterr()
+    assert b"bad\\x1b[1m\\xff.png" in stderr
+    assert b"\x1b" not in out + stderr
     assert main(["search", index, "red", "--paths", "--null"]) == 0
     assert set(capfdbinary.readouterr().out.split(b"\0")[:-1]) == {os.path.join(folder, name) for name in names}
     assert main(["search", index, "red"]) == 0
@@ -630,7 +638,7 @@ def test_names_of_any_bytes_are_printed_and_matched(run, tmp_path, capfdbinary):
 
 def test_an_index_of_nothing_is_refused(tiny_runs, tmp_path):
     from clipvisionalign.data.captioned import DataError
-    from clipvisionalign.search.index import build_index
+    from clipvisionalign.search.indexer import build_index
 
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "notes.txt").write_text("no image")

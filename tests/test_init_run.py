@@ -16,9 +16,9 @@ from safetensors.torch import load_file
 from test_going_on import cut_off, silent
 
 from clipvisionalign.cli import main
-from clipvisionalign.images import PictureInput
+from clipvisionalign.images import ImageTransform
 from clipvisionalign.models.aligner import Aligner
-from clipvisionalign.training.build import _build
+from clipvisionalign.training.build import build_aligner
 from clipvisionalign.training.train import resume, train
 
 
@@ -31,12 +31,12 @@ def settings(tiny_settings):
 @pytest.fixture(scope="module")
 def runs(settings) -> dict[str, str]:
     """A finished run of some designs."""
-    found = {}
+    folders = {}
     for design in ("self", "sparse", "late", "cross"):
         config = settings(f"base-{design}", design, freeze="image", steps=2)
         train(config, silent)
-        found[design] = config.out
-    return found
+        folders[design] = config.out
+    return folders
 
 
 def copied(run: str, to: Path) -> Path:
@@ -51,10 +51,10 @@ def text_folder_with(change: str, source: Path, folder: Path) -> Path:
     from transformers import BertTokenizerFast
 
     shutil.copytree(source, folder)
-    words = (folder / "vocab.txt").read_text().split("\n")
+    vocabulary = (folder / "vocab.txt").read_text().split("\n")
     if change in ("words in another order", "capitals kept"):
         if change == "words in another order":
-            (folder / "vocab.txt").write_text("\n".join([*words[:5], *words[:4:-1]]))
+            (folder / "vocab.txt").write_text("\n".join([*vocabulary[:5], *vocabulary[:4:-1]]))
         for name in ("tokenizer.json", "tokenizer_config.json"):
             (folder / name).unlink()
         kept = change == "capitals kept"
@@ -78,7 +78,7 @@ def test_another_text_tower_of_the_same_shape_is_refused(change, settings, runs,
 
 
 @pytest.mark.parametrize(
-    ("base", "part", "change", "told"),
+    ("base", "part", "change", "message"),
     [
         ("late", "text_tower", {"pooling": "first"}, "--model.text_tower.pooling mean"),
         ("sparse", "text_tower", {"window": 8}, "--model.text_tower.attention and --model.text_tower.window"),
@@ -87,28 +87,28 @@ def test_another_text_tower_of_the_same_shape_is_refused(change, settings, runs,
         ("cross", "fusion", {"heads": 4}, "--model.fusion.heads 2"),
     ],
 )
-def test_a_setting_that_gives_the_same_weights_another_meaning_is_refused(base, part, change, told, settings, runs):
-    config = settings(f"other {part} {len(change)} {told[-4:]}", base, init=runs[base])
+def test_a_setting_that_gives_the_same_weights_another_meaning_is_refused(base, part, change, message, settings, runs):
+    config = settings(f"other {part} {len(change)} {message[-4:]}", base, init=runs[base])
     model = replace(config.model, **{part: replace(getattr(config.model, part), **change)})
-    with pytest.raises(ValueError, match=f"--init .*: other towers than this run's: .*give {told}"):
+    with pytest.raises(ValueError, match=f"--init .*: other towers than this run's: .*give {message}"):
         train(replace(config, model=model), silent)
 
 
 def test_images_scaled_otherwise_are_refused_and_what_changes_no_vector_is_not(settings, runs):
-    from clipvisionalign.training.init_run import refuse_other_meaning, start_from
+    from clipvisionalign.training.init_run import check_same_encodings, load_init_weights
 
     model = settings("").model
     own, other = (Aligner(model) for _ in range(2))
     for aligner in (own, other):
-        start_from(aligner, runs["late"])
-    refuse_other_meaning(own, other, "there")
+        load_init_weights(aligner, runs["late"])
+    check_same_encodings(own, other, "there")
     for changed in ({"mean": (0.1, 0.2, 0.3)}, {"std": (0.1, 0.2, 0.3)}):
-        other.image_tower.input = PictureInput(**{**vars(own.image_tower.input), **changed})
+        other.image_tower.image_transform = ImageTransform(**{**vars(own.image_tower.image_transform), **changed})
         with pytest.raises(ValueError, match=r"images' .* give --model.image_tower.name"):
-            refuse_other_meaning(own, other, "there")
+            check_same_encodings(own, other, "there")
     # Dropout, the length at which captions are cut, what late tokens are kept: how it is trained, not what it means.
     text = replace(model.text_tower, dropout=0.3, max_tokens=64)
-    start_from(
+    load_init_weights(
         Aligner(replace(model, dropout=0.5, text_tower=text, late=replace(model.late, keep_tokens=3))), runs["late"]
     )
 
@@ -118,10 +118,10 @@ def test_what_is_drawn_after_it_is_drawn_as_without_it(settings, runs, monkeypat
 
     def built() -> dict[str, torch.Tensor]:
         torch.manual_seed(3)
-        return _build(config, torch.device("cpu"), silent, begins=True).state_dict()
+        return build_aligner(config, torch.device("cpu"), silent, is_new_run=True).state_dict()
 
     first = built()
-    monkeypatch.setattr("clipvisionalign.training.init_run.refuse_other_meaning", lambda *_: None)
+    monkeypatch.setattr("clipvisionalign.training.init_run.check_same_encodings", lambda *_: None)
     second = built()
     assert not [name for name in first if not torch.equal(first[name], second[name])]
 
@@ -139,13 +139,13 @@ def test_nothing_stays_as_it_was_drawn_at_random(settings, runs):
         config = settings("frozen", design, init=runs.get(base, ""), freeze=freeze, freeze_layers=some)
         there = load_file(Path(runs[base]) / "model.safetensors") if base else {}
         try:
-            aligner = _build(config, torch.device("cpu"), silent, begins=True)
+            aligner = build_aligner(config, torch.device("cpu"), silent, is_new_run=True)
         except ValueError as error:
             # No such layer, or the way out.
-            told = str(error)
-            assert any(words in told for words in ("no parameter has such a name", "nothing is left", "give --init"))
-            assert "give --init" not in told or f"--freeze{'_layers' if freeze != 'all' else ' all'}" in told
-            refused += "give --init" in told
+            message = str(error)
+            assert any(text in message for text in ("no parameter has such a name", "nothing is left", "give --init"))
+            assert "give --init" not in message or f"--freeze{'_layers' if freeze != 'all' else ' all'}" in message
+            refused += "give --init" in message
             continue
         for name, weight in aligner.named_parameters():
             drawn = name.startswith(("image_head.", "text_head.", "late.", "fusion."))
@@ -156,8 +156,8 @@ def test_nothing_stays_as_it_was_drawn_at_random(settings, runs):
 
 def test_the_way_out_of_a_random_late_interaction_is_named(settings, runs):
     config = settings("from self", "cross", init=runs["self"], freeze="all")
-    told = rf"would keep late as drawn .* --init {runs['self']} brings none of it: give --init a finished run of the design"
-    with pytest.raises(ValueError, match=f"--freeze all {told} 'late', or --freeze both"):
+    message = rf"would keep late as drawn .* --init {runs['self']} brings none of it: give --init a finished run of the design"
+    with pytest.raises(ValueError, match=f"--freeze all {message} 'late', or --freeze both"):
         train(config, silent)
     with pytest.raises(ValueError, match=r"image_head, text_head, late as drawn at random .* there is no --init"):
         train(replace(config, init=""), silent)
@@ -169,9 +169,9 @@ def test_the_way_out_of_a_random_late_interaction_is_named(settings, runs):
 
 def chosen_otherwise(run: Path) -> None:
     """A run of which a half of dev chose another epoch than all of dev: its dev figures are not out of sample."""
-    found = json.loads((run / "results.json").read_text())
-    found["chosen"]["epoch"]["halves"] = [1, 2]
-    (run / "results.json").write_text(json.dumps(found))
+    results = json.loads((run / "results.json").read_text())
+    results["chosen"]["epoch"]["halves"] = [1, 2]
+    (run / "results.json").write_text(json.dumps(results))
 
 
 def test_what_a_run_is_not_out_of_sample_for_stays_told_whatever_became_of_its_init(
@@ -180,8 +180,8 @@ def test_what_a_run_is_not_out_of_sample_for_stays_told_whatever_became_of_its_i
     base = copied(runs["late"], tmp_path / "base")
     chosen_otherwise(base)
     undisturbed = settings("undisturbed", "cross", init=str(base), freeze="all")
-    told = train(undisturbed, silent)["chosen"]
-    assert "whose epoch was chosen by all of these images" in told["with_init"]
+    expected = train(undisturbed, silent)["chosen"]
+    assert "whose epoch was chosen by all of these images" in expected["with_init"]
     for became in ("gone", "another", "unfinished"):
         stopped = replace(undisturbed, out=f"{undisturbed.out} {became}")
         cut_off(stopped, monkeypatch, before=2)
@@ -192,8 +192,8 @@ def test_what_a_run_is_not_out_of_sample_for_stays_told_whatever_became_of_its_i
         else:
             (base / "results.json").unlink()
         chosen = resume(stopped.out, silent)["chosen"]
-        assert chosen["with_init"] == told["with_init"]
-        assert chosen["figures"] == told["figures"]
+        assert chosen["with_init"] == expected["with_init"]
+        assert chosen["figures"] == expected["figures"]
         shutil.rmtree(base, ignore_errors=True)
         copied(runs["late"], base)
         chosen_otherwise(base)
@@ -245,12 +245,12 @@ def test_an_init_that_was_trained_on_the_dev_images_is_told_through_others_and_w
     said: list[str] = []
     second = settings("from on dev", init=first.out)
     figures = train(second, said.append)["chosen"]["figures"]
-    told = f"{first.out}, which the run starts from, was trained on these images"
-    assert told in figures
-    assert any(line.startswith(f"warning: {told}") for line in said)
+    message = f"{first.out}, which the run starts from, was trained on these images"
+    assert message in figures
+    assert any(line.startswith(f"warning: {message}") for line in said)
     # What that one started from may be gone.
     shutil.rmtree(first.out)
-    assert told in train(settings("from that", init=second.out), silent)["chosen"]["figures"]
+    assert message in train(settings("from that", init=second.out), silent)["chosen"]["figures"]
     assert "trained on" not in train(settings("from none"), silent)["chosen"]["figures"]
 
 
@@ -263,10 +263,10 @@ def test_figures_and_audits_of_an_unfinished_run_say_that_it_is(split, settings,
     cut_off(stopped, monkeypatch)
     for command in ("evaluate", "audit"):
         main([command, stopped.out, "--split", split, "--json"])
-        found = json.loads(capsys.readouterr().out)
-        assert found["unfinished"].startswith(f"{stopped.out} is not finished (it has no results.json)")
-        assert "weights of its pairs' parts that are not chosen yet" in found["unfinished"]
-        assert "weights" not in found.get("in_sample", "")
+        output = json.loads(capsys.readouterr().out)
+        assert output["unfinished"].startswith(f"{stopped.out} is not finished (it has no results.json)")
+        assert "weights of its pairs' parts that are not chosen yet" in output["unfinished"]
+        assert "weights" not in output.get("in_sample", "")
         main([command, stopped.out, "--split", split])
         assert "is not finished (it has no results.json)" in " ".join(capsys.readouterr().out.split())
         main([command, runs["late"], "--split", split, "--json"])

@@ -21,29 +21,29 @@ CASES = int(os.environ.get("INTERFACE_CASES", "8"))
 def test_no_case_is_an_error_of_the_service(tmp_path, scenes_folder, tiny_runs):
     import schemathesis
 
-    from clipvisionalign.search.index import build_index
-    from clipvisionalign.search.query import Searcher
+    from clipvisionalign.search.indexer import build_index
+    from clipvisionalign.search.searcher import Searcher
     from clipvisionalign.search.server.app import create_app
 
     build_index(tiny_runs["late"], scenes_folder, tmp_path / "index", lambda line: None, captions=True)
     described = schemathesis.openapi.from_asgi("/openapi.json", create_app([Searcher(tmp_path / "index")]))
-    answers: Counter[tuple[str, int]] = Counter()
+    response_counts: Counter[tuple[str, int]] = Counter()
 
     def ask(operation, mode) -> None:
         @settings(max_examples=CASES, deadline=None, database=None, suppress_health_check=list(HealthCheck))
         @given(case=operation.as_strategy(generation_mode=mode))
-        def answered(case):
+        def check_response(case):
             response = case.call()
-            answers[operation.label, response.status_code] += 1
+            response_counts[operation.label, response.status_code] += 1
             assert response.status_code < 500, response.text[:500]
 
-        answered()
+        check_response()
 
-    for operation in (found.ok() for found in described.get_all_operations()):
+    for operation in (result.ok() for result in described.get_all_operations()):
         ask(operation, schemathesis.GenerationMode.POSITIVE)
         # Cases that the description does not allow; there are none where nothing can be given.
         with contextlib.suppress(Unsatisfiable):
             ask(operation, schemathesis.GenerationMode.NEGATIVE)
-    print(dict(answers))
-    assert len({label for label, _ in answers}) == 9
-    assert answers.total() >= 9 * CASES
+    print(dict(response_counts))
+    assert len({label for label, _ in response_counts}) == 9
+    assert response_counts.total() >= 9 * CASES

@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 import torch
-from combined import Given, killable, some_rows, told
+from combined import Given, comparable_results, killable, some_rows
 from forked import Forked, free_port
 from safetensors.torch import load_file
 
@@ -31,7 +31,7 @@ KILLS, EACH = int(os.environ.get("KILLS", "2")), 5
 def rows_to_kill() -> list[tuple[int, dict[str, Any], int]]:
     """Rows with their numbers and how often each is killed; a fifth of them runs in two processes."""
     count = -(-KILLS // EACH)
-    return [(*row, min(EACH, KILLS - EACH * place)) for place, row in enumerate(some_rows(count, count // 5))]
+    return [(*row, min(EACH, KILLS - EACH * index)) for index, row in enumerate(some_rows(count, count // 5))]
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +110,7 @@ def assert_same_run(run: Path, undisturbed: Path) -> None:
     assert weights.keys() == expected.keys()
     assert [name for name in weights if not torch.equal(weights[name], expected[name])] == []
     results, expected = (json.loads((folder / "results.json").read_text()) for folder in (run, undisturbed))
-    assert told(results) == told(expected)
+    assert comparable_results(results) == comparable_results(expected)
     assert records(run) == records(undisturbed)
     assert sorted(path.name for path in run.iterdir()) == sorted(path.name for path in undisturbed.iterdir())
 
@@ -122,7 +122,7 @@ def assert_same_run(run: Path, undisturbed: Path) -> None:
     ids=lambda value: value["processes"] if isinstance(value, dict) else str(value),
 )
 def test_a_run_that_is_killed_again_and_again_ends_as_the_undisturbed_one(number, row, kills, given, tmp_path):
-    count, rng, found = 1 if row["processes"] == "one" else 2, random.Random(number), []
+    count, rng, phases = 1 if row["processes"] == "one" else 2, random.Random(number), []
     (tmp_path / "whole").mkdir()
     run = Run(asdict(given.config(row, number, tmp_path / "whole" / "run")), count)
     run.ended()
@@ -130,7 +130,7 @@ def test_a_run_that_is_killed_again_and_again_ends_as_the_undisturbed_one(number
     for attempt in range(20):
         (tmp_path / f"killed-{attempt}").mkdir()
         config = asdict(given.config(row, number, tmp_path / f"killed-{attempt}" / "run"))
-        while len(found) < kills:
+        while len(phases) < kills:
             run, phase = Run(config, count), rng.choice(sorted(took))
             which = rng.randint(1, 4 if phase in ("training", "saving a checkpoint") else 1)
             while run.own().count(phase) < which and run.running():
@@ -140,10 +140,10 @@ def test_a_run_that_is_killed_again_and_again_ends_as_the_undisturbed_one(number
                 break
             there = any((run.out / "checkpoints").glob("step-*"))
             run.kill(rng)
-            found.append((run.own() or ["starting"])[-1] if there else "before the first checkpoint")
+            phases.append((run.own() or ["starting"])[-1] if there else "before the first checkpoint")
         Run(config, count).ended()
         assert_same_run(Path(config["out"]), undisturbed)
-        if len(found) == kills:
+        if len(phases) == kills:
             break
-    print(f"row {number}, {row['processes']}: killed {', '.join(found)}")
-    assert len(found) == kills
+    print(f"row {number}, {row['processes']}: killed {', '.join(phases)}")
+    assert len(phases) == kills

@@ -14,9 +14,9 @@ from clipvisionalign.models.late_interaction import (
     LateConfig,
     LateInteraction,
     LateTokens,
-    late_pair_scores,
-    late_scores,
-    pruned,
+    maxsim,
+    maxsim_pairs,
+    prune_tokens,
 )
 
 
@@ -53,9 +53,9 @@ def test_scores_are_the_double_loop(lengths, images, patches, seed, block):
     left, right = patches_of(images, patches, seed=seed), captions_of(lengths, seed=seed + 1)
     expected = double_loop(left, right)
     # A mean, whose weights sum to 1, of products of unit vectors six wide.
-    assert_rounds_to(late_scores(left, right, block), expected, terms=7 + 6, size=1.0, steps=2)
+    assert_rounds_to(maxsim(left, right, block), expected, terms=7 + 6, size=1.0, steps=2)
     index = torch.tensor([images - 1, 0]), torch.tensor([len(lengths) - 1, 0])
-    pairs = late_pair_scores(left[index[0]], right.rows(index[1]))
+    pairs = maxsim_pairs(left[index[0]], right.select(index[1]))
     assert_rounds_to(pairs, expected[index], terms=7 + 6, size=1.0, steps=2)
 
 
@@ -63,13 +63,13 @@ def test_padding_adds_nothing_whatever_it_holds():
     torch.manual_seed(0)
     late = LateInteraction(LateConfig(width=8), 10, 12).eval()
     torch.nn.init.normal_(late.token_weight.weight)
-    tokens, pictures = torch.randn(3, 5, 10), torch.randn(4, 9, 12)
-    patches, exact = late.patches(pictures), in_float64(late)
-    plain = late_scores(patches, late.tokens(tokens, torch.ones(3, 5)))
-    exact = late_scores(exact.patches(pictures.double()), exact.tokens(tokens.double(), torch.ones(3, 5)))
+    tokens, patch_features = torch.randn(3, 5, 10), torch.randn(4, 9, 12)
+    patches, exact = late.project_patches(patch_features), in_float64(late)
+    plain = maxsim(patches, late.project_tokens(tokens, torch.ones(3, 5)))
+    exact = maxsim(exact.project_patches(patch_features.double()), exact.project_tokens(tokens.double(), torch.ones(3, 5)))
     padded = torch.cat([tokens, 100 * torch.randn(3, 6, 10)], dim=1)
     mask = torch.cat([torch.ones(3, 5), torch.zeros(3, 6)], dim=1)
-    assert_same(late_scores(patches, late.tokens(padded, mask)), plain, exact, size=1.0)
+    assert_same(maxsim(patches, late.project_tokens(padded, mask)), plain, exact, size=1.0)
 
 
 def test_gradients_do_not_depend_on_the_blocks():
@@ -80,11 +80,11 @@ def test_gradients_do_not_depend_on_the_blocks():
 
     def gradients(late, block: int) -> list[Tensor]:
         dtype = late.token.weight.dtype
-        scores = late_scores(late.patches(patches.to(dtype)), late.tokens(tokens.to(dtype), mask), block)
+        scores = maxsim(late.project_patches(patches.to(dtype)), late.project_tokens(tokens.to(dtype), mask), block)
         (scores * torch.arange(20.0).view(4, 5)).sum().backward()
-        found = [parameter.grad.clone() for parameter in late.parameters() if parameter.grad is not None]
+        grads = [parameter.grad.clone() for parameter in late.parameters() if parameter.grad is not None]
         late.zero_grad()
-        return found
+        return grads
 
     exact = gradients(in_float64(late), 1 << 24)
     assert len(exact) == 6
@@ -96,24 +96,24 @@ def test_gradients_do_not_depend_on_the_blocks():
 
 def test_pruning_keeps_the_heaviest_and_all_is_no_pruning():
     some = captions_of([6, 4, 1])
-    fewer = pruned(some, 2)
+    fewer = prune_tokens(some, 2)
     for row in range(3):
         kept = min(2, int(some.mask[row].sum()))
         heaviest = set(some.weights[row].topk(kept).indices.tolist())
-        found = {
-            place
-            for place in range(6)
+        kept_positions = {
+            position
+            for position in range(6)
             for slot in range(2)
-            if fewer.mask[row, slot] and torch.equal(some.vectors[row, place], fewer.vectors[row, slot])
+            if fewer.mask[row, slot] and torch.equal(some.vectors[row, position], fewer.vectors[row, slot])
         }
-        assert found == heaviest
+        assert kept_positions == heaviest
         assert int(fewer.mask[row].sum()) == kept
     torch.testing.assert_close(fewer.weights.sum(1), torch.ones(3))
-    assert pruned(some, 6) is some
+    assert prune_tokens(some, 6) is some
     late = LateInteraction(LateConfig(width=8, keep_tokens=3), 10, 12)
     tokens, mask = torch.randn(2, 7, 10), torch.ones(2, 7)
-    assert late.eval().tokens(tokens, mask).weights.shape == (2, 3)
-    assert late.train().tokens(tokens, mask).weights.shape == (2, 7)
+    assert late.eval().project_tokens(tokens, mask).weights.shape == (2, 3)
+    assert late.train().project_tokens(tokens, mask).weights.shape == (2, 7)
 
 
 def test_an_aligners_table_is_its_pairs_and_prunes(tiny_model):
@@ -129,17 +129,17 @@ def test_an_aligners_table_is_its_pairs_and_prunes(tiny_model):
     captions = ["a red circle", "two small blue squares left of a large green star", "a dog", "a", "three rings"]
     pairs = aligner.pair_scorer(images, captions, batch=2)
     grid = np.indices((4, 5)).reshape(2, -1)
-    exact = in_float64(aligner).pair_scorer(images, captions).table().flatten()
-    assert_same(pairs.table().flatten(), pairs(*grid), exact)
-    parts = pairs.parts(*grid)
+    exact = in_float64(aligner).pair_scorer(images, captions).score_matrix().flatten()
+    assert_same(pairs.score_matrix().flatten(), pairs(*grid), exact)
+    parts = pairs.components(*grid)
     assert np.abs(parts[:, 1]).max() > 0
     aligner.late.config.keep_tokens = 2
     few = aligner.pair_scorer(images, captions)
-    assert max(len(caption.parts) for caption in few.captions) == 2
-    assert np.abs(few.table().flatten() - pairs.table().flatten()).max() > 1e-4
+    assert max(len(caption.token_vectors) for caption in few.captions) == 2
+    assert np.abs(few.score_matrix().flatten() - pairs.score_matrix().flatten()).max() > 1e-4
 
 
-def test_a_fusion_projects_each_picture_once(tiny_model, monkeypatch):
+def test_a_fusion_projects_each_image_once(tiny_model, monkeypatch):
     """1,000 pairs, 8 pictures: 8 projections, all of them while encoding."""
     import numpy as np
     from PIL import Image
@@ -157,6 +157,6 @@ def test_a_fusion_projects_each_picture_once(tiny_model, monkeypatch):
     pairs = aligner.pair_scorer(images, ["a red circle", "a dog"])
     rng = np.random.default_rng(0)
     pairs(rng.integers(8, size=1000), rng.integers(2, size=1000))
-    assert sum(projected) == pairs.projections == 8
+    assert sum(projected) == pairs.projection_count == 8
     with pytest.raises(ValueError, match="not a whole table"):
-        pairs.table()
+        pairs.score_matrix()

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from clipvisionalign.training.losses import (
-    Gallery,
+from clipvisionalign.training.contrastive import (
+    DualEncoderLoss,
+    GatheredBatch,
     LossConfig,
-    PairLoss,
     contrastive_loss,
     hard_weighted_terms,
     hardest_terms,
@@ -25,15 +25,15 @@ OWNERS = [[0, 1, 2], [0, 0, 1, 2, 2, 2], [2, 1, 0, 0, 1]]
 
 
 def problem(owners: list[int]) -> tuple[Tensor, Tensor]:
-    partners = torch.arange(3)[:, None] == torch.tensor(owners)[None, :]
+    positives = torch.arange(3)[:, None] == torch.tensor(owners)[None, :]
     torch.manual_seed(0)
-    return torch.randn(partners.shape, dtype=torch.float64, requires_grad=True), partners
+    return torch.randn(positives.shape, dtype=torch.float64, requires_grad=True), positives
 
 
-def both_ways(logits: Tensor, partners: Tensor, term) -> float:
+def both_ways(logits: Tensor, positives: Tensor, term) -> float:
     """The mean over rows of the mean over a row's partners of term(true score, wrong scores); the same for columns."""
     total = 0.0
-    for table, own in ((logits, partners), (logits.T, partners.T)):
+    for table, own in ((logits, positives), (logits.T, positives.T)):
         rows = []
         for row, true in zip(table.tolist(), own.tolist(), strict=True):
             wrong = [score for score, t in zip(row, true, strict=True) if not t]
@@ -46,23 +46,23 @@ def both_ways(logits: Tensor, partners: Tensor, term) -> float:
 @pytest.mark.parametrize("owners", OWNERS)
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_softmax(owners, smoothing):
-    logits, partners = problem(owners)
+    logits, positives = problem(owners)
 
     def term(true, wrong):
         total = math.log(sum(map(math.exp, [true, *wrong])))
         mean = sum([true, *wrong]) / (1 + len(wrong))
         return (1 - smoothing) * (total - true) + smoothing * (total - mean)
 
-    assert contrastive_loss(logits, partners, smoothing).item() == pytest.approx(
-        both_ways(logits, partners, term), rel=1e-12
+    assert contrastive_loss(logits, positives, smoothing).item() == pytest.approx(
+        both_ways(logits, positives, term), rel=1e-12
     )
-    assert torch.autograd.gradcheck(lambda x: contrastive_loss(x, partners, smoothing), logits)
+    assert torch.autograd.gradcheck(lambda x: contrastive_loss(x, positives, smoothing), logits)
 
 
 @pytest.mark.parametrize("owners", OWNERS)
 @pytest.mark.parametrize("beta", [0.0, 0.7])
 def test_hard_weighted(owners, beta):
-    logits, partners = problem(owners)
+    logits, positives = problem(owners)
 
     def term(true, wrong):
         weights = [math.exp(beta * score) for score in wrong]
@@ -70,39 +70,39 @@ def test_hard_weighted(owners, beta):
         return -math.log(math.exp(true) / (math.exp(true) + negatives))
 
     def loss(table):
-        return sum(hard_weighted_terms(t, p, beta).mean() for t, p in ((table, partners), (table.T, partners.T))) / 2
+        return sum(hard_weighted_terms(t, p, beta).mean() for t, p in ((table, positives), (table.T, positives.T))) / 2
 
-    assert loss(logits).item() == pytest.approx(both_ways(logits, partners, term), rel=1e-12)
+    assert loss(logits).item() == pytest.approx(both_ways(logits, positives, term), rel=1e-12)
     if not beta:
-        torch.testing.assert_close(loss(logits), contrastive_loss(logits, partners))
+        torch.testing.assert_close(loss(logits), contrastive_loss(logits, positives))
         assert torch.autograd.gradcheck(loss, logits)
 
 
 @pytest.mark.parametrize("owners", OWNERS)
 def test_sigmoid(owners):
-    logits, partners = problem(owners)
+    logits, positives = problem(owners)
     total = 0.0
-    for row, true in zip(logits.tolist(), partners.tolist(), strict=True):
+    for row, true in zip(logits.tolist(), positives.tolist(), strict=True):
         for score, t in zip(row, true, strict=True):
             total += -math.log(1 / (1 + math.exp(-score if t else score)))
-    assert sigmoid_terms(logits, partners).sum().item() == pytest.approx(total, rel=1e-12)
-    assert torch.autograd.gradcheck(lambda x: sigmoid_terms(x, partners), logits)
+    assert sigmoid_terms(logits, positives).sum().item() == pytest.approx(total, rel=1e-12)
+    assert torch.autograd.gradcheck(lambda x: sigmoid_terms(x, positives), logits)
 
 
 @pytest.mark.parametrize("owners", OWNERS)
 def test_hardest(owners):
-    logits, partners = problem(owners)
+    logits, positives = problem(owners)
     total, margin = 0.0, 0.2
     for b in range(3):
         for m in range(len(owners)):
-            if partners[b, m]:
-                wrong_captions = [logits[b, j].item() for j in range(len(owners)) if not partners[b, j]]
-                wrong_images = [logits[i, m].item() for i in range(3) if not partners[i, m]]
+            if positives[b, m]:
+                wrong_captions = [logits[b, j].item() for j in range(len(owners)) if not positives[b, j]]
+                wrong_images = [logits[i, m].item() for i in range(3) if not positives[i, m]]
                 for wrong in (wrong_captions, wrong_images):
                     total += max(0.0, margin - logits[b, m].item() + max(wrong))
 
     def both(table):
-        return hardest_terms(table, partners, margin).sum() + hardest_terms(table.T, partners.T, margin).sum()
+        return hardest_terms(table, positives, margin).sum() + hardest_terms(table.T, positives.T, margin).sum()
 
     assert both(logits).item() == pytest.approx(total, rel=1e-12)
     assert torch.autograd.gradcheck(both, logits)
@@ -112,18 +112,18 @@ def test_hardest(owners):
 def test_captions_of_one_image_are_never_negatives_of_it(name):
     """No true pair's cosine is ever pushed down, and no wrong one's up, however many captions an image has."""
     torch.manual_seed(0)
-    partners = torch.arange(3)[:, None] == torch.tensor([0, 0, 0, 1, 1, 2])[None, :]
-    loss = PairLoss(LossConfig(name))
-    moved = torch.zeros(partners.shape)
+    positives = torch.arange(3)[:, None] == torch.tensor([0, 0, 0, 1, 1, 2])[None, :]
+    loss = DualEncoderLoss(LossConfig(name))
+    moved = torch.zeros(positives.shape)
     for _ in range(20):
         images = F.normalize(torch.randn(3, 8), dim=-1)
         captions = F.normalize(torch.randn(6, 8), dim=-1)
         cosines = (images @ captions.T).requires_grad_()
         # The gradient with respect to the cosines, through vectors that give exactly these.
-        value = loss(torch.eye(3), cosines.T, partners, torch.tensor(10.0))
+        value = loss(torch.eye(3), cosines.T, positives, torch.tensor(10.0))
         (slope,) = torch.autograd.grad(value, cosines)
-        assert (slope[partners] <= 0).all()
-        assert (slope[~partners] >= 0).all()
+        assert (slope[positives] <= 0).all()
+        assert (slope[~positives] >= 0).all()
         moved += slope.abs()
     assert (moved > 0).all()
 
@@ -140,36 +140,36 @@ def test_every_loss_is_finite_with_finite_gradients_for_every_table_of_partners(
     """One identity alone in a batch, captions of nobody, images without a caption, one image: all of them come."""
     torch.manual_seed(len(owners))
     identity, own = torch.tensor(identities), torch.tensor(owners)
-    partners = identity[:, None] == own[None, :]
-    images, captions = (F.normalize(torch.randn(n, 4), dim=1).requires_grad_() for n in partners.shape)
+    positives = identity[:, None] == own[None, :]
+    images, captions = (F.normalize(torch.randn(n, 4), dim=1).requires_grad_() for n in positives.shape)
     temperature = torch.tensor(scale, requires_grad=True)
-    loss_of = PairLoss(LossConfig(name, beta=beta, smoothing=smoothing))
-    loss = loss_of(images, captions, partners, temperature)
+    loss_of = DualEncoderLoss(LossConfig(name, beta=beta, smoothing=smoothing))
+    loss = loss_of(images, captions, positives, temperature)
     loss.backward()
     assert torch.isfinite(loss)
     assert all(t.grad is None or torch.isfinite(t.grad).all() for t in (images, captions, temperature))
-    in_pieces = sum(loss_of.pieces(Gallery(images, captions, identity, own), temperature))
+    in_pieces = sum(loss_of.chunks(GatheredBatch(images, captions, identity, own), temperature))
     assert torch.isfinite(in_pieces)
     assert in_pieces.item() == pytest.approx(loss.item(), rel=1e-5, abs=1e-5)
 
 
-def mean_cosine(images, captions, partners):
+def mean_cosine(images, captions, positives):
     """A loss of one's own."""
-    return -(images @ captions.T)[partners].mean()
+    return -(images @ captions.T)[positives].mean()
 
 
 def test_a_loss_of_ones_own_is_named_and_an_unknown_one_told(monkeypatch):
     import sys
 
     monkeypatch.setitem(sys.modules, "mine", sys.modules[__name__])
-    partners = torch.eye(2, dtype=torch.bool)
+    positives = torch.eye(2, dtype=torch.bool)
     images = F.normalize(torch.randn(2, 4), dim=-1)
-    assert PairLoss(LossConfig("mine:mean_cosine"))(images, images, partners, torch.ones(())).item() == pytest.approx(
-        -1
-    )
+    assert DualEncoderLoss(LossConfig("mine:mean_cosine"))(
+        images, images, positives, torch.ones(())
+    ).item() == pytest.approx(-1)
     for name in ("contrastive", "mine:nothing", "no.such.module:loss"):
         with pytest.raises(ValueError, match="neither softmax, sigmoid"):
-            PairLoss(LossConfig(name))
+            DualEncoderLoss(LossConfig(name))
 
 
 @pytest.mark.parametrize("name", ["sigmoid", "hardest", "hard_weighted"])

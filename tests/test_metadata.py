@@ -19,10 +19,10 @@ pytest.importorskip("lancedb", reason="no lancedb: pip install 'clipvisionalign[
 from clipvisionalign.cli import main
 from clipvisionalign.data.captioned import DataError
 from clipvisionalign.models.aligner import Aligner
-from clipvisionalign.search.files import Place
-from clipvisionalign.search.index import OWN, build_index
-from clipvisionalign.search.metadata import Metadata, column_names, kind_of, read_metadata, typed
-from clipvisionalign.search.query import Searcher, parse_term
+from clipvisionalign.search.indexer import BASE_COLUMNS, build_index
+from clipvisionalign.search.metadata import Metadata, cast_cell, column_names, infer_column_type, read_metadata
+from clipvisionalign.search.searcher import Searcher, parse_term
+from clipvisionalign.search.storage import Storage
 
 
 def quiet(line: str) -> None:
@@ -30,7 +30,7 @@ def quiet(line: str) -> None:
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
+def image_folder(tmp_path: Path) -> Path:
     """p0.png to p3.png."""
     folder = tmp_path / "pictures"
     folder.mkdir()
@@ -40,8 +40,8 @@ def pictures(tmp_path: Path) -> Path:
 
 
 def read(folder: Path, table: Path) -> Metadata:
-    place = Place(folder)
-    return read_metadata(table, place, place.listing(), OWN)
+    storage = Storage(folder)
+    return read_metadata(table, storage, storage.list_files(), BASE_COLUMNS)
 
 
 def written(path: Path, rows: list[list[str]]) -> Path:
@@ -54,7 +54,7 @@ def written(path: Path, rows: list[list[str]]) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("cells", "kind", "held"),
+    ("cells", "kind", "expected"),
     [
         (["1", "20", "-3"], "integer", [1, 20, -3]),
         (["1.5", "7", "-0.25"], "number", [1.5, 7.0, -0.25]),
@@ -90,14 +90,14 @@ def written(path: Path, rows: list[list[str]]) -> Path:
         (["half \ud83d", "x"], "text", ["half \\ud83d", "x"]),
     ],
 )  # fmt: skip
-def test_a_column_holds_numbers_only_where_they_are_as_written(cells, kind, held):
-    from clipvisionalign.search.metadata import _cell
+def test_a_column_holds_numbers_only_where_they_are_as_written(cells, kind, expected):
+    from clipvisionalign.search.metadata import _clean_cell
 
-    given_cells = [_cell(cell) for cell in cells]
-    assert kind_of(given_cells)[0] == kind
-    found = [typed(cell, kind) for cell in given_cells]
-    assert found == held
-    assert [type(value) for value in found] == [type(value) for value in held]
+    given_cells = [_clean_cell(cell) for cell in cells]
+    assert infer_column_type(given_cells)[0] == kind
+    typed_cells = [cast_cell(cell, kind) for cell in given_cells]
+    assert typed_cells == expected
+    assert [type(value) for value in typed_cells] == [type(value) for value in expected]
 
 
 def test_no_two_columns_become_one():
@@ -117,16 +117,21 @@ def test_no_two_columns_become_one():
         "!",
         "a_b_2",
     ]
-    found = column_names(names, OWN)
-    assert list(found) == names
-    assert len(set(found.values())) == len(names)
-    assert not set(found.values()) & set(OWN)
-    assert (found["title"], found["a_b"], found["meta_id"], found["a_b_2"]) == ("title", "a_b", "meta_id", "a_b_2")
-    assert (found["Année"], found["標題"], found["2020 sales"]) == ("année", "標題", "meta_2020_sales")
-    assert (found["width"], found["id"]) == ("meta_width", "meta_id_2")
+    new_names = column_names(names, BASE_COLUMNS)
+    assert list(new_names) == names
+    assert len(set(new_names.values())) == len(names)
+    assert not set(new_names.values()) & set(BASE_COLUMNS)
+    assert (new_names["title"], new_names["a_b"], new_names["meta_id"], new_names["a_b_2"]) == (
+        "title",
+        "a_b",
+        "meta_id",
+        "a_b_2",
+    )
+    assert (new_names["Année"], new_names["標題"], new_names["2020 sales"]) == ("année", "標題", "meta_2020_sales")
+    assert (new_names["width"], new_names["id"]) == ("meta_width", "meta_id_2")
 
 
-def test_filters_find_everything_as_it_is_written(tmp_path, tiny_model, pictures, capsys):
+def test_filters_find_everything_as_it_is_written(tmp_path, tiny_model, image_folder, capsys):
     Aligner(tiny_model()).save(tmp_path / "run")
     table = written(tmp_path / "told.csv", [
         ["file_name", "tweet", "zip", "lot", "price", "Année", "select", "Shot year", "shot_year", "id", "width"],
@@ -136,13 +141,13 @@ def test_filters_find_everything_as_it_is_written(tmp_path, tiny_model, pictures
     ])  # fmt: skip
     index = tmp_path / "index"
     lines: list[str] = []
-    report = build_index(tmp_path / "run", pictures, index, lines.append, metadata=table)
+    report = build_index(tmp_path / "run", image_folder, index, lines.append, metadata=table)
     assert report.metadata == {"rows": 3, "matched": 3, "listed": 0, "left_out": []}
     assert any("'width' is called 'meta_width'" in line for line in lines)
     assert any("'Shot year' is called 'shot_year_2'" in line for line in lines)
     searcher = Searcher(index)
 
-    def found(where: str) -> list[str]:
+    def paths_where(where: str) -> list[str]:
         return sorted(each.path[:2] for each in searcher.search([parse_term("red")], 10, where))
 
     for where, expected in {
@@ -154,7 +159,7 @@ def test_filters_find_everything_as_it_is_written(tmp_path, tiny_model, pictures
         "width < 99999999999": ["p0", "p1", "p2", "p3"], "width > 10.5": ["p0", "p1", "p2", "p3"], "id < 99999999999999999999999": ["p0", "p1", "p2", "p3"],
         "width = 16.0 and meta_width = 10": ["p0"],
     }.items():  # fmt: skip
-        assert found(where) == expected, where
+        assert paths_where(where) == expected, where
     first = searcher.search([parse_term("red")], 1, "meta_width = 30")[0]
     values = {"tweet": "5", "zip": "90210", "lot": "1_000", "price": 12345678.25, "année": 2003, "select": "c",
               "shot_year_2": 1, "shot_year": 4, "meta_id": "007", "meta_width": 30}  # fmt: skip
@@ -168,14 +173,14 @@ def test_filters_find_everything_as_it_is_written(tmp_path, tiny_model, pictures
     searcher.table.drop_columns(["année"])
     searcher.table.add_columns([arrow.field("année", arrow.float64())])
     assert Searcher(index).metadata["année"]
-    build_index(tmp_path / "run", pictures, index, quiet, metadata=table)
+    build_index(tmp_path / "run", image_folder, index, quiet, metadata=table)
     assert [each.metadata["année"] for each in Searcher(index).search([parse_term("red")], 1, "année = 2002")] == [2002]
 
 
 # --- rows ------------------------------------------------------------------------------------------------------------
 
 
-def test_every_row_is_of_an_image_or_listed(pictures, tmp_path):
+def test_every_row_is_of_an_image_or_listed(image_folder, tmp_path):
     rows = [
         ["file_name", "year"],
         ["p0.png", "1"],
@@ -185,12 +190,15 @@ def test_every_row_is_of_an_image_or_listed(pictures, tmp_path):
         ["./p0.png", "5"],
         ["p1.png", "6"],
     ]
-    found = read(pictures, written(tmp_path / "told.csv", rows))
-    assert (found.rows, found.matched, len(found.left_out)) == (6, 2, 4)
-    assert [problem.place for problem in found.left_out] == [f"told.csv, line {line}" for line in (3, 4, 5, 6)]
-    assert (found.values["p0.png"], found.values["p1.png"]) == ({"year": 1}, {"year": 6})
+    metadata = read(image_folder, written(tmp_path / "told.csv", rows))
+    assert (metadata.rows, metadata.matched, len(metadata.left_out)) == (6, 2, 4)
+    assert [problem.place for problem in metadata.left_out] == [f"told.csv, line {line}" for line in (3, 4, 5, 6)]
+    assert (metadata.values["p0.png"], metadata.values["p1.png"]) == ({"year": 1}, {"year": 6})
     with pytest.raises(DataError, match=r"none of its 2 rows names an image.*'images/a\.png'.*such as 'p0\.png'"):
-        read(pictures, written(tmp_path / "none.csv", [["path", "year"], ["images/a.png", "1"], ["images/b.png", "1"]]))
+        read(
+            image_folder,
+            written(tmp_path / "none.csv", [["path", "year"], ["images/a.png", "1"], ["images/b.png", "1"]]),
+        )
 
 
 @pytest.mark.parametrize("form", ["NFC", "NFD"])
@@ -207,16 +215,16 @@ def test_a_name_that_matches_otherwise_is_used_and_told(tmp_path, form):
         " blank.png": " blank.png", "blank.png": None, "  ": None,
     }  # fmt: skip
     table = written(tmp_path / "told.csv", [["image", "row"], *([name, str(n)] for n, name in enumerate(names))])
-    found = read(folder, table)
+    metadata = read(folder, table)
     expected = {}
     for number, name in enumerate(names.values()):
         if name:
             expected.setdefault(unicodedata.normalize(form, name), {"row": number})
-    assert found.values == expected
-    told = {problem.message for problem in found.problems if problem.kind == "other name"}
-    assert any("1 names differ in its Unicode form" in line for line in told)
-    assert any("names differ in upper and lower case" in line for line in told)
-    assert any("names differ in slashes" in line for line in told)
+    assert metadata.values == expected
+    messages = {problem.message for problem in metadata.problems if problem.kind == "other name"}
+    assert any("1 names differ in its Unicode form" in line for line in messages)
+    assert any("names differ in upper and lower case" in line for line in messages)
+    assert any("names differ in slashes" in line for line in messages)
     # By absolute paths, and beside the table.
     (folder / "link").symlink_to(folder)
     for path in (str(folder / "plain.png"), str(folder / "link" / "plain.png"), "pictures/plain.png"):
@@ -225,12 +233,12 @@ def test_a_name_that_matches_otherwise_is_used_and_told(tmp_path, form):
         }
 
 
-def test_the_column_of_paths_is_the_one_that_names_images(pictures, tmp_path):
+def test_the_column_of_paths_is_the_one_that_names_images(image_folder, tmp_path):
     table = written(
         tmp_path / "told.csv", [["image", "file_name", "year"], ["yes", "p0.png", "1"], ["no", "p1.png", "2"]]
     )
-    found = read(pictures, table)
-    assert found.values["p1.png"] == {"image": "no", "year": 2}
+    metadata = read(image_folder, table)
+    assert metadata.values["p1.png"] == {"image": "no", "year": 2}
 
 
 @settings(deadline=None, max_examples=150, derandomize=True)
@@ -246,14 +254,14 @@ def test_any_table_is_read_or_refused_in_words(tmp_path_factory, table: Table):
     )
 )
 def test_no_two_cells_become_one_and_each_is_given_back(cells):
-    from clipvisionalign.search.metadata import _cell, _text
+    from clipvisionalign.search.metadata import _clean_cell, _text
 
-    given_cells = [_cell(cell) for cell in cells]
-    kind, _ = kind_of(given_cells)
-    held = [typed(cell, kind) for cell in given_cells]
+    given_cells = [_clean_cell(cell) for cell in cells]
+    kind, _ = infer_column_type(given_cells)
+    typed_cells = [cast_cell(cell, kind) for cell in given_cells]
     if kind == "text":
-        assert held == [None if cell is None else _text(cell) for cell in given_cells]
-    pairs = {(value, _text(cell)) for value, cell in zip(held, given_cells, strict=True) if value is not None}
+        assert typed_cells == [None if cell is None else _text(cell) for cell in given_cells]
+    pairs = {(value, _text(cell)) for value, cell in zip(typed_cells, given_cells, strict=True) if value is not None}
     for value, text in pairs:
         assert kind == "text" or float(text) == value
         if kind == "integer":

@@ -28,7 +28,7 @@ CAPTIONS = [
 ]
 
 
-def pictures(count: int, size: int = 64) -> list[Image.Image]:
+def random_images(count: int, size: int = 64) -> list[Image.Image]:
     rng = np.random.default_rng(0)
     return [Image.fromarray(rng.integers(0, 255, (size, size, 3), dtype=np.uint8)) for _ in range(count)]
 
@@ -44,7 +44,7 @@ def pictures(count: int, size: int = 64) -> list[Image.Image]:
         ("tf_efficientnet_lite0", 1280, "w.pth"),
     ],
 )
-def test_picture_tower_gives_what_timm_gives(tmp_path, name, width, file):
+def test_image_tower_gives_what_timm_gives(tmp_path, name, width, file):
     """Random weights saved as timm publishes them: same features, same pooled vector, number for number."""
     import timm
     from safetensors.torch import save_file
@@ -59,7 +59,9 @@ def test_picture_tower_gives_what_timm_gives(tmp_path, name, width, file):
     weights = str(path if file == "w.pth" else tmp_path)
     tower = ImageTower(ImageTowerConfig(name, weights=weights)).eval()
     # In the order of memory that our tower brings them to: another one sums in another order.
-    pixels = torch.randn(2, 3, tower.input.size, tower.input.size).contiguous(memory_format=torch.channels_last)
+    pixels = torch.randn(2, 3, tower.image_transform.size, tower.image_transform.size).contiguous(
+        memory_format=torch.channels_last
+    )
     with torch.inference_mode():
         features = tower(pixels)
         expected = rival.forward_features(pixels)
@@ -67,26 +69,29 @@ def test_picture_tower_gives_what_timm_gives(tmp_path, name, width, file):
     assert features.pooled.shape == (2, width)
     assert torch.equal(features.pooled, pooled)
     assert torch.equal(features.patches, expected.flatten(2).transpose(1, 2))
-    assert tower.patches == features.patches.shape[1]
-    assert (tower.input.mean, tower.input.std) == (rival.pretrained_cfg["mean"], rival.pretrained_cfg["std"])
+    assert tower.num_patches == features.patches.shape[1]
+    assert (tower.image_transform.mean, tower.image_transform.std) == (
+        rival.pretrained_cfg["mean"],
+        rival.pretrained_cfg["std"],
+    )
 
 
 def test_sequence_backbone_gives_its_patches_without_the_class_token():
     tower = ImageTower(ImageTowerConfig("vit_tiny_patch16_224", weights="random", size=64)).eval()
-    assert (tower.patches, tower.width) == (16, 192)
+    assert (tower.num_patches, tower.width) == (16, 192)
 
 
-def test_embedded_picture_tower_knows_its_weights():
+def test_embedded_image_tower_knows_its_weights():
     """The packaged file's tensors fit in order, and what it says of a plain picture is no noise: classes are sure."""
     import timm
 
     from clipvisionalign.models.weight_files import match_by_order, read_tensors
 
-    found = find_image_weights("tf_efficientnet_lite0")
-    assert found is not None
-    assert found.by_order
+    weights = find_image_weights("tf_efficientnet_lite0")
+    assert weights is not None
+    assert weights.by_order
     model = timm.create_model("tf_efficientnet_lite0").eval()
-    state = match_by_order(read_tensors(found.path), model.state_dict(), found.path)
+    state = match_by_order(read_tensors(weights.path), model.state_dict(), weights.path)
     model.load_state_dict(state)
     tower = ImageTower(ImageTowerConfig()).eval()
     pixels = torch.zeros(1, 3, 224, 224)
@@ -146,14 +151,14 @@ def test_text_tower_gives_what_transformers_gives(tmp_path, text_folder, kind):
         given = {"input_ids": both["input_ids"], "attention_mask": both["attention_mask"], **options}
         expected = rival(**given).last_hidden_state
         exact = copy.deepcopy(rival).double()(**given).last_hidden_state
-        found = [(group, tower(group.ids, group.mask)) for group in groups]
+        outputs = [(group, tower(group.ids, group.mask)) for group in groups]
     assert sum(len(group.rows) for group in groups) == len(CAPTIONS)
-    for group, features in found:
-        for place, row in enumerate(group.rows.tolist()):
-            length = int(group.mask[place].sum())
+    for group, features in outputs:
+        for index, row in enumerate(group.rows.tolist()):
+            length = int(group.mask[index].sum())
             assert length == int(both["attention_mask"][row].sum())
             rows = (each[row, :length] for each in (expected, exact))
-            assert_as_exact(features.tokens[place, :length], *rows, terms=32)
+            assert_as_exact(features.tokens[index, :length], *rows, terms=32)
     assert tower.pooling == ("first" if kind == "longformer" else "mean")
 
 
@@ -202,10 +207,10 @@ def test_embedded_text_tower_gives_what_transformers_gives():
     both = tokenizer(CAPTIONS, padding=True, return_tensors="pt")
     with torch.inference_mode():
         expected, exact = (each(**both).last_hidden_state for each in (rival, copy.deepcopy(rival).double()))
-        found = tower(both["input_ids"], both["attention_mask"])
-    assert_as_exact(found.tokens, expected, exact, terms=384)
+        output = tower(both["input_ids"], both["attention_mask"])
+    assert_as_exact(output.tokens, expected, exact, terms=384)
     means = (pool(each, both["attention_mask"], "mean") for each in (expected, exact))
-    assert_as_exact(found.pooled, *means, terms=384)
+    assert_as_exact(output.pooled, *means, terms=384)
     assert tower.tokenize(CAPTIONS)[0] == tokenizer(CAPTIONS[0])["input_ids"]
 
 
@@ -228,28 +233,28 @@ def test_a_window_over_the_whole_caption_is_dense_attention(tmp_path, text_folde
 
 
 @pytest.mark.parametrize("kind", ["distilbert", "bert", "roberta"])
-def test_a_sliding_twin_has_positions_for_4096_tokens(tmp_path, text_folder, kind):
+def test_a_sliding_window_variant_has_positions_for_4096_tokens(tmp_path, text_folder, kind):
     save_encoder(tmp_path, kind, text_folder)
     dense = TextTower(TextTowerConfig(str(tmp_path), max_tokens=4096)).eval()
-    twin = TextTower(TextTowerConfig(str(tmp_path), attention="sliding", window=8, max_tokens=4096)).eval()
-    assert (dense.max_tokens, twin.max_tokens) == (dense.positions, 4096)
-    learned = dense.encoder.embeddings.position_embeddings.weight[-dense.positions :]
-    table = twin.encoder.embeddings.position_embeddings.weight[-4096:]
-    assert (table[: dense.positions] == learned).all()
-    assert (table[dense.positions : 2 * dense.positions] == learned).all()
+    sliding = TextTower(TextTowerConfig(str(tmp_path), attention="sliding", window=8, max_tokens=4096)).eval()
+    assert (dense.max_tokens, sliding.max_tokens) == (dense.max_positions, 4096)
+    learned = dense.encoder.embeddings.position_embeddings.weight[-dense.max_positions :]
+    table = sliding.encoder.embeddings.position_embeddings.weight[-4096:]
+    assert (table[: dense.max_positions] == learned).all()
+    assert (table[dense.max_positions : 2 * dense.max_positions] == learned).all()
     ids = torch.randint(5, 20, (2, 4096))
     mask = torch.ones_like(ids)
     mask[1, 1000:] = 0
     with torch.inference_mode():
-        both = twin(ids, mask)
-        alone = twin(ids[1:, :1000], mask[1:, :1000])
-        exact = in_float64(twin)(ids[1:, :1000], mask[1:, :1000])
+        both = sliding(ids, mask)
+        alone = sliding(ids[1:, :1000], mask[1:, :1000])
+        exact = in_float64(sliding)(ids[1:, :1000], mask[1:, :1000])
     assert_same(both.pooled[1:], alone.pooled, exact.pooled)
-    twin.save(tmp_path / "saved")
+    sliding.save(tmp_path / "saved")
     again = TextTower(
         TextTowerConfig(str(tmp_path), attention="sliding", window=8, max_tokens=4096), tmp_path / "saved", False
     )
-    again.encoder.load_state_dict(twin.encoder.state_dict())
+    again.encoder.load_state_dict(sliding.encoder.state_dict())
     with torch.inference_mode():
         assert torch.equal(again.eval()(ids[1:, :1000], mask[1:, :1000]).pooled, alone.pooled)
 
@@ -280,11 +285,11 @@ def test_weights_that_are_not_there_say_what_to_do():
     for find, name in ((find_image_weights, "resnet50"), (find_text_folder, "distilbert-base-uncased")):
         with pytest.raises(WeightsNotFound) as error:
             find(name)
-        words = str(error.value)
-        assert name in words
-        assert "random" in words
-        assert "weights PATH" in words
-        assert "\n" not in words
+        message = str(error.value)
+        assert name in message
+        assert "random" in message
+        assert "weights PATH" in message
+        assert "\n" not in message
     assert find_image_weights("resnet50", "random") is None
 
 
@@ -322,12 +327,12 @@ def aligner(request, tiny_model) -> Aligner:
 
 
 def test_vectors_are_unit_float32_and_alone_as_in_any_company(aligner):
-    images = pictures(7)
+    images = random_images(7)
     vectors, captions = aligner.encode_images(images), aligner.encode_captions(CAPTIONS)
-    for found, count in ((vectors, 7), (captions, 4)):
-        assert found.shape == (count, 32)
-        assert found.dtype == torch.float32
-        assert_rounds_to(found.norm(dim=-1), torch.ones(count), terms=32)
+    for output, count in ((vectors, 7), (captions, 4)):
+        assert output.shape == (count, 32)
+        assert output.dtype == torch.float32
+        assert_rounds_to(output.norm(dim=-1), torch.ones(count), terms=32)
     exact = in_float64(aligner)
     assert_same(aligner.encode_images(images[::-1], batch=3).flip(0), vectors, exact.encode_images(images), size=1.0)
     assert_same(
@@ -346,19 +351,19 @@ def test_pairs_are_scored_alike_in_any_order_and_block(tiny_model):
     torch.manual_seed(0)
     aligner = Aligner(tiny_model("cross")).eval()
     torch.nn.init.normal_(aligner.fusion.correction.weight)
-    images = pictures(5)
+    images = random_images(5)
     index = np.indices((5, 4)).reshape(2, -1)
-    whole = aligner.pair_scorer(images, CAPTIONS)(*index)
+    all_scores = aligner.pair_scorer(images, CAPTIONS)(*index)
     order = np.random.default_rng(0).permutation(20)
     blocks = aligner.pair_scorer(images, CAPTIONS, batch=3)(index[0][order], index[1][order])
     exact = in_float64(aligner)
     right = exact.pair_scorer(images, CAPTIONS)(*index)
-    assert_same(blocks, whole[order], right[order])
-    alone = whole.copy()
+    assert_same(blocks, all_scores[order], right[order])
+    alone = all_scores.copy()
     alone[2 * 4 + 3] = aligner.pair_scorer(images[2:3], CAPTIONS[3:4])(np.array([0]), np.array([0]))[0]
-    assert_as_exact(alone, whole, right)
+    assert_as_exact(alone, all_scores, right)
     dual = (aligner.scale().detach() * aligner.encode_images(images) @ aligner.encode_captions(CAPTIONS).T).flatten()
-    assert np.abs(whole - dual.numpy()).max() > 0.01
+    assert np.abs(all_scores - dual.numpy()).max() > 0.01
     torch.nn.init.zeros_(aligner.fusion.correction.weight)
     aligner.late.weight.fill_(0.0)
     exact_dual = (
@@ -367,14 +372,12 @@ def test_pairs_are_scored_alike_in_any_order_and_block(tiny_model):
     assert_same(aligner.pair_scorer(images, CAPTIONS)(*index), dual, exact_dual.flatten())
 
 
-def test_a_picture_comes_as_path_bytes_or_opened(aligner, tmp_path):
-    (picture,) = pictures(1)
-    picture.save(tmp_path / "a.png")
-    ways = [picture, tmp_path / "a.png", str(tmp_path / "a.png"), (tmp_path / "a.png").read_bytes()]
+def test_an_image_comes_as_path_bytes_or_opened(aligner, tmp_path):
+    (image,) = random_images(1)
+    image.save(tmp_path / "a.png")
+    ways = [image, tmp_path / "a.png", str(tmp_path / "a.png"), (tmp_path / "a.png").read_bytes()]
     vectors = aligner.encode_images(ways)
-    assert_same(
-        vectors, vectors[:1].expand(4, -1), in_float64(aligner).encode_images([picture]).expand(4, -1), size=1.0
-    )
+    assert_same(vectors, vectors[:1].expand(4, -1), in_float64(aligner).encode_images([image]).expand(4, -1), size=1.0)
 
 
 def test_saved_and_loaded_gives_the_same_without_the_tower_files(aligner, tmp_path, monkeypatch):
@@ -382,7 +385,7 @@ def test_saved_and_loaded_gives_the_same_without_the_tower_files(aligner, tmp_pa
     import socket
 
     aligner.save(tmp_path / "run")
-    images = pictures(3)
+    images = random_images(3)
     expected = aligner.score(images, CAPTIONS)
 
     def refuse(*arguments, **options):
@@ -413,22 +416,22 @@ def test_a_tower_of_the_first_blocks_gives_what_they_give(name, width):
     from clipvisionalign.models.image_tower import ImageTower, ImageTowerConfig
 
     torch.manual_seed(0)
-    whole = ImageTower(ImageTowerConfig(name, weights="random", size=64)).eval()
+    full_tower = ImageTower(ImageTowerConfig(name, weights="random", size=64)).eval()
     cut = ImageTower(ImageTowerConfig(name, weights="random", size=64, blocks=4)).eval()
-    cut.load_state_dict(whole.state_dict(), strict=False)
-    seen = []
-    whole.backbone.blocks[3].register_forward_hook(lambda module, given, found: seen.append(found))
+    cut.load_state_dict(full_tower.state_dict(), strict=False)
+    outputs = []
+    full_tower.backbone.blocks[3].register_forward_hook(lambda module, given, output: outputs.append(output))
     pixels = torch.rand(2, 3, 64, 64)
     with torch.no_grad():
-        whole(pixels)
+        full_tower(pixels)
         features = cut(pixels)
     assert cut.width == width
-    if seen[0].ndim == 4:
-        assert torch.equal(features.patches, seen[0].flatten(2).transpose(1, 2))
-        assert torch.allclose(features.pooled, seen[0].mean((2, 3)), atol=1e-6)
+    if outputs[0].ndim == 4:
+        assert torch.equal(features.patches, outputs[0].flatten(2).transpose(1, 2))
+        assert torch.allclose(features.pooled, outputs[0].mean((2, 3)), atol=1e-6)
     else:
-        assert torch.equal(features.patches, whole.backbone.norm(seen[0])[:, 1:])
-    assert sum(p.numel() for p in cut.parameters()) < sum(p.numel() for p in whole.parameters())
+        assert torch.equal(features.patches, full_tower.backbone.norm(outputs[0])[:, 1:])
+    assert sum(p.numel() for p in cut.parameters()) < sum(p.numel() for p in full_tower.parameters())
 
 
 def test_blocks_that_are_not_there_are_refused():
@@ -442,41 +445,41 @@ def test_blocks_that_are_not_there_are_refused():
 
 @pytest.mark.parametrize("design", ["self", "late", "cross"])
 def test_what_is_remembered_goes_through_its_tower_once_and_gives_the_same(tiny_model, scenes_folder, design):
-    from clipvisionalign.models.aligner import Remembered
+    from clipvisionalign.models.aligner import TowerOutputCache
 
     torch.manual_seed(0)
     aligner = Aligner(tiny_model(design)).eval()
     images = sorted((scenes_folder / "images").iterdir())[:9]
     captions = ["a red circle", "two small blue stars to the left of a ring", "a cross", "a red circle"]
     expected = aligner.encode_images(images), aligner.encode_captions(captions), aligner.score(images, captions)
-    looked, read = [], []
-    aligner.image_tower.register_forward_hook(lambda module, given, found: looked.append(len(given[0])))
-    aligner.text_tower.register_forward_hook(lambda module, given, found: read.append(len(given[0])))
-    aligner.remembered = Remembered()
+    image_counts, read = [], []
+    aligner.image_tower.register_forward_hook(lambda module, given, output: image_counts.append(len(given[0])))
+    aligner.text_tower.register_forward_hook(lambda module, given, output: read.append(len(given[0])))
+    aligner.tower_cache = TowerOutputCache()
     # In parts that overlap, and in another order.
     assert torch.allclose(aligner.encode_images(images[:5]), expected[0][:5], atol=1e-5)
     assert torch.allclose(aligner.encode_images(images[::-1]), expected[0].flip(0), atol=1e-5)
     assert torch.allclose(aligner.encode_captions(captions[:1]), expected[1][:1], atol=1e-5)
     assert torch.allclose(aligner.encode_captions(captions[::-1]), expected[1].flip(0), atol=1e-5)
     assert torch.allclose(aligner.score(images, captions), expected[2], atol=1e-4)
-    assert (sum(looked), sum(read)) == (9, 3)
-    aligner.remembered = None
+    assert (sum(image_counts), sum(read)) == (9, 3)
+    aligner.tower_cache = None
     aligner.score(images, captions)
-    assert (sum(looked), sum(read)) == (18, 7)
+    assert (sum(image_counts), sum(read)) == (18, 7)
 
 
 def test_evaluating_leaves_every_mode_as_it_was():
     from torch import nn
 
-    from clipvisionalign.models.eval_mode import evaluating
+    from clipvisionalign.models.eval_mode import eval_mode
 
     model = nn.Sequential(nn.Dropout(), nn.Sequential(nn.Dropout()))
     for training in (True, False):
         model.train(training)
-        with evaluating(model):
+        with eval_mode(model):
             assert not any(module.training for module in model.modules())
         assert all(module.training is training for module in model.modules())
     # A part that is left in training mode is found below one that is not.
     model[1][0].train()
-    with evaluating(model):
+    with eval_mode(model):
         assert not model[1][0].training

@@ -14,13 +14,13 @@ from PIL import Image
 
 from clipvisionalign.cli import main
 from clipvisionalign.data.captioned import DataError
-from clipvisionalign.data.fingerprint import data_contents
 from clipvisionalign.data.formats import read_captioned_images
-from clipvisionalign.data.of_run import differs_from_run, read_data_of_run
+from clipvisionalign.data.hashes import dataset_hashes
+from clipvisionalign.data.run_data import differences_from_run, read_data_of_run
 from clipvisionalign.models.aligner import Aligner
 from clipvisionalign.settings import config_from_dict
 from clipvisionalign.training.config import RunConfig
-from clipvisionalign.training.training_data import refuse_changed
+from clipvisionalign.training.data import check_data_unchanged
 
 IMAGES = 150
 
@@ -59,40 +59,42 @@ def run(model, tmp_path):
 
 def record(data: Path, **more):
     """What data.json holds of a run on a data set."""
-    found = read_captioned_images(data)
-    as_read = {split: data_contents(found.split(split), split == "dev") for split in ("train", "dev")}
+    dataset = read_captioned_images(data)
+    as_read = {split: dataset_hashes(dataset.split(split), split == "dev") for split in ("train", "dev")}
     read = {
         "source": str(data),
-        "layout": found.layout,
-        "split_rule": found.split_rule,
+        "layout": dataset.layout,
+        "split_rule": dataset.split_rule,
         "identity": "auto",
         "group": "",
     }
-    return {**read, "as_read": as_read, "dev": {"images": len(found.split("dev"))}, **more}
+    return {**read, "as_read": as_read, "dev": {"images": len(dataset.split("dev"))}, **more}
 
 
 def test_every_command_reads_a_run_s_data_as_the_run_did(run, tmp_path, capsys, monkeypatch):
     count = json.loads((run / "data.json").read_text())["dev"]["images"]
     data = read_data_of_run(run, split="dev")
     assert (data.layout, len(data.split("dev"))) == ("texts", count)
-    assert not differs_from_run(run, data, "dev")
-    for command, *words in (["evaluate"], ["audit"], ["encode", "--out", str(tmp_path / "vectors.npy")]):
-        assert main([command, str(run), *words, "--json"]) in (0, 1)
-        answer = capsys.readouterr()
-        assert answer.out, answer.err
-        found = json.loads(answer.out)
-        assert "differs_from_run" not in found
+    assert not differences_from_run(run, data, "dev")
+    for command, *options in (["evaluate"], ["audit"], ["encode", "--out", str(tmp_path / "vectors.npy")]):
+        assert main([command, str(run), *options, "--json"]) in (0, 1)
+        captured = capsys.readouterr()
+        assert captured.out, captured.err
+        output = json.loads(captured.out)
+        assert "differs_from_run" not in output
         if command != "audit":
-            assert found["images"] == count
-        assert main([command, str(run), *words, "--layout", "karpathy", "--json", *["--overwrite"][: len(words)]]) in (
+            assert output["images"] == count
+        assert main(
+            [command, str(run), *options, "--layout", "karpathy", "--json", *["--overwrite"][: len(options)]]
+        ) in (
             0,
             1,
         )
-        answer = capsys.readouterr()
-        told = json.loads(answer.out)["differs_from_run"]
-        assert "is read as 'karpathy'; the run was trained on it as 'texts'" in told
-        assert "dev has other captions, partners, pictures" in told
-        assert "note: " in answer.err
+        captured = capsys.readouterr()
+        difference = json.loads(captured.out)["differs_from_run"]
+        assert "is read as 'karpathy'; the run was trained on it as 'texts'" in difference
+        assert "dev has other captions, partners, pictures" in difference
+        assert "note: " in captured.err
     main(["check", str(tmp_path / "data"), "--tokens", str(run), "--json"])
     assert json.loads(capsys.readouterr().out)["splits"]["dev"] == count
 
@@ -100,9 +102,9 @@ def test_every_command_reads_a_run_s_data_as_the_run_did(run, tmp_path, capsys, 
 def test_8_bits_are_measured_on_the_dev_split_that_the_run_had(run, monkeypatch, tmp_path):
     from clipvisionalign.export import quantization
 
-    seen = []
+    measured = []
     monkeypatch.setattr(quantization, "OnnxAligner", lambda folder, int8: None)
-    monkeypatch.setattr(quantization, "_measured", lambda model, dev: seen.append(dev) or 1 / 0)
+    monkeypatch.setattr(quantization, "_evaluate_export", lambda model, dev: measured.append(dev) or 1 / 0)
     names = {row.name for row in read_data_of_run(run, split="dev").split("dev")}
     elsewhere = Path(shutil.copytree(tmp_path / "data", tmp_path / "elsewhere"))
     (elsewhere / "dataset_x.json").unlink()
@@ -111,15 +113,15 @@ def test_8_bits_are_measured_on_the_dev_split_that_the_run_had(run, monkeypatch,
         (run / "data.json").write_text(json.dumps(about | {"dev_source": dev_source}))
         with pytest.raises(ZeroDivisionError):
             quantization.int8_loss(tmp_path, run, data, print)
-        assert seen[-1].source == (Path(dev_source) if dev_source else tmp_path / "data")
-        assert {row.name for row in seen[-1]} == names
+        assert measured[-1].source == (Path(dev_source) if dev_source else tmp_path / "data")
+        assert {row.name for row in measured[-1]} == names
     (run / "data.json").write_text(json.dumps(about | {"source": str(tmp_path / "gone")}))
     assert "no such file or folder" in quantization.int8_loss(tmp_path, run, "", lambda line: None)["not measured"]
 
 
 def test_an_index_has_the_splits_that_the_run_had(run, tmp_path, monkeypatch):
     lance = pytest.importorskip("lancedb", reason="no LanceDB: pip install 'clipvisionalign[search]'")
-    from clipvisionalign.search.index import build_index
+    from clipvisionalign.search.indexer import build_index
 
     build_index(run, tmp_path / "data", tmp_path / "index", lambda line: None, captions=True)
     rows = lance.connect(tmp_path / "index").open_table("pictures").to_arrow().to_pylist()
@@ -129,24 +131,24 @@ def test_an_index_has_the_splits_that_the_run_had(run, tmp_path, monkeypatch):
 
 def test_a_copy_elsewhere_is_read_as_the_run_s_own_and_what_differs_is_said(run, tmp_path):
     copy = Path(shutil.copytree(tmp_path / "data", tmp_path / "copy"))
-    found = read_data_of_run(run, copy, split="dev")
-    assert found.layout == "texts"
-    assert [row.name for row in found] == [row.name for row in read_data_of_run(run)]
-    assert differs_from_run(run, found, "dev") == [
+    run_data = read_data_of_run(run, copy, split="dev")
+    assert run_data.layout == "texts"
+    assert [row.name for row in run_data] == [row.name for row in read_data_of_run(run)]
+    assert differences_from_run(run, run_data, "dev") == [
         f"{copy} is read as 'texts', as the run's data was; by itself it is taken for 'karpathy'"
     ]
     (copy / "dataset_x.json").unlink()
-    assert not differs_from_run(run, found, "dev")
-    told = differs_from_run(run, found.with_identity("none"), "dev")
-    assert told == ["captions belong to images by 'none'; in the run's training by 'auto'"]
-    name = found.split("dev").rows[0].name
+    assert not differences_from_run(run, run_data, "dev")
+    difference = differences_from_run(run, run_data.with_identity("none"), "dev")
+    assert difference == ["captions belong to images by 'none'; in the run's training by 'auto'"]
+    name = run_data.split("dev").rows[0].name
     for data in (copy, tmp_path / "data"):
         (data / name).with_suffix(".txt").write_text("another caption\n")
-    (told,) = differs_from_run(run, read_data_of_run(run, copy, split="dev"), "dev")
-    assert told == f"{copy} is not the run's own data set, {tmp_path / 'data'}: dev has other captions"
-    (told,) = differs_from_run(run, read_data_of_run(run, split="dev"), "dev")
-    assert told == f"{tmp_path / 'data'} is no longer what it was in training: dev has other captions"
-    assert not differs_from_run(run, read_data_of_run(run, split="train"), "train")
+    (difference,) = differences_from_run(run, read_data_of_run(run, copy, split="dev"), "dev")
+    assert difference == f"{copy} is not the run's own data set, {tmp_path / 'data'}: dev has other captions"
+    (difference,) = differences_from_run(run, read_data_of_run(run, split="dev"), "dev")
+    assert difference == f"{tmp_path / 'data'} is no longer what it was in training: dev has other captions"
+    assert not differences_from_run(run, read_data_of_run(run, split="train"), "train")
 
 
 @pytest.mark.parametrize("split", ["train", "dev", "test"])
@@ -154,18 +156,18 @@ def test_an_image_that_is_another_one_of_the_same_size_is_told(tiny_runs, scenes
     """As every BMP of one shape is; of whichever split, where the data lies or elsewhere."""
     run, copy = tiny_runs["self"], Path(shutil.copytree(scenes_folder, tmp_path / "copy"))
     config = replace(config_from_dict(RunConfig, yaml.safe_load((run / "config.yaml").read_text())), data=str(copy))
-    assert not differs_from_run(run, read_data_of_run(run, copy), split)
-    refuse_changed(run, config, pytest.fail)
+    assert not differences_from_run(run, read_data_of_run(run, copy), split)
+    check_data_unchanged(run, config, pytest.fail)
     image = read_data_of_run(run, copy).split(split).rows[0].image
     image.write_bytes(bytes(reversed(image.read_bytes())))
-    (told,) = differs_from_run(run, read_data_of_run(run, copy), split)
-    assert f"{split} has other pictures" in told
+    (difference,) = differences_from_run(run, read_data_of_run(run, copy), split)
+    assert f"{split} has other pictures" in difference
     if split == "test":
         # No run is of it.
-        refuse_changed(run, config, pytest.fail)
+        check_data_unchanged(run, config, pytest.fail)
         return
     with pytest.raises(DataError, match=f"{split} has other pictures"):
-        refuse_changed(run, config, pytest.fail)
+        check_data_unchanged(run, config, pytest.fail)
 
 
 def test_a_moved_copy_stands_in_the_splits_that_its_groups_had_in_training(model, tmp_path):
@@ -177,12 +179,12 @@ def test_a_moved_copy_stands_in_the_splits_that_its_groups_had_in_training(model
         Image.new("L", (8, 8), number).save(data / f"{number:03}.png")
     (data / "captions.csv").write_text("\n".join(["image,caption,patient", *rows]))
     run = Path(shutil.copytree(model, tmp_path / "run"))
-    found = read_captioned_images(data, group="patient")
+    read = read_captioned_images(data, group="patient")
     (run / "data.json").write_text(json.dumps(record(data, group="patient", as_read={})))
     copy = Path(shutil.copytree(data, tmp_path / "copy"))
-    for layout in ("auto", found.layout):
+    for layout in ("auto", read.layout):
         moved = read_data_of_run(run, copy, layout)
-        assert [(row.name, row.split) for row in moved] == [(row.name, row.split) for row in found]
+        assert [(row.name, row.split) for row in moved] == [(row.name, row.split) for row in read]
         assert [row.split for row in moved] != [row.split for row in read_captioned_images(copy, layout)]
     (copy / "captions.csv").write_text("\n".join(row.rpartition(",")[0] for row in ["image,caption,patient", *rows]))
     assert [row.split for row in read_data_of_run(run, copy)] == [row.split for row in read_captioned_images(copy)]
@@ -192,7 +194,7 @@ def test_a_moved_copy_stands_in_the_splits_that_its_groups_had_in_training(model
 def test_what_a_run_read_is_kept_of_the_splits_that_are_there(tmp_path, splits):
     """A data set without a test split is trained on as before."""
     from clipvisionalign.data.captioned import CaptionedImage, CaptionedImages
-    from clipvisionalign.training.training_data import _as_read
+    from clipvisionalign.training.data import _as_read
 
     (tmp_path / "1.jpg").write_bytes(b"its size counts")
     rows = [CaptionedImage(split, tmp_path / "1.jpg", ("a dog",), split) for split in splits]

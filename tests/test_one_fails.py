@@ -11,7 +11,7 @@ import test_processes
 from test_processes import run
 
 from clipvisionalign import read_captioned_images
-from clipvisionalign.training.checkpoint import last_checkpoint
+from clipvisionalign.training.checkpoint import load_last_checkpoint
 
 settings = test_processes.settings
 
@@ -29,28 +29,28 @@ def test_an_error_of_one_process_is_raised_by_all(tmp_path, kind, raised):
 def test_a_sharded_checkpoint_that_one_process_cannot_write_is_none_on_all(tmp_path, fails):
     run(2, "save_sharded", {"out": str(tmp_path), "fails": fails}, tmp_path / "said")
     for number in (0, 1):
-        told = (tmp_path / f"told.{number}").read_text()
-        assert f"{tmp_path}/checkpoints/step-000000002.shards: could not be written by process {fails}: " in told
-        assert "File too large" in told
+        message = (tmp_path / f"told.{number}").read_text()
+        assert f"{tmp_path}/checkpoints/step-000000002.shards: could not be written by process {fails}: " in message
+        assert "File too large" in message
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == [
         "step-000000001.shards", "step-000000003.shards"
     ]  # fmt: skip
-    assert last_checkpoint(tmp_path, print)["step"] == 3
+    assert load_last_checkpoint(tmp_path, print)["step"] == 3
     # What a pulled plug, or a disk that is not shared, may leave of it.
     said: list[str] = []
     newest = tmp_path / "checkpoints" / "step-000000003.shards"
     shard = max(newest.glob("*.safetensors"))
     shard.write_bytes(shard.read_bytes()[:-8])
-    assert last_checkpoint(tmp_path, said.append)["step"] == 1
+    assert load_last_checkpoint(tmp_path, said.append)["step"] == 1
     assert f"{newest}: does not read back ({shard.name} is not whole); taking the one before it" in said
     shard.unlink()
-    assert last_checkpoint(tmp_path, said.append)["step"] == 1
+    assert load_last_checkpoint(tmp_path, said.append)["step"] == 1
 
 
 def test_a_sharded_run_goes_on_where_one_process_cannot_write_a_checkpoint(tmp_path, settings):
     said = run(2, "trouble", settings("run", epochs=2, train_images=48, shard=True), tmp_path / "said")
-    told = "step-000000002.shards: could not be written by process 1: [Errno 27] File too large; training goes on, "
-    assert told in said
+    message = "step-000000002.shards: could not be written by process 1: [Errno 27] File too large; training goes on, "
+    assert message in said
     # After two steps, after three, and at the end of the epoch that these are.
     assert said.count("warning: no checkpoint") == 3
     assert json.loads((tmp_path / "run" / "results.json").read_text())["steps"] == 6
@@ -73,8 +73,8 @@ def test_a_sharded_run_goes_on_from_an_epoch_without_a_step(tmp_path, settings):
     run(2, "stop", {**given, "after": 2, "none": 2}, tmp_path / "said")
     assert "stopped after step 2" in (tmp_path / "said.0").read_text()
     run(2, "train", {"resume": str(tmp_path / "run")}, tmp_path / "said")
-    found = json.loads((tmp_path / "run" / "results.json").read_text())
-    assert (found["steps"], found["steps_skipped"]) == (2, 2)
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert (results["steps"], results["steps_skipped"]) == (2, 2)
 
 
 def test_what_is_a_stream_for_one_process_alone_is_refused_by_all(tmp_path):
@@ -99,4 +99,4 @@ def test_a_signal_to_any_process_stops_all_after_the_same_step(tmp_path, setting
     given = settings("run", train_images=48, epochs=40, checkpoint_minutes=60.0)
     said = run(2, "stop", {**given, "after": 3, "rank": 1}, tmp_path / "said")
     assert "stopped after step 3; go on with" in said
-    assert last_checkpoint(tmp_path / "run", print)["place"]["step"] == 3
+    assert load_last_checkpoint(tmp_path / "run", print)["place"]["step"] == 3

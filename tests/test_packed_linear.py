@@ -20,9 +20,9 @@ pytestmark = pytest.mark.skipif(
 @pytest.fixture
 def model() -> nn.Module:
     torch.manual_seed(0)
-    found = nn.Sequential(nn.Linear(24, 40), nn.GELU(), nn.Linear(40, 8, bias=False)).eval()
-    pack_linears(found)
-    return found
+    network = nn.Sequential(nn.Linear(24, 40), nn.GELU(), nn.Linear(40, 8, bias=False)).eval()
+    pack_linears(network)
+    return network
 
 
 def plain(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
@@ -38,13 +38,13 @@ def agrees(model: nn.Module) -> bool:
 
 def is_plain(model: nn.Module, x: torch.Tensor) -> bool:
     """The product is that of the weights as they are now, but for rounding."""
-    found, exact = model(x), plain(copy.deepcopy(model).double(), x.double())
-    assert found.shape == exact.shape
+    actual, exact = model(x), plain(copy.deepcopy(model).double(), x.double())
+    assert actual.shape == exact.shape
     # Two products; at most what the absolute values of weights and inputs come to.
     first, _, last = model
     inner = nn.functional.linear(x.abs(), first.weight.abs(), first.bias.abs())
-    size = float(nn.functional.linear(inner, last.weight.abs()).max()) if found.numel() else 0.0
-    return off(found, exact) <= rounding(40, size, steps=2)
+    size = float(nn.functional.linear(inner, last.weight.abs()).max()) if actual.numel() else 0.0
+    return off(actual, exact) <= rounding(40, size, steps=2)
 
 
 def packed(model: nn.Module) -> list[bool]:
@@ -101,5 +101,5 @@ def test_training_half_precision_and_gradients_take_the_plain_way(model):
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         assert model(x).dtype == torch.bfloat16
     assert packed(model) == [False, False]
-    found = torch.autograd.grad(model(x).sum(), list(model.parameters()))
-    assert all(gradient is not None for gradient in found)
+    gradients = torch.autograd.grad(model(x).sum(), list(model.parameters()))
+    assert all(gradient is not None for gradient in gradients)

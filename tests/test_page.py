@@ -11,8 +11,8 @@ from forked import Forked, command
 
 pytest.importorskip("playwright", reason="no playwright: pip install 'clipvisionalign[pdf]'")
 
-from clipvisionalign.study.report import write_report
-from clipvisionalign.study.words import claims_of
+from clipvisionalign.study.report.build import write_report
+from clipvisionalign.study.report.summary import report_claims
 
 
 def example(value: float, spread: float = 4.0) -> dict:
@@ -22,22 +22,22 @@ def example(value: float, spread: float = 4.0) -> dict:
 @pytest.fixture(scope="module")
 def page_file(tmp_path_factory) -> Path:
     """The page of a made-up report of two variants, so that no training stands before a test of a page."""
-    from clipvisionalign.study.results import PROTOCOL
-    from clipvisionalign.study.statistics import FIGURES
+    from clipvisionalign.study.aggregate import PROTOCOL
+    from clipvisionalign.study.statistics import COMPARED_METRICS
 
     values = {"self": 310.0, "late": 322.0}
     checks = [{"name": "alone (vectors)", "passed": True, "figure": 0.0, "meaning": "a pair's score stays the same"}]
     gallery = {"images": 40, "captions": 200}
     variants = {}
     for name, value in values.items():
-        figures = {figure: example(value if figure == "rsum" else value / 8) for figure in FIGURES}
+        figures = {figure: example(value if figure == "rsum" else value / 8) for figure in COMPARED_METRICS}
         way = {f"recall_at_{k}": {"value": value / 800, "low": 0.2, "high": 0.6} for k in (1, 5, 10)}
         run = {"seed": 0, "protocol": PROTOCOL, **gallery, "audit": {"passed": True, "checks": checks},
                "rsum": {"value": value, "low": value - 12, "high": value + 12},
                "image_to_text": way, "text_to_image": copy.deepcopy(way)}  # fmt: skip
-        thirds = {third: {"captions": 66, "recall_at_1": example(20), "recall_at_5": example(50)}
+        terciles = {third: {"captions": 66, "recall_at_1": example(20), "recall_at_5": example(50)}
                   for third in ("short", "middle", "long")}  # fmt: skip
-        variants[name] = {"seeds": [0], "runs": [run], "figures": figures, "by_length": thirds}
+        variants[name] = {"seeds": [0], "runs": [run], "figures": figures, "by_length": terciles}
     latency = {"p50": 3.0, "p95": 4.0, "p99": 5.0}
     cost = {
         name: {
@@ -80,7 +80,7 @@ def page_file(tmp_path_factory) -> Path:
         "references": [{"key": "x", "author": "A and B", "title": "T", "howpublished": "W", "year": "2020",
                         "bibtex": "@misc{x}"}],
     }  # fmt: skip
-    report["claims"] = claims_of(report)
+    report["claims"] = report_claims(report)
     folder = tmp_path_factory.mktemp("page")
     write_report(folder, report)
     return folder / "report.html"
@@ -119,8 +119,8 @@ def test_axe_finds_no_fault(opened):
     from axe_playwright_python.sync_playwright import Axe
 
     page, _ = opened
-    found = Axe().run(page).response["violations"]
-    assert found == [], [(one["id"], one["nodes"][0]["html"][:200]) for one in found]
+    violations = Axe().run(page).response["violations"]
+    assert violations == [], [(one["id"], one["nodes"][0]["html"][:200]) for one in violations]
 
 
 def test_tables_sort_by_keyboard(opened):

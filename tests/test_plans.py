@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from clipvisionalign.cli import main
 from clipvisionalign.cli.train import train_parser
-from clipvisionalign.study.cells import refuse_other
-from clipvisionalign.study.plan import DESIGNS, Plan, cells_of, read_plan, ready_plans
-from clipvisionalign.study.run import plan_text
+from clipvisionalign.study.config import DESIGNS, Plan, read_plan, ready_plans, trials_of
+from clipvisionalign.study.runner import plan_text
+from clipvisionalign.study.trial import refuse_other_settings
 from clipvisionalign.training.config import RunConfig
 from clipvisionalign.training.run_folder import _write_settings
 
@@ -34,7 +34,7 @@ def contents(folder: Path) -> dict[str, bytes | None]:
 
 
 @pytest.mark.parametrize(
-    ("text", "line", "key", "told"),
+    ("text", "line", "key", "message"),
     [
         ("title: x\nvariants: self", 2, "variants", "a list of names"),
         ("title: x\nvariants:", 2, "variants", "nothing stands there"),
@@ -131,15 +131,15 @@ def contents(folder: Path) -> dict[str, bytes | None]:
         ),
     ],
 )
-def test_a_fault_is_told_with_its_line_and_its_key(tmp_path, capsys, text, line, key, told):
+def test_a_fault_is_told_with_its_line_and_its_key(tmp_path, capsys, text, line, key, message):
     path, out = tmp_path / "plan.yaml", tmp_path / "out"
     path.write_text(text)
     before = contents(tmp_path)
     assert main(["study", str(path), "--out", str(out)]) == 1
-    found = LINE.fullmatch(capsys.readouterr().err.strip().removeprefix("clipvisionalign: error: "))
-    assert found is not None
-    assert (found["file"], int(found["line"]), found["key"]) == (str(path), line, key)
-    assert told in found["told"]
+    match = LINE.fullmatch(capsys.readouterr().err.strip().removeprefix("clipvisionalign: error: "))
+    assert match is not None
+    assert (match["file"], int(match["line"]), match["key"]) == (str(path), line, key)
+    assert message in match["told"]
     assert contents(tmp_path) == before
 
 
@@ -159,7 +159,7 @@ variants:
 
 
 @pytest.mark.parametrize(
-    ("variant", "key", "told"),
+    ("variant", "key", "message"),
     [
         ("late: {settings: {device: warp9}}", "late.settings.device", "not to be had"),
         ("late: {settings: {loss: {name: sofmax}}}", "late.settings.loss.name", "neither softmax"),
@@ -209,28 +209,28 @@ variants:
     ],
 )
 def test_what_train_would_refuse_of_one_variant_is_refused_before_another_is_trained(
-    tmp_path, capsys, monkeypatch, scenes_folder, text_folder, variant, key, told
+    tmp_path, capsys, monkeypatch, scenes_folder, text_folder, variant, key, message
 ):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("clipvisionalign.study.cells.train", None)
+    monkeypatch.setattr("clipvisionalign.study.trial.train", None)
     text = TINY.format(data=scenes_folder, text=text_folder) + f"  {variant}\n"
     (tmp_path / "plan.yaml").write_text(text)
     before = contents(tmp_path)
     for more in ([], ["--dry-run"]):
         assert main(["study", "plan.yaml", "--out", "out", *more]) == 1
-        found = LINE.fullmatch(
+        match = LINE.fullmatch(
             capsys.readouterr().err.strip().splitlines()[-1].removeprefix("clipvisionalign: error: ")
         )
-        assert found is not None
-        place = (found["file"], int(found["line"]), found["key"])
-        assert place == ("plan.yaml", len(text.splitlines()), f"variants.{key}")
-        assert told in found["told"]
+        assert match is not None
+        location = (match["file"], int(match["line"]), match["key"])
+        assert location == ("plan.yaml", len(text.splitlines()), f"variants.{key}")
+        assert message in match["told"]
         assert contents(tmp_path) == before
 
 
-@pytest.mark.parametrize(("split", "told"), [("dev", "give 'split: test'"), ("test", "elsewhere")])
+@pytest.mark.parametrize(("split", "message"), [("dev", "give 'split: test'"), ("test", "elsewhere")])
 def test_another_data_set_to_choose_by_is_there_and_is_not_the_one_that_is_measured(
-    tmp_path, capsys, scenes_folder, text_folder, split, told
+    tmp_path, capsys, scenes_folder, text_folder, split, message
 ):
     path = tmp_path / "plan.yaml"
     text = TINY.format(data=scenes_folder, text=text_folder).replace("  batch: 16", "  dev_data: elsewhere")
@@ -238,7 +238,7 @@ def test_another_data_set_to_choose_by_is_there_and_is_not_the_one_that_is_measu
     assert main(["study", str(path), "--out", str(tmp_path / "out")]) == 1
     error = capsys.readouterr().err
     assert f"{path}, line 4: settings.dev_data: " in error
-    assert told in error
+    assert message in error
     assert not (tmp_path / "out").exists()
 
 
@@ -268,7 +268,7 @@ def test_what_yaml_allows_is_read(tmp_path):
         "  late: {<<: *own, base: self}\n  sparse:\n  '1': {settings: {model: {design: cross}}}\nseeds: ['3']\n"
     )
     plan = read_plan(path)
-    configs = {cell.variant: cell.config for cell in cells_of(plan, Path("study"))}
+    configs = {trial.variant: trial.config for trial in trials_of(plan, Path("study"))}
     assert plan.seeds == [3]
     assert (plan.title, configs["late"].text_lr, configs["late"].init) == ("2024-01-01", 1e-4, "study/cells/self-3")
     assert configs["1"].model.design == "cross"
@@ -279,7 +279,7 @@ def test_a_control_is_a_variant_again_and_says_so(tmp_path):
     path = tmp_path / "plan.yaml"
     path.write_text("data: x\nvariants:\n  self: {}\n  again: {same_as: self, settings: {model: {design: self}}}\n")
     plan = read_plan(path)
-    first, second = (cell.config for cell in cells_of(plan, Path("study"))[:2])
+    first, second = (cell.config for cell in trials_of(plan, Path("study"))[:2])
     assert first == replace(second, out=first.out)
     path.write_text(plan_text(plan))
     assert read_plan(path) == plan
@@ -358,7 +358,7 @@ def test_what_a_user_has_written_is_what_they_get_or_it_is_refused(tmp_path, cap
         taken: RunConfig | None = None
         with suppress(ValueError, SystemExit):
             if of == "plan":
-                taken = cells_of(replace(read_plan(path), data="x"), Path("study"))[0].config
+                taken = trials_of(replace(read_plan(path), data="x"), Path("study"))[0].config
             else:
                 taken = run_settings(path)
         usual = {str: word == "off", int: word == "010", bool: word in ("off", "yes", "ON")}
@@ -378,12 +378,12 @@ def test_a_plan_in_a_studys_folder_is_the_plan(tmp_path, name):
 
 def leaves(kind: type, prefix: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
     """The settings of a dataclass, by their keys."""
-    found = []
+    keys = []
     for each in fields(kind):
         value = getattr(kind(), each.name)
         key = (*prefix, each.name)
-        found += leaves(type(value), key) if is_dataclass(value) else [key]
-    return found
+        keys += leaves(type(value), key) if is_dataclass(value) else [key]
+    return keys
 
 
 SETTINGS = leaves(RunConfig)
@@ -435,30 +435,30 @@ def test_a_setting_of_a_plan_finds_its_own_run_again_or_is_refused_before_it_is_
     try:
         plan = read_plan("plan.yaml")
     except ValueError as error:
-        told = str(error)
-        assert f"settings.{'.'.join(key)}: " in told
+        message = str(error)
+        assert f"settings.{'.'.join(key)}: " in message
         return
-    (cell,) = cells_of(plan, Path("study"))
+    (cell,) = trials_of(plan, Path("study"))
     cell.folder.mkdir(parents=True)
     _write_settings(cell.folder / "config.yaml", cell.config)
-    refuse_other(cell)
+    refuse_other_settings(cell)
 
 
 @st.composite
 def some_settings(draw: Any, wrong: bool) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    drawn_settings: dict[str, Any] = {}
     for key in draw(st.lists(st.sampled_from(SETTINGS), max_size=4, unique=True)):
         if (key[0] in OWN or key[-1] == "design") and not wrong:
             continue
-        inside = found
+        inside = drawn_settings
         for part in key[:-1]:
             inside = inside.setdefault(part, {})
         inside[key[-1]] = draw(VALUES if wrong else fitting(key))
     if wrong and draw(st.booleans()):
-        found.setdefault("model", {})["design"] = draw(st.sampled_from(DESIGNS))
+        drawn_settings.setdefault("model", {})["design"] = draw(st.sampled_from(DESIGNS))
     if wrong and draw(st.booleans()):
-        found[draw(st.sampled_from(["epoch", "mdel", "x"]))] = 1
-    return found
+        drawn_settings[draw(st.sampled_from(["epoch", "mdel", "x"]))] = 1
+    return drawn_settings
 
 
 @st.composite
@@ -476,34 +476,34 @@ def plans(draw: Any) -> dict[str, Any]:
         if draw(st.integers(0, 4)) == 0:
             own["base"] = draw(st.sampled_from([*names, "gone"] if wrong else ["", *variants]))
         variants[name] = own
-    found: dict[str, Any] = {"data": "somewhere", "variants": variants}
+    plan: dict[str, Any] = {"data": "somewhere", "variants": variants}
     if draw(st.booleans()):
-        found["settings"] = draw(some_settings(wrong))
+        plan["settings"] = draw(some_settings(wrong))
     if draw(st.booleans()):
         seeds = st.integers(-1 if wrong else 0, 3)
-        found["seeds"] = draw(st.lists(seeds, min_size=0 if wrong else 1, max_size=3, unique=not wrong))
+        plan["seeds"] = draw(st.lists(seeds, min_size=0 if wrong else 1, max_size=3, unique=not wrong))
     if wrong and draw(st.booleans()):
         key = draw(st.sampled_from(["variants", "settings", "measure", "budget", "seeds", "sedes", "title", "compare"]))
-        found[key] = draw(st.one_of(VALUES, st.sampled_from([{"a": "self"}, {"same": "seconds"}, {"rounds": 1}])))
-    return found
+        plan[key] = draw(st.one_of(VALUES, st.sampled_from([{"a": "self"}, {"same": "seconds"}, {"rounds": 1}])))
+    return plan
 
 
 def as_written(plan: dict[str, Any], name: str) -> dict[tuple[str, ...], Any]:
     """Every setting that the plan gives to a variant, by its key: its own before the plan's."""
-    found: dict[tuple[str, ...], Any] = {}
+    by_key: dict[tuple[str, ...], Any] = {}
 
     def add(values: Any, key: tuple[str, ...]) -> None:
         for part, value in values.items():
             if isinstance(value, dict):
                 add(value, (*key, part))
             else:
-                found[*key, part] = value
+                by_key[*key, part] = value
 
     variants = plan.get("variants", {})
     own = variants.get(name) if isinstance(variants, dict) else {}
     for values in (plan.get("settings", {}), (own or {}).get("settings", {})):
         add(values, ())
-    return found
+    return by_key
 
 
 @given(plan=plans(), style=st.booleans())
@@ -515,24 +515,24 @@ def test_every_plan_is_trained_as_written_or_refused_with_key_and_place(tmp_path
     try:
         read = read_plan(path)
     except ValueError as error:
-        told = str(error)
-        refused(told, path, plan)
+        message = str(error)
+        refused(message, path, plan)
         capsys.readouterr()
         assert main(["study", str(path), "--out", str(out)]) == 1
-        assert capsys.readouterr().err.strip() == f"clipvisionalign: error: {told}"
+        assert capsys.readouterr().err.strip() == f"clipvisionalign: error: {message}"
         assert [each.name for each in tmp_path.iterdir()] == ["plan.yaml"]
         return
-    cells = cells_of(read, Path("study"))
+    trials = trials_of(read, Path("study"))
     seeds = plan.get("seeds", Plan().seeds)
     names = list(plan.get("variants", Plan().variants))
-    assert {(cell.variant, cell.seed) for cell in cells} == {(name, seed) for name in names for seed in seeds}
-    for cell in cells:
-        asked, usual = as_written(plan, cell.variant), asdict(RunConfig())
-        words = cell.variant.replace("_", "-").split("-")
-        if cell.variant in DESIGNS:
-            asked.setdefault(("model", "design"), cell.variant)
+    assert {(trial.variant, trial.seed) for trial in trials} == {(name, seed) for name in names for seed in seeds}
+    for trial in trials:
+        asked, usual = as_written(plan, trial.variant), asdict(RunConfig())
+        name_parts = trial.variant.replace("_", "-").split("-")
+        if trial.variant in DESIGNS:
+            asked.setdefault(("model", "design"), trial.variant)
         for key in SETTINGS:
-            value, default = asdict(cell.config), usual
+            value, default = asdict(trial.config), usual
             for part in key:
                 value, default = value[part], default[part]
             if key in asked:
@@ -541,18 +541,18 @@ def test_every_plan_is_trained_as_written_or_refused_with_key_and_place(tmp_path
             elif key[0] not in {"data", "out", "seed", "init", "cache", "trackers"}:
                 assert value == default, key
         # A name promises its design.
-        assert words[0] not in DESIGNS or cell.config.model.design in words
-        assert cell.config.seed == cell.seed
+        assert name_parts[0] not in DESIGNS or trial.config.model.design in name_parts
+        assert trial.config.seed == trial.seed
 
 
-def refused(told: str, path: Path, plan: dict[str, Any]) -> None:
+def refused(message: str, path: Path, plan: dict[str, Any]) -> None:
     """Each line names the file, a line of it, and a key that stands there, or one that a missing one belongs under."""
     lines = path.read_text().splitlines()
-    for each in told.splitlines():
-        found = LINE.fullmatch(each)
-        assert found is not None, each
-        assert found["file"] == str(path)
-        parts = re.findall(r"[^.\[\]]+", found["key"])
+    for each in message.splitlines():
+        match = LINE.fullmatch(each)
+        assert match is not None, each
+        assert match["file"] == str(path)
+        parts = re.findall(r"[^.\[\]]+", match["key"])
         there: Any = plan
         shown = None
         for part in parts:
@@ -568,4 +568,4 @@ def refused(told: str, path: Path, plan: dict[str, Any]) -> None:
             else:
                 break
         if shown is not None:
-            assert shown.strip("'\"") in lines[int(found["line"]) - 1], each
+            assert shown.strip("'\"") in lines[int(match["line"]) - 1], each

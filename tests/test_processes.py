@@ -48,14 +48,14 @@ def alone(tmp_path_factory, scenes_folder, tiny_model):
     """Of a design and a loss: what a work is given, and the gradients of one process, in float32 and in float64."""
 
     @functools.cache
-    def found(design: str, loss: str, identity: str) -> tuple[dict, dict, dict]:
+    def gradients_alone(design: str, loss: str, identity: str) -> tuple[dict, dict, dict]:
         folder = tmp_path_factory.mktemp("alone")
         given = {"data": str(scenes_folder), "model": asdict(tiny_model(design)), "loss": loss, "identity": identity}
         for exact in (False, True):
             many_processes.work("gradients", {**given, "exact": exact, "out": str(folder / f"{exact}")})
         return given, *(torch.load(folder / name, weights_only=True) for name in ("False", "True"))
 
-    return found
+    return gradients_alone
 
 
 @pytest.mark.parametrize(
@@ -79,10 +79,10 @@ def test_two_processes_have_the_gradients_of_one(tmp_path, alone, design, loss, 
     assert worst(exact["gradients"], two["gradients"]) < TIMES * error
 
 
-def assert_same_curve(found: list[float], expected: list[float]) -> None:
+def assert_same_curve(actual: list[float], expected: list[float]) -> None:
     """Losses over 16 images and 80 captions; each step adds its rounding to that of the steps before it."""
     allowed = rounding(16 * 80, size=max(expected), steps=len(expected))
-    assert found == pytest.approx(expected, abs=allowed)
+    assert actual == pytest.approx(expected, abs=allowed)
 
 
 def curve(folder: Path) -> list[float]:
@@ -165,9 +165,9 @@ def test_a_fusion_trains_and_is_measured_in_two_processes(tmp_path, settings, sc
     results = json.loads((tmp_path / "cross" / "results.json").read_text())
     # Measured by both together, each pair once: the figures are those of one process.
     dev = read_captioned_images(scenes_folder).split("dev")
-    found = evaluate(load_aligner(tmp_path / "cross"), dev.images, dev.captions, dev.caption_image, candidates=5)
+    evaluation = evaluate(load_aligner(tmp_path / "cross"), dev.images, dev.captions, dev.caption_image, candidates=5)
     for name in ("dual", "reranked"):
-        assert results["chosen"]["model_in_sample"][name]["rsum"] == found.to_dict()[name]["rsum"]
+        assert results["chosen"]["model_in_sample"][name]["rsum"] == evaluation.to_dict()[name]["rsum"]
     lines = [json.loads(line) for line in (tmp_path / "cross" / "metrics.jsonl").read_text().splitlines()]
     losses = [line["train_fusion_loss"] for line in lines if "dev" in line]
     assert losses[1] < losses[0]
@@ -204,11 +204,11 @@ def test_a_fusion_is_trained_alone_in_two_processes(tmp_path, settings, tiny_mod
 
 
 def test_what_several_processes_cannot_do_is_refused_before_the_first_step(tmp_path, settings):
-    for more, told in (
+    for more, message in (
         ({"freeze": "none"}, "starts at random and has batch norms, whose statistics 2 processes would each gather"),
         ({"batch": 2, "train_images": 3, "freeze": "text", "model": settings("")["model"]}, "starts at random"),
     ):
         with pytest.raises(AssertionError, match="starts at random") as caught:
             run(2, "train", settings("refused", **more), tmp_path / "said")
-        assert told in str(caught.value)
+        assert message in str(caught.value)
         assert not (tmp_path / "refused" / "results.json").exists()

@@ -14,7 +14,7 @@ import pytest
 
 import clipvisionalign
 from clipvisionalign import cli
-from clipvisionalign.progress import VARIABLE, long_step, progress, seconds_between_lines
+from clipvisionalign.progress import INTERVAL_VARIABLE, log_interval_seconds, progress, progress_step
 
 SOURCE = Path(clipvisionalign.__file__).parent
 
@@ -24,7 +24,7 @@ def run(program: str, every: float, **more) -> tuple[list[str], float]:
     start = time.monotonic()
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, check=True,
-        env={**os.environ, "PYTHONPATH": str(SOURCE.parent), VARIABLE: str(every)}, **more,
+        env={**os.environ, "PYTHONPATH": str(SOURCE.parent), INTERVAL_VARIABLE: str(every)}, **more,
     )  # fmt: skip
     return done.stderr.splitlines(), time.monotonic() - start
 
@@ -35,7 +35,7 @@ def test_a_log_gets_lines_with_count_rate_and_time_left():
         import time
         from clipvisionalign.progress import progress
         batches = [range(start, start + 20) for start in range(0, 600, 20)]
-        for batch in progress(batches, "encoding images", 600, count=len):
+        for batch in progress(batches, "encoding images", 600, units_per_item=len):
             time.sleep(0.1)
         """,
         every=0.5,
@@ -64,11 +64,11 @@ def test_an_item_that_takes_long_is_told_of_too_and_steps_within_steps_share_a_l
     lines, _ = run(
         """
         import time
-        from clipvisionalign.progress import long_step, progress
-        with long_step("study", in_terminal=False):
+        from clipvisionalign.progress import progress_step, progress
+        with progress_step("study", in_terminal=False):
             time.sleep(0.7)
             for run in progress(range(2), "measuring runs", 2):
-                with long_step("examples"):
+                with progress_step("examples"):
                     time.sleep(1.0)
         """,
         every=0.3,
@@ -80,11 +80,11 @@ def test_an_item_that_takes_long_is_told_of_too_and_steps_within_steps_share_a_l
 
 
 def test_what_was_done_before_counts_as_done_and_not_in_the_rate():
-    with long_step("training, step", 100, shown=False) as step:
-        step.begin_at(90)
+    with progress_step("training, step", 100, visible=False) as step:
+        step.set_initial(90)
         step.start -= 10.0
         step.update(95, "loss 1.5")
-        assert step.told() == "training, step 95 of 100, 2 s each, loss 1.5, about 10 s left"
+        assert step.message() == "training, step 95 of 100, 2 s each, loss 1.5, about 10 s left"
 
 
 def test_a_step_that_is_not_shown_says_nothing():
@@ -92,7 +92,7 @@ def test_a_step_that_is_not_shown_says_nothing():
         """
         import time
         from clipvisionalign.progress import progress
-        for _ in progress(range(10), "counting", 10, shown=False):
+        for _ in progress(range(10), "counting", 10, visible=False):
             time.sleep(0.05)
         """,
         every=0.1,
@@ -104,8 +104,8 @@ def test_a_forked_process_tells_of_its_own_steps_only():
     lines, _ = run(
         """
         import os, sys, time
-        from clipvisionalign.progress import long_step, progress
-        with long_step("parent"):
+        from clipvisionalign.progress import progress_step, progress
+        with progress_step("parent"):
             if child := os.fork():
                 os.waitpid(child, 0)
             else:
@@ -133,7 +133,13 @@ def test_a_terminal_gets_live_lines_and_none_for_a_log():
             for _ in progress(range(5), "encoding images", 5):
                 time.sleep(0.1)
     """
-    environment = {**os.environ, "PYTHONPATH": str(SOURCE.parent), VARIABLE: "0.1", "TERM": "xterm", "COLUMNS": "100"}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(SOURCE.parent),
+        INTERVAL_VARIABLE: "0.1",
+        "TERM": "xterm",
+        "COLUMNS": "100",
+    }
     process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(program)], stderr=child, env=environment)
     os.close(child)
     shown = b""
@@ -150,10 +156,10 @@ def test_a_terminal_gets_live_lines_and_none_for_a_log():
 
 
 def test_an_interval_that_is_no_time_is_refused(monkeypatch):
-    for told in ("soon", "0", "-3", "nan"):
-        monkeypatch.setenv(VARIABLE, told)
-        with pytest.raises(ValueError, match=VARIABLE):
-            seconds_between_lines()
+    for interval in ("soon", "0", "-3", "nan"):
+        monkeypatch.setenv(INTERVAL_VARIABLE, interval)
+        with pytest.raises(ValueError, match=INTERVAL_VARIABLE):
+            log_interval_seconds()
 
 
 def test_every_command_tells_of_itself(monkeypatch, capsys):
@@ -161,17 +167,17 @@ def test_every_command_tells_of_itself(monkeypatch, capsys):
         time.sleep(0.5)
         return 0
 
-    monkeypatch.setenv(VARIABLE, "0.1")
+    monkeypatch.setenv(INTERVAL_VARIABLE, "0.1")
     monkeypatch.setitem(cli.COMMANDS, "scenes", ("", slow))
     assert cli.main(["scenes"]) == 0
     assert "slow, 0 s so far" in capsys.readouterr().err
 
 
 def test_the_commands_steps_are_counted(monkeypatch, capsys, scenes_folder):
-    monkeypatch.setenv(VARIABLE, "0.02")
+    monkeypatch.setenv(INTERVAL_VARIABLE, "0.02")
     assert cli.main(["check", str(scenes_folder)]) == 0
-    told = capsys.readouterr().err
-    assert re.search(r"checking pictures \d+ of \d+", told)
+    stderr = capsys.readouterr().err
+    assert re.search(r"checking pictures \d+ of \d+", stderr)
 
 
 def test_nothing_else_draws_lines_of_progress():
@@ -183,7 +189,7 @@ def test_nothing_else_draws_lines_of_progress():
 
 
 def test_a_loop_that_is_left_early_ends_its_step(monkeypatch, capsys):
-    monkeypatch.setenv(VARIABLE, "0.05")
+    monkeypatch.setenv(INTERVAL_VARIABLE, "0.05")
     for item in progress(range(100), "counting", 100):
         if item == 3:
             break

@@ -21,10 +21,10 @@ from odd_tables import check_json, check_table, json_files, tables
 from PIL import Image
 
 from clipvisionalign.data.captioned import DataError
-from clipvisionalign.data.captions import caption_texts
+from clipvisionalign.data.captions import parse_captions
 from clipvisionalign.data.check import check
 from clipvisionalign.data.formats import read_captioned_images
-from clipvisionalign.data.text_files import decode, delimited, split_lines
+from clipvisionalign.data.text_files import decode, read_delimited, split_lines
 
 
 def paint(path: Path, number: int = 0) -> str:
@@ -50,7 +50,7 @@ def read(path: Path, **options):
     kept, report = check(data, full=False)
     assert report.rows is not None
     assert report.rows["in_files"] == report.rows["read"] + report.rows["left_out"]
-    assert report.rows["read"] == sum(row.rows for row in kept)
+    assert report.rows["read"] == sum(row.row_count for row in kept)
     return data
 
 
@@ -128,9 +128,9 @@ def test_what_the_csv_module_writes_comes_back(rows, delimiter):
     out = io.StringIO()
     csv.writer(out, delimiter=delimiter, quoting=csv.QUOTE_ALL, lineterminator="\r\n").writerows(rows)
     lines = split_lines(out.getvalue())
-    found = [record.cells for record in delimited(lines, delimiter, lambda cells: False)]
+    parsed = [record.cells for record in read_delimited(lines, delimiter, lambda cells: False)]
     # Within a cell, a line's end is a line's end.
-    assert found == [[cell.replace("\r\n", "\n").replace("\r", "\n") for cell in row] for row in rows]
+    assert parsed == [[cell.replace("\r\n", "\n").replace("\r", "\n") for cell in row] for row in rows]
 
 
 @pytest.mark.parametrize(
@@ -186,9 +186,9 @@ def test_encodings_of_other_scripts_are_guessed_and_said(tmp_path, caption, enco
     ],
 )
 def test_latin_text_is_not_guessed_at(caption):
-    found = decode(f"a.png,{caption}\n".encode("cp1252"))
-    assert found.text == f"a.png,{caption}\n"
-    assert found.mended.endswith("Windows-1252")
+    decoded = decode(f"a.png,{caption}\n".encode("cp1252"))
+    assert decoded.text == f"a.png,{caption}\n"
+    assert decoded.repair.endswith("Windows-1252")
 
 
 @given(st.binary(max_size=200))
@@ -209,9 +209,9 @@ def test_a_text_belongs_to_its_image_in_whatever_spelling(tmp_path, image, text)
     (tmp_path / "other.TXT").write_text("a cat\n")
     data = read(tmp_path)
     assert captions_of(data) == {image: ("a dog",)}
-    told = {problem.kind: problem.place for problem in data.problems}
+    place_by_kind = {problem.kind: problem.place for problem in data.problems}
     same = text in (f"{image}.txt", image.replace("png", "txt"))
-    assert told == {"no captions": "alone.png"} | ({} if same else {"name spelled otherwise": image})
+    assert place_by_kind == {"no captions": "alone.png"} | ({} if same else {"name spelled otherwise": image})
     assert any("other.TXT" in note for note in data.notes)
 
 
@@ -229,7 +229,7 @@ def test_two_texts_of_an_image_that_differ_in_spelling_are_not_confused(tmp_path
 def test_of_several_columns_the_one_with_files_names_the_images(tmp_path, ending, folder):
     where = tmp_path / folder
     names = [paint(where / f"{n}.png", n) for n in range(3)]
-    rows = [{"image": str(place), "file_name": name, "caption": f"c{place}"} for place, name in enumerate(names)]
+    rows = [{"image": str(index), "file_name": name, "caption": f"c{index}"} for index, name in enumerate(names)]
     if ending == "jsonl":
         (where / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     else:
@@ -275,9 +275,9 @@ def test_one_line_of_another_encoding_spoils_no_other(tmp_path):
     ],
 )  # fmt: skip
 def test_a_cell_holds_captions_in_any_form(cell, texts, wrong):
-    found, reasons = caption_texts(cell)
+    parsed, reasons = parse_captions(cell)
     assert len(reasons) == wrong
-    assert texts is None or found == texts
+    assert texts is None or parsed == texts
 
 
 @settings(max_examples=200, deadline=None)
@@ -287,7 +287,7 @@ def test_a_cell_holds_captions_in_any_form(cell, texts, wrong):
     max_leaves=8,
 ))  # fmt: skip
 def test_any_cell_gives_captions_or_a_reason(cell):
-    texts, wrong = caption_texts(cell)
+    texts, wrong = parse_captions(cell)
     assert texts or wrong
     assert all(isinstance(text, str) and text == " ".join(text.split()) and text for text in texts)
 
@@ -352,7 +352,7 @@ def test_images_within_a_table_are_known_by_their_bytes(tmp_path):
     first = write(rows)
     assert len(first) == 60
     assert len({row.name for row in first}) == 60
-    assert all(row.place.startswith("data.parquet, row ") for row in first)
+    assert all(row.location.startswith("data.parquet, row ") for row in first)
     splits = {row.captions: row.split for row in first}
     assert len(set(splits.values())) == 3
     more = write([{"image": {"bytes": image_bytes(900), "path": "0.png"}, "caption": "in front"}, *rows])
@@ -460,16 +460,16 @@ def test_lists_that_overlap_are_named(tmp_path):
 )  # fmt: skip
 def test_coco_splits_are_told_by_the_files_names(tmp_path, year, split):
     paint(tmp_path / "a.jpg")
-    found = {"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": [{"image_id": 1.0, "caption": "a cat"}]}
-    (tmp_path / f"captions_{year}.json").write_text(json.dumps(found))
+    coco = {"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": [{"image_id": 1.0, "caption": "a cat"}]}
+    (tmp_path / f"captions_{year}.json").write_text(json.dumps(coco))
     assert read(tmp_path).split_sizes() == {split: 1}
 
 
 def test_coco_files_of_one_name_in_two_folders_are_two_images(tmp_path):
     for year, number in (("train2017", 0), ("val2017", 1)):
         paint(tmp_path / year / "1.jpg", number)
-        found = {"images": [{"id": 1, "file_name": "1.jpg"}], "annotations": [{"image_id": 1, "caption": f"of {year}"}]}
-        (tmp_path / f"captions_{year}.json").write_text(json.dumps(found))
+        coco = {"images": [{"id": 1, "file_name": "1.jpg"}], "annotations": [{"image_id": 1, "caption": f"of {year}"}]}
+        (tmp_path / f"captions_{year}.json").write_text(json.dumps(coco))
     data = read(tmp_path)
     assert [(row.split, row.captions) for row in data] == [("train", ("of train2017",)), ("dev", ("of val2017",))]
     assert len({row.name for row in data}) == 2
@@ -528,7 +528,7 @@ def test_no_content_identity_or_group_stands_in_two_splits_and_nothing_moves(tmp
         for number, image in rows:
             if f"caption {number}" in before and (what == 0 or (image[1] and by != "none")):
                 splits.setdefault(image[what], set()).add(before[f"caption {number}"])
-        assert all(len(found) == 1 for found in splits.values())
+        assert all(len(split_names) == 1 for split_names in splits.values())
     more = [(100 + number, (200 + number, "")) for number in range(3)]
     for after in (write(folder / "more", [*more, *rows]), write(folder / "moved", rows)):
         assert after is not None
@@ -612,10 +612,10 @@ def test_files_of_which_nothing_is_used_are_counted(tmp_path, capsys):
     (tmp_path / "notes.pdf").write_bytes(b"%PDF-1.4")
     (tmp_path / "table.csv").write_text("image,caption\na.png,one\nb.jfif,two\nc,three\n")
     main(["check", str(tmp_path), "--json"])
-    found = json.loads(capsys.readouterr().out)
-    assert found["images"] == 3
-    assert found["notes"][0] == "1 image files of which no row is read, such as unused.jpe"
-    assert ".pdf" in " ".join(found["notes"])
+    output = json.loads(capsys.readouterr().out)
+    assert output["images"] == 3
+    assert output["notes"][0] == "1 image files of which no row is read, such as unused.jpe"
+    assert ".pdf" in " ".join(output["notes"])
 
 
 def test_images_beside_their_texts_are_known_by_content(tmp_path):
@@ -629,8 +629,8 @@ def test_images_beside_their_texts_are_known_by_content(tmp_path):
 
 
 def test_a_run_from_before_is_split_as_it_was(tmp_path):
-    from clipvisionalign.data.of_run import read_data_of_run
-    from clipvisionalign.data.splits import content_key, split_of_name
+    from clipvisionalign.data.run_data import read_data_of_run
+    from clipvisionalign.data.splits import content_key, hash_split
 
     for number in range(40):
         paint(tmp_path / "data" / f"{number}.png", number)
@@ -642,7 +642,7 @@ def test_a_run_from_before_is_split_as_it_was(tmp_path):
         (tmp_path / name / "data.json").write_text(json.dumps(about | more))
         data = read_data_of_run(tmp_path / name)
         assert data.split_rule == rule
-        assert all(row.split == split_of_name(row.name if rule == 1 else content_key(row.image)) for row in data)
+        assert all(row.split == hash_split(row.name if rule == 1 else content_key(row.image)) for row in data)
 
 
 # --- splits, once more ------------------------------------------------------------------------------------------------
@@ -741,12 +741,12 @@ def test_an_identity_that_nobody_knows_is_none(tmp_path):
     assert [row.identity for row in read(tmp_path)] == [None, None, None, None, "7"]
 
 
-@pytest.mark.parametrize(("words", "ending"), [("train valid test", ""), ("Train Dev Testing", ""), ("training val test", ""),
+@pytest.mark.parametrize(("split_names", "ending"), [("train valid test", ""), ("Train Dev Testing", ""), ("training val test", ""),
                                                ("train dev test", "Images"), ("train val test", "Images")])  # fmt: skip
-def test_lists_of_flickr_are_known_by_any_word(tmp_path, words, ending):
+def test_lists_of_flickr_are_known_by_any_word(tmp_path, split_names, ending):
     names = colours(tmp_path / "Images", 3)
     (tmp_path / "captions.txt").write_text("image,caption\n" + "".join(f"{name},of {name}\n" for name in names))
-    for name, word in zip(names, words.split(), strict=True):
+    for name, word in zip(names, split_names.split(), strict=True):
         (tmp_path / f"{'Flickr_8k.' if ending else ''}{word}{ending}.txt").write_text(f"{name}\n")
     data = read(tmp_path)
     assert [row.split for row in data] == ["train", "dev", "test"]
@@ -754,7 +754,7 @@ def test_lists_of_flickr_are_known_by_any_word(tmp_path, words, ending):
 
 
 def test_a_file_of_splits_that_came_later_changes_no_run(tmp_path):
-    from clipvisionalign.data.of_run import read_data_of_run
+    from clipvisionalign.data.run_data import read_data_of_run
 
     names = colours(tmp_path / "data", 30)
     (tmp_path / "data" / "metadata.csv").write_text("file_name,caption\n" + "".join(f"{n},of {n}\n" for n in names))
@@ -783,12 +783,12 @@ def test_the_way_out_of_empty_splits_leads_to_a_set_that_trains(tmp_path, capsys
     )
     assert main(["check", str(tmp_path), "--quick", "--write-splits", str(tmp_path / "mine.csv")]) == 1
     assert main(["check", str(tmp_path), "--quick", "--write-splits", str(tmp_path / "splits.csv")]) == 0
-    told = capsys.readouterr().out
+    stdout = capsys.readouterr().out
     sizes = read(tmp_path).split_sizes()
     assert min(sizes["dev"], sizes["train"]) >= 2
     assert (sizes.get("test", 0) >= 1) == (count > 4)
-    assert f"dev {sizes['dev']}" in told
-    assert "too few images in dev" not in told
+    assert f"dev {sizes['dev']}" in stdout
+    assert "too few images in dev" not in stdout
 
 
 def test_too_few_to_share_out_is_said(tmp_path):
@@ -861,7 +861,7 @@ def test_open_quotes_are_read_in_one_pass(line, monkeypatch):
     real = text_files._split
     monkeypatch.setattr(text_files, "_split", lambda text, delimiter: read.append(len(text)) or real(text, delimiter))
     lines = [line.format(number, number) if number % 3 else f"p{number}\ta dog" for number in range(900)]
-    assert list(delimited(lines, "\t", lambda cells: False))
+    assert list(read_delimited(lines, "\t", lambda cells: False))
     # Characters that were split, of those that are there.
     assert sum(read) < 80 * sum(map(len, lines))
 
@@ -991,10 +991,10 @@ def test_a_list_of_captions_is_read_however_a_program_writes_it(words, with_none
         str([{"raw": word} for word in words]), json.dumps({"captions": words}), repr({"sentences": cells}),
         str([word.encode() for word in words]), str(cells).replace(", ", ",\n "),
     ):  # fmt: skip
-        texts, wrong = caption_texts(text)
+        texts, wrong = parse_captions(text)
         assert [each.replace(",", "") for each in texts] == [word.replace(",", "") for word in words], text
         assert wrong in ([], ["no caption"])
-    assert caption_texts(repr(words[0].encode())) == ([words[0]], [])
+    assert parse_captions(repr(words[0].encode())) == ([words[0]], [])
 
 
 @pytest.mark.parametrize(
@@ -1012,8 +1012,8 @@ def test_a_list_of_captions_is_read_however_a_program_writes_it(words, with_none
     ],
 )  # fmt: skip
 def test_what_is_written_like_a_value_is_no_caption(cell, texts, wrong):
-    found, reasons = caption_texts(cell)
-    assert found == texts
+    parsed, reasons = parse_captions(cell)
+    assert parsed == texts
     assert len(reasons) == wrong
 
 
@@ -1052,27 +1052,27 @@ def test_a_file_of_captions_that_is_not_read_is_listed(tmp_path, layout, beside)
 
 
 @pytest.mark.parametrize(
-    "words", [("training", "validation", "testing"), ("Train", "val", "Test"), ("restval", "devel", "holdout")]
+    "folder_names", [("training", "validation", "testing"), ("Train", "val", "Test"), ("restval", "devel", "holdout")]
 )
-def test_a_folder_of_any_name_is_read_or_its_rows_are_listed(tmp_path, words):
-    for number, word in enumerate(words):
+def test_a_folder_of_any_name_is_read_or_its_rows_are_listed(tmp_path, folder_names):
+    for number, word in enumerate(folder_names):
         paint(tmp_path / word / "a.png", number)
         (tmp_path / word / "metadata.csv").write_text(f"file_name,caption\na.png,of {word}\n")
     data = read(tmp_path)
     assert data.rows_in_files == 3
-    known = [word for word in words if word != "holdout"]
+    known = [word for word in folder_names if word != "holdout"]
     assert data.captions == [f"of {word}" for word in sorted(known)]
     assert len(set(data.split_sizes())) == len(known)
-    assert [problem.place for problem in data.problems] == ["holdout/a.png"] * ("holdout" in words)
+    assert [problem.place for problem in data.problems] == ["holdout/a.png"] * ("holdout" in folder_names)
 
 
 def test_an_id_of_two_images_belongs_to_neither(tmp_path):
     names = [paint(tmp_path / f"{n}.png", n) for n in range(3)]
-    found = {
+    coco = {
         "images": [{"id": min(n, 1), "file_name": name} for n, name in enumerate(names)] * 2,
         "annotations": [{"image_id": n, "caption": f"of {n}"} for n in (0, 1, 0)],
     }
-    (tmp_path / "captions_train.json").write_text(json.dumps(found))
+    (tmp_path / "captions_train.json").write_text(json.dumps(coco))
     data = read(tmp_path)
     assert captions_of(data) == {"0.png": ("of 0", "of 0")}
     assert data.rows_in_files == 3

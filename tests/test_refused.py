@@ -18,17 +18,17 @@ from PIL import Image
 from test_study import edit_captions
 
 from clipvisionalign.cli import COMMANDS, main
-from clipvisionalign.counts import with_noun
+from clipvisionalign.counts import count_noun
 from clipvisionalign.data.captioned import DataError
 from clipvisionalign.data.formats import read_captioned_images
-from clipvisionalign.data.of_run import recognised
+from clipvisionalign.data.run_data import recognised
 from clipvisionalign.data.splits import SPLIT_RULE
-from clipvisionalign.study import run as study_run
-from clipvisionalign.study.cells import recorded_layout
-from clipvisionalign.study.plan import Budget, Drawing, Plan, Variant, cells_of
-from clipvisionalign.study.probe import Probe
-from clipvisionalign.study.run import Subject, plan_ahead, plan_text, run_study
-from clipvisionalign.training.training_data import _as_read
+from clipvisionalign.study import runner as study_run
+from clipvisionalign.study.config import Budget, Drawing, Plan, Variant, trials_of
+from clipvisionalign.study.runner import StudyContext, estimate_study_time, plan_text, run_study
+from clipvisionalign.study.time_estimate import StepTiming
+from clipvisionalign.study.trial import recorded_layout
+from clipvisionalign.training.data import _as_read
 
 
 def contents(folder: Path) -> dict[str, bytes | None]:
@@ -109,9 +109,9 @@ def test_a_refused_call_changes_nothing(world, monkeypatch, capsys, name):
             status = main([name, *arguments.split()])
         except SystemExit as left:
             status = left.code
-        told = capsys.readouterr().err
+        stderr = capsys.readouterr().err
         assert status in (1, 2), arguments
-        assert told.strip(), arguments
+        assert stderr.strip(), arguments
         now = contents(world)
         assert now == before, (arguments, {path for path in {*now, *before} if now.get(path, 0) != before.get(path, 0)})
 
@@ -128,15 +128,15 @@ def quick(monkeypatch):
     """Studies that end where they would begin to train, and steps that take a second each; the cells that are asked for."""
     asked: list[Any] = []
 
-    def train(cells: list[Any], *more: Any) -> None:
-        asked[:] = cells
+    def train(trials: list[Any], *more: Any) -> None:
+        asked[:] = trials
         raise Reached
 
-    def probes(cells: list[Any], *more: Any) -> dict[str, Probe]:
-        return {cell.variant: Probe(1.0, 0.01, 0.001) for cell in cells}
+    def probes(trials: list[Any], *more: Any) -> dict[str, StepTiming]:
+        return {trial.variant: StepTiming(1.0, 0.01, 0.001) for trial in trials}
 
-    monkeypatch.setattr(study_run, "_train", train)
-    monkeypatch.setattr(study_run, "probes_of", probes)
+    monkeypatch.setattr(study_run, "_train_trials", train)
+    monkeypatch.setattr(study_run, "time_variants", probes)
     monkeypatch.setattr(study_run, "refuse_unstartable", lambda *given: None)
     return asked
 
@@ -149,9 +149,9 @@ def begun(plan: Plan, out: Path, steps: dict[str, int] | None = None) -> None:
     """Leave a study as it is once its runs have begun."""
     with pytest.raises(Reached):
         run_study(plan, out, silent)
-    for cell in cells_of(plan, out, steps):
-        cell.folder.mkdir(parents=True)
-        (cell.folder / "config.yaml").write_text(yaml.safe_dump(asdict(cell.config)))
+    for trial in trials_of(plan, out, steps):
+        trial.folder.mkdir(parents=True)
+        (trial.folder / "config.yaml").write_text(yaml.safe_dump(asdict(trial.config)))
 
 
 SPLITS = {"train": 40, "dev": 10, "test": 10}
@@ -163,12 +163,12 @@ SCENES = Plan(
 def test_a_study_that_is_only_asked_about_draws_nothing_and_blocks_nothing(quick, tmp_path):
     out = tmp_path / "out"
     for plan in (SCENES, replace(SCENES, budget=Budget("seconds", 30.0))):
-        assert plan_ahead(plan, out, silent)["training"] > 0
+        assert estimate_study_time(plan, out, silent)["training"] > 0
         assert not out.exists()
     with pytest.raises(Reached):
         run_study(SCENES, out, silent)
     before = contents(out)
-    assert plan_ahead(SCENES, out, silent)["training"] > 0
+    assert estimate_study_time(SCENES, out, silent)["training"] > 0
     assert contents(out) == before
 
 
@@ -184,7 +184,7 @@ def test_other_scenes_than_those_that_are_drawn_are_refused(quick, tmp_path):
         replace(SCENES, drawing=Drawing(pixels=32, splits={"train": 30, "dev": 15, "test": 15})),
     ]  # fmt: skip
     for other in others:
-        for call in (run_study, plan_ahead):
+        for call in (run_study, estimate_study_time):
             with pytest.raises(FileExistsError, match=r"scenes of .* pixels are asked for"):
                 call(other, out, silent)
             assert contents(out) == before
@@ -238,7 +238,7 @@ def test_a_plan_that_leaves_out_what_a_study_has_changes_nothing_of_it(tmp_path,
     before = contents(out)
     one = {"self": Variant()}
     for fewer in (replace(plan, variants=one), replace(plan, seeds=[1]), replace(plan, variants=one, seeds=[0])):
-        for call in (run_study, plan_ahead):
+        for call in (run_study, estimate_study_time):
             with pytest.raises(FileExistsError, match=r"leaves out \w+-\d.*plan.yaml"):
                 call(fewer, out, silent)
             assert contents(out) == before
@@ -256,20 +256,20 @@ def finished(tmp_path, scenes_folder, quick) -> Plan:
     begun(plan, out)
     read = read_captioned_images(data)
     about = {"source": str(data), "layout": read.layout, "split_rule": SPLIT_RULE, "as_read": _as_read(read, read)}
-    for cell in cells_of(plan, out):
+    for cell in trials_of(plan, out):
         (cell.folder / "data.json").write_text(json.dumps(about))
         (cell.folder / "results.json").write_text("{}")
     return plan
 
 
 def test_data_that_changed_since_runs_were_trained_is_refused_whether_asked_about_or_carried_out(tmp_path, finished):
-    for call in (run_study, plan_ahead):
+    for call in (run_study, estimate_study_time):
         with suppress(Reached):
             call(finished, tmp_path / "out", silent)
     edit_captions(tmp_path / "data", "train")
     before = contents(tmp_path)
     more = replace(finished, variants={**finished.variants, "sparse": Variant()})
-    for plan, call in product((finished, more), (run_study, plan_ahead)):
+    for plan, call in product((finished, more), (run_study, estimate_study_time)):
         with pytest.raises(DataError, match="no longer the data that it was trained on: train has other captions"):
             call(plan, tmp_path / "out", silent)
         assert contents(tmp_path) == before
@@ -277,18 +277,18 @@ def test_data_that_changed_since_runs_were_trained_is_refused_whether_asked_abou
 
 def test_a_study_reads_its_data_as_its_runs_did_whatever_lies_beside_it_later(tmp_path, finished):
     rows = read_captioned_images(finished.data).rows
-    told = [{"filename": row.name, "split": "train" if n % 2 else "val", "sentences": [{"raw": "a dog"}]}
+    listed = [{"filename": row.name, "split": "train" if n % 2 else "val", "sentences": [{"raw": "a dog"}]}
             for n, row in enumerate(rows)]  # fmt: skip
-    (tmp_path / "data" / "dataset.json").write_text(json.dumps({"images": told}))
+    (tmp_path / "data" / "dataset.json").write_text(json.dumps({"images": listed}))
     assert recognised(finished.data) == "karpathy"
-    for call in (run_study, plan_ahead):
+    for call in (run_study, estimate_study_time):
         said: list[str] = []
         with suppress(Reached):
             call(finished, tmp_path / "out", said.append)
         assert any(f"is read as '{recorded_layout(tmp_path / 'out/cells/self-0')}'" in line for line in said)
     # And once that is gone again.
     (tmp_path / "data" / "dataset.json").unlink()
-    assert plan_ahead(finished, tmp_path / "out", silent)
+    assert estimate_study_time(finished, tmp_path / "out", silent)
 
 
 def test_a_mistaken_budget_is_refused_and_the_right_one_is_still_taken(quick, tmp_path, scenes_folder):
@@ -301,13 +301,13 @@ def test_a_mistaken_budget_is_refused_and_the_right_one_is_still_taken(quick, tm
         replace(plan, settings={"batch": 32}), replace(plan, variants={**plan.variants, "self": Variant({"batch": 32})}),
     ]  # fmt: skip
     for other in mistaken:
-        for call in (run_study, plan_ahead):
+        for call in (run_study, estimate_study_time):
             with pytest.raises(FileExistsError):
                 call(other, out, silent)
             assert contents(out) == before
     with pytest.raises(Reached):
         run_study(plan, out, silent)
-    assert {cell.config.steps for cell in quick} == {300}
+    assert {trial.config.steps for trial in quick} == {300}
     assert contents(out) == before
     # Another variant's steps are found beside those that are kept.
     with pytest.raises(Reached):
@@ -335,21 +335,23 @@ def test_steps_that_are_kept_are_of_the_settings_that_they_were_found_for(quick,
     with pytest.raises(Reached):
         run_study(plan, out, silent)
     monkeypatch.setattr(
-        study_run, "probes_of", lambda cells, *more: {c.variant: Probe(2.0, 0.01, 0.001) for c in cells}
+        study_run,
+        "time_variants",
+        lambda trials, *more: {each.variant: StepTiming(2.0, 0.01, 0.001) for each in trials},
     )
     with pytest.raises(Reached):
         run_study(plan, out, silent)
-    assert {cell.config.steps for cell in quick} == {300}
+    assert {trial.config.steps for trial in quick} == {300}
     with pytest.raises(Reached):
         run_study(replace(plan, settings={"batch": 32}), out, silent)
-    assert {cell.config.steps for cell in quick} == {150}
+    assert {trial.config.steps for trial in quick} == {150}
 
 
 def test_a_folder_of_ones_own_is_not_taken_for_a_studys(quick, tmp_path):
     (tmp_path / "scenes").mkdir()
     (tmp_path / "scenes" / "photo.txt").write_text("mine")
     before = contents(tmp_path)
-    for call in (run_study, plan_ahead):
+    for call in (run_study, estimate_study_time):
         with pytest.raises(FileExistsError):
             call(SCENES, tmp_path, silent)
         assert contents(tmp_path) == before
@@ -371,14 +373,16 @@ def test_other_protocols_are_of_the_split_that_they_were_measured_on(tmp_path, m
     from clipvisionalign.data.formats import read_captioned_images
 
     calls: list[Any] = []
-    monkeypatch.setattr(study_run, "other_protocols", lambda *given: calls.append(given) or {"bars": []})
+    monkeypatch.setattr(study_run, "measure_flawed_protocols", lambda *given: calls.append(given) or {"bars": []})
     monkeypatch.setattr(study_run, "load_aligner", lambda folder: None)
     data = read_captioned_images(scenes_folder)
-    cell: Any = SimpleNamespace(folder=tiny_runs["self"], variant="self", seed=0)
+    trial: Any = SimpleNamespace(folder=tiny_runs["self"], variant="self", seed=0)
 
     def measured(split: str, part: str) -> int:
         plan = replace(SCENES, split=split)
-        study_run._other_protocols(Subject(plan, tmp_path, data, data.split(part), {}, None), [cell], silent)
+        study_run._measure_flawed_protocols(
+            StudyContext(plan, tmp_path, data, data.split(part), {}, None), [trial], silent
+        )
         return len(calls)
 
     # Also where two splits hold the same.
@@ -400,7 +404,7 @@ def test_a_profile_of_a_small_data_set_ends_with_its_times_and_leaves_nothing(wo
     given = ["data", "--config", str(world.parent / "profile.yaml"), "--train_images", "40", "--batch", "16", "--cache", "off",
              "--epochs", "2", "--precision", "float32", "--augment", "none"]  # fmt: skip
     assert main(["train", *given, "--profile", str(steps)]) == 0
-    assert with_noun(min(steps, 6), "step") in capsys.readouterr().out
+    assert count_noun(min(steps, 6), "step") in capsys.readouterr().out
     assert contents(world) == before
 
 

@@ -10,7 +10,7 @@ import yaml
 
 from clipvisionalign.data.captioned import DataError
 from clipvisionalign.training.config import RunConfig
-from clipvisionalign.training.run_folder import WRITTEN
+from clipvisionalign.training.run_folder import RUN_FILES
 from clipvisionalign.training.train import resume, train
 
 #: Settings that are refused, some of them only once the data is open and the towers are there.
@@ -47,12 +47,12 @@ def contents(folder: str) -> dict[Path, bytes]:
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_the_former_run_is_there_whole_after_a_refusal(name, config):
-    more, words = REFUSED[name]
+    more, message = REFUSED[name]
     before = contents("run")
     more = dict(more)
     if revision := more.pop("revision", ""):
         more["model"] = replace(config.model, text_tower=replace(config.model.text_tower, revision=revision))
-    with pytest.raises((ValueError, OSError), match=words):
+    with pytest.raises((ValueError, OSError), match=message):
         train(replace(config, **more), lambda line: None)
     assert contents("run") == before
 
@@ -83,4 +83,4 @@ def test_what_a_run_does_not_write_stays_in_a_folder_that_is_resumed(config):
     assert contents("run/data") == own
     # What the run writes is its own from the first line on, and all of it is known by name.
     assert Path("run/metrics.jsonl").read_text().startswith('{"step": 1,')
-    assert {path.name for path in Path("run").iterdir()} <= {*WRITTEN, "config.yaml", "data"}
+    assert {path.name for path in Path("run").iterdir()} <= {*RUN_FILES, "config.yaml", "data"}

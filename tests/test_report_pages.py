@@ -9,7 +9,7 @@ from made_reports import cost_round, made_report
 
 pytest.importorskip("playwright", reason="no playwright: pip install 'clipvisionalign[pdf]'")
 
-from clipvisionalign.study.report import write_report
+from clipvisionalign.study.report.build import write_report
 
 FOUR = ("self", "sparse", "late", "cross")
 
@@ -65,11 +65,11 @@ def test_nothing_runs_out_of_the_page(browser, kind, tmp_path: Path):
     page.set_viewport_size({"width": 700, "height": 1000})
     page.emulate_media(media="print", color_scheme="light")
     assert page.evaluate(OUTSIDE) == []
-    told = page.locator("main").inner_text()
+    page_text = page.locator("main").inner_text()
     for claim in report["claims"]:
-        assert claim["text"].replace("`", "") in told
+        assert claim["text"].replace("`", "") in page_text
     if kind == "gpu":
-        assert "Its memory on the GPU peaks at 690 MiB with sparse and 12,400 MiB with cross." in told
-        assert "peak GPU MiB" in told
+        assert "Its memory on the GPU peaks at 690 MiB with sparse and 12,400 MiB with cross." in page_text
+        assert "peak GPU MiB" in page_text
         assert any("peak memory, GPU, MiB" in text for text in page.locator("figure svg").all_text_contents())
     context.close()

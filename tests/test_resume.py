@@ -17,13 +17,13 @@ import yaml
 from forked import Forked, command
 
 from clipvisionalign.training.checkpoint import (
-    last_checkpoint,
+    load_last_checkpoint,
     random_states,
     restore_random_states,
     save_checkpoint,
 )
 from clipvisionalign.training.config import RunConfig
-from clipvisionalign.training.processes import Processes
+from clipvisionalign.training.distributed import Distributed
 from clipvisionalign.training.train import resume, train
 
 
@@ -117,13 +117,13 @@ def test_a_checkpoint_that_does_not_read_back_is_skipped_with_a_word(tmp_path):
     files = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
     assert files == ["step-000000002.pt", "step-000000003.pt"]
     said = []
-    assert last_checkpoint(tmp_path, said.append)["step"] == 3
+    assert load_last_checkpoint(tmp_path, said.append)["step"] == 3
     newest = tmp_path / "checkpoints" / files[-1]
     newest.write_bytes(newest.read_bytes()[:300])
-    assert last_checkpoint(tmp_path, said.append)["step"] == 2
+    assert load_last_checkpoint(tmp_path, said.append)["step"] == 2
     assert "does not read back" in said[0]
     (tmp_path / "checkpoints" / files[0]).write_bytes(b"")
-    assert last_checkpoint(tmp_path, said.append) is None
+    assert load_last_checkpoint(tmp_path, said.append) is None
 
 
 def test_a_sharded_checkpoint_that_is_replaced_is_there_whole_or_not_at_all(tmp_path, monkeypatch):
@@ -132,12 +132,12 @@ def test_a_sharded_checkpoint_that_is_replaced_is_there_whole_or_not_at_all(tmp_
 
     def save(step: int) -> None:
         checkpoint.save_sharded(
-            tmp_path, step, {"weights": torch.full((4,), float(step))}, {}, Processes(torch.device("cpu"))
+            tmp_path, step, {"weights": torch.full((4,), float(step))}, {}, Distributed(torch.device("cpu"))
         )
 
     def cut_off(folder: Path, *_: object, **__: object) -> None:
         if Path(folder).exists():
-            next(path for path in Path(folder).iterdir() if path.name != checkpoint.REST).unlink()
+            next(path for path in Path(folder).iterdir() if path.name != checkpoint.REST_FILE).unlink()
             raise KeyboardInterrupt
 
     for step in (1, 2):
@@ -147,9 +147,9 @@ def test_a_sharded_checkpoint_that_is_replaced_is_there_whole_or_not_at_all(tmp_
             patched.setattr(checkpoint.shutil, "rmtree", cut_off)
             with pytest.raises(KeyboardInterrupt):
                 save(step)
-        found = last_checkpoint(tmp_path, print)
+        state = load_last_checkpoint(tmp_path, print)
         weights = torch.zeros(4)
-        checkpoint.load_sharded(Path(found["shards"]), {"weights": weights})
+        checkpoint.load_sharded(Path(state["shards"]), {"weights": weights})
         assert weights[0] == left
         save(step)
         # And nothing of it stays.
@@ -163,10 +163,10 @@ def test_a_step_that_is_written_again_has_a_checkpoint_at_every_moment(tmp_path,
 
     def save(value: float, step: int = 1) -> None:
         tensors = {"weights": torch.full((4,), value)}
-        checkpoint.save_sharded(tmp_path, step, tensors, {"value": value}, Processes(torch.device("cpu")))
+        checkpoint.save_sharded(tmp_path, step, tensors, {"value": value}, Distributed(torch.device("cpu")))
 
     def values() -> list[float]:
-        return [torch.load(path / checkpoint.REST)["value"] for path in checkpoint.checkpoints_in(tmp_path)]
+        return [torch.load(path / checkpoint.REST_FILE)["value"] for path in checkpoint.list_checkpoints(tmp_path)]
 
     save(1.0)
     renames, replaced = 0, Path.replace
@@ -206,9 +206,13 @@ def test_a_run_killed_twice_before_its_first_checkpoint_can_be_resumed(
     def cut_off(*_, **__):
         raise KeyboardInterrupt
 
-    for owner, place in ((trainer_setup, "open_data"), (trainer_setup, "pin_towers"), (trainer, "take_step")):
+    for owner, function_name in (
+        (trainer_setup, "open_data"),
+        (trainer_setup, "pin_revisions"),
+        (trainer, "forward_backward"),
+    ):
         with monkeypatch.context() as patched:
-            patched.setattr(owner, place, cut_off)
+            patched.setattr(owner, function_name, cut_off)
             with pytest.raises(KeyboardInterrupt):
                 resume(run, say=lambda line: None)
     resume(run, say=lambda line: None)
@@ -240,8 +244,8 @@ def test_a_model_whose_writing_was_killed_leaves_nothing_once_it_is_written_agai
     assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 9
     assert not (tmp_path / "killed" / "model.safetensors").exists()
     aligner.save(tmp_path / "killed")
-    whole, again = ({path.name for path in (tmp_path / name).rglob("*")} for name in ("whole", "killed"))
-    assert again == whole
+    undisturbed, again = ({path.name for path in (tmp_path / name).rglob("*")} for name in ("whole", "killed"))
+    assert again == undisturbed
 
 
 def test_a_full_disk_leaves_the_checkpoint_before_it(tmp_path):
@@ -251,7 +255,7 @@ def test_a_full_disk_leaves_the_checkpoint_before_it(tmp_path):
     (tmp_path / "checkpoints" / "step-000000002.pt.part").symlink_to("/dev/full")
     with pytest.raises(OSError, match=r"No space left|could not be written"):
         save_checkpoint(tmp_path, 2, {"weights": torch.zeros(1 << 20)})
-    assert last_checkpoint(tmp_path, print)["step"] == 1
+    assert load_last_checkpoint(tmp_path, print)["step"] == 1
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-000000001.pt"]
 
 
@@ -297,7 +301,7 @@ def test_a_run_stopped_after_its_last_epoch_is_measured_and_ends(tmp_path, scene
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(trainer, "measure", cut_off)
+        patched.setattr(trainer, "evaluate_run", cut_off)
         with pytest.raises(KeyboardInterrupt):
             training.train(config, lambda line: None)
     assert not (tmp_path / "run" / "results.json").exists()

@@ -21,15 +21,20 @@ from forked import Forked
 from test_going_on import cut_off, silent
 
 from clipvisionalign import files, read_captioned_images
-from clipvisionalign.data.batches import CaptionedBatches, own_size, step_bounds, steps_in_epoch
+from clipvisionalign.data.batches import CaptionedBatches, local_batch_size, step_bounds, steps_in_epoch
 from clipvisionalign.data.captioned import DataError
-from clipvisionalign.files import held
+from clipvisionalign.files import run_lock
 from clipvisionalign.training import run_folder, trainer_setup
-from clipvisionalign.training.checkpoint import last_checkpoint
+from clipvisionalign.training.checkpoint import load_last_checkpoint
 from clipvisionalign.training.config import RunConfig
 from clipvisionalign.training.cross_fit import BestEpoch
-from clipvisionalign.training.resuming import MAY_CHANGE, recorded, refuse_other_deal, refuse_other_settings
-from clipvisionalign.training.run_folder import BEGUN, LOCK
+from clipvisionalign.training.resume import (
+    CHANGEABLE_SETTINGS,
+    check_same_partition,
+    check_same_settings,
+    checkpoint_settings,
+)
+from clipvisionalign.training.run_folder import BEGUN_FILE, LOCK_FILE
 from clipvisionalign.training.train import resume, train
 
 settings = test_going_on.settings
@@ -37,13 +42,13 @@ settings = test_going_on.settings
 
 def edit(run: str | Path, name: str, value: object) -> None:
     path = Path(run) / "config.yaml"
-    found = yaml.safe_load(path.read_text())
+    config = yaml.safe_load(path.read_text())
     *groups, last = name.split(".")
-    place = found
+    section = config
     for group in groups:
-        place = place[group]
-    place[last] = value
-    path.write_text(yaml.safe_dump(found, sort_keys=False))
+        section = section[group]
+    section[last] = value
+    path.write_text(yaml.safe_dump(config, sort_keys=False))
 
 
 # --- settings --------------------------------------------------------------------------------------------------------
@@ -51,23 +56,23 @@ def edit(run: str | Path, name: str, value: object) -> None:
 
 def test_settings_that_are_not_named_as_free_to_change_are_compared():
     config = RunConfig()
-    names = set(recorded(config))
+    names = set(checkpoint_settings(config))
     assert {"batch", "seed", "loss.name", "model.text_tower.name", "freeze_layers"} <= names
-    assert not names & MAY_CHANGE
-    for name, value in recorded(config).items():
-        other = {**recorded(config), name: "another" if not isinstance(value, list) else ["another"]}
+    assert not names & CHANGEABLE_SETTINGS
+    for name, value in checkpoint_settings(config).items():
+        other = {**checkpoint_settings(config), name: "another" if not isinstance(value, list) else ["another"]}
         with pytest.raises(ValueError, match=f"config.yaml: changed since the run was begun: {name} "):
-            refuse_other_settings({"settings": other}, config, Path("run"))
-    refuse_other_settings(
-        {"settings": recorded(config)}, replace(config, device="cuda", workers=7, epochs=9), Path("r")
+            check_same_settings({"settings": other}, config, Path("run"))
+    check_same_settings(
+        {"settings": checkpoint_settings(config)}, replace(config, device="cuda", workers=7, epochs=9), Path("r")
     )
 
 
 def test_what_may_change_is_what_there_is_and_what_the_docs_list():
     docs = (Path(__file__).parents[1] / "docs" / "training.md").read_text()
-    told = docs[docs.index("**What may be edited**") :].split("other change is refused")[0]
-    for name in MAY_CHANGE - {"out", "profile", "overwrite"}:
-        assert f"`{name.rpartition('.')[2]}`" in told, name
+    documented = docs[docs.index("**What may be edited**") :].split("other change is refused")[0]
+    for name in CHANGEABLE_SETTINGS - {"out", "profile", "overwrite"}:
+        assert f"`{name.rpartition('.')[2]}`" in documented, name
 
 
 @pytest.mark.parametrize(("name", "value"), [("batch", 12), ("seed", 5), ("loss.name", "hardest"), ("batch", None)])
@@ -100,14 +105,14 @@ def test_of_a_table_every_image_comes_once_or_the_resumed_run_is_refused():
         then, now = deal_of(images, batch, before, 2), deal_of(images, batch, after, rng.randint(0, 4))
         step = rng.randrange(then["in_epoch"])
         try:
-            refuse_other_deal(then | {"place": {"step_in_epoch": step}}, now, False, Path("run"))
+            check_same_partition(then | {"place": {"step_in_epoch": step}}, now, False, Path("run"))
         except ValueError as error:
-            told = str(error)
-            taken["refused"] += f"{then['in_epoch']} steps on {before} processes" in told
+            message = str(error)
+            taken["refused"] += f"{then['in_epoch']} steps on {before} processes" in message
             continue
         steps = [step_bounds(images, then["in_epoch"], number) for number in range(step)]
         steps += [step_bounds(images, now["in_epoch"], number) for number in range(step, now["in_epoch"])]
-        assert [place for bounds in steps for place in range(*bounds)] == list(range(images))
+        assert [index for bounds in steps for index in range(*bounds)] == list(range(images))
         taken["resumed"] += 1
     assert min(taken["refused"], taken["resumed"]) > 30
 
@@ -118,10 +123,10 @@ def test_of_a_stream_within_an_epoch_all_readers_are_as_before(processes, worker
     within, at_the_end = ({"place": {"step_in_epoch": step}} | then for step in (2, 0))
     now = deal_of(42, 8, processes, workers)
     with pytest.raises(ValueError, match="1 processes with 0 workers each read"):
-        refuse_other_deal(within, now, True, Path("run"))
-    refuse_other_deal(at_the_end, now, True, Path("run"))
-    refuse_other_deal(within, then, True, Path("run"))
-    assert sum(own_size(42, 6, step) for step in range(6)) == 42
+        check_same_partition(within, now, True, Path("run"))
+    check_same_partition(at_the_end, now, True, Path("run"))
+    check_same_partition(within, then, True, Path("run"))
+    assert sum(local_batch_size(42, 6, step) for step in range(6)) == 42
 
 
 @pytest.mark.parametrize("other", [2, 5])
@@ -129,21 +134,21 @@ def test_epochs_that_are_dealt_in_other_steps_are_all_gone_through(settings, mon
     """As on more, or fewer, processes from an epoch's end on."""
     config = settings(f"other-{other}", epochs=3)
     cut_off(config, monkeypatch, before=4)
-    state = last_checkpoint(Path(config.out), print)
+    state = load_last_checkpoint(Path(config.out), print)
     assert (state["place"]["step"], state["place"]["step_in_epoch"], state["in_epoch"]) == (3, 0, 3)
-    seen, batch = Counter(), CaptionedBatches.__getitem__
+    sample_counts, batch = Counter(), CaptionedBatches.__getitem__
 
     def counted(self, dealt):
-        seen.update(dealt[1])
+        sample_counts.update(dealt[1])
         return batch(self, dealt)
 
-    monkeypatch.setattr(CaptionedBatches, "steps", lambda self, batch, processes=1: other)
+    monkeypatch.setattr(CaptionedBatches, "steps_per_epoch", lambda self, batch_size, world_size=1: other)
     monkeypatch.setattr(CaptionedBatches, "__getitem__", counted)
-    rates, schedule = [], trainer_setup._schedule
-    monkeypatch.setattr(trainer_setup, "_schedule", lambda *given: rates.append(given) or schedule(*given))
+    rates, schedule = [], trainer_setup.build_schedule
+    monkeypatch.setattr(trainer_setup, "build_schedule", lambda *given: rates.append(given) or schedule(*given))
     assert resume(config.out, silent)["steps"] == 3 + 2 * other
-    assert set(seen.values()) == {2}
-    assert len(seen) == 48
+    assert set(sample_counts.values()) == {2}
+    assert len(sample_counts) == 48
     assert rates[-1][:2] == (3 + 2 * other, 3 + 2 * other)
 
 
@@ -168,14 +173,14 @@ def test_images_left_out_are_counted_and_named_whether_features_are_kept_or_not(
 
 def test_an_epoch_whose_score_is_no_number_is_worse_than_any_other():
     for scores, best in (([np.nan, -5.0, -6.0], 2), ([np.nan, np.nan, -9.0], 3), ([1.0, np.nan, 0.5], 1)):
-        found = BestEpoch()
+        best_epoch = BestEpoch()
         for epoch, score in enumerate(scores, 1):
-            found.see(epoch, score, 3)
-        assert found.epoch == best
-    found = BestEpoch()
+            best_epoch.update(epoch, score, 3)
+        assert best_epoch.epoch == best
+    best_epoch = BestEpoch()
     for epoch in range(1, 6):
-        found.see(epoch, float("nan"), 3)
-    assert found.stopped
+        best_epoch.update(epoch, float("nan"), 3)
+    assert best_epoch.stopped
 
 
 def test_a_data_set_none_of_whose_images_can_be_read_is_refused_by_the_first_one(settings, tmp_path, scenes_folder):
@@ -190,22 +195,24 @@ def test_a_data_set_none_of_whose_images_can_be_read_is_refused_by_the_first_one
 # --- killed before the first step, or while something is written -----------------------------------------------------
 
 
-@pytest.mark.parametrize("what", ["open_data", "_build", "frozen_features", "_write_json", "Records"])
+@pytest.mark.parametrize(
+    "what", ["open_data", "build_aligner", "load_frozen_image_features", "write_json", "MetricsLogger"]
+)
 def test_killed_before_the_first_step_it_is_resumed_as_it_was_begun(settings, tmp_path, monkeypatch, what):
     config = settings("early", out=str(tmp_path / "run"), epochs=1)
     cut_off(config, monkeypatch, what=what, before=1)
     monkeypatch.chdir(tmp_path)
     assert resume(config.out, silent)["steps"] == 3
-    assert not {BEGUN, LOCK} & {path.name for path in Path(config.out).iterdir()}
+    assert not {BEGUN_FILE, LOCK_FILE} & {path.name for path in Path(config.out).iterdir()}
 
 
 def test_what_was_killed_before_its_first_step_is_no_run_that_is_there_already(settings, tmp_path, monkeypatch):
     config = settings("early", out=str(tmp_path / "run"), epochs=1)
-    cut_off(config, monkeypatch, what="frozen_features", before=1)
+    cut_off(config, monkeypatch, what="load_frozen_image_features", before=1)
     assert train(replace(config, batch=24), silent)["steps"] == 2
 
 
-@pytest.mark.parametrize(("what", "before"), [("_remove_former", 1), ("_write_json", 1), ("_write_json", 2)])
+@pytest.mark.parametrize(("what", "before"), [("_clear_run_folder", 1), ("write_json", 1), ("write_json", 2)])
 def test_a_run_that_replaces_another_is_the_one_that_is_resumed(settings, tmp_path, monkeypatch, what, before):
     config = settings("replaced", out=str(tmp_path / "run"), epochs=1)
     train(config, silent)
@@ -219,7 +226,7 @@ def test_a_run_that_replaces_another_is_the_one_that_is_resumed(settings, tmp_pa
 def test_until_it_is_replaced_a_run_stays(settings, tmp_path, monkeypatch):
     config = settings("stays", out=str(tmp_path / "run"), epochs=1)
     steps = train(config, silent)["steps"]
-    cut_off(replace(config, batch=24, overwrite=True), monkeypatch, what="frozen_features", before=1)
+    cut_off(replace(config, batch=24, overwrite=True), monkeypatch, what="load_frozen_image_features", before=1)
     assert resume(config.out, silent)["steps"] == steps
 
 
@@ -250,7 +257,7 @@ def test_a_model_that_is_written_again_is_there_whole_at_every_moment(tmp_path, 
 
 
 def holds(path: str) -> int:
-    with held(Path(path), "trains this run"):
+    with run_lock(Path(path), "trains this run"):
         Path(f"{path}.held").touch()
         time.sleep(600)
     return 0
@@ -260,7 +267,7 @@ def test_a_run_is_trained_by_one_process_at_a_time(settings, tmp_path, monkeypat
     config = settings("held", out=str(tmp_path / "run"))
     cut_off(config, monkeypatch)
     before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
-    lock = tmp_path / "run" / LOCK
+    lock = tmp_path / "run" / LOCK_FILE
     assert not lock.exists()
     process = Forked(holds, str(lock), out=tmp_path / "said")
     while not Path(f"{lock}.held").exists():
@@ -301,7 +308,7 @@ def test_of_those_that_compute_the_same_features_all_have_them(settings, tmp_pat
 def test_what_killed_processes_left_is_removed_once_it_is_nobodys(tmp_path):
     gone = Forked(abs, 0, out=tmp_path / "said")
     gone.wait()
-    dead, old = gone.process.pid, time.time() - 2 * files.ABANDONED
+    dead, old = gone.process.pid, time.time() - 2 * files.ABANDONED_SECONDS
     for name, age in (
         (f"a.{dead}.part", old),
         (f"b.{os.getpid()}.part", old),
@@ -323,14 +330,14 @@ def test_what_killed_processes_left_is_removed_once_it_is_nobodys(tmp_path):
 
 
 def test_what_is_kept_on_disk_has_its_room_before_it_is_written(tmp_path):
-    from clipvisionalign.training.feature_cache import new_array
+    from clipvisionalign.training.feature_cache import allocate_array
 
-    found = new_array(tmp_path / "a.npy", np.float16, (1000, 100))
+    array = allocate_array(tmp_path / "a.npy", np.float16, (1000, 100))
     about = (tmp_path / "a.npy").stat()
     assert about.st_blocks * 512 >= about.st_size >= 200_000
-    assert not found.any()
-    found[3] = 1
-    found.flush()
+    assert not array.any()
+    array[3] = 1
+    array.flush()
     assert np.load(tmp_path / "a.npy")[3].all()
 
 
@@ -361,10 +368,10 @@ def test_a_disk_that_fills_meanwhile_is_no_end_of_a_run(settings, tmp_path, monk
 def test_a_number_out_of_its_range_is_refused_before_anything_is_written(settings, tmp_path, name, value):
     config = settings("ranges", out=str(tmp_path / "run"))
     *groups, last = name.split(".")
-    place = config
+    section = config
     for group in groups:
-        place = getattr(place, group)
-    setattr(place, last, value)
+        section = getattr(section, group)
+    setattr(section, last, value)
     with pytest.raises(ValueError, match=rf"^--{name} should be .*, not {value}$"):
         train(config, silent)
     assert not (tmp_path / "run").exists()
@@ -382,15 +389,15 @@ def test_a_profile_of_images_none_of_which_can_be_read_says_so(settings, tmp_pat
 
 
 def test_a_model_of_a_half_that_was_not_kept_is_told_where_the_figures_are(settings, tmp_path, monkeypatch):
-    from clipvisionalign.training.dev import DevFigures
+    from clipvisionalign.training.validation import DevMetrics
 
     scores = iter([[3.0, 1.0, 1.0], [1.0, 2.0, 2.0]])
-    monkeypatch.setattr(DevFigures, "scores", lambda self, best_by: next(scores))
+    monkeypatch.setattr(DevMetrics, "scores", lambda self, best_by: next(scores))
 
     def keep(out, save, epoch, before, best) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(run_folder, "keep_models", keep)
+    monkeypatch.setattr(run_folder, "save_chosen_models", keep)
     chosen = train(settings("halves", out=str(tmp_path / "run")), silent)["chosen"]
     assert chosen["in_sample_epoch"]["of_halves"] == [0, 1]
     assert "but the epoch of half 0 and 1 is all of dev's" in chosen["figures"]

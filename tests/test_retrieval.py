@@ -18,19 +18,19 @@ from clipvisionalign.retrieval import (
     retrieval_metrics,
     rsum_gain,
 )
-from clipvisionalign.retrieval.metrics import FEWEST, average_precision_at_r, bootstrap_weights, unseen_share
-from clipvisionalign.retrieval.ranks import PartnerRanks, Partners, Share
-from clipvisionalign.retrieval.rerank import reranked, reranked_at
+from clipvisionalign.retrieval.metrics import MIN_IMAGES, average_precision_at_r, bootstrap_weights, unseen_share
+from clipvisionalign.retrieval.ranks import PositiveRanks, Positives, WorkerShard
+from clipvisionalign.retrieval.rerank import rerank, rerank_at_depths
 
 
-def brute_force_ranks(scores: np.ndarray, partner: np.ndarray) -> list[list[int]]:
+def brute_force_ranks(scores: np.ndarray, positive: np.ndarray) -> list[list[int]]:
     """For each row the ranks of its partners, from the definition: strangers at least as high stand before."""
-    found = []
-    for row, own in zip(scores, partner, strict=True):
+    ranks = []
+    for row, own in zip(scores, positive, strict=True):
         true = sorted(-row[c] for c in np.flatnonzero(own))
-        strangers = row[~own]
-        found.append([int((strangers >= -score).sum()) + place for place, score in enumerate(true, 1)])
-    return found
+        negatives = row[~own]
+        ranks.append([int((negatives >= -score).sum()) + position for position, score in enumerate(true, 1)])
+    return ranks
 
 
 @st.composite
@@ -53,26 +53,28 @@ def galleries(draw):
 def test_ranks_equal_brute_force_ties_included(gallery):
     a, b, owners, identity = gallery
     group = np.arange(len(a)) if identity is None else identity
-    partner = group[:, None] == group[owners][None, :]
+    positive = group[:, None] == group[owners][None, :]
     scores = a.astype(np.float64) @ b.astype(np.float64).T
-    partners = Partners.of(owners, len(a), identity)
-    for ranks in (ranks_of_vectors(a, b, partners), ranks_of_scores(scores.astype(np.float32), partners)):
-        assert [[r for r in row if r] for row in ranks.image_to_text.tolist()] == brute_force_ranks(scores, partner)
-        assert [[r for r in row if r] for row in ranks.text_to_image.tolist()] == brute_force_ranks(scores.T, partner.T)
+    positives = Positives.of(owners, len(a), identity)
+    for ranks in (ranks_of_vectors(a, b, positives), ranks_of_scores(scores.astype(np.float32), positives)):
+        assert [[r for r in row if r] for row in ranks.image_to_text.tolist()] == brute_force_ranks(scores, positive)
+        assert [[r for r in row if r] for row in ranks.text_to_image.tolist()] == brute_force_ranks(
+            scores.T, positive.T
+        )
 
 
 @given(galleries(), st.integers(1, 4))
 def test_ranks_that_several_count_together_are_the_ranks(gallery, workers):
     a, b, owners, identity = gallery
-    partners = Partners.of(owners, len(a), identity)
+    positives = Positives.of(owners, len(a), identity)
     counts: list[np.ndarray] = []
     for number in range(workers):
-        ranks_of_vectors(a, b, partners, Share(number, workers, lambda own: (counts.append(own), own)[1]))
+        ranks_of_vectors(a, b, positives, WorkerShard(number, workers, lambda own: (counts.append(own), own)[1]))
     sums = iter([sum(counts[::2]), sum(counts[1::2])])
-    found = ranks_of_vectors(a, b, partners, Share(0, workers, lambda own: next(sums)))
-    whole = ranks_of_vectors(a, b, partners)
-    assert (found.image_to_text == whole.image_to_text).all()
-    assert (found.text_to_image == whole.text_to_image).all()
+    actual = ranks_of_vectors(a, b, positives, WorkerShard(0, workers, lambda own: next(sums)))
+    expected = ranks_of_vectors(a, b, positives)
+    assert (actual.image_to_text == expected.image_to_text).all()
+    assert (actual.text_to_image == expected.text_to_image).all()
 
 
 def test_recall_equals_clip_benchmark():
@@ -88,22 +90,22 @@ def test_recall_equals_clip_benchmark():
         scores = torch.from_numpy(b) @ torch.from_numpy(a).T
         positive = torch.from_numpy(owners[:, None] == np.arange(120)[None, :])
         for k in (1, 5, 10):
-            back = float((recall_at_k(scores, positive, k) > 0).double().mean())
-            forth = float((recall_at_k(scores.T, positive.T, k) > 0).double().mean())
-            assert ours.text_to_image[f"recall_at_{k}"].value == back
-            assert ours.image_to_text[f"recall_at_{k}"].value == forth
+            t2i = float((recall_at_k(scores, positive, k) > 0).double().mean())
+            i2t = float((recall_at_k(scores.T, positive.T, k) > 0).double().mean())
+            assert ours.text_to_image[f"recall_at_{k}"].value == t2i
+            assert ours.image_to_text[f"recall_at_{k}"].value == i2t
 
 
 def test_blocks_do_not_matter(monkeypatch):
     rng = np.random.default_rng(0)
     a, b = rng.standard_normal((57, 8)), rng.standard_normal((131, 8))
-    partners = Partners.of(np.concatenate([np.arange(57), rng.integers(0, 57, 74)]), 57)
-    whole = ranks_of_vectors(a, b, partners)
-    monkeypatch.setattr("clipvisionalign.retrieval.ranks.BLOCK", 1000)
-    monkeypatch.setattr("clipvisionalign.retrieval.ranks.BLOCK_WIDTH", 17)
-    parts = ranks_of_vectors(a, b, partners)
-    assert (whole.image_to_text == parts.image_to_text).all()
-    assert (whole.text_to_image == parts.text_to_image).all()
+    positives = Positives.of(np.concatenate([np.arange(57), rng.integers(0, 57, 74)]), 57)
+    at_once = ranks_of_vectors(a, b, positives)
+    monkeypatch.setattr("clipvisionalign.retrieval.ranks.SCORES_PER_BLOCK", 1000)
+    monkeypatch.setattr("clipvisionalign.retrieval.ranks.CAPTIONS_PER_BLOCK", 17)
+    parts = ranks_of_vectors(a, b, positives)
+    assert (at_once.image_to_text == parts.image_to_text).all()
+    assert (at_once.text_to_image == parts.text_to_image).all()
 
 
 def test_one_score_for_every_pair_finds_nothing():
@@ -120,8 +122,8 @@ def test_order_of_the_gallery_does_not_matter():
     owners = np.arange(200) // 5
     plain = retrieval_metrics(a, b, owners, resamples=0).to_dict()
     rows, columns = rng.permutation(40), rng.permutation(200)
-    place = np.argsort(rows)
-    moved = retrieval_metrics(a[rows], b[columns], place[owners[columns]], resamples=0).to_dict()
+    inverse = np.argsort(rows)
+    moved = retrieval_metrics(a[rows], b[columns], inverse[owners[columns]], resamples=0).to_dict()
     for way in ("image_to_text", "text_to_image"):
         for name, figure in plain[way].items():
             assert figure["value"] == pytest.approx(moved[way][name]["value"])
@@ -134,7 +136,7 @@ def test_equal_vectors_tie_wherever_they_stand():
         a = rng.standard_normal((33, width)).astype(np.float32)
         b = np.concatenate([a, a])
         owners = np.concatenate([np.arange(33), (np.arange(33) + 1) % 33])
-        ranks = ranks_of_vectors(a, b, Partners.of(owners, 33))
+        ranks = ranks_of_vectors(a, b, Positives.of(owners, 33))
         assert (ranks.image_to_text[:, 0] >= 2).all()
 
 
@@ -148,15 +150,15 @@ def test_map_at_r_by_hand():
 def test_bootstrap_draws_images_with_their_captions():
     """The interval of a recall over captions is as wide as its images vary, not as its captions do."""
     hits = np.repeat(np.arange(200) % 2, 5).astype(bool)
-    from clipvisionalign.retrieval.ranks import PartnerRanks
+    from clipvisionalign.retrieval.ranks import PositiveRanks
 
-    ranks = PartnerRanks(np.where(np.arange(200) % 2, 1, 50)[:, None], np.where(hits, 1, 50)[:, None])
+    ranks = PositiveRanks(np.where(np.arange(200) % 2, 1, 50)[:, None], np.where(hits, 1, 50)[:, None])
     figures = metrics_of_ranks(ranks, np.arange(1000) // 5)
-    forth, back = figures.image_to_text["recall_at_1"], figures.text_to_image["recall_at_1"]
-    assert forth.value == back.value == 0.5
-    assert back.high - back.low == pytest.approx(forth.high - forth.low, abs=1e-9)
+    i2t, t2i = figures.image_to_text["recall_at_1"], figures.text_to_image["recall_at_1"]
+    assert i2t.value == t2i.value == 0.5
+    assert t2i.high - t2i.low == pytest.approx(i2t.high - i2t.low, abs=1e-9)
     # 1.96 standard deviations of a share of one half among 200 on either side.
-    assert forth.high - forth.low == pytest.approx(2 * 1.96 * np.sqrt(0.25 / 200), rel=0.1)
+    assert i2t.high - i2t.low == pytest.approx(2 * 1.96 * np.sqrt(0.25 / 200), rel=0.1)
 
 
 def test_bootstrap_median_equals_numpy():
@@ -180,13 +182,13 @@ def test_reranking_equals_brute_force(gallery, candidates, seed):
     a, b = (x + 1e-3 * rng.standard_normal(x.shape) for x in (a, b))
     fused = rng.integers(0, 4, (len(a), len(b))).astype(np.float32)
     group = np.arange(len(a)) if identity is None else identity
-    partner = group[:, None] == group[owners][None, :]
-    partners = Partners.of(owners, len(a), identity)
-    _, after = reranked(a, b, partners, lambda i, c: fused[i, c], candidates)
+    positive = group[:, None] == group[owners][None, :]
+    positives = Positives.of(owners, len(a), identity)
+    _, after = rerank(a, b, positives, lambda i, c: fused[i, c], candidates)
     dual = a.astype(np.float64) @ b.astype(np.float64).T
     for ranks, scores, new, own in (
-        (after.image_to_text, dual, fused, partner),
-        (after.text_to_image, dual.T, fused.T, partner.T),
+        (after.image_to_text, dual, fused, positive),
+        (after.text_to_image, dual.T, fused.T, positive.T),
     ):
         for row in range(len(scores)):
             order = np.argsort(-scores[row])
@@ -194,7 +196,7 @@ def test_reranking_equals_brute_force(gallery, candidates, seed):
             # On a tie of the fused score, strangers first.
             first = sorted(first, key=lambda item: (-new[row, item], own[row, item]))
             final = [*first, *order[candidates:]]
-            expected = [place for place, item in enumerate(final, 1) if own[row, item]]
+            expected = [rank for rank, item in enumerate(final, 1) if own[row, item]]
             assert [rank for rank in ranks[row].tolist() if rank] == expected
 
 
@@ -202,21 +204,21 @@ def test_every_depth_is_what_reranking_at_that_depth_gives_and_no_pair_is_scored
     rng = np.random.default_rng(0)
     a, b = rng.standard_normal((30, 8)), rng.standard_normal((150, 8))
     fused = rng.standard_normal((30, 150))
-    partners = Partners.of(np.arange(150) // 5, 30)
+    positives = Positives.of(np.arange(150) // 5, 30)
     scored = []
 
     def score(i, c):
         scored.extend(zip(i.tolist(), c.tolist(), strict=True))
         return fused[i, c]
 
-    before, found = reranked_at(a, b, partners, score, [9, 3, 3, 200])
-    assert [depth.candidates for depth in found] == [3, 9, 200]
-    assert len(scored) == len(set(scored)) == 30 * 150 == found[-1].pairs
-    assert found[0].seconds < found[-1].seconds
-    for depth in found:
-        dual, after = reranked(a, b, partners, lambda i, c: fused[i, c], depth.candidates)
-        assert (after.image_to_text == depth.ranks.image_to_text).all()
-        assert (after.text_to_image == depth.ranks.text_to_image).all()
+    before, results = rerank_at_depths(a, b, positives, score, [9, 3, 3, 200])
+    assert [result.candidates for result in results] == [3, 9, 200]
+    assert len(scored) == len(set(scored)) == 30 * 150 == results[-1].scored_pairs
+    assert results[0].seconds < results[-1].seconds
+    for result in results:
+        dual, after = rerank(a, b, positives, lambda i, c: fused[i, c], result.candidates)
+        assert (after.image_to_text == result.ranks.image_to_text).all()
+        assert (after.text_to_image == result.ranks.text_to_image).all()
         assert (dual.text_to_image == before.text_to_image).all()
 
 
@@ -239,14 +241,14 @@ def test_a_paired_gain_is_the_difference_and_surer_than_two_intervals():
 def test_reranking_by_the_dual_score_changes_nothing():
     rng = np.random.default_rng(0)
     a, b = rng.standard_normal((30, 8)), rng.standard_normal((150, 8))
-    partners = Partners.of(np.arange(150) // 5, 30)
-    before, after = reranked(a, b, partners, lambda i, c: (a[i] * b[c]).sum(-1), 7)
+    positives = Positives.of(np.arange(150) // 5, 30)
+    before, after = rerank(a, b, positives, lambda i, c: (a[i] * b[c]).sum(-1), 7)
     assert (before.image_to_text == after.image_to_text).all()
     assert (before.text_to_image == after.text_to_image).all()
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "message"),
     [
         (lambda a, b, o: (a[:, :3], b, o), "3 wide"),
         (lambda a, b, o: (a, b, o[:-1]), "differ in number"),
@@ -258,10 +260,10 @@ def test_reranking_by_the_dual_score_changes_nothing():
         (lambda a, b, o: (a, b[:0], o[:0]), "nothing to rank"),
     ],
 )
-def test_what_does_not_fit_is_named(change, words):
+def test_what_does_not_fit_is_named(change, message):
     rng = np.random.default_rng(0)
     a, b, owners = change(rng.standard_normal((6, 4)), rng.standard_normal((12, 4)), np.arange(12) // 2)
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(ValueError, match=message):
         retrieval_metrics(a, b, owners)
 
 
@@ -290,7 +292,7 @@ def test_medians_are_the_same_however_queries_are_counted(monkeypatch, images, h
     ranks = rng.integers(1, highest, 3 * images)
     weights = bootstrap_weights(images, 200, 0)
     together = metrics._median(ranks, image, weights)
-    monkeypatch.setattr(metrics, "_TABLE", 0)
+    monkeypatch.setattr(metrics, "_MAX_TABLE_ENTRIES", 0)
     assert np.array_equal(metrics._median(ranks, image, weights), together)
     drawn = np.repeat(ranks, weights[1][image].astype(int))
     assert together[1] == np.median(drawn)
@@ -308,19 +310,19 @@ def test_an_image_without_identity_is_its_own():
 
 
 @pytest.mark.parametrize("images", [1, 2, 5, 6, 40, 1000])
-@pytest.mark.parametrize("found", [True, False])
-def test_where_no_two_images_differ_an_interval_is_not_of_no_width(images, found):
+@pytest.mark.parametrize("all_found", [True, False])
+def test_where_no_two_images_differ_an_interval_is_not_of_no_width(images, all_found):
     """All found, or none: of few images there is no interval, of more it is what may not have been seen, as in a study."""
     from clipvisionalign.study.statistics import estimate
 
-    ranks = np.full((images, 1), 1 if found else 99)
-    metrics = metrics_of_ranks(PartnerRanks(ranks, ranks), np.arange(images))
-    recall, told = metrics.image_to_text["recall_at_1"], estimate(np.full((1, images), 100.0 * found), (0, 100))
-    if images < FEWEST:
-        assert recall.low is recall.high is told.low is told.high is None
+    ranks = np.full((images, 1), 1 if all_found else 99)
+    metrics = metrics_of_ranks(PositiveRanks(ranks, ranks), np.arange(images))
+    recall, expected = metrics.image_to_text["recall_at_1"], estimate(np.full((1, images), 100.0 * all_found), (0, 100))
+    if images < MIN_IMAGES:
+        assert recall.low is recall.high is expected.low is expected.high is None
         assert metrics.rsum.low is None
         return
-    assert (100 * recall.low, 100 * recall.high) == (pytest.approx(told.low), pytest.approx(told.high))
+    assert (100 * recall.low, 100 * recall.high) == (pytest.approx(expected.low), pytest.approx(expected.high))
     assert recall.low < recall.high
     assert metrics.rsum.low < metrics.rsum.high
     assert 0 <= metrics.rsum.low <= metrics.rsum.value <= metrics.rsum.high <= 600

@@ -9,7 +9,16 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from clipvisionalign.data.scenes import Group, Scene, captions_of, draw, random_scenes, relation, twin, write_scenes
+from clipvisionalign.data.scenes import (
+    Group,
+    Scene,
+    draw_scene,
+    random_scenes,
+    scene_captions,
+    spatial_relation,
+    swap_first_groups,
+    write_scenes,
+)
 
 SCENES = list(random_scenes(400, seed=3))
 
@@ -17,34 +26,37 @@ SCENES = list(random_scenes(400, seed=3))
 def test_five_differing_captions_some_of_them_long():
     lengths = []
     for _, _, scene in SCENES:
-        captions = captions_of(scene)
+        captions = scene_captions(scene)
         assert len(set(captions)) == 5
         lengths += [len(caption.split()) for caption in captions]
     assert max(lengths) > 60
     assert np.median(lengths) < 25
 
 
-def test_no_two_scenes_are_alike_and_twins_share_a_split():
+def test_no_two_scenes_are_alike_and_foils_share_a_split():
     keys = Counter(scene.key() for _, _, scene in SCENES)
     assert max(keys.values()) == 1
     split_of = {scene.key(): split for _, split, scene in SCENES}
-    twins = [scene for _, _, scene in SCENES if twin(scene).key() in split_of]
-    assert 0.3 < len(twins) / len(SCENES) < 0.8
-    assert all(split_of[twin(scene).key()] == split_of[scene.key()] for scene in twins)
+    with_foil = [scene for _, _, scene in SCENES if swap_first_groups(scene).key() in split_of]
+    assert 0.3 < len(with_foil) / len(SCENES) < 0.8
+    assert all(split_of[swap_first_groups(scene).key()] == split_of[scene.key()] for scene in with_foil)
     assert set(split_of.values()) == {"train", "dev", "test"}
 
 
-def test_a_bag_of_words_cannot_tell_twins_apart():
+def test_a_bag_of_words_cannot_tell_foils_apart():
     """The relation of the first caption, told of the twin, holds the same words and is not true of this scene."""
     across = 0
     for _, _, scene in SCENES:
-        here, there = captions_of(scene)[0], captions_of(twin(scene))[0]
+        here, there = scene_captions(scene)[0], scene_captions(swap_first_groups(scene))[0]
         assert here != there
         first, second = scene.groups[:2]
-        how = relation(first, second)
-        swapped = f"{second.words(with_size=False)} {how} {first.words(with_size=False)}"
+        how = spatial_relation(first, second)
+        swapped = f"{second.phrase(with_size=False)} {how} {first.phrase(with_size=False)}"
         assert sorted(here.split()) == sorted(swapped.split())
-        assert there == f"{first.words(with_size=False)} {relation(second, first)} {second.words(with_size=False)}"
+        assert (
+            there
+            == f"{first.phrase(with_size=False)} {spatial_relation(second, first)} {second.phrase(with_size=False)}"
+        )
         across += how.startswith("to the")
     assert 0.3 < across / len(SCENES) < 0.8
 
@@ -60,21 +72,21 @@ def test_a_bag_of_words_cannot_tell_twins_apart():
 )
 def test_relations(a, b, how):
     first, second = (Group("circle", "red", "small", 1, *cell) for cell in (a, b))
-    assert relation(first, second) == how
-    assert relation(first, first) is None
+    assert spatial_relation(first, second) == how
+    assert spatial_relation(first, first) is None
 
 
 def test_relation_captions_are_true_of_the_scene():
     for _, _, scene in SCENES:
-        places = {group.words(with_size=False): (group.column, group.row) for group in scene.groups}
-        for caption in captions_of(scene):
+        positions = {group.phrase(with_size=False): (group.column, group.row) for group in scene.groups}
+        for caption in scene_captions(scene):
             for left, how, right in re.findall(
                 r"((?:an?|two|three|four) \w+ \w+) (?:lies? )?(to the left of|to the right of|above|below) ((?:an?|two|three|four) \w+ \w+)",
                 caption,
             ):
-                if left not in places or right not in places:
+                if left not in positions or right not in positions:
                     continue  # the caption with sizes
-                (x, y), (u, v) = places[left], places[right]
+                (x, y), (u, v) = positions[left], positions[right]
                 assert {"to the left of": x < u, "to the right of": x > u, "above": y < v, "below": y > v}[how]
 
 
@@ -83,19 +95,19 @@ def test_the_colour_stands_where_the_caption_says():
         for column in range(3):
             for row in range(3):
                 scene = Scene("white", (Group("circle", colour, "large", 1, column, row),), seed=1)
-                pixels = np.asarray(draw(scene, 90), dtype=int)
+                pixels = np.asarray(draw_scene(scene, 90), dtype=int)
                 close = np.abs(pixels - rgb).sum(axis=2) < 90
                 y, x = np.argwhere(close).mean(axis=0) / 30
                 assert (int(x), int(y)) == (column, row)
 
 
 def test_every_shape_and_count_is_drawn_apart():
-    seen = set()
+    distinct_images = set()
     for shape in ("circle", "square", "triangle", "star", "cross", "ring"):
         for count in (1, 2, 3, 4):
             scene = Scene("grey", (Group(shape, "green", "small", count, 1, 1),), seed=5)
-            seen.add(draw(scene, 64).tobytes())
-    assert len(seen) == 24
+            distinct_images.add(draw_scene(scene, 64).tobytes())
+    assert len(distinct_images) == 24
 
 
 def test_a_seed_draws_the_same_and_another_seed_others(tmp_path):

@@ -21,7 +21,7 @@ import pytest
 from forked import Forked
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from odd_files import picture, write_odd_files
+from odd_files import encoded_image, write_odd_files
 from PIL import Image
 from tolerance import assert_as_exact, assert_rounds_to, assert_same, in_float64, rounding
 
@@ -31,20 +31,20 @@ from clipvisionalign.cli import main
 from clipvisionalign.data.captioned import DataError
 from clipvisionalign.data.formats import read_captioned_images
 from clipvisionalign.explain.heatmaps import explain, overlay
-from clipvisionalign.images import open_picture
+from clipvisionalign.images import open_image
 from clipvisionalign.models.io import load_aligner
-from clipvisionalign.search.files import picture_files
 from clipvisionalign.search.filters import FilterError, filter_sql
-from clipvisionalign.search.index import (
-    BadIndex,
-    approximate_by_size,
+from clipvisionalign.search.indexer import (
+    InvalidIndexError,
     build_index,
-    open_captions,
-    open_table,
-    read_about,
-    read_broken,
+    choose_index_type,
+    open_caption_table,
+    open_image_table,
+    read_broken_files,
+    read_manifest,
 )
-from clipvisionalign.search.query import FILTERS, Searcher, Term, duplicates, nearest, parse_term
+from clipvisionalign.search.searcher import FILTER_COLUMNS, Searcher, Term, find_duplicates, parse_term, search_table
+from clipvisionalign.search.storage import list_local_images
 
 #: A cosine of two vectors of 32 numbers, each of which a network of some 30 layers has made and a length divided: how
 #: far it may be off. See `tolerance.py`.
@@ -60,9 +60,9 @@ def folder(tmp_path: Path, scenes_folder: Path) -> Path:
     """Forty pictures in three folders."""
     source = tmp_path / "pictures"
     for number, path in enumerate(sorted((scenes_folder / "images").glob("*.png"))[:40]):
-        place = source / ("", "deep", "deep/er")[number % 3]
-        place.mkdir(parents=True, exist_ok=True)
-        shutil.copy(path, place / path.name)
+        subfolder = source / ("", "deep", "deep/er")[number % 3]
+        subfolder.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, subfolder / path.name)
     return source
 
 
@@ -74,11 +74,11 @@ def indexed(tmp_path_factory, scenes_folder, tiny_runs) -> Path:
 
 
 def rows_of(index: Path) -> dict[str, dict]:
-    table = open_table(index)
-    found = table.search().limit(10_000).to_arrow().to_pylist()
-    assert len({row["path"] for row in found}) == len(found), "a picture stands there twice"
-    assert len({row["id"] for row in found}) == len(found)
-    return {row["path"]: row for row in found}
+    table = open_image_table(index)
+    rows = table.search().limit(10_000).to_arrow().to_pylist()
+    assert len({row["path"] for row in rows}) == len(rows), "a picture stands there twice"
+    assert len({row["id"] for row in rows}) == len(rows)
+    return {row["path"]: row for row in rows}
 
 
 # --- files and updates -----------------------------------------------------------------------------------------------
@@ -120,7 +120,7 @@ def test_made_again_it_does_only_what_changed(tiny_runs, folder, tmp_path):
     fresh = rows_of(tmp_path / "fresh")
     assert set(fresh) == set(rows)
     exact = in_float64(load_aligner(tiny_runs["self"])).encode_images([folder / path for path in rows])
-    both = (np.array([found[path]["vector"] for path in rows]) for found in (rows, fresh))
+    both = (np.array([index_rows[path]["vector"] for path in rows]) for index_rows in (rows, fresh))
     assert_same(*both, exact, size=1.0)
 
 
@@ -131,21 +131,21 @@ def test_every_file_is_indexed_or_listed_once(tiny_runs, tmp_path):
     report = build_index(tiny_runs["self"], source, tmp_path / "index", quiet)
     rows = rows_of(tmp_path / "index")
     assert {row["raw"] for row in rows.values()} == names
-    listed = [entry["path"] for entry in read_broken(tmp_path / "index")]
+    listed = [entry["path"] for entry in read_broken_files(tmp_path / "index")]
     assert sorted(listed) == sorted(bad)
     assert (report.encoded, report.broken) == (len(names), 13)
-    assert all(entry["reason"] for entry in read_broken(tmp_path / "index"))
+    assert all(entry["reason"] for entry in read_broken_files(tmp_path / "index"))
     # A search shows them, and finds where they are.
     searcher = Searcher(tmp_path / "index")
-    found = searcher.search([parse_term("a green picture")], count=20)
-    assert len(found) == len(names)
-    raws = [row["raw"] for row in searcher.rows([each.id for each in found], ("raw",))]
-    assert all(searcher.place.picture(raw).is_file() for raw in raws)
+    hits = searcher.search([parse_term("a green picture")], count=20)
+    assert len(hits) == len(names)
+    raws = [row["raw"] for row in searcher.rows([each.id for each in hits], ("raw",))]
+    assert all(searcher.storage.image_source(raw).is_file() for raw in raws)
     # Mended, it is indexed; nothing else is looked at again.
-    (source / "text.jpg").write_bytes(picture() + b"mended")
+    (source / "text.jpg").write_bytes(encoded_image() + b"mended")
     again = build_index(tiny_runs["self"], source, tmp_path / "index", quiet)
     assert (again.encoded, again.broken) == (1, 12)
-    assert "text.jpg" not in [entry["path"] for entry in read_broken(tmp_path / "index")]
+    assert "text.jpg" not in [entry["path"] for entry in read_broken_files(tmp_path / "index")]
 
 
 def test_links_are_followed_once(tmp_path):
@@ -155,19 +155,19 @@ def test_links_are_followed_once(tmp_path):
         Image.new("RGB", (9, 9)).save(tmp_path / name)
     (tmp_path / "a" / "link").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
     (tmp_path / "a" / "link2").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
-    assert [file.raw for file in picture_files(tmp_path / "a")] == [b"1.png", b"link/2.png"]
+    assert [file.raw for file in list_local_images(tmp_path / "a")] == [b"1.png", b"link/2.png"]
 
 
 def test_another_aligner_and_another_folder_are_refused(tiny_runs, indexed, folder):
-    with pytest.raises(BadIndex, match="an index of another aligner"):
-        build_index(tiny_runs["self"], read_about(indexed).folder, indexed, quiet)
-    with pytest.raises(BadIndex, match="an index of "):
+    with pytest.raises(InvalidIndexError, match="an index of another aligner"):
+        build_index(tiny_runs["self"], read_manifest(indexed).folder, indexed, quiet)
+    with pytest.raises(InvalidIndexError, match="an index of "):
         build_index(tiny_runs["late"], folder, indexed, quiet)
-    with pytest.raises(BadIndex, match="made by another aligner"):
+    with pytest.raises(InvalidIndexError, match="made by another aligner"):
         Searcher(indexed, run=tiny_runs["self"])
-    with pytest.raises(BadIndex, match="no index there"):
+    with pytest.raises(InvalidIndexError, match="no index there"):
         Searcher(folder)
-    with pytest.raises(BadIndex, match="is there already and no index"):
+    with pytest.raises(InvalidIndexError, match="is there already and no index"):
         build_index(tiny_runs["late"], folder, folder, quiet)
 
 
@@ -204,41 +204,41 @@ def test_killed_at_random_moments_nothing_is_lost_and_nothing_twice(tiny_runs, t
 
 
 def test_two_do_not_write_one_index_and_one_that_is_open_sees_what_is_written(tiny_runs, folder, tmp_path, monkeypatch):
-    from clipvisionalign.search import index as module
-    from clipvisionalign.search.files import Place
+    from clipvisionalign.search import indexer as module
+    from clipvisionalign.search.storage import Storage
 
-    monkeypatch.setattr(module, "SEEN_AFTER", timedelta(0))
+    monkeypatch.setattr(module, "READ_CONSISTENCY_INTERVAL", timedelta(0))
     index = tmp_path / "index"
     build_index(tiny_runs["self"], folder, index, quiet)
     searcher = Searcher(index)
     Image.new("RGB", (64, 64), "red").save(folder / "new.png")
-    with Place(index).held(), pytest.raises(BadIndex, match="another process is writing"):
+    with Storage(index).lock(), pytest.raises(InvalidIndexError, match="another process is writing"):
         build_index(tiny_runs["self"], folder, index, quiet)
     (tmp_path / "years.csv").write_text("path,year\nnew.png,1999\n")
     build_index(tiny_runs["self"], folder, index, quiet, metadata=tmp_path / "years.csv")
-    found = searcher.search([Term(folder / "new.png", is_picture=True)], 1, "year = 1999")
-    assert [each.path for each in found] == ["new.png"]
+    hits = searcher.search([Term(folder / "new.png", is_image=True)], 1, "year = 1999")
+    assert [each.path for each in hits] == ["new.png"]
 
 
 # --- data sets, captions, metadata, other places and machines --------------------------------------------------------
 
 
-def test_captions_of_a_data_set_are_found_by_a_picture(tiny_runs, scenes_folder, tmp_path, capsys):
+def test_captions_of_a_data_set_are_found_by_an_image(tiny_runs, scenes_folder, tmp_path, capsys):
     index = tmp_path / "index"
     data = read_captioned_images(scenes_folder)
     report = build_index(tiny_runs["self"], scenes_folder, index, quiet, captions=True)
     expected = {(path.name, text) for row in data for path in [row.image] for text in row.captions}
     assert (report.there, report.captions) == (len(data), len(expected))
-    rows = open_captions(index).search().limit(10_000).to_arrow().to_pylist()
+    rows = open_caption_table(index).search().limit(10_000).to_arrow().to_pylist()
     assert {(row["path"], row["text"]) for row in rows} == expected
     # The nearest are those of the aligner's own order.
-    searcher, picture = Searcher(index), data.rows[7].image
-    vector = searcher.encode([Term(picture, is_picture=True)])
+    searcher, image = Searcher(index), data.rows[7].image
+    vector = searcher.encode([Term(image, is_image=True)])
     texts = [row["text"] for row in rows]
     scores = load_aligner(tiny_runs["self"]).encode_captions(texts).numpy() @ vector
-    found = searcher.captions(vector, 15)
-    assert_rounds_to(np.array([each.score for each in found]), np.sort(scores)[::-1][:15].copy(), **COSINE)
-    assert found[0].text in {texts[i] for i in np.flatnonzero(scores >= scores.max() - rounding(**COSINE))}
+    hits = searcher.captions(vector, 15)
+    assert_rounds_to(np.array([each.score for each in hits]), np.sort(scores)[::-1][:15].copy(), **COSINE)
+    assert hits[0].text in {texts[i] for i in np.flatnonzero(scores >= scores.max() - rounding(**COSINE))}
     # The split is metadata; a picture whose captions changed loses the old ones; nothing is encoded twice.
     dev = searcher.search([parse_term("red")], count=500, where='split = "dev"')
     assert {each.path for each in dev} == {row.image.name for row in data.split("dev")}
@@ -246,34 +246,36 @@ def test_captions_of_a_data_set_are_found_by_a_picture(tiny_runs, scenes_folder,
     lines = (copy / "metadata.csv").read_text().splitlines()
     (copy / "metadata.csv").write_text("\n".join([lines[0], lines[1].replace("a ", "a mended ", 1), *lines[2:]]))
     shutil.copytree(index, tmp_path / "other")
-    with pytest.raises(BadIndex):
+    with pytest.raises(InvalidIndexError):
         build_index(tiny_runs["self"], copy, index, quiet, captions=True)
-    about = json.loads((tmp_path / "other" / "index.json").read_text()) | {"folder": str((copy / "images").resolve())}
-    (tmp_path / "other" / "index.json").write_text(json.dumps(about))
+    manifest = json.loads((tmp_path / "other" / "index.json").read_text()) | {
+        "folder": str((copy / "images").resolve())
+    }
+    (tmp_path / "other" / "index.json").write_text(json.dumps(manifest))
     again = build_index(tiny_runs["self"], copy / "metadata.csv", tmp_path / "other", quiet, captions=True)
     assert (again.encoded, again.unchanged) == (0, len(data))
-    now = open_captions(tmp_path / "other").search().limit(10_000).to_arrow().to_pylist()
+    now = open_caption_table(tmp_path / "other").search().limit(10_000).to_arrow().to_pylist()
     assert {(row["path"], row["text"]) for row in now} == {
         (row.image.name, text) for row in read_captioned_images(copy) for text in row.captions
     }
-    assert main(["search", str(index), "--like", str(picture), "--captions", "--count", "3"]) == 0
-    assert found[0].text in capsys.readouterr().out
-    assert main(["search", str(index), "--like", str(picture), "--captions", "--paths"]) == 1
+    assert main(["search", str(index), "--like", str(image), "--captions", "--count", "3"]) == 0
+    assert hits[0].text in capsys.readouterr().out
+    assert main(["search", str(index), "--like", str(image), "--captions", "--paths"]) == 1
 
 
 def test_metadata_becomes_columns_to_filter_by(tiny_runs, folder, tmp_path):
-    index, told = tmp_path / "index", tmp_path / "told.csv"
+    index, table_path = tmp_path / "index", tmp_path / "told.csv"
     names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*.png"))
     years = {name: 2000 + number for number, name in enumerate(names)}
     rows = [f'{name},{year},"it\'s {year % 3}"' for name, year in years.items()]
-    told.write_text("\n".join(["file_name,Year,Place name", *rows[:-1]]))
-    build_index(tiny_runs["self"], folder, index, quiet, metadata=told)
+    table_path.write_text("\n".join(["file_name,Year,Place name", *rows[:-1]]))
+    build_index(tiny_runs["self"], folder, index, quiet, metadata=table_path)
 
-    def found(where: str) -> set[str]:
+    def paths_where(where: str) -> set[str]:
         return {each.path for each in Searcher(index).search([parse_term("red")], count=500, where=where)}
 
-    assert found("year > 2020") == {name for name in names[:-1] if years[name] > 2020}
-    assert found('place_name = "it\'s 1" and year <= 2010') == {
+    assert paths_where("year > 2020") == {name for name in names[:-1] if years[name] > 2020}
+    assert paths_where('place_name = "it\'s 1" and year <= 2010') == {
         n for n in names if years[n] % 3 == 1 and years[n] <= 2010
     }
     first = Searcher(index).search([parse_term("red")], where="year = 2003")[0]
@@ -282,20 +284,22 @@ def test_metadata_becomes_columns_to_filter_by(tiny_runs, folder, tmp_path):
     Image.new("RGB", (70, 50), "red").save(folder / names[3])
     (folder / names[4]).rename(folder / "moved.png")
     build_index(tiny_runs["self"], folder, index, quiet)
-    assert found("year = 2003") == {names[3]}
-    assert found("year = 2004") == {"moved.png"}
+    assert paths_where("year = 2003") == {names[3]}
+    assert paths_where("year = 2004") == {"moved.png"}
     # Another table: other columns, other values; a column of the index's own is refused.
-    told.write_text("\n".join(["path\tstars", *(f"{name}\t{'many' if n else '3'}" for n, name in enumerate(names))]))
-    told = told.rename(tmp_path / "told.tsv")
-    report = build_index(tiny_runs["self"], folder, index, quiet, metadata=told)
+    table_path.write_text(
+        "\n".join(["path\tstars", *(f"{name}\t{'many' if n else '3'}" for n, name in enumerate(names))])
+    )
+    table_path = table_path.rename(tmp_path / "told.tsv")
+    report = build_index(tiny_runs["self"], folder, index, quiet, metadata=table_path)
     assert report.encoded == 0
-    assert found('stars = "3"') == {names[0]}
+    assert paths_where('stars = "3"') == {names[0]}
     with pytest.raises(FilterError, match="no column 'year'"):
-        found("year > 2000")
+        paths_where("year > 2000")
     for head in ("path\thash", "name\tyear", "path\t1"):
-        told.write_text(f"{head}\na\tb")
+        table_path.write_text(f"{head}\na\tb")
         with pytest.raises(DataError):
-            build_index(tiny_runs["self"], folder, index, quiet, metadata=told)
+            build_index(tiny_runs["self"], folder, index, quiet, metadata=table_path)
 
 
 @pytest.fixture
@@ -321,27 +325,27 @@ def bucket(monkeypatch):
     s3fs.S3FileSystem.clear_instance_cache()
 
 
-def test_pictures_and_index_behind_a_url(tiny_runs, folder, tmp_path, bucket):
+def test_images_and_index_behind_a_url(tiny_runs, folder, tmp_path, bucket):
     import s3fs
 
     storage = s3fs.S3FileSystem()
     storage.put(f"{folder}/", "bucket/pictures/", recursive=True)
     (tmp_path / "bad").write_bytes(b"no picture")
     storage.put(str(tmp_path / "bad"), "bucket/pictures/bad.jpg")
-    pictures, index = f"{bucket}/pictures", f"{bucket}/index"
-    report = build_index(tiny_runs["late"], pictures, index, quiet)
+    images_url, index = f"{bucket}/pictures", f"{bucket}/index"
+    report = build_index(tiny_runs["late"], images_url, index, quiet)
     assert (report.there, report.encoded, report.broken) == (40, 40, 1)
     build_index(tiny_runs["late"], folder, tmp_path / "here", quiet)
     here, there = Searcher(tmp_path / "here"), Searcher(index)
     for rerank in (0, 5):
-        found = [searcher.search([parse_term("a red circle")], 40, rerank=rerank) for searcher in (here, there)]
-        assert [each.path for each in found[0]] == [each.path for each in found[1]]
-    storage.rm("bucket/pictures/" + found[0][0].path)
-    storage.mv("bucket/pictures/" + found[0][1].path, "bucket/pictures/moved.png")
-    again = build_index(tiny_runs["late"], pictures, index, quiet)
+        hits = [searcher.search([parse_term("a red circle")], 40, rerank=rerank) for searcher in (here, there)]
+        assert [each.path for each in hits[0]] == [each.path for each in hits[1]]
+    storage.rm("bucket/pictures/" + hits[0][0].path)
+    storage.mv("bucket/pictures/" + hits[0][1].path, "bucket/pictures/moved.png")
+    again = build_index(tiny_runs["late"], images_url, index, quiet)
     assert (again.there, again.encoded, again.moved, again.dropped, again.unchanged) == (39, 0, 1, 1, 38)
     with pytest.raises(KeyError, match="no longer where it was"):
-        there.picture(found[0][1].id)
+        there.image_source(hits[0][1].id)
     with pytest.raises(FileNotFoundError):
         build_index(tiny_runs["late"], f"{bucket}/nothing", f"{bucket}/other", quiet)
 
@@ -361,7 +365,7 @@ def test_two_workers_of_ray_give_the_same_index(tiny_runs, folder, tmp_path):
     exact = in_float64(load_aligner(tiny_runs["self"])).encode_images([folder / path for path in first])
     assert_same(*(np.array([row.pop("vector") for row in rows.values()]) for rows in (first, second)), exact, size=1.0)
     assert first == second
-    assert read_broken(tmp_path / "one") == read_broken(tmp_path / "two")
+    assert read_broken_files(tmp_path / "one") == read_broken_files(tmp_path / "two")
 
 
 # --- searching -------------------------------------------------------------------------------------------------------
@@ -372,24 +376,24 @@ def test_a_search_is_the_exact_order_of_cosines(indexed, tiny_runs):
     rows = rows_of(indexed)
     query = load_aligner(tiny_runs["late"]).encode_captions(["a red circle"])[0].numpy()
     expected = sorted(rows, key=lambda path: -float(np.dot(rows[path]["vector"], query)))
-    found = searcher.search([parse_term("a red circle")], count=12)
-    assert [each.path for each in found] == expected[:12]
-    assert found[0].score == pytest.approx(float(np.dot(rows[expected[0]]["vector"], query)), abs=rounding(**COSINE))
+    hits = searcher.search([parse_term("a red circle")], count=12)
+    assert [each.path for each in hits] == expected[:12]
+    assert hits[0].score == pytest.approx(float(np.dot(rows[expected[0]]["vector"], query)), abs=rounding(**COSINE))
 
 
 def test_queries_that_are_answered_together_find_what_each_alone_finds(indexed):
     searcher = Searcher(indexed)
-    terms = [[parse_term(text) for text in words] for words in (["a red circle"], ["^2 two stars", "blue"], ["ring"])]
+    terms = [[parse_term(text) for text in texts] for texts in (["a red circle"], ["^2 two stars", "blue"], ["ring"])]
     counts = [3, 20, 1000]
-    answers = searcher.answers([*zip(terms, counts, strict=True), ([parse_term("red", -1.0)], 5), (terms[0], 0)])
-    for own, count, found in zip(terms, counts, answers, strict=False):
+    results = searcher.search_batch([*zip(terms, counts, strict=True), ([parse_term("red", -1.0)], 5), (terms[0], 0)])
+    for own, count, hits in zip(terms, counts, results, strict=False):
         expected = searcher.search(own, count)
-        assert [each.id for each in found] == [each.id for each in expected]
-        scores = ([each.score for each in some] for some in (found, expected))
+        assert [each.id for each in hits] == [each.id for each in expected]
+        scores = ([each.score for each in some] for some in (hits, expected))
         assert next(scores) == pytest.approx(next(scores), abs=rounding(**COSINE))
-        assert len(found) == min(count, 120)
-    assert "something to look for" in str(answers[3])
-    assert answers[4] == pytest.approx(searcher.encode(terms[0]), abs=rounding(**COSINE))
+        assert len(hits) == min(count, 120)
+    assert "something to look for" in str(results[3])
+    assert results[4] == pytest.approx(searcher.encode(terms[0]), abs=rounding(**COSINE))
 
 
 def test_an_approximate_index_is_built_by_size_and_measured(tiny_runs, tmp_path):
@@ -404,18 +408,18 @@ def test_an_approximate_index_is_built_by_size_and_measured(tiny_runs, tmp_path)
     right = [each.id for each in Searcher(index).search(term, 10)]
     for sizes, kind in (((100, 1000), "IVF_HNSW_SQ"), ((100, 200), "IVF_PQ"), ((1000, 2000), "exact")):
         build_index(tiny_runs["self"], source, index, quiet, sizes=sizes)
-        about = read_about(index)
-        assert about.kind == kind
-        assert about.recall > 0.9
-        found = [each.id for each in Searcher(index).search(term, 10)]
-        assert len(set(found) & set(right)) >= 8
-    assert about.recall == 1.0
+        manifest = read_manifest(index)
+        assert manifest.kind == kind
+        assert manifest.recall > 0.9
+        ids = [each.id for each in Searcher(index).search(term, 10)]
+        assert len(set(ids) & set(right)) >= 8
+    assert manifest.recall == 1.0
     # What comes later is found as well, before and after the next building.
     build_index(tiny_runs["self"], source, index, quiet, sizes=(100, 1000))
     Image.new("RGB", (48, 48), "red").save(source / "new.png")
     build_index(tiny_runs["self"], source, index, quiet, sizes=(100, 1000))
-    assert Searcher(index).search([Term(source / "new.png", is_picture=True)], 1)[0].path == "new.png"
-    assert approximate_by_size(1_000_000, 256)[1]["partitions"] == 122
+    assert Searcher(index).search([Term(source / "new.png", is_image=True)], 1)[0].path == "new.png"
+    assert choose_index_type(1_000_000, 256)[1]["partitions"] == 122
 
 
 def test_terms_add_up_by_weight_and_minus_takes_away(indexed):
@@ -424,9 +428,9 @@ def test_terms_add_up_by_weight_and_minus_takes_away(indexed):
     both = searcher.encode([parse_term("^2 red"), parse_term("blue", -1.0)])
     expected = 2 * red - blue
     assert both == pytest.approx(expected / np.linalg.norm(expected), abs=rounding(**COSINE))
-    for terms, told in (([parse_term("red", -1.0)], "something to look for"),
+    for terms, message in (([parse_term("red", -1.0)], "something to look for"),
                         ([parse_term("red"), parse_term("red", -1.0)], "take each other away")):  # fmt: skip
-        with pytest.raises(ValueError, match=told):
+        with pytest.raises(ValueError, match=message):
             searcher.encode(terms)
 
 
@@ -472,36 +476,36 @@ def test_the_heaviest_weights_leave_scores_that_are_numbers(indexed):
     assert all(-1.001 <= each.score <= 1.001 for each in Searcher(indexed).search(terms, 5))
 
 
-def test_a_picture_finds_itself_first(indexed, scenes_folder):
+def test_an_image_finds_itself_first(indexed, scenes_folder):
     searcher = Searcher(indexed)
     path = sorted((scenes_folder / "images").glob("*.png"))[5]
-    found = searcher.search([Term(path, is_picture=True)], count=3)
-    assert found[0].path == path.name
-    assert found[0].score == pytest.approx(1.0, abs=rounding(**COSINE))
+    hits = searcher.search([Term(path, is_image=True)], count=3)
+    assert hits[0].path == path.name
+    assert hits[0].score == pytest.approx(1.0, abs=rounding(**COSINE))
 
 
 def test_re_ranking_is_the_order_of_pair_scores(indexed, tiny_runs):
     searcher = Searcher(indexed)
-    found = searcher.search([parse_term("a red circle")], count=8, rerank=8)
+    hits = searcher.search([parse_term("a red circle")], count=8, rerank=8)
     plain = searcher.search([parse_term("a red circle")], count=8)
-    assert {each.id for each in found} == {each.id for each in plain}
-    folder = Path(read_about(indexed).folder)
+    assert {each.id for each in hits} == {each.id for each in plain}
+    folder = Path(read_manifest(indexed).folder)
     pairs = load_aligner(tiny_runs["late"]).pair_scorer([folder / each.path for each in plain], ["a red circle"])
     scores = pairs(np.arange(8), np.zeros(8, dtype=int))
-    assert [each.path for each in found] == [plain[i].path for i in np.argsort(-scores, kind="stable")]
+    assert [each.path for each in hits] == [plain[i].path for i in np.argsort(-scores, kind="stable")]
 
 
 def test_duplicates_by_bytes_and_by_sight(tiny_runs, tmp_path):
     source = tmp_path / "twice"
     source.mkdir()
     rng = np.random.default_rng(3)
-    pictures = [Image.fromarray(rng.integers(0, 255, (64, 64, 3), dtype=np.uint8)) for _ in range(6)]
-    for number, each in enumerate(pictures):
+    images = [Image.fromarray(rng.integers(0, 255, (64, 64, 3), dtype=np.uint8)) for _ in range(6)]
+    for number, each in enumerate(images):
         each.save(source / f"{number}.png")
     shutil.copy(source / "0.png", source / "copy.png")
-    pictures[1].save(source / "again.bmp")
+    images[1].save(source / "again.bmp")
     build_index(tiny_runs["self"], source, tmp_path / "index", quiet)
-    groups = duplicates(Searcher(tmp_path / "index"), near=0.99999)
+    groups = find_duplicates(Searcher(tmp_path / "index"), threshold=0.99999)
     assert {frozenset(row["path"] for row in group) for group in groups} == {
         frozenset({"0.png", "copy.png"}), frozenset({"1.png", "again.bmp"}),
     }  # fmt: skip
@@ -529,13 +533,13 @@ def test_a_filter_keeps_what_it_says(indexed):
 )  # fmt: skip
 def test_what_is_no_filter_is_refused(text):
     with pytest.raises(FilterError):
-        filter_sql(text, FILTERS)
+        filter_sql(text, FILTER_COLUMNS)
 
 
 @settings(deadline=None)
 @given(st.text(max_size=30).filter(lambda text: '"' not in text))
 def test_a_text_in_a_filter_stays_a_text(text):
-    sql = filter_sql(f'path = "{text}"', FILTERS)
+    sql = filter_sql(f'path = "{text}"', FILTER_COLUMNS)
     assert sql.startswith("`path` = '")
     inner = sql[len("`path` = '") : -1]
     assert "'" not in inner.replace("''", "")
@@ -564,7 +568,7 @@ def filtered(tmp_path_factory):
 
 def kept(table, where: str) -> list[str]:
     sql = filter_sql(where, {"width": True, "size": True, "year": True, "path": False})
-    return sorted(row["path"] for row in nearest(table, np.ones(2), 10, columns=("path",), where=sql))
+    return sorted(row["path"] for row in search_table(table, np.ones(2), 10, columns=("path",), where=sql))
 
 
 SIGNS = {"=": operator.eq, "!=": operator.ne, "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
@@ -605,22 +609,27 @@ def test_an_explanation_has_the_pairs_score_and_changes_with_the_weights(tiny_ru
 
     aligner = load_aligner(tiny_runs[design])
     path = sorted((scenes_folder / "images").glob("*.png"))[0]
-    found = explain(aligner, path, "a red circle")
+    explanation = explain(aligner, path, "a red circle")
     index = np.zeros(1, dtype=int)
     expected = float(aligner.score_pairs([path], ["a red circle"], index, index)[0])
-    assert found.score == pytest.approx(expected, rel=1e-3, abs=1e-3)
-    side = found.whole.shape[0]
-    assert found.whole.shape == (side, side)
-    assert found.whole.min() >= 0
-    assert found.whole.max() <= 1
-    assert [word for word, _ in found.words] == ([] if design in ("self", "sparse") else ["a", "red", "circle"])
-    assert overlay(path, found.whole).shape == (224, 224, 3) or max(overlay(path, found.whole).shape[:2]) <= 224
+    assert explanation.score == pytest.approx(expected, rel=1e-3, abs=1e-3)
+    side = explanation.heatmap.shape[0]
+    assert explanation.heatmap.shape == (side, side)
+    assert explanation.heatmap.min() >= 0
+    assert explanation.heatmap.max() <= 1
+    assert [word for word, _ in explanation.word_heatmaps] == (
+        [] if design in ("self", "sparse") else ["a", "red", "circle"]
+    )
+    assert (
+        overlay(path, explanation.heatmap).shape == (224, 224, 3)
+        or max(overlay(path, explanation.heatmap).shape[:2]) <= 224
+    )
     with torch.no_grad():
         torch.manual_seed(0)
         for parameter in aligner.image_tower.parameters():
             parameter.copy_(torch.randn_like(parameter) * 0.05)
     other = explain(aligner, path, "a red circle")
-    assert np.abs(other.whole - found.whole).max() > 0.05
+    assert np.abs(other.heatmap - explanation.heatmap).max() > 0.05
 
 
 # --- commands --------------------------------------------------------------------------------------------------------
@@ -631,13 +640,13 @@ def test_the_commands(tiny_runs, folder, tmp_path, capsys):
     assert main(["index", str(tiny_runs["late"]), str(folder), "--out", index]) == 0
     assert "40 pictures: 40 encoded" in capsys.readouterr().out
     assert main(["search", index, "^2 red", "circle", "--minus", "blue", "--count", "3", "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert found["query"] == "^2 red + circle"
+    output = json.loads(capsys.readouterr().out)
+    assert output["query"] == "^2 red + circle"
     assert main(["search", index, "2:red", "circle", "--minus", "blue", "--count", "3", "--json"]) == 0
     before = capsys.readouterr()
-    assert json.loads(before.out)["found"] == found["found"]
+    assert json.loads(before.out)["found"] == output["found"]
     assert "note: '2:red' counts 2 times; write '^2 red'" in before.err
-    assert len(found["found"]) == 3
+    assert len(output["found"]) == 3
     assert main(["search", index, "red", "--paths", "--count", "4", "--rerank", "4"]) == 0
     paths = capsys.readouterr().out.splitlines()
     assert len(paths) == 4
@@ -676,32 +685,32 @@ def client(indexed):
     from clipvisionalign.search.server.app import create_app
     from clipvisionalign.search.server.limits import Limits
 
-    with TestClient(create_app([Searcher(indexed)], limits=Limits(upload_bytes=200_000))) as found:
-        yield found
+    with TestClient(create_app([Searcher(indexed)], limits=Limits(upload_bytes=200_000))) as test_client:
+        yield test_client
 
 
 def test_the_service_finds_what_the_search_finds(client, indexed):
     asked = {"q": ["^2 red", "circle"], "minus": "blue", "count": 7}
-    whole = client.get("/search", params=asked).json()
-    answer = whole["found"]
-    assert whole["notes"] == []
+    body = client.get("/search", params=asked).json()
+    hits = body["found"]
+    assert body["notes"] == []
     former = client.get("/search", params=asked | {"q": ["2:red", "circle"]}).json()
-    assert former["found"] == answer
+    assert former["found"] == hits
     assert "counts 2 times" in former["notes"][0]
     searcher = Searcher(indexed)
     terms = [parse_term("^2 red"), parse_term("circle"), parse_term("blue", -1.0)]
-    assert [each["path"] for each in answer] == [each.path for each in searcher.search(terms, 7)]
+    assert [each["path"] for each in hits] == [each.path for each in searcher.search(terms, 7)]
     again = client.get("/search", params={"q": "red", "rerank": 5, "count": 5}).json()["found"]
     assert all("pair_score" in each for each in again)
-    similar = client.get("/similar", params={"id": answer[0]["id"], "count": 3}).json()["found"]
-    assert answer[0]["id"] not in [each["id"] for each in similar]
-    assert client.get("/captions", params={"id": answer[0]["id"]}).status_code == 422  # this index has none
-    thumbnail = client.get(f"/image/{answer[0]['id']}")
-    assert open_picture(thumbnail.content).width > 10
+    similar = client.get("/similar", params={"id": hits[0]["id"], "count": 3}).json()["found"]
+    assert hits[0]["id"] not in [each["id"] for each in similar]
+    assert client.get("/captions", params={"id": hits[0]["id"]}).status_code == 422  # this index has none
+    thumbnail = client.get(f"/image/{hits[0]['id']}")
+    assert open_image(thumbnail.content).width > 10
     uploaded = client.post("/similar", files={"picture": thumbnail.content}).json()["found"]
-    assert uploaded[0]["id"] == answer[0]["id"]
-    why = client.get("/explain", params={"id": answer[0]["id"], "caption": "a red circle"})
-    assert open_picture(why.content).width > 300
+    assert uploaded[0]["id"] == hits[0]["id"]
+    why = client.get("/explain", params={"id": hits[0]["id"], "caption": "a red circle"})
+    assert open_image(why.content).width > 300
     assert client.get("/health").json()["indexes"][0]["pictures"] == 120
     assert 'clipvisionalign_requests_total{path="/search",status="200"}' in client.get("/metrics").text
 
@@ -725,14 +734,14 @@ def bomb() -> bytes:
     ],
 )  # fmt: skip
 def test_the_service_refuses(client, path, status):
-    answer = client.get(path)
-    assert answer.status_code in ({status, 404, 422} if status == 422 and "abc" in path else {status}), answer.text[
+    response = client.get(path)
+    assert response.status_code in ({status, 404, 422} if status == 422 and "abc" in path else {status}), response.text[
         :300
     ]
-    assert "root:" not in answer.text
+    assert "root:" not in response.text
 
 
-def test_the_service_refuses_uploads_that_are_no_pictures(client):
+def test_the_service_refuses_uploads_that_are_no_images(client):
     for data, status in ((b"", 422), (b"no picture", 422), (os.urandom(300_000), 413), (bomb(), 422)):
         assert client.post("/similar", files={"picture": data}).status_code == status
     assert client.post("/similar").status_code == 422
@@ -742,7 +751,7 @@ def test_a_token_is_asked_of_everything_but_health(indexed):
     from fastapi.testclient import TestClient
 
     from clipvisionalign.search.server.app import create_app
-    from clipvisionalign.search.server.run import serve
+    from clipvisionalign.search.server.run import run_server
 
     with TestClient(create_app([Searcher(indexed)], token="secret")) as client:
         assert client.get("/health").status_code == 200
@@ -754,7 +763,7 @@ def test_a_token_is_asked_of_everything_but_health(indexed):
         # The page's own requests come with the cookie.
         assert client.get("/image/0").status_code == 200
     with pytest.raises(ValueError, match="set a --token"):
-        serve([str(indexed)], host="0.0.0.0")
+        run_server([str(indexed)], host="0.0.0.0")
 
 
 def test_a_request_that_takes_too_long_is_told_so(indexed, monkeypatch):
@@ -764,12 +773,12 @@ def test_a_request_that_takes_too_long_is_told_so(indexed, monkeypatch):
     from clipvisionalign.search.server.limits import Limits
 
     searcher = Searcher(indexed)
-    monkeypatch.setattr(searcher, "answers", lambda queries: [time.sleep(0.5)])
+    monkeypatch.setattr(searcher, "search_batch", lambda queries: [time.sleep(0.5)])
     with TestClient(create_app([searcher], limits=Limits(seconds=0.2))) as client:
-        found = client.get("/search?q=a")
-        assert found.status_code == 503
-        assert "not done within 0.2 s" in found.text
-        assert "default-src 'self'" in found.headers["content-security-policy"]
+        response = client.get("/search?q=a")
+        assert response.status_code == 503
+        assert "not done within 0.2 s" in response.text
+        assert "default-src 'self'" in response.headers["content-security-policy"]
         assert 'requests_total{path="/search",status="503"} 1' in client.get("/metrics").text
 
 
@@ -788,17 +797,17 @@ def test_queries_that_wait_together_are_answered_together():
 
     gate, sizes = threading.Event(), []
 
-    def answer(queries):
+    def search_batch(queries):
         gate.wait(5)
         sizes.append(len(queries))
         return [ValueError("seven") if count == 7 else count for _, count in queries]
 
-    batcher = Batcher(answer)
+    batcher = Batcher(search_batch)
     waiting = {n: batcher([Term("x")], n) for n in range(1, 21)}
     gate.set()
     with pytest.raises(ValueError, match="seven"):
         waiting.pop(7).result(5)
-    assert all(found.result(5) == n for n, found in waiting.items())
+    assert all(future.result(5) == n for n, future in waiting.items())
     assert len(sizes) <= 3
     assert sum(sizes) == 20
 

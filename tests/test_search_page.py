@@ -14,7 +14,7 @@ from forked import Forked, command, free_port
 pytest.importorskip("playwright", reason="no playwright: pip install 'clipvisionalign[pdf]'")
 pytest.importorskip("lancedb", reason="no lancedb: pip install 'clipvisionalign[search]'")
 
-from clipvisionalign.search.index import build_index
+from clipvisionalign.search.indexer import build_index
 
 
 @contextmanager
@@ -63,14 +63,16 @@ def page(browser, service, request):
     """The page; whatever it said to the console fails the test."""
     width, scheme = getattr(request, "param", (1280, "light"))
     context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
-    found = context.new_page()
+    browser_page = context.new_page()
     said: list[str] = []
-    found.on("console", lambda message: said.append(message.text))
-    found.on("pageerror", lambda error: said.append(str(error)))
-    found.on("request", lambda asked: None if asked.url.startswith((service, "data:")) else said.append(asked.url))
-    found.goto(service)
-    until(found, "document.getElementById('status').textContent.includes('pictures')")
-    yield found
+    browser_page.on("console", lambda message: said.append(message.text))
+    browser_page.on("pageerror", lambda error: said.append(str(error)))
+    browser_page.on(
+        "request", lambda asked: None if asked.url.startswith((service, "data:")) else said.append(asked.url)
+    )
+    browser_page.goto(service)
+    until(browser_page, "document.getElementById('status').textContent.includes('pictures')")
+    yield browser_page
     context.close()
     # Chromium itself writes a line about an answer such as 422, which the page tells its user.
     assert [line for line in said if "status of 422" not in line] == []
@@ -85,11 +87,11 @@ def until(page, expression: str, *arguments) -> None:
     raise AssertionError(f"never true: {expression}")
 
 
-def look_for(page, words: str) -> list[str]:
+def search_for(page, query: str) -> list[str]:
     """Search by keyboard; the paths that are found."""
     page.get_by_label("Words").focus()
     page.keyboard.press("Control+a")
-    page.keyboard.type(words)
+    page.keyboard.type(query)
     page.keyboard.press("Enter")
     until(page, "document.getElementById('status').textContent.includes(' for ')")
     page.wait_for_selector(".found li img")
@@ -97,12 +99,12 @@ def look_for(page, words: str) -> list[str]:
 
 
 def test_a_weight_in_its_former_form_is_told(page):
-    look_for(page, "2:red circle")
+    search_for(page, "2:red circle")
     assert "write '^2 red circle'" in page.locator("#status").inner_text()
 
 
 def test_words_and_without(page):
-    plain = look_for(page, "a red circle")
+    plain = search_for(page, "a red circle")
     assert len(plain) == 20
     page.get_by_label("Without").fill("blue")
     page.keyboard.press("Enter")
@@ -110,7 +112,7 @@ def test_words_and_without(page):
     until(page, "[...document.querySelectorAll('.found img')].slice(0, 4).every(i => i.complete && i.naturalWidth)")
 
 
-def test_a_picture_finds_its_like(page, scenes_folder: Path):
+def test_an_image_finds_its_like(page, scenes_folder: Path):
     path = sorted((scenes_folder / "images").glob("*.png"))[3]
     page.get_by_text("Picture, filter, order").click()
     page.get_by_label("A picture").set_input_files(str(path))
@@ -122,7 +124,7 @@ def test_a_picture_finds_its_like(page, scenes_folder: Path):
 
 
 def test_why_by_keyboard_alone(page):
-    look_for(page, "2:a red circle")
+    search_for(page, "2:a red circle")
     page.get_by_role("button", name="Why").first.focus()
     page.keyboard.press("Enter")
     until(page, "document.querySelector('dialog[open] img')?.naturalWidth > 300")
@@ -134,8 +136,8 @@ def test_why_by_keyboard_alone(page):
     until(page, "document.getElementById('status').textContent.includes('like')")
 
 
-def test_captions_of_a_picture(page):
-    look_for(page, "a red circle")
+def test_captions_of_an_image(page):
+    search_for(page, "a red circle")
     page.get_by_role("button", name="Captions near").first.click()
     page.wait_for_selector("dialog[open] li")
     assert page.locator("dialog li").count() == 10
@@ -145,7 +147,7 @@ def test_compare_and_re_rank(page):
     page.get_by_text("Picture, filter, order").click()
     page.get_by_label("compare both indexes").check()
     page.get_by_label("re-rank the first 32").check()
-    look_for(page, "a star")
+    search_for(page, "a star")
     assert page.locator(".columns.two section").count() == 2
     assert page.get_by_role("heading", name="Index 2, design self").count() == 1
     assert " / " in page.locator("section").first.locator(".about").first.inner_text()
@@ -176,14 +178,14 @@ def test_a_filter(page):
     page.get_by_text("Picture, filter, order").click()
     assert "split" in page.locator("#columns").inner_text()
     page.get_by_label("Filter").fill('path like "00000*" and split = "train"')
-    assert all("00000" in text and "split train" in text for text in look_for(page, "a star"))
+    assert all("00000" in text and "split train" in text for text in search_for(page, "a star"))
 
 
 @pytest.mark.parametrize("page", [(1280, "light"), (1280, "dark"), (390, "light")], indirect=True)
 def test_axe_finds_no_fault_and_it_fits(page):
     from axe_playwright_python.sync_playwright import Axe
 
-    look_for(page, "a red circle")
-    found = Axe().run(page).response["violations"]
-    assert found == [], [(one["id"], one["nodes"][0]["html"][:200]) for one in found]
+    search_for(page, "a red circle")
+    violations = Axe().run(page).response["violations"]
+    assert violations == [], [(one["id"], one["nodes"][0]["html"][:200]) for one in violations]
     assert page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")

@@ -16,16 +16,16 @@ from urllib.parse import parse_qs, quote, urlsplit
 import numpy as np
 import pytest
 from asked import BOUNDARY, FORM, ask, form, served
-from odd_images import encoded, many_files, noise
+from odd_images import damaged_files, encoded, noise
 
 pytest.importorskip("lancedb", reason="no lancedb: pip install 'clipvisionalign[search]'")
 
 from clipvisionalign.cli import main
-from clipvisionalign.search.query import Found
+from clipvisionalign.search.searcher import Hit
 from clipvisionalign.search.server.app import create_app
 from clipvisionalign.search.server.limits import Limits
-from clipvisionalign.search.server.middleware import COOKIE
-from clipvisionalign.search.server.run import page_address, read_token, serve
+from clipvisionalign.search.server.middleware import SESSION_COOKIE
+from clipvisionalign.search.server.run import page_url, read_token, run_server
 
 SECRET = "k7 %&+ü/?#secret"
 LIMITS = Limits(upload_bytes=200_000, seconds=5)
@@ -34,19 +34,19 @@ LIMITS = Limits(upload_bytes=200_000, seconds=5)
 class Stub:
     """What the service asks a `Searcher`, without an index."""
 
-    about = SimpleNamespace(kind="exact", recall=1.0)
+    manifest = SimpleNamespace(kind="exact", recall=1.0)
     aligner = SimpleNamespace(config=SimpleNamespace(design="self"), late=None)
     table = SimpleNamespace(count_rows=lambda: 4321)
     caption_table, metadata = None, {"hidden_column": False}
     score, raised = 0.5, None
 
-    def answers(self, queries):
+    def search_batch(self, queries):
         return [self.search_vector(None, count) if count else self.encode(terms) for terms, count in queries]
 
     def search_vector(self, vector, count, where="", rerank=0, terms=()):
         if self.raised is not None:
             raise self.raised
-        return [Found(1, "a.jpg", self.score, 2, 3, 4)]
+        return [Hit(1, "a.jpg", self.score, 2, 3, 4)]
 
     def encode(self, terms):
         return np.full(4, self.score, dtype=np.float32)
@@ -57,7 +57,7 @@ class Stub:
     def value(self, number, column):
         return encoded(noise(), "JPEG")
 
-    def picture(self, number):
+    def image_source(self, number):
         return encoded(noise(), "PNG")
 
     def captions(self, vector, count):
@@ -66,7 +66,7 @@ class Stub:
 
 @pytest.fixture
 def app(monkeypatch):
-    def explain(aligner, picture, caption):
+    def explain(aligner, image, caption):
         raise ValueError("nothing to explain")
 
     monkeypatch.setattr("clipvisionalign.search.server.routes.explain", explain)
@@ -80,14 +80,14 @@ def carried(token: str, where: str) -> tuple[str, list[tuple[str, str]]]:
     utf8 = token.encode().decode("latin-1")
     name, value = {
         "header": ("authorization", f"Bearer {utf8}"), "other scheme": ("authorization", f"Basic {utf8}"),
-        "cookie": ("cookie", f"token={quote(token)}; {COOKIE}={quote(token)}"),
+        "cookie": ("cookie", f"token={quote(token)}; {SESSION_COOKIE}={quote(token)}"),
     }[where]  # fmt: skip
     return "q=a&id=1&caption=b", [(name, value)]
 
 
-def holds_secret(answer) -> bool:
+def holds_secret(response) -> bool:
     """Whether the token stands anywhere in an answer, in any writing."""
-    everything = repr(answer.headers).encode() + answer.body
+    everything = repr(response.headers).encode() + response.body
     return any(each.encode() in everything for each in (SECRET, quote(SECRET), quote(SECRET, safe=""), "secret"))
 
 
@@ -109,26 +109,26 @@ def routes(app) -> list[str]:
 def test_nothing_is_answered_without_the_token_and_nothing_tells_it(app):
     """Every route, method and odd path, with no, wrong and right token, in header, query and cookie."""
     tokens = {"none": "", "wrong": "wrong", "begins like it": SECRET[:-1], "longer": SECRET + "x", "right": SECRET}
-    seen: Counter[tuple[str, str]] = Counter()
+    counts: Counter[tuple[str, str]] = Counter()
     for path, method in itertools.product([*routes(app), *ODD_PATHS], METHODS):
         for (name, token), where in itertools.product(tokens.items(), ("header", "query", "cookie", "other scheme")):
             query, headers = carried(token, where)
-            answer = ask(app, path, query, method, headers)
-            case = f"{method} {path!r} with {name} token in {where}: {answer}"
-            assert not holds_secret(answer), case
+            response = ask(app, path, query, method, headers)
+            case = f"{method} {path!r} with {name} token in {where}: {response}"
+            assert not holds_secret(response), case
             allowed = name == "right" and where in ("header", "query")
-            seen["allowed" if allowed else "not", str(answer.status)] += 1
+            counts["allowed" if allowed else "not", str(response.status)] += 1
             if allowed:
-                assert answer.status not in (401, 500), case
+                assert response.status not in (401, 500), case
             elif path == "/health" and method in ("GET", "HEAD"):
-                assert answer.status in (200, 405), case
-                assert b"4321" not in answer.body, case
-                assert b"hidden_column" not in answer.body, case
+                assert response.status in (200, 405), case
+                assert b"4321" not in response.body, case
+                assert b"hidden_column" not in response.body, case
             else:
-                assert answer.status == 401, case
-            gets_cookie = allowed and where == "query" and answer.status < 400
-            assert bool(answer.header("set-cookie")) == gets_cookie, case
-    assert seen["allowed", "200"] > 20
+                assert response.status == 401, case
+            gets_cookie = allowed and where == "query" and response.status < 400
+            assert bool(response.header("set-cookie")) == gets_cookie, case
+    assert counts["allowed", "200"] > 20
 
 
 def test_what_a_client_can_word_otherwise_opens_nothing(app):
@@ -152,35 +152,35 @@ def test_what_a_client_can_word_otherwise_opens_nothing(app):
         assert ask(app, "/search", query).status == 401
     for kind in ("Bearer", "bearer  ", "Bearer\t", "", "Token x"):
         assert ask(app, "/", headers=[("authorization", kind)]).status == 401
-    answer = ask(app, "/page/page.js", kind="websocket")
-    assert answer.status == 0
+    response = ask(app, "/page/page.js", kind="websocket")
+    assert response.status == 0
 
 
 def test_the_cookie_is_no_copy_of_the_token_and_opens_this_service_alone(app):
     query, _ = carried(SECRET, "query")
-    answers = [ask(each, "/", query) for each in (app, app, create_app([Stub()], SECRET, LIMITS))]
-    cookies = [answer.header("set-cookie") for answer in answers]
+    responses = [ask(each, "/", query) for each in (app, app, create_app([Stub()], SECRET, LIMITS))]
+    cookies = [response.header("set-cookie") for response in responses]
     values = [cookie.partition(";")[0].partition("=")[2] for cookie in cookies]
     assert values[0] == values[1] != values[2]
     assert len(values[0]) >= 32
     assert {"HttpOnly", "SameSite=strict", "Path=/"} <= set(cookies[0].split("; "))
-    headers = [("cookie", f"other=1; {COOKIE}={values[0]}")]
+    headers = [("cookie", f"other=1; {SESSION_COOKIE}={values[0]}")]
     assert ask(app, "/image/1", headers=headers).status == 200
     assert not ask(app, "/image/1", headers=headers).header("set-cookie")
-    assert ask(app, "/image/1", headers=[("cookie", f"{COOKIE}={values[2]}")]).status == 401
+    assert ask(app, "/image/1", headers=[("cookie", f"{SESSION_COOKIE}={values[2]}")]).status == 401
     # A wrong header beside a right cookie, as a proxy may add one, shuts nothing.
     assert ask(app, "/image/1", headers=[*headers, ("authorization", "Basic YTpi")]).status == 200
-    told = ask(app, "/health", headers=headers)
-    assert b"4321" in told.body
+    reply = ask(app, "/health", headers=headers)
+    assert b"4321" in reply.body
 
 
 def test_without_a_token_all_is_answered_and_no_cookie_set():
     app = create_app([Stub()], limits=LIMITS)
     for query in ("", "token=anything"):
-        answer = ask(app, "/health", query)
-        assert answer.status == 200
-        assert b"4321" in answer.body
-        assert not answer.header("set-cookie")
+        response = ask(app, "/health", query)
+        assert response.status == 200
+        assert b"4321" in response.body
+        assert not response.header("set-cookie")
 
 
 def test_the_token_comes_from_a_file_or_the_environment(monkeypatch, tmp_path, capsys):
@@ -196,13 +196,13 @@ def test_the_token_comes_from_a_file_or_the_environment(monkeypatch, tmp_path, c
             read_token(file=file)
     with pytest.raises(FileNotFoundError):
         read_token(file=tmp_path / "nothing")
-    address = page_address("::1", 80, SECRET)
+    address = page_url("::1", 80, SECRET)
     assert parse_qs(urlsplit(address).query)["token"] == [SECRET]
     assert urlsplit(address).netloc == "[::1]:80"
-    assert page_address("127.0.0.1", 8000) == "http://127.0.0.1:8000/"
+    assert page_url("127.0.0.1", 8000) == "http://127.0.0.1:8000/"
     monkeypatch.delenv("CLIPVISIONALIGN_TOKEN")
     with pytest.raises(ValueError, match="CLIPVISIONALIGN_TOKEN"):
-        serve(["nowhere"], host="0.0.0.0")
+        run_server(["nowhere"], host="0.0.0.0")
     assert main(["serve", "nowhere", "--token", "visible"]) == 1
     assert "--token-file" in capsys.readouterr().err
 
@@ -217,13 +217,13 @@ def test_a_body_is_counted_as_it_arrives(monkeypatch, tmp_path, announced):
     headers = FORM if announced is None else [*FORM, ("content-length", announced)]
     head, end = form(b"@").split(b"@")
     for path in ("/similar", "/captions"):
-        answer = ask(app, path, method="POST", headers=headers, pieces=[head, *[bytes(50_000)] * 100, end])
-        assert (answer.status, answer.header("connection")) == (413, "close")
-        assert b"at most 200,000 bytes" in answer.body
-        assert answer.header("x-content-type-options") == "nosniff"
+        response = ask(app, path, method="POST", headers=headers, pieces=[head, *[bytes(50_000)] * 100, end])
+        assert (response.status, response.header("connection")) == (413, "close")
+        assert b"at most 200,000 bytes" in response.body
+        assert response.header("x-content-type-options") == "nosniff"
     # As much as is allowed is refused for what it is.
-    whole = form(bytes(LIMITS.upload_bytes))
-    pieces = [whole[start : start + 50_000] for start in range(0, len(whole), 50_000)]
+    form_data = form(bytes(LIMITS.upload_bytes))
+    pieces = [form_data[start : start + 50_000] for start in range(0, len(form_data), 50_000)]
     assert ask(app, "/similar", method="POST", headers=FORM, pieces=pieces).status == 422
     assert (
         ask(app, "/similar", method="POST", headers=FORM, pieces=[form(bytes(LIMITS.upload_bytes + 1))]).status == 413
@@ -234,10 +234,10 @@ def test_a_body_is_counted_as_it_arrives(monkeypatch, tmp_path, announced):
 
 @pytest.mark.parametrize("length", ["\xb2", "-1", "abc", "1e3", "1_0", " ", "9" * 5000])
 def test_an_odd_length_is_refused(length):
-    answer = ask(
+    response = ask(
         create_app([Stub()], limits=LIMITS), "/similar", method="POST", headers=[*FORM, ("content-length", length)]
     )
-    assert answer.status in (400, 413)
+    assert response.status in (400, 413)
 
 
 def chunked_upload(port: int, total: int, piece: int = 2**18) -> tuple[int, bytes]:
@@ -256,10 +256,10 @@ def chunked_upload(port: int, total: int, piece: int = 2**18) -> tuple[int, byte
             except OSError:
                 break
             sent += piece
-        answer = b""
-        while b"bytes" not in answer and (more := connection.recv(65536)):
-            answer += more
-    return sent, answer
+        response = b""
+        while b"bytes" not in response and (more := connection.recv(65536)):
+            response += more
+    return sent, response
 
 
 def test_a_chunked_upload_of_a_gigabyte_is_cut_at_the_limit_and_leaves_nothing(monkeypatch, tmp_path):
@@ -269,8 +269,8 @@ def test_a_chunked_upload_of_a_gigabyte_is_cut_at_the_limit_and_leaves_nothing(m
     with served(create_app([Stub()], limits=limits)) as port:
         before = len(os.listdir("/proc/self/fd")) if Path("/proc/self/fd").exists() else 0
         for _ in range(2):
-            sent, answer = chunked_upload(port, 2**30)
-            assert answer.startswith(b"HTTP/1.1 413"), answer[:200]
+            sent, response = chunked_upload(port, 2**30)
+            assert response.startswith(b"HTTP/1.1 413"), response[:200]
             # What the socket's buffers hold besides.
             assert sent < limits.body_bytes + 40 * 2**20
         assert not list(tmp_path.iterdir())
@@ -283,13 +283,13 @@ def test_a_chunked_upload_of_a_gigabyte_is_cut_at_the_limit_and_leaves_nothing(m
 
 def open_files() -> list[str]:
     """What this process has open, deleted files among it."""
-    found = []
+    open_paths = []
     for name in os.listdir("/proc/self/fd"):
         try:
-            found.append(os.readlink(f"/proc/self/fd/{name}"))
+            open_paths.append(os.readlink(f"/proc/self/fd/{name}"))
         except OSError:
             continue
-    return found
+    return open_paths
 
 
 def ask_over(port: int, body: bytes) -> bytes:
@@ -312,9 +312,9 @@ def test_what_the_database_raises_of_a_filter_is_no_internal_error(raised):
     app = create_app([stub], limits=LIMITS)
     for path, query, more in (("/search", "q=a&where=width>1", {}), ("/similar", "id=1&where=width>1", {}),
                               ("/similar", "where=width>1", {"method": "POST", "headers": FORM, "pieces": [form(encoded(noise(), "PNG"))]})):  # fmt: skip
-        answer = ask(app, path, query, **more)
-        assert answer.status == 422
-        assert str(raised).encode() in answer.body
+        response = ask(app, path, query, **more)
+        assert response.status == 422
+        assert str(raised).encode() in response.body
 
 
 @pytest.mark.parametrize(("raised", "status"), [(OSError("gone"), 503), (RuntimeError("lance"), 503), (MemoryError(), 413), (KeyError("no picture 1"), 404)])  # fmt: skip
@@ -342,11 +342,11 @@ def test_the_metrics_are_as_prometheus_reads_them():
     app = create_app([Stub()], limits=LIMITS)
     for path in ("/search", "/search", "/nothing", '/a"b\nc'):
         ask(app, path, "q=a")
-    answer = ask(app, "/metrics")
-    assert answer.header("content-type") == "text/plain; version=0.0.4; charset=utf-8"
+    response = ask(app, "/metrics")
+    assert response.header("content-type") == "text/plain; version=0.0.4; charset=utf-8"
     samples = {
         (sample.name, *sample.labels.values()): sample.value
-        for family in text_string_to_metric_families(answer.body.decode())
+        for family in text_string_to_metric_families(response.body.decode())
         for sample in family.samples
     }
     assert samples["clipvisionalign_requests_total", "/search", "200"] == 2
@@ -364,17 +364,17 @@ def test_the_metrics_are_as_prometheus_reads_them():
 @pytest.mark.slow
 def test_200_files_are_indexed_or_listed_and_the_service_agrees(tiny_runs, tmp_path):
     """In two dozen formats and eight conditions: 2xx for what was indexed, 4xx for what was listed, chunked or not."""
-    from clipvisionalign.search.index import build_index, open_table, read_broken
-    from clipvisionalign.search.query import Searcher
+    from clipvisionalign.search.indexer import build_index, open_image_table, read_broken_files
+    from clipvisionalign.search.searcher import Searcher
 
     source, index = tmp_path / "files", tmp_path / "index"
     source.mkdir()
-    files = many_files(200, seed=4)
+    files = damaged_files(200, seed=4)
     for name, data in files.items():
         (source / name).write_bytes(data)
     report = build_index(tiny_runs["self"], source, index, lambda line: None)
-    rows = open_table(index).search().limit(1000).select(["id", "path"]).to_arrow().to_pylist()
-    indexed, listed = {row["path"] for row in rows}, {row["path"] for row in read_broken(index)}
+    rows = open_image_table(index).search().limit(1000).select(["id", "path"]).to_arrow().to_pylist()
+    indexed, listed = {row["path"] for row in rows}, {row["path"] for row in read_broken_files(index)}
     assert not indexed & listed
     assert indexed | listed == set(files)
     assert (report.encoded, report.broken) == (len(indexed), len(listed))
@@ -384,8 +384,8 @@ def test_200_files_are_indexed_or_listed_and_the_service_agrees(tiny_runs, tmp_p
         body = form(data)
         pieces = [body[start : start + 1000] for start in range(0, len(body), 1000)]
         for headers, sent in (([*FORM, ("content-length", str(len(body)))], [body]), (FORM, pieces)):
-            answer = ask(app, "/similar", "count=1", "POST", headers, sent)
-            assert answer.status // 100 == (2 if name in indexed else 4), f"{name}: {answer}"
+            response = ask(app, "/similar", "count=1", "POST", headers, sent)
+            assert response.status // 100 == (2 if name in indexed else 4), f"{name}: {response}"
     for row in rows:
         assert ask(app, f"/image/{row['id']}", "large=true").status == 200
         assert ask(app, f"/image/{row['id']}").status == 200

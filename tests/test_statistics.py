@@ -15,19 +15,19 @@ from hypothesis import strategies as st
 
 from clipvisionalign.data.captioned import CaptionedImage, CaptionedImages
 from clipvisionalign.retrieval.metrics import average_precision, metrics_of_ranks, retrieval_metrics
-from clipvisionalign.retrieval.ranks import PartnerRanks, Partners, ranks_of_vectors
-from clipvisionalign.study.results import Measured, results_of
+from clipvisionalign.retrieval.ranks import PositiveRanks, Positives, ranks_of_vectors
+from clipvisionalign.study.aggregate import TrialResult, aggregate_results
 from clipvisionalign.study.statistics import (
-    FEWEST,
-    FIGURES,
-    differences,
+    COMPARED_METRICS,
+    MIN_IMAGES,
     estimate,
     half_width,
-    holm,
+    holm_correction,
+    image_contributions,
     mean_squares,
     p_value,
-    shares,
-    unpaired,
+    pairwise_differences,
+    unpaired_seeds,
 )  # fmt: skip
 
 SIMULATIONS = 2000
@@ -60,28 +60,28 @@ def runs(table):
 )
 def test_intervals_hold_95_percent_of_the_time(seeds, images, by_image, by_seed, rest):
     rng = np.random.default_rng(seeds * images)
-    held = 0
+    covered = 0
     for _ in range(SIMULATIONS):
-        found = estimate(simulated(rng, seeds, images, by_image, by_seed, rest, mean=7.0))
-        held += found.low <= 7.0 <= found.high
+        estimated = estimate(simulated(rng, seeds, images, by_image, by_seed, rest, mean=7.0))
+        covered += estimated.low <= 7.0 <= estimated.high
     # Of several seeds at least 95 %, whatever share of the variance is theirs; of pictures alone exactly.
-    assert held / SIMULATIONS >= 0.935
-    assert seeds > 1 or held / SIMULATIONS <= 0.965
+    assert covered / SIMULATIONS >= 0.935
+    assert seeds > 1 or covered / SIMULATIONS <= 0.965
 
 
 def test_bootstrap_intervals_of_one_run_hold_95_percent_of_the_time():
     """Recall of a run whose images are found with a known chance, captions of an image more alike than of others."""
     rng = np.random.default_rng(5)
-    held = 0
+    covered = 0
     owners = np.repeat(np.arange(200), 5)
     for _ in range(SIMULATIONS):
         chance = rng.beta(2, 6, size=200)
-        found = rng.random((200, 5)) < chance[:, None]
-        ranks = np.where(found, 1, 50).reshape(-1, 1)
-        forth = np.where(found.any(axis=1), 1, 50)[:, None]
-        figure = metrics_of_ranks(PartnerRanks(forth, ranks), owners, 200, seed=1).text_to_image["recall_at_1"]
-        held += figure.low <= 0.25 <= figure.high
-    assert held / SIMULATIONS == pytest.approx(0.95, abs=0.015)
+        hits = rng.random((200, 5)) < chance[:, None]
+        ranks = np.where(hits, 1, 50).reshape(-1, 1)
+        i2t = np.where(hits.any(axis=1), 1, 50)[:, None]
+        figure = metrics_of_ranks(PositiveRanks(i2t, ranks), owners, 200, seed=1).text_to_image["recall_at_1"]
+        covered += figure.low <= 0.25 <= figure.high
+    assert covered / SIMULATIONS == pytest.approx(0.95, abs=0.015)
 
 
 def test_without_a_difference_hardly_any_is_flagged():
@@ -91,7 +91,7 @@ def test_without_a_difference_hardly_any_is_flagged():
     for _ in range(SIMULATIONS):
         common = rng.normal(0, 150, (1, 200))
         tables = {name: runs(common + simulated(rng, 3, 200, 20, 3, 90, mean=0.0)) for name in "abcd"}
-        flagged += any(each.shown for each in differences({"rsum": tables}))
+        flagged += any(each.is_significant for each in pairwise_differences({"rsum": tables}))
     assert flagged / SIMULATIONS <= 0.05
 
 
@@ -104,12 +104,12 @@ def test_a_difference_as_large_as_real_ones_is_found():
             name: runs(common + simulated(rng, 3, 1000, 20, 1, 90, mean=mean))
             for name, mean in (("a", 300), ("b", 320))
         }
-        (found,) = differences({"rsum": tables})
-        shown += found.shown and found.estimate.value < 0
+        (difference,) = pairwise_differences({"rsum": tables})
+        shown += difference.is_significant and difference.estimate.value < 0
     assert shown > 150
 
 
-def test_more_pictures_do_not_make_up_for_two_seeds():
+def test_more_images_do_not_make_up_for_two_seeds():
     rng = np.random.default_rng(0)
     widths = [np.mean([e.high - e.low for e in (estimate(simulated(rng, 3, n, 0, 5, 20, 0.0)) for _ in range(100))])
               for n in (1000, 100_000)]  # fmt: skip
@@ -139,52 +139,52 @@ def test_p_is_the_level_at_which_the_interval_ends_at_zero(seeds, level):
     assert p_value(half_width(squares, seeds, 40, level), squares, seeds, 40) == pytest.approx(level, rel=1e-6)
 
 
-def test_an_interval_is_never_narrower_than_that_of_the_pictures_alone():
+def test_an_interval_is_never_narrower_than_that_of_the_images_alone():
     """Two seeds of the same mean by chance: their own variance is nothing, and says nothing."""
     row = np.random.default_rng(1).normal(0, 100, 50)
     table = np.stack([row, np.roll(row, 1)])
-    found, alone = estimate(table), estimate(table.mean(axis=0)[None])
-    assert found.spread == pytest.approx(0, abs=1e-9)
-    assert (found.low, found.high, found.p) == pytest.approx((alone.low, alone.high, alone.p))
+    estimated, alone = estimate(table), estimate(table.mean(axis=0)[None])
+    assert estimated.spread == pytest.approx(0, abs=1e-9)
+    assert (estimated.low, estimated.high, estimated.p) == pytest.approx((alone.low, alone.high, alone.p))
 
 
 def test_two_seeds_have_one_degree_of_freedom():
     """All variance is between seeds: 12.7 standard errors each way, and p is that of Student's t."""
     by_image = np.random.default_rng(2).normal(0, 1e-6, 100)
-    found = estimate(np.stack([10 + by_image, 30 + by_image]))
-    assert (found.high - found.low) / 2 == pytest.approx(127.06, rel=1e-3)
-    assert found.p == pytest.approx(2 * np.arctan(0.5) / np.pi, rel=1e-3)
+    estimated = estimate(np.stack([10 + by_image, 30 + by_image]))
+    assert (estimated.high - estimated.low) / 2 == pytest.approx(127.06, rel=1e-3)
+    assert estimated.p == pytest.approx(2 * np.arctan(0.5) / np.pi, rel=1e-3)
 
 
-@pytest.mark.parametrize("images", range(1, FEWEST))
+@pytest.mark.parametrize("images", range(1, MIN_IMAGES))
 @pytest.mark.parametrize("seeds", [1, 3])
-def test_few_pictures_are_not_tested(images, seeds):
+def test_few_images_are_not_tested(images, seeds):
     """Three pictures with equal differences say nothing: p was 0."""
     for table in (np.full((seeds, images), 10.0), np.random.default_rng(0).normal(10, 1, (seeds, images))):
-        found = estimate(table, (-600, 600))
-        assert (found.low, found.high, found.p) == (None, None, None)
-        assert found.value == pytest.approx(table.mean())
-    (row,) = differences({"rsum": {"a": runs(table + 10), "b": runs(np.zeros_like(table))}})
-    assert not row.shown
+        estimated = estimate(table, (-600, 600))
+        assert (estimated.low, estimated.high, estimated.p) == (None, None, None)
+        assert estimated.value == pytest.approx(table.mean())
+    (row,) = pairwise_differences({"rsum": {"a": runs(table + 10), "b": runs(np.zeros_like(table))}})
+    assert not row.is_significant
     assert row.to_dict()["p_holm"] is None
 
 
-def test_no_p_is_below_what_the_number_of_pictures_allows():
+def test_no_p_is_below_what_the_number_of_images_allows():
     table = 10 + np.linspace(0, 1e-3, 8)[None]
     assert estimate(table).p == pytest.approx(2.0**-7)
 
 
 @settings(deadline=None)
-@given(st.integers(FEWEST, 400), st.integers(1, 3), st.floats(-600, 600))
+@given(st.integers(MIN_IMAGES, 400), st.integers(1, 3), st.floats(-600, 600))
 def test_without_variance_an_interval_is_of_what_was_not_seen(images, seeds, value):
     """No two pictures differ: a share of up to 1 - 0.025^(1/N) others may not have been seen (Clopper and Pearson)."""
-    found = estimate(np.full((seeds, images), value), (-600, 600))
+    estimated = estimate(np.full((seeds, images), value), (-600, 600))
     unseen = 1 - 0.025 ** (1 / images)
-    assert found.low == pytest.approx(value - unseen * (value + 600), abs=1e-6)
-    assert found.high == pytest.approx(value + unseen * (600 - value), abs=1e-6)
+    assert estimated.low == pytest.approx(value - unseen * (value + 600), abs=1e-6)
+    assert estimated.high == pytest.approx(value + unseen * (600 - value), abs=1e-6)
     # p and the interval say the same.
-    if abs(found.low) > 1e-6 and abs(found.high) > 1e-6:
-        assert (found.p < 0.05) == (found.low > 0 or found.high < 0)
+    if abs(estimated.low) > 1e-6 and abs(estimated.high) > 1e-6:
+        assert (estimated.p < 0.05) == (estimated.low > 0 or estimated.high < 0)
     assert (estimate(np.full((seeds, images), value)).low is None) or value == 0
 
 
@@ -194,13 +194,13 @@ def test_seeds_are_paired_by_their_number():
     rng = np.random.default_rng(3)
     all_runs = {seed: 10.0 * seed + rng.normal(200, 100, 300) for seed in range(5)}
     lacks = {seed: row for seed, row in all_runs.items() if seed != 0}
-    (row,) = differences({"rsum": {"a": all_runs, "b": lacks}})
+    (row,) = pairwise_differences({"rsum": {"a": all_runs, "b": lacks}})
     assert row.seeds == (1, 2, 3, 4)
     assert row.estimate.value == 0
-    assert not row.shown
+    assert not row.is_significant
     backwards = dict(reversed(lacks.items()))
-    assert differences({"rsum": {"a": all_runs, "b": backwards}})[0].estimate == row.estimate
-    assert unpaired({"a": list(all_runs), "b": list(lacks)}) == [
+    assert pairwise_differences({"rsum": {"a": all_runs, "b": backwards}})[0].estimate == row.estimate
+    assert unpaired_seeds({"a": list(all_runs), "b": list(lacks)}) == [
         {"a": "a", "b": "b", "paired": [1, 2, 3, 4], "only_a": [0], "only_b": []}
     ]
 
@@ -208,43 +208,43 @@ def test_seeds_are_paired_by_their_number():
 def test_variants_without_a_common_seed_are_not_compared():
     rows = {seed: np.arange(20.0) for seed in range(4)}
     tables = {"a": {0: rows[0], 1: rows[1]}, "b": {2: rows[2]}, "c": {1: rows[1], 2: rows[3]}}
-    found = differences({"rsum": tables})
-    assert [(each.a, each.b, each.seeds) for each in found] == [("a", "c", (1,)), ("b", "c", (2,))]
-    assert all(each.estimate.spread is None for each in found)
-    assert unpaired({name: list(table) for name, table in tables.items()})[0] == {
+    comparisons = pairwise_differences({"rsum": tables})
+    assert [(each.a, each.b, each.seeds) for each in comparisons] == [("a", "c", (1,)), ("b", "c", (2,))]
+    assert all(each.estimate.spread is None for each in comparisons)
+    assert unpaired_seeds({name: list(table) for name, table in tables.items()})[0] == {
         "a": "a", "b": "b", "paired": [], "only_a": [0, 1], "only_b": [2],
     }  # fmt: skip
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
 def test_holm_is_the_published_procedure(p):
-    corrected = holm(p)
+    corrected = holm_correction(p)
     rejected = [value < 0.05 for value in corrected]
     # Step down: from the least p on, each against 5 % over what is left, until one holds.
     expected = [False] * len(p)
-    for place, index in enumerate(np.argsort(p, kind="stable")):
-        if p[index] * (len(p) - place) >= 0.05:
+    for rank, index in enumerate(np.argsort(p, kind="stable")):
+        if p[index] * (len(p) - rank) >= 0.05:
             break
         expected[index] = True
     assert rejected == expected
     assert all(c >= value for c, value in zip(corrected, p, strict=True))
 
 
-@pytest.mark.parametrize("figure", FIGURES)
+@pytest.mark.parametrize("figure", COMPARED_METRICS)
 def test_shares_have_the_figure_as_their_mean(figure):
     """Images with unequal numbers of captions included."""
     rng = np.random.default_rng(3)
     owners = np.concatenate([np.arange(40), rng.integers(0, 40, 100)])
     images, captions = rng.normal(size=(40, 8)), rng.normal(size=(140, 8))
     captions += images[owners]
-    found = retrieval_metrics(images, captions, owners, resamples=0)
-    ranks = ranks_of_vectors(images, captions, Partners.of(owners, 40))
+    metrics = retrieval_metrics(images, captions, owners, resamples=0)
+    ranks = ranks_of_vectors(images, captions, Positives.of(owners, 40))
     if figure == "rsum":
-        expected = found.rsum.value
+        expected = metrics.rsum.value
     else:
         way, name = figure.split(" ")
-        expected = 100 * getattr(found, way)[name].value
-    assert shares(ranks, owners, figure).mean() == pytest.approx(expected)
+        expected = 100 * getattr(metrics, way)[name].value
+    assert image_contributions(ranks, owners, figure).mean() == pytest.approx(expected)
 
 
 def test_two_ways_to_an_interval_agree_on_one_run():
@@ -253,10 +253,10 @@ def test_two_ways_to_an_interval_agree_on_one_run():
     owners = np.sort(np.concatenate([np.arange(400), rng.integers(0, 400, 1200)]))
     images = rng.normal(size=(400, 12))
     captions = images[owners] + 1.5 * rng.normal(size=(1600, 12))
-    found = retrieval_metrics(images, captions, owners)
-    ranks = ranks_of_vectors(images, captions, Partners.of(owners, 400))
-    for figure, boot in (("rsum", found.rsum), ("text_to_image recall_at_1", found.text_to_image["recall_at_1"])):
-        other = estimate(shares(ranks, owners, figure)[None])
+    metrics = retrieval_metrics(images, captions, owners)
+    ranks = ranks_of_vectors(images, captions, Positives.of(owners, 400))
+    for figure, boot in (("rsum", metrics.rsum), ("text_to_image recall_at_1", metrics.text_to_image["recall_at_1"])):
+        other = estimate(image_contributions(ranks, owners, figure)[None])
         factor = 1 if figure == "rsum" else 100
         assert other.high - other.low == pytest.approx(factor * (boot.high - boot.low), rel=0.12)
 
@@ -267,7 +267,7 @@ def test_a_thousand_resamples_take_less_than_half_of_measuring_each_anew():
     images = rng.normal(size=(1000, 16)).astype(np.float32)
     owners = np.repeat(np.arange(1000), 5)
     captions = (images[owners] + rng.normal(size=(5000, 16))).astype(np.float32)
-    ranks = ranks_of_vectors(images, captions, Partners.of(owners, 1000))
+    ranks = ranks_of_vectors(images, captions, Positives.of(owners, 1000))
     start = time.perf_counter()
     metrics_of_ranks(ranks, owners, 1000)
     ours = time.perf_counter() - start
@@ -275,7 +275,7 @@ def test_a_thousand_resamples_take_less_than_half_of_measuring_each_anew():
     for _ in range(20):
         images = rng.integers(1000, size=1000)
         rows = (5 * images[:, None] + np.arange(5)).ravel()
-        drawn = PartnerRanks(ranks.image_to_text[images], ranks.text_to_image[rows])
+        drawn = PositiveRanks(ranks.image_to_text[images], ranks.text_to_image[rows])
         metrics_of_ranks(drawn, owners, resamples=0)
     assert ours < 0.5 * 50 * (time.perf_counter() - start)
 
@@ -291,24 +291,24 @@ def test_identity_measures_equal_a_reference_from_the_definition():
     images, captions = rng.normal(size=(60, 6)), rng.normal(size=(120, 6))
     owners = np.repeat(np.arange(60), 2)
     captions += 0.7 * images[owners]
-    found = retrieval_metrics(images, captions, owners, identity, resamples=0)
+    metrics = retrieval_metrics(images, captions, owners, identity, resamples=0)
     precisions, hits = [], {1: [], 5: [], 10: []}
     for caption, owner in zip(captions, owners, strict=True):
         relevant = identity[np.argsort(-(images @ caption), kind="stable")] == identity[owner]
         for k, several in hits.items():
             several.append(relevant[:k].any())
-        places = np.flatnonzero(relevant) + 1
-        precisions.append(np.mean([(places <= place).sum() / place for place in places]))
-    assert found.text_to_image["map"].value == pytest.approx(np.mean(precisions))
+        ranks = np.flatnonzero(relevant) + 1
+        precisions.append(np.mean([(ranks <= rank).sum() / rank for rank in ranks]))
+    assert metrics.text_to_image["map"].value == pytest.approx(np.mean(precisions))
     for k, several in hits.items():
-        assert found.text_to_image[f"recall_at_{k}"].value == pytest.approx(np.mean(several))
+        assert metrics.text_to_image[f"recall_at_{k}"].value == pytest.approx(np.mean(several))
 
 
 def people(known, each=10):
     """Ranks (N, each) of a model that finds all images of some persons at once, and none of the others."""
-    found = np.tile(np.arange(1, each + 1), (len(known) * each, 1))
-    found[~np.repeat(known, each)] += 60
-    return PartnerRanks(found, found)
+    ranks = np.tile(np.arange(1, each + 1), (len(known) * each, 1))
+    ranks[~np.repeat(known, each)] += 60
+    return PositiveRanks(ranks, ranks)
 
 
 def test_images_of_one_identity_are_no_evidence_beside_each_other():
@@ -321,15 +321,15 @@ def test_images_of_one_identity_are_no_evidence_beside_each_other():
     part = CaptionedImages(rows, Path("x"), "folder")
     shown, held = 0, np.zeros(2)
     passed = {"audit": {"passed": True, "checks": []}, "chosen": {}, "composition": {}, "candidates": 0}
-    with patch("clipvisionalign.study.results.RESAMPLES", 60):
+    with patch("clipvisionalign.study.aggregate.RESAMPLES", 60):
         for _ in range(studies):
-            cells = [Measured(name, 0, passed, {"ranks": people(rng.random(persons) < 0.5)}) for name in "ab"]
-            results = results_of(cells, part, "test")
+            cells = [TrialResult(name, 0, passed, {"ranks": people(rng.random(persons) < 0.5)}) for name in "ab"]
+            results = aggregate_results(cells, part, "test")
             of = [row for row in results["differences"] if row["figure"] == "rsum"] + results["by_length_differences"]
             shown += any(row["shown"] for row in of)
             run = results["variants"]["a"]
-            for way, found in enumerate((run["figures"]["rsum"], run["runs"][0]["rsum"])):
-                held[way] += found["low"] <= 300 <= found["high"]
+            for way, estimate in enumerate((run["figures"]["rsum"], run["runs"][0]["rsum"])):
+                held[way] += estimate["low"] <= 300 <= estimate["high"]
     assert results["identities"] == persons
     assert shown <= 7
     assert (held >= 52).all(), held
@@ -353,12 +353,12 @@ def test_average_precision_by_hand():
 PUBLISHED = Path(__file__).parents[1] / "docs" / "results" / "flickr8k-small" / "report.json"
 
 
-def told_everywhere(report, folder):
+def rendered_report(report, folder):
     """Words, tables as Markdown and LaTeX, the page: each as text."""
-    from clipvisionalign.study.report import write_report
-    from clipvisionalign.study.words import claims_of, numbers_in
+    from clipvisionalign.study.report.build import write_report
+    from clipvisionalign.study.report.summary import numbers_in, report_claims
 
-    report["claims"] = claims_of(report)
+    report["claims"] = report_claims(report)
     for claim in report["claims"]:
         assert sorted(numbers_in(claim["text"])) == sorted(figure["shown"] for figure in claim["figures"])
     write_report(folder, report)
@@ -378,23 +378,23 @@ def test_what_was_not_tested_is_told_so_everywhere(report, tmp_path):
         row |= nothing | {"seeds": [0, 1, 2]}
     for variant in results["variants"].values():
         blocks = [variant["figures"], variant.get("dual", {}), *variant["by_length"].values()]
-        for found in [found for block in blocks for found in block.values() if isinstance(found, dict)]:
-            found |= {"low": None, "high": None, "p": None}
+        for figure in [figure for block in blocks for figure in block.values() if isinstance(figure, dict)]:
+            figure |= {"low": None, "high": None, "p": None}
         if "gain" in variant:
             variant["gain"] |= {"low": None, "high": None, "p": None}
     for row in [row for rows in results["composition"].values() for row in rows]:
         row |= {"low": None, "high": None, "p": None, "p_holm": None}
     for row in [row for rows in report["text_only"].values() for row in rows]:
         row |= {"low": None, "high": None, "p": None}
-    words, page, markdown, latex, accuracy = told_everywhere(report, tmp_path)
-    assert words.count("not tested: the gallery has too few") == 6
-    assert "finds more" not in words
+    summary, page, markdown, latex, accuracy = rendered_report(report, tmp_path)
+    assert summary.count("not tested: the gallery has too few") == 6
+    assert "finds more" not in summary
     for text in (page, markdown, latex):
         assert "not tested" in text
         text = text.replace("None of this is a result", "")
         assert not any(f"{before}None" in text for before in (">", "[", "| ", "& ", ": "))
         assert ", no interval" in text
-    assert "no difference shown" not in markdown + words
+    assert "no difference shown" not in markdown + summary
     assert "[" not in accuracy.replace("95", "")
 
 
@@ -402,17 +402,21 @@ def test_missing_seeds_and_few_seeds_are_told(report, tmp_path):
     results = report["results"]
     results["variants"]["late"]["seeds"].remove(0)
     del results["variants"]["late"]["runs"][0]
-    for found in results["variants"]["late"]["figures"]:
-        way, _, kind = found.partition(" ")
-        values = [run["rsum"] if found == "rsum" else run[way][kind] for run in results["variants"]["late"]["runs"]]
-        factor = 1 if found == "rsum" else 100
-        results["variants"]["late"]["figures"][found]["value"] = factor * np.mean([each["value"] for each in values])
+    for figure_name in results["variants"]["late"]["figures"]:
+        way, _, kind = figure_name.partition(" ")
+        values = [
+            run["rsum"] if figure_name == "rsum" else run[way][kind] for run in results["variants"]["late"]["runs"]
+        ]
+        factor = 1 if figure_name == "rsum" else 100
+        results["variants"]["late"]["figures"][figure_name]["value"] = factor * np.mean(
+            [each["value"] for each in values]
+        )
     for row in results["differences"]:
         row["seeds"] = [1, 2] if "late" in (row["a"], row["b"]) else [0, 1, 2]
-    results["unpaired"] = unpaired({name: variant["seeds"] for name, variant in results["variants"].items()})
-    words, page, markdown, _, accuracy = told_everywhere(report, tmp_path)
-    assert "`self` and `late` are compared on the seeds that both have: left out is `self` seed 0" in words
-    assert "one degree of freedom" in words
+    results["unpaired"] = unpaired_seeds({name: variant["seeds"] for name, variant in results["variants"].items()})
+    summary, page, markdown, _, accuracy = rendered_report(report, tmp_path)
+    assert "`self` and `late` are compared on the seeds that both have: left out is `self` seed 0" in summary
+    assert "one degree of freedom" in summary
     assert "self - late: seed 0 of self without a partner, left out" in markdown
     assert "late (2 of 3 seeds)" in accuracy
     assert "late (2 of 3 seeds)" in page
@@ -424,15 +428,15 @@ def test_one_seed_is_told_as_such_everywhere(report, tmp_path):
     report["plan"]["seeds"] = [0]
     for variant in results["variants"].values():
         variant["seeds"], variant["runs"] = [0], variant["runs"][:1]
-        for name, found in variant["figures"].items():
+        for name, figure in variant["figures"].items():
             way, _, kind = name.partition(" ")
             value = variant["runs"][0]["rsum"] if name == "rsum" else variant["runs"][0][way][kind]
-            found |= {"value": (1 if name == "rsum" else 100) * value["value"], "spread": None}
+            figure |= {"value": (1 if name == "rsum" else 100) * value["value"], "spread": None}
     for row in results["differences"]:
         row |= {"seeds": [0], "spread": None}
-    words, page, markdown, latex, accuracy = told_everywhere(report, tmp_path)
-    assert "of one seed, its interval of the images only" in words
-    assert "another seed may give another difference" in words
+    summary, page, markdown, latex, accuracy = rendered_report(report, tmp_path)
+    assert "of one seed, its interval of the images only" in summary
+    assert "another seed may give another difference" in summary
     for text in (page, markdown, latex):
         assert "another seed may give another difference" in text
     assert "one seed: 95% intervals of the images only" in accuracy

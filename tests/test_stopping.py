@@ -18,14 +18,14 @@ from test_going_on import silent
 
 from clipvisionalign import read_captioned_images
 from clipvisionalign.data.captioned import DataError
-from clipvisionalign.data.loading import loaded
+from clipvisionalign.data.loader import iterate_dataset
 from clipvisionalign.data.streams.writing import write_shards
 from clipvisionalign.models.image_tower import ImageTowerConfig
 from clipvisionalign.training import trainer
-from clipvisionalign.training.checkpoint import asked_to_stop, checkpoints_in, last_checkpoint
-from clipvisionalign.training.fine_tuning import WeightAverage
-from clipvisionalign.training.processes import Processes
-from clipvisionalign.training.state import Whole
+from clipvisionalign.training.checkpoint import list_checkpoints, load_last_checkpoint, stop_signal
+from clipvisionalign.training.distributed import Distributed
+from clipvisionalign.training.fine_tuning import ExponentialMovingAverage
+from clipvisionalign.training.state import TrainState
 from clipvisionalign.training.train import resume, train
 
 settings = test_going_on.settings
@@ -71,7 +71,7 @@ def test_a_signal_to_the_whole_process_group_leaves_a_checkpoint(settings, shard
         assert process.wait(60) == 130, process.said
     finally:
         process.kill()
-    state = last_checkpoint(run, print)
+    state = load_last_checkpoint(run, print)
     assert state is not None
     assert (
         f"stopped after step {state['place']['step']}; go on with: clipvisionalign train --resume {run}" in process.said
@@ -80,13 +80,13 @@ def test_a_signal_to_the_whole_process_group_leaves_a_checkpoint(settings, shard
 
 
 class Endless(torch.utils.data.Dataset):
-    def __getitem__(self, place: int) -> int:
+    def __getitem__(self, index: int) -> int:
         return os.getpid()
 
 
 def use_workers(out: str) -> int:
     """Starts two workers, and ends with an error whose traceback holds them."""
-    items = loaded(Endless(), 2, list(range(100)))
+    items = iterate_dataset(Endless(), 2, list(range(100)))
     Path(out).write_text(f"{next(items)} {next(items)}")
     global kept
     kept = items
@@ -94,7 +94,7 @@ def use_workers(out: str) -> int:
 
 
 def wait_for_ever(out: str) -> int:
-    items = loaded(Endless(), 2, list(range(100)))
+    items = iterate_dataset(Endless(), 2, list(range(100)))
     Path(out).write_text(f"{next(items)} {next(items)}")
     time.sleep(600)
     return 0
@@ -147,16 +147,16 @@ def test_a_second_signal_is_the_launchers_first_one_or_stops_at_once():
     def interrupt() -> None:
         os.kill(os.getpid(), signal.SIGINT)
 
-    with asked_to_stop() as stop:
+    with stop_signal() as stop:
         term()
         term()
         assert stop()
-    with asked_to_stop(launched=True) as stop:
+    with stop_signal(launched=True) as stop:
         interrupt()
         interrupt()
         term()
         assert stop()
-    with asked_to_stop() as stop:
+    with stop_signal() as stop:
         interrupt()
         assert stop()
         with pytest.raises(KeyboardInterrupt):
@@ -170,18 +170,18 @@ def test_the_launchers_signal_may_come_after_the_run_has_ended(monkeypatch):
     had: list[int] = []
     before = signal.signal(signal.SIGTERM, lambda number, frame: had.append(number))
     try:
-        with asked_to_stop():
+        with stop_signal():
             os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGTERM)
         assert had == []
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
-        monkeypatch.setattr(checkpoint, "SAME", 0.0)
+        monkeypatch.setattr(checkpoint, "REPEATED_SIGNAL_SECONDS", 0.0)
         time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGTERM)
         assert had == [signal.SIGTERM]
         # And whoever was not asked to stop has the handler of before.
-        with asked_to_stop():
+        with stop_signal():
             pass
         os.kill(os.getpid(), signal.SIGTERM)
         assert had == [signal.SIGTERM] * 2
@@ -193,8 +193,8 @@ def test_the_launchers_signal_may_come_after_the_run_has_ended(monkeypatch):
 def test_a_later_signal_stops_at_once(monkeypatch):
     from clipvisionalign.training import checkpoint
 
-    monkeypatch.setattr(checkpoint, "SAME", 0.0)
-    with asked_to_stop(launched=True):
+    monkeypatch.setattr(checkpoint, "REPEATED_SIGNAL_SECONDS", 0.0)
+    with stop_signal(launched=True):
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(0.01)
         with pytest.raises(KeyboardInterrupt):
@@ -206,14 +206,14 @@ def test_who_leaves_without_a_checkpoint_is_told_so(settings, tmp_path, monkeypa
     config = settings(f"full-{kept}")
     config.out = str(tmp_path / "run")
     steps, saves, said = 0, 0, []
-    take_step, save = trainer.take_step, Whole.save
+    forward_backward, save = trainer.forward_backward, TrainState.save
 
     def counted(*arguments):
         nonlocal steps
         steps += 1
         if steps == 2:
             os.kill(os.getpid(), signal.SIGTERM)
-        return take_step(*arguments)
+        return forward_backward(*arguments)
 
     def full(*arguments):
         nonlocal saves
@@ -222,21 +222,21 @@ def test_who_leaves_without_a_checkpoint_is_told_so(settings, tmp_path, monkeypa
             raise OSError(28, "No space left on device")
         save(*arguments)
 
-    monkeypatch.setattr(trainer, "take_step", counted)
-    monkeypatch.setattr(Whole, "save", full)
+    monkeypatch.setattr(trainer, "forward_backward", counted)
+    monkeypatch.setattr(TrainState, "save", full)
     with pytest.raises(KeyboardInterrupt):
         train(config, said.append)
-    assert len(checkpoints_in(tmp_path / "run")) == kept
-    told = "the last checkpoint is of step 1; go on with" if kept else "there is no checkpoint; begin anew with"
+    assert len(list_checkpoints(tmp_path / "run")) == kept
+    advice = "the last checkpoint is of step 1; go on with" if kept else "there is no checkpoint; begin anew with"
     assert said[-1] == (
-        f"stopped after step 2, which was not kept: {told}: clipvisionalign train --resume {tmp_path / 'run'}"
+        f"stopped after step 2, which was not kept: {advice}: clipvisionalign train --resume {tmp_path / 'run'}"
     )
 
 
 # --- numbers that are not finite -------------------------------------------------------------------------------------
 
 
-def root_at_zero(images: torch.Tensor, captions: torch.Tensor, partners) -> torch.Tensor:
+def root_at_zero(images: torch.Tensor, captions: torch.Tensor, positives) -> torch.Tensor:
     """Finite, with gradients that are not."""
     return (images @ captions.T).mean() + (0.0 * images).abs().sum().sqrt()
 
@@ -244,7 +244,7 @@ def root_at_zero(images: torch.Tensor, captions: torch.Tensor, partners) -> torc
 def test_finite_losses_whose_gradients_are_not_finite_are_not_stepped_on(settings, tmp_path, monkeypatch):
     config = settings("gradients")
     config.out = str(tmp_path / "run")
-    clip, steps = Processes.clip, 0
+    clip, steps = Distributed.clip_grad_norm, 0
 
     def spoilt(self, parameters, most):
         nonlocal steps
@@ -253,13 +253,13 @@ def test_finite_losses_whose_gradients_are_not_finite_are_not_stepped_on(setting
             parameters[0].grad.view(-1)[0] = float("nan")
         return clip(self, parameters, most)
 
-    monkeypatch.setattr(Processes, "clip", spoilt)
+    monkeypatch.setattr(Distributed, "clip_grad_norm", spoilt)
     with pytest.raises(FloatingPointError, match=r"step 3: the gradients are not finite; .*of step 2, is in"):
         train(config, silent)
-    state = last_checkpoint(tmp_path / "run", print)
+    state = load_last_checkpoint(tmp_path / "run", print)
     assert state["place"]["step"] == 2
     assert all(tensor.isfinite().all() for tensor in state["towers"].values() if tensor.is_floating_point())
-    monkeypatch.setattr(Processes, "clip", clip)
+    monkeypatch.setattr(Distributed, "clip_grad_norm", clip)
     assert resume(config.out, silent)["steps"] == 6
 
 
@@ -268,7 +268,7 @@ def test_a_loss_of_ones_own_with_such_gradients_ends_in_words(settings, tmp_path
     config.out, config.loss.name = str(tmp_path / "run"), "test_stopping:root_at_zero"
     with pytest.raises(FloatingPointError, match=r"step 1: the gradients are not finite; .*there is no checkpoint"):
         train(config, silent)
-    assert not checkpoints_in(tmp_path / "run")
+    assert not list_checkpoints(tmp_path / "run")
 
 
 @pytest.mark.parametrize("step", [2, 3])
@@ -276,19 +276,19 @@ def test_weights_that_are_not_finite_are_never_kept(settings, tmp_path, monkeypa
     """In the middle of an epoch, and at its end."""
     config = settings(f"weights-{step}")
     config.out = str(tmp_path / "run")
-    update, steps = WeightAverage.update, 0
+    update, steps = ExponentialMovingAverage.update, 0
 
     def spoilt(self):
         nonlocal steps
         steps += 1
         if steps == step:
-            next(iter(self.trained.values())).data.view(-1)[0] = float("inf")
+            next(iter(self.trained_parameters.values())).data.view(-1)[0] = float("inf")
         update(self)
 
-    monkeypatch.setattr(WeightAverage, "update", spoilt)
+    monkeypatch.setattr(ExponentialMovingAverage, "update", spoilt)
     with pytest.raises(FloatingPointError, match=rf"step {step}: weights are not finite; .*of step {step - 1}, is in"):
         train(config, silent)
-    assert last_checkpoint(tmp_path / "run", print)["place"]["step"] == step - 1
+    assert load_last_checkpoint(tmp_path / "run", print)["place"]["step"] == step - 1
 
 
 # --- errors of workers -----------------------------------------------------------------------------------------------
@@ -310,16 +310,16 @@ def test_an_error_in_a_worker_is_raised_in_its_own_words(shards, tmp_path, worke
     with pytest.raises(DataError, match=r"^\S*train-000001.tar: ") as caught:
         list(batches.epoch(8, 1, 0, workers=workers))
     assert "Caught" not in str(caught.value)
-    assert not workers or "in _stretch" in "".join(caught.value.__notes__)
+    assert not workers or "in _read_range" in "".join(caught.value.__notes__)
 
 
 class Broken(torch.utils.data.Dataset):
-    def __getitem__(self, place: int) -> int:
+    def __getitem__(self, index: int) -> int:
         raise DataError("/there/a.jpg: gone")
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_so_is_one_of_a_table(workers):
     with pytest.raises(DataError) as caught:
-        next(loaded(Broken(), workers, [0]))
+        next(iterate_dataset(Broken(), workers, [0]))
     assert str(caught.value) == "/there/a.jpg: gone"

@@ -16,7 +16,7 @@ from clipvisionalign import read_captioned_images
 from clipvisionalign.cli import main
 from clipvisionalign.data.captioned import DataError
 from clipvisionalign.data.formats import is_stream
-from clipvisionalign.data.streams.in_memory import stream_split
+from clipvisionalign.data.streams.in_memory import read_stream_split
 from clipvisionalign.data.streams.loader import StreamedBatches
 from clipvisionalign.data.streams.sources import open_shards, open_stream
 from clipvisionalign.data.streams.writing import write_shards
@@ -26,7 +26,7 @@ def tokenize(captions):
     return [[len(word) for word in caption.split()] for caption in captions]
 
 
-def picture(number: int) -> bytes:
+def image_bytes(number: int) -> bytes:
     content = io.BytesIO()
     Image.new("RGB", (8, 8), (number % 256, number // 256, 0)).save(content, "PNG")
     return content.getvalue()
@@ -46,7 +46,7 @@ def hundred(tmp_path_factory) -> Path:
     for shard in range(100):
         with tarfile.open(folder / f"train-{shard:06d}.tar", "w") as tar:
             for _ in range(3 + shard % 10):
-                add(tar, f"{number:06d}.png", picture(number))
+                add(tar, f"{number:06d}.png", image_bytes(number))
                 add(tar, f"{number:06d}.txt", f"picture {number}\nthe number {number}".encode())
                 number += 1
     return folder
@@ -74,8 +74,8 @@ def test_every_sample_comes_once_an_epoch_and_in_another_order_the_next(hundred,
 @pytest.mark.parametrize("start", [1, 17, 93])
 def test_a_stream_goes_on_at_any_step(hundred, workers, start):
     batches = StreamedBatches(open_stream(str(hundred)), tokenize, 0, None)
-    whole = names(batches, workers=workers)
-    assert names(batches, workers=workers, start=start) == whole[start:]
+    uninterrupted = names(batches, workers=workers)
+    assert names(batches, workers=workers, start=start) == uninterrupted[start:]
 
 
 def test_two_processes_with_two_workers_share_a_stream_and_the_rest_after_a_stop(hundred, tmp_path):
@@ -89,11 +89,11 @@ def test_two_processes_with_two_workers_share_a_stream_and_the_rest_after_a_stop
             for process in (0, 1)
         ]
 
-    whole = read()
-    everything = [name for process in whole for name in process]
+    uninterrupted = read()
+    everything = [name for process in uninterrupted for name in process]
     assert len(everything) == len(set(everything)) == 750
     begun, rest = read(stop=31), read(start=31)
-    assert [a + b for a, b in zip(begun, rest, strict=True)] == whole
+    assert [a + b for a, b in zip(begun, rest, strict=True)] == uninterrupted
 
 
 def test_what_shards_writes_reads_back(tmp_path, scenes_folder, capsys):
@@ -104,22 +104,22 @@ def test_what_shards_writes_reads_back(tmp_path, scenes_folder, capsys):
     assert is_stream(str(out))
     stream = open_stream(str(out))
     assert stream.count == data.split_sizes()["train"]
-    look = torch.nn.Identity()
-    batches = StreamedBatches(stream, tokenize, 0, lambda image: look(torch.tensor(len(image))))
+    transform = torch.nn.Identity()
+    batches = StreamedBatches(stream, tokenize, 0, lambda image: transform(torch.tensor(len(image))))
     captions = {tuple(sorted(map(tuple, tokenize(row.captions)))) for row in data.split("train")}
-    seen = 0
+    images_read = 0
     for batch in batches.epoch(16, 1, 0):
-        assert batch.partners.sum(dim=1).tolist() == [5] * len(batch)
-        for place in range(len(batch)):
-            rows = (batch.caption_image == place).nonzero().flatten().tolist()
+        assert batch.positives.sum(dim=1).tolist() == [5] * len(batch)
+        for index in range(len(batch)):
+            rows = (batch.caption_image == index).nonzero().flatten().tolist()
             own = []
             for group in batch.captions:
                 for ids, mask, row in zip(group.ids, group.mask, group.rows.tolist(), strict=True):
                     own += [tuple(ids[mask.bool()].tolist())] if row in rows else []
             assert tuple(sorted(own)) in captions
-            seen += 1
-    assert seen == stream.count
-    dev = stream_split(str(out), "dev")
+            images_read += 1
+    assert images_read == stream.count
+    dev = read_stream_split(str(out), "dev")
     assert sorted(dev.captions) == sorted(data.split("dev").captions)
     assert main(["shards", str(scenes_folder), str(out)]) == 1
     assert "holds shards already" in capsys.readouterr().err
@@ -129,15 +129,15 @@ def test_bad_samples_are_counted_and_too_many_stop_the_training(tmp_path):
     def write(name: str, bad: int) -> StreamedBatches:
         with tarfile.open(tmp_path / name, "w") as tar:
             for number in range(60):
-                add(tar, f"{number:03d}.png", b"no picture" if number < bad else picture(number))
+                add(tar, f"{number:03d}.png", b"no picture" if number < bad else image_bytes(number))
                 if number != 50:
                     add(tar, f"{number:03d}.json", json.dumps({"caption": f"number {number}"}).encode())
-        look = torch.nn.Identity()
+        transform = torch.nn.Identity()
 
         def see(image: bytes) -> torch.Tensor:
-            from clipvisionalign.images import open_picture
+            from clipvisionalign.images import open_image
 
-            return look(torch.tensor(open_picture(image).size[0]))
+            return transform(torch.tensor(open_image(image).size[0]))
 
         return StreamedBatches(open_shards(str(tmp_path / name)), tokenize, 0, see)
 
@@ -145,7 +145,7 @@ def test_bad_samples_are_counted_and_too_many_stop_the_training(tmp_path):
     skipped = [reason for batch in few.epoch(10, 1, 0) for reason in batch.skipped]
     assert len(skipped) == 4
     assert sum("no caption" in reason for reason in skipped) == 1
-    assert (few.tally.good, few.tally.bad) == (56, 4)
+    assert (few.sample_counts.good, few.sample_counts.bad) == (56, 4)
     with pytest.raises(DataError, match=r"samples are bad, more than 1 %; the first one: .*train-000001"):
         list(write("train-000001.tar", bad=30).epoch(10, 1, 0))
 
@@ -157,7 +157,7 @@ def test_shards_that_are_not_there_or_not_whole_are_told(tmp_path, hundred):
     with pytest.raises(DataError, match=r"train-000000.tar: not a whole tar file"):
         open_shards(str(tmp_path))
     with pytest.raises(DataError, match="no split 'dev' beside"):
-        stream_split(str(hundred), "dev")
+        read_stream_split(str(hundred), "dev")
 
 
 def test_a_saved_hugging_face_data_set_is_a_stream(tmp_path, scenes_folder):
@@ -175,7 +175,7 @@ def test_a_saved_hugging_face_data_set_is_a_stream(tmp_path, scenes_folder):
     for workers in (0, 2):
         flat = [name for some in names(batches, workers=workers) for name in some]
         assert len(flat) == len(set(flat)) == data.split_sizes()["train"]
-    assert sorted(stream_split(str(tmp_path / "saved"), "dev").captions) == sorted(data.split("dev").captions)
+    assert sorted(read_stream_split(str(tmp_path / "saved"), "dev").captions) == sorted(data.split("dev").captions)
 
 
 def test_parquet_files_are_a_stream(tmp_path, scenes_folder):
@@ -195,10 +195,10 @@ def test_parquet_files_are_a_stream(tmp_path, scenes_folder):
     assert stream.count == 60
     expected = sorted(tuple(row.captions) for row in rows)
     for epoch in (1, 2):
-        found = [sample for first in (0, 20) for sample in stream.read(epoch, 0, first, first + (20, 40)[first > 0])]
-        assert sorted(sample.captions for sample in found) == expected
-        assert not any(sample.bad for sample in found)
-        assert len({sample.name for sample in found}) == 60
+        samples = [sample for first in (0, 20) for sample in stream.read(epoch, 0, first, first + (20, 40)[first > 0])]
+        assert sorted(sample.captions for sample in samples) == expected
+        assert not any(sample.error for sample in samples)
+        assert len({sample.name for sample in samples}) == 60
     first, again = ([sample.name for sample in stream.read(1, 0, 0, 25)] for _ in range(2))
     assert first == again
     assert first != sorted(first)
@@ -223,7 +223,7 @@ def test_a_run_on_shards_goes_on_as_the_undisturbed_one(tmp_path, scenes_folder,
         pass
 
     taken = 0
-    plain = trainer.take_step
+    plain = trainer.forward_backward
 
     def stopping(*arguments):
         nonlocal taken
@@ -234,7 +234,7 @@ def test_a_run_on_shards_goes_on_as_the_undisturbed_one(tmp_path, scenes_folder,
 
     config.out = str(tmp_path / "stopped")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer, "take_step", stopping)
+        patch.setattr(trainer, "forward_backward", stopping)
         with pytest.raises(StopError):
             training.train(config, say=lambda line: None)
     training.resume(config.out, say=lambda line: None)
@@ -271,14 +271,14 @@ def test_what_a_stream_counted_before_a_stop_counts_after_it(tmp_path, scenes_fo
 
     training.train(settings("whole", 1), say=lambda line: None)
     go_on("stopped", 1, before=5)
-    whole, stopped = (json.loads((tmp_path / name / "data.json").read_text()) for name in ("whole", "stopped"))
-    assert stopped["cut_captions"] == whole["cut_captions"]
-    assert whole["cut_captions"]["train"]["cut"] > 400
+    uninterrupted, stopped = (json.loads((tmp_path / name / "data.json").read_text()) for name in ("whole", "stopped"))
+    assert stopped["cut_captions"] == uninterrupted["cut_captions"]
+    assert uninterrupted["cut_captions"]["train"]["cut"] > 400
     # Six bad ones an epoch: one too many comes after the stop.
     with pytest.raises(
         DataError, match=r"1\d of \d+ samples are bad, more than 1 %; the first one: .*000000.tar, 0"
-    ) as told:
+    ) as error:
         training.train(settings("many", 2), say=lambda line: None)
-    with pytest.raises(DataError) as told_again:
+    with pytest.raises(DataError) as repeated_error:
         go_on("many stopped", 2, before=7)
-    assert str(told_again.value) == str(told.value)
+    assert str(repeated_error.value) == str(error.value)

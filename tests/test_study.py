@@ -18,10 +18,10 @@ from forked import Forked
 from made_reports import check_numbers
 
 from clipvisionalign.cli import main
-from clipvisionalign.study.plan import Budget, Variant, cells_of, read_plan, ready_plans
-from clipvisionalign.study.results import FenceError, check_fence
-from clipvisionalign.study.run import plan_text, run_study
-from clipvisionalign.study.words import claims_of, numbers_in
+from clipvisionalign.study.aggregate import ResultsError, check_results
+from clipvisionalign.study.config import Budget, Variant, read_plan, ready_plans, trials_of
+from clipvisionalign.study.report.summary import numbers_in, report_claims
+from clipvisionalign.study.runner import plan_text, run_study
 
 # --- plans -----------------------------------------------------------------------------------------------------------
 
@@ -29,12 +29,12 @@ from clipvisionalign.study.words import claims_of, numbers_in
 @pytest.mark.parametrize("name", list(ready_plans()))
 def test_a_ready_plan_can_be_carried_out(name):
     plan = replace(read_plan(name), data="anywhere")
-    cells = cells_of(plan, Path("study"))
-    assert len(cells) == len(plan.variants) * len(plan.seeds)
-    trained = [(cell.variant, cell.seed) for cell in cells]
-    for cell in cells:
-        base = plan.variants[cell.variant].base
-        assert not base or trained.index((base, cell.seed)) < trained.index((cell.variant, cell.seed))
+    trials = trials_of(plan, Path("study"))
+    assert len(trials) == len(plan.variants) * len(plan.seeds)
+    trained = [(trial.variant, trial.seed) for trial in trials]
+    for trial in trials:
+        base = plan.variants[trial.variant].base
+        assert not base or trained.index((base, trial.seed)) < trained.index((trial.variant, trial.seed))
 
 
 def test_a_plan_that_is_not_there_names_those_that_are(capsys):
@@ -44,35 +44,35 @@ def test_a_plan_that_is_not_there_names_those_that_are(capsys):
 
 def test_a_budget_of_seconds_gives_each_variant_its_own_steps(plan, tmp_path):
     plan = replace(plan, budget=Budget("seconds", 1.0))
-    cells = cells_of(plan, tmp_path, {"self": 3, "late": 2, "sparse": 3, "cross": 4, "broken": 1})
-    assert {cell.variant: cell.config.steps for cell in cells}["cross"] == 4
-    assert len({cell.config.steps for cell in cells if cell.variant == "self"}) == 1
+    trials = trials_of(plan, tmp_path, {"self": 3, "late": 2, "sparse": 3, "cross": 4, "broken": 1})
+    assert {trial.variant: trial.config.steps for trial in trials}["cross"] == 4
+    assert len({trial.config.steps for trial in trials if trial.variant == "self"}) == 1
 
 
 # --- the report ------------------------------------------------------------------------------------------------------
 
 
 def test_a_failed_cell_is_shown_with_its_reason_and_the_rest_goes_on(report, plan):
-    assert {(cell["variant"], cell["seed"]) for cell in report["failed"]} == {("broken", 0), ("broken", 1)}
-    assert all("no space left for the loss" in cell["reason"] for cell in report["failed"])
+    assert {(trial["variant"], trial["seed"]) for trial in report["failed"]} == {("broken", 0), ("broken", 1)}
+    assert all("no space left for the loss" in trial["reason"] for trial in report["failed"])
     assert set(report["results"]["variants"]) == {"self", "sparse", "late", "cross"}
     assert all(variant["seeds"] == plan.seeds for variant in report["results"]["variants"].values())
 
 
 def test_dev_figures_of_a_report_are_said_to_be_cross_fitted(report, study):
-    from clipvisionalign.study.results import choice_of
+    from clipvisionalign.study.aggregate import selection_note
 
-    told = report["results"]["choice"]
-    assert told.startswith("cross-fitted")
-    assert told in html.unescape((study / "report.html").read_text())
-    assert told.capitalize() in (study / "tables" / "accuracy.md").read_text()
+    choice = report["results"]["choice"]
+    assert choice.startswith("cross-fitted")
+    assert choice in html.unescape((study / "report.html").read_text())
+    assert choice.capitalize() in (study / "tables" / "accuracy.md").read_text()
     assert all(len(curve["dev_loss"]) == len(curve["rsum"]) > 0 for curve in report["curves"])
     # A run from before dev was halved, and another split.
     from types import SimpleNamespace
 
-    old = [SimpleNamespace(variant="self", found={})]
-    assert choice_of(old, "dev").startswith("in-sample")
-    assert choice_of(old, "test").startswith("out of sample")
+    old = [SimpleNamespace(variant="self", measurements={})]
+    assert selection_note(old, "dev").startswith("in-sample")
+    assert selection_note(old, "test").startswith("out of sample")
 
 
 def test_every_file_of_a_report_is_there(study):
@@ -116,9 +116,9 @@ def test_a_finished_study_trains_nothing_again(study, plan, report):
 def without_times(report: dict) -> dict:
     """A report without what depends on the clock and on where it lies."""
     clocked = ("cost", "commands", "depths", "machine", "made_from")
-    found = {key: value for key, value in report.items() if key not in clocked}
-    found["claims"] = [claim for claim in found["claims"] if claim["about"] != "cost"]
-    return json.loads(json.dumps(found))
+    remaining = {key: value for key, value in report.items() if key not in clocked}
+    remaining["claims"] = [claim for claim in remaining["claims"] if claim["about"] != "cost"]
+    return json.loads(json.dumps(remaining))
 
 
 def test_another_plan_in_the_same_folder_is_refused(study, plan):
@@ -145,7 +145,7 @@ def test_killed_at_random_moments_and_restarted_it_ends_with_the_same_report(pla
     began = time.perf_counter()
     start("whole").ended()
     seconds = time.perf_counter() - began
-    whole = json.loads((tmp_path / "whole" / "report.json").read_text())
+    uninterrupted = json.loads((tmp_path / "whole" / "report.json").read_text())
     rng = random.Random(3)
     kills = 0
     for _ in range(5):
@@ -157,7 +157,7 @@ def test_killed_at_random_moments_and_restarted_it_ends_with_the_same_report(pla
     assert kills >= 3
     start("killed").ended()
     killed = json.loads((tmp_path / "killed" / "report.json").read_text())
-    assert without_times(killed) == without_times(whole)
+    assert without_times(killed) == without_times(uninterrupted)
 
 
 # --- the words -------------------------------------------------------------------------------------------------------
@@ -170,7 +170,7 @@ def test_every_number_of_the_summary_stands_in_the_report(report):
 
 
 def test_no_number_of_a_report_is_shown_with_an_exponent_for_being_large(report):
-    from clipvisionalign.study.tables import tables_of
+    from clipvisionalign.study.report.tables import build_tables
 
     slow = copy.deepcopy(report)
     for cost in slow["cost"].values():
@@ -179,13 +179,13 @@ def test_no_number_of_a_report_is_shown_with_an_exponent_for_being_large(report)
             99.996,
             54321.0,
         )
-    told = " ".join(claim["text"] for claim in claims_of(slow))
-    assert "takes 1,012 ms with" in told
-    assert "takes 100 ms with" in told
-    (costs,) = [table for table in tables_of(slow) if table.name == "cost"]
+    summary = " ".join(claim["text"] for claim in report_claims(slow))
+    assert "takes 1,012 ms with" in summary
+    assert "takes 100 ms with" in summary
+    (costs,) = [table for table in build_tables(slow) if table.name == "cost"]
     shown = [cell for row in costs.rows for cell in row]
     assert {"1,012", "54,321"} <= set(shown)
-    assert "e+" not in told + " ".join(shown)
+    assert "e+" not in summary + " ".join(shown)
 
 
 def test_a_claim_follows_its_figures(report):
@@ -193,13 +193,13 @@ def test_a_claim_follows_its_figures(report):
     other = copy.deepcopy(report)
     for row in other["results"]["differences"]:
         row["shown"] = False
-    told = " ".join(claim["text"] for claim in claims_of(other))
-    assert "No difference in rsum was shown" in told
+    summary = " ".join(claim["text"] for claim in report_claims(other))
+    assert "No difference in rsum was shown" in summary
     row = next(row for row in other["results"]["differences"] if row["figure"] == "rsum")
     row |= {"shown": True, "value": -20.0, "low": -30.0, "high": -10.0, "p_holm": 0.01}
-    told = " ".join(claim["text"] for claim in claims_of(other))
-    assert f"`{row['b']}` finds more than `{row['a']}`: 20.0 [10.0, 30.0] in rsum" in told
-    assert "No other difference in rsum was shown" in told
+    summary = " ".join(claim["text"] for claim in report_claims(other))
+    assert f"`{row['b']}` finds more than `{row['a']}`: 20.0 [10.0, 30.0] in rsum" in summary
+    assert "No other difference in rsum was shown" in summary
 
 
 # --- the fence -------------------------------------------------------------------------------------------------------
@@ -235,12 +235,12 @@ def _unmeasured_seed(report):
 
 @pytest.mark.parametrize("tamper", [_in_batch, _hidden_in_batch, _small_gallery, _leak, _extra_block, _unmeasured_seed])
 def test_what_is_no_result_does_not_get_into_the_results(report, tamper, tmp_path):
-    from clipvisionalign.study.report import write_report
+    from clipvisionalign.study.report.build import write_report
 
-    check_fence(report)
+    check_results(report)
     other = copy.deepcopy(report)
     tamper(other)
-    with pytest.raises(FenceError):
+    with pytest.raises(ResultsError):
         write_report(tmp_path, other)
     assert not list(tmp_path.iterdir())
 
@@ -255,22 +255,22 @@ def test_the_other_protocols_flatter_and_the_leak_fails_its_audit(report):
 
 
 def test_recall_inside_a_batch_is_that_of_a_loop():
-    from clipvisionalign.study.protocol import in_batch_recall
+    from clipvisionalign.study.flawed_protocols import in_batch_recall
 
     rng = np.random.default_rng(0)
     images = rng.normal(size=(16, 6))
     captions = np.repeat(images, 2, axis=0) + rng.normal(size=(32, 6))
-    found = in_batch_recall(images, captions, np.repeat(np.arange(16), 2), 8, seed=4)
+    recall = in_batch_recall(images, captions, np.repeat(np.arange(16), 2), 8, seed=4)
     rng = np.random.default_rng(4)
     order = rng.permutation(16)
     own = [rng.choice([2 * image, 2 * image + 1]) for image in order]
     hits = []
     for start in (0, 8):
         for i in range(start, start + 8):
-            forth = [images[order[i]] @ captions[own[j]] for j in range(start, start + 8)]
-            back = [images[order[j]] @ captions[own[i]] for j in range(start, start + 8)]
-            hits += [sum(s >= forth[i - start] for s in forth) == 1, sum(s >= back[i - start] for s in back) == 1]
-    assert found["recall_at_1"] == pytest.approx(np.mean(hits))
+            i2t = [images[order[i]] @ captions[own[j]] for j in range(start, start + 8)]
+            t2i = [images[order[j]] @ captions[own[i]] for j in range(start, start + 8)]
+            hits += [sum(s >= i2t[i - start] for s in i2t) == 1, sum(s >= t2i[i - start] for s in t2i) == 1]
+    assert recall["recall_at_1"] == pytest.approx(np.mean(hits))
 
 
 # --- cost ------------------------------------------------------------------------------------------------------------
@@ -305,39 +305,41 @@ def test_the_cost_of_a_report_is_whole(report):
 
 
 def test_runs_of_the_same_frozen_towers_look_at_dev_once(tiny_settings, monkeypatch):
-    from clipvisionalign.models.aligner import Remembered
+    from clipvisionalign.models.aligner import TowerOutputCache
     from clipvisionalign.models.image_tower import ImageTower
     from clipvisionalign.training.train import train
 
     settings = tiny_settings("self", freeze="both", epochs=1, steps=2)
     plain = train(settings("plain"), lambda line: None)
-    remembered = Remembered()
-    first = train(settings("first", "late"), lambda line: None, remembered=remembered)
+    remembered = TowerOutputCache()
+    first = train(settings("first", "late"), lambda line: None, encodings_cache=remembered)
     assert len(remembered.images) == first["images"]
-    kept, looks = dict(remembered.images), []
+    kept, batch_sizes = dict(remembered.images), []
     # The features of this very tower are on disk already: what is left is the saved model on dev.
     forward = ImageTower.forward
-    monkeypatch.setattr(ImageTower, "forward", lambda self, pixels: looks.append(len(pixels)) or forward(self, pixels))
-    again = train(settings("again"), lambda line: None, remembered=remembered)
+    monkeypatch.setattr(
+        ImageTower, "forward", lambda self, pixels: batch_sizes.append(len(pixels)) or forward(self, pixels)
+    )
+    again = train(settings("again"), lambda line: None, encodings_cache=remembered)
     # A tower looks at two blank images when it is built.
-    assert sum(looks) < first["images"]
+    assert sum(batch_sizes) < first["images"]
     assert remembered.images == kept
     assert {name: again[name] for name in ("rsum", "chosen")} == {name: plain[name] for name in ("rsum", "chosen")}
 
 
 @pytest.mark.parametrize(("weights", "shared"), [("auto", True), ("random", False)])
 def test_what_towers_gave_is_shared_by_cells_that_have_the_same_ones(plan, tmp_path, weights, shared):
-    from clipvisionalign.study.cells import _remembered
+    from clipvisionalign.study.trial import _tower_cache
 
     model = {**plan.settings["model"], "image_tower": {"name": "test_resnet", "weights": weights}}
     few = {name: plan.variants[name] for name in ("self", "late", "cross")}
     own = replace(plan, variants=few, settings={**plan.settings, "freeze": "both", "model": model})
-    cells = {(cell.variant, cell.seed): cell for cell in cells_of(own, tmp_path)}
+    trials = {(trial.variant, trial.seed): trial for trial in trials_of(own, tmp_path)}
     kept = {}
-    assert _remembered(cells["cross", 0], kept) is None
-    one, other = _remembered(cells["self", 0], kept), _remembered(cells["late", 1], kept)
+    assert _tower_cache(trials["cross", 0], kept) is None
+    one, other = _tower_cache(trials["self", 0], kept), _tower_cache(trials["late", 1], kept)
     assert (one is other is not None) == shared
-    assert one is None or _remembered(cells["self", 0], kept, "minimal pairs") is not one
+    assert one is None or _tower_cache(trials["self", 0], kept, "minimal pairs") is not one
 
 
 # --- commands --------------------------------------------------------------------------------------------------------
@@ -345,9 +347,9 @@ def test_what_towers_gave_is_shared_by_cells_that_have_the_same_ones(plan, tmp_p
 
 def test_two_studies_side_by_side(study, tmp_path, capsys):
     assert main(["report", str(study), "--compare", str(study), "--out", str(tmp_path / "both.html"), "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert found["settings"] == []
-    rows = found["tables"][0]["rows"]
+    output = json.loads(capsys.readouterr().out)
+    assert output["settings"] == []
+    rows = output["tables"][0]["rows"]
     assert [row[3] for row in rows if row[1] != "no result"] == ["overlap"] * 4 + [""]
     assert rows[-1][0].startswith("chance")
     assert rows[-1][1] == rows[-1][2]
@@ -366,8 +368,8 @@ def test_a_dry_run_says_how_long_and_trains_nothing(plan, tmp_path, capsys):
     few = replace(plan, variants={"self": Variant()}, seeds=[0, 1])
     (tmp_path / "plan.yaml").write_text(plan_text(few))
     assert main(["study", str(tmp_path / "plan.yaml"), "--out", str(tmp_path / "out"), "--dry-run"]) == 0
-    told = capsys.readouterr().out
-    assert "in all, for 2 cells" in told
+    stdout = capsys.readouterr().out
+    assert "in all, for 2 cells" in stdout
     assert not (tmp_path / "out" / "cells").exists()
 
 
@@ -385,19 +387,19 @@ def test_a_made_up_set_in_rstpreids_layout_runs_the_whole_study(plan, tmp_path, 
     for person, (shirt, trousers) in enumerate((a, b) for a in colours for b in colours if a != b):
         split = ("train", "train", "train", "val")[person % 4]
         for camera in range(2):
-            picture = Image.new("RGB", (48, 96), ("white", "lightgrey")[camera])
-            pencil, shift = ImageDraw.Draw(picture), rng.randint(-4, 4)
+            image = Image.new("RGB", (48, 96), ("white", "lightgrey")[camera])
+            pencil, shift = ImageDraw.Draw(image), rng.randint(-4, 4)
             pencil.rectangle((14 + shift, 20, 34 + shift, 50), fill=shirt)
             pencil.rectangle((14 + shift, 51, 34 + shift, 90), fill=trousers)
             name = f"{person:04}_c{camera}.jpg"
-            picture.save(tmp_path / "people" / "imgs" / name)
+            image.save(tmp_path / "people" / "imgs" / name)
             captions = [f"a {shirt} square above a {trousers} square", f"{trousers} below {shirt} in the picture"]
             entries.append({"id": person, "img_path": name, "captions": captions, "split": split})
     (tmp_path / "people" / "data_captions.json").write_text(json.dumps(entries))
     few = {name: plan.variants[name] for name in ("self", "late")}
     people = replace(plan, data=str(tmp_path / "people"), variants=few, seeds=[0])
-    monkeypatch.setattr("clipvisionalign.study.run.profile_run", many_processes.Costs(tmp_path))
-    monkeypatch.setattr("clipvisionalign.study.protocol.LEAK_STEPS", 20)
+    monkeypatch.setattr("clipvisionalign.study.runner.profile_run", many_processes.Costs(tmp_path))
+    monkeypatch.setattr("clipvisionalign.study.flawed_protocols.LEAK_STEPS", 20)
     report = run_study(people, tmp_path / "out", lambda line: None)
     assert report["data"]["layout"] == "rstpreid"
     assert not report["failed"]
@@ -413,32 +415,32 @@ def test_a_made_up_set_in_rstpreids_layout_runs_the_whole_study(plan, tmp_path, 
 
 
 def test_the_report_tells_of_captions_that_are_equal_or_cut(report):
-    from clipvisionalign.study.page import render_page
-    from clipvisionalign.study.tables import tables_of
-    from clipvisionalign.study.words import claims_of
+    from clipvisionalign.study.report.html import render_page
+    from clipvisionalign.study.report.summary import report_claims
+    from clipvisionalign.study.report.tables import build_tables
 
     for name in report["results"]["variants"]:
         assert report["cut_captions"][name]["splits"].keys() >= {"train", "dev"}
-    told = copy.deepcopy(report)
-    told["cut_captions"] = {"self": {"max_tokens": 16, "splits": {
+    altered = copy.deepcopy(report)
+    altered["cut_captions"] = {"self": {"max_tokens": 16, "splits": {
         "train": {"captions": 900, "cut": 180, "tokens_lost": 2345, "longest": 77, "share": 0.2},
         "dev": {"captions": 90, "cut": 0, "tokens_lost": 0, "longest": 16, "share": 0.0},
     }}}  # fmt: skip
-    told["data"]["equal_captions"] = {"texts": 3, "captions": 8, "images": 7, "best_rsum": 580.25, "cost": 19.75}
-    claims = claims_of(told)
+    altered["data"]["equal_captions"] = {"texts": 3, "captions": 8, "images": 7, "best_rsum": 580.25, "cost": 19.75}
+    claims = report_claims(altered)
     (cut,) = [claim for claim in claims if "longer ones" in claim["text"]]
     assert cut["text"].endswith("which are cut: 180 of the train split (20.0 %).")
     (equal,) = [claim for claim in claims if "word by word" in claim["text"]]
     assert "exceeds rsum 580.2, 19.8 below the highest" in equal["text"]
     for claim in (cut, equal):
         assert set(numbers_in(claim["text"])) == {figure["shown"] for figure in claim["figures"]}
-    (table,) = [table for table in tables_of(told) if table.name == "cut"]
+    (table,) = [table for table in build_tables(altered) if table.name == "cut"]
     assert table.rows == [["self", "train", "16", "900", "180", "20.0", "77", "2,345"]]
-    assert "Captions that are cut" in render_page({**told, "claims": claims}, {})
+    assert "Captions that are cut" in render_page({**altered, "claims": claims}, {})
     # Reports from before they were counted.
-    for old in (told["data"].pop("equal_captions"), told.pop("cut_captions")):
+    for old in (altered["data"].pop("equal_captions"), altered.pop("cut_captions")):
         assert old
-    assert len(claims_of(told)) == len(claims) - 2
+    assert len(report_claims(altered)) == len(claims) - 2
 
 
 # --- figures that are used again -------------------------------------------------------------------------------------
@@ -449,8 +451,8 @@ def edit_captions(folder: Path, split: str) -> None:
     table = folder / "metadata.csv"
     with table.open(newline="") as file:
         rows = list(csv.reader(file))
-    caption, place = rows[0].index("caption"), rows[0].index("split")
-    row = next(row for row in rows[1:] if row[place] == split)
+    caption, split_column = rows[0].index("caption"), rows[0].index("split")
+    row = next(row for row in rows[1:] if row[split_column] == split)
     row[caption] = row[caption][::-1]
     with table.open("w", newline="") as file:
         csv.writer(file).writerows(rows)
@@ -465,21 +467,21 @@ def test_figures_of_other_captions_are_not_used_again(plan, scenes_folder, tmp_p
     data, out = tmp_path / "data", tmp_path / "out"
     shutil.copytree(scenes_folder, data)
     # What is looked at are the figures, not the files that show them.
-    monkeypatch.setattr("clipvisionalign.study.run.write_report", lambda study, report, say: None)
-    monkeypatch.setattr("clipvisionalign.study.protocol.LEAK_STEPS", 5)
+    monkeypatch.setattr("clipvisionalign.study.runner.write_report", lambda study, report, say: None)
+    monkeypatch.setattr("clipvisionalign.study.flawed_protocols.LEAK_STEPS", 5)
     quick = replace(plan.measure, protocol=True, composition=0, examples=0, rounds=0)
     settings = {**plan.settings, "epochs": 1}
     small = replace(
         plan, data=str(data), variants={"self": Variant()}, seeds=[0], measure=quick, settings=settings
     )  # fmt: skip
     before = run_study(small, out, lambda line: None)
-    cell = out / "cells" / "self-0"
-    weights = (cell / "model.safetensors").stat().st_mtime_ns
+    trial = out / "cells" / "self-0"
+    weights = (trial / "model.safetensors").stat().st_mtime_ns
     said: list[str] = []
     assert without_times(run_study(small, out, said.append)) == without_times(before)
     assert not [line for line in said if "measured again" in line]
     # An earlier version kept no word of what was measured: once more, and once only; nothing is trained again.
-    for path in (cell / "measured.json", out / "other-protocols.json"):
+    for path in (trial / "measured.json", out / "other-protocols.json"):
         kept = json.loads(path.read_text())
         path.write_text(
             json.dumps({**kept, "asked": {"split": "dev"}} if "cells" in str(path) else {**kept, "asked": 0})
@@ -492,21 +494,21 @@ def test_figures_of_other_captions_are_not_used_again(plan, scenes_folder, tmp_p
 
     edit_captions(data, "dev")
     after = run_study(small, out, said.append)
-    told = [line for line in said if "measured again" in line]
-    assert len(told) == 2
-    assert all(line.endswith("not the same as before: captions") for line in told)
+    messages = [line for line in said if "measured again" in line]
+    assert len(messages) == 2
+    assert all(line.endswith("not the same as before: captions") for line in messages)
     assert after["data"]["fingerprint"] != before["data"]["fingerprint"]
-    assert (cell / "ranks-dev.npz").is_file()
+    assert (trial / "ranks-dev.npz").is_file()
     assert after["results"]["variants"]["self"]["runs"] != before["results"]["variants"]["self"]["runs"]
     with pytest.raises(DataError, match="no longer the data that it was trained on: dev has other captions now"):
-        resume(cell, lambda line: None)
+        resume(trial, lambda line: None)
 
     edit_captions(data, "train")
     with pytest.raises(ValueError, match="no longer the data that it was trained on: train has other captions now"):
         run_study(small, out, said.append)
-    assert (cell / "model.safetensors").stat().st_mtime_ns == weights
+    assert (trial / "model.safetensors").stat().st_mtime_ns == weights
     # Back as it was: the figures that the training kept are right again.
     shutil.rmtree(data)
     shutil.copytree(scenes_folder, data)
     assert without_times(run_study(small, out, said.append)) == without_times(before)
-    assert resume(cell, said.append)["rsum"] == json.loads((cell / "results.json").read_text())["rsum"]
+    assert resume(trial, said.append)["rsum"] == json.loads((trial / "results.json").read_text())["rsum"]

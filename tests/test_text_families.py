@@ -18,9 +18,9 @@ from tolerance import assert_as_exact, assert_same, in_float64
 from torch import nn
 from transformers import CONFIG_MAPPING, AutoModel, PreTrainedTokenizerFast
 
-from clipvisionalign.models.text_families import BERT_KIN, check_encoder, positions_of
+from clipvisionalign.models.caption_tokenizer import open_tokenizer
+from clipvisionalign.models.text_families import BERT_FAMILY, check_encoder, max_positions
 from clipvisionalign.models.text_tower import TextTower, TextTowerConfig
-from clipvisionalign.models.tokens import open_tokenizer
 
 #: Rows of each encoder's table of positions, and tokens of its vocabulary.
 ROWS, WORDS = 40, 96
@@ -126,8 +126,8 @@ def tokenizer() -> PreTrainedTokenizerFast:
     """One token a word; padding has the number 1, as RoBERTa's has."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-    words = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", *(f"w{number}" for number in range(WORDS - 5))]
-    made = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>"))
+    vocabulary = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", *(f"w{number}" for number in range(WORDS - 5))]
+    made = Tokenizer(models.WordLevel({word: number for number, word in enumerate(vocabulary)}, unk_token="<unk>"))
     made.pre_tokenizer = pre_tokenizers.Whitespace()
     made.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)])
     return PreTrainedTokenizerFast(
@@ -156,7 +156,7 @@ def test_a_family_is_read_as_transformers_reads_it(tmp_path, kind):
     exact = copy.deepcopy(rival).double()
     tower = TextTower(TextTowerConfig(str(tmp_path), max_tokens=ROWS)).eval()
     assert tower.max_tokens == open_tokenizer(tmp_path, ROWS).max_tokens
-    assert tower.positions == positions_of(rival.config)
+    assert tower.max_positions == max_positions(rival.config)
     longer = torch.randint(5, WORDS, (1, tower.max_tokens))
     for length in (3, 9, tower.max_tokens):
         ids = torch.randint(5, WORDS, (1, length))
@@ -171,11 +171,11 @@ def test_a_family_is_read_as_transformers_reads_it(tmp_path, kind):
             expected, best = (each(**given).last_hidden_state[0] for each in (rival, exact))
             alone = tower(ids, torch.ones_like(ids)).tokens[0]
             beside = tower(torch.cat([padded, longer]), mask).tokens[0, :length]
-        for found in (alone, beside):
-            assert_as_exact(found, expected, best, terms=64)
+        for hidden_states in (alone, beside):
+            assert_as_exact(hidden_states, expected, best, terms=64)
 
 
-@pytest.mark.parametrize("kind", sorted(BERT_KIN))
+@pytest.mark.parametrize("kind", sorted(BERT_FAMILY))
 def test_berts_kin_takes_sliding_windows(tmp_path, kind):
     """A window over all is dense attention, a narrow one is not; learned positions are repeated, padding's are not."""
     rival = save(tmp_path, kind, READ[kind])
@@ -183,21 +183,21 @@ def test_berts_kin_takes_sliding_windows(tmp_path, kind):
         TextTower(TextTowerConfig(str(tmp_path), max_tokens=ROWS, **more)).eval()
         for more in ({}, {"attention": "sliding", "window": 2 * ROWS}, {"attention": "sliding", "window": 2})
     )
-    ids = torch.randint(5, WORDS, (2, dense.positions))
+    ids = torch.randint(5, WORDS, (2, dense.max_positions))
     mask = torch.ones_like(ids)
     mask[1, 5:] = 0
     with torch.inference_mode():
         a, b, c, best = (tower(ids, mask).pooled for tower in (dense, wide, narrow, in_float64(dense)))
     assert_same(a, b, best)
     assert not torch.allclose(c, a, atol=1e-3)
-    assert wide.positions == 4096
-    learned = rival.embeddings.position_embeddings.weight[ROWS - dense.positions :]
+    assert wide.max_positions == 4096
+    learned = rival.embeddings.position_embeddings.weight[ROWS - dense.max_positions :]
     assert torch.equal(
-        wide.encoder.embeddings.position_embeddings.weight[-4096:][: 2 * dense.positions], learned.repeat(2, 1)
+        wide.encoder.embeddings.position_embeddings.weight[-4096:][: 2 * dense.max_positions], learned.repeat(2, 1)
     )
 
 
-@pytest.mark.parametrize("kind", sorted({*HERE} - BERT_KIN - {"longformer"}))
+@pytest.mark.parametrize("kind", sorted({*HERE} - BERT_FAMILY - {"longformer"}))
 def test_no_other_family_is_given_windows(tmp_path, kind):
     CONFIG_MAPPING[kind](**READ[kind]).save_pretrained(tmp_path)
     tokenizer().save_pretrained(tmp_path)
@@ -215,10 +215,10 @@ def test_a_family_is_refused_by_name(tmp_path, kind):
         tokenizer().save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=why) as error:
         TextTower(TextTowerConfig(str(tmp_path), weights="auto" if why == PADDED else "random"))
-    words = str(error.value)
-    assert f"'{kind}'" in words
-    assert "distilbert-base-uncased" in words
-    assert "\n" not in words
+    message = str(error.value)
+    assert f"'{kind}'" in message
+    assert "distilbert-base-uncased" in message
+    assert "\n" not in message
 
 
 def test_a_saved_sliding_tower_has_the_positions_it_was_saved_with(tmp_path):
@@ -270,7 +270,7 @@ def test_the_documents_table_is_that_of_these_tests():
 
 def table() -> str:
     """The families as docs/models.md has them."""
-    sliding = BERT_KIN | {"longformer"}
+    sliding = BERT_FAMILY | {"longformer"}
     rows = [
         ("with sliding windows too", sorted(sliding)),
         ("with transformers' own attention", sorted({*READ} - sliding)),

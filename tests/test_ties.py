@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 from clipvisionalign.retrieval import audit, evaluate, ranks_of_scores, ranks_of_vectors, retrieval_metrics
 from clipvisionalign.retrieval.metrics import chance_recall
-from clipvisionalign.retrieval.minimal_pairs import outscored
-from clipvisionalign.retrieval.ranks import Partners, Share
-from clipvisionalign.retrieval.rerank import reranked
-from clipvisionalign.retrieval.ties import lowest_tying, numbers_of
+from clipvisionalign.retrieval.minimal_pairs import score_minimal_pairs
+from clipvisionalign.retrieval.ranks import Positives, WorkerShard
+from clipvisionalign.retrieval.rerank import rerank
+from clipvisionalign.retrieval.ties import as_numeric_array, tie_thresholds
 
 FORMATS = {
     "float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64
@@ -51,33 +51,33 @@ def within(gap: Fraction, reach: Fraction, fuzz: float = 1e-6) -> bool:
     return gap <= reach
 
 
-def before_by_vectors(x, partner, stranger, rounding: float) -> bool:
+def before_by_vectors(x, positive, negative, rounding: float) -> bool:
     """Whether a stranger stands before a partner: it scores higher, or the two are equal up to rounding."""
-    sizes = length(x) * (length(partner) + length(stranger))
-    gap = product(x, partner) - product(x, stranger)
+    sizes = length(x) * (length(positive) + length(negative))
+    gap = product(x, positive) - product(x, negative)
     # The product in float64: anywhere up to once what the bound says is decided by how a machine adds up.
     bound = Fraction(2 * (len(x) + 2)) * Fraction(2) ** -53 * sizes
     if gap and bound / 3 < gap < 2 * bound:
         raise Undecided
-    distance = length([a - b for a, b in zip(partner, stranger, strict=True)])
-    return gap <= bound or within(distance, Fraction(rounding) * max(length(partner), length(stranger)))
+    distance = length([a - b for a, b in zip(positive, negative, strict=True)])
+    return gap <= bound or within(distance, Fraction(rounding) * max(length(positive), length(negative)))
 
 
-def before_by_scores(partner: float, stranger: float, rounding: float) -> bool:
-    if stranger == -np.inf:
+def before_by_scores(positive: float, negative: float, rounding: float) -> bool:
+    if negative == -np.inf:
         return False
-    a, b = Fraction(partner), Fraction(stranger)
+    a, b = Fraction(positive), Fraction(negative)
     return b >= a or a - b <= Fraction(rounding) * max(abs(a), abs(b))
 
 
 def ranks_by_definition(queries: int, gallery: int, own, before) -> list[list[int]]:
     """own(q, c): whether candidate c belongs to q; before(q, p, c): whether stranger c stands before partner p."""
-    found = []
+    ranks = []
     for q in range(queries):
-        strangers = [c for c in range(gallery) if not own(q, c)]
-        counts = sorted(sum(before(q, p, c) for c in strangers) for p in range(gallery) if own(q, p))
-        found.append([count + place for place, count in enumerate(counts, 1)])
-    return found
+        negatives = [c for c in range(gallery) if not own(q, c)]
+        counts = sorted(sum(before(q, p, c) for c in negatives) for p in range(gallery) if own(q, p))
+        ranks.append([count + position for position, count in enumerate(counts, 1)])
+    return ranks
 
 
 def shown(ranks: np.ndarray) -> list[list[int]]:
@@ -116,27 +116,27 @@ def test_ranks_of_vectors_are_those_of_the_definition(gallery, workers, block_wi
     group = np.arange(len(a)) if identity is None else identity
     x, y = exact(a), exact(b)
     try:
-        forth = ranks_by_definition(
+        i2t = ranks_by_definition(
             len(a), len(b), lambda i, c: group[i] == group[owners[c]],
             lambda i, p, c: before_by_vectors(x[i], y[p], y[c], ROUNDING[name]),
         )  # fmt: skip
-        back = ranks_by_definition(
+        t2i = ranks_by_definition(
             len(b), len(a), lambda c, i: group[i] == group[owners[c]],
             lambda c, p, i: before_by_vectors(y[c], x[p], x[i], ROUNDING[name]),
         )  # fmt: skip
     except Undecided:
         assume(False)
-    partners = Partners.of(owners, len(a), identity)
+    positives = Positives.of(owners, len(a), identity)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("clipvisionalign.retrieval.ranks.BLOCK_WIDTH", block_width)
-        patch.setattr("clipvisionalign.retrieval.ranks.BLOCK", 2 * block_width)
+        patch.setattr("clipvisionalign.retrieval.ranks.CAPTIONS_PER_BLOCK", block_width)
+        patch.setattr("clipvisionalign.retrieval.ranks.SCORES_PER_BLOCK", 2 * block_width)
         counts: list[np.ndarray] = []
         for number in range(workers):
-            ranks_of_vectors(a, b, partners, Share(number, workers, lambda own: (counts.append(own), own)[1]))
+            ranks_of_vectors(a, b, positives, WorkerShard(number, workers, lambda own: (counts.append(own), own)[1]))
         sums = iter([sum(counts[::2]), sum(counts[1::2])])
-        found = ranks_of_vectors(a, b, partners, Share(0, workers, lambda own: next(sums)))
-    assert shown(found.image_to_text) == forth
-    assert shown(found.text_to_image) == back
+        actual = ranks_of_vectors(a, b, positives, WorkerShard(0, workers, lambda own: next(sums)))
+    assert shown(actual.image_to_text) == i2t
+    assert shown(actual.text_to_image) == t2i
 
 
 @settings(max_examples=150, deadline=None)
@@ -155,8 +155,8 @@ def test_ranks_of_scores_are_those_of_the_definition_masks_included(gallery, shi
     table, rounding = filled.double().numpy(), ROUNDING["float64" if fill == "masked" else name]
     if fill == "masked":
         table = np.where(masked.numpy(), -np.inf, table)
-    found = ranks_of_scores(asked, Partners.of(owners, len(a), identity))
-    for ranks, of, mine in ((found.image_to_text, table, own), (found.text_to_image, table.T, own.T)):
+    actual = ranks_of_scores(asked, Positives.of(owners, len(a), identity))
+    for ranks, of, mine in ((actual.image_to_text, table, own), (actual.text_to_image, table.T, own.T)):
         assert shown(ranks) == ranks_by_definition(
             *of.shape, lambda q, c, mine=mine: mine[q, c],
             lambda q, p, c, of=of: before_by_scores(of[q, p], of[q, c], rounding),
@@ -176,8 +176,8 @@ def test_ranks_of_scores_are_those_of_the_definition_masks_included(gallery, shi
 def test_perfect_vectors_find_everything_at_every_scale(name, scale):
     vectors = torch.randn(40, 32, generator=torch.Generator().manual_seed(0))
     vectors = (scale * torch.nn.functional.normalize(vectors, dim=1)).to(FORMATS[name])
-    found = retrieval_metrics(vectors, vectors.repeat_interleave(2, 0), np.arange(80) // 2, resamples=0)
-    assert found.rsum.value == 600
+    metrics = retrieval_metrics(vectors, vectors.repeat_interleave(2, 0), np.arange(80) // 2, resamples=0)
+    assert metrics.rsum.value == 600
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -185,8 +185,8 @@ def test_perfect_vectors_find_everything_at_every_scale(name, scale):
 @pytest.mark.parametrize("noise", [False, True])
 def test_a_constant_model_finds_nothing_in_any_format_and_block(name, block, noise, monkeypatch):
     """Neither where its captions differ by the last digit of the format."""
-    monkeypatch.setattr("clipvisionalign.retrieval.ranks.BLOCK", block[0])
-    monkeypatch.setattr("clipvisionalign.retrieval.ranks.BLOCK_WIDTH", block[1])
+    monkeypatch.setattr("clipvisionalign.retrieval.ranks.SCORES_PER_BLOCK", block[0])
+    monkeypatch.setattr("clipvisionalign.retrieval.ranks.CAPTIONS_PER_BLOCK", block[1])
     generator = torch.Generator().manual_seed(0)
     for width in (1, 3, 96):
         one = torch.randn(width, generator=generator, dtype=torch.float64)
@@ -194,14 +194,14 @@ def test_a_constant_model_finds_nothing_in_any_format_and_block(name, block, noi
         if noise:
             a, b = (torch.where(torch.rand(t.shape, generator=generator) < 0.5, next_up(t), t) for t in (a, b))
         owners = np.arange(90) // 3
-        found = retrieval_metrics(a, b, owners, resamples=0)
-        assert (found.ranks.image_to_text[:, 0] == 88).all()
-        assert (found.ranks.text_to_image[:, 0] == 30).all()
+        metrics = retrieval_metrics(a, b, owners, resamples=0)
+        assert (metrics.ranks.image_to_text[:, 0] == 88).all()
+        assert (metrics.ranks.text_to_image[:, 0] == 30).all()
         # As a table of scores, in the same format.
         scores = torch.full((30, 90), 0.3, dtype=FORMATS[name])
         if noise:
             scores = torch.where(torch.rand(scores.shape, generator=generator) < 0.5, next_up(scores), scores)
-        table = ranks_of_scores(scores, Partners.of(owners, 30))
+        table = ranks_of_scores(scores, Positives.of(owners, 30))
         assert (table.image_to_text[:, 0] == 88).all()
         assert (table.text_to_image[:, 0] == 30).all()
 
@@ -215,13 +215,13 @@ def test_a_collapsed_model_of_many_captions_takes_the_quick_way_to_the_same_rank
     b[::9] = (b[::9] * (1 - 1e-5)).astype(np.float32)
     a = np.repeat(one[None], 300, 0).astype(np.float32)
     owners = np.arange(900) // 3
-    ranks = ranks_of_vectors(a, b, Partners.of(owners, 300))
+    ranks = ranks_of_vectors(a, b, Positives.of(owners, 300))
     apart = np.arange(900) % 9 == 0
     for image in range(300):
         own = owners == image
         counts = sorted((~own & (apart | ~apart[p]) & (~apart | apart[p])).sum() if not apart[p] else (~own).sum()
                         for p in np.flatnonzero(own))  # fmt: skip
-        assert ranks.image_to_text[image].tolist() == [count + place for place, count in enumerate(counts, 1)]
+        assert ranks.image_to_text[image].tolist() == [count + position for position, count in enumerate(counts, 1)]
 
 
 def test_nothing_that_another_pair_holds_decides_a_tie():
@@ -229,29 +229,29 @@ def test_nothing_that_another_pair_holds_decides_a_tie():
     rng = np.random.default_rng(0)
     scores = rng.standard_normal((20, 20)) + 1000
     scores[np.arange(20), np.arange(20)] = scores.max(axis=1) + 1e-5
-    partners = Partners.of(np.arange(20), 20)
-    assert (ranks_of_scores(scores, partners).image_to_text == 1).all()
+    positives = Positives.of(np.arange(20), 20)
+    assert (ranks_of_scores(scores, positives).image_to_text == 1).all()
     for fill in (-1e9, -1e30, -np.inf):
         sparse = np.where(rng.random((20, 20)) < 0.5, fill, scores)
         sparse[np.arange(20), np.arange(20)] = np.diag(scores)
-        assert (ranks_of_scores(sparse, partners).image_to_text == 1).all()
+        assert (ranks_of_scores(sparse, positives).image_to_text == 1).all()
     model = SimpleNamespace(score=lambda images, captions: scores[np.array(images)])
     assert evaluate(model, list(range(20)), ["a"] * 20, np.arange(20)).metrics.image_to_text["recall_at_1"].value == 1
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "message"),
     [
         (lambda s: s.__setitem__((3, 4), np.nan), "NaN and inf for nothing"),
         (lambda s: s.__setitem__((3, 4), np.inf), "NaN and inf for nothing"),
         (lambda s: s.__setitem__((3, 3), -np.inf), "image 3 with its caption 3"),
     ],
 )
-def test_scores_that_are_none_are_named(change, words):
+def test_scores_that_are_none_are_named(change, message):
     scores = np.random.default_rng(0).standard_normal((6, 6))
     change(scores)
-    with pytest.raises(ValueError, match=words):
-        ranks_of_scores(scores, Partners.of(np.arange(6), 6))
+    with pytest.raises(ValueError, match=message):
+        ranks_of_scores(scores, Positives.of(np.arange(6), 6))
 
 
 def test_float16_that_ran_over_says_so():
@@ -263,7 +263,7 @@ def test_float16_that_ran_over_says_so():
 @given(st.floats(-1e30, 1e30, allow_subnormal=False), st.sampled_from(list(ROUNDING.values())))
 @example(4.4383258346162977e-308, 2.0**-10)
 def test_the_lowest_score_that_ties_is_the_lowest(score, rounding):
-    lowest = lowest_tying(np.array([score]), rounding)[0]
+    lowest = tie_thresholds(np.array([score]), rounding)[0]
 
     def ties(b: float) -> bool:
         return abs(Fraction(score) - Fraction(b)) <= Fraction(rounding) * max(abs(Fraction(score)), abs(Fraction(b)))
@@ -278,12 +278,12 @@ def test_tensors_gradients_and_lists_are_taken_in_their_format():
     for given_as in (vectors, vectors.to(torch.bfloat16), list(vectors), [v.detach().numpy() for v in vectors],
                      vectors.tolist(), vectors.detach().to_sparse()):  # fmt: skip
         assert retrieval_metrics(given_as, given_as, np.arange(12), resamples=0).rsum.value == 600
-    mixed = numbers_of([vectors[0].to(torch.bfloat16), vectors[1]])
-    assert (mixed.format, mixed.rounding, mixed.values.dtype) == ("bfloat16", 2.0**-7, np.float32)
+    mixed = as_numeric_array([vectors[0].to(torch.bfloat16), vectors[1]])
+    assert (mixed.dtype_name, mixed.rounding, mixed.values.dtype) == ("bfloat16", 2.0**-7, np.float32)
     with pytest.raises(ValueError, match=r"entry 1 has the shape \(3,\)"):
-        numbers_of([np.ones(2), np.ones(3)])
+        as_numeric_array([np.ones(2), np.ones(3)])
     with pytest.raises(ValueError, match="real numbers"):
-        numbers_of(np.ones(2, complex))
+        as_numeric_array(np.ones(2, complex))
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -291,7 +291,7 @@ def test_re_ranking_and_its_candidates_know_the_same_ties(name):
     """All alike, by vectors and by score: a partner stands behind every stranger, among the candidates and in them."""
     a, b = torch.ones(10, 4, dtype=FORMATS[name]), torch.ones(30, 4, dtype=FORMATS[name])
     b = torch.where(torch.rand(b.shape, generator=torch.Generator().manual_seed(0)) < 0.5, next_up(b), b)
-    partners = Partners.of(np.arange(30) // 3, 10)
+    positives = Positives.of(np.arange(30) // 3, 10)
     noise = np.random.default_rng(0).integers(0, 2, 300).astype(bool)
 
     def score(images: np.ndarray, captions: np.ndarray) -> torch.Tensor:
@@ -299,7 +299,7 @@ def test_re_ranking_and_its_candidates_know_the_same_ties(name):
         return torch.where(torch.from_numpy(noise[: len(images)]), next_up(same), same)
 
     for candidates in (5, 29, 30):
-        dual, after = reranked(a, b, partners, score, candidates)
+        dual, after = rerank(a, b, positives, score, candidates)
         for ranks in (dual, after):
             assert (ranks.image_to_text == [28, 29, 30]).all()
             assert (ranks.text_to_image[:, 0] == 10).all()
@@ -309,11 +309,11 @@ def test_minimal_pairs_tie_pair_by_pair():
     """One pair of huge scores does not make the others ties; vectors of one format off by a digit are a tie."""
     scores = np.array([1e9, 0.5, 0.25, 2e9, 0.4, 0.25])
     model = SimpleNamespace(score_pairs=lambda *_: scores)
-    assert outscored(model, ["i"] * 3, ["t"] * 3, ["f"] * 3).tolist() == [0.0, 1.0, 0.5]
+    assert score_minimal_pairs(model, ["i"] * 3, ["t"] * 3, ["f"] * 3).tolist() == [0.0, 1.0, 0.5]
     vectors = torch.randn(4, 8, dtype=torch.float64).to(torch.bfloat16)
     model = SimpleNamespace(encode_images=lambda _: vectors,
                             encode_captions=lambda _: torch.cat([vectors, next_up(vectors)]))  # fmt: skip
-    assert outscored(model, ["i"] * 4, ["t"] * 4, ["f"] * 4).tolist() == [0.5] * 4
+    assert score_minimal_pairs(model, ["i"] * 4, ["t"] * 4, ["f"] * 4).tolist() == [0.5] * 4
 
 
 def test_one_string_or_one_image_is_no_list():
@@ -326,7 +326,7 @@ def test_one_string_or_one_image_is_no_list():
     with pytest.raises(TypeError, match="not the one string"):
         audit(model, ["a"] * 9, "nine dogs", np.arange(9))
     with pytest.raises(TypeError, match="not the one string"):
-        outscored(model, ["a"] * 9, "nine dogs", ["b"] * 9)
+        score_minimal_pairs(model, ["a"] * 9, "nine dogs", ["b"] * 9)
     with pytest.raises(ValueError, match="8 captions, but caption_image says of 9"):
         evaluate(model, ["a"] * 9, ["a"] * 8, np.arange(9))
 
@@ -340,16 +340,16 @@ def test_chance_is_what_random_rankings_show(identities):
     rng = np.random.default_rng(0)
     owners = np.repeat(np.arange(9), [1, 2, 5, 1, 1, 7, 1, 3, 2])
     identity = np.array([0, 1, 1, 2, 3, 3, 3, 4, 5]) if identities else None
-    partners = Partners.of(owners, 9, identity)
+    positives = Positives.of(owners, 9, identity)
     several = []
     for _ in range(600):
-        ranks = ranks_of_scores(rng.standard_normal((9, len(owners))), partners)
+        ranks = ranks_of_scores(rng.standard_normal((9, len(owners))), positives)
         several.append([(getattr(ranks, way)[:, 0] <= k).mean() for way in WAYS for k in (1, 5, 10)])
     chance = retrieval_metrics(np.eye(9), np.eye(9)[owners], owners, identity, 0).chance
-    told = np.array([chance[way][f"recall_at_{k}"] for way in WAYS for k in (1, 5, 10)])
+    expected = np.array([chance[way][f"recall_at_{k}"] for way in WAYS for k in (1, 5, 10)])
     error = np.std(several, axis=0) / np.sqrt(600)
-    assert (np.abs(np.mean(several, axis=0) - told) <= 4 * error + 1e-12).all()
-    assert chance["rsum"] == pytest.approx(100 * told.sum())
+    assert (np.abs(np.mean(several, axis=0) - expected) <= 4 * error + 1e-12).all()
+    assert chance["rsum"] == pytest.approx(100 * expected.sum())
 
 
 WAYS = ("image_to_text", "text_to_image")
@@ -393,7 +393,7 @@ def test_what_is_no_table_of_vectors_is_told_as_such(wrong):
 
 
 def test_nested_captions_are_told_apart_from_a_list():
-    from clipvisionalign.lists import check_lists
+    from clipvisionalign.argument_checks import check_lists
 
     with pytest.raises(TypeError, match="caption_image"):
         check_lists(captions=[["a dog", "a cat"], ["a bird"]])

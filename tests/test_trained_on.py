@@ -15,16 +15,16 @@ from PIL import Image
 from clipvisionalign import read_captioned_images
 from clipvisionalign.cli import main
 from clipvisionalign.data.captioned import CaptionedImage
-from clipvisionalign.data.of_run import read_data_of_run
+from clipvisionalign.data.run_data import read_data_of_run
 from clipvisionalign.data.streams.writing import write_shards
-from clipvisionalign.data.trained_on import TRAINED_ON, TrainedOn
+from clipvisionalign.data.training_images import TRAINED_ON_FILE, TrainedOnImages
 from clipvisionalign.training.config import RunConfig
 from clipvisionalign.training.train import train
 
 
-def figures(capsys, *words: str, status: int | None = 0) -> dict:
-    found = main([*words, "--json"])
-    assert status in (None, found)
+def figures(capsys, *arguments: str, status: int | None = 0) -> dict:
+    exit_status = main([*arguments, "--json"])
+    assert status in (None, exit_status)
     return json.loads(capsys.readouterr().out)
 
 
@@ -46,32 +46,32 @@ def test_images_are_known_again_by_their_bytes_and_nearly(tmp_path):
     images = [("a", tmp_path / "a.png"), ("line\nend", image(2)), ("c", image(3)), ("cut", tmp_path / "cut.png")]
     images += [("gone", tmp_path / "gone.png"), ("no UTF-8 \udcff", image(4))]
     for _ in range(2):
-        kept = TrainedOn.of(images, len(images))
-        kept.save(tmp_path / TRAINED_ON)
-        before = (tmp_path / TRAINED_ON).read_bytes()
-    assert (tmp_path / TRAINED_ON).read_bytes() == before
-    kept = TrainedOn.load(tmp_path / TRAINED_ON)
+        kept = TrainedOnImages.from_images(images, len(images))
+        kept.save(tmp_path / TRAINED_ON_FILE)
+        before = (tmp_path / TRAINED_ON_FILE).read_bytes()
+    assert (tmp_path / TRAINED_ON_FILE).read_bytes() == before
+    kept = TrainedOnImages.load(tmp_path / TRAINED_ON_FILE)
     # What cannot be decoded was not trained on.
     assert kept.names == ["a", "line\nend", "c", "no UTF-8 \udcff"]
     (tmp_path / "copy.png").write_bytes(image(2))
     gallery = rows(image(7), tmp_path / "copy.png", image(3, "JPEG", quality=85), image(4), image(1, "WEBP"), b"none")
-    found = [(match.image, match.trained_on, match.same) for match in kept.among(gallery)]
-    assert found == [
+    matches = [(match.image, match.trained_on, match.same) for match in kept.matches(gallery)]
+    assert matches == [
         ("g1", "line\nend", True), ("g3", "no UTF-8 \udcff", True), ("g2", "c", False), ("g4", "a", False),
     ]  # fmt: skip
-    assert not kept.among(rows(image(7), image(8)))
+    assert not kept.matches(rows(image(7), image(8)))
 
 
 def test_of_very_many_images_the_bytes_alone_are_kept(tmp_path, monkeypatch):
-    monkeypatch.setattr("clipvisionalign.data.trained_on.PERCEPTUAL", 2)
+    monkeypatch.setattr("clipvisionalign.data.training_images.MAX_PERCEPTUAL", 2)
     images = [(str(seed), image(seed)) for seed in range(3)]
-    TrainedOn.of(images, 3).save(tmp_path / TRAINED_ON)
-    kept = TrainedOn.load(tmp_path / TRAINED_ON)
-    assert (len(kept.exact), kept.marks) == (3, [])
-    found = kept.among(rows(image(2), image(1, "JPEG", quality=85)))
-    assert [(match.image, match.trained_on, match.same) for match in found] == [("g0", "2", True)]
-    TrainedOn.of([], 0).save(tmp_path / TRAINED_ON)
-    assert TrainedOn.load(tmp_path / TRAINED_ON).among(rows(image(1))) == []
+    TrainedOnImages.from_images(images, 3).save(tmp_path / TRAINED_ON_FILE)
+    kept = TrainedOnImages.load(tmp_path / TRAINED_ON_FILE)
+    assert (len(kept.digests), kept.fingerprints) == (3, [])
+    matches = kept.matches(rows(image(2), image(1, "JPEG", quality=85)))
+    assert [(match.image, match.trained_on, match.same) for match in matches] == [("g0", "2", True)]
+    TrainedOnImages.from_images([], 0).save(tmp_path / TRAINED_ON_FILE)
+    assert TrainedOnImages.load(tmp_path / TRAINED_ON_FILE).matches(rows(image(1))) == []
 
 
 def test_a_gallery_of_another_data_set_with_training_images_is_told(tiny_runs, scenes_folder, tmp_path, capsys):
@@ -89,27 +89,27 @@ def test_a_gallery_of_another_data_set_with_training_images_is_told(tiny_runs, s
         (tmp_path / f"photo-{number}.png").write_bytes(content)
     lines = ["file_name,caption,split", *(f"photo-{number}.png,words {number},test" for number in range(12))]
     (tmp_path / "metadata.csv").write_text("\n".join(lines))
-    words = ["--data", str(tmp_path), "--split", "test"]
-    found = figures(capsys, "evaluate", run, *words)
+    options = ["--data", str(tmp_path), "--split", "test"]
+    output = figures(capsys, "evaluate", run, *options)
     same = [f"photo-{number}.png" for number in range(2)]
-    assert found["trained_on"].startswith(
+    assert output["trained_on"].startswith(
         "the run was trained on 2 of these 12 images and nearly the same as 1 others of them: "
     )
-    told = found["trained_on_images"]
-    assert (told["images"], told["same"], told["nearly"]) == (12, 2, 1)
-    assert [match["image"] for match in told["first"]] == [*same, "photo-2.png"]
-    assert [match["trained_on"] for match in told["first"]] == [row.name for row in own]
-    assert main(["evaluate", run, *words]) == 0
+    trained_on = output["trained_on_images"]
+    assert (trained_on["images"], trained_on["same"], trained_on["nearly"]) == (12, 2, 1)
+    assert [match["image"] for match in trained_on["first"]] == [*same, "photo-2.png"]
+    assert [match["trained_on"] for match in trained_on["first"]] == [row.name for row in own]
+    assert main(["evaluate", run, *options]) == 0
     printed = capsys.readouterr().out
     assert f"photo-0.png is {own[0].name} of the training images" in printed
     assert f"photo-2.png is nearly {own[2].name} of the training images" in printed
-    found = figures(capsys, "audit", run, *words, "--sample", "12", status=1)
-    check = next(check for check in found["checks"] if check["name"] == "gallery not trained on")
+    output = figures(capsys, "audit", run, *options, "--sample", "12", status=1)
+    check = next(check for check in output["checks"] if check["name"] == "gallery not trained on")
     assert (check["passed"], check["figure"]) == (False, 3.0)
-    assert found["trained_on_images"]["same"] == 2
+    assert output["trained_on_images"]["same"] == 2
     # Of its own dev split it has seen nothing.
-    found = figures(capsys, "audit", run, "--sample", "12")
-    assert next(check for check in found["checks"] if check["name"] == "gallery not trained on")["passed"]
+    output = figures(capsys, "audit", run, "--sample", "12")
+    assert next(check for check in output["checks"] if check["name"] == "gallery not trained on")["passed"]
 
 
 @pytest.fixture(scope="module")
@@ -125,9 +125,9 @@ def test_a_run_on_shards_is_evaluated_and_audited_as_its_own_line_says(tmp_path,
     write_shards(read_captioned_images(scenes_folder), tmp_path / "shards", per_shard=30)
     run = str(tmp_path / "run")
     train(replace(settings, data=str(tmp_path / "shards"), out=run), say=lambda line: None)
-    found = figures(capsys, "audit", run, "--sample", "12", status=None)
-    assert {"new captions", "gallery not trained on"} <= {check["name"].split(" (")[0] for check in found["checks"]}
-    assert next(check for check in found["checks"] if check["name"] == "gallery not trained on")["passed"]
+    output = figures(capsys, "audit", run, "--sample", "12", status=None)
+    assert {"new captions", "gallery not trained on"} <= {check["name"].split(" (")[0] for check in output["checks"]}
+    assert next(check for check in output["checks"] if check["name"] == "gallery not trained on")["passed"]
     dev = figures(capsys, "evaluate", run)
     own = json.loads((tmp_path / "run" / "results.json").read_text())
     assert dev["rsum"] == own["chosen"]["model_in_sample"]["rsum"]
@@ -158,7 +158,7 @@ def test_shards_by_a_pattern_and_a_dev_split_from_elsewhere(tmp_path, scenes_fol
     about = json.loads((tmp_path / "run" / "data.json").read_text())
     del about["dev_source"]
     (tmp_path / "run" / "data.json").write_text(json.dumps(about))
-    (tmp_path / "run" / TRAINED_ON).unlink()
+    (tmp_path / "run" / TRAINED_ON_FILE).unlink()
     assert figures(capsys, "evaluate", run)["rsum"] == dev["rsum"]
     assert "trained_on" in figures(capsys, "evaluate", run, "--split", "train")
 
@@ -174,7 +174,7 @@ def test_a_run_is_measured_by_the_layout_that_it_was_trained_in(tmp_path, scenes
     (tmp_path / "run").mkdir()
     for layout in ("stream", "folder", "a layout of a later version"):
         (tmp_path / "run" / "data.json").write_text(json.dumps({"source": str(folder), "layout": layout}))
-        found = read_data_of_run(tmp_path / "run", split="train")
-        assert found.layout == (layout if layout == "stream" else "folder")
-        assert len(found.split("train")) == 94
+        dataset = read_data_of_run(tmp_path / "run", split="train")
+        assert dataset.layout == (layout if layout == "stream" else "folder")
+        assert len(dataset.split("train")) == 94
     assert read_data_of_run(tmp_path / "run", layout="folder").layout == "folder"

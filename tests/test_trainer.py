@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from clipvisionalign import Callback, RunConfig, Trainer, train
-from clipvisionalign.training.checkpoint import checkpoints_in
+from clipvisionalign.training.checkpoint import list_checkpoints
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ class Recorded(Callback):
         self.epochs.append((trainer.progress.epoch, metrics.metrics.rsum.value))
 
     def on_checkpoint(self, trainer, step) -> None:
-        assert checkpoints_in(trainer.out)
+        assert list_checkpoints(trainer.out)
         self.checkpoints.append(step)
 
 
@@ -71,7 +71,9 @@ def test_an_error_of_a_callback_ends_the_training_and_unlocks_its_folder(setting
 
 def test_a_step_after_a_state_was_loaded_is_the_step_of_the_trainer_that_it_is_of(settings):
     def step(trainer: Trainer) -> float:
-        batches = trainer.batches.epoch(16, 1, 0, 0, trainer.progress.step_in_epoch, trainer.processes.share, 0)
+        batches = trainer.batches.epoch(
+            16, 1, 0, 0, trainer.progress.step_in_epoch, trainer.processes.rank_and_world_size, 0
+        )
         return trainer.train_step(batches).loss
 
     with Trainer(settings("first"), lambda line: None) as first:

@@ -15,24 +15,24 @@ from tolerance import assert_rounds_to, rounding
 from clipvisionalign import load_aligner, read_captioned_images
 from clipvisionalign.batch import group_by_length, seeded
 from clipvisionalign.data.batches import CaptionedBatches
-from clipvisionalign.images import open_picture
+from clipvisionalign.images import open_image
 from clipvisionalign.models.aligner import Aligner, AlignerConfig
-from clipvisionalign.models.device import quick_format
+from clipvisionalign.models.device import fastest_dtype
 from clipvisionalign.retrieval import evaluate
 from clipvisionalign.settings import config_from_dict
 from clipvisionalign.training.config import RunConfig
-from clipvisionalign.training.diagnosis import EpochFigures, diagnose, mean_cosine
-from clipvisionalign.training.feature_cache import open_features, views_of
-from clipvisionalign.training.fine_tuning import WeightAverage
-from clipvisionalign.training.losses import contrastive_loss, sample_hard_negatives
-from clipvisionalign.training.optimizer import _schedule
+from clipvisionalign.training.contrastive import contrastive_loss, sample_hard_negatives
+from clipvisionalign.training.diagnostics import EpochMetrics, diagnose, mean_cosine
+from clipvisionalign.training.feature_cache import augmentation_views, open_image_features
+from clipvisionalign.training.fine_tuning import ExponentialMovingAverage
+from clipvisionalign.training.optimizer import build_schedule
 from clipvisionalign.training.train import train
 
 
-def written_out_loss(logits: torch.Tensor, partners: torch.Tensor) -> float:
+def written_out_loss(logits: torch.Tensor, positives: torch.Tensor) -> float:
     """The contrastive loss as a double loop, in float64."""
     total = 0.0
-    for table, own in ((logits, partners), (logits.T, partners.T)):
+    for table, own in ((logits, positives), (logits.T, positives.T)):
         rows = []
         for row, true in zip(table.double().tolist(), own.tolist(), strict=True):
             negatives = sum(math.exp(score) for score, t in zip(row, true, strict=True) if not t)
@@ -42,18 +42,18 @@ def written_out_loss(logits: torch.Tensor, partners: torch.Tensor) -> float:
     return total
 
 
-def partners_of(owners: list[int], images: int) -> torch.Tensor:
+def positives_of(owners: list[int], images: int) -> torch.Tensor:
     return torch.arange(images)[:, None] == torch.tensor(owners)[None, :]
 
 
 @pytest.mark.parametrize("owners", [[0, 1, 2], [0, 0, 1, 2, 2, 2], [2, 1, 0, 0, 1]])
 def test_loss_equals_a_double_loop(owners):
     torch.manual_seed(0)
-    partners = partners_of(owners, 3)
-    logits = torch.randn(partners.shape, dtype=torch.float64, requires_grad=True)
-    loss = contrastive_loss(logits, partners)
-    assert loss.item() == pytest.approx(written_out_loss(logits.detach(), partners), rel=1e-12)
-    assert torch.autograd.gradcheck(lambda x: contrastive_loss(x, partners), logits)
+    positives = positives_of(owners, 3)
+    logits = torch.randn(positives.shape, dtype=torch.float64, requires_grad=True)
+    loss = contrastive_loss(logits, positives)
+    assert loss.item() == pytest.approx(written_out_loss(logits.detach(), positives), rel=1e-12)
+    assert torch.autograd.gradcheck(lambda x: contrastive_loss(x, positives), logits)
 
 
 def test_loss_of_single_captions_is_clips():
@@ -67,27 +67,27 @@ def test_loss_of_single_captions_is_clips():
 def test_captions_of_one_image_are_never_negatives_of_each_other():
     """Raising a score of a true pair never raises the loss, and no true pair's gradient pushes it down."""
     torch.manual_seed(0)
-    partners = partners_of([0, 0, 0, 1, 1, 1, 2], 3)
-    logits = torch.randn(partners.shape, requires_grad=True)
-    contrastive_loss(logits, partners).backward()
-    assert (logits.grad[partners] < 0).all()
-    assert (logits.grad[~partners] > 0).all()
+    positives = positives_of([0, 0, 0, 1, 1, 1, 2], 3)
+    logits = torch.randn(positives.shape, requires_grad=True)
+    contrastive_loss(logits, positives).backward()
+    assert (logits.grad[positives] < 0).all()
+    assert (logits.grad[~positives] > 0).all()
 
 
 def test_hard_negatives_are_never_partners_and_prefer_the_harder():
     torch.manual_seed(0)
-    partners = partners_of([0, 0, 1, 1, 2, 2, 3, 3], 4)
-    logits = torch.zeros(partners.shape)
+    positives = positives_of([0, 0, 1, 1, 2, 2, 3, 3], 4)
+    logits = torch.zeros(positives.shape)
     logits[:, 7] = 3.0
     counts = torch.zeros(4, 8)
     for _ in range(400):
-        drawn = sample_hard_negatives(logits, partners, 2)
-        assert not partners.gather(1, drawn).any()
+        drawn = sample_hard_negatives(logits, positives, 2)
+        assert not positives.gather(1, drawn).any()
         assert (drawn[:, 0] != drawn[:, 1]).all()
         counts.scatter_add_(1, drawn, torch.ones(4, 2))
     assert counts[0, 7] > 1.5 * counts[0, 2:7].max()
     with pytest.raises(ValueError, match="too small"):
-        sample_hard_negatives(logits, partners, 7)
+        sample_hard_negatives(logits, positives, 7)
 
 
 def test_captions_are_padded_to_the_longest_of_their_group_only():
@@ -110,32 +110,32 @@ def tokenize(captions):
     return [[len(word) for word in caption.split()] for caption in captions]
 
 
-def look(picture):
-    return torch.rand(1) + torch.tensor(np.asarray(open_picture(picture)).mean())
+def to_pixels(image):
+    return torch.rand(1) + torch.tensor(np.asarray(open_image(image)).mean())
 
 
 def test_a_batch_holds_each_image_once_with_all_of_its_captions(scenes_folder):
     data = read_captioned_images(scenes_folder).split("train")
-    batches = CaptionedBatches(data, tokenize, 0, look)
-    seen = []
+    batches = CaptionedBatches(data, tokenize, 0, to_pixels)
+    image_indices = []
     for batch in batches.epoch(16, epoch=1, seed=0):
         count = len(batch)
         assert batch.pixels.shape[0] == count
         assert 14 <= count <= 16
-        assert batch.partners.shape == (count, 5 * count)
-        assert batch.partners.sum(dim=1).tolist() == [5] * count
-        assert batch.partners.gather(0, batch.caption_image[None, :]).all()
+        assert batch.positives.shape == (count, 5 * count)
+        assert batch.positives.sum(dim=1).tolist() == [5] * count
+        assert batch.positives.gather(0, batch.caption_image[None, :]).all()
         for group in batch.captions:
             for ids, mask, row in zip(group.ids, group.mask, group.rows.tolist(), strict=True):
                 own = data.rows[batch.image_index[batch.caption_image[row]]].captions
                 assert ids[mask.bool()].tolist() in tokenize(own)
-        seen += batch.image_index.tolist()
-    assert sorted(seen) == list(range(len(data)))
+        image_indices += batch.image_index.tolist()
+    assert sorted(image_indices) == list(range(len(data)))
 
 
 def test_what_is_drawn_does_not_depend_on_the_number_of_workers(scenes_folder):
     data = read_captioned_images(scenes_folder).split("train")
-    batches = CaptionedBatches(data, tokenize, 0, look)
+    batches = CaptionedBatches(data, tokenize, 0, to_pixels)
     alone = [(batch.image_index, batch.pixels) for batch in batches.epoch(16, 3, seed=5, workers=0)]
     helped = [(batch.image_index, batch.pixels) for batch in batches.epoch(16, 3, seed=5, workers=2)]
     other = [batch.image_index for batch in batches.epoch(16, 4, seed=5)]
@@ -151,18 +151,18 @@ def test_images_of_one_identity_share_their_captions():
     rows = [CaptionedImage(f"{n}", b"", ("one", "two"), "train", identity=str(n // 2)) for n in range(6)]
     batches = CaptionedBatches(CaptionedImages(rows), tokenize, 0, None)
     batch = batches[(0, [0, 1, 4])]
-    assert batch.partners.int().tolist() == [[1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 0, 0], [0, 0, 0, 0, 1, 1]]
+    assert batch.positives.int().tolist() == [[1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 0, 0], [0, 0, 0, 0, 1, 1]]
 
 
-def test_a_picture_that_cannot_be_decoded_is_left_out_of_its_batch(tmp_path):
+def test_an_image_that_cannot_be_decoded_is_left_out_of_its_batch(tmp_path):
     from test_bad_input import jpeg
 
     from clipvisionalign.data.captioned import CaptionedImage, CaptionedImages
 
     rows = [CaptionedImage(f"{n}", jpeg()[: 500 if n == 1 else None], ("a", "b c"), "train") for n in range(3)]
-    batch = CaptionedBatches(CaptionedImages(rows), tokenize, 0, look)[(0, [0, 1, 2])]
+    batch = CaptionedBatches(CaptionedImages(rows), tokenize, 0, to_pixels)[(0, [0, 1, 2])]
     assert batch.image_index.tolist() == [0, 2]
-    assert batch.partners.shape == (2, 4)
+    assert batch.positives.shape == (2, 4)
     assert len(batch.skipped) == 1
 
 
@@ -181,27 +181,27 @@ def test_cached_features_are_the_towers_own(tmp_path, scenes_folder, tiny_model)
     torch.manual_seed(0)
     tower = Aligner(tiny_model()).image_tower.eval()
     data = read_captioned_images(scenes_folder).split("dev")
-    cached = open_features(tmp_path, data, tower, views_of("flip+crop", 3), torch.float32, "dev")
+    cached = open_image_features(tmp_path, data, tower, augmentation_views("flip+crop", 3), torch.float32, "dev")
     assert cached.views == 3
     index = torch.tensor([3, 0, 5])
     plain, flipped = (cached(index, torch.full((3,), view), torch.device("cpu")) for view in (0, 1))
     with torch.no_grad():
-        for view, found in ((False, plain), (True, flipped)):
-            look = tower.input.look(flip=float(view))
-            expected = tower(torch.stack([look(data.rows[i].image) for i in index]))
+        for view, view_features in ((False, plain), (True, flipped)):
+            transform = tower.image_transform.image_loader(flip=float(view))
+            expected = tower(torch.stack([transform(data.rows[i].image) for i in index]))
             # Kept in float16: ten bits of fraction.
-            for ours, right in ((found.pooled, expected.pooled), (found.patches, expected.patches)):
+            for ours, right in ((view_features.pooled, expected.pooled), (view_features.patches, expected.patches)):
                 # Twice rounded: in float32 by a tower of some 12 layers, then to ten bits of fraction.
                 assert_rounds_to(ours, right, 1, size=float(right.abs().max()) / 4, dtype=torch.float16)
-    again = open_features(tmp_path, data, tower, views_of("flip+crop", 3), torch.float32, "dev")
+    again = open_image_features(tmp_path, data, tower, augmentation_views("flip+crop", 3), torch.float32, "dev")
     assert again.folder == cached.folder
     with torch.no_grad():
         next(tower.parameters()).add_(0.1)
-    other = open_features(tmp_path, data, tower, views_of("flip+crop", 3), torch.float32, "dev")
+    other = open_image_features(tmp_path, data, tower, augmentation_views("flip+crop", 3), torch.float32, "dev")
     assert other.folder != cached.folder
 
 
-def test_a_picture_of_equal_size_has_features_of_its_own(tmp_path, tiny_model):
+def test_an_image_of_equal_size_has_features_of_its_own(tmp_path, tiny_model):
     from PIL import Image
 
     from clipvisionalign.data.captioned import CaptionedImage, CaptionedImages
@@ -211,21 +211,22 @@ def test_a_picture_of_equal_size_has_features_of_its_own(tmp_path, tiny_model):
         return CaptionedImages([CaptionedImage("a.bmp", tmp_path / "a.bmp", ("a caption",), "train")])
 
     tower = Aligner(tiny_model()).image_tower.eval()
-    red = open_features(tmp_path, drawn("red"), tower, views_of("none", 1), torch.float32, "train")
-    blue = open_features(tmp_path, drawn("blue"), tower, views_of("none", 1), torch.float32, "train")
+    red = open_image_features(tmp_path, drawn("red"), tower, augmentation_views("none", 1), torch.float32, "train")
+    blue = open_image_features(tmp_path, drawn("blue"), tower, augmentation_views("none", 1), torch.float32, "train")
     assert red.folder != blue.folder
     index = torch.tensor([0])
-    both = [found(index, torch.zeros_like(index), torch.device("cpu")).pooled for found in (red, blue)]
+    both = [lookup(index, torch.zeros_like(index), torch.device("cpu")).pooled for lookup in (red, blue)]
     assert not torch.equal(*both)
     assert (
-        open_features(tmp_path, drawn("red"), tower, views_of("none", 1), torch.float32, "train").folder == red.folder
+        open_image_features(tmp_path, drawn("red"), tower, augmentation_views("none", 1), torch.float32, "train").folder
+        == red.folder
     )
 
 
 def test_views_never_mirror_unless_asked():
-    assert [view.flip for view in views_of("none", 4)] == [False]
-    assert not any(view.flip for view in views_of("crop", 4))
-    flips = views_of("flip+crop", 4)
+    assert [view.flip for view in augmentation_views("none", 4)] == [False]
+    assert not any(view.flip for view in augmentation_views("crop", 4))
+    flips = augmentation_views("flip+crop", 4)
     assert sum(view.flip for view in flips) == 2
     assert not flips[0].crop
 
@@ -326,7 +327,7 @@ def test_settings_from_yaml_and_flags_are_the_same(tmp_path, scenes_folder, tiny
 
 
 def test_schedule_rises_then_falls():
-    rates = [_schedule(step, 100, 0.1) for step in range(100)]
+    rates = [build_schedule(step, 100, 0.1) for step in range(100)]
     assert rates[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
     assert rates[9:] == sorted(rates[9:], reverse=True)
     assert rates[-1] == pytest.approx(0.02, abs=2e-3)
@@ -336,7 +337,7 @@ def test_moving_average_remembers_a_short_run():
     model, kept = torch.nn.Linear(1, 1, bias=False), torch.nn.Linear(1, 1, bias=False)
     torch.nn.init.ones_(model.weight)
     torch.nn.init.zeros_(kept.weight)
-    average = WeightAverage(model, kept, 0.99)
+    average = ExponentialMovingAverage(model, kept, 0.99)
     for _ in range(39):
         average.update()
     assert 0.9 < average.model().weight.item() < 1
@@ -393,7 +394,7 @@ def test_training_stops_when_dev_stands_still(tmp_path, scenes_folder, tiny_mode
 
 
 def epochs(*rows):
-    return [EpochFigures(loss, accuracy, rsum, 128, 640) for loss, accuracy, rsum in rows]
+    return [EpochMetrics(loss, accuracy, rsum, 128, 640) for loss, accuracy, rsum in rows]
 
 
 def test_diagnosis_tells_the_three_ways_to_go_wrong():
@@ -404,27 +405,27 @@ def test_diagnosis_tells_the_three_ways_to_go_wrong():
     alike /= np.linalg.norm(alike, axis=1, keepdims=True)
     good = epochs((3.0, 0.2, 200.0), (2.0, 0.4, 250.0), (1.5, 0.5, 260.0), (1.2, 0.6, 259.0))
     assert diagnose(good, spread, spread) == []
-    (words,) = diagnose(good, alike, spread)
-    assert "image vector is nearly alike" in words
-    guessing = good[0].guessing
-    (words,) = diagnose(epochs((guessing, 0.008, 9.0), (guessing, 0.008, 9.0)), spread, spread)
-    assert "nothing is learned" in words
-    (words,) = diagnose(epochs((2.0, 0.4, 300.0), (1.5, 0.6, 290.0), (0.7, 0.9, 270.0)), spread, spread)
-    assert "by heart" in words
-    assert "epoch 1" in words
+    (diagnosis,) = diagnose(good, alike, spread)
+    assert "image vector is nearly alike" in diagnosis
+    guessing = good[0].chance_loss
+    (diagnosis,) = diagnose(epochs((guessing, 0.008, 9.0), (guessing, 0.008, 9.0)), spread, spread)
+    assert "nothing is learned" in diagnosis
+    (diagnosis,) = diagnose(epochs((2.0, 0.4, 300.0), (1.5, 0.6, 290.0), (0.7, 0.9, 270.0)), spread, spread)
+    assert "by heart" in diagnosis
+    assert "epoch 1" in diagnosis
     # By loss it is the loss that tells, whatever rsum does.
     history = [
-        EpochFigures(3 - n, n / 9, 200 + n, 128, 640, dev_loss) for n, dev_loss in enumerate((2.0, 1.5, 1.6, 1.7))
+        EpochMetrics(3 - n, n / 9, 200 + n, 128, 640, dev_loss) for n, dev_loss in enumerate((2.0, 1.5, 1.6, 1.7))
     ]
-    (words,) = diagnose(history, spread, spread, "loss")
-    assert "dev loss has risen from 1.500 (epoch 2) to 1.700" in words
+    (diagnosis,) = diagnose(history, spread, spread, "loss")
+    assert "dev loss has risen from 1.500 (epoch 2) to 1.700" in diagnosis
     assert diagnose(history, spread, spread) == []
 
 
 def test_guessing_is_the_loss_of_equal_scores():
-    partners = partners_of([n // 5 for n in range(80)], 16)
-    loss = contrastive_loss(torch.zeros(16, 80), partners)
-    assert EpochFigures(0, 0, 0, 16, 80).guessing == pytest.approx(loss.item(), rel=rounding(80))
+    positives = positives_of([n // 5 for n in range(80)], 16)
+    loss = contrastive_loss(torch.zeros(16, 80), positives)
+    assert EpochMetrics(0, 0, 0, 16, 80).chance_loss == pytest.approx(loss.item(), rel=rounding(80))
 
 
 def test_mean_cosine_equals_the_plain_mean():
@@ -434,8 +435,8 @@ def test_mean_cosine_equals_the_plain_mean():
     assert mean_cosine(vectors) == pytest.approx(table[~np.eye(9, dtype=bool)].mean())
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_with_its_pictures(tmp_path, scenes_folder, tiny_model, monkeypatch):
-    from clipvisionalign.training import losses
+def test_a_loss_that_is_not_finite_stops_the_run_with_its_images(tmp_path, scenes_folder, tiny_model, monkeypatch):
+    from clipvisionalign.training import contrastive as losses
 
     monkeypatch.setattr(losses, "softmax_terms", lambda logits, *rest: logits.sum(dim=1) * float("nan"))
     config = RunConfig(
@@ -449,12 +450,12 @@ def test_the_quick_format_is_measured_not_assumed(monkeypatch):
     from clipvisionalign.models import device
 
     cpu = torch.device("cpu")
-    assert quick_format(cpu, print, "float32") is torch.float32
-    assert quick_format(cpu, print, "bfloat16") is torch.bfloat16
+    assert fastest_dtype(cpu, print, "float32") is torch.float32
+    assert fastest_dtype(cpu, print, "bfloat16") is torch.bfloat16
     for bfloat16, expected in ((0.1, torch.bfloat16), (9.0, torch.float32), (0.95, torch.float32)):
         seconds = {torch.float32: 1.0, torch.bfloat16: bfloat16}
-        monkeypatch.setattr(device, "format_seconds", lambda *_, seconds=seconds, **__: seconds)
-        assert quick_format(cpu, print) is expected
+        monkeypatch.setattr(device, "time_dtypes", lambda *_, seconds=seconds, **__: seconds)
+        assert fastest_dtype(cpu, print) is expected
 
 
 class Work:
@@ -479,15 +480,15 @@ def test_timing_the_formats_ends_once_the_answer_is_known(monkeypatch):
     def timed(float32, bfloat16, first=0.0, tiny=None):
         work, small = Work(clock, float32, bfloat16, first), Work(clock, *(tiny or (0.01, 0.01)), first=first)
         before = clock[0]
-        found = quick_format(torch.device("cpu"), work, tiny=small)
-        return found, work.calls, small.calls, clock[0] - before
+        dtype = fastest_dtype(torch.device("cpu"), work, small_work=small)
+        return dtype, work.calls, small.calls, clock[0] - before
 
     # Ten times slower: not one step of the work itself is done, and bfloat16 is tried once in small.
-    found, calls, small, _ = timed(0.7, 16.0, tiny=(0.07, 0.7))
-    assert (found, calls, small.count("bfloat16")) == (torch.float32, [], 1)
+    dtype, calls, small, _ = timed(0.7, 16.0, tiny=(0.07, 0.7))
+    assert (dtype, calls, small.count("bfloat16")) == (torch.float32, [], 1)
     # The first call makes kernels ready, which may look like slowness: a second one decides.
-    found, calls, small, _ = timed(0.7, 0.2, tiny=(0.07, 0.03), first=1.0)
-    assert found is torch.bfloat16
+    dtype, calls, small, _ = timed(0.7, 0.2, tiny=(0.07, 0.03), first=1.0)
+    assert dtype is torch.bfloat16
     assert calls.count("bfloat16") == 2
     # Clear after one turn; a close race runs to its end.
     assert len(timed(1.0, 0.4)[1]) == 4
@@ -495,8 +496,8 @@ def test_timing_the_formats_ends_once_the_answer_is_known(monkeypatch):
     assert timed(1.0, 0.85)[0] is torch.float32
     assert timed(1.0, 0.8)[0] is torch.bfloat16
     # Work that takes minutes is not repeated for the sake of a close race.
-    found, calls, _, seconds = timed(30.0, 29.0)
-    assert (found, len(calls)) == (torch.float32, 2)
+    dtype, calls, _, seconds = timed(30.0, 29.0)
+    assert (dtype, len(calls)) == (torch.float32, 2)
     assert seconds < 60
 
 

@@ -17,8 +17,8 @@ from clipvisionalign.retrieval.vectors import audit_vectors, evaluate_vectors
 WAYS = ("image_to_text", "text_to_image")
 
 
-def figures(capsys, *words: str, status: int = 0) -> dict:
-    assert main([*words, "--json"]) == status
+def figures(capsys, *arguments: str, status: int = 0) -> dict:
+    assert main([*arguments, "--json"]) == status
     return json.loads(capsys.readouterr().out)
 
 
@@ -27,23 +27,23 @@ def figures(capsys, *words: str, status: int = 0) -> dict:
 def test_encoded_vectors_give_the_runs_figures_one_by_one(tiny_runs, tmp_path, capsys, ending, identity):
     run, out = str(tiny_runs["self"]), tmp_path / f"vectors.{ending}"
     own = figures(capsys, "evaluate", run, "--identity", identity)
-    told = figures(capsys, "encode", run, "--identity", identity, "--out", str(out))
-    assert (told["images"], told["captions"], told["distractors"]) == (15, 75, 0)
-    files = told["files"] if ending == "parquet" else [*told["files"][:2], "--partners", told["files"][2]]
-    assert [Path(file).name for file in told["files"]] == {
+    output = figures(capsys, "encode", run, "--identity", identity, "--out", str(out))
+    assert (output["images"], output["captions"], output["distractors"]) == (15, 75, 0)
+    files = output["files"] if ending == "parquet" else [*output["files"][:2], "--partners", output["files"][2]]
+    assert [Path(file).name for file in output["files"]] == {
         "parquet": ["vectors.parquet"], "npy": ["vectors-images.npy", "vectors-captions.npy", "vectors-partners.json"],
     }[ending]  # fmt: skip
-    found = figures(capsys, "evaluate", "--identity", identity, "--vectors", *files)
+    evaluation = figures(capsys, "evaluate", "--identity", identity, "--vectors", *files)
     same = ("images", "captions", *WAYS, "rsum", "chance", "equal_captions")
-    assert {name: found[name] for name in same} == {name: own[name] for name in same}
-    assert found["audit"]["passed"]
+    assert {name: evaluation[name] for name in same} == {name: own[name] for name in same}
+    assert evaluation["audit"]["passed"]
     # Nothing is replaced without being asked.
-    before = {file: Path(file).read_bytes() for file in told["files"]}
+    before = {file: Path(file).read_bytes() for file in output["files"]}
     assert main(["encode", run, "--out", str(out)]) == 1
     assert "is there already" in capsys.readouterr().err
-    assert {file: Path(file).read_bytes() for file in told["files"]} == before
+    assert {file: Path(file).read_bytes() for file in output["files"]} == before
     figures(capsys, "encode", run, own["data"], "--out", str(out), "--split", "test", "--overwrite")
-    assert {file: Path(file).read_bytes() for file in told["files"]} != before
+    assert {file: Path(file).read_bytes() for file in output["files"]} != before
 
 
 def test_distractors_of_a_run_stand_behind_its_images(tiny_runs, scenes_folder, tmp_path, capsys):
@@ -51,10 +51,10 @@ def test_distractors_of_a_run_stand_behind_its_images(tiny_runs, scenes_folder, 
     (tmp_path / "more").mkdir()
     for number, path in enumerate(sorted((scenes_folder / "images").iterdir())[:7]):
         (tmp_path / "more" / path.name).write_bytes(path.read_bytes() if number else b"none")
-    told = figures(capsys, "encode", str(tiny_runs["self"]), "--out", out, "--distractors", str(tmp_path / "more"))
-    assert (told["images"], told["distractors"]) == (15, 6)
-    found = figures(capsys, "evaluate", "--vectors", out)
-    assert (found["images"], found["distractors"], found["captions"]) == (15, 6, 75)
+    output = figures(capsys, "encode", str(tiny_runs["self"]), "--out", out, "--distractors", str(tmp_path / "more"))
+    assert (output["images"], output["distractors"]) == (15, 6)
+    evaluation = figures(capsys, "evaluate", "--vectors", out)
+    assert (evaluation["images"], evaluation["distractors"], evaluation["captions"]) == (15, 6, 75)
     assert main(["evaluate", "--vectors", out]) == 0
     assert "6 more without captions" in " ".join(capsys.readouterr().out.split())
 
@@ -78,9 +78,9 @@ def by_force(images: np.ndarray, captions: np.ndarray, owner: np.ndarray, k: int
     """Recalls at k of both ways, over images that have captions, and over all captions in the whole gallery."""
     scores = images.astype(np.float64) @ captions.T.astype(np.float64)
     asked = sorted(set(owner.tolist()))
-    forth = [any(owner[c] == i for c in np.argsort(-scores[i])[:k]) for i in asked]
-    back = [owner[c] in np.argsort(-scores[:, c])[:k] for c in range(len(captions))]
-    return float(np.mean(forth)), float(np.mean(back))
+    i2t = [any(owner[c] == i for c in np.argsort(-scores[i])[:k]) for i in asked]
+    t2i = [owner[c] in np.argsort(-scores[:, c])[:k] for c in range(len(captions))]
+    return float(np.mean(i2t)), float(np.mean(t2i))
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -90,9 +90,9 @@ def test_distractors_lower_recall_as_much_as_counting_says(tmp_path, seed):
     np.save(tmp_path / "d.npy", images[30:])
     without = evaluate_vectors(read_gallery(files, partners)).metrics
     with_them = evaluate_vectors(read_gallery(files, partners, tmp_path / "d.npy")).metrics
-    for found, gallery in ((without, images[:30]), (with_them, images)):
+    for metrics, gallery in ((without, images[:30]), (with_them, images)):
         for k in (1, 5, 10):
-            own = tuple(getattr(found, way)[f"recall_at_{k}"].value for way in WAYS)
+            own = tuple(getattr(metrics, way)[f"recall_at_{k}"].value for way in WAYS)
             assert own == pytest.approx(by_force(gallery, captions, owner, k))
     assert without.image_to_text == with_them.image_to_text
     assert with_them.text_to_image["recall_at_1"].value < without.text_to_image["recall_at_1"].value
@@ -127,11 +127,11 @@ def test_partners_and_vectors_come_in_every_form(tmp_path):
                 arrow.table({"vector": lists, **more}), tmp_path / f"{name}{number}.parquet", row_group_size=9
             )
         both = [tmp_path / f"i{number}.parquet", tmp_path / f"c{number}.parquet"]
-        found = evaluate_vectors(read_gallery(both)).metrics.to_dict()
-        assert {way: found[way] for way in WAYS} == {way: expected[way] for way in WAYS}
+        metrics = evaluate_vectors(read_gallery(both)).metrics.to_dict()
+        assert {way: metrics[way] for way in WAYS} == {way: expected[way] for way in WAYS}
     # Half precision ties where float32 does not.
     np.save(tmp_path / "i.npy", images.astype(np.float16))
-    assert read_gallery(files, partners).images.format == "float16"
+    assert read_gallery(files, partners).images.dtype_name == "float16"
     evaluate_vectors(read_gallery(files, partners))
 
 
@@ -147,7 +147,7 @@ def test_identities_are_partners(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (lambda i, c, p: (i, c[:-1], p), r"69 caption vectors, and partners of 70"),
         (lambda i, c, p: (i, c, [*p[:-1], 99]), r"caption 69 is of image 99, and there are 55 image vectors"),
@@ -163,14 +163,14 @@ def test_identities_are_partners(tmp_path):
         (lambda i, c, p: (i[:0], c, p), r"i.npy: no image vectors in it"),
     ],
 )  # fmt: skip
-def test_what_does_not_fit_is_told(tmp_path, capsys, change, told):
+def test_what_does_not_fit_is_told(tmp_path, capsys, change, message):
     images, captions, owner = made()
     images, captions, owner = change(images, captions, owner.tolist())
     np.save(tmp_path / "i.npy", images, allow_pickle=True)
     np.save(tmp_path / "c.npy", captions)
     (tmp_path / "p.json").write_text(json.dumps(owner))
     files, partners = [str(tmp_path / "i.npy"), str(tmp_path / "c.npy")], str(tmp_path / "p.json")
-    with pytest.raises(DataError, match=told):
+    with pytest.raises(DataError, match=message):
         read_gallery(files, partners)
     assert main(["evaluate", "--vectors", *files, "--partners", partners]) == 1
     assert "error: " in capsys.readouterr().err
@@ -181,7 +181,7 @@ def test_files_that_say_too_little_are_told(tmp_path, capsys):
     files, partners = write(tmp_path, images, captions, owner)
     (tmp_path / "half.parquet").write_bytes(b"PAR1 half of one")
     (tmp_path / "p.txt").write_text("0\n1\n")
-    for words, told in (
+    for arguments, message in (
         ((files, ""), "does not say which image a caption is of: give it with --partners"),
         ((files, str(tmp_path / "none.json")), "none.json: no such file"),
         ((files, str(tmp_path / "p.txt")), "partners are read from .json, .csv and .npy"),
@@ -189,10 +189,15 @@ def test_files_that_say_too_little_are_told(tmp_path, capsys):
         (([str(tmp_path / "half.parquet")], partners), "not a whole Parquet file"),
         (([partners, files[1]], partners), "vectors are read from .npy and .parquet"),
     ):
-        with pytest.raises(DataError, match=told):
-            read_gallery(*words)
-    for words in (["run", "--vectors", *files], ["--vectors", *files, "--data", "d"], [], ["run", "--partners", "p"]):
-        assert main(["evaluate", *words]) == 1
+        with pytest.raises(DataError, match=message):
+            read_gallery(*arguments)
+    for arguments in (
+        ["run", "--vectors", *files],
+        ["--vectors", *files, "--data", "d"],
+        [],
+        ["run", "--partners", "p"],
+    ):
+        assert main(["evaluate", *arguments]) == 1
     assert "give a run, or --vectors" in capsys.readouterr().err
 
 
@@ -212,8 +217,8 @@ def test_vectors_tell_of_themselves(tmp_path):
         "caption vectors' lengths": (images, np.concatenate([captions[:-1], 0 * captions[-1:]])),
     }
     for name, (left, right) in failed.items():
-        found = checks(tmp_path, left, right, owner)
-        assert [check for check, passed in found.items() if not passed] == [name]
+        results = checks(tmp_path, left, right, owner)
+        assert [check for check, passed in results.items() if not passed] == [name]
     # The same up to the last digits is the same.
     noisy = np.ones_like(images) + np.float32(1e-7) * np.sign(images)
     assert not checks(tmp_path, noisy, captions, owner)["image vectors apart"]
@@ -221,9 +226,9 @@ def test_vectors_tell_of_themselves(tmp_path):
     texts = [f"class {number % 5}" for number in range(70)]
     assert not checks(tmp_path, images, captions, owner, caption=texts)["equal captions alike"]
     alike = captions[:5][np.arange(70) % 5]
-    found = checks(tmp_path, images, alike, owner, caption=texts)
-    assert found["equal captions alike"]
-    assert found["caption vectors apart"]
+    results = checks(tmp_path, images, alike, owner, caption=texts)
+    assert results["equal captions alike"]
+    assert results["caption vectors apart"]
 
 
 # --- files as other programs write them -------------------------------------------------------------------------------
@@ -238,7 +243,7 @@ def as_parquet(path: Path, **columns) -> str:
 
 
 @pytest.mark.parametrize(
-    ("partners", "told"),
+    ("partners", "message"),
     [
         (np.int64(3), r"p.npy: partners should be a row of whole numbers"),
         (np.zeros((70, 1), int), r"p.npy: partners should be a row of whole numbers"),
@@ -252,7 +257,7 @@ def as_parquet(path: Path, **columns) -> str:
         ("\ud800".encode("utf-8", "surrogatepass").decode("latin-1"), r"p.csv: no column 'image'"),
     ],
 )  # fmt: skip
-def test_partners_that_are_none_are_told(tmp_path, partners, told):
+def test_partners_that_are_none_are_told(tmp_path, partners, message):
     images, captions, owner = made()
     files, _ = write(tmp_path, images, captions, owner)
     ending = "npy" if isinstance(partners, np.generic | np.ndarray) else "csv" if isinstance(partners, str) else "json"
@@ -261,7 +266,7 @@ def test_partners_that_are_none_are_told(tmp_path, partners, told):
         np.save(path, partners)
     else:
         path.write_text(partners if ending == "csv" else json.dumps(partners))
-    with pytest.raises(DataError, match=told):
+    with pytest.raises(DataError, match=message):
         read_gallery(files, path)
 
 
@@ -271,9 +276,9 @@ def test_an_archive_of_arrays_is_no_array(tmp_path):
     with (tmp_path / "z.npy").open("wb") as file:
         np.savez(file, images)
     archive = str(tmp_path / "z.npy")
-    for words in ((files, archive), ([archive, files[1]], partners), ([files[0], archive], partners)):
+    for arguments in ((files, archive), ([archive, files[1]], partners), ([files[0], archive], partners)):
         with pytest.raises(DataError, match=r"z.npy: not an array of numbers, but an archive of them"):
-            read_gallery(*words)
+            read_gallery(*arguments)
 
 
 def test_captions_of_partners_are_read_as_any_text_file_is(tmp_path):
@@ -286,11 +291,11 @@ def test_captions_of_partners_are_read_as_any_text_file_is(tmp_path):
         with (tmp_path / "p.csv").open("w", newline="", encoding=encoding) as file:
             csv.writer(file).writerows([["image", "caption"], *zip(owner, texts, strict=True)])
         assert read_gallery(files, tmp_path / "p.csv").texts == texts
-    lines = ["image,caption", *(f'{number},"open {place}' for place, number in enumerate(owner))]
+    lines = ["image,caption", *(f'{number},"open {index}' for index, number in enumerate(owner))]
     (tmp_path / "p.csv").write_text("\n".join(lines))
-    found = read_gallery(files, tmp_path / "p.csv")
-    assert (found.caption_image == owner).all()
-    assert found.texts == [f'"open {place}' for place in range(70)]
+    gallery = read_gallery(files, tmp_path / "p.csv")
+    assert (gallery.caption_image == owner).all()
+    assert gallery.texts == [f'"open {index}' for index in range(70)]
 
 
 @pytest.mark.parametrize("unknown", [None, float("nan"), "", "  "])
@@ -300,8 +305,8 @@ def test_unknown_identities_and_texts_are_equal_to_none(tmp_path, unknown):
     for known in (None, "p", 7):
         identity = [known if number < 2 else unknown for number in range(30)]
         (tmp_path / "p.json").write_text(json.dumps({"image": owner.tolist(), "identity": identity}))
-        found = read_gallery(files, tmp_path / "p.json").identity
-        assert (None if found is None else len(set(found))) == (None if known is None else 29)
+        read_identity = read_gallery(files, tmp_path / "p.json").identity
+        assert (None if read_identity is None else len(set(read_identity))) == (None if known is None else 29)
     texts = [unknown if number in (3, 5) else "a dog" for number in range(70)]
     for some in (texts, [None] * 70):
         (tmp_path / "p.json").write_text(json.dumps({"image": owner.tolist(), "caption": some}))
@@ -320,8 +325,8 @@ def test_rows_of_a_parquet_file_are_of_a_known_kind(tmp_path):
         kinds = [image] * 30 + [caption] * 70
         if isinstance(image, bytes):
             kinds = [each.decode() for each in kinds]
-        found = read_gallery([as_parquet(tmp_path / "v.parquet", kind=kinds, vector=vectors, image=of)])
-        assert (len(found.images.values), len(found.captions.values)) == (30, 70)
+        gallery = read_gallery([as_parquet(tmp_path / "v.parquet", kind=kinds, vector=vectors, image=of)])
+        assert (len(gallery.images.values), len(gallery.captions.values)) == (30, 70)
     for odd in ("distractor", "", None, 0):
         kinds = [odd] * 100 if odd == 0 else ["image"] * 29 + [odd] + ["caption"] * 70
         with pytest.raises(DataError, match=r"v.parquet: \d+ of 100 rows are of no kind that is known"):

@@ -68,10 +68,10 @@ def test_an_index_is_searched_and_brought_up_to_date(folder: Path, capsys):
 
 
 def test_a_report_gives_the_tables_that_it_had(folder: Path):
-    from clipvisionalign.study.report import read_report
-    from clipvisionalign.study.tables import markdown, tables_of
+    from clipvisionalign.study.report.build import read_report
+    from clipvisionalign.study.report.tables import build_tables, to_markdown
 
-    tables = {table.name: markdown(table) for table in tables_of(read_report("study"))}
+    tables = {table.name: to_markdown(table) for table in build_tables(read_report("study"))}
     assert tables["accuracy"] == (folder / "study" / "tables" / "accuracy.md").read_text()
 
     # Below its rows stand the sentences of now.

@@ -154,7 +154,7 @@ def test_a_backbone_by_name_is_timms(name, hub, published, tmp_path):
     repository = "someone/backbone" if "someone" in name else f"timm/{IMAGE}"
     assert tower.origin.repository == repository
     assert tower.config.revision == hub.repositories[repository].main
-    assert tower.input.size == 160
+    assert tower.image_transform.size == 160
 
 
 @pytest.mark.parametrize("name", ["distilbert-base-uncased", TEXT, "someone/shards", LONG])
@@ -181,9 +181,9 @@ def test_a_text_tower_by_name_is_transformers(name, hub, published, tmp_path):
         extra["global_attention_mask"][:, 0] = 1
     with torch.no_grad():
         expected = theirs(batch["input_ids"], batch["attention_mask"], **extra).last_hidden_state
-        found = tower(batch["input_ids"], batch["attention_mask"]).tokens
+        hidden_states = tower(batch["input_ids"], batch["attention_mask"]).tokens
     real = batch["attention_mask"].bool()
-    torch.testing.assert_close(found[real], expected[real], rtol=0, atol=1e-5)
+    torch.testing.assert_close(hidden_states[real], expected[real], rtol=0, atol=1e-5)
     unwanted = {"tf_model.h5", "flax_model.msgpack", "rust_model.ot"} | (
         {"pytorch_model.bin"} if name != LONG else set()
     )
@@ -198,10 +198,10 @@ def test_size_is_told_before_and_progress_meanwhile(hub, capfd, monkeypatch):
     hub.cut["model.safetensors"] = [1_200_000]  # a second until it is asked for again
     lines: list[tuple[str, bool]] = []
     find_image_weights(IMAGE, say=lambda line: lines.append((line, any("resolve" in each for each in hub.requests))))
-    (told, asked), *_ = lines
-    assert "fetching 2 files, 1.9 MB" in told
-    assert "licence apache-2.0" in told
-    assert hub.url in told
+    (message, asked), *_ = lines
+    assert "fetching 2 files, 1.9 MB" in message
+    assert "licence apache-2.0" in message
+    assert hub.url in message
     assert not asked
     assert f"fetching timm/{IMAGE} (kB) 1,0" in capfd.readouterr().err
 
@@ -247,27 +247,27 @@ def test_a_study_takes_one_commit_for_all_of_its_cells(hub, moving, published, t
 
     import yaml
 
-    from clipvisionalign.study.cells import refuse_other, with_commits
-    from clipvisionalign.study.plan import Plan, Variant, cells_of
+    from clipvisionalign.study.config import Plan, Variant, trials_of
+    from clipvisionalign.study.trial import pin_tower_commits, refuse_other_settings
 
     plan = Plan(
         data="x", seeds=[0, 1], variants={"self": Variant(), "late": Variant()},
         settings={"model": {"image_tower": {"name": IMAGE}, "text_tower": {"name": "someone/moving"}}},
     )  # fmt: skip
-    asked = cells_of(plan, tmp_path)
-    cells = with_commits(asked, tmp_path, lambda _: None)
+    asked = trials_of(plan, tmp_path)
+    trials = pin_tower_commits(asked, tmp_path, lambda _: None)
     hub.publish("someone/moving", published["text"])
     assert hub.repositories["someone/moving"].main not in moving
-    cells[0].folder.mkdir(parents=True)
-    (cells[0].folder / "config.yaml").write_text(yaml.safe_dump(asdict(cells[0].config)))
-    later = with_commits(asked, tmp_path, lambda _: None)
-    assert {cell.config.model.text_tower.revision for cell in [*cells, *later]} == {moving[1]}
-    for cell in (cells[0], asked[0], later[0]):
-        refuse_other(cell)
+    trials[0].folder.mkdir(parents=True)
+    (trials[0].folder / "config.yaml").write_text(yaml.safe_dump(asdict(trials[0].config)))
+    later = pin_tower_commits(asked, tmp_path, lambda _: None)
+    assert {trial.config.model.text_tower.revision for trial in [*trials, *later]} == {moving[1]}
+    for trial in (trials[0], asked[0], later[0]):
+        refuse_other_settings(trial)
     text = replace(later[0].config.model.text_tower, revision=moving[0])
     other = replace(later[0].config, model=replace(later[0].config.model, text_tower=text))
     with pytest.raises(FileExistsError):
-        refuse_other(replace(later[0], config=other))
+        refuse_other_settings(replace(later[0], config=other))
 
 
 def test_a_foreign_cache_is_completed(hub, tmp_path):
@@ -284,19 +284,19 @@ def test_a_foreign_cache_is_completed(hub, tmp_path):
 
 
 def one_line(error: pytest.ExceptionInfo) -> str:
-    words = str(error.value)
-    assert "\n" not in words
-    return words
+    message = str(error.value)
+    assert "\n" not in message
+    return message
 
 
 def test_gated_says_how_to_log_in(hub, monkeypatch):
     hub.repositories[TEXT].gated, hub.token = True, "mine"
     with pytest.raises(WeightsNotFound) as error:
         find_text_weights(TEXT)
-    words = one_line(error)
-    assert "gated" in words
-    assert "hf auth login" in words
-    assert "HF_TOKEN" in words
+    message = one_line(error)
+    assert "gated" in message
+    assert "hf auth login" in message
+    assert "HF_TOKEN" in message
     monkeypatch.setenv("HF_TOKEN", "expired")
     with pytest.raises(WeightsNotFound, match=r"refuses it \(401\).*hf auth login"):
         find_text_weights(TEXT)
@@ -330,16 +330,16 @@ def test_a_cut_connection_is_resumed(hub, published, monkeypatch):
     """Each new connection asks for the rest, and the file is the published one."""
     monkeypatch.setattr("clipvisionalign.models.hub.download.CHUNK", 1000)
     hub.cut["model.safetensors"] = [40_000, 25_000]
-    found = find_text_weights(TEXT)
-    assert (found.folder / "model.safetensors").read_bytes() == (published["text"] / "model.safetensors").read_bytes()
+    weights = find_text_weights(TEXT)
+    assert (weights.folder / "model.safetensors").read_bytes() == (published["text"] / "model.safetensors").read_bytes()
     ranges = [request.split("bytes=")[1] for request in hub.requests if "bytes=" in request]
     assert ranges == ["40000-", "65000-"]
 
 
 def test_a_reset_connection_is_asked_again(hub, published):
     hub.cut["model.safetensors"], hub.reset = [40_000], True
-    found = find_text_weights(TEXT)
-    assert (found.folder / "model.safetensors").read_bytes() == (published["text"] / "model.safetensors").read_bytes()
+    weights = find_text_weights(TEXT)
+    assert (weights.folder / "model.safetensors").read_bytes() == (published["text"] / "model.safetensors").read_bytes()
 
 
 def test_a_connection_that_stays_cut_is_one_error(hub, tmp_path, monkeypatch):
@@ -372,15 +372,15 @@ def test_a_file_that_broke_in_the_cache_is_seen(offline, hub, moving, monkeypatc
     first, _ = moving
     folder = find_text_weights("someone/moving", revision=first).folder
     weights = folder / "model.safetensors"
-    whole = weights.read_bytes()
-    weights.write_bytes(whole[:1000])
+    content = weights.read_bytes()
+    weights.write_bytes(content[:1000])
     if offline:
         monkeypatch.setenv("HF_HUB_OFFLINE", "1")
         with pytest.raises(CorruptedDownload, match=r"model\.safetensors"):
             find_text_weights("someone/moving", revision=first)
         return
     assert find_text_weights("someone/moving", revision=first).folder == folder
-    assert weights.read_bytes() == whole
+    assert weights.read_bytes() == content
 
 
 @pytest.mark.filterwarnings("ignore:Not enough free disk space")
@@ -417,7 +417,7 @@ def test_a_full_disk_is_told_before_and_while(hub, tmp_path, monkeypatch):
 
 
 def test_what_a_repository_lacks_is_named(hub, published, tmp_path):
-    for lacking, words in (
+    for lacking, message in (
         (("model.safetensors", "pytorch_model.bin"), "holds no weights"),
         (("vocab.txt", "tokenizer.json"), "no tokenizer"),
         (("config.json",), r"no config\.json"),
@@ -425,9 +425,9 @@ def test_what_a_repository_lacks_is_named(hub, published, tmp_path):
         folder = tmp_path / lacking[0]
         shutil.copytree(published["text"], folder, ignore=lambda _, names, lacking=lacking: set(lacking) & set(names))
         hub.publish("someone/lacking", folder)
-        with pytest.raises(WeightsNotFound, match=words) as error:
+        with pytest.raises(WeightsNotFound, match=message) as error:
             find_text_weights("someone/lacking")
-        if "weights" in words:
+        if "weights" in message:
             assert "tf_model.h5" in one_line(error)
         assert not [request for request in hub.requests if "resolve" in request]
     folder = tmp_path / "part"
@@ -491,17 +491,17 @@ def test_without_a_network_the_cache_is_used(hub, monkeypatch, capsys):
         with monkeypatch.context() as patch:
             broken(way, hub, patch)
             lines: list[str] = []
-            found = find_text_weights(TEXT, say=lines.append)
-            assert found.origin.revision == hub.repositories[TEXT].main
-            assert found.origin.licence == "apache-2.0"
+            weights = find_text_weights(TEXT, say=lines.append)
+            assert weights.origin.revision == hub.repositories[TEXT].main
+            assert weights.origin.licence == "apache-2.0"
             assert "did not answer" in lines[0]
             assert "taken from the cache" in lines[0]
             with pytest.raises(WeightsNotFound) as error:
                 find_text_weights("someone/shards")
-            words = one_line(error)
-            assert "did not answer" in words
-            assert "hf download someone/shards" in words
-            assert "random" in words
+            message = one_line(error)
+            assert "did not answer" in message
+            assert "hf download someone/shards" in message
+            assert "random" in message
         hub.stall = 0.0
 
 
@@ -563,19 +563,19 @@ def kaggle(tmp_path: Path) -> Path:
     """Flickr30k as Kaggle ships it, its one broken row included, with drawn pictures."""
     from clipvisionalign.data.formats import read_captioned_images
     from clipvisionalign.data.scenes import write_scenes
-    from clipvisionalign.data.splits import content_key, split_of_name
+    from clipvisionalign.data.splits import content_key, hash_split
 
     drawn = read_captioned_images(write_scenes(tmp_path / "drawn", 80, seed=3, size=64)).rows
     folder = tmp_path / "flickr30k" / "flickr30k_images"
     folder.mkdir(parents=True)
-    by_hash = [(split_of_name(content_key(row.image)), row) for row in drawn]
+    by_hash = [(hash_split(content_key(row.image)), row) for row in drawn]
     chosen = [row for split, row in by_hash if split == "dev"][:4] + [
         row for split, row in by_hash if split == "train"
     ][:18]
     assert len(chosen) == 22
     rows = ["image_name| comment_number| comment"]
-    for place, row in enumerate(chosen):
-        name = f"{1000092795 + 7 * place}.jpg"
+    for index, row in enumerate(chosen):
+        name = f"{1000092795 + 7 * index}.jpg"
         shutil.copy(str(row.image), folder / name)
         rows += [f"{name}| {number}| {caption} ." for number, caption in enumerate(row.captions)]
     rows[-1] = rows[-1].replace("| 4| ", "| 4   ")
@@ -630,7 +630,7 @@ def test_recipes_config_and_flags_count_in_that_order(tmp_path, capsys, monkeypa
 
     taken = []
     monkeypatch.setattr("clipvisionalign.training.train.train", lambda config, *_: taken.append(config) or {"run": "x"})
-    monkeypatch.setattr("clipvisionalign.cli.train._print_figures", lambda results: None)
+    monkeypatch.setattr("clipvisionalign.cli.train.print_metrics", lambda results: None)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "DATA").mkdir()
     (tmp_path / "own.yaml").write_text("batch: 16\nmodel: {width: 32}\n")
@@ -660,11 +660,11 @@ def test_a_shortened_flag_is_an_error(given, monkeypatch, capsys):
             main([command, "DATA", "--off"])
 
 
-@pytest.mark.parametrize(("line", "told"), [("recipe: original", "--recipe"), ("offline: true", "--offline")])
-def test_what_has_to_be_known_first_is_refused_in_a_file_of_settings(line, told, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(("line", "message"), [("recipe: original", "--recipe"), ("offline: true", "--offline")])
+def test_what_has_to_be_known_first_is_refused_in_a_file_of_settings(line, message, tmp_path, monkeypatch, capsys):
     from clipvisionalign.cli import main
 
     monkeypatch.setattr("clipvisionalign.training.train.train", lambda *_: pytest.fail("trained"))
     (tmp_path / "own.yaml").write_text(f"{line}\n")
     assert main(["train", "DATA", "--config", str(tmp_path / "own.yaml")]) == 1
-    assert told in capsys.readouterr().err
+    assert message in capsys.readouterr().err

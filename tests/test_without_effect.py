@@ -12,20 +12,20 @@ from clipvisionalign.models.fusion import FusionConfig
 from clipvisionalign.models.late_interaction import LateConfig
 from clipvisionalign.models.text_tower import TextTowerConfig
 from clipvisionalign.models.weights import find_image_weights, find_text_weights
-from clipvisionalign.training.build import _build
+from clipvisionalign.training.build import build_aligner
 from clipvisionalign.training.config import RunConfig
-from clipvisionalign.training.fine_tuning import LoraConfig, add_lora, freeze, keep_frozen_still
-from clipvisionalign.training.losses import LossConfig
-from clipvisionalign.training.processes import Processes
+from clipvisionalign.training.contrastive import LossConfig
+from clipvisionalign.training.data import open_data
+from clipvisionalign.training.distributed import Distributed
+from clipvisionalign.training.fine_tuning import LoraConfig, add_lora, freeze, set_frozen_eval
+from clipvisionalign.training.ineffective_settings import ineffective_settings
 from clipvisionalign.training.train import train
-from clipvisionalign.training.training_data import open_data
-from clipvisionalign.training.without_effect import without_effect
 
 CROSS = AlignerConfig("cross")
 
 
 @pytest.mark.parametrize(
-    ("idle", "told", "used"),
+    ("idle", "message", "used"),
     [
         ({"lora": LoraConfig(rank=2)}, "lora.rank: --peft none", {"peft": "lora"}),
         ({"fusion_weight": 2.0}, "fusion_weight: the design 'self' has no late", {"model": AlignerConfig("late")}),
@@ -65,16 +65,16 @@ CROSS = AlignerConfig("cross")
         ),
     ],
 )  # fmt: skip
-def test_what_counts_nothing_is_told_and_what_counts_is_not(idle, told, used):
-    found = without_effect(RunConfig(**idle))
-    assert len(found) == 1
-    assert found[0].startswith(f"no effect of --{told}")
-    assert not without_effect(RunConfig(**idle | used))
+def test_what_counts_nothing_is_told_and_what_counts_is_not(idle, message, used):
+    messages = ineffective_settings(RunConfig(**idle))
+    assert len(messages) == 1
+    assert messages[0].startswith(f"no effect of --{message}")
+    assert not ineffective_settings(RunConfig(**idle | used))
 
 
 def test_usual_settings_are_not_spoken_of():
-    assert not without_effect(RunConfig())
-    assert without_effect(RunConfig(chunk=64), processes=2) == [
+    assert not ineffective_settings(RunConfig())
+    assert ineffective_settings(RunConfig(chunk=64), world_size=2) == [
         "no effect of --chunk: a step is 64 images of a process, one chunk"
     ]
 
@@ -87,14 +87,14 @@ def test_a_run_tells_what_counts_nothing_once(tmp_path, scenes_folder, tiny_mode
     )  # fmt: skip
     said: list[str] = []
     train(config, said.append)
-    for told in (
+    for message in (
         "--chunk: a step is 64 images, one chunk", "--steps: all epochs are 2", "--train_images: there are 94",
         "--freeze_layers image_tower.*: frozen without that",
     ):  # fmt: skip
-        assert said.count(f"no effect of {told}") == 1
+        assert said.count(f"no effect of {message}") == 1
     # A run that goes on has been told.
     said.clear()
-    open_data(config, said.append, Processes(torch.device("cpu")), begins=False)
+    open_data(config, said.append, Distributed(torch.device("cpu")), is_new_run=False)
     assert len(said) == 1
     assert "no effect" not in said[0]
 
@@ -134,14 +134,14 @@ def test_nothing_left_to_be_trained_is_refused_and_adapters_are_something(tiny_m
     config = RunConfig(model=tiny_model(), freeze="image", freeze_layers=layers)
     device = torch.device("cpu")
     with pytest.raises(ValueError, match="nothing is left to be trained"):
-        _build(config, device, print, begins=True)
+        build_aligner(config, device, print, is_new_run=True)
     adapted = replace(config, peft="lora", lora=LoraConfig("image", rank=2))
     # Begun from another run, as its heads stay what they are.
-    aligner = _build(adapted, device, print, begins=False)
+    aligner = build_aligner(adapted, device, print, is_new_run=False)
     assert all("lora_" in name for name, each in aligner.named_parameters() if each.requires_grad)
     config = RunConfig(model=tiny_model("cross"), freeze="all", freeze_layers=["fusion.*"])
     with pytest.raises(ValueError, match="nothing is left to be trained"):
-        _build(config, device, print, begins=True)
+        build_aligner(config, device, print, is_new_run=True)
 
 
 def test_layers_frozen_by_name_have_no_adapters(tiny_model):
@@ -161,7 +161,7 @@ def test_an_adapter_in_a_frozen_tower_drops_out(tiny_model):
     freeze(aligner, "image", [])
     add_lora(aligner, LoraConfig("image", rank=2, dropout=0.5))
     aligner.train()
-    keep_frozen_still(aligner, "image")
+    set_frozen_eval(aligner, "image")
     dropouts = [module for name, module in aligner.named_modules() if ".lora_dropout." in name]
     assert dropouts
     assert all(module.training for module in dropouts)

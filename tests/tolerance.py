@@ -47,26 +47,26 @@ def rounding(terms: int, size: float = 1.0, steps: int = 1, dtype: torch.dtype =
     return SURE * steps * float(terms) ** 0.5 * unit_roundoff(dtype) * size
 
 
-def off(found: Numbers, exact: Numbers) -> float:
+def off(actual: Numbers, exact: Numbers) -> float:
     """The largest difference, taken in float64; infinite where shapes differ or something is no number."""
-    first, second = (torch.as_tensor(each).detach().double().cpu() for each in (found, exact))
+    first, second = (torch.as_tensor(each).detach().double().cpu() for each in (actual, exact))
     if first.shape != second.shape:
         return float("inf")
     return float((first - second).abs().nan_to_num(torch.inf).max()) if first.numel() else 0.0
 
 
 def assert_rounds_to(
-    found: Numbers, exact: Numbers, terms: int, size: float | None = None, steps: int = 1,
+    actual: Numbers, exact: Numbers, terms: int, size: float | None = None, steps: int = 1,
     dtype: torch.dtype = torch.float32,
 ) -> None:  # fmt: skip
     """`found` is `exact` but for the rounding of `steps` operations; size: unless told, the largest number in `exact`."""
     size = float(torch.as_tensor(exact).detach().abs().max()) if size is None else size
-    error, allowed = off(found, exact), rounding(terms, size, steps, dtype)
+    error, allowed = off(actual, exact), rounding(terms, size, steps, dtype)
     assert error <= allowed, f"off by {error:.3g}, where rounding allows {allowed:.3g}"
 
 
 def assert_as_exact(
-    found: Numbers, rival: Numbers, exact: Numbers, size: float | None = None, terms: int = 1,
+    actual: Numbers, rival: Numbers, exact: Numbers, size: float | None = None, terms: int = 1,
     dtype: torch.dtype = torch.float32,
 ) -> None:  # fmt: skip
     """`found` is as near to `exact`, which is float64, as the same thing computed by a rival in the tests' format is.
@@ -76,7 +76,7 @@ def assert_as_exact(
     own error has to be one of rounding, a share of sqrt(u) of `size` at most.
     """
     size = float(torch.as_tensor(exact).detach().abs().max()) if size is None else size
-    error, theirs = off(found, exact), off(rival, exact)
+    error, theirs = off(actual, exact), off(rival, exact)
     allowed = TIMES * theirs + rounding(terms, size, 1, dtype)
     assert theirs <= unit_roundoff(dtype) ** 0.5 * size, f"the rival is off by {theirs:.3g}: it computes something else"
     assert error <= allowed, f"off by {error:.3g}, where the rival is by {theirs:.3g} and {allowed:.3g} are allowed"
@@ -93,5 +93,7 @@ def in_float64(aligner: Any) -> Any:
     exact = copy.deepcopy(aligner).double()
     tower = getattr(exact, "image_tower", exact)
     if hasattr(tower, "feature_map"):
-        tower.feature_map = lambda pixels: tower.backbone.forward_features(tower.input.scaled(pixels).double())
+        tower.feature_map = lambda pixels: tower.backbone.forward_features(
+            tower.image_transform.normalize(pixels).double()
+        )
     return exact

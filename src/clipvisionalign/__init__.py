@@ -45,6 +45,19 @@ _HOMES = {
 }
 
 
+def _install_deprecated_names() -> None:
+    import json
+    from pathlib import Path
+
+    from clipvisionalign.deprecated import install_deprecated_names
+
+    table = Path(__file__).with_name("deprecated_names.json").read_text(encoding="utf-8")
+    install_deprecated_names(json.loads(table))
+
+
+_install_deprecated_names()
+
+
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'clipvisionalign' has no attribute '{name}'")

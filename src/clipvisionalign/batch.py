@@ -18,19 +18,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from clipvisionalign.images import Picture, PictureError
+from clipvisionalign.images import ImageError, ImageSource
 
 
-class Tokens(list[list[int]]):
+class TokenizedCaptions(list[list[int]]):
     """The tokens of captions, a list each, cut where a caption has too many. lost: (M,) how many were cut off."""
 
-    def __init__(self, ids: Sequence[list[int]], lost: Sequence[int] = ()) -> None:
+    def __init__(self, ids: Sequence[list[int]], num_truncated: Sequence[int] = ()) -> None:
         super().__init__(ids)
-        self.lost = list(lost) or [0] * len(self)
+        self.num_truncated = list(num_truncated) or [0] * len(self)
 
 
 @dataclass(frozen=True)
-class CutCaptions:
+class TruncationStats:
     """How many of so many captions were cut, how many tokens that cost them all, and how many the longest had."""
 
     captions: int = 0
@@ -39,14 +39,14 @@ class CutCaptions:
     longest: int = 0
 
     @classmethod
-    def of(cls, tokens: Sequence[list[int]]) -> CutCaptions:
+    def from_tokens(cls, tokens: Sequence[list[int]]) -> TruncationStats:
         """Count. Lists of which nothing more is known were not cut."""
-        lost = tokens.lost if isinstance(tokens, Tokens) else [0] * len(tokens)
-        longest = max((len(ids) + more for ids, more in zip(tokens, lost, strict=True)), default=0)
-        return cls(len(tokens), sum(map(bool, lost)), sum(lost), longest)
+        num_truncated = tokens.num_truncated if isinstance(tokens, TokenizedCaptions) else [0] * len(tokens)
+        longest = max((len(ids) + extra for ids, extra in zip(tokens, num_truncated, strict=True)), default=0)
+        return cls(len(tokens), sum(map(bool, num_truncated)), sum(num_truncated), longest)
 
-    def __add__(self, other: CutCaptions) -> CutCaptions:
-        return CutCaptions(
+    def __add__(self, other: TruncationStats) -> TruncationStats:
+        return TruncationStats(
             self.captions + other.captions, self.cut + other.cut, self.tokens_lost + other.tokens_lost,
             max(self.longest, other.longest),
         )  # fmt: skip
@@ -55,7 +55,7 @@ class CutCaptions:
         """The counts, and the share of captions that were cut."""
         return {**asdict(self), "share": self.cut / max(1, self.captions)}
 
-    def told(self, split: str, max_tokens: int) -> str:
+    def summary(self, split: str, max_tokens: int) -> str:
         """One line."""
         return (
             f"{split}: {self.cut:,} of {self.captions:,} captions ({100 * self.cut / max(1, self.captions):.1f} %) are "
@@ -65,14 +65,14 @@ class CutCaptions:
 
 
 Tokenize = Callable[[Sequence[str]], Sequence[list[int]]]
-#: A function from a picture to the tensor that a tower sees (`PictureInput.look`); raises PictureError.
-Look = Callable[[Picture], Tensor]
+#: A function from a picture to the tensor that a tower sees (`ImageTransform.look`); raises ImageError.
+ImageLoader = Callable[[ImageSource], Tensor]
 
 #: Captions that go through the text tower together; more makes no matrix product faster, and pads more.
 GROUP_SIZE = 160
 
 #: How much longer than its shortest caption the longest of a group may be.
-SLACK = 1.3
+MAX_LENGTH_RATIO = 1.3
 
 
 @dataclass
@@ -97,9 +97,9 @@ class Batch:
     names: what the images are called, for messages.
     skipped: pictures that could not be decoded and are not in the batch.
     seconds: what making the batch took, by kind of work.
-    caption_text: (M,) numbers of the captions' words, where captions that are equal word by word belong to the same
+    caption_text_id: (M,) numbers of the captions' words, where captions that are equal word by word belong to the same
         images; else None.
-    true_texts: (K, 2) with it, (identity, caption_text) of everything that is true of the images' identities.
+    identity_texts: (K, 2) with it, (identity, caption_text_id) of everything that is true of the images' identities.
     cut: how many of a stream's captions were cut; None where that is known of the whole data set.
     complaints: what of a stream's samples was left out or mended, though they are in the batch.
     """
@@ -113,10 +113,10 @@ class Batch:
     names: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
-    caption_text: Tensor | None = None
-    true_texts: Tensor | None = None
-    cut: CutCaptions | None = None
-    complaints: list[str] = field(default_factory=list)
+    caption_text_id: Tensor | None = None
+    identity_texts: Tensor | None = None
+    truncation: TruncationStats | None = None
+    warnings: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.image_index)
@@ -127,9 +127,9 @@ class Batch:
         return self.identity[self.caption_image]
 
     @property
-    def partners(self) -> Tensor:
-        """(B, M) bool, true where the caption belongs to the image; see `partner_table`."""
-        return partner_table(self.identity, self.caption_identity, self.caption_text, self.true_texts)
+    def positives(self) -> Tensor:
+        """(B, M) bool, true where the caption belongs to the image; see `positive_mask`."""
+        return positive_mask(self.identity, self.caption_identity, self.caption_text_id, self.identity_texts)
 
     @property
     def order(self) -> Tensor:
@@ -141,10 +141,12 @@ class Batch:
         groups = [TokenGroup(g.ids.to(device), g.mask.to(device), g.rows.to(device)) for g in self.captions]
         pixels = None if self.pixels is None else self.pixels.to(device, non_blocking=True)
         owners, identity = self.caption_image.to(device), self.identity.to(device)
-        texts, true = (None if part is None else part.to(device) for part in (self.caption_text, self.true_texts))
+        text_ids, pairs = (
+            None if tensor is None else tensor.to(device) for tensor in (self.caption_text_id, self.identity_texts)
+        )
         return replace(
-            self, pixels=pixels, captions=groups, caption_image=owners, identity=identity, caption_text=texts,
-            true_texts=true,
+            self, pixels=pixels, captions=groups, caption_image=owners, identity=identity, caption_text_id=text_ids,
+            identity_texts=pairs,
         )  # fmt: skip
 
     def without_pixels(self) -> Batch:
@@ -154,46 +156,61 @@ class Batch:
     def chunks(self, count: int, pad: int) -> list[Batch]:
         """The same images and captions in `count` batches of about one size; as many as images at most."""
         count = min(count, len(self))
-        bounds = [len(self) * number // count for number in range(count + 1)]
+        bounds = [len(self) * i // count for i in range(count + 1)]
         tokens: dict[int, list[int]] = {}
         for group in self.captions:
             lengths = group.mask.sum(dim=1).tolist()
             for ids, length, row in zip(group.ids.tolist(), lengths, group.rows.tolist(), strict=True):
                 tokens[row] = ids[:length]
-        parts = []
+        batches = []
         for first, last in pairwise(bounds):
-            some = slice(first, last)
-            own = ((self.caption_image >= some.start) & (self.caption_image < some.stop)).nonzero().flatten()
-            pixels = None if self.pixels is None else self.pixels[some]
-            groups = group_by_length([tokens[row] for row in own.tolist()], pad)
+            image_slice = slice(first, last)
+            caption_rows = (
+                ((self.caption_image >= image_slice.start) & (self.caption_image < image_slice.stop))
+                .nonzero()
+                .flatten()
+            )
+            pixels = None if self.pixels is None else self.pixels[image_slice]
+            groups = group_by_length([tokens[row] for row in caption_rows.tolist()], pad)
             skipped = self.skipped if not first else []
-            owners, names = self.caption_image[own] - first, self.names[some]
-            index = None if self.caption_index is None else self.caption_index[own]
-            identity = self.identity[some]
-            text = None if self.caption_text is None else self.caption_text[own]
-            true = self.true_texts
-            if true is not None:
-                true = true[torch.isin(true[:, 0], identity)]
-            parts.append(
+            owners, names = self.caption_image[caption_rows] - first, self.names[image_slice]
+            caption_index = None if self.caption_index is None else self.caption_index[caption_rows]
+            identity = self.identity[image_slice]
+            text_ids = None if self.caption_text_id is None else self.caption_text_id[caption_rows]
+            pairs = self.identity_texts
+            if pairs is not None:
+                pairs = pairs[torch.isin(pairs[:, 0], identity)]
+            batches.append(
                 Batch(
-                    self.image_index[some], pixels, groups, owners, identity, index, names, skipped, caption_text=text,
-                    true_texts=true,
+                    self.image_index[image_slice],
+                    pixels,
+                    groups,
+                    owners,
+                    identity,
+                    caption_index,
+                    names,
+                    skipped,
+                    caption_text_id=text_ids,
+                    identity_texts=pairs,
                 )
-            )  # fmt: skip
-        return parts
+            )
+        return batches
 
-    def in_one_group(self, pad: int) -> Batch:
+    def as_single_group(self, pad: int) -> Batch:
         """The same batch, its captions padded to the longest of all: for models that need one call on every process."""
         width = max(group.ids.shape[1] for group in self.captions)
         ids, masks = (
-            torch.cat([nn.functional.pad(part, (0, width - part.shape[1]), value=fill) for part in parts])
-            for parts, fill in (([g.ids for g in self.captions], pad), ([g.mask for g in self.captions], 0))
+            torch.cat([nn.functional.pad(tensor, (0, width - tensor.shape[1]), value=fill) for tensor in tensors])
+            for tensors, fill in (([g.ids for g in self.captions], pad), ([g.mask for g in self.captions], 0))
         )
         return replace(self, captions=[TokenGroup(ids, masks, self.order)])
 
 
-def partner_table(
-    identity: Tensor, caption_identity: Tensor, caption_text: Tensor | None = None, true_texts: Tensor | None = None
+def positive_mask(
+    identity: Tensor,
+    caption_identity: Tensor,
+    caption_text_id: Tensor | None = None,
+    identity_texts: Tensor | None = None,
 ) -> Tensor:
     """Which captions belong to which images: bool (B, M).
 
@@ -202,37 +219,40 @@ def partner_table(
     of it, a caption belongs to every image of an identity that its text is true of: a relation between texts and
     images, so that two images that share a caption do not share their others.
     """
-    if caption_text is None or true_texts is None:
+    if caption_text_id is None or identity_texts is None:
         return identity[:, None] == caption_identity[None, :]
     identities, row = identity.unique(return_inverse=True)
-    texts, column = caption_text.unique(return_inverse=True)
-    found = torch.zeros(len(identities), len(texts), dtype=torch.bool, device=identity.device)
-    found[_numbered(identities, texts, true_texts)] = True
-    return found[row][:, column]
+    texts, column = caption_text_id.unique(return_inverse=True)
+    mask = torch.zeros(len(identities), len(texts), dtype=torch.bool, device=identity.device)
+    mask[_pair_positions(identities, texts, identity_texts)] = True
+    return mask[row][:, column]
 
 
-def are_partners(
-    identity: Tensor, caption_identity: Tensor, caption_text: Tensor | None = None, true_texts: Tensor | None = None
+def are_positives(
+    identity: Tensor,
+    caption_identity: Tensor,
+    caption_text_id: Tensor | None = None,
+    identity_texts: Tensor | None = None,
 ) -> Tensor:
-    """`partner_table` for pairs: identity (Q,) of images and what is known of a caption each, (Q,) -> bool (Q,)."""
-    if caption_text is None or true_texts is None:
+    """`positive_mask` for pairs: identity (Q,) of images and what is known of a caption each, (Q,) -> bool (Q,)."""
+    if caption_text_id is None or identity_texts is None:
         return identity == caption_identity
     identities, row = identity.unique(return_inverse=True)
-    texts, column = caption_text.unique(return_inverse=True)
-    left, right = _numbered(identities, texts, true_texts)
+    texts, column = caption_text_id.unique(return_inverse=True)
+    left, right = _pair_positions(identities, texts, identity_texts)
     return torch.isin(row * len(texts) + column, left * len(texts) + right)
 
 
-def _numbered(identities: Tensor, texts: Tensor, pairs: Tensor) -> tuple[Tensor, Tensor]:
+def _pair_positions(identities: Tensor, texts: Tensor, pairs: Tensor) -> tuple[Tensor, Tensor]:
     """The pairs (K, 2) as places in two sorted rows of numbers; those that are in both rows only."""
     if not len(identities) or not len(texts):
         return pairs.new_empty(0), pairs.new_empty(0)
-    places = [
-        torch.searchsorted(known, own.contiguous()).clamp(max=len(known) - 1)
-        for known, own in ((identities, pairs[:, 0]), (texts, pairs[:, 1]))
+    positions = [
+        torch.searchsorted(sorted_values, values.contiguous()).clamp(max=len(sorted_values) - 1)
+        for sorted_values, values in ((identities, pairs[:, 0]), (texts, pairs[:, 1]))
     ]
-    inside = (identities[places[0]] == pairs[:, 0]) & (texts[places[1]] == pairs[:, 1])
-    return places[0][inside], places[1][inside]
+    inside = (identities[positions[0]] == pairs[:, 0]) & (texts[positions[1]] == pairs[:, 1])
+    return positions[0][inside], positions[1][inside]
 
 
 def group_by_length(tokens: Sequence[Sequence[int]], pad: int, size: int = GROUP_SIZE) -> list[TokenGroup]:
@@ -241,35 +261,35 @@ def group_by_length(tokens: Sequence[Sequence[int]], pad: int, size: int = GROUP
     A group ends where the next caption is much longer than its shortest, so that one long caption pads no short ones.
     """
     order = sorted(range(len(tokens)), key=lambda row: len(tokens[row]))
-    cuts: list[list[int]] = []
+    buckets: list[list[int]] = []
     for row in order:
-        shortest = len(tokens[cuts[-1][0]]) if cuts else 0
-        if cuts and len(cuts[-1]) < size and len(tokens[row]) <= max(SLACK * shortest, shortest + 4):
-            cuts[-1].append(row)
+        shortest = len(tokens[buckets[-1][0]]) if buckets else 0
+        if buckets and len(buckets[-1]) < size and len(tokens[row]) <= max(MAX_LENGTH_RATIO * shortest, shortest + 4):
+            buckets[-1].append(row)
         else:
-            cuts.append([row])
+            buckets.append([row])
     groups = []
-    for rows in (np.array(cut, dtype=np.int64) for cut in cuts):
+    for rows in (np.array(bucket, dtype=np.int64) for bucket in buckets):
         width = max(len(tokens[row]) for row in rows)
         ids = torch.full((len(rows), width), pad, dtype=torch.long)
         mask = torch.zeros((len(rows), width), dtype=torch.long)
-        for place, row in enumerate(rows):
-            ids[place, : len(tokens[row])] = torch.tensor(tokens[row])
-            mask[place, : len(tokens[row])] = 1
+        for position, row in enumerate(rows):
+            ids[position, : len(tokens[row])] = torch.tensor(tokens[row])
+            mask[position, : len(tokens[row])] = 1
         groups.append(TokenGroup(ids, mask, torch.from_numpy(rows)))
     return groups
 
 
-def decode_pixels(images: Sequence[Picture], look: Look) -> tuple[Tensor, list[int], list[str]]:
+def decode_pixels(images: Sequence[ImageSource], load_image: ImageLoader) -> tuple[Tensor, list[int], list[str]]:
     """Decode and transform pictures: pixels (n, 3, S, S), the places that could be, and why the rest could not."""
-    pixels, good, failures = [], [], []
-    for place, image in enumerate(images):
+    pixels, positions, failures = [], [], []
+    for position, image in enumerate(images):
         try:
-            pixels.append(look(image))
-            good.append(place)
-        except PictureError as error:
+            pixels.append(load_image(image))
+            positions.append(position)
+        except ImageError as error:
             failures.append(str(error))
-    return (torch.stack(pixels) if pixels else torch.empty(0)), good, failures
+    return (torch.stack(pixels) if pixels else torch.empty(0)), positions, failures
 
 
 @contextmanager

@@ -8,10 +8,10 @@ def plural(noun: str) -> str:
     return f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
 
 
-def with_noun(count: int, noun: str) -> str:
+def count_noun(count: int, noun: str) -> str:
     """How many of it.
 
-    >>> with_noun(1, "query"), with_noun(2000, "query"), with_noun(1, "training image")
+    >>> count_noun(1, "query"), count_noun(2000, "query"), count_noun(1, "training image")
     ('1 query', '2,000 queries', '1 training image')
     """
     return f"{count:,} {noun if count == 1 else plural(noun)}"

@@ -17,26 +17,26 @@ from pathlib import Path
 from typing import Any
 
 from clipvisionalign.data.scenes import Scene, read_scenes
-from clipvisionalign.models.aligner import Remembered
-from clipvisionalign.progress import long_step
+from clipvisionalign.models.aligner import TowerOutputCache
+from clipvisionalign.progress import progress_step
 from clipvisionalign.scene_search import draw_queries, search_quality
-from clipvisionalign.search.index import build_index
-from clipvisionalign.search.query import Searcher, parse_term
-from clipvisionalign.study.gaps import not_made
-from clipvisionalign.study.plan import Plan, cells_of, read_plan
-from clipvisionalign.study.primary import primary_of
-from clipvisionalign.study.run import MORE, run_study
-from clipvisionalign.study.tables import print_tables
-from clipvisionalign.study.words import claims_of
+from clipvisionalign.search.indexer import build_index
+from clipvisionalign.search.searcher import Searcher, parse_term
+from clipvisionalign.study.config import Plan, read_plan, trials_of
+from clipvisionalign.study.gaps import missing_parts
+from clipvisionalign.study.primary_comparison import find_primary
+from clipvisionalign.study.report.summary import report_claims
+from clipvisionalign.study.report.tables import print_tables
+from clipvisionalign.study.runner import ADDED_PART, run_study
 
-FOLDER = Path("demo")
+DEMO_FOLDER = Path("demo")
 #: How many first pictures of a query are put into a new order by pair scores.
-RERANK = 32
+RERANK_DEPTH = 32
 
-Say = Callable[[str], None]
+Log = Callable[[str], None]
 
 
-def demo(folder: Path = FOLDER, plan: Plan | None = None) -> dict[str, Any]:
+def demo(folder: Path = DEMO_FOLDER, plan: Plan | None = None) -> dict[str, Any]:
     """Leave a study and an index in `folder`; returns the report. What is finished there already is not done again."""
     start = time.perf_counter()
 
@@ -48,81 +48,82 @@ def demo(folder: Path = FOLDER, plan: Plan | None = None) -> dict[str, Any]:
     def search(report: dict[str, Any]) -> None:
         run = best_run(plan, folder)
         say(f"--- {run.name} has the best dev rsum: it indexes and searches the {plan.split} pictures ---")
-        report["search"] = searched(run, folder, plan, say)
-        report["claims"] = claims_of(report)
+        report["search"] = index_and_search(run, folder, plan, say)
+        report["claims"] = report_claims(report)
 
-    with long_step("demo", in_terminal=False):
+    with progress_step("demo", in_terminal=False):
         report = run_study(plan, folder, say, search)
     print_tables(report)
     say(f"done in {(time.perf_counter() - start) / 60:.1f} min")
-    print("\n".join(last_lines(report, folder)))
+    print("\n".join(closing_lines(report, folder)))
     return report
 
 
 def best_run(plan: Plan, folder: Path) -> Path:
     """The run that is chosen: by its dev rsum, which is not of the pictures that are searched."""
-    runs = [cell.folder for cell in cells_of(plan, folder) if (cell.folder / "results.json").is_file()]
+    runs = [cell.folder for cell in trials_of(plan, folder) if (cell.folder / "results.json").is_file()]
     return max(runs, key=lambda run: json.loads((run / "results.json").read_text())["rsum"]["value"])
 
 
-def searched(run: Path, folder: Path, plan: Plan, say: Say) -> dict[str, Any]:
+def index_and_search(run: Path, folder: Path, plan: Plan, say: Log) -> dict[str, Any]:
     """Index the measured split's pictures with a run, and count what a search for two things finds there."""
-    pictures, index = folder / "scenes" / "images" / plan.split, folder / "index"
-    build_index(run, pictures, index, say)
-    scenes = gallery_of(folder, plan.split)
+    image_folder, index = folder / "scenes" / "images" / plan.split, folder / "index"
+    build_index(run, image_folder, index, say)
+    scenes = gallery_scenes(folder, plan.split)
     searcher = Searcher(index)
     # Of an image that is among the first of several queries the towers give the same each time.
-    searcher.aligner.remembered = Remembered()
-    rerank = RERANK if searcher.aligner.late is not None else 0
+    searcher.aligner.tower_cache = TowerOutputCache()
+    rerank = RERANK_DEPTH if searcher.aligner.late is not None else 0
 
-    def find(words: str, count: int) -> Sequence[str]:
-        return [found.path for found in searcher.search([parse_term(words)], count, rerank=rerank)]
+    def find(query: str, limit: int) -> Sequence[str]:
+        return [hit.path for hit in searcher.search([parse_term(query)], limit, rerank=rerank)]
 
     queries = draw_queries(scenes, seed=plan.drawing.seed)
-    with long_step("searching", len(queries)) as step:
+    with progress_step("searching", len(queries)) as step:
         done = 0
 
-        def counted(words: str, count: int) -> Sequence[str]:
+        def find_with_progress(query: str, limit: int) -> Sequence[str]:
             nonlocal done
-            found = find(words, count)
+            paths = find(query, limit)
             done += 1
             step.update(done)
-            return found
+            return paths
 
-        found = search_quality(queries, len(scenes), counted)
-    return {"run": str(run), "index": str(index), "rerank": rerank, **found}
+        quality = search_quality(queries, len(scenes), find_with_progress)
+    return {"run": str(run), "index": str(index), "rerank": rerank, **quality}
 
 
-def gallery_of(folder: Path, split: str) -> dict[str, Scene]:
+def gallery_scenes(folder: Path, split: str) -> dict[str, Scene]:
     """The scenes of a split by the names that the index has for their pictures."""
     prefix = f"images/{split}/"
     scenes = read_scenes(folder / "scenes")
     return {name.removeprefix(prefix): scene for name, scene in scenes.items() if name.startswith(prefix)}
 
 
-def last_lines(report: dict[str, Any], folder: Path) -> list[str]:
+def closing_lines(report: dict[str, Any], folder: Path) -> list[str]:
     """What was asked and found, and what to type next."""
-    named, found = primary_of(report), report.get("search")
+    primary, search_result = find_primary(report), report.get("search")
     lines = [claim["text"].replace("`", "") for claim in report["claims"] if claim["text"].startswith("Named")][:1]
-    if named is None:
+    if primary is None:
         lines = ["The comparison that was named beforehand was not made: its runs failed."]
-    if found is None:
-        reasons = [each["reason"] for each in not_made(report) if each["part"] == MORE]
+    if search_result is None:
+        reasons = [gap["reason"] for gap in missing_parts(report) if gap["part"] == ADDED_PART]
         return [*lines, f"The search was not made: {'; '.join(reasons) or 'its reason stands in the report'}"]
-    example = found["each"][0]["query"]
+    example = search_result["each"][0]["query"]
     lines.append(
-        f"Search: {found['share']:.0f} % of the first answers hold all that was asked for (chance "
-        f"{found['chance']:.1f} %): {found['queries']} queries drawn from the scenes, such as '{example}', among "
-        f"{found['gallery']:,} pictures that were never trained on."
+        f"Search: {search_result['share']:.0f} % of the first answers hold all that was asked for (chance "
+        f"{search_result['chance']:.1f} %): {search_result['queries']} queries drawn from the scenes, such as "
+        f"'{example}', among "
+        f"{search_result['gallery']:,} pictures that were never trained on."
     )
     program = Path(sys.executable).with_name("clipvisionalign")
-    shown = os.path.relpath(program) if program.is_relative_to(Path.cwd()) else str(program)
-    rerank = f" --rerank {found['rerank']}" if found["rerank"] else ""
+    command = os.path.relpath(program) if program.is_relative_to(Path.cwd()) else str(program)
+    rerank = f" --rerank {search_result['rerank']}" if search_result["rerank"] else ""
     lines += [
         "",
         "next:",
-        f'  {shown} search {found["index"]} "a green star and a red ring"{rerank}',
-        f"  {shown} serve {found['index']}",
+        f'  {command} search {search_result["index"]} "a green star and a red ring"{rerank}',
+        f"  {command} serve {search_result['index']}",
         f"  open {folder}/report.html in a browser",
     ]
     return lines

@@ -1,30 +1,89 @@
-"""Old names of public objects, which keep working for one release with a DeprecationWarning."""
+"""Old names of public functions, classes and modules, which work for one release with a DeprecationWarning.
+
+`deprecated_names.json` holds, for each module of the release before, its public names and where each is now. An import
+hook makes both kinds of old imports work: those of modules that are gone or renamed, and those of names that a module
+that is still there has had. To end the deprecation, delete this file, the table, and the call in `__init__.py`.
+"""
 
 from __future__ import annotations
 
+import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from importlib import import_module
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
+from types import ModuleType
 from typing import Any
 
 
-def deprecated_names(module: str, present: Mapping[str, str]) -> Callable[[str], Any]:
-    """A module-level `__getattr__` (PEP 562) that forwards old names to the objects that replace them.
+def install_deprecated_names(table: Mapping[str, Mapping[str, str]]) -> None:
+    """Make old imports work, once in a process.
 
     Args:
-        module: The name of the module that had the old names.
-        present: For each old name the object that replaces it, as "module:name".
-
-    Returns:
-        A function from an old name to the object. It raises AttributeError for any other name.
+        table: For each module of the release before its old names, each with the object that replaces it as
+            "module:name".
     """
+    if not any(isinstance(finder, _DeprecatedFinder) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _DeprecatedFinder(table))
+
+
+class _DeprecatedFinder(MetaPathFinder):
+    """Finds the modules of the table; what a module does not have is looked up among its old names."""
+
+    def __init__(self, table: Mapping[str, Mapping[str, str]]) -> None:
+        self.table = table
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        names = self.table.get(fullname)
+        if names is None:
+            return None
+        spec = PathFinder.find_spec(fullname, path, target)
+        if spec is None:
+            return ModuleSpec(fullname, _FormerModuleLoader(names))
+        if isinstance(spec.loader, SourceFileLoader):
+            spec.loader = _SourceLoader(spec.loader.name, spec.loader.path, names)
+        return spec
+
+
+class _FormerModuleLoader(Loader):
+    """Makes an empty module of a module that is gone, for its old names."""
+
+    def __init__(self, names: Mapping[str, str]) -> None:
+        self.names = names
+
+    def exec_module(self, module: ModuleType) -> None:
+        _add_old_names(module, self.names)
+
+
+class _SourceLoader(SourceFileLoader):
+    """Loads a module from its source and adds its old names."""
+
+    def __init__(self, fullname: str, path: str, names: Mapping[str, str]) -> None:
+        super().__init__(fullname, path)
+        self.names = names
+
+    def exec_module(self, module: ModuleType) -> None:
+        super().exec_module(module)
+        _add_old_names(module, self.names)
+
+
+def _add_old_names(module: ModuleType, names: Mapping[str, str]) -> None:
+    """Give a module a `__getattr__` (PEP 562) for its old names. Raises AttributeError for names that it never had."""
+    own = module.__dict__.get("__getattr__")
 
     def __getattr__(name: str) -> Any:
-        if name not in present:
-            raise AttributeError(f"module '{module}' has no attribute '{name}'")
-        home, _, new_name = present[name].partition(":")
-        message = f"{module}.{name} is deprecated and will be removed in the next release: use {home}.{new_name}"
+        if name not in names:
+            if own is not None:
+                return own(name)
+            raise AttributeError(f"module '{module.__name__}' has no attribute '{name}'")
+        home, _, new_name = names[name].partition(":")
+        message = (
+            f"{module.__name__}.{name} is deprecated and will be removed in the next release: use {home}.{new_name}"
+        )
         warnings.warn(message, DeprecationWarning, stacklevel=2)
         return getattr(import_module(home), new_name)
 
-    return __getattr__
+    module.__dict__["__getattr__"] = __getattr__

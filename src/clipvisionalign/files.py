@@ -16,13 +16,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 #: The ending of what is still being written.
-PART = ".part"
+PARTIAL_SUFFIX = ".part"
 #: Seconds after which what no process of this machine writes to is nobody's.
-ABANDONED = 3600.0
+ABANDONED_SECONDS = 3600.0
 
 
 @contextmanager
-def written_aside(path: Path, sync: bool = True, own: bool = False, in_folder: bool = False) -> Iterator[Path]:
+def atomic_write(
+    path: Path, sync: bool = True, unique_name: bool = False, in_own_folder: bool = False
+) -> Iterator[Path]:
     """A path beside `path` where the body writes a file or makes a folder, which then takes the place of `path`.
     Where the body raises, nothing is left of it and `path` stays as it was.
 
@@ -33,44 +35,46 @@ def written_aside(path: Path, sync: bool = True, own: bool = False, in_folder: b
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     path = Path(folder) / "settings.yaml"
-    ...     with written_aside(path) as aside:
+    ...     with atomic_write(path) as aside:
     ...         _ = aside.write_text("batch: 128", encoding="utf-8")
     ...     print(path.read_text(encoding="utf-8"), [file.name for file in Path(folder).iterdir()])
     batch: 128 ['settings.yaml']
     """
-    part = path.with_name(f"{path.name}.{os.getpid()}{PART}" if own else f"{path.name}{PART}")
-    if part.is_dir():
-        remove(part)
-    aside = part / path.name if in_folder else part
+    partial = path.with_name(
+        f"{path.name}.{os.getpid()}{PARTIAL_SUFFIX}" if unique_name else f"{path.name}{PARTIAL_SUFFIX}"
+    )
+    if partial.is_dir():
+        remove(partial)
+    aside = partial / path.name if in_own_folder else partial
     try:
-        if in_folder:
-            part.mkdir()
+        if in_own_folder:
+            partial.mkdir()
         yield aside
         if sync:
-            flush_to_disk(*(sorted(aside.rglob("*")) if aside.is_dir() else []), aside)
+            fsync_paths(*(sorted(aside.rglob("*")) if aside.is_dir() else []), aside)
         if aside.is_dir() and path.is_dir():
             # No folder takes the place of another one at once.
             shutil.rmtree(path)
         aside.replace(path)
     finally:
-        remove(part)
+        remove(partial)
 
 
 @contextmanager
-def files_written_aside(folder: Path) -> Iterator[Path]:
+def atomic_write_files(folder: Path) -> Iterator[Path]:
     """A folder beside `folder` where the body writes files, each of which then takes the place of the one of its name:
     at every moment each is there whole, the former or the new one."""
-    part = folder.with_name(f"{folder.name}{PART}")
-    remove(part)
+    partial = folder.with_name(f"{folder.name}{PARTIAL_SUFFIX}")
+    remove(partial)
     try:
-        yield part
-        if part.is_dir():
+        yield partial
+        if partial.is_dir():
             folder.mkdir(exist_ok=True)
-            flush_to_disk(*part.iterdir())
-            for file in sorted(part.iterdir()):
+            fsync_paths(*partial.iterdir())
+            for file in sorted(partial.iterdir()):
                 file.replace(folder / file.name)
     finally:
-        remove(part)
+        remove(partial)
 
 
 @contextmanager
@@ -96,19 +100,23 @@ def remove_empty(folders: Sequence[Path]) -> None:
 
 
 def remove_abandoned(folder: Path) -> None:
-    """Remove what killed processes have left of `written_aside` with a name of their own (`own`): of no process that
+    """Remove what killed processes have left of `atomic_write` with a name of their own (`own`): of no process that
     runs here, and, since it may run elsewhere, not written to for an hour."""
-    for part in folder.glob(f"*.*{PART}"):
-        number = part.name.removesuffix(PART).rpartition(".")[2]
-        inside = part.rglob("*") if part.is_dir() else []
-        written = [path.lstat().st_mtime for path in [part, *inside] if path.exists()]
-        if number.isdigit() and not _runs(int(number)) and time.time() - max(written, default=0) > ABANDONED:
-            remove(part)
+    for partial in folder.glob(f"*.*{PARTIAL_SUFFIX}"):
+        pid = partial.name.removesuffix(PARTIAL_SUFFIX).rpartition(".")[2]
+        inside = partial.rglob("*") if partial.is_dir() else []
+        modified_times = [path.lstat().st_mtime for path in [partial, *inside] if path.exists()]
+        if (
+            pid.isdigit()
+            and not _is_running(int(pid))
+            and time.time() - max(modified_times, default=0) > ABANDONED_SECONDS
+        ):
+            remove(partial)
 
 
-def _runs(process: int) -> bool:
+def _is_running(pid: int) -> bool:
     try:
-        os.kill(process, 0)
+        os.kill(pid, 0)
     except ProcessLookupError:
         return False
     except OSError:
@@ -121,7 +129,7 @@ class Held(OSError):
 
 
 @contextmanager
-def held(path: Path, doing: str, waits: bool = False) -> Iterator[None]:
+def run_lock(path: Path, doing: str, waits: bool = False) -> Iterator[None]:
     """A lock file that this process alone holds meanwhile, however it ends.
 
     doing: what the holder does, told to others. waits: for another process that holds it, which else raises Held, and
@@ -142,8 +150,8 @@ def held(path: Path, doing: str, waits: bool = False) -> Iterator[None]:
                     if waits:
                         time.sleep(0.2)
                         continue
-                    told = f"{path.parent}: {_who_wrote(path)} {doing}; wait until it ends, or stop it"
-                    raise Held(told) from None
+                    message = f"{path.parent}: {_who_wrote(path)} {doing}; wait until it ends, or stop it"
+                    raise Held(message) from None
             if not _is_at(file.fileno(), path):
                 # Its holder removed it between the two calls: another one may be there by now.
                 continue
@@ -197,7 +205,7 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def flush_to_disk(*paths: Path) -> None:
+def fsync_paths(*paths: Path) -> None:
     """To the disk with what was written to files, and with the names in folders. Raises OSError."""
     for path in paths:
         # Windows flushes no file that is open for reading, and no folder.

@@ -47,9 +47,9 @@ def load_settings(text: str, numbers: Collection[str] = ()) -> Any:
     Raises ValueError, with the key, for what would be another number than stands there, and for a key with nothing
     after it.
     """
-    found = load(text)
-    _refuse_misread(found, "", numbers)
-    return found
+    settings = load(text)
+    _refuse_misread(settings, "", numbers)
+    return settings
 
 
 def _refuse_misread(value: Any, key: str, numbers: Collection[str]) -> None:

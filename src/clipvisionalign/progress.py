@@ -1,8 +1,8 @@
 """What takes long tells how far it is: a live line on a terminal, else a plain line a minute on standard error.
 
 Every loop that may take more than a few seconds goes through `progress`, and what cannot be counted through
-`long_step`. Steps lie within each other ("measuring runs" within a study, "encoding images" within that): a terminal
-shows a line for each, a log gets one line for all of them, so that in no minute nothing is said:
+`progress_step`. Steps lie within each other ("measuring runs" within a study, "encoding images" within that): a
+terminal shows a line for each, a log gets one line for all of them, so that in no minute nothing is said:
 
     measuring runs 3 of 12, about 8 min left > encoding images 1,280 of 6,000, 38 a second, about 2 min left
 """
@@ -20,76 +20,76 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 #: Seconds between two lines in a log; the environment variable of this name sets others.
-VARIABLE = "CLIPVISIONALIGN_PROGRESS_SECONDS"
-EVERY = 60.0
+INTERVAL_VARIABLE = "CLIPVISIONALIGN_PROGRESS_SECONDS"
+DEFAULT_INTERVAL = 60.0
 #: After this share of the time between two lines a step that will outlast it is told of for the first time.
-FIRST = 0.1
+FIRST_LINE_SHARE = 0.1
 
 
-class LongStep:
+class ProgressStep:
     """A step that is told of while it runs. total: how many there are to do, None where nobody knows."""
 
-    def __init__(self, what: str, total: int | None, shown: bool, in_terminal: bool) -> None:
-        self.what, self.total, self.shown, self.in_terminal = what, total, shown, in_terminal
-        self.done, self.words = 0, ""
-        self.first = 0
+    def __init__(self, description: str, total: int | None, visible: bool, in_terminal: bool) -> None:
+        self.description, self.total, self.visible, self.in_terminal = description, total, visible, in_terminal
+        self.done, self.postfix = 0, ""
+        self.initial = 0
         self.start = time.monotonic()
         self.announced = False
         self.task: Any = None
 
-    def update(self, done: int, words: str = "") -> None:
+    def update(self, done: int, postfix: str = "") -> None:
         """So many are done; words: what else is worth telling just now, such as a loss."""
-        self.done, self.words = done, words
-        _reporter.updated(self)
+        self.done, self.postfix = done, postfix
+        _reporter.refresh(self)
 
-    def begin_at(self, done: int) -> None:
+    def set_initial(self, done: int) -> None:
         """So many were done before this step began: they count as done, and not in the rate."""
-        self.done = self.first = done
+        self.done = self.initial = done
 
-    def left(self) -> float | None:
+    def remaining_seconds(self) -> float | None:
         """Seconds until the end at the rate so far, None where it cannot be told."""
-        fresh = self.done - self.first
-        if self.total is None or fresh < 1:
+        newly_done = self.done - self.initial
+        if self.total is None or newly_done < 1:
             return None
-        return (time.monotonic() - self.start) / fresh * max(0, self.total - self.done)
+        return (time.monotonic() - self.start) / newly_done * max(0, self.total - self.done)
 
-    def told(self) -> str:
+    def message(self) -> str:
         """Such as "encoding images 1,280 of 6,000, 38 a second, about 2 min left"."""
-        taken = time.monotonic() - self.start
+        elapsed = time.monotonic() - self.start
         if self.total is None:
-            parts = [f"{self.what}, {_time(taken)} so far"]
+            parts = [f"{self.description}, {_format_seconds(elapsed)} so far"]
         else:
-            parts = [f"{self.what} {self.done:,} of {self.total:,}"]
-            if self.done > self.first:
-                parts.append(_rate((self.done - self.first) / max(taken, 1e-9)))
-        if self.words:
-            parts.append(self.words)
-        if (left := self.left()) is not None:
-            parts.append(f"about {_time(left)} left")
+            parts = [f"{self.description} {self.done:,} of {self.total:,}"]
+            if self.done > self.initial:
+                parts.append(_format_rate((self.done - self.initial) / max(elapsed, 1e-9)))
+        if self.postfix:
+            parts.append(self.postfix)
+        if (remaining := self.remaining_seconds()) is not None:
+            parts.append(f"about {_format_seconds(remaining)} left")
         return ", ".join(parts)
 
 
-def _rate(rate: float) -> str:
+def _format_rate(rate: float) -> str:
     if rate >= 0.95:
         return f"{rate:,.0f} a second" if rate >= 9.5 else f"{rate:.1f} a second"
-    return f"{_time(1 / rate)} each"
+    return f"{_format_seconds(1 / rate)} each"
 
 
-def _time(seconds: float) -> str:
+def _format_seconds(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
 
 
-def seconds_between_lines() -> float:
+def log_interval_seconds() -> float:
     """60, or what the environment says. Raises ValueError where that is no number of seconds above 0."""
-    told = os.environ.get(VARIABLE, "")
+    value = os.environ.get(INTERVAL_VARIABLE, "")
     try:
-        seconds = float(told or EVERY)
+        seconds = float(value or DEFAULT_INTERVAL)
     except ValueError:
         seconds = 0.0
     if not seconds > 0:
-        raise ValueError(f"{VARIABLE}={told}: should be a number of seconds above 0")
+        raise ValueError(f"{INTERVAL_VARIABLE}={value}: should be a number of seconds above 0")
     return seconds
 
 
@@ -103,71 +103,73 @@ class _Reporter:
     def reset(self) -> None:
         """As in a fresh process: nothing runs. A forked process has neither its parent's threads nor its terminal."""
         self.lock = threading.RLock()
-        self.steps: list[LongStep] = []
-        self.live: Any = None
+        self.steps: list[ProgressStep] = []
+        self.live_display: Any = None
         self.thread: threading.Thread | None = None
         self.ended = threading.Event()
 
-    def begin(self, step: LongStep) -> None:
+    def begin(self, step: ProgressStep) -> None:
         with self.lock:
             self.steps.append(step)
-            if not step.shown or self.is_silent:
+            if not step.visible or self.is_silent:
                 return
             if _on_terminal():
-                self._begin_live(step)
+                self._begin_live_display(step)
             elif self.thread is None or not self.thread.is_alive():
                 self.ended = threading.Event()
-                arguments = (self.ended, seconds_between_lines())
-                self.thread = threading.Thread(target=self._tell, args=arguments, name="progress", daemon=True)
+                arguments = (self.ended, log_interval_seconds())
+                self.thread = threading.Thread(
+                    target=self._log_periodically, args=arguments, name="progress", daemon=True
+                )
                 self.thread.start()
 
-    def end(self, step: LongStep) -> None:
+    def end(self, step: ProgressStep) -> None:
         with self.lock:
             if step not in self.steps:
                 return
             self.steps.remove(step)
-            if self.live is not None and step.task is not None:
-                self.live.remove_task(step.task)
-                if not self.live.tasks:
-                    self.live.stop()
-                    self.live = None
-            if not any(other.shown for other in self.steps) and self.thread is not None:
+            if self.live_display is not None and step.task is not None:
+                self.live_display.remove_task(step.task)
+                if not self.live_display.tasks:
+                    self.live_display.stop()
+                    self.live_display = None
+            if not any(other.visible for other in self.steps) and self.thread is not None:
                 self.ended.set()
                 self.thread = None
 
-    def updated(self, step: LongStep) -> None:
-        if step.task is not None and self.live is not None:
-            words = f" {step.words}" if step.words else ""
-            self.live.update(step.task, completed=step.done, description=f"{step.what}{words}")
+    def refresh(self, step: ProgressStep) -> None:
+        if step.task is not None and self.live_display is not None:
+            postfix = f" {step.postfix}" if step.postfix else ""
+            self.live_display.update(step.task, completed=step.done, description=f"{step.description}{postfix}")
 
-    def _begin_live(self, step: LongStep) -> None:
+    def _begin_live_display(self, step: ProgressStep) -> None:
         if not step.in_terminal:
             return
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-        if self.live is None:
+        if self.live_display is None:
             columns = (TextColumn("{task.description}"), BarColumn(20), MofNCompleteColumn(), TimeRemainingColumn())
-            self.live = Progress(*columns, console=Console(stderr=True), transient=True)
-            self.live.start()
-        step.task = self.live.add_task(step.what, total=step.total, completed=step.done)
+            self.live_display = Progress(*columns, console=Console(stderr=True), transient=True)
+            self.live_display.start()
+        step.task = self.live_display.add_task(step.description, total=step.total, completed=step.done)
 
-    def _tell(self, ended: threading.Event, every: float) -> None:
+    def _log_periodically(self, ended: threading.Event, interval: float) -> None:
         """A line when `every` seconds have gone since the last; a first one soon for a step that will outlast them."""
         last = time.monotonic()
-        while not ended.wait(every * FIRST):
+        while not ended.wait(interval * FIRST_LINE_SHARE):
             now = time.monotonic()
             with self.lock:
-                shown = [step for step in self.steps if step.shown]
-                for step in shown:
-                    fresh = now - step.start >= every * FIRST and not step.announced
-                    if fresh and (step.left() or 0.0) > every:
+                visible = [step for step in self.steps if step.visible]
+                for step in visible:
+                    due = now - step.start >= interval * FIRST_LINE_SHARE and not step.announced
+                    if due and (step.remaining_seconds() or 0.0) > interval:
                         step.announced = True
-                        last = min(last, now - every)
-                if not shown or now - last < every:
+                        last = min(last, now - interval)
+                if not visible or now - last < interval:
                     continue
-                counted = [step for step in shown if step.in_terminal]
-                line = " > ".join(step.told() for step in counted or shown[-1:])
+                counted = [step for step in visible if step.in_terminal]
+                line = " > ".join(step.message() for step in counted or visible[-1:])
             last = now
             # A reader that closed the pipe, say: the work itself goes on.
             with suppress(OSError, ValueError):
@@ -192,14 +194,16 @@ def _on_terminal() -> bool:
 
 
 @contextmanager
-def long_step(what: str, total: int | None = None, shown: bool = True, in_terminal: bool = True) -> Iterator[LongStep]:
+def progress_step(
+    description: str, total: int | None = None, visible: bool = True, in_terminal: bool = True
+) -> Iterator[ProgressStep]:
     """Tell of a step while it runs, on standard error.
 
     total: how many there are to do, told to the step by `update`; None where nothing can be counted. shown: not where
     another process tells of the same. in_terminal: whether a live line is worth its place; a step without one is told
     of in a log only where no other is.
     """
-    step = LongStep(what, total, shown, in_terminal)
+    step = ProgressStep(description, total, visible, in_terminal)
     _reporter.begin(step)
     try:
         yield step
@@ -208,18 +212,18 @@ def long_step(what: str, total: int | None = None, shown: bool = True, in_termin
 
 
 def progress(
-    items: Iterable[T], what: str, total: int, shown: bool = True, count: int | Callable[[T], int] = 1
+    items: Iterable[T], description: str, total: int, visible: bool = True, units_per_item: int | Callable[[T], int] = 1
 ) -> Iterator[T]:
     """Go through `items` and tell how far it is, of `total` in all; not where not `shown`.
 
     count: what one item stands for, a number or a function of it, such as the images of a batch; `total` is the sum.
     """
-    if not shown:
+    if not visible:
         yield from items
         return
-    with long_step(what, total) as step:
+    with progress_step(description, total) as step:
         done = 0
         for item in items:
             yield item
-            done = min(total, done + (count if isinstance(count, int) else count(item)))
+            done = min(total, done + (units_per_item if isinstance(units_per_item, int) else units_per_item(item)))
             step.update(done)

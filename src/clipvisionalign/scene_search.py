@@ -17,66 +17,70 @@ from typing import Any
 from clipvisionalign.data.scenes import Group, Scene
 
 #: How many of the first answers are looked at, where so many are right.
-FIRST = 5
-QUERIES = 50
+TOP_K = 5
+NUM_QUERIES = 50
 
 
 @dataclass(frozen=True)
 class SceneQuery:
     """What is asked for, and the names of all images that hold it."""
 
-    words: str
-    right: frozenset[str]
+    text: str
+    relevant: frozenset[str]
 
     @property
-    def asked(self) -> int:
+    def cutoff(self) -> int:
         """How many of the first answers are looked at."""
-        return min(FIRST, len(self.right))
+        return min(TOP_K, len(self.relevant))
 
 
-def _kind(group: Group) -> tuple[str, str]:
+def _colour_and_shape(group: Group) -> tuple[str, str]:
     return group.colour, group.shape
 
 
-def _said(kind: tuple[str, str]) -> str:
+def _phrase(kind: tuple[str, str]) -> str:
     colour, shape = kind
     return f"{'an' if colour[0] in 'aeiou' else 'a'} {colour} {shape}"
 
 
-def draw_queries(scenes: Mapping[str, Scene], count: int = QUERIES, seed: int = 0) -> list[SceneQuery]:
+def draw_queries(scenes: Mapping[str, Scene], count: int = NUM_QUERIES, seed: int = 0) -> list[SceneQuery]:
     """`count` queries about a gallery of scenes by name, all different. Raises ValueError for too few pairs in it."""
     rng = random.Random(seed)
     names = sorted(scenes)
-    held = {name: {_kind(group) for group in scenes[name].groups} for name in names}
-    drawn: dict[frozenset[tuple[str, str]], str] = {}
+    kinds_by_image = {name: {_colour_and_shape(group) for group in scenes[name].groups} for name in names}
+    phrases: dict[frozenset[tuple[str, str]], str] = {}
     for _ in range(100 * count):
-        if len(drawn) == count:
+        if len(phrases) == count:
             break
-        first, second = rng.sample([_kind(group) for group in scenes[rng.choice(names)].groups], 2)
-        drawn.setdefault(frozenset((first, second)), f"{_said(first)} and {_said(second)}")
-    if len(drawn) < count:
+        first, second = rng.sample([_colour_and_shape(group) for group in scenes[rng.choice(names)].groups], 2)
+        phrases.setdefault(frozenset((first, second)), f"{_phrase(first)} and {_phrase(second)}")
+    if len(phrases) < count:
         raise ValueError(f"{len(scenes)} scenes hold no {count} different pairs of things")
-    return [SceneQuery(words, frozenset(n for n in names if kinds <= held[n])) for kinds, words in drawn.items()]
+    return [
+        SceneQuery(text, frozenset(n for n in names if kinds <= kinds_by_image[n])) for kinds, text in phrases.items()
+    ]
 
 
 def search_quality(
-    queries: Sequence[SceneQuery], gallery: int, find: Callable[[str, int], Sequence[str]]
+    queries: Sequence[SceneQuery], gallery: int, search: Callable[[str, int], Sequence[str]]
 ) -> dict[str, Any]:
     """The mean share of right images among the first ones that `find(words, count)` names, in percent, chance beside
     it, and each query's own. gallery: how many images are searched."""
-    each, shares, rights = [], [], []
+    per_query, shares, relevant_counts = [], [], []
     for query in queries:
-        found = list(find(query.words, query.asked))[: query.asked]
-        hits = sum(name in query.right for name in found)
-        share = 100 * hits / query.asked
+        retrieved = list(search(query.text, query.cutoff))[: query.cutoff]
+        hits = sum(name in query.relevant for name in retrieved)
+        share = 100 * hits / query.cutoff
         shares.append(share)
-        rights.append(len(query.right))
-        each.append({"query": query.words, "right_in_gallery": len(query.right), "asked": query.asked, "share": share})
+        relevant_counts.append(len(query.relevant))
+        per_query.append(
+            {"query": query.text, "right_in_gallery": len(query.relevant), "asked": query.cutoff, "share": share}
+        )
     return {
         "queries": len(queries),
         "gallery": gallery,
-        "first": FIRST,
+        "first": TOP_K,
         "share": sum(shares) / len(shares),
-        "chance": 100 * sum(rights) / len(rights) / gallery,
-        "each": each,
+        "chance": 100 * sum(relevant_counts) / len(relevant_counts) / gallery,
+        "each": per_query,
     }

@@ -13,7 +13,7 @@ from clipvisionalign.cli.data import check, check_parser, scenes, scenes_parser,
 from clipvisionalign.cli.evaluate import audit, audit_parser, encode, encode_parser, evaluate, evaluate_parser
 from clipvisionalign.cli.explain import explain, explain_parser
 from clipvisionalign.cli.export import export, export_parser
-from clipvisionalign.cli.output import _speaks, set_verbosity
+from clipvisionalign.cli.output import is_main_process, set_verbosity
 from clipvisionalign.cli.parser import OFFLINE, PROGRAM, QUIET, VERBOSE, CommandParser, add_output_flags
 from clipvisionalign.cli.search import (
     duplicates,
@@ -27,7 +27,7 @@ from clipvisionalign.cli.search import (
 )
 from clipvisionalign.cli.study import report, report_parser, study, study_parser
 from clipvisionalign.cli.train import train, train_parser
-from clipvisionalign.progress import long_step
+from clipvisionalign.progress import progress_step
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -41,13 +41,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):
             # A file's name may be bytes that no encoding has; a message about it is printed all the same.
             stream.reconfigure(errors="backslashreplace")
-    given = list(sys.argv[1:] if arguments is None else arguments)
+    argv = list(sys.argv[1:] if arguments is None else arguments)
     parser = _main_parser()
-    is_quiet, is_verbose = (_take(flag, given) for flag in (QUIET, VERBOSE))
+    is_quiet, is_verbose = (_take(flag, argv) for flag in (QUIET, VERBOSE))
     set_verbosity(is_quiet, is_verbose)
-    if given and given[0] in COMMANDS:
-        return _run(COMMANDS[given[0]][1], given[1:], is_verbose)
-    parser.parse_args(given)
+    if argv and argv[0] in COMMANDS:
+        return _run(COMMANDS[argv[0]][1], argv[1:], is_verbose)
+    parser.parse_args(argv)
     parser.print_help()
     return 2
 
@@ -78,14 +78,14 @@ def _main_parser() -> argparse.ArgumentParser:
 def _run(command: Callable[[list[str]], int], arguments: list[str], is_verbose: bool = False) -> int:
     """Run a command; what a user can mend is told in one line, without a traceback."""
     try:
-        with ExitStack() as around:
-            if OFFLINE in arguments and command in _FETCHING:
+        with ExitStack() as stack:
+            if OFFLINE in arguments and command in _HUB_COMMANDS:
                 from clipvisionalign.models.hub import offline
 
-                around.enter_context(offline())
+                stack.enter_context(offline())
             # What a command does beside its counted steps is told of as well; a service ends when it is stopped.
-            shown = command is not serve and _speaks()
-            around.enter_context(long_step(command.__name__, shown=shown, in_terminal=False))
+            show_progress = command is not serve and is_main_process()
+            stack.enter_context(progress_step(command.__name__, visible=show_progress, in_terminal=False))
             return command(arguments)
     except (ValueError, OSError, FloatingPointError) as error:
         if is_verbose:
@@ -127,7 +127,7 @@ RESUMED: dict[Callable[[list[str]], int], str] = {
 }
 
 #: The commands that may need a tower's weights.
-_FETCHING = (check, train, evaluate, encode, audit, study)
+_HUB_COMMANDS = (check, train, evaluate, encode, audit, study)
 
 
 def completion(arguments: list[str]) -> int:

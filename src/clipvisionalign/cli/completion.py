@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 
-from clipvisionalign.cli.parser import PROGRAM, _parser
+from clipvisionalign.cli.parser import PROGRAM, command_parser
 
 SHELLS = ("bash", "zsh", "tcsh")
 
 
 def completion_parser() -> argparse.ArgumentParser:
-    parser = _parser(
+    parser = command_parser(
         "completion",
         description="Print a script by which a shell completes commands, flags and choices.",
         epilog="examples:\n"

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clipvisionalign.cli.output import print_check, say
-from clipvisionalign.cli.parser import OFFLINE, OFFLINE_HELP, PROGRAM, _parser
-from clipvisionalign.counts import with_noun
+from clipvisionalign.cli.parser import OFFLINE, OFFLINE_HELP, PROGRAM, command_parser
+from clipvisionalign.counts import count_noun
 
 if TYPE_CHECKING:
     from clipvisionalign.data.captioned import CaptionedImages
@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
 
 def scenes_parser() -> argparse.ArgumentParser:
-    parser = _parser("scenes", description="Draw the built-in data set: scenes of shapes with five captions each.")
+    parser = command_parser(
+        "scenes", description="Draw the built-in data set: scenes of shapes with five captions each."
+    )
     parser.add_argument("out", help="folder to write: images/, metadata.csv, scenes.jsonl")
     parser.add_argument("--images", type=int, default=1000, help="scenes to draw (default 1000)")
     parser.add_argument("--seed", type=int, default=0, help="another seed draws other scenes (default 0)")
@@ -28,16 +30,16 @@ def scenes_parser() -> argparse.ArgumentParser:
 
 def scenes(arguments: list[str]) -> int:
     """Draw the built-in data set."""
-    given = scenes_parser().parse_args(arguments)
+    args = scenes_parser().parse_args(arguments)
     from clipvisionalign.data.scenes import write_scenes
 
-    folder = write_scenes(given.out, given.images, given.seed, given.size)
-    print(f"{folder}: {with_noun(given.images, 'scene')} with {with_noun(5 * given.images, 'caption')}")
+    folder = write_scenes(args.out, args.images, args.seed, args.size)
+    print(f"{folder}: {count_noun(args.images, 'scene')} with {count_noun(5 * args.images, 'caption')}")
     return 0
 
 
 def check_parser() -> argparse.ArgumentParser:
-    parser = _parser(
+    parser = command_parser(
         "check",
         description="List what is wrong with a data set, row by row: missing, truncated, unreadable or enormous "
         "pictures,\nempty captions, broken encoding, duplicate rows, (nearly) the same picture in two splits.",
@@ -68,33 +70,37 @@ def check_parser() -> argparse.ArgumentParser:
 
 def check(arguments: list[str]) -> int:
     """List what is wrong with a data set; the exit status is 1 where something is left out."""
-    given = check_parser().parse_args(arguments)
+    args = check_parser().parse_args(arguments)
     from clipvisionalign.data.check import check as check_data
-    from clipvisionalign.data.check import empty_splits, passed_over
+    from clipvisionalign.data.check import empty_splits, unused_files
     from clipvisionalign.data.formats import read_captioned_images
-    from clipvisionalign.data.of_run import Reading, is_data_of_run, reading_of_run
+    from clipvisionalign.data.run_data import ReadOptions, is_data_of_run, read_options_of_run
     from clipvisionalign.data.splits import SPLIT_RULE
 
-    if given.max_tokens and not given.tokens:
+    if args.max_tokens and not args.tokens:
         raise ValueError("--max-tokens is a limit for --tokens MODEL, which is not given")
-    if given.write_splits and Path(given.write_splits).exists():
-        raise ValueError(f"{given.write_splits}: is there already: remove it, or give another file")
-    how = Reading(given.layout, given.group, SPLIT_RULE)
-    if given.tokens and is_data_of_run(given.tokens, given.data):
-        how = reading_of_run(given.tokens, given.data, given.layout, given.group)
-    data = read_captioned_images(given.data, how.layout, how.group, how.split_rule)
-    kept, report = check_data(data, full=not given.quick, shown=True)
-    if given.write_splits:
-        kept, report = _with_new_splits(data, kept, report, given.write_splits, full=not given.quick)
+    if args.write_splits and Path(args.write_splits).exists():
+        raise ValueError(f"{args.write_splits}: is there already: remove it, or give another file")
+    reading = ReadOptions(args.layout, args.group, SPLIT_RULE)
+    if args.tokens and is_data_of_run(args.tokens, args.data):
+        reading = read_options_of_run(args.tokens, args.data, args.layout, args.group)
+    data = read_captioned_images(args.data, reading.layout, reading.group, reading.split_rule)
+    kept, report = check_data(data, full=not args.quick, show_progress=True)
+    if args.write_splits:
+        kept, report = _with_new_splits(data, kept, report, args.write_splits, full=not args.quick)
     report.problems += empty_splits(kept)
-    report.notes = [*report.notes, *passed_over(data)]
-    cut: dict[str, Any] = _cut_captions(kept, given.tokens, given.max_tokens) if given.tokens else {}
-    if given.json:
-        told = {split: found.to_dict() for split, found in cut.items() if split != "max_tokens"}
-        more = {"cut_captions": {"model": given.tokens, "max_tokens": cut["max_tokens"], **told}} if cut else {}
-        print(json.dumps({**report.to_dict(), **more}, indent=2))
+    report.notes = [*report.notes, *unused_files(data)]
+    truncation: dict[str, Any] = _cut_captions(kept, args.tokens, args.max_tokens) if args.tokens else {}
+    if args.json:
+        by_split = {split: stats.to_dict() for split, stats in truncation.items() if split != "max_tokens"}
+        extra = (
+            {"cut_captions": {"model": args.tokens, "max_tokens": truncation["max_tokens"], **by_split}}
+            if truncation
+            else {}
+        )
+        print(json.dumps({**report.to_dict(), **extra}, indent=2))
         return 0 if report.usable else 1
-    print_check(given.data, report, cut)
+    print_check(args.data, report, truncation)
     return 0 if report.usable else 1
 
 
@@ -105,36 +111,39 @@ def _with_new_splits(
     from clipvisionalign.data.captioned import SPLITS
     from clipvisionalign.data.check import check as check_data
     from clipvisionalign.data.check import near_duplicates
-    from clipvisionalign.data.split_file import split_file_of
+    from clipvisionalign.data.split_file import split_file_path
     from clipvisionalign.data.splits import write_splits
 
-    duplicate_pairs = near_duplicates(report.marks, shown=True) if full else []
+    duplicate_pairs = near_duplicates(report.fingerprints, show_progress=True) if full else []
     # What was wrong with the former splits is not wrong with these.
     problems = [problem for problem in clean_data.problems if "two splits" not in problem.kind]
     split_data = write_splits(replace(clean_data, problems=problems), duplicate_pairs, Path(file))
     sizes = ", ".join(f"{split} {split_data.split_sizes().get(split, 0):,}" for split in SPLITS)
     say(
-        f"{file}: written: {sizes} images; {with_noun(len(duplicate_pairs), 'pair')} of nearly equal ones kept together"
+        f"{file}: written: {sizes} images; {count_noun(len(duplicate_pairs), 'pair')} of nearly equal ones "
+        "kept together"
     )
     clean_data, report = check_data(split_data, full=False)
-    if Path(file).absolute() != split_file_of(data.source).absolute():
-        report.notes = [*report.notes, f"these splits are read where they are {split_file_of(data.source)}"]
+    if Path(file).absolute() != split_file_path(data.source).absolute():
+        report.notes = [*report.notes, f"these splits are read where they are {split_file_path(data.source)}"]
     return clean_data, report
 
 
 def _cut_captions(data: CaptionedImages, model: str, max_tokens: int) -> dict[str, Any]:
     """By split, how many captions a model's limit cuts; and the limit, under "max_tokens"."""
-    from clipvisionalign.batch import CutCaptions
-    from clipvisionalign.models.tokens import open_tokenizer
+    from clipvisionalign.batch import TruncationStats
+    from clipvisionalign.models.caption_tokenizer import open_tokenizer
 
     tokenizer = open_tokenizer(model, max_tokens)
     splits = {split: data.split(split).captions for split in data.split_sizes()}
-    found = {split: CutCaptions.of(tokenizer.tokenize(captions)) for split, captions in splits.items()}
-    return {"max_tokens": tokenizer.max_tokens, **found}
+    truncation = {
+        split: TruncationStats.from_tokens(tokenizer.tokenize(captions)) for split, captions in splits.items()
+    }
+    return {"max_tokens": tokenizer.max_tokens, **truncation}
 
 
 def shards_parser() -> argparse.ArgumentParser:
-    parser = _parser(
+    parser = command_parser(
         "shards",
         description="Write a data set as WebDataset shards, SPLIT-000000.tar and so on: to train on as a stream, from "
         "many processes,\nor from a disk that would choke on single pictures. 'train OUT --out RUN' trains on them.",
@@ -148,20 +157,21 @@ def shards_parser() -> argparse.ArgumentParser:
 
 def shards(arguments: list[str]) -> int:
     """Write a data set as WebDataset shards."""
-    given = shards_parser().parse_args(arguments)
+    args = shards_parser().parse_args(arguments)
     from clipvisionalign.data.check import check as check_data
     from clipvisionalign.data.formats import read_captioned_images
     from clipvisionalign.data.streams.writing import write_shards
 
-    data, report = check_data(read_captioned_images(given.data, given.layout), full=False, shown=True)
+    data, report = check_data(read_captioned_images(args.data, args.layout), full=False, show_progress=True)
     left_out = [problem for problem in report.problems if problem.effect == "left out"]
     for problem in left_out[:5]:
         say(f"left out: {problem}")
     if len(left_out) > 5:
-        say(f"left out: and {len(left_out) - 5} more; '{PROGRAM} check {given.data}' lists all")
-    written = write_shards(data, given.out, given.per_shard, shown=True)
-    for split, files in written.items():
+        say(f"left out: and {len(left_out) - 5} more; '{PROGRAM} check {args.data}' lists all")
+    shard_files = write_shards(data, args.out, args.per_shard, show_progress=True)
+    for split, files in shard_files.items():
         print(
-            f"{given.out}: {split}, {with_noun(data.split_sizes()[split], 'image')} in {with_noun(len(files), 'shard')}"
+            f"{args.out}: {split}, {count_noun(data.split_sizes()[split], 'image')} in "
+            f"{count_noun(len(files), 'shard')}"
         )
     return 0

@@ -7,9 +7,9 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clipvisionalign.cli.output import _print_audit, _print_figures, _print_trained_on, say
-from clipvisionalign.cli.parser import OFFLINE, OFFLINE_HELP, PROGRAM, _parser
-from clipvisionalign.counts import with_noun
+from clipvisionalign.cli.output import print_audit, print_metrics, print_trained_on, say
+from clipvisionalign.cli.parser import OFFLINE, OFFLINE_HELP, PROGRAM, command_parser
+from clipvisionalign.counts import count_noun
 
 if TYPE_CHECKING:
     from clipvisionalign.data.captioned import CaptionedImages
@@ -39,67 +39,70 @@ def evaluate_parser() -> argparse.ArgumentParser:
 
 def evaluate(arguments: list[str]) -> int:
     """Measure a run, or vectors of any program, on a whole gallery."""
-    given = evaluate_parser().parse_args(arguments)
-    if given.vectors:
-        return _evaluate_vectors(given)
-    if given.run is None or given.partners or given.distractors:
+    args = evaluate_parser().parse_args(arguments)
+    if args.vectors:
+        return _evaluate_vectors(args)
+    if args.run is None or args.partners or args.distractors:
         raise ValueError("give a run, or --vectors IMAGES CAPTIONS --partners FILE (--distractors FILE)")
-    from clipvisionalign.data.of_run import unfinished_note
+    from clipvisionalign.data.run_data import unfinished_note
     from clipvisionalign.retrieval.evaluate import evaluate as measure
     from clipvisionalign.training.cross_fit import in_sample_note
-    from clipvisionalign.training.trained_on import trained_note
+    from clipvisionalign.training.overlap import training_overlap_note
 
-    aligner, data, source, differs = _open_run(given)
-    part = _checked_split(data, given.split)
+    aligner, data, source, differences = _open_run(args)
+    eval_data = _check_split(data, args.split)
     candidates = 0
     if aligner.fusion is not None:
-        candidates = aligner.config.fusion.candidates if given.candidates is None else given.candidates
-    elif given.candidates:
+        candidates = aligner.config.fusion.candidates if args.candidates is None else args.candidates
+    elif args.candidates:
         if aligner.late is None:
-            raise ValueError(f"{given.run}: its design '{aligner.config.design}' has nothing to re-rank with")
-        candidates = given.candidates
-    say(f"{source}, {given.split}: {with_noun(len(part), 'image')}, {with_noun(len(part.captions), 'caption')}")
-    found: Evaluation = measure(
-        aligner, part.images, part.captions, part.caption_image, part.image_identity, candidates,
-        caption_group=part.caption_group,
+            raise ValueError(f"{args.run}: its design '{aligner.config.design}' has nothing to re-rank with")
+        candidates = args.candidates
+    say(
+        f"{source}, {args.split}: {count_noun(len(eval_data), 'image')}, "
+        f"{count_noun(len(eval_data.captions), 'caption')}"
+    )
+    evaluation: Evaluation = measure(
+        aligner, eval_data.images, eval_data.captions, eval_data.caption_image, eval_data.image_identity, candidates,
+        caption_group=eval_data.shared_text_ids,
     )  # fmt: skip
-    results = {"run": given.run, "data": source, "split": given.split, **found.to_dict(), **differs}
-    trained = trained_note(Path(given.run), data, part)
+    results = {"run": args.run, "data": source, "split": args.split, **evaluation.to_dict(), **differences}
+    training_overlap = training_overlap_note(Path(args.run), data, eval_data)
     notes = {
-        "in_sample": in_sample_note(Path(given.run), part),
-        "trained_on": trained.note if trained else None,
-        "unfinished": unfinished_note(given.run),
+        "in_sample": in_sample_note(Path(args.run), eval_data),
+        "trained_on": training_overlap.note if training_overlap else None,
+        "unfinished": unfinished_note(args.run),
     }
     results |= {name: note for name, note in notes.items() if note}
-    if trained and trained.matches:
-        results["trained_on_images"] = trained.to_dict()
-    if given.json:
+    if training_overlap and training_overlap.matches:
+        results["trained_on_images"] = training_overlap.to_dict()
+    if args.json:
         print(json.dumps(results, indent=2))
         return 0
-    _print_figures(results)
+    print_metrics(results)
     for note in filter(None, notes.values()):
         print(note)
-    _print_trained_on(results)
+    print_trained_on(results)
     return 0
 
 
-def _evaluate_vectors(given: argparse.Namespace) -> int:
+def _evaluate_vectors(args: argparse.Namespace) -> int:
     """Figures and audit of vectors that lie in files."""
-    if given.run or given.data or given.candidates:
+    if args.run or args.data or args.candidates:
         raise ValueError("--vectors takes the place of a run and its data: leave run, --data and --candidates out")
     from clipvisionalign.retrieval.vector_files import read_gallery
     from clipvisionalign.retrieval.vectors import audit_vectors, evaluate_vectors
 
-    gallery = read_gallery(given.vectors, given.partners, given.distractors)
-    found = evaluate_vectors(gallery, given.identity or "auto")
+    gallery = read_gallery(args.vectors, args.partners, args.distractors)
+    evaluation = evaluate_vectors(gallery, args.identity or "auto")
     checks = audit_vectors(gallery)
-    about = {"run": " ".join(given.vectors), "data": given.partners or "their own partners", "split": "vectors"}
-    results = {**about, "vectors": given.vectors, **found.to_dict(), "audit": checks.to_dict()}
-    if given.json:
+    header = {"run": " ".join(args.vectors), "data": args.partners or "their own partners", "split": "vectors"}
+    results = {**header, "vectors": args.vectors, **evaluation.to_dict(), "audit": checks.to_dict()}
+    if args.json:
         print(json.dumps(results, indent=2))
     else:
-        _print_figures(results)
-        _print_audit({**about, **checks.to_dict()})
+        print_metrics(results)
+        print_audit({**header, **checks.to_dict()})
         print("whether a model saw what it must not shows only when it is asked: this is what vectors tell of it")
     return 0 if checks.passed else 1
 
@@ -121,58 +124,58 @@ def encode_parser() -> argparse.ArgumentParser:
 
 def encode(arguments: list[str]) -> int:
     """Write the vectors of a data set's images and captions."""
-    given = encode_parser().parse_args(arguments)
-    from clipvisionalign.retrieval.vector_files import refuse_present, write_vectors
+    args = encode_parser().parse_args(arguments)
+    from clipvisionalign.retrieval.vector_files import vector_output_files, write_vectors
 
-    if given.data_set and given.data:
-        raise ValueError(f"two data sets: {given.data_set} and --data {given.data}")
-    given.data = given.data_set or given.data
-    refuse_present(given.out, given.overwrite)
-    more = _distractors(given.distractors)
-    aligner, data, source, differs = _open_run(given)
-    part = _checked_split(data, given.split)
-    if not len(part):
-        raise ValueError(f"{source}: no image of the split '{given.split}' is left to be encoded")
-    images = aligner.encode_images([*part.images, *more]).numpy()
-    captions = aligner.encode_captions(part.captions).numpy()
-    files = write_vectors(given.out, part, images, captions, [str(path) for path in more], given.overwrite)
-    counts = {"images": len(part), "distractors": len(more), "captions": len(part.captions)}
-    if given.json:
-        told = {"run": given.run, "data": source, "split": given.split, "files": list(map(str, files)), **counts}
-        told |= differs
-        print(json.dumps(told, indent=2))
+    if args.data_set and args.data:
+        raise ValueError(f"two data sets: {args.data_set} and --data {args.data}")
+    args.data = args.data_set or args.data
+    vector_output_files(args.out, args.overwrite)
+    distractors = _read_distractors(args.distractors)
+    aligner, data, source, differences = _open_run(args)
+    eval_data = _check_split(data, args.split)
+    if not len(eval_data):
+        raise ValueError(f"{source}: no image of the split '{args.split}' is left to be encoded")
+    images = aligner.encode_images([*eval_data.images, *distractors]).numpy()
+    captions = aligner.encode_captions(eval_data.captions).numpy()
+    files = write_vectors(args.out, eval_data, images, captions, [str(path) for path in distractors], args.overwrite)
+    counts = {"images": len(eval_data), "distractors": len(distractors), "captions": len(eval_data.captions)}
+    if args.json:
+        summary = {"run": args.run, "data": source, "split": args.split, "files": list(map(str, files)), **counts}
+        summary |= differences
+        print(json.dumps(summary, indent=2))
         return 0
-    print(f"{', '.join(map(str, files))}: " + ", ".join(f"{count:,} {what}" for what, count in counts.items()))
+    print(f"{', '.join(map(str, files))}: " + ", ".join(f"{count:,} {noun}" for noun, count in counts.items()))
     given_as = files[0] if len(files) == 1 else f"{files[0]} {files[1]} --partners {files[2]}"
     print(f"next: {PROGRAM} evaluate --vectors {given_as}")
     return 0
 
 
-def _distractors(folder: str) -> list[Path]:
+def _read_distractors(folder: str) -> list[Path]:
     """The images below a folder that can be decoded, in order of their paths; the others are told."""
     if not folder:
         return []
-    from clipvisionalign.images import NotTaken, PictureError, image_files, open_picture
+    from clipvisionalign.images import ExcludedFiles, ImageError, image_files, open_image
     from clipvisionalign.progress import progress
 
     root = Path(folder)
     if not root.is_dir():
         raise FileNotFoundError(f"--distractors {folder}: no such folder")
-    others = NotTaken()
-    found = image_files(root, others)
-    for line in others.lines():
+    skipped = ExcludedFiles()
+    paths = image_files(root, skipped)
+    for line in skipped.lines():
         say(f"{folder}: not taken: {line}")
-    good = []
-    for path in progress(found, "checking distractors", len(found), True):
+    decodable = []
+    for path in progress(paths, "checking distractors", len(paths), True):
         try:
-            open_picture(path)
-        except PictureError as error:
+            open_image(path)
+        except ImageError as error:
             say(f"left out: {error}")
         else:
-            good.append(path)
-    if not good:
+            decodable.append(path)
+    if not decodable:
         raise ValueError(f"--distractors {folder}: no image in it")
-    return good
+    return decodable
 
 
 def audit_parser() -> argparse.ArgumentParser:
@@ -186,46 +189,62 @@ def audit_parser() -> argparse.ArgumentParser:
 
 def audit(arguments: list[str]) -> int:
     """Check that a model sees nothing that it must not; the exit status is 1 where a check fails."""
-    given = audit_parser().parse_args(arguments)
+    args = audit_parser().parse_args(arguments)
     from clipvisionalign.data.check import check as check_data
-    from clipvisionalign.data.of_run import unfinished_note
+    from clipvisionalign.data.run_data import unfinished_note
     from clipvisionalign.export.audits import keep_audit
     from clipvisionalign.retrieval.audit import AuditReport, Check
     from clipvisionalign.retrieval.audit import audit as audit_model
-    from clipvisionalign.training.trained_on import trained_note
+    from clipvisionalign.training.overlap import training_overlap_note
 
-    aligner, data, source, differs = _open_run(given)
-    kept, report = check_data(data, full=True, shown=True)
+    aligner, data, source, differences = _open_run(args)
+    clean_data, report = check_data(data, full=True, show_progress=True)
     overlap = [problem.message for problem in report.problems if "two splits" in problem.kind]
-    part = kept.split(given.split)
-    apart = overlap if len(kept.split_sizes()) > 1 else None
-    found = audit_model(
-        aligner, part.images, part.captions, part.caption_image, part.image_identity, apart, given.sample,
-        caption_group=part.caption_group,
-    )  # fmt: skip
-    trained = trained_note(Path(given.run), data, part)
-    if given.split != "train":
-        count = len(trained.matches) or trained.images if trained else 0
-        told = trained.note if trained else "no image of it is known to be one that the run was trained on"
-        found = AuditReport([*found.checks, Check("gallery not trained on", not trained, float(count), told)])
-    results = {"run": given.run, "data": source, "split": given.split, **found.to_dict(), **differs}
-    results |= {"trained_on": trained.note, "trained_on_images": trained.to_dict()} if trained else {}
-    unfinished = unfinished_note(given.run)
+    eval_data = clean_data.split(args.split)
+    split_overlap = overlap if len(clean_data.split_sizes()) > 1 else None
+    audit_report = audit_model(
+        aligner,
+        eval_data.images,
+        eval_data.captions,
+        eval_data.caption_image,
+        eval_data.image_identity,
+        split_overlap,
+        args.sample,
+        caption_group=eval_data.shared_text_ids,
+    )
+    training_overlap = training_overlap_note(Path(args.run), data, eval_data)
+    if args.split != "train":
+        count = len(training_overlap.matches) or training_overlap.images if training_overlap else 0
+        message = (
+            training_overlap.note
+            if training_overlap
+            else "no image of it is known to be one that the run was trained on"
+        )
+        audit_report = AuditReport(
+            [*audit_report.checks, Check("gallery not trained on", not training_overlap, float(count), message)]
+        )
+    results = {"run": args.run, "data": source, "split": args.split, **audit_report.to_dict(), **differences}
+    results |= (
+        {"trained_on": training_overlap.note, "trained_on_images": training_overlap.to_dict()}
+        if training_overlap
+        else {}
+    )
+    unfinished = unfinished_note(args.run)
     results |= {"unfinished": unfinished} if unfinished else {}
     # For the card of a model that is exported.
-    keep_audit(Path(given.run), results, part)
-    if given.json:
+    keep_audit(Path(args.run), results, eval_data)
+    if args.json:
         print(json.dumps(results, indent=2))
     else:
-        _print_audit(results)
-        _print_trained_on(results)
+        print_audit(results)
+        print_trained_on(results)
         if unfinished:
             print(unfinished)
-    return 0 if found.passed else 1
+    return 0 if audit_report.passed else 1
 
 
 def _evaluation_parser(name: str, description: str) -> argparse.ArgumentParser:
-    parser = _parser(name, description=description)
+    parser = command_parser(name, description=description)
     parser.add_argument("run", nargs="?" if name == "evaluate" else None, help="run folder that 'train' wrote")
     parser.add_argument("--data", help="data set (default: the one that the run was trained on)")
     parser.add_argument(
@@ -241,22 +260,22 @@ def _evaluation_parser(name: str, description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def _open_run(given: argparse.Namespace) -> tuple[Any, CaptionedImages, str, dict[str, str]]:
+def _open_run(args: argparse.Namespace) -> tuple[Any, CaptionedImages, str, dict[str, str]]:
     """The aligner, the data set whole, of a stream the split alone, where it was read from, and what of it is otherwise
     than the run has recorded it, as a note among the results."""
-    from clipvisionalign.data.of_run import differs_from_run, read_data_of_run
+    from clipvisionalign.data.run_data import differences_from_run, read_data_of_run
     from clipvisionalign.models.io import load_aligner
 
     # Data first: what is wrong with it is known sooner than a model is loaded.
-    _check_run(given.run, getattr(given, "candidates", None))
-    data = read_data_of_run(given.run, given.data or "", given.layout, given.identity, given.split)
-    data.split(given.split)
-    aligner = load_aligner(given.run, given.device)
+    _check_run(args.run, getattr(args, "candidates", None))
+    data = read_data_of_run(args.run, args.data or "", args.layout, args.identity, args.split)
+    data.split(args.split)
+    aligner = load_aligner(args.run, args.device)
     aligner.show_progress = True
-    differs = differs_from_run(given.run, data, given.split)
-    for line in differs:
+    differences = differences_from_run(args.run, data, args.split)
+    for line in differences:
         say(f"note: {line}")
-    return aligner, data, str(data.source), {"differs_from_run": "; ".join(differs)} if differs else {}
+    return aligner, data, str(data.source), {"differs_from_run": "; ".join(differences)} if differences else {}
 
 
 def _check_run(run: str, candidates: int | None) -> None:
@@ -264,11 +283,11 @@ def _check_run(run: str, candidates: int | None) -> None:
     for a number of candidates where the design has nothing to re-rank with."""
     import yaml
 
-    from clipvisionalign.data.of_run import settings_of
+    from clipvisionalign.data.run_data import run_settings
     from clipvisionalign.models.io import load_aligner
 
     try:
-        settings = settings_of(run)
+        settings = run_settings(run)
     except yaml.YAMLError as error:
         raise ValueError(f"{run}/config.yaml: no settings of an aligner: {error}") from None
     if not settings:
@@ -278,10 +297,10 @@ def _check_run(run: str, candidates: int | None) -> None:
         raise ValueError(f"{run}: its design '{design}' has nothing to re-rank with")
 
 
-def _checked_split(data: CaptionedImages, split: str) -> CaptionedImages:
+def _check_split(data: CaptionedImages, split: str) -> CaptionedImages:
     from clipvisionalign.data.check import check as check_data
 
-    kept, report = check_data(data.split(split), full=True, shown=True)
+    clean_data, report = check_data(data.split(split), full=True, show_progress=True)
     dropped = [problem for problem in report.problems if problem.effect == "left out" and problem not in data.problems]
     for problem in dropped[:10]:
         say(f"check: {problem}")
@@ -289,6 +308,6 @@ def _checked_split(data: CaptionedImages, split: str) -> CaptionedImages:
         say(f"check: and {len(dropped) - 10} more left out")
     before = sum(problem.rows for problem in data.problems)
     if before:
-        rows = f"{with_noun(before, 'row')} {'was' if before == 1 else 'were'}"
+        rows = f"{count_noun(before, 'row')} {'was' if before == 1 else 'were'}"
         say(f"{rows} left out when the data set was read: '{PROGRAM} check {data.source}' lists them")
-    return kept
+    return clean_data

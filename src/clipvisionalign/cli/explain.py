@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 
-from clipvisionalign.cli.parser import _parser
+from clipvisionalign.cli.parser import command_parser
 
 
 def explain_parser() -> argparse.ArgumentParser:
-    parser = _parser(
+    parser = command_parser(
         "explain",
         description="Which parts of a picture carry which word of a caption: the late interaction's matches, the\n"
         "fusion's attention; a gradient map of the whole caption for one vector a side and for a fusion. A map says\n"
@@ -25,29 +25,34 @@ def explain_parser() -> argparse.ArgumentParser:
 
 def explain(arguments: list[str]) -> int:
     """Write a sheet of maps: which patches carry which word."""
-    given = explain_parser().parse_args(arguments)
-    if not given.caption.strip():
+    args = explain_parser().parse_args(arguments)
+    if not args.caption.strip():
         raise ValueError("a caption needs words")
-    from clipvisionalign.data.of_run import unfinished_note
-    from clipvisionalign.explain.contact_sheet import sheet_of_explanation
+    from clipvisionalign.data.run_data import unfinished_note
+    from clipvisionalign.explain.contact_sheet import explanation_sheet
     from clipvisionalign.explain.heatmaps import explain as explain_pair
-    from clipvisionalign.images import open_picture
+    from clipvisionalign.images import open_image
     from clipvisionalign.models.io import load_aligner
 
     # What is no image is refused before a model is loaded.
-    open_picture(given.image)
-    unfinished = unfinished_note(given.run)
-    found = explain_pair(load_aligner(given.run), given.image, given.caption)
-    sheet_of_explanation(given.image, found).save(given.out, "PNG")
-    if given.json:
-        words = [{"word": word, "map": grid.round(4).tolist()} for word, grid in found.words]
-        told = {"caption": found.caption, "score": found.score, "method": found.method, "words": words}
-        told |= {"not_counted": found.not_counted, **({"unfinished": unfinished} if unfinished else {})}
-        print(json.dumps(told | {"map": found.whole.round(4).tolist(), "sheet": given.out}, indent=2))
+    open_image(args.image)
+    unfinished = unfinished_note(args.run)
+    explanation = explain_pair(load_aligner(args.run), args.image, args.caption)
+    explanation_sheet(args.image, explanation).save(args.out, "PNG")
+    if args.json:
+        word_maps = [{"word": word, "map": grid.round(4).tolist()} for word, grid in explanation.word_heatmaps]
+        payload = {
+            "caption": explanation.caption,
+            "score": explanation.score,
+            "method": explanation.method,
+            "words": word_maps,
+        }
+        payload |= {"not_counted": explanation.ignored_words, **({"unfinished": unfinished} if unfinished else {})}
+        print(json.dumps(payload | {"map": explanation.heatmap.round(4).tolist(), "sheet": args.out}, indent=2))
     else:
-        print(f"{given.out}: score {found.score:.3f}, by {found.method}")
-        if found.not_counted:
-            print(f"no part in the score, as cut off or beyond keep_tokens: {', '.join(found.not_counted)}")
+        print(f"{args.out}: score {explanation.score:.3f}, by {explanation.method}")
+        if explanation.ignored_words:
+            print(f"no part in the score, as cut off or beyond keep_tokens: {', '.join(explanation.ignored_words)}")
         if unfinished:
             print(unfinished)
     return 0

@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 
 from clipvisionalign.cli.output import say
-from clipvisionalign.cli.parser import _parser
+from clipvisionalign.cli.parser import command_parser
 
 
 def export_parser() -> argparse.ArgumentParser:
-    parser = _parser(
+    parser = command_parser(
         "export",
         description="Write a run for use elsewhere: as ONNX, checked against PyTorch, with tokenizer and\n"
         "preprocessing; or as a folder for a hub, with its model card.",
@@ -27,21 +27,21 @@ def export_parser() -> argparse.ArgumentParser:
 
 def export(arguments: list[str]) -> int:
     """Write a run as ONNX, or as a folder for a hub."""
-    given = export_parser().parse_args(arguments)
-    if given.int8 and not given.onnx:
+    args = export_parser().parse_args(arguments)
+    if args.int8 and not args.onnx:
         raise ValueError("--int8 goes with --onnx")
-    if given.data and not given.int8:
+    if args.data and not args.int8:
         raise ValueError("--data goes with --int8: it is what the 8-bit towers are measured on")
     from clipvisionalign.export.huggingface import export_huggingface
     from clipvisionalign.export.onnx import export_onnx
 
-    if given.onnx:
-        about = export_onnx(given.run, given.onnx, given.int8, given.data, say)
-        print(f"{given.onnx}: at most {about['difference']:.1e} from PyTorch's; README.md tells how to use it")
-        if loss := about.get("int8", {}).get("rsum_change"):
+    if args.onnx:
+        manifest = export_onnx(args.run, args.onnx, args.int8, args.data, say)
+        print(f"{args.onnx}: at most {manifest['difference']:.1e} from PyTorch's; README.md tells how to use it")
+        if loss := manifest.get("int8", {}).get("rsum_change"):
             known = loss["low"] is not None and loss["high"] is not None
-            told = "[{low:+.1f}, {high:+.1f}]" if known else "(no interval: too few images)"
-            print(f"8-bit towers: dev rsum {{value:+.1f}} {told}".format(**loss))
+            interval_text = "[{low:+.1f}, {high:+.1f}]" if known else "(no interval: too few images)"
+            print(f"8-bit towers: dev rsum {{value:+.1f}} {interval_text}".format(**loss))
     else:
-        print(f"{export_huggingface(given.run, given.huggingface)}: model, settings, tokenizer, README.md")
+        print(f"{export_huggingface(args.run, args.huggingface)}: model, settings, tokenizer, README.md")
     return 0

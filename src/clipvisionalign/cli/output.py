@@ -8,16 +8,16 @@ import sys
 from typing import TYPE_CHECKING, Any, Literal
 
 from clipvisionalign.cli.parser import PROGRAM
-from clipvisionalign.counts import with_noun
+from clipvisionalign.counts import count_noun
 from clipvisionalign.progress import silence_progress
 
 if TYPE_CHECKING:
     from clipvisionalign.data.check import CheckReport
-    from clipvisionalign.search.index import Report
+    from clipvisionalign.search.indexer import IndexReport
 
 #: The ends of an interval whose sign is changed.
-OTHER_WAY = {"value": "value", "low": "high", "high": "low"}
-WAYS = ("image_to_text", "text_to_image")
+NEGATED_ENDS = {"value": "value", "low": "high", "high": "low"}
+DIRECTIONS = ("image_to_text", "text_to_image")
 
 
 #: Whether notes and progress are left out (--quiet).
@@ -39,7 +39,7 @@ def say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
 
-def _speaks() -> bool:
+def is_main_process() -> bool:
     """Whether this is the first process: under a launcher all others are silent."""
     return os.environ.get("RANK", "0") == "0"
 
@@ -50,11 +50,11 @@ def print_check(data: str, report: CheckReport, truncation: dict[str, Any]) -> N
         print(f"{problem.kind}: {problem}")
     sizes = ", ".join(f"{split} {count:,}" for split, count in sorted(report.splits.items()))
     print(
-        f"{data}: layout {report.layout}, {with_noun(report.images, 'image')} ({sizes}), "
-        f"{with_noun(report.captions, 'caption')}"
+        f"{data}: layout {report.layout}, {count_noun(report.images, 'image')} ({sizes}), "
+        f"{count_noun(report.captions, 'caption')}"
     )
     if report.rows:
-        rows = with_noun(report.rows["in_files"], "row")
+        rows = count_noun(report.rows["in_files"], "row")
         print(f"  {rows} = {report.rows['read']:,} read + {report.rows['left_out']:,} left out")
     for note in report.notes:
         print(f"  {note}")
@@ -63,7 +63,7 @@ def print_check(data: str, report: CheckReport, truncation: dict[str, Any]) -> N
     for split, equal in report.equal_captions.items():
         # Within a split: what is equal across splits ties in no gallery.
         if equal["captions"] and split != "all":
-            texts, images = with_noun(equal["texts"], "text"), with_noun(equal["images"], "image")
+            texts, images = count_noun(equal["texts"], "text"), count_noun(equal["images"], "image")
             print(
                 f"  {equal['captions']:>6,}  captions of {split} that are equal, word by word, to one of another image "
                 f"({texts} of {images}); '--identity caption' makes such images "
@@ -71,23 +71,23 @@ def print_check(data: str, report: CheckReport, truncation: dict[str, Any]) -> N
             )
     for split, counts in truncation.items():
         if split != "max_tokens":
-            print(f"  {counts.told(split, truncation['max_tokens'])}")
+            print(f"  {counts.summary(split, truncation['max_tokens'])}")
     if not report.problems:
         print("  nothing wrong found")
 
 
-def _print_figures(results: dict[str, Any]) -> None:
+def print_metrics(results: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    from clipvisionalign.retrieval.metrics import figure_name, gain_told
+    from clipvisionalign.retrieval.metrics import describe_rerank_gain, metric_label
 
-    title = f"{results['run']} on {results['data']}, {results['split']}: {with_noun(results['images'], 'image')}, "
+    title = f"{results['run']} on {results['data']}, {results['split']}: {count_noun(results['images'], 'image')}, "
     if results.get("distractors"):
         title += f"{results['distractors']:,} more without captions, "
     table = Table(
-        title=Text(f"{title}{with_noun(results['captions'], 'caption')}, 95% intervals"), title_justify="left"
+        title=Text(f"{title}{count_noun(results['captions'], 'caption')}, 95% intervals"), title_justify="left"
     )
     blocks = {"": results} if "dual" not in results else {"dual": results["dual"], "re-ranked": results["reranked"]}
     table.add_column("figure")
@@ -98,11 +98,15 @@ def _print_figures(results: dict[str, Any]) -> None:
     chance = results.get("chance")
     if chance:
         table.add_column("chance, both ways", justify="right")
-    for figure in next(iter(blocks.values()))["image_to_text"]:
-        cells = [_cell(figure, block[way][figure]) for block in blocks.values() for way in WAYS]
-        by_chance = [f"{100 * chance[way][figure]:.1f}" for way in WAYS if figure in chance[way]] if chance else []
+    for metric in next(iter(blocks.values()))["image_to_text"]:
+        cells = [_cell(metric, block[direction][metric]) for block in blocks.values() for direction in DIRECTIONS]
+        by_chance = (
+            [f"{100 * chance[direction][metric]:.1f}" for direction in DIRECTIONS if metric in chance[direction]]
+            if chance
+            else []
+        )
         cells += [" / ".join(by_chance)] if chance else []
-        table.add_row(figure_name(figure), *cells)
+        table.add_row(metric_label(metric), *cells)
     sums = [cell for block in blocks.values() for cell in (_cell("rsum", block["rsum"]), "")]
     table.add_row("rsum", *sums, *([f"{chance['rsum']:.1f}"] if chance else []))
     Console().print(table)
@@ -110,51 +114,56 @@ def _print_figures(results: dict[str, Any]) -> None:
     if not results.get("depths"):
         return
     gain = results["gain"]
-    ends = {1.0: gain, -1.0: {to: -gain[of] if gain[of] is not None else None for to, of in OTHER_WAY.items()}}
-    print(f"re-ranking {gain_told(gain, lambda sign: _cell('rsum', ends[sign]))}")
+    signed_gains = {
+        1.0: gain,
+        -1.0: {target: -gain[source] if gain[source] is not None else None for target, source in NEGATED_ENDS.items()},
+    }
+    print(f"re-ranking {describe_rerank_gain(gain, lambda sign: _cell('rsum', signed_gains[sign]))}")
     table = Table(title="by depth: how many first candidates are re-ranked", title_justify="left")
     for column in ("depth", "R@1 image to text", "R@1 text to image", "rsum", "pairs", "ms per query"):
         table.add_column(column, justify="right")
     for depth in results["depths"]:
-        forth, back = (f"{100 * value:.1f}" for value in depth["recall_at_1"])
+        i2t, t2i = (f"{100 * value:.1f}" for value in depth["recall_at_1"])
         cost = f"{depth['pairs']:,}", f"{depth['ms_per_query']:.1f}"
-        table.add_row(str(depth["candidates"]), forth, back, f"{depth['rsum']:.1f}", *cost)
+        table.add_row(str(depth["candidates"]), i2t, t2i, f"{depth['rsum']:.1f}", *cost)
     if chance:
-        by_chance = [f"{100 * chance[way]['recall_at_1']:.1f}" for way in WAYS]
+        by_chance = [f"{100 * chance[direction]['recall_at_1']:.1f}" for direction in DIRECTIONS]
         table.add_row("chance", *by_chance, f"{chance['rsum']:.1f}", "", "")
     Console().print(table)
 
 
-def _cell(name: str, figure: dict[str, float | None]) -> str:
+def _cell(name: str, estimate: dict[str, float | None]) -> str:
     """A figure with its interval, or alone where none was computed."""
     percent = 100.0 if name.startswith("recall") or name.startswith("map") else 1.0
-    found = (figure.get(key) for key in ("value", "low", "high"))
-    value, low, high = (None if each is None else f"{percent * each:.1f}" for each in found)
+    ends = (estimate.get(key) for key in ("value", "low", "high"))
+    value, low, high = (None if each is None else f"{percent * each:.1f}" for each in ends)
     return f"{value}" if low is None or high is None else f"{value} [{low}, {high}]"
 
 
-def _print_equal_captions(found: dict[str, Any] | None) -> None:
+def _print_equal_captions(equal_captions: dict[str, Any] | None) -> None:
     """What captions that are equal can cost, where they can."""
-    if found and found["cost"]:
-        from clipvisionalign.retrieval.equal_captions import equal_captions_told
+    if equal_captions and equal_captions["cost"]:
+        from clipvisionalign.retrieval.equal_captions import describe_equal_captions
 
-        captions, texts, images = (with_noun(found[f"{noun}s"], noun) for noun in ("caption", "text", "image"))
-        best, cost = f"{found['best_rsum']:.1f}", f"{found['cost']:.1f}"
-        print(equal_captions_told(captions, texts, images, best, cost, "'--identity caption'"))
+        captions, texts, images = (
+            count_noun(equal_captions[f"{noun}s"], noun) for noun in ("caption", "text", "image")
+        )
+        best, cost = f"{equal_captions['best_rsum']:.1f}", f"{equal_captions['cost']:.1f}"
+        print(describe_equal_captions(captions, texts, images, best, cost, "'--identity caption'"))
 
 
-def _print_trained_on(results: dict[str, Any], most: int = 5) -> None:
+def print_trained_on(results: dict[str, Any], limit: int = 5) -> None:
     """The first of the images that were trained on, where not all were."""
-    found = results.get("trained_on_images")
-    if not found or found["same"] == found["images"]:
+    summary = results.get("trained_on_images")
+    if not summary or summary["same"] == summary["images"]:
         return
-    for match in found["first"][:most]:
+    for match in summary["first"][:limit]:
         print(f"  {match['image']} is {'' if match['same'] else 'nearly '}{match['trained_on']} of the training images")
-    if (more := found["same"] + found["nearly"] - most) > 0:
-        print(f"  and {more:,} more")
+    if (remaining := summary["same"] + summary["nearly"] - limit) > 0:
+        print(f"  and {remaining:,} more")
 
 
-def _print_audit(results: dict[str, Any]) -> None:
+def print_audit(results: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -164,56 +173,58 @@ def _print_audit(results: dict[str, Any]) -> None:
     table = Table(title=title, title_justify="left")
     for column in ("check", "", "what was seen"):
         table.add_column(column)
-    for found in results["checks"]:
-        verdict = Text("passed", "green") if found["passed"] else Text("FAILED", "red")
-        table.add_row(found["name"], verdict, Text(found["meaning"]))
+    for result in results["checks"]:
+        verdict = Text("passed", "green") if result["passed"] else Text("FAILED", "red")
+        table.add_row(result["name"], verdict, Text(result["meaning"]))
     Console().print(table)
     print("the audit passed" if results["passed"] else "the audit FAILED: do not believe this model's figures")
 
 
-def _print_profile(results: dict[str, Any]) -> None:
+def print_profile(results: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
     steps, images, seconds = results["steps"], results["images"], results["profile"]
     total = sum(seconds.values())
-    title = f"{with_noun(steps, 'step')}, {with_noun(images, 'image')}, {images / total:.1f} images a second"
+    title = f"{count_noun(steps, 'step')}, {count_noun(images, 'image')}, {images / total:.1f} images a second"
     table = Table(title=title, title_justify="left")
     for column in ("where the time goes", "ms a step", "share"):
         table.add_column(column, justify="left" if column.startswith("where") else "right")
-    for kind, took in sorted(seconds.items(), key=lambda item: -item[1]):
-        table.add_row(kind, f"{1000 * took / steps:.1f}", f"{100 * took / total:.1f} %")
+    for kind, elapsed in sorted(seconds.items(), key=lambda item: -item[1]):
+        table.add_row(kind, f"{1000 * elapsed / steps:.1f}", f"{100 * elapsed / total:.1f} %")
     Console().print(table)
     if results["loading"]:
-        told = ", ".join(f"{kind} {1000 * took / steps:.1f} ms" for kind, took in results["loading"].items())
-        print(f"in the loader, beside it where there are workers: {told} a step")
+        loading_text = ", ".join(
+            f"{kind} {1000 * elapsed / steps:.1f} ms" for kind, elapsed in results["loading"].items()
+        )
+        print(f"in the loader, beside it where there are workers: {loading_text} a step")
     print(f"before the first step: tokenise {results['tokenise']:.2f} s, once")
 
 
-def print_index_report(index: str, report: Report) -> None:
+def print_index_report(index: str, report: IndexReport) -> None:
     """How the files that were found add up, and what to do next; files that were not decoded on standard error."""
-    from clipvisionalign.search.files import printable
-    from clipvisionalign.search.index import read_broken
+    from clipvisionalign.search.indexer import read_broken_files
+    from clipvisionalign.search.storage import printable
 
-    captions = f"; {with_noun(report.captions, 'caption')}" if report.captions else ""
+    captions = f"; {count_noun(report.captions, 'caption')}" if report.captions else ""
     kept = f", {report.kept:,} kept whose files cannot be read" if report.kept else ""
     print(
-        f"{index}: {with_noun(report.there, 'picture')}: {report.encoded:,} encoded, {report.unchanged:,} unchanged, "
+        f"{index}: {count_noun(report.there, 'picture')}: {report.encoded:,} encoded, {report.unchanged:,} unchanged, "
         f"{report.moved:,} moved, {report.dropped:,} dropped{kept}; "
-        f"{with_noun(report.broken, 'file')} could not be decoded{captions}"
+        f"{count_noun(report.broken, 'file')} could not be decoded{captions}"
     )
-    print(report.sum())
+    print(report.summary())
     for line in report.not_taken.lines():
         print(f"  {printable(line)}")
     if report.unlisted:
-        print(f"{with_noun(len(report.unlisted), 'folder')} could not be listed")
+        print(f"{count_noun(len(report.unlisted), 'folder')} could not be listed")
     if report.data_set:
-        rows = with_noun(report.data_set["rows"], "row")
+        rows = count_noun(report.data_set["rows"], "row")
         print("data set: {0} = {read:,} read + {left_out:,} left out".format(rows, **report.data_set))
     if report.metadata:
-        rows = with_noun(report.metadata["rows"], "row")
+        rows = count_noun(report.metadata["rows"], "row")
         print("metadata: {matched:,} of {0} matched, {listed:,} listed".format(rows, **report.metadata))
-    for entry in read_broken(index)[:5]:
+    for entry in read_broken_files(index)[:5]:
         say(f"not decoded: {printable(entry['path'])}: {printable(entry['reason'].removeprefix(entry['path'] + ': '))}")
     if report.broken > 5:
         say(f"and {report.broken - 5:,} more, in {index}/broken.jsonl")
@@ -221,18 +232,18 @@ def print_index_report(index: str, report: Report) -> None:
         print(f'next: {PROGRAM} search {index} "a dog on the grass"')
 
 
-def _print_found(words: str, minus: list[str], found: list[Any], thumbnails: dict[int, bytes]) -> None:
+def print_hits(query: str, minus: list[str], hits: list[Any], thumbnails: dict[int, bytes]) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    from clipvisionalign.search.files import printable
+    from clipvisionalign.search.storage import printable
 
     without = f", without {', '.join(minus)}" if minus else ""
     # Text, not markup: a path may have brackets.
-    table = Table(title=Text(printable(f"{words}{without}")), title_justify="left")
-    pairs = any(each.pair_score is not None for each in found)
-    metadata = list(found[0].metadata) if found else []
+    table = Table(title=Text(printable(f"{query}{without}")), title_justify="left")
+    pairs = any(each.pair_score is not None for each in hits)
+    metadata = list(hits[0].metadata) if hits else []
     previews = ["picture"] if thumbnails else []
     console = Console()
     # An image is drawn as wide as its column is for certain: a wider one would be cropped.
@@ -241,16 +252,18 @@ def _print_found(words: str, minus: list[str], found: list[Any], thumbnails: dic
         width = preview_width if previews and column == "picture" else None
         justify: Literal["left", "right"] = "left" if column == "path" else "right"
         table.add_column(column, justify=justify, overflow="fold", width=width)
-    for place, each in enumerate(found, 1):
-        picture = [_preview(thumbnails[each.id], preview_width)] if previews else []
+    for rank, each in enumerate(hits, 1):
+        preview_cell = [_preview(thumbnails[each.id], preview_width)] if previews else []
         pair = [] if not pairs else ["" if each.pair_score is None else f"{each.pair_score:.3f}"]
-        more = [Text(printable(_as_written(value))) for value in each.metadata.values()]
+        metadata_cells = [Text(printable(_format_value(value))) for value in each.metadata.values()]
         size = f"{each.width} x {each.height}"
-        table.add_row(str(place), *picture, Text(printable(each.path)), f"{each.score:.3f}", *pair, size, *more)
+        table.add_row(
+            str(rank), *preview_cell, Text(printable(each.path)), f"{each.score:.3f}", *pair, size, *metadata_cells
+        )
     console.print(table)
 
 
-def _as_written(value: int | float | str | None) -> str:
+def _format_value(value: int | float | str | None) -> str:
     """A value of the metadata with all of its digits."""
     if isinstance(value, float):
         return repr(value).removesuffix(".0")
@@ -267,11 +280,11 @@ def _preview(thumbnail: bytes, width: int) -> Any:
     return Image(PillowImage.open(BytesIO(thumbnail)), width=width, height="auto")
 
 
-def _write_paths(searcher: Any, numbers: list[int], end: bytes) -> None:
+def write_paths(searcher: Any, ids: list[int], terminator: bytes) -> None:
     """Where the pictures are, in the bytes that the system has for it."""
-    raws = searcher.values(numbers, "raw")
+    raw_paths = searcher.values(ids, "raw")
     # A URL's names are UTF-8; those of this machine are whatever bytes the system has.
     sys.stdout.flush()
-    for number in numbers:
-        sys.stdout.buffer.write(os.fsencode(f"{searcher.place}/") + raws[number] + end)
+    for image_id in ids:
+        sys.stdout.buffer.write(os.fsencode(f"{searcher.storage}/") + raw_paths[image_id] + terminator)
     sys.stdout.buffer.flush()

@@ -22,7 +22,7 @@ QUIET_HELP = "print the result and errors only: no notes, no progress"
 VERBOSE_HELP = "print log messages, and with an error where in the code it was raised"
 
 
-def _parser(name: str, **options: Any) -> argparse.ArgumentParser:
+def command_parser(name: str, **options: Any) -> argparse.ArgumentParser:
     kind = argparse.RawDescriptionHelpFormatter
     # A shortened flag would pass by what looks for the whole word, such as --offline before anything is imported.
     parser = CommandParser(f"{PROGRAM} {name}", formatter_class=kind, allow_abbrev=False, **options)

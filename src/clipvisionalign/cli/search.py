@@ -8,13 +8,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from clipvisionalign.cli.output import _print_found, _write_paths, print_index_report, say
-from clipvisionalign.cli.parser import PROGRAM, _parser
-from clipvisionalign.counts import with_noun
+from clipvisionalign.cli.output import print_hits, print_index_report, say, write_paths
+from clipvisionalign.cli.parser import PROGRAM, command_parser
+from clipvisionalign.counts import count_noun
 
 
 def index_parser() -> argparse.ArgumentParser:
-    parser = _parser(
+    parser = command_parser(
         "index",
         description="Encode pictures into an index to search. Made again, it encodes only what is new or changed,\n"
         "finds what was moved, and drops what is gone. What cannot be read or decoded is listed.",
@@ -63,23 +63,23 @@ def index_parser() -> argparse.ArgumentParser:
 
 def index(arguments: list[str]) -> int:
     """Make an index, or bring one up to date."""
-    given = index_parser().parse_args(arguments)
-    from clipvisionalign.search.index import build_index, read_broken
+    args = index_parser().parse_args(arguments)
+    from clipvisionalign.search.indexer import build_index, read_broken_files
 
-    done = build_index(
-        given.run, given.source, given.out, say, captions=given.captions, layout=given.layout,
-        metadata=given.metadata, ray=given.ray, workers=given.workers, verify=given.verify,
-        allow_drop=given.allow_drop, group=given.group,
+    index_report = build_index(
+        args.run, args.source, args.out, say, captions=args.captions, layout=args.layout,
+        metadata=args.metadata, ray=args.ray, workers=args.workers, verify=args.verify,
+        allow_drop=args.allow_drop, group=args.group,
     )  # fmt: skip
-    if given.json:
-        print(json.dumps(done.to_dict() | {"broken_files": read_broken(given.out)}, indent=2))
+    if args.json:
+        print(json.dumps(index_report.to_dict() | {"broken_files": read_broken_files(args.out)}, indent=2))
         return 0
-    print_index_report(given.out, done)
+    print_index_report(args.out, index_report)
     return 0
 
 
 def search_parser() -> argparse.ArgumentParser:
-    parser = _parser(
+    parser = command_parser(
         "search",
         description='Find pictures of an index by words, by a picture, or by several of both. "^2 red" counts twice.',
         epilog="examples:\n"
@@ -120,67 +120,65 @@ def search_parser() -> argparse.ArgumentParser:
 
 def search(arguments: list[str]) -> int:
     """Find images or captions of an index; the exit status is 1 where nothing is found."""
-    given = search_parser().parse_args(arguments)
-    if given.captions and (given.where or given.rerank or given.sheet or given.paths or given.previews):
+    args = search_parser().parse_args(arguments)
+    if args.captions and (args.where or args.rerank or args.sheet or args.paths or args.previews):
         raise ValueError("--captions finds texts: leave --where, --rerank, --sheet, --paths and --previews out")
-    from clipvisionalign.data.of_run import unfinished_note
+    from clipvisionalign.data.run_data import unfinished_note
     from clipvisionalign.data.text_files import decode, split_lines
     from clipvisionalign.search.checks import check_query
-    from clipvisionalign.search.files import printable
-    from clipvisionalign.search.query import Searcher, Term, parse_term
+    from clipvisionalign.search.searcher import Searcher, Term, parse_term
+    from clipvisionalign.search.storage import printable
 
-    minus = [parse_term(text, -1.0) for text in given.minus]
-    like = [Term(path, is_picture=True) for path in given.like]
-    queries = [(" + ".join([*given.words, *given.like]), [parse_term(text) for text in given.words] + like)]
-    if given.queries:
-        if given.words or given.like:
+    minus = [parse_term(text, -1.0) for text in args.minus]
+    like = [Term(path, is_image=True) for path in args.like]
+    queries = [(" + ".join([*args.words, *args.like]), [parse_term(text) for text in args.words] + like)]
+    if args.queries:
+        if args.words or args.like:
             raise ValueError("--queries takes the queries from its file: leave words and --like out")
-        text = sys.stdin.read() if given.queries == "-" else decode(Path(given.queries).read_bytes()).text
+        text = sys.stdin.read() if args.queries == "-" else decode(Path(args.queries).read_bytes()).text
         lines = [line.strip() for line in split_lines(text)]
         queries = [(line, [parse_term(line)]) for line in lines if line]
     for note in dict.fromkeys(term.note for _, terms in queries for term in [*terms, *minus] if term.note):
         say(f"note: {note}")
     for _, terms in queries:
-        check_query(
-            given.index, [*terms, *minus], given.count, given.where, given.rerank, given.run, captions=given.captions
-        )
-    searcher = Searcher(given.index, given.run)
+        check_query(args.index, [*terms, *minus], args.count, args.where, args.rerank, args.run, captions=args.captions)
+    searcher = Searcher(args.index, args.run)
     if unfinished := unfinished_note(searcher.run):
         say(f"note: {unfinished}")
-    answers: list[dict[str, Any]] = []
-    for words, terms in queries:
-        if given.captions:
-            texts = searcher.captions(searcher.encode([*terms, *minus]), given.count)
-            answers.append({"query": words, "found": [each.to_dict() for each in texts]})
-            if not given.json:
-                for each in texts:
+    results: list[dict[str, Any]] = []
+    for query, terms in queries:
+        if args.captions:
+            caption_hits = searcher.captions(searcher.encode([*terms, *minus]), args.count)
+            results.append({"query": query, "found": [each.to_dict() for each in caption_hits]})
+            if not args.json:
+                for each in caption_hits:
                     print(f"{each.score:.3f}  {printable(each.text)}  ({printable(each.path)})")
             continue
-        found = searcher.search([*terms, *minus], given.count, given.where, given.rerank)
-        answers.append({"query": words, "found": [each.to_dict() for each in found]})
-        if not found:
-            say(f"{printable(words)}: nothing found{f' where {given.where}' if given.where.strip() else ''}")
+        hits = searcher.search([*terms, *minus], args.count, args.where, args.rerank)
+        results.append({"query": query, "found": [each.to_dict() for each in hits]})
+        if not hits:
+            say(f"{printable(query)}: nothing found{f' where {args.where}' if args.where.strip() else ''}")
             continue
-        if given.paths:
-            _write_paths(searcher, [each.id for each in found], b"\0" if given.null else b"\n")
-        elif not given.json:
-            thumbnails = searcher.values([each.id for each in found], "thumbnail") if given.previews else {}
-            _print_found(words, given.minus, found, thumbnails)
-    if given.json:
-        print(json.dumps(answers if given.queries else answers[0], indent=2))
-    if given.sheet:
-        from clipvisionalign.explain.contact_sheet import sheet_of_thumbnails
+        if args.paths:
+            write_paths(searcher, [each.id for each in hits], b"\0" if args.null else b"\n")
+        elif not args.json:
+            thumbnails = searcher.values([each.id for each in hits], "thumbnail") if args.previews else {}
+            print_hits(query, args.minus, hits, thumbnails)
+    if args.json:
+        print(json.dumps(results if args.queries else results[0], indent=2))
+    if args.sheet:
+        from clipvisionalign.explain.contact_sheet import thumbnail_sheet
 
-        everything = [each for answer in answers for each in answer["found"]]
-        kept = searcher.values([each["id"] for each in everything], "thumbnail")
-        shown = [(kept[each["id"]], f"{each['score']:.3f} {each['path']}") for each in everything]
-        sheet_of_thumbnails(shown, "; ".join(words for words, _ in queries)).save(given.sheet, "PNG")
-        say(f"{given.sheet}: written")
-    return 0 if any(answer["found"] for answer in answers) else 1
+        all_hits = [each for result in results for each in result["found"]]
+        sheet_thumbnails = searcher.values([each["id"] for each in all_hits], "thumbnail")
+        sheet_entries = [(sheet_thumbnails[each["id"]], f"{each['score']:.3f} {each['path']}") for each in all_hits]
+        thumbnail_sheet(sheet_entries, "; ".join(query for query, _ in queries)).save(args.sheet, "PNG")
+        say(f"{args.sheet}: written")
+    return 0 if any(result["found"] for result in results) else 1
 
 
 def duplicates_parser() -> argparse.ArgumentParser:
-    parser = _parser("duplicates", description="List pictures of an index that are the same, or nearly.")
+    parser = command_parser("duplicates", description="List pictures of an index that are the same, or nearly.")
     parser.add_argument("index", help="folder that 'index' wrote")
     parser.add_argument(
         "--near", type=float, default=0.985, help="cosine from which on two are nearly the same (default 0.985)"
@@ -192,30 +190,30 @@ def duplicates_parser() -> argparse.ArgumentParser:
 
 def duplicates(arguments: list[str]) -> int:
     """List images of an index that are the same, or nearly."""
-    given = duplicates_parser().parse_args(arguments)
-    from clipvisionalign.search.files import printable
-    from clipvisionalign.search.query import Searcher
-    from clipvisionalign.search.query import duplicates as groups_of
+    args = duplicates_parser().parse_args(arguments)
+    from clipvisionalign.search.searcher import Searcher
+    from clipvisionalign.search.searcher import find_duplicates as groups_of
+    from clipvisionalign.search.storage import printable
 
-    groups = groups_of(Searcher(given.index, given.run), given.near)
-    if given.json:
+    groups = groups_of(Searcher(args.index, args.run), args.near)
+    if args.json:
         print(
             json.dumps(
                 [[{"id": row["id"], "path": row["path"], "hash": row["hash"]} for row in g] for g in groups], indent=2
             )
         )
         return 0
-    for number, group in enumerate(groups, 1):
+    for group_number, group in enumerate(groups, 1):
         same = len({row["hash"] for row in group}) == 1
-        print(f"{number}. {'the same bytes' if same else 'nearly the same'}:")
+        print(f"{group_number}. {'the same bytes' if same else 'nearly the same'}:")
         for row in group:
             print(f"   {printable(row['path'])} ({row['size']:,} bytes)")
-    print(f"{with_noun(len(groups), 'group')} of pictures that are the same or nearly")
+    print(f"{count_noun(len(groups), 'group')} of pictures that are the same or nearly")
     return 0
 
 
 def serve_parser() -> argparse.ArgumentParser:
-    parser = _parser(
+    parser = command_parser(
         "serve",
         description="A search page and service over an index, or over two to compare. Bound to this machine unless\n"
         "told otherwise; /docs describes the interface, /metrics is for Prometheus.",
@@ -238,13 +236,13 @@ def serve_parser() -> argparse.ArgumentParser:
 
 def serve(arguments: list[str]) -> int:
     """Run the search page and service until it is stopped."""
-    given = serve_parser().parse_args(arguments)
+    args = serve_parser().parse_args(arguments)
     from clipvisionalign.search.server.run import read_token
-    from clipvisionalign.search.server.run import serve as run_service
+    from clipvisionalign.search.server.run import run_server as run_service
 
-    if given.token:
+    if args.token:
         say("--token shows the token in the list of processes and is to be removed: use --token-file FILE, or the "
             "environment variable CLIPVISIONALIGN_TOKEN")  # fmt: skip
-    token = read_token(given.token, given.token_file)
-    run_service(given.indexes, given.host, given.port, token, given.run, say)
+    token = read_token(args.token, args.token_file)
+    run_service(args.indexes, args.host, args.port, token, args.run, say)
     return 0

@@ -9,17 +9,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clipvisionalign.cli.output import say
-from clipvisionalign.cli.parser import OFFLINE, OFFLINE_HELP, _parser
+from clipvisionalign.cli.parser import OFFLINE, OFFLINE_HELP, command_parser
 
 if TYPE_CHECKING:
-    from clipvisionalign.study.plan import Plan
+    from clipvisionalign.study.config import Plan
 
 
 def study_parser() -> argparse.ArgumentParser:
-    from clipvisionalign.study.plan import ready_plans
+    from clipvisionalign.study.config import ready_plans
 
     ready = "\n".join(f"  {name:<16} {title}" for name, title in ready_plans().items())
-    parser = _parser(
+    parser = command_parser(
         "study",
         description="Train attention designs alike, over several seeds, measure them alike, and write one report:\n"
         "accuracy with intervals and corrected differences, time, memory, recall by caption length, minimal pairs,\n"
@@ -43,56 +43,56 @@ def study_parser() -> argparse.ArgumentParser:
 
 def study(arguments: list[str]) -> int:
     """Carry out a study, or tell how long it will take."""
-    given = study_parser().parse_args(arguments)
-    from clipvisionalign.study.plan import read_plan, told_with_lines
-    from clipvisionalign.study.run import plan_ahead, run_study
-    from clipvisionalign.study.tables import print_tables
+    args = study_parser().parse_args(arguments)
+    from clipvisionalign.study.config import read_plan, told_with_lines
+    from clipvisionalign.study.report.tables import print_tables
+    from clipvisionalign.study.runner import estimate_study_time, run_study
 
-    plan = _with_flags(read_plan(given.plan), given)
-    out = given.out or f"studies/{Path(given.plan).stem}"
-    if given.dry_run:
-        with told_with_lines(given.plan):
-            seconds = plan_ahead(plan, out, say)
-        for what, taken in seconds.items():
-            print(f"{taken / 60:6.1f} min  {what}")
+    plan = _apply_flags(read_plan(args.plan), args)
+    out = args.out or f"studies/{Path(args.plan).stem}"
+    if args.dry_run:
+        with told_with_lines(args.plan):
+            seconds = estimate_study_time(plan, out, say)
+        for phase, duration in seconds.items():
+            print(f"{duration / 60:6.1f} min  {phase}")
         print(f"{sum(seconds.values()) / 60:6.1f} min  in all, for {len(plan.variants) * len(plan.seeds)} cells")
         return 0
-    with told_with_lines(given.plan):
+    with told_with_lines(args.plan):
         report = run_study(plan, out, say)
-    if given.pdf:
+    if args.pdf:
         _write_pdf(out)
-    print(json.dumps(report, indent=2)) if given.json else print_tables(report)
+    print(json.dumps(report, indent=2)) if args.json else print_tables(report)
     return 0
 
 
-def _with_flags(plan: Plan, given: argparse.Namespace) -> Plan:
+def _apply_flags(plan: Plan, args: argparse.Namespace) -> Plan:
     """A plan with what the command line asks for instead. Raises ValueError for what contradicts itself."""
-    from clipvisionalign.study.plan import Drawing
+    from clipvisionalign.study.config import Drawing
 
-    if given.seconds is not None:
-        if given.same == "pictures":
+    if args.seconds is not None:
+        if args.same == "pictures":
             raise ValueError("--seconds counts with --same seconds alone, not with --same pictures")
-        plan = replace(plan, budget=replace(plan.budget, same="seconds", seconds=given.seconds))
-    elif given.same:
-        plan = replace(plan, budget=replace(plan.budget, same=given.same))
-    if given.data is not None:
-        plan = replace(plan, data=given.data, scenes=0, drawing=Drawing())
-    if given.split is not None:
-        plan = replace(plan, split=given.split)
-    if given.seeds is not None:
-        plan = replace(plan, seeds=[_whole(seed, "--seeds") for seed in _listed(given.seeds)])
-    if given.variants is not None:
-        unknown = [name for name in _listed(given.variants) if name not in plan.variants]
+        plan = replace(plan, budget=replace(plan.budget, same="seconds", seconds=args.seconds))
+    elif args.same:
+        plan = replace(plan, budget=replace(plan.budget, same=args.same))
+    if args.data is not None:
+        plan = replace(plan, data=args.data, scenes=0, drawing=Drawing())
+    if args.split is not None:
+        plan = replace(plan, split=args.split)
+    if args.seeds is not None:
+        plan = replace(plan, seeds=[_whole(seed, "--seeds") for seed in _listed(args.seeds)])
+    if args.variants is not None:
+        unknown = [name for name in _listed(args.variants) if name not in plan.variants]
         if unknown:
             raise ValueError(
                 f"--variants: '{', '.join(unknown)}' is not in the plan; it has {', '.join(plan.variants)}"
             )
-        plan = replace(plan, variants={name: plan.variants[name] for name in _listed(given.variants)})
+        plan = replace(plan, variants={name: plan.variants[name] for name in _listed(args.variants)})
     return plan
 
 
 def _listed(text: str) -> list[str]:
-    return [part.strip() for part in text.split(",") if part.strip()]
+    return [item.strip() for item in text.split(",") if item.strip()]
 
 
 def _whole(text: str, flag: str) -> int:
@@ -103,7 +103,7 @@ def _whole(text: str, flag: str) -> int:
 
 
 def report_parser() -> argparse.ArgumentParser:
-    parser = _parser(
+    parser = command_parser(
         "report",
         description="Write a study's report anew: page, figures, tables, PDF; of a study that was stopped, from what\n"
         "is measured so far. Or put two studies side by side: before and after, two machines.",
@@ -118,46 +118,48 @@ def report_parser() -> argparse.ArgumentParser:
 
 def report(arguments: list[str]) -> int:
     """Write a study's report again, or compare two studies."""
-    given = report_parser().parse_args(arguments)
+    args = report_parser().parse_args(arguments)
     from dataclasses import asdict
 
-    from clipvisionalign.files import written_aside
-    from clipvisionalign.study.comparison import compare_reports
-    from clipvisionalign.study.page import render_comparison
-    from clipvisionalign.study.report import check_installed, folder_of, read_report, write_report
-    from clipvisionalign.study.run import report_held, report_of_study
-    from clipvisionalign.study.tables import print_tables, show
-    from clipvisionalign.study.words import claims_of
+    from clipvisionalign.files import atomic_write
+    from clipvisionalign.study.report.build import check_installed, read_report, study_folder, write_report
+    from clipvisionalign.study.report.compare import compare_reports
+    from clipvisionalign.study.report.html import render_comparison
+    from clipvisionalign.study.report.summary import report_claims
+    from clipvisionalign.study.report.tables import print_tables, render_tables
+    from clipvisionalign.study.runner import read_study_report, report_held
 
     check_installed()
-    folder = folder_of(given.study)
-    if given.compare:
-        found = report_of_study(folder, say)
-        tables, settings = compare_reports(found, read_report(given.compare))
-        page = Path(given.out or folder / "comparison.html")
-        told = render_comparison(f"{found['title']}: two studies", (given.study, given.compare), tables, settings)
-        with written_aside(page) as aside:
-            aside.write_text(told, encoding="utf-8")
-        if given.json:
+    folder = study_folder(args.study)
+    if args.compare:
+        study_report = read_study_report(folder, say)
+        tables, settings = compare_reports(study_report, read_report(args.compare))
+        page = Path(args.out or folder / "comparison.html")
+        comparison_text = render_comparison(
+            f"{study_report['title']}: two studies", (args.study, args.compare), tables, settings
+        )
+        with atomic_write(page) as aside:
+            aside.write_text(comparison_text, encoding="utf-8")
+        if args.json:
             print(json.dumps({"tables": [asdict(table) for table in tables], "settings": settings}, indent=2))
         else:
-            show(tables)
+            render_tables(tables)
             print("\n".join(settings))
         say(f"{page}: written")
         return 0
     with report_held(folder):
-        found = report_of_study(folder, say)
+        study_report = read_study_report(folder, say)
         # Its sentences are those of now, whichever version has made the report.
-        found["claims"] = claims_of(found)
-        write_report(folder, found, say)
-        if given.pdf:
+        study_report["claims"] = report_claims(study_report)
+        write_report(folder, study_report, say)
+        if args.pdf:
             _write_pdf(folder)
-    print(json.dumps(found, indent=2)) if given.json else print_tables(found)
+    print(json.dumps(study_report, indent=2)) if args.json else print_tables(study_report)
     return 0
 
 
 def _write_pdf(folder: str | Path) -> None:
-    from clipvisionalign.study.page import write_pdf
+    from clipvisionalign.study.report.html import write_pdf
 
     write_pdf(Path(folder) / "report.html", Path(folder) / "report.pdf")
     say(f"{folder}/report.pdf: written")

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
-from clipvisionalign.cli.output import _print_figures, _print_profile, _speaks, say
+from clipvisionalign.cli.output import is_main_process, print_metrics, print_profile, say
 from clipvisionalign.cli.parser import OFFLINE, OFFLINE_HELP, PROGRAM, add_output_flags, exit_with_usage_error
 
 
@@ -26,32 +26,34 @@ def train(arguments: list[str]) -> int:
     # `train DATA` and `train --data DATA` are the same.
     if arguments and not arguments[0].startswith("-"):
         arguments = ["--data", *arguments]
-    arguments = _in_order(arguments, recipe_file)
-    given = parser.parse_args(arguments)
-    settings = parser.instantiate_classes(given).as_dict()
+    arguments = _order_settings_arguments(arguments, recipe_file)
+    args = parser.parse_args(arguments)
+    settings = parser.instantiate_classes(args).as_dict()
     if settings.pop("recipe") is not None:
         raise ValueError("a file of settings names no 'recipe': give --recipe on the command line")
     if settings.pop("offline") and OFFLINE not in arguments:
         raise ValueError(f"'offline' in a file of settings comes too late: give {OFFLINE}, or set HF_HUB_OFFLINE=1")
     for flag in ("config", "quiet", "verbose"):
         settings.pop(flag, None)
-    stopped = settings.pop("resume")
-    if stopped is not None and len([each for each in arguments if each != OFFLINE]) > 2:
-        raise ValueError(f"--resume {stopped} goes on with the settings of that run; it takes no others")
-    if stopped is None:
+    resumed_run = settings.pop("resume")
+    if resumed_run is not None and len([each for each in arguments if each != OFFLINE]) > 2:
+        raise ValueError(f"--resume {resumed_run} goes on with the settings of that run; it takes no others")
+    if resumed_run is None:
         _refuse_absent(settings["data"])
     if settings["profile"]:
         with tempfile.TemporaryDirectory() as folder:
             settings |= {"out": str(Path(folder) / "profile"), "overwrite": False}
-            found = train_run(RunConfig(**settings), say)
-        if _speaks():
-            _print_profile(found)
+            profile = train_run(RunConfig(**settings), say)
+        if is_main_process():
+            print_profile(profile)
         return 0
-    with hint.shown_for(settings["out"] if stopped is None else stopped):
-        results = resume(stopped, hint.say) if stopped is not None else train_run(RunConfig(**settings), hint.say)
-    if not _speaks():
+    with hint.shown_for(settings["out"] if resumed_run is None else resumed_run):
+        results = (
+            resume(resumed_run, hint.say) if resumed_run is not None else train_run(RunConfig(**settings), hint.say)
+        )
+    if not is_main_process():
         return 0
-    _print_figures(results)
+    print_metrics(results)
     if "chosen" in results:
         print(f"{results['chosen']['figures']} (results.json, 'chosen')")
     print(f"the run is in {results['run']}; next: {PROGRAM} audit {results['run']}")
@@ -96,10 +98,10 @@ def train_parser() -> Any:
 
 def _refuse_absent(data: str) -> None:
     """Raises DataError where there is no such data set, which is found out before anything about the run folder."""
-    from clipvisionalign.data.formats import layout_of
+    from clipvisionalign.data.formats import detect_layout
 
     if data and not Path(data).exists():
-        layout_of(data)
+        detect_layout(data)
 
 
 class _ResumeHint:
@@ -121,20 +123,20 @@ class _ResumeHint:
             yield
         except KeyboardInterrupt:
             unfinished = (Path(run) / "config.yaml").is_file() and not (Path(run) / "results.json").is_file()
-            if unfinished and not self.is_said and _speaks():
+            if unfinished and not self.is_said and is_main_process():
                 say(f"{run}: interrupted; resume it with: {PROGRAM} train --resume {run}")
             raise
 
 
 def _numbers(settings: Any, prefix: str = "") -> list[str]:
     """The settings that are numbers, by their names with dots."""
-    found = []
+    names = []
     for name, value in vars(settings).items():
         if is_dataclass(value):
-            found += _numbers(value, f"{prefix}{name}.")
+            names += _numbers(value, f"{prefix}{name}.")
         elif isinstance(value, int | float) and not isinstance(value, bool):
-            found.append(f"{prefix}{name}")
-    return found
+            names.append(f"{prefix}{name}")
+    return names
 
 
 def _refuse_clocks(arguments: list[str], numbers: list[str]) -> None:
@@ -148,21 +150,21 @@ def _refuse_clocks(arguments: list[str], numbers: list[str]) -> None:
             raise ValueError(f"{flag}: {value} is no number")
 
 
-def _in_order(arguments: list[str], recipe_file: Callable[[str], Path]) -> list[str]:
+def _order_settings_arguments(arguments: list[str], recipe_file: Callable[[str], Path]) -> list[str]:
     """A recipe as the first file of settings, then the files given, then the flags: what stands later counts more."""
     recipes: list[str] = []
     files: list[str] = []
     flags: list[str] = []
-    left = list(arguments)
-    while left:
-        flag, equals, value = left.pop(0).partition("=")
+    remaining = list(arguments)
+    while remaining:
+        flag, equals, value = remaining.pop(0).partition("=")
         if flag not in ("--recipe", "--config"):
             flags.append(f"{flag}{equals}{value}")
             continue
         if not equals:
-            if not left:
+            if not remaining:
                 raise ValueError(f"{flag}: {'the name of a recipe' if flag == '--recipe' else 'a file'} should follow")
-            value = left.pop(0)
+            value = remaining.pop(0)
         (recipes if flag == "--recipe" else files).append(value)
-    found = [str(recipe_file(name)) for name in recipes]
-    return [part for path in [*found, *files] for part in ("--config", path)] + flags
+    recipe_files = [str(recipe_file(name)) for name in recipes]
+    return [argument for path in [*recipe_files, *files] for argument in ("--config", path)] + flags

@@ -18,19 +18,19 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from clipvisionalign.batch import Batch, CutCaptions, Look, Tokenize, decode_pixels, group_by_length, seeded
+from clipvisionalign.batch import Batch, ImageLoader, Tokenize, TruncationStats, decode_pixels, group_by_length, seeded
 from clipvisionalign.data.captioned import CaptionedImages
-from clipvisionalign.data.loading import loaded
+from clipvisionalign.data.loader import iterate_dataset
 
 #: A list of images to make a batch of: the seed of what is drawn at random, and the images' places.
-Dealt = tuple[int, list[int]]
+SeededIndices = tuple[int, list[int]]
 
 #: Which part of each batch is this process's: its place, and how many there are.
-Share = tuple[int, int]
-ALL: Share = (0, 1)
+ProcessRank = tuple[int, int]
+SINGLE_PROCESS: ProcessRank = (0, 1)
 
 
-def steps_in_epoch(images: int, batch: int, processes: int = 1) -> int:
+def steps_in_epoch(images: int, batch_size: int, world_size: int = 1) -> int:
     """In how many steps an epoch of `images` is dealt: of `batch` images at most, and as even as can be.
 
     A step of which a process has no image, or of one image alone, teaches nothing: where the last few images would be
@@ -39,7 +39,7 @@ def steps_in_epoch(images: int, batch: int, processes: int = 1) -> int:
     >>> steps_in_epoch(100, 32), steps_in_epoch(96, 32), steps_in_epoch(33, 32), steps_in_epoch(3, 2)
     (4, 3, 2, 1)
     """
-    return max(1, min(-(-images // batch), images // max(2, processes)))
+    return max(1, min(-(-images // batch_size), images // max(2, world_size)))
 
 
 def step_bounds(images: int, steps: int, step: int) -> tuple[int, int]:
@@ -51,16 +51,16 @@ def step_bounds(images: int, steps: int, step: int) -> tuple[int, int]:
     return images * step // steps, images * (step + 1) // steps
 
 
-def own_size(images: int, steps: int, step: int, share: Share = ALL) -> int:
+def local_batch_size(images: int, steps: int, step: int, process_rank: ProcessRank = SINGLE_PROCESS) -> int:
     """How many images of a step are one process's."""
     first, last = step_bounds(images, steps, step)
-    return len(range(last - first)[share[0] :: share[1]])
+    return len(range(last - first)[process_rank[0] :: process_rank[1]])
 
 
-def chunks_of(images: int, steps: int, step: int, chunk: int, processes: int = 1) -> int:
+def count_chunks(images: int, steps: int, step: int, chunk_size: int, world_size: int = 1) -> int:
     """In how many chunks of about `chunk` images every process takes a step: the same for all, none of them empty."""
-    most, least = (own_size(images, steps, step, (number, processes)) for number in (0, processes - 1))
-    return max(1, min(-(-most // chunk), least))
+    most, least = (local_batch_size(images, steps, step, (rank, world_size)) for rank in (0, world_size - 1))
+    return max(1, min(-(-most // chunk_size), least))
 
 
 class CaptionedBatches(Dataset[Batch]):
@@ -70,75 +70,91 @@ class CaptionedBatches(Dataset[Batch]):
     look: picture to tensor, or None if the pictures' features are on disk and no picture is to be opened.
     """
 
-    def __init__(self, data: CaptionedImages, tokenize: Tokenize, pad: int, look: Look | None) -> None:
+    def __init__(self, data: CaptionedImages, tokenize: Tokenize, pad: int, load_image: ImageLoader | None) -> None:
         self.rows = data.rows
         self.pad = pad
-        self.look = look
+        self.load_image = load_image
         start = time.perf_counter()
         tokens = tokenize(data.captions)
         #: Seconds that tokenising took, once for the whole run.
         self.tokenise_seconds = time.perf_counter() - start
         #: How many captions the text tower's limit cuts.
-        self.cut = CutCaptions.of(tokens)
+        self.truncation = TruncationStats.from_tokens(tokens)
         ends = np.cumsum([len(row.captions) for row in data.rows])
         self.ends = ends
         self.tokens = [tokens[end - len(row.captions) : end] for row, end in zip(data.rows, ends, strict=True)]
         identity = data.image_identity
         self.identity = torch.from_numpy(identity if identity is not None else np.arange(len(data)))
-        texts = data.caption_group
-        self.texts = None if texts is None else torch.from_numpy(texts)
+        text_ids = data.shared_text_ids
+        self.caption_text_ids = None if text_ids is None else torch.from_numpy(text_ids)
         #: Pairs of an identity and a text that is true of it, sorted, of the whole data set (K, 2).
-        self.true_texts = torch.empty(0, 2, dtype=torch.long)
-        if self.texts is not None:
+        self.identity_texts = torch.empty(0, 2, dtype=torch.long)
+        if self.caption_text_ids is not None:
             owners = self.identity[torch.from_numpy(data.caption_image)]
-            self.true_texts = torch.stack([owners, self.texts], dim=1).unique(dim=0)
+            self.identity_texts = torch.stack([owners, self.caption_text_ids], dim=1).unique(dim=0)
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def counted(self) -> dict[str, Any]:
+    def counters(self) -> dict[str, Any]:
         """Nothing: what is counted of a stream as it passes is known here from the start."""
         return {}
 
-    def __getitem__(self, dealt: Dealt) -> Batch:
+    def __getitem__(self, batch_indices: SeededIndices) -> Batch:
         """The batch of the images dealt: (random seed of this batch, places of the images)."""
-        seed, places = dealt
+        seed, indices = batch_indices
         pixels, skipped = None, list[str]()
         start = time.perf_counter()
-        if self.look is not None:
+        if self.load_image is not None:
             with seeded(seed):
-                pixels, good, skipped = decode_pixels([self.rows[i].image for i in places], self.look)
-            places = [places[i] for i in good]
+                pixels, decoded_positions, skipped = decode_pixels(
+                    [self.rows[i].image for i in indices], self.load_image
+                )
+            indices = [indices[i] for i in decoded_positions]
         decoded = time.perf_counter()
-        index = torch.tensor(places, dtype=torch.long)
-        tokens = [caption for i in places for caption in self.tokens[i]]
-        owners = torch.tensor([b for b, i in enumerate(places) for _ in self.tokens[i]], dtype=torch.long)
+        index = torch.tensor(indices, dtype=torch.long)
+        tokens = [caption for i in indices for caption in self.tokens[i]]
+        owners = torch.tensor([b for b, i in enumerate(indices) for _ in self.tokens[i]], dtype=torch.long)
         groups = group_by_length(tokens, self.pad)
         seconds = {"decode": decoded - start, "collate": time.perf_counter() - decoded}
-        names = [self.rows[i].name for i in places[:5]]
-        own = [range(self.ends[i] - len(self.tokens[i]), self.ends[i]) for i in places]
-        captions = torch.tensor([number for some in own for number in some], dtype=torch.long)
+        names = [self.rows[i].name for i in indices[:5]]
+        caption_ranges = [range(self.ends[i] - len(self.tokens[i]), self.ends[i]) for i in indices]
+        captions = torch.tensor(
+            [caption_row for caption_range in caption_ranges for caption_row in caption_range], dtype=torch.long
+        )
         identity = self.identity[index]
         batch = Batch(index, pixels, groups, owners, identity, captions, names, skipped, seconds)
-        if self.texts is None:
+        if self.caption_text_ids is None:
             return batch
         # The pairs are sorted by identity: each has a stretch of its own.
-        owners, some = self.true_texts[:, 0].contiguous(), identity.unique()
-        bounds = (torch.searchsorted(owners, some, right=right).tolist() for right in (False, True))
-        true = [self.true_texts[first:last] for first, last in zip(*bounds, strict=True)]
-        return replace(batch, caption_text=self.texts[captions], true_texts=torch.cat([self.true_texts[:0], *true]))
+        owners, caption_range = self.identity_texts[:, 0].contiguous(), identity.unique()
+        bounds = (torch.searchsorted(owners, caption_range, right=right).tolist() for right in (False, True))
+        pairs = [self.identity_texts[first:last] for first, last in zip(*bounds, strict=True)]
+        return replace(
+            batch,
+            caption_text_id=self.caption_text_ids[captions],
+            identity_texts=torch.cat([self.identity_texts[:0], *pairs]),
+        )
 
-    def steps(self, batch: int, processes: int = 1) -> int:
+    def steps_per_epoch(self, batch_size: int, world_size: int = 1) -> int:
         """Steps in an epoch."""
-        return steps_in_epoch(len(self.rows), batch, processes)
+        return steps_in_epoch(len(self.rows), batch_size, world_size)
 
-    def chunks(self, batch: int, step: int, chunk: int, processes: int = 1) -> int:
+    def num_chunks(self, batch_size: int, step: int, chunk_size: int, world_size: int = 1) -> int:
         """In how many chunks a step of an epoch comes, twice; 0 for whole. See `deal`."""
-        return chunk and chunks_of(len(self.rows), self.steps(batch, processes), step, chunk, processes)
+        return chunk_size and count_chunks(
+            len(self.rows), self.steps_per_epoch(batch_size, world_size), step, chunk_size, world_size
+        )
 
-    def deal(
-        self, batch: int, epoch: int, seed: int, start: int = 0, chunk: int = 0, share: Share = ALL
-    ) -> list[Dealt]:
+    def plan_epoch(
+        self,
+        batch_size: int,
+        epoch: int,
+        seed: int,
+        start: int = 0,
+        chunk_size: int = 0,
+        process_rank: ProcessRank = SINGLE_PROCESS,
+    ) -> list[SeededIndices]:
         """The lists of one epoch, from step `start` on: every image exactly once, dealt anew each epoch.
 
         chunk: images of a list, about; the lists of a step come one after the other, and then once more, for a gradient
@@ -146,31 +162,38 @@ class CaptionedBatches(Dataset[Batch]):
         """
         count = len(self.rows)
         order = np.random.default_rng([seed, epoch]).permutation(count)
-        steps = self.steps(batch, share[1])
-        found: list[Dealt] = []
+        steps = self.steps_per_epoch(batch_size, process_rank[1])
+        plan: list[SeededIndices] = []
         for step in range(start, steps):
-            number = int(np.random.default_rng([seed, epoch, step, *share[:1]]).integers(1 << 62))
-            places = order[slice(*step_bounds(count, steps, step))][share[0] :: share[1]].tolist()
-            if not chunk:
-                found.append((number, places))
+            batch_seed = int(np.random.default_rng([seed, epoch, step, *process_rank[:1]]).integers(1 << 62))
+            indices = order[slice(*step_bounds(count, steps, step))][process_rank[0] :: process_rank[1]].tolist()
+            if not chunk_size:
+                plan.append((batch_seed, indices))
                 continue
-            parts = self.chunks(batch, step, chunk, share[1])
-            cuts = [len(places) * part // parts for part in range(parts + 1)]
-            lists = [(number + first, places[first:last]) for first, last in pairwise(cuts)]
-            found += lists + lists
-        return found
+            chunk_count = self.num_chunks(batch_size, step, chunk_size, process_rank[1])
+            bounds = [len(indices) * i // chunk_count for i in range(chunk_count + 1)]
+            lists = [(batch_seed + first, indices[first:last]) for first, last in pairwise(bounds)]
+            plan += lists + lists
+        return plan
 
-    def load(self, dealt: list[Dealt], workers: int = 0) -> Iterator[Batch]:
+    def load(self, plan: list[SeededIndices], workers: int = 0) -> Iterator[Batch]:
         """The batches of lists, in their order."""
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*pin_memory.*")
-            yield from loaded(self, workers, dealt)
+            yield from iterate_dataset(self, workers, plan)
 
     def epoch(
-        self, batch: int, epoch: int, seed: int, workers: int = 0, start: int = 0, share: Share = ALL, chunk: int = 0
+        self,
+        batch_size: int,
+        epoch: int,
+        seed: int,
+        workers: int = 0,
+        start: int = 0,
+        process_rank: ProcessRank = SINGLE_PROCESS,
+        chunk_size: int = 0,
     ) -> Iterator[Batch]:
         """The batches of one epoch, from number `start` on; with `chunk` each one's chunks, twice. See `deal`."""
-        return self.load(self.deal(batch, epoch, seed, start, chunk, share), workers)
+        return self.load(self.plan_epoch(batch_size, epoch, seed, start, chunk_size, process_rank), workers)
 
     @property
     def captions_per_image(self) -> float:

@@ -19,20 +19,20 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from clipvisionalign.counts import with_noun
-from clipvisionalign.data.split_file import how_to_share_out
+from clipvisionalign.counts import count_noun
+from clipvisionalign.data.split_file import write_splits_command
 
 SPLITS = ("train", "dev", "test")
 
 #: Which captions belong to which images. "auto": an image's own, and those of all images of the identity that the data
 #: set gives it; "caption": those, and every caption that is equal to one of them word by word; "none": its own alone.
-Identity = Literal["auto", "caption", "none"]
+IdentityMode = Literal["auto", "caption", "none"]
 
 #: Marks at a caption's end that make no difference.
-FINAL_MARKS = ".!?,;:\N{HORIZONTAL ELLIPSIS}\N{IDEOGRAPHIC FULL STOP}\N{IDEOGRAPHIC COMMA}\N{DEVANAGARI DANDA}"
+FINAL_PUNCTUATION = ".!?,;:\N{HORIZONTAL ELLIPSIS}\N{IDEOGRAPHIC FULL STOP}\N{IDEOGRAPHIC COMMA}\N{DEVANAGARI DANDA}"
 
 
-def same_words(caption: str) -> str:
+def normalize_caption(caption: str) -> str:
     """What two captions have in common if and only if they are equal word by word.
 
     Letters are compared without case and in Unicode's NFC form; any white space is one blank; punctuation at the end
@@ -40,20 +40,20 @@ def same_words(caption: str) -> str:
 
     Source of the comparison without case: The Unicode Standard, section 3.13, D145 (canonical caseless matching).
 
-    >>> same_words("A dog runs .") == same_words("a  DOG runs")
+    >>> normalize_caption("A dog runs .") == normalize_caption("a  DOG runs")
     True
     """
     folded = unicodedata.normalize("NFC", unicodedata.normalize("NFD", caption).casefold())
     text = " ".join(folded.split())
-    return text.rstrip(f" {FINAL_MARKS}") or text
+    return text.rstrip(f" {FINAL_PUNCTUATION}") or text
 
 
-def text_number(caption: str) -> int:
+def text_id(caption: str) -> int:
     """A number that is the same for captions that are equal word by word, on every process and machine."""
-    return hashed(same_words(caption))
+    return hash_text(normalize_caption(caption))
 
 
-def hashed(text: str) -> int:
+def hash_text(text: str) -> int:
     """56 bits of a text's SHA-256."""
     return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:7], "big")
 
@@ -96,8 +96,8 @@ class CaptionedImage:
     captions: tuple[str, ...]
     split: str
     identity: str | None = None
-    place: str = ""
-    rows: int = 0
+    location: str = ""
+    row_count: int = 0
     group: str | None = None
 
 
@@ -107,7 +107,7 @@ class CaptionedImages:
 
     source: where it was read from; layout: which reader read it.
     official_splits: False where a hash had to decide, see `data/splits.py`; split_rule: how it did.
-    identity: which captions belong to which images, see `Identity`.
+    identity: which captions belong to which images, see `IdentityMode`.
     rows_in_files: the rows of its files, read or left out; 0 where that is not known.
     notes: what was passed over that is no row, such as columns.
     """
@@ -117,7 +117,7 @@ class CaptionedImages:
     layout: str = "memory"
     official_splits: bool = True
     problems: list[Problem] = field(default_factory=list)
-    identity: Identity = "auto"
+    identity: IdentityMode = "auto"
     rows_in_files: int = 0
     notes: list[str] = field(default_factory=list)
     split_rule: int = 0
@@ -132,22 +132,22 @@ class CaptionedImages:
         """The rows of one split. Raises DataError where it is empty, naming the splits that are not."""
         rows = [row for row in self.rows if row.split == name]
         if not rows:
-            there = ", ".join(
-                f"{split} ({with_noun(count, 'image')})" for split, count in sorted(self.split_sizes().items())
+            available = ", ".join(
+                f"{split} ({count_noun(count, 'image')})" for split, count in sorted(self.split_sizes().items())
             )
-            told = f"the split '{name}' is empty; this data set has: {there or 'no images'}{self.way_out()}"
-            raise DataError(f"{self.source}: {told}")
+            message = f"the split '{name}' is empty; this data set has: {available or 'no images'}{self.splits_hint()}"
+            raise DataError(f"{self.source}: {message}")
         return replace(self, rows=rows)
 
-    def way_out(self) -> str:
+    def splits_hint(self) -> str:
         """How to have other splits, where a hash made these, as the end of a message; else nothing."""
-        return "" if self.official_splits else f"; {how_to_share_out(self.source)} shares the images out"
+        return "" if self.official_splits else f"; {write_splits_command(self.source)} shares the images out"
 
     def first_by_hash(self, count: int) -> CaptionedImages:
         """`count` rows, the first by a hash of their names, in the order in which they stand."""
-        names = sorted(self.rows, key=lambda row: hashlib.sha256(row.name.encode("utf-8", "surrogatepass")).digest())
-        kept = {row.name for row in names[:count]}
-        return replace(self, rows=[row for row in self.rows if row.name in kept])
+        ordered = sorted(self.rows, key=lambda row: hashlib.sha256(row.name.encode("utf-8", "surrogatepass")).digest())
+        selected = {row.name for row in ordered[:count]}
+        return replace(self, rows=[row for row in self.rows if row.name in selected])
 
     def split_sizes(self) -> dict[str, int]:
         """Images in each split that is there."""
@@ -170,35 +170,35 @@ class CaptionedImages:
 
     def with_identity(self, identity: str) -> CaptionedImages:
         """The same rows, their captions belonging to images as `identity` says. Raises ValueError for another word."""
-        return replace(self, identity=checked_identity(identity))
+        return replace(self, identity=validate_identity(identity))
 
     @property
     def image_identity(self) -> np.ndarray | None:
         """For each image the number of the identity it shows (N,), or None where there are none, or none are wanted."""
         if self.identity == "none" or not any(row.identity is not None for row in self.rows):
             return None
-        numbers: dict[str, int] = {}
+        ids: dict[str, int] = {}
         keys = [f"identity {row.identity}" if row.identity is not None else f"image {row.name}" for row in self.rows]
-        return np.array([numbers.setdefault(key, len(numbers)) for key in keys])
+        return np.array([ids.setdefault(key, len(ids)) for key in keys])
 
     @property
-    def caption_texts(self) -> np.ndarray:
+    def caption_text_ids(self) -> np.ndarray:
         """For each caption the number of its words (M,): equal where two captions are, word by word."""
-        return np.array([text_number(caption) for caption in self.captions], dtype=np.int64)
+        return np.array([text_id(caption) for caption in self.captions], dtype=np.int64)
 
     @property
-    def caption_group(self) -> np.ndarray | None:
-        """`caption_texts` where equal captions belong to the same images ("caption"), else None."""
-        return self.caption_texts if self.identity == "caption" else None
+    def shared_text_ids(self) -> np.ndarray | None:
+        """`parse_captions` where equal captions belong to the same images ("caption"), else None."""
+        return self.caption_text_ids if self.identity == "caption" else None
 
-    def true_texts(self) -> list[set[str]]:
-        """For each image the words (see `same_words`) of all captions that belong to it."""
+    def positive_texts(self) -> list[set[str]]:
+        """For each image the words (see `normalize_caption`) of all captions that belong to it."""
         identity = self.image_identity
         owners = list(range(len(self.rows))) if identity is None else identity.tolist()
-        found: dict[int, set[str]] = {}
+        texts: dict[int, set[str]] = {}
         for owner, row in zip(owners, self.rows, strict=True):
-            found.setdefault(owner, set()).update(map(same_words, row.captions))
-        return [found[owner] for owner in owners]
+            texts.setdefault(owner, set()).update(map(normalize_caption, row.captions))
+        return [texts[owner] for owner in owners]
 
     def fingerprint(self) -> str:
         """A hash of names, captions, splits, identities, and each picture's bytes or size on disk."""
@@ -214,9 +214,9 @@ class CaptionedImages:
         return digest.hexdigest()[:16]
 
 
-def checked_identity(identity: str) -> Identity:
-    """The same word. Raises ValueError where it is none of `Identity`."""
-    for known in get_args(Identity):
-        if identity == known:
-            return known
-    raise ValueError(f"--identity {identity}: it is one of {', '.join(get_args(Identity))}")
+def validate_identity(identity: str) -> IdentityMode:
+    """The same word. Raises ValueError where it is none of `IdentityMode`."""
+    for mode in get_args(IdentityMode):
+        if identity == mode:
+            return mode
+    raise ValueError(f"--identity {identity}: it is one of {', '.join(get_args(IdentityMode))}")

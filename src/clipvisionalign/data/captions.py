@@ -17,78 +17,78 @@ CAPTION_NAMES = (
 )  # fmt: skip
 
 #: Words that a program wrote where it had no caption.
-NO_TEXT = frozenset({"none", "null", "nan", "n/a"})
+MISSING_VALUES = frozenset({"none", "null", "nan", "n/a"})
 
 
-def caption_texts(value: Any) -> tuple[list[str], list[str]]:
+def parse_captions(value: Any) -> tuple[list[str], list[str]]:
     """The captions that a cell holds, and for each part of it that is none why.
 
     A text, bytes, a list of them (also written as JSON, Python or NumPy writes it), or records that hold one under a
     usual name. What is written like a list, a record or bytes is never a caption itself. White
     space is one blank; an empty text is none.
 
-    >>> caption_texts('["a dog", null]')
+    >>> parse_captions('["a dog", null]')
     (['a dog'], ['no caption'])
-    >>> caption_texts({"raw": "a dog", "tokens": ["a", "dog"]})
+    >>> parse_captions({"raw": "a dog", "tokens": ["a", "dog"]})
     (['a dog'], [])
-    >>> caption_texts(17)
+    >>> parse_captions(17)
     ([], ['int where a text belongs: 17'])
     """
     texts: list[str] = []
-    wrong: list[str] = []
-    _collect(value, texts, wrong, 0)
-    return texts, wrong
+    failures: list[str] = []
+    _collect(value, texts, failures, 0)
+    return texts, failures
 
 
-def _collect(value: Any, texts: list[str], wrong: list[str], depth: int) -> None:
+def _collect(value: Any, texts: list[str], failures: list[str], depth: int) -> None:
     if isinstance(value, (bytes, bytearray, memoryview)):
         value = decode(bytes(value)).text
     if hasattr(value, "tolist") and not isinstance(value, (str, Mapping, Sequence)):
         value = value.tolist()
     if value is None or (isinstance(value, float) and value != value):
-        wrong.append("no caption")
+        failures.append("no caption")
     elif isinstance(value, str):
         try:
-            inner = written_value(value) if depth < 3 else None
+            inner = parse_literal(value) if depth < 3 else None
         except ValueError as error:
-            wrong.append(str(error))
+            failures.append(str(error))
             return
         if inner is not None:
-            _collect(inner, texts, wrong, depth + 1)
+            _collect(inner, texts, failures, depth + 1)
             return
         text = " ".join(value.split())
         if text:
             texts.append(text)
         else:
-            wrong.append("no caption")
+            failures.append("no caption")
     elif isinstance(value, Mapping):
-        _collect_record(value, texts, wrong, depth)
+        _collect_record(value, texts, failures, depth)
     elif isinstance(value, Sequence) and depth < 3:
         if not value:
-            wrong.append("no caption")
+            failures.append("no caption")
         for each in value:
-            _collect(each, texts, wrong, depth + 1)
+            _collect(each, texts, failures, depth + 1)
     else:
-        wrong.append(f"{type(value).__name__} where a text belongs: {str(value)[:40]}")
+        failures.append(f"{type(value).__name__} where a text belongs: {str(value)[:40]}")
 
 
-def _collect_record(value: Mapping[Any, Any], texts: list[str], wrong: list[str], depth: int) -> None:
+def _collect_record(value: Mapping[Any, Any], texts: list[str], failures: list[str], depth: int) -> None:
     """A record's caption, under the first usual name that holds something; else its tokens."""
     name = next((name for name in ("raw", *CAPTION_NAMES) if value.get(name)), None)
     if name is not None and depth < 3:
-        _collect(value[name], texts, wrong, depth + 1)
+        _collect(value[name], texts, failures, depth + 1)
         return
     tokens = value.get("tokens")
     if isinstance(tokens, (list, tuple)) and all(isinstance(token, str) for token in tokens):
         tokens = " ".join(tokens)
     if isinstance(tokens, (str, bytes)) and depth < 3:
-        _collect(tokens, texts, wrong, 3)
+        _collect(tokens, texts, failures, 3)
         return
-    wrong.append("no caption" if name is None else "records within records")
+    failures.append("no caption" if name is None else "records within records")
 
 
 #: What a text that writes a value down begins and ends with.
-_WRITTEN = re.compile(r"(\[.*\]|\(.*\)|\{.*\}|(?:np\.|numpy\.)?array\(.*\)|[bB]'.*'|[bB]\".*\")", re.DOTALL)
+_LITERAL_FORM = re.compile(r"(\[.*\]|\(.*\)|\{.*\}|(?:np\.|numpy\.)?array\(.*\)|[bB]'.*'|[bB]\".*\")", re.DOTALL)
 
 #: What no caption begins with: a list of texts or of records, whole or cut off.
 _LIST_OF_TEXTS = re.compile(r"""(?:(?:np\.|numpy\.)?array\()?\[\s*(?:['"]|\{\s*['"])""")
@@ -99,56 +99,56 @@ _TOKEN = re.compile(
     r"""|(?P<mark>[,:]))\s*""",
     re.DOTALL,
 )
-_NAMES = {
+_LITERAL_NAMES = {
     **dict.fromkeys(("none", "null", "nan", "nat", "na", "<na>"), "None"), "true": "True", "false": "False",
     **dict.fromkeys(("array", "np.array", "numpy.array"), ""),
 }  # fmt: skip
 
 
-def written_value(text: str) -> Sequence[Any] | Mapping[Any, Any] | bytes | None:
+def parse_literal(text: str) -> Sequence[Any] | Mapping[Any, Any] | bytes | None:
     """The list, record or bytes that a text writes down: in JSON, as Python does, or as NumPy does, without commas.
     None for other text. Raises ValueError for the beginning of a list of texts that cannot be read.
 
-    >>> written_value("['a dog' 'a cat']"), written_value("[a dog]"), written_value("array(['a dog'], dtype=object)")
+    >>> parse_literal("['a dog' 'a cat']"), parse_literal("[a dog]"), parse_literal("array(['a dog'], dtype=object)")
     (['a dog', 'a cat'], None, ['a dog'])
     """
     text = text.strip()
-    if _WRITTEN.fullmatch(text):
-        for read in (json.loads, _literal):
+    if _LITERAL_FORM.fullmatch(text):
+        for parse in (json.loads, _parse_python_literal):
             try:
-                found = read(text)
+                value = parse(text)
             except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError):
                 continue
-            if isinstance(found, (set, frozenset)):
-                found = sorted(found, key=str)
-            if isinstance(found, (list, tuple, dict, bytes)):
-                return found
+            if isinstance(value, (set, frozenset)):
+                value = sorted(value, key=str)
+            if isinstance(value, (list, tuple, dict, bytes)):
+                return value
     if _LIST_OF_TEXTS.match(text):
         raise ValueError(f"a list that cannot be read: {text[:60]}")
     return None
 
 
-def _literal(text: str) -> Any:
+def _parse_python_literal(text: str) -> Any:
     """A value as Python or NumPy writes it. Raises ValueError, SyntaxError for other text.
 
     Python joins texts that stand side by side, and NumPy writes a list so: a comma is put between them.
     """
-    parts: list[str] = []
-    place, ended = 0, False
-    while place < len(text):
-        token = _TOKEN.match(text, place)
+    pieces: list[str] = []
+    position, ended = 0, False
+    while position < len(text):
+        token = _TOKEN.match(text, position)
         if token is None or token.lastgroup is None:
             raise ValueError("no value")
-        place, kind, piece = token.end(), token.lastgroup, token[token.lastgroup]
+        position, kind, piece = token.end(), token.lastgroup, token[token.lastgroup]
         if kind == "dtype":
             continue
         if kind == "name":
-            piece = _NAMES.get(piece.lower(), "?")
+            piece = _LITERAL_NAMES.get(piece.lower(), "?")
         if kind == "text":
             # A line may end within a text.
             piece = piece.replace("\n", "\\n").replace("\r", "\\r")
         if ended and kind not in ("close", "mark"):
-            parts.append(",")
-        parts.append(piece)
+            pieces.append(",")
+        pieces.append(piece)
         ended = kind in ("text", "number", "close") or (kind == "name" and bool(piece))
-    return ast.literal_eval("".join(parts))
+    return ast.literal_eval("".join(pieces))

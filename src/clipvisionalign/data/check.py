@@ -20,10 +20,10 @@ from typing import Any
 
 import numpy as np
 
-from clipvisionalign.data.captioned import SPLITS, CaptionedImage, CaptionedImages, Problem, same_words
-from clipvisionalign.data.split_file import how_to_share_out
-from clipvisionalign.data.splits import LEAST_DEV, LEAST_TRAIN
-from clipvisionalign.images import NotTaken, PictureError, image_files, open_header, open_picture
+from clipvisionalign.data.captioned import SPLITS, CaptionedImage, CaptionedImages, Problem, normalize_caption
+from clipvisionalign.data.split_file import write_splits_command
+from clipvisionalign.data.splits import MIN_DEV_IMAGES, MIN_TRAIN_IMAGES
+from clipvisionalign.images import ExcludedFiles, ImageError, image_files, open_header, open_image
 from clipvisionalign.progress import progress
 
 NEAR_BITS = 16
@@ -33,11 +33,11 @@ _HASH_SIDE = 16
 
 
 @dataclass(frozen=True)
-class PictureMark:
+class ImageFingerprint:
     """What a picture is recognised by: a hash of its bytes, a 256-bit gradient hash (4,) uint64, a thumbnail (768,)."""
 
     digest: str
-    gradient: np.ndarray
+    gradient_hash: np.ndarray
     thumbnail: np.ndarray
 
 
@@ -47,7 +47,7 @@ class CheckReport:
 
     equal_captions: for each split, and for "all", what `equal_captions` counts. rows: of the data set's files, those
     "in_files", "read" and "left_out", which add up; None where they are not known. notes: what was passed over that is
-    no row; marks: by which the images can be compared, where every one of them was decoded.
+    no row; fingerprints: by which the images can be compared, where every one of them was decoded.
     """
 
     source: str
@@ -59,7 +59,7 @@ class CheckReport:
     equal_captions: dict[str, dict[str, int]] = field(default_factory=dict)
     rows: dict[str, int] | None = None
     notes: list[str] = field(default_factory=list)
-    marks: list[PictureMark] = field(default_factory=list, repr=False)
+    fingerprints: list[ImageFingerprint] = field(default_factory=list, repr=False)
 
     @property
     def usable(self) -> bool:
@@ -69,42 +69,46 @@ class CheckReport:
     def to_dict(self) -> dict[str, Any]:
         """What `--json` prints."""
         summary = dict(Counter(problem.kind for problem in self.problems))
-        told = asdict(replace(self, marks=[]))
-        del told["marks"]
-        return {**told, "summary": summary, "usable": self.usable}
+        values = asdict(replace(self, fingerprints=[]))
+        del values["fingerprints"]
+        return {**values, "summary": summary, "usable": self.usable}
 
 
-def check(data: CaptionedImages, full: bool = True, shown: bool = False) -> tuple[CaptionedImages, CheckReport]:
+def check(data: CaptionedImages, full: bool = True, show_progress: bool = False) -> tuple[CaptionedImages, CheckReport]:
     """List what is wrong with `data`; returns the data set without the images that cannot be used, and the report.
 
     full: decode every picture and compare pictures across splits; otherwise only their headers are read.
     shown: show progress.
     """
-    look: Callable[[CaptionedImage], Problem | PictureMark | None] = _look_fully if full else _look_quickly
-    found = _map_rows(look, data.rows, shown)
+    check_row: Callable[[CaptionedImage], Problem | ImageFingerprint | None] = (
+        _decode_and_fingerprint if full else _check_header
+    )
+    results = _map_rows(check_row, data.rows, show_progress)
     problems = list(data.problems)
-    problems += [result for result in found if isinstance(result, Problem)]
-    good = [index for index, result in enumerate(found) if not isinstance(result, Problem)]
-    rows = [data.rows[index] for index in good]
+    problems += [result for result in results if isinstance(result, Problem)]
+    usable_indices = [index for index, result in enumerate(results) if not isinstance(result, Problem)]
+    rows = [data.rows[index] for index in usable_indices]
     problems += identities_across_splits(rows)
-    marks = [mark for index in good if isinstance(mark := found[index], PictureMark)]
+    fingerprints = [
+        fingerprint for index in usable_indices if isinstance(fingerprint := results[index], ImageFingerprint)
+    ]
     if full:
-        problems += problems_across_splits(rows, marks, shown)
-    kept = replace(data, rows=rows, problems=problems)
+        problems += problems_across_splits(rows, fingerprints, show_progress)
+    usable = replace(data, rows=rows, problems=problems)
     report = CheckReport(
-        str(data.source), data.layout, len(rows), len(kept.captions), kept.split_sizes(), sorted_problems(problems),
-        equal_captions(rows), _sum_of_rows(data, rows, problems), data.notes, marks,
+        str(data.source), data.layout, len(rows), len(usable.captions), usable.split_sizes(), sorted_problems(problems),
+        count_shared_captions(rows), _row_counts(data, rows, problems), data.notes, fingerprints,
     )  # fmt: skip
-    return kept, report
+    return usable, report
 
 
-def _sum_of_rows(
+def _row_counts(
     data: CaptionedImages, rows: Sequence[CaptionedImage], problems: Sequence[Problem]
 ) -> dict[str, int] | None:
     """Rows of the files: all of them, those of the images that are left, and those that problems leave out."""
     if not data.rows_in_files:
         return None
-    read, left_out = sum(row.rows for row in rows), sum(problem.rows for problem in problems)
+    read, left_out = sum(row.row_count for row in rows), sum(problem.rows for problem in problems)
     return {"in_files": data.rows_in_files, "read": read, "left_out": left_out}
 
 
@@ -127,23 +131,24 @@ def identities_across_splits(rows: Sequence[CaptionedImage]) -> list[Problem]:
 def empty_splits(data: CaptionedImages) -> list[Problem]:
     """The splits that training or measuring will miss, and how to have them."""
     sizes = data.split_sizes()
-    least = {"train": LEAST_TRAIN, "dev": LEAST_DEV, "test": 1}
+    least = {"train": MIN_TRAIN_IMAGES, "dev": MIN_DEV_IMAGES, "test": 1}
     missing = [split for split in SPLITS if sizes.get(split, 0) < least[split]]
     if not missing:
         return []
-    there = ", ".join(f"{split} {sizes.get(split, 0):,}" for split in SPLITS)
-    way = (
+    sizes_text = ", ".join(f"{split} {sizes.get(split, 0):,}" for split in SPLITS)
+    hint = (
         "its own splits are as they are"
         if data.official_splits
-        else f"a hash decides, and left them so: {how_to_share_out(data.source)} shares the images out"
+        else f"a hash decides, and left them so: {write_splits_command(data.source)} shares the images out"
     )
     message = (
-        f"too few images in {' and '.join(missing)} ({there}): 'train' needs two images each in train and dev; {way}"
+        f"too few images in {' and '.join(missing)} ({sizes_text}): 'train' needs two images each in train and "
+        f"dev; {hint}"
     )
     return [Problem("empty split", str(data.source), message, "warning")]
 
 
-def equal_captions(rows: Sequence[CaptionedImage]) -> dict[str, dict[str, int]]:
+def count_shared_captions(rows: Sequence[CaptionedImage]) -> dict[str, dict[str, int]]:
     """By split, and for "all" of them: captions that are equal, word by word, to one of another image (or identity).
 
     texts: how many different ones; captions: that have one of these texts; images: that have such a caption.
@@ -152,15 +157,15 @@ def equal_captions(rows: Sequence[CaptionedImage]) -> dict[str, dict[str, int]]:
     for row in rows:
         owner = f"image {row.name}" if row.identity is None else f"identity {row.identity}"
         for caption in row.captions:
-            text = same_words(caption)
+            text = normalize_caption(caption)
             for split in ("all", row.split):
                 by_split.setdefault(split, {}).setdefault(text, []).append((owner, row.name))
-    found = {}
+    counts = {}
     for split, texts in by_split.items():
         shared = [several for several in texts.values() if len({owner for owner, _ in several}) > 1]
         images = {name for several in shared for _, name in several}
-        found[split] = {"texts": len(shared), "captions": sum(map(len, shared)), "images": len(images)}
-    return found
+        counts[split] = {"texts": len(shared), "captions": sum(map(len, shared)), "images": len(images)}
+    return counts
 
 
 def sorted_problems(problems: Sequence[Problem]) -> list[Problem]:
@@ -170,95 +175,99 @@ def sorted_problems(problems: Sequence[Problem]) -> list[Problem]:
 
 
 def _map_rows(
-    look: Callable[[CaptionedImage], Problem | PictureMark | None], rows: Sequence[CaptionedImage], shown: bool
-) -> list[Problem | PictureMark | None]:
+    check_row: Callable[[CaptionedImage], Problem | ImageFingerprint | None],
+    rows: Sequence[CaptionedImage],
+    show_progress: bool,
+) -> list[Problem | ImageFingerprint | None]:
     """`look` at every row, on some threads, since Pillow decodes and disks read without holding Python's lock."""
     with ThreadPoolExecutor() as pool:
-        return list(progress(pool.map(look, rows), "checking pictures", len(rows), shown))
+        return list(progress(pool.map(check_row, rows), "checking pictures", len(rows), show_progress))
 
 
-def _look_quickly(row: CaptionedImage) -> Problem | None:
+def _check_header(row: CaptionedImage) -> Problem | None:
     try:
         open_header(row.image).close()
-    except PictureError as error:
-        return _unusable(row, error)
+    except ImageError as error:
+        return _unusable_problem(row, error)
     return None
 
 
-def _look_fully(row: CaptionedImage) -> Problem | PictureMark:
+def _decode_and_fingerprint(row: CaptionedImage) -> Problem | ImageFingerprint:
     try:
-        return mark_picture(row.image)
-    except PictureError as error:
-        return _unusable(row, error)
+        return fingerprint_image(row.image)
+    except ImageError as error:
+        return _unusable_problem(row, error)
 
 
-def _unusable(row: CaptionedImage, error: PictureError) -> Problem:
+def _unusable_problem(row: CaptionedImage, error: ImageError) -> Problem:
     """An image that cannot be used, and with it the rows that it was read from."""
-    return Problem(error.kind, row.place or row.name, str(error), rows=row.rows)
+    return Problem(error.kind, row.location or row.name, str(error), rows=row.row_count)
 
 
-def mark_picture(image: Path | str | bytes) -> PictureMark:
-    """Decode a picture and take its marks. Raises PictureError where it cannot be decoded."""
+def fingerprint_image(image: Path | str | bytes) -> ImageFingerprint:
+    """Decode a picture and take its marks. Raises ImageError where it cannot be decoded."""
     from PIL import Image
 
-    picture = open_picture(image)
+    decoded = open_image(image)
     content = image if isinstance(image, bytes) else Path(image).read_bytes()
     side = _HASH_SIDE
-    grey = np.asarray(picture.convert("L").resize((side + 1, side), Image.Resampling.BOX), dtype=np.int16)
+    grey = np.asarray(decoded.convert("L").resize((side + 1, side), Image.Resampling.BOX), dtype=np.int16)
     bits = (grey[:, 1:] > grey[:, :-1]).ravel()
-    thumbnail = np.asarray(picture.resize((side, side), Image.Resampling.BOX), dtype=np.uint8).ravel()
-    return PictureMark(hashlib.sha256(content).hexdigest(), np.packbits(bits).view(np.uint64), thumbnail)
+    thumbnail = np.asarray(decoded.resize((side, side), Image.Resampling.BOX), dtype=np.uint8).ravel()
+    return ImageFingerprint(hashlib.sha256(content).hexdigest(), np.packbits(bits).view(np.uint64), thumbnail)
 
 
 def near_pairs(
-    left: Sequence[PictureMark], right: Sequence[PictureMark], shown: bool = False
+    left: Sequence[ImageFingerprint], right: Sequence[ImageFingerprint], show_progress: bool = False
 ) -> list[tuple[int, int, bool]]:
     """Pairs (i, j, same bytes) of a picture on the left and one on the right that are the same or nearly the same."""
     if not left or not right:
         return []
-    hashes = np.stack([mark.gradient for mark in right])
+    hashes = np.stack([fingerprint.gradient_hash for fingerprint in right])
     pairs = []
-    for i, mark in enumerate(progress(left, "comparing pictures across splits", len(left), shown)):
-        bits = np.bitwise_count(hashes ^ mark.gradient).sum(axis=1)
+    for i, fingerprint in enumerate(progress(left, "comparing pictures across splits", len(left), show_progress)):
+        bits = np.bitwise_count(hashes ^ fingerprint.gradient_hash).sum(axis=1)
         for j in np.flatnonzero(bits <= NEAR_BITS).tolist():
-            same = mark.digest == right[j].digest
-            cells = np.abs(mark.thumbnail.astype(np.int16) - right[j].thumbnail).reshape(-1, 3).mean(axis=1) / 255
+            same = fingerprint.digest == right[j].digest
+            cells = (
+                np.abs(fingerprint.thumbnail.astype(np.int16) - right[j].thumbnail).reshape(-1, 3).mean(axis=1) / 255
+            )
             if same or (cells.mean() <= NEAR_COLOUR and cells.max() <= NEAR_CELL):
                 pairs.append((i, j, same))
     return pairs
 
 
-def passed_over(data: CaptionedImages) -> list[str]:
+def unused_files(data: CaptionedImages) -> list[str]:
     """The files below a data set's folder of which nothing is used, in words: images that no row names, and other files
     by their endings. Nothing of a data set that is one file, or a stream."""
     if not data.source.is_dir() or data.layout == "stream":
         return []
-    not_taken = NotTaken()
-    used = {_file_of(row.image) for row in data if not isinstance(row.image, bytes)}
-    unused = [path for path in image_files(data.source, not_taken) if _file_of(path) not in used]
-    lines = [f"other files: {line}" for line in not_taken.lines()]
+    excluded = ExcludedFiles()
+    used = {_file_id(row.image) for row in data if not isinstance(row.image, bytes)}
+    unused = [path for path in image_files(data.source, excluded) if _file_id(path) not in used]
+    lines = [f"other files: {line}" for line in excluded.lines()]
     if unused:
         first = unused[0].relative_to(data.source).as_posix()
         lines.insert(0, f"{len(unused):,} image files of which no row is read, such as {first}")
     return lines
 
 
-def _file_of(path: Path) -> tuple[int, int] | str:
+def _file_id(path: Path) -> tuple[int, int] | str:
     """What the system knows a file by, under whatever name."""
     try:
-        about = path.stat()
+        stat_result = path.stat()
     except (OSError, ValueError):
         return str(path)
-    return (about.st_dev, about.st_ino) if about.st_ino else str(path.resolve())
+    return (stat_result.st_dev, stat_result.st_ino) if stat_result.st_ino else str(path.resolve())
 
 
-def near_duplicates(marks: Sequence[PictureMark], shown: bool = False) -> list[tuple[int, int]]:
+def near_duplicates(fingerprints: Sequence[ImageFingerprint], show_progress: bool = False) -> list[tuple[int, int]]:
     """Pairs of images that are the same or nearly the same, each once."""
-    return [(i, j) for i, j, _ in near_pairs(marks, marks, shown) if i < j]
+    return [(i, j) for i, j, _ in near_pairs(fingerprints, fingerprints, show_progress) if i < j]
 
 
 def problems_across_splits(
-    rows: Sequence[CaptionedImage], marks: Sequence[PictureMark], shown: bool = False
+    rows: Sequence[CaptionedImage], fingerprints: Sequence[ImageFingerprint], show_progress: bool = False
 ) -> list[Problem]:
     """The same or nearly the same picture in two splits, a warning each: whoever measures must know of it."""
     by_split: dict[str, list[int]] = {}
@@ -268,10 +277,12 @@ def problems_across_splits(
     problems = []
     for position, small in enumerate(splits):
         for large in splits[position + 1 :]:
-            pairs = near_pairs([marks[i] for i in by_split[small]], [marks[i] for i in by_split[large]], shown)
+            pairs = near_pairs(
+                [fingerprints[i] for i in by_split[small]], [fingerprints[i] for i in by_split[large]], show_progress
+            )
             for i, j, same in pairs:
-                here, there = rows[by_split[small][i]], rows[by_split[large][j]]
+                first_row, second_row = rows[by_split[small][i]], rows[by_split[large][j]]
                 kind = "same picture in two splits" if same else "nearly the same picture in two splits"
-                message = f"{here.name} ({here.split}) and {there.name} ({there.split})"
-                problems.append(Problem(kind, here.name, message, "warning"))
+                message = f"{first_row.name} ({first_row.split}) and {second_row.name} ({second_row.split})"
+                problems.append(Problem(kind, first_row.name, message, "warning"))
     return problems

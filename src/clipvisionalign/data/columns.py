@@ -23,7 +23,7 @@ IDENTITY_COLUMNS = ("identity", "person_id", "pid")
 _NUMBERED = re.compile(r"(captions?|sentences?|texts?|descriptions?|comments?)[ _.-]?\d+")
 
 
-def column_named(names: Iterable[str], candidates: Iterable[str]) -> str | None:
+def find_column(names: Iterable[str], candidates: Iterable[str]) -> str | None:
     """The first of `candidates` that is among `names`, whatever its case; None where none is."""
     folded: dict[str, str] = {}
     for name in names:
@@ -34,7 +34,7 @@ def column_named(names: Iterable[str], candidates: Iterable[str]) -> str | None:
 def caption_columns(names: Iterable[str]) -> tuple[str, ...]:
     """The columns that hold captions: the first of the usual names, and those that are numbered."""
     names = list(names)
-    first = column_named(names, CAPTION_COLUMNS)
+    first = find_column(names, CAPTION_COLUMNS)
     numbered = [name for name in names if _NUMBERED.fullmatch(str(name).strip().lower()) and name != first]
     return tuple([first] if first else []) + tuple(numbered)
 
@@ -50,30 +50,32 @@ class TableColumns:
     group: str = ""
 
     @classmethod
-    def of(cls, names: Sequence[str], path: Path, group: str = "") -> TableColumns:
+    def detect(cls, names: Sequence[str], path: Path, group: str = "") -> TableColumns:
         """Found by their usual names. Raises DataError naming the columns that are there where one is missing."""
         folded = {str(name).strip().lower(): name for name in reversed(names)}
         images = tuple(folded[each] for each in IMAGE_COLUMNS if each in folded)
         captions = caption_columns(names)
-        for what, found, usual in (
+        for kind, matches, expected in (
             ("image", images, IMAGE_COLUMNS),
             ("caption", captions, CAPTION_COLUMNS),
         ):
-            if not found:
-                there = ", ".join(str(name) for name in names if str(name))
-                raise DataError(f"{path}: no {what} column (one of: {', '.join(usual)}); its columns are: {there}")
+            if not matches:
+                available = ", ".join(str(name) for name in names if str(name))
+                raise DataError(
+                    f"{path}: no {kind} column (one of: {', '.join(expected)}); its columns are: {available}"
+                )
         if group and group not in names:
             raise DataError(f"{path}: no column '{group}' to group by; its columns are: {', '.join(map(str, names))}")
         return cls(
-            images, captions, column_named(names, SPLIT_COLUMNS) or "",
-            column_named(names, IDENTITY_COLUMNS) or "", group,
+            images, captions, find_column(names, SPLIT_COLUMNS) or "",
+            find_column(names, IDENTITY_COLUMNS) or "", group,
         )  # fmt: skip
 
     @property
     def used(self) -> tuple[str, ...]:
         """The columns that something is read from."""
-        found = (*self.images, *self.captions, self.split, self.identity, self.group)
-        return tuple(dict.fromkeys(name for name in found if name))
+        columns = (*self.images, *self.captions, self.split, self.identity, self.group)
+        return tuple(dict.fromkeys(name for name in columns if name))
 
     def unused(self, names: Iterable[str]) -> list[str]:
         """The columns that nothing is read from."""

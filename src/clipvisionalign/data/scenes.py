@@ -25,7 +25,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 
 from clipvisionalign.data.captioned import DataError
-from clipvisionalign.data.splits import split_of_name
+from clipvisionalign.data.splits import hash_split
 from clipvisionalign.data.text_files import split_lines
 from clipvisionalign.progress import progress
 
@@ -33,15 +33,15 @@ from clipvisionalign.progress import progress
 _GRAPHS = "scenes.jsonl"
 
 SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")
-COLOURS = {
+SHAPE_COLOURS = {
     "red": (214, 40, 40), "blue": (38, 84, 200), "green": (44, 150, 70), "yellow": (240, 200, 30),
     "purple": (130, 60, 170), "orange": (240, 130, 30), "pink": (240, 130, 180), "brown": (120, 75, 40),
 }  # fmt: skip
 BACKGROUNDS = {"white": (248, 248, 246), "grey": (190, 192, 196), "black": (28, 28, 32)}
 SIZES = {"small": 0.11, "large": 0.21}
 COUNT_WORDS = {1: "a", 2: "two", 3: "three", 4: "four"}
-COLUMNS = ("left", "middle", "right")
-ROWS = ("top", "centre", "bottom")
+GRID_COLUMNS = ("left", "middle", "right")
+GRID_ROWS = ("top", "centre", "bottom")
 
 
 @dataclass(frozen=True)
@@ -55,21 +55,21 @@ class Group:
     column: int
     row: int
 
-    def words(self, with_size: bool = True) -> str:
+    def phrase(self, with_size: bool = True) -> str:
         """Such as "a large red circle" or "three small blue stars"."""
         plural = {"cross": "crosses"}.get(self.shape, f"{self.shape}s")
         noun = self.shape if self.count == 1 else plural
         article = "an" if self.count == 1 and not with_size and self.colour[0] in "aeiou" else COUNT_WORDS[self.count]
         return " ".join([article, *([self.size] if with_size else []), self.colour, noun])
 
-    def place(self) -> str:
+    def position_phrase(self) -> str:
         """Such as "in the top left corner" or "in the centre of the picture"."""
         if self.column == 1:
             middle = "in the centre of the picture"
-            return middle if self.row == 1 else f"in the middle of the {ROWS[self.row]} edge"
+            return middle if self.row == 1 else f"in the middle of the {GRID_ROWS[self.row]} edge"
         if self.row == 1:
-            return f"halfway up the {COLUMNS[self.column]} side"
-        return f"in the {ROWS[self.row]} {COLUMNS[self.column]} corner"
+            return f"halfway up the {GRID_COLUMNS[self.column]} side"
+        return f"in the {GRID_ROWS[self.row]} {GRID_COLUMNS[self.column]} corner"
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Scene:
         return self.background, frozenset(self.groups)
 
 
-def relation(a: Group, b: Group) -> str | None:
+def spatial_relation(a: Group, b: Group) -> str | None:
     """How `a` lies to `b` along the axis that separates them more, or None if they share a cell."""
     across, down = a.column - b.column, a.row - b.row
     if across == down == 0:
@@ -100,7 +100,7 @@ _INVERSE = {
 }  # fmt: skip
 
 
-def twin(scene: Scene) -> Scene:
+def swap_first_groups(scene: Scene) -> Scene:
     """The scene with its first two groups in swapped places: the same words, another picture."""
     first, second, *others = scene.groups
     swapped = (
@@ -115,7 +115,7 @@ def random_scene(rng: random.Random) -> Scene:
     cells = rng.sample([(column, row) for column in range(3) for row in range(3)], rng.choice((2, 2, 3, 3, 4)))
     kinds: list[tuple[str, str]] = []
     while len(kinds) < len(cells):
-        kind = (rng.choice(SHAPES), rng.choice(list(COLOURS)))
+        kind = (rng.choice(SHAPES), rng.choice(list(SHAPE_COLOURS)))
         if kind not in kinds:
             kinds.append(kind)
     groups = []
@@ -126,50 +126,51 @@ def random_scene(rng: random.Random) -> Scene:
     return Scene(rng.choice(list(BACKGROUNDS)), tuple(groups), rng.randrange(1 << 30))
 
 
-def captions_of(scene: Scene) -> list[str]:
+def scene_captions(scene: Scene) -> list[str]:
     """Five captions that are true of the scene, all different; the last gives everything, at length."""
     rng = random.Random(scene.seed)
     first, second = scene.groups[:2]
-    how = relation(first, second)
-    assert how is not None, "groups of a scene lie in different cells"
+    relation_phrase = spatial_relation(first, second)
+    assert relation_phrase is not None, "groups of a scene lie in different cells"
     order = rng.sample(scene.groups, len(scene.groups))
-    listed = [group.words(with_size=False) for group in order]
+    listed = [group.phrase(with_size=False) for group in order]
     everything = ", ".join(listed[:-1]) + " and " + listed[-1]
     return [
-        f"{first.words(with_size=False)} {how} {second.words(with_size=False)}",
-        f"{second.words()} {_INVERSE[how]} {first.words()}, on a {scene.background} background",
-        f"{everything} on {scene.background}, with {first.words(with_size=False)} {first.place()}",
-        f"there is {order[0].words()} {order[0].place()}" + (f" and {order[1].words()} {order[1].place()}"),
+        f"{first.phrase(with_size=False)} {relation_phrase} {second.phrase(with_size=False)}",
+        f"{second.phrase()} {_INVERSE[relation_phrase]} {first.phrase()}, on a {scene.background} background",
+        f"{everything} on {scene.background}, with {first.phrase(with_size=False)} {first.position_phrase()}",
+        f"there is {order[0].phrase()} {order[0].position_phrase()}"
+        + (f" and {order[1].phrase()} {order[1].position_phrase()}"),
         _long_caption(scene, order),
     ]
 
 
-def plain_captions_of(scene: Scene) -> list[str]:
+def plain_scene_captions(scene: Scene) -> list[str]:
     """Two of its captions: how its first two groups lie to each other, and everything that is there."""
-    captions = captions_of(scene)
+    captions = scene_captions(scene)
     return [captions[0], captions[2]]
 
 
 def _long_caption(scene: Scene, order: list[Group]) -> str:
     total = sum(group.count for group in order)
     sentences = [f"a drawing with {total} shapes in {len(order)} places on a plain {scene.background} background"]
-    sentences += [f"{group.words()} can be seen {group.place()}" for group in order]
+    sentences += [f"{group.phrase()} can be seen {group.position_phrase()}" for group in order]
     for a, b in pairwise(order):
-        many = "lies" if a.count == 1 else "lie"
-        sentences.append(f"{a.words(with_size=False)} {many} {relation(a, b)} {b.words(with_size=False)}")
+        verb = "lies" if a.count == 1 else "lie"
+        sentences.append(f"{a.phrase(with_size=False)} {verb} {spatial_relation(a, b)} {b.phrase(with_size=False)}")
     return "; ".join(sentences)
 
 
-def draw(scene: Scene, size: int = 224) -> Image.Image:
+def draw_scene(scene: Scene, size: int = 224) -> Image.Image:
     """Paint the scene, `size` x `size` pixels, smoothed by drawing at twice the size."""
     scale = 2 * size
-    picture = Image.new("RGB", (scale, scale), BACKGROUNDS[scene.background])
-    pencil = ImageDraw.Draw(picture)
+    image = Image.new("RGB", (scale, scale), BACKGROUNDS[scene.background])
+    pencil = ImageDraw.Draw(image)
     rng = random.Random(scene.seed)
     for group in scene.groups:
-        for x, y, radius in _spots(group, rng):
+        for x, y, radius in _shape_positions(group, rng):
             turn = rng.uniform(-0.15, 0.15)
-            base = COLOURS[group.colour]
+            base = SHAPE_COLOURS[group.colour]
             shade = rng.uniform(0.9, 1.1)
             colour = (_shade(base[0], shade), _shade(base[1], shade), _shade(base[2], shade))
             _PAINTERS[group.shape](pencil, x * scale, y * scale, radius * scale, turn, colour)
@@ -177,14 +178,14 @@ def draw(scene: Scene, size: int = 224) -> Image.Image:
                 inner = radius * scale * 0.55
                 box = (x * scale - inner, y * scale - inner, x * scale + inner, y * scale + inner)
                 pencil.ellipse(box, fill=BACKGROUNDS[scene.background])
-    return picture.resize((size, size), Image.Resampling.LANCZOS)
+    return image.resize((size, size), Image.Resampling.LANCZOS)
 
 
 def _shade(channel: int, factor: float) -> int:
     return max(0, min(255, round(channel * factor)))
 
 
-def _spots(group: Group, rng: random.Random) -> Iterator[tuple[float, float, float]]:
+def _shape_positions(group: Group, rng: random.Random) -> Iterator[tuple[float, float, float]]:
     """Centre and radius of each shape of a group, as shares of the picture's width."""
     x, y = (group.column + 0.5) / 3, (group.row + 0.5) / 3
     radius = SIZES[group.size] * (0.72 if group.size == "large" else 0.8)
@@ -234,7 +235,7 @@ _PAINTERS: dict[str, Painter] = {
 }
 
 
-def _alike(scene: Scene, plain: bool) -> tuple[str, frozenset[Group]]:
+def _duplicate_key(scene: Scene, plain: bool) -> tuple[str, frozenset[Group]]:
     """Equal for scenes of which only one is drawn. Large shapes fill their cells, and yellow is near to orange: plain
     scenes that differ in nothing else would be near-duplicates."""
     if not plain:
@@ -252,24 +253,24 @@ def random_scenes(
     all; without it a hash of each family's name decides.
     """
     rng = random.Random(seed)
-    places = [split for split, count in (splits or {}).items() for _ in range(count)]
-    seen: set[tuple[str, frozenset[Group]]] = set()
+    split_names = [split for split, count in (splits or {}).items() for _ in range(count)]
+    used_keys: set[tuple[str, frozenset[Group]]] = set()
     number = 0
     while number < images:
         scene = random_scene(rng)
         if plain:
             scene = replace(scene, groups=tuple(replace(group, count=1, size="large") for group in scene.groups))
-        family = [scene, twin(scene)] if rng.random() < 0.34 else [scene]
-        fresh = {key: member for member in family if (key := _alike(member, plain)) not in seen}
-        family = list(fresh.values())[: images - number]
-        seen.update(list(fresh)[: len(family)])
-        split = split_of_name(f"scene-{seed}-{number:06d}")
+        family = [scene, swap_first_groups(scene)] if rng.random() < 0.34 else [scene]
+        unique = {key: member for member in family if (key := _duplicate_key(member, plain)) not in used_keys}
+        family = list(unique.values())[: images - number]
+        used_keys.update(list(unique)[: len(family)])
+        split = hash_split(f"scene-{seed}-{number:06d}")
         # A family stays together: where it would not fit its split any more, its second member is left out.
-        if places and len({places[number + place] for place in range(len(family))}) > 1:
+        if split_names and len({split_names[number + offset] for offset in range(len(family))}) > 1:
             family = family[:1]
         for member in family:
-            split = places[number] if places else split
-            yield f"images/{f'{split}/' if places else ''}{number:06d}.png", split, member
+            split = split_names[number] if split_names else split
+            yield f"images/{f'{split}/' if split_names else ''}{number:06d}.png", split, member
             number += 1
 
 
@@ -294,31 +295,31 @@ def write_scenes(
     for part in splits or [""]:
         (folder / "images" / part).mkdir(parents=True)
     with (
-        (folder / "metadata.csv").open("w", newline="", encoding="utf-8") as table,
+        (folder / "metadata.csv").open("w", newline="", encoding="utf-8") as table_file,
         (folder / _GRAPHS).open("w", encoding="utf-8") as graphs,
     ):
-        rows = csv.writer(table)
+        rows = csv.writer(table_file)
         rows.writerow(["file_name", "caption", "split"])
         for name, split, scene in progress(random_scenes(images, seed, plain, splits), "drawing scenes", images):
-            draw(scene, size).save(folder / name)
-            captions = plain_captions_of(scene) if plain else captions_of(scene)
+            draw_scene(scene, size).save(folder / name)
+            captions = plain_scene_captions(scene) if plain else scene_captions(scene)
             rows.writerows([name, caption, split] for caption in captions)
             graphs.write(json.dumps({"file_name": name, "split": split, **asdict(scene)}) + "\n")
     return folder
 
 
-def is_drawn(folder: str | Path) -> bool:
+def is_scene_dataset(folder: str | Path) -> bool:
     """Whether a data set was drawn, whole."""
     return (Path(folder) / _GRAPHS).is_file()
 
 
 def read_scenes(folder: str | Path) -> dict[str, Scene]:
     """The scenes that a drawn data set shows, by file name; empty for a data set that was not drawn."""
-    if not is_drawn(folder):
+    if not is_scene_dataset(folder):
         return {}
-    found = {}
+    scenes = {}
     for line in split_lines((Path(folder) / _GRAPHS).read_text(encoding="utf-8")):
         row = json.loads(line)
         groups = tuple(Group(**group) for group in row["groups"])
-        found[row["file_name"]] = Scene(row["background"], groups, row["seed"])
-    return found
+        scenes[row["file_name"]] = Scene(row["background"], groups, row["seed"])
+    return scenes

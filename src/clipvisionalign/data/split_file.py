@@ -8,11 +8,11 @@ from pathlib import Path
 SPLIT_FILE = "splits.csv"
 
 
-def split_file_of(source: Path) -> Path:
+def split_file_path(source: Path) -> Path:
     """The file of splits that the readings of a data set go by, whether it is there or not."""
     return (source if source.is_dir() else source.parent) / SPLIT_FILE
 
 
-def how_to_share_out(source: Path) -> str:
+def write_splits_command(source: Path) -> str:
     """The command that writes a data set's file of splits."""
-    return f"'clipvisionalign check {source} --write-splits {split_file_of(source)}'"
+    return f"'clipvisionalign check {source} --write-splits {split_file_path(source)}'"

@@ -19,7 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from clipvisionalign.data.captioned import SPLITS, CaptionedImages, DataError
-from clipvisionalign.data.split_file import SPLIT_FILE, split_file_of
+from clipvisionalign.data.split_file import SPLIT_FILE, split_file_path
 from clipvisionalign.data.text_files import decode
 
 #: The rule that decides now: `SPLIT_FILE` where it is there, else `HASH_RULE`. 1 is that of earlier versions.
@@ -32,30 +32,30 @@ SPLIT_RULES = {
 }  # fmt: skip
 
 #: What data sets call the splits.
-SPLIT_WORDS = {
+SPLIT_ALIASES = {
     "train": "train", "training": "train", "restval": "train", "dev": "dev", "devel": "dev", "development": "dev",
     "val": "dev", "valid": "dev", "validation": "dev", "minival": "dev", "test": "test", "testing": "test",
 }  # fmt: skip
 
 #: Bytes at an image's beginning and end that tell it from others of its size.
-_ENDS = 32 * 1024
+_END_BYTES = 32 * 1024
 
 
-def split_word(told: object) -> str:
+def canonical_split(value: object) -> str:
     """The split that a word means; the word itself where it means none, "" for nothing.
 
-    >>> split_word(" Validation "), split_word(None), split_word("holdout")
+    >>> canonical_split(" Validation "), canonical_split(None), canonical_split("holdout")
     ('dev', '', 'holdout')
     """
-    if isinstance(told, bytes):
-        told = decode(told).text
-    if told is None or told != told:
+    if isinstance(value, bytes):
+        value = decode(value).text
+    if value is None or value != value:
         return ""
-    word = str(told).strip().lower()
-    return SPLIT_WORDS.get(word, word)
+    word = str(value).strip().lower()
+    return SPLIT_ALIASES.get(word, word)
 
 
-def split_of_name(name: str) -> str:
+def hash_split(name: str) -> str:
     """The split of a name: its hash decides, 80 : 10 : 10. Adding or removing names moves none of the others."""
     bucket = int.from_bytes(hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest()[:4], "big") % 10
     return "test" if bucket == 0 else "dev" if bucket == 1 else "train"
@@ -66,7 +66,7 @@ def content_key(image: Path | bytes) -> str:
     cannot be read."""
     try:
         if isinstance(image, bytes):
-            size, ends = len(image), image[:_ENDS] + image[-_ENDS:]
+            size, ends = len(image), image[:_END_BYTES] + image[-_END_BYTES:]
         elif not image.is_file():
             # A pipe would be waited for.
             return ""
@@ -74,9 +74,9 @@ def content_key(image: Path | bytes) -> str:
             with image.open("rb") as file:
                 size = file.seek(0, 2)
                 file.seek(0)
-                ends = file.read(_ENDS)
-                file.seek(max(0, size - _ENDS))
-                ends += file.read(_ENDS)
+                ends = file.read(_END_BYTES)
+                file.seek(max(0, size - _END_BYTES))
+                ends += file.read(_END_BYTES)
     except (OSError, ValueError):
         return ""
     return f"content {size} {hashlib.blake2b(ends, digest_size=16).hexdigest()}"
@@ -93,58 +93,58 @@ def read_split_file(path: Path) -> dict[str, tuple[str, str]]:
         header = [cell.strip().lower() for cell in next(rows, [])]
         if header != ["image", "split"]:
             raise DataError(f"{path}, line 1: a file of splits has the columns image,split")
-        found: dict[str, tuple[str, str]] = {}
+        splits: dict[str, tuple[str, str]] = {}
         for row in filter(None, rows):
-            place = f"{path.name}, line {rows.line_num}"
-            split = split_word(row[1]) if len(row) == 2 else ""
+            location = f"{path.name}, line {rows.line_num}"
+            split = canonical_split(row[1]) if len(row) == 2 else ""
             if split not in SPLITS:
                 raise DataError(f"{path}, line {rows.line_num}: expected an image and one of {', '.join(SPLITS)}")
-            before = found.setdefault(row[0], (split, place))
-            if before[0] != split:
-                raise DataError(f"{place}: {row[0]} is in '{split}', and in '{before[0]}' by {before[1]}")
+            previous = splits.setdefault(row[0], (split, location))
+            if previous[0] != split:
+                raise DataError(f"{location}: {row[0]} is in '{split}', and in '{previous[0]}' by {previous[1]}")
     except csv.Error as error:
         raise DataError(f"{path}, line {rows.line_num}: {error}") from None
-    return found
+    return splits
 
 
-def strength(key: str) -> tuple[int, bytes]:
+def key_priority(key: str) -> tuple[int, bytes]:
     """The order in which an image's keys count: its group, its identity, its content, its name; of two, by a hash."""
     kinds = ("group", "identity", "content", "name")
     return kinds.index(key.partition(" ")[0]), hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()
 
 
-def keys_of(name: str, image: Path | bytes, group: str | None, identity: str | None) -> list[str]:
+def grouping_keys(name: str, image: Path | bytes, group: str | None, identity: str | None) -> list[str]:
     """What an image shares with those that stand in its split: its group and identity, where they are known, and its
     content, or its name where that cannot be read."""
-    known = [f"{what} {value}" for what, value in (("group", group), ("identity", identity)) if value is not None]
-    return [*known, content_key(image) or f"name {name}"]
+    known_keys = [f"{what} {value}" for what, value in (("group", group), ("identity", identity)) if value is not None]
+    return [*known_keys, content_key(image) or f"name {name}"]
 
 
-def groups_of(keys: Sequence[Sequence[Hashable]], together: Sequence[tuple[int, int]] = ()) -> list[int]:
+def connected_groups(keys: Sequence[Sequence[Hashable]], linked_pairs: Sequence[tuple[int, int]] = ()) -> list[int]:
     """For each image the number of its group: images with a key in common are in one, and pairs of places `together`.
 
-    >>> groups_of([["identity 1", "content a"], ["content a"], ["content b"]])
+    >>> connected_groups([["identity 1", "content a"], ["content a"], ["content b"]])
     [0, 0, 2]
     """
     groups = list(range(len(keys)))
 
-    def top(place: int) -> int:
-        while groups[place] != place:
-            groups[place] = groups[groups[place]]
-            place = groups[place]
-        return place
+    def find_root(index: int) -> int:
+        while groups[index] != index:
+            groups[index] = groups[groups[index]]
+            index = groups[index]
+        return index
 
-    seen: dict[Hashable, int] = {}
-    for place, its in enumerate(keys):
-        for key in its:
-            groups[top(place)] = top(seen.setdefault(key, place))
-    for one, other in together:
-        groups[top(one)] = top(other)
-    return [top(place) for place in range(len(keys))]
+    first_with_key: dict[Hashable, int] = {}
+    for index, image_keys in enumerate(keys):
+        for key in image_keys:
+            groups[find_root(index)] = find_root(first_with_key.setdefault(key, index))
+    for one, other in linked_pairs:
+        groups[find_root(one)] = find_root(other)
+    return [find_root(index) for index in range(len(keys))]
 
 
 #: Images that training needs: of the split that it learns from, and of the one that it is measured on meanwhile.
-LEAST_TRAIN, LEAST_DEV = 2, 2
+MIN_TRAIN_IMAGES, MIN_DEV_IMAGES = 2, 2
 
 
 def grouped_splits(keys: Sequence[str]) -> list[str]:
@@ -155,39 +155,41 @@ def grouped_splits(keys: Sequence[str]) -> list[str]:
     """
     weight = Counter(keys)
     order = sorted(weight, key=lambda key: hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest())
-    total, left, found = len(keys), len(keys), {}
-    for split, least in (("dev", LEAST_DEV), ("test", 1)):
-        taken = 0
-        for key in [key for key in order if key not in found]:
-            enough = taken >= least
-            if (enough and taken + weight[key] > total / 10) or left - weight[key] < LEAST_TRAIN:
+    total, remaining, split_of_key = len(keys), len(keys), {}
+    for split, least in (("dev", MIN_DEV_IMAGES), ("test", 1)):
+        assigned = 0
+        for key in [key for key in order if key not in split_of_key]:
+            enough = assigned >= least
+            if (enough and assigned + weight[key] > total / 10) or remaining - weight[key] < MIN_TRAIN_IMAGES:
                 continue
-            found[key] = split
-            taken, left = taken + weight[key], left - weight[key]
-        if split == "dev" and taken < least:
+            split_of_key[key] = split
+            assigned, remaining = assigned + weight[key], remaining - weight[key]
+        if split == "dev" and assigned < least:
             raise ValueError(f"{total} images in {len(weight)} groups are too few to share out: two are needed each in "
                              "train and dev")  # fmt: skip
-    return [found.get(key, "train") for key in keys]
+    return [split_of_key.get(key, "train") for key in keys]
 
 
-def write_splits(data: CaptionedImages, near: Sequence[tuple[int, int]], path: Path) -> CaptionedImages:
+def write_splits(data: CaptionedImages, linked_pairs: Sequence[tuple[int, int]], path: Path) -> CaptionedImages:
     """Write a file that says in which split each image stands: those of one group or identity, equal and nearly equal
     ones together. Returns the data set with these splits.
 
     near: pairs of places of images that belong together. Raises FileExistsError; DataError where the data set has
     splits already, where the file would be taken for a table of it, and where there are too few images.
     """
-    if path.absolute().parent == split_file_of(data.source).absolute().parent and path.name != SPLIT_FILE:
-        raise DataError(f"{path}: beside the data set only {split_file_of(data.source)} is read as its splits")
+    if path.absolute().parent == split_file_path(data.source).absolute().parent and path.name != SPLIT_FILE:
+        raise DataError(f"{path}: beside the data set only {split_file_path(data.source)} is read as its splits")
     if path.exists():
         raise FileExistsError(f"{path}: is there already, and is not overwritten: remove it, or give another file")
     if data.official_splits:
         raise DataError(f"{data.source}: has splits of its own; a file of splits is for a data set without")
-    groups = groups_of([keys_of(row.name, row.image, row.group, row.identity) for row in data], near)
-    first: dict[int, str] = {}
+    groups = connected_groups(
+        [grouping_keys(row.name, row.image, row.group, row.identity) for row in data], linked_pairs
+    )
+    representatives: dict[int, str] = {}
     for row, group in zip(data, groups, strict=True):
-        first[group] = min(row.name, first.get(group, row.name))
-    keys = [first[group] for group in groups]
+        representatives[group] = min(row.name, representatives.get(group, row.name))
+    keys = [representatives[group] for group in groups]
     try:
         splits = grouped_splits(keys)
     except ValueError as error:

@@ -20,15 +20,15 @@ from typing import Any
 import charset_normalizer
 
 #: Lines that one quoted field may go over.
-LONGEST_FIELD = 200
+MAX_FIELD_LINES = 200
 
 #: Cells of one row that each go over several lines.
-_LONG_FIELDS = 20
+_MAX_LONG_FIELDS = 20
 
 #: Delimiters of a header, the usual before the unusual.
 DELIMITERS = (",", "\t", ";", "|")
 
-_MARKS = (
+_BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"),
     (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"),
 )  # fmt: skip
@@ -41,7 +41,7 @@ class Decoded:
     """A file's text. mended: what had to be mended in it, "" for nothing, and the line of the first such place."""
 
     text: str
-    mended: str = ""
+    repair: str = ""
     line: int = 0
 
 
@@ -52,7 +52,9 @@ def decode(content: bytes) -> Decoded:
     >>> decode("un café".encode("cp1252")).text, decode("un café".encode("utf-16")).text
     ('un café', 'un café')
     """
-    encoding = next((name for mark, name in _MARKS if content.startswith(mark)), _utf16_without_mark(content))
+    encoding = next(
+        (name for mark, name in _BYTE_ORDER_MARKS if content.startswith(mark)), _utf16_without_mark(content)
+    )
     if encoding == "utf-8-sig":
         # The mark says nothing of what programs added later.
         content, encoding = content.removeprefix(codecs.BOM_UTF8), ""
@@ -66,13 +68,13 @@ def decode(content: bytes) -> Decoded:
     try:
         return Decoded(content.decode("utf-8"))
     except UnicodeDecodeError as error:
-        before = content[: error.start]
-        line = 1 + len(_LINE_END.findall(before.decode("utf-8")))
+        prefix = content[: error.start]
+        line = 1 + len(_LINE_END.findall(prefix.decode("utf-8")))
         wrong = f"not UTF-8 (byte 0x{content[error.start]:02x}), read as"
         if script := _encoding_of_script(content):
-            told = f"{wrong} {script.upper()}, a guess by its letters: saved as UTF-8 it needs none"
-            return Decoded(content.decode(script, "replace"), told, line)
-        return Decoded(content.decode("utf-8", _WINDOWS), f"{wrong} Windows-1252", line)
+            repair = f"{wrong} {script.upper()}, a guess by its letters: saved as UTF-8 it needs none"
+            return Decoded(content.decode(script, "replace"), repair, line)
+        return Decoded(content.decode("utf-8", _WINDOWS_1252_ERRORS), f"{wrong} Windows-1252", line)
 
 
 #: Encodings of other scripts than Latin, as programs of their countries write them.
@@ -82,27 +84,27 @@ _SCRIPTS = [
 ]  # fmt: skip
 
 #: Bytes of lines with a letter beyond ASCII by which an encoding is guessed: some hundred captions.
-_GUESSED_BY = 20_000
+_GUESS_SAMPLE_BYTES = 20_000
 
 #: Bytes beyond ASCII below which nothing is guessed.
-_GUESSED_FROM = 8
+_MIN_GUESS_BYTES = 8
 
 
 def _encoding_of_script(content: bytes) -> str:
     """The encoding of a text that is not UTF-8, where its words are of another script than Latin: most of those with a
     byte beyond ASCII hold little else. "" for Latin text, in which accents are few."""
     words = [word for word in re.findall(rb"[A-Za-z\x80-\xff]+", content) if not word.isascii()]
-    other = sum(2 * _beyond_ascii(word) > len(word) > 1 for word in words)
-    whole = sum(_is_utf8(word) for word in words)
-    if 2 * other <= len(words) or 2 * whole >= len(words) or sum(map(_beyond_ascii, words)) < _GUESSED_FROM:
+    non_latin = sum(2 * _beyond_ascii(word) > len(word) > 1 for word in words)
+    valid_utf8 = sum(_is_utf8(word) for word in words)
+    if 2 * non_latin <= len(words) or 2 * valid_utf8 >= len(words) or sum(map(_beyond_ascii, words)) < _MIN_GUESS_BYTES:
         return ""
     size, sample = 0, []
     for line in content.split(b"\n"):
-        if not line.isascii() and size < _GUESSED_BY:
+        if not line.isascii() and size < _GUESS_SAMPLE_BYTES:
             sample.append(line)
             size += len(line)
-    found = charset_normalizer.from_bytes(b"\n".join(sample), cp_isolation=_SCRIPTS).best()
-    return found.encoding if found else ""
+    best = charset_normalizer.from_bytes(b"\n".join(sample), cp_isolation=_SCRIPTS).best()
+    return best.encoding if best else ""
 
 
 def _beyond_ascii(word: bytes) -> int:
@@ -131,16 +133,16 @@ def _utf16_without_mark(content: bytes) -> str:
     return ""
 
 
-def _as_windows(error: UnicodeError) -> tuple[str, int]:
+def _decode_as_windows_1252(error: UnicodeError) -> tuple[str, int]:
     """Bytes that are not UTF-8 as Windows-1252; those that it has no character for as Latin-1."""
     assert isinstance(error, UnicodeDecodeError)
-    some = error.object[error.start : error.end]
-    found = "".join(bytes([byte]).decode("cp1252", "ignore") or chr(byte) for byte in some)
-    return found, error.end
+    undecodable = error.object[error.start : error.end]
+    text = "".join(bytes([byte]).decode("cp1252", "ignore") or chr(byte) for byte in undecodable)
+    return text, error.end
 
 
-_WINDOWS = "clipvisionalign-windows-1252"
-codecs.register_error(_WINDOWS, _as_windows)
+_WINDOWS_1252_ERRORS = "clipvisionalign-windows-1252"
+codecs.register_error(_WINDOWS_1252_ERRORS, _decode_as_windows_1252)
 
 
 def split_lines(text: str) -> list[str]:
@@ -164,45 +166,46 @@ class Record:
     unclosed: bool = False
 
 
-def delimited(
-    lines: Sequence[str], delimiter: str, is_row: Callable[[list[str]], bool], first: int = 1
+def read_delimited(
+    lines: Sequence[str], delimiter: str, is_row: Callable[[list[str]], bool], first_line: int = 1
 ) -> Iterator[Record]:
     """The rows of a delimited file; blank lines are none.
 
     is_row: whether the cells of a line would be a row of their own, which no quoted field may swallow. first: the
     number of the first line.
 
-    >>> rows = delimited(['a.jpg,"one, two"', 'b.jpg,"Stop" it says', 'c.jpg,"never closed'], ",", lambda cells: True)
+    >>> lines = ['a.jpg,"one, two"', 'b.jpg,"Stop" it says', 'c.jpg,"never closed']
+    >>> rows = read_delimited(lines, ",", lambda cells: True)
     >>> [row.cells[1] for row in rows]
     ['one, two', '"Stop" it says', '"never closed']
     """
-    known: dict[int, bool] = {}
+    is_row_cache: dict[int, bool] = {}
 
-    def is_row_at(place: int) -> bool:
+    def is_row_at(index: int) -> bool:
         """`is_row` of a line; each is split once, however many quotes are open before it."""
-        if place not in known:
-            known[place] = is_row(split_cells(lines[place], delimiter)[0])
-        return known[place]
+        if index not in is_row_cache:
+            is_row_cache[index] = is_row(split_cells(lines[index], delimiter)[0])
+        return is_row_cache[index]
 
-    place = 0
-    while place < len(lines):
-        line, begin = lines[place], place
-        place += 1
+    index = 0
+    while index < len(lines):
+        line, begin = lines[index], index
+        index += 1
         if not line.strip(" \t"):
             continue
         cells, open_at = _split(line, delimiter)
         unclosed = open_at is not None
         if open_at is not None:
-            whole = _closed(lines, begin, open_at[1], delimiter, is_row_at)
-            if whole is not None:
-                more, last, like_a_row = whole
-                joined = [*cells[: open_at[0]], *more]
+            closed = _close_quote(lines, begin, open_at[1], delimiter, is_row_at)
+            if closed is not None:
+                rest, last, like_a_row = closed
+                joined = [*cells[: open_at[0]], *rest]
                 if not like_a_row or is_row(joined):
-                    cells, place, unclosed = joined, last + 1, False
-        yield Record(first + begin, cells, unclosed)
+                    cells, index, unclosed = joined, last + 1, False
+        yield Record(first_line + begin, cells, unclosed)
 
 
-def _closed(
+def _close_quote(
     lines: Sequence[str], begin: int, start: int, delimiter: str, is_row_at: Callable[[int], bool]
 ) -> tuple[list[str], int, bool] | None:
     """The cells from the open quote at `start` on, the line that closes it, and whether that line looks like a row, as
@@ -214,7 +217,7 @@ def _closed(
     cells: list[str] = []
     first, fields = begin, 1
     inside = _inside(lines[begin], start)
-    for last in range(begin + 1, min(len(lines), begin + LONGEST_FIELD)):
+    for last in range(begin + 1, min(len(lines), begin + MAX_FIELD_LINES)):
         line, closes = lines[last], False
         if '"' in line:
             ends = [_end_of(form, line, 0) for form in inside]
@@ -225,14 +228,14 @@ def _closed(
             return None
         if closes:
             text = "\n".join([lines[first][start:], *lines[first + 1 : last + 1]])
-            more, again = _split(text, delimiter)
-            if again is None:
-                return [*cells, *more], last, like_a_row
-            cells += more[: again[0]]
-            first, start = last, len(line) - (len(text) - again[1])
+            rest, reopened = _split(text, delimiter)
+            if reopened is None:
+                return [*cells, *rest], last, like_a_row
+            cells += rest[: reopened[0]]
+            first, start = last, len(line) - (len(text) - reopened[1])
             inside = _inside(line, start)
             fields += 1
-        if not inside or fields > _LONG_FIELDS:
+        if not inside or fields > _MAX_LONG_FIELDS:
             return None
     return None
 
@@ -250,9 +253,9 @@ _INSIDE = (re.compile(r'(?:[^"]|"")*+'), re.compile(r'(?:[^"\\]|""|\\.)*+\\?', r
 
 
 def _end_of(form: re.Pattern[str], line: str, start: int) -> int:
-    found = form.match(line, start)
-    assert found is not None
-    return found.end()
+    match = form.match(line, start)
+    assert match is not None
+    return match.end()
 
 
 def _inside(line: str, start: int) -> list[re.Pattern[str]]:
@@ -275,11 +278,11 @@ def _split(line: str, delimiter: str) -> tuple[list[str], tuple[int, int] | None
     start, open_at = 0, None
     while True:
         for form in (_QUOTED, _ESCAPED):
-            found = form.match(line, start)
-            if found and (found.end() == len(line) or line[found.end()] == delimiter):
-                cell = found[1].replace('""', '"')
+            match = form.match(line, start)
+            if match and (match.end() == len(line) or line[match.end()] == delimiter):
+                cell = match[1].replace('""', '"')
                 cells.append(re.sub(r"\\(.)", r"\1", cell) if form is _ESCAPED else cell)
-                end = found.end()
+                end = match.end()
                 break
         else:
             end = line.find(delimiter, start)
@@ -293,43 +296,43 @@ def _split(line: str, delimiter: str) -> tuple[list[str], tuple[int, int] | None
         start = end + 1
 
 
-def delimiter_of(header: str, fits: Callable[[list[str]], bool], usual: str = ",") -> str:
+def detect_delimiter(header: str, fits: Callable[[list[str]], bool], default: str = ",") -> str:
     """The delimiter that splits a header into columns that `fits` takes: the usual one, where none does."""
-    for delimiter in dict.fromkeys((usual, *DELIMITERS)):
+    for delimiter in dict.fromkeys((default, *DELIMITERS)):
         if fits(split_cells(header, delimiter)[0]):
             return delimiter
-    return usual
+    return default
 
 
-def distinct(names: Sequence[str]) -> list[str]:
+def unique_names(names: Sequence[str]) -> list[str]:
     """The names of columns, those that come again numbered: each keeps its cells.
 
-    >>> distinct(["image", "caption", "caption"])
+    >>> unique_names(["image", "caption", "caption"])
     ['image', 'caption', 'caption.2']
     """
-    found: list[str] = []
-    taken = set(names)
-    again: dict[str, int] = {}
+    unique: list[str] = []
+    used = set(names)
+    repeats: dict[str, int] = {}
     for name in names:
-        again[name] = again.get(name, 0) + 1
-        other = name
-        while again[name] > 1 and other in taken:
-            other = f"{name}.{again[name]}"
-            again[name] += other in taken
-        taken.add(other)
-        found.append(other)
-    return found
+        repeats[name] = repeats.get(name, 0) + 1
+        candidate = name
+        while repeats[name] > 1 and candidate in used:
+            candidate = f"{name}.{repeats[name]}"
+            repeats[name] += candidate in used
+        used.add(candidate)
+        unique.append(candidate)
+    return unique
 
 
-def read_json(text: str) -> tuple[Any, str]:
+def parse_json(text: str) -> tuple[Any, str]:
     """What a JSON text holds, and which keys stand twice in one object, in words: "caption: caption.2"; each keeps its
     value. Raises ValueError, RecursionError."""
     repeated: dict[str, str] = {}
 
     def one_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        names = distinct([name for name, _ in pairs])
+        names = unique_names([name for name, _ in pairs])
         repeated.update((other, name) for other, (name, _) in zip(names, pairs, strict=True) if other != name)
         return dict(zip(names, (value for _, value in pairs), strict=True))
 
-    found = json.loads(text, object_pairs_hook=one_object)
-    return found, ", ".join(f"{name}: {other}" for other, name in repeated.items())
+    content = json.loads(text, object_pairs_hook=one_object)
+    return content, ", ".join(f"{name}: {other}" for other, name in repeated.items())

@@ -1,1 +1,1 @@
-"""Which patches and words carried a match, and contact sheets of it."""
+"""Which patches and words carried a match, and pictures of it."""

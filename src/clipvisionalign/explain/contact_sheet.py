@@ -8,31 +8,31 @@ from io import BytesIO
 from PIL import Image, ImageDraw, ImageFont
 
 from clipvisionalign.explain.heatmaps import Explanation, overlay
-from clipvisionalign.images import Picture, open_picture
+from clipvisionalign.images import ImageSource, open_image
 
 CELL, GAP, LINE = 220, 12, 18
 
 
-def sheet(pictures: Sequence[tuple[Image.Image, str]], title: str = "", across: int = 5) -> Image.Image:
+def contact_sheet(entries: Sequence[tuple[Image.Image, str]], title: str = "", columns: int = 5) -> Image.Image:
     """Pictures with a line of words under each, in rows of `across`, under a title."""
-    across = max(1, min(across, len(pictures)))
-    rows = -(-len(pictures) // across)
+    columns = max(1, min(columns, len(entries)))
+    rows = -(-len(entries) // columns)
     top = GAP + (LINE + GAP if title else 0)
-    size = (GAP + across * (CELL + GAP), top + rows * (CELL + LINE + 2 * GAP))
+    size = (GAP + columns * (CELL + GAP), top + rows * (CELL + LINE + 2 * GAP))
     page = Image.new("RGB", size, "white")
-    pencil, font = ImageDraw.Draw(page), ImageFont.load_default(13)
+    draw, font = ImageDraw.Draw(page), ImageFont.load_default(13)
     if title:
-        pencil.text((GAP, GAP), _fitting(title, font, size[0] - 2 * GAP), fill="black", font=ImageFont.load_default(15))
-    for number, (picture, words) in enumerate(pictures):
-        x, y = GAP + number % across * (CELL + GAP), top + number // across * (CELL + LINE + 2 * GAP)
-        small = picture.copy()
+        draw.text((GAP, GAP), _truncate(title, font, size[0] - 2 * GAP), fill="black", font=ImageFont.load_default(15))
+    for index, (image, caption) in enumerate(entries):
+        x, y = GAP + index % columns * (CELL + GAP), top + index // columns * (CELL + LINE + 2 * GAP)
+        small = image.copy()
         small.thumbnail((CELL, CELL))
         page.paste(small, (x + (CELL - small.width) // 2, y + CELL - small.height))
-        pencil.text((x, y + CELL + 4), _fitting(words, font, CELL), fill="#333", font=font)
+        draw.text((x, y + CELL + 4), _truncate(caption, font, CELL), fill="#333", font=font)
     return page
 
 
-def _fitting(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
+def _truncate(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
     """As much of a text as fits, its end cut off."""
     if font.getlength(text) <= width:
         return text
@@ -41,13 +41,18 @@ def _fitting(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, widt
     return text + "…"
 
 
-def sheet_of_thumbnails(found: Sequence[tuple[bytes, str]], title: str) -> Image.Image:
+def thumbnail_sheet(thumbnails: Sequence[tuple[bytes, str]], title: str) -> Image.Image:
     """A sheet of an index's thumbnails."""
-    return sheet([(Image.open(BytesIO(data)).convert("RGB"), words) for data, words in found], title)
+    return contact_sheet([(Image.open(BytesIO(data)).convert("RGB"), caption) for data, caption in thumbnails], title)
 
 
-def sheet_of_explanation(image: Picture, found: Explanation) -> Image.Image:
+def explanation_sheet(image: ImageSource, explanation: Explanation) -> Image.Image:
     """The picture, the whole caption's map, and each word's."""
-    shown = [(open_picture(image), "the picture"), (Image.fromarray(overlay(image, found.whole)), "the caption")]
-    shown += [(Image.fromarray(overlay(image, grid)), word) for word, grid in found.words]
-    return sheet(shown, f"{found.caption} ({found.method}, score {found.score:.3f})", across=5)
+    entries = [
+        (open_image(image), "the picture"),
+        (Image.fromarray(overlay(image, explanation.heatmap)), "the caption"),
+    ]
+    entries += [(Image.fromarray(overlay(image, grid)), word) for word, grid in explanation.word_heatmaps]
+    return contact_sheet(
+        entries, f"{explanation.caption} ({explanation.method}, score {explanation.score:.3f})", columns=5
+    )

@@ -22,10 +22,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clipvisionalign.images import Picture
+from clipvisionalign.images import ImageSource
 from clipvisionalign.models.aligner import Aligner
-from clipvisionalign.models.eval_mode import evaluating
-from clipvisionalign.models.heads import ImageStates
+from clipvisionalign.models.eval_mode import eval_mode
+from clipvisionalign.models.heads import ImageEmbeddings
 from clipvisionalign.models.pair_scorer import PairScorer
 
 
@@ -37,128 +37,138 @@ class Explanation:
 
     caption: str
     score: float
-    whole: np.ndarray
-    words: list[tuple[str, np.ndarray]]
+    heatmap: np.ndarray
+    word_heatmaps: list[tuple[str, np.ndarray]]
     method: str
-    not_counted: list[str] = field(default_factory=list)
+    ignored_words: list[str] = field(default_factory=list)
 
 
-def explain(aligner: Aligner, image: Picture, caption: str) -> Explanation:
-    """Maps of one picture and one caption. Raises PictureError, and ValueError for patches that are not on a square."""
+def explain(aligner: Aligner, image: ImageSource, caption: str) -> Explanation:
+    """Maps of one picture and one caption. Raises ImageError, and ValueError for patches that are not on a square."""
     if aligner.late is None:
-        return _by_gradient(aligner, image, caption)
-    return _by_words(aligner, image, caption)
+        return _explain_by_gradient(aligner, image, caption)
+    return _explain_by_words(aligner, image, caption)
 
 
-def _by_gradient(aligner: Aligner, image: Picture, caption: str) -> Explanation:
+def _explain_by_gradient(aligner: Aligner, image: ImageSource, caption: str) -> Explanation:
     text = aligner.encode_captions([caption])[0].to(aligner.device)
-    score, whole = _gradient_map(aligner, image, lambda states: states.vectors[0] @ text)
-    cut_off = [word for word, tokens in words_of_tokens(aligner, caption) if not tokens]
-    return Explanation(caption, score, whole, [], "gradient", cut_off)
+    score, heatmap = _gradient_map(aligner, image, lambda states: states.vectors[0] @ text)
+    truncated_words = [word for word, tokens in word_tokens(aligner, caption) if not tokens]
+    return Explanation(caption, score, heatmap, [], "gradient", truncated_words)
 
 
 def _gradient_map(
-    aligner: Aligner, image: Picture, score_of: Callable[[ImageStates], Tensor]
+    aligner: Aligner, image: ImageSource, score_of: Callable[[ImageEmbeddings], Tensor]
 ) -> tuple[float, np.ndarray]:
     """The score, and which patches carry it: activation times gradient, summed over channels, where it is above 0."""
-    pixels = aligner.image_tower.input.look()(image)[None].to(aligner.device)
-    with evaluating(aligner), torch.enable_grad():
+    pixels = aligner.image_tower.image_transform.image_loader()(image)[None].to(aligner.device)
+    with eval_mode(aligner), torch.enable_grad():
         with torch.no_grad():
             features = aligner.image_tower.feature_map(pixels)
         features = features.detach().requires_grad_(True)
-        score = score_of(aligner.image_states(aligner.image_tower.features_of(features)))
+        score = score_of(aligner.embed_image_features(aligner.image_tower.features_of(features)))
         (gradient,) = torch.autograd.grad(score, features)
     # Both taken apart into patches the way the tower itself does it.
     with torch.no_grad():
         patches = aligner.image_tower.features_of(features * gradient).patches[0]
-    return float(score.detach()), _grid(patches.sum(-1).clamp(min=0))
+    return float(score.detach()), _to_grid(patches.sum(-1).clamp(min=0))
 
 
-def _gradient_of_pair(aligner: Aligner, image: Picture, pairs: PairScorer) -> np.ndarray:
+def _pair_gradient_map(aligner: Aligner, image: ImageSource, pairs: PairScorer) -> np.ndarray:
     """What carries the whole score of a pair: both vectors, late interaction and fusion, by what each counts."""
-    first, weights = np.array([0]), torch.from_numpy(pairs.weights()).to(aligner.device)
+    index, weights = np.array([0]), torch.from_numpy(pairs.component_weights()).to(aligner.device)
 
-    def score_of(states: ImageStates) -> Tensor:
-        own = PairScorer(aligner, aligner.image_parts(states), pairs.captions)
-        return own.some(first, first)[0].float() @ weights
+    def score_of(states: ImageEmbeddings) -> Tensor:
+        scorer = PairScorer(aligner, aligner.project_images_for_pairs(states), pairs.captions)
+        return scorer.score_batch(index, index)[0].float() @ weights
 
     return _gradient_map(aligner, image, score_of)[1]
 
 
 @torch.no_grad()
-def _by_words(aligner: Aligner, image: Picture, caption: str) -> Explanation:
+def _explain_by_words(aligner: Aligner, image: ImageSource, caption: str) -> Explanation:
     assert aligner.late is not None
     pairs = aligner.pair_scorer([image], [caption])
     score = float(pairs(np.array([0]), np.array([0]))[0])
-    patches, own = pairs.images.patches[0], pairs.captions[0]
-    with evaluating(aligner):
+    patches, encoded_caption = pairs.images.patches[0], pairs.captions[0]
+    with eval_mode(aligner):
         if aligner.fusion is None:
-            maps = (own.parts @ patches.T).clamp(min=0) * own.weights[:, None]
+            maps = (encoded_caption.token_vectors @ patches.T).clamp(min=0) * encoded_caption.token_weights[:, None]
             method = "late interaction"
         else:
-            assert own.tokens is not None
+            assert encoded_caption.tokens is not None
             assert pairs.images.key_values is not None
-            tokens = own.tokens[None]
+            tokens = encoded_caption.tokens[None]
             mask = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
             matches = aligner.late.matches(tokens, patches[None])
             maps = aligner.fusion.attention_maps(tokens, mask, pairs.images.key_values, matches)[0]
             method = "cross-attention; the whole by gradient"
     # Which token of the caption each row of the maps is of; a fusion attends with all of them.
-    of_rows = range(len(maps)) if own.positions is None or aligner.fusion is not None else own.positions.tolist()
-    rows = {token: row for row, token in enumerate(of_rows)}
-    by_word = words_of_tokens(aligner, caption)
-    counted = [(word, [rows[token] for token in tokens if token in rows]) for word, tokens in by_word]
-    words = [(word, maps[places].mean(dim=0)) for word, places in counted if places]
+    row_tokens = (
+        range(len(maps))
+        if encoded_caption.positions is None or aligner.fusion is not None
+        else encoded_caption.positions.tolist()
+    )
+    rows = {token: row for row, token in enumerate(row_tokens)}
+    tokens_by_word = word_tokens(aligner, caption)
+    rows_by_word = [(word, [rows[token] for token in tokens if token in rows]) for word, tokens in tokens_by_word]
+    word_maps = [(word, maps[row_indices].mean(dim=0)) for word, row_indices in rows_by_word if row_indices]
     if aligner.fusion is None:
-        whole = _grid(torch.stack([found for _, found in words]).sum(dim=0) if words else maps.mean(dim=0))
+        heatmap = _to_grid(
+            torch.stack([word_map for _, word_map in word_maps]).sum(dim=0) if word_maps else maps.mean(dim=0)
+        )
     else:
         # What a fusion attends to is a part of a part of the score: it says little of what the score hangs on.
-        whole = _gradient_of_pair(aligner, image, pairs)
-    not_counted = [word for word, places in counted if not places]
-    return Explanation(caption, score, whole, [(word, _grid(found)) for word, found in words], method, not_counted)
+        heatmap = _pair_gradient_map(aligner, image, pairs)
+    not_counted = [word for word, row_indices in rows_by_word if not row_indices]
+    return Explanation(
+        caption, score, heatmap, [(word, _to_grid(word_map)) for word, word_map in word_maps], method, not_counted
+    )
 
 
-def words_of_tokens(aligner: Aligner, caption: str) -> list[tuple[str, list[int]]]:
+def word_tokens(aligner: Aligner, caption: str) -> list[tuple[str, list[int]]]:
     """The caption's words without its punctuation, each with the places of its tokens among those that the text tower
     reads: none for a word that is cut off. Empty for a tokenizer that does not tell which token is of which word."""
     tower = aligner.text_tower
     if not tower.tokenizer.is_fast:
         return []
-    read = tower.tokenizer(caption, truncation=True, max_length=tower.max_tokens)
+    encoding = tower.tokenizer(caption, truncation=True, max_length=tower.max_tokens)
     # A word that is cut in two has its whole name in the caption alone.
-    uncut = tower.tokenizer(caption, truncation=False)
-    places: dict[int, list[int]] = {word: [] for word in uncut.word_ids() if word is not None}
-    for place, word in enumerate(read.word_ids()):
+    full_encoding = tower.tokenizer(caption, truncation=False)
+    positions_by_word: dict[int, list[int]] = {word: [] for word in full_encoding.word_ids() if word is not None}
+    for position, word in enumerate(encoding.word_ids()):
         if word is not None:
-            places[word].append(place)
-    spans = {word: uncut.word_to_chars(word) for word in places}
-    words = [(caption[spans[word].start : spans[word].end].strip(), tokens) for word, tokens in places.items()]
+            positions_by_word[word].append(position)
+    spans = {word: full_encoding.word_to_chars(word) for word in positions_by_word}
+    words = [
+        (caption[spans[word].start : spans[word].end].strip(), tokens) for word, tokens in positions_by_word.items()
+    ]
     return [(word, tokens) for word, tokens in words if any(letter.isalnum() for letter in word)]
 
 
-def _grid(values: Tensor) -> np.ndarray:
+def _to_grid(values: Tensor) -> np.ndarray:
     """(P,) -> (h, w), from 0 for the least to 1 for the greatest; what is nearly even everywhere stays so."""
     side = math.isqrt(len(values))
     if side * side != len(values):
         raise ValueError(f"{len(values)} patches are on no square: they cannot be shown over a picture")
-    found = values.float().cpu().numpy().reshape(side, side)
-    low, high = float(found.min()), float(found.max())
-    return (found - low) / max(high - low, 0.05 * abs(high), 1e-12)
+    grid = values.float().cpu().numpy().reshape(side, side)
+    low, high = float(grid.min()), float(grid.max())
+    return (grid - low) / max(high - low, 0.05 * abs(high), 1e-12)
 
 
-def overlay(image: Picture, grid: np.ndarray, size: int = 224) -> np.ndarray:
+def overlay(image: ImageSource, grid: np.ndarray, size: int = 224) -> np.ndarray:
     """The picture with a map over it, bytes (height, width, 3), the longer side `size`: what it leaves out is grey.
 
     The tower sees the whole picture, squeezed into a square; here both have the picture's own shape.
     """
     from PIL import Image
 
-    from clipvisionalign.images import open_picture
+    from clipvisionalign.images import open_image
 
-    picture = open_picture(image)
-    picture.thumbnail((size, size), Image.Resampling.BICUBIC)
-    low = Image.fromarray((255 * grid.clip(0, 1)).astype(np.uint8))
-    share = np.asarray(low.resize(picture.size, Image.Resampling.BICUBIC), dtype=np.float32)[..., None] / 255
-    colours = np.asarray(picture, dtype=np.float32)
+    pil_image = open_image(image)
+    pil_image.thumbnail((size, size), Image.Resampling.BICUBIC)
+    mask = Image.fromarray((255 * grid.clip(0, 1)).astype(np.uint8))
+    opacity = np.asarray(mask.resize(pil_image.size, Image.Resampling.BICUBIC), dtype=np.float32)[..., None] / 255
+    colours = np.asarray(pil_image, dtype=np.float32)
     grey = 0.35 * colours.mean(axis=-1, keepdims=True) + 20
-    return (colours * share + grey * (1 - share)).clip(0, 255).astype(np.uint8)
+    return (colours * opacity + grey * (1 - opacity)).clip(0, 255).astype(np.uint8)

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from clipvisionalign.data.captioned import CaptionedImages
-from clipvisionalign.data.fingerprint import changed, data_contents, run_contents
-from clipvisionalign.data.of_run import about_data
-from clipvisionalign.files import written_aside
+from clipvisionalign.data.hashes import changed_keys, dataset_hashes, run_hash
+from clipvisionalign.data.run_data import data_record
+from clipvisionalign.files import atomic_write
 
 #: In a run's folder: the audit that was made last, and under "earlier" those of the same model on other data. A study
 #: keeps its own with what it measured.
@@ -18,25 +18,25 @@ AUDITS, MEASURED = "audit.json", "measured.json"
 
 def keep_audit(run: Path, results: dict[str, Any], part: CaptionedImages) -> None:
     """Keep an audit beside those of the same model on other data. results: what `audit` prints; part: its gallery."""
-    asked = {"model": run_contents(run), **data_contents(part)}
+    asked = {"model": run_hash(run), **dataset_hashes(part)}
     earlier = [each for each in _kept_in(run) if each["asked"]["model"] == asked["model"] and each["asked"] != asked]
-    with written_aside(run / AUDITS) as aside:
+    with atomic_write(run / AUDITS) as aside:
         aside.write_text(json.dumps({**results, "asked": asked, "earlier": earlier}, indent=2) + "\n", encoding="utf-8")
 
 
 def audits_of(run: Path) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
     """The audit of the run's model, as it is now, on its own dev split, None where there is none; and those of it on
     other data. What is not known to be of this model is none."""
-    model, dev = run_contents(run), about_data(run).get("dev", {}).get("contents")
+    model, dev = run_hash(run), data_record(run).get("dev", {}).get("contents")
     kept = [each for each in [*_kept_in(run), *_measured_in(run)] if each["asked"]["model"] == model]
-    own = [each for each in kept if each.get("split") == "dev" and dev and not changed(each["asked"], dev)]
+    own = [each for each in kept if each.get("split") == "dev" and dev and not changed_keys(each["asked"], dev)]
     # Of two on the same data the one that failed.
     return min(own, key=lambda each: each["passed"], default=None), [each for each in kept if each not in own]
 
 
 def is_of_unknown_model(run: Path) -> bool:
     """Whether the audit that was made last is an earlier version's, which did not keep what it is of."""
-    return "checks" in (found := _read(run / AUDITS)) and "asked" not in found
+    return "checks" in (contents := _read(run / AUDITS)) and "asked" not in contents
 
 
 def _kept_in(run: Path) -> list[dict[str, Any]]:
@@ -47,13 +47,15 @@ def _kept_in(run: Path) -> list[dict[str, Any]]:
 
 
 def _measured_in(run: Path) -> list[dict[str, Any]]:
-    found = _read(run / MEASURED)
-    asked = found.get("asked", {})
+    results = _read(run / MEASURED)
+    asked = results.get("asked", {})
     return (
-        [{**found["audit"], "split": asked["split"], "asked": asked}] if "model" in asked and "audit" in found else []
+        [{**results["audit"], "split": asked["split"], "asked": asked}]
+        if "model" in asked and "audit" in results
+        else []
     )
 
 
 def _read(path: Path) -> dict[str, Any]:
-    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return found if isinstance(found, dict) else {}
+    contents = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return contents if isinstance(contents, dict) else {}

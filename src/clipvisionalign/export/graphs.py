@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from clipvisionalign.batch import TokenGroup
-from clipvisionalign.export.onnx_aligner import CAPTIONS, FUSION, IMAGES
+from clipvisionalign.export.onnx_aligner import CAPTIONS, FUSION_FILE, IMAGES
 from clipvisionalign.models.aligner import Aligner
-from clipvisionalign.models.late_interaction import pruned_weights
+from clipvisionalign.models.late_interaction import prune_weights
 
 
 class ImageExport(nn.Module):
@@ -24,10 +24,10 @@ class ImageExport(nn.Module):
         self.aligner = aligner
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
-        states = self.aligner.image_states(self.aligner.image_tower(pixels))
+        states = self.aligner.embed_image_features(self.aligner.image_tower(pixels))
         if self.aligner.late is None:
             return (states.vectors,)
-        parts = self.aligner.image_parts(states)
+        parts = self.aligner.project_images_for_pairs(states)
         return tuple(part for part in parts if part is not None)
 
 
@@ -41,14 +41,14 @@ class CaptionExport(nn.Module):
 
     def forward(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
         aligner = self.aligner
-        states = aligner.caption_states(TokenGroup(ids, mask, torch.empty(0, dtype=torch.long)))
+        states = aligner.embed_caption_group(TokenGroup(ids, mask, torch.empty(0, dtype=torch.long)))
         if aligner.late is None:
             return (states.vectors,)
         assert states.tokens is not None
-        found = aligner.late.all_tokens(states.tokens, mask)
-        weights = pruned_weights(found.weights, aligner.late.config.keep_tokens)
+        late_tokens = aligner.late.project_all_tokens(states.tokens, mask)
+        weights = prune_weights(late_tokens.weights, aligner.late.config.keep_tokens)
         tokens = () if aligner.fusion is None else (states.tokens,)
-        return states.vectors, found.vectors, weights, *tokens
+        return states.vectors, late_tokens.vectors, weights, *tokens
 
 
 class FusionExport(nn.Module):
@@ -67,7 +67,7 @@ class FusionExport(nn.Module):
 
 def write_graphs(aligner: Aligner, folder: Path) -> None:
     """The towers, and the fusion where there is one."""
-    size = aligner.image_tower.input.size
+    size = aligner.image_tower.image_transform.size
     pixels = torch.randn(3, 3, size, size)
     ids, mask = random_tokens(aligner, 3, 9)
     batch, length = (
@@ -77,9 +77,11 @@ def write_graphs(aligner: Aligner, folder: Path) -> None:
     scores_pairs, fuses = aligner.late is not None, aligner.fusion is not None
     of_patches = ["patches"] * scores_pairs + ["key_values"] * fuses
     of_tokens = ["parts", "weights"] * scores_pairs + ["tokens"] * fuses
-    _export(ImageExport(aligner), (pixels,), folder / IMAGES, ["pixels"], ["vectors", *of_patches], ({0: batch},))
+    _export_module(
+        ImageExport(aligner), (pixels,), folder / IMAGES, ["pixels"], ["vectors", *of_patches], ({0: batch},)
+    )
     both = {0: batch, 1: length}
-    _export(
+    _export_module(
         CaptionExport(aligner), (ids, mask), folder / CAPTIONS, ["ids", "mask"], ["vectors", *of_tokens], (both, both)
     )
     if not fuses:
@@ -89,7 +91,9 @@ def write_graphs(aligner: Aligner, folder: Path) -> None:
         tokens = CaptionExport(aligner)(ids, mask)[-1]
     names = ["patches", "key_values", "tokens", "mask"]
     shapes = ({0: batch}, {0: batch}, both, both)
-    _export(FusionExport(aligner), (patches, key_values, tokens, mask), folder / FUSION, names, ["corrections"], shapes)
+    _export_module(
+        FusionExport(aligner), (patches, key_values, tokens, mask), folder / FUSION_FILE, names, ["corrections"], shapes
+    )
 
 
 def random_tokens(aligner: Aligner, captions: int, length: int, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -102,7 +106,7 @@ def random_tokens(aligner: Aligner, captions: int, length: int, seed: int = 0) -
     return torch.where(mask.bool(), ids, aligner.text_tower.pad), mask
 
 
-def _export(
+def _export_module(
     module: nn.Module, example: tuple[Tensor, ...], path: Path, inputs: list[str], outputs: list[str], shapes: Any
 ) -> None:
     with warnings.catch_warnings(), torch.no_grad():

@@ -9,7 +9,7 @@ from typing import Any
 
 from clipvisionalign.export.audits import audits_of, is_of_unknown_model
 from clipvisionalign.export.folders import target_folder
-from clipvisionalign.files import files_written_aside, folders_above
+from clipvisionalign.files import atomic_write_files, folders_above
 
 
 def export_huggingface(run: str | Path, out: str | Path) -> Path:
@@ -21,7 +21,7 @@ def export_huggingface(run: str | Path, out: str | Path) -> Path:
     if not (source / "results.json").is_file():
         raise FileNotFoundError(f"{run}: not a finished run: no results.json in it")
     target = target_folder(out)
-    with folders_above(target), files_written_aside(target) as aside:
+    with folders_above(target), atomic_write_files(target) as aside:
         aside.mkdir()
         (aside / "README.md").write_text(model_card(source), encoding="utf-8")
         for name in ("model.safetensors", "config.yaml", "results.json", "environment.json", "weights.json"):
@@ -33,32 +33,32 @@ def export_huggingface(run: str | Path, out: str | Path) -> Path:
     return Path(out)
 
 
-def _audit_of(run: Path) -> str:
+def _audit_summary(run: Path) -> str:
     """The checks that the run's model went through, by the command or in a study: on its dev split, whose figures stand
     above, and whether it passed on other data; "Not audited." without any."""
     own, others = audits_of(run)
-    told = []
+    lines = []
     if own is not None:
-        told = ["Passed." if own["passed"] else "**Failed: do not believe the figures above.**", ""]
-        told += [
+        lines = ["Passed." if own["passed"] else "**Failed: do not believe the figures above.**", ""]
+        lines += [
             f"- {'passed' if each['passed'] else 'FAILED'}: {each['name']}: {each['meaning']}" for each in own["checks"]
         ]
     else:
-        told = ["Not audited on that dev split." if others else "Not audited."]
+        lines = ["Not audited on that dev split." if others else "Not audited."]
         if is_of_unknown_model(run):
-            told = ["Audited by an earlier version, which did not keep of which weights and data: audit it again."]
+            lines = ["Audited by an earlier version, which did not keep of which weights and data: audit it again."]
     for each in others:
         failed = [check["name"] for check in each["checks"] if not check["passed"]]
         verdict = f"failed ({', '.join(failed)})" if failed else "passed"
-        told += ["", f"On the {each['split']} split of other data than that dev split: {verdict}."]
-    return "\n".join(told)
+        lines += ["", f"On the {each['split']} split of other data than that dev split: {verdict}."]
+    return "\n".join(lines)
 
 
-def _interval(figure: dict[str, Any], factor: float = 1.0) -> str:
+def _interval(estimate: dict[str, Any], factor: float = 1.0) -> str:
     """A figure with its 95% interval, or alone where none was computed."""
-    low, high = figure.get("low"), figure.get("high")
-    told = f"{factor * figure['value']:.1f}"
-    return told if low is None or high is None else f"{told} [{factor * low:.1f}, {factor * high:.1f}]"
+    low, high = estimate.get("low"), estimate.get("high")
+    value_text = f"{factor * estimate['value']:.1f}"
+    return value_text if low is None or high is None else f"{value_text} [{factor * low:.1f}, {factor * high:.1f}]"
 
 
 def model_card(run: Path) -> str:
@@ -68,22 +68,22 @@ def model_card(run: Path) -> str:
     results = json.loads((run / "results.json").read_text())
     data = json.loads((run / "data.json").read_text())
     model = yaml.safe_load((run / "config.yaml").read_text())["model"]
-    figures = results.get("reranked", results)
+    metrics = results.get("reranked", results)
     rows = []
     # Results from before chance was told have none.
     chance = results.get("chance", {})
-    for way in ("image_to_text", "text_to_image"):
-        for name, found in figures[way].items():
+    for direction in ("image_to_text", "text_to_image"):
+        for name, estimate in metrics[direction].items():
             factor = 100 if name.startswith(("recall", "map")) else 1
-            by_chance = f"{100 * chance[way][name]:.1f}" if name in chance.get(way, {}) else ""
-            cells = (way.replace("_", " "), name.replace("_", " "), _interval(found, factor), by_chance)
+            by_chance = f"{100 * chance[direction][name]:.1f}" if name in chance.get(direction, {}) else ""
+            cells = (direction.replace("_", " "), name.replace("_", " "), _interval(estimate, factor), by_chance)
             rows.append(f"| {' | '.join(cells)} |")
-    rsum = _interval(figures["rsum"]) + (f" (a random ranking: {chance['rsum']:.1f})" if chance else "")
-    chosen = results.get("chosen", {}).get("figures", "in-sample: what was chosen on dev is measured on it")
-    chosen = chosen[0].upper() + chosen[1:]
-    kept = f"{data['dev']['images']:,} images, {data['dev']['captions']:,} captions"
+    rsum = _interval(metrics["rsum"]) + (f" (a random ranking: {chance['rsum']:.1f})" if chance else "")
+    selection_note = results.get("chosen", {}).get("figures", "in-sample: what was chosen on dev is measured on it")
+    selection_note = selection_note[0].upper() + selection_note[1:]
+    gallery_size = f"{data['dev']['images']:,} images, {data['dev']['captions']:,} captions"
     # Its place is the machine's; that it is another data set is what counts.
-    of_dev = (
+    dev_origin = (
         f"the training data ({data['layout']})" if not data.get("dev_source") else "another data set than trained on"
     )
     return f"""---
@@ -105,8 +105,8 @@ scores = aligner.score(["a.jpg"], ["a dog on the grass", "two people at a table"
 
 ## Figures
 
-Dev split of {of_dev}, by which the checkpoint was chosen: whole gallery ({kept}), all
-captions, ties against the model, 95% intervals by bootstrap over images. {chosen}. Rsum {rsum}.
+Dev split of {dev_origin}, by which the checkpoint was chosen: whole gallery ({gallery_size}), all
+captions, ties against the model, 95% intervals by bootstrap over images. {selection_note}. Rsum {rsum}.
 
 | direction | figure | value | chance |
 |---|---|---:|---:|
@@ -114,7 +114,7 @@ captions, ties against the model, 95% intervals by bootstrap over images. {chose
 
 ## Audit
 
-{_audit_of(run)}
+{_audit_summary(run)}
 
 Put it to the test on your own data: `clipvisionalign audit FOLDER --data DATA`.
 

@@ -12,14 +12,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from clipvisionalign.data.of_run import unfinished_note
+from clipvisionalign.data.run_data import unfinished_note
 from clipvisionalign.export.folders import target_folder
 from clipvisionalign.export.graphs import write_graphs
 from clipvisionalign.export.onnx_aligner import ABOUT
-from clipvisionalign.export.onnx_readme import readme
+from clipvisionalign.export.onnx_readme import render_readme
 from clipvisionalign.export.quantization import int8_loss, quantize
-from clipvisionalign.export.verification import checked
-from clipvisionalign.files import files_written_aside, folders_above
+from clipvisionalign.export.verification import verify_export
+from clipvisionalign.files import atomic_write_files, folders_above
 from clipvisionalign.models.aligner import Aligner
 from clipvisionalign.models.io import load_aligner
 from clipvisionalign.models.longformer import Longformer
@@ -43,42 +43,56 @@ def export_onnx(
             f"{run}: Longformer is not exported to ONNX; sliding windows over another text tower are, such as "
             "--model.design sparse --model.text_tower.name distilbert-base-uncased"
         )
-    with folders_above(target), files_written_aside(target) as aside:
+    with folders_above(target), atomic_write_files(target) as aside:
         aside.mkdir()
-        about = _about(aligner, run)
-        if "unfinished" in about:
-            say(f"note: {about['unfinished']}")
+        manifest = _about(aligner, run)
+        if "unfinished" in manifest:
+            say(f"note: {manifest['unfinished']}")
         write_graphs(aligner, aside)
         aligner.text_tower.tokenizer.save_pretrained(aside / "tokenizer")
-        _write_about(aside, about)
-        about["difference"] = checked(aligner, aside)
+        _write_manifest(aside, manifest)
+        manifest["difference"] = verify_export(aligner, aside)
         if int8:
-            about["int8"] = {"files": quantize(aside)}
-            about["int8"] |= int8_loss(aside, Path(run), data, say)
-        _write_about(aside, about)
-        (aside / "README.md").write_text(readme(about), encoding="utf-8")
-    return about
+            manifest["int8"] = {"files": quantize(aside)}
+            manifest["int8"] |= int8_loss(aside, Path(run), data, say)
+        _write_manifest(aside, manifest)
+        (aside / "README.md").write_text(render_readme(manifest), encoding="utf-8")
+    return manifest
 
 
 def _about(aligner: Aligner, run: str | Path) -> dict[str, Any]:
     """What onnx.json holds of the model itself."""
-    wanted, tower, late, fusion = aligner.image_tower.input, aligner.text_tower, aligner.late, aligner.fusion
+    image_transform, tower, late, fusion = (
+        aligner.image_tower.image_transform,
+        aligner.text_tower,
+        aligner.late,
+        aligner.fusion,
+    )
     unfinished = unfinished_note(run)
-    about: dict[str, Any] = {
+    manifest: dict[str, Any] = {
         **({"unfinished": unfinished} if unfinished else {}),
-        "run": str(run), "design": aligner.config.design, "width": aligner.config.width,
-        "pixels": {"size": wanted.size, "mean": list(wanted.mean), "std": list(wanted.std), "resize": "bicubic"},
-        "max_tokens": tower.max_tokens, "truncation_side": tower.tokenizer.truncation_side, "pad": tower.pad,
+        "run": str(run),
+        "design": aligner.config.design,
+        "width": aligner.config.width,
+        "pixels": {
+            "size": image_transform.size,
+            "mean": list(image_transform.mean),
+            "std": list(image_transform.std),
+            "resize": "bicubic",
+        },
+        "max_tokens": tower.max_tokens,
+        "truncation_side": tower.tokenizer.truncation_side,
+        "pad": tower.pad,
         "temperature": 1 / aligner.scale().item(),
-    }  # fmt: skip
+    }
     if late is not None:
-        about["late"] = {
+        manifest["late"] = {
             "temperature": 1 / late.scale().item(), "weight": late.weight.item(), "keep_tokens": late.config.keep_tokens
         }  # fmt: skip
     if fusion is not None:
-        about["fusion"] = {"weight": fusion.weight.item(), "candidates": aligner.config.fusion.candidates}
-    return about
+        manifest["fusion"] = {"weight": fusion.weight.item(), "candidates": aligner.config.fusion.candidates}
+    return manifest
 
 
-def _write_about(folder: Path, about: dict[str, Any]) -> None:
-    (folder / ABOUT).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+def _write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
+    (folder / ABOUT).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")

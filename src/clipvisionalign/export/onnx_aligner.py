@@ -14,17 +14,17 @@ from typing import Any
 
 import numpy as np
 
-from clipvisionalign.images import Picture, PictureInput
-from clipvisionalign.lists import check_lists, check_strings
+from clipvisionalign.argument_checks import check_lists, check_strings
+from clipvisionalign.images import ImageSource, ImageTransform
 from clipvisionalign.progress import progress
 
 #: Files of an export.
-ABOUT, IMAGES, CAPTIONS, FUSION = "onnx.json", "image_tower.onnx", "text_tower.onnx", "fusion.onnx"
-#: Scores of tokens and patches that `OnnxPairs.table` holds at a time: 64 MiB in float32.
+ABOUT, IMAGES, CAPTIONS, FUSION_FILE = "onnx.json", "image_tower.onnx", "text_tower.onnx", "fusion.onnx"
+#: Scores of tokens and patches that `OnnxPairScorer.table` holds at a time: 64 MiB in float32.
 BLOCK = 1 << 24
 
 
-def session(path: Path) -> Any:
+def open_session(path: Path) -> Any:
     """An onnxruntime session on the CPU."""
     import onnxruntime
 
@@ -41,86 +41,93 @@ class OnnxAligner:
         source = Path(folder)
         #: Whether encoding and scoring show a live line on standard error.
         self.show_progress = False
-        self.about = json.loads((source / ABOUT).read_text(encoding="utf-8"))
+        self.manifest = json.loads((source / ABOUT).read_text(encoding="utf-8"))
         end = ".int8.onnx" if int8 else ".onnx"
-        self.images, self.captions = (session(source / name.replace(".onnx", end)) for name in (IMAGES, CAPTIONS))
-        self.fusion = session(source / FUSION) if self.about.get("fusion") else None
+        self.image_session, self.text_session = (
+            open_session(source / name.replace(".onnx", end)) for name in (IMAGES, CAPTIONS)
+        )
+        self.fusion_session = open_session(source / FUSION_FILE) if self.manifest.get("fusion") else None
         self.tokenizer = Tokenizer.from_file(str(source / "tokenizer" / "tokenizer.json"))
-        self.tokenizer.enable_truncation(self.about["max_tokens"], direction=self.about.get("truncation_side", "right"))
-        self.tokenizer.enable_padding(pad_id=self.about["pad"])
-        pixels = self.about["pixels"]
-        self.input = PictureInput(pixels["size"], tuple(pixels["mean"]), tuple(pixels["std"]))
+        self.tokenizer.enable_truncation(
+            self.manifest["max_tokens"], direction=self.manifest.get("truncation_side", "right")
+        )
+        self.tokenizer.enable_padding(pad_id=self.manifest["pad"])
+        pixels = self.manifest["pixels"]
+        self.input = ImageTransform(pixels["size"], tuple(pixels["mean"]), tuple(pixels["std"]))
 
     @property
     def scores_all_pairs(self) -> bool:
         """Whether a whole gallery is ranked by `score`, which sees more than the vectors."""
-        return bool(self.about["design"] == "late" and self.about.get("late"))
+        return bool(self.manifest["design"] == "late" and self.manifest.get("late"))
 
-    def encode_images(self, images: Sequence[Picture], batch: int = 32) -> np.ndarray:
+    def encode_images(self, images: Sequence[ImageSource], batch: int = 32) -> np.ndarray:
         """Images -> unit vectors (N, D)."""
         return self._image_arrays(images, ["vectors"], batch)["vectors"]
 
     def encode_captions(self, captions: Sequence[str], batch: int = 64) -> np.ndarray:
         """Captions -> unit vectors (M, D); those of like length go together."""
-        found = [each["vectors"] for each in self._caption_arrays(captions, ["vectors"], batch)]
-        return np.stack(found) if found else np.empty((0, self.about["width"]), np.float32)
+        vectors = [each["vectors"] for each in self._caption_arrays(captions, ["vectors"], batch)]
+        return np.stack(vectors) if vectors else np.empty((0, self.manifest["width"]), np.float32)
 
-    def score(self, images: Sequence[Picture], captions: Sequence[str]) -> np.ndarray:
+    def score(self, images: Sequence[ImageSource], captions: Sequence[str]) -> np.ndarray:
         """The score of every image with every caption (N, M), as `Aligner.score` gives it."""
         check_lists(images, captions)
-        if not self.about.get("late") or not len(images):
+        if not self.manifest.get("late") or not len(images):
             return self.encode_images(images) @ self.encode_captions(captions).T
         pairs = self.pair_scorer(images, captions)
-        if self.fusion is None:
-            return pairs.table()
+        if self.fusion_session is None:
+            return pairs.score_matrix()
         grid = np.indices((len(images), len(captions))).reshape(2, -1)
         return pairs(grid[0], grid[1]).reshape(len(images), len(captions))
 
-    def pair_scorer(self, images: Sequence[Picture], captions: Sequence[str]) -> OnnxPairs:
+    def pair_scorer(self, images: Sequence[ImageSource], captions: Sequence[str]) -> OnnxPairScorer:
         """Encode images and captions once, to score any pairs of them. Raises ValueError for an export that cannot, and
         for no images."""
         check_lists(images, captions)
-        if not self.about.get("late"):
+        if not self.manifest.get("late"):
             raise ValueError("this export scores no pairs: it has vectors only")
         if not len(images):
             raise ValueError("no images to score")
-        names = [each.name for each in self.images.get_outputs()], [each.name for each in self.captions.get_outputs()]
-        found = self._image_arrays(images, names[0]), self._caption_arrays(captions, names[1])
-        return OnnxPairs(self.about, self.fusion, *found, show_progress=self.show_progress)
+        names = (
+            [each.name for each in self.image_session.get_outputs()],
+            [each.name for each in self.text_session.get_outputs()],
+        )
+        arrays = self._image_arrays(images, names[0]), self._caption_arrays(captions, names[1])
+        return OnnxPairScorer(self.manifest, self.fusion_session, *arrays, show_progress=self.show_progress)
 
-    def _image_arrays(self, images: Sequence[Picture], names: list[str], batch: int = 32) -> dict[str, np.ndarray]:
+    def _image_arrays(self, images: Sequence[ImageSource], names: list[str], batch: int = 32) -> dict[str, np.ndarray]:
         """What the image tower gives under these names, image after image."""
         import torch
 
         check_lists(images)
-        look, chunks = self.input.look(), []
+        transform, chunks = self.input.image_loader(), []
         starts = range(0, len(images), batch)
         for start in progress(starts, "encoding images", len(images), self.show_progress, batch):
-            pixels = torch.stack([look(image) for image in images[start : start + batch]])
-            chunks.append(self.images.run(names, {"pixels": self.input.scaled(pixels).numpy()}))
+            pixels = torch.stack([transform(image) for image in images[start : start + batch]])
+            chunks.append(self.image_session.run(names, {"pixels": self.input.normalize(pixels).numpy()}))
         if not chunks:
-            return {name: np.empty((0, self.about["width"]), np.float32) for name in names}
+            return {name: np.empty((0, self.manifest["width"]), np.float32) for name in names}
         return dict(zip(names, map(np.concatenate, zip(*chunks, strict=True)), strict=True))
 
     def _caption_arrays(self, captions: Sequence[str], names: list[str], batch: int = 64) -> list[dict[str, Any]]:
         """What the text tower gives for each caption, without padding."""
         check_strings(captions)
         order = np.argsort([len(caption) for caption in captions], kind="stable")
-        found: list[dict[str, Any]] = [{} for _ in captions]
+        outputs: list[dict[str, Any]] = [{} for _ in captions]
         for start in progress(
             range(0, len(captions), batch), "encoding captions", len(captions), self.show_progress, batch
         ):
             rows = order[start : start + batch]
-            encoded = self.tokenizer.encode_batch([captions[row] for row in rows])
-            ids = np.array([each.ids for each in encoded], dtype=np.int64)
-            mask = np.array([each.attention_mask for each in encoded], dtype=np.int64)
-            arrays = self.captions.run(names, {"ids": ids, "mask": mask})
-            for row, each in zip(rows, rows_of(names, arrays, mask), strict=True):
-                found[row] = each
-        return found
+            encodings = self.tokenizer.encode_batch([captions[row] for row in rows])
+            ids = np.array([each.ids for each in encodings], dtype=np.int64)
+            mask = np.array([each.attention_mask for each in encodings], dtype=np.int64)
+            arrays = self.text_session.run(names, {"ids": ids, "mask": mask})
+            for row, each in zip(rows, unpad_rows(names, arrays, mask), strict=True):
+                outputs[row] = each
+        return outputs
 
 
-def rows_of(names: Sequence[str], arrays: Sequence[np.ndarray], mask: np.ndarray) -> list[dict[str, np.ndarray]]:
+def unpad_rows(names: Sequence[str], arrays: Sequence[np.ndarray], mask: np.ndarray) -> list[dict[str, np.ndarray]]:
     """A batch's arrays caption by caption, those of tokens (b, T, ...) without what stands on padding."""
     lengths = mask.sum(axis=1)
     return [
@@ -132,7 +139,7 @@ def rows_of(names: Sequence[str], arrays: Sequence[np.ndarray], mask: np.ndarray
     ]
 
 
-class OnnxPairs:
+class OnnxPairScorer:
     """Scores pairs of images and captions that were encoded: called with image numbers (Q,) and caption numbers (Q,) it
     gives their scores (Q,), float32.
 
@@ -141,53 +148,58 @@ class OnnxPairs:
     """
 
     def __init__(
-        self, about: dict[str, Any], fusion: Any, images: dict[str, np.ndarray], captions: list[dict[str, np.ndarray]],
-        batch: int = 256, show_progress: bool = False,
-    ) -> None:  # fmt: skip
-        self.about, self.fusion, self.images, self.captions = about, fusion, images, captions
+        self,
+        manifest: dict[str, Any],
+        fusion: Any,
+        images: dict[str, np.ndarray],
+        captions: list[dict[str, np.ndarray]],
+        batch: int = 256,
+        show_progress: bool = False,
+    ) -> None:
+        self.manifest, self.fusion, self.images, self.captions = manifest, fusion, images, captions
         self.batch, self.show_progress = batch, show_progress
         self.image_vectors = images["vectors"]
-        empty = np.empty((0, about["width"]), np.float32)
+        empty = np.empty((0, manifest["width"]), np.float32)
         self.caption_vectors = np.stack([each["vectors"] for each in captions]) if captions else empty
         self.lengths = np.array([len(each["parts"]) for each in captions], dtype=np.int64)
 
     def weights(self) -> np.ndarray:
         """What the three parts of a score count: (3,), the dual score 1."""
-        fusion = self.about["fusion"]["weight"] if self.fusion is not None else 0.0
-        return np.array([1.0, self.about["late"]["weight"], fusion], dtype=np.float32)
+        fusion = self.manifest["fusion"]["weight"] if self.fusion is not None else 0.0
+        return np.array([1.0, self.manifest["late"]["weight"], fusion], dtype=np.float32)
 
     def __call__(self, image_index: np.ndarray, caption_index: np.ndarray) -> np.ndarray:
-        return self.parts(image_index, caption_index) @ self.weights()
+        return self.components(image_index, caption_index) @ self.weights()
 
-    def parts(self, image_index: np.ndarray, caption_index: np.ndarray) -> np.ndarray:
+    def components(self, image_index: np.ndarray, caption_index: np.ndarray) -> np.ndarray:
         """The parts of the pairs' scores (Q, 3): dual encoder, late interaction, fusion's correction."""
-        found = np.zeros((len(image_index), 3), dtype=np.float32)
+        scores = np.zeros((len(image_index), 3), dtype=np.float32)
         order = np.argsort(self.lengths[caption_index], kind="stable")
         starts = range(0, len(order), self.batch)
         for start in progress(starts, "scoring pairs", len(order), self.show_progress, self.batch):
             pairs = order[start : start + self.batch]
-            found[pairs] = self._some(image_index[pairs], caption_index[pairs])
-        return found
+            scores[pairs] = self._score_batch(image_index[pairs], caption_index[pairs])
+        return scores
 
-    def _some(self, image_index: np.ndarray, caption_index: np.ndarray) -> np.ndarray:
+    def _score_batch(self, image_index: np.ndarray, caption_index: np.ndarray) -> np.ndarray:
         captions = [self.captions[caption] for caption in caption_index]
         dual = (self.image_vectors[image_index] * self.caption_vectors[caption_index]).sum(axis=1)
         patches = self.images["patches"][image_index]
-        parts, weights = (_padded([each[name] for each in captions]) for name in ("parts", "weights"))
+        parts, weights = (_pad([each[name] for each in captions]) for name in ("parts", "weights"))
         late = ((patches @ parts.transpose(0, 2, 1)).max(axis=1) * weights).sum(axis=1)
         correction = np.zeros_like(dual)
         if self.fusion is not None:
-            tokens = _padded([each["tokens"] for each in captions])
+            tokens = _pad([each["tokens"] for each in captions])
             mask = np.arange(tokens.shape[1]) < self.lengths[caption_index][:, None]
-            given = {"patches": patches, "key_values": self.images["key_values"][image_index], "tokens": tokens}
-            correction = self.fusion.run(["corrections"], given | {"mask": mask.astype(np.int64)})[0]
-        temperatures = self.about["temperature"], self.about["late"]["temperature"]
+            inputs = {"patches": patches, "key_values": self.images["key_values"][image_index], "tokens": tokens}
+            correction = self.fusion.run(["corrections"], inputs | {"mask": mask.astype(np.int64)})[0]
+        temperatures = self.manifest["temperature"], self.manifest["late"]["temperature"]
         return np.stack([dual / temperatures[0], late / temperatures[1], correction], axis=1)
 
-    def table(self) -> np.ndarray:
+    def score_matrix(self) -> np.ndarray:
         """The scores of all pairs (N, M) without a fusion, in blocks."""
-        late = self.about["late"]
-        scores = (self.image_vectors @ self.caption_vectors.T) / np.float32(self.about["temperature"])
+        late = self.manifest["late"]
+        scores = (self.image_vectors @ self.caption_vectors.T) / np.float32(self.manifest["temperature"])
         patches = self.images["patches"]
         flat = patches.reshape(-1, patches.shape[-1])
         order = np.argsort(self.lengths, kind="stable")
@@ -196,17 +208,17 @@ class OnnxPairs:
         starts = range(0, len(order), step)
         for start in progress(starts, "scoring captions with all images", len(order), self.show_progress, step):
             rows = order[start : start + step]
-            parts, weights = (_padded([self.captions[row][name] for row in rows]) for name in ("parts", "weights"))
+            parts, weights = (_pad([self.captions[row][name] for row in rows]) for name in ("parts", "weights"))
             cosines = flat @ parts.reshape(-1, parts.shape[-1]).T
             best = cosines.reshape(*patches.shape[:2], -1).max(axis=1).reshape(len(patches), *weights.shape)
             scores[:, rows] += (best * weights).sum(axis=2) * np.float32(late["weight"] / late["temperature"])
         return scores
 
 
-def _padded(arrays: Sequence[np.ndarray]) -> np.ndarray:
+def _pad(arrays: Sequence[np.ndarray]) -> np.ndarray:
     """Arrays (T, ...) of several lengths -> (b, T, ...), 0 behind their ends."""
     longest = max(len(each) for each in arrays)
-    found = np.zeros((len(arrays), longest, *arrays[0].shape[1:]), dtype=arrays[0].dtype)
-    for row, each in zip(found, arrays, strict=True):
+    padded = np.zeros((len(arrays), longest, *arrays[0].shape[1:]), dtype=arrays[0].dtype)
+    for row, each in zip(padded, arrays, strict=True):
         row[: len(each)] = each
-    return found
+    return padded

@@ -122,22 +122,22 @@ _OF_DESIGN = {
 }
 
 
-def readme(about: dict[str, Any]) -> str:
+def render_readme(manifest: dict[str, Any]) -> str:
     """The text for what onnx.json holds."""
-    design = about["design"]
+    design = manifest["design"]
     scoring = {"late": _LATE + _FIRST, "cross": _LATE + _FUSION}.get(design, _VECTORS + _FIRST)
     names = ("vectors", *_OF_DESIGN.get(design, ()))
     rows = "\n".join(f"| `{name}` | {_ARRAYS[name][0]} | {_ARRAYS[name][1]} |" for name in names)
-    small = ""
-    if "int8" in about:
-        small = (
+    int8_note = ""
+    if "int8" in manifest:
+        int8_note = (
             "\n`image_tower.int8.onnx` and `text_tower.int8.onnx` give the same arrays with products in 8 bits; what "
             "that costs on dev stands in onnx.json under `int8`.\n"
         )
     unfinished = ""
-    if "unfinished" in about:
+    if "unfinished" in manifest:
         unfinished = "**Its run was not finished when it was exported: this is the best epoch so far.**"
-        unfinished += " Weights of pairs' parts are not chosen yet.\n\n" if "late" in about else "\n\n"
+        unfinished += " Weights of pairs' parts are not chosen yet.\n\n" if "late" in manifest else "\n\n"
     return f"""# An image-caption aligner as ONNX, design `{design}`
 
 {unfinished}Needs onnxruntime, tokenizers, Pillow and NumPy. The files take any batch, and captions of 2 tokens and
@@ -149,4 +149,4 @@ more. Temperatures, the weights of a score's parts (chosen on dev), sizes, mean 
 | array | shape | what it holds |
 |---|---|---|
 {rows}
-{small}"""
+{int8_note}"""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from clipvisionalign.data.captioned import CaptionedImages
-from clipvisionalign.data.of_run import read_data_of_run
+from clipvisionalign.data.run_data import read_data_of_run
 from clipvisionalign.export.onnx_aligner import CAPTIONS, IMAGES, OnnxAligner
 from clipvisionalign.retrieval import rsum_gain
 from clipvisionalign.retrieval.evaluate import evaluate
@@ -43,15 +43,15 @@ def int8_loss(folder: Path, run: Path, data: str | Path, say: Callable[[str], No
         say(f"what the 8-bit towers lose is not measured: {error}; --data says where the data set is")
         return {"not measured": str(error)}
     say(f"measuring 8-bit towers on {len(dev):,} dev images and {len(dev.captions):,} captions ...")
-    exact, small = (_measured(OnnxAligner(folder, int8=is_small), dev) for is_small in (False, True))
+    exact, small = (_evaluate_export(OnnxAligner(folder, int8=is_small), dev) for is_small in (False, True))
     change = rsum_gain(small.ranks, exact.ranks, dev.caption_image, unit=dev.image_identity)
     return {"rsum": small.rsum.to_dict(), "exact_rsum": exact.rsum.to_dict(), "rsum_change": change.to_dict()}
 
 
-def _measured(model: OnnxAligner, dev: CaptionedImages) -> Any:
+def _evaluate_export(model: OnnxAligner, dev: CaptionedImages) -> Any:
     model.show_progress = True
-    candidates = model.about.get("fusion", {}).get("candidates", 0)
+    candidates = model.manifest.get("fusion", {}).get("candidates", 0)
     return evaluate(
         model, dev.images, dev.captions, dev.caption_image, dev.image_identity, candidates,
-        caption_group=dev.caption_group,
+        caption_group=dev.shared_text_ids,
     ).metrics  # fmt: skip

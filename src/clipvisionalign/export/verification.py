@@ -12,18 +12,18 @@ from torch import Tensor
 
 from clipvisionalign.batch import TokenGroup
 from clipvisionalign.export.graphs import ImageExport, random_tokens
-from clipvisionalign.export.onnx_aligner import OnnxAligner, OnnxPairs, rows_of
+from clipvisionalign.export.onnx_aligner import OnnxAligner, OnnxPairScorer, unpad_rows
 from clipvisionalign.models.aligner import Aligner
-from clipvisionalign.models.heads import CaptionStates
+from clipvisionalign.models.heads import CaptionEmbeddings
 from clipvisionalign.models.pair_scorer import EncodedCaption, EncodedImages, PairScorer
 
 #: How far a number of an export may be from PyTorch's, as a share of the largest of its kind, or of 1.
 TOLERANCE = 1e-4
 #: Texts by which an exported tokenizer is compared with the run's.
-TEXTS = ("a dog on the grass", "", "Zwölf  Boxkämpfer, jagen!", "\u72ac \U0001f415 e\u0301", "word " * 500)
+TOKENIZER_SAMPLES = ("a dog on the grass", "", "Zwölf  Boxkämpfer, jagen!", "\u72ac \U0001f415 e\u0301", "word " * 500)
 
 
-def checked(
+def verify_export(
     aligner: Aligner, folder: Path, batches: Sequence[int] = (1, 2, 33), lengths: Sequence[int] = (2, 9, 77)
 ) -> float:
     """The largest difference between what is exported and PyTorch, over batches and lengths: every array that the files
@@ -31,72 +31,79 @@ def checked(
 
     Raises RuntimeError where it is larger than `TOLERANCE`, or where the tokenizers differ.
     """
-    found = OnnxAligner(folder)
-    for text in TEXTS:
-        if found.tokenizer.encode(text).ids != list(aligner.text_tower.tokenize([text])[0]):
+    exported = OnnxAligner(folder)
+    for text in TOKENIZER_SAMPLES:
+        if exported.tokenizer.encode(text).ids != list(aligner.text_tower.tokenize([text])[0]):
             raise RuntimeError(f"{folder}: the exported tokenizer reads {text[:40]!r} otherwise than the run's own")
     worst = 0.0
     with torch.no_grad():
         for batch in batches:
             pixels = torch.randn(
-                batch, 3, *2 * (aligner.image_tower.input.size,), generator=torch.Generator().manual_seed(batch)
+                batch,
+                3,
+                *2 * (aligner.image_tower.image_transform.size,),
+                generator=torch.Generator().manual_seed(batch),
             )
             expected = ImageExport(aligner.eval())(pixels)
-            images = _outputs(found.images, pixels=pixels)
+            images = _run_session(exported.image_session, pixels=pixels)
             worst = max(worst, *map(_difference, images.values(), expected))
             for length in lengths:
                 size = min(length, aligner.text_tower.max_tokens)
                 ids, mask = random_tokens(aligner, batch, size, seed=batch + length)
                 group = TokenGroup(ids, mask, torch.arange(batch))
-                states = aligner.caption_states(group)
-                arrays = _outputs(found.captions, ids=ids, mask=mask)
-                captions = rows_of(list(arrays), list(arrays.values()), mask.numpy())
+                states = aligner.embed_caption_group(group)
+                arrays = _run_session(exported.text_session, ids=ids, mask=mask)
+                captions = unpad_rows(list(arrays), list(arrays.values()), mask.numpy())
                 worst = max(worst, _difference(arrays["vectors"], states.vectors))
                 if aligner.late is not None and "parts" in arrays:
-                    worst = max(worst, _difference_of_pairs(aligner, found, expected, states, images, captions))
-    if worst > TOLERANCE or ("late" in found.about) != (aligner.late is not None):
+                    worst = max(worst, _pair_difference(aligner, exported, expected, states, images, captions))
+    if worst > TOLERANCE or ("late" in exported.manifest) != (aligner.late is not None):
         raise RuntimeError(f"{folder}: what is exported differs from PyTorch's by {worst:.2g}")
     return worst
 
 
-def _outputs(of: Any, **inputs: Tensor) -> dict[str, np.ndarray]:
+def _run_session(onnx_session: Any, **inputs: Tensor) -> dict[str, np.ndarray]:
     """What a file gives, by name."""
-    names = [each.name for each in of.get_outputs()]
-    return dict(zip(names, of.run(names, {name: given.numpy() for name, given in inputs.items()}), strict=True))
+    names = [each.name for each in onnx_session.get_outputs()]
+    return dict(
+        zip(names, onnx_session.run(names, {name: tensor.numpy() for name, tensor in inputs.items()}), strict=True)
+    )
 
 
-def _difference(found: np.ndarray, expected: Tensor | np.ndarray) -> float:
+def _difference(actual: np.ndarray, expected: Tensor | np.ndarray) -> float:
     """The largest, as a share of the largest number that is expected, or of 1."""
-    right = np.asarray(expected)
-    if found.shape != right.shape:
+    reference = np.asarray(expected)
+    if actual.shape != reference.shape:
         return float("inf")
-    return float(np.abs(found - right).max() / max(1.0, np.abs(right).max()))
+    return float(np.abs(actual - reference).max() / max(1.0, np.abs(reference).max()))
 
 
-def _difference_of_pairs(
-    aligner: Aligner, exported: OnnxAligner, parts: Sequence[Tensor], states: CaptionStates,
+def _pair_difference(
+    aligner: Aligner, exported: OnnxAligner, parts: Sequence[Tensor], states: CaptionEmbeddings,
     images: dict[str, np.ndarray], captions: list[dict[str, np.ndarray]],
 ) -> float:  # fmt: skip
     """The largest difference of captions' arrays, and of the score's parts of each caption with two images."""
-    encoded = aligner.caption_parts(states)
-    worst = max(map(_difference_of_caption, captions, encoded))
-    here = PairScorer(
-        aligner, EncodedImages(parts[0], parts[1], parts[2] if aligner.fusion is not None else None), encoded
+    encoded_captions = aligner.project_captions_for_pairs(states)
+    worst = max(map(_caption_difference, captions, encoded_captions))
+    torch_scorer = PairScorer(
+        aligner, EncodedImages(parts[0], parts[1], parts[2] if aligner.fusion is not None else None), encoded_captions
     )
-    there = OnnxPairs(exported.about, exported.fusion, images, captions)
+    onnx_scorer = OnnxPairScorer(exported.manifest, exported.fusion_session, images, captions)
     index = np.arange(len(captions))
     pairs = np.concatenate([index, index[::-1]]), np.concatenate([index, index])
     return max(
         worst,
-        _difference(there.parts(*pairs), here.parts(*pairs)),
-        _difference(there.weights(), here.weights()),
+        _difference(onnx_scorer.components(*pairs), torch_scorer.components(*pairs)),
+        _difference(onnx_scorer.weights(), torch_scorer.component_weights()),
     )
 
 
-def _difference_of_caption(found: dict[str, np.ndarray], expected: EncodedCaption) -> float:
+def _caption_difference(actual: dict[str, np.ndarray], expected: EncodedCaption) -> float:
     """The largest difference of what is exported of a caption's tokens; those that are pruned have to count nothing."""
-    every = slice(None) if expected.positions is None else expected.positions.numpy()
-    weights = np.zeros_like(found["weights"])
-    weights[every] = expected.weights.numpy()
-    worst = max(_difference(found["weights"], weights), _difference(found["parts"][every], expected.parts))
-    return worst if expected.tokens is None else max(worst, _difference(found["tokens"], expected.tokens))
+    positions = slice(None) if expected.positions is None else expected.positions.numpy()
+    weights = np.zeros_like(actual["weights"])
+    weights[positions] = expected.token_weights.numpy()
+    worst = max(
+        _difference(actual["weights"], weights), _difference(actual["parts"][positions], expected.token_vectors)
+    )
+    return worst if expected.tokens is None else max(worst, _difference(actual["tokens"], expected.tokens))

@@ -1,10 +1,10 @@
 """Opening images safely: from a path, bytes or a Pillow image to an upright 8-bit RGB image.
 
-What cannot be opened raises `PictureError`, whose message names the image and what is wrong with it: whatever a decoder
+What cannot be opened raises `ImageError`, whose message names the image and what is wrong with it: whatever a decoder
 raises of damaged bytes, nothing else leaves this module.
 
 - The header's size is checked before a pixel is decoded: a 30,000 x 30,000 image does not take 2.7 GB first.
-- An image is recognised by its content (`looks_like_image`), not by its ending.
+- An image is recognised by its content (`is_image_content`), not by its ending.
 """
 
 from __future__ import annotations
@@ -27,59 +27,59 @@ from clipvisionalign.images.rgb import to_rgb
 MAX_PIXELS = 100_000_000
 
 #: How much more than the wanted size a JPEG is decoded at: what is then resized is hardly to be told from all of it.
-MARGIN = 2
+JPEG_DRAFT_SCALE = 2
 
 #: Formats of Pillow that are not opened: EPS runs Ghostscript on a program, IPTC takes any bytes for its own, and the
 #: others know a header without being able to decode what follows.
-NOT_OPENED = frozenset({"EPS", "IPTC", "WMF", "BUFR", "GRIB", "HDF5", "MPEG"})
+UNSUPPORTED_FORMATS = frozenset({"EPS", "IPTC", "WMF", "BUFR", "GRIB", "HDF5", "MPEG"})
 
 #: Bytes from the beginning of a file by which an image is recognised when its ending says nothing.
 HEAD_BYTES = 4096
 
-Picture = Path | str | bytes | Image.Image
+ImageSource = Path | str | bytes | Image.Image
 
 
-class PictureError(ValueError):
+class ImageError(ValueError):
     """An image that cannot be used; `kind` says in which way, as `check` lists it.
 
     passing: the reason lies outside the file and may pass (an I/O error, a decoder that is not installed), so that the
     file is worth another try though it has not changed.
     """
 
-    def __init__(self, kind: str, message: str, passing: bool = False) -> None:
+    def __init__(self, kind: str, message: str, transient: bool = False) -> None:
         super().__init__(message)
         self.kind = kind
-        self.passing = passing
+        self.passing = transient
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Exceptions cross processes; the default takes __init__ for one of the message alone.
         return type(self), (self.kind, str(self), self.passing)
 
 
-def describe_picture(picture: Picture) -> str:
+def describe_image(image: ImageSource) -> str:
     """What to call `picture` in a message."""
-    if isinstance(picture, bytes):
-        return f"<{len(picture)} bytes>"
-    return str(picture) if isinstance(picture, (str, Path)) else f"<{picture.mode} picture {picture.size}>"
+    if isinstance(image, bytes):
+        return f"<{len(image)} bytes>"
+    return str(image) if isinstance(image, (str, Path)) else f"<{image.mode} picture {image.size}>"
 
 
 @contextmanager
-def _picture_errors(picture: Picture) -> Iterator[None]:
-    """Raises as PictureError whatever is raised within: of damaged bytes decoders raise all sorts."""
+def _raising_image_errors(image: ImageSource) -> Iterator[None]:
+    """Raises as ImageError whatever is raised within: of damaged bytes decoders raise all sorts."""
     try:
         with warnings.catch_warnings():
             # What Pillow warns of (odd EXIF, a size near its own limit) is either decoded all the same or raised.
             warnings.filterwarnings("ignore", module=r"PIL(\.|$)")
             yield
-    except PictureError:
+    except ImageError:
         raise
     except MemoryError:
-        told = f"{describe_picture(picture)}: decoding it takes more memory than there is"
-        raise PictureError("enormous picture", told, passing=True) from None
+        memory_message = f"{describe_image(image)}: decoding it takes more memory than there is"
+        raise ImageError("enormous picture", memory_message, transient=True) from None
     except Exception as error:
         kind, reason = _kind_and_reason(error)
-        message = f"{describe_picture(picture)}: {reason}"
-        raise PictureError(kind, message, isinstance(error, OSError) and error.errno is not None) from None
+        message = f"{describe_image(image)}: {reason}"
+        raise ImageError(kind, message, isinstance(error, OSError) and error.errno is not None) from None
 
 
 def _kind_and_reason(error: Exception) -> tuple[str, str]:
@@ -94,47 +94,48 @@ def _kind_and_reason(error: Exception) -> tuple[str, str]:
     return kind, f"damaged: the decoder ends in {type(error).__name__}: {error}".rstrip(": ")
 
 
-def open_header(picture: Path | str | bytes) -> Image.Image:
+def open_header(image: Path | str | bytes) -> Image.Image:
     """Open an image as far as its header: format and size are known, no pixel is decoded yet.
 
-    Raises PictureError: missing, empty, unreadable, enormous, or of a format whose decoder is not installed.
+    Raises ImageError: missing, empty, unreadable, enormous, or of a format whose decoder is not installed.
     """
-    name = describe_picture(picture)
-    with _picture_errors(picture):
-        if isinstance(picture, bytes):
-            if not picture:
-                raise PictureError("unreadable picture", f"{name}: no bytes at all")
-            head = picture[:HEAD_BYTES]
+    name = describe_image(image)
+    with _raising_image_errors(image):
+        if isinstance(image, bytes):
+            if not image:
+                raise ImageError("unreadable picture", f"{name}: no bytes at all")
+            head = image[:HEAD_BYTES]
         else:
-            if not Path(picture).is_file():
-                raise PictureError("missing picture", f"{name}: no such picture file")
-            if not (head := first_bytes(picture)):
-                raise PictureError("unreadable picture", f"{name}: the file is empty (0 bytes)")
+            if not Path(image).is_file():
+                raise ImageError("missing picture", f"{name}: no such picture file")
+            if not (head := first_bytes(image)):
+                raise ImageError("unreadable picture", f"{name}: the file is empty (0 bytes)")
         if _is_heif(head) and not _heif_opener():
             way_out = 'a HEIF picture, which needs pip install "clipvisionalign[heif]"'
-            raise PictureError("decoder not installed", f"{name}: {way_out}", passing=True)
-        source = io.BytesIO(picture) if isinstance(picture, bytes) else Path(picture)
+            raise ImageError("decoder not installed", f"{name}: {way_out}", transient=True)
+        source = io.BytesIO(image) if isinstance(image, bytes) else Path(image)
         opened: Image.Image = Image.open(source, formats=_formats())
     width, height = opened.size
     if width * height > MAX_PIXELS:
         opened.close()
         message = f"{name}: {width:,} x {height:,} pixels are more than the {MAX_PIXELS:,} that are decoded"
-        raise PictureError("enormous picture", message)
+        raise ImageError("enormous picture", message)
     return opened
 
 
-def open_picture(picture: Picture, size: int = 0) -> Image.Image:
-    """Decode an image to upright 8-bit RGB. Raises PictureError where it cannot be.
+def open_image(image: ImageSource, size: int = 0) -> Image.Image:
+    """Decode an image to upright 8-bit RGB. Raises ImageError where it cannot be.
 
     size: pixels on a side that are wanted of it in the end; a large JPEG is then decoded at a half, a quarter or an
-    eighth of its size, which takes less time, as long as `MARGIN` times what is wanted is left. 0 for all there is.
+    eighth of its size, which takes less time, as long as `JPEG_DRAFT_SCALE` times what is wanted is left. 0 for all
+    there is.
     """
-    if isinstance(picture, Image.Image):
-        with _picture_errors(picture):
-            return to_rgb(picture)
-    with open_header(picture) as opened, _picture_errors(picture):
+    if isinstance(image, Image.Image):
+        with _raising_image_errors(image):
+            return to_rgb(image)
+    with open_header(image) as opened, _raising_image_errors(image):
         if size:
-            opened.draft(None, (MARGIN * size, MARGIN * size))
+            opened.draft(None, (JPEG_DRAFT_SCALE * size, JPEG_DRAFT_SCALE * size))
         return to_rgb(opened)
 
 
@@ -166,16 +167,18 @@ def _heif_opener() -> bool:
 def _formats() -> list[str]:
     """The formats that are opened, those without a magic number last: they take what nothing else is."""
     Image.init()
-    names = [name for name in Image.ID if name not in NOT_OPENED]
+    names = [name for name in Image.ID if name not in UNSUPPORTED_FORMATS]
     return sorted(names, key=lambda name: Image.OPEN[name][1] is None)
 
 
 #: Formats with a magic number of three bytes and more: that alone shows what a file is meant to be.
-_CLEAR = frozenset({"JPEG", "PNG", "GIF", "WEBP", "AVIF", "HEIF", "JPEG2000", "TIFF", "PSD", "QOI", "DDS", "ICNS"})
+_DISTINCT_SIGNATURES = frozenset(
+    {"JPEG", "PNG", "GIF", "WEBP", "AVIF", "HEIF", "JPEG2000", "TIFF", "PSD", "QOI", "DDS", "ICNS"}
+)
 
 
 def first_bytes(path: str | bytes | Path) -> bytes:
-    """What `why_no_image` wants to see of a file; nothing of a pipe or a device, which would be waited for. Raises
+    """What `exclusion_reason` wants to see of a file; nothing of a pipe or a device, which would be waited for. Raises
     OSError."""
     if not stat.S_ISREG(os.stat(path).st_mode):
         return b""
@@ -183,7 +186,7 @@ def first_bytes(path: str | bytes | Path) -> bytes:
         return file.read(HEAD_BYTES)
 
 
-def looks_like_image(head: bytes, guess: bool = False) -> bool:
+def is_image_content(head: bytes, guess: bool = False) -> bool:
     """Whether a file that begins with these bytes is an image, whole or damaged, of a format that is opened.
 
     By Pillow's own magic numbers; where these are short enough to stand at the beginning of something else, by a whole
@@ -196,15 +199,15 @@ def looks_like_image(head: bytes, guess: bool = False) -> bool:
         accept = Image.OPEN[name][1]
         if not (guess if accept is None else _accepts(accept, head)):
             continue
-        if name in _CLEAR:
+        if name in _DISTINCT_SIGNATURES:
             return True
         weak.append(name)
     if not weak:
         return False
     try:
-        with _picture_errors(head), Image.open(io.BytesIO(head), formats=weak):
+        with _raising_image_errors(head), Image.open(io.BytesIO(head), formats=weak):
             return True
-    except PictureError as error:
+    except ImageError as error:
         # A header that is longer than what was read of the file.
         return error.kind == "truncated picture" and len(head) == HEAD_BYTES
 

@@ -1,6 +1,6 @@
 """Which files below a folder are images: by their ending, and by their first bytes where the ending does not tell.
 
-Every file is taken or counted (`NotTaken`), with the reason.
+Every file is taken or counted (`ExcludedFiles`), with the reason.
 """
 
 from __future__ import annotations
@@ -14,23 +14,23 @@ from pathlib import Path
 
 from PIL import Image
 
-from clipvisionalign.images.decoding import NOT_OPENED, first_bytes, looks_like_image
+from clipvisionalign.images.decoding import UNSUPPORTED_FORMATS, first_bytes, is_image_content
 
 
-def _endings(names: str) -> frozenset[str]:
+def _suffixes(names: str) -> frozenset[str]:
     return frozenset(f".{name}" for name in names.split())
 
 
 #: Endings of images that Pillow's registry does not have.
-_MORE_ENDINGS = _endings("heic heif hif jxl jif jfi pjpeg pjp jps jpg2")
+_EXTRA_SUFFIXES = _suffixes("heic heif hif jxl jif jfi pjpeg pjp jps jpg2")
 
 #: Endings of Pillow's registry that mostly stand for something else (fitness records, point clouds, circuit boards,
 #: installers): such a file is looked into.
-_SHARED_ENDINGS = _endings("fit pcd gbr msp")
+_AMBIGUOUS_SUFFIXES = _suffixes("fit pcd gbr msp")
 
 #: Files that are no images, whatever their bytes resemble: texts and tables, documents, arrays, archives, sources,
 #: sound and film, what other programs leave.
-_OTHER_FILES = _endings("""
+_NON_IMAGE_SUFFIXES = _suffixes("""
     txt text md rst rtf tex bib log csv tsv tab json jsonl ndjson geojson xml html htm xhtml yaml yml toml ini cfg conf
     doc docx odt xls xlsx ods ppt pptx odp epub parquet arrow feather orc avro lance db sqlite sqlite3 sql mdb
     npy npz pt pth ckpt safetensors onnx pkl pickle joblib mat h5 hdf hdf5 nc tfrecord lmdb idx
@@ -41,64 +41,68 @@ _OTHER_FILES = _endings("""
 """)  # fmt: skip
 
 #: Images of kinds that are not decoded: camera raws, drawings and documents, projects of image editors.
-_NOT_DECODED = _endings("""
+_UNDECODED_SUFFIXES = _suffixes("""
     3fr arw cr2 cr3 crw dcr dng erf fff iiq kdc mef mos mrw nef nrw orf pef raf raw rw2 rwl sr2 srf srw x3f
     svg svgz pdf eps ps ai wmf emf cdr dxf psb xcf kra clip afphoto palm exr hdr dcm nii
 """)  # fmt: skip
 
 #: Folders and files that systems, network drives and programs put beside images; hidden ones begin with a dot.
-_OF_THE_SYSTEM = frozenset({
+_SYSTEM_NAMES = frozenset({
     "@eadir", "@recycle", "#recycle", "#snapshot", "@__thumb", "__macosx", "$recycle.bin", "system volume information",
     "lost+found", "thumbs.db", "ehthumbs.db", "desktop.ini",
 })  # fmt: skip
 
-HIDDEN, OF_THE_SYSTEM = "hidden", "of the system, a network drive or an archiver"
+HIDDEN, SYSTEM_FILE = "hidden", "of the system, a network drive or an archiver"
 
-OTHER_FILE, NOT_DECODED, NO_IMAGE = "no image by its ending", "of a kind that is not decoded", "no image by its content"
+NON_IMAGE_SUFFIX, UNDECODED_SUFFIX, NON_IMAGE_CONTENT = (
+    "no image by its ending",
+    "of a kind that is not decoded",
+    "no image by its content",
+)
 
 #: Endings, in small letters, by which a file counts as an image without a look into it.
-PICTURE_SUFFIXES = (
-    frozenset(ending for ending, name in Image.registered_extensions().items() if name not in NOT_OPENED)
-    | _MORE_ENDINGS
-) - (_SHARED_ENDINGS | _OTHER_FILES | _NOT_DECODED)
+IMAGE_SUFFIXES = (
+    frozenset(ending for ending, name in Image.registered_extensions().items() if name not in UNSUPPORTED_FORMATS)
+    | _EXTRA_SUFFIXES
+) - (_AMBIGUOUS_SUFFIXES | _NON_IMAGE_SUFFIXES | _UNDECODED_SUFFIXES)
 
 
-def not_for_images(part: str) -> str:
+def name_exclusion_reason(name: str) -> str:
     """Why nothing in a folder, or no file, of this name is taken for an image, by the name alone; else ""."""
-    if part.casefold() in _OF_THE_SYSTEM:
-        return OF_THE_SYSTEM
-    return HIDDEN if part.startswith(".") and part not in (".", "..") else ""
+    if name.casefold() in _SYSTEM_NAMES:
+        return SYSTEM_FILE
+    return HIDDEN if name.startswith(".") and name not in (".", "..") else ""
 
 
-def why_no_image(name: str | bytes, head: Callable[[], bytes]) -> str:
+def exclusion_reason(name: str | bytes, head: Callable[[], bytes]) -> str:
     """Why a file of a folder is not taken for an image; "" where it may be one.
 
     name: its path below the folder that is listed. head: gives its first `HEAD_BYTES` bytes; asked only where the
     ending says nothing. A file whose bytes cannot be read (`head` raises OSError) may be one.
     """
     parts = os.fsdecode(name).replace(os.sep, "/").split("/")
-    reason = next(filter(None, map(not_for_images, parts)), "")
+    reason = next(filter(None, map(name_exclusion_reason, parts)), "")
     if reason:
         return reason
-    ending = _ending(parts[-1])
-    if ending in PICTURE_SUFFIXES:
+    suffix = _suffix(parts[-1])
+    if suffix in IMAGE_SUFFIXES:
         return ""
-    if ending in _OTHER_FILES:
-        return OTHER_FILE
-    if ending in _NOT_DECODED:
-        return NOT_DECODED
+    if suffix in _NON_IMAGE_SUFFIXES:
+        return NON_IMAGE_SUFFIX
+    if suffix in _UNDECODED_SUFFIXES:
+        return UNDECODED_SUFFIX
     try:
-        return "" if looks_like_image(head(), guess=ending in _SHARED_ENDINGS) else NO_IMAGE
+        return "" if is_image_content(head(), guess=suffix in _AMBIGUOUS_SUFFIXES) else NON_IMAGE_CONTENT
     except OSError:
         return ""
 
 
-def _ending(name: str) -> str:
+def _suffix(name: str) -> str:
     return os.path.splitext(name)[1].lower()
 
 
 @dataclass
-class NotTaken:
+class ExcludedFiles:
     """The files below a folder that were not taken for images: how many, by reason and ending.
 
     Files that are there are those that `takes` took and these; `check` and `index` print both. unlisted: folder -> why
@@ -106,14 +110,14 @@ class NotTaken:
     """
 
     counts: Counter[tuple[str, str]] = field(default_factory=Counter)
-    unlisted: dict[str, str] = field(default_factory=dict)
+    unreadable_folders: dict[str, str] = field(default_factory=dict)
 
-    def takes(self, name: str | bytes, head: Callable[[], bytes]) -> bool:
-        """Whether a file may be an image, as `why_no_image` says; else it is counted."""
-        reason = why_no_image(name, head)
+    def accept(self, name: str | bytes, head: Callable[[], bytes]) -> bool:
+        """Whether a file may be an image, as `exclusion_reason` says; else it is counted."""
+        reason = exclusion_reason(name, head)
         if reason:
             last = os.fsdecode(name).replace(os.sep, "/").rpartition("/")[2]
-            self.counts[reason, _ending(last) or "no ending"] += 1
+            self.counts[reason, _suffix(last) or "no ending"] += 1
         return not reason
 
     @property
@@ -130,21 +134,23 @@ class NotTaken:
             f"{sum(by_reason[reason].values()):,} {reason}: "
             + ", ".join(f"{count:,} {ending}" for ending, count in by_reason[reason].items())
             for reason in order
-        ] + self._unlisted_line()
+        ] + self._unreadable_line()
 
-    def _unlisted_line(self) -> list[str]:
-        first = [f"{folder}: {reason}" for folder, reason in self.unlisted.items()][:1]
-        return [f"{len(self.unlisted):,} folders that cannot be listed, such as {each}" for each in first]
+    def _unreadable_line(self) -> list[str]:
+        examples = [f"{folder}: {reason}" for folder, reason in self.unreadable_folders.items()][:1]
+        return [
+            f"{len(self.unreadable_folders):,} folders that cannot be listed, such as {example}" for example in examples
+        ]
 
     def to_dict(self) -> dict[str, dict[str, int]]:
         """For `--json`: reason -> ending -> how many, the most first."""
-        found: dict[str, dict[str, int]] = {}
+        counts: dict[str, dict[str, int]] = {}
         for (reason, ending), count in self.counts.most_common():
-            found.setdefault(reason, {})[ending] = count
-        return found
+            counts.setdefault(reason, {})[ending] = count
+        return counts
 
 
-def files_below(root: str | Path, unlisted: dict[bytes, str]) -> Iterator[tuple[bytes, os.DirEntry[bytes]]]:
+def walk_files(root: str | Path, unreadable: dict[bytes, str]) -> Iterator[tuple[bytes, os.DirEntry[bytes]]]:
     """Everything below a folder that is no folder: its path below it, in the system's bytes, and its entry.
 
     Links to folders are followed, each folder is listed once: by its own name where it has one below `root`, and by a
@@ -152,32 +158,36 @@ def files_below(root: str | Path, unlisted: dict[bytes, str]) -> Iterator[tuple[
     is `root` itself.
     """
     top = os.fsencode(root)
-    seen: set[tuple[int, int]] = set()
+    visited: set[tuple[int, int]] = set()
     # Hidden ones last: a link elsewhere may lead to what is stored there under no name of its own.
     plain, linked, hidden = [b""], list[bytes](), list[bytes]()
     while plain or linked or hidden:
-        below = (plain or linked or hidden).pop()
+        relative = (plain or linked or hidden).pop()
         try:
-            about = os.stat(os.path.join(top, below))
-            number = (about.st_dev, about.st_ino)
-            if about.st_ino and number in seen:
+            stat_result = os.stat(os.path.join(top, relative))
+            inode = (stat_result.st_dev, stat_result.st_ino)
+            if stat_result.st_ino and inode in visited:
                 continue
-            seen.add(number)
-            entries = sorted(os.scandir(os.path.join(top, below)), key=lambda entry: (entry.is_symlink(), entry.name))
+            visited.add(inode)
+            entries = sorted(
+                os.scandir(os.path.join(top, relative)), key=lambda entry: (entry.is_symlink(), entry.name)
+            )
         except OSError as error:
-            if not below:
+            if not relative:
                 raise
-            unlisted[below] = error.strerror or str(error)
+            unreadable[relative] = error.strerror or str(error)
             continue
         folders = []
         for entry in entries:
             if _is_folder(entry):
                 folders.append(entry)
             else:
-                yield os.path.join(below, entry.name), entry
+                yield os.path.join(relative, entry.name), entry
         for entry in reversed(folders):
-            waiting = hidden if not_for_images(os.fsdecode(entry.name)) else linked if entry.is_symlink() else plain
-            waiting.append(os.path.join(below, entry.name))
+            queue = (
+                hidden if name_exclusion_reason(os.fsdecode(entry.name)) else linked if entry.is_symlink() else plain
+            )
+            queue.append(os.path.join(relative, entry.name))
 
 
 def _is_folder(entry: os.DirEntry[bytes]) -> bool:
@@ -188,25 +198,25 @@ def _is_folder(entry: os.DirEntry[bytes]) -> bool:
         return False
 
 
-def image_files(folder: Path, not_taken: NotTaken | None = None) -> list[Path]:
-    """The files below a folder that may be images, in order of their paths; links are followed as in `files_below`.
+def image_files(folder: Path, excluded_files: ExcludedFiles | None = None) -> list[Path]:
+    """The files below a folder that may be images, in order of their paths; links are followed as in `walk_files`.
 
     The others are counted in `not_taken`, and folders that cannot be listed as well: without it, such a folder raises
     OSError, unless it is one of those that no image is taken from.
     """
-    counted = NotTaken() if not_taken is None else not_taken
-    unlisted: dict[bytes, str] = {}
-    taken = []
-    for below, _ in files_below(folder, unlisted):
-        path = folder / os.fsdecode(below)
-        if counted.takes(os.fsdecode(below), partial(first_bytes, path)):
-            taken.append(path)
-    for below, reason in unlisted.items():
-        name = os.fsdecode(below)
-        if not any(map(not_for_images, name.split(os.sep))):
-            if not_taken is None:
+    excluded = ExcludedFiles() if excluded_files is None else excluded_files
+    unreadable: dict[bytes, str] = {}
+    paths = []
+    for relative, _ in walk_files(folder, unreadable):
+        path = folder / os.fsdecode(relative)
+        if excluded.accept(os.fsdecode(relative), partial(first_bytes, path)):
+            paths.append(path)
+    for relative, reason in unreadable.items():
+        name = os.fsdecode(relative)
+        if not any(map(name_exclusion_reason, name.split(os.sep))):
+            if excluded_files is None:
                 raise OSError(
                     f"{folder / name}: this folder cannot be listed: {reason}; make it readable, or move it away"
                 )
-            counted.unlisted[name] = reason
-    return sorted(taken)
+            excluded.unreadable_folders[name] = reason
+    return sorted(paths)

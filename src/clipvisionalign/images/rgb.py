@@ -1,7 +1,7 @@
 """From any mode that Pillow opens to upright 8-bit RGB.
 
 - The orientation of EXIF or XMP is applied: of EXIF that one tag is read, and nothing of it is ever written.
-- Deep greys (10 to 32 bits, floating point) are scaled to 8 bits (`_white_of_format`) instead of being clipped or left
+- Deep greys (10 to 32 bits, floating point) are scaled to 8 bits (`_white_level`) instead of being clipped or left
   black.
 - CMYK and palettes are converted, transparency is laid on white, that of a colour key too; an animation gives its
   first frame.
@@ -31,7 +31,7 @@ _XMP_ORIENTATION = re.compile(r"""tiff:Orientation\s*(?:=\s*["']|>)\s*([1-8])"""
 def to_rgb(opened: Image.Image) -> Image.Image:
     """Upright 8-bit RGB of any mode that Pillow opens; a new image, without what the file said besides its pixels.
 
-    Raises what Pillow raises: `open_picture` is what to call.
+    Raises what Pillow raises: `open_image` is what to call.
     """
     layout = _raw_layout(opened)
     for name, kind in (("xmp", bytes), ("XML:com.adobe.xmp", str)):
@@ -41,7 +41,7 @@ def to_rgb(opened: Image.Image) -> Image.Image:
     if 0 in opened.size:
         raise ValueError("there is no pixel in it")
     orientation = _orientation(opened)
-    rgb = _colours(opened, layout)
+    rgb = _convert_to_rgb(opened, layout)
     if orientation in _UPRIGHT:
         rgb = rgb.transpose(_UPRIGHT[orientation])
     elif rgb is opened:
@@ -57,20 +57,20 @@ def _orientation(opened: Image.Image) -> int:
     `ImageOps.exif_transpose` also writes the remaining tags anew, and fails where one of them is of a wrong type.
     """
     try:
-        found = opened.getexif().get(ExifTags.Base.Orientation) or _orientation_of_xmp(opened)
-        found = found[0] if isinstance(found, (bytes, tuple)) else found
-        found = int(found)
+        orientation = opened.getexif().get(ExifTags.Base.Orientation) or _orientation_of_xmp(opened)
+        orientation = orientation[0] if isinstance(orientation, (bytes, tuple)) else orientation
+        orientation = int(orientation)
     except Exception:  # a damaged block is none: its pixels may be whole
         return 1
-    return found if 1 <= found <= 8 else 1
+    return orientation if 1 <= orientation <= 8 else 1
 
 
 def _orientation_of_xmp(opened: Image.Image) -> int:
     """The orientation in an XMP packet, in any form that XML has for it: Pillow knows only that with double quotes."""
     packet = opened.info.get("XML:com.adobe.xmp") or opened.info.get("xmp") or b""
     text = packet if isinstance(packet, str) else packet.decode("utf-8", "replace")
-    found = _XMP_ORIENTATION.search(text)
-    return int(found[1]) if found else 1
+    match = _XMP_ORIENTATION.search(text)
+    return int(match[1]) if match else 1
 
 
 def _raw_layout(opened: Image.Image) -> str:
@@ -83,17 +83,17 @@ def _raw_layout(opened: Image.Image) -> str:
     return ""
 
 
-def _colours(opened: Image.Image, layout: str) -> Image.Image:
+def _convert_to_rgb(opened: Image.Image, layout: str) -> Image.Image:
     """8-bit RGB of a decoded image, not turned; the image itself where it is that already."""
     if opened.mode.startswith("I") or opened.mode == "F":
         grey = np.asarray(opened)
         if opened.format == "TIFF" and layout.startswith("I;32") and "S" not in layout:
             grey = grey.view(np.uint32)  # Pillow's own greys of 32 bits have a sign
-        rgb = _grey_to_rgb(grey, _white_of_format(opened, layout), opened.info.get("transparency"))
-        return ImageOps.invert(rgb) if _black_is_most(opened) else rgb
+        rgb = _grey_to_rgb(grey, _white_level(opened, layout), opened.info.get("transparency"))
+        return ImageOps.invert(rgb) if _white_is_zero(opened) else rgb
     if opened.mode in ("1", "L", "RGB"):
         key = _colour_key(opened, layout)
-        opaque = opened if key is None else _without_colour(opened, key)
+        opaque = opened if key is None else _colour_to_white(opened, key)
         return opaque if opaque.mode == "RGB" else opaque.convert("RGB")
     if "transparency" in opened.info or {"A", "a"} & set(opened.getbands()):
         layered = (opened.convert("LA") if opened.mode == "La" else opened).convert("RGBA")
@@ -110,22 +110,22 @@ def _colour_key(opened: Image.Image, layout: str) -> tuple[int, ...] | None:
         return None
     # Pillow widens greys of 2 and 4 bits, keeps 8 bits of colours of 16, and leaves the key as it is in the file.
     widen = {"L;2": 85, "L;4": 17}.get(layout, 1)
-    return tuple(int(part) >> 8 if layout.startswith("RGB;16") else int(part) * widen for part in key)
+    return tuple(int(channel) >> 8 if layout.startswith("RGB;16") else int(channel) * widen for channel in key)
 
 
-def _without_colour(opened: Image.Image, key: tuple[int, ...]) -> Image.Image:
+def _colour_to_white(opened: Image.Image, key: tuple[int, ...]) -> Image.Image:
     """With white where `key` stands."""
     pixels = np.array(opened.convert("L") if opened.mode == "1" else opened)
     pixels[(pixels.reshape(*pixels.shape[:2], -1) == key).all(-1)] = 255
     return Image.fromarray(pixels)
 
 
-def _black_is_most(opened: Image.Image) -> bool:
+def _white_is_zero(opened: Image.Image) -> bool:
     """Whether the greatest value of a deep grey is black: as TIFF says it, which Pillow undoes up to 8 bits only."""
     return opened.format == "TIFF" and getattr(opened, "tag_v2", {}).get(ExifTags.Base.PhotometricInterpretation) == 0
 
 
-def _white_of_format(opened: Image.Image, layout: str) -> float:
+def _white_level(opened: Image.Image, layout: str) -> float:
     """The value that is white by the file's own word; 0 where a container of 16 or 32 bits leaves it open."""
     if opened.format == "PPM" and opened.mode == "I":
         return 65535.0  # to which Pillow has scaled its maxval
@@ -141,14 +141,14 @@ def _grey_to_rgb(grey: np.ndarray, white: float, key: Any = None) -> Image.Image
     """Scale a deep grey to 8 bits; a pixel of the value `key` is transparent. white: 0 where it is not known."""
     # Beyond single precision's reach of a difference nothing is told apart.
     values = np.clip(np.nan_to_num(grey.astype(np.float32)), -1e37, 1e37)
-    black, white = (0.0, white) if white else _black_and_white_of(values[np.isfinite(grey)], grey.dtype.kind == "f")
+    black, white = (0.0, white) if white else _black_and_white_levels(values[np.isfinite(grey)], grey.dtype.kind == "f")
     scaled = (np.clip((values - black) / (white - black), 0.0, 1.0) * 255.0).astype(np.uint8)
     if isinstance(key, int):
         scaled[grey == key] = 255
     return Image.fromarray(scaled).convert("RGB")
 
 
-def _black_and_white_of(values: np.ndarray, is_float: bool) -> tuple[float, float]:
+def _black_and_white_levels(values: np.ndarray, is_float: bool) -> tuple[float, float]:
     """The range of a grey whose file does not tell it: from 0 to the least of 1, 255, and what 10, 12, 14 and 16
     bits hold that no value exceeds; from least to greatest where there are values below 0 or beyond 16 bits.
 
@@ -158,6 +158,6 @@ def _black_and_white_of(values: np.ndarray, is_float: bool) -> tuple[float, floa
     brighter one.
     """
     low, high = float(values.min(initial=0.0)), float(values.max(initial=0.0))
-    room = 1 + OVERSHOOT if is_float else 1.0
-    top = next((top for top in (1.0, 255.0, 1023.0, 4095.0, 16383.0, 65535.0) if high <= top * room), 0.0)
-    return (0.0, top) if top and low >= top * (1 - room) else (low, high)
+    tolerance = 1 + OVERSHOOT if is_float else 1.0
+    top = next((top for top in (1.0, 255.0, 1023.0, 4095.0, 16383.0, 65535.0) if high <= top * tolerance), 0.0)
+    return (0.0, top) if top and low >= top * (1 - tolerance) else (low, high)

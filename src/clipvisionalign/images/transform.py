@@ -8,11 +8,11 @@ from typing import Any
 
 from PIL import Image
 
-from clipvisionalign.images.decoding import Picture, open_picture
+from clipvisionalign.images.decoding import ImageSource, open_image
 
 
 @dataclass(frozen=True)
-class PictureInput:
+class ImageTransform:
     """What a picture tower wants to see: `size` x `size` pixels, each channel (value - mean) / std.
 
     The whole picture is squeezed into the square, so that nothing a caption may speak of is cropped away.
@@ -43,12 +43,12 @@ class PictureInput:
             steps.append(v2.ColorJitter(0.2, 0.2, 0.2))
         return v2.Compose(steps)
 
-    def look(self, augment: bool = False, flip: float = 0.0) -> Callable[[Picture], Any]:
-        """`transform` after opening: a function from a path, bytes or a Pillow picture; raises PictureError."""
+    def image_loader(self, augment: bool = False, flip: float = 0.0) -> Callable[[ImageSource], Any]:
+        """`transform` after opening: a function from a path, bytes or a Pillow picture; raises ImageError."""
         transform = self.transform(augment, flip)
-        return lambda picture: transform(open_picture(picture, self.size))
+        return lambda image: transform(open_image(image, self.size))
 
-    def scaled(self, pixels: Any) -> Any:
+    def normalize(self, pixels: Any) -> Any:
         """Bytes (B, 3, S, S) -> what the tower's backbone takes, float32; what is no bytes is taken as scaled."""
         import torch
 

@@ -25,10 +25,10 @@ from torch.nn import functional as F
 Kernel = Literal["fused", "plain", "banded", "flex"]
 
 #: Scores of one head and one sequence up to which `_plain` keeps the whole table.
-PLAIN_SCORES = 256 * 256
+PLAIN_MAX_SCORES = 256 * 256
 
 #: Queries of a block of `_banded` at least: more waste scores outside of the band, fewer have more calls to pay for.
-BLOCK = 64
+MIN_QUERY_BLOCK = 64
 
 
 def attention(
@@ -37,7 +37,7 @@ def attention(
     v: Tensor,
     mask: Tensor | None = None,
     window: int = 0,
-    global_places: Tensor | None = None,
+    global_positions: Tensor | None = None,
     dropout: float = 0.0,
 ) -> Tensor:
     """softmax(q k^T / sqrt(d)) v over the keys that each query sees.
@@ -58,15 +58,15 @@ def attention(
     mask = None if mask is None else mask.bool()
     kernel = choose_kernel(q, k, window, dropout)
     if kernel == "banded":
-        return _banded(q, k, v, mask, window, global_places, dropout)
+        return _banded(q, k, v, mask, window, global_positions, dropout)
     if kernel == "flex":
-        return _flex(q, k, v, mask, window, global_places, compiled=True)
-    seen = None if mask is None else mask[:, None, None, :]
-    if reaches_all(q.shape[2], window):
+        return _flex(q, k, v, mask, window, global_positions, compiled=True)
+    attention_mask = None if mask is None else mask[:, None, None, :]
+    if window_covers(q.shape[2], window):
         window = 0
     if window:
-        seen = _seen(mask, q.shape[2], window, global_places, q)
-    return (_plain if kernel == "plain" else _fused)(q, k, v, seen, dropout)
+        attention_mask = _window_mask(mask, q.shape[2], window, global_positions, q)
+    return (_plain if kernel == "plain" else _fused)(q, k, v, attention_mask, dropout)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None = None) -> Tensor:
@@ -84,7 +84,7 @@ def join_heads(x: Tensor) -> Tensor:
     return x.transpose(1, 2).flatten(2)
 
 
-def reaches_all(length: int, window: int) -> bool:
+def window_covers(length: int, window: int) -> bool:
     """Whether every token sees every other, so that the window changes nothing. In an export, whose lengths are open,
     only where there is no window."""
     return not window or (not torch.compiler.is_exporting() and length - 1 <= window // 2)
@@ -96,131 +96,139 @@ def choose_kernel(q: Tensor, k: Tensor, window: int, dropout: float = 0.0) -> Ke
         # A graph that is written is of any length, for any device: a table under a mask is right for all of them.
         return "fused"
     length, on_cpu = k.shape[2], q.device.type == "cpu"
-    if length > _masked_limit(window) and not reaches_all(length, window):
+    if length > _mask_length_limit(window) and not window_covers(length, window):
         # FlexAttention drops nothing out, and runs well on NVIDIA's and AMD's devices only.
         return "flex" if q.device.type == "cuda" and not dropout else "banded"
-    if on_cpu and q.dtype != torch.float32 and q.shape[2] * length <= PLAIN_SCORES:
+    if on_cpu and q.dtype != torch.float32 and q.shape[2] * length <= PLAIN_MAX_SCORES:
         return "plain"
     return "fused"
 
 
-def global_places(dots: Tensor) -> Tensor | None:
+def find_global_positions(global_attention_mask: Tensor) -> Tensor | None:
     """Where the global tokens stand: (B, T) bool -> (B, G), -1 where a sequence has fewer than G; None for none."""
-    count = int(dots.sum(dim=1).max()) if dots.numel() else 0
+    count = int(global_attention_mask.sum(dim=1).max()) if global_attention_mask.numel() else 0
     if not count:
         return None
-    first = torch.sort(dots.byte(), dim=1, descending=True, stable=True)
-    return first.indices[:, :count].masked_fill(first.values[:, :count] == 0, -1)
+    sorted_mask = torch.sort(global_attention_mask.byte(), dim=1, descending=True, stable=True)
+    return sorted_mask.indices[:, :count].masked_fill(sorted_mask.values[:, :count] == 0, -1)
 
 
-def is_global(places: Tensor, length: int) -> Tensor:
+def is_global(global_positions: Tensor, length: int) -> Tensor:
     """Which tokens are global: places (B, G) -> (B, T) bool."""
-    return (torch.arange(length, device=places.device) == places[:, :, None]).any(dim=1)
+    return (torch.arange(length, device=global_positions.device) == global_positions[:, :, None]).any(dim=1)
 
 
 # --- kernels ---------------------------------------------------------------------------------------------------------
 
 
-def _fused(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, dropout: float) -> Tensor:
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, dropout_p=dropout)
+def _fused(q: Tensor, k: Tensor, v: Tensor, attention_mask: Tensor | None, dropout: float) -> Tensor:
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=attention_mask, dropout_p=dropout)
 
 
-def _plain(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, dropout: float) -> Tensor:
+def _plain(q: Tensor, k: Tensor, v: Tensor, attention_mask: Tensor | None, dropout: float) -> Tensor:
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
-    if seen is not None:
-        scores = scores.masked_fill(~seen, -torch.inf)
+    if attention_mask is not None:
+        scores = scores.masked_fill(~attention_mask, -torch.inf)
     return F.dropout(scores.softmax(dim=-1), dropout, training=dropout > 0).to(v.dtype) @ v
 
 
 def _banded(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, window: int, places: Tensor | None, dropout: float
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, window: int, global_positions: Tensor | None, dropout: float
 ) -> Tensor:
     """Blocks of queries, one after the other, each with the keys that its windows reach and the global ones in front.
 
     Scores: T x (block + window) a head, less at both ends, and those of one block at a time.
     """
     batch, _, length, _ = q.shape
-    half, block = window // 2, max(BLOCK, window // 4)
-    index = None if places is None else places.clamp(min=0)
-    real = torch.ones(batch, length, dtype=torch.bool, device=q.device) if mask is None else mask
-    if places is not None and index is not None:
+    half, block = window // 2, max(MIN_QUERY_BLOCK, window // 4)
+    index = None if global_positions is None else global_positions.clamp(min=0)
+    is_token = torch.ones(batch, length, dtype=torch.bool, device=q.device) if mask is None else mask
+    if global_positions is not None and index is not None:
         # A global token is seen as such, by all, and not once more through the windows around it.
-        real = real & ~is_global(places, length)
-        front = _take(k, index), _take(v, index)
-    parts = []
+        is_token = is_token & ~is_global(global_positions, length)
+        global_front = _gather_rows(k, index), _gather_rows(v, index)
+    outputs = []
     for start in range(0, length, block):
         stop = min(start + block, length)
         low, high = max(0, start - half), min(length, stop + half)
         step = torch.arange(low, high, device=q.device) - torch.arange(start, stop, device=q.device)[:, None]
         # A query of padding may have only padding around it: it sees itself, since a softmax over nothing is no number.
-        seen = (real[:, None, low:high] & (step.abs() <= half)) | (step == 0)
+        attention_mask = (is_token[:, None, low:high] & (step.abs() <= half)) | (step == 0)
         keys, values = k[:, :, low:high], v[:, :, low:high]
-        if places is not None:
-            keys, values = torch.cat([front[0], keys], dim=2), torch.cat([front[1], values], dim=2)
-            seen = torch.cat([(places >= 0)[:, None, :].expand(-1, stop - start, -1), seen], dim=2)
-        parts.append(_fused(q[:, :, start:stop], keys, values, seen[:, None], dropout).transpose(1, 2))
+        if global_positions is not None:
+            keys, values = torch.cat([global_front[0], keys], dim=2), torch.cat([global_front[1], values], dim=2)
+            attention_mask = torch.cat(
+                [(global_positions >= 0)[:, None, :].expand(-1, stop - start, -1), attention_mask], dim=2
+            )
+        outputs.append(_fused(q[:, :, start:stop], keys, values, attention_mask[:, None], dropout).transpose(1, 2))
     # (B, T, H, d), the order in which the heads are joined afterwards.
-    out = torch.cat(parts, dim=1).transpose(1, 2)
-    if places is None or index is None:
+    out = torch.cat(outputs, dim=1).transpose(1, 2)
+    if global_positions is None or index is None:
         return out
-    return put_rows(out, _fused(_take(q, index), k, v, None if mask is None else mask[:, None, None], dropout), places)
+    return scatter_rows(
+        out,
+        _fused(_gather_rows(q, index), k, v, None if mask is None else mask[:, None, None], dropout),
+        global_positions,
+    )
 
 
-def put_rows(x: Tensor, rows: Tensor, places: Tensor) -> Tensor:
+def scatter_rows(x: Tensor, rows: Tensor, positions: Tensor) -> Tensor:
     """x (B, H, T, d) with rows (B, H, G, d) at `places` (B, G), but for those that are -1. Without gradients x itself
     is changed."""
-    batch, slot = (places >= 0).nonzero(as_tuple=True)
+    batch, slot = (positions >= 0).nonzero(as_tuple=True)
     changed = x.transpose(1, 2)
     if torch.is_grad_enabled():
         changed = changed.clone(memory_format=torch.contiguous_format)
-    changed[batch, places[batch, slot]] = rows.transpose(1, 2)[batch, slot].to(x.dtype)
+    changed[batch, positions[batch, slot]] = rows.transpose(1, 2)[batch, slot].to(x.dtype)
     return changed.transpose(1, 2)
 
 
-def _take(x: Tensor, index: Tensor) -> Tensor:
+def _gather_rows(x: Tensor, index: Tensor) -> Tensor:
     """x (B, H, T, d) at the places (B, G) -> (B, H, G, d)."""
     return x.gather(2, index[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3]))
 
 
-def _masked_limit(window: int) -> int:
+def _mask_length_limit(window: int) -> int:
     """The length up to which a whole table of scores under a mask is quicker than bands."""
     return 3 * window // 2 + 64
 
 
-def _seen(mask: Tensor | None, length: int, window: int, places: Tensor | None, like: Tensor) -> Tensor:
+def _window_mask(
+    mask: Tensor | None, length: int, window: int, global_positions: Tensor | None, like: Tensor
+) -> Tensor:
     """Which query sees which key, as a table: (B or 1, 1, T, T) bool."""
-    place = torch.arange(length, device=like.device)
-    step = (place[:, None] - place[None, :]).abs()
-    seen = (step <= window // 2)[None]
-    if places is not None:
-        dots = is_global(places, length)
-        seen = seen | dots[:, None, :] | dots[:, :, None]
+    position = torch.arange(length, device=like.device)
+    step = (position[:, None] - position[None, :]).abs()
+    attention_mask = (step <= window // 2)[None]
+    if global_positions is not None:
+        is_global_token = is_global(global_positions, length)
+        attention_mask = attention_mask | is_global_token[:, None, :] | is_global_token[:, :, None]
     if mask is not None:
-        seen = (seen & mask[:, None, :]) | (step == 0)
-    return seen[:, None]
+        attention_mask = (attention_mask & mask[:, None, :]) | (step == 0)
+    return attention_mask[:, None]
 
 
 _compiled: Any = None
 
 
 def _flex(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, window: int, places: Tensor | None, compiled: bool
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, window: int, global_positions: Tensor | None, compiled: bool
 ) -> Tensor:
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
     global _compiled
     batch, _, length, _ = q.shape
     half = window // 2
-    real = torch.ones(batch, length, dtype=torch.bool, device=q.device) if mask is None else mask
-    dots = torch.zeros_like(real) if places is None else is_global(places, length)
+    is_token = torch.ones(batch, length, dtype=torch.bool, device=q.device) if mask is None else mask
+    is_global_token = torch.zeros_like(is_token) if global_positions is None else is_global(global_positions, length)
 
-    def sees(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+    def mask_mod(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
         near = (i - j).abs() <= half
-        return (real[b, j] & (near | dots[b, i] | dots[b, j])) | (i == j)
+        return (is_token[b, j] & (near | is_global_token[b, i] | is_global_token[b, j])) | (i == j)
 
-    blocks = create_block_mask(sees, batch, None, length, length, device=q.device.type)
+    block_mask = create_block_mask(mask_mod, batch, None, length, length, device=q.device.type)
     if not compiled:
-        return flex_attention(q, k, v, block_mask=blocks)
+        return flex_attention(q, k, v, block_mask=block_mask)
     if _compiled is None:
         _compiled = torch.compile(flex_attention, dynamic=True)
-    return _compiled(q, k, v, block_mask=blocks)
+    return _compiled(q, k, v, block_mask=block_mask)

@@ -1,6 +1,6 @@
 """Which device this is, and which number format is quick on it: found out by a short timing, not assumed.
 
-Some CPUs do bfloat16 ten times faster than float32, some nine times slower. `quick_format` times the work itself in
+Some CPUs do bfloat16 ten times faster than float32, some nine times slower. `fastest_dtype` times the work itself in
 both and takes bfloat16 only where it clearly pays: for each tower apart, since convolutions and matrix products differ.
 """
 
@@ -14,14 +14,14 @@ from typing import Any
 import torch
 
 #: bfloat16 has to be this much quicker before it is worth its coarser numbers.
-WORTH = 1.2
+MIN_SPEEDUP = 1.2
 #: Times float32's time that bfloat16 may take for a small piece of the work before it is given up: on processors that
 #: compute in it, even the copying of the weights into it does not cost that much.
-HOPELESS = 4.0
-#: How far from `WORTH` a ratio of times is beyond doubt after one turn.
-CLEAR = 1.5
+MAX_SLOWDOWN = 4.0
+#: How far from `MIN_SPEEDUP` a ratio of times is beyond doubt after one turn.
+CLEAR_RATIO = 1.5
 #: Seconds after which the turns end: what they have shown until then decides.
-PATIENCE = 10.0
+MAX_TIMING_SECONDS = 10.0
 
 
 def best_device(name: str = "auto") -> torch.device:
@@ -33,22 +33,22 @@ def best_device(name: str = "auto") -> torch.device:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        first = str(error).splitlines()[0]
-        raise ValueError(f"--device {name}: not to be had on this machine: {first}") from None
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"--device {name}: not to be had on this machine: {reason}") from None
     return device
 
 
-def format_seconds(
-    device: torch.device, work: Callable[[], Any], turns: int = 3, tiny: Callable[[], Any] | None = None
+def time_dtypes(
+    device: torch.device, work: Callable[[], Any], repeats: int = 3, small_work: Callable[[], Any] | None = None
 ) -> dict[torch.dtype, float]:
     """Seconds that `work` takes in float32 and under bfloat16 autocast, in turns: the best of some after a warm-up.
 
-    Ends as soon as the answer is known. tiny: the same work in small, timed first: where bfloat16 takes `HOPELESS`
+    Ends as soon as the answer is known. tiny: the same work in small, timed first: where bfloat16 takes `MAX_SLOWDOWN`
     times float32 there, the seconds of that are returned, and `work` is not done at all. The turns end once the two
     are `CLEAR` apart, or `PATIENCE` seconds have gone.
     """
 
-    def taken(work: Callable[[], Any], dtype: torch.dtype) -> float:
+    def time_once(work: Callable[[], Any], dtype: torch.dtype) -> float:
         start = time.perf_counter()
         with torch.autocast(device.type, torch.bfloat16, enabled=dtype is torch.bfloat16):
             work()
@@ -57,40 +57,45 @@ def format_seconds(
         return time.perf_counter() - start
 
     seconds: dict[torch.dtype, float] = {}
-    if tiny is not None and _hopeless(tiny, taken, seconds):
+    if small_work is not None and _is_hopeless(small_work, time_once, seconds):
         return seconds
     start = time.perf_counter()
-    for turn in range(turns + 1):
+    for turn in range(repeats + 1):
         for dtype in (torch.float32, torch.bfloat16):
-            found = taken(work, dtype)
+            elapsed = time_once(work, dtype)
             # The warm-up counts where there is no time for more.
-            seconds[dtype] = found if turn < 2 else min(found, seconds[dtype])
+            seconds[dtype] = elapsed if turn < 2 else min(elapsed, seconds[dtype])
         ratio = seconds[torch.bfloat16] / max(seconds[torch.float32], 1e-9)
-        if (turn and not 1 / CLEAR < ratio * WORTH < CLEAR) or time.perf_counter() - start > PATIENCE:
+        if (
+            turn and not 1 / CLEAR_RATIO < ratio * MIN_SPEEDUP < CLEAR_RATIO
+        ) or time.perf_counter() - start > MAX_TIMING_SECONDS:
             break
     return seconds
 
 
-def _hopeless(
-    tiny: Callable[[], Any], taken: Callable[[Callable[[], Any], torch.dtype], float], seconds: dict[torch.dtype, float]
+def _is_hopeless(
+    small_work: Callable[[], Any],
+    time_once: Callable[[Callable[[], Any], torch.dtype], float],
+    seconds: dict[torch.dtype, float],
 ) -> bool:
-    """Whether bfloat16 takes `HOPELESS` times float32's `seconds` for the small piece of work; the cheap side first.
+    """Whether bfloat16 takes `MAX_SLOWDOWN` times float32's `seconds` for the small piece of work; the cheap side
+    first.
 
     A first call also makes the kernels ready: two first calls are compared, then two later ones if those did not tell.
     """
-    first = taken(tiny, torch.float32)
-    seconds[torch.float32] = min(taken(tiny, torch.float32) for _ in range(2))
-    seconds[torch.bfloat16] = taken(tiny, torch.bfloat16)
-    if seconds[torch.bfloat16] >= HOPELESS * first:
+    first = time_once(small_work, torch.float32)
+    seconds[torch.float32] = min(time_once(small_work, torch.float32) for _ in range(2))
+    seconds[torch.bfloat16] = time_once(small_work, torch.bfloat16)
+    if seconds[torch.bfloat16] >= MAX_SLOWDOWN * first:
         return True
-    if seconds[torch.bfloat16] < HOPELESS * seconds[torch.float32]:
+    if seconds[torch.bfloat16] < MAX_SLOWDOWN * seconds[torch.float32]:
         return False
-    seconds[torch.bfloat16] = taken(tiny, torch.bfloat16)
-    return seconds[torch.bfloat16] >= HOPELESS * seconds[torch.float32]
+    seconds[torch.bfloat16] = time_once(small_work, torch.bfloat16)
+    return seconds[torch.bfloat16] >= MAX_SLOWDOWN * seconds[torch.float32]
 
 
-def quick_format(
-    device: torch.device, work: Callable[[], Any], precision: str = "auto", tiny: Callable[[], Any] | None = None
+def fastest_dtype(
+    device: torch.device, work: Callable[[], Any], precision: str = "auto", small_work: Callable[[], Any] | None = None
 ) -> torch.dtype:
     """The number format to do `work` in. precision: "auto" to find out, "float32" or "bfloat16".
 
@@ -98,11 +103,11 @@ def quick_format(
     """
     if precision != "auto":
         return torch.bfloat16 if precision == "bfloat16" else torch.float32
-    seconds = format_seconds(device, work, tiny=tiny)
-    return torch.bfloat16 if seconds[torch.bfloat16] * WORTH < seconds[torch.float32] else torch.float32
+    seconds = time_dtypes(device, work, small_work=small_work)
+    return torch.bfloat16 if seconds[torch.bfloat16] * MIN_SPEEDUP < seconds[torch.float32] else torch.float32
 
 
-def machine() -> dict[str, Any]:
+def machine_info() -> dict[str, Any]:
     """What a figure of time is quoted with: processor, cores, memory, system, device."""
     model = platform.processor() or platform.machine()
     memory = None
@@ -125,7 +130,7 @@ def machine() -> dict[str, Any]:
     }
 
 
-def versions() -> dict[str, str]:
+def library_versions() -> dict[str, str]:
     """Versions of what a result depends on."""
     from importlib.metadata import version
 

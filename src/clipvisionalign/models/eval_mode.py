@@ -9,7 +9,7 @@ from torch import nn
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
+def eval_mode(model: nn.Module) -> Iterator[None]:
     """Put a model into evaluation mode for a while, and back into the mode it was in."""
     if not any(module.training for module in model.modules()):
         # To set the mode of each module takes as long as a small model's caption.

@@ -130,19 +130,19 @@ class Fusion(nn.Module):
 
     def attention_maps(self, tokens: Tensor, mask: Tensor, key_values: Tensor, matches: Tensor) -> Tensor:
         """How much each token attends to each patch, mean over layers and heads (Q, T, P); arguments of `forward`."""
-        found: list[Tensor] = []
-        self._run(tokens, mask, key_values, matches, found)
-        return torch.stack(found).mean(dim=0)
+        maps: list[Tensor] = []
+        self._run(tokens, mask, key_values, matches, maps)
+        return torch.stack(maps).mean(dim=0)
 
     def _run(
-        self, tokens: Tensor, mask: Tensor, key_values: Tensor, matches: Tensor, seen: list[Tensor] | None = None
+        self, tokens: Tensor, mask: Tensor, key_values: Tensor, matches: Tensor, maps: list[Tensor] | None = None
     ) -> tuple[Tensor, Tensor]:
         """The corrections (Q,) and the last states (Q, T, D); what each layer attends to goes into `seen`."""
         x = self.tokens_in(tokens) + self.matches_in(matches.to(tokens.dtype))
         blocks = zip(self.self_blocks, self.cross_blocks, self.feed_forwards, strict=True)
         for layer, (self_block, cross_block, feed_forward) in enumerate(blocks):
             x = self_block(x, mask)
-            if seen is not None:
-                seen.append(cross_block.weights(x, key_values[:, layer]))  # type: ignore[operator]
+            if maps is not None:
+                maps.append(cross_block.weights(x, key_values[:, layer]))  # type: ignore[operator]
             x = feed_forward(cross_block(x, key_values[:, layer]))
         return self.correction(self.norm(x[:, 0])).squeeze(-1), x

@@ -15,14 +15,14 @@ from torch.nn import functional as F
 from clipvisionalign.models.image_tower import ImageFeatures, ImageTower
 
 
-class ImageStates(NamedTuple):
+class ImageEmbeddings(NamedTuple):
     """An image in the common space. vectors: (B, D) unit length; patches: (B, P, D), None where nobody asks."""
 
     vectors: Tensor
     patches: Tensor | None
 
 
-class CaptionStates(NamedTuple):
+class CaptionEmbeddings(NamedTuple):
     """Captions in the common space. vectors: (b, D) unit length; tokens: (b, T, W) or None; mask: (b, T)."""
 
     vectors: Tensor
@@ -40,19 +40,19 @@ class ImageHead(nn.Module):
     def __init__(self, tower: ImageTower, width: int, dropout: float, heads: int = HEADS) -> None:
         super().__init__()
         self.pooled, self.patch = (
-            nn.Sequential(nn.LayerNorm(each), nn.Dropout(dropout), nn.Linear(each, width))
-            for each in (tower.width, tower.patch_width)
+            nn.Sequential(nn.LayerNorm(input_width), nn.Dropout(dropout), nn.Linear(input_width, width))
+            for input_width in (tower.width, tower.patch_width)
         )
-        self.position = nn.Parameter(torch.randn(tower.patches, width) * 0.02)
+        self.position = nn.Parameter(torch.randn(tower.num_patches, width) * 0.02)
         self.weights = nn.Linear(width, heads)
         self.value = nn.Linear(width, width)
         # Every patch counts alike at the start.
         nn.init.zeros_(self.weights.weight)
         self.heads = heads
 
-    def forward(self, features: ImageFeatures) -> ImageStates:
+    def forward(self, features: ImageFeatures) -> ImageEmbeddings:
         patches = self.patch(features.patches) + self.position
         weights = self.weights(patches).softmax(dim=1)
         values = self.value(patches).unflatten(-1, (self.heads, -1))
         pooled = torch.einsum("bph,bphd->bhd", weights, values).flatten(1)
-        return ImageStates(F.normalize((self.pooled(features.pooled) + pooled).float(), dim=-1), patches)
+        return ImageEmbeddings(F.normalize((self.pooled(features.pooled) + pooled).float(), dim=-1), patches)

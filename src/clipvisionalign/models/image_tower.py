@@ -15,15 +15,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from clipvisionalign.images import PictureInput
+from clipvisionalign.images import ImageTransform
 from clipvisionalign.models.weight_files import match_by_order, read_tensors
 from clipvisionalign.models.weights import (
     EMBEDDED_IMAGE,
-    FoundWeights,
-    Origin,
-    backbone_of,
+    ImageWeights,
+    WeightsOrigin,
     find_image_config,
     find_image_weights,
+    resolve_backbone,
 )
 
 
@@ -66,49 +66,49 @@ class ImageTower(nn.Module):
     def __init__(self, config: ImageTowerConfig, load_weights: bool = True, folder: Path | None = None) -> None:
         super().__init__()
         self.config = config
-        known = backbone_of(config.name, config.revision)
-        found = find_image_weights(config.name, config.weights, config.revision) if load_weights else None
+        source = resolve_backbone(config.name, config.revision)
+        weights = find_image_weights(config.name, config.weights, config.revision) if load_weights else None
         #: Where the weights came from.
-        self.origin = Origin("random", config.name) if found is None else found.origin
+        self.origin = WeightsOrigin("random", config.name) if weights is None else weights.origin
         #: The config.json of a repository that timm has no name for.
-        self.published: dict[str, Any] | None = None
-        if not known.architecture:
+        self.published_config: dict[str, Any] | None = None
+        if not source.architecture:
             file = folder / "config.json" if folder is not None and not load_weights else None
             if file is None:
-                file = found.path.with_name("config.json") if found is not None and found.published else None
+                file = weights.path.with_name("config.json") if weights is not None and weights.published else None
             if file is None:
                 file, origin = find_image_config(config.name, config.revision)
-                self.origin = origin if found is None else found.origin
-            self.published = json.loads(file.read_text(encoding="utf-8"))
+                self.origin = origin if weights is None else weights.origin
+            self.published_config = json.loads(file.read_text(encoding="utf-8"))
         if self.origin.revision:
             self.config = replace(config, revision=self.origin.revision)
         # Built with its classifier, as a published file has one, which goes after the weights are in.
-        backbone = _build(known.architecture, self.published, config, found)
-        if found is not None and not found.published:
-            tensors = read_tensors(found.path)
+        backbone = _build_backbone(source.architecture, self.published_config, config, weights)
+        if weights is not None and not weights.published:
+            tensors = read_tensors(weights.path)
             names = backbone.state_dict()
-            state = dict(match_by_order(tensors, names, found.path) if found.by_order else tensors)
+            state = dict(match_by_order(tensors, names, weights.path) if weights.by_order else tensors)
             if config.size:
-                state = _resized(backbone, state, config)
-            _load_all_but_classifier(backbone, state, str(found.path))
+                state = _resample_weights(backbone, state, config)
+            _load_all_but_classifier(backbone, state, str(weights.path))
         _drop_classifier(backbone, config)
         if config.blocks:
-            _cut(backbone, config)
+            _keep_first_blocks(backbone, config)
         self.backbone = backbone
-        self.input = _picture_input(backbone, config)
+        self.image_transform = _image_transform(backbone, config)
         #: Width of the pooled vector, number of patches, width of a patch.
-        self.width, self.patches, self.patch_width = self._measure()
+        self.width, self.num_patches, self.patch_width = self._measure_shapes()
 
     def save(self, folder: Path) -> None:
         """What the backbone is built from, without weights, where timm's name alone does not tell."""
-        if self.published is not None:
+        if self.published_config is not None:
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / "config.json").write_text(json.dumps(self.published, indent=2) + "\n", encoding="utf-8")
+            (folder / "config.json").write_text(json.dumps(self.published_config, indent=2) + "\n", encoding="utf-8")
 
-    def _measure(self) -> tuple[int, int, int]:
+    def _measure_shapes(self) -> tuple[int, int, int]:
         """Width of the pooled vector, number of patches and their width, seen on a blank image. Raises ValueError where
         the backbone does not take it."""
-        training, size = self.backbone.training, self.input.size
+        training, size = self.backbone.training, self.image_transform.size
         self.backbone.eval()
         try:
             with torch.no_grad():
@@ -117,10 +117,10 @@ class ImageTower(nn.Module):
                 raise ValueError("it gives no pooled vector with the patches that it is of")
         except Exception as error:
             if self.config.size:
-                own = self.backbone.pretrained_cfg["input_size"][-1]
-                asked = f"{size} x {size} pixels; its own size is {own}, for --model.image_tower.size 0"
-                raise ValueError(f"{self.config.name}: does not take {asked}: {_reason(error)}") from None
-            raise ValueError(f"{self.config.name}: is no image tower: {_reason(error)}") from None
+                native_size = self.backbone.pretrained_cfg["input_size"][-1]
+                requested = f"{size} x {size} pixels; its own size is {native_size}, for --model.image_tower.size 0"
+                raise ValueError(f"{self.config.name}: does not take {requested}: {_first_line(error)}") from None
+            raise ValueError(f"{self.config.name}: is no image tower: {_first_line(error)}") from None
         finally:
             self.backbone.train(training)
         return features.pooled.shape[-1], features.patches.shape[1], features.patches.shape[2]
@@ -131,7 +131,7 @@ class ImageTower(nn.Module):
 
     def feature_map(self, pixels: Tensor) -> Tensor:
         """pixels (B, 3, S, S) -> the backbone's last features, in whatever order of axes it has them."""
-        pixels = self.input.scaled(pixels).contiguous(memory_format=torch.channels_last)
+        pixels = self.image_transform.normalize(pixels).contiguous(memory_format=torch.channels_last)
         return self.backbone.forward_features(pixels)
 
     def features_of(self, features: Tensor) -> ImageFeatures:
@@ -148,7 +148,7 @@ class ImageTower(nn.Module):
         return ImageFeatures(pooled, patches)
 
 
-def _cut(backbone: Any, config: ImageTowerConfig) -> None:
+def _keep_first_blocks(backbone: Any, config: ImageTowerConfig) -> None:
     """Leave out all blocks but the first ones, and what stands between the last one and the pooling. Raises ValueError
     for a backbone without so many blocks."""
     blocks = getattr(backbone, "blocks", None)
@@ -166,8 +166,8 @@ def _cut(backbone: Any, config: ImageTowerConfig) -> None:
             setattr(backbone, name, nn.Identity())
 
 
-def _build(
-    architecture: str, published: dict[str, Any] | None, config: ImageTowerConfig, found: FoundWeights | None
+def _build_backbone(
+    architecture: str, published: dict[str, Any] | None, config: ImageTowerConfig, weights: ImageWeights | None
 ) -> Any:
     """A backbone as timm builds it, with the weights of a published file, which timm's own loader reads."""
     import timm
@@ -184,11 +184,11 @@ def _build(
         }
         if "num_classes" in published:
             options["pretrained_cfg"]["num_classes"] = published["num_classes"]
-    published_weights = found is not None and found.published
+    published_weights = weights is not None and weights.published
     if published_weights:
-        assert found is not None
+        assert weights is not None
         # timm's hub files are tensors alone, whatever custom format the same weights once came in.
-        overlay = {"file": str(found.path), "custom_load": False, "source": None}
+        overlay = {"file": str(weights.path), "custom_load": False, "source": None}
         if "pretrained_cfg" in options:
             options["pretrained_cfg"] |= overlay
         else:
@@ -197,11 +197,11 @@ def _build(
         return _create(architecture, published_weights, config.size, options)
     except Exception as error:
         if published_weights:
-            assert found is not None
+            assert weights is not None
             reason = next((line.strip() for line in str(error).splitlines()[1:] if line.strip()), str(error))
-            raise ValueError(f"{found.path}: not the weights of this backbone: {reason}") from None
+            raise ValueError(f"{weights.path}: not the weights of this backbone: {reason}") from None
         at = f" of {config.size} x {config.size} pixels; leave --model.image_tower.size out" if config.size else ""
-        raise ValueError(f"{config.name}: timm builds no such backbone{at}: {_reason(error)}") from None
+        raise ValueError(f"{config.name}: timm builds no such backbone{at}: {_first_line(error)}") from None
 
 
 def _create(architecture: str, pretrained: bool, size: int, options: dict[str, Any]) -> Any:
@@ -217,26 +217,28 @@ def _create(architecture: str, pretrained: bool, size: int, options: dict[str, A
     return timm.create_model(architecture, pretrained=pretrained, **options)
 
 
-def _resized(backbone: nn.Module, state: dict[str, Tensor], config: ImageTowerConfig) -> dict[str, Tensor]:
+def _resample_weights(backbone: nn.Module, state: dict[str, Tensor], config: ImageTowerConfig) -> dict[str, Tensor]:
     """Weights that depend on the image's size (positions) as the backbone needs them: timm resamples them, as it does
     when it loads what it has published. Raises ValueError where it cannot."""
-    filtered = getattr(sys.modules[type(backbone).__module__], "checkpoint_filter_fn", None)
-    if filtered is not None:
+    filter_fn = getattr(sys.modules[type(backbone).__module__], "checkpoint_filter_fn", None)
+    if filter_fn is not None:
         try:
-            state = filtered(state, backbone)
+            state = filter_fn(state, backbone)
         except Exception as error:
-            told = f"timm cannot resample its weights for {config.size} x {config.size} pixels: {_reason(error)}"
-            raise ValueError(f"{config.name}: {told}; leave --model.image_tower.size out") from None
-    own = backbone.state_dict()
-    heads = _classifier(backbone)
-    wrong = [
+            message = f"timm cannot resample its weights for {config.size} x {config.size} pixels: {_first_line(error)}"
+            raise ValueError(f"{config.name}: {message}; leave --model.image_tower.size out") from None
+    model_state = backbone.state_dict()
+    classifier_prefixes = _classifier_prefixes(backbone)
+    mismatched = [
         name
         for name, tensor in state.items()
-        if name in own and own[name].shape != tensor.shape and not name.startswith(heads)
+        if name in model_state and model_state[name].shape != tensor.shape and not name.startswith(classifier_prefixes)
     ]
-    if wrong:
-        told = f"{wrong[0]} has another shape at {config.size} x {config.size} pixels, or is another backbone's"
-        raise ValueError(f"{config.name}: not the weights of this backbone: {told}; leave --model.image_tower.size out")
+    if mismatched:
+        message = f"{mismatched[0]} has another shape at {config.size} x {config.size} pixels, or is another backbone's"
+        raise ValueError(
+            f"{config.name}: not the weights of this backbone: {message}; leave --model.image_tower.size out"
+        )
     return state
 
 
@@ -244,33 +246,35 @@ def _drop_classifier(backbone: Any, config: ImageTowerConfig) -> None:
     try:
         backbone.reset_classifier(0)
     except Exception as error:
-        raise ValueError(f"{config.name}: is no image tower, as it has no classifier: {_reason(error)}") from None
+        raise ValueError(f"{config.name}: is no image tower, as it has no classifier: {_first_line(error)}") from None
 
 
-def _reason(error: Exception) -> str:
+def _first_line(error: Exception) -> str:
     """The first line of another library's error."""
     return " ".join((str(error).strip().splitlines() or [type(error).__name__])[0].split())[:200]
 
 
-def _classifier(backbone: nn.Module) -> tuple[str, ...]:
+def _classifier_prefixes(backbone: nn.Module) -> tuple[str, ...]:
     """What the names of a classifier's tensors begin with."""
     classifier = backbone.default_cfg.get("classifier", ())  # type: ignore[union-attr, operator]
     return tuple(f"{name}." for name in ([classifier] if isinstance(classifier, str) else classifier))
 
 
 def _load_all_but_classifier(backbone: nn.Module, state: dict[str, Tensor], path: str) -> None:
-    heads = _classifier(backbone)
-    state = {key: value for key, value in state.items() if not key.startswith(heads)}
+    classifier_prefixes = _classifier_prefixes(backbone)
+    state = {key: value for key, value in state.items() if not key.startswith(classifier_prefixes)}
     try:
         missing, unexpected = backbone.load_state_dict(state, strict=False)
     except RuntimeError as error:
         raise ValueError(f"{path}: not the weights of this backbone: {str(error).splitlines()[1].strip()}") from None
-    missing = [key for key in missing if not key.startswith(heads)]
+    missing = [key for key in missing if not key.startswith(classifier_prefixes)]
     if missing or unexpected:
-        told = f"missing {missing[:3]}, unknown {list(unexpected)[:3]}"
-        raise ValueError(f"{path}: not the weights of this backbone: {told}")
+        message = f"missing {missing[:3]}, unknown {list(unexpected)[:3]}"
+        raise ValueError(f"{path}: not the weights of this backbone: {message}")
 
 
-def _picture_input(backbone: Any, config: ImageTowerConfig) -> PictureInput:
-    own = backbone.pretrained_cfg
-    return PictureInput(config.size or own["input_size"][-1], tuple(own["mean"]), tuple(own["std"]))
+def _image_transform(backbone: Any, config: ImageTowerConfig) -> ImageTransform:
+    pretrained_cfg = backbone.pretrained_cfg
+    return ImageTransform(
+        config.size or pretrained_cfg["input_size"][-1], tuple(pretrained_cfg["mean"]), tuple(pretrained_cfg["std"])
+    )

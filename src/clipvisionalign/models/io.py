@@ -10,7 +10,7 @@ from torch import Tensor
 
 from clipvisionalign.models.aligner import Aligner, AlignerConfig
 from clipvisionalign.models.device import best_device
-from clipvisionalign.models.hub import tell
+from clipvisionalign.models.hub import print_to_stderr
 from clipvisionalign.models.packed_linear import pack_linears
 from clipvisionalign.models.run_files import CONFIG_FILE, TEXT_FOLDER, WEIGHTS_FILE
 from clipvisionalign.models.weights import find_image_weights, find_text_weights
@@ -26,15 +26,15 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return state | {"log_scale": state["log_scale"].reshape(1)} if "log_scale" in state else state
 
 
-def pin_towers(config: AlignerConfig, say: Callable[[str], None] = tell) -> AlignerConfig:
+def pin_revisions(config: AlignerConfig, say: Callable[[str], None] = print_to_stderr) -> AlignerConfig:
     """Fetch what the towers need and is not on this machine; returns the config with the hub's commits that have it.
 
     Raises WeightsNotFound, and ValueError for an unknown backbone.
     """
     image, text = config.image_tower, config.text_tower
-    found = find_image_weights(image.name, image.weights, image.revision, say)
-    if found is not None:
-        image = replace(image, revision=found.origin.revision or image.revision)
+    image_weights = find_image_weights(image.name, image.weights, image.revision, say)
+    if image_weights is not None:
+        image = replace(image, revision=image_weights.origin.revision or image.revision)
     revision = find_text_weights(text.name, text.weights, text.revision, say).origin.revision
     return replace(config, image_tower=image, text_tower=replace(text, revision=revision or text.revision))
 
@@ -51,8 +51,8 @@ def load_aligner(folder: str | Path, device: str = "auto", packed: bool = True) 
     source = Path(folder)
     missing = [name for name in (CONFIG_FILE, WEIGHTS_FILE, TEXT_FOLDER) if not (source / name).exists()]
     if missing:
-        told = "no such folder" if not source.is_dir() else f"it lacks {', '.join(missing)}"
-        raise FileNotFoundError(f"{source}: not a run folder: {told}; 'clipvisionalign train' writes one")
+        reason = "no such folder" if not source.is_dir() else f"it lacks {', '.join(missing)}"
+        raise FileNotFoundError(f"{source}: not a run folder: {reason}; 'clipvisionalign train' writes one")
     try:
         settings = yaml.safe_load((source / CONFIG_FILE).read_text())["model"]
         config = config_from_dict(AlignerConfig, settings)

@@ -23,10 +23,10 @@ from torch.nn import functional as F
 
 #: Where a learned log of 1 / temperature is held after each step: a hair below log 100, so that the limit of the scale
 #: itself, which has no gradient above it, is never reached.
-MOST_LOG_SCALE = 4.60517
+MAX_LOG_SCALE = 4.60517
 
-#: Cosines that `late_scores` holds at a time: 64 MiB in float32.
-BLOCK = 1 << 24
+#: Cosines that `maxsim` holds at a time: 64 MiB in float32.
+COSINES_PER_BLOCK = 1 << 24
 
 
 @dataclass
@@ -55,7 +55,7 @@ class LateTokens(NamedTuple):
     mask: Tensor
     positions: Tensor | None = None
 
-    def rows(self, index: Tensor | slice) -> LateTokens:
+    def select(self, index: Tensor | slice) -> LateTokens:
         """Some of the captions, in that order."""
         positions = None if self.positions is None else self.positions[index]
         return LateTokens(self.vectors[index], self.weights[index], self.mask[index], positions)
@@ -81,19 +81,19 @@ class LateInteraction(nn.Module):
         """1 / temperature, at most 100."""
         return self.log_scale.exp().clamp(max=100.0)
 
-    def tokens(self, tokens: Tensor, mask: Tensor) -> LateTokens:
+    def project_tokens(self, tokens: Tensor, mask: Tensor) -> LateTokens:
         """tokens: (b, T, W); mask: (b, T) -> their vectors and weights, pruned in evaluation if the config says so."""
-        found, keep = self.all_tokens(tokens, mask), self.config.keep_tokens
-        return pruned(found, keep) if keep and not self.training else found
+        projected, keep = self.project_all_tokens(tokens, mask), self.config.keep_tokens
+        return prune_tokens(projected, keep) if keep and not self.training else projected
 
-    def all_tokens(self, tokens: Tensor, mask: Tensor) -> LateTokens:
+    def project_all_tokens(self, tokens: Tensor, mask: Tensor) -> LateTokens:
         """The same of every token, whatever is pruned."""
         mask = mask.bool()
         vectors = F.normalize(self.token(tokens).float(), dim=-1)
         weights = self.token_weight(tokens).squeeze(-1).float().masked_fill(~mask, -torch.inf)
         return LateTokens(vectors, weights.softmax(dim=-1), mask)
 
-    def patches(self, patches: Tensor) -> Tensor:
+    def project_patches(self, patches: Tensor) -> Tensor:
         """patches: (B, P, D) -> (B, P, E) unit vectors."""
         return F.normalize(self.patch(patches).float(), dim=-1)
 
@@ -109,7 +109,7 @@ class LateInteraction(nn.Module):
         return torch.stack([cosines.amax(dim=-1), (cosines * shares).sum(dim=-1)], dim=-1)
 
 
-def pruned(tokens: LateTokens, keep: int) -> LateTokens:
+def prune_tokens(tokens: LateTokens, keep: int) -> LateTokens:
     """The `keep` tokens of the greatest weight, in their order, the first of those of equal weight; their weights sum
     to 1 again."""
     if keep >= tokens.weights.shape[1]:
@@ -121,45 +121,45 @@ def pruned(tokens: LateTokens, keep: int) -> LateTokens:
     return LateTokens(vectors, weights / weights.sum(dim=1, keepdim=True), tokens.mask.gather(1, index), index)
 
 
-def pruned_weights(weights: Tensor, keep: int) -> Tensor:
+def prune_weights(weights: Tensor, keep: int) -> Tensor:
     """What `pruned` makes of weights (b, T), each at its own place, 0 for a token that is left out: by comparisons
     alone, for graphs whose length is open."""
     if not keep:
         return weights
-    mine, others = weights[:, :, None], weights[:, None, :]
-    place = torch.arange(weights.shape[1], device=weights.device)
-    earlier = place[None, :] < place[:, None]
-    before = ((others > mine) | ((others == mine) & earlier)).sum(dim=-1)
-    kept = torch.where(before < keep, weights, 0.0)
-    return kept / kept.sum(dim=1, keepdim=True)
+    own, others = weights[:, :, None], weights[:, None, :]
+    position = torch.arange(weights.shape[1], device=weights.device)
+    earlier = position[None, :] < position[:, None]
+    rank = ((others > own) | ((others == own) & earlier)).sum(dim=-1)
+    masked = torch.where(rank < keep, weights, 0.0)
+    return masked / masked.sum(dim=1, keepdim=True)
 
 
-def late_scores(patches: Tensor, tokens: LateTokens, block: int = BLOCK) -> Tensor:
+def maxsim(patches: Tensor, tokens: LateTokens, block: int = COSINES_PER_BLOCK) -> Tensor:
     """The score of every image with every caption, (N, M), from -1 to 1; about `block` cosines at a time.
 
     patches: (N, P, E), from `LateInteraction.patches`.
     """
     images, captions = len(patches), len(tokens.weights)
-    each = patches.shape[1] * tokens.weights.shape[1]
-    width = max(1, min(captions, block // each))
-    height = max(1, block // (each * width))
+    cosines_per_pair = patches.shape[1] * tokens.weights.shape[1]
+    width = max(1, min(captions, block // cosines_per_pair))
+    height = max(1, block // (cosines_per_pair * width))
     columns = []
     for start in range(0, captions, width):
-        some = tokens.rows(slice(start, start + width))
-        parts = [_table(patches[row : row + height], some) for row in range(0, images, height)]
-        columns.append(torch.cat(parts))
+        chunk = tokens.select(slice(start, start + width))
+        blocks = [_maxsim_block(patches[row : row + height], chunk) for row in range(0, images, height)]
+        columns.append(torch.cat(blocks))
     return torch.cat(columns, dim=1)
 
 
-def late_pair_scores(patches: Tensor, tokens: LateTokens) -> Tensor:
+def maxsim_pairs(patches: Tensor, tokens: LateTokens) -> Tensor:
     """The scores of image 0 with caption 0, 1 with 1, ...: (Q, P, E) and Q captions -> (Q,)."""
     best = (patches @ tokens.vectors.transpose(1, 2)).amax(dim=1)
     return (best * tokens.weights).sum(dim=-1)
 
 
-def _table(patches: Tensor, tokens: LateTokens) -> Tensor:
-    images, count, width = patches.shape
+def _maxsim_block(patches: Tensor, tokens: LateTokens) -> Tensor:
+    images, patch_count, width = patches.shape
     # One matrix product of all patches with all tokens; the best patch is then the maximum along an outer axis.
     cosines = patches.reshape(-1, width) @ tokens.vectors.reshape(-1, width).T
-    best = cosines.view(images, count, -1).amax(dim=1)
+    best = cosines.view(images, patch_count, -1).amax(dim=1)
     return (best.view(images, *tokens.weights.shape) * tokens.weights).sum(dim=-1)

@@ -22,7 +22,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from clipvisionalign.models.attention import attention, global_places, is_global, join_heads, put_rows, split_heads
+from clipvisionalign.models.attention import (
+    attention,
+    find_global_positions,
+    is_global,
+    join_heads,
+    scatter_rows,
+    split_heads,
+)
 from clipvisionalign.models.weight_files import read_tensors, weights_files
 
 
@@ -37,46 +44,52 @@ class LongformerAttention(nn.Module):
         self.key_global = nn.Linear(width, width)
         self.value_global = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, mask: Tensor | None, places: Tensor | None, first_only: bool = False) -> Tensor:
+    def forward(
+        self, x: Tensor, mask: Tensor | None, global_positions: Tensor | None, first_only: bool = False
+    ) -> Tensor:
         """x: (B, T, W); mask: (B, T); places: (B, G) of global tokens -> (B, T, W), or (B, 1, W) of the first token."""
         dropout = self.dropout if self.training else 0.0
         if first_only:
-            return self._first_row(x, mask, places, dropout)
+            return self._first_row(x, mask, global_positions, dropout)
         q, k, v = (split_heads(part, self.heads) for part in self.query_key_value(x).chunk(3, dim=-1))
-        out = attention(q, k, v, mask, self.window, places, dropout)
-        if places is not None:
-            out = put_rows(out, self._global_rows(x, mask, places, dropout), places)
+        out = attention(q, k, v, mask, self.window, global_positions, dropout)
+        if global_positions is not None:
+            out = scatter_rows(out, self._global_rows(x, mask, global_positions, dropout), global_positions)
         out = join_heads(out)
         # A padded token attends to nothing; transformers says so with zeros.
         return out if mask is None else out * mask[..., None].to(out.dtype)
 
-    def _first_row(self, x: Tensor, mask: Tensor | None, places: Tensor | None, dropout: float) -> Tensor:
-        if places is not None and bool((places[:, 0] == 0).all()):
-            return join_heads(self._global_rows(x, mask, places[:, :1], dropout))
+    def _first_row(self, x: Tensor, mask: Tensor | None, global_positions: Tensor | None, dropout: float) -> Tensor:
+        if global_positions is not None and bool((global_positions[:, 0] == 0).all()):
+            return join_heads(self._global_rows(x, mask, global_positions[:, :1], dropout))
         width = x.shape[-1]
         weight, bias = self.query_key_value.weight, self.query_key_value.bias
         q = F.linear(x[:, :1], weight[:width], bias[:width])
         k, v = F.linear(x, weight[width:], bias[width:]).chunk(2, dim=-1)
         # The first token's window, its half to the right, and the global tokens wherever they stand.
-        seen = torch.arange(x.shape[1], device=x.device) <= self.window // 2
-        seen = seen[None].expand(len(x), -1)
-        if places is not None:
-            seen = seen | is_global(places, x.shape[1])
+        attention_mask = torch.arange(x.shape[1], device=x.device) <= self.window // 2
+        attention_mask = attention_mask[None].expand(len(x), -1)
+        if global_positions is not None:
+            attention_mask = attention_mask | is_global(global_positions, x.shape[1])
         if mask is not None:
-            seen = seen & mask
+            attention_mask = attention_mask & mask
         q, k, v = (split_heads(part, self.heads) for part in (q, k, v))
-        out = attention(q, k, v, seen, dropout=dropout)
-        if places is not None:
+        out = attention(q, k, v, attention_mask, dropout=dropout)
+        if global_positions is not None:
             # Where the first token is global after all, its own row is the global one.
-            out = put_rows(out, self._global_rows(x, mask, places, dropout), places.masked_fill(places > 0, -1))
+            out = scatter_rows(
+                out,
+                self._global_rows(x, mask, global_positions, dropout),
+                global_positions.masked_fill(global_positions > 0, -1),
+            )
         return join_heads(out)
 
-    def _global_rows(self, x: Tensor, mask: Tensor | None, places: Tensor, dropout: float) -> Tensor:
+    def _global_rows(self, x: Tensor, mask: Tensor | None, global_positions: Tensor, dropout: float) -> Tensor:
         """What the global tokens get, (B, H, G, d): they see all tokens, through their own projections."""
-        index = places.clamp(min=0)[..., None].expand(-1, -1, x.shape[-1])
+        index = global_positions.clamp(min=0)[..., None].expand(-1, -1, x.shape[-1])
         q = split_heads(self.query_global(x.gather(1, index)), self.heads)
         head = q.shape[-1]
-        if places.shape[1] >= head:
+        if global_positions.shape[1] >= head:
             k, v = split_heads(self.key_global(x), self.heads), split_heads(self.value_global(x), self.heads)
             return attention(q, k, v, mask, dropout=dropout)
         to_keys = self.key_global.weight.unflatten(0, (self.heads, head))
@@ -110,9 +123,11 @@ class LongformerLayer(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.activation = _activation(config.hidden_act)
 
-    def forward(self, x: Tensor, mask: Tensor | None, places: Tensor | None, first_only: bool = False) -> Tensor:
+    def forward(
+        self, x: Tensor, mask: Tensor | None, global_positions: Tensor | None, first_only: bool = False
+    ) -> Tensor:
         """(B, T, W) -> (B, T, W), or (B, 1, W)."""
-        attended = self.dropout(self.attention_out(self.attention(x, mask, places, first_only)))
+        attended = self.dropout(self.attention_out(self.attention(x, mask, global_positions, first_only)))
         x = self.attention_norm(attended + (x[:, :1] if first_only else x))
         return self.norm(self.dropout(self.down(self.activation(self.up(x)))) + x)
 
@@ -131,8 +146,8 @@ class LongformerEmbeddings(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         """(B, T) -> (B, T, W)."""
-        real = (ids != self.pad).long()
-        positions = real.cumsum(dim=1) * real + self.pad
+        is_token = (ids != self.pad).long()
+        positions = is_token.cumsum(dim=1) * is_token + self.pad
         x = self.word_embeddings(ids) + self.position_embeddings(positions) + self.token_type_embeddings.weight[0]
         return self.dropout(self.LayerNorm(x))
 
@@ -177,17 +192,17 @@ class Longformer(nn.Module):
     def load_published(self, tensors: Mapping[str, Tensor], source: str = "weights") -> None:
         """Take tensors under transformers' names. A file without the pooler's leaves the model without a pooler."""
         state = {}
-        for name, tensor in _joined(tensors).items():
-            ours = _our_name(name)
-            if ours is not None:
-                state[ours] = tensor
+        for name, tensor in _merge_projections(tensors).items():
+            local_name = _local_name(name)
+            if local_name is not None:
+                state[local_name] = tensor
         if self.pooler is not None and "pooler.weight" not in state:
             self.pooler = None
         if self.pooler is None:
             state = {name: tensor for name, tensor in state.items() if not name.startswith("pooler.")}
-        known = self.state_dict()
-        unknown = [name for name in state if name not in known]
-        missing = [name for name in known if name not in state]
+        expected = self.state_dict()
+        unknown = [name for name in state if name not in expected]
+        missing = [name for name in expected if name not in state]
         if unknown or missing:
             raise ValueError(f"{source}: not a Longformer of this config: missing {missing[:3]}, unknown {unknown[:3]}")
         try:
@@ -213,23 +228,29 @@ class Longformer(nn.Module):
         return self.embeddings.word_embeddings
 
     def forward(
-        self, ids: Tensor, mask: Tensor | None = None, dots: Tensor | None = None, first_only: bool = False
+        self,
+        ids: Tensor,
+        mask: Tensor | None = None,
+        global_attention_mask: Tensor | None = None,
+        first_only: bool = False,
     ) -> Tensor:
         """Last hidden states (B, T, W); of the first token alone (B, 1, W) with `first_only`.
 
         ids: (B, T); mask: (B, T), 1 on tokens and 0 on padding; dots: (B, T), 1 on global tokens, None for none.
         Raises ValueError for more tokens than there are positions.
         """
-        room = self.config.max_position_embeddings - self.embeddings.pad - 1
-        if ids.shape[1] > room:
-            raise ValueError(f"{ids.shape[1]} tokens, but this Longformer has positions for {room}")
-        real = None if mask is None or bool(mask.all()) else mask.bool()
-        places = None
-        if dots is not None:
-            places = global_places(dots.bool() if real is None else dots.bool() & real)
+        max_tokens = self.config.max_position_embeddings - self.embeddings.pad - 1
+        if ids.shape[1] > max_tokens:
+            raise ValueError(f"{ids.shape[1]} tokens, but this Longformer has positions for {max_tokens}")
+        token_mask = None if mask is None or bool(mask.all()) else mask.bool()
+        global_positions = None
+        if global_attention_mask is not None:
+            global_positions = find_global_positions(
+                global_attention_mask.bool() if token_mask is None else global_attention_mask.bool() & token_mask
+            )
         x = self.embeddings(ids)
         for number, layer in enumerate(self.layers, start=1):
-            x = layer(x, real, places, first_only and number == len(self.layers))
+            x = layer(x, token_mask, global_positions, first_only and number == len(self.layers))
         return x
 
     def pool(self, states: Tensor) -> Tensor:
@@ -246,7 +267,7 @@ def _activation(name: str) -> nn.Module:
 
 
 #: transformers' names of a layer's parts, and ours.
-_NAMES = {
+_LAYER_NAMES = {
     "attention.self.query_key_value": "attention.query_key_value",
     "attention.self.query_global": "attention.query_global",
     "attention.self.key_global": "attention.key_global",
@@ -259,21 +280,21 @@ _NAMES = {
 }
 
 
-def _joined(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _merge_projections(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Query, key and value of each window as one tensor; the names without the model's own prefix."""
     plain = {name.removeprefix("longformer."): tensor for name, tensor in tensors.items()}
-    found = {}
+    merged = {}
     for name, tensor in plain.items():
         if ".self.query." in name:
             parts = [plain.get(name.replace(".self.query.", f".self.{part}.")) for part in ("query", "key", "value")]
             if all(part is not None for part in parts):
-                found[name.replace(".query.", ".query_key_value.")] = torch.cat(parts)  # type: ignore[arg-type]
+                merged[name.replace(".query.", ".query_key_value.")] = torch.cat(parts)  # type: ignore[arg-type]
         elif ".self.key." not in name and ".self.value." not in name:
-            found[name] = tensor
-    return found
+            merged[name] = tensor
+    return merged
 
 
-def _our_name(name: str) -> str | None:
+def _local_name(name: str) -> str | None:
     """Our name of a published tensor; None for those of heads that are not the encoder's, and for buffers."""
     if name.startswith("embeddings."):
         return None if name.endswith("position_ids") else name
@@ -283,4 +304,4 @@ def _our_name(name: str) -> str | None:
         return None
     number, _, rest = name.removeprefix("encoder.layer.").partition(".")
     part, _, kind = rest.rpartition(".")
-    return f"layers.{number}.{_NAMES.get(part, part)}.{kind}"
+    return f"layers.{number}.{_LAYER_NAMES.get(part, part)}.{kind}"

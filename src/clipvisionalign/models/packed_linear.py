@@ -18,7 +18,7 @@ from torch.nn import functional as F
 AVAILABLE = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 #: Rows that the layout is chosen for; it serves all others as well.
-ROWS = 512
+PACKING_ROWS = 512
 
 #: Beside the modules, so that a copy or a state of one does not hold a layout that nobody else can read.
 _packed: WeakKeyDictionary[nn.Module, tuple[tuple[int, int], Tensor]] = WeakKeyDictionary()
@@ -29,12 +29,12 @@ class PackedLinear(nn.Linear):
 
     #: Whether gradients went through since its mode last changed: an optimiser may then change the weight, and
     #: the fused ones do so without leaving a trace in the weight's version.
-    touched = False
+    had_gradients = False
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""
         if torch.is_grad_enabled() and self.weight.requires_grad:
-            self.touched = True
+            self.had_gradients = True
             _packed.pop(self, None)
         if not self._packs(x):
             return F.linear(x, self.weight, self.bias)
@@ -44,13 +44,13 @@ class PackedLinear(nn.Linear):
         """Into training or evaluation: from one to the other, nothing packed is kept."""
         if mode != self.training:
             _packed.pop(self, None)
-            self.touched = False
+            self.had_gradients = False
         return super().train(mode)
 
     def _packs(self, x: Tensor) -> bool:
         return (
             AVAILABLE
-            and not (self.training or self.touched)
+            and not (self.training or self.had_gradients)
             and not torch.is_grad_enabled()
             and x.device.type == "cpu"
             and x.dtype == self.weight.dtype == torch.float32
@@ -63,11 +63,14 @@ class PackedLinear(nn.Linear):
 
     def _packed_weight(self) -> Tensor:
         # A version counts what is written into a weight in place: a file that is loaded, an average that moves.
-        stand = self.weight.data_ptr(), self.weight._version
-        known = _packed.get(self)
-        if known is None or known[0] != stand:
-            known = _packed[self] = stand, torch.ops.mkldnn._reorder_linear_weight(self.weight.detach(), ROWS)
-        return known[1]
+        version = self.weight.data_ptr(), self.weight._version
+        cached = _packed.get(self)
+        if cached is None or cached[0] != version:
+            cached = _packed[self] = (
+                version,
+                torch.ops.mkldnn._reorder_linear_weight(self.weight.detach(), PACKING_ROWS),
+            )
+        return cached[1]
 
 
 def pack_linears(model: nn.Module) -> None:

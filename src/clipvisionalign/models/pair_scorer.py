@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from clipvisionalign.models.eval_mode import evaluating
+from clipvisionalign.models.eval_mode import eval_mode
 from clipvisionalign.models.fusion import Fusion
-from clipvisionalign.models.late_interaction import LateInteraction, LateTokens, late_pair_scores, late_scores
+from clipvisionalign.models.late_interaction import LateInteraction, LateTokens, maxsim, maxsim_pairs
 from clipvisionalign.progress import progress
 
 
@@ -39,7 +39,7 @@ class EncodedImages(NamedTuple):
     key_values: Tensor | None
 
     @classmethod
-    def join(cls, chunks: Sequence[EncodedImages]) -> EncodedImages:
+    def concat(cls, chunks: Sequence[EncodedImages]) -> EncodedImages:
         """Chunks one after the other. Raises ValueError for none."""
         if not chunks:
             raise ValueError("no images to score")
@@ -55,8 +55,8 @@ class EncodedCaption(NamedTuple):
     """
 
     vector: Tensor
-    parts: Tensor
-    weights: Tensor
+    token_vectors: Tensor
+    token_weights: Tensor
     tokens: Tensor | None
     positions: Tensor | None = None
 
@@ -79,31 +79,31 @@ class PairScorer:
         width = images.vectors.shape[1]
         self.caption_vectors = torch.stack([c.vector for c in captions]).cpu() if captions else torch.empty(0, width)
         #: How often a picture's patches went through the fusion's projections: once each, whatever is scored.
-        self.projections = 0 if images.key_values is None else len(images.key_values)
-        self.lengths = np.array([len(caption.parts) for caption in captions])
+        self.projection_count = 0 if images.key_values is None else len(images.key_values)
+        self.lengths = np.array([len(caption.token_vectors) for caption in captions])
 
-    def weights(self) -> np.ndarray:
+    def component_weights(self) -> np.ndarray:
         """What the three parts of a score count: (3,), the dual score 1."""
         fusion = 0.0 if self.fusion is None else self.fusion.weight.item()
         return np.array([1.0, self.late.weight.item(), fusion], dtype=np.float32)
 
     def __call__(self, image_index: np.ndarray, caption_index: np.ndarray) -> np.ndarray:
-        return self.parts(image_index, caption_index) @ self.weights()
+        return self.components(image_index, caption_index) @ self.component_weights()
 
     @torch.no_grad()
-    def parts(self, image_index: np.ndarray, caption_index: np.ndarray) -> np.ndarray:
+    def components(self, image_index: np.ndarray, caption_index: np.ndarray) -> np.ndarray:
         """The parts of the pairs' scores (Q, 3): dual encoder, late interaction, fusion's correction."""
-        found = np.zeros((len(image_index), 3), dtype=np.float32)
+        scores = np.zeros((len(image_index), 3), dtype=np.float32)
         # Pairs of captions of one length stand together, so that little is padded.
         order = np.argsort(self.lengths[caption_index], kind="stable")
-        with evaluating(self.aligner):
+        with eval_mode(self.aligner):
             starts = range(0, len(order), self.batch)
             for start in progress(starts, "scoring pairs", len(order), self.aligner.show_progress, self.batch):
                 pairs = order[start : start + self.batch]
-                found[pairs] = self.some(image_index[pairs], caption_index[pairs]).float().cpu().numpy()
-        return found
+                scores[pairs] = self.score_batch(image_index[pairs], caption_index[pairs]).float().cpu().numpy()
+        return scores
 
-    def some(self, image_index: np.ndarray, caption_index: np.ndarray) -> Tensor:
+    def score_batch(self, image_index: np.ndarray, caption_index: np.ndarray) -> Tensor:
         """`parts` of as many pairs as go through the fusion together, with gradients where they are asked for."""
         device = self.images.vectors.device
         images = torch.from_numpy(image_index).to(device)
@@ -111,7 +111,7 @@ class PairScorer:
         vectors = torch.stack([caption.vector for caption in captions])
         dual = (self.images.vectors[images] * vectors).sum(-1) * self.aligner.scale()
         patches = self.images.patches[images]
-        late = late_pair_scores(patches, _padded_parts(captions)) * self.late.scale()
+        late = maxsim_pairs(patches, _pad_captions(captions)) * self.late.scale()
         if self.fusion is None:
             return torch.stack([dual, late, torch.zeros_like(dual)], dim=1)
         assert self.images.key_values is not None
@@ -122,23 +122,23 @@ class PairScorer:
         return torch.stack([dual, late, correction.float()], dim=1)
 
     @torch.no_grad()
-    def table(self) -> Tensor:
+    def score_matrix(self) -> Tensor:
         """The scores of all pairs (N, M) without a fusion, in blocks: memory beyond the table does not grow with it."""
         if self.fusion is not None:
             raise ValueError("a fusion scores the pairs it is asked for, not a whole table")
         scores = (self.image_vectors @ self.caption_vectors.T) * self.aligner.scale().cpu()
         order = np.argsort(self.lengths, kind="stable")
-        starts, shown = range(0, len(order), self.batch), self.aligner.show_progress
-        for start in progress(starts, "scoring captions with all images", len(order), shown, self.batch):
+        starts, show_progress = range(0, len(order), self.batch), self.aligner.show_progress
+        for start in progress(starts, "scoring captions with all images", len(order), show_progress, self.batch):
             rows = order[start : start + self.batch]
-            parts = _padded_parts([self.captions[row] for row in rows])
-            late = late_scores(self.images.patches, parts) * self.late.scale() * self.late.weight
+            tokens = _pad_captions([self.captions[row] for row in rows])
+            late = maxsim(self.images.patches, tokens) * self.late.scale() * self.late.weight
             scores[:, rows] += late.cpu()
         return scores
 
 
-def _padded_parts(captions: Sequence[EncodedCaption]) -> LateTokens:
-    vectors = nn.utils.rnn.pad_sequence([caption.parts for caption in captions], batch_first=True)
-    weights = nn.utils.rnn.pad_sequence([caption.weights for caption in captions], batch_first=True)
-    lengths = torch.tensor([len(caption.parts) for caption in captions], device=vectors.device)
+def _pad_captions(captions: Sequence[EncodedCaption]) -> LateTokens:
+    vectors = nn.utils.rnn.pad_sequence([caption.token_vectors for caption in captions], batch_first=True)
+    weights = nn.utils.rnn.pad_sequence([caption.token_weights for caption in captions], batch_first=True)
+    lengths = torch.tensor([len(caption.token_vectors) for caption in captions], device=vectors.device)
     return LateTokens(vectors, weights, torch.arange(vectors.shape[1], device=vectors.device) < lengths[:, None])

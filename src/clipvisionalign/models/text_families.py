@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 #: Encoders that learn a table of positions and scale and mask their scores, nothing else, in every layer alike.
-BERT_KIN = frozenset({
+BERT_FAMILY = frozenset({
     "albert", "bert", "bert-generation", "camembert", "data2vec-text", "distilbert", "electra", "ernie", "roberta",
     "roberta-prelayernorm", "roc_bert", "xlm-roberta", "xlm-roberta-xl", "xmod",
 })  # fmt: skip
@@ -30,38 +30,38 @@ _POSITIONS_AFTER_PADDING = frozenset({
 })  # fmt: skip
 
 #: What a refusal names instead.
-WAY_OUT = "name a bidirectional encoder, such as distilbert-base-uncased"
+ENCODER_HINT = "name a bidirectional encoder, such as distilbert-base-uncased"
 
 #: Tokens of the shorter caption that `check_encoder` reads, and how many more the longer one has.
 _CHECKED, _PADDING = 6, 3
 
 #: Share of the largest output that rounding may change, in float32. What a token or padding does is far above.
-_ROUNDING = 1e-4
+_TOLERANCE = 1e-4
 
 
-def takes_attention(shape: Any) -> bool:
+def supports_custom_attention(encoder_config: Any) -> bool:
     """Whether all layers of an encoder of these settings are dense, bidirectional, and can be given `attention`."""
     import transformers
 
-    kind: Any = transformers.MODEL_MAPPING.get(type(shape), None)
-    kind = kind[0] if isinstance(kind, (list, tuple)) else kind
+    model_class: Any = transformers.MODEL_MAPPING.get(type(encoder_config), None)
+    model_class = model_class[0] if isinstance(model_class, (list, tuple)) else model_class
     return (
-        shape.model_type in BERT_KIN
-        and bool(getattr(kind, "_supports_attention_backend", False))
-        and not getattr(shape, "is_decoder", False)
-        and getattr(shape, "position_embedding_type", None) in (None, "absolute")
+        encoder_config.model_type in BERT_FAMILY
+        and bool(getattr(model_class, "_supports_attention_backend", False))
+        and not getattr(encoder_config, "is_decoder", False)
+        and getattr(encoder_config, "position_embedding_type", None) in (None, "absolute")
     )
 
 
-def positions_of(shape: Any, encoder: Any = None) -> int:
+def max_positions(encoder_config: Any, encoder: Any = None) -> int:
     """Tokens that an encoder of these settings has positions for; sys.maxsize where it counts none.
 
     encoder: the encoder itself, if it is built, whose table then tells where the positions begin.
     """
-    rows = getattr(shape, "max_position_embeddings", None) or 0
+    rows = getattr(encoder_config, "max_position_embeddings", None) or 0
     if rows <= 0:
         return sys.maxsize
-    return rows - (_offset_by_name(shape) if encoder is None else position_offset(encoder))
+    return rows - (_offset_from_config(encoder_config) if encoder is None else position_offset(encoder))
 
 
 def position_offset(encoder: Any) -> int:
@@ -71,37 +71,38 @@ def position_offset(encoder: Any) -> int:
     return 0 if padding is None else padding + 1
 
 
-def _offset_by_name(shape: Any) -> int:
+def _offset_from_config(encoder_config: Any) -> int:
     """`position_offset` without the encoder."""
-    if shape.model_type not in _POSITIONS_AFTER_PADDING:
+    if encoder_config.model_type not in _POSITIONS_AFTER_PADDING:
         return 0
-    if getattr(shape, "position_embedding_type", None) not in (None, "absolute"):
+    if getattr(encoder_config, "position_embedding_type", None) not in (None, "absolute"):
         return 0
     # MPNet has 1 for its padding whatever its config has.
-    return 2 if shape.model_type == "mpnet" else shape.pad_token_id + 1
+    return 2 if encoder_config.model_type == "mpnet" else encoder_config.pad_token_id + 1
 
 
-def refuse_by_config(shape: Any, source: Any) -> None:
+def check_is_encoder(encoder_config: Any, source: Any) -> None:
     """Raises ValueError for models that are no encoders by their own settings."""
-    if getattr(shape, "is_encoder_decoder", False):
+    if getattr(encoder_config, "is_encoder_decoder", False):
         raise ValueError(
-            f"{source}: '{shape.model_type}' is an encoder with a decoder, which generates text; {WAY_OUT}"
+            f"{source}: '{encoder_config.model_type}' is an encoder with a decoder, which generates text; "
+            f"{ENCODER_HINT}"
         )
 
 
 def check_vocabulary(encoder: Any, tokenizer: Any, source: Any) -> None:
     """Raises ValueError where the tokenizer has numbers that the encoder has no embedding for."""
     try:
-        known = getattr(encoder.get_input_embeddings(), "num_embeddings", None)
-        numbers = tokenizer.get_vocab().values()
+        embedding_count = getattr(encoder.get_input_embeddings(), "num_embeddings", None)
+        token_ids = tokenizer.get_vocab().values()
     except (AttributeError, NotImplementedError):
         # CANINE reads characters: neither has a table.
         return
-    highest = max(numbers, default=0)
-    if known is not None and highest >= known:
+    highest = max(token_ids, default=0)
+    if embedding_count is not None and highest >= embedding_count:
         raise ValueError(
             f"{source}: the tokenizer numbers tokens up to {highest}, but the encoder '{encoder.config.model_type}' "
-            f"has embeddings for {known} only; give it the tokenizer that it was trained with"
+            f"has embeddings for {embedding_count} only; give it the tokenizer that it was trained with"
         )
 
 
@@ -113,33 +114,35 @@ def check_encoder(encoder: Any, pad: int, source: Any) -> int:
     ValueError, naming the model type, for an encoder that needs more than a caption, that gives no vector for each
     token, in which a token sees none that follows it, or in which padding changes what a caption gives.
     """
-    kind, training = encoder.config.model_type, encoder.training
+    model_type, training = encoder.config.model_type, encoder.training
     # The first is padded to the length of the second; they begin with the same token.
     ids = _two_captions(encoder, pad)
     mask = torch.ones_like(ids)
     mask[0, _CHECKED:] = 0
-    one = ids[:1, :_CHECKED]
+    short = ids[:1, :_CHECKED]
     encoder.eval()
     try:
-        with kept_random_states():
-            alone = _last_states(encoder, one, torch.ones_like(one))
+        with preserve_rng_state():
+            alone = _last_states(encoder, short, torch.ones_like(short))
             padded = _last_states(encoder, ids, mask)
     except Exception as error:
         reason = " ".join((str(error).strip().splitlines() or [type(error).__name__])[0].split())[:200]
-        raise ValueError(f"{source}: '{kind}' does not read captions alone: {reason}; {WAY_OUT}") from None
+        raise ValueError(f"{source}: '{model_type}' does not read captions alone: {reason}; {ENCODER_HINT}") from None
     finally:
         encoder.train(training)
-    if alone is None or padded is None or alone.shape[:2] != one.shape or padded.shape[:2] != ids.shape:
-        raise ValueError(f"{source}: '{kind}' gives no last hidden state for each token; {WAY_OUT}")
-    if _same(padded[0, 0], padded[1, 0]):
+    if alone is None or padded is None or alone.shape[:2] != short.shape or padded.shape[:2] != ids.shape:
+        raise ValueError(f"{source}: '{model_type}' gives no last hidden state for each token; {ENCODER_HINT}")
+    if _nearly_equal(padded[0, 0], padded[1, 0]):
         raise ValueError(
-            f"{source}: '{kind}' is causal: a token sees none that follows it, so that its vectors are no mean of a "
-            f"caption; {WAY_OUT}"
+            f"{source}: '{model_type}' is causal: a token sees none that follows it, so that its vectors are "
+            "no mean of a "
+            f"caption; {ENCODER_HINT}"
         )
-    if not _same(padded[0, :_CHECKED], alone[0]):
+    if not _nearly_equal(padded[0, :_CHECKED], alone[0]):
         raise ValueError(
-            f"{source}: '{kind}' gives a padded caption other vectors than the same caption alone: they would depend "
-            f"on the captions beside it; {WAY_OUT}"
+            f"{source}: '{model_type}' gives a padded caption other vectors than the same caption alone: they "
+            "would depend "
+            f"on the captions beside it; {ENCODER_HINT}"
         )
     return alone.shape[-1]
 
@@ -157,18 +160,18 @@ def _two_captions(encoder: Any, pad: int) -> Tensor:
     """
     size = getattr(encoder.config, "vocab_size", None)
     size = size if isinstance(size, int) and size > 2 else 1000
-    words = [number for number in range(size // 2, min(size // 2 + _CHECKED + 2, size)) if number != pad]
-    longer = [words[0], *(words[(k + 1) % len(words)] for k in range(1, _CHECKED + _PADDING))]
-    return torch.tensor([[words[k % len(words)] for k in range(_CHECKED)] + [pad] * _PADDING, longer])
+    tokens = [number for number in range(size // 2, min(size // 2 + _CHECKED + 2, size)) if number != pad]
+    longer = [tokens[0], *(tokens[(k + 1) % len(tokens)] for k in range(1, _CHECKED + _PADDING))]
+    return torch.tensor([[tokens[k % len(tokens)] for k in range(_CHECKED)] + [pad] * _PADDING, longer])
 
 
-def _same(a: Tensor, b: Tensor) -> bool:
+def _nearly_equal(a: Tensor, b: Tensor) -> bool:
     """Whether two outputs differ by no more than rounding. What is no number equals nothing."""
-    return bool((a - b).abs().max() <= _ROUNDING * torch.maximum(a.abs().max(), b.abs().max()))
+    return bool((a - b).abs().max() <= _TOLERANCE * torch.maximum(a.abs().max(), b.abs().max()))
 
 
 @contextmanager
-def kept_random_states() -> Iterator[None]:
+def preserve_rng_state() -> Iterator[None]:
     """Whatever draws at random inside, the generators of PyTorch (CPU), NumPy and Python are as before behind it."""
     states = torch.get_rng_state(), np.random.get_state(), random.getstate()
     try:

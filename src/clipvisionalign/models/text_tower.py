@@ -17,21 +17,21 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from clipvisionalign.batch import Tokens
+from clipvisionalign.batch import TokenizedCaptions
 from clipvisionalign.models.attention import attention
 from clipvisionalign.models.longformer import Longformer
 from clipvisionalign.models.text_families import (
     check_encoder,
+    check_is_encoder,
     check_vocabulary,
+    max_positions,
     position_offset,
-    positions_of,
-    refuse_by_config,
-    takes_attention,
+    supports_custom_attention,
 )
-from clipvisionalign.models.weights import EMBEDDED_TEXT, Origin, find_text_weights, has_tokenizer
+from clipvisionalign.models.weights import EMBEDDED_TEXT, WeightsOrigin, find_text_weights, has_tokenizer
 
 #: Under this name transformers' encoders call `attention`.
-ATTENTION = "clipvisionalign"
+ATTENTION_NAME = "clipvisionalign"
 
 #: Positions of a sliding twin: the learned ones repeated, as Longformer was made from RoBERTa (section 5).
 SLIDING_POSITIONS = 4096
@@ -87,46 +87,48 @@ class TextTower(nn.Module):
             raise ValueError(f"--model.text_tower.window {config.window}: a sliding window needs 2 tokens or more")
         self.config = config
         #: Where the weights came from.
-        self.origin = Origin("files", config.name)
+        self.origin = WeightsOrigin("files", config.name)
         if folder is None:
-            found = find_text_weights(config.name, config.weights, config.revision)
-            folder, self.origin = found.folder, found.origin
-            if found.origin.revision:
-                self.config = replace(config, revision=found.origin.revision)
+            weights = find_text_weights(config.name, config.weights, config.revision)
+            folder, self.origin = weights.folder, weights.origin
+            if weights.origin.revision:
+                self.config = replace(config, revision=weights.origin.revision)
         source = folder
         self.encoder = _build_encoder(source, config, load_weights and config.weights != "random")
         self.tokenizer = load_tokenizer(source)
         self.pad: int = self.tokenizer.pad_token_id or 0
         check_vocabulary(self.encoder, self.tokenizer, source)
-        shape = self.encoder.config
-        known = isinstance(self.encoder, Longformer) or self._own_attention
-        self.width: int = shape.hidden_size if known else check_encoder(self.encoder, self.pad, source)
+        encoder_config = self.encoder.config
+        has_known_width = isinstance(self.encoder, Longformer) or self._uses_custom_attention
+        self.width: int = (
+            encoder_config.hidden_size if has_known_width else check_encoder(self.encoder, self.pad, source)
+        )
         longformer = isinstance(self.encoder, Longformer)
         self.pooling = config.pooling if config.pooling != "auto" else "first" if longformer else "mean"
         #: Tokens that the encoder has positions for.
-        self.positions: int = positions_of(shape, self.encoder)
-        self.max_tokens = min(config.max_tokens, self.positions)
+        self.max_positions: int = max_positions(encoder_config, self.encoder)
+        self.max_tokens = min(config.max_tokens, self.max_positions)
 
     @property
-    def _own_attention(self) -> bool:
+    def _uses_custom_attention(self) -> bool:
         """Whether the encoder calls this project's `attention`."""
-        return self.encoder.config._attn_implementation == ATTENTION
+        return self.encoder.config._attn_implementation == ATTENTION_NAME
 
-    def tokenize(self, captions: Sequence[str]) -> Tokens:
+    def tokenize(self, captions: Sequence[str]) -> TokenizedCaptions:
         """The tokenizer's numbers for each caption, its special tokens included, none padded; long ones are cut."""
-        return tokenized(self.tokenizer, captions, self.max_tokens)
+        return tokenize_captions(self.tokenizer, captions, self.max_tokens)
 
     def forward(self, ids: Tensor, mask: Tensor, want_tokens: bool = True) -> CaptionFeatures:
         """ids, mask (b, T) -> pooled (b, W), tokens (b, T, W) if they are wanted."""
         if isinstance(self.encoder, Longformer):
-            first = torch.zeros_like(mask)
-            first[:, 0] = 1
-            alone = self.pooling == "first" and not want_tokens
-            tokens = self.encoder(ids, mask, first, first_only=alone)
+            global_attention_mask = torch.zeros_like(mask)
+            global_attention_mask[:, 0] = 1
+            first_only = self.pooling == "first" and not want_tokens
+            tokens = self.encoder(ids, mask, global_attention_mask, first_only=first_only)
         else:
             # Our attention takes the padding as it is, (b, 1, 1, T); transformers' own makes that of (b, T).
-            seen = mask.bool()[:, None, None] if self._own_attention else mask
-            tokens = self.encoder(input_ids=ids, attention_mask=seen).last_hidden_state
+            attention_mask = mask.bool()[:, None, None] if self._uses_custom_attention else mask
+            tokens = self.encoder(input_ids=ids, attention_mask=attention_mask).last_hidden_state
         pooled = pool(tokens, mask, self.pooling)
         return CaptionFeatures(pooled, tokens if want_tokens else None, mask)
 
@@ -136,20 +138,20 @@ class TextTower(nn.Module):
         self.tokenizer.save_pretrained(folder)
 
 
-def tokenized(tokenizer: Any, captions: Sequence[str], max_tokens: int) -> Tokens:
+def tokenize_captions(tokenizer: Any, captions: Sequence[str], max_tokens: int) -> TokenizedCaptions:
     """Captions by a transformers tokenizer, cut to `max_tokens`; a caption is read once, cut or not."""
     if not len(captions):
-        return Tokens([])
-    found = tokenizer(list(captions), truncation=True, max_length=max_tokens, padding=False)
-    ids, lost = found["input_ids"], [0] * len(captions)
-    for row in [row for row, some in enumerate(ids) if len(some) >= max_tokens]:
-        if found.is_fast:
+        return TokenizedCaptions([])
+    encoding = tokenizer(list(captions), truncation=True, max_length=max_tokens, padding=False)
+    ids, num_truncated = encoding["input_ids"], [0] * len(captions)
+    for row in [row for row, row_ids in enumerate(ids) if len(row_ids) >= max_tokens]:
+        if encoding.is_fast:
             # What was cut off comes along in pieces, each with special tokens of its own.
-            rest = found.encodings[row].overflowing
-            lost[row] = sum(len(piece.ids) - sum(piece.special_tokens_mask) for piece in rest)
+            rest = encoding.encodings[row].overflowing
+            num_truncated[row] = sum(len(piece.ids) - sum(piece.special_tokens_mask) for piece in rest)
         else:
-            lost[row] = len(tokenizer(captions[row], truncation=False)["input_ids"]) - len(ids[row])
-    return Tokens(ids, lost)
+            num_truncated[row] = len(tokenizer(captions[row], truncation=False)["input_ids"]) - len(ids[row])
+    return TokenizedCaptions(ids, num_truncated)
 
 
 def pool(tokens: Tensor, mask: Tensor, pooling: str) -> Tensor:
@@ -166,117 +168,120 @@ def _build_encoder(source: Path, config: TextTowerConfig, load_weights: bool) ->
     # Its report on a pooler that nobody asked for, and its progress bars, tell our users nothing.
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    shape = transformers.AutoConfig.from_pretrained(source, local_files_only=True, trust_remote_code=False)
+    encoder_config = transformers.AutoConfig.from_pretrained(source, local_files_only=True, trust_remote_code=False)
     if config.dropout >= 0:
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "attention_dropout"):
-            if hasattr(shape, name):
-                setattr(shape, name, config.dropout)
-    if shape.model_type == "longformer":
-        encoder: Any = Longformer.from_pretrained(source, shape) if load_weights else Longformer(shape)
+            if hasattr(encoder_config, name):
+                setattr(encoder_config, name, config.dropout)
+    if encoder_config.model_type == "longformer":
+        encoder: Any = (
+            Longformer.from_pretrained(source, encoder_config) if load_weights else Longformer(encoder_config)
+        )
         if config.weights == "random":
             encoder.reset_parameters()
     else:
-        transformers.AttentionInterface.register(ATTENTION, _attention_of_towers)
-        automatic, options = transformers.AutoModel, {}
-        refuse_by_config(shape, source)
-        if takes_attention(shape):
-            options = {"attn_implementation": ATTENTION}
+        transformers.AttentionInterface.register(ATTENTION_NAME, _transformers_attention)
+        auto_model, options = transformers.AutoModel, {}
+        check_is_encoder(encoder_config, source)
+        if supports_custom_attention(encoder_config):
+            options = {"attn_implementation": ATTENTION_NAME}
         elif config.attention == "sliding":
             raise ValueError(
-                f"{source}: an encoder of the kind '{shape.model_type}' cannot be given sliding windows; those of "
+                f"{source}: an encoder of the kind '{encoder_config.model_type}' cannot be given sliding "
+                "windows; those of "
                 f"BERT's kin can, such as distilbert-base-uncased"
             )
-        if shape.model_type == "big_bird":
+        if encoder_config.model_type == "big_bird":
             # In blocks, it reads a long caption otherwise once it has read a short one.
-            shape.attention_type = "original_full"
+            encoder_config.attention_type = "original_full"
         if load_weights:
-            encoder = _load_published(automatic, source, shape, options)
+            encoder = _load_published(auto_model, source, encoder_config, options)
         else:
-            encoder = _from_config(automatic, source, shape, options)
+            encoder = _from_config(auto_model, source, encoder_config, options)
         if config.attention == "sliding":
             # A saved one has its positions already, as many as its weights have rows for.
-            extended = hasattr(shape, "attention_window")
+            extended = hasattr(encoder_config, "attention_window")
             encoder.config.attention_window = config.window
             if not extended:
                 extend_positions(encoder, SLIDING_POSITIONS)
     if getattr(encoder, "pooler", None) is not None:
         # It was trained for sentence pairs; the projection head takes its place. Some encoders call it in any case.
-        encoder.pooler = None if takes_attention(shape) else nn.Identity()
+        encoder.pooler = None if supports_custom_attention(encoder_config) else nn.Identity()
     return encoder.float()
 
 
-def _from_config(automatic: Any, source: Path, shape: Any, options: dict[str, Any]) -> Any:
+def _from_config(auto_model: Any, source: Path, encoder_config: Any, options: dict[str, Any]) -> Any:
     """transformers' model with random weights. Raises ValueError for settings that it builds no model of."""
     try:
-        return automatic.from_config(shape, **options)
+        return auto_model.from_config(encoder_config, **options)
     except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ValueError(
-            f"{source}: transformers builds no '{shape.model_type}' of its config.json: {reason}"
+            f"{source}: transformers builds no '{encoder_config.model_type}' of its config.json: {reason}"
         ) from None
 
 
-def _load_published(automatic: Any, source: Path, shape: Any, options: dict[str, Any]) -> Any:
+def _load_published(auto_model: Any, source: Path, encoder_config: Any, options: dict[str, Any]) -> Any:
     """transformers' model with the weights of a folder. Raises ValueError where they are not all of this model's."""
     try:
-        encoder, report = automatic.from_pretrained(
-            source, config=shape, local_files_only=True, output_loading_info=True, **options
+        encoder, report = auto_model.from_pretrained(
+            source, config=encoder_config, local_files_only=True, output_loading_info=True, **options
         )
     except Exception as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"{source}: weights that cannot be read, or are not this model's: {reason}") from None
     # transformers draws what is missing at random, and says so to nobody.
-    own = {name for name, _ in encoder.named_parameters() if "pooler" not in name}
-    missing = sorted(own & set(report["missing_keys"]))
+    expected = {name for name, _ in encoder.named_parameters() if "pooler" not in name}
+    missing = sorted(expected & set(report["missing_keys"]))
     if missing:
         raise ValueError(
             f"{source}: not the weights of this encoder: {len(missing)} tensors are missing: {missing[:3]}"
         )
     # Heads of other tasks are left behind; layers that the config does not count are not.
-    layers = {kind for kind in map(_any_layer, own) if "#" in kind}
+    layers = {kind for kind in map(_layer_pattern, expected) if "#" in kind}
     prefix = f"{encoder.base_model_prefix}."
-    beyond = sorted(name for name in report["unexpected_keys"] if _any_layer(name).removeprefix(prefix) in layers)
-    if beyond:
+    extra = sorted(name for name in report["unexpected_keys"] if _layer_pattern(name).removeprefix(prefix) in layers)
+    if extra:
         raise ValueError(
-            f"{source}: weights of more layers than its config.json counts: {len(beyond)} tensors, such as {beyond[0]}"
+            f"{source}: weights of more layers than its config.json counts: {len(extra)} tensors, such as {extra[0]}"
         )
     return encoder
 
 
-def _any_layer(name: str) -> str:
+def _layer_pattern(name: str) -> str:
     """A parameter's name with # for the number of its layer."""
     return re.sub(r"\.\d+\.", ".#.", name)
 
 
-def _attention_of_towers(
+def _transformers_attention(
     module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
     scaling: float | None = None, dropout: float = 0.0, **_: Any,
 ) -> tuple[Tensor, None]:  # fmt: skip
     """`attention` as transformers' encoders call it: q, k, v (b, H, T, d), mask (b, 1, 1, T) -> (b, T, H, d)."""
     window = getattr(module.config, "attention_window", 0)
-    places = torch.zeros(query.shape[0], 1, dtype=torch.long, device=query.device) if window else None
+    global_positions = torch.zeros(query.shape[0], 1, dtype=torch.long, device=query.device) if window else None
     mask = None if attention_mask is None else attention_mask[:, 0, 0]
     if scaling is not None:
-        own = query.shape[-1] ** -0.5
-        query = query if scaling == own else query * (scaling / own)
-    return attention(query, key, value, mask, window, places, dropout).transpose(1, 2), None
+        default_scaling = query.shape[-1] ** -0.5
+        query = query if scaling == default_scaling else query * (scaling / default_scaling)
+    return attention(query, key, value, mask, window, global_positions, dropout).transpose(1, 2), None
 
 
 @torch.no_grad()
 def extend_positions(encoder: Any, length: int) -> None:
     """Give an encoder positions for `length` tokens, by repeating the learned ones. Raises ValueError without any."""
     embeddings: Any = getattr(encoder, "embeddings", None)
-    table = getattr(embeddings, "position_embeddings", None)
-    if not isinstance(table, nn.Embedding):
+    embedding = getattr(embeddings, "position_embeddings", None)
+    if not isinstance(embedding, nn.Embedding):
         raise ValueError(f"an encoder of the kind '{encoder.config.model_type}' has no table of positions to extend")
     # RoBERTa's first rows stand for padding, and are not repeated.
     offset = position_offset(encoder)
-    learned = table.weight[offset:]
+    learned = embedding.weight[offset:]
     if len(learned) >= length:
         return
     repeated = learned.repeat(-(-length // len(learned)), 1)[:length]
-    extended = nn.Embedding(offset + length, table.embedding_dim, padding_idx=table.padding_idx)
-    extended.weight.copy_(torch.cat([table.weight[:offset], repeated]))
+    extended = nn.Embedding(offset + length, embedding.embedding_dim, padding_idx=embedding.padding_idx)
+    extended.weight.copy_(torch.cat([embedding.weight[:offset], repeated]))
     embeddings.position_embeddings = extended
     encoder.config.max_position_embeddings = offset + length
     for name, fill in (

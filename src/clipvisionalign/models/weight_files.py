@@ -13,41 +13,43 @@ from torch import Tensor
 from clipvisionalign.models.hub import WeightsNotFound
 
 #: The files in which timm and transformers keep weights, the safer first; and in parts, by the name of their table.
-_WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 
-_WEIGHT_TABLES = tuple(f"{name}.index.json" for name in _WEIGHT_FILES)
+_WEIGHT_INDEX_FILES = tuple(f"{name}.index.json" for name in WEIGHT_FILES)
 
 
-def _weights_of(source: object, names: Collection[str]) -> list[str]:
+def choose_weight_files(source: object, names: Collection[str]) -> list[str]:
     """The files that hold a model's weights, with their table where they are in parts; safetensors first."""
-    for file, table in zip(_WEIGHT_FILES, _WEIGHT_TABLES, strict=True):
+    for file, index_file in zip(WEIGHT_FILES, _WEIGHT_INDEX_FILES, strict=True):
         if file in names:
             return [file]
-        if table in names:
+        if index_file in names:
             stem, _, ending = file.rpartition(".")
-            parts = sorted(name for name in names if re.fullmatch(rf"{stem}-\d+-of-\d+\.{ending}", name))
-            count = int(parts[0].rpartition("-of-")[2].split(".")[0]) if parts else 0
-            if parts and len(parts) == count:
-                return [table, *parts]
-            raise WeightsNotFound(f"{source}: {len(parts)} of {count or 'the'} parts that {table} names are there")
+            shards = sorted(name for name in names if re.fullmatch(rf"{stem}-\d+-of-\d+\.{ending}", name))
+            count = int(shards[0].rpartition("-of-")[2].split(".")[0]) if shards else 0
+            if shards and len(shards) == count:
+                return [index_file, *shards]
+            raise WeightsNotFound(
+                f"{source}: {len(shards)} of {count or 'the'} parts that {index_file} names are there"
+            )
     others = sorted(
         name for name in names if name.endswith((".h5", ".msgpack", ".onnx", ".ot", ".ckpt", ".gguf", ".pth"))
     )
     has = f"; it has {', '.join(others[:4])}, which are for other programs" if others else ""
-    raise WeightsNotFound(f"{source}: holds no weights: {' or '.join(_WEIGHT_FILES)} should be there{has}")
+    raise WeightsNotFound(f"{source}: holds no weights: {' or '.join(WEIGHT_FILES)} should be there{has}")
 
 
 def weights_files(folder: Path) -> list[Path]:
     """The files with the weights in a model's folder, safetensors first. Raises WeightsNotFound."""
     names = [path.name for path in folder.iterdir() if path.is_file()] if folder.is_dir() else []
-    found = [folder / name for name in _weights_of(folder, names)]
-    if found[0].name not in _WEIGHT_TABLES:
-        return found
-    table, *parts = found
-    lacking = set(json.loads(table.read_text())["weight_map"].values()) - {path.name for path in parts}
+    files = [folder / name for name in choose_weight_files(folder, names)]
+    if files[0].name not in _WEIGHT_INDEX_FILES:
+        return files
+    index_file, *shards = files
+    lacking = set(json.loads(index_file.read_text())["weight_map"].values()) - {path.name for path in shards}
     if lacking:
-        raise WeightsNotFound(f"{table}: names {sorted(lacking)[0]}, which is not there")
-    return parts
+        raise WeightsNotFound(f"{index_file}: names {sorted(lacking)[0]}, which is not there")
+    return shards
 
 
 def read_tensors(path: Path) -> OrderedDict[str, Tensor]:
@@ -79,9 +81,9 @@ def match_by_order(tensors: OrderedDict[str, Tensor], names: OrderedDict[str, Te
     if len(tensors) != len(names):
         raise ValueError(f"{path}: holds {len(tensors)} tensors, the model has {len(names)}")
     matched = {}
-    for (theirs, tensor), (ours, place) in zip(tensors.items(), names.items(), strict=True):
-        if tensor.shape != place.shape:
-            told = f"{theirs} is {tuple(tensor.shape)}, the model's {ours} is {tuple(place.shape)}"
-            raise ValueError(f"{path}: the tensors do not fit in order: {told}")
+    for (theirs, tensor), (ours, expected) in zip(tensors.items(), names.items(), strict=True):
+        if tensor.shape != expected.shape:
+            message = f"{theirs} is {tuple(tensor.shape)}, the model's {ours} is {tuple(expected.shape)}"
+            raise ValueError(f"{path}: the tensors do not fit in order: {message}")
         matched[ours] = tensor
     return matched

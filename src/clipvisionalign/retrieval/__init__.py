@@ -8,14 +8,14 @@ from clipvisionalign.retrieval.audit import AuditReport, audit
 from clipvisionalign.retrieval.evaluate import Evaluation, evaluate
 from clipvisionalign.retrieval.metrics import RetrievalMetrics, metrics_of_ranks, retrieval_metrics, rsum_gain
 from clipvisionalign.retrieval.protocols import DualEncoder, PairModel, Reranker, RetrievalModel, ScoredPairs
-from clipvisionalign.retrieval.ranks import PartnerRanks, ranks_of_scores, ranks_of_vectors
+from clipvisionalign.retrieval.ranks import PositiveRanks, ranks_of_scores, ranks_of_vectors
 
 __all__ = [
     "AuditReport",
     "DualEncoder",
     "Evaluation",
     "PairModel",
-    "PartnerRanks",
+    "PositiveRanks",
     "Reranker",
     "RetrievalMetrics",
     "RetrievalModel",

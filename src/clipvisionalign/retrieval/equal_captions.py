@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 
 from clipvisionalign.retrieval.metrics import RECALL_AT
-from clipvisionalign.retrieval.ranks import Partners
+from clipvisionalign.retrieval.ranks import Positives
 
 #: The highest rsum that there is.
-HIGHEST = 200.0 * len(RECALL_AT)
+MAX_RSUM = 200.0 * len(RECALL_AT)
 
 
 @dataclass(frozen=True)
@@ -35,14 +35,14 @@ class EqualCaptions:
     @property
     def cost(self) -> float:
         """How much of the rsum they can cost."""
-        return HIGHEST - self.best_rsum
+        return MAX_RSUM - self.best_rsum
 
     def to_dict(self) -> dict[str, Any]:
         """The counts, the highest rsum, and what that is short of."""
         return {**asdict(self), "cost": self.cost}
 
 
-def equal_captions_told(captions: str, texts: str, images: str, best_rsum: str, cost: str, way_out: str) -> str:
+def describe_equal_captions(captions: str, texts: str, images: str, best_rsum: str, cost: str, way_out: str) -> str:
     """The sentence about them, of counts with their nouns ("2 images") and figures as they are shown, without a full
     stop. way_out: what makes such images each other's partners."""
     return (
@@ -52,27 +52,27 @@ def equal_captions_told(captions: str, texts: str, images: str, best_rsum: str, 
     )
 
 
-def equal_captions(caption_text: Any, partners: Partners) -> EqualCaptions:
+def count_equal_captions(caption_text: Any, positives: Positives) -> EqualCaptions:
     """Count them, and find the highest rsum that they leave.
 
     caption_text: (M,) the same number for captions that are equal. Raises ValueError for another number of them.
     """
-    text = np.unique(np.asarray(caption_text), return_inverse=True)[1]
-    if text.shape != partners.caption_image.shape:
-        raise ValueError(f"caption_text should be {partners.caption_image.shape}, not {text.shape}")
-    if partners.caption_group is not None:
+    text_ids = np.unique(np.asarray(caption_text), return_inverse=True)[1]
+    if text_ids.shape != positives.caption_image.shape:
+        raise ValueError(f"caption_text should be {positives.caption_image.shape}, not {text_ids.shape}")
+    if positives.caption_group is not None:
         # Partners already: equal captions have the same images.
-        return EqualCaptions(0, 0, 0, HIGHEST)
-    images = np.arange(partners.images) if partners.identity is None else partners.identity
-    owner = images[partners.caption_image]
-    pairs, counts = np.unique(np.stack([text, owner]), axis=1, return_counts=True)
+        return EqualCaptions(0, 0, 0, MAX_RSUM)
+    images = np.arange(positives.images) if positives.identity is None else positives.identity
+    owner = images[positives.caption_image]
+    pairs, counts = np.unique(np.stack([text_ids, owner]), axis=1, return_counts=True)
     # A text with more than one owner (an image, or an identity) is one that ties.
     shared = np.bincount(pairs[0]) > 1
-    inside = shared[text]
+    is_shared = shared[text_ids]
     return EqualCaptions(
         int(shared.sum()),
-        int(inside.sum()),
-        len(np.unique(partners.caption_image[inside])),
+        int(is_shared.sum()),
+        len(np.unique(positives.caption_image[is_shared])),
         _best_rsum(pairs[0], pairs[1], counts, images),
     )
 
@@ -86,12 +86,12 @@ def _best_rsum(text: np.ndarray, owner: np.ndarray, counts: np.ndarray, images: 
     """
     order = np.lexsort((-counts, text))
     sizes = np.bincount(text)
-    place = np.empty(len(text), dtype=np.int64)
-    place[order] = np.arange(len(text)) - np.repeat(np.cumsum(sizes) - sizes, sizes) + 1
+    rank = np.empty(len(text), dtype=np.int64)
+    rank[order] = np.arange(len(text)) - np.repeat(np.cumsum(sizes) - sizes, sizes) + 1
     of_others = np.bincount(text, weights=counts)[text] - counts
     nearest = np.full(int(images.max()) + 1, np.inf)
     np.minimum.at(nearest, owner, 1 + of_others)
     total = 0.0
     for k in RECALL_AT:
-        total += counts[place <= k].sum() / counts.sum() + (nearest[images] <= k).mean()
+        total += counts[rank <= k].sum() / counts.sum() + (nearest[images] <= k).mean()
     return float(100.0 * total)

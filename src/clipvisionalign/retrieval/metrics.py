@@ -17,20 +17,20 @@ from typing import Any
 
 import numpy as np
 
-from clipvisionalign.retrieval.ranks import WHOLE, PartnerRanks, Partners, Share, ranks_of_vectors
-from clipvisionalign.retrieval.ties import vectors_of
+from clipvisionalign.retrieval.ranks import SINGLE_WORKER, PositiveRanks, Positives, WorkerShard, ranks_of_vectors
+from clipvisionalign.retrieval.ties import as_vectors
 
 RECALL_AT = (1, 5, 10)
 RESAMPLES = 1000
-LEVEL = 0.05
+SIGNIFICANCE_LEVEL = 0.05
 #: Fewer images than this show nothing: without a difference, five that all favour the same side come about in
 #: 2 / 2^5 = 6 % of cases. By the same reasoning no p is below 2^(1 - N).
-FEWEST = 6
-NAMES = ("recall_at_1", "recall_at_5", "recall_at_10", "median_rank", "mean_rank", "map", "map_at_r")
+MIN_IMAGES = 6
+METRIC_NAMES = ("recall_at_1", "recall_at_5", "recall_at_10", "median_rank", "mean_rank", "map", "map_at_r")
 
 
 @dataclass(frozen=True)
-class Figure:
+class MetricEstimate:
     """A figure and its 95% interval; low and high are None where no interval was computed."""
 
     value: float
@@ -51,17 +51,17 @@ class RetrievalMetrics:
 
     images: int
     captions: int
-    image_to_text: dict[str, Figure]
-    text_to_image: dict[str, Figure]
-    rsum: Figure
-    ranks: PartnerRanks
+    image_to_text: dict[str, MetricEstimate]
+    text_to_image: dict[str, MetricEstimate]
+    rsum: MetricEstimate
+    ranks: PositiveRanks
 
     def to_dict(self) -> dict[str, Any]:
         """The figures under the keys that `--json` prints."""
-        more = {"distractors": self.ranks.distractors} if self.ranks.distractors else {}
+        extra = {"distractors": self.ranks.distractors} if self.ranks.distractors else {}
         return {
             "images": self.images,
-            **more,
+            **extra,
             "captions": self.captions,
             "image_to_text": {name: figure.to_dict() for name, figure in self.image_to_text.items()},
             "text_to_image": {name: figure.to_dict() for name, figure in self.text_to_image.items()},
@@ -71,34 +71,34 @@ class RetrievalMetrics:
 
     @property
     def chance(self) -> dict[str, Any]:
-        """The recalls and the rsum of a random ranking (`chance_of`), in the units of the figures beside it."""
-        return chance_of(self.ranks)
+        """The recalls and the rsum of a random ranking (`chance_metrics`), in the units of the figures beside it."""
+        return chance_metrics(self.ranks)
 
 
-def figure_name(name: str) -> str:
+def metric_label(name: str) -> str:
     """A figure as it is called wherever it is printed.
 
-    >>> figure_name("recall_at_1"), figure_name("map_at_r"), figure_name("median_rank"), figure_name("rsum")
+    >>> metric_label("recall_at_1"), metric_label("map_at_r"), metric_label("median_rank"), metric_label("rsum")
     ('R@1', 'mAP@R', 'median rank', 'rsum')
     """
     return name.replace("recall_at_", "R@").replace("map_at_r", "mAP@R").replace("map", "mAP").replace("_", " ")
 
 
-def gain_told(gain: Mapping[str, float | None], interval: Callable[[float], str]) -> str:
+def describe_rerank_gain(gain: Mapping[str, float | None], interval: Callable[[float], str]) -> str:
     """What re-ranking does to rsum, as its interval carries it: the middle of a sentence on "re-ranking".
 
     gain: "value", "low" and "high". interval: these as they are shown, with their sign changed for -1.
     """
     low, high = gain["low"], gain["high"]
     if low is None or high is None:
-        told = f"was not tested, as there are too few images or identities: {interval(1.0)}"
+        message = f"was not tested, as there are too few images or identities: {interval(1.0)}"
     elif low > 0:
-        told = f"gains {interval(1.0)}"
+        message = f"gains {interval(1.0)}"
     elif high < 0:
-        told = f"loses {interval(-1.0)}"
+        message = f"loses {interval(-1.0)}"
     else:
-        told = f"was not shown to gain: {interval(1.0)}"
-    return f"{told} in rsum over its own dual encoder"
+        message = f"was not shown to gain: {interval(1.0)}"
+    return f"{message} in rsum over its own dual encoder"
 
 
 def retrieval_metrics(
@@ -108,7 +108,7 @@ def retrieval_metrics(
     identity: Any = None,
     resamples: int = RESAMPLES,
     seed: int = 0,
-    share: Share = WHOLE,
+    shard: WorkerShard = SINGLE_WORKER,
     caption_group: Any = None,
 ) -> RetrievalMetrics:
     """Both ways over the whole gallery, by the dot product of the vectors.
@@ -126,28 +126,28 @@ def retrieval_metrics(
     >>> retrieval_metrics(vectors, vectors, [0, 1, 2]).rsum.value
     600.0
     """
-    image_vectors, caption_vectors = vectors_of(image_vectors, "image"), vectors_of(caption_vectors, "caption")
-    partners = Partners.of(caption_image, len(image_vectors.values), identity, caption_group)
-    ranks = ranks_of_vectors(image_vectors, caption_vectors, partners, share)
-    return metrics_of_ranks(ranks, partners.caption_image, resamples, seed, partners.identity)
+    image_vectors, caption_vectors = as_vectors(image_vectors, "image"), as_vectors(caption_vectors, "caption")
+    positives = Positives.of(caption_image, len(image_vectors.values), identity, caption_group)
+    ranks = ranks_of_vectors(image_vectors, caption_vectors, positives, shard)
+    return metrics_of_ranks(ranks, positives.caption_image, resamples, seed, positives.identity)
 
 
 def metrics_of_ranks(
-    ranks: PartnerRanks, caption_image: np.ndarray, resamples: int = RESAMPLES, seed: int = 0,
+    ranks: PositiveRanks, caption_image: np.ndarray, resamples: int = RESAMPLES, seed: int = 0,
     unit: np.ndarray | None = None,
 ) -> RetrievalMetrics:  # fmt: skip
     """The figures of ranks that are known already. caption_image: (M,) which image a caption is drawn with. unit: (N,)
-    numbers from 0, the same for images that are drawn together (`Partners.identity`); None: each for itself."""
+    numbers from 0, the same for images that are drawn together (`Positives.identity`); None: each for itself."""
     images, captions = len(ranks.image_to_text), len(ranks.text_to_image)
     weights, units = _resampled(images, resamples, seed, unit)
-    forth = _figures(ranks.image_to_text, np.arange(images), weights)
-    back = _figures(ranks.text_to_image, caption_image, weights)
+    i2t = _metric_samples(ranks.image_to_text, np.arange(images), weights)
+    t2i = _metric_samples(ranks.text_to_image, caption_image, weights)
     return RetrievalMetrics(
         images,
         captions,
-        {name: _interval(samples, units, _bounds(name)) for name, samples in forth.items()},
-        {name: _interval(samples, units, _bounds(name)) for name, samples in back.items()},
-        _interval(_rsum(forth, back), units, (0.0, 600.0)),
+        {name: _interval(samples, units, _bounds(name)) for name, samples in i2t.items()},
+        {name: _interval(samples, units, _bounds(name)) for name, samples in t2i.items()},
+        _interval(_rsum(i2t, t2i), units, (0.0, 600.0)),
         ranks,
     )
 
@@ -157,7 +157,7 @@ def _bounds(name: str) -> tuple[float, float] | None:
     return None if name.endswith("rank") else (0.0, 1.0)
 
 
-def chance_recall(partners: np.ndarray, gallery: int, k: int) -> np.ndarray:
+def chance_recall(positive_counts: np.ndarray, gallery: int, k: int) -> np.ndarray:
     """By how much chance a query finds one of its partners within the first k of a gallery in random order (Q,).
 
     partners: (Q,) how many each query has there. Exact: a draw without replacement, 1 - C(n - r, k) / C(n, k).
@@ -165,46 +165,46 @@ def chance_recall(partners: np.ndarray, gallery: int, k: int) -> np.ndarray:
     >>> chance_recall(np.array([1, 2]), 4, 2)
     array([0.5       , 0.83333333])
     """
-    misses = np.ones(len(partners))
-    for place in range(min(k, gallery)):
-        misses *= np.clip((gallery - partners - place) / (gallery - place), 0.0, 1.0)
+    misses = np.ones(len(positive_counts))
+    for rank in range(min(k, gallery)):
+        misses *= np.clip((gallery - positive_counts - rank) / (gallery - rank), 0.0, 1.0)
     return 1.0 - misses
 
 
-def chance_of(ranks: PartnerRanks) -> dict[str, Any]:
+def chance_metrics(ranks: PositiveRanks) -> dict[str, Any]:
     """What a random ranking of this gallery shows on average: {"image_to_text": {"recall_at_1": share, ...},
     "text_to_image": {...}, "rsum": 0 to 600}, with the partners that each query has."""
-    found: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     images = len(ranks.image_to_text) + ranks.distractors
     for way, gallery in (("image_to_text", len(ranks.text_to_image)), ("text_to_image", images)):
-        partners = (getattr(ranks, way) > 0).sum(axis=1)
-        found[way] = {f"recall_at_{k}": float(chance_recall(partners, gallery, k).mean()) for k in RECALL_AT}
-    found["rsum"] = 100.0 * sum(sum(found[way].values()) for way in ("image_to_text", "text_to_image"))
-    return found
+        positive_counts = (getattr(ranks, way) > 0).sum(axis=1)
+        result[way] = {f"recall_at_{k}": float(chance_recall(positive_counts, gallery, k).mean()) for k in RECALL_AT}
+    result["rsum"] = 100.0 * sum(sum(result[way].values()) for way in ("image_to_text", "text_to_image"))
+    return result
 
 
 def rsum_gain(
-    ranks: PartnerRanks, before: PartnerRanks, caption_image: np.ndarray, resamples: int = RESAMPLES, seed: int = 0,
+    ranks: PositiveRanks, baseline: PositiveRanks, caption_image: np.ndarray, resamples: int = RESAMPLES, seed: int = 0,
     unit: np.ndarray | None = None,
-) -> Figure:  # fmt: skip
+) -> MetricEstimate:  # fmt: skip
     """What rsum gains from `before` to `ranks` of the same gallery; the interval is a paired bootstrap over images, or
     units of them, as in `metrics_of_ranks`."""
     weights, units = _resampled(len(ranks.image_to_text), resamples, seed, unit)
     sums = []
-    for each in (ranks, before):
-        forth = _figures(each.image_to_text, np.arange(len(each.image_to_text)), weights)
-        sums.append(_rsum(forth, _figures(each.text_to_image, caption_image, weights)))
+    for compared in (ranks, baseline):
+        i2t = _metric_samples(compared.image_to_text, np.arange(len(compared.image_to_text)), weights)
+        sums.append(_rsum(i2t, _metric_samples(compared.text_to_image, caption_image, weights)))
     return _interval(sums[0] - sums[1], units, (-600.0, 600.0))
 
 
-def _rsum(forth: dict[str, np.ndarray], back: dict[str, np.ndarray]) -> np.ndarray:
-    return 100.0 * np.sum([samples[f"recall_at_{k}"] for samples in (forth, back) for k in RECALL_AT], axis=0)
+def _rsum(i2t: dict[str, np.ndarray], t2i: dict[str, np.ndarray]) -> np.ndarray:
+    return 100.0 * np.sum([samples[f"recall_at_{k}"] for samples in (i2t, t2i) for k in RECALL_AT], axis=0)
 
 
 def _resampled(images: int, resamples: int, seed: int, unit: np.ndarray | None) -> tuple[np.ndarray, int]:
     """How often each image is drawn (1 + resamples, N), those of a unit together; and of how many units."""
     units = images if unit is None else int(unit.max()) + 1
-    weights = bootstrap_weights(units, resamples if units >= FEWEST else 0, seed)
+    weights = bootstrap_weights(units, resamples if units >= MIN_IMAGES else 0, seed)
     return (weights if unit is None else weights[:, unit]), units
 
 
@@ -218,40 +218,40 @@ def bootstrap_weights(images: int, resamples: int, seed: int) -> np.ndarray:
 
 def average_precision(ranks: np.ndarray) -> np.ndarray:
     """mAP of each query, over the whole gallery. ranks: (Q, R) of its partners, best first, padded with 0 -> (Q,)."""
-    there = ranks > 0
+    valid = ranks > 0
     precision = np.arange(1, ranks.shape[1] + 1) / np.maximum(ranks, 1)
-    return (precision * there).sum(axis=1) / there.sum(axis=1)
+    return (precision * valid).sum(axis=1) / valid.sum(axis=1)
 
 
 def average_precision_at_r(ranks: np.ndarray) -> np.ndarray:
     """mAP@R of each query. ranks: (Q, R) of its partners, best first, padded with 0 -> (Q,)."""
-    there = ranks > 0
-    number = there.sum(axis=1, keepdims=True)
-    within = there & (ranks <= number)
+    valid = ranks > 0
+    positive_counts = valid.sum(axis=1, keepdims=True)
+    within = valid & (ranks <= positive_counts)
     precision = np.arange(1, ranks.shape[1] + 1) / np.maximum(ranks, 1)
-    return (precision * within).sum(axis=1) / number[:, 0]
+    return (precision * within).sum(axis=1) / positive_counts[:, 0]
 
 
-def _figures(ranks: np.ndarray, image: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:
+def _metric_samples(ranks: np.ndarray, image: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:
     """Each figure on the data and on every resample (1 + resamples,). image: (Q,) which image a query is drawn with."""
-    first = ranks[:, 0]
+    best_rank = ranks[:, 0]
     images = weights.shape[1]
     queries = weights @ np.bincount(image, minlength=images)
 
     def mean(values: np.ndarray) -> np.ndarray:
         return (weights @ np.bincount(image, weights=values, minlength=images)) / queries
 
-    figures = {f"recall_at_{k}": mean(first <= k) for k in RECALL_AT}
-    figures["median_rank"] = _median(first, image, weights)
-    figures["mean_rank"] = mean(first)
-    figures["map"] = mean(average_precision(ranks))
-    figures["map_at_r"] = mean(average_precision_at_r(ranks))
-    return figures
+    samples = {f"recall_at_{k}": mean(best_rank <= k) for k in RECALL_AT}
+    samples["median_rank"] = _median(best_rank, image, weights)
+    samples["mean_rank"] = mean(best_rank)
+    samples["map"] = mean(average_precision(ranks))
+    samples["map_at_r"] = mean(average_precision_at_r(ranks))
+    return samples
 
 
-def _median(first: np.ndarray, image: np.ndarray, weights: np.ndarray) -> np.ndarray:
+def _median(best_rank: np.ndarray, image: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """The median of the queries' ranks in every resample, some resamples at a time."""
-    values, cumulated_of = _cumulated(first, image, weights.shape[1])
+    values, cumulated_of = _cumulative_counts(best_rank, image, weights.shape[1])
     medians = np.empty(len(weights))
     step = max(1, (1 << 23) // len(values))
     for start in range(0, len(weights), step):
@@ -265,41 +265,41 @@ def _median(first: np.ndarray, image: np.ndarray, weights: np.ndarray) -> np.nda
 
 
 #: Entries of a table of images and ranks that `_cumulated` may make: 64 MiB with what it takes to make it.
-_TABLE = 1 << 22
+_MAX_TABLE_ENTRIES = 1 << 22
 
 
-def _cumulated(
-    first: np.ndarray, image: np.ndarray, images: int
+def _cumulative_counts(
+    best_rank: np.ndarray, image: np.ndarray, images: int
 ) -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]:
     """Ranks in order (U,), and what tells of resamples (R, N) how many queries have a rank up to each of them (R, U).
 
     Where few ranks differ they are counted together, by a product; else query after query.
     """
-    values, which = np.unique(first, return_inverse=True)
-    if images * len(values) > _TABLE:
-        order = np.argsort(first, kind="stable")
+    values, inverse = np.unique(best_rank, return_inverse=True)
+    if images * len(values) > _MAX_TABLE_ENTRIES:
+        order = np.argsort(best_rank, kind="stable")
         owners = image[order]
-        return first[order], lambda weights: np.cumsum(weights[:, owners], axis=1, dtype=np.float64)
+        return best_rank[order], lambda weights: np.cumsum(weights[:, owners], axis=1, dtype=np.float64)
     # Whole numbers, exact in float32 below 2^24.
-    table = np.bincount(image * len(values) + which, minlength=images * len(values))
-    up_to = table.reshape(-1, len(values)).cumsum(axis=1).astype(np.float32 if len(first) < 1 << 22 else np.float64)
+    table = np.bincount(image * len(values) + inverse, minlength=images * len(values))
+    up_to = table.reshape(-1, len(values)).cumsum(axis=1).astype(np.float32 if len(best_rank) < 1 << 22 else np.float64)
     return values, lambda weights: weights @ up_to
 
 
-def _interval(samples: np.ndarray, units: int, bounds: tuple[float, float] | None) -> Figure:
+def _interval(samples: np.ndarray, units: int, bounds: tuple[float, float] | None) -> MetricEstimate:
     """The value, and the percentiles of its resamples. Where they are all alike, as no two images differ, the interval
     is what a share of images that was not seen could change of a figure within `bounds`; else there is none."""
     value = float(samples[0])
     if len(samples) == 1:
-        return Figure(value)
+        return MetricEstimate(value)
     low, high = (float(end) for end in np.percentile(samples[1:], [2.5, 97.5]))
     # Equal but for the rounding of their sums.
     if np.ptp(samples) > 1e-5 * max(1.0, abs(value)):
-        return Figure(value, low, high)
+        return MetricEstimate(value, low, high)
     if bounds is None:
-        return Figure(value)
+        return MetricEstimate(value)
     unseen = unseen_share(units)
-    return Figure(value, value - unseen * (value - bounds[0]), value + unseen * (bounds[1] - value))
+    return MetricEstimate(value, value - unseen * (value - bounds[0]), value + unseen * (bounds[1] - value))
 
 
 def unseen_share(images: int) -> float:
@@ -311,4 +311,4 @@ def unseen_share(images: int) -> float:
     >>> round(unseen_share(40), 3)
     0.088
     """
-    return float(1 - (LEVEL / 2) ** (1 / images))
+    return float(1 - (SIGNIFICANCE_LEVEL / 2) ** (1 / images))

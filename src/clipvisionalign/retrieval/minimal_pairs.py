@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from clipvisionalign.lists import check_lists
+from clipvisionalign.argument_checks import check_lists
 from clipvisionalign.retrieval.protocols import can_encode
 from clipvisionalign.retrieval.ranks import true_scores
-from clipvisionalign.retrieval.ties import Alike, lengths_of, numbers_of, product_rounding, vectors_of
+from clipvisionalign.retrieval.ties import VectorEquality, as_numeric_array, as_vectors, dot_product_error, vector_norms
 
 
-def outscored(model: Any, images: Sequence[Any], true: Sequence[str], twins: Sequence[str]) -> np.ndarray:
+def score_minimal_pairs(model: Any, images: Sequence[Any], true: Sequence[str], foils: Sequence[str]) -> np.ndarray:
     """Whether image i with true caption i outscores image i with twin i: (P,) of 1, 0, and 0.5 for a tie.
 
     A model that sees no difference, a bag of words say, gets exactly the half that chance would give it. Asks
@@ -23,38 +23,40 @@ def outscored(model: Any, images: Sequence[Any], true: Sequence[str], twins: Seq
     for scores of another number or not finite.
     """
     check_lists(images, true)
-    check_lists(captions=twins)
+    check_lists(captions=foils)
     count = len(images)
     if not count:
         return np.empty(0)
     index = np.concatenate([np.arange(count), np.arange(count)])
-    captions = [*true, *twins]
+    captions = [*true, *foils]
     if not hasattr(model, "score_pairs") and can_encode(model):
         return _by_vectors(model.encode_images(images), model.encode_captions(captions))
     if hasattr(model, "score_pairs"):
-        found = numbers_of(model.score_pairs(images, captions, index, np.arange(2 * count)))
+        pair_scores = as_numeric_array(model.score_pairs(images, captions, index, np.arange(2 * count)))
     else:
-        rows = [numbers_of(model.score([image], pair)) for image, *pair in zip(images, true, twins, strict=True)]
-        found = numbers_of([row.values[0] for row in rows])
-        found = replace(found, rounding=max(row.rounding for row in rows))
-        found = replace(found, values=found.values.T.reshape(-1))
-    scores = found.values.astype(np.float64)
+        rows = [as_numeric_array(model.score([image], pair)) for image, *pair in zip(images, true, foils, strict=True)]
+        pair_scores = as_numeric_array([row.values[0] for row in rows])
+        pair_scores = replace(pair_scores, rounding=max(row.rounding for row in rows))
+        pair_scores = replace(pair_scores, values=pair_scores.values.T.reshape(-1))
+    scores = pair_scores.values.astype(np.float64)
     if scores.shape != (2 * count,) or not np.isfinite(scores).all():
         raise ValueError(f"{type(model).__name__} should give {2 * count} finite scores, not {scores.shape}")
     gap = scores[:count] - scores[count:]
-    size = np.maximum(np.abs(scores[:count]), np.abs(scores[count:]))
-    return np.where(np.abs(gap) <= found.rounding * size, 0.5, (gap > 0).astype(np.float64))
+    magnitude = np.maximum(np.abs(scores[:count]), np.abs(scores[count:]))
+    return np.where(np.abs(gap) <= pair_scores.rounding * magnitude, 0.5, (gap > 0).astype(np.float64))
 
 
 def _by_vectors(image_vectors: Any, caption_vectors: Any) -> np.ndarray:
     """`outscored` by the product of an image's vector (P, D) with those of its caption and of its twin (2 P, D)."""
-    left, right = vectors_of(image_vectors, "image"), vectors_of(caption_vectors, "caption")
+    left, right = as_vectors(image_vectors, "image"), as_vectors(caption_vectors, "caption")
     index = np.arange(len(left.values))
     count = len(index)
     if right.values.shape != (2 * count, left.values.shape[1]):
         raise ValueError(f"{2 * count} captions of the images' width should have vectors, not {right.values.shape}")
     gap = true_scores(left, right, index, index) - true_scores(left, right, index, index + count)
-    lengths = lengths_of(right.values)
-    reach = product_rounding(left.values.shape[1]) * lengths_of(left.values) * (lengths[:count] + lengths[count:])
-    tie = (np.abs(gap) <= reach) | Alike(right, lengths)(index, index + count)
+    lengths = vector_norms(right.values)
+    tolerance = (
+        dot_product_error(left.values.shape[1]) * vector_norms(left.values) * (lengths[:count] + lengths[count:])
+    )
+    tie = (np.abs(gap) <= tolerance) | VectorEquality(right, lengths)(index, index + count)
     return np.where(tie, 0.5, (gap > 0).astype(np.float64))

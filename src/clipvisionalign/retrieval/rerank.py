@@ -13,28 +13,28 @@ from typing import Any
 
 import numpy as np
 
-from clipvisionalign.retrieval.ranks import BLOCK, PartnerRanks, Partners, Side, rank_vectors
-from clipvisionalign.retrieval.ties import Numbers, lowest_tying, numbers_of, vectors_of
+from clipvisionalign.retrieval.ranks import SCORES_PER_BLOCK, PositiveRanks, Positives, RankCounter, count_ranks
+from clipvisionalign.retrieval.ties import NumericArray, as_numeric_array, as_vectors, tie_thresholds
 
 #: score_pairs(image numbers (Q,), caption numbers (Q,)) -> (Q,)
 ScorePairs = Callable[[np.ndarray, np.ndarray], Any]
 
 
-def first_candidates(queries: np.ndarray, gallery: np.ndarray, ranked: Side, count: int) -> np.ndarray:
+def top_candidates(queries: np.ndarray, gallery: np.ndarray, counter: RankCounter, count: int) -> np.ndarray:
     """The `count` best of the gallery for each query (Q, count), in no order: partners of those ranks, and the
     strangers that score highest. ranked: the same queries' partners, ranked in this gallery."""
     count = min(count, len(gallery))
     best = np.empty((len(queries), count), dtype=np.int64)
-    wide = gallery.astype(np.float64).T
-    partners, ranks = ranked.partners, ranked.ranks
-    step = max(1, BLOCK // max(1, len(gallery)))
+    transposed = gallery.astype(np.float64).T
+    positives, ranks = counter.ranked_positives, counter.ranks
+    step = max(1, SCORES_PER_BLOCK // max(1, len(gallery)))
     for start in range(0, len(queries), step):
         stop = min(start + step, len(queries))
-        scores = queries[start:stop].astype(np.float64) @ wide
-        rows, places = np.nonzero(ranked.there[start:stop])
-        first = ranks[start:stop][rows, places] <= count
+        scores = queries[start:stop].astype(np.float64) @ transposed
+        rows, slots = np.nonzero(counter.valid[start:stop])
+        is_candidate = ranks[start:stop][rows, slots] <= count
         # Whether a partner is among the first its rank says, which minds ties.
-        scores[rows, partners[start:stop][rows, places]] = np.where(first, np.inf, -np.inf)
+        scores[rows, positives[start:stop][rows, slots]] = np.where(is_candidate, np.inf, -np.inf)
         best[start:stop] = np.argpartition(-scores, count - 1, axis=1)[:, :count]
     return best
 
@@ -48,124 +48,131 @@ class Candidates:
     true: (Q,) which of them are true.
     """
 
-    dual: PartnerRanks
-    true: np.ndarray
-    forth: np.ndarray
-    back: np.ndarray
+    dual_ranks: PositiveRanks
+    is_positive: np.ndarray
+    i2t: np.ndarray
+    t2i: np.ndarray
     pairs: np.ndarray
-    place: np.ndarray
+    pair_index: np.ndarray
 
     @classmethod
-    def of(cls, image_vectors: Any, caption_vectors: Any, partners: Partners, count: int) -> Candidates:
+    def of(cls, image_vectors: Any, caption_vectors: Any, positives: Positives, count: int) -> Candidates:
         """The first `count` both ways. Raises ValueError for fewer than one."""
         if count < 1:
             raise ValueError(f"at least 1 candidate can be re-ranked, not {count}")
-        image_numbers, caption_numbers = vectors_of(image_vectors, "image"), vectors_of(caption_vectors, "caption")
-        by_image, by_caption = rank_vectors(image_numbers, caption_numbers, partners)
-        dual = PartnerRanks(by_image.ranks, by_caption.ranks)
+        image_numbers, caption_numbers = as_vectors(image_vectors, "image"), as_vectors(caption_vectors, "caption")
+        by_image, by_caption = count_ranks(image_numbers, caption_numbers, positives)
+        dual = PositiveRanks(by_image.ranks, by_caption.ranks)
         images, captions = image_numbers.values, caption_numbers.values
-        forth = first_candidates(images, captions, by_image, count)
-        back = first_candidates(captions, images, by_caption, count)
+        i2t = top_candidates(images, captions, by_image, count)
+        t2i = top_candidates(captions, images, by_caption, count)
         # A pair that is a candidate both ways is scored once.
         keys = np.concatenate(
             [
-                (np.arange(len(images))[:, None] * len(captions) + forth).ravel(),
-                (back * len(captions) + np.arange(len(captions))[:, None]).ravel(),
+                (np.arange(len(images))[:, None] * len(captions) + i2t).ravel(),
+                (t2i * len(captions) + np.arange(len(captions))[:, None]).ravel(),
             ]
         )
-        pairs, place = np.unique(keys, return_inverse=True)
-        true = partners.are_true(pairs // len(captions), pairs % len(captions))
-        return cls(dual, true, forth, back, pairs, place)
+        pairs, pair_index = np.unique(keys, return_inverse=True)
+        true = positives.contains(pairs // len(captions), pairs % len(captions))
+        return cls(dual, true, i2t, t2i, pairs, pair_index)
 
     @property
     def index(self) -> tuple[np.ndarray, np.ndarray]:
         """Image numbers and caption numbers of the pairs (Q,), (Q,)."""
-        return self.pairs // len(self.back), self.pairs % len(self.back)
+        return self.pairs // len(self.t2i), self.pairs % len(self.t2i)
 
-    def ranks(self, scores: Any) -> PartnerRanks:
+    def ranks(self, scores: Any) -> PositiveRanks:
         """The ranks by the pairs' scores (Q,). Raises ValueError for scores of another shape or not finite."""
-        given = numbers_of(scores)
-        scores = given.values.astype(np.float64)
+        pair_scores = as_numeric_array(scores)
+        scores = pair_scores.values.astype(np.float64)
         if scores.shape != self.pairs.shape or not np.isfinite(scores).all():
             raise ValueError(f"score_pairs should give {len(self.pairs)} finite numbers, not {scores.shape}")
-        tied, true, size = lowest_tying(scores, given.rounding), self.true[self.place], self.forth.size
+        tied, true, size = (
+            tie_thresholds(scores, pair_scores.rounding),
+            self.is_positive[self.pair_index],
+            self.i2t.size,
+        )
 
         def new(old: np.ndarray, candidates: np.ndarray, part: slice) -> np.ndarray:
-            some = self.place[part]
+            indices = self.pair_index[part]
             return _new_ranks(
-                old, true[part].reshape(candidates.shape), scores[some].reshape(candidates.shape), tied[some]
+                old, true[part].reshape(candidates.shape), scores[indices].reshape(candidates.shape), tied[indices]
             )
 
-        return PartnerRanks(
-            new(self.dual.image_to_text, self.forth, slice(None, size)),
-            new(self.dual.text_to_image, self.back, slice(size, None)),
+        return PositiveRanks(
+            new(self.dual_ranks.image_to_text, self.i2t, slice(None, size)),
+            new(self.dual_ranks.text_to_image, self.t2i, slice(size, None)),
         )
 
 
-def reranked(
-    image_vectors: Any, caption_vectors: Any, partners: Partners, score_pairs: ScorePairs, candidates: int
-) -> tuple[PartnerRanks, PartnerRanks]:
+def rerank(
+    image_vectors: Any, caption_vectors: Any, positives: Positives, score_pairs: ScorePairs, candidates: int
+) -> tuple[PositiveRanks, PositiveRanks]:
     """Ranks of the dual encoder, and after re-ranking its first `candidates` both ways.
 
     image_vectors: (N, D); caption_vectors: (M, D). Raises ValueError for fewer than one candidate.
     """
-    found = Candidates.of(image_vectors, caption_vectors, partners, candidates)
-    return found.dual, found.ranks(score_pairs(*found.index))
+    pool = Candidates.of(image_vectors, caption_vectors, positives, candidates)
+    return pool.dual_ranks, pool.ranks(score_pairs(*pool.index))
 
 
 @dataclass(frozen=True)
-class Depth:
+class RerankResult:
     """Re-ranking at one depth: ranks, how many pairs had to be scored, and the seconds that took."""
 
     candidates: int
-    ranks: PartnerRanks
-    pairs: int
+    ranks: PositiveRanks
+    scored_pairs: int
     seconds: float
 
 
-def reranked_at(
-    image_vectors: Any, caption_vectors: Any, partners: Partners, score_pairs: ScorePairs, depths: Sequence[int]
-) -> tuple[PartnerRanks, list[Depth]]:
+def rerank_at_depths(
+    image_vectors: Any, caption_vectors: Any, positives: Positives, score_pairs: ScorePairs, depths: Sequence[int]
+) -> tuple[PositiveRanks, list[RerankResult]]:
     """`reranked` at several depths. A deeper one scores only the pairs that no shallower one had; its seconds are those
     of all its pairs. Raises ValueError for a depth below one."""
-    known = np.empty(0, dtype=np.int64)
+    scored_keys = np.empty(0, dtype=np.int64)
     scores = np.empty(0)
     seconds = 0.0
-    width = len(partners.caption_image)
-    found: list[Depth] = []
-    asked = 0
-    coarsest = Numbers(scores, "float64", 0.0)
-    image_vectors, caption_vectors = vectors_of(image_vectors, "image"), vectors_of(caption_vectors, "caption")
+    width = len(positives.caption_image)
+    results: list[RerankResult] = []
+    scored_pairs = 0
+    coarsest = NumericArray(scores, "float64", 0.0)
+    image_vectors, caption_vectors = as_vectors(image_vectors, "image"), as_vectors(caption_vectors, "caption")
 
-    def remembered(images: np.ndarray, captions: np.ndarray) -> Numbers:
-        nonlocal known, scores, seconds, asked, coarsest
+    def score_new_pairs(images: np.ndarray, captions: np.ndarray) -> NumericArray:
+        nonlocal scored_keys, scores, seconds, scored_pairs, coarsest
         keys = images * width + captions
-        new = np.setdiff1d(keys, known, assume_unique=True)
+        new = np.setdiff1d(keys, scored_keys, assume_unique=True)
         if len(new):
             start = time.perf_counter()
-            given = numbers_of(score_pairs(new // width, new % width))
+            new_scores = as_numeric_array(score_pairs(new // width, new % width))
             seconds += time.perf_counter() - start
-            fresh, coarsest = given.values.astype(np.float64), max(coarsest, given, key=lambda each: each.rounding)
-            order = np.argsort(np.concatenate([known, new]), kind="stable")
-            known, scores = np.concatenate([known, new])[order], np.concatenate([scores, fresh])[order]
-        asked = len(keys)
-        return Numbers(scores[np.searchsorted(known, keys)], coarsest.format, coarsest.rounding)
+            fresh, coarsest = (
+                new_scores.values.astype(np.float64),
+                max(coarsest, new_scores, key=lambda each: each.rounding),
+            )
+            order = np.argsort(np.concatenate([scored_keys, new]), kind="stable")
+            scored_keys, scores = np.concatenate([scored_keys, new])[order], np.concatenate([scores, fresh])[order]
+        scored_pairs = len(keys)
+        return NumericArray(scores[np.searchsorted(scored_keys, keys)], coarsest.dtype_name, coarsest.rounding)
 
     for depth in sorted(set(depths)):
-        before, after = reranked(image_vectors, caption_vectors, partners, remembered, depth)
-        found.append(Depth(depth, after, asked, seconds))
-    return before, found
+        dual_ranks, after = rerank(image_vectors, caption_vectors, positives, score_new_pairs, depth)
+        results.append(RerankResult(depth, after, scored_pairs, seconds))
+    return dual_ranks, results
 
 
-def _new_ranks(old: np.ndarray, is_partner: np.ndarray, scores: np.ndarray, tied: np.ndarray) -> np.ndarray:
+def _new_ranks(old: np.ndarray, is_positive: np.ndarray, scores: np.ndarray, tied: np.ndarray) -> np.ndarray:
     """Ranks (Q, R) after re-ranking. old: (Q, R); is_partner, scores: (Q, k) of the candidates; tied: (Q * k,) the
     lowest score that ties with each."""
     # A partner stands where the lowest score that ties with its own would, and behind whatever is there.
-    standing = np.where(is_partner, tied.reshape(scores.shape), scores)
-    order = np.lexsort((is_partner, -standing), axis=1)
-    partner_in_order = np.take_along_axis(is_partner, order, axis=1)
-    new = np.where(old > is_partner.shape[1], old, 0)
-    for query in np.flatnonzero(is_partner.any(axis=1)):
-        found = np.flatnonzero(partner_in_order[query]) + 1
-        new[query, : len(found)] = found
+    effective_scores = np.where(is_positive, tied.reshape(scores.shape), scores)
+    order = np.lexsort((is_positive, -effective_scores), axis=1)
+    positive_in_order = np.take_along_axis(is_positive, order, axis=1)
+    new = np.where(old > is_positive.shape[1], old, 0)
+    for query in np.flatnonzero(is_positive.any(axis=1)):
+        positions = np.flatnonzero(positive_in_order[query]) + 1
+        new[query, : len(positions)] = positions
     return new

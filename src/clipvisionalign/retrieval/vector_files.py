@@ -23,25 +23,25 @@ from typing import Any, get_args
 import numpy as np
 
 from clipvisionalign.data.captioned import CaptionedImages, DataError
-from clipvisionalign.data.text_files import decode, delimited, split_cells, split_lines
-from clipvisionalign.files import folders_above, written_aside
-from clipvisionalign.retrieval.ties import Numbers, vectors_of
-from clipvisionalign.retrieval.vectors import Kind, VectorGallery
+from clipvisionalign.data.text_files import decode, read_delimited, split_cells, split_lines
+from clipvisionalign.files import atomic_write, folders_above
+from clipvisionalign.retrieval.ties import NumericArray, as_vectors
+from clipvisionalign.retrieval.vectors import VectorGallery, VectorKind
 
 #: Rows of a Parquet file that are written at a time.
-ROWS = 4096
+ROWS_PER_WRITE = 4096
 
 
-def refuse_present(out: str | Path, overwrite: bool = False) -> list[Path]:
+def vector_output_files(out: str | Path, overwrite: bool = False) -> list[Path]:
     """The files that `write_vectors` writes. Raises ValueError for another ending, FileExistsError if one is there."""
     path = Path(out)
     if path.suffix not in (".parquet", ".npy"):
         raise ValueError(f"--out {path}: vectors are written as .parquet or .npy")
     parts = ("images.npy", "captions.npy", "partners.json")
     files = [path] if path.suffix == ".parquet" else [path.with_name(f"{path.stem}-{part}") for part in parts]
-    there = [file for file in files if file.exists()]
-    if there and not overwrite:
-        raise FileExistsError(f"{there[0]}: is there already; give another --out, or --overwrite to replace it")
+    existing = [file for file in files if file.exists()]
+    if existing and not overwrite:
+        raise FileExistsError(f"{existing[0]}: is there already; give another --out, or --overwrite to replace it")
     return files
 
 
@@ -58,22 +58,22 @@ def write_vectors(
 
     Raises ValueError for another ending, FileExistsError where one of them is there.
     """
-    path, files = Path(out), refuse_present(out, overwrite)
+    path, files = Path(out), vector_output_files(out, overwrite)
     names = [*(row.name for row in data), *distractors]
-    known = data.identity != "none" and any(row.identity is not None for row in data)
-    identities = [*(row.identity for row in data), *([None] * len(distractors))] if known else None
+    has_identity = data.identity != "none" and any(row.identity is not None for row in data)
+    identities = [*(row.identity for row in data), *([None] * len(distractors))] if has_identity else None
     with folders_above(path):
         if path.suffix == ".parquet":
-            with written_aside(path) as aside:
+            with atomic_write(path) as aside:
                 _write_parquet(aside, data, names, identities, images, captions)
             return files
-        about = {"image": data.caption_image.tolist(), "caption": data.captions, "name": names}
-        about |= {"identity": identities} if identities else {}
-        for file, found in zip(files[:2], (images, captions), strict=True):
-            with written_aside(file) as aside, aside.open("wb") as written:
-                np.save(written, found, allow_pickle=False)
-        with written_aside(files[2]) as aside:
-            aside.write_text(json.dumps(about), encoding="utf-8")
+        metadata = {"image": data.caption_image.tolist(), "caption": data.captions, "name": names}
+        metadata |= {"identity": identities} if identities else {}
+        for file, vectors in zip(files[:2], (images, captions), strict=True):
+            with atomic_write(file) as aside, aside.open("wb") as file_handle:
+                np.save(file_handle, vectors, allow_pickle=False)
+        with atomic_write(files[2]) as aside:
+            aside.write_text(json.dumps(metadata), encoding="utf-8")
     return files
 
 
@@ -93,17 +93,17 @@ def _write_parquet(
 
     def rows(kind: str, vectors: np.ndarray) -> Iterator[Any]:
         texts = data.captions if kind == "caption" else []
-        for start in range(0, len(vectors), ROWS):
-            some = range(start, min(start + ROWS, len(vectors)))
-            flat = arrow.array(np.ascontiguousarray(vectors[some.start : some.stop]).ravel(), number)
-            of = [int(owners[place]) for place in some] if texts else list(some)
+        for start in range(0, len(vectors), ROWS_PER_WRITE):
+            indices = range(start, min(start + ROWS_PER_WRITE, len(vectors)))
+            flat = arrow.array(np.ascontiguousarray(vectors[indices.start : indices.stop]).ravel(), number)
+            image_indices = [int(owners[index]) for index in indices] if texts else list(indices)
             columns: dict[str, Any] = {
-                "kind": [kind] * len(some),
+                "kind": [kind] * len(indices),
                 # A name that is no Unicode is written as it looks.
-                "name": [names[image].encode("utf-8", "replace").decode() for image in of],
-                "identity": [None if identities is None else identities[image] for image in of],
-                "caption": [texts[place] for place in some] if texts else [None] * len(some),
-                "image": of if texts else [None] * len(some),
+                "name": [names[image].encode("utf-8", "replace").decode() for image in image_indices],
+                "identity": [None if identities is None else identities[image] for image in image_indices],
+                "caption": [texts[index] for index in indices] if texts else [None] * len(indices),
+                "image": image_indices if texts else [None] * len(indices),
                 "vector": arrow.FixedSizeListArray.from_arrays(flat, images.shape[1]),
             }
             yield arrow.table([arrow.array(columns[f.name], f.type) if f.name != "vector" else columns["vector"]
@@ -120,135 +120,135 @@ def read_gallery(files: Sequence[str | Path], partners: str | Path = "", distrac
     caption is of, where the captions' own file does not say. Raises DataError, naming the file."""
     paths = [Path(file) for file in files]
     if len(paths) == 1:
-        images, captions = _read_part(paths[0], "image"), _read_part(paths[0], "caption")
+        images, captions = _read_vectors(paths[0], "image"), _read_vectors(paths[0], "caption")
     elif len(paths) == 2:
-        images, captions = (_read_part(path, kind) for path, kind in zip(paths, get_args(Kind), strict=True))
+        images, captions = (_read_vectors(path, kind) for path, kind in zip(paths, get_args(VectorKind), strict=True))
     else:
         raise DataError(f"--vectors takes IMAGES CAPTIONS, or one .parquet with both, not {len(paths)} files")
-    told = _read_partners(Path(partners)) if partners else {}
-    owners = told.get("image", captions.more.get("image"))
+    partner_columns = _read_partners(Path(partners)) if partners else {}
+    owners = partner_columns.get("image", captions.columns.get("image"))
     if owners is None:
         raise DataError(f"{paths[-1]}: does not say which image a caption is of: give it with --partners FILE")
     identity, texts = (
-        told.get("identity", images.more.get("identity")),
-        told.get("caption", captions.more.get("caption")),
+        partner_columns.get("identity", images.columns.get("identity")),
+        partner_columns.get("caption", captions.columns.get("caption")),
     )
-    where = partners or paths[-1]
-    found = VectorGallery(
-        images.vectors, captions.vectors, _whole_numbers(owners, where),
-        _identities(identity), _texts(texts, where),
+    partners_source = partners or paths[-1]
+    gallery = VectorGallery(
+        images.vectors, captions.vectors, _image_indices(owners, partners_source),
+        _identities(identity), _texts(texts, partners_source),
     )  # fmt: skip
-    return found.with_distractors(_read_part(Path(distractors), "image").vectors) if distractors else found
+    return gallery.with_distractors(_read_vectors(Path(distractors), "image").vectors) if distractors else gallery
 
 
-def _identities(given: Sequence[Any] | None) -> np.ndarray | None:
+def _identities(values: Sequence[Any] | None) -> np.ndarray | None:
     # What programs write where nothing is known: null, NaN, an empty text.
-    known = [None if each is None or each != each else str(each).strip() or None for each in given or ()]
-    if not any(known):
+    identities = [None if each is None or each != each else str(each).strip() or None for each in values or ()]
+    if not any(identities):
         return None
     return np.array(
-        [f"image {n}" if each is None else f"identity {each}" for n, each in enumerate(known)], dtype=object
+        [f"image {n}" if each is None else f"identity {each}" for n, each in enumerate(identities)], dtype=object
     )
 
 
-def _texts(given: Sequence[Any] | None, where: str | Path) -> list[str] | None:
+def _texts(values: Sequence[Any] | None, source: str | Path) -> list[str] | None:
     """The captions' texts. Raises DataError naming the first that is none: nobody can tell what it is equal to."""
-    missing = [place for place, each in enumerate(given or ()) if each is None or each != each]
-    if given is None or len(missing) == len(given):
+    missing = [index for index, each in enumerate(values or ()) if each is None or each != each]
+    if values is None or len(missing) == len(values):
         return None
     if missing:
-        told = f"{where}: {len(missing):,} of {len(given):,} captions have no text, such as caption {missing[0]}"
-        raise DataError(f"{told}: give all texts, or leave the column out")
-    return [str(text) for text in given]
+        message = f"{source}: {len(missing):,} of {len(values):,} captions have no text, such as caption {missing[0]}"
+        raise DataError(f"{message}: give all texts, or leave the column out")
+    return [str(text) for text in values]
 
 
-def _whole_numbers(given: Any, where: str | Path) -> np.ndarray:
+def _image_indices(values: Any, source: str | Path) -> np.ndarray:
     """Numbers of images. Raises DataError naming the first that is none."""
-    for place, each in enumerate(given):
-        whole = isinstance(each, (int, np.integer)) and not isinstance(each, bool)
-        if not whole and not (isinstance(each, float) and each.is_integer()):
-            raise DataError(f"{where}: caption {place} is of image {each!r}, which is no whole number")
+    for index, each in enumerate(values):
+        is_integer = isinstance(each, (int, np.integer)) and not isinstance(each, bool)
+        if not is_integer and not (isinstance(each, float) and each.is_integer()):
+            raise DataError(f"{source}: caption {index} is of image {each!r}, which is no whole number")
         if abs(each) >= 2**63:
-            raise DataError(f"{where}: caption {place} is of image {int(each)}, which is no number of an image")
-    return np.array([int(each) for each in given], dtype=np.int64)
+            raise DataError(f"{source}: caption {index} is of image {int(each)}, which is no number of an image")
+    return np.array([int(each) for each in values], dtype=np.int64)
 
 
 @dataclass(frozen=True)
-class _Part:
+class _VectorColumns:
     """Vectors of a file, and its other columns."""
 
-    vectors: Numbers
-    more: dict[str, list[Any]]
+    vectors: NumericArray
+    columns: dict[str, list[Any]]
 
 
-def _read_part(path: Path, kind: Kind) -> _Part:
+def _read_vectors(path: Path, kind: VectorKind) -> _VectorColumns:
     if not path.is_file():
         raise DataError(f"{path}: no such file")
     if path.suffix == ".npy":
-        return _Part(_checked(_loaded(path), kind, path), {})
+        return _VectorColumns(_check_vectors(_load_npy(path), kind, path), {})
     if path.suffix == ".parquet":
         return _read_parquet(path, kind)
     raise DataError(f"{path}: vectors are read from .npy and .parquet")
 
 
-def _loaded(path: Path) -> np.ndarray:
+def _load_npy(path: Path) -> np.ndarray:
     """The array of a .npy file. Raises DataError for any other file, whatever its name says."""
     try:
-        found = np.load(path, allow_pickle=False)
+        array = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError, SyntaxError, MemoryError) as error:
         raise DataError(f"{path}: not an array of numbers: {error}") from None
-    if not isinstance(found, np.ndarray):
-        found.close()
+    if not isinstance(array, np.ndarray):
+        array.close()
         raise DataError(f"{path}: not an array of numbers, but an archive of them (.npz): save the one as .npy")
-    return found
+    return array
 
 
-def _checked(array: Any, kind: Kind, path: Path) -> Numbers:
+def _check_vectors(array: Any, kind: VectorKind, path: Path) -> NumericArray:
     try:
-        found = vectors_of(array, kind)
+        numbers = as_vectors(array, kind)
     except ValueError as error:
         raise DataError(f"{path}: {error}") from None
-    if not found.values.size:
+    if not numbers.values.size:
         raise DataError(f"{path}: no {kind} vectors in it")
-    return found
+    return numbers
 
 
-def _read_parquet(path: Path, kind: Kind) -> _Part:
+def _read_parquet(path: Path, kind: VectorKind) -> _VectorColumns:
     import pyarrow as arrow
     import pyarrow.parquet as parquet
 
     try:
         with parquet.ParquetFile(path) as file:
-            there = set(file.schema_arrow.names)
-            if "vector" not in there:
-                raise DataError(f"{path}: no column 'vector'; its columns are: {', '.join(sorted(there))}")
-            wanted = [name for name in ("kind", "identity", "caption", "image", "vector") if name in there]
+            column_names = set(file.schema_arrow.names)
+            if "vector" not in column_names:
+                raise DataError(f"{path}: no column 'vector'; its columns are: {', '.join(sorted(column_names))}")
+            wanted = [name for name in ("kind", "identity", "caption", "image", "vector") if name in column_names]
             twice = [name for name in wanted if file.schema_arrow.names.count(name) > 1]
             if twice:
                 raise DataError(f"{path}: several columns are called '{twice[0]}'")
             table = file.read(columns=wanted)
     except (arrow.ArrowException, OSError) as error:
         raise DataError(f"{path}: not a whole Parquet file: {error}") from None
-    if "kind" in there:
-        table = table.filter(arrow.array(_is_of(kind, table["kind"].to_pylist(), path)))
-    more = {name: table[name].to_pylist() for name in ("identity", "caption", "image") if name in there}
-    return _Part(_checked(_array_of(table["vector"], path), kind, path), more)
+    if "kind" in column_names:
+        table = table.filter(arrow.array(_rows_of_kind(kind, table["kind"].to_pylist(), path)))
+    columns = {name: table[name].to_pylist() for name in ("identity", "caption", "image") if name in column_names}
+    return _VectorColumns(_check_vectors(_column_to_array(table["vector"], path), kind, path), columns)
 
 
-def _is_of(kind: Kind, told: Sequence[Any], path: Path) -> list[bool]:
+def _rows_of_kind(kind: VectorKind, values: Sequence[Any], path: Path) -> list[bool]:
     """Which rows are of a kind. Raises DataError where some are of none that is known: they would be lost."""
-    kinds = [str(each).strip().lower() for each in told]
-    unknown = [place for place, each in enumerate(kinds) if each not in get_args(Kind)]
+    kinds = [str(each).strip().lower() for each in values]
+    unknown = [row for row, each in enumerate(kinds) if each not in get_args(VectorKind)]
     if unknown:
-        known = ", ".join(get_args(Kind))
+        known_kinds = ", ".join(get_args(VectorKind))
         raise DataError(
-            f"{path}: {len(unknown):,} of {len(kinds):,} rows are of no kind that is known ({known}), "
-            f"such as row {unknown[0]}, of {told[unknown[0]]!r}; images without captions go into --distractors"
+            f"{path}: {len(unknown):,} of {len(kinds):,} rows are of no kind that is known ({known_kinds}), "
+            f"such as row {unknown[0]}, of {values[unknown[0]]!r}; images without captions go into --distractors"
         )
     return [each == kind for each in kinds]
 
 
-def _array_of(column: Any, path: Path) -> np.ndarray:
+def _column_to_array(column: Any, path: Path) -> np.ndarray:
     """A column of lists as an array. Raises DataError where they differ in width, or one is missing."""
     import pyarrow as arrow
 
@@ -281,23 +281,23 @@ def _read_partners(path: Path) -> dict[str, list[Any]]:
     if not path.is_file():
         raise DataError(f"{path}: no such file")
     if path.suffix == ".npy":
-        numbers = _loaded(path)
+        numbers = _load_npy(path)
         if numbers.ndim != 1:
             raise DataError(f"{path}: partners should be a row of whole numbers, one a caption, not {numbers.shape}")
         return {"image": numbers.tolist()}
     try:
         if path.suffix == ".json":
-            found = json.loads(path.read_text(encoding="utf-8-sig"))
-            found = {"image": found} if isinstance(found, list) else found
+            columns = json.loads(path.read_text(encoding="utf-8-sig"))
+            columns = {"image": columns} if isinstance(columns, list) else columns
         elif path.suffix == ".csv":
-            found = _csv_columns(path)
+            columns = _csv_columns(path)
         else:
             raise DataError(f"{path}: partners are read from .json, .csv and .npy")
     except (ValueError, RecursionError) as error:
         raise error if isinstance(error, DataError) else DataError(f"{path}: cannot be read: {error}") from None
-    if not isinstance(found, dict) or not all(isinstance(each, list) for each in found.values()):
+    if not isinstance(columns, dict) or not all(isinstance(each, list) for each in columns.values()):
         raise DataError(f'{path}: should be a list of numbers, or {{"image": [...]}}')
-    return {name: found[name] for name in ("image", "identity", "caption") if name in found}
+    return {name: columns[name] for name in ("image", "identity", "caption") if name in columns}
 
 
 def _csv_columns(path: Path) -> dict[str, list[Any]]:
@@ -314,11 +314,11 @@ def _csv_columns(path: Path) -> dict[str, list[Any]]:
     def is_row(cells: list[str]) -> bool:
         return len(cells) == len(header) and cells[at].strip().isdecimal()
 
-    rows = list(delimited(lines, ",", is_row))[0 if bare else 1 :]
+    rows = list(read_delimited(lines, ",", is_row))[0 if bare else 1 :]
     wrong = next((row for row in rows if not is_row(row.cells)), None)
     if wrong:
         raise DataError(f"{path}, line {wrong.line}: no number of an image in it: {wrong.cells}"[:2000])
-    found: dict[str, list[Any]] = {"image": [int(row.cells[at]) for row in rows]}
+    columns: dict[str, list[Any]] = {"image": [int(row.cells[at]) for row in rows]}
     if "caption" in header:
-        found["caption"] = [row.cells[header.index("caption")] for row in rows]
-    return found
+        columns["caption"] = [row.cells[header.index("caption")] for row in rows]
+    return columns

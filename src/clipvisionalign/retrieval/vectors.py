@@ -12,18 +12,18 @@ from typing import Literal
 
 import numpy as np
 
-from clipvisionalign.data.captioned import DataError, text_number
+from clipvisionalign.data.captioned import DataError, text_id
 from clipvisionalign.retrieval.audit import AuditReport, Check
-from clipvisionalign.retrieval.equal_captions import equal_captions
+from clipvisionalign.retrieval.equal_captions import count_equal_captions
 from clipvisionalign.retrieval.evaluate import Evaluation
 from clipvisionalign.retrieval.metrics import RESAMPLES, metrics_of_ranks
-from clipvisionalign.retrieval.ranks import PartnerRanks, Partners, ranks_of_vectors
-from clipvisionalign.retrieval.ties import Alike, Numbers, lengths_of
+from clipvisionalign.retrieval.ranks import PositiveRanks, Positives, ranks_of_vectors
+from clipvisionalign.retrieval.ties import NumericArray, VectorEquality, vector_norms
 
-Kind = Literal["image", "caption"]
+VectorKind = Literal["image", "caption"]
 
 #: The share of vectors that may be equal to another one's before they are said to tell nothing.
-MOST_EQUAL = 0.5
+MAX_EQUAL_SHARE = 0.5
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,8 @@ class VectorGallery:
     texts, or None. names: of the images, or None.
     """
 
-    images: Numbers
-    captions: Numbers
+    images: NumericArray
+    captions: NumericArray
     caption_image: np.ndarray
     identity: np.ndarray | None = None
     texts: list[str] | None = None
@@ -47,18 +47,18 @@ class VectorGallery:
         if self.caption_image.ndim != 1 or self.caption_image.dtype.kind not in "iu":
             raise DataError(f"partners should be whole numbers, one a caption, not {self.caption_image.dtype}")
         if len(self.caption_image) != len(self.captions.values):
-            given = f"{len(self.captions.values):,} caption vectors, and partners of {len(self.caption_image):,}"
-            raise DataError(f"{given}: each caption has one image")
+            counts = f"{len(self.captions.values):,} caption vectors, and partners of {len(self.caption_image):,}"
+            raise DataError(f"{counts}: each caption has one image")
         outside = np.flatnonzero((self.caption_image < 0) | (self.caption_image >= count))
         if len(outside):
-            told = f"caption {outside[0]} is of image {self.caption_image[outside[0]]}"
-            raise DataError(f"{told}, and there are {count:,} image vectors, counted from 0")
-        for what, known, wanted in (
+            message = f"caption {outside[0]} is of image {self.caption_image[outside[0]]}"
+            raise DataError(f"{message}, and there are {count:,} image vectors, counted from 0")
+        for what, values, expected in (
             ("identities", self.identity, count),
             ("texts", self.texts, len(self.caption_image)),
         ):
-            if known is not None and len(known) != wanted:
-                raise DataError(f"{len(known):,} {what} for {wanted:,} vectors")
+            if values is not None and len(values) != expected:
+                raise DataError(f"{len(values):,} {what} for {expected:,} vectors")
 
     def with_identity(self, identity: str) -> VectorGallery:
         """Belonging together as `--identity` says: "none" takes each image alone. Raises DataError for "caption" where
@@ -69,18 +69,18 @@ class VectorGallery:
             raise DataError("--identity caption compares captions' texts, and none are given beside the vectors")
         return self
 
-    def with_distractors(self, vectors: Numbers) -> VectorGallery:
+    def with_distractors(self, vectors: NumericArray) -> VectorGallery:
         """With images that no caption is of behind the others."""
         if vectors.values.shape[1] != self.images.values.shape[1]:
-            told = f"distractors are {vectors.values.shape[1]} wide, the images {self.images.values.shape[1]}"
-            raise DataError(told)
+            message = f"distractors are {vectors.values.shape[1]} wide, the images {self.images.values.shape[1]}"
+            raise DataError(message)
         coarsest = max((self.images, vectors), key=lambda each: each.rounding)
         values = np.concatenate([self.images.values, vectors.values])
         identity = self.identity
         if identity is not None:
             more = [f"distractor {number}" for number in range(len(vectors.values))]
             identity = np.array([*map(str, identity), *more], dtype=object)
-        return replace(self, images=Numbers(values, coarsest.format, coarsest.rounding), identity=identity)
+        return replace(self, images=NumericArray(values, coarsest.dtype_name, coarsest.rounding), identity=identity)
 
 
 def evaluate_vectors(
@@ -89,18 +89,18 @@ def evaluate_vectors(
     """What vectors find, as `evaluate` measures a model. identity: see `--identity`. Raises ValueError."""
     gallery = gallery.with_identity(identity)
     count = len(gallery.images.values)
-    numbers = None if gallery.texts is None else [text_number(text) for text in gallery.texts]
+    numbers = None if gallery.texts is None else [text_id(text) for text in gallery.texts]
     group = np.array(numbers) if identity == "caption" else None
-    partners = Partners.of(gallery.caption_image, count, gallery.identity, group, distractors=True)
-    asked = np.unique(partners.pairs()[0])
-    ranks = ranks_of_vectors(gallery.images, gallery.captions, partners)
-    ranks = PartnerRanks(ranks.image_to_text[asked], ranks.text_to_image, count - len(asked))
+    positives = Positives.of(gallery.caption_image, count, gallery.identity, group, distractors=True)
+    queried = np.unique(positives.pairs()[0])
+    ranks = ranks_of_vectors(gallery.images, gallery.captions, positives)
+    ranks = PositiveRanks(ranks.image_to_text[queried], ranks.text_to_image, count - len(queried))
     # From here on images are those that are asked for.
-    places = np.searchsorted(asked, gallery.caption_image)
-    shown = None if gallery.identity is None else gallery.identity[asked]
-    among = Partners.of(places, len(asked), shown, group, distractors=True)
-    equal = None if numbers is None else equal_captions(numbers, among)
-    return Evaluation(metrics_of_ranks(ranks, places, resamples, seed, among.identity), equal=equal)
+    owners = np.searchsorted(queried, gallery.caption_image)
+    queried_identity = None if gallery.identity is None else gallery.identity[queried]
+    among = Positives.of(owners, len(queried), queried_identity, group, distractors=True)
+    equal_counts = None if numbers is None else count_equal_captions(numbers, among)
+    return Evaluation(metrics_of_ranks(ranks, owners, resamples, seed, among.identity), equal_captions=equal_counts)
 
 
 def audit_vectors(gallery: VectorGallery) -> AuditReport:
@@ -113,76 +113,84 @@ def audit_vectors(gallery: VectorGallery) -> AuditReport:
         # Captions of one text should have one vector.
         rows = np.sort(np.unique(np.array(gallery.texts, dtype=object).astype(str), return_index=True)[1])
         captions = replace(captions, values=captions.values[rows])
-    checks = [_apart(gallery.images, "image"), _apart(captions, "caption"), _own_images(gallery)]
+    checks = [
+        _check_vectors_differ(gallery.images, "image"),
+        _check_vectors_differ(captions, "caption"),
+        _check_captions_differ_from_images(gallery),
+    ]
     if gallery.texts is not None:
-        checks.append(_equal_texts(gallery, gallery.texts))
-    checks += [_lengths(gallery.images, "image"), _lengths(gallery.captions, "caption")]
+        checks.append(_check_equal_captions(gallery, gallery.texts))
+    checks += [_check_vector_norms(gallery.images, "image"), _check_vector_norms(gallery.captions, "caption")]
     return AuditReport(checks)
 
 
-def _groups(vectors: Numbers) -> np.ndarray:
+def _equal_vector_groups(vectors: NumericArray) -> np.ndarray:
     """For each vector the number of one that it is equal to up to the rounding of its format (N,): its neighbour in the
     order of a few of its directions, as far as they are equal."""
-    alike = Alike(vectors, lengths_of(vectors.values))
-    order = np.lexsort(alike.sketch.T[::-1])
+    equality = VectorEquality(vectors, vector_norms(vectors.values))
+    order = np.lexsort(equality.sketch.T[::-1])
     same = np.zeros(len(order), dtype=bool)
     if len(order) > 1:
-        same[1:] = alike(order[:-1], order[1:])
+        same[1:] = equality(order[:-1], order[1:])
     groups = np.empty(len(order), dtype=np.int64)
     groups[order] = np.cumsum(~same)
     return groups
 
 
-def _apart(vectors: Numbers, kind: Kind) -> Check:
-    sizes = np.bincount(_groups(vectors))
+def _check_vectors_differ(vectors: NumericArray, kind: VectorKind) -> Check:
+    sizes = np.bincount(_equal_vector_groups(vectors))
     equal = int(sizes[sizes > 1].sum())
     share = equal / len(vectors.values)
-    told = f"{equal:,} of {len(vectors.values):,} {kind} vectors are equal to another one in {vectors.format}"
-    passed = share <= MOST_EQUAL or len(vectors.values) < 2
+    message = f"{equal:,} of {len(vectors.values):,} {kind} vectors are equal to another one in {vectors.dtype_name}"
+    passed = share <= MAX_EQUAL_SHARE or len(vectors.values) < 2
     if sizes.max() == len(vectors.values) > 1:
-        told = f"all {len(vectors.values):,} {kind} vectors are one vector in {vectors.format}"
-    return Check(f"{kind} vectors apart", passed, share, told if passed else f"{told}: they tell nothing apart")
+        message = f"all {len(vectors.values):,} {kind} vectors are one vector in {vectors.dtype_name}"
+    return Check(f"{kind} vectors apart", passed, share, message if passed else f"{message}: they tell nothing apart")
 
 
-def _own_images(gallery: VectorGallery) -> Check:
+def _check_captions_differ_from_images(gallery: VectorGallery) -> Check:
     """Captions whose vector is their image's: what no encoder of texts gives."""
-    own = gallery.images.values[gallery.caption_image].astype(np.float64)
-    distance = np.linalg.norm(gallery.captions.values - own, axis=1)
-    reach = max(gallery.images.rounding, gallery.captions.rounding) * np.linalg.norm(own, axis=1)
-    equal = int((distance <= reach).sum())
-    told = f"{equal:,} of {len(own):,} caption vectors are their image's own vector"
+    image_vectors = gallery.images.values[gallery.caption_image].astype(np.float64)
+    distance = np.linalg.norm(gallery.captions.values - image_vectors, axis=1)
+    tolerance = max(gallery.images.rounding, gallery.captions.rounding) * np.linalg.norm(image_vectors, axis=1)
+    equal = int((distance <= tolerance).sum())
+    message = f"{equal:,} of {len(image_vectors):,} caption vectors are their image's own vector"
     # A zero vector is no image's own: it is told as one that is equal to others.
     reason = ": a caption's vector has to depend on the caption alone"
-    return Check("captions without their images", not equal, equal / len(own), told + (reason if equal else ""))
+    return Check(
+        "captions without their images", not equal, equal / len(image_vectors), message + (reason if equal else "")
+    )
 
 
-def _equal_texts(gallery: VectorGallery, texts: Sequence[str]) -> Check:
+def _check_equal_captions(gallery: VectorGallery, texts: Sequence[str]) -> Check:
     """Captions of one text have one vector, whosever image they are of."""
-    first: dict[str, int] = {}
+    first_index: dict[str, int] = {}
     pairs = [
-        (before, number) for number, text in enumerate(texts) if (before := first.setdefault(text, number)) != number
+        (earlier, number)
+        for number, text in enumerate(texts)
+        if (earlier := first_index.setdefault(text, number)) != number
     ]
     if not pairs:
         return Check("equal captions alike", True, 0.0, "no two captions have one text")
     a, b = np.array(pairs).T
-    differ = int((~Alike(gallery.captions, lengths_of(gallery.captions.values))(a, b)).sum())
-    told = f"{differ:,} of {len(pairs):,} captions have another vector than one of the same text"
+    differ = int((~VectorEquality(gallery.captions, vector_norms(gallery.captions.values))(a, b)).sum())
+    message = f"{differ:,} of {len(pairs):,} captions have another vector than one of the same text"
     # In another batch the last digits of a narrow format may differ.
     share = differ / len(pairs)
     left = gallery.captions.values[a].astype(np.float64)
     change = np.linalg.norm(left - gallery.captions.values[b], axis=1)
     far = int((change > 0.01 * np.linalg.norm(left, axis=1)).sum())
     reason = ": a caption's vector has to depend on the caption alone" if far else ""
-    return Check("equal captions alike", not far, share, told + reason)
+    return Check("equal captions alike", not far, share, message + reason)
 
 
-def _lengths(vectors: Numbers, kind: Kind) -> Check:
-    lengths = lengths_of(vectors.values)
+def _check_vector_norms(vectors: NumericArray, kind: VectorKind) -> Check:
+    lengths = vector_norms(vectors.values)
     low, high = float(lengths.min()), float(lengths.max())
     zeros = int((lengths == 0).sum())
-    told = f"{kind} vectors are {low:.4g} to {high:.4g} long, in {vectors.format}"
+    message = f"{kind} vectors are {low:.4g} to {high:.4g} long, in {vectors.dtype_name}"
     if zeros:
-        told += f"; {zeros:,} are zero"
+        message += f"; {zeros:,} are zero"
     elif high > 1.01 * low:
-        told += "; they are ranked by dot products, to which the length counts: divide by it for cosines"
-    return Check(f"{kind} vectors' lengths", not zeros, high, told)
+        message += "; they are ranked by dot products, to which the length counts: divide by it for cosines"
+    return Check(f"{kind} vectors' lengths", not zeros, high, message)

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from clipvisionalign.data.of_run import settings_of
-from clipvisionalign.images import open_picture
+from clipvisionalign.data.run_data import run_settings
+from clipvisionalign.images import open_image
 from clipvisionalign.search.filters import filter_sql
-from clipvisionalign.search.index import metadata_columns, open_captions, open_table, read_about
-from clipvisionalign.search.query import FILTERS, Term, combined
+from clipvisionalign.search.indexer import metadata_columns, open_caption_table, open_image_table, read_manifest
+from clipvisionalign.search.searcher import FILTER_COLUMNS, Term, combine_terms
 
 #: Designs whose pairs have no score of their own.
 DUAL_DESIGNS = ("self", "sparse")
@@ -33,27 +33,27 @@ def check_query(
         captions: whether captions are searched for, and not images.
 
     Raises:
-        BadIndex: no index there.
+        InvalidIndexError: no index there.
         FilterError: a filter that cannot be understood.
-        PictureError: an image of the query cannot be opened.
+        ImageError: an image of the query cannot be opened.
         ValueError: nothing to look for, no captions in the index, or a design that cannot re-rank.
     """
-    about = read_about(index)
+    about = read_manifest(index)
     if count < 1:
         raise ValueError(f"at least 1 picture can be found, not {count}")
     # Any vectors serve: whether those of the model take each other away is not known yet.
-    combined(terms, np.eye(len(terms), dtype=np.float32))
+    combine_terms(terms, np.eye(len(terms), dtype=np.float32))
     for term in terms:
-        if term.is_picture:
-            open_picture(term.what)
+        if term.is_image:
+            open_image(term.content)
     if where.strip():
-        filter_sql(where, FILTERS | metadata_columns(open_table(index)))
-    if captions and open_captions(index) is None:
+        filter_sql(where, FILTER_COLUMNS | metadata_columns(open_image_table(index)))
+    if captions and open_caption_table(index) is None:
         raise ValueError("this index has no captions: 'clipvisionalign index RUN DATA --captions' writes them")
     if rerank:
         folder = run or about.run
-        design = settings_of(folder).get("model", {}).get("design", "")
+        design = run_settings(folder).get("model", {}).get("design", "")
         if design in DUAL_DESIGNS:
             raise ValueError(f"{folder}: its design '{design}' has nothing to re-rank with")
-        if any(term.is_picture for term in terms):
+        if any(term.is_image for term in terms):
             raise ValueError("re-ranking compares words with pictures: give words only")

@@ -11,8 +11,8 @@ from pathlib import Path
 from clipvisionalign.data.captioned import CaptionedImage, CaptionedImages, DataError
 from clipvisionalign.data.formats import read_captioned_images
 from clipvisionalign.data.splits import SPLIT_RULE
-from clipvisionalign.search.files import Listing, PictureFile, Place, name_of, time_ns
-from clipvisionalign.search.metadata import Kind, Metadata, Value, read_metadata
+from clipvisionalign.search.metadata import CellValue, ColumnType, Metadata, read_metadata
+from clipvisionalign.search.storage import FileListing, ImageFile, Storage, clamp_time_ns, decode_path
 
 
 @dataclass(frozen=True)
@@ -21,17 +21,17 @@ class Collection:
     index has as it is; data: the data set that they are of, None for a folder; rows: how many of its files'
     rows are of a picture, by its path in bytes."""
 
-    place: Place
-    listing: Listing
+    storage: Storage
+    listing: FileListing
     captions: dict[str, tuple[str, ...]] | None = None
     metadata: Metadata | None = None
     data: CaptionedImages | None = None
-    rows: dict[bytes, int] = field(default_factory=dict)
+    row_counts: dict[bytes, int] = field(default_factory=dict)
 
 
 def read_collection(
     source: str | Path, captions: bool = False, layout: str = "auto", metadata: str | Path = "",
-    taken: Iterable[str] = (), group: str = "", split_rule: int = SPLIT_RULE,
+    reserved_names: Iterable[str] = (), group: str = "", split_rule: int = SPLIT_RULE,
 ) -> Collection:  # fmt: skip
     """The pictures below a folder or URL; or those of a data set, where `source` is a file or its captions are wanted.
 
@@ -40,17 +40,19 @@ def read_collection(
     folder itself cannot be listed.
     """
     if is_data_set(source, captions):
-        found = _of_data(read_captioned_images(source, layout, group, split_rule))
-        found = found if captions else replace(found, captions=None)
+        collection = _collect_data_set(read_captioned_images(source, layout, group, split_rule))
+        collection = collection if captions else replace(collection, captions=None)
     elif group:
         raise DataError(f"{source}: --group names a column of a data set: give a table's file, or --captions")
     else:
-        place = Place(source)
-        found = Collection(place, place.listing())
+        storage = Storage(source)
+        collection = Collection(storage, storage.list_files())
     if not metadata:
-        return found
-    more = read_metadata(metadata, found.place, found.listing, taken)
-    return replace(found, metadata=found.metadata.and_also(more) if found.metadata else more)
+        return collection
+    extra_metadata = read_metadata(metadata, collection.storage, collection.listing, reserved_names)
+    return replace(
+        collection, metadata=collection.metadata.merge(extra_metadata) if collection.metadata else extra_metadata
+    )
 
 
 def is_data_set(source: str | Path, captions: bool) -> bool:
@@ -58,27 +60,27 @@ def is_data_set(source: str | Path, captions: bool) -> bool:
     return captions or Path(source).is_file()
 
 
-def _of_data(data: CaptionedImages) -> Collection:
+def _collect_data_set(data: CaptionedImages) -> Collection:
     """The files that a data set names, each once, under the name that comes first."""
-    paths = [_path_of(row, data) for row in data]
+    paths = [_absolute_image_path(row, data) for row in data]
     root = Path(os.path.commonpath([path.parent for path in paths]))
-    listing = Listing()
+    listing = FileListing()
     captions: dict[str, tuple[str, ...]] = {}
-    values: dict[str, dict[str, Value]] = {}
-    rows: Counter[bytes] = Counter()
-    kinds: dict[str, Kind] = {"split": "text"}
+    values: dict[str, dict[str, CellValue]] = {}
+    row_counts: Counter[bytes] = Counter()
+    column_types: dict[str, ColumnType] = {"split": "text"}
     if any(row.identity for row in data):
-        kinds["identity"] = "text"
+        column_types["identity"] = "text"
     for row, path in zip(data, paths, strict=True):
-        raw = _put(listing, path, os.fsencode(path.relative_to(root)))
-        rows[raw] += row.rows
-        name = name_of(raw)
+        raw = _add_file(listing, path, os.fsencode(path.relative_to(root)))
+        row_counts[raw] += row.row_count
+        name = decode_path(raw)
         captions[name] = (*captions.get(name, ()), *row.captions)
-        values[name] = {"split": row.split, "identity": row.identity} if len(kinds) > 1 else {"split": row.split}
-    return Collection(Place(root), listing, captions, Metadata(kinds, values), data, rows)
+        values[name] = {"split": row.split, "identity": row.identity} if len(column_types) > 1 else {"split": row.split}
+    return Collection(Storage(root), listing, captions, Metadata(column_types, values), data, row_counts)
 
 
-def _path_of(row: CaptionedImage, data: CaptionedImages) -> Path:
+def _absolute_image_path(row: CaptionedImage, data: CaptionedImages) -> Path:
     """Where an image is, without `.` and `..`."""
     if isinstance(row.image, bytes):
         raise DataError(f"{data.source}: pictures inside a table have no place of their own: write them to files")
@@ -90,17 +92,17 @@ def _path_of(row: CaptionedImage, data: CaptionedImages) -> Path:
         return Path(path)
 
 
-def _put(listing: Listing, path: Path, raw: bytes) -> bytes:
+def _add_file(listing: FileListing, path: Path, raw: bytes) -> bytes:
     """Put a file that a data set names into the listing; the path under which it stands there."""
-    if raw in listing.known:
-        return listing.known[raw]
+    if raw in listing.path_by_file_id:
+        return listing.path_by_file_id[raw]
     try:
-        about = path.stat()
+        file_stat = path.stat()
     except (FileNotFoundError, NotADirectoryError):
-        listing.missing[raw] = f"{name_of(raw)}: no such picture file"
+        listing.missing[raw] = f"{decode_path(raw)}: no such picture file"
     except OSError as error:
-        listing.unreadable[raw] = f"{name_of(raw)}: cannot be read: {error.strerror}"
+        listing.unreadable[raw] = f"{decode_path(raw)}: cannot be read: {error.strerror}"
     else:
-        file = PictureFile(raw, about.st_size, time_ns(about.st_mtime_ns))
-        listing.known[raw] = listing.add(file, (about.st_dev, about.st_ino))
-    return listing.known.setdefault(raw, raw)
+        file = ImageFile(raw, file_stat.st_size, clamp_time_ns(file_stat.st_mtime_ns))
+        listing.path_by_file_id[raw] = listing.add(file, (file_stat.st_dev, file_stat.st_ino))
+    return listing.path_by_file_id.setdefault(raw, raw)

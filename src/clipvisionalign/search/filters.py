@@ -15,10 +15,10 @@ from collections.abc import Mapping
 from decimal import Decimal
 
 #: Characters of a filter at most.
-LONGEST = 500
+MAX_FILTER_LENGTH = 500
 #: An index's own columns of 32-bit numbers.
-_NARROW = ("width", "height")
-_LARGEST = sys.float_info.max
+_INT32_COLUMNS = ("width", "height")
+_MAX_FLOAT = sys.float_info.max
 
 _COMPARISON = re.compile(
     r"""\s*(?P<column>[^\s=!<>"'`]+)\s*(?P<sign>=|!=|<=|>=|<|>|\blike\b)\s*
@@ -33,41 +33,42 @@ class FilterError(ValueError):
 
 def filter_sql(text: str, columns: Mapping[str, bool]) -> str:
     """The filter as SQL. columns: name -> whether it holds numbers. Raises FilterError."""
-    if len(text) > LONGEST:
-        raise FilterError(f"a filter of {len(text):,} characters; at most {LONGEST}")
+    if len(text) > MAX_FILTER_LENGTH:
+        raise FilterError(f"a filter of {len(text):,} characters; at most {MAX_FILTER_LENGTH}")
     parts = []
-    place = 0
+    position = 0
     while True:
-        found = _COMPARISON.match(text, place)
-        if not found:
+        match = _COMPARISON.match(text, position)
+        if not match:
             raise FilterError(
-                f"filter '{text[place : place + 60]}': not understood; write COLUMN = VALUE, with = != < <= > >= like, "
+                f"filter '{text[position : position + 60]}': not understood; write COLUMN = VALUE, with = != "
+                "< <= > >= like, "
                 f'a number or a "text", joined by and; columns: {", ".join(columns)}'
             )
-        parts.append(_one(found, columns))
-        place = found.end()
-        if place == len(text):
+        parts.append(_comparison_sql(match, columns))
+        position = match.end()
+        if position == len(text):
             return " AND ".join(parts)
-        joined = re.compile(r"and\b", re.IGNORECASE).match(text, place)
-        if not joined:
-            raise FilterError(f"filter '{text[place : place + 60]}': comparisons are joined by 'and' only")
-        place = joined.end()
+        conjunction = re.compile(r"and\b", re.IGNORECASE).match(text, position)
+        if not conjunction:
+            raise FilterError(f"filter '{text[position : position + 60]}': comparisons are joined by 'and' only")
+        position = conjunction.end()
 
 
-def _one(found: re.Match[str], columns: Mapping[str, bool]) -> str:
-    column, sign = unicodedata.normalize("NFC", found["column"].lower()), found["sign"].upper()
+def _comparison_sql(match: re.Match[str], columns: Mapping[str, bool]) -> str:
+    column, sign = unicodedata.normalize("NFC", match["column"].lower()), match["sign"].upper()
     if column not in columns:
         raise FilterError(f"filter: no column '{column}'; there are {', '.join(columns)}")
-    if found["number"] is not None:
-        number = found["number"]
+    if match["number"] is not None:
+        number = match["number"]
         if sign == "LIKE" or not (columns[column] or sign in ("=", "!=")):
-            raise FilterError(f"filter: '{column} {found['sign']}' wants a \"text\"")
+            raise FilterError(f"filter: '{column} {match['sign']}' wants a \"text\"")
         if not columns[column]:
             return f"`{column}` {sign} '{number}'"
         return _number_sql(column, sign, Decimal(number))
     if columns[column]:
-        raise FilterError(f"filter: '{column} {found['sign']}' wants a number")
-    value = found["double"] if found["double"] is not None else found["single"]
+        raise FilterError(f"filter: '{column} {match['sign']}' wants a number")
+    value = match["double"] if match["double"] is not None else match["single"]
     if sign == "LIKE":
         value = value.replace("\\", "\\\\").replace("%", r"\%").replace("_", r"\_").replace("*", "%")
     return f"`{column}` {sign} '{value.replace(chr(39), chr(39) * 2)}'"
@@ -79,8 +80,8 @@ def _number_sql(column: str, sign: str, number: Decimal) -> str:
     It refuses a literal that the column's type cannot hold: a fraction or a large number beside whole ones. These are
     compared as floating point, in which all that a column of 32 bits holds is exact.
     """
-    largest = Decimal(2) ** (31 if column in _NARROW else 63)
+    largest = Decimal(2) ** (31 if column in _INT32_COLUMNS else 63)
     if number == number.to_integral_value() and -largest < number < largest:
         return f"`{column}` {sign} {int(number)}"
-    floating = max(-_LARGEST, min(_LARGEST, float(number)))
+    floating = max(-_MAX_FLOAT, min(_MAX_FLOAT, float(number)))
     return f"CAST(`{column}` AS DOUBLE) {sign} {floating!r}"

@@ -12,13 +12,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from clipvisionalign.data.fingerprint import hash_of, hash_of_file
-from clipvisionalign.files import holder_of, written_aside
-from clipvisionalign.study.plan import Cell, Plan
-from clipvisionalign.training.run_folder import LOCK
+from clipvisionalign.data.hashes import hash_file, hash_parts
+from clipvisionalign.files import atomic_write, holder_of
+from clipvisionalign.study.config import Plan, Trial
+from clipvisionalign.training.run_folder import LOCK_FILE
 
-Say = Callable[[str], None]
-Made = TypeVar("Made")
+Log = Callable[[str], None]
+PartResult = TypeVar("PartResult")
 
 #: What becomes of a cell. "refused": its audit failed. "failed": an error ended its training or its measuring.
 #: "unfinished": its training was stopped. "not measured": it is trained. "not trained": it was never begun.
@@ -26,19 +26,19 @@ MEASURED, REFUSED, FAILED = "measured", "refused", "failed"
 UNFINISHED, NOT_MEASURED, NOT_TRAINED = "unfinished", "not measured", "not trained"
 
 #: The reasons of the cells that failed, in a study's folder.
-REASONS = "failed.json"
+FAILURES_FILE = "failed.json"
 
 
-class NotMeasured(Exception):
+class NotMeasuredError(Exception):
     """There is no such measurement yet, or one of something else, which the message tells."""
 
 
-def reason_of(error: BaseException) -> str:
+def error_reason(error: BaseException) -> str:
     """An error in one line."""
-    if isinstance(error, NotMeasured):
+    if isinstance(error, NotMeasuredError):
         return str(error) or "not measured yet"
-    told = (str(error).strip().splitlines() or [""])[0]
-    return f"{type(error).__name__}: {told}" if told else type(error).__name__
+    message = (str(error).strip().splitlines() or [""])[0]
+    return f"{type(error).__name__}: {message}" if message else type(error).__name__
 
 
 class Gaps:
@@ -47,71 +47,71 @@ class Gaps:
     cells: (variant, seed) -> state and reason, of those that have no results. parts: what could not be made.
     """
 
-    def __init__(self, study: Path, say: Say) -> None:
+    def __init__(self, study: Path, say: Log) -> None:
         self.study, self.say = study, say
-        self.cells: dict[tuple[str, int], tuple[str, str]] = {}
+        self.states: dict[tuple[str, int], tuple[str, str]] = {}
         self.parts: list[dict[str, str]] = []
 
-    def failed(self, cell: Cell, reason: str) -> None:
+    def record_failure(self, trial: Trial, reason: str) -> None:
         """A cell failed; the reason is kept in the study's folder."""
-        self.cells[cell.variant, cell.seed] = (FAILED, reason)
-        self._keep({**reasons_in(self.study), cell.folder.name: reason})
+        self.states[trial.variant, trial.seed] = (FAILED, reason)
+        self._write_failures({**read_failures(self.study), trial.folder.name: reason})
 
-    def left(self, cell: Cell, state: str, reason: str) -> None:
+    def left(self, cell: Trial, state: str, reason: str) -> None:
         """A cell is not finished, and has not failed: of that nothing is kept."""
-        self.cells[cell.variant, cell.seed] = (state, reason)
+        self.states[cell.variant, cell.seed] = (state, reason)
 
-    def passed(self, cell: Cell) -> None:
+    def clear_failure(self, trial: Trial) -> None:
         """A cell that may have failed before has come to its end, or is begun again."""
-        kept = reasons_in(self.study)
-        if kept.pop(cell.folder.name, None) is not None:
-            self._keep(kept)
+        failures = read_failures(self.study)
+        if failures.pop(trial.folder.name, None) is not None:
+            self._write_failures(failures)
 
-    def part(self, part: str, work: Callable[..., Made], *given: Any, of: str = "") -> Made | None:
+    def try_part(self, name: str, work: Callable[..., PartResult], *args: Any, target: str = "") -> PartResult | None:
         """What `work(*given)` makes; None where it raises, and the part is written down with the reason.
 
         of: the variant or the set that it is about.
         """
         try:
-            return work(*given)
+            return work(*args)
         except Exception as error:
-            self.lacks(part, reason_of(error), of)
+            self.add_missing(name, error_reason(error), target)
             return None
 
-    def lacks(self, part: str, reason: str, of: str = "") -> None:
+    def add_missing(self, name: str, reason: str, target: str = "") -> None:
         """A part is not made."""
-        self.parts.append({"part": part, "of": of, "reason": reason})
-        self.say(f"{part}{f' of {of}' if of else ''}: NOT MADE: {reason}; the rest goes on")
+        self.parts.append({"part": name, "of": target, "reason": reason})
+        self.say(f"{name}{f' of {target}' if target else ''}: NOT MADE: {reason}; the rest goes on")
 
-    def _keep(self, reasons: dict[str, str]) -> None:
-        path = self.study / REASONS
+    def _write_failures(self, reasons: dict[str, str]) -> None:
+        path = self.study / FAILURES_FILE
         if not reasons:
             path.unlink(missing_ok=True)
             return
-        with written_aside(path) as aside:
+        with atomic_write(path) as aside:
             aside.write_text(json.dumps(reasons, indent=2) + "\n", encoding="utf-8")
 
 
-def reasons_in(study: Path) -> dict[str, str]:
+def read_failures(study: Path) -> dict[str, str]:
     """Why cells failed when they were last tried, by the names of their folders."""
     try:
-        found = json.loads((study / REASONS).read_text(encoding="utf-8"))
+        failures = json.loads((study / FAILURES_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return {str(name): str(reason) for name, reason in found.items()} if isinstance(found, dict) else {}
+    return {str(name): str(reason) for name, reason in failures.items()} if isinstance(failures, dict) else {}
 
 
-def training_state(cell: Cell) -> tuple[str, str] | None:
+def training_state(trial: Trial) -> tuple[str, str] | None:
     """State and reason of a cell that is not trained to its end, from its folder; None where it is."""
-    if (cell.folder / "results.json").is_file():
+    if (trial.folder / "results.json").is_file():
         return None
-    told = reasons_in(cell.folder.parent.parent).get(cell.folder.name)
-    if told is not None:
-        return FAILED, told
-    if not cell.folder.is_dir():
+    reason = read_failures(trial.folder.parent.parent).get(trial.folder.name)
+    if reason is not None:
+        return FAILED, reason
+    if not trial.folder.is_dir():
         return NOT_TRAINED, "not begun"
-    step = _last_step(cell.folder / "metrics.jsonl")
-    if holder := holder_of(cell.folder / LOCK):
+    step = _last_step(trial.folder / "metrics.jsonl")
+    if holder := holder_of(trial.folder / LOCK_FILE):
         return UNFINISHED, f"{holder} trains it: after step {step:,}"
     return UNFINISHED, f"stopped after step {step:,}" if step else "stopped before its first step was recorded"
 
@@ -129,58 +129,64 @@ def _last_step(metrics: Path) -> int:
     return 0
 
 
-def cell_states(
+def trial_states(
     plan: Plan, gaps: Gaps, passed: Sequence[tuple[str, int]], refused: Sequence[dict[str, Any]]
 ) -> list[dict[str, Any]]:
     """What became of every cell of the plan: the block "cells" of report.json. passed: those that have results."""
     reasons = {(row["variant"], row["seed"]): (REFUSED, row["reason"]) for row in refused}
-    states = gaps.cells | reasons | dict.fromkeys(passed, (MEASURED, ""))
-    found = []
+    states = gaps.states | reasons | dict.fromkeys(passed, (MEASURED, ""))
+    rows = []
     for name in plan.variants:
         for seed in plan.seeds:
             state, reason = states.get((name, seed), (NOT_TRAINED, "not begun"))
-            found.append({"variant": name, "seed": seed, "state": state, "reason": reason})
-    return found
+            rows.append({"variant": name, "seed": seed, "state": state, "reason": reason})
+    return rows
 
 
-def without_results(report: dict[str, Any]) -> list[dict[str, Any]]:
+def trials_without_results(report: dict[str, Any]) -> list[dict[str, Any]]:
     """The cells of a report that have no results, with state and reason; of older reports those that they name."""
     if "cells" in report:
-        return [cell for cell in report["cells"] if cell["state"] != MEASURED]
+        return [trial for trial in report["cells"] if trial["state"] != MEASURED]
     refused = [{**row, "state": REFUSED} for row in report["results"]["refused"]]
     return refused + [{**row, "state": FAILED} for row in report["failed"]]
 
 
-def not_made(report: dict[str, Any]) -> list[dict[str, str]]:
+def missing_parts(report: dict[str, Any]) -> list[dict[str, str]]:
     """The parts of a report that could not be made: "part", "of" and "reason"."""
     return report.get("not_made", [])
 
 
-def state_of(report: dict[str, Any], name: str) -> str:
+def variant_state(report: dict[str, Any], name: str) -> str:
     """In a few words, what of a variant's seeds has no results: "" where all have, else such as "2 of 3 seeds" or
     "refused"."""
     planned = len(report["plan"]["seeds"])
     variant = report["results"]["variants"].get(name)
     if variant is not None:
         return "" if len(variant["seeds"]) == planned else f"{len(variant['seeds'])} of {planned} seeds"
-    states = dict.fromkeys(cell["state"] for cell in without_results(report) if cell["variant"] == name)
+    states = dict.fromkeys(trial["state"] for trial in trials_without_results(report) if trial["variant"] == name)
     return ", ".join(states) or "no results"
 
 
-def labelled(report: dict[str, Any], name: str, label: str = "") -> str:
+def variant_label(report: dict[str, Any], name: str, label: str = "") -> str:
     """A variant's name, or its `label`, for tables, axes and legends; with what of the variant has no results."""
-    told = state_of(report, name)
-    return f"{label or name} ({told})" if told else label or name
+    state = variant_state(report, name)
+    return f"{label or name} ({state})" if state else label or name
 
 
-def made_from(study: Path) -> str:
+def measurements_hash(study: Path) -> str:
     """A hash of all measurements that a study's folder holds: another one than a report names means that there are
     others now. "" where there are none, as beside a published report."""
-    kept = [*study.glob("cells/*/measured.json"), *study.glob("costs/*.json"), *study.glob("other-protocols.json")]
-    begun = [*study.glob("cells/*/results.json"), *study.glob(REASONS), *study.glob("plan.yaml")]
+    measurement_files = [
+        *study.glob("cells/*/measured.json"),
+        *study.glob("costs/*.json"),
+        *study.glob("other-protocols.json"),
+    ]
+    training_files = [*study.glob("cells/*/results.json"), *study.glob(FAILURES_FILE), *study.glob("plan.yaml")]
     if not (study / "cells").is_dir():
         return ""
     unfinished = [path for path in sorted(study.glob("cells/*/")) if not (path / "results.json").is_file()]
     states = [f"{path.name} {_last_step(path / 'metrics.jsonl')}" for path in unfinished]
-    files = [f"{path.relative_to(study).as_posix()} {hash_of_file(path)}" for path in sorted(kept + begun)]
-    return hash_of([*files, *states])
+    files = [
+        f"{path.relative_to(study).as_posix()} {hash_file(path)}" for path in sorted(measurement_files + training_files)
+    ]
+    return hash_parts([*files, *states])

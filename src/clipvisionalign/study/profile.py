@@ -19,15 +19,15 @@ import numpy as np
 #: Measurements after the warm-up; the median is the figure, the fastest and the slowest are its spread.
 REPEATS = 5
 #: Single encodings that the percentiles of latency are of.
-ALONE_CAPTIONS, ALONE_IMAGES = 100, 30
-CAPTIONS = 250
-IMAGES = 64
-PAIRS = 1000
-LENGTHS = (8, 16, 32, 64, 128, 256, 512)
-BATCHES = (1, 8, 64, 250)
+LATENCY_CAPTIONS, LATENCY_IMAGES = 100, 30
+PROFILED_CAPTIONS = 250
+PROFILED_IMAGES = 64
+PROFILED_PAIRS = 1000
+TOKEN_LENGTHS = (8, 16, 32, 64, 128, 256, 512)
+BATCH_SIZES = (1, 8, 64, 250)
 #: A brief measurement: longest caption in tokens, most captions in a batch and in all, captions one at a time,
 #: pictures, repeats.
-BRIEF_LENGTH, BRIEF_BATCH, BRIEF_LEAST, BRIEF_IMAGES, BRIEF_REPEATS = 64, 64, 16, 16, 3
+BRIEF_LENGTH, BRIEF_BATCH, BRIEF_MIN_CAPTIONS, BRIEF_IMAGES, BRIEF_REPEATS = 64, 64, 16, 16, 3
 
 
 def profile_run(
@@ -41,14 +41,14 @@ def profile_run(
     """
     command = [sys.executable, "-m", "clipvisionalign.study.profile", str(run), data, split, layout]
     command += ["brief"] if brief else []
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["no word"])[-1]
+    process = subprocess.run(command, capture_output=True, text=True)
+    if process.returncode:
+        last = (process.stderr.strip().splitlines() or ["no word"])[-1]
         raise RuntimeError(f"measuring {run} failed: {last}")
-    return json.loads(done.stdout)
+    return json.loads(process.stdout)
 
 
-def measure(
+def measure_costs(
     run: str, data: str, split: str, layout: str, load: Callable[[str], Any] | None = None, brief: bool = False
 ) -> dict[str, Any]:
     """The measurement itself: the data's own captions at their own length, its own pictures.
@@ -58,74 +58,79 @@ def measure(
     import torch
 
     from clipvisionalign.batch import group_by_length
-    from clipvisionalign.data.of_run import read_data_of_run
-    from clipvisionalign.images import PictureError, open_picture
-    from clipvisionalign.models.device import machine
+    from clipvisionalign.data.run_data import read_data_of_run
+    from clipvisionalign.images import ImageError, open_image
+    from clipvisionalign.models.device import machine_info
     from clipvisionalign.models.io import load_aligner
 
     aligner = (load or load_aligner)(run)
     before = peak_memory()
-    part = read_data_of_run(run, data, layout).split(split)
-    pictures: list[Any] = []
-    for image in part.images:
-        if len(pictures) == (BRIEF_IMAGES if brief else IMAGES):
+    eval_data = read_data_of_run(run, data, layout).split(split)
+    images: list[Any] = []
+    for image in eval_data.images:
+        if len(images) == (BRIEF_IMAGES if brief else PROFILED_IMAGES):
             break
         try:
-            pictures.append(open_picture(image))
-        except PictureError:
+            images.append(open_image(image))
+        except ImageError:
             continue
-    captions = part.captions[: BRIEF_BATCH if brief else CAPTIONS]
-    repeats, share = (BRIEF_REPEATS, 2) if brief else (REPEATS, 1)
+    captions = eval_data.captions[: BRIEF_BATCH if brief else PROFILED_CAPTIONS]
+    repeats, divisor = (BRIEF_REPEATS, 2) if brief else (REPEATS, 1)
     tokens = aligner.text_tower.tokenize(captions)
     groups = group_by_length(tokens, aligner.text_tower.pad, 64)
-    joules = Joules()
-    found: dict[str, Any] = {
+    energy = EnergyCounter()
+    costs: dict[str, Any] = {
         "captions": len(captions),
         "tokens_per_caption": round(float(np.mean([len(caption) for caption in tokens])), 1),
         "ms_per_caption": _milliseconds(lambda: aligner.encode_captions(captions, batch=64), len(captions), repeats),
     }
-    joules.count("joules_per_1000_captions", (repeats + 1) * len(captions) / 1000)
-    found["ms_per_picture"] = _milliseconds(lambda: aligner.encode_images(pictures), len(pictures), repeats)
-    joules.count("joules_per_1000_pictures", (repeats + 1) * len(pictures) / 1000)
-    found |= {
+    energy.record("joules_per_1000_captions", (repeats + 1) * len(captions) / 1000)
+    costs["ms_per_picture"] = _milliseconds(lambda: aligner.encode_images(images), len(images), repeats)
+    energy.record("joules_per_1000_pictures", (repeats + 1) * len(images) / 1000)
+    costs |= {
         "padded_tokens": int(sum(group.ids.numel() for group in groups)),
-        "caption_latency_ms": _latency(aligner.encode_captions, captions, ALONE_CAPTIONS // share),
-        "picture_latency_ms": _latency(aligner.encode_images, pictures, ALONE_IMAGES // share),
-        "by_length": _by_length(aligner, captions, BRIEF_LENGTH if brief else LENGTHS[-1]),
+        "caption_latency_ms": _latency(aligner.encode_captions, captions, LATENCY_CAPTIONS // divisor),
+        "picture_latency_ms": _latency(aligner.encode_images, images, LATENCY_IMAGES // divisor),
+        "by_length": _by_length(aligner, captions, BRIEF_LENGTH if brief else TOKEN_LENGTHS[-1]),
         "by_batch": [
-            _by_batch(aligner, captions, size, BRIEF_LEAST if brief else BRIEF_BATCH)
-            for size in BATCHES
+            _by_batch(aligner, captions, size, BRIEF_MIN_CAPTIONS if brief else BRIEF_BATCH)
+            for size in BATCH_SIZES
             if size <= BRIEF_BATCH or not brief
         ],
     }
     if getattr(aligner, "late", None) is None:
-        left, right = aligner.encode_images(pictures), aligner.encode_captions(captions)
-        found["ms_per_1000_pairs"] = _milliseconds(lambda: left @ right.T, left.shape[0] * right.shape[0] / 1000)
-        found |= {"bytes_per_picture": bytes_of(left) / len(left), "bytes_per_caption": bytes_of(right) / len(right)}
+        image_vectors, caption_vectors = aligner.encode_images(images), aligner.encode_captions(captions)
+        costs["ms_per_1000_pairs"] = _milliseconds(
+            lambda: image_vectors @ caption_vectors.T, image_vectors.shape[0] * caption_vectors.shape[0] / 1000
+        )
+        costs |= {
+            "bytes_per_picture": bytes_of(image_vectors) / len(image_vectors),
+            "bytes_per_caption": bytes_of(caption_vectors) / len(caption_vectors),
+        }
     else:
-        score = aligner.pair_scorer(pictures, captions)
+        scorer = aligner.pair_scorer(images, captions)
         if aligner.fusion is None:
-            found["ms_per_1000_pairs"] = _milliseconds(score.table, len(pictures) * len(captions) / 1000)
+            costs["ms_per_1000_pairs"] = _milliseconds(scorer.score_matrix, len(images) * len(captions) / 1000)
         else:
             rng = np.random.default_rng(0)
-            index = rng.integers(len(pictures), size=PAIRS), rng.integers(len(captions), size=PAIRS)
-            found["ms_per_1000_pairs"] = _milliseconds(lambda: score(*index), PAIRS / 1000)
-        found["bytes_per_picture"] = bytes_of(score.images) / len(pictures)
-        found["bytes_per_caption"] = bytes_of(score.captions) / len(captions)
-    found["peak_memory_mib"] = round(peak_memory() / 2**20, 1)
-    found["loaded_memory_mib"] = round(before / 2**20, 1)
+            index = rng.integers(len(images), size=PROFILED_PAIRS), rng.integers(len(captions), size=PROFILED_PAIRS)
+            costs["ms_per_1000_pairs"] = _milliseconds(lambda: scorer(*index), PROFILED_PAIRS / 1000)
+        costs["bytes_per_picture"] = bytes_of(scorer.images) / len(images)
+        costs["bytes_per_caption"] = bytes_of(scorer.captions) / len(captions)
+    costs["peak_memory_mib"] = round(peak_memory() / 2**20, 1)
+    costs["loaded_memory_mib"] = round(before / 2**20, 1)
     if torch.cuda.is_available():
         # What the allocator has taken from the device, and not only what tensors filled: so much has to be free there.
-        found["peak_device_memory_mib"] = round(torch.cuda.max_memory_reserved() / 2**20, 1)
-    found |= {"parameters": aligner.parameter_count(), **flops(aligner.config, captions[0], pictures[0])}
-    return {**found, "energy": joules.found, "machine": machine()}
+        costs["peak_device_memory_mib"] = round(torch.cuda.max_memory_reserved() / 2**20, 1)
+    costs |= {"parameters": aligner.parameter_count(), **flops(aligner.config, captions[0], images[0])}
+    return {**costs, "energy": energy.readings, "machine": machine_info()}
 
 
-def _by_batch(aligner: Any, captions: Sequence[str], size: int, least: int) -> dict[str, Any]:
+def _by_batch(aligner: Any, captions: Sequence[str], size: int, min_captions: int) -> dict[str, Any]:
     # One at a time a few tell as much as all, in a quarter of the time.
-    some = captions[: max(least, size)]
-    taken = _milliseconds(lambda: aligner.encode_captions(some, batch=size), len(some), 3)
-    return {"batch": size, "ms_per_caption": taken}
+    subset = captions[: max(min_captions, size)]
+    timing = _milliseconds(lambda: aligner.encode_captions(subset, batch=size), len(subset), 3)
+    return {"batch": size, "ms_per_caption": timing}
 
 
 def _by_length(aligner: Any, captions: Sequence[str], longest: int) -> list[dict[str, Any]]:
@@ -133,8 +138,8 @@ def _by_length(aligner: Any, captions: Sequence[str], longest: int) -> list[dict
     tower = aligner.text_tower
     words = " ".join(captions).split()
     return [
-        _at_length(aligner, _of_length(tower, words, length))
-        for length in LENGTHS
+        _at_length(aligner, _caption_of_length(tower, words, length))
+        for length in TOKEN_LENGTHS
         if length <= min(tower.max_tokens, longest)
     ]
 
@@ -145,7 +150,7 @@ def _at_length(aligner: Any, text: str) -> dict[str, Any]:
     return {"tokens": len(aligner.text_tower.tokenize([text])[0]), "ms_alone": once, "ms_of_eight": eight}
 
 
-def _of_length(tower: Any, words: Sequence[str], length: int) -> str:
+def _caption_of_length(tower: Any, words: Sequence[str], length: int) -> str:
     """The first of `words` that make up to `length` tokens."""
     low, high = 1, min(len(words), length)
     while low < high:
@@ -157,7 +162,7 @@ def _of_length(tower: Any, words: Sequence[str], length: int) -> str:
     return " ".join(words[:low])
 
 
-def flops(config: Any, caption: str, picture: Any) -> dict[str, int]:
+def flops(config: Any, caption: str, image: Any) -> dict[str, int]:
     """Floating-point operations of one caption and one picture, by PyTorch's counter, of an aligner as it trains: the
     packed layers of a loaded one are not known to the counter."""
     from torch.utils.flop_counter import FlopCounterMode
@@ -165,104 +170,112 @@ def flops(config: Any, caption: str, picture: Any) -> dict[str, int]:
     from clipvisionalign.models.aligner import Aligner
 
     aligner = Aligner(config, load_weights=False).eval()
-    found = {}
+    counts = {}
     works: dict[str, Callable[[], Any]] = {
         "flops_per_caption": lambda: aligner.encode_captions([caption]),
-        "flops_per_picture": lambda: aligner.encode_images([picture]),
+        "flops_per_picture": lambda: aligner.encode_images([image]),
     }
     for name, work in works.items():
         with FlopCounterMode(display=False) as counter:
             work()
-        found[name] = int(counter.get_total_flops())
-    return found
+        counts[name] = int(counter.get_total_flops())
+    return counts
 
 
-class Joules:
+class EnergyCounter:
     """Energy of the processor's package since the last count, from Linux's powercap; nothing where it reports none."""
 
     ROOT = Path("/sys/class/powercap")
 
     def __init__(self) -> None:
-        self.found: dict[str, float] = {}
+        self.readings: dict[str, float] = {}
         self.last = self._read()
 
     def _read(self) -> dict[Path, tuple[int, int]]:
-        found = {}
+        zones = {}
         for zone in self.ROOT.glob("intel-rapl:?"):
             try:
-                most = int((zone / "max_energy_range_uj").read_text())
-                found[zone] = int((zone / "energy_uj").read_text()), most
+                max_energy = int((zone / "max_energy_range_uj").read_text())
+                zones[zone] = int((zone / "energy_uj").read_text()), max_energy
             except (OSError, ValueError):
                 continue  # there, but not for this user
-        return found
+        return zones
 
-    def count(self, name: str, units: float) -> None:
+    def record(self, name: str, units: float) -> None:
         """Joules per unit since the last count; units: of all work since then, its warm-up too."""
         now = self._read()
         if now:
             used = sum(
-                (energy - self.last[zone][0]) % most for zone, (energy, most) in now.items() if zone in self.last
+                (energy - self.last[zone][0]) % max_energy
+                for zone, (energy, max_energy) in now.items()
+                if zone in self.last
             )
-            self.found[name] = round(used / 1e6 / units, 3)
+            self.readings[name] = round(used / 1e6 / units, 3)
         self.last = self._read()
 
 
-def bytes_of(kept: Any) -> int:
+def bytes_of(tensors: Any) -> int:
     """Bytes of all tensors in a tensor, or in tuples and lists of them: what is stored to score pairs later."""
-    if isinstance(kept, (list, tuple)):
-        return sum(bytes_of(part) for part in kept)
-    return 0 if kept is None else kept.numel() * kept.element_size()
+    if isinstance(tensors, (list, tuple)):
+        return sum(bytes_of(item) for item in tensors)
+    return 0 if tensors is None else tensors.numel() * tensors.element_size()
 
 
 def _milliseconds(work: Callable[[], Any], units: float, repeats: int = REPEATS) -> dict[str, float]:
     """Milliseconds per unit: the median of `repeats` after a warm-up, and the fastest and slowest."""
     work()
-    taken = []
+    durations = []
     for _ in range(repeats):
         start = time.perf_counter()
         work()
-        taken.append(1000 * (time.perf_counter() - start) / units)
-    return {"median": round(float(np.median(taken)), 4), "low": round(min(taken), 4), "high": round(max(taken), 4)}
+        durations.append(1000 * (time.perf_counter() - start) / units)
+    return {
+        "median": round(float(np.median(durations)), 4),
+        "low": round(min(durations), 4),
+        "high": round(max(durations), 4),
+    }
 
 
 def _latency(encode: Callable[[list[Any]], Any], items: Sequence[Any], times: int) -> dict[str, float]:
     """Percentiles of encoding one item at a time, in milliseconds, after three that warm up."""
-    taken = []
-    for turn in range(times + 3):
+    durations = []
+    for repeat in range(times + 3):
         start = time.perf_counter()
-        encode([items[turn % len(items)]])
-        taken.append(1000 * (time.perf_counter() - start))
-    p50, p95, p99 = np.percentile(taken[3:], [50, 95, 99])
+        encode([items[repeat % len(items)]])
+        durations.append(1000 * (time.perf_counter() - start))
+    p50, p95, p99 = np.percentile(durations[3:], [50, 95, 99])
     return {"p50": round(float(p50), 3), "p95": round(float(p95), 3), "p99": round(float(p99), 3)}
 
 
-def combined(rounds: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def combine_rounds(rounds: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Several rounds of the same measurement: each number their median, text as in the first; and beside it what is
     compared between variants, of each round: how far one variant's rounds lie apart is its spread."""
-    found: dict[str, Any] = _median(list(rounds))
-    found["rounds"] = [_of_round(each) for each in rounds]
-    return found
+    costs: dict[str, Any] = _median(list(rounds))
+    costs["rounds"] = [_round_costs(each) for each in rounds]
+    return costs
 
 
-def _of_round(measured: dict[str, Any]) -> dict[str, Any]:
+def _round_costs(costs: dict[str, Any]) -> dict[str, Any]:
     times = ("ms_per_caption", "ms_per_picture", "ms_per_1000_pairs")
     memory = ("peak_memory_mib", "peak_device_memory_mib")
-    found: dict[str, Any] = {name: measured[name]["median"] for name in times}
-    found["caption_latency_ms"] = measured["caption_latency_ms"]["p50"]
-    found["by_length"] = [{name: row[name] for name in ("tokens", "ms_alone")} for row in measured.get("by_length", [])]
-    return found | {name: measured[name] for name in memory if name in measured}
+    comparable: dict[str, Any] = {name: costs[name]["median"] for name in times}
+    comparable["caption_latency_ms"] = costs["caption_latency_ms"]["p50"]
+    comparable["by_length"] = [
+        {name: row[name] for name in ("tokens", "ms_alone")} for row in costs.get("by_length", [])
+    ]
+    return comparable | {name: costs[name] for name in memory if name in costs}
 
 
 def _median(values: list[Any]) -> Any:
-    first = values[0]
-    if isinstance(first, dict):
-        return {key: _median([value[key] for value in values if key in value]) for key in first}
-    if isinstance(first, list):
-        return [_median(list(several)) for several in zip(*values, strict=False)]
-    if isinstance(first, bool) or not isinstance(first, (int, float)):
-        return first
+    sample = values[0]
+    if isinstance(sample, dict):
+        return {key: _median([value[key] for value in values if key in value]) for key in sample}
+    if isinstance(sample, list):
+        return [_median(list(items)) for items in zip(*values, strict=False)]
+    if isinstance(sample, bool) or not isinstance(sample, (int, float)):
+        return sample
     middle = float(np.median(values))
-    return int(middle) if isinstance(first, int) else round(middle, 4)
+    return int(middle) if isinstance(sample, int) else round(middle, 4)
 
 
 def peak_memory() -> int:
@@ -283,4 +296,4 @@ def peak_memory() -> int:
 
 if __name__ == "__main__":
     run, data, split, layout = sys.argv[1:5]
-    print(json.dumps(measure(run, data, split, layout, brief="brief" in sys.argv[5:])))
+    print(json.dumps(measure_costs(run, data, split, layout, brief="brief" in sys.argv[5:])))

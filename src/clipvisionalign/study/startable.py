@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from clipvisionalign.progress import long_step
-from clipvisionalign.study.plan import Cell, Plan, place_of_fault
+from clipvisionalign.progress import progress_step
+from clipvisionalign.study.config import Plan, Trial, place_of_fault
 from clipvisionalign.study.validation import PlanError
 from clipvisionalign.training.config import RunConfig
 from clipvisionalign.training.dry_run import try_step
@@ -16,7 +16,7 @@ from clipvisionalign.training.dry_run import try_step
 _TRIED: set[str] = set()
 
 
-def refuse_unstartable(plan: Plan, cells: Sequence[Cell]) -> None:
+def refuse_unstartable(plan: Plan, cells: Sequence[Trial]) -> None:
     """Raises PlanError for all variants with cells to be trained whose training could not take its first step.
 
     Finished cells are not asked about: whatever has become of their towers' weights since, they stay.
@@ -24,7 +24,7 @@ def refuse_unstartable(plan: Plan, cells: Sequence[Cell]) -> None:
     open_cells = {cell.variant: cell for cell in cells if not (cell.folder / "results.json").is_file()}
     by_name = {(cell.variant, cell.seed): cell for cell in cells}
     faults = []
-    with long_step("trying a step of each variant", shown=bool(open_cells)):
+    with progress_step("trying a step of each variant", visible=bool(open_cells)):
         for name, cell in open_cells.items():
             base = by_name.get((plan.variants[name].base, cell.seed))
             try:

@@ -11,8 +11,8 @@ than the interval of the pictures alone, and p is the level at which the interva
 degree of freedom, whose quantile is 12.7: the interval holds, and is wide. One seed alone says nothing of the seeds:
 its interval is of the pictures only, and is marked so (no spread).
 
-Fewer than `FEWEST` pictures give no interval and no test. Where no two pictures differ there is no variance to go by:
-then the interval says how much a share of pictures that was not seen could change, of at most 1 - 0.025^(1 / N).
+Fewer than `MIN_IMAGES` pictures give no interval and no test. Where no two pictures differ there is no variance to go
+by: then the interval says how much a share of pictures that was not seen could change, of at most 1 - 0.025^(1 / N).
 
 `benchmarks/intervals.py` simulates the rule beside others.
 
@@ -31,11 +31,11 @@ from typing import Any
 
 import numpy as np
 
-from clipvisionalign.retrieval.metrics import FEWEST, LEVEL, RECALL_AT, average_precision, unseen_share
-from clipvisionalign.retrieval.ranks import PartnerRanks
+from clipvisionalign.retrieval.metrics import MIN_IMAGES, RECALL_AT, SIGNIFICANCE_LEVEL, average_precision, unseen_share
+from clipvisionalign.retrieval.ranks import PositiveRanks
 
 #: What is compared between variants, in this order.
-FIGURES = ("rsum", *(f"{way} recall_at_{k}" for way in ("image_to_text", "text_to_image") for k in RECALL_AT))
+COMPARED_METRICS = ("rsum", *(f"{way} recall_at_{k}" for way in ("image_to_text", "text_to_image") for k in RECALL_AT))
 
 
 @dataclass(frozen=True)
@@ -61,35 +61,39 @@ class Difference:
 
     a: str
     b: str
-    figure: str
+    metric: str
     seeds: tuple[int, ...]
     estimate: Estimate
     p_holm: float | None
 
     @property
-    def shown(self) -> bool:
-        return self.p_holm is not None and self.p_holm < LEVEL
+    def is_significant(self) -> bool:
+        return self.p_holm is not None and self.p_holm < SIGNIFICANCE_LEVEL
 
     def to_dict(self) -> dict[str, object]:
         """What report.json holds."""
-        about = {"a": self.a, "b": self.b, "figure": self.figure, "seeds": list(self.seeds)}
-        return {**about, **self.estimate.to_dict(), "p_holm": self.p_holm, "shown": self.shown}
+        header = {"a": self.a, "b": self.b, "figure": self.metric, "seeds": list(self.seeds)}
+        return {**header, **self.estimate.to_dict(), "p_holm": self.p_holm, "shown": self.is_significant}
 
 
-def shares(ranks: PartnerRanks, caption_image: np.ndarray, figure: str) -> np.ndarray:
+def image_contributions(ranks: PositiveRanks, caption_image: np.ndarray, metric: str) -> np.ndarray:
     """What each image brings to a figure (N,): the mean is the figure itself, in percent (rsum: 0 to 600).
 
     Captions are counted with their image. Where images have unequal numbers of captions a recall of captions is a ratio
     of two sums, here in its linear part, so that the variance is that of the ratio.
     """
-    if figure == "rsum":
-        return np.sum([shares(ranks, caption_image, name) for name in FIGURES if name != "rsum"], axis=0)
-    way, name = figure.split(" ")
-    of = getattr(ranks, way)
-    found = average_precision(of) if name == "map" else of[:, 0] <= int(name.rpartition("_")[2])
-    if way == "image_to_text":
-        return 100.0 * found
-    return ratio_shares(found.astype(np.float64), caption_image, len(ranks.image_to_text))
+    if metric == "rsum":
+        return np.sum(
+            [image_contributions(ranks, caption_image, name) for name in COMPARED_METRICS if name != "rsum"], axis=0
+        )
+    direction, name = metric.split(" ")
+    direction_ranks = getattr(ranks, direction)
+    hits = (
+        average_precision(direction_ranks) if name == "map" else direction_ranks[:, 0] <= int(name.rpartition("_")[2])
+    )
+    if direction == "image_to_text":
+        return 100.0 * hits
+    return ratio_contributions(hits.astype(np.float64), caption_image, len(ranks.image_to_text))
 
 
 def of_units(table: np.ndarray, unit: np.ndarray) -> np.ndarray:
@@ -101,12 +105,12 @@ def of_units(table: np.ndarray, unit: np.ndarray) -> np.ndarray:
     return mean + (sums - mean * size) * len(size) / table.shape[-1]
 
 
-def ratio_shares(found: np.ndarray, image: np.ndarray, images: int) -> np.ndarray:
+def ratio_contributions(is_hit: np.ndarray, image_index: np.ndarray, images: int) -> np.ndarray:
     """What each of N images brings to the percentage of queries that are found. found, image: (Q,) -> (N,)."""
-    number = np.bincount(image, minlength=images)
-    mean = found.mean()
-    hits = np.bincount(image, weights=found, minlength=images)
-    return 100.0 * (mean + (hits - mean * number) * images / len(found))
+    queries_per_image = np.bincount(image_index, minlength=images)
+    mean = is_hit.mean()
+    hits_by_image = np.bincount(image_index, weights=is_hit, minlength=images)
+    return 100.0 * (mean + (hits_by_image - mean * queries_per_image) * images / len(is_hit))
 
 
 def mean_squares(table: np.ndarray) -> tuple[Any, Any, Any]:
@@ -121,15 +125,15 @@ def mean_squares(table: np.ndarray) -> tuple[Any, Any, Any]:
     return ms_image, ms_seed, (rest**2).sum(axis=(-2, -1)) / ((seeds - 1) * (images - 1))
 
 
-def half_width(squares: tuple[Any, Any, Any], seeds: int, images: int, level: Any = LEVEL) -> Any:
+def half_width(squares: tuple[Any, Any, Any], seeds: int, images: int, level: Any = SIGNIFICANCE_LEVEL) -> Any:
     """Half of the interval at 1 - level. squares: what `mean_squares` gives, numbers or arrays."""
     ms_image, ms_seed, ms_rest = squares
-    of_images = _quantile(images - 1, level) ** 2
-    alone = of_images * ms_image
+    image_factor = _t_quantile(images - 1, level) ** 2
+    image_variance = image_factor * ms_image
     if seeds == 1:
-        return np.sqrt(alone / images)
-    both = of_images * np.maximum(ms_image - ms_rest, 0) + _quantile(seeds - 1, level) ** 2 * ms_seed
-    return np.sqrt(np.maximum(alone, both) / (seeds * images))
+        return np.sqrt(image_variance / images)
+    total_variance = image_factor * np.maximum(ms_image - ms_rest, 0) + _t_quantile(seeds - 1, level) ** 2 * ms_seed
+    return np.sqrt(np.maximum(image_variance, total_variance) / (seeds * images))
 
 
 def two_seeds_widen(row: Mapping[str, Any]) -> bool:
@@ -138,37 +142,38 @@ def two_seeds_widen(row: Mapping[str, Any]) -> bool:
         return False
     reach = max(row["high"] - row["value"], row["value"] - row["low"])
     # The variance of a mean of two is half of that of each.
-    return bool((_quantile(1, LEVEL) * row["spread"]) ** 2 / 2 > reach**2 / 2)
+    return bool((_t_quantile(1, SIGNIFICANCE_LEVEL) * row["spread"]) ** 2 / 2 > reach**2 / 2)
 
 
 def p_value(value: float, squares: tuple[float, float, float], seeds: int, images: int) -> float:
     """The level at which the interval around `value` ends at zero; never below 2^(1 - images)."""
     from scipy.optimize import brentq
 
-    def beyond(log_level: float) -> float:
+    def excess(log_level: float) -> float:
         return abs(value) - float(half_width(squares, seeds, images, np.exp(log_level)))
 
     # Below 1e-100 the quantiles leave what floating-point numbers hold.
-    least = max((1 - images) * np.log(2), np.log(1e-100))
+    min_log_level = max((1 - images) * np.log(2), np.log(1e-100))
     if not value:
         return 1.0
-    if beyond(least) >= 0:
-        return float(np.exp(least))
-    return float(np.exp(brentq(beyond, least, 0.0, xtol=1e-12))) if beyond(0.0) > 0 else 1.0
+    if excess(min_log_level) >= 0:
+        return float(np.exp(min_log_level))
+    return float(np.exp(brentq(excess, min_log_level, 0.0, xtol=1e-12))) if excess(0.0) > 0 else 1.0
 
 
-def _quantile(freedom: int, level: Any) -> Any:
+def _t_quantile(degrees_of_freedom: int, level: Any) -> Any:
     """Student's two-sided quantile."""
     from scipy.special import stdtrit
 
-    return -stdtrit(freedom, np.asarray(level) / 2)
+    return -stdtrit(degrees_of_freedom, np.asarray(level) / 2)
 
 
 def estimate(table: np.ndarray, bounds: tuple[float, float] = (-np.inf, np.inf)) -> Estimate:
     """The mean of (S, N), or of a difference of two such, with both seeds and pictures at random.
 
-    bounds: between which the figure lies by its nature; the interval does not reach beyond. With fewer than `FEWEST`
-    pictures, or without bounds where no two pictures differ, interval and p are None. Raises ValueError for no picture.
+    bounds: between which the figure lies by its nature; the interval does not reach beyond. With fewer than
+    `MIN_IMAGES` pictures, or without bounds where no two pictures differ, interval and p are None. Raises ValueError
+    for no picture.
 
     >>> import numpy as np
     >>> found = estimate(np.array([[0.0, 20, 0, 40, 0, 20, 0, 60], [20.0, 20, 0, 20, 0, 0, 20, 40]]), (-600, 600))
@@ -180,70 +185,70 @@ def estimate(table: np.ndarray, bounds: tuple[float, float] = (-np.inf, np.inf))
         raise ValueError("an interval needs images, and there is none")
     value = float(table.mean())
     spread = float(table.mean(axis=1).std(ddof=1)) if seeds > 1 else None
-    if images < FEWEST:
+    if images < MIN_IMAGES:
         return Estimate(value, None, None, spread, None)
     squares = mean_squares(table)
-    reach, p = float(half_width(squares, seeds, images)), p_value(value, squares, seeds, images)
+    margin, p = float(half_width(squares, seeds, images)), p_value(value, squares, seeds, images)
     # A variance that is rounding and nothing else is none.
     if squares[0] > (1e-9 * np.abs(table).max()) ** 2:
-        return Estimate(value, max(value - reach, bounds[0]), min(value + reach, bounds[1]), spread, p)
+        return Estimate(value, max(value - margin, bounds[0]), min(value + margin, bounds[1]), spread, p)
     if not np.isfinite(bounds).all():
         return Estimate(value, None, None, spread, None)
     unseen = unseen_share(images)
-    low = min(value - reach, value - unseen * (value - bounds[0]))
-    high = max(value + reach, value + unseen * (bounds[1] - value))
+    low = min(value - margin, value - unseen * (value - bounds[0]))
+    high = max(value + margin, value + unseen * (bounds[1] - value))
     # The same the other way round: the share of pictures at the far bound with which the mean would be zero.
-    far = bounds[0] if value > 0 else bounds[1]
-    p = max(p, min(1.0, 2 * (far / (far - value)) ** images)) if value and far else p
+    far_bound = bounds[0] if value > 0 else bounds[1]
+    p = max(p, min(1.0, 2 * (far_bound / (far_bound - value)) ** images)) if value and far_bound else p
     return Estimate(value, max(low, bounds[0]), min(high, bounds[1]), spread, p)
 
 
-def bounds_of(figure: str) -> tuple[float, float]:
+def metric_bounds(metric: str) -> tuple[float, float]:
     """Between which a figure lies: percent, or rsum."""
-    return (0.0, 600.0) if figure == "rsum" else (0.0, 100.0)
+    return (0.0, 600.0) if metric == "rsum" else (0.0, 100.0)
 
 
-def holm(p: Sequence[float]) -> list[float]:
+def holm_correction(p: Sequence[float]) -> list[float]:
     """Holm's step-down correction of p values, in their order."""
     order = np.argsort(p)
     corrected, highest = np.empty(len(p)), 0.0
-    for place, index in enumerate(order):
-        highest = max(highest, min(1.0, (len(p) - place) * p[index]))
+    for rank, index in enumerate(order):
+        highest = max(highest, min(1.0, (len(p) - rank) * p[index]))
         corrected[index] = highest
     return corrected.tolist()
 
 
-def holm_of_tested(p: Sequence[float | None]) -> list[float | None]:
+def holm_correction_of_tested(p: Sequence[float | None]) -> list[float | None]:
     """Holm's correction of those that are tested; None stays None, and counts as no comparison."""
-    corrected = iter(holm([each for each in p if each is not None]))
+    corrected = iter(holm_correction([each for each in p if each is not None]))
     return [None if each is None else next(corrected) for each in p]
 
 
-def differences(family: Mapping[str, Mapping[str, Mapping[int, np.ndarray]]]) -> list[Difference]:
+def pairwise_differences(family: Mapping[str, Mapping[str, Mapping[int, np.ndarray]]]) -> list[Difference]:
     """Every two variants in every figure of a family: on the same pictures, and each seed with the same of the other.
 
     family: figure -> variant -> seed -> (N,). A seed that only one of two has is left out of their difference, and two
     without a common seed have none (`unpaired` names both). p is corrected over the whole family.
     """
-    found: list[tuple[str, str, str, tuple[int, ...], Estimate]] = []
-    for figure, tables in family.items():
-        most = bounds_of(figure)[1]
+    estimates: list[tuple[str, str, str, tuple[int, ...], Estimate]] = []
+    for metric, tables in family.items():
+        max_value = metric_bounds(metric)[1]
         for a, b in combinations(tables, 2):
             seeds = tuple(seed for seed in tables[a] if seed in tables[b])
             if seeds:
                 table = np.stack([tables[a][seed] - tables[b][seed] for seed in seeds])
-                found.append((a, b, figure, seeds, estimate(table, (-most, most))))
-    corrected = holm_of_tested([each.p for *_, each in found])
-    return [Difference(*each, p) for each, p in zip(found, corrected, strict=True)]
+                estimates.append((a, b, metric, seeds, estimate(table, (-max_value, max_value))))
+    corrected = holm_correction_of_tested([each.p for *_, each in estimates])
+    return [Difference(*each, p) for each, p in zip(estimates, corrected, strict=True)]
 
 
-def unpaired(seeds: Mapping[str, Sequence[int]]) -> list[dict[str, Any]]:
+def unpaired_seeds(seeds: Mapping[str, Sequence[int]]) -> list[dict[str, Any]]:
     """Every two variants of which one has seeds that the other lacks: "paired", "only_a", "only_b". seeds: by
     variant."""
-    found = []
+    rows = []
     for a, b in combinations(seeds, 2):
         only_a, only_b = ([seed for seed in seeds[one] if seed not in seeds[other]] for one, other in ((a, b), (b, a)))
         if only_a or only_b:
             paired = [seed for seed in seeds[a] if seed in seeds[b]]
-            found.append({"a": a, "b": b, "paired": paired, "only_a": only_a, "only_b": only_b})
-    return found
+            rows.append({"a": a, "b": b, "paired": paired, "only_a": only_a, "only_b": only_b})
+    return rows

@@ -25,37 +25,37 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clipvisionalign.files import PART, flush_to_disk, remove, written_aside
-from clipvisionalign.training.processes import Processes
+from clipvisionalign.files import PARTIAL_SUFFIX, atomic_write, fsync_paths, remove
+from clipvisionalign.training.distributed import Distributed
 
-FOLDER = "checkpoints"
-KEPT = 2
+CHECKPOINT_FOLDER = "checkpoints"
+KEEP_LAST = 2
 #: In a sharded checkpoint: what is not sharded.
-REST = "rest.pt"
+REST_FILE = "rest.pt"
 #: Seconds within which a second signal to stop is the first one, which a launcher has passed on.
-SAME = 5.0
+REPEATED_SIGNAL_SECONDS = 5.0
 
 
 def save_checkpoint(run: Path, step: int, state: dict[str, Any]) -> Path:
     """Write a run's state after `step` steps. Raises OSError, a full disk say, and leaves nothing half written."""
-    folder = run / FOLDER
+    folder = run / CHECKPOINT_FOLDER
     folder.mkdir(exist_ok=True)
     path = folder / f"step-{step:09d}.pt"
-    with written_aside(path) as aside, _told_as_oserror(path), aside.open("wb") as file:
+    with atomic_write(path) as aside, _write_errors_as_oserror(path), aside.open("wb") as file:
         torch.save(state, file)
-    _keep_last(folder)
+    _prune_checkpoints(folder)
     return path
 
 
-def _keep_last(folder: Path) -> None:
-    for old in checkpoints_in(folder.parent)[:-KEPT]:
-        _set_aside(old)
+def _prune_checkpoints(folder: Path) -> None:
+    for old in list_checkpoints(folder.parent)[:-KEEP_LAST]:
+        _discard_checkpoint(old)
     # And what a process left that was killed while it wrote or removed one.
-    for left in [*folder.glob(f"step-*{PART}"), *folder.glob("step-*.gone")]:
-        remove(left)
+    for leftover in [*folder.glob(f"step-*{PARTIAL_SUFFIX}"), *folder.glob("step-*.gone")]:
+        remove(leftover)
 
 
-def _set_aside(path: Path) -> None:
+def _discard_checkpoint(path: Path) -> None:
     """What is to be removed loses its name first: a folder that lacks a part is no checkpoint."""
     gone = path.with_name(f"{path.name}.gone")
     if gone.is_dir():
@@ -63,24 +63,26 @@ def _set_aside(path: Path) -> None:
     path.replace(gone)
 
 
-def _take_place(aside: Path, path: Path) -> None:
+def _commit_folder(aside: Path, path: Path) -> None:
     """Give a checkpoint its name. A folder takes no other one's place at once: where its step has been written before,
     it first has a name that comes after, so that a kill at any moment leaves a whole one of the two with a name."""
-    again = path.with_stem(f"{path.stem}-again")
-    if again.exists():
+    replacement = path.with_stem(f"{path.stem}-again")
+    if replacement.exists():
         # Killed in the middle of this.
         if path.exists():
-            _set_aside(path)
-        again.replace(path)
+            _discard_checkpoint(path)
+        replacement.replace(path)
     if path.exists():
-        aside.replace(again)
-        _set_aside(path)
-        again.replace(path)
+        aside.replace(replacement)
+        _discard_checkpoint(path)
+        replacement.replace(path)
     else:
         aside.replace(path)
 
 
-def save_sharded(run: Path, step: int, tensors: dict[str, Tensor], rest: dict[str, Any], processes: Processes) -> Path:
+def save_sharded(
+    run: Path, step: int, tensors: dict[str, Tensor], rest: dict[str, Any], distributed: Distributed
+) -> Path:
     """Write tensors that are spread over processes, each its own shards, and the rest; every process calls this.
 
     Raises OSError on all processes where one cannot write, and leaves nothing half written.
@@ -88,10 +90,10 @@ def save_sharded(run: Path, step: int, tensors: dict[str, Tensor], rest: dict[st
     import torch.distributed.checkpoint as distributed_checkpoint
     from torch.distributed.checkpoint import HuggingFaceStorageWriter
 
-    folder = run / FOLDER
+    folder = run / CHECKPOINT_FOLDER
     path = folder / f"step-{step:09d}.shards"
-    # Not `written_aside`: many processes write to it, and each says on its own whether it could.
-    aside = path.with_name(f"{path.name}{PART}")
+    # Not `atomic_write`: many processes write to it, and each says on its own whether it could.
+    aside = path.with_name(f"{path.name}{PARTIAL_SUFFIX}")
 
     def begin() -> None:
         shutil.rmtree(aside, ignore_errors=True)
@@ -99,22 +101,22 @@ def save_sharded(run: Path, step: int, tensors: dict[str, Tensor], rest: dict[st
 
     def end() -> None:
         files = {file.name: file.stat().st_size for file in aside.iterdir()}
-        with _told_as_oserror(path), (aside / REST).open("wb") as file:
+        with _write_errors_as_oserror(path), (aside / REST_FILE).open("wb") as file:
             torch.save(rest | {"files": files}, file)
-        flush_to_disk(*aside.iterdir(), aside)
-        _take_place(aside, path)
-        _keep_last(folder)
+        fsync_paths(*aside.iterdir(), aside)
+        _commit_folder(aside, path)
+        _prune_checkpoints(folder)
 
     try:
-        processes.first_does(begin)
-        with _quiet(), _told_of_process(path, "written"):
+        distributed.run_on_main(begin)
+        with _ignore_warnings(), _rank_errors_as_oserror(path, "written"):
             writer = HuggingFaceStorageWriter(str(aside), save_distributed=True)
             distributed_checkpoint.save(tensors, storage_writer=writer)
         # Where a disk is not shared, or keeps what it is given back, only the process that wrote can say so.
-        processes.each(lambda: flush_to_disk(*aside.iterdir()))
-        processes.first_does(end)
+        distributed.run_on_all(lambda: fsync_paths(*aside.iterdir()))
+        distributed.run_on_main(end)
     except Exception:
-        if processes.first:
+        if distributed.is_main:
             shutil.rmtree(aside, ignore_errors=True)
         raise
     return path
@@ -125,11 +127,11 @@ def load_sharded(path: Path, tensors: dict[str, Tensor]) -> None:
     import torch.distributed.checkpoint as distributed_checkpoint
     from torch.distributed.checkpoint import HuggingFaceStorageReader
 
-    with _quiet(), _told_of_process(path, "read"):
+    with _ignore_warnings(), _rank_errors_as_oserror(path, "read"):
         distributed_checkpoint.load(tensors, storage_reader=HuggingFaceStorageReader(str(path)))
 
 
-def names_in(path: Path) -> set[str]:
+def tensor_names(path: Path) -> set[str]:
     """The names of the tensors that a sharded checkpoint has."""
     from torch.distributed.checkpoint import HuggingFaceStorageReader
 
@@ -137,7 +139,7 @@ def names_in(path: Path) -> set[str]:
 
 
 @contextmanager
-def _told_as_oserror(path: Path) -> Iterator[None]:
+def _write_errors_as_oserror(path: Path) -> Iterator[None]:
     """torch's writer tells of a full disk in a RuntimeError."""
     try:
         yield
@@ -146,64 +148,64 @@ def _told_as_oserror(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _told_of_process(path: Path, what: str) -> Iterator[None]:
+def _rank_errors_as_oserror(path: Path, what: str) -> Iterator[None]:
     """The library raises on all processes what went wrong on one, as an exception of its own that is no Exception."""
     from torch.distributed.checkpoint.api import CheckpointException
 
     try:
         yield
     except CheckpointException as error:
-        number, (cause, _) = next(iter(sorted(error.failures.items())))
-        words = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
-        raise OSError(f"{path}: could not be {what} by process {number}: {words}") from None
+        rank, (cause, _) = next(iter(sorted(error.failures.items())))
+        message = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
+        raise OSError(f"{path}: could not be {what} by process {rank}: {message}") from None
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def _ignore_warnings() -> Iterator[None]:
     """Without the library's word that a process alone is one process."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 
 
-def checkpoints_in(run: Path) -> list[Path]:
+def list_checkpoints(run: Path) -> list[Path]:
     """The checkpoints of a run, the newest last."""
-    found = [*(run / FOLDER).glob("step-*.pt"), *(run / FOLDER).glob("step-*.shards")]
-    return sorted(found, key=lambda path: (path.stem, path.suffix))
+    paths = [*(run / CHECKPOINT_FOLDER).glob("step-*.pt"), *(run / CHECKPOINT_FOLDER).glob("step-*.shards")]
+    return sorted(paths, key=lambda path: (path.stem, path.suffix))
 
 
-def last_checkpoint(run: Path, say: Callable[[str], None]) -> dict[str, Any] | None:
+def load_last_checkpoint(run: Path, say: Callable[[str], None]) -> dict[str, Any] | None:
     """The state of the newest checkpoint that reads back, None if there is none; of a sharded one all but its tensors,
     whose folder is under "shards"."""
-    for path in reversed(checkpoints_in(run)):
+    for path in reversed(list_checkpoints(run)):
         try:
             if path.is_dir():
-                rest = torch.load(path / REST, map_location="cpu", weights_only=True)
+                rest = torch.load(path / REST_FILE, map_location="cpu", weights_only=True)
                 for name, size in rest.pop("files", {}).items():
                     if (path / name).stat().st_size != size:
                         raise ValueError(f"{name} is not whole")
                 return rest | {"shards": str(path)}
             return torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:
-            words = (str(error).splitlines() or [type(error).__name__])[0]
-            say(f"{path}: does not read back ({words[:80]}); taking the one before it")
+            message = (str(error).splitlines() or [type(error).__name__])[0]
+            say(f"{path}: does not read back ({message[:80]}); taking the one before it")
     return None
 
 
 def random_states() -> dict[str, Any]:
     """Where the generators of torch, NumPy and Python stand."""
-    kind, keys, place, has_gauss, gauss = np.random.get_state()
-    found: dict[str, Any] = {
+    kind, keys, position, has_gauss, gauss = np.random.get_state()
+    states: dict[str, Any] = {
         "torch": torch.get_rng_state(),
-        "numpy": [str(kind), torch.from_numpy(np.array(keys, dtype=np.int64)), place, has_gauss, gauss],
-        "python": list(map(_listed, random.getstate())),
+        "numpy": [str(kind), torch.from_numpy(np.array(keys, dtype=np.int64)), position, has_gauss, gauss],
+        "python": list(map(_tuple_to_list, random.getstate())),
     }
     if (accelerator := torch.accelerator.current_accelerator()) is not None:
-        found[accelerator.type] = _states_of(torch.get_device_module(accelerator))
-    return found
+        states[accelerator.type] = _device_random_states(torch.get_device_module(accelerator))
+    return states
 
 
-def _states_of(device: Any) -> list[Tensor]:
+def _device_random_states(device: Any) -> list[Tensor]:
     """Where the generators of an accelerator's devices stand; of one that has a single device (MPS) that one's."""
     return device.get_rng_state_all() if hasattr(device, "get_rng_state_all") else [device.get_rng_state()]
 
@@ -211,8 +213,8 @@ def _states_of(device: Any) -> list[Tensor]:
 def restore_random_states(states: dict[str, Any]) -> None:
     """Put the generators back where `random_states` found them."""
     torch.set_rng_state(states["torch"])
-    kind, keys, place, has_gauss, gauss = states["numpy"]
-    np.random.set_state((kind, keys.numpy().astype(np.uint32), place, has_gauss, gauss))
+    kind, keys, position, has_gauss, gauss = states["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, gauss))
     version, internal, gauss_next = states["python"]
     random.setstate((version, tuple(internal), gauss_next))
     accelerator = torch.accelerator.current_accelerator()
@@ -224,7 +226,7 @@ def restore_random_states(states: dict[str, Any]) -> None:
             device.set_rng_state(states[accelerator.type][0])
 
 
-def _listed(value: Any) -> Any:
+def _tuple_to_list(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
@@ -233,41 +235,41 @@ STOPPING = "stopping: after this step a checkpoint is written; Ctrl-C again stop
 
 
 @contextmanager
-def asked_to_stop(launched: bool = False) -> Iterator[Callable[[], bool]]:
+def stop_signal(launched: bool = False) -> Iterator[Callable[[], bool]]:
     """Turns the first Ctrl-C or SIGTERM into a question that a loop can ask; the second one stops at once.
 
     A launcher passes on what its whole process group has had already: a second SIGTERM within `SAME` seconds is the
     first one, also where it comes after the loop has ended, and so is a second Ctrl-C where one is at work
     (`launched`).
     """
-    asked: float | None = None
+    signal_time: float | None = None
     if threading.current_thread() is not threading.main_thread():
         # Signals come to the main thread alone.
         yield lambda: False
         return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous_handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
-    def remember(number: int, frame: Any) -> None:
-        nonlocal asked
+    def handle_signal(number: int, frame: Any) -> None:
+        nonlocal signal_time
         now = time.monotonic()
-        if asked is None:
-            asked = now
+        if signal_time is None:
+            signal_time = now
             if os.environ.get("RANK", "0") == "0":
                 # Not by print: a signal may come while one is at work. The step may take long, its checkpoint as well.
                 os.write(2, STOPPING.encode())
-        elif now - asked > SAME or (number == signal.SIGINT and not launched):
-            give_back()
+        elif now - signal_time > REPEATED_SIGNAL_SECONDS or (number == signal.SIGINT and not launched):
+            restore_handlers()
             os.kill(os.getpid(), number)
 
-    def give_back() -> None:
-        for number, handler in before.items():
+    def restore_handlers() -> None:
+        for number, handler in previous_handlers.items():
             signal.signal(number, handler)
 
-    for number in before:
-        signal.signal(number, remember)
+    for number in previous_handlers:
+        signal.signal(number, handle_signal)
     try:
-        yield lambda: asked is not None
+        yield lambda: signal_time is not None
     finally:
-        give_back()
-        if asked is not None:
-            signal.signal(signal.SIGTERM, remember)
+        restore_handlers()
+        if signal_time is not None:
+            signal.signal(signal.SIGTERM, handle_signal)

@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 from functools import reduce
 from typing import Any, Literal
 
-from clipvisionalign.data.captioned import Identity
+from clipvisionalign.data.captioned import IdentityMode
 from clipvisionalign.models.aligner import AlignerConfig
 from clipvisionalign.models.heads import HEADS
+from clipvisionalign.training.contrastive import LossConfig
 from clipvisionalign.training.fine_tuning import IMAGE_FROZEN, LoraConfig
-from clipvisionalign.training.losses import LossConfig
 
 #: TensorBoard by default, where it is installed.
-TRACKERS = "tensorboard"
+DEFAULT_TRACKERS = "tensorboard"
 
 
 @dataclass
@@ -82,7 +82,7 @@ class RunConfig:
     out: str = "runs/self"
     layout: str = "auto"
     group: str = ""
-    identity: Identity = "auto"
+    identity: IdentityMode = "auto"
     model: AlignerConfig = field(default_factory=AlignerConfig)
     init: str = ""
     epochs: int = 6
@@ -114,7 +114,7 @@ class RunConfig:
     workers: int = 2
     checkpoint_minutes: float = 5.0
     cache: str = "auto"
-    trackers: str = TRACKERS
+    trackers: str = DEFAULT_TRACKERS
     compile: bool = False
     shard: bool = False
     profile: int = 0
@@ -139,11 +139,11 @@ def check_settings(config: RunConfig) -> None:
         raise ValueError(f"--peft lora trains adapters in a tower, and --freeze {config.freeze} freezes both")
     if config.profile and config.overwrite:
         raise ValueError("--profile leaves no run, and replaces none: leave --overwrite out")
-    for names, holds, told in RANGES:
+    for names, holds, allowed in RANGES:
         for name in names.split():
             value = reduce(getattr, name.split("."), config)
             if not holds(value):
-                raise ValueError(f"--{name} should be {told}, not {value}")
+                raise ValueError(f"--{name} should be {allowed}, not {value}")
 
 
 def _check_widths(model: AlignerConfig) -> None:
@@ -177,23 +177,23 @@ RANGES: list[tuple[str, Callable[[Any], bool], str]] = [
 ]  # fmt: skip
 
 
-def keeps_features(config: RunConfig) -> bool:
+def caches_image_features(config: RunConfig) -> bool:
     """Whether a run would keep its picture tower's features on disk, which are known by the images' bytes."""
     adapted = config.peft == "lora" and config.lora.towers != "text"
     return config.freeze in IMAGE_FROZEN and config.cache != "off" and not adapted
 
 
-def keeps_captions(config: RunConfig) -> bool:
+def caches_caption_features(config: RunConfig) -> bool:
     """Whether a run would keep on disk what its text tower gives for the captions."""
     adapted = config.peft == "lora" and config.lora.towers != "image"
     return config.freeze in ("both", "all") and config.cache != "off" and not adapted
 
 
-def share_of_step(config: RunConfig, processes: int) -> int:
+def images_per_process(config: RunConfig, world_size: int) -> int:
     """How many images of a step a process has, at most: a chunk of as many is the whole of it."""
-    return -(-config.batch // processes)
+    return -(-config.batch // world_size)
 
 
-def _learns_from_random(config: RunConfig) -> bool:
+def trains_from_random(config: RunConfig) -> bool:
     """Whether the image tower starts at random and is trained, so that its batch norms gather statistics."""
     return config.model.image_tower.weights == "random" and config.freeze not in IMAGE_FROZEN

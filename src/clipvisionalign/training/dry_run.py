@@ -6,13 +6,19 @@ import torch
 
 from clipvisionalign.batch import Batch, group_by_length
 from clipvisionalign.models.aligner import Aligner
-from clipvisionalign.models.text_families import kept_random_states
-from clipvisionalign.training.build import _build, _loss, _processes, found_here, refuse_mixed_statistics
+from clipvisionalign.models.text_families import preserve_rng_state
+from clipvisionalign.training.build import (
+    build_aligner,
+    build_loss,
+    check_batch_norm_statistics,
+    found_here,
+    start_distributed,
+)
 from clipvisionalign.training.config import RunConfig, check_settings
-from clipvisionalign.training.fine_tuning import keep_frozen_still
-from clipvisionalign.training.forward import Known, Towers
-from clipvisionalign.training.optimizer import _optimizer
-from clipvisionalign.training.records import _nothing
+from clipvisionalign.training.fine_tuning import set_frozen_eval
+from clipvisionalign.training.forward import PrecomputedFeatures, Towers
+from clipvisionalign.training.metrics_logger import discard
+from clipvisionalign.training.optimizer import build_optimizer
 from clipvisionalign.training.step import Step
 
 
@@ -25,31 +31,31 @@ def try_step(config: RunConfig, base: RunConfig | None = None) -> None:
     """
     check_settings(config)
     device, _, _ = found_here(config)
-    processes = _processes(config, device, [])
-    with kept_random_states():
+    processes = start_distributed(config, device, [])
+    with preserve_rng_state():
         below = None if base is None else Aligner(base.model)
-        aligner = _build(config, device, _nothing, True, below)
-        refuse_mixed_statistics(aligner, config, processes)
-        loss_of = _loss(config, aligner)
+        aligner = build_aligner(config, device, discard, True, below)
+        check_batch_norm_statistics(aligner, config, processes)
+        loss_of = build_loss(config, aligner)
         aligner.train()
-        keep_frozen_still(aligner, config.freeze)
+        set_frozen_eval(aligner, config.freeze)
         try:
             step = Step(
                 Towers(aligner, loss_of, (torch.float32,) * 2), processes, config.negatives, config.fusion_weight
             )
-            _optimizer(config, step)
-            step.whole(_made_up(aligner).to(device), Known())
+            build_optimizer(config, step)
+            step.backward(_made_up(aligner).to(device), PrecomputedFeatures())
         except (ValueError, OSError, ModuleNotFoundError):
             raise
         except Exception as error:
             reason = " ".join((str(error).strip().splitlines() or [""])[0].split())
-            own = f", with --loss.name {config.loss.name}" if loss_of.own is not None else ""
+            own = f", with --loss.name {config.loss.name}" if loss_of.custom_loss is not None else ""
             raise ValueError(f"a first step fails{own}: {type(error).__name__}: {reason}") from error
 
 
 def _made_up(aligner: Aligner) -> Batch:
     """Two images with a caption each."""
-    size, two = aligner.image_tower.input.size, torch.arange(2)
+    size, two = aligner.image_tower.image_transform.size, torch.arange(2)
     tokens = aligner.text_tower.tokenize(["a dog", "two children run across the grass"])
     pixels = torch.randint(256, (2, 3, size, size), dtype=torch.uint8)
     return Batch(two, pixels, group_by_length(tokens, aligner.text_tower.pad), two, two)

@@ -8,29 +8,36 @@ from contextlib import contextmanager
 import numpy as np
 
 from clipvisionalign.models.aligner import Aligner
-from clipvisionalign.progress import long_step
-from clipvisionalign.training.dev import DevFigures
+from clipvisionalign.progress import progress_step
+from clipvisionalign.training.metrics_logger import MetricsLogger
 from clipvisionalign.training.profiling import Timings
-from clipvisionalign.training.records import Records
-from clipvisionalign.training.state import Place
+from clipvisionalign.training.state import TrainProgress
+from clipvisionalign.training.validation import DevMetrics
 
 
-def end_of_epoch(
-    where: Place, dev: DevFigures, shape: tuple[int, int], records: Records, timings: Timings, seconds: float
+def record_epoch(
+    progress: TrainProgress,
+    dev: DevMetrics,
+    shape: tuple[int, int],
+    records: MetricsLogger,
+    timings: Timings,
+    seconds: float,
 ) -> None:
     """Record what an epoch showed. shape: images and captions of a step."""
-    loss, fusion, accuracy = (value / max(where.seen, 1) for value in where.sums)
-    where.history.append([loss, accuracy, dev.metrics.rsum.value, *shape, dev.loss, dev.accuracy])
+    loss, fusion, accuracy = (value / max(progress.seen, 1) for value in progress.sums)
+    progress.history.append([loss, accuracy, dev.metrics.rsum.value, *shape, dev.loss, dev.accuracy])
     records.write(
-        where.step, epoch=where.epoch, train_loss=loss, train_fusion_loss=fusion, train_accuracy=accuracy,
-        **dev.to_dict(), seconds=seconds, time={kind: round(took, 2) for kind, took in timings.taken().items()},
+        progress.step, epoch=progress.epoch, train_loss=loss, train_fusion_loss=fusion, train_accuracy=accuracy,
+        **dev.to_dict(), seconds=seconds, time={kind: round(took, 2) for kind, took in timings.pop().items()},
     )  # fmt: skip
 
 
-def _epoch_line(epoch: int, epochs: int, where: Place, dev: DevFigures, seconds: float, kept: Aligner) -> str:
+def epoch_line(
+    epoch: int, epochs: int, progress: TrainProgress, dev: DevMetrics, seconds: float, ema_model: Aligner
+) -> str:
     ways, chance = ("image_to_text", "text_to_image"), dev.metrics.chance
-    loss, fusion, accuracy = (value / max(where.seen, 1) for value in where.sums)
-    pair = f", fusion {fusion:.3f}" if kept.fusion is not None else ""
+    loss, fusion, accuracy = (value / max(progress.seen, 1) for value in progress.sums)
+    pair = f", fusion {fusion:.3f}" if ema_model.fusion is not None else ""
     recalls, by_chance = [], []
     for k in (1, 5):
         both = [getattr(dev.metrics, way)[f"recall_at_{k}"].value for way in ways]
@@ -39,7 +46,7 @@ def _epoch_line(epoch: int, epochs: int, where: Place, dev: DevFigures, seconds:
     return (
         f"epoch {epoch}/{epochs}: loss {loss:.3f}{pair}, accuracy {accuracy:.3f} | dev loss {dev.loss:.3f}, accuracy "
         f"{dev.accuracy:.3f}, {', '.join(recalls)} (image to text / text to image), rsum {dev.metrics.rsum.value:.1f} "
-        f"(chance: {', '.join(by_chance)}, {chance['rsum']:.1f}) | temperature {1 / kept.scale().item():.3f} | "
+        f"(chance: {', '.join(by_chance)}, {chance['rsum']:.1f}) | temperature {1 / ema_model.scale().item():.3f} | "
         f"{seconds:.0f} s"
     )
 
@@ -47,8 +54,8 @@ def _epoch_line(epoch: int, epochs: int, where: Place, dev: DevFigures, seconds:
 @contextmanager
 def progress_line(steps: int, done: int, shown: bool) -> Iterator[Callable[[int, np.ndarray, float, float], None]]:
     """Tells how far the training is, with loss, accuracy, dev rsum so far and images/s. done: steps before this one."""
-    with long_step("training, step", steps, shown) as line:
-        line.begin_at(done)
+    with progress_step("training, step", steps, shown) as line:
+        line.set_initial(done)
 
         def show(step: int, values: np.ndarray, speed: float, best: float) -> None:
             recall = f", dev rsum {best:.1f}" if best >= 0 else ""

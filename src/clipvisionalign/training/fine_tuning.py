@@ -12,9 +12,9 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from clipvisionalign.models.aligner import PAIR_PARTS, Aligner
+from clipvisionalign.models.aligner import PAIR_SCORER_PREFIXES, Aligner
 from clipvisionalign.models.longformer import Longformer
-from clipvisionalign.training.processes import is_shard, own_part, whole
+from clipvisionalign.training.distributed import full_tensor, is_sharded, local_shard
 
 #: A layer's number in the names of transformers' encoders and of ours.
 LAYER = re.compile(r"\.(?:layer|layers|block|blocks|h)\.(\d+)\.")
@@ -26,7 +26,7 @@ IMAGE_FROZEN = ("image", "both", "all")
 TEXT_FROZEN = ("text", "both", "all")
 
 #: Longformer multiplies with these weights themselves, not through the modules that an adapter replaces.
-NOT_ADAPTED = ("key_global", "value_global")
+LORA_EXCLUDED = ("key_global", "value_global")
 
 
 @dataclass
@@ -46,49 +46,49 @@ class LoraConfig:
     dropout: float = 0.0
 
 
-def freeze(aligner: Aligner, what: str, patterns: list[str]) -> list[str]:
+def freeze(aligner: Aligner, mode: str, patterns: list[str]) -> list[str]:
     """Keep towers, and parameters by name, as they are; returns the patterns that froze nothing more.
 
     what: "image", "text", "both", "none", or "all" for everything but a fusion; patterns: of parameters' names, with *.
     Raises ValueError for a pattern that no parameter's name fits.
     """
-    if what == "all":
+    if mode == "all":
         aligner.requires_grad_(False)
         if aligner.fusion is not None:
             aligner.fusion.requires_grad_(True)
     else:
-        aligner.image_tower.requires_grad_(what not in IMAGE_FROZEN)
-        aligner.text_tower.requires_grad_(what not in TEXT_FROZEN)
-        if what not in TEXT_FROZEN:
+        aligner.image_tower.requires_grad_(mode not in IMAGE_FROZEN)
+        aligner.text_tower.requires_grad_(mode not in TEXT_FROZEN)
+        if mode not in TEXT_FROZEN:
             # Words that no training caption holds should keep their place beside those that some hold.
             aligner.text_tower.encoder.get_input_embeddings().requires_grad_(False)
     names = dict(aligner.named_parameters())
-    idle = []
+    redundant_patterns = []
     for pattern in patterns:
-        found = [parameter for name, parameter in names.items() if fnmatchcase(name, pattern)]
-        if not found:
-            some = ", ".join(list(names)[:: max(1, len(names) // 4)][:4])
-            raise ValueError(f"--freeze_layers {pattern}: no parameter has such a name; there are {some}, ...")
-        if not any(parameter.requires_grad for parameter in found):
-            idle.append(pattern)
-        for parameter in found:
+        matching = [parameter for name, parameter in names.items() if fnmatchcase(name, pattern)]
+        if not matching:
+            examples = ", ".join(list(names)[:: max(1, len(names) // 4)][:4])
+            raise ValueError(f"--freeze_layers {pattern}: no parameter has such a name; there are {examples}, ...")
+        if not any(parameter.requires_grad for parameter in matching):
+            redundant_patterns.append(pattern)
+        for parameter in matching:
             parameter.requires_grad_(False)
-    return idle
+    return redundant_patterns
 
 
-def keep_frozen_still(aligner: Aligner, what: str) -> None:
+def set_frozen_eval(aligner: Aligner, mode: str) -> None:
     """A frozen tower drops nothing out; a pretrained batch norm keeps its statistics even where its tower is trained.
 
     With statistics of its own a vector depends on its image alone, in training too, and a batch in chunks is the batch.
     """
-    if what in IMAGE_FROZEN:
+    if mode in IMAGE_FROZEN:
         aligner.image_tower.eval()
-    if what in TEXT_FROZEN:
+    if mode in TEXT_FROZEN:
         aligner.text_tower.eval()
-    if what == "all":
+    if mode == "all":
         aligner.image_head.eval()
     if aligner.config.image_tower.weights != "random":
-        for module in norms(aligner):
+        for module in image_batch_norms(aligner):
             module.eval()
     for name, module in aligner.named_modules():
         # An adapter in a frozen tower is trained, and drops out what it should.
@@ -96,7 +96,7 @@ def keep_frozen_still(aligner: Aligner, what: str) -> None:
             module.train()
 
 
-def norms(aligner: Aligner) -> Iterator[nn.Module]:
+def image_batch_norms(aligner: Aligner) -> Iterator[nn.Module]:
     """The batch norms of the picture tower."""
     for module in aligner.image_tower.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -106,7 +106,7 @@ def norms(aligner: Aligner) -> Iterator[nn.Module]:
 # --- LoRA ------------------------------------------------------------------------------------------------------------
 
 
-def add_lora(aligner: Aligner, config: LoraConfig, frozen: Sequence[str] = ()) -> None:
+def add_lora(aligner: Aligner, config: LoraConfig, frozen_patterns: Sequence[str] = ()) -> None:
     """Freeze the towers named and put adapters beside their linear and convolution layers.
 
     frozen: patterns of parameters' names that stay as they are: their layers have no adapters, which would be merged
@@ -116,7 +116,7 @@ def add_lora(aligner: Aligner, config: LoraConfig, frozen: Sequence[str] = ()) -
     from peft import inject_adapter_in_model
 
     towers = {"text": aligner.text_tower.encoder, "image": aligner.image_tower.backbone}
-    within = {"text": "text_tower.encoder", "image": "image_tower.backbone"}
+    prefixes = {"text": "text_tower.encoder", "image": "image_tower.backbone"}
     for name, tower in towers.items():
         if config.towers not in (name, "both"):
             continue
@@ -124,12 +124,13 @@ def add_lora(aligner: Aligner, config: LoraConfig, frozen: Sequence[str] = ()) -
             path
             for path, module in tower.named_modules()
             if (isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.groups == 1))
-            and not (isinstance(tower, Longformer) and path.endswith(NOT_ADAPTED))
-            and not any(fnmatchcase(f"{within[name]}.{path}.weight", pattern) for pattern in frozen)
+            and not (isinstance(tower, Longformer) and path.endswith(LORA_EXCLUDED))
+            and not any(fnmatchcase(f"{prefixes[name]}.{path}.weight", pattern) for pattern in frozen_patterns)
         ]
         if not targets:
             raise ValueError(
-                f"--peft lora: no layer of the {name} tower is left to be adapted by --freeze_layers {' '.join(frozen)}"
+                f"--peft lora: no layer of the {name} tower is left to be adapted by --freeze_layers "
+                f"{' '.join(frozen_patterns)}"
             )
         tower.requires_grad_(False)
         settings = PeftConfig(
@@ -138,49 +139,49 @@ def add_lora(aligner: Aligner, config: LoraConfig, frozen: Sequence[str] = ()) -
         inject_adapter_in_model(settings, tower)
 
 
-def merged(aligner: Aligner) -> Aligner:
+def merge_lora(aligner: Aligner) -> Aligner:
     """A copy whose adapters are merged into the weights beside them: an aligner like any other."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    found = copy.deepcopy(aligner)
-    for name, module in list(found.named_modules()):
+    result = copy.deepcopy(aligner)
+    for name, module in list(result.named_modules()):
         if isinstance(module, BaseTunerLayer):
             module.merge()
-            parent, _, own = name.rpartition(".")
-            setattr(found.get_submodule(parent), own, module.get_base_layer())
-    return found
+            parent, _, attribute = name.rpartition(".")
+            setattr(result.get_submodule(parent), attribute, module.get_base_layer())
+    return result
 
 
 # --- learning rates --------------------------------------------------------------------------------------------------
 
 
-def depths(aligner: Aligner) -> dict[str, tuple[int, int]]:
+def layer_indices(aligner: Aligner) -> dict[str, tuple[int, int]]:
     """For each parameter of a tower: the layer that it belongs to, from the input on, and how many there are."""
-    found: dict[str, tuple[int, int]] = {}
+    indices: dict[str, tuple[int, int]] = {}
     backbone: Any = aligner.image_tower.backbone
     if hasattr(backbone, "group_matcher"):
         from timm.models import group_parameters
 
         layers = group_parameters(backbone, backbone.group_matcher(coarse=False), reverse=True)
         last = max(layers.values(), default=0)
-        found |= {f"image_tower.backbone.{name}": (layer, last) for name, layer in layers.items()}
+        indices |= {f"image_tower.backbone.{name}": (layer, last) for name, layer in layers.items()}
     names = [name for name, _ in aligner.named_parameters() if name.startswith("text_tower.")]
-    return found | text_depths(names)
+    return indices | text_layer_indices(names)
 
 
-def text_depths(names: Sequence[str]) -> dict[str, tuple[int, int]]:
+def text_layer_indices(names: Sequence[str]) -> dict[str, tuple[int, int]]:
     """For each parameter of a text tower, in the order in which it defines them, its layer and how many there are: 0
     for the embeddings before the layers, the last one for what follows them, such as a final norm.
 
-    >>> text_depths(["embeddings.weight", "layer.0.bias", "layer.1.bias", "norm.weight"])["norm.weight"]
+    >>> text_layer_indices(["embeddings.weight", "layer.0.bias", "layer.1.bias", "norm.weight"])["norm.weight"]
     (2, 2)
     """
     numbers = [int(match[1]) + 1 if (match := LAYER.search(f".{name}")) else 0 for name in names]
     last = max(numbers, default=0)
-    first = numbers.index(1) if 1 in numbers else len(names)
+    first_layer_position = numbers.index(1) if 1 in numbers else len(names)
     return {
-        name: (number if number or place < first else last, last)
-        for place, (name, number) in enumerate(zip(names, numbers, strict=True))
+        name: (number if number or position < first_layer_position else last, last)
+        for position, (name, number) in enumerate(zip(names, numbers, strict=True))
     }
 
 
@@ -197,52 +198,56 @@ def optimizer_groups(
     rates: by a parameter's first name, `head_rate` for all others. layer_decay: the last layer of a tower learns at its
     rate, the one before at `layer_decay` times that, and so on (Howard and Ruder, arXiv:1801.06146, section 3.2).
     """
-    layers = depths(aligner) if layer_decay != 1 else {}
+    layers = layer_indices(aligner) if layer_decay != 1 else {}
     # What scores pairs is never sharded, and does not go into one fused step with what may be. The groups are the same
     # either way: a run that is begun on many processes may go on on one.
     groups: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
     for name, parameter in named:
         if not parameter.requires_grad:
             continue
-        own = name.removeprefix("aligner.")
-        layer, last = layers.get(own, (0, 0))
-        rate = rates.get(own.split(".")[0], head_rate) * layer_decay ** (last - layer)
-        kind = rate, weight_decay if parameter.ndim > 1 else 0.0, own.startswith(PAIR_PARTS)
+        parameter_name = name.removeprefix("aligner.")
+        layer, last = layers.get(parameter_name, (0, 0))
+        rate = rates.get(parameter_name.split(".")[0], head_rate) * layer_decay ** (last - layer)
+        kind = rate, weight_decay if parameter.ndim > 1 else 0.0, parameter_name.startswith(PAIR_SCORER_PREFIXES)
         groups.setdefault(kind, []).append(parameter)
-    return [{"params": found, "lr": rate, "weight_decay": decay} for (rate, decay, _), found in groups.items()]
+    return [
+        {"params": parameters, "lr": rate, "weight_decay": decay} for (rate, decay, _), parameters in groups.items()
+    ]
 
 
 # --- the average that is kept ----------------------------------------------------------------------------------------
 
 
-class WeightAverage:
+class ExponentialMovingAverage:
     """An exponential moving average of the trained weights, in a copy of the model that is measured and kept.
 
     It forgets faster in its first steps, so that a short run is not averaged away. Sharded weights are averaged shard
     by shard and gathered when the copy is asked for.
     """
 
-    def __init__(self, aligner: Aligner, kept: Aligner, decay: float) -> None:
+    def __init__(self, aligner: Aligner, ema_model: Aligner, decay: float) -> None:
         self.decay, self.updates = decay, 0
-        self.aligner, self.kept = aligner, kept
-        known = dict(kept.named_parameters())
-        self.trained = {name: parameter for name, parameter in aligner.named_parameters() if parameter.requires_grad}
+        self.aligner, self.ema_model = aligner, ema_model
+        ema_parameters = dict(ema_model.named_parameters())
+        self.trained_parameters = {
+            name: parameter for name, parameter in aligner.named_parameters() if parameter.requires_grad
+        }
         # What is trained may be whole where what is frozen is not.
-        self.sharded = any(is_shard(parameter) for parameter in aligner.parameters())
+        self.sharded = any(is_sharded(parameter) for parameter in aligner.parameters())
         self.weights = {
-            name: parameter.detach().clone() if self.sharded else known[name].detach()
-            for name, parameter in self.trained.items()
+            name: parameter.detach().clone() if self.sharded else ema_parameters[name].detach()
+            for name, parameter in self.trained_parameters.items()
         }
         # Looked for once: in a large model that takes as long as a step of its head.
-        self.buffers = list(kept.buffers()), list(aligner.buffers())
+        self.buffers = list(ema_model.buffers()), list(aligner.buffers())
 
     @torch.no_grad()
     def update(self) -> None:
         """One step on towards the weights as they are now."""
         self.updates += 1
-        share = 1 - min(self.decay, (1 + self.updates) / (10 + self.updates))
-        averaged, current = ([own_part(t) for t in ts.values()] for ts in (self.weights, self.trained))
-        torch._foreach_lerp_(averaged, [tensor.data for tensor in current], share)
+        step_fraction = 1 - min(self.decay, (1 + self.updates) / (10 + self.updates))
+        averaged, current = ([local_shard(t) for t in ts.values()] for ts in (self.weights, self.trained_parameters))
+        torch._foreach_lerp_(averaged, [tensor.data for tensor in current], step_fraction)
         if self.buffers[0]:
             torch._foreach_copy_(*self.buffers)
 
@@ -250,10 +255,10 @@ class WeightAverage:
     def model(self) -> Aligner:
         """The copy with the averaged weights."""
         if self.sharded:
-            known = dict(self.kept.named_parameters())
+            ema_parameters = dict(self.ema_model.named_parameters())
             for name, tensor in self.weights.items():
-                known[name].copy_(whole(tensor))
-        return self.kept
+                ema_parameters[name].copy_(full_tensor(tensor))
+        return self.ema_model
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps of it."""

@@ -12,31 +12,31 @@ import torch
 from clipvisionalign.data.captioned import CaptionedImages
 from clipvisionalign.models.aligner import Aligner
 from clipvisionalign.models.text_tower import TextTower
-from clipvisionalign.training.config import RunConfig, keeps_captions, keeps_features
+from clipvisionalign.training.config import RunConfig, caches_caption_features, caches_image_features
+from clipvisionalign.training.data import TrainingData
+from clipvisionalign.training.distributed import Distributed
 from clipvisionalign.training.feature_cache import (
-    CaptionCache,
-    FeatureCache,
-    NoRoomError,
+    CaptionFeatureCache,
+    DiskFullError,
+    ImageFeatureCache,
     View,
+    augmentation_views,
     cache_folder,
-    captions_are_there,
-    features_are_there,
-    open_captions,
-    open_features,
-    room_for,
-    size_on_disk,
-    views_of,
+    caption_features_exist,
+    has_free_space,
+    image_features_exist,
+    image_features_size,
+    open_caption_features,
+    open_image_features,
 )
-from clipvisionalign.training.processes import Processes
-from clipvisionalign.training.records import Say
-from clipvisionalign.training.training_data import TrainingData
+from clipvisionalign.training.metrics_logger import Log
 
-Kept = TypeVar("Kept")
+CacheT = TypeVar("CacheT")
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """A split whose picture features are wanted, see `open_features`."""
+class FeatureRequest:
+    """A split whose picture features are wanted, see `open_image_features`."""
 
     data: CaptionedImages
     views: list[View]
@@ -45,141 +45,146 @@ class Wanted:
 
 
 @dataclass(frozen=True)
-class Room:
+class CacheSpace:
     """What a frozen tower's outputs need on the disk of a cache. sizes: bytes of each part; what: what they are."""
 
     root: Path
     sizes: list[int]
     what: str
 
-    def there(self, parts: Callable[[], Sequence[bool]], decided: bool | None) -> bool:
+    def has_space(self, parts_exist: Callable[[], Sequence[bool]], used_before: bool | None) -> bool:
         """Whether there is room for what is not there already. parts: whether each part is.
 
         decided: whether the run, which goes on, has used them. Raises OSError where it has, and there is no room.
         """
-        if room_for(self.root, sum(self.sizes)):
+        if has_free_space(self.root, sum(self.sizes)):
             return True
         # Whether they are there takes a hash of all weights to know: asked where it matters.
-        missing = sum(size for size, there in zip(self.sizes, parts(), strict=True) if not there)
-        if not missing or room_for(self.root, missing):
+        missing = sum(size for size, exists in zip(self.sizes, parts_exist(), strict=True) if not exists)
+        if not missing or has_free_space(self.root, missing):
             return True
-        if decided:
+        if used_before:
             raise OSError(f"{self}, which this run was begun with: make room there")
         return False
 
     def __str__(self) -> str:
         size = sum(self.sizes)
-        told = f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
-        return f"{self.root}: no room for {told} of {self.what}"
+        size_text = f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
+        return f"{self.root}: no room for {size_text} of {self.what}"
 
 
-def _kept(
-    room: Room,
-    there: Callable[[], Sequence[bool]],
-    opened: Callable[[], list[Kept]],
-    processes: Processes,
-    decided: bool | None,
-) -> list[Kept] | None:
+def _compute_once(
+    room: CacheSpace,
+    parts_exist: Callable[[], Sequence[bool]],
+    open_caches: Callable[[], list[CacheT]],
+    distributed: Distributed,
+    used_before: bool | None,
+) -> list[CacheT] | None:
     """What `opened` gives on every process, computed once by the first; None where there is no room for it."""
 
     def compute() -> bool:
-        found = room.there(there, decided)
+        has_space = room.has_space(parts_exist, used_before)
         try:
-            if found:
-                opened()
-        except NoRoomError:
+            if has_space:
+                open_caches()
+        except DiskFullError:
             # Others have written to the disk meanwhile.
-            if decided:
+            if used_before:
                 raise
             return False
-        return found
+        return has_space
 
     # Computed once more where a disk is another process's own.
-    return processes.each(opened, patient=True) if processes.first_does(compute) else None
+    return distributed.run_on_all(open_caches, long_timeout=True) if distributed.run_on_main(compute) else None
 
 
-def frozen_features(
+def load_frozen_image_features(
     config: RunConfig,
     aligner: Aligner,
     data: TrainingData,
     dtype: torch.dtype,
-    say: Say,
-    processes: Processes,
-    decided: bool | None = None,
-) -> tuple[FeatureCache | None, FeatureCache | None]:
+    say: Log,
+    distributed: Distributed,
+    used_before: bool | None = None,
+) -> tuple[ImageFeatureCache | None, ImageFeatureCache | None]:
     """The picture tower's features of both splits, if it is frozen: computed once, by the first process.
 
     Pictures that turn out not to be decodable are left out of `data`. decided: whether the run, which goes on, has used
     features; None for one that begins, which uses them where there is room. Raises OSError where there no longer is.
     """
-    if decided is False:
+    if used_before is False:
         return None, None
-    if not keeps_features(config):
+    if not caches_image_features(config):
         return None, None
     train = data.train
     if not isinstance(train, CaptionedImages):
         return None, None
     root, tower = cache_folder(config.cache), aligner.image_tower
-    wanted = [Wanted(train, views_of(config.augment, config.views), dtype, "train")]
+    requests = [FeatureRequest(train, augmentation_views(config.augment, config.views), dtype, "train")]
     if not config.profile:
         # A profile measures no dev gallery.
-        wanted.append(Wanted(data.dev, views_of("none", 1), torch.float32, "dev"))
-    room = Room(root, [size_on_disk(len(each.data), len(each.views), tower) for each in wanted], "picture features")
+        requests.append(FeatureRequest(data.dev, augmentation_views("none", 1), torch.float32, "dev"))
+    room = CacheSpace(
+        root, [image_features_size(len(each.data), len(each.views), tower) for each in requests], "picture features"
+    )
 
-    def opened() -> list[FeatureCache]:
-        return [open_features(root, each.data, tower, each.views, each.dtype, each.what) for each in wanted]
+    def open_caches() -> list[ImageFeatureCache]:
+        return [open_image_features(root, each.data, tower, each.views, each.dtype, each.what) for each in requests]
 
-    def there() -> list[bool]:
-        return [features_are_there(root, each.data, tower, each.views, each.dtype) for each in wanted]
+    def parts_exist() -> list[bool]:
+        return [image_features_exist(root, each.data, tower, each.views, each.dtype) for each in requests]
 
-    found = _kept(room, there, opened, processes, decided)
-    if found is None:
+    caches = _compute_once(room, parts_exist, open_caches, distributed, used_before)
+    if caches is None:
         say(f"{room}: pictures go through the tower in every epoch")
         return None, None
-    features, *dev = found
-    data.without_failures(features, say)
+    features, *dev = caches
+    data.drop_unreadable(features, say)
     return features, dev[0] if dev else None
 
 
-def frozen_captions(
+def load_frozen_caption_features(
     config: RunConfig,
     aligner: Aligner,
     data: TrainingData,
-    say: Say,
-    processes: Processes,
-    decided: bool | None = None,
-) -> tuple[CaptionCache | None, CaptionCache | None]:
+    say: Log,
+    distributed: Distributed,
+    used_before: bool | None = None,
+) -> tuple[CaptionFeatureCache | None, CaptionFeatureCache | None]:
     """What the text tower gives for all captions of both splits, if it is frozen: computed once, by the first process.
 
     Of training captions not the pooled vectors alone, but those of every token, for a design that scores pairs.
-    decided: as for `frozen_features`. Raises OSError where there no longer is room. A stream's captions are not kept.
+    decided: as for `load_frozen_image_features`. Raises OSError where there no longer is room. A stream's captions are
+    not kept.
     """
-    if decided is False or not keeps_captions(config):
+    if used_before is False or not caches_caption_features(config):
         return None, None
     root, tower = cache_folder(config.cache), aligner.text_tower
-    wanted: list[tuple[CaptionedImages, bool]] = []
+    requests: list[tuple[CaptionedImages, bool]] = []
     if isinstance(data.train, CaptionedImages):
-        wanted.append((data.train, aligner.late is not None))
+        requests.append((data.train, aligner.late is not None))
     if not config.profile:
-        wanted.append((data.dev, False))
-    room = Room(root, [_captions_on_disk(*each, tower) for each in wanted], "caption features")
+        requests.append((data.dev, False))
+    room = CacheSpace(root, [_caption_features_size(*each, tower) for each in requests], "caption features")
 
-    def opened() -> list[CaptionCache]:
-        return [open_captions(root, some, tower, tokens) for some, tokens in wanted]
+    def open_caches() -> list[CaptionFeatureCache]:
+        return [open_caption_features(root, split, tower, tokens) for split, tokens in requests]
 
-    def there() -> list[bool]:
-        return [captions_are_there(root, some, tower, tokens) for some, tokens in wanted]
+    def parts_exist() -> list[bool]:
+        return [caption_features_exist(root, split, tower, tokens) for split, tokens in requests]
 
-    found = _kept(room, there, opened, processes, decided)
-    if found is None:
+    caches = _compute_once(room, parts_exist, open_caches, distributed, used_before)
+    if caches is None:
         say(f"{room}: captions go through the tower in every epoch")
         return None, None
-    train = found[0] if isinstance(data.train, CaptionedImages) else None
-    return train, None if config.profile else found[-1]
+    train = caches[0] if isinstance(data.train, CaptionedImages) else None
+    return train, None if config.profile else caches[-1]
 
 
-def _captions_on_disk(data: CaptionedImages, tokens: bool, tower: TextTower) -> int:
+def _caption_features_size(data: CaptionedImages, tokens: bool, tower: TextTower) -> int:
     """Bytes that the outputs for all captions take: pooled vectors, and the tokens too, at most."""
     count = len(data.captions)
-    words = sum(len(caption.split()) for caption in data.captions) if tokens else 0
-    return count * tower.width * 4 + min(2 * words + 2 * count * tokens, tower.max_tokens * count) * tower.width * 2
+    word_count = sum(len(caption.split()) for caption in data.captions) if tokens else 0
+    return (
+        count * tower.width * 4 + min(2 * word_count + 2 * count * tokens, tower.max_tokens * count) * tower.width * 2
+    )

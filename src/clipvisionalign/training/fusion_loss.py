@@ -6,13 +6,13 @@ import torch
 from torch import Tensor, nn
 
 from clipvisionalign.models.aligner import Aligner
-from clipvisionalign.models.heads import CaptionStates, ImageStates
-from clipvisionalign.models.late_interaction import late_scores
-from clipvisionalign.training.losses import contrastive_loss, sample_hard_negatives
+from clipvisionalign.models.heads import CaptionEmbeddings, ImageEmbeddings
+from clipvisionalign.models.late_interaction import maxsim
+from clipvisionalign.training.contrastive import contrastive_loss, sample_hard_negatives
 
 
 def pair_loss(
-    aligner: Aligner, images: ImageStates, captions: list[CaptionStates], partners: Tensor, negatives: int
+    aligner: Aligner, images: ImageEmbeddings, captions: list[CaptionEmbeddings], positives: Tensor, negatives: int
 ) -> Tensor:
     """The loss of what scores pairs: the late interaction's over all pairs, and the fusion's where there is one.
 
@@ -20,34 +20,34 @@ def pair_loss(
     """
     assert aligner.late is not None
     assert images.patches is not None
-    patches = aligner.late.patches(images.patches)
-    tokens = [aligner.late.tokens(*_tokens(group)) for group in captions]
-    late = aligner.late.scale() * torch.cat([late_scores(patches, some) for some in tokens], dim=1)
-    loss = contrastive_loss(late, partners)
+    patches = aligner.late.project_patches(images.patches)
+    tokens = [aligner.late.project_tokens(*tokens_of_rows(group)) for group in captions]
+    late = aligner.late.scale() * torch.cat([maxsim(patches, group_tokens) for group_tokens in tokens], dim=1)
+    loss = contrastive_loss(late, positives)
     if aligner.fusion is None:
         return loss
     logits = dual_logits(aligner, images, captions) + late.detach()
-    return loss + fusion_loss(aligner, images, patches, captions, logits, partners, negatives)
+    return loss + fusion_loss(aligner, images, patches, captions, logits, positives, negatives)
 
 
 @torch.no_grad()
-def dual_logits(aligner: Aligner, images: ImageStates, captions: list[CaptionStates]) -> Tensor:
+def dual_logits(aligner: Aligner, images: ImageEmbeddings, captions: list[CaptionEmbeddings]) -> Tensor:
     """The dual encoder's score of every pair over its temperature (B, M), without gradients."""
     return aligner.scale() * images.vectors @ torch.cat([group.vectors for group in captions]).T
 
 
-def _tokens(group: CaptionStates) -> tuple[Tensor, Tensor]:
+def tokens_of_rows(group: CaptionEmbeddings) -> tuple[Tensor, Tensor]:
     assert group.tokens is not None
     return group.tokens, group.mask
 
 
 def fusion_loss(
     aligner: Aligner,
-    images: ImageStates,
+    images: ImageEmbeddings,
     patches: Tensor,
-    captions: list[CaptionStates],
+    captions: list[CaptionEmbeddings],
     logits: Tensor,
-    partners: Tensor,
+    positives: Tensor,
     count: int,
 ) -> Tensor:
     """Each true pair told from `count` hard negatives, both ways.
@@ -64,18 +64,21 @@ def fusion_loss(
     assert aligner.fusion is not None
     assert aligner.late is not None
     assert images.patches is not None
-    count = min(count, int((~partners).sum(dim=1).min()), int((~partners).sum(dim=0).min()))
-    rows = torch.arange(len(partners), device=logits.device)
-    drawn = torch.multinomial(partners.float(), 1).squeeze(1)
-    wrong_images = sample_hard_negatives(logits.T[drawn], partners.T[drawn], count)
-    wrong_captions = sample_hard_negatives(logits, partners, count)
+    count = min(count, int((~positives).sum(dim=1).min()), int((~positives).sum(dim=0).min()))
+    rows = torch.arange(len(positives), device=logits.device)
+    sampled_captions = torch.multinomial(positives.float(), 1).squeeze(1)
+    wrong_images = sample_hard_negatives(logits.T[sampled_captions], positives.T[sampled_captions], count)
+    wrong_captions = sample_hard_negatives(logits, positives, count)
     image_index = torch.cat([rows, wrong_images.flatten(), rows.repeat_interleave(count)])
-    caption_index = torch.cat([drawn, drawn.repeat_interleave(count), wrong_captions.flatten()])
+    caption_index = torch.cat([sampled_captions, sampled_captions.repeat_interleave(count), wrong_captions.flatten()])
 
     lengths = torch.cat([group.mask.sum(dim=1) for group in captions])
     longest = int(lengths.max())
     tokens = torch.cat(
-        [nn.functional.pad(found, (0, 0, 0, longest - found.shape[1])) for found, _ in map(_tokens, captions)]
+        [
+            nn.functional.pad(group_tokens, (0, 0, 0, longest - group_tokens.shape[1]))
+            for group_tokens, _ in map(tokens_of_rows, captions)
+        ]
     )
     key_values = aligner.fusion.project_patches(images.patches)
     corrections = torch.zeros(len(image_index), device=logits.device)
@@ -85,10 +88,10 @@ def fusion_loss(
         chosen = caption_index[pairs]
         width = int(lengths[chosen].max())
         mask = torch.arange(width, device=logits.device) < lengths[chosen, None]
-        some, where = tokens[chosen, :width], image_index[pairs]
-        matches = aligner.late.matches(some, patches[where]).detach()
-        found = aligner.fusion(some, mask, key_values[where], matches)
-        corrections = corrections.index_copy(0, pairs, found.float())
+        pair_tokens, pair_images = tokens[chosen, :width], image_index[pairs]
+        matches = aligner.late.matches(pair_tokens, patches[pair_images]).detach()
+        group_tokens = aligner.fusion(pair_tokens, mask, key_values[pair_images], matches)
+        corrections = corrections.index_copy(0, pairs, group_tokens.float())
     true, by_caption, by_image = corrections.split([len(rows), len(rows) * count, len(rows) * count])
     target = torch.zeros(len(rows), dtype=torch.long, device=logits.device)
     ways = (torch.cat([true[:, None], wrong.view(len(rows), count)], dim=1) for wrong in (by_caption, by_image))

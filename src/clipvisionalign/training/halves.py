@@ -20,73 +20,73 @@ from functools import cached_property
 
 import numpy as np
 
-from clipvisionalign.data.captioned import CaptionedImages, same_words
-from clipvisionalign.data.splits import groups_of
-from clipvisionalign.retrieval.ranks import PartnerRanks, Partners
+from clipvisionalign.data.captioned import CaptionedImages, normalize_caption
+from clipvisionalign.data.splits import connected_groups
+from clipvisionalign.retrieval.ranks import PositiveRanks, Positives
 
 #: A half by hash has at least this share of the images; else the groups are dealt out by size.
-LEAST_SHARE = 0.25
+MIN_HALF_SHARE = 0.25
 
 
 @dataclass(frozen=True)
-class GalleryPart:
+class GallerySubset:
     """Some images of a gallery with all of their captions. images: (n,), captions: (m,), numbers in the whole gallery;
     partners: who belongs to whom among them."""
 
     images: np.ndarray
     captions: np.ndarray
-    partners: Partners
+    positives: Positives
 
     @classmethod
-    def of(cls, chosen: np.ndarray, partners: Partners) -> GalleryPart:
+    def of(cls, chosen: np.ndarray, positives: Positives) -> GallerySubset:
         """The part of the images `chosen` (N,), bool. Raises ValueError where it is empty."""
         images = np.flatnonzero(chosen)
-        captions = np.flatnonzero(chosen[partners.caption_image])
-        owners = np.searchsorted(images, partners.caption_image[captions])
-        identity = None if partners.identity is None else partners.identity[images]
-        text = None if partners.caption_group is None else partners.caption_group[captions]
-        return cls(images, captions, Partners.of(owners, len(images), identity, text))
+        captions = np.flatnonzero(chosen[positives.caption_image])
+        owners = np.searchsorted(images, positives.caption_image[captions])
+        identity = None if positives.identity is None else positives.identity[images]
+        text = None if positives.caption_group is None else positives.caption_group[captions]
+        return cls(images, captions, Positives.of(owners, len(images), identity, text))
 
 
-def partners_of(data: CaptionedImages) -> Partners:
+def positives_of(data: CaptionedImages) -> Positives:
     """Who belongs to whom in a data set."""
-    return Partners.of(data.caption_image, len(data), data.image_identity, data.caption_group)
+    return Positives.of(data.caption_image, len(data), data.image_identity, data.shared_text_ids)
 
 
 @dataclass(frozen=True)
-class Halves:
+class DevHalves:
     """The halves of a gallery. image: (N,), caption: (M,), 0 or 1; partners: of the whole gallery; apart: what of two
     images keeps them in one half."""
 
-    image: np.ndarray
-    caption: np.ndarray
-    partners: Partners
-    apart: str
+    image_half: np.ndarray
+    caption_half: np.ndarray
+    positives: Positives
+    grouped_by: str
 
     @cached_property
-    def parts(self) -> tuple[GalleryPart, GalleryPart]:
+    def parts(self) -> tuple[GallerySubset, GallerySubset]:
         """Each half as a gallery of its own."""
-        first, second = (GalleryPart.of(self.image == half, self.partners) for half in (0, 1))
+        first, second = (GallerySubset.of(self.image_half == half, self.positives) for half in (0, 1))
         return first, second
 
-    def stitched(self, chosen_by_0: PartnerRanks, chosen_by_1: PartnerRanks) -> PartnerRanks:
+    def combine(self, chosen_by_0: PositiveRanks, chosen_by_1: PositiveRanks) -> PositiveRanks:
         """Cross-fitted ranks over the whole gallery: each half's queries as what the other half chose ranks them."""
-        forth, back = self.image[:, None] == 0, self.caption[:, None] == 0
-        return PartnerRanks(
-            np.where(forth, chosen_by_1.image_to_text, chosen_by_0.image_to_text),
-            np.where(back, chosen_by_1.text_to_image, chosen_by_0.text_to_image),
+        image_in_0, caption_in_0 = self.image_half[:, None] == 0, self.caption_half[:, None] == 0
+        return PositiveRanks(
+            np.where(image_in_0, chosen_by_1.image_to_text, chosen_by_0.image_to_text),
+            np.where(caption_in_0, chosen_by_1.text_to_image, chosen_by_0.text_to_image),
         )
 
     def to_dict(self) -> dict[str, object]:
         """What results.json holds."""
         return {
-            "images": np.bincount(self.image, minlength=2).tolist(),
-            "captions": np.bincount(self.caption, minlength=2).tolist(),
-            "in_one_half": self.apart,
+            "images": np.bincount(self.image_half, minlength=2).tolist(),
+            "captions": np.bincount(self.caption_half, minlength=2).tolist(),
+            "in_one_half": self.grouped_by,
         }
 
 
-def halves_of(data: CaptionedImages) -> Halves | None:
+def split_halves(data: CaptionedImages) -> DevHalves | None:
     """Two halves of a data set, None where it has too little to be halved.
 
     A hash of an image's name (of its identity, where it has one) decides, so that adding images moves no other, unless
@@ -94,24 +94,30 @@ def halves_of(data: CaptionedImages) -> Halves | None:
     out by size instead. Each half has at least two images of different identities: with fewer nothing can be chosen.
     """
     keys = [f"identity {row.identity}" if row.identity is not None else f"image {row.name}" for row in data.rows]
-    texts = [[same_words(caption) for caption in row.captions] for row in data.rows]
-    partners = partners_of(data)
+    texts = [[normalize_caption(caption) for caption in row.captions] for row in data.rows]
+    positives = positives_of(data)
     none: list[list[str]] = [[]] * len(data)
     attempts = {"images of one identity or with a caption in common": texts, "images of one identity": none}
-    for apart, shared in attempts.items():
+    for grouped_by, shared in attempts.items():
         groups = _groups(keys, shared)
-        dealt = (_by_hash(groups, keys), LEAST_SHARE * len(keys)), (_by_size(groups), 0), (_by_size(groups, each=2), 0)
-        for half, least in dealt:
-            several = all(len({keys[place] for place in np.flatnonzero(half == number)}) >= 2 for number in (0, 1))
+        assignments = (
+            (_by_hash(groups, keys), MIN_HALF_SHARE * len(keys)),
+            (_by_size(groups), 0),
+            (_by_size(groups, min_groups=2), 0),
+        )
+        for half, least in assignments:
+            several = all(len({keys[index] for index in np.flatnonzero(half == number)}) >= 2 for number in (0, 1))
             if several and min(np.bincount(half)) >= least:
-                return Halves(half, half[partners.caption_image], partners, apart)
+                return DevHalves(half, half[positives.caption_image], positives, grouped_by)
     return None
 
 
 def _groups(keys: list[str], texts: list[list[str]]) -> np.ndarray:
     """(N,) the group of each image: those joined by equal keys or texts, over any number of others."""
-    shared = [[("key", key), *(("text", text) for text in own)] for key, own in zip(keys, texts, strict=True)]
-    return np.unique(groups_of(shared), return_inverse=True)[1]
+    shared = [
+        [("key", key), *(("text", text) for text in own_texts)] for key, own_texts in zip(keys, texts, strict=True)
+    ]
+    return np.unique(connected_groups(shared), return_inverse=True)[1]
 
 
 def _by_hash(groups: np.ndarray, keys: list[str]) -> np.ndarray:
@@ -124,18 +130,18 @@ def _by_hash(groups: np.ndarray, keys: list[str]) -> np.ndarray:
     return np.array([digests[group][-1] & 1 for group in range(len(digests))])[groups]
 
 
-def _by_size(groups: np.ndarray, each: int = 0) -> np.ndarray:
+def _by_size(groups: np.ndarray, min_groups: int = 0) -> np.ndarray:
     """(N,) 0 or 1, one number a group: the largest first, each to the half that has fewer images. each: groups that
     both halves get, however large one of them is."""
     sizes = np.bincount(groups)
-    of_group, held, many = np.zeros(len(sizes), dtype=np.int64), [0, 0], [0, 0]
+    of_group, image_counts, group_counts = np.zeros(len(sizes), dtype=np.int64), [0, 0], [0, 0]
     order = np.argsort(-sizes, kind="stable").tolist()
-    for place, group in enumerate(order):
-        half = int(held[1] < held[0])
-        if len(order) - place <= max(0, each - many[1 - half]):
+    for position, group in enumerate(order):
+        half = int(image_counts[1] < image_counts[0])
+        if len(order) - position <= max(0, min_groups - group_counts[1 - half]):
             # The last ones are needed by the other half.
             half = 1 - half
         of_group[group] = half
-        held[half] += int(sizes[group])
-        many[half] += 1
+        image_counts[half] += int(sizes[group])
+        group_counts[half] += 1
     return of_group[groups]

@@ -16,18 +16,18 @@ import torch
 from PIL import Image
 
 from clipvisionalign.data.captioned import CaptionedImages
-from clipvisionalign.data.fingerprint import run_contents
-from clipvisionalign.data.of_run import is_unfinished
-from clipvisionalign.models.aligner import PAIR_PARTS, Aligner
+from clipvisionalign.data.hashes import run_hash
+from clipvisionalign.data.run_data import is_unfinished
+from clipvisionalign.models.aligner import PAIR_SCORER_PREFIXES, Aligner
 from clipvisionalign.models.io import load_aligner, read_weights
 from clipvisionalign.models.run_files import WEIGHTS_FILE
-from clipvisionalign.training.cross_fit import chosen_with_init, differing_dev
-from clipvisionalign.training.trained_on import trained_note
+from clipvisionalign.training.cross_fit import changed_dev_parts, init_selection_note
+from clipvisionalign.training.overlap import training_overlap_note
 
 #: What a run folder keeps of the run that it started from.
 INIT_FILE = "init.json"
 #: What is drawn at random where no weights bring it; a tower is only where the settings ask for that by name.
-DRAWN = ("image_head.", "text_head.", *PAIR_PARTS)
+RANDOM_PREFIXES = ("image_head.", "text_head.", *PAIR_SCORER_PREFIXES)
 
 #: Shown to both models: capitals, accents, numbers, signs, another script, and more words than a window sees.
 _CAPTIONS = (
@@ -35,7 +35,7 @@ _CAPTIONS = (
     "on the left of a small red ring there are three large blue squares and above them a yellow star in the picture",
 )  # fmt: skip
 #: How far a number of a unit vector may be off where one model is asked twice in a process: no two additions differ.
-_OFF = 5e-6
+_MAX_DIFFERENCE = 5e-6
 
 
 # --- what the figures owe to it --------------------------------------------------------------------------------------
@@ -55,15 +55,15 @@ class InitRun:
     def of(cls, out: Path, name: str, init: Path, dev: CaptionedImages) -> InitRun:
         """What a run in `out`, whose settings and data are recorded there, owes to `init`, `name` in its settings."""
         if not (init / WEIGHTS_FILE).is_file():
-            told = "which is no longer there: whether its epoch was chosen by these images is not known"
-            return cls(name, "missing", f"it starts from {name}, {told}")
-        note, before = trained_note(out, dev, dev), cls.load(init)
+            reason = "which is no longer there: whether its epoch was chosen by these images is not known"
+            return cls(name, "missing", f"it starts from {name}, {reason}")
+        note, previous = training_overlap_note(out, dev, dev), cls.load(init)
         notes = [note.note] if note else []
-        if before is not None and before.trained_on and set(differing_dev(init, dev)) <= {"partners"}:
+        if previous is not None and previous.trained_on and set(changed_dev_parts(init, dev)) <= {"partners"}:
             # What that one started from may be gone by now.
-            notes.append(before.trained_on)
+            notes.append(previous.trained_on)
         trained = "; and ".join(dict.fromkeys(notes)) or None
-        return cls(name, run_contents(init), chosen_with_init(init, dev), trained)
+        return cls(name, run_hash(init), init_selection_note(init, dev), trained)
 
     def save(self, out: Path) -> None:
         """Write it into a run folder."""
@@ -98,42 +98,50 @@ def check_init(run: str) -> None:
         )
 
 
-def start_from(aligner: Aligner, run: str, model: Aligner | None = None) -> set[str]:
+def load_init_weights(aligner: Aligner, run: str, model: Aligner | None = None) -> set[str]:
     """Take the weights of a finished run, as far as it has them; returns the names of those.
 
     model: the run's, on the CPU, where it is not to be read from its folder.
     Raises ValueError where its towers are others: by the shapes of their weights, or by what is made of them.
     """
-    state, own = read_weights(Path(run) / WEIGHTS_FILE) if model is None else model.state_dict(), aligner.state_dict()
-    shared = {name: tensor for name, tensor in state.items() if name in own and own[name].shape == tensor.shape}
-    strange = [name for name in {*state, *own} - set(shared) if not name.startswith(PAIR_PARTS)]
-    if strange:
-        raise ValueError(f"--init {run}: other towers than this run's: {sorted(strange)[0]} does not fit")
+    state, own_state = (
+        read_weights(Path(run) / WEIGHTS_FILE) if model is None else model.state_dict(),
+        aligner.state_dict(),
+    )
+    shared = {
+        name: tensor for name, tensor in state.items() if name in own_state and own_state[name].shape == tensor.shape
+    }
+    mismatched = [name for name in {*state, *own_state} - set(shared) if not name.startswith(PAIR_SCORER_PREFIXES)]
+    if mismatched:
+        raise ValueError(f"--init {run}: other towers than this run's: {sorted(mismatched)[0]} does not fit")
     aligner.load_state_dict(shared, strict=False)
     # What is drawn at random after this is drawn as if there had been no other model.
     with torch.random.fork_rng(devices=[]):
-        refuse_other_meaning(aligner, model or load_aligner(run, "cpu", packed=False), run)
+        check_same_encodings(aligner, model or load_aligner(run, "cpu", packed=False), run)
     return set(shared)
 
 
-def refuse_other_meaning(aligner: Aligner, other: Aligner, run: str) -> None:
+def check_same_encodings(aligner: Aligner, other: Aligner, run: str) -> None:
     """Raises ValueError where one model's weights, which the other has too, give other vectors in it: another
     tokenizer, pooling, or scaling of the images, and whatever else no weight's shape tells. Both are on the CPU."""
-    for what, (own, there, way) in _readings(aligner, other).items():
-        if own != there:
-            told = f"its {what} is {there}, this run's {own}; give {way}, or another --init"
-            raise ValueError(f"--init {run}: other towers than this run's: {told}")
-    for what, own, there in zip(("images", "captions"), _probed(aligner), _probed(other), strict=True):
-        off = float((own - there).abs().max())
+    for what, (own_value, other_value, remedy) in _compared_settings(aligner, other).items():
+        if own_value != other_value:
+            message = f"its {what} is {other_value}, this run's {own_value}; give {remedy}, or another --init"
+            raise ValueError(f"--init {run}: other towers than this run's: {message}")
+    for what, own_value, other_value in zip(
+        ("images", "captions"), _probe_vectors(aligner), _probe_vectors(other), strict=True
+    ):
+        difference = float((own_value - other_value).abs().max())
         # Written so that nan is refused too.
-        if not off <= _OFF:
+        if not difference <= _MAX_DIFFERENCE:
             raise ValueError(
                 f"--init {run}: other towers than this run's: with the same weights its {what} have other vectors (off "
-                f"by {off:.2g}); give this run the towers and the settings of {run}/config.yaml, or another --init"
+                f"by {difference:.2g}); give this run the towers and the settings of {run}/config.yaml, or "
+                "another --init"
             )
 
 
-def _readings(aligner: Aligner, other: Aligner) -> dict[str, tuple[Any, Any, str]]:
+def _compared_settings(aligner: Aligner, other: Aligner) -> dict[str, tuple[Any, Any, str]]:
     """What decides what weights mean and has a name: here, there, and the setting that would make it the same."""
     image, text = "--model.image_tower", "--model.text_tower"
 
@@ -141,20 +149,23 @@ def _readings(aligner: Aligner, other: Aligner) -> dict[str, tuple[Any, Any, str
         return read(aligner), read(other)
 
     name, tower = other.config.text_tower.name, f"{image}.name {other.config.image_tower.name}"
-    found = {
-        "image size": (*both(lambda a: a.image_tower.input.size), f"{image}.size {other.image_tower.input.size}"),
-        "images' mean": (*both(lambda a: a.image_tower.input.mean), tower),
-        "images' deviation": (*both(lambda a: a.image_tower.input.std), tower),
+    settings = {
+        "image size": (
+            *both(lambda a: a.image_tower.image_transform.size),
+            f"{image}.size {other.image_tower.image_transform.size}",
+        ),
+        "images' mean": (*both(lambda a: a.image_tower.image_transform.mean), tower),
+        "images' deviation": (*both(lambda a: a.image_tower.image_transform.std), tower),
         "number of blocks": (*both(lambda a: a.config.image_tower.blocks), f"{image}.blocks of that run"),
         "pooling": (*both(lambda a: a.text_tower.pooling), f"{text}.pooling {other.text_tower.pooling}"),
         "window": (*both(_window), f"{text}.attention and {text}.window of that run"),
-    }  # fmt: skip
+    }
     if aligner.fusion is not None and other.fusion is not None:
         heads = other.config.fusion.heads
-        found["fusion's number of heads"] = (*both(lambda a: a.config.fusion.heads), f"--model.fusion.heads {heads}")
+        settings["fusion's number of heads"] = (*both(lambda a: a.config.fusion.heads), f"--model.fusion.heads {heads}")
     if aligner.text_tower.tokenizer.get_vocab() != other.text_tower.tokenizer.get_vocab():
-        found["tokenizer"] = "another", "of other words", f"{text}.name {name}, with the tokenizer that it had"
-    return found
+        settings["tokenizer"] = "another", "of other words", f"{text}.name {name}, with the tokenizer that it had"
+    return settings
 
 
 def _window(aligner: Aligner) -> Any:
@@ -162,27 +173,29 @@ def _window(aligner: Aligner) -> Any:
 
 
 @torch.no_grad()
-def _probed(aligner: Aligner) -> tuple[torch.Tensor, torch.Tensor]:
+def _probe_vectors(aligner: Aligner) -> tuple[torch.Tensor, torch.Tensor]:
     """The vectors of a grey ramp, a coloured one, and a few captions."""
     ramp = Image.linear_gradient("L")
     images = [ramp.convert("RGB"), Image.merge("RGB", (ramp, ramp.rotate(90), ramp.rotate(180)))]
     return aligner.encode_images(images), aligner.encode_captions(_CAPTIONS)
 
 
-def refuse_frozen_at_random(aligner: Aligner, taken: set[str], freeze: str, layers: list[str], init: str) -> None:
+def check_frozen_initialised(aligner: Aligner, loaded: set[str], freeze: str, layers: list[str], init: str) -> None:
     """Raises ValueError where weights that were drawn at random would stay as they are: neither trained nor `taken`
     from another run. Constants, such as a temperature's start, are not random."""
 
-    def is_drawn(name: str, weight: torch.Tensor) -> bool:
-        return name.startswith(DRAWN) and name not in taken and bool((weight != weight.flatten()[0]).any())
+    def is_random(name: str, weight: torch.Tensor) -> bool:
+        return name.startswith(RANDOM_PREFIXES) and name not in loaded and bool((weight != weight.flatten()[0]).any())
 
-    left = [name for name, each in aligner.named_parameters() if not each.requires_grad and is_drawn(name, each)]
-    if not left:
+    uninitialised = [
+        name for name, each in aligner.named_parameters() if not each.requires_grad and is_random(name, each)
+    ]
+    if not uninitialised:
         return
-    parts = ", ".join(dict.fromkeys(name.split(".")[0] for name in left))
+    parts = ", ".join(dict.fromkeys(name.split(".")[0] for name in uninitialised))
     flag = "--freeze all" if freeze == "all" else f"--freeze_layers {' '.join(layers)}"
     design = "cross" if "fusion" in parts else "late" if "late" in parts else ""
     why = f"--init {init} brings none of it" if init else "there is no --init"
-    way = f"give --init a finished run of the design '{design}'" if design else "give --init a finished run"
+    remedy = f"give --init a finished run of the design '{design}'" if design else "give --init a finished run"
     other = ", or --freeze both, which trains them" if freeze == "all" else ", or leave it out"
-    raise ValueError(f"{flag} would keep {parts} as drawn at random ({left[0]}), as {why}: {way}{other}")
+    raise ValueError(f"{flag} would keep {parts} as drawn at random ({uninitialised[0]}), as {why}: {remedy}{other}")

@@ -11,7 +11,7 @@ from clipvisionalign.training.fine_tuning import optimizer_groups
 from clipvisionalign.training.step import Step
 
 
-def _optimizer(config: RunConfig, step: Step) -> torch.optim.Optimizer:
+def build_optimizer(config: RunConfig, step: Step) -> torch.optim.Optimizer:
     rates = {"text_tower": config.text_lr, "image_tower": config.image_lr}
     groups = optimizer_groups(
         step.towers.named_parameters(), step.aligner, rates, config.head_lr, config.weight_decay, config.layer_decay
@@ -19,10 +19,10 @@ def _optimizer(config: RunConfig, step: Step) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, betas=(0.9, 0.98), fused=True)
 
 
-def _schedule(step: int, steps: int, warmup: float) -> float:
+def build_schedule(step: int, steps: int, warmup: float) -> float:
     """Linear up, then a cosine down to a fiftieth."""
-    rising = max(1, round(steps * warmup))
-    if step < rising:
-        return (step + 1) / rising
-    done = (step - rising) / max(1, steps - rising)
+    warmup_steps = max(1, round(steps * warmup))
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    done = (step - warmup_steps) / max(1, steps - warmup_steps)
     return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))

@@ -9,16 +9,16 @@ import torch
 from torch import Tensor
 
 from clipvisionalign.models.aligner import Aligner
-from clipvisionalign.models.device import quick_format
+from clipvisionalign.models.device import fastest_dtype
 from clipvisionalign.training.checkpoint import random_states, restore_random_states
 from clipvisionalign.training.config import RunConfig
-from clipvisionalign.training.fine_tuning import keep_frozen_still
+from clipvisionalign.training.fine_tuning import set_frozen_eval
 
-#: What `find_formats` has found in this process, by all that it depends on.
-_FORMATS: dict[str, tuple[torch.dtype, torch.dtype]] = {}
+#: What `choose_dtypes` has found in this process, by all that it depends on.
+_CHOSEN_DTYPES: dict[str, tuple[torch.dtype, torch.dtype]] = {}
 
 
-def find_formats(config: RunConfig, aligner: Aligner, state: dict[str, Any] | None) -> tuple[torch.dtype, torch.dtype]:
+def choose_dtypes(config: RunConfig, aligner: Aligner, state: dict[str, Any] | None) -> tuple[torch.dtype, torch.dtype]:
     """The number formats of the picture tower and of the text tower: those of a checkpoint, or found out by timing what
     each of them does in a step, there and, where it is trained, back."""
     if state is not None:
@@ -26,50 +26,50 @@ def find_formats(config: RunConfig, aligner: Aligner, state: dict[str, Any] | No
         return image, text
 
     # Timed once in a process: the runs of a study that train alike compute alike.
-    kind = repr((config.model.image_tower, config.model.text_tower, config.model.design, config.freeze,
+    key = repr((config.model.image_tower, config.model.text_tower, config.model.design, config.freeze,
                  config.freeze_layers, config.peft, config.lora, config.precision, aligner.device))  # fmt: skip
-    if kind in _FORMATS:
-        return _FORMATS[kind]
+    if key in _CHOSEN_DTYPES:
+        return _CHOSEN_DTYPES[key]
 
     def work(part: Callable[[], Tensor], module: torch.nn.Module) -> Callable[[], None]:
         trained = any(parameter.requires_grad for parameter in module.parameters())
 
         def run() -> None:
             with torch.set_grad_enabled(trained):
-                found = part()
+                output = part()
             if trained:
-                found.float().square().mean().backward()
+                output.float().square().mean().backward()
                 module.zero_grad(set_to_none=True)
 
         return run
 
-    device, size = aligner.device, aligner.image_tower.input.size
+    device, size = aligner.device, aligner.image_tower.image_transform.size
     aligner.train()
-    keep_frozen_still(aligner, config.freeze)
+    set_frozen_eval(aligner, config.freeze)
     pixels = torch.randint(256, (8, 3, size, size), dtype=torch.uint8).to(device)
     ids = torch.randint(5, min(1000, aligner.text_tower.encoder.config.vocab_size), (64, 16)).to(device)
 
-    def look(images: int) -> Callable[[], None]:
+    def image_work(images: int) -> Callable[[], None]:
         return work(lambda: aligner.image_tower(pixels[:images]).patches, aligner.image_tower)
 
-    def read(captions: int) -> Callable[[], None]:
-        some = ids[:captions]
-        return work(lambda: aligner.text_tower(some, torch.ones_like(some)).pooled, aligner.text_tower)
+    def text_work(captions: int) -> Callable[[], None]:
+        tokens = ids[:captions]
+        return work(lambda: aligner.text_tower(tokens, torch.ones_like(tokens)).pooled, aligner.text_tower)
 
     states = [buffer.clone() for buffer in aligner.buffers()]
     random_before = random_states()
     # Two of each: a batch norm that trains needs more than one.
-    found = (
-        quick_format(device, look(8), config.precision, look(2)),
-        quick_format(device, read(64), config.precision, read(2)),
+    dtypes = (
+        fastest_dtype(device, image_work(8), config.precision, image_work(2)),
+        fastest_dtype(device, text_work(64), config.precision, text_work(2)),
     )
     # The trial leaves no trace: not in a batch norm's statistics, nor in what is drawn at random.
     restore_random_states(random_before)
-    for buffer, before in zip(aligner.buffers(), states, strict=True):
-        buffer.copy_(before)
-    _FORMATS[kind] = found
-    return found
+    for buffer, saved in zip(aligner.buffers(), states, strict=True):
+        buffer.copy_(saved)
+    _CHOSEN_DTYPES[key] = dtypes
+    return dtypes
 
 
-def _short(dtype: torch.dtype) -> str:
+def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")

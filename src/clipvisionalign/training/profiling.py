@@ -31,10 +31,10 @@ class Timings:
         """Seconds that were measured elsewhere: in a worker process, say."""
         self.seconds[kind] = self.seconds.get(kind, 0.0) + seconds
 
-    def taken(self) -> dict[str, float]:
+    def pop(self) -> dict[str, float]:
         """What has been added up since the last time, by kind; from here on it starts at zero."""
-        found, self.seconds = self.seconds, {}
-        return found
+        seconds, self.seconds = self.seconds, {}
+        return seconds
 
     def _now(self) -> float:
         if self.exact:
@@ -42,17 +42,17 @@ class Timings:
         return time.perf_counter()
 
 
-class Timed(Iterator[Batch]):
+class TimedBatches(Iterator[Batch]):
     """Batches, with the time that the training waits for them, and that was spent on making them."""
 
     def __init__(self, batches: Iterator[Batch], timings: Timings) -> None:
         self.batches, self.timings = batches, timings
         #: Seconds of work in the loader, by kind; with workers it goes on beside the training.
-        self.loading: dict[str, float] = {}
+        self.loading_seconds: dict[str, float] = {}
 
     def __next__(self) -> Batch:
         with self.timings("waiting for data"):
             batch = next(self.batches)
         for kind, seconds in batch.seconds.items():
-            self.loading[kind] = self.loading.get(kind, 0.0) + seconds
+            self.loading_seconds[kind] = self.loading_seconds.get(kind, 0.0) + seconds
         return batch

@@ -10,12 +10,12 @@ from torch import Tensor
 from clipvisionalign.batch import Batch
 
 
-def _random_state(batch: Batch) -> tuple[Tensor, Any]:
+def capture_random_state(batch: Batch) -> tuple[Tensor, Any]:
     device = batch.identity.device
     return torch.get_rng_state(), torch.get_device_module(device).get_rng_state() if device.type != "cpu" else None
 
 
-class _replayed:
+class replay_random_state:
     """A context in which random numbers come as they came from `state` on; afterwards they go on as if untouched."""
 
     def __init__(self, state: tuple[Tensor, Any], batch: Batch) -> None:

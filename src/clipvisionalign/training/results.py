@@ -6,72 +6,72 @@ from pathlib import Path
 from typing import Any
 
 from clipvisionalign.data.captioned import CaptionedImages
-from clipvisionalign.models.aligner import REMEMBERED, Remembered
+from clipvisionalign.models.aligner import TOWER_CACHE_LIMITS, TowerOutputCache
 from clipvisionalign.models.io import load_aligner
-from clipvisionalign.retrieval.evaluate import RANKS
+from clipvisionalign.retrieval.evaluate import RANKS_FILE
 from clipvisionalign.training.config import RunConfig
 from clipvisionalign.training.cross_fit import (
     PAIR_WEIGHTS,
     DevScores,
-    chosen_dict,
-    cross_fitted,
-    evaluation_of,
-    half_model,
-    stitched,
+    choices_to_dict,
+    combine_halves,
+    cross_fit,
+    half_model_folder,
+    make_evaluation,
 )
-from clipvisionalign.training.dev import DevGallery, Shared
+from clipvisionalign.training.distributed import Distributed
 from clipvisionalign.training.init_run import InitRun
-from clipvisionalign.training.processes import Processes
-from clipvisionalign.training.records import Say
-from clipvisionalign.training.state import Place
+from clipvisionalign.training.metrics_logger import Log
+from clipvisionalign.training.state import TrainProgress
+from clipvisionalign.training.validation import DevGallery, DistributedAligner
 
 
-def can_be_remembered(config: RunConfig, data: CaptionedImages) -> bool:
+def can_cache_encodings(config: RunConfig, data: CaptionedImages) -> bool:
     """Whether what a run's towers give for a data set is the same in every epoch, and little enough to be kept in
     memory."""
     frozen = config.freeze in ("both", "all") and config.peft == "none"
-    return frozen and len(data) <= REMEMBERED[0] and len(data.captions) <= REMEMBERED[1]
+    return frozen and len(data) <= TOWER_CACHE_LIMITS[0] and len(data.captions) <= TOWER_CACHE_LIMITS[1]
 
 
-def measure(
-    config: RunConfig, where: Place, dev: DevGallery, out: Path, processes: Processes, say: Say,
-    known: Remembered | None = None,
+def evaluate_run(
+    config: RunConfig, progress: TrainProgress, dev: DevGallery, out: Path, distributed: Distributed, say: Log,
+    encodings_cache: TowerOutputCache | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """What results.json holds: cross-fitted figures of the whole dev gallery, what was chosen, and the run's own model
     on dev. Sets the model's weights of a pair's parts. Shared out over processes. known: as `remembered` in `train`."""
 
     # What stays the same in every epoch is computed once for the models that dev and its halves choose.
-    remembered = (known or Remembered()) if can_be_remembered(config, dev.data) else None
+    run_cache = (encodings_cache or TowerOutputCache()) if can_cache_encodings(config, dev.data) else None
 
     def scores_of(epoch: int) -> DevScores | None:
-        folder = out if epoch == where.best_epoch else half_model(out, epoch)
-        if not processes.first_does(folder.is_dir):
+        folder = out if epoch == progress.best_epoch else half_model_folder(out, epoch)
+        if not distributed.run_on_main(folder.is_dir):
             return None
-        aligner = processes.each(lambda: load_aligner(folder, str(processes.device)))
-        aligner.show_progress, aligner.remembered = processes.first, remembered
+        aligner = distributed.run_on_all(lambda: load_aligner(folder, str(distributed.device)))
+        aligner.show_progress, aligner.tower_cache = distributed.is_main, run_cache
         candidates = config.model.fusion.candidates if aligner.fusion is not None else 0
-        return DevScores(Shared(aligner, processes), dev.data, candidates)
+        return DevScores(DistributedAligner(aligner, distributed), dev.data, candidates)
 
     halves = dev.halves
-    scores, found = cross_fitted(scores_of, where.chosen, halves)
-    weights = [chosen.weights for chosen in found]
+    scores, choices = cross_fit(scores_of, progress.chosen, halves)
+    weights = [chosen.weights for chosen in choices]
     by_halves = f", by the halves {' and '.join(f'{each.late:g}' for each in weights[1:])}" if halves else ""
     if scores.late is not None:
         more = f", the fusion's correction {weights[0].fusion:g} times" if scores.fusion is not None else ""
         if more and halves:
             more += f", by the halves {' and '.join(f'{each.fusion:g}' for each in weights[1:])}"
         say(f"the late score counts {weights[0].late:g} times{by_halves}{more}, chosen on dev from {PAIR_WEIGHTS}")
-        processes.first_does(lambda: scores.model.aligner.save(out))
-    ranked = stitched(halves, found[1].ranked, found[2].ranked) if halves else found[0].ranked
-    measured = evaluation_of(scores, ranked)
-    processes.first_does(lambda: measured.save_ranks(out / RANKS))
+        distributed.run_on_main(lambda: scores.model.aligner.save(out))
+    ranked = combine_halves(halves, choices[1].ranking, choices[2].ranking) if halves else choices[0].ranking
+    evaluation = make_evaluation(scores, ranked)
+    distributed.run_on_main(lambda: evaluation.save_ranks(out / RANKS_FILE))
     best_by = "last epoch" if config.freeze == "all" else config.best_by
-    about = {"run": str(out), "data": config.data, "split": "dev"}
+    header = {"run": str(out), "data": config.data, "split": "dev"}
 
     def init_run() -> InitRun:
         # A run from before this was recorded finds it out now.
         return InitRun.load(out) or InitRun.of(out, config.init, Path(config.init), dev.data)
 
-    init = processes.first_does(init_run) if config.init else InitRun("", "")
-    chosen = chosen_dict(found, scores, halves, best_by, init.chosen_on, init.trained_on)
-    return about | measured.to_dict() | {"chosen": chosen}
+    init = distributed.run_on_main(init_run) if config.init else InitRun("", "")
+    chosen = choices_to_dict(choices, scores, halves, best_by, init.chosen_on, init.trained_on)
+    return header | evaluation.to_dict() | {"chosen": chosen}

@@ -12,113 +12,125 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from clipvisionalign.data.trained_on import TRAINED_ON
-from clipvisionalign.files import PART, remove, remove_empty, written_aside
+from clipvisionalign.data.training_images import TRAINED_ON_FILE
+from clipvisionalign.files import PARTIAL_SUFFIX, atomic_write, remove, remove_empty
 from clipvisionalign.models.aligner import Aligner
-from clipvisionalign.models.device import machine, versions
+from clipvisionalign.models.device import library_versions, machine_info
 from clipvisionalign.models.run_files import IMAGE_FOLDER, TEXT_FOLDER, WEIGHTS_FILE
-from clipvisionalign.retrieval.evaluate import RANKS
-from clipvisionalign.training.checkpoint import FOLDER as CHECKPOINTS
+from clipvisionalign.retrieval.evaluate import RANKS_FILE
+from clipvisionalign.training.checkpoint import CHECKPOINT_FOLDER as CHECKPOINTS
 from clipvisionalign.training.config import RunConfig
-from clipvisionalign.training.cross_fit import HALF_MODELS, keep_models
-from clipvisionalign.training.fine_tuning import merged
+from clipvisionalign.training.cross_fit import HALF_MODELS, save_chosen_models
+from clipvisionalign.training.data import TrainingData
+from clipvisionalign.training.fine_tuning import merge_lora
 from clipvisionalign.training.init_run import INIT_FILE, InitRun
-from clipvisionalign.training.records import Say
-from clipvisionalign.training.state import Place
-from clipvisionalign.training.training_data import TrainingData
+from clipvisionalign.training.metrics_logger import Log
+from clipvisionalign.training.state import TrainProgress
 
 #: The folder of the trackers' records in a run folder.
-TRACKED = "records"
+TRACKER_FOLDER = "records"
 #: All that a run writes in its folder beside its settings: a folder with other settings may have other things too.
-WRITTEN = {
-    "data.json", "environment.json", "weights.json", "metrics.jsonl", "results.json", RANKS, WEIGHTS_FILE, TEXT_FOLDER,
-    IMAGE_FOLDER, HALF_MODELS, CHECKPOINTS, TRACKED, TRAINED_ON, INIT_FILE,
-}  # fmt: skip
+RUN_FILES = {
+    "data.json",
+    "environment.json",
+    "weights.json",
+    "metrics.jsonl",
+    "results.json",
+    RANKS_FILE,
+    WEIGHTS_FILE,
+    TEXT_FOLDER,
+    IMAGE_FOLDER,
+    HALF_MODELS,
+    CHECKPOINTS,
+    TRACKER_FOLDER,
+    TRAINED_ON_FILE,
+    INIT_FILE,
+}
 #: The settings of a run that has not yet come to its first step, and the directory in which it was begun.
-BEGUN = "begun.yaml"
+BEGUN_FILE = "begun.yaml"
 #: Held by the process that trains.
-LOCK = "lock"
+LOCK_FILE = "lock"
 
 
-def remove_unfinished(out: Path) -> None:
+def remove_unfinished_files(out: Path) -> None:
     """Remove what a run folder holds until the run is finished: a finished one goes on nowhere."""
-    for name in (CHECKPOINTS, HALF_MODELS, LOCK):
+    for name in (CHECKPOINTS, HALF_MODELS, LOCK_FILE):
         remove(out / name)
 
 
-def begun_in(out: Path) -> Path:
+def start_directory(out: Path) -> Path:
     """The directory in which a run was begun; the current one, where that was not recorded."""
     try:
-        told = json.loads((out / "environment.json").read_text()).get("directory")
+        directory = json.loads((out / "environment.json").read_text()).get("directory")
     except (OSError, ValueError):
         # Cut off in the very first moment of a run.
-        told = None
-    return Path(told) if told and Path(told).is_dir() else Path.cwd()
+        directory = None
+    return Path(directory) if directory and Path(directory).is_dir() else Path.cwd()
 
 
-def in_directory(config: RunConfig, directory: Path) -> RunConfig:
+def resolve_paths(config: RunConfig, directory: Path) -> RunConfig:
     """The same settings, with what they name by a relative path as it was found from `directory`."""
     if directory == Path.cwd():
         return config
 
-    def found(name: str) -> str:
+    def resolve(name: str) -> str:
         if name in ("", "auto", "random", "off"):
             return name
         # A pattern of shards is no file: its folder is there.
-        there = directory / name
-        folder = next((parent for parent in [there, *there.parents] if "{" not in str(parent)), there)
-        return name if Path(name).is_absolute() or not folder.exists() else str(there)
+        path = directory / name
+        folder = next((parent for parent in [path, *path.parents] if "{" not in str(parent)), path)
+        return name if Path(name).is_absolute() or not folder.exists() else str(path)
 
     image, text = config.model.image_tower, config.model.text_tower
     cache = config.cache if config.cache in ("auto", "off") else str(directory / config.cache)
     model = replace(
         config.model,
-        image_tower=replace(image, weights=found(image.weights)),
+        image_tower=replace(image, weights=resolve(image.weights)),
         text_tower=replace(
             text,
-            name=found(text.name) if (directory / text.name / "config.json").is_file() else text.name,
-            weights=found(text.weights),
+            name=resolve(text.name) if (directory / text.name / "config.json").is_file() else text.name,
+            weights=resolve(text.weights),
         ),
     )
-    data, dev_data, init = found(config.data), found(config.dev_data), found(config.init)
+    data, dev_data, init = resolve(config.data), resolve(config.dev_data), resolve(config.init)
     return replace(config, data=data, dev_data=dev_data, init=init, cache=cache, model=model)
 
 
-def _prepare_folder(config: RunConfig, again: bool, until_it_ends: ExitStack) -> None:
-    """Make the run folder. A run that is there already is refused, or stays until `_write_records` takes its place; a
+def prepare_folder(config: RunConfig, restart: bool, exit_stack: ExitStack) -> None:
+    """Make the run folder. A run that is there already is refused, or stays until `_write_run_files` takes its place; a
     call that is refused later, but before that, leaves what was there."""
     out = Path(config.out)
-    if again:
+    if restart:
         return
     # What a process left that was killed before the first step of a run.
-    left = {BEGUN, f"{BEGUN}{PART}", f"config.yaml{PART}", LOCK}
-    if out.exists() and (not out.is_dir() or {path.name for path in out.iterdir()} - left):
+    leftovers = {BEGUN_FILE, f"{BEGUN_FILE}{PARTIAL_SUFFIX}", f"config.yaml{PARTIAL_SUFFIX}", LOCK_FILE}
+    if out.exists() and (not out.is_dir() or {path.name for path in out.iterdir()} - leftovers):
         if not config.overwrite:
             raise FileExistsError(f"{out}: is there already; give another --out, or --overwrite true to replace it")
         if not (out / "config.yaml").is_file():
             raise FileExistsError(f"{out}: holds something that is no run, which --overwrite does not replace")
-        _refuse_own_source(config, out)
-    before = (out / BEGUN).read_bytes() if (out / BEGUN).is_file() else None
-    made = [folder for folder in (out, *out.parents) if not folder.exists()]
-    until_it_ends.push(partial(_undo_if_refused, out, made, before))
+        _check_sources_outside_output(config, out)
+    begun_settings = (out / BEGUN_FILE).read_bytes() if (out / BEGUN_FILE).is_file() else None
+    created = [folder for folder in (out, *out.parents) if not folder.exists()]
+    exit_stack.push(partial(_undo_on_error, out, created, begun_settings))
     out.mkdir(parents=True, exist_ok=True)
     if not (out / "config.yaml").is_file():
-        _write_settings(out / BEGUN, config)
+        _write_settings(out / BEGUN_FILE, config)
 
 
-def _undo_if_refused(out: Path, made: list[Path], before: bytes | None, kind: Any, *_: Any) -> bool:
+def _undo_on_error(out: Path, created: list[Path], begun_settings: bytes | None, kind: Any, *_: Any) -> bool:
     """before: what begun.yaml held; made: folders that this call has made. kind: of the error, None for none."""
     refused = kind is not None and issubclass(kind, (ValueError, OSError))
     if refused and out.is_dir() and not (out / "config.yaml").is_file():
-        if before is None:
-            remove(out / BEGUN)
+        if begun_settings is None:
+            remove(out / BEGUN_FILE)
         else:
-            (out / BEGUN).write_bytes(before)
-        remove_empty(made)
+            (out / BEGUN_FILE).write_bytes(begun_settings)
+        remove_empty(created)
     return False
 
 
-def _refuse_own_source(config: RunConfig, out: Path) -> None:
+def _check_sources_outside_output(config: RunConfig, out: Path) -> None:
     """Raises ValueError where a run needs something of the folder that it is to replace."""
     image, text = config.model.image_tower, config.model.text_tower
     sources = {
@@ -129,17 +141,17 @@ def _refuse_own_source(config: RunConfig, out: Path) -> None:
     for name, source in sources.items():
         # A pattern of shards is no file: the folder that they are in is there.
         parts = list(takewhile(lambda part: not set(part) & set("*?[{"), Path(source).parts)) if source else []
-        there = Path(*parts)
-        if parts and there.exists() and there.resolve().is_relative_to(out.resolve()):
+        path = Path(*parts)
+        if parts and path.exists() and path.resolve().is_relative_to(out.resolve()):
             raise ValueError(f"--{name} {source} lies in --out {out}, which --overwrite true would remove")
 
 
-def _remove_former(out: Path, only: Collection[str] = ()) -> None:
+def _clear_run_folder(out: Path, only: Collection[str] = ()) -> None:
     """Remove what a run folder holds but its settings: cut off in the middle, this can be repeated. only: what has one
     of these names, or was to have."""
     for path in out.iterdir():
-        known = not only or path.name.removesuffix(PART) in only
-        if path.name not in ("config.yaml", BEGUN, LOCK) and known:
+        is_run_file = not only or path.name.removesuffix(PARTIAL_SUFFIX) in only
+        if path.name not in ("config.yaml", BEGUN_FILE, LOCK_FILE) and is_run_file:
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
@@ -148,53 +160,57 @@ def _write_settings(path: Path, config: RunConfig) -> None:
 
     # Whoever repeats a run from its settings has not been asked whether to replace another one.
     settings: dict[str, Any] = asdict(replace(config, overwrite=False))
-    if path.name == BEGUN:
+    if path.name == BEGUN_FILE:
         settings = {"directory": str(Path.cwd()), "settings": settings}
-    with written_aside(path) as aside:
+    with atomic_write(path) as aside:
         aside.write_text(yaml.safe_dump(settings, sort_keys=False))
 
 
-def _write_json(path: Path, value: Any) -> None:
-    with written_aside(path) as aside:
+def write_json(path: Path, value: Any) -> None:
+    with atomic_write(path) as aside:
         aside.write_text(json.dumps(value, indent=2) + "\n")
 
 
-def _write_records(out: Path, config: RunConfig, data: TrainingData, aligner: Aligner, again: bool, say: Say) -> None:
+def write_run_files(
+    out: Path, config: RunConfig, data: TrainingData, aligner: Aligner, restart: bool, say: Log
+) -> None:
     # Only now: what could be refused has been by then. Killed from here on, the run is the new one.
-    if config.overwrite and not again:
-        _write_settings(out / BEGUN, config)
-    if again or config.overwrite:
-        _remove_former(out, () if (out / BEGUN).is_file() else WRITTEN)
+    if config.overwrite and not restart:
+        _write_settings(out / BEGUN_FILE, config)
+    if restart or config.overwrite:
+        _clear_run_folder(out, () if (out / BEGUN_FILE).is_file() else RUN_FILES)
     _write_settings(out / "config.yaml", config)
-    _write_json(out / "data.json", data.about())
-    environment = {"versions": versions(), "machine": machine(), "directory": str(Path.cwd())}
-    _write_json(out / "environment.json", environment)
+    write_json(out / "data.json", data.to_dict())
+    environment = {"versions": library_versions(), "machine": machine_info(), "directory": str(Path.cwd())}
+    write_json(out / "environment.json", environment)
     origins = {"image_tower": aligner.image_tower.origin, "text_tower": aligner.text_tower.origin}
     weights = {tower: origin.to_dict() for tower, origin in origins.items()}
-    _write_json(out / "weights.json", weights)
+    write_json(out / "weights.json", weights)
     if config.init:
-        found = InitRun.of(out, config.init, Path(config.init), data.dev)
-        found.save(out)
-        if found.trained_on:
-            say(f"warning: {found.trained_on}")
-    remove(out / BEGUN)
+        init_run = InitRun.of(out, config.init, Path(config.init), data.dev)
+        init_run.save(out)
+        if init_run.trained_on:
+            say(f"warning: {init_run.trained_on}")
+    remove(out / BEGUN_FILE)
 
 
-def _write_results(out: Path, results: dict[str, Any]) -> None:
+def write_results(out: Path, results: dict[str, Any]) -> None:
     # A run either has its results or has not.
-    with written_aside(out / "results.json") as aside:
+    with atomic_write(out / "results.json") as aside:
         aside.write_text(json.dumps(results, indent=2) + "\n")
-    remove_unfinished(out)
+    remove_unfinished_files(out)
 
 
-def _keep_models(config: RunConfig, out: Path, model: Aligner, where: Place, before: int, say: Say) -> None:
+def save_models(
+    config: RunConfig, out: Path, model: Aligner, progress: TrainProgress, previous_best: int, say: Log
+) -> None:
     def save(folder: Path) -> None:
-        (merged(model) if config.peft == "lora" else model).save(folder)
+        (merge_lora(model) if config.peft == "lora" else model).save(folder)
 
     try:
-        keep_models(out, save, where.epoch, before, where.chosen)
+        save_chosen_models(out, save, progress.epoch, previous_best, progress.chosen)
     except OSError as error:
-        if where.best_epoch == where.epoch:
+        if progress.best_epoch == progress.epoch:
             # What a half chose can be done without, the run's own model cannot.
             save(out)
         say(f"warning: a half of dev chose another epoch than all of dev, and its model was not kept: {error}")

@@ -15,22 +15,22 @@ from torch import Tensor
 from clipvisionalign.models.aligner import Aligner
 from clipvisionalign.training.checkpoint import (
     load_sharded,
-    names_in,
     random_states,
     restore_random_states,
     save_checkpoint,
     save_sharded,
+    tensor_names,
 )
 from clipvisionalign.training.config import RunConfig
 from clipvisionalign.training.cross_fit import BestEpoch
-from clipvisionalign.training.dev import DevFigures
-from clipvisionalign.training.fine_tuning import WeightAverage
+from clipvisionalign.training.distributed import Distributed, local_shard
+from clipvisionalign.training.fine_tuning import ExponentialMovingAverage
 from clipvisionalign.training.forward import Towers
-from clipvisionalign.training.processes import Processes, own_part
+from clipvisionalign.training.validation import DevMetrics
 
 
 @dataclass
-class Place:
+class TrainProgress:
     """Where a run stands: what the loop counts, beside the weights and the random states.
 
     step: steps gone through; skipped: those among them that were none; epoch: the one that it is in, from 1;
@@ -55,7 +55,7 @@ class Place:
     records: int = 0
 
     @classmethod
-    def of(cls, state: dict[str, Any], best_by: str) -> Place:
+    def of(cls, state: dict[str, Any], best_by: str) -> TrainProgress:
         """What a checkpoint has; one from before dev was halved knows the best epoch of all of dev only."""
         state = dict(state)
         epoch, chosen = state.pop("best_epoch", 0), state.pop("chosen", None)
@@ -68,18 +68,18 @@ class Place:
         """The epoch whose model is the run's, 0 before there is one."""
         return self.chosen[0].epoch if self.chosen else 0
 
-    def choose(self, figures: DevFigures, config: RunConfig) -> None:
+    def update_best(self, metrics: DevMetrics, config: RunConfig) -> None:
         """Take note of an epoch's dev figures; training stops once all of dev and both halves have lost patience."""
-        scores = figures.scores(config.best_by)
+        scores = metrics.scores(config.best_by)
         self.chosen += [BestEpoch() for _ in scores[len(self.chosen) :]]
         for each, score in zip(self.chosen, scores, strict=True):
             # The dual encoder tells nothing of a fusion that is trained alone: its last epoch is kept.
-            each.see(self.epoch, score, config.patience, always=config.freeze == "all")
+            each.update(self.epoch, score, config.patience, always=config.freeze == "all")
         if self.best_epoch == self.epoch:
-            self.best = figures.metrics.rsum.value
+            self.best = metrics.metrics.rsum.value
         self.stopped = all(each.stopped for each in self.chosen)
 
-    def count(self, values: np.ndarray) -> None:
+    def add_step(self, values: np.ndarray) -> None:
         """One step more, with its loss, fusion loss and accuracy."""
         self.step, self.seen = self.step + 1, self.seen + 1
         self.sums = [total + float(value) for total, value in zip(self.sums, values, strict=True)]
@@ -89,37 +89,37 @@ class Place:
         self.epoch, self.step_in_epoch, self.sums, self.seen = self.epoch + 1, 0, [0.0, 0.0, 0.0], 0
 
 
-class Whole:
+class TrainState:
     """All that changes while a model trains, to save and to load: as one file, or sharded as the model is."""
 
-    def __init__(self, towers: Towers, average: WeightAverage, optimizer: Any, scheduler: Any) -> None:
+    def __init__(self, towers: Towers, average: ExponentialMovingAverage, optimizer: Any, scheduler: Any) -> None:
         self.towers, self.average, self.optimizer, self.scheduler = towers, average, optimizer, scheduler
 
-    def state_dict(self, processes: Processes) -> dict[str, Any]:
+    def state_dict(self, processes: Distributed) -> dict[str, Any]:
         """Everything, as a checkpoint of one file holds it; of a sharded model what is not sharded. Every process calls
         this."""
-        states = processes.objects(random_states())
+        states = processes.all_gather_object(random_states())
         rest = {"scheduler": self.scheduler.state_dict(), "random": states, "updates": self.average.updates}
         if self.average.sharded:
             return rest
         parts = {"towers": self.towers, "average": self.average, "optimizer": self.optimizer}
         return {**{name: part.state_dict() for name, part in parts.items()}, **rest}
 
-    def save(self, out: Path, step: int, state: dict[str, Any], processes: Processes) -> None:
+    def save(self, out: Path, step: int, state: dict[str, Any], distributed: Distributed) -> None:
         """Write a checkpoint: `state_dict` and what else belongs to the run; every process calls this.
 
         Raises OSError.
         """
         if self.average.sharded:
-            save_sharded(out, step, self._tensors(), state, processes)
+            save_sharded(out, step, self._tensors(), state, distributed)
             return
         # All get the error of one that cannot write, and go on together.
-        processes.first_does(lambda: save_checkpoint(out, step, state))
+        distributed.run_on_main(lambda: save_checkpoint(out, step, state))
 
-    def load(self, state: dict[str, Any], processes: Processes) -> None:
+    def load(self, state: dict[str, Any], distributed: Distributed) -> None:
         """Put everything where a checkpoint has it."""
         if "shards" in state:
-            self._fill_optimizer(names_in(Path(state["shards"])))
+            self._fill_optimizer(tensor_names(Path(state["shards"])))
             load_sharded(Path(state["shards"]), self._tensors())
             self.average.updates = state["updates"]
         elif self.average.sharded:
@@ -132,7 +132,7 @@ class Whole:
         for group, rate in zip(self.optimizer.param_groups, self.scheduler.get_last_lr(), strict=True):
             group["lr"] = rate
         random_of = state["random"]
-        restore_random_states(random_of[min(processes.number, len(random_of) - 1)])
+        restore_random_states(random_of[min(distributed.rank, len(random_of) - 1)])
 
     def is_finite(self) -> bool:
         """Whether nothing that is trained, of this process's part of it, is a NaN or infinite."""
@@ -140,20 +140,20 @@ class Whole:
         return are_finite([*trained, *self.average.weights.values()])
 
     def _tensors(self) -> dict[str, Tensor]:
-        found = {f"towers.{name}": tensor for name, tensor in self.towers.state_dict().items()}
-        found |= {f"average.{name}": tensor for name, tensor in self.average.weights.items()}
+        tensors = {f"towers.{name}": tensor for name, tensor in self.towers.state_dict().items()}
+        tensors |= {f"average.{name}": tensor for name, tensor in self.average.weights.items()}
         for name, parameter in self.towers.named_parameters():
             for kind, value in self.optimizer.state.get(parameter, {}).items():
-                found[f"optimizer.{name}.{kind}"] = value
-        return found
+                tensors[f"optimizer.{name}.{kind}"] = value
+        return tensors
 
-    def _fill_optimizer(self, there: set[str]) -> None:
+    def _fill_optimizer(self, saved_names: set[str]) -> None:
         """What AdamW keeps of each parameter, before its first step: there has to be something to load into.
 
         there: what a checkpoint has: nothing of a parameter that had no gradient, and of none before the first step.
         """
         for name, parameter in self.towers.named_parameters():
-            if f"optimizer.{name}.exp_avg" in there:
+            if f"optimizer.{name}.exp_avg" in saved_names:
                 self.optimizer.state[parameter] = {
                     "step": torch.zeros((), device=parameter.device),
                     "exp_avg": torch.zeros_like(parameter),
@@ -163,7 +163,7 @@ class Whole:
 
 def are_finite(tensors: Collection[Tensor]) -> bool:
     """Whether no weight, of this process's part of them, is a NaN or infinite."""
-    own = [part for part in (own_part(tensor.detach()) for tensor in tensors) if part.numel()]
+    own = [part for part in (local_shard(tensor.detach()) for tensor in tensors) if part.numel()]
     return all(math.isfinite(norm) for norm in torch._foreach_norm(own, math.inf)) if own else True
 
 
@@ -176,10 +176,10 @@ def restore_aligner(aligner: Aligner, state: dict[str, Any]) -> None:
         tensors = {f"towers.aligner.{name}": tensor for name, tensor in aligner.state_dict().items()}
         load_sharded(Path(state["shards"]), tensors)
         return
-    own = {
+    aligner_state = {
         name.removeprefix("aligner."): tensor for name, tensor in state["towers"].items() if name.startswith("aligner.")
     }
     try:
-        aligner.load_state_dict(own)
+        aligner.load_state_dict(aligner_state)
     except RuntimeError as error:
         raise ValueError(f"the checkpoint is not of this model: {str(error).splitlines()[1].strip()}") from None

@@ -25,24 +25,24 @@ import numpy as np
 from clipvisionalign.batch import Batch
 from clipvisionalign.data.captioned import DataError
 from clipvisionalign.data.streams.loader import too_many_bad
-from clipvisionalign.models.aligner import Remembered
-from clipvisionalign.progress import long_step
-from clipvisionalign.training.checkpoint import FOLDER as CHECKPOINTS
-from clipvisionalign.training.checkpoint import asked_to_stop, checkpoints_in
+from clipvisionalign.models.aligner import TowerOutputCache
+from clipvisionalign.progress import progress_step
+from clipvisionalign.training.checkpoint import CHECKPOINT_FOLDER as CHECKPOINTS
+from clipvisionalign.training.checkpoint import list_checkpoints, stop_signal
 from clipvisionalign.training.config import RunConfig
 from clipvisionalign.training.cross_fit import prune_models
-from clipvisionalign.training.dev import DevFigures
-from clipvisionalign.training.diagnosis import EpochFigures, diagnose
-from clipvisionalign.training.epoch_log import _epoch_line, end_of_epoch, progress_line
-from clipvisionalign.training.fine_tuning import keep_frozen_still
-from clipvisionalign.training.processes import Processes
-from clipvisionalign.training.profiling import Timed
-from clipvisionalign.training.records import Records, Say
-from clipvisionalign.training.results import measure
-from clipvisionalign.training.run_folder import _keep_models, _write_json, _write_results
-from clipvisionalign.training.step import StepFigures, take_step
-from clipvisionalign.training.trained_on import keep_trained_on
+from clipvisionalign.training.diagnostics import EpochMetrics, diagnose
+from clipvisionalign.training.distributed import Distributed
+from clipvisionalign.training.epoch_log import epoch_line, progress_line, record_epoch
+from clipvisionalign.training.fine_tuning import set_frozen_eval
+from clipvisionalign.training.metrics_logger import Log, MetricsLogger
+from clipvisionalign.training.overlap import save_trained_on
+from clipvisionalign.training.profiling import TimedBatches
+from clipvisionalign.training.results import evaluate_run
+from clipvisionalign.training.run_folder import save_models, write_json, write_results
+from clipvisionalign.training.step import StepMetrics, forward_backward
 from clipvisionalign.training.trainer_setup import TrainerSetup
+from clipvisionalign.training.validation import DevMetrics
 
 
 class Callback:
@@ -56,7 +56,7 @@ class Callback:
         ...         self.steps += 1
     """
 
-    def on_step(self, trainer: Trainer, metrics: StepFigures) -> None:
+    def on_step(self, trainer: Trainer, metrics: StepMetrics) -> None:
         """Called after each step of the optimizer.
 
         Args:
@@ -64,7 +64,7 @@ class Callback:
             metrics: loss and accuracy of the step, over all processes.
         """
 
-    def on_epoch(self, trainer: Trainer, metrics: DevFigures) -> None:
+    def on_epoch(self, trainer: Trainer, metrics: DevMetrics) -> None:
         """Called after each epoch, once the dev gallery was measured.
 
         Args:
@@ -93,7 +93,7 @@ class Trainer(TrainerSetup):
     Args:
         config: the settings.
         say: prints a line; only that of the first process is used.
-        state: of a checkpoint, to resume from, see `last_checkpoint`.
+        state: of a checkpoint, to resume from, see `load_last_checkpoint`.
         again: a run that came to no checkpoint is begun once more in its folder.
         remembered: what the same frozen towers gave in other runs of this process, to be used and added to.
         callbacks: called after each step, epoch and checkpoint.
@@ -108,10 +108,10 @@ class Trainer(TrainerSetup):
     def __init__(
         self,
         config: RunConfig,
-        say: Say = print,
+        say: Log = print,
         state: dict[str, Any] | None = None,
         again: bool = False,
-        remembered: Remembered | None = None,
+        remembered: TowerOutputCache | None = None,
         callbacks: Sequence[Callback] = (),
     ) -> None:
         super().__init__(config, say, state, again)
@@ -154,9 +154,9 @@ class Trainer(TrainerSetup):
                 return self.fit()
         processes, progress = self.processes, self.progress
         tracked = processes.accelerator if self.trackers else None
-        self.records = processes.each(lambda: Records(self.out, tracked, processes.first))
-        shown = progress_line(self.steps, progress.step, processes.first)
-        with asked_to_stop(processes.many) as self._stop, shown as self._show, closing(self.records):
+        self.records = processes.run_on_all(lambda: MetricsLogger(self.out, tracked, processes.is_main))
+        shown = progress_line(self.steps, progress.step, processes.is_main)
+        with stop_signal(processes.is_distributed) as self._stop, shown as self._show, closing(self.records):
             while progress.epoch <= self.epochs and not progress.stopped:
                 self._train_epoch()
                 if self.config.profile and progress.step == self.steps:
@@ -168,73 +168,80 @@ class Trainer(TrainerSetup):
         """The steps of an epoch that are not done yet, with checkpoints between them."""
         config, progress, processes = self.config, self.progress, self.processes
         self.aligner.train()
-        keep_frozen_still(self.aligner, config.freeze)
+        set_frozen_eval(self.aligner, config.freeze)
         self._epoch_images, self._epoch_start = 0, time.perf_counter()
         workers = 0 if self.image_features else config.workers
-        deal = (config.batch, progress.epoch, config.seed, workers, progress.step_in_epoch, processes.share)
-        self._stream = Timed(self.batches.epoch(*deal, config.chunk), self.timings)
+        epoch_arguments = (
+            config.batch,
+            progress.epoch,
+            config.seed,
+            workers,
+            progress.step_in_epoch,
+            processes.rank_and_world_size,
+        )
+        self._stream = TimedBatches(self.batches.epoch(*epoch_arguments, config.chunk), self.timings)
         for number in range(progress.step_in_epoch, self.steps_per_epoch):
             if progress.step == self.steps:
                 break
-            chunks = self.batches.chunks(config.batch, number, config.chunk, processes.count)
-            figures = self.train_step(self._stream, chunks)
-            if figures.images:
-                self._record_step(figures)
+            chunks = self.batches.num_chunks(config.batch, number, config.chunk, processes.world_size)
+            metrics = self.train_step(self._stream, chunks)
+            if metrics.images:
+                self._record_step(metrics)
             if config.profile and progress.step == self.steps:
                 break
-            asked, late = asked_of_any(processes, self._stop, time.perf_counter() - self._saved_at)
-            if asked or late > 60 * config.checkpoint_minutes:
+            stopping, elapsed = any_stop_requested(processes, self._stop, time.perf_counter() - self._saved_at)
+            if stopping or elapsed > 60 * config.checkpoint_minutes:
                 self.save_checkpoint()
-            if asked:
+            if stopping:
                 self._leave()
 
-    def train_step(self, batches: Iterator[Batch], chunks: int = 0) -> StepFigures:
+    def train_step(self, batches: Iterator[Batch], chunks: int = 0) -> StepMetrics:
         """Take one step: forward, backward, optimizer.
 
         Args:
             batches: gives the next batch; with `chunks`, that many chunks of it, twice.
-            chunks: as in `take_step`.
+            chunks: as in `forward_backward`.
 
         Returns:
             Loss and accuracy over all processes; `images` is 0 where too few images could be read for a step.
         """
         progress = self.progress
-        figures = take_step(self.step, batches, self.config, self.lookup, chunks)
+        metrics = forward_backward(self.step, batches, self.config, self.lookup, chunks)
         progress.step_in_epoch += 1
-        progress.left_out += figures.left_out
+        progress.left_out += metrics.left_out
         # Each process has its own.
-        for reasons in self.processes.objects(figures.skipped) if figures.left_out else []:
+        for reasons in self.processes.all_gather_object(metrics.skipped) if metrics.left_out else []:
             for reason in reasons:
                 self.say(f"left out: {reason}")
-        if not figures.images:
+        if not metrics.images:
             self._skip_step()
-            return figures
+            return metrics
         with self.timings("optimiser"):
-            self._optimizer_step(figures)
-        progress.count(np.array([figures.loss, figures.pair_loss, figures.accuracy]))
-        return figures
+            self._optimizer_step(metrics)
+        progress.add_step(np.array([metrics.loss, metrics.pair_loss, metrics.accuracy]))
+        return metrics
 
-    def _record_step(self, figures: StepFigures) -> None:
+    def _record_step(self, metrics: StepMetrics) -> None:
         """Show a step that was taken, and record one in ten."""
-        progress, values = self.progress, np.array([figures.loss, figures.pair_loss, figures.accuracy])
-        self._epoch_images += figures.images
+        progress, values = self.progress, np.array([metrics.loss, metrics.pair_loss, metrics.accuracy])
+        self._epoch_images += metrics.images
         speed = self._epoch_images / (time.perf_counter() - self._epoch_start)
         self._show(progress.step, values, speed, progress.best)
         if progress.step % 10 == 0 or progress.step == 1:
-            logged = {"loss": figures.loss, "fusion_loss": figures.pair_loss, "accuracy": figures.accuracy}
-            self.processes.first_does(partial(self.records.write, progress.step, epoch=progress.epoch, **logged))
-        self._call(lambda callback: callback.on_step(self, figures))
+            logged = {"loss": metrics.loss, "fusion_loss": metrics.pair_loss, "accuracy": metrics.accuracy}
+            self.processes.run_on_main(partial(self.records.write, progress.step, epoch=progress.epoch, **logged))
+        self._call(lambda callback: callback.on_step(self, metrics))
 
-    def _optimizer_step(self, figures: StepFigures) -> None:
+    def _optimizer_step(self, metrics: StepMetrics) -> None:
         """From gradients to weights. Raises FloatingPointError where loss or gradients are not finite."""
-        norm = self.processes.clip(self._parameters, 1.0)
-        for what, value in (("loss is", figures.loss + figures.pair_loss), ("gradients are", norm)):
+        norm = self.processes.clip_grad_norm(self._parameters, 1.0)
+        for what, value in (("loss is", metrics.loss + metrics.pair_loss), ("gradients are", norm)):
             if not math.isfinite(value):
                 message = f"step {self.progress.step + 1}: the {what} not finite; its pictures: "
-                raise FloatingPointError(f"{message}{', '.join(figures.names)}, ...; {self._checkpoint_note()}")
+                raise FloatingPointError(f"{message}{', '.join(metrics.names)}, ...; {self._checkpoint_note()}")
         self.optimizer.step()
         self.scheduler.step()
-        self.aligner.limit_temperatures()
+        self.aligner.clamp_temperatures()
         self.average.update()
         self.optimizer.zero_grad(set_to_none=True)
 
@@ -249,8 +256,8 @@ class Trainer(TrainerSetup):
             self.scheduler.step()
         if too_many_bad(progress.skipped, self.steps):
             detail = "steps were none: too few of their images could be read"
-            told = f"{progress.skipped} of {progress.step} {detail}; {self._checkpoint_note()}"
-            raise DataError(f"{self.config.data}: {told}")
+            message = f"{progress.skipped} of {progress.step} {detail}; {self._checkpoint_note()}"
+            raise DataError(f"{self.config.data}: {message}")
 
     # --- between and after epochs -------------------------------------------------------------------------------------
 
@@ -264,26 +271,26 @@ class Trainer(TrainerSetup):
         seconds = time.perf_counter() - self._started_at
         per_step = min(config.batch, len(self.batches))
         shape = per_step, round(per_step * self.batches.captions_per_image)
-        processes.each(partial(end_of_epoch, progress, metrics, shape, self.records, self.timings, seconds))
+        processes.run_on_all(partial(record_epoch, progress, metrics, shape, self.records, self.timings, seconds))
         model = self.average.model()
-        self.say(_epoch_line(progress.epoch, self.epochs, progress, metrics, seconds, model))
-        history = [EpochFigures(*figures) for figures in progress.history]
+        self.say(epoch_line(progress.epoch, self.epochs, progress, metrics, seconds, model))
+        history = [EpochMetrics(*figures) for figures in progress.history]
         for finding in diagnose(history, metrics.image_vectors, metrics.caption_vectors, config.best_by):
             self.say(f"warning: {finding}")
         previous_best = progress.best_epoch
-        progress.choose(metrics, config)
-        processes.first_does(partial(_keep_models, config, self.out, model, progress, previous_best, self.say))
+        progress.update_best(metrics, config)
+        processes.run_on_main(partial(save_models, config, self.out, model, progress, previous_best, self.say))
         if progress.stopped:
             message = f"no better dev {config.best_by} for {config.patience} epochs"
             self.say(f"{message}: stopped; the best was epoch {progress.best_epoch}")
         self._call(lambda callback: callback.on_epoch(self, metrics))
         progress.next_epoch()
         if self.save_checkpoint():
-            processes.first_does(partial(prune_models, self.out, progress.chosen))
-        if asked_of_any(processes, self._stop)[0]:
+            processes.run_on_main(partial(prune_models, self.out, progress.chosen))
+        if any_stop_requested(processes, self._stop)[0]:
             self._leave()
 
-    def validate(self) -> DevFigures:
+    def validate(self) -> DevMetrics:
         """Measure the averaged weights on the whole dev gallery; every process calls this."""
         return self.dev.measure(self.average.model())
 
@@ -298,29 +305,29 @@ class Trainer(TrainerSetup):
             few = "steps were none: too few of their images could be read"
             self.say(f"{progress.skipped} of {progress.step} {few}")
         if data.count_stream(self.batches, self.say, processes):
-            processes.first_does(lambda: _write_json(out / "data.json", data.about()))
-        processes.wait()
+            processes.run_on_main(lambda: write_json(out / "data.json", data.to_dict()))
+        processes.barrier()
         # The measuring has the memory for itself.
         vars(self.train_state).clear()
         del self.step, self.aligner, self.average, self.optimizer, self.scheduler, self._parameters
         self.say(f"best epoch {progress.best_epoch}; measuring the saved model on the whole dev gallery")
-        with long_step("measuring the saved model", shown=processes.first):
-            results = measure(config, progress, self.dev, out, processes, self.say, self._remembered)
+        with progress_step("measuring the saved model", visible=processes.is_main):
+            results = evaluate_run(config, progress, self.dev, out, processes, self.say, self._remembered)
         results |= {"best_epoch": progress.best_epoch, "training_seconds": round(seconds, 1)}
         results |= {"steps": progress.step - progress.skipped, "steps_skipped": progress.skipped}
         results |= {"images_left_out": progress.left_out}
-        processes.first_does(lambda: keep_trained_on(out, data.train, self.say, processes.first))
-        processes.first_does(partial(_write_results, out, results))
-        processes.end()
+        processes.run_on_main(lambda: save_trained_on(out, data.train, self.say, processes.is_main))
+        processes.run_on_main(partial(write_results, out, results))
+        processes.close()
         return results
 
     def _profile_result(self) -> dict[str, Any]:
         """Where the time went; the run folder is removed. Raises DataError where no step could be taken."""
-        taken = self.progress.step - self.progress.skipped
-        result = {"profile": self.timings.taken(), "loading": self._stream.loading, "steps": taken}
-        if self.processes.first:
+        steps_taken = self.progress.step - self.progress.skipped
+        result = {"profile": self.timings.pop(), "loading": self._stream.loading_seconds, "steps": steps_taken}
+        if self.processes.is_main:
             shutil.rmtree(self.out)
-        if not taken:
+        if not steps_taken:
             detail = "steps could be taken: hardly an image could be read"
             raise DataError(f"{self.config.data}: none of {self.progress.step} {detail}")
         return {**result, "images": self._epoch_images, "tokenise": self.batches.tokenise_seconds}
@@ -332,10 +339,10 @@ class Trainer(TrainerSetup):
         self._refuse_not_finite()
         self.progress.seconds = time.perf_counter() - self._started_at
         try:
-            self.progress.records = self.processes.first_does(self.records.tell)
+            self.progress.records = self.processes.run_on_main(self.records.sync)
             self.train_state.save(self.out, self.progress.step, self.state_dict(), self.processes)
         except OSError as error:
-            fallback = "the one before it is kept" if checkpoints_in(self.out) else "there is none before it"
+            fallback = "the one before it is kept" if list_checkpoints(self.out) else "there is none before it"
             self.say(f"warning: no checkpoint at step {self.progress.step}: {error}; training goes on, {fallback}")
             return False
         finally:
@@ -350,7 +357,7 @@ class Trainer(TrainerSetup):
         return f"the last good checkpoint, of step {self.checkpoint_step}, is in {self.out / CHECKPOINTS}"
 
     def _refuse_not_finite(self) -> None:
-        if not all(self.processes.everyone(lambda: self.train_state.is_finite())):
+        if not all(self.processes.run_and_gather(lambda: self.train_state.is_finite())):
             # What every resumed run would start from.
             raise FloatingPointError(f"step {self.progress.step}: weights are not finite; {self._checkpoint_note()}")
 
@@ -368,10 +375,10 @@ class Trainer(TrainerSetup):
     def _call(self, event: Callable[[Callback], None]) -> None:
         """Call one method of every callback; an error of one process's callback is raised on all."""
         for callback in self.callbacks:
-            self.processes.each(partial(event, callback))
+            self.processes.run_on_all(partial(event, callback))
 
 
-def asked_of_any(processes: Processes, stop: Callable[[], bool], late: float = 0.0) -> tuple[bool, float]:
+def any_stop_requested(distributed: Distributed, stop: Callable[[], bool], elapsed: float = 0.0) -> tuple[bool, float]:
     """Whether any process has been asked to stop, since all have to at the same step; and the first one's `late`."""
-    told = processes.everyone(lambda: (stop(), late), patient=True)
-    return any(asked for asked, _ in told), told[0][1]
+    requests = distributed.run_and_gather(lambda: (stop(), elapsed), long_timeout=True)
+    return any(requested for requested, _ in requests), requests[0][1]

@@ -13,10 +13,10 @@ from pathlib import Path
 from clipvisionalign.data.captioned import CaptionedImages, DataError
 from clipvisionalign.data.formats import flickr, folders, json_files, tables
 from clipvisionalign.data.splits import SPLIT_RULE
-from clipvisionalign.data.streams.files import is_pattern, is_shards, may_be_shards, shards_beside
-from clipvisionalign.data.streams.huggingface import is_saved
+from clipvisionalign.data.streams.files import has_tar_files, is_pattern, is_shards, shards_in_folder
+from clipvisionalign.data.streams.huggingface import is_saved_dataset
 from clipvisionalign.data.streams.in_memory import read_stream
-from clipvisionalign.images import NotTaken, image_files
+from clipvisionalign.images import ExcludedFiles, image_files
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Layout:
 
     name: str
     expects: str
-    recognises: Callable[[Path], bool]
+    matches: Callable[[Path], bool]
     read: Callable[..., CaptionedImages]
 
 
@@ -51,7 +51,7 @@ LAYOUTS: dict[str, Layout] = {
 }
 
 #: Layouts whose rows have columns.
-WITH_COLUMNS = ("folder", "table")
+LAYOUTS_WITH_COLUMNS = ("folder", "table")
 
 
 def read_captioned_images(
@@ -63,20 +63,21 @@ def read_captioned_images(
     images with one value of it stand in one split. split_rule: see `data/splits.py`. Raises DataError where nothing can
     be read; what is wrong with single rows stands in the result's `problems`.
     """
-    found = layout_of(path, layout)
-    if group and found.name not in WITH_COLUMNS:
-        raise DataError(f"{path}: the layout '{found.name}' has no columns to group by; --group is for tables")
-    data = found.read(Path(path), group, split_rule)
-    if found.name != STREAM and (beside := shards_beside(Path(path))):
-        more = f" and {len(beside) - 1:,} more" if len(beside) > 1 else ""
+    reader = detect_layout(path, layout)
+    if group and reader.name not in LAYOUTS_WITH_COLUMNS:
+        raise DataError(f"{path}: the layout '{reader.name}' has no columns to group by; --group is for tables")
+    data = reader.read(Path(path), group, split_rule)
+    if reader.name != STREAM and (shard_files := shards_in_folder(Path(path))):
+        more = f" and {len(shard_files) - 1:,} more" if len(shard_files) > 1 else ""
         data.notes.append(
-            f"the samples of {beside[0].name}{more} are not read: the files that lie there unpacked are; to read the "
-            f"shards, name them, such as {beside[0]}, or give --layout {STREAM}"
+            f"the samples of {shard_files[0].name}{more} are not read: the files that lie there unpacked are; "
+            "to read the "
+            f"shards, name them, such as {shard_files[0]}, or give --layout {STREAM}"
         )
     return data
 
 
-def layout_of(path: str | Path, layout: str = "auto") -> Layout:
+def detect_layout(path: str | Path, layout: str = "auto") -> Layout:
     """How the data set at `path` is read: as `layout`, or as it is recognised. The one place that decides so, for
     `check`, `train`, `evaluate`, `index` alike. Raises DataError where nothing is there, or nothing is recognised."""
     source = Path(path)
@@ -87,33 +88,33 @@ def layout_of(path: str | Path, layout: str = "auto") -> Layout:
         return LAYOUTS[STREAM]
     if not source.exists():
         raise DataError(f"{source}: no such file or folder")
-    return _recognise(source) if layout == "auto" else LAYOUTS[layout]
+    return _detect(source) if layout == "auto" else LAYOUTS[layout]
 
 
 def is_stream(path: str | Path, layout: str = "auto") -> bool:
     """Whether a data set is read as a stream: shards by a pattern or in a folder, or a saved Hugging Face data set."""
     try:
-        return layout_of(path, layout).name == STREAM
+        return detect_layout(path, layout).name == STREAM
     except DataError:
         # Told by whoever reads it.
         return False
 
 
-def _recognise(source: Path) -> Layout:
+def _detect(source: Path) -> Layout:
     """Tar files that hold samples are a stream unless images lie beside them as another layout has them: an archive
     beside what it was unpacked to holds no more than that, and often less."""
     others = (layout for layout in LAYOUTS.values() if layout.name != STREAM)
-    if LAYOUTS[STREAM].recognises(source):
-        unpacked = source.is_dir() and not is_saved(source) and image_files(source, NotTaken())
-        return next((layout for layout in others if unpacked and layout.recognises(source)), LAYOUTS[STREAM])
+    if LAYOUTS[STREAM].matches(source):
+        unpacked = source.is_dir() and not is_saved_dataset(source) and image_files(source, ExcludedFiles())
+        return next((layout for layout in others if unpacked and layout.matches(source)), LAYOUTS[STREAM])
     for layout in others:
-        if layout.recognises(source):
+        if layout.matches(source):
             return layout
-    if may_be_shards(source) and not (len(tables.tables_in(source)) > 1 and image_files(source, NotTaken())):
+    if has_tar_files(source) and not (len(tables.tables_in(source)) > 1 and image_files(source, ExcludedFiles())):
         # An archive beside what it was unpacked to is recognised by that.
         return LAYOUTS[STREAM]
     if len(several := tables.tables_in(source)) > 1:
-        told = ", ".join(path.name for path in several[:5])
-        raise DataError(f"{source}: holds {len(several)} tables ({told}): name the one to read")
+        names = ", ".join(path.name for path in several[:5])
+        raise DataError(f"{source}: holds {len(several)} tables ({names}): name the one to read")
     known = "\n".join(f"  {layout.name:<17} {layout.expects}" for layout in LAYOUTS.values())
     raise DataError(f"{source}: none of the known layouts lies there. They are:\n{known}")

@@ -12,9 +12,9 @@ from clipvisionalign.data.caption_table import CaptionTable
 from clipvisionalign.data.captioned import SPLITS, CaptionedImages, DataError
 from clipvisionalign.data.formats.table_rows import read_text
 from clipvisionalign.data.formats.tables import caption_files
-from clipvisionalign.data.names import NameLikeness
-from clipvisionalign.data.splits import SPLIT_RULE, split_word
-from clipvisionalign.data.text_files import decode, delimited, split_lines
+from clipvisionalign.data.image_names import ImageNameMatcher
+from clipvisionalign.data.splits import SPLIT_RULE, canonical_split
+from clipvisionalign.data.text_files import decode, read_delimited, split_lines
 
 #: Where the pictures lie, beside the captions: the archives' own names and the ones that people give.
 IMAGE_FOLDERS = (
@@ -31,20 +31,20 @@ def _captions_file(source: Path, *names: str) -> Path | None:
     return next((folder / name for folder in folders for name in names if (folder / name).is_file()), None)
 
 
-def _open(source: Path, layout: str, captions_file: Path, split_rule: int) -> CaptionTable:
+def _open_table(source: Path, layout: str, captions_file: Path, split_rule: int) -> CaptionTable:
     """A table that knows the official split files, if any, and looks for pictures beside and above the captions."""
     roots = list(dict.fromkeys([captions_file.parent, source if source.is_dir() else captions_file.parent]))
     if captions_file.parent.name in ("Flickr8k_text", "text"):
         roots.append(captions_file.parent.parent)
     table = CaptionTable(source, layout, [root / folder for root in roots for folder in IMAGE_FOLDERS], split_rule)
     for root in roots:
-        for listed in sorted(root.glob("*.txt")):
+        for list_file in sorted(root.glob("*.txt")):
             # Flickr_8k.trainImages.txt, or train.txt.
-            told = re.fullmatch(r"(?:flickr.*[_.])?([a-z]+?)(?:images)?", listed.stem.lower())
-            split = split_word(told[1]) if told else ""
+            match = re.fullmatch(r"(?:flickr.*[_.])?([a-z]+?)(?:images)?", list_file.stem.lower())
+            split = canonical_split(match[1]) if match else ""
             if split in SPLITS:
-                names = [name if "." in name else f"{name}.jpg" for name in _listed(listed, table)]
-                table.list_splits(names, split, listed.name)
+                names = [name if "." in name else f"{name}.jpg" for name in _read_names(list_file, table)]
+                table.add_split_list(names, split, list_file.name)
     return table
 
 
@@ -56,7 +56,7 @@ def _finish(table: CaptionTable, path: Path) -> CaptionedImages:
     return table.finish()
 
 
-def _listed(path: Path, table: CaptionTable) -> list[str]:
+def _read_names(path: Path, table: CaptionTable) -> list[str]:
     """The names of a list, one a line."""
     return [line.strip() for line in split_lines(read_text(path, table)) if line.strip()]
 
@@ -82,21 +82,23 @@ def read_kaggle30k(source: Path, group: str = "", split_rule: int = SPLIT_RULE) 
     path = _captions_file(source, "results.csv")
     if path is None:
         raise DataError(f"{source}: no results.csv there")
-    table = _open(source, "flickr30k-kaggle", path, split_rule)
-    for number, line in enumerate(split_lines(read_text(path, table)), 1):
-        if (number == 1 and line.lower().startswith("image_name")) or not line.strip():
+    table = _open_table(source, "flickr30k-kaggle", path, split_rule)
+    for line_number, line in enumerate(split_lines(read_text(path, table)), 1):
+        if (line_number == 1 and line.lower().startswith("image_name")) or not line.strip():
             continue
-        place = f"{path.name}, line {number}"
+        location = f"{path.name}, line {line_number}"
         name, *rest = (part.strip() for part in line.split("|", 2))
-        slid = re.fullmatch(r"(\d+)\s+(\S.*)", rest[0]) if rest and not any(rest[1:]) else None
-        if slid:
-            table.report("slid column", place, f"{name} number {slid[1]}: its caption stood in column 2", "mended")
-            table.add_row(name, slid[2], place)
+        shifted = re.fullmatch(r"(\d+)\s+(\S.*)", rest[0]) if rest and not any(rest[1:]) else None
+        if shifted:
+            table.report(
+                "slid column", location, f"{name} number {shifted[1]}: its caption stood in column 2", "mended"
+            )
+            table.add_row(name, shifted[2], location)
         elif len(rest) < 2:
-            told = f"expected image_name| comment_number| comment, found '{line[:60]}'"
-            table.skip_row("wrong columns", place, told)
+            message = f"expected image_name| comment_number| comment, found '{line[:60]}'"
+            table.skip_row("wrong columns", location, message)
         else:
-            table.add_row(name, rest[1], place)
+            table.add_row(name, rest[1], location)
     return _finish(table, path)
 
 
@@ -124,27 +126,27 @@ def read_flickr8k(source: Path, group: str = "", split_rule: int = SPLIT_RULE) -
     path = _captions_file(source, "captions.txt")
     if path is None:
         raise DataError(f"{source}: neither captions.txt nor Flickr8k.token.txt there")
-    table = _open(source, "flickr8k", path, split_rule)
-    names = NameLikeness(table.folders)
+    table = _open_table(source, "flickr8k", path, split_rule)
+    names = ImageNameMatcher(table.folders)
 
     def is_row(cells: list[str]) -> bool:
-        return len(cells) > 1 and names.fits(cells[0])
+        return len(cells) > 1 and names.matches(cells[0])
 
-    rows = delimited(split_lines(read_text(path, table)), ",", is_row)
+    rows = read_delimited(split_lines(read_text(path, table)), ",", is_row)
     header = next(rows, None)
     cells = [cell.strip().lower() for cell in header.cells] if header else []
     if cells != ["image", "caption"]:
         raise DataError(f"{path}, line 1: the header should be 'image,caption', found '{','.join(cells)}'")
     for row in rows:
-        place = f"{path.name}, line {row.line}"
+        location = f"{path.name}, line {row.line}"
         if row.unclosed:
-            table.report("open quote", place, "a quote that is never closed, kept as part of the caption", "mended")
+            table.report("open quote", location, "a quote that is never closed, kept as part of the caption", "mended")
         if len(row.cells) < 2:
-            table.skip_row("wrong columns", place, f"no comma between image and caption in '{row.cells[0][:60]}'")
+            table.skip_row("wrong columns", location, f"no comma between image and caption in '{row.cells[0][:60]}'")
         else:
             names.add(row.cells[0])
             # A caption with a comma that nobody quoted: the comma is the caption's.
-            table.add_row(row.cells[0], ",".join(row.cells[1:]), place)
+            table.add_row(row.cells[0], ",".join(row.cells[1:]), location)
     return _finish(table, path)
 
 
@@ -153,14 +155,14 @@ def _read_tokens(source: Path, layout: str, file_name: str, split_rule: int) -> 
     path = _captions_file(source, file_name)
     if path is None:
         raise DataError(f"{source}: no {file_name} there")
-    table = _open(source, layout, path, split_rule)
-    for number, line in enumerate(split_lines(read_text(path, table)), 1):
+    table = _open_table(source, layout, path, split_rule)
+    for line_number, line in enumerate(split_lines(read_text(path, table)), 1):
         if not line.strip():
             continue
-        place = f"{path.name}, line {number}"
+        location = f"{path.name}, line {line_number}"
         key, tab, caption = line.partition("\t")
         if not tab:
-            table.skip_row("wrong columns", place, f"no tab between image and caption in '{line[:60]}'")
+            table.skip_row("wrong columns", location, f"no tab between image and caption in '{line[:60]}'")
         else:
-            table.add_row(key.partition("#")[0], caption, place)
+            table.add_row(key.partition("#")[0], caption, location)
     return _finish(table, path)

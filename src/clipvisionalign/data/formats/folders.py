@@ -10,7 +10,7 @@ from clipvisionalign.data.caption_table import CaptionTable
 from clipvisionalign.data.captioned import SPLITS, CaptionedImages, DataError
 from clipvisionalign.data.formats.table_rows import read_text
 from clipvisionalign.data.formats.tables import caption_files, fill_from_table, is_hidden
-from clipvisionalign.data.splits import SPLIT_RULE, split_word
+from clipvisionalign.data.splits import SPLIT_RULE, canonical_split
 from clipvisionalign.data.text_files import split_lines
 from clipvisionalign.images import image_files
 
@@ -28,7 +28,7 @@ def is_folder(source: Path) -> bool:
     if not source.is_dir():
         return False
     folders = (path.parent for path in _metadata_files(source))
-    return any(folder == source or split_word(folder.name) in SPLITS for folder in folders)
+    return any(folder == source or canonical_split(folder.name) in SPLITS for folder in folders)
 
 
 def read_folder(source: Path, group: str = "", split_rule: int = SPLIT_RULE) -> CaptionedImages:
@@ -43,21 +43,21 @@ def read_folder(source: Path, group: str = "", split_rule: int = SPLIT_RULE) -> 
         else:
             # A sub-folder's name is its split, and its pictures' names must not clash with another's.
             folder = path.parent.name
-            fill_from_table(table, path, below=folder, split=split_word(folder), group=group)
+            fill_from_table(table, path, subfolder=folder, split=canonical_split(folder), group=group)
     table.report_unread(caption_files(source))
     return table.finish()
 
 
 def is_texts(source: Path) -> bool:
     """A folder in which at least one picture has a .txt of its name."""
-    return source.is_dir() and any(True for _ in _texts_of(image_files(source)))
+    return source.is_dir() and any(True for _ in _matched_texts(image_files(source)))
 
 
 def read_texts(source: Path, group: str = "", split_rule: int = SPLIT_RULE) -> CaptionedImages:
     """One .txt per picture, a caption a line. A first folder named train, dev (val) or test is the split."""
     table = CaptionTable(source, "texts", [source], split_rule)
     images = image_files(source)
-    texts = dict(_texts_of(images))
+    texts = dict(_matched_texts(images))
     for path in images:
         name = path.relative_to(source).as_posix()
         if path not in texts:
@@ -66,18 +66,18 @@ def read_texts(source: Path, group: str = "", split_rule: int = SPLIT_RULE) -> C
         text = texts[path]
         if text.name not in _text_names(path):
             table.report("name spelled otherwise", name, f"its captions are those of '{text.name}'", "mended")
-        split = split_word(name.split("/")[0]) if "/" in name else ""
+        split = canonical_split(name.split("/")[0]) if "/" in name else ""
         lines = [line for line in split_lines(read_text(text, table)) if line.strip()]
-        for number, line in enumerate(lines or [""], 1):
-            place = f"{text.relative_to(source).as_posix()}, line {number}"
-            table.add_row(name, line, place, split=split if split in SPLITS else "")
-    read = set(texts.values())
-    alone = sorted(
-        path for path in source.rglob("*") if path.suffix.lower() == ".txt" and path not in read and not is_hidden(path)
+        for line_number, line in enumerate(lines or [""], 1):
+            location = f"{text.relative_to(source).as_posix()}, line {line_number}"
+            table.add_row(name, line, location, split=split if split in SPLITS else "")
+    used = set(texts.values())
+    unmatched = sorted(
+        path for path in source.rglob("*") if path.suffix.lower() == ".txt" and path not in used and not is_hidden(path)
     )
-    if alone:
-        first = alone[0].relative_to(source).as_posix()
-        table.note(f"{len(alone):,} .txt files that no image stands beside, such as {first}")
+    if unmatched:
+        first = unmatched[0].relative_to(source).as_posix()
+        table.note(f"{len(unmatched):,} .txt files that no image stands beside, such as {first}")
     table.report_unread(caption_files(source))
     return table.finish()
 
@@ -87,30 +87,30 @@ def _text_names(image: Path) -> tuple[str, str]:
     return image.with_suffix(".txt").name, f"{image.name}.txt"
 
 
-def _texts_of(images: Sequence[Path]) -> Iterator[tuple[Path, Path]]:
+def _matched_texts(images: Sequence[Path]) -> Iterator[tuple[Path, Path]]:
     """Each image that has a text file, and that: of its name, whatever the ending's case and the name's Unicode form.
     A folder is listed when its first image comes."""
     by_folder: dict[Path, dict[str, Path]] = {}
     for image in images:
         if image.parent not in by_folder:
-            by_folder[image.parent] = _texts_in(image.parent)
-        there, names = by_folder[image.parent], _text_names(image)
-        text = next((there[key] for key in (*names, *map(_spelled, names)) if key in there), None)
+            by_folder[image.parent] = _text_files_by_name(image.parent)
+        texts, names = by_folder[image.parent], _text_names(image)
+        text = next((texts[key] for key in (*names, *map(_normalized_name, names)) if key in texts), None)
         if text is not None:
             yield image, text
 
 
-def _texts_in(folder: Path) -> dict[str, Path]:
+def _text_files_by_name(folder: Path) -> dict[str, Path]:
     """The text files of a folder by their names, and by the form that all spellings of a name share where one file
     alone has it."""
     paths = [path for path in folder.iterdir() if path.suffix.lower() == ".txt" and path.is_file()]
     alike: dict[str, list[Path]] = {}
     for path in paths:
-        alike.setdefault(_spelled(path.name), []).append(path)
-    return {form: some[0] for form, some in alike.items() if len(some) == 1} | {path.name: path for path in paths}
+        alike.setdefault(_normalized_name(path.name), []).append(path)
+    return {form: group[0] for form, group in alike.items() if len(group) == 1} | {path.name: path for path in paths}
 
 
-def _spelled(name: str) -> str:
+def _normalized_name(name: str) -> str:
     """What all spellings of a name share: its Unicode form, and the ending in small letters."""
     stem, dot, ending = name.rpartition(".")
     return unicodedata.normalize("NFC", stem) + dot + ending.lower()

@@ -15,17 +15,17 @@ from clipvisionalign.data.caption_table import CaptionTable
 from clipvisionalign.data.captioned import SPLITS, CaptionedImages, DataError
 from clipvisionalign.data.formats.flickr import IMAGE_FOLDERS
 from clipvisionalign.data.formats.tables import caption_files
-from clipvisionalign.data.splits import SPLIT_RULE, split_word
-from clipvisionalign.data.text_files import decode, read_json
+from clipvisionalign.data.splits import SPLIT_RULE, canonical_split
+from clipvisionalign.data.text_files import decode, parse_json
 
 
 def _load(path: Path, table: CaptionTable) -> Any:
-    found = decode(path.read_bytes())
-    if found.mended:
-        table.report("broken encoding", f"{path.name}, line {found.line}", found.mended, "mended")
+    decoded = decode(path.read_bytes())
+    if decoded.repair:
+        table.report("broken encoding", f"{path.name}, line {decoded.line}", decoded.repair, "mended")
     table.files_read.add(path)
     try:
-        value, repeated = read_json(found.text)
+        value, repeated = parse_json(decoded.text)
         if repeated:
             message = f"a key stands twice in one object, and the second is not read ({repeated})"
             table.report("repeated key", path.name, message[:400], "warning")
@@ -36,21 +36,21 @@ def _load(path: Path, table: CaptionTable) -> Any:
         raise DataError(f"{path}: JSON that cannot be read: {error}") from None
 
 
-def _text(value: Any) -> str:
+def _text_or_empty(value: Any) -> str:
     """A text that names something; "" for anything else."""
     return value.strip() if isinstance(value, str) else ""
 
 
-def _number(value: Any) -> str:
+def _id_key(value: Any) -> str:
     """A number or a text as a key that is the same for 7, 7.0 and "7"; "" for what is neither."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     return str(value).strip() if isinstance(value, (int, float, str)) and not isinstance(value, bool) else ""
 
 
-def _entries(found: Any, key: str | None, path: Path) -> list[Any]:
+def _entries(content: Any, key: str | None, path: Path) -> list[Any]:
     """The list of entries of a JSON file: under `key`, or the whole file."""
-    entries = found.get(key) if key and isinstance(found, dict) else found
+    entries = content.get(key) if key and isinstance(content, dict) else content
     if not isinstance(entries, list):
         raise DataError(f"{path}: expected a list{f' under {key!r}' if key else ''}, found {type(entries).__name__}")
     return entries
@@ -79,16 +79,16 @@ def read_karpathy(source: Path, group: str = "", split_rule: int = SPLIT_RULE) -
         raise DataError(f"{source}: no dataset_*.json there")
     roots = [path.parent / folder for folder in IMAGE_FOLDERS]
     table = CaptionTable(source, "karpathy", roots, split_rule)
-    for number, entry in enumerate(_entries(_load(path, table), "images", path)):
-        place = f"{path.name}, images[{number}]"
-        name = _text(entry.get("filename")) if isinstance(entry, dict) else ""
+    for index, entry in enumerate(_entries(_load(path, table), "images", path)):
+        location = f"{path.name}, images[{index}]"
+        name = _text_or_empty(entry.get("filename")) if isinstance(entry, dict) else ""
         if not name or not isinstance(entry.get("sentences"), list):
-            table.skip_row("wrong columns", place, "an entry needs 'filename' and 'sentences'")
+            table.skip_row("wrong columns", location, "an entry needs 'filename' and 'sentences'")
             continue
         # COCO's pictures stand in train2014 and val2014, told by `filepath`.
-        below = [_text(entry["filepath"])] if _text(entry.get("filepath")) else []
-        folders = [root / part for part in [*below, "."] for root in roots] if below else []
-        table.add_row(name, entry["sentences"], place, split=entry.get("split"), folders=folders)
+        subfolders = [_text_or_empty(entry["filepath"])] if _text_or_empty(entry.get("filepath")) else []
+        folders = [root / part for part in [*subfolders, "."] for root in roots] if subfolders else []
+        table.add_row(name, entry["sentences"], location, split=entry.get("split"), folders=folders)
     _report_unread(table)
     return table.finish()
 
@@ -118,41 +118,41 @@ def read_coco(source: Path, group: str = "", split_rule: int = SPLIT_RULE) -> Ca
 
 def _coco_split(year: str) -> str:
     """The split of `captions_YEAR.json`, such as train2017, val, dev or minival2014; "" where the name tells none."""
-    words = [split_word(word) for word in re.split(r"[^a-z]+", year.lower())]
+    words = [canonical_split(word) for word in re.split(r"[^a-z]+", year.lower())]
     return "train" if "valminusminival" in year.lower() else next((word for word in words if word in SPLITS), "")
 
 
 def _read_coco_file(path: Path, table: CaptionTable) -> None:
     """The rows of one file: its annotations, each about one of its images."""
-    found = _load(path, table)
+    content = _load(path, table)
     year = path.stem.removeprefix("captions_")
     split = _coco_split(year)
     root = path.parent.parent if path.parent.name == "annotations" else path.parent
     folders = [root / year, root / "images" / year, root / "images", root]
     names: dict[str, str] = {}
-    twice: set[str] = set()
-    told_of: set[str] = set()
-    for number, image in enumerate(_entries(found, "images", path)):
-        key = _number(image.get("id")) if isinstance(image, dict) else ""
-        if not key or not _text(image.get("file_name")):
-            table.report("wrong columns", f"{path.name}, images[{number}]", "an image needs 'id' and 'file_name'")
-        elif names.setdefault(key, _text(image["file_name"])) != _text(image["file_name"]):
+    duplicate_ids: set[str] = set()
+    annotated: set[str] = set()
+    for index, image in enumerate(_entries(content, "images", path)):
+        key = _id_key(image.get("id")) if isinstance(image, dict) else ""
+        if not key or not _text_or_empty(image.get("file_name")):
+            table.report("wrong columns", f"{path.name}, images[{index}]", "an image needs 'id' and 'file_name'")
+        elif names.setdefault(key, _text_or_empty(image["file_name"])) != _text_or_empty(image["file_name"]):
             message = f"the id {key} is that of {names[key]} as well: none of its captions belongs to one of them"
-            table.report("id of two images", f"{path.name}, images[{number}]", message)
-            twice.add(key)
-    for number, entry in enumerate(_entries(found, "annotations", path)):
-        place = f"{path.name}, annotations[{number}]"
-        key = _number(entry.get("image_id")) if isinstance(entry, dict) else ""
+            table.report("id of two images", f"{path.name}, images[{index}]", message)
+            duplicate_ids.add(key)
+    for index, entry in enumerate(_entries(content, "annotations", path)):
+        location = f"{path.name}, annotations[{index}]"
+        key = _id_key(entry.get("image_id")) if isinstance(entry, dict) else ""
         if key not in names:
-            table.skip_row("no image name", place, "its image_id is that of no image in the file")
+            table.skip_row("no image name", location, "its image_id is that of no image in the file")
             continue
-        told_of.add(key)
-        if key in twice:
-            table.skip_row("id of two images", place, f"its image_id {key} is that of two images in the file")
+        annotated.add(key)
+        if key in duplicate_ids:
+            table.skip_row("id of two images", location, f"its image_id {key} is that of two images in the file")
             continue
-        table.add_row(names[key], entry.get("caption"), place, split=split, folders=folders)
+        table.add_row(names[key], entry.get("caption"), location, split=split, folders=folders)
     for key in names:
-        if key not in told_of:
+        if key not in annotated:
             table.report("no captions", f"{path.name}, image {key}", f"{names[key]} has no annotation")
 
 
@@ -172,13 +172,13 @@ def read_rstpreid(source: Path, group: str = "", split_rule: int = SPLIT_RULE) -
     if path is None:
         raise DataError(f"{source}: no data_captions.json there")
     table = CaptionTable(source, "rstpreid", [path.parent / "imgs", path.parent], split_rule)
-    for number, entry in enumerate(_entries(_load(path, table), None, path)):
-        place = f"{path.name}, [{number}]"
-        name = _text(entry.get("img_path")) if isinstance(entry, dict) else ""
-        if not name or not _number(entry.get("id")) or not isinstance(entry.get("captions"), list):
-            table.skip_row("wrong columns", place, "an entry needs 'id', 'img_path' and 'captions'")
+    for index, entry in enumerate(_entries(_load(path, table), None, path)):
+        location = f"{path.name}, [{index}]"
+        name = _text_or_empty(entry.get("img_path")) if isinstance(entry, dict) else ""
+        if not name or not _id_key(entry.get("id")) or not isinstance(entry.get("captions"), list):
+            table.skip_row("wrong columns", location, "an entry needs 'id', 'img_path' and 'captions'")
         else:
-            identity = _number(entry["id"])
-            table.add_row(name, entry["captions"], place, split=entry.get("split"), identity=identity)
+            identity = _id_key(entry["id"])
+            table.add_row(name, entry["captions"], location, split=entry.get("split"), identity=identity)
     _report_unread(table)
     return table.finish()

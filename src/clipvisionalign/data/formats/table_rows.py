@@ -10,33 +10,33 @@ from typing import Any
 
 from clipvisionalign.data.caption_table import CaptionTable
 from clipvisionalign.data.captioned import DataError
-from clipvisionalign.data.columns import IMAGE_COLUMNS, column_named
-from clipvisionalign.data.names import NameLikeness
+from clipvisionalign.data.columns import IMAGE_COLUMNS, find_column
+from clipvisionalign.data.image_names import ImageNameMatcher
 from clipvisionalign.data.text_files import (
     Decoded,
     decode,
-    delimited,
-    delimiter_of,
-    distinct,
-    read_json,
+    detect_delimiter,
+    parse_json,
+    read_delimited,
     split_cells,
     split_lines,
+    unique_names,
 )
 
-Row = tuple[str, dict[str, Any]]
+LocatedRow = tuple[str, dict[str, Any]]
 
 
-def table_rows(path: Path, table: CaptionTable) -> Iterator[Row]:
+def table_rows(path: Path, table: CaptionTable) -> Iterator[LocatedRow]:
     """The rows of a table, each with its place; those that cannot be read are left out of it, and listed in `table`. A
     cell that cannot be read is None, and listed."""
-    for place, row in _rows(path, table):
+    for location, row in read_table_rows(path, table):
         for name, cell in row.items():
             if isinstance(cell, BrokenCell):
-                table.report("broken cell", place, f"{name}: {cell}", "warning")
-        yield place, {name: None if isinstance(cell, BrokenCell) else cell for name, cell in row.items()}
+                table.report("broken cell", location, f"{name}: {cell}", "warning")
+        yield location, {name: None if isinstance(cell, BrokenCell) else cell for name, cell in row.items()}
 
 
-def _rows(path: Path, table: CaptionTable) -> Iterator[Row]:
+def read_table_rows(path: Path, table: CaptionTable) -> Iterator[LocatedRow]:
     """The rows of a table, with a `BrokenCell` for each cell that cannot be read."""
     suffix = path.suffix.lower()
     if suffix == ".parquet":
@@ -48,34 +48,34 @@ def _rows(path: Path, table: CaptionTable) -> Iterator[Row]:
 
 def read_text(path: Path, table: CaptionTable) -> str:
     """A text file in whatever encoding it is; what had to be mended in it is listed in `table`."""
-    found = decode(path.read_bytes())
-    if found.mended:
-        table.report("broken encoding", f"{path.name}, line {found.line}", found.mended, "mended")
-    return found.text
+    decoded = decode(path.read_bytes())
+    if decoded.repair:
+        table.report("broken encoding", f"{path.name}, line {decoded.line}", decoded.repair, "mended")
+    return decoded.text
 
 
-def _delimited_rows(path: Path, table: CaptionTable, usual: str) -> Iterator[Row]:
+def _delimited_rows(path: Path, table: CaptionTable, default: str) -> Iterator[LocatedRow]:
     lines = split_lines(read_text(path, table))
-    first = next((number for number, line in enumerate(lines) if line.strip()), None)
-    if first is None:
+    header_index = next((number for number, line in enumerate(lines) if line.strip()), None)
+    if header_index is None:
         return
-    if re.fullmatch(r"sep=.", lines[first].strip()):
+    if re.fullmatch(r"sep=.", lines[header_index].strip()):
         # Excel's own word for the delimiter.
-        usual, first = lines[first].strip()[-1], first + 1
-    delimiter = delimiter_of(lines[first] if first < len(lines) else "", _has_columns, usual)
+        default, header_index = lines[header_index].strip()[-1], header_index + 1
+    delimiter = detect_delimiter(lines[header_index] if header_index < len(lines) else "", _has_columns, default)
     columns: list[str] = []
     image = 0
-    names = NameLikeness([path.parent, *table.folders])
+    names = ImageNameMatcher([path.parent, *table.folders])
 
     def is_row(cells: list[str]) -> bool:
         """A line with a name where the images' names stand, and a caption: as few cells as a row is read with."""
-        return 2 <= len(cells) <= len(columns) and image < len(cells) and names.fits(cells[image])
+        return 2 <= len(cells) <= len(columns) and image < len(cells) and names.matches(cells[image])
 
-    for record in delimited(lines[first:], delimiter, is_row, first + 1):
-        place = f"{path.name}, line {record.line}"
+    for record in read_delimited(lines[header_index:], delimiter, is_row, header_index + 1):
+        location = f"{path.name}, line {record.line}"
         if not columns:
-            columns = distinct([cell.strip() for cell in record.cells])
-            named = column_named(columns, IMAGE_COLUMNS)
+            columns = unique_names([cell.strip() for cell in record.cells])
+            named = find_column(columns, IMAGE_COLUMNS)
             image = columns.index(named) if named else 0
             # A quote that is open in the first row of all has this row's name to go by.
             after = next((line for line in lines[record.line :] if line.strip()), "")
@@ -83,39 +83,39 @@ def _delimited_rows(path: Path, table: CaptionTable, usual: str) -> Iterator[Row
             continue
         names.add("".join(record.cells[image : image + 1]))
         if record.unclosed:
-            table.report("open quote", place, "a quote that is never closed, kept as part of the cell", "mended")
+            table.report("open quote", location, "a quote that is never closed, kept as part of the cell", "mended")
         if len(record.cells) > len(columns) and any(cell.strip() for cell in record.cells[len(columns) :]):
-            more = len(record.cells) - len(columns)
-            told = f"{more} more cells than the header has; is a caption with '{delimiter}' not quoted?"
-            table.skip_row("wrong columns", place, told)
+            extra = len(record.cells) - len(columns)
+            message = f"{extra} more cells than the header has; is a caption with '{delimiter}' not quoted?"
+            table.skip_row("wrong columns", location, message)
         elif len(record.cells) < len(columns) and len(record.cells) < 2:
-            table.skip_row("wrong columns", place, f"no '{delimiter}' between the cells of '{record.cells[0][:60]}'")
+            table.skip_row("wrong columns", location, f"no '{delimiter}' between the cells of '{record.cells[0][:60]}'")
         else:
-            yield place, dict(zip(columns, record.cells, strict=False))
+            yield location, dict(zip(columns, record.cells, strict=False))
 
 
 def _has_columns(names: Sequence[str]) -> bool:
-    return len(names) > 1 and bool(column_named(names, IMAGE_COLUMNS))
+    return len(names) > 1 and bool(find_column(names, IMAGE_COLUMNS))
 
 
-def _jsonl_rows(path: Path, table: CaptionTable) -> Iterator[Row]:
-    for number, line in enumerate(split_lines(read_text(path, table)), 1):
+def _jsonl_rows(path: Path, table: CaptionTable) -> Iterator[LocatedRow]:
+    for line_number, line in enumerate(split_lines(read_text(path, table)), 1):
         if not line.strip():
             continue
-        place = f"{path.name}, line {number}"
+        location = f"{path.name}, line {line_number}"
         try:
-            row, repeated = read_json(line)
+            row, repeated = parse_json(line)
         except (ValueError, RecursionError) as error:
-            table.skip_row("broken row", place, f"not valid JSON: {getattr(error, 'msg', error)}")
+            table.skip_row("broken row", location, f"not valid JSON: {getattr(error, 'msg', error)}")
             continue
         if repeated:
             table.report(
-                "repeated key", place, f"{repeated}; the second is read under the name behind the colon", "warning"
+                "repeated key", location, f"{repeated}; the second is read under the name behind the colon", "warning"
             )
         if isinstance(row, dict):
-            yield place, row
+            yield location, row
         else:
-            table.skip_row("broken row", place, f"expected an object, found {type(row).__name__}")
+            table.skip_row("broken row", location, f"expected an object, found {type(row).__name__}")
 
 
 @dataclass(frozen=True)
@@ -128,26 +128,29 @@ class BrokenCell:
         return self.reason
 
 
-def _parquet_rows(path: Path, table: CaptionTable) -> Iterator[Row]:
+def _parquet_rows(path: Path, table: CaptionTable) -> Iterator[LocatedRow]:
     try:
         import pyarrow.parquet as parquet
     except ImportError:
-        way_out = 'pip install "clipvisionalign[parquet]"'
-        raise DataError(f"{path}: reading Parquet needs pyarrow, which is not installed: {way_out}") from None
-    number = 0
+        hint = 'pip install "clipvisionalign[parquet]"'
+        raise DataError(f"{path}: reading Parquet needs pyarrow, which is not installed: {hint}") from None
+    row_index = 0
     try:
         with parquet.ParquetFile(path) as file:
             # Two columns of one name keep their cells each.
-            names = distinct(file.schema_arrow.names)
+            names = unique_names(file.schema_arrow.names)
             for batch in file.iter_batches(batch_size=256):
-                columns = [_parquet_cells(batch.column(place)) for place in range(batch.num_columns)]
+                columns = [_parquet_cells(batch.column(column_index)) for column_index in range(batch.num_columns)]
                 for cells in zip(*columns, strict=True):
-                    place = f"{path.name}, row {number}"
-                    yield place, dict(zip(names, (_mended(cell, place, table) for cell in cells), strict=True))
-                    number += 1
+                    column_index = f"{path.name}, row {row_index}"
+                    yield (
+                        column_index,
+                        dict(zip(names, (_cell_text(cell, column_index, table) for cell in cells), strict=True)),
+                    )
+                    row_index += 1
     except (OSError, ValueError) as error:
-        told = f"not a whole Parquet file, from row {number} on" if number else "not a Parquet file"
-        raise DataError(f"{path}: {told}: {error}") from None
+        message = f"not a whole Parquet file, from row {row_index} on" if row_index else "not a Parquet file"
+        raise DataError(f"{path}: {message}: {error}") from None
 
 
 def _parquet_cells(column: Any) -> list[Any]:
@@ -169,9 +172,9 @@ def _parquet_cell(cell: Any) -> Any:
         return BrokenCell(f"{cell.type} that cannot be read: {error}")
 
 
-def _mended(cell: Any, place: str, table: CaptionTable) -> Any:
+def _cell_text(cell: Any, location: str, table: CaptionTable) -> Any:
     """A cell; where its text had to be mended, that is listed."""
     if not isinstance(cell, Decoded):
         return cell
-    table.report("broken encoding", place, cell.mended, "mended")
+    table.report("broken encoding", location, cell.repair, "mended")
     return cell.text

@@ -13,9 +13,9 @@ from typing import Any
 from clipvisionalign.data.caption_table import CaptionTable
 from clipvisionalign.data.captioned import CaptionedImages, DataError
 from clipvisionalign.data.columns import TableColumns
-from clipvisionalign.data.formats.table_rows import BrokenCell, Row, _rows
+from clipvisionalign.data.formats.table_rows import BrokenCell, LocatedRow, read_table_rows
 from clipvisionalign.data.split_file import SPLIT_FILE
-from clipvisionalign.data.splits import SPLIT_RULE, split_word
+from clipvisionalign.data.splits import SPLIT_RULE, canonical_split
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 
@@ -32,8 +32,8 @@ def _table_file(source: Path) -> Path | None:
     """`source` itself, or the only table in the folder."""
     if source.is_file():
         return source if source.suffix.lower() in TABLE_SUFFIXES else None
-    found = tables_in(source)
-    return found[0] if len(found) == 1 else None
+    tables = tables_in(source)
+    return tables[0] if len(tables) == 1 else None
 
 
 def tables_in(source: Path) -> list[Path]:
@@ -54,13 +54,13 @@ def caption_files(folder: Path) -> list[Path]:
     """Files that may hold captions in a folder and in the folders below it: tables, and JSON files."""
     folders = [folder, *(path for path in folder.iterdir() if path.is_dir() and not is_hidden(path))]
     return [
-        path for each in folders for path in _listed(each)
+        path for each in folders for path in _list_folder(each)
         if path.suffix.lower() in (*TABLE_SUFFIXES, ".json") and not is_hidden(path) and path.name != SPLIT_FILE
-        and not _is_no_captions(path) and path.is_file()
+        and not _has_no_captions(path) and path.is_file()
     ]  # fmt: skip
 
 
-def _is_no_captions(path: Path) -> bool:
+def _has_no_captions(path: Path) -> bool:
     """A JSON file that is known to hold no captions, or that stands beside an image of its name."""
     if not path.suffix.lower().startswith(".json"):
         return False
@@ -69,7 +69,7 @@ def _is_no_captions(path: Path) -> bool:
     )
 
 
-def _listed(folder: Path) -> list[Path]:
+def _list_folder(folder: Path) -> list[Path]:
     try:
         return list(folder.iterdir())
     except OSError:
@@ -101,66 +101,70 @@ def read_table(source: Path, group: str = "", split_rule: int = SPLIT_RULE) -> C
 
 
 def fill_from_table(
-    table: CaptionTable, path: Path, *, below: str = "", split: str = "", group: str = ""
+    table: CaptionTable, path: Path, *, subfolder: str = "", split: str = "", group: str = ""
 ) -> None:  # fmt: skip
     """Put the rows of a table into `table`. Columns are those of all rows together.
 
     below: a folder's name before all images' names; split: where the rows stand if they do not say themselves.
     """
-    rows = list(_rows(path, table))
+    rows = list(read_table_rows(path, table))
     table.files_read.add(path)
     names = list(dict.fromkeys(name for _, row in rows for name in row))
     if not rows:
         return
-    columns = TableColumns.of(names, path, group)
+    columns = TableColumns.detect(names, path, group)
     if len(columns.images) > 1:
-        columns = replace(columns, images=_with_files_first(columns.images, rows, table, below))
+        columns = replace(columns, images=_order_image_columns(columns.images, rows, table, subfolder))
     if unused := columns.unused(names):
         table.note(f"{path.name}: columns that are not read: {', '.join(unused)}")
     images = (_image_cell(row, columns.images) for _, row in rows)
-    table.expect(_below(below, cell) for cell in images if isinstance(cell, str))
-    for place, row in rows:
+    table.expect_names(_join_folder(subfolder, cell) for cell in images if isinstance(cell, str))
+    for location, row in rows:
         broken = next((row[name] for name in columns.used if isinstance(row.get(name), BrokenCell)), None)
         if broken is not None:
-            table.skip_row("broken cell", place, str(broken))
+            table.skip_row("broken cell", location, str(broken))
             continue
-        name, image, wrong = _image_of(_image_cell(row, columns.images))
-        if wrong:
-            table.skip_row("no image name", place, wrong)
+        name, image, error = _parse_image_cell(_image_cell(row, columns.images))
+        if error:
+            table.skip_row("no image name", location, error)
             continue
-        told = split_word(_cell(row, columns.split))
-        if split and told and told != split:
+        row_split = canonical_split(_cell(row, columns.split))
+        if split and row_split and row_split != split:
             raise DataError(
-                f"{path}: {place} says the split '{told}', and its folder '{split}': an image stands in one"
+                f"{path}: {location} says the split '{row_split}', and its folder '{split}': an image stands in one"
             )
         cells = [row[each] for each in columns.captions if row.get(each) not in (None, "")]
         table.add_row(
-            _below(below, name), cells[0] if len(cells) == 1 else cells, place,
-            split=told or split, identity=_cell(row, columns.identity), group=_cell(row, columns.group),
-            image=image, folders=[path.parent, *table.folders] if below and _is_absolute(name) else (),
+            _join_folder(subfolder, name), cells[0] if len(cells) == 1 else cells, location,
+            split=row_split or split, identity=_cell(row, columns.identity), group=_cell(row, columns.group),
+            image=image, folders=[path.parent, *table.folders] if subfolder and _is_absolute(name) else (),
         )  # fmt: skip
 
 
 #: Rows by which it is decided which of several columns names the images.
-_ASKED_ROWS = 20
+_PROBED_ROWS = 20
 
 
-def _with_files_first(columns: Sequence[str], rows: Sequence[Row], table: CaptionTable, below: str) -> tuple[str, ...]:
+def _order_image_columns(
+    columns: Sequence[str], rows: Sequence[LocatedRow], table: CaptionTable, subfolder: str
+) -> tuple[str, ...]:
     """Columns that may name images, those with more files to their names first: `image` may be a number, and the file
     stand in `file_name`."""
 
-    def files(column: str) -> int:
-        cells = [row[column] for _, row in rows[:_ASKED_ROWS] if row.get(column) not in (None, "")]
-        return sum(table.has_file(_below(below, str(each))) if isinstance(each, (str, int)) else 1 for each in cells)
+    def file_count(column: str) -> int:
+        cells = [row[column] for _, row in rows[:_PROBED_ROWS] if row.get(column) not in (None, "")]
+        return sum(
+            table.has_file(_join_folder(subfolder, str(each))) if isinstance(each, (str, int)) else 1 for each in cells
+        )
 
-    return tuple(sorted(columns, key=files, reverse=True))
+    return tuple(sorted(columns, key=file_count, reverse=True))
 
 
 def _is_absolute(name: str) -> bool:
     return bool(re.match(r"[A-Za-z]:[\\/]|[\\/]", name))
 
 
-def _below(folder: str, name: str) -> str:
+def _join_folder(folder: str, name: str) -> str:
     """A name in a folder, from the folder above it; an absolute one stays."""
     return f"{folder}/{name}" if folder and name and not _is_absolute(name) else name
 
@@ -176,7 +180,7 @@ def _image_cell(row: dict[str, Any], columns: Sequence[str]) -> Any:
     return next((cell for cell in cells if isinstance(cell, (str, bytes, bytearray, dict))), next(iter(cells), None))
 
 
-def _image_of(cell: Any) -> tuple[str, bytes | None, str]:
+def _parse_image_cell(cell: Any) -> tuple[str, bytes | None, str]:
     """An image's name, its bytes where the cell holds them, and what is wrong with the cell."""
     if isinstance(cell, dict):
         content, name = cell.get("bytes"), cell.get("path")
@@ -186,16 +190,16 @@ def _image_of(cell: Any) -> tuple[str, bytes | None, str]:
         return (name, None, "") if name else ("", None, "the image cell is empty")
     if isinstance(cell, (bytes, bytearray)):
         # A short one is a name that was stored as binary.
-        text = _path_in(bytes(cell))
+        text = _path_from_bytes(bytes(cell))
         return (text, None, "") if text else ("", bytes(cell), "")
     name = str(cell).strip() if cell is not None else ""
-    if len(name) > _LONGEST_NAME or name.startswith("data:image/") or _is_small_image(name):
-        content = _base64(name)
+    if len(name) > _LONGEST_NAME or name.startswith("data:image/") or _is_base64_image(name):
+        content = _decode_base64(name)
         return ("", content, "") if content else ("", None, f"{len(name):,} characters where a name belongs")
     return (name, None, "") if name else ("", None, "the image cell is empty")
 
 
-def _path_in(content: bytes) -> str:
+def _path_from_bytes(content: bytes) -> str:
     """The path that bytes spell; "" where they are an image's own."""
     if len(content) > _LONGEST_NAME:
         return ""
@@ -207,15 +211,15 @@ def _path_in(content: bytes) -> str:
 
 
 #: How a PNG, JPEG, GIF and a WebP begin in base 64.
-_IMAGE_IN_BASE_64 = ("iVBORw0KGgo", "/9j/", "R0lGOD", "UklGR")
+_BASE64_IMAGE_PREFIXES = ("iVBORw0KGgo", "/9j/", "R0lGOD", "UklGR")
 
 
-def _is_small_image(text: str) -> bool:
+def _is_base64_image(text: str) -> bool:
     """Whether a text as short as a name spells an image in base 64."""
-    return len(text) > 60 and text.startswith(_IMAGE_IN_BASE_64) and _base64(text) is not None
+    return len(text) > 60 and text.startswith(_BASE64_IMAGE_PREFIXES) and _decode_base64(text) is not None
 
 
-def _base64(text: str) -> bytes | None:
+def _decode_base64(text: str) -> bytes | None:
     """The bytes that a text spells in base 64, also as a data URL, in the alphabet of URLs and without padding; None
     where it spells none."""
     plain = re.sub(r"\s", "", text.partition("base64,")[2] or text).rstrip("=").translate(str.maketrans("-_", "+/"))

@@ -8,27 +8,27 @@ from itertools import islice
 from pathlib import Path
 
 from clipvisionalign.data.captioned import DataError
-from clipvisionalign.data.splits import SPLIT_WORDS
-from clipvisionalign.data.streams.huggingface import is_saved
-from clipvisionalign.data.streams.parquet import _read_parquet
-from clipvisionalign.data.streams.samples import IMAGE_ENDINGS, Sample
-from clipvisionalign.data.streams.webdataset import _opened, index_of
+from clipvisionalign.data.splits import SPLIT_ALIASES
+from clipvisionalign.data.streams.huggingface import is_saved_dataset
+from clipvisionalign.data.streams.parquet import read_parquet
+from clipvisionalign.data.streams.samples import IMAGE_EXTENSIONS, Sample
+from clipvisionalign.data.streams.webdataset import index_shard, open_tar
 
 #: Written beside shards: how many samples each of them holds.
-INDEX = "shards.json"
+SHARD_INDEX_FILE = "shards.json"
 
 
 def read_shard(path: Path, start: int = 0) -> Iterator[Sample]:
     """The samples of a tar or Parquet file in their order, from number `start` on. Raises DataError."""
     if path.suffix == ".parquet":
-        yield from _read_parquet(path, start)
+        yield from read_parquet(path, start)
         return
-    with _opened(path) as tar:
-        for sample in islice(index_of(tar).samples, start, None):
+    with open_tar(path) as tar:
+        for sample in islice(index_shard(tar).samples, start, None):
             yield sample.read(tar, path.name)
 
 
-def samples_in(path: Path) -> int:
+def count_samples(path: Path) -> int:
     """Samples of a tar file, by its headers, or rows of a Parquet file. Raises DataError where it is none."""
     if path.suffix == ".parquet":
         import pyarrow
@@ -38,17 +38,17 @@ def samples_in(path: Path) -> int:
             return pyarrow.parquet.read_metadata(path).num_rows
         except (pyarrow.ArrowException, OSError) as error:
             raise DataError(f"{path}: not a whole Parquet file: {error}") from None
-    with _opened(path) as tar:
-        return len(index_of(tar).samples)
+    with open_tar(path) as tar:
+        return len(index_shard(tar).samples)
 
 
-def split_of(path: Path) -> str:
+def split_in_name(path: Path) -> str:
     """The split that a file's name tells: "flickr-train-000.tar" is of "train"; "" where it tells none."""
     words = re.split(r"[^a-z]+", path.name.partition(".")[0].lower())
-    return next((SPLIT_WORDS[word] for word in words if word in SPLIT_WORDS), "")
+    return next((SPLIT_ALIASES[word] for word in words if word in SPLIT_ALIASES), "")
 
 
-def _tars(folder: Path) -> list[Path]:
+def _tar_files(folder: Path) -> list[Path]:
     """The tar files of a folder, without what macOS puts beside them."""
     return sorted(path for path in folder.glob("*.tar") if not path.name.startswith("."))
 
@@ -65,34 +65,36 @@ def is_shards(source: Path) -> bool:
         return True
     if not source.is_dir():
         return False
-    if is_saved(source):
+    if is_saved_dataset(source):
         return True
-    return any(split_of(path) and _holds_samples(path) for path in _tars(source))
+    return any(split_in_name(path) and _holds_samples(path) for path in _tar_files(source))
 
 
-def shards_beside(source: Path) -> list[Path]:
+def shards_in_folder(source: Path) -> list[Path]:
     """The tar files of a folder that are shards by their names and hold samples."""
-    return [path for path in _tars(source) if split_of(path) and _holds_samples(path)] if source.is_dir() else []
+    return (
+        [path for path in _tar_files(source) if split_in_name(path) and _holds_samples(path)] if source.is_dir() else []
+    )
 
 
-def may_be_shards(source: Path) -> bool:
+def has_tar_files(source: Path) -> bool:
     """A folder with tar files: shards, if nothing else is recognised there."""
-    return source.is_dir() and bool(_tars(source))
+    return source.is_dir() and bool(_tar_files(source))
 
 
 def _holds_samples(path: Path) -> bool:
     """Whether an archive holds images with captions, and not images alone."""
     try:
-        with _opened(path) as tar:
-            found = index_of(tar).samples
+        with open_tar(path) as tar:
+            samples = index_shard(tar).samples
     except DataError:
         # Told when it is read.
         return True
-    kinds = ({member.ending for member in sample.members} for sample in found)
-    return any(kind & IMAGE_ENDINGS and kind & {"json", "txt"} for kind in kinds)
+    kinds = ({member.extension for member in sample.members} for sample in samples)
+    return any(kind & IMAGE_EXTENSIONS and kind & {"json", "txt"} for kind in kinds)
 
 
-def expanded(pattern: str) -> list[Path]:
+def expand_pattern(pattern: str) -> list[Path]:
     """The files of a pattern such as `train-{000..009}.tar`."""
     import webdataset
 
@@ -103,27 +105,27 @@ def files_by_split(source: Path) -> dict[str, list[Path]]:
     """The files of each split: of those that are named, or of a folder's tar files. All are of "train" where no name
     tells a split. Raises DataError where some names do, and others do not, or where a file is not there."""
     named = is_pattern(source) and not source.is_dir()
-    files = expanded(str(source)) if named else _tars(source)
+    files = expand_pattern(str(source)) if named else _tar_files(source)
     missing = [path for path in files if not path.is_file()]
     if not files or missing:
-        told = f"no such shard: {missing[0]} ({len(missing)} missing)" if missing else "no .tar files in it"
-        raise DataError(f"{source}: {told}")
-    told_by = {path: split_of(path) for path in files}
-    strange = [path for path in files if not told_by[path]]
-    if named or len(strange) == len(files):
-        told_by = {path: split or "train" for path, split in told_by.items()}
-    elif strange:
+        message = f"no such shard: {missing[0]} ({len(missing)} missing)" if missing else "no .tar files in it"
+        raise DataError(f"{source}: {message}")
+    split_by_path = {path: split_in_name(path) for path in files}
+    unlabelled = [path for path in files if not split_by_path[path]]
+    if named or len(unlabelled) == len(files):
+        split_by_path = {path: split or "train" for path, split in split_by_path.items()}
+    elif unlabelled:
         raise DataError(
-            f"{source}: {len(strange)} of {len(files)} .tar files are of no split by their names, such as "
-            f"{strange[0].name}; name those to train on by a pattern, such as {source}/NAME-{{000..009}}.tar"
+            f"{source}: {len(unlabelled)} of {len(files)} .tar files are of no split by their names, such as "
+            f"{unlabelled[0].name}; name those to train on by a pattern, such as {source}/NAME-{{000..009}}.tar"
         )
-    found: dict[str, list[Path]] = {}
-    for path, split in told_by.items():
-        found.setdefault(split, []).append(path)
-    return found
+    by_split: dict[str, list[Path]] = {}
+    for path, split in split_by_path.items():
+        by_split.setdefault(split, []).append(path)
+    return by_split
 
 
-def files_beside(source: Path, split: str) -> list[Path]:
+def sibling_files(source: Path, split: str) -> list[Path]:
     """The files of another split, for shards that are named: those in their folder whose names tell it."""
     kind = "*.parquet" if source.suffix == ".parquet" else "*.tar"
-    return [path for path in sorted(source.parent.glob(kind)) if split_of(path) == split]
+    return [path for path in sorted(source.parent.glob(kind)) if split_in_name(path) == split]

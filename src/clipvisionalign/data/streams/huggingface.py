@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from clipvisionalign.data.captioned import SPLITS, DataError
-from clipvisionalign.data.columns import IDENTITY_COLUMNS, SPLIT_COLUMNS, caption_columns, column_named
-from clipvisionalign.data.splits import split_word
-from clipvisionalign.data.streams.samples import Sample, _Told, bad_sample
+from clipvisionalign.data.columns import IDENTITY_COLUMNS, SPLIT_COLUMNS, caption_columns, find_column
+from clipvisionalign.data.splits import canonical_split
+from clipvisionalign.data.streams.samples import Sample, SampleMetadata, invalid_sample
 
 
 @dataclass(frozen=True)
-class Columns:
+class SampleColumns:
     """Where a data set of `datasets` has its images and captions. unused: the columns that nothing is read from."""
 
     image: str
@@ -24,7 +24,7 @@ class Columns:
     unused: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, features: Any, source: str) -> Columns:
+    def detect(cls, features: Any, source: str) -> SampleColumns:
         """Found by kind and by name. Raises DataError where there are none."""
         import datasets
 
@@ -34,7 +34,7 @@ class Columns:
         captions = caption_columns(features)
         if not image or not captions:
             raise DataError(f"{source}: no column of images and captions in {list(features)}")
-        identity, split = (column_named(features, names) or "" for names in (IDENTITY_COLUMNS, SPLIT_COLUMNS))
+        identity, split = (find_column(features, names) or "" for names in (IDENTITY_COLUMNS, SPLIT_COLUMNS))
         used = {image, *captions, identity, split}
         return cls(image, captions, identity, split, source, tuple(name for name in features if name not in used))
 
@@ -43,72 +43,72 @@ class Columns:
         """The columns that are read."""
         return [name for name in (self.image, *self.captions, self.identity, self.split) if name]
 
-    def notes(self, place: str) -> list[str]:
+    def notes(self, location: str) -> list[str]:
         """What to say of the columns that are not read."""
-        return [f"{place}: columns that are not read: {', '.join(self.unused)}"] if self.unused else []
+        return [f"{location}: columns that are not read: {', '.join(self.unused)}"] if self.unused else []
 
-    def encoded(self, rows: Any) -> Any:
+    def without_decoding(self, rows: Any) -> Any:
         """The same rows with images as they are encoded, not decoded already."""
         import datasets
 
-        known = rows.features or {}
-        return rows.cast_column(self.image, datasets.Image(decode=False)) if known else rows
+        features = rows.features or {}
+        return rows.cast_column(self.image, datasets.Image(decode=False)) if features else rows
 
-    def sample(self, row: dict[str, Any], name: str) -> Sample:
+    def to_sample(self, row: dict[str, Any], name: str) -> Sample:
         """One row as a sample."""
-        told = _Told(name)
+        metadata = SampleMetadata(name)
         cells = [row[name] for name in self.captions if row[name] not in (None, "")]
-        told.add(cells[0] if len(cells) == 1 else cells)
-        told.describe(row)
+        metadata.add_captions(cells[0] if len(cells) == 1 else cells)
+        metadata.read_attributes(row)
         image = row[self.image]
         if isinstance(image, dict):
             image = image.get("bytes") or image.get("path")
         try:
             if isinstance(image, str) and image:
                 # Beside the file that names it, unless it says where.
-                beside = Path(self.source)
-                image = ((beside if beside.is_dir() else beside.parent) / image).read_bytes()
+                base = Path(self.source)
+                image = ((base if base.is_dir() else base.parent) / image).read_bytes()
         except (ValueError, OSError) as error:
-            return bad_sample(name, str(error))
-        return told.sample(image if isinstance(image, bytes) else None)
+            return invalid_sample(name, str(error))
+        return metadata.to_sample(image if isinstance(image, bytes) else None)
 
 
-def is_saved(folder: Path) -> bool:
+def is_saved_dataset(folder: Path) -> bool:
     """A folder that `datasets.save_to_disk` wrote: of a data set, or of its splits."""
     return (folder / "dataset_dict.json").is_file() or all(
         (folder / name).is_file() for name in ("dataset_info.json", "state.json")
     )
 
 
-def open_saved(folder: Path) -> dict[str, Any]:
+def load_saved_dataset(folder: Path) -> dict[str, Any]:
     """The splits of a folder that `datasets.save_to_disk` wrote, by this project's names: several whose names mean one
     split are put together, in their order. Raises DataError, also where such splits do not go together."""
     import datasets
 
     try:
-        found = datasets.load_from_disk(str(folder))
+        loaded = datasets.load_from_disk(str(folder))
     except (OSError, ValueError, KeyError) as error:
         raise DataError(f"{folder}: not a whole folder of save_to_disk: {error}") from None
-    splits = dict(found) if isinstance(found, datasets.DatasetDict) else {_split_saved(found): found}
+    splits = dict(loaded) if isinstance(loaded, datasets.DatasetDict) else {_saved_split_name(loaded): loaded}
     if len(splits) == 1:
         splits = _split_by_rows(*next(iter(splits.items())))
     named: dict[str, list[str]] = {}
     for name in splits:
-        named.setdefault(split_word(name), []).append(name)
-    together = {}
+        named.setdefault(canonical_split(name), []).append(name)
+    by_split = {}
     for split, names in named.items():
         try:
             rows = [splits[name] for name in names]
-            together[split] = rows[0] if len(rows) == 1 else datasets.concatenate_datasets(rows)
+            by_split[split] = rows[0] if len(rows) == 1 else datasets.concatenate_datasets(rows)
         except (ValueError, TypeError) as error:
-            told = (
+            message = (
                 f"{folder}: {' and '.join(names)} are all of '{split}', and their columns do not go together: {error}"
             )
-            raise DataError(told) from None
-    return together
+            raise DataError(message) from None
+    return by_split
 
 
-def _split_saved(rows: Any) -> str:
+def _saved_split_name(rows: Any) -> str:
     """The split that a data set was taken from, such as "test" of "test[:50%]"; "train" where it does not say."""
     return str(rows.split or "train").partition("[")[0]
 
@@ -116,11 +116,11 @@ def _split_saved(rows: Any) -> str:
 def _split_by_rows(name: str, rows: Any) -> dict[str, Any]:
     """The splits of a data set that was saved as one: those that its rows tell, where they tell several; a row that
     tells none is of `name`. Such a data set is called after the one file that it was made from, often "test"."""
-    column = column_named(rows.features, SPLIT_COLUMNS)
-    places: dict[str, list[int]] = {}
-    for place, value in enumerate(rows[column] if column else ()):
-        told = split_word(value) if isinstance(value, str) else ""
-        places.setdefault(told if told in SPLITS else name, []).append(place)
-    if len(places) < 2:
+    column = find_column(rows.features, SPLIT_COLUMNS)
+    indices: dict[str, list[int]] = {}
+    for index, value in enumerate(rows[column] if column else ()):
+        row_split = canonical_split(value) if isinstance(value, str) else ""
+        indices.setdefault(row_split if row_split in SPLITS else name, []).append(index)
+    if len(indices) < 2:
         return {name: rows}
-    return {split: rows.select(own) for split, own in places.items()}
+    return {split: rows.select(row_indices) for split, row_indices in indices.items()}

@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from clipvisionalign.data.captioned import DataError
-from clipvisionalign.data.streams.huggingface import Columns
+from clipvisionalign.data.streams.huggingface import SampleColumns
 from clipvisionalign.data.streams.samples import Sample
 
 #: Rows of a Parquet file that are in memory at a time.
-PARQUET_ROWS = 64
+PARQUET_BATCH_ROWS = 64
 
 
-def _read_parquet(path: Path, start: int) -> Iterator[Sample]:
+def read_parquet(path: Path, start: int) -> Iterator[Sample]:
     """Rows of a Parquet file from number `start` on; groups of rows before that are not read."""
     import pyarrow
     import pyarrow.parquet
@@ -23,27 +23,27 @@ def _read_parquet(path: Path, start: int) -> Iterator[Sample]:
         with pyarrow.parquet.ParquetFile(path) as file:
             columns = _columns_of(file, path)
             begin = 0
-            for number in range(file.num_row_groups):
-                size = file.metadata.row_group(number).num_rows
-                place, begin = begin, begin + size
+            for group_index in range(file.num_row_groups):
+                size = file.metadata.row_group(group_index).num_rows
+                row_index, begin = begin, begin + size
                 if begin <= start:
                     continue
-                for rows in file.iter_batches(PARQUET_ROWS, row_groups=[number], columns=columns.names):
+                for rows in file.iter_batches(PARQUET_BATCH_ROWS, row_groups=[group_index], columns=columns.names):
                     for row in rows.to_pylist():
-                        if place >= start:
-                            yield columns.sample(row, f"{path.name}, row {place}")
-                        place += 1
+                        if row_index >= start:
+                            yield columns.to_sample(row, f"{path.name}, row {row_index}")
+                        row_index += 1
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(f"{path}: not a whole Parquet file: {error}") from None
 
 
-def _columns_of(file: Any, path: Path) -> Columns:
+def _columns_of(file: Any, path: Path) -> SampleColumns:
     import datasets
 
-    return Columns.of(datasets.Features.from_arrow_schema(file.schema_arrow), str(path))
+    return SampleColumns.detect(datasets.Features.from_arrow_schema(file.schema_arrow), str(path))
 
 
-def _parquet_columns(path: Path) -> Columns:
+def parquet_columns(path: Path) -> SampleColumns:
     """The columns of a Parquet file that was read before."""
     import pyarrow.parquet
 

@@ -11,20 +11,20 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from clipvisionalign.data.captioned import SPLITS, Problem
-from clipvisionalign.data.captions import CAPTION_NAMES, caption_texts
-from clipvisionalign.data.columns import IDENTITY_COLUMNS, SPLIT_COLUMNS, column_named
-from clipvisionalign.data.splits import split_word
+from clipvisionalign.data.captions import CAPTION_NAMES, parse_captions
+from clipvisionalign.data.columns import IDENTITY_COLUMNS, SPLIT_COLUMNS, find_column
+from clipvisionalign.data.splits import canonical_split
 from clipvisionalign.data.text_files import decode, split_lines
-from clipvisionalign.images import PictureError, open_header
+from clipvisionalign.images import ImageError, open_header
 
 #: Endings of images in a shard; a sample without any of them is asked for an image by its members' content.
-IMAGE_ENDINGS = frozenset({
+IMAGE_EXTENSIONS = frozenset({
     "jpg", "jpeg", "jpe", "jfif", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "heic", "heif", "jp2", "j2k",
     "jxl", "mpo", "ppm", "pgm", "pbm", "pnm", "tga", "qoi",
 })  # fmt: skip
 
 #: Under these names a .json tells captions though a .txt is there; the others may be anything about the image.
-OWN_CAPTIONS = ("captions", "caption", "sentences", "raw", "text")
+PRIMARY_CAPTION_KEYS = ("captions", "caption", "sentences", "raw", "text")
 
 
 @dataclass(frozen=True)
@@ -38,81 +38,83 @@ class Sample:
     name: str
     image: bytes
     captions: tuple[str, ...]
-    bad: str = ""
+    error: str = ""
     identity: str = ""
     split: str = ""
-    complaints: tuple[Problem, ...] = ()
+    warnings: tuple[Problem, ...] = ()
 
-    def of_split(self, split: str) -> Sample:
+    def for_split(self, split: str) -> Sample:
         """The same sample, bad where it says that it is of another split than the file that it is in."""
-        if self.bad or self.split in ("", split):
+        if self.error or self.split in ("", split):
             return self
-        return bad_sample(self.name, f"says that its split is '{self.split}', in a file of '{split}'")
+        return invalid_sample(self.name, f"says that its split is '{self.split}', in a file of '{split}'")
 
 
-def bad_sample(name: str, reason: str) -> Sample:
+def invalid_sample(name: str, reason: str) -> Sample:
     """A sample that cannot be used."""
     return Sample(name, b"", (), reason)
 
 
 @dataclass
-class _Told:
+class SampleMetadata:
     """What is known of a sample beside its image."""
 
-    place: str
+    location: str
     captions: list[str] = field(default_factory=list)
-    wrong: list[Problem] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
     identity: str = ""
     split: str = ""
 
-    def complain(self, kind: str, message: str, effect: str = "left out") -> None:
+    def add_problem(self, kind: str, message: str, effect: str = "left out") -> None:
         """Take note of something that is wrong, once."""
-        problem = Problem(kind, self.place, message, effect)
-        if problem not in self.wrong:
-            self.wrong.append(problem)
+        problem = Problem(kind, self.location, message, effect)
+        if problem not in self.problems:
+            self.problems.append(problem)
 
-    def add(self, value: Any, where: str = "") -> None:
+    def add_captions(self, value: Any, prefix: str = "") -> None:
         """Captions in any form; what of them is none is told with `where` it stands."""
-        texts, wrong = caption_texts(value)
+        texts, failures = parse_captions(value)
         self.captions += map(_encodable, texts)
-        for reason in wrong:
-            self.complain("empty caption", f"{where}{reason}")
+        for reason in failures:
+            self.add_problem("empty caption", f"{prefix}{reason}")
 
-    def add_named(self, record: Mapping[str, Any], names: Iterable[str]) -> None:
+    def add_captions_from(self, record: Mapping[str, Any], names: Iterable[str]) -> None:
         """The captions under the first of `names`, whatever its case, that has any, unless there are some already."""
-        for name in _present(record, names):
+        for name in _present_names(record, names):
             if not self.captions and record[name]:
-                self.add(record[name], f".json, {name}: ")
+                self.add_captions(record[name], f".json, {name}: ")
 
-    def pass_over(self, values: Mapping[str, Any]) -> None:
+    def report_other_captions(self, values: Mapping[str, Any]) -> None:
         """Take note of captions, by the place where each stands, that are none of those that are read."""
-        for where, value in values.items():
-            others = [text for text in caption_texts(value)[0] if _encodable(text) not in self.captions]
+        for location, value in values.items():
+            others = [text for text in parse_captions(value)[0] if _encodable(text) not in self.captions]
             if others:
-                message = f"{where}: {len(others)} captions beside those that are read, such as {others[0][:40]!r}"
-                self.complain("captions not read", message, "warning")
+                message = f"{location}: {len(others)} captions beside those that are read, such as {others[0][:40]!r}"
+                self.add_problem("captions not read", message, "warning")
 
-    def describe(self, about: Mapping[str, Any]) -> None:
+    def read_attributes(self, record: Mapping[str, Any]) -> None:
         """Take identity and split from a record."""
         for column, names in (("identity", IDENTITY_COLUMNS), ("split", SPLIT_COLUMNS)):
-            name = column_named(about, names)
-            value = None if name is None else about[name]
+            name = find_column(record, names)
+            value = None if name is None else record[name]
             if value is None or value == "" or value != value:
                 continue
             if isinstance(value, (dict, list, tuple, bytes)):
-                self.complain(f"odd {column}", f"{name}: {type(value).__name__} where a text or a number belongs")
+                self.add_problem(f"odd {column}", f"{name}: {type(value).__name__} where a text or a number belongs")
                 continue
             setattr(self, column, str(value).strip())
         # Other words under such names are about something else: the file's own name tells the split.
-        self.split = split if (split := split_word(self.split)) in SPLITS else ""
+        self.split = split if (split := canonical_split(self.split)) in SPLITS else ""
 
-    def sample(self, image: bytes | None) -> Sample:
+    def to_sample(self, image: bytes | None) -> Sample:
         """The sample with its image; bad without an image or a caption."""
         if image and self.captions:
             captions = tuple(self.captions)
-            return Sample(self.place, image, captions, "", self.identity, self.split, tuple(self.wrong))
+            return Sample(self.location, image, captions, "", self.identity, self.split, tuple(self.problems))
         missing = "no caption" if image else "no image"
-        return bad_sample(self.place, "; ".join(dict.fromkeys([missing, *(problem.message for problem in self.wrong)])))
+        return invalid_sample(
+            self.location, "; ".join(dict.fromkeys([missing, *(problem.message for problem in self.problems)]))
+        )
 
 
 def _encodable(text: str) -> str:
@@ -120,50 +122,52 @@ def _encodable(text: str) -> str:
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
-def _told_by(name: str, parts: Mapping[str, bytes]) -> _Told:
+def _read_metadata(name: str, members: Mapping[str, bytes]) -> SampleMetadata:
     """Captions, identity and split of a sample by its members' endings."""
-    told = _Told(name)
-    about: Any = None
-    if "json" in parts:
+    metadata = SampleMetadata(name)
+    content: Any = None
+    if "json" in members:
         try:
-            about = json.loads(decode(parts["json"]).text)
+            content = json.loads(decode(members["json"]).text)
         except (ValueError, RecursionError) as error:
-            told.complain("broken row", f".json cannot be read: {error}")
-    record = about if isinstance(about, dict) else {}
-    told.describe(record)
-    if about is not None and not isinstance(about, dict):
-        told.add(about, ".json: ")
-    told.add_named(record, OWN_CAPTIONS)
-    text = parts.get("txt", next((parts[ending] for ending in parts if ending.endswith(".txt")), None))
-    if not told.captions and text is not None:
+            metadata.add_problem("broken row", f".json cannot be read: {error}")
+    record = content if isinstance(content, dict) else {}
+    metadata.read_attributes(record)
+    if content is not None and not isinstance(content, dict):
+        metadata.add_captions(content, ".json: ")
+    metadata.add_captions_from(record, PRIMARY_CAPTION_KEYS)
+    text = members.get("txt", next((members[ending] for ending in members if ending.endswith(".txt")), None))
+    if not metadata.captions and text is not None:
         decoded = decode(text)
-        if decoded.mended:
-            told.complain("broken encoding", f".txt: {decoded.mended}", "mended")
-        told.add([line for line in split_lines(decoded.text) if line.strip()] or None, ".txt: ")
-    told.add_named(record, [name for name in CAPTION_NAMES if name not in OWN_CAPTIONS])
-    told.pass_over({f".json, {name}": record[name] for name in _present(record, OWN_CAPTIONS)})
+        if decoded.repair:
+            metadata.add_problem("broken encoding", f".txt: {decoded.repair}", "mended")
+        metadata.add_captions([line for line in split_lines(decoded.text) if line.strip()] or None, ".txt: ")
+    metadata.add_captions_from(record, [name for name in CAPTION_NAMES if name not in PRIMARY_CAPTION_KEYS])
+    metadata.report_other_captions(
+        {f".json, {name}": record[name] for name in _present_names(record, PRIMARY_CAPTION_KEYS)}
+    )
     if text is not None:
-        told.pass_over({".txt": [line for line in split_lines(decode(text).text) if line.strip()]})
-    return told
+        metadata.report_other_captions({".txt": [line for line in split_lines(decode(text).text) if line.strip()]})
+    return metadata
 
 
-def _present(record: Mapping[str, Any], names: Iterable[str]) -> list[str]:
+def _present_names(record: Mapping[str, Any], names: Iterable[str]) -> list[str]:
     """The names that a record has, whatever their case."""
-    return list(filter(None, (column_named(record, [name]) for name in names)))
+    return list(filter(None, (find_column(record, [name]) for name in names)))
 
 
-def _sample(name: str, parts: Mapping[str, bytes]) -> Sample:
+def build_sample(name: str, members: Mapping[str, bytes]) -> Sample:
     """A sample of a shard by its members' endings."""
-    image = next((parts[ending] for ending in parts if ending.rpartition(".")[2] in IMAGE_ENDINGS), None)
+    image = next((members[ending] for ending in members if ending.rpartition(".")[2] in IMAGE_EXTENSIONS), None)
     if image is None:
-        others = (content for ending, content in parts.items() if ending not in ("json", "txt"))
+        others = (content for ending, content in members.items() if ending not in ("json", "txt"))
         image = next(filter(_is_image, others), None)
-    return _told_by(name, parts).sample(image)
+    return _read_metadata(name, members).to_sample(image)
 
 
 def _is_image(content: bytes) -> bool:
     try:
         open_header(content).close()
-    except PictureError:
+    except ImageError:
         return False
     return True

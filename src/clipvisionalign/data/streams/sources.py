@@ -19,15 +19,21 @@ from typing import Any, Protocol
 import numpy as np
 
 from clipvisionalign.data.captioned import DataError
-from clipvisionalign.data.streams.files import INDEX, files_by_split, read_shard, samples_in, split_of
-from clipvisionalign.data.streams.huggingface import Columns, is_saved, open_saved
+from clipvisionalign.data.streams.files import (
+    SHARD_INDEX_FILE,
+    count_samples,
+    files_by_split,
+    read_shard,
+    split_in_name,
+)
+from clipvisionalign.data.streams.huggingface import SampleColumns, is_saved_dataset, load_saved_dataset
 from clipvisionalign.data.streams.samples import Sample
 
 #: Samples among which a stream's next one is drawn.
-SHUFFLE = 1000
+SHUFFLE_BUFFER = 1000
 
 
-class Stream(Protocol):
+class SampleStream(Protocol):
     """Where samples come from."""
 
     source: str
@@ -44,7 +50,7 @@ class Stream(Protocol):
 
 
 @dataclass
-class Shards:
+class ShardStream:
     """Tar files in WebDataset's form, or Parquet files. paths: their files; sizes: samples in each."""
 
     source: str
@@ -57,97 +63,99 @@ class Shards:
 
     def fingerprint(self) -> str:
         """A hash of names and sizes on disk."""
-        told = [(path.name, path.stat().st_size, size) for path, size in zip(self.paths, self.sizes, strict=True)]
-        return hashlib.sha256(repr(told).encode()).hexdigest()[:16]
+        files = [(path.name, path.stat().st_size, size) for path, size in zip(self.paths, self.sizes, strict=True)]
+        return hashlib.sha256(repr(files).encode()).hexdigest()[:16]
 
     def read(self, epoch: int, seed: int, first: int, last: int) -> Iterator[Sample]:
-        """See `Stream`; webdataset or pyarrow reads the files. Raises DataError where a shard holds more or fewer
+        """See `SampleStream`; webdataset or pyarrow reads the files. Raises DataError where a shard holds more or fewer
         samples than its index says."""
         order = np.random.default_rng([seed, epoch]).permutation(len(self.paths)).tolist()
         rng = random.Random(f"{seed} {epoch} {first}")
-        yield from mixed(self._stretch(order, first, last), rng)
+        yield from shuffle_buffered(self._read_range(order, first, last), rng)
 
     def samples(self) -> Iterator[Sample]:
-        """See `Stream`."""
-        return self._stretch(range(len(self.paths)), 0, self.count)
+        """See `SampleStream`."""
+        return self._read_range(range(len(self.paths)), 0, self.count)
 
-    def _stretch(self, order: Sequence[int], first: int, last: int) -> Iterator[Sample]:
+    def _read_range(self, order: Sequence[int], first: int, last: int) -> Iterator[Sample]:
         """The samples of a stretch in the order of the files, shard by shard."""
         begin = 0
-        for number in order:
-            path, size = self.paths[number], self.sizes[number]
-            some = range(max(first - begin, 0), min(last - begin, size))
+        for shard in order:
+            path, size = self.paths[shard], self.sizes[shard]
+            sample_range = range(max(first - begin, 0), min(last - begin, size))
             begin += size
-            if not some:
+            if not sample_range:
                 continue
-            found = read_shard(path, some.start)
+            samples = read_shard(path, sample_range.start)
             read = 0
-            for sample in islice(found, len(some)):
+            for sample in islice(samples, len(sample_range)):
                 read += 1
-                yield sample.of_split(split_of(path) or "train")
-            beyond = some.stop == size and next(found, None) is not None
-            if read < len(some) or beyond:
-                told = "more" if beyond else f"{some.start + read:,}"
-                index = path.with_name(INDEX)
-                out = f"; remove {index}, which says so" if index.is_file() else ""
-                raise DataError(f"{path}: holds {told} samples where {size:,} were counted{out}")
+                yield sample.for_split(split_in_name(path) or "train")
+            beyond = sample_range.stop == size and next(samples, None) is not None
+            if read < len(sample_range) or beyond:
+                actual = "more" if beyond else f"{sample_range.start + read:,}"
+                index = path.with_name(SHARD_INDEX_FILE)
+                hint = f"; remove {index}, which says so" if index.is_file() else ""
+                raise DataError(f"{path}: holds {actual} samples where {size:,} were counted{hint}")
 
 
-def mixed(samples: Iterator[Sample], rng: random.Random) -> Iterator[Sample]:
-    """The same samples in another order, drawn among `SHUFFLE` of them at a time."""
-    waiting: list[Sample] = []
+def shuffle_buffered(samples: Iterator[Sample], rng: random.Random) -> Iterator[Sample]:
+    """The same samples in another order, drawn among `SHUFFLE_BUFFER` of them at a time."""
+    buffer: list[Sample] = []
     for sample in samples:
-        waiting.append(sample)
-        if len(waiting) > SHUFFLE:
-            place = rng.randrange(len(waiting))
-            waiting[place], waiting[-1] = waiting[-1], waiting[place]
-            yield waiting.pop()
-    rng.shuffle(waiting)
-    yield from waiting
+        buffer.append(sample)
+        if len(buffer) > SHUFFLE_BUFFER:
+            index = rng.randrange(len(buffer))
+            buffer[index], buffer[-1] = buffer[-1], buffer[index]
+            yield buffer.pop()
+    rng.shuffle(buffer)
+    yield from buffer
 
 
-def open_shards(pattern: str) -> Shards:
+def open_shards(pattern: str) -> ShardStream:
     """Shards by a pattern such as `data/train-{000000..000099}.tar` (or .parquet), or a folder that holds train-*.tar.
 
     Their samples are counted once, and the counts kept beside them where that is allowed. Raises DataError.
     """
-    found = files_by_split(Path(pattern))
-    if "train" not in found and Path(pattern).is_dir():
-        raise DataError(f"{pattern}: no .tar files of 'train' in it; there are {', '.join(sorted(found))}")
+    files = files_by_split(Path(pattern))
+    if "train" not in files and Path(pattern).is_dir():
+        raise DataError(f"{pattern}: no .tar files of 'train' in it; there are {', '.join(sorted(files))}")
     # Whoever names shards trains on them, whatever their names tell.
-    paths = found["train"] if Path(pattern).is_dir() else [path for some in found.values() for path in some]
+    paths = (
+        files["train"] if Path(pattern).is_dir() else [path for split_paths in files.values() for path in split_paths]
+    )
     sizes: dict[Path, int] = {}
     for folder in {path.parent for path in paths}:
-        sizes |= {folder / name: size for name, size in _counts(folder / INDEX).items()}
+        sizes |= {folder / name: size for name, size in _read_shard_index(folder / SHARD_INDEX_FILE).items()}
     for path in paths:
         if path not in sizes:
-            sizes[path] = samples_in(path)
-    return Shards(pattern, paths, [sizes[path] for path in paths])
+            sizes[path] = count_samples(path)
+    return ShardStream(pattern, paths, [sizes[path] for path in paths])
 
 
-def _counts(index: Path) -> dict[str, int]:
+def _read_shard_index(index: Path) -> dict[str, int]:
     """How many samples each shard holds, as was written beside them. Raises DataError where it is no such file."""
     if not index.is_file():
         return {}
     try:
-        found = json.loads(index.read_text(encoding="utf-8-sig"))
+        counts = json.loads(index.read_text(encoding="utf-8-sig"))
     except (ValueError, OSError) as error:
         raise DataError(f"{index}: cannot be read: {error}; remove it, and the samples are counted") from None
-    if not isinstance(found, dict) or not all(isinstance(size, int) and size >= 0 for size in found.values()):
+    if not isinstance(counts, dict) or not all(isinstance(size, int) and size >= 0 for size in counts.values()):
         raise DataError(f"{index}: not a number of samples for each shard; remove it, and the samples are counted")
-    return found
+    return counts
 
 
 @dataclass
-class Saved:
+class SavedDatasetStream:
     """A Hugging Face data set in a folder that `save_to_disk` wrote. rows: the data set itself."""
 
     source: str
     rows: Any
 
     def __post_init__(self) -> None:
-        self.columns = Columns.of(self.rows.features, self.source)
-        self.rows = self.columns.encoded(self.rows)
+        self.columns = SampleColumns.detect(self.rows.features, self.source)
+        self.rows = self.columns.without_decoding(self.rows)
 
     @property
     def count(self) -> int:
@@ -158,25 +166,25 @@ class Saved:
         return str(self.rows._fingerprint)
 
     def read(self, epoch: int, seed: int, first: int, last: int) -> Iterator[Sample]:
-        """See `Stream`; rows are read from where they lie, in any order."""
-        for place in np.random.default_rng([seed, epoch]).permutation(self.count)[first:last].tolist():
-            yield self.sample(place)
+        """See `SampleStream`; rows are read from where they lie, in any order."""
+        for index in np.random.default_rng([seed, epoch]).permutation(self.count)[first:last].tolist():
+            yield self.sample(index)
 
     def samples(self) -> Iterator[Sample]:
-        """See `Stream`."""
+        """See `SampleStream`."""
         return map(self.sample, range(self.count))
 
-    def sample(self, place: int) -> Sample:
+    def sample(self, index: int) -> Sample:
         """One row."""
-        return self.columns.sample(self.rows[place], f"row {place}").of_split("train")
+        return self.columns.to_sample(self.rows[index], f"row {index}").for_split("train")
 
 
-def open_stream(source: str) -> Shards | Saved:
+def open_stream(source: str) -> ShardStream | SavedDatasetStream:
     """The training split of a stream. Raises DataError."""
     path = Path(source)
-    if path.is_dir() and is_saved(path):
-        splits = open_saved(path)
+    if path.is_dir() and is_saved_dataset(path):
+        splits = load_saved_dataset(path)
         if "train" not in splits:
             raise DataError(f"{source}: no split 'train'; there are {', '.join(splits)}")
-        return Saved(source, splits["train"])
+        return SavedDatasetStream(source, splits["train"])
     return open_shards(source)

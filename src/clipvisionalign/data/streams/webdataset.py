@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from clipvisionalign.data.captioned import DataError
-from clipvisionalign.data.streams.samples import IMAGE_ENDINGS, Sample, _sample
+from clipvisionalign.data.streams.samples import IMAGE_EXTENSIONS, Sample, build_sample
 
 #: Names of files that webdataset passes over.
 META = re.compile(r"__[^/]*__($|/)")
@@ -29,14 +29,14 @@ class Member:
     """A file within a shard. name: without "./"; ending: what follows its last point, in lower case."""
 
     name: str
-    about: tarfile.TarInfo
+    tar_info: tarfile.TarInfo
 
     @property
     def stem(self) -> str:
         return self.name.rpartition(".")[0]
 
     @property
-    def ending(self) -> str:
+    def extension(self) -> str:
         return self.name.rpartition(".")[2].lower()
 
 
@@ -50,17 +50,17 @@ class ShardSample:
 
     def read(self, tar: tarfile.TarFile, shard: str) -> Sample:
         """The sample itself."""
-        parts: dict[str, bytes] = {}
+        contents: dict[str, bytes] = {}
         for member in self.members:
-            ending = member.name.removeprefix(f"{self.stem}.").lower() if self.stem else member.name
+            extension = member.name.removeprefix(f"{self.stem}.").lower() if self.stem else member.name
             try:
-                file = tar.extractfile(member.about)
+                file = tar.extractfile(member.tar_info)
             except KeyError:
                 # A link to what is not in the archive.
                 file = None
             if file is not None:
-                parts.setdefault(ending, file.read())
-        return _sample(f"{shard}, {self.key}", parts)
+                contents.setdefault(extension, file.read())
+        return build_sample(f"{shard}, {self.key}", contents)
 
 
 @dataclass(frozen=True)
@@ -68,66 +68,66 @@ class ShardIndex:
     """The samples of a shard in the order in which they begin; passed_over: names of files that are of none."""
 
     samples: list[ShardSample]
-    passed_over: list[str]
+    skipped_files: list[str]
 
     @property
-    def second_images(self) -> list[str]:
+    def unused_images(self) -> list[str]:
         """Names of images whose sample has another one, which is read."""
-        images = ([m.name for m in sample.members if m.ending in IMAGE_ENDINGS] for sample in self.samples)
+        images = ([m.name for m in sample.members if m.extension in IMAGE_EXTENSIONS] for sample in self.samples)
         return [name for names in images for name in names[1:]]
 
 
-def index_of(tar: tarfile.TarFile) -> ShardIndex:
+def index_shard(tar: tarfile.TarFile) -> ShardIndex:
     """Which members make which samples, by their names alone."""
     groups: dict[tuple[str, int], list[Member]] = {}
-    seen: Counter[str] = Counter()
-    passed_over = []
-    for about in tar:
-        name = about.name.removeprefix("./")
-        if about.isdir() or META.match(name):
+    occurrences: Counter[str] = Counter()
+    skipped_files = []
+    for tar_info in tar:
+        name = tar_info.name.removeprefix("./")
+        if tar_info.isdir() or META.match(name):
             continue
         folder, slash, file = name.rpartition("/")
-        if not (about.isreg() or about.islnk()) or file.startswith(".") or not file.partition(".")[2]:
-            passed_over.append(name)
+        if not (tar_info.isreg() or tar_info.islnk()) or file.startswith(".") or not file.partition(".")[2]:
+            skipped_files.append(name)
             continue
         key = f"{folder}{slash}{file.partition('.')[0]}"
-        groups.setdefault((key, seen[name]), []).append(Member(name, about))
-        seen[name] += 1
+        groups.setdefault((key, occurrences[name]), []).append(Member(name, tar_info))
+        occurrences[name] += 1
     samples = []
-    for (key, turn), members in groups.items():
-        for stem, own in _samples_of(key, members).items():
-            samples.append(ShardSample(f"{stem} ({turn + 1})" if turn else stem, stem, own))
-    return ShardIndex(sorted(samples, key=lambda sample: sample.members[0].about.offset), passed_over)
+    for (key, occurrence), members in groups.items():
+        for stem, own_members in _group_members(key, members).items():
+            samples.append(ShardSample(f"{stem} ({occurrence + 1})" if occurrence else stem, stem, own_members))
+    return ShardIndex(sorted(samples, key=lambda sample: sample.members[0].tar_info.offset), skipped_files)
 
 
-def _samples_of(key: str, members: Sequence[Member]) -> dict[str, list[Member]]:
+def _group_members(key: str, members: Sequence[Member]) -> dict[str, list[Member]]:
     """The members that webdataset takes for one sample, `key`, by the samples that they are: one for each image that a
     caption may belong to."""
-    images = dict.fromkeys(member.stem for member in members if member.ending in IMAGE_ENDINGS)
-    texts = {member.stem for member in members if member.ending in ("json", "txt")}
+    images = dict.fromkeys(member.stem for member in members if member.extension in IMAGE_EXTENSIONS)
+    texts = {member.stem for member in members if member.extension in ("json", "txt")}
     # A second image without a caption of its own ("x.mask.png" beside "x.jpg") is another part of its sample.
     stems = [s for s in images if s in texts or not any(s.startswith(f"{other}.") for other in images)]
-    found: dict[str, list[Member]] = {stem: [] for stem in stems}
-    left = []
+    groups: dict[str, list[Member]] = {stem: [] for stem in stems}
+    unassigned = []
     for member in members:
-        of = [stem for stem in stems if member.name.startswith(f"{stem}.")]
-        if of:
-            found[max(of, key=len)].append(member)
+        matching = [stem for stem in stems if member.name.startswith(f"{stem}.")]
+        if matching:
+            groups[max(matching, key=len)].append(member)
         else:
-            left.append(member)
-    for member in left:
+            unassigned.append(member)
+    for member in unassigned:
         if not stems:
-            found.setdefault(key, []).append(member)
+            groups.setdefault(key, []).append(member)
         elif len(stems) == 1 and (member.stem == key or stems[0] not in texts):
-            found[stems[0]].append(member)
+            groups[stems[0]].append(member)
         else:
             # Captions whose image is not there.
-            found.setdefault(member.stem, []).append(member)
-    return found
+            groups.setdefault(member.stem, []).append(member)
+    return groups
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[tarfile.TarFile]:
+def open_tar(path: Path) -> Iterator[tarfile.TarFile]:
     """A shard. Raises DataError where it is no whole tar file."""
     try:
         with tarfile.open(path) as tar:

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 
 from clipvisionalign.data.captioned import CaptionedImages, DataError
-from clipvisionalign.data.streams.files import INDEX
-from clipvisionalign.files import written_aside
+from clipvisionalign.data.streams.files import SHARD_INDEX_FILE
+from clipvisionalign.files import atomic_write
 
 
 def write_shards(
-    data: CaptionedImages, out: str | Path, per_shard: int = 1000, shown: bool = False
+    data: CaptionedImages, out: str | Path, per_shard: int = 1000, show_progress: bool = False
 ) -> dict[str, list[Path]]:
     """Write a data set as WebDataset shards, OUT/SPLIT-000000.tar and so on, with their index; the files by split.
 
@@ -40,17 +40,17 @@ def write_shards(
             # Shards are dealt out whole: neighbours in a file should not be neighbours in the data.
             rows = [rows[i] for i in np.random.default_rng(0).permutation(count)]
         starts = range(0, count, per_shard)
-        for number, start in enumerate(progress(starts, f"writing shards: {split}", count, shown, per_shard)):
+        for number, start in enumerate(progress(starts, f"writing shards: {split}", count, show_progress, per_shard)):
             path = folder / f"{split}-{number:06d}.tar"
-            some = rows[start : start + per_shard]
+            shard_rows = rows[start : start + per_shard]
             with webdataset.TarWriter(str(path), encoder=False) as tar:
-                for place, row in enumerate(some, start):
+                for index, row in enumerate(shard_rows, start):
                     image = row.image if isinstance(row.image, bytes) else row.image.read_bytes()
-                    about = {"captions": list(row.captions), "name": row.name, "identity": row.identity}
+                    record = {"captions": list(row.captions), "name": row.name, "identity": row.identity}
                     kind = "png" if image.startswith(b"\x89PNG") else "jpg"
-                    tar.write({"__key__": f"{place:09d}", kind: image, "json": json.dumps(about).encode()})
-            sizes[path.name] = len(some)
+                    tar.write({"__key__": f"{index:09d}", kind: image, "json": json.dumps(record).encode()})
+            sizes[path.name] = len(shard_rows)
             written.setdefault(split, []).append(path)
-    with written_aside(folder / INDEX) as aside:
+    with atomic_write(folder / SHARD_INDEX_FILE) as aside:
         aside.write_text(json.dumps(sizes, indent=1) + "\n")
     return written

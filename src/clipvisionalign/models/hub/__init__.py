@@ -10,8 +10,8 @@ The cache is huggingface_hub's own (`HF_HOME`, `HF_HUB_CACHE`), shared with tran
 another hub, `HF_TOKEN` or `hf auth login` an account. Files go through plain HTTP: hf_xet would ask other hosts.
 """
 
-from clipvisionalign.models.hub.cache import CARD, Choose, Snapshot, cached_snapshot
-from clipvisionalign.models.hub.download import CHUNK, TRIES, Say, tell
+from clipvisionalign.models.hub.cache import MODEL_CARD, ChooseFiles, Snapshot, cached_snapshot
+from clipvisionalign.models.hub.download import CHUNK, TRIES, Log, print_to_stderr
 from clipvisionalign.models.hub.errors import (
     CorruptedDownload,
     DiskFull,
@@ -25,23 +25,23 @@ from clipvisionalign.models.hub.snapshots import snapshot
 from clipvisionalign.models.hub.verification import sha256_of
 
 __all__ = [
-    "CARD",
     "CHUNK",
+    "MODEL_CARD",
     "TRIES",
-    "Choose",
+    "ChooseFiles",
     "CorruptedDownload",
     "DiskFull",
     "HubUnreachable",
+    "Log",
     "NoSuchRepository",
-    "Say",
     "Snapshot",
     "WeightsNotFound",
     "cached_snapshot",
     "is_commit",
     "is_offline",
     "offline",
+    "print_to_stderr",
     "sha256_of",
     "snapshot",
     "split_revision",
-    "tell",
 ]

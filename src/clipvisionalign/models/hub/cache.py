@@ -6,18 +6,18 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from clipvisionalign.files import written_aside
+from clipvisionalign.files import atomic_write
 from clipvisionalign.models.hub.errors import CorruptedDownload, WeightsNotFound
-from clipvisionalign.models.hub.licence import _licence_of_card
+from clipvisionalign.models.hub.licence import licence_of_card
 from clipvisionalign.models.hub.revisions import is_commit
-from clipvisionalign.models.hub.room import _cache, _storage
-from clipvisionalign.models.hub.verification import _expected_of_link, _wrong
+from clipvisionalign.models.hub.room import cache_folder, repository_folder
+from clipvisionalign.models.hub.verification import expected_of_link, find_mismatch
 
 #: A repository's description, which names its licence.
-CARD = "README.md"
+MODEL_CARD = "README.md"
 
 #: From the names of a repository's files to those that are needed, the weights last. Raises WeightsNotFound.
-Choose = Callable[[Collection[str]], list[str]]
+ChooseFiles = Callable[[Collection[str]], list[str]]
 
 
 @dataclass(frozen=True)
@@ -40,10 +40,10 @@ class Snapshot:
         return [self.folder / name for name in self.files]
 
 
-def cached_snapshot(name: str, revision: str, choose: Choose) -> Snapshot:
+def cached_snapshot(name: str, revision: str, choose: ChooseFiles) -> Snapshot:
     """The same from the local cache alone. Raises WeightsNotFound where it has not got all, CorruptedDownload."""
-    for own in _names(name):
-        storage = _storage(own)
+    for repository in _repository_names(name):
+        storage = repository_folder(repository)
         commit = revision
         if not is_commit(revision):
             ref = storage / "refs" / (revision or "main")
@@ -53,14 +53,21 @@ def cached_snapshot(name: str, revision: str, choose: Choose) -> Snapshot:
             break
     else:
         at = f" at the revision '{revision}'" if revision else ""
-        raise WeightsNotFound(f"'{name}' is not in the cache{at}, {_cache()}")
+        raise WeightsNotFound(f"'{name}' is not in the cache{at}, {cache_folder()}")
     files = choose([path.name for path in folder.iterdir() if path.is_file()])
     for file in files:
-        if reason := _wrong(folder / file, _expected_of_link(folder / file)):
+        if reason := find_mismatch(folder / file, expected_of_link(folder / file)):
             blob = (folder / file).resolve()
             raise CorruptedDownload(f"{folder / file}: {reason}; remove {blob} and run this again with a network")
     # Of names without an owner, the one that has it is the hub's.
-    return Snapshot(name, max(_names(own), key=len), commit, folder, tuple(files), _licence_of_card(folder / CARD))
+    return Snapshot(
+        name,
+        max(_repository_names(repository), key=len),
+        commit,
+        folder,
+        tuple(files),
+        licence_of_card(folder / MODEL_CARD),
+    )
 
 
 #: Who owns the repositories that once had no owner's name, by how their names begin.
@@ -70,23 +77,23 @@ _OWNERS = {
 }  # fmt: skip
 
 
-def _names(name: str) -> list[str]:
+def _repository_names(name: str) -> list[str]:
     """The names under which the cache may have a repository: as given, and with or without its owner."""
-    owner, slash, plain = name.rpartition("/")
-    own = next((own for start, own in _OWNERS.items() if plain.startswith(start)), None)
+    owner, slash, base_name = name.rpartition("/")
+    own = next((own for start, own in _OWNERS.items() if base_name.startswith(start)), None)
     if own is None or (slash and owner != own):
         return [name]
-    return [name, plain if slash else f"{own}/{plain}"]
+    return [name, base_name if slash else f"{own}/{base_name}"]
 
 
-def _remember_branch(name: str, revision: str, commit: str) -> None:
+def record_branch(name: str, revision: str, commit: str) -> None:
     """What a branch stood for, as huggingface_hub's cache has it: for the time without a network."""
     if revision == commit:
         return
-    ref = _storage(name) / "refs" / revision
+    ref = repository_folder(name) / "refs" / revision
     try:
         ref.parent.mkdir(parents=True, exist_ok=True)
-        with written_aside(ref, own=True) as aside:
+        with atomic_write(ref, unique_name=True) as aside:
             aside.write_text(commit)
     except OSError:
         # A cache that may only be read is as good.

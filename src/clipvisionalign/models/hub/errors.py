@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Collection
 
-from clipvisionalign.models.hub.room import _MORE_ROOM, _room
+from clipvisionalign.models.hub.room import FREE_SPACE_HINT, free_space
 
 
 class WeightsNotFound(FileNotFoundError):
@@ -27,23 +27,24 @@ class DiskFull(OSError):
 _LOGIN = "'hf auth login', or HF_TOKEN in the environment"
 
 
-def _endpoint() -> str:
+def hub_endpoint() -> str:
     from huggingface_hub import constants
 
     return str(constants.ENDPOINT)
 
 
-def _explained(error: Exception, name: str, revision: str, file: str = "") -> Exception:
+def translate_error(error: Exception, name: str, revision: str, file: str = "") -> Exception:
     """One error of this module for whatever huggingface_hub, or the HTTP client beneath it, raised."""
     from huggingface_hub import errors
 
     if isinstance(error, errors.LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
         error = error.__cause__
-    what, hub = f"{name}: {file}" if file else name, _endpoint()
+    subject, hub = f"{name}: {file}" if file else name, hub_endpoint()
     status = getattr(getattr(error, "response", None), "status_code", None)
     if isinstance(error, errors.GatedRepoError):
         return WeightsNotFound(
-            f"{what}: gated: its owners want to know who uses it. Accept its conditions on {hub}/{name}, then log in: "
+            f"{subject}: gated: its owners want to know who uses it. Accept its conditions on {hub}/{name}, "
+            "then log in: "
             f"{_LOGIN}"
         )
     if isinstance(error, errors.RevisionNotFoundError):
@@ -53,18 +54,20 @@ def _explained(error: Exception, name: str, revision: str, file: str = "") -> Ex
     if isinstance(error, errors.RepositoryNotFoundError) or (status == 404 and not file):
         return NoSuchRepository(name, hub)
     if isinstance(error, errors.EntryNotFoundError) or status == 404:
-        return WeightsNotFound(f"{what}: {hub} names it, and then does not have it")
+        return WeightsNotFound(f"{subject}: {hub} names it, and then does not have it")
     if status in (401, 403):
-        return WeightsNotFound(f"{what}: {hub} refuses it ({status}): a wrong or expired token, or none: {_LOGIN}")
+        return WeightsNotFound(f"{subject}: {hub} refuses it ({status}): a wrong or expired token, or none: {_LOGIN}")
     if isinstance(error, errors.HFValidationError):
         return WeightsNotFound(f"'{name}' is no repository's name: {str(error).splitlines()[0]}")
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return DiskFull(f"{what}: the disk became full: {_room(name)}; nothing of it is kept. {_MORE_ROOM}")
+        return DiskFull(
+            f"{subject}: the disk became full: {free_space(name)}; nothing of it is kept. {FREE_SPACE_HINT}"
+        )
     if isinstance(error, OSError) and "Consistency check failed" in str(error):
-        return CorruptedDownload(f"{what}: {hub} sent another size than it announces, each time; try again")
+        return CorruptedDownload(f"{subject}: {hub} sent another size than it announces, each time; try again")
     if isinstance(error, PermissionError):
-        return DiskFull(f"{what}: {error}: this cache cannot be written; set HF_HOME to a folder that can")
-    if _is_of_network(error) or status is not None:
+        return DiskFull(f"{subject}: {error}: this cache cannot be written; set HF_HOME to a folder that can")
+    if _is_network_error(error) or status is not None:
         reason = str(error).strip().splitlines()
         kind = type(error).__name__ if status is None else f"status {status}"
         return HubUnreachable(f"{hub} did not answer ({kind}{f': {reason[0]}' if reason else ''})")
@@ -74,13 +77,13 @@ def _explained(error: Exception, name: str, revision: str, file: str = "") -> Ex
 class NoSuchRepository(WeightsNotFound):
     """The hub has no repository of that name, or none that this account may see."""
 
-    def __init__(self, name: str, hub: str, near: Collection[str] = ()) -> None:
+    def __init__(self, name: str, hub: str, suggestions: Collection[str] = ()) -> None:
         self.name, self.hub = name, hub
-        like = f" Near it: {', '.join(near)}." if near else ""
+        like = f" Near it: {', '.join(suggestions)}." if suggestions else ""
         super().__init__(f"{name}: {hub} has no such repository.{like} If it is a private one, log in: {_LOGIN}")
 
 
-def _is_of_network(error: BaseException) -> bool:
+def _is_network_error(error: BaseException) -> bool:
     """Whether an error is the HTTP client's: which of them huggingface_hub uses has changed twice."""
     modules = {kind.__module__.partition(".")[0] for kind in type(error).__mro__}
     return bool(modules & {"httpx", "httpx2", "httpcore", "requests", "urllib3"}) or isinstance(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 
-def _licence(info: Any) -> str:
+def licence_of(info: Any) -> str:
     card = getattr(info, "card_data", None)
     stated = getattr(card, "license", None) or next(
         (tag.removeprefix("license:") for tag in info.tags or [] if tag.startswith("license:")), ""
@@ -15,7 +15,7 @@ def _licence(info: Any) -> str:
     return _licence_name(stated, getattr(card, "license_name", None))
 
 
-def _licence_of_card(path: Path) -> str:
+def licence_of_card(path: Path) -> str:
     """From the head of a repository's README.md, where that is cached."""
     import yaml
 

@@ -30,10 +30,10 @@ def offline() -> Iterator[None]:
                 os.environ[name] = value
         was_imported, constants = constants is not None, sys.modules.get("huggingface_hub.constants")
         if constants is not None:
-            constants.HF_HUB_OFFLINE = constant if was_imported else _is_set(*names[:2])
+            constants.HF_HUB_OFFLINE = constant if was_imported else _env_flag_set(*names[:2])
 
 
-def _is_set(*names: str) -> bool:
+def _env_flag_set(*names: str) -> bool:
     return any(os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE") for name in names)
 
 
@@ -41,4 +41,4 @@ def is_offline() -> bool:
     """Whether no request may be made: `offline`, or HF_HUB_OFFLINE in the environment."""
     from huggingface_hub import constants
 
-    return bool(constants.HF_HUB_OFFLINE) or _is_set("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+    return bool(constants.HF_HUB_OFFLINE) or _env_flag_set("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")

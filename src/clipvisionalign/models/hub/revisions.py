@@ -14,7 +14,9 @@ def is_commit(revision: str) -> bool:
 
 def split_revision(name: str, revision: str = "") -> tuple[str, str]:
     """A name that may end with @REVISION, as timm writes it -> name, revision. Raises ValueError for two of them."""
-    plain, at, own = name.partition("@")
-    if at and revision and own != revision and not is_commit(revision):
-        raise ValueError(f"'{name}' asks for the revision '{own}', and the setting 'revision' for '{revision}'")
-    return (plain, revision or own) if at else (name, revision)
+    plain, at, own_revision = name.partition("@")
+    if at and revision and own_revision != revision and not is_commit(revision):
+        raise ValueError(
+            f"'{name}' asks for the revision '{own_revision}', and the setting 'revision' for '{revision}'"
+        )
+    return (plain, revision or own_revision) if at else (name, revision)

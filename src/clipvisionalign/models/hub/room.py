@@ -6,31 +6,31 @@ import shutil
 from pathlib import Path
 
 
-def _cache() -> Path:
+def cache_folder() -> Path:
     from huggingface_hub import constants
 
     return Path(constants.HF_HUB_CACHE)
 
 
-def _storage(name: str) -> Path:
+def repository_folder(name: str) -> Path:
     """Where the cache keeps a repository: blobs/, refs/BRANCH, snapshots/COMMIT/."""
-    return _cache() / f"models--{name.replace('/', '--')}"
+    return cache_folder() / f"models--{name.replace('/', '--')}"
 
 
-_MORE_ROOM = "Make room, or set HF_HOME to a folder on another disk"
+FREE_SPACE_HINT = "Make room, or set HF_HOME to a folder on another disk"
 
 
-def _free(name: str) -> int:
+def free_bytes(name: str) -> int:
     """Bytes that are free where a repository is kept."""
-    path = _storage(name)
+    path = repository_folder(name)
     while not path.exists() and path != path.parent:
         path = path.parent
     return shutil.disk_usage(path).free
 
 
-def _room(name: str) -> str:
-    return f"{_size(_free(name))} are free in {_cache()}"
+def free_space(name: str) -> str:
+    return f"{format_bytes(free_bytes(name))} are free in {cache_folder()}"
 
 
-def _size(count: int) -> str:
+def format_bytes(count: int) -> str:
     return f"{count / 1e6:,.1f} MB" if count < 1e9 else f"{count / 1e9:,.2f} GB"

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from clipvisionalign.models.hub.cache import Choose, Snapshot, cached_snapshot
-from clipvisionalign.models.hub.download import Say, _fetch, tell
-from clipvisionalign.models.hub.errors import CorruptedDownload, HubUnreachable, WeightsNotFound, _explained
+from clipvisionalign.models.hub.cache import ChooseFiles, Snapshot, cached_snapshot
+from clipvisionalign.models.hub.download import Log, fetch_file, print_to_stderr
+from clipvisionalign.models.hub.errors import CorruptedDownload, HubUnreachable, WeightsNotFound, translate_error
 from clipvisionalign.models.hub.offline import is_offline
 from clipvisionalign.models.hub.revisions import is_commit
 
 
-def snapshot(name: str, revision: str, choose: Choose, say: Say = tell) -> Snapshot:
+def snapshot(name: str, revision: str, choose: ChooseFiles, say: Log = print_to_stderr) -> Snapshot:
     """The files that `choose` picks of a repository's commit, fetched where the cache does not have them.
 
     revision: a branch, a tag or a commit; "" for the main branch. A whole commit that is cached needs no network.
@@ -20,30 +20,30 @@ def snapshot(name: str, revision: str, choose: Choose, say: Say = tell) -> Snaps
     for a repository, a revision or files that do not exist or that this account may not see, CorruptedDownload, and
     DiskFull.
     """
-    lacking = ""
+    cache_error = ""
     if is_commit(revision) or is_offline():
         try:
             return cached_snapshot(name, revision, choose)
         except WeightsNotFound as error:
-            lacking = f"; {error}"
+            cache_error = f"; {error}"
         except CorruptedDownload:
             if is_offline():
                 raise
     if is_offline():
-        raise HubUnreachable(f"the hub is not asked (--offline, or HF_HUB_OFFLINE){lacking}")
+        raise HubUnreachable(f"the hub is not asked (--offline, or HF_HUB_OFFLINE){cache_error}")
     try:
-        info = _ask(name, revision)
+        info = _request_info(name, revision)
     except HubUnreachable as error:
         try:
-            found = cached_snapshot(name, revision, choose)
+            cached = cached_snapshot(name, revision, choose)
         except WeightsNotFound:
             raise error from None
-        say(f"{name}: {error}; commit {found.revision[:10]} is taken from the cache")
-        return found
-    return _fetch(name, revision, info, choose, say)
+        say(f"{name}: {error}; commit {cached.revision[:10]} is taken from the cache")
+        return cached
+    return fetch_file(name, revision, info, choose, say)
 
 
-def _ask(name: str, revision: str) -> Any:
+def _request_info(name: str, revision: str) -> Any:
     """The commit, files, sizes, hashes and licence of a repository, by one request."""
     from huggingface_hub import HfApi, constants
 
@@ -52,4 +52,4 @@ def _ask(name: str, revision: str) -> Any:
             name, revision=revision or "main", files_metadata=True, timeout=float(constants.HF_HUB_ETAG_TIMEOUT)
         )
     except Exception as error:
-        raise _explained(error, name, revision) from None
+        raise translate_error(error, name, revision) from None

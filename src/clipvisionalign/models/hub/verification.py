@@ -23,14 +23,14 @@ class _Expected:
     git: str | None = None
 
 
-def _expected_of_hub(sibling: Any) -> _Expected:
+def expected_of_hub(sibling: Any) -> _Expected:
     lfs = sibling.lfs
     if lfs is not None:
         return _Expected(lfs["size"], lfs["sha256"]) if isinstance(lfs, dict) else _Expected(lfs.size, lfs.sha256)
     return _Expected(sibling.size, git=sibling.blob_id)
 
 
-def _expected_of_link(path: Path) -> _Expected:
+def expected_of_link(path: Path) -> _Expected:
     """In the cache a file links to a blob that is named by its hash."""
     blob = Path(os.readlink(path)).name if path.is_symlink() else ""
     if _SHA256.fullmatch(blob):
@@ -38,15 +38,15 @@ def _expected_of_link(path: Path) -> _Expected:
     return _Expected(git=blob) if is_commit(blob) else _Expected()
 
 
-def _wrong(path: Path, expected: _Expected) -> str:
+def find_mismatch(path: Path, expected: _Expected) -> str:
     """What is wrong with a file's content; "" for nothing."""
     size = path.stat().st_size
     if expected.size is not None and size != expected.size:
         return f"{size:,} bytes where {expected.size:,} should be"
-    if expected.sha256 and (found := sha256_of(path)) != expected.sha256:
-        return f"its SHA-256 is {found[:12]}..., not {expected.sha256[:12]}..."
-    if expected.git and (found := _git_hash(path)) != expected.git:
-        return f"its git hash is {found[:12]}..., not {expected.git[:12]}..."
+    if expected.sha256 and (actual := sha256_of(path)) != expected.sha256:
+        return f"its SHA-256 is {actual[:12]}..., not {expected.sha256[:12]}..."
+    if expected.git and (actual := _git_hash(path)) != expected.git:
+        return f"its git hash is {actual[:12]}..., not {expected.git[:12]}..."
     return ""
 
 
@@ -61,7 +61,7 @@ def _git_hash(path: Path) -> str:
     return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
 
 
-def _drop(path: Path) -> None:
+def remove_cached(path: Path) -> None:
     """Remove a file of the cache and what it links to."""
     if path.is_symlink():
         path.resolve().unlink(missing_ok=True)

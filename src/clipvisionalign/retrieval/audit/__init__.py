@@ -8,7 +8,7 @@ checks ask. They need nothing of a model but its answers, so a stranger's model 
   before. So the first questions are captions that nobody has asked before, made of halves of the data's own, with
   mirrored images, dealt at random: no memory can answer them. True partners are shown only afterwards.
 - *Chance is what other dealings find* (`chance.py`). Over all such checks of one audit, an honest model fails with a
-  probability of at most `ERROR`.
+  probability of at most `FALSE_ALARM_RATE`.
 - *The same pair, the same score* (`stable_scores.py`).
 
 What the audit does not see: a model that learned the data's own pairs before, which is what "splits apart" is for; one
@@ -16,18 +16,18 @@ that leaks only in lists longer than those that are asked; one that leaks only i
 as it was before it answered anything (or `fresh` makes it so).
 """
 
-from clipvisionalign.retrieval.audit.new_inputs import made_captions, mirrored
+from clipvisionalign.retrieval.audit.new_inputs import make_captions, mirrored_images
 from clipvisionalign.retrieval.audit.report import AuditReport, Check
-from clipvisionalign.retrieval.audit.run import ERROR, LEAST, SAMPLE, audit, audited_images
+from clipvisionalign.retrieval.audit.run import FALSE_ALARM_RATE, MIN_SAMPLE, SAMPLE, audit, audited_images
 
 __all__ = [
-    "ERROR",
-    "LEAST",
+    "FALSE_ALARM_RATE",
+    "MIN_SAMPLE",
     "SAMPLE",
     "AuditReport",
     "Check",
     "audit",
     "audited_images",
-    "made_captions",
-    "mirrored",
+    "make_captions",
+    "mirrored_images",
 ]

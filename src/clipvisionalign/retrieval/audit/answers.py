@@ -10,20 +10,20 @@ import numpy as np
 
 from clipvisionalign.retrieval.protocols import RetrievalModel, can_encode, can_score
 from clipvisionalign.retrieval.ties import (
-    ARITHMETIC,
-    NARROW,
-    Alike,
-    Numbers,
-    lengths_of,
-    lowest_tying,
-    numbers_of,
-    product_rounding,
-    vectors_of,
+    ARITHMETIC_EPS_FACTOR,
+    HALF_PRECISION_EPS,
+    NumericArray,
+    VectorEquality,
+    as_numeric_array,
+    as_vectors,
+    dot_product_error,
+    tie_thresholds,
+    vector_norms,
 )
 
 
 @dataclass(frozen=True)
-class _Table:
+class ScoreTable:
     """What a model answered of N images and M captions.
 
     scores: (N, M) float64; bar: (N, M) what another pair has to score to tie with a pair or to stand before it; format:
@@ -31,11 +31,11 @@ class _Table:
     """
 
     scores: np.ndarray
-    bar: np.ndarray
-    format: str
+    tie_threshold: np.ndarray
+    dtype_name: str
     rounding: float
-    images: Numbers | None = None
-    captions: Numbers | None = None
+    images: NumericArray | None = None
+    captions: NumericArray | None = None
 
     def ranks(self) -> tuple[np.ndarray, np.ndarray]:
         """(N, M) twice: each pair's caption among all captions for its image, and its image among all images.
@@ -43,105 +43,112 @@ class _Table:
         1 is the first, ties count against the pair, and captions of one image are not left out.
         """
         images, captions = self.scores.shape
-        same_image, same_caption = _alike(self.images, images), _alike(self.captions, captions)
-        forth = [((self.scores >= self.bar[:, [c]]) | same_caption[c]).sum(axis=1) for c in range(captions)]
-        back = [((self.scores >= self.bar[i]) | same_image[i][:, None]).sum(axis=0) for i in range(images)]
-        return np.stack(forth, axis=1), np.stack(back)
+        same_image, same_caption = _equal_vectors(self.images, images), _equal_vectors(self.captions, captions)
+        i2t_ranks = [
+            ((self.scores >= self.tie_threshold[:, [c]]) | same_caption[c]).sum(axis=1) for c in range(captions)
+        ]
+        t2i_ranks = [
+            ((self.scores >= self.tie_threshold[i]) | same_image[i][:, None]).sum(axis=0) for i in range(images)
+        ]
+        return np.stack(i2t_ranks, axis=1), np.stack(t2i_ranks)
 
 
-def _alike(vectors: Numbers | None, number: int) -> np.ndarray:
+def _equal_vectors(vectors: NumericArray | None, size: int) -> np.ndarray:
     """Which of a table's vectors are one vector, as `ties` says (number, number); none where there are no vectors."""
     if vectors is None:
-        return np.zeros((number, number), dtype=bool)
-    a, b = np.indices((number, number)).reshape(2, -1)
-    return Alike(vectors, lengths_of(vectors.values))(a, b).reshape(number, number)
+        return np.zeros((size, size), dtype=bool)
+    a, b = np.indices((size, size)).reshape(2, -1)
+    return VectorEquality(vectors, vector_norms(vectors.values))(a, b).reshape(size, size)
 
 
 #: ask(images, captions) -> the table of their scores
-_Ask = Callable[[Sequence[Any], Sequence[str]], _Table]
+ScoreQuery = Callable[[Sequence[Any], Sequence[str]], ScoreTable]
 
 
-class _Answers:
+class ModelScores:
     """Asks a model for a table of scores, whichever way it answers; a table of another form is told as an error."""
 
     def __init__(self, model: RetrievalModel) -> None:
         self.model: Any = model
-        self.encodes = can_encode(model)
-        self.scores = can_score(model)
-        if not (self.encodes or self.scores):
+        self.has_encoders = can_encode(model)
+        self.has_score = can_score(model)
+        if not (self.has_encoders or self.has_score):
             name = type(model).__name__
             raise TypeError(f"{name} answers neither encode_images and encode_captions, nor score: nothing to audit")
 
-    def ways(self) -> list[tuple[str, _Ask]]:
+    def interfaces(self) -> list[tuple[str, ScoreQuery]]:
         """Every way in which the model answers, each asked on its own."""
-        ways: list[tuple[str, _Ask]] = []
-        if self.encodes:
-            ways.append(("vectors", self.by_vectors))
-        if self.scores:
-            ways.append(("score", self.by_score))
+        ways: list[tuple[str, ScoreQuery]] = []
+        if self.has_encoders:
+            ways.append(("vectors", self.score_by_vectors))
+        if self.has_score:
+            ways.append(("score", self.score_by_pairs))
         return ways
 
-    def by_vectors(self, images: Sequence[Any], captions: Sequence[str]) -> _Table:
-        left = vectors_of(self.model.encode_images(images), "image")
-        right = vectors_of(self.model.encode_captions(captions), "caption")
-        table = _products(left, right)
-        _check_form(table.scores, len(images), len(captions))
+    def score_by_vectors(self, images: Sequence[Any], captions: Sequence[str]) -> ScoreTable:
+        left = as_vectors(self.model.encode_images(images), "image")
+        right = as_vectors(self.model.encode_captions(captions), "caption")
+        table = dot_product_scores(left, right)
+        _check_scores(table.scores, len(images), len(captions))
         return table
 
-    def by_score(self, images: Sequence[Any], captions: Sequence[str]) -> _Table:
-        numbers = numbers_of(self.model.score(images, captions))
-        _check_form(numbers.values, len(images), len(captions))
+    def score_by_pairs(self, images: Sequence[Any], captions: Sequence[str]) -> ScoreTable:
+        numbers = as_numeric_array(self.model.score(images, captions))
+        _check_scores(numbers.values, len(images), len(captions))
         scores = numbers.values.astype(np.float64)
         name, rounding = _narrowest_format(numbers)
         largest = float(np.abs(scores).max(initial=0.0))
-        return _Table(scores, lowest_tying(scores, numbers.rounding), name, 2 * rounding * largest)
+        return ScoreTable(scores, tie_thresholds(scores, numbers.rounding), name, 2 * rounding * largest)
 
 
-def _products(images: Numbers, captions: Numbers) -> _Table:
+def dot_product_scores(images: NumericArray, captions: NumericArray) -> ScoreTable:
     """The table of two tables of vectors. Raises ValueError for vectors of different widths."""
     width = images.values.shape[1]
     if width != captions.values.shape[1]:
         raise ValueError(f"image vectors are {width} wide, caption vectors {captions.values.shape[1]}")
     scores = images.values.astype(np.float64) @ captions.values.astype(np.float64).T
-    sizes = np.outer(lengths_of(images.values), lengths_of(captions.values))
-    exact = product_rounding(width)
-    name, rounding = max((_format_of_vectors(images), _format_of_vectors(captions)), key=lambda found: found[1])
+    sizes = np.outer(vector_norms(images.values), vector_norms(captions.values))
+    exact = dot_product_error(width)
+    name, rounding = max(
+        (_narrowest_vector_format(images), _narrowest_vector_format(captions)),
+        key=lambda vector_format: vector_format[1],
+    )
     # Either vector may be another one by the rounding of its format, and still counts as the same: `ties.Alike`.
-    reach = (2 * rounding + exact) * float(sizes.max(initial=0.0))
-    return _Table(scores, scores - exact * sizes, name, reach, images, captions)
+    max_rounding = (2 * rounding + exact) * float(sizes.max(initial=0.0))
+    return ScoreTable(scores, scores - exact * sizes, name, max_rounding, images, captions)
 
 
-def _check_form(scores: np.ndarray, images: int, captions: int) -> None:
+def _check_scores(scores: np.ndarray, images: int, captions: int) -> None:
     if scores.shape != (images, captions):
         raise ValueError(f"gave {scores.shape} for {images} images and {captions} captions")
     if not np.isfinite(scores).all():
         raise ValueError("gave scores that are not finite")
 
 
-def _narrowest_format(numbers: Numbers) -> tuple[str, float]:
-    """The narrowest format that holds all of the numbers exactly, and its rounding as in `numbers_of`.
+def _narrowest_format(numbers: NumericArray) -> tuple[str, float]:
+    """The narrowest format that holds all of the numbers exactly, and its rounding as in `as_numeric_array`.
 
     A model that computes in bfloat16 and then gives float32 has rounded as bfloat16 does.
     """
-    if not numbers.format.startswith("float"):
-        return numbers.format, numbers.rounding
+    if not numbers.dtype_name.startswith("float"):
+        return numbers.dtype_name, numbers.rounding
     single = np.ascontiguousarray(numbers.values, dtype=np.float32)
     if not (single == numbers.values).all():
-        return numbers.format, numbers.rounding
+        return numbers.dtype_name, numbers.rounding
     if not (single.view(np.uint32) & 0xFFFF).any():
-        return "bfloat16", NARROW["bfloat16"]
+        return "bfloat16", HALF_PRECISION_EPS["bfloat16"]
     with np.errstate(over="ignore"):
         half = single.astype(np.float16)
     if (half == single).all():
-        return "float16", NARROW["float16"]
-    return "float32", ARITHMETIC * float(np.finfo(np.float32).eps)
+        return "float16", HALF_PRECISION_EPS["float16"]
+    return "float32", ARITHMETIC_EPS_FACTOR * float(np.finfo(np.float32).eps)
 
 
-def _format_of_vectors(vectors: Numbers) -> tuple[str, float]:
+def _narrowest_vector_format(vectors: NumericArray) -> tuple[str, float]:
     """`_narrowest_format`, also of vectors that were computed in bfloat16 and brought to unit length in more digits."""
     name, rounding = _narrowest_format(vectors)
     rows = [row / np.abs(row).max() for row in vectors.values[:2].astype(np.float64) if row.any()]
-    if rounding >= NARROW["float16"] or vectors.values.shape[1] < 8 or not rows:
+    if rounding >= HALF_PRECISION_EPS["float16"] or vectors.values.shape[1] < 8 or not rows:
         return name, rounding
     # bfloat16 has 128 numbers between powers of 2: one of them was the largest, which tells what all were divided by.
     for row in rows:
@@ -150,7 +157,7 @@ def _format_of_vectors(vectors: Numbers) -> tuple[str, float]:
         rounded = np.ldexp(np.round(256 * mantissa) / 256, power)
         close = np.abs(scaled - rounded) <= 4 * float(np.finfo(np.float32).eps) * np.abs(scaled)
         # Steps of one size for large and small numbers are those of whole numbers, int8's for one.
-        whole = np.abs(128 * scaled - np.round(128 * scaled)) <= 1e-4
-        if whole.all(axis=1).any() or not close.all(axis=1).any():
+        is_integer = np.abs(128 * scaled - np.round(128 * scaled)) <= 1e-4
+        if is_integer.all(axis=1).any() or not close.all(axis=1).any():
             return name, rounding
-    return "bfloat16", NARROW["bfloat16"]
+    return "bfloat16", HALF_PRECISION_EPS["bfloat16"]

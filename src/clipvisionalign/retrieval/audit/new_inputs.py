@@ -12,48 +12,51 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from clipvisionalign.images import PictureError, open_picture
+from clipvisionalign.images import ImageError, open_image
 
 #: Pixels on a side that are enough for a mirrored image.
-MIRRORED = 512
+MIRRORED_SIZE = 512
 
 
-def made_captions(captions: Sequence[str], count: int, rng: np.random.Generator) -> list[str]:
+def make_captions(captions: Sequence[str], count: int, rng: np.random.Generator) -> list[str]:
     """`count` captions that differ from each other and from all of `captions`: the first half of one and the second
     half of another, and where that is one of them, more of their words.
 
-    >>> made_captions(["a black dog", "the cat sleeps"], 2, np.random.default_rng(0))
+    >>> make_captions(["a black dog", "the cat sleeps"], 2, np.random.default_rng(0))
     ['the black dog', 'the black dog black']
     """
-    taken = {str(caption) for caption in captions}
-    some = [str(captions[int(number)]).split() for number in rng.permutation(len(captions))[:1000]]
+    existing = {str(caption) for caption in captions}
+    word_lists = [str(captions[int(index)]).split() for index in rng.permutation(len(captions))[:1000]]
     # Numbers are left out: to some models they are not words, but places in a table.
-    words = sorted({word for caption in some for word in caption if word.isalpha()}) or ["and"]
-    made: list[str] = []
-    while len(made) < count:
-        first = int(rng.integers(len(some)))
-        second = (first + 1 + int(rng.integers(max(1, len(some) - 1)))) % len(some)
-        half, rest = some[first][: len(some[first]) // 2], some[second][len(some[second]) // 2 :]
+    vocabulary = sorted({word for caption in word_lists for word in caption if word.isalpha()}) or ["and"]
+    new_captions: list[str] = []
+    while len(new_captions) < count:
+        first = int(rng.integers(len(word_lists)))
+        second = (first + 1 + int(rng.integers(max(1, len(word_lists) - 1)))) % len(word_lists)
+        half, rest = (
+            word_lists[first][: len(word_lists[first]) // 2],
+            word_lists[second][len(word_lists[second]) // 2 :],
+        )
         caption = " ".join(half + rest)
-        while caption in taken:
-            caption = f"{caption} {words[int(rng.integers(len(words)))]}".strip()
-        taken.add(caption)
-        made.append(caption)
-    return made
+        while caption in existing:
+            caption = f"{caption} {vocabulary[int(rng.integers(len(vocabulary)))]}".strip()
+        existing.add(caption)
+        new_captions.append(caption)
+    return new_captions
 
 
 @contextmanager
-def mirrored(images: Sequence[Any]) -> Iterator[list[Any] | None]:
+def mirrored_images(images: Sequence[Any]) -> Iterator[list[Any] | None]:
     """The images mirrored, each in the form in which it came: arrays, tensors, Pillow images, files and their bytes.
 
     Files lie in a temporary folder for so long. An image of another form stays as it is; None if all do.
     """
     with tempfile.TemporaryDirectory() as folder:
-        made = [_mirror(image, Path(folder) / f"{number}.jpg") for number, image in enumerate(images)]
-        if all(image is None for image in made):
+        flipped = [_mirror(image, Path(folder) / f"{index}.jpg") for index, image in enumerate(images)]
+        if all(image is None for image in flipped):
             yield None
         else:
-            yield [image if new is None else new for new, image in zip(made, images, strict=True)]
+            yield [image if new is None else new for new, image in zip(flipped, images, strict=True)]
 
 
 def _mirror(image: Any, file: Path) -> Any:
@@ -66,9 +69,9 @@ def _mirror(image: Any, file: Path) -> Any:
     if not isinstance(image, (bytes, str, os.PathLike)):
         return None
     try:
-        opened = open_picture(image if isinstance(image, (bytes, str)) else Path(image), MIRRORED)
+        opened = open_image(image if isinstance(image, (bytes, str)) else Path(image), MIRRORED_SIZE)
         ImageOps.mirror(opened).save(file, quality=95)
-    except (PictureError, OSError):
+    except (ImageError, OSError):
         return None
     if isinstance(image, bytes):
         return file.read_bytes()

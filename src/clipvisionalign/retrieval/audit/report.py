@@ -31,7 +31,7 @@ class AuditReport:
         return {"passed": self.passed, "checks": [asdict(check) for check in self.checks]}
 
 
-class _Finding(NamedTuple):
+class Finding(NamedTuple):
     """A check without its name."""
 
     passed: bool

@@ -8,25 +8,29 @@ from typing import Any
 
 import numpy as np
 
-from clipvisionalign.lists import check_lists
-from clipvisionalign.retrieval.audit.answers import _Answers
-from clipvisionalign.retrieval.audit.chance import _blank, _new_captions, _shuffled
-from clipvisionalign.retrieval.audit.report import AuditReport, Check, _Finding
-from clipvisionalign.retrieval.audit.stable_scores import _after_others, _alone, _rectangular
+from clipvisionalign.argument_checks import check_lists
+from clipvisionalign.retrieval.audit.answers import ModelScores
+from clipvisionalign.retrieval.audit.chance import check_blank_captions, check_new_captions, check_shuffled_pairs
+from clipvisionalign.retrieval.audit.report import AuditReport, Check, Finding
+from clipvisionalign.retrieval.audit.stable_scores import (
+    check_batch_independence,
+    check_gallery_size_independence,
+    check_history_independence,
+)
 from clipvisionalign.retrieval.protocols import RetrievalModel
-from clipvisionalign.retrieval.ranks import Partners
+from clipvisionalign.retrieval.ranks import Positives
 
 #: Images in the checks that score a sample pair by pair or encode it anew several times.
 SAMPLE = 48
 
-#: Fewer tell nothing: a model that knows all true partners would often be within what `ERROR` allows.
-LEAST = 10
+#: Fewer tell nothing: a model that knows all true partners would often be within what `FALSE_ALARM_RATE` allows.
+MIN_SAMPLE = 10
 
 #: How often an honest model may fail any of the checks against chance, all of one audit together.
-ERROR = 1 / 2000
+FALSE_ALARM_RATE = 1 / 2000
 
 #: Captions an image that are made for the check with new ones, at most.
-NEW_CAPTIONS = 8
+MAX_NEW_CAPTIONS = 8
 
 
 def audit(
@@ -39,7 +43,7 @@ def audit(
     sample: int = SAMPLE,
     seed: int = 0,
     caption_group: Any = None,
-    fresh: Callable[[], RetrievalModel] | None = None,
+    model_factory: Callable[[], RetrievalModel] | None = None,
 ) -> AuditReport:
     """Put a model to the test: new captions, shuffled partners, blank captions, alone, rectangular, splits apart.
 
@@ -55,90 +59,124 @@ def audit(
     ValueError for too small a sample.
     """
     check_lists(images, captions)
-    answers = _Answers(model)
-    partners = Partners.of(caption_image, len(images), identity, caption_group)
+    scorer = ModelScores(model)
+    positives = Positives.of(caption_image, len(images), identity, caption_group)
     rng = np.random.default_rng(seed)
-    chosen = audited_images(partners, sample, rng)
-    some_images = [images[image] for image in chosen]
-    own_captions = [[captions[caption] for caption in own] for own in _captions_of(partners, chosen)]
-    some_captions = [own[0] for own in own_captions]
-    each = max(1, min(NEW_CAPTIONS, len(captions) // len(images)))
-    ways = answers.ways()
-    level = ERROR / (3 * len(ways))
-    wrong = []
-    for number, (way, asked) in enumerate(ways):
-        ask = asked if fresh is None else _Answers(fresh()).ways()[number][1]
-        wrong.append([
-            _told("new captions", way, _new_captions, ask, some_images, captions, each, level, rng),
-            _told("shuffled partners", way, _shuffled, ask, some_images, own_captions, level, rng),
-            _told("blank captions", way, _blank, ask, some_images, level, rng),
-        ])  # fmt: skip
-    checks = []
-    for (way, ask), asked_wrong in zip(ways, wrong, strict=True):
-        together = cache(lambda ask=ask: ask(some_images, some_captions))
-        checks.append(_told("alone", way, _alone, ask, together, some_images, some_captions, rng))
-        if way == "vectors":
-            name = "alone, other images before"
-            checks.append(_told(name, way, _after_others, answers.model, some_images, some_captions))
-        checks.append(_told("rectangular", way, _rectangular, ask, together, some_images, some_captions))
-        checks += asked_wrong
-    if split_overlap is not None:
-        count = len(split_overlap)
-        told = (
-            f"{count} pictures stand in two splits, such as {split_overlap[0]}" if count else "no picture in two splits"
+    chosen = audited_images(positives, sample, rng)
+    sampled_images = [images[image] for image in chosen]
+    own_captions = [
+        [captions[caption] for caption in caption_indices] for caption_indices in _captions_of(positives, chosen)
+    ]
+    sampled_captions = [caption_indices[0] for caption_indices in own_captions]
+    captions_per_image = max(1, min(MAX_NEW_CAPTIONS, len(captions) // len(images)))
+    interfaces = scorer.interfaces()
+    level = FALSE_ALARM_RATE / (3 * len(interfaces))
+    mismatched_checks = []
+    for interface_index, (interface, ask_model) in enumerate(interfaces):
+        ask = ask_model if model_factory is None else ModelScores(model_factory()).interfaces()[interface_index][1]
+        mismatched_checks.append(
+            [
+                _run_check(
+                    "new captions",
+                    interface,
+                    check_new_captions,
+                    ask,
+                    sampled_images,
+                    captions,
+                    captions_per_image,
+                    level,
+                    rng,
+                ),
+                _run_check(
+                    "shuffled partners", interface, check_shuffled_pairs, ask, sampled_images, own_captions, level, rng
+                ),
+                _run_check("blank captions", interface, check_blank_captions, ask, sampled_images, level, rng),
+            ]
         )
-        checks.append(Check("splits apart", not count, float(count), told))
+    checks = []
+    for (interface, ask), mismatched in zip(interfaces, mismatched_checks, strict=True):
+        score_together = cache(lambda ask=ask: ask(sampled_images, sampled_captions))
+        checks.append(
+            _run_check(
+                "alone", interface, check_batch_independence, ask, score_together, sampled_images, sampled_captions, rng
+            )
+        )
+        if interface == "vectors":
+            name = "alone, other images before"
+            checks.append(
+                _run_check(name, interface, check_history_independence, scorer.model, sampled_images, sampled_captions)
+            )
+        checks.append(
+            _run_check(
+                "rectangular",
+                interface,
+                check_gallery_size_independence,
+                ask,
+                score_together,
+                sampled_images,
+                sampled_captions,
+            )
+        )
+        checks += mismatched
+    if split_overlap is not None:
+        overlap_count = len(split_overlap)
+        message = (
+            f"{overlap_count} pictures stand in two splits, such as {split_overlap[0]}"
+            if overlap_count
+            else "no picture in two splits"
+        )
+        checks.append(Check("splits apart", not overlap_count, float(overlap_count), message))
     return AuditReport(checks)
 
 
-def audited_images(partners: Partners, sample: int, rng: np.random.Generator) -> np.ndarray:
+def audited_images(positives: Positives, sample: int, rng: np.random.Generator) -> np.ndarray:
     """The images that an audit asks about, `sample` at most. Raises ValueError where they are too few to tell
     anything."""
-    apart = _apart(partners, rng)
-    chosen = np.sort(rng.choice(apart, size=min(sample, len(apart)), replace=False))
-    if len(chosen) < LEAST:
-        told = (
+    candidates = _apart(positives, rng)
+    chosen = np.sort(rng.choice(candidates, size=min(sample, len(candidates)), replace=False))
+    if len(chosen) < MIN_SAMPLE:
+        detail = (
             ""
-            if len(apart) == partners.images
-            else f" of {partners.images} among which no two have a caption in common"
+            if len(candidates) == positives.images
+            else f" of {positives.images} among which no two have a caption in common"
         )
-        raise ValueError(f"an audit needs at least {LEAST} images, not {len(chosen)}{told}")
+        raise ValueError(f"an audit needs at least {MIN_SAMPLE} images, not {len(chosen)}{detail}")
     return chosen
 
 
-def _apart(partners: Partners, rng: np.random.Generator) -> np.ndarray:
+def _apart(positives: Positives, rng: np.random.Generator) -> np.ndarray:
     """Images of which no caption belongs to another of them: dealt to it, that caption would not be wrong."""
-    if partners.caption_group is None:
-        identity = np.arange(partners.images) if partners.identity is None else partners.identity
+    if positives.caption_group is None:
+        identity = np.arange(positives.images) if positives.identity is None else positives.identity
         return np.unique(identity, return_index=True)[1]
-    pair_images, pair_captions = partners.pairs()
-    groups = partners.caption_group[pair_captions]
-    starts = np.searchsorted(pair_images, np.arange(partners.images + 1))
-    taken = np.zeros(len(groups), dtype=bool)
-    kept = []
-    for image in rng.permutation(partners.images):
-        own = groups[starts[image] : starts[image + 1]]
-        if not taken[own].any():
-            taken[own] = True
-            kept.append(int(image))
-    return np.array(sorted(kept))
+    pair_images, pair_captions = positives.pairs()
+    groups = positives.caption_group[pair_captions]
+    starts = np.searchsorted(pair_images, np.arange(positives.images + 1))
+    used_groups = np.zeros(len(groups), dtype=bool)
+    selected = []
+    for image in rng.permutation(positives.images):
+        image_groups = groups[starts[image] : starts[image + 1]]
+        if not used_groups[image_groups].any():
+            used_groups[image_groups] = True
+            selected.append(int(image))
+    return np.array(sorted(selected))
 
 
-def _captions_of(partners: Partners, images: np.ndarray) -> list[np.ndarray]:
+def _captions_of(positives: Positives, images: np.ndarray) -> list[np.ndarray]:
     """The numbers of each image's captions: its own, or where it has none, those that its identity or group brings."""
-    pair_images, pair_captions = partners.pairs()
-    found = []
+    pair_images, pair_captions = positives.pairs()
+    caption_lists = []
     for image in images:
-        own = np.flatnonzero(partners.caption_image == image)
+        caption_indices = np.flatnonzero(positives.caption_image == image)
         first, last = np.searchsorted(pair_images, [image, image + 1])
-        found.append(own if len(own) else pair_captions[first:last])
-    return found
+        caption_lists.append(caption_indices if len(caption_indices) else pair_captions[first:last])
+    return caption_lists
 
 
-def _told(name: str, way: str, check: Callable[..., _Finding], *arguments: Any) -> Check:
+def _run_check(name: str, way: str, check: Callable[..., Finding], *arguments: Any) -> Check:
     """Run a check; a model that cannot answer what it asks has failed it, and the reason is told."""
     try:
-        found = check(*arguments)
+        finding = check(*arguments)
     except Exception as error:
-        found = _Finding(False, float("nan"), f"the model could not answer: {' '.join(str(error).split())}")
-    return Check(f"{name} ({way})", *found)
+        finding = Finding(False, float("nan"), f"the model could not answer: {' '.join(str(error).split())}")
+    return Check(f"{name} ({way})", *finding)

@@ -11,10 +11,10 @@ from fastapi.routing import APIRoute
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from clipvisionalign import __version__
-from clipvisionalign.search.query import Searcher
+from clipvisionalign.search.searcher import Searcher
 from clipvisionalign.search.server import routes
 from clipvisionalign.search.server.limits import Limits
-from clipvisionalign.search.server.middleware import Guard
+from clipvisionalign.search.server.middleware import RequestMiddleware
 from clipvisionalign.search.server.service import SearchService
 
 
@@ -47,7 +47,7 @@ def create_app(
         redirect_slashes=False,  # a redirection repeats the address, and the token in it
     )  # fmt: skip
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))
-    app.add_middleware(Guard, token=token, limits=limits, metrics=service.metrics)
+    app.add_middleware(RequestMiddleware, token=token, limits=limits, metrics=service.metrics)
     routes.add_search_routes(app, service)
     routes.add_similar_routes(app, service)
     routes.add_image_routes(app, service)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 #: Bytes of a form around the picture that is sent in it.
-FORM_BYTES = 10_000
+FORM_OVERHEAD_BYTES = 10_000
 
 
 @dataclass(frozen=True)
@@ -20,4 +20,4 @@ class Limits:
     @property
     def body_bytes(self) -> int:
         """Bytes of a request's body at most."""
-        return self.upload_bytes + FORM_BYTES
+        return self.upload_bytes + FORM_OVERHEAD_BYTES

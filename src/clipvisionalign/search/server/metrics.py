@@ -16,7 +16,7 @@ from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector
 
 #: Buckets of the response times in /metrics, in seconds.
-BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
+LATENCY_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
 
 
 class Metrics:
@@ -25,33 +25,36 @@ class Metrics:
 
     CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 
-    def __init__(self, encoded: Callable[[], tuple[int, int]]) -> None:
+    def __init__(self, encoder_counts: Callable[[], tuple[int, int]]) -> None:
         disable_created_metrics()  # a time of creation beside each series says nothing here
         self.registry = CollectorRegistry()
         self.requests = Counter(
             "clipvisionalign_requests_total", "Requests by path and status.", ("path", "status"), registry=self.registry
         )
         self.seconds = Histogram(
-            "clipvisionalign_request_seconds", "Seconds from a request to its answer.", ("path",), buckets=BUCKETS,
+            "clipvisionalign_request_seconds",
+            "Seconds from a request to its answer.",
+            ("path",),
+            buckets=LATENCY_BUCKETS,
             registry=self.registry,
-        )  # fmt: skip
-        self.registry.register(_Encoder(encoded))
+        )
+        self.registry.register(_EncoderCollector(encoder_counts))
 
-    def add(self, path: str, status: int, seconds: float) -> None:
+    def record(self, path: str, status: int, seconds: float) -> None:
         """Count a request that was answered. path: its route, not what was asked."""
         self.requests.labels(path, str(status)).inc()
         self.seconds.labels(path).observe(seconds)
 
-    def text(self) -> bytes:
+    def render(self) -> bytes:
         """What /metrics answers."""
         return generate_latest(self.registry)
 
 
-class _Encoder(Collector):
-    def __init__(self, encoded: Callable[[], tuple[int, int]]) -> None:
-        self.encoded = encoded
+class _EncoderCollector(Collector):
+    def __init__(self, encoder_counts: Callable[[], tuple[int, int]]) -> None:
+        self.encoder_counts = encoder_counts
 
     def collect(self) -> Iterable[CounterMetricFamily]:
-        texts, calls = self.encoded()
+        texts, calls = self.encoder_counts()
         yield CounterMetricFamily("clipvisionalign_encoded_texts", "Texts that were encoded.", texts)
         yield CounterMetricFamily("clipvisionalign_encoder_calls", "Calls of the text encoder.", calls)

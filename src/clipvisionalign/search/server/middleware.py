@@ -22,23 +22,23 @@ from clipvisionalign.search.server.limits import Limits
 from clipvisionalign.search.server.metrics import Metrics
 
 #: The cookie that stands for the token once it was given in an address.
-COOKIE = "clipvisionalign_session"
+SESSION_COOKIE = "clipvisionalign_session"
 #: The only path that is answered without a token, and to what methods.
-OPEN_PATH, OPEN_METHODS = "/health", ("GET", "HEAD")
+PUBLIC_PATH, PUBLIC_METHODS = "/health", ("GET", "HEAD")
 #: How long a client that sends too much has for reading that.
-LAST_SECONDS = 2.0
-HEADERS = {
+DRAIN_SECONDS = 2.0
+SECURITY_HEADERS = {
     "Content-Security-Policy": "default-src 'self'; img-src 'self' data: blob:; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
 }
 
 
-class BodyTooLong(Exception):
+class BodyTooLargeError(Exception):
     """A body of more bytes than are taken."""
 
 
-class Guard:
+class RequestMiddleware:
     """Token, size of what is sent in, time that it may take, headers, counts.
 
     The token is taken from `Authorization: Bearer`, from `?token=`, and from the cookie that a right `?token=` is
@@ -57,115 +57,118 @@ class Guard:
         else:
             await self.app(scope, receive, send)
 
-    def given(self, scope: Scope) -> str:
+    def credential_source(self, scope: Scope) -> str:
         """Where a request carries what it is allowed by: "header", "query", "cookie"; "" where nowhere."""
         if not self.token:
             return "header"
         request = Request(scope)
         scheme, _, bearer = request.headers.get("authorization", "").partition(" ")
-        if scheme.lower() == "bearer" and _same(bearer.strip().encode("latin-1"), self.token):
+        if scheme.lower() == "bearer" and _equal_in_constant_time(bearer.strip().encode("latin-1"), self.token):
             return "header"
-        if any(_same(value.encode("utf-8", "replace"), self.token) for value in request.query_params.getlist("token")):
+        if any(
+            _equal_in_constant_time(value.encode("utf-8", "replace"), self.token)
+            for value in request.query_params.getlist("token")
+        ):
             return "query"
-        cookie = request.cookies.get(COOKIE, "").encode("utf-8", "replace")
-        return "cookie" if _same(cookie, self.session.encode()) else ""
+        cookie = request.cookies.get(SESSION_COOKIE, "").encode("utf-8", "replace")
+        return "cookie" if _equal_in_constant_time(cookie, self.session.encode()) else ""
 
 
-def _same(given: bytes, secret: bytes) -> bool:
+def _equal_in_constant_time(candidate: bytes, secret: bytes) -> bool:
     """In a time that tells neither where the two differ nor how long the secret is."""
-    return hmac.compare_digest(hashlib.sha256(given).digest(), hashlib.sha256(secret).digest())
+    return hmac.compare_digest(hashlib.sha256(candidate).digest(), hashlib.sha256(secret).digest())
 
 
 class _Exchange:
     """One request and its answer."""
 
-    def __init__(self, guard: Guard, scope: Scope, receive: Receive, send: Send) -> None:
-        self.guard, self.scope, self._receive, self._send = guard, scope, receive, send
-        self.limits, self.given = guard.limits, guard.given(scope)
-        self.status, self.received, self.begun = 0, 0, time.perf_counter()
+    def __init__(self, middleware: RequestMiddleware, scope: Scope, receive: Receive, send: Send) -> None:
+        self.middleware, self.scope, self._receive, self._send = middleware, scope, receive, send
+        self.limits, self.credential_source = middleware.limits, middleware.credential_source(scope)
+        self.status, self.received_bytes, self.started = 0, 0, time.perf_counter()
         #: The body was longer than what is taken, and nobody has been told yet.
-        self.cut = False
+        self.body_too_large = False
 
     async def run(self) -> None:
         """Answer, and count what was answered."""
         # For routes that tell more to those who are allowed.
-        self.scope.setdefault("state", {})["allowed"] = bool(self.given)
+        self.scope.setdefault("state", {})["allowed"] = bool(self.credential_source)
         try:
-            refusal = self._refusal()
-            if refusal is not None:
-                await refusal(self.scope, self._receive, self.send)
-            elif not self.cut:
+            error_response = self._error_response()
+            if error_response is not None:
+                await error_response(self.scope, self._receive, self.send)
+            elif not self.body_too_large:
                 async with asyncio.timeout(self.limits.seconds):
-                    await self.guard.app(self.scope, self.receive, self.send)
-        except BodyTooLong:
+                    await self.middleware.app(self.scope, self.receive, self.send)
+        except BodyTooLargeError:
             pass
         except TimeoutError:
             if not self.status:
-                late = JSONResponse({"detail": f"not done within {self.limits.seconds:g} s"}, 503)
-                await late(self.scope, self._receive, self.send)
+                timeout_response = JSONResponse({"detail": f"not done within {self.limits.seconds:g} s"}, 503)
+                await timeout_response(self.scope, self._receive, self.send)
         finally:
-            if self.cut and not self.status:
-                await self._answer_and_close()
+            if self.body_too_large and not self.status:
+                await self._reject_and_close()
             path = getattr(self.scope.get("route"), "path", "other")
-            self.guard.metrics.add(path, self.status or 500, time.perf_counter() - self.begun)
+            self.middleware.metrics.record(path, self.status or 500, time.perf_counter() - self.started)
 
-    def _refusal(self) -> Response | None:
-        is_open = self.scope["path"] == OPEN_PATH and self.scope["method"] in OPEN_METHODS
-        if not self.given and not is_open:
+    def _error_response(self) -> Response | None:
+        is_public = self.scope["path"] == PUBLIC_PATH and self.scope["method"] in PUBLIC_METHODS
+        if not self.credential_source and not is_public:
             return JSONResponse({"detail": "a token is needed"}, 401, {"WWW-Authenticate": "Bearer"})
         length = Headers(scope=self.scope).get("content-length", "0")
         if not (length.isascii() and length.isdecimal()):
             return JSONResponse({"detail": "Content-Length is no number"}, 400)
-        self.cut = int(length[:20]) > self.limits.body_bytes
+        self.body_too_large = int(length[:20]) > self.limits.body_bytes
         return None
 
     async def receive(self) -> Message:
         """The next piece of the body, as long as it is within the limit; a length that was announced is no promise, and
-        a chunked body announces none. Raises BodyTooLong."""
+        a chunked body announces none. Raises BodyTooLargeError."""
         message = await self._receive()
-        self.received += len(message.get("body", b""))
-        if self.received > self.limits.body_bytes:
-            self.cut = True
-            raise BodyTooLong
+        self.received_bytes += len(message.get("body", b""))
+        if self.received_bytes > self.limits.body_bytes:
+            self.body_too_large = True
+            raise BodyTooLargeError
         return message
 
     async def send(self, message: Message) -> None:
         """Pass a piece of the answer on, with the headers that all answers have."""
-        if self.cut and not self.status:
+        if self.body_too_large and not self.status:
             return  # of a form that ends in the middle: what is wrong is said instead
         if message["type"] == "http.response.start":
             self.status = message["status"]
             headers = MutableHeaders(scope=message)
-            for name, value in HEADERS.items():
+            for name, value in SECURITY_HEADERS.items():
                 headers.setdefault(name, value)
-            if self.given == "query" and self.status < 400:
+            if self.credential_source == "query" and self.status < 400:
                 # The page asks for its pictures without the token in their addresses.
-                headers.append("Set-Cookie", self._cookie())
+                headers.append("Set-Cookie", self._session_cookie())
         await self._send(message)
 
-    async def _answer_and_close(self) -> None:
+    async def _reject_and_close(self) -> None:
         """413, and the end of the connection; what still arrives meanwhile goes nowhere, and is read for a moment only
         because a connection that is closed before takes the answer with it."""
-        self.cut = False
-        told = {"detail": f"at most {self.limits.upload_bytes:,} bytes"}
+        self.body_too_large = False
+        detail = {"detail": f"at most {self.limits.upload_bytes:,} bytes"}
 
         async def and_wait(message: Message) -> None:
             if message["type"] == "http.response.body":
                 message["more_body"] = True
             await self.send(message)
 
-        await JSONResponse(told, 413, {"Connection": "close"})(self.scope, self._receive, and_wait)
-        arrived, more = 0, True
+        await JSONResponse(detail, 413, {"Connection": "close"})(self.scope, self._receive, and_wait)
+        drained_bytes, more_body = 0, True
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(LAST_SECONDS):
-                while more and arrived < self.limits.body_bytes:
+            async with asyncio.timeout(DRAIN_SECONDS):
+                while more_body and drained_bytes < self.limits.body_bytes:
                     message = await self._receive()
-                    arrived += len(message.get("body", b""))
-                    more = bool(message.get("more_body"))
+                    drained_bytes += len(message.get("body", b""))
+                    more_body = bool(message.get("more_body"))
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    def _cookie(self) -> str:
-        carrier = Response()
+    def _session_cookie(self) -> str:
+        response = Response()
         secure = self.scope.get("scheme") == "https"
-        carrier.set_cookie(COOKIE, self.guard.session, secure=secure, httponly=True, samesite="strict")
-        return carrier.headers["set-cookie"]
+        response.set_cookie(SESSION_COOKIE, self.middleware.session, secure=secure, httponly=True, samesite="strict")
+        return response.headers["set-cookie"]

@@ -17,23 +17,23 @@ from fastapi.staticfiles import StaticFiles
 from PIL import Image
 
 from clipvisionalign import __version__
-from clipvisionalign.explain.contact_sheet import sheet_of_explanation
+from clipvisionalign.explain.contact_sheet import explanation_sheet
 from clipvisionalign.explain.heatmaps import explain
-from clipvisionalign.images import open_picture
-from clipvisionalign.search.filters import LONGEST
-from clipvisionalign.search.query import Found, FoundCaption, Term, parse_term
+from clipvisionalign.images import open_image
+from clipvisionalign.search.filters import MAX_FILTER_LENGTH
+from clipvisionalign.search.searcher import CaptionHit, Hit, Term, parse_term
 from clipvisionalign.search.server.errors import translate_errors
 from clipvisionalign.search.server.service import SearchService, index_info
 
 #: Pixels of the longer side of a picture that is shown large.
-LARGE = 1600
+LARGE_IMAGE_SIZE = 1600
 
 INDEX_DESCRIPTION = "which index, where there are several"
 
 ImageIdParam = Annotated[int, Query(ge=0, lt=2**63, description="a picture's number in the index")]
 
 
-def hits_to_json(hits: Sequence[Found | FoundCaption], terms: Sequence[Term] = ()) -> dict[str, Any]:
+def hits_to_json(hits: Sequence[Hit | CaptionHit], terms: Sequence[Term] = ()) -> dict[str, Any]:
     """An answer of hits, with the notes of the terms.
 
     Raises:
@@ -55,7 +55,7 @@ def add_search_routes(app: FastAPI, service: SearchService) -> None:
         q: Annotated[list[str], Query(min_length=1, max_length=limits.terms, description="words; ^2 red counts twice")],
         minus: Annotated[list[str], Query(max_length=limits.terms)] = [],  # noqa: B006
         count: CountParam = 20,
-        where: Annotated[str, Query(max_length=LONGEST)] = "",
+        where: Annotated[str, Query(max_length=MAX_FILTER_LENGTH)] = "",
         rerank: Annotated[int, Query(ge=0, le=limits.rerank)] = 0,
         index: IndexParam = 0,
     ) -> dict[str, Any]:
@@ -140,9 +140,9 @@ def add_image_routes(app: FastAPI, service: SearchService) -> None:
             if not caption.strip():
                 raise ValueError("a caption needs words")
             searcher = searchers[index]
-            image_source = searcher.picture(id)
+            image_source = searcher.image_source(id)
             with service.model_lock:
-                page = sheet_of_explanation(image_source, explain(searcher.aligner, image_source, caption))
+                page = explanation_sheet(image_source, explain(searcher.aligner, image_source, caption))
             return _png(page)
 
         return translate_errors(work)
@@ -157,8 +157,8 @@ def add_image_routes(app: FastAPI, service: SearchService) -> None:
             searcher = searchers[index]
             if not large:
                 return Response(searcher.value(id, "thumbnail"), media_type="image/jpeg")
-            opened = open_picture(searcher.picture(id), LARGE)
-            opened.thumbnail((LARGE, LARGE))
+            opened = open_image(searcher.image_source(id), LARGE_IMAGE_SIZE)
+            opened.thumbnail((LARGE_IMAGE_SIZE, LARGE_IMAGE_SIZE))
             return _jpeg(opened)
 
         return translate_errors(work)
@@ -178,7 +178,7 @@ def add_state_routes(app: FastAPI, service: SearchService) -> None:
     @app.get("/metrics", response_class=Response)
     def prometheus_metrics() -> Response:
         """Counts and times of requests, for Prometheus."""
-        return Response(service.metrics.text(), media_type=service.metrics.CONTENT_TYPE)
+        return Response(service.metrics.render(), media_type=service.metrics.CONTENT_TYPE)
 
 
 def add_page_routes(app: FastAPI) -> None:
@@ -197,13 +197,13 @@ def add_page_routes(app: FastAPI) -> None:
     app.mount("/page", StaticFiles(directory=str(static)), name="page")
 
 
-def _png(picture: Image.Image) -> Response:
+def _png(image: Image.Image) -> Response:
     out = BytesIO()
-    picture.save(out, "PNG")
+    image.save(out, "PNG")
     return Response(out.getvalue(), media_type="image/png")
 
 
-def _jpeg(picture: Image.Image) -> Response:
+def _jpeg(image: Image.Image) -> Response:
     out = BytesIO()
-    picture.save(out, "JPEG", quality=88)
+    image.save(out, "JPEG", quality=88)
     return Response(out.getvalue(), media_type="image/jpeg")

@@ -5,18 +5,18 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
-from clipvisionalign.data.of_run import unfinished_note
-from clipvisionalign.search.query import Searcher
+from clipvisionalign.data.run_data import unfinished_note
+from clipvisionalign.search.searcher import Searcher
 from clipvisionalign.search.server.app import create_app
 
 #: The environment variable that holds the token.
-TOKEN = "CLIPVISIONALIGN_TOKEN"
+TOKEN_VARIABLE = "CLIPVISIONALIGN_TOKEN"
 
 
 def read_token(value: str = "", file: str | Path = "") -> str:
     """The token that is given by itself, in a file, or else in the environment; "" for none. Raises ValueError for one
     that is empty or that no header can carry, FileNotFoundError."""
-    token, source = os.environ.get(TOKEN, ""), TOKEN
+    token, source = os.environ.get(TOKEN_VARIABLE, ""), TOKEN_VARIABLE
     if file:
         token, source = Path(file).read_text(encoding="utf-8").strip(), str(file)
         if not token:
@@ -28,7 +28,7 @@ def read_token(value: str = "", file: str | Path = "") -> str:
     return token
 
 
-def serve(
+def run_server(
     indexes: Sequence[str], host: str = "127.0.0.1", port: int = 8000, token: str = "", run: str = "",
     say: Callable[[str], None] = print,
 ) -> None:  # fmt: skip
@@ -39,7 +39,8 @@ def serve(
     loopback = host in ("127.0.0.1", "localhost", "::1")
     if not loopback and not token:
         raise ValueError(
-            f"--host {host} opens the pictures to the network: set a --token-file FILE, or {TOKEN} in the environment"
+            f"--host {host} opens the pictures to the network: set a --token-file FILE, or {TOKEN_VARIABLE} "
+            "in the environment"
         )
     searchers = [Searcher(index, run) for index in indexes]
     for note in dict.fromkeys(filter(None, (unfinished_note(searcher.run) for searcher in searchers))):
@@ -47,11 +48,11 @@ def serve(
     # A page elsewhere must not reach a service on loopback by a name that it makes point there.
     hosts = ["localhost", "127.0.0.1", "[::1]", "::1"] if loopback else ["*"]
     app = create_app(searchers, token, hosts=hosts)
-    say(f"{page_address(host, port, token)} (Ctrl-C stops it; /docs describes the interface)")
+    say(f"{page_url(host, port, token)} (Ctrl-C stops it; /docs describes the interface)")
     uvicorn.run(app, host=host, port=port, log_level="warning", timeout_keep_alive=15)
 
 
-def page_address(host: str, port: int, token: str = "") -> str:
+def page_url(host: str, port: int, token: str = "") -> str:
     """The link to the page, whatever characters the token has."""
     name = f"[{host}]" if ":" in host else host
     return f"http://{name}:{port}/" + (f"?token={quote(token, safe='')}" if token else "")

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from fastapi import HTTPException, UploadFile
 
-from clipvisionalign.images import open_picture
-from clipvisionalign.search.query import FILTERS, Searcher, Term
+from clipvisionalign.images import open_image
+from clipvisionalign.search.searcher import FILTER_COLUMNS, Searcher, Term
 from clipvisionalign.search.server.batching import Batcher
 from clipvisionalign.search.server.limits import Limits
 from clipvisionalign.search.server.metrics import Metrics
@@ -30,7 +30,7 @@ class SearchService:
 
     def __init__(self, searchers: Sequence[Searcher], limits: Limits) -> None:
         self.searchers, self.limits = searchers, limits
-        self.batchers = [Batcher(searcher.answers) for searcher in searchers]
+        self.batchers = [Batcher(searcher.search_batch) for searcher in searchers]
         self.metrics = Metrics(self.encoder_counts)
         self.model_lock = threading.Lock()
 
@@ -43,14 +43,14 @@ class SearchService:
 
         Raises:
             HTTPException: 413 for a file of too many bytes.
-            PictureError: For what is not an image.
+            ImageError: For what is not an image.
         """
         data = upload.file.read(self.limits.upload_bytes + 1)
         if len(data) > self.limits.upload_bytes:
             raise HTTPException(413, f"at most {self.limits.upload_bytes:,} bytes")
-        opened = open_picture(data, 512)
+        opened = open_image(data, 512)
         with self.model_lock:
-            return self.searchers[index].encode([Term(opened, is_picture=True)])
+            return self.searchers[index].encode([Term(opened, is_image=True)])
 
     def close(self) -> None:
         """End the threads of the batchers, after what is waiting."""
@@ -62,10 +62,10 @@ def index_info(searcher: Searcher) -> dict[str, Any]:
     """What /health tells of an index."""
     return {
         "pictures": searcher.table.count_rows(),
-        "kind": searcher.about.kind,
-        "recall": searcher.about.recall,
+        "kind": searcher.manifest.kind,
+        "recall": searcher.manifest.recall,
         "design": searcher.aligner.config.design,
         "reranks": searcher.aligner.late is not None,
         "captions": 0 if searcher.caption_table is None else searcher.caption_table.count_rows(),
-        "filters": [*FILTERS, *searcher.metadata],
+        "filters": [*FILTER_COLUMNS, *searcher.metadata],
     }

@@ -8,11 +8,11 @@ from pathlib import Path
 
 def recipes() -> dict[str, str]:
     """The recipes: name -> what it is, in a line."""
-    found = {}
+    descriptions = {}
     for path in sorted(_folder().glob("*.yaml")):
         with path.open(encoding="utf-8") as file:
-            found[path.stem] = file.readline().lstrip("# ").strip()
-    return found
+            descriptions[path.stem] = file.readline().lstrip("# ").strip()
+    return descriptions
 
 
 def recipe_file(name: str) -> Path:

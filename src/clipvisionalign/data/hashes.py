@@ -1,0 +1,82 @@
+"""What a figure was made from, known by content: hashes of captions, partners, pictures and files.
+
+A figure that was kept is used again only where these are as they were. Contents are hashed with blake2b (RFC 7693); a
+file that was hashed before in this process, and whose size and time are as they were, is not read again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from clipvisionalign.data.captioned import CaptionedImages
+
+_FILE_HASHES: dict[tuple[str, int, int], str] = {}
+
+
+def hash_parts(parts: Iterable[str | bytes]) -> str:
+    """A hash of texts and bytes in their order; where one ends and the next begins counts."""
+    digest = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        content = part.encode("utf-8", "surrogatepass") if isinstance(part, str) else part
+        digest.update(len(content).to_bytes(8, "little") + content)
+    return digest.hexdigest()
+
+
+def hash_file(path: Path) -> str:
+    """A hash of what a file holds; "missing" where there is none."""
+    try:
+        stat_result = path.stat()
+        key = (str(path.absolute()), stat_result.st_size, stat_result.st_mtime_ns)
+        if key not in _FILE_HASHES:
+            with path.open("rb") as file:
+                _FILE_HASHES[key] = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+        return _FILE_HASHES[key]
+    except OSError:
+        return "missing"
+
+
+def dataset_hashes(data: CaptionedImages, read_images: bool = True) -> dict[str, str]:
+    """What a data set holds: hashes of its "captions", its "partners" (which caption and which identity belong to which
+    image), and its "pictures" by their bytes; without `pictures` by name and size on disk.
+
+    >>> from clipvisionalign.data.captioned import CaptionedImage
+    >>> one, other = (CaptionedImages([CaptionedImage("a", b"...", (text,), "dev")]) for text in ("a dog", "a cat"))
+    >>> before, after = dataset_hashes(one), dataset_hashes(other)
+    >>> [name for name in before if before[name] != after[name]]
+    ['captions']
+    """
+
+    def image_hash(image: Path | bytes) -> str:
+        if isinstance(image, bytes):
+            return hash_parts([image])
+        if read_images:
+            return hash_file(image)
+        return str(image.stat().st_size) if image.is_file() else "missing"
+
+    owners = [f"{row.name}\0{len(row.captions)}\0{row.identity}" for row in data.rows]
+    return {
+        "captions": hash_parts(data.captions),
+        "partners": hash_parts([data.identity, *owners]),
+        "pictures": hash_parts(image_hash(row.image) for row in data.rows),
+    }
+
+
+def run_hash(folder: Path) -> str:
+    """A hash of a run folder's model: its weights (those of a pair's parts among them), its settings, its tokenizer."""
+    import yaml
+
+    settings = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))["model"]
+    # An image tower without a name of timm's has settings of its own there: how images are scaled is among them.
+    towers = [path for tower in ("text_tower", "image_tower") for path in sorted((folder / tower).glob("*"))]
+    files = [folder / "model.safetensors", *towers]
+    return hash_parts([json.dumps(settings, sort_keys=True), *(f"{path.name} {hash_file(path)}" for path in files)])
+
+
+def changed_keys(previous: Any, current: dict[str, Any]) -> list[str]:
+    """The names in `now` whose values are not those of `before`; all of them where `before` is none of its kind."""
+    previous = previous if isinstance(previous, dict) else {}
+    return [name for name, value in current.items() if previous.get(name) != value]

@@ -1,0 +1,131 @@
+"""Batches made by worker processes: one way for tables and for streams.
+
+- A launcher (torchrun, Slurm, `timeout`) signals every process of a run. Which step is the last one is decided by the
+  process that trains: its workers leave SIGTERM and SIGINT to it, and end when it tells them to, or is gone.
+- An error in a worker is raised where the batch is asked for, with its own words; where in the worker it arose is a
+  note.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import threading
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
+
+#: What asks a run to stop.
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+#: Whether a worker can know who has signalled it; macOS does not tell.
+HAS_SIGWAITINFO = hasattr(signal, "sigwaitinfo")
+
+
+def iterate_dataset(dataset: Dataset[Any], workers: int, sampler: Sequence[Any] | None = None) -> Iterator[Any]:
+    """What a data set gives, item by item, made by so many workers; of a `sampler`'s entries where there is one.
+
+    Raises what the data set raises, in a worker too.
+    """
+    wrapped: Dataset[Any] = (
+        _ErrorCapturingStream(dataset) if isinstance(dataset, IterableDataset) else _ErrorCapturingDataset(dataset)
+    )
+    # The loader draws its workers' seeds from a generator of its own, so that beginning anew draws none.
+    generator = torch.Generator().manual_seed(0)
+    loader = DataLoader(
+        wrapped,
+        batch_size=None,
+        sampler=sampler,
+        num_workers=workers,
+        generator=generator,
+        worker_init_fn=leave_signals_to_parent,
+    )
+    with _signals_blocked():
+        # The workers inherit that: there is no moment at which a signal ends one of them.
+        items = iter(loader)
+    for item in items:
+        if isinstance(item, _WorkerError):
+            raise item.error
+        yield item
+
+
+@contextmanager
+def _signals_blocked() -> Iterator[None]:
+    """While processes are started that are to leave these signals to this one."""
+    if not HAS_SIGWAITINFO:
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def leave_signals_to_parent(worker: int) -> None:
+    """In a worker: be ended by the process that it works for, and by no one else's signal."""
+    if not HAS_SIGWAITINFO:
+        return
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    parent = os.getppid()
+
+    def wait() -> None:
+        while True:
+            signal_info = signal.sigwaitinfo(STOP_SIGNALS)
+            if signal_info.si_signo == signal.SIGTERM and signal_info.si_pid == parent:
+                os._exit(0)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+# --- errors ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _WorkerError:
+    """An error on its way from a worker."""
+
+    error: Exception
+
+
+def _as_worker_error(error: Exception) -> _WorkerError:
+    """To be sent in an item's place. Raises the error itself where there is no worker, or it cannot be sent."""
+    if get_worker_info() is None:
+        raise error
+    error.add_note("in a process that makes batches:\n" + "".join(traceback.format_exception(error)).rstrip())
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        raise error from None
+    return _WorkerError(error)
+
+
+class _ErrorCapturingDataset(Dataset[Any]):
+    """A data set of items, in which an error is an item."""
+
+    def __init__(self, dataset: Dataset[Any]) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, index: Any) -> Any:
+        try:
+            return self.dataset[index]
+        except Exception as error:
+            return _as_worker_error(error)
+
+
+class _ErrorCapturingStream(IterableDataset[Any]):
+    """A stream of items, whose last one may be an error."""
+
+    def __init__(self, dataset: IterableDataset[Any]) -> None:
+        self.dataset = dataset
+
+    def __iter__(self) -> Iterator[Any]:
+        try:
+            yield from self.dataset
+        except Exception as error:
+            yield _as_worker_error(error)

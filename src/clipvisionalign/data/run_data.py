@@ -1,0 +1,189 @@
+"""A run's data set, read as it was when the run was trained on it: the same layout, splits and partners."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from clipvisionalign.data.captioned import CaptionedImages, DataError
+from clipvisionalign.data.formats import LAYOUTS, STREAM, detect_layout, is_stream, read_captioned_images
+from clipvisionalign.data.hashes import changed_keys, dataset_hashes
+from clipvisionalign.data.splits import SPLIT_RULE
+from clipvisionalign.data.streams.in_memory import read_stream_split
+from clipvisionalign.data.training_images import other_than_trained_on
+
+
+def data_record(run: str | Path) -> dict[str, Any]:
+    """What a run folder's data.json holds; nothing where there is none."""
+    path = Path(run) / "data.json"
+    record = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return record if isinstance(record, dict) else {}
+
+
+def is_unfinished(run: str | Path) -> bool:
+    """Whether a folder is that of a training run that has not come to its end; a model saved alone is of none."""
+    folder = Path(run)
+    return not (folder / "results.json").is_file() and "data" in run_settings(folder)
+
+
+def unfinished_note(run: str | Path) -> str | None:
+    """What figures of a run that is not finished have to be read with; None for one that is."""
+    if not is_unfinished(run):
+        return None
+    pairs = (run_settings(run).get("model") or {}).get("design") in ("late", "cross")
+    weights = ", with weights of its pairs' parts that are not chosen yet" if pairs else ""
+    return (
+        f"{run} is not finished (it has no results.json): this is its best epoch so far{weights}; to finish it: "
+        f"clipvisionalign train --resume {run}"
+    )
+
+
+def split_rule_of(run: str | Path) -> int:
+    """The rule by which the images of a run's data set were split, where that has no splits: see `data/splits.py`."""
+    record = data_record(run)
+    return int(record.get("split_rule", 1)) if record else SPLIT_RULE
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """How a data set is read for a run: as which layout, in one split by which column's values, by which rule."""
+
+    layout: str
+    group: str
+    split_rule: int
+
+
+def read_options_of_run(run: str | Path, source: str | Path, layout: str = "auto", group: str = "") -> ReadOptions:
+    """How the run read the data set at `place`, unless `layout` or `group` say otherwise: its own, or the one of its
+    dev split, as it was; any other in the run's layout, where that is one that lies there, by the run's rule."""
+    record = data_record(run)
+    recorded, rule = record.get("layout", ""), split_rule_of(run)
+    is_own, is_dev = is_data_of_run(run, source), _same_path(str(source), dev_source(run))
+    if layout == "auto" and is_dev and not is_own:
+        # One setting for both; the layout of a stream is not that of another data set.
+        setting = str(run_settings(run).get("layout", "auto"))
+        layout = "auto" if setting == STREAM or setting not in LAYOUTS else setting
+    elif layout == "auto" and recorded in LAYOUTS and (is_own or _has_layout(recorded, Path(source))):
+        layout = recorded
+    # A stream has no columns: its run's column is one of the data set that its dev split is of.
+    is_grouped = (is_own and layout in ("auto", recorded)) or (is_dev and recorded == STREAM)
+    column = record.get("group", "")
+    if column and not group and not is_own and not is_dev and layout == recorded:
+        is_grouped = _has_column(Path(source), layout, column)
+    return ReadOptions(layout, group or (column if is_grouped else ""), rule)
+
+
+def _has_column(source: Path, layout: str, column: str) -> bool:
+    """Whether a data set elsewhere, such as the run's own that was moved, can be grouped as the run's was."""
+    try:
+        read_captioned_images(source, layout, column)
+    except DataError:
+        return False
+    return True
+
+
+def _has_layout(layout: str, path: Path) -> bool:
+    """Whether a data set elsewhere, such as the run's own that was moved, can be read in the run's layout."""
+    try:
+        return layout != STREAM and path.exists() and LAYOUTS[layout].matches(path)
+    except (OSError, DataError):
+        return False
+
+
+def read_data_of_run(
+    run: str | Path, source: str | Path = "", layout: str = "auto", identity: str | None = None, split: str = ""
+) -> CaptionedImages:
+    """The data set that a run was trained on, or the one at `source`; of a stream only `split`, if one is given.
+
+    It is read as `read_options_of_run` says, its dev split from where the run had it, and captions belong to images as
+    `identity` says, or as in the run. Raises ValueError where a run does not say what it was trained on, and DataError.
+    """
+    record = data_record(run)
+    location = str(source or (dev_source(run) if split == "dev" else "") or record.get("source", ""))
+    if not location:
+        raise ValueError(f"{run}: does not say which data it was trained on; give --data")
+    options = read_options_of_run(run, location, layout)
+    if split and is_stream(location, options.layout):
+        data = read_stream_split(location, split)
+    else:
+        data = read_captioned_images(location, options.layout, options.group, options.split_rule)
+    return data.with_identity(record.get("identity", "auto") if identity is None else identity)
+
+
+def is_data_of_run(run: str | Path, source: str | Path) -> bool:
+    """Whether a data set is the one that a run was trained on, by its place."""
+    return _same_path(str(source), str(data_record(run).get("source", "")))
+
+
+def differences_from_run(run: str | Path, data: CaptionedImages, split: str = "") -> list[str]:
+    """What of a data set that was read is otherwise than the run has recorded it, a line each: its layout; and, where a
+    split of it is measured, to whom captions belong and what the split holds."""
+    record = data_record(run)
+    if not record:
+        return []
+    source, run_source = str(data.source), str((split == "dev" and dev_source(run)) or record.get("source", ""))
+    layout, is_run_source = record.get("layout"), _same_path(source, run_source)
+    differences = []
+    if is_data_of_run(run, source) and layout and data.layout != layout:
+        differences.append(f"{source} is read as '{data.layout}'; the run was trained on it as '{layout}'")
+    if not split:
+        return differences
+    if not is_run_source and data.layout == layout and data.layout != (detected := recognised(source)):
+        differences.append(
+            f"{source} is read as '{layout}', as the run's data was; by itself it is taken for '{detected}'"
+        )
+    identity = record.get("identity", "auto")
+    if data.identity != identity:
+        differences.append(f"captions belong to images by '{data.identity}'; in the run's training by '{identity}'")
+    recorded = record.get("as_read", {}).get(split)
+    differing: list[str] = []
+    if recorded and any(row.split == split for row in data.rows):
+        part = data.with_identity(identity).split(split)
+        differing = changed_keys(recorded, dataset_hashes(part, split != "train"))
+        other = other_than_trained_on(Path(run), part.rows) if split == "train" and "pictures" not in differing else ""
+        differing += [other] if other else []
+    detail = f": {split} has other {', '.join(differing)}" if differing else ""
+    if differing and is_run_source:
+        differences.append(f"{source} is no longer what it was in training{detail}")
+    elif not is_run_source and (differing or not recorded):
+        differences.append(f"{source} is not the run's own data set, {run_source}{detail}")
+    return differences
+
+
+def recognised(source: str) -> str:
+    """The layout that a data set is taken for, "" where it is none."""
+    try:
+        return detect_layout(source).name
+    except DataError:
+        return ""
+
+
+def dev_source(run: str | Path) -> str:
+    """Where a run has its dev split from, if it is another data set than it was trained on (`--dev_data`); else ""."""
+    record = data_record(run)
+    if "dev_source" in record:
+        return str(record["dev_source"])
+    # A run from before that was recorded.
+    setting = run_settings(run).get("dev_data") or ""
+    return str(working_directory_of(run) / setting) if setting else ""
+
+
+def run_settings(run: str | Path) -> dict[str, Any]:
+    """A run's settings, as its config.yaml has them; nothing where there is none."""
+    import yaml
+
+    path = Path(run) / "config.yaml"
+    settings = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return settings if isinstance(settings, dict) else {}
+
+
+def working_directory_of(run: str | Path) -> Path:
+    """The directory in which a run was begun, from which its relative paths lead."""
+    path = Path(run) / "environment.json"
+    return Path(json.loads(path.read_text(encoding="utf-8")).get("directory", ".") if path.is_file() else ".")
+
+
+def _same_path(one: str, other: str) -> bool:
+    return bool(one and other) and Path(one).resolve() == Path(other).resolve()

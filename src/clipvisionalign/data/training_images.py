@@ -1,0 +1,170 @@
+"""Which images a run was trained on, known by content: what a gallery is compared with, wherever its images come from.
+
+A run keeps a hash of each training image's bytes, and, for up to `MAX_PERCEPTUAL` images, by what `check` tells
+near-duplicates: a gradient hash and a thumbnail. A hash takes the time of reading a file, those take that of decoding
+it, about as long as in one epoch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from clipvisionalign.data.captioned import CaptionedImage
+from clipvisionalign.data.check import ImageFingerprint, fingerprint_image, near_pairs
+from clipvisionalign.data.hashes import hash_file
+from clipvisionalign.files import atomic_write
+from clipvisionalign.images import ImageError
+from clipvisionalign.progress import progress
+
+#: The file of a run folder that has them.
+TRAINED_ON_FILE = "trained_on.npz"
+
+#: Most images of which more than the bytes' hash is kept: 850 bytes each, and the time of decoding them once.
+MAX_PERCEPTUAL = 50_000
+
+#: Images in memory at a time.
+IMAGES_PER_CHUNK = 256
+
+
+@dataclass(frozen=True)
+class TrainedOnMatch:
+    """An image of a gallery that was trained on. trained_on: its name then; same: with the same bytes, else nearly."""
+
+    image: str
+    trained_on: str
+    same: bool
+
+
+@dataclass(frozen=True)
+class TrainedOnImages:
+    """What a run was trained on. names, exact: of N images, hashes as hexadecimal; marks: N, or none."""
+
+    names: list[str]
+    digests: list[str]
+    fingerprints: list[ImageFingerprint]
+
+    @classmethod
+    def from_images(
+        cls, images: Iterable[tuple[str, Path | bytes]], count: int, show_progress: bool = False
+    ) -> TrainedOnImages:
+        """Look at images, by name. Those that cannot be read are none that were trained on."""
+        perceptual = count <= MAX_PERCEPTUAL
+        names, digests, fingerprints = [], [], []
+        description = "recording what was trained on"
+        for (name, _), digest, fingerprint in progress(
+            _hash_images(images, perceptual), description, count, show_progress
+        ):
+            if digest and (fingerprint is not None or not perceptual):
+                names.append(name)
+                digests.append(digest)
+                fingerprints += [fingerprint] if fingerprint is not None else []
+        return cls(names, digests, fingerprints)
+
+    def save(self, path: Path) -> None:
+        """Write them; equal ones give equal files."""
+        # Names by their bytes: no format of NumPy's takes them without their longest one's width for each.
+        names = np.frombuffer("\0".join(self.names).encode("utf-8", "surrogatepass"), dtype=np.uint8)
+        digests = np.frombuffer(bytes.fromhex("".join(self.digests)), dtype=np.uint8).reshape(-1, 16)
+        arrays: dict[str, Any] = {"names": names, "exact": digests}
+        if self.fingerprints:
+            arrays["gradient"] = np.stack([fingerprint.gradient_hash for fingerprint in self.fingerprints])
+            arrays["thumbnail"] = np.stack([fingerprint.thumbnail for fingerprint in self.fingerprints])
+        with atomic_write(path) as aside, aside.open("wb") as file:
+            np.savez_compressed(file, **arrays)
+
+    @classmethod
+    def load(cls, path: Path, marks: bool = True) -> TrainedOnImages:
+        """Read what `save` wrote; without `marks` hashes of bytes alone. Raises OSError, ValueError."""
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files if marks or name in ("names", "exact")}
+        names = arrays["names"].tobytes().decode("utf-8", "surrogatepass").split("\0") if len(arrays["exact"]) else []
+        digests = [row.tobytes().hex() for row in arrays["exact"]]
+        fingerprint_fields = zip(digests, arrays.get("gradient", ()), arrays.get("thumbnail", ()), strict=False)
+        return cls(names, digests, [ImageFingerprint(*each) for each in fingerprint_fields])
+
+    def changed(self, rows: Sequence[CaptionedImage], shown: bool = False) -> list[str]:
+        """The names of rows whose image is another one by now than that of this name was in training."""
+        known: dict[str, set[str]] = {}
+        for name, digest in zip(self.names, self.digests, strict=True):
+            known.setdefault(name, set()).add(digest)
+        given = [(row.name, row.image) for row in rows if row.name in known]
+        description = "comparing images with those that were trained on"
+        looked = progress(_hash_images(given, perceptual=False), description, len(given), shown)
+        return [name for (name, _), digest, _ in looked if digest not in known[name]]
+
+    def matches(self, rows: Sequence[CaptionedImage], show_progress: bool = False) -> list[TrainedOnMatch]:
+        """The rows of a gallery that are among them, those with the same bytes first, each with one of its equals."""
+        name_by_digest = dict(zip(reversed(self.digests), reversed(self.names), strict=True))
+        hashed_rows = list(_hash_images([(row.name, row.image) for row in rows], bool(self.fingerprints)))
+        same = [
+            TrainedOnMatch(name, name_by_digest[digest], True)
+            for (name, _), digest, _ in hashed_rows
+            if digest in name_by_digest
+        ]
+        unmatched = [
+            (name, fingerprint)
+            for (name, _), digest, fingerprint in hashed_rows
+            if digest not in name_by_digest and fingerprint is not None
+        ]
+        near: dict[int, int] = {}
+        for here, there, _ in near_pairs(
+            [fingerprint for _, fingerprint in unmatched], self.fingerprints, show_progress
+        ):
+            near.setdefault(here, there)
+        return same + [TrainedOnMatch(unmatched[here][0], self.names[there], False) for here, there in near.items()]
+
+
+def other_than_trained_on(run: Path, rows: Sequence[CaptionedImage], shown: bool = False) -> str:
+    """Which training images are others by now than when a run was trained on them, in words; empty where none is known
+    to be. A run that has not kept their hashes, or whose file of them cannot be read, has none to compare with."""
+    try:
+        changed = TrainedOnImages.load(run / TRAINED_ON_FILE, marks=False).changed(rows, shown)
+    except (OSError, ValueError, KeyError):
+        return ""
+    named = ", ".join(changed[:3]) + (" ..." if len(changed) > 3 else "")
+    return f"pictures ({len(changed):,}: {named})" if changed else ""
+
+
+HashedImage = tuple[tuple[str, Path | bytes], str, ImageFingerprint | None]
+
+
+def _hash_images(images: Iterable[tuple[str, Path | bytes]], perceptual: bool) -> Iterator[HashedImage]:
+    """Each image with the hash of its bytes, "" where it cannot be read, and its mark, if that is wanted and there."""
+
+    def hash_image(each: tuple[str, Path | bytes]) -> HashedImage:
+        image = each[1]
+        if isinstance(image, bytes):
+            digest = hashlib.blake2b(image, digest_size=16).hexdigest()
+            fingerprint = _fingerprint_or_none(image, digest) if perceptual else None
+        else:
+            digest = hash_file(image).replace("missing", "")
+            fingerprint = _fingerprint_file(image, digest) if perceptual and digest else None
+        return each, digest, fingerprint
+
+    rest = iter(images)
+    with ThreadPoolExecutor() as pool:
+        while chunk := list(islice(rest, IMAGES_PER_CHUNK)):
+            yield from pool.map(hash_image, chunk)
+
+
+def _fingerprint_or_none(image: Path | bytes, digest: str) -> ImageFingerprint | None:
+    try:
+        fingerprint = fingerprint_image(image)
+    except ImageError:
+        return None
+    return ImageFingerprint(digest, fingerprint.gradient_hash, fingerprint.thumbnail)
+
+
+@lru_cache(MAX_PERCEPTUAL)
+def _fingerprint_file(image: Path, digest: str) -> ImageFingerprint | None:
+    """The mark of a file with this content: the runs of a study are trained on the same images."""
+    return _fingerprint_or_none(image, digest)

@@ -1,0 +1,162 @@
+"""What has become of a folder since it was indexed: what is new, changed, moved, gone; and what may be dropped.
+
+A row is dropped where its file is known to be gone. Many rows that lose their files at once, and any below a folder
+that cannot be looked into, are more likely a drive that is not mounted than files that were deleted: they are kept, and
+the run is refused before it has changed anything, unless that is what was asked for (`--allow-drop`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from clipvisionalign.images import ImageError
+from clipvisionalign.progress import progress
+from clipvisionalign.search.broken_files import BrokenFiles, classify_fault
+from clipvisionalign.search.embed import PendingFile, decode_error_message
+from clipvisionalign.search.storage import (
+    FileListing,
+    ImageFile,
+    InvalidIndexError,
+    Storage,
+    content_hash,
+    decode_path,
+    printable,
+)
+
+#: The share of all rows up to which they may be dropped unasked. Of fewer than five one may: more than that share of so
+#: few is any file that somebody deletes.
+MAX_DROP_SHARE = 0.2
+
+
+@dataclass
+class Changes:
+    """What to do with an index. Rows are named by their numbers.
+
+    todo: files to encode; rewritten: rows with the path, size and time that their files have now; renamed: old path ->
+    new path of those that were moved; gone: rows without a file; surplus: rows of a file that has another row;
+    hidden: folder -> rows below it, which cannot be looked into; unchanged, moved: how many.
+    """
+
+    pending: list[PendingFile] = field(default_factory=list)
+    updated: list[dict[str, Any]] = field(default_factory=list)
+    renamed: dict[str, str] = field(default_factory=dict)
+    deleted: list[int] = field(default_factory=list)
+    surplus: list[int] = field(default_factory=list)
+    inaccessible: dict[bytes, list[int]] = field(default_factory=dict)
+    unchanged: int = 0
+    moved: int = 0
+
+
+def diff_files(
+    storage: Storage, listing: FileListing, rows: Sequence[dict[str, Any]], broken: BrokenFiles, verify: bool = False
+) -> Changes:
+    """What has become of the files since `rows` were written. verify: by the content of every file, not by its size and
+    time. What cannot be read is put into `broken`."""
+    changes = Changes()
+    row_by_path: dict[bytes, dict[str, Any]] = {}
+    for row in sorted(rows, key=lambda row: row["id"]):
+        if row_by_path.setdefault(row["raw"], row) is not row:
+            changes.surplus.append(row["id"])
+    vanished = _rows_without_file(listing, row_by_path, changes)
+    for raw, reason in (listing.unreadable | listing.missing).items():
+        broken.add(raw, reason, "io")
+    files: Iterable[ImageFile] = listing.files
+    if verify:
+        files = progress(files, "comparing the contents of files", len(listing.files))
+    for file in files:
+        _diff_file(storage, file, row_by_path.get(file.raw), vanished, broken, changes, verify)
+    for row in (row for same in vanished.values() for row in same):
+        target = changes.surplus if row["raw"] in listing.other_names else changes.deleted
+        target.append(row["id"])
+    return changes
+
+
+def _rows_without_file(
+    listing: FileListing, row_by_path: dict[bytes, dict[str, Any]], changes: Changes
+) -> dict[str, list[Any]]:
+    """Rows whose files are not where they were, by the hash of their content; not those of which nobody can tell."""
+    present_paths = {*(file.raw for file in listing.files), *listing.unreadable}
+    vanished: dict[str, list[Any]] = {}
+    for raw, row in row_by_path.items():
+        if raw in present_paths:
+            continue
+        folder = listing.inaccessible_parent(raw)
+        if folder is None:
+            vanished.setdefault(row["hash"], []).append(row)
+        else:
+            changes.inaccessible.setdefault(folder, []).append(row["id"])
+    return vanished
+
+
+def _diff_file(
+    storage: Storage, file: ImageFile, row: dict[str, Any] | None, vanished: dict[str, list[Any]], broken: BrokenFiles,
+    changes: Changes, verify: bool,
+) -> None:  # fmt: skip
+    if not verify and row and (row["size"], row["mtime_ns"]) == (file.size, file.mtime_ns):
+        changes.unchanged += 1
+        broken.remove(file.raw)
+        return
+    if not verify and broken.is_unchanged(file.raw, file.size, file.mtime_ns):
+        return
+    if not row and not vanished:
+        # It can be no file that was moved: its hash is taken when it is read to be decoded.
+        changes.pending.append((file, ""))
+        return
+    try:
+        content = content_hash(storage.image_source(file.raw))
+    except (OSError, ImageError) as error:
+        broken.add(
+            file.raw, decode_error_message(error, storage, file.raw), classify_fault(error), file.size, file.mtime_ns
+        )
+        return
+    current = {"path": file.name, "raw": file.raw, "size": file.size, "mtime_ns": file.mtime_ns}
+    if row and row["hash"] == content:
+        changes.unchanged += 1
+        broken.remove(file.raw)
+        if (row["size"], row["mtime_ns"]) != (file.size, file.mtime_ns):
+            changes.updated.append({"id": row["id"]} | current)
+    elif not row and vanished.get(content):
+        moved_row = vanished[content].pop(0)
+        changes.updated.append({"id": moved_row["id"]} | current)
+        changes.renamed[moved_row["path"]] = file.name
+        changes.moved += 1
+        broken.remove(file.raw)
+    else:
+        changes.pending.append((file, content))
+
+
+def exceeds_drop_limit(dropped: int, rows: int) -> bool:
+    """Whether so many of the rows of an index are more than may be dropped unasked."""
+    return dropped > max(1, MAX_DROP_SHARE * rows)
+
+
+def check_drop(
+    changes: Changes, listing: FileListing, storage: Storage, index: Storage, rows: int, allowed: bool
+) -> None:
+    """Raises InvalidIndexError where rows would be dropped that are too many, or of whose files nobody can tell; rows:
+    those of the index. Where it is `allowed`, these are gone as well."""
+    if allowed:
+        changes.deleted += [row_id for row_ids in changes.inaccessible.values() for row_id in row_ids]
+        changes.inaccessible = {}
+        return
+    hint = "Nothing was changed. If they are to be dropped, give --allow-drop"
+    if changes.inaccessible:
+        folder, row_ids = next(iter(changes.inaccessible.items()))
+        reason = listing.unlisted.get(folder) or listing.unreadable.get(folder) or "a link that leads nowhere"
+        count = sum(map(len, changes.inaccessible.values()))
+        other_folders = f" ({len(row_ids):,} of them) and {len(changes.inaccessible) - 1:,} other folders" if len(
+            changes.inaccessible) > 1 else ""  # fmt: skip
+        raise InvalidIndexError(
+            f"{index}: {count:,} of its {rows:,} rows are of files below "
+            f"{storage}/{printable(decode_path(folder))}{other_folders}, "
+            f"which cannot be listed: {reason}. {hint}"
+        )
+    deleted_count, file_count = len(changes.deleted), len(listing.files)
+    if exceeds_drop_limit(deleted_count, rows) or (deleted_count and not file_count):
+        raise InvalidIndexError(
+            f"{index}: {deleted_count:,} of its {rows:,} rows have no file below {storage} any more, where "
+            f"{file_count:,} images are "
+            f"now: is a drive not mounted, a folder moved away? {hint}"
+        )

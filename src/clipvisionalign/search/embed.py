@@ -1,0 +1,197 @@
+"""Files into rows: decoded ahead of the picture tower, by the threads of this machine or by a Ray cluster.
+
+Both ways put the same files through the tower together, so that both give the same vectors.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from clipvisionalign.images import ImageError, ImageTransform, open_header, open_image
+from clipvisionalign.models.aligner import Aligner
+from clipvisionalign.models.eval_mode import eval_mode
+from clipvisionalign.models.io import load_aligner
+from clipvisionalign.models.run_files import CONFIG_FILE, IMAGE_FOLDER, TEXT_FOLDER, WEIGHTS_FILE
+from clipvisionalign.search.broken_files import classify_fault
+from clipvisionalign.search.storage import ImageFile, Storage, content_hash
+
+#: Files that go through the tower at a time.
+EMBED_BATCH_SIZE = 64
+#: Pixels of a thumbnail's longer side.
+THUMBNAIL_SIZE = 256
+
+#: A file to look at, with the hash of its content where it is known already.
+PendingFile = tuple[ImageFile, str]
+#: A row of the table without its number, or one with the `reason` why there is none, and what was at `fault`.
+IndexRow = dict[str, Any]
+#: Ray's name for a cluster that is started on this machine.
+LOCAL_RAY = "local"
+
+
+def embed_files(aligner: Aligner, storage: Storage, pending: Sequence[PendingFile]) -> Iterator[list[IndexRow]]:
+    """Rows of `EMBED_BATCH_SIZE` files at a time, in order; the files of the next two batches are decoded meanwhile."""
+    transform, size = aligner.image_tower.image_transform.transform(), aligner.image_tower.image_transform.size
+    with ThreadPoolExecutor(max(1, (os.cpu_count() or 2) - 1)) as pool:
+        futures: deque[Future[IndexRow]] = deque()
+        submitted = 0
+        for start in range(0, len(pending), EMBED_BATCH_SIZE):
+            while submitted < min(len(pending), start + 3 * EMBED_BATCH_SIZE):
+                futures.append(pool.submit(_decode, storage, transform, size, _pending_row(pending[submitted])))
+                submitted += 1
+            yield _embed(aligner, [futures.popleft().result() for _ in pending[start : start + EMBED_BATCH_SIZE]])
+
+
+def _pending_row(pending_file: PendingFile) -> IndexRow:
+    file, content = pending_file
+    return {"raw": file.raw, "size": file.size, "mtime_ns": file.mtime_ns, "hash": content}
+
+
+def _decode(storage: Storage, transform: Callable[[Image.Image], Tensor], size: int, row: IndexRow) -> IndexRow:
+    """The row with what is seen of its picture, `pixels` in bytes; or with the reason why nothing is."""
+    empty: IndexRow = {"width": 0, "height": 0, "thumbnail": b"", "pixels": b"", "reason": "", "fault": ""}
+    try:
+        source = storage.image_source(row["raw"])
+        row["hash"] = row["hash"] or content_hash(source)
+        with open_header(source) as header:
+            width, height = header.size
+        image = open_image(source, max(size, THUMBNAIL_SIZE))
+        pixels = transform(image).numpy().tobytes()
+    except (ImageError, OSError) as error:
+        return (
+            row | empty | {"reason": decode_error_message(error, storage, row["raw"]), "fault": classify_fault(error)}
+        )
+    image.thumbnail((THUMBNAIL_SIZE, THUMBNAIL_SIZE))
+    out = BytesIO()
+    image.save(out, "JPEG", quality=80)
+    decoded = {"width": width, "height": height, "thumbnail": out.getvalue(), "pixels": pixels}
+    return row | empty | decoded
+
+
+def decode_error_message(error: Exception, storage: Storage, raw: bytes) -> str:
+    """Why a file was not decoded; with its own path, as it is listed, not with where that lies."""
+    return str(error).replace(f"{storage.folder / os.fsdecode(raw)}", raw.decode("utf-8", "backslashreplace"))
+
+
+def _embed(aligner: Aligner, rows: Sequence[IndexRow]) -> list[IndexRow]:
+    """Vectors instead of pixels, for the rows that have any."""
+    size, decodable = aligner.image_tower.image_transform.size, [row for row in rows if not row["reason"]]
+    if decodable:
+        pixels = np.stack([np.frombuffer(row["pixels"], dtype=np.uint8).reshape(3, size, size) for row in decodable])
+        with torch.no_grad(), eval_mode(aligner):
+            features = aligner.image_tower(torch.from_numpy(pixels).to(aligner.device))
+            vectors = iter(aligner.embed_image_features(features).vectors.float().cpu().numpy())
+    return [{name: value for name, value in row.items() if name != "pixels"}
+            | {"vector": None if row["reason"] else next(vectors)} for row in rows]  # fmt: skip
+
+
+def embed_files_with_ray(
+    run: str | Path,
+    image_transform: ImageTransform,
+    storage: Storage,
+    pending: Sequence[PendingFile],
+    address: str = LOCAL_RAY,
+    workers: int = 0,
+) -> Iterator[list[IndexRow]]:
+    """What `encoded` gives, from a Ray cluster: tasks decode, actors look, each on a GPU where the cluster has some.
+
+    address: "local" starts Ray on this machine; else that of a cluster, whose machines have this package and reach
+    `place`; the run is sent to them. workers: actors; 0 for one on each GPU, or on every second core.
+    Raises ConnectionError where no cluster answers.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    import pyarrow as arrow
+    import ray
+
+    ray.init(address, include_dashboard=False, log_to_driver=False, logging_level="WARNING")
+    try:
+        context = ray.data.DataContext.get_current()
+        context.execution_options.preserve_order = True
+        context.enable_progress_bars = False
+        cluster_resources = ray.cluster_resources()
+        gpus, cores = int(cluster_resources.get("GPU", 0)), cluster_resources.get("CPU", 1)
+        workers = min(workers or gpus or max(1, int(cores // 2)), -(-len(pending) // EMBED_BATCH_SIZE))
+        # One table is one block, and a block without a batch size stays whole: the tower sees the same batches.
+        rows = [_pending_row(pending_file) for pending_file in pending]
+        blocks = [
+            arrow.Table.from_pylist(rows[start : start + EMBED_BATCH_SIZE])
+            for start in range(0, len(rows), EMBED_BATCH_SIZE)
+        ]
+        actor_resources = {"num_gpus": 1} if gpus else {"num_cpus": cores / 2 / workers}
+        embedded = (
+            ray.data.from_arrow(blocks)
+            .map_batches(
+                _decode_block,
+                batch_size=None,
+                batch_format="pyarrow",
+                num_cpus=0.5,
+                fn_args=(storage.location, image_transform),
+            )
+            .map_batches(
+                _EmbedActor,
+                batch_size=None,
+                batch_format="pyarrow",
+                compute=ray.data.ActorPoolStrategy(size=workers),
+                fn_constructor_args=(ray.put(_read_run_files(Path(run))),),
+                **actor_resources,
+            )
+        )
+        for block in embedded.iter_batches(batch_size=None, batch_format="pyarrow"):
+            yield block.to_pylist()
+    finally:
+        ray.shutdown()
+
+
+def _decode_block(block: Any, location: str, image_transform: ImageTransform) -> Any:
+    """A task of Ray: a block of files with their pixels."""
+    import pyarrow as arrow
+
+    storage, transform = Storage(location), image_transform.transform()
+    return arrow.Table.from_pylist(
+        [_decode(storage, transform, image_transform.size, row) for row in block.to_pylist()]
+    )
+
+
+class _EmbedActor:
+    """An actor of Ray: an aligner of its own, written anew from what was sent."""
+
+    def __init__(self, run: Any) -> None:
+        import ray
+
+        with tempfile.TemporaryDirectory() as folder:
+            for name, content in ray.get(run).items():
+                path = Path(folder) / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(content)
+            self.aligner = load_aligner(folder)
+
+    def __call__(self, block: Any) -> Any:
+        import pyarrow as arrow
+
+        width = self.aligner.config.width
+        rows = _embed(self.aligner, block.to_pylist())
+        schema = block.schema.remove(block.schema.get_field_index("pixels"))
+        return arrow.Table.from_pylist(
+            rows, schema=schema.append(arrow.field("vector", arrow.list_(arrow.float32(), width)))
+        )
+
+
+def _read_run_files(run: Path) -> dict[str, bytes]:
+    """What an aligner is loaded from, by name."""
+    paths = [
+        run / CONFIG_FILE,
+        run / WEIGHTS_FILE,
+        *(path for name in (TEXT_FOLDER, IMAGE_FOLDER) for path in (run / name).rglob("*") if path.is_file()),
+    ]
+    return {str(path.relative_to(run)): path.read_bytes() for path in paths}

@@ -1,0 +1,411 @@
+"""From the cells' ranks to the results of a study, behind a fence: what is no result cannot get in.
+
+The block "results" of report.json is made from ranks over the whole gallery, and from nothing else. A figure of recall
+inside a batch, or of a model that fails the audit, is refused by `check_results`, which stands before every writing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from clipvisionalign.data.captioned import CaptionedImages
+from clipvisionalign.retrieval.metrics import RESAMPLES, chance_metrics, chance_recall, metric_label, metrics_of_ranks
+from clipvisionalign.retrieval.ranks import PositiveRanks
+from clipvisionalign.study.config import Comparison
+from clipvisionalign.study.primary_comparison import correct_for_primary
+from clipvisionalign.study.statistics import (
+    COMPARED_METRICS,
+    estimate,
+    holm_correction_of_tested,
+    image_contributions,
+    metric_bounds,
+    of_units,
+    pairwise_differences,
+    ratio_contributions,
+    unpaired_seeds,
+)  # fmt: skip
+from clipvisionalign.training.cross_fit import nothing_chosen
+
+PROTOCOL = "whole gallery, all captions, ties against the model"
+TERCILES = ("short", "middle", "long")
+
+#: By set of minimal pairs and kind: what `minimal_pairs.drawn_together` gives.
+DrawnTogether = Mapping[str, Mapping[str, Sequence[int]]]
+
+
+class ResultsError(ValueError):
+    """Something that is no result was about to be written as one."""
+
+
+@dataclass(frozen=True)
+class TrialResult:
+    """A finished cell. found: what `measure_trial` gives; ranks: "ranks", and "dual" for one that re-ranks."""
+
+    variant: str
+    seed: int
+    measurements: dict[str, Any]
+    ranks: dict[str, PositiveRanks]
+
+
+def aggregate_results(
+    trial_results: Sequence[TrialResult], eval_data: CaptionedImages, split: str, compare: Comparison | None = None,
+    together: DrawnTogether | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """The block "results": every variant over its seeds, and every two variants against each other, on the seeds that
+    both have ("unpaired" names the others).
+
+    compare: the comparison that the plan names. together: of the minimal pairs, see `composition`.
+    A cell whose audit failed has no results; it stands in "refused" with the reason. Raises ResultsError for ranks that
+    are not of this gallery.
+    """
+    caption_image = eval_data.caption_image
+    # Images of one identity are drawn together: what a model knows of a person it knows in all of them.
+    unit = np.arange(len(eval_data)) if eval_data.image_identity is None else eval_data.image_identity
+    audited = [result for result in trial_results if result.measurements["audit"]["passed"]]
+    refused = [
+        {
+            "variant": result.variant,
+            "seed": result.seed,
+            "reason": "; ".join(
+                check["meaning"] for check in result.measurements["audit"]["checks"] if not check["passed"]
+            ),
+        }
+        for result in trial_results
+        if not result.measurements["audit"]["passed"]
+    ]
+    by_variant: dict[str, list[TrialResult]] = {}
+    for result in audited:
+        check_gallery(result, eval_data)
+        by_variant.setdefault(result.variant, []).append(result)
+    terciles = length_terciles(eval_data.captions)
+    has_groups = eval_data.image_identity is not None or eval_data.shared_text_ids is not None
+    metrics = (*COMPARED_METRICS, "image_to_text map", "text_to_image map") if has_groups else COMPARED_METRICS
+    tables: dict[str, dict[str, dict[int, np.ndarray]]] = {metric: {} for metric in metrics}
+    variants = {}
+    for name, variant_results in by_variant.items():
+        variant: dict[str, Any] = {
+            "seeds": [result.seed for result in variant_results],
+            "runs": [_run_entry(result, caption_image, eval_data.image_identity) for result in variant_results],
+        }
+        for block in ("ranks", "dual"):
+            if all(block in result.ranks for result in variant_results):
+                contributions = {
+                    f: _table([result.ranks[block] for result in variant_results], caption_image, f, unit)
+                    for f in metrics
+                }
+                variant["figures" if block == "ranks" else "dual"] = {
+                    f: estimate(t, metric_bounds(f)).to_dict() for f, t in contributions.items()
+                }
+                if block == "ranks":
+                    for metric, table in contributions.items():
+                        tables[metric][name] = dict(zip(variant["seeds"], table, strict=True))
+                elif "rsum" in tables and name in tables["rsum"]:
+                    gained = np.stack(list(tables["rsum"][name].values())) - contributions["rsum"]
+                    variant["gain"] = estimate(gained, (-600, 600)).to_dict()
+        variant["by_length"] = {
+            tercile: {"captions": int(inside.sum()), **_tercile_recall(variant_results, unit[caption_image], inside)}
+            for tercile, inside in terciles["inside"].items()
+        }
+        variants[name] = variant
+    # Rsum is what the study asks about; the others are looked at beside it, and corrected together.
+    other_metrics = {metric: tables[metric] for metric in metrics if metric != "rsum"}
+    comparisons = pairwise_differences({"rsum": tables["rsum"]}) + pairwise_differences(other_metrics)
+    return {
+        "split": split,
+        "protocol": PROTOCOL,
+        "choice": selection_note(audited, split),
+        "gallery": {"images": len(eval_data), "captions": len(eval_data.captions)},
+        **({} if eval_data.image_identity is None else {"identities": int(unit.max()) + 1}),
+        "variants": variants,
+        "chance": _chance(audited),
+        "differences": correct_for_primary(
+            [difference.to_dict() for difference in comparisons], compare or Comparison()
+        ),
+        "unpaired": unpaired_seeds({name: variant["seeds"] for name, variant in variants.items()}),
+        "lengths": {"words": terciles["words"], "chance": _chance_by_length(audited, terciles["inside"])},
+        "by_length_differences": _length_differences(by_variant, unit[caption_image], terciles["inside"]),
+        "composition": aggregate_composition(audited, together or {}),
+        "refused": refused,
+    }
+
+
+#: What is said of figures of so few images that they have no interval.
+NO_INTERVALS = "no intervals, as there are too few images"
+
+
+def no_intervals(report: dict[str, Any]) -> bool:
+    """Whether a report has results, and none of them an interval."""
+    figures = [result["figures"]["rsum"] for result in report["results"]["variants"].values()]
+    return bool(figures) and all(figure["low"] is None for figure in figures)
+
+
+def selection_note(trial_results: Sequence[TrialResult], split: str) -> str:
+    """Whether the figures are of images by which something was chosen, in words."""
+    if not trial_results:
+        return "nothing was measured"
+    if split != "dev":
+        return f"out of sample: nothing was chosen on the {split} split"
+    chosen = {result.variant for result in trial_results if not nothing_chosen(
+        result.measurements.get("chosen", {}), len(result.measurements.get("curves", {}).get("step", ()))
+    )}  # fmt: skip
+    if not chosen:
+        return f"out of sample: nothing was chosen on the {split} split, as there was one epoch or the last was taken"
+    halved = [result.measurements.get("chosen", {}).get("by") == "halves" for result in trial_results]
+    if all(halved):
+        note = "cross-fitted: each half of dev by the checkpoint and the pairs' weights that the other half chose"
+        based = sorted(
+            {result.variant for result in trial_results if "with_init" in result.measurements.get("chosen", {})}
+        )
+        if based:
+            note += f"; but {', '.join(based)}: the run that it starts from is of an epoch that all of dev chose"
+        trained = sorted(
+            {result.variant for result in trial_results if "init_trained_on" in result.measurements.get("chosen", {})}
+        )
+        if trained:
+            note += f"; but {', '.join(trained)}: the run that it starts from was trained on images of dev"
+        if none := sorted({result.variant for result in trial_results} - chosen):
+            note += f"; of {', '.join(none)} nothing was chosen"
+        return note
+    note = "in-sample: what was chosen on dev is measured on it"
+    return note if not any(halved) else f"{note} in some runs, cross-fitted in others"
+
+
+def check_gallery(result: TrialResult, eval_data: CaptionedImages) -> None:
+    """Raises ResultsError for ranks that are not of this gallery."""
+    for ranks in result.ranks.values():
+        shape = len(ranks.image_to_text), len(ranks.text_to_image)
+        if shape != (len(eval_data), len(eval_data.captions)):
+            shape_text = f"ranks of {shape[0]} images and {shape[1]} captions"
+            raise ResultsError(
+                f"{result.variant}-{result.seed}: {shape_text}, the gallery has {len(eval_data)} and "
+                f"{len(eval_data.captions)}"
+            )
+
+
+def _run_entry(result: TrialResult, caption_image: np.ndarray, unit: np.ndarray | None) -> dict[str, Any]:
+    """One cell's own figures with bootstrap intervals, and what it is known to have been measured on."""
+    metrics = metrics_of_ranks(result.ranks["ranks"], caption_image, RESAMPLES, unit=unit).to_dict()
+    return {"seed": result.seed, "protocol": PROTOCOL, **metrics, "audit": result.measurements["audit"]}
+
+
+def length_terciles(captions: Sequence[str]) -> dict[str, Any]:
+    """The data's own captions in three parts by their number of words, cut between two lengths where that is nearest to
+    a third: captions of one length stand in one part. Two parts, or one ("all"), where there are no three lengths.
+    "inside": (M,) bool by part; "words": from and to.
+
+    >>> length_terciles(["a", "a b", "a b", "a b c", "a b c d"])["words"]
+    {'short': [1, 1], 'middle': [2, 2], 'long': [3, 4]}
+    """
+    word_counts = np.array([len(caption.split()) for caption in captions])
+    lengths, counts = np.unique(word_counts, return_counts=True)
+    names = {1: ("all",), 2: (TERCILES[0], TERCILES[2])}.get(len(lengths), TERCILES)
+    cumulative = np.concatenate([[0], np.cumsum(counts)])
+    cuts = [0]
+    for index in range(1, len(names)):
+        # Each part that is still to come has one length at least.
+        candidates = range(cuts[-1] + 1, len(lengths) - len(names) + index + 1)
+        cuts.append(min(candidates, key=lambda cut: abs(cumulative[cut] - len(word_counts) * index / len(names))))
+    spans = {
+        name: [int(lengths[start]), int(lengths[end - 1])]
+        for name, start, end in zip(names, cuts, [*cuts[1:], len(lengths)], strict=True)
+    }
+    return {
+        "inside": {name: (low <= word_counts) & (word_counts <= high) for name, (low, high) in spans.items()},
+        "words": spans,
+    }
+
+
+def _chance(trial_results: Sequence[TrialResult]) -> dict[str, float]:
+    """What a random ranking of the gallery shows, under the figures' names and in percent (rsum: 0 to 600)."""
+    if not trial_results:
+        return {}
+    chance = chance_metrics(trial_results[0].ranks["ranks"])
+    ways = ("image_to_text", "text_to_image")
+    return {"rsum": chance["rsum"]} | {
+        f"{direction} {name}": 100 * share for direction in ways for name, share in chance[direction].items()
+    }
+
+
+def _chance_by_length(
+    trial_results: Sequence[TrialResult], terciles: dict[str, np.ndarray]
+) -> dict[str, dict[str, float]]:
+    """The same for the captions of each third."""
+    if not trial_results:
+        return {}
+    ranks = trial_results[0].ranks["ranks"]
+    positives, gallery = (ranks.text_to_image > 0).sum(axis=1), len(ranks.image_to_text)
+    return {
+        tercile: {f"recall_at_{k}": 100 * float(chance_recall(positives[inside], gallery, k).mean()) for k in (1, 5)}
+        for tercile, inside in terciles.items()
+    }
+
+
+def _table(ranks: Sequence[PositiveRanks], owners: np.ndarray, figure: str, unit: np.ndarray) -> np.ndarray:
+    """What each unit of images brings to a figure in each run (S, U). unit: (N,)."""
+    of_images = np.stack([image_contributions(each, owners, figure) for each in ranks])
+    return of_images if unit.max() + 1 == len(unit) else of_units(of_images, unit)
+
+
+def _length_table(trial_results: Sequence[TrialResult], unit: np.ndarray, inside: np.ndarray, k: int) -> np.ndarray:
+    """Recall of the images by some captions only, the share (S, U) of each unit that has such captions. unit: (M,)."""
+    units = np.unique(unit[inside], return_inverse=True)[1]
+    hits_by_run = [result.ranks["ranks"].text_to_image[inside, 0] <= k for result in trial_results]
+    return np.stack([ratio_contributions(hits.astype(np.float64), units, units.max() + 1) for hits in hits_by_run])
+
+
+def _tercile_recall(trial_results: Sequence[TrialResult], unit: np.ndarray, inside: np.ndarray) -> dict[str, Any]:
+    return {
+        f"recall_at_{k}": estimate(_length_table(trial_results, unit, inside, k), (0, 100)).to_dict() for k in (1, 5)
+    }
+
+
+def _length_differences(
+    by_variant: dict[str, list[TrialResult]], unit: np.ndarray, terciles: dict[str, np.ndarray]
+) -> list[dict[str, Any]]:
+    family = {
+        tercile: {
+            name: dict(
+                zip(
+                    [result.seed for result in trial_results],
+                    _length_table(trial_results, unit, inside, 5),
+                    strict=True,
+                )
+            )
+            for name, trial_results in by_variant.items()
+        }
+        for tercile, inside in terciles.items()
+    }
+    rows = [each.to_dict() for each in pairwise_differences(family)]
+    return [{**row, "third": row["figure"], "figure": "text_to_image recall_at_5"} for row in rows]
+
+
+def aggregate_composition(trial_results: Sequence[TrialResult], together: DrawnTogether) -> dict[str, Any]:
+    """By set and kind: each variant's share of pairs whose true caption outscores its twin, in percent; chance is 50.
+
+    together: which pairs were drawn together; where it is not known nothing is tested. units: how many draws that are.
+    p_holm: of its being 50, corrected over all variants and kinds of a set that are tested; None for too few draws.
+    """
+    blocks: dict[str, Any] = {}
+    for name in dict.fromkeys(name for result in trial_results for name in result.measurements["composition"]):
+        kinds: dict[str, Any] = {}
+        for result in trial_results:
+            for kind, outcomes in result.measurements["composition"][name].items():
+                kinds.setdefault(kind, {}).setdefault(result.variant, []).append(outcomes)
+        rows = []
+        for kind, variants in kinds.items():
+            for variant, outcomes in variants.items():
+                rows.append(
+                    {"kind": kind, "variant": variant, **pairs_share(outcomes, together.get(name, {}).get(kind))}
+                )
+        for row, corrected in zip(rows, holm_correction_of_tested([row["p"] for row in rows]), strict=True):
+            row["p_holm"] = corrected
+        blocks[name] = rows
+    return blocks
+
+
+def pairs_share(outcomes: Sequence[Sequence[float]], together: Sequence[int] | None) -> dict[str, Any]:
+    """The share of pairs that were told apart, in percent, its interval, and the p of its being 50. outcomes: (S, P);
+    together: (P,) the number of what each pair was drawn with, None where that is not known."""
+    shares = np.array(outcomes)
+    about: dict[str, Any] = {"pairs": shares.shape[1]}
+    if together is None:
+        none = dict.fromkeys(("low", "high", "spread", "p"))
+        return {**about, "units": None, "value": 100.0 * float(shares.mean()), **none}
+    table = 100.0 * of_units(shares, np.asarray(together))
+    p = estimate(table - 50.0, (-50, 50)).p
+    return {**about, "units": table.shape[1], **estimate(table, (0, 100)).to_dict(), "p": p}
+
+
+# --- the fence -------------------------------------------------------------------------------------------------------
+
+_ESTIMATE = dict.fromkeys(("value", "low", "high", "spread", "p"))
+_METRICS = dict.fromkeys((*COMPARED_METRICS, "image_to_text map", "text_to_image map"), _ESTIMATE)
+_DIRECTION_METRICS = dict.fromkeys(
+    ("recall_at_1", "recall_at_5", "recall_at_10", "median_rank", "mean_rank", "map", "map_at_r"), _ESTIMATE
+)
+_BY_LENGTH = {"captions": None, "recall_at_1": _ESTIMATE, "recall_at_5": _ESTIMATE}
+_GALLERY = {"images": None, "captions": None}
+_DIFFERENCE = {**_ESTIMATE, **dict.fromkeys(("a", "b", "figure", "p_holm", "seeds", "shown", "primary"))}
+_RUN = {
+    **_GALLERY, **dict.fromkeys(("seed", "protocol", "chance", "audit")), "rsum": _ESTIMATE,
+    "image_to_text": _DIRECTION_METRICS, "text_to_image": _DIRECTION_METRICS,
+}  # fmt: skip
+#: All that the block "results" is made of: keys and what is below them. A list's one entry is of all that a list, or a
+#: dict under names that are a study's own, holds; None is of what is looked into no further.
+RESULTS_STRUCTURE: dict[str, Any] = {
+    **dict.fromkeys(("split", "protocol", "identities", "choice", "unpaired", "refused", "lengths")),
+    "gallery": _GALLERY,
+    "variants": [{
+        "seeds": None, "runs": [_RUN], "figures": _METRICS, "dual": _METRICS, "gain": _ESTIMATE,
+        "by_length": dict.fromkeys((*TERCILES, "all"), _BY_LENGTH),
+    }],
+    "chance": dict.fromkeys(_METRICS),
+    "differences": [_DIFFERENCE],
+    "by_length_differences": [{**_DIFFERENCE, "third": None}],
+    "composition": [[{**_ESTIMATE, **dict.fromkeys(("kind", "variant", "pairs", "units", "p_holm"))}]],
+}  # fmt: skip
+
+
+def check_results(report: dict[str, Any]) -> None:
+    """Raises ResultsError where the block "results" holds a figure that is not of the whole gallery, or of a model that
+    failed its audit."""
+    results = report["results"]
+    _check_structure(results, RESULTS_STRUCTURE, "results")
+    gallery = report["data"]["gallery"]
+    if results["gallery"] != gallery or results["protocol"] != PROTOCOL:
+        raise ResultsError(
+            f"results: measured on {results['gallery']} by '{results['protocol']}', the data has {gallery}"
+        )
+    for name, variant in results["variants"].items():
+        if [run["seed"] for run in variant["runs"]] != variant["seeds"]:
+            raise ResultsError(f"results of {name}: runs and seeds differ")
+        for run in variant["runs"]:
+            location = f"results of {name}, seed {run['seed']}"
+            if run.get("protocol") != PROTOCOL:
+                raise ResultsError(f"{location}: not measured on the whole gallery")
+            if {kind: run.get(kind) for kind in ("images", "captions")} != gallery:
+                raise ResultsError(
+                    f"{location}: a gallery of {run.get('images')} and {run.get('captions')}, not {gallery}"
+                )
+            if not run.get("audit", {}).get("passed"):
+                raise ResultsError(f"{location}: its audit did not pass: its figures mean nothing")
+        _check_means(name, variant)
+    for block in ("differences", "by_length_differences"):
+        for row in results[block]:
+            if unknown := {row["a"], row["b"]} - set(results["variants"]):
+                raise ResultsError(f"results.{block}: {', '.join(sorted(unknown))} has no results")
+
+
+def _check_means(name: str, variant: dict[str, Any]) -> None:
+    """A variant's figures are the means of its audited runs, and of nothing else."""
+    for metric, mean in variant["figures"].items():
+        direction, _, kind = metric.partition(" ")
+        run_estimates = [run["rsum"] if metric == "rsum" else run[direction][kind] for run in variant["runs"]]
+        factor = 1.0 if metric == "rsum" else 100.0
+        if abs(mean["value"] - factor * float(np.mean([each["value"] for each in run_estimates]))) > 1e-3:
+            raise ResultsError(f"results of {name}: {metric} is not the mean of its runs")
+
+
+def _check_structure(node: Any, structure: Any, path: str) -> None:
+    """Raises ResultsError for a key that the structure does not have: whatever stands there, it is no result."""
+    if isinstance(structure, list):
+        pairs = node.items() if isinstance(node, dict) else enumerate(node)
+        for key, value in pairs:
+            _check_structure(value, structure[0], f"{path}.{key}")
+    elif isinstance(node, dict) and structure is not None:
+        for key, value in node.items():
+            if key not in structure:
+                raise ResultsError(f"{path}.{key}: no part of a study's results")
+            _check_structure(value, structure[key], f"{path}.{key}")
+
+
+def directed_metric_label(metric: str) -> str:
+    """A figure's name in words."""
+    if metric == "rsum":
+        return "rsum"
+    direction, name = metric.split(" ")
+    return f"{metric_label(name)} {direction.replace('_', ' ')}"

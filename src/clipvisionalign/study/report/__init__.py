@@ -1,0 +1,1 @@
+"""A study's report: report.json, its summary, plots, tables and page."""

@@ -1,0 +1,114 @@
+"""report.html: one file that opens from disk, without a network; and the same as a PDF."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from clipvisionalign.counts import count_noun
+from clipvisionalign.files import atomic_write
+from clipvisionalign.study.cost import measured_by_told
+from clipvisionalign.study.gaps import missing_parts, variant_label
+from clipvisionalign.study.report.plots import Plot
+from clipvisionalign.study.report.summary import foils_note, shown_examples
+from clipvisionalign.study.report.tables import ReportTable, build_tables
+
+
+def render_page(report: dict[str, Any], plots: dict[str, Plot]) -> str:
+    """The page of a report, its figures inside."""
+    import yaml
+
+    tables = {table.name: table for table in build_tables(report)}
+    missing = missing_parts(report)
+    missing_names = {gap["part"] for gap in missing}
+    with_examples = bool(shown_examples(report) or report["examples"].get("maps") or "examples" in missing_names)
+    has_flawed_protocols = report["what_it_would_have_looked_like"] or "other protocols" in missing_names
+    sections = [("summary", "Summary"), ("accuracy", "Accuracy")]
+    sections += [("cost", "Cost")] if "cost" in tables or "time and memory" in missing_names else []
+    sections += [("differ", "Length and composition")] if "length" in tables else []
+    sections += [("training", "Training")] if "curves" in plots else []
+    sections += [("examples", "Examples")] if with_examples else []
+    sections += [("fence", "What it would have looked like")] if has_flawed_protocols else []
+    sections += [("audit", "Audit")] if "audit" in tables else []
+    sections += [("again", "To do it again")]
+    return _environment().get_template("report.html").render(
+        title=report["title"], report=report, drawn=plots, tables=tables, parts=sections, gaps=missing,
+        plan=yaml.safe_dump(report["plan"], sort_keys=False), twins=foils_note(report),
+        measured_by=measured_by_told(report), examples=shown_examples(report),
+        with_examples=with_examples, example_seeds=example_seeds(report),
+    )  # fmt: skip
+
+
+def example_seeds(report: dict[str, Any]) -> str:
+    """Which seeds the examples are of, and which variants have none."""
+    # Reports from before this was kept have those of the first seed.
+    seeds = report["examples"].get("seeds") or dict.fromkeys(report["results"]["variants"], report["plan"]["seeds"][0])
+    if len(set(seeds.values())) == 1:
+        text = f"seed {next(iter(seeds.values()))}"
+    else:
+        text = ", ".join(f"{name}: seed {seed}" for name, seed in seeds.items())
+    without_examples = [variant_label(report, name) for name in report["plan"]["variants"] if name not in seeds]
+    return f"{text}; none of {', '.join(without_examples)}" if without_examples else text
+
+
+def render_comparison(title: str, names: tuple[str, str], tables: list[ReportTable], settings: list[str]) -> str:
+    """The page of two studies side by side."""
+    return (
+        _environment()
+        .get_template("comparison.html")
+        .render(title=title, names=names, tables=tables, settings=settings)
+    )
+
+
+def _environment() -> Any:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from markupsafe import Markup, escape
+
+    environment = Environment(
+        loader=PackageLoader("clipvisionalign.study.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+    )
+    environment.filters["with_noun"] = count_noun
+    environment.filters["code"] = lambda text: Markup(re.sub(r"`([^`]*)`", r"<code>\1</code>", str(escape(text))))
+    return environment
+
+
+#: Browsers that Playwright may use, where it has none of its own.
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome", "msedge")
+
+
+def browser_path() -> str | None:
+    """A browser of the system, None to use Playwright's own."""
+    import shutil
+
+    return next((path for name in BROWSERS if (path := shutil.which(name))), None)
+
+
+def write_pdf(page: Path, out: Path) -> None:
+    """Print a page to PDF as a browser does. Needs clipvisionalign[pdf] and a Chromium; raises RuntimeError without."""
+    import os
+
+    from playwright.sync_api import Error, sync_playwright
+
+    # Chromium's sandbox does not run as root, in a container say; the page is our own and loads nothing.
+    arguments = ["--no-sandbox"] if getattr(os, "geteuid", lambda: 1)() == 0 else []
+    try:
+        with sync_playwright() as playwright:
+            browser = playwright.chromium.launch(executable_path=browser_path(), args=arguments)
+            context = browser.new_context(offline=True, color_scheme="light")
+            browser_page = context.new_page()
+            browser_page.goto(page.resolve().as_uri())
+            # What is folded away on a screen belongs on paper.
+            browser_page.evaluate(
+                "document.querySelectorAll('main > section > details').forEach(each => each.open = true)"
+            )
+            margins = dict.fromkeys(("top", "bottom", "left", "right"), "14mm")
+            with atomic_write(out) as aside:
+                browser_page.pdf(path=str(aside), format="A4", margin=margins, print_background=True)  # type: ignore[arg-type]
+            browser.close()
+    except Error as error:
+        reason = str(error).splitlines()[0]
+        raise RuntimeError(f"{out}: no browser printed it: {reason}; 'playwright install chromium' gets one") from None

@@ -1,0 +1,273 @@
+"""Losses: what is asked of the scores of a batch.
+
+Each takes image vectors (B, D), caption vectors (M, D) and partners (B, M), all of them unit vectors, and gives a
+scalar. Captions of one image (or identity, or equal to one of them) are partners of it, never negatives; `partners`
+says which. A loss of one's own is a function of these three; `--loss.name package.module:function` names it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from clipvisionalign.batch import are_positives, positive_mask
+
+
+@dataclass
+class LossConfig:
+    """What the dual encoder is trained with.
+
+    Args:
+        name: "softmax" (CLIP's, with many partners), "sigmoid" (SigLIP), "hardest" (VSE++), "hard_weighted" (softmax in
+            which harder negatives count more), or "package.module:function" of one's own.
+        margin: by how much "hardest" wants a true pair above the hardest wrong one, in cosine.
+        beta: how much more harder negatives count in "hard_weighted"; 0 is softmax.
+        smoothing: share of each answer that "softmax" spreads over all candidates.
+        bias: where the learned bias of "sigmoid" starts.
+        learn_temperature: whether the temperature is learned, or stays where it starts.
+    """
+
+    name: str = "softmax"
+    margin: float = 0.2
+    beta: float = 0.5
+    smoothing: float = 0.0
+    bias: float = -10.0
+    learn_temperature: bool = True
+
+
+#: Scores that a piece of a loss holds at a time, above which it comes in pieces: 32 MiB in float32.
+MAX_CHUNK_SCORES = 1 << 23
+
+
+@dataclass
+class GatheredBatch:
+    """All images and captions that a loss is taken over, and which of them are this process's own.
+
+    images: (B, D), captions: (M, D), unit vectors; identity: (B,) and caption_identity: (M,), equal where a caption
+    belongs to an image. own_images, own_captions: the rows that this process answers for. caption_text: (M,) and
+    true_texts: (K, 2), where captions that are equal word by word belong to the same images; see `positive_mask`.
+    """
+
+    images: Tensor
+    captions: Tensor
+    identity: Tensor
+    caption_identity: Tensor
+    own_images: slice = field(default_factory=lambda: slice(None))
+    own_captions: slice = field(default_factory=lambda: slice(None))
+    world_size: int = 1
+    caption_text: Tensor | None = None
+    true_texts: Tensor | None = None
+
+    def positive_mask(self, images: slice = slice(None), captions: slice = slice(None)) -> Tensor:
+        """The table of true pairs of some images with some captions, bool."""
+        text = None if self.caption_text is None else self.caption_text[captions]
+        return positive_mask(self.identity[images], self.caption_identity[captions], text, self.true_texts)
+
+    def are_positives(self, images: Tensor, captions: Tensor) -> Tensor:
+        """Whether caption q belongs to image q. images, captions: (Q,) rows -> bool (Q,)."""
+        text = None if self.caption_text is None else self.caption_text[captions]
+        return are_positives(self.identity[images], self.caption_identity[captions], text, self.true_texts)
+
+    def count_positives(self) -> int:
+        """How many true pairs there are."""
+        if self.caption_text is not None and self.true_texts is not None:
+            # An image and a text that is true of it: as many pairs as there are captions of that text.
+            texts, counts = self.caption_text.unique(return_counts=True)
+            identities, images = self.identity.unique(return_counts=True)
+            true = self.true_texts.unique(dim=0)
+            table = [
+                (values, multiplicity, torch.searchsorted(values, keys.contiguous()).clamp(max=len(values) - 1), keys)
+                for values, multiplicity, keys in ((identities, images, true[:, 0]), (texts, counts, true[:, 1]))
+            ]
+            each = [
+                multiplicity[position] * (values[position] == keys) for values, multiplicity, position, keys in table
+            ]
+            return int((each[0] * each[1]).sum())
+        caption_identities, counts = self.caption_identity.unique(return_counts=True)
+        positions = torch.searchsorted(caption_identities, self.identity).clamp(max=len(caption_identities) - 1)
+        return int((counts[positions] * (caption_identities[positions] == self.identity)).sum())
+
+
+class DualEncoderLoss(nn.Module):
+    """The loss that a config names, with what it learns itself. Raises ValueError for an unknown name."""
+
+    def __init__(self, config: LossConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.custom_loss: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
+        if config.name == "sigmoid":
+            self.bias = nn.Parameter(torch.tensor([config.bias]))
+        elif config.name not in ("softmax", "hardest", "hard_weighted"):
+            self.custom_loss = _import_loss(config.name)
+
+    def forward(
+        self, images: Tensor, captions: Tensor, positives: Tensor, scale: Tensor, bias: Tensor | None = None
+    ) -> Tensor:
+        """images: (B, D), captions: (M, D), unit vectors; partners: (B, M); scale: 1 / temperature -> scalar.
+
+        bias: that of "sigmoid", where it is not to be this module's own.
+        """
+        if self.custom_loss is not None:
+            return self.custom_loss(images, captions, positives)
+        cosines = images @ captions.T
+        by_image, by_caption = self._divisors(len(images), len(captions), int(positives.sum()))
+        loss = self._terms(cosines, positives, scale, bias).sum() / by_image
+        if by_caption:
+            loss = loss + self._terms(cosines.T, positives.T, scale, bias).sum() / by_caption
+        return loss
+
+    def chunks(self, gallery: GatheredBatch, scale: Tensor, bias: Tensor | None = None) -> Iterator[Tensor]:
+        """Scalars whose sum, over all processes, is the loss of the whole gallery.
+
+        Each piece is what some rows lose against all columns: the rows are this process's own, so that no process ever
+        computes the square of all, and no more than `MAX_CHUNK_SCORES` scores are held, if each piece's gradient is
+        taken before the next is asked for. A loss of one's own knows no rows: every process computes it all, and
+        counts its share.
+        """
+        images, captions = gallery.images, gallery.captions
+        if self.custom_loss is not None:
+            yield self.custom_loss(images, captions, gallery.positive_mask()) / gallery.world_size
+            return
+        if gallery.world_size == 1 and len(images) * len(captions) <= MAX_CHUNK_SCORES:
+            yield self(images, captions, gallery.positive_mask(), scale, bias)
+            return
+        by_image, by_caption = self._divisors(len(images), len(captions), gallery.count_positives())
+        for rows in _blocks(gallery.own_images, len(images), len(captions)):
+            terms = self._terms(images[rows] @ captions.T, gallery.positive_mask(images=rows), scale, bias)
+            yield terms.sum() / by_image
+        if not by_caption:
+            return
+        for rows in _blocks(gallery.own_captions, len(captions), len(images)):
+            terms = self._terms(captions[rows] @ images.T, gallery.positive_mask(captions=rows).T, scale, bias)
+            yield terms.sum() / by_caption
+
+    def _terms(self, cosines: Tensor, positives: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+        """What each row loses against all columns (rows,)."""
+        config = self.config
+        if config.name == "sigmoid":
+            return sigmoid_terms(cosines * scale + (self.bias if bias is None else bias), positives)
+        if config.name == "hardest":
+            return hardest_terms(cosines, positives, config.margin)
+        if config.name == "hard_weighted":
+            return hard_weighted_terms(cosines * scale, positives, config.beta)
+        return softmax_terms(cosines * scale, positives, config.smoothing)
+
+    def _divisors(self, images: int, captions: int, pairs: int) -> tuple[float, float]:
+        """What the sums of the images' and of the captions' terms are divided by; 0 for a loss of images' rows only."""
+        if self.config.name == "sigmoid":
+            return captions, 0
+        # Without a true pair nothing is lost.
+        return (max(pairs, 1),) * 2 if self.config.name == "hardest" else (2 * images, 2 * captions)
+
+
+def _blocks(own_rows: slice, rows: int, columns: int) -> Iterator[slice]:
+    first, last, _ = own_rows.indices(rows)
+    step = max(1, MAX_CHUNK_SCORES // max(1, columns))
+    for start in range(first, last, step):
+        yield slice(start, min(start + step, last))
+
+
+def _import_loss(name: str) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    module, _, function = name.partition(":")
+    try:
+        loss = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError):
+        loss = None
+    if not callable(loss):
+        raise ValueError(
+            f"--loss.name {name}: neither softmax, sigmoid, hardest or hard_weighted, nor a function that can be "
+            "imported as package.module:function"
+        )
+    return loss
+
+
+def contrastive_loss(logits: Tensor, positives: Tensor, smoothing: float = 0.0) -> Tensor:
+    """Symmetric contrastive loss with many partners. logits, partners: (B, M) -> scalar.
+
+    Each true pair is told from the negatives of its row, and from those of its column; other partners of the same row
+    or column stand in neither. With one caption per image this is CLIP's loss (Radford et al., arXiv:2103.00020); the
+    sum over partners outside the logarithm is that of Khosla et al., arXiv:2004.11362, equation 2.
+    """
+    return (
+        softmax_terms(logits, positives, smoothing).mean() + softmax_terms(logits.T, positives.T, smoothing).mean()
+    ) / 2
+
+
+def softmax_terms(logits: Tensor, positives: Tensor, smoothing: float) -> Tensor:
+    """For each row the mean over its partners of -log(true / (true + negatives)), (rows,).
+
+    `smoothing` is the share of the answer that goes to all of a pair's candidates alike (Szegedy et al.,
+    arXiv:1512.00567, section 7).
+    """
+    negatives = _mask_positives(logits, positives).logsumexp(dim=1, keepdim=True)
+    terms = F.softplus(negatives - logits)
+    if smoothing:
+        count = (~positives).sum(dim=1, keepdim=True)
+        mean = (logits.masked_fill(positives, 0.0).sum(dim=1, keepdim=True) + logits) / (count + 1)
+        terms = (1 - smoothing) * terms + smoothing * (torch.logaddexp(negatives, logits) - mean)
+    return _mean_over_positives(terms, positives)
+
+
+def _mask_positives(logits: Tensor, positives: Tensor) -> Tensor:
+    """The logits with those of partners at the lowest finite number: a row of partners alone has nothing to lose, and
+    a gradient of zero, where one of minus infinity would have none."""
+    return logits.masked_fill(positives, torch.finfo(logits.dtype).min)
+
+
+def _mean_over_positives(terms: Tensor, positives: Tensor) -> Tensor:
+    terms = terms.masked_fill(~positives, 0.0)
+    return terms.sum(dim=1) / positives.sum(dim=1).clamp(min=1)
+
+
+def sigmoid_terms(logits: Tensor, positives: Tensor) -> Tensor:
+    """For each row the sum over all columns: every pair is a question of its own, partners or not. The loss is the sum
+    of all over the number of captions.
+
+    Source: Zhai et al., "SigLIP", arXiv:2303.15343, equation 1; its logits are cosine / temperature + bias.
+    """
+    signs = positives.to(logits.dtype) * 2 - 1
+    return F.softplus(-signs * logits).sum(dim=1)
+
+
+def hardest_terms(cosines: Tensor, positives: Tensor, margin: float) -> Tensor:
+    """For each row the sum over its partners of the hinge against the hardest wrong column. The loss is the sum over
+    rows and columns over the number of true pairs.
+
+    Source: Faghri et al., "VSE++", arXiv:1707.05612, equation 6.
+    """
+    wrong = cosines.masked_fill(positives, -torch.inf).amax(dim=1, keepdim=True)
+    return (margin - cosines + wrong).clamp(min=0).masked_fill(~positives, 0.0).sum(dim=1)
+
+
+def hard_weighted_terms(logits: Tensor, positives: Tensor, beta: float) -> Tensor:
+    """As `softmax_terms`, but a negative counts by exp(beta x logit), 1 on average; beta 0 is softmax.
+
+    Source: Robinson et al., arXiv:2010.04592, section 4 (without its correction for false negatives, since partners are
+    known).
+    """
+    wrong = _mask_positives(logits, positives)
+    # log of: sum over negatives of w exp(logit), w = n exp(beta logit) / sum of exp(beta logit); no gradient through w.
+    weights = _mask_positives(beta * wrong.detach(), positives).log_softmax(dim=1)
+    count = (~positives).sum(dim=1, keepdim=True).to(logits.dtype)
+    # A row of partners alone has nothing to lose, see `_wrong`.
+    negatives = (wrong + weights).logsumexp(dim=1, keepdim=True) + count.clamp(min=1).log()
+    return _mean_over_positives(F.softplus(negatives - logits), positives)
+
+
+@torch.no_grad()
+def sample_hard_negatives(logits: Tensor, positives: Tensor, count: int) -> Tensor:
+    """For each row, `count` different negatives drawn by the dual encoder's own probability. (B, M) -> (B, count).
+
+    Harder ones come up more often (ALBEF, Li et al., arXiv:2107.07651, section 3.2). Drawn without replacement by the
+    Gumbel-max trick (Kool, van Hoof and Welling, arXiv:1903.06059). A row with fewer negatives than `count` raises
+    ValueError.
+    """
+    if int((~positives).sum(dim=1).min()) < count:
+        raise ValueError(f"a batch too small to find {count} negatives for every row")
+    gumbel = -torch.empty_like(logits).exponential_().log()
+    return (logits + gumbel).masked_fill(positives, -torch.inf).topk(count, dim=1).indices

@@ -1,0 +1,290 @@
+"""What a run trains on and chooses its checkpoint by: read, checked, and made into batches for its towers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from clipvisionalign.batch import TruncationStats
+from clipvisionalign.data.batches import CaptionedBatches
+from clipvisionalign.data.captioned import CaptionedImages, DataError
+from clipvisionalign.data.check import check
+from clipvisionalign.data.formats import STREAM, is_stream, read_captioned_images
+from clipvisionalign.data.hashes import changed_keys, dataset_hashes
+from clipvisionalign.data.run_data import split_rule_of
+from clipvisionalign.data.splits import SPLIT_RULE, SPLIT_RULES
+from clipvisionalign.data.streams.in_memory import read_stream_split
+from clipvisionalign.data.streams.loader import SampleCounts, StreamedBatches
+from clipvisionalign.data.streams.sources import SavedDatasetStream, ShardStream, open_stream
+from clipvisionalign.data.training_images import other_than_trained_on
+from clipvisionalign.models.aligner import Aligner
+from clipvisionalign.progress import progress_step
+from clipvisionalign.training.config import RunConfig
+from clipvisionalign.training.distributed import Distributed
+from clipvisionalign.training.feature_cache import ImageFeatureCache
+from clipvisionalign.training.metrics_logger import Log
+
+
+@dataclass
+class TrainingData:
+    """The training split and the dev split of a data set, checked. left_out: what is not used, with its place; as_read:
+    what both splits held before anything was left out, see `_as_read`; cut: by split, how many captions the text
+    tower's `max_tokens` cuts; dev_source: the data set of the dev split, where that is another one."""
+
+    source: str
+    train: CaptionedImages | ShardStream | SavedDatasetStream
+    dev: CaptionedImages
+    left_out: list[str]
+    as_read: dict[str, dict[str, str]]
+    max_tokens: int = 0
+    cut_captions: dict[str, TruncationStats] = field(default_factory=dict)
+    split_rule: int = SPLIT_RULE
+    group: str = ""
+    dev_source: str = ""
+
+    def contents(self, by_content: bool, shown: bool = True) -> dict[str, dict[str, str]]:
+        """What both splits hold, as they were opened: before it turns out what of them cannot be decoded. Training
+        images by their bytes, if `by_content`, else by name and size, as are a stream's files."""
+        if not isinstance(self.train, CaptionedImages):
+            return {"train": {"shards": self.train.fingerprint()}, "dev": dataset_hashes(self.dev)}
+        with progress_step("reading the images, to know them again", visible=shown):
+            return {"train": dataset_hashes(self.train, by_content), "dev": dataset_hashes(self.dev)}
+
+    def batches(
+        self, augment: str, aligner: Aligner, features: ImageFeatureCache | None
+    ) -> CaptionedBatches | StreamedBatches:
+        """What deals the training split for these towers; no picture is opened where their features are on disk."""
+        tower = aligner.text_tower
+        flip = 0.5 if augment == "flip+crop" else 0.0
+        transform = (
+            None if features else aligner.image_tower.image_transform.image_loader(augment=augment != "none", flip=flip)
+        )
+        if isinstance(self.train, CaptionedImages):
+            return CaptionedBatches(self.train, tower.tokenize, tower.pad, transform)
+        return StreamedBatches(self.train, tower.tokenize, tower.pad, transform, self.dev.identity)
+
+    def to_dict(self) -> dict[str, Any]:
+        """What data.json of a run folder holds."""
+        train: dict[str, Any] = {"layout": "stream", "official_splits": True}
+        if isinstance(self.train, CaptionedImages):
+            train = {"layout": self.train.layout, "official_splits": self.train.official_splits}
+            train["train"] = _split_summary(self.train)
+        else:
+            train["train"] = {"images": self.train.count, "fingerprint": self.train.fingerprint()}
+        dev_source = str(Path(self.dev_source).resolve()) if self.dev_source else ""
+        read = {
+            "source": str(Path(self.source).resolve()), "dev_source": dev_source, "identity": self.dev.identity,
+            "split_rule": self.split_rule, "group": self.group,
+        }  # fmt: skip
+        cut = {
+            "max_tokens": self.max_tokens,
+            **{split: counts.to_dict() for split, counts in self.cut_captions.items()},
+        }
+        dev = {**_split_summary(self.dev), "contents": dataset_hashes(self.dev)}
+        counts = {**read, **train, "dev": dev, "cut_captions": cut, "left_out": self.left_out}
+        return {**counts, "as_read": self.as_read}
+
+    def count_cut_captions(self, aligner: Aligner, batches: CaptionedBatches | StreamedBatches, say: Log) -> None:
+        """Count the captions that the text tower cuts, and tell of them; a stream's are counted as they pass."""
+        tower = aligner.text_tower
+        self.max_tokens = tower.max_tokens
+        if isinstance(batches, CaptionedBatches):
+            self.cut_captions["train"] = batches.truncation
+        self.cut_captions["dev"] = TruncationStats.from_tokens(tower.tokenize(self.dev.captions))
+        for split, counts in self.cut_captions.items():
+            if counts.cut:
+                say(counts.summary(split, tower.max_tokens))
+
+    def count_stream(self, batches: CaptionedBatches | StreamedBatches, say: Log, distributed: Distributed) -> bool:
+        """The same for the captions of a stream that have passed, on all processes; whether there is a stream."""
+        if isinstance(batches, CaptionedBatches):
+            return False
+        self.cut_captions["train"] = sum(distributed.all_gather_object(batches.truncation), TruncationStats())
+        if self.cut_captions["train"].cut:
+            say(self.cut_captions["train"].summary("train, as it passed", self.max_tokens))
+        passed = sum(distributed.all_gather_object(batches.sample_counts), SampleCounts())
+        if passed.complaints:
+            message = f"{passed.complaints:,} parts of samples, as they passed, were left out or mended"
+            self.left_out.append(f"{message}; the first: {passed.first[0]}")
+            say(f"check: {self.left_out[-1]}")
+        return True
+
+    def resume_counts(
+        self, batches: CaptionedBatches | StreamedBatches, state: dict[str, Any], distributed: Distributed
+    ) -> None:
+        """Go on counting where a checkpoint has it: each process from its own count; where they were more or fewer, the
+        first one from all together."""
+        counted = state.get("counted", [])
+        if isinstance(batches, CaptionedBatches) or not counted:
+            return
+        if len(counted) == distributed.world_size:
+            batches.restore_counters([counted[distributed.rank]])
+        elif distributed.is_main:
+            batches.restore_counters(counted)
+
+    def drop_unreadable(self, features: ImageFeatureCache, say: Log) -> None:
+        """Leave out the training pictures of which the picture tower's cache has nothing."""
+        if not features.failures or not isinstance(self.train, CaptionedImages):
+            return
+        self.left_out += features.failures.values()
+        for reason in features.failures.values():
+            say(f"left out: {reason}")
+        good = np.array([index for index in range(len(self.train)) if index not in features.failures])
+        features.select(good)
+        if len(good) < 2:
+            reason = next(iter(features.failures.values()))
+            raise DataError(f"{self.source}: {len(good)} of {len(self.train)} images can be read; the first: {reason}")
+        self.train = replace(self.train, rows=[self.train.rows[index] for index in good])
+
+
+def _split_summary(data: CaptionedImages) -> dict[str, Any]:
+    return {"images": len(data), "captions": len(data.captions), "fingerprint": data.fingerprint()}
+
+
+def open_data(config: RunConfig, say: Log, distributed: Distributed, is_new_run: bool = True) -> TrainingData:
+    """The checked splits; every process calls this. begins: whether the run does, or goes on. Raises DataError where
+    one is empty."""
+    if not config.data:
+        raise DataError("no data set given: clipvisionalign train DATA --out RUN")
+    streams = distributed.run_and_gather(lambda: is_stream(config.data, config.layout))
+    if len(set(streams)) > 1:
+        with_stream, missing = (
+            ", ".join(str(n) for n, each in enumerate(streams) if each is kind) for kind in (True, False)
+        )
+        raise DataError(
+            f"{config.data}: a stream for process {with_stream} of {distributed.world_size}, and none for "
+            f"{missing}: it has to be "
+            f"at this place on every machine"
+        )
+    if not streams[0]:
+        return distributed.run_on_all(lambda: _open_images(config, say, distributed, is_new_run), long_timeout=True)
+    if config.train_images:
+        raise ValueError("--train_images picks images of a data set in memory; a stream has all of its own")
+    # The first process counts what no index tells, and leaves the index to the others.
+    stream = distributed.run_on_main(lambda: open_stream(config.data))
+    return distributed.run_on_all(lambda: _open_stream(config, stream, say, distributed), long_timeout=True)
+
+
+def _open_images(config: RunConfig, say: Log, distributed: Distributed, is_new_run: bool) -> TrainingData:
+    """Both splits of a data set in memory."""
+    rule = SPLIT_RULE if is_new_run else split_rule_of(Path(config.out))
+    data = read_captioned_images(config.data, config.layout, config.group, rule).with_identity(config.identity)
+    has_official_splits = data.official_splits and data.split_rule != SPLIT_RULE
+    split_source = "its own splits" if has_official_splits else SPLIT_RULES[data.split_rule]
+    sizes = ", ".join(f"{split} {count:,}" for split, count in sorted(data.split_sizes().items()))
+    say(f"{config.data}: read as '{data.layout}', {split_source}: {sizes} images")
+    # The dev gallery is decoded as a whole, since every figure is over all of it; training pictures by their headers.
+    train, _ = check(data.split("train"), full=False, show_progress=distributed.is_main)
+    elsewhere = _dev_data(config, rule) if config.dev_data else data
+    dev, dev_report = check(elsewhere.split("dev"), full=True, show_progress=distributed.is_main)
+    problems = dict.fromkeys([*train.problems, *dev_report.problems])
+    left_out = [str(problem) for problem in problems if problem.effect != "warning"]
+    for line in left_out[:5]:
+        say(f"check: {line}")
+    if len(left_out) > 5:
+        say(f"check: and {len(left_out) - 5} more; 'clipvisionalign check {config.data}' lists all")
+    if config.train_images >= len(train) and config.train_images and is_new_run:
+        say(f"no effect of --train_images: there are {len(train):,}")
+    elif 0 < config.train_images < len(train):
+        train = train.first_by_hash(config.train_images)
+    if len(train) < 2 or len(dev) < 2:
+        remaining = f"{len(train)} train, {len(dev)} dev images"
+        raise DataError(f"{config.data}: too little is left to train on: {remaining}{data.splits_hint()}")
+    as_read = _as_read(data, elsewhere)
+    return TrainingData(
+        config.data,
+        train,
+        dev,
+        left_out,
+        as_read,
+        split_rule=data.split_rule,
+        group=config.group,
+        dev_source=config.dev_data,
+    )  # fmt: skip
+
+
+def _dev_data(config: RunConfig, rule: int) -> CaptionedImages:
+    """The data set that the dev split is of, where it is another one; it has columns of its own."""
+    return read_captioned_images(config.dev_data, config.layout, split_rule=rule).with_identity(config.identity)
+
+
+def _as_read(data: CaptionedImages, elsewhere: CaptionedImages) -> dict[str, dict[str, str]]:
+    """Captions, partners and pictures of the splits; those of a training split, too many to read, by size."""
+    settings = {
+        "train": dataset_hashes(data.split("train"), read_images=False),
+        "dev": dataset_hashes(elsewhere.split("dev")),
+    }
+    # Nothing is trained on it, and it need not be there.
+    if "test" in data.split_sizes():
+        settings["test"] = dataset_hashes(data.split("test"))
+    return settings
+
+
+def check_data_unchanged(run: Path, config: RunConfig, say: Log, splits: Sequence[str] = ("train", "dev")) -> None:
+    """Raises DataError where the data of a finished run is no longer what it was trained on, and says what differs.
+
+    A data set that is not there, a stream, and a run from before this was recorded cannot be compared: that is said.
+    """
+    data_file = run / "data.json"
+    recorded = json.loads(data_file.read_text()).get("as_read", {}) if data_file.is_file() else {}
+    if not recorded:
+        stream = "a stream" if is_stream(config.data, config.layout) else "from before that was recorded"
+        say(f"{run}: {stream}: whether its data is still what it was trained on was not compared")
+        return
+    try:
+        rule = split_rule_of(run)
+        data = read_captioned_images(config.data, config.layout, config.group, rule).with_identity(config.identity)
+        current = _as_read(data, _dev_data(config, rule) if config.dev_data else data)
+    except (OSError, DataError) as error:
+        say(f"{run}: its data was not compared with what it was trained on: {error}")
+        return
+    for split in splits:
+        differing = changed_keys(recorded[split], current[split])
+        if split == "train" and not differing:
+            # Of an equal size another image may be: the run has kept what the bytes were.
+            other = other_than_trained_on(run, data.split(split).rows, shown=True)
+            differing = [other] if other else []
+        if differing:
+            raise DataError(
+                f"{run}: finished, but {config.data} is no longer the data that it was trained on: {split} has other "
+                f"{', '.join(differing)} now; its figures are of the former data. Put the data back, or train anew: "
+                f"give another --out, or remove {run}"
+            )
+
+
+def check_same_data(state: dict[str, Any], contents: dict[str, dict[str, str]], config: RunConfig, out: Path) -> None:
+    """Raises DataError where a run that is to go on was begun with other data than what was `opened`."""
+    if "opened" not in state:
+        raise DataError(f"{out}: its checkpoint is of an earlier version, which dealt its images otherwise: train anew")
+    for split, current in contents.items():
+        differing = changed_keys(state["opened"].get(split), current)
+        if differing:
+            source = config.dev_data or config.data if split == "dev" else config.data
+            raise DataError(
+                f"{source}: not the {split} data that {out} was begun with: {', '.join(differing)} differ; "
+                "put it back, "
+                f"or train anew with another --out"
+            )
+
+
+def _open_stream(
+    config: RunConfig, stream: ShardStream | SavedDatasetStream, say: Log, distributed: Distributed
+) -> TrainingData:
+    """A stream to train on, and its dev split in memory: its own, or that of another data set."""
+    # The layout of the stream is not that of another data set.
+    layout = "auto" if config.layout == STREAM else config.layout
+    if not config.dev_data or is_stream(config.dev_data, layout):
+        dev_data = read_stream_split(config.dev_data or config.data, "dev")
+    else:
+        dev_data = read_captioned_images(config.dev_data, layout, config.group).split("dev")
+    dev, report = check(dev_data.with_identity(config.identity), full=True, show_progress=distributed.is_main)
+    say(f"{config.data}: a stream of {stream.count:,} images; dev {len(dev):,} images")
+    left_out = [str(problem) for problem in report.problems if problem.effect != "warning"]
+    for line in left_out[:5]:
+        say(f"check: {line}")
+    return TrainingData(config.data, stream, dev, left_out, {}, dev_source=config.dev_data)

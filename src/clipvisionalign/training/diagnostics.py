@@ -1,0 +1,94 @@
+"""When a training goes wrong it says so in words, with what usually helps.
+
+The three ways in which people report it: every vector alike ("the same image for every query", openai/CLIP#99), a loss
+that stays where guessing would put it, and a dev figure that falls while the training figure rises (openai/CLIP#323).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+#: Mean cosine of different pictures above which all vectors count as alike.
+COLLAPSE_COSINE = 0.95
+
+
+@dataclass(frozen=True)
+class EpochMetrics:
+    """What an epoch showed.
+
+    loss: mean training loss; accuracy: share of training captions whose image came first; rsum: dev, percent;
+    step_images, step_captions: B and M of a step. dev_loss, dev_accuracy: the training's own figures on dev, not a
+    number in runs from before they were measured.
+    """
+
+    loss: float
+    accuracy: float
+    rsum: float
+    step_images: int
+    step_captions: int
+    dev_loss: float = math.nan
+    dev_accuracy: float = math.nan
+
+    @property
+    def chance_loss(self) -> float:
+        """The contrastive loss when all scores are equal: each pair among the negatives of its row and column."""
+        images, captions = max(self.step_images, 2), max(self.step_captions, 2)
+        return (math.log(images) + math.log(1 + captions - captions / images)) / 2
+
+
+def mean_cosine(vectors: np.ndarray) -> float:
+    """Mean cosine of all pairs of different unit vectors (N, D)."""
+    count = len(vectors)
+    if count < 2:
+        return 0.0
+    total = float(np.square(vectors.sum(axis=0, dtype=np.float64)).sum())
+    return (total - count) / (count * (count - 1))
+
+
+def diagnose(
+    history: list[EpochMetrics], image_vectors: np.ndarray, caption_vectors: np.ndarray, best_by: str = "rsum"
+) -> list[str]:
+    """What is going wrong after an epoch, in words; empty if nothing is. best_by: "rsum" or "loss", of dev."""
+    findings = []
+    for name, vectors in (("image", image_vectors), ("caption", caption_vectors)):
+        cosine = mean_cosine(vectors)
+        if cosine > COLLAPSE_COSINE:
+            findings.append(
+                f"every {name} vector is nearly alike (mean cosine {cosine:.3f}), so every query finds the same. What "
+                "usually helps: a lower learning rate (--text_lr, --head_lr), a longer warm-up (--warmup), a larger "
+                "batch (--batch), pretrained towers instead of random ones."
+            )
+    latest = history[-1]
+    if len(history) >= 2 and latest.loss > 0.97 * latest.chance_loss and latest.accuracy < 3 / latest.step_images:
+        findings.append(
+            f"nothing is learned: the loss, {latest.loss:.2f}, is what guessing gives "
+            f"({latest.chance_loss:.2f}). What usually "
+            "helps: look at the pairs with 'clipvisionalign check' (are captions and pictures of each other?), a "
+            "higher --head_lr, pretrained towers, more epochs."
+        )
+    if len(history) >= 3:
+        findings += _diagnose_overfitting(history, best_by)
+    return findings
+
+
+def _diagnose_overfitting(history: list[EpochMetrics], best_by: str) -> list[str]:
+    """Whether dev has become worse for two epochs, by what the checkpoint is chosen by, while training goes on well."""
+    latest = history[-1]
+    if best_by == "loss":
+        best = min(range(len(history)), key=lambda epoch: history[epoch].dev_loss)
+        worse = latest.dev_loss > 1.01 * history[best].dev_loss
+        trend = f"dev loss has risen from {history[best].dev_loss:.3f} (epoch {best + 1}) to {latest.dev_loss:.3f}"
+    else:
+        best = max(range(len(history)), key=lambda epoch: history[epoch].rsum)
+        worse = latest.rsum < 0.99 * history[best].rsum
+        trend = f"dev rsum has fallen from {history[best].rsum:.1f} (epoch {best + 1}) to {latest.rsum:.1f}"
+    if len(history) - 1 - best < 2 or not worse or latest.accuracy <= history[best].accuracy:
+        return []
+    return [
+        f"{trend} while the training accuracy rises: it learns the training pairs by heart. The best checkpoint is "
+        "kept. What usually helps: fewer epochs, a frozen picture tower (--freeze image), --augment flip+crop, more "
+        "--weight_decay, a lower --text_lr."
+    ]

@@ -1,0 +1,114 @@
+"""Settings that a run would ignore silently: each is told, with what makes it so."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+from clipvisionalign.data.formats import STREAM, is_stream
+from clipvisionalign.training.config import (
+    RunConfig,
+    caches_caption_features,
+    caches_image_features,
+    images_per_process,
+)
+from clipvisionalign.training.fine_tuning import IMAGE_FROZEN, TEXT_FROZEN
+
+#: How such a line begins.
+NO_EFFECT = "no effect of"
+#: The one loss that each setting of the losses is of.
+LOSS_OF_SETTING = {"margin": "hardest", "beta": "hard_weighted", "smoothing": "softmax", "bias": "sigmoid"}
+
+
+def ineffective_settings(config: RunConfig, world_size: int = 1) -> list[str]:
+    """A line for each reason why settings of a run count nothing; those at their defaults are not told of."""
+    return [f"{NO_EFFECT} --{', --'.join(names)}: {reason}" for names, reason in _idle(config, world_size)]
+
+
+def effective(config: RunConfig) -> RunConfig:
+    """The settings with those that count nothing at their defaults: equal where two runs are."""
+    usual = type(config)()
+    for names, _ in _idle(config, 1):
+        for name in names:
+            config = _with(config, name.split("."), usual)
+    return config
+
+
+def _with(config: Any, parts: list[str], usual: Any) -> Any:
+    """The settings with one of them as `usual` has it."""
+    first, *more = parts
+    value = getattr(usual, first)
+    return replace(config, **{first: _with(getattr(config, first), more, value) if more else value})
+
+
+def _idle(config: RunConfig, processes: int) -> list[tuple[list[str], str]]:
+    """Settings that count nothing, and why."""
+    usual, model, design = type(config)(), config.model, config.model.design
+    findings: list[tuple[list[str], str]] = []
+
+    def report(reason: str, *names: Iterable[str]) -> None:
+        asked = [name for some in names for name in some]
+        if asked:
+            findings.append((asked, reason))
+
+    def own(*names: str) -> list[str]:
+        return [name for name in names if getattr(config, name) != getattr(usual, name)]
+
+    if config.peft == "none":
+        report("--peft none has no adapters", _non_default("lora", config.lora, usual.lora))
+    if design not in ("late", "cross"):
+        late = _non_default("model.late", model.late, usual.model.late)
+        report(f"the design '{design}' has no late interaction", late, own("fusion_weight"))
+    if design != "cross":
+        fusion = _non_default("model.fusion", model.fusion, usual.model.fusion)
+        report(f"the design '{design}' has no fusion", fusion, own("negatives"))
+    text = _non_default("model.text_tower", model.text_tower, usual.model.text_tower)
+    if design != "sparse" and model.text_tower.attention == "dense":
+        # Longformer's too: it has windows of its own.
+        report("the text tower keeps its own attention", [name for name in text if name.endswith(".window")])
+    by_loss = _non_default("loss", config.loss, usual.loss)
+    # A bias that is trained, and whatever a loss of one's own trains, count in the norm that gradients are cut to.
+    idle = config.freeze == "all" and config.loss.name in LOSS_OF_SETTING.values() and config.loss.name != "sigmoid"
+    if idle:
+        report("--freeze all: the dual encoder is not trained", by_loss)
+    for name, loss in LOSS_OF_SETTING.items():
+        if config.loss.name != loss and not idle:
+            report(f"it is of the loss '{loss}', not of '{config.loss.name}'", [n for n in by_loss if n.endswith(name)])
+
+    frozen, how = [], f"--freeze {config.freeze}"
+    if config.freeze in IMAGE_FROZEN and not (config.peft == "lora" and config.lora.towers != "text"):
+        report(f"{how}: the picture tower is not trained", own("image_lr"))
+        frozen.append("image")
+    if config.freeze in TEXT_FROZEN and not (config.peft == "lora" and config.lora.towers != "image"):
+        report(f"{how}: the text tower is not trained", own("text_lr"))
+        frozen.append("text")
+    if config.freeze in TEXT_FROZEN:
+        report(f"{how}: the text tower drops nothing out", [name for name in text if name.endswith(".dropout")])
+    if len(frozen) == 2:
+        report(f"{how}: no tower is trained", own("layer_decay"))
+    if config.freeze == "all":
+        heads = [name for name in _non_default("model", model, usual.model) if name == "model.dropout"]
+        report(f"{how}: the heads are not trained, and the last epoch is kept", heads, own("patience", "best_by"))
+    streamed = is_stream(config.data, config.layout)
+    if config.augment == "none":
+        report("--augment none has one view of a picture", own("views"))
+    elif not caches_image_features(config) or streamed:
+        report("views are of features that are kept on disk, which this run's are not", own("views"))
+    keeping = replace(config, cache=usual.cache)
+    if not caches_caption_features(keeping) and (not caches_image_features(keeping) or streamed):
+        report("what is trained, or comes as a stream, is not kept on disk", own("cache"))
+    if streamed and not config.dev_data and config.layout != STREAM:
+        report("a stream has its own layout", own("layout"))
+    most = images_per_process(config, processes)
+    whose = " of a process" if processes > 1 else ""
+    if config.chunk >= most:
+        report(f"a step is {most} images{whose}, one chunk", ["chunk"])
+    if design == "cross" and config.negatives >= most:
+        report(f"a step is {most} images{whose}: at most {most - 1} of them are negatives of one", own("negatives"))
+    return findings
+
+
+def _non_default(prefix: str, settings: Any, defaults: Any) -> list[str]:
+    """The settings of a group that are not at their defaults, by name."""
+    return [f"{prefix}.{name}" for name in vars(defaults) if getattr(settings, name) != getattr(defaults, name)]

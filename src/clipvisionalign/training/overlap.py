@@ -1,0 +1,118 @@
+"""What a figure has to be read with whose images a run was trained on, or one that it starts from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from clipvisionalign.data.captioned import CaptionedImages, DataError
+from clipvisionalign.data.hashes import changed_keys, dataset_hashes
+from clipvisionalign.data.run_data import data_record, run_settings, working_directory_of
+from clipvisionalign.data.streams.sources import SavedDatasetStream, ShardStream
+from clipvisionalign.data.training_images import TRAINED_ON_FILE, TrainedOnImages, TrainedOnMatch
+
+#: Images that are named, of all that were trained on.
+MAX_NAMED_IMAGES = 10
+
+
+def save_trained_on(
+    run: Path, train: CaptionedImages | ShardStream | SavedDatasetStream, say: Callable[[str], None], shown: bool
+) -> None:
+    """Keep in a run folder by what its training images are known again. A run is as good without: what cannot be read
+    is told."""
+    try:
+        if isinstance(train, CaptionedImages):
+            record = TrainedOnImages.from_images(((row.name, row.image) for row in train), len(train), shown)
+        else:
+            good = ((each.name, each.image) for each in train.samples() if not each.error)
+            record = TrainedOnImages.from_images(good, train.count, shown)
+        record.save(run / TRAINED_ON_FILE)
+    except (OSError, DataError) as error:
+        say(f"warning: by what its images are known again was not kept: {error}")
+
+
+@dataclass(frozen=True)
+class TrainedNote:
+    """note: in words; matches: the images themselves, where the run has kept by what it knows them."""
+
+    note: str
+    images: int
+    matches: list[TrainedOnMatch] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Counts, and the first of the images by name."""
+        same = sum(match.same for match in self.matches)
+        named = [vars(match) for match in self.matches[:MAX_NAMED_IMAGES]]
+        return {"images": self.images, "same": same, "nearly": len(self.matches) - same, "first": named}
+
+
+def training_overlap_note(run: Path, data: CaptionedImages, part: CaptionedImages) -> TrainedNote | None:
+    """What a figure of a run on a gallery has to be read with, where the run was trained on images of it, or one of the
+    runs was that it starts from (`--init`); None where that is not known.
+
+    part: the gallery, checked, one split of `data` as it was read. Images are known by their content, wherever they
+    come from. Of a run from before that was kept, they are known by the place of its data set, and in any other by
+    their captions and the sizes of their files, where all of a training split are there.
+    """
+    current_run, split = run, part.rows[0].split
+    visited: set[Path] = set()
+    notes: list[TrainedNote] = []
+    while current_run.resolve() not in visited and (current_run / "data.json").is_file():
+        visited.add(current_run.resolve())
+        by = "the run" if current_run == run else f"{current_run}, which the run starts from,"
+        has_record = (current_run / TRAINED_ON_FILE).is_file()
+        note = (
+            _note_by_content(current_run, by, part)
+            if has_record
+            else _note_by_source(current_run, by, data.split(split))
+        )
+        notes += [note] if note is not None else []
+        current_run = _init_of(current_run) or current_run
+    # The run itself, unless one that it starts from was trained on more of them.
+    return max(notes, key=lambda note: len(note.matches) or note.images, default=None)
+
+
+_TRAINING_IMAGES_NOTE = "figures of training images, which say nothing about any others"
+
+
+def _note_by_content(run: Path, by: str, part: CaptionedImages) -> TrainedNote | None:
+    matches = TrainedOnImages.load(run / TRAINED_ON_FILE).matches(part.rows)
+    same = sum(match.same for match in matches)
+    near = len(matches) - same
+    if not matches:
+        return None
+    which = "these images" if same == len(part) else f"{same:,} of these {len(part):,} images"
+    if near:
+        which = f"{which} and nearly the same as {near:,} others of them" if same else (
+            f"nearly the same images as {near:,} of these {len(part):,}"
+        )  # fmt: skip
+    return TrainedNote(f"{by} was trained on {which}: {_TRAINING_IMAGES_NOTE}", len(part), matches)
+
+
+def _note_by_source(run: Path, by: str, part: CaptionedImages) -> TrainedNote | None:
+    about = data_record(run)
+    is_training_split = (
+        part.rows[0].split == "train" and part.source.resolve() == Path(about.get("source", "")).resolve()
+    )
+    if not is_training_split and not _were_trained_on(about, part):
+        return None
+    count = about.get("train", {}).get("images", len(part))
+    which = "these images" if count >= len(part) else f"{count:,} of these {len(part):,} images"
+    return TrainedNote(f"{by} was trained on {which}: {_TRAINING_IMAGES_NOTE}", len(part))
+
+
+def _were_trained_on(about: dict[str, Any], part: CaptionedImages) -> bool:
+    """Whether images are the training split of a run, by what its data.json has: as it was read, or as it was used."""
+    contents = about.get("as_read", {}).get("train")
+    if about.get("train", {}).get("fingerprint") == part.fingerprint():
+        return True
+    # Who belongs to whom is a setting of the run, not of the images.
+    return contents is not None and set(changed_keys(contents, dataset_hashes(part, read_images=False))) <= {"partners"}
+
+
+def _init_of(run: Path) -> Path | None:
+    """The run that a run started from, None where it started from none."""
+    init = run_settings(run).get("init")
+    return working_directory_of(run) / init if init else None

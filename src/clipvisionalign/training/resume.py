@@ -1,0 +1,81 @@
+"""What a run that is resumed has to have in common with itself as it was begun: settings, and how an epoch is dealt."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from clipvisionalign.training.config import RunConfig
+from clipvisionalign.training.distributed import Distributed
+
+#: Settings that may be edited in a run's config.yaml before it is resumed: where things are, how they are computed, and
+#: where the run ends. What a checkpoint holds (weights, number formats) it has from there.
+CHANGEABLE_SETTINGS = {
+    "data", "dev_data", "out", "init", "cache", "model.image_tower.weights", "model.text_tower.weights",
+    "device", "workers", "chunk", "compile", "shard", "checkpoint_minutes", "trackers", "profile", "overwrite",
+    "epochs", "steps", "patience",
+}  # fmt: skip
+
+
+def checkpoint_settings(config: RunConfig) -> dict[str, Any]:
+    """A run's settings by name, as a checkpoint keeps them and `refuse_other_settings` compares them.
+
+    >>> from clipvisionalign.training.config import RunConfig
+    >>> checkpoint_settings(RunConfig(batch=64))["batch"], "device" in checkpoint_settings(RunConfig())
+    (64, False)
+    """
+    return {name: value for name, value in _flatten(asdict(config)).items() if name not in CHANGEABLE_SETTINGS}
+
+
+def _flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flattened: dict[str, Any] = {}
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            flattened |= _flatten(value, f"{prefix}{name}.")
+        else:
+            flattened[prefix + name] = list(value) if isinstance(value, tuple) else value
+    return flattened
+
+
+def check_same_settings(state: dict[str, Any], config: RunConfig, out: Path) -> None:
+    """Raises ValueError where `config`, as a run's config.yaml has it, is no longer what the run was begun with."""
+    # A checkpoint of a version without a setting has nothing of it.
+    saved, current = state.get("settings", {}), checkpoint_settings(config)
+    changed = [f"{name} {current[name]!r}, begun with {saved[name]!r}" for name in current.keys() & saved.keys()
+               if current[name] != saved[name]]  # fmt: skip
+    if changed:
+        raise ValueError(
+            f"{out / 'config.yaml'}: changed since the run was begun: {'; '.join(sorted(changed))}: put it back, or "
+            f"train anew with another --out; what may change is in docs/training.md"
+        )
+
+
+def epoch_partition(distributed: Distributed, workers: int, steps: int) -> dict[str, int]:
+    """What decides which images of an epoch's order come in which step, beside the settings. steps: of the epoch."""
+    return {"processes": distributed.world_size, "workers": workers, "in_epoch": steps}
+
+
+def check_same_partition(state: dict[str, Any], current: dict[str, int], is_stream: bool, out: Path) -> None:
+    """Raises ValueError where a run was cut off within an epoch of which it would not have the rest.
+
+    now: see `dealt`. A table's epoch is the same for all that deal it in as many steps; of a stream each worker of each
+    process has stretches of its own.
+    """
+    saved = {name: state[name] for name in current if name in state}
+    differs = [name for name in (("processes", "workers") if is_stream else ("in_epoch",))
+               if saved.get(name, current[name]) != current[name]]  # fmt: skip
+    if not differs or not state["place"]["step_in_epoch"]:
+        return
+    if is_stream:
+        template = "a stream that {processes} processes with {workers} workers each read, each its stretches of it"
+    else:
+        template = "{in_epoch} steps on {processes} processes"
+    descriptions = [
+        template.format_map({name: each.get(name, "as many") for name in current}) for each in (saved, current)
+    ]
+    raise ValueError(
+        f"{out}: was cut off within an epoch of {descriptions[0]}; now it would be one of {descriptions[1]}, "
+        "and some images would "
+        f"come twice and others never: resume it as before; at the end of an epoch this may change"
+    )
