@@ -46,7 +46,7 @@ def drawn(folder: Path, count: int) -> Path:
 
 def rows_of(index: Path) -> dict[bytes, dict[str, Any]]:
     """An index's rows by path. Raises AssertionError where one stands there twice."""
-    from clipvisionalign.search.indexer import open_image_table
+    from clipvisionalign.search.tables import open_image_table
 
     table = open_image_table(index)
     rows = table.search().limit(max(1, table.count_rows())).to_arrow().to_pylist()
@@ -66,7 +66,8 @@ def same(one: dict[bytes, dict[str, Any]], two: dict[bytes, dict[str, Any]]) -> 
 
 def killed(run: str, source: Path, folder: Path, kills: int) -> dict[str, Any]:
     from clipvisionalign.search.indexer import build_index
-    from clipvisionalign.search.searcher import Searcher, parse_term
+    from clipvisionalign.search.searcher import Searcher
+    from clipvisionalign.search.terms import parse_term
 
     start = time.perf_counter()
     build_index(run, source, folder / "whole", silent)
@@ -110,7 +111,8 @@ def messy_folder(run: str, folder: Path, files: int) -> dict[str, Any]:
     import odd_files
     from PIL import Image
 
-    from clipvisionalign.search.indexer import build_index, read_broken_files
+    from clipvisionalign.search.broken_files import read_broken_files
+    from clipvisionalign.search.indexer import build_index
 
     source = drawn(folder / "pictures", files - files // 100 - len(odd_files.ODD_NAMES) - 1)
     good = {path.name.encode() for path in source.iterdir()}

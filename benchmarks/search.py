@@ -64,12 +64,14 @@ def indexed(vectors: np.ndarray, folder: Path, sizes: tuple[int, int]) -> tuple[
     """A table as `index` makes it, the seconds that its approximate index took, and what it says of itself."""
     import pyarrow as arrow
 
-    from clipvisionalign.search import indexer as made
+    from clipvisionalign.search.ann import build_ann_index
+    from clipvisionalign.search.manifest import IndexManifest, write_manifest
     from clipvisionalign.search.storage import Storage
+    from clipvisionalign.search.tables import create_image_table
 
-    manifest, storage = made.IndexManifest("", "", "", WIDTH), Storage(folder)
-    made._write_manifest(storage, manifest)
-    table = made._open_or_create_image_table(storage, WIDTH)
+    manifest, storage = IndexManifest("", "", "", WIDTH), Storage(folder)
+    write_manifest(storage, manifest)
+    table = create_image_table(storage, WIDTH)
     for start in range(0, len(vectors), 50_000):
         part = vectors[start : start + 50_000]
         ids = np.arange(start, start + len(part))
@@ -82,7 +84,7 @@ def indexed(vectors: np.ndarray, folder: Path, sizes: tuple[int, int]) -> tuple[
         }  # fmt: skip
         table.add(arrow.table(columns, schema=table.schema))
     start_time = time.perf_counter()
-    made._build_ann_index(table, storage, manifest, len(vectors), lambda line: print(line, file=sys.stderr), sizes)
+    build_ann_index(table, storage, manifest, len(vectors), lambda line: print(line, file=sys.stderr), sizes)
     return (
         table,
         time.perf_counter() - start_time,
@@ -102,8 +104,9 @@ def usearch_of(vectors: np.ndarray) -> tuple[Any, float]:
 def end_to_end_searches(run: str, table_folder: Path, queries: int = 200) -> dict[str, float]:
     """Searches by words, encoding included, in milliseconds."""
     from clipvisionalign.models.io import load_aligner
-    from clipvisionalign.search.indexer import open_image_table, read_manifest
-    from clipvisionalign.search.searcher import search_table
+    from clipvisionalign.search.ann import search_table
+    from clipvisionalign.search.manifest import read_manifest
+    from clipvisionalign.search.tables import open_image_table
 
     aligner, table = load_aligner(run), open_image_table(table_folder)
     kind = read_manifest(table_folder).kind
@@ -158,8 +161,7 @@ def main() -> None:
     parser.add_argument("--codes", action="store_true", help="short codes (IVF_PQ) as for more than 10 million vectors")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     given = parser.parse_args()
-    from clipvisionalign.search.indexer import MAX_EXACT_VECTORS, MAX_HNSW_VECTORS
-    from clipvisionalign.search.searcher import search_table
+    from clipvisionalign.search.ann import MAX_EXACT_VECTORS, MAX_HNSW_VECTORS, search_table
     from clipvisionalign.study.profile import peak_memory
 
     vectors, queries = made_up(given.vectors)

@@ -73,7 +73,8 @@ def client(port: int, until: float, seed: int, taken: list[float], failed: list[
 
 def one_by_one(index: str, seconds: float) -> tuple[float, float]:
     """Searches a second of one after the other, and queries encoded so, without a search."""
-    from clipvisionalign.search.searcher import Searcher, parse_term
+    from clipvisionalign.search.searcher import Searcher
+    from clipvisionalign.search.terms import parse_term
 
     searcher, rng = Searcher(index), np.random.default_rng(0)
     rates = []

@@ -278,11 +278,11 @@ def fails_sharded(given: dict) -> None:
 
 def index(run: str, source: str, out: str) -> None:
     """`build_index` for a process that is killed: eight rows at a time, and a line about each eight."""
-    from clipvisionalign.search import embed as encode
-    from clipvisionalign.search import indexer as module
+    from clipvisionalign.search import embed, image_rows
+    from clipvisionalign.search.indexer import build_index
 
-    module.IMAGES_PER_WRITE = encode.EMBED_BATCH_SIZE = 8
-    module.build_index(run, source, out, print)
+    image_rows.IMAGES_PER_WRITE = embed.EMBED_BATCH_SIZE = 8
+    build_index(run, source, out, print)
 
 
 def measure_cost(run: str, data: str, split: str, layout: str, brief: bool, out: str) -> None:

@@ -106,9 +106,9 @@ def check_table(table: Table, base: Path) -> None:
     """Write a table and read it: each row is an image's or listed, or the table is refused by a DataError."""
     from clipvisionalign.data.captioned import DataError
     from clipvisionalign.search.filters import filter_sql
-    from clipvisionalign.search.indexer import BASE_COLUMNS
     from clipvisionalign.search.metadata import read_metadata
     from clipvisionalign.search.storage import Storage
+    from clipvisionalign.search.tables import BASE_COLUMNS
 
     storage, path = Storage(_folder(base)), base / f"told.{table.ending}"
     if table.ending == "jsonl":
@@ -138,8 +138,8 @@ def check_table(table: Table, base: Path) -> None:
 
 def _assert_as_written(table: Table, metadata: Any) -> None:
     """No value that no cell of its column has: texts to the letter, numbers to the last digit."""
-    from clipvisionalign.search.indexer import BASE_COLUMNS
     from clipvisionalign.search.metadata import column_names
+    from clipvisionalign.search.tables import BASE_COLUMNS
 
     new = column_names(table.columns, BASE_COLUMNS)
     for column, name in enumerate(table.columns):

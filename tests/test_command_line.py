@@ -159,7 +159,7 @@ def test_no_search_is_proposed_for_an_index_of_nothing(tiny_runs, tmp_path, caps
 @pytest.mark.parametrize("columns", [44, 60, 100])
 def test_previews_are_whole_on_a_narrow_terminal(columns, monkeypatch, capsys):
     from clipvisionalign.cli.output import print_hits
-    from clipvisionalign.search.searcher import Hit
+    from clipvisionalign.search.hits import Hit
 
     monkeypatch.setenv("COLUMNS", str(columns))
     file = io.BytesIO()

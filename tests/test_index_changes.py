@@ -24,16 +24,12 @@ from clipvisionalign.data.captioned import DataError
 from clipvisionalign.data.formats import read_captioned_images
 from clipvisionalign.models.aligner import Aligner
 from clipvisionalign.search import broken_files as broken_module
-from clipvisionalign.search.broken_files import BrokenFiles, classify_fault
+from clipvisionalign.search.broken_files import BrokenFiles, classify_fault, read_broken_files
 from clipvisionalign.search.diff import exceeds_drop_limit
-from clipvisionalign.search.indexer import (
-    IndexReport,
-    build_index,
-    open_caption_table,
-    open_image_table,
-    read_broken_files,
-)
+from clipvisionalign.search.index_report import IndexReport
+from clipvisionalign.search.indexer import build_index
 from clipvisionalign.search.storage import InvalidIndexError, list_local_images
+from clipvisionalign.search.tables import open_caption_table, open_image_table
 
 
 def quiet(line: str) -> None:

@@ -19,10 +19,12 @@ pytest.importorskip("lancedb", reason="no lancedb: pip install 'clipvisionalign[
 from clipvisionalign.cli import main
 from clipvisionalign.data.captioned import DataError
 from clipvisionalign.models.aligner import Aligner
-from clipvisionalign.search.indexer import BASE_COLUMNS, build_index
+from clipvisionalign.search.indexer import build_index
 from clipvisionalign.search.metadata import Metadata, cast_cell, column_names, infer_column_type, read_metadata
-from clipvisionalign.search.searcher import Searcher, parse_term
+from clipvisionalign.search.searcher import Searcher
 from clipvisionalign.search.storage import Storage
+from clipvisionalign.search.tables import BASE_COLUMNS
+from clipvisionalign.search.terms import parse_term
 
 
 def quiet(line: str) -> None:

@@ -33,18 +33,16 @@ from clipvisionalign.data.formats import read_captioned_images
 from clipvisionalign.explain.heatmaps import explain, overlay
 from clipvisionalign.images import open_image
 from clipvisionalign.models.io import load_aligner
-from clipvisionalign.search.filters import FilterError, filter_sql
-from clipvisionalign.search.indexer import (
-    InvalidIndexError,
-    build_index,
-    choose_index_type,
-    open_caption_table,
-    open_image_table,
-    read_broken_files,
-    read_manifest,
-)
-from clipvisionalign.search.searcher import FILTER_COLUMNS, Searcher, Term, find_duplicates, parse_term, search_table
-from clipvisionalign.search.storage import list_local_images
+from clipvisionalign.search.ann import choose_index_type, search_table
+from clipvisionalign.search.broken_files import read_broken_files
+from clipvisionalign.search.duplicates import find_duplicates
+from clipvisionalign.search.filters import FILTER_COLUMNS, FilterError, filter_sql
+from clipvisionalign.search.indexer import build_index
+from clipvisionalign.search.manifest import read_manifest
+from clipvisionalign.search.searcher import Searcher
+from clipvisionalign.search.storage import InvalidIndexError, list_local_images
+from clipvisionalign.search.tables import open_caption_table, open_image_table
+from clipvisionalign.search.terms import Term, parse_term
 
 #: A cosine of two vectors of 32 numbers, each of which a network of some 30 layers has made and a length divided: how
 #: far it may be off. See `tolerance.py`.
@@ -204,10 +202,10 @@ def test_killed_at_random_moments_nothing_is_lost_and_nothing_twice(tiny_runs, t
 
 
 def test_two_do_not_write_one_index_and_one_that_is_open_sees_what_is_written(tiny_runs, folder, tmp_path, monkeypatch):
-    from clipvisionalign.search import indexer as module
+    from clipvisionalign.search import tables
     from clipvisionalign.search.storage import Storage
 
-    monkeypatch.setattr(module, "READ_CONSISTENCY_INTERVAL", timedelta(0))
+    monkeypatch.setattr(tables, "READ_CONSISTENCY_INTERVAL", timedelta(0))
     index = tmp_path / "index"
     build_index(tiny_runs["self"], folder, index, quiet)
     searcher = Searcher(index)

@@ -21,7 +21,7 @@ from odd_images import damaged_files, encoded, noise
 pytest.importorskip("lancedb", reason="no lancedb: pip install 'clipvisionalign[search]'")
 
 from clipvisionalign.cli import main
-from clipvisionalign.search.searcher import Hit
+from clipvisionalign.search.hits import Hit
 from clipvisionalign.search.server.app import create_app
 from clipvisionalign.search.server.limits import Limits
 from clipvisionalign.search.server.middleware import SESSION_COOKIE
@@ -364,8 +364,10 @@ def test_the_metrics_are_as_prometheus_reads_them():
 @pytest.mark.slow
 def test_200_files_are_indexed_or_listed_and_the_service_agrees(tiny_runs, tmp_path):
     """In two dozen formats and eight conditions: 2xx for what was indexed, 4xx for what was listed, chunked or not."""
-    from clipvisionalign.search.indexer import build_index, open_image_table, read_broken_files
+    from clipvisionalign.search.broken_files import read_broken_files
+    from clipvisionalign.search.indexer import build_index
     from clipvisionalign.search.searcher import Searcher
+    from clipvisionalign.search.tables import open_image_table
 
     source, index = tmp_path / "files", tmp_path / "index"
     source.mkdir()

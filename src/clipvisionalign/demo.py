@@ -21,7 +21,8 @@ from clipvisionalign.models.aligner import TowerOutputCache
 from clipvisionalign.progress import progress_step
 from clipvisionalign.scene_search import draw_queries, search_quality
 from clipvisionalign.search.indexer import build_index
-from clipvisionalign.search.searcher import Searcher, parse_term
+from clipvisionalign.search.searcher import Searcher
+from clipvisionalign.search.terms import parse_term
 from clipvisionalign.study.config import Plan, read_plan, trials_of
 from clipvisionalign.study.gaps import missing_parts
 from clipvisionalign.study.primary_comparison import find_primary

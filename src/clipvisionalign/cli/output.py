@@ -13,7 +13,7 @@ from clipvisionalign.progress import silence_progress
 
 if TYPE_CHECKING:
     from clipvisionalign.data.check import CheckReport
-    from clipvisionalign.search.indexer import IndexReport
+    from clipvisionalign.search.index_report import IndexReport
 
 #: The ends of an interval whose sign is changed.
 NEGATED_ENDS = {"value": "value", "low": "high", "high": "low"}
@@ -203,7 +203,7 @@ def print_profile(results: dict[str, Any]) -> None:
 
 def print_index_report(index: str, report: IndexReport) -> None:
     """How the files that were found add up, and what to do next; files that were not decoded on standard error."""
-    from clipvisionalign.search.indexer import read_broken_files
+    from clipvisionalign.search.broken_files import read_broken_files
     from clipvisionalign.search.storage import printable
 
     captions = f"; {count_noun(report.captions, 'caption')}" if report.captions else ""

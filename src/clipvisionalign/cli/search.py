@@ -64,7 +64,8 @@ def index_parser() -> argparse.ArgumentParser:
 def index(arguments: list[str]) -> int:
     """Make an index, or bring one up to date."""
     args = index_parser().parse_args(arguments)
-    from clipvisionalign.search.indexer import build_index, read_broken_files
+    from clipvisionalign.search.broken_files import read_broken_files
+    from clipvisionalign.search.indexer import build_index
 
     index_report = build_index(
         args.run, args.source, args.out, say, captions=args.captions, layout=args.layout,
@@ -126,8 +127,9 @@ def search(arguments: list[str]) -> int:
     from clipvisionalign.data.run_data import unfinished_note
     from clipvisionalign.data.text_files import decode, split_lines
     from clipvisionalign.search.checks import check_query
-    from clipvisionalign.search.searcher import Searcher, Term, parse_term
+    from clipvisionalign.search.searcher import Searcher
     from clipvisionalign.search.storage import printable
+    from clipvisionalign.search.terms import Term, parse_term
 
     minus = [parse_term(text, -1.0) for text in args.minus]
     like = [Term(path, is_image=True) for path in args.like]
@@ -191,8 +193,8 @@ def duplicates_parser() -> argparse.ArgumentParser:
 def duplicates(arguments: list[str]) -> int:
     """List images of an index that are the same, or nearly."""
     args = duplicates_parser().parse_args(arguments)
+    from clipvisionalign.search.duplicates import find_duplicates as groups_of
     from clipvisionalign.search.searcher import Searcher
-    from clipvisionalign.search.searcher import find_duplicates as groups_of
     from clipvisionalign.search.storage import printable
 
     groups = groups_of(Searcher(args.index, args.run), args.near)

@@ -12,10 +12,11 @@ import json
 from collections.abc import Iterator
 from functools import cache
 from importlib import metadata
+from pathlib import Path
 from typing import Any, Literal
 
 from clipvisionalign.images import ImageError
-from clipvisionalign.search.storage import Storage, decode_path
+from clipvisionalign.search.storage import Storage, as_storage, decode_path
 
 BROKEN_FILES_NAME = "broken.jsonl"
 
@@ -103,3 +104,15 @@ class BrokenFiles:
     def write(self, index: Storage) -> None:
         """Write broken.jsonl."""
         index.write(BROKEN_FILES_NAME, "".join(json.dumps(entry) + "\n" for entry in self.entries.values()))
+
+
+def read_broken_files(index: str | Path | Storage) -> list[dict[str, Any]]:
+    """The files of an index's source that could not be read or decoded.
+
+    Args:
+        index: Path, URL or storage of an index.
+
+    Returns:
+        For each file its path, reason, size, mtime_ns, fault and decoders.
+    """
+    return list(BrokenFiles(as_storage(index).read(BROKEN_FILES_NAME) or "").entries.values())

@@ -9,9 +9,10 @@ import numpy as np
 
 from clipvisionalign.data.run_data import run_settings
 from clipvisionalign.images import open_image
-from clipvisionalign.search.filters import filter_sql
-from clipvisionalign.search.indexer import metadata_columns, open_caption_table, open_image_table, read_manifest
-from clipvisionalign.search.searcher import FILTER_COLUMNS, Term, combine_terms
+from clipvisionalign.search.filters import FILTER_COLUMNS, filter_sql
+from clipvisionalign.search.manifest import read_manifest
+from clipvisionalign.search.tables import metadata_columns, open_caption_table, open_image_table
+from clipvisionalign.search.terms import Term, combine_terms
 
 #: Designs whose pairs have no score of their own.
 DUAL_DESIGNS = ("self", "sparse")

@@ -16,6 +16,8 @@ from decimal import Decimal
 
 #: Characters of a filter at most.
 MAX_FILTER_LENGTH = 500
+#: Columns that a filter may name besides an index's metadata, and whether they hold numbers.
+FILTER_COLUMNS = {"path": False, "width": True, "height": True, "size": True, "id": True}
 #: An index's own columns of 32-bit numbers.
 _INT32_COLUMNS = ("width", "height")
 _MAX_FLOAT = sys.float_info.max

@@ -1,215 +1,29 @@
-"""Search an index: by words, by a picture, by several of both, weighted, and without what is not wanted.
+"""Searching an index by words, by images, or by several of both, weighted, and without unwanted terms.
 
-One vector is made of all terms, the sum of theirs by weight, those that are not wanted taken away; the nearest
-pictures are found by their cosine with it. A second stage may put the first of them into a new order by the late
-interaction or the fusion of the aligner, which reads the pictures themselves once more.
+The query is one vector (`terms.py`); the images with the greatest cosine are the result. Re-ranking orders the first of
+them by pair scores of the late interaction or the fusion, which read the images themselves.
 """
 
 from __future__ import annotations
 
-import math
-import re
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from clipvisionalign.images import ImageError, ImageSource
+from clipvisionalign.images import ImageError
 from clipvisionalign.models.aligner import Aligner
 from clipvisionalign.models.io import load_aligner
-from clipvisionalign.search.filters import filter_sql
-from clipvisionalign.search.indexer import (
-    IndexManifest,
-    InvalidIndexError,
-    aligner_fingerprint,
-    metadata_columns,
-    open_caption_table,
-    open_image_table,
-    read_manifest,
-)
-from clipvisionalign.search.metadata import CellValue
-from clipvisionalign.search.storage import Storage, printable
-
-#: What a result tells; thumbnails and vectors only on demand.
-HIT_COLUMNS = ("id", "path", "width", "height", "size")
-#: Columns that a filter may name, and whether they hold numbers; an index's metadata besides.
-FILTER_COLUMNS = {"path": False, "width": True, "height": True, "size": True, "id": True}
-#: How near two pictures are that show nearly the same.
-DUPLICATE_THRESHOLD = 0.985
-
-
-#: Weights that a term can have, and the form that has one: no sentence begins with it.
-MIN_WEIGHT, MAX_WEIGHT = 0.001, 1000.0
-_WEIGHTED = re.compile(r"\^(\S+)\s+(.*)", re.DOTALL)
-_NUMBER = re.compile(r"[0-9]+(\.[0-9]+)?")
-_NUMBER_LIKE = re.compile(r"[+-]?(\.?[0-9].*|inf(inity)?|nan)", re.IGNORECASE | re.DOTALL)
-#: How weights were written before; after the colon of a time, a ratio or a sentence stands no letter.
-_OLD_WEIGHTED = re.compile(r"([0-9]+(?:\.[0-9]+)?):(\s*)(\D.*|)", re.DOTALL)
-
-
-@dataclass(frozen=True)
-class Term:
-    """A part of a query: words or a picture, and how much it counts; below zero it is not wanted. note: what a user
-    should know of how it was understood, "" for nothing."""
-
-    content: str | ImageSource
-    weight: float = 1.0
-    is_image: bool = False
-    note: str = field(default="", compare=False)
-
-
-@dataclass(frozen=True)
-class Hit:
-    """One picture found. score: cosine with the query; metadata: the index's other columns; pair_score: of the second
-    stage, None without."""
-
-    id: int
-    path: str
-    score: float
-    width: int
-    height: int
-    size: int
-    metadata: dict[str, CellValue] = field(default_factory=dict)
-    pair_score: float | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """For `--json`."""
-        fields = {name: getattr(self, name) for name in ("id", "path", "score", "width", "height", "size")}
-        fields |= {"metadata": self.metadata} if self.metadata else {}
-        return fields | ({} if self.pair_score is None else {"pair_score": self.pair_score})
-
-
-@dataclass(frozen=True)
-class CaptionHit:
-    """One caption found. path: of its picture; score: cosine with the query."""
-
-    id: int
-    text: str
-    path: str
-    score: float
-
-    def to_dict(self) -> dict[str, Any]:
-        """For `--json`."""
-        return asdict(self)
-
-
-def parse_term(text: str, sign: float = 1.0) -> Term:
-    """ "^2 red" is red, counted twice; without a weight it counts once. The form that weights had before, "2:red", is
-    taken where a letter follows the colon, with a note.
-
-    Raises ValueError for no words, and for a weight that is none or out of bounds.
-
-    >>> parse_term("^2 red"), parse_term("10:30 on a clock").content
-    (Term(content='red', weight=2.0, is_image=False, note=''), '10:30 on a clock')
-    """
-    if any("\ud800" <= each <= "\udfff" for each in text):
-        raise ValueError(f"'{printable(_shorten(text))}': words with bytes that are no UTF-8")
-    weight, phrase, note = "1", text.strip(), ""
-    if (match := _WEIGHTED.fullmatch(phrase + " ")) and _NUMBER_LIKE.fullmatch(match[1]):
-        weight, phrase = match[1], match[2].strip()
-    elif match := _OLD_WEIGHTED.fullmatch(phrase):
-        if not match[3]:
-            phrase = ""
-        elif match[2]:
-            note = f"'{_shorten(text)}' is taken as words; a weight is written '^{match[1]} {_shorten(match[3])}'"
-        else:
-            weight, phrase = match[1], match[3]
-            note = (
-                f"'{_shorten(text)}' counts {weight} times; write '^{weight} {_shorten(phrase)}', which is no sentence"
-            )
-    number = float(weight) if _NUMBER.fullmatch(weight) else float("nan")
-    if not MIN_WEIGHT <= number <= MAX_WEIGHT:
-        raise ValueError(
-            f"'{_shorten(text)}': a weight is a number from {MIN_WEIGHT:g} to {MAX_WEIGHT:g}, such as '^2 red'"
-        )
-    if not phrase:
-        raise ValueError(f"'{_shorten(text)}': a term needs words, after its weight where it has one, such as '^2 red'")
-    return Term(phrase, sign * number, note=note)
-
-
-def _shorten(text: str, limit: int = 40) -> str:
-    return text if len(text) <= limit else f"{text[: limit - 1]}…"
-
-
-def search_table(
-    table: Any,
-    vector: np.ndarray,
-    count: int,
-    kind: str = "exact",
-    columns: Sequence[str] = HIT_COLUMNS,
-    where: str = "",
-) -> list[dict[str, Any]]:
-    """The `count` rows whose vectors are nearest, by the kind of index that there is; "_distance" is 1 - cosine."""
-    query = table.search(np.asarray(vector, dtype=np.float32), vector_column_name="vector").distance_type("dot")
-    query = query.select([*columns, "_distance"]).limit(count)
-    if where:
-        query = query.where(where, prefilter=True)
-    # Wide enough that hardly one of the nearest is missed; the first found are compared again by their exact vectors.
-    if kind == "exact":
-        query = query.bypass_vector_index()
-    elif kind == "IVF_PQ":
-        query = query.nprobes(48).refine_factor(20)
-    else:
-        query = query.nprobes(32).ef(max(200, 4 * count)).refine_factor(4)
-    return query.to_list()
-
-
-def combine_terms(terms: Sequence[Term], vectors: np.ndarray) -> np.ndarray:
-    """The vector (D,) of a query by those of its terms (T, D), unit length. Raises ValueError for no terms, or terms
-    that take each other away."""
-    if not all(math.isfinite(term.weight) for term in terms):
-        raise ValueError("a weight is a number, neither infinite nor nan")
-    if not any(term.weight > 0 for term in terms):
-        raise ValueError("a query needs something to look for, not only what is not wanted")
-    vector = np.array([term.weight for term in terms], dtype=np.float32) @ vectors
-    length = float(np.linalg.norm(vector))
-    if length < 1e-6:
-        raise ValueError("the terms take each other away: nothing is left to look for")
-    return np.asarray(vector / length, dtype=np.float32)
-
-
-def _to_hits(rows: Sequence[dict[str, Any]], metadata: Iterable[str]) -> list[Hit]:
-    return [
-        Hit(
-            score=round(1.0 - row["_distance"], 6), metadata={name: row[name] for name in metadata},
-            **{name: row[name] for name in HIT_COLUMNS},
-        )
-        for row in rows
-    ]  # fmt: skip
-
-
-class InMemoryVectors:
-    """The vectors of an exact index, 1 KiB each, and what is told of its pictures, as they were at one version.
-
-    For many queries at once one matrix product is as exact as the database's search, and far quicker.
-    """
-
-    def __init__(self, table: Any, columns: Sequence[str]) -> None:
-        self.version, self.columns = table.version, tuple(columns)
-        rows = table.search().select([*columns, "vector"]).limit(max(1, table.count_rows())).to_arrow()
-        self.vectors = torch.from_numpy(vector_column(rows))
-        self.rows = rows.select(list(columns))
-
-    def search(self, vectors: np.ndarray, counts: Sequence[int]) -> list[list[dict[str, Any]]]:
-        """What the function `nearest` gives, for each of the vectors (Q, D)."""
-        max_count = min(max(counts), len(self.vectors))
-        scores, row_indices = (torch.from_numpy(vectors) @ self.vectors.T).topk(max_count, dim=1)
-        return [self._to_rows(*row_matches) for row_matches in zip(scores, row_indices, counts, strict=True)]
-
-    def _to_rows(self, scores: Tensor, row_indices: Tensor, count: int) -> list[dict[str, Any]]:
-        rows = self.rows.take(row_indices[:count].numpy()).to_pylist()
-        return [row | {"_distance": 1.0 - score} for row, score in zip(rows, scores[:count].tolist(), strict=True)]
-
-
-def vector_column(rows: Any) -> np.ndarray:
-    """The column "vector" of an Arrow table, (N, D)."""
-    width = rows.schema.field("vector").type.list_size
-    values = rows["vector"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
-    return np.array(values.reshape(-1, width))
+from clipvisionalign.search.ann import search_table
+from clipvisionalign.search.filters import FILTER_COLUMNS, filter_sql
+from clipvisionalign.search.hits import HIT_COLUMNS, CaptionHit, Hit, to_hits
+from clipvisionalign.search.manifest import IndexManifest, aligner_fingerprint, read_manifest
+from clipvisionalign.search.storage import InvalidIndexError, Storage
+from clipvisionalign.search.tables import metadata_columns, open_caption_table, open_image_table
+from clipvisionalign.search.terms import Term, combine_terms
+from clipvisionalign.search.vectors import InMemoryVectors
 
 
 class Searcher:
@@ -272,7 +86,7 @@ class Searcher:
             metadata = self.metadata
             rows = self._load_in_memory((*HIT_COLUMNS, *metadata)).search(np.stack(query_vectors), counts)
             for position, query_rows in zip(positions, rows, strict=True):
-                results[position] = _to_hits(query_rows, metadata)
+                results[position] = to_hits(query_rows, metadata)
         return results
 
     def _load_in_memory(self, columns: Sequence[str]) -> InMemoryVectors:
@@ -295,9 +109,7 @@ class Searcher:
         metadata = self.metadata
         sql = filter_sql(where, FILTER_COLUMNS | metadata) if where.strip() else ""
         columns = (*HIT_COLUMNS, *metadata)
-        hits = _to_hits(
-            search_table(self.table, vector, max(count, rerank), self.manifest.kind, columns, sql), metadata
-        )
+        hits = to_hits(search_table(self.table, vector, max(count, rerank), self.manifest.kind, columns, sql), metadata)
         return (self.rerank(hits, terms, rerank) if rerank else hits)[:count]
 
     def captions(self, vector: np.ndarray, count: int = 10) -> list[CaptionHit]:
@@ -370,39 +182,3 @@ class Searcher:
     def vector_of(self, image_id: int) -> np.ndarray:
         """The vector of a picture. Raises KeyError for a number that is not there."""
         return np.asarray(self.value(image_id, "vector"), dtype=np.float32)
-
-
-def find_duplicates(
-    searcher: Searcher, threshold: float = DUPLICATE_THRESHOLD, block: int = 2048
-) -> list[list[dict[str, Any]]]:
-    """Groups of pictures that are the same, byte for byte, or nearly: a cosine of `near` or more; largest first."""
-    count = searcher.table.count_rows()
-    if not count:
-        return []
-    columns = ["id", "path", "hash", "size", "vector"]
-    table = searcher.table.search().select(columns).limit(count).to_arrow()
-    vectors = vector_column(table)
-    rows = table.drop_columns(["vector"]).to_pylist()
-    parent = list(range(count))
-
-    def root(node: int) -> int:
-        while parent[node] != node:
-            parent[node] = parent[parent[node]]
-            node = parent[node]
-        return node
-
-    first_by_hash: dict[str, int] = {}
-    for row_index, row in enumerate(rows):
-        parent[root(row_index)] = root(first_by_hash.setdefault(row["hash"], row_index))
-    for start in range(0, count, block):
-        for column_start in range(start, count, block):
-            close = vectors[start : start + block] @ vectors[column_start : column_start + block].T >= threshold
-            for a, b in zip(*np.nonzero(close), strict=True):
-                if start + a < column_start + b:
-                    parent[root(column_start + int(b))] = root(start + int(a))
-    groups: dict[int, list[dict[str, Any]]] = {}
-    for row_index, row in enumerate(rows):
-        groups.setdefault(root(row_index), []).append(row)
-    return sorted(
-        (group for group in groups.values() if len(group) > 1), key=lambda group: (-len(group), group[0]["path"])
-    )

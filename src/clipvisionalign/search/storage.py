@@ -303,3 +303,15 @@ def _add_inaccessible(listing: FileListing, path: bytes, is_link: bool, error: O
             listing.dead_links.append(path)
     elif listing.not_taken.accept(path, bytes):
         listing.unreadable[path] = f"{decode_path(path)}: cannot be read: {_error_reason(error)}"
+
+
+def as_storage(index: str | Path | Storage) -> Storage:
+    """The storage of an index.
+
+    Args:
+        index: A path, a URL, or a storage, which is returned as it is.
+
+    Returns:
+        The storage.
+    """
+    return index if isinstance(index, Storage) else Storage(index)

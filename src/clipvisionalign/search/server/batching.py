@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any
 
-from clipvisionalign.search.searcher import Term
+from clipvisionalign.search.terms import Term
 
 #: Texts that are encoded together at most, and how long the first of them waits for others.
 MAX_BATCH_TEXTS, BATCH_WAIT_SECONDS = 64, 0.004
@@ -28,7 +28,7 @@ class Batcher:
         self.thread.start()
 
     def __call__(self, terms: list[Term], count: int) -> Future[Any]:
-        """What `Searcher.answers` has for the query, later; what is wrong with it is raised."""
+        """What `Searcher.search_batch` returns for the query, later; what is wrong with it is raised."""
         future: Future[Any] = Future()
         self.pending.put(((terms, count), future))
         return future

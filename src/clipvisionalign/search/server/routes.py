@@ -21,9 +21,10 @@ from clipvisionalign.explain.contact_sheet import explanation_sheet
 from clipvisionalign.explain.heatmaps import explain
 from clipvisionalign.images import open_image
 from clipvisionalign.search.filters import MAX_FILTER_LENGTH
-from clipvisionalign.search.searcher import CaptionHit, Hit, Term, parse_term
+from clipvisionalign.search.hits import CaptionHit, Hit
 from clipvisionalign.search.server.errors import translate_errors
 from clipvisionalign.search.server.service import SearchService, index_info
+from clipvisionalign.search.terms import Term, parse_term
 
 #: Pixels of the longer side of a picture that is shown large.
 LARGE_IMAGE_SIZE = 1600

@@ -8,10 +8,12 @@ import numpy as np
 from fastapi import HTTPException, UploadFile
 
 from clipvisionalign.images import open_image
-from clipvisionalign.search.searcher import FILTER_COLUMNS, Searcher, Term
+from clipvisionalign.search.filters import FILTER_COLUMNS
+from clipvisionalign.search.searcher import Searcher
 from clipvisionalign.search.server.batching import Batcher
 from clipvisionalign.search.server.limits import Limits
 from clipvisionalign.search.server.metrics import Metrics
+from clipvisionalign.search.terms import Term
 
 
 class SearchService:

@@ -1,0 +1,106 @@
+"""Writing the table of captions, which are found by an image."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from clipvisionalign.models.aligner import Aligner
+from clipvisionalign.progress import progress
+from clipvisionalign.search.storage import Storage
+from clipvisionalign.search.tables import (
+    create_caption_table,
+    delete_rows,
+    open_caption_table,
+    read_columns,
+    update_rows,
+)
+
+#: Captions that are written at a time.
+CAPTIONS_PER_WRITE = 2048
+
+
+def count_captions(index: str | Path | Storage) -> int:
+    """The number of captions in an index.
+
+    Args:
+        index: Path, URL or storage of an index.
+
+    Returns:
+        The number of rows; 0 for an index without captions.
+    """
+    table = open_caption_table(index)
+    return 0 if table is None else int(table.count_rows())
+
+
+def move_captions(index: Storage, renamed: Mapping[str, str]) -> None:
+    """Update the paths of captions whose images were moved.
+
+    Args:
+        index: The storage of the index.
+        renamed: For each old path the new one.
+    """
+    table = open_caption_table(index) if renamed else None
+    if table is not None:
+        rows = [
+            row | {"path": renamed[row["path"]]}
+            for row in read_columns(table, ("id", "path"))
+            if row["path"] in renamed
+        ]
+        update_rows(table, "id", rows, ("id", "path"))
+
+
+def drop_captions(index: Storage, image_table: Any) -> None:
+    """Delete the captions of images that are no longer in the index.
+
+    Args:
+        index: The storage of the index.
+        image_table: Its table of images.
+    """
+    table = open_caption_table(index)
+    if table is not None:
+        image_paths = {row["path"] for row in read_columns(image_table, ("path",))}
+        delete_rows(table, [row["id"] for row in read_columns(table, ("id", "path")) if row["path"] not in image_paths])
+
+
+def index_captions(
+    aligner: Aligner,
+    index: Storage,
+    image_table: Any,
+    captions: Mapping[str, Sequence[str]],
+    say: Callable[[str], None],
+) -> None:
+    """Update the table of captions to those of the images in the index, each once.
+
+    Args:
+        aligner: Encodes new captions.
+        index: The storage of the index.
+        image_table: Its table of images.
+        captions: Captions by the path of their image.
+        say: Receives lines of progress.
+    """
+    import pyarrow as arrow
+
+    table = create_caption_table(index, aligner.config.width)
+    image_paths = {row["path"] for row in read_columns(image_table, ("path",))}
+    wanted_captions = dict.fromkeys(
+        (path, text) for path, texts in captions.items() if path in image_paths for text in texts
+    )
+    existing_ids = {(row["path"], row["text"]): row["id"] for row in read_columns(table, ("id", "path", "text"))}
+    delete_rows(table, [number for key, number in existing_ids.items() if key not in wanted_captions])
+    new_captions = [key for key in wanted_captions if key not in existing_ids]
+    if not new_captions:
+        return
+    say(f"encoding {len(new_captions):,} captions ...")
+    last_id = max(existing_ids.values(), default=-1)
+    chunks = [
+        new_captions[start : start + CAPTIONS_PER_WRITE] for start in range(0, len(new_captions), CAPTIONS_PER_WRITE)
+    ]
+    for chunk in progress(chunks, "encoding captions", len(new_captions), units_per_item=len):
+        vectors = aligner.encode_captions([text for _, text in chunk]).numpy()
+        rows = [{"id": last_id + 1 + number, "path": path, "text": text, "vector": vector}
+                for number, ((path, text), vector) in enumerate(zip(chunk, vectors, strict=True))]  # fmt: skip
+        last_id += len(rows)
+        table.add(arrow.Table.from_pylist(rows, schema=table.schema))
+    table.optimize()

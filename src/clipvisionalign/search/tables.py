@@ -1,0 +1,205 @@
+"""The LanceDB tables of an index: images and captions."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from clipvisionalign.search.manifest import read_manifest
+from clipvisionalign.search.metadata import ColumnType
+from clipvisionalign.search.storage import InvalidIndexError, Storage, as_storage
+
+#: Names of the tables. Indexes on disk have them.
+IMAGE_TABLE, CAPTION_TABLE = "pictures", "captions"
+#: Columns of every table of images; any others are metadata.
+BASE_COLUMNS = ("id", "path", "raw", "size", "mtime_ns", "hash", "width", "height", "thumbnail", "vector")
+#: Delay after which an open index returns what another process has written.
+READ_CONSISTENCY_INTERVAL = timedelta(seconds=5)
+
+
+def open_image_table(index: str | Path | Storage) -> Any:
+    """Open the images of an index.
+
+    Args:
+        index: Path, URL or storage of an index.
+
+    Returns:
+        The LanceDB table.
+
+    Raises:
+        InvalidIndexError: There is no index, or its table cannot be opened.
+        ModuleNotFoundError: LanceDB is not installed.
+    """
+    read_manifest(index)
+    table = _try_open_table(as_storage(index), IMAGE_TABLE)
+    if table is None:
+        raise InvalidIndexError(f"{index}: its table cannot be opened: give the command that made it again")
+    return table
+
+
+def open_caption_table(index: str | Path | Storage) -> Any:
+    """Open the captions of an index.
+
+    Args:
+        index: Path, URL or storage of an index.
+
+    Returns:
+        The LanceDB table; None for an index without captions.
+    """
+    return _try_open_table(as_storage(index), CAPTION_TABLE)
+
+
+def create_image_table(index: Storage, width: int) -> Any:
+    """Open the images of an index, or create the table where there is none yet.
+
+    Args:
+        index: The storage of the index.
+        width: D, the width of a vector.
+
+    Returns:
+        The LanceDB table.
+    """
+    import pyarrow as arrow
+
+    columns = [
+        ("id", arrow.int64()), ("path", arrow.string()), ("raw", arrow.binary()), ("size", arrow.int64()),
+        ("mtime_ns", arrow.int64()), ("hash", arrow.string()), ("width", arrow.int32()), ("height", arrow.int32()),
+        ("thumbnail", arrow.binary()), ("vector", _vector_type(width)),
+    ]  # fmt: skip
+    return _open_or_create_table(index, IMAGE_TABLE, columns)
+
+
+def create_caption_table(index: Storage, width: int) -> Any:
+    """Open the captions of an index, or create the table where there is none yet.
+
+    Args:
+        index: The storage of the index.
+        width: D, the width of a vector.
+
+    Returns:
+        The LanceDB table.
+    """
+    import pyarrow as arrow
+
+    columns = [
+        ("id", arrow.int64()), ("text", arrow.string()), ("path", arrow.string()), ("vector", _vector_type(width)),
+    ]  # fmt: skip
+    return _open_or_create_table(index, CAPTION_TABLE, columns)
+
+
+def _connect(index: Storage) -> Any:
+    with warnings.catch_warnings():
+        # LanceDB warns of forked processes when it is imported; none is forked here.
+        warnings.simplefilter("ignore")
+        import lancedb
+
+    return lancedb.connect(index.location, read_consistency_interval=READ_CONSISTENCY_INTERVAL)
+
+
+def _try_open_table(index: Storage, name: str) -> Any:
+    """A table; None where there is none of that name that can be opened."""
+    try:
+        return _connect(index).open_table(name)
+    except (ValueError, OSError):
+        return None
+
+
+def _open_or_create_table(index: Storage, name: str, columns: Sequence[tuple[str, Any]]) -> Any:
+    import pyarrow as arrow
+
+    table = _try_open_table(index, name)
+    return _connect(index).create_table(name, schema=arrow.schema(columns)) if table is None else table
+
+
+def _vector_type(width: int) -> Any:
+    import pyarrow as arrow
+
+    return arrow.list_(arrow.float32(), width)
+
+
+def metadata_types(table: Any) -> dict[str, ColumnType]:
+    """The metadata columns of a table of images.
+
+    Args:
+        table: A table of images.
+
+    Returns:
+        For each column "integer", "number" or "text".
+    """
+    import pyarrow as arrow
+
+    def column_type(type_: Any) -> ColumnType:
+        return "number" if arrow.types.is_floating(type_) else "integer" if arrow.types.is_integer(type_) else "text"
+
+    return {each.name: column_type(each.type) for each in table.schema if each.name not in BASE_COLUMNS}
+
+
+def metadata_columns(table: Any) -> dict[str, bool]:
+    """The metadata columns of a table of images, as filters need them.
+
+    Args:
+        table: A table of images.
+
+    Returns:
+        For each column whether it holds numbers.
+    """
+    return {name: kind != "text" for name, kind in metadata_types(table).items()}
+
+
+def vector_column(rows: Any) -> np.ndarray:
+    """The column "vector" as an array.
+
+    Args:
+        rows: An Arrow table of N rows.
+
+    Returns:
+        The vectors, (N, D), float32.
+    """
+    width = rows.schema.field("vector").type.list_size
+    values = rows["vector"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    return np.array(values.reshape(-1, width))
+
+
+def read_columns(table: Any, names: Sequence[str]) -> list[dict[str, Any]]:
+    """Some columns of all rows.
+
+    Args:
+        table: A LanceDB table.
+        names: The columns.
+
+    Returns:
+        One dictionary a row.
+    """
+    return table.search().select(list(names)).limit(max(1, table.count_rows())).to_arrow().to_pylist()
+
+
+def update_rows(table: Any, key: str, rows: Sequence[dict[str, Any]], names: Sequence[str]) -> None:
+    """Replace values in existing rows.
+
+    Args:
+        table: A LanceDB table.
+        key: The column by which rows are matched.
+        rows: The new values of the columns `names`, `key` among them.
+        names: The columns.
+    """
+    import pyarrow as arrow
+
+    if rows:
+        schema = arrow.schema([table.schema.field(name) for name in names])
+        table.merge_insert(key).when_matched_update_all().execute(arrow.Table.from_pylist(list(rows), schema=schema))
+
+
+def delete_rows(table: Any, ids: Sequence[int]) -> None:
+    """Delete rows by their ids.
+
+    Args:
+        table: A LanceDB table.
+        ids: Values of its column "id".
+    """
+    for start in range(0, len(ids), 1000):
+        table.delete(f"id IN ({', '.join(map(str, ids[start : start + 1000]))})")
