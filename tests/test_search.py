@@ -14,6 +14,7 @@ from datetime import timedelta
 from fractions import Fraction
 from io import BytesIO
 from pathlib import Path
+from types import SimpleNamespace
 
 import many_processes
 import numpy as np
@@ -40,8 +41,8 @@ from clipvisionalign.search.filters import FILTER_COLUMNS, FilterError, filter_s
 from clipvisionalign.search.indexer import build_index
 from clipvisionalign.search.manifest import read_manifest
 from clipvisionalign.search.searcher import Searcher
-from clipvisionalign.search.storage import InvalidIndexError, list_local_images
-from clipvisionalign.search.tables import open_caption_table, open_image_table
+from clipvisionalign.search.storage import InvalidIndexError, Storage, list_local_images
+from clipvisionalign.search.tables import create_image_table, open_caption_table, open_image_table
 from clipvisionalign.search.terms import Term, parse_term
 
 #: A cosine of two vectors of 32 numbers, each of which a network of some 30 layers has made and a length divided: how
@@ -507,6 +508,25 @@ def test_duplicates_by_bytes_and_by_sight(tiny_runs, tmp_path):
     assert {frozenset(row["path"] for row in group) for group in groups} == {
         frozenset({"0.png", "copy.png"}), frozenset({"1.png", "again.bmp"}),
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("block", [7, 64, 500])
+def test_duplicates_are_the_components_of_near_pairs_for_any_block(tmp_path, block):
+    rng = np.random.default_rng(0)
+    vectors = rng.normal(size=(20, 8))[rng.integers(0, 20, 150)] + 0.2 * rng.normal(size=(150, 8))
+    vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+    table = create_image_table(Storage(tmp_path / "index"), 8)
+    rows = [{"id": row, "path": f"{row * 7 % 150:03}", "raw": b"%d" % row, "hash": str(row // 2), "size": 1, "vector": vector}
+            for row, vector in enumerate(vectors)]  # fmt: skip
+    table.add(rows)
+    near = vectors @ vectors.T >= 0.95
+    near |= np.arange(150)[:, None] // 2 == np.arange(150) // 2
+    while (wider := near @ near).sum() > near.sum():
+        near = wider
+    expected = {frozenset(np.flatnonzero(row).tolist()) for row in near}
+    groups = find_duplicates(SimpleNamespace(table=table), 0.95, block)
+    assert {frozenset(row["id"] for row in group) for group in groups} == expected
+    assert [len(group) for group in groups] == sorted(map(len, expected), reverse=True)
 
 
 # --- filters ---------------------------------------------------------------------------------------------------------

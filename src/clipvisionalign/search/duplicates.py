@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from clipvisionalign.search.searcher import Searcher
 from clipvisionalign.search.tables import vector_column
@@ -16,34 +19,53 @@ DUPLICATE_THRESHOLD = 0.985
 def find_duplicates(
     searcher: Searcher, threshold: float = DUPLICATE_THRESHOLD, block: int = 2048
 ) -> list[list[dict[str, Any]]]:
-    """Groups of pictures that are the same, byte for byte, or nearly: a cosine of `near` or more; largest first."""
+    """Group the images of an index that are equal byte for byte, or nearly equal by their vectors.
+
+    Args:
+        searcher: An open index of N images.
+        threshold: Cosine from which two images are nearly equal.
+        block: Rows of the (N, N) cosines that are computed at a time.
+
+    Returns:
+        Groups of two images and more, largest first; for each image its id, path, hash and size in bytes.
+    """
     count = searcher.table.count_rows()
     if not count:
         return []
-    columns = ["id", "path", "hash", "size", "vector"]
-    table = searcher.table.search().select(columns).limit(count).to_arrow()
-    vectors = vector_column(table)
+    table = searcher.table.search().select(["id", "path", "hash", "size", "vector"]).limit(count).to_arrow()
     rows = table.drop_columns(["vector"]).to_pylist()
-    parent = list(range(count))
-
-    def root(node: int) -> int:
-        while parent[node] != node:
-            parent[node] = parent[parent[node]]
-            node = parent[node]
-        return node
-
-    first_by_hash: dict[str, int] = {}
-    for row_index, row in enumerate(rows):
-        parent[root(row_index)] = root(first_by_hash.setdefault(row["hash"], row_index))
-    for start in range(0, count, block):
-        for column_start in range(start, count, block):
-            close = vectors[start : start + block] @ vectors[column_start : column_start + block].T >= threshold
-            for a, b in zip(*np.nonzero(close), strict=True):
-                if start + a < column_start + b:
-                    parent[root(column_start + int(b))] = root(start + int(a))
+    _, first, inverse = np.unique([row["hash"] for row in rows], return_index=True, return_inverse=True)
+    edges = [np.stack([np.arange(count), first[inverse]]), *_near_pairs(vector_column(table), threshold, block)]
     groups: dict[int, list[dict[str, Any]]] = {}
-    for row_index, row in enumerate(rows):
-        groups.setdefault(root(row_index), []).append(row)
+    for row, label in zip(rows, _component_labels(np.concatenate(edges, axis=1), count).tolist(), strict=True):
+        groups.setdefault(label, []).append(row)
     return sorted(
         (group for group in groups.values() if len(group) > 1), key=lambda group: (-len(group), group[0]["path"])
     )
+
+
+def _component_labels(edges: np.ndarray, count: int) -> np.ndarray:
+    """The number of the connected component of each of `count` nodes; edges: (2, E)."""
+    graph = coo_array((np.ones(edges.shape[1], dtype=bool), (edges[0], edges[1])), shape=(count, count))
+    return connected_components(graph, directed=False)[1]
+
+
+def _near_pairs(vectors: np.ndarray, threshold: float, block: int) -> Iterator[np.ndarray]:
+    """Pairs of rows (2, E) that connect all rows (N, D) whose cosine is `threshold` or more, one block at a time.
+
+    Of n nearly equal images, n - 1 pairs are kept and not n (n - 1) / 2: the images of a collection may all be equal.
+    """
+    for start in range(0, len(vectors), block):
+        for column_start in range(start, len(vectors), block):
+            close = vectors[start : start + block] @ vectors[column_start : column_start + block].T >= threshold
+            row_nodes, column_nodes = np.nonzero(close)
+            # Rows of the block are nodes from 0, columns from `block`; on the diagonal they are the same images.
+            column_nodes = column_nodes + (0 if start == column_start else block)
+            if (row_nodes != column_nodes).any():
+                _, first, component = np.unique(
+                    _component_labels(np.stack([row_nodes, column_nodes]), 2 * block),
+                    return_index=True, return_inverse=True,
+                )  # fmt: skip
+                local = np.stack([np.arange(2 * block), first[component]])
+                local = local[:, local[0] != local[1]]
+                yield np.where(local < block, start + local, column_start + local - block)
