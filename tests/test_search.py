@@ -40,6 +40,7 @@ from clipvisionalign.search.duplicates import find_duplicates
 from clipvisionalign.search.filters import FILTER_COLUMNS, FilterError, filter_sql
 from clipvisionalign.search.indexer import build_index
 from clipvisionalign.search.manifest import read_manifest
+from clipvisionalign.search.query import SearchQuery
 from clipvisionalign.search.searcher import Searcher
 from clipvisionalign.search.storage import InvalidIndexError, Storage, list_local_images
 from clipvisionalign.search.tables import create_image_table, open_caption_table, open_image_table
@@ -381,18 +382,41 @@ def test_a_search_is_the_exact_order_of_cosines(indexed, tiny_runs):
 
 
 def test_queries_that_are_answered_together_find_what_each_alone_finds(indexed):
-    searcher = Searcher(indexed)
+    together, alone = Searcher(indexed), Searcher(indexed)
     terms = [[parse_term(text) for text in texts] for texts in (["a red circle"], ["^2 two stars", "blue"], ["ring"])]
     counts = [3, 20, 1000]
-    results = searcher.search_batch([*zip(terms, counts, strict=True), ([parse_term("red", -1.0)], 5), (terms[0], 0)])
-    for own, count, hits in zip(terms, counts, results, strict=False):
-        expected = searcher.search(own, count)
+    queries = [
+        SearchQuery(*query) for query in zip(terms, counts, ["", 'path like "00001*"', ""], [5, 0, 0], strict=True)
+    ]
+    refused = [
+        SearchQuery([parse_term("red", -1.0)]),
+        SearchQuery(terms[0], 0),
+        SearchQuery(terms[0], where="colour = 3"),
+    ]
+    results = together.search_batch([*queries, *refused])
+    for query, hits in zip(queries, results, strict=False):
+        expected = alone.search(query.terms, query.count, query.where, query.rerank)
         assert [each.id for each in hits] == [each.id for each in expected]
         scores = ([each.score for each in some] for some in (hits, expected))
         assert next(scores) == pytest.approx(next(scores), abs=rounding(**COSINE))
-        assert len(hits) == min(count, 120)
-    assert "something to look for" in str(results[3])
-    assert results[4] == pytest.approx(searcher.encode(terms[0]), abs=rounding(**COSINE))
+        assert len(hits) == (len(expected) if query.where else min(query.count, 120))
+    messages = ("something to look for", "at least 1 picture", "no column 'colour'")
+    assert all(message in str(error) for message, error in zip(messages, results[3:], strict=True))
+
+
+def test_a_caption_is_tokenised_and_encoded_once_re_ranking_included(indexed, monkeypatch):
+    searcher = Searcher(indexed)
+    tower = searcher.aligner.text_tower
+    tokenized: list[str] = []
+    tokenize = tower.tokenize
+    monkeypatch.setattr(tower, "tokenize", lambda captions: tokenized.extend(captions) or tokenize(captions))
+    encoded_counts: list[int] = []
+    tower.register_forward_pre_hook(lambda module, given: encoded_counts.append(len(given[0])))
+    terms = [parse_term("a red circle"), parse_term("blue", -1.0)]
+    assert all(each.pair_score is not None for each in searcher.search(terms, 5, rerank=5))
+    assert (tokenized, sum(encoded_counts)) == (["a red circle", "blue"], 2)
+    searcher.search_batch([SearchQuery(terms), SearchQuery(terms, where="width = 64"), SearchQuery(terms[:1])])
+    assert (tokenized[2:], sum(encoded_counts)) == (["a red circle", "blue"], 4)
 
 
 def test_an_approximate_index_is_built_by_size_and_measured(tiny_runs, tmp_path):
@@ -818,10 +842,10 @@ def test_queries_that_wait_together_are_answered_together():
     def search_batch(queries):
         gate.wait(5)
         sizes.append(len(queries))
-        return [ValueError("seven") if count == 7 else count for _, count in queries]
+        return [ValueError("seven") if query.count == 7 else query.count for query in queries]
 
     batcher = Batcher(search_batch)
-    waiting = {n: batcher([Term("x")], n) for n in range(1, 21)}
+    waiting = {n: batcher(SearchQuery([Term("x")], n)) for n in range(1, 21)}
     gate.set()
     with pytest.raises(ValueError, match="seven"):
         waiting.pop(7).result(5)
@@ -833,5 +857,5 @@ def test_queries_that_wait_together_are_answered_together():
         raise RuntimeError("no")
 
     with pytest.raises(RuntimeError):
-        Batcher(broken)([Term("x")], 1).result(5)
+        Batcher(broken)(SearchQuery([Term("x")], 1)).result(5)
     batcher.close()

@@ -41,27 +41,23 @@ class Stub:
     score, raised = 0.5, None
 
     def search_batch(self, queries):
-        return [self.search_vector(None, count) if count else self.encode(terms) for terms, count in queries]
+        return [self.search_one(query) for query in queries]
 
-    def search_vector(self, vector, count, where="", rerank=0, terms=()):
+    def search_one(self, query):
+        if query.captions:
+            raise ValueError("no captions")
         if self.raised is not None:
             raise self.raised
         return [Hit(1, "a.jpg", self.score, 2, 3, 4)]
 
-    def encode(self, terms):
-        return np.full(4, self.score, dtype=np.float32)
-
     def vector_of(self, number):
-        return self.encode([])
+        return np.full(4, self.score, dtype=np.float32)
 
     def value(self, number, column):
         return encoded(noise(), "JPEG")
 
     def image_source(self, number):
         return encoded(noise(), "PNG")
-
-    def captions(self, vector, count):
-        raise ValueError("no captions")
 
 
 @pytest.fixture

@@ -6,11 +6,18 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from clipvisionalign.cli.output import print_hits, print_index_report, say, write_paths
 from clipvisionalign.cli.parser import PROGRAM, command_parser
 from clipvisionalign.counts import count_noun
+
+if TYPE_CHECKING:
+    from clipvisionalign.search.query import SearchQuery
+    from clipvisionalign.search.searcher import Hits, Searcher
+
+#: Queries of a file that are searched for together.
+QUERIES_PER_BATCH = 64
 
 
 def index_parser() -> argparse.ArgumentParser:
@@ -125,58 +132,81 @@ def search(arguments: list[str]) -> int:
     if args.captions and (args.where or args.rerank or args.sheet or args.paths or args.previews):
         raise ValueError("--captions finds texts: leave --where, --rerank, --sheet, --paths and --previews out")
     from clipvisionalign.data.run_data import unfinished_note
-    from clipvisionalign.data.text_files import decode, split_lines
     from clipvisionalign.search.checks import check_query
     from clipvisionalign.search.searcher import Searcher
-    from clipvisionalign.search.storage import printable
+
+    queries = _read_queries(args)
+    for note in dict.fromkeys(term.note for _, query in queries for term in query.terms if term.note):
+        say(f"note: {note}")
+    for _, query in queries:
+        check_query(args.index, query, args.run)
+    searcher = Searcher(args.index, args.run)
+    if unfinished := unfinished_note(searcher.run):
+        say(f"note: {unfinished}")
+    results: list[dict[str, Any]] = []
+    for start in range(0, len(queries), QUERIES_PER_BATCH):
+        batch = queries[start : start + QUERIES_PER_BATCH]
+        for (text, _), hits in zip(batch, searcher.search_batch([query for _, query in batch]), strict=True):
+            if isinstance(hits, Exception):
+                raise hits
+            results.append({"query": text, "found": [each.to_dict() for each in hits]})
+            _print_result(args, searcher, text, hits)
+    if args.json:
+        print(json.dumps(results if args.queries else results[0], indent=2))
+    if args.sheet:
+        _write_sheet(args.sheet, searcher, results)
+    return 0 if any(result["found"] for result in results) else 1
+
+
+def _read_queries(args: argparse.Namespace) -> list[tuple[str, SearchQuery]]:
+    """The queries of the command line, or of the file of --queries, with their texts."""
+    from clipvisionalign.data.text_files import decode, split_lines
+    from clipvisionalign.search.query import SearchQuery
     from clipvisionalign.search.terms import Term, parse_term
 
     minus = [parse_term(text, -1.0) for text in args.minus]
     like = [Term(path, is_image=True) for path in args.like]
-    queries = [(" + ".join([*args.words, *args.like]), [parse_term(text) for text in args.words] + like)]
+    terms = [(" + ".join([*args.words, *args.like]), [*(parse_term(text) for text in args.words), *like])]
     if args.queries:
         if args.words or args.like:
             raise ValueError("--queries takes the queries from its file: leave words and --like out")
         text = sys.stdin.read() if args.queries == "-" else decode(Path(args.queries).read_bytes()).text
         lines = [line.strip() for line in split_lines(text)]
-        queries = [(line, [parse_term(line)]) for line in lines if line]
-    for note in dict.fromkeys(term.note for _, terms in queries for term in [*terms, *minus] if term.note):
-        say(f"note: {note}")
-    for _, terms in queries:
-        check_query(args.index, [*terms, *minus], args.count, args.where, args.rerank, args.run, captions=args.captions)
-    searcher = Searcher(args.index, args.run)
-    if unfinished := unfinished_note(searcher.run):
-        say(f"note: {unfinished}")
-    results: list[dict[str, Any]] = []
-    for query, terms in queries:
-        if args.captions:
-            caption_hits = searcher.captions(searcher.encode([*terms, *minus]), args.count)
-            results.append({"query": query, "found": [each.to_dict() for each in caption_hits]})
-            if not args.json:
-                for each in caption_hits:
-                    print(f"{each.score:.3f}  {printable(each.text)}  ({printable(each.path)})")
-            continue
-        hits = searcher.search([*terms, *minus], args.count, args.where, args.rerank)
-        results.append({"query": query, "found": [each.to_dict() for each in hits]})
-        if not hits:
-            say(f"{printable(query)}: nothing found{f' where {args.where}' if args.where.strip() else ''}")
-            continue
-        if args.paths:
-            write_paths(searcher, [each.id for each in hits], b"\0" if args.null else b"\n")
-        elif not args.json:
-            thumbnails = searcher.values([each.id for each in hits], "thumbnail") if args.previews else {}
-            print_hits(query, args.minus, hits, thumbnails)
-    if args.json:
-        print(json.dumps(results if args.queries else results[0], indent=2))
-    if args.sheet:
-        from clipvisionalign.explain.contact_sheet import thumbnail_sheet
+        terms = [(line, [parse_term(line)]) for line in lines if line]
+    return [
+        (text, SearchQuery([*wanted, *minus], args.count, args.where, args.rerank, args.captions))
+        for text, wanted in terms
+    ]
 
-        all_hits = [each for result in results for each in result["found"]]
-        sheet_thumbnails = searcher.values([each["id"] for each in all_hits], "thumbnail")
-        sheet_entries = [(sheet_thumbnails[each["id"]], f"{each['score']:.3f} {each['path']}") for each in all_hits]
-        thumbnail_sheet(sheet_entries, "; ".join(query for query, _ in queries)).save(args.sheet, "PNG")
-        say(f"{args.sheet}: written")
-    return 0 if any(result["found"] for result in results) else 1
+
+def _print_result(args: argparse.Namespace, searcher: Searcher, query: str, hits: Hits) -> None:
+    """Print the hits of one query: captions, paths or a table of images; with --json only that there are none."""
+    from clipvisionalign.search.hits import CaptionHit, Hit
+    from clipvisionalign.search.storage import printable
+
+    image_hits = [each for each in hits if isinstance(each, Hit)]
+    if args.captions:
+        for each in hits:
+            if isinstance(each, CaptionHit) and not args.json:
+                print(f"{each.score:.3f}  {printable(each.text)}  ({printable(each.path)})")
+    elif not image_hits:
+        say(f"{printable(query)}: nothing found{f' where {args.where}' if args.where.strip() else ''}")
+    elif args.paths:
+        write_paths(searcher, [each.id for each in image_hits], b"\0" if args.null else b"\n")
+    elif not args.json:
+        thumbnails = searcher.values([each.id for each in image_hits], "thumbnail") if args.previews else {}
+        print_hits(query, args.minus, image_hits, thumbnails)
+
+
+def _write_sheet(file: str, searcher: Searcher, results: list[dict[str, Any]]) -> None:
+    """Write the images of all results on one sheet."""
+    from clipvisionalign.explain.contact_sheet import thumbnail_sheet
+
+    hits = [each for result in results for each in result["found"]]
+    thumbnails = searcher.values([each["id"] for each in hits], "thumbnail")
+    entries = [(thumbnails[each["id"]], f"{each['score']:.3f} {each['path']}") for each in hits]
+    thumbnail_sheet(entries, "; ".join(result["query"] for result in results)).save(file, "PNG")
+    say(f"{file}: written")
 
 
 def duplicates_parser() -> argparse.ArgumentParser:

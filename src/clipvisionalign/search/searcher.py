@@ -1,36 +1,56 @@
 """Searching an index by words, by images, or by several of both, weighted, and without unwanted terms.
 
-The query is one vector (`terms.py`); the images with the greatest cosine are the result. Re-ranking orders the first of
-them by pair scores of the late interaction or the fusion, which read the images themselves.
+A query is one vector (`query.py`); the images with the greatest cosine are the result. Re-ranking orders the first of
+them by pair scores of the late interaction or the fusion, which read the images themselves (`rerank.py`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from clipvisionalign.images import ImageError
 from clipvisionalign.models.aligner import Aligner
 from clipvisionalign.models.io import load_aligner
 from clipvisionalign.search.ann import search_table
 from clipvisionalign.search.filters import FILTER_COLUMNS, filter_sql
 from clipvisionalign.search.hits import HIT_COLUMNS, CaptionHit, Hit, to_hits
 from clipvisionalign.search.manifest import IndexManifest, aligner_fingerprint, read_manifest
+from clipvisionalign.search.query import EncodedQuery, SearchQuery, encode_queries
+from clipvisionalign.search.rerank import rerank_hits
 from clipvisionalign.search.storage import InvalidIndexError, Storage
 from clipvisionalign.search.tables import metadata_columns, open_caption_table, open_image_table
-from clipvisionalign.search.terms import Term, combine_terms
+from clipvisionalign.search.terms import Term
 from clipvisionalign.search.vectors import InMemoryVectors
+
+#: Images or captions, best first.
+Hits = list[Hit] | list[CaptionHit]
+#: Queries that the database answers at a time.
+TABLE_SEARCH_THREADS = 8
 
 
 class Searcher:
-    """An opened index with the aligner that made it.
+    """An open index with the aligner that encoded it.
 
-    run: where the aligner is now, if it was moved. Raises InvalidIndexError where it is another one than the index was
-    made by.
+    Args:
+        index: Path or URL of the index.
+        run: Where the aligner is, if it was moved.
+        device: Of the aligner.
+
+    Attributes:
+        manifest: Of the index.
+        run: The run folder.
+        aligner: The model.
+        table: The LanceDB table of images.
+        caption_table: That of captions; None for an index without any.
+        storage: Where the images are.
+        in_memory: The vectors of an exact index, once several queries have been searched for together.
+
+    Raises:
+        InvalidIndexError: There is no index, its aligner is not there, or the run has other weights.
     """
 
     def __init__(self, index: str | Path, run: str | Path = "", device: str = "auto") -> None:
@@ -47,47 +67,47 @@ class Searcher:
 
     @property
     def metadata(self) -> dict[str, bool]:
-        """The columns that came as metadata, and whether they hold numbers."""
+        """The metadata columns, and whether they hold numbers."""
         return metadata_columns(self.table)
 
-    def encode(self, terms: Sequence[Term]) -> np.ndarray:
-        """The query's vector (D,), unit length. Raises ValueError for no terms, or terms that take each other away;
-        ImageError."""
-        text_terms = [term for term in terms if not term.is_image]
-        image_terms = [term for term in terms if term.is_image]
-        vectors = (
-            [self.aligner.encode_captions([str(term.content) for term in text_terms]).numpy()] if text_terms else []
-        )
-        vectors += [self.aligner.encode_images([term.content for term in image_terms]).numpy()] if image_terms else []
-        return combine_terms(
-            [*text_terms, *image_terms], np.concatenate(vectors) if vectors else np.empty((0, self.manifest.width))
-        )
+    def search_batch(self, queries: Sequence[SearchQuery]) -> list[Hits | Exception]:
+        """Search for several queries, which are encoded together; each with its own count, filter and re-ranking.
 
-    def search_batch(self, queries: Sequence[tuple[Sequence[Term], int]]) -> list[list[Hit] | np.ndarray | ValueError]:
-        """Several queries of words, with the number of pictures that each wants: encoded together.
+        All searches take this way. A caption is tokenised and encoded once a call, re-ranking included.
 
-        Where the index is exact they are searched together too; else, and for 0 pictures, a query's vector is given.
-        What is wrong with one query stands in its place.
+        Args:
+            queries: Any number.
+
+        Returns:
+            For each query its hits, best first, or the error that it alone has: a ValueError (such as FilterError or
+            ImageError) for what the user can correct, any other for what the database cannot answer.
         """
-        encoded = self.aligner.encode_captions([str(term.content) for terms, _ in queries for term in terms]).numpy()
-        vectors: list[np.ndarray | ValueError] = []
-        start = 0
-        for terms, _ in queries:
-            try:
-                vectors.append(combine_terms(terms, encoded[start : start + len(terms)]))
-            except ValueError as error:
-                vectors.append(error)
-            start += len(terms)
-        results: list[list[Hit] | np.ndarray | ValueError] = [*vectors]
-        exact_queries = [(position, vector, queries[position][1]) for position, vector in enumerate(vectors)
-                if isinstance(vector, np.ndarray) and queries[position][1]]  # fmt: skip
-        if self.manifest.kind == "exact" and exact_queries:
-            positions, query_vectors, counts = zip(*exact_queries, strict=True)
-            metadata = self.metadata
-            rows = self._load_in_memory((*HIT_COLUMNS, *metadata)).search(np.stack(query_vectors), counts)
-            for position, query_rows in zip(positions, rows, strict=True):
+        metadata = self.metadata
+        encoded = encode_queries(self.aligner, queries)
+        results: list[Hits | Exception] = [each if isinstance(each, ValueError) else [] for each in encoded]
+        vectors = {position: each.vector for position, each in enumerate(encoded) if isinstance(each, EncodedQuery)}
+        in_memory = [position for position in vectors if self._searched_in_memory(queries[position])]
+        # Of one query the database finds the nearest as fast as it reads all vectors.
+        if len(in_memory) > 1 or (in_memory and self.in_memory is not None):
+            stored = self._load_in_memory((*HIT_COLUMNS, *metadata))
+            depths = [max(queries[position].count, queries[position].rerank) for position in in_memory]
+            rows = stored.search(np.stack([vectors.pop(position) for position in in_memory]), depths)
+            for position, query_rows in zip(in_memory, rows, strict=True):
                 results[position] = to_hits(query_rows, metadata)
+        if vectors:
+            with ThreadPoolExecutor(min(len(vectors), TABLE_SEARCH_THREADS)) as pool:
+                searches = {
+                    position: pool.submit(self._search_table, queries[position], vector, metadata)
+                    for position, vector in vectors.items()
+                }
+            for position, search in searches.items():
+                results[position] = search.result()
+        for position, (query, each) in enumerate(zip(queries, encoded, strict=True)):
+            results[position] = self._finish(query, each, results[position])
         return results
+
+    def _searched_in_memory(self, query: SearchQuery) -> bool:
+        return self.manifest.kind == "exact" and not query.captions and not query.where.strip()
 
     def _load_in_memory(self, columns: Sequence[str]) -> InMemoryVectors:
         cached = self.in_memory
@@ -95,79 +115,175 @@ class Searcher:
             cached = self.in_memory = InMemoryVectors(self.table, columns)
         return cached
 
-    def search(self, terms: Sequence[Term], count: int = 10, where: str = "", rerank: int = 0) -> list[Hit]:
-        """The `count` best pictures. where: a filter (`search/filters.py`); rerank: so many first ones are put into a
-        new order by pair scores. Raises ValueError and what `encode` raises."""
-        return self.search_vector(self.encode(terms), count, where, rerank, terms)
+    def _search_table(self, query: SearchQuery, vector: np.ndarray, metadata: dict[str, bool]) -> Hits | Exception:
+        """The hits of one query by the database, before re-ranking; or its error, which other queries do not have."""
+        try:
+            if query.captions:
+                return self._search_captions(vector, query.count)
+            sql = filter_sql(query.where, FILTER_COLUMNS | metadata) if query.where.strip() else ""
+            depth, columns = max(query.count, query.rerank), (*HIT_COLUMNS, *metadata)
+            return to_hits(search_table(self.table, vector, depth, self.manifest.kind, columns, sql), metadata)
+        except Exception as error:
+            return error
 
-    def search_vector(
-        self, vector: np.ndarray, count: int = 10, where: str = "", rerank: int = 0, terms: Sequence[Term] = ()
-    ) -> list[Hit]:
-        """`search` by a vector that is known already."""
-        if count < 1:
-            raise ValueError(f"at least 1 picture can be found, not {count}")
-        metadata = self.metadata
-        sql = filter_sql(where, FILTER_COLUMNS | metadata) if where.strip() else ""
-        columns = (*HIT_COLUMNS, *metadata)
-        hits = to_hits(search_table(self.table, vector, max(count, rerank), self.manifest.kind, columns, sql), metadata)
-        return (self.rerank(hits, terms, rerank) if rerank else hits)[:count]
-
-    def captions(self, vector: np.ndarray, count: int = 10) -> list[CaptionHit]:
-        """The `count` captions nearest to a vector, such as a picture's. Raises ValueError for an index without any."""
+    def _search_captions(self, vector: np.ndarray, count: int) -> list[CaptionHit]:
         if self.caption_table is None:
             raise ValueError("this index has no captions: 'clipvisionalign index RUN DATA --captions' writes them")
         rows = search_table(self.caption_table, vector, count, columns=("id", "text", "path"))
         return [CaptionHit(row["id"], row["text"], row["path"], round(1.0 - row["_distance"], 6)) for row in rows]
 
-    def rerank(self, hits: list[Hit], terms: Sequence[Term], depth: int) -> list[Hit]:
-        """The first ones in the order of their pair scores; pictures that have vanished go behind them.
-
-        Raises ValueError for an aligner that scores no pairs, and for a query that is not of words alone.
-        """
-        if self.aligner.late is None:
-            raise ValueError(f"{self.run}: its design '{self.aligner.config.design}' has nothing to re-rank with")
-        text_terms = [term for term in terms if not term.is_image]
-        if not text_terms or len(text_terms) < len(terms):
-            raise ValueError("re-ranking compares words with pictures: give words only")
-        raw_paths = self.values([each.id for each in hits[:depth]], "raw")
-        available: list[Hit] = []
-        missing: list[Hit] = []
-        for each in hits[:depth]:
-            (available if self.storage.has_file(raw_paths[each.id]) else missing).append(each)
-        if not available:
+    def _finish(
+        self, query: SearchQuery, encoded: EncodedQuery | ValueError, hits: Hits | Exception
+    ) -> Hits | Exception:
+        """The hits of one query, re-ranked, up to its count."""
+        if isinstance(hits, Exception) or isinstance(encoded, ValueError):
             return hits
-        try:
-            pairs = self.aligner.pair_scorer(
-                [self.storage.image_source(raw_paths[each.id]) for each in available],
-                [str(term.content) for term in text_terms],
-            )
-        except ImageError as error:
-            raise ValueError(f"{error}; index the folder again") from None
-        images = np.repeat(np.arange(len(available)), len(text_terms))
-        captions = np.tile(np.arange(len(text_terms)), len(available))
-        scores = pairs(images, captions).reshape(len(available), len(text_terms)) @ np.array(
-            [term.weight for term in text_terms]
-        )
-        order = np.argsort(-scores, kind="stable")
-        return [replace(available[i], pair_score=round(float(scores[i]), 5)) for i in order] + missing + hits[depth:]
+        if query.rerank:
+            image_hits = [hit for hit in hits if isinstance(hit, Hit)]
+            first, others = image_hits[: query.rerank], image_hits[query.rerank :]
+            try:
+                raw_paths = self.values([hit.id for hit in first], "raw")
+                weights = [term.weight for term in query.terms]
+                hits = rerank_hits(self.aligner, self.storage, first, raw_paths, encoded.captions, weights) + others
+            except Exception as error:
+                return error
+        return hits[: query.count]
+
+    def search_one(self, query: SearchQuery) -> Hits:
+        """`search_batch` of one query.
+
+        Args:
+            query: The query.
+
+        Returns:
+            Its hits, best first.
+
+        Raises:
+            Exception: Its error.
+        """
+        (result,) = self.search_batch([query])
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    def search(self, terms: Sequence[Term], count: int = 10, where: str = "", rerank: int = 0) -> list[Hit]:
+        """Search for images by terms.
+
+        Args:
+            terms: Words and images, unwanted ones included.
+            count: Number of images.
+            where: A filter (`filters.py`), "" for none.
+            rerank: Number of first images that are ordered by pair scores, 0 for none.
+
+        Returns:
+            The hits, best first.
+
+        Raises:
+            ValueError: The query cannot be answered; FilterError and ImageError are such errors.
+        """
+        hits = self.search_one(SearchQuery(terms, count, where, rerank))
+        return [hit for hit in hits if isinstance(hit, Hit)]
+
+    def search_vector(
+        self, vector: np.ndarray, count: int = 10, where: str = "", rerank: int = 0, terms: Sequence[Term] = ()
+    ) -> list[Hit]:
+        """Search for images by a vector.
+
+        Args:
+            vector: Unit length, (D,).
+            count: Number of images.
+            where: A filter, "" for none.
+            rerank: Number of first images that are ordered by pair scores with `terms`, 0 for none.
+            terms: Words, for re-ranking.
+
+        Returns:
+            The hits, best first.
+
+        Raises:
+            ValueError: As `search`.
+        """
+        hits = self.search_one(SearchQuery(terms, count, where, rerank, vector=vector))
+        return [hit for hit in hits if isinstance(hit, Hit)]
+
+    def captions(self, vector: np.ndarray, count: int = 10) -> list[CaptionHit]:
+        """Search for captions by a vector, such as that of an image.
+
+        Args:
+            vector: Unit length, (D,).
+            count: Number of captions.
+
+        Returns:
+            The hits, best first.
+
+        Raises:
+            ValueError: The index has no captions.
+        """
+        hits = self.search_one(SearchQuery(count=count, captions=True, vector=vector))
+        return [hit for hit in hits if isinstance(hit, CaptionHit)]
+
+    def encode(self, terms: Sequence[Term]) -> np.ndarray:
+        """The vector of a query.
+
+        Args:
+            terms: Words and images, unwanted ones included.
+
+        Returns:
+            The vector, (D,), unit length, float32.
+
+        Raises:
+            ValueError: There is nothing to search for, or the terms cancel each other.
+            ImageError: An image cannot be opened.
+        """
+        (encoded,) = encode_queries(self.aligner, [SearchQuery(terms)])
+        if isinstance(encoded, ValueError):
+            raise encoded
+        return encoded.vector
 
     def image_source(self, image_id: int) -> Path | bytes:
-        """The picture with this number, as what `open_image` takes. Raises KeyError where it is not there, or no
-        longer."""
+        """The source of an image.
+
+        Args:
+            image_id: Its number in the index.
+
+        Returns:
+            What `open_image` takes.
+
+        Raises:
+            KeyError: The index has no such image, or its file is gone.
+        """
         raw = self.value(image_id, "raw")
         if not self.storage.has_file(raw):
             raise KeyError(f"picture {image_id} is no longer where it was; index the folder again")
         return self.storage.image_source(raw)
 
     def value(self, image_id: int, column: str) -> Any:
-        """What a column has for the picture with this number. Raises KeyError for a number that is not there."""
+        """The value of a column for an image.
+
+        Args:
+            image_id: Its number in the index.
+            column: The column.
+
+        Returns:
+            The value.
+
+        Raises:
+            KeyError: The index has no such image.
+        """
         rows = self.rows([image_id], (column,))
         if not rows:
             raise KeyError(f"no picture {image_id} in this index")
         return rows[0][column]
 
     def rows(self, ids: Sequence[int], columns: Sequence[str]) -> list[dict[str, Any]]:
-        """Some columns of the pictures with these numbers, in no order."""
+        """Some columns of some images.
+
+        Args:
+            ids: Numbers of images.
+            columns: The columns.
+
+        Returns:
+            Rows in no particular order.
+        """
         if not ids:
             return []
         id_list = ", ".join(str(int(image_id)) for image_id in ids)
@@ -176,9 +292,27 @@ class Searcher:
         )
 
     def values(self, ids: Sequence[int], column: str) -> dict[int, Any]:
-        """What a column has for each of some pictures."""
+        """The value of a column for each of some images.
+
+        Args:
+            ids: Numbers of images.
+            column: The column.
+
+        Returns:
+            For each number the value.
+        """
         return {row["id"]: row[column] for row in self.rows(sorted(set(ids)), ("id", column))}
 
     def vector_of(self, image_id: int) -> np.ndarray:
-        """The vector of a picture. Raises KeyError for a number that is not there."""
+        """The vector of an image.
+
+        Args:
+            image_id: Its number in the index.
+
+        Returns:
+            The vector, (D,), float32.
+
+        Raises:
+            KeyError: The index has no such image.
+        """
         return np.asarray(self.value(image_id, "vector"), dtype=np.float32)

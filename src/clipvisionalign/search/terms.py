@@ -99,7 +99,7 @@ def combine_terms(terms: Sequence[Term], vectors: np.ndarray) -> np.ndarray:
         The vector, (D,), unit length, float32.
 
     Raises:
-        ValueError: A weight is not finite, no term is wanted, or the terms cancel each other.
+        ValueError: A weight is not finite or too large, no term is wanted, or the terms cancel each other.
     """
     if not all(math.isfinite(term.weight) for term in terms):
         raise ValueError("a weight is a number, neither infinite nor nan")
@@ -107,6 +107,8 @@ def combine_terms(terms: Sequence[Term], vectors: np.ndarray) -> np.ndarray:
         raise ValueError("a query needs something to look for, not only what is not wanted")
     vector = np.array([term.weight for term in terms], dtype=np.float32) @ vectors
     length = float(np.linalg.norm(vector))
+    if not math.isfinite(length):
+        raise ValueError("the weights are too large to be counted with")
     if length < 1e-6:
         raise ValueError("the terms take each other away: nothing is left to look for")
     return np.asarray(vector / length, dtype=np.float32)

@@ -13,9 +13,18 @@ from clipvisionalign.search.tables import vector_column
 
 
 class InMemoryVectors:
-    """The vectors of an exact index, 1 KiB each, and what is told of its pictures, as they were at one version.
+    """The vectors and some columns of an exact index, as they are at one version of its table.
 
-    For many queries at once one matrix product is as exact as the database's search, and far quicker.
+    For many queries at once, one matrix product is as exact as the database's search, and faster.
+
+    Args:
+        table: A table of N images.
+        columns: The columns of a result.
+
+    Attributes:
+        version: Of the table.
+        vectors: (N, D), float32.
+        rows: The columns, an Arrow table of N rows.
     """
 
     def __init__(self, table: Any, columns: Sequence[str]) -> None:
@@ -25,7 +34,15 @@ class InMemoryVectors:
         self.rows = rows.select(list(columns))
 
     def search(self, vectors: np.ndarray, counts: Sequence[int]) -> list[list[dict[str, Any]]]:
-        """What the function `nearest` gives, for each of the vectors (Q, D)."""
+        """The rows whose vectors are nearest, for several queries.
+
+        Args:
+            vectors: Q queries, (Q, D), float32.
+            counts: Numbers of rows, one for each query.
+
+        Returns:
+            For each query what `ann.search_table` returns.
+        """
         max_count = min(max(counts), len(self.vectors))
         scores, row_indices = (torch.from_numpy(vectors) @ self.vectors.T).topk(max_count, dim=1)
         return [self._to_rows(*row_matches) for row_matches in zip(scores, row_indices, counts, strict=True)]

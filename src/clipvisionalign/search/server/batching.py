@@ -7,30 +7,41 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any
 
-from clipvisionalign.search.terms import Term
+from clipvisionalign.search.query import SearchQuery
 
 #: Texts that are encoded together at most, and how long the first of them waits for others.
 MAX_BATCH_TEXTS, BATCH_WAIT_SECONDS = 64, 0.004
 
-#: A query's terms, and how many pictures it wants; 0 for its vector alone.
-BatchQuery = tuple[list[Term], int]
-
 
 class Batcher:
-    """Answers queries for many threads at once, those together that are waiting together."""
+    """Collects the queries of concurrent requests, and searches for them together.
 
-    def __init__(self, search_batch: Callable[[Sequence[BatchQuery]], Sequence[Any]]) -> None:
+    Args:
+        search_batch: `Searcher.search_batch`.
+
+    Attributes:
+        texts: Number of terms that were encoded.
+        calls: Number of calls of `search_batch`.
+    """
+
+    def __init__(self, search_batch: Callable[[Sequence[SearchQuery]], Sequence[Any]]) -> None:
         self.search_batch = search_batch
-        self.pending: queue.SimpleQueue[tuple[BatchQuery, Future[Any]] | None] = queue.SimpleQueue()
-        #: How many terms went through, in how many calls.
+        self.pending: queue.SimpleQueue[tuple[SearchQuery, Future[Any]] | None] = queue.SimpleQueue()
         self.texts, self.calls = 0, 0
         self.thread = threading.Thread(target=self._run, daemon=True, name="batcher")
         self.thread.start()
 
-    def __call__(self, terms: list[Term], count: int) -> Future[Any]:
-        """What `Searcher.search_batch` returns for the query, later; what is wrong with it is raised."""
+    def __call__(self, query: SearchQuery) -> Future[Any]:
+        """Queue a query.
+
+        Args:
+            query: The query.
+
+        Returns:
+            A future of its hits, which raises its error.
+        """
         future: Future[Any] = Future()
-        self.pending.put(((terms, count), future))
+        self.pending.put((query, future))
         return future
 
     def close(self) -> None:
@@ -46,7 +57,7 @@ class Batcher:
                 return
             batch = [item]
             deadline = time.perf_counter() + BATCH_WAIT_SECONDS
-            while sum(len(terms) for (terms, _), _ in batch) < MAX_BATCH_TEXTS:
+            while sum(len(query.terms) for query, _ in batch) < MAX_BATCH_TEXTS:
                 try:
                     following = self.pending.get(timeout=max(0.0, deadline - time.perf_counter()))
                 except queue.Empty:
@@ -57,8 +68,8 @@ class Batcher:
                 batch.append(following)
             self._process(batch)
 
-    def _process(self, batch: list[tuple[BatchQuery, Future[Any]]]) -> None:
-        self.texts, self.calls = self.texts + sum(len(terms) for (terms, _), _ in batch), self.calls + 1
+    def _process(self, batch: list[tuple[SearchQuery, Future[Any]]]) -> None:
+        self.texts, self.calls = self.texts + sum(len(query.terms) for query, _ in batch), self.calls + 1
         try:
             results = list(self.search_batch([query for query, _ in batch]))
         except Exception as error:

@@ -10,7 +10,6 @@ from importlib.resources import files
 from io import BytesIO
 from typing import Annotated, Any
 
-import numpy as np
 from fastapi import FastAPI, File, Query, Request, Response, UploadFile
 from fastapi.responses import HTMLResponse
 from fastapi.staticfiles import StaticFiles
@@ -22,6 +21,7 @@ from clipvisionalign.explain.heatmaps import explain
 from clipvisionalign.images import open_image
 from clipvisionalign.search.filters import MAX_FILTER_LENGTH
 from clipvisionalign.search.hits import CaptionHit, Hit
+from clipvisionalign.search.query import SearchQuery
 from clipvisionalign.search.server.errors import translate_errors
 from clipvisionalign.search.server.service import SearchService, index_info
 from clipvisionalign.search.terms import Term, parse_term
@@ -47,7 +47,7 @@ def hits_to_json(hits: Sequence[Hit | CaptionHit], terms: Sequence[Term] = ()) -
 
 def add_search_routes(app: FastAPI, service: SearchService) -> None:
     """Add the search by words, /search."""
-    limits, searchers = service.limits, service.searchers
+    limits = service.limits
     CountParam = Annotated[int, Query(ge=1, le=limits.results)]
     IndexParam = Annotated[int, Query(ge=0, lt=len(service.searchers), description=INDEX_DESCRIPTION)]
 
@@ -67,16 +67,7 @@ def add_search_routes(app: FastAPI, service: SearchService) -> None:
             for text in [*q, *minus]:
                 if len(text) > limits.characters:
                     raise ValueError(f"a query of {len(text):,} characters; at most {limits.characters:,}")
-            plain = not (where or rerank)
-            result = service.batchers[index](terms, count if plain else 0).result(limits.seconds)
-            if not isinstance(result, np.ndarray):
-                return hits_to_json(result, terms)
-            if not np.isfinite(result).all():
-                raise ValueError("the weights are too large to be counted with")
-            if not rerank:
-                return hits_to_json(searchers[index].search_vector(result, count, where), terms)
-            with service.model_lock:
-                return hits_to_json(searchers[index].search_vector(result, count, where, rerank, terms), terms)
+            return hits_to_json(service.search(SearchQuery(terms, count, where, rerank), index), terms)
 
         return translate_errors(work, where)
 
@@ -92,9 +83,8 @@ def add_similar_routes(app: FastAPI, service: SearchService) -> None:
         """Pictures like one of the index."""
 
         def work() -> dict[str, Any]:
-            searcher = searchers[index]
-            hits = searcher.search_vector(searcher.vector_of(id), count + 1, where)
-            return hits_to_json([hit for hit in hits if hit.id != id][:count])
+            query = SearchQuery(count=count + 1, where=where, vector=searchers[index].vector_of(id))
+            return hits_to_json([hit for hit in service.search(query, index) if hit.id != id][:count])
 
         return translate_errors(work, where)
 
@@ -105,23 +95,32 @@ def add_similar_routes(app: FastAPI, service: SearchService) -> None:
         """Pictures like one that is sent in."""
 
         def work() -> dict[str, Any]:
-            return hits_to_json(searchers[index].search_vector(service.encode_upload(picture, index), count, where))
+            return hits_to_json(service.search(SearchQuery([service.read_upload(picture)], count, where), index))
 
         return translate_errors(work, where)
 
     @app.get("/captions", responses={404: {}, 422: {}})
     def captions_of(id: ImageIdParam, count: CountParam = 20, index: IndexParam = 0) -> dict[str, Any]:
         """Captions near a picture of the index; where it has captions."""
-        return translate_errors(lambda: hits_to_json(searchers[index].captions(searchers[index].vector_of(id), count)))
+
+        def work() -> dict[str, Any]:
+            query = SearchQuery(count=count, captions=True, vector=searchers[index].vector_of(id))
+            return hits_to_json(service.search(query, index))
+
+        return translate_errors(work)
 
     @app.post("/captions", responses={413: {}, 422: {}})
     def captions_of_upload(
         picture: Annotated[UploadFile, File()], count: CountParam = 20, index: IndexParam = 0
     ) -> dict[str, Any]:
         """Captions near a picture that is sent in."""
-        return translate_errors(
-            lambda: hits_to_json(searchers[index].captions(service.encode_upload(picture, index), count))
-        )
+
+        def work() -> dict[str, Any]:
+            return hits_to_json(
+                service.search(SearchQuery([service.read_upload(picture)], count, captions=True), index)
+            )
+
+        return translate_errors(work)
 
 
 def add_image_routes(app: FastAPI, service: SearchService) -> None:

@@ -4,12 +4,12 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 from fastapi import HTTPException, UploadFile
 
 from clipvisionalign.images import open_image
 from clipvisionalign.search.filters import FILTER_COLUMNS
-from clipvisionalign.search.searcher import Searcher
+from clipvisionalign.search.query import SearchQuery
+from clipvisionalign.search.searcher import Hits, Searcher
 from clipvisionalign.search.server.batching import Batcher
 from clipvisionalign.search.server.limits import Limits
 from clipvisionalign.search.server.metrics import Metrics
@@ -40,19 +40,48 @@ class SearchService:
         """How many texts were encoded, in how many calls of the text encoder."""
         return sum(batcher.texts for batcher in self.batchers), sum(batcher.calls for batcher in self.batchers)
 
-    def encode_upload(self, upload: UploadFile, index: int) -> np.ndarray:
-        """The vector (D,) of an image that is sent in.
+    def search(self, query: SearchQuery, index: int) -> Hits:
+        """The hits of a query, by `Searcher.search_batch`.
+
+        Queries of words are searched for together with those of other requests. Those that are re-ranked, or that have
+        images, would delay these: they take turns at the model.
+
+        Args:
+            query: The query.
+            index: The number of the index.
+
+        Returns:
+            Its hits, best first.
+
+        Raises:
+            TimeoutError: The hits were not found in time.
+            Exception: What the searcher raises of the query.
+        """
+        if query.rerank or any(term.is_image for term in query.terms):
+            with self.model_lock:
+                return self.searchers[index].search_one(query)
+        if query.vector is not None:
+            return self.searchers[index].search_one(query)
+        hits: Hits = self.batchers[index](query).result(self.limits.seconds)
+        return hits
+
+    def read_upload(self, upload: UploadFile) -> Term:
+        """An image that is sent in, as a term.
+
+        Args:
+            upload: The file of the form.
+
+        Returns:
+            The term.
 
         Raises:
             HTTPException: 413 for a file of too many bytes.
-            ImageError: For what is not an image.
+            ImageError: The file is not an image.
         """
         data = upload.file.read(self.limits.upload_bytes + 1)
         if len(data) > self.limits.upload_bytes:
             raise HTTPException(413, f"at most {self.limits.upload_bytes:,} bytes")
-        opened = open_image(data, 512)
-        with self.model_lock:
-            return self.searchers[index].encode([Term(opened, is_image=True)])
+        return Term(open_image(data, 512), is_image=True)
 
     def close(self) -> None:
         """End the threads of the batchers, after what is waiting."""

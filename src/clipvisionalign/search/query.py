@@ -1,0 +1,116 @@
+"""A query, and its vector."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+
+from clipvisionalign.models.aligner import Aligner
+from clipvisionalign.models.pair_scorer import EncodedCaption
+from clipvisionalign.search.terms import Term, combine_terms
+
+
+@dataclass(frozen=True)
+class SearchQuery:
+    """What is searched for, and how.
+
+    Attributes:
+        terms: Words and images, unwanted ones included.
+        count: Number of results.
+        where: A filter (`filters.py`), "" for none.
+        rerank: Number of first results that are ordered by pair scores, 0 for none; for terms of words alone.
+        captions: Search for captions and not for images; without filter and re-ranking.
+        vector: The query's vector, (D,), where it is known already, such as that of an image of the index.
+    """
+
+    terms: Sequence[Term] = ()
+    count: int = 10
+    where: str = ""
+    rerank: int = 0
+    captions: bool = False
+    vector: np.ndarray | None = field(default=None, compare=False)
+
+    def check(self) -> None:
+        """Check what can be known without an index.
+
+        Raises:
+            ValueError: The count is below 1, there is nothing to search for, or the terms cannot be re-ranked.
+        """
+        if self.count < 1:
+            raise ValueError(f"at least 1 picture can be found, not {self.count}")
+        if self.vector is None:
+            # Unit vectors: whether those of the model cancel each other is not known yet.
+            combine_terms(self.terms, np.eye(len(self.terms), dtype=np.float32))
+        if self.rerank and (not self.terms or any(term.is_image for term in self.terms)):
+            raise ValueError("re-ranking compares words with pictures: give words only")
+        if self.captions and (self.where.strip() or self.rerank):
+            raise ValueError("captions are found without a filter and without re-ranking")
+
+
+class EncodedQuery(NamedTuple):
+    """A query as the search needs it. vector: (D,); captions: its terms for pair scores, none without re-ranking."""
+
+    vector: np.ndarray
+    captions: list[EncodedCaption]
+
+
+def encode_queries(aligner: Aligner, queries: Sequence[SearchQuery]) -> list[EncodedQuery | ValueError]:
+    """Encode queries together: each caption is tokenised and encoded once, for its vector and its pair scores alike.
+
+    Args:
+        aligner: The model of the index.
+        queries: Any number.
+
+    Returns:
+        For each query its vector and captions, or its error: nothing to search for, an image that cannot be opened, or
+        a design without pair scores.
+    """
+    errors = {position: error for position, query in enumerate(queries) if (error := _query_error(aligner, query))}
+    valid = [query for position, query in enumerate(queries) if position not in errors]
+    # Queries with a vector need their words for re-ranking only.
+    texts = _distinct_texts(query for query in valid if query.vector is None and not query.rerank)
+    pair_texts = _distinct_texts(query for query in valid if query.rerank)
+    vectors = dict(zip(texts, aligner.encode_captions(texts).numpy(), strict=True)) if texts else {}
+    captions = dict(zip(pair_texts, aligner.encode_captions_for_pairs(pair_texts), strict=True)) if pair_texts else {}
+    vectors |= {text: caption.vector.cpu().numpy() for text, caption in captions.items() if text not in vectors}
+    encoded: list[EncodedQuery | ValueError] = []
+    for position, query in enumerate(queries):
+        try:
+            if position in errors:
+                raise errors[position]
+            vector = _query_vector(aligner, query, vectors)
+            encoded.append(
+                EncodedQuery(vector, [captions[str(term.content)] for term in query.terms] if query.rerank else [])
+            )
+        except ValueError as error:
+            encoded.append(error)
+    return encoded
+
+
+def _query_error(aligner: Aligner, query: SearchQuery) -> ValueError | None:
+    try:
+        query.check()
+    except ValueError as error:
+        return error
+    if query.rerank and aligner.late is None:
+        return ValueError(f"the design '{aligner.config.design}' has nothing to re-rank with")
+    return None
+
+
+def _distinct_texts(queries: Iterable[SearchQuery]) -> list[str]:
+    return list(dict.fromkeys(str(term.content) for query in queries for term in query.terms if not term.is_image))
+
+
+def _query_vector(aligner: Aligner, query: SearchQuery, text_vectors: Mapping[str, np.ndarray]) -> np.ndarray:
+    """The vector (D,) of a query. Raises ValueError for terms that cancel each other, ImageError."""
+    if query.vector is not None:
+        return query.vector
+    text_terms = [term for term in query.terms if not term.is_image]
+    image_terms = [term for term in query.terms if term.is_image]
+    vectors = [text_vectors[str(term.content)] for term in text_terms]
+    if image_terms:
+        vectors += [*aligner.encode_images([term.content for term in image_terms]).numpy()]
+    return combine_terms([*text_terms, *image_terms], np.stack(vectors))
