@@ -186,6 +186,11 @@ def test_the_token_comes_from_a_file_or_the_environment(monkeypatch, tmp_path, c
     file = tmp_path / "token"
     file.write_text(f"{SECRET}\n")
     assert (read_token(), read_token(file=file), read_token("given")) == ("from outside", SECRET, "given")
+    for odd in (" padded ", "two\nlines", "no\udcffUTF-8"):
+        monkeypatch.setenv("CLIPVISIONALIGN_TOKEN", odd)
+        with pytest.raises(ValueError, match="CLIPVISIONALIGN_TOKEN: a token is") as error:
+            read_token()
+        assert odd not in str(error.value)
     for odd in ("", "\n", "two\nlines"):
         file.write_text(odd)
         with pytest.raises(ValueError, match="token"):

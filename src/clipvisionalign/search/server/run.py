@@ -1,6 +1,5 @@
 """Starting the service: its token, its address, uvicorn."""
 
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from urllib.parse import quote
@@ -8,21 +7,34 @@ from urllib.parse import quote
 from clipvisionalign.data.run_data import unfinished_note
 from clipvisionalign.search.searcher import Searcher
 from clipvisionalign.search.server.app import create_app
+from clipvisionalign.search.server.settings import ServiceSettings
 
 #: The environment variable that holds the token.
 TOKEN_VARIABLE = "CLIPVISIONALIGN_TOKEN"
 
 
 def read_token(value: str = "", file: str | Path = "") -> str:
-    """The token that is given by itself, in a file, or else in the environment; "" for none. Raises ValueError for one
-    that is empty or that no header can carry, FileNotFoundError."""
-    token, source = os.environ.get(TOKEN_VARIABLE, ""), TOKEN_VARIABLE
+    """The token of the service: from a file, else as it is given, else from the environment.
+
+    Args:
+        value: The token itself, "" for none.
+        file: A file whose only line is the token, "" for none.
+
+    Returns:
+        The token; "" where there is none.
+
+    Raises:
+        ValueError: The file is empty, or no header can carry the token.
+        FileNotFoundError: There is no such file.
+    """
     if file:
         token, source = Path(file).read_text(encoding="utf-8").strip(), str(file)
         if not token:
             raise ValueError(f"{source}: no token in it")
     elif value:
         token, source = value, "--token"
+    else:
+        token, source = ServiceSettings().token.get_secret_value(), TOKEN_VARIABLE
     if not token.isprintable() or token != token.strip():
         raise ValueError(f"{source}: a token is one line of printable characters, without blanks around it")
     return token
