@@ -109,7 +109,7 @@ def killed(*given: Any, **named: Any) -> Any:
 
 def killed_study(study: str, stage: str) -> int:
     """The work of a process: the study goes on, and is killed in that stage."""
-    from clipvisionalign.study.config import read_plan
+    from clipvisionalign.study.plan_file import read_plan
     from clipvisionalign.study.runner import run_study
 
     quick(setattr)

@@ -178,7 +178,7 @@ def test_drawn_scenes_are_no_near_duplicates(scenes_folder, tmp_path):
 
     A third of the demo's, all of them with WHOLE_DEMO."""
     from clipvisionalign.data.scenes import write_scenes
-    from clipvisionalign.study.config import read_plan
+    from clipvisionalign.study.plan_file import read_plan
 
     plan = read_plan("demo")
     how, share = plan.drawing, 1 if os.environ.get("WHOLE_DEMO") else 3

@@ -22,7 +22,9 @@ from clipvisionalign.data.scenes import (
     write_scenes,
 )
 from clipvisionalign.scene_search import draw_queries, search_quality
-from clipvisionalign.study.config import Comparison, Plan, Variant, check_plan, read_plan
+from clipvisionalign.study.config import Comparison, Plan, Variant
+from clipvisionalign.study.plan_checks import check_plan
+from clipvisionalign.study.plan_file import read_plan
 from clipvisionalign.study.primary_comparison import correct_for_primary
 from clipvisionalign.study.statistics import holm_correction
 

@@ -374,7 +374,8 @@ def test_a_run_records_its_identity_and_the_commands_follow(classes, tmp_path, t
 
 
 def test_a_plan_has_one_identity_for_all(tmp_path):
-    from clipvisionalign.study.config import read_plan, trials_of
+    from clipvisionalign.study.config import trials_of
+    from clipvisionalign.study.plan_file import read_plan
 
     plan = tmp_path / "plan.yaml"
     plan.write_text("data: somewhere\nidentity: caption\nvariants: [self, late]\n")

@@ -35,8 +35,9 @@ from clipvisionalign.models.device import library_versions
 from clipvisionalign.study.config import Plan
 from clipvisionalign.study.cost import measured_by_told
 from clipvisionalign.study.gaps import read_failures, trials_without_results
+from clipvisionalign.study.plan_file import plan_text
 from clipvisionalign.study.report.build import write_report
-from clipvisionalign.study.runner import LOCK, REPORT_LOCK, plan_text, read_study_report, run_study
+from clipvisionalign.study.runner import LOCK, REPORT_LOCK, read_study_report, run_study
 
 
 def cases(seed: int) -> list[str]:

@@ -25,7 +25,8 @@ from clipvisionalign.data.run_data import recognised
 from clipvisionalign.data.splits import SPLIT_RULE
 from clipvisionalign.study import runner as study_run
 from clipvisionalign.study.config import Budget, Drawing, Plan, Variant, trials_of
-from clipvisionalign.study.runner import StudyContext, estimate_study_time, plan_text, run_study
+from clipvisionalign.study.plan_file import plan_text
+from clipvisionalign.study.runner import StudyContext, estimate_study_time, run_study
 from clipvisionalign.study.time_estimate import StepTiming
 from clipvisionalign.study.trial import recorded_layout
 from clipvisionalign.training.data import _as_read

@@ -19,9 +19,10 @@ from made_reports import check_numbers
 
 from clipvisionalign.cli import main
 from clipvisionalign.study.aggregate import ResultsError, check_results
-from clipvisionalign.study.config import Budget, Variant, read_plan, ready_plans, trials_of
+from clipvisionalign.study.config import Budget, Variant, trials_of
+from clipvisionalign.study.plan_file import plan_text, read_plan, ready_plans
 from clipvisionalign.study.report.summary import numbers_in, report_claims
-from clipvisionalign.study.runner import plan_text, run_study
+from clipvisionalign.study.runner import run_study
 
 # --- plans -----------------------------------------------------------------------------------------------------------
 

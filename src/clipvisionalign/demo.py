@@ -23,8 +23,9 @@ from clipvisionalign.scene_search import draw_queries, search_quality
 from clipvisionalign.search.indexer import build_index
 from clipvisionalign.search.searcher import Searcher
 from clipvisionalign.search.terms import parse_term
-from clipvisionalign.study.config import Plan, read_plan, trials_of
+from clipvisionalign.study.config import Plan, trials_of
 from clipvisionalign.study.gaps import missing_parts
+from clipvisionalign.study.plan_file import read_plan
 from clipvisionalign.study.primary_comparison import find_primary
 from clipvisionalign.study.report.summary import report_claims
 from clipvisionalign.study.report.tables import print_tables

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def study_parser() -> argparse.ArgumentParser:
-    from clipvisionalign.study.config import ready_plans
+    from clipvisionalign.study.plan_file import ready_plans
 
     ready = "\n".join(f"  {name:<16} {title}" for name, title in ready_plans().items())
     parser = command_parser(
@@ -44,7 +44,7 @@ def study_parser() -> argparse.ArgumentParser:
 def study(arguments: list[str]) -> int:
     """Carry out a study, or tell how long it will take."""
     args = study_parser().parse_args(arguments)
-    from clipvisionalign.study.config import read_plan, told_with_lines
+    from clipvisionalign.study.plan_file import read_plan, told_with_lines
     from clipvisionalign.study.report.tables import print_tables
     from clipvisionalign.study.runner import estimate_study_time, run_study
 

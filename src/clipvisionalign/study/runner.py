@@ -35,16 +35,7 @@ from clipvisionalign.retrieval.audit import MIN_SAMPLE, audited_images
 from clipvisionalign.retrieval.ranks import Positives
 from clipvisionalign.study.aggregate import TrialResult, check_gallery
 from clipvisionalign.study.blind_baseline import blind_accuracy
-from clipvisionalign.study.config import (
-    Drawing,
-    Plan,
-    Trial,
-    check_plan,
-    data_source,
-    read_kept_plan,
-    trial_folder,
-    trials_of,
-)
+from clipvisionalign.study.config import Drawing, Plan, Trial, data_source, trial_folder, trials_of
 from clipvisionalign.study.cost import current_conditions, select_same_conditions
 from clipvisionalign.study.flawed_protocols import measure_flawed_protocols
 from clipvisionalign.study.gaps import (
@@ -60,6 +51,8 @@ from clipvisionalign.study.gaps import (
     training_state,
     trials_without_results,
 )
+from clipvisionalign.study.plan_checks import check_plan
+from clipvisionalign.study.plan_file import plan_text, read_kept_plan
 from clipvisionalign.study.profile import combine_rounds, profile_run
 from clipvisionalign.study.report.build import (
     TO_WRITE,
@@ -566,13 +559,6 @@ def _remove_if_refused(study: Path) -> Iterator[None]:
         if not existed:
             remove(study / SCENES_FOLDER)
         raise
-
-
-def plan_text(plan: Plan) -> str:
-    """A plan as its YAML file."""
-    import yaml
-
-    return yaml.safe_dump(plan.to_dict(), sort_keys=False)
 
 
 def _open_data(plan: Plan, study: Path, scenes_folder: Path, say: Log) -> CaptionedImages:

@@ -7,7 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 from clipvisionalign.progress import progress_step
-from clipvisionalign.study.config import Plan, Trial, place_of_fault
+from clipvisionalign.study.config import Plan, Trial
+from clipvisionalign.study.plan_checks import place_of_fault
 from clipvisionalign.study.validation import PlanError
 from clipvisionalign.training.config import RunConfig
 from clipvisionalign.training.dry_run import try_step
