@@ -34,7 +34,7 @@ STAGES = {
     "data": Stage("runner:_open_data"),
     "minimal pairs": Stage("runner:_minimal_pairs"),
     "commits": Stage("runner:pin_tower_commits"),
-    "settings": Stage("trial:refuse_other_settings"),
+    "settings": Stage("tower_commits:refuse_other_settings"),
     "training": Stage("trial:resume", (*ONE, "cells/late-1/results.json"), "late-1"),
     "loading": Stage("trial:load_aligner", ONE, "late-1"),
     "audit": Stage("trial:audit", ONE, "late-1"),

@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 from test_going_on import cut_off, silent
 
 from clipvisionalign.study.config import Measurements, Plan, Trial, Variant, trials_of
-from clipvisionalign.study.trial import refuse_other_settings, train_trial
+from clipvisionalign.study.trial import train_trial
+from clipvisionalign.study.trial_checks import refuse_other_settings
 
 
 @pytest.fixture(scope="module")

@@ -421,7 +421,7 @@ def test_a_checkpoint_from_before_dev_was_halved_is_gone_on_with():
 
 def test_foils_are_scored_by_weights_that_their_image_did_not_choose(tiny_runs, scenes_folder):
     from clipvisionalign.data.foils import make_minimal_pairs
-    from clipvisionalign.study.trial import HalfWeights, foil_accuracy
+    from clipvisionalign.study.foils import HalfWeights, foil_accuracy
     from clipvisionalign.training.cross_fit import get_pair_weights, set_pair_weights
 
     part = read_captioned_images(scenes_folder).split("dev")

@@ -17,7 +17,7 @@ from clipvisionalign.cli import main
 from clipvisionalign.cli.train import train_parser
 from clipvisionalign.study.config import DESIGNS, Plan, trials_of
 from clipvisionalign.study.plan_file import plan_text, read_plan, ready_plans
-from clipvisionalign.study.trial import refuse_other_settings
+from clipvisionalign.study.trial_checks import refuse_other_settings
 from clipvisionalign.training.config import RunConfig
 from clipvisionalign.training.run_folder import _write_settings
 

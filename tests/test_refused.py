@@ -28,7 +28,7 @@ from clipvisionalign.study.config import Budget, Drawing, Plan, Variant, trials_
 from clipvisionalign.study.plan_file import plan_text
 from clipvisionalign.study.runner import StudyContext, estimate_study_time, run_study
 from clipvisionalign.study.time_estimate import StepTiming
-from clipvisionalign.study.trial import recorded_layout
+from clipvisionalign.study.trial_checks import recorded_layout
 from clipvisionalign.training.data import _as_read
 
 

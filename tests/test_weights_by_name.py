@@ -248,7 +248,8 @@ def test_a_study_takes_one_commit_for_all_of_its_cells(hub, moving, published, t
     import yaml
 
     from clipvisionalign.study.config import Plan, Variant, trials_of
-    from clipvisionalign.study.trial import pin_tower_commits, refuse_other_settings
+    from clipvisionalign.study.tower_commits import pin_tower_commits
+    from clipvisionalign.study.trial_checks import refuse_other_settings
 
     plan = Plan(
         data="x", seeds=[0, 1], variants={"self": Variant(), "late": Variant()},

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from clipvisionalign.data.captioned import CaptionedImages
 from clipvisionalign.data.hashes import changed_keys, dataset_hashes, run_hash
 from clipvisionalign.data.run_data import data_record
-from clipvisionalign.files import atomic_write
+from clipvisionalign.json_io import read_json, write_json
 
 #: In a run's folder: the audit that was made last, and under "earlier" those of the same model on other data. A study
 #: keeps its own with what it measured.
@@ -20,8 +19,7 @@ def keep_audit(run: Path, results: dict[str, Any], part: CaptionedImages) -> Non
     """Keep an audit beside those of the same model on other data. results: what `audit` prints; part: its gallery."""
     asked = {"model": run_hash(run), **dataset_hashes(part)}
     earlier = [each for each in _kept_in(run) if each["asked"]["model"] == asked["model"] and each["asked"] != asked]
-    with atomic_write(run / AUDITS) as aside:
-        aside.write_text(json.dumps({**results, "asked": asked, "earlier": earlier}, indent=2) + "\n", encoding="utf-8")
+    write_json(run / AUDITS, {**results, "asked": asked, "earlier": earlier})
 
 
 def audits_of(run: Path) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
@@ -57,5 +55,5 @@ def _measured_in(run: Path) -> list[dict[str, Any]]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    contents = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    contents = read_json(path) if path.is_file() else {}
     return contents if isinstance(contents, dict) else {}

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from clipvisionalign.data.hashes import hash_file, hash_parts
-from clipvisionalign.files import atomic_write, holder_of
+from clipvisionalign.files import holder_of
+from clipvisionalign.json_io import write_json
 from clipvisionalign.study.config import Plan, Trial
 from clipvisionalign.training.run_folder import LOCK_FILE
 
@@ -88,8 +89,7 @@ class Gaps:
         if not reasons:
             path.unlink(missing_ok=True)
             return
-        with atomic_write(path) as aside:
-            aside.write_text(json.dumps(reasons, indent=2) + "\n", encoding="utf-8")
+        write_json(path, reasons)
 
 
 def read_failures(study: Path) -> dict[str, str]:

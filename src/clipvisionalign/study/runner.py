@@ -28,6 +28,7 @@ from clipvisionalign.data.split_file import split_file_path, write_splits_comman
 from clipvisionalign.data.splits import SPLIT_RULE
 from clipvisionalign.files import PARTIAL_SUFFIX, Held, atomic_write, folders_above, remove, run_lock
 from clipvisionalign.images import open_image
+from clipvisionalign.json_io import read_json, write_json
 from clipvisionalign.models.aligner import TowerOutputCache
 from clipvisionalign.models.io import load_aligner
 from clipvisionalign.progress import progress, progress_step
@@ -51,6 +52,7 @@ from clipvisionalign.study.gaps import (
     training_state,
     trials_without_results,
 )
+from clipvisionalign.study.measurements import load_measurements, load_trial_ranks, read_if_current
 from clipvisionalign.study.plan_checks import check_plan
 from clipvisionalign.study.plan_file import plan_text, read_kept_plan
 from clipvisionalign.study.profile import combine_rounds, profile_run
@@ -66,21 +68,13 @@ from clipvisionalign.study.report.examples import build_examples
 from clipvisionalign.study.report.summary import report_claims
 from clipvisionalign.study.startable import refuse_unstartable
 from clipvisionalign.study.time_estimate import StepTiming, estimate_seconds, steps_in_time, time_variants
-from clipvisionalign.study.trial import (
-    PINNED_TOWERS_FILE,
-    count_truncated_captions,
-    load_measurements,
-    load_trial_ranks,
-    measure_trial,
-    pin_tower_commits,
-    read_if_current,
-    read_study_json,
+from clipvisionalign.study.tower_commits import PINNED_TOWERS_FILE, pin_tower_commits
+from clipvisionalign.study.trial import count_truncated_captions, measure_trial, train_trial
+from clipvisionalign.study.trial_checks import (
     recorded_layout,
     refuse_changed_data,
     refuse_other_settings,
     settings_hash,
-    train_trial,
-    write_json,
 )
 from clipvisionalign.study.validation import PlanError
 
@@ -639,7 +633,7 @@ def _known_steps(plan: Plan, trials: list[Trial], study: Path) -> dict[str, int]
     if plan.budget.same == "pictures":
         return {}
     path = study / BUDGET_FILE
-    saved = read_study_json(path) if path.is_file() else {"steps": {}}
+    saved = read_json(path) if path.is_file() else {"steps": {}}
     # Those of an earlier version do not tell what they are of.
     saved_settings, same = saved.get("settings", {}), saved.get("seconds") == plan.budget.seconds
     steps: dict[str, int] = {}
@@ -660,7 +654,7 @@ def _save_steps(plan: Plan, study: Path, steps: dict[str, int]) -> None:
     if not steps:
         return
     path = study / BUDGET_FILE
-    saved = read_study_json(path) if path.is_file() else {}
+    saved = read_json(path) if path.is_file() else {}
     before = saved if saved.get("seconds") == plan.budget.seconds else {}
     settings_by_variant = {trial.variant: settings_hash(trial) for trial in trials_of(plan, study)}
     content = {

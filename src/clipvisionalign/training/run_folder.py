@@ -14,6 +14,7 @@ from typing import Any
 
 from clipvisionalign.data.training_images import TRAINED_ON_FILE
 from clipvisionalign.files import PARTIAL_SUFFIX, atomic_write, remove, remove_empty
+from clipvisionalign.json_io import write_json
 from clipvisionalign.models.aligner import Aligner
 from clipvisionalign.models.device import library_versions, machine_info
 from clipvisionalign.models.run_files import IMAGE_FOLDER, TEXT_FOLDER, WEIGHTS_FILE
@@ -164,11 +165,6 @@ def _write_settings(path: Path, config: RunConfig) -> None:
         settings = {"directory": str(Path.cwd()), "settings": settings}
     with atomic_write(path) as aside:
         aside.write_text(yaml.safe_dump(settings, sort_keys=False))
-
-
-def write_json(path: Path, value: Any) -> None:
-    with atomic_write(path) as aside:
-        aside.write_text(json.dumps(value, indent=2) + "\n")
 
 
 def write_run_files(

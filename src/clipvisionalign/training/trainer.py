@@ -25,6 +25,7 @@ import numpy as np
 from clipvisionalign.batch import Batch
 from clipvisionalign.data.captioned import DataError
 from clipvisionalign.data.streams.loader import too_many_bad
+from clipvisionalign.json_io import write_json
 from clipvisionalign.models.aligner import TowerOutputCache
 from clipvisionalign.progress import progress_step
 from clipvisionalign.training.checkpoint import CHECKPOINT_FOLDER as CHECKPOINTS
@@ -39,7 +40,7 @@ from clipvisionalign.training.metrics_logger import Log, MetricsLogger
 from clipvisionalign.training.overlap import save_trained_on
 from clipvisionalign.training.profiling import TimedBatches
 from clipvisionalign.training.results import evaluate_run
-from clipvisionalign.training.run_folder import save_models, write_json, write_results
+from clipvisionalign.training.run_folder import save_models, write_results
 from clipvisionalign.training.step import StepMetrics, forward_backward
 from clipvisionalign.training.trainer_setup import TrainerSetup
 from clipvisionalign.training.validation import DevMetrics

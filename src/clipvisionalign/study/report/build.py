@@ -14,6 +14,7 @@ from clipvisionalign.data.captioned import CaptionedImages
 from clipvisionalign.data.hashes import dataset_hashes
 from clipvisionalign.data.scenes import is_scene_dataset
 from clipvisionalign.files import atomic_write
+from clipvisionalign.json_io import write_json
 from clipvisionalign.models.device import library_versions, machine_info
 from clipvisionalign.progress import progress_step
 from clipvisionalign.retrieval.equal_captions import count_equal_captions
@@ -23,7 +24,6 @@ from clipvisionalign.study.config import Plan, trial_folder
 from clipvisionalign.study.gaps import FAILED, Gaps, measurements_hash, trial_states
 from clipvisionalign.study.report.bibliography import entries_for
 from clipvisionalign.study.report.summary import report_claims
-from clipvisionalign.study.trial import write_json
 
 REPORT_FORMAT = 1
 

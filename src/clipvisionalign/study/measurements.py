@@ -1,0 +1,116 @@
+"""Kept measurements of a trial: what they were made from, and whether they are still current."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+from clipvisionalign.data.captioned import CaptionedImages
+from clipvisionalign.data.foils import MinimalPair
+from clipvisionalign.data.hashes import changed_keys, dataset_hashes, hash_file, hash_parts, run_hash
+from clipvisionalign.retrieval.evaluate import RANKS_FILE, load_ranks
+from clipvisionalign.retrieval.ranks import PositiveRanks
+from clipvisionalign.study.config import Trial
+from clipvisionalign.study.gaps import Log
+
+#: What a cell's folder holds beside the run, once it is measured.
+MEASUREMENTS_FILE = "measured.json"
+
+
+def measurement_inputs(
+    trial: Trial,
+    eval_data: CaptionedImages,
+    split: str,
+    pairs: dict[str, list[MinimalPair]],
+    overlap: list[str] | None,
+    audit_images: int,
+) -> dict[str, Any]:
+    """What the figures of a cell are made from, by content: kept beside them, so that others are not taken for them."""
+    return {
+        "model": run_hash(trial.folder),
+        **dataset_hashes(eval_data),
+        "minimal pairs": {name: _pairs_hash(pair_list) for name, pair_list in pairs.items()},
+        "overlap of splits": overlap,
+        "split": split,
+        "audit": audit_images,
+    }
+
+
+def _pairs_hash(pairs: Sequence[MinimalPair]) -> str:
+    images = (hash_parts([p.image]) if isinstance(p.image, bytes) else hash_file(p.image) for p in pairs)
+    return hash_parts(
+        item for p, image in zip(pairs, images, strict=True) for item in (image, p.caption, p.foil, p.kind)
+    )
+
+
+def read_if_current(path: Path, inputs: dict[str, Any], say: Log, label: str) -> Any:
+    """What the file `kept` holds, if it was made from what is `asked` now; else None, and why is said in one line."""
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        previous_inputs = content.get("asked")
+    except (OSError, ValueError, AttributeError):
+        say(f"{label}: measured again: {path} cannot be read")
+        return None
+    changed_inputs = changed_keys(previous_inputs, inputs)
+    if not changed_inputs:
+        return content
+    if not isinstance(previous_inputs, dict) or not set(inputs) <= set(previous_inputs):
+        say(f"{label}: measured again: an earlier version kept the figures, and not what they were made from")
+    else:
+        say(f"{label}: measured again: not the same as before: {', '.join(changed_inputs)}")
+    return None
+
+
+def load_measurements(
+    trial: Trial,
+    eval_data: CaptionedImages,
+    split: str,
+    pairs: dict[str, list[MinimalPair]],
+    overlap: list[str] | None,
+    audit_images: int,
+    say: Log,
+) -> dict[str, Any] | None:
+    """What `measure_trial` has kept of this very data and model; None where it has to measure, and why is said."""
+    return load_current_measurements(
+        trial, measurement_inputs(trial, eval_data, split, pairs, overlap, audit_images), split, say
+    )
+
+
+def load_current_measurements(trial: Trial, inputs: dict[str, Any], split: str, say: Log) -> dict[str, Any] | None:
+    measurements = read_if_current(trial.folder / MEASUREMENTS_FILE, inputs, say, trial.folder.name)
+    if measurements is None:
+        return None
+    ranks = ranks_file(trial.folder, split)
+    if not has_ranks(ranks):
+        say(f"{trial.folder.name}: measured again: {ranks} cannot be read")
+        return None
+    return measurements
+
+
+def has_ranks(ranks: Path) -> bool:
+    try:
+        return "ranks" in load_ranks(ranks)
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile, zlib.error):
+        return False
+
+
+def study_ranks_file(folder: Path, split: str) -> Path:
+    """Where the ranks are that a study measured itself."""
+    return folder / f"ranks-{split}.npz"
+
+
+def ranks_file(folder: Path, split: str) -> Path:
+    """Where the ranks of a split are kept: the study's own, or those of dev that the training kept."""
+    study_file = study_ranks_file(folder, split)
+    return study_file if study_file.is_file() or split != "dev" else folder / RANKS_FILE
+
+
+def load_trial_ranks(trial: Trial, split: str) -> dict[str, PositiveRanks]:
+    """The ranks of a measured cell: "ranks", and "dual" for one that re-ranks."""
+    return load_ranks(ranks_file(trial.folder, split))

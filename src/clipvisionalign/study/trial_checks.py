@@ -1,0 +1,125 @@
+"""Checks of the run in a trial's folder: it has the settings, the base and the data of the plan."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from clipvisionalign.data.hashes import hash_parts, run_hash
+from clipvisionalign.data.run_data import data_record
+from clipvisionalign.settings import config_from_dict
+from clipvisionalign.study.config import Trial
+from clipvisionalign.study.gaps import Log
+from clipvisionalign.training.checkpoint import list_checkpoints
+from clipvisionalign.training.config import RunConfig
+from clipvisionalign.training.data import check_data_unchanged
+from clipvisionalign.training.init_run import InitRun
+from clipvisionalign.training.run_folder import start_directory
+
+
+def refuse_other_settings(trial: Trial) -> None:
+    """Raises FileExistsError where a run with other settings, or of another base, stands in a cell's place."""
+    import yaml
+
+    settings = trial.folder / "config.yaml"
+    if not settings.is_file():
+        return
+    existing = config_from_dict(RunConfig, yaml.safe_load(settings.read_text()))
+    # A run records the commits that it took its towers from, whichever its settings left open.
+    towers = ("image_tower", "text_tower")
+    requested = {name: getattr(trial.config.model, name) for name in towers}
+    recorded = {name: getattr(existing.model, name) for name in towers}
+    same = {
+        name: replace(recorded[name], revision=requested[name].revision)
+        for name in towers
+        if not requested[name].revision or not recorded[name].revision
+    }
+    existing = replace(existing, model=replace(existing.model, **same))
+    # One that left its layout open has recorded which one it was.
+    if "auto" in (layouts := {existing.layout, trial.config.layout}) and layouts <= {
+        "auto",
+        recorded_layout(trial.folder),
+    }:
+        existing = replace(existing, layout=trial.config.layout)
+    if _with_resolved_paths(existing, start_directory(trial.folder)) != _with_resolved_paths(trial.config, Path.cwd()):
+        raise FileExistsError(f"{trial.folder}: a run with other settings is there; give another --out, or remove it")
+    if trial.config.init and (Path(trial.config.init) / "results.json").is_file():
+        # One that is yet to be trained is looked at when it is.
+        refuse_other_base(trial)
+
+
+def _with_resolved_paths(config: RunConfig, directory: Path) -> RunConfig:
+    """A cell's settings with each path as it lies, however the study, or the data, was named: what is within the study
+    by its place there. directory: that paths are relative to."""
+    study = (directory / config.out).resolve().parent.parent
+
+    def resolve(name: str) -> str:
+        if name in ("", "auto", "off"):
+            return name
+        path = (directory / name).resolve()
+        return f"STUDY/{path.relative_to(study)}" if path.is_relative_to(study) else str(path)
+
+    def resolve_if_exists(name: str) -> str:
+        # It may be a name of the hub's, or a word.
+        return resolve(name) if name and (directory / name).exists() else name
+
+    image, text = config.model.image_tower, config.model.text_tower
+    model = replace(
+        config.model,
+        image_tower=replace(image, weights=resolve_if_exists(image.weights)),
+        text_tower=replace(text, name=resolve_if_exists(text.name), weights=resolve_if_exists(text.weights)),
+    )
+    paths: dict[str, Any] = {
+        name: resolve(getattr(config, name)) for name in ("data", "dev_data", "out", "init", "cache")
+    }
+    return replace(config, model=model, **paths)
+
+
+def settings_hash(trial: Trial) -> str:
+    """What the runs of a variant have in common, whatever the study is named by: all settings but seed, folders and the
+    number of steps."""
+    config = replace(_with_resolved_paths(trial.config, Path.cwd()), seed=0, out="", init="", steps=0, epochs=0)
+    return hash_parts([repr(config)])
+
+
+def refuse_other_base(trial: Trial, say: Log = lambda line: None) -> None:
+    """Raises FileExistsError where a cell's run, finished or stopped, was begun from other weights than those of the
+    cell that it stands on: that one was trained anew since. A run from before this was recorded cannot be compared:
+    that is said."""
+    has_run = (trial.folder / "results.json").is_file() or list_checkpoints(trial.folder)
+    if not trial.config.init or not has_run:
+        return
+    base, init_run = Path(trial.config.init), InitRun.load(trial.folder)
+    if init_run is None:
+        note = f"whether {base.name} is still what it stands on was not compared"
+        say(f"{trial.folder}: from before that was recorded: {note}")
+    elif init_run.contents != run_hash(base):
+        raise FileExistsError(
+            f"{trial.folder}: stands on other weights than {base} has now, which was trained anew since; remove "
+            f"{trial.folder}, to train it anew too, or give another --out"
+        )
+
+
+def recorded_layout(run: Path) -> str:
+    """The layout that a run's data set was read in; "" where that is not recorded."""
+    try:
+        return str(data_record(run).get("layout", ""))
+    except ValueError:
+        return ""
+
+
+def refuse_changed_data(cells: Sequence[Trial]) -> None:
+    """Raises DataError where finished cells were trained on other data than lies there now: figures of both would stand
+    beside each other. Of those that recorded the same, one is compared; what cannot be compared is told of when its
+    turn comes (`train_trial`)."""
+    finished: dict[str, Trial] = {}
+    for cell in cells:
+        if (cell.folder / "results.json").is_file():
+            with suppress(ValueError):
+                finished.setdefault(json.dumps(data_record(cell.folder).get("as_read")), cell)
+    for cell in finished.values():
+        check_data_unchanged(cell.folder, cell.config, lambda line: None, ("train",))
