@@ -213,7 +213,9 @@ def study(plan: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     folder = tmp_path_factory.mktemp("study") / "whole"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("clipvisionalign.study.runner.profile_run", Costs(tmp_path_factory.mktemp("costs"), "self-0"))
+        patch.setattr(
+            "clipvisionalign.study.cost_rounds.profile_run", Costs(tmp_path_factory.mktemp("costs"), "self-0")
+        )
         run_study(plan, folder, lambda line: None)
     return folder
 

@@ -31,8 +31,8 @@ class Stage:
 
 ONE = ("cells/late-1/measured.json",)
 STAGES = {
-    "data": Stage("runner:_open_data"),
-    "minimal pairs": Stage("runner:_minimal_pairs"),
+    "data": Stage("runner:open_study_data"),
+    "minimal pairs": Stage("runner:minimal_pairs_of"),
     "commits": Stage("runner:pin_tower_commits"),
     "settings": Stage("tower_commits:refuse_other_settings"),
     "training": Stage("trial:resume", (*ONE, "cells/late-1/results.json"), "late-1"),
@@ -41,15 +41,15 @@ STAGES = {
     "evaluation": Stage("trial:evaluate", (*ONE, "cells/late-1/ranks.npz"), "late-1"),
     "twins": Stage("trial:foil_accuracy", ONE, "late-1"),
     "keeping figures": Stage("trial:write_json", ONE, "late-1"),
-    "one cost": Stage("runner:profile_run", ("costs/late-0.json",), "time and memory"),
-    "all costs": Stage("runner:profile_run", ("costs/late-0.json", "costs/self-0.json"), "time and memory"),
-    "keeping costs": Stage("runner:write_json", ("costs/late-0.json",), "time and memory"),
-    "words alone": Stage("runner:blind_accuracy", (), "words alone"),
-    "other protocols": Stage("runner:measure_flawed_protocols", ("other-protocols.json",), "other protocols"),
-    "examples": Stage("runner:build_examples", (), "examples"),
+    "one cost": Stage("cost_rounds:profile_run", ("costs/late-0.json",), "time and memory"),
+    "all costs": Stage("cost_rounds:profile_run", ("costs/late-0.json", "costs/self-0.json"), "time and memory"),
+    "keeping costs": Stage("cost_rounds:write_json", ("costs/late-0.json",), "time and memory"),
+    "words alone": Stage("assemble:blind_accuracy", (), "words alone"),
+    "other protocols": Stage("assemble:measure_flawed_protocols", ("other-protocols.json",), "other protocols"),
+    "examples": Stage("assemble:build_examples", (), "examples"),
     "maps": Stage("report.examples:_explain_example", (), "examples"),
-    "cut captions": Stage("runner:count_truncated_captions", (), "captions that are cut"),
-    "report": Stage("runner:build_report"),
+    "cut captions": Stage("assemble:count_truncated_captions", (), "captions that are cut"),
+    "report": Stage("assemble:build_report"),
     "report.json": Stage("report.build:write_json"),
     "plots": Stage("report.plots:_save_plot", (), "plot"),
     "tables": Stage("report.tables:format_interval", (), "table"),
@@ -76,12 +76,12 @@ def quick(put: Callable[[Any, str, Any], None]) -> None:
     put(figures, "PLOTS", {"accuracy": figures.PLOTS["accuracy"]})
     put(_module("report.examples"), "_explain_example", lambda *given: {"caption": "", "image": "", "variants": {}})
     put(_module("aggregate"), "RESAMPLES", 20)
-    put(_module("runner"), "_open_data", _read_once())
+    put(_module("runner"), "open_study_data", _read_once())
 
 
 @functools.cache
 def _read_once() -> Callable[..., Any]:
-    read, kept = _module("runner")._open_data, {}
+    read, kept = _module("runner").open_study_data, {}
 
     def once(plan: Any, *given: Any) -> Any:
         if plan.data not in kept:

@@ -312,10 +312,10 @@ class Costs:
 def study(*arguments: str) -> int:
     """`clipvisionalign study`, its costs measured in its own process: without an interpreter's start for each."""
     from clipvisionalign.cli import main
-    from clipvisionalign.study import runner as run
+    from clipvisionalign.study import cost_rounds
     from clipvisionalign.study.profile import measure_costs
 
-    run.profile_run = lambda folder, *more: measure_costs(str(folder), *more[:-1], brief=more[-1])
+    cost_rounds.profile_run = lambda folder, *more: measure_costs(str(folder), *more[:-1], brief=more[-1])
     return main(["study", *arguments])
 
 

@@ -15,9 +15,10 @@ from made_reports import check_numbers, cost_round, gallery, made_report
 from test_figures import plotted
 
 from clipvisionalign.study import cost as costs_module
-from clipvisionalign.study import runner as run
+from clipvisionalign.study import cost_rounds
 from clipvisionalign.study.config import Measurements, Trial
 from clipvisionalign.study.cost import current_conditions, select_same_conditions
+from clipvisionalign.study.data import StudyContext
 from clipvisionalign.study.gaps import Gaps
 from clipvisionalign.study.report import plots as figures
 from clipvisionalign.study.report.compare import compare_reports
@@ -38,8 +39,8 @@ def _study(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
             "machine": {name: current_conditions()[name] for name in ("processor", "threads", "device")},
         }
 
-    monkeypatch.setattr(run, "profile_run", profile)
-    monkeypatch.setattr(run, "run_hash", lambda cell: f"the model in {cell.name}")
+    monkeypatch.setattr(cost_rounds, "profile_run", profile)
+    monkeypatch.setattr(cost_rounds, "run_hash", lambda cell: f"the model in {cell.name}")
     configs: Any = {n: SimpleNamespace(data="made", layout="auto", out=folder / "cells" / f"{n}-0") for n in NAMES}
     cells = [Trial(name, 0, config) for name, config in configs.items()]
     plan: Any = SimpleNamespace(measure=Measurements(rounds=2), split="dev")
@@ -47,16 +48,16 @@ def _study(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     def costs(only_kept: bool = False) -> tuple[dict[str, Any], list[str], list[dict[str, str]]]:
         measured.clear()
         gaps = Gaps(folder, lambda line: None)
-        subject = run.StudyContext(plan, folder, gallery(3), gallery(3), {}, None, only_kept)
+        subject = StudyContext(plan, folder, gallery(3), gallery(3), {}, None, only_kept)
         costs.said = []
-        return run._measure_costs(subject, cells, gaps, costs.said.append), sorted(measured), gaps.parts
+        return cost_rounds.measure_cost_rounds(subject, cells, gaps, costs.said.append), sorted(measured), gaps.parts
 
     return costs
 
 
 def _elsewhere(monkeypatch: pytest.MonkeyPatch, key: str) -> None:
     here = current_conditions()
-    monkeypatch.setattr(run, "current_conditions", lambda: {**here, key: "another"})
+    monkeypatch.setattr(cost_rounds, "current_conditions", lambda: {**here, key: "another"})
 
 
 @pytest.mark.parametrize("key", ["processor", "threads", "device", "torch", "clipvisionalign"])
@@ -95,7 +96,7 @@ def test_rounds_of_several_machines_are_never_one_figure(tmp_path, monkeypatch):
 def test_a_report_says_of_costs_of_another_model_what_they_are_of_and_measures_nothing(tmp_path, monkeypatch):
     costs = _study(tmp_path, monkeypatch)
     costs()
-    monkeypatch.setattr(run, "run_hash", lambda cell: "another model")
+    monkeypatch.setattr(cost_rounds, "run_hash", lambda cell: "another model")
     kept, measured, gaps = costs(only_kept=True)
     assert (kept, measured) == ({}, [])
     assert [gap["reason"] for gap in gaps] == ["not the same as before: model"] * 2

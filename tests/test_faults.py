@@ -34,10 +34,11 @@ from clipvisionalign.files import Held, run_lock
 from clipvisionalign.models.device import library_versions
 from clipvisionalign.study.config import Plan
 from clipvisionalign.study.cost import measured_by_told
+from clipvisionalign.study.folder import LOCK, REPORT_LOCK
 from clipvisionalign.study.gaps import read_failures, trials_without_results
 from clipvisionalign.study.plan_file import plan_text
 from clipvisionalign.study.report.build import write_report
-from clipvisionalign.study.runner import LOCK, REPORT_LOCK, read_study_report, run_study
+from clipvisionalign.study.runner import read_study_report, run_study
 
 
 def cases(seed: int) -> list[str]:
@@ -173,8 +174,10 @@ def test_a_file_that_cannot_be_read_costs_no_more_than_what_it_held(name, few, t
     if text is not None:
         (study / file_name).write_text(text)
     faults.quick(monkeypatch.setattr)
-    monkeypatch.setattr("clipvisionalign.study.runner.profile_run", lambda *given: json.loads(few_cost(few)))
-    monkeypatch.setattr("clipvisionalign.study.runner.measure_flawed_protocols", lambda *given: {"bars": [], **NO_LEAK})
+    monkeypatch.setattr("clipvisionalign.study.cost_rounds.profile_run", lambda *given: json.loads(few_cost(few)))
+    monkeypatch.setattr(
+        "clipvisionalign.study.assemble.measure_flawed_protocols", lambda *given: {"bars": [], **NO_LEAK}
+    )
     kept = read_study_report(study, lambda line: None)
     write_report(study, kept, lambda line: None)
     if name == "weights" or file_name in (*faults.ONE, "cells/late-1/ranks.npz"):
@@ -240,7 +243,7 @@ def test_a_cell_that_is_begun_again_has_not_failed(alone, two, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(
-        "clipvisionalign.study.runner.train_trial",
+        "clipvisionalign.study.trials.train_trial",
         lambda cell, *more: (cell.folder / "results.json").is_file() or stopped(),
     )
     with pytest.raises(KeyboardInterrupt):
@@ -425,7 +428,7 @@ def test_what_no_cell_could_pass_is_found_before_training(few, two, scenes_folde
     """An image in train and test, too few images for an audit, minimal pairs that are not there, a package that is
     missing: each before anything is trained; and a study that was trained all the same still gets its report."""
     trained: list[str] = []
-    monkeypatch.setattr("clipvisionalign.study.runner.train_trial", lambda cell, say: trained.append(cell.folder.name))
+    monkeypatch.setattr("clipvisionalign.study.trials.train_trial", lambda cell, say: trained.append(cell.folder.name))
     data = tmp_path / "data"
     shutil.copytree(scenes_folder, data)
     train, test = (read_captioned_images(data).split(split).images[0] for split in ("train", "test"))

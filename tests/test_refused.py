@@ -23,10 +23,11 @@ from clipvisionalign.data.captioned import DataError
 from clipvisionalign.data.formats import read_captioned_images
 from clipvisionalign.data.run_data import recognised
 from clipvisionalign.data.splits import SPLIT_RULE
-from clipvisionalign.study import runner as study_run
+from clipvisionalign.study import assemble, budget, runner
 from clipvisionalign.study.config import Budget, Drawing, Plan, Variant, trials_of
+from clipvisionalign.study.data import StudyContext
 from clipvisionalign.study.plan_file import plan_text
-from clipvisionalign.study.runner import StudyContext, estimate_study_time, run_study
+from clipvisionalign.study.runner import estimate_study_time, run_study
 from clipvisionalign.study.time_estimate import StepTiming
 from clipvisionalign.study.trial_checks import recorded_layout
 from clipvisionalign.training.data import _as_read
@@ -136,9 +137,10 @@ def quick(monkeypatch):
     def probes(trials: list[Any], *more: Any) -> dict[str, StepTiming]:
         return {trial.variant: StepTiming(1.0, 0.01, 0.001) for trial in trials}
 
-    monkeypatch.setattr(study_run, "_train_trials", train)
-    monkeypatch.setattr(study_run, "time_variants", probes)
-    monkeypatch.setattr(study_run, "refuse_unstartable", lambda *given: None)
+    monkeypatch.setattr(runner, "train_trials", train)
+    monkeypatch.setattr(runner, "time_variants", probes)
+    monkeypatch.setattr(budget, "time_variants", probes)
+    monkeypatch.setattr(runner, "refuse_unstartable", lambda *given: None)
     return asked
 
 
@@ -336,7 +338,7 @@ def test_steps_that_are_kept_are_of_the_settings_that_they_were_found_for(quick,
     with pytest.raises(Reached):
         run_study(plan, out, silent)
     monkeypatch.setattr(
-        study_run,
+        budget,
         "time_variants",
         lambda trials, *more: {each.variant: StepTiming(2.0, 0.01, 0.001) for each in trials},
     )
@@ -374,14 +376,14 @@ def test_other_protocols_are_of_the_split_that_they_were_measured_on(tmp_path, m
     from clipvisionalign.data.formats import read_captioned_images
 
     calls: list[Any] = []
-    monkeypatch.setattr(study_run, "measure_flawed_protocols", lambda *given: calls.append(given) or {"bars": []})
-    monkeypatch.setattr(study_run, "load_aligner", lambda folder: None)
+    monkeypatch.setattr(assemble, "measure_flawed_protocols", lambda *given: calls.append(given) or {"bars": []})
+    monkeypatch.setattr(assemble, "load_aligner", lambda folder: None)
     data = read_captioned_images(scenes_folder)
     trial: Any = SimpleNamespace(folder=tiny_runs["self"], variant="self", seed=0)
 
     def measured(split: str, part: str) -> int:
         plan = replace(SCENES, split=split)
-        study_run._measure_flawed_protocols(
+        assemble._measure_flawed_protocols(
             StudyContext(plan, tmp_path, data, data.split(part), {}, None), [trial], silent
         )
         return len(calls)

@@ -399,7 +399,7 @@ def test_a_made_up_set_in_rstpreids_layout_runs_the_whole_study(plan, tmp_path, 
     (tmp_path / "people" / "data_captions.json").write_text(json.dumps(entries))
     few = {name: plan.variants[name] for name in ("self", "late")}
     people = replace(plan, data=str(tmp_path / "people"), variants=few, seeds=[0])
-    monkeypatch.setattr("clipvisionalign.study.runner.profile_run", many_processes.Costs(tmp_path))
+    monkeypatch.setattr("clipvisionalign.study.cost_rounds.profile_run", many_processes.Costs(tmp_path))
     monkeypatch.setattr("clipvisionalign.study.flawed_protocols.LEAK_STEPS", 20)
     report = run_study(people, tmp_path / "out", lambda line: None)
     assert report["data"]["layout"] == "rstpreid"
@@ -468,7 +468,7 @@ def test_figures_of_other_captions_are_not_used_again(plan, scenes_folder, tmp_p
     data, out = tmp_path / "data", tmp_path / "out"
     shutil.copytree(scenes_folder, data)
     # What is looked at are the figures, not the files that show them.
-    monkeypatch.setattr("clipvisionalign.study.runner.write_report", lambda study, report, say: None)
+    monkeypatch.setattr("clipvisionalign.study.kept_report.write_report", lambda study, report, say: None)
     monkeypatch.setattr("clipvisionalign.study.flawed_protocols.LEAK_STEPS", 5)
     quick = replace(plan.measure, protocol=True, composition=0, examples=0, rounds=0)
     settings = {**plan.settings, "epochs": 1}

@@ -122,12 +122,13 @@ def report(arguments: list[str]) -> int:
     from dataclasses import asdict
 
     from clipvisionalign.files import atomic_write
+    from clipvisionalign.study.folder import report_held
     from clipvisionalign.study.report.build import check_installed, read_report, study_folder, write_report
     from clipvisionalign.study.report.compare import compare_reports
     from clipvisionalign.study.report.html import render_comparison
     from clipvisionalign.study.report.summary import report_claims
     from clipvisionalign.study.report.tables import print_tables, render_tables
-    from clipvisionalign.study.runner import read_study_report, report_held
+    from clipvisionalign.study.runner import read_study_report
 
     check_installed()
     folder = study_folder(args.study)

@@ -114,3 +114,8 @@ def ranks_file(folder: Path, split: str) -> Path:
 def load_trial_ranks(trial: Trial, split: str) -> dict[str, PositiveRanks]:
     """The ranks of a measured cell: "ranks", and "dual" for one that re-ranks."""
     return load_ranks(ranks_file(trial.folder, split))
+
+
+def why_not_kept(said: Sequence[str]) -> str:
+    """Why what is kept is not taken, from the line that `reusable` says where it can be measured again; "" for none."""
+    return said[0].rpartition("measured again: ")[2] if said else ""

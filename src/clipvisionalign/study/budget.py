@@ -1,0 +1,65 @@
+"""A budget of seconds: the steps that each variant gets for it, measured once and kept."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from clipvisionalign.data.captioned import CaptionedImages
+from clipvisionalign.json_io import read_json, write_json
+from clipvisionalign.study.config import Plan, Trial, trials_of
+from clipvisionalign.study.folder import BUDGET_FILE
+from clipvisionalign.study.gaps import Log
+from clipvisionalign.study.time_estimate import StepTiming, steps_in_time, time_variants
+from clipvisionalign.study.trial_checks import settings_hash
+
+
+def steps_by_variant(
+    plan: Plan, trials: list[Trial], study: Path, eval_data: CaptionedImages, say: Log
+) -> dict[str, int]:
+    """How many steps each variant's seconds pay for: found once, and kept; empty for a budget of pictures."""
+    steps = recorded_steps(plan, trials, study)
+    unknown = [trial for trial in trials if trial.variant not in steps]
+    if plan.budget.same == "pictures" or not unknown:
+        return steps
+    say("--- how many steps the budget pays for ---")
+    timings: dict[str, StepTiming] = time_variants(unknown, eval_data, say)
+    return steps | {name: steps_in_time(plan.budget.seconds, each) for name, each in timings.items()}
+
+
+def recorded_steps(plan: Plan, trials: list[Trial], study: Path) -> dict[str, int]:
+    """The steps that are kept of variants with these settings. Raises FileExistsError where runs are there that were
+    given other seconds, or none."""
+    if plan.budget.same == "pictures":
+        return {}
+    path = study / BUDGET_FILE
+    saved = read_json(path) if path.is_file() else {"steps": {}}
+    # Those of an earlier version do not tell what they are of.
+    saved_settings, same = saved.get("settings", {}), saved.get("seconds") == plan.budget.seconds
+    steps: dict[str, int] = {}
+    for trial in trials:
+        name = trial.variant
+        if same and name in saved["steps"] and saved_settings.get(name) in (None, settings_hash(trial)):
+            steps[name] = saved["steps"][name]
+        elif (trial.folder / "config.yaml").is_file():
+            saved_text = f"{saved['seconds']:g} seconds" if not same and "seconds" in saved else "another budget"
+            requested_text = f"{plan.budget.seconds:g} seconds"
+            message = f"was trained with {saved_text} or other settings, and {requested_text} are asked for"
+            raise FileExistsError(f"{trial.folder}: {message}; give another --out, or remove it")
+    return steps
+
+
+def save_steps(plan: Plan, study: Path, steps: dict[str, int]) -> None:
+    """Beside those of variants that another call left out."""
+    if not steps:
+        return
+    path = study / BUDGET_FILE
+    saved = read_json(path) if path.is_file() else {}
+    before = saved if saved.get("seconds") == plan.budget.seconds else {}
+    settings_by_variant = {trial.variant: settings_hash(trial) for trial in trials_of(plan, study)}
+    content = {
+        "seconds": plan.budget.seconds,
+        "steps": before.get("steps", {}) | steps,
+        "settings": before.get("settings", {}) | settings_by_variant,
+    }
+    if content != saved:
+        write_json(path, content)

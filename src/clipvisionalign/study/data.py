@@ -1,0 +1,178 @@
+"""The data set of a study: read or drawn, checked, and the part of it that its trials are measured on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from clipvisionalign.data.captioned import CaptionedImages, DataError
+from clipvisionalign.data.check import check
+from clipvisionalign.data.foils import MinimalPair, make_minimal_pairs, read_minimal_pairs
+from clipvisionalign.data.formats import read_captioned_images
+from clipvisionalign.data.scenes import is_scene_dataset, random_scenes, read_scenes, write_scenes
+from clipvisionalign.data.split_file import split_file_path, write_splits_command
+from clipvisionalign.data.splits import SPLIT_RULE
+from clipvisionalign.files import atomic_write, remove
+from clipvisionalign.images import open_image
+from clipvisionalign.retrieval.audit import MIN_SAMPLE, audited_images
+from clipvisionalign.retrieval.ranks import Positives
+from clipvisionalign.study.config import Plan, data_source
+from clipvisionalign.study.folder import SCENES_FOLDER
+from clipvisionalign.study.gaps import Log
+from clipvisionalign.study.validation import PlanError
+
+
+@dataclass(frozen=True)
+class StudyContext:
+    """What a study's cells are measured on, and how.
+
+    part: the split that is measured; pairs: sets of minimal pairs by name; overlap: images in two splits, None where
+    there is one split. only_kept: nothing is measured: what was measured before is taken.
+    """
+
+    plan: Plan
+    study: Path
+    data: CaptionedImages
+    eval_data: CaptionedImages
+    pairs: dict[str, list[MinimalPair]]
+    overlap: list[str] | None
+    read_only: bool = False
+
+
+def split_overlap(data: CaptionedImages) -> list[str] | None:
+    """Images in two splits. A split cannot overlap with itself: the check is of data sets with more than one."""
+    messages = [problem.message for problem in data.problems if "two splits" in problem.kind]
+    return messages if len(data.split_sizes()) > 1 else None
+
+
+def check_possible(context: StudyContext) -> None:
+    """Raises DataError where no cell could have a result, whatever is trained: an audit that every one would fail."""
+    plan, eval_data, overlap = context.plan, context.eval_data, context.overlap
+    prefix = f"{context.data.source}: no cell could have a result"
+    if overlap:
+        examples_text = "; ".join(overlap[:3]) + (" ..." if len(overlap) > 3 else "")
+        raise DataError(
+            f"{prefix}, as every audit would fail: {len(overlap):,} images or identities stand in two splits: "
+            f"{examples_text}; "
+            f"{_way_apart(context.data, plan)}"
+        )
+    for name, source in (("train", context.data), ("dev", _dev_of(plan, context.data))):
+        if (count := source.split_sizes().get(name, 0)) < 2:
+            raise DataError(f"{source.source}: no cell could be trained: its {name} split has {count} images"
+                            f"{source.splits_hint()}")  # fmt: skip
+    positives = Positives.of(
+        eval_data.caption_image, len(eval_data), eval_data.image_identity, eval_data.shared_text_ids
+    )
+    try:
+        audited_images(positives, max(plan.measure.audit_images, MIN_SAMPLE), np.random.default_rng(0))
+    except ValueError as error:
+        raise DataError(f"{prefix}: {error} (split '{plan.split}', measure: audit_images)") from None
+
+
+def _way_apart(data: CaptionedImages, plan: Plan) -> str:
+    """How images that are (nearly) the same come to stand in one split."""
+    group = f" --group {plan.group}" if plan.group else ""
+    share_out = f"{write_splits_command(data.source)[:-1]}{group}' shares all images out, such ones together"
+    if not data.official_splits:
+        return share_out
+    if data.split_rule == SPLIT_RULE:
+        return f"{split_file_path(data.source)} has them so: remove it, and {share_out}"
+    way = "leave each out of one of its splits, or name the column that keeps them together (group)"
+    return f"'clipvisionalign check {data.source}' lists them: {way}"
+
+
+def _dev_of(plan: Plan, data: CaptionedImages) -> CaptionedImages:
+    """The data set of whose dev split epochs are chosen. Raises PlanError where it cannot be read."""
+    elsewhere = plan.settings.get("dev_data")
+    if not elsewhere:
+        return data
+    try:
+        return read_captioned_images(elsewhere, plan.layout).with_identity(plan.identity)
+    except (ValueError, OSError) as error:
+        raise PlanError((("settings", "dev_data"), str(error))) from None
+
+
+@contextmanager
+def remove_scenes_if_refused(study: Path) -> Iterator[None]:
+    """What the body drew is not left where the body raises an error."""
+    existed = (study / SCENES_FOLDER).exists()
+    try:
+        yield
+    except Exception:
+        if not existed:
+            remove(study / SCENES_FOLDER)
+        raise
+
+
+def open_study_data(plan: Plan, study: Path, scenes_folder: Path, say: Log) -> CaptionedImages:
+    """The checked data set whole. drawn: where scenes are, or are drawn, once.
+
+    Raises DataError for data that cannot be used, FileExistsError where other scenes are drawn than the plan's.
+    """
+    source = Path(plan.data) if plan.data else scenes_folder
+    if not plan.data:
+        data_source(plan, study)
+        if is_scene_dataset(scenes_folder):
+            _refuse_other_scenes(plan, study, scenes_folder)
+        elif scenes_folder.exists():
+            raise FileExistsError(f"{scenes_folder}: is there already and no drawn scenes; give another --out")
+        else:
+            _draw_scenes(scenes_folder, plan)
+            say(
+                f"{scenes_folder}: {plan.scenes:,} scenes drawn, {'two' if plan.drawing.plain else 'five'} "
+                "captions each"
+            )
+    data = read_captioned_images(source, plan.layout, plan.group).with_identity(plan.identity)
+    if plan.split not in data.split_sizes():
+        raise DataError(f"{source}: the split '{plan.split}' is empty; it has {', '.join(data.split_sizes())}")
+    clean_data, _ = check(data, full=True, show_progress=True)
+    return clean_data
+
+
+def _draw_scenes(folder: Path, plan: Plan) -> None:
+    """A drawing that was cut off is begun again."""
+    drawing = plan.drawing
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(folder, sync=False) as aside:
+        write_scenes(aside, plan.scenes, drawing.seed, drawing.pixels, drawing.plain, drawing.splits or None)
+
+
+def _refuse_other_scenes(plan: Plan, study: Path, scenes_folder: Path) -> None:
+    """Raises FileExistsError where the scenes that are drawn are not those of the plan."""
+    existing, drawing = read_scenes(scenes_folder), plan.drawing
+    expected = {
+        name: scene
+        for name, _, scene in random_scenes(plan.scenes, drawing.seed, drawing.plain, drawing.splits or None)
+    }
+    first_name = next(iter(existing), "")
+    pixels = open_image(scenes_folder / first_name).width if (scenes_folder / first_name).is_file() else drawing.pixels
+    if existing != expected or pixels != drawing.pixels:
+        existing_text = (
+            f"{len(existing):,} of {pixels} pixels"
+            if existing == expected or len(existing) != len(expected)
+            else "others"
+        )
+        raise FileExistsError(
+            f"{scenes_folder}: {plan.scenes:,} scenes of {drawing.pixels} pixels are asked for (seed {drawing.seed}"
+            f"{', plain' if drawing.plain else ''}), and {existing_text} are drawn there; give another --out, "
+            "or the plan that they "
+            "were drawn by"
+        )
+
+
+def minimal_pairs_of(plan: Plan, eval_data: CaptionedImages) -> dict[str, list[MinimalPair]]:
+    """The sets of minimal pairs, by name."""
+    measurements, pairs = plan.measure, {}
+    if measurements.composition:
+        own_pairs = make_minimal_pairs(eval_data, measurements.composition)
+        if own_pairs:
+            pairs["this data"] = own_pairs
+    if measurements.minimal_pairs:
+        pairs[Path(measurements.minimal_pairs).stem] = read_minimal_pairs(
+            measurements.minimal_pairs, measurements.minimal_pair_images
+        )
+    return pairs

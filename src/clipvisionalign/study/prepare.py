@@ -1,0 +1,85 @@
+"""A plan as it is carried out in a folder, and the refusal of one that does not fit what the folder holds."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+from clipvisionalign.data.run_data import is_data_of_run, recognised
+from clipvisionalign.files import PARTIAL_SUFFIX
+from clipvisionalign.study.config import Drawing, Plan, trial_folder
+from clipvisionalign.study.folder import BUDGET_FILE, LOCK, PLAN_FILE, SCENES_FOLDER
+from clipvisionalign.study.gaps import Log
+from clipvisionalign.study.kept_report import read_earlier_report, trials_with_results
+from clipvisionalign.study.plan_checks import check_plan
+from clipvisionalign.study.plan_file import read_kept_plan
+from clipvisionalign.study.tower_commits import PINNED_TOWERS_FILE
+from clipvisionalign.study.trial_checks import recorded_layout
+
+
+def prepare_plan(plan: Plan, study: Path, say: Log) -> Plan:
+    """The plan as it is carried out. Raises PlanError for one that cannot be, FileExistsError where the folder holds
+    something that is no study."""
+    if plan.data and plan.scenes:
+        say(f"no effect of 'scenes' and 'drawing': the data set is {plan.data}")
+        plan = replace(plan, scenes=0, drawing=Drawing())
+    check_plan(plan)
+    # What a call has left that was stopped before its plan was kept.
+    leftover_names = {
+        f"{name}{suffix}"
+        for name in (SCENES_FOLDER, PLAN_FILE, BUDGET_FILE, PINNED_TOWERS_FILE, LOCK)
+        for suffix in ("", PARTIAL_SUFFIX)
+    }
+    is_study = not study.exists() or (study / PLAN_FILE).is_file()
+    if not is_study and (not study.is_dir() or {path.name for path in study.iterdir()} - leftover_names):
+        raise FileExistsError(f"{study}: is there already and no study; give another --out")
+    _refuse_leaving_out(plan, study)
+    if plan.budget.same == "seconds" and (idle := _ignored_settings(plan)):
+        say(f"no effect of {', '.join(idle)}: every variant trains for {plan.budget.seconds:g} seconds")
+    return in_recorded_layout(plan, study, say)
+
+
+def in_recorded_layout(plan: Plan, study: Path, say: Log) -> Plan:
+    """A plan that leaves the layout open, with the one that the study's own runs read the data set in, where that is
+    taken for another by now: which is said. Not for a budget of seconds, whose steps are kept by all settings, nor
+    where dev is of another data set, which has a layout of its own."""
+    if plan.layout != "auto" or not plan.data or plan.budget.same == "seconds" or plan.settings.get("dev_data"):
+        return plan
+    runs = [trial_folder(study, name, seed) for seed in plan.seeds for name in plan.variants]
+    recorded = {layout for run in runs if (layout := recorded_layout(run)) and is_data_of_run(run, plan.data)}
+    now = recognised(plan.data)
+    if len(recorded) != 1 or not now or now in recorded:
+        return plan
+    (layout,) = recorded
+    say(f"{plan.data} is read as '{layout}', as the study's runs were; by itself it is taken for '{now}'")
+    return replace(plan, layout=layout)
+
+
+def _refuse_leaving_out(plan: Plan, study: Path) -> None:
+    """Raises FileExistsError where the study's earlier plan, or its report, has cells that this one leaves out, and
+    they have been begun: the report would lack them, and the plan that they are of would be lost."""
+    begun: list[tuple[str, int]] = []
+    # One that is damaged names no cells.
+    with suppress(OSError, ValueError):
+        kept = read_kept_plan(study / PLAN_FILE)
+        cells = [(name, seed) for seed in kept.seeds for name in kept.variants]
+        begun = [cell for cell in cells if (trial_folder(study, *cell) / "config.yaml").is_file()]
+    before = read_earlier_report(study, lambda line: None)
+    shown = sorted(trials_with_results(before)) if before is not None else []
+    asked = {(name, seed) for name in plan.variants for seed in plan.seeds}
+    if left := [cell for cell in dict.fromkeys([*begun, *shown]) if cell not in asked]:
+        named = ", ".join(f"{name}-{seed}" for name, seed in left)
+        raise FileExistsError(
+            f"{study}: this plan leaves out {named}, which the study has; the report would lack them: give the whole "
+            f"plan, which is {study / PLAN_FILE}, or another --out, or remove their runs and the report"
+        )
+
+
+def _ignored_settings(plan: Plan) -> list[str]:
+    """Settings that a budget of seconds takes the place of, by their keys."""
+    settings_by_key = {"settings": plan.settings}
+    settings_by_key |= {f"variants.{name}.settings": variant.settings for name, variant in plan.variants.items()}
+    return [
+        f"{key}.{name}" for key, settings in settings_by_key.items() for name in ("epochs", "steps") if name in settings
+    ]
