@@ -22,22 +22,15 @@ from clipvisionalign.retrieval.ranks import PositiveRanks
 from clipvisionalign.study.aggregate import selection_note
 from clipvisionalign.training import train as training
 from clipvisionalign.training import trainer
+from clipvisionalign.training.best_epoch import HALF_MODELS, BestEpoch, prune_models, save_chosen_models
 from clipvisionalign.training.config import RunConfig
 from clipvisionalign.training.contrastive import DualEncoderLoss, LossConfig
-from clipvisionalign.training.cross_fit import (
-    HALF_MODELS,
-    BestEpoch,
-    DevScores,
-    PairWeights,
-    combine_halves,
-    cross_fit,
-    in_sample_note,
-    init_selection_note,
-    prune_models,
-    save_chosen_models,
-)
+from clipvisionalign.training.cross_fit import combine_halves, cross_fit
+from clipvisionalign.training.dev_scores import DevScores
 from clipvisionalign.training.distributed import Distributed
 from clipvisionalign.training.halves import split_halves
+from clipvisionalign.training.pair_weights import PairWeights
+from clipvisionalign.training.selection_notes import in_sample_note, init_selection_note
 from clipvisionalign.training.state import TrainProgress, TrainState
 from clipvisionalign.training.validation import DevGallery, DevMetrics, fixed_batches
 
@@ -422,7 +415,7 @@ def test_a_checkpoint_from_before_dev_was_halved_is_gone_on_with():
 def test_foils_are_scored_by_weights_that_their_image_did_not_choose(tiny_runs, scenes_folder):
     from clipvisionalign.data.foils import make_minimal_pairs
     from clipvisionalign.study.foils import HalfWeights, foil_accuracy
-    from clipvisionalign.training.cross_fit import get_pair_weights, set_pair_weights
+    from clipvisionalign.training.pair_weights import get_pair_weights, set_pair_weights
 
     part = read_captioned_images(scenes_folder).split("dev")
     pairs = make_minimal_pairs(part, 20)

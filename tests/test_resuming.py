@@ -25,9 +25,9 @@ from clipvisionalign.data.batches import CaptionedBatches, local_batch_size, ste
 from clipvisionalign.data.captioned import DataError
 from clipvisionalign.files import run_lock
 from clipvisionalign.training import run_folder, trainer_setup
+from clipvisionalign.training.best_epoch import BestEpoch
 from clipvisionalign.training.checkpoint import load_last_checkpoint
 from clipvisionalign.training.config import RunConfig
-from clipvisionalign.training.cross_fit import BestEpoch
 from clipvisionalign.training.resume import (
     CHANGEABLE_SETTINGS,
     check_same_partition,

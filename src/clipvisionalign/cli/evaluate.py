@@ -46,8 +46,8 @@ def evaluate(arguments: list[str]) -> int:
         raise ValueError("give a run, or --vectors IMAGES CAPTIONS --partners FILE (--distractors FILE)")
     from clipvisionalign.data.run_data import unfinished_note
     from clipvisionalign.retrieval.evaluate import evaluate as measure
-    from clipvisionalign.training.cross_fit import in_sample_note
     from clipvisionalign.training.overlap import training_overlap_note
+    from clipvisionalign.training.selection_notes import in_sample_note
 
     aligner, data, source, differences = _open_run(args)
     eval_data = _check_split(data, args.split)

@@ -28,7 +28,7 @@ from clipvisionalign.study.statistics import (
     ratio_contributions,
     unpaired_seeds,
 )  # fmt: skip
-from clipvisionalign.training.cross_fit import nothing_chosen
+from clipvisionalign.training.selection_notes import nothing_chosen
 
 PROTOCOL = "whole gallery, all captions, ties against the model"
 TERCILES = ("short", "middle", "long")

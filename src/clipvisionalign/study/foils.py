@@ -12,8 +12,8 @@ from clipvisionalign.data.captioned import CaptionedImages
 from clipvisionalign.data.foils import MinimalPair
 from clipvisionalign.models.aligner import Aligner
 from clipvisionalign.retrieval.minimal_pairs import score_minimal_pairs
-from clipvisionalign.training.cross_fit import PairWeights, get_pair_weights, set_pair_weights
 from clipvisionalign.training.halves import split_halves
+from clipvisionalign.training.pair_weights import PairWeights, get_pair_weights, set_pair_weights
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,8 @@ from clipvisionalign.data.run_data import is_unfinished
 from clipvisionalign.models.aligner import PAIR_SCORER_PREFIXES, Aligner
 from clipvisionalign.models.io import load_aligner, read_weights
 from clipvisionalign.models.run_files import WEIGHTS_FILE
-from clipvisionalign.training.cross_fit import changed_dev_parts, init_selection_note
 from clipvisionalign.training.overlap import training_overlap_note
+from clipvisionalign.training.selection_notes import changed_dev_parts, init_selection_note
 
 #: What a run folder keeps of the run that it started from.
 INIT_FILE = "init.json"

@@ -9,19 +9,14 @@ from clipvisionalign.data.captioned import CaptionedImages
 from clipvisionalign.models.aligner import TOWER_CACHE_LIMITS, TowerOutputCache
 from clipvisionalign.models.io import load_aligner
 from clipvisionalign.retrieval.evaluate import RANKS_FILE
+from clipvisionalign.training.best_epoch import half_model_folder
 from clipvisionalign.training.config import RunConfig
-from clipvisionalign.training.cross_fit import (
-    PAIR_WEIGHTS,
-    DevScores,
-    choices_to_dict,
-    combine_halves,
-    cross_fit,
-    half_model_folder,
-    make_evaluation,
-)
+from clipvisionalign.training.cross_fit import choices_to_dict, combine_halves, cross_fit, make_evaluation
+from clipvisionalign.training.dev_scores import DevScores
 from clipvisionalign.training.distributed import Distributed
 from clipvisionalign.training.init_run import InitRun
 from clipvisionalign.training.metrics_logger import Log
+from clipvisionalign.training.pair_weights import PAIR_WEIGHTS
 from clipvisionalign.training.state import TrainProgress
 from clipvisionalign.training.validation import DevGallery, DistributedAligner
 

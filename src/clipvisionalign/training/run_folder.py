@@ -19,9 +19,9 @@ from clipvisionalign.models.aligner import Aligner
 from clipvisionalign.models.device import library_versions, machine_info
 from clipvisionalign.models.run_files import IMAGE_FOLDER, TEXT_FOLDER, WEIGHTS_FILE
 from clipvisionalign.retrieval.evaluate import RANKS_FILE
+from clipvisionalign.training.best_epoch import HALF_MODELS, save_chosen_models
 from clipvisionalign.training.checkpoint import CHECKPOINT_FOLDER as CHECKPOINTS
 from clipvisionalign.training.config import RunConfig
-from clipvisionalign.training.cross_fit import HALF_MODELS, save_chosen_models
 from clipvisionalign.training.data import TrainingData
 from clipvisionalign.training.fine_tuning import merge_lora
 from clipvisionalign.training.init_run import INIT_FILE, InitRun

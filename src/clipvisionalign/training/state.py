@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from clipvisionalign.models.aligner import Aligner
+from clipvisionalign.training.best_epoch import BestEpoch
 from clipvisionalign.training.checkpoint import (
     load_sharded,
     random_states,
@@ -22,7 +23,6 @@ from clipvisionalign.training.checkpoint import (
     tensor_names,
 )
 from clipvisionalign.training.config import RunConfig
-from clipvisionalign.training.cross_fit import BestEpoch
 from clipvisionalign.training.distributed import Distributed, local_shard
 from clipvisionalign.training.fine_tuning import ExponentialMovingAverage
 from clipvisionalign.training.forward import Towers

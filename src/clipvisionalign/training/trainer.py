@@ -28,10 +28,10 @@ from clipvisionalign.data.streams.loader import too_many_bad
 from clipvisionalign.json_io import write_json
 from clipvisionalign.models.aligner import TowerOutputCache
 from clipvisionalign.progress import progress_step
+from clipvisionalign.training.best_epoch import prune_models
 from clipvisionalign.training.checkpoint import CHECKPOINT_FOLDER as CHECKPOINTS
 from clipvisionalign.training.checkpoint import list_checkpoints, stop_signal
 from clipvisionalign.training.config import RunConfig
-from clipvisionalign.training.cross_fit import prune_models
 from clipvisionalign.training.diagnostics import EpochMetrics, diagnose
 from clipvisionalign.training.distributed import Distributed
 from clipvisionalign.training.epoch_log import epoch_line, progress_line, record_epoch

@@ -1,0 +1,77 @@
+"""Notes for figures on dev images by which something was selected, read from the run's folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from clipvisionalign.data.captioned import CaptionedImages
+from clipvisionalign.data.hashes import changed_keys, dataset_hashes
+from clipvisionalign.data.run_data import is_unfinished
+
+
+def nothing_chosen(chosen: dict[str, Any], epochs: int) -> bool:
+    """Whether a run's block "chosen" is of a run of which, and of those that it starts from, nothing was chosen on dev.
+    epochs: after how many it was measured, 0 where that is not known."""
+    return bool(chosen) and _one_epoch(chosen, epochs) and not {"weights", "with_init", "init_trained_on"} & set(chosen)
+
+
+def _one_epoch(chosen: dict[str, Any], epochs: int) -> bool:
+    """Whether there was no choice between epochs: there is one, or the last was taken in any case."""
+    return epochs == 1 or chosen.get("epoch_by") == "last epoch"
+
+
+def _epochs_measured(run: Path) -> int:
+    """After how many epochs a run was measured on dev; 0 where that is not known."""
+    kept = run / "metrics.jsonl"
+    return kept.read_text(encoding="utf-8").count('"dev": {') if kept.is_file() else 0
+
+
+def in_sample_note(run: Path, data: CaptionedImages) -> str | None:
+    """What a figure of a run on these images has to be read with, where they are the dev images that it was chosen by;
+    None where nothing was chosen on them."""
+    results = run / "results.json"
+    differing = changed_dev_parts(run, data)
+    if not set(differing) <= {"partners"}:
+        return None
+    saved_results = json.loads(results.read_text()) if results.is_file() else {}
+    chosen = saved_results.get("chosen", {})
+    what = "" if chosen and _one_epoch(chosen, _epochs_measured(run)) else "epoch"
+    what = " and ".join(filter(None, [what, "weights of its pairs' parts" if "weights" in chosen else ""]))
+    if chosen and not what:
+        return chosen.get("with_init")
+    if not chosen:
+        what = (
+            "epoch" if is_unfinished(run) else "epoch (and, with a late interaction, the weights of its pairs' parts)"
+        )
+    message = f"by these images was chosen: the run's {what}; its figure on them is in-sample"
+    if chosen.get("by") == "halves" and not differing:
+        message += f"; cross-fitted, its rsum is {saved_results['rsum']['value']:.1f} (results.json)"
+    return message
+
+
+def init_selection_note(init: Path, data: CaptionedImages) -> str | None:
+    """Why a run that starts from another (`--init`) is not cross-fitted on these dev images: the other one's epoch was
+    chosen by all of them, where its halves would have chosen another. None where that is not so."""
+    if not set(changed_dev_parts(init, data)) <= {"partners"}:
+        return None
+    if not (init / "results.json").is_file():
+        return f"it starts from {init}, which was not finished: its epoch so far may have been chosen by these images"
+    chosen = json.loads((init / "results.json").read_text()).get("chosen", {})
+    epochs = chosen.get("epoch", {})
+    same = chosen.get("by") == "halves" and set(epochs.get("halves", [])) <= {epochs.get("model")}
+    if "with_init" not in chosen and chosen and (same or chosen.get("epoch_by") == "last epoch"):
+        return None
+    return f"it starts from {init}, whose epoch was chosen by all of these images: in-sample as far as that goes"
+
+
+def changed_dev_parts(run: Path, data: CaptionedImages) -> list[str]:
+    """In what the dev images of a run differ from these: "captions", "partners", "pictures"; all where nothing is
+    known."""
+    data_file = run / "data.json"
+    dev = json.loads(data_file.read_text()).get("dev", {}) if data_file.is_file() else {}
+    if "contents" in dev:
+        return changed_keys(dev["contents"], dataset_hashes(data))
+    # A run from before contents were recorded: pictures by their sizes.
+    return [] if dev.get("fingerprint") == data.fingerprint() else ["captions", "partners", "pictures"]
