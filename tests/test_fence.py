@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from made_reports import made_report
 
-from clipvisionalign.study.aggregate import ResultsError, check_results
 from clipvisionalign.study.flawed_protocols import IN_BATCH_SIZES
 from clipvisionalign.study.report.summary import report_claims
 from clipvisionalign.study.report.tables import build_tables
+from clipvisionalign.study.results_check import ResultsError, check_results
 
 #: The figure of another protocol, as `measure_flawed_protocols` gives it.
 IN_BATCH = {

@@ -22,7 +22,7 @@ def example(value: float, spread: float = 4.0) -> dict:
 @pytest.fixture(scope="module")
 def page_file(tmp_path_factory) -> Path:
     """The page of a made-up report of two variants, so that no training stands before a test of a page."""
-    from clipvisionalign.study.aggregate import PROTOCOL
+    from clipvisionalign.study.results_check import PROTOCOL
     from clipvisionalign.study.statistics import COMPARED_METRICS
 
     values = {"self": 310.0, "late": 322.0}

@@ -19,11 +19,12 @@ from clipvisionalign.models.device import library_versions, machine_info
 from clipvisionalign.progress import progress_step
 from clipvisionalign.retrieval.equal_captions import count_equal_captions
 from clipvisionalign.retrieval.ranks import Positives
-from clipvisionalign.study.aggregate import DrawnTogether, TrialResult, aggregate_results, check_results, pairs_share
+from clipvisionalign.study.aggregate import DrawnTogether, TrialResult, aggregate_results, pairs_share
 from clipvisionalign.study.config import Plan, trial_folder
 from clipvisionalign.study.gaps import FAILED, Gaps, measurements_hash, trial_states
 from clipvisionalign.study.report.bibliography import entries_for
 from clipvisionalign.study.report.summary import report_claims
+from clipvisionalign.study.results_check import check_results
 
 REPORT_FORMAT = 1
 
