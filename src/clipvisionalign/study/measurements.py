@@ -9,34 +9,32 @@ from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
 
-from clipvisionalign.data.captioned import CaptionedImages
 from clipvisionalign.data.foils import MinimalPair
 from clipvisionalign.data.hashes import changed_keys, dataset_hashes, hash_file, hash_parts, run_hash
 from clipvisionalign.retrieval.evaluate import RANKS_FILE, load_ranks
 from clipvisionalign.retrieval.ranks import PositiveRanks
 from clipvisionalign.study.config import Trial
+from clipvisionalign.study.data import StudyContext
 from clipvisionalign.study.gaps import Log
 
 #: What a cell's folder holds beside the run, once it is measured.
 MEASUREMENTS_FILE = "measured.json"
 
 
-def measurement_inputs(
-    trial: Trial,
-    eval_data: CaptionedImages,
-    split: str,
-    pairs: dict[str, list[MinimalPair]],
-    overlap: list[str] | None,
-    audit_images: int,
-) -> dict[str, Any]:
-    """What the figures of a cell are made from, by content: kept beside them, so that others are not taken for them."""
+def measurement_inputs(trial: Trial, context: StudyContext) -> dict[str, Any]:
+    """What the measurements of a trial are made from, by content; kept beside them, to compare before they are reused.
+
+    Args:
+        trial: A trained trial.
+        context: The data, minimal pairs and settings that it is measured with.
+    """
     return {
         "model": run_hash(trial.folder),
-        **dataset_hashes(eval_data),
-        "minimal pairs": {name: _pairs_hash(pair_list) for name, pair_list in pairs.items()},
-        "overlap of splits": overlap,
-        "split": split,
-        "audit": audit_images,
+        **dataset_hashes(context.eval_data),
+        "minimal pairs": {name: _pairs_hash(pairs) for name, pairs in context.pairs.items()},
+        "overlap of splits": context.overlap,
+        "split": context.plan.split,
+        "audit": context.plan.measure.audit_images,
     }
 
 
@@ -48,7 +46,14 @@ def _pairs_hash(pairs: Sequence[MinimalPair]) -> str:
 
 
 def read_if_current(path: Path, inputs: dict[str, Any], say: Log, label: str) -> Any:
-    """What the file `kept` holds, if it was made from what is `asked` now; else None, and why is said in one line."""
+    """The content of a file of measurements if it was made from these inputs, else None.
+
+    Args:
+        path: A JSON file with its inputs under "asked".
+        inputs: What it would be made from now.
+        say: Receives one line with the reason where a file is not current.
+        label: What was measured; the beginning of that line.
+    """
     if not path.is_file():
         return None
     try:
@@ -67,26 +72,18 @@ def read_if_current(path: Path, inputs: dict[str, Any], say: Log, label: str) ->
     return None
 
 
-def load_measurements(
-    trial: Trial,
-    eval_data: CaptionedImages,
-    split: str,
-    pairs: dict[str, list[MinimalPair]],
-    overlap: list[str] | None,
-    audit_images: int,
-    say: Log,
-) -> dict[str, Any] | None:
-    """What `measure_trial` has kept of this very data and model; None where it has to measure, and why is said."""
-    return load_current_measurements(
-        trial, measurement_inputs(trial, eval_data, split, pairs, overlap, audit_images), split, say
-    )
+def load_measurements(trial: Trial, inputs: dict[str, Any], say: Log) -> dict[str, Any] | None:
+    """The kept measurements of a trial, None if they are not current; the reason is passed to `say`.
 
-
-def load_current_measurements(trial: Trial, inputs: dict[str, Any], split: str, say: Log) -> dict[str, Any] | None:
+    Args:
+        trial: A trained trial.
+        inputs: What `measurement_inputs` returns for it.
+        say: Receives one line with the reason.
+    """
     measurements = read_if_current(trial.folder / MEASUREMENTS_FILE, inputs, say, trial.folder.name)
     if measurements is None:
         return None
-    ranks = ranks_file(trial.folder, split)
+    ranks = ranks_file(trial.folder, inputs["split"])
     if not has_ranks(ranks):
         say(f"{trial.folder.name}: measured again: {ranks} cannot be read")
         return None
@@ -94,6 +91,7 @@ def load_current_measurements(trial: Trial, inputs: dict[str, Any], split: str, 
 
 
 def has_ranks(ranks: Path) -> bool:
+    """Whether a file of ranks is there and can be read."""
     try:
         return "ranks" in load_ranks(ranks)
     except (OSError, ValueError, KeyError, EOFError, BadZipFile, zlib.error):
@@ -117,5 +115,5 @@ def load_trial_ranks(trial: Trial, split: str) -> dict[str, PositiveRanks]:
 
 
 def why_not_kept(said: Sequence[str]) -> str:
-    """Why what is kept is not taken, from the line that `reusable` says where it can be measured again; "" for none."""
+    """Why kept measurements are not taken, from the lines that `read_if_current` passes to `say`; "" for none."""
     return said[0].rpartition("measured again: ")[2] if said else ""

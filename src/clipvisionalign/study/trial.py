@@ -8,22 +8,22 @@ from typing import Any
 
 from clipvisionalign.batch import TruncationStats
 from clipvisionalign.data.captioned import CaptionedImages
-from clipvisionalign.data.foils import MinimalPair
 from clipvisionalign.data.hashes import dataset_hashes
 from clipvisionalign.json_io import read_json, write_json
-from clipvisionalign.models.aligner import TowerOutputCache
+from clipvisionalign.models.aligner import Aligner, TowerOutputCache
 from clipvisionalign.models.caption_tokenizer import open_tokenizer
 from clipvisionalign.models.device import library_versions
 from clipvisionalign.models.io import load_aligner
-from clipvisionalign.retrieval.audit import MIN_SAMPLE, audit
+from clipvisionalign.retrieval.audit import MIN_SAMPLE, AuditReport, audit
 from clipvisionalign.retrieval.evaluate import RANKS_FILE, Evaluation, evaluate
 from clipvisionalign.study.config import Trial
+from clipvisionalign.study.data import StudyContext
 from clipvisionalign.study.foils import HalfWeights, foil_accuracy
 from clipvisionalign.study.gaps import Log
 from clipvisionalign.study.measurements import (
     MEASUREMENTS_FILE,
     has_ranks,
-    load_current_measurements,
+    load_measurements,
     measurement_inputs,
     study_ranks_file,
 )
@@ -37,7 +37,7 @@ from clipvisionalign.training.train import resume, train
 def train_trial(trial: Trial, say: Log, tower_caches: dict[str, TowerOutputCache] | None = None) -> None:
     """Train a cell, or go on with it where it was stopped; a finished one stays.
 
-    remembered: as in `measure_trial`.
+    tower_caches: as in `measure_trial`.
     Raises what `train` raises, DataError where a finished one was trained on other data than lies there now, and
     FileExistsError where it stands on another base. A dev split that changed is measured anew (`measure_trial`).
     """
@@ -64,7 +64,7 @@ def _tower_cache(
 ) -> TowerOutputCache | None:
     """What is remembered of the cell's towers, if they are frozen; None where each cell may have its own.
 
-    what: is asked, where the batches of something else would change the last digits.
+    purpose: what is asked, where the batches of something else would change the last digits.
     """
     config, model = trial.config, trial.config.model
     has_random_tower = "random" in (model.image_tower.weights, model.text_tower.weights)
@@ -79,22 +79,25 @@ def _tower_cache(
 
 def measure_trial(
     trial: Trial,
-    eval_data: CaptionedImages,
-    split: str,
-    pairs: dict[str, list[MinimalPair]],
-    overlap: list[str] | None,
-    audit_images: int,
+    context: StudyContext,
     say: Log = print,
     tower_caches: dict[str, TowerOutputCache] | None = None,
 ) -> dict[str, Any]:
-    """Everything that is asked of one trained cell but time and memory; kept in its folder, with what it was made from.
+    """Measure all of a trained trial but time and memory: audit, ranks, minimal pairs.
 
-    remembered: what frozen towers gave in other cells, by their settings, to be used and added to.
-    part: the split that is measured; pairs: sets of minimal pairs by name; overlap: pictures in two splits.
+    Args:
+        trial: A trained trial.
+        context: The data, minimal pairs and settings that it is measured with.
+        say: Receives one line where kept measurements are not current.
+        tower_caches: Outputs of frozen towers in other trials, by their settings; used and added to.
+
+    Returns:
+        What is kept in the trial's folder, with its inputs under "asked". Measurements that are current are not
+        repeated.
     """
-    path = trial.folder / MEASUREMENTS_FILE
-    inputs = measurement_inputs(trial, eval_data, split, pairs, overlap, audit_images)
-    measurements = load_current_measurements(trial, inputs, split, say)
+    path, split, eval_data = trial.folder / MEASUREMENTS_FILE, context.plan.split, context.eval_data
+    inputs = measurement_inputs(trial, context)
+    measurements = load_measurements(trial, inputs, say)
     if measurements is not None:
         return measurements
     train_results = read_json(trial.folder / "results.json", f"remove {trial.folder}, to train it anew")
@@ -102,39 +105,16 @@ def measure_trial(
     aligner.show_progress = True
     # Before anything else is asked, as a model that had been shown true partners could give those back; and by the
     # towers each time: that they always give the same is a part of what is checked.
-    checks = audit(
-        aligner,
-        eval_data.images,
-        eval_data.captions,
-        eval_data.caption_image,
-        eval_data.image_identity,
-        overlap,
-        max(audit_images, MIN_SAMPLE),
-        caption_group=eval_data.shared_text_ids,
-    )
+    checks = _audit_aligner(aligner, context)
     selection = {name: value for name, value in train_results.get("chosen", {}).items() if name != "model_in_sample"}
     cacheable = can_cache_encodings(trial.config, eval_data)
     aligner.tower_cache = _tower_cache(trial, tower_caches) if cacheable else None
     metrics: dict[str, Any] = train_results
     evaluation: Evaluation | None = None
-    # The training has measured dev already, and kept the ranks: of this very dev, unless it has changed since.
-    if (
-        split != "dev"
-        or not has_ranks(trial.folder / RANKS_FILE)
-        or _dev_contents(trial.folder) != dataset_hashes(eval_data)
-    ):
+    if not _dev_is_measured(trial, context):
         # Not cross-fitted: this is the run's own model.
         selection = selection if split != "dev" else {}
-        candidates = aligner.config.fusion.candidates if aligner.fusion is not None else 0
-        evaluation = evaluate(
-            aligner,
-            eval_data.images,
-            eval_data.captions,
-            eval_data.caption_image,
-            eval_data.image_identity,
-            candidates,
-            caption_group=eval_data.shared_text_ids,
-        )
+        evaluation = _evaluate_aligner(aligner, eval_data)
         metrics = evaluation.to_dict()
     halves = HalfWeights.of(eval_data, selection) if split == "dev" else None
     # In every cell the same batches: those of halves would not be.
@@ -150,7 +130,7 @@ def measure_trial(
         **{name: metrics[name] for name in ("images", "captions", "candidates", "gain", "depths") if name in metrics},
         "audit": checks.to_dict(),
         "chosen": selection,
-        "composition": {name: foil_accuracy(aligner, pair_list, halves) for name, pair_list in pairs.items()},
+        "composition": {name: foil_accuracy(aligner, pairs, halves) for name, pairs in context.pairs.items()},
         "curves": read_curves(trial.folder),
     }
     # What is there is of something else, and stays until there is more: but none of it may stand beside new figures,
@@ -161,6 +141,31 @@ def measure_trial(
         evaluation.save_ranks(study_ranks_file(trial.folder, split))
     write_json(path, measurements)
     return measurements
+
+
+def _audit_aligner(aligner: Aligner, context: StudyContext) -> AuditReport:
+    data = context.eval_data
+    return audit(
+        aligner, data.images, data.captions, data.caption_image, data.image_identity, context.overlap,
+        max(context.plan.measure.audit_images, MIN_SAMPLE), caption_group=data.shared_text_ids,
+    )  # fmt: skip
+
+
+def _dev_is_measured(trial: Trial, context: StudyContext) -> bool:
+    """Whether the training has measured the split already and kept the ranks: dev, unless it has changed since."""
+    return (
+        context.plan.split == "dev"
+        and has_ranks(trial.folder / RANKS_FILE)
+        and _dev_contents(trial.folder) == dataset_hashes(context.eval_data)
+    )
+
+
+def _evaluate_aligner(aligner: Aligner, data: CaptionedImages) -> Evaluation:
+    candidates = aligner.config.fusion.candidates if aligner.fusion is not None else 0
+    return evaluate(
+        aligner, data.images, data.captions, data.caption_image, data.image_identity, candidates,
+        caption_group=data.shared_text_ids,
+    )  # fmt: skip
 
 
 def _trained_by(folder: Path) -> dict[str, str]:

@@ -23,7 +23,7 @@ from clipvisionalign.study.gaps import (
     read_failures,
     training_state,
 )
-from clipvisionalign.study.measurements import load_measurements, load_trial_ranks, why_not_kept
+from clipvisionalign.study.measurements import load_measurements, load_trial_ranks, measurement_inputs, why_not_kept
 from clipvisionalign.study.trial import measure_trial, train_trial
 
 #: How the reason of a cell begins whose measuring failed, and not its training.
@@ -39,7 +39,6 @@ def measure_trials(
 ) -> list[TrialResult]:
     """The figures of the cells that are trained; the others, and those that cannot be measured, are gaps."""
     trial_results = []
-    inputs = context.eval_data, context.plan.split, context.pairs, context.overlap, context.plan.measure.audit_images
     for trial in progress(trials, "measuring runs", len(trials), not context.read_only):
         state = training_state(trial)
         try:
@@ -48,12 +47,12 @@ def measure_trials(
                 continue
             if context.read_only:
                 messages: list[str] = []
-                measurements = load_measurements(trial, *inputs, messages.append)
+                measurements = load_measurements(trial, measurement_inputs(trial, context), messages.append)
                 if measurements is None:
                     gaps.states[trial.variant, trial.seed] = _unmeasured_state(trial, messages)
                     continue
             else:
-                measurements = measure_trial(trial, *inputs, say, tower_caches)
+                measurements = measure_trial(trial, context, say, tower_caches)
             result = TrialResult(trial.variant, trial.seed, measurements, load_trial_ranks(trial, context.plan.split))
             check_gallery(result, context.eval_data)
         except Exception as error:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 import numpy as np
 
 from clipvisionalign.argument_checks import check_lists
-from clipvisionalign.retrieval.audit.answers import ModelScores
+from clipvisionalign.retrieval.audit.answers import ModelScores, ScoreQuery
 from clipvisionalign.retrieval.audit.chance import check_blank_captions, check_new_captions, check_shuffled_pairs
 from clipvisionalign.retrieval.audit.report import AuditReport, Check, Finding
 from clipvisionalign.retrieval.audit.stable_scores import (
@@ -63,70 +64,83 @@ def audit(
     positives = Positives.of(caption_image, len(images), identity, caption_group)
     rng = np.random.default_rng(seed)
     chosen = audited_images(positives, sample, rng)
-    sampled_images = [images[image] for image in chosen]
-    own_captions = [
-        [captions[caption] for caption in caption_indices] for caption_indices in _captions_of(positives, chosen)
-    ]
-    sampled_captions = [caption_indices[0] for caption_indices in own_captions]
-    captions_per_image = max(1, min(MAX_NEW_CAPTIONS, len(captions) // len(images)))
+    sampled = _Sample(
+        [images[image] for image in chosen],
+        [[captions[caption] for caption in own] for own in _captions_of(positives, chosen)],
+        captions,
+        max(1, min(MAX_NEW_CAPTIONS, len(captions) // len(images))),
+    )
     interfaces = scorer.interfaces()
     level = FALSE_ALARM_RATE / (3 * len(interfaces))
-    mismatched_checks = []
-    for interface_index, (interface, ask_model) in enumerate(interfaces):
-        ask = ask_model if model_factory is None else ModelScores(model_factory()).interfaces()[interface_index][1]
-        mismatched_checks.append(
-            [
-                _run_check(
-                    "new captions",
-                    interface,
-                    check_new_captions,
-                    ask,
-                    sampled_images,
-                    captions,
-                    captions_per_image,
-                    level,
-                    rng,
-                ),
-                _run_check(
-                    "shuffled partners", interface, check_shuffled_pairs, ask, sampled_images, own_captions, level, rng
-                ),
-                _run_check("blank captions", interface, check_blank_captions, ask, sampled_images, level, rng),
-            ]
-        )
+    # Wrong partners first, in all interfaces: what is asked later shows the model true ones.
+    mismatched = []
+    for number, (interface, ask_model) in enumerate(interfaces):
+        ask = ask_model if model_factory is None else ModelScores(model_factory()).interfaces()[number][1]
+        mismatched.append(_mismatched_checks(interface, ask, sampled, level, rng))
     checks = []
-    for (interface, ask), mismatched in zip(interfaces, mismatched_checks, strict=True):
-        score_together = cache(lambda ask=ask: ask(sampled_images, sampled_captions))
-        checks.append(
-            _run_check(
-                "alone", interface, check_batch_independence, ask, score_together, sampled_images, sampled_captions, rng
-            )
-        )
-        if interface == "vectors":
-            name = "alone, other images before"
-            checks.append(
-                _run_check(name, interface, check_history_independence, scorer.model, sampled_images, sampled_captions)
-            )
-        checks.append(
-            _run_check(
-                "rectangular",
-                interface,
-                check_gallery_size_independence,
-                ask,
-                score_together,
-                sampled_images,
-                sampled_captions,
-            )
-        )
-        checks += mismatched
+    for (interface, ask), mismatched_checks in zip(interfaces, mismatched, strict=True):
+        checks += _stability_checks(interface, ask, scorer, sampled, rng) + mismatched_checks
     if split_overlap is not None:
-        overlap_count = len(split_overlap)
-        message = (
-            f"{overlap_count} pictures stand in two splits, such as {split_overlap[0]}"
-            if overlap_count
-            else "no picture in two splits"
-        )
-        checks.append(Check("splits apart", not overlap_count, float(overlap_count), message))
+        checks.append(_overlap_check(split_overlap))
     return AuditReport(checks)
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """The images that an audit asks about.
+
+    Attributes:
+        images: (S,) whatever the model takes.
+        own_captions: (S,) the captions of each image.
+        captions: (M,) all captions of the data set, from which new ones are made.
+        new_per_image: How many new captions are made for an image.
+    """
+
+    images: list[Any]
+    own_captions: list[list[str]]
+    captions: Sequence[str]
+    new_per_image: int
+
+    @property
+    def first_captions(self) -> list[str]:
+        """(S,) one caption of each image."""
+        return [captions[0] for captions in self.own_captions]
+
+
+def _mismatched_checks(
+    interface: str, ask: ScoreQuery, sample: _Sample, level: float, rng: np.random.Generator
+) -> list[Check]:
+    """The checks against chance: images with captions that are not theirs."""
+    new = sample.images, sample.captions, sample.new_per_image, level, rng
+    shuffled = sample.images, sample.own_captions, level, rng
+    return [
+        _run_check("new captions", interface, check_new_captions, ask, *new),
+        _run_check("shuffled partners", interface, check_shuffled_pairs, ask, *shuffled),
+        _run_check("blank captions", interface, check_blank_captions, ask, sample.images, level, rng),
+    ]
+
+
+def _stability_checks(
+    interface: str, ask: ScoreQuery, scorer: ModelScores, sample: _Sample, rng: np.random.Generator
+) -> list[Check]:
+    """The checks that a pair's score is the same, whatever is asked beside it and before it."""
+    images, captions = sample.images, sample.first_captions
+    score_together = cache(lambda: ask(images, captions))
+    checks = [_run_check("alone", interface, check_batch_independence, ask, score_together, images, captions, rng)]
+    if interface == "vectors":
+        name = "alone, other images before"
+        checks.append(_run_check(name, interface, check_history_independence, scorer.model, images, captions))
+    rectangular = ask, score_together, images, captions
+    checks.append(_run_check("rectangular", interface, check_gallery_size_independence, *rectangular))
+    return checks
+
+
+def _overlap_check(split_overlap: Sequence[str]) -> Check:
+    count = len(split_overlap)
+    message = (
+        f"{count} pictures stand in two splits, such as {split_overlap[0]}" if count else "no picture in two splits"
+    )
+    return Check("splits apart", not count, float(count), message)
 
 
 def audited_images(positives: Positives, sample: int, rng: np.random.Generator) -> np.ndarray:
