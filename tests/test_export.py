@@ -18,6 +18,7 @@ from tolerance import assert_as_exact, in_float64, rounding
 pytest.importorskip("onnxruntime", reason="no onnxruntime: pip install 'clipvisionalign[onnx]'")
 pytest.importorskip("onnxscript", reason="no onnxscript: pip install 'clipvisionalign[onnx]'")
 
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 
 from clipvisionalign.cli import main
@@ -351,6 +352,11 @@ def test_a_folder_for_a_hub_reads_back(tiny_runs, tmp_path, capsys):
     assert (before.encode_captions(captions) == after.encode_captions(captions)).all()
     card = (tmp_path / "hub" / "README.md").read_text()
     rsum = json.loads((tiny_runs["late"] / "results.json").read_text())["rsum"]["value"]
+    assert ModelCard(card).data.to_dict() == {
+        "library_name": "clipvisionalign",
+        "pipeline_tag": "zero-shot-image-classification",
+        "tags": ["image-text-retrieval", "late"],
+    }
     assert f"Rsum {rsum:.1f} [" in card
     assert "## Limits" in card
     assert "Not audited." in card

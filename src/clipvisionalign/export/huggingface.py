@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -33,27 +34,6 @@ def export_huggingface(run: str | Path, out: str | Path) -> Path:
     return Path(out)
 
 
-def _audit_summary(run: Path) -> str:
-    """The checks that the run's model went through, by the command or in a study: on its dev split, whose figures stand
-    above, and whether it passed on other data; "Not audited." without any."""
-    own, others = audits_of(run)
-    lines = []
-    if own is not None:
-        lines = ["Passed." if own["passed"] else "**Failed: do not believe the figures above.**", ""]
-        lines += [
-            f"- {'passed' if each['passed'] else 'FAILED'}: {each['name']}: {each['meaning']}" for each in own["checks"]
-        ]
-    else:
-        lines = ["Not audited on that dev split." if others else "Not audited."]
-        if is_of_unknown_model(run):
-            lines = ["Audited by an earlier version, which did not keep of which weights and data: audit it again."]
-    for each in others:
-        failed = [check["name"] for check in each["checks"] if not check["passed"]]
-        verdict = f"failed ({', '.join(failed)})" if failed else "passed"
-        lines += ["", f"On the {each['split']} split of other data than that dev split: {verdict}."]
-    return "\n".join(lines)
-
-
 def _interval(estimate: dict[str, Any], factor: float = 1.0) -> str:
     """A figure with its 95% interval, or alone where none was computed."""
     low, high = estimate.get("low"), estimate.get("high")
@@ -62,69 +42,59 @@ def _interval(estimate: dict[str, Any], factor: float = 1.0) -> str:
 
 
 def model_card(run: Path) -> str:
-    """What the model is, what it was trained on, what it finds with intervals, and what it is not for."""
+    """The model card of a run, from the template `model_card.md`: the model, its training data, figures with intervals,
+    audits, limits.
+
+    Args:
+        run: The folder of a finished run.
+
+    Returns:
+        Markdown with a YAML header, as the Hugging Face hub reads it.
+    """
     import yaml
+    from huggingface_hub import ModelCard, ModelCardData
 
     results = json.loads((run / "results.json").read_text())
     data = json.loads((run / "data.json").read_text())
     model = yaml.safe_load((run / "config.yaml").read_text())["model"]
     metrics = results.get("reranked", results)
-    rows = []
-    # Results from before chance was told have none.
+    # Results from before chance was recorded have none.
     chance = results.get("chance", {})
+    selection_note = results.get("chosen", {}).get("figures", "in-sample: what was chosen on dev is measured on it")
+    # Its path is of this machine; that it is another data set is what counts.
+    dev_origin = (
+        "another data set than trained on" if data.get("dev_source") else f"the training data ({data['layout']})"
+    )
+    own_audit, other_audits = audits_of(run)
+    card_data = ModelCardData(
+        library_name="clipvisionalign",
+        pipeline_tag="zero-shot-image-classification",
+        tags=["image-text-retrieval", model["design"]],
+    )
+    card = ModelCard.from_template(
+        card_data,
+        template_str=files("clipvisionalign.export").joinpath("model_card.md").read_text(encoding="utf-8"),
+        model=model,
+        text_tower=Path(str(model["text_tower"]["name"])).name,
+        data=data,
+        dev_origin=dev_origin,
+        selection_note=selection_note[0].upper() + selection_note[1:],
+        rsum=_interval(metrics["rsum"]),
+        chance_rsum=chance.get("rsum"),
+        rows=_figure_rows(metrics, chance),
+        own_audit=own_audit,
+        other_audits=other_audits,
+        audit_of_unknown_model=is_of_unknown_model(run),
+    )
+    return f"{card.content}\n"
+
+
+def _figure_rows(metrics: dict[str, Any], chance: dict[str, Any]) -> list[tuple[str, str, str, str]]:
+    """The table of figures: direction, name, value with its interval, chance ("" if unknown)."""
+    rows = []
     for direction in ("image_to_text", "text_to_image"):
         for name, estimate in metrics[direction].items():
             factor = 100 if name.startswith(("recall", "map")) else 1
             by_chance = f"{100 * chance[direction][name]:.1f}" if name in chance.get(direction, {}) else ""
-            cells = (direction.replace("_", " "), name.replace("_", " "), _interval(estimate, factor), by_chance)
-            rows.append(f"| {' | '.join(cells)} |")
-    rsum = _interval(metrics["rsum"]) + (f" (a random ranking: {chance['rsum']:.1f})" if chance else "")
-    selection_note = results.get("chosen", {}).get("figures", "in-sample: what was chosen on dev is measured on it")
-    selection_note = selection_note[0].upper() + selection_note[1:]
-    gallery_size = f"{data['dev']['images']:,} images, {data['dev']['captions']:,} captions"
-    # Its place is the machine's; that it is another data set is what counts.
-    dev_origin = (
-        f"the training data ({data['layout']})" if not data.get("dev_source") else "another data set than trained on"
-    )
-    return f"""---
-library_name: clipvisionalign
-pipeline_tag: zero-shot-image-classification
-tags: [image-text-retrieval, {model["design"]}]
----
-
-# Image-caption aligner, design `{model["design"]}`
-
-{model["image_tower"]["name"]} and {Path(str(model["text_tower"]["name"])).name} in one {model["width"]}-wide space.
-
-```python
-from clipvisionalign import load_aligner
-
-aligner = load_aligner("this folder")
-scores = aligner.score(["a.jpg"], ["a dog on the grass", "two people at a table"])
-```
-
-## Figures
-
-Dev split of {dev_origin}, by which the checkpoint was chosen: whole gallery ({gallery_size}), all
-captions, ties against the model, 95% intervals by bootstrap over images. {selection_note}. Rsum {rsum}.
-
-| direction | figure | value | chance |
-|---|---|---:|---:|
-{chr(10).join(rows)}
-
-## Audit
-
-{_audit_summary(run)}
-
-Put it to the test on your own data: `clipvisionalign audit FOLDER --data DATA`.
-
-## Training data
-
-{data["train"]["images"]:,} pictures, layout {data["layout"]}; {len(data["left_out"])} rows left out. Fingerprint
-`{data["train"]["fingerprint"]}`. The data's own licence governs what may be done with a model of it.
-
-## Limits
-
-Trained on captions of this kind in this language; what is rare in them it does not know. It takes over what its towers'
-pretraining and its captions say about people. Recall on other pictures is another figure than the one above.
-"""
+            rows.append((direction.replace("_", " "), name.replace("_", " "), _interval(estimate, factor), by_chance))
+    return rows
