@@ -66,7 +66,9 @@ def test_padding_adds_nothing_whatever_it_holds():
     tokens, patch_features = torch.randn(3, 5, 10), torch.randn(4, 9, 12)
     patches, exact = late.project_patches(patch_features), in_float64(late)
     plain = maxsim(patches, late.project_tokens(tokens, torch.ones(3, 5)))
-    exact = maxsim(exact.project_patches(patch_features.double()), exact.project_tokens(tokens.double(), torch.ones(3, 5)))
+    exact = maxsim(
+        exact.project_patches(patch_features.double()), exact.project_tokens(tokens.double(), torch.ones(3, 5))
+    )
     padded = torch.cat([tokens, 100 * torch.randn(3, 6, 10)], dim=1)
     mask = torch.cat([torch.ones(3, 5), torch.zeros(3, 6)], dim=1)
     assert_same(maxsim(patches, late.project_tokens(padded, mask)), plain, exact, size=1.0)
