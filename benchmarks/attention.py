@@ -342,7 +342,7 @@ def pairs(folder: Path) -> dict[str, Any]:
         aligner = Aligner(AlignerConfig(design=design)).eval()  # type: ignore[arg-type]
         if aligner.fusion is not None:
             torch.nn.init.normal_(aligner.fusion.correction.weight)
-        # Pictures are not what is measured: their features are drawn, not encoded.
+        # Images are not what is measured: their features are drawn, not encoded.
         width, count = aligner.image_tower.width, aligner.image_tower.num_patches
         features = ImageFeatures(torch.randn(1000, width), torch.randn(1000, count, width))
         with torch.inference_mode():

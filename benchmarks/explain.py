@@ -1,10 +1,10 @@
 """Do the maps of `explain` say what the model used? Three checks on trained runs.
 
-    python benchmarks/explain.py RUN ... [--data DATA] [--pictures 100] [--json]
+    python benchmarks/explain.py RUN ... [--data DATA] [--images 100] [--json]
 
 - Pointing game (drawn scenes only, exact ground truth): does the map's peak lie in the cell of the group that the
   caption names? Beside it chance (a peak anywhere), a peak always in the centre, and one on any of the scene's groups.
-- Deletion: the marked fifth of the picture is greyed; how much does the score fall, against a fifth drawn at random?
+- Deletion: the marked fifth of the image is greyed; how much does the score fall, against a fifth drawn at random?
 - Weights drawn anew: how alike are the maps of the trained and of the random model (rank correlation)?
 """
 
@@ -20,7 +20,7 @@ SHARE, DRAWS = 0.2, 5
 
 
 def deleted(image: Any, marked: np.ndarray) -> Any:
-    """The picture with the marked patches grey. marked: (h, w) bool."""
+    """The image with the marked patches grey. marked: (h, w) bool."""
     from PIL import Image
 
     pixels = np.asarray(image).copy()
@@ -38,7 +38,7 @@ def top(grid: np.ndarray, count: int) -> np.ndarray:
 
 
 def interval(values: list[float]) -> dict[str, float]:
-    """Mean and 95% interval over pictures."""
+    """Mean and 95% interval over images."""
     array = np.array(values, dtype=float)
     reach = 1.96 * array.std(ddof=1) / np.sqrt(len(array))
     return {name: round(float(value), 4) for name, value in

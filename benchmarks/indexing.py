@@ -1,12 +1,12 @@
-"""Indexing that is killed, a folder as folders are, and Ray: is every picture in the index, and in it once?
+"""Indexing that is killed, a folder as folders are, and Ray: is every image in the index, and in it once?
 
-    python benchmarks/indexing.py RUN [--kills 20] [--files 10000] [--pictures FOLDER] [--ray] [--json]
+    python benchmarks/indexing.py RUN [--kills 20] [--files 10000] [--images FOLDER] [--ray] [--json]
 
-- Kills: real processes and SIGKILL at random moments over the whole time that indexing takes; after each no picture
+- Kills: real processes and SIGKILL at random moments over the whole time that indexing takes; after each no image
   stands there twice and a search works; in the end the index is that of an undisturbed process, row for row.
 - A folder of `--files` files, one in a hundred broken, in twelve ways, with links in circles, odd names, and a true
-  picture of 40,000 x 40,000 pixels.
-- With --ray: two workers of Ray against one process, on the pictures of `--pictures` or drawn ones.
+  image of 40,000 x 40,000 pixels.
+- With --ray: two workers of Ray against one process, on the images of `--images` or drawn ones.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def silent(line: str) -> None:
 
 
 def drawn(folder: Path, count: int) -> Path:
-    """Pictures of noise, each of its own."""
+    """Images of noise, each of its own."""
     from PIL import Image
 
     folder.mkdir(parents=True)

@@ -2,17 +2,17 @@
 
     python benchmarks/intervals.py [--studies 4000] [--images 1000] [--interaction 0] [--json]
 
-A simulated study has two variants of S seeds each on N pictures with five captions each. What a picture brings to rsum
-is made as in a real study: a query is found within the first k where its ease (of the picture, of the caption, of this
+A simulated study has two variants of S seeds each on N images with five captions each. What an image brings to rsum
+is made as in a real study: a query is found within the first k where its ease (of the image, of the caption, of this
 run by chance) is above a threshold, so that the contributions are multiples of 20 and most of the differences between
 two runs are zero. Thresholds and spreads give the recalls of the published Flickr8k study (rsum 235), about 190 for the
-standard deviation of a picture's contribution, and about 120 for that of the difference between two runs. A seed moves
+standard deviation of an image's contribution, and about 120 for that of the difference between two runs. A seed moves
 all queries of a run; how much in rsum (standard deviation) is the cell of the table. Seeds of the two variants are
-independent. The variants do not differ; --interaction gives each variant pictures that suit it better than the other.
+independent. The variants do not differ; --interaction gives each variant images that suit it better than the other.
 
 Told of each rule: how often a difference is flagged where there is none (5 % is promised; the interval of the
 difference covers it in the rest), how often the interval of one variant's mean covers it (95 % is promised), and how
-often a difference of so much rsum is flagged, every picture moved by that much.
+often a difference of so much rsum is flagged, every image moved by that much.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ SEEDS, EFFECTS, DIFFERENCES = (2, 3, 5), (0, 3, 7, 14), (5, 10, 20, 40)
 CAPTIONS = 5
 #: What a query needs to be found within the first 1, 5 and 10, both ways: quantiles of the published recalls.
 THRESHOLDS = {"image": (0.80, 0.10, -0.22), "caption": (1.06, 0.26, -0.13)}
-#: Standard deviations of a query's ease: of its picture, its caption, and this run's chance.
+#: Standard deviations of a query's ease: of its image, its caption, and this run's chance.
 IMAGE_STD, CAPTION, CHANCE = 0.76, 0.50, 0.56
 
 
@@ -61,7 +61,7 @@ def unsubtracted(squares: tuple[Any, Any, Any], seeds: int, images: int, level: 
 
 
 def over_seeds(squares: tuple[Any, Any, Any], seeds: int, images: int, level: float = SIGNIFICANCE_LEVEL) -> Any:
-    """Student's t of the seeds' means: the pictures count as given."""
+    """Student's t of the seeds' means: the images count as given."""
     return student.isf(level / 2, seeds - 1) * np.sqrt(squares[1] / (seeds * images))
 
 
@@ -77,14 +77,14 @@ def chance_of_three(threshold: tuple[float, ...], spread: float, shift: Any) -> 
 
 
 def mean_rsum(shift: Any, interaction: float) -> Any:
-    """The mean over all pictures there could be, of a run that is moved by `shift`."""
+    """The mean over all images there could be, of a run that is moved by `shift`."""
     variance = IMAGE_STD**2 + CHANCE**2 + interaction**2
     image = chance_of_three(THRESHOLDS["image"], np.sqrt(variance), shift)
     return 100 * (image + chance_of_three(THRESHOLDS["caption"], np.sqrt(variance + CAPTION**2), shift))
 
 
 def contributions(of_image: np.ndarray, of_caption: np.ndarray) -> np.ndarray:
-    """Ease of queries (..., N) and (..., N, K) -> what each picture brings to rsum (..., N)."""
+    """Ease of queries (..., N) and (..., N, K) -> what each image brings to rsum (..., N)."""
     image_hits = sum((of_image > bound).astype(np.int8) for bound in THRESHOLDS["image"])
     captions = sum((of_caption > bound).astype(np.int8) for bound in THRESHOLDS["caption"])
     return 100.0 * image_hits + (100.0 / CAPTIONS) * captions.sum(axis=-1)
@@ -93,7 +93,7 @@ def contributions(of_image: np.ndarray, of_caption: np.ndarray) -> np.ndarray:
 def drawn(
     rng: np.random.Generator, studies: int, seeds: int, images: int, effects: tuple[float, ...], interaction: float
 ) -> dict[float, np.ndarray]:
-    """By the effect of a seed: what each picture brings in each run, (studies, 2 variants, S, N)."""
+    """By the effect of a seed: what each image brings in each run, (studies, 2 variants, S, N)."""
 
     def normal(*shape: int) -> np.ndarray:
         return rng.standard_normal(shape, dtype=np.float32)
@@ -125,7 +125,7 @@ def simulate(
     studies_per_chunk = max(1, 40_000 // (images * max(seeds)))
     chunks = [(number, start) for number in seeds for start in range(0, studies, studies_per_chunk)]
     kept: dict[tuple[int, float], list[tuple[np.ndarray, ...]]] = {}
-    for number, start in progress(chunks, f"studies on {images:,} pictures", len(chunks), shown):
+    for number, start in progress(chunks, f"studies on {images:,} images", len(chunks), shown):
         tables = drawn(rng, min(studies_per_chunk, studies - start), number, images, effects, interaction)
         for effect, table in tables.items():
             gap, one = table[:, 0] - table[:, 1], table[:, 0]
@@ -173,7 +173,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--studies", type=int, default=4000, help="simulated studies of each cell")
     parser.add_argument("--images", type=int, default=1000, help="pictures in the gallery")
-    parser.add_argument("--interaction", type=float, default=0.0, help="ease of pictures that suit one variant, 0 to 1")
+    parser.add_argument("--interaction", type=float, default=0.0, help="ease of images that suit one variant, 0 to 1")
     parser.add_argument("--seed", type=int, default=0, help="of everything that is drawn")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     given = parser.parse_args()
@@ -181,7 +181,7 @@ def main() -> None:
     if given.json:
         print(json.dumps(rows, indent=2))
         return
-    print(f"{given.studies:,} studies a row on {given.images:,} pictures, in percent: the rule before / now")
+    print(f"{given.studies:,} studies a row on {given.images:,} images, in percent: the rule before / now")
     print(table_of(rows))
     print("\nflagged without a difference at most, mean covered at least, median half-width over all rows:")
     for name in RULES:
@@ -190,7 +190,7 @@ def main() -> None:
         width = np.median([each["half_width"] for each in several])
         print(f"  {name:<36} {100 * most:5.1f} {100 * least:6.1f} {width:6.1f}")
     first = rows[0]
-    print(f"standard deviations: a picture {first['picture']}, two runs' difference {first['difference of two runs']}")
+    print(f"standard deviations: an image {first['picture']}, two runs' difference {first['difference of two runs']}")
 
 
 if __name__ == "__main__":

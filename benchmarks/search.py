@@ -2,8 +2,8 @@
 
     python benchmarks/search.py [--vectors 200000] [--run RUN] [--json]
 
-Vectors are made up: unit length, width 256, in clusters as those of pictures are, with near neighbours planted for 200
-queries. With --run also whole searches by words, encoding included, and the rate of indexing against the picture
+Vectors are made up: unit length, width 256, in clusters as those of images are, with near neighbours planted for 200
+queries. With --run also whole searches by words, encoding included, and the rate of indexing against the image
 tower's own.
 """
 
@@ -123,7 +123,7 @@ def end_to_end_searches(run: str, table_folder: Path, queries: int = 200) -> dic
 
 
 def indexing_rate(run: str, image_folder: str, folder: Path) -> dict[str, float]:
-    """Pictures a second of `index`, and of the picture tower alone on the same pictures, decoded beforehand."""
+    """Images a second of `index`, and of the image tower alone on the same images, decoded beforehand."""
     import torch
 
     from clipvisionalign.models.io import load_aligner
@@ -156,7 +156,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--vectors", type=int, default=200_000, help="how many (default 200,000)")
     parser.add_argument("--run", help="a run, for whole searches")
-    parser.add_argument("--pictures", help="a folder of pictures, for the rate of indexing (needs --run)")
+    parser.add_argument("--pictures", help="a folder of images, for the rate of indexing (needs --run)")
     parser.add_argument("--no-usearch", action="store_true", help="leave the rival's index out (a million take long)")
     parser.add_argument("--codes", action="store_true", help="short codes (IVF_PQ) as for more than 10 million vectors")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")

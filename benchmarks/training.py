@@ -2,11 +2,11 @@
 
     python benchmarks/training.py [--data flickr8k] [--only step,loader,cache] [--json]
 
-- `step`: ResNet50 and DistilBERT with random weights, 224 pixels, the same pictures with their captions. The rivals
-  see a row for each caption, so that a picture is encoded once per caption, padded to a fixed length (64 in small
+- `step`: ResNet50 and DistilBERT with random weights, 224 pixels, the same images with their captions. The rivals
+  see a row for each caption, so that an image is encoded once per caption, padded to a fixed length (64 in small
   scripts, 77 in open_clip), in float32, NCHW, with AdamW unfused. Captions a second, and which share of the machine's
   own rate of matrix products a step reaches.
-- `loader`: pictures a second that two workers decode, resize and batch, beside Pillow with torchvision's v1 transforms.
+- `loader`: images a second that two workers decode, resize and batch, beside Pillow with torchvision's v1 transforms.
 - `cache`: what gradient caching costs in time, and what a batch of 4,096 takes in memory beside one of 256.
 
 Without --data the captions are those of drawn scenes. Contestants take turns; medians with fastest and slowest.
@@ -232,7 +232,7 @@ def step(folder: Path, data: str, images: int) -> dict[str, Any]:
             "matrix product, GFLOP/s": rate / 1e9,
             "step, GFLOP": flops / 1e9,
             "share": flops / taken["all"] / rate,
-            "picture tower, share": towers["image_tower"] / taken["picture tower"] / rate,
+            "image tower, share": towers["image_tower"] / taken["image tower"] / rate,
             "text tower, share": towers["text_tower"] / taken["text tower"] / rate,
             "seconds": taken,
         }
@@ -244,7 +244,7 @@ def short(dtype: torch.dtype) -> str:
 
 
 class PlainImages(torch.utils.data.Dataset[Any]):
-    """The data set of small scripts: Pillow and torchvision's v1 transforms, one picture a row."""
+    """The data set of small scripts: Pillow and torchvision's v1 transforms, one image a row."""
 
     def __init__(self, paths: list[Any]) -> None:
         from torchvision import transforms
@@ -269,7 +269,7 @@ class PlainImages(torch.utils.data.Dataset[Any]):
 
 
 def loader(folder: Path, data: str) -> dict[str, Any]:
-    """Pictures a second of two workers, with nothing beside them."""
+    """Images a second of two workers, with nothing beside them."""
     from torch.utils.data import DataLoader
 
     from clipvisionalign.data.batches import CaptionedBatches
@@ -317,7 +317,7 @@ def cached_step(images: int, chunk: int, data: str, folder: Path) -> tuple[Calla
     formats = (torch.float32, torch.float32)
     one = Step(Towers(aligner, DualEncoderLoss(LossConfig()), formats), Distributed(torch.device("cpu")))
     train = open_train(data, folder)
-    # Pictures come again where there are not enough of them: they are not what is measured.
+    # Images come again where there are not enough of them: they are not what is measured.
     some = [replace(train.rows[n % len(train)], name=str(n), captions=train.rows[n % len(train)].captions[:1])
             for n in range(images)]  # fmt: skip
     tower = aligner.text_tower
@@ -364,7 +364,7 @@ def tell(result: dict[str, Any]) -> None:
     print(f"{result['machine']}; medians [fastest, slowest] of {TURNS} turns, {FEW} of above {LONG:.0f} s")
     if "step" in result:
         section = result["step"]
-        print(f"\na step of {section['images']} pictures with {section['captions']} captions, ResNet50 and DistilBERT")
+        print(f"\na step of {section['images']} images with {section['captions']} captions, ResNet50 and DistilBERT")
         for name, taken in section["ms"].items():
             print(
                 f"  {name:<24} {taken['median']:>9.0f} ms, {section['captions per second'][name]:>6.1f} "
@@ -373,7 +373,7 @@ def tell(result: dict[str, Any]) -> None:
         for name, value in section["ratios"].items():
             print(f"  {name:<45} {spread(value)}")
         for dtype, rate in section["rate"].items():
-            shares = (f"{part} {100 * rate[f'{part}, share']:.0f} %" for part in ("picture tower", "text tower"))
+            shares = (f"{part} {100 * rate[f'{part}, share']:.0f} %" for part in ("image tower", "text tower"))
             print(
                 f"  {dtype}: {rate['step, GFLOP']:.0f} GFLOP a step; {100 * rate['share']:.0f} % of the machine's "
                 f"{rate['matrix product, GFLOP/s']:.0f} GFLOP/s; {', '.join(shares)}"

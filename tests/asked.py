@@ -33,7 +33,7 @@ class Response:
 
 
 def form(image: bytes) -> bytes:
-    """A form with one picture in it."""
+    """A form with one image in it."""
     head = f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="picture"; filename="a"\r\n\r\n'
     return head.encode() + image + f"\r\n--{BOUNDARY}--\r\n".encode()
 

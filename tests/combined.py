@@ -185,7 +185,7 @@ def write_saved(folder: Path, tables: dict[str, dict[str, list]]) -> str:
 
 
 class Given:
-    """What rows are made from: the sources, a model of each design, and a finished run of each picture tower."""
+    """What rows are made from: the sources, a model of each design, and a finished run of each image tower."""
 
     def __init__(self, folder: Path, tiny_model: Any) -> None:
         self.folder, self.tiny_model = folder, tiny_model

@@ -1,4 +1,4 @@
-"""Folders as they are found: odd names, links in circles, and files that are no pictures, in twelve ways."""
+"""Folders as they are found: odd names, links in circles, and files that are no images, in twelve ways."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ODD_NAMES = [
 
 
 def encoded_image(kind: str = "JPEG", colour: str = "green") -> bytes:
-    """A small picture's file."""
+    """A small image's file."""
     out = BytesIO()
     Image.new("RGB", (60, 40), colour).save(out, kind)
     return out.getvalue()

@@ -25,7 +25,7 @@ PROJECTION = RNG.standard_normal((64, 32))
 
 
 def random_image(number: int) -> np.ndarray:
-    """A made-up picture: what stands on it is told by its numbers."""
+    """A made-up image: what stands on it is told by its numbers."""
     return np.random.default_rng(number).standard_normal(64)
 
 
@@ -44,7 +44,7 @@ def letters(caption: str) -> np.ndarray:
 
 
 class Honest:
-    """Knows which words belong to which picture because it learned so: by the words, not by the place."""
+    """Knows which words belong to which image because it learned so: by the words, not by the place."""
 
     def encode_images(self, images):
         return unit(np.stack([image @ PROJECTION for image in images]))
@@ -71,8 +71,8 @@ class HonestScorer:
 
 
 class AttendsToTrueImage:
-    """The seed's kind: each caption's tokens attend to the picture at its own place in the batch, and are then scored
-    against all pictures of the batch. "Recall" of nearly 1 with random weights."""
+    """The seed's kind: each caption's tokens attend to the image at its own place in the batch, and are then scored
+    against all images of the batch. "Recall" of nearly 1 with random weights."""
 
     def score(self, images, captions):
         image_vectors = np.stack([image @ PROJECTION for image in images])
@@ -83,7 +83,7 @@ class AttendsToTrueImage:
 
 
 class RemembersImages:
-    """The same leak behind the two encode calls: captions attend to the pictures that were encoded last."""
+    """The same leak behind the two encode calls: captions attend to the images that were encoded last."""
 
     def encode_images(self, images):
         self.image_vectors = unit(np.stack([image @ PROJECTION for image in images]))
@@ -310,7 +310,7 @@ def test_the_words_name_what_was_seen_and_the_tolerance():
     report = run(AttendsToTrueImage())
     check_meanings = meanings(report)["blank captions (score)"]
     assert "is 1.000 where chance is 0." in check_meanings
-    assert "far above chance (p = 4.1e-05; below 0.00017 is too much for chance): the model knows" in check_meanings
+    assert "far above chance (p = 4.1e-05; below 0.00017 is too much for chance): the model uses" in check_meanings
 
 
 @pytest.mark.parametrize("given", ["bfloat16", "widened", "unit"])

@@ -46,14 +46,14 @@ def png(colour=(10, 20, 30)) -> bytes:
 
 
 BAD_IMAGES = {
-    "zero bytes": (b"", "unreadable picture", "empty"),
-    "truncated JPEG": (jpeg()[: len(jpeg()) // 2], "truncated picture", "truncated"),
-    "truncated PNG": (png()[:70], "truncated picture", "truncated"),
-    "header only": (jpeg()[:20], "unreadable picture", "not a picture"),
-    "text": (b"this is no picture", "unreadable picture", "not a picture"),
-    "30,000 x 30,000 PNG header": (png_header(30_000, 30_000), "enormous picture", "900000000 pixels"),
-    "12,000 x 12,000 PNG header": (png_header(12_000, 12_000), "enormous picture", "12,000 x 12,000"),
-    "HTML of an error page": (b"<html>404</html>", "unreadable picture", "not a picture"),
+    "zero bytes": (b"", "unreadable image", "empty"),
+    "truncated JPEG": (jpeg()[: len(jpeg()) // 2], "truncated image", "truncated"),
+    "truncated PNG": (png()[:70], "truncated image", "truncated"),
+    "header only": (jpeg()[:20], "unreadable image", "not an image"),
+    "text": (b"this is no picture", "unreadable image", "not an image"),
+    "30,000 x 30,000 PNG header": (png_header(30_000, 30_000), "enormous image", "900000000 pixels"),
+    "12,000 x 12,000 PNG header": (png_header(12_000, 12_000), "enormous image", "12,000 x 12,000"),
+    "HTML of an error page": (b"<html>404</html>", "unreadable image", "not an image"),
 }
 
 
@@ -78,7 +78,7 @@ def test_missing_image_and_folder_in_its_place(tmp_path):
     for full in (False, True):
         kept, report = check(read_captioned_images(tmp_path), full=full)
         assert [row.name for row in kept] == ["good.jpg"]
-        assert {problem.kind for problem in report.problems} == {"missing picture"}
+        assert {problem.kind for problem in report.problems} == {"missing image"}
 
 
 def test_odd_but_good_images_are_opened_right(tmp_path):
@@ -164,7 +164,7 @@ def test_same_and_nearly_same_image_in_two_splits(tmp_path):
     kept, report = check(read_captioned_images(tmp_path))
     problems = {(problem.kind, problem.place) for problem in report.problems}
     # The row of the smaller split is named.
-    assert {kind for kind, _ in problems} == {"same picture in two splits", "nearly the same picture in two splits"}
+    assert {kind for kind, _ in problems} == {"same image in two splits", "nearly the same image in two splits"}
     messages = " ".join(problem.message for problem in report.problems)
     assert "dev_same.png" in messages
     assert "dev_near.jpg" in messages
@@ -200,10 +200,10 @@ def write(path: Path, text: str) -> Path:
 
 BAD_DATA = {
     "missing folder": (lambda at: at / "nowhere", "no such file or folder"),
-    "empty folder": (lambda at: at, "none of the known layouts"),
+    "empty folder": (lambda at: at, "none of the supported dataset layouts"),
     "folder of pictures without words": (
         lambda at: Image.new("RGB", (4, 4)).save(at / "a.png") or at,
-        "none of the known",
+        "none of the supported",
     ),
     "wrong column": (lambda at: write(at / "table.csv", "image,words\na.jpg,a dog\n"), "its columns are: image, words"),
     "no image column": (lambda at: write(at / "table.csv", "foto,caption\na.jpg,a dog\n"), "no image column"),
@@ -239,7 +239,7 @@ def test_bad_data_set_is_one_clear_error(tmp_path, name, capsys):
 
 BAD_SETTINGS = {
     "no data": ([], "no data set given"),
-    "unknown backbone": (["--model.image_tower.name", "resnet5000"], "timm knows no backbone 'resnet5000'"),
+    "unknown backbone": (["--model.image_tower.name", "resnet5000"], "timm has no backbone 'resnet5000'"),
     "no weights of the backbone": (
         ["--model.image_tower.name", "resnet50", "--model.image_tower.weights", "/nowhere/w.pt"],
         "no pretrained weights of 'resnet50' in '/nowhere/w.pt'",

@@ -104,7 +104,7 @@ def test_figures_of_training_images_say_that_they_are(tiny_runs, scenes_folder, 
         return json.loads(capsys.readouterr().out).get("trained_on")
 
     run = tiny_runs["self"]
-    expected = "the run was trained on these images: figures of training images, which say nothing about any others"
+    expected = "the run was trained on these images: figures of training images, which do not generalise to others"
     assert note(run, "--split", "train") == expected
     assert note(run) is None
     assert note(run, "--split", "test") is None

@@ -52,7 +52,7 @@ def test_what_is_lost_is_what_the_whole_captions_have_more(text_folder, fast, ca
 
 @pytest.fixture(scope="module")
 def long_captions(tmp_path_factory):
-    """40 pictures: every fifth caption has 40 words, the others 3."""
+    """40 images: every fifth caption has 40 words, the others 3."""
     from PIL import Image
 
     folder = tmp_path_factory.mktemp("long")

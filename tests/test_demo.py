@@ -1,4 +1,4 @@
-"""The demo: one question named beforehand, pictures that were never trained on, a search whose right answers are known."""
+"""The demo: one question named beforehand, images that were never trained on, a search whose right answers are known."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_plain_scenes_have_the_splits_that_are_asked_for_and_no_near_duplicates_
 
 
 def test_scenes_that_differ_by_yellow_and_orange_alone_are_drawn_once(tmp_path):
-    """Or a gallery would hold near-duplicates of training pictures, and every audit would refuse its figures."""
+    """Or a gallery would hold near-duplicates of training images, and every audit would refuse its figures."""
     from clipvisionalign.data.check import fingerprint_image, near_pairs
 
     scene = Scene("white", (Group("star", "yellow", "large", 1, 0, 0), Group("ring", "blue", "large", 1, 2, 1)), 1)

@@ -32,7 +32,7 @@ TEXTS = ("a dog runs", "a cat sleeps", "two dogs", "a red ball", "the sea")
 
 
 def table(captions: list[tuple[str, ...]], identity: str = "caption", of: tuple = ()) -> CaptionedImages:
-    """One image a tuple of captions, each with a picture of its number; of: what identity each shows."""
+    """One image a tuple of captions, each with an image of its number; of: what identity each shows."""
     rows = [CaptionedImage(f"{n}.png", bytes([n]), own, "dev", of[n] if of else None) for n, own in enumerate(captions)]
     return CaptionedImages(rows).with_identity(identity)
 
@@ -164,7 +164,7 @@ def test_sharing_a_caption_is_no_equivalence():
 
 
 class Perfect:
-    """A model that knows each picture's class, and nothing else."""
+    """A model that knows each image's class, and nothing else."""
 
     def __init__(self, classes: int) -> None:
         self.classes = classes
@@ -326,7 +326,7 @@ def test_a_foil_that_is_true_of_the_image_is_none():
 
 @pytest.fixture(scope="module")
 def classes(tmp_path_factory) -> Path:
-    """Pictures of ten colours, each with the caption of its colour alone; eight or more of each."""
+    """Images of ten colours, each with the caption of its colour alone; eight or more of each."""
     from PIL import Image
 
     folder = tmp_path_factory.mktemp("classes")

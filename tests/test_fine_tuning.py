@@ -209,7 +209,7 @@ def test_figures_go_to_tensorboard_with_their_steps(tiny_runs):
 def test_an_epoch_says_where_its_time_went(tiny_runs):
     lines = [json.loads(line) for line in (tiny_runs["self"] / "metrics.jsonl").read_text().splitlines()]
     times = [line["time"] for line in lines if "dev" in line]
-    assert all({"picture tower", "text tower", "loss", "optimiser", "waiting for data"} <= set(time) for time in times)
+    assert all({"image tower", "text tower", "loss", "optimiser", "waiting for data"} <= set(time) for time in times)
 
 
 def test_profile_says_where_the_time_goes_and_leaves_no_run(tmp_path, scenes_folder, text_folder, capsys):
@@ -220,7 +220,7 @@ def test_profile_says_where_the_time_goes_and_leaves_no_run(tmp_path, scenes_fol
     command += ["--model.image_tower.size", "64", "--model.text_tower.name", str(text_folder), "--freeze", "none"]
     assert main([*command, "--trackers", "", "--workers", "0"]) == 0
     said = capsys.readouterr().out
-    for kind in ("picture tower", "text tower", "loss", "optimiser", "waiting for data", "decode", "tokenise"):
+    for kind in ("image tower", "text tower", "loss", "optimiser", "waiting for data", "decode", "tokenise"):
         assert kind in said
     assert not (tmp_path / "run").exists()
 

@@ -246,7 +246,7 @@ def test_scenes_are_read_back(scenes_folder):
 
 def test_a_layout_can_be_named(scenes_folder):
     assert read_captioned_images(scenes_folder / "metadata.csv", "table").layout == "table"
-    with pytest.raises(DataError, match="known are"):
+    with pytest.raises(DataError, match="supported are"):
         read_captioned_images(scenes_folder, "flikr8k")
     for name in LAYOUTS:
         if name not in ("folder", "table"):
@@ -258,7 +258,7 @@ def test_splits_by_hash_are_stable_and_about_eighty_ten_ten():
     splits = [hash_split(f"{number}.jpg") for number in range(20_000)]
     shares = [splits.count(split) / len(splits) for split in ("train", "dev", "test")]
     assert shares == pytest.approx([0.8, 0.1, 0.1], abs=0.01)
-    # Fixed for ever: another value here would move everybody's pictures.
+    # Fixed for ever: another value here would move everybody's images.
     assert [hash_split(name) for name in ("a.jpg", "k.jpg", "19.jpg")] == ["train", "test", "dev"]
 
 

@@ -196,7 +196,7 @@ def test_what_may_pass_is_told_from_what_does_not(monkeypatch, tmp_path):
         open_image(path)
     assert error.value.passing
     again = pickle.loads(pickle.dumps(error.value))
-    assert (str(again), again.kind, again.passing) == (str(error.value), "unreadable picture", True)
+    assert (str(again), again.kind, again.passing) == (str(error.value), "unreadable image", True)
     with pytest.raises(ImageError) as error:
         open_image(b"no image")
     assert not error.value.passing

@@ -45,7 +45,7 @@ def run(tmp_path_factory, tiny_model) -> Path:
 
 
 def draw(path: Path, seed: int) -> Path:
-    """A picture of its own."""
+    """An image of its own."""
     path.parent.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
     Image.fromarray(rng.integers(0, 255, (16, 16, 3), dtype=np.uint8)).save(path)
@@ -54,7 +54,7 @@ def draw(path: Path, seed: int) -> Path:
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    """Twenty pictures, five of them in a folder below."""
+    """Twenty images, five of them in a folder below."""
     for number in range(20):
         draw(tmp_path / "pictures" / ("sub" if number >= 15 else "") / f"{number:02}.png", number)
     return tmp_path / "pictures"
@@ -62,7 +62,7 @@ def source(tmp_path: Path) -> Path:
 
 def paths_of(index: Path) -> list[str]:
     paths = open_image_table(index).search().limit(10_000).to_arrow()["path"].to_pylist()
-    assert len(set(paths)) == len(paths), "a picture stands there twice"
+    assert len(set(paths)) == len(paths), "an image stands there twice"
     return sorted(paths)
 
 
@@ -144,7 +144,7 @@ def test_files_that_are_damaged_all_at_once_keep_their_rows(run, source, tmp_pat
 
 @pytest.fixture
 def open_to_all(run, source, tmp_path) -> Iterator[tuple[Path, Path, Path]]:
-    """A run, pictures and a place for an index that belong to nobody."""
+    """A run, images and a place for an index that belong to nobody."""
     # All that is imported on the way is read while it may be.
     build_index(run, source, tmp_path / "before", quiet)
     folder = Path(tempfile.mkdtemp())
@@ -223,7 +223,7 @@ def test_a_permission_that_is_taken_away_half_way(open_to_all):
             os.utime(source / "sub" / f"{15 + number}.png")
 
         def take_away(line: str) -> None:
-            if "files that may be pictures" in line:
+            if "files that may be images" in line:
                 (source / "sub").chmod(0)
 
         report = build_index(run, source, index, take_away)
@@ -260,7 +260,7 @@ def test_a_data_set_whose_images_are_gone_drops_few_and_not_all(run, source, tmp
     assert (report.dropped, report.broken, report.there, report.captions) == (4, 4, 16, 16)
     assert_adds_up(report)
     assert {entry["reason"] for entry in read_broken_files(index)} == {
-        f"sub/{n}.png: no such picture file" for n in range(16, 20)
+        f"sub/{n}.png: no such image file" for n in range(16, 20)
     }
     source.rename(tmp_path / "gone")
     with pytest.raises(InvalidIndexError, match="16 of its 16 rows"):

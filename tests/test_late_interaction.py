@@ -142,7 +142,7 @@ def test_an_aligners_table_is_its_pairs_and_prunes(tiny_model):
 
 
 def test_a_fusion_projects_each_image_once(tiny_model, monkeypatch):
-    """1,000 pairs, 8 pictures: 8 projections, all of them while encoding."""
+    """1,000 pairs, 8 images: 8 projections, all of them while encoding."""
     import numpy as np
     from PIL import Image
 

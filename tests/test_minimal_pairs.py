@@ -260,7 +260,7 @@ def test_pairs_that_were_drawn_together_are_no_evidence_beside_each_other():
     [
         ("{", "not JSON"),
         ("[]", "no minimal pairs"),
-        ('[{"a": 1}]', "its rows have a; known are"),
+        ('[{"a": 1}]', "its rows have a; supported are"),
         ('{"0": {"filename": "gone.jpg", "caption": "a", "negative_caption": "b"}}', "entry 1: FileNotFoundError"),
     ],
 )

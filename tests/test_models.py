@@ -33,7 +33,7 @@ def random_images(count: int, size: int = 64) -> list[Image.Image]:
     return [Image.fromarray(rng.integers(0, 255, (size, size, 3), dtype=np.uint8)) for _ in range(count)]
 
 
-# --- picture towers --------------------------------------------------------------------------------------------------
+# --- image towers --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_sequence_backbone_gives_its_patches_without_the_class_token():
 
 
 def test_embedded_image_tower_knows_its_weights():
-    """The packaged file's tensors fit in order, and what it says of a plain picture is no noise: classes are sure."""
+    """The packaged file's tensors fit in order, and what it says of a plain image is no noise: classes are sure."""
     import timm
 
     from clipvisionalign.models.weight_files import match_by_order, read_tensors

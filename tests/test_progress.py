@@ -177,7 +177,7 @@ def test_the_commands_steps_are_counted(monkeypatch, capsys, scenes_folder):
     monkeypatch.setenv(INTERVAL_VARIABLE, "0.02")
     assert cli.main(["check", str(scenes_folder)]) == 0
     stderr = capsys.readouterr().err
-    assert re.search(r"checking pictures \d+ of \d+", stderr)
+    assert re.search(r"checking images \d+ of \d+", stderr)
 
 
 def test_nothing_else_draws_lines_of_progress():

@@ -419,7 +419,7 @@ def test_a_spelling_that_fits_two_files_fits_none(tmp_path):
     (tmp_path / "table.csv").write_text("image,caption\na.png,small\nA.png,large\n.\\a.PNG,either\n")
     kept, report = check(read_captioned_images(tmp_path))
     assert captions_of(kept) == {"a.png": ("small",), "A.png": ("large",)}
-    assert [problem.kind for problem in report.problems if problem.rows] == ["missing picture"]
+    assert [problem.kind for problem in report.problems if problem.rows] == ["missing image"]
 
 
 def test_absolute_paths_of_another_machine_are_found_below_the_folder(tmp_path):
@@ -430,7 +430,7 @@ def test_absolute_paths_of_another_machine_are_found_below_the_folder(tmp_path):
     kept, report = check(read_captioned_images(tmp_path))
     # Two files of one name far away are not one file here.
     assert [row.captions for row in kept] == [("one",), ("two",)]
-    assert [problem.rows for problem in report.problems if problem.kind == "missing picture"] == [1]
+    assert [problem.rows for problem in report.problems if problem.kind == "missing image"] == [1]
 
 
 # --- splits ----------------------------------------------------------------------------------------------------------
@@ -961,7 +961,7 @@ def test_names_that_differ_in_case_alone_are_two_images(tmp_path, order):
     (tmp_path / "table.csv").write_text("image,caption\n" + "".join(f"{name},of {name}\n" for name in order))
     kept, report = check(read_captioned_images(tmp_path), full=False)
     assert captions_of(kept) == {"a.png": ("of a.png",)}
-    assert [problem.rows for problem in report.problems if problem.kind == "missing picture"] == [1]
+    assert [problem.rows for problem in report.problems if problem.kind == "missing image"] == [1]
 
 
 @pytest.mark.parametrize("padded", [True, False])

@@ -1,4 +1,4 @@
-"""The drawn data set: true captions, twins that hold the same words, the same picture from the same seed."""
+"""The drawn data set: true captions, twins that hold the same words, the same image from the same seed."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ def quiet(line: str) -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path, scenes_folder: Path) -> Path:
-    """Forty pictures in three folders."""
+    """Forty images in three folders."""
     source = tmp_path / "pictures"
     for number, path in enumerate(sorted((scenes_folder / "images").glob("*.png"))[:40]):
         subfolder = source / ("", "deep", "deep/er")[number % 3]
@@ -76,7 +76,7 @@ def indexed(tmp_path_factory, scenes_folder, tiny_runs) -> Path:
 def rows_of(index: Path) -> dict[str, dict]:
     table = open_image_table(index)
     rows = table.search().limit(10_000).to_arrow().to_pylist()
-    assert len({row["path"] for row in rows}) == len(rows), "a picture stands there twice"
+    assert len({row["path"] for row in rows}) == len(rows), "an image stands there twice"
     assert len({row["id"] for row in rows}) == len(rows)
     return {row["path"]: row for row in rows}
 
@@ -125,7 +125,7 @@ def test_made_again_it_does_only_what_changed(tiny_runs, folder, tmp_path):
 
 
 def test_every_file_is_indexed_or_listed_once(tiny_runs, tmp_path):
-    """Odd names, loops, links, and pictures broken in twelve ways."""
+    """Odd names, loops, links, and images broken in twelve ways."""
     source = tmp_path / "odd"
     names, bad = write_odd_files(source)
     report = build_index(tiny_runs["self"], source, tmp_path / "index", quiet)
@@ -239,7 +239,7 @@ def test_captions_of_a_data_set_are_found_by_an_image(tiny_runs, scenes_folder, 
     hits = searcher.captions(vector, 15)
     assert_rounds_to(np.array([each.score for each in hits]), np.sort(scores)[::-1][:15].copy(), **COSINE)
     assert hits[0].text in {texts[i] for i in np.flatnonzero(scores >= scores.max() - rounding(**COSINE))}
-    # The split is metadata; a picture whose captions changed loses the old ones; nothing is encoded twice.
+    # The split is metadata; an image whose captions changed loses the old ones; nothing is encoded twice.
     dev = searcher.search([parse_term("red")], count=500, where='split = "dev"')
     assert {each.path for each in dev} == {row.image.name for row in data.split("dev")}
     copy = shutil.copytree(scenes_folder, tmp_path / "copy")
@@ -280,7 +280,7 @@ def test_metadata_becomes_columns_to_filter_by(tiny_runs, folder, tmp_path):
     }
     first = Searcher(index).search([parse_term("red")], where="year = 2003")[0]
     assert first.to_dict()["metadata"] == {"year": 2003.0, "place_name": f"it's {2003 % 3}"}
-    # Without a table the columns stay as they are, also those of a picture that was changed or moved.
+    # Without a table the columns stay as they are, also those of an image that was changed or moved.
     Image.new("RGB", (70, 50), "red").save(folder / names[3])
     (folder / names[4]).rename(folder / "moved.png")
     build_index(tiny_runs["self"], folder, index, quiet)
@@ -680,7 +680,7 @@ def test_an_explanation_has_the_pairs_score_and_changes_with_the_weights(tiny_ru
 def test_the_commands(tiny_runs, folder, tmp_path, capsys):
     index = str(tmp_path / "index")
     assert main(["index", str(tiny_runs["late"]), str(folder), "--out", index]) == 0
-    assert "40 pictures: 40 encoded" in capsys.readouterr().out
+    assert "40 images: 40 encoded" in capsys.readouterr().out
     assert main(["search", index, "^2 red", "circle", "--minus", "blue", "--count", "3", "--json"]) == 0
     output = json.loads(capsys.readouterr().out)
     assert output["query"] == "^2 red + circle"
@@ -699,7 +699,7 @@ def test_the_commands(tiny_runs, folder, tmp_path, capsys):
     plain = capsys.readouterr().out
     assert main(["search", index, "red", "--count", "2", "--previews"]) == 0
     shown = capsys.readouterr().out
-    assert "picture" in shown
+    assert "image" in shown
     assert len(shown.splitlines()) > len(plain.splitlines()) + 8
     assert main(["search", index, "--like", paths[0], "--sheet", str(tmp_path / "found.png")]) == 0
     assert Image.open(tmp_path / "found.png").width > 500

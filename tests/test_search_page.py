@@ -71,7 +71,7 @@ def page(browser, service, request):
         "request", lambda asked: None if asked.url.startswith((service, "data:")) else said.append(asked.url)
     )
     browser_page.goto(service)
-    until(browser_page, "document.getElementById('status').textContent.includes('pictures')")
+    until(browser_page, "document.getElementById('status').textContent.includes('images')")
     yield browser_page
     context.close()
     # Chromium itself writes a line about an answer such as 422, which the page tells its user.
@@ -114,13 +114,13 @@ def test_words_and_without(page):
 
 def test_an_image_finds_its_like(page, scenes_folder: Path):
     path = sorted((scenes_folder / "images").glob("*.png"))[3]
-    page.get_by_text("Picture, filter, order").click()
-    page.get_by_label("A picture").set_input_files(str(path))
+    page.get_by_text("Image, filter, order").click()
+    page.get_by_label("An image").set_input_files(str(path))
     page.wait_for_selector(".found li")
     assert path.name in page.locator(".found .about").first.inner_text()
-    page.get_by_label("A picture").set_input_files({"name": "x.png", "mimeType": "image/png", "buffer": b"no picture"})
+    page.get_by_label("An image").set_input_files({"name": "x.png", "mimeType": "image/png", "buffer": b"no picture"})
     page.wait_for_selector("#status.bad")
-    assert "not a picture" in page.locator("#status").inner_text()
+    assert "not an image" in page.locator("#status").inner_text()
 
 
 def test_why_by_keyboard_alone(page):
@@ -131,7 +131,7 @@ def test_why_by_keyboard_alone(page):
     assert page.evaluate("document.activeElement.textContent") == "Close"
     page.keyboard.press("Escape")
     assert not page.locator("dialog[open]").count()
-    page.get_by_role("button", name="Pictures similar to").first.focus()
+    page.get_by_role("button", name="Images similar to").first.focus()
     page.keyboard.press("Enter")
     until(page, "document.getElementById('status').textContent.includes('like')")
 
@@ -144,7 +144,7 @@ def test_captions_of_an_image(page):
 
 
 def test_compare_and_re_rank(page):
-    page.get_by_text("Picture, filter, order").click()
+    page.get_by_text("Image, filter, order").click()
     page.get_by_label("compare both indexes").check()
     page.get_by_label("re-rank the first 32").check()
     search_for(page, "a star")
@@ -155,7 +155,7 @@ def test_compare_and_re_rank(page):
 
 def test_the_interface_is_described_and_tried(page, service):
     page.goto(f"{service}/docs")
-    page.wait_for_selector("text=/Pictures by words/")
+    page.wait_for_selector("text=/Images by words/")
     assert page.locator(".opblock").count() >= 8
     page.locator("#operations-default-health_health_get").click()
     page.get_by_role("button", name="Execute").click()
@@ -166,8 +166,8 @@ def test_what_an_index_cannot_do_is_not_offered(browser, served_alone):
     context = browser.new_context()
     page = context.new_page()
     page.goto(served_alone)
-    until(page, "document.getElementById('status').textContent.includes('pictures')")
-    page.get_by_text("Picture, filter, order").click()
+    until(page, "document.getElementById('status').textContent.includes('images')")
+    page.get_by_text("Image, filter, order").click()
     assert page.get_by_label("Filter").is_visible()
     assert not page.get_by_label("compare both indexes").is_visible()
     assert not page.get_by_label("re-rank the first 32").is_visible()
@@ -175,7 +175,7 @@ def test_what_an_index_cannot_do_is_not_offered(browser, served_alone):
 
 
 def test_a_filter(page):
-    page.get_by_text("Picture, filter, order").click()
+    page.get_by_text("Image, filter, order").click()
     assert "split" in page.locator("#columns").inner_text()
     page.get_by_label("Filter").fill('path like "00000*" and split = "train"')
     assert all("00000" in text and "split train" in text for text in search_for(page, "a star"))

@@ -318,7 +318,7 @@ def test_what_the_database_raises_of_a_filter_is_no_internal_error(raised):
         assert str(raised).encode() in response.body
 
 
-@pytest.mark.parametrize(("raised", "status"), [(OSError("gone"), 503), (RuntimeError("lance"), 503), (MemoryError(), 413), (KeyError("no picture 1"), 404)])  # fmt: skip
+@pytest.mark.parametrize(("raised", "status"), [(OSError("gone"), 503), (RuntimeError("lance"), 503), (MemoryError(), 413), (KeyError("no image 1"), 404)])  # fmt: skip
 def test_an_index_that_cannot_be_read_is_told_so(raised, status, caplog):
     stub = Stub()
     stub.raised = raised

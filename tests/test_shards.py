@@ -161,7 +161,7 @@ def test_a_sample_that_says_it_is_of_another_split_is_listed(tmp_path):
     captions_by_key, listed = read(tmp_path, *members)
     assert captions_by_key == {"0": ["a dog"], "3": ["a cat"]}
     assert [line.partition(": ")[2] for line in listed] == [
-        f"says that its split is '{split}', in a file of 'train' (left out)" for split in ("test", "dev")
+        f"its split is '{split}', in a file of 'train' (left out)" for split in ("test", "dev")
     ]
 
 
@@ -228,7 +228,7 @@ def test_one_place_decides_what_is_a_stream(tmp_path):
     assert is_stream(other / "00000.tar")
     assert is_stream(tmp_path / "train-{0..9}.parquet")
     assert not is_stream(tmp_path / "nothing")
-    with pytest.raises(DataError, match=r"unknown layout 'shards'; known are: auto, stream, "):
+    with pytest.raises(DataError, match=r"unknown layout 'shards'; supported are: auto, stream, "):
         detect_layout(other, "shards")
     assert "stream" in LAYOUTS
 
@@ -425,7 +425,7 @@ def test_a_data_set_that_was_saved_as_one_is_of_the_split_that_it_says(tmp_path,
     meant = {f"c{n}": canonical_split(row_splits[n % len(row_splits)]) if row_splits else own for n in range(8)}
     if row_splits == ("test",) and own != "test":
         # Nothing of it is what the file says.
-        with pytest.raises(DataError, match="says that its split is 'test'"):
+        with pytest.raises(DataError, match="its split is 'test'"):
             read_captioned_images(tmp_path / "saved")
         return
     data = read_captioned_images(tmp_path / "saved")

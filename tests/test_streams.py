@@ -40,7 +40,7 @@ def add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
 
 @pytest.fixture(scope="module")
 def hundred(tmp_path_factory) -> Path:
-    """100 shards, written by hand, of 3 to 12 made-up pictures each."""
+    """100 shards, written by hand, of 3 to 12 made-up images each."""
     folder = tmp_path_factory.mktemp("shards")
     number = 0
     for shard in range(100):

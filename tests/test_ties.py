@@ -327,7 +327,7 @@ def test_one_string_or_one_image_is_no_list():
         audit(model, ["a"] * 9, "nine dogs", np.arange(9))
     with pytest.raises(TypeError, match="not the one string"):
         score_minimal_pairs(model, ["a"] * 9, "nine dogs", ["b"] * 9)
-    with pytest.raises(ValueError, match="8 captions, but caption_image says of 9"):
+    with pytest.raises(ValueError, match="8 captions, but caption_image has 9"):
         evaluate(model, ["a"] * 9, ["a"] * 8, np.arange(9))
 
 

@@ -354,7 +354,7 @@ def test_a_run_starts_from_another(tmp_path, scenes_folder, tiny_model, tiny_run
 
     said = []
     train(config("cross", init=str(tiny_runs["self"])), say=said.append)
-    assert any("starting anew: fusion, late" in line for line in said)
+    assert any("reinitialised: fusion, late" in line for line in said)
     first, second = (load_aligner(folder).state_dict() for folder in (tiny_runs["self"], tmp_path / "cross"))
     assert all(torch.equal(first[name], second[name]) for name in first)
     # A fusion trained alone leaves the rest as it was, whatever the learning rate.
@@ -368,7 +368,7 @@ def test_a_run_starts_from_another(tmp_path, scenes_folder, tiny_model, tiny_run
         train(config("late", freeze="all"), say=said.append)
     # The other way round too: what the design has no use for is left behind.
     train(config("self", init=str(tiny_runs["cross"])), say=said.append)
-    assert any("starting anew: nothing" in line for line in said)
+    assert any("reinitialised: nothing" in line for line in said)
     with pytest.raises(FileNotFoundError, match="not a run folder"):
         train(config("late", init=str(tmp_path)), say=said.append)
     other = config("sparse", init=str(tiny_runs["self"]))

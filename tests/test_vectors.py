@@ -182,7 +182,7 @@ def test_files_that_say_too_little_are_told(tmp_path, capsys):
     (tmp_path / "half.parquet").write_bytes(b"PAR1 half of one")
     (tmp_path / "p.txt").write_text("0\n1\n")
     for arguments, message in (
-        ((files, ""), "does not say which image a caption is of: give it with --partners"),
+        ((files, ""), "no image for each caption: give it with --partners"),
         ((files, str(tmp_path / "none.json")), "none.json: no such file"),
         ((files, str(tmp_path / "p.txt")), "partners are read from .json, .csv and .npy"),
         (([*files, "x"], partners), "not 3 files"),
@@ -329,7 +329,7 @@ def test_rows_of_a_parquet_file_are_of_a_known_kind(tmp_path):
         assert (len(gallery.images.values), len(gallery.captions.values)) == (30, 70)
     for odd in ("distractor", "", None, 0):
         kinds = [odd] * 100 if odd == 0 else ["image"] * 29 + [odd] + ["caption"] * 70
-        with pytest.raises(DataError, match=r"v.parquet: \d+ of 100 rows are of no kind that is known"):
+        with pytest.raises(DataError, match=r"v.parquet: \d+ of 100 rows are of an unknown kind"):
             read_gallery([as_parquet(tmp_path / "v.parquet", kind=kinds, vector=vectors, image=of)])
 
 

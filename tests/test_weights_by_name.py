@@ -561,7 +561,7 @@ assert main({[*line[:3], str(tmp_path / "other"), *line[4:], "--model.text_tower
 
 @pytest.fixture
 def kaggle(tmp_path: Path) -> Path:
-    """Flickr30k as Kaggle ships it, its one broken row included, with drawn pictures."""
+    """Flickr30k as Kaggle ships it, its one broken row included, with drawn images."""
     from clipvisionalign.data.formats import read_captioned_images
     from clipvisionalign.data.scenes import write_scenes
     from clipvisionalign.data.splits import content_key, hash_split

@@ -7,7 +7,7 @@ from typing import Any
 
 
 def check_lists(images: Any = (), captions: Any = ()) -> None:
-    """Raises TypeError where `images` is one image (a path, bytes, a Pillow picture) or `captions` one string.
+    """Raises TypeError where `images` is one image (a path, bytes, a Pillow image) or `captions` one string.
 
     >>> check_lists(captions="a dog")
     Traceback (most recent call last):

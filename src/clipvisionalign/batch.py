@@ -1,10 +1,10 @@
-"""`Batch`: the tensors that pass from the data to the models, and how captions and pictures become tensors.
+"""`Batch`: the tensors that pass from the data to the models, and how captions and images become tensors.
 
-A ground floor of its own, because the data room makes batches, the models take them, and neither knows the other.
+The lowest layer: `data/` makes batches and `models/` takes them, without importing each other.
 
 - Captions go through the text tower in groups of about equal length, each padded to its own longest only.
-- Partners are told by identities, and by texts where equal captions belong to the same images, so that no caption of
-  an image (or of its identity) is ever taken for a negative.
+- Positives are determined by identity, and by text where equal captions belong to the same images, so that no caption
+  of an image (or of its identity) is ever taken for a negative.
 """
 
 from __future__ import annotations
@@ -22,7 +22,10 @@ from clipvisionalign.images import ImageError, ImageSource
 
 
 class TokenizedCaptions(list[list[int]]):
-    """The tokens of captions, a list each, cut where a caption has too many. lost: (M,) how many were cut off."""
+    """The tokens of captions, a list each, cut where a caption has too many.
+
+    num_truncated: (M,) how many were cut off.
+    """
 
     def __init__(self, ids: Sequence[list[int]], num_truncated: Sequence[int] = ()) -> None:
         super().__init__(ids)
@@ -40,7 +43,7 @@ class TruncationStats:
 
     @classmethod
     def from_tokens(cls, tokens: Sequence[list[int]]) -> TruncationStats:
-        """Count. Lists of which nothing more is known were not cut."""
+        """Count. Without further information a list counts as not cut."""
         num_truncated = tokens.num_truncated if isinstance(tokens, TokenizedCaptions) else [0] * len(tokens)
         longest = max((len(ids) + extra for ids, extra in zip(tokens, num_truncated, strict=True)), default=0)
         return cls(len(tokens), sum(map(bool, num_truncated)), sum(num_truncated), longest)
@@ -65,7 +68,7 @@ class TruncationStats:
 
 
 Tokenize = Callable[[Sequence[str]], Sequence[list[int]]]
-#: A function from a picture to the tensor that a tower sees (`ImageTransform.look`); raises ImageError.
+#: A function from an image to the tensor that a tower sees (`ImageTransform.look`); raises ImageError.
 ImageLoader = Callable[[ImageSource], Tensor]
 
 #: Captions that go through the text tower together; more makes no matrix product faster, and pads more.
@@ -93,15 +96,15 @@ class Batch:
     captions: the M captions in groups of about equal length.
     caption_image: (M,) for each caption its own image's place in B.
     caption_index: (M,) places of the captions in the data set, None in a stream.
-    identity: (B,) what tells which captions belong to an image: those of all images of the same identity.
+    identity: (B,) decides which captions belong to an image: those of all images of the same identity.
     names: what the images are called, for messages.
-    skipped: pictures that could not be decoded and are not in the batch.
+    skipped: images that could not be decoded and are not in the batch.
     seconds: what making the batch took, by kind of work.
     caption_text_id: (M,) numbers of the captions' words, where captions that are equal word by word belong to the same
         images; else None.
     identity_texts: (K, 2) with it, (identity, caption_text_id) of everything that is true of the images' identities.
-    cut: how many of a stream's captions were cut; None where that is known of the whole data set.
-    complaints: what of a stream's samples was left out or mended, though they are in the batch.
+    truncation: how many of a stream's captions were cut; None where that is known of the whole data set.
+    warnings: what of a stream's samples was left out or mended, though they are in the batch.
     """
 
     image_index: Tensor
@@ -150,7 +153,7 @@ class Batch:
         )  # fmt: skip
 
     def without_pixels(self) -> Batch:
-        """All but the pictures themselves."""
+        """All but the images themselves."""
         return replace(self, pixels=None)
 
     def chunks(self, count: int, pad: int) -> list[Batch]:
@@ -281,7 +284,7 @@ def group_by_length(tokens: Sequence[Sequence[int]], pad: int, size: int = GROUP
 
 
 def decode_pixels(images: Sequence[ImageSource], load_image: ImageLoader) -> tuple[Tensor, list[int], list[str]]:
-    """Decode and transform pictures: pixels (n, 3, S, S), the places that could be, and why the rest could not."""
+    """Decode and transform images: pixels (n, 3, S, S), the places that could be, and why the rest could not."""
     pixels, positions, failures = [], [], []
     for position, image in enumerate(images):
         try:
@@ -294,7 +297,8 @@ def decode_pixels(images: Sequence[ImageSource], load_image: ImageLoader) -> tup
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """torch's random numbers on the CPU from a seed of their own for a while; afterwards they go on as if untouched."""
+    """torch's random numbers on the CPU from a seed of their own for a while; the former state is restored
+    afterwards."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield

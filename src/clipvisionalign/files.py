@@ -26,11 +26,12 @@ def atomic_write(
     path: Path, sync: bool = True, unique_name: bool = False, in_own_folder: bool = False
 ) -> Iterator[Path]:
     """A path beside `path` where the body writes a file or makes a folder, which then takes the place of `path`.
+
     Where the body raises, nothing is left of it and `path` stays as it was.
 
-    sync: whether the content is on the disk before the name is. own: under a name that no other process writes to, for
-    what several of them may write at once. in_folder: in a folder of its own, for a writer that leaves files beside the
-    one that it is asked for.
+    sync: whether the content is on the disk before the name is. unique_name: under a name that no other process writes
+    to, for what several of them may write at once. in_own_folder: in a folder of its own, for a writer that leaves
+    files beside the one that it is asked for.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -79,8 +80,11 @@ def atomic_write_files(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def folders_above(path: Path) -> Iterator[None]:
-    """Makes the folders that `path` is to be in. Where the body raises, those that were made are removed again, as far
-    as they are empty, and so is `path` where that is an empty folder."""
+    """Makes the folders that `path` is to be in.
+
+    Where the body raises, those that were made are removed again, as far as they are empty, and so is `path` where that
+    is an empty folder.
+    """
     made = [folder for folder in (path, *path.parents) if not folder.exists()]
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -100,8 +104,8 @@ def remove_empty(folders: Sequence[Path]) -> None:
 
 
 def remove_abandoned(folder: Path) -> None:
-    """Remove what killed processes have left of `atomic_write` with a name of their own (`own`): of no process that
-    runs here, and, since it may run elsewhere, not written to for an hour."""
+    """Remove what killed processes have left of `atomic_write` with a name of their own (`unique_name`): of no process
+    that runs here, and, since it may run elsewhere, not written to for an hour."""
     for partial in folder.glob(f"*.*{PARTIAL_SUFFIX}"):
         pid = partial.name.removesuffix(PARTIAL_SUFFIX).rpartition(".")[2]
         inside = partial.rglob("*") if partial.is_dir() else []
@@ -132,8 +136,8 @@ class Held(OSError):
 def run_lock(path: Path, doing: str, waits: bool = False) -> Iterator[None]:
     """A lock file that this process alone holds meanwhile, however it ends.
 
-    doing: what the holder does, told to others. waits: for another process that holds it, which else raises Held, and
-    changes nothing. On a disk that knows no such locks nobody holds any.
+    doing: what the holder does, for the messages of others. waits: for another process that holds it, which else raises
+    Held, and changes nothing. On a disk without such locks none is held.
     """
     try:
         import fcntl
@@ -143,7 +147,7 @@ def run_lock(path: Path, doing: str, waits: bool = False) -> Iterator[None]:
     while True:
         with path.open("a+") as file:
             try:
-                # Not `flock`: a worker that is left would go on holding it.
+                # Not `flock`: a worker that is left would still hold it.
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
                 if error.errno in (errno.EACCES, errno.EAGAIN):
@@ -166,8 +170,10 @@ def run_lock(path: Path, doing: str, waits: bool = False) -> Iterator[None]:
 
 
 def holder_of(path: Path) -> str:
-    """Which other process holds a lock file; "" where none does. Not to be asked by the process that holds it, as it
-    would hold it no more."""
+    """Which other process holds a lock file; "" where none does.
+
+    Not to be asked by the process that holds it, as it would hold it no more.
+    """
     if not path.is_file():
         return ""
     try:

@@ -26,7 +26,7 @@ def decimal_format(value: float) -> str:
 
 
 def p_value_format(p: float, level: float) -> str:
-    """The format of a p value: two significant digits, or as many as tell on which side of `level` it is.
+    """The format of a p value: two significant digits, or as many as show on which side of `level` it is.
 
     >>> format(0.0123, p_value_format(0.0123, 0.05)), format(0.04996, p_value_format(0.04996, 0.05))
     ('0.012', '0.04996')

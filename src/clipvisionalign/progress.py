@@ -1,8 +1,8 @@
-"""What takes long tells how far it is: a live line on a terminal, else a plain line a minute on standard error.
+"""Progress of long operations: a live line on a terminal, else a plain line a minute on standard error.
 
 Every loop that may take more than a few seconds goes through `progress`, and what cannot be counted through
 `progress_step`. Steps lie within each other ("measuring runs" within a study, "encoding images" within that): a
-terminal shows a line for each, a log gets one line for all of them, so that in no minute nothing is said:
+terminal shows a line for each, a log gets one line for all of them, so that every minute has one:
 
     measuring runs 3 of 12, about 8 min left > encoding images 1,280 of 6,000, 38 a second, about 2 min left
 """
@@ -22,12 +22,12 @@ T = TypeVar("T")
 #: Seconds between two lines in a log; the environment variable of this name sets others.
 INTERVAL_VARIABLE = "CLIPVISIONALIGN_PROGRESS_SECONDS"
 DEFAULT_INTERVAL = 60.0
-#: After this share of the time between two lines a step that will outlast it is told of for the first time.
+#: After this share of the time between two lines a step that will outlast it is reported for the first time.
 FIRST_LINE_SHARE = 0.1
 
 
 class ProgressStep:
-    """A step that is told of while it runs. total: how many there are to do, None where nobody knows."""
+    """A step with progress. total: how many there are to do, None if unknown."""
 
     def __init__(self, description: str, total: int | None, visible: bool, in_terminal: bool) -> None:
         self.description, self.total, self.visible, self.in_terminal = description, total, visible, in_terminal
@@ -38,7 +38,7 @@ class ProgressStep:
         self.task: Any = None
 
     def update(self, done: int, postfix: str = "") -> None:
-        """So many are done; words: what else is worth telling just now, such as a loss."""
+        """So many are done; postfix: further text for the line, such as a loss."""
         self.done, self.postfix = done, postfix
         _reporter.refresh(self)
 
@@ -47,7 +47,7 @@ class ProgressStep:
         self.done = self.initial = done
 
     def remaining_seconds(self) -> float | None:
-        """Seconds until the end at the rate so far, None where it cannot be told."""
+        """Seconds until the end at the rate so far, None if unknown."""
         newly_done = self.done - self.initial
         if self.total is None or newly_done < 1:
             return None
@@ -82,7 +82,7 @@ def _format_seconds(seconds: float) -> str:
 
 
 def log_interval_seconds() -> float:
-    """60, or what the environment says. Raises ValueError where that is no number of seconds above 0."""
+    """60, or the environment's value. Raises ValueError where that is no number of seconds above 0."""
     value = os.environ.get(INTERVAL_VARIABLE, "")
     try:
         seconds = float(value or DEFAULT_INTERVAL)
@@ -94,7 +94,7 @@ def log_interval_seconds() -> float:
 
 
 class _Reporter:
-    """All steps that run in this process, and who tells of them: rich on a terminal, a thread in a log."""
+    """All steps that run in this process, and their display: rich on a terminal, a thread in a log."""
 
     def __init__(self) -> None:
         self.is_silent = False
@@ -155,7 +155,8 @@ class _Reporter:
         step.task = self.live_display.add_task(step.description, total=step.total, completed=step.done)
 
     def _log_periodically(self, ended: threading.Event, interval: float) -> None:
-        """A line when `every` seconds have gone since the last; a first one soon for a step that will outlast them."""
+        """A line when `interval` seconds have gone since the last; a first one soon for a step that will outlast
+        them."""
         last = time.monotonic()
         while not ended.wait(interval * FIRST_LINE_SHARE):
             now = time.monotonic()
@@ -171,7 +172,7 @@ class _Reporter:
                 counted = [step for step in visible if step.in_terminal]
                 line = " > ".join(step.message() for step in counted or visible[-1:])
             last = now
-            # A reader that closed the pipe, say: the work itself goes on.
+            # For example a reader that closed the pipe: the work itself continues.
             with suppress(OSError, ValueError):
                 print(line, file=sys.stderr, flush=True)
 
@@ -197,10 +198,10 @@ def _on_terminal() -> bool:
 def progress_step(
     description: str, total: int | None = None, visible: bool = True, in_terminal: bool = True
 ) -> Iterator[ProgressStep]:
-    """Tell of a step while it runs, on standard error.
+    """Show the progress of a step on standard error.
 
-    total: how many there are to do, told to the step by `update`; None where nothing can be counted. shown: not where
-    another process tells of the same. in_terminal: whether a live line is worth its place; a step without one is told
+    total: how many there are to do, set by `update`; None where nothing can be counted. visible: not where
+    another process shows the same. in_terminal: whether it has a live line; a step without one is reported
     of in a log only where no other is.
     """
     step = ProgressStep(description, total, visible, in_terminal)
@@ -214,9 +215,10 @@ def progress_step(
 def progress(
     items: Iterable[T], description: str, total: int, visible: bool = True, units_per_item: int | Callable[[T], int] = 1
 ) -> Iterator[T]:
-    """Go through `items` and tell how far it is, of `total` in all; not where not `shown`.
+    """Iterate over `items` with progress, of `total` in all; none where not `visible`.
 
-    count: what one item stands for, a number or a function of it, such as the images of a batch; `total` is the sum.
+    units_per_item: what one item stands for, a number or a function of it, such as the images of a batch; `total` is
+    the sum.
     """
     if not visible:
         yield from items

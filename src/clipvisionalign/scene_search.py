@@ -1,7 +1,7 @@
-"""Does a search find what was asked for? Queries drawn from scene graphs, so that every right answer is known.
+"""Recall of a search: queries drawn from scene graphs, with all correct answers given.
 
 A query asks for two things, such as "a green star and a red ring". The rule: a scene of the gallery is drawn at random,
-then two of its groups, each said by its shape and colour; a pair that was drawn before is drawn anew. An image is right
+then two of its groups, each described by its shape and colour; no pair is drawn twice. An image is right
 if it holds both, wherever, and however often and large. Of `n` right images in the gallery the first min(5, n) that a
 search gives are looked at, and the share of right ones among them is averaged over the queries. By chance that share is
 the mean of n over the gallery.

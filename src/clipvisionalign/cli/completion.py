@@ -10,6 +10,7 @@ SHELLS = ("bash", "zsh", "tcsh")
 
 
 def completion_parser() -> argparse.ArgumentParser:
+    """The parser of `completion`."""
     parser = command_parser(
         "completion",
         description="Print a script by which a shell completes commands, flags and choices.",

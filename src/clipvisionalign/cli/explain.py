@@ -9,14 +9,15 @@ from clipvisionalign.cli.parser import command_parser
 
 
 def explain_parser() -> argparse.ArgumentParser:
+    """The parser of `explain`."""
     parser = command_parser(
         "explain",
-        description="Which parts of a picture carry which word of a caption: the late interaction's matches, the\n"
-        "fusion's attention; a gradient map of the whole caption for one vector a side and for a fusion. A map says\n"
+        description="Which parts of an image carry which word of a caption: the late interaction's matches, the\n"
+        "fusion's attention; a gradient map of the whole caption for one vector a side and for a fusion. A map shows\n"
         "what the model used, not what is there.",
     )
     parser.add_argument("run", help="run folder that 'train' wrote")
-    parser.add_argument("image", help="the picture")
+    parser.add_argument("image", help="the image")
     parser.add_argument("caption", help="the caption")
     parser.add_argument("--out", default="explanation.png", help="PNG to write (default explanation.png)")
     parser.add_argument("--json", action="store_true", help="print the maps as JSON")

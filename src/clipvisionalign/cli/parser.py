@@ -23,6 +23,7 @@ VERBOSE_HELP = "print log messages, and with an error where in the code it was r
 
 
 def command_parser(name: str, **options: Any) -> argparse.ArgumentParser:
+    """A command's parser, with the flags that all commands share; options: those of `argparse.ArgumentParser`."""
     kind = argparse.RawDescriptionHelpFormatter
     # A shortened flag would pass by what looks for the whole word, such as --offline before anything is imported.
     parser = CommandParser(f"{PROGRAM} {name}", formatter_class=kind, allow_abbrev=False, **options)
@@ -39,7 +40,7 @@ class CommandParser(argparse.ArgumentParser):
 
 
 def add_output_flags(parser: Any) -> None:
-    """Add the flags that say how much is printed, which every command has and `main` reads."""
+    """Add the flags that set how much is printed, which every command has and `main` reads."""
     group = parser.add_argument_group("how much is printed")
     group.add_argument(QUIET, action="store_true", help=QUIET_HELP)
     group.add_argument(VERBOSE, action="store_true", help=VERBOSE_HELP)
@@ -54,7 +55,7 @@ def exit_with_usage_error(parser: argparse.ArgumentParser, message: str) -> NoRe
 
 
 def suggest(message: str, flags: Iterable[str]) -> str:
-    """What the wrong words of a usage error come nearest to, or "".
+    """The names nearest to the unknown ones of a usage error, or "".
 
     Args:
         message: as argparse or jsonargparse has it.

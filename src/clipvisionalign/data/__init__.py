@@ -1,1 +1,1 @@
-"""Pictures and captions: reading every published layout, checking it, drawing scenes, making batches."""
+"""Images and captions: reading every published layout, checking it, drawing scenes, making batches."""

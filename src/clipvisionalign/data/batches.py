@@ -1,6 +1,6 @@
 """From rows to batches: decode, augment, tokenise, deal.
 
-- A picture is decoded once per step and serves all of its captions.
+- An image is decoded once per step and serves all of its captions.
 - Captions are tokenised once, before the first step.
 - What is drawn at random depends on the seed, the epoch and the place in the epoch, not on the number of workers.
 """
@@ -31,7 +31,7 @@ SINGLE_PROCESS: ProcessRank = (0, 1)
 
 
 def steps_in_epoch(images: int, batch_size: int, world_size: int = 1) -> int:
-    """In how many steps an epoch of `images` is dealt: of `batch` images at most, and as even as can be.
+    """In how many steps an epoch of `images` is dealt: of `batch_size` images at most, and as even as can be.
 
     A step of which a process has no image, or of one image alone, teaches nothing: where the last few images would be
     that, the steps before take them along.
@@ -58,7 +58,8 @@ def local_batch_size(images: int, steps: int, step: int, process_rank: ProcessRa
 
 
 def count_chunks(images: int, steps: int, step: int, chunk_size: int, world_size: int = 1) -> int:
-    """In how many chunks of about `chunk` images every process takes a step: the same for all, none of them empty."""
+    """In how many chunks of about `chunk_size` images every process takes a step: the same for all, none of them
+    empty."""
     most, least = (local_batch_size(images, steps, step, (rank, world_size)) for rank in (0, world_size - 1))
     return max(1, min(-(-most // chunk_size), least))
 
@@ -67,7 +68,7 @@ class CaptionedBatches(Dataset[Batch]):
     """Makes the batch of any list of images; `epoch` deals an epoch's lists and yields their batches.
 
     tokenize: captions to token lists; pad: the tokenizer's padding token.
-    look: picture to tensor, or None if the pictures' features are on disk and no picture is to be opened.
+    load_image: image to tensor, or None if the images' features are on disk and no image is to be opened.
     """
 
     def __init__(self, data: CaptionedImages, tokenize: Tokenize, pad: int, load_image: ImageLoader | None) -> None:
@@ -97,7 +98,7 @@ class CaptionedBatches(Dataset[Batch]):
         return len(self.rows)
 
     def counters(self) -> dict[str, Any]:
-        """Nothing: what is counted of a stream as it passes is known here from the start."""
+        """Nothing: a stream counts as it is read, a data set in memory is counted from the start."""
         return {}
 
     def __getitem__(self, batch_indices: SeededIndices) -> Batch:
@@ -141,7 +142,7 @@ class CaptionedBatches(Dataset[Batch]):
         return steps_in_epoch(len(self.rows), batch_size, world_size)
 
     def num_chunks(self, batch_size: int, step: int, chunk_size: int, world_size: int = 1) -> int:
-        """In how many chunks a step of an epoch comes, twice; 0 for whole. See `deal`."""
+        """In how many chunks a step of an epoch comes, twice; 0 for whole. See `plan_epoch`."""
         return chunk_size and count_chunks(
             len(self.rows), self.steps_per_epoch(batch_size, world_size), step, chunk_size, world_size
         )
@@ -155,10 +156,10 @@ class CaptionedBatches(Dataset[Batch]):
         chunk_size: int = 0,
         process_rank: ProcessRank = SINGLE_PROCESS,
     ) -> list[SeededIndices]:
-        """The lists of one epoch, from step `start` on: every image exactly once, dealt anew each epoch.
+        """The lists of one epoch, from step `start` on: every image exactly once, shuffled each epoch.
 
-        chunk: images of a list, about; the lists of a step come one after the other, and then once more, for a gradient
-        cache that needs them twice. 0 for one list a step. share: this process's place among how many.
+        chunk_size: images of a list, about; the lists of a step come one after the other, and then once more, for a
+        gradient cache that needs them twice. 0 for one list a step. process_rank: this process's place among how many.
         """
         count = len(self.rows)
         order = np.random.default_rng([seed, epoch]).permutation(count)
@@ -192,7 +193,10 @@ class CaptionedBatches(Dataset[Batch]):
         process_rank: ProcessRank = SINGLE_PROCESS,
         chunk_size: int = 0,
     ) -> Iterator[Batch]:
-        """The batches of one epoch, from number `start` on; with `chunk` each one's chunks, twice. See `deal`."""
+        """The batches of one epoch, from number `start` on; with `chunk_size` each one's chunks, twice.
+
+        See `plan_epoch`.
+        """
         return self.load(self.plan_epoch(batch_size, epoch, seed, start, chunk_size, process_rank), workers)
 
     @property

@@ -33,7 +33,7 @@ _LONE_SURROGATES = re.compile("[\ud800-\udfff]")
 
 @dataclass
 class _ImageEntry:
-    """An image as far as it is known: its names in the files, its captions, and who says in which split it stands."""
+    """An image as far as it is known: its names in the files, its captions, and the sources of its split."""
 
     name: str
     image: Path | bytes
@@ -42,11 +42,11 @@ class _ImageEntry:
     names: set[str] = field(default_factory=set)
     captions: list[str] = field(default_factory=list)
     row_count: int = 0
-    #: By "split", "identity" and "group": what is said of it, and where.
+    #: By "split", "identity" and "group": its values, and their locations.
     attributes: dict[str, tuple[str, str]] = field(default_factory=dict)
 
     def get(self, attribute: str) -> str | None:
-        """Its "split", "identity" or "group"; None where nobody says."""
+        """Its "split", "identity" or "group"; None where it has none."""
         return self.attributes.get(attribute, (None, ""))[0]
 
 
@@ -176,7 +176,7 @@ class CaptionTable:
         return entry
 
     def expect_names(self, names: Iterable[str]) -> None:
-        """The names of all rows to come, see `NameResolver.expect`."""
+        """The names of all rows to come, see `NameResolver.expect_names`."""
         self._resolver.expect_names(names)
 
     def has_file(self, name: str) -> bool:
@@ -194,7 +194,7 @@ class CaptionTable:
         return unique_name
 
     def _set_attribute(self, entry: _ImageEntry, attribute: str, value: str, location: str) -> None:
-        """What a row says of an image. Raises DataError where another row says otherwise."""
+        """Add a row's values of an image. Raises DataError where another row contradicts it."""
         previous = entry.attributes.setdefault(attribute, (value, location))
         if previous[0] != value:
             raise DataError(
@@ -215,8 +215,10 @@ class CaptionTable:
                 )
 
     def report_unread(self, paths: Iterable[Path]) -> None:
-        """Of some files that may hold captions, list those of which no row was read. A file that was named itself is
-        read alone."""
+        """Of some files that may hold captions, list those of which no row was read.
+
+        A file that was named itself is read alone.
+        """
         if not self.source.is_dir():
             return
         for path in sorted(set(paths) - self.files_read):
@@ -245,11 +247,11 @@ class CaptionTable:
         official = official or by_file
         rows = []
         for entry in entries:
-            split, why = entry.attributes.get("split", ("", "nothing says in which split it stands"))
+            split, why = entry.attributes.get("split", ("", "no split is given for it"))
             if split not in SPLITS:
                 message = f"its split is called '{split}'" if split else why
                 self.report(
-                    "in no split", entry.name, f"{message}; known are {', '.join(SPLITS)}", rows=entry.row_count
+                    "in no split", entry.name, f"{message}; the splits are {', '.join(SPLITS)}", rows=entry.row_count
                 )
                 continue
             location = entry.location if isinstance(entry.image, bytes) else ""
@@ -280,7 +282,7 @@ class CaptionTable:
             self.note(f"{unknown_count:,} names of {location} are of no image with a caption")
 
     def _apply_split_file(self, entries: Sequence[_ImageEntry], official: bool) -> bool:
-        """What a file of `write_splits` says, where there is one and the rule goes by it; whether it says anything.
+        """Read the file of `write_splits`, where there is one and the rule uses it; whether it has any entries.
 
         official: whether the data set has splits of its own, which it may not contradict.
         """
@@ -337,7 +339,7 @@ class CaptionTable:
 
 
 def _attribute_text(value: Any) -> str | None:
-    """Whom or what an image shows, as text, 1.0 as 1; None where nobody knows."""
+    """The identity of an image, as text, 1.0 as 1; None where it has none."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     text = _cell_text(value)

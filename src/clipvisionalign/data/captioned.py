@@ -1,7 +1,7 @@
 """`CaptionedImages`: the one table that every data set is read into.
 
-A row is one image with its captions, its split, and (where the data set knows it) the identity shown on it: images of
-one identity are partners of each other's captions. Which captions belong to which images is decided here, by the
+A row is one image with its captions, its split, and (where the data set has it) the identity shown on it: images of
+one identity are positives of each other's captions. Which captions belong to which images is decided here, by the
 table's `identity`, for losses, figures, audits and minimal pairs alike. What a reader had to leave out or mend stands
 in `problems`, row by row, with its place; nothing is dropped without a word: the rows of the files are those that were
 read and those that a problem leaves out (`Problem.rows`).
@@ -87,7 +87,8 @@ class Problem:
 class CaptionedImage:
     """One image and the captions that belong to it.
 
-    place: where it was read, for an image that is no file; rows: of the data set's files, those that it was read from.
+    location: where it was read, for an image that is no file; row_count: of the data set's files, those that it was
+    read from.
     group: what it stands in one split with, by the column that `--group` names.
     """
 
@@ -108,7 +109,7 @@ class CaptionedImages:
     source: where it was read from; layout: which reader read it.
     official_splits: False where a hash had to decide, see `data/splits.py`; split_rule: how it did.
     identity: which captions belong to which images, see `IdentityMode`.
-    rows_in_files: the rows of its files, read or left out; 0 where that is not known.
+    rows_in_files: the rows of its files, read or left out; 0 if unknown.
     notes: what was passed over that is no row, such as columns.
     """
 
@@ -169,7 +170,7 @@ class CaptionedImages:
         return np.repeat(np.arange(len(self.rows)), [len(row.captions) for row in self.rows])
 
     def with_identity(self, identity: str) -> CaptionedImages:
-        """The same rows, their captions belonging to images as `identity` says. Raises ValueError for another word."""
+        """The same rows, their captions belonging to images by `identity`. Raises ValueError for an unknown mode."""
         return replace(self, identity=validate_identity(identity))
 
     @property
@@ -201,7 +202,7 @@ class CaptionedImages:
         return [texts[owner] for owner in owners]
 
     def fingerprint(self) -> str:
-        """A hash of names, captions, splits, identities, and each picture's bytes or size on disk."""
+        """A hash of names, captions, splits, identities, and each image's bytes or size on disk."""
         digest = hashlib.sha256()
         for row in self.rows:
             if isinstance(row.image, bytes):

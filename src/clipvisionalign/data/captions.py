@@ -107,6 +107,7 @@ _LITERAL_NAMES = {
 
 def parse_literal(text: str) -> Sequence[Any] | Mapping[Any, Any] | bytes | None:
     """The list, record or bytes that a text writes down: in JSON, as Python does, or as NumPy does, without commas.
+
     None for other text. Raises ValueError for the beginning of a list of texts that cannot be read.
 
     >>> parse_literal("['a dog' 'a cat']"), parse_literal("[a dog]"), parse_literal("array(['a dog'], dtype=object)")

@@ -1,7 +1,7 @@
 """What is wrong with a data set, listed row by row, before an hour is spent on it.
 
-The quick part opens each picture as far as its header; the full part decodes every picture and compares them across
-splits. Two pictures are the same if their bytes are, and nearly the same if a 256-bit gradient hash differs in at most
+The quick part opens each image as far as its header; the full part decodes every image and compares them across
+splits. Two images are the same if their bytes are, and nearly the same if a 256-bit gradient hash differs in at most
 `NEAR_BITS` bits and their 16 x 16 thumbnails by at most `NEAR_COLOUR` of the full range on average, and by at most
 `NEAR_CELL` anywhere: two drawings on a plain ground are alike almost everywhere, and differ where it matters.
 
@@ -34,7 +34,7 @@ _HASH_SIDE = 16
 
 @dataclass(frozen=True)
 class ImageFingerprint:
-    """What a picture is recognised by: a hash of its bytes, a 256-bit gradient hash (4,) uint64, a thumbnail (768,)."""
+    """What an image is recognised by: a hash of its bytes, a 256-bit gradient hash (4,) uint64, a thumbnail (768,)."""
 
     digest: str
     gradient_hash: np.ndarray
@@ -77,8 +77,8 @@ class CheckReport:
 def check(data: CaptionedImages, full: bool = True, show_progress: bool = False) -> tuple[CaptionedImages, CheckReport]:
     """List what is wrong with `data`; returns the data set without the images that cannot be used, and the report.
 
-    full: decode every picture and compare pictures across splits; otherwise only their headers are read.
-    shown: show progress.
+    full: decode every image and compare images across splits; otherwise only their headers are read.
+    show_progress: show progress.
     """
     check_row: Callable[[CaptionedImage], Problem | ImageFingerprint | None] = (
         _decode_and_fingerprint if full else _check_header
@@ -179,9 +179,9 @@ def _map_rows(
     rows: Sequence[CaptionedImage],
     show_progress: bool,
 ) -> list[Problem | ImageFingerprint | None]:
-    """`look` at every row, on some threads, since Pillow decodes and disks read without holding Python's lock."""
+    """`check_row` at every row, on some threads, since Pillow decodes and disks read without holding Python's lock."""
     with ThreadPoolExecutor() as pool:
-        return list(progress(pool.map(check_row, rows), "checking pictures", len(rows), show_progress))
+        return list(progress(pool.map(check_row, rows), "checking images", len(rows), show_progress))
 
 
 def _check_header(row: CaptionedImage) -> Problem | None:
@@ -205,7 +205,7 @@ def _unusable_problem(row: CaptionedImage, error: ImageError) -> Problem:
 
 
 def fingerprint_image(image: Path | str | bytes) -> ImageFingerprint:
-    """Decode a picture and take its marks. Raises ImageError where it cannot be decoded."""
+    """Decode an image and take its marks. Raises ImageError where it cannot be decoded."""
     from PIL import Image
 
     decoded = open_image(image)
@@ -220,12 +220,12 @@ def fingerprint_image(image: Path | str | bytes) -> ImageFingerprint:
 def near_pairs(
     left: Sequence[ImageFingerprint], right: Sequence[ImageFingerprint], show_progress: bool = False
 ) -> list[tuple[int, int, bool]]:
-    """Pairs (i, j, same bytes) of a picture on the left and one on the right that are the same or nearly the same."""
+    """Pairs (i, j, same bytes) of an image on the left and one on the right that are the same or nearly the same."""
     if not left or not right:
         return []
     hashes = np.stack([fingerprint.gradient_hash for fingerprint in right])
     pairs = []
-    for i, fingerprint in enumerate(progress(left, "comparing pictures across splits", len(left), show_progress)):
+    for i, fingerprint in enumerate(progress(left, "comparing images across splits", len(left), show_progress)):
         bits = np.bitwise_count(hashes ^ fingerprint.gradient_hash).sum(axis=1)
         for j in np.flatnonzero(bits <= NEAR_BITS).tolist():
             same = fingerprint.digest == right[j].digest
@@ -238,8 +238,8 @@ def near_pairs(
 
 
 def unused_files(data: CaptionedImages) -> list[str]:
-    """The files below a data set's folder of which nothing is used, in words: images that no row names, and other files
-    by their endings. Nothing of a data set that is one file, or a stream."""
+    """The files below a data set's folder of which nothing is used, as a sentence: images that no row names, and other
+    files by their endings. Nothing of a data set that is one file, or a stream."""
     if not data.source.is_dir() or data.layout == "stream":
         return []
     excluded = ExcludedFiles()
@@ -253,7 +253,7 @@ def unused_files(data: CaptionedImages) -> list[str]:
 
 
 def _file_id(path: Path) -> tuple[int, int] | str:
-    """What the system knows a file by, under whatever name."""
+    """The system's key of a file, the same under all of its names."""
     try:
         stat_result = path.stat()
     except (OSError, ValueError):
@@ -269,7 +269,7 @@ def near_duplicates(fingerprints: Sequence[ImageFingerprint], show_progress: boo
 def problems_across_splits(
     rows: Sequence[CaptionedImage], fingerprints: Sequence[ImageFingerprint], show_progress: bool = False
 ) -> list[Problem]:
-    """The same or nearly the same picture in two splits, a warning each: whoever measures must know of it."""
+    """The same or nearly the same image in two splits, a warning each, since it affects every measurement."""
     by_split: dict[str, list[int]] = {}
     for index, row in enumerate(rows):
         by_split.setdefault(row.split, []).append(index)
@@ -282,7 +282,7 @@ def problems_across_splits(
             )
             for i, j, same in pairs:
                 first_row, second_row = rows[by_split[small][i]], rows[by_split[large][j]]
-                kind = "same picture in two splits" if same else "nearly the same picture in two splits"
+                kind = "same image in two splits" if same else "nearly the same image in two splits"
                 message = f"{first_row.name} ({first_row.split}) and {second_row.name} ({second_row.split})"
                 problems.append(Problem(kind, first_row.name, message, "warning"))
     return problems

@@ -1,9 +1,9 @@
-"""Minimal pairs: a caption that is true of a picture, and its twin that differs in one thing and is false of it.
+"""Minimal pairs: a caption that is true of an image, and its foil, which differs in one thing and is false of it.
 
-Whether a model knows who is left of whom shows when two captions hold the same words and only one is true. The drawn
+Whether a model encodes who is left of whom shows when two captions hold the same words and only one is true. The drawn
 scenes give such pairs with exact ground truth (`scene_foils`); from captions of photographs they are made by swaps that
 keep the grammar (`caption_foils`), by rule and not by a person: a few are true all the same. Three published sets are
-read as they lie on disk (`read_minimal_pairs`).
+read in their published dataset layout (`read_minimal_pairs`).
 
 Sources: Yuksekgonul et al., "ARO", arXiv:2210.01936; Hsieh et al., "SugarCrepe", arXiv:2306.14610; Thrush et al.,
 "Winoground", arXiv:2204.03162.
@@ -29,7 +29,7 @@ FOIL_KINDS = ("relation", "attribute", "count", "negation")
 
 @dataclass(frozen=True)
 class MinimalPair:
-    """A picture (path or bytes), a caption that is true of it, and one that is not; kind says what differs.
+    """An image (path or bytes), a caption that is true of it, and one that is not; kind names what differs.
 
     of: what it was drawn with, the same in all pairs that are no chances of their own: the image that parts were cut
     out of, the row of a published set, the identity that is shown. Empty: its image.
@@ -63,7 +63,7 @@ def drawn_together(pairs: Iterable[MinimalPair]) -> dict[str, list[int]]:
 
 @dataclass(frozen=True)
 class SceneFoil:
-    """Two captions and the scene of which the twin is true, which differs from the drawn one in what `kind` names."""
+    """Two captions and the scene of which the foil is true, which differs from the drawn one in what `kind` names."""
 
     caption: str
     foil: str
@@ -71,10 +71,10 @@ class SceneFoil:
 
 
 def scene_foils(scene: Scene) -> dict[str, SceneFoil]:
-    """The twins of a scene by kind; a kind is left out where it cannot be told of this scene.
+    """The foils of a scene by kind; a kind is left out where it does not apply to this scene.
 
     relation: its first two groups in swapped places; attribute: with swapped colours; count: another number of the
-    first; negation: which of a group that is there and one that is not. But for the count, twins hold the same words.
+    first; negation: which of a group that is there and one that is not. But for the count, foils hold the same words.
     """
     rng = random.Random(scene.seed)
     first, second, *others = scene.groups
@@ -118,7 +118,7 @@ def _but_no(present: Group, absent: Group) -> str:
 
 # --- from captions of photographs, by rule ---------------------------------------------------------------------------
 
-#: Words that stand for their opposite, where a twin says the other.
+#: Words and their opposites, which a foil exchanges.
 _OPPOSITES = {"in front of": "behind", "above": "below", "on top of": "underneath", "into": "out of", "over": "under"}
 _SPATIAL_WORDS = {**_OPPOSITES, **{other: word for word, other in _OPPOSITES.items()}}
 _PEOPLE = (
@@ -131,7 +131,7 @@ _SYMMETRIC = re.compile(r"\b(and|or|with|beside|near|by|next|together|,)\b|,|;")
 
 
 def caption_foils(caption: str) -> dict[str, str]:
-    """The twins of a caption by kind, those that its words admit.
+    """The foils of a caption by kind, those that its words admit.
 
     relation: two actors swapped around a verb, else a word of place turned into its opposite; attribute: two colours
     swapped; count: another number; negation: "is" into "is not".
@@ -164,7 +164,7 @@ def caption_foils(caption: str) -> dict[str, str]:
 
 
 def _two_different(vocabulary: str, caption: str) -> tuple[re.Match[str], re.Match[str]] | None:
-    """The first two places of words out of `words` that differ."""
+    """The first two places of words out of `vocabulary` that differ."""
     matches = list(re.finditer(rf"\b({vocabulary.replace(' ', '|')})\b", caption, re.IGNORECASE))
     if len(matches) < 2 or matches[0][1].lower() == matches[1][1].lower():
         return None
@@ -192,8 +192,8 @@ def _match_case(model: str, word: str) -> str:
 def make_minimal_pairs(data: CaptionedImages, limit: int = 0, seed: int = 0) -> list[MinimalPair]:
     """The minimal pairs of a data set: of its drawn scenes where they are written down, else from its captions.
 
-    Of each picture one pair a kind at most; limit: so many a kind, drawn with `seed`, 0 for all. A twin that is equal,
-    word by word, to a caption that belongs to the picture (see `IdentityMode`) is not false of it, and left out.
+    Of each image one pair a kind at most; limit: so many a kind, drawn with `seed`, 0 for all. A foil that is equal,
+    word by word, to a caption that belongs to the image (see `IdentityMode`) is not false of it, and left out.
     """
     scenes = read_scenes(data.source)
     pairs = []
@@ -229,10 +229,10 @@ def _sample_pairs(pairs: list[MinimalPair], limit: int, seed: int) -> list[Minim
 
 
 def read_minimal_pairs(path: str | Path, images: str | Path = "") -> list[MinimalPair]:
-    """A published set as it lies on disk: ARO's relation and attribution files, SugarCrepe's, Winoground's folder.
+    """A published set in its own layout: ARO's relation and attribution files, SugarCrepe's, Winoground's folder.
 
-    path: a JSON file, or a folder with such files or with examples.jsonl. images: where the pictures are, if not beside
-    it. Raises DataError where it is none of these, or a picture is missing.
+    path: a JSON file, or a folder with such files or with examples.jsonl. images: where the images are, if not beside
+    it. Raises DataError where it is none of these, or an image is missing.
     """
     source = Path(path)
     files = sorted(source.glob("*.json*")) if source.is_dir() else [source]
@@ -259,7 +259,7 @@ def _read_file(file: Path, images: Path) -> list[MinimalPair]:
         if set(keys) <= set(entries[0]):
             return [pair for index, row in enumerate(entries) for pair in _read_row(file, index, row, images, reader)]
     known = "; ".join(", ".join(keys) for keys in _PUBLISHED)
-    raise DataError(f"{file}: its rows have {', '.join(entries[0])}; known are: {known}")
+    raise DataError(f"{file}: its rows have {', '.join(entries[0])}; supported are: {known}")
 
 
 Reader = Callable[[Path, dict[str, Any], Path], Iterable[MinimalPair]]
@@ -306,11 +306,11 @@ def _find_image(folder: Path, name: str) -> Path:
     for path in (folder / name, folder / f"{name}.png", folder / f"{name}.jpg"):
         if path.is_file():
             return path
-    raise FileNotFoundError(f"no picture {folder / name}")
+    raise FileNotFoundError(f"no image {folder / name}")
 
 
 def _crop(image: Path | bytes, x: int, y: int, width: int, height: int) -> bytes:
-    """The part of a picture that the two captions are about, as ARO cuts it out."""
+    """The part of an image that the two captions are about, as ARO cuts it out."""
     from clipvisionalign.images import open_image
 
     out = BytesIO()

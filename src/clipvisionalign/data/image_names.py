@@ -16,8 +16,11 @@ LONGEST_PATH, LONGEST_NAME = 4096, 255
 
 @dataclass(frozen=True)
 class ResolvedName:
-    """A file that a name means. key: the same for all names of one file; how: in what the name was read otherwise, ""
-    for nothing; exists: whether the file is there."""
+    """A file that a name means.
+
+    key: the same for all names of one file; difference: in what the name was read otherwise, "" for nothing; exists:
+    whether the file is there.
+    """
 
     path: Path
     key: str
@@ -39,8 +42,8 @@ _EXTENSION = re.compile(r"\S\.(?=\d*[A-Za-z])[A-Za-z0-9]{2,5}(?:[#?]\S*)?\s*$")
 
 @dataclass
 class ImageNameMatcher:
-    """Tells the names of images from other text: by an ending, by a file of that name in one of `folders`, or by being
-    written as the names before it are, such as `17` after `5`."""
+    """Distinguishes names of images from other text: by an ending, by a file of that name in one of `folders`, or by
+    being written as the names before it are, such as `17` after `5`."""
 
     folders: Sequence[Path]
     _patterns: set[str] = field(default_factory=set)
@@ -79,8 +82,11 @@ class NameResolver:
     _case_sensitive: set[str] = field(default_factory=set)
 
     def expect_names(self, names: Iterable[str]) -> None:
-        """All names that a table has. Those that differ in nothing but case are several images: none of them is found
-        in another case, or an image gets another's captions where a file is missing."""
+        """All names that a table has.
+
+        Those that differ in nothing but case are several images: none of them is found in another case, or an image
+        gets another's captions where a file is missing.
+        """
         first: dict[str, str] = {}
         for name in map(clean_name, names):
             if first.setdefault(_casefolded(name), unicodedata.normalize("NFC", name)) != unicodedata.normalize(
@@ -168,7 +174,7 @@ def _casefolded(name: str) -> str:
 
 
 def _resolve_path(path: Path) -> ResolvedName | None:
-    """The file at a path, known by what the system knows it by; None where there is none."""
+    """The system's key of the file at a path; None where there is none."""
     try:
         stat_result = os.stat(path)
     except (OSError, ValueError):

@@ -1,7 +1,7 @@
 """Batches made by worker processes: one way for tables and for streams.
 
 - A launcher (torchrun, Slurm, `timeout`) signals every process of a run. Which step is the last one is decided by the
-  process that trains: its workers leave SIGTERM and SIGINT to it, and end when it tells them to, or is gone.
+  process that trains: its workers leave SIGTERM and SIGINT to it, and end on its command, or when it is gone.
 - An error in a worker is raised where the batch is asked for, with its own words; where in the worker it arose is a
   note.
 """
@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_in
 
 #: What asks a run to stop.
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
-#: Whether a worker can know who has signalled it; macOS does not tell.
+#: Whether a worker can read the sender of a signal; not on macOS.
 HAS_SIGWAITINFO = hasattr(signal, "sigwaitinfo")
 
 
@@ -35,7 +35,7 @@ def iterate_dataset(dataset: Dataset[Any], workers: int, sampler: Sequence[Any] 
     wrapped: Dataset[Any] = (
         _ErrorCapturingStream(dataset) if isinstance(dataset, IterableDataset) else _ErrorCapturingDataset(dataset)
     )
-    # The loader draws its workers' seeds from a generator of its own, so that beginning anew draws none.
+    # The loader draws its workers' seeds from a generator of its own, so that a second start draws none.
     generator = torch.Generator().manual_seed(0)
     loader = DataLoader(
         wrapped,

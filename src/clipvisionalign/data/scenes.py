@@ -4,11 +4,11 @@ A scene is a background and two to four groups of shapes on a 3 x 3 grid; a grou
 (`a large red circle`, `three small blue stars`). Five captions describe it, from a bare relation to a long account of
 everything that is there.
 
-Why a bag of words does not solve it: about half of the scenes have a twin in the same split with the same groups in
-swapped places. `a red circle left of a blue square` and `a blue square left of a red circle` hold the same words, and
-only one is true of each picture.
+Why a bag of words does not solve it: about half of the scenes have a counterpart in the same split with the same groups
+in swapped places. `a red circle left of a blue square` and `a blue square left of a red circle` hold the same words,
+and only one is true of each image.
 
-Everything that is drawn is also written down (`scenes.jsonl`), so that what a caption says can be checked against it.
+Everything that is drawn is also written down (`scenes.jsonl`), so that a caption can be checked against it.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ _INVERSE = {
 
 
 def swap_first_groups(scene: Scene) -> Scene:
-    """The scene with its first two groups in swapped places: the same words, another picture."""
+    """The scene with its first two groups in swapped places: the same words, another image."""
     first, second, *others = scene.groups
     swapped = (
         replace(first, column=second.column, row=second.row),
@@ -186,7 +186,7 @@ def _shade(channel: int, factor: float) -> int:
 
 
 def _shape_positions(group: Group, rng: random.Random) -> Iterator[tuple[float, float, float]]:
-    """Centre and radius of each shape of a group, as shares of the picture's width."""
+    """Centre and radius of each shape of a group, as shares of the image's width."""
     x, y = (group.column + 0.5) / 3, (group.row + 0.5) / 3
     radius = SIZES[group.size] * (0.72 if group.size == "large" else 0.8)
     if group.count == 1:
@@ -236,8 +236,11 @@ _PAINTERS: dict[str, Painter] = {
 
 
 def _duplicate_key(scene: Scene, plain: bool) -> tuple[str, frozenset[Group]]:
-    """Equal for scenes of which only one is drawn. Large shapes fill their cells, and yellow is near to orange: plain
-    scenes that differ in nothing else would be near-duplicates."""
+    """Equal for scenes of which only one is drawn.
+
+    Large shapes fill their cells, and yellow is near to orange: plain scenes that differ in nothing else would be
+    near-duplicates.
+    """
     if not plain:
         return scene.key()
     groups = (replace(group, colour="orange") if group.colour == "yellow" else group for group in scene.groups)
@@ -247,7 +250,7 @@ def _duplicate_key(scene: Scene, plain: bool) -> tuple[str, frozenset[Group]]:
 def random_scenes(
     images: int, seed: int, plain: bool = False, splits: Mapping[str, int] | None = None
 ) -> Iterator[tuple[str, str, Scene]]:
-    """`images` scenes as (name, split, scene), no two alike; about half are twins of each other, in one split.
+    """`images` scenes as (name, split, scene), no two alike; about half are in pairs of swapped groups, in one split.
 
     plain: every group is one large shape. splits: how many scenes each split gets, one after the other, `images` in
     all; without it a hash of each family's name decides.
@@ -281,7 +284,7 @@ def write_scenes(
     """Draw `images` scenes into the folder `out`: images/, metadata.csv (file_name, caption, split), scenes.jsonl.
 
     plain: every group is one large shape, and a scene has two captions: how two of its groups lie to each other, and
-    everything that is there. splits: how many scenes each split gets, `images` in all; their pictures then lie in
+    everything that is there. splits: how many scenes each split gets, `images` in all; their images then lie in
     images/SPLIT/.
     Raises DataError for fewer than one image, for splits of another sum, or where `out` holds something already.
     """

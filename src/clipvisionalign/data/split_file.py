@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-#: The file beside a data set that says in which split an image stands.
+#: The file beside a data set that assigns images to splits.
 SPLIT_FILE = "splits.csv"
 
 

@@ -25,7 +25,7 @@ from clipvisionalign.data.text_files import decode
 #: The rule that decides now: `SPLIT_FILE` where it is there, else `HASH_RULE`. 1 is that of earlier versions.
 HASH_RULE, SPLIT_RULE = 2, 3
 
-#: What each rule goes by, in words.
+#: What each rule uses, for messages.
 SPLIT_RULES = {
     1: "splits by a hash of each name", HASH_RULE: "splits by a hash of each image's content, or of its group",
     SPLIT_RULE: f"splits by {SPLIT_FILE}",
@@ -37,7 +37,7 @@ SPLIT_ALIASES = {
     "val": "dev", "valid": "dev", "validation": "dev", "minival": "dev", "test": "test", "testing": "test",
 }  # fmt: skip
 
-#: Bytes at an image's beginning and end that tell it from others of its size.
+#: Bytes at an image's beginning and end that distinguish it from others of its size.
 _END_BYTES = 32 * 1024
 
 
@@ -62,7 +62,7 @@ def hash_split(name: str) -> str:
 
 
 def content_key(image: Path | bytes) -> str:
-    """What an image is told apart by, the same for equal images: its size, its first and its last 32 KiB; "" where it
+    """The key that distinguishes images, the same for equal ones: its size, its first and its last 32 KiB; "" where it
     cannot be read."""
     try:
         if isinstance(image, bytes):
@@ -83,8 +83,10 @@ def content_key(image: Path | bytes) -> str:
 
 
 def read_split_file(path: Path) -> dict[str, tuple[str, str]]:
-    """The splits that a file of `write_splits` gives, by image: split and place. Raises DataError for another file, and
-    for an image in two splits."""
+    """The splits that a file of `write_splits` gives, by image: split and place.
+
+    Raises DataError for another file, and for an image in two splits.
+    """
     content = path.read_bytes()
     try:
         # As it is written: a name may be bytes that are no UTF-8.
@@ -114,14 +116,15 @@ def key_priority(key: str) -> tuple[int, bytes]:
 
 
 def grouping_keys(name: str, image: Path | bytes, group: str | None, identity: str | None) -> list[str]:
-    """What an image shares with those that stand in its split: its group and identity, where they are known, and its
+    """What an image shares with those that stand in its split: its group and identity, if any, and its
     content, or its name where that cannot be read."""
     known_keys = [f"{what} {value}" for what, value in (("group", group), ("identity", identity)) if value is not None]
     return [*known_keys, content_key(image) or f"name {name}"]
 
 
 def connected_groups(keys: Sequence[Sequence[Hashable]], linked_pairs: Sequence[tuple[int, int]] = ()) -> list[int]:
-    """For each image the number of its group: images with a key in common are in one, and pairs of places `together`.
+    """For each image the number of its group: images with a key in common are in one, and pairs of places
+    `linked_pairs`.
 
     >>> connected_groups([["identity 1", "content a"], ["content a"], ["content b"]])
     [0, 0, 2]
@@ -171,11 +174,12 @@ def grouped_splits(keys: Sequence[str]) -> list[str]:
 
 
 def write_splits(data: CaptionedImages, linked_pairs: Sequence[tuple[int, int]], path: Path) -> CaptionedImages:
-    """Write a file that says in which split each image stands: those of one group or identity, equal and nearly equal
-    ones together. Returns the data set with these splits.
+    """Write a file with the split of each image: those of one group or identity, equal and nearly equal ones together.
 
-    near: pairs of places of images that belong together. Raises FileExistsError; DataError where the data set has
-    splits already, where the file would be taken for a table of it, and where there are too few images.
+    Returns the data set with these splits.
+
+    linked_pairs: pairs of places of images that belong together. Raises FileExistsError; DataError where the data set
+    has splits already, where the file would be taken for a table of it, and where there are too few images.
     """
     if path.absolute().parent == split_file_path(data.source).absolute().parent and path.name != SPLIT_FILE:
         raise DataError(f"{path}: beside the data set only {split_file_path(data.source)} is read as its splits")

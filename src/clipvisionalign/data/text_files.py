@@ -2,7 +2,7 @@
 
 - A line ends at LF, CR LF or CR alone: U+2028, U+0085 and form feeds are characters of a line.
 - A byte order mark decides the encoding. What is not UTF-8 is read as Windows-1252 byte for byte; a file whose words
-  are of another script by that, in the encoding that its letters suggest. Either is said.
+  are of another script by that, in the encoding that its letters suggest. Either is noted.
 - A field of a delimited file is quoted where its quotes are closed before a delimiter or the line's end (RFC 4180); any
   other quote is a character of the field. A quoted field goes over several lines only where none of them would be a row
   of its own.
@@ -38,7 +38,7 @@ _LINE_END = re.compile(r"\r\n|\n|\r")
 
 @dataclass(frozen=True)
 class Decoded:
-    """A file's text. mended: what had to be mended in it, "" for nothing, and the line of the first such place."""
+    """A file's text. repair: what had to be mended in it, "" for nothing, and the line of the first such place."""
 
     text: str
     repair: str = ""
@@ -56,7 +56,7 @@ def decode(content: bytes) -> Decoded:
         (name for mark, name in _BYTE_ORDER_MARKS if content.startswith(mark)), _utf16_without_mark(content)
     )
     if encoding == "utf-8-sig":
-        # The mark says nothing of what programs added later.
+        # The mark does not cover what programs added later.
         content, encoding = content.removeprefix(codecs.BOM_UTF8), ""
     if encoding:
         try:
@@ -171,7 +171,7 @@ def read_delimited(
 ) -> Iterator[Record]:
     """The rows of a delimited file; blank lines are none.
 
-    is_row: whether the cells of a line would be a row of their own, which no quoted field may swallow. first: the
+    is_row: whether the cells of a line would be a row of their own, which no quoted field may swallow. first_line: the
     number of the first line.
 
     >>> lines = ['a.jpg,"one, two"', 'b.jpg,"Stop" it says', 'c.jpg,"never closed']
@@ -248,7 +248,7 @@ def _ends_cell(line: str, end: int, delimiter: str) -> bool:
 
 _QUOTED = re.compile(r' *"((?:[^"]|"")*+)" *')
 _ESCAPED = re.compile(r' *"((?:[^"\\]|""|\\.)*+)" *', re.DOTALL)
-#: How far a line goes on within a quoted cell of each form.
+#: How far a line continues within a quoted cell of each form.
 _INSIDE = (re.compile(r'(?:[^"]|"")*+'), re.compile(r'(?:[^"\\]|""|\\.)*+\\?', re.DOTALL))
 
 
@@ -265,7 +265,8 @@ def _inside(line: str, start: int) -> list[re.Pattern[str]]:
 
 
 def split_cells(line: str, delimiter: str) -> tuple[list[str], bool]:
-    """The cells of a row, and whether a quoted one of them may go on in the next line: its quote is not closed yet."""
+    """The cells of a row, and whether a quoted one of them may continue in the next line: its quote is not closed
+    yet."""
     cells, open_at = _split(line, delimiter)
     return cells, open_at is not None
 
@@ -325,8 +326,10 @@ def unique_names(names: Sequence[str]) -> list[str]:
 
 
 def parse_json(text: str) -> tuple[Any, str]:
-    """What a JSON text holds, and which keys stand twice in one object, in words: "caption: caption.2"; each keeps its
-    value. Raises ValueError, RecursionError."""
+    """What a JSON text holds, and which keys occur twice in one object, as "caption: caption.2"; each keeps its value.
+
+    Raises ValueError, RecursionError.
+    """
     repeated: dict[str, str] = {}
 
     def one_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -1,8 +1,8 @@
-"""Which images a run was trained on, known by content: what a gallery is compared with, wherever its images come from.
+"""Which images a run was trained on, by content: what a gallery is compared with, wherever its images come from.
 
-A run keeps a hash of each training image's bytes, and, for up to `MAX_PERCEPTUAL` images, by what `check` tells
-near-duplicates: a gradient hash and a thumbnail. A hash takes the time of reading a file, those take that of decoding
-it, about as long as in one epoch.
+A run keeps a hash of each training image's bytes, and, for up to `MAX_PERCEPTUAL` images, by the hash with which
+`check` finds near-duplicates: a gradient hash and a thumbnail. A hash takes the time of reading a file, those take that
+of decoding it, about as long as in one epoch.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class TrainedOnMatch:
 
 @dataclass(frozen=True)
 class TrainedOnImages:
-    """What a run was trained on. names, exact: of N images, hashes as hexadecimal; marks: N, or none."""
+    """What a run was trained on. names, digests: of N images, hashes as hexadecimal; fingerprints: N, or none."""
 
     names: list[str]
     digests: list[str]
@@ -124,14 +124,14 @@ class TrainedOnImages:
 
 
 def other_than_trained_on(run: Path, rows: Sequence[CaptionedImage], shown: bool = False) -> str:
-    """Which training images are others by now than when a run was trained on them, in words; empty where none is known
+    """Which training images have changed since a run was trained on them, as text; empty where no change is found
     to be. A run that has not kept their hashes, or whose file of them cannot be read, has none to compare with."""
     try:
         changed = TrainedOnImages.load(run / TRAINED_ON_FILE, marks=False).changed(rows, shown)
     except (OSError, ValueError, KeyError):
         return ""
     named = ", ".join(changed[:3]) + (" ..." if len(changed) > 3 else "")
-    return f"pictures ({len(changed):,}: {named})" if changed else ""
+    return f"images ({len(changed):,}: {named})" if changed else ""
 
 
 HashedImage = tuple[tuple[str, Path | bytes], str, ImageFingerprint | None]

@@ -1,1 +1,1 @@
-"""Which patches and words carried a match, and pictures of it."""
+"""Which patches and words carried a match, and images of it."""

@@ -1,4 +1,4 @@
-"""Sheets of pictures: what was found, and what a model looked at, as one PNG."""
+"""Sheets of images: what was found, and what a model looked at, as one PNG."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ CELL, GAP, LINE = 220, 12, 18
 
 
 def contact_sheet(entries: Sequence[tuple[Image.Image, str]], title: str = "", columns: int = 5) -> Image.Image:
-    """Pictures with a line of words under each, in rows of `across`, under a title."""
+    """Images with a line of words under each, in rows of `columns`, under a title."""
     columns = max(1, min(columns, len(entries)))
     rows = -(-len(entries) // columns)
     top = GAP + (LINE + GAP if title else 0)
@@ -47,9 +47,9 @@ def thumbnail_sheet(thumbnails: Sequence[tuple[bytes, str]], title: str) -> Imag
 
 
 def explanation_sheet(image: ImageSource, explanation: Explanation) -> Image.Image:
-    """The picture, the whole caption's map, and each word's."""
+    """The image, the whole caption's map, and each word's."""
     entries = [
-        (open_image(image), "the picture"),
+        (open_image(image), "the image"),
         (Image.fromarray(overlay(image, explanation.heatmap)), "the caption"),
     ]
     entries += [(Image.fromarray(overlay(image, grid)), word) for word, grid in explanation.word_heatmaps]

@@ -1,12 +1,12 @@
-"""Why a picture and a caption match: which patches carried which word.
+"""Why an image and a caption match: which patches carried which word.
 
 - `late`: each word's cosines with the patches, under the weight that the caption gives the word.
 - `cross`: how much each word attends to the patches in the fusion, mean over layers and heads; for the whole caption a
   gradient map of the pair's score, of which the fusion is one part.
 - `self`, `sparse`: one vector a side has no words any more; a gradient map shows which patches carry the match.
 
-A map says what the model used, not what is true of the picture. Two checks tell whether it says even that: maps change
-when the weights are drawn anew, and taking away the marked patches lowers the score more than taking away others.
+A map shows what the model used, not what is true of the image. Two checks test whether it shows even that: maps change
+when the weights are drawn again, and taking away the marked patches lowers the score more than taking away others.
 
 Sources: Selvaraju et al., "Grad-CAM", arXiv:1610.02391, for the gradient map; Adebayo et al., arXiv:1810.03292, for the
 check by drawn weights; Petsiuk et al., "RISE", arXiv:1806.07421, for the check by deletion.
@@ -31,9 +31,12 @@ from clipvisionalign.models.pair_scorer import PairScorer
 
 @dataclass(frozen=True)
 class Explanation:
-    """Maps over an image, (h, w) from 0 to 1. whole: of the caption; words: of each of its words that counts, empty for
-    a model that has one vector a side; method: how they were made; not_counted: words that have no part in the score:
-    cut off, or left out by `keep_tokens`."""
+    """Maps over an image, (h, w) from 0 to 1.
+
+    heatmap: of the caption; word_heatmaps: of each of its words that counts, empty for a model that has one vector a
+    side; method: how they were made; ignored_words: words that have no part in the score: cut off, or left out by
+    `keep_tokens`.
+    """
 
     caption: str
     score: float
@@ -44,7 +47,7 @@ class Explanation:
 
 
 def explain(aligner: Aligner, image: ImageSource, caption: str) -> Explanation:
-    """Maps of one picture and one caption. Raises ImageError, and ValueError for patches that are not on a square."""
+    """Maps of one image and one caption. Raises ImageError, and ValueError for patches that are not on a square."""
     if aligner.late is None:
         return _explain_by_gradient(aligner, image, caption)
     return _explain_by_words(aligner, image, caption)
@@ -118,7 +121,7 @@ def _explain_by_words(aligner: Aligner, image: ImageSource, caption: str) -> Exp
             torch.stack([word_map for _, word_map in word_maps]).sum(dim=0) if word_maps else maps.mean(dim=0)
         )
     else:
-        # What a fusion attends to is a part of a part of the score: it says little of what the score hangs on.
+        # What a fusion attends to is a part of a part of the score: it shows little of what the score depends on.
         heatmap = _pair_gradient_map(aligner, image, pairs)
     not_counted = [word for word, row_indices in rows_by_word if not row_indices]
     return Explanation(
@@ -128,7 +131,7 @@ def _explain_by_words(aligner: Aligner, image: ImageSource, caption: str) -> Exp
 
 def word_tokens(aligner: Aligner, caption: str) -> list[tuple[str, list[int]]]:
     """The caption's words without its punctuation, each with the places of its tokens among those that the text tower
-    reads: none for a word that is cut off. Empty for a tokenizer that does not tell which token is of which word."""
+    reads: none for a word that is cut off. Empty for a tokenizer that does not map tokens to words."""
     tower = aligner.text_tower
     if not tower.tokenizer.is_fast:
         return []
@@ -150,16 +153,16 @@ def _to_grid(values: Tensor) -> np.ndarray:
     """(P,) -> (h, w), from 0 for the least to 1 for the greatest; what is nearly even everywhere stays so."""
     side = math.isqrt(len(values))
     if side * side != len(values):
-        raise ValueError(f"{len(values)} patches are on no square: they cannot be shown over a picture")
+        raise ValueError(f"{len(values)} patches are on no square: they cannot be shown over an image")
     grid = values.float().cpu().numpy().reshape(side, side)
     low, high = float(grid.min()), float(grid.max())
     return (grid - low) / max(high - low, 0.05 * abs(high), 1e-12)
 
 
 def overlay(image: ImageSource, grid: np.ndarray, size: int = 224) -> np.ndarray:
-    """The picture with a map over it, bytes (height, width, 3), the longer side `size`: what it leaves out is grey.
+    """The image with a map over it, bytes (height, width, 3), the longer side `size`: what it leaves out is grey.
 
-    The tower sees the whole picture, squeezed into a square; here both have the picture's own shape.
+    The tower sees the whole image, squeezed into a square; here both have the image's own shape.
     """
     from PIL import Image
 

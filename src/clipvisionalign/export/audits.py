@@ -24,7 +24,7 @@ def keep_audit(run: Path, results: dict[str, Any], part: CaptionedImages) -> Non
 
 def audits_of(run: Path) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
     """The audit of the run's model, as it is now, on its own dev split, None where there is none; and those of it on
-    other data. What is not known to be of this model is none."""
+    other data. What is not recorded as this model's is none."""
     model, dev = run_hash(run), data_record(run).get("dev", {}).get("contents")
     kept = [each for each in [*_kept_in(run), *_measured_in(run)] if each["asked"]["model"] == model]
     own = [each for each in kept if each.get("split") == "dev" and dev and not changed_keys(each["asked"], dev)]
@@ -40,7 +40,7 @@ def is_of_unknown_model(run: Path) -> bool:
 def _kept_in(run: Path) -> list[dict[str, Any]]:
     last = _read(run / AUDITS)
     several = [last, *last.pop("earlier", [])] if last else []
-    # One of an earlier version does not tell what it is of.
+    # One of an earlier version does not record what it is of.
     return [each for each in several if "model" in each.get("asked", {})]
 
 

@@ -24,6 +24,7 @@ class ImageExport(nn.Module):
         self.aligner = aligner
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
+        """pixels: (B, 3, size, size) -> vectors (B, D), and with a late interaction patches and keys and values."""
         states = self.aligner.embed_image_features(self.aligner.image_tower(pixels))
         if self.aligner.late is None:
             return (states.vectors,)
@@ -40,6 +41,7 @@ class CaptionExport(nn.Module):
         self.aligner = aligner
 
     def forward(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
+        """ids, mask: (M, T) -> vectors (M, D), and with a late interaction token vectors, weights and states."""
         aligner = self.aligner
         states = aligner.embed_caption_group(TokenGroup(ids, mask, torch.empty(0, dtype=torch.long)))
         if aligner.late is None:
@@ -59,6 +61,7 @@ class FusionExport(nn.Module):
         self.aligner = aligner
 
     def forward(self, patches: Tensor, key_values: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
+        """Patches (Q, P, D), keys and values, tokens (Q, T, W) and mask (Q, T) of pairs -> corrections (Q,)."""
         late, fusion = self.aligner.late, self.aligner.fusion
         assert late is not None
         assert fusion is not None

@@ -38,7 +38,7 @@ def export_onnx(
     target = target_folder(out)
     aligner = load_aligner(run, "cpu", packed=False)
     if isinstance(aligner.text_tower.encoder, Longformer):
-        # How many of its tokens are global is known from a batch alone.
+        # How many of its tokens are global depends on the batch.
         raise ValueError(
             f"{run}: Longformer is not exported to ONNX; sliding windows over another text tower are, such as "
             "--model.design sparse --model.text_tower.name distilbert-base-uncased"

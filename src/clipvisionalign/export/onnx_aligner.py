@@ -1,6 +1,6 @@
 """An exported aligner at work, by onnxruntime: it encodes and scores pairs as every model does.
 
-The files give arrays; what a pair's score is made of is told in the export's README.md as well (`onnx_readme.py`):
+The files give arrays; the composition of a pair's score is also described in the export's README.md (`onnx_readme.py`):
 
     score = cosine / temperature + late weight x late score / late temperature + fusion weight x correction
 """
@@ -81,8 +81,10 @@ class OnnxAligner:
         return pairs(grid[0], grid[1]).reshape(len(images), len(captions))
 
     def pair_scorer(self, images: Sequence[ImageSource], captions: Sequence[str]) -> OnnxPairScorer:
-        """Encode images and captions once, to score any pairs of them. Raises ValueError for an export that cannot, and
-        for no images."""
+        """Encode images and captions once, to score any pairs of them.
+
+        Raises ValueError for an export that cannot, and for no images.
+        """
         check_lists(images, captions)
         if not self.manifest.get("late"):
             raise ValueError("this export scores no pairs: it has vectors only")
@@ -169,6 +171,7 @@ class OnnxPairScorer:
         return np.array([1.0, self.manifest["late"]["weight"], fusion], dtype=np.float32)
 
     def __call__(self, image_index: np.ndarray, caption_index: np.ndarray) -> np.ndarray:
+        """Scores (Q,) of pairs. image_index, caption_index: (Q,) positions among the encoded images and captions."""
         return self.components(image_index, caption_index) @ self.weights()
 
     def components(self, image_index: np.ndarray, caption_index: np.ndarray) -> np.ndarray:

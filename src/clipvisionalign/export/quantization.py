@@ -40,7 +40,7 @@ def int8_loss(folder: Path, run: Path, data: str | Path, say: Callable[[str], No
     except ValueError as error:
         if data:
             raise
-        say(f"what the 8-bit towers lose is not measured: {error}; --data says where the data set is")
+        say(f"what the 8-bit towers lose is not measured: {error}; give the data set with --data")
         return {"not measured": str(error)}
     say(f"measuring 8-bit towers on {len(dev):,} dev images and {len(dev.captions):,} captions ...")
     exact, small = (_evaluate_export(OnnxAligner(folder, int8=is_small), dev) for is_small in (False, True))

@@ -26,21 +26,21 @@ from clipvisionalign.images.rgb import to_rgb
 #: Pixels in the largest image that is decoded: 100 million, above any camera's and below a bomb's.
 MAX_PIXELS = 100_000_000
 
-#: How much more than the wanted size a JPEG is decoded at: what is then resized is hardly to be told from all of it.
+#: How much more than the wanted size a JPEG is decoded at: what is then resized hardly differs from all of it.
 JPEG_DRAFT_SCALE = 2
 
 #: Formats of Pillow that are not opened: EPS runs Ghostscript on a program, IPTC takes any bytes for its own, and the
-#: others know a header without being able to decode what follows.
+#: others read a header without being able to decode what follows.
 UNSUPPORTED_FORMATS = frozenset({"EPS", "IPTC", "WMF", "BUFR", "GRIB", "HDF5", "MPEG"})
 
-#: Bytes from the beginning of a file by which an image is recognised when its ending says nothing.
+#: Bytes from the beginning of a file by which an image is recognised without an ending.
 HEAD_BYTES = 4096
 
 ImageSource = Path | str | bytes | Image.Image
 
 
 class ImageError(ValueError):
-    """An image that cannot be used; `kind` says in which way, as `check` lists it.
+    """An image that cannot be used; `kind` names the fault, as `check` lists it.
 
     passing: the reason lies outside the file and may pass (an I/O error, a decoder that is not installed), so that the
     file is worth another try though it has not changed.
@@ -57,10 +57,10 @@ class ImageError(ValueError):
 
 
 def describe_image(image: ImageSource) -> str:
-    """What to call `picture` in a message."""
+    """What to call `image` in a message."""
     if isinstance(image, bytes):
         return f"<{len(image)} bytes>"
-    return str(image) if isinstance(image, (str, Path)) else f"<{image.mode} picture {image.size}>"
+    return str(image) if isinstance(image, (str, Path)) else f"<{image.mode} image {image.size}>"
 
 
 @contextmanager
@@ -75,7 +75,7 @@ def _raising_image_errors(image: ImageSource) -> Iterator[None]:
         raise
     except MemoryError:
         memory_message = f"{describe_image(image)}: decoding it takes more memory than there is"
-        raise ImageError("enormous picture", memory_message, transient=True) from None
+        raise ImageError("enormous image", memory_message, transient=True) from None
     except Exception as error:
         kind, reason = _kind_and_reason(error)
         message = f"{describe_image(image)}: {reason}"
@@ -84,18 +84,18 @@ def _raising_image_errors(image: ImageSource) -> Iterator[None]:
 
 def _kind_and_reason(error: Exception) -> tuple[str, str]:
     if isinstance(error, UnidentifiedImageError):
-        return "unreadable picture", "not a picture that Pillow can read"
+        return "unreadable image", "not an image that Pillow can read"
     if isinstance(error, Image.DecompressionBombError):
-        return "enormous picture", f"larger than any that is decoded: {error}"
-    kind = "truncated picture" if "truncated" in str(error).lower() else "unreadable picture"
+        return "enormous image", f"larger than any that is decoded: {error}"
+    kind = "truncated image" if "truncated" in str(error).lower() else "unreadable image"
     if isinstance(error, (OSError, SyntaxError)) or (type(error) is ValueError and str(error)):
         return kind, str(error)
-    # A bare IndexError's words say little without its name.
+    # A bare IndexError's message needs its name.
     return kind, f"damaged: the decoder ends in {type(error).__name__}: {error}".rstrip(": ")
 
 
 def open_header(image: Path | str | bytes) -> Image.Image:
-    """Open an image as far as its header: format and size are known, no pixel is decoded yet.
+    """Open an image as far as its header: format and size, no pixel is decoded yet.
 
     Raises ImageError: missing, empty, unreadable, enormous, or of a format whose decoder is not installed.
     """
@@ -103,15 +103,15 @@ def open_header(image: Path | str | bytes) -> Image.Image:
     with _raising_image_errors(image):
         if isinstance(image, bytes):
             if not image:
-                raise ImageError("unreadable picture", f"{name}: no bytes at all")
+                raise ImageError("unreadable image", f"{name}: no bytes at all")
             head = image[:HEAD_BYTES]
         else:
             if not Path(image).is_file():
-                raise ImageError("missing picture", f"{name}: no such picture file")
+                raise ImageError("missing image", f"{name}: no such image file")
             if not (head := first_bytes(image)):
-                raise ImageError("unreadable picture", f"{name}: the file is empty (0 bytes)")
+                raise ImageError("unreadable image", f"{name}: the file is empty (0 bytes)")
         if _is_heif(head) and not _heif_opener():
-            way_out = 'a HEIF picture, which needs pip install "clipvisionalign[heif]"'
+            way_out = 'a HEIF image, which needs pip install "clipvisionalign[heif]"'
             raise ImageError("decoder not installed", f"{name}: {way_out}", transient=True)
         source = io.BytesIO(image) if isinstance(image, bytes) else Path(image)
         opened: Image.Image = Image.open(source, formats=_formats())
@@ -119,7 +119,7 @@ def open_header(image: Path | str | bytes) -> Image.Image:
     if width * height > MAX_PIXELS:
         opened.close()
         message = f"{name}: {width:,} x {height:,} pixels are more than the {MAX_PIXELS:,} that are decoded"
-        raise ImageError("enormous picture", message)
+        raise ImageError("enormous image", message)
     return opened
 
 
@@ -139,7 +139,7 @@ def open_image(image: ImageSource, size: int = 0) -> Image.Image:
         return to_rgb(opened)
 
 
-#: Brands of the HEIF container (ISO/IEC 23008-12) that say HEVC inside; AVIF is the same container with AV1.
+#: Brands of the HEIF container (ISO/IEC 23008-12) of HEVC; AVIF is the same container with AV1.
 _HEVC_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"})
 
 
@@ -178,8 +178,10 @@ _DISTINCT_SIGNATURES = frozenset(
 
 
 def first_bytes(path: str | bytes | Path) -> bytes:
-    """What `exclusion_reason` wants to see of a file; nothing of a pipe or a device, which would be waited for. Raises
-    OSError."""
+    """What `exclusion_reason` wants to see of a file; nothing of a pipe or a device, which would be waited for.
+
+    Raises OSError.
+    """
     if not stat.S_ISREG(os.stat(path).st_mode):
         return b""
     with open(path, "rb") as file:
@@ -209,7 +211,7 @@ def is_image_content(head: bytes, guess: bool = False) -> bool:
             return True
     except ImageError as error:
         # A header that is longer than what was read of the file.
-        return error.kind == "truncated picture" and len(head) == HEAD_BYTES
+        return error.kind == "truncated image" and len(head) == HEAD_BYTES
 
 
 def _accepts(accept: Callable[[bytes], bool | str], head: bytes) -> bool:

@@ -1,4 +1,4 @@
-"""Which files below a folder are images: by their ending, and by their first bytes where the ending does not tell.
+"""Which files below a folder are images: by their ending, and by their first bytes where there is no ending.
 
 Every file is taken or counted (`ExcludedFiles`), with the reason.
 """
@@ -78,7 +78,7 @@ def exclusion_reason(name: str | bytes, head: Callable[[], bytes]) -> str:
     """Why a file of a folder is not taken for an image; "" where it may be one.
 
     name: its path below the folder that is listed. head: gives its first `HEAD_BYTES` bytes; asked only where the
-    ending says nothing. A file whose bytes cannot be read (`head` raises OSError) may be one.
+    ending decides nothing. A file whose bytes cannot be read (`head` raises OSError) may be one.
     """
     parts = os.fsdecode(name).replace(os.sep, "/").split("/")
     reason = next(filter(None, map(name_exclusion_reason, parts)), "")
@@ -105,15 +105,15 @@ def _suffix(name: str) -> str:
 class ExcludedFiles:
     """The files below a folder that were not taken for images: how many, by reason and ending.
 
-    Files that are there are those that `takes` took and these; `check` and `index` print both. unlisted: folder -> why
-    nobody can tell what lies in it.
+    All files are those that `accept` takes and these; `check` and `index` print both. unreadable_folders:
+    folder -> why its content is unknown.
     """
 
     counts: Counter[tuple[str, str]] = field(default_factory=Counter)
     unreadable_folders: dict[str, str] = field(default_factory=dict)
 
     def accept(self, name: str | bytes, head: Callable[[], bytes]) -> bool:
-        """Whether a file may be an image, as `exclusion_reason` says; else it is counted."""
+        """Whether a file may be an image, by `exclusion_reason`; else it is counted."""
         reason = exclusion_reason(name, head)
         if reason:
             last = os.fsdecode(name).replace(os.sep, "/").rpartition("/")[2]
@@ -154,7 +154,7 @@ def walk_files(root: str | Path, unreadable: dict[bytes, str]) -> Iterator[tuple
     """Everything below a folder that is no folder: its path below it, in the system's bytes, and its entry.
 
     Links to folders are followed, each folder is listed once: by its own name where it has one below `root`, and by a
-    hidden one last. A folder that cannot be listed is put into `unlisted`, with the reason; raises OSError where that
+    hidden one last. A folder that cannot be listed is put into `unreadable`, with the reason; raises OSError where that
     is `root` itself.
     """
     top = os.fsencode(root)
@@ -191,7 +191,7 @@ def walk_files(root: str | Path, unreadable: dict[bytes, str]) -> Iterator[tuple
 
 
 def _is_folder(entry: os.DirEntry[bytes]) -> bool:
-    """Whether an entry is, or leads to, a folder; what cannot be looked at is a file, and told when it is read."""
+    """Whether an entry is, or leads to, a folder; what cannot be examined is a file, and reported when it is read."""
     try:
         return entry.is_dir()
     except OSError:
@@ -201,8 +201,8 @@ def _is_folder(entry: os.DirEntry[bytes]) -> bool:
 def image_files(folder: Path, excluded_files: ExcludedFiles | None = None) -> list[Path]:
     """The files below a folder that may be images, in order of their paths; links are followed as in `walk_files`.
 
-    The others are counted in `not_taken`, and folders that cannot be listed as well: without it, such a folder raises
-    OSError, unless it is one of those that no image is taken from.
+    The others are counted in `excluded_files`, and folders that cannot be listed as well: without it, such a folder
+    raises OSError, unless it is one of those that no image is taken from.
     """
     excluded = ExcludedFiles() if excluded_files is None else excluded_files
     unreadable: dict[bytes, str] = {}

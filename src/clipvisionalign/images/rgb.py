@@ -29,7 +29,7 @@ _XMP_ORIENTATION = re.compile(r"""tiff:Orientation\s*(?:=\s*["']|>)\s*([1-8])"""
 
 
 def to_rgb(opened: Image.Image) -> Image.Image:
-    """Upright 8-bit RGB of any mode that Pillow opens; a new image, without what the file said besides its pixels.
+    """Upright 8-bit RGB of any mode that Pillow opens; a new image, without the file's metadata.
 
     Raises what Pillow raises: `open_image` is what to call.
     """
@@ -52,9 +52,9 @@ def to_rgb(opened: Image.Image) -> Image.Image:
 
 
 def _orientation(opened: Image.Image) -> int:
-    """The orientation, 1 (upright) to 8, that EXIF or else XMP says; 1 where that cannot be read or makes no sense.
+    """The orientation, 1 (upright) to 8, of EXIF or else XMP; 1 where that cannot be read or makes no sense.
 
-    `ImageOps.exif_transpose` also writes the remaining tags anew, and fails where one of them is of a wrong type.
+    `ImageOps.exif_transpose` also rewrites the remaining tags, and fails where one of them is of a wrong type.
     """
     try:
         orientation = opened.getexif().get(ExifTags.Base.Orientation) or _orientation_of_xmp(opened)
@@ -66,7 +66,7 @@ def _orientation(opened: Image.Image) -> int:
 
 
 def _orientation_of_xmp(opened: Image.Image) -> int:
-    """The orientation in an XMP packet, in any form that XML has for it: Pillow knows only that with double quotes."""
+    """The orientation in an XMP packet, in any form of XML: Pillow reads only that with double quotes."""
     packet = opened.info.get("XML:com.adobe.xmp") or opened.info.get("xmp") or b""
     text = packet if isinstance(packet, str) else packet.decode("utf-8", "replace")
     match = _XMP_ORIENTATION.search(text)
@@ -74,8 +74,10 @@ def _orientation_of_xmp(opened: Image.Image) -> int:
 
 
 def _raw_layout(opened: Image.Image) -> str:
-    """How the file packs a pixel ("L;4", "I;12", "RGB;16B", ...); "" where Pillow does not tell. Known before
-    decoding only."""
+    """How the file packs a pixel ("L;4", "I;12", "RGB;16B", ...); "" where Pillow has none.
+
+    Available before decoding only.
+    """
     for tile in getattr(opened, "tile", None) or ():
         arguments = tile[3]
         layout = arguments[0] if isinstance(arguments, (tuple, list)) and arguments else arguments
@@ -121,7 +123,7 @@ def _colour_to_white(opened: Image.Image, key: tuple[int, ...]) -> Image.Image:
 
 
 def _white_is_zero(opened: Image.Image) -> bool:
-    """Whether the greatest value of a deep grey is black: as TIFF says it, which Pillow undoes up to 8 bits only."""
+    """Whether the greatest value of a deep grey is black: by TIFF's tag, which Pillow undoes up to 8 bits only."""
     return opened.format == "TIFF" and getattr(opened, "tag_v2", {}).get(ExifTags.Base.PhotometricInterpretation) == 0
 
 
@@ -138,8 +140,8 @@ def _white_level(opened: Image.Image, layout: str) -> float:
 
 
 def _grey_to_rgb(grey: np.ndarray, white: float, key: Any = None) -> Image.Image:
-    """Scale a deep grey to 8 bits; a pixel of the value `key` is transparent. white: 0 where it is not known."""
-    # Beyond single precision's reach of a difference nothing is told apart.
+    """Scale a deep grey to 8 bits; a pixel of the value `key` is transparent. white: 0 if unknown."""
+    # Beyond single precision's resolution no difference is visible.
     values = np.clip(np.nan_to_num(grey.astype(np.float32)), -1e37, 1e37)
     black, white = (0.0, white) if white else _black_and_white_levels(values[np.isfinite(grey)], grey.dtype.kind == "f")
     scaled = (np.clip((values - black) / (white - black), 0.0, 1.0) * 255.0).astype(np.uint8)
@@ -149,7 +151,7 @@ def _grey_to_rgb(grey: np.ndarray, white: float, key: Any = None) -> Image.Image
 
 
 def _black_and_white_levels(values: np.ndarray, is_float: bool) -> tuple[float, float]:
-    """The range of a grey whose file does not tell it: from 0 to the least of 1, 255, and what 10, 12, 14 and 16
+    """The range of a grey whose file has none: from 0 to the least of 1, 255, and what 10, 12, 14 and 16
     bits hold that no value exceeds; from least to greatest where there are values below 0 or beyond 16 bits.
 
     A float's values may overshoot a range by `OVERSHOOT` of it on either side, as a filter leaves them: they are cut.

@@ -13,9 +13,9 @@ from clipvisionalign.images.decoding import ImageSource, open_image
 
 @dataclass(frozen=True)
 class ImageTransform:
-    """What a picture tower wants to see: `size` x `size` pixels, each channel (value - mean) / std.
+    """What an image tower wants to see: `size` x `size` pixels, each channel (value - mean) / std.
 
-    The whole picture is squeezed into the square, so that nothing a caption may speak of is cropped away.
+    The whole image is squeezed into the square, so that nothing that a caption may describe is cropped away.
     """
 
     size: int = 224
@@ -23,7 +23,7 @@ class ImageTransform:
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
 
     def transform(self, augment: bool = False, flip: float = 0.0) -> Callable[[Image.Image], Any]:
-        """A function from an RGB picture to a tensor (3, size, size) of bytes, which the tower scales itself.
+        """A function from an RGB image to a tensor (3, size, size) of bytes, which the tower scales itself.
 
         `augment` crops and recolours at random, `flip` is the share mirrored. Neither belongs into an evaluation.
         """
@@ -44,7 +44,7 @@ class ImageTransform:
         return v2.Compose(steps)
 
     def image_loader(self, augment: bool = False, flip: float = 0.0) -> Callable[[ImageSource], Any]:
-        """`transform` after opening: a function from a path, bytes or a Pillow picture; raises ImageError."""
+        """`transform` after opening: a function from a path, bytes or a Pillow image; raises ImageError."""
         transform = self.transform(augment, flip)
         return lambda image: transform(open_image(image, self.size))
 

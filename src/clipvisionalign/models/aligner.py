@@ -42,13 +42,13 @@ PAIR_SCORER_PREFIXES = ("late.", "fusion.")
 
 @dataclass
 class AlignerConfig:
-    """The model: which towers, and which attention between caption and picture.
+    """The model: which towers, and which attention between caption and image.
 
     Args:
         design: "self" (plain attention in the text tower), "sparse" (Longformer, or sliding windows over the same text
             tower), "late" (tokens against patches by the sum of best matches), "cross" (the caption's tokens attend to
-            the picture's patches, to re-rank the first candidates).
-        image_tower: the picture tower.
+            the image's patches, to re-rank the first candidates).
+        image_tower: the image tower.
         text_tower: the text tower.
         late: the late interaction of the designs "late" and "cross".
         fusion: the fusion head of the design "cross".
@@ -67,7 +67,7 @@ class AlignerConfig:
     dropout: float = 0.2
 
 
-#: Pictures and captions that are remembered at most: half a GiB of features each.
+#: Images and captions that are remembered at most: half a GiB of features each.
 TOWER_CACHE_LIMITS = 4000, 20_000
 
 
@@ -91,7 +91,7 @@ class Aligner(PairModel):
         super().__init__()
         #: Whether encoding and scoring show a live line on standard error.
         self.show_progress = False
-        #: What the towers gave before, where the same pictures and captions come again; None to run them each time.
+        #: What the towers gave before, where the same images and captions come again; None to run them each time.
         self.tower_cache: TowerOutputCache | None = None
         text_config = config.text_tower
         if config.design == "sparse":
@@ -119,6 +119,7 @@ class Aligner(PairModel):
 
     @property
     def device(self) -> torch.device:
+        """The device of the parameters."""
         return self.log_scale.device
 
     @property
@@ -138,7 +139,7 @@ class Aligner(PairModel):
                 module.log_scale.clamp_(-MAX_LOG_SCALE, MAX_LOG_SCALE)
 
     def embed_image_features(self, features: ImageFeatures) -> ImageEmbeddings:
-        """A picture tower's features -> vectors (B, D) and patches (B, P, D)."""
+        """An image tower's features -> vectors (B, D) and patches (B, P, D)."""
         return self.image_head(features)
 
     def embed_caption_group(self, group: TokenGroup) -> CaptionEmbeddings:
@@ -149,18 +150,18 @@ class Aligner(PairModel):
         )
 
     def embed_caption_features(self, features: CaptionFeatures, group: TokenGroup) -> CaptionEmbeddings:
-        """`caption_states` of a group whose tower's outputs are known already: `known` is of the whole batch."""
+        """`embed_caption_group` with precomputed outputs of the tower: `features` is of the whole batch."""
         vectors = F.normalize(self.text_head(features.pooled[group.rows]).float(), dim=-1)
         if features.tokens is None:
             return CaptionEmbeddings(vectors, None, group.mask)
         # The batch is padded to its longest caption, a group to its own.
         return CaptionEmbeddings(vectors, features.tokens[group.rows, : group.mask.shape[1]], group.mask)
 
-    # --- from pictures and words to vectors -----------------------------------------------------------------------
+    # --- from images and words to vectors -----------------------------------------------------------------------
 
     @torch.no_grad()
     def encode_images(self, images: Sequence[ImageSource], batch: int = 64) -> Tensor:
-        """Images (paths, bytes or Pillow pictures) -> unit vectors (N, D), float32.
+        """Images (paths, bytes or Pillow images) -> unit vectors (N, D), float32.
 
         Raises ImageError, and TypeError for one image where a list of them belongs."""
         chunks = [embeddings.vectors.cpu() for embeddings in self.image_chunks(images, batch)]
@@ -186,7 +187,7 @@ class Aligner(PairModel):
         return F.normalize(self.text_head(pooled.to(self.device)).float(), dim=-1).cpu()
 
     def score(self, images: Sequence[ImageSource], captions: Sequence[str]) -> Tensor:
-        """The score of every image with every caption (N, M): cosines, or what the late interaction or fusion says.
+        """The score of every image with every caption (N, M): cosines, or the scores of the late interaction or fusion.
 
         Raises ImageError, and TypeError for one image or one string where a list of them belongs."""
         check_lists(images, captions)
@@ -210,8 +211,10 @@ class Aligner(PairModel):
 
     @torch.no_grad()
     def pair_scorer(self, images: Sequence[ImageSource], captions: Sequence[str], batch: int = 512) -> PairScorer:
-        """Encode images and captions once, to score any pairs of them later. Raises ValueError if the design cannot,
-        and for no images."""
+        """Encode images and captions once, to score any pairs of them later.
+
+        Raises ValueError if the design cannot, and for no images.
+        """
         if self.late is None:
             raise ValueError(f"the design '{self.config.design}' scores no pairs: it has vectors only")
         check_lists(images, captions)
@@ -229,7 +232,7 @@ class Aligner(PairModel):
         return EncodedImages.concat([self.project_images_for_pairs(embeddings) for embeddings in chunks])
 
     def project_images_for_pairs(self, embeddings: ImageEmbeddings) -> EncodedImages:
-        """`encode_image_parts` of some images, with gradients where they are asked for."""
+        """`encode_images_for_pairs` of some images, with gradients if enabled."""
         assert self.late is not None
         assert embeddings.patches is not None
         key_values = None if self.fusion is None else self.fusion.project_patches(embeddings.patches)
@@ -247,7 +250,7 @@ class Aligner(PairModel):
         return [caption for caption in encoded if caption is not None]
 
     def project_captions_for_pairs(self, embeddings: CaptionEmbeddings) -> list[EncodedCaption]:
-        """`encode_caption_parts` of one group of captions."""
+        """`encode_captions_for_pairs` of one group of captions."""
         assert self.late is not None
         assert embeddings.tokens is not None
         late_tokens, encoded = self.late.project_tokens(embeddings.tokens, embeddings.mask), []
@@ -274,7 +277,7 @@ class Aligner(PairModel):
                 yield self.embed_image_features(self._image_features(images[start : start + batch], pool))
 
     def _image_features(self, images: Sequence[ImageSource], pool: ThreadPoolExecutor) -> ImageFeatures:
-        """What the picture tower gives for some images: looked at now, or remembered."""
+        """What the image tower gives for some images: looked at now, or remembered."""
         cache = None if self.tower_cache is None else self.tower_cache.images
         missing = [image for image in images if cache is None or image not in cache]
         if missing:
@@ -340,7 +343,7 @@ class Aligner(PairModel):
                 tower.save(aside)
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
         try:
-            # In a folder: safetensors itself writes under a name that nobody else knows, which a process that is killed
+            # In a folder: safetensors itself writes under a random name, which a process that is killed
             # leaves. On the disk at once: a checkpoint that is written later relies on this model.
             with atomic_write(target / WEIGHTS_FILE, in_own_folder=True) as aside:
                 save_file(state, aside)

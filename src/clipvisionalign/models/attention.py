@@ -3,7 +3,7 @@
 The window is Longformer's (Beltagy, Peters and Cohan, arXiv:2004.05150): a token sees `window` // 2 tokens on either
 side of it; a global token sees all and is seen by all.
 
-All kernels compute the same thing. Which one runs is decided here, from lengths, window, number format and device:
+All kernels compute the same thing. Which one runs is decided here, from lengths, window, dtype and device:
 
 - `_fused`: PyTorch's scaled-dot-product attention under a mask, where sequences are short against their window, and in
   a graph that is exported.
@@ -48,7 +48,7 @@ def attention(
         v: (B, H, S, d).
         mask: (B, S), true on tokens, false on padding; None where there is none.
         window: tokens that a token sees around itself, half of them on either side; 0 for all. Needs T = S.
-        global_places: (B, G) where the tokens stand that see all and are seen by all; -1 where a sequence has fewer.
+        global_positions: (B, G) where the tokens stand that see all and are seen by all; -1 where a sequence has fewer.
         dropout: share of the attention that is dropped, while training.
 
     Returns (B, H, T, d). What a padded query gets is of no meaning, but finite. Raises ValueError for a window under 2.
@@ -85,8 +85,10 @@ def join_heads(x: Tensor) -> Tensor:
 
 
 def window_covers(length: int, window: int) -> bool:
-    """Whether every token sees every other, so that the window changes nothing. In an export, whose lengths are open,
-    only where there is no window."""
+    """Whether every token sees every other, so that the window changes nothing.
+
+    In an export, whose lengths are open, only where there is no window.
+    """
     return not window or (not torch.compiler.is_exporting() and length - 1 <= window // 2)
 
 
@@ -173,8 +175,10 @@ def _banded(
 
 
 def scatter_rows(x: Tensor, rows: Tensor, positions: Tensor) -> Tensor:
-    """x (B, H, T, d) with rows (B, H, G, d) at `places` (B, G), but for those that are -1. Without gradients x itself
-    is changed."""
+    """x (B, H, T, d) with rows (B, H, G, d) at `positions` (B, G), but for those that are -1.
+
+    Without gradients x itself is changed.
+    """
     batch, slot = (positions >= 0).nonzero(as_tuple=True)
     changed = x.transpose(1, 2)
     if torch.is_grad_enabled():

@@ -1,4 +1,4 @@
-"""Which device this is, and which number format is quick on it: found out by a short timing, not assumed.
+"""The device and its fastest dtype, found by a short timing, not assumed.
 
 Some CPUs do bfloat16 ten times faster than float32, some nine times slower. `fastest_dtype` times the work itself in
 both and takes bfloat16 only where it clearly pays: for each tower apart, since convolutions and matrix products differ.
@@ -43,9 +43,9 @@ def time_dtypes(
 ) -> dict[torch.dtype, float]:
     """Seconds that `work` takes in float32 and under bfloat16 autocast, in turns: the best of some after a warm-up.
 
-    Ends as soon as the answer is known. tiny: the same work in small, timed first: where bfloat16 takes `MAX_SLOWDOWN`
-    times float32 there, the seconds of that are returned, and `work` is not done at all. The turns end once the two
-    are `CLEAR` apart, or `PATIENCE` seconds have gone.
+    Ends as soon as the result is certain. small_work: the same work in small, timed first: where bfloat16 takes
+    `MAX_SLOWDOWN` times float32 there, the seconds of that are returned, and `work` is not done at all. The turns end
+    once the two are `CLEAR_RATIO` apart, or after `MAX_TIMING_SECONDS`.
     """
 
     def time_once(work: Callable[[], Any], dtype: torch.dtype) -> float:
@@ -81,7 +81,8 @@ def _is_hopeless(
     """Whether bfloat16 takes `MAX_SLOWDOWN` times float32's `seconds` for the small piece of work; the cheap side
     first.
 
-    A first call also makes the kernels ready: two first calls are compared, then two later ones if those did not tell.
+    A first call also makes the kernels ready: two first calls are compared, then two later ones if those did not
+    decide.
     """
     first = time_once(small_work, torch.float32)
     seconds[torch.float32] = min(time_once(small_work, torch.float32) for _ in range(2))
@@ -97,9 +98,9 @@ def _is_hopeless(
 def fastest_dtype(
     device: torch.device, work: Callable[[], Any], precision: str = "auto", small_work: Callable[[], Any] | None = None
 ) -> torch.dtype:
-    """The number format to do `work` in. precision: "auto" to find out, "float32" or "bfloat16".
+    """The dtype for `work`. precision: "auto" to measure, "float32" or "bfloat16".
 
-    tiny: the same work in small, by which a hopeless bfloat16 is told without doing the whole work in it.
+    small_work: the same work in small, by which a slow bfloat16 is detected without doing the whole work in it.
     """
     if precision != "auto":
         return torch.bfloat16 if precision == "bfloat16" else torch.float32
@@ -117,7 +118,7 @@ def machine_info() -> dict[str, Any]:
         with open("/proc/meminfo") as file:
             memory = round(int(file.readline().split()[1]) / 2**20, 1)
     except (OSError, ValueError, IndexError):
-        pass  # not Linux: the processor's name and memory stay as Python knows them
+        pass  # not Linux: the processor's name and memory stay as Python reports them
     device = best_device()
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     return {

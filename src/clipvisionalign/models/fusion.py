@@ -1,9 +1,9 @@
-"""Cross-attention between a caption's tokens and a picture's patches -> a score for that pair.
+"""Cross-attention between a caption's tokens and an image's patches -> a score for that pair.
 
 - The fused score is the dual encoder's score plus a weight times a correction. The correction's last layer starts at
   zero, so that re-ranking starts as the dual encoder's own order and cannot start worse. The weight is chosen on dev
-  after training: a correction that is too sure of itself on new pictures is trusted less.
-- A picture's keys and values are projected once per picture and reused for every caption that is scored against it.
+  after training: a correction that is too sure of itself on new images is trusted less.
+- An image's keys and values are projected once per image and reused for every caption that is scored against it.
 - A pair's score depends on that pair alone; every candidate, the true one included, takes the same way through here.
 
 Sources: LXMERT (Tan and Bansal, arXiv:1908.07490) for the blocks; ALBEF (Li et al., arXiv:2107.07651) for scoring a
@@ -22,7 +22,7 @@ from clipvisionalign.models.attention import attend, split_heads
 
 @dataclass
 class FusionConfig:
-    """How captions attend to pictures in the design `cross`.
+    """How captions attend to images in the design `cross`.
 
     Args:
         layers: pairs of a self block and a cross block.
@@ -50,6 +50,7 @@ class FeedForward(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
+        """x: (..., W) -> (..., W), with the residual added."""
         return x + self.dropout(self.down(nn.functional.gelu(self.up(self.norm(x)))))
 
 
@@ -73,7 +74,7 @@ class SelfBlock(nn.Module):
 
 
 class CrossBlock(nn.Module):
-    """The caption's tokens attend to the picture's patches."""
+    """The caption's tokens attend to the image's patches."""
 
     def __init__(self, width: int, heads: int, dropout: float) -> None:
         super().__init__()
@@ -116,14 +117,14 @@ class Fusion(nn.Module):
         self.register_buffer("weight", torch.ones(()))
 
     def project_patches(self, patch_tokens: Tensor) -> Tensor:
-        """(B, P, patch width) -> every layer's keys and values (B, L, P, 2 D): done once per picture."""
+        """(B, P, patch width) -> every layer's keys and values (B, L, P, 2 D): done once per image."""
         patches = self.patches_in(patch_tokens)
         return torch.stack([block.key_value(patches) for block in self.cross_blocks], dim=1)  # type: ignore[operator]
 
     def forward(self, tokens: Tensor, mask: Tensor, key_values: Tensor, matches: Tensor) -> Tensor:
         """Corrections (Q,) of the pairs' scores.
 
-        tokens: (Q, T, W); mask: (Q, T); key_values: (Q, L, P, 2 D) of each pair's picture; matches: (Q, T, 2), what the
+        tokens: (Q, T, W); mask: (Q, T); key_values: (Q, L, P, 2 D) of each pair's image; matches: (Q, T, 2), what the
         late interaction finds for each token.
         """
         return self._run(tokens, mask, key_values, matches)[0]
@@ -137,7 +138,7 @@ class Fusion(nn.Module):
     def _run(
         self, tokens: Tensor, mask: Tensor, key_values: Tensor, matches: Tensor, maps: list[Tensor] | None = None
     ) -> tuple[Tensor, Tensor]:
-        """The corrections (Q,) and the last states (Q, T, D); what each layer attends to goes into `seen`."""
+        """The corrections (Q,) and the last states (Q, T, D); what each layer attends to goes into `maps`."""
         x = self.tokens_in(tokens) + self.matches_in(matches.to(tokens.dtype))
         blocks = zip(self.self_blocks, self.cross_blocks, self.feed_forwards, strict=True)
         for layer, (self_block, cross_block, feed_forward) in enumerate(blocks):

@@ -1,7 +1,7 @@
 """Heads: from the towers' features to the common space.
 
 The image's vector is a linear map of the backbone's own pooled vector plus an attention pooling over its patches, whose
-positions are learned: where a thing stands in the image is part of what a caption says.
+positions are learned: a caption also describes where a thing is in the image.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ HEADS = 8
 
 
 class ImageHead(nn.Module):
-    """From a picture tower's features to the common space: a map of the pooled vector plus a pooling of the patches."""
+    """From an image tower's features to the common space: a map of the pooled vector plus a pooling of the patches."""
 
     def __init__(self, tower: ImageTower, width: int, dropout: float, heads: int = HEADS) -> None:
         super().__init__()
@@ -51,6 +51,7 @@ class ImageHead(nn.Module):
         self.heads = heads
 
     def forward(self, features: ImageFeatures) -> ImageEmbeddings:
+        """Pooled features and patches of a tower -> unit vectors (B, D) and projected patches (B, P, D)."""
         patches = self.patch(features.patches) + self.position
         weights = self.weights(patches).softmax(dim=1)
         values = self.value(patches).unflatten(-1, (self.heads, -1))

@@ -1,4 +1,4 @@
-"""The picture tower: any timm backbone by name -> one pooled vector and the patches of each image.
+"""The image tower: any timm backbone by name -> one pooled vector and the patches of each image.
 
 timm backbones answer the same few calls, so one thin tower serves them all: feature maps (B, C, h, w) and sequences
 (B, P, C) both leave as patches (B, P, C), and the pooled vector is the backbone's own.
@@ -29,7 +29,7 @@ from clipvisionalign.models.weights import (
 
 @dataclass
 class ImageTowerConfig:
-    """Which timm backbone sees the pictures.
+    """Which timm backbone sees the images.
 
     Args:
         name: any timm backbone: tf_efficientnet_lite0 (installed with its weights), resnet50, resnet50.a1_in1k,
@@ -37,8 +37,8 @@ class ImageTowerConfig:
         weights: "auto" (an installed package, the hub's cache, the hub), "random", or a path to a file in timm's
             layout.
         size: pixels on a side of the square that the tower sees; 0 for the backbone's own.
-        blocks: how many of the backbone's blocks a picture goes through, for one that has them (EfficientNet, vision
-            transformers); 0 for all. Earlier ones cost less, see finer patches, and know less of objects.
+        blocks: how many of the backbone's blocks an image goes through, for one that has them (EfficientNet, vision
+            transformers); 0 for all. Earlier ones cost less, see finer patches, with less semantic content.
         revision: branch, tag or commit of the hub's repository; "" for the main branch. A run records the commit.
     """
 
@@ -57,10 +57,12 @@ class ImageFeatures(NamedTuple):
 
 
 class ImageTower(nn.Module):
-    """A timm backbone without its classifier. Raises WeightsNotFound, and ValueError for an unknown name and for a
-    backbone that does not take images of the size asked for.
+    """A timm backbone without its classifier.
 
-    folder: where `save` wrote what the backbone is built from, where timm's name alone does not tell.
+    Raises WeightsNotFound, and ValueError for an unknown name and for a backbone that does not take images of the size
+    asked for.
+
+    folder: where `save` wrote what the backbone is built from, where timm's name alone is not enough.
     """
 
     def __init__(self, config: ImageTowerConfig, load_weights: bool = True, folder: Path | None = None) -> None:
@@ -100,14 +102,16 @@ class ImageTower(nn.Module):
         self.width, self.num_patches, self.patch_width = self._measure_shapes()
 
     def save(self, folder: Path) -> None:
-        """What the backbone is built from, without weights, where timm's name alone does not tell."""
+        """What the backbone is built from, without weights, where timm's name alone is not enough."""
         if self.published_config is not None:
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "config.json").write_text(json.dumps(self.published_config, indent=2) + "\n", encoding="utf-8")
 
     def _measure_shapes(self) -> tuple[int, int, int]:
-        """Width of the pooled vector, number of patches and their width, seen on a blank image. Raises ValueError where
-        the backbone does not take it."""
+        """Width of the pooled vector, number of patches and their width, seen on a blank image.
+
+        Raises ValueError where the backbone does not take it.
+        """
         training, size = self.backbone.training, self.image_transform.size
         self.backbone.eval()
         try:
@@ -140,7 +144,7 @@ class ImageTower(nn.Module):
             raise TypeError("it gives its features in several tensors")
         pooled = self.backbone.forward_head(features, pre_logits=True)
         if features.ndim == 4:
-            # timm says in which order a map's axes stand; most are (B, C, h, w), Swin's are (B, h, w, C).
+            # timm has the order of a map's axes; most are (B, C, h, w), Swin's are (B, h, w, C).
             last = getattr(self.backbone, "output_fmt", "NCHW") == "NHWC"
             patches = features.flatten(1, 2) if last else features.flatten(2).transpose(1, 2)
         else:
@@ -149,8 +153,10 @@ class ImageTower(nn.Module):
 
 
 def _keep_first_blocks(backbone: Any, config: ImageTowerConfig) -> None:
-    """Leave out all blocks but the first ones, and what stands between the last one and the pooling. Raises ValueError
-    for a backbone without so many blocks."""
+    """Leave out all blocks but the first ones, and what stands between the last one and the pooling.
+
+    Raises ValueError for a backbone without so many blocks.
+    """
     blocks = getattr(backbone, "blocks", None)
     if not isinstance(blocks, nn.Sequential):
         raise ValueError(
@@ -205,7 +211,7 @@ def _build_backbone(
 
 
 def _create(architecture: str, pretrained: bool, size: int, options: dict[str, Any]) -> Any:
-    """timm's model for images of `size` pixels; a backbone that needs no size beforehand is not told of one."""
+    """timm's model for images of `size` pixels; a backbone that needs no size beforehand is given none."""
     import timm
 
     if size:

@@ -1,7 +1,7 @@
-"""Late interaction: a caption's tokens against a picture's patches, by the sum of best matches.
+"""Late interaction: a caption's tokens against an image's patches, by the sum of best matches.
 
 Between one vector a side and full fusion: tokens and patches are encoded apart, each side alone, and meet in cosines
-only. A pair's score is the sum over the caption's tokens of each one's best cosine among the picture's patches, under
+only. A pair's score is the sum over the caption's tokens of each one's best cosine among the image's patches, under
 weights that a caption gives its own tokens; they sum to 1, so that a long caption scores as high as a short one.
 
 - Padding has no weight: it adds nothing, whatever it holds.
@@ -82,7 +82,7 @@ class LateInteraction(nn.Module):
         return self.log_scale.exp().clamp(max=100.0)
 
     def project_tokens(self, tokens: Tensor, mask: Tensor) -> LateTokens:
-        """tokens: (b, T, W); mask: (b, T) -> their vectors and weights, pruned in evaluation if the config says so."""
+        """tokens: (b, T, W); mask: (b, T) -> their vectors and weights, pruned in evaluation if so configured."""
         projected, keep = self.project_all_tokens(tokens, mask), self.config.keep_tokens
         return prune_tokens(projected, keep) if keep and not self.training else projected
 
@@ -98,9 +98,9 @@ class LateInteraction(nn.Module):
         return F.normalize(self.patch(patches).float(), dim=-1)
 
     def matches(self, tokens: Tensor, patches: Tensor) -> Tensor:
-        """What each token of a pair finds among its picture's patches, (Q, T, 2), for a fusion to start from.
+        """What each token of a pair finds among its image's patches, (Q, T, 2), for a fusion to start from.
 
-        tokens: (Q, T, W), padding too; patches: (Q, P, E), of each pair's picture. The best cosine, and the mean cosine
+        tokens: (Q, T, W), padding too; patches: (Q, P, E), of each pair's image. The best cosine, and the mean cosine
         under the softmax of all.
         """
         vectors = F.normalize(self.token(tokens).float(), dim=-1)
@@ -122,8 +122,8 @@ def prune_tokens(tokens: LateTokens, keep: int) -> LateTokens:
 
 
 def prune_weights(weights: Tensor, keep: int) -> Tensor:
-    """What `pruned` makes of weights (b, T), each at its own place, 0 for a token that is left out: by comparisons
-    alone, for graphs whose length is open."""
+    """What `prune_tokens` makes of weights (b, T), each at its own place, 0 for a token that is left out: by
+    comparisons alone, for graphs whose length is open."""
     if not keep:
         return weights
     own, others = weights[:, :, None], weights[:, None, :]

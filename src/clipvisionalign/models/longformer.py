@@ -47,7 +47,10 @@ class LongformerAttention(nn.Module):
     def forward(
         self, x: Tensor, mask: Tensor | None, global_positions: Tensor | None, first_only: bool = False
     ) -> Tensor:
-        """x: (B, T, W); mask: (B, T); places: (B, G) of global tokens -> (B, T, W), or (B, 1, W) of the first token."""
+        """x: (B, T, W).
+
+        mask: (B, T); global_positions: (B, G) of global tokens -> (B, T, W), or (B, 1, W) of the first token.
+        """
         dropout = self.dropout if self.training else 0.0
         if first_only:
             return self._first_row(x, mask, global_positions, dropout)
@@ -56,7 +59,7 @@ class LongformerAttention(nn.Module):
         if global_positions is not None:
             out = scatter_rows(out, self._global_rows(x, mask, global_positions, dropout), global_positions)
         out = join_heads(out)
-        # A padded token attends to nothing; transformers says so with zeros.
+        # A padded token attends to nothing; transformers has zeros there.
         return out if mask is None else out * mask[..., None].to(out.dtype)
 
     def _first_row(self, x: Tensor, mask: Tensor | None, global_positions: Tensor | None, dropout: float) -> Tensor:
@@ -236,7 +239,8 @@ class Longformer(nn.Module):
     ) -> Tensor:
         """Last hidden states (B, T, W); of the first token alone (B, 1, W) with `first_only`.
 
-        ids: (B, T); mask: (B, T), 1 on tokens and 0 on padding; dots: (B, T), 1 on global tokens, None for none.
+        ids: (B, T); mask: (B, T), 1 on tokens and 0 on padding; global_attention_mask: (B, T), 1 on global tokens, None
+        for none.
         Raises ValueError for more tokens than there are positions.
         """
         max_tokens = self.config.max_position_embeddings - self.embeddings.pad - 1

@@ -49,9 +49,11 @@ class EncodedImages(NamedTuple):
 
 
 class EncodedCaption(NamedTuple):
-    """A caption as pairs need it. vector: (D,); parts: (T, E) with weights (T,); tokens: (T, W) for a fusion.
+    """A caption as pairs need it.
 
-    positions: (T,), where in the caption the tokens of the parts stand, where not all count (`keep_tokens`).
+    vector: (D,); token_vectors: (T, E) with token_weights (T,) for the late interaction; tokens: (T, W) for a fusion.
+
+    positions: (T,), positions of the tokens in the caption, where not all count (`keep_tokens`).
     """
 
     vector: Tensor
@@ -78,7 +80,7 @@ class PairScorer:
         self.image_vectors = images.vectors.cpu()
         width = images.vectors.shape[1]
         self.caption_vectors = torch.stack([c.vector for c in captions]).cpu() if captions else torch.empty(0, width)
-        #: How often a picture's patches went through the fusion's projections: once each, whatever is scored.
+        #: How often an image's patches went through the fusion's projections: once each, whatever is scored.
         self.projection_count = 0 if images.key_values is None else len(images.key_values)
         self.lengths = np.array([len(caption.token_vectors) for caption in captions])
 
@@ -88,6 +90,7 @@ class PairScorer:
         return np.array([1.0, self.late.weight.item(), fusion], dtype=np.float32)
 
     def __call__(self, image_index: np.ndarray, caption_index: np.ndarray) -> np.ndarray:
+        """Scores (Q,) of pairs. image_index, caption_index: (Q,) positions among the encoded images and captions."""
         return self.components(image_index, caption_index) @ self.component_weights()
 
     @torch.no_grad()
@@ -104,7 +107,7 @@ class PairScorer:
         return scores
 
     def score_batch(self, image_index: np.ndarray, caption_index: np.ndarray) -> Tensor:
-        """`parts` of as many pairs as go through the fusion together, with gradients where they are asked for."""
+        """`components` of as many pairs as go through the fusion together, with gradients where they are asked for."""
         device = self.images.vectors.device
         images = torch.from_numpy(image_index).to(device)
         captions = [self.captions[caption] for caption in caption_index]

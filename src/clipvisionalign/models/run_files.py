@@ -8,5 +8,5 @@ CONFIG_FILE = "config.yaml"
 
 TEXT_FOLDER = "text_tower"
 
-#: Only where a picture tower's name does not tell how it is built.
+#: Only where an image tower's name is not enough to build it.
 IMAGE_FOLDER = "image_tower"

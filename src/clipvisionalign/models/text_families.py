@@ -1,7 +1,7 @@
 """Which of transformers' encoders can read captions, and how: whose attention runs, how many positions there are.
 
 BERT and its kin take this project's `attention`, and sliding windows with it. All others run transformers' own
-attention, and are checked when they are built (`check_encoder`), since a name tells little: a caption's vector has to
+attention, and are checked when they are built (`check_encoder`), since a name is no proof: a caption's vector has to
 come from all of its tokens, and from no other caption. docs/models.md has the families.
 """
 
@@ -56,7 +56,7 @@ def supports_custom_attention(encoder_config: Any) -> bool:
 def max_positions(encoder_config: Any, encoder: Any = None) -> int:
     """Tokens that an encoder of these settings has positions for; sys.maxsize where it counts none.
 
-    encoder: the encoder itself, if it is built, whose table then tells where the positions begin.
+    encoder: the encoder itself, if it is built, whose table then has the first position.
     """
     rows = getattr(encoder_config, "max_position_embeddings", None) or 0
     if rows <= 0:

@@ -33,7 +33,7 @@ from clipvisionalign.models.weights import EMBEDDED_TEXT, WeightsOrigin, find_te
 #: Under this name transformers' encoders call `attention`.
 ATTENTION_NAME = "clipvisionalign"
 
-#: Positions of a sliding twin: the learned ones repeated, as Longformer was made from RoBERTa (section 5).
+#: Positions of the sliding-window variant: the learned ones repeated, as Longformer was made from RoBERTa (section 5).
 SLIDING_POSITIONS = 4096
 
 
@@ -165,7 +165,7 @@ def pool(tokens: Tensor, mask: Tensor, pooling: str) -> Tensor:
 def _build_encoder(source: Path, config: TextTowerConfig, load_weights: bool) -> Any:
     import transformers
 
-    # Its report on a pooler that nobody asked for, and its progress bars, tell our users nothing.
+    # Its report on a pooler that nobody asked for, and its progress bars, do not help our users.
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     encoder_config = transformers.AutoConfig.from_pretrained(source, local_files_only=True, trust_remote_code=False)
@@ -230,7 +230,7 @@ def _load_published(auto_model: Any, source: Path, encoder_config: Any, options:
     except Exception as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"{source}: weights that cannot be read, or are not this model's: {reason}") from None
-    # transformers draws what is missing at random, and says so to nobody.
+    # transformers initialises what is missing at random, silently.
     expected = {name for name, _ in encoder.named_parameters() if "pooler" not in name}
     missing = sorted(expected & set(report["missing_keys"]))
     if missing:

@@ -1,8 +1,8 @@
 """Where pretrained weights come from: a folder or file, an installed package, the hub's local cache, or the hub.
 
-A name is enough: what is not on this machine is fetched (`hub/`), its size told before, every file verified. The
+A name is enough: what is not on this machine is downloaded (`hub/`), its size printed before, every file verified. The
 commit that was taken goes into a run's config.yaml, so that a run repeated from it takes the same. If no weights are
-found, `WeightsNotFound` says in one paragraph what to do; random weights are used only where the setting asks for them
+found, `WeightsNotFound` has the remedies in one paragraph; random weights are used only where the setting asks for them
 with the word "random". No pickle is ever run: safetensors first, else `torch.load` with `weights_only`.
 """
 
@@ -95,8 +95,11 @@ class WeightsOrigin:
 
 @dataclass(frozen=True)
 class ImageWeights:
-    """A backbone's weights file. by_order: its tensors are another code's, to be matched by order instead of by name;
-    published: it is as its publisher has it, and timm's own loader reads it."""
+    """A backbone's weights file.
+
+    by_order: its tensors are another code's, to be matched by order instead of by name; published: it is as its
+    publisher has it, and timm's own loader reads it.
+    """
 
     path: Path
     origin: WeightsOrigin
@@ -114,9 +117,9 @@ class TextWeights:
 
 @dataclass(frozen=True)
 class BackboneSource:
-    """What a picture tower's name stands for.
+    """What an image tower's name stands for.
 
-    architecture: as timm builds it, its tag included; "" where a repository's own config.json tells. repository: where
+    architecture: as timm builds it, its tag included; "" where a repository's own config.json has it. repository: where
     the hub has its weights, "" where it has none.
     """
 
@@ -152,7 +155,7 @@ def _weights_not_found(
             f"run 'hf download {repository}' where there is a network, and copy the folder "
             f"models--{repository.replace('/', '--')} of its cache (~/.cache/huggingface/hub) into the one here"
         )
-    hints.append(f"or, knowing that training then starts from nothing, --model.{kind}_tower.weights random")
+    hints.append(f"or, for a training from scratch, --model.{kind}_tower.weights random")
     reason = f", and {why}" if why else ""
     return WeightsNotFound(
         f"no pretrained weights of '{name}' in {location}{reason}. What can be done: {'; '.join(hints)}."
@@ -165,7 +168,7 @@ def _revision_not_applicable(kind: str, revision: str, origin: str) -> str:
 
 
 def resolve_backbone(name: str, revision: str = "") -> BackboneSource:
-    """What a picture tower's name stands for: timm's own ("resnet50", "resnet50.a1_in1k"), or a repository of the hub
+    """What an image tower's name stands for: timm's own ("resnet50", "resnet50.a1_in1k"), or a repository of the hub
     ("timm/resnet50.a1_in1k", "hf-hub:OWNER/NAME"); any of them with @REVISION. Raises ValueError for an unknown one."""
     import timm
 
@@ -178,11 +181,11 @@ def resolve_backbone(name: str, revision: str = "") -> BackboneSource:
         family = last.split("_")[0].split(".")[0]
         near = timm.list_models(f"*{family}*")[:5] or difflib.get_close_matches(last, timm.list_models(), 5)
         hint = f"; near it: {', '.join(near)}" if near else ""
-        raise ValueError(f"timm knows no backbone '{name}'{hint} (timm.list_models() lists all)")
+        raise ValueError(f"timm has no backbone '{name}'{hint} (timm.list_models() lists all)")
     published = _timm_pretrained_cfg(last)
     if published is None:
         tags = ", ".join(timm.list_pretrained(f"{last.split('.')[0]}.*")[:8])
-        raise ValueError(f"timm knows no weights '{last}'; of this backbone it has: {tags}")
+        raise ValueError(f"timm has no weights '{last}'; of this backbone it has: {tags}")
     repository = published.hf_hub_id or ""
     if repository.endswith("/"):
         repository = f"{repository}{last.split('.')[0]}.{published.tag}"

@@ -1,6 +1,6 @@
 """What counts as found, and whether to believe it: exact ranks, metrics with intervals, the audit.
 
-Nothing here knows a model of this project: whatever answers `encode_images` and `encode_captions`, or `score`, can be
+Nothing here imports a model of this project: any object with `encode_images` and `encode_captions`, or `score`, can be
 measured and put to the test.
 """
 

@@ -21,7 +21,7 @@ MAX_RSUM = 200.0 * len(RECALL_AT)
 
 @dataclass(frozen=True)
 class EqualCaptions:
-    """Captions that are equal to one of another image, whose partners they are not.
+    """Captions that are equal to one of another image, whose positives they are not.
 
     texts: how many different ones; captions: that have one of these texts; images: that have such a caption; best_rsum:
     what no model can exceed that scores equal captions alike.
@@ -44,7 +44,7 @@ class EqualCaptions:
 
 def describe_equal_captions(captions: str, texts: str, images: str, best_rsum: str, cost: str, way_out: str) -> str:
     """The sentence about them, of counts with their nouns ("2 images") and figures as they are shown, without a full
-    stop. way_out: what makes such images each other's partners."""
+    stop. way_out: what makes such images each other's positives."""
     return (
         f"{captions} are equal, word by word, to one of another image ({texts} of {images}): no model that scores "
         f"equal captions alike exceeds rsum {best_rsum}, {cost} below the highest there is; {way_out} makes such "
@@ -61,7 +61,7 @@ def count_equal_captions(caption_text: Any, positives: Positives) -> EqualCaptio
     if text_ids.shape != positives.caption_image.shape:
         raise ValueError(f"caption_text should be {positives.caption_image.shape}, not {text_ids.shape}")
     if positives.caption_group is not None:
-        # Partners already: equal captions have the same images.
+        # Positives already: equal captions have the same images.
         return EqualCaptions(0, 0, 0, MAX_RSUM)
     images = np.arange(positives.images) if positives.identity is None else positives.identity
     owner = images[positives.caption_image]
@@ -78,8 +78,10 @@ def count_equal_captions(caption_text: Any, positives: Positives) -> EqualCaptio
 
 
 def _best_rsum(text: np.ndarray, owner: np.ndarray, counts: np.ndarray, images: np.ndarray) -> float:
-    """The sum of the highest recalls both ways. text, owner: (P,) every text with an owner that has it, in the order of
-    the texts; counts: (P,) how many captions that are; images: (N,) each image's owner.
+    """The sum of the highest recalls both ways.
+
+    text, owner: (P,) every text with an owner that has it, in the order of the texts; counts: (P,) how many captions
+    that are; images: (N,) each image's owner.
 
     Text to image: of a text's owners the one with most of its captions comes first, and so on. Image to text: an image
     finds the text best that fewest captions of others have, behind all of those.

@@ -39,9 +39,12 @@ MAX_SCORES_IN_MEMORY = 1 << 26
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What was measured. metrics: the model's own figures; where it re-ranks also its dual encoder's, what re-ranking
-    gains in rsum (paired), and the same at smaller depths with what they cost. equal: captions of different images that
-    are equal word by word, and what they can cost."""
+    """What was measured.
+
+    metrics: the model's own figures; where it re-ranks also its dual encoder's, what re-ranking gains in rsum (paired),
+    and the same at smaller depths with what they cost. equal_captions: captions of different images that are equal word
+    by word, and what they can cost.
+    """
 
     metrics: RetrievalMetrics
     dual: RetrievalMetrics | None = None
@@ -61,7 +64,7 @@ class Evaluation:
         return result
 
     def save_ranks(self, path: Path) -> None:
-        """Keep the ranks, from which every figure can be made anew."""
+        """Save the ranks, from which every figure can be computed again."""
         blocks = {"ranks": self.metrics.ranks} | ({"dual": self.dual.ranks} if self.dual is not None else {})
         ways = ("image_to_text", "text_to_image")
         np.savez_compressed(
@@ -95,7 +98,7 @@ def evaluate(
 
     images: whatever the model takes. caption_image: (M,) each caption's image. identity: (N,) or None. candidates: how
     many are re-ranked if the model answers `pair_scorer(images, captions)`; 0 measures the dual encoder alone.
-    share: what of the ranking of vectors is done here, where several processes do it together. caption_group: (M,) or
+    shard: what of the ranking of vectors is done here, where several processes do it together. caption_group: (M,) or
     None, the same number for captions that are equal: each belongs to every image that has one of them.
     The model's vectors and scores are taken in the format in which it gives them, of which `retrieval.ties` makes what
     counts as equal. Raises TypeError for a model that answers neither way and for one image or one string where a list
@@ -104,7 +107,7 @@ def evaluate(
     check_lists(images, captions)
     positives = Positives.of(caption_image, len(images), identity, caption_group)
     if len(captions) != len(positives.caption_image):
-        raise ValueError(f"{len(captions)} captions, but caption_image says of {len(positives.caption_image)} whose")
+        raise ValueError(f"{len(captions)} captions, but caption_image has {len(positives.caption_image)} whose")
     owners = positives.caption_image
     equal_counts = count_equal_captions([text_id(caption) for caption in captions], positives)
     if not can_encode(model) or (getattr(model, "scores_all_pairs", False) and not candidates):

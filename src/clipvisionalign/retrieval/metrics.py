@@ -38,6 +38,7 @@ class MetricEstimate:
     high: float | None = None
 
     def to_dict(self) -> dict[str, float | None]:
+        """The value and the ends of its interval, as results.json has them."""
         return {"value": self.value, "low": self.low, "high": self.high}
 
 
@@ -114,10 +115,10 @@ def retrieval_metrics(
     """Both ways over the whole gallery, by the dot product of the vectors.
 
     image_vectors: (N, D); caption_vectors: (M, D); caption_image: (M,) each caption's image; identity: (N,) or None,
-    images of one identity are partners of each other's captions. resamples: of the bootstrap, 0 for no intervals
+    images of one identity are positives of each other's captions. resamples: of the bootstrap, 0 for no intervals
     (low and high are then None). Vectors: arrays, tensors of any format and device, or lists of them; what counts as a
-    tie in each format, `retrieval.ties` says.
-    share: what of the ranking is done here, where several processes do it together. caption_group: (M,) or None, the
+    tie in each dtype is defined in `retrieval.ties`.
+    shard: what of the ranking is done here, where several processes do it together. caption_group: (M,) or None, the
     same number for captions that are equal: each belongs to every image that has one of them.
     Raises ValueError for shapes that do not fit, numbers out of range, images without captions, numbers not finite.
 
@@ -136,8 +137,11 @@ def metrics_of_ranks(
     ranks: PositiveRanks, caption_image: np.ndarray, resamples: int = RESAMPLES, seed: int = 0,
     unit: np.ndarray | None = None,
 ) -> RetrievalMetrics:  # fmt: skip
-    """The figures of ranks that are known already. caption_image: (M,) which image a caption is drawn with. unit: (N,)
-    numbers from 0, the same for images that are drawn together (`Positives.identity`); None: each for itself."""
+    """The figures of given ranks.
+
+    caption_image: (M,) which image a caption is drawn with. unit: (N,) numbers from 0, the same for images that are
+    drawn together (`Positives.identity`); None: each for itself.
+    """
     images, captions = len(ranks.image_to_text), len(ranks.text_to_image)
     weights, units = _resampled(images, resamples, seed, unit)
     i2t = _metric_samples(ranks.image_to_text, np.arange(images), weights)
@@ -158,9 +162,9 @@ def _bounds(name: str) -> tuple[float, float] | None:
 
 
 def chance_recall(positive_counts: np.ndarray, gallery: int, k: int) -> np.ndarray:
-    """By how much chance a query finds one of its partners within the first k of a gallery in random order (Q,).
+    """By how much chance a query finds one of its positives within the first k of a gallery in random order (Q,).
 
-    partners: (Q,) how many each query has there. Exact: a draw without replacement, 1 - C(n - r, k) / C(n, k).
+    positive_counts: (Q,) how many each query has there. Exact: a draw without replacement, 1 - C(n - r, k) / C(n, k).
 
     >>> chance_recall(np.array([1, 2]), 4, 2)
     array([0.5       , 0.83333333])
@@ -173,7 +177,7 @@ def chance_recall(positive_counts: np.ndarray, gallery: int, k: int) -> np.ndarr
 
 def chance_metrics(ranks: PositiveRanks) -> dict[str, Any]:
     """What a random ranking of this gallery shows on average: {"image_to_text": {"recall_at_1": share, ...},
-    "text_to_image": {...}, "rsum": 0 to 600}, with the partners that each query has."""
+    "text_to_image": {...}, "rsum": 0 to 600}, with the positives that each query has."""
     result: dict[str, Any] = {}
     images = len(ranks.image_to_text) + ranks.distractors
     for way, gallery in (("image_to_text", len(ranks.text_to_image)), ("text_to_image", images)):
@@ -187,8 +191,8 @@ def rsum_gain(
     ranks: PositiveRanks, baseline: PositiveRanks, caption_image: np.ndarray, resamples: int = RESAMPLES, seed: int = 0,
     unit: np.ndarray | None = None,
 ) -> MetricEstimate:  # fmt: skip
-    """What rsum gains from `before` to `ranks` of the same gallery; the interval is a paired bootstrap over images, or
-    units of them, as in `metrics_of_ranks`."""
+    """What rsum gains from `baseline` to `ranks` of the same gallery; the interval is a paired bootstrap over images,
+    or units of them, as in `metrics_of_ranks`."""
     weights, units = _resampled(len(ranks.image_to_text), resamples, seed, unit)
     sums = []
     for compared in (ranks, baseline):
@@ -217,14 +221,14 @@ def bootstrap_weights(images: int, resamples: int, seed: int) -> np.ndarray:
 
 
 def average_precision(ranks: np.ndarray) -> np.ndarray:
-    """mAP of each query, over the whole gallery. ranks: (Q, R) of its partners, best first, padded with 0 -> (Q,)."""
+    """mAP of each query, over the whole gallery. ranks: (Q, R) of its positives, best first, padded with 0 -> (Q,)."""
     valid = ranks > 0
     precision = np.arange(1, ranks.shape[1] + 1) / np.maximum(ranks, 1)
     return (precision * valid).sum(axis=1) / valid.sum(axis=1)
 
 
 def average_precision_at_r(ranks: np.ndarray) -> np.ndarray:
-    """mAP@R of each query. ranks: (Q, R) of its partners, best first, padded with 0 -> (Q,)."""
+    """mAP@R of each query. ranks: (Q, R) of its positives, best first, padded with 0 -> (Q,)."""
     valid = ranks > 0
     positive_counts = valid.sum(axis=1, keepdims=True)
     within = valid & (ranks <= positive_counts)
@@ -257,21 +261,21 @@ def _median(best_rank: np.ndarray, image: np.ndarray, weights: np.ndarray) -> np
     for start in range(0, len(weights), step):
         cumulated = cumulated_of(weights[start : start + step])
         total = cumulated[:, -1]
-        # The lower and the upper middle: the places floor((n - 1) / 2) and floor(n / 2), counted from 0.
+        # The lower and the upper middle: positions (n - 1) // 2 and n // 2, counted from 0.
         low = (cumulated <= np.floor((total - 1) / 2)[:, None]).sum(axis=1)
         high = (cumulated <= np.floor(total / 2)[:, None]).sum(axis=1)
         medians[start : start + step] = (values[low] + values[high]) / 2
     return medians
 
 
-#: Entries of a table of images and ranks that `_cumulated` may make: 64 MiB with what it takes to make it.
+#: Entries of a table of images and ranks that `_cumulative_counts` may make: 64 MiB with what it takes to make it.
 _MAX_TABLE_ENTRIES = 1 << 22
 
 
 def _cumulative_counts(
     best_rank: np.ndarray, image: np.ndarray, images: int
 ) -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]:
-    """Ranks in order (U,), and what tells of resamples (R, N) how many queries have a rank up to each of them (R, U).
+    """Ranks in order (U,), and a function of resamples (R, N): how many queries have a rank up to each of them (R, U).
 
     Where few ranks differ they are counted together, by a product; else query after query.
     """
@@ -287,8 +291,11 @@ def _cumulative_counts(
 
 
 def _interval(samples: np.ndarray, units: int, bounds: tuple[float, float] | None) -> MetricEstimate:
-    """The value, and the percentiles of its resamples. Where they are all alike, as no two images differ, the interval
-    is what a share of images that was not seen could change of a figure within `bounds`; else there is none."""
+    """The value, and the percentiles of its resamples.
+
+    Where they are all alike, as no two images differ, the interval is what a share of images that was not seen could
+    change of a figure within `bounds`; else there is none.
+    """
     value = float(samples[0])
     if len(samples) == 1:
         return MetricEstimate(value)

@@ -1,4 +1,4 @@
-"""Does a model score a true caption above its twin? Any model that answers as in `evaluate` can be asked."""
+"""Does a model score a true caption above its foil? For any model that `evaluate` takes."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from clipvisionalign.retrieval.ties import VectorEquality, as_numeric_array, as_
 
 
 def score_minimal_pairs(model: Any, images: Sequence[Any], true: Sequence[str], foils: Sequence[str]) -> np.ndarray:
-    """Whether image i with true caption i outscores image i with twin i: (P,) of 1, 0, and 0.5 for a tie.
+    """Whether image i with true caption i outscores image i with foil i: (P,) of 1, 0, and 0.5 for a tie.
 
-    A model that sees no difference, a bag of words say, gets exactly the half that chance would give it. Asks
+    A model that sees no difference, such as a bag of words, gets exactly the half that chance would give it. Asks
     `score_pairs(images, captions, image index, caption index)` where a model has it, else the cosines of its vectors,
-    else `score`. What a tie is, `retrieval.ties` says. Raises TypeError for one string where a list belongs, ValueError
+    else `score`. Ties are defined in `retrieval.ties`. Raises TypeError for one string where a list belongs, ValueError
     for scores of another number or not finite.
     """
     check_lists(images, true)
@@ -47,7 +47,8 @@ def score_minimal_pairs(model: Any, images: Sequence[Any], true: Sequence[str], 
 
 
 def _by_vectors(image_vectors: Any, caption_vectors: Any) -> np.ndarray:
-    """`outscored` by the product of an image's vector (P, D) with those of its caption and of its twin (2 P, D)."""
+    """`score_minimal_pairs` by the product of an image's vector (P, D) with those of its caption and of its foil (2 P,
+    D)."""
     left, right = as_vectors(image_vectors, "image"), as_vectors(caption_vectors, "caption")
     index = np.arange(len(left.values))
     count = len(index)

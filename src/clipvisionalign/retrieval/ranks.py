@@ -1,8 +1,8 @@
-"""Exact ranks of the true partners, streamed: memory grows with the gallery, not with gallery x queries.
+"""Exact ranks of the positives, streamed: memory grows with the gallery, not with gallery x queries.
 
-The rank of a partner is 1 + the number of others that score at least as high: a tie counts against the model, so that
-one that gives every pair the same score finds nothing. Another partner of the same query takes a place too, as it does
-in any list of results: of two of them the one with fewer strangers before it stands first. What a tie is, `ties` says.
+The rank of a positive is 1 + the number of others that score at least as high: a tie counts against the model, so that
+one that gives every pair the same score finds nothing. Another positive of the same query takes a place too, as it does
+in any list of results: of two of them the one with fewer negatives before it stands first. Ties are defined in `ties`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ ScoreBlock = Callable[[int, int, int, int], np.ndarray]
 
 @dataclass(frozen=True)
 class PositiveRanks:
-    """Ranks of the true partners, both ways; the first is 1.
+    """Ranks of the positives, both ways; the first is 1.
 
     image_to_text: (N, R) the ranks of each image's captions among all captions, best first, padded with 0.
     text_to_image: (M, S) the ranks of each caption's images among all images, best first, padded with 0.
@@ -51,9 +51,9 @@ def _no_reduce(counts: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class WorkerShard:
-    """One worker's part of a gallery: every `count`-th block of images, from `number` on.
+    """One worker's part of a gallery: every `world_size`-th block of images, from `rank` on.
 
-    total: the sum of an array over all workers, who call it together; every one of them then has all ranks.
+    all_reduce: the sum of an array over all workers, who call it together; every one of them then has all ranks.
     """
 
     rank: int = 0
@@ -67,8 +67,10 @@ SINGLE_WORKER = WorkerShard()
 
 @dataclass(frozen=True)
 class Positives:
-    """Which captions belong to which images. caption_image: (M,) each caption's image; identity: (N,) or None;
-    caption_group: (M,) or None, the same number for captions that are equal.
+    """Which captions belong to which images.
+
+    caption_image: (M,) each caption's image; identity: (N,) or None; caption_group: (M,) or None, the same number for
+    captions that are equal.
 
     Without identities a caption belongs to its own image. With them, to every image of that image's identity. With
     groups of captions, to all images that any caption of its group belongs to: a relation between groups and images, so
@@ -84,8 +86,10 @@ class Positives:
     def of(
         cls, caption_image: Any, images: int, identity: Any = None, caption_group: Any = None, distractors: bool = False
     ) -> Positives:
-        """Check and build. Raises ValueError where numbers are out of range, or an image has no caption, which only
-        `distractors` may."""
+        """Check and build.
+
+        Raises ValueError where numbers are out of range, or an image has no caption, which only `distractors` may.
+        """
         owner = np.asarray(caption_image)
         if owner.ndim != 1 or (owner.size and not np.issubdtype(owner.dtype, np.integer)):
             raise ValueError(f"caption_image should be a row of whole numbers (M,), not {owner.dtype} {owner.shape}")
@@ -150,8 +154,8 @@ def _identity_ids(identity: Any) -> np.ndarray:
 
 
 def _group_members(queries: np.ndarray, groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """For each number in `asked` (Q,) the places in `groups` that hold it: (place in asked, place in groups), a row
-    each."""
+    """For each number in `queries` (Q,) the positions in `groups` that hold it: (position in queries, position in
+    groups), a row each."""
     order = np.argsort(groups, kind="stable")
     sizes = np.bincount(groups, minlength=int(queries.max(initial=-1)) + 1)
     starts = np.concatenate([[0], np.cumsum(sizes)])
@@ -164,8 +168,9 @@ def _group_members(queries: np.ndarray, groups: np.ndarray) -> tuple[np.ndarray,
 def ranks_of_vectors(
     image_vectors: Any, caption_vectors: Any, positives: Positives, shard: WorkerShard = SINGLE_WORKER
 ) -> PositiveRanks:
-    """Exact ranks by the dot product. image_vectors: (N, D); caption_vectors: (M, D). share: of the work, not of the
-    gallery.
+    """Exact ranks by the dot product.
+
+    image_vectors: (N, D); caption_vectors: (M, D). shard: of the work, not of the gallery.
 
     Vectors are arrays, tensors of any floating-point format (bfloat16 too) on any device, or lists of them.
     Raises ValueError for shapes that do not fit, and for vectors that are not finite.
@@ -181,7 +186,7 @@ def ranks_of_vectors(
 def ranks_of_scores(scores: Any, positives: Positives) -> PositiveRanks:
     """Exact ranks by a table of scores (N, M), in the format in which it was made.
 
-    -inf, or what a masked array hides, is a pair that was not scored: a stranger that stands before nobody.
+    -inf, or what a masked array hides, is a pair that was not scored: a negative that stands before nobody.
     Raises ValueError for another shape, for NaN and +inf, and where a true pair was not scored.
     """
     table = as_numeric_array(scores)
@@ -213,7 +218,7 @@ def ranks_of_scores(scores: Any, positives: Positives) -> PositiveRanks:
 def count_ranks(
     image_vectors: Any, caption_vectors: Any, positives: Positives, shard: WorkerShard = SINGLE_WORKER
 ) -> tuple[RankCounter, RankCounter]:
-    """`ranks_of_vectors`, with the partners that the ranks are of: by image, by caption."""
+    """`ranks_of_vectors`, with the positives that the ranks are of: by image, by caption."""
     images, captions = as_vectors(image_vectors, "image"), as_vectors(caption_vectors, "caption")
     width = images.values.shape[1]
     if width != captions.values.shape[1]:
@@ -275,7 +280,7 @@ def _append_column(vectors: np.ndarray, column: np.ndarray, rows: slice) -> np.n
 def _count_negatives(
     block: ScoreBlock, by_image: RankCounter, by_caption: RankCounter, positives: Positives, shard: WorkerShard
 ) -> None:
-    """Count, for every true pair, the strangers that score at least as high: one pass over the blocks for both ways."""
+    """Count, for every true pair, the negatives that score at least as high: one pass over the blocks for both ways."""
     images, captions = positives.images, len(positives.caption_image)
     pair_images, pair_captions = positives.pairs()
     width = min(captions, CAPTIONS_PER_BLOCK)
@@ -291,7 +296,7 @@ def _count_negatives(
             stop = min(start + width, captions)
             scores = block(first, last, start, stop)
             inside = (own_captions >= start) & (own_captions < stop)
-            # Partners do not count as strangers, in either direction.
+            # Positives do not count as negatives, in either direction.
             scores[own_images[inside] - first, own_captions[inside] - start] = -np.inf
             by_image.count_negatives(scores, slice(first, last), start, queries_are_rows=True)
             by_caption.count_negatives(scores, slice(start, stop), first, queries_are_rows=False)
@@ -300,9 +305,10 @@ def _count_negatives(
 
 
 class RankCounter:
-    """One direction: each query's partners (Q, R), and the strangers that were counted before each so far.
+    """One direction: each query's positives (Q, R), and the negatives that were counted before each so far.
 
-    bar: what a stranger has to score to stand before a partner; wide: from which on it does if the two are alike.
+    threshold: what a negative has to score to stand before a positive; loose_threshold: from which on it does if the
+    two are alike.
     """
 
     def __init__(
@@ -352,7 +358,7 @@ class RankCounter:
             self.negative_counts[queries, slot] += np.bincount(query[outranks], minlength=len(lowest))
 
     def _count_negatives_dense(self, scores: np.ndarray, queries: slice, start: int) -> None:
-        """`count` where many candidates score above a query's lowest partner."""
+        """`count` where many candidates score above a query's lowest positive."""
         for slot in range(self.valid.shape[1]):
             threshold, loose_threshold = self.threshold[queries, slot, None], self.loose_threshold[queries, slot, None]
             outranking = (scores >= threshold).sum(axis=1)
@@ -365,17 +371,17 @@ class RankCounter:
 
     @property
     def order(self) -> np.ndarray:
-        """(Q, R) the places of a query's partners, that with the fewest strangers before it first, then by score."""
+        """(Q, R) the places of a query's positives, that with the fewest negatives before it first, then by score."""
         negative_counts = np.where(self.valid, self.negative_counts, np.iinfo(np.int64).max)
         return np.lexsort((-self.threshold, negative_counts), axis=1)
 
     @property
     def ranks(self) -> np.ndarray:
-        """(Q, R) strangers before it, partners before it, and itself; padded with 0."""
+        """(Q, R) negatives before it, positives before it, and itself; padded with 0."""
         negative_counts = np.take_along_axis(self.negative_counts, self.order, axis=1)
         return np.where(self.valid, negative_counts + np.arange(1, self.valid.shape[1] + 1), 0)
 
     @property
     def ranked_positives(self) -> np.ndarray:
-        """(Q, R) which partner each rank is of; padded with -1."""
+        """(Q, R) which positive each rank is of; padded with -1."""
         return np.take_along_axis(self.positive_index, self.order, axis=1)

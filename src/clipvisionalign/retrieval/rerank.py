@@ -1,6 +1,6 @@
 """Re-ranking: the first candidates of a dual encoder, put into a new order by a score of pairs.
 
-Every candidate is scored alike, the true partner included if it is among them, and never if it is not. Partners beyond
+Every candidate is scored alike, the positive included if it is among them, and never if it is not. Positives beyond
 the first k keep the rank that the dual encoder gave them.
 """
 
@@ -21,8 +21,8 @@ ScorePairs = Callable[[np.ndarray, np.ndarray], Any]
 
 
 def top_candidates(queries: np.ndarray, gallery: np.ndarray, counter: RankCounter, count: int) -> np.ndarray:
-    """The `count` best of the gallery for each query (Q, count), in no order: partners of those ranks, and the
-    strangers that score highest. ranked: the same queries' partners, ranked in this gallery."""
+    """The `count` best of the gallery for each query (Q, count), in no order: positives of those ranks, and the
+    negatives that score highest. counter: the same queries' positives, ranked in this gallery."""
     count = min(count, len(gallery))
     best = np.empty((len(queries), count), dtype=np.int64)
     transposed = gallery.astype(np.float64).T
@@ -33,7 +33,7 @@ def top_candidates(queries: np.ndarray, gallery: np.ndarray, counter: RankCounte
         scores = queries[start:stop].astype(np.float64) @ transposed
         rows, slots = np.nonzero(counter.valid[start:stop])
         is_candidate = ranks[start:stop][rows, slots] <= count
-        # Whether a partner is among the first its rank says, which minds ties.
+        # Whether a positive is among the first its rank says, which minds ties.
         scores[rows, positives[start:stop][rows, slots]] = np.where(is_candidate, np.inf, -np.inf)
         best[start:stop] = np.argpartition(-scores, count - 1, axis=1)[:, :count]
     return best
@@ -41,11 +41,11 @@ def top_candidates(queries: np.ndarray, gallery: np.ndarray, counter: RankCounte
 
 @dataclass(frozen=True)
 class Candidates:
-    """What re-ranking looks at, known before any pair is scored: found once, it serves any number of scores.
+    """The candidates of a re-ranking, before any pair is scored: computed once, for any number of scores.
 
-    dual: the dual encoder's ranks. forth: (N, k) captions of each image, back: (M, k) images of each caption.
+    dual_ranks: the dual encoder's ranks. i2t: (N, k) captions of each image, t2i: (M, k) images of each caption.
     pairs: the pairs to score, (Q,) image number x M + caption number, each once though it be a candidate both ways.
-    true: (Q,) which of them are true.
+    is_positive: (Q,) which of them are true.
     """
 
     dual_ranks: PositiveRanks
@@ -130,8 +130,11 @@ class RerankResult:
 def rerank_at_depths(
     image_vectors: Any, caption_vectors: Any, positives: Positives, score_pairs: ScorePairs, depths: Sequence[int]
 ) -> tuple[PositiveRanks, list[RerankResult]]:
-    """`reranked` at several depths. A deeper one scores only the pairs that no shallower one had; its seconds are those
-    of all its pairs. Raises ValueError for a depth below one."""
+    """`rerank` at several depths.
+
+    A deeper one scores only the pairs that no shallower one had; its seconds are those of all its pairs. Raises
+    ValueError for a depth below one.
+    """
     scored_keys = np.empty(0, dtype=np.int64)
     scores = np.empty(0)
     seconds = 0.0
@@ -165,9 +168,11 @@ def rerank_at_depths(
 
 
 def _new_ranks(old: np.ndarray, is_positive: np.ndarray, scores: np.ndarray, tied: np.ndarray) -> np.ndarray:
-    """Ranks (Q, R) after re-ranking. old: (Q, R); is_partner, scores: (Q, k) of the candidates; tied: (Q * k,) the
-    lowest score that ties with each."""
-    # A partner stands where the lowest score that ties with its own would, and behind whatever is there.
+    """Ranks (Q, R) after re-ranking.
+
+    old: (Q, R); is_positive, scores: (Q, k) of the candidates; tied: (Q * k,) the lowest score that ties with each.
+    """
+    # A positive stands where the lowest score that ties with its own would, and behind whatever is there.
     effective_scores = np.where(is_positive, tied.reshape(scores.shape), scores)
     order = np.lexsort((is_positive, -effective_scores), axis=1)
     positive_in_order = np.take_along_axis(is_positive, order, axis=1)

@@ -1,12 +1,12 @@
 """When two candidates of a query score alike: a difference within what rounding can do to those two, and no more.
 
-Three things round. What follows is free of scale: no floor, and nothing that another pair's size decides.
+Three things round. What follows is free of scale: no threshold, and nothing that another pair's size decides.
 
 - *The product of vectors.* Vectors are the exact numbers that they are, and their products are computed in float64. A
   product of D terms is wrong by at most about D u |x| |y| (u = 2**-53), in whatever order a machine adds up: two
   scores closer than twice what that can do to both are equal (`dot_product_error`).
 - *The format of the vectors.* Two vectors whose distance is within the rounding of the format that they came in are one
-  vector: |a - b| <= r max(|a|, |b|) (`VectorEquality`). A model that says the same of every caption finds nothing,
+  vector: |a - b| <= r max(|a|, |b|) (`VectorEquality`). A model that gives every caption the same score finds nothing,
   though a caption that is encoded in another batch may differ in its last digits.
 - *The format of a table of scores.* Two scores of one query are equal where |a - b| <= r max(|a|, |b|)
   (`tie_thresholds`).
@@ -37,7 +37,7 @@ PAIRS_PER_BLOCK, SKETCH_WIDTH = 1 << 14, 8
 
 @dataclass(frozen=True)
 class NumericArray:
-    """An array that knows in which format its numbers came.
+    """An array with the original dtype of its numbers.
 
     values: float32 or float64, exactly the numbers given. rounding: the share of its size by which a number may have
     been rounded in that format.
@@ -175,7 +175,7 @@ def tie_thresholds(scores: np.ndarray, rounding: float) -> np.ndarray:
 class VectorEquality:
     """Asks which vectors of a table are equal up to the rounding of their format.
 
-    vectors: (N, D); lengths: (N,) their lengths.
+    vectors: (N, D); norms: (N,) their lengths.
     """
 
     def __init__(self, vectors: NumericArray, norms: np.ndarray) -> None:
@@ -193,7 +193,8 @@ class VectorEquality:
             or [np.empty(0, dtype=np.int64)]
         )
         if len(close) > 4 * PAIRS_PER_BLOCK:
-            # Where most are alike, as in a model that says the same of everything, products are quicker than pairs.
+            # Where most are alike, as in a model that gives equal scores to everything, products are quicker than
+            # pairs.
             sure, same = self._by_products(a[close], b[close])
             is_equal[close[sure]] = same[sure]
             close = close[~sure]

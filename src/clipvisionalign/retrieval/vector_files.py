@@ -117,7 +117,7 @@ def _write_parquet(
 
 def read_gallery(files: Sequence[str | Path], partners: str | Path = "", distractors: str | Path = "") -> VectorGallery:
     """Vectors of images and captions: from one Parquet file with both, or from a file each; partners: which image each
-    caption is of, where the captions' own file does not say. Raises DataError, naming the file."""
+    caption is of, where the captions' own file has no images. Raises DataError, naming the file."""
     paths = [Path(file) for file in files]
     if len(paths) == 1:
         images, captions = _read_vectors(paths[0], "image"), _read_vectors(paths[0], "caption")
@@ -128,7 +128,7 @@ def read_gallery(files: Sequence[str | Path], partners: str | Path = "", distrac
     partner_columns = _read_partners(Path(partners)) if partners else {}
     owners = partner_columns.get("image", captions.columns.get("image"))
     if owners is None:
-        raise DataError(f"{paths[-1]}: does not say which image a caption is of: give it with --partners FILE")
+        raise DataError(f"{paths[-1]}: no image for each caption: give it with --partners FILE")
     identity, texts = (
         partner_columns.get("identity", images.columns.get("identity")),
         partner_columns.get("caption", captions.columns.get("caption")),
@@ -142,7 +142,7 @@ def read_gallery(files: Sequence[str | Path], partners: str | Path = "", distrac
 
 
 def _identities(values: Sequence[Any] | None) -> np.ndarray | None:
-    # What programs write where nothing is known: null, NaN, an empty text.
+    # What programs write for a missing value: null, NaN, an empty text.
     identities = [None if each is None or each != each else str(each).strip() or None for each in values or ()]
     if not any(identities):
         return None
@@ -152,7 +152,7 @@ def _identities(values: Sequence[Any] | None) -> np.ndarray | None:
 
 
 def _texts(values: Sequence[Any] | None, source: str | Path) -> list[str] | None:
-    """The captions' texts. Raises DataError naming the first that is none: nobody can tell what it is equal to."""
+    """The captions' texts. Raises DataError naming the first that is none, whose equality is undefined."""
     missing = [index for index, each in enumerate(values or ()) if each is None or each != each]
     if values is None or len(missing) == len(values):
         return None
@@ -192,7 +192,7 @@ def _read_vectors(path: Path, kind: VectorKind) -> _VectorColumns:
 
 
 def _load_npy(path: Path) -> np.ndarray:
-    """The array of a .npy file. Raises DataError for any other file, whatever its name says."""
+    """The array of a .npy file. Raises DataError for any other file, whatever its name."""
     try:
         array = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError, SyntaxError, MemoryError) as error:
@@ -236,13 +236,13 @@ def _read_parquet(path: Path, kind: VectorKind) -> _VectorColumns:
 
 
 def _rows_of_kind(kind: VectorKind, values: Sequence[Any], path: Path) -> list[bool]:
-    """Which rows are of a kind. Raises DataError where some are of none that is known: they would be lost."""
+    """Which rows are of a kind. Raises DataError where some are of an unknown kind: they would be lost."""
     kinds = [str(each).strip().lower() for each in values]
     unknown = [row for row, each in enumerate(kinds) if each not in get_args(VectorKind)]
     if unknown:
         known_kinds = ", ".join(get_args(VectorKind))
         raise DataError(
-            f"{path}: {len(unknown):,} of {len(kinds):,} rows are of no kind that is known ({known_kinds}), "
+            f"{path}: {len(unknown):,} of {len(kinds):,} rows are of an unknown kind (not one of {known_kinds}), "
             f"such as row {unknown[0]}, of {values[unknown[0]]!r}; images without captions go into --distractors"
         )
     return [each == kind for each in kinds]
@@ -277,7 +277,7 @@ def _column_to_array(column: Any, path: Path) -> np.ndarray:
 
 
 def _read_partners(path: Path) -> dict[str, list[Any]]:
-    """What a file of partners says: "image" of each caption, and perhaps "identity" of each image, "caption" texts."""
+    """Read a file of positives: "image" of each caption, and perhaps "identity" of each image, "caption" texts."""
     if not path.is_file():
         raise DataError(f"{path}: no such file")
     if path.suffix == ".npy":

@@ -22,7 +22,7 @@ from clipvisionalign.retrieval.ties import NumericArray, VectorEquality, vector_
 
 VectorKind = Literal["image", "caption"]
 
-#: The share of vectors that may be equal to another one's before they are said to tell nothing.
+#: The share of vectors that may be equal to another one's before they count as not distinct.
 MAX_EQUAL_SHARE = 0.5
 
 
@@ -30,8 +30,8 @@ MAX_EQUAL_SHARE = 0.5
 class VectorGallery:
     """Vectors of N images and M captions, in the format in which they came.
 
-    caption_image: (M,) the number of each caption's image. identity: (N,) what each image shows, or None. captions: the
-    texts, or None. names: of the images, or None.
+    caption_image: (M,) the number of each caption's image. identity: (N,) what each image shows, or None. texts: of the
+    captions, or None.
     """
 
     images: NumericArray
@@ -61,8 +61,10 @@ class VectorGallery:
                 raise DataError(f"{len(values):,} {what} for {expected:,} vectors")
 
     def with_identity(self, identity: str) -> VectorGallery:
-        """Belonging together as `--identity` says: "none" takes each image alone. Raises DataError for "caption" where
-        there are no texts."""
+        """Belonging together by `--identity`: "none" takes each image alone.
+
+        Raises DataError for "caption" where there are no texts.
+        """
         if identity == "none":
             return replace(self, identity=None)
         if identity == "caption" and self.texts is None:
@@ -104,7 +106,7 @@ def evaluate_vectors(
 
 
 def audit_vectors(gallery: VectorGallery) -> AuditReport:
-    """What vectors tell of themselves: whether they are apart, and whether a caption's is made of its image's.
+    """Checks of vectors alone: whether they are apart, and whether a caption's is made of its image's.
 
     Whether a model saw what it must not while it made them shows only if it is asked (`audit`).
     """
@@ -145,7 +147,7 @@ def _check_vectors_differ(vectors: NumericArray, kind: VectorKind) -> Check:
     passed = share <= MAX_EQUAL_SHARE or len(vectors.values) < 2
     if sizes.max() == len(vectors.values) > 1:
         message = f"all {len(vectors.values):,} {kind} vectors are one vector in {vectors.dtype_name}"
-    return Check(f"{kind} vectors apart", passed, share, message if passed else f"{message}: they tell nothing apart")
+    return Check(f"{kind} vectors apart", passed, share, message if passed else f"{message}: they do not distinguish")
 
 
 def _check_captions_differ_from_images(gallery: VectorGallery) -> Check:
@@ -155,7 +157,7 @@ def _check_captions_differ_from_images(gallery: VectorGallery) -> Check:
     tolerance = max(gallery.images.rounding, gallery.captions.rounding) * np.linalg.norm(image_vectors, axis=1)
     equal = int((distance <= tolerance).sum())
     message = f"{equal:,} of {len(image_vectors):,} caption vectors are their image's own vector"
-    # A zero vector is no image's own: it is told as one that is equal to others.
+    # A zero vector is no image's own: it counts as equal to others.
     reason = ": a caption's vector has to depend on the caption alone"
     return Check(
         "captions without their images", not equal, equal / len(image_vectors), message + (reason if equal else "")

@@ -53,7 +53,7 @@ def classify_fault(error: BaseException) -> Fault:
     # beginning makes the system refuse with EINVAL.
     error_numbers = {each.errno for each in error_chain if isinstance(each, OSError)} - {None, errno.EINVAL}
     is_transient = any(
-        isinstance(each, ImageError) and (each.passing or each.kind == "missing picture") for each in error_chain
+        isinstance(each, ImageError) and (each.passing or each.kind == "missing image") for each in error_chain
     )
     return "io" if error_numbers or is_transient else "content"
 

@@ -1,4 +1,4 @@
-"""What is to be indexed: a folder of pictures or a data set, with captions and with whatever else is known of each."""
+"""What is to be indexed: a folder of images or a data set, with captions and metadata."""
 
 from __future__ import annotations
 
@@ -17,9 +17,12 @@ from clipvisionalign.search.storage import FileListing, ImageFile, Storage, clam
 
 @dataclass(frozen=True)
 class Collection:
-    """Pictures to index. captions: by the picture's path, None where none are wanted; metadata: None leaves what an
-    index has as it is; data: the data set that they are of, None for a folder; rows: how many of its files'
-    rows are of a picture, by its path in bytes."""
+    """Images to index.
+
+    captions: by the image's path, None where none are wanted; metadata: None leaves what an index has as it is; data:
+    the data set that they are of, None for a folder; row_counts: how many of its files' rows are of an image, by its
+    path in bytes.
+    """
 
     storage: Storage
     listing: FileListing
@@ -33,9 +36,10 @@ def read_collection(
     source: str | Path, captions: bool = False, layout: str = "auto", metadata: str | Path = "",
     reserved_names: Iterable[str] = (), group: str = "", split_rule: int = SPLIT_RULE,
 ) -> Collection:  # fmt: skip
-    """The pictures below a folder or URL; or those of a data set, where `source` is a file or its captions are wanted.
+    """The images below a folder or URL; or those of a data set, where `source` is a file or its captions are wanted.
 
-    metadata: a table with a column of paths and others, which are renamed where they have the names `taken`. group,
+    metadata: a table with a column of paths and others, which are renamed where they have the names `reserved_names`.
+    group,
     split_rule: see `read_captioned_images`. Raises DataError, FileNotFoundError, and OSError where the
     folder itself cannot be listed.
     """
@@ -83,10 +87,10 @@ def _collect_data_set(data: CaptionedImages) -> Collection:
 def _absolute_image_path(row: CaptionedImage, data: CaptionedImages) -> Path:
     """Where an image is, without `.` and `..`."""
     if isinstance(row.image, bytes):
-        raise DataError(f"{data.source}: pictures inside a table have no place of their own: write them to files")
+        raise DataError(f"{data.source}: images inside a table have no place of their own: write them to files")
     path = os.path.abspath(row.image)
     try:
-        # After a link `..` is not the folder that the text says.
+        # After a link `..` is not the parent in the text.
         return Path(path if os.path.samefile(path, row.image) else os.path.realpath(row.image))
     except OSError:
         return Path(path)
@@ -99,7 +103,7 @@ def _add_file(listing: FileListing, path: Path, raw: bytes) -> bytes:
     try:
         file_stat = path.stat()
     except (FileNotFoundError, NotADirectoryError):
-        listing.missing[raw] = f"{decode_path(raw)}: no such picture file"
+        listing.missing[raw] = f"{decode_path(raw)}: no such image file"
     except OSError as error:
         listing.unreadable[raw] = f"{decode_path(raw)}: cannot be read: {error.strerror}"
     else:

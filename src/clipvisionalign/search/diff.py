@@ -34,9 +34,9 @@ MAX_DROP_SHARE = 0.2
 class Changes:
     """What to do with an index. Rows are named by their numbers.
 
-    todo: files to encode; rewritten: rows with the path, size and time that their files have now; renamed: old path ->
-    new path of those that were moved; gone: rows without a file; surplus: rows of a file that has another row;
-    hidden: folder -> rows below it, which cannot be looked into; unchanged, moved: how many.
+    pending: files to encode; updated: rows with the path, size and time that their files have now; renamed: old path ->
+    new path of those that were moved; deleted: rows without a file; surplus: rows of a file that has another row;
+    inaccessible: folder -> rows below it, which cannot be looked into; unchanged, moved: how many.
     """
 
     pending: list[PendingFile] = field(default_factory=list)
@@ -52,8 +52,10 @@ class Changes:
 def diff_files(
     storage: Storage, listing: FileListing, rows: Sequence[dict[str, Any]], broken: BrokenFiles, verify: bool = False
 ) -> Changes:
-    """What has become of the files since `rows` were written. verify: by the content of every file, not by its size and
-    time. What cannot be read is put into `broken`."""
+    """What has become of the files since `rows` were written.
+
+    verify: by the content of every file, not by its size and time. What cannot be read is put into `broken`.
+    """
     changes = Changes()
     row_by_path: dict[bytes, dict[str, Any]] = {}
     for row in sorted(rows, key=lambda row: row["id"]):
@@ -76,7 +78,7 @@ def diff_files(
 def _rows_without_file(
     listing: FileListing, row_by_path: dict[bytes, dict[str, Any]], changes: Changes
 ) -> dict[str, list[Any]]:
-    """Rows whose files are not where they were, by the hash of their content; not those of which nobody can tell."""
+    """Rows whose files are not where they were, by the hash of their content; not those whose state is unknown."""
     present_paths = {*(file.raw for file in listing.files), *listing.unreadable}
     vanished: dict[str, list[Any]] = {}
     for raw, row in row_by_path.items():
@@ -135,7 +137,7 @@ def exceeds_drop_limit(dropped: int, rows: int) -> bool:
 def check_drop(
     changes: Changes, listing: FileListing, storage: Storage, index: Storage, rows: int, allowed: bool
 ) -> None:
-    """Raises InvalidIndexError where rows would be dropped that are too many, or of whose files nobody can tell; rows:
+    """Raises InvalidIndexError where rows would be dropped that are too many, or whose files' state is unknown; rows:
     those of the index. Where it is `allowed`, these are gone as well."""
     if allowed:
         changes.deleted += [row_id for row_ids in changes.inaccessible.values() for row_id in row_ids]

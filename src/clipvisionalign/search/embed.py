@@ -1,4 +1,4 @@
-"""Files into rows: decoded ahead of the picture tower, by the threads of this machine or by a Ray cluster.
+"""Files into rows: decoded ahead of the image tower, by the threads of this machine or by a Ray cluster.
 
 Both ways put the same files through the tower together, so that both give the same vectors.
 """
@@ -59,7 +59,7 @@ def _pending_row(pending_file: PendingFile) -> IndexRow:
 
 
 def _decode(storage: Storage, transform: Callable[[Image.Image], Tensor], size: int, row: IndexRow) -> IndexRow:
-    """The row with what is seen of its picture, `pixels` in bytes; or with the reason why nothing is."""
+    """The row with what is seen of its image, `pixels` in bytes; or with the reason why nothing is."""
     empty: IndexRow = {"width": 0, "height": 0, "thumbnail": b"", "pixels": b"", "reason": "", "fault": ""}
     try:
         source = storage.image_source(row["raw"])
@@ -104,10 +104,11 @@ def embed_files_with_ray(
     address: str = LOCAL_RAY,
     workers: int = 0,
 ) -> Iterator[list[IndexRow]]:
-    """What `encoded` gives, from a Ray cluster: tasks decode, actors look, each on a GPU where the cluster has some.
+    """The rows of `embed_files`, from a Ray cluster: tasks decode, actors encode, each on a GPU where the cluster has
+    some.
 
     address: "local" starts Ray on this machine; else that of a cluster, whose machines have this package and reach
-    `place`; the run is sent to them. workers: actors; 0 for one on each GPU, or on every second core.
+    `storage`; the run is sent to them. workers: actors; 0 for one on each GPU, or on every second core.
     Raises ConnectionError where no cluster answers.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -164,7 +165,7 @@ def _decode_block(block: Any, location: str, image_transform: ImageTransform) ->
 
 
 class _EmbedActor:
-    """An actor of Ray: an aligner of its own, written anew from what was sent."""
+    """An actor of Ray: an aligner of its own, written from what was sent."""
 
     def __init__(self, run: Any) -> None:
         import ray

@@ -1,9 +1,9 @@
-"""Filters on what is known of a picture, such as `width > 1000 and path like "2024/*"`.
+"""Filters on the metadata of an image, such as `width > 1000 and path like "2024/*"`.
 
 A filter is comparisons joined by `and`; each is a column, one of = != < <= > >= like, and a number or a quoted text. In
 `like` a * stands for anything. Columns are those of the index, its metadata's among them; a column of texts is compared
 with a number as that is written, so that `zip = 00501` finds it. No filter is handed to the database as it is: every
-comparison is written anew.
+comparison is rewritten.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _COMPARISON = re.compile(
 
 
 class FilterError(ValueError):
-    """A filter that cannot be understood: the message says where, and what would be."""
+    """A filter with a syntax error: the message has the position and the expected syntax."""
 
 
 def filter_sql(text: str, columns: Mapping[str, bool]) -> str:

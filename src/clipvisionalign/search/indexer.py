@@ -141,7 +141,7 @@ def _update_index(
     table = create_image_table(index, manifest.width)
     rows = read_columns(table, ("id", "path", "raw", "size", "mtime_ns", "hash"))
     broken = BrokenFiles(index.read(BROKEN_FILES_NAME) or "")
-    say(f"{printable(str(storage))}: {len(listing.files):,} files that may be pictures; {len(rows):,} in the index")
+    say(f"{printable(str(storage))}: {len(listing.files):,} files that may be images; {len(rows):,} in the index")
     log_problems(collection, say)
     if not listing.files and not rows:
         reason = "; ".join(listing.not_taken.lines()) or "it is empty"
@@ -161,7 +161,7 @@ def _update_index(
         if ray and pending
         else embed_files(aligner, storage, pending)
     )
-    batches = progress(encoding, "encoding pictures", len(pending), units_per_item=len)
+    batches = progress(encoding, "encoding images", len(pending), units_per_item=len)
     last_id = max((row["id"] for row in rows), default=-1)
     for count in write_rows(table, index, batches, collection.metadata, broken, report, last_id):
         say(f"{count:,} of {len(pending):,} encoded")

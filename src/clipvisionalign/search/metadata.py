@@ -1,9 +1,9 @@
-"""What a table says of images: read as it is written, put to the images that it names, and told where it cannot be.
+"""A metadata table: read as written, matched to the images that it names, and reported where it cannot be.
 
 - A row belongs to one image, or is listed with its line and the reason; rows read and rows listed add up to the table.
 - A column holds numbers only where each cell is one in the form that a program writes it in, and none loses a digit as
   a number; any other column holds texts: 007, 1_000, 1.10 beside 1.1, an id of 19 digits stay what they are.
-- A name is that of an image as it stands there, or one that `data/names.py` reads otherwise, which is told.
+- A name is that of an image as it stands there, or one that `data/image_names.py` resolves, which is reported.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ CellValue = int | float | str | None
 #: What a column holds.
 ColumnType = Literal["integer", "number", "text"]
 
-#: The greatest integer up to which every number format, JavaScript's included, tells all integers apart.
+#: The greatest integer up to which every format of numbers, JavaScript's included, represents all integers.
 MAX_SAFE_INTEGER = 2**53 - 1
 #: Cells of a column of numbers that stand for no number.
 MISSING_MARKERS = frozenset({
@@ -45,7 +45,7 @@ _DECIMAL = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+(?:[eE][+-]?[0-9]{1,3})?|[
 
 @dataclass(frozen=True)
 class Metadata:
-    """What is known of images. kinds: column -> what it holds; values: image's path -> its row.
+    """Metadata of images. column_types: column -> what it holds; values: image's path -> its row.
 
     rows, matched: rows of the table, and those of them that an image has; problems: the rows that none has, and what
     was taken otherwise than it is written.
@@ -58,7 +58,7 @@ class Metadata:
     problems: list[Problem] = field(default_factory=list)
 
     def row_for(self, name: str) -> dict[str, CellValue]:
-        """An image's values; None where nothing is known."""
+        """An image's values; None where it has none."""
         return dict.fromkeys(self.column_types) | self.values.get(name, {})
 
     def merge(self, other: Metadata) -> Metadata:
@@ -79,9 +79,10 @@ class Metadata:
 def read_metadata(
     path: str | Path, storage: Storage, listing: FileListing, reserved_names: Iterable[str] = ()
 ) -> Metadata:
-    """A CSV, TSV, JSONL or Parquet table: one column of images' paths below `place`, and others.
+    """A CSV, TSV, JSONL or Parquet table: one column of images' paths below `storage`, and others.
 
-    taken: names that no column may have; such a column is renamed. Of several rows for one image the first counts.
+    reserved_names: names that no column may have; such a column is renamed. Of several rows for one image the first
+    counts.
     Raises DataError: no such table, no column of paths, no row that names an image.
     """
     source = Path(path)
@@ -106,7 +107,7 @@ def read_metadata(
             reason = f"no image '{path_text}' below {storage}" if is_named else "the row names no image"
             problems.append(Problem("no such image" if is_named else "no image name", location, reason, rows=1))
         elif image_path in cells:
-            reason = f"{first_location[image_path]} has told of {image_path} already: the first row counts"
+            reason = f"{first_location[image_path]} has values of {image_path} already: the first row counts"
             problems.append(Problem("repeated row", location, reason, rows=1))
         else:
             first_location[image_path] = location
@@ -144,8 +145,11 @@ def column_name(text: str) -> str:
 
 
 def column_names(columns: Sequence[str], reserved_names: Iterable[str] = ()) -> dict[str, str]:
-    """For each column a name of its own that a filter can have. A column whose name is one already keeps it; one that
-    an index has itself (`taken`), or that begins with a digit, gets `meta_` before it."""
+    """For each column a name of its own that a filter can have.
+
+    A column whose name is one already keeps it; one that an index has itself (`reserved_names`), or that begins with a
+    digit, gets `meta_` before it.
+    """
     reserved = set(reserved_names)
 
     def preferred(index: int) -> str:
@@ -164,7 +168,7 @@ def column_names(columns: Sequence[str], reserved_names: Iterable[str] = ()) -> 
 
 
 def _rename_problems(source: Path, names: Mapping[str, str]) -> list[Problem]:
-    """Columns that are called otherwise than anybody would think who knows that blanks become lines."""
+    """Columns whose names differ from the expected ones, in which blanks become underscores."""
     return [
         Problem("renamed column", source.name, f"column '{name}' is called '{new}' in filters", "mended")
         for name, new in names.items() if new != column_name(name)
@@ -213,7 +217,7 @@ def _clean_cell(value: Any) -> CellValue:
 
 
 def infer_column_type(cells: Iterable[CellValue]) -> tuple[ColumnType, str]:
-    """What a column holds, and what is to be told of it, "" for nothing.
+    """What a column holds, and a note on it, "" for none.
 
     >>> infer_column_type([2016, 2018]), infer_column_type(["3.5", "NaN", "7"])[0]
     (('integer', ''), 'number')
@@ -288,8 +292,10 @@ class _ImageNames:
         self.examples_by_difference: dict[str, list[str]] = {}
 
     def find(self, text: str) -> str | None:
-        """The image that a name means; None where there is none, or several. Blanks around it count only where an image
-        is called so."""
+        """The image that a name means; None where there is none, or several.
+
+        Blanks around it count only where an image is called so.
+        """
         if text in self.path_by_name:
             return self.path_by_name[text]
         image, difference = self._resolve(text.strip())

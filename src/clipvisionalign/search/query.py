@@ -40,12 +40,12 @@ class SearchQuery:
             ValueError: The count is below 1, there is nothing to search for, or the terms cannot be re-ranked.
         """
         if self.count < 1:
-            raise ValueError(f"at least 1 picture can be found, not {self.count}")
+            raise ValueError(f"at least 1 image can be found, not {self.count}")
         if self.vector is None:
             # Unit vectors: whether those of the model cancel each other is not known yet.
             combine_terms(self.terms, np.eye(len(self.terms), dtype=np.float32))
         if self.rerank and (not self.terms or any(term.is_image for term in self.terms)):
-            raise ValueError("re-ranking compares words with pictures: give words only")
+            raise ValueError("re-ranking compares words with images: give words only")
         if self.captions and (self.where.strip() or self.rerank):
             raise ValueError("captions are found without a filter and without re-ranking")
 

@@ -57,7 +57,7 @@ class Searcher:
         self.manifest: IndexManifest = read_manifest(index)
         self.run = Path(run or self.manifest.run)
         if not (self.run / "model.safetensors").is_file():
-            raise InvalidIndexError(f"{index}: its aligner {self.run} is not there; say where it is with --run")
+            raise InvalidIndexError(f"{index}: its aligner {self.run} is not there; give its path with --run")
         if aligner_fingerprint(self.run) != self.manifest.aligner:
             raise InvalidIndexError(f"{index}: it was made by another aligner than {self.run}")
         self.aligner: Aligner = load_aligner(self.run, device)
@@ -253,7 +253,7 @@ class Searcher:
         """
         raw = self.value(image_id, "raw")
         if not self.storage.has_file(raw):
-            raise KeyError(f"picture {image_id} is no longer where it was; index the folder again")
+            raise KeyError(f"image {image_id} is no longer where it was; index the folder again")
         return self.storage.image_source(raw)
 
     def value(self, image_id: int, column: str) -> Any:
@@ -271,7 +271,7 @@ class Searcher:
         """
         rows = self.rows([image_id], (column,))
         if not rows:
-            raise KeyError(f"no picture {image_id} in this index")
+            raise KeyError(f"no image {image_id} in this index")
         return rows[0][column]
 
     def rows(self, ids: Sequence[int], columns: Sequence[str]) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Where pictures and indexes lie, on this machine or behind a URL, and the pictures of a folder, each once.
+"""Where images and indexes lie, on this machine or behind a URL, and the images of a folder, each once.
 
 What a folder holds is listed whole: images, other names of one image, files that are none, and what could not be looked
 at. An index drops a row only where its file is known to be gone.
@@ -26,7 +26,7 @@ from clipvisionalign.images import HEAD_BYTES, ExcludedFiles, ImageError, first_
 
 @dataclass(frozen=True)
 class ImageFile:
-    """A file that may be a picture. raw: its path below the folder, in the bytes that the system has for it."""
+    """A file that may be an image. raw: its path below the folder, in the bytes that the system has for it."""
 
     raw: bytes
     size: int
@@ -57,7 +57,7 @@ def printable(text: str) -> str:
 
 
 class InvalidIndexError(ValueError):
-    """An index that cannot be used: the message says why, and what to do."""
+    """An index that cannot be used: the message has the reason and the remedy."""
 
 
 @dataclass
@@ -66,8 +66,8 @@ class FileListing:
 
     other_names: path -> that of the same file, which stands in `files`; not_taken: files that are no images;
     unreadable: path -> why the file cannot be looked at; missing: images that a data set names and that are gone;
-    dead_links: links that lead nowhere; unlisted: folder -> why it cannot be listed; known: path, or device and number,
-    of each file that was put in -> the path under which it stands in `files`.
+    dead_links: links that lead nowhere; unlisted: folder -> why it cannot be listed; path_by_file_id: path, or device
+    and number, of each file that was put in -> the path under which it stands in `files`.
     """
 
     files: list[ImageFile] = field(default_factory=list)
@@ -80,9 +80,9 @@ class FileListing:
     path_by_file_id: dict[bytes | tuple[int, int], bytes] = field(default_factory=dict, repr=False)
 
     def add(self, file: ImageFile, file_id: tuple[int, int]) -> bytes:
-        """Put in a file with the device and number that the system knows it by; the path under which it stands here,
+        """Add a file with its device and inode; the path under which it is listed,
         which is another one where it was put in before."""
-        # A file system that numbers no files tells none from another.
+        # A file system without inodes distinguishes none.
         canonical_path = self.path_by_file_id.setdefault(file_id if file_id[1] else file.raw, file.raw)
         if canonical_path == file.raw:
             self.files.append(file)
@@ -116,7 +116,7 @@ class FileListing:
 
 
 class Storage:
-    """A folder: a path of this machine, or a URL that fsspec reaches, such as s3://bucket/pictures."""
+    """A folder: a path of this machine, or a URL that fsspec reaches, such as s3://bucket/images."""
 
     def __init__(self, location: str | Path) -> None:
         self.is_local = "://" not in str(location)
@@ -136,7 +136,7 @@ class Storage:
         return self.location
 
     def exists(self) -> bool:
-        """Whether anything lies there."""
+        """Whether anything is there."""
         return self.folder.exists() if self.is_local else bool(self.filesystem.exists(self.root))
 
     def is_empty(self) -> bool:
@@ -189,12 +189,12 @@ class Storage:
         return bytes(self.filesystem.cat_file(path, start=0, end=HEAD_BYTES)) if info["type"] == "file" else b""
 
     def _walk(self, listing: FileListing, raw: Callable[[str], bytes]) -> dict[str, dict[str, Any]]:
-        """All that is no folder, by its path; folders that cannot be listed are put into `found`."""
+        """All that is no folder, by its path; folders that cannot be listed are put into `listing`."""
         from fsspec.asyn import AsyncFileSystem
 
         find_method = getattr(type(self.filesystem), "_find", AsyncFileSystem._find)
         if find_method is not AsyncFileSystem._find:
-            # Storage without true folders lists all below at once, and raises what goes wrong.
+            # Storage without true folders lists all below at once, and raises its errors.
             entries_by_path: dict[str, dict[str, Any]] = self.filesystem.find(self.root, detail=True)
             return entries_by_path
         # fsspec's own walk passes over folders that it cannot list.
@@ -216,24 +216,24 @@ class Storage:
         return everything
 
     def image_source(self, raw: bytes) -> Path | bytes:
-        """A picture below, as what `open_image` takes. Raises ImageError where a URL has it no longer."""
+        """An image below, as what `open_image` takes. Raises ImageError where a URL has it no longer."""
         if self.is_local:
             return self.folder / os.fsdecode(raw)
         try:
             return bytes(self.filesystem.cat_file(f"{self.root}/{raw.decode('utf-8', 'surrogatepass')}"))
         except OSError as error:
             name = raw.decode("utf-8", "backslashreplace")
-            raise ImageError("missing picture", f"{self.location}/{name}: {error}") from None
+            raise ImageError("missing image", f"{self.location}/{name}: {error}") from None
 
     def has_file(self, raw: bytes) -> bool:
-        """Whether a picture is still there."""
+        """Whether an image is still there."""
         if self.is_local:
             return (self.folder / os.fsdecode(raw)).is_file()
         return bool(self.filesystem.isfile(f"{self.root}/{raw.decode('utf-8', 'surrogatepass')}"))
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """While this process writes here. Raises TimeoutError where another one does; of a URL nothing is known."""
+        """While this process writes here. Raises TimeoutError where another one does; not checked for a URL."""
         if not self.is_local:
             yield
             return
@@ -243,7 +243,7 @@ class Storage:
 
 
 def content_hash(source: Path | bytes) -> str:
-    """A hash of a picture's bytes. Raises OSError."""
+    """A hash of an image's bytes. Raises OSError."""
 
     def new() -> Any:
         return hashlib.blake2b(digest_size=16)
@@ -253,7 +253,7 @@ def content_hash(source: Path | bytes) -> str:
 
 
 def _error_reason(error: OSError) -> str:
-    """What went wrong, without the path, which is told before it."""
+    """The error without the path, which precedes it."""
     return error.strerror or str(error)
 
 
@@ -264,7 +264,7 @@ def clamp_time_ns(when: int) -> int:
 
 
 def _modified_ns(info: dict[str, Any]) -> int:
-    """When storage says that a file was changed, by the names that its kinds have for it; 0 where it does not."""
+    """When a file was changed, by the names that its kinds have for it; 0 where it does not."""
     when = next((info[name] for name in ("mtime", "LastModified", "last_modified", "updated", "created")
                  if info.get(name)), 0)  # fmt: skip
     if isinstance(when, str):

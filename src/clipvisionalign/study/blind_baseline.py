@@ -1,6 +1,6 @@
-"""The control beside the minimal pairs: does a language model tell the twins apart without the picture?
+"""The control beside the minimal pairs: does a language model distinguish the foils without the image?
 
-Where it does, a twin is merely an unlikely sentence, and a model that outscores it need not have looked. The language
+Where it does, a foil is merely an unlikely sentence, and a model that outscores it need not use the image. The language
 model is a trigram of the training captions with Witten-Bell's smoothing, which is what a text tower could have learned
 from the same captions at least.
 
@@ -53,7 +53,7 @@ def tokenize_words(caption: str) -> list[str]:
     """
     kept = "".join(
         f" {sign} " if unicodedata.east_asian_width(sign) in "WF" and unicodedata.category(sign)[0] == "L"
-        # Marks are parts of words: of the vowels of Hindi, say.
+        # Marks are parts of words: such as the vowels of Hindi.
         else sign if unicodedata.category(sign)[0] in "LMN" or sign == "'" else " "
         for sign in unicodedata.normalize("NFC", caption.lower())
     )  # fmt: skip
@@ -63,8 +63,9 @@ def tokenize_words(caption: str) -> list[str]:
 def blind_accuracy(captions: Sequence[str], pairs: Sequence[MinimalPair]) -> dict[str, list[float]]:
     """By kind, for each pair whether the true caption is the likelier sentence: 1, 0, or 0.5 for a tie.
 
-    A kind of which the language model knows less than half of the words, as they are of another language, is left out:
-    it would tell nothing apart, whatever there is to tell.
+    A kind of which less than half of the words are in the language model's vocabulary, as in another language, is left
+    out:
+    it would distinguish nothing.
     """
     if not pairs:
         return {}

@@ -16,7 +16,7 @@ from clipvisionalign.study.trial_checks import settings_hash
 def steps_by_variant(
     plan: Plan, trials: list[Trial], study: Path, eval_data: CaptionedImages, say: Log
 ) -> dict[str, int]:
-    """How many steps each variant's seconds pay for: found once, and kept; empty for a budget of pictures."""
+    """How many steps each variant's seconds pay for: found once, and kept; empty for a budget of images."""
     steps = recorded_steps(plan, trials, study)
     unknown = [trial for trial in trials if trial.variant not in steps]
     if plan.budget.same == "pictures" or not unknown:
@@ -27,13 +27,15 @@ def steps_by_variant(
 
 
 def recorded_steps(plan: Plan, trials: list[Trial], study: Path) -> dict[str, int]:
-    """The steps that are kept of variants with these settings. Raises FileExistsError where runs are there that were
-    given other seconds, or none."""
+    """The steps that are kept of variants with these settings.
+
+    Raises FileExistsError where runs are there that were given other seconds, or none.
+    """
     if plan.budget.same == "pictures":
         return {}
     path = study / BUDGET_FILE
     saved = read_json(path) if path.is_file() else {"steps": {}}
-    # Those of an earlier version do not tell what they are of.
+    # Those of an earlier version do not record what they are of.
     saved_settings, same = saved.get("settings", {}), saved.get("seconds") == plan.budget.seconds
     steps: dict[str, int] = {}
     for trial in trials:

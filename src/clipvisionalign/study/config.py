@@ -45,7 +45,7 @@ class Budget:
     """What every cell may spend: which answers different questions.
 
     Args:
-        same: "pictures", every variant sees the same number of pictures, as the settings say (which design makes more
+        same: "pictures", every variant sees the same number of images, as the settings say (which design makes more
             of the same data?), or "seconds", every variant trains for about as long (which makes more of the same
             time?).
         seconds: of a training, for "seconds"; a short probe turns them into steps, the same in every seed.
@@ -61,13 +61,13 @@ class Measurements:
 
     Args:
         composition: minimal pairs of each kind at most, 0 for none.
-        minimal_pairs: a published set as well (ARO, SugarCrepe, Winoground), where it lies on disk.
-        minimal_pair_images: where its pictures are, if not beside it.
+        minimal_pairs: a published set as well (ARO, SugarCrepe, Winoground), by its path.
+        minimal_pair_images: where its images are, if not beside it.
         audit_images: images in the audit of each cell, 10 at least: plans from before that ask for fewer get those.
         rounds: how often time and memory are measured in a fresh process; variants take turns.
-        brief: measure them on fewer captions and pictures, no caption above 64 tokens, in a quarter of the time.
+        brief: measure them on fewer captions and images, no caption above 64 tokens, in a quarter of the time.
         protocol: also show what other protocols would have made of the same models, apart from all results.
-        examples: pictures in the report.
+        examples: images in the report.
     """
 
     composition: Count = 250
@@ -124,7 +124,7 @@ class Plan:
         data: the data set, in any layout that `train` reads; empty to draw scenes.
         scenes: how many scenes to draw, where there is no data.
         drawing: how they are drawn.
-        layout: how the data set lies there.
+        layout: the dataset layout.
         group: a column of its table whose images stand in one split, as in `train`.
         identity: which captions belong to which images, as in `train`: the same for all variants.
         split: which split is measured; checkpoints are chosen on dev in any case.
@@ -172,6 +172,7 @@ class Trial:
 
     @property
     def folder(self) -> Path:
+        """The run folder of the trial."""
         return Path(self.config.out)
 
 
@@ -187,7 +188,7 @@ def data_source(plan: Plan, study: Path) -> str:
 def trials_of(plan: Plan, study: Path, steps: dict[str, int] | None = None) -> list[Trial]:
     """All cells in the order in which they are trained: seed after seed, what others stand on first.
 
-    steps: by variant, where the budget is one of seconds. Raises ValueError for settings that `train` does not know.
+    steps: by variant, where the budget is one of seconds. Raises ValueError for settings that `train` does not have.
     """
     order = sorted(plan.variants, key=lambda name: _base_depth(plan, name))
     return [
@@ -231,7 +232,7 @@ def variant_config(plan: Plan, name: str, extra_defaults: dict[str, Any] | None 
 
 
 def merge_settings(base: dict[str, Any], override: dict[str, Any]) -> dict[str, Any]:
-    """Nested settings, those of `above` counting more."""
+    """Nested settings, those of `override` counting more."""
     result = copy.deepcopy(base)
     for key, value in override.items():
         are_dicts = isinstance(value, dict) and isinstance(result.get(key), dict)

@@ -30,7 +30,7 @@ def measure_cost_rounds(
 ) -> dict[str, dict[str, Any]]:
     """Time and memory of each variant's first finished run, in fresh processes that take turns; of a variant whose
     process fails the rounds that did not. What was measured on another machine, or with other versions, is measured
-    again; where nothing is measured it is taken, and told."""
+    again; where nothing is measured it is taken, and reported."""
     plan, eval_data, folder = context.plan, context.eval_data, context.study / "costs"
     trial_by_variant = first_trials(finished)
     schedule = [(round_number, name) for round_number in range(plan.measure.rounds) for name in trial_by_variant]

@@ -30,8 +30,8 @@ from clipvisionalign.study.validation import PlanError
 class StudyContext:
     """What a study's cells are measured on, and how.
 
-    part: the split that is measured; pairs: sets of minimal pairs by name; overlap: images in two splits, None where
-    there is one split. only_kept: nothing is measured: what was measured before is taken.
+    eval_data: the split that is measured; pairs: sets of minimal pairs by name; overlap: images in two splits, None
+    where there is one split. read_only: nothing is measured: what was measured before is taken.
     """
 
     plan: Plan
@@ -134,7 +134,7 @@ def open_study_data(plan: Plan, study: Path, scenes_folder: Path, say: Log) -> C
 
 
 def _draw_scenes(folder: Path, plan: Plan) -> None:
-    """A drawing that was cut off is begun again."""
+    """A plot that was interrupted is drawn again."""
     drawing = plan.drawing
     folder.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(folder, sync=False) as aside:

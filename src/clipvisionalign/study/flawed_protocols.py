@@ -1,7 +1,7 @@
 """What it would have looked like: the same models under protocols that small scripts use. None of it is a result.
 
-- Recall inside a batch: a batch of 8 has 8 pictures to find the right one among, and chance is 1 in 8.
-- A caption encoder that is shown the true picture: its vector carries the picture, and finds it again.
+- Recall inside a batch: a batch of 8 has 8 images to find the right one among, and chance is 1 in 8.
+- A caption encoder that is shown the true image: its vector carries the image, and finds it again.
 
 What is measured here goes into a block of its own in report.json; `fence.py` keeps it out of the results.
 """
@@ -23,14 +23,14 @@ from clipvisionalign.retrieval.metrics import retrieval_metrics
 from clipvisionalign.retrieval.ranks import Positives, ranks_of_vectors
 
 IN_BATCH_SIZES = (8, 32)
-#: Training pictures of the leaking model, passes over them, and pictures of the gallery that it is shown on.
+#: Training images of the leaking model, passes over them, and images of the gallery that it is shown on.
 LEAK_IMAGES, LEAK_STEPS, LEAK_BATCH = 256, 150, 64
 
 
 def in_batch_recall(
     image_vectors: np.ndarray, caption_vectors: np.ndarray, caption_image: np.ndarray, size: int, seed: int = 0
 ) -> dict[str, float]:
-    """Recall@1 and @5 inside batches of `size` pairs, one caption a picture, averaged over all batches of one pass.
+    """Recall@1 and @5 inside batches of `size` pairs, one caption an image, averaged over all batches of one pass.
 
     Both ways at once, as such scripts print it; shares from 0 to 1. Raises ValueError where there is not one batch.
     """
@@ -51,7 +51,7 @@ def in_batch_recall(
 
 
 class LeakingCaptions(nn.Module):
-    """Captions whose tokens attend to the patches of their own, true picture before they become a vector."""
+    """Captions whose tokens attend to the patches of their own, true image before they become a vector."""
 
     def __init__(self, token_width: int, width: int, heads: int = 4) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ class LeakingCaptions(nn.Module):
         self.out = nn.Linear(width, width)
 
     def forward(self, tokens: Tensor, mask: Tensor, patches: Tensor) -> Tensor:
-        """tokens: (b, T, W); mask: (b, T); patches: (b, P, D) of each caption's true picture -> (b, D) unit vectors."""
+        """tokens: (b, T, W); mask: (b, T); patches: (b, P, D) of each caption's true image -> (b, D) unit vectors."""
         x = self.cross(self.tokens_in(tokens), self.cross.key_value(patches))
         weights = mask[..., None].to(x.dtype)
         return F.normalize(self.out((x * weights).sum(1) / weights.sum(1)), dim=-1)
@@ -68,7 +68,7 @@ class LeakingCaptions(nn.Module):
 
 class LeakingModel:
     """The leaking encoder behind the contract of every model: it answers `encode_images` and `encode_captions`, and
-    remembers the pictures that it was shown last, as code does that hands both to one forward pass."""
+    remembers the images that it was shown last, as code does that hands both to one forward pass."""
 
     def __init__(self, aligner: Aligner, leak: LeakingCaptions) -> None:
         self.aligner, self.leak = aligner, leak
@@ -82,8 +82,8 @@ class LeakingModel:
 
     @torch.no_grad()
     def encode_captions(self, captions: Any) -> Tensor:
-        """(M, D): caption i is shown picture i of those before, or its share of them."""
-        assert self.patches is not None, "the leaking model has seen no picture yet"
+        """(M, D): caption i is shown image i of those before, or its share of them."""
+        assert self.patches is not None, "the leaking model has seen no image yet"
         captions_per_image = max(1, len(captions) // len(self.patches))
         return self.with_true_images(
             captions, (np.arange(len(captions)) // captions_per_image).clip(max=len(self.patches) - 1)
@@ -91,7 +91,7 @@ class LeakingModel:
 
     @torch.no_grad()
     def with_true_images(self, captions: Any, caption_image: np.ndarray) -> Tensor:
-        """(M, D), every caption shown the picture that it should find."""
+        """(M, D), every caption shown the image that it should find."""
         assert self.patches is not None
         vectors = []
         for start in range(0, len(captions), LEAK_BATCH):
@@ -121,7 +121,7 @@ def caption_parts(aligner: Aligner, captions: Any) -> tuple[Tensor, Tensor]:
 
 
 def train_leaking(aligner: Aligner, train: CaptionedImages, seed: int = 0) -> LeakingModel:
-    """Train the leaking encoder on a few hundred training pictures; the towers stay as they are."""
+    """Train the leaking encoder on a few hundred training images; the towers stay as they are."""
     subset = train.first_by_hash(LEAK_IMAGES)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad(), torch.random.fork_rng():
@@ -168,7 +168,7 @@ def measure_flawed_protocols(
     leaking = train_leaking(aligner, train, seed)
     leaking_images = leaking.encode_images(images).numpy()
     leaking_captions = leaking.with_true_images(eval_data.captions, caption_image).numpy()
-    header = {"protocol": "captions shown their true picture", "honest": False, "of": len(images)}
+    header = {"protocol": "captions shown their true image", "honest": False, "of": len(images)}
     bars.append({**header, **_recall_both_directions(leaking_images, leaking_captions, eval_data)})
     checks = audit(
         leaking, images, eval_data.captions, caption_image, eval_data.image_identity, None, sample=min(24, len(images)),

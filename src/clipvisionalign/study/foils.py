@@ -25,7 +25,7 @@ class HalfWeights:
 
     @classmethod
     def of(cls, eval_data: CaptionedImages, selection: dict[str, Any]) -> HalfWeights | None:
-        """Of a run's dev images, from what its results say was chosen; None where nothing was, or not by halves."""
+        """Of a run's dev images, from what its results have as chosen; None where nothing was, or not by halves."""
         halves = split_halves(eval_data) if selection.get("by") == "halves" and "weights" in selection else None
         if halves is None:
             return None
@@ -39,7 +39,7 @@ class HalfWeights:
 def foil_accuracy(
     aligner: Aligner, pairs: Sequence[MinimalPair], halves: HalfWeights | None = None
 ) -> dict[str, list[float]]:
-    """By kind, for each pair whether its true caption outscores the twin: 1, 0, or 0.5 for a tie.
+    """By kind, for each pair whether its true caption outscores the foil: 1, 0, or 0.5 for a tie.
 
     halves: images that took part in choosing the weights are scored by those that the other half chose.
     """
@@ -60,7 +60,7 @@ def foil_accuracy(
 
 
 class _DedupedPairs:
-    """An aligner asked for pairs: a picture that is in several of them is encoded once."""
+    """An aligner asked for pairs: an image that is in several of them is encoded once."""
 
     def __init__(self, aligner: Aligner) -> None:
         self.aligner = aligner

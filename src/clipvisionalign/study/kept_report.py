@@ -15,9 +15,10 @@ from clipvisionalign.study.report.summary import report_claims
 def merge_with_earlier(
     study: Path, before: dict[str, Any] | None, report: dict[str, Any], gaps: Gaps, say: Log
 ) -> dict[str, Any]:
-    """A report that was made anew, with what only the earlier one has; the earlier one where it has results that this
-    one lacks. One that cannot be read is kept under another name; raises ValueError where nothing takes its
-    place."""
+    """A new report, with what only the earlier one has; the earlier one where it has results that this one lacks.
+
+    One that cannot be read is kept under another name; raises ValueError where nothing takes its place.
+    """
     path = study / "report.json"
     if before is None:
         if path.is_file() and not report["results"]["variants"]:
@@ -37,7 +38,7 @@ def merge_with_earlier(
 
 
 def lacks_results(study: Path, before: dict[str, Any], report: dict[str, Any], say: Log) -> bool:
-    """Whether a report lacks results of the earlier one, which then stays: that is said."""
+    """Whether a report lacks results of the earlier one, which then stays: that is reported."""
     lost = trials_with_results(before) - trials_with_results(report)
     if lost:
         named = ", ".join(f"{name}-{seed}" for name, seed in sorted(lost))
@@ -71,8 +72,8 @@ def _set_aside_unreadable(report: Path, say: Log) -> None:
 
 
 def replace_report(study: Path, report: dict[str, Any], say: Log) -> None:
-    """Write a report, unless the one that is there has results that it lacks, which is said; raises ValueError, where
-    there is no result, with the reasons."""
+    """Write a report, unless the one that is there has results that it lacks, which is reported; raises ValueError,
+    where there is no result, with the reasons."""
     empty = not report["results"]["variants"]
     before = read_earlier_report(study, say)
     if before is None:

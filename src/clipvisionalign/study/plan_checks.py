@@ -65,7 +65,7 @@ def check_plan(plan: Plan) -> None:
 
 
 def _check_equal(plan: Plan) -> None:
-    """Raises PlanError for a variant that another one is already, under another name, unless it says so."""
+    """Raises PlanError for a variant that another one is already, under another name, unless it is marked so."""
     kinds: dict[str, list[str]] = {}
     for name, variant in plan.variants.items():
         settings = effective(variant_config(plan, name))
@@ -171,7 +171,7 @@ def _key_of_setting(plan: Plan, name: str, setting: str) -> KeyPath | None:
     return None
 
 
-#: Settings that errors of `train` tell of by their values.
+#: Settings that errors of `train` name by their values.
 NAMES = (
     "model.image_tower.name", "model.image_tower.weights", "model.text_tower.name", "model.text_tower.weights",
     "loss.name", "device", "trackers",
@@ -179,8 +179,8 @@ NAMES = (
 
 
 def place_of_fault(plan: Plan, name: str, message: str) -> KeyPath:
-    """Where in the plan a variant's fault stands, of which `train` tells: by the flags in the message, by the names of
-    towers in it, else the variant itself."""
+    """The location in the plan of a variant's fault, from the error of `train`: by the flags in the message, by the
+    names of towers in it, else the variant itself."""
     config = variant_config(plan, name)
     flags = [flag.rstrip(".") for flag in re.findall(r"--([\w.]+)", message)]
     named = {setting: str(reduce(getattr, setting.split("."), config)) for setting in NAMES}

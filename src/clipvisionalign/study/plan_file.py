@@ -56,7 +56,7 @@ def read_kept_plan(path: Path) -> Plan:
 
 @contextmanager
 def told_with_lines(name: str | Path) -> Iterator[None]:
-    """What comes to light of a plan's settings where it is carried out is told with file and line, as by `read_plan`;
+    """Errors in a plan's settings that occur when it is carried out get file and line, as from `read_plan`;
     what flags of the command line ask for has none."""
     try:
         yield

@@ -19,8 +19,10 @@ from clipvisionalign.study.trial_checks import recorded_layout
 
 
 def prepare_plan(plan: Plan, study: Path, say: Log) -> Plan:
-    """The plan as it is carried out. Raises PlanError for one that cannot be, FileExistsError where the folder holds
-    something that is no study."""
+    """The plan as it is carried out.
+
+    Raises PlanError for one that cannot be, FileExistsError where the folder holds something that is no study.
+    """
     if plan.data and plan.scenes:
         say(f"no effect of 'scenes' and 'drawing': the data set is {plan.data}")
         plan = replace(plan, scenes=0, drawing=Drawing())
@@ -42,7 +44,7 @@ def prepare_plan(plan: Plan, study: Path, say: Log) -> Plan:
 
 def in_recorded_layout(plan: Plan, study: Path, say: Log) -> Plan:
     """A plan that leaves the layout open, with the one that the study's own runs read the data set in, where that is
-    taken for another by now: which is said. Not for a budget of seconds, whose steps are kept by all settings, nor
+    taken for another by now: which is reported. Not for a budget of seconds, whose steps are kept by all settings, nor
     where dev is of another data set, which has a layout of its own."""
     if plan.layout != "auto" or not plan.data or plan.budget.same == "seconds" or plan.settings.get("dev_data"):
         return plan

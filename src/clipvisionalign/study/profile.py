@@ -26,17 +26,17 @@ PROFILED_PAIRS = 1000
 TOKEN_LENGTHS = (8, 16, 32, 64, 128, 256, 512)
 BATCH_SIZES = (1, 8, 64, 250)
 #: A brief measurement: longest caption in tokens, most captions in a batch and in all, captions one at a time,
-#: pictures, repeats.
+#: images, repeats.
 BRIEF_LENGTH, BRIEF_BATCH, BRIEF_MIN_CAPTIONS, BRIEF_IMAGES, BRIEF_REPEATS = 64, 64, 16, 16, 3
 
 
 def profile_run(
     run: str | Path, data: str, split: str = "dev", layout: str = "auto", brief: bool = False
 ) -> dict[str, Any]:
-    """Milliseconds per caption, picture and 1,000 pairs, latency, by length and by batch; bytes stored, parameters,
+    """Milliseconds per caption, image and 1,000 pairs, latency, by length and by batch; bytes stored, parameters,
     FLOPs, energy where the machine reports it, and peak memory of a fresh process.
 
-    brief: fewer captions, pictures and repeats, and nothing long, in a quarter of the time.
+    brief: fewer captions, images and repeats, and nothing long, in a quarter of the time.
     Raises RuntimeError with the process's last words if it fails.
     """
     command = [sys.executable, "-m", "clipvisionalign.study.profile", str(run), data, split, layout]
@@ -51,9 +51,9 @@ def profile_run(
 def measure_costs(
     run: str, data: str, split: str, layout: str, load: Callable[[str], Any] | None = None, brief: bool = False
 ) -> dict[str, Any]:
-    """The measurement itself: the data's own captions at their own length, its own pictures.
+    """The measurement itself: the data's own captions at their own length, its own images.
 
-    load: gives the aligner of a run folder, `load_aligner` unless told.
+    load: gives the aligner of a run folder, `load_aligner` by default.
     """
     import torch
 
@@ -127,7 +127,7 @@ def measure_costs(
 
 
 def _by_batch(aligner: Any, captions: Sequence[str], size: int, min_captions: int) -> dict[str, Any]:
-    # One at a time a few tell as much as all, in a quarter of the time.
+    # One at a time a few measure as much as all, in a quarter of the time.
     subset = captions[: max(min_captions, size)]
     timing = _milliseconds(lambda: aligner.encode_captions(subset, batch=size), len(subset), 3)
     return {"batch": size, "ms_per_caption": timing}
@@ -163,8 +163,8 @@ def _caption_of_length(tower: Any, words: Sequence[str], length: int) -> str:
 
 
 def flops(config: Any, caption: str, image: Any) -> dict[str, int]:
-    """Floating-point operations of one caption and one picture, by PyTorch's counter, of an aligner as it trains: the
-    packed layers of a loaded one are not known to the counter."""
+    """Floating-point operations of one caption and one image, by PyTorch's counter, of an aligner as it trains: the
+    the counter does not count packed layers of a loaded one."""
     from torch.utils.flop_counter import FlopCounterMode
 
     from clipvisionalign.models.aligner import Aligner

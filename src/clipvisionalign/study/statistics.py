@@ -1,18 +1,18 @@
-"""What may be said of variants over seeds: means with intervals, differences, and which of them are shown.
+"""Statistics of variants over seeds: means with intervals, differences, and which of them are shown.
 
-Two things are drawn at random in a study: the pictures that the gallery happens to hold, and the seeds of the
-trainings. A figure of S seeds on N pictures is a table (S, N), what each picture brings to it in each run, and an
-interval has to count both: a hundred thousand pictures do not make up for two seeds. With both as random effects,
-crossed, the variance of the mean is that of the pictures, estimated by (MS pictures - MS rest) / (S N), plus that of
+Two things are drawn at random in a study: the images that the gallery happens to hold, and the seeds of the
+trainings. A figure of S seeds on N images is a table (S, N), what each image brings to it in each run, and an
+interval has to count both: a hundred thousand images do not make up for two seeds. With both as random effects,
+crossed, the variance of the mean is that of the images, estimated by (MS images - MS rest) / (S N), plus that of
 the seeds, estimated by MS seeds / (S N). Each half-width is squared and multiplied by the square of its own quantile,
 Student's with N - 1 and with S - 1 degrees of freedom, and the two are added (`half_width`): such an interval covers at
 least what it promises, however the variance is shared out between the two (Banerjee's inequality). It is never narrower
-than the interval of the pictures alone, and p is the level at which the interval ends at zero. Two seeds leave one
-degree of freedom, whose quantile is 12.7: the interval holds, and is wide. One seed alone says nothing of the seeds:
-its interval is of the pictures only, and is marked so (no spread).
+than the interval of the images alone, and p is the level at which the interval ends at zero. Two seeds leave one
+degree of freedom, whose quantile is 12.7: the interval holds, and is wide. One seed alone has no information on seeds:
+its interval is of the images only, and is marked so (no spread).
 
-Fewer than `MIN_IMAGES` pictures give no interval and no test. Where no two pictures differ there is no variance to go
-by: then the interval says how much a share of pictures that was not seen could change, of at most 1 - 0.025^(1 / N).
+Fewer than `MIN_IMAGES` images give no interval and no test. Where no two images differ there is no variance to go
+by: then the interval is how much a share of images that was not seen could change, of at most 1 - 0.025^(1 / N).
 
 `benchmarks/intervals.py` simulates the rule beside others.
 
@@ -40,8 +40,11 @@ COMPARED_METRICS = ("rsum", *(f"{way} recall_at_{k}" for way in ("image_to_text"
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over seeds and its 95% interval. spread: standard deviation between seeds, None for one seed. p: of its
-    being zero, two-sided. low, high and p are None where there is too little to say so."""
+    """A mean over seeds and its 95% interval.
+
+    spread: standard deviation between seeds, None for one seed. p: of its being zero, two-sided. low, high and p are
+    None where there is too little data.
+    """
 
     value: float
     low: float | None
@@ -56,8 +59,11 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Difference:
-    """a - b in one figure; seeds: those that both have, which are paired; p_holm: p corrected for all comparisons of
-    its family that are tested, None where this one is not; shown: whether that is below 5%."""
+    """a - b in one figure.
+
+    seeds: those that both have, which are paired; p_holm: p corrected for all comparisons of its family that are
+    tested, None where this one is not; shown: whether that is below 5%.
+    """
 
     a: str
     b: str
@@ -68,6 +74,7 @@ class Difference:
 
     @property
     def is_significant(self) -> bool:
+        """Whether p, corrected by Holm's procedure, is below `SIGNIFICANCE_LEVEL`."""
         return self.p_holm is not None and self.p_holm < SIGNIFICANCE_LEVEL
 
     def to_dict(self) -> dict[str, object]:
@@ -97,8 +104,10 @@ def image_contributions(ranks: PositiveRanks, caption_image: np.ndarray, metric:
 
 
 def of_units(table: np.ndarray, unit: np.ndarray) -> np.ndarray:
-    """What each unit brings to the mean of tables (..., N), in its linear part: (..., U), of the same mean. unit: (N,)
-    numbers from 0; entries of one unit are drawn together, and are no evidence beside each other."""
+    """What each unit brings to the mean of tables (..., N), in its linear part: (..., U), of the same mean.
+
+    unit: (N,) numbers from 0; entries of one unit are drawn together, and are no evidence beside each other.
+    """
     size = np.bincount(unit)
     mean = table.mean(axis=-1, keepdims=True)
     sums = np.apply_along_axis(lambda row: np.bincount(unit, row, len(size)), -1, table)
@@ -106,7 +115,7 @@ def of_units(table: np.ndarray, unit: np.ndarray) -> np.ndarray:
 
 
 def ratio_contributions(is_hit: np.ndarray, image_index: np.ndarray, images: int) -> np.ndarray:
-    """What each of N images brings to the percentage of queries that are found. found, image: (Q,) -> (N,)."""
+    """What each of N images brings to the percentage of queries that are found. is_hit, image_index: (Q,) -> (N,)."""
     queries_per_image = np.bincount(image_index, minlength=images)
     mean = is_hit.mean()
     hits_by_image = np.bincount(image_index, weights=is_hit, minlength=images)
@@ -114,7 +123,7 @@ def ratio_contributions(is_hit: np.ndarray, image_index: np.ndarray, images: int
 
 
 def mean_squares(table: np.ndarray) -> tuple[Any, Any, Any]:
-    """Mean squares of pictures, seeds and rest of tables (..., S, N); those of seeds and rest are 0 for one seed."""
+    """Mean squares of images, seeds and rest of tables (..., S, N); those of seeds and rest are 0 for one seed."""
     seeds, images = table.shape[-2:]
     by_image, by_seed = table.mean(axis=-2), table.mean(axis=-1)
     ms_image = seeds * by_image.var(axis=-1, ddof=1)
@@ -169,11 +178,11 @@ def _t_quantile(degrees_of_freedom: int, level: Any) -> Any:
 
 
 def estimate(table: np.ndarray, bounds: tuple[float, float] = (-np.inf, np.inf)) -> Estimate:
-    """The mean of (S, N), or of a difference of two such, with both seeds and pictures at random.
+    """The mean of (S, N), or of a difference of two such, with both seeds and images at random.
 
     bounds: between which the figure lies by its nature; the interval does not reach beyond. With fewer than
-    `MIN_IMAGES` pictures, or without bounds where no two pictures differ, interval and p are None. Raises ValueError
-    for no picture.
+    `MIN_IMAGES` images, or without bounds where no two images differ, interval and p are None. Raises ValueError
+    for no image.
 
     >>> import numpy as np
     >>> found = estimate(np.array([[0.0, 20, 0, 40, 0, 20, 0, 60], [20.0, 20, 0, 20, 0, 0, 20, 40]]), (-600, 600))
@@ -197,7 +206,7 @@ def estimate(table: np.ndarray, bounds: tuple[float, float] = (-np.inf, np.inf))
     unseen = unseen_share(images)
     low = min(value - margin, value - unseen * (value - bounds[0]))
     high = max(value + margin, value + unseen * (bounds[1] - value))
-    # The same the other way round: the share of pictures at the far bound with which the mean would be zero.
+    # The same the other way round: the share of images at the far bound with which the mean would be zero.
     far_bound = bounds[0] if value > 0 else bounds[1]
     p = max(p, min(1.0, 2 * (far_bound / (far_bound - value)) ** images)) if value and far_bound else p
     return Estimate(value, max(low, bounds[0]), min(high, bounds[1]), spread, p)
@@ -225,10 +234,10 @@ def holm_correction_of_tested(p: Sequence[float | None]) -> list[float | None]:
 
 
 def pairwise_differences(family: Mapping[str, Mapping[str, Mapping[int, np.ndarray]]]) -> list[Difference]:
-    """Every two variants in every figure of a family: on the same pictures, and each seed with the same of the other.
+    """Every two variants in every figure of a family: on the same images, and each seed with the same of the other.
 
     family: figure -> variant -> seed -> (N,). A seed that only one of two has is left out of their difference, and two
-    without a common seed have none (`unpaired` names both). p is corrected over the whole family.
+    without a common seed have none (`unpaired_seeds` names both). p is corrected over the whole family.
     """
     estimates: list[tuple[str, str, str, tuple[int, ...], Estimate]] = []
     for metric, tables in family.items():
@@ -243,8 +252,10 @@ def pairwise_differences(family: Mapping[str, Mapping[str, Mapping[int, np.ndarr
 
 
 def unpaired_seeds(seeds: Mapping[str, Sequence[int]]) -> list[dict[str, Any]]:
-    """Every two variants of which one has seeds that the other lacks: "paired", "only_a", "only_b". seeds: by
-    variant."""
+    """Every two variants of which one has seeds that the other lacks: "paired", "only_a", "only_b".
+
+    seeds: by variant.
+    """
     rows = []
     for a, b in combinations(seeds, 2):
         only_a, only_b = ([seed for seed in seeds[one] if seed not in seeds[other]] for one, other in ((a, b), (b, a)))

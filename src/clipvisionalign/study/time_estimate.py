@@ -36,7 +36,7 @@ class StepTiming:
 
 
 def time_steps(config: RunConfig, eval_data: CaptionedImages) -> StepTiming:
-    """Time a few steps of a training, and the encoding of a few pictures and captions of `part`."""
+    """Time a few steps of a training, and the encoding of a few images and captions of `eval_data`."""
     check_settings(config)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -55,7 +55,7 @@ def time_steps(config: RunConfig, eval_data: CaptionedImages) -> StepTiming:
 
 
 def _ignore(line: str) -> None:
-    """A probe says nothing."""
+    """A probe prints nothing."""
 
 
 def _seconds(work: Callable[[], Any]) -> float:
@@ -73,19 +73,21 @@ def steps_in_time(seconds: float, timing: StepTiming) -> int:
 def estimate_seconds(
     plan: Plan, trials: list[Trial], timings: dict[str, StepTiming], train_images: int, eval_data: CaptionedImages
 ) -> dict[str, float]:
-    """Seconds by what they go into. Encoding is counted as often as the study does it; a frozen picture tower looks at
-    every picture once for all cells."""
+    """Seconds by what they go into.
+
+    Encoding is counted as often as the study does it; a frozen image tower looks at every image once for all cells.
+    """
     first_config = trials[0].config
     train_image_count = min(train_images, first_config.train_images or train_images)
     frozen = first_config.freeze in IMAGE_FROZEN
     views = 1 if first_config.augment == "none" else first_config.views
     seconds_by_phase = {
-        "features of the frozen picture tower": 0.0,
+        "features of the frozen image tower": 0.0,
         "training": 0.0,
         "dev figures, audits, minimal pairs": 0.0,
     }
     if frozen:
-        seconds_by_phase["features of the frozen picture tower"] = timings[trials[0].variant].seconds_per_image * (
+        seconds_by_phase["features of the frozen image tower"] = timings[trials[0].variant].seconds_per_image * (
             train_image_count * views + len(eval_data)
         )
     captions = len(eval_data.captions)

@@ -20,8 +20,8 @@ PINNED_TOWERS_FILE = "towers.json"
 def pin_tower_commits(trials: Sequence[Trial], study: Path, say: Log) -> list[Trial]:
     """The cells that are to be trained with one commit of the hub for each tower's name, whenever they are trained.
 
-    What cannot be had now is left as it is: those cells say why when their turn comes. Raises FileExistsError, before
-    anything is written, where another run is in a cell's place (`refuse_other_settings`).
+    What cannot be had now is left as it is: those cells raise the reason when their turn comes. Raises FileExistsError,
+    before anything is written, where another run is in a cell's place (`refuse_other_settings`).
     """
     for trial in trials:
         refuse_other_settings(trial)

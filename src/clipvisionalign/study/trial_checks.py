@@ -53,8 +53,8 @@ def refuse_other_settings(trial: Trial) -> None:
 
 
 def _with_resolved_paths(config: RunConfig, directory: Path) -> RunConfig:
-    """A cell's settings with each path as it lies, however the study, or the data, was named: what is within the study
-    by its place there. directory: that paths are relative to."""
+    """A cell's settings with resolved paths, independent of how the study, or the data, was named: what is within the
+    study by its place there. directory: that paths are relative to."""
     study = (directory / config.out).resolve().parent.parent
 
     def resolve(name: str) -> str:
@@ -88,7 +88,7 @@ def settings_hash(trial: Trial) -> str:
 
 def refuse_other_base(trial: Trial, say: Log = lambda line: None) -> None:
     """Raises FileExistsError where a cell's run, finished or stopped, was begun from other weights than those of the
-    cell that it stands on: that one was trained anew since. A run from before this was recorded cannot be compared:
+    cell that it stands on: that one was trained again since. A run from before this was recorded cannot be compared:
     that is said."""
     has_run = (trial.folder / "results.json").is_file() or list_checkpoints(trial.folder)
     if not trial.config.init or not has_run:
@@ -99,8 +99,8 @@ def refuse_other_base(trial: Trial, say: Log = lambda line: None) -> None:
         say(f"{trial.folder}: from before that was recorded: {note}")
     elif init_run.contents != run_hash(base):
         raise FileExistsError(
-            f"{trial.folder}: stands on other weights than {base} has now, which was trained anew since; remove "
-            f"{trial.folder}, to train it anew too, or give another --out"
+            f"{trial.folder}: stands on other weights than {base} has now, which was trained again since; remove "
+            f"{trial.folder}, to train it again too, or give another --out"
         )
 
 
@@ -113,8 +113,8 @@ def recorded_layout(run: Path) -> str:
 
 
 def refuse_changed_data(cells: Sequence[Trial]) -> None:
-    """Raises DataError where finished cells were trained on other data than lies there now: figures of both would stand
-    beside each other. Of those that recorded the same, one is compared; what cannot be compared is told of when its
+    """Raises DataError where finished cells were trained on other data than is there now: figures of both would stand
+    beside each other. Of those that recorded the same, one is compared; what cannot be compared is reported when its
     turn comes (`train_trial`)."""
     finished: dict[str, Trial] = {}
     for cell in cells:

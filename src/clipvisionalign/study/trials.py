@@ -72,7 +72,7 @@ def measure_trials(
 def _unmeasured_state(trial: Trial, messages: Sequence[str]) -> tuple[str, str]:
     """State and reason of a trained cell without figures of this data."""
     reason = read_failures(trial.folder.parent.parent).get(trial.folder.name, "")
-    # Why a training failed says nothing of a cell that is trained by now.
+    # Why a training failed does not apply to a cell that is trained by now.
     if reason.startswith(MEASURING_PREFIX):
         return FAILED, reason
     return NOT_MEASURED, why_not_kept(messages) or "trained, and not measured yet"
@@ -116,5 +116,5 @@ def train_trials(trials: list[Trial], gaps: Gaps, say: Log, tower_caches: dict[s
             except Exception as error:
                 gaps.record_failure(trial, f"{type(error).__name__}: {error}".splitlines()[0])
         state, reason = gaps.states[trial.variant, trial.seed]
-        say(f"{trial.folder.name}: {state.upper()}: {reason}; the rest goes on")
+        say(f"{trial.folder.name}: {state.upper()}: {reason}; the rest continues")
     return trained

@@ -1,4 +1,4 @@
-"""Values from YAML to a dataclass, by pydantic: each fault is told with its key, and the key's line in the file.
+"""Values from YAML to a dataclass, by pydantic: each fault has its key, and the key's line in the file.
 
 YAML is read more strictly than PyYAML does it: a key that stands twice is a fault, as one of them would be lost, and
 what is no plain number is the text that stands there (`plain_yaml.py`).
@@ -23,7 +23,7 @@ from clipvisionalign.data.text_files import decode
 
 #: Where a value stands: keys, and places in lists.
 KeyPath = tuple[str | int, ...]
-#: Names up to so many are all told, where one of them is asked for.
+#: Up to so many valid names are all listed.
 MAX_LISTED_NAMES = 16
 
 
@@ -58,8 +58,11 @@ def format_key(key: KeyPath) -> str:
 
 
 class MarkedYaml:
-    """A YAML file's values, and the line of each key. Raises ValueError with file and line for what is no YAML, for a
-    key that stands twice or is no text, and for a kind of value that a plan has none of."""
+    """A YAML file's values, and the line of each key.
+
+    Raises ValueError with file and line for what is no YAML, for a key that stands twice or is no text, and for a kind
+    of value that a plan has none of.
+    """
 
     def __init__(self, name: str, content: bytes) -> None:
         self.name = name
@@ -146,8 +149,9 @@ _ALLOWED_TAGS = {f"tag:yaml.org,2002:{name}" for name in ("str", "int", "float",
 
 
 def validate_as(kind: type, values: Any, key: KeyPath = ()) -> Any:
-    """A dataclass from what YAML or JSON holds; nothing is taken for what it is not, and no key is left over. A text
-    that is a number, such as YAML's 1e-4, is one.
+    """A dataclass from what YAML or JSON holds; nothing is taken for what it is not, and no key is left over.
+
+    A text that is a number, such as YAML's 1e-4, is one.
 
     key: where the values stand in the plan. Raises PlanError with all that is wrong.
     """
@@ -220,7 +224,7 @@ def format_json(value: Any) -> str:
 
 
 def suggest_name(name: str, names: list[str]) -> str:
-    """What to say after an unknown name: the nearest of those that there are, by their last part; or all of a few.
+    """The hint after an unknown name: the nearest of those that there are, by their last part; or all of a few.
 
     >>> suggest_name("epoch", ["epochs", "batch"]), suggest_name("x", ["epochs", "batch"])
     ("; is it 'epochs'?", '; there are epochs, batch')

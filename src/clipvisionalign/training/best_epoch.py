@@ -42,9 +42,10 @@ def save_chosen_models(
 ) -> None:
     """After an epoch: the run folder holds the model that all of dev chooses, and beside it what only a half does.
 
-    save: writes the model of this epoch into a folder. before: the epoch whose model the run folder holds, 0 for none.
+    save: writes the model of this epoch into a folder. saved_epoch: the epoch whose model the run folder holds, 0 for
+    none.
     best: of all of dev, then of each half. What stands in the run folder is set aside before it is replaced, so that a
-    run that is cut off anywhere still has, or makes again, what its checkpoint speaks of. Raises OSError.
+    run that is interrupted anywhere still has, or recomputes, what its checkpoint refers to. Raises OSError.
     """
     chosen = best[0].epoch
     for other in {each.epoch for each in best[1:]} - {chosen}:

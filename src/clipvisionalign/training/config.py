@@ -28,22 +28,23 @@ class RunConfig:
             `save_to_disk`.
         dev_data: where the dev split is, if not there.
         out: the run folder to write.
-        layout: how the data set lies there; "auto" recognises it.
+        layout: the dataset layout; "auto" recognises it.
         group: a column of a table: without splits of its own, all images with one value of it stand in one split, as
             those of one identity do.
         identity: which captions belong to which images: "auto", an image's own, and those of all images of the identity
             that the data set gives it; "caption", also every caption that is equal to one of them word by word; "none",
             its own alone.
         model: the towers and the attention design.
-        init: a finished run to start from, with the same towers, tokenizer and pooling; what it lacks (a fusion, say)
-            starts anew, and has to be trained.
+        init: a finished run to start from, with the same towers, tokenizer and pooling; what it lacks (such as a
+        fusion)
+            is reinitialised, and has to be trained.
         epochs: passes over the training images.
         steps: end after so many steps, wherever in an epoch that is; 0 for all steps of all epochs.
         train_images: train on so many images only, the first by a hash of their names; 0 for all.
         batch: images in a step, over all processes; each brings all of its captions.
         chunk: images that go through the towers at a time, for batches beyond memory (gradient caching); 0 for all.
         text_lr: learning rate of the text tower.
-        image_lr: learning rate of the picture tower, where it is trained.
+        image_lr: learning rate of the image tower, where it is trained.
         head_lr: learning rate of the projection heads and the fusion.
         loss: what the dual encoder is trained with.
         weight_decay: AdamW's.
@@ -54,26 +55,26 @@ class RunConfig:
         layer_decay: a tower's last layer learns at its rate, the one before at this times it, and so on.
         peft: "lora" trains low-rank adapters instead of a tower's own weights (needs clipvisionalign[scale]).
         lora: the adapters.
-        augment: how training pictures vary; mirroring is left out by "crop", all variation by "none".
-        views: how many variants of each picture are kept on disk for a frozen picture tower.
+        augment: how training images vary; mirroring is left out by "crop", all variation by "none".
+        views: how many variants of each image are kept on disk for a frozen image tower.
         negatives: hard negatives per image and per caption for the fusion of the design "cross".
         fusion_weight: weight of the late interaction's and the fusion's loss beside the dual encoder's.
         patience: epochs without a better dev figure after which training stops; all of dev, and each of its halves, has
             this patience of its own.
         best_by: what an epoch is chosen by on dev: "rsum", or "loss", the training's own loss of the dual encoder.
         seed: of everything drawn at random.
-        precision: number format of training; "auto" times both towers in both and takes the quick one of each.
+        precision: dtype of training; "auto" times both towers in both and takes each one's fastest.
             Evaluation is in float32.
         device: "auto", "cpu", "cuda", ...
-        workers: processes that decode pictures where the picture tower is trained.
+        workers: processes that decode images where the image tower is trained.
         checkpoint_minutes: time between two checkpoints; one is also written after each epoch and when asked to
             stop.
         cache: where a frozen tower's features are kept: "auto" for the user's cache folder, a folder, or "off".
         trackers: where figures go beside metrics.jsonl, of tensorboard, wandb, mlflow, by commas; "" for nowhere.
         compile: let torch.compile make kernels for the towers; takes a minute at the start, and a C++ compiler. On the
-            CPU measured (docs/results.md) a picture tower that only looks gained, a text tower that is trained lost.
+            CPU measured (docs/results.md) an image tower that only looks gained, a text tower that is trained lost.
         shard: with several processes, shard the parameters over them (FSDP2) instead of replicating them (DDP).
-        profile: train so many steps, say where the time goes, and leave no run.
+        profile: train so many steps, print where the time goes, and leave no run.
         overwrite: replace what is in the run folder.
     """
 
@@ -178,7 +179,7 @@ RANGES: list[tuple[str, Callable[[Any], bool], str]] = [
 
 
 def caches_image_features(config: RunConfig) -> bool:
-    """Whether a run would keep its picture tower's features on disk, which are known by the images' bytes."""
+    """Whether a run would keep its image tower's features on disk, by hashes of the images' bytes."""
     adapted = config.peft == "lora" and config.lora.towers != "text"
     return config.freeze in IMAGE_FROZEN and config.cache != "off" and not adapted
 

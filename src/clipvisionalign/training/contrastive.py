@@ -1,8 +1,8 @@
 """Losses: what is asked of the scores of a batch.
 
-Each takes image vectors (B, D), caption vectors (M, D) and partners (B, M), all of them unit vectors, and gives a
-scalar. Captions of one image (or identity, or equal to one of them) are partners of it, never negatives; `partners`
-says which. A loss of one's own is a function of these three; `--loss.name package.module:function` names it.
+Each takes image vectors (B, D), caption vectors (M, D) and positives (B, M), all of them unit vectors, and gives a
+scalar. Captions of one image (or identity, or equal to one of them) are positives of it, never negatives; `positives`
+is the mask of those. A custom loss is a function of these three; `--loss.name package.module:function` names it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ class LossConfig:
     """What the dual encoder is trained with.
 
     Args:
-        name: "softmax" (CLIP's, with many partners), "sigmoid" (SigLIP), "hardest" (VSE++), "hard_weighted" (softmax in
+        name: "softmax" (CLIP's, with many positives), "sigmoid" (SigLIP), "hardest" (VSE++), "hard_weighted" (softmax
+        in
             which harder negatives count more), or "package.module:function" of one's own.
         margin: by how much "hardest" wants a true pair above the hardest wrong one, in cosine.
         beta: how much more harder negatives count in "hard_weighted"; 0 is softmax.
@@ -108,7 +109,7 @@ class DualEncoderLoss(nn.Module):
     def forward(
         self, images: Tensor, captions: Tensor, positives: Tensor, scale: Tensor, bias: Tensor | None = None
     ) -> Tensor:
-        """images: (B, D), captions: (M, D), unit vectors; partners: (B, M); scale: 1 / temperature -> scalar.
+        """images: (B, D), captions: (M, D), unit vectors; positives: (B, M); scale: 1 / temperature -> scalar.
 
         bias: that of "sigmoid", where it is not to be this module's own.
         """
@@ -126,7 +127,7 @@ class DualEncoderLoss(nn.Module):
 
         Each piece is what some rows lose against all columns: the rows are this process's own, so that no process ever
         computes the square of all, and no more than `MAX_CHUNK_SCORES` scores are held, if each piece's gradient is
-        taken before the next is asked for. A loss of one's own knows no rows: every process computes it all, and
+        taken before the next is computed. A custom loss is not divided into rows: every process computes it all, and
         counts its share.
         """
         images, captions = gallery.images, gallery.captions
@@ -187,11 +188,12 @@ def _import_loss(name: str) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
 
 
 def contrastive_loss(logits: Tensor, positives: Tensor, smoothing: float = 0.0) -> Tensor:
-    """Symmetric contrastive loss with many partners. logits, partners: (B, M) -> scalar.
+    """Symmetric contrastive loss with many positives. logits, positives: (B, M) -> scalar.
 
-    Each true pair is told from the negatives of its row, and from those of its column; other partners of the same row
-    or column stand in neither. With one caption per image this is CLIP's loss (Radford et al., arXiv:2103.00020); the
-    sum over partners outside the logarithm is that of Khosla et al., arXiv:2004.11362, equation 2.
+    Each true pair is distinguished from the negatives of its row, and from those of its column; other positives of the
+    same row or column stand in neither. With one caption per image this is CLIP's loss (Radford et al.,
+    arXiv:2103.00020); the sum over positives outside the logarithm is that of Khosla et al., arXiv:2004.11362, equation
+    2.
     """
     return (
         softmax_terms(logits, positives, smoothing).mean() + softmax_terms(logits.T, positives.T, smoothing).mean()
@@ -199,7 +201,7 @@ def contrastive_loss(logits: Tensor, positives: Tensor, smoothing: float = 0.0) 
 
 
 def softmax_terms(logits: Tensor, positives: Tensor, smoothing: float) -> Tensor:
-    """For each row the mean over its partners of -log(true / (true + negatives)), (rows,).
+    """For each row the mean over its positives of -log(true / (true + negatives)), (rows,).
 
     `smoothing` is the share of the answer that goes to all of a pair's candidates alike (Szegedy et al.,
     arXiv:1512.00567, section 7).
@@ -214,7 +216,7 @@ def softmax_terms(logits: Tensor, positives: Tensor, smoothing: float) -> Tensor
 
 
 def _mask_positives(logits: Tensor, positives: Tensor) -> Tensor:
-    """The logits with those of partners at the lowest finite number: a row of partners alone has nothing to lose, and
+    """The logits with those of positives at the lowest finite number: a row of positives alone has nothing to lose, and
     a gradient of zero, where one of minus infinity would have none."""
     return logits.masked_fill(positives, torch.finfo(logits.dtype).min)
 
@@ -225,8 +227,9 @@ def _mean_over_positives(terms: Tensor, positives: Tensor) -> Tensor:
 
 
 def sigmoid_terms(logits: Tensor, positives: Tensor) -> Tensor:
-    """For each row the sum over all columns: every pair is a question of its own, partners or not. The loss is the sum
-    of all over the number of captions.
+    """For each row the sum over all columns: every pair is a binary classification, positive or not.
+
+    The loss is the sum of all over the number of captions.
 
     Source: Zhai et al., "SigLIP", arXiv:2303.15343, equation 1; its logits are cosine / temperature + bias.
     """
@@ -235,8 +238,9 @@ def sigmoid_terms(logits: Tensor, positives: Tensor) -> Tensor:
 
 
 def hardest_terms(cosines: Tensor, positives: Tensor, margin: float) -> Tensor:
-    """For each row the sum over its partners of the hinge against the hardest wrong column. The loss is the sum over
-    rows and columns over the number of true pairs.
+    """For each row the sum over its positives of the hinge against the hardest wrong column.
+
+    The loss is the sum over rows and columns over the number of true pairs.
 
     Source: Faghri et al., "VSE++", arXiv:1707.05612, equation 6.
     """
@@ -247,14 +251,14 @@ def hardest_terms(cosines: Tensor, positives: Tensor, margin: float) -> Tensor:
 def hard_weighted_terms(logits: Tensor, positives: Tensor, beta: float) -> Tensor:
     """As `softmax_terms`, but a negative counts by exp(beta x logit), 1 on average; beta 0 is softmax.
 
-    Source: Robinson et al., arXiv:2010.04592, section 4 (without its correction for false negatives, since partners are
-    known).
+    Source: Robinson et al., arXiv:2010.04592, section 4 (without its correction for false negatives, since positives
+    are known).
     """
     wrong = _mask_positives(logits, positives)
     # log of: sum over negatives of w exp(logit), w = n exp(beta logit) / sum of exp(beta logit); no gradient through w.
     weights = _mask_positives(beta * wrong.detach(), positives).log_softmax(dim=1)
     count = (~positives).sum(dim=1, keepdim=True).to(logits.dtype)
-    # A row of partners alone has nothing to lose, see `_wrong`.
+    # A row of positives alone has nothing to lose, see `_mask_positives`.
     negatives = (wrong + weights).logsumexp(dim=1, keepdim=True) + count.clamp(min=1).log()
     return _mean_over_positives(F.softplus(negatives - logits), positives)
 

@@ -21,7 +21,10 @@ from clipvisionalign.training.pair_weights import PAIR_WEIGHTS, PairWeights, set
 
 
 class DevChoice(NamedTuple):
-    """What one gallery chooses, and how its model ranks the whole. here: whether its epoch's model is there."""
+    """What one gallery chooses, and how its model ranks the whole.
+
+    model_available: whether its epoch's model is there.
+    """
 
     epoch: int
     weights: PairWeights
@@ -54,7 +57,7 @@ def cross_fit(
 
 
 def combine_halves(halves: DevHalves, chosen_by_0: RankingResult, chosen_by_1: RankingResult) -> RankingResult:
-    """Cross-fitted ranks at every depth. first, second: by what half 0 and half 1 chose."""
+    """Cross-fitted ranks at every depth. chosen_by_0, chosen_by_1: by what half 0 and half 1 chose."""
     dual = None
     if chosen_by_0.dual is not None and chosen_by_1.dual is not None:
         dual = halves.combine(chosen_by_0.dual, chosen_by_1.dual)

@@ -54,7 +54,7 @@ class DevScores:
             self._dual = (self.image_vectors @ self.caption_vectors.T) * model.aligner.scale().item()
             self._late = self.scorer.score_matrix().numpy() - self._dual
         else:
-            # Timed with every pair new; the weights are tried on what is known then.
+            # Timed with every pair new; the weights are tried on these scores.
             _, self._timed_results = self._rerank(PairWeights())
 
     def full_gallery(self) -> GallerySubset:
@@ -65,7 +65,7 @@ class DevScores:
         """The weights with the best rsum in a part as a gallery of its own, on a tie the smaller: what shows no gain is
         not trusted. A model without a late score has nothing to choose.
 
-        The towers have seen the training captions many times and are surer there than on new pictures, so that the
+        The towers have seen the training captions many times and are surer there than on new images, so that the
         weights cannot be learned with them. A re-ranking looks at the same share of a part as of the whole.
         """
         if self.late is None:
@@ -109,7 +109,7 @@ class DevScores:
         return RankingResult(results[-1].ranks, dual_ranks, results)
 
     def with_timings(self, depths: Sequence[RerankResult]) -> list[RerankResult]:
-        """Depths with the pairs and seconds that they took when no pair was known."""
+        """Depths with the pairs and seconds that they took with no cached pair."""
         return [
             RerankResult(d.candidates, d.ranks, t.scored_pairs, t.seconds)
             for d, t in zip(depths, self._timed_results, strict=True)

@@ -1,4 +1,4 @@
-"""When a training goes wrong it says so in words, with what usually helps.
+"""Training diagnostics: common failures, detected from loss and dev figures, with the usual remedies.
 
 The three ways in which people report it: every vector alike ("the same image for every query", openai/CLIP#99), a loss
 that stays where guessing would put it, and a dev figure that falls while the training figure rises (openai/CLIP#323).
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-#: Mean cosine of different pictures above which all vectors count as alike.
+#: Mean cosine of different images above which all vectors count as alike.
 COLLAPSE_COSINE = 0.95
 
 
@@ -51,7 +51,7 @@ def mean_cosine(vectors: np.ndarray) -> float:
 def diagnose(
     history: list[EpochMetrics], image_vectors: np.ndarray, caption_vectors: np.ndarray, best_by: str = "rsum"
 ) -> list[str]:
-    """What is going wrong after an epoch, in words; empty if nothing is. best_by: "rsum" or "loss", of dev."""
+    """The diagnosis after an epoch; empty for none. best_by: "rsum" or "loss", of dev."""
     findings = []
     for name, vectors in (("image", image_vectors), ("caption", caption_vectors)):
         cosine = mean_cosine(vectors)
@@ -66,7 +66,7 @@ def diagnose(
         findings.append(
             f"nothing is learned: the loss, {latest.loss:.2f}, is what guessing gives "
             f"({latest.chance_loss:.2f}). What usually "
-            "helps: look at the pairs with 'clipvisionalign check' (are captions and pictures of each other?), a "
+            "helps: look at the pairs with 'clipvisionalign check' (are captions and images of each other?), a "
             "higher --head_lr, pretrained towers, more epochs."
         )
     if len(history) >= 3:
@@ -75,7 +75,8 @@ def diagnose(
 
 
 def _diagnose_overfitting(history: list[EpochMetrics], best_by: str) -> list[str]:
-    """Whether dev has become worse for two epochs, by what the checkpoint is chosen by, while training goes on well."""
+    """Whether dev has become worse for two epochs, by what the checkpoint is chosen by, while the training loss still
+    improves."""
     latest = history[-1]
     if best_by == "loss":
         best = min(range(len(history)), key=lambda epoch: history[epoch].dev_loss)
@@ -89,6 +90,6 @@ def _diagnose_overfitting(history: list[EpochMetrics], best_by: str) -> list[str
         return []
     return [
         f"{trend} while the training accuracy rises: it learns the training pairs by heart. The best checkpoint is "
-        "kept. What usually helps: fewer epochs, a frozen picture tower (--freeze image), --augment flip+crop, more "
+        "kept. What usually helps: fewer epochs, a frozen image tower (--freeze image), --augment flip+crop, more "
         "--weight_decay, a lower --text_lr."
     ]

@@ -1,7 +1,7 @@
 """Many processes as one: whose share is what, tensors gathered from all, replicated or sharded models.
 
-Accelerate knows how the processes were started (`accelerate launch`, `torchrun`, or one alone) and what they run on. A
-model is replicated by DistributedDataParallel, or its parameters are sharded by FSDP2's `fully_shard` (Zhao et al.,
+Accelerate detects how the processes were started (`accelerate launch`, `torchrun`, or one alone) and what they run on.
+A model is replicated by DistributedDataParallel, or its parameters are sharded by FSDP2's `fully_shard` (Zhao et al.,
 arXiv:2304.11277) where `shard` is asked for.
 """
 
@@ -16,8 +16,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-#: How long the others wait for what the first process does alone, such as the features of a large data set. What all do
-#: together keeps PyTorch's own, shorter limit: who hangs there is told in minutes.
+#: How long the others wait for what the main process does alone, such as the features of a large data set. What all do
+#: together keeps PyTorch's own, shorter limit: a hang there is an error within minutes.
 LONG_TIMEOUT = timedelta(days=7)
 
 #: Modules that are sharded one by one: transformers' and timm's name for a layer's list.
@@ -34,7 +34,7 @@ class Distributed:
         from accelerate.utils import DistributedDataParallelKwargs
 
         # Buffers (a frozen batch norm's, the weights of a pair's parts) are the same on all processes as they are. Some
-        # parameters have no gradient: a bias of keys under one softmax, say.
+        # parameters have no gradient: such as a bias of keys under one softmax.
         ddp_kwargs = DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=True)
         self.accelerator = Accelerator(
             cpu=device.type == "cpu", log_with=loggers or None, project_dir=project, kwargs_handlers=[ddp_kwargs]
@@ -62,7 +62,7 @@ class Distributed:
 
     @property
     def rank_and_world_size(self) -> tuple[int, int]:
-        """Which part of a batch is this process's: every `count`-th image, from its `number` on."""
+        """Which part of a batch is this process's: every `world_size`-th image, from its `rank` on."""
         return self.rank, self.world_size
 
     @property
@@ -72,7 +72,7 @@ class Distributed:
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the one that writes and speaks."""
+        """Whether this is the process that writes and prints."""
         return self.accelerator.is_main_process
 
     def _check_collective_allowed(self) -> None:
@@ -97,7 +97,7 @@ class Distributed:
             self.accelerator.wait_for_everyone()
 
     def run_on_main(self, work: Callable[[], Result]) -> Result:
-        """The first process works while the others wait; all get what it found, or its error."""
+        """The main process works while the others wait; all get what it found, or its error."""
         if not self.is_distributed:
             return work()
         self._check_collective_allowed()
@@ -117,8 +117,8 @@ class Distributed:
     def run_and_gather(self, work: Callable[[], Result], long_timeout: bool = False) -> list[Result]:
         """Every process works, each for itself and without the others; what each found, in their order, on all.
 
-        Where one fails all raise its error, which names the process: no process goes on, or waits, without another.
-        patient: they may need very different times, up to days.
+        Where one fails all raise its error, which names the process: no process continues, or waits, without another.
+        long_timeout: they may need very different times, up to days.
         """
         if not self.is_distributed:
             return [work()]
@@ -147,7 +147,7 @@ class Distributed:
         return [each for each, _ in results]
 
     def run_on_all(self, work: Callable[[], Result], long_timeout: bool = False) -> Result:
-        """`everyone`, for what may be too large to be sent about: what this process found itself."""
+        """`run_and_gather` for what may be too large to send: this process's own result."""
         results: list[Result] = []
         self.run_and_gather(lambda: results.append(work()), long_timeout)
         return results[0]
@@ -193,7 +193,9 @@ class Distributed:
             parameter.grad = self.accelerator.reduce(gradient, reduction="sum")
 
     def prepare(self, model: nn.Module, ignored_names: list[str]) -> nn.Module:
-        """The model replicated or sharded over the processes. apart: parameters whose gradients it does not average.
+        """The model replicated or sharded over the processes.
+
+        ignored_names: parameters whose gradients it does not average.
 
         A model of which nothing else is trained has no gradients to be averaged: it stays as it is.
         """
@@ -211,7 +213,7 @@ class Distributed:
         return self.accelerator.no_sync(model) if self.is_distributed and wrapped else nullcontext()
 
     def clip_grad_norm(self, parameters: list[nn.Parameter], max_norm: float) -> float:
-        """Scale all gradients down to a norm of at most `most`, over all processes; the norm that they had."""
+        """Scale all gradients down to a norm of at most `max_norm`, over all processes; the norm that they had."""
         if not self.shard:
             return float(nn.utils.clip_grad_norm_(parameters, max_norm))
         # Some are sharded and some are not, which no function of PyTorch takes together.
@@ -231,7 +233,7 @@ class Distributed:
 
 def picklable_error(error: Exception, prefix: str = "") -> Exception:
     """An error that can be sent to other processes: of the same kind if that is possible, else of the nearest one above
-    it, with the same words. before: what they begin with."""
+    it, with the same words. prefix: what they begin with."""
     message = f"{prefix}{error}" if str(error) else f"{prefix}{type(error).__name__}"
     for kind in type(error).__mro__:
         try:
@@ -259,12 +261,14 @@ def full_tensor(tensor: Tensor) -> Tensor:
 
 
 def shard_model(model: nn.Module, ignored_names: list[str]) -> nn.Module:
-    """FSDP2: every layer of a tower, then what is left, sharded over all processes; in place. apart: parameters that
-    are used outside of the model's own call, and stay whole on every process."""
+    """FSDP2: every layer of a tower, then what is left, sharded over all processes; in place.
+
+    ignored_names: parameters that are used outside of the model's own call, and stay whole on every process.
+    """
     from torch.distributed.fsdp import fully_shard
 
     for parameter in model.parameters():
-        # It cuts along the first axis of plain memory, and knows no channels-last.
+        # It cuts along the first axis of plain memory, and does not support channels-last.
         parameter.data = parameter.data.contiguous()
     for name, module in list(model.named_modules()):
         is_list = isinstance(module, (nn.ModuleList, nn.Sequential)) and name.rpartition(".")[2] in LAYER_LISTS

@@ -35,6 +35,7 @@ def record_epoch(
 def epoch_line(
     epoch: int, epochs: int, progress: TrainProgress, dev: DevMetrics, seconds: float, ema_model: Aligner
 ) -> str:
+    """The line of an epoch: losses, dev recall with chance, temperature, time and throughput."""
     ways, chance = ("image_to_text", "text_to_image"), dev.metrics.chance
     loss, fusion, accuracy = (value / max(progress.seen, 1) for value in progress.sums)
     pair = f", fusion {fusion:.3f}" if ema_model.fusion is not None else ""
@@ -53,7 +54,10 @@ def epoch_line(
 
 @contextmanager
 def progress_line(steps: int, done: int, shown: bool) -> Iterator[Callable[[int, np.ndarray, float, float], None]]:
-    """Tells how far the training is, with loss, accuracy, dev rsum so far and images/s. done: steps before this one."""
+    """Print the progress of the training, with loss, accuracy, dev rsum so far and images/s.
+
+    done: steps before this one.
+    """
     with progress_step("training, step", steps, shown) as line:
         line.set_initial(done)
 

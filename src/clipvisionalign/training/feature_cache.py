@@ -1,7 +1,7 @@
-"""A frozen picture tower's outputs, kept on disk under a fingerprint of pictures, weights and transform.
+"""A frozen image tower's outputs, kept on disk under a fingerprint of images, weights and transform.
 
-A frozen tower gives the same features for the same picture, epoch after epoch and run after run: they are computed
-once. So that a frozen tower still sees some variety, several views of each picture are kept: as it is, mirrored, and
+A frozen tower gives the same features for the same image, epoch after epoch and run after run: they are computed
+once. So that a frozen tower still sees some variety, several views of each image are kept: as it is, mirrored, and
 cropped at random.
 """
 
@@ -33,20 +33,20 @@ from clipvisionalign.models.image_tower import ImageFeatures, ImageTower
 from clipvisionalign.models.text_tower import CaptionFeatures, TextTower
 from clipvisionalign.progress import progress
 
-#: Raised when what is kept, or how, changes: older caches are then made anew.
+#: Raised when what is kept, or how, changes: older caches are then rebuilt.
 CACHE_FORMAT = 2
 
 
 @dataclass(frozen=True)
 class View:
-    """One way of looking at every picture: cropped at random with this seed, mirrored."""
+    """One way of looking at every image: cropped at random with this seed, mirrored."""
 
     crop: bool = False
     flip: bool = False
     seed: int = 0
 
     def transform(self, image_transform: ImageTransform) -> ImageLoader:
-        """The function from a picture to this view's tensor."""
+        """The function from an image to this view's tensor."""
         return image_transform.image_loader(augment=self.crop, flip=float(self.flip))
 
 
@@ -100,6 +100,7 @@ class ImageFeatureCache:
 
     @property
     def views(self) -> int:
+        """The number of cached views of each image."""
         return self.pooled.shape[1]
 
     def __call__(self, index: Tensor, view: Tensor, device: torch.device) -> ImageFeatures:
@@ -117,7 +118,7 @@ def image_features_size(images: int, views: int, tower: ImageTower) -> int:
 
 
 def has_free_space(folder: Path, required_bytes: int) -> bool:
-    """Whether the disk that `folder` is or will be on has `wanted` bytes, and a tenth, to spare."""
+    """Whether the disk that `folder` is or will be on has `required_bytes` bytes, and a tenth, to spare."""
     existing = next(parent for parent in [folder, *folder.parents] if parent.exists())
     return shutil.disk_usage(existing).free > required_bytes * 1.1
 
@@ -146,7 +147,7 @@ def open_image_features(
 ) -> ImageFeatureCache:
     """The cached features of `data`, computed first where they are not there yet.
 
-    dtype: the number format that the tower runs in. what: named in the progress shown while computing.
+    dtype: that of the tower. what: named in the progress shown while computing.
     """
     folder = _features_folder(root, data, tower, views, dtype)
     if not (folder / "about.json").is_file():
@@ -178,14 +179,17 @@ def _features_folder(
 def image_features_exist(
     root: Path, data: CaptionedImages, tower: ImageTower, views: Sequence[View], dtype: torch.dtype
 ) -> bool:
-    """Whether `open_image_features` would find them on disk, and need no room."""
+    """Whether `open_image_features` would find them on disk, and need no space."""
     return (_features_folder(root, data, tower, views, dtype) / "about.json").is_file()
 
 
 @dataclass
 class CaptionFeatureCache:
-    """What a text tower gives for M captions. pooled: (M, W), float32; tokens: those of all captions one after the
-    other (T, W), float16, on disk, where they are asked for; ends: (M,), where each caption's tokens end."""
+    """What a text tower gives for M captions.
+
+    pooled: (M, W), float32; tokens: those of all captions one after the other (T, W), float16, on disk, where they are
+    asked for; ends: (M,), where each caption's tokens end.
+    """
 
     pooled: Tensor
     tokens: np.ndarray | None = None
@@ -236,7 +240,7 @@ def _caption_feature_files(root: Path, data: CaptionedImages, tower: TextTower, 
 
 
 def caption_features_exist(root: Path, data: CaptionedImages, tower: TextTower, tokens: bool = False) -> bool:
-    """Whether `open_captions` would find them on disk, and need no room."""
+    """Whether `open_caption_features` would find them on disk, and need no space."""
     return all(file.is_file() for file in _caption_feature_files(root, data, tower, tokens))
 
 
@@ -282,12 +286,12 @@ def _compute(
     arrays = {name: allocate_array(folder / f"{name}.npy", np.float16, shape) for name, shape in shapes.items()}
     failures: dict[int, str] = {}
     tower.eval()
-    title = f"{what}: picture tower, {len(views)} view{'s'[: len(views) > 1]}, {size / 2**30:.1f} GiB, pictures"
+    title = f"{what}: image tower, {len(views)} view{'s'[: len(views) > 1]}, {size / 2**30:.1f} GiB, images"
 
     def transform_views(index: int) -> tuple[list[Tensor], list[str]]:
         pixels = []
         for view in views:
-            # A picture's crops depend on its place and the view, not on which thread came first.
+            # An image's crops depend on its place and the view, not on which thread came first.
             with seeded(view.seed * 1_000_003 + index):
                 tensor, good, failed = decode_pixels([data.rows[index].image], view.transform(tower.image_transform))
             if not good:

@@ -49,7 +49,7 @@ class LoraConfig:
 def freeze(aligner: Aligner, mode: str, patterns: list[str]) -> list[str]:
     """Keep towers, and parameters by name, as they are; returns the patterns that froze nothing more.
 
-    what: "image", "text", "both", "none", or "all" for everything but a fusion; patterns: of parameters' names, with *.
+    mode: "image", "text", "both", "none", or "all" for everything but a fusion; patterns: of parameters' names, with *.
     Raises ValueError for a pattern that no parameter's name fits.
     """
     if mode == "all":
@@ -97,7 +97,7 @@ def set_frozen_eval(aligner: Aligner, mode: str) -> None:
 
 
 def image_batch_norms(aligner: Aligner) -> Iterator[nn.Module]:
-    """The batch norms of the picture tower."""
+    """The batch norms of the image tower."""
     for module in aligner.image_tower.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             yield module
@@ -109,8 +109,8 @@ def image_batch_norms(aligner: Aligner) -> Iterator[nn.Module]:
 def add_lora(aligner: Aligner, config: LoraConfig, frozen_patterns: Sequence[str] = ()) -> None:
     """Freeze the towers named and put adapters beside their linear and convolution layers.
 
-    frozen: patterns of parameters' names that stay as they are: their layers have no adapters, which would be merged
-    into them. Raises ValueError where a tower has no other layers.
+    frozen_patterns: patterns of parameters' names that stay as they are: their layers have no adapters, which would be
+    merged into them. Raises ValueError where a tower has no other layers.
     """
     from peft import LoraConfig as PeftConfig
     from peft import inject_adapter_in_model
@@ -200,7 +200,7 @@ def optimizer_groups(
     """
     layers = layer_indices(aligner) if layer_decay != 1 else {}
     # What scores pairs is never sharded, and does not go into one fused step with what may be. The groups are the same
-    # either way: a run that is begun on many processes may go on on one.
+    # either way: a run that is begun on many processes may resume on one.
     groups: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
     for name, parameter in named:
         if not parameter.requires_grad:

@@ -25,13 +25,16 @@ class PrecomputedFeatures(NamedTuple):
     captions: CaptionFeatures | None = None
 
 
-#: What is known of a batch.
+#: Precomputed outputs of a batch.
 FeatureProvider = Callable[[Batch], PrecomputedFeatures]
 
 
 class TowerOutputs(NamedTuple):
-    """What the towers give. images: None for a call without pictures; captions: group by group; scale: 1 / temperature;
-    bias: that of a sigmoid loss, else 0."""
+    """What the towers give.
+
+    images: None for a call without images; captions: group by group; scale: 1 / temperature; bias: that of a sigmoid
+    loss, else 0.
+    """
 
     images: ImageEmbeddings | None
     captions: list[CaptionEmbeddings]
@@ -55,9 +58,9 @@ def _leaf(tensor: Any) -> Any:
 
 
 class Towers(nn.Module):
-    """Both towers with their heads, each in its number format: all that a step does before its loss.
+    """Both towers with their heads, each in its dtype: all that a step does before its loss.
 
-    formats: those of the picture tower and of the text tower.
+    dtypes: those of the image tower and of the text tower.
     """
 
     def __init__(self, aligner: Aligner, loss_of: DualEncoderLoss, dtypes: tuple[torch.dtype, torch.dtype]) -> None:
@@ -67,7 +70,7 @@ class Towers(nn.Module):
     def forward(
         self, batch: Batch, precomputed: PrecomputedFeatures, images: bool = True, captions: bool = True
     ) -> TowerOutputs:
-        """The states of a batch; what is not known goes through its tower."""
+        """The states of a batch; what is not precomputed goes through its tower."""
         aligner, device = self.aligner, self.aligner.device.type
         image_dtype, text_dtype = self.dtypes
         embed_image_features, groups = None, []
@@ -92,14 +95,18 @@ class Towers(nn.Module):
 
 @dataclass
 class FeatureLookup:
-    """What is known of a batch without its towers. features: of pictures, each seen in a view drawn at random;
-    captions: what the text tower gives for all training captions."""
+    """Precomputed outputs for a batch.
+
+    image_features: of images, each seen in a view drawn at random; caption_features: what the text tower gives for all
+    training captions.
+    """
 
     image_features: ImageFeatureCache | None
     caption_features: CaptionFeatureCache | None
     device: torch.device
 
     def __call__(self, batch: Batch) -> PrecomputedFeatures:
+        """The cached outputs for a batch, images in a random view; None for a tower that is not cached."""
         images, captions = None, None
         if self.image_features is not None:
             views = torch.randint(self.image_features.views, (len(batch),))

@@ -16,7 +16,7 @@ def pair_loss(
 ) -> Tensor:
     """The loss of what scores pairs: the late interaction's over all pairs, and the fusion's where there is one.
 
-    partners: (B, M), columns in the order of `captions`.
+    positives: (B, M), columns in the order of `captions`.
     """
     assert aligner.late is not None
     assert images.patches is not None
@@ -37,6 +37,7 @@ def dual_logits(aligner: Aligner, images: ImageEmbeddings, captions: list[Captio
 
 
 def tokens_of_rows(group: CaptionEmbeddings) -> tuple[Tensor, Tensor]:
+    """Token states (M, T, W) and mask (M, T) of a group of captions."""
     assert group.tokens is not None
     return group.tokens, group.mask
 
@@ -50,11 +51,11 @@ def fusion_loss(
     positives: Tensor,
     count: int,
 ) -> Tensor:
-    """Each true pair told from `count` hard negatives, both ways.
+    """Each true pair against `count` hard negatives, both ways.
 
     One caption of each image is drawn. It is scored with its image and with hard negative images; its image is scored
-    with it and with hard negative captions. logits, partners: (B, M), columns in the order of `captions`; logits are
-    all that is known without the fusion, the dual encoder's and the late interaction's.
+    with it and with hard negative captions. logits, positives: (B, M), columns in the order of `captions`; logits are
+    the scores without the fusion, the dual encoder's and the late interaction's.
 
     The fused score is that plus a correction, and the negatives were drawn by its probability. A softmax over drawn
     candidates has to take the log of that probability off each score (Bengio and Senecal, IEEE Transactions on Neural

@@ -30,8 +30,10 @@ MIN_HALF_SHARE = 0.25
 
 @dataclass(frozen=True)
 class GallerySubset:
-    """Some images of a gallery with all of their captions. images: (n,), captions: (m,), numbers in the whole gallery;
-    partners: who belongs to whom among them."""
+    """Some images of a gallery with all of their captions.
+
+    images: (n,), captions: (m,), numbers in the whole gallery; positives: who belongs to whom among them.
+    """
 
     images: np.ndarray
     captions: np.ndarray
@@ -55,8 +57,11 @@ def positives_of(data: CaptionedImages) -> Positives:
 
 @dataclass(frozen=True)
 class DevHalves:
-    """The halves of a gallery. image: (N,), caption: (M,), 0 or 1; partners: of the whole gallery; apart: what of two
-    images keeps them in one half."""
+    """The halves of a gallery.
+
+    image_half: (N,), caption_half: (M,), 0 or 1; positives: of the whole gallery; grouped_by: what of two images keeps
+    them in one half.
+    """
 
     image_half: np.ndarray
     caption_half: np.ndarray
@@ -131,8 +136,10 @@ def _by_hash(groups: np.ndarray, keys: list[str]) -> np.ndarray:
 
 
 def _by_size(groups: np.ndarray, min_groups: int = 0) -> np.ndarray:
-    """(N,) 0 or 1, one number a group: the largest first, each to the half that has fewer images. each: groups that
-    both halves get, however large one of them is."""
+    """(N,) 0 or 1, one number a group: the largest first, each to the half that has fewer images.
+
+    min_groups: groups that both halves get, however large one of them is.
+    """
     sizes = np.bincount(groups)
     of_group, image_counts, group_counts = np.zeros(len(sizes), dtype=np.int64), [0, 0], [0, 0]
     order = np.argsort(-sizes, kind="stable").tolist()

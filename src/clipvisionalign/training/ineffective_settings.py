@@ -1,4 +1,4 @@
-"""Settings that a run would ignore silently: each is told, with what makes it so."""
+"""Settings without effect given the others: each is reported with the reason."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LOSS_OF_SETTING = {"margin": "hardest", "beta": "hard_weighted", "smoothing": "s
 
 
 def ineffective_settings(config: RunConfig, world_size: int = 1) -> list[str]:
-    """A line for each reason why settings of a run count nothing; those at their defaults are not told of."""
+    """A line for each reason why settings of a run count nothing; those at their defaults are not reported."""
     return [f"{NO_EFFECT} --{', --'.join(names)}: {reason}" for names, reason in _idle(config, world_size)]
 
 
@@ -78,7 +78,7 @@ def _idle(config: RunConfig, processes: int) -> list[tuple[list[str], str]]:
 
     frozen, how = [], f"--freeze {config.freeze}"
     if config.freeze in IMAGE_FROZEN and not (config.peft == "lora" and config.lora.towers != "text"):
-        report(f"{how}: the picture tower is not trained", own("image_lr"))
+        report(f"{how}: the image tower is not trained", own("image_lr"))
         frozen.append("image")
     if config.freeze in TEXT_FROZEN and not (config.peft == "lora" and config.lora.towers != "image"):
         report(f"{how}: the text tower is not trained", own("text_lr"))
@@ -92,7 +92,7 @@ def _idle(config: RunConfig, processes: int) -> list[tuple[list[str], str]]:
         report(f"{how}: the heads are not trained, and the last epoch is kept", heads, own("patience", "best_by"))
     streamed = is_stream(config.data, config.layout)
     if config.augment == "none":
-        report("--augment none has one view of a picture", own("views"))
+        report("--augment none has one view of an image", own("views"))
     elif not caches_image_features(config) or streamed:
         report("views are of features that are kept on disk, which this run's are not", own("views"))
     keeping = replace(config, cache=usual.cache)

@@ -12,6 +12,7 @@ from clipvisionalign.training.step import Step
 
 
 def build_optimizer(config: RunConfig, step: Step) -> torch.optim.Optimizer:
+    """AdamW with a learning rate for each tower and for the heads, and layer-wise decay."""
     rates = {"text_tower": config.text_lr, "image_tower": config.image_lr}
     groups = optimizer_groups(
         step.towers.named_parameters(), step.aligner, rates, config.head_lr, config.weight_decay, config.layer_decay

@@ -1,4 +1,4 @@
-"""In which number format each tower is trained."""
+"""The dtype in which each tower is trained."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _CHOSEN_DTYPES: dict[str, tuple[torch.dtype, torch.dtype]] = {}
 
 
 def choose_dtypes(config: RunConfig, aligner: Aligner, state: dict[str, Any] | None) -> tuple[torch.dtype, torch.dtype]:
-    """The number formats of the picture tower and of the text tower: those of a checkpoint, or found out by timing what
+    """The dtypes of the image tower and of the text tower: those of a checkpoint, or found by timing what
     each of them does in a step, there and, where it is trained, back."""
     if state is not None:
         image, text = (getattr(torch, name) for name in state["precision"])
@@ -72,4 +72,5 @@ def choose_dtypes(config: RunConfig, aligner: Aligner, state: dict[str, Any] | N
 
 
 def dtype_name(dtype: torch.dtype) -> str:
+    """The name of a dtype without "torch.", such as "bfloat16"."""
     return str(dtype).removeprefix("torch.")

@@ -28,7 +28,7 @@ class Timings:
             self.add(kind, self._now() - start)
 
     def add(self, kind: str, seconds: float) -> None:
-        """Seconds that were measured elsewhere: in a worker process, say."""
+        """Seconds that were measured elsewhere: such as in a worker process."""
         self.seconds[kind] = self.seconds.get(kind, 0.0) + seconds
 
     def pop(self) -> dict[str, float]:
@@ -47,7 +47,7 @@ class TimedBatches(Iterator[Batch]):
 
     def __init__(self, batches: Iterator[Batch], timings: Timings) -> None:
         self.batches, self.timings = batches, timings
-        #: Seconds of work in the loader, by kind; with workers it goes on beside the training.
+        #: Seconds of work in the loader, by kind; with workers it runs beside the training.
         self.loading_seconds: dict[str, float] = {}
 
     def __next__(self) -> Batch:

@@ -11,12 +11,13 @@ from clipvisionalign.batch import Batch
 
 
 def capture_random_state(batch: Batch) -> tuple[Tensor, Any]:
+    """The states of torch's generators on the CPU and on the batch's device, for `replay`."""
     device = batch.identity.device
     return torch.get_rng_state(), torch.get_device_module(device).get_rng_state() if device.type != "cpu" else None
 
 
 class replay_random_state:
-    """A context in which random numbers come as they came from `state` on; afterwards they go on as if untouched."""
+    """A context in which random numbers come as they came from `state` on; the former state is restored afterwards."""
 
     def __init__(self, state: tuple[Tensor, Any], batch: Batch) -> None:
         self.state, self.device = state, batch.identity.device

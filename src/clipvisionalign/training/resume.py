@@ -10,7 +10,7 @@ from clipvisionalign.training.config import RunConfig
 from clipvisionalign.training.distributed import Distributed
 
 #: Settings that may be edited in a run's config.yaml before it is resumed: where things are, how they are computed, and
-#: where the run ends. What a checkpoint holds (weights, number formats) it has from there.
+#: where the run ends. What a checkpoint holds (weights, dtypes) it has from there.
 CHANGEABLE_SETTINGS = {
     "data", "dev_data", "out", "init", "cache", "model.image_tower.weights", "model.text_tower.weights",
     "device", "workers", "chunk", "compile", "shard", "checkpoint_minutes", "trackers", "profile", "overwrite",
@@ -19,7 +19,7 @@ CHANGEABLE_SETTINGS = {
 
 
 def checkpoint_settings(config: RunConfig) -> dict[str, Any]:
-    """A run's settings by name, as a checkpoint keeps them and `refuse_other_settings` compares them.
+    """A run's settings by name, as a checkpoint keeps them and `check_same_settings` compares them.
 
     >>> from clipvisionalign.training.config import RunConfig
     >>> checkpoint_settings(RunConfig(batch=64))["batch"], "device" in checkpoint_settings(RunConfig())
@@ -47,7 +47,7 @@ def check_same_settings(state: dict[str, Any], config: RunConfig, out: Path) -> 
     if changed:
         raise ValueError(
             f"{out / 'config.yaml'}: changed since the run was begun: {'; '.join(sorted(changed))}: put it back, or "
-            f"train anew with another --out; what may change is in docs/training.md"
+            f"train again with another --out; what may change is in docs/training.md"
         )
 
 
@@ -59,8 +59,8 @@ def epoch_partition(distributed: Distributed, workers: int, steps: int) -> dict[
 def check_same_partition(state: dict[str, Any], current: dict[str, int], is_stream: bool, out: Path) -> None:
     """Raises ValueError where a run was cut off within an epoch of which it would not have the rest.
 
-    now: see `dealt`. A table's epoch is the same for all that deal it in as many steps; of a stream each worker of each
-    process has stretches of its own.
+    current: see `epoch_partition`. A table's epoch is the same for all that deal it in as many steps; of a stream each
+    worker of each process has stretches of its own.
     """
     saved = {name: state[name] for name in current if name in state}
     differs = [name for name in (("processes", "workers") if is_stream else ("in_epoch",))

@@ -13,7 +13,9 @@ from clipvisionalign.data.run_data import is_unfinished
 
 def nothing_chosen(chosen: dict[str, Any], epochs: int) -> bool:
     """Whether a run's block "chosen" is of a run of which, and of those that it starts from, nothing was chosen on dev.
-    epochs: after how many it was measured, 0 where that is not known."""
+
+    epochs: after how many it was measured, 0 if unknown.
+    """
     return bool(chosen) and _one_epoch(chosen, epochs) and not {"weights", "with_init", "init_trained_on"} & set(chosen)
 
 
@@ -23,7 +25,7 @@ def _one_epoch(chosen: dict[str, Any], epochs: int) -> bool:
 
 
 def _epochs_measured(run: Path) -> int:
-    """After how many epochs a run was measured on dev; 0 where that is not known."""
+    """After how many epochs a run was measured on dev; 0 if unknown."""
     kept = run / "metrics.jsonl"
     return kept.read_text(encoding="utf-8").count('"dev": {') if kept.is_file() else 0
 
@@ -73,5 +75,5 @@ def changed_dev_parts(run: Path, data: CaptionedImages) -> list[str]:
     dev = json.loads(data_file.read_text()).get("dev", {}) if data_file.is_file() else {}
     if "contents" in dev:
         return changed_keys(dev["contents"], dataset_hashes(data))
-    # A run from before contents were recorded: pictures by their sizes.
+    # A run from before contents were recorded: images by their sizes.
     return [] if dev.get("fingerprint") == data.fingerprint() else ["captions", "partners", "pictures"]

@@ -37,9 +37,12 @@ from clipvisionalign.training.replay import capture_random_state, replay_random_
 
 @dataclass
 class StepMetrics:
-    """What a step showed, over all processes. accuracy: share of captions whose image came first among all. images: 0
-    for a step that was none, since a process had no image, or all together had one; it has no gradients. skipped: what
-    this process left out, in words; left_out: how many images all of them did."""
+    """What a step showed, over all processes.
+
+    accuracy: share of captions whose image came first among all. images: 0 for a step that was none, since a process
+    had no image, or all together had one; it has no gradients. skipped: what this process left out, as text; left_out:
+    how many images all of them did.
+    """
 
     loss: float
     pair_loss: float
@@ -77,8 +80,8 @@ class Step:
     def backward(self, batch: Batch, precomputed: PrecomputedFeatures) -> StepMetrics:
         """A batch in one piece."""
         batch = self._merge_groups(batch)
-        with self.timings("picture tower"):
-            # Two calls where nothing has to be synchronised, so that each tower's time can be told.
+        with self.timings("image tower"):
+            # Two calls where nothing has to be synchronised, so that each tower's time can be measured.
             is_single = not self.distributed.is_distributed
             outputs = self.model(batch, precomputed, captions=not is_single)
         with self.timings("text tower"):
@@ -90,7 +93,7 @@ class Step:
         image_tensor_count = (
             0 if not is_single or outputs.images is None else len([t for t in outputs.images if t is not None])
         )
-        with self.timings("picture tower"):
+        with self.timings("image tower"):
             self._backward_towers(pairs[:image_tensor_count])
         with self.timings("text tower" if is_single else "both towers back"):
             self._backward_towers(pairs[image_tensor_count:], averaged=not is_single)
@@ -159,7 +162,7 @@ class Step:
         return metrics
 
     def _next_chunk(self, batches: Iterator[Batch]) -> tuple[Batch, list[int]]:
-        """The next chunk, and how many images every process has in it, as far as that has to be known: what is sharded
+        """The next chunk, and how many images every process has in it, as far as that is needed: what is sharded
         is called on all processes, or on none."""
         read: list[Batch] = []
 
@@ -185,8 +188,11 @@ class Step:
         return batch.as_single_group(self.aligner.text_tower.pad) if self.distributed.shard else batch
 
     def _backward_towers(self, pairs: list[tuple[Tensor, Tensor]], averaged: bool = False) -> None:
-        """From the gradients of the leaves on through the towers. averaged: by a wrapper, over all processes, where the
-        sum is wanted; it also waits for every gradient, those that are zero too."""
+        """From the gradients of the leaves on through the towers.
+
+        averaged: by a wrapper, over all processes, where the sum is wanted; it also waits for every gradient, those
+        that are zero too.
+        """
         with_gradients = []
         for state, leaf in pairs:
             if state.requires_grad and averaged:
@@ -203,8 +209,10 @@ class Step:
     def _backward_loss(
         self, batches: Sequence[Batch], outputs: Sequence[TowerOutputs], passed_over: Sequence[str] = ()
     ) -> StepMetrics:
-        """The loss over all chunks of all processes; leaves gradients in the states' own leaves. passed_over: what of
-        this process's part is not in the batches, in words."""
+        """The loss over all chunks of all processes; leaves gradients in the states' own leaves.
+
+        passed_over: what of this process's part is not in the batches, as text.
+        """
         with self.timings("loss"):
             distributed, first_output = self.distributed, outputs[0]
             images = torch.cat([s.images.vectors.detach() for s in outputs if s.images is not None])
@@ -318,7 +326,7 @@ class Step:
 
 @torch.no_grad()
 def count_top1_correct(gallery: GatheredBatch) -> Tensor:
-    """How many of a gallery's own captions have a partner for the first of all images."""
+    """How many of a gallery's own captions have a positive for the first of all images."""
     own_captions = torch.arange(len(gallery.captions), device=gallery.captions.device)[gallery.own_captions]
     correct = torch.zeros((), device=own_captions.device)
     for rows in own_captions.split(max(1, (1 << 23) // len(gallery.images))):
@@ -328,7 +336,8 @@ def count_top1_correct(gallery: GatheredBatch) -> Tensor:
 
 
 def _texts(batches: Sequence[Batch], distributed: Distributed) -> tuple[Tensor | None, Tensor | None]:
-    """What the captions of all chunks and processes say (M,), and what is true of their images (K, 2); see `Batch`."""
+    """Text numbers of the captions of all chunks and processes (M,), and what is true of their images (K, 2); see
+    `Batch`."""
     texts = [batch.caption_text_id[batch.order] for batch in batches if batch.caption_text_id is not None]
     true = [batch.identity_texts for batch in batches if batch.identity_texts is not None]
     if not texts or not true:

@@ -27,7 +27,8 @@ class DistributedAligner:
     """An aligner whose work is shared out over processes: each encodes and scores its part, once, and all get
     everything. Images and captions that are encoded for pairs are encoded by every process for itself.
 
-    features: the picture tower's of the images that it will be given, all of them and in order, where they are on disk.
+    image_features: the image tower's of the images that it will be given, all of them and in order, where they are on
+    disk.
     """
 
     def __init__(
@@ -103,6 +104,7 @@ class DistributedPairScorer:
         self.image_vectors, self.caption_vectors = scorer.image_vectors, scorer.caption_vectors
 
     def __call__(self, image_index: np.ndarray, caption_index: np.ndarray) -> np.ndarray:
+        """Scores (Q,) of pairs. image_index, caption_index: (Q,) positions among the encoded images and captions."""
         return self.components(image_index, caption_index) @ self.scorer.component_weights()
 
     def components(self, image_index: np.ndarray, caption_index: np.ndarray) -> np.ndarray:
@@ -171,10 +173,10 @@ def finite_or_none(value: float) -> float | None:
 class DevGallery:
     """Measures the dual encoder on dev, after every epoch alike; the captions are tokenised once.
 
-    The loss is the training's own (`loss_of`, with what it has learned itself), of the averaged weights in float32 and
-    without dropout or varied images, over batches of the training's size (`batch`, all processes' images together) that
-    are dealt by a fixed seed: the same in every epoch, run and number of processes. The last batch is filled up with
-    the first images; a dev split smaller than a batch is one batch, and has a lower loss for that.
+    The loss is the training's own (`loss_fn`, with what it has learned itself), of the averaged weights in float32 and
+    without dropout or varied images, over batches of the training's size (`batch_size`, all processes' images together)
+    that are dealt by a fixed seed: the same in every epoch, run and number of processes. The last batch is filled up
+    with the first images; a dev split smaller than a batch is one batch, and has a lower loss for that.
     """
 
     def __init__(

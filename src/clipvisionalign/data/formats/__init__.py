@@ -21,7 +21,7 @@ from clipvisionalign.images import ExcludedFiles, image_files
 
 @dataclass(frozen=True)
 class Layout:
-    """How a data set can lie on disk: `recognises(path)` says whether it lies there so, `read(path, group, split_rule)`
+    """A dataset layout: `matches(path)` is whether a path has it, `read(path, group, split_rule)`
     reads it."""
 
     name: str
@@ -39,14 +39,14 @@ LAYOUTS: dict[str, Layout] = {
     for layout in (
         Layout(STREAM, "train-*.tar, *-{0..9}.parquet, save_to_disk", is_shards, read_stream),
         Layout("rstpreid", "data_captions.json and imgs/", json_files.is_rstpreid, json_files.read_rstpreid),
-        Layout("karpathy", "dataset_*.json and its pictures", json_files.is_karpathy, json_files.read_karpathy),
+        Layout("karpathy", "dataset_*.json and its images", json_files.is_karpathy, json_files.read_karpathy),
         Layout("coco", "annotations/captions_*.json, train2017/", json_files.is_coco, json_files.read_coco),
         Layout("flickr30k-kaggle", "results.csv, '| ' separated", flickr.is_kaggle30k, flickr.read_kaggle30k),
         Layout("flickr30k", "results_20130124.token", flickr.is_flickr30k, flickr.read_flickr30k),
         Layout("flickr8k", "captions.txt or Flickr8k.token.txt", flickr.is_flickr8k, flickr.read_flickr8k),
-        Layout("folder", "pictures with metadata.csv or .jsonl", folders.is_folder, folders.read_folder),
+        Layout("folder", "images with metadata.csv or .jsonl", folders.is_folder, folders.read_folder),
         Layout("table", "one CSV, TSV, JSONL or Parquet file", tables.is_table, tables.read_table),
-        Layout("texts", "pictures with one .txt each", folders.is_texts, folders.read_texts),
+        Layout("texts", "images with one .txt each", folders.is_texts, folders.read_texts),
     )
 }
 
@@ -70,7 +70,7 @@ def read_captioned_images(
     if reader.name != STREAM and (shard_files := shards_in_folder(Path(path))):
         more = f" and {len(shard_files) - 1:,} more" if len(shard_files) > 1 else ""
         data.notes.append(
-            f"the samples of {shard_files[0].name}{more} are not read: the files that lie there unpacked are; "
+            f"the samples of {shard_files[0].name}{more} are not read: the unpacked files beside them are; "
             "to read the "
             f"shards, name them, such as {shard_files[0]}, or give --layout {STREAM}"
         )
@@ -78,11 +78,14 @@ def read_captioned_images(
 
 
 def detect_layout(path: str | Path, layout: str = "auto") -> Layout:
-    """How the data set at `path` is read: as `layout`, or as it is recognised. The one place that decides so, for
-    `check`, `train`, `evaluate`, `index` alike. Raises DataError where nothing is there, or nothing is recognised."""
+    """How the data set at `path` is read: as `layout`, or as it is recognised.
+
+    The one place that decides so, for `check`, `train`, `evaluate`, `index` alike. Raises DataError where nothing is
+    there, or nothing is recognised.
+    """
     source = Path(path)
     if layout not in ("auto", *LAYOUTS):
-        raise DataError(f"unknown layout '{layout}'; known are: auto, {', '.join(LAYOUTS)}")
+        raise DataError(f"unknown layout '{layout}'; supported are: auto, {', '.join(LAYOUTS)}")
     if is_pattern(source) and not source.is_dir():
         # Nothing else reads them: a layout that is given is that of another data set, of `--dev_data`.
         return LAYOUTS[STREAM]
@@ -96,7 +99,7 @@ def is_stream(path: str | Path, layout: str = "auto") -> bool:
     try:
         return detect_layout(path, layout).name == STREAM
     except DataError:
-        # Told by whoever reads it.
+        # Reported by the reader.
         return False
 
 
@@ -117,4 +120,4 @@ def _detect(source: Path) -> Layout:
         names = ", ".join(path.name for path in several[:5])
         raise DataError(f"{source}: holds {len(several)} tables ({names}): name the one to read")
     known = "\n".join(f"  {layout.name:<17} {layout.expects}" for layout in LAYOUTS.values())
-    raise DataError(f"{source}: none of the known layouts lies there. They are:\n{known}")
+    raise DataError(f"{source}: none of the supported dataset layouts. They are:\n{known}")

@@ -16,7 +16,7 @@ from clipvisionalign.data.image_names import ImageNameMatcher
 from clipvisionalign.data.splits import SPLIT_RULE, canonical_split
 from clipvisionalign.data.text_files import decode, read_delimited, split_lines
 
-#: Where the pictures lie, beside the captions: the archives' own names and the ones that people give.
+#: Where the images lie, beside the captions: the archives' own names and the ones that people give.
 IMAGE_FOLDERS = (
     "Images", "images", "Flicker8k_Dataset", "Flickr8k_Dataset", "flickr30k_images/flickr30k_images",
     "flickr30k_images", "flickr30k-images", "Flickr30k_Dataset", ".",
@@ -32,7 +32,7 @@ def _captions_file(source: Path, *names: str) -> Path | None:
 
 
 def _open_table(source: Path, layout: str, captions_file: Path, split_rule: int) -> CaptionTable:
-    """A table that knows the official split files, if any, and looks for pictures beside and above the captions."""
+    """A table with the official split files, if any, that looks for images beside and above the captions."""
     roots = list(dict.fromkeys([captions_file.parent, source if source.is_dir() else captions_file.parent]))
     if captions_file.parent.name in ("Flickr8k_text", "text"):
         roots.append(captions_file.parent.parent)
@@ -76,7 +76,7 @@ def is_kaggle30k(source: Path) -> bool:
 def read_kaggle30k(source: Path, group: str = "", split_rule: int = SPLIT_RULE) -> CaptionedImages:
     """Flickr30k from Kaggle: `image_name| comment_number| comment`.
 
-    One row is known to be broken, 2199200615.jpg number 4: its caption slid into the number's column. A row of that
+    One published row is broken, 2199200615.jpg number 4: its caption slid into the number's column. A row of that
     form is mended, and listed.
     """
     path = _captions_file(source, "results.csv")

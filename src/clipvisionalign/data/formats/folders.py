@@ -1,4 +1,4 @@
-"""Folders of pictures: with one metadata.csv or metadata.jsonl, or with one .txt beside each picture."""
+"""Folders of images: with one metadata.csv or metadata.jsonl, or with one .txt beside each image."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def read_folder(source: Path, group: str = "", split_rule: int = SPLIT_RULE) -> 
         if path.parent == source:
             fill_from_table(table, path, group=group)
         else:
-            # A sub-folder's name is its split, and its pictures' names must not clash with another's.
+            # A sub-folder's name is its split, and its images' names must not clash with another's.
             folder = path.parent.name
             fill_from_table(table, path, subfolder=folder, split=canonical_split(folder), group=group)
     table.report_unread(caption_files(source))
@@ -49,12 +49,12 @@ def read_folder(source: Path, group: str = "", split_rule: int = SPLIT_RULE) -> 
 
 
 def is_texts(source: Path) -> bool:
-    """A folder in which at least one picture has a .txt of its name."""
+    """A folder in which at least one image has a .txt of its name."""
     return source.is_dir() and any(True for _ in _matched_texts(image_files(source)))
 
 
 def read_texts(source: Path, group: str = "", split_rule: int = SPLIT_RULE) -> CaptionedImages:
-    """One .txt per picture, a caption a line. A first folder named train, dev (val) or test is the split."""
+    """One .txt per image, a caption a line. A first folder named train, dev (val) or test is the split."""
     table = CaptionTable(source, "texts", [source], split_rule)
     images = image_files(source)
     texts = dict(_matched_texts(images))
@@ -89,7 +89,9 @@ def _text_names(image: Path) -> tuple[str, str]:
 
 def _matched_texts(images: Sequence[Path]) -> Iterator[tuple[Path, Path]]:
     """Each image that has a text file, and that: of its name, whatever the ending's case and the name's Unicode form.
-    A folder is listed when its first image comes."""
+
+    A folder is listed when its first image comes.
+    """
     by_folder: dict[Path, dict[str, Path]] = {}
     for image in images:
         if image.parent not in by_folder:

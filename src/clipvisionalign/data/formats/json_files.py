@@ -73,7 +73,7 @@ def is_karpathy(source: Path) -> bool:
 
 
 def read_karpathy(source: Path, group: str = "", split_rule: int = SPLIT_RULE) -> CaptionedImages:
-    """Karpathy's `dataset_{flickr8k,flickr30k,coco}.json` beside (or above) the pictures."""
+    """Karpathy's `dataset_{flickr8k,flickr30k,coco}.json` beside (or above) the images."""
     path = _karpathy_file(source)
     if path is None:
         raise DataError(f"{source}: no dataset_*.json there")
@@ -85,7 +85,7 @@ def read_karpathy(source: Path, group: str = "", split_rule: int = SPLIT_RULE) -
         if not name or not isinstance(entry.get("sentences"), list):
             table.skip_row("wrong columns", location, "an entry needs 'filename' and 'sentences'")
             continue
-        # COCO's pictures stand in train2014 and val2014, told by `filepath`.
+        # COCO's images are in train2014 and val2014, named by `filepath`.
         subfolders = [_text_or_empty(entry["filepath"])] if _text_or_empty(entry.get("filepath")) else []
         folders = [root / part for part in [*subfolders, "."] for root in roots] if subfolders else []
         table.add_row(name, entry["sentences"], location, split=entry.get("split"), folders=folders)
@@ -117,7 +117,7 @@ def read_coco(source: Path, group: str = "", split_rule: int = SPLIT_RULE) -> Ca
 
 
 def _coco_split(year: str) -> str:
-    """The split of `captions_YEAR.json`, such as train2017, val, dev or minival2014; "" where the name tells none."""
+    """The split of `captions_YEAR.json`, such as train2017, val, dev or minival2014; "" where the name has none."""
     words = [canonical_split(word) for word in re.split(r"[^a-z]+", year.lower())]
     return "train" if "valminusminival" in year.lower() else next((word for word in words if word in SPLITS), "")
 
@@ -167,7 +167,7 @@ def is_rstpreid(source: Path) -> bool:
 
 
 def read_rstpreid(source: Path, group: str = "", split_rule: int = SPLIT_RULE) -> CaptionedImages:
-    """RSTPReid: images in imgs/, and an identity each; images of one person are partners of each other's captions."""
+    """RSTPReid: images in imgs/, and an identity each; images of one person are positives of each other's captions."""
     path = _rstpreid_file(source)
     if path is None:
         raise DataError(f"{source}: no data_captions.json there")

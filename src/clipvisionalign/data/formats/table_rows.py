@@ -27,8 +27,10 @@ LocatedRow = tuple[str, dict[str, Any]]
 
 
 def table_rows(path: Path, table: CaptionTable) -> Iterator[LocatedRow]:
-    """The rows of a table, each with its place; those that cannot be read are left out of it, and listed in `table`. A
-    cell that cannot be read is None, and listed."""
+    """The rows of a table, each with its place; those that cannot be read are left out of it, and listed in `table`.
+
+    A cell that cannot be read is None, and listed.
+    """
     for location, row in read_table_rows(path, table):
         for name, cell in row.items():
             if isinstance(cell, BrokenCell):

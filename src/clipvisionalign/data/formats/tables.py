@@ -61,7 +61,7 @@ def caption_files(folder: Path) -> list[Path]:
 
 
 def _has_no_captions(path: Path) -> bool:
-    """A JSON file that is known to hold no captions, or that stands beside an image of its name."""
+    """A JSON file that holds no captions, or that stands beside an image of its name."""
     if not path.suffix.lower().startswith(".json"):
         return False
     return bool(_NO_CAPTIONS.fullmatch(path.stem)) or any(
@@ -73,7 +73,7 @@ def _list_folder(folder: Path) -> list[Path]:
     try:
         return list(folder.iterdir())
     except OSError:
-        # Told by whoever lists the images.
+        # Reported by the lister of images.
         return []
 
 
@@ -105,7 +105,7 @@ def fill_from_table(
 ) -> None:  # fmt: skip
     """Put the rows of a table into `table`. Columns are those of all rows together.
 
-    below: a folder's name before all images' names; split: where the rows stand if they do not say themselves.
+    subfolder: a folder's name before all images' names; split: that of rows without one of their own.
     """
     rows = list(read_table_rows(path, table))
     table.files_read.add(path)
@@ -131,7 +131,7 @@ def fill_from_table(
         row_split = canonical_split(_cell(row, columns.split))
         if split and row_split and row_split != split:
             raise DataError(
-                f"{path}: {location} says the split '{row_split}', and its folder '{split}': an image stands in one"
+                f"{path}: {location} has the split '{row_split}', and its folder is '{split}': an image has one"
             )
         cells = [row[each] for each in columns.captions if row.get(each) not in (None, "")]
         table.add_row(

@@ -43,7 +43,7 @@ def count_samples(path: Path) -> int:
 
 
 def split_in_name(path: Path) -> str:
-    """The split that a file's name tells: "flickr-train-000.tar" is of "train"; "" where it tells none."""
+    """The split in a file's name: "flickr-train-000.tar" is of "train"; "" where it has none."""
     words = re.split(r"[^a-z]+", path.name.partition(".")[0].lower())
     return next((SPLIT_ALIASES[word] for word in words if word in SPLIT_ALIASES), "")
 
@@ -59,7 +59,8 @@ def is_pattern(source: Path) -> bool:
 
 
 def is_shards(source: Path) -> bool:
-    """Shards by name or pattern, a folder of `save_to_disk`, or one of tar files whose names tell splits and which hold
+    """Shards by name or pattern, a folder of `save_to_disk`, or one of tar files whose names contain splits and which
+    hold
     samples: images, each with a .json or .txt."""
     if is_pattern(source) and not source.is_dir():
         return True
@@ -88,7 +89,7 @@ def _holds_samples(path: Path) -> bool:
         with open_tar(path) as tar:
             samples = index_shard(tar).samples
     except DataError:
-        # Told when it is read.
+        # Reported when it is read.
         return True
     kinds = ({member.extension for member in sample.members} for sample in samples)
     return any(kind & IMAGE_EXTENSIONS and kind & {"json", "txt"} for kind in kinds)
@@ -102,8 +103,11 @@ def expand_pattern(pattern: str) -> list[Path]:
 
 
 def files_by_split(source: Path) -> dict[str, list[Path]]:
-    """The files of each split: of those that are named, or of a folder's tar files. All are of "train" where no name
-    tells a split. Raises DataError where some names do, and others do not, or where a file is not there."""
+    """The files of each split: of those that are named, or of a folder's tar files.
+
+    All are of "train" where no name contains a split. Raises DataError where some names do, and others do not, or where
+    a file is not there.
+    """
     named = is_pattern(source) and not source.is_dir()
     files = expand_pattern(str(source)) if named else _tar_files(source)
     missing = [path for path in files if not path.is_file()]
@@ -126,6 +130,6 @@ def files_by_split(source: Path) -> dict[str, list[Path]]:
 
 
 def sibling_files(source: Path, split: str) -> list[Path]:
-    """The files of another split, for shards that are named: those in their folder whose names tell it."""
+    """The files of another split, for shards that are named: those in their folder whose names contain it."""
     kind = "*.parquet" if source.suffix == ".parquet" else "*.tar"
     return [path for path in sorted(source.parent.glob(kind)) if split_in_name(path) == split]

@@ -44,7 +44,7 @@ class SampleColumns:
         return [name for name in (self.image, *self.captions, self.identity, self.split) if name]
 
     def notes(self, location: str) -> list[str]:
-        """What to say of the columns that are not read."""
+        """The note on columns that are not read."""
         return [f"{location}: columns that are not read: {', '.join(self.unused)}"] if self.unused else []
 
     def without_decoding(self, rows: Any) -> Any:
@@ -65,7 +65,7 @@ class SampleColumns:
             image = image.get("bytes") or image.get("path")
         try:
             if isinstance(image, str) and image:
-                # Beside the file that names it, unless it says where.
+                # Beside the file that names it, unless it has a path.
                 base = Path(self.source)
                 image = ((base if base.is_dir() else base.parent) / image).read_bytes()
         except (ValueError, OSError) as error:
@@ -109,13 +109,13 @@ def load_saved_dataset(folder: Path) -> dict[str, Any]:
 
 
 def _saved_split_name(rows: Any) -> str:
-    """The split that a data set was taken from, such as "test" of "test[:50%]"; "train" where it does not say."""
+    """The split that a data set was taken from, such as "test" of "test[:50%]"; "train" where it has none."""
     return str(rows.split or "train").partition("[")[0]
 
 
 def _split_by_rows(name: str, rows: Any) -> dict[str, Any]:
-    """The splits of a data set that was saved as one: those that its rows tell, where they tell several; a row that
-    tells none is of `name`. Such a data set is called after the one file that it was made from, often "test"."""
+    """The splits of a data set that was saved as one: those of its rows, where there are several; a row that
+    has none is of `name`. Such a data set is called after the one file that it was made from, often "test"."""
     column = find_column(rows.features, SPLIT_COLUMNS)
     indices: dict[str, list[int]] = {}
     for index, value in enumerate(rows[column] if column else ()):

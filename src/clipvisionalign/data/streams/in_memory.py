@@ -22,8 +22,10 @@ _SAVED_FILES = re.compile(r"(^|/)([^/]*\.arrow|(dataset_info|state|dataset_dict)
 
 
 def read_stream(source: Path, group: str = "", split_rule: int = 0) -> CaptionedImages:
-    """All splits of a stream, in memory, with their images; its files tell them, whatever decides elsewhere. Raises
-    DataError where that is too much, or nothing."""
+    """All splits of a stream, in memory, with their images; assigned by its files.
+
+    Raises DataError where that is too much, or nothing.
+    """
     if source.is_dir() and is_saved_dataset(source):
         splits = load_saved_dataset(source)
         columns_by_split = {
@@ -95,7 +97,7 @@ def _to_captioned_images(
     for split, raw in samples:
         sample = raw.for_split(split)
         if not sample.error and split not in SPLITS:
-            sample = invalid_sample(sample.name, f"its split is called '{split}'; known are {', '.join(SPLITS)}")
+            sample = invalid_sample(sample.name, f"its split is called '{split}'; the splits are {', '.join(SPLITS)}")
         if sample.error:
             problems.append(Problem("bad sample", sample.name, sample.error, rows=1))
             continue
@@ -114,7 +116,7 @@ def _to_captioned_images(
 
 
 def _unread_notes(path: Path) -> list[str]:
-    """What to say of what is not read of a file: files of a shard that are of no sample, images of one that has another
+    """The note on what is not read of a file: files of a shard that are of no sample, images of one that has another
     one, columns of Parquet."""
     if path.suffix == ".parquet":
         return parquet_columns(path).notes(path.name)
@@ -128,7 +130,7 @@ def _unread_notes(path: Path) -> list[str]:
 
 
 def _other_files_notes(source: Path, read: Sequence[Path]) -> list[str]:
-    """What to say of the files of a stream's folder that are neither its shards nor written with them."""
+    """The note on the files of a stream's folder that are neither its shards nor written with them."""
     known_names = {path.name for path in read} | {SHARD_INDEX_FILE}
     others: Counter[str] = Counter()
     unlisted: dict[bytes, str] = {}

@@ -70,7 +70,7 @@ class StreamedBatches(IterableDataset[Batch]):
         process_rank: ProcessRank = SINGLE_PROCESS,
         chunk_size: int = 0,
     ) -> Iterator[Batch]:
-        """This process's batches of one epoch, from step `start` on, whole whatever `chunk` says."""
+        """This process's batches of one epoch, from step `start` on, whole for any `chunk_size`."""
         self.epoch_arguments = (batch_size, epoch, seed, start, process_rank)
         for loaded_batch in iterate_dataset(self, workers):
             self.sample_counts.add(loaded_batch, self.stream.source)
@@ -79,7 +79,7 @@ class StreamedBatches(IterableDataset[Batch]):
             yield loaded_batch
 
     def counters(self) -> dict[str, Any]:
-        """What has been counted so far, to go on counting with `count_on`."""
+        """What has been counted so far, for `restore_counters`."""
         return {
             "cut": asdict(self.truncation),
             "tally": asdict(self.sample_counts),
@@ -87,7 +87,7 @@ class StreamedBatches(IterableDataset[Batch]):
         }
 
     def restore_counters(self, counters: Sequence[dict[str, Any]]) -> None:
-        """Go on from what was counted before: by one reader, or by several together."""
+        """Continue from earlier counts: of one reader, or of several together."""
         for counter in counters:
             self.truncation += TruncationStats(**counter["cut"])
             self.sample_counts += SampleCounts(**counter["tally"])
@@ -147,21 +147,23 @@ class StreamedBatches(IterableDataset[Batch]):
         batch.warnings = warnings
         if self.identity != "caption":
             return batch
-        # Of a stream no more is known than what is in a step: texts that are true of its own images.
+        # Of a stream only one step is available: texts that are true of its own images.
         captions = [text_id(caption) for sample in samples for caption in sample.captions]
         text_ids = torch.tensor(captions, dtype=torch.long)
         return replace(batch, caption_text_id=text_ids, identity_texts=torch.stack([identity[owners], text_ids], dim=1))
 
 
 def too_many_bad(bad: int, count: int) -> bool:
-    """Whether `bad` of `count` samples, or steps, are more than a training goes on with."""
+    """Whether `bad` of `count` samples, or steps, are too many for a training to continue."""
     return bad > max(ALLOWED_BAD_SAMPLES, MAX_BAD_SHARE * count)
 
 
 @dataclass
 class SampleCounts:
-    """Counts samples and bad ones; too many stop the training. complaints: how often a part of a good one was left out
-    or mended, and the first of them."""
+    """Counts samples and bad ones; too many stop the training.
+
+    complaints: how often a part of a good one was left out or mended, and the first of them.
+    """
 
     good: int = 0
     bad: int = 0
@@ -176,6 +178,7 @@ class SampleCounts:
         )  # fmt: skip
 
     def add(self, batch: Batch, source: str) -> None:
+        """Add a batch's counts. Raises DataError where too many of the samples of `source` are bad."""
         self.good += len(batch)
         self.bad += len(batch.skipped)
         self.reasons += batch.skipped[: 1 if not self.reasons else 0]

@@ -23,7 +23,7 @@ IMAGE_EXTENSIONS = frozenset({
     "jxl", "mpo", "ppm", "pgm", "pbm", "pnm", "tga", "qoi",
 })  # fmt: skip
 
-#: Under these names a .json tells captions though a .txt is there; the others may be anything about the image.
+#: Under these names a .json holds captions though a .txt is there; the others may be anything about the image.
 PRIMARY_CAPTION_KEYS = ("captions", "caption", "sentences", "raw", "text")
 
 
@@ -31,8 +31,8 @@ PRIMARY_CAPTION_KEYS = ("captions", "caption", "sentences", "raw", "text")
 class Sample:
     """One image, encoded, with its captions.
 
-    name: its file and its key or row. bad: what is wrong with it, "" for nothing. identity: of what it shows, if known.
-    split: the one that it says it is of, if it does. complaints: what was left out of a sample that is used.
+    name: its file and its key or row. error: its fault, "" for none. identity: of what it shows, if any.
+    split: its own, if it has one. warnings: what was left out of a sample that is used.
     """
 
     name: str
@@ -44,10 +44,10 @@ class Sample:
     warnings: tuple[Problem, ...] = ()
 
     def for_split(self, split: str) -> Sample:
-        """The same sample, bad where it says that it is of another split than the file that it is in."""
+        """The same sample, bad where its split differs from that of its file."""
         if self.error or self.split in ("", split):
             return self
-        return invalid_sample(self.name, f"says that its split is '{self.split}', in a file of '{split}'")
+        return invalid_sample(self.name, f"its split is '{self.split}', in a file of '{split}'")
 
 
 def invalid_sample(name: str, reason: str) -> Sample:
@@ -57,7 +57,7 @@ def invalid_sample(name: str, reason: str) -> Sample:
 
 @dataclass
 class SampleMetadata:
-    """What is known of a sample beside its image."""
+    """A sample's data beside its image."""
 
     location: str
     captions: list[str] = field(default_factory=list)
@@ -72,7 +72,7 @@ class SampleMetadata:
             self.problems.append(problem)
 
     def add_captions(self, value: Any, prefix: str = "") -> None:
-        """Captions in any form; what of them is none is told with `where` it stands."""
+        """Captions in any form; what of them is none is reported with its location."""
         texts, failures = parse_captions(value)
         self.captions += map(_encodable, texts)
         for reason in failures:
@@ -103,7 +103,7 @@ class SampleMetadata:
                 self.add_problem(f"odd {column}", f"{name}: {type(value).__name__} where a text or a number belongs")
                 continue
             setattr(self, column, str(value).strip())
-        # Other words under such names are about something else: the file's own name tells the split.
+        # Other words under such names are about something else: the file's own name has the split.
         self.split = split if (split := canonical_split(self.split)) in SPLITS else ""
 
     def to_sample(self, image: bytes | None) -> Sample:

@@ -1,6 +1,6 @@
 """The training split of a stream, read in an order that depends on the seed and the epoch alone.
 
-Every sample comes exactly once: the shards of an epoch, one behind the other in an order drawn anew, are one long row
+Every sample comes exactly once: the shards of an epoch, one behind the other in a new random order, are one long row
 of samples, and each reader (a worker of a process) has a stretch of it, as long as the steps that it makes need. A
 stretch may begin and end within a shard: however few and uneven the shards are, every process makes the same steps.
 """
@@ -59,6 +59,7 @@ class ShardStream:
 
     @property
     def count(self) -> int:
+        """The number of samples."""
         return sum(self.sizes)
 
     def fingerprint(self) -> str:
@@ -67,8 +68,10 @@ class ShardStream:
         return hashlib.sha256(repr(files).encode()).hexdigest()[:16]
 
     def read(self, epoch: int, seed: int, first: int, last: int) -> Iterator[Sample]:
-        """See `SampleStream`; webdataset or pyarrow reads the files. Raises DataError where a shard holds more or fewer
-        samples than its index says."""
+        """See `SampleStream`; webdataset or pyarrow reads the files.
+
+        Raises DataError where a shard holds more or fewer samples than its index has.
+        """
         order = np.random.default_rng([seed, epoch]).permutation(len(self.paths)).tolist()
         rng = random.Random(f"{seed} {epoch} {first}")
         yield from shuffle_buffered(self._read_range(order, first, last), rng)
@@ -95,7 +98,7 @@ class ShardStream:
             if read < len(sample_range) or beyond:
                 actual = "more" if beyond else f"{sample_range.start + read:,}"
                 index = path.with_name(SHARD_INDEX_FILE)
-                hint = f"; remove {index}, which says so" if index.is_file() else ""
+                hint = f"; remove {index}, which lists it" if index.is_file() else ""
                 raise DataError(f"{path}: holds {actual} samples where {size:,} were counted{hint}")
 
 
@@ -120,7 +123,7 @@ def open_shards(pattern: str) -> ShardStream:
     files = files_by_split(Path(pattern))
     if "train" not in files and Path(pattern).is_dir():
         raise DataError(f"{pattern}: no .tar files of 'train' in it; there are {', '.join(sorted(files))}")
-    # Whoever names shards trains on them, whatever their names tell.
+    # Shards that are named are trained on, whatever their names contain.
     paths = (
         files["train"] if Path(pattern).is_dir() else [path for split_paths in files.values() for path in split_paths]
     )
@@ -159,6 +162,7 @@ class SavedDatasetStream:
 
     @property
     def count(self) -> int:
+        """The number of samples."""
         return len(self.rows)
 
     def fingerprint(self) -> str:

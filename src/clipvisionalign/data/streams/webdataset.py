@@ -26,17 +26,19 @@ META = re.compile(r"__[^/]*__($|/)")
 
 @dataclass(frozen=True)
 class Member:
-    """A file within a shard. name: without "./"; ending: what follows its last point, in lower case."""
+    """A file within a shard. name: without "./"; tar_info: its entry in the archive."""
 
     name: str
     tar_info: tarfile.TarInfo
 
     @property
     def stem(self) -> str:
+        """The file's name without its extension, which all members of a sample share."""
         return self.name.rpartition(".")[0]
 
     @property
     def extension(self) -> str:
+        """What follows the last point of the name, in lower case."""
         return self.name.rpartition(".")[2].lower()
 
 
@@ -65,7 +67,7 @@ class ShardSample:
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """The samples of a shard in the order in which they begin; passed_over: names of files that are of none."""
+    """The samples of a shard in the order in which they begin; skipped_files: names of files that are of none."""
 
     samples: list[ShardSample]
     skipped_files: list[str]

@@ -17,7 +17,7 @@ def write_shards(
 ) -> dict[str, list[Path]]:
     """Write a data set as WebDataset shards, OUT/SPLIT-000000.tar and so on, with their index; the files by split.
 
-    Raises FileExistsError where there are shards already, ValueError for no image in a shard; a picture that cannot be
+    Raises FileExistsError where there are shards already, ValueError for no image in a shard; an image that cannot be
     read raises OSError.
     """
     import webdataset

@@ -41,6 +41,7 @@ def print_to_stderr(line: str) -> None:
 
 
 def fetch_file(name: str, revision: str, info: Any, choose: ChooseFiles, say: Log) -> Snapshot:
+    """Download the files of a commit that `choose` selects, each verified by size and hash. Raises OSError."""
     # What lies in sub-folders (onnx/, coreml/) is for other programs.
     siblings = {sibling.rfilename: sibling for sibling in info.siblings or [] if "/" not in sibling.rfilename}
     files = choose(list(siblings))
@@ -111,13 +112,13 @@ def _check_room(name: str, total: int) -> None:
 
 
 class _DownloadProgress:
-    """The bytes of all files of a repository, in kB, as a step that is told of."""
+    """The bytes of all files of a repository, in kB, as a progress step."""
 
     def __init__(self, step: ProgressStep) -> None:
         self.step, self.done = step, 0
 
     def set_done(self, done: int) -> None:
-        """So many bytes are there; fewer than before where a download is begun again."""
+        """So many bytes are there; fewer than before where a download restarts."""
         self.done = done
         self.step.update(done // 1000)
 
@@ -148,7 +149,7 @@ class _TqdmAdapter:
 
 @contextmanager
 def _quiet_hub() -> Iterator[None]:
-    """huggingface_hub over plain HTTP, in small pieces, and without lines of its own: what happens is told here."""
+    """huggingface_hub over plain HTTP, in small pieces, and without lines of its own: progress is shown here."""
     from huggingface_hub import constants
     from huggingface_hub.utils import logging
 

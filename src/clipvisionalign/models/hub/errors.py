@@ -1,4 +1,4 @@
-"""What can go wrong between this machine and a hub, as one set of errors."""
+"""Faults between this machine and a hub, as one set of errors."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class HubUnreachable(WeightsNotFound):
 
 
 class CorruptedDownload(OSError):
-    """A file's content is not what the hub says it is."""
+    """A file's content is not that of the hub."""
 
 
 class DiskFull(OSError):
@@ -28,6 +28,7 @@ _LOGIN = "'hf auth login', or HF_TOKEN in the environment"
 
 
 def hub_endpoint() -> str:
+    """The hub's address: `HF_ENDPOINT`, or the public hub."""
     from huggingface_hub import constants
 
     return str(constants.ENDPOINT)
@@ -43,7 +44,7 @@ def translate_error(error: Exception, name: str, revision: str, file: str = "") 
     status = getattr(getattr(error, "response", None), "status_code", None)
     if isinstance(error, errors.GatedRepoError):
         return WeightsNotFound(
-            f"{subject}: gated: its owners want to know who uses it. Accept its conditions on {hub}/{name}, "
+            f"{subject}: gated: its owners require an account. Accept its conditions on {hub}/{name}, "
             "then log in: "
             f"{_LOGIN}"
         )

@@ -8,6 +8,7 @@ from typing import Any
 
 
 def licence_of(info: Any) -> str:
+    """The licence in the metadata of a repository, "" for none."""
     card = getattr(info, "card_data", None)
     stated = getattr(card, "license", None) or next(
         (tag.removeprefix("license:") for tag in info.tags or [] if tag.startswith("license:")), ""

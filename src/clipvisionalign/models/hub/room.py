@@ -7,6 +7,7 @@ from pathlib import Path
 
 
 def cache_folder() -> Path:
+    """The cache folder of huggingface_hub."""
     from huggingface_hub import constants
 
     return Path(constants.HF_HUB_CACHE)
@@ -29,8 +30,10 @@ def free_bytes(name: str) -> int:
 
 
 def free_space(name: str) -> str:
+    """The free disk space in the cache folder, as a phrase for messages."""
     return f"{format_bytes(free_bytes(name))} are free in {cache_folder()}"
 
 
 def format_bytes(count: int) -> str:
+    """A number of bytes in MB or GB."""
     return f"{count / 1e6:,.1f} MB" if count < 1e9 else f"{count / 1e9:,.2f} GB"

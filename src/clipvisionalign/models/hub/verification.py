@@ -1,4 +1,4 @@
-"""Is a file what the hub says it is: its size and its hash."""
+"""Verify a file's size and hash against the hub's."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True)
 class _Expected:
-    """What a file should be: its size and its SHA-256, or git's SHA-1 of it; None where that is not known."""
+    """What a file should be: its size and its SHA-256, or git's SHA-1 of it; None if unknown."""
 
     size: int | None = None
     sha256: str | None = None
@@ -24,6 +24,7 @@ class _Expected:
 
 
 def expected_of_hub(sibling: Any) -> _Expected:
+    """A file's size and hash as the hub's API gives them."""
     lfs = sibling.lfs
     if lfs is not None:
         return _Expected(lfs["size"], lfs["sha256"]) if isinstance(lfs, dict) else _Expected(lfs.size, lfs.sha256)

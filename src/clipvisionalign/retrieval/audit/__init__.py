@@ -2,11 +2,11 @@
 
 A model that conditions a caption on its true image scores itself, and its recall means nothing. Such a model shows in
 what it answers when the true image is not at hand, is not at the same place, or is not the true one: that is what the
-checks ask. They need nothing of a model but its answers, so a stranger's model can be put to the test as well.
+checks ask. They use only a model's outputs, so that any model can be audited.
 
-- *Wrong partners first.* A model may keep what it answered (by text, by image, by object), and may have been evaluated
-  before. So the first questions are captions that nobody has asked before, made of halves of the data's own, with
-  mirrored images, dealt at random: no memory can answer them. True partners are shown only afterwards.
+- *Mismatched pairs first.* A model may keep what it answered (by text, by image, by object), and may have been
+  evaluated before. So the first questions are captions that nobody has asked before, made of halves of the data's own,
+  with mirrored images, dealt at random: no memory can answer them. Positives are shown only afterwards.
 - *Chance is what other dealings find* (`chance.py`). Over all such checks of one audit, an honest model fails with a
   probability of at most `FALSE_ALARM_RATE`.
 - *The same pair, the same score* (`stable_scores.py`).

@@ -1,4 +1,4 @@
-"""Asking a model for a table of scores, whichever way it answers, and the number format of what it gives."""
+"""Asking a model for a table of scores, whichever way it answers, and the dtype of what it gives."""
 
 from __future__ import annotations
 
@@ -26,8 +26,9 @@ from clipvisionalign.retrieval.ties import (
 class ScoreTable:
     """What a model answered of N images and M captions.
 
-    scores: (N, M) float64; bar: (N, M) what another pair has to score to tie with a pair or to stand before it; format:
-    the model's number format; rounding: by how much that can change a score; images, captions: the vectors, if any.
+    scores: (N, M) float64; tie_threshold: (N, M) what another pair has to score to tie with a pair or to precede it;
+    dtype_name:
+    the model's dtype; rounding: by how much that can change a score; images, captions: the vectors, if any.
     """
 
     scores: np.ndarray
@@ -54,7 +55,7 @@ class ScoreTable:
 
 
 def _equal_vectors(vectors: NumericArray | None, size: int) -> np.ndarray:
-    """Which of a table's vectors are one vector, as `ties` says (number, number); none where there are no vectors."""
+    """Which of a table's vectors are one vector, by `ties` (number, number); none where there are no vectors."""
     if vectors is None:
         return np.zeros((size, size), dtype=bool)
     a, b = np.indices((size, size)).reshape(2, -1)
@@ -66,7 +67,7 @@ ScoreQuery = Callable[[Sequence[Any], Sequence[str]], ScoreTable]
 
 
 class ModelScores:
-    """Asks a model for a table of scores, whichever way it answers; a table of another form is told as an error."""
+    """Asks a model for a table of scores, whichever way it answers; a table of another form is an error."""
 
     def __init__(self, model: RetrievalModel) -> None:
         self.model: Any = model
@@ -86,6 +87,7 @@ class ModelScores:
         return ways
 
     def score_by_vectors(self, images: Sequence[Any], captions: Sequence[str]) -> ScoreTable:
+        """Scores by the dot product of the model's vectors. Raises ValueError for vectors of another number or form."""
         left = as_vectors(self.model.encode_images(images), "image")
         right = as_vectors(self.model.encode_captions(captions), "caption")
         table = dot_product_scores(left, right)
@@ -93,6 +95,7 @@ class ModelScores:
         return table
 
     def score_by_pairs(self, images: Sequence[Any], captions: Sequence[str]) -> ScoreTable:
+        """Scores by the model's own `score`. Raises ValueError for a table of another shape."""
         numbers = as_numeric_array(self.model.score(images, captions))
         _check_scores(numbers.values, len(images), len(captions))
         scores = numbers.values.astype(np.float64)
@@ -113,7 +116,8 @@ def dot_product_scores(images: NumericArray, captions: NumericArray) -> ScoreTab
         (_narrowest_vector_format(images), _narrowest_vector_format(captions)),
         key=lambda vector_format: vector_format[1],
     )
-    # Either vector may be another one by the rounding of its format, and still counts as the same: `ties.Alike`.
+    # Either vector may be another one by the rounding of its format, and still counts as the same:
+    # `ties.VectorEquality`.
     max_rounding = (2 * rounding + exact) * float(sizes.max(initial=0.0))
     return ScoreTable(scores, scores - exact * sizes, name, max_rounding, images, captions)
 
@@ -150,7 +154,7 @@ def _narrowest_vector_format(vectors: NumericArray) -> tuple[str, float]:
     rows = [row / np.abs(row).max() for row in vectors.values[:2].astype(np.float64) if row.any()]
     if rounding >= HALF_PRECISION_EPS["float16"] or vectors.values.shape[1] < 8 or not rows:
         return name, rounding
-    # bfloat16 has 128 numbers between powers of 2: one of them was the largest, which tells what all were divided by.
+    # bfloat16 has 128 numbers between powers of 2: one of them was the largest, which gives the common divisor.
     for row in rows:
         scaled = row * (1.0 + np.arange(128) / 128)[:, None]
         mantissa, power = np.frexp(scaled)

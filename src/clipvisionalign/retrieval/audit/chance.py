@@ -22,7 +22,7 @@ from clipvisionalign.retrieval.metrics import RECALL_AT
 #: Dealings that are drawn to see what chance finds, and the p above which the first of them are enough.
 FIRST_DRAWS, MAX_DRAWS, EARLY_STOP_P = 400, 24_000, 0.05
 
-#: What is asked for in the checks against chance, in the order of `_hits`.
+#: What is asked for in the checks against chance, in the order of `_recall_hits`.
 RECALLS = [(way, k) for way in ("image to text", "text to image") for k in RECALL_AT]
 
 
@@ -30,7 +30,8 @@ RECALLS = [(way, k) for way in ("image to text", "text to image") for k in RECAL
 class _Assignment:
     """Groups of captions dealt to N images, and what every other dealing of them would have found.
 
-    hits: (6, N, N) what group g dealt to image i adds to each of `RECALLS`; dealt: (N,) the group of each image; apart:
+    hits: (6, N, N) what group g dealt to image i adds to each of `RECALLS`; assigned: (N,) the group of each image;
+    excludes_own:
     whether group i is image i's own, which it is never dealt.
     """
 
@@ -55,7 +56,10 @@ class _Assignment:
 
 
 def _random_assignments(rng: np.random.Generator, draws: int, groups: int, excludes_own: bool) -> np.ndarray:
-    """(number, count) orders of `count` groups, each as likely; apart: among those with none in its own place."""
+    """(number, count) orders of `groups` groups, each as likely.
+
+    excludes_own: among those with none in its own place.
+    """
     assignments = np.empty((0, groups), dtype=np.int64)
     while len(assignments) < draws:
         # One in e has none in its own place.
@@ -120,12 +124,12 @@ def _check_chance_level(assignments: list[_Assignment], what: str, level: float,
     direction, k = RECALLS[worst % len(RECALLS)]
     message = f"{what}, recall at {k} ({direction}) is {recall:.3f} where chance is {chance:.3f}: "
     message += (
-        ("within chance" if p > EARLY_STOP_P else "not far enough above chance to tell")
+        ("within chance" if p > EARLY_STOP_P else "not far enough above chance to decide")
         if passed
         else "far above chance"
     )
     message += f" (p = {p:.2g}; {'only ' if passed else ''}below {level:.2g} is too much for chance)"
-    return Finding(passed, recall, message if passed else f"{message}: the model knows the answer from somewhere else")
+    return Finding(passed, recall, message if passed else f"{message}: the model uses other information than the pair")
 
 
 def check_new_captions(

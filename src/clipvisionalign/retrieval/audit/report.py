@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 @dataclass(frozen=True)
 class Check:
-    """One check: whether it passed, the figure that decided, and what that means in words."""
+    """One check: whether it passed, the figure that decided, and its explanation."""
 
     name: str
     passed: bool
@@ -24,6 +24,7 @@ class AuditReport:
 
     @property
     def passed(self) -> bool:
+        """Whether all checks passed."""
         return all(check.passed for check in self.checks)
 
     def to_dict(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The audit: all checks of one model on one data set, those with wrong partners first."""
+"""The audit: all checks of one model on one data set, those with mismatched pairs first."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from clipvisionalign.retrieval.audit.stable_scores import (
 from clipvisionalign.retrieval.protocols import RetrievalModel
 from clipvisionalign.retrieval.ranks import Positives
 
-#: Images in the checks that score a sample pair by pair or encode it anew several times.
+#: Images in the checks that score a sample pair by pair or encode it several times.
 SAMPLE = 48
 
-#: Fewer tell nothing: a model that knows all true partners would often be within what `FALSE_ALARM_RATE` allows.
+#: Fewer tell nothing: a model that knows all positives would often be within what `FALSE_ALARM_RATE` allows.
 MIN_SAMPLE = 10
 
 #: How often an honest model may fail any of the checks against chance, all of one audit together.
@@ -46,16 +46,17 @@ def audit(
     caption_group: Any = None,
     model_factory: Callable[[], RetrievalModel] | None = None,
 ) -> AuditReport:
-    """Put a model to the test: new captions, shuffled partners, blank captions, alone, rectangular, splits apart.
+    """Audit a model: new captions, shuffled partners, blank captions, alone, rectangular, splits apart.
 
     model: answers `encode_images` and `encode_captions`, or `score`, or both, in which case both are tested. It may
     round as the format of its answers does, or bfloat16 where vectors were widened, and scaled, only after that.
     images (N): whatever the model takes; captions (M); caption_image: (M,) each caption's image.
     identity: (N,) or None, caption_group: (M,) or None, as in `retrieval_metrics`.
-    split_overlap: pictures found in two splits (`data.check` finds them), None where there is one split only, in which
+    split_overlap: images found in two splits (`data.check` finds them), None where there is one split only, in which
     case that check is left out. sample: images in the checks, drawn with `seed`.
-    fresh: makes the model as it was before it was asked anything; each way of answering is then first put to the test
-    with wrong partners in a model of its own. Without it `model` is asked, with wrong partners before true ones.
+    model_factory: makes the model as it was before it was asked anything; each way of answering is then first put to
+    the test with mismatched pairs in a model of its own. Without it `model` is asked, with mismatched pairs before true
+    ones.
     Raises TypeError for a model that answers neither way and for one image or one string where a list belongs,
     ValueError for too small a sample.
     """
@@ -72,7 +73,7 @@ def audit(
     )
     interfaces = scorer.interfaces()
     level = FALSE_ALARM_RATE / (3 * len(interfaces))
-    # Wrong partners first, in all interfaces: what is asked later shows the model true ones.
+    # Mismatched pairs first, in all interfaces: what is asked later shows the model true ones.
     mismatched = []
     for number, (interface, ask_model) in enumerate(interfaces):
         ask = ask_model if model_factory is None else ModelScores(model_factory()).interfaces()[number][1]
@@ -137,15 +138,15 @@ def _stability_checks(
 
 def _overlap_check(split_overlap: Sequence[str]) -> Check:
     count = len(split_overlap)
-    message = (
-        f"{count} pictures stand in two splits, such as {split_overlap[0]}" if count else "no picture in two splits"
-    )
+    message = f"{count} images stand in two splits, such as {split_overlap[0]}" if count else "no image in two splits"
     return Check("splits apart", not count, float(count), message)
 
 
 def audited_images(positives: Positives, sample: int, rng: np.random.Generator) -> np.ndarray:
-    """The images that an audit asks about, `sample` at most. Raises ValueError where they are too few to tell
-    anything."""
+    """The images that an audit asks about, `sample` at most.
+
+    Raises ValueError where they are too few to decide anything.
+    """
     candidates = _apart(positives, rng)
     chosen = np.sort(rng.choice(candidates, size=min(sample, len(candidates)), replace=False))
     if len(chosen) < MIN_SAMPLE:
@@ -188,7 +189,7 @@ def _captions_of(positives: Positives, images: np.ndarray) -> list[np.ndarray]:
 
 
 def _run_check(name: str, way: str, check: Callable[..., Finding], *arguments: Any) -> Check:
-    """Run a check; a model that cannot answer what it asks has failed it, and the reason is told."""
+    """Run a check; a model that cannot answer what it asks has failed it, with the reason."""
     try:
         finding = check(*arguments)
     except Exception as error:

@@ -1,6 +1,6 @@
 """Checks that a pair's score is the same, whatever is asked beside it and before it.
 
-Scores of one pair may differ by what the rounding of the model's number format can do to them, or by a hundredth of the
+Scores of one pair may differ by what the rounding of the model's dtype can do to them, or by a hundredth of the
 scores' spread, and no more.
 """
 
@@ -25,7 +25,7 @@ def _max_change(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def _check_unchanged(change: float, table: ScoreTable, what: str, reason: str) -> Finding:
-    """change: the largest of a pair's score; table: what it is held against; reason: told where it is too large."""
+    """change: the largest of a pair's score; table: what it is held against; reason: where it is too large."""
     spread = max(float(np.std(table.scores)), 1e-6 * float(np.abs(table.scores).max(initial=0.0)))
     tolerance, tolerance_source = max(
         (SCORE_TOLERANCE * spread, "1 % of the scores' spread"), (table.rounding, f"rounding in {table.dtype_name}")

@@ -1,6 +1,6 @@
 """The search service as an ASGI application.
 
-Bound to loopback unless told otherwise (`run.py`); then with a token, if one is set.
+Bound to loopback unless set otherwise (`run.py`); then with a token, if one is set.
 """
 
 from collections.abc import AsyncIterator, Sequence
@@ -42,7 +42,7 @@ def create_app(
 
     # FastAPI's own pages of documentation load their scripts from elsewhere; those of /docs are files of this service.
     app = FastAPI(
-        title="CLIPVisionAlign", version=__version__, description="Search pictures by words or by a picture.",
+        title="CLIPVisionAlign", version=__version__, description="Search images by words or by an image.",
         lifespan=lifespan, docs_url=None, redoc_url=None,
         redirect_slashes=False,  # a redirection repeats the address, and the token in it
     )  # fmt: skip

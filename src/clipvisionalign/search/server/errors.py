@@ -34,4 +34,4 @@ def translate_errors(work: Callable[[], Any], filter_text: str = "") -> Any:
         if not isinstance(error, (RuntimeError, OSError)):
             raise
         logging.getLogger(__name__).exception("a request could not be answered")
-        raise HTTPException(503, "the index cannot be read now; the log of the service says why") from None
+        raise HTTPException(503, "the index cannot be read now; see the log of the service") from None

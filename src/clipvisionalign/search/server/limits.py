@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-#: Bytes of a form around the picture that is sent in it.
+#: Bytes of a form around the image that is sent in it.
 FORM_OVERHEAD_BYTES = 10_000
 
 

@@ -20,13 +20,15 @@ LATENCY_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
 
 
 class Metrics:
-    """Counts and times of requests, as Prometheus reads them. encoded: gives how many texts were encoded until now, in
-    how many calls."""
+    """Counts and times of requests, as Prometheus reads them.
+
+    encoder_counts: gives how many texts were encoded until now, in how many calls.
+    """
 
     CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 
     def __init__(self, encoder_counts: Callable[[], tuple[int, int]]) -> None:
-        disable_created_metrics()  # a time of creation beside each series says nothing here
+        disable_created_metrics()  # a time of creation beside each series is of no use here
         self.registry = CollectorRegistry()
         self.requests = Counter(
             "clipvisionalign_requests_total", "Requests by path and status.", ("path", "status"), registry=self.registry

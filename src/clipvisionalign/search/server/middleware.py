@@ -50,6 +50,7 @@ class RequestMiddleware:
         self.token, self.session = token.encode(), secrets.token_urlsafe(32)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer an HTTP request within the limits, refuse a WebSocket, pass on all else."""
         if scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008})  # there is none here
         elif scope["type"] == "http":
@@ -75,7 +76,7 @@ class RequestMiddleware:
 
 
 def _equal_in_constant_time(candidate: bytes, secret: bytes) -> bool:
-    """In a time that tells neither where the two differ nor how long the secret is."""
+    """In a time that reveals neither where the two differ nor how long the secret is."""
     return hmac.compare_digest(hashlib.sha256(candidate).digest(), hashlib.sha256(secret).digest())
 
 
@@ -86,12 +87,12 @@ class _Exchange:
         self.middleware, self.scope, self._receive, self._send = middleware, scope, receive, send
         self.limits, self.credential_source = middleware.limits, middleware.credential_source(scope)
         self.status, self.received_bytes, self.started = 0, 0, time.perf_counter()
-        #: The body was longer than what is taken, and nobody has been told yet.
+        #: The body was longer than what is taken, and no answer has been sent yet.
         self.body_too_large = False
 
     async def run(self) -> None:
         """Answer, and count what was answered."""
-        # For routes that tell more to those who are allowed.
+        # For routes with more detail for those who are allowed.
         self.scope.setdefault("state", {})["allowed"] = bool(self.credential_source)
         try:
             error_response = self._error_response()
@@ -135,14 +136,14 @@ class _Exchange:
     async def send(self, message: Message) -> None:
         """Pass a piece of the answer on, with the headers that all answers have."""
         if self.body_too_large and not self.status:
-            return  # of a form that ends in the middle: what is wrong is said instead
+            return  # of a form that ends in the middle: the error is sent instead
         if message["type"] == "http.response.start":
             self.status = message["status"]
             headers = MutableHeaders(scope=message)
             for name, value in SECURITY_HEADERS.items():
                 headers.setdefault(name, value)
             if self.credential_source == "query" and self.status < 400:
-                # The page asks for its pictures without the token in their addresses.
+                # The page asks for its images without the token in their addresses.
                 headers.append("Set-Cookie", self._session_cookie())
         await self._send(message)
 

@@ -26,12 +26,12 @@ from clipvisionalign.search.server.errors import translate_errors
 from clipvisionalign.search.server.service import SearchService, index_info
 from clipvisionalign.search.terms import Term, parse_term
 
-#: Pixels of the longer side of a picture that is shown large.
+#: Pixels of the longer side of an image that is shown large.
 LARGE_IMAGE_SIZE = 1600
 
 INDEX_DESCRIPTION = "which index, where there are several"
 
-ImageIdParam = Annotated[int, Query(ge=0, lt=2**63, description="a picture's number in the index")]
+ImageIdParam = Annotated[int, Query(ge=0, lt=2**63, description="an image's number in the index")]
 
 
 def hits_to_json(hits: Sequence[Hit | CaptionHit], terms: Sequence[Term] = ()) -> dict[str, Any]:
@@ -60,7 +60,7 @@ def add_search_routes(app: FastAPI, service: SearchService) -> None:
         rerank: Annotated[int, Query(ge=0, le=limits.rerank)] = 0,
         index: IndexParam = 0,
     ) -> dict[str, Any]:
-        """Pictures by words, without others, filtered, re-ranked."""
+        """Images by words, without others, filtered, re-ranked."""
 
         def work() -> dict[str, Any]:
             terms = [parse_term(text) for text in q] + [parse_term(text, -1.0) for text in minus]
@@ -80,7 +80,7 @@ def add_similar_routes(app: FastAPI, service: SearchService) -> None:
 
     @app.get("/similar", responses={404: {}, 422: {}})
     def similar_to(id: ImageIdParam, count: CountParam = 20, where: str = "", index: IndexParam = 0) -> dict[str, Any]:
-        """Pictures like one of the index."""
+        """Images like one of the index."""
 
         def work() -> dict[str, Any]:
             query = SearchQuery(count=count + 1, where=where, vector=searchers[index].vector_of(id))
@@ -92,7 +92,7 @@ def add_similar_routes(app: FastAPI, service: SearchService) -> None:
     def similar_upload(
         picture: Annotated[UploadFile, File()], count: CountParam = 20, where: str = "", index: IndexParam = 0
     ) -> dict[str, Any]:
-        """Pictures like one that is sent in."""
+        """Images like one that is sent in."""
 
         def work() -> dict[str, Any]:
             return hits_to_json(service.search(SearchQuery([service.read_upload(picture)], count, where), index))
@@ -101,7 +101,7 @@ def add_similar_routes(app: FastAPI, service: SearchService) -> None:
 
     @app.get("/captions", responses={404: {}, 422: {}})
     def captions_of(id: ImageIdParam, count: CountParam = 20, index: IndexParam = 0) -> dict[str, Any]:
-        """Captions near a picture of the index; where it has captions."""
+        """Captions near an image of the index; where it has captions."""
 
         def work() -> dict[str, Any]:
             query = SearchQuery(count=count, captions=True, vector=searchers[index].vector_of(id))
@@ -113,7 +113,7 @@ def add_similar_routes(app: FastAPI, service: SearchService) -> None:
     def captions_of_upload(
         picture: Annotated[UploadFile, File()], count: CountParam = 20, index: IndexParam = 0
     ) -> dict[str, Any]:
-        """Captions near a picture that is sent in."""
+        """Captions near an image that is sent in."""
 
         def work() -> dict[str, Any]:
             return hits_to_json(
@@ -134,7 +134,7 @@ def add_image_routes(app: FastAPI, service: SearchService) -> None:
         caption: Annotated[str, Query(min_length=1, max_length=limits.characters)],
         index: IndexParam = 0,
     ) -> Response:
-        """Which parts of a picture carry the words, as a PNG."""
+        """Which parts of an image carry the words, as a PNG."""
 
         def work() -> Response:
             if not caption.strip():
@@ -149,11 +149,11 @@ def add_image_routes(app: FastAPI, service: SearchService) -> None:
 
     @app.get("/image/{id}", response_class=Response, responses={200: {"content": {"image/jpeg": {}}}, 404: {}, 422: {}})
     def image(id: int, large: bool = False, index: IndexParam = 0) -> Response:
-        """A picture by its number: its thumbnail, or the picture itself, up to 1,600 pixels."""
+        """An image by its number: its thumbnail, or the image itself, up to 1,600 pixels."""
 
         def work() -> Response:
             if not 0 <= id < 2**63:
-                raise KeyError(f"no picture {id} in this index")
+                raise KeyError(f"no image {id} in this index")
             searcher = searchers[index]
             if not large:
                 return Response(searcher.value(id, "thumbnail"), media_type="image/jpeg")

@@ -44,14 +44,16 @@ def run_server(
     indexes: Sequence[str], host: str = "127.0.0.1", port: int = 8000, token: str = "", run: str = "",
     say: Callable[[str], None] = print,
 ) -> None:  # fmt: skip
-    """Serve one index, or several side by side, until stopped. Raises ValueError for one that is open to the network
-    without a token."""
+    """Serve one index, or several side by side, until stopped.
+
+    Raises ValueError for one that is open to the network without a token.
+    """
     import uvicorn
 
     loopback = host in ("127.0.0.1", "localhost", "::1")
     if not loopback and not token:
         raise ValueError(
-            f"--host {host} opens the pictures to the network: set a --token-file FILE, or {TOKEN_VARIABLE} "
+            f"--host {host} opens the images to the network: set a --token-file FILE, or {TOKEN_VARIABLE} "
             "in the environment"
         )
     searchers = [Searcher(index, run) for index in indexes]

@@ -90,7 +90,7 @@ class SearchService:
 
 
 def index_info(searcher: Searcher) -> dict[str, Any]:
-    """What /health tells of an index."""
+    """The fields of an index in /health."""
     return {
         "pictures": searcher.table.count_rows(),
         "kind": searcher.manifest.kind,

@@ -34,7 +34,7 @@ def entries_for(plan: Plan, data: CaptionedImages) -> list[dict[str, str]]:
     """The entries that this study needs, each once, with their BibTeX."""
     models = [trial.config.model for trial in trials_of(plan, Path("study"))]
     towers = name_words(tower.name for model in models for tower in (model.image_tower, model.text_tower))
-    # A file that tells the splits is named by the data set that they are of.
+    # A file with the splits is named by the data set that they are of.
     split_files = [file.name for file in data.source.glob("dataset_*.json")] if data.source.is_dir() else []
     data_words = name_words([data.layout, data.source.name, *split_files])
     keys = [key for word, key in DATA_SET_KEYS.items() if word in data_words]

@@ -1,4 +1,4 @@
-"""Settings of `train` by name: a YAML file each, its first line a comment that says what it is."""
+"""Settings of `train` by name: a YAML file each, its first line a comment with its description."""
 
 from __future__ import annotations
 

@@ -24,9 +24,9 @@ function parameters(index) {
 
 async function search() {
   const words = terms(by("words").value), picture = by("picture").files[0];
-  if (!words.length && !picture) { status("Say what to look for, or choose a picture.", true); by("words").focus(); return; }
+  if (!words.length && !picture) { status("Enter words, or choose an image.", true); by("words").focus(); return; }
   const which = by("compare").checked ? about.indexes.map((_, i) => i) : [0];
-  await show(picture && !words.length ? `pictures like ${picture.name}` : words.join(" + "), which, (index) => {
+  await show(picture && !words.length ? `images like ${picture.name}` : words.join(" + "), which, (index) => {
     const query = parameters(index);
     if (picture && !words.length) {
       const form = new FormData();
@@ -53,14 +53,14 @@ async function show(title, which, answer, words = "") {
     by("results").replaceChildren(columns);
     const count = answers.reduce((sum, { found }) => sum + found.length, 0);
     const notes = [...new Set(answers.flatMap((answer) => answer.notes || []))].map((note) => `; ${note}`).join("");
-    status(`${count} pictures for ${title}, ${Math.round(performance.now() - start)} ms${notes}`);
+    status(`${count} ${count === 1 ? "image" : "images"} for ${title}, ${Math.round(performance.now() - start)} ms${notes}`);
   } catch (error) { if (mine === asked) { by("results").replaceChildren(); status(error.message, true); } }
 }
 
 function column(found, index, words, named) {
   const section = document.createElement("section");
   const title = `Index ${index + 1}, design ${about.indexes[index].design}`;
-  section.setAttribute("aria-label", named ? title : "Pictures found");
+  section.setAttribute("aria-label", named ? title : "Images found");
   if (named) { const head = document.createElement("h2"); head.textContent = title; section.append(head); }
   const list = document.createElement("ul");
   list.className = "found";
@@ -85,8 +85,8 @@ function card(one, index, words) {
   line.textContent = `${one.score.toFixed(3)}${one.pair_score === undefined ? "" : ` / ${one.pair_score.toFixed(2)}`} · ${one.path}${known}`;
   const acts = document.createElement("div");
   acts.className = "acts";
-  const similar = button("Similar", () => show(`pictures like ${one.path}`, [index], () => ask(`/similar?id=${one.id}&${parameters(index)}`)));
-  similar.setAttribute("aria-label", `Pictures similar to ${one.path}`);
+  const similar = button("Similar", () => show(`images like ${one.path}`, [index], () => ask(`/similar?id=${one.id}&${parameters(index)}`)));
+  similar.setAttribute("aria-label", `Images similar to ${one.path}`);
   acts.append(similar);
   if (about.indexes[index].captions) {
     const captions = button("Captions", () => describe(one, index));
@@ -135,7 +135,7 @@ function enlarge(title, source, alt) {
   const told = document.createElement("p");
   told.textContent = "Loading …";
   picture.addEventListener("load", () => told.remove());
-  picture.addEventListener("error", () => { told.textContent = "This picture cannot be shown: it may have moved."; picture.remove(); });
+  picture.addEventListener("error", () => { told.textContent = "This image cannot be shown: it may have moved."; picture.remove(); });
   picture.src = source;
   by("large-body").replaceChildren(told, picture);
   by("large").showModal();
@@ -149,5 +149,5 @@ fetch("/health").then((response) => response.json()).then((answer) => {
   by("compare-label").hidden = about.indexes.length < 2;
   by("columns").textContent = `Filter by ${about.indexes[0].filters.join(", ")}.`;
   by("rerank-label").hidden = !about.indexes.some((one) => one.reranks);
-  status(about.indexes.map((one) => `${one.pictures.toLocaleString("en")} pictures, design ${one.design}`).join(" · "));
+  status(about.indexes.map((one) => `${one.pictures.toLocaleString("en")} ${one.pictures === 1 ? "image" : "images"}, design ${one.design}`).join(" · "));
 });
