@@ -35,8 +35,7 @@ class RunConfig:
             that the data set gives it; "caption", also every caption that is equal to one of them word by word; "none",
             its own alone.
         model: the towers and the attention design.
-        init: a finished run to start from, with the same towers, tokenizer and pooling; what it lacks (such as a
-        fusion)
+        init: a finished run to start from, with the same towers, tokenizer and pooling; what it lacks (e.g. a fusion)
             is reinitialised, and has to be trained.
         epochs: passes over the training images.
         steps: end after so many steps, wherever in an epoch that is; 0 for all steps of all epochs.

@@ -24,8 +24,7 @@ class LossConfig:
 
     Args:
         name: "softmax" (CLIP's, with many positives), "sigmoid" (SigLIP), "hardest" (VSE++), "hard_weighted" (softmax
-        in
-            which harder negatives count more), or "package.module:function" of one's own.
+            in which harder negatives count more), or a custom "package.module:function".
         margin: by how much "hardest" wants a true pair above the hardest wrong one, in cosine.
         beta: how much more harder negatives count in "hard_weighted"; 0 is softmax.
         smoothing: share of each answer that "softmax" spreads over all candidates.
