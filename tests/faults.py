@@ -51,8 +51,8 @@ STAGES = {
     "cut captions": Stage("assemble:count_truncated_captions", (), "captions that are cut"),
     "report": Stage("assemble:build_report"),
     "report.json": Stage("report.build:write_json"),
-    "plots": Stage("report.plots:_save_plot", (), "plot"),
-    "tables": Stage("report.tables:format_interval", (), "table"),
+    "plots": Stage("report.plots.draw:_save_plot", (), "plot"),
+    "tables": Stage("report.tables.table:format_interval", (), "table"),
     "page": Stage("report.html:_environment"),
 }
 
@@ -72,7 +72,7 @@ def _module(name: str) -> Any:
 
 def quick(put: Callable[[Any, str, Any], None]) -> None:
     """One plot, no maps, few resamples, the data set read once: a report in a second."""
-    figures = _module("report.plots")
+    figures = _module("report.plots.draw")
     put(figures, "PLOTS", {"accuracy": figures.PLOTS["accuracy"]})
     put(_module("report.examples"), "_explain_example", lambda *given: {"caption": "", "image": "", "variants": {}})
     put(_module("aggregate"), "RESAMPLES", 20)

@@ -16,7 +16,7 @@ from clipvisionalign.study.config import Plan, Variant
 from clipvisionalign.study.gaps import FAILED, Gaps
 from clipvisionalign.study.profile import combine_rounds
 from clipvisionalign.study.report.build import build_report
-from clipvisionalign.study.report.summary import lookup, numbers_in
+from clipvisionalign.study.report.claims.claim import lookup, numbers_in
 
 CHECK = {"name": "alone (vectors)", "passed": True, "figure": 0.0, "meaning": "a pair's score stays the same"}
 WORDS = "a dog runs over green grass to catch the red ball that a boy has thrown far into the park".split()  # noqa: SIM905

@@ -20,8 +20,8 @@ from clipvisionalign.study.config import Measurements, Trial
 from clipvisionalign.study.cost import current_conditions, select_same_conditions
 from clipvisionalign.study.data import StudyContext
 from clipvisionalign.study.gaps import Gaps
-from clipvisionalign.study.report import plots as figures
 from clipvisionalign.study.report.compare import compare_reports
+from clipvisionalign.study.report.plots.cost import plot_length_time, plot_memory, plot_time
 from clipvisionalign.study.report.summary import report_claims
 from clipvisionalign.study.report.tables import build_tables
 
@@ -151,7 +151,7 @@ def test_what_was_measured_under_other_conditions_is_not_compared(other):
         assert ("so that none is shown to take less" in claims[first]["text"]) == bool(other)
     # Bytes are the same everywhere.
     assert "1,024 bytes with every variant" in claims["To"]["text"]
-    for draw in (figures._plot_time, figures._plot_memory, figures._plot_length_time):
+    for draw in (plot_time, plot_memory, plot_length_time):
         (axes,), text = plotted(report, draw)
         assert ("not measured on one machine under the same conditions" in text) == bool(other)
         assert not (other and "front" in axes.get_legend_handles_labels()[1])
@@ -193,7 +193,7 @@ def test_variants_without_a_figure_of_the_gpus_memory_are_named(lacking):
     costs = {name: [cost_round(device=None if name in lacking else 700.0)] * 2 for name in ("self", "late", "cross")}
     names = dict.fromkeys(costs, 0.5)
     report = made_report(names, [0], costs=costs)
-    (axes,), alt_text = plotted(report, figures._plot_memory)
+    (axes,), alt_text = plotted(report, plot_memory)
     shown = axes.get_legend_handles_labels()[1]
     assert "GPU" in axes.get_xlabel()
     assert [name for name in costs if name in shown] == [name for name in costs if name not in lacking]

@@ -13,10 +13,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_reports import cost_round, made_report
 
-from clipvisionalign.study.report import plots as figures
+from clipvisionalign.study.report.example_groups import EXAMPLE_GROUPS, shown_examples
 from clipvisionalign.study.report.examples import choose_examples
-from clipvisionalign.study.report.summary import EXAMPLE_GROUPS, shown_examples
-from clipvisionalign.study.report.tables import build_tables, interval_note
+from clipvisionalign.study.report.plots.accuracy import plot_accuracy
+from clipvisionalign.study.report.plots.captions import plot_composition, plot_length
+from clipvisionalign.study.report.plots.cost import (
+    dearer_and_better,
+    front_note,
+    pareto_front,
+    plot_length_time,
+    plot_memory,
+    plot_time,
+)
+from clipvisionalign.study.report.plots.training import plot_curves
+from clipvisionalign.study.report.tables import build_tables
+from clipvisionalign.study.report.tables.accuracy import interval_note
 
 
 def plotted(report: dict[str, Any], draw: Any) -> tuple[Any, str]:
@@ -43,7 +54,7 @@ def test_memory_begins_at_zero_and_has_a_front_where_one_was_shown(device):
     """Processes of nearly the same size, of which none is smaller beyond its own rounds."""
     costs = {name: rounds(2036 + n, None if device is None else device + n) for n, name in enumerate(("self", "late"))}
     report = made_report({"self": 0.2, "late": 0.9}, [0], costs=costs)
-    (axes,), alt_text = plotted(report, figures._plot_memory)
+    (axes,), alt_text = plotted(report, plot_memory)
     assert axes.get_xlim()[0] == axes.get_ylim()[0] == 0
     assert "front" not in alt_text
     assert "differ by no more than one variant does" in alt_text
@@ -51,15 +62,15 @@ def test_memory_begins_at_zero_and_has_a_front_where_one_was_shown(device):
     assert 0.8 * axes.get_xlim()[1] < (device or 2036) * 1.15
     assert ("peak GPU MiB" in table(report, "cost")["self"]) == (device is not None)
     costs = {"self": rounds(900, device), "late": rounds(1800, device and 2 * device)}
-    (axes,), alt_text = plotted(made_report({"self": 0.2, "late": 0.9}, [0], costs=costs), figures._plot_memory)
+    (axes,), alt_text = plotted(made_report({"self": 0.2, "late": 0.9}, [0], costs=costs), plot_memory)
     assert "Dotted: the front" in alt_text
     # Dearer, and not shown to find more.
-    (axes,), alt_text = plotted(made_report({"self": 0.5, "late": 0.5}, [0], costs=costs), figures._plot_memory)
+    (axes,), alt_text = plotted(made_report({"self": 0.5, "late": 0.5}, [0], costs=costs), plot_memory)
     assert "None that costs more was shown to find more" in alt_text
     assert "front" not in axes.get_legend_handles_labels()[1]
     # Once is not often enough to tell.
     costs = {name: several[:1] for name, several in costs.items()}
-    (axes,), alt_text = plotted(made_report({"self": 0.2, "late": 0.9}, [0], costs=costs), figures._plot_memory)
+    (axes,), alt_text = plotted(made_report({"self": 0.2, "late": 0.9}, [0], costs=costs), plot_memory)
     assert "was not measured" in alt_text
 
 
@@ -74,7 +85,7 @@ def test_each_of_a_front_costs_more_and_was_shown_to_find_more(points, data):
         for i, a in enumerate(names) for b in names[i + 1 :]
     ]  # fmt: skip
     variants = {name: {"figures": {"rsum": {"value": value[name]}}} for name in names}
-    front = figures.pareto_front(names, ranges, {"results": {"differences": rows, "variants": variants}})
+    front = pareto_front(names, ranges, {"results": {"differences": rows, "variants": variants}})
     assert len(front) != 1
     for a, b in itertools.pairwise(front):
         assert ranges[b][0] > ranges[a][1]
@@ -84,7 +95,7 @@ def test_each_of_a_front_costs_more_and_was_shown_to_find_more(points, data):
 
 def test_recalls_and_sums_begin_at_zero():
     report = made_report({"self": 0.8, "late": 0.81, "cross": 0.8}, [0], images=60, pairs={"count": 8})
-    for draw in (figures._plot_accuracy, figures._plot_length, figures._plot_composition):
+    for draw in (plot_accuracy, plot_length, plot_composition):
         (axes,), _ = plotted(report, draw)
         assert axes.get_ylim()[0] == 0
         for line in axes.lines:
@@ -98,7 +109,7 @@ def test_what_a_variant_starts_from_counts_in_steps_and_time(old):
                          bases={"late": "self", "cross": "late"})  # fmt: skip
     for curve in report["curves"] if old else []:
         del curve["before"]
-    axes, alt_text = plotted(report, figures._plot_curves)
+    axes, alt_text = plotted(report, plot_curves)
     for each in axes:
         assert each.get_xlim()[0] == 0
         assert sorted({tuple(line.get_xdata()) for line in each.lines}) == [(10, 20), (30, 40), (50, 60)]
@@ -115,12 +126,12 @@ def test_what_went_before_counts_where_its_own_measurement_failed(tmp_path):
     report = made_report({"self": 0.5, "late": 0.5}, [0], missing=[("self", 0)], bases={"late": "self"}, study=tmp_path,
                          costs={"late": rounds(900)})  # fmt: skip
     assert table(report, "cost")["late"]["training s"] == "17"
-    assert plotted(report, figures._plot_curves)[0][0].lines[0].get_xdata().tolist() == [25, 35]
+    assert plotted(report, plot_curves)[0][0].lines[0].get_xdata().tolist() == [25, 35]
 
 
 def test_a_variant_without_its_first_seed_is_in_the_legend_and_in_no_mean_of_more():
     report = made_report({"self": 0.5, "late": 0.5}, [0, 1, 2], missing=[("late", 0)])
-    axes, _ = plotted(report, figures._plot_curves)
+    axes, _ = plotted(report, plot_curves)
     assert axes[1].get_legend_handles_labels()[1] == ["self", "late (2 of 3 seeds)"]
     assert interval_note(report).startswith("mean of 2 to 3 seeds")
     both = made_report({"self": 0.5, "late": 0.5}, [0, 1, 2], missing=[("late", 0), ("self", 2)])
@@ -164,7 +175,7 @@ def test_examples_of_a_report_from_before_there_was_a_rule_are_shown_where_they_
 @pytest.mark.parametrize(("factor", "is_told"), [(1.0, True), (1.3, True), (40.0, False)])
 def test_lines_of_time_that_are_no_further_apart_than_processes_are_told_so(factor, is_told):
     costs = {name: [cost_round(each), cost_round(1.4 * each)] for name, each in (("self", 2.0), ("late", 2.0 * factor))}
-    _, about = plotted(made_report(seeds=[0], costs=costs), figures._plot_length_time)
+    _, about = plotted(made_report(seeds=[0], costs=costs), plot_length_time)
     assert ("differ by no more than one variant does" in about) == is_told
 
 
@@ -180,7 +191,7 @@ def test_what_is_said_of_times_by_length_is_of_the_times_that_are_drawn(long, ex
         return [cost_round(2.0) | {"by_length": lengths} for _ in range(count)]
 
     report = made_report(seeds=[0], costs={"self": rounds_of(2.0), "late": rounds_of(long)})
-    _, about = plotted(report, figures._plot_length_time)
+    _, about = plotted(report, plot_length_time)
     # Of one process the spread is not known, and it is not told as one.
     expected = expected if count > 1 or long > 2 else "was not measured: none is shown to cost less"
     assert expected in about
@@ -189,7 +200,7 @@ def test_what_is_said_of_times_by_length_is_of_the_times_that_are_drawn(long, ex
     for cost in report["cost"].values():
         for each in cost["rounds"]:
             del each["by_length"]
-    assert expected in plotted(report, figures._plot_length_time)[1]
+    assert expected in plotted(report, plot_length_time)[1]
 
 
 @settings(max_examples=60, deadline=None)
@@ -203,8 +214,8 @@ def test_that_none_dearer_finds_more_is_said_only_where_no_pair_contradicts_it(p
     ]
     values = {name: {"figures": {"rsum": {"value": value}}} for name, (_, value) in zip(names, points, strict=True)}
     report = {"results": {"differences": rows, "variants": values}}
-    better = figures.dearer_and_better(names, ranges, report)
-    note = figures._front_note(figures.pareto_front(names, ranges, report), names, "", better)
+    better = dearer_and_better(names, ranges, report)
+    note = front_note(pareto_front(names, ranges, report), names, "", better)
     contradicting = [
         row
         for row in rows
@@ -220,9 +231,9 @@ def test_a_spread_between_rounds_is_told_of_where_there_are_several(rounds):
     report = made_report(seeds=[0], costs=costs)
     from matplotlib import pyplot
 
-    for draw in (figures._plot_time, figures._plot_memory, figures._plot_length_time):
+    for draw in (plot_time, plot_memory, plot_length_time):
         about = draw(report)[2]
         assert ("from process to process" in about) == (rounds > 1)
         assert ("The spread of one variant was not measured" in about) == (rounds == 1)
-        assert ("highest round" in about) == (rounds > 1 and draw is not figures._plot_length_time)
+        assert ("highest round" in about) == (rounds > 1 and draw is not plot_length_time)
     pyplot.close("all")

@@ -11,8 +11,10 @@ import pytest
 from made_reports import cost_round, made_report
 from test_figures import plotted, table
 
-from clipvisionalign.study.report import plots as figures
 from clipvisionalign.study.report.html import render_page
+from clipvisionalign.study.report.plots import draw_plots
+from clipvisionalign.study.report.plots.accuracy import plot_accuracy
+from clipvisionalign.study.report.plots.training import plot_curves
 from clipvisionalign.study.report.tables import build_tables
 
 ALL = [(name, seed) for name in ("self", "late") for seed in (0, 1)]
@@ -41,7 +43,7 @@ def test_a_report_without_any_result_is_whole_and_claims_none(how):
     # No command names a run that was never trained.
     assert ("cells/self-0" in text) == (how == "refused")
     if how == "refused":
-        _, about = plotted(report, figures._plot_curves)
+        _, about = plotted(report, plot_curves)
         assert "refused, as their audit failed: self, seed 0; self, seed 1; late, seed 0; late, seed 1." in about
 
 
@@ -60,13 +62,13 @@ def test_no_interval_is_spoken_of_where_there_is_none(seeds, images, lengths, co
     assert not re.search(r"\b1 (images|captions|variants|seeds)\b", text)
     assert "95% interval" not in text
     assert "no intervals, as there are too few images" in text
-    _, about = plotted(report, figures._plot_accuracy)
+    _, about = plotted(report, plot_accuracy)
     assert "with no interval" in about
     assert "no interval" in table(report, "accuracy")["self"]["rsum"]
 
 
 def test_figures_say_that_there_are_no_intervals(tmp_path):
-    plots = figures.draw_plots(made_report(seeds=[0], images=2), tmp_path)
+    plots = draw_plots(made_report(seeds=[0], images=2), tmp_path)
     for name in ("accuracy", "length"):
         assert plots[name].description.endswith("There are no intervals, as there are too few images.")
     assert all(

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from clipvisionalign.study.report.build import read_report
-from clipvisionalign.study.report.summary import lookup, numbers_in, report_claims
+from clipvisionalign.study.report.claims.claim import lookup, numbers_in
+from clipvisionalign.study.report.summary import report_claims
 
 PUBLISHED = sorted((Path(__file__).parents[1] / "docs" / "results").glob("*/report.json"))
 

@@ -356,7 +356,8 @@ PUBLISHED = Path(__file__).parents[1] / "docs" / "results" / "flickr8k-small" / 
 def rendered_report(report, folder):
     """Words, tables as Markdown and LaTeX, the page: each as text."""
     from clipvisionalign.study.report.build import write_report
-    from clipvisionalign.study.report.summary import numbers_in, report_claims
+    from clipvisionalign.study.report.claims.claim import numbers_in
+    from clipvisionalign.study.report.summary import report_claims
 
     report["claims"] = report_claims(report)
     for claim in report["claims"]:

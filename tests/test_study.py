@@ -20,7 +20,8 @@ from made_reports import check_numbers
 from clipvisionalign.cli import main
 from clipvisionalign.study.config import Budget, Variant, trials_of
 from clipvisionalign.study.plan_file import plan_text, read_plan, ready_plans
-from clipvisionalign.study.report.summary import numbers_in, report_claims
+from clipvisionalign.study.report.claims.claim import numbers_in
+from clipvisionalign.study.report.summary import report_claims
 from clipvisionalign.study.results_check import ResultsError, check_results
 from clipvisionalign.study.runner import run_study
 

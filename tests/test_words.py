@@ -14,8 +14,10 @@ from made_reports import check_numbers, cost_round, made_report
 
 from clipvisionalign.study.aggregate import length_terciles
 from clipvisionalign.study.config import Comparison
-from clipvisionalign.study.report.plots import _plot_length
-from clipvisionalign.study.report.summary import CLAIM_LEVEL, foils_note, numbers_in, report_claims
+from clipvisionalign.study.report.claims.captions import foils_note
+from clipvisionalign.study.report.claims.claim import CLAIM_LEVEL, numbers_in
+from clipvisionalign.study.report.plots.captions import plot_length
+from clipvisionalign.study.report.summary import report_claims
 from clipvisionalign.study.report.tables import ReportTable, build_tables, to_latex, to_markdown
 from clipvisionalign.study.statistics import estimate, two_seeds_widen
 
@@ -271,7 +273,7 @@ def test_parts_of_length_that_share_a_length_are_told_wherever_they_are_shown(sp
     report["results"]["lengths"]["words"] = {name: list(span) for name, span in zip(names, spans, strict=True)}
     claims = [claim for claim in report_claims(report) if "two parts" in claim["text"]]
     (table,) = [each for each in build_tables(report) if each.name == "length"]
-    figure, *about = _plot_length(report)
+    figure, *about = plot_length(report)
     pyplot.close(figure)
     assert len(claims) == ("two parts" in table.note) == ("two parts" in " ".join(about)) == bool(note)
     for claim in claims:

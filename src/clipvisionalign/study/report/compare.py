@@ -9,7 +9,8 @@ from clipvisionalign.counts import count_noun
 from clipvisionalign.number_format import significant_format
 from clipvisionalign.study.cost import Conditions, CostMetric, cost_conditions, cost_ranges, in_rounds, ranges_differ
 from clipvisionalign.study.gaps import variant_state
-from clipvisionalign.study.report.tables import CHANCE_LABEL, ReportTable, format_interval, interval_note
+from clipvisionalign.study.report.tables.accuracy import CHANCE_LABEL, interval_note
+from clipvisionalign.study.report.tables.table import ReportTable, format_interval
 
 #: What is compared of the costs. Training is not measured in rounds, and has no spread of its own.
 COMPARED_COSTS = (

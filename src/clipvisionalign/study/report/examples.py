@@ -16,7 +16,7 @@ from clipvisionalign.images import open_image
 from clipvisionalign.models.io import load_aligner
 from clipvisionalign.study.aggregate import TrialResult
 from clipvisionalign.study.config import Trial
-from clipvisionalign.study.report.summary import EXAMPLE_GROUPS
+from clipvisionalign.study.report.example_groups import EXAMPLE_GROUPS
 
 #: Pixels of a picture's longer side, and words that an example is explained by.
 EXAMPLE_SIZE, EXPLAINED_WORDS = 200, 3

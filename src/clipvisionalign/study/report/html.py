@@ -10,8 +10,9 @@ from clipvisionalign.counts import count_noun
 from clipvisionalign.files import atomic_write
 from clipvisionalign.study.cost import measured_by_told
 from clipvisionalign.study.gaps import missing_parts, variant_label
+from clipvisionalign.study.report.claims.captions import foils_note
+from clipvisionalign.study.report.example_groups import shown_examples
 from clipvisionalign.study.report.plots import Plot
-from clipvisionalign.study.report.summary import foils_note, shown_examples
 from clipvisionalign.study.report.tables import ReportTable, build_tables
 
 

@@ -1,0 +1,1 @@
+"""The sentences of a report's summary, and what they cite."""

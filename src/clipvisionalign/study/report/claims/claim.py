@@ -1,0 +1,95 @@
+"""A sentence of the summary: its text, and the figures that it cites from report.json.
+
+Each figure is kept with its path in report.json and with the text that shows it, so that every number of a sentence can
+be checked against the report."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from clipvisionalign.counts import plural
+from clipvisionalign.number_format import decimal_format, p_value_format
+
+CLAIM_LEVEL = 0.05
+
+
+#: Figures that are nearer to each other than this are equal: what is between them is rounding.
+EQUALITY_TOLERANCE = 1e-6
+
+
+def lookup(report: dict[str, Any], path: str) -> Any:
+    """What stands at a place such as "results/variants/self/figures/rsum/value". Raises KeyError, IndexError."""
+    node: Any = report
+    for key in path.split("/"):
+        node = node[int(key)] if isinstance(node, list) else node[key]
+    return node
+
+
+class Claim:
+    """A sentence in the making: `number` reads a figure, writes it down, and gives it as it is shown."""
+
+    def __init__(self, report: dict[str, Any], topic: str) -> None:
+        self.report, self.topic = report, topic
+        self.citations: list[dict[str, str]] = []
+        self.text = ""
+
+    def cite(self, path: str, form: str = "", factor: float = 1.0) -> str:
+        """The figure at `path`, formatted: with one decimal, or as many as it takes to be told from zero."""
+        value = lookup(self.report, path) * factor
+        form = form or decimal_format(value)
+        text = format(round(value) if form.endswith("d") else value, form)
+        self.citations.append({"path": path, "shown": text, "form": form, "factor": str(factor)})
+        return text
+
+    def cite_count(self, path: str) -> str:
+        """How many entries the list at `path` has."""
+        text = str(len(lookup(self.report, path)))
+        self.citations.append({"path": path, "shown": text, "form": "count", "factor": "1"})
+        return text
+
+    def cite_with_noun(self, path: str, noun: str) -> str:
+        """The whole number at `path`, or how many entries the list there has, with its noun: "1 image", "2 images"."""
+        value = lookup(self.report, path)
+        text = self.cite_count(path) if isinstance(value, list) else self.cite(path, ",d")
+        return f"{text} {noun if text == '1' else plural(noun)}"
+
+    def cite_interval(self, path: str, sign: float = 1.0) -> str:
+        """Value and 95% interval of an estimate, where it has one; with its sign changed where `sign` is -1."""
+        if lookup(self.report, path)["low"] is None:
+            return f"{self.cite(f'{path}/value', factor=sign)} (no interval)"
+        low, high = ("low", "high") if sign > 0 else ("high", "low")
+        value, low, high = (self.cite(f"{path}/{end}", factor=sign) for end in ("value", low, high))
+        return f"{value} [{low}, {high}]"
+
+    def cite_p_value(self, path: str) -> str:
+        """A p value, with as many digits as tell on which side of the level it is."""
+        return self.cite(path, p_value_format(lookup(self.report, path), CLAIM_LEVEL))
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"about": self.topic, "text": self.text, "figures": self.citations}
+
+
+def numbers_in(text: str) -> list[str]:
+    """Every number that a sentence shows, names such as `late-2` and R@1 left out."""
+    bare = re.sub(r"`[^`]*`|R@\d+|seed \d+|1,000 pairs", " ", text)
+    return re.findall(r"-?\d+(?:,\d{3})*(?:\.\d+)?(?:e-?\d+)?", bare)
+
+
+def drawn_units(report: dict[str, Any]) -> str:
+    """What is drawn at random beside the seeds: images, or identities where images are of some."""
+    return "identities" if "identities" in report["results"] else "images"
+
+
+def as_code(name: str) -> str:
+    return f"`{name}`"
+
+
+def list_names(names: Sequence[str]) -> str:
+    """Names of variants, or of runs, as a list in words."""
+    return join_words([name if "`" in name else as_code(name) for name in names])
+
+
+def join_words(parts: Sequence[str]) -> str:
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"

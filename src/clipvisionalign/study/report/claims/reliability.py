@@ -1,0 +1,91 @@
+"""Sentences about what limits the figures: equal and truncated captions, audits, missing trials and parts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from clipvisionalign.retrieval.equal_captions import describe_equal_captions
+from clipvisionalign.study.gaps import NOT_MEASURED, NOT_TRAINED, UNFINISHED, missing_parts, trials_without_results
+from clipvisionalign.study.report.claims.claim import Claim, as_code, join_words, list_names
+
+
+def equal_caption_claims(report: dict[str, Any]) -> list[Claim]:
+    # Reports from before they were counted have none.
+    equal = report["data"].get("equal_captions")
+    if not equal or not equal["cost"]:
+        return []
+    claim = Claim(report, "belief")
+    path = "data/equal_captions"
+    captions, texts, images = (claim.cite_with_noun(f"{path}/{noun}s", noun) for noun in ("caption", "text", "image"))
+    best, cost = claim.cite(f"{path}/best_rsum"), claim.cite(f"{path}/cost")
+    claim.text = f"{describe_equal_captions(captions, texts, images, best, cost, '`identity: caption` in the plan')}."
+    return [claim]
+
+
+def truncation_claims(report: dict[str, Any]) -> list[Claim]:
+    claims = []
+    for name, truncation in report.get("cut_captions", {}).items():
+        cut = {split: counts for split, counts in truncation["splits"].items() if counts["cut"]}
+        if not cut:
+            continue
+        claim = Claim(report, "belief")
+        path = f"cut_captions/{name}"
+        limit = claim.cite_with_noun(f"{path}/max_tokens", "token")
+        split_counts = ", ".join(
+            f"{claim.cite(f'{path}/splits/{split}/cut', ',d')} of the {split} split "
+            f"({claim.cite(f'{path}/splits/{split}/share', factor=100.0)} %)"
+            for split in cut
+        )
+        claim.text = (
+            f"{as_code(name)} reads the first {limit} of a caption; longer ones, which are cut: {split_counts}."
+        )
+        claims.append(claim)
+    return claims
+
+
+def audit_claims(report: dict[str, Any]) -> list[Claim]:
+    claim = Claim(report, "belief")
+    refused, failed = report["results"]["refused"], report["failed"]
+    variants = report["results"]["variants"]
+    runs = sum(len(variant["runs"]) for variant in variants.values())
+    sentences = ["No run has a result." if not runs else "The one run in the results passed its audit."]
+    if runs > 1:
+        sentences = ["Every run in the results passed its audit."]
+    if refused:
+        sentences.append(f"Refused, as the audit failed: {list_names([_trial_name(row) for row in refused])}.")
+    if failed:
+        sentences.append(f"Failed, and in no figure: {list_names([_trial_name(row) for row in failed])}.")
+    if any(len(variant["seeds"]) == 1 for variant in variants.values()):
+        sentences.append("A variant of one seed tells nothing of what another seed would have given.")
+    claim.text = " ".join(sentences)
+    return [claim]
+
+
+def missing_claims(report: dict[str, Any]) -> list[Claim]:
+    """What is not there that the plan asks for, beside what failed or was refused."""
+    trials = trials_without_results(report)
+    sentences = [
+        f"{intro}: {list_names([_trial_name(trial) for trial in trials if trial['state'] == state])}."
+        for state, intro in STATE_SENTENCES.items()
+        if any(trial["state"] == state for trial in trials)
+    ]
+    parts = list(dict.fromkeys(gap["part"] for gap in missing_parts(report)))
+    if parts:
+        sentences.append(f"Not made, or not for all: {join_words(parts)}.")
+    if not sentences:
+        return []
+    claim = Claim(report, "belief")
+    claim.text = " ".join([*sentences, "The table below has the reasons."])
+    return [claim]
+
+
+#: How the summary tells of cells that have no figures and did not fail.
+STATE_SENTENCES = {
+    UNFINISHED: "Stopped in its training, and in no figure",
+    NOT_MEASURED: "Trained, but not measured, and in no figure",
+    NOT_TRAINED: "Not begun",
+}
+
+
+def _trial_name(row: dict[str, Any]) -> str:
+    return f"{as_code(row['variant'])} seed {row['seed']}"

@@ -1,0 +1,56 @@
+"""Builds every table of a report, and writes each as Markdown and LaTeX."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from clipvisionalign.files import atomic_write
+from clipvisionalign.study.gaps import error_reason
+from clipvisionalign.study.report.tables.accuracy import accuracy_table, differences_table
+from clipvisionalign.study.report.tables.captions import composition_table, length_table, truncation_table
+from clipvisionalign.study.report.tables.cost import cost_table, latency_table
+from clipvisionalign.study.report.tables.table import ReportTable, to_latex, to_markdown
+from clipvisionalign.study.report.tables.trials import audit_table, gaps_table
+
+#: Every table of a report, by its name.
+TABLES: dict[str, Callable[[dict[str, Any]], ReportTable]] = {
+    "accuracy": accuracy_table,
+    "differences": differences_table,
+    "cost": cost_table,
+    "latency": latency_table,
+    "length": length_table,
+    "composition": composition_table,
+    "cut": truncation_table,
+    "audit": audit_table,
+    "gaps": gaps_table,
+}
+
+
+def build_tables(report: dict[str, Any]) -> list[ReportTable]:
+    """Every table of a report that has rows."""
+    return [table for table in (_build_table(name, report) for name in TABLES) if table.rows]
+
+
+def _build_table(name: str, report: dict[str, Any]) -> ReportTable:
+    """A table; where it cannot be made the reason stands in its place, and the others are made all the same."""
+    try:
+        return TABLES[name](report)
+    except Exception as error:
+        message = f"this table could not be made: {error_reason(error)}"
+        return ReportTable(name, name.capitalize(), ["table", "reason"], [[name, message]], [[None, None]])
+
+
+def write_tables(report: dict[str, Any], folder: Path) -> None:
+    """Each table as NAME.md and NAME.tex; files of those that have no rows, as in an earlier report, are removed."""
+    folder.mkdir(exist_ok=True)
+    tables = {table.name: table for table in build_tables(report)}
+    for name in TABLES:
+        for ending, text_of in (("md", to_markdown), ("tex", to_latex)):
+            path = folder / f"{name}.{ending}"
+            if name not in tables:
+                path.unlink(missing_ok=True)
+                continue
+            with atomic_write(path) as aside:
+                aside.write_text(text_of(tables[name]), encoding="utf-8")
