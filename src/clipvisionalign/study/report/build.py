@@ -23,6 +23,7 @@ from clipvisionalign.study.aggregate import DrawnTogether, TrialResult, aggregat
 from clipvisionalign.study.config import Plan, trial_folder
 from clipvisionalign.study.gaps import FAILED, Gaps, measurements_hash, trial_states
 from clipvisionalign.study.report.bibliography import entries_for
+from clipvisionalign.study.report.schema import ReportError, StudyReport
 from clipvisionalign.study.report.summary import report_claims
 from clipvisionalign.study.results_check import check_results
 
@@ -37,7 +38,8 @@ def build_report(
 ) -> dict[str, Any]:  # fmt: skip
     """The whole report as report.json holds it; what has no results, or was not made, is in "cells" and "not_made".
 
-    together: which minimal pairs were drawn together. Raises ResultsError where something in its results is none.
+    together: which minimal pairs were drawn together. Raises ResultsError where something in its results is none, and
+    ReportError where the document is not a `StudyReport`.
     """
     results = aggregate_results(trial_results, eval_data, plan.split, plan.compare, together)
     positives = Positives.of(
@@ -106,6 +108,7 @@ def build_report(
         "references": entries_for(plan, data),
     }
     add_gaps(report, gaps)
+    StudyReport.of(report)
     check_results(report)
     return report
 
@@ -249,14 +252,15 @@ def write_report(study: Path, report: dict[str, Any], say: Callable[[str], None]
     whole, whenever this is cut off, and none is left of a plot or a table that only an earlier report had. The page is
     the last: until it is whole the earlier one stays.
 
-    A plot that cannot be drawn is said, and shown as such, with the reason. Raises ResultsError and ModuleNotFoundError
-    before anything is written.
+    A plot that cannot be drawn is said, and shown as such, with the reason. Raises ReportError, ResultsError and
+    ModuleNotFoundError before anything is written.
     """
     check_installed()
     from clipvisionalign.study.report.html import render_page
     from clipvisionalign.study.report.plots import draw_plots
     from clipvisionalign.study.report.tables import write_tables
 
+    StudyReport.of(report)
     check_results(report)
     # The report's own figures first: they are there whatever happens to a plot or the page.
     write_json(study / "report.json", report)
@@ -288,5 +292,9 @@ def read_report(study: str | Path) -> dict[str, Any]:
         raise ValueError(f"{path}: cannot be read: {error}") from None
     if not isinstance(report, dict) or report.get("format") != REPORT_FORMAT:
         raise ValueError(f"{path}: no report of this version (format {REPORT_FORMAT})")
+    try:
+        StudyReport.of(report)
+    except ReportError as error:
+        raise ReportError(f"{path}: {error}") from None
     check_results(report)
     return report
