@@ -14,14 +14,15 @@ from hypothesis import strategies as st
 from made_reports import check_numbers, cost_round, gallery, made_report
 from test_figures import plotted
 
-from clipvisionalign.study import cost as costs_module
 from clipvisionalign.study import cost_rounds
 from clipvisionalign.study.config import Measurements, Trial
 from clipvisionalign.study.cost import current_conditions, select_same_conditions
 from clipvisionalign.study.data import StudyContext
 from clipvisionalign.study.gaps import Gaps
 from clipvisionalign.study.report.compare import compare_reports
+from clipvisionalign.study.report.costs import MS_PER_CAPTION, no_comparison_reason
 from clipvisionalign.study.report.plots.cost import plot_length_time, plot_memory, plot_time
+from clipvisionalign.study.report.schema import StudyReport
 from clipvisionalign.study.report.summary import report_claims
 from clipvisionalign.study.report.tables import build_tables
 
@@ -210,5 +211,5 @@ def test_of_three_of_which_two_differ_those_are_told():
     report = made_report(dict.fromkeys(costs, 0.5), [0], costs=costs)
     (text,) = [claim["text"] for claim in report["claims"] if claim["text"].startswith("Encoding")]
     assert text == "Encoding a caption takes 2 ms with `self` and 8 ms with `late`."
-    assert costs_module.no_comparison_reason(report["cost"], list(costs), costs_module.MS_PER_CAPTION) == ""
+    assert no_comparison_reason(StudyReport.of(report).cost, list(costs), MS_PER_CAPTION) == ""
     assert copy.deepcopy(report)["claims"] == report_claims(report)

@@ -33,11 +33,13 @@ from clipvisionalign.data.scenes import write_scenes
 from clipvisionalign.files import Held, run_lock
 from clipvisionalign.models.device import library_versions
 from clipvisionalign.study.config import Plan
-from clipvisionalign.study.cost import measured_by_told
 from clipvisionalign.study.folder import LOCK, REPORT_LOCK
-from clipvisionalign.study.gaps import read_failures, trials_without_results
+from clipvisionalign.study.gaps import read_failures
 from clipvisionalign.study.plan_file import plan_text
 from clipvisionalign.study.report.build import write_report
+from clipvisionalign.study.report.costs import measured_by_note
+from clipvisionalign.study.report.schema import StudyReport
+from clipvisionalign.study.report.states import trials_without_results
 from clipvisionalign.study.runner import read_study_report, run_study
 
 
@@ -80,7 +82,7 @@ def shown_in(study: Path) -> str:
 
 def check_gap(stage: Stage, report: dict[str, Any], page: str, reason: str) -> None:
     """What the stage makes is missing in the report, and shown as missing; every other cell has its results."""
-    trials = {f"{trial['variant']}-{trial['seed']}" for trial in trials_without_results(report)}
+    trials = {f"{trial.variant}-{trial.seed}" for trial in trials_without_results(report)}
     of_trial = stage.lacks in ("late-1",)
     assert trials == ({stage.lacks} if of_trial else set())
     parts = {part["part"] for part in report["not_made"]}
@@ -133,9 +135,9 @@ def test_a_study_that_is_killed_keeps_what_it_has_and_goes_on(name, few, two, tm
     kept = [part for part in report["not_made"] if part["reason"] == "not measured yet"]
     if stage.lacks == "late-1":
         (trial,) = trials_without_results(report)
-        assert (trial["variant"], trial["seed"]) == ("late", 1)
-        assert trial["state"] == ("unfinished" if name == "training" else "not measured")
-        assert trial["reason"] in shown_in(study)
+        assert (trial.variant, trial.seed) == ("late", 1)
+        assert trial.state == ("unfinished" if name == "training" else "not measured")
+        assert trial.reason in shown_in(study)
     elif stage.removed:
         assert {part["part"] for part in kept} == {stage.lacks}
         assert "not measured yet" in shown_in(study)
@@ -181,16 +183,14 @@ def test_a_file_that_cannot_be_read_costs_no_more_than_what_it_held(name, few, t
     kept = read_study_report(study, lambda line: None)
     write_report(study, kept, lambda line: None)
     if name == "weights" or file_name in (*faults.ONE, "cells/late-1/ranks.npz"):
-        ((variant, seed, state),) = [
-            (trial["variant"], trial["seed"], trial["state"]) for trial in trials_without_results(kept)
-        ]
+        ((variant, seed, state),) = [(trial.variant, trial.seed, trial.state) for trial in trials_without_results(kept)]
         assert (variant, seed, state) == ("late", 1, "not measured")
     elif lacks in ("time and memory", "other protocols"):
         assert {part["part"] for part in kept["not_made"]} == {lacks}
     said: list[str] = []
     after = run_study(two, study, said.append)
     assert [name for name in lost(before, paid_for(study)) if name not in (*removed, *faults.ONE)] == []
-    trials = {f"{trial['variant']}-{trial['seed']}" for trial in trials_without_results(after)}
+    trials = {f"{trial.variant}-{trial.seed}" for trial in trials_without_results(after)}
     assert trials == ({lacks} if lacks == "late-1" else set())
     assert {part["part"] for part in after["not_made"]} == ({lacks} if lacks == "learning curve" else set())
 
@@ -199,9 +199,7 @@ def test_a_file_that_cannot_be_read_costs_no_more_than_what_it_held(name, few, t
 
 
 def states(report: dict[str, Any]) -> dict[str, tuple[str, str]]:
-    return {
-        f"{each['variant']}-{each['seed']}": (each["state"], each["reason"]) for each in trials_without_results(report)
-    }
+    return {f"{each.variant}-{each.seed}": (each.state, each.reason) for each in trials_without_results(report)}
 
 
 @pytest.fixture
@@ -336,7 +334,7 @@ def test_a_report_that_cannot_be_read_is_never_lost(alone, content):
 
 def test_figures_that_another_version_has_measured_are_told_as_such(alone, monkeypatch):
     """They are not measured again for it, nor for another machine."""
-    assert measured_by_told(read_study_report(alone, print)) == ""
+    assert measured_by_note(StudyReport.of(read_study_report(alone, print))) == ""
     now = library_versions()
     monkeypatch.setattr(
         "clipvisionalign.study.report.build.library_versions", lambda: {**now, "clipvisionalign": "9.9"}
@@ -344,7 +342,7 @@ def test_figures_that_another_version_has_measured_are_told_as_such(alone, monke
     report = read_study_report(alone, print)
     write_report(alone, report, print)
     note = f"this report: clipvisionalign 9.9; self, late: clipvisionalign {now['clipvisionalign']}"
-    assert measured_by_told(report) == note
+    assert measured_by_note(StudyReport.of(report)) == note
     assert f"Not every accuracy was measured by these versions: {note}." in shown_in(alone)
 
 

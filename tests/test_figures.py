@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,8 @@ from clipvisionalign.study.report.plots.cost import (
     plot_time,
 )
 from clipvisionalign.study.report.plots.training import plot_curves
+from clipvisionalign.study.report.schema import StudyReport
+from clipvisionalign.study.report.schema.parts import Examples
 from clipvisionalign.study.report.tables import build_tables
 from clipvisionalign.study.report.tables.accuracy import interval_note
 
@@ -34,9 +37,18 @@ def plotted(report: dict[str, Any], draw: Any) -> tuple[Any, str]:
     """The axes of a figure and all that is said of it."""
     from matplotlib import pyplot
 
-    figure, *texts = draw(report)
+    figure, *texts = draw(StudyReport.of(report))
     pyplot.close(figure)
     return figure.axes, " ".join(texts)
+
+
+def results_of(rows: list[dict[str, Any]], rsum: dict[str, float]) -> Any:
+    """The block "results" with differences in rsum and each variant's own, and nothing else."""
+    differences = [
+        SimpleNamespace(metric=row["figure"], **{k: row[k] for k in ("a", "b", "value", "shown")}) for row in rows
+    ]
+    variants = {name: SimpleNamespace(metrics={"rsum": SimpleNamespace(value=value)}) for name, value in rsum.items()}
+    return SimpleNamespace(differences=differences, variants=variants)
 
 
 def table(report: dict[str, Any], name: str) -> dict[str, dict[str, str]]:
@@ -84,8 +96,7 @@ def test_each_of_a_front_costs_more_and_was_shown_to_find_more(points, data):
         {"a": a, "b": b, "figure": "rsum", "value": value[a] - value[b], "shown": value[a] != value[b] and data.draw(st.booleans())}
         for i, a in enumerate(names) for b in names[i + 1 :]
     ]  # fmt: skip
-    variants = {name: {"figures": {"rsum": {"value": value[name]}}} for name in names}
-    front = pareto_front(names, ranges, {"results": {"differences": rows, "variants": variants}})
+    front = pareto_front(names, ranges, results_of(rows, value))
     assert len(front) != 1
     for a, b in itertools.pairwise(front):
         assert ranges[b][0] > ranges[a][1]
@@ -133,9 +144,9 @@ def test_a_variant_without_its_first_seed_is_in_the_legend_and_in_no_mean_of_mor
     report = made_report({"self": 0.5, "late": 0.5}, [0, 1, 2], missing=[("late", 0)])
     axes, _ = plotted(report, plot_curves)
     assert axes[1].get_legend_handles_labels()[1] == ["self", "late (2 of 3 seeds)"]
-    assert interval_note(report).startswith("mean of 2 to 3 seeds")
+    assert interval_note(StudyReport.of(report)).startswith("mean of 2 to 3 seeds")
     both = made_report({"self": 0.5, "late": 0.5}, [0, 1, 2], missing=[("late", 0), ("self", 2)])
-    assert interval_note(both).startswith("mean of 2 seeds")
+    assert interval_note(StudyReport.of(both)).startswith("mean of 2 seeds")
 
 
 @settings(max_examples=60, deadline=None)
@@ -165,9 +176,14 @@ def test_examples_are_what_their_group_is_called(variants, captions, seed):
 
 def test_examples_of_a_report_from_before_there_was_a_rule_are_shown_where_they_fit():
     groups = {
-        kind: [{"ranks": {"a": a, "b": b}} for a, b in ((1, 1), (7, 9), (1, 18), (40, 50))] for kind in EXAMPLE_GROUPS
+        kind: [
+            {"image": "", "caption": "", "picture": "", "ranks": {"a": a, "b": b}}
+            for a, b in ((1, 1), (7, 9), (1, 18), (40, 50))
+        ]
+        for kind in EXAMPLE_GROUPS
     }
-    shown = {kind: [tuple(one["ranks"].values()) for one in some] for kind, _, some in shown_examples({"examples": {"groups": groups}})}  # fmt: skip
+    examples = Examples.model_validate({"groups": groups})
+    shown = {kind: [tuple(one.ranks.values()) for one in some] for kind, _, some in shown_examples(examples)}
     assert shown == {"found by all": [(1, 1)], "found by none": [(40, 50)], "where they disagree": [(1, 18)]}
     assert not re.search("7|9", str([description for description, _ in EXAMPLE_GROUPS.values()]))
 
@@ -212,10 +228,9 @@ def test_that_none_dearer_finds_more_is_said_only_where_no_pair_contradicts_it(p
         {"a": a, "b": b, "figure": "rsum", "value": x - y, "shown": x != y and data.draw(st.booleans())}
         for (a, (_, x)), (b, (_, y)) in itertools.combinations(zip(names, points, strict=True), 2)
     ]
-    values = {name: {"figures": {"rsum": {"value": value}}} for name, (_, value) in zip(names, points, strict=True)}
-    report = {"results": {"differences": rows, "variants": values}}
-    better = dearer_and_better(names, ranges, report)
-    note = front_note(pareto_front(names, ranges, report), names, "", better)
+    results = results_of(rows, {name: value for name, (_, value) in zip(names, points, strict=True)})
+    better = dearer_and_better(names, ranges, results)
+    note = front_note(pareto_front(names, ranges, results), names, "", better)
     contradicting = [
         row
         for row in rows
@@ -232,7 +247,7 @@ def test_a_spread_between_rounds_is_told_of_where_there_are_several(rounds):
     from matplotlib import pyplot
 
     for draw in (plot_time, plot_memory, plot_length_time):
-        about = draw(report)[2]
+        about = draw(StudyReport.of(report))[2]
         assert ("from process to process" in about) == (rounds > 1)
         assert ("The spread of one variant was not measured" in about) == (rounds == 1)
         assert ("highest round" in about) == (rounds > 1 and draw is not plot_length_time)

@@ -17,6 +17,7 @@ from clipvisionalign.study.config import Comparison
 from clipvisionalign.study.report.claims.captions import foils_note
 from clipvisionalign.study.report.claims.claim import CLAIM_LEVEL, numbers_in
 from clipvisionalign.study.report.plots.captions import plot_length
+from clipvisionalign.study.report.schema import StudyReport
 from clipvisionalign.study.report.summary import report_claims
 from clipvisionalign.study.report.tables import ReportTable, build_tables, to_latex, to_markdown
 from clipvisionalign.study.statistics import estimate, two_seeds_widen
@@ -220,11 +221,11 @@ def test_memory_of_whole_processes_that_differ_by_less_than_a_percent_is_told_to
 def test_passes_are_called_equal_where_they_were(steps, text_part):
     """A run that stops early has made fewer than its plan says."""
     compared = Comparison("rsum", "self", "late", "equal")
-    report = made_report(compare=compared)
+    report = made_report(compare=compared, costs={name: [cost_round()] for name in ("self", "late")})
     # Reports from before steps had a place of their own have them with the cost.
     del report["training_steps"]
     for name, value in zip(("self", "late"), steps, strict=True):
-        report["cost"].setdefault(name, {})["training_steps"] = value and {"mean": value}
+        report["cost"][name]["training_steps"] = value and {"mean": value}
     (text,) = [claim["text"] for claim in report_claims(report) if claim["text"].startswith("Named")]
     assert text_part in text
 
@@ -273,7 +274,7 @@ def test_parts_of_length_that_share_a_length_are_told_wherever_they_are_shown(sp
     report["results"]["lengths"]["words"] = {name: list(span) for name, span in zip(names, spans, strict=True)}
     claims = [claim for claim in report_claims(report) if "two parts" in claim["text"]]
     (table,) = [each for each in build_tables(report) if each.name == "length"]
-    figure, *about = plot_length(report)
+    figure, *about = plot_length(StudyReport.of(report))
     pyplot.close(figure)
     assert len(claims) == ("two parts" in table.note) == ("two parts" in " ".join(about)) == bool(note)
     for claim in claims:
@@ -289,15 +290,15 @@ def test_where_foils_come_from_is_told_of_the_data_and_not_of_the_plan(scenes, s
     report["results"]["composition"] = dict.fromkeys(sets, report["results"]["composition"]["this data"])
     for drawn in (False, True):
         report["data"]["drawn"] = drawn
-        text = foils_note(report)
+        text = foils_note(StudyReport.of(report))
         assert ("drawn" in text) == (drawn and "this data" in sets)
         assert ("by rule" in text) == (not drawn and "this data" in sets)
         assert ("aro are read" in text) == ("aro" in sets)
     # Reports from before it was written down: the plan's own data is not what it draws.
     del report["data"]["drawn"]
-    assert "drawn" not in foils_note(report)
+    assert "drawn" not in foils_note(StudyReport.of(report))
     report["plan"]["data"] = ""
-    assert ("drawn" in foils_note(report)) == (bool(scenes) and "this data" in sets)
+    assert ("drawn" in foils_note(StudyReport.of(report))) == (bool(scenes) and "this data" in sets)
 
 
 @pytest.mark.parametrize(

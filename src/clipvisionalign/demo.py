@@ -24,9 +24,9 @@ from clipvisionalign.search.indexer import build_index
 from clipvisionalign.search.searcher import Searcher
 from clipvisionalign.search.terms import parse_term
 from clipvisionalign.study.config import Plan, trials_of
-from clipvisionalign.study.gaps import missing_parts
 from clipvisionalign.study.plan_file import read_plan
-from clipvisionalign.study.primary_comparison import find_primary
+from clipvisionalign.study.report.schema import StudyReport
+from clipvisionalign.study.report.states import find_primary, missing_parts
 from clipvisionalign.study.report.summary import report_claims
 from clipvisionalign.study.report.tables import print_tables
 from clipvisionalign.study.runner import ADDED_PART, run_study
@@ -104,12 +104,12 @@ def gallery_scenes(folder: Path, split: str) -> dict[str, Scene]:
 
 def closing_lines(report: dict[str, Any], folder: Path) -> list[str]:
     """What was asked and found, and what to type next."""
-    primary, search_result = find_primary(report), report.get("search")
-    lines = [claim["text"].replace("`", "") for claim in report["claims"] if claim["text"].startswith("Named")][:1]
-    if primary is None:
+    typed, search_result = StudyReport.of(report), report.get("search")
+    lines = [claim.text.replace("`", "") for claim in typed.claims if claim.text.startswith("Named")][:1]
+    if find_primary(typed) is None:
         lines = ["The comparison that was named beforehand was not made: its runs failed."]
     if search_result is None:
-        reasons = [gap["reason"] for gap in missing_parts(report) if gap["part"] == ADDED_PART]
+        reasons = [gap.reason for gap in missing_parts(typed) if gap.part == ADDED_PART]
         return [*lines, f"The search was not made: {'; '.join(reasons) or 'its reason stands in the report'}"]
     example = search_result["each"][0]["query"]
     lines.append(

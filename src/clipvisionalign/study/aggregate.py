@@ -127,12 +127,6 @@ def aggregate_results(
 NO_INTERVALS = "no intervals, as there are too few images"
 
 
-def no_intervals(report: dict[str, Any]) -> bool:
-    """Whether a report has results, and none of them an interval."""
-    figures = [result["figures"]["rsum"] for result in report["results"]["variants"].values()]
-    return bool(figures) and all(figure["low"] is None for figure in figures)
-
-
 def selection_note(trial_results: Sequence[TrialResult], split: str) -> str:
     """Whether the figures are of images by which something was chosen, in words."""
     if not trial_results:

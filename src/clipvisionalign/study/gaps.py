@@ -143,36 +143,6 @@ def trial_states(
     return rows
 
 
-def trials_without_results(report: dict[str, Any]) -> list[dict[str, Any]]:
-    """The cells of a report that have no results, with state and reason; of older reports those that they name."""
-    if "cells" in report:
-        return [trial for trial in report["cells"] if trial["state"] != MEASURED]
-    refused = [{**row, "state": REFUSED} for row in report["results"]["refused"]]
-    return refused + [{**row, "state": FAILED} for row in report["failed"]]
-
-
-def missing_parts(report: dict[str, Any]) -> list[dict[str, str]]:
-    """The parts of a report that could not be made: "part", "of" and "reason"."""
-    return report.get("not_made", [])
-
-
-def variant_state(report: dict[str, Any], name: str) -> str:
-    """In a few words, what of a variant's seeds has no results: "" where all have, else such as "2 of 3 seeds" or
-    "refused"."""
-    planned = len(report["plan"]["seeds"])
-    variant = report["results"]["variants"].get(name)
-    if variant is not None:
-        return "" if len(variant["seeds"]) == planned else f"{len(variant['seeds'])} of {planned} seeds"
-    states = dict.fromkeys(trial["state"] for trial in trials_without_results(report) if trial["variant"] == name)
-    return ", ".join(states) or "no results"
-
-
-def variant_label(report: dict[str, Any], name: str, label: str = "") -> str:
-    """A variant's name, or its `label`, for tables, axes and legends; with what of the variant has no results."""
-    state = variant_state(report, name)
-    return f"{label or name} ({state})" if state else label or name
-
-
 def measurements_hash(study: Path) -> str:
     """A hash of all measurements that a study's folder holds: another one than a report names means that there are
     others now. "" where there are none, as beside a published report."""

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from clipvisionalign.progress import progress_step
-from clipvisionalign.study.gaps import Gaps, Log, trials_without_results
+from clipvisionalign.study.gaps import Gaps, Log
 from clipvisionalign.study.report.build import add_gaps, read_report, write_report
+from clipvisionalign.study.report.states import trials_without_results
 from clipvisionalign.study.report.summary import report_claims
 
 
@@ -82,7 +83,5 @@ def replace_report(study: Path, report: dict[str, Any], say: Log) -> None:
         with progress_step("writing the report"):
             write_report(study, report, say)
     if empty:
-        reasons = "; ".join(
-            f"{trial['variant']}-{trial['seed']}: {trial['reason']}" for trial in trials_without_results(report)
-        )
+        reasons = "; ".join(f"{trial.variant}-{trial.seed}: {trial.reason}" for trial in trials_without_results(report))
         raise ValueError(f"{study}: no cell came to its end: {reasons}")

@@ -38,11 +38,3 @@ def correct_for_primary(rows: Sequence[dict[str, Any]], compare: Comparison) -> 
             new |= {"p_holm": p, "shown": p is not None and p < SIGNIFICANCE_LEVEL}
         result.append(new | ({"primary": True} if row is primary_row else {}))
     return result
-
-
-def find_primary(report: dict[str, Any]) -> tuple[int, dict[str, Any]] | None:
-    """The named comparison's place among a report's differences, and its row; None where none was named."""
-    for index, row in enumerate(report["results"]["differences"]):
-        if row.get("primary"):
-            return index, row
-    return None

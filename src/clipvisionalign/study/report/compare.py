@@ -2,73 +2,77 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from clipvisionalign.counts import count_noun
 from clipvisionalign.number_format import significant_format
-from clipvisionalign.study.cost import Conditions, CostMetric, cost_conditions, cost_ranges, in_rounds, ranges_differ
-from clipvisionalign.study.gaps import variant_state
+from clipvisionalign.study.cost import Conditions
+from clipvisionalign.study.report.costs import (
+    COST_METRICS,
+    TRAINING_SECONDS,
+    CostMetric,
+    cost_conditions,
+    cost_ranges,
+    in_rounds,
+    ranges_differ,
+)
+from clipvisionalign.study.report.schema import ReportLike, StudyReport
+from clipvisionalign.study.report.schema.cost import VariantCost
+from clipvisionalign.study.report.schema.results import Estimate
+from clipvisionalign.study.report.states import variant_state
 from clipvisionalign.study.report.tables.accuracy import CHANCE_LABEL, interval_note
 from clipvisionalign.study.report.tables.table import ReportTable, format_interval
 
-#: What is compared of the costs. Training is not measured in rounds, and has no spread of its own.
-COMPARED_COSTS = (
-    CostMetric("ms_per_caption", "ms_per_caption/median", "ms a caption"),
-    CostMetric("ms_per_picture", "ms_per_picture/median", "ms an image"),
-    CostMetric("ms_per_1000_pairs", "ms_per_1000_pairs/median", "ms 1,000 pairs"),
-    CostMetric("peak_memory_mib", "peak_memory_mib", "peak MiB"),
-    CostMetric("peak_device_memory_mib", "peak_device_memory_mib", "peak GPU MiB"),
-    CostMetric("training_seconds", "training_seconds/mean", "training s"),
-)
 #: Of a report's block "data" what makes two studies be of the same images and captions.
 DATA_IDENTITY_KEYS = ("fingerprint", "gallery", "identity")
 #: Where a study's data lies, and what else is told of it; the same data may lie elsewhere.
 DATA_LOCATION_KEYS = ("source", "layout", "splits", "official_splits")
 
 
-def compare_reports(a: dict[str, Any], b: dict[str, Any]) -> tuple[list[ReportTable], list[str]]:
+def compare_reports(a: ReportLike, b: ReportLike) -> tuple[list[ReportTable], list[str]]:
     """Their tables of accuracy and cost, variant by variant, and in what they differ: data, plan, machine, versions.
 
     Nothing is tested: intervals of the same gallery stand beside each other. Of other data they answer another
     question, and are not compared.
     """
-    reports = (a, b)
-    names = list(dict.fromkeys(name for report in reports for name in report["plan"]["variants"]))
+    reports = StudyReport.of(a), StudyReport.of(b)
+    names = list(dict.fromkeys(name for report in reports for name in report.plan.variants))
     tables = [_accuracy_table(reports, names)]
-    tables += [table for cost in COMPARED_COSTS if (table := _cost_table(reports, names, cost)).rows]
-    return tables, report_differences(a, b)
+    compared = [metric for metric in COST_METRICS if metric.heading]
+    tables += [table for metric in compared if (table := _cost_table(reports, names, metric)).rows]
+    return tables, report_differences(*reports)
 
 
-def same_data(a: dict[str, Any], b: dict[str, Any]) -> bool:
+def same_data(a: StudyReport, b: StudyReport) -> bool:
     """Whether two studies were measured on the same images and captions."""
-    split = a["results"]["split"] == b["results"]["split"]
+    split = a.results.split == b.results.split
     # The fingerprint has the images by size alone; reports from before their bytes were told have no more.
-    both = [report["data"]["contents"] for report in (a, b) if "contents" in report["data"]]
+    both = [report.data.contents for report in (a, b) if report.data.contents is not None]
     same = len(both) < 2 or both[0] == both[1]
-    return split and same and all(a["data"].get(key) == b["data"].get(key) for key in DATA_IDENTITY_KEYS)
+    return split and same and all(getattr(a.data, key) == getattr(b.data, key) for key in DATA_IDENTITY_KEYS)
 
 
-def report_differences(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
+def report_differences(a: StudyReport, b: StudyReport) -> list[str]:
     """Everything in which two studies differ, a line each."""
     lines = []
     if not same_data(a, b):
         lines.append("the data is not the same: figures of A and B are of other images or captions")
-    contents = ["contents"] if all("contents" in report["data"] for report in (a, b)) else []
+    contents = ["contents"] if all(report.data.contents is not None for report in (a, b)) else []
     about = (*DATA_IDENTITY_KEYS, *DATA_LOCATION_KEYS, *contents)
-    plans = [report["plan"]["variants"] for report in (a, b)]
+    plans = [report.plan.variants for report in (a, b)]
     common = set(plans[0]) & set(plans[1])
     for side, names in zip("AB", plans, strict=True):
         lines += [f"variant {name}: in {side}'s plan alone" for name in names if name not in common]
-    blocks: dict[str, Callable[[dict[str, Any]], Any]] = {
-        "data": lambda report: {key: report["data"].get(key) for key in about},
+    blocks: dict[str, Callable[[StudyReport], Any]] = {
+        "data": lambda report: {key: report.data.model_dump()[key] for key in about},
         "plan": lambda report: {
-            **report["plan"],
-            "variants": {name: each for name, each in report["plan"]["variants"].items() if name in common},
+            **report.document["plan"],
+            "variants": {name: each for name, each in report.document["plan"]["variants"].items() if name in common},
         },
-        "machine": lambda report: report["machine"],
-        "versions": lambda report: report["versions"],
-        "accuracy:": _measured_by if all("measured_by" in report for report in (a, b)) else lambda report: {},
+        "machine": lambda report: report.machine,
+        "versions": lambda report: report.versions,
+        "accuracy:": _measured_by if all(report.measured_by is not None for report in (a, b)) else lambda report: {},
         "time and memory:": _measurement_conditions,
         "training:": _training_conditions,
     }
@@ -89,16 +93,16 @@ def _shown(value: Any) -> str:
     return "-" if value is None or value == "" else str(value)
 
 
-def _measured_by(report: dict[str, Any]) -> dict[str, str]:
-    return _merge_conditions([each for several in report["measured_by"].values() for each in several])
+def _measured_by(report: StudyReport) -> dict[str, str]:
+    return _merge_conditions([each for several in (report.measured_by or {}).values() for each in several])
 
 
-def _measurement_conditions(report: dict[str, Any]) -> dict[str, str]:
-    return _merge_conditions([cost_conditions(cost) for cost in report["cost"].values()])
+def _measurement_conditions(report: StudyReport) -> dict[str, str]:
+    return _merge_conditions([cost_conditions(cost) for cost in report.cost.values()])
 
 
-def _training_conditions(report: dict[str, Any]) -> dict[str, str]:
-    return _merge_conditions([each for cost in report["cost"].values() for each in cost.get("trained_under") or []])
+def _training_conditions(report: StudyReport) -> dict[str, str]:
+    return _merge_conditions([each for cost in report.cost.values() for each in cost.trained_under])
 
 
 def _merge_conditions(every: Sequence[Conditions]) -> dict[str, str]:
@@ -107,16 +111,16 @@ def _merge_conditions(every: Sequence[Conditions]) -> dict[str, str]:
     return {key: " and ".join(dict.fromkeys(str(each.get(key, "-")) for each in every)) for key in keys}
 
 
-def _accuracy_table(reports: Sequence[dict[str, Any]], names: Sequence[str]) -> ReportTable:
+def _accuracy_table(reports: Sequence[StudyReport], names: Sequence[str]) -> ReportTable:
     rows: list[list[str]] = []
     keys: list[list[float | None]] = []
     same = same_data(*reports)
     for name in names:
-        estimates = [report["results"]["variants"].get(name, {}).get("figures", {}).get("rsum") for report in reports]
+        estimates = [_rsum(report, name) for report in reports]
         cells = [_format_rsum(report, name, each) for report, each in zip(reports, estimates, strict=True)]
         rows.append([name, *cells, _interval_relation(estimates) if same else "other data" if all(estimates) else ""])
-        keys.append([None, *(each["value"] if each else None for each in estimates), None])
-    chance = [report["results"].get("chance", {}).get("rsum") for report in reports]
+        keys.append([None, *(each.value if each else None for each in estimates), None])
+    chance = [report.results.chance.get("rsum") for report in reports]
     rows.append([CHANCE_LABEL, *("" if each is None else f"{each:.1f}" for each in chance), ""])
     keys.append([None, *chance, None])
     counts = [interval_note(report) for report in reports]
@@ -129,32 +133,37 @@ def _accuracy_table(reports: Sequence[dict[str, Any]], names: Sequence[str]) -> 
     return ReportTable("accuracy", "Rsum", ["variant", "A", "B", "intervals"], rows, keys, note)
 
 
-def _format_rsum(report: dict[str, Any], name: str, estimate: dict[str, Any] | None) -> str:
+def _rsum(report: StudyReport, name: str) -> Estimate | None:
+    variant = report.results.variants.get(name)
+    return variant.metrics.get("rsum") if variant else None
+
+
+def _format_rsum(report: StudyReport, name: str, estimate: Estimate | None) -> str:
     if estimate:
-        seeds = len(report["results"]["variants"][name]["seeds"])
+        seeds = len(report.results.variants[name].seeds)
         note = variant_state(report, name) or count_noun(seeds, "seed")
         return f"{format_interval(estimate)} ({note})"
-    return "no result" if name in report["plan"]["variants"] else "not in the plan"
+    return "no result" if name in report.plan.variants else "not in the plan"
 
 
-def _interval_relation(estimates: Sequence[dict[str, Any] | None]) -> str:
+def _interval_relation(estimates: Sequence[Estimate | None]) -> str:
     """Of two estimates whether their intervals overlap; nothing where one has none."""
-    known_estimates = [each for each in estimates if each and each["low"] is not None]
-    if len(known_estimates) < 2:
+    intervals = [(each.low, each.high) for each in estimates if each and each.low is not None and each.high is not None]
+    if len(intervals) < 2:
         return ""
-    a, b = known_estimates
-    return "apart" if a["low"] > b["high"] or b["low"] > a["high"] else "overlap"
+    (low_a, high_a), (low_b, high_b) = intervals
+    return "apart" if low_a > high_b or low_b > high_a else "overlap"
 
 
-def _cost_table(reports: Sequence[dict[str, Any]], names: Sequence[str], cost: CostMetric) -> ReportTable:
+def _cost_table(reports: Sequence[StudyReport], names: Sequence[str], cost: CostMetric) -> ReportTable:
     """One figure of cost of the variants that have it in A or B."""
     rows: list[list[str]] = []
     keys: list[list[float | None]] = []
     for name in names:
-        pair = [cost.value(report["cost"].get(name)) for report in reports]
+        pair = [cost.value(report.cost.get(name)) for report in reports]
         if pair == [None, None]:
             continue
-        factor = pair[1] / pair[0] if all(pair) else None
+        factor = pair[1] / pair[0] if pair[0] and pair[1] else None
         cells = ["" if value is None else format(value, significant_format(value, 4)) for value in pair]
         rows.append(
             [
@@ -166,26 +175,24 @@ def _cost_table(reports: Sequence[dict[str, Any]], names: Sequence[str], cost: C
         )
         keys.append([None, *pair, factor, None])
     columns = ["variant", "A", "B", "B / A", "beyond their spread"]
-    under = [
-        [_conditions_of(report["cost"][row[0]], cost) for row in rows if row[0] in report["cost"]] for report in reports
-    ]
+    under = [[_conditions_of(report.cost[row[0]], cost) for row in rows if row[0] in report.cost] for report in reports]
     every = [each for report_conditions in under for each in report_conditions]
-    same = reports[0]["machine"] == reports[1]["machine"] if not any(every) else all(each == every[0] for each in every)
+    same = reports[0].machine == reports[1].machine if not any(every) else all(each == every[0] for each in every)
     note = "" if same else "Not all are known to be measured on one machine under the same conditions."
-    return ReportTable(cost.name, cost.unit[0].upper() + cost.unit[1:], columns, rows, keys, note)
+    return ReportTable(cost.name, cost.heading[0].upper() + cost.heading[1:], columns, rows, keys, note)
 
 
-def _conditions_of(cost: Mapping[str, Any], metric: CostMetric) -> list[Conditions]:
+def _conditions_of(cost: VariantCost, metric: CostMetric) -> list[Conditions]:
     """The conditions that one figure of a variant's cost was measured under."""
-    if metric.name == "training_seconds":
-        return list(cost.get("trained_under") or [])
+    if metric is TRAINING_SECONDS:
+        return list(cost.trained_under)
     return [cost_conditions(cost)]
 
 
-def _exceeds_spread(reports: Sequence[dict[str, Any]], name: str, cost: CostMetric) -> str:
+def _exceeds_spread(reports: Sequence[StudyReport], name: str, cost: CostMetric) -> str:
     """Whether a variant's cost differs between two studies by more than it does within one."""
-    costs: dict[str, Mapping[str, Any]] = {str(index): report["cost"][name] for index, report in enumerate(reports)}
-    ranges = cost_ranges(costs, list(costs), cost) if cost.name != "training_seconds" else None
+    costs = {str(index): report.cost[name] for index, report in enumerate(reports)}
+    ranges = cost_ranges(costs, list(costs), cost) if cost is not TRAINING_SECONDS else None
     if ranges is not None and ranges_differ(*ranges.values()):
         return "yes"
     return "no" if ranges is not None and in_rounds(costs, list(costs), cost) else "not measured"

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from clipvisionalign.retrieval.metrics import RECALL_AT
+from clipvisionalign.study.report.schema.parts import Example, Examples
 
 #: An image of a lower rank than this was missed: no recall that is measured counts it.
 MISSED_BEYOND = max(RECALL_AT)
@@ -23,12 +23,14 @@ EXAMPLE_GROUPS: dict[str, tuple[str, Callable[[int, int], bool]]] = {
 }
 
 
-def shown_examples(report: dict[str, Any]) -> list[tuple[str, str, list[dict[str, Any]]]]:
-    """The groups of a report's examples that hold some: name, what they have in common, and those that are so. Reports
-    from before there was a rule hold the best and the worst, whatever their ranks."""
+def shown_examples(examples: Examples) -> list[tuple[str, str, list[Example]]]:
+    """The groups of a report's examples that hold some: name, what they have in common, and those to which it applies.
+
+    Reports from before there was a rule hold the best and the worst, whatever their ranks.
+    """
     groups = []
-    for kind, entries in report["examples"].get("groups", {}).items():
+    for kind, entries in examples.groups.items():
         description, fits = EXAMPLE_GROUPS[kind]
-        matching = [entry for entry in entries if fits(min(entry["ranks"].values()), max(entry["ranks"].values()))]
+        matching = [entry for entry in entries if fits(min(entry.ranks.values()), max(entry.ranks.values()))]
         groups += [(kind, description, matching)] if matching else []
     return groups

@@ -73,7 +73,7 @@ def build_examples(
 def choose_examples(
     ranks: np.ndarray, caption_image: np.ndarray, count: int, order: np.ndarray | None = None
 ) -> dict[str, list[int]]:
-    """Captions to show, of different images, by the groups of `words.EXAMPLES`, the clearest first. ranks: (variants,
+    """Captions to show, of different images, by the groups of `EXAMPLE_GROUPS`, the clearest first. ranks: (variants,
     M); owners: (M,) each caption's image; order: (M,) which of equal ones comes first, as they stand unless told."""
     order = np.arange(len(caption_image)) if order is None else order
     low, high = ranks.min(axis=0), ranks.max(axis=0)

@@ -8,23 +8,25 @@ from typing import Any
 
 from clipvisionalign.counts import count_noun
 from clipvisionalign.files import atomic_write
-from clipvisionalign.study.cost import measured_by_told
-from clipvisionalign.study.gaps import missing_parts, variant_label
 from clipvisionalign.study.report.claims.captions import foils_note
+from clipvisionalign.study.report.costs import measured_by_note
 from clipvisionalign.study.report.example_groups import shown_examples
 from clipvisionalign.study.report.plots import Plot
+from clipvisionalign.study.report.schema import ReportLike, StudyReport
+from clipvisionalign.study.report.states import variant_label
 from clipvisionalign.study.report.tables import ReportTable, build_tables
 
 
-def render_page(report: dict[str, Any], plots: dict[str, Plot]) -> str:
-    """The page of a report, its figures inside."""
+def render_page(report: ReportLike, plots: dict[str, Plot]) -> str:
+    """The page of a report as HTML, its plots inside."""
     import yaml
 
+    report = StudyReport.of(report)
     tables = {table.name: table for table in build_tables(report)}
-    missing = missing_parts(report)
-    missing_names = {gap["part"] for gap in missing}
-    with_examples = bool(shown_examples(report) or report["examples"].get("maps") or "examples" in missing_names)
-    has_flawed_protocols = report["what_it_would_have_looked_like"] or "other protocols" in missing_names
+    missing_names = {gap.part for gap in report.missing_parts}
+    examples = shown_examples(report.examples)
+    with_examples = bool(examples or report.examples.maps or "examples" in missing_names)
+    has_flawed_protocols = report.flawed_protocols or "other protocols" in missing_names
     sections = [("summary", "Summary"), ("accuracy", "Accuracy")]
     sections += [("cost", "Cost")] if "cost" in tables or "time and memory" in missing_names else []
     sections += [("differ", "Length and composition")] if "length" in tables else []
@@ -34,22 +36,22 @@ def render_page(report: dict[str, Any], plots: dict[str, Plot]) -> str:
     sections += [("audit", "Audit")] if "audit" in tables else []
     sections += [("again", "To do it again")]
     return _environment().get_template("report.html").render(
-        title=report["title"], report=report, drawn=plots, tables=tables, parts=sections, gaps=missing,
-        plan=yaml.safe_dump(report["plan"], sort_keys=False), twins=foils_note(report),
-        measured_by=measured_by_told(report), examples=shown_examples(report),
+        title=report.title, report=report, drawn=plots, tables=tables, parts=sections, gaps=report.missing_parts,
+        plan=yaml.safe_dump(report.document["plan"], sort_keys=False), foils_note=foils_note(report),
+        measured_by=measured_by_note(report), examples=examples,
         with_examples=with_examples, example_seeds=example_seeds(report),
     )  # fmt: skip
 
 
-def example_seeds(report: dict[str, Any]) -> str:
+def example_seeds(report: StudyReport) -> str:
     """Which seeds the examples are of, and which variants have none."""
     # Reports from before this was kept have those of the first seed.
-    seeds = report["examples"].get("seeds") or dict.fromkeys(report["results"]["variants"], report["plan"]["seeds"][0])
+    seeds = report.examples.seeds or dict.fromkeys(report.results.variants, report.plan.seeds[0])
     if len(set(seeds.values())) == 1:
         text = f"seed {next(iter(seeds.values()))}"
     else:
         text = ", ".join(f"{name}: seed {seed}" for name, seed in seeds.items())
-    without_examples = [variant_label(report, name) for name in report["plan"]["variants"] if name not in seeds]
+    without_examples = [variant_label(report, name) for name in report.plan.variants if name not in seeds]
     return f"{text}; none of {', '.join(without_examples)}" if without_examples else text
 
 

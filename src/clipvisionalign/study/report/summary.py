@@ -23,10 +23,12 @@ from clipvisionalign.study.report.claims.reliability import (
     missing_claims,
     truncation_claims,
 )
+from clipvisionalign.study.report.schema import ReportLike, StudyReport
 
 
-def report_claims(report: dict[str, Any]) -> list[dict[str, Any]]:
-    """The summary of a report."""
+def report_claims(report: ReportLike) -> list[dict[str, Any]]:
+    """The summary of a report: its sentences with what they cite, as report.json holds them."""
+    typed = StudyReport.of(report)
     claims: list[Claim] = []
     for build_claims in (
         primary_claims,
@@ -43,5 +45,5 @@ def report_claims(report: dict[str, Any]) -> list[dict[str, Any]]:
         audit_claims,
         missing_claims,
     ):
-        claims += build_claims(report)
+        claims += build_claims(typed)
     return [claim.to_dict() for claim in claims]

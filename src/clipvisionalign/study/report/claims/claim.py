@@ -6,11 +6,12 @@ be checked against the report."""
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from clipvisionalign.counts import plural
 from clipvisionalign.number_format import decimal_format, p_value_format
+from clipvisionalign.study.report.schema import StudyReport
 
 CLAIM_LEVEL = 0.05
 
@@ -19,25 +20,34 @@ CLAIM_LEVEL = 0.05
 EQUALITY_TOLERANCE = 1e-6
 
 
-def lookup(report: dict[str, Any], path: str) -> Any:
-    """What stands at a place such as "results/variants/self/figures/rsum/value". Raises KeyError, IndexError."""
-    node: Any = report
+def lookup(document: Mapping[str, Any], path: str) -> Any:
+    """The value at a path such as "results/variants/self/figures/rsum/value".
+
+    Raises:
+        KeyError, IndexError: the document has no such path.
+    """
+    node: Any = document
     for key in path.split("/"):
         node = node[int(key)] if isinstance(node, list) else node[key]
     return node
 
 
 class Claim:
-    """A sentence in the making: `number` reads a figure, writes it down, and gives it as it is shown."""
+    """A sentence in the making: each `cite` method returns a value of the report as it is shown, and records it.
 
-    def __init__(self, report: dict[str, Any], topic: str) -> None:
+    Args:
+        report: the report that is cited.
+        topic: what the sentence is about: accuracy, length, composition, cost, search or belief.
+    """
+
+    def __init__(self, report: StudyReport, topic: str) -> None:
         self.report, self.topic = report, topic
         self.citations: list[dict[str, str]] = []
         self.text = ""
 
     def cite(self, path: str, form: str = "", factor: float = 1.0) -> str:
         """The figure at `path`, formatted: with one decimal, or as many as it takes to be told from zero."""
-        value = lookup(self.report, path) * factor
+        value = lookup(self.report.document, path) * factor
         form = form or decimal_format(value)
         text = format(round(value) if form.endswith("d") else value, form)
         self.citations.append({"path": path, "shown": text, "form": form, "factor": str(factor)})
@@ -45,19 +55,19 @@ class Claim:
 
     def cite_count(self, path: str) -> str:
         """How many entries the list at `path` has."""
-        text = str(len(lookup(self.report, path)))
+        text = str(len(lookup(self.report.document, path)))
         self.citations.append({"path": path, "shown": text, "form": "count", "factor": "1"})
         return text
 
     def cite_with_noun(self, path: str, noun: str) -> str:
         """The whole number at `path`, or how many entries the list there has, with its noun: "1 image", "2 images"."""
-        value = lookup(self.report, path)
+        value = lookup(self.report.document, path)
         text = self.cite_count(path) if isinstance(value, list) else self.cite(path, ",d")
         return f"{text} {noun if text == '1' else plural(noun)}"
 
     def cite_interval(self, path: str, sign: float = 1.0) -> str:
         """Value and 95% interval of an estimate, where it has one; with its sign changed where `sign` is -1."""
-        if lookup(self.report, path)["low"] is None:
+        if lookup(self.report.document, path)["low"] is None:
             return f"{self.cite(f'{path}/value', factor=sign)} (no interval)"
         low, high = ("low", "high") if sign > 0 else ("high", "low")
         value, low, high = (self.cite(f"{path}/{end}", factor=sign) for end in ("value", low, high))
@@ -65,9 +75,10 @@ class Claim:
 
     def cite_p_value(self, path: str) -> str:
         """A p value, with as many digits as tell on which side of the level it is."""
-        return self.cite(path, p_value_format(lookup(self.report, path), CLAIM_LEVEL))
+        return self.cite(path, p_value_format(lookup(self.report.document, path), CLAIM_LEVEL))
 
     def to_dict(self) -> dict[str, Any]:
+        """What report.json holds of it."""
         return {"about": self.topic, "text": self.text, "figures": self.citations}
 
 
@@ -77,12 +88,8 @@ def numbers_in(text: str) -> list[str]:
     return re.findall(r"-?\d+(?:,\d{3})*(?:\.\d+)?(?:e-?\d+)?", bare)
 
 
-def drawn_units(report: dict[str, Any]) -> str:
-    """What is drawn at random beside the seeds: images, or identities where images are of some."""
-    return "identities" if "identities" in report["results"] else "images"
-
-
 def as_code(name: str) -> str:
+    """A name as the page shows it as code."""
     return f"`{name}`"
 
 
@@ -92,4 +99,5 @@ def list_names(names: Sequence[str]) -> str:
 
 
 def join_words(parts: Sequence[str]) -> str:
+    """A list in words: "a, b and c"."""
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"

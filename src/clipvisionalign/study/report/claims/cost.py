@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
-from clipvisionalign.study.cost import (
+from clipvisionalign.study.report.claims.claim import Claim, as_code, list_names
+from clipvisionalign.study.report.costs import (
     COST_METRICS,
     WITHIN_SPREAD,
     CostMetric,
     most_different_pair,
     no_comparison_reason,
 )
-from clipvisionalign.study.report.claims.claim import Claim, as_code, list_names
+from clipvisionalign.study.report.schema import StudyReport
 
 
-def cost_claims(report: dict[str, Any]) -> list[Claim]:
+def cost_claims(report: StudyReport) -> list[Claim]:
     """Time, memory and storage of the variants, compared where they were measured often enough to tell."""
     claims = []
     for cost in COST_METRICS:
-        names = [name for name, each in report["cost"].items() if cost.value(each) is not None]
+        names = [name for name, each in report.cost.items() if cost.value(each) is not None]
         if names and cost.sentence_start:
             claim = Claim(report, "cost")
             claim.text = _cost_statement(claim, cost, names)
-            without = [name for name in report["cost"] if name not in names]
+            without = [name for name in report.cost if name not in names]
             if without:
                 claim.text += f" Of {list_names(without)} it was not measured."
             claims.append(claim)
@@ -31,8 +31,8 @@ def cost_claims(report: dict[str, Any]) -> list[Claim]:
 
 
 def _cost_statement(claim: Claim, cost: CostMetric, names: Sequence[str]) -> str:
-    costs = claim.report["cost"]
-    values = {name: cost.value(costs[name]) for name in names}
+    costs = claim.report.cost
+    values = {name: value for name in names if (value := cost.value(costs[name])) is not None}
     low, high = min(values, key=values.__getitem__), max(values, key=values.__getitem__)
 
     def number(name: str) -> str:
@@ -41,7 +41,7 @@ def _cost_statement(claim: Claim, cost: CostMetric, names: Sequence[str]) -> str
     if len(names) == 1:
         return f"{cost.sentence_start} {number(low)} {cost.unit} with {as_code(low)}."
     if len({format(values[end], cost.number_format(values[end])) for end in (low, high)}) == 1:
-        variants = "every variant" if len(names) == len(claim.report["plan"]["variants"]) else list_names(names)
+        variants = "every variant" if len(names) == len(claim.report.plan.variants) else list_names(names)
         return f"{cost.sentence_start} {number(low)} {cost.unit} with {variants}."
     reason = "" if cost.exact else no_comparison_reason(costs, names, cost)
     if not reason:

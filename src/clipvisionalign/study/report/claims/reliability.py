@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from clipvisionalign.retrieval.equal_captions import describe_equal_captions
-from clipvisionalign.study.gaps import NOT_MEASURED, NOT_TRAINED, UNFINISHED, missing_parts, trials_without_results
+from clipvisionalign.study.gaps import NOT_MEASURED, NOT_TRAINED, UNFINISHED
 from clipvisionalign.study.report.claims.claim import Claim, as_code, join_words, list_names
+from clipvisionalign.study.report.schema import StudyReport
+from clipvisionalign.study.report.schema.results import TrialReason
+from clipvisionalign.study.report.states import trials_without_results
 
 
-def equal_caption_claims(report: dict[str, Any]) -> list[Claim]:
+def equal_caption_claims(report: StudyReport) -> list[Claim]:
+    """Equal captions of different images, where they lower the highest rsum."""
     # Reports from before they were counted have none.
-    equal = report["data"].get("equal_captions")
-    if not equal or not equal["cost"]:
+    equal = report.data.equal_captions
+    if not equal or not equal.cost:
         return []
     claim = Claim(report, "belief")
     path = "data/equal_captions"
@@ -22,10 +24,11 @@ def equal_caption_claims(report: dict[str, Any]) -> list[Claim]:
     return [claim]
 
 
-def truncation_claims(report: dict[str, Any]) -> list[Claim]:
+def truncation_claims(report: StudyReport) -> list[Claim]:
+    """Captions that a variant truncates."""
     claims = []
-    for name, truncation in report.get("cut_captions", {}).items():
-        cut = {split: counts for split, counts in truncation["splits"].items() if counts["cut"]}
+    for name, truncation in report.cut_captions.items():
+        cut = {split: counts for split, counts in truncation.splits.items() if counts.cut}
         if not cut:
             continue
         claim = Claim(report, "belief")
@@ -43,11 +46,12 @@ def truncation_claims(report: dict[str, Any]) -> list[Claim]:
     return claims
 
 
-def audit_claims(report: dict[str, Any]) -> list[Claim]:
+def audit_claims(report: StudyReport) -> list[Claim]:
+    """Audits, and trials that were refused or failed."""
     claim = Claim(report, "belief")
-    refused, failed = report["results"]["refused"], report["failed"]
-    variants = report["results"]["variants"]
-    runs = sum(len(variant["runs"]) for variant in variants.values())
+    refused, failed = report.results.refused, report.failed
+    variants = report.results.variants
+    runs = sum(len(variant.runs) for variant in variants.values())
     sentences = ["No run has a result." if not runs else "The one run in the results passed its audit."]
     if runs > 1:
         sentences = ["Every run in the results passed its audit."]
@@ -55,21 +59,21 @@ def audit_claims(report: dict[str, Any]) -> list[Claim]:
         sentences.append(f"Refused, as the audit failed: {list_names([_trial_name(row) for row in refused])}.")
     if failed:
         sentences.append(f"Failed, and in no figure: {list_names([_trial_name(row) for row in failed])}.")
-    if any(len(variant["seeds"]) == 1 for variant in variants.values()):
+    if any(len(variant.seeds) == 1 for variant in variants.values()):
         sentences.append("A variant of one seed tells nothing of what another seed would have given.")
     claim.text = " ".join(sentences)
     return [claim]
 
 
-def missing_claims(report: dict[str, Any]) -> list[Claim]:
+def missing_claims(report: StudyReport) -> list[Claim]:
     """What is not there that the plan asks for, beside what failed or was refused."""
     trials = trials_without_results(report)
     sentences = [
-        f"{intro}: {list_names([_trial_name(trial) for trial in trials if trial['state'] == state])}."
+        f"{intro}: {list_names([_trial_name(trial) for trial in trials if trial.state == state])}."
         for state, intro in STATE_SENTENCES.items()
-        if any(trial["state"] == state for trial in trials)
+        if any(trial.state == state for trial in trials)
     ]
-    parts = list(dict.fromkeys(gap["part"] for gap in missing_parts(report)))
+    parts = list(dict.fromkeys(gap.part for gap in report.missing_parts))
     if parts:
         sentences.append(f"Not made, or not for all: {join_words(parts)}.")
     if not sentences:
@@ -87,5 +91,5 @@ STATE_SENTENCES = {
 }
 
 
-def _trial_name(row: dict[str, Any]) -> str:
-    return f"{as_code(row['variant'])} seed {row['seed']}"
+def _trial_name(row: TrialReason) -> str:
+    return f"{as_code(row.variant)} seed {row.seed}"

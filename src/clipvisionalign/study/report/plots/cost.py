@@ -8,7 +8,8 @@ from typing import Any
 
 from clipvisionalign.counts import count_noun
 from clipvisionalign.number_format import significant_format
-from clipvisionalign.study.cost import (
+from clipvisionalign.study.cost import same_conditions
+from clipvisionalign.study.report.costs import (
     DEVICE_MEMORY,
     MEMORY,
     MS_PER_CAPTION,
@@ -24,23 +25,23 @@ from clipvisionalign.study.cost import (
     lengths_apart,
     no_comparison_reason,
     ranges_differ,
-    same_conditions,
 )
-from clipvisionalign.study.gaps import variant_label
 from clipvisionalign.study.report.plots.style import INK, draw_whiskers, set_zero_based_axis, variant_styles
+from clipvisionalign.study.report.schema import StudyReport
+from clipvisionalign.study.report.schema.cost import VariantCost
+from clipvisionalign.study.report.schema.results import Results
+from clipvisionalign.study.report.states import variant_label
 
 
-def shown_better(report: dict[str, Any]) -> set[tuple[str, str]]:
+def shown_better(results: Results) -> set[tuple[str, str]]:
     """Pairs of variants of which the first was shown to find more."""
-    rows = [row for row in report["results"]["differences"] if row["figure"] == "rsum" and row["shown"]]
-    return {(row["a"], row["b"]) if row["value"] > 0 else (row["b"], row["a"]) for row in rows}
+    rows = [row for row in results.differences if row.metric == "rsum" and row.shown]
+    return {(row.a, row.b) if row.value > 0 else (row.b, row.a) for row in rows}
 
 
-def dearer_and_better(
-    names: Sequence[str], ranges: dict[str, CostRange], report: dict[str, Any]
-) -> list[tuple[str, str]]:
+def dearer_and_better(names: Sequence[str], ranges: dict[str, CostRange], results: Results) -> list[tuple[str, str]]:
     """Pairs of variants of which the first costs more beyond the spread of both, and was shown to find more."""
-    shown = shown_better(report)
+    shown = shown_better(results)
     return [
         (a, b)
         for a in names
@@ -49,13 +50,13 @@ def dearer_and_better(
     ]
 
 
-def pareto_front(names: Sequence[str], ranges: dict[str, CostRange], report: dict[str, Any]) -> list[str]:
+def pareto_front(names: Sequence[str], ranges: dict[str, CostRange], results: Results) -> list[str]:
     """The variants, cheapest first, of which each costs more than the one before and was shown to find more.
 
-    ranges: what each costs, see `costs.ranges_of`. Empty where there are no two such.
+    ranges: what each costs, see `cost_ranges`. Empty where there are no two such.
     """
-    significant_pairs = shown_better(report)
-    rsum = {name: report["results"]["variants"][name]["figures"]["rsum"]["value"] for name in names}
+    significant_pairs = shown_better(results)
+    rsum = {name: results.variants[name].metrics["rsum"].value for name in names}
     front: list[str] = []
     for name in sorted(names, key=lambda name: sum(ranges[name])):
         if front and not ranges_differ(ranges[front[-1]], ranges[name]):
@@ -68,26 +69,30 @@ def pareto_front(names: Sequence[str], ranges: dict[str, CostRange], report: dic
     return front if steps and separated else []
 
 
-def plot_pareto(report: dict[str, Any], cost: CostMetric, label: str, log: bool) -> tuple[Any, ...] | None:
+def plot_pareto(report: StudyReport, cost: CostMetric, label: str, log: bool) -> tuple[Any, ...] | None:
+    """Rsum against a metric of cost, with the front of those that cost more and were shown to find more.
+
+    label: of the axis; log: a logarithmic axis where the costs are far apart. None where nothing was measured.
+    """
     from matplotlib import pyplot
     from matplotlib.ticker import LogLocator
 
-    names = [name for name in report["results"]["variants"] if cost.value(report["cost"].get(name)) is not None]
+    names = [name for name in report.results.variants if cost.value(report.cost.get(name)) is not None]
     if not names:
         return None
     styles = variant_styles(report)
     figure, axes = pyplot.subplots(figsize=(6.4, 3.6), layout="constrained")
-    rsum = {name: report["results"]["variants"][name]["figures"]["rsum"] for name in names}
-    costs = {name: cost.value(report["cost"][name]) for name in names}
-    ranges = cost_ranges(report["cost"], names, cost)
-    reason = no_comparison_reason(report["cost"], names, cost)
+    rsum = {name: report.results.variants[name].metrics["rsum"] for name in names}
+    costs = {name: value for name in names if (value := cost.value(report.cost[name])) is not None}
+    ranges = cost_ranges(report.cost, names, cost)
+    reason = no_comparison_reason(report.cost, names, cost)
     for name in names:
         draw_whiskers(axes, costs[name], rsum[name], *styles[name], label=variant_label(report, name))
         if ranges:
-            axes.plot(ranges[name], [rsum[name]["value"]] * 2, color=styles[name][0], linewidth=1.4)
-    front = pareto_front(names, ranges, report) if ranges and not reason else []
+            axes.plot(ranges[name], [rsum[name].value] * 2, color=styles[name][0], linewidth=1.4)
+    front = pareto_front(names, ranges, report.results) if ranges and not reason else []
     if front:
-        axes.plot([costs[name] for name in front], [rsum[name]["value"] for name in front], color=INK, linewidth=1,
+        axes.plot([costs[name] for name in front], [rsum[name].value for name in front], color=INK, linewidth=1,
                   linestyle=":", drawstyle="steps-post", zorder=0, label="front")  # fmt: skip
     if log and max(costs.values()) > 5 * min(costs.values()) > 0:
         axes.set_xscale("log")
@@ -102,21 +107,24 @@ def plot_pareto(report: dict[str, Any], cost: CostMetric, label: str, log: bool)
     axes.set_ylabel("rsum")
     axes.legend(frameon=False, fontsize=9, ncols=min(5, len(names) + 1), loc="lower left", bbox_to_anchor=(0, 1.0))
     alt_text = "; ".join(
-        f"{name} {rsum[name]['value']:.1f} at {format(costs[name], significant_format(costs[name], 4))}"
-        for name in names
+        f"{name} {rsum[name].value:.1f} at {format(costs[name], significant_format(costs[name], 4))}" for name in names
     )
-    note = front_note(front, names, reason, dearer_and_better(names, ranges, report) if ranges and not reason else [])
+    note = front_note(
+        front, names, reason, dearer_and_better(names, ranges, report.results) if ranges and not reason else []
+    )
     if ranges:
         note = f"Level lines: from the lowest to the highest round. {note}".strip()
-    absent = [name for name in report["results"]["variants"] if name not in names]
+    absent = [name for name in report.results.variants if name not in names]
     if absent:
         note = f"{note} Not shown, as it was not measured of them: {', '.join(absent)}.".strip()
     return figure, f"Rsum against {label}: {alt_text}. {note}", note
 
 
 def front_note(front: Sequence[str], names: Sequence[str], reason: str, better: Sequence[tuple[str, str]]) -> str:
-    """What may be said of the front, and of differences where there is none. why: see `costs.not_compared`; better: see
-    `dearer_and_better`."""
+    """What may be said of the front, and of differences where there is none.
+
+    reason: see `no_comparison_reason`; better: see `dearer_and_better`.
+    """
     if front:
         return f"Dotted: the front, along which each was shown to find more and costs more: {', '.join(front)}."
     if better:
@@ -125,53 +133,54 @@ def front_note(front: Sequence[str], names: Sequence[str], reason: str, better: 
 
 
 def spread_note(reason: str) -> str:
-    """What is to be said of differences of cost that are not shown. why: see `costs.not_compared`."""
+    """What is to be said of differences of cost that are not shown. reason: see `no_comparison_reason`."""
     if reason in ("", WITHIN_SPREAD):
         return reason and f"{reason.capitalize()}."
     return f"{reason.capitalize()}: none is shown to cost less."
 
 
-def plot_time(report: dict[str, Any]) -> tuple[Any, ...] | None:
-    images = report["data"]["gallery"]["images"]
+def plot_time(report: StudyReport) -> tuple[Any, ...] | None:
+    """Rsum against the time of a text query."""
+    images = report.data.gallery.images
     return plot_pareto(report, MS_PER_QUERY, f"ms for a text query over {count_noun(images, 'image')}", log=True)
 
 
-def plot_memory(report: dict[str, Any]) -> tuple[Any, ...] | None:
+def plot_memory(report: StudyReport) -> tuple[Any, ...] | None:
     """The memory that has to be there: the GPU's where one was used, else the process's. Those whose figure is of
     another memory are named and not shown."""
-    on_device = any(DEVICE_MEMORY.value(cost) is not None for cost in report["cost"].values())
+    on_device = any(DEVICE_MEMORY.value(cost) is not None for cost in report.cost.values())
     cost, memory_kind = (DEVICE_MEMORY, "GPU") if on_device else (MEMORY, "whole process")
     return plot_pareto(report, cost, f"peak memory, {memory_kind}, MiB", log=False)
 
 
-def plot_length_time(report: dict[str, Any]) -> tuple[Any, ...] | None:
+def plot_length_time(report: StudyReport) -> tuple[Any, ...] | None:
+    """Milliseconds of one caption by its length in tokens."""
     from matplotlib import pyplot
 
-    costs = {name: cost["by_length"] for name, cost in report["cost"].items() if cost.get("by_length")}
+    costs = {name: cost.by_length for name, cost in report.cost.items() if cost.by_length}
     if not costs:
         return None
     styles = variant_styles(report)
     figure, axes = pyplot.subplots(figsize=(6.4, 3.2), layout="constrained")
     for name, rows in costs.items():
         colour, mark = styles[name]
-        axes.plot([row["tokens"] for row in rows], [row["ms_alone"] for row in rows], color=colour, marker=mark,
+        axes.plot([row.tokens for row in rows], [row.ms_alone for row in rows], color=colour, marker=mark,
                   markersize=5, linewidth=1.2, label=variant_label(report, name))  # fmt: skip
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter("{x:g}")
-    axes.set_ylim(0, 1.08 * max(row["ms_alone"] for rows in costs.values() for row in rows))
+    axes.set_ylim(0, 1.08 * max(row.ms_alone for rows in costs.values() for row in rows))
     axes.set_xlabel("tokens of the caption")
     axes.set_ylabel("ms, one caption")
     axes.legend(frameon=False, fontsize=9)
     alt_text = "; ".join(
-        f"{name} {rows[0]['ms_alone']:.1f} ms at {rows[0]['tokens']} tokens, "
-        f"{rows[-1]['ms_alone']:.1f} ms at {rows[-1]['tokens']}"
+        f"{name} {rows[0].ms_alone:.1f} ms at {rows[0].tokens} tokens, {rows[-1].ms_alone:.1f} ms at {rows[-1].tokens}"
         for name, rows in costs.items()
     )
-    note = _length_time_note(report["cost"], list(costs))
+    note = _length_time_note(report.cost, list(costs))
     return figure, f"Milliseconds to encode one caption by its length: {alt_text}. {note}", note
 
 
-def _length_time_note(costs: dict[str, Any], names: Sequence[str]) -> str:
+def _length_time_note(costs: dict[str, VariantCost], names: Sequence[str]) -> str:
     """What may be said of the lines of time by length: at which lengths some differ beyond their own spread."""
     if len(names) < 2:
         return ""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from clipvisionalign.files import atomic_write
-from clipvisionalign.study.aggregate import NO_INTERVALS, no_intervals
+from clipvisionalign.study.aggregate import NO_INTERVALS
 from clipvisionalign.study.gaps import error_reason
 from clipvisionalign.study.report.plots.accuracy import plot_accuracy
 from clipvisionalign.study.report.plots.captions import plot_composition, plot_length
@@ -18,6 +18,7 @@ from clipvisionalign.study.report.plots.cost import plot_length_time, plot_memor
 from clipvisionalign.study.report.plots.protocols import plot_protocols
 from clipvisionalign.study.report.plots.style import INK
 from clipvisionalign.study.report.plots.training import plot_curves
+from clipvisionalign.study.report.schema import ReportLike, StudyReport
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Plot:
     error: str = ""
 
 
-PLOTS: dict[str, tuple[str, str, Callable[[dict[str, Any]], tuple[Any, ...] | None]]] = {
+PLOTS: dict[str, tuple[str, str, Callable[[StudyReport], tuple[Any, ...] | None]]] = {
     "accuracy": (
         "What each design finds",
         "Rsum with its 95% interval over seeds and images (of one seed: images only); each seed's own as a dash.",
@@ -62,7 +63,7 @@ PLOTS: dict[str, tuple[str, str, Callable[[dict[str, Any]], tuple[Any, ...] | No
 }  # fmt: skip
 
 
-def draw_plots(report: dict[str, Any], folder: Path, say: Callable[[str], None] = print) -> dict[str, Plot]:
+def draw_plots(report: ReportLike, folder: Path, say: Callable[[str], None] = print) -> dict[str, Plot]:
     """Draw what the report has figures for, into `folder`; returns them by name. Files of those that an earlier report
     had, and this one has not, are removed. One that cannot be drawn is said, and has the reason."""
     import matplotlib
@@ -70,6 +71,7 @@ def draw_plots(report: dict[str, Any], folder: Path, say: Callable[[str], None] 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
+    typed = StudyReport.of(report)
     folder.mkdir(exist_ok=True)
     plots = {}
     settings: Any = {
@@ -82,10 +84,10 @@ def draw_plots(report: dict[str, Any], folder: Path, say: Callable[[str], None] 
             matplotlib.rcParams["svg.hashsalt"] = name
             files = [folder / f"{name}.{ending}" for ending in ("png", "svg")]
             try:
-                result = draw(report)
+                result = draw(typed)
                 if result is not None:
                     figure, alt_text, *notes = result
-                    if no_intervals(report) and "95% interval" in description:
+                    if typed.results.has_no_intervals and "95% interval" in description:
                         notes.append(f"There are {NO_INTERVALS}.")
                     said = " ".join(filter(None, [description, *notes]))
                     plots[name] = Plot(name, _save_plot(name, figure, folder), title, said, alt_text.strip())

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from clipvisionalign.study.report.schema import StudyReport
+from clipvisionalign.study.report.schema.results import Estimate
+
 #: Told apart by people who see colours differently too, and on light and dark ground.
 PALETTE = ("#4c78c8", "#2f9e6e", "#d97b29", "#c04a86", "#8a6fd1", "#8b8f3a", "#3aa0b5", "#a56b4a")
 
@@ -15,29 +18,30 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 INK = "#1b1f24"
 
 
-def variant_styles(report: dict[str, Any]) -> dict[str, tuple[str, str]]:
+def variant_styles(report: StudyReport) -> dict[str, tuple[str, str]]:
     """A colour and a mark for each variant, the same in every figure."""
-    names = list(report["plan"]["variants"])
+    names = list(report.plan.variants)
     return {name: (PALETTE[i % len(PALETTE)], MARKERS[i % len(MARKERS)]) for i, name in enumerate(names)}
 
 
-def interval_ends(estimate: dict[str, Any]) -> tuple[float, float, float]:
+def interval_ends(estimate: Estimate) -> tuple[float, float, float]:
     """Value and both ends of the interval; the value itself where there is no interval to draw."""
-    value = estimate["value"]
-    return value, *(value if estimate[end] is None else estimate[end] for end in ("low", "high"))
+    value = estimate.value
+    return value, value if estimate.low is None else estimate.low, value if estimate.high is None else estimate.high
 
 
-def draw_whiskers(axes: Any, x: float, estimate: dict[str, Any], colour: str, mark: str, label: str = "") -> None:
+def draw_whiskers(axes: Any, x: float, estimate: Estimate, colour: str, mark: str, label: str = "") -> None:
+    """Draw an estimate at `x`: a marker, and its interval where it has one."""
     value, low, high = interval_ends(estimate)
     # An interval may be wider than what is shown of it; the middle never leaves the axes.
-    reach = None if estimate["low"] is None else [[max(value - low, 0)], [max(high - value, 0)]]
+    reach = None if estimate.low is None else [[max(value - low, 0)], [max(high - value, 0)]]
     axes.errorbar(
         x, value, reach, color=colour, marker=mark, markersize=6,
         capsize=3, linewidth=1.4, linestyle="none", label=label or None,
     )  # fmt: skip
 
 
-def set_zero_based_axis(axes: Any, estimates: list[dict[str, Any]], highest: float) -> None:
+def set_zero_based_axis(axes: Any, estimates: list[Estimate], highest: float) -> None:
     """An axis from 0 that shows all intervals, and no more than there is: a difference looks as large as it is."""
     top = max((high for _, _, high in map(interval_ends, estimates)), default=highest)
     axes.set_ylim(0, 1.04 * highest if top > 0.9 * highest else max(1.1 * top, 0.02 * highest))

@@ -95,6 +95,10 @@ class LengthRecall(Block):
     recall_at_1: Estimate
     recall_at_5: Estimate
 
+    def recall_at(self, k: int) -> Estimate:
+        """Recall at `k`, which is 1 or 5."""
+        return {1: self.recall_at_1, 5: self.recall_at_5}[k]
+
 
 class VariantResults(Block):
     """A variant over its seeds; dual: of its dual encoder alone, and gain: in rsum over it, where it re-ranks."""
@@ -165,8 +169,3 @@ class Results(Block):
         """Whether there are results, and none of them has an interval."""
         rsum = [variant.metrics["rsum"] for variant in self.variants.values()]
         return bool(rsum) and all(estimate.low is None for estimate in rsum)
-
-    @property
-    def primary(self) -> tuple[int, Difference] | None:
-        """The comparison that the plan names, with its index among the differences; None where there is none."""
-        return next(((index, row) for index, row in enumerate(self.differences) if row.primary), None)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any
 
-from clipvisionalign.study.aggregate import NO_INTERVALS, directed_metric_label, no_intervals
-from clipvisionalign.study.gaps import variant_label
-from clipvisionalign.study.report.claims.claim import drawn_units
+from clipvisionalign.study.aggregate import NO_INTERVALS, directed_metric_label
+from clipvisionalign.study.report.schema import StudyReport
+from clipvisionalign.study.report.schema.results import UnpairedSeeds
+from clipvisionalign.study.report.states import variant_label
 from clipvisionalign.study.report.tables.table import ReportTable, TableRows, estimate_cell, number_cell, p_value_cell
 from clipvisionalign.study.statistics import two_seeds_widen
 
@@ -15,19 +15,19 @@ from clipvisionalign.study.statistics import two_seeds_widen
 CHANCE_LABEL = "chance: a random ranking"
 
 
-def missing_variants(report: dict[str, Any], present: Collection[str]) -> list[str]:
+def missing_variants(report: StudyReport, present: Collection[str]) -> list[str]:
     """The variants of the plan that are not `there`, in the plan's order: a row each, with nothing but what became of
     them."""
-    return [name for name in report["plan"]["variants"] if name not in present]
+    return [name for name in report.plan.variants if name not in present]
 
 
-def interval_note(report: dict[str, Any]) -> str:
+def interval_note(report: StudyReport) -> str:
     """What the intervals of a report count: not the seeds where there is one only."""
-    unit = drawn_units(report)
-    counts = {len(variant["seeds"]) for variant in report["results"]["variants"].values()}
+    unit = report.results.drawn_units
+    counts = {len(variant.seeds) for variant in report.results.variants.values()}
     one = max(counts, default=0) < 2
     seeds = f"{min(counts)} to {max(counts)}" if len(counts) > 1 else f"{max(counts, default=0)}"
-    if no_intervals(report):
+    if report.results.has_no_intervals:
         return f"{'one seed' if one else f'mean of {seeds} seeds'}; {NO_INTERVALS}"
     if one:
         return f"one seed: 95% intervals of the {unit} only, which tell nothing of what another seed would give"
@@ -35,71 +35,72 @@ def interval_note(report: dict[str, Any]) -> str:
     return note + (f" (of one seed: the {unit} only)" if 1 in counts else "")
 
 
-def accuracy_table(report: dict[str, Any]) -> ReportTable:
+def accuracy_table(report: StudyReport) -> ReportTable:
     rows = TableRows()
-    variants = report["results"]["variants"]
+    variants = report.results.variants
     names: list[str] = []
     for name, variant in variants.items():
-        blocks = {name: variant["figures"]}
-        if "dual" in variant:
-            blocks = {f"{name}, its dual encoder": variant["dual"], f"{name}, re-ranked": variant["figures"]}
+        blocks = {name: variant.metrics}
+        if variant.dual is not None:
+            blocks = {f"{name}, its dual encoder": variant.dual, f"{name}, re-ranked": variant.metrics}
         for label, metrics in blocks.items():
             names = [metric for metric in metrics if metric != "rsum"]
             rows.add(
                 (variant_label(report, name, label), None),
                 estimate_cell(metrics["rsum"]),
-                number_cell(metrics["rsum"]["spread"], ".1f"),
+                number_cell(metrics["rsum"].spread, ".1f"),
                 *(estimate_cell(metrics[metric]) for metric in names),
             )
     for name in missing_variants(report, variants) if variants else ():
         rows.add((variant_label(report, name), None), ("no result", None), *[("", None)] * (1 + len(names)))
     # Reports from before chance was told have none.
-    chance = report["results"].get("chance")
+    chance = report.results.chance
     if chance and variants:
         by_chance = (number_cell(chance.get(metric), ".1f") for metric in names)
         rows.add((CHANCE_LABEL, None), number_cell(chance["rsum"], ".1f"), ("", None), *by_chance)
     note = f"In percent, rsum from 0 to 600; {interval_note(report)}; spread: standard deviation between seeds."
-    if "choice" in report["results"]:
-        note += f" {report['results']['choice'].capitalize()}."
+    if report.results.selection is not None:
+        note += f" {report.results.selection.capitalize()}."
     columns = ["variant", "rsum", "spread", *(directed_metric_label(metric) for metric in names)]
     return ReportTable("accuracy", "What each design finds", columns, rows.rows, rows.sort, note)
 
 
-def differences_table(report: dict[str, Any]) -> ReportTable:
+def differences_table(report: StudyReport) -> ReportTable:
     rows = TableRows()
-    for row in report["results"]["differences"]:
+    for row in report.results.differences:
         rows.add(
-            (f"{row['a']} - {row['b']}", None),
-            (directed_metric_label(row["figure"]), None),
+            (f"{row.a} - {row.b}", None),
+            (directed_metric_label(row.metric), None),
             estimate_cell(row),
-            p_value_cell(row["p"]),
-            p_value_cell(row["p_holm"]),
-            ("not tested" if row["p"] is None else "yes" if row["shown"] else "no difference shown", None),
+            p_value_cell(row.p),
+            p_value_cell(row.p_holm),
+            ("not tested" if row.p is None else "yes" if row.shown else "no difference shown", None),
         )
-        if row.get("primary"):
+        if row.primary:
             rows.rows[-1][0] += ", named beforehand"
     columns = ["variants", "figure", "difference", "p", "p, Holm", "shown"]
     note = (
         "Same images, seed by seed; p corrected by Holm over all pairs in rsum, and over all pairs and other figures."
     )
-    if any(row.get("primary") for row in report["results"]["differences"]):
+    if any(row.primary for row in report.results.differences):
         note += " The comparison that the plan names is tested alone, the others are corrected without it."
-    tested = [row for row in report["results"]["differences"] if row["p"] is not None]
-    paired = [len(row["seeds"]) for row in tested if "seeds" in row]
+    tested = [row for row in report.results.differences if row.p is not None]
+    paired = [len(row.seeds) for row in tested if row.seeds is not None]
     if paired and min(paired) < 2:
-        unit = drawn_units(report)
+        unit = report.results.drawn_units
         note += f" Where there is one seed the {unit} alone are counted: another seed may give another difference."
-    elif of_two := [two_seeds_widen(row) for row in tested if len(row.get("seeds", ())) == 2]:
+    elif of_two := [two_seeds_widen(row.model_dump()) for row in tested if len(row.seeds or ()) == 2]:
         whose = "their intervals" if all(of_two) else "intervals that are mostly of what the seeds differ by"
         if any(of_two):
             note += f" Two seeds leave one degree of freedom: {whose} are 12.7 standard errors wide each way."
-    for pair in report["results"].get("unpaired", []):
+    for pair in report.results.unpaired:
         note += f" {unpaired_note(pair)}"
     return ReportTable("differences", "Every two designs", columns, rows.rows, rows.sort, note)
 
 
-def unpaired_note(pair: dict[str, Any]) -> str:
+def unpaired_note(pair: UnpairedSeeds) -> str:
     """Which seeds of two variants were not compared, as the other lacks them."""
-    only = [f"seed {seed} of {pair[side]}" for side in ("a", "b") for seed in pair[f"only_{side}"]]
-    note = f"{pair['a']} - {pair['b']}: {', '.join(only)} without a partner"
-    return f"{note}; not compared, as no seed is in both." if not pair["paired"] else f"{note}, left out."
+    sides = ((pair.a, pair.only_a), (pair.b, pair.only_b))
+    only = [f"seed {seed} of {name}" for name, seeds in sides for seed in seeds]
+    note = f"{pair.a} - {pair.b}: {', '.join(only)} without a partner"
+    return f"{note}; not compared, as no seed is in both." if not pair.paired else f"{note}, left out."

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from clipvisionalign.files import atomic_write
 from clipvisionalign.study.gaps import error_reason
+from clipvisionalign.study.report.schema import ReportLike, StudyReport
 from clipvisionalign.study.report.tables.accuracy import accuracy_table, differences_table
 from clipvisionalign.study.report.tables.captions import composition_table, length_table, truncation_table
 from clipvisionalign.study.report.tables.cost import cost_table, latency_table
@@ -15,7 +15,7 @@ from clipvisionalign.study.report.tables.table import ReportTable, to_latex, to_
 from clipvisionalign.study.report.tables.trials import audit_table, gaps_table
 
 #: Every table of a report, by its name.
-TABLES: dict[str, Callable[[dict[str, Any]], ReportTable]] = {
+TABLES: dict[str, Callable[[StudyReport], ReportTable]] = {
     "accuracy": accuracy_table,
     "differences": differences_table,
     "cost": cost_table,
@@ -28,12 +28,13 @@ TABLES: dict[str, Callable[[dict[str, Any]], ReportTable]] = {
 }
 
 
-def build_tables(report: dict[str, Any]) -> list[ReportTable]:
+def build_tables(report: ReportLike) -> list[ReportTable]:
     """Every table of a report that has rows."""
-    return [table for table in (_build_table(name, report) for name in TABLES) if table.rows]
+    typed = StudyReport.of(report)
+    return [table for table in (_build_table(name, typed) for name in TABLES) if table.rows]
 
 
-def _build_table(name: str, report: dict[str, Any]) -> ReportTable:
+def _build_table(name: str, report: StudyReport) -> ReportTable:
     """A table; where it cannot be made the reason stands in its place, and the others are made all the same."""
     try:
         return TABLES[name](report)
@@ -42,7 +43,7 @@ def _build_table(name: str, report: dict[str, Any]) -> ReportTable:
         return ReportTable(name, name.capitalize(), ["table", "reason"], [[name, message]], [[None, None]])
 
 
-def write_tables(report: dict[str, Any], folder: Path) -> None:
+def write_tables(report: ReportLike, folder: Path) -> None:
     """Each table as NAME.md and NAME.tex; files of those that have no rows, as in an earlier report, are removed."""
     folder.mkdir(exist_ok=True)
     tables = {table.name: table for table in build_tables(report)}

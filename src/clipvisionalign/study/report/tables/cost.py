@@ -2,35 +2,36 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from clipvisionalign.number_format import significant_format
-from clipvisionalign.study.cost import conditions_by_variant, describe_conditions, same_conditions
+from clipvisionalign.study.cost import describe_conditions, same_conditions
+from clipvisionalign.study.report.costs import conditions_by_variant
+from clipvisionalign.study.report.schema import StudyReport
+from clipvisionalign.study.report.schema.cost import Total
 from clipvisionalign.study.report.tables.accuracy import missing_variants
 from clipvisionalign.study.report.tables.table import ReportTable, TableRows, number_cell
 
 
-def cost_table(report: dict[str, Any]) -> ReportTable:
+def cost_table(report: StudyReport) -> ReportTable:
     rows = TableRows()
-    for name, cost in report["cost"].items():
+    for name, cost in report.cost.items():
         rows.add(
             (name, None),
-            number_cell((cost["training_seconds"] or {}).get("mean"), ",.0f"),
-            number_cell((cost.get("training_steps") or {}).get("mean"), ",.0f"),
-            number_cell(cost["ms_per_caption"]["median"], ".2f"),
-            number_cell(cost["ms_per_picture"]["median"], ".1f"),
-            number_cell(cost["ms_per_1000_pairs"]["median"], significant_format(cost["ms_per_1000_pairs"]["median"])),
-            number_cell(cost["ms_per_query"], significant_format(cost["ms_per_query"])),
-            number_cell(cost["peak_memory_mib"], ",.0f"),
-            number_cell(cost.get("peak_device_memory_mib"), ",.0f"),
-            number_cell(cost["bytes_per_picture"], ",.0f"),
-            number_cell(cost["bytes_per_caption"], ",.0f"),
-            number_cell(cost["parameters"] / 1e6, ".1f"),
-            number_cell(cost["flops_per_caption"] / 1e9, ".2f"),
-            number_cell(cost["flops_per_picture"] / 1e9, ".2f"),
-            number_cell(cost.get("energy", {}).get("joules_per_1000_captions"), ".1f"),
+            number_cell(_mean(cost.training_seconds), ",.0f"),
+            number_cell(_mean(cost.training_steps), ",.0f"),
+            number_cell(cost.ms_per_caption.median, ".2f"),
+            number_cell(cost.ms_per_image.median, ".1f"),
+            number_cell(cost.ms_per_1000_pairs.median, significant_format(cost.ms_per_1000_pairs.median)),
+            number_cell(cost.ms_per_query, significant_format(cost.ms_per_query)),
+            number_cell(cost.peak_memory_mib, ",.0f"),
+            number_cell(cost.peak_device_memory_mib, ",.0f"),
+            number_cell(cost.bytes_per_image, ",.0f"),
+            number_cell(cost.bytes_per_caption, ",.0f"),
+            number_cell(cost.parameters / 1e6, ".1f"),
+            number_cell(cost.flops_per_caption / 1e9, ".2f"),
+            number_cell(cost.flops_per_image / 1e9, ".2f"),
+            number_cell(cost.energy.joules_per_1000_captions, ".1f"),
         )
-    for name in missing_variants(report, report["cost"]) if rows.rows else ():
+    for name in missing_variants(report, report.cost) if rows.rows else ():
         rows.add((name, None), ("not measured", None), *[("", None)] * (len(rows.rows[0]) - 2))
     columns = ["variant", "training s", "training steps", "ms a caption", "ms an image", "ms 1,000 pairs", "ms a query",
                "peak MiB", "peak GPU MiB", "bytes an image", "bytes a caption", "M parameters", "GFLOP a caption",
@@ -47,35 +48,39 @@ def cost_table(report: dict[str, Any]) -> ReportTable:
     return ReportTable("cost", "What each design costs", columns, rows.rows, rows.sort, note)
 
 
-def _measurement_note(report: dict[str, Any]) -> str:
+def _mean(total: Total | None) -> float | None:
+    return None if total is None else total.mean
+
+
+def _measurement_note(report: StudyReport) -> str:
     """Where time and memory were measured, and that variants that were measured elsewhere are not to be compared."""
-    under = conditions_by_variant(report["cost"], report["cost"])
+    under = conditions_by_variant(report.cost, report.cost)
     description = describe_conditions(under)
     if same_conditions(under):
         return f" Measured on: {description}." if description else ""
     return f" Not measured under the same conditions, so that these variants are not to be compared: {description}."
 
 
-def _training_note(report: dict[str, Any]) -> str:
+def _training_note(report: StudyReport) -> str:
     # Reports from before it was written down tell nothing of it.
-    under = {name: cost["trained_under"] for name, cost in report["cost"].items() if cost.get("trained_under")}
+    under = {name: cost.trained_under for name, cost in report.cost.items() if cost.trained_under}
     if same_conditions(under):
         return ""
     description = describe_conditions(under)
     return f" Not trained under the same conditions, so that seconds of training are not to be compared: {description}."
 
 
-def latency_table(report: dict[str, Any]) -> ReportTable:
+def latency_table(report: StudyReport) -> ReportTable:
     rows = TableRows()
-    for name, cost in report["cost"].items():
-        latencies = (cost["caption_latency_ms"], cost["picture_latency_ms"])
-        batches = {row["batch"]: row["ms_per_caption"]["median"] for row in cost["by_batch"]}
+    for name, cost in report.cost.items():
+        latencies = (cost.caption_latency_ms, cost.image_latency_ms)
+        batches = {row.batch: row.ms_per_caption.median for row in cost.by_batch}
         rows.add(
             (name, None),
-            *(number_cell(latency[p], ".2f") for latency in latencies for p in ("p50", "p95", "p99")),
+            *(number_cell(value, ".2f") for each in latencies for value in (each.p50, each.p95, each.p99)),
             *(number_cell(value, ".2f") for value in batches.values()),
         )
-    sizes = [row["batch"] for row in next(iter(report["cost"].values()))["by_batch"]] if report["cost"] else []
+    sizes = [row.batch for row in next(iter(report.cost.values())).by_batch] if report.cost else []
     columns = ["variant", *(f"{modality} {p}" for modality in ("caption", "image") for p in ("p50", "p95", "p99")),
                *(f"by {size}" for size in sizes)]  # fmt: skip
     note = "Milliseconds: one caption or image alone (percentiles), and per caption in batches of so many."

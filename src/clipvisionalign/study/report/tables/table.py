@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from clipvisionalign.number_format import p_value_format
+from clipvisionalign.study.report.schema.results import Estimate
 from clipvisionalign.study.statistics import SIGNIFICANCE_LEVEL
 
 
@@ -29,13 +29,14 @@ class ReportTable:
 
 
 class TableRows:
-    """Rows in the making: text, and what it sorts by."""
+    """Rows of a table while it is built: text, and what it sorts by."""
 
     def __init__(self) -> None:
         self.rows: list[list[str]] = []
         self.sort: list[list[float | None]] = []
 
     def add(self, *cells: tuple[str, float | None]) -> None:
+        """Add a row of cells: each its text and its number."""
         self.rows.append([text for text, _ in cells])
         self.sort.append([key for _, key in cells])
 
@@ -45,26 +46,29 @@ class TableRows:
         self.sort = [[keys[index] for index in indices] for keys in self.sort]
 
 
-def format_interval(estimate: dict[str, Any], form: str = "z.1f") -> str:
+def format_interval(estimate: Estimate, form: str = "z.1f") -> str:
     """Value and 95% interval, where there is one; nothing of it is minus zero.
 
-    >>> interval({"value": -0.01, "low": -74.1, "high": 74.1})
+    >>> format_interval(Estimate(value=-0.01, low=-74.1, high=74.1))
     '0.0 [-74.1, 74.1]'
     """
-    if estimate["low"] is None:
-        return f"{estimate['value']:{form}}, no interval"
-    return f"{estimate['value']:{form}} [{estimate['low']:{form}}, {estimate['high']:{form}}]"
+    if estimate.low is None:
+        return f"{estimate.value:{form}}, no interval"
+    return f"{estimate.value:{form}} [{estimate.low:{form}}, {estimate.high:{form}}]"
 
 
-def estimate_cell(estimate: dict[str, Any]) -> tuple[str, float | None]:
-    return format_interval(estimate), estimate["value"]
+def estimate_cell(estimate: Estimate) -> tuple[str, float | None]:
+    """A cell with an estimate and its interval."""
+    return format_interval(estimate), estimate.value
 
 
 def number_cell(value: float | None, form: str) -> tuple[str, float | None]:
+    """A cell with a number; empty for None."""
     return ("", None) if value is None else (format(value, form), value)
 
 
 def p_value_cell(p: float | None) -> tuple[str, float | None]:
+    """A cell with a p value."""
     return ("not tested", None) if p is None else number_cell(p, p_value_format(p, SIGNIFICANCE_LEVEL))
 
 

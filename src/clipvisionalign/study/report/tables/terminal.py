@@ -4,22 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
+from clipvisionalign.study.report.schema import ReportLike, StudyReport
 from clipvisionalign.study.report.tables.build import build_tables
 from clipvisionalign.study.report.tables.table import ReportTable
 
 
-def print_tables(report: dict[str, Any]) -> None:
+def print_tables(report: ReportLike) -> None:
     """The first tables and the summary, in the terminal."""
+    typed = StudyReport.of(report)
     selected = []
-    for table in [table for table in build_tables(report) if table.name in ("accuracy", "differences", "cost", "gaps")]:
+    for table in [table for table in build_tables(typed) if table.name in ("accuracy", "differences", "cost", "gaps")]:
         # In the terminal the first question only: the report has the others.
         rows = [row for row in table.rows if table.name != "differences" or row[1] == "rsum"]
         selected.append(replace(table, rows=rows))
     render_tables(selected)
-    for claim in report["claims"]:
-        print(f"- {claim['text']}")
+    for claim in typed.claims:
+        print(f"- {claim.text}")
 
 
 def render_tables(tables: Sequence[ReportTable]) -> None:

@@ -1,0 +1,52 @@
+"""What a report compares, what of it has no results, and how that is shown beside the names of variants."""
+
+from __future__ import annotations
+
+from clipvisionalign.study.gaps import FAILED, MEASURED, REFUSED
+from clipvisionalign.study.report.schema import ReportLike, StudyReport
+from clipvisionalign.study.report.schema.parts import MissingPart
+from clipvisionalign.study.report.schema.results import Difference, TrialReason, TrialState
+
+
+def find_primary(report: ReportLike) -> tuple[int, Difference] | None:
+    """The comparison that the plan names, with its index among the differences; None where there is none."""
+    rows = StudyReport.of(report).results.differences
+    return next(((index, row) for index, row in enumerate(rows) if row.primary), None)
+
+
+def missing_parts(report: ReportLike) -> tuple[MissingPart, ...]:
+    """The parts of a report that could not be made."""
+    return StudyReport.of(report).missing_parts
+
+
+def trials_without_results(report: ReportLike) -> list[TrialState]:
+    """The trials that have no results, with state and reason; of older reports those that they name."""
+    report = StudyReport.of(report)
+    if report.trials is not None:
+        return [trial for trial in report.trials if trial.state != MEASURED]
+
+    def with_state(trial: TrialReason, state: str) -> TrialState:
+        return TrialState(variant=trial.variant, seed=trial.seed, reason=trial.reason, state=state)
+
+    refused = [with_state(trial, REFUSED) for trial in report.results.refused]
+    return refused + [with_state(trial, FAILED) for trial in report.failed]
+
+
+def variant_state(report: ReportLike, name: str) -> str:
+    """What of a variant's seeds has no results, in a few words.
+
+    Empty where all have; else such as "2 of 3 seeds" or "refused".
+    """
+    report = StudyReport.of(report)
+    planned = len(report.plan.seeds)
+    variant = report.results.variants.get(name)
+    if variant is not None:
+        return "" if len(variant.seeds) == planned else f"{len(variant.seeds)} of {planned} seeds"
+    states = dict.fromkeys(trial.state for trial in trials_without_results(report) if trial.variant == name)
+    return ", ".join(states) or "no results"
+
+
+def variant_label(report: ReportLike, name: str, label: str = "") -> str:
+    """A variant's name, or its `label`, for tables, axes and legends, with what of the variant has no results."""
+    state = variant_state(report, name)
+    return f"{label or name} ({state})" if state else label or name
