@@ -45,10 +45,7 @@ def build_report(
     positives = Positives.of(
         eval_data.caption_image, len(eval_data), eval_data.image_identity, eval_data.shared_text_ids
     )
-    trained_under = _training_conditions(plan, study, trial_results)
-    seconds, steps = (
-        _training_totals(plan, study, trial_results, quantity) for quantity in ("training_seconds", "steps")
-    )
+    steps = _training_totals(plan, study, trial_results, "steps")
     passed = [(name, seed) for name, variant in results["variants"].items() for seed in variant["seeds"]]
     depths: dict[str, Any] = {}
     for result in trial_results:
@@ -74,16 +71,7 @@ def build_report(
         "results": results,
         "cut_captions": truncation or {},
         "text_only": blind_baseline(controls, together or {}),
-        "cost": {
-            name: {
-                **cost,
-                "training_seconds": seconds.get(name),
-                "training_steps": steps.get(name),
-                "trained_under": trained_under.get(name, []),
-                **_query_cost(cost, pairs_per_query(name, trial_results, eval_data)),
-            }
-            for name, cost in costs.items()
-        },
+        "cost": _cost_block(plan, study, trial_results, eval_data, costs, steps),
         "training_steps": steps,
         "curves": [
             {
@@ -144,6 +132,25 @@ def pairs_per_query(name: str, trial_results: Sequence[TrialResult], eval_data: 
     return next(
         (result.measurements.get("candidates", 0) for result in trial_results if result.variant == name), 0
     ) or len(eval_data)
+
+
+def _cost_block(
+    plan: Plan, study: Path, trial_results: Sequence[TrialResult], eval_data: CaptionedImages,
+    costs: dict[str, dict[str, Any]], steps: dict[str, dict[str, Any]],
+) -> dict[str, dict[str, Any]]:  # fmt: skip
+    """The block "cost": each variant's measurement, with its training and the time of a query."""
+    trained_under = _training_conditions(plan, study, trial_results)
+    seconds = _training_totals(plan, study, trial_results, "training_seconds")
+    return {
+        name: {
+            **cost,
+            "training_seconds": seconds.get(name),
+            "training_steps": steps.get(name),
+            "trained_under": trained_under.get(name, []),
+            **_query_cost(cost, pairs_per_query(name, trial_results, eval_data)),
+        }
+        for name, cost in costs.items()
+    }
 
 
 def _query_cost(cost: dict[str, Any], pairs: int) -> dict[str, Any]:
@@ -260,16 +267,16 @@ def write_report(study: Path, report: dict[str, Any], say: Callable[[str], None]
     from clipvisionalign.study.report.plots import draw_plots
     from clipvisionalign.study.report.tables import write_tables
 
-    StudyReport.of(report)
+    typed = StudyReport.of(report)
     check_results(report)
     # The report's own figures first: they are there whatever happens to a plot or the page.
     write_json(study / "report.json", report)
-    plots = draw_plots(report, study / "figures", say)
-    write_tables(report, study / "tables")
+    plots = draw_plots(typed, study / "figures", say)
+    write_tables(typed, study / "tables")
     with atomic_write(study / "references.bib") as aside:
-        aside.write_text("\n\n".join(entry["bibtex"] for entry in report["references"]) + "\n", encoding="utf-8")
+        aside.write_text("\n\n".join(entry.bibtex for entry in typed.references) + "\n", encoding="utf-8")
     with atomic_write(study / "report.html") as aside:
-        aside.write_text(render_page(report, plots), encoding="utf-8")
+        aside.write_text(render_page(typed, plots), encoding="utf-8")
 
 
 def study_folder(study: str | Path) -> Path:
