@@ -24,9 +24,9 @@ from clipvisionalign.study.report.states import variant_state
 from clipvisionalign.study.report.tables.accuracy import CHANCE_LABEL, interval_note
 from clipvisionalign.study.report.tables.table import ReportTable, format_interval
 
-#: Of a report's block "data" what makes two studies be of the same images and captions.
+#: The parts of `DataSummary` by which two studies are of the same images and captions.
 DATA_IDENTITY_KEYS = ("fingerprint", "gallery", "identity")
-#: Where a study's data lies, and what else is told of it; the same data may lie elsewhere.
+#: The other parts: the same data may be in another folder.
 DATA_LOCATION_KEYS = ("source", "layout", "splits", "official_splits")
 
 
@@ -47,7 +47,7 @@ def compare_reports(a: ReportLike, b: ReportLike) -> tuple[list[ReportTable], li
 def same_data(a: StudyReport, b: StudyReport) -> bool:
     """Whether two studies were measured on the same images and captions."""
     split = a.results.split == b.results.split
-    # The fingerprint has the images by size alone; reports from before their bytes were told have no more.
+    # The fingerprint has the images by size alone; reports from before their bytes were hashed have no more.
     both = [report.data.contents for report in (a, b) if report.data.contents is not None]
     same = len(both) < 2 or both[0] == both[1]
     return split and same and all(getattr(a.data, key) == getattr(b.data, key) for key in DATA_IDENTITY_KEYS)

@@ -23,8 +23,16 @@ from clipvisionalign.study.report.schema import ReportLike, StudyReport
 
 @dataclass(frozen=True)
 class Plot:
-    """A figure. svg: to stand in a page; about: how to read it; told: what it shows, in words, for those who do not see
-    it; failed: why it could not be drawn."""
+    """A plot.
+
+    Args:
+        name: of its files.
+        svg: the image, to be embedded in a page.
+        title: its heading.
+        description: how to read it.
+        alt_text: what it shows, in words.
+        error: why it could not be drawn; empty otherwise.
+    """
 
     name: str
     svg: str
@@ -64,8 +72,16 @@ PLOTS: dict[str, tuple[str, str, Callable[[StudyReport], tuple[Any, ...] | None]
 
 
 def draw_plots(report: ReportLike, folder: Path, say: Callable[[str], None] = print) -> dict[str, Plot]:
-    """Draw what the report has figures for, into `folder`; returns them by name. Files of those that an earlier report
-    had, and this one has not, are removed. One that cannot be drawn is said, and has the reason."""
+    """Draw every plot that the report has figures for, as SVG and PNG.
+
+    Args:
+        report: a report, or the document that report.json holds.
+        folder: where the files are written; those of plots that only an earlier report had are removed.
+        say: prints a line about a plot that cannot be drawn.
+
+    Returns:
+        The plots by name; one that cannot be drawn has the reason.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
