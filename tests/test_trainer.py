@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from clipvisionalign import Callback, RunConfig, Trainer, train
 from clipvisionalign.training.checkpoint import list_checkpoints
+from clipvisionalign.training.state import load_optimizer_state, optimizer_state
 
 
 @pytest.fixture(scope="module")
@@ -69,24 +70,56 @@ def test_an_error_of_a_callback_ends_the_training_and_unlocks_its_folder(setting
     assert results["steps"] == 1
 
 
-def test_a_step_after_a_state_was_loaded_is_the_step_of_the_trainer_that_it_is_of(settings):
+@pytest.mark.parametrize("by_name", [True, False])
+def test_a_step_after_a_state_was_loaded_is_the_step_of_the_trainer_that_it_is_of(settings, by_name):
     def step(trainer: Trainer) -> float:
         batches = trainer.batches.epoch(
             16, 1, 0, 0, trainer.progress.step_in_epoch, trainer.processes.rank_and_world_size, 0
         )
         return trainer.train_step(batches).loss
 
-    with Trainer(settings("first"), lambda line: None) as first:
+    with Trainer(settings(f"first-{by_name}"), lambda line: None) as first:
         step(first)
         state = copy.deepcopy(first.state_dict())
+        assert set(state["optimizer"]["state"]) <= set(first.step.towers.state_dict())
+        if not by_name:
+            # As checkpoints before this version have it.
+            state["optimizer"] = copy.deepcopy(first.optimizer.state_dict())
         loss = step(first)
         weights = {name: tensor.clone() for name, tensor in first.aligner.state_dict().items()}
-    with Trainer(settings("second"), lambda line: None) as second:
+    with Trainer(settings(f"second-{by_name}"), lambda line: None) as second:
         second.load_state_dict(state)
         assert second.progress.step == 1
         assert step(second) == loss
         assert second.validate().metrics.rsum.value > 0
         assert all(torch.equal(tensor, weights[name]) for name, tensor in second.aligner.state_dict().items())
+
+
+def test_an_optimizer_is_saved_and_loaded_before_its_first_step_as_it_is():
+    layer = torch.nn.Linear(2, 1)
+    optimizer = torch.optim.AdamW(layer.parameters())
+    state = optimizer_state(layer, optimizer)
+    assert (state["state"], dict(optimizer.state)) == ({}, {})
+    load_optimizer_state(layer, optimizer, state)
+    assert not optimizer.state
+
+
+def test_a_parameter_without_a_gradient_has_no_state_once_it_is_loaded():
+    def made() -> tuple[torch.nn.Linear, torch.optim.Optimizer]:
+        torch.manual_seed(0)
+        layer = torch.nn.Linear(2, 1)
+        return layer, torch.optim.AdamW([{"params": [layer.bias]}, {"params": [layer.weight]}], lr=0.1)
+
+    layer, optimizer = made()
+    layer.weight.grad = torch.ones_like(layer.weight)
+    optimizer.step()
+    other, loaded = made()
+    before = copy.deepcopy(other.state_dict())
+    load_optimizer_state(other, loaded, copy.deepcopy(optimizer_state(layer, optimizer)))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in other.state_dict().items())
+    assert list(loaded.state) == [other.weight]
+    assert torch.equal(loaded.state[other.weight]["exp_avg"], optimizer.state[layer.weight]["exp_avg"])
+    assert loaded.param_groups[1]["lr"] == 0.1
 
 
 def test_the_package_offers_training_without_loading_torch_at_once():

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from clipvisionalign.models.aligner import Aligner
 from clipvisionalign.training.best_epoch import BestEpoch
@@ -102,8 +102,8 @@ class TrainState:
         rest = {"scheduler": self.scheduler.state_dict(), "random": states, "updates": self.average.updates}
         if self.average.sharded:
             return rest
-        parts = {"towers": self.towers, "average": self.average, "optimizer": self.optimizer}
-        return {**{name: part.state_dict() for name, part in parts.items()}, **rest}
+        parts = {"towers": self.towers.state_dict(), "average": self.average.state_dict()}
+        return {**parts, "optimizer": optimizer_state(self.towers, self.optimizer), **rest}
 
     def save(self, out: Path, step: int, state: dict[str, Any], distributed: Distributed) -> None:
         """Write a checkpoint: `state_dict` and what else belongs to the run; every process calls this.
@@ -111,7 +111,8 @@ class TrainState:
         Raises OSError.
         """
         if self.average.sharded:
-            save_sharded(out, step, self._tensors(), state, distributed)
+            by_parameter = optimizer_state(self.towers, self.optimizer)["state"]
+            save_sharded(out, step, self._tensors(by_parameter), state, distributed)
             return
         # All get the error of one that cannot write, and go on together.
         distributed.run_on_main(lambda: save_checkpoint(out, step, state))
@@ -119,15 +120,15 @@ class TrainState:
     def load(self, state: dict[str, Any], distributed: Distributed) -> None:
         """Put everything where a checkpoint has it."""
         if "shards" in state:
-            self._fill_optimizer(tensor_names(Path(state["shards"])))
-            load_sharded(Path(state["shards"]), self._tensors())
+            self._load_shards(Path(state["shards"]))
             self.average.updates = state["updates"]
         elif self.average.sharded:
             raise ValueError("this run was begun without --shard true, and goes on without it")
         else:
+            # First: a new optimizer is initialised by a step, if one with a learning rate of 0.
+            load_optimizer_state(self.towers, self.optimizer, state["optimizer"])
             self.towers.load_state_dict(state["towers"])
             self.average.load_state_dict(state["average"])
-            self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
         for group, rate in zip(self.optimizer.param_groups, self.scheduler.get_last_lr(), strict=True):
             group["lr"] = rate
@@ -139,26 +140,70 @@ class TrainState:
         trained = [parameter for parameter in self.towers.parameters() if parameter.requires_grad]
         return are_finite([*trained, *self.average.weights.values()])
 
-    def _tensors(self) -> dict[str, Tensor]:
+    def _tensors(self, by_parameter: dict[str, dict[str, Tensor]]) -> dict[str, Tensor]:
+        """Every tensor of a sharded checkpoint. by_parameter: of the optimizer, under each parameter's name."""
         tensors = {f"towers.{name}": tensor for name, tensor in self.towers.state_dict().items()}
         tensors |= {f"average.{name}": tensor for name, tensor in self.average.weights.items()}
-        for name, parameter in self.towers.named_parameters():
-            for kind, value in self.optimizer.state.get(parameter, {}).items():
-                tensors[f"optimizer.{name}.{kind}"] = value
+        for name, values in by_parameter.items():
+            tensors |= {f"optimizer.{name}.{kind}": value for kind, value in values.items()}
         return tensors
 
-    def _fill_optimizer(self, saved_names: set[str]) -> None:
-        """What AdamW keeps of each parameter, before its first step: there has to be something to load into.
+    def _load_shards(self, folder: Path) -> None:
+        saved_names = tensor_names(folder)
+        # Absent before the first step; later only of parameters that had no gradient.
+        if not any(name.startswith("optimizer.") for name in saved_names):
+            load_sharded(folder, self._tensors({}))
+            return
+        from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 
-        there: what a checkpoint has: nothing of a parameter that had no gradient, and of none before the first step.
-        """
-        for name, parameter in self.towers.named_parameters():
-            if f"optimizer.{name}.exp_avg" in saved_names:
-                self.optimizer.state[parameter] = {
-                    "step": torch.zeros((), device=parameter.device),
-                    "exp_avg": torch.zeros_like(parameter),
-                    "exp_avg_sq": torch.zeros_like(parameter),
-                }
+        # Tensors to load into: a new optimizer has none, and this function gives it some.
+        state: dict[str, Any] = get_optimizer_state_dict(self.towers, self.optimizer)
+        state["state"] = {
+            name: values for name, values in state["state"].items() if f"optimizer.{name}.exp_avg" in saved_names
+        }
+        load_sharded(folder, self._tensors(state["state"]))
+        load_optimizer_state(self.towers, self.optimizer, state)
+
+
+def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Return the state of an optimizer under the names of the parameters, for a plain, DDP or FSDP2 model alike.
+
+    Args:
+        model: the model, whose parameters may be sharded; without a wrapper.
+        optimizer: over parameters of the model.
+
+    Returns:
+        "state" by a parameter's name, "param_groups" with names as "params". Sharded tensors stay sharded.
+
+    >>> layer = torch.nn.Linear(2, 1, bias=False)
+    >>> optimizer = torch.optim.AdamW(layer.parameters())
+    >>> layer(torch.ones(2)).backward(); optimizer.step()
+    >>> sorted(optimizer_state(layer, optimizer)["state"]["weight"])
+    ['exp_avg', 'exp_avg_sq', 'step']
+    """
+    if not optimizer.state:
+        # The library would take a step to initialise it, which would count as the first one.
+        return optimizer.state_dict()
+    from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
+
+    return get_optimizer_state_dict(model, optimizer)
+
+
+def load_optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Load what `optimizer_state` returned, or the state of a checkpoint from before, by position.
+
+    Args:
+        model: as of `optimizer_state`.
+        optimizer: over the same parameters as the saved one; whatever state it has is replaced.
+        state: "state" and "param_groups".
+    """
+    if not state["state"] or any(isinstance(key, int) for key in state["state"]):
+        optimizer.load_state_dict(state)
+        return
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_optimizer_state_dict
+
+    # Not strict: a parameter without a gradient has no state.
+    set_optimizer_state_dict(model, optimizer, state, options=StateDictOptions(strict=False))
 
 
 def are_finite(tensors: Collection[Tensor]) -> bool:
