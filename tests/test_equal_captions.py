@@ -26,7 +26,7 @@ from clipvisionalign.retrieval import audit, evaluate, ranks_of_scores, ranks_of
 from clipvisionalign.retrieval.equal_captions import count_equal_captions
 from clipvisionalign.retrieval.ranks import Positives
 from clipvisionalign.retrieval.rerank import rerank
-from clipvisionalign.training.contrastive import DualEncoderLoss, GatheredBatch, LossConfig
+from clipvisionalign.training.contrastive import LOSSES, DualEncoderLoss, GatheredBatch, LossConfig
 
 TEXTS = ("a dog runs", "a cat sleeps", "two dogs", "a red ball", "the sea")
 
@@ -238,7 +238,7 @@ def test_the_bound_is_reached():
 # --- losses ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["softmax", "sigmoid", "hardest", "hard_weighted"])
+@pytest.mark.parametrize("name", LOSSES)
 def test_equal_captions_are_never_negatives_of_each_others_images(name):
     data = table([("a dog runs", "one"), ("A dog runs .", "the sea"), ("The sea", "three"), ("four",)])
     batch = CaptionedBatches(data, lambda some: [[1] for _ in some], 0, None)[(0, [0, 1, 2, 3])]
@@ -259,7 +259,7 @@ def test_equal_captions_are_never_negatives_of_each_others_images(name):
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-@pytest.mark.parametrize("name", ["softmax", "sigmoid", "hardest", "hard_weighted"])
+@pytest.mark.parametrize("name", LOSSES)
 def test_an_image_without_any_negative_has_a_gradient(name, smoothing):
     """Two classes in a small batch: it happens that all images are of one."""
     torch.manual_seed(0)

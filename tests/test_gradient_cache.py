@@ -13,7 +13,7 @@ from clipvisionalign import read_captioned_images
 from clipvisionalign.data.batches import CaptionedBatches
 from clipvisionalign.models.aligner import Aligner
 from clipvisionalign.training import contrastive as losses
-from clipvisionalign.training.contrastive import DualEncoderLoss, GatheredBatch, LossConfig
+from clipvisionalign.training.contrastive import LOSSES, DualEncoderLoss, GatheredBatch, LossConfig
 from clipvisionalign.training.distributed import Distributed
 from clipvisionalign.training.forward import PrecomputedFeatures, Towers
 from clipvisionalign.training.step import Step
@@ -138,7 +138,7 @@ def test_the_chunks_of_a_step_come_twice_and_hold_each_image_once(build):
     assert torch.equal(first.pixels, again.pixels)
 
 
-@pytest.mark.parametrize("name", ["softmax", "sigmoid", "hardest", "hard_weighted"])
+@pytest.mark.parametrize("name", LOSSES)
 def test_in_pieces_a_loss_and_its_gradients_are_those_of_the_whole_table(name, monkeypatch):
     torch.manual_seed(0)
     loss_of = DualEncoderLoss(LossConfig(name, smoothing=0.1, bias=-1.0))

@@ -614,7 +614,7 @@ def test_files_of_which_nothing_is_used_are_counted(tmp_path, capsys):
     main(["check", str(tmp_path), "--json"])
     output = json.loads(capsys.readouterr().out)
     assert output["images"] == 3
-    assert output["notes"][0] == "1 image files of which no row is read, such as unused.jpe"
+    assert output["notes"][0] == "1 image file of which no row is read, such as unused.jpe"
     assert ".pdf" in " ".join(output["notes"])
 
 

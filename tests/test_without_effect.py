@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -14,11 +14,11 @@ from clipvisionalign.models.text_tower import TextTowerConfig
 from clipvisionalign.models.weights import find_image_weights, find_text_weights
 from clipvisionalign.training.build import build_aligner
 from clipvisionalign.training.config import RunConfig
-from clipvisionalign.training.contrastive import LossConfig
+from clipvisionalign.training.contrastive import LOSSES, LossConfig
 from clipvisionalign.training.data import open_data
 from clipvisionalign.training.distributed import Distributed
 from clipvisionalign.training.fine_tuning import LoraConfig, add_lora, freeze, set_frozen_eval
-from clipvisionalign.training.ineffective_settings import ineffective_settings
+from clipvisionalign.training.ineffective_settings import LOSS_OF_SETTING, ineffective_settings
 from clipvisionalign.training.train import train
 
 CROSS = AlignerConfig("cross")
@@ -70,6 +70,12 @@ def test_what_counts_nothing_is_told_and_what_counts_is_not(idle, message, used)
     assert len(messages) == 1
     assert messages[0].startswith(f"no effect of --{message}")
     assert not ineffective_settings(RunConfig(**idle | used))
+
+
+def test_every_setting_of_a_loss_has_its_loss():
+    """Otherwise a new setting is ignored without a line when another loss is trained."""
+    assert {field.name for field in fields(LossConfig)} - {"name", "learn_temperature"} == set(LOSS_OF_SETTING)
+    assert set(LOSS_OF_SETTING.values()) <= set(LOSSES)
 
 
 def test_usual_settings_are_not_spoken_of():

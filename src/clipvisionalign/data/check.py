@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from clipvisionalign.counts import count_noun
 from clipvisionalign.data.captioned import SPLITS, CaptionedImage, CaptionedImages, Problem, normalize_caption
 from clipvisionalign.data.split_file import write_splits_command
 from clipvisionalign.data.splits import MIN_DEV_IMAGES, MIN_TRAIN_IMAGES
@@ -248,7 +249,7 @@ def unused_files(data: CaptionedImages) -> list[str]:
     lines = [f"other files: {line}" for line in excluded.lines()]
     if unused:
         first = unused[0].relative_to(data.source).as_posix()
-        lines.insert(0, f"{len(unused):,} image files of which no row is read, such as {first}")
+        lines.insert(0, f"{count_noun(len(unused), 'image file')} of which no row is read, such as {first}")
     return lines
 
 

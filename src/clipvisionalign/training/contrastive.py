@@ -17,6 +17,9 @@ from torch.nn import functional as F
 
 from clipvisionalign.batch import are_positives, positive_mask
 
+#: The built-in losses; tests of what holds for every loss run for each of these.
+LOSSES = ("softmax", "sigmoid", "hardest", "hard_weighted")
+
 
 @dataclass
 class LossConfig:
@@ -102,7 +105,7 @@ class DualEncoderLoss(nn.Module):
         self.custom_loss: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
         if config.name == "sigmoid":
             self.bias = nn.Parameter(torch.tensor([config.bias]))
-        elif config.name not in ("softmax", "hardest", "hard_weighted"):
+        elif config.name not in LOSSES:
             self.custom_loss = _import_loss(config.name)
 
     def forward(
@@ -180,7 +183,7 @@ def _import_loss(name: str) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
         loss = None
     if not callable(loss):
         raise ValueError(
-            f"--loss.name {name}: neither softmax, sigmoid, hardest or hard_weighted, nor a function that can be "
+            f"--loss.name {name}: neither {', '.join(LOSSES[:-1])} or {LOSSES[-1]}, nor a function that can be "
             "imported as package.module:function"
         )
     return loss

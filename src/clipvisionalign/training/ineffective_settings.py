@@ -13,6 +13,7 @@ from clipvisionalign.training.config import (
     caches_image_features,
     images_per_process,
 )
+from clipvisionalign.training.contrastive import LOSSES
 from clipvisionalign.training.fine_tuning import IMAGE_FROZEN, TEXT_FROZEN
 
 #: How such a line begins.
@@ -69,7 +70,7 @@ def _idle(config: RunConfig, processes: int) -> list[tuple[list[str], str]]:
         report("the text tower keeps its own attention", [name for name in text if name.endswith(".window")])
     by_loss = _non_default("loss", config.loss, usual.loss)
     # A bias that is trained, and whatever a loss of one's own trains, count in the norm that gradients are cut to.
-    idle = config.freeze == "all" and config.loss.name in LOSS_OF_SETTING.values() and config.loss.name != "sigmoid"
+    idle = config.freeze == "all" and config.loss.name in LOSSES and config.loss.name != "sigmoid"
     if idle:
         report("--freeze all: the dual encoder is not trained", by_loss)
     for name, loss in LOSS_OF_SETTING.items():
