@@ -54,7 +54,7 @@ def runs(table):
         (1, 300, 150, 0, 100),  # one seed that is all there is
         (3, 1000, 50, 1, 30),
         (3, 300, 100, 5, 60),
-        (3, 1000, 30, 3, 120),  # two trained models on Flickr8k's dev pictures differ about so in rsum
+        (3, 1000, 30, 3, 120),  # two trained models on Flickr8k's dev images differ about so in rsum
         (5, 300, 30, 8, 120),
     ],
 )
@@ -64,7 +64,7 @@ def test_intervals_hold_95_percent_of_the_time(seeds, images, by_image, by_seed,
     for _ in range(SIMULATIONS):
         estimated = estimate(simulated(rng, seeds, images, by_image, by_seed, rest, mean=7.0))
         covered += estimated.low <= 7.0 <= estimated.high
-    # Of several seeds at least 95 %, whatever share of the variance is theirs; of pictures alone exactly.
+    # Of several seeds at least 95 %, whatever share of the variance is theirs; of images alone exactly.
     assert covered / SIMULATIONS >= 0.935
     assert seeds > 1 or covered / SIMULATIONS <= 0.965
 
@@ -117,7 +117,7 @@ def test_more_images_do_not_make_up_for_two_seeds():
 
 
 def test_simulated_studies_hold_what_is_promised():
-    """The cells of docs/results.md with fewer studies on fewer pictures: contributions as real ranks make them."""
+    """The cells of docs/results.md with fewer studies on fewer images: contributions as real ranks make them."""
     path = Path(__file__).parents[1] / "benchmarks" / "intervals.py"
     spec = importlib.util.spec_from_file_location("intervals", path)
     benchmark = importlib.util.module_from_spec(spec)
@@ -159,7 +159,7 @@ def test_two_seeds_have_one_degree_of_freedom():
 @pytest.mark.parametrize("images", range(1, MIN_IMAGES))
 @pytest.mark.parametrize("seeds", [1, 3])
 def test_few_images_are_not_tested(images, seeds):
-    """Three pictures with equal differences say nothing: p was 0."""
+    """Three images with equal differences say nothing: p was 0."""
     for table in (np.full((seeds, images), 10.0), np.random.default_rng(0).normal(10, 1, (seeds, images))):
         estimated = estimate(table, (-600, 600))
         assert (estimated.low, estimated.high, estimated.p) == (None, None, None)
@@ -177,7 +177,7 @@ def test_no_p_is_below_what_the_number_of_images_allows():
 @settings(deadline=None)
 @given(st.integers(MIN_IMAGES, 400), st.integers(1, 3), st.floats(-600, 600))
 def test_without_variance_an_interval_is_of_what_was_not_seen(images, seeds, value):
-    """No two pictures differ: a share of up to 1 - 0.025^(1/N) others may not have been seen (Clopper and Pearson)."""
+    """No two images differ: a share of up to 1 - 0.025^(1/N) others may not have been seen (Clopper and Pearson)."""
     estimated = estimate(np.full((seeds, images), value), (-600, 600))
     unseen = 1 - 0.025 ** (1 / images)
     assert estimated.low == pytest.approx(value - unseen * (value + 600), abs=1e-6)
@@ -284,7 +284,7 @@ def test_a_thousand_resamples_take_less_than_half_of_measuring_each_anew():
 
 
 def test_identity_measures_equal_a_reference_from_the_definition():
-    """R@k: a picture of the identity within the first k. AP: mean over relevant pictures of the precision at each."""
+    """R@k: an image of the identity within the first k. AP: mean over relevant images of the precision at each."""
     rng = np.random.default_rng(7)
     identity = rng.integers(0, 12, 60)
     identity[:12] = np.arange(12)

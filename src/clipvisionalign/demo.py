@@ -1,9 +1,9 @@
-"""`make demo`: draw scenes, train two designs on them, write the report, index pictures that were never trained on, and
+"""`make demo`: draw scenes, train two designs on them, write the report, index images that were never trained on, and
 search them; the whole way in a few minutes on two cores.
 
 It carries out the ready plan `demo`, whose one question stands in it before anything is trained. Then the run with the
 best dev rsum indexes the gallery, and `scene_search` counts what a search finds of what it was asked for. What is
-finished is not done again. What the figures of real pictures are, the README says.
+finished is not done again. The README has the figures of real images.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from clipvisionalign.study.report.tables import print_tables
 from clipvisionalign.study.runner import ADDED_PART, run_study
 
 DEMO_FOLDER = Path("demo")
-#: How many first pictures of a query are put into a new order by pair scores.
+#: How many first images of a query are put into a new order by pair scores.
 RERANK_DEPTH = 32
 
 Log = Callable[[str], None]
@@ -49,7 +49,7 @@ def demo(folder: Path = DEMO_FOLDER, plan: Plan | None = None) -> dict[str, Any]
 
     def search(report: dict[str, Any]) -> None:
         run = best_run(plan, folder)
-        say(f"--- {run.name} has the best dev rsum: it indexes and searches the {plan.split} pictures ---")
+        say(f"--- {run.name} has the best dev rsum: it indexes and searches the {plan.split} images ---")
         report["search"] = index_and_search(run, folder, plan, say)
         report["claims"] = report_claims(report)
 
@@ -62,13 +62,13 @@ def demo(folder: Path = DEMO_FOLDER, plan: Plan | None = None) -> dict[str, Any]
 
 
 def best_run(plan: Plan, folder: Path) -> Path:
-    """The run that is chosen: by its dev rsum, which is not of the pictures that are searched."""
+    """The run that is chosen: by its dev rsum, which is not of the images that are searched."""
     runs = [cell.folder for cell in trials_of(plan, folder) if (cell.folder / "results.json").is_file()]
     return max(runs, key=lambda run: json.loads((run / "results.json").read_text())["rsum"]["value"])
 
 
 def index_and_search(run: Path, folder: Path, plan: Plan, say: Log) -> dict[str, Any]:
-    """Index the measured split's pictures with a run, and count what a search for two things finds there."""
+    """Index the measured split's images with a run, and count what a search for two things finds there."""
     image_folder, index = folder / "scenes" / "images" / plan.split, folder / "index"
     build_index(run, image_folder, index, say)
     scenes = gallery_scenes(folder, plan.split)
@@ -96,7 +96,7 @@ def index_and_search(run: Path, folder: Path, plan: Plan, say: Log) -> dict[str,
 
 
 def gallery_scenes(folder: Path, split: str) -> dict[str, Scene]:
-    """The scenes of a split by the names that the index has for their pictures."""
+    """The scenes of a split by the names that the index has for their images."""
     prefix = f"images/{split}/"
     scenes = read_scenes(folder / "scenes")
     return {name.removeprefix(prefix): scene for name, scene in scenes.items() if name.startswith(prefix)}
@@ -116,7 +116,7 @@ def closing_lines(report: dict[str, Any], folder: Path) -> list[str]:
         f"Search: {search_result['share']:.0f} % of the first answers hold all that was asked for (chance "
         f"{search_result['chance']:.1f} %): {search_result['queries']} queries drawn from the scenes, such as "
         f"'{example}', among "
-        f"{search_result['gallery']:,} pictures that were never trained on."
+        f"{search_result['gallery']:,} images that were never trained on."
     )
     program = Path(sys.executable).with_name("clipvisionalign")
     command = os.path.relpath(program) if program.is_relative_to(Path.cwd()) else str(program)

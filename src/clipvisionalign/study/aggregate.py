@@ -33,7 +33,7 @@ DrawnTogether = Mapping[str, Mapping[str, Sequence[int]]]
 
 @dataclass(frozen=True)
 class TrialResult:
-    """A finished cell. found: what `measure_trial` gives; ranks: "ranks", and "dual" for one that re-ranks."""
+    """A finished cell. measurements: what `measure_trial` gives; ranks: "ranks", and "dual" for one that re-ranks."""
 
     variant: str
     seed: int
@@ -53,7 +53,7 @@ def aggregate_results(
     are not of this gallery.
     """
     caption_image = eval_data.caption_image
-    # Images of one identity are drawn together: what a model knows of a person it knows in all of them.
+    # Images of one identity are drawn together: their figures depend on each other.
     unit = np.arange(len(eval_data)) if eval_data.image_identity is None else eval_data.image_identity
     audited = [result for result in trial_results if result.measurements["audit"]["passed"]]
     refused = [
@@ -123,12 +123,12 @@ def aggregate_results(
     }
 
 
-#: What is said of figures of so few images that they have no interval.
+#: The note on figures of so few images that they have no interval.
 NO_INTERVALS = "no intervals, as there are too few images"
 
 
 def selection_note(trial_results: Sequence[TrialResult], split: str) -> str:
-    """Whether the figures are of images by which something was chosen, in words."""
+    """Whether the figures are of images by which something was chosen, as text."""
     if not trial_results:
         return "nothing was measured"
     if split != "dev":
@@ -171,7 +171,7 @@ def check_gallery(result: TrialResult, eval_data: CaptionedImages) -> None:
 
 
 def _run_entry(result: TrialResult, caption_image: np.ndarray, unit: np.ndarray | None) -> dict[str, Any]:
-    """One cell's own figures with bootstrap intervals, and what it is known to have been measured on."""
+    """One cell's own figures with bootstrap intervals, and the conditions of its measurement."""
     metrics = metrics_of_ranks(result.ranks["ranks"], caption_image, RESAMPLES, unit=unit).to_dict()
     return {"seed": result.seed, "protocol": PROTOCOL, **metrics, "audit": result.measurements["audit"]}
 
@@ -268,9 +268,9 @@ def _length_differences(
 
 
 def aggregate_composition(trial_results: Sequence[TrialResult], together: DrawnTogether) -> dict[str, Any]:
-    """By set and kind: each variant's share of pairs whose true caption outscores its twin, in percent; chance is 50.
+    """By set and kind: each variant's share of pairs whose true caption outscores its foil, in percent; chance is 50.
 
-    together: which pairs were drawn together; where it is not known nothing is tested. units: how many draws that are.
+    together: which pairs were drawn together; without it nothing is tested. units: how many draws that are.
     p_holm: of its being 50, corrected over all variants and kinds of a set that are tested; None for too few draws.
     """
     blocks: dict[str, Any] = {}
@@ -292,8 +292,10 @@ def aggregate_composition(trial_results: Sequence[TrialResult], together: DrawnT
 
 
 def pairs_share(outcomes: Sequence[Sequence[float]], together: Sequence[int] | None) -> dict[str, Any]:
-    """The share of pairs that were told apart, in percent, its interval, and the p of its being 50. outcomes: (S, P);
-    together: (P,) the number of what each pair was drawn with, None where that is not known."""
+    """The share of pairs that were distinguished, in percent, its interval, and the p of its being 50.
+
+    outcomes: (S, P); together: (P,) the number of what each pair was drawn with, None if unknown.
+    """
     shares = np.array(outcomes)
     about: dict[str, Any] = {"pairs": shares.shape[1]}
     if together is None:
@@ -305,7 +307,7 @@ def pairs_share(outcomes: Sequence[Sequence[float]], together: Sequence[int] | N
 
 
 def directed_metric_label(metric: str) -> str:
-    """A figure's name in words."""
+    """A figure's name as text."""
     if metric == "rsum":
         return "rsum"
     direction, name = metric.split(" ")

@@ -31,7 +31,7 @@ FAILURES_FILE = "failed.json"
 
 
 class NotMeasuredError(Exception):
-    """There is no such measurement yet, or one of something else, which the message tells."""
+    """There is no such measurement yet, or one of something else, which the message names."""
 
 
 def error_reason(error: BaseException) -> str:
@@ -45,7 +45,7 @@ def error_reason(error: BaseException) -> str:
 class Gaps:
     """The gaps of a study's report while it is made.
 
-    cells: (variant, seed) -> state and reason, of those that have no results. parts: what could not be made.
+    states: (variant, seed) -> state and reason, of those that have no results. parts: what could not be made.
     """
 
     def __init__(self, study: Path, say: Log) -> None:
@@ -63,7 +63,7 @@ class Gaps:
         self.states[cell.variant, cell.seed] = (state, reason)
 
     def clear_failure(self, trial: Trial) -> None:
-        """A cell that may have failed before has come to its end, or is begun again."""
+        """A cell that may have failed before is finished, or is started again."""
         failures = read_failures(self.study)
         if failures.pop(trial.folder.name, None) is not None:
             self._write_failures(failures)
@@ -71,7 +71,7 @@ class Gaps:
     def try_part(self, name: str, work: Callable[..., PartResult], *args: Any, target: str = "") -> PartResult | None:
         """What `work(*given)` makes; None where it raises, and the part is written down with the reason.
 
-        of: the variant or the set that it is about.
+        target: the variant or the set that it is about.
         """
         try:
             return work(*args)
@@ -82,7 +82,7 @@ class Gaps:
     def add_missing(self, name: str, reason: str, target: str = "") -> None:
         """A part is not made."""
         self.parts.append({"part": name, "of": target, "reason": reason})
-        self.say(f"{name}{f' of {target}' if target else ''}: NOT MADE: {reason}; the rest goes on")
+        self.say(f"{name}{f' of {target}' if target else ''}: NOT MADE: {reason}; the rest continues")
 
     def _write_failures(self, reasons: dict[str, str]) -> None:
         path = self.study / FAILURES_FILE

@@ -1,6 +1,6 @@
 """The comparison that a plan names before anything is trained: tested alone.
 
-Whoever looks at six pairs has to ask of each for a smaller p, by Holm's correction. Whoever says beforehand which one
+Six pairs need a smaller p each, by Holm's correction. A comparison that is named beforehand, the one
 the study is made for asks one question, and its p counts as it is; all other pairs are then corrected among themselves,
 as if that one had not been looked at. The name has to stand in the plan: one that is chosen after the figures are seen
 is one of six again, and a study's folder holds the plan that it was made by.
@@ -16,7 +16,7 @@ from clipvisionalign.study.statistics import SIGNIFICANCE_LEVEL, holm_correction
 
 
 def correct_for_primary(rows: Sequence[dict[str, Any]], compare: Comparison) -> list[dict[str, Any]]:
-    """The rows of a report's differences, corrected anew for the comparison that was named beforehand.
+    """The rows of a report's differences, corrected again for the comparison that was named beforehand.
 
     rows: all of them, as `Difference.to_dict` gives them. The named one gets "primary": True and its own p as p_holm;
     the others of its family (rsum, or all other figures) are corrected among themselves. Without a name, or where the

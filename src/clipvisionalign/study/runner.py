@@ -1,7 +1,7 @@
 """A study from its plan to its report: train every cell, measure all alike, write down what was found.
 
-What is finished is never done again: a study that was stopped, however, goes on where it was when its command is given
-again. A cell that fails is written down with its reason, and the rest goes on; the next call tries it anew.
+What is finished is never done again: a study that was stopped resumes when its command is given
+again. A cell that fails is recorded with its reason, and the rest continues; the next call tries it again.
 """
 
 from __future__ import annotations
@@ -126,8 +126,10 @@ def read_study_report(out: str | Path, say: Log = print) -> dict[str, Any]:
 
 
 def estimate_study_time(plan: Plan, out: str | Path, say: Log = print) -> dict[str, float]:
-    """How long a study will take, in seconds by what they go into, from a few steps of each variant. Nothing is
-    written; what `run_study` would refuse is refused."""
+    """How long a study will take, in seconds by what they go into, from a few steps of each variant.
+
+    Nothing is written; what `run_study` would refuse is refused.
+    """
     study = Path(out)
     plan = prepare_plan(plan, study, say)
     refuse_unstartable(plan, trials_of(plan, study))

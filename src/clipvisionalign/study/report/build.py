@@ -103,12 +103,12 @@ def build_report(
 
 def contents_of(data: CaptionedImages) -> dict[str, str]:
     """Hashes of what the whole data set holds, its images by their bytes."""
-    with progress_step("reading the images, to know them again"):
+    with progress_step("reading the images, to recognise them"):
         return dataset_hashes(data)
 
 
 def add_gaps(report: dict[str, Any], gaps: Gaps) -> None:
-    """Put into a report what could not be made, and its summary, which tells of that."""
+    """Put into a report what could not be made, and its summary, which lists that."""
     report["not_made"] = gaps.parts
     report["failed"] = [trial for trial in report["cells"] if trial["state"] == FAILED]
     report["claims"] = report_claims(report)
@@ -172,7 +172,7 @@ def _base_total(
     plan: Plan, study: Path, result: TrialResult, trial_results: Sequence[TrialResult], quantity: str
 ) -> float:
     """The seconds ("training_seconds") or "steps" that went into the runs that a cell stands on, one on another: of
-    those that were not measured too, as their folders say."""
+    those that were not measured too, from their folders."""
     own_totals = {(each.variant, each.seed): float(each.measurements[quantity]) for each in trial_results}
     total, base = 0.0, plan.variants[result.variant].base
     while base:
@@ -259,7 +259,7 @@ def write_report(study: Path, report: dict[str, Any], say: Callable[[str], None]
     whole, whenever this is cut off, and none is left of a plot or a table that only an earlier report had. The page is
     the last: until it is whole the earlier one stays.
 
-    A plot that cannot be drawn is said, and shown as such, with the reason. Raises ReportError, ResultsError and
+    A plot that cannot be drawn is reported, and shown as such, with the reason. Raises ReportError, ResultsError and
     ModuleNotFoundError before anything is written.
     """
     check_installed()

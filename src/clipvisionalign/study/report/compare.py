@@ -81,7 +81,7 @@ def report_differences(a: StudyReport, b: StudyReport) -> list[str]:
         left, right = _flatten(block(a)), _flatten(block(b))
         for key in dict.fromkeys([*left, *right]):
             line = f"{key}: A {_shown(left.get(key))}, B {_shown(right.get(key))}"
-            # What was measured on the machine that made the report is told once.
+            # What was measured on the machine that made the report is written once.
             if left.get(key) != right.get(key) and line not in reported_lines:
                 lines.append(f"{name} {line}")
                 reported_lines.add(line)

@@ -1,9 +1,9 @@
 """What variants cost, compared: metrics of time or memory differ only beyond their own spread.
 
 Both are measured in fresh processes, round after round, and two variants have to differ by more than the rounds of one
-variant do. Of a single round only the repeats within its process are known, and a machine that is busy with something
-else slows a whole process down: such a range is widened by `SINGLE_PROCESS_FACTOR`. Of memory nothing is known then,
-and nothing is compared. Nor is anything that was measured under different conditions (`study.cost`).
+variant do. Of a single round only the repeats within its process are measured, and a machine that is busy with
+something else slows a whole process down: such a range is widened by `SINGLE_PROCESS_FACTOR`. Of memory nothing is
+known then, and nothing is compared. Nor is anything that was measured under different conditions (`study.cost`).
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ def cost_ranges(
 
 
 def in_rounds(costs: Mapping[str, VariantCost], names: Iterable[str], metric: CostMetric) -> bool:
-    """Whether each variant was measured in more than one process, so that its spread is known and not assumed."""
+    """Whether each variant was measured in more than one process, so that its spread is measured and not assumed."""
     return all(len(metric.round_values(costs[name])) > 1 for name in names)
 
 

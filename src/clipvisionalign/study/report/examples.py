@@ -1,4 +1,4 @@
-"""Pictures for the report: found by all, found by none, where the variants disagree, and what attends to what."""
+"""Images for the report: found by all, found by none, where the variants disagree, and what attends to what."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from clipvisionalign.study.aggregate import TrialResult
 from clipvisionalign.study.config import Trial
 from clipvisionalign.study.report.example_groups import EXAMPLE_GROUPS
 
-#: Pixels of a picture's longer side, and words that an example is explained by.
+#: Pixels of an image's longer side, and words that an example is explained by.
 EXAMPLE_SIZE, EXPLAINED_WORDS = 200, 3
 #: Words that carry nothing that could be seen.
 STOP_WORDS = set("a an and are at be by from in into is it its of on or that the their there this to with".split())  # noqa: SIM905
@@ -58,7 +58,7 @@ def build_examples(
         ]
         for kind, caption_indices in selected.items()
     }
-    # One that all found, and one that they disagree on: a twin of the same picture would show little more.
+    # One that all found, and one that they disagree on: a second one of the same image would show little more.
     map_indices = [
         caption_index for kind in ("found by all", "where they disagree") for caption_index in selected[kind][:1]
     ]
@@ -73,8 +73,11 @@ def build_examples(
 def choose_examples(
     ranks: np.ndarray, caption_image: np.ndarray, count: int, order: np.ndarray | None = None
 ) -> dict[str, list[int]]:
-    """Captions to show, of different images, by the groups of `EXAMPLE_GROUPS`, the clearest first. ranks: (variants,
-    M); owners: (M,) each caption's image; order: (M,) which of equal ones comes first, as they stand unless told."""
+    """Captions to show, of different images, by the groups of `EXAMPLE_GROUPS`, the clearest first.
+
+    ranks: (variants, M); caption_image: (M,) each caption's image; order: (M,) which of equal ones comes first, as they
+    stand by default.
+    """
     order = np.arange(len(caption_image)) if order is None else order
     low, high = ranks.min(axis=0), ranks.max(axis=0)
     selected: dict[str, list[int]] = {}
@@ -127,7 +130,7 @@ def _explain_example(
 
 
 def jpeg_data_uri(image: Any) -> str:
-    """A small copy of a picture, as a data URI."""
+    """A small copy of an image, as a data URI."""
     pil_image = open_image(image).copy()
     pil_image.thumbnail((EXAMPLE_SIZE, EXAMPLE_SIZE))
     return _encode_jpeg(np.asarray(pil_image))

@@ -96,7 +96,7 @@ def write_pdf(page: Path, out: Path) -> None:
 
     from playwright.sync_api import Error, sync_playwright
 
-    # Chromium's sandbox does not run as root, in a container say; the page is our own and loads nothing.
+    # Chromium's sandbox does not run as root, as in a container; the page is our own and loads nothing.
     arguments = ["--no-sandbox"] if getattr(os, "geteuid", lambda: 1)() == 0 else []
     try:
         with sync_playwright() as playwright:

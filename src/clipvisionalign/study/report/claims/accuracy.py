@@ -77,8 +77,10 @@ def _passes_text(claim: Claim, a: str, b: str) -> str:
 
 
 def _training_steps(report: StudyReport, name: str) -> tuple[str, Total | None]:
-    """The steps of a variant's training with their path; None where they are unknown. Reports from before they had a
-    block of their own have them in the block "cost"."""
+    """The steps of a variant's training with their path; None where they are unknown.
+
+    Reports from before they had a block of their own have them in the block "cost".
+    """
     if name in report.training_steps:
         return f"training_steps/{name}", report.training_steps[name]
     cost = report.cost.get(name)

@@ -27,7 +27,7 @@ FOIL_LABELS = {
 
 def foils_note(report: StudyReport) -> str:
     """Where the foils of a report's minimal pairs come from: each of its sets in a sentence."""
-    # Reports from before it was written down: what the plan drew itself is known, and nothing else.
+    # Reports from before it was recorded: only what the plan drew itself is certain.
     drawn_by_plan = bool(report.plan.scenes) and not report.plan.data
     is_drawn = drawn_by_plan if report.data.drawn is None else report.data.drawn
     sentences = []
@@ -35,9 +35,9 @@ def foils_note(report: StudyReport) -> str:
         if name != "this data":
             sentences.append(f"Those of {name} are read as they were published.")
         elif is_drawn:
-            sentences.append("The twins are made from what was drawn.")
+            sentences.append("The foils are made from what was drawn.")
         else:
-            sentences.append("The twins are made from captions by rule: a few of them are true all the same.")
+            sentences.append("The foils are made from captions by rule: a few of them are true all the same.")
     return " ".join(sentences)
 
 
@@ -143,7 +143,7 @@ def _foil_statement(claim: Claim, name: str, kind: str, indices: list[int]) -> s
         alike = len(best) == len(indices)
         best_of_all = f"; the best, {'all alike' if alike else list_names([rows[p].variant for p in best])}"
     value_text = claim.cite_interval(f"{path}/{best[0]}") if len(best) == 1 else claim.cite(f"{path}/{best[0]}/value")
-    statement = f"{who} true from twin above chance{best_of_all}{',' if best_of_all else ':'} {value_text} %"
+    statement = f"{who} true from foil above chance{best_of_all}{',' if best_of_all else ':'} {value_text} %"
     baselines = {row.kind: (index, row) for index, row in enumerate(claim.report.blind_baseline.get(name, ()))}
     if kind not in baselines:
         return statement

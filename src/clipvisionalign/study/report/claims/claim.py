@@ -46,7 +46,7 @@ class Claim:
         self.text = ""
 
     def cite(self, path: str, form: str = "", factor: float = 1.0) -> str:
-        """The figure at `path`, formatted: with one decimal, or as many as it takes to be told from zero."""
+        """The figure at `path`, formatted: with one decimal, or as many as distinguish it from zero."""
         value = lookup(self.report.document, path) * factor
         form = form or decimal_format(value)
         text = format(round(value) if form.endswith("d") else value, form)
@@ -74,7 +74,7 @@ class Claim:
         return f"{value} [{low}, {high}]"
 
     def cite_p_value(self, path: str) -> str:
-        """A p value, with as many digits as tell on which side of the level it is."""
+        """A p value, with as many digits as show on which side of the level it is."""
         return self.cite(path, p_value_format(lookup(self.report.document, path), CLAIM_LEVEL))
 
     def to_dict(self) -> dict[str, Any]:
@@ -94,7 +94,7 @@ def as_code(name: str) -> str:
 
 
 def list_names(names: Sequence[str]) -> str:
-    """Names of variants, or of runs, as a list in words."""
+    """Names of variants, or of runs, as a list with commas and "and"."""
     return join_words([name if "`" in name else as_code(name) for name in names])
 
 

@@ -16,7 +16,7 @@ from clipvisionalign.study.report.schema import StudyReport
 
 
 def cost_claims(report: StudyReport) -> list[Claim]:
-    """Time, memory and storage of the variants, compared where they were measured often enough to tell."""
+    """Time, memory and storage of the variants, compared where they were measured often enough."""
     claims = []
     for cost in COST_METRICS:
         names = [name for name, each in report.cost.items() if cost.value(each) is not None]

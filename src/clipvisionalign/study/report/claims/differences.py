@@ -30,7 +30,7 @@ def difference_claims(report: StudyReport) -> list[Claim]:
         claim = Claim(report, "accuracy")
         largest = max(rest, key=lambda row_index: abs(rows[row_index].value))
         path = f"results/differences/{largest}"
-        # What was named beforehand has been told, whether it was shown or not.
+        # What was named beforehand is reported, whether it was shown or not.
         other_word = "other " if significant or len(indices) < len(of_rsum) else ""
         lead = "" if len(rest) == 1 else "the largest, "
         claim.text = (

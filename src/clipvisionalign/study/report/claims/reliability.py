@@ -60,7 +60,7 @@ def audit_claims(report: StudyReport) -> list[Claim]:
     if failed:
         sentences.append(f"Failed, and in no figure: {list_names([_trial_name(row) for row in failed])}.")
     if any(len(variant.seeds) == 1 for variant in variants.values()):
-        sentences.append("A variant of one seed tells nothing of what another seed would have given.")
+        sentences.append("A variant of one seed is no evidence of what another seed would have given.")
     claim.text = " ".join(sentences)
     return [claim]
 
@@ -83,7 +83,7 @@ def missing_claims(report: StudyReport) -> list[Claim]:
     return [claim]
 
 
-#: How the summary tells of cells that have no figures and did not fail.
+#: How the summary describes cells that have no figures and did not fail.
 STATE_SENTENCES = {
     UNFINISHED: "Stopped in its training, and in no figure",
     NOT_MEASURED: "Trained, but not measured, and in no figure",

@@ -98,5 +98,5 @@ def plot_composition(report: StudyReport) -> tuple[Any, str] | None:
         all_rows = [(name, row) for name, set_rows in report.blind_baseline.items() for row in set_rows]
         return next((row for name, row in all_rows if key(name, row) == group), None)
 
-    figure, alt_text = plot_groups(report, groups, value, "true caption above its twin, %", 50.0, baseline)
-    return figure, "Share of pairs whose true caption outscores its twin, chance 50: " + alt_text.replace("\n", ", ")
+    figure, alt_text = plot_groups(report, groups, value, "true caption above its foil, %", 50.0, baseline)
+    return figure, "Share of pairs whose true caption outscores its foil, chance 50: " + alt_text.replace("\n", ", ")

@@ -146,8 +146,10 @@ def plot_time(report: StudyReport) -> tuple[Any, ...] | None:
 
 
 def plot_memory(report: StudyReport) -> tuple[Any, ...] | None:
-    """The memory that has to be there: the GPU's where one was used, else the process's. Those whose figure is of
-    another memory are named and not shown."""
+    """The memory that has to be there: the GPU's where one was used, else the process's.
+
+    Those whose figure is of another memory are named and not shown.
+    """
     on_device = any(DEVICE_MEMORY.value(cost) is not None for cost in report.cost.values())
     cost, memory_kind = (DEVICE_MEMORY, "GPU") if on_device else (MEMORY, "whole process")
     return plot_pareto(report, cost, f"peak memory, {memory_kind}, MiB", log=False)
@@ -181,7 +183,7 @@ def plot_length_time(report: StudyReport) -> tuple[Any, ...] | None:
 
 
 def _length_time_note(costs: dict[str, VariantCost], names: Sequence[str]) -> str:
-    """What may be said of the lines of time by length: at which lengths some differ beyond their own spread."""
+    """The sentence on the lines of time by length: at which lengths some differ beyond their own spread."""
     if len(names) < 2:
         return ""
     if not same_conditions(conditions_by_variant(costs, names)):

@@ -58,7 +58,7 @@ PLOTS: dict[str, tuple[str, str, Callable[[StudyReport], tuple[Any, ...] | None]
         "By the length of the caption", "Recall of the true image within the first 5, with 95% intervals.", plot_length
     ),
     "composition": (
-        "True captions against their twins", "Share of pairs whose true caption outscores its twin. A cross: what a "
+        "True captions against their foils", "Share of pairs whose true caption outscores its foil. A cross: what a "
         "language model that sees no image gets.", plot_composition
     ),
     "caption-time": ("Time by the length of the caption", "Medians, one caption at a time.", plot_length_time),
@@ -110,7 +110,7 @@ def draw_plots(report: ReportLike, folder: Path, say: Callable[[str], None] = pr
                     continue
             except Exception as error:
                 reason = error_reason(error)
-                say(f"{files[1]}: NOT DRAWN: {reason}; the rest goes on")
+                say(f"{files[1]}: NOT DRAWN: {reason}; the rest continues")
                 plots[name] = Plot(name, "", title, description, "", reason)
             pyplot.close("all")
             for file in files:

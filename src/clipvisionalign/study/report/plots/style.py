@@ -7,7 +7,7 @@ from typing import Any
 from clipvisionalign.study.report.schema import StudyReport
 from clipvisionalign.study.report.schema.results import Estimate
 
-#: Told apart by people who see colours differently too, and on light and dark ground.
+#: Distinguishable with colour vision deficiency too, and on light and dark ground.
 PALETTE = ("#4c78c8", "#2f9e6e", "#d97b29", "#c04a86", "#8a6fd1", "#8b8f3a", "#3aa0b5", "#a56b4a")
 
 

@@ -16,7 +16,7 @@ CHANCE_LABEL = "chance: a random ranking"
 
 
 def missing_variants(report: StudyReport, present: Collection[str]) -> list[str]:
-    """The variants of the plan that are not `there`, in the plan's order: a row each, with nothing but what became of
+    """The variants of the plan that are not `present`, in the plan's order: a row each, with nothing but what became of
     them."""
     return [name for name in report.plan.variants if name not in present]
 
@@ -30,12 +30,13 @@ def interval_note(report: StudyReport) -> str:
     if report.results.has_no_intervals:
         return f"{'one seed' if one else f'mean of {seeds} seeds'}; {NO_INTERVALS}"
     if one:
-        return f"one seed: 95% intervals of the {unit} only, which tell nothing of what another seed would give"
+        return f"one seed: 95% intervals of the {unit} only, which do not include what another seed would change"
     note = f"mean of {seeds} seeds with 95% intervals that count seeds and {unit}"
     return note + (f" (of one seed: the {unit} only)" if 1 in counts else "")
 
 
 def accuracy_table(report: StudyReport) -> ReportTable:
+    """Retrieval metrics of each variant over its seeds, with intervals and chance."""
     rows = TableRows()
     variants = report.results.variants
     names: list[str] = []
@@ -66,6 +67,7 @@ def accuracy_table(report: StudyReport) -> ReportTable:
 
 
 def differences_table(report: StudyReport) -> ReportTable:
+    """Paired differences between variants, with intervals and corrected p values."""
     rows = TableRows()
     for row in report.results.differences:
         rows.add(

@@ -12,6 +12,7 @@ from clipvisionalign.study.report.tables.table import ReportTable, TableRows, es
 
 
 def length_table(report: StudyReport) -> ReportTable:
+    """Recall of each variant by terciles of caption length."""
     rows = TableRows()
     word_spans = report.results.lengths.words
     for name, variant in report.results.variants.items():
@@ -33,6 +34,7 @@ def length_table(report: StudyReport) -> ReportTable:
 
 
 def composition_table(report: StudyReport) -> ReportTable:
+    """Shares of minimal pairs that each variant scores correctly, by set and kind."""
     rows = TableRows()
     for name, set_rows in report.results.composition.items():
         for set_row in set_rows:
@@ -43,15 +45,16 @@ def composition_table(report: StudyReport) -> ReportTable:
         for baseline in report.blind_baseline.get(name, ()):
             rows.add(("words alone", None), (f"{baseline.kind} ({name})", None), (f"{baseline.pairs}",
                      baseline.pairs), estimate_cell(baseline), ("", None))  # fmt: skip
-    columns = ["variant", "kind", "pairs", "true above twin, %", "p of chance, Holm"]
+    columns = ["variant", "kind", "pairs", "true above foil, %", "p of chance, Holm"]
     note = "Chance is 50; a tie counts a half. 'words alone': a trigram model of the training captions, no image. "
     if any(pairs_together(row) for set_rows in report.results.composition.values() for row in set_rows):
         note += "In intervals and p, pairs of one image, identity or published row count as one. "
     note += f"{interval_note(report).capitalize()}."
-    return ReportTable("composition", "True captions against their twins", columns, rows.rows, rows.sort, note)
+    return ReportTable("composition", "True captions against their foils", columns, rows.rows, rows.sort, note)
 
 
 def truncation_table(report: StudyReport) -> ReportTable:
+    """Captions that are longer than a text tower reads, by split."""
     rows = TableRows()
     for name, truncation in report.cut_captions.items():
         for split, counts in truncation.splits.items():

@@ -12,6 +12,7 @@ from clipvisionalign.study.report.tables.table import ReportTable, TableRows, nu
 
 
 def cost_table(report: StudyReport) -> ReportTable:
+    """Time, memory, storage and training cost of each variant."""
     rows = TableRows()
     for name, cost in report.cost.items():
         rows.add(
@@ -62,7 +63,7 @@ def _measurement_note(report: StudyReport) -> str:
 
 
 def _training_note(report: StudyReport) -> str:
-    # Reports from before it was written down tell nothing of it.
+    # Reports from before it was recorded lack it.
     under = {name: cost.trained_under for name, cost in report.cost.items() if cost.trained_under}
     if same_conditions(under):
         return ""
@@ -71,6 +72,7 @@ def _training_note(report: StudyReport) -> str:
 
 
 def latency_table(report: StudyReport) -> ReportTable:
+    """Latency percentiles and time by batch size of each variant."""
     rows = TableRows()
     for name, cost in report.cost.items():
         latencies = (cost.caption_latency_ms, cost.image_latency_ms)

@@ -30,7 +30,7 @@ def render_tables(tables: Sequence[ReportTable]) -> None:
 
     # Names of variants and data sets are text: their brackets are no markup.
     console = Console(markup=False)
-    # A table broken over many lines is no table: wide enough where nobody's window is known.
+    # A table broken over many lines is unreadable: wide enough where the window's width is unknown.
     console = console if console.is_terminal else Console(width=220, markup=False)
     for table in tables:
         rich_table = Printed(title=table.title, title_justify="left", caption=table.note, caption_justify="left")

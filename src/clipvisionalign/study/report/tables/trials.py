@@ -9,6 +9,7 @@ from clipvisionalign.study.report.tables.table import ReportTable, TableRows
 
 
 def audit_table(report: StudyReport) -> ReportTable:
+    """The checks of each run's audit."""
     rows = TableRows()
     for name, variant in report.results.variants.items():
         for run in variant.runs:
@@ -25,6 +26,7 @@ def audit_table(report: StudyReport) -> ReportTable:
 
 
 def gaps_table(report: StudyReport) -> ReportTable:
+    """Trials without results and parts that could not be made, with their reasons."""
     rows = TableRows()
     for trial in trials_without_results(report):
         rows.add((f"{trial.variant}, seed {trial.seed}", None), (trial.state, None), (trial.reason, None))
@@ -34,7 +36,7 @@ def gaps_table(report: StudyReport) -> ReportTable:
     note = "None of it is in the results."
     states = {trial.state for trial in trials_without_results(report)}
     if states != {REFUSED} or report.missing_parts:
-        note += " The study's command, given again, tries what failed and goes on with the rest."
+        note += " The study's command, given again, tries what failed and continues with the rest."
     if REFUSED in states:
-        note += " A run whose audit failed stays refused: remove its folder to have it trained anew."
+        note += " A run whose audit failed stays refused: remove its folder to train it again."
     return ReportTable("gaps", "What has no results", ["what", "state", "reason"], rows.rows, rows.sort, note)
