@@ -40,7 +40,7 @@ from clipvisionalign.search.duplicates import find_duplicates
 from clipvisionalign.search.filters import FILTER_COLUMNS, FilterError, filter_sql
 from clipvisionalign.search.indexer import build_index
 from clipvisionalign.search.manifest import read_manifest
-from clipvisionalign.search.query import SearchQuery
+from clipvisionalign.search.queries import SearchQuery
 from clipvisionalign.search.searcher import Searcher
 from clipvisionalign.search.storage import InvalidIndexError, Storage, list_local_images
 from clipvisionalign.search.tables import create_image_table, open_caption_table, open_image_table

@@ -13,7 +13,7 @@ from clipvisionalign.cli.parser import PROGRAM, command_parser
 from clipvisionalign.counts import count_noun
 
 if TYPE_CHECKING:
-    from clipvisionalign.search.query import SearchQuery
+    from clipvisionalign.search.queries import SearchQuery
     from clipvisionalign.search.searcher import Hits, Searcher
 
 #: Queries of a file that are searched for together.
@@ -161,7 +161,7 @@ def search(arguments: list[str]) -> int:
 def _read_queries(args: argparse.Namespace) -> list[tuple[str, SearchQuery]]:
     """The queries of the command line, or of the file of --queries, with their texts."""
     from clipvisionalign.data.text_files import decode, split_lines
-    from clipvisionalign.search.query import SearchQuery
+    from clipvisionalign.search.queries import SearchQuery
     from clipvisionalign.search.terms import Term, parse_term
 
     minus = [parse_term(text, -1.0) for text in args.minus]

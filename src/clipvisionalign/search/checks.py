@@ -8,7 +8,7 @@ from clipvisionalign.data.run_data import run_settings
 from clipvisionalign.images import open_image
 from clipvisionalign.search.filters import FILTER_COLUMNS, filter_sql
 from clipvisionalign.search.manifest import read_manifest
-from clipvisionalign.search.query import SearchQuery
+from clipvisionalign.search.queries import SearchQuery
 from clipvisionalign.search.tables import metadata_columns, open_caption_table, open_image_table
 
 #: Designs whose pairs have no score of their own.

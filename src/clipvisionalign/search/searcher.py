@@ -1,6 +1,6 @@
 """Searching an index by words, by images, or by several of both, weighted, and without unwanted terms.
 
-A query is one vector (`query.py`); the images with the greatest cosine are the result. Re-ranking orders the first of
+A query is one vector (`queries.py`); the images with the greatest cosine are the result. Re-ranking orders the first of
 them by pair scores of the late interaction or the fusion, which read the images themselves (`rerank.py`).
 """
 
@@ -19,7 +19,7 @@ from clipvisionalign.search.ann import search_table
 from clipvisionalign.search.filters import FILTER_COLUMNS, filter_sql
 from clipvisionalign.search.hits import HIT_COLUMNS, CaptionHit, Hit, to_hits
 from clipvisionalign.search.manifest import IndexManifest, aligner_fingerprint, read_manifest
-from clipvisionalign.search.query import EncodedQuery, SearchQuery, encode_queries
+from clipvisionalign.search.queries import EncodedQuery, SearchQuery, encode_queries
 from clipvisionalign.search.rerank import rerank_hits
 from clipvisionalign.search.storage import InvalidIndexError, Storage
 from clipvisionalign.search.tables import metadata_columns, open_caption_table, open_image_table

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any
 
-from clipvisionalign.search.query import SearchQuery
+from clipvisionalign.search.queries import SearchQuery
 
 #: Texts that are encoded together at most, and how long the first of them waits for others.
 MAX_BATCH_TEXTS, BATCH_WAIT_SECONDS = 64, 0.004

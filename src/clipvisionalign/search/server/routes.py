@@ -21,7 +21,7 @@ from clipvisionalign.explain.heatmaps import explain
 from clipvisionalign.images import open_image
 from clipvisionalign.search.filters import MAX_FILTER_LENGTH
 from clipvisionalign.search.hits import CaptionHit, Hit
-from clipvisionalign.search.query import SearchQuery
+from clipvisionalign.search.queries import SearchQuery
 from clipvisionalign.search.server.errors import translate_errors
 from clipvisionalign.search.server.service import SearchService, index_info
 from clipvisionalign.search.terms import Term, parse_term

@@ -8,7 +8,7 @@ from fastapi import HTTPException, UploadFile
 
 from clipvisionalign.images import open_image
 from clipvisionalign.search.filters import FILTER_COLUMNS
-from clipvisionalign.search.query import SearchQuery
+from clipvisionalign.search.queries import SearchQuery
 from clipvisionalign.search.searcher import Hits, Searcher
 from clipvisionalign.search.server.batching import Batcher
 from clipvisionalign.search.server.limits import Limits

@@ -1,4 +1,4 @@
-"""A query, and its vector."""
+"""Queries, and their vectors."""
 
 from __future__ import annotations
 
