@@ -400,7 +400,7 @@ def test_queries_that_are_answered_together_find_what_each_alone_finds(indexed):
         scores = ([each.score for each in some] for some in (hits, expected))
         assert next(scores) == pytest.approx(next(scores), abs=rounding(**COSINE))
         assert len(hits) == (len(expected) if query.where else min(query.count, 120))
-    messages = ("something to look for", "at least 1 picture", "no column 'colour'")
+    messages = ("something to look for", "at least 1 image", "no column 'colour'")
     assert all(message in str(error) for message, error in zip(messages, results[3:], strict=True))
 
 

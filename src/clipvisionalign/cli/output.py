@@ -209,7 +209,7 @@ def print_index_report(index: str, report: IndexReport) -> None:
     captions = f"; {count_noun(report.captions, 'caption')}" if report.captions else ""
     kept = f", {report.kept:,} kept whose files cannot be read" if report.kept else ""
     print(
-        f"{index}: {count_noun(report.there, 'picture')}: {report.encoded:,} encoded, {report.unchanged:,} unchanged, "
+        f"{index}: {count_noun(report.there, 'image')}: {report.encoded:,} encoded, {report.unchanged:,} unchanged, "
         f"{report.moved:,} moved, {report.dropped:,} dropped{kept}; "
         f"{count_noun(report.broken, 'file')} could not be decoded{captions}"
     )
@@ -244,12 +244,12 @@ def print_hits(query: str, minus: list[str], hits: list[Any], thumbnails: dict[i
     table = Table(title=Text(printable(f"{query}{without}")), title_justify="left")
     pairs = any(each.pair_score is not None for each in hits)
     metadata = list(hits[0].metadata) if hits else []
-    previews = ["picture"] if thumbnails else []
+    previews = ["image"] if thumbnails else []
     console = Console()
     # An image is drawn as wide as its column is for certain: a wider one would be cropped.
     preview_width = min(24, console.width // 3)
     for column in ("", *previews, "path", "cosine", *(["pair score"] if pairs else []), "pixels", *metadata):
-        width = preview_width if previews and column == "picture" else None
+        width = preview_width if previews and column == "image" else None
         justify: Literal["left", "right"] = "left" if column == "path" else "right"
         table.add_column(column, justify=justify, overflow="fold", width=width)
     for rank, each in enumerate(hits, 1):
