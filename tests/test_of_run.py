@@ -93,7 +93,7 @@ def test_every_command_reads_a_run_s_data_as_the_run_did(run, tmp_path, capsys, 
         captured = capsys.readouterr()
         difference = json.loads(captured.out)["differs_from_run"]
         assert "is read as 'karpathy'; the run was trained on it as 'texts'" in difference
-        assert "dev has other captions, partners, pictures" in difference
+        assert "dev has other captions, partners, images" in difference
         assert "note: " in captured.err
     main(["check", str(tmp_path / "data"), "--tokens", str(run), "--json"])
     assert json.loads(capsys.readouterr().out)["splits"]["dev"] == count
@@ -161,12 +161,12 @@ def test_an_image_that_is_another_one_of_the_same_size_is_told(tiny_runs, scenes
     image = read_data_of_run(run, copy).split(split).rows[0].image
     image.write_bytes(bytes(reversed(image.read_bytes())))
     (difference,) = differences_from_run(run, read_data_of_run(run, copy), split)
-    assert f"{split} has other pictures" in difference
+    assert f"{split} has other images" in difference
     if split == "test":
         # No run is of it.
         check_data_unchanged(run, config, pytest.fail)
         return
-    with pytest.raises(DataError, match=f"{split} has other pictures"):
+    with pytest.raises(DataError, match=f"{split} has other images"):
         check_data_unchanged(run, config, pytest.fail)
 
 

@@ -76,7 +76,22 @@ def run_hash(folder: Path) -> str:
     return hash_parts([json.dumps(settings, sort_keys=True), *(f"{path.name} {hash_file(path)}" for path in files)])
 
 
+#: Keys of records that are called otherwise in messages: files keep the key of the version that first wrote them.
+_NAMES_OF_KEYS = {"pictures": "images"}
+
+
 def changed_keys(previous: Any, current: dict[str, Any]) -> list[str]:
-    """The names in `now` whose values are not those of `before`; all of them where `before` is none of its kind."""
+    """The keys of a record whose values differ from those of an earlier record, as messages name them.
+
+    Args:
+        previous: The earlier record; anything but a dict counts as one without keys.
+        current: The present record.
+
+    Returns:
+        The names in the order of `current`.
+
+    >>> changed_keys({"captions": 1, "pictures": 2}, {"captions": 1, "pictures": 3})
+    ['images']
+    """
     previous = previous if isinstance(previous, dict) else {}
-    return [name for name, value in current.items() if previous.get(name) != value]
+    return [_NAMES_OF_KEYS.get(name, name) for name, value in current.items() if previous.get(name) != value]

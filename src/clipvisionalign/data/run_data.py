@@ -142,7 +142,7 @@ def differences_from_run(run: str | Path, data: CaptionedImages, split: str = ""
     if recorded and any(row.split == split for row in data.rows):
         part = data.with_identity(identity).split(split)
         differing = changed_keys(recorded, dataset_hashes(part, split != "train"))
-        other = other_than_trained_on(Path(run), part.rows) if split == "train" and "pictures" not in differing else ""
+        other = other_than_trained_on(Path(run), part.rows) if split == "train" and "images" not in differing else ""
         differing += [other] if other else []
     detail = f": {split} has other {', '.join(differing)}" if differing else ""
     if differing and is_run_source:
