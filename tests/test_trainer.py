@@ -71,14 +71,16 @@ def test_an_error_of_a_callback_ends_the_training_and_unlocks_its_folder(setting
 
 
 @pytest.mark.parametrize("by_name", [True, False])
-def test_a_step_after_a_state_was_loaded_is_the_step_of_the_trainer_that_it_is_of(settings, by_name):
+def test_a_step_after_a_state_was_loaded_is_the_step_of_the_trainer_that_it_is_of(settings, tmp_path, by_name):
     def step(trainer: Trainer) -> float:
         batches = trainer.batches.epoch(
             16, 1, 0, 0, trainer.progress.step_in_epoch, trainer.processes.rank_and_world_size, 0
         )
         return trainer.train_step(batches).loss
 
-    with Trainer(settings(f"first-{by_name}"), lambda line: None) as first:
+    # The first computes the features of the frozen tower, the second reads them.
+    cache = str(tmp_path / "cache")
+    with Trainer(settings(f"first-{by_name}", cache=cache), lambda line: None) as first:
         step(first)
         state = copy.deepcopy(first.state_dict())
         assert set(state["optimizer"]["state"]) <= set(first.step.towers.state_dict())
@@ -87,7 +89,8 @@ def test_a_step_after_a_state_was_loaded_is_the_step_of_the_trainer_that_it_is_o
             state["optimizer"] = copy.deepcopy(first.optimizer.state_dict())
         loss = step(first)
         weights = {name: tensor.clone() for name, tensor in first.aligner.state_dict().items()}
-    with Trainer(settings(f"second-{by_name}"), lambda line: None) as second:
+    with Trainer(settings(f"second-{by_name}", cache=cache), lambda line: None) as second:
+        second.validate()
         second.load_state_dict(state)
         assert second.progress.step == 1
         assert step(second) == loss

@@ -168,8 +168,6 @@ class Trainer(TrainerSetup):
     def _train_epoch(self) -> None:
         """The steps of an epoch that are not done yet, with checkpoints between them."""
         config, progress, processes = self.config, self.progress, self.processes
-        self.aligner.train()
-        set_frozen_eval(self.aligner, config.freeze)
         self._epoch_images, self._epoch_start = 0, time.perf_counter()
         workers = 0 if self.image_features else config.workers
         epoch_arguments = (
@@ -207,6 +205,9 @@ class Trainer(TrainerSetup):
             Loss and accuracy over all processes; `images` is 0 where too few images could be read for a step.
         """
         progress = self.progress
+        # Each time: features that were computed, and a validation, leave modules in evaluation mode.
+        self.aligner.train()
+        set_frozen_eval(self.aligner, self.config.freeze)
         metrics = forward_backward(self.step, batches, self.config, self.lookup, chunks)
         progress.step_in_epoch += 1
         progress.left_out += metrics.left_out
