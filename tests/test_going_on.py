@@ -160,7 +160,7 @@ def test_an_image_of_equal_size_is_another_image(own_scenes, settings, tmp_path,
     about = first.stat()
     first.write_bytes(content)
     os.utime(first, ns=(about.st_atime_ns, about.st_mtime_ns + 1))
-    with pytest.raises(DataError, match=r"not the train data that .* was begun with: pictures differ"):
+    with pytest.raises(DataError, match=r"not the train data that .* was begun with: images differ"):
         resume(config.out, silent)
 
 

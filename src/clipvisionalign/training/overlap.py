@@ -74,7 +74,7 @@ def training_overlap_note(run: Path, data: CaptionedImages, part: CaptionedImage
     return max(notes, key=lambda note: len(note.matches) or note.images, default=None)
 
 
-_TRAINING_IMAGES_NOTE = "figures of training images, which say nothing about any others"
+_TRAINING_IMAGES_NOTE = "figures of training images, which do not generalise to others"
 
 
 def _note_by_content(run: Path, by: str, part: CaptionedImages) -> TrainedNote | None:
