@@ -57,7 +57,7 @@ def build_aligner(
     aligner = aligner.to(device).to(memory_format=torch.channels_last)
     if config.init and is_new_run:
         reinitialised = sorted({name.split(".")[0] for name in set(aligner.state_dict()) - loaded})
-        say(f"weights of {config.init}; starting anew: {', '.join(reinitialised) or 'nothing'}")
+        say(f"weights of {config.init}; reinitialised: {', '.join(reinitialised) or 'nothing'}")
     redundant_patterns = freeze(aligner, config.freeze, config.freeze_layers)
     if config.peft == "lora":
         add_lora(aligner, config.lora, config.freeze_layers)
