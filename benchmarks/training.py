@@ -306,14 +306,13 @@ def cached_step(images: int, chunk: int, data: str, folder: Path) -> tuple[Calla
     from clipvisionalign.models.image_tower import ImageTowerConfig
     from clipvisionalign.training.contrastive import DualEncoderLoss, LossConfig
     from clipvisionalign.training.distributed import Distributed
-    from clipvisionalign.training.fine_tuning import set_frozen_eval
+    from clipvisionalign.training.fine_tuning import set_train_mode
     from clipvisionalign.training.forward import PrecomputedFeatures, Towers
     from clipvisionalign.training.step import Step
 
     torch.manual_seed(0)
     aligner = Aligner(AlignerConfig(image_tower=ImageTowerConfig(size=128)))
-    aligner.train()
-    set_frozen_eval(aligner, "none")
+    set_train_mode(aligner, "none")
     formats = (torch.float32, torch.float32)
     one = Step(Towers(aligner, DualEncoderLoss(LossConfig()), formats), Distributed(torch.device("cpu")))
     train = open_train(data, folder)

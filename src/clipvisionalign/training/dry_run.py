@@ -15,7 +15,7 @@ from clipvisionalign.training.build import (
     start_distributed,
 )
 from clipvisionalign.training.config import RunConfig, check_settings
-from clipvisionalign.training.fine_tuning import set_frozen_eval
+from clipvisionalign.training.fine_tuning import set_train_mode
 from clipvisionalign.training.forward import PrecomputedFeatures, Towers
 from clipvisionalign.training.metrics_logger import discard
 from clipvisionalign.training.optimizer import build_optimizer
@@ -37,8 +37,7 @@ def try_step(config: RunConfig, base: RunConfig | None = None) -> None:
         aligner = build_aligner(config, device, discard, True, below)
         check_batch_norm_statistics(aligner, config, processes)
         loss_of = build_loss(config, aligner)
-        aligner.train()
-        set_frozen_eval(aligner, config.freeze)
+        set_train_mode(aligner, config.freeze)
         try:
             step = Step(
                 Towers(aligner, loss_of, (torch.float32,) * 2), processes, config.negatives, config.fusion_weight

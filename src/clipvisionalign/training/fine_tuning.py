@@ -76,6 +76,17 @@ def freeze(aligner: Aligner, mode: str, patterns: list[str]) -> list[str]:
     return redundant_patterns
 
 
+def set_train_mode(aligner: Aligner, freeze: str) -> None:
+    """Put an aligner into the mode in which a step is taken: training, what is frozen as it encodes.
+
+    Args:
+        aligner: The model.
+        freeze: As `RunConfig.freeze`.
+    """
+    aligner.train()
+    set_frozen_eval(aligner, freeze)
+
+
 def set_frozen_eval(aligner: Aligner, mode: str) -> None:
     """A frozen tower drops nothing out; a pretrained batch norm keeps its statistics even where its tower is trained.
 

@@ -12,7 +12,7 @@ from clipvisionalign.models.aligner import Aligner
 from clipvisionalign.models.device import fastest_dtype
 from clipvisionalign.training.checkpoint import random_states, restore_random_states
 from clipvisionalign.training.config import RunConfig
-from clipvisionalign.training.fine_tuning import set_frozen_eval
+from clipvisionalign.training.fine_tuning import set_train_mode
 
 #: What `choose_dtypes` has found in this process, by all that it depends on.
 _CHOSEN_DTYPES: dict[str, tuple[torch.dtype, torch.dtype]] = {}
@@ -44,8 +44,7 @@ def choose_dtypes(config: RunConfig, aligner: Aligner, state: dict[str, Any] | N
         return run
 
     device, size = aligner.device, aligner.image_tower.image_transform.size
-    aligner.train()
-    set_frozen_eval(aligner, config.freeze)
+    set_train_mode(aligner, config.freeze)
     pixels = torch.randint(256, (8, 3, size, size), dtype=torch.uint8).to(device)
     ids = torch.randint(5, min(1000, aligner.text_tower.encoder.config.vocab_size), (64, 16)).to(device)
 

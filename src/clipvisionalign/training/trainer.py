@@ -35,7 +35,7 @@ from clipvisionalign.training.config import RunConfig
 from clipvisionalign.training.diagnostics import EpochMetrics, diagnose
 from clipvisionalign.training.distributed import Distributed
 from clipvisionalign.training.epoch_log import epoch_line, progress_line, record_epoch
-from clipvisionalign.training.fine_tuning import set_frozen_eval
+from clipvisionalign.training.fine_tuning import set_train_mode
 from clipvisionalign.training.metrics_logger import Log, MetricsLogger
 from clipvisionalign.training.overlap import save_trained_on
 from clipvisionalign.training.profiling import TimedBatches
@@ -135,8 +135,6 @@ class Trainer(TrainerSetup):
         if stack is not None:
             stack.__exit__(*error)
 
-    # --- before the first step ----------------------------------------------------------------------------------------
-
     # --- the loop -----------------------------------------------------------------------------------------------------
 
     def fit(self) -> dict[str, Any]:
@@ -206,8 +204,7 @@ class Trainer(TrainerSetup):
         """
         progress = self.progress
         # Each time: features that were computed, and a validation, leave modules in evaluation mode.
-        self.aligner.train()
-        set_frozen_eval(self.aligner, self.config.freeze)
+        set_train_mode(self.aligner, self.config.freeze)
         metrics = forward_backward(self.step, batches, self.config, self.lookup, chunks)
         progress.step_in_epoch += 1
         progress.left_out += metrics.left_out
