@@ -245,7 +245,7 @@ def differing(given: dict) -> None:
     os.chdir(here)
     messages = []
     for work in (
-        lambda: open_data(RunConfig(data="shards"), print, distributed),
+        lambda: open_data(RunConfig(data="shards"), distributed),
         lambda: distributed.run_on_all(lambda: distributed.run_on_main(lambda: 1), long_timeout=True),
         lambda: distributed.run_on_main(lambda: distributed.all_gather_object(1)),
     ):
@@ -344,9 +344,12 @@ def measure_costlier(run: str, data: str, mebibytes: int, milliseconds: int) -> 
 
 
 def work(name: str, given: dict) -> None:
-    """One of the works above."""
+    """One of the works above; what it logs is printed."""
+    from clipvisionalign.log import log_to
+
     works = (gradients, train, stop, shards, wait, save_sharded, fails, trouble, differing, fails_sharded)
-    {each.__name__: each for each in works}[name](given)
+    with log_to(print):
+        {each.__name__: each for each in works}[name](given)
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 

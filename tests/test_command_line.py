@@ -250,7 +250,7 @@ def test_an_interrupted_command_says_how_it_is_resumed(monkeypatch, tmp_path, ca
 def test_a_training_that_is_interrupted_in_its_last_measurement_says_how_it_is_resumed(
     monkeypatch, tmp_path, scenes_folder, capsys
 ):
-    def interrupted(config, say):
+    def interrupted(config):
         Path(config.out).mkdir()
         (Path(config.out) / "config.yaml").write_text("")
         raise KeyboardInterrupt

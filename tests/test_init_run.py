@@ -118,7 +118,7 @@ def test_what_is_drawn_after_it_is_drawn_as_without_it(settings, runs, monkeypat
 
     def built() -> dict[str, torch.Tensor]:
         torch.manual_seed(3)
-        return build_aligner(config, torch.device("cpu"), silent, is_new_run=True).state_dict()
+        return build_aligner(config, torch.device("cpu"), is_new_run=True).state_dict()
 
     first = built()
     monkeypatch.setattr("clipvisionalign.training.init_run.check_same_encodings", lambda *_: None)
@@ -139,7 +139,7 @@ def test_nothing_stays_as_it_was_drawn_at_random(settings, runs):
         config = settings("frozen", design, init=runs.get(base, ""), freeze=freeze, freeze_layers=some)
         there = load_file(Path(runs[base]) / "model.safetensors") if base else {}
         try:
-            aligner = build_aligner(config, torch.device("cpu"), silent, is_new_run=True)
+            aligner = build_aligner(config, torch.device("cpu"), is_new_run=True)
         except ValueError as error:
             # No such layer, or the way out.
             message = str(error)

@@ -7,6 +7,7 @@ from dataclasses import fields, replace
 import pytest
 import torch
 
+from clipvisionalign.log import log_to
 from clipvisionalign.models.aligner import Aligner, AlignerConfig
 from clipvisionalign.models.fusion import FusionConfig
 from clipvisionalign.models.late_interaction import LateConfig
@@ -100,7 +101,8 @@ def test_a_run_tells_what_counts_nothing_once(tmp_path, scenes_folder, tiny_mode
         assert said.count(f"no effect of {message}") == 1
     # A run that goes on has been told.
     said.clear()
-    open_data(config, said.append, Distributed(torch.device("cpu")), is_new_run=False)
+    with log_to(said.append):
+        open_data(config, Distributed(torch.device("cpu")), is_new_run=False)
     assert len(said) == 1
     assert "no effect" not in said[0]
 
@@ -140,14 +142,14 @@ def test_nothing_left_to_be_trained_is_refused_and_adapters_are_something(tiny_m
     config = RunConfig(model=tiny_model(), freeze="image", freeze_layers=layers)
     device = torch.device("cpu")
     with pytest.raises(ValueError, match="nothing is left to be trained"):
-        build_aligner(config, device, print, is_new_run=True)
+        build_aligner(config, device, is_new_run=True)
     adapted = replace(config, peft="lora", lora=LoraConfig("image", rank=2))
     # Begun from another run, as its heads stay what they are.
-    aligner = build_aligner(adapted, device, print, is_new_run=False)
+    aligner = build_aligner(adapted, device, is_new_run=False)
     assert all("lora_" in name for name, each in aligner.named_parameters() if each.requires_grad)
     config = RunConfig(model=tiny_model("cross"), freeze="all", freeze_layers=["fusion.*"])
     with pytest.raises(ValueError, match="nothing is left to be trained"):
-        build_aligner(config, device, print, is_new_run=True)
+        build_aligner(config, device, is_new_run=True)
 
 
 def test_layers_frozen_by_name_have_no_adapters(tiny_model):

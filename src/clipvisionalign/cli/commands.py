@@ -13,7 +13,7 @@ from clipvisionalign.cli.data import check, check_parser, scenes, scenes_parser,
 from clipvisionalign.cli.evaluate import audit, audit_parser, encode, encode_parser, evaluate, evaluate_parser
 from clipvisionalign.cli.explain import explain, explain_parser
 from clipvisionalign.cli.export import export, export_parser
-from clipvisionalign.cli.output import is_main_process, set_verbosity
+from clipvisionalign.cli.output import set_verbosity
 from clipvisionalign.cli.parser import OFFLINE, PROGRAM, QUIET, VERBOSE, CommandParser, add_output_flags
 from clipvisionalign.cli.search import (
     duplicates,
@@ -27,6 +27,7 @@ from clipvisionalign.cli.search import (
 )
 from clipvisionalign.cli.study import report, report_parser, study, study_parser
 from clipvisionalign.cli.train import train, train_parser
+from clipvisionalign.log import is_main_process
 from clipvisionalign.progress import progress_step
 
 

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clipvisionalign.cli.output import print_check, say
+from clipvisionalign.cli.output import print_check
 from clipvisionalign.cli.parser import OFFLINE, OFFLINE_HELP, PROGRAM, command_parser
 from clipvisionalign.counts import count_noun
 
 if TYPE_CHECKING:
     from clipvisionalign.data.captioned import CaptionedImages
     from clipvisionalign.data.check import CheckReport
+
+logger = logging.getLogger(__name__)
 
 
 def scenes_parser() -> argparse.ArgumentParser:
@@ -119,7 +122,7 @@ def _with_new_splits(
     problems = [problem for problem in clean_data.problems if "two splits" not in problem.kind]
     split_data = write_splits(replace(clean_data, problems=problems), duplicate_pairs, Path(file))
     sizes = ", ".join(f"{split} {split_data.split_sizes().get(split, 0):,}" for split in SPLITS)
-    say(
+    logger.info(
         f"{file}: written: {sizes} images; {count_noun(len(duplicate_pairs), 'pair')} of nearly equal ones "
         "kept together"
     )
@@ -165,9 +168,9 @@ def shards(arguments: list[str]) -> int:
     data, report = check_data(read_captioned_images(args.data, args.layout), full=False, show_progress=True)
     left_out = [problem for problem in report.problems if problem.effect == "left out"]
     for problem in left_out[:5]:
-        say(f"left out: {problem}")
+        logger.info(f"left out: {problem}")
     if len(left_out) > 5:
-        say(f"left out: and {len(left_out) - 5} more; '{PROGRAM} check {args.data}' lists all")
+        logger.info(f"left out: and {len(left_out) - 5} more; '{PROGRAM} check {args.data}' lists all")
     shard_files = write_shards(data, args.out, args.per_shard, show_progress=True)
     for split, files in shard_files.items():
         print(

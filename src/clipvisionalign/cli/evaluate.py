@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clipvisionalign.cli.output import print_audit, print_metrics, print_trained_on, say
+from clipvisionalign.cli.output import print_audit, print_metrics, print_trained_on
 from clipvisionalign.cli.parser import OFFLINE, OFFLINE_HELP, PROGRAM, command_parser
 from clipvisionalign.counts import count_noun
 
 if TYPE_CHECKING:
     from clipvisionalign.data.captioned import CaptionedImages
     from clipvisionalign.retrieval.evaluate import Evaluation
+
+
+logger = logging.getLogger(__name__)
 
 
 def evaluate_parser() -> argparse.ArgumentParser:
@@ -58,7 +62,7 @@ def evaluate(arguments: list[str]) -> int:
         if aligner.late is None:
             raise ValueError(f"{args.run}: its design '{aligner.config.design}' has nothing to re-rank with")
         candidates = args.candidates
-    say(
+    logger.info(
         f"{source}, {args.split}: {count_noun(len(eval_data), 'image')}, "
         f"{count_noun(len(eval_data.captions), 'caption')}"
     )
@@ -164,13 +168,13 @@ def _read_distractors(folder: str) -> list[Path]:
     skipped = ExcludedFiles()
     paths = image_files(root, skipped)
     for line in skipped.lines():
-        say(f"{folder}: not taken: {line}")
+        logger.info(f"{folder}: not taken: {line}")
     decodable = []
     for path in progress(paths, "checking distractors", len(paths), True):
         try:
             open_image(path)
         except ImageError as error:
-            say(f"left out: {error}")
+            logger.info(f"left out: {error}")
         else:
             decodable.append(path)
     if not decodable:
@@ -274,7 +278,7 @@ def _open_run(args: argparse.Namespace) -> tuple[Any, CaptionedImages, str, dict
     aligner.show_progress = True
     differences = differences_from_run(args.run, data, args.split)
     for line in differences:
-        say(f"note: {line}")
+        logger.info(f"note: {line}")
     return aligner, data, str(data.source), {"differs_from_run": "; ".join(differences)} if differences else {}
 
 
@@ -303,11 +307,11 @@ def _check_split(data: CaptionedImages, split: str) -> CaptionedImages:
     clean_data, report = check_data(data.split(split), full=True, show_progress=True)
     dropped = [problem for problem in report.problems if problem.effect == "left out" and problem not in data.problems]
     for problem in dropped[:10]:
-        say(f"check: {problem}")
+        logger.info(f"check: {problem}")
     if len(dropped) > 10:
-        say(f"check: and {len(dropped) - 10} more left out")
+        logger.info(f"check: and {len(dropped) - 10} more left out")
     before = sum(problem.rows for problem in data.problems)
     if before:
         rows = f"{count_noun(before, 'row')} {'was' if before == 1 else 'were'}"
-        say(f"{rows} left out when the data set was read: '{PROGRAM} check {data.source}' lists them")
+        logger.info(f"{rows} left out when the data set was read: '{PROGRAM} check {data.source}' lists them")
     return clean_data

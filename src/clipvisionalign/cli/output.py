@@ -9,39 +9,24 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from clipvisionalign.cli.parser import PROGRAM
 from clipvisionalign.counts import count_noun
+from clipvisionalign.log import configure_command_line
 from clipvisionalign.progress import silence_progress
 
 if TYPE_CHECKING:
     from clipvisionalign.data.check import CheckReport
     from clipvisionalign.search.index_report import IndexReport
 
+logger = logging.getLogger(__name__)
+
 #: The ends of an interval whose sign is changed.
 NEGATED_ENDS = {"value": "value", "low": "high", "high": "low"}
 DIRECTIONS = ("image_to_text", "text_to_image")
 
 
-#: Whether notes and progress are left out (--quiet).
-_is_quiet = False
-
-
 def set_verbosity(is_quiet: bool, is_verbose: bool) -> None:
     """Set how much this process prints beside results and errors."""
-    global _is_quiet
-    _is_quiet = is_quiet
     silence_progress(is_quiet)
-    if is_verbose:
-        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
-
-
-def say(line: str) -> None:
-    """Print a note to standard error, so that standard output is the result alone."""
-    if not _is_quiet:
-        print(line, file=sys.stderr, flush=True)
-
-
-def is_main_process() -> bool:
-    """Whether this is the first process: under a launcher all others are silent."""
-    return os.environ.get("RANK", "0") == "0"
+    configure_command_line(is_quiet, is_verbose)
 
 
 def print_check(data: str, report: CheckReport, truncation: dict[str, Any]) -> None:
@@ -225,9 +210,10 @@ def print_index_report(index: str, report: IndexReport) -> None:
         rows = count_noun(report.metadata["rows"], "row")
         print("metadata: {matched:,} of {0} matched, {listed:,} listed".format(rows, **report.metadata))
     for entry in read_broken_files(index)[:5]:
-        say(f"not decoded: {printable(entry['path'])}: {printable(entry['reason'].removeprefix(entry['path'] + ': '))}")
+        reason = entry["reason"].removeprefix(entry["path"] + ": ")
+        logger.info(f"not decoded: {printable(entry['path'])}: {printable(reason)}")
     if report.broken > 5:
-        say(f"and {report.broken - 5:,} more, in {index}/broken.jsonl")
+        logger.info(f"and {report.broken - 5:,} more, in {index}/broken.jsonl")
     if report.there:
         print(f'next: {PROGRAM} search {index} "a dog on the grass"')
 

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clipvisionalign.cli.output import print_hits, print_index_report, say, write_paths
+from clipvisionalign.cli.output import print_hits, print_index_report, write_paths
 from clipvisionalign.cli.parser import PROGRAM, command_parser
 from clipvisionalign.counts import count_noun
 
 if TYPE_CHECKING:
     from clipvisionalign.search.queries import SearchQuery
     from clipvisionalign.search.searcher import Hits, Searcher
+
+logger = logging.getLogger(__name__)
 
 #: Queries of a file that are searched for together.
 QUERIES_PER_BATCH = 64
@@ -75,7 +78,7 @@ def index(arguments: list[str]) -> int:
     from clipvisionalign.search.indexer import build_index
 
     index_report = build_index(
-        args.run, args.source, args.out, say, captions=args.captions, layout=args.layout,
+        args.run, args.source, args.out, logger.info, captions=args.captions, layout=args.layout,
         metadata=args.metadata, ray=args.ray, workers=args.workers, verify=args.verify,
         allow_drop=args.allow_drop, group=args.group,
     )  # fmt: skip
@@ -137,12 +140,12 @@ def search(arguments: list[str]) -> int:
 
     queries = _read_queries(args)
     for note in dict.fromkeys(term.note for _, query in queries for term in query.terms if term.note):
-        say(f"note: {note}")
+        logger.info(f"note: {note}")
     for _, query in queries:
         check_query(args.index, query, args.run)
     searcher = Searcher(args.index, args.run)
     if unfinished := unfinished_note(searcher.run):
-        say(f"note: {unfinished}")
+        logger.info(f"note: {unfinished}")
     results: list[dict[str, Any]] = []
     for start in range(0, len(queries), QUERIES_PER_BATCH):
         batch = queries[start : start + QUERIES_PER_BATCH]
@@ -190,7 +193,7 @@ def _print_result(args: argparse.Namespace, searcher: Searcher, query: str, hits
             if isinstance(each, CaptionHit) and not args.json:
                 print(f"{each.score:.3f}  {printable(each.text)}  ({printable(each.path)})")
     elif not image_hits:
-        say(f"{printable(query)}: nothing found{f' where {args.where}' if args.where.strip() else ''}")
+        logger.info(f"{printable(query)}: nothing found{f' where {args.where}' if args.where.strip() else ''}")
     elif args.paths:
         write_paths(searcher, [each.id for each in image_hits], b"\0" if args.null else b"\n")
     elif not args.json:
@@ -206,7 +209,7 @@ def _write_sheet(file: str, searcher: Searcher, results: list[dict[str, Any]]) -
     thumbnails = searcher.values([each["id"] for each in hits], "thumbnail")
     entries = [(thumbnails[each["id"]], f"{each['score']:.3f} {each['path']}") for each in hits]
     thumbnail_sheet(entries, "; ".join(result["query"] for result in results)).save(file, "PNG")
-    say(f"{file}: written")
+    logger.info(f"{file}: written")
 
 
 def duplicates_parser() -> argparse.ArgumentParser:
@@ -273,8 +276,8 @@ def serve(arguments: list[str]) -> int:
     from clipvisionalign.search.server.run import run_server as run_service
 
     if args.token:
-        say("--token shows the token in the list of processes and is to be removed: use --token-file FILE, or the "
-            "environment variable CLIPVISIONALIGN_TOKEN")  # fmt: skip
+        instead = "use --token-file FILE, or the environment variable CLIPVISIONALIGN_TOKEN"
+        logger.info(f"--token shows the token in the list of processes and is to be removed: {instead}")
     token = read_token(args.token, args.token_file)
-    run_service(args.indexes, args.host, args.port, token, args.run, say)
+    run_service(args.indexes, args.host, args.port, token, args.run, logger.info)
     return 0

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from clipvisionalign.cli.output import say
 from clipvisionalign.cli.parser import OFFLINE, OFFLINE_HELP, command_parser
 
 if TYPE_CHECKING:
     from clipvisionalign.study.config import Plan
+
+logger = logging.getLogger(__name__)
 
 
 def study_parser() -> argparse.ArgumentParser:
@@ -52,13 +54,13 @@ def study(arguments: list[str]) -> int:
     out = args.out or f"studies/{Path(args.plan).stem}"
     if args.dry_run:
         with told_with_lines(args.plan):
-            seconds = estimate_study_time(plan, out, say)
+            seconds = estimate_study_time(plan, out, logger.info)
         for phase, duration in seconds.items():
             print(f"{duration / 60:6.1f} min  {phase}")
         print(f"{sum(seconds.values()) / 60:6.1f} min  in all, for {len(plan.variants) * len(plan.seeds)} cells")
         return 0
     with told_with_lines(args.plan):
-        report = run_study(plan, out, say)
+        report = run_study(plan, out, logger.info)
     if args.pdf:
         _write_pdf(out)
     print(json.dumps(report, indent=2)) if args.json else print_tables(report)
@@ -133,7 +135,7 @@ def report(arguments: list[str]) -> int:
     check_installed()
     folder = study_folder(args.study)
     if args.compare:
-        study_report = read_study_report(folder, say)
+        study_report = read_study_report(folder, logger.info)
         tables, settings = compare_reports(study_report, read_report(args.compare))
         page = Path(args.out or folder / "comparison.html")
         comparison_text = render_comparison(
@@ -146,13 +148,13 @@ def report(arguments: list[str]) -> int:
         else:
             render_tables(tables)
             print("\n".join(settings))
-        say(f"{page}: written")
+        logger.info(f"{page}: written")
         return 0
     with report_held(folder):
-        study_report = read_study_report(folder, say)
+        study_report = read_study_report(folder, logger.info)
         # Its sentences are those of now, whichever version has made the report.
         study_report["claims"] = report_claims(study_report)
-        write_report(folder, study_report, say)
+        write_report(folder, study_report, logger.info)
         if args.pdf:
             _write_pdf(folder)
     print(json.dumps(study_report, indent=2)) if args.json else print_tables(study_report)
@@ -163,4 +165,4 @@ def _write_pdf(folder: str | Path) -> None:
     from clipvisionalign.study.report.html import write_pdf
 
     write_pdf(Path(folder) / "report.html", Path(folder) / "report.pdf")
-    say(f"{folder}/report.pdf: written")
+    logger.info(f"{folder}/report.pdf: written")

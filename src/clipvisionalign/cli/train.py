@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,8 +11,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
-from clipvisionalign.cli.output import is_main_process, print_metrics, print_profile, say
+from clipvisionalign.cli.output import print_metrics, print_profile
 from clipvisionalign.cli.parser import OFFLINE, OFFLINE_HELP, PROGRAM, add_output_flags, exit_with_usage_error
+from clipvisionalign.log import is_main_process, log_to
+
+logger = logging.getLogger(__name__)
 
 
 def train(arguments: list[str]) -> int:
@@ -43,14 +47,12 @@ def train(arguments: list[str]) -> int:
     if settings["profile"]:
         with tempfile.TemporaryDirectory() as folder:
             settings |= {"out": str(Path(folder) / "profile"), "overwrite": False}
-            profile = train_run(RunConfig(**settings), say)
+            profile = train_run(RunConfig(**settings))
         if is_main_process():
             print_profile(profile)
         return 0
     with hint.shown_for(settings["out"] if resumed_run is None else resumed_run):
-        results = (
-            resume(resumed_run, hint.say) if resumed_run is not None else train_run(RunConfig(**settings), hint.say)
-        )
+        results = resume(resumed_run) if resumed_run is not None else train_run(RunConfig(**settings))
     if not is_main_process():
         return 0
     print_metrics(results)
@@ -109,22 +111,22 @@ class _ResumeHint:
     measurement."""
 
     def __init__(self) -> None:
-        self.is_said = False
+        self.is_shown = False
 
-    def say(self, line: str) -> None:
-        """Print a line of the training."""
-        self.is_said = self.is_said or "train --resume" in line
-        say(line)
+    def _listen(self, line: str) -> None:
+        self.is_shown = self.is_shown or "train --resume" in line
+        logger.info(line)
 
     @contextmanager
     def shown_for(self, run: str) -> Iterator[None]:
         """Print the hint for a KeyboardInterrupt of what is done within, which is raised again."""
         try:
-            yield
+            with log_to(self._listen):
+                yield
         except KeyboardInterrupt:
             unfinished = (Path(run) / "config.yaml").is_file() and not (Path(run) / "results.json").is_file()
-            if unfinished and not self.is_said and is_main_process():
-                say(f"{run}: interrupted; resume it with: {PROGRAM} train --resume {run}")
+            if unfinished and not self.is_shown and is_main_process():
+                logger.info(f"{run}: interrupted; resume it with: {PROGRAM} train --resume {run}")
             raise
 
 

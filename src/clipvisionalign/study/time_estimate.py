@@ -11,6 +11,7 @@ from typing import Any
 
 from clipvisionalign.data.batches import steps_in_epoch
 from clipvisionalign.data.captioned import CaptionedImages
+from clipvisionalign.log import log_to
 from clipvisionalign.models.aligner import Aligner
 from clipvisionalign.number_format import significant_format
 from clipvisionalign.progress import progress_step
@@ -44,7 +45,8 @@ def time_steps(config: RunConfig, eval_data: CaptionedImages) -> StepTiming:
             config, out=str(folder / "run"), init="", cache=str(folder / "cache"), views=1, epochs=1, steps=0,
             train_images=(TIMED_STEPS + 1) * config.batch, profile=TIMED_STEPS, trackers="",
         )  # fmt: skip
-        profile = train(short_config, _ignore)
+        with log_to(_ignore):
+            profile = train(short_config)
     aligner = Aligner(config.model, load_weights=False).eval()
     images, captions = eval_data.images[:TIMED_IMAGES], eval_data.captions[:TIMED_CAPTIONS]
     return StepTiming(

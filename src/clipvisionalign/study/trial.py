@@ -10,6 +10,7 @@ from clipvisionalign.batch import TruncationStats
 from clipvisionalign.data.captioned import CaptionedImages
 from clipvisionalign.data.hashes import dataset_hashes
 from clipvisionalign.json_io import read_json, write_json
+from clipvisionalign.log import log_to
 from clipvisionalign.models.aligner import Aligner, TowerOutputCache
 from clipvisionalign.models.caption_tokenizer import open_tokenizer
 from clipvisionalign.models.device import library_versions
@@ -44,19 +45,19 @@ def train_trial(trial: Trial, say: Log, tower_caches: dict[str, TowerOutputCache
     refuse_other_base(trial, say)
     if (trial.folder / "results.json").is_file():
         try:
-            check_data_unchanged(trial.folder, trial.config, say, ("train",))
+            with log_to(say):
+                check_data_unchanged(trial.folder, trial.config, splits=("train",))
         except json.JSONDecodeError as error:
             reason = f"what it was trained on cannot be read ({error}); put back a whole one, or remove {trial.folder}"
             raise ValueError(f"{trial.folder / 'data.json'}: {reason}") from None
         say(f"{trial.folder}: finished already")
     elif (trial.folder / "config.yaml").is_file():
-        resume(trial.folder, say, _tower_cache(trial, tower_caches))
+        with log_to(say):
+            resume(trial.folder, encodings_cache=_tower_cache(trial, tower_caches))
     else:
         # A study's settings are those of all its variants: what has no effect on one is another's.
-        train(
-            trial.config, lambda line: None if line.startswith(NO_EFFECT) else say(line),
-            encodings_cache=_tower_cache(trial, tower_caches),
-        )  # fmt: skip
+        with log_to(lambda line: None if line.startswith(NO_EFFECT) else say(line)):
+            train(trial.config, encodings_cache=_tower_cache(trial, tower_caches))
 
 
 def _tower_cache(

@@ -11,6 +11,7 @@ from typing import Any
 
 from clipvisionalign.data.hashes import hash_parts, run_hash
 from clipvisionalign.data.run_data import data_record
+from clipvisionalign.log import log_to
 from clipvisionalign.settings import config_from_dict
 from clipvisionalign.study.config import Trial
 from clipvisionalign.study.gaps import Log
@@ -122,4 +123,5 @@ def refuse_changed_data(cells: Sequence[Trial]) -> None:
             with suppress(ValueError):
                 finished.setdefault(json.dumps(data_record(cell.folder).get("as_read")), cell)
     for cell in finished.values():
-        check_data_unchanged(cell.folder, cell.config, lambda line: None, ("train",))
+        with log_to(lambda line: None):
+            check_data_unchanged(cell.folder, cell.config, splits=("train",))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import random
 import shutil
@@ -17,7 +18,9 @@ from clipvisionalign.training.contrastive import DualEncoderLoss
 from clipvisionalign.training.distributed import Distributed
 from clipvisionalign.training.fine_tuning import add_lora, freeze, image_batch_norms
 from clipvisionalign.training.init_run import check_frozen_initialised, load_init_weights
-from clipvisionalign.training.metrics_logger import Log, available_trackers
+from clipvisionalign.training.metrics_logger import available_trackers
+
+logger = logging.getLogger(__name__)
 
 
 def found_here(config: RunConfig) -> tuple[torch.device, list[str], list[str]]:
@@ -47,9 +50,7 @@ def build_loss(config: RunConfig, aligner: Aligner) -> DualEncoderLoss:
     return DualEncoderLoss(config.loss).to(aligner.device)
 
 
-def build_aligner(
-    config: RunConfig, device: torch.device, say: Log, is_new_run: bool, base: Aligner | None = None
-) -> Aligner:
+def build_aligner(config: RunConfig, device: torch.device, is_new_run: bool, base: Aligner | None = None) -> Aligner:
     """The model on its device; what is frozen, and adapters, as the settings want them. begins: unless weights of a
     checkpoint come. base: as in `load_init_weights`."""
     aligner = Aligner(config.model)
@@ -57,12 +58,12 @@ def build_aligner(
     aligner = aligner.to(device).to(memory_format=torch.channels_last)
     if config.init and is_new_run:
         reinitialised = sorted({name.split(".")[0] for name in set(aligner.state_dict()) - loaded})
-        say(f"weights of {config.init}; reinitialised: {', '.join(reinitialised) or 'nothing'}")
+        logger.info(f"weights of {config.init}; reinitialised: {', '.join(reinitialised) or 'nothing'}")
     redundant_patterns = freeze(aligner, config.freeze, config.freeze_layers)
     if config.peft == "lora":
         add_lora(aligner, config.lora, config.freeze_layers)
     elif redundant_patterns and is_new_run:
-        say(f"no effect of --freeze_layers {' '.join(redundant_patterns)}: frozen without that")
+        logger.info(f"no effect of --freeze_layers {' '.join(redundant_patterns)}: frozen without that")
     if not count_trained_parameters(aligner):
         layers = " ".join(config.freeze_layers)
         raise ValueError(f"--freeze {config.freeze} with --freeze_layers {layers}: nothing is left to be trained")

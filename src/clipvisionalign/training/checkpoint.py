@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import random
 import shutil
@@ -26,7 +27,10 @@ import torch
 from torch import Tensor
 
 from clipvisionalign.files import PARTIAL_SUFFIX, atomic_write, fsync_paths, remove
+from clipvisionalign.log import Log, deprecated_say
 from clipvisionalign.training.distributed import Distributed
+
+logger = logging.getLogger(__name__)
 
 CHECKPOINT_FOLDER = "checkpoints"
 KEEP_LAST = 2
@@ -174,9 +178,14 @@ def list_checkpoints(run: Path) -> list[Path]:
     return sorted(paths, key=lambda path: (path.stem, path.suffix))
 
 
-def load_last_checkpoint(run: Path, say: Callable[[str], None]) -> dict[str, Any] | None:
+def load_last_checkpoint(run: Path, say: Log | None = None) -> dict[str, Any] | None:
     """The state of the newest checkpoint that reads back, None if there is none; of a sharded one all but its tensors,
     whose folder is under "shards"."""
+    with deprecated_say(say):
+        return _load_last_readable(run)
+
+
+def _load_last_readable(run: Path) -> dict[str, Any] | None:
     for path in reversed(list_checkpoints(run)):
         try:
             if path.is_dir():
@@ -188,7 +197,7 @@ def load_last_checkpoint(run: Path, say: Callable[[str], None]) -> dict[str, Any
             return torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:
             message = (str(error).splitlines() or [type(error).__name__])[0]
-            say(f"{path}: does not read back ({message[:80]}); taking the one before it")
+            logger.info(f"{path}: does not read back ({message[:80]}); taking the one before it")
     return None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,12 +23,14 @@ from clipvisionalign.data.streams.in_memory import read_stream_split
 from clipvisionalign.data.streams.loader import SampleCounts, StreamedBatches
 from clipvisionalign.data.streams.sources import SavedDatasetStream, ShardStream, open_stream
 from clipvisionalign.data.training_images import other_than_trained_on
+from clipvisionalign.log import Log, deprecated_say
 from clipvisionalign.models.aligner import Aligner
 from clipvisionalign.progress import progress_step
 from clipvisionalign.training.config import RunConfig
 from clipvisionalign.training.distributed import Distributed
 from clipvisionalign.training.feature_cache import ImageFeatureCache
-from clipvisionalign.training.metrics_logger import Log
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -89,7 +92,7 @@ class TrainingData:
         counts = {**read, **train, "dev": dev, "cut_captions": cut, "left_out": self.left_out}
         return {**counts, "as_read": self.as_read}
 
-    def count_cut_captions(self, aligner: Aligner, batches: CaptionedBatches | StreamedBatches, say: Log) -> None:
+    def count_cut_captions(self, aligner: Aligner, batches: CaptionedBatches | StreamedBatches) -> None:
         """Count the captions that the text tower cuts, and tell of them; a stream's are counted as they pass."""
         tower = aligner.text_tower
         self.max_tokens = tower.max_tokens
@@ -98,20 +101,20 @@ class TrainingData:
         self.cut_captions["dev"] = TruncationStats.from_tokens(tower.tokenize(self.dev.captions))
         for split, counts in self.cut_captions.items():
             if counts.cut:
-                say(counts.summary(split, tower.max_tokens))
+                logger.info(counts.summary(split, tower.max_tokens))
 
-    def count_stream(self, batches: CaptionedBatches | StreamedBatches, say: Log, distributed: Distributed) -> bool:
+    def count_stream(self, batches: CaptionedBatches | StreamedBatches, distributed: Distributed) -> bool:
         """The same for the captions of a stream that have passed, on all processes; whether there is a stream."""
         if isinstance(batches, CaptionedBatches):
             return False
         self.cut_captions["train"] = sum(distributed.all_gather_object(batches.truncation), TruncationStats())
         if self.cut_captions["train"].cut:
-            say(self.cut_captions["train"].summary("train, as it passed", self.max_tokens))
+            logger.info(self.cut_captions["train"].summary("train, as it passed", self.max_tokens))
         passed = sum(distributed.all_gather_object(batches.sample_counts), SampleCounts())
         if passed.complaints:
             message = f"{passed.complaints:,} parts of samples, as they passed, were left out or mended"
             self.left_out.append(f"{message}; the first: {passed.first[0]}")
-            say(f"check: {self.left_out[-1]}")
+            logger.info(f"check: {self.left_out[-1]}")
         return True
 
     def resume_counts(
@@ -127,13 +130,13 @@ class TrainingData:
         elif distributed.is_main:
             batches.restore_counters(counted)
 
-    def drop_unreadable(self, features: ImageFeatureCache, say: Log) -> None:
+    def drop_unreadable(self, features: ImageFeatureCache) -> None:
         """Leave out the training pictures of which the picture tower's cache has nothing."""
         if not features.failures or not isinstance(self.train, CaptionedImages):
             return
         self.left_out += features.failures.values()
         for reason in features.failures.values():
-            say(f"left out: {reason}")
+            logger.info(f"left out: {reason}")
         good = np.array([index for index in range(len(self.train)) if index not in features.failures])
         features.select(good)
         if len(good) < 2:
@@ -146,7 +149,7 @@ def _split_summary(data: CaptionedImages) -> dict[str, Any]:
     return {"images": len(data), "captions": len(data.captions), "fingerprint": data.fingerprint()}
 
 
-def open_data(config: RunConfig, say: Log, distributed: Distributed, is_new_run: bool = True) -> TrainingData:
+def open_data(config: RunConfig, distributed: Distributed, is_new_run: bool = True) -> TrainingData:
     """The checked splits; every process calls this. begins: whether the run does, or goes on. Raises DataError where
     one is empty."""
     if not config.data:
@@ -162,22 +165,22 @@ def open_data(config: RunConfig, say: Log, distributed: Distributed, is_new_run:
             f"at this place on every machine"
         )
     if not streams[0]:
-        return distributed.run_on_all(lambda: _open_images(config, say, distributed, is_new_run), long_timeout=True)
+        return distributed.run_on_all(lambda: _open_images(config, distributed, is_new_run), long_timeout=True)
     if config.train_images:
         raise ValueError("--train_images picks images of a data set in memory; a stream has all of its own")
     # The first process counts what no index tells, and leaves the index to the others.
     stream = distributed.run_on_main(lambda: open_stream(config.data))
-    return distributed.run_on_all(lambda: _open_stream(config, stream, say, distributed), long_timeout=True)
+    return distributed.run_on_all(lambda: _open_stream(config, stream, distributed), long_timeout=True)
 
 
-def _open_images(config: RunConfig, say: Log, distributed: Distributed, is_new_run: bool) -> TrainingData:
+def _open_images(config: RunConfig, distributed: Distributed, is_new_run: bool) -> TrainingData:
     """Both splits of a data set in memory."""
     rule = SPLIT_RULE if is_new_run else split_rule_of(Path(config.out))
     data = read_captioned_images(config.data, config.layout, config.group, rule).with_identity(config.identity)
     has_official_splits = data.official_splits and data.split_rule != SPLIT_RULE
     split_source = "its own splits" if has_official_splits else SPLIT_RULES[data.split_rule]
     sizes = ", ".join(f"{split} {count:,}" for split, count in sorted(data.split_sizes().items()))
-    say(f"{config.data}: read as '{data.layout}', {split_source}: {sizes} images")
+    logger.info(f"{config.data}: read as '{data.layout}', {split_source}: {sizes} images")
     # The dev gallery is decoded as a whole, since every figure is over all of it; training pictures by their headers.
     train, _ = check(data.split("train"), full=False, show_progress=distributed.is_main)
     elsewhere = _dev_data(config, rule) if config.dev_data else data
@@ -185,11 +188,11 @@ def _open_images(config: RunConfig, say: Log, distributed: Distributed, is_new_r
     problems = dict.fromkeys([*train.problems, *dev_report.problems])
     left_out = [str(problem) for problem in problems if problem.effect != "warning"]
     for line in left_out[:5]:
-        say(f"check: {line}")
+        logger.info(f"check: {line}")
     if len(left_out) > 5:
-        say(f"check: and {len(left_out) - 5} more; 'clipvisionalign check {config.data}' lists all")
+        logger.info(f"check: and {len(left_out) - 5} more; 'clipvisionalign check {config.data}' lists all")
     if config.train_images >= len(train) and config.train_images and is_new_run:
-        say(f"no effect of --train_images: there are {len(train):,}")
+        logger.info(f"no effect of --train_images: there are {len(train):,}")
     elif 0 < config.train_images < len(train):
         train = train.first_by_hash(config.train_images)
     if len(train) < 2 or len(dev) < 2:
@@ -225,23 +228,31 @@ def _as_read(data: CaptionedImages, elsewhere: CaptionedImages) -> dict[str, dic
     return settings
 
 
-def check_data_unchanged(run: Path, config: RunConfig, say: Log, splits: Sequence[str] = ("train", "dev")) -> None:
+def check_data_unchanged(
+    run: Path, config: RunConfig, say: Log | None = None, splits: Sequence[str] = ("train", "dev")
+) -> None:
     """Raises DataError where the data of a finished run is no longer what it was trained on, and says what differs.
 
-    A data set that is not there, a stream, and a run from before this was recorded cannot be compared: that is said.
+    A data set that is not there, a stream, and a run from before this was recorded cannot be compared: that is logged.
+    say is deprecated: it takes the lines that are logged otherwise.
     """
+    with deprecated_say(say):
+        _check_data_unchanged(run, config, splits)
+
+
+def _check_data_unchanged(run: Path, config: RunConfig, splits: Sequence[str]) -> None:
     data_file = run / "data.json"
     recorded = json.loads(data_file.read_text()).get("as_read", {}) if data_file.is_file() else {}
     if not recorded:
         stream = "a stream" if is_stream(config.data, config.layout) else "from before that was recorded"
-        say(f"{run}: {stream}: whether its data is still what it was trained on was not compared")
+        logger.info(f"{run}: {stream}: whether its data is still what it was trained on was not compared")
         return
     try:
         rule = split_rule_of(run)
         data = read_captioned_images(config.data, config.layout, config.group, rule).with_identity(config.identity)
         current = _as_read(data, _dev_data(config, rule) if config.dev_data else data)
     except (OSError, DataError) as error:
-        say(f"{run}: its data was not compared with what it was trained on: {error}")
+        logger.info(f"{run}: its data was not compared with what it was trained on: {error}")
         return
     for split in splits:
         differing = changed_keys(recorded[split], current[split])
@@ -272,9 +283,7 @@ def check_same_data(state: dict[str, Any], contents: dict[str, dict[str, str]], 
             )
 
 
-def _open_stream(
-    config: RunConfig, stream: ShardStream | SavedDatasetStream, say: Log, distributed: Distributed
-) -> TrainingData:
+def _open_stream(config: RunConfig, stream: ShardStream | SavedDatasetStream, distributed: Distributed) -> TrainingData:
     """A stream to train on, and its dev split in memory: its own, or that of another data set."""
     # The layout of the stream is not that of another data set.
     layout = "auto" if config.layout == STREAM else config.layout
@@ -283,8 +292,8 @@ def _open_stream(
     else:
         dev_data = read_captioned_images(config.dev_data, layout, config.group).split("dev")
     dev, report = check(dev_data.with_identity(config.identity), full=True, show_progress=distributed.is_main)
-    say(f"{config.data}: a stream of {stream.count:,} images; dev {len(dev):,} images")
+    logger.info(f"{config.data}: a stream of {stream.count:,} images; dev {len(dev):,} images")
     left_out = [str(problem) for problem in report.problems if problem.effect != "warning"]
     for line in left_out[:5]:
-        say(f"check: {line}")
+        logger.info(f"check: {line}")
     return TrainingData(config.data, stream, dev, left_out, {}, dev_source=config.dev_data)

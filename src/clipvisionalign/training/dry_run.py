@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from clipvisionalign.batch import Batch, group_by_length
+from clipvisionalign.log import log_to
 from clipvisionalign.models.aligner import Aligner
 from clipvisionalign.models.text_families import preserve_rng_state
 from clipvisionalign.training.build import (
@@ -17,7 +18,6 @@ from clipvisionalign.training.build import (
 from clipvisionalign.training.config import RunConfig, check_settings
 from clipvisionalign.training.fine_tuning import set_train_mode
 from clipvisionalign.training.forward import PrecomputedFeatures, Towers
-from clipvisionalign.training.metrics_logger import discard
 from clipvisionalign.training.optimizer import build_optimizer
 from clipvisionalign.training.step import Step
 
@@ -34,7 +34,8 @@ def try_step(config: RunConfig, base: RunConfig | None = None) -> None:
     processes = start_distributed(config, device, [])
     with preserve_rng_state():
         below = None if base is None else Aligner(base.model)
-        aligner = build_aligner(config, device, discard, True, below)
+        with log_to(lambda line: None):
+            aligner = build_aligner(config, device, True, below)
         check_batch_norm_statistics(aligner, config, processes)
         loss_of = build_loss(config, aligner)
         set_train_mode(aligner, config.freeze)

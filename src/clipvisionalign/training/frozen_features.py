@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +30,8 @@ from clipvisionalign.training.feature_cache import (
     open_caption_features,
     open_image_features,
 )
-from clipvisionalign.training.metrics_logger import Log
+
+logger = logging.getLogger(__name__)
 
 CacheT = TypeVar("CacheT")
 
@@ -103,7 +105,6 @@ def load_frozen_image_features(
     aligner: Aligner,
     data: TrainingData,
     dtype: torch.dtype,
-    say: Log,
     distributed: Distributed,
     used_before: bool | None = None,
 ) -> tuple[ImageFeatureCache | None, ImageFeatureCache | None]:
@@ -136,10 +137,10 @@ def load_frozen_image_features(
 
     caches = _compute_once(room, parts_exist, open_caches, distributed, used_before)
     if caches is None:
-        say(f"{room}: pictures go through the tower in every epoch")
+        logger.info(f"{room}: pictures go through the tower in every epoch")
         return None, None
     features, *dev = caches
-    data.drop_unreadable(features, say)
+    data.drop_unreadable(features)
     return features, dev[0] if dev else None
 
 
@@ -147,7 +148,6 @@ def load_frozen_caption_features(
     config: RunConfig,
     aligner: Aligner,
     data: TrainingData,
-    say: Log,
     distributed: Distributed,
     used_before: bool | None = None,
 ) -> tuple[CaptionFeatureCache | None, CaptionFeatureCache | None]:
@@ -175,7 +175,7 @@ def load_frozen_caption_features(
 
     caches = _compute_once(room, parts_exist, open_caches, distributed, used_before)
     if caches is None:
-        say(f"{room}: captions go through the tower in every epoch")
+        logger.info(f"{room}: captions go through the tower in every epoch")
         return None, None
     train = caches[0] if isinstance(data.train, CaptionedImages) else None
     return train, None if config.profile else caches[-1]

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-#: Prints a line; silent on processes other than the first.
-Log = Callable[[str], None]
 
 #: The package that a tracker needs.
 TRACKER_PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}
@@ -81,7 +77,3 @@ def flatten_metrics(values: dict[str, Any], prefix: str = "") -> dict[str, float
         elif isinstance(value, (int, float)) and name != "epoch":
             flattened[prefix + name] = float(value)
     return flattened
-
-
-def discard(line: str) -> None:
-    """What processes other than the first say."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,13 @@ from clipvisionalign.data.run_data import data_record, run_settings, working_dir
 from clipvisionalign.data.streams.sources import SavedDatasetStream, ShardStream
 from clipvisionalign.data.training_images import TRAINED_ON_FILE, TrainedOnImages, TrainedOnMatch
 
+logger = logging.getLogger(__name__)
+
 #: Images that are named, of all that were trained on.
 MAX_NAMED_IMAGES = 10
 
 
-def save_trained_on(
-    run: Path, train: CaptionedImages | ShardStream | SavedDatasetStream, say: Callable[[str], None], shown: bool
-) -> None:
+def save_trained_on(run: Path, train: CaptionedImages | ShardStream | SavedDatasetStream, shown: bool) -> None:
     """Keep in a run folder by what its training images are known again. A run is as good without: what cannot be read
     is told."""
     try:
@@ -30,7 +30,7 @@ def save_trained_on(
             record = TrainedOnImages.from_images(good, train.count, shown)
         record.save(run / TRAINED_ON_FILE)
     except (OSError, DataError) as error:
-        say(f"warning: by what its images are known again was not kept: {error}")
+        logger.warning(f"by what its images are known again was not kept: {error}")
 
 
 @dataclass(frozen=True)

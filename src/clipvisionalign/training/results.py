@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,11 @@ from clipvisionalign.training.cross_fit import choices_to_dict, combine_halves, 
 from clipvisionalign.training.dev_scores import DevScores
 from clipvisionalign.training.distributed import Distributed
 from clipvisionalign.training.init_run import InitRun
-from clipvisionalign.training.metrics_logger import Log
 from clipvisionalign.training.pair_weights import PAIR_WEIGHTS
 from clipvisionalign.training.state import TrainProgress
 from clipvisionalign.training.validation import DevGallery, DistributedAligner
+
+logger = logging.getLogger(__name__)
 
 
 def can_cache_encodings(config: RunConfig, data: CaptionedImages) -> bool:
@@ -29,7 +31,7 @@ def can_cache_encodings(config: RunConfig, data: CaptionedImages) -> bool:
 
 
 def evaluate_run(
-    config: RunConfig, progress: TrainProgress, dev: DevGallery, out: Path, distributed: Distributed, say: Log,
+    config: RunConfig, progress: TrainProgress, dev: DevGallery, out: Path, distributed: Distributed,
     encodings_cache: TowerOutputCache | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """What results.json holds: cross-fitted figures of the whole dev gallery, what was chosen, and the run's own model
@@ -55,7 +57,8 @@ def evaluate_run(
         more = f", the fusion's correction {weights[0].fusion:g} times" if scores.fusion is not None else ""
         if more and halves:
             more += f", by the halves {' and '.join(f'{each.fusion:g}' for each in weights[1:])}"
-        say(f"the late score counts {weights[0].late:g} times{by_halves}{more}, chosen on dev from {PAIR_WEIGHTS}")
+        counts = f"{weights[0].late:g} times{by_halves}{more}"
+        logger.info(f"the late score counts {counts}, chosen on dev from {PAIR_WEIGHTS}")
         distributed.run_on_main(lambda: scores.model.aligner.save(out))
     ranked = combine_halves(halves, choices[1].ranking, choices[2].ranking) if halves else choices[0].ranking
     evaluation = make_evaluation(scores, ranked)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from collections.abc import Collection
 from contextlib import ExitStack
@@ -25,8 +26,9 @@ from clipvisionalign.training.config import RunConfig
 from clipvisionalign.training.data import TrainingData
 from clipvisionalign.training.fine_tuning import merge_lora
 from clipvisionalign.training.init_run import INIT_FILE, InitRun
-from clipvisionalign.training.metrics_logger import Log
 from clipvisionalign.training.state import TrainProgress
+
+logger = logging.getLogger(__name__)
 
 #: The folder of the trackers' records in a run folder.
 TRACKER_FOLDER = "records"
@@ -167,9 +169,7 @@ def _write_settings(path: Path, config: RunConfig) -> None:
         aside.write_text(yaml.safe_dump(settings, sort_keys=False))
 
 
-def write_run_files(
-    out: Path, config: RunConfig, data: TrainingData, aligner: Aligner, restart: bool, say: Log
-) -> None:
+def write_run_files(out: Path, config: RunConfig, data: TrainingData, aligner: Aligner, restart: bool) -> None:
     # Only now: what could be refused has been by then. Killed from here on, the run is the new one.
     if config.overwrite and not restart:
         _write_settings(out / BEGUN_FILE, config)
@@ -186,7 +186,7 @@ def write_run_files(
         init_run = InitRun.of(out, config.init, Path(config.init), data.dev)
         init_run.save(out)
         if init_run.trained_on:
-            say(f"warning: {init_run.trained_on}")
+            logger.warning(f"{init_run.trained_on}")
     remove(out / BEGUN_FILE)
 
 
@@ -197,9 +197,7 @@ def write_results(out: Path, results: dict[str, Any]) -> None:
     remove_unfinished_files(out)
 
 
-def save_models(
-    config: RunConfig, out: Path, model: Aligner, progress: TrainProgress, previous_best: int, say: Log
-) -> None:
+def save_models(config: RunConfig, out: Path, model: Aligner, progress: TrainProgress, previous_best: int) -> None:
     def save(folder: Path) -> None:
         (merge_lora(model) if config.peft == "lora" else model).save(folder)
 
@@ -209,4 +207,4 @@ def save_models(
         if progress.best_epoch == progress.epoch:
             # What a half chose can be done without, the run's own model cannot.
             save(out)
-        say(f"warning: a half of dev chose another epoch than all of dev, and its model was not kept: {error}")
+        logger.warning(f"a half of dev chose another epoch than all of dev, and its model was not kept: {error}")

@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import shutil
 import time
@@ -26,6 +27,7 @@ from clipvisionalign.batch import Batch
 from clipvisionalign.data.captioned import DataError
 from clipvisionalign.data.streams.loader import too_many_bad
 from clipvisionalign.json_io import write_json
+from clipvisionalign.log import Log, deprecated_say
 from clipvisionalign.models.aligner import TowerOutputCache
 from clipvisionalign.progress import progress_step
 from clipvisionalign.training.best_epoch import prune_models
@@ -36,7 +38,7 @@ from clipvisionalign.training.diagnostics import EpochMetrics, diagnose
 from clipvisionalign.training.distributed import Distributed
 from clipvisionalign.training.epoch_log import epoch_line, progress_line, record_epoch
 from clipvisionalign.training.fine_tuning import set_train_mode
-from clipvisionalign.training.metrics_logger import Log, MetricsLogger
+from clipvisionalign.training.metrics_logger import MetricsLogger
 from clipvisionalign.training.overlap import save_trained_on
 from clipvisionalign.training.profiling import TimedBatches
 from clipvisionalign.training.results import evaluate_run
@@ -44,6 +46,8 @@ from clipvisionalign.training.run_folder import save_models, write_results
 from clipvisionalign.training.step import StepMetrics, forward_backward
 from clipvisionalign.training.trainer_setup import TrainerSetup
 from clipvisionalign.training.validation import DevMetrics
+
+logger = logging.getLogger(__name__)
 
 
 class Callback:
@@ -93,7 +97,7 @@ class Trainer(TrainerSetup):
 
     Args:
         config: the settings.
-        say: prints a line; only that of the first process is used.
+        say: deprecated: takes the lines that are logged otherwise.
         state: of a checkpoint, to resume from, see `load_last_checkpoint`.
         again: a run that came to no checkpoint is begun once more in its folder.
         remembered: what the same frozen towers gave in other runs of this process, to be used and added to.
@@ -109,18 +113,20 @@ class Trainer(TrainerSetup):
     def __init__(
         self,
         config: RunConfig,
-        say: Log = print,
+        say: Log | None = None,
         state: dict[str, Any] | None = None,
         again: bool = False,
         remembered: TowerOutputCache | None = None,
         callbacks: Sequence[Callback] = (),
     ) -> None:
-        super().__init__(config, say, state, again)
+        super().__init__(config, state, again)
         self.callbacks, self._remembered = list(callbacks), remembered
+        self._say = say
         self._exit_stack: ExitStack | None = None
 
     def __enter__(self) -> Trainer:
         with ExitStack() as stack:
+            stack.enter_context(deprecated_say(self._say))
             self._open(stack)
             self._build_model()
             self._load_features()
@@ -211,7 +217,7 @@ class Trainer(TrainerSetup):
         # Each process has its own.
         for reasons in self.processes.all_gather_object(metrics.skipped) if metrics.left_out else []:
             for reason in reasons:
-                self.say(f"left out: {reason}")
+                logger.info(f"left out: {reason}")
         if not metrics.images:
             self._skip_step()
             return metrics
@@ -248,7 +254,7 @@ class Trainer(TrainerSetup):
         """Count a step that could not be taken as one of those planned, so that the schedule ends where it should."""
         progress = self.progress
         progress.step, progress.skipped = progress.step + 1, progress.skipped + 1
-        self.say(f"step {progress.step}: none: too few of its images could be read")
+        logger.info(f"step {progress.step}: none: too few of its images could be read")
         with warnings.catch_warnings():
             # PyTorch thinks that the first step of the optimiser was forgotten.
             warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")
@@ -272,16 +278,16 @@ class Trainer(TrainerSetup):
         shape = per_step, round(per_step * self.batches.captions_per_image)
         processes.run_on_all(partial(record_epoch, progress, metrics, shape, self.records, self.timings, seconds))
         model = self.average.model()
-        self.say(epoch_line(progress.epoch, self.epochs, progress, metrics, seconds, model))
+        logger.info(epoch_line(progress.epoch, self.epochs, progress, metrics, seconds, model))
         history = [EpochMetrics(*figures) for figures in progress.history]
         for finding in diagnose(history, metrics.image_vectors, metrics.caption_vectors, config.best_by):
-            self.say(f"warning: {finding}")
+            logger.warning(finding)
         previous_best = progress.best_epoch
         progress.update_best(metrics, config)
-        processes.run_on_main(partial(save_models, config, self.out, model, progress, previous_best, self.say))
+        processes.run_on_main(partial(save_models, config, self.out, model, progress, previous_best))
         if progress.stopped:
             message = f"no better dev {config.best_by} for {config.patience} epochs"
-            self.say(f"{message}: stopped; the best was epoch {progress.best_epoch}")
+            logger.info(f"{message}: stopped; the best was epoch {progress.best_epoch}")
         self._call(lambda callback: callback.on_epoch(self, metrics))
         progress.next_epoch()
         if self.save_checkpoint():
@@ -302,20 +308,20 @@ class Trainer(TrainerSetup):
             raise DataError(f"{config.data}: {detail}")
         if progress.skipped:
             few = "steps were none: too few of their images could be read"
-            self.say(f"{progress.skipped} of {progress.step} {few}")
-        if data.count_stream(self.batches, self.say, processes):
+            logger.info(f"{progress.skipped} of {progress.step} {few}")
+        if data.count_stream(self.batches, processes):
             processes.run_on_main(lambda: write_json(out / "data.json", data.to_dict()))
         processes.barrier()
         # The measuring has the memory for itself.
         vars(self.train_state).clear()
         del self.step, self.aligner, self.average, self.optimizer, self.scheduler, self._parameters
-        self.say(f"best epoch {progress.best_epoch}; measuring the saved model on the whole dev gallery")
+        logger.info(f"best epoch {progress.best_epoch}; measuring the saved model on the whole dev gallery")
         with progress_step("measuring the saved model", visible=processes.is_main):
-            results = evaluate_run(config, progress, self.dev, out, processes, self.say, self._remembered)
+            results = evaluate_run(config, progress, self.dev, out, processes, self._remembered)
         results |= {"best_epoch": progress.best_epoch, "training_seconds": round(seconds, 1)}
         results |= {"steps": progress.step - progress.skipped, "steps_skipped": progress.skipped}
         results |= {"images_left_out": progress.left_out}
-        processes.run_on_main(lambda: save_trained_on(out, data.train, self.say, processes.is_main))
+        processes.run_on_main(lambda: save_trained_on(out, data.train, processes.is_main))
         processes.run_on_main(partial(write_results, out, results))
         processes.close()
         return results
@@ -342,7 +348,7 @@ class Trainer(TrainerSetup):
             self.train_state.save(self.out, self.progress.step, self.state_dict(), self.processes)
         except OSError as error:
             fallback = "the one before it is kept" if list_checkpoints(self.out) else "there is none before it"
-            self.say(f"warning: no checkpoint at step {self.progress.step}: {error}; training goes on, {fallback}")
+            logger.warning(f"no checkpoint at step {self.progress.step}: {error}; training goes on, {fallback}")
             return False
         finally:
             self._saved_at = time.perf_counter()
@@ -368,7 +374,7 @@ class Trainer(TrainerSetup):
             message += ", which was not kept: "
             message += "there is no checkpoint" if kept is None else f"the last checkpoint is of step {kept}"
         hint = "; begin anew with" if kept is None else "; go on with"
-        self.say(f"{message}{hint}: clipvisionalign train --resume {self.out}")
+        logger.info(f"{message}{hint}: clipvisionalign train --resume {self.out}")
         raise KeyboardInterrupt
 
     def _call(self, event: Callable[[Callback], None]) -> None:

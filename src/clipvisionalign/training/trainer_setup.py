@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import time
 from contextlib import ExitStack
 from dataclasses import asdict, replace
@@ -33,7 +34,6 @@ from clipvisionalign.training.forward import FeatureLookup, Towers
 from clipvisionalign.training.frozen_features import load_frozen_caption_features, load_frozen_image_features
 from clipvisionalign.training.ineffective_settings import ineffective_settings
 from clipvisionalign.training.init_run import check_init
-from clipvisionalign.training.metrics_logger import Log, discard
 from clipvisionalign.training.optimizer import build_optimizer, build_schedule
 from clipvisionalign.training.precision import choose_dtypes, dtype_name
 from clipvisionalign.training.profiling import Timings
@@ -43,12 +43,14 @@ from clipvisionalign.training.state import TrainProgress, TrainState, restore_al
 from clipvisionalign.training.step import Step
 from clipvisionalign.training.validation import DevGallery
 
+logger = logging.getLogger(__name__)
+
 
 class TrainerSetup:
     """The parts of a `Trainer`, each made by one method, in the order in which they stand here."""
 
-    def __init__(self, config: RunConfig, say: Log, state: dict[str, Any] | None, again: bool) -> None:
-        self.config, self.say = config, say
+    def __init__(self, config: RunConfig, state: dict[str, Any] | None, again: bool) -> None:
+        self.config = config
         self.out = Path(config.out)
         self._state, self._again = state, again
 
@@ -59,20 +61,18 @@ class TrainerSetup:
         device, self.trackers, tracker_messages = found_here(config)
         self.processes: Distributed = start_distributed(config, device, self.trackers)
         processes = self.processes
-        if not processes.is_main:
-            self.say = discard
         for line in tracker_messages:
-            self.say(line)
+            logger.info(line)
         if state is None:
             for line in ineffective_settings(config, processes.world_size):
-                self.say(line)
+                logger.info(line)
             if config.init:
                 processes.run_on_main(lambda: check_init(config.init))
             processes.run_on_main(lambda: prepare_folder(config, self._again, stack))
         processes.run_on_main(lambda: stack.enter_context(run_lock(self.out / LOCK_FILE, "trains this run")))
         seed_everything(config.seed)
 
-        self.data = open_data(config, self.say, processes, is_new_run=state is None)
+        self.data = open_data(config, processes, is_new_run=state is None)
         # A profile is never resumed.
         self._contents: dict[str, dict[str, str]] = (
             {}
@@ -86,10 +86,10 @@ class TrainerSetup:
         """The model on its device, its loss, and the number format of each tower."""
         processes, state, device = self.processes, self._state, self.processes.device
         # One process fetches the towers' weights; from then on the commit is known: the others find it in the cache.
-        pinned = processes.run_on_main(lambda: pin_revisions(self.config.model, self.say))
+        pinned = processes.run_on_main(lambda: pin_revisions(self.config.model, logger.info))
         self.config = config = replace(self.config, model=pinned)
         self.aligner = aligner = processes.run_on_all(
-            lambda: build_aligner(config, device, self.say, is_new_run=state is None), long_timeout=True
+            lambda: build_aligner(config, device, is_new_run=state is None), long_timeout=True
         )
         if state is not None:
             # Before anything is made of them: what is frozen, its features, and the averaged copy are the checkpoint's.
@@ -100,7 +100,7 @@ class TrainerSetup:
         with progress_step("timing the number formats", visible=processes.is_main):
             self.dtypes = processes.run_on_main(partial(choose_dtypes, config, aligner, state))
         image_dtype, text_dtype = map(dtype_name, self.dtypes)
-        self.say(
+        logger.info(
             f"design {config.model.design}: {config.model.image_tower.name} in {image_dtype} + "
             f"{config.model.text_tower.name} in {text_dtype} on {device}"
             f"{f' and {processes.world_size - 1} more' if processes.is_distributed else ''}, "
@@ -117,16 +117,16 @@ class TrainerSetup:
         # What a run keeps on disk it keeps to its end: other views would be other augmentations.
         uses_cache: list[bool | None] = [*(self._state or {}).get("kept", []), None, None]
         self.image_features, self._dev_image_features = load_frozen_image_features(
-            config, aligner, data, self.dtypes[0], self.say, processes, uses_cache[0]
+            config, aligner, data, self.dtypes[0], processes, uses_cache[0]
         )
         caption_features, self._dev_caption_features = load_frozen_caption_features(
-            config, aligner, data, self.say, processes, uses_cache[1]
+            config, aligner, data, processes, uses_cache[1]
         )
         has_captions = (caption_features or self._dev_caption_features) is not None
         self._uses_cache = [self.image_features is not None, has_captions]
         self.lookup = FeatureLookup(self.image_features, caption_features, processes.device)
         self.batches = data.batches(config.augment, aligner, self.image_features)
-        data.count_cut_captions(aligner, self.batches, self.say)
+        data.count_cut_captions(aligner, self.batches)
         if len(self.batches) < processes.world_size:
             detail = f"{len(self.batches)} images for {processes.world_size} processes: each needs one a step"
             raise DataError(f"{config.data}: {detail}")
@@ -144,7 +144,7 @@ class TrainerSetup:
         finished_steps = self.progress.step - self.progress.step_in_epoch
         steps = finished_steps + self.steps_per_epoch * max(0, config.epochs - self.progress.epoch + 1)
         if config.steps > steps and state is None:
-            self.say(f"no effect of --steps: all epochs are {steps}")
+            logger.info(f"no effect of --steps: all epochs are {steps}")
         self.steps = min(steps, config.steps or steps, config.profile or steps)
         self.epochs = self.progress.epoch - 1 + -(-(self.steps - finished_steps) // self.steps_per_epoch)
         self._settings = (
@@ -173,7 +173,7 @@ class TrainerSetup:
         )
         if self.dev.halves is None and not config.profile:
             few = f"{len(self.data.dev)} dev images are too few to be halved"
-            self.say(f"{few}: what is chosen on dev will be measured on it too")
+            logger.info(f"{few}: what is chosen on dev will be measured on it too")
         self.train_state = TrainState(self.step.towers, self.average, self.optimizer, self.scheduler)
 
     def _begin(self) -> None:
@@ -183,7 +183,7 @@ class TrainerSetup:
             self._resume(state)
             self.data.resume_counts(self.batches, state, processes)
         else:
-            write = partial(write_run_files, self.out, config, self.data, self.aligner, self._again, self.say)
+            write = partial(write_run_files, self.out, config, self.data, self.aligner, self._again)
             processes.run_on_main(write)
         if config.chunk >= images_per_process(config, processes.world_size):
             # Not in the settings, as they are recorded: on fewer processes it may count.
@@ -208,7 +208,7 @@ class TrainerSetup:
                 records.truncate(min(self.progress.records, records.tell()))
 
         self.processes.run_on_main(truncate_metrics)
-        self.say(f"{self.out}: goes on after step {self.progress.step}, in epoch {self.progress.epoch}")
+        logger.info(f"{self.out}: goes on after step {self.progress.step}, in epoch {self.progress.epoch}")
 
     def state_dict(self) -> dict[str, Any]:
         """All that the run needs to be resumed, as a checkpoint holds it; every process calls this.
