@@ -4,20 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from clipvisionalign.cli.output import print_audit, print_metrics, print_trained_on
 from clipvisionalign.cli.parser import OFFLINE, OFFLINE_HELP, PROGRAM, command_parser
-from clipvisionalign.counts import count_noun
 
 if TYPE_CHECKING:
-    from clipvisionalign.data.captioned import CaptionedImages
-    from clipvisionalign.retrieval.evaluate import Evaluation
-
-
-logger = logging.getLogger(__name__)
+    from clipvisionalign.training.opened_run import OpenedRun
 
 
 def evaluate_parser() -> argparse.ArgumentParser:
@@ -48,44 +41,14 @@ def evaluate(arguments: list[str]) -> int:
         return _evaluate_vectors(args)
     if args.run is None or args.partners or args.distractors:
         raise ValueError("give a run, or --vectors IMAGES CAPTIONS --partners FILE (--distractors FILE)")
-    from clipvisionalign.data.run_data import unfinished_note
-    from clipvisionalign.retrieval.evaluate import evaluate as measure
-    from clipvisionalign.training.overlap import training_overlap_note
-    from clipvisionalign.training.selection_notes import in_sample_note
-
-    aligner, data, source, differences = _open_run(args)
-    eval_data = _check_split(data, args.split)
-    candidates = 0
-    if aligner.fusion is not None:
-        candidates = aligner.config.fusion.candidates if args.candidates is None else args.candidates
-    elif args.candidates:
-        if aligner.late is None:
-            raise ValueError(f"{args.run}: its design '{aligner.config.design}' has nothing to re-rank with")
-        candidates = args.candidates
-    logger.info(
-        f"{source}, {args.split}: {count_noun(len(eval_data), 'image')}, "
-        f"{count_noun(len(eval_data.captions), 'caption')}"
-    )
-    evaluation: Evaluation = measure(
-        aligner, eval_data.images, eval_data.captions, eval_data.caption_image, eval_data.image_identity, candidates,
-        caption_group=eval_data.shared_text_ids,
-    )  # fmt: skip
-    results = {"run": args.run, "data": source, "split": args.split, **evaluation.to_dict(), **differences}
-    training_overlap = training_overlap_note(Path(args.run), data, eval_data)
-    notes = {
-        "in_sample": in_sample_note(Path(args.run), eval_data),
-        "trained_on": training_overlap.note if training_overlap else None,
-        "unfinished": unfinished_note(args.run),
-    }
-    results |= {name: note for name, note in notes.items() if note}
-    if training_overlap and training_overlap.matches:
-        results["trained_on_images"] = training_overlap.to_dict()
+    results = _open_run(args).evaluate(args.candidates)
     if args.json:
         print(json.dumps(results, indent=2))
         return 0
     print_metrics(results)
-    for note in filter(None, notes.values()):
-        print(note)
+    for name in ("in_sample", "trained_on", "unfinished"):
+        if name in results:
+            print(results[name])
     print_trained_on(results)
     return 0
 
@@ -130,56 +93,29 @@ def encode(arguments: list[str]) -> int:
     """Write the vectors of a data set's images and captions."""
     args = encode_parser().parse_args(arguments)
     from clipvisionalign.retrieval.vector_files import vector_output_files, write_vectors
+    from clipvisionalign.training.opened_run import read_distractors
 
     if args.data_set and args.data:
         raise ValueError(f"two data sets: {args.data_set} and --data {args.data}")
     args.data = args.data_set or args.data
     vector_output_files(args.out, args.overwrite)
-    distractors = _read_distractors(args.distractors)
-    aligner, data, source, differences = _open_run(args)
-    eval_data = _check_split(data, args.split)
+    distractors = read_distractors(args.distractors) if args.distractors else []
+    opened = _open_run(args)
+    eval_data = opened.gallery()
     if not len(eval_data):
-        raise ValueError(f"{source}: no image of the split '{args.split}' is left to be encoded")
-    images = aligner.encode_images([*eval_data.images, *distractors]).numpy()
-    captions = aligner.encode_captions(eval_data.captions).numpy()
+        raise ValueError(f"{opened.source}: no image of the split '{args.split}' is left to be encoded")
+    images = opened.aligner.encode_images([*eval_data.images, *distractors]).numpy()
+    captions = opened.aligner.encode_captions(eval_data.captions).numpy()
     files = write_vectors(args.out, eval_data, images, captions, [str(path) for path in distractors], args.overwrite)
     counts = {"images": len(eval_data), "distractors": len(distractors), "captions": len(eval_data.captions)}
     if args.json:
-        summary = {"run": args.run, "data": source, "split": args.split, "files": list(map(str, files)), **counts}
-        summary |= differences
+        summary = {**opened.header(), "files": list(map(str, files)), **counts, **opened.differences_entry()}
         print(json.dumps(summary, indent=2))
         return 0
     print(f"{', '.join(map(str, files))}: " + ", ".join(f"{count:,} {noun}" for noun, count in counts.items()))
     given_as = files[0] if len(files) == 1 else f"{files[0]} {files[1]} --partners {files[2]}"
     print(f"next: {PROGRAM} evaluate --vectors {given_as}")
     return 0
-
-
-def _read_distractors(folder: str) -> list[Path]:
-    """The images below a folder that can be decoded, in order of their paths; the others are told."""
-    if not folder:
-        return []
-    from clipvisionalign.images import ExcludedFiles, ImageError, image_files, open_image
-    from clipvisionalign.progress import progress
-
-    root = Path(folder)
-    if not root.is_dir():
-        raise FileNotFoundError(f"--distractors {folder}: no such folder")
-    skipped = ExcludedFiles()
-    paths = image_files(root, skipped)
-    for line in skipped.lines():
-        logger.info(f"{folder}: not taken: {line}")
-    decodable = []
-    for path in progress(paths, "checking distractors", len(paths), True):
-        try:
-            open_image(path)
-        except ImageError as error:
-            logger.info(f"left out: {error}")
-        else:
-            decodable.append(path)
-    if not decodable:
-        raise ValueError(f"--distractors {folder}: no image in it")
-    return decodable
 
 
 def audit_parser() -> argparse.ArgumentParser:
@@ -194,57 +130,15 @@ def audit_parser() -> argparse.ArgumentParser:
 def audit(arguments: list[str]) -> int:
     """Check that a model sees nothing that it must not; the exit status is 1 where a check fails."""
     args = audit_parser().parse_args(arguments)
-    from clipvisionalign.data.check import check as check_data
-    from clipvisionalign.data.run_data import unfinished_note
-    from clipvisionalign.export.audits import keep_audit
-    from clipvisionalign.retrieval.audit import AuditReport, Check
-    from clipvisionalign.retrieval.audit import audit as audit_model
-    from clipvisionalign.training.overlap import training_overlap_note
-
-    aligner, data, source, differences = _open_run(args)
-    clean_data, report = check_data(data, full=True, show_progress=True)
-    overlap = [problem.message for problem in report.problems if "two splits" in problem.kind]
-    eval_data = clean_data.split(args.split)
-    split_overlap = overlap if len(clean_data.split_sizes()) > 1 else None
-    audit_report = audit_model(
-        aligner,
-        eval_data.images,
-        eval_data.captions,
-        eval_data.caption_image,
-        eval_data.image_identity,
-        split_overlap,
-        args.sample,
-        caption_group=eval_data.shared_text_ids,
-    )
-    training_overlap = training_overlap_note(Path(args.run), data, eval_data)
-    if args.split != "train":
-        count = len(training_overlap.matches) or training_overlap.images if training_overlap else 0
-        message = (
-            training_overlap.note
-            if training_overlap
-            else "no image of it is known to be one that the run was trained on"
-        )
-        audit_report = AuditReport(
-            [*audit_report.checks, Check("gallery not trained on", not training_overlap, float(count), message)]
-        )
-    results = {"run": args.run, "data": source, "split": args.split, **audit_report.to_dict(), **differences}
-    results |= (
-        {"trained_on": training_overlap.note, "trained_on_images": training_overlap.to_dict()}
-        if training_overlap
-        else {}
-    )
-    unfinished = unfinished_note(args.run)
-    results |= {"unfinished": unfinished} if unfinished else {}
-    # For the card of a model that is exported.
-    keep_audit(Path(args.run), results, eval_data)
+    results = _open_run(args).audit(args.sample)
     if args.json:
         print(json.dumps(results, indent=2))
     else:
         print_audit(results)
         print_trained_on(results)
-        if unfinished:
-            print(unfinished)
-    return 0 if audit_report.passed else 1
+        if "unfinished" in results:
+            print(results["unfinished"])
+    return 0 if results["passed"] else 1
 
 
 def _evaluation_parser(name: str, description: str) -> argparse.ArgumentParser:
@@ -264,54 +158,8 @@ def _evaluation_parser(name: str, description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def _open_run(args: argparse.Namespace) -> tuple[Any, CaptionedImages, str, dict[str, str]]:
-    """The aligner, the data set whole, of a stream the split alone, where it was read from, and what of it is otherwise
-    than the run has recorded it, as a note among the results."""
-    from clipvisionalign.data.run_data import differences_from_run, read_data_of_run
-    from clipvisionalign.models.io import load_aligner
+def _open_run(args: argparse.Namespace) -> OpenedRun:
+    from clipvisionalign.training.opened_run import open_run
 
-    # Data first: what is wrong with it is known sooner than a model is loaded.
-    _check_run(args.run, getattr(args, "candidates", None))
-    data = read_data_of_run(args.run, args.data or "", args.layout, args.identity, args.split)
-    data.split(args.split)
-    aligner = load_aligner(args.run, args.device)
-    aligner.show_progress = True
-    differences = differences_from_run(args.run, data, args.split)
-    for line in differences:
-        logger.info(f"note: {line}")
-    return aligner, data, str(data.source), {"differs_from_run": "; ".join(differences)} if differences else {}
-
-
-def _check_run(run: str, candidates: int | None) -> None:
-    """Raises what `load_aligner` raises where a folder is no run, and ValueError for settings that cannot be read, or
-    for a number of candidates where the design has nothing to re-rank with."""
-    import yaml
-
-    from clipvisionalign.data.run_data import run_settings
-    from clipvisionalign.models.io import load_aligner
-
-    try:
-        settings = run_settings(run)
-    except yaml.YAMLError as error:
-        raise ValueError(f"{run}/config.yaml: no settings of an aligner: {error}") from None
-    if not settings:
-        load_aligner(run)
-    design = (settings.get("model") or {}).get("design", "")
-    if candidates and design in ("self", "sparse"):
-        raise ValueError(f"{run}: its design '{design}' has nothing to re-rank with")
-
-
-def _check_split(data: CaptionedImages, split: str) -> CaptionedImages:
-    from clipvisionalign.data.check import check as check_data
-
-    clean_data, report = check_data(data.split(split), full=True, show_progress=True)
-    dropped = [problem for problem in report.problems if problem.effect == "left out" and problem not in data.problems]
-    for problem in dropped[:10]:
-        logger.info(f"check: {problem}")
-    if len(dropped) > 10:
-        logger.info(f"check: and {len(dropped) - 10} more left out")
-    before = sum(problem.rows for problem in data.problems)
-    if before:
-        rows = f"{count_noun(before, 'row')} {'was' if before == 1 else 'were'}"
-        logger.info(f"{rows} left out when the data set was read: '{PROGRAM} check {data.source}' lists them")
-    return clean_data
+    candidates = getattr(args, "candidates", None)
+    return open_run(args.run, args.data or "", args.layout, args.identity, args.split, args.device, candidates)
