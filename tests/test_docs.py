@@ -106,6 +106,25 @@ def test_links_of_the_root_folder_lead_somewhere():
     assert len((ROOT / "README.md").read_text().splitlines()) <= 120
 
 
+def test_the_architecture_has_a_row_for_every_module():
+    package = ROOT / "src" / "clipvisionalign"
+    rows = [line for line in (ROOT / "docs" / "architecture.md").read_text().splitlines() if line.startswith("| `")]
+    named: set[str] = set()
+    for row in rows:
+        folder = ""
+        for name in re.findall(r"`([\w./]+)`", row.split(" | ")[0]):
+            if "/" in name[:-1]:
+                folder = name.rstrip("/").rpartition("/")[0]
+            elif folder:
+                name = f"{folder}/{name}"
+            named.add(name)
+    modules = {str(path.relative_to(package)) for path in package.rglob("*.py") if path.name != "__init__.py"}
+    listed = {name for name in named if name.endswith(".py")}
+    folders = tuple(name for name in named if name.endswith("/"))
+    assert listed - modules == set()
+    assert {name for name in modules - listed if not name.startswith(folders)} == set()
+
+
 # --- what `make test-docs` runs --------------------------------------------------------------------------------------
 
 

@@ -82,7 +82,7 @@ def late(settings) -> RunConfig:
 
 COMBINED = {
     "the fusion alone": {"design": "cross", "freeze": "all"},
-    "a frozen picture tower": {"design": "late", "freeze": "image"},
+    "a frozen image tower": {"design": "late", "freeze": "image"},
     "a frozen text tower": {"design": "late", "freeze": "text"},
     "both frozen": {"design": "cross", "freeze": "both"},
     "frozen layers": {"design": "late", "freeze": "none", "freeze_layers": ["text_tower.*", "image_head.*"]},
@@ -199,7 +199,7 @@ def test_what_a_run_keeps_on_disk_is_decided_once(settings, tmp_path, monkeypatc
         room(True)
         cut_off(again, monkeypatch)
         room(False)
-        for kind, what in (("captions", "caption"), ("features", "picture")):
+        for kind, what in (("captions", "caption"), ("features", "image")):
             shutil.rmtree(tmp_path / "cache" / kind)
             message = rf"no room for .* MiB of {what} features, which this run was begun with: make room there"
             with pytest.raises(OSError, match=message):
@@ -213,7 +213,7 @@ def test_a_checkpoint_of_an_earlier_version_is_refused_in_words(settings, tmp_pa
     state = torch.load(path, weights_only=True)
     del state["opened"]
     torch.save(state, path)
-    with pytest.raises(DataError, match="of an earlier version, which dealt its images otherwise: train anew"):
+    with pytest.raises(DataError, match="of an earlier version, with another order of images: train again"):
         resume(config.out, silent)
 
 

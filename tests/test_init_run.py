@@ -207,9 +207,7 @@ def test_a_run_of_an_earlier_version_whose_init_is_gone_says_that_it_does_not_kn
     cut_off(stopped, monkeypatch, before=2)
     (Path(stopped.out) / "init.json").unlink(missing_ok=True)
     shutil.rmtree(base)
-    assert (
-        "whether its epoch was chosen by these images is not known" in resume(stopped.out, silent)["chosen"]["figures"]
-    )
+    assert "whether its epoch was chosen by these images is unknown" in resume(stopped.out, silent)["chosen"]["figures"]
 
 
 def test_an_unfinished_run_is_no_init_and_a_model_saved_alone_is(settings, tiny_model, tmp_path, monkeypatch):

@@ -49,7 +49,9 @@ def test_a_sharded_checkpoint_that_one_process_cannot_write_is_none_on_all(tmp_p
 
 def test_a_sharded_run_goes_on_where_one_process_cannot_write_a_checkpoint(tmp_path, settings):
     said = run(2, "trouble", settings("run", epochs=2, train_images=48, shard=True), tmp_path / "said")
-    message = "step-000000002.shards: could not be written by process 1: [Errno 27] File too large; training goes on, "
+    message = (
+        "step-000000002.shards: could not be written by process 1: [Errno 27] File too large; training continues, "
+    )
     assert message in said
     # After two steps, after three, and at the end of the epoch that these are.
     assert said.count("warning: no checkpoint") == 3
@@ -98,5 +100,5 @@ def test_an_error_within_a_sharded_models_pass_ends_with_its_own_words(tmp_path,
 def test_a_signal_to_any_process_stops_all_after_the_same_step(tmp_path, settings):
     given = settings("run", train_images=48, epochs=40, checkpoint_minutes=60.0)
     said = run(2, "stop", {**given, "after": 3, "rank": 1}, tmp_path / "said")
-    assert "stopped after step 3; go on with" in said
+    assert "stopped after step 3; resume with" in said
     assert load_last_checkpoint(tmp_path / "run", print)["place"]["step"] == 3

@@ -153,7 +153,7 @@ def test_a_sharded_checkpoint_goes_on_in_one_process_and_in_two(tmp_path, settin
     run(2, "train", {"resume": str(folder)}, tmp_path / "said")
     said = []
     resume(tmp_path / "alone", said.append)
-    assert any("goes on after step 4" in line for line in said)
+    assert any("resumes after step 4" in line for line in said)
     expected = curve(tmp_path / "whole")
     assert_same_curve(curve(folder), expected)
     assert_same_curve(curve(tmp_path / "alone"), expected)

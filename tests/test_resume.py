@@ -28,7 +28,7 @@ from clipvisionalign.training.train import resume, train
 
 
 def settings(data: Path, out: Path, model, **more) -> RunConfig:
-    """Dropout in both towers, views drawn at random, the picture tower's features on disk."""
+    """Dropout in both towers, views drawn at random, the image tower's features on disk."""
     return RunConfig(
         **{
             "data": str(data), "out": str(out), "model": model, "epochs": 3, "batch": 16, "augment": "flip+crop",
@@ -87,7 +87,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_weights(tmp_path, undist
         kills += 1
     assert kills
     said = start(run).ended()
-    assert "goes on after step" in said
+    assert "resumes after step" in said
     assert same_run(run, undisturbed)
     assert records(run) == records(undisturbed)
     assert not (run / "checkpoints").exists()
@@ -101,7 +101,7 @@ def test_asked_to_stop_it_finishes_its_step_and_says_how_to_go_on(tmp_path, undi
     process.signal(signal.SIGINT)
     assert process.wait(60) == 130, process.said
     said = process.said
-    assert f"go on with: clipvisionalign train --resume {run}" in said
+    assert f"resume with: clipvisionalign train --resume {run}" in said
     assert "Traceback" not in said
     said = []
     resume(run, said.append)

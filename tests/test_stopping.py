@@ -74,7 +74,8 @@ def test_a_signal_to_the_whole_process_group_leaves_a_checkpoint(settings, shard
     state = load_last_checkpoint(run, print)
     assert state is not None
     assert (
-        f"stopped after step {state['place']['step']}; go on with: clipvisionalign train --resume {run}" in process.said
+        f"stopped after step {state['place']['step']}; resume with: clipvisionalign train --resume {run}"
+        in process.said
     )
     assert "Traceback" not in process.said
 
@@ -227,7 +228,7 @@ def test_who_leaves_without_a_checkpoint_is_told_so(settings, tmp_path, monkeypa
     with pytest.raises(KeyboardInterrupt):
         train(config, said.append)
     assert len(list_checkpoints(tmp_path / "run")) == kept
-    advice = "the last checkpoint is of step 1; go on with" if kept else "there is no checkpoint; begin anew with"
+    advice = "the last checkpoint is of step 1; resume with" if kept else "there is no checkpoint; start again with"
     assert said[-1] == (
         f"stopped after step 2, which was not kept: {advice}: clipvisionalign train --resume {tmp_path / 'run'}"
     )

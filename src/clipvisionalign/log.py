@@ -3,7 +3,7 @@
 Every module logs to `logging.getLogger(__name__)`, with INFO what a user may want to read, with WARNING what needs
 attention. This module decides what becomes of that:
 
-- Under a launcher only the first process shows messages.
+- Under a launcher only the main process shows messages.
 - The command line shows them on standard error, unless `--quiet` is given.
 - In a program that has configured `logging` they go to its handlers; in any other they are printed, as by `print`.
 """
@@ -26,7 +26,7 @@ ROOT = "clipvisionalign"
 
 
 def is_main_process() -> bool:
-    """Whether this is the first process of those that a launcher started, or the only one."""
+    """Whether this is the main process of those that a launcher started, or the only one."""
     torch: Any = sys.modules.get("torch")
     if torch is not None and torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_rank() == 0
@@ -34,10 +34,10 @@ def is_main_process() -> bool:
 
 
 class RankFilter(logging.Filter):
-    """Lets records of the first process pass."""
+    """Lets records of the main process pass."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Whether a record is one of the first process."""
+        """Whether a record is one of the main process."""
         return is_main_process()
 
 

@@ -77,14 +77,14 @@ def _main_parser() -> argparse.ArgumentParser:
 
 
 def _run(command: Callable[[list[str]], int], arguments: list[str], is_verbose: bool = False) -> int:
-    """Run a command; what a user can mend is told in one line, without a traceback."""
+    """Run a command; an error that a user can correct is one line, without a traceback."""
     try:
         with ExitStack() as stack:
             if OFFLINE in arguments and command in _HUB_COMMANDS:
                 from clipvisionalign.models.hub import offline
 
                 stack.enter_context(offline())
-            # What a command does beside its counted steps is told of as well; a service ends when it is stopped.
+            # Progress covers what a command does beside its counted steps; a service runs until it is stopped.
             show_progress = command is not serve and is_main_process()
             stack.enter_context(progress_step(command.__name__, visible=show_progress, in_terminal=False))
             return command(arguments)
@@ -148,13 +148,13 @@ COMMANDS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     "encode": ("write a data set's vectors, for any program", encode),
     "audit": ("is a run's figure real? the checks that prove it", audit),
     "study": ("train the attention designs alike, over seeds, into one report", study),
-    "report": ("write a study's report anew, or put two studies side by side", report),
-    "index": ("encode the pictures of a folder into an index to search", index),
-    "search": ("find pictures by words, by a picture, by several of both", search),
+    "report": ("write a study's report again, or put two studies side by side", report),
+    "index": ("encode the images of a folder into an index to search", index),
+    "search": ("find images by words, by an image, by several of both", search),
     "serve": ("a search page and service over an index", serve),
     "export": ("write a run for use elsewhere: ONNX, or a folder for a hub", export),
-    "duplicates": ("list pictures of an index that are the same, or nearly", duplicates),
-    "explain": ("which parts of a picture carry which word of a caption", explain),
+    "duplicates": ("list images of an index that are the same, or nearly", duplicates),
+    "explain": ("which parts of an image carry which word of a caption", explain),
     "completion": ("print a script by which a shell completes commands and flags", completion),
 }
 

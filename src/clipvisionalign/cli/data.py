@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 
 
 def scenes_parser() -> argparse.ArgumentParser:
+    """The parser of `scenes`."""
     parser = command_parser(
         "scenes", description="Draw the built-in data set: scenes of shapes with five captions each."
     )
@@ -42,21 +43,22 @@ def scenes(arguments: list[str]) -> int:
 
 
 def check_parser() -> argparse.ArgumentParser:
+    """The parser of `check`."""
     parser = command_parser(
         "check",
         description="List what is wrong with a data set, row by row: missing, truncated, unreadable or enormous "
-        "pictures,\nempty captions, broken encoding, duplicate rows, (nearly) the same picture in two splits.",
+        "images,\nempty captions, broken encoding, duplicate rows, (nearly) the same image in two splits.",
         epilog="exit status: 0 nothing left out, 1 something left out or the data set cannot be read",
     )
     parser.add_argument("data", help="folder or file of the data set")
-    parser.add_argument("--layout", default="auto", help="how it lies there (default: recognise it)")
+    parser.add_argument("--layout", default="auto", help="dataset layout (default: recognised)")
     parser.add_argument(
         "--tokens", nargs="?", const="all-MiniLM-L6-v2", metavar="MODEL",
         help="count captions that are longer than a text tower's max_tokens: of a run folder, or of a tower by name or "
         "folder (default: the embedded all-MiniLM-L6-v2)",
     )  # fmt: skip
     parser.add_argument("--max-tokens", type=int, default=0, help="another limit for --tokens (default: the model's)")
-    parser.add_argument("--quick", action="store_true", help="read pictures' headers only, as training does first")
+    parser.add_argument("--quick", action="store_true", help="read images' headers only, as training does first")
     parser.add_argument(
         "--group", default="", metavar="COLUMN",
         help="a column of a table: without splits of its own, all images with one value of it stand in one split",
@@ -146,15 +148,16 @@ def _cut_captions(data: CaptionedImages, model: str, max_tokens: int) -> dict[st
 
 
 def shards_parser() -> argparse.ArgumentParser:
+    """The parser of `shards`."""
     parser = command_parser(
         "shards",
         description="Write a data set as WebDataset shards, SPLIT-000000.tar and so on: to train on as a stream, from "
-        "many processes,\nor from a disk that would choke on single pictures. 'train OUT --out RUN' trains on them.",
+        "many processes,\nor from a disk that would choke on single images. 'train OUT --out RUN' trains on them.",
     )
     parser.add_argument("data", help="folder or file of the data set")
     parser.add_argument("out", help="folder to write")
-    parser.add_argument("--layout", default="auto", help="how the data set lies there (default: recognise it)")
-    parser.add_argument("--per-shard", type=int, default=1000, help="pictures in a shard (default 1000)")
+    parser.add_argument("--layout", default="auto", help="dataset layout (default: recognised)")
+    parser.add_argument("--per-shard", type=int, default=1000, help="images in a shard (default 1000)")
     return parser
 
 

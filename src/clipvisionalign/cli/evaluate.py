@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 
 def evaluate_parser() -> argparse.ArgumentParser:
+    """The parser of `evaluate`."""
     parser = _evaluation_parser(
         "evaluate", "Measure a run on the whole gallery of a split, both ways, with 95% intervals (bootstrap)."
     )
@@ -70,11 +71,12 @@ def _evaluate_vectors(args: argparse.Namespace) -> int:
     else:
         print_metrics(results)
         print_audit({**header, **checks.to_dict()})
-        print("whether a model saw what it must not shows only when it is asked: this is what vectors tell of it")
+        print("whether a model saw what it must not see can be tested with the model only; this tests its vectors")
     return 0 if checks.passed else 1
 
 
 def encode_parser() -> argparse.ArgumentParser:
+    """The parser of `encode`."""
     parser = _evaluation_parser(
         "encode",
         "Write the vectors of a data set's images and captions, for any program: as .parquet, or as .npy files with\n"
@@ -119,6 +121,7 @@ def encode(arguments: list[str]) -> int:
 
 
 def audit_parser() -> argparse.ArgumentParser:
+    """The parser of `audit`."""
     parser = _evaluation_parser(
         "audit",
         "Is a run's figure real? Checks that the model sees nothing that it must not, and that splits are apart.",
@@ -148,7 +151,7 @@ def _evaluation_parser(name: str, description: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--layout",
         default="auto",
-        help="how the data set lies there (default: as the run has it, else recognised)",
+        help="dataset layout (default: the run's, else recognised)",
     )
     parser.add_argument("--split", default="dev", help="train, dev or test (default dev)")
     parser.add_argument("--identity", help="auto, caption or none, as in 'train' (default: as the run was trained)")

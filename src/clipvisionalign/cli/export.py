@@ -11,6 +11,7 @@ logger = logging.getLogger(__name__)
 
 
 def export_parser() -> argparse.ArgumentParser:
+    """The parser of `export`."""
     parser = command_parser(
         "export",
         description="Write a run for use elsewhere: as ONNX, checked against PyTorch, with tokenizer and\n"
@@ -39,7 +40,7 @@ def export(arguments: list[str]) -> int:
 
     if args.onnx:
         manifest = export_onnx(args.run, args.onnx, args.int8, args.data, logger.info)
-        print(f"{args.onnx}: at most {manifest['difference']:.1e} from PyTorch's; README.md tells how to use it")
+        print(f"{args.onnx}: at most {manifest['difference']:.1e} from PyTorch's; README.md describes its use")
         if loss := manifest.get("int8", {}).get("rsum_change"):
             known = loss["low"] is not None and loss["high"] is not None
             interval_text = "[{low:+.1f}, {high:+.1f}]" if known else "(no interval: too few images)"

@@ -62,6 +62,7 @@ def print_check(data: str, report: CheckReport, truncation: dict[str, Any]) -> N
 
 
 def print_metrics(results: dict[str, Any]) -> None:
+    """Print retrieval metrics as a table, with chance beneath; results: as `evaluate --json` has them."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -79,7 +80,7 @@ def print_metrics(results: dict[str, Any]) -> None:
     for name in blocks:
         table.add_column(f"{name} image to text".strip(), justify="right")
         table.add_column(f"{name} text to image".strip(), justify="right")
-    # Results from before chance was told have none.
+    # Results from before chance was recorded have none.
     chance = results.get("chance")
     if chance:
         table.add_column("chance, both ways", justify="right")
@@ -149,6 +150,7 @@ def print_trained_on(results: dict[str, Any], limit: int = 5) -> None:
 
 
 def print_audit(results: dict[str, Any]) -> None:
+    """Print an audit's checks as a table; results: as `audit --json` has them."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -166,6 +168,7 @@ def print_audit(results: dict[str, Any]) -> None:
 
 
 def print_profile(results: dict[str, Any]) -> None:
+    """Print the milliseconds of a step's parts and their shares; results: as `train --profile` returns them."""
     from rich.console import Console
     from rich.table import Table
 
@@ -219,6 +222,7 @@ def print_index_report(index: str, report: IndexReport) -> None:
 
 
 def print_hits(query: str, minus: list[str], hits: list[Any], thumbnails: dict[int, bytes]) -> None:
+    """Print the hits of a query as a table, with previews where `thumbnails` (id -> JPEG) has them."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -257,7 +261,7 @@ def _format_value(value: int | float | str | None) -> str:
 
 
 def _preview(thumbnail: bytes, width: int) -> Any:
-    """A picture as the terminal can show it: by its own protocol (Kitty, Sixel), or by coloured halves of letters."""
+    """An image as the terminal can show it: by its own protocol (Kitty, Sixel), or by coloured halves of letters."""
     from io import BytesIO
 
     from PIL import Image as PillowImage
@@ -267,7 +271,7 @@ def _preview(thumbnail: bytes, width: int) -> Any:
 
 
 def write_paths(searcher: Any, ids: list[int], terminator: bytes) -> None:
-    """Where the pictures are, in the bytes that the system has for it."""
+    """Where the images are, in the bytes that the system has for it."""
     raw_paths = searcher.values(ids, "raw")
     # A URL's names are UTF-8; those of this machine are whatever bytes the system has.
     sys.stdout.flush()

@@ -24,26 +24,27 @@ QUERIES_PER_BATCH = 64
 
 
 def index_parser() -> argparse.ArgumentParser:
+    """The parser of `index`."""
     parser = command_parser(
         "index",
-        description="Encode pictures into an index to search. Made again, it encodes only what is new or changed,\n"
+        description="Encode images into an index to search. Run again, it encodes only what is new or changed,\n"
         "finds what was moved, and drops what is gone. What cannot be read or decoded is listed.",
         epilog="examples:\n"
-        f"  {PROGRAM} index RUN pictures/ --out INDEX\n"
-        f"  {PROGRAM} index RUN pictures/ --out INDEX --metadata years.csv    # then: search --where 'year > 2020'\n"
+        f"  {PROGRAM} index RUN images/ --out INDEX\n"
+        f"  {PROGRAM} index RUN images/ --out INDEX --metadata years.csv    # then: search --where 'year > 2020'\n"
         f"  {PROGRAM} index RUN flickr8k --captions --out INDEX               # then: search --like a.jpg --captions\n"
-        f"  {PROGRAM} index RUN s3://bucket/pictures --out s3://bucket/index  # docs/search.md has the settings\n"
-        f"  {PROGRAM} index RUN pictures/ --out INDEX --ray auto",
+        f"  {PROGRAM} index RUN s3://bucket/images --out s3://bucket/index  # docs/search.md has the settings\n"
+        f"  {PROGRAM} index RUN images/ --out INDEX --ray auto",
     )
     parser.add_argument("run", help="run folder that 'train' wrote")
     parser.add_argument(
         "source",
         metavar="FOLDER|DATA",
-        help="folder of pictures, with all below it, or a data set's file; a path or a URL",
+        help="folder of images, with all below it, or a data set's file; a path or a URL",
     )
     parser.add_argument("--out", required=True, help="the index to write, or to bring up to date; a path or a URL")
     parser.add_argument("--captions", action="store_true", help="read a data set, and index its captions as well")
-    parser.add_argument("--layout", default="auto", help="how the data set lies there (default: recognise it)")
+    parser.add_argument("--layout", default="auto", help="dataset layout (default: recognised)")
     parser.add_argument(
         "--group", default="", metavar="COLUMN", help="a data set's column: images of one value of it are of one split"
     )
@@ -59,7 +60,7 @@ def index_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument("--workers", type=int, default=0, help="with --ray: models at work (default: by the cluster)")
     parser.add_argument(
-        "--verify", action="store_true", help="read every file: one of the same size and time may hold another picture"
+        "--verify", action="store_true", help="read every file: one of the same size and time may hold another image"
     )
     parser.add_argument(
         "--allow-drop", action="store_true",
@@ -90,9 +91,10 @@ def index(arguments: list[str]) -> int:
 
 
 def search_parser() -> argparse.ArgumentParser:
+    """The parser of `search`."""
     parser = command_parser(
         "search",
-        description='Find pictures of an index by words, by a picture, or by several of both. "^2 red" counts twice.',
+        description='Find images of an index by words, by an image, or by several of both. "^2 red" counts twice.',
         epilog="examples:\n"
         f'  {PROGRAM} search INDEX "a dog on the grass"\n'
         f'  {PROGRAM} search INDEX "beach" --minus "people"\n'
@@ -106,19 +108,19 @@ def search_parser() -> argparse.ArgumentParser:
     parser.add_argument("words", nargs="*", help="what to look for; several terms are added up")
     parser.add_argument("--minus", action="append", default=[], metavar="WORDS", help="what is not wanted")
     parser.add_argument(
-        "--like", action="append", default=[], metavar="PICTURE", help="a picture to look for the like of"
+        "--like", action="append", default=[], metavar="IMAGE", help="an image whose like is searched for"
     )
     parser.add_argument(
         "--queries", metavar="FILE", help="a file with one query a line, each on its own ('-': standard input)"
     )
     parser.add_argument("--where", default="", metavar="FILTER", help='such as: width > 1000 and path like "2024/*"')
-    parser.add_argument("--count", type=int, default=10, help="pictures to find (default 10)")
+    parser.add_argument("--count", type=int, default=10, help="images to find (default 10)")
     parser.add_argument(
         "--rerank", type=int, default=0, metavar="K", help="put the first K into a new order by pair scores"
     )
-    parser.add_argument("--captions", action="store_true", help="find captions instead of pictures")
-    parser.add_argument("--sheet", metavar="FILE", help="also write a sheet of the pictures found, as PNG")
-    parser.add_argument("--previews", action="store_true", help="show the pictures in the table, as the terminal can")
+    parser.add_argument("--captions", action="store_true", help="find captions instead of images")
+    parser.add_argument("--sheet", metavar="FILE", help="also write a sheet of the images found, as PNG")
+    parser.add_argument("--previews", action="store_true", help="show the images in the table, as the terminal can")
     parser.add_argument("--run", default="", help="where the aligner is, if it was moved")
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--paths", action="store_true", help="print paths only, for pipes")
@@ -213,7 +215,8 @@ def _write_sheet(file: str, searcher: Searcher, results: list[dict[str, Any]]) -
 
 
 def duplicates_parser() -> argparse.ArgumentParser:
-    parser = command_parser("duplicates", description="List pictures of an index that are the same, or nearly.")
+    """The parser of `duplicates`."""
+    parser = command_parser("duplicates", description="List images of an index that are the same, or nearly.")
     parser.add_argument("index", help="folder that 'index' wrote")
     parser.add_argument(
         "--near", type=float, default=0.985, help="cosine from which on two are nearly the same (default 0.985)"
@@ -243,15 +246,16 @@ def duplicates(arguments: list[str]) -> int:
         print(f"{group_number}. {'the same bytes' if same else 'nearly the same'}:")
         for row in group:
             print(f"   {printable(row['path'])} ({row['size']:,} bytes)")
-    print(f"{count_noun(len(groups), 'group')} of pictures that are the same or nearly")
+    print(f"{count_noun(len(groups), 'group')} of images that are the same or nearly")
     return 0
 
 
 def serve_parser() -> argparse.ArgumentParser:
+    """The parser of `serve`."""
     parser = command_parser(
         "serve",
         description="A search page and service over an index, or over two to compare. Bound to this machine unless\n"
-        "told otherwise; /docs describes the interface, /metrics is for Prometheus.",
+        "set otherwise; /docs describes the interface, /metrics is for Prometheus.",
     )
     parser.add_argument("indexes", nargs="+", metavar="INDEX", help="folders that 'index' wrote")
     parser.add_argument(

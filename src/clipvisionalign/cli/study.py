@@ -18,6 +18,7 @@ logger = logging.getLogger(__name__)
 
 
 def study_parser() -> argparse.ArgumentParser:
+    """The parser of `study`."""
     from clipvisionalign.study.plan_file import ready_plans
 
     ready = "\n".join(f"  {name:<16} {title}" for name, title in ready_plans().items())
@@ -25,7 +26,7 @@ def study_parser() -> argparse.ArgumentParser:
         "study",
         description="Train attention designs alike, over several seeds, measure them alike, and write one report:\n"
         "accuracy with intervals and corrected differences, time, memory, recall by caption length, minimal pairs,\n"
-        "audits, examples. A study that was stopped goes on where it was when its command is given again.",
+        "audits, examples. A study that was stopped resumes when its command is given again.",
         epilog=f"ready plans:\n{ready}\n\nA plan of your own is a YAML file; a study's folder holds its own.",
     )
     parser.add_argument("plan", help="a YAML file, or the name of a ready plan")
@@ -37,14 +38,14 @@ def study_parser() -> argparse.ArgumentParser:
     parser.add_argument("--same", choices=("pictures", "seconds"), help="what every variant gets alike")
     parser.add_argument("--seconds", type=float, help="seconds of each training, with --same seconds")
     parser.add_argument(OFFLINE, action="store_true", help=OFFLINE_HELP)
-    parser.add_argument("--dry-run", action="store_true", help="say how long it will take, and train nothing")
+    parser.add_argument("--dry-run", action="store_true", help="estimate the duration, and train nothing")
     parser.add_argument("--pdf", action="store_true", help="also write report.pdf (needs clipvisionalign[pdf])")
     parser.add_argument("--json", action="store_true", help="print report.json instead of tables")
     return parser
 
 
 def study(arguments: list[str]) -> int:
-    """Carry out a study, or tell how long it will take."""
+    """Carry out a study, or estimate its duration."""
     args = study_parser().parse_args(arguments)
     from clipvisionalign.study.plan_file import read_plan, told_with_lines
     from clipvisionalign.study.report.tables import print_tables
@@ -73,7 +74,7 @@ def _apply_flags(plan: Plan, args: argparse.Namespace) -> Plan:
 
     if args.seconds is not None:
         if args.same == "pictures":
-            raise ValueError("--seconds counts with --same seconds alone, not with --same pictures")
+            raise ValueError("--seconds counts with --same seconds alone, not with --same images")
         plan = replace(plan, budget=replace(plan.budget, same="seconds", seconds=args.seconds))
     elif args.same:
         plan = replace(plan, budget=replace(plan.budget, same=args.same))
@@ -105,9 +106,10 @@ def _whole(text: str, flag: str) -> int:
 
 
 def report_parser() -> argparse.ArgumentParser:
+    """The parser of `report`."""
     parser = command_parser(
         "report",
-        description="Write a study's report anew: page, figures, tables, PDF; of a study that was stopped, from what\n"
+        description="Write a study's report again: page, figures, tables, PDF; of a study that was stopped, from what\n"
         "is measured so far. Or put two studies side by side: before and after, two machines.",
     )
     parser.add_argument("study", help="folder of a study, or the report.json in it")

@@ -19,6 +19,7 @@ logger = logging.getLogger(__name__)
 
 
 def train(arguments: list[str]) -> int:
+    """Train a run, or resume one; the exit status. Prints the metrics, or with --profile where the time goes."""
     from clipvisionalign.training.config import RunConfig
     from clipvisionalign.training.recipes import recipe_file
     from clipvisionalign.training.train import resume
@@ -41,7 +42,7 @@ def train(arguments: list[str]) -> int:
         settings.pop(flag, None)
     resumed_run = settings.pop("resume")
     if resumed_run is not None and len([each for each in arguments if each != OFFLINE]) > 2:
-        raise ValueError(f"--resume {resumed_run} goes on with the settings of that run; it takes no others")
+        raise ValueError(f"--resume {resumed_run} resumes with the settings of that run; it takes no others")
     if resumed_run is None:
         _refuse_absent(settings["data"])
     if settings["profile"]:
@@ -85,7 +86,7 @@ def train_parser() -> Any:
         f"       {PROGRAM} train --resume RUN",
         description="Train an aligner and leave a complete run folder. Settings come from a recipe (--recipe), from a "
         "YAML file (--config) and from flags, the latter of these counting more; the run folder's own config.yaml "
-        "repeats a run. A run that was stopped, by Ctrl-C, a kill or a full disk, goes on with --resume and ends as "
+        "repeats a run. A run that was stopped, by Ctrl-C, a kill or a full disk, resumes with --resume and ends as "
         "if nothing had been.",
         allow_abbrev=False,
     )
@@ -93,7 +94,7 @@ def train_parser() -> Any:
     parser.add_argument("--config", action="config", help="YAML file with any of the settings below")
     parser.add_argument(OFFLINE, action="store_true", help=OFFLINE_HELP)
     parser.add_class_arguments(RunConfig, as_group=False)
-    parser.add_argument("--resume", help="a run that was stopped: goes on from its last checkpoint, as it was set")
+    parser.add_argument("--resume", help="a run that was stopped: resumes from its last checkpoint, with its settings")
     add_output_flags(parser)
     return parser
 
@@ -107,7 +108,7 @@ def _refuse_absent(data: str) -> None:
 
 
 class _ResumeHint:
-    """Prints how a run is resumed where it is interrupted and training itself has not said so, as in the last
+    """Prints how a run is resumed where it is interrupted and training itself has not printed it, as in the last
     measurement."""
 
     def __init__(self) -> None:

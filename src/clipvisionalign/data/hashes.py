@@ -1,4 +1,4 @@
-"""What a figure was made from, known by content: hashes of captions, partners, pictures and files.
+"""What a figure was made from, by content: hashes of captions, positives, images and files.
 
 A figure that was kept is used again only where these are as they were. Contents are hashed with blake2b (RFC 7693); a
 file that was hashed before in this process, and whose size and time are as they were, is not read again.
@@ -41,7 +41,7 @@ def hash_file(path: Path) -> str:
 
 def dataset_hashes(data: CaptionedImages, read_images: bool = True) -> dict[str, str]:
     """What a data set holds: hashes of its "captions", its "partners" (which caption and which identity belong to which
-    image), and its "pictures" by their bytes; without `pictures` by name and size on disk.
+    image), and its "pictures" by their bytes; without `read_images` by name and size on disk.
 
     >>> from clipvisionalign.data.captioned import CaptionedImage
     >>> one, other = (CaptionedImages([CaptionedImage("a", b"...", (text,), "dev")]) for text in ("a dog", "a cat"))

@@ -1,4 +1,4 @@
-"""A run's data set, read as it was when the run was trained on it: the same layout, splits and partners."""
+"""A run's data set, read as it was when the run was trained on it: the same layout, splits and positives."""
 
 from __future__ import annotations
 
@@ -56,8 +56,8 @@ class ReadOptions:
 
 
 def read_options_of_run(run: str | Path, source: str | Path, layout: str = "auto", group: str = "") -> ReadOptions:
-    """How the run read the data set at `place`, unless `layout` or `group` say otherwise: its own, or the one of its
-    dev split, as it was; any other in the run's layout, where that is one that lies there, by the run's rule."""
+    """How the run read the data set at `source`, unless `layout` or `group` are given: its own, or the one of its
+    dev split, as it was; any other in the run's layout, where that matches, by the run's rule."""
     record = data_record(run)
     recorded, rule = record.get("layout", ""), split_rule_of(run)
     is_own, is_dev = is_data_of_run(run, source), _same_path(str(source), dev_source(run))
@@ -97,13 +97,13 @@ def read_data_of_run(
 ) -> CaptionedImages:
     """The data set that a run was trained on, or the one at `source`; of a stream only `split`, if one is given.
 
-    It is read as `read_options_of_run` says, its dev split from where the run had it, and captions belong to images as
-    `identity` says, or as in the run. Raises ValueError where a run does not say what it was trained on, and DataError.
+    It is read with `read_options_of_run`, its dev split from where the run had it, and captions belong to images as
+    `identity`, or as in the run. Raises ValueError where a run does not record what it was trained on, and DataError.
     """
     record = data_record(run)
     location = str(source or (dev_source(run) if split == "dev" else "") or record.get("source", ""))
     if not location:
-        raise ValueError(f"{run}: does not say which data it was trained on; give --data")
+        raise ValueError(f"{run}: no record of the data that it was trained on; give --data")
     options = read_options_of_run(run, location, layout)
     if split and is_stream(location, options.layout):
         data = read_stream_split(location, split)

@@ -36,11 +36,11 @@ from clipvisionalign.training.train import resume, train
 
 
 def train_trial(trial: Trial, say: Log, tower_caches: dict[str, TowerOutputCache] | None = None) -> None:
-    """Train a cell, or go on with it where it was stopped; a finished one stays.
+    """Train a cell, or resume it where it was stopped; a finished one stays.
 
     tower_caches: as in `measure_trial`.
-    Raises what `train` raises, DataError where a finished one was trained on other data than lies there now, and
-    FileExistsError where it stands on another base. A dev split that changed is measured anew (`measure_trial`).
+    Raises what `train` raises, DataError where a finished one was trained on other data than is there now, and
+    FileExistsError where it stands on another base. A dev split that changed is measured again (`measure_trial`).
     """
     refuse_other_base(trial, say)
     if (trial.folder / "results.json").is_file():
@@ -101,10 +101,10 @@ def measure_trial(
     measurements = load_measurements(trial, inputs, say)
     if measurements is not None:
         return measurements
-    train_results = read_json(trial.folder / "results.json", f"remove {trial.folder}, to train it anew")
+    train_results = read_json(trial.folder / "results.json", f"remove {trial.folder}, to train it again")
     aligner = load_aligner(trial.folder, trial.config.device)
     aligner.show_progress = True
-    # Before anything else is asked, as a model that had been shown true partners could give those back; and by the
+    # Before anything else is asked, as a model that had been shown positives could give those back; and by the
     # towers each time: that they always give the same is a part of what is checked.
     checks = _audit_aligner(aligner, context)
     selection = {name: value for name, value in train_results.get("chosen", {}).items() if name != "model_in_sample"}
@@ -120,7 +120,7 @@ def measure_trial(
     halves = HalfWeights.of(eval_data, selection) if split == "dev" else None
     # In every cell the same batches: those of halves would not be.
     aligner.tower_cache = _tower_cache(trial, tower_caches, "minimal pairs") if cacheable and split != "dev" else None
-    # Not asked for: what it takes to find other figures is another model or other data. But told.
+    # Not asked for: what it takes to find other figures is another model or other data. But reported.
     measured_by = [library_versions()]
     if evaluation is None and (trained_by := _trained_by(trial.folder)) not in measured_by:
         measured_by.append(trained_by)
@@ -178,7 +178,7 @@ def _trained_by(folder: Path) -> dict[str, str]:
 
 
 def _dev_contents(folder: Path) -> dict[str, str] | None:
-    """The contents of the dev split that a training has measured; None where that is not known."""
+    """The contents of the dev split that a training has measured; None if unknown."""
     try:
         return json.loads((folder / "data.json").read_text(encoding="utf-8"))["dev"].get("contents")
     except (OSError, ValueError, KeyError, TypeError, AttributeError):

@@ -36,6 +36,7 @@ def found_here(config: RunConfig) -> tuple[torch.device, list[str], list[str]]:
 
 
 def start_distributed(config: RunConfig, device: torch.device, trackers: list[str]) -> Distributed:
+    """Join the processes of a run. Raises ValueError where a batch has fewer images than there are processes."""
     processes = Distributed(device, config.shard, trackers, str(Path(config.out)))
     if config.batch < processes.world_size:
         message = f"each needs an image of every step: at least --batch {processes.world_size}"
@@ -51,8 +52,10 @@ def build_loss(config: RunConfig, aligner: Aligner) -> DualEncoderLoss:
 
 
 def build_aligner(config: RunConfig, device: torch.device, is_new_run: bool, base: Aligner | None = None) -> Aligner:
-    """The model on its device; what is frozen, and adapters, as the settings want them. begins: unless weights of a
-    checkpoint come. base: as in `load_init_weights`."""
+    """The model on its device; what is frozen, and adapters, as the settings want them.
+
+    is_new_run: unless weights of a checkpoint come. base: as in `load_init_weights`.
+    """
     aligner = Aligner(config.model)
     loaded = load_init_weights(aligner, config.init, base) if config.init and is_new_run else set()
     aligner = aligner.to(device).to(memory_format=torch.channels_last)
@@ -74,6 +77,7 @@ def build_aligner(config: RunConfig, device: torch.device, is_new_run: bool, bas
 
 
 def count_trained_parameters(aligner: Aligner) -> int:
+    """The number of parameters that receive gradients."""
     return sum(parameter.numel() for parameter in aligner.parameters() if parameter.requires_grad)
 
 

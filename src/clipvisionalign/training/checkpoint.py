@@ -1,4 +1,4 @@
-"""Checkpoints: all that a run needs to go on as if nothing had disturbed it.
+"""Checkpoints: all that a run needs to resume as if it had not been interrupted.
 
 - Written aside, flushed to the disk and renamed, so that a kill in the middle leaves the one before it whole.
 - The last two are kept; one that does not read back is skipped for the one before it, with a word.
@@ -41,7 +41,10 @@ REPEATED_SIGNAL_SECONDS = 5.0
 
 
 def save_checkpoint(run: Path, step: int, state: dict[str, Any]) -> Path:
-    """Write a run's state after `step` steps. Raises OSError, a full disk say, and leaves nothing half written."""
+    """Write a run's state after `step` steps.
+
+    Raises OSError, such as for a full disk, and leaves nothing half written.
+    """
     folder = run / CHECKPOINT_FOLDER
     folder.mkdir(exist_ok=True)
     path = folder / f"step-{step:09d}.pt"
@@ -68,8 +71,11 @@ def _discard_checkpoint(path: Path) -> None:
 
 
 def _commit_folder(aside: Path, path: Path) -> None:
-    """Give a checkpoint its name. A folder takes no other one's place at once: where its step has been written before,
-    it first has a name that comes after, so that a kill at any moment leaves a whole one of the two with a name."""
+    """Give a checkpoint its name.
+
+    A folder takes no other one's place at once: where its step has been written before, it first has a name that comes
+    after, so that a kill at any moment leaves a whole one of the two with a name.
+    """
     replacement = path.with_stem(f"{path.stem}-again")
     if replacement.exists():
         # Killed in the middle of this.
@@ -96,7 +102,7 @@ def save_sharded(
 
     folder = run / CHECKPOINT_FOLDER
     path = folder / f"step-{step:09d}.shards"
-    # Not `atomic_write`: many processes write to it, and each says on its own whether it could.
+    # Not `atomic_write`: many processes write to it, and each reports its own success.
     aside = path.with_name(f"{path.name}{PARTIAL_SUFFIX}")
 
     def begin() -> None:
@@ -116,7 +122,7 @@ def save_sharded(
         with _ignore_warnings(), _rank_errors_as_oserror(path, "written"):
             writer = HuggingFaceStorageWriter(str(aside), save_distributed=True)
             distributed_checkpoint.save(tensors, storage_writer=writer)
-        # Where a disk is not shared, or keeps what it is given back, only the process that wrote can say so.
+        # Where a disk is not shared, or keeps what it is given back, only the process that wrote can report it.
         distributed.run_on_all(lambda: fsync_paths(*aside.iterdir()))
         distributed.run_on_main(end)
     except Exception:
@@ -144,7 +150,7 @@ def tensor_names(path: Path) -> set[str]:
 
 @contextmanager
 def _write_errors_as_oserror(path: Path) -> Iterator[None]:
-    """torch's writer tells of a full disk in a RuntimeError."""
+    """torch's writer reports a full disk as a RuntimeError."""
     try:
         yield
     except RuntimeError as error:
@@ -153,7 +159,7 @@ def _write_errors_as_oserror(path: Path) -> Iterator[None]:
 
 @contextmanager
 def _rank_errors_as_oserror(path: Path, what: str) -> Iterator[None]:
-    """The library raises on all processes what went wrong on one, as an exception of its own that is no Exception."""
+    """The library raises on all processes an error of one, as an exception of its own that is no Exception."""
     from torch.distributed.checkpoint.api import CheckpointException
 
     try:
@@ -247,9 +253,9 @@ STOPPING = "stopping: after this step a checkpoint is written; Ctrl-C again stop
 def stop_signal(launched: bool = False) -> Iterator[Callable[[], bool]]:
     """Turns the first Ctrl-C or SIGTERM into a question that a loop can ask; the second one stops at once.
 
-    A launcher passes on what its whole process group has had already: a second SIGTERM within `SAME` seconds is the
-    first one, also where it comes after the loop has ended, and so is a second Ctrl-C where one is at work
-    (`launched`).
+    A launcher passes on what its whole process group has had already: a second SIGTERM within `REPEATED_SIGNAL_SECONDS`
+    seconds is the first one, also where it comes after the loop has ended, and so is a second Ctrl-C where one is at
+    work (`launched`).
     """
     signal_time: float | None = None
     if threading.current_thread() is not threading.main_thread():

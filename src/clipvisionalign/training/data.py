@@ -35,9 +35,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class TrainingData:
-    """The training split and the dev split of a data set, checked. left_out: what is not used, with its place; as_read:
-    what both splits held before anything was left out, see `_as_read`; cut: by split, how many captions the text
-    tower's `max_tokens` cuts; dev_source: the data set of the dev split, where that is another one."""
+    """The training split and the dev split of a data set, checked.
+
+    left_out: what is not used, with its place; as_read: what both splits held before anything was left out, see
+    `_as_read`; cut_captions: by split, how many captions the text tower's `max_tokens` cuts; dev_source: the data set
+    of the dev split, where that is another one.
+    """
 
     source: str
     train: CaptionedImages | ShardStream | SavedDatasetStream
@@ -51,17 +54,19 @@ class TrainingData:
     dev_source: str = ""
 
     def contents(self, by_content: bool, shown: bool = True) -> dict[str, dict[str, str]]:
-        """What both splits hold, as they were opened: before it turns out what of them cannot be decoded. Training
-        images by their bytes, if `by_content`, else by name and size, as are a stream's files."""
+        """What both splits hold, as they were opened: before it turns out what of them cannot be decoded.
+
+        Training images by their bytes, if `by_content`, else by name and size, as are a stream's files.
+        """
         if not isinstance(self.train, CaptionedImages):
             return {"train": {"shards": self.train.fingerprint()}, "dev": dataset_hashes(self.dev)}
-        with progress_step("reading the images, to know them again", visible=shown):
+        with progress_step("reading the images, to recognise them", visible=shown):
             return {"train": dataset_hashes(self.train, by_content), "dev": dataset_hashes(self.dev)}
 
     def batches(
         self, augment: str, aligner: Aligner, features: ImageFeatureCache | None
     ) -> CaptionedBatches | StreamedBatches:
-        """What deals the training split for these towers; no picture is opened where their features are on disk."""
+        """What deals the training split for these towers; no image is opened where their features are on disk."""
         tower = aligner.text_tower
         flip = 0.5 if augment == "flip+crop" else 0.0
         transform = (
@@ -93,7 +98,7 @@ class TrainingData:
         return {**counts, "as_read": self.as_read}
 
     def count_cut_captions(self, aligner: Aligner, batches: CaptionedBatches | StreamedBatches) -> None:
-        """Count the captions that the text tower cuts, and tell of them; a stream's are counted as they pass."""
+        """Count the captions that the text tower cuts, and report them; a stream's are counted as they pass."""
         tower = aligner.text_tower
         self.max_tokens = tower.max_tokens
         if isinstance(batches, CaptionedBatches):
@@ -120,7 +125,7 @@ class TrainingData:
     def resume_counts(
         self, batches: CaptionedBatches | StreamedBatches, state: dict[str, Any], distributed: Distributed
     ) -> None:
-        """Go on counting where a checkpoint has it: each process from its own count; where they were more or fewer, the
+        """Resume counting from a checkpoint: each process from its own count; where they were more or fewer, the
         first one from all together."""
         counted = state.get("counted", [])
         if isinstance(batches, CaptionedBatches) or not counted:
@@ -131,7 +136,7 @@ class TrainingData:
             batches.restore_counters(counted)
 
     def drop_unreadable(self, features: ImageFeatureCache) -> None:
-        """Leave out the training pictures of which the picture tower's cache has nothing."""
+        """Leave out the training images of which the image tower's cache has nothing."""
         if not features.failures or not isinstance(self.train, CaptionedImages):
             return
         self.left_out += features.failures.values()
@@ -150,8 +155,10 @@ def _split_summary(data: CaptionedImages) -> dict[str, Any]:
 
 
 def open_data(config: RunConfig, distributed: Distributed, is_new_run: bool = True) -> TrainingData:
-    """The checked splits; every process calls this. begins: whether the run does, or goes on. Raises DataError where
-    one is empty."""
+    """The checked splits; every process calls this.
+
+    is_new_run: whether the run starts, or resumes. Raises DataError where one is empty.
+    """
     if not config.data:
         raise DataError("no data set given: clipvisionalign train DATA --out RUN")
     streams = distributed.run_and_gather(lambda: is_stream(config.data, config.layout))
@@ -168,7 +175,7 @@ def open_data(config: RunConfig, distributed: Distributed, is_new_run: bool = Tr
         return distributed.run_on_all(lambda: _open_images(config, distributed, is_new_run), long_timeout=True)
     if config.train_images:
         raise ValueError("--train_images picks images of a data set in memory; a stream has all of its own")
-    # The first process counts what no index tells, and leaves the index to the others.
+    # The main process counts what no index tells, and leaves the index to the others.
     stream = distributed.run_on_main(lambda: open_stream(config.data))
     return distributed.run_on_all(lambda: _open_stream(config, stream, distributed), long_timeout=True)
 
@@ -181,7 +188,7 @@ def _open_images(config: RunConfig, distributed: Distributed, is_new_run: bool) 
     split_source = "its own splits" if has_official_splits else SPLIT_RULES[data.split_rule]
     sizes = ", ".join(f"{split} {count:,}" for split, count in sorted(data.split_sizes().items()))
     logger.info(f"{config.data}: read as '{data.layout}', {split_source}: {sizes} images")
-    # The dev gallery is decoded as a whole, since every figure is over all of it; training pictures by their headers.
+    # The dev gallery is decoded as a whole, since every figure is over all of it; training images by their headers.
     train, _ = check(data.split("train"), full=False, show_progress=distributed.is_main)
     elsewhere = _dev_data(config, rule) if config.dev_data else data
     dev, dev_report = check(elsewhere.split("dev"), full=True, show_progress=distributed.is_main)
@@ -217,7 +224,7 @@ def _dev_data(config: RunConfig, rule: int) -> CaptionedImages:
 
 
 def _as_read(data: CaptionedImages, elsewhere: CaptionedImages) -> dict[str, dict[str, str]]:
-    """Captions, partners and pictures of the splits; those of a training split, too many to read, by size."""
+    """Captions, positives and images of the splits; those of a training split, too many to read, by size."""
     settings = {
         "train": dataset_hashes(data.split("train"), read_images=False),
         "dev": dataset_hashes(elsewhere.split("dev")),
@@ -231,7 +238,7 @@ def _as_read(data: CaptionedImages, elsewhere: CaptionedImages) -> dict[str, dic
 def check_data_unchanged(
     run: Path, config: RunConfig, say: Log | None = None, splits: Sequence[str] = ("train", "dev")
 ) -> None:
-    """Raises DataError where the data of a finished run is no longer what it was trained on, and says what differs.
+    """Raises DataError where the data of a finished run is no longer what it was trained on, naming what differs.
 
     A data set that is not there, a stream, and a run from before this was recorded cannot be compared: that is logged.
     say is deprecated: it takes the lines that are logged otherwise.
@@ -263,15 +270,15 @@ def _check_data_unchanged(run: Path, config: RunConfig, splits: Sequence[str]) -
         if differing:
             raise DataError(
                 f"{run}: finished, but {config.data} is no longer the data that it was trained on: {split} has other "
-                f"{', '.join(differing)} now; its figures are of the former data. Put the data back, or train anew: "
-                f"give another --out, or remove {run}"
+                f"{', '.join(differing)} now; its figures are of the former data. Put the data back, or train "
+                f"again: give another --out, or remove {run}"
             )
 
 
 def check_same_data(state: dict[str, Any], contents: dict[str, dict[str, str]], config: RunConfig, out: Path) -> None:
-    """Raises DataError where a run that is to go on was begun with other data than what was `opened`."""
+    """Raises DataError where a run to resume was begun with other data than `contents`."""
     if "opened" not in state:
-        raise DataError(f"{out}: its checkpoint is of an earlier version, which dealt its images otherwise: train anew")
+        raise DataError(f"{out}: its checkpoint is of an earlier version, with another order of images: train again")
     for split, current in contents.items():
         differing = changed_keys(state["opened"].get(split), current)
         if differing:
@@ -279,7 +286,7 @@ def check_same_data(state: dict[str, Any], contents: dict[str, dict[str, str]], 
             raise DataError(
                 f"{source}: not the {split} data that {out} was begun with: {', '.join(differing)} differ; "
                 "put it back, "
-                f"or train anew with another --out"
+                f"or train again with another --out"
             )
 
 

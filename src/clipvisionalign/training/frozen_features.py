@@ -38,7 +38,7 @@ CacheT = TypeVar("CacheT")
 
 @dataclass(frozen=True)
 class FeatureRequest:
-    """A split whose picture features are wanted, see `open_image_features`."""
+    """A split whose image features are wanted, see `open_image_features`."""
 
     data: CaptionedImages
     views: list[View]
@@ -55,13 +55,13 @@ class CacheSpace:
     what: str
 
     def has_space(self, parts_exist: Callable[[], Sequence[bool]], used_before: bool | None) -> bool:
-        """Whether there is room for what is not there already. parts: whether each part is.
+        """Whether there is room for what is not there already. parts_exist: whether each part is.
 
-        decided: whether the run, which goes on, has used them. Raises OSError where it has, and there is no room.
+        used_before: whether the run, which resumes, has used them. Raises OSError where it has, and there is no room.
         """
         if has_free_space(self.root, sum(self.sizes)):
             return True
-        # Whether they are there takes a hash of all weights to know: asked where it matters.
+        # Whether they are there takes a hash of all weights: checked where it matters.
         missing = sum(size for size, exists in zip(self.sizes, parts_exist(), strict=True) if not exists)
         if not missing or has_free_space(self.root, missing):
             return True
@@ -82,7 +82,7 @@ def _compute_once(
     distributed: Distributed,
     used_before: bool | None,
 ) -> list[CacheT] | None:
-    """What `opened` gives on every process, computed once by the first; None where there is no room for it."""
+    """What `open_caches` gives on every process, computed once by the first; None where there is no room for it."""
 
     def compute() -> bool:
         has_space = room.has_space(parts_exist, used_before)
@@ -108,10 +108,11 @@ def load_frozen_image_features(
     distributed: Distributed,
     used_before: bool | None = None,
 ) -> tuple[ImageFeatureCache | None, ImageFeatureCache | None]:
-    """The picture tower's features of both splits, if it is frozen: computed once, by the first process.
+    """The image tower's features of both splits, if it is frozen: computed once, by the main process.
 
-    Pictures that turn out not to be decodable are left out of `data`. decided: whether the run, which goes on, has used
-    features; None for one that begins, which uses them where there is room. Raises OSError where there no longer is.
+    Images that turn out not to be decodable are left out of `data`. used_before: whether the run, which resumes, has
+    used features; None for one that begins, which uses them where there is room. Raises OSError where there no longer
+    is.
     """
     if used_before is False:
         return None, None
@@ -126,7 +127,7 @@ def load_frozen_image_features(
         # A profile measures no dev gallery.
         requests.append(FeatureRequest(data.dev, augmentation_views("none", 1), torch.float32, "dev"))
     room = CacheSpace(
-        root, [image_features_size(len(each.data), len(each.views), tower) for each in requests], "picture features"
+        root, [image_features_size(len(each.data), len(each.views), tower) for each in requests], "image features"
     )
 
     def open_caches() -> list[ImageFeatureCache]:
@@ -137,7 +138,7 @@ def load_frozen_image_features(
 
     caches = _compute_once(room, parts_exist, open_caches, distributed, used_before)
     if caches is None:
-        logger.info(f"{room}: pictures go through the tower in every epoch")
+        logger.info(f"{room}: images go through the tower in every epoch")
         return None, None
     features, *dev = caches
     data.drop_unreadable(features)
@@ -151,11 +152,11 @@ def load_frozen_caption_features(
     distributed: Distributed,
     used_before: bool | None = None,
 ) -> tuple[CaptionFeatureCache | None, CaptionFeatureCache | None]:
-    """What the text tower gives for all captions of both splits, if it is frozen: computed once, by the first process.
+    """What the text tower gives for all captions of both splits, if it is frozen: computed once, by the main process.
 
     Of training captions not the pooled vectors alone, but those of every token, for a design that scores pairs.
-    decided: as for `load_frozen_image_features`. Raises OSError where there no longer is room. A stream's captions are
-    not kept.
+    used_before: as for `load_frozen_image_features`. Raises OSError where there no longer is room. A stream's captions
+    are not kept.
     """
     if used_before is False or not caches_caption_features(config):
         return None, None

@@ -43,8 +43,11 @@ _MAX_DIFFERENCE = 5e-6
 
 @dataclass(frozen=True)
 class InitRun:
-    """run: as the settings name it; contents: a hash of its model. chosen_on: why figures of these dev images are not
-    out of sample, as its epoch was chosen by them; trained_on: that it, or one before it, was trained on them."""
+    """run: as the settings name it; contents: a hash of its model.
+
+    chosen_on: why figures of these dev images are not out of sample, as its epoch was chosen by them; trained_on: that
+    it, or one before it, was trained on them.
+    """
 
     run: str
     contents: str
@@ -55,7 +58,7 @@ class InitRun:
     def of(cls, out: Path, name: str, init: Path, dev: CaptionedImages) -> InitRun:
         """What a run in `out`, whose settings and data are recorded there, owes to `init`, `name` in its settings."""
         if not (init / WEIGHTS_FILE).is_file():
-            reason = "which is no longer there: whether its epoch was chosen by these images is not known"
+            reason = "which is no longer there: whether its epoch was chosen by these images is unknown"
             return cls(name, "missing", f"it starts from {name}, {reason}")
         note, previous = training_overlap_note(out, dev, dev), cls.load(init)
         notes = [note.note] if note else []
@@ -123,7 +126,8 @@ def load_init_weights(aligner: Aligner, run: str, model: Aligner | None = None) 
 
 def check_same_encodings(aligner: Aligner, other: Aligner, run: str) -> None:
     """Raises ValueError where one model's weights, which the other has too, give other vectors in it: another
-    tokenizer, pooling, or scaling of the images, and whatever else no weight's shape tells. Both are on the CPU."""
+    tokenizer, pooling, or scaling of the images, and whatever else no weight's shape determines. Both are on the
+    CPU."""
     for what, (own_value, other_value, remedy) in _compared_settings(aligner, other).items():
         if own_value != other_value:
             message = f"its {what} is {other_value}, this run's {own_value}; give {remedy}, or another --init"
@@ -181,7 +185,7 @@ def _probe_vectors(aligner: Aligner) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def check_frozen_initialised(aligner: Aligner, loaded: set[str], freeze: str, layers: list[str], init: str) -> None:
-    """Raises ValueError where weights that were drawn at random would stay as they are: neither trained nor `taken`
+    """Raises ValueError where weights that were drawn at random would stay as they are: neither trained nor `loaded`
     from another run. Constants, such as a temperature's start, are not random."""
 
     def is_random(name: str, weight: torch.Tensor) -> bool:

@@ -1,4 +1,4 @@
-"""What a run tells while it goes on: metrics.jsonl always, TensorBoard and others through Accelerate's trackers."""
+"""Records of a run in progress: metrics.jsonl always, TensorBoard and others through Accelerate's trackers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ TRACKER_PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "m
 def available_trackers(names: list[str], requested: bool) -> tuple[list[str], list[str]]:
     """The trackers that are installed, and a word for each that is not.
 
-    asked: whether the user named them; then one that is missing raises ValueError.
+    requested: whether the user named them; then one that is missing raises ValueError.
     """
     from importlib.util import find_spec
 
@@ -35,7 +35,7 @@ def available_trackers(names: list[str], requested: bool) -> tuple[list[str], li
 class MetricsLogger:
     """metrics.jsonl of a run folder, one line each; figures go to the trackers too, with their step.
 
-    accelerator: whose trackers these are, None for none. Only the first process writes.
+    accelerator: whose trackers these are, None for none. Only the main process writes.
     """
 
     def __init__(self, out: Path, accelerator: Any = None, is_main: bool = True) -> None:
@@ -53,7 +53,7 @@ class MetricsLogger:
             self.accelerator.log(flatten_metrics(values), step=step)
 
     def sync(self) -> int:
-        """Bytes written, which are on the disk now: a checkpoint that speaks of them is."""
+        """Bytes written, which are on the disk now: a checkpoint that refers to them is."""
         if self.file is None:
             return 0
         os.fsync(self.file.fileno())
@@ -66,7 +66,7 @@ class MetricsLogger:
 
 
 def flatten_metrics(values: dict[str, Any], prefix: str = "") -> dict[str, float]:
-    """Numbers of nested figures under one name each: a tracker knows no nesting. A figure's own value stands for it."""
+    """Numbers of nested figures under one name each: a tracker has no nesting. A figure's own value stands for it."""
     flattened: dict[str, float] = {}
     for name, value in values.items():
         if isinstance(value, dict):

@@ -169,7 +169,7 @@ def open_run(
     """
     from clipvisionalign.models.io import load_aligner
 
-    # Data first: what is wrong with it is known sooner than a model is loaded.
+    # Data first: its faults are found before a model is loaded.
     _check_run(run, candidates)
     data = read_data_of_run(run, source, layout, identity, split)
     data.split(split)

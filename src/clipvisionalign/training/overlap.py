@@ -20,8 +20,10 @@ MAX_NAMED_IMAGES = 10
 
 
 def save_trained_on(run: Path, train: CaptionedImages | ShardStream | SavedDatasetStream, shown: bool) -> None:
-    """Keep in a run folder by what its training images are known again. A run is as good without: what cannot be read
-    is told."""
+    """Keep in a run folder the hashes of its training images.
+
+    A run is as good without: what cannot be read is reported.
+    """
     try:
         if isinstance(train, CaptionedImages):
             record = TrainedOnImages.from_images(((row.name, row.image) for row in train), len(train), shown)
@@ -30,12 +32,12 @@ def save_trained_on(run: Path, train: CaptionedImages | ShardStream | SavedDatas
             record = TrainedOnImages.from_images(good, train.count, shown)
         record.save(run / TRAINED_ON_FILE)
     except (OSError, DataError) as error:
-        logger.warning(f"by what its images are known again was not kept: {error}")
+        logger.warning(f"the hashes of its images were not kept: {error}")
 
 
 @dataclass(frozen=True)
 class TrainedNote:
-    """note: in words; matches: the images themselves, where the run has kept by what it knows them."""
+    """note: as text; matches: the images themselves, where the run has their hashes."""
 
     note: str
     images: int
@@ -50,11 +52,11 @@ class TrainedNote:
 
 def training_overlap_note(run: Path, data: CaptionedImages, part: CaptionedImages) -> TrainedNote | None:
     """What a figure of a run on a gallery has to be read with, where the run was trained on images of it, or one of the
-    runs was that it starts from (`--init`); None where that is not known.
+    runs was that it starts from (`--init`); None if unknown.
 
-    part: the gallery, checked, one split of `data` as it was read. Images are known by their content, wherever they
-    come from. Of a run from before that was kept, they are known by the place of its data set, and in any other by
-    their captions and the sizes of their files, where all of a training split are there.
+    part: the gallery, checked, one split of `data` as it was read. Images are recognised by their content, wherever
+    they come from. Of a run from before that was kept, they are recognised by the path of its data set, and in any
+    other by their captions and the sizes of their files, where all of a training split are there.
     """
     current_run, split = run, part.rows[0].split
     visited: set[Path] = set()

@@ -35,7 +35,8 @@ def evaluate_run(
     encodings_cache: TowerOutputCache | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """What results.json holds: cross-fitted figures of the whole dev gallery, what was chosen, and the run's own model
-    on dev. Sets the model's weights of a pair's parts. Shared out over processes. known: as `remembered` in `train`."""
+    on dev. Sets the model's weights of a pair's parts. Shared out over processes. encodings_cache: as `remembered` in
+    `train`."""
 
     # What stays the same in every epoch is computed once for the models that dev and its halves choose.
     run_cache = (encodings_cache or TowerOutputCache()) if can_cache_encodings(config, dev.data) else None

@@ -56,7 +56,7 @@ LOCK_FILE = "lock"
 
 
 def remove_unfinished_files(out: Path) -> None:
-    """Remove what a run folder holds until the run is finished: a finished one goes on nowhere."""
+    """Remove what a run folder holds until the run is finished: a finished one is not resumed."""
     for name in (CHECKPOINTS, HALF_MODELS, LOCK_FILE):
         remove(out / name)
 
@@ -100,8 +100,11 @@ def resolve_paths(config: RunConfig, directory: Path) -> RunConfig:
 
 
 def prepare_folder(config: RunConfig, restart: bool, exit_stack: ExitStack) -> None:
-    """Make the run folder. A run that is there already is refused, or stays until `_write_run_files` takes its place; a
-    call that is refused later, but before that, leaves what was there."""
+    """Make the run folder.
+
+    A run that is there already is refused, or stays until `write_run_files` takes its place; a call that is refused
+    later, but before that, leaves what was there.
+    """
     out = Path(config.out)
     if restart:
         return
@@ -122,7 +125,10 @@ def prepare_folder(config: RunConfig, restart: bool, exit_stack: ExitStack) -> N
 
 
 def _undo_on_error(out: Path, created: list[Path], begun_settings: bytes | None, kind: Any, *_: Any) -> bool:
-    """before: what begun.yaml held; made: folders that this call has made. kind: of the error, None for none."""
+    """begun_settings: what begun.yaml held; created: folders that this call has made.
+
+    kind: of the error, None for none.
+    """
     refused = kind is not None and issubclass(kind, (ValueError, OSError))
     if refused and out.is_dir() and not (out / "config.yaml").is_file():
         if begun_settings is None:
@@ -150,8 +156,10 @@ def _check_sources_outside_output(config: RunConfig, out: Path) -> None:
 
 
 def _clear_run_folder(out: Path, only: Collection[str] = ()) -> None:
-    """Remove what a run folder holds but its settings: cut off in the middle, this can be repeated. only: what has one
-    of these names, or was to have."""
+    """Remove what a run folder holds but its settings: cut off in the middle, this can be repeated.
+
+    only: what has one of these names, or was to have.
+    """
     for path in out.iterdir():
         is_run_file = not only or path.name.removesuffix(PARTIAL_SUFFIX) in only
         if path.name not in ("config.yaml", BEGUN_FILE, LOCK_FILE) and is_run_file:
@@ -170,6 +178,7 @@ def _write_settings(path: Path, config: RunConfig) -> None:
 
 
 def write_run_files(out: Path, config: RunConfig, data: TrainingData, aligner: Aligner, restart: bool) -> None:
+    """Write the settings and the description of the data into the run folder. Raises OSError."""
     # Only now: what could be refused has been by then. Killed from here on, the run is the new one.
     if config.overwrite and not restart:
         _write_settings(out / BEGUN_FILE, config)
@@ -191,6 +200,7 @@ def write_run_files(out: Path, config: RunConfig, data: TrainingData, aligner: A
 
 
 def write_results(out: Path, results: dict[str, Any]) -> None:
+    """Write results.json, atomically, and remove what only an unfinished run needs. Raises OSError."""
     # A run either has its results or has not.
     with atomic_write(out / "results.json") as aside:
         aside.write_text(json.dumps(results, indent=2) + "\n")
@@ -198,6 +208,8 @@ def write_results(out: Path, results: dict[str, Any]) -> None:
 
 
 def save_models(config: RunConfig, out: Path, model: Aligner, progress: TrainProgress, previous_best: int) -> None:
+    """Save the model of this epoch where dev has chosen it; a failed write is reported, and training continues."""
+
     def save(folder: Path) -> None:
         (merge_lora(model) if config.peft == "lora" else model).save(folder)
 

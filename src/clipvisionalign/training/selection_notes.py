@@ -69,11 +69,11 @@ def init_selection_note(init: Path, data: CaptionedImages) -> str | None:
 
 
 def changed_dev_parts(run: Path, data: CaptionedImages) -> list[str]:
-    """In what the dev images of a run differ from these: "captions", "partners", "images"; all where nothing is
+    """In what the dev images of a run differ from these: "captions", "partners", "pictures"; all where nothing is
     known."""
     data_file = run / "data.json"
     dev = json.loads(data_file.read_text()).get("dev", {}) if data_file.is_file() else {}
     if "contents" in dev:
         return changed_keys(dev["contents"], dataset_hashes(data))
     # A run from before contents were recorded: images by their sizes.
-    return [] if dev.get("fingerprint") == data.fingerprint() else ["captions", "partners", "images"]
+    return [] if dev.get("fingerprint") == data.fingerprint() else ["captions", "partners", "pictures"]

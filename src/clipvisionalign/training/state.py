@@ -56,7 +56,7 @@ class TrainProgress:
 
     @classmethod
     def of(cls, state: dict[str, Any], best_by: str) -> TrainProgress:
-        """What a checkpoint has; one from before dev was halved knows the best epoch of all of dev only."""
+        """What a checkpoint has; one from before dev was halved has the best epoch of all of dev only."""
         state = dict(state)
         epoch, chosen = state.pop("best_epoch", 0), state.pop("chosen", None)
         if chosen is None and epoch:
@@ -73,7 +73,7 @@ class TrainProgress:
         scores = metrics.scores(config.best_by)
         self.chosen += [BestEpoch() for _ in scores[len(self.chosen) :]]
         for each, score in zip(self.chosen, scores, strict=True):
-            # The dual encoder tells nothing of a fusion that is trained alone: its last epoch is kept.
+            # The dual encoder's figure does not depend on a fusion that is trained alone: its last epoch is kept.
             each.update(self.epoch, score, config.patience, always=config.freeze == "all")
         if self.best_epoch == self.epoch:
             self.best = metrics.metrics.rsum.value
@@ -96,8 +96,10 @@ class TrainState:
         self.towers, self.average, self.optimizer, self.scheduler = towers, average, optimizer, scheduler
 
     def state_dict(self, processes: Distributed) -> dict[str, Any]:
-        """Everything, as a checkpoint of one file holds it; of a sharded model what is not sharded. Every process calls
-        this."""
+        """Everything, as a checkpoint of one file holds it; of a sharded model what is not sharded.
+
+        Every process calls this.
+        """
         states = processes.all_gather_object(random_states())
         rest = {"scheduler": self.scheduler.state_dict(), "random": states, "updates": self.average.updates}
         if self.average.sharded:
@@ -114,7 +116,7 @@ class TrainState:
             by_parameter = optimizer_state(self.towers, self.optimizer)["state"]
             save_sharded(out, step, self._tensors(by_parameter), state, distributed)
             return
-        # All get the error of one that cannot write, and go on together.
+        # All get the error of one that cannot write, and continue together.
         distributed.run_on_main(lambda: save_checkpoint(out, step, state))
 
     def load(self, state: dict[str, Any], distributed: Distributed) -> None:
@@ -123,7 +125,7 @@ class TrainState:
             self._load_shards(Path(state["shards"]))
             self.average.updates = state["updates"]
         elif self.average.sharded:
-            raise ValueError("this run was begun without --shard true, and goes on without it")
+            raise ValueError("this run was begun without --shard true, and resumes without it")
         else:
             # First: a new optimizer is initialised by a step, if one with a learning rate of 0.
             load_optimizer_state(self.towers, self.optimizer, state["optimizer"])

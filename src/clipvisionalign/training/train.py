@@ -48,7 +48,7 @@ def _resume(out: Path, encodings_cache: TowerOutputCache | None) -> dict[str, An
     if (out / BEGUN_FILE).is_file():
         begun = yaml.safe_load((out / BEGUN_FILE).read_text())
         directory = Path(begun["directory"]) if Path(begun["directory"]).is_dir() else Path.cwd()
-        logger.info(f"{out}: stopped before its first step: the run starts anew")
+        logger.info(f"{out}: stopped before its first step: the run starts again")
         settings = resolve_paths(config_from_dict(RunConfig, begun["settings"]), directory)
         return train(replace(settings, out=str(out)), restart=True, encodings_cache=encodings_cache)
     if not (out / "config.yaml").is_file():
@@ -63,10 +63,10 @@ def _resume(out: Path, encodings_cache: TowerOutputCache | None) -> dict[str, An
         return json.loads((out / "results.json").read_text())
     state = load_last_checkpoint(out)
     if state is None and list_checkpoints(out):
-        # It would take the place of all that is there: that is for the user to say.
-        raise OSError(f"{out}: none of its checkpoints reads back; train anew with another --out, or --overwrite true")
+        # It would take the place of all that is there: that is for the user to decide.
+        raise OSError(f"{out}: none of its checkpoints reads back; train again with another --out, or --overwrite true")
     if state is None:
-        logger.info(f"{out}: no checkpoint yet: the run starts anew")
+        logger.info(f"{out}: no checkpoint yet: the run starts again")
         return train(replace(settings, out=str(out)), restart=True, encodings_cache=encodings_cache)
     check_same_settings(state, as_written, out)
     return train(replace(settings, out=str(out)), state=state, encodings_cache=encodings_cache)
@@ -76,7 +76,7 @@ def train(
     config: RunConfig, say: Log | None = None, state: dict[str, Any] | None = None, restart: bool = False,
     encodings_cache: TowerOutputCache | None = None, callbacks: Sequence[Callback] = (),
 ) -> dict[str, Any]:  # fmt: skip
-    """Train an aligner as `config` says, and leave a complete run folder.
+    """Train an aligner with the settings of `config`, and leave a complete run folder.
 
         >>> from clipvisionalign import RunConfig, train  # doctest: +SKIP
         >>> results = train(RunConfig(data="captions", out="runs/mine", epochs=2))  # doctest: +SKIP
@@ -84,9 +84,9 @@ def train(
     Args:
         config: the settings.
         say: deprecated: takes the lines that are logged otherwise.
-        state: of a checkpoint, to go on from there; see `resume`.
-        again: a run that came to no checkpoint is begun once more in its folder.
-        remembered: what the same frozen towers gave in other runs of this process, to be used and added to.
+        state: of a checkpoint, to resume from; see `resume`.
+        restart: a run that came to no checkpoint is begun once more in its folder.
+        encodings_cache: what the same frozen towers gave in other runs of this process, to be used and added to.
         callbacks: called after each step, epoch and checkpoint.
 
     Returns:

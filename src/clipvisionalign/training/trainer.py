@@ -2,10 +2,10 @@
 
 - One step: B images with all of their captions; the images go through their tower once.
 - The weights that are kept are a moving average of the trained ones (`ema`), measured on the whole dev gallery after
-  each epoch; the best epoch by dev rsum (or dev loss, `best_by`) is the run's model. No test picture is opened.
+  each epoch; the best epoch by dev rsum (or dev loss, `best_by`) is the run's model. No test image is opened.
 - The run's figures are cross-fitted: each half of dev by what the other half chose (`cross_fit.py`).
-- A frozen picture tower's features are computed once and kept on disk, in several views of each picture.
-- A run that was stopped, however, goes on from its last checkpoint (`resume`) and ends as the undisturbed one: bit for
+- A frozen image tower's features are computed once and kept on disk, in several views of each image.
+- A run that was stopped in any way resumes from its last checkpoint (`resume`) and ends as the undisturbed one: bit for
   bit on a CPU.
 """
 
@@ -242,7 +242,7 @@ class Trainer(TrainerSetup):
         norm = self.processes.clip_grad_norm(self._parameters, 1.0)
         for what, value in (("loss is", metrics.loss + metrics.pair_loss), ("gradients are", norm)):
             if not math.isfinite(value):
-                message = f"step {self.progress.step + 1}: the {what} not finite; its pictures: "
+                message = f"step {self.progress.step + 1}: the {what} not finite; its images: "
                 raise FloatingPointError(f"{message}{', '.join(metrics.names)}, ...; {self._checkpoint_note()}")
         self.optimizer.step()
         self.scheduler.step()
@@ -270,7 +270,7 @@ class Trainer(TrainerSetup):
         """Measure, record, choose, keep, write a checkpoint."""
         config, progress, processes = self.config, self.progress, self.processes
         self._refuse_not_finite()
-        # Of an image without features it was known before the epoch that it cannot be read.
+        # Of an image without features it was detected before the epoch that it cannot be read.
         progress.left_out += len(self.image_features.failures) if self.image_features else 0
         metrics = self.validate()
         seconds = time.perf_counter() - self._started_at
@@ -348,7 +348,7 @@ class Trainer(TrainerSetup):
             self.train_state.save(self.out, self.progress.step, self.state_dict(), self.processes)
         except OSError as error:
             fallback = "the one before it is kept" if list_checkpoints(self.out) else "there is none before it"
-            logger.warning(f"no checkpoint at step {self.progress.step}: {error}; training goes on, {fallback}")
+            logger.warning(f"no checkpoint at step {self.progress.step}: {error}; training continues, {fallback}")
             return False
         finally:
             self._saved_at = time.perf_counter()
@@ -373,7 +373,7 @@ class Trainer(TrainerSetup):
         if kept != step:
             message += ", which was not kept: "
             message += "there is no checkpoint" if kept is None else f"the last checkpoint is of step {kept}"
-        hint = "; begin anew with" if kept is None else "; go on with"
+        hint = "; start again with" if kept is None else "; resume with"
         logger.info(f"{message}{hint}: clipvisionalign train --resume {self.out}")
         raise KeyboardInterrupt
 
@@ -384,6 +384,6 @@ class Trainer(TrainerSetup):
 
 
 def any_stop_requested(distributed: Distributed, stop: Callable[[], bool], elapsed: float = 0.0) -> tuple[bool, float]:
-    """Whether any process has been asked to stop, since all have to at the same step; and the first one's `late`."""
+    """Whether any process has been asked to stop, since all have to at the same step; and the first one's `elapsed`."""
     requests = distributed.run_and_gather(lambda: (stop(), elapsed), long_timeout=True)
     return any(requested for requested, _ in requests), requests[0][1]

@@ -83,9 +83,9 @@ class TrainerSetup:
             check_same_data(state, self._contents, config, self.out)
 
     def _build_model(self) -> None:
-        """The model on its device, its loss, and the number format of each tower."""
+        """The model on its device, its loss, and the dtype of each tower."""
         processes, state, device = self.processes, self._state, self.processes.device
-        # One process fetches the towers' weights; from then on the commit is known: the others find it in the cache.
+        # One process fetches the towers' weights; the others find the commit in the cache.
         pinned = processes.run_on_main(lambda: pin_revisions(self.config.model, logger.info))
         self.config = config = replace(self.config, model=pinned)
         self.aligner = aligner = processes.run_on_all(
@@ -97,7 +97,7 @@ class TrainerSetup:
         check_batch_norm_statistics(aligner, config, processes)
         self.loss_fn = build_loss(config, aligner)
         # A machine may time its formats otherwise the next time: a resumed run keeps those that it was begun in.
-        with progress_step("timing the number formats", visible=processes.is_main):
+        with progress_step("timing the dtypes", visible=processes.is_main):
             self.dtypes = processes.run_on_main(partial(choose_dtypes, config, aligner, state))
         image_dtype, text_dtype = map(dtype_name, self.dtypes)
         logger.info(
@@ -208,7 +208,7 @@ class TrainerSetup:
                 records.truncate(min(self.progress.records, records.tell()))
 
         self.processes.run_on_main(truncate_metrics)
-        logger.info(f"{self.out}: goes on after step {self.progress.step}, in epoch {self.progress.epoch}")
+        logger.info(f"{self.out}: resumes after step {self.progress.step}, in epoch {self.progress.epoch}")
 
     def state_dict(self) -> dict[str, Any]:
         """All that the run needs to be resumed, as a checkpoint holds it; every process calls this.
