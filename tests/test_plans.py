@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from contextlib import suppress
 from dataclasses import asdict, fields, is_dataclass, replace
@@ -240,6 +241,16 @@ def test_another_data_set_to_choose_by_is_there_and_is_not_the_one_that_is_measu
     assert f"{path}, line 4: settings.dev_data: " in error
     assert message in error
     assert not (tmp_path / "out").exists()
+
+
+def test_reading_a_plan_lists_no_folder_not_even_the_current_one(tmp_path, monkeypatch):
+    """Which may be a home folder: a plan's variants name no data set, and are compared without one."""
+    monkeypatch.chdir(tmp_path)
+    Path("plan.yaml").write_text("data: x\nvariants: [self, late]\n")
+    listed: list[Any] = []
+    monkeypatch.setattr(os, "scandir", lambda folder=".": listed.append(folder) or [])
+    assert list(read_plan("plan.yaml").variants) == ["self", "late"]
+    assert listed == []
 
 
 def test_all_faults_are_told_at_once(tmp_path):
