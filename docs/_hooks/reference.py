@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import argparse
 import ast
+import html
 import os
 import re
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,10 +27,19 @@ PACKAGE = ROOT / "src" / "clipvisionalign"
 #: Files of the root folder that are pages of the site.
 ROOT_PAGES = {"contributing.md": "CONTRIBUTING.md", "changelog.md": "CHANGELOG.md"}
 
+#: Flags of every command, which are described once.
+COMMON_FLAGS = {"--quiet", "--verbose"}
+
 
 def escape(text: str) -> str:
     """Return text as Markdown that shows its characters as they are, in one line."""
     return re.sub(r"([|<>*_`\[\]])", r"\\\1", " ".join(text.split()))
+
+
+def code(text: str, kind: str = "") -> str:
+    """Return text as code in a cell of a table, where Markdown's own code cannot hold a vertical bar."""
+    opening = f'<code class="{kind}">' if kind else "<code>"
+    return f"{opening}{html.escape(text, quote=False).replace('|', '&#124;')}</code>"
 
 
 def default_of(action: argparse.Action) -> str:
@@ -36,7 +47,7 @@ def default_of(action: argparse.Action) -> str:
     value = action.default
     if value in (None, argparse.SUPPRESS, "", [], False) or "default" in (action.help or ""):
         return ""
-    return f"`{value}`"
+    return code(str(value))
 
 
 def rows_of(actions: list[argparse.Action], parser: argparse.ArgumentParser) -> Iterator[str]:
@@ -45,12 +56,30 @@ def rows_of(actions: list[argparse.Action], parser: argparse.ArgumentParser) -> 
     for action in actions:
         if action.help == argparse.SUPPRESS or isinstance(action, argparse._HelpAction):
             continue
+        if not COMMON_FLAGS.isdisjoint(action.option_strings):
+            continue
         names = [name for name in action.option_strings if name.startswith("--")] or [action.metavar or action.dest]
         value = formatter._format_args(action, action.dest.upper()) if action.option_strings else ""
         value = value if len(value) < 40 else "VALUE"
-        flag = f"`{', '.join(map(str, names))}{' ' + value if value else ''}`".replace("|", "\\|")
         words = (action.help or "") % {**vars(action), "prog": parser.prog}
+        flag = code(f"{', '.join(map(str, names))}{' ' + value if value else ''}", "flag")
         yield f"| {flag} | {escape(words)} | {default_of(action)} |"
+
+
+def usage_of(parser: argparse.ArgumentParser) -> str:
+    """Return the usage of a command without the flags of every command, in lines that fit on a page."""
+    usage = " ".join(parser.format_usage().removeprefix("usage: ").split())
+    usage = re.sub(r" \[(-h|--quiet|--verbose)\]", "", usage)
+    # A flag and its value stay together.
+    usage = re.sub(r"\[[^][]*(\[[^][]*\][^][]*)*\]", lambda flag: flag[0].replace(" ", "\0"), usage)
+    lines = textwrap.wrap(usage, 80, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
+    return "\n".join(lines).replace("\0", " ")
+
+
+def epilog_of(epilog: str) -> list[str]:
+    """Return what follows the flags in a command's help: a sentence as text, lists and examples as they are."""
+    text = epilog.strip("\n")
+    return ["```text", text, "```", ""] if "\n" in text else [f"{escape(text[:1].upper() + text[1:])}.", ""]
 
 
 def commands_page() -> str:
@@ -58,7 +87,8 @@ def commands_page() -> str:
     lines = [
         "# Commands", "",
         "Generated from the program's own parsers. `clipvisionalign COMMAND --help` prints the same.", "",
-        "Exit statuses, streams and environment variables: [The command line](../command-line.md).", "",
+        "Every command also takes `--quiet` and `--verbose`. They, exit statuses, streams and environment variables: "
+        "[The command line](../command-line.md).", "",
     ]  # fmt: skip
     for name, (summary, _) in COMMANDS.items():
         parser = PARSERS[name]()
@@ -78,11 +108,10 @@ def commands_page() -> str:
                 "",
             ]
             continue
-        usage = re.sub(r"\s+", " ", parser.format_usage().removeprefix("usage: "))
-        lines += ["```text", usage.strip(), "```", "", "| argument | meaning | default |", "|---|---|---|"]
+        lines += ["```text", usage_of(parser), "```", "", "| argument | meaning | default |", "|---|---|---|"]
         lines += [*rows_of(parser._actions, parser), ""]
         if parser.epilog:
-            lines += ["```text", parser.epilog.strip("\n"), "```", ""]
+            lines += epilog_of(parser.epilog)
     return "\n".join(lines)
 
 
@@ -100,13 +129,8 @@ def settings_page() -> str:
         kind = re.sub(r"typing\.|collections\.abc\.|<class '|'>", "", str(hint)) if hint is not None else ""
         kind = kind if "<" not in kind else ""
         default = action.default
-        shown = "" if default in (None, "", argparse.SUPPRESS) else f"`{default!r}`"
-        cells = [
-            f'<code class="flag">{flag}</code>',
-            escape(action.help or ""),
-            escape(kind),
-            shown.replace("|", "\\|"),
-        ]
+        shown = "" if default in (None, "", argparse.SUPPRESS) else code(repr(default))
+        cells = [code(flag, "flag"), escape(action.help or ""), escape(kind), shown]
         row = f"| {' | '.join(cells)} |"
         groups.setdefault(flag.lstrip("-").rpartition(".")[0], []).append(row)
     lines = [
@@ -168,7 +192,7 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
         entry["Reference"] for entry in config.nav or [] if isinstance(entry, dict) and "Reference" in entry
     )
     python = next(entry for entry in reference if "Python" in entry)
-    python["Python"] = ["reference/python/index.md", *python_navigation()]
+    python["Python"] = [{"All modules": "reference/python/index.md"}, *python_navigation()]
     return config
 
 
