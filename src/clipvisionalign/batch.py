@@ -215,12 +215,24 @@ def positive_mask(
     caption_text_id: Tensor | None = None,
     identity_texts: Tensor | None = None,
 ) -> Tensor:
-    """Which captions belong to which images: bool (B, M).
+    """Which captions belong to which images.
 
-    identity: (B,) of images; caption_identity: (M,) of the captions' own images. A caption belongs to every image of
-    its own image's identity. With caption_text (M,) and true_texts (K, 2), pairs of an identity and a text that is true
-    of it, a caption belongs to every image of an identity that its text is true of: a relation between texts and
-    images, so that two images that share a caption do not share their others.
+    A caption belongs to every image of its own image's identity. With the last two arguments it also belongs to every
+    image of an identity that its text is true of: a relation between texts and images, so that two images that share a
+    caption do not share their other captions.
+
+    Args:
+        identity: (B,) identity of each image.
+        caption_identity: (M,) identity of each caption's own image.
+        caption_text_id: (M,) equal numbers for equal captions, or None.
+        identity_texts: (K, 2) pairs of an identity and a text that is true of it, or None.
+
+    Returns:
+        (B, M) bool.
+
+    >>> positive_mask(torch.tensor([0, 1]), torch.tensor([0, 0, 1]))
+    tensor([[ True,  True, False],
+            [False, False,  True]])
     """
     if caption_text_id is None or identity_texts is None:
         return identity[:, None] == caption_identity[None, :]
@@ -237,7 +249,17 @@ def are_positives(
     caption_text_id: Tensor | None = None,
     identity_texts: Tensor | None = None,
 ) -> Tensor:
-    """`positive_mask` for pairs: identity (Q,) of images and what is known of a caption each, (Q,) -> bool (Q,)."""
+    """`positive_mask` for Q pairs: whether each caption belongs to its image.
+
+    Args:
+        identity: (Q,) identity of each image.
+        caption_identity: (Q,) identity of each caption's own image.
+        caption_text_id: (Q,) equal numbers for equal captions, or None.
+        identity_texts: (K, 2) pairs of an identity and a text that is true of it, or None.
+
+    Returns:
+        (Q,) bool.
+    """
     if caption_text_id is None or identity_texts is None:
         return identity == caption_identity
     identities, row = identity.unique(return_inverse=True)

@@ -36,7 +36,20 @@ for _kind, (_form, _first) in _KINDS.items():
 
 
 def load(text: str) -> Any:
-    """What a YAML text holds. Raises yaml.YAMLError."""
+    """Parse YAML without implicit conversions of numbers such as 010 or 1:30 and of words such as off.
+
+    Args:
+        text: The YAML.
+
+    Returns:
+        Its value.
+
+    Raises:
+        yaml.YAMLError: The text is not YAML.
+
+    >>> load("a: 010")
+    {'a': '010'}
+    """
     return yaml.load(text, Loader)
 
 
@@ -63,10 +76,27 @@ def _refuse_misread(value: Any, key: str, numbers: Collection[str]) -> None:
 
 
 def is_clock(text: str) -> bool:
-    """Whether YAML 1.1 takes a text for a number of base 60, such as 1:30."""
+    """Whether YAML 1.1 reads a text as a number of base 60.
+
+    >>> is_clock("1:30"), is_clock("130")
+    (True, False)
+    """
     return bool(re.fullmatch(r"[-+]?[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?", text))
 
 
 def boolean(text: str) -> bool:
-    """A boolean that is written as a word: true, yes, on and their opposites. Raises KeyError for any other word."""
+    """A boolean that is written as a word.
+
+    Args:
+        text: true, yes, on or their opposites.
+
+    Returns:
+        Its value.
+
+    Raises:
+        KeyError: Any other word.
+
+    >>> boolean("yes"), boolean("off")
+    (True, False)
+    """
     return yaml.SafeLoader.bool_values[text.lower()]

@@ -8,7 +8,18 @@ from typing import Any
 
 
 def config_from_dict(cls: Callable[..., Any], values: dict[str, Any]) -> Any:
-    """A settings dataclass from what YAML or JSON holds; unknown names and wrong types raise ValueError."""
+    """A settings dataclass from the values of a YAML or JSON file.
+
+    Args:
+        cls: The dataclass.
+        values: Its fields by name; nested dataclasses as dictionaries.
+
+    Returns:
+        An instance of `cls`.
+
+    Raises:
+        ValueError: A name is unknown, or a value has the wrong type.
+    """
     from jsonargparse import ArgumentError
 
     parser = _parser_of(cls)

@@ -24,7 +24,18 @@ _NUMBERED = re.compile(r"(captions?|sentences?|texts?|descriptions?|comments?)[ 
 
 
 def find_column(names: Iterable[str], candidates: Iterable[str]) -> str | None:
-    """The first of `candidates` that is among `names`, whatever its case; None where none is."""
+    """The first candidate that is among the names, ignoring case.
+
+    Args:
+        names: Names of the columns of a table.
+        candidates: Names to look for, in order of preference.
+
+    Returns:
+        The name as the table has it; None if there is none.
+
+    >>> find_column(["Image", "Text"], ["file_name", "image"])
+    'Image'
+    """
     folded: dict[str, str] = {}
     for name in names:
         folded.setdefault(str(name).strip().lower(), name)
@@ -32,7 +43,17 @@ def find_column(names: Iterable[str], candidates: Iterable[str]) -> str | None:
 
 
 def caption_columns(names: Iterable[str]) -> tuple[str, ...]:
-    """The columns that hold captions: the first of the usual names, and those that are numbered."""
+    """The columns that hold captions: the first of the usual names, and numbered ones.
+
+    Args:
+        names: Names of the columns of a table.
+
+    Returns:
+        Their names.
+
+    >>> caption_columns(["image", "caption_0", "caption_1", "url"])
+    ('caption_0', 'caption_1')
+    """
     names = list(names)
     first = find_column(names, CAPTION_COLUMNS)
     numbered = [name for name in names if _NUMBERED.fullmatch(str(name).strip().lower()) and name != first]

@@ -111,7 +111,14 @@ def swap_first_groups(scene: Scene) -> Scene:
 
 
 def random_scene(rng: random.Random) -> Scene:
-    """Two to four groups that differ in shape or colour, each in a cell of its own."""
+    """Two to four groups that differ in shape or colour, each in a cell of its own.
+
+    Args:
+        rng: The source of randomness.
+
+    Returns:
+        The scene, which `draw_scene` draws and `scene_captions` describes.
+    """
     cells = rng.sample([(column, row) for column in range(3) for row in range(3)], rng.choice((2, 2, 3, 3, 4)))
     kinds: list[tuple[str, str]] = []
     while len(kinds) < len(cells):
@@ -127,7 +134,17 @@ def random_scene(rng: random.Random) -> Scene:
 
 
 def scene_captions(scene: Scene) -> list[str]:
-    """Five captions that are true of the scene, all different; the last gives everything, at length."""
+    """Five different captions that are true of a scene; the last one describes all of it.
+
+    Args:
+        scene: The scene.
+
+    Returns:
+        The captions.
+
+    >>> len(set(scene_captions(random_scene(random.Random(0)))))
+    5
+    """
     rng = random.Random(scene.seed)
     first, second = scene.groups[:2]
     relation_phrase = spatial_relation(first, second)
@@ -162,7 +179,18 @@ def _long_caption(scene: Scene, order: list[Group]) -> str:
 
 
 def draw_scene(scene: Scene, size: int = 224) -> Image.Image:
-    """Paint the scene, `size` x `size` pixels, smoothed by drawing at twice the size."""
+    """Draw a scene, with edges smoothed by drawing at twice the size.
+
+    Args:
+        scene: The scene.
+        size: Pixels on a side.
+
+    Returns:
+        An RGB image.
+
+    >>> draw_scene(random_scene(random.Random(0)), size=32).size
+    (32, 32)
+    """
     scale = 2 * size
     image = Image.new("RGB", (scale, scale), BACKGROUNDS[scene.background])
     pencil = ImageDraw.Draw(image)

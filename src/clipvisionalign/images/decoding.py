@@ -124,11 +124,21 @@ def open_header(image: Path | str | bytes) -> Image.Image:
 
 
 def open_image(image: ImageSource, size: int = 0) -> Image.Image:
-    """Decode an image to upright 8-bit RGB. Raises ImageError where it cannot be.
+    """Decode an image to upright 8-bit RGB.
 
-    size: pixels on a side that are wanted of it in the end; a large JPEG is then decoded at a half, a quarter or an
-    eighth of its size, which takes less time, as long as `JPEG_DRAFT_SCALE` times what is wanted is left. 0 for all
-    there is.
+    Args:
+        image: A path, the bytes of a file, or a Pillow image.
+        size: Pixels on a side that are required in the end; a large JPEG is then decoded at a half, a quarter or an
+            eighth of its size, which is faster, as long as `JPEG_DRAFT_SCALE` times `size` remains. 0 for full size.
+
+    Returns:
+        The image.
+
+    Raises:
+        ImageError: It cannot be decoded, or it is too large; the message has the reason.
+
+    >>> open_image(Image.new("L", (3, 2), 255)).getpixel((0, 0))
+    (255, 255, 255)
     """
     if isinstance(image, Image.Image):
         with _raising_image_errors(image):

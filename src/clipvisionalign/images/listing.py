@@ -68,7 +68,17 @@ IMAGE_SUFFIXES = (
 
 
 def name_exclusion_reason(name: str) -> str:
-    """Why nothing in a folder, or no file, of this name is taken for an image, by the name alone; else ""."""
+    """Why a file or folder of this name is not searched for images, by its name alone.
+
+    Args:
+        name: The last part of a path.
+
+    Returns:
+        The reason; "" if the name does not exclude it.
+
+    >>> name_exclusion_reason("a.jpg")
+    ''
+    """
     if name.casefold() in _SYSTEM_NAMES:
         return SYSTEM_FILE
     return HIDDEN if name.startswith(".") and name not in (".", "..") else ""
@@ -199,10 +209,18 @@ def _is_folder(entry: os.DirEntry[bytes]) -> bool:
 
 
 def image_files(folder: Path, excluded_files: ExcludedFiles | None = None) -> list[Path]:
-    """The files below a folder that may be images, in order of their paths; links are followed as in `walk_files`.
+    """The files below a folder that may be images, sorted by path; links are followed as in `walk_files`.
 
-    The others are counted in `excluded_files`, and folders that cannot be listed as well: without it, such a folder
-    raises OSError, unless it is one of those that no image is taken from.
+    Args:
+        folder: The folder.
+        excluded_files: Takes the counts of the other files, and folders that cannot be listed.
+
+    Returns:
+        Their paths.
+
+    Raises:
+        OSError: A folder cannot be listed, and there is no `excluded_files`; folders that no image is taken from are
+            exempt.
     """
     excluded = ExcludedFiles() if excluded_files is None else excluded_files
     unreadable: dict[bytes, str] = {}

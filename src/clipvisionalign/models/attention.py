@@ -40,18 +40,30 @@ def attention(
     global_positions: Tensor | None = None,
     dropout: float = 0.0,
 ) -> Tensor:
-    """softmax(q k^T / sqrt(d)) v over the keys that each query sees.
+    """softmax(q k^T / sqrt(d)) v over the keys that each query attends to.
 
     Args:
         q: (B, H, T, d).
         k: (B, H, S, d).
         v: (B, H, S, d).
-        mask: (B, S), true on tokens, false on padding; None where there is none.
-        window: tokens that a token sees around itself, half of them on either side; 0 for all. Needs T = S.
-        global_positions: (B, G) where the tokens stand that see all and are seen by all; -1 where a sequence has fewer.
-        dropout: share of the attention that is dropped, while training.
+        mask: (B, S), true on tokens, false on padding; None without padding.
+        window: Number of neighbouring tokens that a token attends to, half of them on either side; 0 for all. Requires
+            T = S.
+        global_positions: (B, G) positions of tokens that attend to all tokens and that all tokens attend to; -1 where a
+            sequence has fewer.
+        dropout: Share of the attention weights that is dropped during training.
 
-    Returns (B, H, T, d). What a padded query gets is of no meaning, but finite. Raises ValueError for a window under 2.
+    Returns:
+        (B, H, T, d). The output of a padded query has no meaning, but is finite.
+
+    Raises:
+        ValueError: The window is smaller than 2.
+
+    Source: Vaswani et al., arXiv:1706.03762; windows and global tokens: Beltagy et al., "Longformer", arXiv:2004.05150.
+
+    >>> x = torch.ones(1, 2, 3, 4)
+    >>> attention(x, x, x).shape
+    torch.Size([1, 2, 3, 4])
     """
     if window and window < 2:
         raise ValueError(f"a sliding window needs 2 tokens or more, not {window}")
@@ -70,7 +82,21 @@ def attention(
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None = None) -> Tensor:
-    """`attention` over vectors that hold all heads. q: (B, T, D); k, v: (B, S, D); mask: (B, S) -> (B, T, D)."""
+    """`attention` over vectors in which the heads are concatenated.
+
+    Args:
+        q: (B, T, D).
+        k: (B, S, D).
+        v: (B, S, D).
+        heads: Number H of heads, which divides D.
+        mask: (B, S), true on tokens, false on padding; None without padding.
+
+    Returns:
+        (B, T, D).
+
+    >>> attend(torch.ones(1, 3, 8), torch.ones(1, 5, 8), torch.ones(1, 5, 8), heads=2).shape
+    torch.Size([1, 3, 8])
+    """
     return join_heads(attention(split_heads(q, heads), split_heads(k, heads), split_heads(v, heads), mask))
 
 

@@ -40,11 +40,19 @@ def pin_revisions(config: AlignerConfig, say: Callable[[str], None] = print_to_s
 
 
 def load_aligner(folder: str | Path, device: str = "auto", packed: bool = True) -> Aligner:
-    """The aligner that a run folder holds, ready to encode and score; needs nothing else, and no network.
+    """Load the aligner of a run folder, ready to encode and score; no network is required.
 
-    packed: lay the weights out for the CPU's kernels, which an export to another format cannot read.
+    Args:
+        folder: A run folder, or a folder that `export --huggingface` wrote.
+        device: "auto", "cpu", "cuda" and so on.
+        packed: Whether weights are packed for the CPU's kernels; packed weights cannot be exported.
 
-    Raises FileNotFoundError where the folder is not a run folder, ValueError where a file in it does not fit.
+    Returns:
+        The aligner in evaluation mode.
+
+    Raises:
+        FileNotFoundError: The folder is not a run folder.
+        ValueError: A file in it does not fit.
     """
     import yaml
 

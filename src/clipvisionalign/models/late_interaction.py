@@ -110,8 +110,15 @@ class LateInteraction(nn.Module):
 
 
 def prune_tokens(tokens: LateTokens, keep: int) -> LateTokens:
-    """The `keep` tokens of the greatest weight, in their order, the first of those of equal weight; their weights sum
-    to 1 again."""
+    """The tokens of the greatest weights, in their order; the first of those of equal weight.
+
+    Args:
+        tokens: Unit vectors and weights of the tokens of M captions.
+        keep: Number of tokens to keep of each caption.
+
+    Returns:
+        The kept tokens; their weights sum to 1.
+    """
     if keep >= tokens.weights.shape[1]:
         return tokens
     # `topk` takes any of equal weights, as all are of a late interaction that has not learned yet.
@@ -135,9 +142,19 @@ def prune_weights(weights: Tensor, keep: int) -> Tensor:
 
 
 def maxsim(patches: Tensor, tokens: LateTokens, block: int = COSINES_PER_BLOCK) -> Tensor:
-    """The score of every image with every caption, (N, M), from -1 to 1; about `block` cosines at a time.
+    """The score of every image with every caption (MaxSim).
 
-    patches: (N, P, E), from `LateInteraction.patches`.
+    Each token contributes the cosine of its best patch, by the token's weight.
+
+    Args:
+        patches: (N, P, E) unit vectors, from `LateInteraction.patches`.
+        tokens: Unit vectors and weights of the tokens of M captions.
+        block: Number of cosines that are computed at a time.
+
+    Returns:
+        (N, M) from -1 to 1.
+
+    Source: Khattab and Zaharia, "ColBERT", arXiv:2004.12832; with image patches Yao et al., "FILIP", arXiv:2111.07783.
     """
     images, captions = len(patches), len(tokens.weights)
     cosines_per_pair = patches.shape[1] * tokens.weights.shape[1]
@@ -152,7 +169,15 @@ def maxsim(patches: Tensor, tokens: LateTokens, block: int = COSINES_PER_BLOCK) 
 
 
 def maxsim_pairs(patches: Tensor, tokens: LateTokens) -> Tensor:
-    """The scores of image 0 with caption 0, 1 with 1, ...: (Q, P, E) and Q captions -> (Q,)."""
+    """The scores of Q pairs: image 0 with caption 0, image 1 with caption 1, and so on.
+
+    Args:
+        patches: (Q, P, E) unit vectors, from `LateInteraction.patches`.
+        tokens: Unit vectors and weights of the tokens of Q captions.
+
+    Returns:
+        (Q,) from -1 to 1.
+    """
     best = (patches @ tokens.vectors.transpose(1, 2)).amax(dim=1)
     return (best * tokens.weights).sum(dim=-1)
 

@@ -94,15 +94,35 @@ def evaluate(
     shard: WorkerShard = SINGLE_WORKER,
     caption_group: Any = None,
 ) -> Evaluation:
-    """Measure `model` on N images and M captions.
+    """Measure a model on N images and M captions, in both directions.
 
-    images: whatever the model takes. caption_image: (M,) each caption's image. identity: (N,) or None. candidates: how
-    many are re-ranked if the model answers `pair_scorer(images, captions)`; 0 measures the dual encoder alone.
-    shard: what of the ranking of vectors is done here, where several processes do it together. caption_group: (M,) or
-    None, the same number for captions that are equal: each belongs to every image that has one of them.
-    The model's vectors and scores are taken in the format in which it gives them, of which `retrieval.ties` makes what
-    counts as equal. Raises TypeError for a model that answers neither way and for one image or one string where a list
-    belongs, ValueError where what it gives does not fit.
+    Args:
+        model: An object with `encode_images` and `encode_captions`, or with `score`. Its vectors and scores keep their
+            dtype; `retrieval.ties` defines which of them are equal.
+        images: N images, in any form that the model takes.
+        captions: M captions.
+        caption_image: (M,) index of each caption's image.
+        identity: (N,) images of one identity are positives of each other's captions; None if each is its own.
+        candidates: Number of candidates to re-rank, if the model has `pair_scorer(images, captions)`; 0 measures the
+            dual encoder alone.
+        resamples: Number of bootstrap resamples; 0 computes no intervals.
+        seed: Seed of the bootstrap.
+        shard: The share of the ranking that this process computes, where several processes share it.
+        caption_group: (M,) equal numbers for equal captions, each of which belongs to every image that has one of them;
+            None if captions are compared by their images only.
+
+    Returns:
+        The figures of both directions, with intervals over images, and the ranks behind them.
+
+    Raises:
+        TypeError: The model has neither interface, or one image or one string is given where a list is required.
+        ValueError: The model's outputs have another number, another shape or non-finite values.
+
+    >>> class PerfectModel:
+    ...     encode_images = encode_captions = staticmethod(lambda items: np.eye(3)[: len(items)])
+    >>> figures = evaluate(PerfectModel(), ["1.jpg", "2.jpg", "3.jpg"], ["a dog", "a cat", "a car"], [0, 1, 2])
+    >>> figures.to_dict()["rsum"]["value"]
+    600.0
     """
     check_lists(images, captions)
     positives = Positives.of(caption_image, len(images), identity, caption_group)

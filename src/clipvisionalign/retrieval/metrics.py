@@ -112,15 +112,23 @@ def retrieval_metrics(
     shard: WorkerShard = SINGLE_WORKER,
     caption_group: Any = None,
 ) -> RetrievalMetrics:
-    """Both ways over the whole gallery, by the dot product of the vectors.
+    """Retrieval figures in both directions over the whole gallery, by dot products of vectors.
 
-    image_vectors: (N, D); caption_vectors: (M, D); caption_image: (M,) each caption's image; identity: (N,) or None,
-    images of one identity are positives of each other's captions. resamples: of the bootstrap, 0 for no intervals
-    (low and high are then None). Vectors: arrays, tensors of any format and device, or lists of them; what counts as a
-    tie in each dtype is defined in `retrieval.ties`.
-    shard: what of the ranking is done here, where several processes do it together. caption_group: (M,) or None, the
-    same number for captions that are equal: each belongs to every image that has one of them.
-    Raises ValueError for shapes that do not fit, numbers out of range, images without captions, numbers not finite.
+    Args:
+        image_vectors: (N, D) array, tensor of any dtype and device, or list; `retrieval.ties` defines ties by dtype.
+        caption_vectors: (M, D) of the same kinds.
+        caption_image: (M,) index of each caption's image.
+        identity: (N,) images of one identity are positives of each other's captions; None if each is its own.
+        resamples: Number of bootstrap resamples; 0 computes no intervals (`low` and `high` are None).
+        seed: Seed of the bootstrap.
+        shard: The share of the ranking that this process computes, where several processes share it.
+        caption_group: (M,) equal numbers for equal captions, each of which belongs to every image that has one of them.
+
+    Returns:
+        Recalls, ranks and mAP of both directions, and rsum.
+
+    Raises:
+        ValueError: Shapes do not fit, indices are out of range, an image has no caption, or values are not finite.
 
     >>> import numpy as np
     >>> vectors = np.eye(3)
@@ -162,9 +170,17 @@ def _bounds(name: str) -> tuple[float, float] | None:
 
 
 def chance_recall(positive_counts: np.ndarray, gallery: int, k: int) -> np.ndarray:
-    """By how much chance a query finds one of its positives within the first k of a gallery in random order (Q,).
+    """Expected recall of each query in a gallery in random order.
 
-    positive_counts: (Q,) how many each query has there. Exact: a draw without replacement, 1 - C(n - r, k) / C(n, k).
+    A draw without replacement: 1 - C(n - r, k) / C(n, k) for r positives.
+
+    Args:
+        positive_counts: (Q,) number of each query's positives in the gallery.
+        gallery: Number n of candidates.
+        k: Number of first results.
+
+    Returns:
+        (Q,) probability that one of its positives is among the first k.
 
     >>> chance_recall(np.array([1, 2]), 4, 2)
     array([0.5       , 0.83333333])
@@ -191,8 +207,19 @@ def rsum_gain(
     ranks: PositiveRanks, baseline: PositiveRanks, caption_image: np.ndarray, resamples: int = RESAMPLES, seed: int = 0,
     unit: np.ndarray | None = None,
 ) -> MetricEstimate:  # fmt: skip
-    """What rsum gains from `baseline` to `ranks` of the same gallery; the interval is a paired bootstrap over images,
-    or units of them, as in `metrics_of_ranks`."""
+    """The gain in rsum from one ranking of a gallery to another, with a paired bootstrap over images.
+
+    Args:
+        ranks: The ranks to compare.
+        baseline: The ranks of the same gallery that they are compared with.
+        caption_image: (M,) index of each caption's image.
+        resamples: Number of bootstrap resamples.
+        seed: Seed of the bootstrap.
+        unit: (N,) units that are drawn together, as in `metrics_of_ranks`; None draws images.
+
+    Returns:
+        The difference in rsum, with its interval.
+    """
     weights, units = _resampled(len(ranks.image_to_text), resamples, seed, unit)
     sums = []
     for compared in (ranks, baseline):
@@ -221,14 +248,36 @@ def bootstrap_weights(images: int, resamples: int, seed: int) -> np.ndarray:
 
 
 def average_precision(ranks: np.ndarray) -> np.ndarray:
-    """mAP of each query, over the whole gallery. ranks: (Q, R) of its positives, best first, padded with 0 -> (Q,)."""
+    """Average precision of each query over the whole gallery.
+
+    Args:
+        ranks: (Q, R) ranks of its positives from 1, in ascending order, padded with 0.
+
+    Returns:
+        (Q,) from 0 to 1.
+
+    >>> average_precision(np.array([[1, 2], [2, 0]]))
+    array([1. , 0.5])
+    """
     valid = ranks > 0
     precision = np.arange(1, ranks.shape[1] + 1) / np.maximum(ranks, 1)
     return (precision * valid).sum(axis=1) / valid.sum(axis=1)
 
 
 def average_precision_at_r(ranks: np.ndarray) -> np.ndarray:
-    """mAP@R of each query. ranks: (Q, R) of its positives, best first, padded with 0 -> (Q,)."""
+    """Average precision of each query within its first R results, with R its number of positives (mAP@R).
+
+    Args:
+        ranks: (Q, R) ranks of its positives from 1, in ascending order, padded with 0.
+
+    Returns:
+        (Q,) from 0 to 1.
+
+    Source: Musgrave et al., "A Metric Learning Reality Check", arXiv:2003.08505.
+
+    >>> average_precision_at_r(np.array([[1, 3], [1, 0]]))
+    array([0.5, 1. ])
+    """
     valid = ranks > 0
     positive_counts = valid.sum(axis=1, keepdims=True)
     within = valid & (ranks <= positive_counts)

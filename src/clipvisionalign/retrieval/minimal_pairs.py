@@ -15,12 +15,24 @@ from clipvisionalign.retrieval.ties import VectorEquality, as_numeric_array, as_
 
 
 def score_minimal_pairs(model: Any, images: Sequence[Any], true: Sequence[str], foils: Sequence[str]) -> np.ndarray:
-    """Whether image i with true caption i outscores image i with foil i: (P,) of 1, 0, and 0.5 for a tie.
+    """Whether a model scores each true caption above its foil.
 
-    A model that sees no difference, such as a bag of words, gets exactly the half that chance would give it. Asks
-    `score_pairs(images, captions, image index, caption index)` where a model has it, else the cosines of its vectors,
-    else `score`. Ties are defined in `retrieval.ties`. Raises TypeError for one string where a list belongs, ValueError
-    for scores of another number or not finite.
+    A model that is blind to the difference, such as a bag of words, gets exactly one half. Scores come from
+    `score_pairs(images, captions, image index, caption index)` where a model has it, else from the cosines of its
+    vectors, else from `score`; `retrieval.ties` defines ties.
+
+    Args:
+        model: An object with one of these interfaces.
+        images: P images, in any form that the model takes.
+        true: P captions, each true of its image.
+        foils: P captions, each false of its image.
+
+    Returns:
+        (P,) 1 where the true caption scores higher, 0 where the foil does, 0.5 for a tie.
+
+    Raises:
+        TypeError: One string is given where a list is required.
+        ValueError: The model returns another number of scores, or non-finite ones.
     """
     check_lists(images, true)
     check_lists(captions=foils)

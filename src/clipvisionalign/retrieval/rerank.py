@@ -109,9 +109,20 @@ class Candidates:
 def rerank(
     image_vectors: Any, caption_vectors: Any, positives: Positives, score_pairs: ScorePairs, candidates: int
 ) -> tuple[PositiveRanks, PositiveRanks]:
-    """Ranks of the dual encoder, and after re-ranking its first `candidates` both ways.
+    """Ranks of the dual encoder, and of its first candidates re-ranked by pair scores, in both directions.
 
-    image_vectors: (N, D); caption_vectors: (M, D). Raises ValueError for fewer than one candidate.
+    Args:
+        image_vectors: (N, D).
+        caption_vectors: (M, D).
+        positives: Which captions belong to which images.
+        score_pairs: Returns the scores of pairs of images and captions.
+        candidates: Number of candidates that are re-ranked for each query.
+
+    Returns:
+        The ranks of the dual encoder, and those after re-ranking.
+
+    Raises:
+        ValueError: There is less than one candidate.
     """
     pool = Candidates.of(image_vectors, caption_vectors, positives, candidates)
     return pool.dual_ranks, pool.ranks(score_pairs(*pool.index))

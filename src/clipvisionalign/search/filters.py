@@ -34,7 +34,21 @@ class FilterError(ValueError):
 
 
 def filter_sql(text: str, columns: Mapping[str, bool]) -> str:
-    """The filter as SQL. columns: name -> whether it holds numbers. Raises FilterError."""
+    """The condition of a filter in SQL, rewritten from its parsed form.
+
+    Args:
+        text: Comparisons joined by `and`; "" for none.
+        columns: For each column that may be compared, whether it holds numbers.
+
+    Returns:
+        The condition; "" for an empty filter.
+
+    Raises:
+        FilterError: The text is no filter, or compares an unknown column.
+
+    >>> filter_sql('width >= 32 and path like "test/*"', {"width": True, "path": False})
+    "`width` >= 32 AND `path` LIKE 'test/%'"
+    """
     if len(text) > MAX_FILTER_LENGTH:
         raise FilterError(f"a filter of {len(text):,} characters; at most {MAX_FILTER_LENGTH}")
     parts = []

@@ -190,12 +190,24 @@ def _import_loss(name: str) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
 
 
 def contrastive_loss(logits: Tensor, positives: Tensor, smoothing: float = 0.0) -> Tensor:
-    """Symmetric contrastive loss with many positives. logits, positives: (B, M) -> scalar.
+    """Symmetric contrastive loss with several positives per row and column.
 
     Each true pair is distinguished from the negatives of its row, and from those of its column; other positives of the
-    same row or column stand in neither. With one caption per image this is CLIP's loss (Radford et al.,
-    arXiv:2103.00020); the sum over positives outside the logarithm is that of Khosla et al., arXiv:2004.11362, equation
-    2.
+    same row or column are excluded from both. With one caption per image this is CLIP's loss.
+
+    Args:
+        logits: (B, M) cosines divided by the temperature.
+        positives: (B, M) bool, true where a caption belongs to an image.
+        smoothing: Share of the target that is distributed over all candidates of a pair.
+
+    Returns:
+        A scalar.
+
+    Source: Radford et al., arXiv:2103.00020; the sum over positives outside the logarithm is that of Khosla et al.,
+    arXiv:2004.11362, equation 2.
+
+    >>> contrastive_loss(torch.zeros(2, 2), torch.eye(2, dtype=torch.bool))
+    tensor(0.6931)
     """
     return (
         softmax_terms(logits, positives, smoothing).mean() + softmax_terms(logits.T, positives.T, smoothing).mean()
@@ -203,10 +215,16 @@ def contrastive_loss(logits: Tensor, positives: Tensor, smoothing: float = 0.0) 
 
 
 def softmax_terms(logits: Tensor, positives: Tensor, smoothing: float) -> Tensor:
-    """For each row the mean over its positives of -log(true / (true + negatives)), (rows,).
+    """For each row the mean over its positives of -log(true / (true + negatives)).
 
-    `smoothing` is the share of the answer that goes to all of a pair's candidates alike (Szegedy et al.,
-    arXiv:1512.00567, section 7).
+    Args:
+        logits: (rows, columns) cosines divided by the temperature.
+        positives: (rows, columns) bool.
+        smoothing: Share of the target that is distributed over all candidates of a pair (Szegedy et al.,
+            arXiv:1512.00567, section 7).
+
+    Returns:
+        (rows,).
     """
     negatives = _mask_positives(logits, positives).logsumexp(dim=1, keepdim=True)
     terms = F.softplus(negatives - logits)
@@ -229,29 +247,58 @@ def _mean_over_positives(terms: Tensor, positives: Tensor) -> Tensor:
 
 
 def sigmoid_terms(logits: Tensor, positives: Tensor) -> Tensor:
-    """For each row the sum over all columns: every pair is a binary classification, positive or not.
+    """For each row the sum over all columns of a binary classification of the pair, positive or not.
 
-    The loss is the sum of all over the number of captions.
+    The loss is the sum of all rows divided by the number of captions.
 
-    Source: Zhai et al., "SigLIP", arXiv:2303.15343, equation 1; its logits are cosine / temperature + bias.
+    Args:
+        logits: (rows, columns) cosine / temperature + bias.
+        positives: (rows, columns) bool.
+
+    Returns:
+        (rows,).
+
+    Source: Zhai et al., "SigLIP", arXiv:2303.15343, equation 1.
+
+    >>> sigmoid_terms(torch.zeros(1, 1), torch.ones(1, 1, dtype=torch.bool))
+    tensor([0.6931])
     """
     signs = positives.to(logits.dtype) * 2 - 1
     return F.softplus(-signs * logits).sum(dim=1)
 
 
 def hardest_terms(cosines: Tensor, positives: Tensor, margin: float) -> Tensor:
-    """For each row the sum over its positives of the hinge against the hardest wrong column.
+    """For each row the sum over its positives of the hinge against the hardest negative column.
 
-    The loss is the sum over rows and columns over the number of true pairs.
+    The loss is the sum over rows and columns divided by the number of true pairs.
+
+    Args:
+        cosines: (rows, columns).
+        positives: (rows, columns) bool.
+        margin: Difference in cosine from which on a pair has no loss.
+
+    Returns:
+        (rows,).
 
     Source: Faghri et al., "VSE++", arXiv:1707.05612, equation 6.
+
+    >>> hardest_terms(torch.tensor([[0.9, 0.8]]), torch.tensor([[True, False]]), margin=0.2)
+    tensor([0.1000])
     """
     wrong = cosines.masked_fill(positives, -torch.inf).amax(dim=1, keepdim=True)
     return (margin - cosines + wrong).clamp(min=0).masked_fill(~positives, 0.0).sum(dim=1)
 
 
 def hard_weighted_terms(logits: Tensor, positives: Tensor, beta: float) -> Tensor:
-    """As `softmax_terms`, but a negative counts by exp(beta x logit), 1 on average; beta 0 is softmax.
+    """`softmax_terms` with negatives weighted by exp(beta x logit), normalised to a mean of 1.
+
+    Args:
+        logits: (rows, columns) cosines divided by the temperature.
+        positives: (rows, columns) bool.
+        beta: Concentration on hard negatives; 0 is `softmax_terms`.
+
+    Returns:
+        (rows,).
 
     Source: Robinson et al., arXiv:2010.04592, section 4 (without its correction for false negatives, since positives
     are known).

@@ -57,11 +57,19 @@ LAYOUTS_WITH_COLUMNS = ("folder", "table")
 def read_captioned_images(
     path: str | Path, layout: str = "auto", group: str = "", split_rule: int = SPLIT_RULE
 ) -> CaptionedImages:
-    """Read the data set at `path`, a folder or a file.
+    """Read a data set in any known layout.
 
-    layout: a name from `LAYOUTS`, or "auto" to recognise it. group: a column of a table; without splits of its own, all
-    images with one value of it stand in one split. split_rule: see `data/splits.py`. Raises DataError where nothing can
-    be read; what is wrong with single rows stands in the result's `problems`.
+    Args:
+        path: A folder or a file.
+        layout: A name from `LAYOUTS`, or "auto" to recognise it.
+        group: A column of a table: without splits of its own, all images with one value of it are in one split.
+        split_rule: How images without a split are assigned, see `data/splits.py`.
+
+    Returns:
+        The images with their captions; `problems` lists every row that was not read, with file, line and reason.
+
+    Raises:
+        DataError: Nothing can be read.
     """
     reader = detect_layout(path, layout)
     if group and reader.name not in LAYOUTS_WITH_COLUMNS:
@@ -78,10 +86,17 @@ def read_captioned_images(
 
 
 def detect_layout(path: str | Path, layout: str = "auto") -> Layout:
-    """How the data set at `path` is read: as `layout`, or as it is recognised.
+    """The layout by which a data set is read, for all commands alike.
 
-    The one place that decides so, for `check`, `train`, `evaluate`, `index` alike. Raises DataError where nothing is
-    there, or nothing is recognised.
+    Args:
+        path: A folder or a file.
+        layout: A name from `LAYOUTS`, or "auto" to recognise it.
+
+    Returns:
+        The layout.
+
+    Raises:
+        DataError: There is nothing at the path, or no layout is recognised.
     """
     source = Path(path)
     if layout not in ("auto", *LAYOUTS):

@@ -46,19 +46,33 @@ def audit(
     caption_group: Any = None,
     model_factory: Callable[[], RetrievalModel] | None = None,
 ) -> AuditReport:
-    """Audit a model: new captions, shuffled partners, blank captions, alone, rectangular, splits apart.
+    """Check that a model uses nothing but an image and a caption to score them.
 
-    model: answers `encode_images` and `encode_captions`, or `score`, or both, in which case both are tested. It may
-    round as the format of its answers does, or bfloat16 where vectors were widened, and scaled, only after that.
-    images (N): whatever the model takes; captions (M); caption_image: (M,) each caption's image.
-    identity: (N,) or None, caption_group: (M,) or None, as in `retrieval_metrics`.
-    split_overlap: images found in two splits (`data.check` finds them), None where there is one split only, in which
-    case that check is left out. sample: images in the checks, drawn with `seed`.
-    model_factory: makes the model as it was before it was asked anything; each way of answering is then first put to
-    the test with mismatched pairs in a model of its own. Without it `model` is asked, with mismatched pairs before true
-    ones.
-    Raises TypeError for a model that answers neither way and for one image or one string where a list belongs,
-    ValueError for too small a sample.
+    The checks: new captions, shuffled partners, blank captions, items alone and in batches, rectangular galleries, and
+    splits without common images.
+
+    Args:
+        model: An object with `encode_images` and `encode_captions`, with `score`, or with both, in which case both are
+            checked. Rounding in the dtype of its outputs is tolerated, and that of bfloat16 where vectors were widened,
+            and scaled, only afterwards.
+        images: N images, in any form that the model takes.
+        captions: M captions.
+        caption_image: (M,) index of each caption's image.
+        identity: (N,) as in `retrieval_metrics`, or None.
+        split_overlap: Images that are in two splits (`data.check` lists them); None if there is one split only, in
+            which case that check is omitted.
+        sample: Number of images in the checks, drawn with `seed`.
+        seed: Seed of the sample and of the shuffles.
+        caption_group: (M,) as in `retrieval_metrics`, or None.
+        model_factory: Returns the model in its initial state; each interface is then first given mismatched pairs, in a
+            model of its own. Without it, `model` is given mismatched pairs before true ones.
+
+    Returns:
+        The checks with their results; `passed` is true if none failed.
+
+    Raises:
+        TypeError: The model has neither interface, or one image or one string is given where a list is required.
+        ValueError: The sample is too small.
     """
     check_lists(images, captions)
     scorer = ModelScores(model)
