@@ -64,7 +64,7 @@ def _take(flag: str, arguments: list[str]) -> bool:
 def _main_parser() -> argparse.ArgumentParser:
     parser = CommandParser(
         PROGRAM,
-        description="Train image-caption aligners, compare their attention designs honestly, use the best one.",
+        description="Train image-caption aligners, compare attention designs, search images, audit retrieval figures.",
         epilog=f"'{PROGRAM} COMMAND --help' explains a command. First steps: {PROGRAM} scenes data/scenes; "
         f"{PROGRAM} study scenes --out study",
     )
@@ -141,20 +141,20 @@ def completion(arguments: list[str]) -> int:
 
 COMMANDS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     "scenes": ("draw the built-in data set: scenes of shapes with five captions each", scenes),
-    "check": ("list what is wrong with a data set, row by row", check),
+    "check": ("list the faults of a data set, row by row", check),
     "shards": ("write a data set as WebDataset shards, to train on as a stream", shards),
     "train": ("train an aligner: --model.design self, sparse, late or cross", train),
     "evaluate": ("measure a run on a whole gallery, with intervals", evaluate),
-    "encode": ("write a data set's vectors, for any program", encode),
-    "audit": ("is a run's figure real? the checks that prove it", audit),
-    "study": ("train the attention designs alike, over seeds, into one report", study),
-    "report": ("write a study's report again, or put two studies side by side", report),
+    "encode": ("write the vectors of a data set to files", encode),
+    "audit": ("check that the figures of a run are sound", audit),
+    "study": ("train and measure attention designs over several seeds, in one report", study),
+    "report": ("re-create the report of a study, or compare two studies", report),
     "index": ("encode the images of a folder into an index to search", index),
-    "search": ("find images by words, by an image, by several of both", search),
-    "serve": ("a search page and service over an index", serve),
-    "export": ("write a run for use elsewhere: ONNX, or a folder for a hub", export),
-    "duplicates": ("list images of an index that are the same, or nearly", duplicates),
-    "explain": ("which parts of an image carry which word of a caption", explain),
+    "search": ("find images by words, by images, or by both", search),
+    "serve": ("serve a search page and an HTTP interface for an index", serve),
+    "export": ("export a run as ONNX, or as a folder for the Hugging Face hub", export),
+    "duplicates": ("list identical and nearly identical images of an index", duplicates),
+    "explain": ("draw which parts of an image support which word of a caption", explain),
     "completion": ("print a script by which a shell completes commands and flags", completion),
 }
 

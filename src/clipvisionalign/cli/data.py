@@ -46,7 +46,7 @@ def check_parser() -> argparse.ArgumentParser:
     """The parser of `check`."""
     parser = command_parser(
         "check",
-        description="List what is wrong with a data set, row by row: missing, truncated, unreadable or enormous "
+        description="List the faults of a data set, row by row: missing, truncated, unreadable or enormous "
         "images,\nempty captions, broken encoding, duplicate rows, (nearly) the same image in two splits.",
         epilog="exit status: 0 nothing left out, 1 something left out or the data set cannot be read",
     )
@@ -65,7 +65,7 @@ def check_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument(
         "--write-splits", metavar="FILE",
-        help="for a data set without splits: share its images out, those of one identity or group, equal and nearly "
+        help="for a data set without splits: assign images to splits, those of one identity or group, equal and nearly "
         "equal ones together, and write FILE; as DATA/splits.csv every later reading goes by it",
     )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
@@ -152,7 +152,7 @@ def shards_parser() -> argparse.ArgumentParser:
     parser = command_parser(
         "shards",
         description="Write a data set as WebDataset shards, SPLIT-000000.tar and so on: to train on as a stream, from "
-        "many processes,\nor from a disk that would choke on single images. 'train OUT --out RUN' trains on them.",
+        "many processes,\nor from a disk that is slow with single files. 'train OUT --out RUN' trains on them.",
     )
     parser.add_argument("data", help="folder or file of the data set")
     parser.add_argument("out", help="folder to write")

@@ -19,7 +19,7 @@ def evaluate_parser() -> argparse.ArgumentParser:
         "evaluate", "Measure a run on the whole gallery of a split, both ways, with 95% intervals (bootstrap)."
     )
     parser.add_argument(
-        "--candidates", type=int, help="re-rank so many first candidates (default: the run's own; 0: none)"
+        "--candidates", type=int, help="number of candidates to re-rank (default: the run's own; 0: none)"
     )
     parser.add_argument(
         "--vectors", nargs="+", metavar="FILE",
@@ -85,9 +85,9 @@ def encode_parser() -> argparse.ArgumentParser:
     parser.add_argument("data_set", nargs="?", metavar="DATA", help="the same as --data")
     parser.add_argument("--out", required=True, help="NAME.parquet, or NAME.npy for NAME-images.npy and so on")
     parser.add_argument(
-        "--distractors", default="", metavar="FOLDER", help="images without captions, behind the others"
+        "--distractors", default="", metavar="FOLDER", help="folder of images without captions, added to the gallery"
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace what is there")
+    parser.add_argument("--overwrite", action="store_true", help="replace existing files")
     return parser
 
 
@@ -124,14 +124,15 @@ def audit_parser() -> argparse.ArgumentParser:
     """The parser of `audit`."""
     parser = _evaluation_parser(
         "audit",
-        "Is a run's figure real? Checks that the model sees nothing that it must not, and that splits are apart.",
+        "Check that the figures of a run are sound: that the model uses nothing but an image and a caption,\n"
+        "and that no image is in two splits.",
     )
     parser.add_argument("--sample", type=int, default=48, help="images in the checks (default 48)")
     return parser
 
 
 def audit(arguments: list[str]) -> int:
-    """Check that a model sees nothing that it must not; the exit status is 1 where a check fails."""
+    """Check that the figures of a run are sound; the exit status is 1 if a check fails."""
     args = audit_parser().parse_args(arguments)
     results = _open_run(args).audit(args.sample)
     if args.json:

@@ -12,9 +12,9 @@ def explain_parser() -> argparse.ArgumentParser:
     """The parser of `explain`."""
     parser = command_parser(
         "explain",
-        description="Which parts of an image carry which word of a caption: the late interaction's matches, the\n"
-        "fusion's attention; a gradient map of the whole caption for one vector a side and for a fusion. A map shows\n"
-        "what the model used, not what is there.",
+        description="Draw which parts of an image support which word of a caption: the late interaction's matches,\n"
+        "the fusion's attention; a gradient map of the whole caption for designs with one vector per side and for\n"
+        "a fusion. A map shows what the model used, not what is in the image.",
     )
     parser.add_argument("run", help="run folder that 'train' wrote")
     parser.add_argument("image", help="the image")

@@ -27,8 +27,8 @@ def index_parser() -> argparse.ArgumentParser:
     """The parser of `index`."""
     parser = command_parser(
         "index",
-        description="Encode images into an index to search. Run again, it encodes only what is new or changed,\n"
-        "finds what was moved, and drops what is gone. What cannot be read or decoded is listed.",
+        description="Encode images into an index to search. A repeated call encodes only new and changed files,\n"
+        "recognises moved ones, and drops those that are gone. Files that cannot be read or decoded are listed.",
         epilog="examples:\n"
         f"  {PROGRAM} index RUN images/ --out INDEX\n"
         f"  {PROGRAM} index RUN images/ --out INDEX --metadata years.csv    # then: search --where 'year > 2020'\n"
@@ -42,7 +42,7 @@ def index_parser() -> argparse.ArgumentParser:
         metavar="FOLDER|DATA",
         help="folder of images, with all below it, or a data set's file; a path or a URL",
     )
-    parser.add_argument("--out", required=True, help="the index to write, or to bring up to date; a path or a URL")
+    parser.add_argument("--out", required=True, help="the index to write or to update; a path or a URL")
     parser.add_argument("--captions", action="store_true", help="read a data set, and index its captions as well")
     parser.add_argument("--layout", default="auto", help="dataset layout (default: recognised)")
     parser.add_argument(
@@ -58,7 +58,9 @@ def index_parser() -> argparse.ArgumentParser:
         "--ray", nargs="?", const="local", default="", metavar="ADDRESS",
         help="encode on the Ray cluster at an address, or the one around (auto); without one on this machine",
     )  # fmt: skip
-    parser.add_argument("--workers", type=int, default=0, help="with --ray: models at work (default: by the cluster)")
+    parser.add_argument(
+        "--workers", type=int, default=0, help="with --ray: number of models that encode (default: by the cluster)"
+    )
     parser.add_argument(
         "--verify", action="store_true", help="read every file: one of the same size and time may hold another image"
     )
@@ -105,18 +107,16 @@ def search_parser() -> argparse.ArgumentParser:
         f'  {PROGRAM} search INDEX "a dog" --paths --null | xargs -0 ls -l',
     )
     parser.add_argument("index", help="folder that 'index' wrote")
-    parser.add_argument("words", nargs="*", help="what to look for; several terms are added up")
-    parser.add_argument("--minus", action="append", default=[], metavar="WORDS", help="what is not wanted")
+    parser.add_argument("words", nargs="*", help="terms to search for; several are added up")
+    parser.add_argument("--minus", action="append", default=[], metavar="WORDS", help="words to avoid")
+    parser.add_argument("--like", action="append", default=[], metavar="IMAGE", help="an image to search by")
+    parser.add_argument("--queries", metavar="FILE", help="a file with one query per line ('-': standard input)")
     parser.add_argument(
-        "--like", action="append", default=[], metavar="IMAGE", help="an image whose like is searched for"
+        "--where", default="", metavar="FILTER", help='filter, such as: width > 1000 and path like "2024/*"'
     )
-    parser.add_argument(
-        "--queries", metavar="FILE", help="a file with one query a line, each on its own ('-': standard input)"
-    )
-    parser.add_argument("--where", default="", metavar="FILTER", help='such as: width > 1000 and path like "2024/*"')
     parser.add_argument("--count", type=int, default=10, help="images to find (default 10)")
     parser.add_argument(
-        "--rerank", type=int, default=0, metavar="K", help="put the first K into a new order by pair scores"
+        "--rerank", type=int, default=0, metavar="K", help="re-rank the first K by pair scores (designs late and cross)"
     )
     parser.add_argument("--captions", action="store_true", help="find captions instead of images")
     parser.add_argument("--sheet", metavar="FILE", help="also write a sheet of the images found, as PNG")
@@ -124,7 +124,7 @@ def search_parser() -> argparse.ArgumentParser:
     parser.add_argument("--run", default="", help="where the aligner is, if it was moved")
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--paths", action="store_true", help="print paths only, for pipes")
-    how.add_argument("--json", action="store_true", help="print what was found as JSON")
+    how.add_argument("--json", action="store_true", help="print the hits as JSON")
     parser.add_argument(
         "--null", action="store_true", help="with --paths: end each by a zero byte instead of a new line"
     )
@@ -216,10 +216,10 @@ def _write_sheet(file: str, searcher: Searcher, results: list[dict[str, Any]]) -
 
 def duplicates_parser() -> argparse.ArgumentParser:
     """The parser of `duplicates`."""
-    parser = command_parser("duplicates", description="List images of an index that are the same, or nearly.")
+    parser = command_parser("duplicates", description="List identical and nearly identical images of an index.")
     parser.add_argument("index", help="folder that 'index' wrote")
     parser.add_argument(
-        "--near", type=float, default=0.985, help="cosine from which on two are nearly the same (default 0.985)"
+        "--near", type=float, default=0.985, help="cosine from which on two images are nearly identical (default 0.985)"
     )
     parser.add_argument("--run", default="", help="where the aligner is, if it was moved")
     parser.add_argument("--json", action="store_true", help="print the groups as JSON")
@@ -227,7 +227,7 @@ def duplicates_parser() -> argparse.ArgumentParser:
 
 
 def duplicates(arguments: list[str]) -> int:
-    """List images of an index that are the same, or nearly."""
+    """List identical and nearly identical images of an index."""
     args = duplicates_parser().parse_args(arguments)
     from clipvisionalign.search.duplicates import find_duplicates as groups_of
     from clipvisionalign.search.searcher import Searcher
@@ -254,8 +254,8 @@ def serve_parser() -> argparse.ArgumentParser:
     """The parser of `serve`."""
     parser = command_parser(
         "serve",
-        description="A search page and service over an index, or over two to compare. Bound to this machine unless\n"
-        "set otherwise; /docs describes the interface, /metrics is for Prometheus.",
+        description="Serve a search page and an HTTP interface for an index, or for two to compare. Bound to this\n"
+        "machine unless set otherwise; /docs describes the interface, /metrics is for Prometheus.",
     )
     parser.add_argument("indexes", nargs="+", metavar="INDEX", help="folders that 'index' wrote")
     parser.add_argument(
@@ -268,7 +268,7 @@ def serve_parser() -> argparse.ArgumentParser:
         help="file whose one line is asked of every request; the environment variable CLIPVISIONALIGN_TOKEN gives the "
         "token as well. One of them is needed where --host opens the network",
     )  # fmt: skip
-    how.add_argument("--token", default="", help="the token itself, which every process list shows: to be removed")
+    how.add_argument("--token", default="", help="the token itself, which every process list shows: deprecated")
     parser.add_argument("--run", default="", help="where the aligner is, if it was moved")
     return parser
 

@@ -24,9 +24,9 @@ def study_parser() -> argparse.ArgumentParser:
     ready = "\n".join(f"  {name:<16} {title}" for name, title in ready_plans().items())
     parser = command_parser(
         "study",
-        description="Train attention designs alike, over several seeds, measure them alike, and write one report:\n"
+        description="Train attention designs over several seeds, measure them alike, and write one report:\n"
         "accuracy with intervals and corrected differences, time, memory, recall by caption length, minimal pairs,\n"
-        "audits, examples. A study that was stopped resumes when its command is given again.",
+        "audits, examples. An interrupted study resumes when its command is repeated.",
         epilog=f"ready plans:\n{ready}\n\nA plan of your own is a YAML file; a study's folder holds its own.",
     )
     parser.add_argument("plan", help="a YAML file, or the name of a ready plan")
@@ -35,7 +35,11 @@ def study_parser() -> argparse.ArgumentParser:
     parser.add_argument("--seeds", help="seeds instead of the plan's, separated by commas")
     parser.add_argument("--variants", help="only these of the plan's variants, separated by commas")
     parser.add_argument("--split", help="the split to measure (default: the plan's)")
-    parser.add_argument("--same", choices=("pictures", "seconds"), help="what every variant gets alike")
+    parser.add_argument(
+        "--same",
+        choices=("pictures", "seconds"),
+        help="what is equal for all variants: images seen, or seconds of training",
+    )
     parser.add_argument("--seconds", type=float, help="seconds of each training, with --same seconds")
     parser.add_argument(OFFLINE, action="store_true", help=OFFLINE_HELP)
     parser.add_argument("--dry-run", action="store_true", help="estimate the duration, and train nothing")
@@ -109,8 +113,8 @@ def report_parser() -> argparse.ArgumentParser:
     """The parser of `report`."""
     parser = command_parser(
         "report",
-        description="Write a study's report again: page, figures, tables, PDF; of a study that was stopped, from what\n"
-        "is measured so far. Or put two studies side by side: before and after, two machines.",
+        description="Re-create the report of a study: page, plots, tables, PDF; of an unfinished study, from what\n"
+        "is measured so far. Or compare two studies: before and after a change, or of two machines.",
     )
     parser.add_argument("study", help="folder of a study, or the report.json in it")
     parser.add_argument("--compare", metavar="OTHER", help="another study's folder: writes comparison.html")
