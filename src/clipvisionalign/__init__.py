@@ -1,4 +1,4 @@
-"""CLIPVisionAlign: train image-caption aligners, compare their attention designs honestly, use the best one.
+"""CLIPVisionAlign: train image-caption aligners, compare attention designs, search images, audit retrieval figures.
 
     >>> from clipvisionalign import load_aligner                              # doctest: +SKIP
     >>> aligner = load_aligner("runs/self")                                   # doctest: +SKIP

@@ -1,4 +1,4 @@
-"""One caption or one image where a list of them belongs: an error that names the way out, not a list of letters."""
+"""Checks of arguments: a single caption or image where a list is required is a TypeError."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Counts with their nouns, as messages have them."""
+"""Counts with their nouns, for messages."""
 
 from __future__ import annotations
 

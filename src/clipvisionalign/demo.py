@@ -1,5 +1,5 @@
-"""`make demo`: draw scenes, train two designs on them, write the report, index images that were never trained on, and
-search them; the whole way in a few minutes on two cores.
+"""`make demo`: draws scenes, trains two designs, writes the report, indexes other scenes and searches them, in a few
+minutes on two cores.
 
 It carries out the ready plan `demo`, whose one question stands in it before anything is trained. Then the run with the
 best dev rsum indexes the gallery, and `scene_search` counts what a search finds of what it was asked for. What is

@@ -1,4 +1,4 @@
-"""Files and folders that are there whole or not at all: written aside, in the same folder, and renamed.
+"""Atomic writes of files and folders: written beside the target and renamed.
 
 Whoever reads finds what was there before or what is there now, never half of it, at whatever moment a process is
 killed or a disk is full. What a killed process leaves ends in `.part`; the next one that writes removes it.

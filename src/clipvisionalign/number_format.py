@@ -1,4 +1,4 @@
-"""Numbers of a few significant digits, as people read them."""
+"""Numbers with a few significant digits."""
 
 from __future__ import annotations
 

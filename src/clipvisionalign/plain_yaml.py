@@ -1,4 +1,4 @@
-"""YAML as people write it: what is no plain number, true, false or null is the text that stands there.
+"""YAML without implicit conversions: what is not a plain number, true, false or null is a string.
 
 PyYAML reads YAML 1.1, in which 010 is eight, 1:30 is ninety, and off is false. Here these are texts, as a date is;
 whoever wants a number, or a boolean, of such a text reads it with `boolean`, int or float.

@@ -1,4 +1,4 @@
-"""The command line: one file a group of commands, output.py prints.
+"""The command line: one file for each group of commands; output.py prints.
 
 Heavy libraries load when a command needs them, so that `--help` answers at once.
 """

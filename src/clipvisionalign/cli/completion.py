@@ -1,4 +1,4 @@
-"""The command completion: what a shell completes."""
+"""The command completion."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""What every command's parser has: the program's name, how help is laid out, flags that several commands take, and
-usage errors that name the nearest flag or choice."""
+"""What all parsers share: the program's name, the layout of help, common flags, and usage errors that name the nearest
+flag or choice."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From rows to batches: decode, augment, tokenise, deal.
+"""From rows to batches: decoding, augmentation, tokenisation, and the division of an epoch into steps.
 
 - An image is decoded once per step and serves all of its captions.
 - Captions are tokenised once, before the first step.

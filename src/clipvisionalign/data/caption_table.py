@@ -1,4 +1,4 @@
-"""What every reader fills, one row of a file at a time: `CaptionTable` gathers images, and lists what it leaves out."""
+"""`CaptionTable`, which readers fill row by row: images with their captions, and the rows that are left out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A cell's captions, whatever form a table, a JSON file or a shard gives them."""
+"""The captions of a cell of a table, a JSON file or a shard, in any form."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is wrong with a data set, listed row by row, before an hour is spent on it.
+"""Faults of a data set, row by row.
 
 The quick part opens each image as far as its header; the full part decodes every image and compares them across
 splits. Two images are the same if their bytes are, and nearly the same if a 256-bit gradient hash differs in at most

@@ -1,4 +1,4 @@
-"""What a figure was made from, by content: hashes of captions, positives, images and files.
+"""Content hashes of what figures depend on: captions, positives, images and files.
 
 A figure that was kept is used again only where these are as they were. Contents are hashed with blake2b (RFC 7693); a
 file that was hashed before in this process, and whose size and time are as they were, is not read again.

@@ -1,4 +1,4 @@
-"""One place that resolves the name of an image in a table to a file: links, `./`, backslashes, Unicode forms, case."""
+"""Resolves names of images in tables to files: links, `./`, backslashes, Unicode forms, case."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Batches made by worker processes: one way for tables and for streams.
+"""Batches from worker processes, for tables and for streams.
 
 - A launcher (torchrun, Slurm, `timeout`) signals every process of a run. Which step is the last one is decided by the
   process that trains: its workers leave SIGTERM and SIGINT to it, and end on its command, or when it is gone.

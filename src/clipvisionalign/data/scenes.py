@@ -1,4 +1,4 @@
-"""The built-in data set: drawn scenes with captions, made on the spot from a seed.
+"""The built-in data set: drawn scenes with captions, generated from a seed.
 
 A scene is a background and two to four groups of shapes on a 3 x 3 grid; a group is a count of like shapes in one cell
 (`a large red circle`, `three small blue stars`). Five captions describe it, from a bare relation to a long account of

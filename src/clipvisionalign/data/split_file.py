@@ -1,4 +1,4 @@
-"""The file of splits that a data set without splits of its own may have beside it."""
+"""The file of splits beside a data set without splits of its own."""
 
 from __future__ import annotations
 

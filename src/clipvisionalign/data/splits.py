@@ -1,4 +1,4 @@
-"""Which split an image stands in, where a data set comes without splits: a hash decides, 80 : 10 : 10.
+"""Assignment of images to splits, for data sets without splits: by a hash, 80 : 10 : 10.
 
 The hash is of what stays when images are added, renamed or moved: of the group that an image belongs to (a column that
 is named), else of the identity shown on it, else of its content. Images that have one of these in common stand in one

@@ -1,4 +1,4 @@
-"""Text files as people have them: any usual encoding, any line ending, any delimiter, quotes that are never closed.
+"""Text files in any usual encoding, with any line ending and delimiter, and with unbalanced quotes.
 
 - A line ends at LF, CR LF or CR alone: U+2028, U+0085 and form feeds are characters of a line.
 - A byte order mark decides the encoding. What is not UTF-8 is read as Windows-1252 byte for byte; a file whose words

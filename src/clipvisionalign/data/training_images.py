@@ -1,4 +1,4 @@
-"""Which images a run was trained on, by content: what a gallery is compared with, wherever its images come from.
+"""The training images of a run, recognised by content in any gallery.
 
 A run keeps a hash of each training image's bytes, and, for up to `MAX_PERCEPTUAL` images, by the hash with which
 `check` finds near-duplicates: a gradient hash and a thumbnail. A hash takes the time of reading a file, those take that

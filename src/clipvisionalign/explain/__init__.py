@@ -1,1 +1,1 @@
-"""Which patches and words carried a match, and images of it."""
+"""Heat maps of the patches and words that contribute to a match."""

@@ -1,4 +1,4 @@
-"""Sheets of images: what was found, and what a model looked at, as one PNG."""
+"""Sheets of images, of hits or of heat maps, as one PNG."""
 
 from __future__ import annotations
 

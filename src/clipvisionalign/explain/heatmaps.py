@@ -1,4 +1,4 @@
-"""Why an image and a caption match: which patches carried which word.
+"""Heat maps: which patches support which word of a caption.
 
 - `late`: each word's cosines with the patches, under the weight that the caption gives the word.
 - `cross`: how much each word attends to the patches in the fusion, mean over layers and heads; for the whole caption a

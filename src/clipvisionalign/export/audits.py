@@ -1,4 +1,4 @@
-"""The audits of a run, each kept with the model and the data that it is of: a verdict is of those alone."""
+"""The audits of a run, each stored with its model and data."""
 
 from __future__ import annotations
 

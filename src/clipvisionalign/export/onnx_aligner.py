@@ -1,4 +1,4 @@
-"""An exported aligner at work, by onnxruntime: it encodes and scores pairs as every model does.
+"""Runs an exported aligner by onnxruntime, behind the interface of every model.
 
 The files give arrays; the composition of a pair's score is also described in the export's README.md (`onnx_readme.py`):
 

@@ -1,4 +1,4 @@
-"""README.md of an export: what its files give, what a score is made of, and a program that needs nothing else."""
+"""README.md of an export: its files, the formula of a score, and a program without this project."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Towers whose products are done in 8 bits, and what they lose on a dev split."""
+"""Towers with 8-bit products, and their loss on a dev split."""
 
 from __future__ import annotations
 

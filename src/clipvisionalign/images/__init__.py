@@ -1,4 +1,4 @@
-"""Images: opened safely to upright 8-bit RGB, found below a folder, and transformed to what an image tower takes."""
+"""Images: decoded to upright 8-bit RGB, listed below a folder, and transformed for an image tower."""
 
 from clipvisionalign.images.decoding import (
     HEAD_BYTES,

@@ -1,1 +1,1 @@
-"""The two towers, the attention designs between them, and the aligner that holds them together."""
+"""Towers, attention designs, and the aligner that combines them."""

@@ -1,4 +1,4 @@
-"""A model's tokenizer without the model: what becomes of captions before any tower reads them."""
+"""A model's tokenizer without the model."""
 
 from __future__ import annotations
 

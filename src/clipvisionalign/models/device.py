@@ -1,4 +1,4 @@
-"""The device and its fastest dtype, found by a short timing, not assumed.
+"""The device and its fastest dtype, which is measured.
 
 Some CPUs do bfloat16 ten times faster than float32, some nine times slower. `fastest_dtype` times the work itself in
 both and takes bfloat16 only where it clearly pays: for each tower apart, since convolutions and matrix products differ.

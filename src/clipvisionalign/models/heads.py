@@ -1,4 +1,4 @@
-"""Heads: from the towers' features to the common space.
+"""Projection heads, from the towers' features to the common space.
 
 The image's vector is a linear map of the backbone's own pooled vector plus an attention pooling over its patches, whose
 positions are learned: a caption also describes where a thing is in the image.

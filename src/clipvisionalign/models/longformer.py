@@ -1,4 +1,4 @@
-"""Longformer as published, number for number, at the cost of its captions instead of its padding.
+"""Longformer with the outputs of the published one, at a cost that grows with the captions instead of their padding.
 
 Reads the layout of transformers' `LongformerModel` (Beltagy, Peters and Cohan, arXiv:2004.05150) and gives the same
 outputs and gradients:

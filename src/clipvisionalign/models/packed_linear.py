@@ -1,4 +1,4 @@
-"""Linear layers that multiply with packed weights on a CPU: the same product, sooner.
+"""Linear layers with weights packed for a CPU's kernels.
 
 oneDNN lays a weight out as its kernels read it, once, instead of at every product: on a CPU with AVX-512 that is a
 seventh quicker over hundreds of tokens and twice as quick over eight (`benchmarks/attention.py --only linear`). Only

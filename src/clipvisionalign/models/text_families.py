@@ -1,4 +1,4 @@
-"""Which of transformers' encoders can read captions, and how: whose attention runs, how many positions there are.
+"""Which of transformers' encoders can encode captions, with which attention and how many positions.
 
 BERT and its kin take this project's `attention`, and sliding windows with it. All others run transformers' own
 attention, and are checked when they are built (`check_encoder`), since a name is no proof: a caption's vector has to

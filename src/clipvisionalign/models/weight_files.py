@@ -1,4 +1,4 @@
-"""Files of weights: which of a folder hold them, and the tensors in them; no pickle is ever run."""
+"""Weights files of a folder, and their tensors; no pickle is loaded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where pretrained weights come from: a folder or file, an installed package, the hub's local cache, or the hub.
+"""Sources of pretrained weights: a folder or file, an installed package, the hub's local cache, or the hub.
 
 A name is enough: what is not on this machine is downloaded (`hub/`), its size printed before, every file verified. The
 commit that was taken goes into a run's config.yaml, so that a run repeated from it takes the same. If no weights are

@@ -1,4 +1,4 @@
-"""What counts as found, and whether to believe it: exact ranks, metrics with intervals, the audit.
+"""Exact ranks, retrieval metrics with intervals, and the audit.
 
 Nothing here imports a model of this project: any object with `encode_images` and `encode_captions`, or `score`, can be
 measured and put to the test.

@@ -1,4 +1,4 @@
-"""What captions that are equal word by word can cost a figure, where they belong to different images.
+"""Equal captions of different images, and their possible effect on the figures.
 
 A model scores equal captions alike with any image, so that an image's caption ties with all its equals, and ties count
 against the model; and of the images that have the caption only one can come first. No model that reads the words alone

@@ -1,4 +1,4 @@
-"""Measure a model over a whole gallery: anything that answers `encode_images` and `encode_captions`, or `score`.
+"""Evaluation of a model on a whole gallery: any object with `encode_images` and `encode_captions`, or `score`.
 
 A model that also answers `pair_scorer` is measured twice: as the dual encoder that it is, and with the dual encoder's
 first candidates re-ranked. One whose `scores_all_pairs` is true is measured by `score`, though it may encode as well.

@@ -1,4 +1,4 @@
-"""Does a model score a true caption above its foil? For any model that `evaluate` takes."""
+"""Minimal pairs: whether a model scores a true caption above its foil."""
 
 from __future__ import annotations
 

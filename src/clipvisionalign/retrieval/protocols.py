@@ -1,4 +1,4 @@
-"""What a model has to answer to be measured and audited, as types: no class of this project is needed.
+"""The methods that a model provides to be measured and audited, as types; no class of this project is required.
 
 A model answers `DualEncoder`, `PairModel`, or both. Vectors and scores may be tensors, arrays or lists of numbers.
 """

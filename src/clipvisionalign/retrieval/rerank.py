@@ -1,4 +1,4 @@
-"""Re-ranking: the first candidates of a dual encoder, put into a new order by a score of pairs.
+"""Re-ranking of the first candidates of a dual encoder by pair scores.
 
 Every candidate is scored alike, the positive included if it is among them, and never if it is not. Positives beyond
 the first k keep the rank that the dual encoder gave them.

@@ -1,4 +1,4 @@
-"""When two candidates of a query score alike: a difference within what rounding can do to those two, and no more.
+"""When two scores of a query are equal: within the rounding of these two, and no more.
 
 Three things round. What follows is free of scale: no threshold, and nothing that another pair's size decides.
 

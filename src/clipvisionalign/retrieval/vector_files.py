@@ -1,4 +1,4 @@
-"""Files of vectors, of any program: read and written. No pickle is ever run.
+"""Files of vectors, read and written; no pickle is loaded.
 
 Forms of a file of vectors:
 

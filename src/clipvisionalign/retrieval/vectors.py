@@ -1,4 +1,4 @@
-"""Vectors of any model: measured over the whole gallery, audited as far as vectors alone allow.
+"""Vectors of any model: measured over the whole gallery, and audited without the model.
 
 Images without a caption are distractors: a caption has to find its image among them as well, and nobody asks for their
 captions. Recalls by images are therefore over the images that have captions, recalls by captions over all.

@@ -1,1 +1,1 @@
-"""A trained aligner at work."""
+"""Indexes of images, queries, and the search service."""

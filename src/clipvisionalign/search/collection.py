@@ -1,4 +1,4 @@
-"""What is to be indexed: a folder of images or a data set, with captions and metadata."""
+"""The images to index, from a folder or a data set, with captions and metadata."""
 
 from __future__ import annotations
 

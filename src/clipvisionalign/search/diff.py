@@ -1,4 +1,4 @@
-"""What has become of a folder since it was indexed: what is new, changed, moved, gone; and what may be dropped.
+"""The difference between a folder and its index: new, changed, moved and missing files, and what may be dropped.
 
 A row is dropped where its file is known to be gone. Many rows that lose their files at once, and any below a folder
 that cannot be looked into, are more likely a drive that is not mounted than files that were deleted: they are kept, and

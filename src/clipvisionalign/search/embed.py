@@ -1,4 +1,4 @@
-"""Files into rows: decoded ahead of the image tower, by the threads of this machine or by a Ray cluster.
+"""Encodes files into rows, decoded ahead of the image tower by threads or by a Ray cluster.
 
 Both ways put the same files through the tower together, so that both give the same vectors.
 """

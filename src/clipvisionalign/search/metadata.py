@@ -1,4 +1,4 @@
-"""A metadata table: read as written, matched to the images that it names, and reported where it cannot be.
+"""A metadata table, read as written and matched to images; rows that do not match are listed.
 
 - A row belongs to one image, or is listed with its line and the reason; rows read and rows listed add up to the table.
 - A column holds numbers only where each cell is one in the form that a program writes it in, and none loses a digit as

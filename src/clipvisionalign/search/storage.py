@@ -1,4 +1,4 @@
-"""Where images and indexes lie, on this machine or behind a URL, and the images of a folder, each once.
+"""Folders and URLs that hold images and indexes, and the images of a folder, each once.
 
 What a folder holds is listed whole: images, other names of one image, files that are none, and what could not be looked
 at. An index drops a row only where its file is known to be gone.

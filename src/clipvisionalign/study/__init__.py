@@ -1,1 +1,1 @@
-"""Many runs side by side, measured alike, into one table."""
+"""Studies: many runs, trained and measured alike, in one report."""

@@ -1,4 +1,4 @@
-"""The block "results" of report.json, from the ranks of the trials over the whole gallery, and from nothing else."""
+"""The block "results" of report.json, computed from the ranks of the trials over the whole gallery alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A study's report put together from what its trials' folders hold."""
+"""A report, assembled from the folders of the trials."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The control beside the minimal pairs: does a language model distinguish the foils without the image?
+"""The baseline of the minimal pairs: a language model that is given no image.
 
 Where it does, a foil is merely an unlikely sentence, and a model that outscores it need not use the image. The language
 model is a trigram of the training captions with Witten-Bell's smoothing, which is what a text tower could have learned

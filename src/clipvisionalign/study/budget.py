@@ -1,4 +1,4 @@
-"""A budget of seconds: the steps that each variant gets for it, measured once and kept."""
+"""A budget of seconds: the number of steps of each variant, measured once and kept."""
 
 from __future__ import annotations
 

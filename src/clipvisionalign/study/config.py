@@ -1,4 +1,4 @@
-"""The plan of a study: which variants, on which data, with which seeds and budget, measured how.
+"""The plan of a study: variants, data, seeds, budget and measurements.
 
 A plan is a YAML file; ready ones lie in `plans/` and go by name. A cell is one training: one variant with one seed.
 """

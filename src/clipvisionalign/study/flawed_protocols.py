@@ -1,4 +1,4 @@
-"""What it would have looked like: the same models under protocols that small scripts use. None of it is a result.
+"""The same models under flawed protocols of small scripts; these figures are not results.
 
 - Recall inside a batch: a batch of 8 has 8 images to find the right one among, and chance is 1 in 8.
 - A caption encoder that is shown the true image: its vector carries the image, and finds it again.

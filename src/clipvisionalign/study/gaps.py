@@ -1,4 +1,4 @@
-"""What a report lacks, each with its reason: cells without results, and parts that could not be made.
+"""Gaps of a report with their reasons: trials without results, and parts that could not be made.
 
 A report is made from what is there. A cell that failed, was refused, was stopped or was never begun is shown as such,
 and so is a part of the report that an error kept from being made; nothing of the rest is lost for it. Reasons of cells

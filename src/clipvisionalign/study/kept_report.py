@@ -1,4 +1,4 @@
-"""The report that a study's folder holds, and what takes its place."""
+"""The report in a study's folder, and what replaces it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Kept measurements of a trial: what they were made from, and whether they are still current."""
+"""Kept measurements of a trial, and whether they are current."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run costs: time, memory, energy and arithmetic, measured in a fresh process that does only that.
+"""Time, memory, energy and arithmetic of a run, measured in a fresh process.
 
 `python -m clipvisionalign.study.profile RUN DATA SPLIT LAYOUT [brief]` prints the figures as JSON; `profile_run` calls
 it so.

@@ -1,4 +1,4 @@
-"""What may stand in the block "results" of report.json: figures over the whole gallery, of audited models.
+"""Validation of the block "results" of report.json: figures over the whole gallery, of audited models.
 
 `check_results` runs before a report is written and after one is read. It refuses anything else, such as recall inside
 a batch.

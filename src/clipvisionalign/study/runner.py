@@ -1,4 +1,4 @@
-"""A study from its plan to its report: train every cell, measure all alike, write down what was found.
+"""Carries out a plan: trains every trial, measures all alike, and writes the report.
 
 What is finished is never done again: a study that was stopped resumes when its command is given
 again. A cell that fails is recorded with its reason, and the rest continues; the next call tries it again.

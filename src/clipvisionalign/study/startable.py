@@ -1,4 +1,4 @@
-"""What `train` would refuse of a variant, found before any cell is trained: by a step of made-up images for each."""
+"""A step with synthetic images for each variant, which finds faults before any trial is trained."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How long a study will take, and how many steps a time pays for: a few real steps of each variant, timed."""
+"""Estimates the duration of a study, and the steps of a budget, from a few timed steps of each variant."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A trial of a study: trained once, measured once; what is finished is not repeated."""
+"""A trial of a study: trained and measured once; finished work is not repeated."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""All trials of a study, trained and measured in their order; one that fails is recorded, and the others continue."""
+"""Trains and measures all trials of a study; a failed one is recorded, and the others continue."""
 
 from __future__ import annotations
 

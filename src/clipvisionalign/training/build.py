@@ -1,4 +1,4 @@
-"""What a run is built from: device, processes, model and loss, each as the settings want it."""
+"""Device, processes, model and loss of a run, built from its settings."""
 
 from __future__ import annotations
 

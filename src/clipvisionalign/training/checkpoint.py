@@ -1,4 +1,4 @@
-"""Checkpoints: all that a run needs to resume as if it had not been interrupted.
+"""Checkpoints: everything that a run requires to resume exactly.
 
 - Written aside, flushed to the disk and renamed, so that a kill in the middle leaves the one before it whole.
 - The last two are kept; one that does not read back is skipped for the one before it, with a word.

@@ -1,4 +1,4 @@
-"""The settings of a training run, and what is checked of them before anything else is done."""
+"""The settings of a training run, and their checks before anything is loaded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Losses: what is asked of the scores of a batch.
+"""Losses over the scores of a batch.
 
 Each takes image vectors (B, D), caption vectors (M, D) and positives (B, M), all of them unit vectors, and gives a
 scalar. Captions of one image (or identity, or equal to one of them) are positives of it, never negatives; `positives`

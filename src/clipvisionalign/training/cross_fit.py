@@ -1,4 +1,4 @@
-"""What is chosen on dev, and dev figures that did not take part in choosing.
+"""Selection on dev, and dev figures that are independent of it.
 
 Chosen are the epoch whose weights are the run's model, and what the late score and the fusion's correction count
 beside the dual encoder's score. The run's model has what all of dev chooses; that model's own dev figures are in-sample

@@ -1,4 +1,4 @@
-"""What a run trains on and chooses its checkpoint by: read, checked, and made into batches for its towers."""
+"""Training and dev data of a run: read, checked, and divided into batches."""
 
 from __future__ import annotations
 

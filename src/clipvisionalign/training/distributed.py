@@ -1,4 +1,4 @@
-"""Many processes as one: whose share is what, tensors gathered from all, replicated or sharded models.
+"""Several processes: shares, gathering of tensors, replicated and sharded models.
 
 Accelerate detects how the processes were started (`accelerate launch`, `torchrun`, or one alone) and what they run on.
 A model is replicated by DistributedDataParallel, or its parameters are sharded by FSDP2's `fully_shard` (Zhao et al.,

@@ -1,4 +1,4 @@
-"""A step with made-up images: what `train` would refuse, found without a run folder."""
+"""A step with synthetic images, which finds what `train` would refuse, without a run folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is recorded and printed of steps and epochs."""
+"""Records and output of steps and epochs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A frozen image tower's outputs, kept on disk under a fingerprint of images, weights and transform.
+"""Outputs of a frozen image tower on disk, under a fingerprint of images, weights and transform.
 
 A frozen tower gives the same features for the same image, epoch after epoch and run after run: they are computed
 once. So that a frozen tower still sees some variety, several views of each image are kept: as it is, mirrored, and

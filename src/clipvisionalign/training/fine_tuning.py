@@ -1,4 +1,4 @@
-"""Which weights move in a training, and how far: frozen parts, LoRA, learning rates by depth."""
+"""Fine-tuning: frozen parameters, LoRA, layer-wise learning rates, exponential moving average."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The towers' part of a step: from a batch to the vectors that a loss is taken over."""
+"""The forward pass of both towers: from a batch to the vectors of the loss."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Frozen towers' outputs for a whole data set: computed once, where there is room on the disk."""
+"""Outputs of frozen towers for a whole data set, computed once if the disk has space."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The loss of what scores pairs: late interaction over all pairs, fusion over hard negatives."""
+"""The loss of pair scores: late interaction over all pairs, fusion over hard negatives."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Two halves of a dev gallery: what is chosen with one is measured on the other.
+"""Two halves of a dev gallery: what is selected with one is measured on the other.
 
 A checkpoint, or the weights of a pair's parts, chosen among many by the figures that are then reported gives the
 design with more to choose from an advantage that it has not earned. Cross-fitting takes it away: half 0 chooses, the

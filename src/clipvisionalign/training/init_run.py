@@ -1,5 +1,4 @@
-"""The run that another one starts from (`--init`): whether its weights mean here what they meant there, and what the
-figures of the new run owe to it.
+"""The run of `--init`: compatibility of its weights, and its influence on the figures of the new run.
 
 Both are looked at when a run begins, and kept in its folder: by the time that it is measured, the other one may be
 gone, or be another.

@@ -1,4 +1,4 @@
-"""What a figure has to be read with whose images a run was trained on, or one that it starts from."""
+"""Notes for figures on images that a run, or one that it was initialised from, was trained on."""
 
 from __future__ import annotations
 

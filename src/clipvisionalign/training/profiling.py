@@ -1,4 +1,4 @@
-"""Where a training step's time goes."""
+"""Time of the parts of a training step."""
 
 from __future__ import annotations
 

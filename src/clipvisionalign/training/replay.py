@@ -1,4 +1,4 @@
-"""Random states of a chunk, so that its second pass drops out as its first one did."""
+"""Random states of a chunk, restored for its second pass."""
 
 from __future__ import annotations
 

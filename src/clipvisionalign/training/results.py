@@ -1,4 +1,4 @@
-"""What results.json of a run holds: cross-fitted figures of the saved model."""
+"""results.json of a run: cross-fitted figures of the saved model."""
 
 from __future__ import annotations
 

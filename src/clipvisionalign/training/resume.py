@@ -1,4 +1,4 @@
-"""What a run that is resumed has to have in common with itself as it was begun: settings, and how an epoch is dealt."""
+"""Checks that a resumed run agrees with its start: settings, and the steps of an epoch."""
 
 from __future__ import annotations
 

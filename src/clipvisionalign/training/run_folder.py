@@ -1,4 +1,4 @@
-"""The folder of a run: its lock, its settings as written, and what a refused or repeated call leaves of it."""
+"""The folder of a run: lock, recorded settings, and clean-up after a refused or repeated call."""
 
 from __future__ import annotations
 

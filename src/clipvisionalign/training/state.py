@@ -1,4 +1,4 @@
-"""What changes while a model trains: its weights, its optimizer, and how far the run is; saved and loaded."""
+"""The state of a training, saved and loaded: weights, optimizer, and progress."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One training step: from a batch to gradients, for one process or many, whole or in chunks.
+"""One training step, from a batch to gradients: one process or several, undivided or in chunks.
 
 The loss needs the vectors of all pairs at once, the towers do not. A step therefore goes through three stations:
 

@@ -1,4 +1,4 @@
-"""From settings to a run folder, and on with one that was stopped: `train` and `resume`."""
+"""`train` and `resume`: from settings to a run folder, and continuing an interrupted run."""
 
 from __future__ import annotations
 

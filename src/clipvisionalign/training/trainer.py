@@ -1,4 +1,4 @@
-"""The training loop: `Trainer.fit` reads from top to bottom, each of its methods is a screen.
+"""The training loop: `Trainer`, and `Callback`.
 
 - One step: B images with all of their captions; the images go through their tower once.
 - The weights that are kept are a moving average of the trained ones (`ema`), measured on the whole dev gallery after

@@ -1,4 +1,4 @@
-"""What stands before the first step of a training: run folder, data, model, frozen features, steps, optimizer."""
+"""The setup before the first step: run folder, data, model, frozen features, steps, optimizer."""
 
 from __future__ import annotations
 

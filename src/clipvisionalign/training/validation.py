@@ -1,4 +1,4 @@
-"""The dev gallery after each epoch: figures and loss of the dual encoder, by which the checkpoint is chosen."""
+"""Evaluation on dev after each epoch: figures and loss of the dual encoder, which select the checkpoint."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Flickr8k and Flickr30k, as published and as Kaggle ships them.
+"""Flickr8k and Flickr30k, as published and as distributed by Kaggle.
 
 Sources: Hodosh, Young and Hockenmaier, JAIR 47 (2013); Young, Lai, Hodosh and Hockenmaier, TACL 2 (2014).
 """

@@ -1,4 +1,4 @@
-"""Data sets whose captions lie in one JSON file: Karpathy's splits, COCO captions, RSTPReid.
+"""Data sets with captions in one JSON file: Karpathy's splits, COCO captions, RSTPReid.
 
 Sources: Karpathy and Fei-Fei, CVPR 2015 (the splits); Chen et al., "Microsoft COCO Captions", arXiv:1504.00325; Zhu et
 al., "DSSL: Deep Surroundings-person Separation Learning for Text-based Person Retrieval", ACM MM 2021 (RSTPReid).

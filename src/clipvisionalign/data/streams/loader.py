@@ -1,4 +1,4 @@
-"""Training batches from a stream: data that is never in memory as a whole.
+"""Training batches from a stream, which is never in memory as a whole.
 
 - A stream resumes at any step: what has been used is read past without being decoded, so that the rest comes exactly
   once after a kill, as long as processes and workers are as many as before.

@@ -1,4 +1,4 @@
-"""Models of the Hugging Face Hub: one commit of a repository, the files that are needed of it, each one checked.
+"""Models of the Hugging Face Hub: the required files of one commit, each verified.
 
 - A repository is asked once, for the commit that a branch or tag stands for, its files, their sizes and its licence.
   Files of that commit that are in the local cache are not fetched again. A commit that is cached needs no request.

@@ -1,4 +1,4 @@
-"""Fetching files of one commit into the local cache, each verified."""
+"""Downloads files of one commit into the local cache, each verified."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether the hub may be asked."""
+"""Whether requests to the hub are allowed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the local cache is, and how much room is left there."""
+"""The local cache and its free disk space."""
 
 from __future__ import annotations
 

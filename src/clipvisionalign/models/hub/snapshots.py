@@ -1,4 +1,4 @@
-"""One commit of a repository: from the local cache, or fetched."""
+"""One commit of a repository, from the local cache or downloaded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Is the figure real: does the model see what it must not, do the splits overlap?
+"""The audit: whether a model uses forbidden information, and whether splits overlap.
 
 A model that conditions a caption on its true image scores itself, and its recall means nothing. Such a model shows in
 what it answers when the true image is not at hand, is not at the same place, or is not the true one: that is what the

@@ -1,4 +1,4 @@
-"""Asking a model for a table of scores, whichever way it answers, and the dtype of what it gives."""
+"""Calls of a model for a score matrix, by each of its interfaces, and the dtype of its outputs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Captions and images that no model has been asked before."""
+"""Captions and images that a model has not been given before."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checks that a pair's score is the same, whatever is asked beside it and before it.
+"""Checks that a pair's score does not depend on other inputs or earlier calls.
 
 Scores of one pair may differ by what the rounding of the model's dtype can do to them, or by a hundredth of the
 scores' spread, and no more.

@@ -1,4 +1,4 @@
-"""Queries that arrive together are answered together, by one call of the text encoder."""
+"""Concurrent queries, encoded in one batch."""
 
 import queue
 import threading

@@ -1,4 +1,4 @@
-"""What every request to the service goes through before and after its route, and what is counted of it.
+"""Middleware of the service: token, limits of a request, headers, counts.
 
 Nothing acts on a request before it was allowed: the token is looked for first, by the path as the server has decoded
 it and by nothing that a client can word otherwise (such as its Host header).

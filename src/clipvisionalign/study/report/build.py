@@ -1,4 +1,4 @@
-"""report.json: every figure of a study, and what is needed to check it and to repeat it; and the files made from it."""
+"""report.json: every figure of a study, and what is required to check and to repeat it; and the files made from it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Two studies side by side: what each found and spent, and in what they differ."""
+"""Comparison of two studies: figures, costs, and differences in settings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What variants cost, compared: metrics of time or memory differ only beyond their own spread.
+"""Comparison of costs: variants differ in time or memory only beyond their own spread.
 
 Both are measured in fresh processes, round after round, and two variants have to differ by more than the rounds of one
 variant do. Of a single round only the repeats within its process are measured, and a machine that is busy with

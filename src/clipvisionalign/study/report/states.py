@@ -1,4 +1,4 @@
-"""What a report compares, what of it has no results, and how that is shown beside the names of variants."""
+"""Variants without results, and how a report marks them."""
 
 from __future__ import annotations
 
