@@ -189,7 +189,7 @@ def test_the_blocks_of_a_page_run_in_order(page: str, folder: Path, tiny_runs: d
         if block.language == "yaml" and "variants:" in block.text:
             (folder / "plan.yaml").write_text(block.text)
         if block.language == "python":
-            Forked(python_in, str(folder), block.text, out=out, environment=own).ended()
+            Forked(python_in, str(folder), block.text, out=out, environment=own).ended(1800)
         for command in block.commands if block.language == "bash" else []:
             if reason_not_to_run(command):
                 continue
@@ -206,7 +206,7 @@ def test_the_blocks_of_a_page_run_in_order(page: str, folder: Path, tiny_runs: d
                 status, output = done.returncode, done.stdout + done.stderr
             else:
                 process = Forked(command_in, str(folder), *arguments, out=out, environment=own)
-                status = process.wait(600)
+                status = process.wait(1800)
                 output = process.said
                 process.kill()
             print(f"{time.monotonic() - begun:4.0f} s  {command}", flush=True)
@@ -273,7 +273,9 @@ def test_the_reference_of_the_site_is_complete(site: Path):
 @pytest.mark.docs
 @pytest.mark.xdist_group("site")
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
-def test_the_site_asks_nobody_else_and_fits_its_window(browser: Any, address: str, width: int, scheme: Any):
+def test_the_site_asks_nobody_else_fits_its_window_and_is_legible(browser: Any, address: str, width: int, scheme: Any):
+    from axe_playwright_python.sync_playwright import Axe
+
     page = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
     elsewhere, errors = [], []
     page.on(
@@ -291,6 +293,12 @@ def test_the_site_asks_nobody_else_and_fits_its_window(browser: Any, address: st
         page.goto(f"{address}/{name}")
         page.wait_for_load_state("networkidle")
         assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), name
+        contrast = Axe().run(page, options={"runOnly": ["color-contrast", "link-in-text-block"]})
+        assert contrast.violations_count == 0, f"{name}: {contrast.generate_report()[:2000]}"
+    if width > 1000:
+        page.goto(f"{address}/reference/commands/")
+        usage = "[...document.querySelectorAll('.md-content pre > code')].slice(0, 2)"
+        assert page.evaluate(f"{usage}.every(lines => lines.scrollWidth <= lines.clientWidth)"), "usage is cut"
     assert page.evaluate("getComputedStyle(document.body).colorScheme || document.body.dataset.mdColorScheme")
     page.close()
     assert elsewhere == []
