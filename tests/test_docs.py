@@ -325,16 +325,11 @@ def test_the_wheel_searches_in_a_fresh_environment(tmp_path: Path, tiny_runs: di
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(environment)], check=True)
     python = environment / "bin" / "python"
     (own,) = environment.glob("lib/python*/site-packages")
-    install = [
-        "install",
-        "--quiet",
-        "--no-deps",
-        "--no-index",
-        "--no-warn-script-location",
-        "--prefix",
-        str(environment),
-    ]
-    subprocess.run([sys.executable, "-m", "pip", *install, str(wheel)], check=True)
+    # By pip for that environment: with --prefix it would uninstall the package that these tests run.
+    pip = [sys.executable, "-m", "pip", "--python", str(python)]
+    subprocess.run([*pip, "install", "--quiet", "--no-deps", "--no-index", str(wheel)], check=True)
+    find = [sys.executable, "-c", "import importlib.metadata; importlib.metadata.distribution('clipvisionalign')"]
+    subprocess.run(find, check=True, cwd=tmp_path)
     # As plain lines of a .pth file: .pth files there, such as that of an editable installation, are not read.
     (own / "dependencies.pth").write_text("".join(f"{path}\n" for path in sys.path if path.endswith("site-packages")))
     variables = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
