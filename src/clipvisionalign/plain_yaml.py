@@ -53,6 +53,12 @@ def load(text: str) -> Any:
     return yaml.load(text, Loader)
 
 
+def safe_load(text: str) -> Any:
+    """The same as `yaml.safe_load`, in YAML 1.1, which is how programs write it; ten times as fast where PyYAML has
+    libyaml. Raises yaml.YAMLError."""
+    return yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+
+
 def load_settings(text: str, numbers: Collection[str] = ()) -> Any:
     """The same of a file of settings, whose texts jsonargparse reads once more as YAML 1.1 where it wants a number.
 

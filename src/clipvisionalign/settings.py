@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import json
 from collections.abc import Callable
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 
@@ -20,6 +22,21 @@ def config_from_dict(cls: Callable[..., Any], values: dict[str, Any]) -> Any:
     Raises:
         ValueError: A name is unknown, or a value has the wrong type.
     """
+    try:
+        text = json.dumps(values)
+    except (TypeError, ValueError):
+        # A date, for one, which is refused by its key.
+        return _parse(cls, values)
+    return copy.deepcopy(_parsed(cls, text))
+
+
+@lru_cache(maxsize=64)
+def _parsed(cls: Callable[..., Any], text: str) -> Any:
+    """Kept: parsing takes longer than reading a small model, and the models of a study have the same settings."""
+    return _parse(cls, json.loads(text))
+
+
+def _parse(cls: Callable[..., Any], values: dict[str, Any]) -> Any:
     from jsonargparse import ArgumentError
 
     parser = _parser_of(cls)

@@ -67,9 +67,9 @@ def dataset_hashes(data: CaptionedImages, read_images: bool = True) -> dict[str,
 
 def run_hash(folder: Path) -> str:
     """A hash of a run folder's model: its weights (those of a pair's parts among them), its settings, its tokenizer."""
-    import yaml
+    from clipvisionalign.plain_yaml import safe_load
 
-    settings = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))["model"]
+    settings = safe_load((folder / "config.yaml").read_text(encoding="utf-8"))["model"]
     # An image tower without a name of timm's has settings of its own there: how images are scaled is among them.
     towers = [path for tower in ("text_tower", "image_tower") for path in sorted((folder / tower).glob("*"))]
     files = [folder / "model.safetensors", *towers]

@@ -172,10 +172,10 @@ def dev_source(run: str | Path) -> str:
 
 def run_settings(run: str | Path) -> dict[str, Any]:
     """A run's settings, as its config.yaml has them; nothing where there is none."""
-    import yaml
+    from clipvisionalign.plain_yaml import safe_load
 
     path = Path(run) / "config.yaml"
-    settings = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    settings = safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
     return settings if isinstance(settings, dict) else {}
 
 

@@ -31,12 +31,13 @@ def open_tokenizer(model: str | Path, max_tokens: int = 0) -> CaptionTokenizer:
     encoder has positions for. Raises WeightsNotFound, and ValueError for a limit below 3.
     """
     import transformers
-    import yaml
+
+    from clipvisionalign.plain_yaml import safe_load
 
     run, limit = Path(model), TextTowerConfig().max_tokens
     if (run / TEXT_FOLDER / "config.json").is_file():
         folder = run / TEXT_FOLDER
-        settings = yaml.safe_load((run / CONFIG_FILE).read_text())
+        settings = safe_load((run / CONFIG_FILE).read_text())
         limit = settings["model"]["text_tower"].get("max_tokens", limit)
     else:
         folder = find_text_folder(str(model), weights="random")

@@ -14,6 +14,7 @@ from clipvisionalign.models.hub import print_to_stderr
 from clipvisionalign.models.packed_linear import pack_linears
 from clipvisionalign.models.run_files import CONFIG_FILE, TEXT_FOLDER, WEIGHTS_FILE
 from clipvisionalign.models.weights import find_image_weights, find_text_weights
+from clipvisionalign.plain_yaml import safe_load
 from clipvisionalign.settings import config_from_dict
 
 
@@ -62,7 +63,7 @@ def load_aligner(folder: str | Path, device: str = "auto", packed: bool = True) 
         reason = "no such folder" if not source.is_dir() else f"it lacks {', '.join(missing)}"
         raise FileNotFoundError(f"{source}: not a run folder: {reason}; 'clipvisionalign train' writes one")
     try:
-        settings = yaml.safe_load((source / CONFIG_FILE).read_text())["model"]
+        settings = safe_load((source / CONFIG_FILE).read_text())["model"]
         config = config_from_dict(AlignerConfig, settings)
     except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{source / CONFIG_FILE}: no settings of an aligner: {error}") from None
