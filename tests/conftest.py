@@ -29,8 +29,9 @@ if capability := os.environ.get("ATEN_CPU_CAPABILITY"):
 HARDWARE = ("no GPU", "no small disk")
 
 
-#: Fixtures that take seconds and serve many tests: with xdist those tests run in one process, one after the other.
-SHARED = ("alone", "study", "page_file", "indexes", "indexed", "exported", "undisturbed", "hundred", "hub", "world")
+#: Fixtures that take seconds and serve many tests: with xdist those tests run in one process, one after the other. The
+#: first of a test's fixtures counts: what is made from the study stays with it, so that it is carried out once.
+SHARED = ("study", "alone", "page_file", "indexes", "indexed", "exported", "undisturbed", "hundred", "hub", "world")
 
 
 @pytest.hookimpl(tryfirst=True)

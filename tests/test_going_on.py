@@ -50,6 +50,11 @@ def cut_off(config: RunConfig, monkeypatch, what: str = "forward_backward", befo
             train(config, silent)
 
 
+def undisturbed(config: RunConfig) -> None:
+    """A run that goes through, without the checkpoint of each step that the one beside it resumes from."""
+    train(replace(config, checkpoint_minutes=10.0), silent)
+
+
 def weights(run: str | Path) -> dict[str, torch.Tensor]:
     return load_file(Path(run) / "model.safetensors")
 
@@ -76,7 +81,7 @@ def settings(tiny_settings):
 def late(settings) -> RunConfig:
     """A finished run of the late interaction, all of whose weights were trained: no published ones are left in it."""
     config = settings("late", "late", freeze="none", epochs=1)
-    train(config, silent)
+    undisturbed(config)
     return config
 
 
@@ -95,7 +100,7 @@ COMBINED = {
 def test_what_started_from_another_run_and_was_cut_off_keeps_its_frozen_weights(name, settings, late, monkeypatch):
     more = COMBINED[name] | {"init": late.out, "epochs": 1, "batch": 8}
     config = settings(f"whole {name}", **more)
-    train(config, silent)
+    undisturbed(config)
     stopped = replace(config, out=f"{config.out} stopped")
     cut_off(stopped, monkeypatch)
     resume(stopped.out, silent)
@@ -111,7 +116,7 @@ def test_what_started_from_another_run_and_was_cut_off_keeps_its_frozen_weights(
 
 def test_cut_off_at_the_end_of_an_epoch_the_averaged_batch_norms_are_those_that_were_learned(settings, monkeypatch):
     config = settings("batch norms", freeze="none")
-    train(config, silent)
+    undisturbed(config)
     stopped = replace(config, out=f"{config.out} stopped")
     # After the last step of the first epoch, before its dev figures.
     cut_off(stopped, monkeypatch, "measure", 1, DevGallery)
@@ -141,7 +146,7 @@ def test_a_truncated_image_is_left_out_before_and_after_a_stop(own_scenes, setti
     image = training_images(own_scenes)[5]
     image.write_bytes(image.read_bytes()[:-200])
     config = settings("", data=str(own_scenes), out=str(tmp_path / "whole"), **more)
-    train(config, silent)
+    undisturbed(config)
     stopped = replace(config, out=str(tmp_path / "stopped"))
     cut_off(stopped, monkeypatch)
     resume(stopped.out, silent)
@@ -167,7 +172,7 @@ def test_an_image_of_equal_size_is_another_image(own_scenes, settings, tmp_path,
 def test_a_run_goes_on_from_another_directory(own_scenes, settings, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config = settings("", data="scenes", out="whole", cache="cache")
-    train(config, silent)
+    undisturbed(config)
     stopped = replace(config, out="stopped")
     cut_off(stopped, monkeypatch)
     (tmp_path / "elsewhere").mkdir()
@@ -188,7 +193,7 @@ def test_what_a_run_keeps_on_disk_is_decided_once(settings, tmp_path, monkeypatc
         monkeypatch.setattr(frozen_features, "has_free_space", lambda *_: there)
 
     room(begun_with_room)
-    train(config, silent)
+    undisturbed(config)
     stopped = replace(config, out=str(tmp_path / "stopped"))
     cut_off(stopped, monkeypatch)
     room(not begun_with_room)
@@ -244,7 +249,7 @@ def test_a_run_none_of_whose_checkpoints_reads_back_is_left_as_it_is(settings, t
 )
 def test_a_run_takes_the_steps_that_it_planned(settings, tmp_path, images, batch, chunk, steps):
     config = settings("", out=str(tmp_path / "run"), train_images=images, batch=batch, chunk=chunk)
-    train(config, silent)
+    undisturbed(config)
     recorded = results(config.out)
     assert (recorded["steps"], recorded["steps_skipped"], recorded["images_left_out"]) == (2 * steps, 0, 0)
 
@@ -265,7 +270,7 @@ def test_steps_and_chunks_of_unreadable_images_are_counted_and_the_schedule_ends
     for name, chunk in (("whole", 0), ("chunks", 1)):
         said = []
         config = settings("", out=str(tmp_path / name), **more, chunk=chunk)
-        train(config, said.append)
+        train(replace(config, checkpoint_minutes=10.0), said.append)
         recorded = results(config.out)
         assert recorded["steps"] + recorded["steps_skipped"] == 12
         assert recorded["steps_skipped"] > 0
