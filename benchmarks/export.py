@@ -9,7 +9,6 @@ are medians of one query at a time, the three ways in turns, in one run.
 from __future__ import annotations
 
 import argparse
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -46,7 +45,7 @@ def exported(run: str, source: str, folder: Path) -> dict[str, Any]:
     from clipvisionalign.images import open_image
     from clipvisionalign.models.io import load_aligner
 
-    about = export_onnx(run, folder, int8=True, data=source, say=lambda line: print(line, file=sys.stderr))
+    about = export_onnx(run, folder, int8=True, data=source)
     plain = load_aligner(run, "cpu", packed=False)
     worst = max(
         verify_export(plain, folder, batches=(3,), lengths=range(2, 78)),
@@ -76,7 +75,9 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    from clipvisionalign.log import configure_command_line
     from clipvisionalign.progress import progress_step
 
+    configure_command_line()
     with progress_step("benchmarks/export.py", in_terminal=False):
         main()

@@ -28,10 +28,6 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 
-def silent(line: str) -> None:
-    """Nothing is said."""
-
-
 def drawn(folder: Path, count: int) -> Path:
     """Images of noise, each of its own."""
     from PIL import Image
@@ -70,7 +66,7 @@ def killed(run: str, source: Path, folder: Path, kills: int) -> dict[str, Any]:
     from clipvisionalign.search.terms import parse_term
 
     start = time.perf_counter()
-    build_index(run, source, folder / "whole", silent)
+    build_index(run, source, folder / "whole")
     undisturbed = rows_of(folder / "whole")
     out, rng = folder / "killed", random.Random(0)
     command = [sys.executable, "-m", "clipvisionalign", "index", run, str(source), "--out", str(out)]
@@ -102,7 +98,7 @@ def killed(run: str, source: Path, folder: Path, kills: int) -> dict[str, Any]:
         print(
             f"kill {done}: {len(rows):,} of {len(undisturbed):,} in the index, none twice", file=sys.stderr, flush=True
         )
-    build_index(run, source, out, silent)
+    build_index(run, source, out)
     return {"kills": done, "searches after them": searched, "pictures after each": counts,
             "at last against undisturbed": same(undisturbed, rows_of(out))}  # fmt: skip
 
@@ -125,12 +121,12 @@ def messy_folder(run: str, folder: Path, files: int) -> dict[str, Any]:
     Image.new("1", (40_000, 40_000)).save(source / "huge.png")
     there = sum(1 for path in source.rglob("*") if path.is_file() and not path.is_symlink() and path.suffix != ".txt")
     start = time.perf_counter()
-    report = build_index(run, source, folder / "index", silent)
+    report = build_index(run, source, folder / "index")
     seconds = time.perf_counter() - start
     listed = [entry["path"] for entry in read_broken_files(folder / "index")]
     assert set(rows_of(folder / "index")) == good | names, "indexed otherwise than meant"
     assert sorted(listed) == sorted(bad), "listed otherwise than meant"
-    again = build_index(run, source, folder / "index", silent)
+    again = build_index(run, source, folder / "index")
     return {"files": there, "indexed, each once": report.there, "listed, each once": len(listed),
             "seconds": round(seconds, 1), "encoded when made again": again.encoded}  # fmt: skip
 
@@ -141,7 +137,7 @@ def by_ray(run: str, source: Path, folder: Path) -> dict[str, Any]:
     taken = {}
     for name, options in (("one process", {}), ("two workers", {"ray": "local", "workers": 2})):
         start = time.perf_counter()
-        build_index(run, source, folder / name, silent, **options)
+        build_index(run, source, folder / name, **options)
         taken[f"{name}, s"] = round(time.perf_counter() - start, 1)
     return taken | same(rows_of(folder / "one process"), rows_of(folder / "two workers"))
 
@@ -173,7 +169,9 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    from clipvisionalign.log import configure_command_line
     from clipvisionalign.progress import progress_step
 
+    configure_command_line()
     with progress_step("benchmarks/indexing.py", in_terminal=False):
         main()

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -84,7 +83,7 @@ def indexed(vectors: np.ndarray, folder: Path, sizes: tuple[int, int]) -> tuple[
         }  # fmt: skip
         table.add(arrow.table(columns, schema=table.schema))
     start_time = time.perf_counter()
-    build_ann_index(table, storage, manifest, len(vectors), lambda line: print(line, file=sys.stderr), sizes)
+    build_ann_index(table, storage, manifest, len(vectors), sizes=sizes)
     return (
         table,
         time.perf_counter() - start_time,
@@ -132,7 +131,7 @@ def indexing_rate(run: str, image_folder: str, folder: Path) -> dict[str, float]
     from clipvisionalign.search.storage import Storage
 
     start = time.perf_counter()
-    report = build_index(run, image_folder, folder, lambda line: None)
+    report = build_index(run, image_folder, folder)
     seconds = time.perf_counter() - start
     aligner = load_aligner(run)
     start_load = time.perf_counter()
@@ -191,7 +190,9 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    from clipvisionalign.log import configure_command_line
     from clipvisionalign.progress import progress_step
 
+    configure_command_line()
     with progress_step("benchmarks/search.py", in_terminal=False):
         main()

@@ -278,11 +278,13 @@ def fails_sharded(given: dict) -> None:
 
 def index(run: str, source: str, out: str) -> None:
     """`build_index` for a process that is killed: eight rows at a time, and a line about each eight."""
+    from clipvisionalign.log import log_to
     from clipvisionalign.search import embed, image_rows
     from clipvisionalign.search.indexer import build_index
 
     image_rows.IMAGES_PER_WRITE = embed.EMBED_BATCH_SIZE = 8
-    build_index(run, source, out, print)
+    with log_to(print):
+        build_index(run, source, out)
 
 
 def measure_cost(run: str, data: str, split: str, layout: str, brief: bool, out: str) -> None:

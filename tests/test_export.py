@@ -98,7 +98,7 @@ def exported(runs, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(graphs, "_export_module", write)
         for design in DESIGNS:
-            export_onnx(runs[design], folder / design, int8=design == "cross", say=lambda line: None)
+            export_onnx(runs[design], folder / design, int8=design == "cross")
     return folder
 
 

@@ -22,6 +22,7 @@ pytest.importorskip("lancedb", reason="no lancedb: pip install 'clipvisionalign[
 from clipvisionalign.cli import main
 from clipvisionalign.data.captioned import DataError
 from clipvisionalign.data.formats import read_captioned_images
+from clipvisionalign.log import log_to
 from clipvisionalign.models.aligner import Aligner
 from clipvisionalign.search import broken_files as broken_module
 from clipvisionalign.search.broken_files import BrokenFiles, classify_fault, read_broken_files
@@ -30,10 +31,6 @@ from clipvisionalign.search.index_report import IndexReport
 from clipvisionalign.search.indexer import build_index
 from clipvisionalign.search.storage import InvalidIndexError, list_local_images
 from clipvisionalign.search.tables import open_caption_table, open_image_table
-
-
-def quiet(line: str) -> None:
-    """Nothing is said in tests."""
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +77,7 @@ def assert_adds_up(report: IndexReport) -> None:
 
 def test_a_drive_that_is_not_mounted_empties_no_index(run, source, tmp_path, capsys):
     index = tmp_path / "index"
-    build_index(run, source, index, quiet)
+    build_index(run, source, index)
     before = paths_of(index)
     away = source.rename(tmp_path / "away")
     source.mkdir()
@@ -93,29 +90,29 @@ def test_a_drive_that_is_not_mounted_empties_no_index(run, source, tmp_path, cap
     for number in range(20):
         draw(source / f"other {number}.png", 100 + number)
     with pytest.raises(InvalidIndexError, match="20 of its 20 rows"):
-        build_index(run, source, index, quiet)
+        build_index(run, source, index)
     assert paths_of(index) == before
     assert main(["index", str(run), str(source), "--out", str(index), "--allow-drop"]) == 0
     assert paths_of(index) == names_below(source)
     # What was moved is not gone, however much it is.
     shutil.rmtree(source)
     away.rename(source)
-    build_index(run, source, index, quiet, allow_drop=True)
+    build_index(run, source, index, allow_drop=True)
     (source / "new").mkdir()
     for path in [*source.glob("*.png")]:
         path.rename(source / "new" / path.name)
-    report = build_index(run, source, index, quiet)
+    report = build_index(run, source, index)
     assert (report.moved, report.dropped, report.unchanged) == (15, 0, 5)
 
 
 def test_an_empty_folder_drops_nothing_however_few_rows_there_are(run, tmp_path):
     path = draw(tmp_path / "pictures" / "0.png", 0)
-    build_index(run, path.parent, tmp_path / "index", quiet)
+    build_index(run, path.parent, tmp_path / "index")
     path.unlink()
     with pytest.raises(InvalidIndexError, match="1 of its 1 rows"):
-        build_index(run, path.parent, tmp_path / "index", quiet)
+        build_index(run, path.parent, tmp_path / "index")
     draw(path.parent / "1.png", 1)
-    assert build_index(run, path.parent, tmp_path / "index", quiet).dropped == 1
+    assert build_index(run, path.parent, tmp_path / "index").dropped == 1
 
 
 @pytest.mark.parametrize(
@@ -130,15 +127,15 @@ def test_how_many_rows_may_be_dropped(gone, rows, refused):
 def test_files_that_are_damaged_all_at_once_keep_their_rows(run, source, tmp_path):
     """As a cloud's folder leaves them: of no bytes."""
     index = tmp_path / "index"
-    build_index(run, source, index, quiet)
+    build_index(run, source, index)
     for path in source.rglob("*.png"):
         path.write_bytes(b"")
     with pytest.raises(InvalidIndexError, match=r"20 of its 20 rows can no longer be decoded.*--allow-drop"):
-        build_index(run, source, index, quiet)
+        build_index(run, source, index)
     assert len(paths_of(index)) == 20
     for number in range(17):
         draw(source / ("sub" if number >= 15 else "") / f"{number:02}.png", number)
-    report = build_index(run, source, index, quiet)
+    report = build_index(run, source, index)
     assert (report.broken, report.dropped, report.there) == (3, 3, 17)
 
 
@@ -146,7 +143,7 @@ def test_files_that_are_damaged_all_at_once_keep_their_rows(run, source, tmp_pat
 def open_to_all(run, source, tmp_path) -> Iterator[tuple[Path, Path, Path]]:
     """A run, images and a place for an index that belong to nobody."""
     # All that is imported on the way is read while it may be.
-    build_index(run, source, tmp_path / "before", quiet)
+    build_index(run, source, tmp_path / "before")
     folder = Path(tempfile.mkdtemp())
     shutil.copytree(run, folder / "run")
     shutil.copytree(source, folder / "pictures")
@@ -160,7 +157,7 @@ def open_to_all(run, source, tmp_path) -> Iterator[tuple[Path, Path, Path]]:
 def test_a_folder_that_cannot_be_listed_keeps_its_rows(open_to_all, capsys):
     run, source, index = open_to_all
     with as_nobody():
-        build_index(run, source, index, quiet)
+        build_index(run, source, index)
         (source / "sub").chmod(0)
         assert main(["index", str(run), str(source), "--out", str(index)]) == 1
         stderr = capsys.readouterr().err
@@ -171,16 +168,17 @@ def test_a_folder_that_cannot_be_listed_keeps_its_rows(open_to_all, capsys):
         (source / "sub").chmod(0o755)
         (source / "private").mkdir(mode=0)
         lines: list[str] = []
-        report = build_index(run, source, index, lines.append)
+        with log_to(lines.append):
+            report = build_index(run, source, index)
         assert report.unlisted == {"private": "Permission denied"}
         assert "cannot be listed: private: Permission denied" in lines
         (source / "sub").chmod(0)
-        assert build_index(run, source, index, quiet, allow_drop=True).dropped == 5
+        assert build_index(run, source, index, allow_drop=True).dropped == 5
         assert len(paths_of(index)) == 15
         # The folder itself.
         source.chmod(0)
         with pytest.raises(PermissionError):
-            build_index(run, source, index, quiet, allow_drop=True)
+            build_index(run, source, index, allow_drop=True)
         for path in (source, source / "sub"):
             path.chmod(0o755)
 
@@ -189,35 +187,35 @@ def test_files_that_may_not_be_looked_at_or_read_keep_their_rows_and_are_tried_a
     run, source, index = open_to_all
     with as_nobody():
         (source / "03.png").chmod(0)
-        report = build_index(run, source, index, quiet)
+        report = build_index(run, source, index)
         assert (report.encoded, report.broken, report.there) == (19, 1, 19)
         (entry,) = read_broken_files(index)
         assert (entry["path"], entry["fault"]) == ("03.png", "io")
         assert "Permission denied" in entry["reason"]
         # Size and time stay as they are; only the permission changes.
         (source / "03.png").chmod(0o644)
-        report = build_index(run, source, index, quiet)
+        report = build_index(run, source, index)
         assert (report.encoded, report.broken, report.there) == (1, 0, 20)
         # A folder whose files have names and nothing else; files that were touched and may not be read.
         (source / "sub").chmod(0o444)
         for name in ("00.png", "01.png"):
             os.utime(source / name)
             (source / name).chmod(0)
-        report = build_index(run, source, index, quiet)
+        report = build_index(run, source, index)
         assert (report.kept, report.broken, report.dropped, report.there) == (7, 7, 0, 20)
         assert_adds_up(report)
         assert sorted(entry["path"] for entry in read_broken_files(index))[:3] == ["00.png", "01.png", "sub/15.png"]
         (source / "sub").chmod(0o755)
         for name in ("00.png", "01.png"):
             (source / name).chmod(0o644)
-        report = build_index(run, source, index, quiet)
+        report = build_index(run, source, index)
         assert (report.unchanged, report.broken, report.kept, read_broken_files(index)) == (20, 0, 0, [])
 
 
 def test_a_permission_that_is_taken_away_half_way(open_to_all):
     run, source, index = open_to_all
     with as_nobody():
-        build_index(run, source, index, quiet)
+        build_index(run, source, index)
         for number in range(3):
             draw(source / "sub" / f"new {number}.png", 50 + number)
             os.utime(source / "sub" / f"{15 + number}.png")
@@ -226,12 +224,13 @@ def test_a_permission_that_is_taken_away_half_way(open_to_all):
             if "files that may be images" in line:
                 (source / "sub").chmod(0)
 
-        report = build_index(run, source, index, take_away)
+        with log_to(take_away):
+            report = build_index(run, source, index)
         assert (report.there, report.dropped, report.broken, report.kept) == (20, 0, 6, 3)
         assert_adds_up(report)
         assert {entry["fault"] for entry in read_broken_files(index)} == {"io"}
         (source / "sub").chmod(0o755)
-        report = build_index(run, source, index, quiet)
+        report = build_index(run, source, index)
         assert (report.there, report.encoded, report.broken) == (23, 3, 0)
         assert paths_of(index) == names_below(source)
 
@@ -240,23 +239,23 @@ def test_a_link_to_a_drive_that_is_not_there_keeps_the_rows_behind_it(run, sourc
     index = tmp_path / "index"
     drive = (source / "sub").rename(tmp_path / "drive")
     (source / "sub").symlink_to(drive)
-    build_index(run, source, index, quiet)
+    build_index(run, source, index)
     away = drive.rename(tmp_path / "away")
     with pytest.raises(
         InvalidIndexError, match=r"5 of its 20 rows are of files below .*/sub, .*a link that leads nowhere"
     ):
-        build_index(run, source, index, quiet)
+        build_index(run, source, index)
     away.rename(drive)
-    assert build_index(run, source, index, quiet).unchanged == 20
+    assert build_index(run, source, index).unchanged == 20
 
 
 def test_a_data_set_whose_images_are_gone_drops_few_and_not_all(run, source, tmp_path):
     index, table = tmp_path / "index", tmp_path / "table.csv"
     (source / "sub" / "15.png").rename(source / "15.png")
     table.write_text("image,caption\n" + "".join(f"pictures/{name},a {name}\n" for name in names_below(source)))
-    build_index(run, table, index, quiet, captions=True)
+    build_index(run, table, index, captions=True)
     away = (source / "sub").rename(tmp_path / "away")
-    report = build_index(run, table, index, quiet, captions=True)
+    report = build_index(run, table, index, captions=True)
     assert (report.dropped, report.broken, report.there, report.captions) == (4, 4, 16, 16)
     assert_adds_up(report)
     assert {entry["reason"] for entry in read_broken_files(index)} == {
@@ -264,10 +263,10 @@ def test_a_data_set_whose_images_are_gone_drops_few_and_not_all(run, source, tmp
     }
     source.rename(tmp_path / "gone")
     with pytest.raises(InvalidIndexError, match="16 of its 16 rows"):
-        build_index(run, table, index, quiet, captions=True)
+        build_index(run, table, index, captions=True)
     (tmp_path / "gone").rename(source)
     away.rename(source / "sub")
-    report = build_index(run, table, index, quiet, captions=True)
+    report = build_index(run, table, index, captions=True)
     assert (report.there, report.captions, report.encoded, report.broken) == (20, 20, 4, 0)
 
 
@@ -316,15 +315,15 @@ def test_a_file_is_tried_again_when_the_reason_may_have_gone(run, source, tmp_pa
     monkeypatch.setattr(module, "embed_files", watched)
     index = tmp_path / "index"
     (source / "text.jpg").write_text("no picture")
-    build_index(run, source, index, quiet)
+    build_index(run, source, index)
     tried.clear()
-    build_index(run, source, index, quiet)
+    build_index(run, source, index)
     assert tried == []
     # Another decoder.
     monkeypatch.setattr(broken_module, "decoder_versions", lambda: "pillow 99.0, pi-heif 99.0")
-    build_index(run, source, index, quiet)
+    build_index(run, source, index)
     assert tried == ["text.jpg"]
-    build_index(run, source, index, quiet)
+    build_index(run, source, index)
     assert tried == ["text.jpg"]
     # A package that is missing may come at any time; and a list that an older version wrote says nothing of the reason.
     for change in ({"fault": "package"}, {"fault": "io"}, {"fault": None, "decoders": None}):
@@ -332,7 +331,7 @@ def test_a_file_is_tried_again_when_the_reason_may_have_gone(run, source, tmp_pa
         known = {name: value for name, value in (entry | change).items() if value is not None}
         (index / "broken.jsonl").write_text(json.dumps(known) + "\n")
         tried.clear()
-        build_index(run, source, index, quiet)
+        build_index(run, source, index)
         assert tried == ["text.jpg"]
 
 
@@ -371,16 +370,16 @@ def test_a_file_that_was_replaced_is_known_by_its_content_when_that_is_asked(run
         os.utime(path, ns=(10**18, 10**18))
     shutil.copy2(one, source / "x.bmp")
     (source / "text.bmp").write_text("no picture")
-    build_index(run, source, index, quiet)
+    build_index(run, source, index)
     before = open_image_table(index).search().where("path = 'x.bmp'").limit(1).to_list()[0]
     shutil.copy2(two, source / "x.bmp")
-    assert build_index(run, source, index, quiet).unchanged == 21
-    report = build_index(run, source, index, quiet, verify=True)
+    assert build_index(run, source, index).unchanged == 21
+    report = build_index(run, source, index, verify=True)
     assert (report.encoded, report.unchanged, report.broken) == (1, 20, 1)
     after = open_image_table(index).search().where("path = 'x.bmp'").limit(1).to_list()[0]
     assert after["hash"] != before["hash"]
     assert after["vector"] != before["vector"]
-    assert build_index(run, source, index, quiet, verify=True).encoded == 0
+    assert build_index(run, source, index, verify=True).encoded == 0
 
 
 def test_a_clock_that_was_set_back_or_is_wrong(run, source, tmp_path):
@@ -389,15 +388,15 @@ def test_a_clock_that_was_set_back_or_is_wrong(run, source, tmp_path):
     wrong = {"00.png": -(10**18), "01.png": 10**19, "02.png": -(10**19), "03.png": 4 * 10**18}
     for name, when in wrong.items():
         os.utime(source / name, ns=(when, when))
-    assert build_index(run, source, index, quiet).encoded == 20
-    assert build_index(run, source, index, quiet).unchanged == 20
+    assert build_index(run, source, index).encoded == 20
+    assert build_index(run, source, index).unchanged == 20
     # Written anew while the clock went behind what it was: changed, though it is older.
     draw(source / "03.png", 77)
     os.utime(source / "03.png", ns=(10**18, 10**18))
     os.utime(source / "04.png", ns=(10**18, 10**18))
-    report = build_index(run, source, index, quiet)
+    report = build_index(run, source, index)
     assert (report.encoded, report.unchanged, report.dropped, report.there) == (1, 19, 0, 20)
-    assert build_index(run, source, index, quiet).unchanged == 20
+    assert build_index(run, source, index).unchanged == 20
 
 
 # --- a disk that is full ---------------------------------------------------------------------------------------------
@@ -490,7 +489,7 @@ def test_one_file_under_many_names_is_one_row_with_all_captions(run, tmp_path):
         "p2.png": {"text 8"},
     }
     for turn in range(3):
-        report = build_index(run, data / "table.csv", index, quiet, captions=True)
+        report = build_index(run, data / "table.csv", index, captions=True)
         assert (report.there, report.encoded) == (4, 0 if turn else 4)
         assert report.data_set == {"rows": 11, "read": 9, "left_out": 2}
         assert_adds_up(report)
@@ -504,11 +503,11 @@ def test_one_file_under_many_names_is_one_row_with_all_captions(run, tmp_path):
     for number in (100, 101):
         table.add(row.set_column(row.schema.get_field_index("id"), "id", arrow.array([number], arrow.int64())))
     draw(data / "p0.png", 99)
-    report = build_index(run, data / "table.csv", index, quiet, captions=True)
+    report = build_index(run, data / "table.csv", index, captions=True)
     assert (report.there, report.encoded, report.dropped) == (4, 1, 0)
     assert len(paths_of(index)) == 4
     # The folder itself: the same four files.
-    report = build_index(run, data, tmp_path / "of folder", quiet)
+    report = build_index(run, data, tmp_path / "of folder")
     assert (report.there, report.other_names, report.not_taken.total) == (4, 2, 1)
 
 
@@ -517,17 +516,17 @@ def test_one_file_in_two_splits_is_no_data_set(run, tmp_path):
     (tmp_path / "b.png").symlink_to("a.png")
     (tmp_path / "table.csv").write_text("image,caption,split\na.png,one,train\nb.png,two,test\n")
     with pytest.raises(DataError, match=r"line 3, .*line 2"):
-        build_index(run, tmp_path / "table.csv", tmp_path / "index", quiet, captions=True)
+        build_index(run, tmp_path / "table.csv", tmp_path / "index", captions=True)
 
 
 def test_captions_go_with_their_image(run, source, tmp_path):
     """Also where the folder is indexed without its captions afterwards."""
     index = tmp_path / "index"
     (source / "table.csv").write_text("image,caption\n" + "".join(f"{name},a {name}\n" for name in names_below(source)))
-    build_index(run, source / "table.csv", index, quiet, captions=True)
+    build_index(run, source / "table.csv", index, captions=True)
     (source / "00.png").unlink()
     (source / "01.png").rename(source / "moved.png")
-    report = build_index(run, source, index, quiet)
+    report = build_index(run, source, index)
     assert (report.dropped, report.moved, report.captions) == (1, 1, 19)
     rows = open_caption_table(index).search().limit(100).to_list()
     text_by_path = {row["path"]: row["text"] for row in rows}
@@ -574,7 +573,7 @@ def test_the_numbers_add_up_whatever_happens_to_the_folder(run, tmp_path):
                 one = rng.choice(known)
                 (source / one).unlink()
                 del good[one]
-        report = build_index(run, source, index, quiet, allow_drop=True)
+        report = build_index(run, source, index, allow_drop=True)
         assert_adds_up(report)
         listed = {entry["path"] for entry in read_broken_files(index)}
         listing = list_local_images(source)
@@ -639,4 +638,4 @@ def test_an_index_of_nothing_is_refused(tiny_runs, tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "notes.txt").write_text("no image")
     with pytest.raises(DataError, match=r"no image to index: 1 .*\.txt"):
-        build_index(tiny_runs["self"], tmp_path / "empty", tmp_path / "index", lambda line: None)
+        build_index(tiny_runs["self"], tmp_path / "empty", tmp_path / "index")

@@ -25,7 +25,7 @@ def test_no_case_is_an_error_of_the_service(tmp_path, scenes_folder, tiny_runs):
     from clipvisionalign.search.searcher import Searcher
     from clipvisionalign.search.server.app import create_app
 
-    build_index(tiny_runs["late"], scenes_folder, tmp_path / "index", lambda line: None, captions=True)
+    build_index(tiny_runs["late"], scenes_folder, tmp_path / "index", captions=True)
     described = schemathesis.openapi.from_asgi("/openapi.json", create_app([Searcher(tmp_path / "index")]))
     response_counts: Counter[tuple[str, int]] = Counter()
 

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from clipvisionalign import log
-from clipvisionalign.log import ConsoleHandler, deprecated_say, is_main_process, log_to
+from clipvisionalign.log import ConsoleHandler, deprecated_say, is_main_process, leave_out, log_to
 
 logger = logging.getLogger("clipvisionalign.training.any")
 
@@ -92,6 +92,16 @@ def test_an_error_of_such_a_function_is_raised(handler):
             logger.info("epoch 1")
         logger.info("epoch 2")
     assert not handler.listeners
+
+
+def test_messages_may_be_left_out_and_other_handlers_still_receive_them(handler, capsys, caplog):
+    handler.is_command_line = True
+    with leave_out(lambda record: record.getMessage().startswith("epoch")):
+        logger.info("epoch 1")
+        logger.info("cell 1")
+    logger.info("epoch 2")
+    assert capsys.readouterr().err == "cell 1\nepoch 2\n"
+    assert [record.message for record in caplog.records] == ["epoch 1", "cell 1", "epoch 2"]
 
 
 def test_say_works_for_one_release_and_warns_its_caller(handler):

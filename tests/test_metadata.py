@@ -18,6 +18,7 @@ pytest.importorskip("lancedb", reason="no lancedb: pip install 'clipvisionalign[
 
 from clipvisionalign.cli import main
 from clipvisionalign.data.captioned import DataError
+from clipvisionalign.log import log_to
 from clipvisionalign.models.aligner import Aligner
 from clipvisionalign.search.indexer import build_index
 from clipvisionalign.search.metadata import Metadata, cast_cell, column_names, infer_column_type, read_metadata
@@ -25,10 +26,6 @@ from clipvisionalign.search.searcher import Searcher
 from clipvisionalign.search.storage import Storage
 from clipvisionalign.search.tables import BASE_COLUMNS
 from clipvisionalign.search.terms import parse_term
-
-
-def quiet(line: str) -> None:
-    """Nothing is said in tests."""
 
 
 @pytest.fixture
@@ -143,7 +140,8 @@ def test_filters_find_everything_as_it_is_written(tmp_path, tiny_model, image_fo
     ])  # fmt: skip
     index = tmp_path / "index"
     lines: list[str] = []
-    report = build_index(tmp_path / "run", image_folder, index, lines.append, metadata=table)
+    with log_to(lines.append):
+        report = build_index(tmp_path / "run", image_folder, index, metadata=table)
     assert report.metadata == {"rows": 3, "matched": 3, "listed": 0, "left_out": []}
     assert any("'width' is called 'meta_width'" in line for line in lines)
     assert any("'Shot year' is called 'shot_year_2'" in line for line in lines)
@@ -175,7 +173,7 @@ def test_filters_find_everything_as_it_is_written(tmp_path, tiny_model, image_fo
     searcher.table.drop_columns(["année"])
     searcher.table.add_columns([arrow.field("année", arrow.float64())])
     assert Searcher(index).metadata["année"]
-    build_index(tmp_path / "run", image_folder, index, quiet, metadata=table)
+    build_index(tmp_path / "run", image_folder, index, metadata=table)
     assert [each.metadata["année"] for each in Searcher(index).search([parse_term("red")], 1, "année = 2002")] == [2002]
 
 

@@ -112,18 +112,18 @@ def test_8_bits_are_measured_on_the_dev_split_that_the_run_had(run, monkeypatch,
     for data, dev_source in (("", ""), (tmp_path / "data", ""), ("", str(elsewhere))):
         (run / "data.json").write_text(json.dumps(about | {"dev_source": dev_source}))
         with pytest.raises(ZeroDivisionError):
-            quantization.int8_loss(tmp_path, run, data, print)
+            quantization.int8_loss(tmp_path, run, data)
         assert measured[-1].source == (Path(dev_source) if dev_source else tmp_path / "data")
         assert {row.name for row in measured[-1]} == names
     (run / "data.json").write_text(json.dumps(about | {"source": str(tmp_path / "gone")}))
-    assert "no such file or folder" in quantization.int8_loss(tmp_path, run, "", lambda line: None)["not measured"]
+    assert "no such file or folder" in quantization.int8_loss(tmp_path, run, "")["not measured"]
 
 
 def test_an_index_has_the_splits_that_the_run_had(run, tmp_path, monkeypatch):
     lance = pytest.importorskip("lancedb", reason="no LanceDB: pip install 'clipvisionalign[search]'")
     from clipvisionalign.search.indexer import build_index
 
-    build_index(run, tmp_path / "data", tmp_path / "index", lambda line: None, captions=True)
+    build_index(run, tmp_path / "data", tmp_path / "index", captions=True)
     rows = lance.connect(tmp_path / "index").open_table("pictures").to_arrow().to_pylist()
     dev = {Path(row["path"]).name for row in rows if row["split"] == "dev"}
     assert dev == {Path(row.image).name for row in read_data_of_run(run, split="dev").split("dev")}

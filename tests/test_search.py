@@ -51,10 +51,6 @@ from clipvisionalign.search.terms import Term, parse_term
 COSINE = {"terms": 32, "size": 1.0, "steps": 30}
 
 
-def quiet(line: str) -> None:
-    """Nothing is said in tests."""
-
-
 @pytest.fixture
 def folder(tmp_path: Path, scenes_folder: Path) -> Path:
     """Forty images in three folders."""
@@ -69,7 +65,7 @@ def folder(tmp_path: Path, scenes_folder: Path) -> Path:
 @pytest.fixture(scope="module")
 def indexed(tmp_path_factory, scenes_folder, tiny_runs) -> Path:
     index = tmp_path_factory.mktemp("index") / "late"
-    build_index(tiny_runs["late"], scenes_folder / "images", index, quiet)
+    build_index(tiny_runs["late"], scenes_folder / "images", index)
     return index
 
 
@@ -85,7 +81,7 @@ def rows_of(index: Path) -> dict[str, dict]:
 
 
 def test_vectors_are_those_of_the_aligner(tiny_runs, folder, tmp_path):
-    build_index(tiny_runs["self"], folder, tmp_path / "index", quiet)
+    build_index(tiny_runs["self"], folder, tmp_path / "index")
     rows = rows_of(tmp_path / "index")
     paths = sorted(rows)
     aligner, files = load_aligner(tiny_runs["self"]), [folder / path for path in paths]
@@ -95,9 +91,9 @@ def test_vectors_are_those_of_the_aligner(tiny_runs, folder, tmp_path):
 
 def test_made_again_it_does_only_what_changed(tiny_runs, folder, tmp_path):
     index = tmp_path / "index"
-    first = build_index(tiny_runs["self"], folder, index, quiet)
+    first = build_index(tiny_runs["self"], folder, index)
     assert (first.there, first.encoded) == (40, 40)
-    again = build_index(tiny_runs["self"], folder, index, quiet)
+    again = build_index(tiny_runs["self"], folder, index)
     assert (again.encoded, again.unchanged) == (0, 40)
     before = rows_of(index)
     files = sorted(folder.rglob("*.png"))
@@ -106,7 +102,7 @@ def test_made_again_it_does_only_what_changed(tiny_runs, folder, tmp_path):
     Image.new("RGB", (70, 50), "red").save(files[2])
     Image.new("RGB", (80, 50), "blue").save(folder / "new.png")
     os.utime(files[3])
-    third = build_index(tiny_runs["self"], folder, index, quiet)
+    third = build_index(tiny_runs["self"], folder, index)
     assert (third.there, third.encoded, third.moved, third.dropped, third.unchanged) == (40, 2, 1, 1, 37)
     rows = rows_of(index)
     old = str(files[1].relative_to(folder))
@@ -116,7 +112,7 @@ def test_made_again_it_does_only_what_changed(tiny_runs, folder, tmp_path):
     assert (rows[changed]["width"], rows[changed]["height"]) == (70, 50)
     assert set(rows) == {str(path.relative_to(folder)) for path in folder.rglob("*.png")}
     # An index made from nothing of what is there now holds the same.
-    build_index(tiny_runs["self"], folder, tmp_path / "fresh", quiet)
+    build_index(tiny_runs["self"], folder, tmp_path / "fresh")
     fresh = rows_of(tmp_path / "fresh")
     assert set(fresh) == set(rows)
     exact = in_float64(load_aligner(tiny_runs["self"])).encode_images([folder / path for path in rows])
@@ -128,7 +124,7 @@ def test_every_file_is_indexed_or_listed_once(tiny_runs, tmp_path):
     """Odd names, loops, links, and images broken in twelve ways."""
     source = tmp_path / "odd"
     names, bad = write_odd_files(source)
-    report = build_index(tiny_runs["self"], source, tmp_path / "index", quiet)
+    report = build_index(tiny_runs["self"], source, tmp_path / "index")
     rows = rows_of(tmp_path / "index")
     assert {row["raw"] for row in rows.values()} == names
     listed = [entry["path"] for entry in read_broken_files(tmp_path / "index")]
@@ -143,7 +139,7 @@ def test_every_file_is_indexed_or_listed_once(tiny_runs, tmp_path):
     assert all(searcher.storage.image_source(raw).is_file() for raw in raws)
     # Mended, it is indexed; nothing else is looked at again.
     (source / "text.jpg").write_bytes(encoded_image() + b"mended")
-    again = build_index(tiny_runs["self"], source, tmp_path / "index", quiet)
+    again = build_index(tiny_runs["self"], source, tmp_path / "index")
     assert (again.encoded, again.broken) == (1, 12)
     assert "text.jpg" not in [entry["path"] for entry in read_broken_files(tmp_path / "index")]
 
@@ -160,15 +156,15 @@ def test_links_are_followed_once(tmp_path):
 
 def test_another_aligner_and_another_folder_are_refused(tiny_runs, indexed, folder):
     with pytest.raises(InvalidIndexError, match="an index of another aligner"):
-        build_index(tiny_runs["self"], read_manifest(indexed).folder, indexed, quiet)
+        build_index(tiny_runs["self"], read_manifest(indexed).folder, indexed)
     with pytest.raises(InvalidIndexError, match="an index of "):
-        build_index(tiny_runs["late"], folder, indexed, quiet)
+        build_index(tiny_runs["late"], folder, indexed)
     with pytest.raises(InvalidIndexError, match="made by another aligner"):
         Searcher(indexed, run=tiny_runs["self"])
     with pytest.raises(InvalidIndexError, match="no index there"):
         Searcher(folder)
     with pytest.raises(InvalidIndexError, match="is there already and no index"):
-        build_index(tiny_runs["late"], folder, folder, quiet)
+        build_index(tiny_runs["late"], folder, folder)
 
 
 @pytest.mark.slow
@@ -198,7 +194,7 @@ def test_killed_at_random_moments_nothing_is_lost_and_nothing_twice(tiny_runs, t
             assert len(rows_of(index)) <= 300
             Searcher(index).search([parse_term("anything")])
     assert kills >= 3
-    report = build_index(tiny_runs["self"], source, index, quiet)
+    report = build_index(tiny_runs["self"], source, index)
     assert report.there == 300
     assert len(rows_of(index)) == 300
 
@@ -209,13 +205,13 @@ def test_two_do_not_write_one_index_and_one_that_is_open_sees_what_is_written(ti
 
     monkeypatch.setattr(tables, "READ_CONSISTENCY_INTERVAL", timedelta(0))
     index = tmp_path / "index"
-    build_index(tiny_runs["self"], folder, index, quiet)
+    build_index(tiny_runs["self"], folder, index)
     searcher = Searcher(index)
     Image.new("RGB", (64, 64), "red").save(folder / "new.png")
     with Storage(index).lock(), pytest.raises(InvalidIndexError, match="another process is writing"):
-        build_index(tiny_runs["self"], folder, index, quiet)
+        build_index(tiny_runs["self"], folder, index)
     (tmp_path / "years.csv").write_text("path,year\nnew.png,1999\n")
-    build_index(tiny_runs["self"], folder, index, quiet, metadata=tmp_path / "years.csv")
+    build_index(tiny_runs["self"], folder, index, metadata=tmp_path / "years.csv")
     hits = searcher.search([Term(folder / "new.png", is_image=True)], 1, "year = 1999")
     assert [each.path for each in hits] == ["new.png"]
 
@@ -226,7 +222,7 @@ def test_two_do_not_write_one_index_and_one_that_is_open_sees_what_is_written(ti
 def test_captions_of_a_data_set_are_found_by_an_image(tiny_runs, scenes_folder, tmp_path, capsys):
     index = tmp_path / "index"
     data = read_captioned_images(scenes_folder)
-    report = build_index(tiny_runs["self"], scenes_folder, index, quiet, captions=True)
+    report = build_index(tiny_runs["self"], scenes_folder, index, captions=True)
     expected = {(path.name, text) for row in data for path in [row.image] for text in row.captions}
     assert (report.there, report.captions) == (len(data), len(expected))
     rows = open_caption_table(index).search().limit(10_000).to_arrow().to_pylist()
@@ -247,12 +243,12 @@ def test_captions_of_a_data_set_are_found_by_an_image(tiny_runs, scenes_folder, 
     (copy / "metadata.csv").write_text("\n".join([lines[0], lines[1].replace("a ", "a mended ", 1), *lines[2:]]))
     shutil.copytree(index, tmp_path / "other")
     with pytest.raises(InvalidIndexError):
-        build_index(tiny_runs["self"], copy, index, quiet, captions=True)
+        build_index(tiny_runs["self"], copy, index, captions=True)
     manifest = json.loads((tmp_path / "other" / "index.json").read_text()) | {
         "folder": str((copy / "images").resolve())
     }
     (tmp_path / "other" / "index.json").write_text(json.dumps(manifest))
-    again = build_index(tiny_runs["self"], copy / "metadata.csv", tmp_path / "other", quiet, captions=True)
+    again = build_index(tiny_runs["self"], copy / "metadata.csv", tmp_path / "other", captions=True)
     assert (again.encoded, again.unchanged) == (0, len(data))
     now = open_caption_table(tmp_path / "other").search().limit(10_000).to_arrow().to_pylist()
     assert {(row["path"], row["text"]) for row in now} == {
@@ -269,7 +265,7 @@ def test_metadata_becomes_columns_to_filter_by(tiny_runs, folder, tmp_path):
     years = {name: 2000 + number for number, name in enumerate(names)}
     rows = [f'{name},{year},"it\'s {year % 3}"' for name, year in years.items()]
     table_path.write_text("\n".join(["file_name,Year,Place name", *rows[:-1]]))
-    build_index(tiny_runs["self"], folder, index, quiet, metadata=table_path)
+    build_index(tiny_runs["self"], folder, index, metadata=table_path)
 
     def paths_where(where: str) -> set[str]:
         return {each.path for each in Searcher(index).search([parse_term("red")], count=500, where=where)}
@@ -283,7 +279,7 @@ def test_metadata_becomes_columns_to_filter_by(tiny_runs, folder, tmp_path):
     # Without a table the columns stay as they are, also those of an image that was changed or moved.
     Image.new("RGB", (70, 50), "red").save(folder / names[3])
     (folder / names[4]).rename(folder / "moved.png")
-    build_index(tiny_runs["self"], folder, index, quiet)
+    build_index(tiny_runs["self"], folder, index)
     assert paths_where("year = 2003") == {names[3]}
     assert paths_where("year = 2004") == {"moved.png"}
     # Another table: other columns, other values; a column of the index's own is refused.
@@ -291,7 +287,7 @@ def test_metadata_becomes_columns_to_filter_by(tiny_runs, folder, tmp_path):
         "\n".join(["path\tstars", *(f"{name}\t{'many' if n else '3'}" for n, name in enumerate(names))])
     )
     table_path = table_path.rename(tmp_path / "told.tsv")
-    report = build_index(tiny_runs["self"], folder, index, quiet, metadata=table_path)
+    report = build_index(tiny_runs["self"], folder, index, metadata=table_path)
     assert report.encoded == 0
     assert paths_where('stars = "3"') == {names[0]}
     with pytest.raises(FilterError, match="no column 'year'"):
@@ -299,7 +295,7 @@ def test_metadata_becomes_columns_to_filter_by(tiny_runs, folder, tmp_path):
     for head in ("path\thash", "name\tyear", "path\t1"):
         table_path.write_text(f"{head}\na\tb")
         with pytest.raises(DataError):
-            build_index(tiny_runs["self"], folder, index, quiet, metadata=table_path)
+            build_index(tiny_runs["self"], folder, index, metadata=table_path)
 
 
 @pytest.fixture
@@ -333,21 +329,21 @@ def test_images_and_index_behind_a_url(tiny_runs, folder, tmp_path, bucket):
     (tmp_path / "bad").write_bytes(b"no picture")
     storage.put(str(tmp_path / "bad"), "bucket/pictures/bad.jpg")
     images_url, index = f"{bucket}/pictures", f"{bucket}/index"
-    report = build_index(tiny_runs["late"], images_url, index, quiet)
+    report = build_index(tiny_runs["late"], images_url, index)
     assert (report.there, report.encoded, report.broken) == (40, 40, 1)
-    build_index(tiny_runs["late"], folder, tmp_path / "here", quiet)
+    build_index(tiny_runs["late"], folder, tmp_path / "here")
     here, there = Searcher(tmp_path / "here"), Searcher(index)
     for rerank in (0, 5):
         hits = [searcher.search([parse_term("a red circle")], 40, rerank=rerank) for searcher in (here, there)]
         assert [each.path for each in hits[0]] == [each.path for each in hits[1]]
     storage.rm("bucket/pictures/" + hits[0][0].path)
     storage.mv("bucket/pictures/" + hits[0][1].path, "bucket/pictures/moved.png")
-    again = build_index(tiny_runs["late"], images_url, index, quiet)
+    again = build_index(tiny_runs["late"], images_url, index)
     assert (again.there, again.encoded, again.moved, again.dropped, again.unchanged) == (39, 0, 1, 1, 38)
     with pytest.raises(KeyError, match="no longer where it was"):
         there.image_source(hits[0][1].id)
     with pytest.raises(FileNotFoundError):
-        build_index(tiny_runs["late"], f"{bucket}/nothing", f"{bucket}/other", quiet)
+        build_index(tiny_runs["late"], f"{bucket}/nothing", f"{bucket}/other")
 
 
 @pytest.mark.slow
@@ -357,8 +353,8 @@ def test_two_workers_of_ray_give_the_same_index(tiny_runs, folder, tmp_path):
     # More than one batch, so that both have to do.
     for number in range(150):
         Image.new("RGB", (40, 30 + number % 50), (number, 90, 200)).save(folder / f"drawn {number}.png")
-    one = build_index(tiny_runs["self"], folder, tmp_path / "one", quiet)
-    two = build_index(tiny_runs["self"], folder, tmp_path / "two", quiet, ray="local", workers=2)
+    one = build_index(tiny_runs["self"], folder, tmp_path / "one")
+    two = build_index(tiny_runs["self"], folder, tmp_path / "two", ray="local", workers=2)
     assert one.to_dict() == two.to_dict()
     first, second = rows_of(tmp_path / "one"), rows_of(tmp_path / "two")
     assert first.keys() == second.keys()
@@ -426,11 +422,11 @@ def test_an_approximate_index_is_built_by_size_and_measured(tiny_runs, tmp_path)
     for number in range(300):
         noise = Image.fromarray(rng.integers(0, 255, (3, 3, 3), dtype=np.uint8))
         noise.resize((48, 48)).save(source / f"{number:03}.png")
-    build_index(tiny_runs["self"], source, index, quiet)
+    build_index(tiny_runs["self"], source, index)
     term = [parse_term("a red circle")]
     right = [each.id for each in Searcher(index).search(term, 10)]
     for sizes, kind in (((100, 1000), "IVF_HNSW_SQ"), ((100, 200), "IVF_PQ"), ((1000, 2000), "exact")):
-        build_index(tiny_runs["self"], source, index, quiet, sizes=sizes)
+        build_index(tiny_runs["self"], source, index, sizes=sizes)
         manifest = read_manifest(index)
         assert manifest.kind == kind
         assert manifest.recall > 0.9
@@ -438,9 +434,9 @@ def test_an_approximate_index_is_built_by_size_and_measured(tiny_runs, tmp_path)
         assert len(set(ids) & set(right)) >= 8
     assert manifest.recall == 1.0
     # What comes later is found as well, before and after the next building.
-    build_index(tiny_runs["self"], source, index, quiet, sizes=(100, 1000))
+    build_index(tiny_runs["self"], source, index, sizes=(100, 1000))
     Image.new("RGB", (48, 48), "red").save(source / "new.png")
-    build_index(tiny_runs["self"], source, index, quiet, sizes=(100, 1000))
+    build_index(tiny_runs["self"], source, index, sizes=(100, 1000))
     assert Searcher(index).search([Term(source / "new.png", is_image=True)], 1)[0].path == "new.png"
     assert choose_index_type(1_000_000, 256)[1]["partitions"] == 122
 
@@ -527,7 +523,7 @@ def test_duplicates_by_bytes_and_by_sight(tiny_runs, tmp_path):
         each.save(source / f"{number}.png")
     shutil.copy(source / "0.png", source / "copy.png")
     images[1].save(source / "again.bmp")
-    build_index(tiny_runs["self"], source, tmp_path / "index", quiet)
+    build_index(tiny_runs["self"], source, tmp_path / "index")
     groups = find_duplicates(Searcher(tmp_path / "index"), threshold=0.99999)
     assert {frozenset(row["path"] for row in group) for group in groups} == {
         frozenset({"0.png", "copy.png"}), frozenset({"1.png", "again.bmp"}),

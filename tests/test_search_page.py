@@ -40,7 +40,7 @@ def served(*indexes: Path):
 def indexes(tmp_path_factory, scenes_folder, tiny_runs):
     folder = tmp_path_factory.mktemp("served")
     for design in ("late", "self"):
-        build_index(tiny_runs[design], scenes_folder, folder / design, lambda line: None, captions=design == "late")
+        build_index(tiny_runs[design], scenes_folder, folder / design, captions=design == "late")
     return folder
 
 

@@ -375,7 +375,7 @@ def test_200_files_are_indexed_or_listed_and_the_service_agrees(tiny_runs, tmp_p
     files = damaged_files(200, seed=4)
     for name, data in files.items():
         (source / name).write_bytes(data)
-    report = build_index(tiny_runs["self"], source, index, lambda line: None)
+    report = build_index(tiny_runs["self"], source, index)
     rows = open_image_table(index).search().limit(1000).select(["id", "path"]).to_arrow().to_pylist()
     indexed, listed = {row["path"] for row in rows}, {row["path"] for row in read_broken_files(index)}
     assert not indexed & listed

@@ -14,6 +14,7 @@ import torch
 from conftest import WORDS
 from hub_server import Hub
 
+from clipvisionalign.log import log_to
 from clipvisionalign.models.hub import CorruptedDownload, DiskFull, WeightsNotFound
 from clipvisionalign.models.image_tower import ImageTower, ImageTowerConfig
 from clipvisionalign.models.text_tower import TextTower, TextTowerConfig
@@ -197,7 +198,8 @@ def test_size_is_told_before_and_progress_meanwhile(hub, capfd, monkeypatch):
     monkeypatch.setenv("CLIPVISIONALIGN_PROGRESS_SECONDS", "0.1")
     hub.cut["model.safetensors"] = [1_200_000]  # a second until it is asked for again
     lines: list[tuple[str, bool]] = []
-    find_image_weights(IMAGE, say=lambda line: lines.append((line, any("resolve" in each for each in hub.requests))))
+    with log_to(lambda line: lines.append((line, any("resolve" in each for each in hub.requests)))):
+        find_image_weights(IMAGE)
     (message, asked), *_ = lines
     assert "fetching 2 files, 1.9 MB" in message
     assert "licence apache-2.0" in message
@@ -256,12 +258,12 @@ def test_a_study_takes_one_commit_for_all_of_its_cells(hub, moving, published, t
         settings={"model": {"image_tower": {"name": IMAGE}, "text_tower": {"name": "someone/moving"}}},
     )  # fmt: skip
     asked = trials_of(plan, tmp_path)
-    trials = pin_tower_commits(asked, tmp_path, lambda _: None)
+    trials = pin_tower_commits(asked, tmp_path)
     hub.publish("someone/moving", published["text"])
     assert hub.repositories["someone/moving"].main not in moving
     trials[0].folder.mkdir(parents=True)
     (trials[0].folder / "config.yaml").write_text(yaml.safe_dump(asdict(trials[0].config)))
-    later = pin_tower_commits(asked, tmp_path, lambda _: None)
+    later = pin_tower_commits(asked, tmp_path)
     assert {trial.config.model.text_tower.revision for trial in [*trials, *later]} == {moving[1]}
     for trial in (trials[0], asked[0], later[0]):
         refuse_other_settings(trial)
@@ -488,11 +490,12 @@ def test_weights_of_another_model_are_refused(hub, published, tmp_path):
 
 def test_without_a_network_the_cache_is_used(hub, monkeypatch, capsys):
     for way in ("refused", "no such host", "silent"):
-        find_text_weights(TEXT, say=lambda _: None)
+        find_text_weights(TEXT)
         with monkeypatch.context() as patch:
             broken(way, hub, patch)
             lines: list[str] = []
-            weights = find_text_weights(TEXT, say=lines.append)
+            with log_to(lines.append):
+                weights = find_text_weights(TEXT)
             assert weights.origin.revision == hub.repositories[TEXT].main
             assert weights.origin.licence == "apache-2.0"
             assert "did not answer" in lines[0]

@@ -51,8 +51,11 @@ def _install_deprecated_names() -> None:
 
     from clipvisionalign.deprecated import install_deprecated_names
 
-    table = Path(__file__).with_name("deprecated_names.json").read_text(encoding="utf-8")
-    install_deprecated_names(json.loads(table))
+    names, members = (
+        json.loads(Path(__file__).with_name(f"deprecated_{table}.json").read_text(encoding="utf-8"))
+        for table in ("names", "members")
+    )
+    install_deprecated_names(names, members)
 
 
 _install_deprecated_names()

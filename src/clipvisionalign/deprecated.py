@@ -2,7 +2,8 @@
 
 `deprecated_names.json` holds, for each module of the release before, its public names and where each is now. An import
 hook makes both kinds of old imports work: those of modules that are gone or renamed, and those of names that a module
-that is still there has had. To end the deprecation, delete this file, the table, and the call in `__init__.py`.
+that is still there has had. It also adds the old keyword arguments and attributes (`deprecated_members.py`). To end the
+deprecation, delete both files, their tables, and the call in `__init__.py`.
 """
 
 from __future__ import annotations
@@ -16,35 +17,38 @@ from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from types import ModuleType
 from typing import Any
 
+from clipvisionalign.deprecated_members import MemberTable, add_old_members
 
-def install_deprecated_names(table: Mapping[str, Mapping[str, str]]) -> None:
-    """Make old imports work, once in a process.
+
+def install_deprecated_names(table: Mapping[str, Mapping[str, str]], members: Mapping[str, MemberTable]) -> None:
+    """Make old imports, keyword arguments and attributes work, once in a process.
 
     Args:
         table: For each module of the release before its old names, each with the object that replaces it as
             "module:name".
+        members: For each module its functions and classes with old parameters or attributes.
     """
     if not any(isinstance(finder, _DeprecatedFinder) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _DeprecatedFinder(table))
+        sys.meta_path.insert(0, _DeprecatedFinder(table, members))
 
 
 class _DeprecatedFinder(MetaPathFinder):
-    """Finds the modules of the table; what a module does not have is looked up among its old names."""
+    """Finds the modules of the tables; what a module does not have is looked up among its old names."""
 
-    def __init__(self, table: Mapping[str, Mapping[str, str]]) -> None:
-        self.table = table
+    def __init__(self, table: Mapping[str, Mapping[str, str]], members: Mapping[str, MemberTable]) -> None:
+        self.table, self.members = table, members
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        names = self.table.get(fullname)
-        if names is None:
+        names, members = self.table.get(fullname), self.members.get(fullname, {})
+        if names is None and not members:
             return None
         spec = PathFinder.find_spec(fullname, path, target)
         if spec is None:
-            return ModuleSpec(fullname, _FormerModuleLoader(names))
+            return ModuleSpec(fullname, _FormerModuleLoader(names or {}))
         if isinstance(spec.loader, SourceFileLoader):
-            spec.loader = _SourceLoader(spec.loader.name, spec.loader.path, names)
+            spec.loader = _SourceLoader(spec.loader.name, spec.loader.path, names or {}, members)
         return spec
 
 
@@ -59,15 +63,17 @@ class _FormerModuleLoader(Loader):
 
 
 class _SourceLoader(SourceFileLoader):
-    """Loads a module from its source and adds its old names."""
+    """Loads a module from its source and adds its old names, and those of its members."""
 
-    def __init__(self, fullname: str, path: str, names: Mapping[str, str]) -> None:
+    def __init__(self, fullname: str, path: str, names: Mapping[str, str], members: MemberTable) -> None:
         super().__init__(fullname, path)
-        self.names = names
+        self.names, self.members = names, members
 
     def exec_module(self, module: ModuleType) -> None:
         super().exec_module(module)
-        _add_old_names(module, self.names)
+        if self.names:
+            _add_old_names(module, self.names)
+        add_old_members(module, self.members)
 
 
 def _add_old_names(module: ModuleType, names: Mapping[str, str]) -> None:

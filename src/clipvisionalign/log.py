@@ -152,6 +152,33 @@ def log_to(listener: Log) -> Iterator[None]:
 
 
 @contextmanager
+def leave_out(is_left_out: Callable[[logging.LogRecord], bool]) -> Iterator[None]:
+    """Neither show nor pass to a `log_to` the messages that a function selects; other handlers still receive them.
+
+    Args:
+        is_left_out: whether a record is left out.
+
+    >>> lines = []
+    >>> with log_to(lines.append), leave_out(lambda record: record.name.endswith("training")):
+    ...     logging.getLogger("clipvisionalign.training").info("epoch 1")
+    ...     logging.getLogger("clipvisionalign.study").info("cell 1")
+    >>> lines
+    ['cell 1']
+    """
+
+    def passes(record: logging.LogRecord) -> bool:
+        return not is_left_out(record)
+
+    with _locked():
+        _handler.addFilter(passes)
+    try:
+        yield
+    finally:
+        with _locked():
+            _handler.removeFilter(passes)
+
+
+@contextmanager
 def _locked() -> Iterator[None]:
     """While no record is shown, or passed to a listener."""
     _handler.acquire()

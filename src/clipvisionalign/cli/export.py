@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import logging
 
 from clipvisionalign.cli.parser import command_parser
-
-logger = logging.getLogger(__name__)
 
 
 def export_parser() -> argparse.ArgumentParser:
@@ -39,7 +36,7 @@ def export(arguments: list[str]) -> int:
     from clipvisionalign.export.onnx import export_onnx
 
     if args.onnx:
-        manifest = export_onnx(args.run, args.onnx, args.int8, args.data, logger.info)
+        manifest = export_onnx(args.run, args.onnx, args.int8, args.data)
         print(f"{args.onnx}: at most {manifest['difference']:.1e} from PyTorch's; README.md describes its use")
         if loss := manifest.get("int8", {}).get("rsum_change"):
             known = loss["low"] is not None and loss["high"] is not None

@@ -81,7 +81,7 @@ def index(arguments: list[str]) -> int:
     from clipvisionalign.search.indexer import build_index
 
     index_report = build_index(
-        args.run, args.source, args.out, logger.info, captions=args.captions, layout=args.layout,
+        args.run, args.source, args.out, captions=args.captions, layout=args.layout,
         metadata=args.metadata, ray=args.ray, workers=args.workers, verify=args.verify,
         allow_drop=args.allow_drop, group=args.group,
     )  # fmt: skip
@@ -283,5 +283,5 @@ def serve(arguments: list[str]) -> int:
         instead = "use --token-file FILE, or the environment variable CLIPVISIONALIGN_TOKEN"
         logger.info(f"--token shows the token in the list of processes and is to be removed: {instead}")
     token = read_token(args.token, args.token_file)
-    run_service(args.indexes, args.host, args.port, token, args.run, logger.info)
+    run_service(args.indexes, args.host, args.port, token, args.run)
     return 0

@@ -8,7 +8,7 @@ tokenizers, Pillow and NumPy are all that is needed.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,10 @@ from clipvisionalign.models.aligner import Aligner
 from clipvisionalign.models.io import load_aligner
 from clipvisionalign.models.longformer import Longformer
 
+logger = logging.getLogger(__name__)
 
-def export_onnx(
-    run: str | Path, out: str | Path, int8: bool = False, data: str | Path = "", say: Callable[[str], None] = print
-) -> dict[str, Any]:
+
+def export_onnx(run: str | Path, out: str | Path, int8: bool = False, data: str | Path = "") -> dict[str, Any]:
     """Write the towers of a run, and its fusion, into a new folder; returns what its onnx.json holds.
 
     int8: also write towers whose products are done in 8 bits, and measure on the dev split of `data` (else of what the
@@ -47,14 +47,14 @@ def export_onnx(
         aside.mkdir()
         manifest = _about(aligner, run)
         if "unfinished" in manifest:
-            say(f"note: {manifest['unfinished']}")
+            logger.info(f"note: {manifest['unfinished']}")
         write_graphs(aligner, aside)
         aligner.text_tower.tokenizer.save_pretrained(aside / "tokenizer")
         _write_manifest(aside, manifest)
         manifest["difference"] = verify_export(aligner, aside)
         if int8:
             manifest["int8"] = {"files": quantize(aside)}
-            manifest["int8"] |= int8_loss(aside, Path(run), data, say)
+            manifest["int8"] |= int8_loss(aside, Path(run), data)
         _write_manifest(aside, manifest)
         (aside / "README.md").write_text(render_readme(manifest), encoding="utf-8")
     return manifest

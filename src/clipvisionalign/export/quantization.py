@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,8 @@ from clipvisionalign.data.run_data import read_data_of_run
 from clipvisionalign.export.onnx_aligner import CAPTIONS, IMAGES, OnnxAligner
 from clipvisionalign.retrieval import rsum_gain
 from clipvisionalign.retrieval.evaluate import evaluate
+
+logger = logging.getLogger(__name__)
 
 
 def quantize(folder: Path) -> list[str]:
@@ -32,7 +34,7 @@ def quantize(folder: Path) -> list[str]:
     return made
 
 
-def int8_loss(folder: Path, run: Path, data: str | Path, say: Callable[[str], None]) -> dict[str, Any]:
+def int8_loss(folder: Path, run: Path, data: str | Path) -> dict[str, Any]:
     """What both kinds of towers find on a dev split, as the design ranks, and the change from one to the other; why
     not, where it is not there. Captions belong to images, and images stand in splits, as the run was trained."""
     try:
@@ -40,9 +42,9 @@ def int8_loss(folder: Path, run: Path, data: str | Path, say: Callable[[str], No
     except ValueError as error:
         if data:
             raise
-        say(f"what the 8-bit towers lose is not measured: {error}; give the data set with --data")
+        logger.info(f"what the 8-bit towers lose is not measured: {error}; give the data set with --data")
         return {"not measured": str(error)}
-    say(f"measuring 8-bit towers on {len(dev):,} dev images and {len(dev.captions):,} captions ...")
+    logger.info(f"measuring 8-bit towers on {len(dev):,} dev images and {len(dev.captions):,} captions ...")
     exact, small = (_evaluate_export(OnnxAligner(folder, int8=is_small), dev) for is_small in (False, True))
     change = rsum_gain(small.ranks, exact.ranks, dev.caption_image, unit=dev.image_identity)
     return {"rsum": small.rsum.to_dict(), "exact_rsum": exact.rsum.to_dict(), "rsum_change": change.to_dict()}

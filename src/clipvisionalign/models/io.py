@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +9,6 @@ from torch import Tensor
 
 from clipvisionalign.models.aligner import Aligner, AlignerConfig
 from clipvisionalign.models.device import best_device
-from clipvisionalign.models.hub import print_to_stderr
 from clipvisionalign.models.packed_linear import pack_linears
 from clipvisionalign.models.run_files import CONFIG_FILE, TEXT_FOLDER, WEIGHTS_FILE
 from clipvisionalign.models.weights import find_image_weights, find_text_weights
@@ -27,16 +25,16 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return state | {"log_scale": state["log_scale"].reshape(1)} if "log_scale" in state else state
 
 
-def pin_revisions(config: AlignerConfig, say: Callable[[str], None] = print_to_stderr) -> AlignerConfig:
+def pin_revisions(config: AlignerConfig) -> AlignerConfig:
     """Fetch what the towers need and is not on this machine; returns the config with the hub's commits that have it.
 
     Raises WeightsNotFound, and ValueError for an unknown backbone.
     """
     image, text = config.image_tower, config.text_tower
-    image_weights = find_image_weights(image.name, image.weights, image.revision, say)
+    image_weights = find_image_weights(image.name, image.weights, image.revision)
     if image_weights is not None:
         image = replace(image, revision=image_weights.origin.revision or image.revision)
-    revision = find_text_weights(text.name, text.weights, text.revision, say).origin.revision
+    revision = find_text_weights(text.name, text.weights, text.revision).origin.revision
     return replace(config, image_tower=image, text_tower=replace(text, revision=revision or text.revision))
 
 

@@ -19,11 +19,9 @@ from typing import Any
 
 from clipvisionalign.models.hub import (
     HubUnreachable,
-    Log,
     NoSuchRepository,
     Snapshot,
     WeightsNotFound,
-    print_to_stderr,
     sha256_of,
     snapshot,
     split_revision,
@@ -206,7 +204,7 @@ def _timm_pretrained_cfg(name: str) -> Any:
 
 
 def find_image_weights(
-    name: str, weights: str = "auto", revision: str = "", say: Log = print_to_stderr
+    name: str, weights: str = "auto", revision: str = ""
 ) -> ImageWeights | None:  # fmt: skip
     """The weights file of a timm backbone; None where `weights` is "random".
 
@@ -237,21 +235,21 @@ def find_image_weights(
     backbone = resolve_backbone(name, revision)
     if not backbone.repository:
         raise _not_on_hub(name, backbone)
-    fetched = _image_snapshot(name, backbone, True, say, package[0] if package else None)
+    fetched = _image_snapshot(name, backbone, True, package[0] if package else None)
     path = fetched.paths()[-1]
     return ImageWeights(path, _hub_origin(name, fetched, path), published=True)
 
 
-def find_image_config(name: str, revision: str = "", say: Log = print_to_stderr) -> tuple[Path, WeightsOrigin]:
+def find_image_config(name: str, revision: str = "") -> tuple[Path, WeightsOrigin]:
     """The config.json of a repository that timm can build, without its weights. Raises as `find_image_weights`."""
-    fetched = _image_snapshot(name, resolve_backbone(name, revision), False, say, None)
+    fetched = _image_snapshot(name, resolve_backbone(name, revision), False, None)
     return fetched.folder / "config.json", _hub_origin(name, fetched)
 
 
-def _image_snapshot(name: str, backbone: BackboneSource, weights: bool, say: Log, package: str | None) -> Snapshot:
+def _image_snapshot(name: str, backbone: BackboneSource, weights: bool, package: str | None) -> Snapshot:
     choose = partial(_choose_image_files, backbone.repository, not backbone.architecture, weights)
     try:
-        return snapshot(backbone.repository, backbone.revision, choose, say)
+        return snapshot(backbone.repository, backbone.revision, choose)
     except HubUnreachable as error:
         raise _weights_not_found("image", name, "auto", package, backbone.repository, error) from None
     except NoSuchRepository as error:
@@ -282,12 +280,12 @@ def _choose_image_files(repository: str, config: bool, weights: bool, names: Col
     return [*needed, *(choose_weight_files(repository, names) if weights else [])]
 
 
-def find_text_folder(name: str, weights: str = "auto", revision: str = "", say: Log = print_to_stderr) -> Path:
+def find_text_folder(name: str, weights: str = "auto", revision: str = "") -> Path:
     """The folder with a transformers encoder's config, weights and tokenizer; see `find_text_weights`."""
-    return find_text_weights(name, weights, revision, say).folder
+    return find_text_weights(name, weights, revision).folder
 
 
-def find_text_weights(name: str, weights: str = "auto", revision: str = "", say: Log = print_to_stderr) -> TextWeights:
+def find_text_weights(name: str, weights: str = "auto", revision: str = "") -> TextWeights:
     """A transformers encoder: the folder with its config, weights and tokenizer, and where they came from.
 
     name: a folder, an embedded encoder's name, or a hub name such as "distilbert-base-uncased", also with @REVISION.
@@ -314,7 +312,7 @@ def find_text_weights(name: str, weights: str = "auto", revision: str = "", say:
     if plain.count("/") > 1 or plain.startswith((".", "~", "/")) or not plain:
         raise _weights_not_found("text", name, weights, None, why="no such folder is here")
     try:
-        fetched = snapshot(plain, revision, partial(_choose_text_files, plain, weights != "random"), say)
+        fetched = snapshot(plain, revision, partial(_choose_text_files, plain, weights != "random"))
     except HubUnreachable as error:
         raise _weights_not_found("text", name, weights, package[0] if package else None, plain, error) from None
     except NoSuchRepository as error:

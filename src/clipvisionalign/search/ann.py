@@ -9,7 +9,8 @@ neighbor search", TPAMI 2011.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,8 @@ from clipvisionalign.search.hits import HIT_COLUMNS
 from clipvisionalign.search.manifest import IndexManifest, write_manifest
 from clipvisionalign.search.storage import Storage
 from clipvisionalign.search.tables import vector_column
+
+logger = logging.getLogger(__name__)
 
 #: Images up to which every search is exact, and up to which graphs are built.
 MAX_EXACT_VECTORS, MAX_HNSW_VECTORS = 100_000, 10_000_000
@@ -48,9 +51,7 @@ def choose_index_type(
     return "IVF_PQ", {"partitions": partitions, "sub_vectors": width // 4}
 
 
-def build_ann_index(
-    table: Any, index: Storage, manifest: IndexManifest, count: int, say: Callable[[str], None], sizes: tuple[int, int]
-) -> None:
+def build_ann_index(table: Any, index: Storage, manifest: IndexManifest, count: int, *, sizes: tuple[int, int]) -> None:
     """Build or update the approximate index of a table, where it is large enough, and write the manifest.
 
     Args:
@@ -58,7 +59,6 @@ def build_ann_index(
         index: The storage of the index.
         manifest: Its manifest; `kind`, `recall` and `settings` are set.
         count: Number of rows.
-        say: Receives lines of progress.
         sizes: Numbers of images up to which every search is exact, and up to which graphs are built.
     """
     table.optimize()
@@ -67,7 +67,7 @@ def build_ann_index(
     if kind == "exact":
         manifest.kind, manifest.recall, manifest.settings = kind, 1.0, {}
     elif kind != manifest.kind or abs(settings["partitions"] - old_partitions) > old_partitions / 4:
-        say(f"building an approximate index of {count:,} vectors ...")
+        logger.info(f"building an approximate index of {count:,} vectors ...")
         options = {"num_sub_vectors": settings["sub_vectors"]} if kind == "IVF_PQ" else {
             name: settings[name] for name in ("m", "ef_construction")}  # fmt: skip
         table.create_index(
@@ -79,7 +79,7 @@ def build_ann_index(
         recall_text = (
             f"{100 * manifest.recall:.1f} % of the first {RECALL_DEPTH}, on {RECALL_QUERIES} of its own vectors"
         )
-        say(f"the approximate search finds {recall_text}")
+        logger.info(f"the approximate search finds {recall_text}")
     write_manifest(index, manifest)
 
 

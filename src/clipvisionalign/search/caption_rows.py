@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from clipvisionalign.search.tables import (
     read_columns,
     update_rows,
 )
+
+logger = logging.getLogger(__name__)
 
 #: Captions that are written at a time.
 CAPTIONS_PER_WRITE = 2048
@@ -69,7 +72,6 @@ def index_captions(
     index: Storage,
     image_table: Any,
     captions: Mapping[str, Sequence[str]],
-    say: Callable[[str], None],
 ) -> None:
     """Update the table of captions to those of the images in the index, each once.
 
@@ -78,7 +80,6 @@ def index_captions(
         index: The storage of the index.
         image_table: Its table of images.
         captions: Captions by the path of their image.
-        say: Receives lines of progress.
     """
     import pyarrow as arrow
 
@@ -92,7 +93,7 @@ def index_captions(
     new_captions = [key for key in wanted_captions if key not in existing_ids]
     if not new_captions:
         return
-    say(f"encoding {len(new_captions):,} captions ...")
+    logger.info(f"encoding {len(new_captions):,} captions ...")
     last_id = max(existing_ids.values(), default=-1)
     chunks = [
         new_captions[start : start + CAPTIONS_PER_WRITE] for start in range(0, len(new_captions), CAPTIONS_PER_WRITE)

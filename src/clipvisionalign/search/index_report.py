@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -13,6 +14,8 @@ from clipvisionalign.search.collection import Collection
 from clipvisionalign.search.diff import Changes
 from clipvisionalign.search.metadata import Metadata
 from clipvisionalign.search.storage import FileListing, decode_path, printable
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -120,36 +123,36 @@ def _metadata_report(metadata: Metadata) -> dict[str, Any]:
     return {"rows": metadata.rows, "matched": metadata.matched, "listed": len(left_out), "left_out": left_out}
 
 
-def log_problems(collection: Collection, say: Callable[[str], None]) -> None:
-    """Print folders that could not be listed, rows that are left out, and cells that are read otherwise than written.
+def log_problems(collection: Collection) -> None:
+    """Log folders that could not be listed, rows that are left out, and cells that are read otherwise than written.
 
     Args:
         collection: The images, their data set and metadata.
-        say: Receives the lines.
     """
     unlisted = collection.listing.unlisted
-    log_first("cannot be listed", [f"{decode_path(folder)}: {reason}" for folder, reason in unlisted.items()], say)
+    log_first("cannot be listed", [f"{decode_path(folder)}: {reason}" for folder, reason in unlisted.items()])
     if collection.data is not None:
         left_out = [problem for problem in collection.data.problems if problem.effect == "left out"]
-        log_first("data set", left_out, say)
+        log_first("data set", left_out)
     metadata = collection.metadata
     if metadata is None or not metadata.rows:
         return
-    say(f"metadata: {metadata.rows:,} rows = {metadata.matched:,} of an image + {len(metadata.left_out):,} left out")
+    logger.info(
+        f"metadata: {metadata.rows:,} rows = {metadata.matched:,} of an image + {len(metadata.left_out):,} left out"
+    )
     for effect in ("left out", "mended", "warning"):
-        log_first("metadata", [problem for problem in metadata.problems if problem.effect == effect], say)
+        log_first("metadata", [problem for problem in metadata.problems if problem.effect == effect])
 
 
-def log_first(prefix: str, items: Sequence[Any], say: Callable[[str], None], limit: int = 5) -> None:
-    """Print the first of several items, a line for each, and the number of the others.
+def log_first(prefix: str, items: Sequence[Any], *, limit: int = 5) -> None:
+    """Log the first of several items, a line for each, and the number of the others.
 
     Args:
         prefix: Of each line.
-        items: What is printed.
-        say: Receives the lines.
-        limit: Number of items that are printed.
+        items: What is logged.
+        limit: Number of items that are logged.
     """
     for item in items[:limit]:
-        say(f"{prefix}: {printable(str(item))}")
+        logger.info(f"{prefix}: {printable(str(item))}")
     if len(items) > limit:
-        say(f"{prefix}: and {len(items) - limit:,} more")
+        logger.info(f"{prefix}: and {len(items) - limit:,} more")

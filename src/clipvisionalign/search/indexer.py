@@ -10,7 +10,8 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterator
+import logging
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -44,14 +45,14 @@ from clipvisionalign.search.manifest import IndexManifest, open_manifest
 from clipvisionalign.search.storage import InvalidIndexError, Storage, printable
 from clipvisionalign.search.tables import BASE_COLUMNS, create_image_table, read_columns
 
-Log = Callable[[str], None]
+logger = logging.getLogger(__name__)
 
 #: Errors of writing that are no fault of the program: a full disk, a quota, a limit, a faulty or read-only disk.
 _WRITE_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 
 
 def build_index(
-    run: str | Path, source: str | Path, out: str | Path, say: Log = print, *, captions: bool = False,
+    run: str | Path, source: str | Path, out: str | Path, *, captions: bool = False,
     layout: str = "auto", metadata: str | Path = "", ray: str = "", workers: int = 0,
     sizes: tuple[int, int] = (MAX_EXACT_VECTORS, MAX_HNSW_VECTORS), verify: bool = False, allow_drop: bool = False,
     group: str = "",
@@ -62,7 +63,6 @@ def build_index(
         run: Run folder of the aligner.
         source: Folder or data set: a path, or a URL that fsspec reaches.
         out: The index: a path, or a URL that LanceDB reaches.
-        say: Receives lines of progress.
         captions: Read `source` as a data set and index its captions too.
         layout: Of the data set.
         metadata: A table with more columns (`metadata.read_metadata`); without one, the index keeps its columns.
@@ -84,7 +84,7 @@ def build_index(
     """
     aligner = load_aligner(run)
     if unfinished := unfinished_note(run):
-        say(f"note: {unfinished}")
+        logger.info(f"note: {unfinished}")
     reading = ReadOptions(layout, group, SPLIT_RULE)
     if is_data_set(source, captions) and is_data_of_run(run, source):
         # Splits are metadata: they are those of the run.
@@ -93,15 +93,13 @@ def build_index(
         source, captions, reading.layout, metadata, BASE_COLUMNS, reading.group, reading.split_rule
     )
     if collection.data is not None:
-        log_first("note", differences_from_run(run, collection.data), say)
+        log_first("note", differences_from_run(run, collection.data))
     index = _require_utf8_path(Storage(out))
     try:
         with _translate_write_errors(index):
             manifest = open_manifest(run, collection.storage.location, index, aligner.config.width)
             with index.lock():
-                return _update_index(
-                    run, aligner, collection, index, manifest, say, ray, workers, sizes, verify, allow_drop
-                )
+                return _update_index(run, aligner, collection, index, manifest, ray, workers, sizes, verify, allow_drop)
     except TimeoutError:
         raise InvalidIndexError(f"{index}: another process is writing it; wait for that one") from None
 
@@ -134,22 +132,24 @@ def _require_utf8_path(index: Storage) -> Storage:
 
 
 def _update_index(
-    run: str | Path, aligner: Aligner, collection: Collection, index: Storage, manifest: IndexManifest, say: Log,
+    run: str | Path, aligner: Aligner, collection: Collection, index: Storage, manifest: IndexManifest,
     ray: str, workers: int, sizes: tuple[int, int], verify: bool, allow_drop: bool,
 ) -> IndexReport:  # fmt: skip
     storage, listing = collection.storage, collection.listing
     table = create_image_table(index, manifest.width)
     rows = read_columns(table, ("id", "path", "raw", "size", "mtime_ns", "hash"))
     broken = BrokenFiles(index.read(BROKEN_FILES_NAME) or "")
-    say(f"{printable(str(storage))}: {len(listing.files):,} files that may be images; {len(rows):,} in the index")
-    log_problems(collection, say)
+    logger.info(
+        f"{printable(str(storage))}: {len(listing.files):,} files that may be images; {len(rows):,} in the index"
+    )
+    log_problems(collection)
     if not listing.files and not rows:
         reason = "; ".join(listing.not_taken.lines()) or "it is empty"
         raise DataError(f"{printable(str(storage))}: no image to index: {reason}")
     changes = diff_files(storage, listing, rows, broken, verify)
     check_drop(changes, listing, storage, index, len(rows), allow_drop)
     if changes.surplus:
-        say(f"{len(changes.surplus):,} rows are of files that have another row: they are taken out")
+        logger.info(f"{len(changes.surplus):,} rows are of files that have another row: they are taken out")
     sync_metadata_columns(table, collection.metadata)
     # Captions first: after an interruption in between, the row is recognised as moved once more.
     move_captions(index, changes.renamed)
@@ -164,14 +164,14 @@ def _update_index(
     batches = progress(encoding, "encoding images", len(pending), units_per_item=len)
     last_id = max((row["id"] for row in rows), default=-1)
     for count in write_rows(table, index, batches, collection.metadata, broken, report, last_id):
-        say(f"{count:,} of {len(pending):,} encoded")
+        logger.info(f"{count:,} of {len(pending):,} encoded")
     drop_missing(table, index, listing, changes, broken, report, allow_drop)
     sync_metadata_values(table, collection)
     report.there = table.count_rows()
     drop_captions(index, table)
     if collection.captions is not None:
-        index_captions(aligner, index, table, collection.captions, say)
+        index_captions(aligner, index, table, collection.captions)
     report.captions = count_captions(index)
     report_sources(report, collection, broken)
-    build_ann_index(table, index, manifest, report.there, say, sizes)
+    build_ann_index(table, index, manifest, report.there, sizes=sizes)
     return report

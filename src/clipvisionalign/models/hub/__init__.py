@@ -11,7 +11,7 @@ another hub, `HF_TOKEN` or `hf auth login` an account. Files go through plain HT
 """
 
 from clipvisionalign.models.hub.cache import MODEL_CARD, ChooseFiles, Snapshot, cached_snapshot
-from clipvisionalign.models.hub.download import CHUNK, TRIES, Log, print_to_stderr
+from clipvisionalign.models.hub.download import CHUNK, TRIES
 from clipvisionalign.models.hub.errors import (
     CorruptedDownload,
     DiskFull,
@@ -32,7 +32,6 @@ __all__ = [
     "CorruptedDownload",
     "DiskFull",
     "HubUnreachable",
-    "Log",
     "NoSuchRepository",
     "Snapshot",
     "WeightsNotFound",
@@ -40,7 +39,6 @@ __all__ = [
     "is_commit",
     "is_offline",
     "offline",
-    "print_to_stderr",
     "sha256_of",
     "snapshot",
     "split_revision",

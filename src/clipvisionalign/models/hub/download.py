@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from clipvisionalign.models.hub.room import (
 from clipvisionalign.models.hub.verification import expected_of_hub, find_mismatch, remove_cached
 from clipvisionalign.progress import ProgressStep, progress_step
 
+logger = logging.getLogger(__name__)
+
 #: How often a file is asked for whose download failed, beyond what huggingface_hub resumes by itself.
 TRIES = 2
 
@@ -32,15 +35,13 @@ CHUNK = 1 << 20
 #: Longer descriptions are no description, and are not fetched.
 _MAX_CARD_BYTES = 1_000_000
 
-Log = Callable[[str], None]
-
 
 def print_to_stderr(line: str) -> None:
-    """A line on standard error, for callers that have no place of their own for it."""
+    """Print a line to standard error; for programs that still import `tell` of version 0.1."""
     print(line, file=sys.stderr, flush=True)
 
 
-def fetch_file(name: str, revision: str, info: Any, choose: ChooseFiles, say: Log) -> Snapshot:
+def fetch_file(name: str, revision: str, info: Any, choose: ChooseFiles) -> Snapshot:
     """Download the files of a commit that `choose` selects, each verified by size and hash. Raises OSError."""
     # What lies in sub-folders (onnx/, coreml/) is for other programs.
     siblings = {sibling.rfilename: sibling for sibling in info.siblings or [] if "/" not in sibling.rfilename}
@@ -51,7 +52,7 @@ def fetch_file(name: str, revision: str, info: Any, choose: ChooseFiles, say: Lo
     for file in files:
         expected = expected_of_hub(siblings[file])
         if (folder / file).is_file() and (reason := find_mismatch(folder / file, expected)):
-            say(f"{folder / file}: {reason}; it is fetched again")
+            logger.info(f"{folder / file}: {reason}; it is fetched again")
             remove_cached(folder / file)
     missing = [file for file in files if not (folder / file).is_file()]
     licence = licence_of(info) or licence_of_card(folder / MODEL_CARD)
@@ -64,16 +65,16 @@ def fetch_file(name: str, revision: str, info: Any, choose: ChooseFiles, say: Lo
             else f"{missing[0]}, {format_bytes(total)}"
         )
         licence_note = f", licence {licence}" if licence else ""
-        say(f"{name}: fetching {files_of}, from {hub_endpoint()} (commit {info.sha[:10]}{licence_note})")
+        logger.info(f"{name}: fetching {files_of}, from {hub_endpoint()} (commit {info.sha[:10]}{licence_note})")
         with _quiet_hub(), progress_step(f"fetching {name} (kB)", total // 1000) as step:
             bar = _DownloadProgress(step)
             for file in missing:
-                _download(name, info.sha, file, siblings[file], bar, say)
+                _download(name, info.sha, file, siblings[file], bar)
     record_branch(name, revision or "main", info.sha)
     return Snapshot(name, info.id or name, info.sha, folder, tuple(files), licence)
 
 
-def _download(name: str, commit: str, file: str, sibling: Any, bar: _DownloadProgress, say: Log) -> None:
+def _download(name: str, commit: str, file: str, sibling: Any, bar: _DownloadProgress) -> None:
     """One file into the cache, whole and verified. Raises what `snapshot` raises."""
     import inspect
 
@@ -101,7 +102,7 @@ def _download(name: str, commit: str, file: str, sibling: Any, bar: _DownloadPro
         if not tries_left or not isinstance(problem, (HubUnreachable, CorruptedDownload)):
             raise problem from None
         bar.set_done(done)
-        say(f"{name}: {file}: {problem}; once more")
+        logger.info(f"{name}: {file}: {problem}; once more")
         time.sleep(1)
 
 

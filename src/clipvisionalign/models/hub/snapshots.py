@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from clipvisionalign.models.hub.cache import ChooseFiles, Snapshot, cached_snapshot
-from clipvisionalign.models.hub.download import Log, fetch_file, print_to_stderr
+from clipvisionalign.models.hub.download import fetch_file
 from clipvisionalign.models.hub.errors import CorruptedDownload, HubUnreachable, WeightsNotFound, translate_error
 from clipvisionalign.models.hub.offline import is_offline
 from clipvisionalign.models.hub.revisions import is_commit
 
+logger = logging.getLogger(__name__)
 
-def snapshot(name: str, revision: str, choose: ChooseFiles, say: Log = print_to_stderr) -> Snapshot:
+
+def snapshot(name: str, revision: str, choose: ChooseFiles) -> Snapshot:
     """The files that `choose` picks of a repository's commit, fetched where the cache does not have them.
 
     revision: a branch, a tag or a commit; "" for the main branch. A whole commit that is cached needs no network.
@@ -38,9 +41,9 @@ def snapshot(name: str, revision: str, choose: ChooseFiles, say: Log = print_to_
             cached = cached_snapshot(name, revision, choose)
         except WeightsNotFound:
             raise error from None
-        say(f"{name}: {error}; commit {cached.revision[:10]} is taken from the cache")
+        logger.info(f"{name}: {error}; commit {cached.revision[:10]} is taken from the cache")
         return cached
-    return fetch_file(name, revision, info, choose, say)
+    return fetch_file(name, revision, info, choose)
 
 
 def _request_info(name: str, revision: str) -> Any:

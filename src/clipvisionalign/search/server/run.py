@@ -1,6 +1,7 @@
 """Starting the service: its token, its address, uvicorn."""
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import quote
 
@@ -8,6 +9,8 @@ from clipvisionalign.data.run_data import unfinished_note
 from clipvisionalign.search.searcher import Searcher
 from clipvisionalign.search.server.app import create_app
 from clipvisionalign.search.server.settings import ServiceSettings
+
+logger = logging.getLogger(__name__)
 
 #: The environment variable that holds the token.
 TOKEN_VARIABLE = "CLIPVISIONALIGN_TOKEN"
@@ -41,9 +44,8 @@ def read_token(value: str = "", file: str | Path = "") -> str:
 
 
 def run_server(
-    indexes: Sequence[str], host: str = "127.0.0.1", port: int = 8000, token: str = "", run: str = "",
-    say: Callable[[str], None] = print,
-) -> None:  # fmt: skip
+    indexes: Sequence[str], host: str = "127.0.0.1", port: int = 8000, token: str = "", run: str = ""
+) -> None:
     """Serve one index, or several side by side, until stopped.
 
     Raises ValueError for one that is open to the network without a token.
@@ -58,11 +60,11 @@ def run_server(
         )
     searchers = [Searcher(index, run) for index in indexes]
     for note in dict.fromkeys(filter(None, (unfinished_note(searcher.run) for searcher in searchers))):
-        say(f"note: {note}")
+        logger.info(f"note: {note}")
     # A page elsewhere must not reach a service on loopback by a name that it makes point there.
     hosts = ["localhost", "127.0.0.1", "[::1]", "::1"] if loopback else ["*"]
     app = create_app(searchers, token, hosts=hosts)
-    say(f"{page_url(host, port, token)} (Ctrl-C stops it; /docs describes the interface)")
+    logger.info(f"{page_url(host, port, token)} (Ctrl-C stops it; /docs describes the interface)")
     uvicorn.run(app, host=host, port=port, log_level="warning", timeout_keep_alive=15)
 
 
