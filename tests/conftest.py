@@ -178,7 +178,7 @@ def tiny_runs(tmp_path_factory: pytest.TempPathFactory, scenes_folder: Path, tin
                 data=str(scenes_folder), out=str(folder / design), model=tiny_model(design), epochs=2, batch=16,
                 augment="none", precision="float32", cache=str(folder / "cache"),
             )  # fmt: skip
-            train(config, say=lambda line: None)
+            train(config)
     own = tmp_path_factory.mktemp("runs")
     return {design: shutil.copytree(folder / design, own / design) for design in designs}
 
@@ -217,7 +217,7 @@ def study(plan: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setattr(
             "clipvisionalign.study.cost_rounds.profile_run", Costs(tmp_path_factory.mktemp("costs"), "self-0")
         )
-        run_study(plan, folder, lambda line: None)
+        run_study(plan, folder)
     return folder
 
 

@@ -109,10 +109,12 @@ def killed(*given: Any, **named: Any) -> Any:
 
 def killed_study(study: str, stage: str) -> int:
     """The work of a process: the study goes on, and is killed in that stage."""
+    from clipvisionalign.log import log_to
     from clipvisionalign.study.plan_file import read_plan
     from clipvisionalign.study.runner import run_study
 
     quick(setattr)
     strike(setattr, STAGES[stage], killed)
-    run_study(read_plan(Path(study) / "plan.yaml"), study, print)
+    with log_to(print):
+        run_study(read_plan(Path(study) / "plan.yaml"), study)
     return 0

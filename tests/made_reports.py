@@ -99,7 +99,7 @@ def made_report(
                 "curves": {"step": [10, 20], "loss": [3.0, 2.0], "rsum": [100.0, 200.0], "dev_loss": [3.0, 2.5]},
             }  # fmt: skip
             measured.append(TrialResult(name, seed, result, ranks))
-    gaps = Gaps(study, print)
+    gaps = Gaps(study)
     gaps.states = dict.fromkeys(missing, (FAILED, "ValueError: it failed"))
     spent = {name: combine_rounds(list(rounds)) for name, rounds in (costs or {}).items()}
     controls = {"this data": {kind: [1.0] * count for kind, count in pairs.items()}} if pairs else {}

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_going_on import cut_off, silent
+from test_going_on import cut_off
 
+from clipvisionalign.log import log_to
 from clipvisionalign.study.config import Measurements, Plan, Trial, Variant, trials_of
 from clipvisionalign.study.trial import train_trial
 from clipvisionalign.study.trial_checks import refuse_other_settings
@@ -51,7 +52,7 @@ def planned(settings, epochs: int = 1, base: str = "late") -> Plan:
 
 def trained(trials: list[Trial]) -> None:
     for trial in trials:
-        train_trial(trial, silent)
+        train_trial(trial)
 
 
 def test_a_cell_is_not_used_and_not_resumed_on_another_base(settings, tmp_path, monkeypatch):
@@ -64,32 +65,32 @@ def test_a_cell_is_not_used_and_not_resumed_on_another_base(settings, tmp_path, 
     shutil.rmtree(study / "cells" / "late-0")
     # Not known yet: the same settings may give the same weights.
     refuse_other_settings(trials[1])
-    train_trial(trials[0], silent)
+    train_trial(trials[0])
     trained(trials[1:])
     shutil.rmtree(study / "cells" / "late-0")
-    train_trial(longer[0], silent)
+    train_trial(longer[0])
     message = "cells/cross-0: stands on other weights than .*late-0 has now, .* remove .*cells/cross-0"
-    for asked in (lambda: train_trial(longer[1], silent), lambda: refuse_other_settings(longer[1])):
+    for asked in (lambda: train_trial(longer[1]), lambda: refuse_other_settings(longer[1])):
         with pytest.raises(FileExistsError, match=message):
             asked()
     # The way out, once more cut off and then on another base; and what stands on that in turn.
     shutil.rmtree(longer[1].folder)
     cut_off(longer[1].config, monkeypatch, before=2)
     shutil.rmtree(study / "cells" / "late-0")
-    train_trial(trials[0], silent)
+    train_trial(trials[0])
     with pytest.raises(FileExistsError, match=message):
-        train_trial(trials[1], silent)
+        train_trial(trials[1])
     shutil.rmtree(trials[1].folder)
     # Killed before its first step, it has taken nothing that it would go on with.
     cut_off(trials[1].config, monkeypatch, before=1)
-    train_trial(trials[1], silent)
+    train_trial(trials[1])
     late, cross = (load_file(trial.folder / "model.safetensors") for trial in trials[:2])
     assert not [name for name in late if name != "late.weight" and not torch.equal(late[name], cross[name])]
-    train_trial(trials[2], silent)
+    train_trial(trials[2])
     shutil.rmtree(trials[1].folder)
-    train_trial(replace(trials[1], config=replace(trials[1].config, seed=5)), silent)
+    train_trial(replace(trials[1], config=replace(trials[1].config, seed=5)))
     with pytest.raises(FileExistsError, match=r"cells/more-0: stands on other weights than .*cross-0 has now"):
-        train_trial(trials[2], silent)
+        train_trial(trials[2])
 
 
 def test_a_cell_from_before_its_base_was_recorded_says_that_it_was_not_compared(settings, tmp_path):
@@ -97,7 +98,8 @@ def test_a_cell_from_before_its_base_was_recorded_says_that_it_was_not_compared(
     trained(trials)
     (trials[1].folder / "init.json").unlink(missing_ok=True)
     said: list[str] = []
-    train_trial(trials[1], said.append)
+    with log_to(said.append):
+        train_trial(trials[1])
     assert any("whether late-0 is still what it stands on was not compared" in line for line in said)
 
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from made_reports import check_numbers, cost_round, gallery, made_report
 from test_figures import plotted
 
+from clipvisionalign.log import log_to
 from clipvisionalign.study import cost_rounds
 from clipvisionalign.study.config import Measurements, Trial
 from clipvisionalign.study.cost import current_conditions, select_same_conditions
@@ -48,10 +49,11 @@ def _study(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
     def costs(only_kept: bool = False) -> tuple[dict[str, Any], list[str], list[dict[str, str]]]:
         measured.clear()
-        gaps = Gaps(folder, lambda line: None)
+        gaps = Gaps(folder)
         subject = StudyContext(plan, folder, gallery(3), gallery(3), {}, None, only_kept)
         costs.said = []
-        return cost_rounds.measure_cost_rounds(subject, cells, gaps, costs.said.append), sorted(measured), gaps.parts
+        with log_to(costs.said.append):
+            return cost_rounds.measure_cost_rounds(subject, cells, gaps), sorted(measured), gaps.parts
 
     return costs
 

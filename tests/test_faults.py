@@ -31,6 +31,7 @@ from clipvisionalign.data.formats import read_captioned_images
 from clipvisionalign.data.hashes import hash_file
 from clipvisionalign.data.scenes import write_scenes
 from clipvisionalign.files import Held, run_lock
+from clipvisionalign.log import log_to
 from clipvisionalign.models.device import library_versions
 from clipvisionalign.study.config import Plan
 from clipvisionalign.study.folder import LOCK, REPORT_LOCK
@@ -106,15 +107,15 @@ def test_a_stage_that_fails_costs_no_more_than_itself(name, few, two, tmp_path, 
     with monkeypatch.context() as within:
         faults.strike(within.setattr, stage, faults.raises)
         if stage.lacks:
-            report = run_study(two, study, lambda line: None)
+            report = run_study(two, study)
             check_gap(stage, report, shown_in(study), TOLD)
         else:
             with pytest.raises(OSError, match=TOLD):
-                run_study(two, study, lambda line: None)
+                run_study(two, study)
     assert not lost(before, paid_for(study))
     # From what is there, in a process that knows nothing of what happened; with the reason where a cell failed.
-    report = read_study_report(study, lambda line: None)
-    write_report(study, report, lambda line: None)
+    report = read_study_report(study)
+    write_report(study, report)
     if stage.lacks not in ("", "plot", "table"):
         check_gap(stage, report, shown_in(study), TOLD)
     else:
@@ -130,8 +131,8 @@ def test_a_study_that_is_killed_keeps_what_it_has_and_goes_on(name, few, two, tm
     assert process.wait(300) == -signal.SIGKILL, process.said
     assert not lost(before, paid_for(study))
     faults.quick(monkeypatch.setattr)
-    report = read_study_report(study, lambda line: None)
-    write_report(study, report, lambda line: None)
+    report = read_study_report(study)
+    write_report(study, report)
     kept = [part for part in report["not_made"] if part["reason"] == "not measured yet"]
     if stage.lacks == "late-1":
         (trial,) = trials_without_results(report)
@@ -180,15 +181,16 @@ def test_a_file_that_cannot_be_read_costs_no_more_than_what_it_held(name, few, t
     monkeypatch.setattr(
         "clipvisionalign.study.assemble.measure_flawed_protocols", lambda *given: {"bars": [], **NO_LEAK}
     )
-    kept = read_study_report(study, lambda line: None)
-    write_report(study, kept, lambda line: None)
+    kept = read_study_report(study)
+    write_report(study, kept)
     if name == "weights" or file_name in (*faults.ONE, "cells/late-1/ranks.npz"):
         ((variant, seed, state),) = [(trial.variant, trial.seed, trial.state) for trial in trials_without_results(kept)]
         assert (variant, seed, state) == ("late", 1, "not measured")
     elif lacks in ("time and memory", "other protocols"):
         assert {part["part"] for part in kept["not_made"]} == {lacks}
     said: list[str] = []
-    after = run_study(two, study, said.append)
+    with log_to(said.append):
+        after = run_study(two, study)
     assert [name for name in lost(before, paid_for(study)) if name not in (*removed, *faults.ONE)] == []
     trials = {f"{trial.variant}-{trial.seed}" for trial in trials_without_results(after)}
     assert trials == ({lacks} if lacks == "late-1" else set())
@@ -228,9 +230,9 @@ def untrained(trial: Path, step: int) -> None:
 def test_a_former_failure_is_not_told_of_a_cell_that_came_further(alone):
     (alone / "cells" / "late-1" / "measured.json").unlink()
     failed_before(alone, "OutOfMemoryError: CUDA out of memory")
-    assert states(read_study_report(alone, print))["late-1"][0] == "not measured"
+    assert states(read_study_report(alone))["late-1"][0] == "not measured"
     failed_before(alone, "measuring: OSError: no space")
-    assert states(read_study_report(alone, print))["late-1"] == ("failed", "measuring: OSError: no space")
+    assert states(read_study_report(alone))["late-1"] == ("failed", "measuring: OSError: no space")
 
 
 def test_a_cell_that_is_begun_again_has_not_failed(alone, two, monkeypatch):
@@ -242,19 +244,19 @@ def test_a_cell_that_is_begun_again_has_not_failed(alone, two, monkeypatch):
 
     monkeypatch.setattr(
         "clipvisionalign.study.trials.train_trial",
-        lambda cell, *more: (cell.folder / "results.json").is_file() or stopped(),
+        lambda cell, **options: (cell.folder / "results.json").is_file() or stopped(),
     )
     with pytest.raises(KeyboardInterrupt):
-        run_study(two, alone, lambda line: None)
-    assert states(read_study_report(alone, print)) == {"late-1": ("unfinished", "stopped after step 40")}
+        run_study(two, alone)
+    assert states(read_study_report(alone)) == {"late-1": ("unfinished", "stopped after step 40")}
 
 
 def test_a_page_follows_a_training_that_goes_on(alone):
     for step in (40, 80):
         untrained(alone / "cells" / "late-1", step)
-        report = read_study_report(alone, print)
+        report = read_study_report(alone)
         assert states(report) == {"late-1": ("unfinished", f"stopped after step {step}")}
-        write_report(alone, report, print)
+        write_report(alone, report)
 
 
 def holds(*locks: str) -> int:
@@ -292,7 +294,7 @@ def test_a_study_that_another_process_carries_out_is_refused_before_anything_is_
     pid = another(study / LOCK)
     before = contents(study)
     with pytest.raises(Held, match=rf"process {pid} on \S+ carries out this study"):
-        run_study(replace(two, data="", scenes=60), study, print) if not there else run_study(two, study, print)
+        run_study(replace(two, data="", scenes=60), study) if not there else run_study(two, study)
     assert contents(study) == before
 
 
@@ -307,11 +309,11 @@ def test_a_report_is_written_by_one_process_at_a_time(alone, another, capsys):
 def test_a_cell_that_another_process_trains_has_not_failed(alone, two, another, monkeypatch):
     untrained(alone / "cells" / "late-1", 40)
     pid = another(alone / "cells" / "late-1" / "lock")
-    assert states(read_study_report(alone, print)) == {
+    assert states(read_study_report(alone)) == {
         "late-1": ("unfinished", f"process {pid} on {platform.node()} trains it: after step 40")
     }
     faults.quick(monkeypatch.setattr)
-    report = run_study(two, alone, print)
+    report = run_study(two, alone)
     state, reason = states(report)["late-1"]
     assert state == "unfinished"
     assert reason.endswith(f"process {pid} on {platform.node()} trains this run; wait until it ends, or stop it")
@@ -322,25 +324,25 @@ def test_a_cell_that_another_process_trains_has_not_failed(alone, two, another, 
 @pytest.mark.parametrize("content", ['{"format": 2}', '{"format": 1, "results": {"by_topic": 3}}', HALF])
 def test_a_report_that_cannot_be_read_is_never_lost(alone, content):
     (alone / "report.json").write_text(content)
-    read_study_report(alone, print)
+    read_study_report(alone)
     assert (alone / "report.unread.json").read_text() == content
     for measured in alone.glob("cells/*/measured.json"):
         measured.unlink()
     (alone / "report.json").write_text(content)
     with pytest.raises(ValueError, match="cannot be read by this version"):
-        read_study_report(alone, print)
+        read_study_report(alone)
     assert (alone / "report.json").read_text() == content
 
 
 def test_figures_that_another_version_has_measured_are_told_as_such(alone, monkeypatch):
     """They are not measured again for it, nor for another machine."""
-    assert measured_by_note(StudyReport.of(read_study_report(alone, print))) == ""
+    assert measured_by_note(StudyReport.of(read_study_report(alone))) == ""
     now = library_versions()
     monkeypatch.setattr(
         "clipvisionalign.study.report.build.library_versions", lambda: {**now, "clipvisionalign": "9.9"}
     )
-    report = read_study_report(alone, print)
-    write_report(alone, report, print)
+    report = read_study_report(alone)
+    write_report(alone, report)
     note = f"this report: clipvisionalign 9.9; self, late: clipvisionalign {now['clipvisionalign']}"
     assert measured_by_note(StudyReport.of(report)) == note
     assert f"Not every accuracy was measured by these versions: {note}." in shown_in(alone)
@@ -350,13 +352,13 @@ def test_of_several_reports_that_cannot_be_read_none_is_lost(alone):
     unread = ['{"format": 2}', '{"format": 3}', HALF]
     for content in unread:
         (alone / "report.json").write_text(content)
-        read_study_report(alone, print)
+        read_study_report(alone)
     assert sorted(path.read_text() for path in alone.glob("report.unread*.json")) == sorted(unread)
 
 
 def test_a_page_stays_until_its_successor_is_whole(alone, monkeypatch):
     """Whatever the writing of another one ends in; where a package is missing, before anything is written."""
-    write_report(alone, read_study_report(alone, print), print)
+    write_report(alone, read_study_report(alone))
     (alone / "report.html").write_text("the earlier page")
     for missing in ("matplotlib", "jinja2"):
         (alone / "report.json").write_text('{"format": 2}')
@@ -366,31 +368,33 @@ def test_a_page_stays_until_its_successor_is_whole(alone, monkeypatch):
             assert main(["report", str(alone)]) == 1
         assert contents(alone) == before
     (alone / "report.json").unlink()
-    report = read_study_report(alone, print)
+    report = read_study_report(alone)
     monkeypatch.setattr("clipvisionalign.study.report.html.render_page", lambda *given: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        write_report(alone, report, print)
+        write_report(alone, report)
     assert (alone / "report.html").read_text() == "the earlier page"
 
 
 def test_a_poorer_report_takes_the_place_of_none(alone):
-    full_report = read_study_report(alone, print)
+    full_report = read_study_report(alone)
     assert not trials_without_results(full_report)
-    write_report(alone, full_report, print)
+    write_report(alone, full_report)
     (alone / "cells" / "self-0" / "measured.json").unlink()
     said: list[str] = []
-    assert read_study_report(alone, said.append) == json.loads(json.dumps(full_report))
+    with log_to(said.append):
+        assert read_study_report(alone) == json.loads(json.dumps(full_report))
     assert any("self-0 of the report" in line for line in said)
 
 
 def test_a_study_that_loses_a_result_keeps_its_earlier_report(alone, two, monkeypatch):
     """A cell that had one, and cannot be measured by now."""
-    write_report(alone, read_study_report(alone, print), print)
+    write_report(alone, read_study_report(alone))
     before = (alone / "report.json").read_bytes()
     (alone / "cells" / "late-1" / "measured.json").unlink()
     faults.strike(monkeypatch.setattr, STAGES["loading"], faults.raises)
     said: list[str] = []
-    run_study(two, alone, said.append)
+    with log_to(said.append):
+        run_study(two, alone)
     assert (alone / "report.json").read_bytes() == before
     assert any("late-1 of the report have no figures" in line for line in said)
 
@@ -400,14 +404,14 @@ def test_what_was_added_to_a_report_stays_or_is_told(alone):
     measured = alone / "cells" / "late-1" / "measured.json"
     kept = measured.read_bytes()
     measured.unlink()
-    before = read_study_report(alone, print) | {"search": search, "made_from": "other figures"}
+    before = read_study_report(alone) | {"search": search, "made_from": "other figures"}
     (alone / "report.json").write_text(json.dumps(before))
-    again = read_study_report(alone, print)
+    again = read_study_report(alone)
     assert again["search"] == search
     assert any("78.0 %" in claim["text"] for claim in again["claims"])
     # Of other results it would tell something else.
     measured.write_bytes(kept)
-    full_report = read_study_report(alone, print)
+    full_report = read_study_report(alone)
     assert "search" not in full_report
     assert "search" in {part["part"] for part in full_report["not_made"]}
 
@@ -426,7 +430,9 @@ def test_what_no_cell_could_pass_is_found_before_training(few, two, scenes_folde
     """An image in train and test, too few images for an audit, minimal pairs that are not there, a package that is
     missing: each before anything is trained; and a study that was trained all the same still gets its report."""
     trained: list[str] = []
-    monkeypatch.setattr("clipvisionalign.study.trials.train_trial", lambda cell, say: trained.append(cell.folder.name))
+    monkeypatch.setattr(
+        "clipvisionalign.study.trials.train_trial", lambda cell, **options: trained.append(cell.folder.name)
+    )
     data = tmp_path / "data"
     shutil.copytree(scenes_folder, data)
     train, test = (read_captioned_images(data).split(split).images[0] for split in ("train", "test"))
@@ -441,11 +447,11 @@ def test_what_no_cell_could_pass_is_found_before_training(few, two, scenes_folde
     }
     for number, (message, other) in enumerate(impossible.items()):
         with pytest.raises((DataError, OSError, ValueError), match=message):
-            run_study(replace(two, **other), tmp_path / f"out-{number}", lambda line: None)
+            run_study(replace(two, **other), tmp_path / f"out-{number}")
     with monkeypatch.context() as within:
         within.setattr("clipvisionalign.study.report.build.find_spec", lambda name: None if name == "nltk" else name)
         with pytest.raises(ModuleNotFoundError, match="nltk"):
-            run_study(two, tmp_path / "out-nltk", lambda line: None)
+            run_study(two, tmp_path / "out-nltk")
     assert not trained
     # Trained by an earlier version, which found it too late: its report is made, without a result and with the reason.
     study = tmp_path / "study"

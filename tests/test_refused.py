@@ -23,6 +23,7 @@ from clipvisionalign.data.captioned import DataError
 from clipvisionalign.data.formats import read_captioned_images
 from clipvisionalign.data.run_data import recognised
 from clipvisionalign.data.splits import SPLIT_RULE
+from clipvisionalign.log import log_to
 from clipvisionalign.study import assemble, budget, runner
 from clipvisionalign.study.config import Budget, Drawing, Plan, Variant, trials_of
 from clipvisionalign.study.data import StudyContext
@@ -130,7 +131,7 @@ def quick(monkeypatch):
     """Studies that end where they would begin to train, and steps that take a second each; the cells that are asked for."""
     asked: list[Any] = []
 
-    def train(trials: list[Any], *more: Any) -> None:
+    def train(trials: list[Any], *more: Any, **options: Any) -> None:
         asked[:] = trials
         raise Reached
 
@@ -144,14 +145,10 @@ def quick(monkeypatch):
     return asked
 
 
-def silent(line: str) -> None:
-    pass
-
-
 def begun(plan: Plan, out: Path, steps: dict[str, int] | None = None) -> None:
     """Leave a study as it is once its runs have begun."""
     with pytest.raises(Reached):
-        run_study(plan, out, silent)
+        run_study(plan, out)
     for trial in trials_of(plan, out, steps):
         trial.folder.mkdir(parents=True)
         (trial.folder / "config.yaml").write_text(yaml.safe_dump(asdict(trial.config)))
@@ -166,12 +163,12 @@ SCENES = Plan(
 def test_a_study_that_is_only_asked_about_draws_nothing_and_blocks_nothing(quick, tmp_path):
     out = tmp_path / "out"
     for plan in (SCENES, replace(SCENES, budget=Budget("seconds", 30.0))):
-        assert estimate_study_time(plan, out, silent)["training"] > 0
+        assert estimate_study_time(plan, out)["training"] > 0
         assert not out.exists()
     with pytest.raises(Reached):
-        run_study(SCENES, out, silent)
+        run_study(SCENES, out)
     before = contents(out)
-    assert estimate_study_time(SCENES, out, silent)["training"] > 0
+    assert estimate_study_time(SCENES, out)["training"] > 0
     assert contents(out) == before
 
 
@@ -180,7 +177,7 @@ def test_other_scenes_than_those_that_are_drawn_are_refused(quick, tmp_path):
     begun(SCENES, out)
     before = contents(out)
     with pytest.raises(Reached):
-        run_study(SCENES, out, silent)
+        run_study(SCENES, out)
     others = [
         replace(SCENES, scenes=61, drawing=Drawing(pixels=32)), replace(SCENES, drawing=Drawing(seed=8, pixels=32)),
         replace(SCENES, drawing=Drawing(pixels=40)), replace(SCENES, drawing=Drawing(pixels=32, plain=True)),
@@ -189,14 +186,14 @@ def test_other_scenes_than_those_that_are_drawn_are_refused(quick, tmp_path):
     for other in others:
         for call in (run_study, estimate_study_time):
             with pytest.raises(FileExistsError, match=r"scenes of .* pixels are asked for"):
-                call(other, out, silent)
+                call(other, out)
             assert contents(out) == before
 
 
 def test_scenes_are_not_left_by_a_study_that_is_refused_after_they_are_drawn(quick, tmp_path):
     few = replace(SCENES, scenes=1, drawing=Drawing(pixels=32))
     with pytest.raises(ValueError, match="the split 'dev' is empty"):
-        run_study(few, tmp_path / "out", silent)
+        run_study(few, tmp_path / "out")
     assert not any(tmp_path.iterdir())
 
 
@@ -213,18 +210,18 @@ def test_the_way_out_of_nearly_equal_images_in_two_splits_is_one(quick, tmp_path
     (data / "metadata.csv").write_text("\n".join(rows) + "\n")
     plan = replace(SCENES, data=str(data), scenes=0, drawing=Drawing())
     with pytest.raises(DataError, match="stand in two splits") as refused:
-        run_study(plan, tmp_path / "out", silent)
+        run_study(plan, tmp_path / "out")
     command = re.search(r"'clipvisionalign (check .*?)'", str(refused.value))
     assert command is not None
     main(command[1].split())
     with pytest.raises(Reached):
-        run_study(plan, tmp_path / "out", silent)
+        run_study(plan, tmp_path / "out")
     # As it were before images came to the data set.
     table = (data / "splits.csv").read_text().splitlines()
     (data / "splits.csv").write_text("\n".join(["image,split", *(f"{row.rpartition(',')[0]},{('train', 'dev')[n % 2]}"
                                                                 for n, row in enumerate(table[1:]))]) + "\n")  # fmt: skip
     with pytest.raises(DataError, match=r"splits.csv has them so: remove it"):
-        run_study(plan, tmp_path / "other", silent)
+        run_study(plan, tmp_path / "other")
     assert not (tmp_path / "other").exists()
 
 
@@ -243,11 +240,11 @@ def test_a_plan_that_leaves_out_what_a_study_has_changes_nothing_of_it(tmp_path,
     for fewer in (replace(plan, variants=one), replace(plan, seeds=[1]), replace(plan, variants=one, seeds=[0])):
         for call in (run_study, estimate_study_time):
             with pytest.raises(FileExistsError, match=r"leaves out \w+-\d.*plan.yaml"):
-                call(fewer, out, silent)
+                call(fewer, out)
             assert contents(out) == before
     more = {**plan.variants, "sparse": Variant()}
     with pytest.raises(Reached):
-        run_study(replace(plan, variants=more, seeds=[0, 1, 2]), out, silent)
+        run_study(replace(plan, variants=more, seeds=[0, 1, 2]), out)
 
 
 @pytest.fixture
@@ -268,13 +265,13 @@ def finished(tmp_path, scenes_folder, quick) -> Plan:
 def test_data_that_changed_since_runs_were_trained_is_refused_whether_asked_about_or_carried_out(tmp_path, finished):
     for call in (run_study, estimate_study_time):
         with suppress(Reached):
-            call(finished, tmp_path / "out", silent)
+            call(finished, tmp_path / "out")
     edit_captions(tmp_path / "data", "train")
     before = contents(tmp_path)
     more = replace(finished, variants={**finished.variants, "sparse": Variant()})
     for plan, call in product((finished, more), (run_study, estimate_study_time)):
         with pytest.raises(DataError, match="no longer the data that it was trained on: train has other captions"):
-            call(plan, tmp_path / "out", silent)
+            call(plan, tmp_path / "out")
         assert contents(tmp_path) == before
 
 
@@ -286,12 +283,12 @@ def test_a_study_reads_its_data_as_its_runs_did_whatever_lies_beside_it_later(tm
     assert recognised(finished.data) == "karpathy"
     for call in (run_study, estimate_study_time):
         said: list[str] = []
-        with suppress(Reached):
-            call(finished, tmp_path / "out", said.append)
+        with suppress(Reached), log_to(said.append):
+            call(finished, tmp_path / "out")
         assert any(f"is read as '{recorded_layout(tmp_path / 'out/cells/self-0')}'" in line for line in said)
     # And once that is gone again.
     (tmp_path / "data" / "dataset.json").unlink()
-    assert estimate_study_time(finished, tmp_path / "out", silent)
+    assert estimate_study_time(finished, tmp_path / "out")
 
 
 def test_a_mistaken_budget_is_refused_and_the_right_one_is_still_taken(quick, tmp_path, scenes_folder):
@@ -306,15 +303,15 @@ def test_a_mistaken_budget_is_refused_and_the_right_one_is_still_taken(quick, tm
     for other in mistaken:
         for call in (run_study, estimate_study_time):
             with pytest.raises(FileExistsError):
-                call(other, out, silent)
+                call(other, out)
             assert contents(out) == before
     with pytest.raises(Reached):
-        run_study(plan, out, silent)
+        run_study(plan, out)
     assert {trial.config.steps for trial in quick} == {300}
     assert contents(out) == before
     # Another variant's steps are found beside those that are kept.
     with pytest.raises(Reached):
-        run_study(replace(plan, variants={**plan.variants, "sparse": Variant()}), out, silent)
+        run_study(replace(plan, variants={**plan.variants, "sparse": Variant()}), out)
     assert set(json.loads((out / "budget.json").read_text())["steps"]) == {"self", "late", "sparse"}
 
 
@@ -326,27 +323,27 @@ def test_other_seconds_are_refused_for_variants_that_are_not_trained_yet(scenes_
     before = contents(out)
     other = replace(plan, budget=Budget("seconds", 600.0), variants={**plan.variants, "sparse": Variant()})
     with pytest.raises(FileExistsError, match="300 seconds or other settings, and 600 seconds are asked for"):
-        run_study(other, out, silent)
+        run_study(other, out)
     assert contents(out) == before
     with pytest.raises(Reached):
-        run_study(replace(plan, variants={**plan.variants, "sparse": Variant()}), out, silent)
+        run_study(replace(plan, variants={**plan.variants, "sparse": Variant()}), out)
 
 
 def test_steps_that_are_kept_are_of_the_settings_that_they_were_found_for(quick, tmp_path, scenes_folder, monkeypatch):
     out = tmp_path / "out"
     plan = replace(SCENES, data=str(scenes_folder), scenes=0, drawing=Drawing(), budget=Budget("seconds", 300.0))
     with pytest.raises(Reached):
-        run_study(plan, out, silent)
+        run_study(plan, out)
     monkeypatch.setattr(
         budget,
         "time_variants",
         lambda trials, *more: {each.variant: StepTiming(2.0, 0.01, 0.001) for each in trials},
     )
     with pytest.raises(Reached):
-        run_study(plan, out, silent)
+        run_study(plan, out)
     assert {trial.config.steps for trial in quick} == {300}
     with pytest.raises(Reached):
-        run_study(replace(plan, settings={"batch": 32}), out, silent)
+        run_study(replace(plan, settings={"batch": 32}), out)
     assert {trial.config.steps for trial in quick} == {150}
 
 
@@ -356,15 +353,15 @@ def test_a_folder_of_ones_own_is_not_taken_for_a_studys(quick, tmp_path):
     before = contents(tmp_path)
     for call in (run_study, estimate_study_time):
         with pytest.raises(FileExistsError):
-            call(SCENES, tmp_path, silent)
+            call(SCENES, tmp_path)
         assert contents(tmp_path) == before
 
 
 def test_a_data_set_takes_the_place_of_scenes_and_that_is_said(quick, tmp_path, scenes_folder):
     said: list[str] = []
     plan = replace(SCENES, data=str(scenes_folder), drawing=Drawing(pixels=40))
-    with pytest.raises(Reached):
-        run_study(plan, tmp_path / "out", said.append)
+    with pytest.raises(Reached), log_to(said.append):
+        run_study(plan, tmp_path / "out")
     assert any("no effect of 'scenes'" in line for line in said)
     assert yaml.safe_load((tmp_path / "out" / "plan.yaml").read_text())["scenes"] == 0
     assert plan_text(plan) != (tmp_path / "out" / "plan.yaml").read_text()
@@ -383,9 +380,7 @@ def test_other_protocols_are_of_the_split_that_they_were_measured_on(tmp_path, m
 
     def measured(split: str, part: str) -> int:
         plan = replace(SCENES, split=split)
-        assemble._measure_flawed_protocols(
-            StudyContext(plan, tmp_path, data, data.split(part), {}, None), [trial], silent
-        )
+        assemble._measure_flawed_protocols(StudyContext(plan, tmp_path, data, data.split(part), {}, None), [trial])
         return len(calls)
 
     # Also where two splits hold the same.

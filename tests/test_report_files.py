@@ -35,7 +35,7 @@ def report_files(path: Path, folder: Path) -> dict[str, str]:
     files = {"claims": json.dumps(report["claims"], indent=2)}
     write_tables(report, folder / "tables")
     files |= {f"tables/{file.name}": file.read_text() for file in sorted((folder / "tables").iterdir())}
-    plots = draw_plots(report, folder / "figures", lambda line: None)
+    plots = draw_plots(report, folder / "figures")
     files |= {
         f"figures/{name}": "\n".join([plot.title, plot.description, plot.alt_text, plot.error])
         for name, plot in plots.items()

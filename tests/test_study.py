@@ -18,6 +18,7 @@ from forked import Forked
 from made_reports import check_numbers
 
 from clipvisionalign.cli import main
+from clipvisionalign.log import log_to
 from clipvisionalign.study.config import Budget, Variant, trials_of
 from clipvisionalign.study.plan_file import plan_text, read_plan, ready_plans
 from clipvisionalign.study.report.claims.claim import numbers_in
@@ -109,7 +110,7 @@ def test_a_finished_study_trains_nothing_again(study, plan, report):
         return {path: path.stat().st_mtime_ns for path in [*runs, *study.glob("costs/*")]}
 
     before = stamps()
-    again = run_study(plan, study, lambda line: None)
+    again = run_study(plan, study)
     assert len(before) > 30
     assert stamps() == before
     assert without_times(again) == without_times(report)
@@ -127,7 +128,7 @@ def test_another_plan_in_the_same_folder_is_refused(study, plan):
     other = replace(plan, settings={**plan.settings, "epochs": 3})
     before = (study / "plan.yaml").read_text()
     with pytest.raises(FileExistsError, match="a run with other settings is there"):
-        run_study(other, study, lambda line: None)
+        run_study(other, study)
     assert (study / "plan.yaml").read_text() == before
 
 
@@ -402,7 +403,7 @@ def test_a_made_up_set_in_rstpreids_layout_runs_the_whole_study(plan, tmp_path, 
     people = replace(plan, data=str(tmp_path / "people"), variants=few, seeds=[0])
     monkeypatch.setattr("clipvisionalign.study.cost_rounds.profile_run", many_processes.Costs(tmp_path))
     monkeypatch.setattr("clipvisionalign.study.flawed_protocols.LEAK_STEPS", 20)
-    report = run_study(people, tmp_path / "out", lambda line: None)
+    report = run_study(people, tmp_path / "out")
     assert report["data"]["layout"] == "rstpreid"
     assert not report["failed"]
     for variant in report["results"]["variants"].values():
@@ -469,18 +470,19 @@ def test_figures_of_other_captions_are_not_used_again(plan, scenes_folder, tmp_p
     data, out = tmp_path / "data", tmp_path / "out"
     shutil.copytree(scenes_folder, data)
     # What is looked at are the figures, not the files that show them.
-    monkeypatch.setattr("clipvisionalign.study.kept_report.write_report", lambda study, report, say: None)
+    monkeypatch.setattr("clipvisionalign.study.kept_report.write_report", lambda study, report: None)
     monkeypatch.setattr("clipvisionalign.study.flawed_protocols.LEAK_STEPS", 5)
     quick = replace(plan.measure, protocol=True, composition=0, examples=0, rounds=0)
     settings = {**plan.settings, "epochs": 1}
     small = replace(
         plan, data=str(data), variants={"self": Variant()}, seeds=[0], measure=quick, settings=settings
     )  # fmt: skip
-    before = run_study(small, out, lambda line: None)
+    before = run_study(small, out)
     trial = out / "cells" / "self-0"
     weights = (trial / "model.safetensors").stat().st_mtime_ns
     said: list[str] = []
-    assert without_times(run_study(small, out, said.append)) == without_times(before)
+    with log_to(said.append):
+        assert without_times(run_study(small, out)) == without_times(before)
     assert not [line for line in said if "measured again" in line]
     # An earlier version kept no word of what was measured: once more, and once only; nothing is trained again.
     for path in (trial / "measured.json", out / "other-protocols.json"):
@@ -488,14 +490,17 @@ def test_figures_of_other_captions_are_not_used_again(plan, scenes_folder, tmp_p
         path.write_text(
             json.dumps({**kept, "asked": {"split": "dev"}} if "cells" in str(path) else {**kept, "asked": 0})
         )
-    run_study(small, out, said.append)
+    with log_to(said.append):
+        run_study(small, out)
     assert len([line for line in said if "an earlier version kept the figures" in line]) == 2
     said.clear()
-    run_study(small, out, said.append)
+    with log_to(said.append):
+        run_study(small, out)
     assert not [line for line in said if "measured again" in line]
 
     edit_captions(data, "dev")
-    after = run_study(small, out, said.append)
+    with log_to(said.append):
+        after = run_study(small, out)
     messages = [line for line in said if "measured again" in line]
     assert len(messages) == 2
     assert all(line.endswith("not the same as before: captions") for line in messages)
@@ -503,14 +508,16 @@ def test_figures_of_other_captions_are_not_used_again(plan, scenes_folder, tmp_p
     assert (trial / "ranks-dev.npz").is_file()
     assert after["results"]["variants"]["self"]["runs"] != before["results"]["variants"]["self"]["runs"]
     with pytest.raises(DataError, match="no longer the data that it was trained on: dev has other captions now"):
-        resume(trial, lambda line: None)
+        resume(trial)
 
     edit_captions(data, "train")
     with pytest.raises(ValueError, match="no longer the data that it was trained on: train has other captions now"):
-        run_study(small, out, said.append)
+        run_study(small, out)
     assert (trial / "model.safetensors").stat().st_mtime_ns == weights
     # Back as it was: the figures that the training kept are right again.
     shutil.rmtree(data)
     shutil.copytree(scenes_folder, data)
-    assert without_times(run_study(small, out, said.append)) == without_times(before)
-    assert resume(trial, said.append)["rsum"] == json.loads((trial / "results.json").read_text())["rsum"]
+    with log_to(said.append):
+        assert without_times(run_study(small, out)) == without_times(before)
+    with log_to(said.append):
+        assert resume(trial)["rsum"] == json.loads((trial / "results.json").read_text())["rsum"]

@@ -9,14 +9,16 @@ finished is not done again. The README has the figures of real images.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from clipvisionalign.data.scenes import Scene, read_scenes
+from clipvisionalign.log import configure_command_line
 from clipvisionalign.models.aligner import TowerOutputCache
 from clipvisionalign.progress import progress_step
 from clipvisionalign.scene_search import draw_queries, search_quality
@@ -35,28 +37,25 @@ DEMO_FOLDER = Path("demo")
 #: How many first images of a query are put into a new order by pair scores.
 RERANK_DEPTH = 32
 
-Log = Callable[[str], None]
+logger = logging.getLogger(__name__)
 
 
 def demo(folder: Path = DEMO_FOLDER, plan: Plan | None = None) -> dict[str, Any]:
     """Leave a study and an index in `folder`; returns the report. What is finished there already is not done again."""
     start = time.perf_counter()
 
-    def say(line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
-
     plan = plan or read_plan("demo")
 
     def search(report: dict[str, Any]) -> None:
         run = best_run(plan, folder)
-        say(f"--- {run.name} has the best dev rsum: it indexes and searches the {plan.split} images ---")
-        report["search"] = index_and_search(run, folder, plan, say)
+        logger.info(f"--- {run.name} has the best dev rsum: it indexes and searches the {plan.split} images ---")
+        report["search"] = index_and_search(run, folder, plan)
         report["claims"] = report_claims(report)
 
     with progress_step("demo", in_terminal=False):
-        report = run_study(plan, folder, say, search)
+        report = run_study(plan, folder, extend_report=search)
     print_tables(report)
-    say(f"done in {(time.perf_counter() - start) / 60:.1f} min")
+    logger.info(f"done in {(time.perf_counter() - start) / 60:.1f} min")
     print("\n".join(closing_lines(report, folder)))
     return report
 
@@ -67,10 +66,10 @@ def best_run(plan: Plan, folder: Path) -> Path:
     return max(runs, key=lambda run: json.loads((run / "results.json").read_text())["rsum"]["value"])
 
 
-def index_and_search(run: Path, folder: Path, plan: Plan, say: Log) -> dict[str, Any]:
+def index_and_search(run: Path, folder: Path, plan: Plan) -> dict[str, Any]:
     """Index the measured split's images with a run, and count what a search for two things finds there."""
     image_folder, index = folder / "scenes" / "images" / plan.split, folder / "index"
-    build_index(run, image_folder, index, say)
+    build_index(run, image_folder, index)
     scenes = gallery_scenes(folder, plan.split)
     searcher = Searcher(index)
     # Of an image that is among the first of several queries the towers give the same each time.
@@ -132,4 +131,5 @@ def closing_lines(report: dict[str, Any], folder: Path) -> list[str]:
 
 
 if __name__ == "__main__":
+    configure_command_line()
     demo()

@@ -59,13 +59,13 @@ def study(arguments: list[str]) -> int:
     out = args.out or f"studies/{Path(args.plan).stem}"
     if args.dry_run:
         with told_with_lines(args.plan):
-            seconds = estimate_study_time(plan, out, logger.info)
+            seconds = estimate_study_time(plan, out)
         for phase, duration in seconds.items():
             print(f"{duration / 60:6.1f} min  {phase}")
         print(f"{sum(seconds.values()) / 60:6.1f} min  in all, for {len(plan.variants) * len(plan.seeds)} cells")
         return 0
     with told_with_lines(args.plan):
-        report = run_study(plan, out, logger.info)
+        report = run_study(plan, out)
     if args.pdf:
         _write_pdf(out)
     print(json.dumps(report, indent=2)) if args.json else print_tables(report)
@@ -141,7 +141,7 @@ def report(arguments: list[str]) -> int:
     check_installed()
     folder = study_folder(args.study)
     if args.compare:
-        study_report = read_study_report(folder, logger.info)
+        study_report = read_study_report(folder)
         tables, settings = compare_reports(study_report, read_report(args.compare))
         page = Path(args.out or folder / "comparison.html")
         comparison_text = render_comparison(
@@ -157,10 +157,10 @@ def report(arguments: list[str]) -> int:
         logger.info(f"{page}: written")
         return 0
     with report_held(folder):
-        study_report = read_study_report(folder, logger.info)
+        study_report = read_study_report(folder)
         # Its sentences are those of now, whichever version has made the report.
         study_report["claims"] = report_claims(study_report)
-        write_report(folder, study_report, logger.info)
+        write_report(folder, study_report)
         if args.pdf:
             _write_pdf(folder)
     print(json.dumps(study_report, indent=2)) if args.json else print_tables(study_report)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,15 +17,17 @@ from clipvisionalign.study.config import Trial
 from clipvisionalign.study.cost_rounds import first_trials, measure_cost_rounds
 from clipvisionalign.study.data import StudyContext
 from clipvisionalign.study.flawed_protocols import measure_flawed_protocols
-from clipvisionalign.study.gaps import Gaps, Log, NotMeasuredError
+from clipvisionalign.study.gaps import Gaps, NotMeasuredError
 from clipvisionalign.study.measurements import read_if_current, why_not_kept
 from clipvisionalign.study.report.build import build_report
 from clipvisionalign.study.report.examples import build_examples
 from clipvisionalign.study.trial import count_truncated_captions
 
+logger = logging.getLogger(__name__)
+
 
 def assemble_report(
-    context: StudyContext, trials: Sequence[Trial], trial_results: Sequence[TrialResult], gaps: Gaps, say: Log
+    context: StudyContext, trials: Sequence[Trial], trial_results: Sequence[TrialResult], gaps: Gaps
 ) -> dict[str, Any]:
     """The report from what the cells' folders hold: what cannot be made is a gap."""
     plan, data, eval_data = context.plan, context.data, context.eval_data
@@ -32,7 +35,7 @@ def assemble_report(
     audited = [result for result in trial_results if result.measurements["audit"]["passed"]]
     finished = [trial_by_key[result.variant, result.seed] for result in trial_results]
     audited_trials = [trial_by_key[result.variant, result.seed] for result in audited]
-    costs = measure_cost_rounds(context, finished, gaps, say)
+    costs = measure_cost_rounds(context, finished, gaps)
     with progress_step("minimal pairs by words alone"):
         train_captions = data.split("train").captions
         controls = {
@@ -40,9 +43,7 @@ def assemble_report(
             for name, pair_list in context.pairs.items()
         }
     flawed_protocols = (
-        gaps.try_part("other protocols", _measure_flawed_protocols, context, audited_trials, say)
-        if audited_trials
-        else None
+        gaps.try_part("other protocols", _measure_flawed_protocols, context, audited_trials) if audited_trials else None
     )
     with progress_step("examples"):
         examples = (
@@ -79,7 +80,7 @@ def assemble_report(
     )
 
 
-def _measure_flawed_protocols(context: StudyContext, trials: Sequence[Trial], say: Log) -> dict[str, Any] | None:
+def _measure_flawed_protocols(context: StudyContext, trials: Sequence[Trial]) -> dict[str, Any] | None:
     """What other protocols would have made of the first run that has results; kept, as it costs a short training."""
     if not context.plan.measure.protocol:
         return None
@@ -95,12 +96,12 @@ def _measure_flawed_protocols(context: StudyContext, trials: Sequence[Trial], sa
         "split": context.plan.split,
     }
     said: list[str] = []
-    content = read_if_current(path, inputs, said.append if context.read_only else say, "other protocols")
+    content = read_if_current(path, inputs, said.append if context.read_only else logger.info, "other protocols")
     if content is not None:
         return content
     if context.read_only:
         raise NotMeasuredError(why_not_kept(said))
-    say("--- what it would have looked like by other protocols ---")
+    logger.info("--- what it would have looked like by other protocols ---")
     content = {"asked": inputs, "variant": trial.variant, "seed": trial.seed}
     with progress_step("other protocols"):
         content |= measure_flawed_protocols(load_aligner(trial.folder), train, eval_data)

@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from clipvisionalign.data.captioned import CaptionedImages
 from clipvisionalign.json_io import read_json, write_json
 from clipvisionalign.study.config import Plan, Trial, trials_of
 from clipvisionalign.study.folder import BUDGET_FILE
-from clipvisionalign.study.gaps import Log
 from clipvisionalign.study.time_estimate import StepTiming, steps_in_time, time_variants
 from clipvisionalign.study.trial_checks import settings_hash
 
+logger = logging.getLogger(__name__)
 
-def steps_by_variant(
-    plan: Plan, trials: list[Trial], study: Path, eval_data: CaptionedImages, say: Log
-) -> dict[str, int]:
+
+def steps_by_variant(plan: Plan, trials: list[Trial], study: Path, eval_data: CaptionedImages) -> dict[str, int]:
     """How many steps each variant's seconds pay for: found once, and kept; empty for a budget of images."""
     steps = recorded_steps(plan, trials, study)
     unknown = [trial for trial in trials if trial.variant not in steps]
     if plan.budget.same == "pictures" or not unknown:
         return steps
-    say("--- how many steps the budget pays for ---")
-    timings: dict[str, StepTiming] = time_variants(unknown, eval_data, say)
+    logger.info("--- how many steps the budget pays for ---")
+    timings: dict[str, StepTiming] = time_variants(unknown, eval_data)
     return steps | {name: steps_in_time(plan.budget.seconds, each) for name, each in timings.items()}
 
 

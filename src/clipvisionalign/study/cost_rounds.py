@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,11 @@ from clipvisionalign.progress import progress
 from clipvisionalign.study.config import Trial
 from clipvisionalign.study.cost import current_conditions, select_same_conditions
 from clipvisionalign.study.data import StudyContext
-from clipvisionalign.study.gaps import Gaps, Log, NotMeasuredError, error_reason
+from clipvisionalign.study.gaps import Gaps, NotMeasuredError, error_reason
 from clipvisionalign.study.measurements import read_if_current, why_not_kept
 from clipvisionalign.study.profile import combine_rounds, profile_run
+
+logger = logging.getLogger(__name__)
 
 
 def first_trials(trials: Sequence[Trial]) -> dict[str, Trial]:
@@ -25,9 +28,7 @@ def first_trials(trials: Sequence[Trial]) -> dict[str, Trial]:
     return trial_by_variant
 
 
-def measure_cost_rounds(
-    context: StudyContext, finished: Sequence[Trial], gaps: Gaps, say: Log
-) -> dict[str, dict[str, Any]]:
+def measure_cost_rounds(context: StudyContext, finished: Sequence[Trial], gaps: Gaps) -> dict[str, dict[str, Any]]:
     """Time and memory of each variant's first finished run, in fresh processes that take turns; of a variant whose
     process fails the rounds that did not. What was measured on another machine, or with other versions, is measured
     again; where nothing is measured it is taken, and reported."""
@@ -44,12 +45,12 @@ def measure_cost_rounds(
     saved = {
         (round_number, name): read_if_current(
             folder / f"{name}-{round_number}.json", inputs[name],
-            said[round_number, name].append if context.read_only else say, f"time and memory of {name}",
+            said[round_number, name].append if context.read_only else logger.info, f"time and memory of {name}",
         )
         for round_number, name in schedule
     }  # fmt: skip
     if not context.read_only and any(cost is None for cost in saved.values()):
-        say("--- time and memory, each in a fresh process ---")
+        logger.info("--- time and memory, each in a fresh process ---")
     rounds: dict[str, list[dict[str, Any]]] = {name: [] for name in trial_by_variant}
     reasons: dict[str, list[str]] = {name: [] for name in trial_by_variant}
     for round_number, name in progress(schedule, "time and memory", len(schedule), None in saved.values()):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,8 +23,9 @@ from clipvisionalign.retrieval.audit import MIN_SAMPLE, audited_images
 from clipvisionalign.retrieval.ranks import Positives
 from clipvisionalign.study.config import Plan, data_source
 from clipvisionalign.study.folder import SCENES_FOLDER
-from clipvisionalign.study.gaps import Log
 from clipvisionalign.study.validation import PlanError
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,7 @@ def remove_scenes_if_refused(study: Path) -> Iterator[None]:
         raise
 
 
-def open_study_data(plan: Plan, study: Path, scenes_folder: Path, say: Log) -> CaptionedImages:
+def open_study_data(plan: Plan, study: Path, scenes_folder: Path) -> CaptionedImages:
     """The checked data set whole. drawn: where scenes are, or are drawn, once.
 
     Raises DataError for data that cannot be used, FileExistsError where other scenes are drawn than the plan's.
@@ -122,7 +124,7 @@ def open_study_data(plan: Plan, study: Path, scenes_folder: Path, say: Log) -> C
             raise FileExistsError(f"{scenes_folder}: is there already and no drawn scenes; give another --out")
         else:
             _draw_scenes(scenes_folder, plan)
-            say(
+            logger.info(
                 f"{scenes_folder}: {plan.scenes:,} scenes drawn, {'two' if plan.drawing.plain else 'five'} "
                 "captions each"
             )

@@ -8,6 +8,7 @@ that failed are kept in the study's folder, so that `clipvisionalign report` can
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,7 +19,8 @@ from clipvisionalign.json_io import write_json
 from clipvisionalign.study.config import Plan, Trial
 from clipvisionalign.training.run_folder import LOCK_FILE
 
-Log = Callable[[str], None]
+logger = logging.getLogger(__name__)
+
 PartResult = TypeVar("PartResult")
 
 #: What becomes of a cell. "refused": its audit failed. "failed": an error ended its training or its measuring.
@@ -48,8 +50,8 @@ class Gaps:
     states: (variant, seed) -> state and reason, of those that have no results. parts: what could not be made.
     """
 
-    def __init__(self, study: Path, say: Log) -> None:
-        self.study, self.say = study, say
+    def __init__(self, study: Path) -> None:
+        self.study = study
         self.states: dict[tuple[str, int], tuple[str, str]] = {}
         self.parts: list[dict[str, str]] = []
 
@@ -82,7 +84,7 @@ class Gaps:
     def add_missing(self, name: str, reason: str, target: str = "") -> None:
         """A part is not made."""
         self.parts.append({"part": name, "of": target, "reason": reason})
-        self.say(f"{name}{f' of {target}' if target else ''}: NOT MADE: {reason}; the rest continues")
+        logger.info(f"{name}{f' of {target}' if target else ''}: NOT MADE: {reason}; the rest continues")
 
     def _write_failures(self, reasons: dict[str, str]) -> None:
         path = self.study / FAILURES_FILE

@@ -11,11 +11,11 @@ from zipfile import BadZipFile
 
 from clipvisionalign.data.foils import MinimalPair
 from clipvisionalign.data.hashes import changed_keys, dataset_hashes, hash_file, hash_parts, run_hash
+from clipvisionalign.log import Log
 from clipvisionalign.retrieval.evaluate import RANKS_FILE, load_ranks
 from clipvisionalign.retrieval.ranks import PositiveRanks
 from clipvisionalign.study.config import Trial
 from clipvisionalign.study.data import StudyContext
-from clipvisionalign.study.gaps import Log
 
 #: What a cell's folder holds beside the run, once it is measured.
 MEASUREMENTS_FILE = "measured.json"
@@ -45,13 +45,13 @@ def _pairs_hash(pairs: Sequence[MinimalPair]) -> str:
     )
 
 
-def read_if_current(path: Path, inputs: dict[str, Any], say: Log, label: str) -> Any:
+def read_if_current(path: Path, inputs: dict[str, Any], on_stale: Log, label: str) -> Any:
     """The content of a file of measurements if it was made from these inputs, else None.
 
     Args:
         path: A JSON file with its inputs under "asked".
         inputs: What it would be made from now.
-        say: Receives one line with the reason where a file is not current.
+        on_stale: Receives one line with the reason where a file is not current.
         label: What was measured; the beginning of that line.
     """
     if not path.is_file():
@@ -60,32 +60,32 @@ def read_if_current(path: Path, inputs: dict[str, Any], say: Log, label: str) ->
         content = json.loads(path.read_text(encoding="utf-8"))
         previous_inputs = content.get("asked")
     except (OSError, ValueError, AttributeError):
-        say(f"{label}: measured again: {path} cannot be read")
+        on_stale(f"{label}: measured again: {path} cannot be read")
         return None
     changed_inputs = changed_keys(previous_inputs, inputs)
     if not changed_inputs:
         return content
     if not isinstance(previous_inputs, dict) or not set(inputs) <= set(previous_inputs):
-        say(f"{label}: measured again: an earlier version kept the figures, and not what they were made from")
+        on_stale(f"{label}: measured again: an earlier version kept the figures, and not what they were made from")
     else:
-        say(f"{label}: measured again: not the same as before: {', '.join(changed_inputs)}")
+        on_stale(f"{label}: measured again: not the same as before: {', '.join(changed_inputs)}")
     return None
 
 
-def load_measurements(trial: Trial, inputs: dict[str, Any], say: Log) -> dict[str, Any] | None:
-    """The kept measurements of a trial, None if they are not current; the reason is passed to `say`.
+def load_measurements(trial: Trial, inputs: dict[str, Any], on_stale: Log) -> dict[str, Any] | None:
+    """The kept measurements of a trial, None if they are not current; the reason is passed to `on_stale`.
 
     Args:
         trial: A trained trial.
         inputs: What `measurement_inputs` returns for it.
-        say: Receives one line with the reason.
+        on_stale: Receives one line with the reason.
     """
-    measurements = read_if_current(trial.folder / MEASUREMENTS_FILE, inputs, say, trial.folder.name)
+    measurements = read_if_current(trial.folder / MEASUREMENTS_FILE, inputs, on_stale, trial.folder.name)
     if measurements is None:
         return None
     ranks = ranks_file(trial.folder, inputs["split"])
     if not has_ranks(ranks):
-        say(f"{trial.folder.name}: measured again: {ranks} cannot be read")
+        on_stale(f"{trial.folder.name}: measured again: {ranks} cannot be read")
         return None
     return measurements
 
@@ -115,5 +115,5 @@ def load_trial_ranks(trial: Trial, split: str) -> dict[str, PositiveRanks]:
 
 
 def why_not_kept(said: Sequence[str]) -> str:
-    """Why kept measurements are not taken, from the lines that `read_if_current` passes to `say`; "" for none."""
+    """Why kept measurements are not taken, from the lines that `read_if_current` passes to `on_stale`; "" for none."""
     return said[0].rpartition("measured again: ")[2] if said else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -10,21 +11,23 @@ from clipvisionalign.data.run_data import is_data_of_run, recognised
 from clipvisionalign.files import PARTIAL_SUFFIX
 from clipvisionalign.study.config import Drawing, Plan, trial_folder
 from clipvisionalign.study.folder import BUDGET_FILE, LOCK, PLAN_FILE, SCENES_FOLDER
-from clipvisionalign.study.gaps import Log
-from clipvisionalign.study.kept_report import read_earlier_report, trials_with_results
+from clipvisionalign.study.kept_report import trials_with_results
 from clipvisionalign.study.plan_checks import check_plan
 from clipvisionalign.study.plan_file import read_kept_plan
+from clipvisionalign.study.report.build import read_report
 from clipvisionalign.study.tower_commits import PINNED_TOWERS_FILE
 from clipvisionalign.study.trial_checks import recorded_layout
 
+logger = logging.getLogger(__name__)
 
-def prepare_plan(plan: Plan, study: Path, say: Log) -> Plan:
+
+def prepare_plan(plan: Plan, study: Path) -> Plan:
     """The plan as it is carried out.
 
     Raises PlanError for one that cannot be, FileExistsError where the folder holds something that is no study.
     """
     if plan.data and plan.scenes:
-        say(f"no effect of 'scenes' and 'drawing': the data set is {plan.data}")
+        logger.info(f"no effect of 'scenes' and 'drawing': the data set is {plan.data}")
         plan = replace(plan, scenes=0, drawing=Drawing())
     check_plan(plan)
     # What a call has left that was stopped before its plan was kept.
@@ -38,11 +41,11 @@ def prepare_plan(plan: Plan, study: Path, say: Log) -> Plan:
         raise FileExistsError(f"{study}: is there already and no study; give another --out")
     _refuse_leaving_out(plan, study)
     if plan.budget.same == "seconds" and (idle := _ignored_settings(plan)):
-        say(f"no effect of {', '.join(idle)}: every variant trains for {plan.budget.seconds:g} seconds")
-    return in_recorded_layout(plan, study, say)
+        logger.info(f"no effect of {', '.join(idle)}: every variant trains for {plan.budget.seconds:g} seconds")
+    return in_recorded_layout(plan, study)
 
 
-def in_recorded_layout(plan: Plan, study: Path, say: Log) -> Plan:
+def in_recorded_layout(plan: Plan, study: Path) -> Plan:
     """A plan that leaves the layout open, with the one that the study's own runs read the data set in, where that is
     taken for another by now: which is reported. Not for a budget of seconds, whose steps are kept by all settings, nor
     where dev is of another data set, which has a layout of its own."""
@@ -54,7 +57,7 @@ def in_recorded_layout(plan: Plan, study: Path, say: Log) -> Plan:
     if len(recorded) != 1 or not now or now in recorded:
         return plan
     (layout,) = recorded
-    say(f"{plan.data} is read as '{layout}', as the study's runs were; by itself it is taken for '{now}'")
+    logger.info(f"{plan.data} is read as '{layout}', as the study's runs were; by itself it is taken for '{now}'")
     return replace(plan, layout=layout)
 
 
@@ -62,13 +65,15 @@ def _refuse_leaving_out(plan: Plan, study: Path) -> None:
     """Raises FileExistsError where the study's earlier plan, or its report, has cells that this one leaves out, and
     they have been begun: the report would lack them, and the plan that they are of would be lost."""
     begun: list[tuple[str, int]] = []
+    shown: list[tuple[str, int]] = []
     # One that is damaged names no cells.
     with suppress(OSError, ValueError):
         kept = read_kept_plan(study / PLAN_FILE)
         cells = [(name, seed) for seed in kept.seeds for name in kept.variants]
         begun = [cell for cell in cells if (trial_folder(study, *cell) / "config.yaml").is_file()]
-    before = read_earlier_report(study, lambda line: None)
-    shown = sorted(trials_with_results(before)) if before is not None else []
+    # One that is not there, or cannot be read, shows none.
+    with suppress(ValueError):
+        shown = sorted(trials_with_results(read_report(study)))
     asked = {(name, seed) for name in plan.variants for seed in plan.seeds}
     if left := [cell for cell in dict.fromkeys([*begun, *shown]) if cell not in asked]:
         named = ", ".join(f"{name}-{seed}" for name, seed in left)

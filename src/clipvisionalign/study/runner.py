@@ -6,6 +6,7 @@ again. A cell that fails is recorded with its reason, and the rest continues; th
 
 from __future__ import annotations
 
+import logging
 import tempfile
 import time
 from collections.abc import Callable
@@ -27,7 +28,7 @@ from clipvisionalign.study.data import (
     split_overlap,
 )
 from clipvisionalign.study.folder import PLAN_FILE, SCENES_FOLDER, report_held, study_held
-from clipvisionalign.study.gaps import Gaps, Log, measurements_hash
+from clipvisionalign.study.gaps import Gaps, measurements_hash
 from clipvisionalign.study.kept_report import merge_with_earlier, read_earlier_report, replace_report
 from clipvisionalign.study.plan_file import plan_text, read_kept_plan
 from clipvisionalign.study.prepare import in_recorded_layout, prepare_plan
@@ -38,12 +39,14 @@ from clipvisionalign.study.tower_commits import pin_tower_commits
 from clipvisionalign.study.trial_checks import refuse_changed_data, refuse_other_settings
 from clipvisionalign.study.trials import measure_trials, train_trials
 
+logger = logging.getLogger(__name__)
+
 #: The part of a report that a caller adds.
 ADDED_PART = "what is added to the report"
 
 
 def run_study(
-    plan: Plan, out: str | Path, say: Log = print, extend_report: Callable[[dict[str, Any]], None] | None = None
+    plan: Plan, out: str | Path, *, extend_report: Callable[[dict[str, Any]], None] | None = None
 ) -> dict[str, Any]:
     """Carry out a plan in the folder `out`; returns what its report.json holds.
 
@@ -54,47 +57,45 @@ def run_study(
     study = Path(out)
     # Before anything is trained.
     check_installed((*TO_WRITE, "nltk", "scipy"))
-    plan = prepare_plan(plan, study, say)
+    plan = prepare_plan(plan, study)
     with study_held(study):
         refuse_unstartable(plan, trials_of(plan, study))
-        return _carry_out(plan, study, say, extend_report)
+        return _carry_out(plan, study, extend_report)
 
 
-def _carry_out(
-    plan: Plan, study: Path, say: Log, extend_report: Callable[[dict[str, Any]], None] | None
-) -> dict[str, Any]:
+def _carry_out(plan: Plan, study: Path, extend_report: Callable[[dict[str, Any]], None] | None) -> dict[str, Any]:
     """The report of a study that this process holds."""
     start = time.perf_counter()
     with remove_scenes_if_refused(study):
-        data = open_study_data(plan, study, study / SCENES_FOLDER, say)
+        data = open_study_data(plan, study, study / SCENES_FOLDER)
         eval_data = data.split(plan.split)
         context = StudyContext(plan, study, data, eval_data, minimal_pairs_of(plan, eval_data), split_overlap(data))
         check_possible(context)
         refuse_changed_data(trials_of(plan, study))
-        steps = steps_by_variant(plan, trials_of(plan, study), study, eval_data, say)
-        trials = pin_tower_commits(trials_of(plan, study, steps), study, say)
+        steps = steps_by_variant(plan, trials_of(plan, study), study, eval_data)
+        trials = pin_tower_commits(trials_of(plan, study, steps), study)
         # From here on it is this plan's study.
         study.mkdir(parents=True, exist_ok=True)
         save_steps(plan, study, steps)
         with atomic_write(study / PLAN_FILE) as aside:
             aside.write_text(plan_text(plan), encoding="utf-8")
-    gaps = Gaps(study, say)
+    gaps = Gaps(study)
     # What frozen towers give of an image or a caption is the same in all trials.
     tower_caches: dict[str, TowerOutputCache] = {}
-    trained = train_trials(trials, gaps, say, tower_caches)
-    say("--- figures, audits, minimal pairs ---")
-    measured = measure_trials(context, trained, gaps, say, tower_caches)
-    report = assemble_report(context, trials, measured, gaps, say)
+    trained = train_trials(trials, gaps, tower_caches=tower_caches)
+    logger.info("--- figures, audits, minimal pairs ---")
+    measured = measure_trials(context, trained, gaps, tower_caches=tower_caches)
+    report = assemble_report(context, trials, measured, gaps)
     if extend_report is not None:
         gaps.try_part(ADDED_PART, extend_report, report)
         add_gaps(report, gaps)
     with report_held(study, waits=True):
-        replace_report(study, report, say)
-    say(f"{study}: report.html, report.json, figures/, tables/ ({(time.perf_counter() - start) / 60:.1f} min)")
+        replace_report(study, report)
+    logger.info(f"{study}: report.html, report.json, figures/, tables/ ({(time.perf_counter() - start) / 60:.1f} min)")
     return report
 
 
-def read_study_report(out: str | Path, say: Log = print) -> dict[str, Any]:
+def read_study_report(out: str | Path) -> dict[str, Any]:
     """The report of a study's folder as far as the study has come: nothing is trained or measured for it.
 
     The report.json that is there, where it was made from all that is measured; else a new one from the cells' figures,
@@ -103,39 +104,41 @@ def read_study_report(out: str | Path, say: Log = print) -> dict[str, Any]:
     study = Path(out)
     if not study.is_dir() or not (study / PLAN_FILE).is_file():
         return read_report(study)
-    before = read_earlier_report(study, say)
+    before = read_earlier_report(study)
     # One that names no measurements is an earlier version's, or a published one, which has none beside it.
     if before is not None and before.get("made_from", "") == measurements_hash(study):
         return before
-    plan = in_recorded_layout(read_kept_plan(study / PLAN_FILE), study, say)
+    plan = in_recorded_layout(read_kept_plan(study / PLAN_FILE), study)
     source = Path(data_source(plan, study))
     if not source.exists():
         if before is None:
             raise ValueError(f"{study}: its figures are of the data set {source}, which is not there: put it back")
-        say(f"{study}: has other figures by now, of {source}, which is not there: the report is as it was made before")
+        logger.info(
+            f"{study}: has other figures by now, of {source}, which is not there: the report is as it was made before"
+        )
         return before
-    say(f"{study}: the report is made from what has been measured so far")
-    data = open_study_data(plan, study, study / SCENES_FOLDER, say)
+    logger.info(f"{study}: the report is made from what has been measured so far")
+    data = open_study_data(plan, study, study / SCENES_FOLDER)
     eval_data = data.split(plan.split)
-    gaps = Gaps(study, say)
+    gaps = Gaps(study)
     pairs = gaps.try_part("minimal pairs", minimal_pairs_of, plan, eval_data) or {}
     context = StudyContext(plan, study, data, eval_data, pairs, split_overlap(data), read_only=True)
     trials = trials_of(plan, study)
-    report = assemble_report(context, trials, measure_trials(context, trials, gaps, say), gaps, say)
-    return merge_with_earlier(study, before, report, gaps, say)
+    report = assemble_report(context, trials, measure_trials(context, trials, gaps), gaps)
+    return merge_with_earlier(study, before, report, gaps)
 
 
-def estimate_study_time(plan: Plan, out: str | Path, say: Log = print) -> dict[str, float]:
+def estimate_study_time(plan: Plan, out: str | Path) -> dict[str, float]:
     """How long a study will take, in seconds by what they go into, from a few steps of each variant.
 
     Nothing is written; what `run_study` would refuse is refused.
     """
     study = Path(out)
-    plan = prepare_plan(plan, study, say)
+    plan = prepare_plan(plan, study)
     refuse_unstartable(plan, trials_of(plan, study))
     with tempfile.TemporaryDirectory() as folder:
         scenes_folder = study / SCENES_FOLDER if (study / SCENES_FOLDER).exists() else Path(folder) / SCENES_FOLDER
-        data = open_study_data(plan, study, scenes_folder, say)
+        data = open_study_data(plan, study, scenes_folder)
         eval_data = data.split(plan.split)
         check_possible(
             StudyContext(plan, study, data, eval_data, minimal_pairs_of(plan, eval_data), split_overlap(data))
@@ -148,7 +151,7 @@ def estimate_study_time(plan: Plan, out: str | Path, say: Log = print) -> dict[s
                 refuse_other_settings(trial)
         source = plan.data or str(scenes_folder)
         timings = time_variants(
-            [replace(trial, config=replace(trial.config, data=source)) for trial in trials], eval_data, say
+            [replace(trial, config=replace(trial.config, data=source)) for trial in trials], eval_data
         )
     if plan.budget.same == "seconds":
         steps = {

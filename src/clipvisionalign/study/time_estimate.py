@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 import time
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from clipvisionalign.training.config import RunConfig, check_settings
 from clipvisionalign.training.fine_tuning import IMAGE_FROZEN
 from clipvisionalign.training.train import train
 
-Log = Callable[[str], None]
+logger = logging.getLogger(__name__)
 
 #: Steps that are timed, after those that warm up.
 TIMED_STEPS = 4
@@ -110,7 +111,7 @@ def estimate_seconds(
     return seconds_by_phase
 
 
-def time_variants(trials: list[Trial], eval_data: CaptionedImages, say: Log) -> dict[str, StepTiming]:
+def time_variants(trials: list[Trial], eval_data: CaptionedImages) -> dict[str, StepTiming]:
     """A probe of each variant."""
     timings = {}
     for trial in trials:
@@ -118,5 +119,5 @@ def time_variants(trials: list[Trial], eval_data: CaptionedImages, say: Log) -> 
             with progress_step(f"timing some steps of {trial.variant}"):
                 timings[trial.variant] = time_steps(trial.config, eval_data)
             step = timings[trial.variant].seconds_per_step
-            say(f"{trial.variant}: {format(step, significant_format(step))} s a step")
+            logger.info(f"{trial.variant}: {format(step, significant_format(step))} s a step")
     return timings

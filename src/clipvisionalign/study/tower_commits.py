@@ -10,14 +10,13 @@ from pathlib import Path
 from clipvisionalign.json_io import read_json, write_json
 from clipvisionalign.models.io import pin_revisions
 from clipvisionalign.study.config import Trial
-from clipvisionalign.study.gaps import Log
 from clipvisionalign.study.trial_checks import refuse_other_settings
 
 #: In a study's folder: the commits that its runs take their towers from.
 PINNED_TOWERS_FILE = "towers.json"
 
 
-def pin_tower_commits(trials: Sequence[Trial], study: Path, say: Log) -> list[Trial]:
+def pin_tower_commits(trials: Sequence[Trial], study: Path) -> list[Trial]:
     """The cells that are to be trained with one commit of the hub for each tower's name, whenever they are trained.
 
     What cannot be had now is left as it is: those cells raise the reason when their turn comes. Raises FileExistsError,
@@ -34,7 +33,7 @@ def pin_tower_commits(trials: Sequence[Trial], study: Path, say: Log) -> list[Tr
         key = json.dumps([[tower.name, tower.weights, tower.revision] for tower in towers])
         if key not in commits and not (trial.folder / "config.yaml").is_file():
             try:
-                pinned = pin_revisions(model, say)
+                pinned = pin_revisions(model)
             except (OSError, ValueError):
                 pinned_trials.append(trial)
                 continue

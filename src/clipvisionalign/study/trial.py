@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from clipvisionalign.batch import TruncationStats
 from clipvisionalign.data.captioned import CaptionedImages
 from clipvisionalign.data.hashes import dataset_hashes
 from clipvisionalign.json_io import read_json, write_json
-from clipvisionalign.log import log_to
+from clipvisionalign.log import leave_out
 from clipvisionalign.models.aligner import Aligner, TowerOutputCache
 from clipvisionalign.models.caption_tokenizer import open_tokenizer
 from clipvisionalign.models.device import library_versions
@@ -20,7 +21,6 @@ from clipvisionalign.retrieval.evaluate import RANKS_FILE, Evaluation, evaluate
 from clipvisionalign.study.config import Trial
 from clipvisionalign.study.data import StudyContext
 from clipvisionalign.study.foils import HalfWeights, foil_accuracy
-from clipvisionalign.study.gaps import Log
 from clipvisionalign.study.measurements import (
     MEASUREMENTS_FILE,
     has_ranks,
@@ -34,29 +34,29 @@ from clipvisionalign.training.ineffective_settings import NO_EFFECT
 from clipvisionalign.training.results import can_cache_encodings
 from clipvisionalign.training.train import resume, train
 
+logger = logging.getLogger(__name__)
 
-def train_trial(trial: Trial, say: Log, tower_caches: dict[str, TowerOutputCache] | None = None) -> None:
+
+def train_trial(trial: Trial, *, tower_caches: dict[str, TowerOutputCache] | None = None) -> None:
     """Train a cell, or resume it where it was stopped; a finished one stays.
 
     tower_caches: as in `measure_trial`.
     Raises what `train` raises, DataError where a finished one was trained on other data than is there now, and
     FileExistsError where it stands on another base. A dev split that changed is measured again (`measure_trial`).
     """
-    refuse_other_base(trial, say)
+    refuse_other_base(trial, logger.info)
     if (trial.folder / "results.json").is_file():
         try:
-            with log_to(say):
-                check_data_unchanged(trial.folder, trial.config, splits=("train",))
+            check_data_unchanged(trial.folder, trial.config, splits=("train",))
         except json.JSONDecodeError as error:
             reason = f"what it was trained on cannot be read ({error}); put back a whole one, or remove {trial.folder}"
             raise ValueError(f"{trial.folder / 'data.json'}: {reason}") from None
-        say(f"{trial.folder}: finished already")
+        logger.info(f"{trial.folder}: finished already")
     elif (trial.folder / "config.yaml").is_file():
-        with log_to(say):
-            resume(trial.folder, encodings_cache=_tower_cache(trial, tower_caches))
+        resume(trial.folder, encodings_cache=_tower_cache(trial, tower_caches))
     else:
         # A study's settings are those of all its variants: what has no effect on one is another's.
-        with log_to(lambda line: None if line.startswith(NO_EFFECT) else say(line)):
+        with leave_out(lambda record: record.getMessage().startswith(NO_EFFECT)):
             train(trial.config, encodings_cache=_tower_cache(trial, tower_caches))
 
 
@@ -81,7 +81,7 @@ def _tower_cache(
 def measure_trial(
     trial: Trial,
     context: StudyContext,
-    say: Log = print,
+    *,
     tower_caches: dict[str, TowerOutputCache] | None = None,
 ) -> dict[str, Any]:
     """Measure all of a trained trial but time and memory: audit, ranks, minimal pairs.
@@ -89,7 +89,6 @@ def measure_trial(
     Args:
         trial: A trained trial.
         context: The data, minimal pairs and settings that it is measured with.
-        say: Receives one line where kept measurements are not current.
         tower_caches: Outputs of frozen towers in other trials, by their settings; used and added to.
 
     Returns:
@@ -98,7 +97,7 @@ def measure_trial(
     """
     path, split, eval_data = trial.folder / MEASUREMENTS_FILE, context.plan.split, context.eval_data
     inputs = measurement_inputs(trial, context)
-    measurements = load_measurements(trial, inputs, say)
+    measurements = load_measurements(trial, inputs, logger.info)
     if measurements is not None:
         return measurements
     train_results = read_json(trial.folder / "results.json", f"remove {trial.folder}, to train it again")

@@ -11,10 +11,9 @@ from typing import Any
 
 from clipvisionalign.data.hashes import hash_parts, run_hash
 from clipvisionalign.data.run_data import data_record
-from clipvisionalign.log import log_to
+from clipvisionalign.log import Log, log_to
 from clipvisionalign.settings import config_from_dict
 from clipvisionalign.study.config import Trial
-from clipvisionalign.study.gaps import Log
 from clipvisionalign.training.checkpoint import list_checkpoints
 from clipvisionalign.training.config import RunConfig
 from clipvisionalign.training.data import check_data_unchanged
@@ -87,17 +86,17 @@ def settings_hash(trial: Trial) -> str:
     return hash_parts([repr(config)])
 
 
-def refuse_other_base(trial: Trial, say: Log = lambda line: None) -> None:
+def refuse_other_base(trial: Trial, on_unrecorded: Log = lambda line: None) -> None:
     """Raises FileExistsError where a cell's run, finished or stopped, was begun from other weights than those of the
     cell that it stands on: that one was trained again since. A run from before this was recorded cannot be compared:
-    that is said."""
+    `on_unrecorded` receives a line then."""
     has_run = (trial.folder / "results.json").is_file() or list_checkpoints(trial.folder)
     if not trial.config.init or not has_run:
         return
     base, init_run = Path(trial.config.init), InitRun.load(trial.folder)
     if init_run is None:
         note = f"whether {base.name} is still what it stands on was not compared"
-        say(f"{trial.folder}: from before that was recorded: {note}")
+        on_unrecorded(f"{trial.folder}: from before that was recorded: {note}")
     elif init_run.contents != run_hash(base):
         raise FileExistsError(
             f"{trial.folder}: stands on other weights than {base} has now, which was trained again since; remove "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,13 +19,14 @@ from clipvisionalign.study.gaps import (
     NOT_TRAINED,
     UNFINISHED,
     Gaps,
-    Log,
     error_reason,
     read_failures,
     training_state,
 )
 from clipvisionalign.study.measurements import load_measurements, load_trial_ranks, measurement_inputs, why_not_kept
 from clipvisionalign.study.trial import measure_trial, train_trial
+
+logger = logging.getLogger(__name__)
 
 #: How the reason of a cell begins whose measuring failed, and not its training.
 MEASURING_PREFIX = "measuring: "
@@ -34,7 +36,7 @@ def measure_trials(
     context: StudyContext,
     trials: Sequence[Trial],
     gaps: Gaps,
-    say: Log,
+    *,
     tower_caches: dict[str, TowerOutputCache] | None = None,
 ) -> list[TrialResult]:
     """The figures of the cells that are trained; the others, and those that cannot be measured, are gaps."""
@@ -52,12 +54,12 @@ def measure_trials(
                     gaps.states[trial.variant, trial.seed] = _unmeasured_state(trial, messages)
                     continue
             else:
-                measurements = measure_trial(trial, context, say, tower_caches)
+                measurements = measure_trial(trial, context, tower_caches=tower_caches)
             result = TrialResult(trial.variant, trial.seed, measurements, load_trial_ranks(trial, context.plan.split))
             check_gallery(result, context.eval_data)
         except Exception as error:
             reason = f"{MEASURING_PREFIX}{error_reason(error)}"
-            say(f"{trial.folder.name}: FAILED: {reason}")
+            logger.info(f"{trial.folder.name}: FAILED: {reason}")
             if context.read_only:
                 gaps.states[trial.variant, trial.seed] = (FAILED, reason)
             else:
@@ -78,7 +80,7 @@ def _unmeasured_state(trial: Trial, messages: Sequence[str]) -> tuple[str, str]:
     return NOT_MEASURED, why_not_kept(messages) or "trained, and not measured yet"
 
 
-def train_trials(trials: list[Trial], gaps: Gaps, say: Log, tower_caches: dict[str, TowerOutputCache]) -> list[Trial]:
+def train_trials(trials: list[Trial], gaps: Gaps, *, tower_caches: dict[str, TowerOutputCache]) -> list[Trial]:
     """Train what is not finished; returns the cells that are."""
     trained: list[Trial] = []
     held_by_others: set[str] = set()
@@ -94,7 +96,7 @@ def train_trials(trials: list[Trial], gaps: Gaps, say: Log, tower_caches: dict[s
         if number_trained and unfinished:
             minutes = (time.perf_counter() - start) / number_trained * len(unfinished) / 60
             eta = f", about {minutes:.0f} min of training left"
-        say(f"--- {trial.variant}, seed {trial.seed}: cell {number} of {len(trials)}{eta} ---")
+        logger.info(f"--- {trial.variant}, seed {trial.seed}: cell {number} of {len(trials)}{eta} ---")
         was_finished = (trial.folder / "results.json").is_file()
         base = Path(trial.config.init).name if trial.config.init else ""
         if base in held_by_others:
@@ -106,7 +108,7 @@ def train_trials(trials: list[Trial], gaps: Gaps, say: Log, tower_caches: dict[s
             try:
                 if not was_finished:
                     gaps.clear_failure(trial)
-                train_trial(trial, say, tower_caches)
+                train_trial(trial, tower_caches=tower_caches)
                 trained.append(trial)
                 number_trained += not was_finished
                 continue
@@ -116,5 +118,5 @@ def train_trials(trials: list[Trial], gaps: Gaps, say: Log, tower_caches: dict[s
             except Exception as error:
                 gaps.record_failure(trial, f"{type(error).__name__}: {error}".splitlines()[0])
         state, reason = gaps.states[trial.variant, trial.seed]
-        say(f"{trial.folder.name}: {state.upper()}: {reason}; the rest continues")
+        logger.info(f"{trial.folder.name}: {state.upper()}: {reason}; the rest continues")
     return trained

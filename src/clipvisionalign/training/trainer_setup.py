@@ -86,7 +86,7 @@ class TrainerSetup:
         """The model on its device, its loss, and the dtype of each tower."""
         processes, state, device = self.processes, self._state, self.processes.device
         # One process fetches the towers' weights; the others find the commit in the cache.
-        pinned = processes.run_on_main(lambda: pin_revisions(self.config.model, logger.info))
+        pinned = processes.run_on_main(lambda: pin_revisions(self.config.model))
         self.config = config = replace(self.config, model=pinned)
         self.aligner = aligner = processes.run_on_all(
             lambda: build_aligner(config, device, is_new_run=state is None), long_timeout=True

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -254,7 +254,7 @@ def check_installed(names: Sequence[str] = TO_WRITE) -> None:
             raise ModuleNotFoundError(f"No module named '{name}'", name=name)
 
 
-def write_report(study: Path, report: dict[str, Any], say: Callable[[str], None] = print) -> None:
+def write_report(study: Path, report: dict[str, Any]) -> None:
     """report.json, report.html, figures/ (SVG, PNG), tables/ (Markdown, LaTeX), references.bib in `study`: each file is
     whole, whenever this is cut off, and none is left of a plot or a table that only an earlier report had. The page is
     the last: until it is whole the earlier one stays.
@@ -271,7 +271,7 @@ def write_report(study: Path, report: dict[str, Any], say: Callable[[str], None]
     check_results(report)
     # The report's own figures first: they are there whatever happens to a plot or the page.
     write_json(study / "report.json", report)
-    plots = draw_plots(typed, study / "figures", say)
+    plots = draw_plots(typed, study / "figures")
     write_tables(typed, study / "tables")
     with atomic_write(study / "references.bib") as aside:
         aside.write_text("\n\n".join(entry.bibtex for entry in typed.references) + "\n", encoding="utf-8")

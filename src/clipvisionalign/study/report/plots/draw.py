@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from clipvisionalign.study.report.plots.protocols import plot_protocols
 from clipvisionalign.study.report.plots.style import INK
 from clipvisionalign.study.report.plots.training import plot_curves
 from clipvisionalign.study.report.schema import ReportLike, StudyReport
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -71,13 +74,12 @@ PLOTS: dict[str, tuple[str, str, Callable[[StudyReport], tuple[Any, ...] | None]
 }  # fmt: skip
 
 
-def draw_plots(report: ReportLike, folder: Path, say: Callable[[str], None] = print) -> dict[str, Plot]:
+def draw_plots(report: ReportLike, folder: Path) -> dict[str, Plot]:
     """Draw every plot that the report has figures for, as SVG and PNG.
 
     Args:
         report: a report, or the document that report.json holds.
         folder: where the files are written; those of plots that only an earlier report had are removed.
-        say: prints a line about a plot that cannot be drawn.
 
     Returns:
         The plots by name; one that cannot be drawn has the reason.
@@ -110,7 +112,7 @@ def draw_plots(report: ReportLike, folder: Path, say: Callable[[str], None] = pr
                     continue
             except Exception as error:
                 reason = error_reason(error)
-                say(f"{files[1]}: NOT DRAWN: {reason}; the rest continues")
+                logger.info(f"{files[1]}: NOT DRAWN: {reason}; the rest continues")
                 plots[name] = Plot(name, "", title, description, "", reason)
             pyplot.close("all")
             for file in files:
