@@ -23,7 +23,7 @@ from PIL import Image
 from clipvisionalign.data.captioned import DataError
 from clipvisionalign.data.captions import parse_captions
 from clipvisionalign.data.check import check
-from clipvisionalign.data.formats import read_captioned_images
+from clipvisionalign.data.formats import detect_layout, read_captioned_images
 from clipvisionalign.data.text_files import decode, read_delimited, split_lines
 
 
@@ -1015,6 +1015,25 @@ def test_what_is_written_like_a_value_is_no_caption(cell, texts, wrong):
     parsed, reasons = parse_captions(cell)
     assert parsed == texts
     assert len(reasons) == wrong
+
+
+@pytest.mark.parametrize(
+    "name", ["notes.json", "dataset_b.json", "captions_b.json", "annotations.JSON", "b.jsonl", "b.csv"]
+)
+def test_a_file_that_is_not_read_is_to_be_named_only_where_that_reads_it(tmp_path, name):
+    paint(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_text("a\n")
+    (tmp_path / name).write_text("{}")
+    (problem,) = [
+        problem for problem in read_captioned_images(tmp_path, layout="texts").problems if problem.place == name
+    ]
+    is_read = True
+    try:
+        detect_layout(tmp_path / name)
+    except DataError:
+        is_read = False
+    assert ("name it instead of the folder" in problem.message) == is_read
+    assert ("by its name: data_captions.json" in problem.message) == (not is_read)
 
 
 @pytest.mark.parametrize(

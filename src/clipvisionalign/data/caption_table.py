@@ -28,6 +28,8 @@ from clipvisionalign.data.splits import (
 )
 from clipvisionalign.data.text_files import decode
 
+#: Names by which a JSON file is read that is named itself, of every layout in one JSON file.
+_READABLE_JSON = re.compile(r"dataset.*|captions_.*|data_captions")
 _LONE_SURROGATES = re.compile("[\ud800-\udfff]")
 
 
@@ -224,7 +226,13 @@ class CaptionTable:
         for path in sorted(set(paths) - self.files_read):
             location = path.relative_to(self.source).as_posix() if path.is_relative_to(self.source) else str(path)
             read = next((file.name for file in sorted(self.files_read)), "what is read")
-            message = f"lies beside {read}, and no row of it is read; to read it, name it instead of the folder"
+            hint = "to read it, name it instead of the folder"
+            if path.suffix.lower() == ".json" and not _READABLE_JSON.fullmatch(path.stem):
+                hint = (
+                    "a JSON file is read by its name: data_captions.json (RSTPReid), dataset_*.json (Karpathy) or "
+                    "captions_*.json (COCO); one object a line is read from a .jsonl file"
+                )
+            message = f"lies beside {read}, and no row of it is read; {hint}"
             self.report("file not read", location, message, "warning")
 
     def note(self, text: str) -> None:
