@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from clipvisionalign.export.audits import audits_of, is_of_unknown_model
-from clipvisionalign.export.folders import target_folder
-from clipvisionalign.files import atomic_write_files, folders_above
+from clipvisionalign.export.folders import export_folder
 
 
 def export_huggingface(run: str | Path, out: str | Path) -> Path:
@@ -21,9 +20,7 @@ def export_huggingface(run: str | Path, out: str | Path) -> Path:
     source = Path(run)
     if not (source / "results.json").is_file():
         raise FileNotFoundError(f"{run}: not a finished run: no results.json in it")
-    target = target_folder(out)
-    with folders_above(target), atomic_write_files(target) as aside:
-        aside.mkdir()
+    with export_folder(out) as aside:
         (aside / "README.md").write_text(model_card(source), encoding="utf-8")
         for name in ("model.safetensors", "config.yaml", "results.json", "environment.json", "weights.json"):
             if (source / name).is_file():

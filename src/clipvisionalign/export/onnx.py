@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from clipvisionalign.data.run_data import unfinished_note
-from clipvisionalign.export.folders import target_folder
+from clipvisionalign.export.folders import export_folder, target_folder
 from clipvisionalign.export.graphs import write_graphs
 from clipvisionalign.export.onnx_aligner import ABOUT
 from clipvisionalign.export.onnx_readme import render_readme
 from clipvisionalign.export.quantization import int8_loss, quantize
 from clipvisionalign.export.verification import verify_export
-from clipvisionalign.files import atomic_write_files, folders_above
 from clipvisionalign.models.aligner import Aligner
 from clipvisionalign.models.io import load_aligner
 from clipvisionalign.models.longformer import Longformer
@@ -32,10 +31,10 @@ def export_onnx(run: str | Path, out: str | Path, int8: bool = False, data: str 
 
     int8: also write towers whose products are done in 8 bits, and measure on the dev split of `data` (else of what the
     run was trained on, if it is there) what they lose. Raises FileExistsError where `out` holds something,
-    ValueError for a model that cannot be exported, RuntimeError where what was exported is not what PyTorch computes;
-    nothing is left then.
+    ValueError for a model that cannot be exported, RuntimeError where what was exported is not what PyTorch computes,
+    Held where another process exports to `out`; nothing is left then.
     """
-    target = target_folder(out)
+    target_folder(out)
     aligner = load_aligner(run, "cpu", packed=False)
     if isinstance(aligner.text_tower.encoder, Longformer):
         # How many of its tokens are global depends on the batch.
@@ -43,8 +42,7 @@ def export_onnx(run: str | Path, out: str | Path, int8: bool = False, data: str 
             f"{run}: Longformer is not exported to ONNX; sliding windows over another text tower are, such as "
             "--model.design sparse --model.text_tower.name distilbert-base-uncased"
         )
-    with folders_above(target), atomic_write_files(target) as aside:
-        aside.mkdir()
+    with export_folder(out) as aside:
         manifest = _about(aligner, run)
         if "unfinished" in manifest:
             logger.info(f"note: {manifest['unfinished']}")
