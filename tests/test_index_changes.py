@@ -637,5 +637,10 @@ def test_an_index_of_nothing_is_refused(tiny_runs, tmp_path):
 
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "notes.txt").write_text("no image")
-    with pytest.raises(DataError, match=r"no image to index: 1 .*\.txt"):
-        build_index(tiny_runs["self"], tmp_path / "empty", tmp_path / "index")
+    for made_before in (False, True):
+        if made_before:
+            (tmp_path / "index").mkdir()
+        with pytest.raises(DataError, match=r"no image to index: 1 .*\.txt"):
+            build_index(tiny_runs["self"], tmp_path / "empty", tmp_path / "index")
+        # Nothing is written either.
+        assert [path for path in tmp_path.rglob("*") if "index" in str(path)] == [tmp_path / "index"] * made_before

@@ -41,7 +41,7 @@ from clipvisionalign.search.image_rows import (
     write_rows,
 )
 from clipvisionalign.search.index_report import IndexReport, log_first, log_problems, new_report, report_sources
-from clipvisionalign.search.manifest import IndexManifest, open_manifest
+from clipvisionalign.search.manifest import MANIFEST_FILE, IndexManifest, open_manifest
 from clipvisionalign.search.storage import InvalidIndexError, Storage, printable
 from clipvisionalign.search.tables import BASE_COLUMNS, create_image_table, read_columns
 
@@ -97,6 +97,9 @@ def build_index(
     index = _require_utf8_path(Storage(out))
     try:
         with _translate_write_errors(index):
+            if not collection.listing.files and index.read(MANIFEST_FILE) is None:
+                # Before an index is made, which would be empty.
+                _begin(collection, 0)
             manifest = open_manifest(run, collection.storage.location, index, aligner.config.width)
             with index.lock():
                 return _update_index(run, aligner, collection, index, manifest, ray, workers, sizes, verify, allow_drop)
@@ -131,6 +134,24 @@ def _require_utf8_path(index: Storage) -> Storage:
     return index
 
 
+def _begin(collection: Collection, indexed: int) -> None:
+    """Log what there is to index, and its problems.
+
+    Args:
+        collection: The images.
+        indexed: Number of rows in the index.
+
+    Raises:
+        DataError: There is no image, and no row.
+    """
+    listing, source = collection.listing, printable(str(collection.storage))
+    logger.info(f"{source}: {len(listing.files):,} files that may be images; {indexed:,} in the index")
+    log_problems(collection)
+    if not listing.files and not indexed:
+        reason = "; ".join(listing.not_taken.lines()) or "it is empty"
+        raise DataError(f"{source}: no image to index: {reason}")
+
+
 def _update_index(
     run: str | Path, aligner: Aligner, collection: Collection, index: Storage, manifest: IndexManifest,
     ray: str, workers: int, sizes: tuple[int, int], verify: bool, allow_drop: bool,
@@ -139,13 +160,7 @@ def _update_index(
     table = create_image_table(index, manifest.width)
     rows = read_columns(table, ("id", "path", "raw", "size", "mtime_ns", "hash"))
     broken = BrokenFiles(index.read(BROKEN_FILES_NAME) or "")
-    logger.info(
-        f"{printable(str(storage))}: {len(listing.files):,} files that may be images; {len(rows):,} in the index"
-    )
-    log_problems(collection)
-    if not listing.files and not rows:
-        reason = "; ".join(listing.not_taken.lines()) or "it is empty"
-        raise DataError(f"{printable(str(storage))}: no image to index: {reason}")
+    _begin(collection, len(rows))
     changes = diff_files(storage, listing, rows, broken, verify)
     check_drop(changes, listing, storage, index, len(rows), allow_drop)
     if changes.surplus:
