@@ -247,6 +247,24 @@ def test_a_plan_that_leaves_out_what_a_study_has_changes_nothing_of_it(tmp_path,
         run_study(replace(plan, variants=more, seeds=[0, 1, 2]), out)
 
 
+@pytest.mark.usefixtures("quick")
+def test_a_report_of_another_split_is_replaced_only_once_it_is_removed(tmp_path, scenes_folder):
+    out = tmp_path / "out"
+    plan = replace(SCENES, data=str(scenes_folder), scenes=0, drawing=Drawing(), seeds=[0, 1], split="dev")
+    begun(plan, out)
+    (out / "report.json").write_text(json.dumps(made_report(split="dev")))
+    before = contents(out)
+    for call in (run_study, estimate_study_time):
+        with pytest.raises(FileExistsError, match=r"its report is of the split 'dev', and 'test'.*--out, or remove"):
+            call(replace(plan, split="test"), out)
+        assert contents(out) == before
+    with pytest.raises(Reached):
+        run_study(plan, out)
+    (out / "report.json").unlink()
+    with pytest.raises(Reached):
+        run_study(replace(plan, split="test"), out)
+
+
 @pytest.fixture
 def finished(tmp_path, scenes_folder, quick) -> Plan:
     """The plan of a study in `out` whose runs have come to their end, with a record of their data."""

@@ -40,6 +40,7 @@ def prepare_plan(plan: Plan, study: Path) -> Plan:
     if not is_study and (not study.is_dir() or {path.name for path in study.iterdir()} - leftover_names):
         raise FileExistsError(f"{study}: is there already and no study; give another --out")
     _refuse_leaving_out(plan, study)
+    _refuse_other_split(plan, study)
     if plan.budget.same == "seconds" and (idle := _ignored_settings(plan)):
         logger.info(f"no effect of {', '.join(idle)}: every variant trains for {plan.budget.seconds:g} seconds")
     return in_recorded_layout(plan, study)
@@ -81,6 +82,18 @@ def _refuse_leaving_out(plan: Plan, study: Path) -> None:
             f"{study}: this plan leaves out {named}, which the study has; the report would lack them: give the whole "
             f"plan, which is {study / PLAN_FILE}, or another --out, or remove their runs and the report"
         )
+
+
+def _refuse_other_split(plan: Plan, study: Path) -> None:
+    """Raises FileExistsError where the study has a report of another split, which this one would take the place of."""
+    with suppress(ValueError):
+        report = read_report(study)
+        split = report["results"].get("split", plan.split)
+        if split != plan.split and trials_with_results(report):
+            raise FileExistsError(
+                f"{study}: its report is of the split '{split}', and '{plan.split}' is asked for, whose report would "
+                f"take its place: give another --out, or remove {study / 'report.json'}"
+            )
 
 
 def _ignored_settings(plan: Plan) -> list[str]:
