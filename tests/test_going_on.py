@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from clipvisionalign import read_captioned_images
 from clipvisionalign.data.captioned import DataError
 from clipvisionalign.training import frozen_features, run_folder, trainer, trainer_setup
 from clipvisionalign.training.config import RunConfig
@@ -134,8 +135,6 @@ def own_scenes(tmp_path, scenes_folder) -> Path:
 
 
 def training_images(folder: Path) -> list[Path]:
-    from clipvisionalign import read_captioned_images
-
     return [row.image for row in read_captioned_images(folder).split("train").first_by_hash(48).rows]
 
 
@@ -167,6 +166,21 @@ def test_an_image_of_equal_size_is_another_image(own_scenes, settings, tmp_path,
     os.utime(first, ns=(about.st_atime_ns, about.st_mtime_ns + 1))
     with pytest.raises(DataError, match=r"not the train data that .* was begun with: images differ"):
         resume(config.out, silent)
+
+
+def test_a_run_is_resumed_in_the_layout_that_its_data_was_read_in(own_scenes, settings, tmp_path, monkeypatch):
+    """Another layout's file that came to lie beside the data since changes nothing of an unfinished run."""
+    whole, stopped = (settings("", data=str(own_scenes), out=str(tmp_path / name)) for name in ("whole", "stopped"))
+    train(whole, silent)
+    cut_off(stopped, monkeypatch)
+    rows = read_captioned_images(own_scenes)
+    listed = [{"filename": row.name, "split": row.split, "sentences": ["another"]} for row in rows]
+    (own_scenes / "dataset.json").write_text(json.dumps({"images": listed}))
+    assert read_captioned_images(own_scenes).layout != rows.layout
+    resume(stopped.out, silent)
+    assert_same(stopped.out, whole.out)
+    # So is a finished one compared with its data.
+    resume(whole.out, silent)
 
 
 def test_a_run_goes_on_from_another_directory(own_scenes, settings, tmp_path, monkeypatch):

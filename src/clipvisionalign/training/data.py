@@ -15,9 +15,9 @@ from clipvisionalign.batch import TruncationStats
 from clipvisionalign.data.batches import CaptionedBatches
 from clipvisionalign.data.captioned import CaptionedImages, DataError
 from clipvisionalign.data.check import check
-from clipvisionalign.data.formats import STREAM, is_stream, read_captioned_images
+from clipvisionalign.data.formats import LAYOUTS, STREAM, is_stream, read_captioned_images
 from clipvisionalign.data.hashes import changed_keys, dataset_hashes
-from clipvisionalign.data.run_data import split_rule_of
+from clipvisionalign.data.run_data import data_record, split_rule_of
 from clipvisionalign.data.splits import SPLIT_RULE, SPLIT_RULES
 from clipvisionalign.data.streams.in_memory import read_stream_split
 from clipvisionalign.data.streams.loader import SampleCounts, StreamedBatches
@@ -161,6 +161,8 @@ def open_data(config: RunConfig, distributed: Distributed, is_new_run: bool = Tr
     """
     if not config.data:
         raise DataError("no data set given: clipvisionalign train DATA --out RUN")
+    if not is_new_run:
+        config = replace(config, layout=distributed.run_on_all(lambda: _recorded_layout(Path(config.out), config)))
     streams = distributed.run_and_gather(lambda: is_stream(config.data, config.layout))
     if len(set(streams)) > 1:
         with_stream, missing = (
@@ -178,6 +180,14 @@ def open_data(config: RunConfig, distributed: Distributed, is_new_run: bool = Tr
     # The main process counts what no index tells, and leaves the index to the others.
     stream = distributed.run_on_main(lambda: open_stream(config.data))
     return distributed.run_on_all(lambda: _open_stream(config, stream, distributed), long_timeout=True)
+
+
+def _recorded_layout(run: Path, config: RunConfig) -> str:
+    """The layout that a run's data set is read in: the one that it was read in before, where the settings leave it
+    open, whatever lies beside it by now. A dev split of another data set has the layout of the settings."""
+    recorded = str(data_record(run).get("layout", ""))
+    is_open = config.layout == "auto" and not config.dev_data
+    return recorded if is_open and recorded in LAYOUTS else config.layout
 
 
 def _open_images(config: RunConfig, distributed: Distributed, is_new_run: bool) -> TrainingData:
@@ -256,7 +266,8 @@ def _check_data_unchanged(run: Path, config: RunConfig, splits: Sequence[str]) -
         return
     try:
         rule = split_rule_of(run)
-        data = read_captioned_images(config.data, config.layout, config.group, rule).with_identity(config.identity)
+        layout = _recorded_layout(run, config)
+        data = read_captioned_images(config.data, layout, config.group, rule).with_identity(config.identity)
         current = _as_read(data, _dev_data(config, rule) if config.dev_data else data)
     except (OSError, DataError) as error:
         logger.info(f"{run}: its data was not compared with what it was trained on: {error}")
