@@ -37,7 +37,8 @@ def add_old_members(module: ModuleType, table: MemberTable) -> None:
             thing = vars(owner)[method]
             if isinstance(thing, type):
                 constructor = "__new__" if issubclass(thing, tuple) else "__init__"
-                setattr(thing, constructor, _with_old_parameters(getattr(thing, constructor), name, parameters))
+                wrapper = _with_old_parameters(getattr(thing, constructor), name, parameters)
+                setattr(thing, constructor, staticmethod(wrapper) if constructor == "__new__" else wrapper)
             elif isinstance(thing, (classmethod, staticmethod)):
                 setattr(owner, method, type(thing)(_with_old_parameters(thing.__func__, name, parameters)))
             else:
@@ -75,6 +76,7 @@ def _with_old_parameters(
         with deprecated_say(say):
             return function(*args, **keywords)
 
+    vars(wrapper)["old_parameters"] = parameters
     return wrapper
 
 

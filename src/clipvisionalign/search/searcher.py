@@ -205,6 +205,29 @@ class Searcher:
         hits = self.search_one(SearchQuery(terms, count, where, rerank, vector=vector))
         return [hit for hit in hits if isinstance(hit, Hit)]
 
+    def rerank(self, hits: Sequence[Hit], terms: Sequence[Term], first: int) -> list[Hit]:
+        """Order the first of some hits by their pair scores with words; images that are gone come after them.
+
+        Args:
+            hits: N hits.
+            terms: Words, unwanted ones included.
+            first: Number of hits that are ordered.
+
+        Returns:
+            The N hits.
+
+        Raises:
+            ValueError: The design has nothing to re-rank with, or a term is an image.
+        """
+        query = SearchQuery(terms, max(1, len(hits)), rerank=first)
+        (encoded,) = encode_queries(self.aligner, [query])
+        if isinstance(encoded, ValueError):
+            raise encoded
+        result = self._finish(query, encoded, list(hits))
+        if isinstance(result, Exception):
+            raise result
+        return [hit for hit in result if isinstance(hit, Hit)]
+
     def captions(self, vector: np.ndarray, count: int = 10) -> list[CaptionHit]:
         """Search for captions by a vector, such as that of an image.
 
