@@ -15,7 +15,6 @@ import json
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -23,122 +22,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from attention_plot import plot
+from encoders import WINDOW, rival_longformer, save_encoder, tokens, tower
+from timing import TURNS, peak, ratio, spread, summary, take_turns
 
-TURNS = 5
-#: Seconds of a turn from which on `FEW` turns are enough.
-LONG, FEW = 20.0, 2
-WINDOW = 64
 ENCODE = ((8, 8), (8, 20), (8, 64), (8, 250), (1, 512), (1, 1024), (1, 2048), (1, 4096))
 EDGES = (1, 20, 257, 258, 511, 512, 513, 1023, 1025, 4096)
 MEMORY = (512, 1024, 2048, 4096)
 WORDS = ("dog", "grass", "two", "children", "in", "red", "shirts", "look", "on", "from", "a", "wooden", "bench")
 SECTIONS = ("linear", "exact", "encode", "twins", "memory", "pairs")
-
-
-def take_turns(
-    contestants: dict[str, Callable[[], Any]], turns: int = TURNS, gradients: bool = False
-) -> dict[str, list[float]]:
-    """Seconds of every turn of each contestant; they take turns, so that a slow minute meets all alike.
-
-    A contestant whose first turn, the warm-up, takes longer than `LONG` has `FEW` turns more: it is told apart by them.
-    """
-    from clipvisionalign.progress import progress
-
-    seconds: dict[str, list[float]] = {name: [] for name in contestants}
-    mine = dict.fromkeys(contestants, turns)
-    order = [(turn, name) for turn in range(turns + 1) for name in contestants]
-    for turn, name in progress(order, f"turns of {', '.join(contestants)}:", len(order)):
-        if turn > mine[name]:
-            continue
-        start = time.perf_counter()
-        with torch.inference_mode(not gradients):
-            contestants[name]()
-        taken = time.perf_counter() - start
-        if turn:
-            seconds[name].append(taken)
-        elif taken > LONG:
-            mine[name] = min(turns, FEW)
-    return seconds
-
-
-def summary(seconds: list[float]) -> dict[str, float]:
-    """Milliseconds: median, fastest, slowest."""
-    return dict(zip(("median", "low", "high"), (1000 * np.percentile(seconds, [50, 0, 100])).tolist(), strict=True))
-
-
-def ratio(rival: list[float], ours: list[float]) -> dict[str, float]:
-    """How often as long the rival takes: median over the turns, least, greatest."""
-    both = min(len(rival), len(ours))
-    turns = np.array(rival[:both]) / np.array(ours[:both])
-    return dict(zip(("median", "low", "high"), np.percentile(turns, [50, 0, 100]).tolist(), strict=True))
-
-
-# --- the encoders, with random weights in their published layouts ----------------------------------------------------
-
-
-def save_encoder(kind: str, folder: Path) -> Path:
-    """An encoder of its published size in transformers' layout; the tokenizer is MiniLM's, none is needed here."""
-    import transformers
-
-    from clipvisionalign.models.weights import find_text_folder
-
-    target = folder / kind
-    if not target.exists():
-        torch.manual_seed(0)
-        if kind == "longformer":
-            shape: Any = transformers.LongformerConfig(
-                vocab_size=50265, max_position_embeddings=4098, type_vocab_size=1, layer_norm_eps=1e-5,
-                attention_window=512, pad_token_id=1,
-            )  # fmt: skip
-        elif kind == "distilbert":
-            shape = transformers.DistilBertConfig()
-        else:
-            shape = transformers.AutoConfig.from_pretrained(find_text_folder("all-MiniLM-L6-v2"))
-        model = transformers.AutoModel.from_config(shape)
-        # Biases start at zero, where a difference about them would not show.
-        for parameter in model.parameters():
-            if parameter.ndim == 1:
-                parameter.data += 0.02 * torch.randn_like(parameter)
-        model.save_pretrained(target)
-        transformers.AutoTokenizer.from_pretrained(find_text_folder("all-MiniLM-L6-v2")).save_pretrained(target)
-    return target
-
-
-def tower(kind: str, folder: Path, attention: str = "dense") -> Any:
-    """The text tower over such an encoder."""
-    from clipvisionalign.models.packed_linear import pack_linears
-    from clipvisionalign.models.text_tower import TextTower, TextTowerConfig
-
-    source = str(save_encoder(kind, folder))
-    encoder = TextTower(TextTowerConfig(source, attention=attention, window=WINDOW, max_tokens=4096)).eval()
-    # As `load_aligner` does with all that it loads.
-    pack_linears(encoder)
-    return encoder
-
-
-def rival_longformer(folder: Path) -> Any:
-    import transformers
-
-    transformers.logging.set_verbosity_error()
-    return transformers.LongformerModel.from_pretrained(save_encoder("longformer", folder)).eval()
-
-
-def tokens(
-    batch: int, length: int, lengths: list[int] | None = None
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """ids, mask, and the first token as the only global one: (B, T) each."""
-    generator = torch.Generator().manual_seed(length)
-    ids = torch.randint(5, 30000, (batch, length), generator=generator)
-    mask = torch.ones_like(ids)
-    if lengths is not None:
-        mask = (torch.arange(length) < torch.tensor(lengths)[:, None]).long()
-        ids = ids.masked_fill(mask == 0, 1)
-    first = torch.zeros_like(ids)
-    first[:, 0] = 1
-    return ids, mask, first
-
-
-# --- sections --------------------------------------------------------------------------------------------------------
 
 
 def linear(folder: Path) -> list[dict[str, Any]]:
@@ -281,12 +173,6 @@ def sliding_window_variants(folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def peak() -> int:
-    """Peak resident bytes of this process since the last reset."""
-    with open("/proc/self/status") as file:
-        return next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmHWM"))
-
-
 def one_memory(kind: str, length: int, folder: Path) -> float:
     """MiB above the loaded model that one encoding takes in this process."""
     from clipvisionalign.models.text_tower import extend_positions
@@ -370,13 +256,6 @@ def pairs(folder: Path) -> dict[str, Any]:
     return result
 
 
-# --- for people ------------------------------------------------------------------------------------------------------
-
-
-def spread(interval: dict[str, float], digits: int = 1) -> str:
-    return f"{interval['median']:.{digits}f} [{interval['low']:.{digits}f}, {interval['high']:.{digits}f}]"
-
-
 def tell(result: dict[str, Any]) -> None:
     print(f"{result['machine']}; float32; medians [fastest, slowest] of {TURNS} turns")
     if "linear" in result:
@@ -422,44 +301,6 @@ def tell(result: dict[str, Any]) -> None:
         print("\nmilliseconds per 1,000 pairs")
         for name, value in result["pairs"].items():
             print(f"  {name:<55} {spread(value, 3) if isinstance(value, dict) else f'{value:,.0f}'}")
-
-
-def plot(result: dict[str, Any], path: str) -> None:
-    """Time and memory by length."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(1, 3, figsize=(14, 4.4), layout="constrained")
-    colours = {"transformers": "#ff725c", "here, all tokens": "#4269d0", "here, first token": "#3ca951"}
-    if "encode" in result:
-        for name, colour in colours.items():
-            lengths = [row["length"] for row in result["encode"]]
-            each = [row["ms"][name]["median"] / row["batch"] for row in result["encode"]]
-            axes[0].plot(lengths, each, "o-", color=colour, label=name, markersize=4)
-        axes[0].set_title("Longformer, milliseconds a caption")
-    if "twins" in result:
-        for kind, style in (("minilm", "o-"), ("distilbert", "s--")):
-            rows = [row for row in result["twins"] if row["encoder"] == kind]
-            for name, colour in (("dense", "#ff725c"), ("sliding", "#4269d0")):
-                each = [row["ms"][name]["median"] for row in rows]
-                axes[1].plot([row["length"] for row in rows], each, style, color=colour, label=f"{kind}, {name}")
-        axes[1].set_title(f"dense and sliding (window {WINDOW}), milliseconds")
-    if "memory" in result:
-        palette = ("#ff725c", "#4269d0", "#efb118", "#3ca951", "#a463f2")
-        for row, colour in zip(result["memory"], palette, strict=True):
-            axes[2].plot(row["lengths"], row["mib"], "o-", color=colour, label=row["encoder"], markersize=4)
-        axes[2].set_title("peak memory of one caption, MiB")
-    for each_axes in axes:
-        each_axes.set_xscale("log", base=2)
-        each_axes.set_yscale("log")
-        each_axes.set_xlabel("tokens")
-        each_axes.spines[["top", "right"]].set_visible(False)
-        if each_axes.lines:
-            each_axes.legend(frameon=False, fontsize=8)
-    figure.savefig(path, dpi=150)
-    pyplot.close(figure)
 
 
 def main() -> None:

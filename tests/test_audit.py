@@ -220,7 +220,9 @@ def test_a_tower_left_in_training_mode_fails(design, tiny_runs, scenes_folder, m
 
 # --- twelve leaks, and honest models of eight kinds (the thousand are in benchmarks/audit.py) --------------------------
 
-_SPEC = importlib.util.spec_from_file_location("audit_benchmark", Path(__file__).parents[1] / "benchmarks" / "audit.py")
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+sys.path.append(str(BENCHMARKS))
+_SPEC = importlib.util.spec_from_file_location("audit_benchmark", BENCHMARKS / "audit.py")
 benchmark = importlib.util.module_from_spec(_SPEC)
 sys.modules[_SPEC.name] = benchmark  # for its dataclasses
 _SPEC.loader.exec_module(benchmark)
