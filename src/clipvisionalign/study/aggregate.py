@@ -12,6 +12,7 @@ from clipvisionalign.data.captioned import CaptionedImages
 from clipvisionalign.retrieval.metrics import RESAMPLES, chance_metrics, chance_recall, metric_label, metrics_of_ranks
 from clipvisionalign.retrieval.ranks import PositiveRanks
 from clipvisionalign.study.config import Comparison
+from clipvisionalign.study.documents import LengthTerciles, TrialMeasurements, TrialReasonDocument
 from clipvisionalign.study.primary_comparison import correct_for_primary
 from clipvisionalign.study.results_check import PROTOCOL, TERCILES, ResultsError
 from clipvisionalign.study.statistics import (
@@ -37,7 +38,7 @@ class TrialResult:
 
     variant: str
     seed: int
-    measurements: dict[str, Any]
+    measurements: TrialMeasurements
     ranks: dict[str, PositiveRanks]
 
 
@@ -56,7 +57,7 @@ def aggregate_results(
     # Images of one identity are drawn together: their figures depend on each other.
     unit = np.arange(len(eval_data)) if eval_data.image_identity is None else eval_data.image_identity
     audited = [result for result in trial_results if result.measurements["audit"]["passed"]]
-    refused = [
+    refused: list[TrialReasonDocument] = [
         {
             "variant": result.variant,
             "seed": result.seed,
@@ -176,7 +177,7 @@ def _run_entry(result: TrialResult, caption_image: np.ndarray, unit: np.ndarray 
     return {"seed": result.seed, "protocol": PROTOCOL, **metrics, "audit": result.measurements["audit"]}
 
 
-def length_terciles(captions: Sequence[str]) -> dict[str, Any]:
+def length_terciles(captions: Sequence[str]) -> LengthTerciles:
     """The data's own captions in three parts by their number of words, cut between two lengths where that is nearest to
     a third: captions of one length stand in one part. Two parts, or one ("all"), where there are no three lengths.
     "inside": (M,) bool by part; "words": from and to.

@@ -51,7 +51,7 @@ def assemble_report(
             if audited
             else None
         )
-    truncation = {
+    counted = {
         name: gaps.try_part(
             "captions that are cut", count_truncated_captions, trial.folder, eval_data, plan.split, target=name
         )
@@ -62,7 +62,7 @@ def assemble_report(
             gaps.add_missing(
                 "learning curve", "its metrics.jsonl holds no epoch", f"{result.variant}, seed {result.seed}"
             )
-    truncation = {name: counts for name, counts in truncation.items() if counts is not None}
+    truncation = {name: counts for name, counts in counted.items() if counts is not None}
     together = {name: drawn_together(pair_list) for name, pair_list in context.pairs.items()}
     return build_report(
         plan,

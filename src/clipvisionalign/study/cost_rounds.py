@@ -13,6 +13,7 @@ from clipvisionalign.progress import progress
 from clipvisionalign.study.config import Trial
 from clipvisionalign.study.cost import current_conditions, select_same_conditions
 from clipvisionalign.study.data import StudyContext
+from clipvisionalign.study.documents import CostDocument
 from clipvisionalign.study.gaps import Gaps, NotMeasuredError, error_reason
 from clipvisionalign.study.measurements import read_if_current, why_not_kept
 from clipvisionalign.study.profile import combine_rounds, profile_run
@@ -28,7 +29,7 @@ def first_trials(trials: Sequence[Trial]) -> dict[str, Trial]:
     return trial_by_variant
 
 
-def measure_cost_rounds(context: StudyContext, finished: Sequence[Trial], gaps: Gaps) -> dict[str, dict[str, Any]]:
+def measure_cost_rounds(context: StudyContext, finished: Sequence[Trial], gaps: Gaps) -> dict[str, CostDocument]:
     """Time and memory of each variant's first finished run, in fresh processes that take turns; of a variant whose
     process fails the rounds that did not. What was measured on another machine, or with other versions, is measured
     again; where nothing is measured it is taken, and reported."""

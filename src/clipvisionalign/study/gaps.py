@@ -17,6 +17,7 @@ from clipvisionalign.data.hashes import hash_file, hash_parts
 from clipvisionalign.files import holder_of
 from clipvisionalign.json_io import write_json
 from clipvisionalign.study.config import Plan, Trial
+from clipvisionalign.study.documents import MissingPartDocument, TrialReasonDocument, TrialStateDocument
 from clipvisionalign.training.run_folder import LOCK_FILE
 
 logger = logging.getLogger(__name__)
@@ -53,7 +54,7 @@ class Gaps:
     def __init__(self, study: Path) -> None:
         self.study = study
         self.states: dict[tuple[str, int], tuple[str, str]] = {}
-        self.parts: list[dict[str, str]] = []
+        self.parts: list[MissingPartDocument] = []
 
     def record_failure(self, trial: Trial, reason: str) -> None:
         """A cell failed; the reason is kept in the study's folder."""
@@ -132,12 +133,12 @@ def _last_step(metrics: Path) -> int:
 
 
 def trial_states(
-    plan: Plan, gaps: Gaps, passed: Sequence[tuple[str, int]], refused: Sequence[dict[str, Any]]
-) -> list[dict[str, Any]]:
+    plan: Plan, gaps: Gaps, passed: Sequence[tuple[str, int]], refused: Sequence[TrialReasonDocument]
+) -> list[TrialStateDocument]:
     """What became of every cell of the plan: the block "cells" of report.json. passed: those that have results."""
     reasons = {(row["variant"], row["seed"]): (REFUSED, row["reason"]) for row in refused}
     states = gaps.states | reasons | dict.fromkeys(passed, (MEASURED, ""))
-    rows = []
+    rows: list[TrialStateDocument] = []
     for name in plan.variants:
         for seed in plan.seeds:
             state, reason = states.get((name, seed), (NOT_TRAINED, "not begun"))

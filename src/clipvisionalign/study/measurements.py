@@ -16,6 +16,7 @@ from clipvisionalign.retrieval.evaluate import RANKS_FILE, load_ranks
 from clipvisionalign.retrieval.ranks import PositiveRanks
 from clipvisionalign.study.config import Trial
 from clipvisionalign.study.data import StudyContext
+from clipvisionalign.study.documents import TrialMeasurements
 
 #: What a cell's folder holds beside the run, once it is measured.
 MEASUREMENTS_FILE = "measured.json"
@@ -72,7 +73,7 @@ def read_if_current(path: Path, inputs: dict[str, Any], on_stale: Log, label: st
     return None
 
 
-def load_measurements(trial: Trial, inputs: dict[str, Any], on_stale: Log) -> dict[str, Any] | None:
+def load_measurements(trial: Trial, inputs: dict[str, Any], on_stale: Log) -> TrialMeasurements | None:
     """The kept measurements of a trial, None if they are not current; the reason is passed to `on_stale`.
 
     Args:

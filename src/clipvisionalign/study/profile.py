@@ -12,9 +12,11 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
+
+from clipvisionalign.study.documents import CostDocument, RoundDocument
 
 #: Measurements after the warm-up; the median is the figure, the fastest and the slowest are its spread.
 REPEATS = 5
@@ -247,15 +249,15 @@ def _latency(encode: Callable[[list[Any]], Any], items: Sequence[Any], times: in
     return {"p50": round(float(p50), 3), "p95": round(float(p95), 3), "p99": round(float(p99), 3)}
 
 
-def combine_rounds(rounds: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def combine_rounds(rounds: Sequence[dict[str, Any]]) -> CostDocument:
     """Several rounds of the same measurement: each number their median, text as in the first; and beside it what is
     compared between variants, of each round: how far one variant's rounds lie apart is its spread."""
     costs: dict[str, Any] = _median(list(rounds))
     costs["rounds"] = [_round_costs(each) for each in rounds]
-    return costs
+    return cast(CostDocument, costs)
 
 
-def _round_costs(costs: dict[str, Any]) -> dict[str, Any]:
+def _round_costs(costs: dict[str, Any]) -> RoundDocument:
     times = ("ms_per_caption", "ms_per_picture", "ms_per_1000_pairs")
     memory = ("peak_memory_mib", "peak_device_memory_mib")
     comparable: dict[str, Any] = {name: costs[name]["median"] for name in times}
@@ -263,7 +265,7 @@ def _round_costs(costs: dict[str, Any]) -> dict[str, Any]:
     comparable["by_length"] = [
         {name: row[name] for name in ("tokens", "ms_alone")} for row in costs.get("by_length", [])
     ]
-    return comparable | {name: costs[name] for name in memory if name in costs}
+    return cast(RoundDocument, comparable | {name: costs[name] for name in memory if name in costs})
 
 
 def _median(values: list[Any]) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from clipvisionalign.batch import TruncationStats
 from clipvisionalign.data.captioned import CaptionedImages
@@ -20,6 +20,7 @@ from clipvisionalign.retrieval.audit import MIN_SAMPLE, AuditReport, audit
 from clipvisionalign.retrieval.evaluate import RANKS_FILE, Evaluation, evaluate
 from clipvisionalign.study.config import Trial
 from clipvisionalign.study.data import StudyContext
+from clipvisionalign.study.documents import CurvesDocument, TrialMeasurements, TruncationDocument
 from clipvisionalign.study.foils import HalfWeights, foil_accuracy
 from clipvisionalign.study.measurements import (
     MEASUREMENTS_FILE,
@@ -83,7 +84,7 @@ def measure_trial(
     context: StudyContext,
     *,
     tower_caches: dict[str, TowerOutputCache] | None = None,
-) -> dict[str, Any]:
+) -> TrialMeasurements:
     """Measure all of a trained trial but time and memory: audit, ranks, minimal pairs.
 
     Args:
@@ -97,9 +98,9 @@ def measure_trial(
     """
     path, split, eval_data = trial.folder / MEASUREMENTS_FILE, context.plan.split, context.eval_data
     inputs = measurement_inputs(trial, context)
-    measurements = load_measurements(trial, inputs, logger.info)
-    if measurements is not None:
-        return measurements
+    kept = load_measurements(trial, inputs, logger.info)
+    if kept is not None:
+        return kept
     train_results = read_json(trial.folder / "results.json", f"remove {trial.folder}, to train it again")
     aligner = load_aligner(trial.folder, trial.config.device)
     aligner.show_progress = True
@@ -123,7 +124,7 @@ def measure_trial(
     measured_by = [library_versions()]
     if evaluation is None and (trained_by := _trained_by(trial.folder)) not in measured_by:
         measured_by.append(trained_by)
-    measurements = {
+    measurements: dict[str, Any] = {
         "asked": inputs,
         "measured_by": measured_by,
         **{name: train_results[name] for name in ("training_seconds", "steps", "best_epoch")},
@@ -140,7 +141,7 @@ def measure_trial(
     if evaluation is not None:
         evaluation.save_ranks(study_ranks_file(trial.folder, split))
     write_json(path, measurements)
-    return measurements
+    return cast(TrialMeasurements, measurements)
 
 
 def _audit_aligner(aligner: Aligner, context: StudyContext) -> AuditReport:
@@ -184,7 +185,7 @@ def _dev_contents(folder: Path) -> dict[str, str] | None:
         return None
 
 
-def count_truncated_captions(folder: Path, eval_data: CaptionedImages, split: str) -> dict[str, Any]:
+def count_truncated_captions(folder: Path, eval_data: CaptionedImages, split: str) -> TruncationDocument:
     """How many captions a run's `max_tokens` cuts, by split: as its training has counted, and of the split measured."""
     data_file = folder / "data.json"
     data_info = json.loads(data_file.read_text()) if data_file.is_file() else {}
@@ -197,7 +198,7 @@ def count_truncated_captions(folder: Path, eval_data: CaptionedImages, split: st
     return {"max_tokens": tokenizer.max_tokens, "splits": splits}
 
 
-def read_curves(folder: Path) -> dict[str, list[float]]:
+def read_curves(folder: Path) -> CurvesDocument:
     """The training's loss, dev loss and dev rsum after each epoch, from metrics.jsonl; none where it cannot be read."""
     try:
         lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]

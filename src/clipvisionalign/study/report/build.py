@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,13 @@ from clipvisionalign.retrieval.equal_captions import count_equal_captions
 from clipvisionalign.retrieval.ranks import Positives
 from clipvisionalign.study.aggregate import DrawnTogether, TrialResult, aggregate_results, pairs_share
 from clipvisionalign.study.config import Plan, trial_folder
+from clipvisionalign.study.documents import (
+    BlindOutcomes,
+    CostDocument,
+    ExamplesDocument,
+    TrainingQuantity,
+    TruncationDocument,
+)
 from clipvisionalign.study.gaps import FAILED, Gaps, measurements_hash, trial_states
 from clipvisionalign.study.report.bibliography import entries_for
 from clipvisionalign.study.report.schema import ReportError, StudyReport
@@ -32,8 +39,8 @@ REPORT_FORMAT = 1
 
 def build_report(
     plan: Plan, study: Path, data: CaptionedImages, eval_data: CaptionedImages, trial_results: Sequence[TrialResult],
-    gaps: Gaps, costs: dict[str, dict[str, Any]], controls: dict[str, dict[str, list[float]]],
-    flawed_protocols: dict[str, Any] | None, examples: dict[str, Any], truncation: dict[str, Any] | None = None,
+    gaps: Gaps, costs: Mapping[str, CostDocument], controls: BlindOutcomes, flawed_protocols: dict[str, Any] | None,
+    examples: ExamplesDocument, truncation: Mapping[str, TruncationDocument] | None = None,
     together: DrawnTogether | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """The whole report as report.json holds it; what has no results, or was not made, is in "cells" and "not_made".
@@ -114,9 +121,7 @@ def add_gaps(report: dict[str, Any], gaps: Gaps) -> None:
     report["claims"] = report_claims(report)
 
 
-def blind_baseline(
-    controls: dict[str, dict[str, list[float]]], together: DrawnTogether
-) -> dict[str, list[dict[str, Any]]]:
+def blind_baseline(controls: BlindOutcomes, together: DrawnTogether) -> dict[str, list[dict[str, Any]]]:
     """The control beside the composition figures: in percent, by set and kind."""
     return {
         name: [
@@ -136,7 +141,7 @@ def pairs_per_query(name: str, trial_results: Sequence[TrialResult], eval_data: 
 
 def _cost_block(
     plan: Plan, study: Path, trial_results: Sequence[TrialResult], eval_data: CaptionedImages,
-    costs: dict[str, dict[str, Any]], steps: dict[str, dict[str, Any]],
+    costs: Mapping[str, CostDocument], steps: dict[str, dict[str, Any]],
 ) -> dict[str, dict[str, Any]]:  # fmt: skip
     """The block "cost": each variant's measurement, with its training and the time of a query."""
     trained_under = _training_conditions(plan, study, trial_results)
@@ -153,13 +158,13 @@ def _cost_block(
     }
 
 
-def _query_cost(cost: dict[str, Any], pairs: int) -> dict[str, Any]:
+def _query_cost(cost: CostDocument, pairs: int) -> dict[str, Any]:
     """ "ms_per_query", one caption encoded and scored with so many images, and the same in each of the rounds."""
 
     def query_ms(caption: float, thousand: float) -> float:
         return round(caption + thousand * pairs / 1000, 4)
 
-    rounds = [
+    rounds: list[Any] = [
         {**each, "ms_per_query": query_ms(each["caption_latency_ms"], each["ms_per_1000_pairs"])}
         if {"caption_latency_ms", "ms_per_1000_pairs"} <= set(each) else each
         for each in cost.get("rounds", [])
@@ -169,7 +174,7 @@ def _query_cost(cost: dict[str, Any], pairs: int) -> dict[str, Any]:
 
 
 def _base_total(
-    plan: Plan, study: Path, result: TrialResult, trial_results: Sequence[TrialResult], quantity: str
+    plan: Plan, study: Path, result: TrialResult, trial_results: Sequence[TrialResult], quantity: TrainingQuantity
 ) -> float:
     """The seconds ("training_seconds") or "steps" that went into the runs that a cell stands on, one on another: of
     those that were not measured too, from their folders."""
@@ -186,7 +191,7 @@ def _base_total(
 
 
 def _training_totals(
-    plan: Plan, study: Path, trial_results: Sequence[TrialResult], quantity: str
+    plan: Plan, study: Path, trial_results: Sequence[TrialResult], quantity: TrainingQuantity
 ) -> dict[str, dict[str, Any]]:
     """The "training_seconds" or "steps" of each variant: mean over seeds, and each; with what it stands on."""
     totals: dict[str, list[float]] = {}

@@ -16,6 +16,7 @@ from clipvisionalign.images import open_image
 from clipvisionalign.models.io import load_aligner
 from clipvisionalign.study.aggregate import TrialResult
 from clipvisionalign.study.config import Trial
+from clipvisionalign.study.documents import ExampleDocument, ExamplesDocument
 from clipvisionalign.study.report.example_groups import EXAMPLE_GROUPS
 
 #: Pixels of an image's longer side, and words that an example is explained by.
@@ -26,7 +27,7 @@ STOP_WORDS = set("a an and are at be by from in into is it its of on or that the
 
 def build_examples(
     trials: Sequence[Trial], trial_results: Sequence[TrialResult], eval_data: CaptionedImages, count: int
-) -> dict[str, Any]:
+) -> ExamplesDocument:
     """The examples of report.json: captions with their image's rank in every variant, and maps.
 
     Of the first seed that all variants have; where there is none, of each variant's first ("seeds").
@@ -46,7 +47,7 @@ def build_examples(
         np.stack(list(ranks.values())), eval_data.caption_image, count, _content_order(eval_data)
     )
     captions, caption_image = eval_data.captions, eval_data.caption_image
-    groups = {
+    groups: dict[str, list[ExampleDocument]] = {
         kind: [
             {
                 "image": eval_data.rows[caption_image[caption_index]].name,
