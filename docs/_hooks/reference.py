@@ -13,6 +13,7 @@ import os
 import re
 import textwrap
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
 from clipvisionalign.cli.commands import COMMANDS, PARSERS
+from clipvisionalign.training.config import SECTIONS
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "src" / "clipvisionalign"
@@ -118,6 +120,7 @@ def commands_page() -> str:
 def settings_page() -> str:
     """Return the page of all settings of `train`, a section for each group of them."""
     parser = PARSERS["train"]()
+    section_of = {each.name: section for section, kind in SECTIONS.items() for each in fields(kind)}
     groups: dict[str, list[str]] = {}
     for action in parser._actions:
         if action.help == argparse.SUPPRESS or isinstance(action, argparse._HelpAction) or not action.option_strings:
@@ -132,17 +135,23 @@ def settings_page() -> str:
         shown = "" if default in (None, "", argparse.SUPPRESS) else code(repr(default))
         cells = [code(flag, "flag"), escape(action.help or ""), escape(kind), shown]
         row = f"| {' | '.join(cells)} |"
-        groups.setdefault(flag.lstrip("-").rpartition(".")[0], []).append(row)
+        name = flag.lstrip("-")
+        groups.setdefault(section_of.get(name, name.rpartition(".")[0]), []).append(row)
     lines = [
         "# Settings of a training", "",
         "Generated from the parser of `clipvisionalign train`. A setting is a flag (`--model.design late`), a key of "
         "the file of `--config` (`model: {design: late}`), a key of a study's plan under `settings`, and a field of "
         "`RunConfig` in Python. A flag takes precedence over `--config`, and `--config` over `--recipe`.", "",
+        f"Settings without a prefix are in {len(SECTIONS)} sections. The file of `--config` may have them in their "
+        "sections or not (`schedule: {epochs: 3}` and `epochs: 3` are the same); `RunConfig` has them both ways "
+        "(`config.schedule.epochs` and `config.epochs`); flags, plans and the config.yaml of a run name none.",
+        "",
     ]  # fmt: skip
     for group, rows in groups.items():
         lines += [
             f"## {f'`{group}`' if group else 'Run'}",
             "",
+            *([escape(str(SECTIONS[group].__doc__).partition("\n")[0]), ""] if group in SECTIONS else []),
             "| setting | meaning | type | default |",
             "|---|---|---|---|",
         ]

@@ -6,7 +6,7 @@ import logging
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import is_dataclass
+from dataclasses import fields, is_dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -68,12 +68,14 @@ def train_parser() -> Any:
     import yaml
     from jsonargparse import ArgumentParser, set_loader
 
-    from clipvisionalign.plain_yaml import load_settings
-    from clipvisionalign.training.config import RunConfig
+    from clipvisionalign.training.config import SECTIONS, RunConfig
     from clipvisionalign.training.recipes import recipes
 
     known = "; ".join(f"{name}: {words}" for name, words in recipes().items())
-    set_loader("plain_yaml", partial(load_settings, numbers=_numbers(RunConfig())), (yaml.YAMLError,))
+    numbers = _numbers(RunConfig())
+    for name, section in SECTIONS.items():
+        numbers += _numbers(section(), f"{name}.")
+    set_loader("plain_yaml", partial(_load_settings, numbers=numbers), (yaml.YAMLError,))
 
     class TrainParser(ArgumentParser):
         def error(self, message: str, ex: Exception | None = None) -> NoReturn:
@@ -93,10 +95,25 @@ def train_parser() -> Any:
     parser.add_argument("--recipe", help=f"settings by name. {known}")
     parser.add_argument("--config", action="config", help="YAML file with any of the settings below")
     parser.add_argument(OFFLINE, action="store_true", help=OFFLINE_HELP)
-    parser.add_class_arguments(RunConfig, as_group=False)
+    for section in SECTIONS.values():
+        parser.add_class_arguments(section)
+    parser.add_class_arguments(RunConfig, skip={each.name for kind in SECTIONS.values() for each in fields(kind)})
     parser.add_argument("--resume", help="a run that was stopped: resumes from its last checkpoint, with its settings")
     add_output_flags(parser)
     return parser
+
+
+def _load_settings(text: str, numbers: list[str]) -> Any:
+    """What a file of settings holds, without its sections.
+
+    numbers: the settings that are numbers, with and without their section. Raises ValueError for what would be misread,
+    or is misplaced.
+    """
+    from clipvisionalign.plain_yaml import load_settings
+    from clipvisionalign.training.config import flatten_sections
+
+    settings = load_settings(text, numbers)
+    return flatten_sections(settings) if isinstance(settings, dict) else settings
 
 
 def _refuse_absent(data: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +83,19 @@ def settings_hash(trial: Trial) -> str:
     """What the runs of a variant have in common, whatever the study is named by: all settings but seed, folders and the
     number of steps."""
     config = replace(_with_resolved_paths(trial.config, Path.cwd()), seed=0, out="", init="", steps=0, epochs=0)
-    return hash_parts([repr(config)])
+    names = [each.name for each in fields(config)]
+    hashed = [name for name in _HASH_ORDER if name in names] + [name for name in names if name not in _HASH_ORDER]
+    return hash_parts([f"RunConfig({', '.join(f'{name}={getattr(config, name)!r}' for name in hashed)})"])
+
+
+#: The order of settings in hashes that studies of version 0.1 have recorded; settings added since then follow.
+_HASH_ORDER = (
+    "data", "dev_data", "out", "layout", "group", "identity", "model", "init", "epochs", "steps", "train_images",
+    "batch", "chunk", "text_lr", "image_lr", "head_lr", "loss", "weight_decay", "warmup", "ema", "freeze",
+    "freeze_layers", "layer_decay", "peft", "lora", "augment", "views", "negatives", "fusion_weight", "patience",
+    "best_by", "seed", "precision", "device", "workers", "checkpoint_minutes", "cache", "trackers", "compile", "shard",
+    "profile", "overwrite",
+)  # fmt: skip
 
 
 def refuse_other_base(trial: Trial, on_unrecorded: Log = lambda line: None) -> None:

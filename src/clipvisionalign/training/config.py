@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import reduce
 from typing import Any, Literal
 
@@ -19,106 +19,251 @@ DEFAULT_TRACKERS = "tensorboard"
 
 
 @dataclass
-class RunConfig:
-    """A training run.
+class DatasetConfig:
+    """Data: where it is, how it is read, and how images vary.
 
     Args:
         data: the data set: a folder or file in any of the known layouts; or a stream: WebDataset shards
             ("train-{000000..000099}.tar", or their folder), Parquet files by such a pattern, a folder of Hugging Face's
             `save_to_disk`.
         dev_data: where the dev split is, if not there.
-        out: the run folder to write.
         layout: the dataset layout; "auto" recognises it.
         group: a column of a table: without splits of its own, all images with one value of it stand in one split, as
             those of one identity do.
         identity: which captions belong to which images: "auto", an image's own, and those of all images of the identity
             that the data set gives it; "caption", also every caption that is equal to one of them word by word; "none",
             its own alone.
-        model: the towers and the attention design.
-        init: a finished run to start from, with the same towers, tokenizer and pooling; what it lacks (e.g. a fusion)
-            is reinitialised, and has to be trained.
-        epochs: passes over the training images.
-        steps: end after so many steps, wherever in an epoch that is; 0 for all steps of all epochs.
         train_images: train on so many images only, the first by a hash of their names; 0 for all.
-        batch: images in a step, over all processes; each brings all of its captions.
-        chunk: images that go through the towers at a time, for batches beyond memory (gradient caching); 0 for all.
-        text_lr: learning rate of the text tower.
-        image_lr: learning rate of the image tower, where it is trained.
-        head_lr: learning rate of the projection heads and the fusion.
-        loss: what the dual encoder is trained with.
-        weight_decay: AdamW's.
-        warmup: share of all steps in which the learning rates rise, before they fall along a cosine.
-        ema: the kept weights are a moving average; after n steps it forgets by this factor a step, less at the start.
-        freeze: which towers stay as they are; "all" also keeps the heads, so that the fusion alone is trained.
-        freeze_layers: parameters that stay as they are, by name with *, such as "text_tower.encoder.encoder.layer.0.*".
-        layer_decay: a tower's last layer learns at its rate, the one before at this times it, and so on.
-        peft: "lora" trains low-rank adapters instead of a tower's own weights (needs clipvisionalign[scale]).
-        lora: the adapters.
         augment: how training images vary; mirroring is left out by "crop", all variation by "none".
-        views: how many variants of each image are kept on disk for a frozen image tower.
-        negatives: hard negatives per image and per caption for the fusion of the design "cross".
-        fusion_weight: weight of the late interaction's and the fusion's loss beside the dual encoder's.
-        patience: epochs without a better dev figure after which training stops; all of dev, and each of its halves, has
-            this patience of its own.
-        best_by: what an epoch is chosen by on dev: "rsum", or "loss", the training's own loss of the dual encoder.
-        seed: of everything drawn at random.
-        precision: dtype of training; "auto" times both towers in both and takes each one's fastest.
-            Evaluation is in float32.
-        device: "auto", "cpu", "cuda", ...
-        workers: processes that decode images where the image tower is trained.
-        checkpoint_minutes: time between two checkpoints; one is also written after each epoch and when asked to
-            stop.
-        cache: where a frozen tower's features are kept: "auto" for the user's cache folder, a folder, or "off".
-        trackers: where figures go beside metrics.jsonl, of tensorboard, wandb, mlflow, by commas; "" for nowhere.
-        compile: let torch.compile make kernels for the towers; takes a minute at the start, and a C++ compiler. On the
-            CPU measured (docs/results.md) an image tower that only looks gained, a text tower that is trained lost.
-        shard: with several processes, shard the parameters over them (FSDP2) instead of replicating them (DDP).
-        profile: train so many steps, print where the time goes, and leave no run.
-        overwrite: replace what is in the run folder.
     """
 
     data: str = ""
     dev_data: str = ""
-    out: str = "runs/self"
     layout: str = "auto"
     group: str = ""
     identity: IdentityMode = "auto"
-    model: AlignerConfig = field(default_factory=AlignerConfig)
-    init: str = ""
+    train_images: int = 0
+    augment: Literal["flip+crop", "crop", "none"] = "flip+crop"
+
+
+@dataclass
+class ScheduleConfig:
+    """Schedule: how long a run trains, in which steps, and which epoch it keeps.
+
+    Args:
+        epochs: passes over the training images.
+        steps: end after so many steps, wherever in an epoch that is; 0 for all steps of all epochs.
+        batch: images in a step, over all processes; each brings all of its captions.
+        warmup: share of all steps in which the learning rates rise, before they fall along a cosine.
+        patience: epochs without a better dev figure after which training stops; all of dev, and each of its halves, has
+            this patience of its own.
+        best_by: what an epoch is chosen by on dev: "rsum", or "loss", the training's own loss of the dual encoder.
+    """
+
     epochs: int = 6
     steps: int = 0
-    train_images: int = 0
     batch: int = 128
-    chunk: int = 0
+    warmup: float = 0.08
+    patience: int = 3
+    best_by: Literal["rsum", "loss"] = "rsum"
+
+
+@dataclass
+class OptimizerConfig:
+    """Optimizer: learning rates, weight decay, and the moving average of the weights.
+
+    Args:
+        text_lr: learning rate of the text tower.
+        image_lr: learning rate of the image tower, where it is trained.
+        head_lr: learning rate of the projection heads and the fusion.
+        weight_decay: AdamW's.
+        layer_decay: a tower's last layer learns at its rate, the one before at this times it, and so on.
+        ema: the kept weights are a moving average; after n steps it forgets by this factor a step, less at the start.
+    """
+
     text_lr: float = 1e-4
     image_lr: float = 3e-5
     head_lr: float = 1e-3
-    loss: LossConfig = field(default_factory=LossConfig)
     weight_decay: float = 0.05
-    warmup: float = 0.08
-    ema: float = 0.99
-    freeze: Literal["image", "text", "both", "none", "all"] = "image"
-    freeze_layers: list[str] = field(default_factory=list)
     layer_decay: float = 1.0
-    peft: Literal["none", "lora"] = "none"
-    lora: LoraConfig = field(default_factory=LoraConfig)
-    augment: Literal["flip+crop", "crop", "none"] = "flip+crop"
-    views: int = 4
+    ema: float = 0.99
+
+
+@dataclass
+class FusionLossConfig:
+    """Loss of late interaction and fusion.
+
+    Args:
+        negatives: hard negatives per image and per caption for the fusion of the design "cross".
+        fusion_weight: weight of the late interaction's and the fusion's loss beside the dual encoder's.
+    """
+
     negatives: int = 4
     fusion_weight: float = 1.0
-    patience: int = 3
-    best_by: Literal["rsum", "loss"] = "rsum"
-    seed: int = 0
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    device: str = "auto"
-    workers: int = 2
-    checkpoint_minutes: float = 5.0
+
+
+@dataclass
+class FreezingConfig:
+    """Freezing: what is trained, and where outputs of frozen towers are kept.
+
+    Args:
+        freeze: which towers stay as they are; "all" also keeps the heads, so that the fusion alone is trained.
+        freeze_layers: parameters that stay as they are, by name with *, such as "text_tower.encoder.encoder.layer.0.*".
+        peft: "lora" trains low-rank adapters instead of a tower's own weights (needs clipvisionalign[scale]).
+        lora: the adapters.
+        views: how many variants of each image are kept on disk for a frozen image tower.
+        cache: where a frozen tower's features are kept: "auto" for the user's cache folder, a folder, or "off".
+    """
+
+    freeze: Literal["image", "text", "both", "none", "all"] = "image"
+    freeze_layers: list[str] = field(default_factory=list)
+    peft: Literal["none", "lora"] = "none"
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    views: int = 4
     cache: str = "auto"
-    trackers: str = DEFAULT_TRACKERS
+
+
+@dataclass
+class CheckpointConfig:
+    """Checkpoints and the run folder: what a run starts from, and what it leaves.
+
+    Args:
+        out: the run folder to write.
+        overwrite: replace what is in the run folder.
+        init: a finished run to start from, with the same towers, tokenizer and pooling; what it lacks (e.g. a fusion)
+            is reinitialised, and has to be trained.
+        checkpoint_minutes: time between two checkpoints; one is also written after each epoch and when asked to
+            stop.
+    """
+
+    out: str = "runs/self"
+    overwrite: bool = False
+    init: str = ""
+    checkpoint_minutes: float = 5.0
+
+
+@dataclass
+class RuntimeConfig:
+    """Runtime: where and how a run is computed and recorded.
+
+    Args:
+        seed: of everything drawn at random.
+        device: "auto", "cpu", "cuda", ...
+        precision: dtype of training; "auto" times both towers in both and takes each one's fastest.
+            Evaluation is in float32.
+        chunk: images that go through the towers at a time, for batches beyond memory (gradient caching); 0 for all.
+        workers: processes that decode images where the image tower is trained.
+        compile: let torch.compile make kernels for the towers; takes a minute at the start, and a C++ compiler. On the
+            CPU measured (docs/results.md) an image tower that only looks gained, a text tower that is trained lost.
+        shard: with several processes, shard the parameters over them (FSDP2) instead of replicating them (DDP).
+        trackers: where figures go beside metrics.jsonl, of tensorboard, wandb, mlflow, by commas; "" for nowhere.
+        profile: train so many steps, print where the time goes, and leave no run.
+    """
+
+    seed: int = 0
+    device: str = "auto"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    chunk: int = 0
+    workers: int = 2
     compile: bool = False
     shard: bool = False
+    trackers: str = DEFAULT_TRACKERS
     profile: int = 0
-    overwrite: bool = False
+
+
+# The fields of the last base class come first.
+@dataclass
+class RunConfig(
+    RuntimeConfig, CheckpointConfig, FreezingConfig, FusionLossConfig, OptimizerConfig, ScheduleConfig, DatasetConfig
+):
+    """The settings of a training run, in sections.
+
+    Each setting has one name, by which a flag, a file, a plan and Python give it, and one section, of which it is a
+    field. The sections `model` and `loss` are objects of their own; every other section is this same object, typed as
+    that section, so that a function which takes an `OptimizerConfig` reads no other settings:
+
+        >>> config = RunConfig(data="captions", epochs=3)
+        >>> config.epochs, config.schedule.epochs, config.model.design
+        (3, 3, 'self')
+
+    Args:
+        model: the towers and the attention design.
+        loss: what the dual encoder is trained with.
+    """
+
+    model: AlignerConfig = field(default_factory=AlignerConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+
+    @property
+    def dataset(self) -> DatasetConfig:
+        """The data, how it is read, and how images vary."""
+        return self
+
+    @property
+    def schedule(self) -> ScheduleConfig:
+        """How long the run trains, in which steps, and which epoch it keeps."""
+        return self
+
+    @property
+    def optimizer(self) -> OptimizerConfig:
+        """Learning rates, weight decay, and the moving average of the weights."""
+        return self
+
+    @property
+    def fusion_loss(self) -> FusionLossConfig:
+        """The loss of late interaction and fusion."""
+        return self
+
+    @property
+    def freezing(self) -> FreezingConfig:
+        """Which parameters are trained, and where outputs of frozen towers are kept."""
+        return self
+
+    @property
+    def checkpoints(self) -> CheckpointConfig:
+        """The run folder, what the run starts from, and when checkpoints are written."""
+        return self
+
+    @property
+    def runtime(self) -> RuntimeConfig:
+        """Where and how the run is computed and recorded."""
+        return self
+
+
+#: The sections whose settings have flags without a prefix; those of `model` and `loss` have `--model.` and `--loss.`.
+SECTIONS: dict[str, type] = {
+    "dataset": DatasetConfig, "schedule": ScheduleConfig, "optimizer": OptimizerConfig,
+    "fusion_loss": FusionLossConfig, "freezing": FreezingConfig, "checkpoints": CheckpointConfig,
+    "runtime": RuntimeConfig,
+}  # fmt: skip
+
+
+def flatten_sections(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings without the sections that a file may have them in.
+
+    Args:
+        settings: names and values, in sections or not: `{"schedule": {"epochs": 3}, "seed": 1}`.
+
+    Returns:
+        Names and values as flags have them: `{"epochs": 3, "seed": 1}`.
+
+    Raises:
+        ValueError: a setting of another section, one that is there twice, or a section without settings.
+    """
+    flat = {name: value for name, value in settings.items() if name not in SECTIONS}
+    for section, kind in SECTIONS.items():
+        if section not in settings:
+            continue
+        if not isinstance(settings[section], dict):
+            raise ValueError(f"{section}: should be settings with their values, not {settings[section]!r}")
+        names = [each.name for each in fields(kind)]
+        for name, value in settings[section].items():
+            if name not in names:
+                raise ValueError(f"{section}.{name}: no such setting; '{section}' has {', '.join(names)}")
+            if name in flat:
+                raise ValueError(f"{section}.{name}: is there twice, in the section and outside of it")
+            flat[name] = value
+    return flat
 
 
 def check_settings(config: RunConfig) -> None:

@@ -1,0 +1,106 @@
+"""The sections of a run's settings: each setting is in one, files may have them, and nothing recorded changes by them."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+
+import pytest
+import yaml
+
+from clipvisionalign.cli.train import train_parser
+from clipvisionalign.study.config import Plan, Variant, trials_of
+from clipvisionalign.study.trial_checks import settings_hash
+from clipvisionalign.training.config import SECTIONS, RunConfig, flatten_sections
+from clipvisionalign.training.run_folder import _write_settings
+
+#: Settings other than the defaults, as flags name them.
+GIVEN = {
+    "data": "captions", "augment": "crop", "epochs": 3, "batch": 16, "text_lr": 0.5, "ema": 0.5, "negatives": 2,
+    "freeze": "both", "lora": {"rank": 2}, "out": "mine", "init": "before", "seed": 7, "device": "cpu",
+    "model": {"design": "late"}, "loss": {"name": "sigmoid"},
+}  # fmt: skip
+
+
+def in_sections(settings: dict) -> dict:
+    """The same settings, each in its section."""
+    nested: dict = {}
+    for name, value in settings.items():
+        section = next((key for key, kind in SECTIONS.items() if name in {each.name for each in fields(kind)}), None)
+        (nested if section is None else nested.setdefault(section, {}))[name] = value
+    return nested
+
+
+def read(path: Path) -> RunConfig:
+    """The settings that `train --config` takes from a file."""
+    parser = train_parser()
+    given = parser.instantiate_classes(parser.parse_args(["--config", str(path)])).as_dict()
+    return RunConfig(**{each.name: given[each.name] for each in fields(RunConfig)})
+
+
+def test_each_setting_is_in_one_section_and_has_one_value():
+    names = [each.name for kind in SECTIONS.values() for each in fields(kind)]
+    assert sorted([*names, "model", "loss"]) == sorted(each.name for each in fields(RunConfig))
+    assert len(set(names)) == len(names)
+    config = RunConfig(epochs=3)
+    for section, kind in SECTIONS.items():
+        part = getattr(config, section)
+        assert isinstance(part, kind)
+        for each in fields(kind):
+            setattr(part, each.name, value := object())
+            assert getattr(config, each.name) is value
+
+
+def test_a_file_has_its_settings_in_sections_or_not(tmp_path):
+    flat, nested, mixed = (tmp_path / f"{name}.yaml" for name in ("flat", "nested", "mixed"))
+    sections = in_sections(GIVEN)
+    assert set(sections) == {*SECTIONS, "model", "loss"}
+    flat.write_text(yaml.safe_dump(GIVEN))
+    nested.write_text(yaml.safe_dump(sections))
+    mixed.write_text(yaml.safe_dump({**sections.pop("schedule"), **sections}))
+    assert read(flat) == read(nested) == read(mixed) != RunConfig()
+    # What a run records repeats it, and is read by versions without sections.
+    config = read(nested)
+    _write_settings(tmp_path / "config.yaml", config)
+    recorded = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    assert recorded == asdict(config)
+    assert not set(SECTIONS) & set(recorded)
+    assert read(tmp_path / "config.yaml") == config
+    assert flatten_sections(sections | in_sections(recorded)) == recorded
+
+
+def test_the_file_in_the_documentation_is_read(tmp_path):
+    page = (Path(__file__).parents[1] / "docs" / "training.md").read_text()
+    (tmp_path / "run.yaml").write_text(page.partition("```yaml\n")[2].partition("```")[0])
+    config = read(tmp_path / "run.yaml")
+    assert (config.dataset.augment, config.schedule.batch, config.text_lr) == ("crop", 64, 5e-5)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("schedule: {text_lr: 0.1}", r"schedule\.text_lr: no such setting; 'schedule' has epochs, steps, "),
+        ("epochs: 3\nschedule: {epochs: 4}", r"schedule\.epochs: is there twice"),
+        ("schedule: 3", "schedule: should be settings with their values, not 3"),
+        ("schedule: {epochs: 1:30}", r"schedule\.epochs: 1:30 is no number"),
+        ("schedule: {epochs: }", r"schedule\.epochs: nothing stands there"),
+    ],
+)
+def test_a_setting_that_is_misplaced_in_a_file_is_refused_by_its_key(tmp_path, text, message):
+    (tmp_path / "settings.yaml").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read(tmp_path / "settings.yaml")
+
+
+def test_hashes_of_settings_are_those_that_studies_have_recorded(tmp_path, monkeypatch):
+    """As budget.json of a study from before there were sections has them."""
+    monkeypatch.chdir(tmp_path)
+    settings = {"text_lr": 3e-4, "lora": {"rank": 2}, "model": {"late": {"width": 8}}}
+    variants = {"self": Variant(), "late": Variant(settings=settings)}
+    plan = Plan(scenes=40, seeds=[0], variants=variants, settings={"epochs": 2, "freeze": "both"})
+    alone, late = trials_of(plan, Path("study"))
+    assert settings_hash(alone) == "b990d08e271f2eaf76205985cf2c603a"
+    assert settings_hash(late) == "95aa5e83d956a1fb440712480b091b31"
+    for each in fields(RunConfig):
+        if each.name not in ("seed", "out", "init", "steps", "epochs", "data", "cache", "dev_data", "model"):
+            assert settings_hash(replace(late, config=replace(late.config, **{each.name: "?"}))) != settings_hash(late)
