@@ -48,7 +48,7 @@ def train_trial(trial: Trial, *, tower_caches: dict[str, TowerOutputCache] | Non
     refuse_other_base(trial, logger.info)
     if (trial.folder / "results.json").is_file():
         try:
-            check_data_unchanged(trial.folder, trial.config, splits=("train",))
+            check_data_unchanged(trial.folder, trial.config.dataset, splits=("train",))
         except json.JSONDecodeError as error:
             reason = f"what it was trained on cannot be read ({error}); put back a whole one, or remove {trial.folder}"
             raise ValueError(f"{trial.folder / 'data.json'}: {reason}") from None
@@ -108,7 +108,7 @@ def measure_trial(
     # towers each time: that they always give the same is a part of what is checked.
     checks = _audit_aligner(aligner, context)
     selection = {name: value for name, value in train_results.get("chosen", {}).items() if name != "model_in_sample"}
-    cacheable = can_cache_encodings(trial.config, eval_data)
+    cacheable = can_cache_encodings(trial.config.freezing, eval_data)
     aligner.tower_cache = _tower_cache(trial, tower_caches) if cacheable else None
     metrics: dict[str, Any] = train_results
     evaluation: Evaluation | None = None

@@ -135,4 +135,4 @@ def refuse_changed_data(cells: Sequence[Trial]) -> None:
                 finished.setdefault(json.dumps(data_record(cell.folder).get("as_read")), cell)
     for cell in finished.values():
         with log_to(lambda line: None):
-            check_data_unchanged(cell.folder, cell.config, splits=("train",))
+            check_data_unchanged(cell.folder, cell.config.dataset, splits=("train",))

@@ -13,8 +13,14 @@ import torch
 
 from clipvisionalign.models.aligner import Aligner
 from clipvisionalign.models.device import best_device
-from clipvisionalign.training.config import DEFAULT_TRACKERS, RunConfig, images_per_process, trains_from_random
-from clipvisionalign.training.contrastive import DualEncoderLoss
+from clipvisionalign.training.config import (
+    DEFAULT_TRACKERS,
+    RunConfig,
+    RuntimeConfig,
+    images_per_process,
+    trains_from_random,
+)
+from clipvisionalign.training.contrastive import DualEncoderLoss, LossConfig
 from clipvisionalign.training.distributed import Distributed
 from clipvisionalign.training.fine_tuning import add_lora, freeze, image_batch_norms
 from clipvisionalign.training.init_run import check_frozen_initialised, load_init_weights
@@ -23,7 +29,7 @@ from clipvisionalign.training.metrics_logger import available_trackers
 logger = logging.getLogger(__name__)
 
 
-def found_here(config: RunConfig) -> tuple[torch.device, list[str], list[str]]:
+def found_here(config: RuntimeConfig) -> tuple[torch.device, list[str], list[str]]:
     """What settings ask of this machine: the device; the trackers that are installed; and a line for each that is not,
     though nobody named it. Raises ValueError for what is not to be had."""
     device = best_device(config.device)
@@ -44,11 +50,11 @@ def start_distributed(config: RunConfig, device: torch.device, trackers: list[st
     return processes
 
 
-def build_loss(config: RunConfig, aligner: Aligner) -> DualEncoderLoss:
+def build_loss(config: LossConfig, aligner: Aligner) -> DualEncoderLoss:
     """What the dual encoder is trained with; its temperature stays where it starts if it is not to be learned."""
-    if not config.loss.learn_temperature:
+    if not config.learn_temperature:
         aligner.log_scale.requires_grad_(False)
-    return DualEncoderLoss(config.loss).to(aligner.device)
+    return DualEncoderLoss(config).to(aligner.device)
 
 
 def build_aligner(config: RunConfig, device: torch.device, is_new_run: bool, base: Aligner | None = None) -> Aligner:
@@ -84,7 +90,7 @@ def count_trained_parameters(aligner: Aligner) -> int:
 def check_batch_norm_statistics(aligner: Aligner, config: RunConfig, distributed: Distributed) -> None:
     """Raises ValueError where a batch norm would gather statistics of a part of the batch: of a chunk, or of each of
     several processes' own images, so that the model that is measured would be a mixture of no process's."""
-    chunked = 0 < config.chunk < images_per_process(config, distributed.world_size)
+    chunked = 0 < config.chunk < images_per_process(config.schedule, distributed.world_size)
     if (
         not (distributed.is_distributed or chunked)
         or not trains_from_random(config)

@@ -322,19 +322,19 @@ RANGES: list[tuple[str, Callable[[Any], bool], str]] = [
 ]  # fmt: skip
 
 
-def caches_image_features(config: RunConfig) -> bool:
+def caches_image_features(config: FreezingConfig) -> bool:
     """Whether a run would keep its image tower's features on disk, by hashes of the images' bytes."""
     adapted = config.peft == "lora" and config.lora.towers != "text"
     return config.freeze in IMAGE_FROZEN and config.cache != "off" and not adapted
 
 
-def caches_caption_features(config: RunConfig) -> bool:
+def caches_caption_features(config: FreezingConfig) -> bool:
     """Whether a run would keep on disk what its text tower gives for the captions."""
     adapted = config.peft == "lora" and config.lora.towers != "image"
     return config.freeze in ("both", "all") and config.cache != "off" and not adapted
 
 
-def images_per_process(config: RunConfig, world_size: int) -> int:
+def images_per_process(config: ScheduleConfig, world_size: int) -> int:
     """How many images of a step a process has, at most: a chunk of as many is the whole of it."""
     return -(-config.batch // world_size)
 

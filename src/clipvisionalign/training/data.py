@@ -26,7 +26,7 @@ from clipvisionalign.data.training_images import other_than_trained_on
 from clipvisionalign.log import Log, deprecated_say
 from clipvisionalign.models.aligner import Aligner
 from clipvisionalign.progress import progress_step
-from clipvisionalign.training.config import RunConfig
+from clipvisionalign.training.config import DatasetConfig, RunConfig
 from clipvisionalign.training.distributed import Distributed
 from clipvisionalign.training.feature_cache import ImageFeatureCache
 
@@ -174,15 +174,16 @@ def open_data(config: RunConfig, distributed: Distributed, is_new_run: bool = Tr
             f"at this place on every machine"
         )
     if not streams[0]:
-        return distributed.run_on_all(lambda: _open_images(config, distributed, is_new_run), long_timeout=True)
+        folder = None if is_new_run else Path(config.out)
+        return distributed.run_on_all(lambda: _open_images(config.dataset, distributed, folder), long_timeout=True)
     if config.train_images:
         raise ValueError("--train_images picks images of a data set in memory; a stream has all of its own")
     # The main process counts what no index tells, and leaves the index to the others.
     stream = distributed.run_on_main(lambda: open_stream(config.data))
-    return distributed.run_on_all(lambda: _open_stream(config, stream, distributed), long_timeout=True)
+    return distributed.run_on_all(lambda: _open_stream(config.dataset, stream, distributed), long_timeout=True)
 
 
-def _recorded_layout(run: Path, config: RunConfig) -> str:
+def _recorded_layout(run: Path, config: DatasetConfig) -> str:
     """The layout that a run's data set is read in: the one that it was read in before, where the settings leave it
     open, whatever lies beside it by now. A dev split of another data set has the layout of the settings."""
     recorded = str(data_record(run).get("layout", ""))
@@ -190,9 +191,9 @@ def _recorded_layout(run: Path, config: RunConfig) -> str:
     return recorded if is_open and recorded in LAYOUTS else config.layout
 
 
-def _open_images(config: RunConfig, distributed: Distributed, is_new_run: bool) -> TrainingData:
-    """Both splits of a data set in memory."""
-    rule = SPLIT_RULE if is_new_run else split_rule_of(Path(config.out))
+def _open_images(config: DatasetConfig, distributed: Distributed, resumed_run: Path | None) -> TrainingData:
+    """Both splits of a data set in memory. resumed_run: the folder of a run that resumes, whose split rule holds."""
+    rule = SPLIT_RULE if resumed_run is None else split_rule_of(resumed_run)
     data = read_captioned_images(config.data, config.layout, config.group, rule).with_identity(config.identity)
     has_official_splits = data.official_splits and data.split_rule != SPLIT_RULE
     split_source = "its own splits" if has_official_splits else SPLIT_RULES[data.split_rule]
@@ -208,7 +209,7 @@ def _open_images(config: RunConfig, distributed: Distributed, is_new_run: bool) 
         logger.info(f"check: {line}")
     if len(left_out) > 5:
         logger.info(f"check: and {len(left_out) - 5} more; 'clipvisionalign check {config.data}' lists all")
-    if config.train_images >= len(train) and config.train_images and is_new_run:
+    if config.train_images >= len(train) and config.train_images and resumed_run is None:
         logger.info(f"no effect of --train_images: there are {len(train):,}")
     elif 0 < config.train_images < len(train):
         train = train.first_by_hash(config.train_images)
@@ -228,7 +229,7 @@ def _open_images(config: RunConfig, distributed: Distributed, is_new_run: bool) 
     )  # fmt: skip
 
 
-def _dev_data(config: RunConfig, rule: int) -> CaptionedImages:
+def _dev_data(config: DatasetConfig, rule: int) -> CaptionedImages:
     """The data set that the dev split is of, where it is another one; it has columns of its own."""
     return read_captioned_images(config.dev_data, config.layout, split_rule=rule).with_identity(config.identity)
 
@@ -246,7 +247,7 @@ def _as_read(data: CaptionedImages, elsewhere: CaptionedImages) -> dict[str, dic
 
 
 def check_data_unchanged(
-    run: Path, config: RunConfig, say: Log | None = None, splits: Sequence[str] = ("train", "dev")
+    run: Path, config: DatasetConfig, say: Log | None = None, splits: Sequence[str] = ("train", "dev")
 ) -> None:
     """Raises DataError where the data of a finished run is no longer what it was trained on, naming what differs.
 
@@ -257,7 +258,7 @@ def check_data_unchanged(
         _check_data_unchanged(run, config, splits)
 
 
-def _check_data_unchanged(run: Path, config: RunConfig, splits: Sequence[str]) -> None:
+def _check_data_unchanged(run: Path, config: DatasetConfig, splits: Sequence[str]) -> None:
     data_file = run / "data.json"
     recorded = json.loads(data_file.read_text()).get("as_read", {}) if data_file.is_file() else {}
     if not recorded:
@@ -286,7 +287,9 @@ def _check_data_unchanged(run: Path, config: RunConfig, splits: Sequence[str]) -
             )
 
 
-def check_same_data(state: dict[str, Any], contents: dict[str, dict[str, str]], config: RunConfig, out: Path) -> None:
+def check_same_data(
+    state: dict[str, Any], contents: dict[str, dict[str, str]], config: DatasetConfig, out: Path
+) -> None:
     """Raises DataError where a run to resume was begun with other data than `contents`."""
     if "opened" not in state:
         raise DataError(f"{out}: its checkpoint is of an earlier version, with another order of images: train again")
@@ -301,7 +304,9 @@ def check_same_data(state: dict[str, Any], contents: dict[str, dict[str, str]], 
             )
 
 
-def _open_stream(config: RunConfig, stream: ShardStream | SavedDatasetStream, distributed: Distributed) -> TrainingData:
+def _open_stream(
+    config: DatasetConfig, stream: ShardStream | SavedDatasetStream, distributed: Distributed
+) -> TrainingData:
     """A stream to train on, and its dev split in memory: its own, or that of another data set."""
     # The layout of the stream is not that of another data set.
     layout = "auto" if config.layout == STREAM else config.layout

@@ -30,20 +30,20 @@ def try_step(config: RunConfig, base: RunConfig | None = None) -> None:
     Raises ValueError, OSError and ModuleNotFoundError; what a model fails with in its step as a ValueError.
     """
     check_settings(config)
-    device, _, _ = found_here(config)
+    device, _, _ = found_here(config.runtime)
     processes = start_distributed(config, device, [])
     with preserve_rng_state():
         below = None if base is None else Aligner(base.model)
         with log_to(lambda line: None):
             aligner = build_aligner(config, device, True, below)
         check_batch_norm_statistics(aligner, config, processes)
-        loss_of = build_loss(config, aligner)
+        loss_of = build_loss(config.loss, aligner)
         set_train_mode(aligner, config.freeze)
         try:
             step = Step(
                 Towers(aligner, loss_of, (torch.float32,) * 2), processes, config.negatives, config.fusion_weight
             )
-            build_optimizer(config, step)
+            build_optimizer(config.optimizer, step)
             step.backward(_made_up(aligner).to(device), PrecomputedFeatures())
         except (ValueError, OSError, ModuleNotFoundError):
             raise

@@ -116,7 +116,7 @@ def load_frozen_image_features(
     """
     if used_before is False:
         return None, None
-    if not caches_image_features(config):
+    if not caches_image_features(config.freezing):
         return None, None
     train = data.train
     if not isinstance(train, CaptionedImages):
@@ -158,7 +158,7 @@ def load_frozen_caption_features(
     used_before: as for `load_frozen_image_features`. Raises OSError where there no longer is room. A stream's captions
     are not kept.
     """
-    if used_before is False or not caches_caption_features(config):
+    if used_before is False or not caches_caption_features(config.freezing):
         return None, None
     root, tower = cache_folder(config.cache), aligner.text_tower
     requests: list[tuple[CaptionedImages, bool]] = []

@@ -95,14 +95,14 @@ def _idle(config: RunConfig, processes: int) -> list[tuple[list[str], str]]:
     streamed = bool(config.data) and is_stream(config.data, config.layout)
     if config.augment == "none":
         report("--augment none has one view of an image", own("views"))
-    elif not caches_image_features(config) or streamed:
+    elif not caches_image_features(config.freezing) or streamed:
         report("views are of features that are kept on disk, which this run's are not", own("views"))
     keeping = replace(config, cache=usual.cache)
-    if not caches_caption_features(keeping) and (not caches_image_features(keeping) or streamed):
+    if not caches_caption_features(keeping.freezing) and (not caches_image_features(keeping.freezing) or streamed):
         report("what is trained, or comes as a stream, is not kept on disk", own("cache"))
     if streamed and not config.dev_data and config.layout != STREAM:
         report("a stream has its own layout", own("layout"))
-    most = images_per_process(config, processes)
+    most = images_per_process(config.schedule, processes)
     whose = " of a process" if processes > 1 else ""
     if config.chunk >= most:
         report(f"a step is {most} images{whose}, one chunk", ["chunk"])

@@ -6,12 +6,12 @@ import math
 
 import torch
 
-from clipvisionalign.training.config import RunConfig
+from clipvisionalign.training.config import OptimizerConfig
 from clipvisionalign.training.fine_tuning import optimizer_groups
 from clipvisionalign.training.step import Step
 
 
-def build_optimizer(config: RunConfig, step: Step) -> torch.optim.Optimizer:
+def build_optimizer(config: OptimizerConfig, step: Step) -> torch.optim.Optimizer:
     """AdamW with a learning rate for each tower and for the heads, and layer-wise decay."""
     rates = {"text_tower": config.text_lr, "image_tower": config.image_lr}
     groups = optimizer_groups(

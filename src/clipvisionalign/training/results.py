@@ -11,7 +11,7 @@ from clipvisionalign.models.aligner import TOWER_CACHE_LIMITS, TowerOutputCache
 from clipvisionalign.models.io import load_aligner
 from clipvisionalign.retrieval.evaluate import RANKS_FILE
 from clipvisionalign.training.best_epoch import half_model_folder
-from clipvisionalign.training.config import RunConfig
+from clipvisionalign.training.config import FreezingConfig, RunConfig
 from clipvisionalign.training.cross_fit import choices_to_dict, combine_halves, cross_fit, make_evaluation
 from clipvisionalign.training.dev_scores import DevScores
 from clipvisionalign.training.distributed import Distributed
@@ -23,7 +23,7 @@ from clipvisionalign.training.validation import DevGallery, DistributedAligner
 logger = logging.getLogger(__name__)
 
 
-def can_cache_encodings(config: RunConfig, data: CaptionedImages) -> bool:
+def can_cache_encodings(config: FreezingConfig, data: CaptionedImages) -> bool:
     """Whether what a run's towers give for a data set is the same in every epoch, and little enough to be kept in
     memory."""
     frozen = config.freeze in ("both", "all") and config.peft == "none"
@@ -39,7 +39,7 @@ def evaluate_run(
     `train`."""
 
     # What stays the same in every epoch is computed once for the models that dev and its halves choose.
-    run_cache = (encodings_cache or TowerOutputCache()) if can_cache_encodings(config, dev.data) else None
+    run_cache = (encodings_cache or TowerOutputCache()) if can_cache_encodings(config.freezing, dev.data) else None
 
     def scores_of(epoch: int) -> DevScores | None:
         folder = out if epoch == progress.best_epoch else half_model_folder(out, epoch)

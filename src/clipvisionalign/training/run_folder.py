@@ -22,7 +22,7 @@ from clipvisionalign.models.run_files import IMAGE_FOLDER, TEXT_FOLDER, WEIGHTS_
 from clipvisionalign.retrieval.evaluate import RANKS_FILE
 from clipvisionalign.training.best_epoch import HALF_MODELS, save_chosen_models
 from clipvisionalign.training.checkpoint import CHECKPOINT_FOLDER as CHECKPOINTS
-from clipvisionalign.training.config import RunConfig
+from clipvisionalign.training.config import FreezingConfig, RunConfig
 from clipvisionalign.training.data import TrainingData
 from clipvisionalign.training.fine_tuning import merge_lora
 from clipvisionalign.training.init_run import INIT_FILE, InitRun
@@ -207,7 +207,7 @@ def write_results(out: Path, results: dict[str, Any]) -> None:
     remove_unfinished_files(out)
 
 
-def save_models(config: RunConfig, out: Path, model: Aligner, progress: TrainProgress, previous_best: int) -> None:
+def save_models(config: FreezingConfig, out: Path, model: Aligner, progress: TrainProgress, previous_best: int) -> None:
     """Save the model of this epoch where dev has chosen it; a failed write is reported, and training continues."""
 
     def save(folder: Path) -> None:

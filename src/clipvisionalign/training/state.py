@@ -22,7 +22,7 @@ from clipvisionalign.training.checkpoint import (
     save_sharded,
     tensor_names,
 )
-from clipvisionalign.training.config import RunConfig
+from clipvisionalign.training.config import ScheduleConfig
 from clipvisionalign.training.distributed import Distributed, local_shard
 from clipvisionalign.training.fine_tuning import ExponentialMovingAverage
 from clipvisionalign.training.forward import Towers
@@ -68,13 +68,15 @@ class TrainProgress:
         """The epoch whose model is the run's, 0 before there is one."""
         return self.chosen[0].epoch if self.chosen else 0
 
-    def update_best(self, metrics: DevMetrics, config: RunConfig) -> None:
-        """Take note of an epoch's dev figures; training stops once all of dev and both halves have lost patience."""
+    def update_best(self, metrics: DevMetrics, config: ScheduleConfig, keep_last: bool = False) -> None:
+        """Take note of an epoch's dev figures; training stops once all of dev and both halves have lost patience.
+
+        keep_last: choose this epoch whatever its figure: the dual encoder's does not depend on a fusion trained alone.
+        """
         scores = metrics.scores(config.best_by)
         self.chosen += [BestEpoch() for _ in scores[len(self.chosen) :]]
         for each, score in zip(self.chosen, scores, strict=True):
-            # The dual encoder's figure does not depend on a fusion that is trained alone: its last epoch is kept.
-            each.update(self.epoch, score, config.patience, always=config.freeze == "all")
+            each.update(self.epoch, score, config.patience, always=keep_last)
         if self.best_epoch == self.epoch:
             self.best = metrics.metrics.rsum.value
         self.stopped = all(each.stopped for each in self.chosen)

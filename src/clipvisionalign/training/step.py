@@ -26,7 +26,7 @@ from clipvisionalign.batch import Batch
 from clipvisionalign.models.aligner import PAIR_SCORER_PREFIXES
 from clipvisionalign.models.heads import CaptionEmbeddings, ImageEmbeddings
 from clipvisionalign.models.late_interaction import LateTokens, maxsim
-from clipvisionalign.training.config import RunConfig
+from clipvisionalign.training.config import RuntimeConfig
 from clipvisionalign.training.contrastive import GatheredBatch, softmax_terms
 from clipvisionalign.training.distributed import Distributed
 from clipvisionalign.training.forward import FeatureProvider, PrecomputedFeatures, TowerOutputs, Towers
@@ -346,8 +346,9 @@ def _texts(batches: Sequence[Batch], distributed: Distributed) -> tuple[Tensor |
 
 
 def forward_backward(
-    step: Step, stream: Iterator[Batch], config: RunConfig, lookup: Callable[[Batch], PrecomputedFeatures], chunks: int
-) -> StepMetrics:
+    step: Step, stream: Iterator[Batch], config: RuntimeConfig, lookup: Callable[[Batch], PrecomputedFeatures],
+    chunks: int,
+) -> StepMetrics:  # fmt: skip
     """The gradients of the next batch, and what it showed; its `images` are 0 where it could not be taken.
 
     chunks: in how many the stream gives the batch, twice; 0 where it comes whole, and is cut here if it has to be.

@@ -56,7 +56,7 @@ def _resume(out: Path, encodings_cache: TowerOutputCache | None) -> dict[str, An
     settings = config_from_dict(RunConfig, yaml.safe_load((out / "config.yaml").read_text()))
     as_written, settings = settings, resolve_paths(settings, start_directory(out))
     if (out / "results.json").is_file():
-        check_data_unchanged(out, settings)
+        check_data_unchanged(out, settings.dataset)
         # Killed once it had its results, before it had tidied up.
         remove_unfinished_files(out)
         logger.info(f"{out}: finished already")

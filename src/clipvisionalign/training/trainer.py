@@ -211,7 +211,7 @@ class Trainer(TrainerSetup):
         progress = self.progress
         # Each time: features that were computed, and a validation, leave modules in evaluation mode.
         set_train_mode(self.aligner, self.config.freeze)
-        metrics = forward_backward(self.step, batches, self.config, self.lookup, chunks)
+        metrics = forward_backward(self.step, batches, self.config.runtime, self.lookup, chunks)
         progress.step_in_epoch += 1
         progress.left_out += metrics.left_out
         # Each process has its own.
@@ -283,8 +283,8 @@ class Trainer(TrainerSetup):
         for finding in diagnose(history, metrics.image_vectors, metrics.caption_vectors, config.best_by):
             logger.warning(finding)
         previous_best = progress.best_epoch
-        progress.update_best(metrics, config)
-        processes.run_on_main(partial(save_models, config, self.out, model, progress, previous_best))
+        progress.update_best(metrics, config.schedule, keep_last=config.freeze == "all")
+        processes.run_on_main(partial(save_models, config.freezing, self.out, model, progress, previous_best))
         if progress.stopped:
             message = f"no better dev {config.best_by} for {config.patience} epochs"
             logger.info(f"{message}: stopped; the best was epoch {progress.best_epoch}")

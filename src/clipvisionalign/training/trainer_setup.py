@@ -58,7 +58,7 @@ class TrainerSetup:
         """Check the settings, prepare and lock the run folder, open the data."""
         config, state = self.config, self._state
         check_settings(config)
-        device, self.trackers, tracker_messages = found_here(config)
+        device, self.trackers, tracker_messages = found_here(config.runtime)
         self.processes: Distributed = start_distributed(config, device, self.trackers)
         processes = self.processes
         for line in tracker_messages:
@@ -73,14 +73,15 @@ class TrainerSetup:
         seed_everything(config.seed)
 
         self.data = open_data(config, processes, is_new_run=state is None)
+        caches_features = caches_image_features(config.freezing)
         # A profile is never resumed.
         self._contents: dict[str, dict[str, str]] = (
             {}
             if config.profile
-            else processes.run_on_main(lambda: self.data.contents(caches_image_features(config), processes.is_main))
+            else processes.run_on_main(lambda: self.data.contents(caches_features, processes.is_main))
         )
         if state is not None:
-            check_same_data(state, self._contents, config, self.out)
+            check_same_data(state, self._contents, config.dataset, self.out)
 
     def _build_model(self) -> None:
         """The model on its device, its loss, and the dtype of each tower."""
@@ -95,7 +96,7 @@ class TrainerSetup:
             # Before anything is made of them: what is frozen, its features, and the averaged copy are the checkpoint's.
             restore_aligner(aligner, state)
         check_batch_norm_statistics(aligner, config, processes)
-        self.loss_fn = build_loss(config, aligner)
+        self.loss_fn = build_loss(config.loss, aligner)
         # A machine may time its formats otherwise the next time: a resumed run keeps those that it was begun in.
         with progress_step("timing the dtypes", visible=processes.is_main):
             self.dtypes = processes.run_on_main(partial(choose_dtypes, config, aligner, state))
@@ -159,7 +160,7 @@ class TrainerSetup:
         self.timings = Timings(exact=config.profile > 0)
         towers = Towers(aligner, self.loss_fn, self.dtypes)
         self.step = Step(towers, processes, config.negatives, config.fusion_weight, self.timings)
-        self.optimizer = build_optimizer(config, self.step)
+        self.optimizer = build_optimizer(config.optimizer, self.step)
         steps = self.steps
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(
             self.optimizer, lambda done: build_schedule(done, steps, config.warmup)
@@ -185,7 +186,7 @@ class TrainerSetup:
         else:
             write = partial(write_run_files, self.out, config, self.data, self.aligner, self._again)
             processes.run_on_main(write)
-        if config.chunk >= images_per_process(config, processes.world_size):
+        if config.chunk >= images_per_process(config.schedule, processes.world_size):
             # Not in the settings, as they are recorded: on fewer processes it may count.
             self.config = replace(config, chunk=0)
         if self.trackers:
