@@ -73,6 +73,9 @@ def atomic_write_files(folder: Path) -> Iterator[Path]:
             folder.mkdir(exist_ok=True)
             fsync_paths(*partial.iterdir())
             for file in sorted(partial.iterdir()):
+                if file.is_dir() and (folder / file.name).is_dir():
+                    # No folder takes the place of another one at once.
+                    shutil.rmtree(folder / file.name)
                 file.replace(folder / file.name)
     finally:
         remove(partial)

@@ -118,6 +118,7 @@ EXTRAS = {
     "markupsafe": "study", "pydantic": "study", "tokenizers": "onnx", "prometheus_client": "search",
     "onnx": "onnx", "onnxscript": "onnx", "onnxruntime": "onnx",
     "shtab": "completion", "webdataset": "scale", "datasets": "scale", "peft": "scale",
+    "open_clip": "pretrained", "sentencepiece": "pretrained",
 }  # fmt: skip
 
 
@@ -127,8 +128,8 @@ RESUMED: dict[Callable[[list[str]], int], str] = {
     index: "; the same command resumes it: what is in the index is not encoded again",
 }
 
-#: The commands that may need a tower's weights.
-_HUB_COMMANDS = (check, train, evaluate, encode, audit, study)
+#: The commands that may need weights from the hub.
+_HUB_COMMANDS = (check, train, evaluate, encode, audit, study, index, search, serve, explain, export)
 
 
 def completion(arguments: list[str]) -> int:

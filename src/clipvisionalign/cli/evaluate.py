@@ -6,8 +6,8 @@ import argparse
 import json
 from typing import TYPE_CHECKING
 
-from clipvisionalign.cli.output import print_audit, print_metrics, print_trained_on
-from clipvisionalign.cli.parser import OFFLINE, OFFLINE_HELP, PROGRAM, command_parser
+from clipvisionalign.cli.output import print_audit, print_metrics, print_pretraining, print_trained_on
+from clipvisionalign.cli.parser import MODEL_HELP, PROGRAM, add_offline_flag, command_parser
 
 if TYPE_CHECKING:
     from clipvisionalign.training.opened_run import OpenedRun
@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 def evaluate_parser() -> argparse.ArgumentParser:
     """The parser of `evaluate`."""
     parser = _evaluation_parser(
-        "evaluate", "Measure a run on the whole gallery of a split, both ways, with 95% intervals (bootstrap)."
+        "evaluate",
+        "Measure a run or a pretrained model on the whole gallery of a split, both ways, with 95% intervals.",
     )
     parser.add_argument(
         "--candidates", type=int, help="number of candidates to re-rank (default: the run's own; 0: none)"
@@ -51,6 +52,7 @@ def evaluate(arguments: list[str]) -> int:
         if name in results:
             print(results[name])
     print_trained_on(results)
+    print_pretraining(results)
     return 0
 
 
@@ -124,8 +126,8 @@ def audit_parser() -> argparse.ArgumentParser:
     """The parser of `audit`."""
     parser = _evaluation_parser(
         "audit",
-        "Check that the figures of a run are sound: that the model uses nothing but an image and a caption,\n"
-        "and that no image is in two splits.",
+        "Check that the figures of a run or a pretrained model are sound: that the model uses nothing but an\n"
+        "image and a caption, and that no image is in two splits.",
     )
     parser.add_argument("--sample", type=int, default=48, help="images in the checks (default 48)")
     return parser
@@ -140,6 +142,7 @@ def audit(arguments: list[str]) -> int:
     else:
         print_audit(results)
         print_trained_on(results)
+        print_pretraining(results)
         if "unfinished" in results:
             print(results["unfinished"])
     return 0 if results["passed"] else 1
@@ -147,8 +150,10 @@ def audit(arguments: list[str]) -> int:
 
 def _evaluation_parser(name: str, description: str) -> argparse.ArgumentParser:
     parser = command_parser(name, description=description)
-    parser.add_argument("run", nargs="?" if name == "evaluate" else None, help="run folder that 'train' wrote")
-    parser.add_argument("--data", help="data set (default: the one that the run was trained on)")
+    parser.add_argument("run", nargs="?" if name == "evaluate" else None, help=MODEL_HELP)
+    parser.add_argument(
+        "--data", help="data set (default: the one that the run was trained on; a pretrained model needs one)"
+    )
     parser.add_argument(
         "--layout",
         default="auto",
@@ -158,7 +163,7 @@ def _evaluation_parser(name: str, description: str) -> argparse.ArgumentParser:
     parser.add_argument("--identity", help="auto, caption or none, as in 'train' (default: as the run was trained)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default auto)")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
-    parser.add_argument(OFFLINE, action="store_true", help=OFFLINE_HELP)
+    add_offline_flag(parser)
     return parser
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 
-from clipvisionalign.cli.parser import command_parser
+from clipvisionalign.cli.parser import MODEL_HELP, add_offline_flag, command_parser
 
 
 def explain_parser() -> argparse.ArgumentParser:
@@ -16,11 +16,12 @@ def explain_parser() -> argparse.ArgumentParser:
         "the fusion's attention; a gradient map of the whole caption for designs with one vector per side and for\n"
         "a fusion. A map shows what the model used, not what is in the image.",
     )
-    parser.add_argument("run", help="run folder that 'train' wrote")
+    parser.add_argument("run", help=MODEL_HELP)
     parser.add_argument("image", help="the image")
     parser.add_argument("caption", help="the caption")
     parser.add_argument("--out", default="explanation.png", help="PNG to write (default explanation.png)")
     parser.add_argument("--json", action="store_true", help="print the maps as JSON")
+    add_offline_flag(parser)
     return parser
 
 

@@ -3,36 +3,42 @@
 from __future__ import annotations
 
 import argparse
+from typing import Literal
 
-from clipvisionalign.cli.parser import command_parser
+from clipvisionalign.cli.parser import MODEL_HELP, add_offline_flag, command_parser
 
 
 def export_parser() -> argparse.ArgumentParser:
     """The parser of `export`."""
     parser = command_parser(
         "export",
-        description="Write a run for use elsewhere: as ONNX, checked against PyTorch, with tokenizer and\n"
-        "preprocessing; or as a folder for a hub, with its model card.",
+        description="Write a model for use elsewhere: as ONNX, checked against PyTorch, with tokenizer and\n"
+        "preprocessing; as a folder for a hub, with its model card; or, if it started from a pretrained dual\n"
+        "encoder, in the layout of the library that it came from.",
     )
-    parser.add_argument("run", help="run folder that 'train' wrote")
+    parser.add_argument("run", help=MODEL_HELP)
     how = parser.add_mutually_exclusive_group(required=True)
     how.add_argument("--onnx", metavar="DIR", help="folder to write ONNX files to (needs clipvisionalign[onnx])")
     how.add_argument("--huggingface", metavar="DIR", help="folder to write model, settings, tokenizer and card to")
+    how.add_argument("--transformers", metavar="DIR", help="folder to write what transformers' own class opens")
+    how.add_argument("--open-clip", metavar="DIR", help="folder to write what open_clip opens")
     parser.add_argument(
         "--int8", action="store_true", help="with --onnx: also towers with 8-bit products, and what they lose on dev"
     )
     parser.add_argument("--data", default="", help="with --int8: the data set to measure on (default: the run's own)")
+    add_offline_flag(parser)
     return parser
 
 
 def export(arguments: list[str]) -> int:
-    """Write a run as ONNX, or as a folder for a hub."""
+    """Write a model as ONNX, as a folder for a hub, or in the layout of its library."""
     args = export_parser().parse_args(arguments)
     if args.int8 and not args.onnx:
         raise ValueError("--int8 goes with --onnx")
     if args.data and not args.int8:
         raise ValueError("--data goes with --int8: it is what the 8-bit towers are measured on")
     from clipvisionalign.export.huggingface import export_huggingface
+    from clipvisionalign.export.library_layouts import export_library_layout
     from clipvisionalign.export.onnx import export_onnx
 
     if args.onnx:
@@ -42,6 +48,10 @@ def export(arguments: list[str]) -> int:
             known = loss["low"] is not None and loss["high"] is not None
             interval_text = "[{low:+.1f}, {high:+.1f}]" if known else "(no interval: too few images)"
             print(f"8-bit towers: dev rsum {{value:+.1f}} {interval_text}".format(**loss))
+    elif args.transformers or args.open_clip:
+        layout: Literal["transformers", "open_clip"] = "transformers" if args.transformers else "open_clip"
+        folder = export_library_layout(args.run, args.transformers or args.open_clip, layout)
+        print(f"{folder}: config, weights, tokenizer, preprocessing, as {layout} reads them")
     else:
         print(f"{export_huggingface(args.run, args.huggingface)}: model, settings, tokenizer, README.md")
     return 0

@@ -149,6 +149,12 @@ def print_trained_on(results: dict[str, Any], limit: int = 5) -> None:
         print(f"  and {remaining:,} more")
 
 
+def print_pretraining(results: dict[str, Any]) -> None:
+    """Print what the model was pretrained on, as far as that is known: no verdict on its figures."""
+    if "pretraining" in results:
+        print(f"pretraining: {results['pretraining']['note']}")
+
+
 def print_audit(results: dict[str, Any]) -> None:
     """Print an audit's checks as a table; results: as `audit --json` has them."""
     from rich.console import Console

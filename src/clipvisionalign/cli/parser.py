@@ -14,12 +14,23 @@ PROGRAM = "clipvisionalign"
 
 #: Takes towers' weights from the cache alone; set before anything is imported that might ask the hub.
 OFFLINE = "--offline"
-OFFLINE_HELP = "never ask the hub for a tower's weights: what is not on this machine is an error (as HF_HUB_OFFLINE=1)"
+OFFLINE_HELP = "never ask the hub for weights: what is not on this machine is an error (as HF_HUB_OFFLINE=1)"
+
+#: What stands for a model.
+MODEL_HELP = (
+    "run folder that 'train' wrote, or a pretrained dual encoder (CLIP, SigLIP, ...): its folder or hub name, "
+    "such as openai/clip-vit-base-patch32"
+)
 
 #: Flags of every command.
 QUIET, VERBOSE = "--quiet", "--verbose"
 QUIET_HELP = "print the result and errors only: no notes, no progress"
 VERBOSE_HELP = "print log messages, and with an error where in the code it was raised"
+
+
+def add_offline_flag(parser: argparse.ArgumentParser) -> None:
+    """Add --offline, for a command that may need a model's weights."""
+    parser.add_argument(OFFLINE, action="store_true", help=OFFLINE_HELP)
 
 
 def command_parser(name: str, **options: Any) -> argparse.ArgumentParser:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clipvisionalign.cli.output import print_hits, print_index_report, write_paths
-from clipvisionalign.cli.parser import PROGRAM, command_parser
+from clipvisionalign.cli.parser import MODEL_HELP, PROGRAM, add_offline_flag, command_parser
 from clipvisionalign.counts import count_noun
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def index_parser() -> argparse.ArgumentParser:
         f"  {PROGRAM} index RUN s3://bucket/images --out s3://bucket/index  # docs/search.md has the settings\n"
         f"  {PROGRAM} index RUN images/ --out INDEX --ray auto",
     )
-    parser.add_argument("run", help="run folder that 'train' wrote")
+    parser.add_argument("run", help=MODEL_HELP)
     parser.add_argument(
         "source",
         metavar="FOLDER|DATA",
@@ -71,6 +71,7 @@ def index_parser() -> argparse.ArgumentParser:
         "mounted",
     )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print what was done as JSON")
+    add_offline_flag(parser)
     return parser
 
 
@@ -125,6 +126,7 @@ def search_parser() -> argparse.ArgumentParser:
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--paths", action="store_true", help="print paths only, for pipes")
     how.add_argument("--json", action="store_true", help="print the hits as JSON")
+    add_offline_flag(parser)
     parser.add_argument(
         "--null", action="store_true", help="with --paths: end each by a zero byte instead of a new line"
     )
@@ -270,6 +272,7 @@ def serve_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     how.add_argument("--token", default="", help="the token itself, which every process list shows: deprecated")
     parser.add_argument("--run", default="", help="where the aligner is, if it was moved")
+    add_offline_flag(parser)
     return parser
 
 

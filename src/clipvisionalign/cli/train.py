@@ -89,7 +89,8 @@ def train_parser() -> Any:
         description="Train an aligner and leave a complete run folder. Settings come from a recipe (--recipe), from a "
         "YAML file (--config) and from flags, the latter of these counting more; the run folder's own config.yaml "
         "repeats a run. A run that was stopped, by Ctrl-C, a kill or a full disk, resumes with --resume and ends as "
-        "if nothing had been.",
+        "if nothing had been. --model.pretrained NAME starts from a pretrained dual encoder, such as "
+        "openai/clip-vit-base-patch32, in the place of two towers.",
         allow_abbrev=False,
     )
     parser.add_argument("--recipe", help=f"settings by name. {known}")

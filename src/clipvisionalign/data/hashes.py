@@ -71,7 +71,8 @@ def run_hash(folder: Path) -> str:
 
     settings = safe_load((folder / "config.yaml").read_text(encoding="utf-8"))["model"]
     # An image tower without a name of timm's has settings of its own there: how images are scaled is among them.
-    towers = [path for tower in ("text_tower", "image_tower") for path in sorted((folder / tower).glob("*"))]
+    names = ("text_tower", "image_tower", "pretrained")
+    towers = [path for name in names for path in sorted((folder / name).rglob("*")) if path.is_file()]
     files = [folder / "model.safetensors", *towers]
     return hash_parts([json.dumps(settings, sort_keys=True), *(f"{path.name} {hash_file(path)}" for path in files)])
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -65,6 +66,9 @@ def _gradient_map(
 ) -> tuple[float, np.ndarray]:
     """The score, and which patches carry it: activation times gradient, summed over channels, where it is above 0."""
     pixels = aligner.image_tower.image_transform.image_loader()(image)[None].to(aligner.device)
+    block = getattr(aligner.image_tower, "last_block", None)
+    if block is not None:
+        return _block_gradient_map(aligner, pixels, block, score_of)
     with eval_mode(aligner), torch.enable_grad():
         with torch.no_grad():
             features = aligner.image_tower.feature_map(pixels)
@@ -75,6 +79,30 @@ def _gradient_map(
     with torch.no_grad():
         patches = aligner.image_tower.features_of(features * gradient).patches[0]
     return float(score.detach()), _to_grid(patches.sum(-1).clamp(min=0))
+
+
+def _block_gradient_map(
+    aligner: Aligner, pixels: Tensor, block: Any, score_of: Callable[[ImageEmbeddings], Tensor]
+) -> tuple[float, np.ndarray]:
+    """The same by what goes into a block: behind it, a tower that is pooled from a class token forgets its patches."""
+    inputs: list[Tensor] = []
+
+    def take_input(
+        _module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        tokens = (args[0] if args else kwargs["hidden_states"]).detach().requires_grad_(True)
+        inputs.append(tokens)
+        return ((tokens, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": tokens})
+
+    handle = block.register_forward_pre_hook(take_input, with_kwargs=True)
+    try:
+        with eval_mode(aligner), torch.enable_grad():
+            score = score_of(aligner.embed_image_features(aligner.image_tower(pixels)))
+            (gradient,) = torch.autograd.grad(score, inputs[0])
+    finally:
+        handle.remove()
+    carried = (inputs[0].detach() * gradient)[0, aligner.image_tower.prefix_tokens :]
+    return float(score.detach()), _to_grid(carried.sum(-1).clamp(min=0))
 
 
 def _pair_gradient_map(aligner: Aligner, image: ImageSource, pairs: PairScorer) -> np.ndarray:

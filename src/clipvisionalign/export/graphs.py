@@ -14,6 +14,7 @@ from clipvisionalign.batch import TokenGroup
 from clipvisionalign.export.onnx_aligner import CAPTIONS, FUSION_FILE, IMAGES
 from clipvisionalign.models.aligner import Aligner
 from clipvisionalign.models.late_interaction import prune_weights
+from clipvisionalign.models.pretrained import PretrainedTextTower
 
 
 class ImageExport(nn.Module):
@@ -47,7 +48,7 @@ class CaptionExport(nn.Module):
         if aligner.late is None:
             return (states.vectors,)
         assert states.tokens is not None
-        late_tokens = aligner.late.project_all_tokens(states.tokens, mask)
+        late_tokens = aligner.late.project_all_tokens(states.tokens, states.mask)
         weights = prune_weights(late_tokens.weights, aligner.late.config.keep_tokens)
         tokens = () if aligner.fusion is None else (states.tokens,)
         return states.vectors, late_tokens.vectors, weights, *tokens
@@ -72,18 +73,17 @@ def write_graphs(aligner: Aligner, folder: Path) -> None:
     """The towers, and the fusion where there is one."""
     size = aligner.image_tower.image_transform.size
     pixels = torch.randn(3, 3, size, size)
-    ids, mask = random_tokens(aligner, 3, 9)
-    batch, length = (
-        torch.export.Dim("batch", min=1, max=4096),
-        torch.export.Dim("length", min=2, max=aligner.text_tower.max_tokens),
-    )
+    fixed = fixed_length(aligner)
+    ids, mask = random_tokens(aligner, 3, fixed or 9)
+    batch = torch.export.Dim("batch", min=1, max=4096)
+    length = {1: torch.export.Dim("length", min=2, max=aligner.text_tower.max_tokens)}
     scores_pairs, fuses = aligner.late is not None, aligner.fusion is not None
     of_patches = ["patches"] * scores_pairs + ["key_values"] * fuses
     of_tokens = ["parts", "weights"] * scores_pairs + ["tokens"] * fuses
     _export_module(
         ImageExport(aligner), (pixels,), folder / IMAGES, ["pixels"], ["vectors", *of_patches], ({0: batch},)
     )
-    both = {0: batch, 1: length}
+    both = {0: batch, **({} if fixed else length)}
     _export_module(
         CaptionExport(aligner), (ids, mask), folder / CAPTIONS, ["ids", "mask"], ["vectors", *of_tokens], (both, both)
     )
@@ -93,16 +93,24 @@ def write_graphs(aligner: Aligner, folder: Path) -> None:
         _, patches, key_values = ImageExport(aligner)(pixels)
         tokens = CaptionExport(aligner)(ids, mask)[-1]
     names = ["patches", "key_values", "tokens", "mask"]
-    shapes = ({0: batch}, {0: batch}, both, both)
+    # A pair's tokens are those of its caption, without the padding of a fixed length.
+    unpadded = {0: batch, **length}
+    shapes = ({0: batch}, {0: batch}, unpadded, unpadded)
     _export_module(
         FusionExport(aligner), (patches, key_values, tokens, mask), folder / FUSION_FILE, names, ["corrections"], shapes
     )
 
 
+def fixed_length(aligner: Aligner) -> int:
+    """Tokens that every caption is padded to; 0 where captions have the length that they have."""
+    tower = aligner.text_tower
+    return tower.max_positions if isinstance(tower, PretrainedTextTower) and tower.fixed_length else 0
+
+
 def random_tokens(aligner: Aligner, captions: int, length: int, seed: int = 0) -> tuple[Tensor, Tensor]:
     """Made-up captions of up to `length` tokens, one of them whole, the others padded."""
     rng = np.random.default_rng(seed)
-    top = aligner.text_tower.encoder.config.vocab_size
+    top = aligner.text_tower.vocab_size
     ids = torch.from_numpy(rng.integers(5, top, (captions, length)))
     lengths = torch.from_numpy(np.concatenate([[length], rng.integers(1, length + 1, captions - 1)]))
     mask = (torch.arange(length) < lengths[:, None]).long()
@@ -112,9 +120,15 @@ def random_tokens(aligner: Aligner, captions: int, length: int, seed: int = 0) -
 def _export_module(
     module: nn.Module, example: tuple[Tensor, ...], path: Path, inputs: list[str], outputs: list[str], shapes: Any
 ) -> None:
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")
-        torch.onnx.export(
-            module.eval(), example, str(path), input_names=inputs, output_names=outputs, dynamic_shapes=shapes,
-            dynamo=True, external_data=False, verbose=False,
-        )  # fmt: skip
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    # PyTorch's fused layers, which open_clip's towers would take, have no counterpart in ONNX.
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            torch.onnx.export(
+                module.eval(), example, str(path), input_names=inputs, output_names=outputs, dynamic_shapes=shapes,
+                dynamo=True, external_data=False, verbose=False,
+            )  # fmt: skip
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast_path)

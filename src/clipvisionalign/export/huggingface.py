@@ -10,6 +10,9 @@ from typing import Any
 
 from clipvisionalign.export.audits import audits_of, is_of_unknown_model
 from clipvisionalign.export.folders import export_folder
+from clipvisionalign.json_io import read_json
+from clipvisionalign.models.io import is_pretrained
+from clipvisionalign.models.pretrained.known_checkpoints import base_checkpoint, pretraining_of
 
 
 def export_huggingface(run: str | Path, out: str | Path) -> Path:
@@ -19,13 +22,18 @@ def export_huggingface(run: str | Path, out: str | Path) -> Path:
     """
     source = Path(run)
     if not (source / "results.json").is_file():
-        raise FileNotFoundError(f"{run}: not a finished run: no results.json in it")
+        hint = (
+            "; --transformers and --open-clip write a pretrained model itself"
+            if source.is_dir() and is_pretrained(run)
+            else ""
+        )
+        raise FileNotFoundError(f"{run}: not a finished run: no results.json in it{hint}")
     with export_folder(out) as aside:
         (aside / "README.md").write_text(model_card(source), encoding="utf-8")
         for name in ("model.safetensors", "config.yaml", "results.json", "environment.json", "weights.json"):
             if (source / name).is_file():
                 shutil.copy(source / name, aside / name)
-        for name in ("text_tower", "image_tower"):
+        for name in ("text_tower", "image_tower", "pretrained"):
             if (source / name).is_dir():
                 shutil.copytree(source / name, aside / name)
     return Path(out)
@@ -63,15 +71,19 @@ def model_card(run: Path) -> str:
         "another data set than trained on" if data.get("dev_source") else f"the training data ({data['layout']})"
     )
     own_audit, other_audits = audits_of(run)
+    pretraining = pretraining_of(run)
     card_data = ModelCardData(
         library_name="clipvisionalign",
         pipeline_tag="zero-shot-image-classification",
         tags=["image-text-retrieval", model["design"]],
+        base_model=base_checkpoint(run) or None,
+        license=_licence_of_base(run) or None,
     )
     card = ModelCard.from_template(
         card_data,
         template_str=files("clipvisionalign.export").joinpath("model_card.md").read_text(encoding="utf-8"),
         model=model,
+        pretraining=None if pretraining is None else pretraining.to_dict(),
         text_tower=Path(str(model["text_tower"]["name"])).name,
         data=data,
         dev_origin=dev_origin,
@@ -84,6 +96,13 @@ def model_card(run: Path) -> str:
         audit_of_unknown_model=is_of_unknown_model(run),
     )
     return f"{card.content}\n"
+
+
+def _licence_of_base(run: Path) -> str:
+    """The licence of the pretrained model that a run started from, as its repository states it; "" for none."""
+    path = run / "weights.json"
+    towers = read_json(path) if path.is_file() and pretraining_of(run) is not None else {}
+    return next((str(tower["licence"]) for tower in towers.values() if tower.get("licence")), "")
 
 
 def _figure_rows(metrics: dict[str, Any], chance: dict[str, Any]) -> list[tuple[str, str, str, str]]:

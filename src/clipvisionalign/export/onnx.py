@@ -16,12 +16,16 @@ from clipvisionalign.data.run_data import unfinished_note
 from clipvisionalign.export.folders import export_folder, target_folder
 from clipvisionalign.export.graphs import write_graphs
 from clipvisionalign.export.onnx_aligner import ABOUT
+from clipvisionalign.export.onnx_pixels import describe_pixels
 from clipvisionalign.export.onnx_readme import render_readme
+from clipvisionalign.export.onnx_tokenizer import write_tokenizer
 from clipvisionalign.export.quantization import int8_loss, quantize
 from clipvisionalign.export.verification import verify_export
 from clipvisionalign.models.aligner import Aligner
 from clipvisionalign.models.io import load_aligner
 from clipvisionalign.models.longformer import Longformer
+from clipvisionalign.models.pretrained import PretrainedTextTower
+from clipvisionalign.models.pretrained.transforms import PatchTransform
 
 logger = logging.getLogger(__name__)
 
@@ -42,12 +46,18 @@ def export_onnx(run: str | Path, out: str | Path, int8: bool = False, data: str 
             f"{run}: Longformer is not exported to ONNX; sliding windows over another text tower are, such as "
             "--model.design sparse --model.text_tower.name distilbert-base-uncased"
         )
+    if isinstance(aligner.image_tower.image_transform, PatchTransform):
+        # Its table of positions is resized for each image by itself.
+        raise ValueError(
+            f"{run}: a model that takes images of any shape (NaFlex) is not exported to ONNX; --transformers writes it"
+        )
     with export_folder(out) as aside:
         manifest = _about(aligner, run)
         if "unfinished" in manifest:
             logger.info(f"note: {manifest['unfinished']}")
+        # First what may be refused, then what takes long.
+        write_tokenizer(aligner.text_tower, aside / "tokenizer")
         write_graphs(aligner, aside)
-        aligner.text_tower.tokenizer.save_pretrained(aside / "tokenizer")
         _write_manifest(aside, manifest)
         manifest["difference"] = verify_export(aligner, aside)
         if int8:
@@ -72,17 +82,14 @@ def _about(aligner: Aligner, run: str | Path) -> dict[str, Any]:
         "run": str(run),
         "design": aligner.config.design,
         "width": aligner.config.width,
-        "pixels": {
-            "size": image_transform.size,
-            "mean": list(image_transform.mean),
-            "std": list(image_transform.std),
-            "resize": "bicubic",
-        },
+        "pixels": describe_pixels(image_transform),
         "max_tokens": tower.max_tokens,
-        "truncation_side": tower.tokenizer.truncation_side,
+        "truncation_side": getattr(tower.tokenizer, "truncation_side", "right"),
         "pad": tower.pad,
         "temperature": 1 / aligner.scale().item(),
     }
+    if isinstance(tower, PretrainedTextTower) and tower.fixed_length:
+        manifest |= {"padded_to": tower.max_positions, "padding_side": tower.tokenizer.padding_side}
     if late is not None:
         manifest["late"] = {
             "temperature": 1 / late.scale().item(), "weight": late.weight.item(), "keep_tokens": late.config.keep_tokens

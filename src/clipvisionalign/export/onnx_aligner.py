@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from clipvisionalign.argument_checks import check_lists, check_strings
-from clipvisionalign.images import ImageSource, ImageTransform
+from clipvisionalign.export.onnx_pixels import read_pixels
+from clipvisionalign.images import ImageSource
 from clipvisionalign.progress import progress
 
 #: Files of an export.
@@ -51,9 +52,11 @@ class OnnxAligner:
         self.tokenizer.enable_truncation(
             self.manifest["max_tokens"], direction=self.manifest.get("truncation_side", "right")
         )
-        self.tokenizer.enable_padding(pad_id=self.manifest["pad"])
-        pixels = self.manifest["pixels"]
-        self.input = ImageTransform(pixels["size"], tuple(pixels["mean"]), tuple(pixels["std"]))
+        self.tokenizer.enable_padding(
+            direction=self.manifest.get("padding_side", "right"), pad_id=self.manifest["pad"],
+            length=self.manifest.get("padded_to"),
+        )  # fmt: skip
+        self.input = read_pixels(self.manifest["pixels"])
 
     @property
     def scores_all_pairs(self) -> bool:

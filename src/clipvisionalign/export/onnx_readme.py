@@ -57,6 +57,36 @@ def encode_caption(caption):
     return run(text_tower, ids=ids, mask=mask) | {"mask": mask}
 '''
 
+#: Lines of the program for a pretrained dual encoder in the place of others: its own preprocessing and padding.
+_PRETRAINED = {
+    "    image.draft(None, (2 * size, 2 * size))  # a large JPEG is decoded at a half of its size, or less\n": "",
+    "squeezed into the square that the tower sees": "resized as the model was trained",
+    'image.convert("RGB").resize((size, size), Image.Resampling.BICUBIC)': 'resized(image.convert("RGB"))',
+    "def pixels_of(path):": '''def resized(image):
+    """The shorter side resized and a square from the middle; or the whole image squeezed into the square."""
+    short, method = about["pixels"]["shorter_side"], Image.Resampling[about["pixels"]["resize"].upper()]
+    if not short:
+        return image.resize((size, size), method)
+    long = int(short * max(image.size) / min(image.size))
+    image = image.resize((short, long) if image.width <= image.height else (long, short), method)
+    to_even = about["pixels"]["rounds_half_to_even"]
+    left, top = ((round if to_even and side > size else int)((side - size) / 2) for side in image.size)
+    return image.crop((left, top, left + size, top + size))
+
+
+def pixels_of(path):''',
+}
+_FIXED_LENGTH = {
+    "tokenizer.no_padding()": """tokenizer.enable_padding(
+    direction=about["padding_side"], pad_id=about["pad"], length=about["padded_to"]
+)""",
+    """    ids = np.array([tokenizer.encode(caption).ids], np.int64)
+    mask = np.ones_like(ids)
+""": """    encoding = tokenizer.encode(caption)
+    ids, mask = (np.array([row], np.int64) for row in (encoding.ids, encoding.attention_mask))
+""",
+}
+
 _VECTORS = '''
 
 def score(images, caption):
@@ -125,9 +155,19 @@ _OF_DESIGN = {
 def render_readme(manifest: dict[str, Any]) -> str:
     """The text for what onnx.json holds."""
     design = manifest["design"]
+    start = _START
+    is_pretrained, is_fixed = "shorter_side" in manifest["pixels"], "padded_to" in manifest
+    for lines in (_PRETRAINED if is_pretrained else {}, _FIXED_LENGTH if is_fixed else {}):
+        for former, line in lines.items():
+            start = start.replace(former, line)
     scoring = {"late": _LATE + _FIRST, "cross": _LATE + _FUSION}.get(design, _VECTORS + _FIRST)
     names = ("vectors", *_OF_DESIGN.get(design, ()))
     rows = "\n".join(f"| `{name}` | {_ARRAYS[name][0]} | {_ARRAYS[name][1]} |" for name in names)
+    lengths = f"captions of {manifest['padded_to']} tokens" if is_fixed else "captions of 2 tokens and\nmore"
+    takes = f"Needs onnxruntime, tokenizers, Pillow and NumPy. The files take any batch, and {lengths}."
+    stated = (
+        "Temperatures, the weights of a score's parts (chosen on dev), sizes, mean and deviation stand in onnx.json."
+    )
     int8_note = ""
     if "int8" in manifest:
         int8_note = (
@@ -140,11 +180,10 @@ def render_readme(manifest: dict[str, Any]) -> str:
         unfinished += " Weights of pairs' parts are not chosen yet.\n\n" if "late" in manifest else "\n\n"
     return f"""# An image-caption aligner as ONNX, design `{design}`
 
-{unfinished}Needs onnxruntime, tokenizers, Pillow and NumPy. The files take any batch, and captions of 2 tokens and
-more. Temperatures, the weights of a score's parts (chosen on dev), sizes, mean and deviation stand in onnx.json.
+{unfinished}{takes} {stated} onnx.json.
 
 ```python
-{_START}{scoring}{_END}```
+{start}{scoring}{_END}```
 
 | array | shape | what it holds |
 |---|---|---|

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from clipvisionalign.batch import TokenGroup
-from clipvisionalign.export.graphs import ImageExport, random_tokens
+from clipvisionalign.export.graphs import ImageExport, fixed_length, random_tokens
 from clipvisionalign.export.onnx_aligner import OnnxAligner, OnnxPairScorer, unpad_rows
 from clipvisionalign.models.aligner import Aligner
 from clipvisionalign.models.heads import CaptionEmbeddings
@@ -47,8 +47,9 @@ def verify_export(
             expected = ImageExport(aligner.eval())(pixels)
             images = _run_session(exported.image_session, pixels=pixels)
             worst = max(worst, *map(_difference, images.values(), expected))
-            for length in lengths:
-                size = min(length, aligner.text_tower.max_tokens)
+            fixed = fixed_length(aligner)
+            for length in (fixed,) if fixed else lengths:
+                size = min(length, fixed or aligner.text_tower.max_tokens)
                 ids, mask = random_tokens(aligner, batch, size, seed=batch + length)
                 group = TokenGroup(ids, mask, torch.arange(batch))
                 states = aligner.embed_caption_group(group)
@@ -65,9 +66,7 @@ def verify_export(
 def _run_session(onnx_session: Any, **inputs: Tensor) -> dict[str, np.ndarray]:
     """What a file gives, by name."""
     names = [each.name for each in onnx_session.get_outputs()]
-    return dict(
-        zip(names, onnx_session.run(names, {name: tensor.numpy() for name, tensor in inputs.items()}), strict=True)
-    )
+    return dict(zip(names, onnx_session.run(names, {name: t.numpy() for name, t in inputs.items()}), strict=True))
 
 
 def _difference(actual: np.ndarray, expected: Tensor | np.ndarray) -> float:

@@ -46,7 +46,23 @@ class ImageTransform:
     def image_loader(self, augment: bool = False, flip: float = 0.0) -> Callable[[ImageSource], Any]:
         """`transform` after opening: a function from a path, bytes or a Pillow image; raises ImageError."""
         transform = self.transform(augment, flip)
-        return lambda image: transform(open_image(image, self.size))
+        return lambda image: transform(open_image(image, self.decoded_size))
+
+    @property
+    def decoded_size(self) -> int:
+        """Pixels that are wanted of an image's shorter side, 0 for all that it has, see `open_image`."""
+        return self.size
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of what `transform` gives for one image."""
+        return 3, self.size, self.size
+
+    def random_pixels(self, count: int) -> Any:
+        """Random images, as `transform` gives them: (count, *input_shape), bytes."""
+        import torch
+
+        return torch.randint(256, (count, *self.input_shape), dtype=torch.uint8)
 
     def normalize(self, pixels: Any) -> Any:
         """Bytes (B, 3, S, S) -> what the tower's backbone takes, float32; what is no bytes is taken as scaled."""

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -26,45 +26,31 @@ from clipvisionalign.argument_checks import check_lists, check_strings
 from clipvisionalign.batch import TokenGroup, group_by_length
 from clipvisionalign.files import atomic_write, atomic_write_files
 from clipvisionalign.images import ImageSource
+from clipvisionalign.models.aligner_config import AlignerConfig
 from clipvisionalign.models.eval_mode import eval_mode
-from clipvisionalign.models.fusion import Fusion, FusionConfig
+from clipvisionalign.models.fusion import Fusion
 from clipvisionalign.models.heads import CaptionEmbeddings, ImageEmbeddings, ImageHead
-from clipvisionalign.models.image_tower import ImageFeatures, ImageTower, ImageTowerConfig
-from clipvisionalign.models.late_interaction import MAX_LOG_SCALE, LateConfig, LateInteraction
+from clipvisionalign.models.image_tower import ImageFeatures, ImageTower
+from clipvisionalign.models.late_interaction import MAX_LOG_SCALE, LateInteraction
 from clipvisionalign.models.pair_scorer import EncodedCaption, EncodedImages, PairModel, PairScorer
-from clipvisionalign.models.run_files import CONFIG_FILE, IMAGE_FOLDER, TEXT_FOLDER, WEIGHTS_FILE
+from clipvisionalign.models.pretrained import (
+    PretrainedImageHead,
+    PretrainedImageTower,
+    PretrainedTextTower,
+    extend_positions,
+    open_pretrained,
+    start_from_projections,
+)
+from clipvisionalign.models.run_files import CONFIG_FILE, IMAGE_FOLDER, PRETRAINED_FOLDER, TEXT_FOLDER, WEIGHTS_FILE
 from clipvisionalign.models.text_tower import CaptionFeatures, TextTower, TextTowerConfig
 from clipvisionalign.progress import progress
 
+#: Towers by name, or of a pretrained dual encoder.
+AnyImageTower: TypeAlias = ImageTower | PretrainedImageTower
+AnyTextTower: TypeAlias = TextTower | PretrainedTextTower
+
 #: Beginnings of the names of what scores pairs: used where a loss or a score is taken, not where the towers encode.
 PAIR_SCORER_PREFIXES = ("late.", "fusion.")
-
-
-@dataclass
-class AlignerConfig:
-    """The model: which towers, and which attention between caption and image.
-
-    Args:
-        design: "self" (plain attention in the text tower), "sparse" (Longformer, or sliding windows over the same text
-            tower), "late" (tokens against patches by the sum of best matches), "cross" (the caption's tokens attend to
-            the image's patches, to re-rank the first candidates).
-        image_tower: the image tower.
-        text_tower: the text tower.
-        late: the late interaction of the designs "late" and "cross".
-        fusion: the fusion head of the design "cross".
-        width: width of the common space.
-        temperature: where the learned temperature starts.
-        dropout: dropout before the projections, while training.
-    """
-
-    design: Literal["self", "sparse", "late", "cross"] = "self"
-    image_tower: ImageTowerConfig = field(default_factory=ImageTowerConfig)
-    text_tower: TextTowerConfig = field(default_factory=TextTowerConfig)
-    late: LateConfig = field(default_factory=LateConfig)
-    fusion: FusionConfig = field(default_factory=FusionConfig)
-    width: int = 256
-    temperature: float = 0.05
-    dropout: float = 0.2
 
 
 #: Images and captions that are remembered at most: half a GiB of features each.
@@ -87,12 +73,38 @@ class Aligner(PairModel):
     Raises WeightsNotFound, and ValueError for an unknown backbone.
     """
 
+    image_tower: AnyImageTower
+    text_tower: AnyTextTower
+    image_head: ImageHead | PretrainedImageHead
+    text_head: nn.Module
+    logit_bias: nn.Parameter | None
+    max_log_scale: Tensor | None
+
     def __init__(self, config: AlignerConfig, run: Path | None = None, load_weights: bool = True) -> None:
         super().__init__()
         #: Whether encoding and scoring show a live line on standard error.
         self.show_progress = False
         #: What the towers gave before, where the same images and captions come again; None to run them each time.
         self.tower_cache: TowerOutputCache | None = None
+        #: What is added to the scaled cosines by a model that was trained with a sigmoid loss, (1,); else None.
+        self.register_parameter("logit_bias", None)
+        self.register_buffer("max_log_scale", None)
+        if config.pretrained:
+            self._take_pretrained(config, run, load_weights)
+        else:
+            self._build_towers(config, run, load_weights)
+        width = self.config.width
+        self.late: LateInteraction | None = None
+        self.fusion: Fusion | None = None
+        if config.design in ("late", "cross"):
+            self.late = LateInteraction(config.late, self.text_tower.width, width)
+            if isinstance(self.text_tower, PretrainedTextTower):
+                start_from_projections(self.late, self.text_tower, self.text_head)
+        if config.design == "cross":
+            self.fusion = Fusion(config.fusion, self.text_tower.width, width)
+
+    def _build_towers(self, config: AlignerConfig, run: Path | None, load_weights: bool) -> None:
+        """Two towers by name, and new heads."""
         text_config = config.text_tower
         if config.design == "sparse":
             text_config = replace(text_config, attention="sliding")
@@ -104,16 +116,40 @@ class Aligner(PairModel):
             text_tower=replace(config.text_tower, revision=self.text_tower.config.revision),
         )
         self.image_head = ImageHead(self.image_tower, config.width, config.dropout)
-        self.text_head = nn.Linear(self.text_tower.width, config.width)
-        nn.init.orthogonal_(self.text_head.weight)
+        text_head = nn.Linear(self.text_tower.width, config.width)
+        nn.init.orthogonal_(text_head.weight)
+        self.text_head = text_head
         # Of one element and one axis: FSDP2 shards no scalars.
         self.log_scale = nn.Parameter(torch.tensor([math.log(1 / config.temperature)]))
-        self.late: LateInteraction | None = None
-        self.fusion: Fusion | None = None
-        if config.design in ("late", "cross"):
-            self.late = LateInteraction(config.late, self.text_tower.width, config.width)
-        if config.design == "cross":
-            self.fusion = Fusion(config.fusion, self.text_tower.width, config.width)
+
+    def _take_pretrained(self, config: AlignerConfig, run: Path | None, load_weights: bool) -> None:
+        """The towers and heads of a pretrained dual encoder."""
+        folder = None if run is None else run / PRETRAINED_FOLDER
+        parts, pinned = open_pretrained(config.pretrained, folder, load_weights)
+        if config.positions != "own":
+            extend_positions(parts.text_tower, config.positions)
+        if config.design == "sparse":
+            parts.text_tower.use_window(config.text_tower.window)
+        if config.text_tower.max_tokens != TextTowerConfig.max_tokens:
+            parts.text_tower.limit_tokens(config.text_tower.max_tokens)
+        self.image_tower, self.text_tower = parts.image_tower, parts.text_tower
+        self.image_head, self.text_head = parts.image_head, parts.text_head
+        tower = self.text_tower
+        tower.config = replace(config.text_tower, name=pinned, max_tokens=tower.max_tokens)
+        self.config = replace(
+            config, pretrained=pinned, width=parts.width, image_tower=parts.image_tower.config, text_tower=tower.config
+        )
+        self.embed_patches(config.design in ("late", "cross"))
+        self.log_scale = nn.Parameter(torch.tensor([parts.log_scale]))
+        if parts.logit_bias is not None:
+            self.logit_bias = nn.Parameter(torch.tensor([parts.logit_bias]))
+        # A buffer: a run that is opened again has its limit from its weights, not from the ones it started from.
+        self.register_buffer("max_log_scale", torch.tensor([max(MAX_LOG_SCALE, parts.log_scale)]))
+
+    def embed_patches(self, wanted: bool = True) -> None:
+        """Whether image embeddings have patches; those of a pretrained model have them for designs that score pairs."""
+        if isinstance(self.image_tower, PretrainedImageTower) and isinstance(self.image_head, PretrainedImageHead):
+            self.image_tower.pools_patches = self.image_head.projects_patches = wanted
 
     # --- from tensors to the common space -------------------------------------------------------------------------
 
@@ -128,15 +164,18 @@ class Aligner(PairModel):
         return self.config.design == "late"
 
     def scale(self) -> Tensor:
-        """1 / temperature, at most 100 as in CLIP."""
+        """1 / temperature, at most 100 as in CLIP, or as much as a pretrained model has."""
+        if self.max_log_scale is not None:
+            return self.log_scale.minimum(self.max_log_scale).exp().squeeze(0)
         return self.log_scale.exp().clamp(max=100.0).squeeze(0)
 
     @torch.no_grad()
     def clamp_temperatures(self) -> None:
         """After a step: the temperatures that are learned stay where they have a gradient, as CLIP's does."""
-        for module in (self, self.late):
-            if module is not None:
-                module.log_scale.clamp_(-MAX_LOG_SCALE, MAX_LOG_SCALE)
+        limit = MAX_LOG_SCALE if self.max_log_scale is None else self.max_log_scale.item()
+        self.log_scale.clamp_(-MAX_LOG_SCALE, limit)
+        if self.late is not None:
+            self.late.log_scale.clamp_(-MAX_LOG_SCALE, MAX_LOG_SCALE)
 
     def embed_image_features(self, features: ImageFeatures) -> ImageEmbeddings:
         """An image tower's features -> vectors (B, D) and patches (B, P, D)."""
@@ -146,7 +185,7 @@ class Aligner(PairModel):
         """One group of captions -> vectors (b, D), tokens (b, T, W) for a design that scores pairs, and mask (b, T)."""
         features: CaptionFeatures = self.text_tower(group.ids, group.mask, want_tokens=self.late is not None)
         return CaptionEmbeddings(
-            F.normalize(self.text_head(features.pooled).float(), dim=-1), features.tokens, group.mask
+            F.normalize(self.text_head(features.pooled).float(), dim=-1), features.tokens, features.mask
         )
 
     def embed_caption_features(self, features: CaptionFeatures, group: TokenGroup) -> CaptionEmbeddings:
@@ -338,7 +377,8 @@ class Aligner(PairModel):
         target = Path(folder)
         target.mkdir(parents=True, exist_ok=True)
         # A run that is resumed needs them too, while its last model is written.
-        for tower, name in ((self.text_tower, TEXT_FOLDER), (self.image_tower, IMAGE_FOLDER)):
+        text_folder = PRETRAINED_FOLDER if self.config.pretrained else TEXT_FOLDER
+        for tower, name in ((self.text_tower, text_folder), (self.image_tower, IMAGE_FOLDER)):
             with atomic_write_files(target / name) as aside:
                 tower.save(aside)
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}

@@ -10,7 +10,8 @@ from torch import Tensor
 from clipvisionalign.models.aligner import Aligner, AlignerConfig
 from clipvisionalign.models.device import best_device
 from clipvisionalign.models.packed_linear import pack_linears
-from clipvisionalign.models.run_files import CONFIG_FILE, TEXT_FOLDER, WEIGHTS_FILE
+from clipvisionalign.models.pretrained import describe_missing, find_pretrained, is_model_folder, is_pretrained_name
+from clipvisionalign.models.run_files import CONFIG_FILE, PRETRAINED_FOLDER, TEXT_FOLDER, WEIGHTS_FILE
 from clipvisionalign.models.weights import find_image_weights, find_text_weights
 from clipvisionalign.plain_yaml import safe_load
 from clipvisionalign.settings import config_from_dict
@@ -30,6 +31,8 @@ def pin_revisions(config: AlignerConfig) -> AlignerConfig:
 
     Raises WeightsNotFound, and ValueError for an unknown backbone.
     """
+    if config.pretrained:
+        return replace(config, pretrained=find_pretrained(config.pretrained)[1])
     image, text = config.image_tower, config.text_tower
     image_weights = find_image_weights(image.name, image.weights, image.revision)
     if image_weights is not None:
@@ -39,10 +42,11 @@ def pin_revisions(config: AlignerConfig) -> AlignerConfig:
 
 
 def load_aligner(folder: str | Path, device: str = "auto", packed: bool = True) -> Aligner:
-    """Load the aligner of a run folder, ready to encode and score; no network is required.
+    """Load a run folder's aligner, or a pretrained dual encoder, ready to encode and score.
 
     Args:
-        folder: A run folder, or a folder that `export --huggingface` wrote.
+        folder: A run folder, which needs nothing else, and no network; or a pretrained dual encoder: a folder in
+            transformers' or open_clip's layout, or a hub name, which is fetched where it is not on this machine.
         device: "auto", "cpu", "cuda" and so on.
         packed: Whether weights are packed for the CPU's kernels; packed weights cannot be exported.
 
@@ -52,14 +56,62 @@ def load_aligner(folder: str | Path, device: str = "auto", packed: bool = True) 
     Raises:
         FileNotFoundError: The folder is not a run folder.
         ValueError: A file in it does not fit.
+        WeightsNotFound: There is no such pretrained model here or on the hub.
+
+    >>> aligner = load_aligner("openai/clip-vit-base-patch32")                # doctest: +SKIP
     """
+    source = Path(folder)
+    aligner = Aligner(AlignerConfig(pretrained=str(folder))) if is_pretrained(folder) else _load_run(source)
+    if packed:
+        pack_linears(aligner)
+    return aligner.to(best_device(device)).eval()
+
+
+def is_pretrained(name: str | Path) -> bool:
+    """Whether a name stands for a pretrained dual encoder, by folder or hub name, and not for a run folder."""
+    folder = Path(name)
+    if (folder / CONFIG_FILE).is_file():
+        return False
+    return is_model_folder(folder) or (not folder.exists() and is_pretrained_name(str(name)))
+
+
+def model_files(name: str | Path) -> list[Path]:
+    """The files that hold a model's weights: of a run folder, or of a pretrained model, which is fetched if it is not
+    on this machine.
+
+    Raises FileNotFoundError for a folder without weights, and WeightsNotFound.
+    """
+    if is_pretrained(name):
+        return list(find_pretrained(str(name))[2].files)
+    file = Path(name) / WEIGHTS_FILE
+    if not file.is_file():
+        raise FileNotFoundError(f"{name}: holds no model: it has no {WEIGHTS_FILE}")
+    return [file]
+
+
+def resolve_model(name: str | Path) -> str:
+    """By what a model is found again from anywhere: a folder's absolute path, or a hub name with its commit."""
+    if is_pretrained(name) and not Path(name).is_dir():
+        return find_pretrained(str(name))[1]
+    return str(Path(name).resolve())
+
+
+def _load_run(source: Path) -> Aligner:
+    """The aligner that a run folder holds, on the CPU."""
     import yaml
 
-    source = Path(folder)
-    missing = [name for name in (CONFIG_FILE, WEIGHTS_FILE, TEXT_FOLDER) if not (source / name).exists()]
+    tower_folder = PRETRAINED_FOLDER if (source / PRETRAINED_FOLDER).is_dir() else TEXT_FOLDER
+    missing = [name for name in (CONFIG_FILE, WEIGHTS_FILE, tower_folder) if not (source / name).exists()]
+    if not source.is_dir():
+        reason = "a file" if source.exists() else "no such folder"
+        raise FileNotFoundError(
+            f"{source}: not a run folder: {reason}; 'clipvisionalign train' writes one; {describe_missing(str(source))}"
+        )
     if missing:
-        reason = "no such folder" if not source.is_dir() else f"it lacks {', '.join(missing)}"
-        raise FileNotFoundError(f"{source}: not a run folder: {reason}; 'clipvisionalign train' writes one")
+        raise FileNotFoundError(
+            f"{source}: not a run folder: it lacks {', '.join(missing)}; 'clipvisionalign train' writes one; and no "
+            "pretrained model, which has a config.json or an open_clip_config.json"
+        )
     try:
         settings = safe_load((source / CONFIG_FILE).read_text())["model"]
         config = config_from_dict(AlignerConfig, settings)
@@ -70,6 +122,4 @@ def load_aligner(folder: str | Path, device: str = "auto", packed: bool = True) 
         aligner.load_state_dict(read_weights(source / WEIGHTS_FILE))
     except Exception as error:
         raise ValueError(f"{source / WEIGHTS_FILE}: not this aligner's weights: {error}") from None
-    if packed:
-        pack_linears(aligner)
-    return aligner.to(best_device(device)).eval()
+    return aligner

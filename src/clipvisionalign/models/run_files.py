@@ -10,3 +10,9 @@ TEXT_FOLDER = "text_tower"
 
 #: Only where an image tower's name is not enough to build it.
 IMAGE_FOLDER = "image_tower"
+
+#: Config, tokenizer and preprocessing of the pretrained dual encoder that a run started from.
+PRETRAINED_FOLDER = "pretrained"
+
+#: All folders of files beside the weights that a model is built from.
+MODEL_FOLDERS = (TEXT_FOLDER, IMAGE_FOLDER, PRETRAINED_FOLDER)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -32,6 +33,9 @@ from clipvisionalign.models.weights import EMBEDDED_TEXT, WeightsOrigin, find_te
 
 #: Under this name transformers' encoders call `attention`.
 ATTENTION_NAME = "clipvisionalign"
+
+#: Vocabularies that only the package sentencepiece reads.
+_SENTENCEPIECE_FILES = ("spiece.model", "tokenizer.model", "spm.model", "sentencepiece.bpe.model")
 
 #: Positions of the sliding-window variant: the learned ones repeated, as Longformer was made from RoBERTa (section 5).
 SLIDING_POSITIONS = 4096
@@ -113,6 +117,15 @@ class TextTower(nn.Module):
     def _uses_custom_attention(self) -> bool:
         """Whether the encoder calls this project's `attention`."""
         return self.encoder.config._attn_implementation == ATTENTION_NAME
+
+    def input_embeddings(self) -> nn.Module:
+        """The table of the tokens' embeddings."""
+        return self.encoder.get_input_embeddings()
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of tokens that have an embedding."""
+        return self.encoder.config.vocab_size
 
     def tokenize(self, captions: Sequence[str]) -> TokenizedCaptions:
         """The tokenizer's numbers for each caption, its special tokens included, none padded; long ones are cut."""
@@ -297,8 +310,15 @@ def load_tokenizer(source: Path) -> Any:
     import transformers
 
     if not has_tokenizer(source):
-        raise ValueError(f"{source}: no tokenizer: neither tokenizer.json nor a vocabulary is there")
+        raise ValueError(
+            f"{source}: no tokenizer: neither tokenizer.json nor a vocabulary is there; copy the publisher's there"
+        )
     try:
         return transformers.AutoTokenizer.from_pretrained(source, local_files_only=True, trust_remote_code=False)
     except Exception as error:
-        raise ValueError(f"{source}: a tokenizer that cannot be read: {str(error).strip().splitlines()[0]}") from None
+        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__).strip()
+        if find_spec("sentencepiece") is None and any((source / file).is_file() for file in _SENTENCEPIECE_FILES):
+            reason = 'it needs sentencepiece: pip install "clipvisionalign[pretrained]"'
+        raise ValueError(
+            f"{source}: a tokenizer that cannot be read: {reason.rstrip('.')}; or get the publisher's files again"
+        ) from None

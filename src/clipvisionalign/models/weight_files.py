@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import OrderedDict
 from collections.abc import Collection
@@ -10,6 +9,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from clipvisionalign.json_io import read_json
 from clipvisionalign.models.hub import WeightsNotFound
 
 #: The files in which timm and transformers keep weights, the safer first; and in parts, by the name of their table.
@@ -30,7 +30,7 @@ def choose_weight_files(source: object, names: Collection[str]) -> list[str]:
             if shards and len(shards) == count:
                 return [index_file, *shards]
             raise WeightsNotFound(
-                f"{source}: {len(shards)} of {count or 'the'} parts that {index_file} names are there"
+                f"{source}: {len(shards)} of {count or 'the'} parts that {index_file} names are there; get the others"
             )
     others = sorted(
         name for name in names if name.endswith((".h5", ".msgpack", ".onnx", ".ot", ".ckpt", ".gguf", ".pth"))
@@ -46,8 +46,8 @@ def weights_files(folder: Path) -> list[Path]:
     if files[0].name not in _WEIGHT_INDEX_FILES:
         return files
     index_file, *shards = files
-    lacking = set(json.loads(index_file.read_text())["weight_map"].values()) - {path.name for path in shards}
-    if lacking:
+    table = read_json(index_file, "get it again, with the parts of the weights").get("weight_map", {})
+    if lacking := set(table.values()) - {path.name for path in shards}:
         raise WeightsNotFound(f"{index_file}: names {sorted(lacking)[0]}, which is not there")
     return shards
 
@@ -61,7 +61,7 @@ def read_tensors(path: Path) -> OrderedDict[str, Tensor]:
         try:
             return OrderedDict(load_file(path))
         except SafetensorError as error:
-            raise ValueError(f"{path}: not whole, or no safetensors file: {error}") from None
+            raise ValueError(f"{path}: not whole, or no safetensors file: {error}; get the file again") from None
     import pickle
 
     import torch
@@ -69,8 +69,16 @@ def read_tensors(path: Path) -> OrderedDict[str, Tensor]:
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"{path}: not weights alone, or not whole, and no pickle is run: {reason}") from None
+        text = str(error).strip()
+        # PyTorch's own words advise to run the pickle.
+        code = re.search(r"(?:GLOBAL|Unsupported class) (\S+)", text)
+        reason = " ".join(text.splitlines()[0].split())[:120] if text else "it is empty"
+        if isinstance(error, pickle.UnpicklingError):
+            reason = f"it calls {code[1]}" if code else "it holds more than tensors"
+        raise ValueError(
+            f"{path}: not weights alone, or not whole, and no pickle is run: {reason}; get the weights as "
+            "model.safetensors"
+        ) from None
     if isinstance(loaded, dict) and isinstance(loaded.get("state_dict"), dict):
         loaded = loaded["state_dict"]
     return OrderedDict((key, value) for key, value in loaded.items() if isinstance(value, Tensor))

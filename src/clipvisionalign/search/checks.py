@@ -6,6 +6,7 @@ from pathlib import Path
 
 from clipvisionalign.data.run_data import run_settings
 from clipvisionalign.images import open_image
+from clipvisionalign.models.io import is_pretrained
 from clipvisionalign.search.filters import FILTER_COLUMNS, filter_sql
 from clipvisionalign.search.manifest import read_manifest
 from clipvisionalign.search.queries import SearchQuery
@@ -41,5 +42,6 @@ def check_query(index: str | Path, query: SearchQuery, run: str | Path = "") -> 
     if query.rerank:
         folder = run or manifest.run
         design = run_settings(folder).get("model", {}).get("design", "")
-        if design in DUAL_DESIGNS:
-            raise ValueError(f"{folder}: its design '{design}' has nothing to re-rank with")
+        if design in DUAL_DESIGNS or is_pretrained(folder):
+            described = f"its design '{design}'" if design else "a pretrained dual encoder"
+            raise ValueError(f"{folder}: {described} has nothing to re-rank with")

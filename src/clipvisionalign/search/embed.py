@@ -23,7 +23,7 @@ from clipvisionalign.images import ImageError, ImageTransform, open_header, open
 from clipvisionalign.models.aligner import Aligner
 from clipvisionalign.models.eval_mode import eval_mode
 from clipvisionalign.models.io import load_aligner
-from clipvisionalign.models.run_files import CONFIG_FILE, IMAGE_FOLDER, TEXT_FOLDER, WEIGHTS_FILE
+from clipvisionalign.models.run_files import CONFIG_FILE, MODEL_FOLDERS, WEIGHTS_FILE
 from clipvisionalign.search.broken_files import classify_fault
 from clipvisionalign.search.storage import ImageFile, Storage, content_hash
 
@@ -42,7 +42,8 @@ LOCAL_RAY = "local"
 
 def embed_files(aligner: Aligner, storage: Storage, pending: Sequence[PendingFile]) -> Iterator[list[IndexRow]]:
     """Rows of `EMBED_BATCH_SIZE` files at a time, in order; the files of the next two batches are decoded meanwhile."""
-    transform, size = aligner.image_tower.image_transform.transform(), aligner.image_tower.image_transform.size
+    image_transform = aligner.image_tower.image_transform
+    transform, size = image_transform.transform(), image_transform.decoded_size
     with ThreadPoolExecutor(max(1, (os.cpu_count() or 2) - 1)) as pool:
         futures: deque[Future[IndexRow]] = deque()
         submitted = 0
@@ -66,7 +67,7 @@ def _decode(storage: Storage, transform: Callable[[Image.Image], Tensor], size: 
         row["hash"] = row["hash"] or content_hash(source)
         with open_header(source) as header:
             width, height = header.size
-        image = open_image(source, max(size, THUMBNAIL_SIZE))
+        image = open_image(source, max(size, THUMBNAIL_SIZE) if size else 0)
         pixels = transform(image).numpy().tobytes()
     except (ImageError, OSError) as error:
         return (
@@ -86,9 +87,9 @@ def decode_error_message(error: Exception, storage: Storage, raw: bytes) -> str:
 
 def _embed(aligner: Aligner, rows: Sequence[IndexRow]) -> list[IndexRow]:
     """Vectors instead of pixels, for the rows that have any."""
-    size, decodable = aligner.image_tower.image_transform.size, [row for row in rows if not row["reason"]]
+    shape, decodable = aligner.image_tower.image_transform.input_shape, [row for row in rows if not row["reason"]]
     if decodable:
-        pixels = np.stack([np.frombuffer(row["pixels"], dtype=np.uint8).reshape(3, size, size) for row in decodable])
+        pixels = np.stack([np.frombuffer(row["pixels"], dtype=np.uint8).reshape(shape) for row in decodable])
         with torch.no_grad(), eval_mode(aligner):
             features = aligner.image_tower(torch.from_numpy(pixels).to(aligner.device))
             vectors = iter(aligner.embed_image_features(features).vectors.float().cpu().numpy())
@@ -160,7 +161,7 @@ def _decode_block(block: Any, location: str, image_transform: ImageTransform) ->
 
     storage, transform = Storage(location), image_transform.transform()
     return arrow.Table.from_pylist(
-        [_decode(storage, transform, image_transform.size, row) for row in block.to_pylist()]
+        [_decode(storage, transform, image_transform.decoded_size, row) for row in block.to_pylist()]
     )
 
 
@@ -193,6 +194,6 @@ def _read_run_files(run: Path) -> dict[str, bytes]:
     paths = [
         run / CONFIG_FILE,
         run / WEIGHTS_FILE,
-        *(path for name in (TEXT_FOLDER, IMAGE_FOLDER) for path in (run / name).rglob("*") if path.is_file()),
+        *(path for name in MODEL_FOLDERS for path in (run / name).rglob("*") if path.is_file()),
     ]
     return {str(path.relative_to(run)): path.read_bytes() for path in paths}

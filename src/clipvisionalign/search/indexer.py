@@ -25,7 +25,7 @@ from clipvisionalign.data.run_data import (
 )
 from clipvisionalign.data.splits import SPLIT_RULE
 from clipvisionalign.models.aligner import Aligner
-from clipvisionalign.models.io import load_aligner
+from clipvisionalign.models.io import is_pretrained, load_aligner, resolve_model
 from clipvisionalign.progress import progress
 from clipvisionalign.search.ann import MAX_EXACT_VECTORS, MAX_HNSW_VECTORS, build_ann_index
 from clipvisionalign.search.broken_files import BROKEN_FILES_NAME, BrokenFiles
@@ -60,7 +60,7 @@ def build_index(
     """Index the images below a folder, or of a data set; an existing index is updated.
 
     Args:
-        run: Run folder of the aligner.
+        run: Run folder of the aligner, or a pretrained dual encoder.
         source: Folder or data set: a path, or a URL that fsspec reaches.
         out: The index: a path, or a URL that LanceDB reaches.
         captions: Read `source` as a data set and index its captions too.
@@ -82,6 +82,9 @@ def build_index(
         FileNotFoundError: There is no such folder or run.
         DataError: The data set cannot be read, or there is nothing to index.
     """
+    if is_pretrained(run):
+        # One commit for all that follows, and for the searches to come.
+        run = resolve_model(run)
     aligner = load_aligner(run)
     if unfinished := unfinished_note(run):
         logger.info(f"note: {unfinished}")

@@ -7,6 +7,7 @@ import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from clipvisionalign.models.io import model_files, resolve_model
 from clipvisionalign.search.storage import InvalidIndexError, Storage, as_storage
 
 INDEX_FORMAT = 1
@@ -39,21 +40,23 @@ class IndexManifest:
 
 
 def aligner_fingerprint(run: str | Path) -> str:
-    """The hash of a run's weights.
+    """The hash of a model's weights.
 
     Args:
-        run: A run folder.
+        run: A run folder, or a pretrained model.
 
     Returns:
-        32 hexadecimal digits, of BLAKE2b over `model.safetensors`.
+        32 hexadecimal digits, of BLAKE2b over the files of its weights.
 
     Raises:
         FileNotFoundError: The folder has no weights.
+        WeightsNotFound: There is no such pretrained model here or on the hub.
     """
     digest = hashlib.blake2b(digest_size=16)
-    with (Path(run) / "model.safetensors").open("rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
+    for path in model_files(run):
+        with path.open("rb") as file:
+            while block := file.read(1 << 22):
+                digest.update(block)
     return digest.hexdigest()
 
 
@@ -108,7 +111,7 @@ def open_manifest(run: str | Path, folder: str, index: Storage, width: int) -> I
     Raises:
         InvalidIndexError: `index` belongs to another aligner or folder, or holds something else.
     """
-    manifest = IndexManifest(str(Path(run).resolve()), aligner_fingerprint(run), folder, width)
+    manifest = IndexManifest(resolve_model(run), aligner_fingerprint(run), folder, width)
     if index.read(MANIFEST_FILE) is not None:
         existing = read_manifest(index)
         if existing.aligner != manifest.aligner:

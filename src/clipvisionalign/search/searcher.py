@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from clipvisionalign.models.aligner import Aligner
+from clipvisionalign.models.hub import WeightsNotFound
 from clipvisionalign.models.io import load_aligner
 from clipvisionalign.search.ann import search_table
 from clipvisionalign.search.filters import FILTER_COLUMNS, filter_sql
@@ -56,9 +57,13 @@ class Searcher:
     def __init__(self, index: str | Path, run: str | Path = "", device: str = "auto") -> None:
         self.manifest: IndexManifest = read_manifest(index)
         self.run = Path(run or self.manifest.run)
-        if not (self.run / "model.safetensors").is_file():
-            raise InvalidIndexError(f"{index}: its aligner {self.run} is not there; give its path with --run")
-        if aligner_fingerprint(self.run) != self.manifest.aligner:
+        try:
+            fingerprint = aligner_fingerprint(self.run)
+        except FileNotFoundError as error:
+            reason = f" ({error})" if isinstance(error, WeightsNotFound) else ""
+            message = f"{index}: its aligner {self.run} is not there; give its path with --run{reason}"
+            raise InvalidIndexError(message) from None
+        if fingerprint != self.manifest.aligner:
             raise InvalidIndexError(f"{index}: it was made by another aligner than {self.run}")
         self.aligner: Aligner = load_aligner(self.run, device)
         self.table, self.caption_table = open_image_table(index), open_caption_table(index)

@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 def steps_by_variant(plan: Plan, trials: list[Trial], study: Path, eval_data: CaptionedImages) -> dict[str, int]:
     """How many steps each variant's seconds pay for: found once, and kept; empty for a budget of images."""
     steps = recorded_steps(plan, trials, study)
-    unknown = [trial for trial in trials if trial.variant not in steps]
+    unknown = [trial for trial in trials if trial.variant not in steps and trial.config.epochs]
     if plan.budget.same == "pictures" or not unknown:
         return steps
     logger.info("--- how many steps the budget pays for ---")
@@ -40,6 +40,9 @@ def recorded_steps(plan: Plan, trials: list[Trial], study: Path) -> dict[str, in
     steps: dict[str, int] = {}
     for trial in trials:
         name = trial.variant
+        if not trial.config.epochs:
+            # A model as it is takes no time.
+            continue
         if same and name in saved["steps"] and saved_settings.get(name) in (None, settings_hash(trial)):
             steps[name] = saved["steps"][name]
         elif (trial.folder / "config.yaml").is_file():

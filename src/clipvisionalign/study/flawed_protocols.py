@@ -103,6 +103,7 @@ class LeakingModel:
 
 def image_parts(aligner: Aligner, images: Any) -> tuple[Tensor, Tensor]:
     """Vectors (N, D) and patches (N, P, D) of images."""
+    aligner.embed_patches()
     chunks = [(states.vectors.cpu(), states.patches.cpu()) for states in aligner.image_chunks(images, 64)
              if states.patches is not None]  # fmt: skip
     return torch.cat([vectors for vectors, _ in chunks]), torch.cat([patches for _, patches in chunks])

@@ -17,6 +17,7 @@ from clipvisionalign.study.plan_file import read_kept_plan
 from clipvisionalign.study.report.build import read_report
 from clipvisionalign.study.tower_commits import PINNED_TOWERS_FILE
 from clipvisionalign.study.trial_checks import recorded_layout
+from clipvisionalign.study.zero_shot import add_zero_shot
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +30,7 @@ def prepare_plan(plan: Plan, study: Path) -> Plan:
     if plan.data and plan.scenes:
         logger.info(f"no effect of 'scenes' and 'drawing': the data set is {plan.data}")
         plan = replace(plan, scenes=0, drawing=Drawing())
+    plan = add_zero_shot(plan)
     check_plan(plan)
     # What a call has left that was stopped before its plan was kept.
     leftover_names = {

@@ -1,4 +1,4 @@
-"""One commit of the hub for each pretrained tower of a study, whenever its trials are trained."""
+"""One commit of the hub for each pretrained tower or dual encoder of a study, whenever its trials are trained."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PINNED_TOWERS_FILE = "towers.json"
 
 
 def pin_tower_commits(trials: Sequence[Trial], study: Path) -> list[Trial]:
-    """The cells that are to be trained with one commit of the hub for each tower's name, whenever they are trained.
+    """The cells that are to be trained with one commit of the hub for each name, whenever they are trained.
 
     What cannot be had now is left as it is: those cells raise the reason when their turn comes. Raises FileExistsError,
     before anything is written, where another run is in a cell's place (`refuse_other_settings`).
@@ -30,18 +30,23 @@ def pin_tower_commits(trials: Sequence[Trial], study: Path) -> list[Trial]:
     for trial in trials:
         model = trial.config.model
         towers = (model.image_tower, model.text_tower)
-        key = json.dumps([[tower.name, tower.weights, tower.revision] for tower in towers])
+        key = model.pretrained or json.dumps([[tower.name, tower.weights, tower.revision] for tower in towers])
         if key not in commits and not (trial.folder / "config.yaml").is_file():
             try:
                 pinned = pin_revisions(model)
             except (OSError, ValueError):
                 pinned_trials.append(trial)
                 continue
-            commits[key] = [pinned.image_tower.revision, pinned.text_tower.revision]
-        image, text = commits.get(key, [tower.revision for tower in towers])
-        model = replace(
-            model, image_tower=replace(towers[0], revision=image), text_tower=replace(towers[1], revision=text)
-        )
+            commits[key] = (
+                [pinned.pretrained] if model.pretrained else [pinned.image_tower.revision, pinned.text_tower.revision]
+            )
+        if model.pretrained:
+            model = replace(model, pretrained=commits.get(key, [model.pretrained])[0])
+        else:
+            image, text = commits.get(key, [tower.revision for tower in towers])
+            model = replace(
+                model, image_tower=replace(towers[0], revision=image), text_tower=replace(towers[1], revision=text)
+            )
         pinned_trials.append(replace(trial, config=replace(trial.config, model=model)))
         if pinned_trials[-1] != trial:
             refuse_other_settings(pinned_trials[-1])

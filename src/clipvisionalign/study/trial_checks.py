@@ -38,6 +38,9 @@ def refuse_other_settings(trial: Trial) -> None:
         for name in towers
         if not requested[name].revision or not recorded[name].revision
     }
+    pretrained = trial.config.model.pretrained
+    if pretrained and "@" not in pretrained and existing.model.pretrained.partition("@")[0] == pretrained:
+        existing = replace(existing, model=replace(existing.model, pretrained=pretrained))
     existing = replace(existing, model=replace(existing.model, **same))
     # One that left its layout open has recorded which one it was.
     if "auto" in (layouts := {existing.layout, trial.config.layout}) and layouts <= {
@@ -85,7 +88,13 @@ def settings_hash(trial: Trial) -> str:
     config = replace(_with_resolved_paths(trial.config, Path.cwd()), seed=0, out="", init="", steps=0, epochs=0)
     names = [each.name for each in fields(config)]
     hashed = [name for name in _HASH_ORDER if name in names] + [name for name in names if name not in _HASH_ORDER]
-    return hash_parts([f"RunConfig({', '.join(f'{name}={getattr(config, name)!r}' for name in hashed)})"])
+    text = f"RunConfig({', '.join(f'{name}={getattr(config, name)!r}' for name in hashed)})"
+    # A study that was begun before these settings were there has hashes without them.
+    return hash_parts([text.replace(_WITHOUT_PRETRAINED, "")])
+
+
+#: How the settings of the model that came later are written where they are not used.
+_WITHOUT_PRETRAINED = ", pretrained='', positions='own'"
 
 
 #: The order of settings in hashes that studies of version 0.1 have recorded; settings added since then follow.

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from clipvisionalign.files import atomic_write
-from clipvisionalign.models.run_files import CONFIG_FILE, IMAGE_FOLDER, TEXT_FOLDER, WEIGHTS_FILE
+from clipvisionalign.models.run_files import CONFIG_FILE, MODEL_FOLDERS, WEIGHTS_FILE
 
 #: In the folder of a run that is not finished: models that a half of dev chose, where all of dev chose another.
 HALF_MODELS = "half-models"
@@ -83,6 +83,6 @@ def _write_folder(target: Path, write: Callable[[Path], None]) -> None:
 def _copy_model(source: Path, target: Path) -> None:
     for name in (WEIGHTS_FILE, CONFIG_FILE):
         shutil.copy2(source / name, target / name)
-    for name in (TEXT_FOLDER, IMAGE_FOLDER):
+    for name in MODEL_FOLDERS:
         if (source / name).is_dir():
             shutil.copytree(source / name, target / name)

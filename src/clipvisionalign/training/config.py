@@ -51,7 +51,7 @@ class ScheduleConfig:
     """Schedule: how long a run trains, in which steps, and which epoch it keeps.
 
     Args:
-        epochs: passes over the training images.
+        epochs: passes over the training images; 0 to measure a pretrained model as it is.
         steps: end after so many steps, wherever in an epoch that is; 0 for all steps of all epochs.
         batch: images in a step, over all processes; each brings all of its captions.
         warmup: share of all steps in which the learning rates rise, before they fall along a cosine.
@@ -268,7 +268,9 @@ def flatten_sections(settings: dict[str, Any]) -> dict[str, Any]:
 
 def check_settings(config: RunConfig) -> None:
     """Raises ValueError for settings that do not fit each other."""
-    for name in ("epochs", "batch", "views", "patience", "negatives"):
+    if config.epochs == 0 and not config.model.pretrained:
+        raise ValueError("--epochs 0 measures a pretrained model as it is: give --model.pretrained, or epochs")
+    for name in ("batch", "views", "patience", "negatives"):
         if getattr(config, name) < 1:
             raise ValueError(f"--{name} should be at least 1, not {getattr(config, name)}")
     if config.freeze == "all" and config.model.design != "cross":
@@ -293,7 +295,7 @@ def check_settings(config: RunConfig) -> None:
 
 def _check_widths(model: AlignerConfig) -> None:
     """Raises ValueError for widths that their heads do not share out evenly."""
-    if model.width % HEADS:
+    if model.width % HEADS and not model.pretrained:
         raise ValueError(f"--model.width should be a multiple of {HEADS}, not {model.width}")
     heads, width = model.fusion.heads, model.fusion.width
     if model.design == "cross" and heads > 0 and width % heads:
@@ -302,7 +304,7 @@ def _check_widths(model: AlignerConfig) -> None:
 
 #: Of settings that are numbers, which they may be; not a NaN, which is in no range.
 RANGES: list[tuple[str, Callable[[Any], bool], str]] = [
-    ("chunk profile steps train_images workers seed", lambda value: value >= 0, "at least 0"),
+    ("chunk epochs profile steps train_images workers seed", lambda value: value >= 0, "at least 0"),
     ("warmup ema loss.smoothing model.dropout lora.dropout", lambda value: 0 <= value < 1,
      "from 0 to below 1"),
     # Below 0: the encoder's own.

@@ -55,7 +55,7 @@ def try_step(config: RunConfig, base: RunConfig | None = None) -> None:
 
 def _made_up(aligner: Aligner) -> Batch:
     """Two images with a caption each."""
-    size, two = aligner.image_tower.image_transform.size, torch.arange(2)
+    two = torch.arange(2)
     tokens = aligner.text_tower.tokenize(["a dog", "two children run across the grass"])
-    pixels = torch.randint(256, (2, 3, size, size), dtype=torch.uint8)
+    pixels = aligner.image_tower.image_transform.random_pixels(2)
     return Batch(two, pixels, group_by_length(tokens, aligner.text_tower.pad), two, two)

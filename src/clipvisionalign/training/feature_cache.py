@@ -29,8 +29,10 @@ from clipvisionalign.data.captioned import CaptionedImages
 from clipvisionalign.data.hashes import dataset_hashes
 from clipvisionalign.files import atomic_write, remove_abandoned
 from clipvisionalign.images import ImageTransform
+from clipvisionalign.models.aligner import AnyImageTower, AnyTextTower
 from clipvisionalign.models.image_tower import ImageFeatures, ImageTower
-from clipvisionalign.models.text_tower import CaptionFeatures, TextTower
+from clipvisionalign.models.pretrained import PretrainedImageTower
+from clipvisionalign.models.text_tower import CaptionFeatures
 from clipvisionalign.progress import progress
 
 #: Raised when what is kept, or how, changes: older caches are then rebuilt.
@@ -71,9 +73,11 @@ def cache_folder(setting: str = "auto") -> Path:
     return Path(configured) if configured else user_cache_path("clipvisionalign", appauthor=False)
 
 
-def tower_fingerprint(tower: ImageTower | TextTower) -> str:
+def tower_fingerprint(tower: AnyImageTower | AnyTextTower) -> str:
     """A hash of the tower's weights and of the input that it wants."""
-    input_spec = tower.image_transform if isinstance(tower, ImageTower) else (tower.config, tower.pooling)
+    input_spec = (
+        tower.image_transform if isinstance(tower, ImageTower | PretrainedImageTower) else (tower.config, tower.pooling)
+    )
     digest = hashlib.sha256(repr((tower.config.name, input_spec)).encode())
     for name, tensor in sorted(tower.state_dict().items()):
         digest.update(name.encode())
@@ -112,7 +116,7 @@ class ImageFeatureCache:
         return ImageFeatures(pooled.to(device), patches.to(device))
 
 
-def image_features_size(images: int, views: int, tower: ImageTower) -> int:
+def image_features_size(images: int, views: int, tower: AnyImageTower) -> int:
     """Bytes that the features of `images` take."""
     return images * views * (tower.width + tower.num_patches * tower.patch_width) * 2
 
@@ -143,7 +147,7 @@ def allocate_array(path: Path, dtype: Any, shape: tuple[int, ...]) -> np.memmap:
 
 
 def open_image_features(
-    root: Path, data: CaptionedImages, tower: ImageTower, views: Sequence[View], dtype: torch.dtype, what: str
+    root: Path, data: CaptionedImages, tower: AnyImageTower, views: Sequence[View], dtype: torch.dtype, what: str
 ) -> ImageFeatureCache:
     """The cached features of `data`, computed first where they are not there yet.
 
@@ -170,14 +174,14 @@ def open_image_features(
 
 
 def _features_folder(
-    root: Path, data: CaptionedImages, tower: ImageTower, views: Sequence[View], dtype: torch.dtype
+    root: Path, data: CaptionedImages, tower: AnyImageTower, views: Sequence[View], dtype: torch.dtype
 ) -> Path:
     key = repr((CACHE_FORMAT, dataset_hashes(data), tower_fingerprint(tower), tuple(views), str(dtype)))
     return root / "features" / hashlib.sha256(key.encode()).hexdigest()[:20]
 
 
 def image_features_exist(
-    root: Path, data: CaptionedImages, tower: ImageTower, views: Sequence[View], dtype: torch.dtype
+    root: Path, data: CaptionedImages, tower: AnyImageTower, views: Sequence[View], dtype: torch.dtype
 ) -> bool:
     """Whether `open_image_features` would find them on disk, and need no space."""
     return (_features_folder(root, data, tower, views, dtype) / "about.json").is_file()
@@ -213,7 +217,7 @@ class CaptionFeatureCache:
 
 
 def open_caption_features(
-    root: Path, data: CaptionedImages, tower: TextTower, tokens: bool = False
+    root: Path, data: CaptionedImages, tower: AnyTextTower, tokens: bool = False
 ) -> CaptionFeatureCache:
     """What the text tower gives for all captions of `data`; computed first where it is not there yet.
 
@@ -231,7 +235,7 @@ def open_caption_features(
     return CaptionFeatureCache(pooled, *(np.load(file, mmap_mode="r") for file in files[1:]))
 
 
-def _caption_feature_files(root: Path, data: CaptionedImages, tower: TextTower, tokens: bool) -> list[Path]:
+def _caption_feature_files(root: Path, data: CaptionedImages, tower: AnyTextTower, tokens: bool) -> list[Path]:
     """Where the pooled vectors are; with `tokens` also those of all tokens, and each caption's end."""
     key = repr((CACHE_FORMAT, data.fingerprint(), tower_fingerprint(tower)))
     name = hashlib.sha256(key.encode()).hexdigest()[:20]
@@ -239,13 +243,13 @@ def _caption_feature_files(root: Path, data: CaptionedImages, tower: TextTower, 
     return [path, *(path.with_name(f"{name}-{part}.npy") for part in ("tokens", "ends") if tokens)]
 
 
-def caption_features_exist(root: Path, data: CaptionedImages, tower: TextTower, tokens: bool = False) -> bool:
+def caption_features_exist(root: Path, data: CaptionedImages, tower: AnyTextTower, tokens: bool = False) -> bool:
     """Whether `open_caption_features` would find them on disk, and need no space."""
     return all(file.is_file() for file in _caption_feature_files(root, data, tower, tokens))
 
 
 @torch.inference_mode()
-def _encode_captions(captions: list[str], tower: TextTower, files: list[Path]) -> None:
+def _encode_captions(captions: list[str], tower: AnyTextTower, files: list[Path]) -> None:
     """Write pooled vectors (M, W); where there are three `files` also all tokens (T, W) and each caption's end (M,)."""
     token_ids, tokens = tower.tokenize(captions), len(files) > 1
     ends = np.cumsum([len(caption) for caption in token_ids])
@@ -274,7 +278,7 @@ def _encode_captions(captions: list[str], tower: TextTower, files: list[Path]) -
 
 @torch.inference_mode()
 def _compute(
-    folder: Path, data: CaptionedImages, tower: ImageTower, views: Sequence[View], dtype: torch.dtype, what: str
+    folder: Path, data: CaptionedImages, tower: AnyImageTower, views: Sequence[View], dtype: torch.dtype, what: str
 ) -> None:
     """Write the features of all images, in all views, into an empty folder."""
     device = next(tower.parameters()).device

@@ -25,6 +25,9 @@ IMAGE_FROZEN = ("image", "both", "all")
 #: And the text tower.
 TEXT_FROZEN = ("text", "both", "all")
 
+#: Classes of open_clip that hand the weights of their inner layers to a function.
+FUNCTIONAL_ATTENTION = ("AttentionPool2d",)
+
 #: Longformer multiplies with these weights themselves, not through the modules that an adapter replaces.
 LORA_EXCLUDED = ("key_global", "value_global")
 
@@ -61,7 +64,7 @@ def freeze(aligner: Aligner, mode: str, patterns: list[str]) -> list[str]:
         aligner.text_tower.requires_grad_(mode not in TEXT_FROZEN)
         if mode not in TEXT_FROZEN:
             # Words that no training caption holds should keep their place beside those that some hold.
-            aligner.text_tower.encoder.get_input_embeddings().requires_grad_(False)
+            aligner.text_tower.input_embeddings().requires_grad_(False)
     names = dict(aligner.named_parameters())
     redundant_patterns = []
     for pattern in patterns:
@@ -133,10 +136,8 @@ def add_lora(aligner: Aligner, config: LoraConfig, frozen_patterns: Sequence[str
             continue
         targets = [
             path
-            for path, module in tower.named_modules()
-            if (isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.groups == 1))
-            and not (isinstance(tower, Longformer) and path.endswith(LORA_EXCLUDED))
-            and not any(fnmatchcase(f"{prefixes[name]}.{path}.weight", pattern) for pattern in frozen_patterns)
+            for path, weight in adaptable_layers(tower).items()
+            if not any(fnmatchcase(f"{prefixes[name]}.{weight}", pattern) for pattern in frozen_patterns)
         ]
         if not targets:
             raise ValueError(
@@ -150,16 +151,48 @@ def add_lora(aligner: Aligner, config: LoraConfig, frozen_patterns: Sequence[str
         inject_adapter_in_model(settings, tower)
 
 
+def adaptable_layers(tower: nn.Module) -> dict[str, str]:
+    """The layers of a tower that an adapter can stand beside, by path, each with the name of its weight.
+
+    An attention that multiplies with the weights of its inner layers itself would pass their adapters by: it is
+    adapted as a whole, packed projections included, where peft can (`nn.MultiheadAttention`), else not at all.
+    """
+    layers: dict[str, str] = {}
+    skipped: tuple[str, ...] = ()
+    for path, module in tower.named_modules():
+        if path.startswith(skipped) and skipped:
+            continue
+        if isinstance(module, nn.MultiheadAttention):
+            skipped += (f"{path}.",)
+            if module.in_proj_weight is not None:
+                layers[path] = f"{path}.in_proj_weight"
+        elif type(module).__name__ in FUNCTIONAL_ATTENTION:
+            skipped += (f"{path}.",)
+        elif isinstance(tower, Longformer) and path.endswith(LORA_EXCLUDED):
+            continue
+        elif isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.groups == 1):
+            layers[path] = f"{path}.weight"
+    return layers
+
+
 def merge_lora(aligner: Aligner) -> Aligner:
     """A copy whose adapters are merged into the weights beside them: an aligner like any other."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     result = copy.deepcopy(aligner)
+    merged: tuple[str, ...] = ()
     for name, module in list(result.named_modules()):
-        if isinstance(module, BaseTunerLayer):
+        if not isinstance(module, BaseTunerLayer) or (merged and name.startswith(merged)):
+            continue
+        if hasattr(module, "unload_and_optionally_merge_module"):
+            # An attention as a whole, with the adapter of its output projection inside.
+            base = module.unload_and_optionally_merge_module(merge=True, safe_merge=False, adapter_names=None)
+            merged += (f"{name}.",)
+        else:
             module.merge()
-            parent, _, attribute = name.rpartition(".")
-            setattr(result.get_submodule(parent), attribute, module.get_base_layer())
+            base = module.get_base_layer()
+        parent, _, attribute = name.rpartition(".")
+        setattr(result.get_submodule(parent), attribute, base)
     return result
 
 

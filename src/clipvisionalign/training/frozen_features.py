@@ -11,8 +11,7 @@ from typing import TypeVar
 import torch
 
 from clipvisionalign.data.captioned import CaptionedImages
-from clipvisionalign.models.aligner import Aligner
-from clipvisionalign.models.text_tower import TextTower
+from clipvisionalign.models.aligner import Aligner, AnyTextTower
 from clipvisionalign.training.config import RunConfig, caches_caption_features, caches_image_features
 from clipvisionalign.training.data import TrainingData
 from clipvisionalign.training.distributed import Distributed
@@ -114,7 +113,7 @@ def load_frozen_image_features(
     used features; None for one that begins, which uses them where there is room. Raises OSError where there no longer
     is.
     """
-    if used_before is False:
+    if used_before is False or not config.epochs:
         return None, None
     if not caches_image_features(config.freezing):
         return None, None
@@ -158,7 +157,7 @@ def load_frozen_caption_features(
     used_before: as for `load_frozen_image_features`. Raises OSError where there no longer is room. A stream's captions
     are not kept.
     """
-    if used_before is False or not caches_caption_features(config.freezing):
+    if used_before is False or not config.epochs or not caches_caption_features(config.freezing):
         return None, None
     root, tower = cache_folder(config.cache), aligner.text_tower
     requests: list[tuple[CaptionedImages, bool]] = []
@@ -182,7 +181,7 @@ def load_frozen_caption_features(
     return train, None if config.profile else caches[-1]
 
 
-def _caption_features_size(data: CaptionedImages, tokens: bool, tower: TextTower) -> int:
+def _caption_features_size(data: CaptionedImages, tokens: bool, tower: AnyTextTower) -> int:
     """Bytes that the outputs for all captions take: pooled vectors, and the tokens too, at most."""
     count = len(data.captions)
     word_count = sum(len(caption.split()) for caption in data.captions) if tokens else 0

@@ -14,6 +14,8 @@ from clipvisionalign.data.run_data import differences_from_run, read_data_of_run
 from clipvisionalign.export.audits import keep_audit
 from clipvisionalign.images import ExcludedFiles, ImageError, image_files, open_image
 from clipvisionalign.models.aligner import Aligner
+from clipvisionalign.models.io import is_pretrained
+from clipvisionalign.models.pretrained.known_checkpoints import pretraining_of
 from clipvisionalign.progress import progress
 from clipvisionalign.retrieval.audit import AuditReport, Check, audit
 from clipvisionalign.retrieval.evaluate import evaluate
@@ -57,6 +59,12 @@ class OpenedRun:
         """The differences as an entry of a report; empty where there are none."""
         return {"differs_from_run": "; ".join(self.differences)} if self.differences else {}
 
+    def pretraining_entry(self) -> dict[str, Any]:
+        """What the model was pretrained on, as far as that is known, as an entry of a report; empty for a model that
+        started from no pretrained dual encoder."""
+        pretraining = pretraining_of(self.run)
+        return {} if pretraining is None else {"pretraining": pretraining.to_dict()}
+
     def gallery(self) -> CaptionedImages:
         """Return the split without images that cannot be decoded; logs which these are."""
         clean_data, report = check(self.data.split(self.split), full=True, show_progress=True)
@@ -94,7 +102,9 @@ class OpenedRun:
             aligner, eval_data.images, eval_data.captions, eval_data.caption_image, eval_data.image_identity, count,
             caption_group=eval_data.shared_text_ids,
         )  # fmt: skip
-        results = {**self.header(), **evaluation.to_dict(), **self.differences_entry()}
+        results = {
+            **self.header(), **evaluation.to_dict(), **self.differences_entry(), **self.pretraining_entry()
+        }  # fmt: skip
         overlap = training_overlap_note(Path(self.run), self.data, eval_data)
         notes = {
             "in_sample": in_sample_note(Path(self.run), eval_data),
@@ -137,13 +147,16 @@ class OpenedRun:
             message = trained_on.note if trained_on else unknown
             not_trained_on = Check("gallery not trained on", not trained_on, float(count), message)
             audit_report = AuditReport([*audit_report.checks, not_trained_on])
-        results = {**self.header(), **audit_report.to_dict(), **self.differences_entry()}
+        results = {
+            **self.header(), **audit_report.to_dict(), **self.differences_entry(), **self.pretraining_entry()
+        }  # fmt: skip
         if trained_on:
             results |= {"trained_on": trained_on.note, "trained_on_images": trained_on.to_dict()}
         if unfinished := unfinished_note(self.run):
             results["unfinished"] = unfinished
-        # For the card of a model that is exported.
-        keep_audit(Path(self.run), results, eval_data)
+        # For the card of a model that is exported. The folder of a pretrained model is its publisher's.
+        if not is_pretrained(self.run):
+            keep_audit(Path(self.run), results, eval_data)
         return results
 
 
@@ -188,6 +201,10 @@ def _check_run(run: str, candidates: int | None) -> None:
 
     from clipvisionalign.models.io import load_aligner
 
+    if is_pretrained(run):
+        if candidates:
+            raise ValueError(f"{run}: a pretrained dual encoder has nothing to re-rank with")
+        return
     try:
         settings = run_settings(run)
     except yaml.YAMLError as error:

@@ -43,10 +43,10 @@ def choose_dtypes(config: RunConfig, aligner: Aligner, state: dict[str, Any] | N
 
         return run
 
-    device, size = aligner.device, aligner.image_tower.image_transform.size
+    device = aligner.device
     set_train_mode(aligner, config.freeze)
-    pixels = torch.randint(256, (8, 3, size, size), dtype=torch.uint8).to(device)
-    ids = torch.randint(5, min(1000, aligner.text_tower.encoder.config.vocab_size), (64, 16)).to(device)
+    pixels = aligner.image_tower.image_transform.random_pixels(8).to(device)
+    ids = torch.randint(5, min(1000, aligner.text_tower.vocab_size), (64, 16)).to(device)
 
     def image_work(images: int) -> Callable[[], None]:
         return work(lambda: aligner.image_tower(pixels[:images]).patches, aligner.image_tower)

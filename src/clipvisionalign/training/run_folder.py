@@ -18,7 +18,7 @@ from clipvisionalign.files import PARTIAL_SUFFIX, atomic_write, remove, remove_e
 from clipvisionalign.json_io import write_json
 from clipvisionalign.models.aligner import Aligner
 from clipvisionalign.models.device import library_versions, machine_info
-from clipvisionalign.models.run_files import IMAGE_FOLDER, TEXT_FOLDER, WEIGHTS_FILE
+from clipvisionalign.models.run_files import MODEL_FOLDERS, WEIGHTS_FILE
 from clipvisionalign.retrieval.evaluate import RANKS_FILE
 from clipvisionalign.training.best_epoch import HALF_MODELS, save_chosen_models
 from clipvisionalign.training.checkpoint import CHECKPOINT_FOLDER as CHECKPOINTS
@@ -41,8 +41,7 @@ RUN_FILES = {
     "results.json",
     RANKS_FILE,
     WEIGHTS_FILE,
-    TEXT_FOLDER,
-    IMAGE_FOLDER,
+    *MODEL_FOLDERS,
     HALF_MODELS,
     CHECKPOINTS,
     TRACKER_FOLDER,

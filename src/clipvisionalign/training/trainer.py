@@ -167,6 +167,10 @@ class Trainer(TrainerSetup):
                 if self.config.profile and progress.step == self.steps:
                     return self._profile_result()
                 self._end_epoch()
+            if not self.config.epochs and not progress.chosen:
+                # The model as it is stands for an epoch without a step.
+                progress.epoch = 0
+                self._end_epoch()
         return self._finish()
 
     def _train_epoch(self) -> None:
@@ -303,7 +307,7 @@ class Trainer(TrainerSetup):
         """Measure the saved model, and write results.json."""
         config, progress, processes, data, out = self.config, self.progress, self.processes, self.data, self.out
         seconds = time.perf_counter() - self._started_at
-        if progress.skipped == progress.step:
+        if progress.step and progress.skipped == progress.step:
             detail = f"none of {progress.step} steps could be taken: hardly an image could be read"
             raise DataError(f"{config.data}: {detail}")
         if progress.skipped:

@@ -101,9 +101,11 @@ class TrainerSetup:
         with progress_step("timing the dtypes", visible=processes.is_main):
             self.dtypes = processes.run_on_main(partial(choose_dtypes, config, aligner, state))
         image_dtype, text_dtype = map(dtype_name, self.dtypes)
+        image, text = config.model.image_tower.name, config.model.text_tower.name
+        if config.model.pretrained:
+            image, text = f"images of {config.model.pretrained}", "captions"
         logger.info(
-            f"design {config.model.design}: {config.model.image_tower.name} in {image_dtype} + "
-            f"{config.model.text_tower.name} in {text_dtype} on {device}"
+            f"design {config.model.design}: {image} in {image_dtype} + {text} in {text_dtype} on {device}"
             f"{f' and {processes.world_size - 1} more' if processes.is_distributed else ''}, "
             f"{aligner.parameter_count() / 1e6:.1f} M parameters, "
             f"{count_trained_parameters(aligner) / 1e6:.1f} M of them trained"

@@ -10,7 +10,7 @@ The cache is huggingface_hub's own (`HF_HOME`, `HF_HUB_CACHE`), shared with tran
 another hub, `HF_TOKEN` or `hf auth login` an account. Files go through plain HTTP: hf_xet would ask other hosts.
 """
 
-from clipvisionalign.models.hub.cache import MODEL_CARD, ChooseFiles, Snapshot, cached_snapshot
+from clipvisionalign.models.hub.cache import MODEL_CARD, CheckConfig, ChooseFiles, Snapshot, cached_snapshot
 from clipvisionalign.models.hub.download import CHUNK, TRIES
 from clipvisionalign.models.hub.errors import (
     CorruptedDownload,
@@ -28,6 +28,7 @@ __all__ = [
     "CHUNK",
     "MODEL_CARD",
     "TRIES",
+    "CheckConfig",
     "ChooseFiles",
     "CorruptedDownload",
     "DiskFull",

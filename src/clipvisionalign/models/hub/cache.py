@@ -19,6 +19,9 @@ MODEL_CARD = "README.md"
 #: From the names of a repository's files to those that are needed, the weights last. Raises WeightsNotFound.
 ChooseFiles = Callable[[Collection[str]], list[str]]
 
+#: From the folder of a commit, of which only the JSON files may be there; raises for a model of another kind.
+CheckConfig = Callable[[Path], None]
+
 
 @dataclass(frozen=True)
 class Snapshot:

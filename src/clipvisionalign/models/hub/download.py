@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from clipvisionalign.models.hub.cache import MODEL_CARD, ChooseFiles, Snapshot, record_branch
+from clipvisionalign.models.hub.cache import MODEL_CARD, CheckConfig, ChooseFiles, Snapshot, record_branch
 from clipvisionalign.models.hub.errors import CorruptedDownload, DiskFull, HubUnreachable, hub_endpoint, translate_error
 from clipvisionalign.models.hub.licence import licence_of, licence_of_card
 from clipvisionalign.models.hub.room import (
@@ -41,8 +41,13 @@ def print_to_stderr(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def fetch_file(name: str, revision: str, info: Any, choose: ChooseFiles) -> Snapshot:
-    """Download the files of a commit that `choose` selects, each verified by size and hash. Raises OSError."""
+def fetch_file(
+    name: str, revision: str, info: Any, choose: ChooseFiles, *, check: CheckConfig | None = None
+) -> Snapshot:
+    """Download the files of a commit that `choose` selects, each verified by size and hash.
+
+    check: called after the JSON files, which come first. Raises OSError, and what `check` raises.
+    """
     # What lies in sub-folders (onnx/, coreml/) is for other programs.
     siblings = {sibling.rfilename: sibling for sibling in info.siblings or [] if "/" not in sibling.rfilename}
     files = choose(list(siblings))
@@ -68,8 +73,15 @@ def fetch_file(name: str, revision: str, info: Any, choose: ChooseFiles) -> Snap
         logger.info(f"{name}: fetching {files_of}, from {hub_endpoint()} (commit {info.sha[:10]}{licence_note})")
         with _quiet_hub(), progress_step(f"fetching {name} (kB)", total // 1000) as step:
             bar = _DownloadProgress(step)
-            for file in missing:
+            # What a config.json rules out is found before the weights, which are large, are fetched.
+            config_files = [file for file in missing if file.endswith(".json")]
+            for file in config_files:
                 _download(name, info.sha, file, siblings[file], bar)
+            if check is not None:
+                check(folder)
+            for file in missing:
+                if file not in config_files:
+                    _download(name, info.sha, file, siblings[file], bar)
     record_branch(name, revision or "main", info.sha)
     return Snapshot(name, info.id or name, info.sha, folder, tuple(files), licence)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from clipvisionalign.models.hub.cache import ChooseFiles, Snapshot, cached_snapshot
+from clipvisionalign.models.hub.cache import CheckConfig, ChooseFiles, Snapshot, cached_snapshot
 from clipvisionalign.models.hub.download import fetch_file
 from clipvisionalign.models.hub.errors import CorruptedDownload, HubUnreachable, WeightsNotFound, translate_error
 from clipvisionalign.models.hub.offline import is_offline
@@ -14,14 +14,15 @@ from clipvisionalign.models.hub.revisions import is_commit
 logger = logging.getLogger(__name__)
 
 
-def snapshot(name: str, revision: str, choose: ChooseFiles) -> Snapshot:
+def snapshot(name: str, revision: str, choose: ChooseFiles, *, check: CheckConfig | None = None) -> Snapshot:
     """The files that `choose` picks of a repository's commit, fetched where the cache does not have them.
 
     revision: a branch, a tag or a commit; "" for the main branch. A whole commit that is cached needs no network.
+    check: called with the commit's folder once its JSON files are there, before anything large is fetched.
 
     Raises HubUnreachable where the files are not cached and the hub is not asked or does not answer, WeightsNotFound
     for a repository, a revision or files that do not exist or that this account may not see, CorruptedDownload, and
-    DiskFull.
+    DiskFull; and what `check` raises.
     """
     cache_error = ""
     if is_commit(revision) or is_offline():
@@ -43,7 +44,7 @@ def snapshot(name: str, revision: str, choose: ChooseFiles) -> Snapshot:
             raise error from None
         logger.info(f"{name}: {error}; commit {cached.revision[:10]} is taken from the cache")
         return cached
-    return fetch_file(name, revision, info, choose)
+    return fetch_file(name, revision, info, choose, check=check)
 
 
 def _request_info(name: str, revision: str) -> Any:

@@ -1,0 +1,46 @@
+"""Pretrained dual encoders, used as they are: CLIP, SigLIP and their kin, in transformers' and open_clip's layouts.
+
+Kept of each: projection heads, tokenizer with its padding, pooling, causal attention, scale, bias and preprocessing.
+"""
+
+from clipvisionalign.models.pretrained.designs import Positions, extend_positions, start_from_projections
+from clipvisionalign.models.pretrained.families import (
+    is_dual_encoder,
+    is_model_folder,
+    layout_of,
+    load_dual_encoder,
+    open_caption_tokenizer,
+    save_dual_encoder,
+)
+from clipvisionalign.models.pretrained.parts import (
+    DualEncoderParts,
+    PretrainedImageHead,
+    PretrainedImageTower,
+    PretrainedTextTower,
+)
+from clipvisionalign.models.pretrained.sources import (
+    describe_missing,
+    find_pretrained,
+    is_pretrained_name,
+    open_pretrained,
+)
+
+__all__ = [
+    "DualEncoderParts",
+    "Positions",
+    "PretrainedImageHead",
+    "PretrainedImageTower",
+    "PretrainedTextTower",
+    "describe_missing",
+    "extend_positions",
+    "find_pretrained",
+    "is_dual_encoder",
+    "is_model_folder",
+    "is_pretrained_name",
+    "layout_of",
+    "load_dual_encoder",
+    "open_caption_tokenizer",
+    "open_pretrained",
+    "save_dual_encoder",
+    "start_from_projections",
+]

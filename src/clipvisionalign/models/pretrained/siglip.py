@@ -1,0 +1,133 @@
+"""SigLIP in transformers' layout (Zhai et al., arXiv:2303.15343), SigLIP 2's checkpoints of fixed size, and its NaFlex
+checkpoints, which take images of any shape (Tschannen et al., arXiv:2502.14786).
+
+The caption is read in both directions, padded to a fixed length; the vector is of the last place, which is padding for
+all but the longest captions. The image's patches are pooled by attention from one learned query.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from clipvisionalign.models.image_tower import ImageFeatures
+from clipvisionalign.models.pretrained.parts import (
+    TRANSFORMERS_NAMES,
+    DualEncoderParts,
+    PretrainedImageHead,
+    PretrainedImageTower,
+    PretrainedTextTower,
+    rename_tensors,
+)
+from clipvisionalign.models.pretrained.transformers_layout import load_model, read_tokenizer, save_model
+from clipvisionalign.models.pretrained.transforms import (
+    PatchTransform,
+    processor_settings,
+    transform_from_processor,
+)
+
+MODEL_TYPES = ("siglip", "siglip2")
+
+
+class SiglipImageTower(PretrainedImageTower):
+    """SigLIP's vision transformer with its pooling by attention."""
+
+    def pool(self, features: Tensor) -> Tensor:
+        """Patches (B, P, C) -> pooled (B, C)."""
+        return self.backbone.head(features)
+
+    def pool_each(self, patches: Tensor) -> Tensor:
+        """Patches (B, P, C) -> (B, P, C): the pooling of each patch alone."""
+        return self.backbone.head(patches.flatten(0, 1)[:, None]).unflatten(0, patches.shape[:2])
+
+
+class NaFlexImageTower(SiglipImageTower):
+    """The vision transformer of SigLIP 2's NaFlex checkpoints: patches of images of any shape, padded."""
+
+    def forward(self, pixels: Tensor) -> ImageFeatures:
+        """Packed patches (B, 1 + P, 3 patch^2), see `PatchTransform` -> pooled (B, C), patches (B, P, C)."""
+        patches, mask, grids = self.image_transform.unpack(pixels)  # type: ignore[attr-defined]
+        output = self.backbone(pixel_values=patches, pixel_attention_mask=mask.int(), spatial_shapes=grids)
+        tokens = output.last_hidden_state
+        # Padding takes the place of the first patch, which changes no best match and is of no other use.
+        tokens = torch.where(mask[..., None], tokens, tokens[:, :1])
+        return ImageFeatures(output.pooler_output, self.pool_each(tokens) if self.pools_patches else tokens)
+
+    def feature_map(self, pixels: Tensor) -> Tensor:
+        """Raises ValueError: the grid of patches differs from image to image."""
+        raise ValueError("a model that takes images of any shape has no map of features of one grid")
+
+
+class SiglipTextTower(PretrainedTextTower):
+    """SigLIP's bidirectional text transformer: the last place, through a linear layer."""
+
+    def encode(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """ids (b, T) -> pooled (b, D), tokens (b, T, W)."""
+        options = {}
+        if "attention_mask" in getattr(self.tokenizer, "model_input_names", ()):
+            options["attention_mask"] = self.word_mask(ids, mask)
+        output = self.encoder(input_ids=ids, **options)
+        return output.pooler_output, output.last_hidden_state
+
+    def token_projection(self, text_head: nn.Module) -> tuple[Tensor, Tensor]:
+        """The linear layer behind the last place, weight (D, W) and bias (D,)."""
+        return self.encoder.head.weight, self.encoder.head.bias
+
+
+def text_tower(encoder: nn.Module, config: Any, folder: Path) -> SiglipTextTower:
+    """The text tower around a model's text encoder."""
+    text = config.text_config
+    return SiglipTextTower(
+        encoder, read_tokenizer(folder), folder, text.hidden_size, text.max_position_embeddings, fixed_length=True
+    )
+
+
+def load(folder: Path, config: Any, load_weights: bool) -> DualEncoderParts:
+    """The parts of a SiglipModel or Siglip2Model; see `families.load_dual_encoder`."""
+    import transformers
+
+    is_naflex = config.model_type == "siglip2"
+    model = load_model(
+        transformers.Siglip2Model if is_naflex else transformers.SiglipModel, config, folder, load_weights
+    )
+    text, vision = config.text_config, config.vision_config
+    settings = processor_settings(folder)
+    image_tower: PretrainedImageTower
+    if is_naflex:
+        transform = PatchTransform(
+            mean=tuple(settings.get("image_mean", (0.5,) * 3)),
+            std=tuple(settings.get("image_std", (0.5,) * 3)),
+            patch=settings.get("patch_size", vision.patch_size),
+            max_patches=settings.get("max_num_patches", vision.num_patches),
+            interpolation={2: "bilinear", 3: "bicubic"}.get(settings.get("resample", 2), "bilinear"),
+        )
+        image_tower = NaFlexImageTower(model.vision_model, transform, vision.hidden_size, transform.max_patches)
+    else:
+        image_tower = SiglipImageTower(
+            model.vision_model,
+            transform_from_processor(settings, folder, vision.image_size),
+            vision.hidden_size,
+            (vision.image_size // vision.patch_size) ** 2,
+        )
+    return DualEncoderParts(
+        family="siglip2 (NaFlex)" if is_naflex else "siglip",
+        image_tower=image_tower,
+        text_tower=text_tower(model.text_model, config, folder),
+        image_head=PretrainedImageHead(nn.Identity()),
+        text_head=nn.Identity(),
+        width=text.projection_size or text.hidden_size,
+        log_scale=model.logit_scale.item(),
+        logit_bias=model.logit_bias.item(),
+    )
+
+
+def save(state: Mapping[str, Tensor], config: Any, folder: Path) -> None:
+    """Write a SiglipModel or Siglip2Model; see `families.save_dual_encoder`."""
+    import transformers
+
+    model_class = transformers.Siglip2Model if config.model_type == "siglip2" else transformers.SiglipModel
+    save_model(model_class, config, rename_tensors(state, TRANSFORMERS_NAMES), folder)

@@ -1,0 +1,102 @@
+"""VisionTextDualEncoderModel of transformers: any vision model and any text model that give a pooled vector, such as
+clip-italian, or LiT (Zhai et al., arXiv:2111.07991)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from clipvisionalign.models.pretrained.clip import CLIPImageTower
+from clipvisionalign.models.pretrained.parts import (
+    TRANSFORMERS_NAMES,
+    DualEncoderParts,
+    PretrainedImageHead,
+    PretrainedImageTower,
+    PretrainedTextTower,
+    rename_tensors,
+)
+from clipvisionalign.models.pretrained.transformers_layout import load_model, read_tokenizer, save_model
+from clipvisionalign.models.pretrained.transforms import processor_settings, transform_from_processor
+from clipvisionalign.models.text_families import max_positions
+
+MODEL_TYPES = ("vision-text-dual-encoder",)
+
+
+class PooledImageTower(PretrainedImageTower):
+    """A vision model of transformers with a `pooler` over its last hidden states."""
+
+    @property
+    def last_block(self) -> nn.Module | None:
+        """The last block of the vision model; poolers of transformers' vision models read the class token."""
+        blocks = next((m for m in self.backbone.modules() if isinstance(m, nn.ModuleList) and len(m) > 1), None)
+        return None if blocks is None else blocks[-1]
+
+    def pool(self, features: Tensor) -> Tensor:
+        """Tokens (B, prefix + P, C) -> pooled (B, C)."""
+        return self.backbone.pooler(features)
+
+    def pool_each(self, patches: Tensor) -> Tensor:
+        """Patches (B, P, C) -> (B, P, C): the pooler of each patch alone."""
+        return self.backbone.pooler(patches.flatten(0, 1)[:, None]).unflatten(0, patches.shape[:2])
+
+
+class PooledTextTower(PretrainedTextTower):
+    """A text model of transformers with a pooled output of its own."""
+
+    def encode(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """ids, mask (b, T) -> pooled (b, W), tokens (b, T, W)."""
+        output = self.encoder(input_ids=ids, attention_mask=mask)
+        return output.pooler_output, output.last_hidden_state
+
+
+def text_tower(encoder: nn.Module, config: Any, folder: Path) -> PooledTextTower:
+    """The text tower around a model's text encoder."""
+    text = config.text_config
+    positions = max_positions(text, None if isinstance(encoder, nn.Identity) else encoder)
+    return PooledTextTower(encoder, read_tokenizer(folder), folder, text.hidden_size, positions)
+
+
+def load(folder: Path, config: Any, load_weights: bool) -> DualEncoderParts:
+    """The parts of a VisionTextDualEncoderModel; see `families.load_dual_encoder`.
+
+    Raises ValueError for a vision or text model without a pooled vector.
+    """
+    import transformers
+
+    model = load_model(transformers.VisionTextDualEncoderModel, config, folder, load_weights)
+    text, vision = config.text_config, config.vision_config
+    transform = transform_from_processor(processor_settings(folder), folder, vision.image_size)
+    is_clip = vision.model_type == "clip_vision_model"
+    if not is_clip and getattr(model.vision_model, "pooler", None) is None:
+        raise ValueError(f"{folder}: the vision model '{vision.model_type}' gives no pooled vector of its tokens")
+    if getattr(model.text_model, "pooler", None) is None and text.model_type != "clip_text_model":
+        raise ValueError(f"{folder}: the text model '{text.model_type}' gives no pooled vector of its tokens")
+    tower_class = CLIPImageTower if is_clip else PooledImageTower
+    with torch.no_grad():
+        blank = torch.zeros(1, 3, transform.size, transform.size)
+        tokens = model.vision_model.eval()(pixel_values=blank).last_hidden_state
+    if tokens.ndim != 3:
+        raise ValueError(f"{folder}: the vision model '{vision.model_type}' gives a map and not tokens: not supported")
+    num_patches = (transform.size // vision.patch_size) ** 2
+    return DualEncoderParts(
+        family="vision-text-dual-encoder",
+        image_tower=tower_class(
+            model.vision_model, transform, vision.hidden_size, num_patches, tokens.shape[1] - num_patches
+        ),
+        text_tower=text_tower(model.text_model, config, folder),
+        image_head=PretrainedImageHead(model.visual_projection),
+        text_head=model.text_projection,
+        width=config.projection_dim,
+        log_scale=model.logit_scale.item(),
+    )
+
+
+def save(state: Mapping[str, Tensor], config: Any, folder: Path) -> None:
+    """Write a VisionTextDualEncoderModel; see `families.save_dual_encoder`."""
+    import transformers
+
+    save_model(transformers.VisionTextDualEncoderModel, config, rename_tensors(state, TRANSFORMERS_NAMES), folder)
