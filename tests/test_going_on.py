@@ -315,6 +315,7 @@ def test_a_temperature_at_its_limit_comes_back():
 
         clamp_temperatures = Aligner.clamp_temperatures
         log_scale = torch.nn.Parameter(torch.tensor([4.9]))
+        max_log_scale = None
 
     model = Model()
     model.late = late

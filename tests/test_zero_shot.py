@@ -40,7 +40,7 @@ def test_no_epoch_leaves_the_model_and_its_figures_as_they_are(clip, scenes_fold
 
 
 def test_without_a_pretrained_model_no_epoch_is_refused(scenes_folder):
-    with pytest.raises(ValueError, match="--epochs 0 measures a pretrained model"):
+    with pytest.raises(ValueError, match=r"--epochs should be at least 1, or 0 with --model\.pretrained"):
         check_settings(RunConfig(data=str(scenes_folder), epochs=0))
 
 

@@ -269,7 +269,9 @@ def flatten_sections(settings: dict[str, Any]) -> dict[str, Any]:
 def check_settings(config: RunConfig) -> None:
     """Raises ValueError for settings that do not fit each other."""
     if config.epochs == 0 and not config.model.pretrained:
-        raise ValueError("--epochs 0 measures a pretrained model as it is: give --model.pretrained, or epochs")
+        raise ValueError(
+            "--epochs should be at least 1, or 0 with --model.pretrained, to measure a pretrained model as it is"
+        )
     for name in ("batch", "views", "patience", "negatives"):
         if getattr(config, name) < 1:
             raise ValueError(f"--{name} should be at least 1, not {getattr(config, name)}")
