@@ -12,6 +12,7 @@ from PIL import Image
 from pretrained_models import CAPTIONS, FAMILIES, OPEN_CLIP, make_pretrained
 from torch.nn import functional as F
 
+from clipvisionalign.explain.heatmaps import explain
 from clipvisionalign.models.io import load_aligner
 
 #: Largest difference of a vector's element, or of a logit relative to its scale.
@@ -185,3 +186,17 @@ def test_a_saved_model_needs_nothing_else(folders, family, tmp_path):
         assert torch.equal(aligner.scale(), reopened.scale())
     finally:
         moved.rename(folder)
+
+
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family != "naflex"])
+def test_a_map_shows_what_carries_the_score(folders, family):
+    explanation = explain(load_aligner(folders(family)), drawn_images(1)[0], CAPTIONS[0])
+    assert explanation.heatmap.ndim == 2
+    assert np.isfinite(explanation.heatmap).all()
+    # Not all alike: of a tower that is pooled from its class token, patches count before its last block.
+    assert explanation.heatmap.max() > explanation.heatmap.min()
+
+
+def test_images_of_any_shape_have_no_map_of_one_grid(folders):
+    with pytest.raises(ValueError, match=r"naflex: .*NaFlex"):
+        explain(load_aligner(folders("naflex")), drawn_images(1)[0], CAPTIONS[0])

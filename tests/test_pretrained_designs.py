@@ -10,11 +10,12 @@ import torch
 from pretrained_models import CAPTIONS, make_pretrained
 from test_pretrained import TOLERANCE, drawn_images
 
-from clipvisionalign.models.aligner import Aligner, AlignerConfig
+from clipvisionalign.models.aligner import Aligner, AlignerConfig, TowerOutputCache
 from clipvisionalign.models.causal_attention import causal_attention
 from clipvisionalign.models.io import load_aligner
 from clipvisionalign.models.pretrained.designs import stretch_positions
 from clipvisionalign.models.text_tower import TextTowerConfig
+from clipvisionalign.training.feature_cache import tower_fingerprint
 
 LONG = [" ".join(CAPTIONS * repeat) for repeat in (1, 2, 5)]
 
@@ -128,3 +129,40 @@ def test_a_tower_without_windows_is_refused_by_name(tmp_path):
         Aligner(AlignerConfig("sparse", pretrained=str(folder)))
     with pytest.raises(ValueError, match=r"siglip.*positions"):
         Aligner(AlignerConfig(pretrained=str(folder), positions="stretched"))
+
+
+def test_outputs_of_other_towers_are_not_used_again(clip, tmp_path):
+    """What is kept of a tower is known by all that it depends on: its window, its positions, what becomes of patches."""
+    towers = {
+        "self": Aligner(AlignerConfig(pretrained=str(clip))),
+        "late": Aligner(AlignerConfig("late", pretrained=str(clip))),
+        "window 2": sparse(clip, 2), "window 3": sparse(clip, 3), "stretched": sparse(clip, 2, "stretched"),
+    }  # fmt: skip
+    images = {name: tower_fingerprint(aligner.image_tower) for name, aligner in towers.items()}
+    assert images["self"] == images["window 2"] != images["late"]
+    captions = {name: tower_fingerprint(aligner.text_tower) for name, aligner in towers.items()}
+    assert captions["self"] == captions["late"]
+    assert len(set(captions.values())) == 4
+
+
+@pytest.mark.parametrize("family", ["siglip", "clip"])
+def test_remembered_captions_score_pairs_as_fresh_ones(tmp_path, family):
+    """Padding that a vector depends on is no word of its caption, whether its tower runs or its outputs are kept."""
+    aligner = Aligner(AlignerConfig("late", pretrained=str(make_pretrained(family, tmp_path / family)))).eval()
+    assert aligner.late is not None
+    aligner.late.weight.fill_(1.0)
+    images, captions = [tmp_path / f"{n}.png" for n in range(4)], list(CAPTIONS)
+    for path, image in zip(images, drawn_images(4), strict=True):
+        image.save(path)
+    fresh = aligner.score(images, captions)
+    aligner.tower_cache = TowerOutputCache()
+    for _ in range(2):
+        torch.testing.assert_close(aligner.score(images, captions), fresh, atol=1e-4, rtol=1e-5)
+
+
+def test_the_temperature_of_clip_learns_from_its_limit_on(clip):
+    aligner = Aligner(AlignerConfig(pretrained=str(clip)))
+    assert aligner.log_scale.item() == pytest.approx(4.6052)
+    aligner.scale().backward()
+    assert aligner.log_scale.grad is not None
+    assert aligner.log_scale.grad.item() == pytest.approx(aligner.scale().item())

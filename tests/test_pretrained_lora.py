@@ -9,7 +9,7 @@ from test_pretrained import TOLERANCE, drawn_images
 
 from clipvisionalign.batch import group_by_length
 from clipvisionalign.models.aligner import Aligner, AlignerConfig
-from clipvisionalign.training.fine_tuning import LoraConfig, add_lora, merge_lora
+from clipvisionalign.training.fine_tuning import LoraConfig, add_lora, layer_indices, merge_lora
 
 #: Projections apart (transformers), packed (open_clip's own), fused (timm's), pooled by attention.
 FAMILIES = (
@@ -61,3 +61,26 @@ def _vectors(aligner: Aligner, items: list) -> torch.Tensor:
         return torch.cat([aligner.embed_caption_group(group).vectors for group in groups])
     pixels = torch.stack([aligner.image_tower.image_transform.transform()(image) for image in items])
     return aligner.embed_image_features(aligner.image_tower(pixels)).vectors
+
+
+@pytest.mark.parametrize(
+    ("family", "pattern"),
+    [("oc_resnet", "image_tower.backbone.layer*"), ("oc_vit", "image_tower.backbone.*attn.out_proj*")],
+)
+def test_frozen_layers_have_no_adapters(tmp_path, family, pattern):
+    aligner = Aligner(AlignerConfig(pretrained=str(make_pretrained(family, tmp_path / family))))
+    add_lora(aligner, LoraConfig("both"), [pattern])
+    adapted = [name for name, _ in aligner.named_parameters() if "lora_" in name]
+    inner = pattern.removeprefix("image_tower.backbone.").strip("*").split(".")[0]
+    assert adapted
+    assert not [name for name in adapted if name.startswith("image_tower.backbone.") and f".{inner}" in name]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_layer_has_its_depth(tmp_path, family):
+    aligner = Aligner(AlignerConfig(pretrained=str(make_pretrained(family, tmp_path / family))))
+    depths = layer_indices(aligner)
+    names = {name for name, _ in aligner.named_parameters() if name.startswith(("image_tower.", "text_tower."))}
+    assert set(depths) == names
+    text = {depth for name, (depth, _) in depths.items() if name.startswith("text_tower.")}
+    assert len(text) >= 3

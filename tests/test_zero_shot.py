@@ -10,7 +10,7 @@ import pytest
 from pretrained_models import make_pretrained
 
 from clipvisionalign.models.io import load_aligner
-from clipvisionalign.study.config import Budget, Measurements, Plan, Variant
+from clipvisionalign.study.config import Budget, Measurements, Plan, Variant, variant_config
 from clipvisionalign.study.runner import run_study
 from clipvisionalign.study.zero_shot import add_zero_shot
 from clipvisionalign.training.config import RunConfig, check_settings
@@ -39,7 +39,13 @@ def test_no_epoch_leaves_the_model_and_its_figures_as_they_are(clip, scenes_fold
     assert json.loads((tmp_path / "run" / "weights.json").read_text())["image_tower"]["files"][0]["bytes"] > 0
 
 
-def test_without_a_pretrained_model_no_epoch_is_refused(scenes_folder):
+def test_settings_that_a_pretrained_model_takes_the_place_of_are_refused(scenes_folder):
+    for name, value in {"width": 64, "dropout": 0.5, "temperature": 0.1}.items():
+        config = RunConfig(data=str(scenes_folder))
+        config.model.pretrained = "a/b"
+        setattr(config.model, name, value)
+        with pytest.raises(ValueError, match=f"--model.{name}: a pretrained model has its own"):
+            check_settings(config)
     with pytest.raises(ValueError, match=r"--epochs should be at least 1, or 0 with --model\.pretrained"):
         check_settings(RunConfig(data=str(scenes_folder), epochs=0))
 
@@ -86,5 +92,13 @@ def test_a_plan_keeps_its_own_zero_shot_and_has_one_for_each_model(clip):
     none = Plan(variants={"self": Variant()})
     assert add_zero_shot(none) == none
     assert add_zero_shot(two) == two
+    # A name that is taken, by a variant of another meaning or by another model of the same last part, is not given twice.
+    taken = add_zero_shot(Plan(variants={"zero-shot": tuned("a/clip", epochs=3)}))
+    assert list(taken.variants) == ["zero-shot-2", "zero-shot"]
+    same = add_zero_shot(Plan(variants={"x": tuned("a/clip"), "y": tuned("b/clip")}))
+    assert list(models(same).values())[:2] == ["a/clip", "b/clip"]
+    # What a plan sets for its variants is none of the model's own.
+    stretched = Plan(variants={"b": tuned("two/two")}, settings={"model": {"positions": "stretched"}})
+    assert variant_config(add_zero_shot(stretched), "zero-shot").model.positions == "own"
     seconds = add_zero_shot(Plan(variants={"b": tuned("two/two")}, budget=Budget("seconds", 10)))
     assert list(seconds.variants) == ["zero-shot", "b"]

@@ -161,7 +161,7 @@ def word_tokens(aligner: Aligner, caption: str) -> list[tuple[str, list[int]]]:
     """The caption's words without its punctuation, each with the places of its tokens among those that the text tower
     reads: none for a word that is cut off. Empty for a tokenizer that does not map tokens to words."""
     tower = aligner.text_tower
-    if not tower.tokenizer.is_fast:
+    if not getattr(tower.tokenizer, "is_fast", False):
         return []
     encoding = tower.tokenizer(caption, truncation=True, max_length=tower.max_tokens)
     # A word that is cut in two has its whole name in the caption alone.

@@ -33,14 +33,8 @@ from clipvisionalign.models.heads import CaptionEmbeddings, ImageEmbeddings, Ima
 from clipvisionalign.models.image_tower import ImageFeatures, ImageTower
 from clipvisionalign.models.late_interaction import MAX_LOG_SCALE, LateInteraction
 from clipvisionalign.models.pair_scorer import EncodedCaption, EncodedImages, PairModel, PairScorer
-from clipvisionalign.models.pretrained import (
-    PretrainedImageHead,
-    PretrainedImageTower,
-    PretrainedTextTower,
-    extend_positions,
-    open_pretrained,
-    start_from_projections,
-)
+from clipvisionalign.models.pretrained import extend_positions, open_pretrained, start_from_projections
+from clipvisionalign.models.pretrained.parts import PretrainedImageHead, PretrainedImageTower, PretrainedTextTower
 from clipvisionalign.models.run_files import CONFIG_FILE, IMAGE_FOLDER, PRETRAINED_FOLDER, TEXT_FOLDER, WEIGHTS_FILE
 from clipvisionalign.models.text_tower import CaptionFeatures, TextTower, TextTowerConfig
 from clipvisionalign.progress import progress
@@ -142,7 +136,8 @@ class Aligner(PairModel):
         self.embed_patches(config.design in ("late", "cross"))
         self.log_scale = nn.Parameter(torch.tensor([parts.log_scale]))
         if parts.logit_bias is not None:
-            self.logit_bias = nn.Parameter(torch.tensor([parts.logit_bias]))
+            # No loss trains it: it moves no rank.
+            self.logit_bias = nn.Parameter(torch.tensor([parts.logit_bias]), requires_grad=False)
         # A buffer: a run that is opened again has its limit from its weights, not from the ones it started from.
         self.register_buffer("max_log_scale", torch.tensor([max(MAX_LOG_SCALE, parts.log_scale)]))
 
@@ -166,7 +161,9 @@ class Aligner(PairModel):
     def scale(self) -> Tensor:
         """1 / temperature, at most 100 as in CLIP, or as much as a pretrained model has."""
         if self.max_log_scale is not None:
-            return self.log_scale.minimum(self.max_log_scale).exp().squeeze(0)
+            # `minimum` would share the gradient out where both are equal, which is where CLIP starts.
+            limited = torch.where(self.log_scale > self.max_log_scale, self.max_log_scale, self.log_scale)
+            return limited.exp().squeeze(0)
         return self.log_scale.exp().clamp(max=100.0).squeeze(0)
 
     @torch.no_grad()
@@ -191,10 +188,11 @@ class Aligner(PairModel):
     def embed_caption_features(self, features: CaptionFeatures, group: TokenGroup) -> CaptionEmbeddings:
         """`embed_caption_group` with precomputed outputs of the tower: `features` is of the whole batch."""
         vectors = F.normalize(self.text_head(features.pooled[group.rows]).float(), dim=-1)
+        mask = self.text_tower.word_mask(group.ids, group.mask)
         if features.tokens is None:
-            return CaptionEmbeddings(vectors, None, group.mask)
+            return CaptionEmbeddings(vectors, None, mask)
         # The batch is padded to its longest caption, a group to its own.
-        return CaptionEmbeddings(vectors, features.tokens[group.rows, : group.mask.shape[1]], group.mask)
+        return CaptionEmbeddings(vectors, features.tokens[group.rows, : mask.shape[1]], mask)
 
     # --- from images and words to vectors -----------------------------------------------------------------------
 

@@ -42,7 +42,11 @@ def open_tokenizer(model: str | Path, max_tokens: int = 0) -> CaptionTokenizer |
             f"--max-tokens {max_tokens}: a caption has two tokens that mark its ends, and should have a third"
         )
     if (run / PRETRAINED_FOLDER).is_dir():
-        return open_caption_tokenizer(run / PRETRAINED_FOLDER, max_tokens or recorded)
+        tower = open_caption_tokenizer(run / PRETRAINED_FOLDER)
+        # Of a run whose positions were extended.
+        tower.max_positions = max(tower.max_positions, recorded)
+        tower.limit_tokens(max_tokens or recorded or tower.max_positions)
+        return tower
     if (run / TEXT_FOLDER / "config.json").is_file():
         folder = run / TEXT_FOLDER
     else:

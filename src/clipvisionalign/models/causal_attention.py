@@ -35,6 +35,14 @@ def causal_attention(
     Returns (B, H, T, d).
     """
     length = q.shape[2]
+    if window and torch.compiler.is_exporting():
+        # A graph is of any length: one table under a mask.
+        step = _positions(0, length, q)[:, None] - _positions(0, length, q)[None]
+        mask = ((step >= 0) & (step <= window))[None]
+        if pooled_position is not None:
+            is_pooled = _positions(0, length, q)[None] == pooled_position[:, None]
+            mask = mask | (is_pooled[:, :, None] & (step >= 0)[None])
+        return F.scaled_dot_product_attention(q, k, v, mask[:, None], dropout)
     if not window or length - 1 <= window:
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout)
     outputs = []

@@ -118,6 +118,10 @@ class TextTower(nn.Module):
         """Whether the encoder calls this project's `attention`."""
         return self.encoder.config._attn_implementation == ATTENTION_NAME
 
+    def word_mask(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """ids, mask (b, T) -> (b, T), 1 on tokens of the caption: its mask, as nothing else is in it."""
+        return mask
+
     def input_embeddings(self) -> nn.Module:
         """The table of the tokens' embeddings."""
         return self.encoder.get_input_embeddings()

@@ -190,7 +190,12 @@ class _EmbedActor:
 
 
 def _read_run_files(run: Path) -> dict[str, bytes]:
-    """What an aligner is loaded from, by name."""
+    """What an aligner is loaded from, by name. Raises ValueError for what is no run folder."""
+    if not (run / CONFIG_FILE).is_file():
+        raise ValueError(
+            f"{run}: a cluster takes a run folder: 'clipvisionalign train DATA --model.pretrained {run} --epochs 0' "
+            "writes one of a pretrained model as it is"
+        )
     paths = [
         run / CONFIG_FILE,
         run / WEIGHTS_FILE,

@@ -73,10 +73,12 @@ def _tower_cache(
     # Drawn at random, a tower is another one for each seed.
     if tower_caches is None or config.init or has_random_tower:
         return None
-    sparse = model.design == "sparse"
-    return tower_caches.setdefault(
-        repr((model.image_tower, model.text_tower, sparse, config.device, purpose)), TowerOutputCache()
-    )
+    sparse, pairs = model.design == "sparse", model.design in ("late", "cross")
+    towers: tuple[Any, ...] = (model.image_tower, model.text_tower, sparse)
+    if model.pretrained:
+        # Patches of its image tower are pooled for designs that score pairs.
+        towers += (model.pretrained, model.positions, pairs)
+    return tower_caches.setdefault(repr((*towers, config.device, purpose)), TowerOutputCache())
 
 
 def measure_trial(

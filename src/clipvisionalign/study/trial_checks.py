@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import fields, replace
@@ -39,7 +40,7 @@ def refuse_other_settings(trial: Trial) -> None:
         if not requested[name].revision or not recorded[name].revision
     }
     pretrained = trial.config.model.pretrained
-    if pretrained and "@" not in pretrained and existing.model.pretrained.partition("@")[0] == pretrained:
+    if pretrained and _is_same_pretrained(pretrained, existing.model.pretrained):
         existing = replace(existing, model=replace(existing.model, pretrained=pretrained))
     existing = replace(existing, model=replace(existing.model, **same))
     # One that left its layout open has recorded which one it was.
@@ -53,6 +54,15 @@ def refuse_other_settings(trial: Trial) -> None:
     if trial.config.init and (Path(trial.config.init) / "results.json").is_file():
         # One that is yet to be trained is looked at when it is.
         refuse_other_base(trial)
+
+
+def _is_same_pretrained(requested: str, recorded: str) -> bool:
+    """Whether a plan's pretrained model is the one that a run has recorded: a folder by its absolute path, a hub name
+    by its commit, where the plan left that open or named a branch or tag (`tower_commits` pins those)."""
+    if Path(requested).is_dir():
+        return str(Path(requested).resolve()) == str(Path(recorded).resolve())
+    name, _, revision = requested.partition("@")
+    return name == recorded.partition("@")[0] and (not re.fullmatch("[0-9a-f]{40}", revision) or requested == recorded)
 
 
 def _with_resolved_paths(config: RunConfig, directory: Path) -> RunConfig:

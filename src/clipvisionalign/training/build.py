@@ -13,6 +13,7 @@ import torch
 
 from clipvisionalign.models.aligner import Aligner
 from clipvisionalign.models.device import best_device
+from clipvisionalign.models.run_files import PRETRAINED_FOLDER
 from clipvisionalign.training.config import (
     DEFAULT_TRACKERS,
     RunConfig,
@@ -62,7 +63,9 @@ def build_aligner(config: RunConfig, device: torch.device, is_new_run: bool, bas
 
     is_new_run: unless weights of a checkpoint come. base: as in `load_init_weights`.
     """
-    aligner = Aligner(config.model)
+    # A run that resumes has the files that it began with, whatever became of the folder they are from.
+    kept = Path(config.out) if not is_new_run and (Path(config.out) / PRETRAINED_FOLDER).is_dir() else None
+    aligner = Aligner(config.model, kept, load_weights=kept is None)
     loaded = load_init_weights(aligner, config.init, base) if config.init and is_new_run else set()
     aligner = aligner.to(device).to(memory_format=torch.channels_last)
     if config.init and is_new_run:

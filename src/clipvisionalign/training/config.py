@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import reduce
 from typing import Any, Literal
 
@@ -272,6 +272,8 @@ def check_settings(config: RunConfig) -> None:
         raise ValueError(
             "--epochs should be at least 1, or 0 with --model.pretrained, to measure a pretrained model as it is"
         )
+    if config.epochs == 0 and config.init:
+        raise ValueError("--epochs 0 measures a pretrained model as it is: leave --init out")
     for name in ("batch", "views", "patience", "negatives"):
         if getattr(config, name) < 1:
             raise ValueError(f"--{name} should be at least 1, not {getattr(config, name)}")
@@ -284,6 +286,8 @@ def check_settings(config: RunConfig) -> None:
             "--train_images should be at least 2, or 0 for all: an image alone has nothing to be told from"
         )
     _check_widths(config.model)
+    if config.model.pretrained:
+        _check_overridden(config.model)
     if config.peft == "lora" and config.freeze in ("all", "both"):
         raise ValueError(f"--peft lora trains adapters in a tower, and --freeze {config.freeze} freezes both")
     if config.profile and config.overwrite:
@@ -293,6 +297,25 @@ def check_settings(config: RunConfig) -> None:
             value = reduce(getattr, name.split("."), config)
             if not holds(value):
                 raise ValueError(f"--{name} should be {allowed}, not {value}")
+
+
+#: Settings of the model that count beside `pretrained`, which has its own of all others.
+BESIDE_PRETRAINED = ("design", "late", "fusion", "pretrained", "positions")
+
+
+def _check_overridden(model: AlignerConfig) -> None:
+    """Raises ValueError for settings that a pretrained model takes the place of."""
+    usual, text_tower = AlignerConfig(), model.text_tower
+    kept = replace(usual.text_tower, window=text_tower.window, max_tokens=text_tower.max_tokens)
+    names = [each.name for each in fields(model) if each.name not in (*BESIDE_PRETRAINED, "text_tower")]
+    given = [name for name in names if getattr(model, name) != getattr(usual, name)]
+    given += ["text_tower"] * (text_tower != kept)
+    if given:
+        raise ValueError(
+            f"--model.{given[0]}: a pretrained model has its own, and is used as it is; leave it out, or leave "
+            "--model.pretrained out (beside it count the design, late, fusion, positions, text_tower.window and "
+            "text_tower.max_tokens)"
+        )
 
 
 def _check_widths(model: AlignerConfig) -> None:

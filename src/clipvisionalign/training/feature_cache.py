@@ -31,7 +31,7 @@ from clipvisionalign.files import atomic_write, remove_abandoned
 from clipvisionalign.images import ImageTransform
 from clipvisionalign.models.aligner import AnyImageTower, AnyTextTower
 from clipvisionalign.models.image_tower import ImageFeatures, ImageTower
-from clipvisionalign.models.pretrained import PretrainedImageTower
+from clipvisionalign.models.pretrained import PretrainedImageTower, PretrainedTextTower
 from clipvisionalign.models.text_tower import CaptionFeatures
 from clipvisionalign.progress import progress
 
@@ -79,6 +79,10 @@ def tower_fingerprint(tower: AnyImageTower | AnyTextTower) -> str:
         tower.image_transform if isinstance(tower, ImageTower | PretrainedImageTower) else (tower.config, tower.pooling)
     )
     digest = hashlib.sha256(repr((tower.config.name, input_spec)).encode())
+    if isinstance(tower, PretrainedImageTower):
+        digest.update(f"pooled patches: {tower.pools_patches}".encode())
+    elif isinstance(tower, PretrainedTextTower):
+        digest.update(f"window {tower.window}, {tower.max_positions} positions".encode())
     for name, tensor in sorted(tower.state_dict().items()):
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())

@@ -14,10 +14,11 @@ from torch import nn
 
 from clipvisionalign.models.aligner import PAIR_SCORER_PREFIXES, Aligner
 from clipvisionalign.models.longformer import Longformer
+from clipvisionalign.models.pretrained import PretrainedImageTower
 from clipvisionalign.training.distributed import full_tensor, is_sharded, local_shard
 
 #: A layer's number in the names of transformers' encoders and of ours.
-LAYER = re.compile(r"\.(?:layer|layers|block|blocks|h)\.(\d+)\.")
+LAYER = re.compile(r"\.(?:layer|layers|block|blocks|resblocks|h)\.(\d+)\.")
 
 #: What `freeze` keeps the image tower as it is.
 IMAGE_FROZEN = ("image", "both", "all")
@@ -136,8 +137,10 @@ def add_lora(aligner: Aligner, config: LoraConfig, frozen_patterns: Sequence[str
             continue
         targets = [
             path
-            for path, weight in adaptable_layers(tower).items()
-            if not any(fnmatchcase(f"{prefixes[name]}.{weight}", pattern) for pattern in frozen_patterns)
+            for path, weights in adaptable_layers(tower).items()
+            if not any(
+                fnmatchcase(f"{prefixes[name]}.{weight}", pattern) for pattern in frozen_patterns for weight in weights
+            )
         ]
         if not targets:
             raise ValueError(
@@ -145,19 +148,21 @@ def add_lora(aligner: Aligner, config: LoraConfig, frozen_patterns: Sequence[str
                 f"{' '.join(frozen_patterns)}"
             )
         tower.requires_grad_(False)
+        # As a pattern of whole paths: of names, peft adapts every layer that ends with one.
+        paths = "|".join(map(re.escape, targets))
         settings = PeftConfig(
-            r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=targets  # type: ignore[arg-type]
+            r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=f"(?:{paths})"  # type: ignore[arg-type]
         )  # fmt: skip
         inject_adapter_in_model(settings, tower)
 
 
-def adaptable_layers(tower: nn.Module) -> dict[str, str]:
-    """The layers of a tower that an adapter can stand beside, by path, each with the name of its weight.
+def adaptable_layers(tower: nn.Module) -> dict[str, list[str]]:
+    """The layers of a tower that an adapter can stand beside, by path, each with the names of the weights it changes.
 
     An attention that multiplies with the weights of its inner layers itself would pass their adapters by: it is
     adapted as a whole, packed projections included, where peft can (`nn.MultiheadAttention`), else not at all.
     """
-    layers: dict[str, str] = {}
+    layers: dict[str, list[str]] = {}
     skipped: tuple[str, ...] = ()
     for path, module in tower.named_modules():
         if path.startswith(skipped) and skipped:
@@ -165,13 +170,13 @@ def adaptable_layers(tower: nn.Module) -> dict[str, str]:
         if isinstance(module, nn.MultiheadAttention):
             skipped += (f"{path}.",)
             if module.in_proj_weight is not None:
-                layers[path] = f"{path}.in_proj_weight"
+                layers[path] = [f"{path}.in_proj_weight", f"{path}.out_proj.weight"]
         elif type(module).__name__ in FUNCTIONAL_ATTENTION:
             skipped += (f"{path}.",)
         elif isinstance(tower, Longformer) and path.endswith(LORA_EXCLUDED):
             continue
         elif isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.groups == 1):
-            layers[path] = f"{path}.weight"
+            layers[path] = [f"{path}.weight"]
     return layers
 
 
@@ -203,7 +208,10 @@ def layer_indices(aligner: Aligner) -> dict[str, tuple[int, int]]:
     """For each parameter of a tower: the layer that it belongs to, from the input on, and how many there are."""
     indices: dict[str, tuple[int, int]] = {}
     backbone: Any = aligner.image_tower.backbone
-    if hasattr(backbone, "group_matcher"):
+    if isinstance(aligner.image_tower, PretrainedImageTower):
+        image_names = [name for name, _ in aligner.named_parameters() if name.startswith("image_tower.")]
+        indices |= text_layer_indices(image_names)
+    elif hasattr(backbone, "group_matcher"):
         from timm.models import group_parameters
 
         layers = group_parameters(backbone, backbone.group_matcher(coarse=False), reverse=True)

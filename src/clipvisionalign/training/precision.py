@@ -26,7 +26,8 @@ def choose_dtypes(config: RunConfig, aligner: Aligner, state: dict[str, Any] | N
         return image, text
 
     # Timed once in a process: the runs of a study that train alike compute alike.
-    key = repr((config.model.image_tower, config.model.text_tower, config.model.design, config.freeze,
+    key = repr((config.model.image_tower, config.model.text_tower, config.model.pretrained, config.model.positions,
+                 config.model.design, config.freeze,
                  config.freeze_layers, config.peft, config.lora, config.precision, aligner.device))  # fmt: skip
     if key in _CHOSEN_DTYPES:
         return _CHOSEN_DTYPES[key]

@@ -67,9 +67,6 @@ class CLIPTextTower(PretrainedTextTower):
         output = self.encoder(input_ids=ids, **options)
         return output.pooler_output, output.last_hidden_state
 
-    #: Tokens in front of it that a token sees; 0 for all.
-    window = 0
-
     def _pooled_position(self, ids: Tensor) -> Tensor:
         """(b, T) -> (b,), the place of the end-of-text token, as transformers finds it."""
         eos = self.encoder.config.eos_token_id

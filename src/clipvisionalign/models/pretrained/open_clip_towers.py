@@ -240,19 +240,21 @@ def image_tower(visual: Any, transform: ImageTransform) -> tuple[PretrainedImage
         return OpenClipViT(visual, transform, visual.ln_post.normalized_shape[0], grid, prefix_tokens=1), projection
     if kind == "ModifiedResNet":
         patches = len(visual.attnpool.positional_embedding) - 1
-        return OpenClipResNet(visual, transform, visual.output_dim, patches), nn.Identity()
+        tower = OpenClipResNet(visual, transform, visual.output_dim, patches)
+        tower.raw_patch_width = visual.attnpool.positional_embedding.shape[1]
+        return tower, nn.Identity()
     if kind != "TimmModel":
         raise ValueError(f"an image tower of the kind '{kind}' of open_clip is not known")
     projection = nn.Identity()
     if "pool" not in dict(visual.head.named_children()):
         projection, visual.head = visual.head, nn.Identity()
-    tower = OpenClipTimm(visual, transform, 0, 0, prefix_tokens=getattr(visual.trunk, "num_prefix_tokens", 0))
+    timm_tower = OpenClipTimm(visual, transform, 0, 0, prefix_tokens=getattr(visual.trunk, "num_prefix_tokens", 0))
     visual.eval()
     with torch.no_grad():
-        features = tower(torch.zeros(1, 3, transform.size, transform.size))
-    tower.width = features.pooled.shape[1]
-    tower.num_patches, tower.patch_width = features.patches.shape[1], features.patches.shape[2]
-    return tower, projection
+        features = timm_tower(torch.zeros(1, 3, transform.size, transform.size))
+    timm_tower.width = features.pooled.shape[1]
+    timm_tower.num_patches, timm_tower.raw_patch_width = features.patches.shape[1], features.patches.shape[2]
+    return timm_tower, projection
 
 
 def text_tower(text: Any, tokenizer: Any, source: Path, context_length: int) -> tuple[OpenClipTextTower, nn.Module]:

@@ -68,12 +68,17 @@ class PretrainedImageTower(nn.Module):
         super().__init__()
         self.backbone: Any = backbone
         self.image_transform = image_transform
-        self.width = self.patch_width = width
+        self.width = self.raw_patch_width = width
         self.num_patches, self.prefix_tokens = num_patches, prefix_tokens
         self.config = ImageTowerConfig()
         self.origin = WeightsOrigin("files", "")
         #: Whether patches leave as the pooled vector does, ready for the head; else as the last layer has them.
         self.pools_patches = False
+
+    @property
+    def patch_width(self) -> int:
+        """Numbers of a patch's vector, as it leaves."""
+        return self.width if self.pools_patches else self.raw_patch_width
 
     @property
     def last_block(self) -> nn.Module | None:
@@ -143,6 +148,9 @@ class PretrainedTextTower(nn.Module):
         """The table of the tokens' embeddings."""
         return self.encoder.get_input_embeddings()
 
+    #: Tokens in front of it that a token sees; 0 for all.
+    window = 0
+
     @property
     def vocab_size(self) -> int:
         """Number of tokens that have an embedding."""
@@ -210,6 +218,10 @@ class PretrainedTextTower(nn.Module):
 
     def save(self, folder: Path) -> None:
         """Config, tokenizer and preprocessing of the whole dual encoder, as its publisher has them, without weights."""
+        if not self.source.is_dir():
+            raise FileNotFoundError(
+                f"{self.source}: is gone, with the tokenizer and preprocessing that a run needs: put it back"
+            )
         folder.mkdir(parents=True, exist_ok=True)
         for pattern in SMALL_FILES:
             for file in sorted(self.source.glob(pattern)):

@@ -59,7 +59,10 @@ class NaFlexImageTower(SiglipImageTower):
 
     def feature_map(self, pixels: Tensor) -> Tensor:
         """Raises ValueError: the grid of patches differs from image to image."""
-        raise ValueError("a model that takes images of any shape has no map of features of one grid")
+        raise ValueError(
+            f"{self.config.name}: a model that takes images of any shape (NaFlex) has no map of one grid to show; "
+            "SigLIP 2's models of fixed size have"
+        )
 
 
 class SiglipTextTower(PretrainedTextTower):

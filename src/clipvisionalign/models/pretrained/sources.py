@@ -93,7 +93,7 @@ def find_pretrained(name: str) -> tuple[Path, str, WeightsOrigin]:
     folder = Path(name).expanduser()
     if folder.is_dir():
         check_is_dual_encoder(folder)
-        return folder, str(folder), WeightsOrigin("files", name, files=tuple(_weights_files(folder)))
+        return folder, str(folder.resolve()), WeightsOrigin("files", name, files=tuple(_weights_files(folder)))
     if not is_pretrained_name(name):
         kind = "a file, and no folder" if folder.exists() else "no such folder"
         raise WeightsNotFound(f"{name}: {kind}, {describe_missing(name)}")
