@@ -241,3 +241,16 @@ def browser() -> Iterator[Any]:
             pytest.skip(BROWSER.missing)
         yield chromium
         chromium.close()
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Pretrained dual encoders: a folder a family, as its library saves it, made when it is first asked for."""
+    from pretrained_models import make_pretrained
+
+    base = tmp_path_factory.mktemp("pretrained")
+
+    def get(family: str) -> Path:
+        return base / family if (base / family).is_dir() else make_pretrained(family, base / family)
+
+    return get

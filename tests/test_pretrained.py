@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from pretrained_models import CAPTIONS, FAMILIES, OPEN_CLIP, make_pretrained
+from pretrained_models import CAPTIONS, FAMILIES, OPEN_CLIP
 from torch.nn import functional as F
 
 from clipvisionalign.explain.heatmaps import explain
@@ -17,20 +17,6 @@ from clipvisionalign.models.io import load_aligner
 
 #: Largest difference of a vector's element, or of a logit relative to its scale.
 TOLERANCE = 1e-5
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    """A folder a family, as its library saves it, made when it is first asked for."""
-    made: dict[str, Path] = {}
-    base = tmp_path_factory.mktemp("pretrained")
-
-    def get(family: str) -> Path:
-        if family not in made:
-            made[family] = make_pretrained(family, base / family)
-        return made[family]
-
-    return get
 
 
 class Library:

@@ -14,22 +14,17 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from pretrained_models import clip_tokenizer, make_pretrained
+from pretrained_models import clip_tokenizer
 from safetensors.torch import load_file, save_file
 
 from clipvisionalign.cli import main
 from clipvisionalign.models.io import load_aligner
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """A folder a family, whole; made when it is first asked for."""
-    base = tmp_path_factory.mktemp("whole")
-
-    def get(family: str) -> Path:
-        return base / family if (base / family).is_dir() else make_pretrained(family, base / family)
-
-    return get
+@pytest.fixture
+def whole(folders):
+    """A folder a family, whole: copied before it is broken."""
+    return folders
 
 
 def edit_json(file: Path, change: Callable[[Any], Any]) -> None:

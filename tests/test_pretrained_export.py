@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from huggingface_hub import ModelCard
-from pretrained_models import CAPTIONS, FAMILIES, OPEN_CLIP, make_pretrained
+from pretrained_models import CAPTIONS, FAMILIES, OPEN_CLIP
 from safetensors.torch import load_file, save_file
 from test_pretrained import Library, captions_of_every_length, drawn_images
 from torch.nn import functional as F
@@ -34,20 +34,6 @@ TOLERANCE = 1e-5
 
 def layout_of_family(family):
     return "open_clip" if family in OPEN_CLIP else "transformers"
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    """A folder a family, as its library saves it, made when it is first asked for."""
-    made: dict[str, Path] = {}
-    base = tmp_path_factory.mktemp("pretrained")
-
-    def get(family: str) -> Path:
-        if family not in made:
-            made[family] = make_pretrained(family, base / family)
-        return made[family]
-
-    return get
 
 
 def tuned(folder: Path, out: Path, **settings) -> Aligner:

@@ -13,6 +13,7 @@ from clipvisionalign.export.folders import export_folder
 from clipvisionalign.json_io import read_json
 from clipvisionalign.models.io import is_pretrained
 from clipvisionalign.models.pretrained.known_checkpoints import base_checkpoint, pretraining_of
+from clipvisionalign.models.run_files import MODEL_FOLDERS
 
 
 def export_huggingface(run: str | Path, out: str | Path) -> Path:
@@ -33,7 +34,7 @@ def export_huggingface(run: str | Path, out: str | Path) -> Path:
         for name in ("model.safetensors", "config.yaml", "results.json", "environment.json", "weights.json"):
             if (source / name).is_file():
                 shutil.copy(source / name, aside / name)
-        for name in ("text_tower", "image_tower", "pretrained"):
+        for name in MODEL_FOLDERS:
             if (source / name).is_dir():
                 shutil.copytree(source / name, aside / name)
     return Path(out)

@@ -174,7 +174,7 @@ def _banded(
     if global_positions is not None and index is not None:
         # A global token is seen as such, by all, and not once more through the windows around it.
         is_token = is_token & ~is_global(global_positions, length)
-        global_front = _gather_rows(k, index), _gather_rows(v, index)
+        global_front = gather_rows(k, index), gather_rows(v, index)
     outputs = []
     for start in range(0, length, block):
         stop = min(start + block, length)
@@ -195,7 +195,7 @@ def _banded(
         return out
     return scatter_rows(
         out,
-        _fused(_gather_rows(q, index), k, v, None if mask is None else mask[:, None, None], dropout),
+        _fused(gather_rows(q, index), k, v, None if mask is None else mask[:, None, None], dropout),
         global_positions,
     )
 
@@ -213,7 +213,7 @@ def scatter_rows(x: Tensor, rows: Tensor, positions: Tensor) -> Tensor:
     return changed.transpose(1, 2)
 
 
-def _gather_rows(x: Tensor, index: Tensor) -> Tensor:
+def gather_rows(x: Tensor, index: Tensor) -> Tensor:
     """x (B, H, T, d) at the places (B, G) -> (B, H, G, d)."""
     return x.gather(2, index[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3]))
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from clipvisionalign.models.attention import scatter_rows
+from clipvisionalign.models.attention import gather_rows, is_global, scatter_rows
 
 #: Queries of a block, at least.
 QUERY_BLOCK = 64
@@ -40,14 +40,14 @@ def causal_attention(
         step = _positions(0, length, q)[:, None] - _positions(0, length, q)[None]
         mask = ((step >= 0) & (step <= window))[None]
         if pooled_position is not None:
-            is_pooled = _positions(0, length, q)[None] == pooled_position[:, None]
-            mask = mask | (is_pooled[:, :, None] & (step >= 0)[None])
+            mask = mask | (is_global(pooled_position[:, None], length)[:, :, None] & (step >= 0)[None])
         return F.scaled_dot_product_attention(q, k, v, mask[:, None], dropout)
     if not window or length - 1 <= window:
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout)
     outputs = []
-    for start in range(0, length, max(QUERY_BLOCK, window // 2)):
-        stop = min(start + max(QUERY_BLOCK, window // 2), length)
+    block = max(QUERY_BLOCK, window // 2)
+    for start in range(0, length, block):
+        stop = min(start + block, length)
         low = max(0, start - window)
         step = _positions(start, stop, q)[:, None] - _positions(low, stop, q)[None]
         mask = (step >= 0) & (step <= window)
@@ -57,7 +57,7 @@ def causal_attention(
     if pooled_position is None:
         return out
     index = pooled_position[:, None]
-    query = q.gather(2, index[:, None, :, None].expand(-1, q.shape[1], -1, q.shape[3]))
+    query = gather_rows(q, index)
     mask = (_positions(0, length, q)[None] <= index)[:, None, None]
     return scatter_rows(out, F.scaled_dot_product_attention(query, k, v, mask, dropout), index)
 

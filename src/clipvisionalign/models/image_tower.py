@@ -143,13 +143,16 @@ class ImageTower(nn.Module):
         if not isinstance(features, Tensor):
             raise TypeError("it gives its features in several tensors")
         pooled = self.backbone.forward_head(features, pre_logits=True)
-        if features.ndim == 4:
-            # timm has the order of a map's axes; most are (B, C, h, w), Swin's are (B, h, w, C).
-            last = getattr(self.backbone, "output_fmt", "NCHW") == "NHWC"
-            patches = features.flatten(1, 2) if last else features.flatten(2).transpose(1, 2)
-        else:
-            patches = features[:, getattr(self.backbone, "num_prefix_tokens", 0) :]
-        return ImageFeatures(pooled, patches)
+        return ImageFeatures(pooled, timm_patches(self.backbone, features))
+
+
+def timm_patches(backbone: Any, features: Tensor) -> Tensor:
+    """What a timm backbone's `forward_features` gives, (B, C, h, w) or (B, prefix + P, C) -> its patches (B, P, C)."""
+    if features.ndim != 4:
+        return features[:, getattr(backbone, "num_prefix_tokens", 0) :]
+    # timm has the order of a map's axes; most are (B, C, h, w), Swin's are (B, h, w, C).
+    is_last = getattr(backbone, "output_fmt", "NCHW") == "NHWC"
+    return features.flatten(1, 2) if is_last else features.flatten(2).transpose(1, 2)
 
 
 def _keep_first_blocks(backbone: Any, config: ImageTowerConfig) -> None:

@@ -255,9 +255,9 @@ def _load_published(auto_model: Any, source: Path, encoder_config: Any, options:
             f"{source}: not the weights of this encoder: {len(missing)} tensors are missing: {missing[:3]}"
         )
     # Heads of other tasks are left behind; layers that the config does not count are not.
-    layers = {kind for kind in map(_layer_pattern, expected) if "#" in kind}
+    layers = {kind for kind in map(layer_pattern, expected) if "#" in kind}
     prefix = f"{encoder.base_model_prefix}."
-    extra = sorted(name for name in report["unexpected_keys"] if _layer_pattern(name).removeprefix(prefix) in layers)
+    extra = sorted(name for name in report["unexpected_keys"] if layer_pattern(name).removeprefix(prefix) in layers)
     if extra:
         raise ValueError(
             f"{source}: weights of more layers than its config.json counts: {len(extra)} tensors, such as {extra[0]}"
@@ -265,7 +265,7 @@ def _load_published(auto_model: Any, source: Path, encoder_config: Any, options:
     return encoder
 
 
-def _layer_pattern(name: str) -> str:
+def layer_pattern(name: str) -> str:
     """A parameter's name with # for the number of its layer."""
     return re.sub(r"\.\d+\.", ".#.", name)
 

@@ -10,13 +10,11 @@ from torch import Tensor, nn
 
 from clipvisionalign.models.pretrained.clip import clip_image_tower
 from clipvisionalign.models.pretrained.parts import (
-    TRANSFORMERS_NAMES,
     DualEncoderParts,
-    PretrainedImageHead,
     PretrainedTextTower,
-    rename_tensors,
 )
-from clipvisionalign.models.pretrained.transformers_layout import load_model, read_tokenizer, save_model
+from clipvisionalign.models.pretrained.transformers_layout import load_model, projected_parts, save_model
+from clipvisionalign.models.text_tower import load_tokenizer
 
 MODEL_TYPES = ("chinese_clip",)
 
@@ -34,7 +32,7 @@ def text_tower(encoder: nn.Module, config: Any, folder: Path) -> ChineseCLIPText
     """The text tower around a model's text encoder."""
     text = config.text_config
     return ChineseCLIPTextTower(
-        encoder, read_tokenizer(folder), folder, text.hidden_size, text.max_position_embeddings, pooling="first"
+        encoder, load_tokenizer(folder), folder, text.hidden_size, text.max_position_embeddings, pooling="first"
     )
 
 
@@ -43,19 +41,12 @@ def load(folder: Path, config: Any, load_weights: bool) -> DualEncoderParts:
     import transformers
 
     model = load_model(transformers.ChineseCLIPModel, config, folder, load_weights)
-    return DualEncoderParts(
-        family="chinese_clip",
-        image_tower=clip_image_tower(model, config, folder),
-        text_tower=text_tower(model.text_model, config, folder),
-        image_head=PretrainedImageHead(model.visual_projection),
-        text_head=model.text_projection,
-        width=config.projection_dim,
-        log_scale=model.logit_scale.item(),
-    )
+    image_tower = clip_image_tower(model, config, folder)
+    return projected_parts(model, "chinese_clip", image_tower, text_tower(model.text_model, config, folder))
 
 
 def save(state: Mapping[str, Tensor], config: Any, folder: Path) -> None:
     """Write a ChineseCLIPModel; see `families.save_dual_encoder`."""
     import transformers
 
-    save_model(transformers.ChineseCLIPModel, config, rename_tensors(state, TRANSFORMERS_NAMES), folder)
+    save_model(transformers.ChineseCLIPModel, config, state, folder)

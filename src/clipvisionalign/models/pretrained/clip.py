@@ -14,16 +14,14 @@ from torch import Tensor, nn
 
 from clipvisionalign.models.causal_attention import causal_attention
 from clipvisionalign.models.pretrained.parts import (
-    TRANSFORMERS_NAMES,
     DualEncoderParts,
-    PretrainedImageHead,
     PretrainedImageTower,
     PretrainedTextTower,
     first_match,
-    rename_tensors,
 )
-from clipvisionalign.models.pretrained.transformers_layout import load_model, read_tokenizer, save_model
+from clipvisionalign.models.pretrained.transformers_layout import load_model, projected_parts, save_model
 from clipvisionalign.models.pretrained.transforms import processor_settings, transform_from_processor
+from clipvisionalign.models.text_tower import load_tokenizer
 
 MODEL_TYPES = ("clip",)
 
@@ -105,7 +103,7 @@ def clip_image_tower(model: Any, config: Any, folder: Path) -> CLIPImageTower:
 def text_tower(encoder: nn.Module, config: Any, folder: Path) -> CLIPTextTower:
     """The text tower around a model's text encoder."""
     text = config.text_config
-    return CLIPTextTower(encoder, read_tokenizer(folder), folder, text.hidden_size, text.max_position_embeddings)
+    return CLIPTextTower(encoder, load_tokenizer(folder), folder, text.hidden_size, text.max_position_embeddings)
 
 
 def load(folder: Path, config: Any, load_weights: bool) -> DualEncoderParts:
@@ -113,15 +111,8 @@ def load(folder: Path, config: Any, load_weights: bool) -> DualEncoderParts:
     import transformers
 
     model = load_model(transformers.CLIPModel, config, folder, load_weights)
-    return DualEncoderParts(
-        family="clip",
-        image_tower=clip_image_tower(model, config, folder),
-        text_tower=text_tower(model.text_model, config, folder),
-        image_head=PretrainedImageHead(model.visual_projection),
-        text_head=model.text_projection,
-        width=config.projection_dim,
-        log_scale=model.logit_scale.item(),
-    )
+    image_tower = clip_image_tower(model, config, folder)
+    return projected_parts(model, "clip", image_tower, text_tower(model.text_model, config, folder))
 
 
 def save(state: Mapping[str, Tensor], config: Any, folder: Path) -> None:
@@ -130,4 +121,4 @@ def save(state: Mapping[str, Tensor], config: Any, folder: Path) -> None:
 
     # Positions for longer captions are a setting of the layout.
     config.text_config.max_position_embeddings = len(state["text_tower.encoder.embeddings.position_embedding.weight"])
-    save_model(transformers.CLIPModel, config, rename_tensors(state, TRANSFORMERS_NAMES), folder)
+    save_model(transformers.CLIPModel, config, state, folder)

@@ -67,7 +67,7 @@ def load_dual_encoder(folder: Path, load_weights: bool = True) -> DualEncoderPar
     model of another kind, and for files that are not whole or do not belong together.
     """
     check_is_dual_encoder(folder)
-    if is_open_clip_layout([path.name for path in folder.iterdir()]):
+    if layout_of(folder) == "open_clip":
         parts = open_clip.load(folder, open_clip.read_open_clip_config(folder), load_weights)
     else:
         parts = BY_MODEL_TYPE[model_type(folder)].load(folder, read_config(folder), load_weights)

@@ -133,8 +133,6 @@ def _import_open_clip(folder: Path) -> Any:
 
 def _build_model(open_clip: Any, model_config: dict[str, Any], folder: Path) -> Any:
     """open_clip's model with random weights, of settings that are completed in place."""
-    if "multimodal_cfg" in model_config:
-        raise ValueError(f"{folder / CONFIG_FILE}: CoCa is a model that also writes captions; it is not supported")
     model_config.pop("custom_text", None)
     model_config["vision_cfg"]["timm_model_pretrained"] = False
     text_config = model_config["text_cfg"]

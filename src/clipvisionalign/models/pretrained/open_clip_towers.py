@@ -13,8 +13,8 @@ from torch.nn import functional as F
 
 from clipvisionalign.batch import TokenizedCaptions
 from clipvisionalign.images import ImageTransform
-from clipvisionalign.models.image_tower import ImageFeatures
-from clipvisionalign.models.pretrained.parts import PretrainedImageTower, PretrainedTextTower, first_match
+from clipvisionalign.models.image_tower import timm_patches
+from clipvisionalign.models.pretrained.parts import PretrainedImageTower, PretrainedTextTower, first_match, pool_alone
 
 #: Settings of a Hugging Face text model, beside open_clip's own in a run folder.
 HF_CONFIG_FOLDER = "hf_text_config"
@@ -42,7 +42,7 @@ class OpenClipViT(PretrainedImageTower):
         """Patches (B, P, C) -> (B, P, C), each pooled alone."""
         if self.backbone.attn_pool is None:
             return self.backbone.ln_post(patches)
-        return self.backbone._pool(patches.flatten(0, 1)[:, None])[0].unflatten(0, patches.shape[:2])
+        return pool_alone(lambda single: self.backbone._pool(single)[0], patches)
 
 
 class OpenClipResNet(PretrainedImageTower):
@@ -54,10 +54,9 @@ class OpenClipResNet(PretrainedImageTower):
         x = visual.stem(self.image_transform.normalize(pixels))
         return visual.layer4(visual.layer3(visual.layer2(visual.layer1(x))))
 
-    def features_of(self, features: Tensor) -> ImageFeatures:
-        """(B, C, h, w) -> pooled (B, D), patches (B, P, C) or (B, P, D)."""
-        patches = features.flatten(2).transpose(1, 2)
-        return ImageFeatures(self.pool(features), self.pool_each(patches) if self.pools_patches else patches)
+    def patches_in(self, features: Tensor) -> Tensor:
+        """(B, C, h, w) -> (B, P, C)."""
+        return features.flatten(2).transpose(1, 2)
 
     def pool(self, features: Tensor) -> Tensor:
         """(B, C, h, w) -> (B, D)."""
@@ -77,14 +76,9 @@ class OpenClipTimm(PretrainedImageTower):
         """Pixels (B, 3, S, S) -> (B, prefix + P, C) or (B, C, h, w)."""
         return self.backbone.trunk.forward_features(self.image_transform.normalize(pixels))
 
-    def features_of(self, features: Tensor) -> ImageFeatures:
-        """What `feature_map` gives -> pooled (B, C), patches (B, P, C)."""
-        if features.ndim == 4:
-            last = getattr(self.backbone.trunk, "output_fmt", "NCHW") == "NHWC"
-            patches = features.flatten(1, 2) if last else features.flatten(2).transpose(1, 2)
-        else:
-            patches = features[:, self.prefix_tokens :]
-        return ImageFeatures(self.pool(features), self.pool_each(patches) if self.pools_patches else patches)
+    def patches_in(self, features: Tensor) -> Tensor:
+        """What `feature_map` gives -> its patches (B, P, C)."""
+        return timm_patches(self.backbone.trunk, features)
 
     @property
     def last_block(self) -> nn.Module | None:

@@ -6,7 +6,7 @@ A family subclasses the two towers where its library's model differs; everything
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -96,8 +96,12 @@ class PretrainedImageTower(nn.Module):
 
     def features_of(self, features: Tensor) -> ImageFeatures:
         """What `feature_map` gives -> pooled (B, C), patches (B, P, C)."""
-        patches = features[:, self.prefix_tokens :]
+        patches = self.patches_in(features)
         return ImageFeatures(self.pool(features), self.pool_each(patches) if self.pools_patches else patches)
+
+    def patches_in(self, features: Tensor) -> Tensor:
+        """What `feature_map` gives -> its patches (B, P, C)."""
+        return features[:, self.prefix_tokens :]
 
     def pool(self, features: Tensor) -> Tensor:
         """Tokens (B, prefix + P, C) -> pooled (B, C)."""
@@ -163,7 +167,7 @@ class PretrainedTextTower(nn.Module):
 
     def tokenize(self, captions: Sequence[str]) -> TokenizedCaptions:
         """Token ids of each caption with its special tokens, long ones cut; padded only if `fixed_length`."""
-        tokens = tokenize_captions(self.tokenizer, self.clean(captions), self.max_tokens)
+        tokens = tokenize_captions(self.tokenizer, captions, self.max_tokens)
         if not self.fixed_length:
             return tokens
         left = getattr(self.tokenizer, "padding_side", "right") == "left"
@@ -172,10 +176,6 @@ class PretrainedTextTower(nn.Module):
             padding = [self.pad] * (self.max_positions - len(ids))
             padded.append(padding + ids if left else ids + padding)
         return TokenizedCaptions(padded, tokens.num_truncated)
-
-    def clean(self, captions: Sequence[str]) -> Sequence[str]:
-        """Captions as the tokenizer takes them."""
-        return captions
 
     def word_mask(self, ids: Tensor, mask: Tensor) -> Tensor:
         """ids, mask (b, T), as grouped -> (b, T), 1 on tokens of the caption, 0 on any padding."""
@@ -286,6 +286,11 @@ def fit_tensors(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], kin
                 f"{name} is {tuple(tensor.shape)} in this model, and {tuple(expected[name].shape)} in {kind}"
             )
     return {name: tensor.reshape(expected[name].shape) for name, tensor in state.items()}
+
+
+def pool_alone(pool: Callable[[Tensor], Tensor], patches: Tensor) -> Tensor:
+    """Patches (B, P, C) -> (B, P, C), each as `pool` leaves a sequence (B, 1, C) of it alone."""
+    return pool(patches.flatten(0, 1)[:, None]).unflatten(0, patches.shape[:2])
 
 
 def first_match(ids: Tensor, token: int) -> Tensor:

@@ -16,19 +16,19 @@ from torch import Tensor, nn
 
 from clipvisionalign.models.image_tower import ImageFeatures
 from clipvisionalign.models.pretrained.parts import (
-    TRANSFORMERS_NAMES,
     DualEncoderParts,
     PretrainedImageHead,
     PretrainedImageTower,
     PretrainedTextTower,
-    rename_tensors,
+    pool_alone,
 )
-from clipvisionalign.models.pretrained.transformers_layout import load_model, read_tokenizer, save_model
+from clipvisionalign.models.pretrained.transformers_layout import load_model, save_model
 from clipvisionalign.models.pretrained.transforms import (
     PatchTransform,
     processor_settings,
     transform_from_processor,
 )
+from clipvisionalign.models.text_tower import load_tokenizer
 
 MODEL_TYPES = ("siglip", "siglip2")
 
@@ -42,7 +42,7 @@ class SiglipImageTower(PretrainedImageTower):
 
     def pool_each(self, patches: Tensor) -> Tensor:
         """Patches (B, P, C) -> (B, P, C): the pooling of each patch alone."""
-        return self.backbone.head(patches.flatten(0, 1)[:, None]).unflatten(0, patches.shape[:2])
+        return pool_alone(self.backbone.head, patches)
 
 
 class NaFlexImageTower(SiglipImageTower):
@@ -85,7 +85,7 @@ def text_tower(encoder: nn.Module, config: Any, folder: Path) -> SiglipTextTower
     """The text tower around a model's text encoder."""
     text = config.text_config
     return SiglipTextTower(
-        encoder, read_tokenizer(folder), folder, text.hidden_size, text.max_position_embeddings, fixed_length=True
+        encoder, load_tokenizer(folder), folder, text.hidden_size, text.max_position_embeddings, fixed_length=True
     )
 
 
@@ -133,4 +133,4 @@ def save(state: Mapping[str, Tensor], config: Any, folder: Path) -> None:
     import transformers
 
     model_class = transformers.Siglip2Model if config.model_type == "siglip2" else transformers.SiglipModel
-    save_model(model_class, config, rename_tensors(state, TRANSFORMERS_NAMES), folder)
+    save_model(model_class, config, state, folder)

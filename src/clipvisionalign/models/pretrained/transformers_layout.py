@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from clipvisionalign.models.pretrained.parts import fit_tensors
-from clipvisionalign.models.text_tower import load_tokenizer
+from clipvisionalign.models.pretrained.parts import (
+    TRANSFORMERS_NAMES,
+    DualEncoderParts,
+    PretrainedImageHead,
+    PretrainedImageTower,
+    PretrainedTextTower,
+    fit_tensors,
+    rename_tensors,
+)
+from clipvisionalign.models.text_tower import layer_pattern
 from clipvisionalign.models.weight_files import read_tensors, weights_files
 
 #: What to do about a config and weights that do not fit.
@@ -60,8 +67,8 @@ def load_model(model_class: Any, config: Any, folder: Path, load_weights: bool) 
             f"{files[0]}: not the shapes that config.json describes: {name} is {tuple(there)} and not {tuple(wanted)} "
             f"({len(mismatched)} such tensors); {_WAY_OUT}"
         )
-    layers = {kind for kind in map(_layer_pattern, dict(model.named_parameters())) if "#" in kind}
-    if extra := sorted(name for name in report["unexpected_keys"] if _layer_pattern(name) in layers):
+    layers = {kind for kind in map(layer_pattern, dict(model.named_parameters())) if "#" in kind}
+    if extra := sorted(name for name in report["unexpected_keys"] if layer_pattern(name) in layers):
         raise ValueError(
             f"{files[0]}: weights of more layers than config.json counts: {len(extra)} tensors, such as {extra[0]}; "
             f"{_WAY_OUT}"
@@ -75,19 +82,38 @@ def save_model(model_class: Any, config: Any, state: Mapping[str, Tensor], folde
     Args:
         model_class: such as `transformers.CLIPModel`.
         config: its settings.
-        state: the model's tensors, under transformers' names.
+        state: the model's tensors, under the names of an aligner's.
         folder: where the files are written.
 
     Raises ValueError for tensors that are not this model's.
     """
     model = load_model(model_class, config, folder, load_weights=False)
-    model.load_state_dict(fit_tensors(state, model.state_dict(), model_class.__name__))
+    model.load_state_dict(
+        fit_tensors(rename_tensors(state, TRANSFORMERS_NAMES), model.state_dict(), model_class.__name__)
+    )
     model.float().save_pretrained(folder)
 
 
-def read_tokenizer(folder: Path) -> Any:
-    """The tokenizer in a model's folder. Raises ValueError where there is none."""
-    return load_tokenizer(folder)
+def projected_parts(
+    model: Any, family: str, image_tower: PretrainedImageTower, text_tower: PretrainedTextTower
+) -> DualEncoderParts:
+    """The parts of a model that projects both towers linearly, as CLIP and its kin do.
+
+    Args:
+        model: transformers' own model.
+        family: its name, for messages.
+        image_tower: around its vision model.
+        text_tower: around its text model.
+    """
+    return DualEncoderParts(
+        family=family,
+        image_tower=image_tower,
+        text_tower=text_tower,
+        image_head=PretrainedImageHead(model.visual_projection),
+        text_head=model.text_projection,
+        width=model.config.projection_dim,
+        log_scale=model.logit_scale.item(),
+    )
 
 
 def read_config(folder: Path) -> Any:
@@ -112,8 +138,3 @@ def _quote_reason(call: Any, message: str, files: Sequence[Path] = ()) -> Any:
             read_tensors(file)
         reason = " ".join((str(error).strip().splitlines() or [type(error).__name__])[0].split())[:200]
         raise ValueError(f"{message}: {reason}") from None
-
-
-def _layer_pattern(name: str) -> str:
-    """A parameter's name with # for the number of its layer."""
-    return re.sub(r"\.\d+\.", ".#.", name)

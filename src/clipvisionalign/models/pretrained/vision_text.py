@@ -12,16 +12,15 @@ from torch import Tensor, nn
 
 from clipvisionalign.models.pretrained.clip import CLIPImageTower
 from clipvisionalign.models.pretrained.parts import (
-    TRANSFORMERS_NAMES,
     DualEncoderParts,
-    PretrainedImageHead,
     PretrainedImageTower,
     PretrainedTextTower,
-    rename_tensors,
+    pool_alone,
 )
-from clipvisionalign.models.pretrained.transformers_layout import load_model, read_tokenizer, save_model
+from clipvisionalign.models.pretrained.transformers_layout import load_model, projected_parts, save_model
 from clipvisionalign.models.pretrained.transforms import processor_settings, transform_from_processor
 from clipvisionalign.models.text_families import max_positions
+from clipvisionalign.models.text_tower import load_tokenizer
 
 MODEL_TYPES = ("vision-text-dual-encoder",)
 
@@ -41,7 +40,7 @@ class PooledImageTower(PretrainedImageTower):
 
     def pool_each(self, patches: Tensor) -> Tensor:
         """Patches (B, P, C) -> (B, P, C): the pooler of each patch alone."""
-        return self.backbone.pooler(patches.flatten(0, 1)[:, None]).unflatten(0, patches.shape[:2])
+        return pool_alone(self.backbone.pooler, patches)
 
 
 class PooledTextTower(PretrainedTextTower):
@@ -57,7 +56,7 @@ def text_tower(encoder: nn.Module, config: Any, folder: Path) -> PooledTextTower
     """The text tower around a model's text encoder."""
     text = config.text_config
     positions = max_positions(text, None if isinstance(encoder, nn.Identity) else encoder)
-    return PooledTextTower(encoder, read_tokenizer(folder), folder, text.hidden_size, positions)
+    return PooledTextTower(encoder, load_tokenizer(folder), folder, text.hidden_size, positions)
 
 
 def load(folder: Path, config: Any, load_weights: bool) -> DualEncoderParts:
@@ -82,21 +81,14 @@ def load(folder: Path, config: Any, load_weights: bool) -> DualEncoderParts:
     if tokens.ndim != 3:
         raise ValueError(f"{folder}: the vision model '{vision.model_type}' gives a map and not tokens: not supported")
     num_patches = (transform.size // vision.patch_size) ** 2
-    return DualEncoderParts(
-        family="vision-text-dual-encoder",
-        image_tower=tower_class(
-            model.vision_model, transform, vision.hidden_size, num_patches, tokens.shape[1] - num_patches
-        ),
-        text_tower=text_tower(model.text_model, config, folder),
-        image_head=PretrainedImageHead(model.visual_projection),
-        text_head=model.text_projection,
-        width=config.projection_dim,
-        log_scale=model.logit_scale.item(),
+    image_tower = tower_class(
+        model.vision_model, transform, vision.hidden_size, num_patches, tokens.shape[1] - num_patches
     )
+    return projected_parts(model, "vision-text-dual-encoder", image_tower, text_tower(model.text_model, config, folder))
 
 
 def save(state: Mapping[str, Tensor], config: Any, folder: Path) -> None:
     """Write a VisionTextDualEncoderModel; see `families.save_dual_encoder`."""
     import transformers
 
-    save_model(transformers.VisionTextDualEncoderModel, config, rename_tensors(state, TRANSFORMERS_NAMES), folder)
+    save_model(transformers.VisionTextDualEncoderModel, config, state, folder)
