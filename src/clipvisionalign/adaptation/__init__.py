@@ -1,0 +1,1 @@
+"""Fine-tuned models measured against what they started from."""
