@@ -103,3 +103,19 @@ def test_training_half_precision_and_gradients_take_the_plain_way(model):
     assert packed(model) == [False, False]
     gradients = torch.autograd.grad(model(x).sum(), list(model.parameters()))
     assert all(gradient is not None for gradient in gradients)
+
+
+def test_rows_that_plain_kernels_are_quicker_for_are_not_packed(monkeypatch, model):
+    """One row never; hundreds only by the kernels that gain by it; either way the product is the plain one."""
+    monkeypatch.setattr(packed_linear, "MAX_PACKED_ROWS", 32)
+    with torch.inference_mode():
+        for rows in (1, 33, 500):
+            assert is_plain(model, torch.randn(rows, 24))
+        assert packed(model) == [False, False]
+        assert is_plain(model, torch.randn(4, 8, 24))
+        assert packed(model) == [True, True]
+    monkeypatch.setattr(packed_linear, "MAX_PACKED_ROWS", None)
+    pack_linears(another := nn.Sequential(nn.Linear(24, 40), nn.GELU(), nn.Linear(40, 8, bias=False)).eval())
+    with torch.inference_mode():
+        assert is_plain(another, torch.randn(500, 24))
+    assert packed(another) == [True, True]

@@ -1,9 +1,11 @@
 """Linear layers with weights packed for a CPU's kernels.
 
 oneDNN lays a weight out as its kernels read it, once, instead of at every product: on a CPU with AVX-512 that is a
-seventh quicker over hundreds of tokens and twice as quick over eight (`benchmarks/attention.py --only linear`). Only
-for models that are loaded to be used, in evaluation without gradients, in float32. A module that is trained after all
-drops what it has packed, and packs no more until it comes from training into evaluation.
+seventh quicker over hundreds of tokens and twice as quick over eight (`benchmarks/attention.py --only linear`). With
+AVX2 alone it is as quick or quicker from 2 to 32 rows, and up to a fifth slower over hundreds, so that only few rows
+take that way; one row is a product of a matrix and a vector, which needs no layout. Only for models that are loaded to
+be used, in evaluation without gradients, in float32. A module that is trained after all drops what it has packed, and
+packs no more until it comes from training into evaluation.
 """
 
 from __future__ import annotations
@@ -19,6 +21,11 @@ AVAILABLE = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "
 
 #: Rows that the layout is chosen for; it serves all others as well.
 PACKING_ROWS = 512
+
+#: Rows of a product that packed weights are used for; by the kernels of the CPU, not by a measurement, so that one
+#: machine gives the same vectors in every process.
+MIN_PACKED_ROWS = 2
+MAX_PACKED_ROWS = None if torch.backends.cpu.get_cpu_capability().startswith("AVX512") else 32
 
 #: Beside the modules, so that a copy or a state of one does not hold a layout that nobody else can read.
 _packed: WeakKeyDictionary[nn.Module, tuple[tuple[int, int], Tensor]] = WeakKeyDictionary()
@@ -58,8 +65,13 @@ class PackedLinear(nn.Linear):
             and type(x) is Tensor
             and type(self.weight) is nn.Parameter
             and not self.weight.is_inference()
-            and x.numel() > 0
+            and self._has_packed_rows(x)
         )
+
+    def _has_packed_rows(self, x: Tensor) -> bool:
+        """Whether packed weights are the quicker ones for as many rows as x (..., in) has."""
+        rows = x.numel() // self.in_features
+        return rows >= MIN_PACKED_ROWS and (MAX_PACKED_ROWS is None or rows <= MAX_PACKED_ROWS)
 
     def _packed_weight(self) -> Tensor:
         # A version counts what is written into a weight in place: a file that is loaded, an average that moves.

@@ -150,7 +150,7 @@ class PatchTransform(ImageTransform):
         """Rows and columns of patches of an image: the largest scale at which they are at most `max_patches`.
 
         >>> PatchTransform(patch=16, max_patches=256).grid(480, 640)
-        (13, 18)
+        (14, 18)
         """
 
         def at_scale(scale: float) -> tuple[int, int]:
