@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import random
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from huggingface_hub import ModelCard
 from pretrained_models import CAPTIONS, FAMILIES, OPEN_CLIP
 from safetensors.torch import load_file, save_file
 from test_pretrained import Library, captions_of_every_length, drawn_images
+from tokenizers import Tokenizer
 from torch.nn import functional as F
 
 from clipvisionalign.cli import main
@@ -22,6 +25,7 @@ from clipvisionalign.export.huggingface import export_huggingface
 from clipvisionalign.export.library_layouts import export_library_layout
 from clipvisionalign.export.onnx import export_onnx
 from clipvisionalign.export.onnx_aligner import OnnxAligner
+from clipvisionalign.export.onnx_tokenizer import write_tokenizer
 from clipvisionalign.models.aligner import Aligner, AlignerConfig
 from clipvisionalign.models.caption_tokenizer import open_tokenizer
 from clipvisionalign.models.io import load_aligner
@@ -209,7 +213,7 @@ def test_the_command_writes_what_the_function_does_and_records_the_model_it_star
     assert not any(str(tmp_path) in file.read_text() for file in (tmp_path / "out").glob("*.json"))
 
 
-@pytest.mark.parametrize("family", [family for family in FAMILIES if family not in ("naflex", "siglip")])
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family != "naflex"])
 def test_as_onnx_it_encodes_as_it_does(folders, tmp_path, family):
     aligner = load_aligner(folders(family), "cpu")
     manifest = export_onnx(folders(family), tmp_path / "onnx")
@@ -227,7 +231,7 @@ def test_the_program_in_an_export_s_readme_encodes_as_it_does(folders, tmp_path)
     images = drawn_images(4)
     for number, image in enumerate(images):
         image.save(tmp_path / f"{number}.png")
-    for family in ("clip", "siglip2"):
+    for family in ("clip", "siglip", "siglip2"):
         export_onnx(folders(family), tmp_path / family)
         code = (tmp_path / family / "README.md").read_text().partition("```python\n")[2].partition("```")[0]
         code = code.replace('["a.jpg"]', str([str(tmp_path / f"{number}.png") for number in range(4)]))
@@ -249,8 +253,25 @@ def test_the_program_in_an_export_s_readme_encodes_as_it_does(folders, tmp_path)
 
 def test_what_has_no_form_in_onnx_is_refused_by_name(folders, tmp_path, capsys):
     assert "NaFlex" in refused(capsys, "export", folders("naflex"), "--onnx", tmp_path / "onnx")
-    assert "SentencePiece" in refused(capsys, "export", folders("siglip"), "--onnx", tmp_path / "onnx")
+    tower = SimpleNamespace(tokenizer=object(), config=SimpleNamespace(name="someone/clip"))
+    with pytest.raises(ValueError, match="SentencePiece"):
+        write_tokenizer(tower, tmp_path)
     assert not (tmp_path / "onnx").exists()
+
+
+def test_siglip_s_captions_have_the_same_tokens_in_tokenizer_json(folders, tmp_path):
+    tower = load_aligner(folders("siglip"), "cpu").text_tower
+    write_tokenizer(tower, tmp_path)
+    tokenizer = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    characters = "abcdefghijklmnopqrstuvwxyz      ABC!?.,_-'\"\t\n\u00e9\u00df\u0130\u03a3\u039f\u03c2\ufb01\u2460\u3000\u00a0\x1c\x85\u65e5\u200b\u2581"
+    generator = random.Random(0)
+    captions = [*CAPTIONS, "", " ", "\u039f\u0394\u039f\u03a3 \u03a3", "a  dog, running!"]
+    captions += ["".join(generator.choices(characters, k=generator.randrange(30))) for _ in range(3000)]
+    expected = tower.tokenizer(captions, add_special_tokens=True)["input_ids"]
+    different = [
+        caption for caption, ids in zip(captions, expected, strict=True) if tokenizer.encode(caption).ids != ids
+    ]
+    assert different == []
 
 
 def test_a_tuned_pair_scorer_as_onnx(folders, tmp_path):

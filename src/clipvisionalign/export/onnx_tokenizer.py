@@ -19,6 +19,8 @@ def write_tokenizer(tower: AnyTextTower, folder: Path) -> None:
         _of_open_clip(tower).save_pretrained(folder)
         return
     tokenizer = tower.tokenizer
+    if type(tokenizer).__name__ == "SiglipTokenizer":
+        tokenizer = _of_siglip(tokenizer)
     if not getattr(tokenizer, "is_fast", False):
         raise ValueError(
             f"{tower.config.name}: its tokenizer ({type(tokenizer).__name__}) is SentencePiece's, for which there is "
@@ -50,6 +52,46 @@ def _of_open_clip(tower: OpenClipTextTower) -> Any:
         steps.append(backend.normalizer)
     backend.normalizer = normalizers.Sequence(steps)
     return tokenizer
+
+
+def _of_siglip(tokenizer: Any) -> Any:
+    """SigLIP's tokenizer, a SentencePiece model behind a cleaning of captions, with the same steps in tokenizer.json.
+
+    Two captions are read otherwise: one with a mark that is combined with a compatibility character ("\u2460" with an
+    accent), which tokenizers normalises together, and one that holds a special token as words.
+    """
+    from sentencepiece import sentencepiece_model_pb2
+    from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    pieces = sentencepiece_model_pb2.ModelProto()
+    pieces.ParseFromString(tokenizer.sp_model.serialized_model_proto())
+    backend = Tokenizer(
+        models.Unigram(
+            [(piece.piece, piece.score) for piece in pieces.pieces],
+            unk_id=pieces.trainer_spec.unk_id,
+            byte_fallback=pieces.trainer_spec.byte_fallback,
+        )
+    )
+    punctuation = "".join(f"\\{character}" for character in string.punctuation)
+    # What Python's \s matches, which is more than that of the package's own expressions.
+    spaces = "".join(character for character in map(chr, range(0x3001)) if character.isspace())
+    steps: list[Any] = [normalizers.Replace("\u2581", " ")]
+    if tokenizer.do_lower_case:
+        # Of one letter, as Python has it at the end of a word.
+        steps += [normalizers.Replace(Regex(r"(?<=\p{L})\u03a3(?!\p{L})"), "\u03c2"), normalizers.Lowercase()]
+    steps += [normalizers.Replace(Regex(f"[{punctuation}]"), ""), normalizers.Replace(Regex(f"[{spaces}]+"), " ")]
+    if pieces.normalizer_spec.precompiled_charsmap:
+        steps += [normalizers.Precompiled(pieces.normalizer_spec.precompiled_charsmap)]
+    steps += [normalizers.Replace(Regex(" +"), " "), normalizers.Strip()]
+    backend.normalizer = normalizers.Sequence(steps)
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(replacement="\u2581", prepend_scheme="always", split=False)
+    end, number = tokenizer.eos_token, tokenizer.eos_token_id
+    backend.post_processor = processors.TemplateProcessing(single=f"$A {end}", special_tokens=[(end, number)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, eos_token=end, unk_token=tokenizer.unk_token, pad_token=tokenizer.pad_token,
+        model_max_length=tokenizer.model_max_length,
+    )  # fmt: skip
 
 
 def _clip_tokenizer(open_clip_tokenizer: Any, max_tokens: int) -> Any:
