@@ -44,7 +44,7 @@ class Direction:
 #: All runs: one view without augmentation, so that outputs of the frozen image tower are computed once.
 SHARED: Settings = {"augment": "none", "views": "1", "trackers": "", "patience": "100"}
 DIRECTIONS = {
-    "flickr8k-scenes": Direction("flickr8k", "scenes", {"freeze": "both", "epochs": "4"}, {}, 4),
+    "flickr8k-scenes": Direction("flickr8k", "scenes", {"freeze": "both", "epochs": "2"}, {}, 4),
     "scenes-flickr8k": Direction("scenes", "flickr8k", {"epochs": "6"}, {"train_images": "600"}, 4),
 }
 

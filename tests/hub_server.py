@@ -6,6 +6,7 @@ to. What the hub's client asks was read off huggingface_hub's source.
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import re
@@ -17,6 +18,7 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 LARGE = (".safetensors", ".bin")
 
@@ -44,7 +46,8 @@ class Hub:
     """repositories: by name; moved: old name to new; requests: "METHOD PATH" as they came, with the range asked for.
 
     cut: by file, how many bytes each next answer sends before the connection is closed; reset: whether it is closed with
-    a reset. wrong: bytes sent in the place of a file's. stall: seconds before any answer.
+    a reset. wrong: bytes sent in the place of a file's. stall: seconds before any answer. writers: the owner that a
+    token writes for; uploads: what was put into the store, by its SHA-256.
     """
 
     repositories: dict[str, Repository] = field(default_factory=dict)
@@ -55,6 +58,8 @@ class Hub:
     wrong: dict[str, bytes] = field(default_factory=dict)
     stall: float = 0.0
     token: str = ""
+    writers: dict[str, str] = field(default_factory=dict)
+    uploads: dict[str, bytes] = field(default_factory=dict)
 
     def publish(self, name: str, folder: Path, licence: str = "apache-2.0", gated: bool = False) -> str:
         """The files of a folder as a new commit of a repository's main branch."""
@@ -158,10 +163,10 @@ class _Handler(BaseHTTPRequestHandler):
 
 class _HubHandler(_Handler):
     def respond(self) -> None:
-        path = self.path.partition("?")[0]
+        path = self.path.partition("?")[0].replace("%2F", "/")
         api = re.fullmatch(r"/api/models/(.+?)(?:/revision/([^/]+))?", path)
-        small = re.fullmatch(r"/api/resolve-cache/models/(.+)/([0-9a-f]{40})/([^/]+)", path)
-        resolve = re.fullmatch(r"/(.+?)/resolve/([^/]+)/([^/]+)", path)
+        small = re.fullmatch(r"/api/resolve-cache/models/(.+)/([0-9a-f]{40})/(.+)", path)
+        resolve = re.fullmatch(r"/(.+?)/resolve/([^/]+)/(.+)", path)
         match = small or resolve or api
         if match is None:
             self.refuse(404, "NotFound", "no such page")
@@ -223,8 +228,79 @@ class _HubHandler(_Handler):
             "tags": ["pytorch", f"license:{repository.licence}"], "cardData": {"license": repository.licence},
         }  # fmt: skip
 
+    # --- writing: a repository, which files are large, where those go, the commit ---
+
+    def do_POST(self) -> None:
+        path = self.path.partition("?")[0]
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        self.hub.requests.append(f"POST {path}")
+        if path == "/api/validate-yaml":
+            self.answer({"errors": [], "warnings": []})
+            return
+        owner = self.hub.writers.get((self.headers.get("Authorization") or "").removeprefix("Bearer "))
+        if path == "/api/repos/create":
+            wanted = json.loads(body)
+            name = f"{wanted.get('organization') or owner}/{wanted['name']}"
+        else:
+            match = re.fullmatch(
+                r"/(?:api/models/)?(.+?)(?:\.git/info/lfs/objects/batch|/(?:preupload|commit)/main)", path
+            )
+            assert match is not None, path
+            name = match[1]
+        if owner is None or name.partition("/")[0] != owner:
+            self.refuse(403, "", f"You don't have the rights to write to {name}")
+        elif path == "/api/repos/create":
+            if name in self.hub.repositories:
+                content = {"error": "You already created this model repo", "url": f"{self.hub.url}/{name}"}
+                self.reply(409, {"X-Error-Message": content["error"]}, json.dumps(content).encode())
+                return
+            files = {".gitattributes": b""}
+            self.hub.repositories[name] = Repository({commit_of(files): files}, commit_of(files))
+            self.answer({"url": f"{self.hub.url}/{name}", "name": name})
+        elif path.endswith("/preupload/main"):
+            files_to_come = json.loads(body)["files"]
+            modes = {each["path"]: "lfs" if each["path"].endswith(LARGE) else "regular" for each in files_to_come}
+            self.answer(
+                {"files": [{"path": key, "uploadMode": mode, "shouldIgnore": False} for key, mode in modes.items()]}
+            )
+        elif path.endswith("/batch"):
+            objects = [
+                {**each, "actions": {"upload": {"href": f"{self.hub.store}/{each['oid']}"}}}
+                for each in json.loads(body)["objects"]
+            ]
+            self.answer({"transfer": "basic", "objects": objects})
+        else:
+            self.commit(name, [json.loads(line) for line in body.splitlines()])
+
+    def commit(self, name: str, lines: list[dict[str, Any]]) -> None:
+        repository = self.hub.repositories[name]
+        files = dict(repository.commits[repository.main])
+        for line in lines:
+            value = line["value"]
+            if line["key"] == "file":
+                files[value["path"]] = base64.b64decode(value["content"])
+            elif line["key"] == "lfsFile":
+                files[value["path"]] = self.hub.uploads[value["oid"]]
+            elif line["key"] == "deletedFile":
+                del files[value["path"]]
+        repository.main = commit_of(files)
+        repository.commits[repository.main] = files
+        self.answer({"commitUrl": f"{self.hub.url}/{name}/commit/{repository.main}", "commitOid": repository.main})
+
+    def answer(self, document: object) -> None:
+        self.reply(200, {"Content-Type": "application/json"}, json.dumps(document).encode())
+
 
 class _StoreHandler(_Handler):
+    def do_PUT(self) -> None:
+        content = self.rfile.read(int(self.headers["Content-Length"]))
+        self.hub.requests.append(f"PUT {self.path}")
+        if hashlib.sha256(content).hexdigest() != self.path.strip("/"):
+            self.refuse(400, "", "checksum")
+            return
+        self.hub.uploads[self.path.strip("/")] = content
+        self.reply(200, {})
+
     def respond(self) -> None:
         # A signed URL: whoever has it may read, and an account's token has no business here.
         assert "Authorization" not in self.headers

@@ -26,6 +26,14 @@ def export_parser() -> argparse.ArgumentParser:
         "--int8", action="store_true", help="with --onnx: also towers with 8-bit products, and what they lose on dev"
     )
     parser.add_argument("--data", default="", help="with --int8: the data set to measure on (default: the run's own)")
+    parser.add_argument(
+        "--push",
+        default="",
+        metavar="OWNER/NAME",
+        help="also upload the folder to this repository of the hub",
+    )
+    parser.add_argument("--private", action="store_true", help="with --push: if it is created, for its owner alone")
+    parser.add_argument("--overwrite", action="store_true", help="with --push: although the repository has files")
     add_offline_flag(parser)
     return parser
 
@@ -37,6 +45,21 @@ def export(arguments: list[str]) -> int:
         raise ValueError("--int8 goes with --onnx")
     if args.data and not args.int8:
         raise ValueError("--data goes with --int8: it is what the 8-bit towers are measured on")
+    if (args.private or args.overwrite) and not args.push:
+        raise ValueError(f"--{'private' if args.private else 'overwrite'} goes with --push OWNER/NAME")
+    if not args.push:
+        _write(args)
+        return 0
+    from clipvisionalign.models.hub.upload import check_upload, upload_folder
+
+    check_upload(args.push, args.overwrite)
+    folder = _write(args)
+    print(f"{upload_folder(folder, args.push, args.private, args.overwrite)}: uploaded")
+    return 0
+
+
+def _write(args: argparse.Namespace) -> str:
+    """Write the folder that is asked for, and tell where it is."""
     from clipvisionalign.export.huggingface import export_huggingface
     from clipvisionalign.export.library_layouts import export_library_layout
     from clipvisionalign.export.onnx import export_onnx
@@ -54,4 +77,4 @@ def export(arguments: list[str]) -> int:
         print(f"{folder}: config, weights, tokenizer, preprocessing, as {layout} reads them")
     else:
         print(f"{export_huggingface(args.run, args.huggingface)}: model, settings, tokenizer, README.md")
-    return 0
+    return str(args.onnx or args.transformers or args.open_clip or args.huggingface)

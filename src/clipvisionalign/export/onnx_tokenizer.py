@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import string
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -60,11 +61,12 @@ def _of_siglip(tokenizer: Any) -> Any:
     Two captions are read otherwise: one with a mark that is combined with a compatibility character ("\u2460" with an
     accent), which tokenizers normalises together, and one that holds a special token as words.
     """
-    from sentencepiece import sentencepiece_model_pb2
     from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
-    pieces = sentencepiece_model_pb2.ModelProto()
+    # A module that protobuf makes as it is imported: without types.
+    protobuf: Any = import_module("sentencepiece.sentencepiece_model_pb2")
+    pieces = protobuf.ModelProto()
     pieces.ParseFromString(tokenizer.sp_model.serialized_model_proto())
     backend = Tokenizer(
         models.Unigram(

@@ -71,7 +71,7 @@ def fetch_file(
         )
         licence_note = f", licence {licence}" if licence else ""
         logger.info(f"{name}: fetching {files_of}, from {hub_endpoint()} (commit {info.sha[:10]}{licence_note})")
-        with _quiet_hub(), progress_step(f"fetching {name} (kB)", total // 1000) as step:
+        with plain_http(), progress_step(f"fetching {name} (kB)", total // 1000) as step:
             bar = _DownloadProgress(step)
             # What a config.json rules out is found before the weights, which are large, are fetched.
             config_files = [file for file in missing if file.endswith(".json")]
@@ -161,7 +161,7 @@ class _TqdmAdapter:
 
 
 @contextmanager
-def _quiet_hub() -> Iterator[None]:
+def plain_http() -> Iterator[None]:
     """huggingface_hub over plain HTTP, in small pieces, and without lines of its own: progress is shown here."""
     from huggingface_hub import constants
     from huggingface_hub.utils import logging
