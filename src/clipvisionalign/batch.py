@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 import numpy as np
@@ -20,55 +20,12 @@ from torch import Tensor, nn
 
 from clipvisionalign.images import ImageError, ImageSource
 
-
-class TokenizedCaptions(list[list[int]]):
-    """The tokens of captions, a list each, cut where a caption has too many.
-
-    num_truncated: (M,) how many were cut off.
-    """
-
-    def __init__(self, ids: Sequence[list[int]], num_truncated: Sequence[int] = ()) -> None:
-        super().__init__(ids)
-        self.num_truncated = list(num_truncated) or [0] * len(self)
-
-
-@dataclass(frozen=True)
-class TruncationStats:
-    """How many of so many captions were cut, how many tokens that cost them all, and how many the longest had."""
-
-    captions: int = 0
-    cut: int = 0
-    tokens_lost: int = 0
-    longest: int = 0
-
-    @classmethod
-    def from_tokens(cls, tokens: Sequence[list[int]]) -> TruncationStats:
-        """Count. Without further information a list counts as not cut."""
-        num_truncated = tokens.num_truncated if isinstance(tokens, TokenizedCaptions) else [0] * len(tokens)
-        longest = max((len(ids) + extra for ids, extra in zip(tokens, num_truncated, strict=True)), default=0)
-        return cls(len(tokens), sum(map(bool, num_truncated)), sum(num_truncated), longest)
-
-    def __add__(self, other: TruncationStats) -> TruncationStats:
-        return TruncationStats(
-            self.captions + other.captions, self.cut + other.cut, self.tokens_lost + other.tokens_lost,
-            max(self.longest, other.longest),
-        )  # fmt: skip
-
-    def to_dict(self) -> dict[str, float]:
-        """The counts, and the share of captions that were cut."""
-        return {**asdict(self), "share": self.cut / max(1, self.captions)}
-
-    def summary(self, split: str, max_tokens: int) -> str:
-        """One line."""
-        return (
-            f"{split}: {self.cut:,} of {self.captions:,} captions ({100 * self.cut / max(1, self.captions):.1f} %) are "
-            f"longer than {max_tokens} tokens and cut; the longest has {self.longest:,}, {self.tokens_lost:,} tokens "
-            "are lost"
-        )
-
+# Also imported from here, as before they had a module of their own.
+from clipvisionalign.truncation import TokenizedCaptions as TokenizedCaptions
+from clipvisionalign.truncation import TruncationStats as TruncationStats
 
 Tokenize = Callable[[Sequence[str]], Sequence[list[int]]]
-#: A function from an image to the tensor that a tower sees (`ImageTransform.look`); raises ImageError.
+#: A function from an image to the tensor that a tower sees (`ImageTransform.image_loader`); raises ImageError.
 ImageLoader = Callable[[ImageSource], Tensor]
 
 #: Captions that go through the text tower together; more makes no matrix product faster, and pads more.
@@ -80,7 +37,13 @@ MAX_LENGTH_RATIO = 1.3
 
 @dataclass
 class TokenGroup:
-    """Captions of about equal length. ids, mask: (b, T), mask 1 on tokens and 0 on padding; rows: (b,) places in M."""
+    """Captions of about equal length.
+
+    Attributes:
+        ids: (b, T) token ids.
+        mask: (b, T) 1 on tokens, 0 on padding.
+        rows: (b,) positions of the captions among the M of a batch.
+    """
 
     ids: Tensor
     mask: Tensor
@@ -91,20 +54,23 @@ class TokenGroup:
 class Batch:
     """B images with their M captions.
 
-    image_index: (B,) places of the images in the data set.
-    pixels: (B, 3, S, S), or None where the images' features are on disk.
-    captions: the M captions in groups of about equal length.
-    caption_image: (M,) for each caption its own image's place in B.
-    caption_index: (M,) places of the captions in the data set, None in a stream.
-    identity: (B,) decides which captions belong to an image: those of all images of the same identity.
-    names: what the images are called, for messages.
-    skipped: images that could not be decoded and are not in the batch.
-    seconds: what making the batch took, by kind of work.
-    caption_text_id: (M,) numbers of the captions' words, where captions that are equal word by word belong to the same
-        images; else None.
-    identity_texts: (K, 2) with it, (identity, caption_text_id) of everything that is true of the images' identities.
-    truncation: how many of a stream's captions were cut; None where that is known of the whole data set.
-    warnings: what of a stream's samples was left out or mended, though they are in the batch.
+    Attributes:
+        image_index: (B,) positions of the images in the data set.
+        pixels: (B, 3, S, S), or None where the images' features are on disk.
+        captions: The M captions in groups of about equal length.
+        caption_image: (M,) position of each caption's own image in B.
+        identity: (B,) decides which captions belong to an image: those of all images of the same identity.
+        caption_index: (M,) positions of the captions in the data set; None in a stream.
+        names: Names of the images, for messages.
+        skipped: Images that could not be decoded and are not in the batch, with the reason.
+        seconds: Time that making the batch took, by kind of work.
+        caption_text_id: (M,) numbers of the captions' words, where captions that are equal word by word belong to the
+            same
+            images; else None.
+        identity_texts: (K, 2) with it, (identity, caption_text_id) of everything that is true of the images'
+            identities.
+        truncation: How many of a stream's captions were cut; None where that is known of the whole data set.
+        warnings: What of a stream's samples was left out or mended, though they are in the batch.
     """
 
     image_index: Tensor
@@ -140,7 +106,14 @@ class Batch:
         return torch.cat([group.rows for group in self.captions])
 
     def to(self, device: torch.device) -> Batch:
-        """The batch on another device."""
+        """The batch on another device.
+
+        Args:
+            device: The device.
+
+        Returns:
+            A batch whose pixels, captions, positions and identities are there; `image_index` and `caption_index` stay.
+        """
         groups = [TokenGroup(g.ids.to(device), g.mask.to(device), g.rows.to(device)) for g in self.captions]
         pixels = None if self.pixels is None else self.pixels.to(device, non_blocking=True)
         owners, identity = self.caption_image.to(device), self.identity.to(device)
@@ -153,11 +126,23 @@ class Batch:
         )  # fmt: skip
 
     def without_pixels(self) -> Batch:
-        """All but the images themselves."""
+        """The batch without pixels.
+
+        Returns:
+            A batch that shares everything else.
+        """
         return replace(self, pixels=None)
 
     def chunks(self, count: int, pad: int) -> list[Batch]:
-        """The same images and captions in `count` batches of about one size; as many as images at most."""
+        """The same images and captions in smaller batches.
+
+        Args:
+            count: Number of batches of about one size; at most as many as images.
+            pad: Id of the padding token: each chunk groups and pads its own captions.
+
+        Returns:
+            The batches; positions within each are its own, and identities keep their numbers.
+        """
         count = min(count, len(self))
         bounds = [len(self) * i // count for i in range(count + 1)]
         tokens: dict[int, list[int]] = {}
@@ -200,7 +185,14 @@ class Batch:
         return batches
 
     def as_single_group(self, pad: int) -> Batch:
-        """The same batch, its captions padded to the longest of all: for models that need one call on every process."""
+        """The same batch, all captions padded to the longest: for models that need one call on every process.
+
+        Args:
+            pad: Id of the padding token.
+
+        Returns:
+            A batch with one group.
+        """
         width = max(group.ids.shape[1] for group in self.captions)
         ids, masks = (
             torch.cat([nn.functional.pad(tensor, (0, width - tensor.shape[1]), value=fill) for tensor in tensors])
@@ -284,6 +276,17 @@ def group_by_length(tokens: Sequence[Sequence[int]], pad: int, size: int = GROUP
     """Sort token lists by length and pad each group of at most `size` to its own longest.
 
     A group ends where the next caption is much longer than its shortest, so that one long caption pads no short ones.
+
+    Args:
+        tokens: (M,) token ids of each caption.
+        pad: Id of the padding token.
+        size: Captions in a group at most.
+
+    Returns:
+        Groups, shortest captions first; each caption is in one of them.
+
+    >>> [group.rows.tolist() for group in group_by_length([[1] * 20, [1, 2], [1]], pad=0)]
+    [[2, 1], [0]]
     """
     order = sorted(range(len(tokens)), key=lambda row: len(tokens[row]))
     buckets: list[list[int]] = []
@@ -306,7 +309,15 @@ def group_by_length(tokens: Sequence[Sequence[int]], pad: int, size: int = GROUP
 
 
 def decode_pixels(images: Sequence[ImageSource], load_image: ImageLoader) -> tuple[Tensor, list[int], list[str]]:
-    """Decode and transform images: pixels (n, 3, S, S), the places that could be, and why the rest could not."""
+    """Decode and transform images; those that cannot be decoded are left out.
+
+    Args:
+        images: n images.
+        load_image: From an image to a tensor; raises ImageError.
+
+    Returns:
+        Pixels of those that were decoded (k, ...), their positions in `images`, and the reason of each other one.
+    """
     pixels, positions, failures = [], [], []
     for position, image in enumerate(images):
         try:
@@ -319,8 +330,14 @@ def decode_pixels(images: Sequence[ImageSource], load_image: ImageLoader) -> tup
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """torch's random numbers on the CPU from a seed of their own for a while; the former state is restored
-    afterwards."""
+    """Draw PyTorch's random numbers on the CPU from a seed of their own in a block; the former state is restored.
+
+    Args:
+        seed: The seed.
+
+    Yields:
+        Nothing.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield

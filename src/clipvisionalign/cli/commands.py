@@ -34,9 +34,15 @@ from clipvisionalign.progress import progress_step
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command.
 
+    Args:
+        arguments: The command and its arguments; None for those of the process.
+
     Returns:
         Its exit status: 0 done, 1 an error or a negative result, 2 a usage error, 130 interrupted; see
         docs/command-line.md.
+
+    Raises:
+        SystemExit: From argparse, for `--help` and for usage errors.
     """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):

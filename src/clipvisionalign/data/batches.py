@@ -31,10 +31,19 @@ SINGLE_PROCESS: ProcessRank = (0, 1)
 
 
 def steps_in_epoch(images: int, batch_size: int, world_size: int = 1) -> int:
-    """In how many steps an epoch of `images` is dealt: of `batch_size` images at most, and as even as can be.
+    """The number of steps in an epoch, of about equal size and at most `batch_size` images.
 
-    A step of which a process has no image, or of one image alone, teaches nothing: where the last few images would be
-    that, the steps before take them along.
+    A step in which a process has no image, or that has one image alone, would train nothing: where the last images
+    would be
+    such a step, the steps before take them, and may then be larger than `batch_size`.
+
+    Args:
+        images: Number of images.
+        batch_size: Images in a step, over all processes.
+        world_size: Number of processes.
+
+    Returns:
+        At least 1.
 
     >>> steps_in_epoch(100, 32), steps_in_epoch(96, 32), steps_in_epoch(33, 32), steps_in_epoch(3, 2)
     (4, 3, 2, 1)
@@ -45,6 +54,14 @@ def steps_in_epoch(images: int, batch_size: int, world_size: int = 1) -> int:
 def step_bounds(images: int, steps: int, step: int) -> tuple[int, int]:
     """Where a step begins and ends among the images of an epoch, each of which is in exactly one step.
 
+    Args:
+        images: Number of images.
+        steps: Number of steps.
+        step: Number of the step, from 0.
+
+    Returns:
+        The first image, and the one after the last.
+
     >>> [step_bounds(10, 3, step) for step in range(3)]
     [(0, 3), (3, 6), (6, 10)]
     """
@@ -52,23 +69,48 @@ def step_bounds(images: int, steps: int, step: int) -> tuple[int, int]:
 
 
 def local_batch_size(images: int, steps: int, step: int, process_rank: ProcessRank = SINGLE_PROCESS) -> int:
-    """How many images of a step are one process's."""
+    """Number of images of a step that are one process's.
+
+    Args:
+        images: Number of images in the epoch.
+        steps: Number of steps in the epoch.
+        step: Number of the step, from 0.
+        process_rank: Number of the process, from 0, and number of processes.
+
+    Returns:
+        The number of images.
+    """
     first, last = step_bounds(images, steps, step)
     return len(range(last - first)[process_rank[0] :: process_rank[1]])
 
 
 def count_chunks(images: int, steps: int, step: int, chunk_size: int, world_size: int = 1) -> int:
-    """In how many chunks of about `chunk_size` images every process takes a step: the same for all, none of them
-    empty."""
+    """Number of chunks in which every process takes a step: the same for all processes, and no chunk is empty.
+
+    Args:
+        images: Number of images in the epoch.
+        steps: Number of steps in the epoch.
+        step: Number of the step, from 0.
+        chunk_size: Images of a chunk, about.
+        world_size: Number of processes.
+
+    Returns:
+        At least 1.
+    """
     most, least = (local_batch_size(images, steps, step, (rank, world_size)) for rank in (0, world_size - 1))
     return max(1, min(-(-most // chunk_size), least))
 
 
 class CaptionedBatches(Dataset[Batch]):
-    """Makes the batch of any list of images; `epoch` deals an epoch's lists and yields their batches.
+    """Makes the batch of any list of images of a data set in memory; `epoch` yields the batches of an epoch.
 
-    tokenize: captions to token lists; pad: the tokenizer's padding token.
-    load_image: image to tensor, or None if the images' features are on disk and no image is to be opened.
+    Captions are tokenised once, when it is made.
+
+    Args:
+        data: The data set.
+        tokenize: From captions to token ids.
+        pad: Id of the padding token.
+        load_image: From an image to a tensor; None if features of the images are on disk and none is opened.
     """
 
     def __init__(self, data: CaptionedImages, tokenize: Tokenize, pad: int, load_image: ImageLoader | None) -> None:
@@ -98,7 +140,11 @@ class CaptionedBatches(Dataset[Batch]):
         return len(self.rows)
 
     def counters(self) -> dict[str, Any]:
-        """Nothing: a stream counts as it is read, a data set in memory is counted from the start."""
+        """The counts that a checkpoint keeps.
+
+        Returns:
+            Nothing: a stream counts as it is read, a data set in memory is counted from the start.
+        """
         return {}
 
     def __getitem__(self, batch_indices: SeededIndices) -> Batch:
@@ -138,11 +184,29 @@ class CaptionedBatches(Dataset[Batch]):
         )
 
     def steps_per_epoch(self, batch_size: int, world_size: int = 1) -> int:
-        """Steps in an epoch."""
+        """Number of steps in an epoch.
+
+        Args:
+            batch_size: Images in a step, over all processes.
+            world_size: Number of processes.
+
+        Returns:
+            See `steps_in_epoch`.
+        """
         return steps_in_epoch(len(self.rows), batch_size, world_size)
 
     def num_chunks(self, batch_size: int, step: int, chunk_size: int, world_size: int = 1) -> int:
-        """In how many chunks a step of an epoch comes, twice; 0 for whole. See `plan_epoch`."""
+        """Number of chunks in which a step of an epoch comes, twice.
+
+        Args:
+            batch_size: Images in a step, over all processes.
+            step: Number of the step, from 0.
+            chunk_size: Images of a chunk, about; 0 for undivided steps.
+            world_size: Number of processes.
+
+        Returns:
+            The number; 0 for an undivided step.
+        """
         return chunk_size and count_chunks(
             len(self.rows), self.steps_per_epoch(batch_size, world_size), step, chunk_size, world_size
         )
@@ -156,10 +220,20 @@ class CaptionedBatches(Dataset[Batch]):
         chunk_size: int = 0,
         process_rank: ProcessRank = SINGLE_PROCESS,
     ) -> list[SeededIndices]:
-        """The lists of one epoch, from step `start` on: every image exactly once, shuffled each epoch.
+        """The lists of images of one epoch: every image exactly once, shuffled each epoch.
 
-        chunk_size: images of a list, about; the lists of a step come one after the other, and then once more, for a
-        gradient cache that needs them twice. 0 for one list a step. process_rank: this process's place among how many.
+        Args:
+            batch_size: Images in a step, over all processes.
+            epoch: Number of the epoch, which the order depends on.
+            seed: Seed, which the order depends on.
+            start: First step, from 0; the steps before it are left out.
+            chunk_size: Images of a list, about; the lists of a step come one after the other, and then once more, for
+                gradient
+                caching. 0 for one list a step.
+            process_rank: Number of the process, from 0, and number of processes.
+
+        Returns:
+            For each list the seed of what is drawn at random in it, and the numbers of its images.
         """
         count = len(self.rows)
         order = np.random.default_rng([seed, epoch]).permutation(count)
@@ -178,7 +252,15 @@ class CaptionedBatches(Dataset[Batch]):
         return plan
 
     def load(self, plan: list[SeededIndices], workers: int = 0) -> Iterator[Batch]:
-        """The batches of lists, in their order."""
+        """The batches of lists of images.
+
+        Args:
+            plan: The lists, as `plan_epoch` returns them.
+            workers: Number of worker processes; 0 for none.
+
+        Yields:
+            A batch for each list, in their order.
+        """
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*pin_memory.*")
             yield from iterate_dataset(self, workers, plan)
@@ -193,13 +275,23 @@ class CaptionedBatches(Dataset[Batch]):
         process_rank: ProcessRank = SINGLE_PROCESS,
         chunk_size: int = 0,
     ) -> Iterator[Batch]:
-        """The batches of one epoch, from number `start` on; with `chunk_size` each one's chunks, twice.
+        """The batches of one epoch; with `chunk_size` each one's chunks, twice.
 
-        See `plan_epoch`.
+        Args:
+            batch_size: Images in a step, over all processes.
+            epoch: Number of the epoch.
+            seed: Seed of the order, and of what is drawn at random.
+            workers: Number of worker processes; 0 for none.
+            start: First step, from 0.
+            process_rank: Number of the process, from 0, and number of processes.
+            chunk_size: As in `plan_epoch`.
+
+        Returns:
+            The batches of this process, made as they are asked for.
         """
         return self.load(self.plan_epoch(batch_size, epoch, seed, start, chunk_size, process_rank), workers)
 
     @property
     def captions_per_image(self) -> float:
-        """Mean."""
+        """Mean number of captions per image."""
         return sum(map(len, self.tokens)) / max(1, len(self.tokens))

@@ -36,7 +36,14 @@ def normalize_caption(caption: str) -> str:
     """What two captions have in common if and only if they are equal word by word.
 
     Letters are compared without case and in Unicode's NFC form; any white space is one blank; punctuation at the end
-    does not count. A caption of punctuation alone is compared as it is.
+    does
+    not count. A caption of punctuation alone is compared as it is.
+
+    Args:
+        caption: The caption.
+
+    Returns:
+        Its normal form.
 
     Source of the comparison without case: The Unicode Standard, section 3.13, D145 (canonical caseless matching).
 
@@ -49,12 +56,26 @@ def normalize_caption(caption: str) -> str:
 
 
 def text_id(caption: str) -> int:
-    """A number that is the same for captions that are equal word by word, on every process and machine."""
+    """A number that is equal for captions that are equal word by word, on every process and machine.
+
+    Args:
+        caption: The caption.
+
+    Returns:
+        `hash_text` of its normal form.
+    """
     return hash_text(normalize_caption(caption))
 
 
 def hash_text(text: str) -> int:
-    """56 bits of a text's SHA-256."""
+    """56 bits of a text's SHA-256.
+
+    Args:
+        text: The text; lone surrogates are allowed.
+
+    Returns:
+        A number from 0 to 2^56 - 1.
+    """
     return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:7], "big")
 
 
@@ -64,13 +85,14 @@ class DataError(ValueError):
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong with a data set.
+    """One fault of a data set.
 
-    kind: a short name, the same for every problem of its sort, such as "empty caption".
-    place: where to look, such as "captions.txt, line 812".
-    message: what is wrong there.
-    effect: "left out" (the row is not used), "mended" (used after a repair) or "warning" (used as it is).
-    rows: how many rows of the data set's files are left out by it.
+    Attributes:
+        kind: Short name, the same for every problem of its sort, such as "empty caption".
+        place: Where it is, such as "captions.txt, line 812".
+        message: What is wrong there.
+        effect: "left out" (the row is not used), "mended" (used after a repair) or "warning" (used as it is).
+        rows: Number of rows of the data set's files that are left out by it.
     """
 
     kind: str
@@ -87,9 +109,15 @@ class Problem:
 class CaptionedImage:
     """One image and the captions that belong to it.
 
-    location: where it was read, for an image that is no file; row_count: of the data set's files, those that it was
-    read from.
-    group: what it stands in one split with, by the column that `--group` names.
+    Attributes:
+        name: Its name in the data set.
+        image: Its file, or the bytes of one.
+        captions: Its K captions, in the order in which they were read.
+        split: "train", "dev" or "test".
+        identity: What it shows, equal for images whose captions are each other's positives; None if unknown.
+        location: Where it was read, for an image that is no file; "" otherwise.
+        row_count: Number of rows of the data set's files that it was read from.
+        group: Value of the column `--group`; images of one value are in one split. None without it.
     """
 
     name: str
@@ -106,11 +134,26 @@ class CaptionedImage:
 class CaptionedImages:
     """A data set: one row per image, in a fixed order.
 
-    source: where it was read from; layout: which reader read it.
-    official_splits: False where a hash had to decide, see `data/splits.py`; split_rule: how it did.
-    identity: which captions belong to which images, see `IdentityMode`.
-    rows_in_files: the rows of its files, read or left out; 0 if unknown.
-    notes: what was passed over that is no row, such as columns.
+    It can be made from Python as well as read (`read_captioned_images`).
+
+    >>> rows = [CaptionedImage(f"{n}.jpg", Path(f"{n}.jpg"), ("a dog", f"photo {n}"), "train") for n in range(3)]
+    >>> data = CaptionedImages(rows)
+    >>> len(data), data.captions[:2], data.caption_image.tolist()
+    (3, ['a dog', 'photo 0'], [0, 0, 1, 1, 2, 2])
+    >>> data.with_identity("caption").positive_texts()[0] == {"a dog", "photo 0"}
+    True
+
+    Attributes:
+        rows: The images with their captions.
+        source: Where it was read from.
+        layout: Name of the reader; "memory" for one that was made from Python.
+        official_splits: Whether the data set has splits of its own; False where a hash assigned them
+            (`data/splits.py`).
+        problems: What was left out or mended, row by row.
+        identity: Which captions belong to which images, see `IdentityMode`.
+        rows_in_files: Number of rows of its files, read or left out; 0 if unknown.
+        notes: What was ignored that is no row, such as columns.
+        split_rule: Number of the rule by which a hash assigned splits.
     """
 
     rows: list[CaptionedImage]
@@ -130,7 +173,17 @@ class CaptionedImages:
         return iter(self.rows)
 
     def split(self, name: str) -> CaptionedImages:
-        """The rows of one split. Raises DataError where it is empty, naming the splits that are not."""
+        """The rows of one split.
+
+        Args:
+            name: "train", "dev" or "test".
+
+        Returns:
+            A data set of these rows in their order, with all problems and notes of this one.
+
+        Raises:
+            DataError: The split is empty; the message names those that are not.
+        """
         rows = [row for row in self.rows if row.split == name]
         if not rows:
             available = ", ".join(
@@ -141,41 +194,66 @@ class CaptionedImages:
         return replace(self, rows=rows)
 
     def splits_hint(self) -> str:
-        """How to have other splits, where a hash made these, as the end of a message; else nothing."""
+        """How to get other splits, where a hash assigned these.
+
+        Returns:
+            The end of a message; "" where the data set has splits of its own.
+        """
         return "" if self.official_splits else f"; {write_splits_command(self.source)} shares the images out"
 
     def first_by_hash(self, count: int) -> CaptionedImages:
-        """`count` rows, the first by a hash of their names, in the order in which they stand."""
+        """Some rows, the first by a hash of their names: a larger number contains a smaller one.
+
+        Args:
+            count: Number of rows; all if there are fewer.
+
+        Returns:
+            A data set of these rows, in the order in which they stand here.
+        """
         ordered = sorted(self.rows, key=lambda row: hashlib.sha256(row.name.encode("utf-8", "surrogatepass")).digest())
         selected = {row.name for row in ordered[:count]}
         return replace(self, rows=[row for row in self.rows if row.name in selected])
 
     def split_sizes(self) -> dict[str, int]:
-        """Images in each split that is there."""
+        """Number of images in each split that has any.
+
+        Returns:
+            Numbers by the names of splits.
+        """
         return dict(Counter(row.split for row in self.rows))
 
     @property
     def captions(self) -> list[str]:
-        """All captions, image after image (M)."""
+        """(M,) all captions, image after image."""
         return [caption for row in self.rows for caption in row.captions]
 
     @property
     def images(self) -> list[Path | bytes]:
-        """All images (N)."""
+        """(N,) all images, as paths or bytes."""
         return [row.image for row in self.rows]
 
     @property
     def caption_image(self) -> np.ndarray:
-        """For each caption the number of its image (M,)."""
+        """(M,) number of each caption's image."""
         return np.repeat(np.arange(len(self.rows)), [len(row.captions) for row in self.rows])
 
     def with_identity(self, identity: str) -> CaptionedImages:
-        """The same rows, their captions belonging to images by `identity`. Raises ValueError for an unknown mode."""
+        """The same rows with another rule for which captions belong to which images.
+
+        Args:
+            identity: "auto", "caption" or "none", see `IdentityMode`.
+
+        Returns:
+            A data set that shares the rows.
+
+        Raises:
+            ValueError: It is none of these.
+        """
         return replace(self, identity=validate_identity(identity))
 
     @property
     def image_identity(self) -> np.ndarray | None:
-        """For each image the number of the identity it shows (N,), or None where there are none, or none are wanted."""
+        """(N,) number of each image's identity; None where there are none, or `identity` is "none"."""
         if self.identity == "none" or not any(row.identity is not None for row in self.rows):
             return None
         ids: dict[str, int] = {}
@@ -184,16 +262,20 @@ class CaptionedImages:
 
     @property
     def caption_text_ids(self) -> np.ndarray:
-        """For each caption the number of its words (M,): equal where two captions are, word by word."""
+        """(M,) number of each caption's words, int64: equal where captions are equal word by word."""
         return np.array([text_id(caption) for caption in self.captions], dtype=np.int64)
 
     @property
     def shared_text_ids(self) -> np.ndarray | None:
-        """`parse_captions` where equal captions belong to the same images ("caption"), else None."""
+        """`caption_text_ids` where equal captions belong to the same images ("caption"), else None."""
         return self.caption_text_ids if self.identity == "caption" else None
 
     def positive_texts(self) -> list[set[str]]:
-        """For each image the words (see `normalize_caption`) of all captions that belong to it."""
+        """The texts of each image: its own captions and those of its identity, as `normalize_caption` returns them.
+
+        Returns:
+            (N,) a set for each image.
+        """
         identity = self.image_identity
         owners = list(range(len(self.rows))) if identity is None else identity.tolist()
         texts: dict[int, set[str]] = {}
@@ -202,7 +284,13 @@ class CaptionedImages:
         return [texts[owner] for owner in owners]
 
     def fingerprint(self) -> str:
-        """A hash of names, captions, splits, identities, and each image's bytes or size on disk."""
+        """A hash of names, captions, splits, identities, and of images.
+
+        Of an image in memory its bytes count, of a file its size only, or that it is missing.
+
+        Returns:
+            16 hex digits.
+        """
         digest = hashlib.sha256()
         for row in self.rows:
             if isinstance(row.image, bytes):
@@ -216,7 +304,17 @@ class CaptionedImages:
 
 
 def validate_identity(identity: str) -> IdentityMode:
-    """The same word. Raises ValueError where it is none of `IdentityMode`."""
+    """Check a rule for which captions belong to which images.
+
+    Args:
+        identity: A word.
+
+    Returns:
+        The same word.
+
+    Raises:
+        ValueError: It is none of `IdentityMode`.
+    """
     for mode in get_args(IdentityMode):
         if identity == mode:
             return mode

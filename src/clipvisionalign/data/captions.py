@@ -21,11 +21,17 @@ MISSING_VALUES = frozenset({"none", "null", "nan", "n/a"})
 
 
 def parse_captions(value: Any) -> tuple[list[str], list[str]]:
-    """The captions that a cell holds, and for each part of it that is none why.
+    """The captions that a cell holds, and the reason for each part of it that is none.
 
-    A text, bytes, a list of them (also written as JSON, Python or NumPy writes it), or records that hold one under a
-    usual name. What is written like a list, a record or bytes is never a caption itself. White
-    space is one blank; an empty text is none.
+    A text, bytes, a list of them (also as JSON, Python or NumPy write it), or records that hold one under a usual name.
+    What
+    is written like a list, a record or bytes is never a caption itself. Any white space is one blank.
+
+    Args:
+        value: The cell, of any type.
+
+    Returns:
+        The captions in their order, and the reasons; an empty cell has one reason.
 
     >>> parse_captions('["a dog", null]')
     (['a dog'], ['no caption'])
@@ -106,9 +112,18 @@ _LITERAL_NAMES = {
 
 
 def parse_literal(text: str) -> Sequence[Any] | Mapping[Any, Any] | bytes | None:
-    """The list, record or bytes that a text writes down: in JSON, as Python does, or as NumPy does, without commas.
+    """The value that a text writes down: in JSON, as Python does, or as NumPy does, without commas.
 
-    None for other text. Raises ValueError for the beginning of a list of texts that cannot be read.
+    Nothing is evaluated but literals.
+
+    Args:
+        text: The text.
+
+    Returns:
+        A list, tuple, dict or bytes, a set as a sorted list; None for any other text.
+
+    Raises:
+        ValueError: It begins like a list of texts and cannot be parsed.
 
     >>> parse_literal("['a dog' 'a cat']"), parse_literal("[a dog]"), parse_literal("array(['a dog'], dtype=object)")
     (['a dog', 'a cat'], None, ['a dog'])

@@ -62,7 +62,15 @@ def caption_columns(names: Iterable[str]) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class TableColumns:
-    """Which columns of a table hold what; "" for what it has not. captions: each of them holds captions."""
+    """Which columns of a table hold what.
+
+    Attributes:
+        images: Columns that may name or hold images, in order of preference.
+        captions: Columns each of which holds captions.
+        split: Column of splits; "" for none.
+        identity: Column of identities; "" for none.
+        group: Column whose values are kept within one split; "" for none.
+    """
 
     images: tuple[str, ...]
     captions: tuple[str, ...]
@@ -72,7 +80,23 @@ class TableColumns:
 
     @classmethod
     def detect(cls, names: Sequence[str], path: Path, group: str = "") -> TableColumns:
-        """Found by their usual names. Raises DataError naming the columns that are there where one is missing."""
+        """Detect columns by their usual names.
+
+        Args:
+            names: Names of the columns.
+            path: The table, for messages.
+            group: Column whose values are kept within one split; "" for none.
+
+        Returns:
+            The columns.
+
+        Raises:
+            DataError: There is no column of images, of captions, or of that group; the message names the columns that
+                are there.
+
+        >>> TableColumns.detect(["Image", "caption_1", "caption_2"], Path("a.csv")).captions
+        ('caption_1', 'caption_2')
+        """
         folded = {str(name).strip().lower(): name for name in reversed(names)}
         images = tuple(folded[each] for each in IMAGE_COLUMNS if each in folded)
         captions = caption_columns(names)
@@ -94,10 +118,17 @@ class TableColumns:
 
     @property
     def used(self) -> tuple[str, ...]:
-        """The columns that something is read from."""
+        """The columns that something is read from, each once."""
         columns = (*self.images, *self.captions, self.split, self.identity, self.group)
         return tuple(dict.fromkeys(name for name in columns if name))
 
     def unused(self, names: Iterable[str]) -> list[str]:
-        """The columns that nothing is read from."""
+        """The columns that nothing is read from.
+
+        Args:
+            names: Names of the table's columns.
+
+        Returns:
+            Those of them.
+        """
         return [str(name) for name in names if name not in self.used and str(name)]

@@ -29,10 +29,16 @@ FOIL_KINDS = ("relation", "attribute", "count", "negation")
 
 @dataclass(frozen=True)
 class MinimalPair:
-    """An image (path or bytes), a caption that is true of it, and one that is not; kind names what differs.
+    """A caption that is true of an image, and one that is not and differs in one thing.
 
-    of: what it was drawn with, the same in all pairs that are no chances of their own: the image that parts were cut
-    out of, the row of a published set, the identity that is shown. Empty: its image.
+    Attributes:
+        image: The image's file, or the bytes of one.
+        caption: The true caption.
+        foil: The false one.
+        kind: What differs: one of `FOIL_KINDS`, or the name of a published file.
+        of: What it was drawn with, equal for pairs that are not independent: the image that parts were cut out of, the
+            row of
+            a published set, the identity that is shown. "" for its image.
     """
 
     image: Path | bytes
@@ -43,8 +49,15 @@ class MinimalPair:
 
 
 def drawn_together(pairs: Iterable[MinimalPair]) -> dict[str, list[int]]:
-    """By kind, for each pair the number of what it was drawn with (see `MinimalPair`): pairs of one image stand or fall
-    together, and count as one where chance is asked about.
+    """Number what each pair was drawn with (see `MinimalPair`).
+
+    Pairs of one image are right or wrong together, and count as one where chance is computed.
+
+    Args:
+        pairs: The pairs.
+
+    Returns:
+        By kind, for each pair of that kind in order the number of its image, from 0.
 
     >>> dog, cat = MinimalPair(b"1", "a dog", "a cat", "count"), MinimalPair(b"2", "a cat", "a dog", "count")
     >>> drawn_together([dog, cat, dog])
@@ -63,7 +76,13 @@ def drawn_together(pairs: Iterable[MinimalPair]) -> dict[str, list[int]]:
 
 @dataclass(frozen=True)
 class SceneFoil:
-    """Two captions and the scene of which the foil is true, which differs from the drawn one in what `kind` names."""
+    """A caption of a scene and its foil.
+
+    Attributes:
+        caption: True of the scene.
+        foil: False of it.
+        foil_scene: A scene of which the foil is true, which differs from the drawn one in one thing.
+    """
 
     caption: str
     foil: str
@@ -71,10 +90,19 @@ class SceneFoil:
 
 
 def scene_foils(scene: Scene) -> dict[str, SceneFoil]:
-    """The foils of a scene by kind; a kind is left out where it does not apply to this scene.
+    """The foils of a scene.
 
-    relation: its first two groups in swapped places; attribute: with swapped colours; count: another number of the
-    first; negation: which of a group that is there and one that is not. But for the count, foils hold the same words.
+    "relation": its first two groups with swapped positions; "attribute": with swapped colours; "count": another number
+    of
+    the first; "negation": which of a group that is there and one that is not. Except for the count, a foil has the
+    words of
+    its caption.
+
+    Args:
+        scene: The scene; its seed decides what is drawn at random.
+
+    Returns:
+        Foils by kind; a kind that does not apply to this scene is left out.
     """
     rng = random.Random(scene.seed)
     first, second, *others = scene.groups
@@ -131,10 +159,18 @@ _SYMMETRIC = re.compile(r"\b(and|or|with|beside|near|by|next|together|,)\b|,|;")
 
 
 def caption_foils(caption: str) -> dict[str, str]:
-    """The foils of a caption by kind, those that its words admit.
+    """The foils of a caption, by rule: a few are true of the image all the same.
 
-    relation: two actors swapped around a verb, else a word of place turned into its opposite; attribute: two colours
-    swapped; count: another number; negation: "is" into "is not".
+    "relation": two actors swapped around a verb, else a spatial word replaced by its opposite; "attribute": two colours
+    swapped; "count": another number; "negation": "is" becomes "is not".
+
+    Args:
+        caption: An English caption.
+
+    Returns:
+        Foils by kind; kinds that its words do not admit are left out.
+
+    Source of the kinds: Yuksekgonul et al., "ARO", arXiv:2210.01936; Hsieh et al., "SugarCrepe", arXiv:2306.14610.
 
     >>> caption_foils("A black dog chases a white cat .")["attribute"]
     'A white dog chases a black cat .'
@@ -190,10 +226,19 @@ def _match_case(model: str, word: str) -> str:
 
 
 def make_minimal_pairs(data: CaptionedImages, limit: int = 0, seed: int = 0) -> list[MinimalPair]:
-    """The minimal pairs of a data set: of its drawn scenes where they are written down, else from its captions.
+    """The minimal pairs of a data set: of its drawn scenes, else of its captions.
 
-    Of each image one pair a kind at most; limit: so many a kind, drawn with `seed`, 0 for all. A foil that is equal,
-    word by word, to a caption that belongs to the image (see `IdentityMode`) is not false of it, and left out.
+    A foil that is equal, word by word, to a caption that belongs to the image (see `IdentityMode`) is not false of it,
+    and
+    is left out.
+
+    Args:
+        data: The data set.
+        limit: Pairs of each kind at most; 0 for all. An image has at most one of each kind.
+        seed: Seed by which pairs are drawn if there are more.
+
+    Returns:
+        The pairs, in the order of the images.
     """
     scenes = read_scenes(data.source)
     pairs = []
@@ -229,10 +274,19 @@ def _sample_pairs(pairs: list[MinimalPair], limit: int, seed: int) -> list[Minim
 
 
 def read_minimal_pairs(path: str | Path, images: str | Path = "") -> list[MinimalPair]:
-    """A published set in its own layout: ARO's relation and attribution files, SugarCrepe's, Winoground's folder.
+    """Read a published set in its own layout: ARO's files, SugarCrepe's, Winoground's folder.
 
-    path: a JSON file, or a folder with such files or with examples.jsonl. images: where the images are, if not beside
-    it. Raises DataError where it is none of these, or an image is missing.
+    Args:
+        path: A JSON file, or a folder with such files or with examples.jsonl.
+        images: Folder of the images; "" for the folder of the files.
+
+    Returns:
+        The pairs.
+
+    Raises:
+        DataError: It is none of these, or an image is missing; the message names file and entry.
+
+    Source: Yuksekgonul et al., arXiv:2210.01936; Hsieh et al., arXiv:2306.14610; Thrush et al., arXiv:2204.03162.
     """
     source = Path(path)
     files = sorted(source.glob("*.json*")) if source.is_dir() else [source]

@@ -18,7 +18,17 @@ _FILE_HASHES: dict[tuple[str, int, int], str] = {}
 
 
 def hash_parts(parts: Iterable[str | bytes]) -> str:
-    """A hash of texts and bytes in their order; where one ends and the next begins counts."""
+    """A hash of texts and bytes in their order; where one ends and the next begins counts.
+
+    Args:
+        parts: The texts and bytes.
+
+    Returns:
+        32 hex digits (blake2b of 16 bytes, RFC 7693).
+
+    >>> hash_parts(["ab", "c"]) == hash_parts(["a", "bc"])
+    False
+    """
     digest = hashlib.blake2b(digest_size=16)
     for part in parts:
         content = part.encode("utf-8", "surrogatepass") if isinstance(part, str) else part
@@ -27,7 +37,16 @@ def hash_parts(parts: Iterable[str | bytes]) -> str:
 
 
 def hash_file(path: Path) -> str:
-    """A hash of what a file holds; "missing" where there is none."""
+    """A hash of the content of a file.
+
+    A file that was hashed before in this process, and whose size and time are unchanged, is not read again.
+
+    Args:
+        path: The file.
+
+    Returns:
+        32 hex digits; "missing" where it cannot be read.
+    """
     try:
         stat_result = path.stat()
         key = (str(path.absolute()), stat_result.st_size, stat_result.st_mtime_ns)
@@ -40,8 +59,14 @@ def hash_file(path: Path) -> str:
 
 
 def dataset_hashes(data: CaptionedImages, read_images: bool = True) -> dict[str, str]:
-    """What a data set holds: hashes of its "captions", its "partners" (which caption and which identity belong to which
-    image), and its "pictures" by their bytes; without `read_images` by name and size on disk.
+    """Hashes of what a data set holds.
+
+    Args:
+        data: The data set.
+        read_images: Whether files of images are read; else their sizes on disk stand for them.
+
+    Returns:
+        "captions", "partners" (which caption and which identity belong to which image), and "pictures".
 
     >>> from clipvisionalign.data.captioned import CaptionedImage
     >>> one, other = (CaptionedImages([CaptionedImage("a", b"...", (text,), "dev")]) for text in ("a dog", "a cat"))
@@ -66,7 +91,18 @@ def dataset_hashes(data: CaptionedImages, read_images: bool = True) -> dict[str,
 
 
 def run_hash(folder: Path) -> str:
-    """A hash of a run folder's model: its weights (those of a pair's parts among them), its settings, its tokenizer."""
+    """A hash of the model of a run folder: its weights, its settings, and the files of its towers.
+
+    Args:
+        folder: The run folder.
+
+    Returns:
+        32 hex digits.
+
+    Raises:
+        OSError: It has no config.yaml.
+        KeyError: Its config.yaml has no model.
+    """
     from clipvisionalign.plain_yaml import safe_load
 
     settings = safe_load((folder / "config.yaml").read_text(encoding="utf-8"))["model"]

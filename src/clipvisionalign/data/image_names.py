@@ -16,10 +16,13 @@ LONGEST_PATH, LONGEST_NAME = 4096, 255
 
 @dataclass(frozen=True)
 class ResolvedName:
-    """A file that a name means.
+    """A file that a name stands for.
 
-    key: the same for all names of one file; difference: in what the name was read otherwise, "" for nothing; exists:
-    whether the file is there.
+    Attributes:
+        path: The file.
+        key: Equal for all names of one file.
+        difference: In what the file's name differs from the given one, such as "slashes"; "" for nothing.
+        exists: Whether the file is there.
     """
 
     path: Path
@@ -30,6 +33,12 @@ class ResolvedName:
 
 def clean_name(name: str) -> str:
     """A name without `./`, `x/../` and doubled slashes; a path that leaves its folder stays as it is.
+
+    Args:
+        name: A relative or absolute path.
+
+    Returns:
+        The name with slashes.
 
     >>> clean_name("./sub/../p0.jpg")
     'p0.jpg'
@@ -42,21 +51,37 @@ _EXTENSION = re.compile(r"\S\.(?=\d*[A-Za-z])[A-Za-z0-9]{2,5}(?:[#?]\S*)?\s*$")
 
 @dataclass
 class ImageNameMatcher:
-    """Distinguishes names of images from other text: by an ending, by a file of that name in one of `folders`, or by
-    being written as the names before it are, such as `17` after `5`."""
+    """Distinguishes names of images from other text.
+
+    By an ending, by a file of that name, or by being written as the names before it are, such as `17` after `5`.
+
+    Args:
+        folders: Folders in which files are searched.
+    """
 
     folders: Sequence[Path]
     _patterns: set[str] = field(default_factory=set)
 
     def add(self, name: str) -> None:
-        """A name that a row has."""
+        """Add a name that a row has; one without digits is ignored, as words alone may be anything.
+
+        Args:
+            name: The name.
+        """
         form = _name_pattern(name)
         # Words alone may be anything.
         if "0" in form:
             self._patterns.add(form)
 
     def matches(self, text: str) -> bool:
-        """Whether a text may be the name of an image."""
+        """Whether a text may be the name of an image.
+
+        Args:
+            text: The text.
+
+        Returns:
+            Whether it may be.
+        """
         name = text.strip()
         if not name or _EXTENSION.search(name) or _name_pattern(name) in self._patterns:
             return bool(name)
@@ -70,10 +95,14 @@ def _name_pattern(name: str) -> str:
 
 @dataclass
 class NameResolver:
-    """Finds files by the names that a table has for them, in `folders` in their order.
+    """Finds files by the names that a table has for them.
 
     A name is taken as it is written; where no file has it, with backslashes as slashes, in another Unicode form, in
-    another case if one file alone has it so, and an absolute path of another machine by what of it lies below a folder.
+    another
+    case if one file alone has it so, and an absolute path of another machine by what of it is below a folder.
+
+    Args:
+        folders: Folders in which files are searched, in this order.
     """
 
     folders: Sequence[Path]
@@ -82,10 +111,14 @@ class NameResolver:
     _case_sensitive: set[str] = field(default_factory=set)
 
     def expect_names(self, names: Iterable[str]) -> None:
-        """All names that a table has.
+        """Announce all names that a table has.
 
-        Those that differ in nothing but case are several images: none of them is found in another case, or an image
-        gets another's captions where a file is missing.
+        Those that differ in nothing but case are several images: none of them is then found in another case, or an
+        image would
+        get another's captions where a file is missing.
+
+        Args:
+            names: The names.
         """
         first: dict[str, str] = {}
         for name in map(clean_name, names):
@@ -95,7 +128,18 @@ class NameResolver:
                 self._case_sensitive.add(_casefolded(name))
 
     def resolve(self, name: str, folders: Sequence[Path] = ()) -> ResolvedName:
-        """The file that `name` means. folders: look here instead. Raises ValueError for what can name no file."""
+        """The file that a name stands for.
+
+        Args:
+            name: The name.
+            folders: Folders to search instead of the resolver's.
+
+        Returns:
+            The file; the path as it is written in the first folder, with `exists` false, where there is none.
+
+        Raises:
+            ValueError: No file can have this name: it is too long, or has a zero byte.
+        """
         parts = os.fsencode(name).replace(b"\\", b"/").split(b"/")
         if sum(map(len, parts)) + len(parts) > LONGEST_PATH or max(map(len, parts)) > LONGEST_NAME or "\0" in name:
             raise ValueError("a name that no file can have")

@@ -28,9 +28,18 @@ HAS_SIGWAITINFO = hasattr(signal, "sigwaitinfo")
 
 
 def iterate_dataset(dataset: Dataset[Any], workers: int, sampler: Sequence[Any] | None = None) -> Iterator[Any]:
-    """What a data set gives, item by item, made by so many workers; of a `sampler`'s entries where there is one.
+    """The items of a data set, in order, made by worker processes.
 
-    Raises what the data set raises, in a worker too.
+    Args:
+        dataset: A data set of items or a stream; an item is what it returns, not a batch of them.
+        workers: Number of worker processes; 0 makes them in this one.
+        sampler: What a data set of items is asked for, one after the other; None for a stream.
+
+    Yields:
+        The items.
+
+    Raises:
+        Exception: Whatever the data set raises, in a worker too: with its own message, and where it arose as a note.
     """
     wrapped: Dataset[Any] = (
         _ErrorCapturingStream(dataset) if isinstance(dataset, IterableDataset) else _ErrorCapturingDataset(dataset)
@@ -68,7 +77,11 @@ def _signals_blocked() -> Iterator[None]:
 
 
 def leave_signals_to_parent(worker: int) -> None:
-    """In a worker: be ended by the process that it works for, and by no one else's signal."""
+    """Let a worker be ended by the process that it works for, and by no one else's signal.
+
+    Args:
+        worker: Number of the worker, which PyTorch passes.
+    """
     if not HAS_SIGWAITINFO:
         return
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)

@@ -16,20 +16,44 @@ from clipvisionalign.data.training_images import other_than_trained_on
 
 
 def data_record(run: str | Path) -> dict[str, Any]:
-    """What a run folder's data.json holds; nothing where there is none."""
+    """What the data.json of a run folder holds.
+
+    Args:
+        run: The run folder.
+
+    Returns:
+        The record; empty where there is none.
+
+    Raises:
+        ValueError: The file is not JSON.
+    """
     path = Path(run) / "data.json"
     record = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     return record if isinstance(record, dict) else {}
 
 
 def is_unfinished(run: str | Path) -> bool:
-    """Whether a folder is that of a training run that has not come to its end; a model saved alone is of none."""
+    """Whether a folder is that of a training run that has not come to its end.
+
+    Args:
+        run: The run folder; a model that was saved alone is not unfinished.
+
+    Returns:
+        Whether it has settings of a training, and no results.json.
+    """
     folder = Path(run)
     return not (folder / "results.json").is_file() and "data" in run_settings(folder)
 
 
 def unfinished_note(run: str | Path) -> str | None:
-    """What figures of a run that is not finished have to be read with; None for one that is."""
+    """What figures of an unfinished run have to be read with.
+
+    Args:
+        run: The run folder.
+
+    Returns:
+        A sentence; None for a finished run.
+    """
     if not is_unfinished(run):
         return None
     pairs = (run_settings(run).get("model") or {}).get("design") in ("late", "cross")
@@ -41,14 +65,27 @@ def unfinished_note(run: str | Path) -> str | None:
 
 
 def split_rule_of(run: str | Path) -> int:
-    """The rule by which the images of a run's data set were split, where that has no splits: see `data/splits.py`."""
+    """The rule by which the images of a run's data set were split, where that has no splits: see `data/splits.py`.
+
+    Args:
+        run: The run folder.
+
+    Returns:
+        Number of the rule; 1 where the run does not record it, the present one where it records nothing.
+    """
     record = data_record(run)
     return int(record.get("split_rule", 1)) if record else SPLIT_RULE
 
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """How a data set is read for a run: as which layout, in one split by which column's values, by which rule."""
+    """How a data set is read for a run.
+
+    Attributes:
+        layout: The dataset layout, or "auto".
+        group: The column whose values are kept within one split; "" for none.
+        split_rule: Number of the rule that assigns images without a split.
+    """
 
     layout: str
     group: str
@@ -56,8 +93,20 @@ class ReadOptions:
 
 
 def read_options_of_run(run: str | Path, source: str | Path, layout: str = "auto", group: str = "") -> ReadOptions:
-    """How the run read the data set at `source`, unless `layout` or `group` are given: its own, or the one of its
-    dev split, as it was; any other in the run's layout, where that matches, by the run's rule."""
+    """How a run read a data set, unless it is told otherwise.
+
+    The run's own data set, or the one of its dev split, is read as it was; any other in the run's layout, where that
+    matches, by the run's rule.
+
+    Args:
+        run: The run folder.
+        source: The data set.
+        layout: A layout that takes precedence; "auto" for the run's.
+        group: A column that takes precedence; "" for the run's.
+
+    Returns:
+        The options.
+    """
     record = data_record(run)
     recorded, rule = record.get("layout", ""), split_rule_of(run)
     is_own, is_dev = is_data_of_run(run, source), _same_path(str(source), dev_source(run))
@@ -95,10 +144,21 @@ def _has_layout(layout: str, path: Path) -> bool:
 def read_data_of_run(
     run: str | Path, source: str | Path = "", layout: str = "auto", identity: str | None = None, split: str = ""
 ) -> CaptionedImages:
-    """The data set that a run was trained on, or the one at `source`; of a stream only `split`, if one is given.
+    """The data set that a run was trained on, or another one, read as `read_options_of_run` decides.
 
-    It is read with `read_options_of_run`, its dev split from where the run had it, and captions belong to images as
-    `identity`, or as in the run. Raises ValueError where a run does not record what it was trained on, and DataError.
+    Args:
+        run: The run folder.
+        source: Another data set; "" for the run's own, of "dev" from where the run had it.
+        layout: A layout that takes precedence; "auto" for the run's.
+        identity: Which captions belong to which images; None for the run's rule.
+        split: Of a stream the split to read; "" for all. Other data sets are read whole.
+
+    Returns:
+        The data set.
+
+    Raises:
+        ValueError: The run does not record what it was trained on, and no `source` is given.
+        DataError: The data set cannot be read.
     """
     record = data_record(run)
     location = str(source or (dev_source(run) if split == "dev" else "") or record.get("source", ""))
@@ -113,13 +173,29 @@ def read_data_of_run(
 
 
 def is_data_of_run(run: str | Path, source: str | Path) -> bool:
-    """Whether a data set is the one that a run was trained on, by its place."""
+    """Whether a data set is the one that a run was trained on, by its path.
+
+    Args:
+        run: The run folder.
+        source: The data set.
+
+    Returns:
+        Whether both paths lead to one place.
+    """
     return _same_path(str(source), str(data_record(run).get("source", "")))
 
 
 def differences_from_run(run: str | Path, data: CaptionedImages, split: str = "") -> list[str]:
-    """What of a data set that was read is otherwise than the run has recorded it, a line each: its layout; and, where a
-    split of it is measured, to whom captions belong and what the split holds."""
+    """In what a data set differs from what a run has recorded of it.
+
+    Args:
+        run: The run folder.
+        data: The data set as it was read.
+        split: The split that is measured, whose content is compared; "" compares the layout alone.
+
+    Returns:
+        A sentence for each difference; none where the run has no record.
+    """
     record = data_record(run)
     if not record:
         return []
@@ -153,7 +229,14 @@ def differences_from_run(run: str | Path, data: CaptionedImages, split: str = ""
 
 
 def recognised(source: str) -> str:
-    """The layout that a data set is taken for, "" where it is none."""
+    """The layout that a data set is recognised as.
+
+    Args:
+        source: The data set.
+
+    Returns:
+        Its name; "" where there is none.
+    """
     try:
         return detect_layout(source).name
     except DataError:
@@ -161,7 +244,14 @@ def recognised(source: str) -> str:
 
 
 def dev_source(run: str | Path) -> str:
-    """Where a run has its dev split from, if it is another data set than it was trained on (`--dev_data`); else ""."""
+    """Where a run has its dev split from, if it is not the data set that it was trained on (`--dev_data`).
+
+    Args:
+        run: The run folder.
+
+    Returns:
+        The path; "" for none.
+    """
     record = data_record(run)
     if "dev_source" in record:
         return str(record["dev_source"])
@@ -171,7 +261,14 @@ def dev_source(run: str | Path) -> str:
 
 
 def run_settings(run: str | Path) -> dict[str, Any]:
-    """A run's settings, as its config.yaml has them; nothing where there is none."""
+    """The settings of a run, as its config.yaml has them.
+
+    Args:
+        run: The run folder.
+
+    Returns:
+        Names and values; empty where there is no such file.
+    """
     from clipvisionalign.plain_yaml import safe_load
 
     path = Path(run) / "config.yaml"
@@ -180,7 +277,14 @@ def run_settings(run: str | Path) -> dict[str, Any]:
 
 
 def working_directory_of(run: str | Path) -> Path:
-    """The directory in which a run was begun, from which its relative paths lead."""
+    """The directory in which a run was started, to which its relative paths refer.
+
+    Args:
+        run: The run folder.
+
+    Returns:
+        The directory; "." where it is not recorded.
+    """
     path = Path(run) / "environment.json"
     return Path(json.loads(path.read_text(encoding="utf-8")).get("directory", ".") if path.is_file() else ".")
 

@@ -9,10 +9,24 @@ SPLIT_FILE = "splits.csv"
 
 
 def split_file_path(source: Path) -> Path:
-    """The file of splits that the readings of a data set go by, whether it is there or not."""
+    """The file of splits of a data set.
+
+    Args:
+        source: The data set, a folder or a file.
+
+    Returns:
+        Where readings of the data set look for it, whether it is there or not.
+    """
     return (source if source.is_dir() else source.parent) / SPLIT_FILE
 
 
 def write_splits_command(source: Path) -> str:
-    """The command that writes a data set's file of splits."""
+    """The command that writes a data set's file of splits.
+
+    Args:
+        source: The data set.
+
+    Returns:
+        The command in single quotes.
+    """
     return f"'clipvisionalign check {source} --write-splits {split_file_path(source)}'"

@@ -42,7 +42,13 @@ _END_BYTES = 32 * 1024
 
 
 def canonical_split(value: object) -> str:
-    """The split that a word means; the word itself where it means none, "" for nothing.
+    """The split that a word means.
+
+    Args:
+        value: A cell of a table: text, bytes, a number, None or NaN.
+
+    Returns:
+        "train", "dev" or "test"; the word itself in small letters where it means none, "" for nothing.
 
     >>> canonical_split(" Validation "), canonical_split(None), canonical_split("holdout")
     ('dev', '', 'holdout')
@@ -56,14 +62,34 @@ def canonical_split(value: object) -> str:
 
 
 def hash_split(name: str) -> str:
-    """The split of a name: its hash decides, 80 : 10 : 10. Adding or removing names moves none of the others."""
+    """The split of a name by its hash, 80 : 10 : 10.
+
+    Adding or removing names moves none of the others.
+
+    Args:
+        name: Any text.
+
+    Returns:
+        "train", "dev" or "test".
+
+    >>> hash_split("content 123 abc") == hash_split("content 123 abc")
+    True
+    """
     bucket = int.from_bytes(hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest()[:4], "big") % 10
     return "test" if bucket == 0 else "dev" if bucket == 1 else "train"
 
 
 def content_key(image: Path | bytes) -> str:
-    """The key that distinguishes images, the same for equal ones: its size, its first and its last 32 KiB; "" where it
-    cannot be read."""
+    """The key of an image's content, equal for equal images.
+
+    Its size, its first and its last 32 KiB count: of a larger file what is between is not read.
+
+    Args:
+        image: A file, or the bytes of one.
+
+    Returns:
+        The key; "" where it cannot be read or is no plain file.
+    """
     try:
         if isinstance(image, bytes):
             size, ends = len(image), image[:_END_BYTES] + image[-_END_BYTES:]
@@ -83,9 +109,17 @@ def content_key(image: Path | bytes) -> str:
 
 
 def read_split_file(path: Path) -> dict[str, tuple[str, str]]:
-    """The splits that a file of `write_splits` gives, by image: split and place.
+    """Read a file that `write_splits` wrote.
 
-    Raises DataError for another file, and for an image in two splits.
+    Args:
+        path: The file, a CSV with the columns image,split.
+
+    Returns:
+        By an image's name its split, and the line that gives it.
+
+    Raises:
+        DataError: It is another file, or an image is in two splits.
+        OSError: It cannot be read.
     """
     content = path.read_bytes()
     try:
@@ -110,21 +144,45 @@ def read_split_file(path: Path) -> dict[str, tuple[str, str]]:
 
 
 def key_priority(key: str) -> tuple[int, bytes]:
-    """The order in which an image's keys count: its group, its identity, its content, its name; of two, by a hash."""
+    """The order in which the keys of an image decide about its split.
+
+    Its group comes first, then its identity, its content and its name; of two keys of one sort a hash decides.
+
+    Args:
+        key: A key of `grouping_keys`.
+
+    Returns:
+        A value to sort by; the least decides.
+    """
     kinds = ("group", "identity", "content", "name")
     return kinds.index(key.partition(" ")[0]), hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()
 
 
 def grouping_keys(name: str, image: Path | bytes, group: str | None, identity: str | None) -> list[str]:
-    """What an image shares with those that stand in its split: its group and identity, if any, and its
-    content, or its name where that cannot be read."""
+    """What an image shares with those that have to be in its split.
+
+    Args:
+        name: Its name.
+        image: Its file, or the bytes of one, whose content is hashed.
+        group: Value of the column `--group`; None for none.
+        identity: The identity shown on it; None for none.
+
+    Returns:
+        Keys of its group and identity, if any, and of its content, or of its name where that cannot be read.
+    """
     known_keys = [f"{what} {value}" for what, value in (("group", group), ("identity", identity)) if value is not None]
     return [*known_keys, content_key(image) or f"name {name}"]
 
 
 def connected_groups(keys: Sequence[Sequence[Hashable]], linked_pairs: Sequence[tuple[int, int]] = ()) -> list[int]:
-    """For each image the number of its group: images with a key in common are in one, and pairs of places
-    `linked_pairs`.
+    """Group images that share a key, over as many steps as it takes.
+
+    Args:
+        keys: (N,) keys of each image.
+        linked_pairs: Pairs of image numbers that belong together too.
+
+    Returns:
+        (N,) a number for each image, equal within a group.
 
     >>> connected_groups([["identity 1", "content a"], ["content a"], ["content b"]])
     [0, 0, 2]
@@ -151,10 +209,18 @@ MIN_TRAIN_IMAGES, MIN_DEV_IMAGES = 2, 2
 
 
 def grouped_splits(keys: Sequence[str]) -> list[str]:
-    """Splits for a data set as it is now: a tenth of the images each for dev and test, whole groups, by their hashes.
+    """Assign whole groups to splits: a tenth of the images each to dev and test, by the hashes of the groups.
 
-    keys: each image's group. Dev has two images at least, test one where train keeps two. Raises ValueError where there
-    are too few images or groups for dev and train.
+    Dev has two images at least; test has one where two are left for train.
+
+    Args:
+        keys: (N,) the group of each image.
+
+    Returns:
+        (N,) "train", "dev" or "test".
+
+    Raises:
+        ValueError: There are too few images or groups for two images each in train and dev.
     """
     weight = Counter(keys)
     order = sorted(weight, key=lambda key: hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest())
@@ -176,10 +242,17 @@ def grouped_splits(keys: Sequence[str]) -> list[str]:
 def write_splits(data: CaptionedImages, linked_pairs: Sequence[tuple[int, int]], path: Path) -> CaptionedImages:
     """Write a file with the split of each image: those of one group or identity, equal and nearly equal ones together.
 
-    Returns the data set with these splits.
+    Args:
+        data: A data set without splits of its own.
+        linked_pairs: Pairs of image numbers that belong together, such as near-duplicates.
+        path: The file to write; beside the data set it has to be `SPLIT_FILE`.
 
-    linked_pairs: pairs of places of images that belong together. Raises FileExistsError; DataError where the data set
-    has splits already, where the file would be taken for a table of it, and where there are too few images.
+    Returns:
+        The data set with these splits.
+
+    Raises:
+        FileExistsError: The file is there already.
+        DataError: The data set has splits of its own, the file would be taken for a table of it, or images are too few.
     """
     if path.absolute().parent == split_file_path(data.source).absolute().parent and path.name != SPLIT_FILE:
         raise DataError(f"{path}: beside the data set only {split_file_path(data.source)} is read as its splits")

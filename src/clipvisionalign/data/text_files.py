@@ -11,11 +11,9 @@
 from __future__ import annotations
 
 import codecs
-import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import charset_normalizer
 
@@ -38,7 +36,13 @@ _LINE_END = re.compile(r"\r\n|\n|\r")
 
 @dataclass(frozen=True)
 class Decoded:
-    """A file's text. repair: what had to be mended in it, "" for nothing, and the line of the first such place."""
+    """The text of a file.
+
+    Attributes:
+        text: The text.
+        repair: What had to be mended in it; "" for nothing.
+        line: Line of the first such place, from 1.
+    """
 
     text: str
     repair: str = ""
@@ -46,8 +50,17 @@ class Decoded:
 
 
 def decode(content: bytes) -> Decoded:
-    """Bytes as text: by their byte order mark, as UTF-8, as UTF-16 without a mark, in an encoding of another script, or
-    with Windows-1252 where they are not UTF-8.
+    """Decode bytes to text.
+
+    By their byte order mark, as UTF-8, as UTF-16 without a mark, in an encoding of another script, or as Windows-1252
+    where
+    they are not UTF-8. It never fails.
+
+    Args:
+        content: The bytes.
+
+    Returns:
+        The text, and what had to be mended.
 
     >>> decode("un café".encode("cp1252")).text, decode("un café".encode("utf-16")).text
     ('un café', 'un café')
@@ -148,6 +161,12 @@ codecs.register_error(_WINDOWS_1252_ERRORS, _decode_as_windows_1252)
 def split_lines(text: str) -> list[str]:
     r"""The lines of a text, without their ends: LF, CR LF or CR.
 
+    Args:
+        text: The text.
+
+    Returns:
+        Its lines; an end at the end of the text begins none.
+
     >>> split_lines("one\x0b\u2028still one\r\ntwo\n")
     ['one\x0b\u2028still one', 'two']
     """
@@ -159,7 +178,13 @@ def split_lines(text: str) -> list[str]:
 
 @dataclass(frozen=True)
 class Record:
-    """One row of a delimited file. line: where it begins; unclosed: a quote of it was never closed."""
+    """One row of a delimited file.
+
+    Attributes:
+        line: Line where it begins, from 1.
+        cells: Its cells, without their quotes.
+        unclosed: Whether a quote of it is never closed.
+    """
 
     line: int
     cells: list[str]
@@ -169,10 +194,16 @@ class Record:
 def read_delimited(
     lines: Sequence[str], delimiter: str, is_row: Callable[[list[str]], bool], first_line: int = 1
 ) -> Iterator[Record]:
-    """The rows of a delimited file; blank lines are none.
+    """The rows of a delimited file (RFC 4180, and quotes that are not); blank lines are none.
 
-    is_row: whether the cells of a line would be a row of their own, which no quoted field may swallow. first_line: the
-    number of the first line.
+    Args:
+        lines: The lines of the file.
+        delimiter: One character.
+        is_row: Whether cells of one line would be a row of their own, which no quoted field may contain.
+        first_line: Number of the first line.
+
+    Yields:
+        The rows.
 
     >>> lines = ['a.jpg,"one, two"', 'b.jpg,"Stop" it says', 'c.jpg,"never closed']
     >>> rows = read_delimited(lines, ",", lambda cells: True)
@@ -265,8 +296,18 @@ def _inside(line: str, start: int) -> list[re.Pattern[str]]:
 
 
 def split_cells(line: str, delimiter: str) -> tuple[list[str], bool]:
-    """The cells of a row, and whether a quoted one of them may continue in the next line: its quote is not closed
-    yet."""
+    """The cells of one line.
+
+    Args:
+        line: The line.
+        delimiter: One character.
+
+    Returns:
+        The cells, and whether a quoted one may continue in the next line: its quote is not closed yet.
+
+    >>> split_cells('a.jpg,"one, two"', ",")
+    (['a.jpg', 'one, two'], False)
+    """
     cells, open_at = _split(line, delimiter)
     return cells, open_at is not None
 
@@ -298,44 +339,17 @@ def _split(line: str, delimiter: str) -> tuple[list[str], tuple[int, int] | None
 
 
 def detect_delimiter(header: str, fits: Callable[[list[str]], bool], default: str = ",") -> str:
-    """The delimiter that splits a header into columns that `fits` takes: the usual one, where none does."""
+    """The delimiter that splits a header into columns that fit.
+
+    Args:
+        header: The first line.
+        fits: Whether these may be the names of columns.
+        default: The delimiter to try first, and to return where none fits.
+
+    Returns:
+        One character.
+    """
     for delimiter in dict.fromkeys((default, *DELIMITERS)):
         if fits(split_cells(header, delimiter)[0]):
             return delimiter
     return default
-
-
-def unique_names(names: Sequence[str]) -> list[str]:
-    """The names of columns, those that come again numbered: each keeps its cells.
-
-    >>> unique_names(["image", "caption", "caption"])
-    ['image', 'caption', 'caption.2']
-    """
-    unique: list[str] = []
-    used = set(names)
-    repeats: dict[str, int] = {}
-    for name in names:
-        repeats[name] = repeats.get(name, 0) + 1
-        candidate = name
-        while repeats[name] > 1 and candidate in used:
-            candidate = f"{name}.{repeats[name]}"
-            repeats[name] += candidate in used
-        used.add(candidate)
-        unique.append(candidate)
-    return unique
-
-
-def parse_json(text: str) -> tuple[Any, str]:
-    """What a JSON text holds, and which keys occur twice in one object, as "caption: caption.2"; each keeps its value.
-
-    Raises ValueError, RecursionError.
-    """
-    repeated: dict[str, str] = {}
-
-    def one_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        names = unique_names([name for name, _ in pairs])
-        repeated.update((other, name) for other, (name, _) in zip(names, pairs, strict=True) if other != name)
-        return dict(zip(names, (value for _, value in pairs), strict=True))
-
-    content = json.loads(text, object_pairs_hook=one_object)
-    return content, ", ".join(f"{name}: {other}" for other, name in repeated.items())

@@ -37,7 +37,13 @@ IMAGES_PER_CHUNK = 256
 
 @dataclass(frozen=True)
 class TrainedOnMatch:
-    """An image of a gallery that was trained on. trained_on: its name then; same: with the same bytes, else nearly."""
+    """An image of a gallery that a run was trained on.
+
+    Attributes:
+        image: Its name in the gallery.
+        trained_on: Its name in the training data.
+        same: Whether the bytes are equal, or the image nearly.
+    """
 
     image: str
     trained_on: str
@@ -46,7 +52,13 @@ class TrainedOnMatch:
 
 @dataclass(frozen=True)
 class TrainedOnImages:
-    """What a run was trained on. names, digests: of N images, hashes as hexadecimal; fingerprints: N, or none."""
+    """The images that a run was trained on, by their hashes.
+
+    Attributes:
+        names: (N,) names of the images.
+        digests: (N,) hashes of their bytes, as hexadecimal.
+        fingerprints: (N,) by which nearly equal images are recognised; empty for more than `MAX_PERCEPTUAL` images.
+    """
 
     names: list[str]
     digests: list[str]
@@ -56,7 +68,16 @@ class TrainedOnImages:
     def from_images(
         cls, images: Iterable[tuple[str, Path | bytes]], count: int, show_progress: bool = False
     ) -> TrainedOnImages:
-        """Look at images, by name. Those that cannot be read are none that were trained on."""
+        """Hash images; those that cannot be read are left out.
+
+        Args:
+            images: Name and file (or bytes) of each image.
+            count: Their number, on which it depends whether fingerprints are taken.
+            show_progress: Whether a live line is shown on standard error.
+
+        Returns:
+            The hashes.
+        """
         perceptual = count <= MAX_PERCEPTUAL
         names, digests, fingerprints = [], [], []
         description = "recording what was trained on"
@@ -70,7 +91,11 @@ class TrainedOnImages:
         return cls(names, digests, fingerprints)
 
     def save(self, path: Path) -> None:
-        """Write them; equal ones give equal files."""
+        """Write the hashes atomically; equal ones give equal files.
+
+        Args:
+            path: The file to write, a NumPy archive without pickles.
+        """
         # Names by their bytes: no format of NumPy's takes them without their longest one's width for each.
         names = np.frombuffer("\0".join(self.names).encode("utf-8", "surrogatepass"), dtype=np.uint8)
         digests = np.frombuffer(bytes.fromhex("".join(self.digests)), dtype=np.uint8).reshape(-1, 16)
@@ -83,7 +108,20 @@ class TrainedOnImages:
 
     @classmethod
     def load(cls, path: Path, marks: bool = True) -> TrainedOnImages:
-        """Read what `save` wrote; without `marks` hashes of bytes alone. Raises OSError, ValueError."""
+        """Read what `save` wrote.
+
+        Args:
+            path: The file.
+            marks: Whether fingerprints are read; else hashes of bytes alone.
+
+        Returns:
+            The hashes.
+
+        Raises:
+            OSError: It cannot be read.
+            ValueError: It is no such archive.
+            KeyError: It lacks an array.
+        """
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files if marks or name in ("names", "exact")}
         names = arrays["names"].tobytes().decode("utf-8", "surrogatepass").split("\0") if len(arrays["exact"]) else []
@@ -92,7 +130,15 @@ class TrainedOnImages:
         return cls(names, digests, [ImageFingerprint(*each) for each in fingerprint_fields])
 
     def changed(self, rows: Sequence[CaptionedImage], shown: bool = False) -> list[str]:
-        """The names of rows whose image is another one by now than that of this name was in training."""
+        """Images whose content differs from that of the same name in training.
+
+        Args:
+            rows: Images; those whose name was not trained on are ignored.
+            shown: Whether a live line is shown on standard error.
+
+        Returns:
+            Their names.
+        """
         known: dict[str, set[str]] = {}
         for name, digest in zip(self.names, self.digests, strict=True):
             known.setdefault(name, set()).add(digest)
@@ -102,7 +148,15 @@ class TrainedOnImages:
         return [name for (name, _), digest, _ in looked if digest not in known[name]]
 
     def matches(self, rows: Sequence[CaptionedImage], show_progress: bool = False) -> list[TrainedOnMatch]:
-        """The rows of a gallery that are among them, those with the same bytes first, each with one of its equals."""
+        """The images of a gallery that are among these.
+
+        Args:
+            rows: The images of the gallery.
+            show_progress: Whether a live line is shown on standard error.
+
+        Returns:
+            Images with equal bytes first, then nearly equal ones; each with one of its equals.
+        """
         name_by_digest = dict(zip(reversed(self.digests), reversed(self.names), strict=True))
         hashed_rows = list(_hash_images([(row.name, row.image) for row in rows], bool(self.fingerprints)))
         same = [
@@ -124,8 +178,18 @@ class TrainedOnImages:
 
 
 def other_than_trained_on(run: Path, rows: Sequence[CaptionedImage], shown: bool = False) -> str:
-    """Which training images have changed since a run was trained on them, as text; empty where no change is found
-    to be. A run that has not kept their hashes, or whose file of them cannot be read, has none to compare with."""
+    """Training images that have changed since a run was trained on them.
+
+    Args:
+        run: The run folder.
+        rows: The images as they are now.
+        shown: Whether a live line is shown on standard error.
+
+    Returns:
+        A phrase such as "images (12: a.jpg, b.jpg, c.jpg ...)"; "" where none has changed, or the run keeps no hashes
+        that can
+        be read.
+    """
     try:
         changed = TrainedOnImages.load(run / TRAINED_ON_FILE, marks=False).changed(rows, shown)
     except (OSError, ValueError, KeyError):

@@ -14,7 +14,16 @@ CELL, GAP, LINE = 220, 12, 18
 
 
 def contact_sheet(entries: Sequence[tuple[Image.Image, str]], title: str = "", columns: int = 5) -> Image.Image:
-    """Images with a line of words under each, in rows of `columns`, under a title."""
+    """Images with a line of text under each, in rows.
+
+    Args:
+        entries: Images, each with its text; a text that is too long is cut.
+        title: A line above; "" for none.
+        columns: Images in a row at most.
+
+    Returns:
+        One RGB image; each image is shrunk to at most 220 pixels on a side.
+    """
     columns = max(1, min(columns, len(entries)))
     rows = -(-len(entries) // columns)
     top = GAP + (LINE + GAP if title else 0)
@@ -42,12 +51,31 @@ def _truncate(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, wid
 
 
 def thumbnail_sheet(thumbnails: Sequence[tuple[bytes, str]], title: str) -> Image.Image:
-    """A sheet of an index's thumbnails."""
+    """A sheet of an index's thumbnails.
+
+    Args:
+        thumbnails: JPEG bytes, each with its text.
+        title: A line above; "" for none.
+
+    Returns:
+        One RGB image.
+    """
     return contact_sheet([(Image.open(BytesIO(data)).convert("RGB"), caption) for data, caption in thumbnails], title)
 
 
 def explanation_sheet(image: ImageSource, explanation: Explanation) -> Image.Image:
-    """The image, the whole caption's map, and each word's."""
+    """The image, the caption's map over it, and the map of each word.
+
+    Args:
+        image: The image that was explained.
+        explanation: Its maps.
+
+    Returns:
+        One RGB image, titled with caption, method and score.
+
+    Raises:
+        ImageError: The image cannot be opened.
+    """
     entries = [
         (open_image(image), "the image"),
         (Image.fromarray(overlay(image, explanation.heatmap)), "the caption"),

@@ -32,11 +32,15 @@ from clipvisionalign.models.pair_scorer import PairScorer
 
 @dataclass(frozen=True)
 class Explanation:
-    """Maps over an image, (h, w) from 0 to 1.
+    """Maps of one caption over one image, each (h, w) from 0 to 1.
 
-    heatmap: of the caption; word_heatmaps: of each of its words that counts, empty for a model that has one vector a
-    side; method: how they were made; ignored_words: words that have no part in the score: cut off, or left out by
-    `keep_tokens`.
+    Attributes:
+        caption: The caption.
+        score: Score of the pair: a cosine, or for designs that score pairs the score of the pair.
+        heatmap: (h, w) of the whole caption.
+        word_heatmaps: Each word that counts with its map; empty for designs that compare vectors only.
+        method: How the maps were computed.
+        ignored_words: Words without a part in the score: cut off, or left out by `keep_tokens`.
     """
 
     caption: str
@@ -48,7 +52,26 @@ class Explanation:
 
 
 def explain(aligner: Aligner, image: ImageSource, caption: str) -> Explanation:
-    """Maps of one image and one caption. Raises ImageError, and ValueError for patches that are not on a square."""
+    """Which patches of an image support a caption.
+
+    `late`: the cosines of words and patches; `cross`: the attention of the fusion for words, a gradient for the
+    caption;
+    other designs: a gradient.
+
+    Args:
+        aligner: The model; its mode is restored.
+        image: A path, the bytes of a file, or a Pillow image.
+        caption: The caption.
+
+    Returns:
+        The maps.
+
+    Raises:
+        ImageError: The image cannot be opened.
+        ValueError: The model's patches are not on a square.
+
+    Source: Selvaraju et al., "Grad-CAM", arXiv:1610.02391, for the gradient.
+    """
     if aligner.late is None:
         return _explain_by_gradient(aligner, image, caption)
     return _explain_by_words(aligner, image, caption)
@@ -158,8 +181,17 @@ def _explain_by_words(aligner: Aligner, image: ImageSource, caption: str) -> Exp
 
 
 def word_tokens(aligner: Aligner, caption: str) -> list[tuple[str, list[int]]]:
-    """The caption's words without its punctuation, each with the places of its tokens among those that the text tower
-    reads: none for a word that is cut off. Empty for a tokenizer that does not map tokens to words."""
+    """The words of a caption without its punctuation, each with its tokens.
+
+    Args:
+        aligner: The model.
+        caption: The caption.
+
+    Returns:
+        Each word with the positions of its tokens among those that the text tower reads: none for a word that is cut
+            off.
+        Empty for a tokenizer that does not map tokens to words.
+    """
     tower = aligner.text_tower
     if not getattr(tower.tokenizer, "is_fast", False):
         return []
@@ -188,9 +220,24 @@ def _to_grid(values: Tensor) -> np.ndarray:
 
 
 def overlay(image: ImageSource, grid: np.ndarray, size: int = 224) -> np.ndarray:
-    """The image with a map over it, bytes (height, width, 3), the longer side `size`: what it leaves out is grey.
+    """An image with a map over it: what the map leaves out is grey.
 
-    The tower sees the whole image, squeezed into a square; here both have the image's own shape.
+    The tower takes the whole image, squeezed into a square; here both have the image's own shape.
+
+    Args:
+        image: A path, the bytes of a file, or a Pillow image.
+        grid: (h, w) from 0 to 1.
+        size: Pixels of the longer side.
+
+    Returns:
+        (height, width, 3) uint8.
+
+    Raises:
+        ImageError: The image cannot be opened.
+
+    >>> from PIL import Image
+    >>> overlay(Image.new("RGB", (40, 20)), np.ones((7, 7)), size=20).shape
+    (10, 20, 3)
     """
     from PIL import Image
 

@@ -16,15 +16,31 @@ AUDITS, MEASURED = "audit.json", "measured.json"
 
 
 def keep_audit(run: Path, results: dict[str, Any], part: CaptionedImages) -> None:
-    """Keep an audit beside those of the same model on other data. results: what `audit` prints; part: its gallery."""
+    """Keep an audit in the run folder, beside those of the same model on other data.
+
+    Those of another model are dropped.
+
+    Args:
+        run: The run folder.
+        results: What `audit --json` prints.
+        part: The gallery that was audited.
+    """
     asked = {"model": run_hash(run), **dataset_hashes(part)}
     earlier = [each for each in _kept_in(run) if each["asked"]["model"] == asked["model"] and each["asked"] != asked]
     write_json(run / AUDITS, {**results, "asked": asked, "earlier": earlier})
 
 
 def audits_of(run: Path) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
-    """The audit of the run's model, as it is now, on its own dev split, None where there is none; and those of it on
-    other data. What is not recorded as this model's is none."""
+    """The audits of the model of a run, as it is now.
+
+    Args:
+        run: The run folder.
+
+    Returns:
+        The audit on the run's own dev split (of several the one that failed; None where there is none), and those on
+        other
+        data. One that does not record which model it is of is ignored.
+    """
     model, dev = run_hash(run), data_record(run).get("dev", {}).get("contents")
     kept = [each for each in [*_kept_in(run), *_measured_in(run)] if each["asked"]["model"] == model]
     own = [each for each in kept if each.get("split") == "dev" and dev and not changed_keys(each["asked"], dev)]
@@ -33,7 +49,14 @@ def audits_of(run: Path) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
 
 
 def is_of_unknown_model(run: Path) -> bool:
-    """Whether the audit that was made last is an earlier version's, which did not keep what it is of."""
+    """Whether the last audit of a run was kept by an earlier version, which did not record which model it is of.
+
+    Args:
+        run: The run folder.
+
+    Returns:
+        Whether it was; false where there is no audit.
+    """
     return "checks" in (contents := _read(run / AUDITS)) and "asked" not in contents
 
 

@@ -8,7 +8,17 @@ from clipvisionalign.files import atomic_write_files, folders_above, run_lock
 
 
 def target_folder(out: str | Path) -> Path:
-    """Where an export goes. Raises FileExistsError where something is there."""
+    """The folder that an export goes to.
+
+    Args:
+        out: The folder; it need not exist.
+
+    Returns:
+        Its absolute path.
+
+    Raises:
+        FileExistsError: It is a file, or a folder that is not empty.
+    """
     target = Path(out).resolve()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise FileExistsError(f"{out}: is there already and not empty; give another folder, or remove it first")
@@ -17,14 +27,19 @@ def target_folder(out: str | Path) -> Path:
 
 @contextmanager
 def export_folder(out: str | Path) -> Iterator[Path]:
-    """A folder where the body writes the files of an export, which then take their places in `out`.
+    """A folder for the files of an export, which replace `out` at the end of the block; after an error nothing is left.
+
+    A context manager.
 
     Args:
-        out: where the export goes.
+        out: The folder that the export goes to.
+
+    Yields:
+        A temporary folder beside it.
 
     Raises:
-        FileExistsError: something is there.
-        Held: another process exports to it.
+        FileExistsError: `out` is not empty.
+        Held: Another process exports to it.
     """
     target = target_folder(out)
     lock = target.with_name(f"{target.name}.lock")

@@ -18,14 +18,26 @@ from clipvisionalign.models.pretrained import PretrainedTextTower
 
 
 class ImageExport(nn.Module):
-    """Scaled pixels -> vectors; for a design that scores pairs also patches, and their keys and values."""
+    """The image tower as a graph: pixels to vectors; for a design that scores pairs also patches, and keys and values.
+
+    Args:
+        aligner: The model.
+    """
 
     def __init__(self, aligner: Aligner) -> None:
         super().__init__()
         self.aligner = aligner
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
-        """pixels: (B, 3, size, size) -> vectors (B, D), and with a late interaction patches and keys and values."""
+        """Encode images.
+
+        Args:
+            pixels: (B, 3, S, S) scaled, float32.
+
+        Returns:
+            Vectors (B, D); with a late interaction also patches (B, P, E); with a fusion also keys and values (B, L, P,
+            2 D).
+        """
         states = self.aligner.embed_image_features(self.aligner.image_tower(pixels))
         if self.aligner.late is None:
             return (states.vectors,)
@@ -34,15 +46,28 @@ class ImageExport(nn.Module):
 
 
 class CaptionExport(nn.Module):
-    """Token numbers and mask -> vectors; for a design that scores pairs also the late interaction's parts with their
-    weights, and the tokens for a fusion."""
+    """The text tower as a graph: tokens to vectors; for a design that scores pairs also what pairs are scored with.
+
+    Args:
+        aligner: The model.
+    """
 
     def __init__(self, aligner: Aligner) -> None:
         super().__init__()
         self.aligner = aligner
 
     def forward(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
-        """ids, mask: (M, T) -> vectors (M, D), and with a late interaction token vectors, weights and states."""
+        """Encode captions.
+
+        Args:
+            ids: (M, T) token ids.
+            mask: (M, T) 1 on tokens, 0 on padding.
+
+        Returns:
+            Vectors (M, D); with a late interaction also token vectors (M, T, E) and weights (M, T), 0 for pruned
+            tokens; with a
+            fusion also tokens (M, T, W).
+        """
         aligner = self.aligner
         states = aligner.embed_caption_group(TokenGroup(ids, mask, torch.empty(0, dtype=torch.long)))
         if aligner.late is None:
@@ -55,14 +80,28 @@ class CaptionExport(nn.Module):
 
 
 class FusionExport(nn.Module):
-    """Patches, keys and values, and tokens of pairs -> the fusion's corrections."""
+    """The fusion as a graph.
+
+    Args:
+        aligner: A model of the design `cross`.
+    """
 
     def __init__(self, aligner: Aligner) -> None:
         super().__init__()
         self.aligner = aligner
 
     def forward(self, patches: Tensor, key_values: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
-        """Patches (Q, P, D), keys and values, tokens (Q, T, W) and mask (Q, T) of pairs -> corrections (Q,)."""
+        """The fusion's corrections of pairs.
+
+        Args:
+            patches: (Q, P, E) unit vectors of the late interaction.
+            key_values: (Q, L, P, 2 D).
+            tokens: (Q, T, W).
+            mask: (Q, T) 1 on tokens, 0 on padding.
+
+        Returns:
+            (Q,) corrections, before their weight.
+        """
         late, fusion = self.aligner.late, self.aligner.fusion
         assert late is not None
         assert fusion is not None
@@ -70,7 +109,12 @@ class FusionExport(nn.Module):
 
 
 def write_graphs(aligner: Aligner, folder: Path) -> None:
-    """The towers, and the fusion where there is one."""
+    """Write the graphs of both towers, and of the fusion where there is one.
+
+    Args:
+        aligner: The model, on the CPU, its weights not packed.
+        folder: Where the .onnx files are written.
+    """
     size = aligner.image_tower.image_transform.size
     pixels = torch.randn(3, 3, size, size)
     fixed = fixed_length(aligner)
@@ -102,13 +146,30 @@ def write_graphs(aligner: Aligner, folder: Path) -> None:
 
 
 def fixed_length(aligner: Aligner) -> int:
-    """Tokens that every caption is padded to; 0 where captions have the length that they have."""
+    """Tokens that every caption is padded to.
+
+    Args:
+        aligner: The model.
+
+    Returns:
+        The number; 0 where captions are not padded to a fixed length.
+    """
     tower = aligner.text_tower
     return tower.max_positions if isinstance(tower, PretrainedTextTower) and tower.fixed_length else 0
 
 
 def random_tokens(aligner: Aligner, captions: int, length: int, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Made-up captions of up to `length` tokens, one of them whole, the others padded."""
+    """Random captions, for tracing and comparing graphs.
+
+    Args:
+        aligner: The model, whose vocabulary is used.
+        captions: Number M of captions.
+        length: Number T of tokens; the first caption has all of them.
+        seed: Seed.
+
+    Returns:
+        Token ids (M, T), and mask (M, T), 1 on tokens.
+    """
     rng = np.random.default_rng(seed)
     top = aligner.text_tower.vocab_size
     ids = torch.from_numpy(rng.integers(5, top, (captions, length)))

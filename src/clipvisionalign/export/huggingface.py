@@ -17,9 +17,21 @@ from clipvisionalign.models.run_files import MODEL_FOLDERS
 
 
 def export_huggingface(run: str | Path, out: str | Path) -> Path:
-    """A folder for a hub: the run's model, its settings and tokenizer, and a model card; `load_aligner` reads it back.
+    """Write a folder for the Hugging Face hub: model, settings, tokenizer and a model card.
 
-    Raises FileExistsError where `out` holds something, FileNotFoundError for what is no finished run.
+    `load_aligner` reads it back. Nothing is uploaded.
+
+    Args:
+        run: The folder of a finished run.
+        out: The folder to write.
+
+    Returns:
+        The folder.
+
+    Raises:
+        FileExistsError: `out` is not empty.
+        FileNotFoundError: It is no finished run.
+        Held: Another process exports to `out`.
     """
     source = Path(run)
     if not (source / "results.json").is_file():

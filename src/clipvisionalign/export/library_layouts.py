@@ -30,18 +30,18 @@ def export_library_layout(model: str | Path, out: str | Path, layout: Literal["t
     """Write a model into a new folder as its library saves it: config, weights, tokenizer, preprocessing.
 
     Args:
-        model: run folder of a model that started from a pretrained dual encoder, or such a dual encoder itself.
-        out: the folder to write; nothing may be in it.
-        layout: the library that shall open it.
+        model: Run folder of a model that started from a pretrained dual encoder, or such a dual encoder itself.
+        out: The folder to write; nothing may be in it.
+        layout: The library that shall open it.
 
     Returns:
         The folder.
 
     Raises:
-        FileExistsError: something is in `out`.
-        ValueError: what the model computes cannot be expressed in that layout.
-        Held: another process exports to `out`.
-        RuntimeError: the folder, opened again, is not the same model; nothing is left of it.
+        FileExistsError: Something is in `out`.
+        ValueError: What the model computes cannot be expressed in that layout.
+        Held: Another process exports to `out`.
+        RuntimeError: The folder, opened again, is not the same model; nothing is left of it.
     """
     target_folder(out)
     aligner = load_aligner(model, "cpu", packed=False)

@@ -31,12 +31,24 @@ logger = logging.getLogger(__name__)
 
 
 def export_onnx(run: str | Path, out: str | Path, int8: bool = False, data: str | Path = "") -> dict[str, Any]:
-    """Write the towers of a run, and its fusion, into a new folder; returns what its onnx.json holds.
+    """Write the towers of a run, and its fusion, as ONNX into a new folder.
 
-    int8: also write towers whose products are done in 8 bits, and measure on the dev split of `data` (else of what the
-    run was trained on, if it is there) what they lose. Raises FileExistsError where `out` holds something,
-    ValueError for a model that cannot be exported, RuntimeError where what was exported is not what PyTorch computes,
-    Held where another process exports to `out`; nothing is left then.
+    The graphs are compared with PyTorch before they are left; after an error nothing is left.
+
+    Args:
+        run: A run folder, or a pretrained dual encoder.
+        out: The folder to write.
+        int8: Whether towers with 8-bit products are written too, and what they lose is measured on a dev split.
+        data: The data set of that split; "" for the one that the run was trained on, if it is there.
+
+    Returns:
+        What onnx.json holds.
+
+    Raises:
+        FileExistsError: `out` is not empty.
+        ValueError: The model cannot be exported: Longformer, NaFlex, or a tokenizer without tokenizer.json.
+        RuntimeError: What was exported differs from what PyTorch computes.
+        Held: Another process exports to `out`.
     """
     target_folder(out)
     aligner = load_aligner(run, "cpu", packed=False)

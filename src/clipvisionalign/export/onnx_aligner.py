@@ -26,15 +26,26 @@ BLOCK = 1 << 24
 
 
 def open_session(path: Path) -> Any:
-    """An onnxruntime session on the CPU."""
+    """Open a graph with onnxruntime, on the CPU.
+
+    Args:
+        path: The .onnx file.
+
+    Returns:
+        An onnxruntime InferenceSession.
+    """
     import onnxruntime
 
     return onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
 
 
 class OnnxAligner:
-    """The files of an export behind the contract of every model: `encode_images`, `encode_captions`, `score`, and
-    `pair_scorer` where the design scores pairs. int8: by the towers with 8-bit products."""
+    """An export with the methods of every model: `encode_images`, `encode_captions`, `score`, `pair_scorer`.
+
+    Args:
+        folder: The folder of the export.
+        int8: Whether towers with 8-bit products are used; the export must have them.
+    """
 
     def __init__(self, folder: str | Path, int8: bool = False) -> None:
         from tokenizers import Tokenizer
@@ -64,16 +75,51 @@ class OnnxAligner:
         return bool(self.manifest["design"] == "late" and self.manifest.get("late"))
 
     def encode_images(self, images: Sequence[ImageSource], batch: int = 32) -> np.ndarray:
-        """Images -> unit vectors (N, D)."""
+        """Encode images.
+
+        Args:
+            images: N paths, bytes of files, or Pillow images.
+            batch: Images that go through the tower together.
+
+        Returns:
+            (N, D) float32, unit length.
+
+        Raises:
+            ImageError: An image cannot be opened.
+            TypeError: One image is given where a list is required.
+        """
         return self._image_arrays(images, ["vectors"], batch)["vectors"]
 
     def encode_captions(self, captions: Sequence[str], batch: int = 64) -> np.ndarray:
-        """Captions -> unit vectors (M, D); those of like length go together."""
+        """Encode captions; those of about equal length go together.
+
+        Args:
+            captions: M captions.
+            batch: Captions that go through the tower together.
+
+        Returns:
+            (M, D) float32, unit length, in the order of `captions`.
+
+        Raises:
+            TypeError: One string is given where a list is required.
+        """
         vectors = [each["vectors"] for each in self._caption_arrays(captions, ["vectors"], batch)]
         return np.stack(vectors) if vectors else np.empty((0, self.manifest["width"]), np.float32)
 
     def score(self, images: Sequence[ImageSource], captions: Sequence[str]) -> np.ndarray:
-        """The score of every image with every caption (N, M), as `Aligner.score` gives it."""
+        """Score every image with every caption, as `Aligner.score` does.
+
+        Args:
+            images: N images.
+            captions: M captions.
+
+        Returns:
+            (N, M) float32.
+
+        Raises:
+            ImageError: An image cannot be opened.
+            TypeError: One image or one string is given where a list is required.
+        """
         check_lists(images, captions)
         if not self.manifest.get("late") or not len(images):
             return self.encode_images(images) @ self.encode_captions(captions).T
@@ -84,9 +130,19 @@ class OnnxAligner:
         return pairs(grid[0], grid[1]).reshape(len(images), len(captions))
 
     def pair_scorer(self, images: Sequence[ImageSource], captions: Sequence[str]) -> OnnxPairScorer:
-        """Encode images and captions once, to score any pairs of them.
+        """Encode images and captions once, to score any pairs of them later.
 
-        Raises ValueError for an export that cannot, and for no images.
+        Args:
+            images: N images, at least one.
+            captions: M captions.
+
+        Returns:
+            The scorer.
+
+        Raises:
+            ValueError: The design scores no pairs, or there are no images.
+            ImageError: An image cannot be opened.
+            TypeError: One image or one string is given where a list is required.
         """
         check_lists(images, captions)
         if not self.manifest.get("late"):
@@ -133,7 +189,16 @@ class OnnxAligner:
 
 
 def unpad_rows(names: Sequence[str], arrays: Sequence[np.ndarray], mask: np.ndarray) -> list[dict[str, np.ndarray]]:
-    """A batch's arrays caption by caption, those of tokens (b, T, ...) without what stands on padding."""
+    """The arrays of a batch, caption by caption, without what is on padding.
+
+    Args:
+        names: Names of the arrays.
+        arrays: Each (b, D) for "vectors", else (b, T, ...).
+        mask: (b, T) 1 on tokens; padding is at the end.
+
+    Returns:
+        For each caption its arrays by name.
+    """
     lengths = mask.sum(axis=1)
     return [
         {
@@ -145,11 +210,15 @@ def unpad_rows(names: Sequence[str], arrays: Sequence[np.ndarray], mask: np.ndar
 
 
 class OnnxPairScorer:
-    """Scores pairs of images and captions that were encoded: called with image numbers (Q,) and caption numbers (Q,) it
-    gives their scores (Q,), float32.
+    """Scores pairs of images and captions that were encoded once.
 
-    images: "vectors" (N, D), "patches" (N, P, E) and for a fusion "key_values" (N, L, P, 2 D); captions, each:
-    "vectors" (D,), "parts" (T, E), "weights" (T,) and for a fusion "tokens" (T, W).
+    Args:
+        manifest: What onnx.json holds.
+        fusion: Session of the fusion; None for a design without.
+        images: "vectors" (N, D), "patches" (N, P, E), and for a fusion "key_values" (N, L, P, 2 D).
+        captions: For each "vectors" (D,), "parts" (T, E), "weights" (T,), and for a fusion "tokens" (T, W).
+        batch: Pairs that are scored together.
+        show_progress: Whether a live line is shown on standard error.
     """
 
     def __init__(
@@ -169,16 +238,36 @@ class OnnxPairScorer:
         self.lengths = np.array([len(each["parts"]) for each in captions], dtype=np.int64)
 
     def weights(self) -> np.ndarray:
-        """What the three parts of a score count: (3,), the dual score 1."""
+        """The weights of the three components of a score.
+
+        Returns:
+            (3,): 1 for the dual encoder, the weight of the late interaction, and of the fusion, 0 without one.
+        """
         fusion = self.manifest["fusion"]["weight"] if self.fusion is not None else 0.0
         return np.array([1.0, self.manifest["late"]["weight"], fusion], dtype=np.float32)
 
     def __call__(self, image_index: np.ndarray, caption_index: np.ndarray) -> np.ndarray:
-        """Scores (Q,) of pairs. image_index, caption_index: (Q,) positions among the encoded images and captions."""
+        """Score pairs.
+
+        Args:
+            image_index: (Q,) positions among the encoded images.
+            caption_index: (Q,) positions among the encoded captions.
+
+        Returns:
+            (Q,) float32.
+        """
         return self.components(image_index, caption_index) @ self.weights()
 
     def components(self, image_index: np.ndarray, caption_index: np.ndarray) -> np.ndarray:
-        """The parts of the pairs' scores (Q, 3): dual encoder, late interaction, fusion's correction."""
+        """The components of the scores of pairs, before their weights.
+
+        Args:
+            image_index: (Q,) positions among the encoded images.
+            caption_index: (Q,) positions among the encoded captions.
+
+        Returns:
+            (Q, 3): cosine / temperature, late score / its temperature, correction of the fusion (0 without one).
+        """
         scores = np.zeros((len(image_index), 3), dtype=np.float32)
         order = np.argsort(self.lengths[caption_index], kind="stable")
         starts = range(0, len(order), self.batch)
@@ -203,7 +292,11 @@ class OnnxPairScorer:
         return np.stack([dual / temperatures[0], late / temperatures[1], correction], axis=1)
 
     def score_matrix(self) -> np.ndarray:
-        """The scores of all pairs (N, M) without a fusion, in blocks."""
+        """The scores of all pairs without a fusion, in blocks.
+
+        Returns:
+            (N, M) float32.
+        """
         late = self.manifest["late"]
         scores = (self.image_vectors @ self.caption_vectors.T) / np.float32(self.manifest["temperature"])
         patches = self.images["patches"]

@@ -8,7 +8,14 @@ from clipvisionalign.images import ImageTransform
 
 
 def describe_pixels(transform: ImageTransform) -> dict[str, Any]:
-    """A transform as onnx.json has it."""
+    """A transform as onnx.json records it.
+
+    Args:
+        transform: The transform.
+
+    Returns:
+        Its settings by name.
+    """
     from clipvisionalign.models.pretrained.transforms import PretrainedTransform
 
     record = {
@@ -24,7 +31,17 @@ def describe_pixels(transform: ImageTransform) -> dict[str, Any]:
 
 
 def read_pixels(record: dict[str, Any]) -> ImageTransform:
-    """The transform that onnx.json describes: "shorter_side" 0 squeezes the whole image into the square."""
+    """The transform that onnx.json records; the inverse of `describe_pixels`.
+
+    Args:
+        record: Its settings by name; without "shorter_side" the whole image is squeezed into the square.
+
+    Returns:
+        The transform.
+
+    >>> read_pixels(describe_pixels(ImageTransform(size=64))) == ImageTransform(size=64)
+    True
+    """
     size, mean, std = record["size"], tuple(record["mean"]), tuple(record["std"])
     if "shorter_side" not in record:
         return ImageTransform(size, mean, std)

@@ -153,7 +153,14 @@ _OF_DESIGN = {
 
 
 def render_readme(manifest: dict[str, Any]) -> str:
-    """The text for what onnx.json holds."""
+    """The README.md of an export, with a program that does not use this project.
+
+    Args:
+        manifest: What onnx.json holds.
+
+    Returns:
+        Markdown.
+    """
     design = manifest["design"]
     start = _START
     is_pretrained, is_fixed = "shorter_side" in manifest["pixels"], "padded_to" in manifest

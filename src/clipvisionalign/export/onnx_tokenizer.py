@@ -12,9 +12,14 @@ from clipvisionalign.models.pretrained.open_clip_towers import OpenClipTextTower
 
 
 def write_tokenizer(tower: AnyTextTower, folder: Path) -> None:
-    """Write tokenizer.json into a folder, and what transformers has beside it.
+    """Write the tokenizer of a text tower as tokenizer.json.
 
-    Raises ValueError for a tokenizer that has no such form.
+    Args:
+        tower: The text tower.
+        folder: Where it is written, with what transformers has beside it.
+
+    Raises:
+        ValueError: The tokenizer has no such form (SentencePiece's).
     """
     if isinstance(tower, OpenClipTextTower):
         _of_open_clip(tower).save_pretrained(folder)

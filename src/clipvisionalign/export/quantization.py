@@ -16,7 +16,14 @@ logger = logging.getLogger(__name__)
 
 
 def quantize(folder: Path) -> list[str]:
-    """8-bit towers beside the exact ones: weights by their rows, activations as they come."""
+    """Write towers with 8-bit products beside the exact ones; convolutions stay exact.
+
+    Args:
+        folder: The folder of the export.
+
+    Returns:
+        Names of the files.
+    """
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     made = []
@@ -35,8 +42,21 @@ def quantize(folder: Path) -> list[str]:
 
 
 def int8_loss(folder: Path, run: Path, data: str | Path) -> dict[str, Any]:
-    """What both kinds of towers find on a dev split, as the design ranks, and the change from one to the other; why
-    not, where it is not there. Captions belong to images, and images stand in splits, as the run was trained."""
+    """Measure what 8-bit towers lose on a dev split, ranked as the design ranks.
+
+    Args:
+        folder: The folder of the export, with both kinds of towers.
+        run: The run folder, by whose splits and identities the data is read.
+        data: The data set; "" for the one that the run was trained on.
+
+    Returns:
+        "rsum", "exact_rsum" and their paired difference "rsum_change", each with its interval; or "not measured" with
+        the
+        reason, where the run's own data is not there.
+
+    Raises:
+        ValueError: `data` is given and cannot be read.
+    """
     try:
         dev = read_data_of_run(run, data, split="dev").split("dev")
     except ValueError as error:

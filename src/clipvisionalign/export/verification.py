@@ -26,10 +26,19 @@ TOKENIZER_SAMPLES = ("a dog on the grass", "", "Zwölf  Boxkämpfer, jagen!", "\
 def verify_export(
     aligner: Aligner, folder: Path, batches: Sequence[int] = (1, 2, 33), lengths: Sequence[int] = (2, 9, 77)
 ) -> float:
-    """The largest difference between what is exported and PyTorch, over batches and lengths: every array that the files
-    give, and the parts of pairs' scores; as a share of the largest number of its kind, or of 1.
+    """Compare an export with PyTorch, over batches and lengths: every array, and the components of scores.
 
-    Raises RuntimeError where it is larger than `TOLERANCE`, or where the tokenizers differ.
+    Args:
+        aligner: The model that was exported.
+        folder: The folder of the export.
+        batches: Numbers of images and captions.
+        lengths: Numbers of tokens; captions of a fixed length have that one.
+
+    Returns:
+        The largest difference, as a share of the largest number of its kind, or of 1.
+
+    Raises:
+        RuntimeError: It is above `TOLERANCE`, or the tokenizers differ.
     """
     exported = OnnxAligner(folder)
     for text in TOKENIZER_SAMPLES:

@@ -40,10 +40,15 @@ ImageSource = Path | str | bytes | Image.Image
 
 
 class ImageError(ValueError):
-    """An image that cannot be used; `kind` names the fault, as `check` lists it.
+    """An image that cannot be used.
 
-    passing: the reason lies outside the file and may pass (an I/O error, a decoder that is not installed), so that the
-    file is worth another try though it has not changed.
+    Args:
+        kind: Name of the fault, as `check` lists it: "missing image", "unreadable image", "truncated image", "enormous
+            image", "decoder not installed".
+        message: The image, and what is wrong with it.
+        transient: Whether the reason lies outside of the file and may pass (an I/O error, a decoder that is not
+            installed),
+            so that the file is worth another try though it has not changed; the attribute `passing`.
     """
 
     def __init__(self, kind: str, message: str, transient: bool = False) -> None:
@@ -57,7 +62,14 @@ class ImageError(ValueError):
 
 
 def describe_image(image: ImageSource) -> str:
-    """What to call `image` in a message."""
+    """What to call an image in a message.
+
+    Args:
+        image: A path, the bytes of a file, or a Pillow image.
+
+    Returns:
+        The path, or "<1234 bytes>", or "<RGB image (64, 64)>".
+    """
     if isinstance(image, bytes):
         return f"<{len(image)} bytes>"
     return str(image) if isinstance(image, (str, Path)) else f"<{image.mode} image {image.size}>"
@@ -97,7 +109,15 @@ def _kind_and_reason(error: Exception) -> tuple[str, str]:
 def open_header(image: Path | str | bytes) -> Image.Image:
     """Open an image as far as its header: format and size, no pixel is decoded yet.
 
-    Raises ImageError: missing, empty, unreadable, enormous, or of a format whose decoder is not installed.
+    Args:
+        image: A path, or the bytes of a file.
+
+    Returns:
+        Pillow's image, which the caller closes; not turned upright.
+
+    Raises:
+        ImageError: It is missing, empty, unreadable, has more than `MAX_PIXELS` pixels, or its decoder is not
+            installed.
     """
     name = describe_image(image)
     with _raising_image_errors(image):
@@ -188,9 +208,16 @@ _DISTINCT_SIGNATURES = frozenset(
 
 
 def first_bytes(path: str | bytes | Path) -> bytes:
-    """What `exclusion_reason` wants to see of a file; nothing of a pipe or a device, which would be waited for.
+    """The first bytes of a file, as `exclusion_reason` takes them.
 
-    Raises OSError.
+    Args:
+        path: The file; links are followed.
+
+    Returns:
+        At most `HEAD_BYTES` bytes; none of a pipe or a device, which would block.
+
+    Raises:
+        OSError: It cannot be read.
     """
     if not stat.S_ISREG(os.stat(path).st_mode):
         return b""
@@ -199,10 +226,21 @@ def first_bytes(path: str | bytes | Path) -> bytes:
 
 
 def is_image_content(head: bytes, guess: bool = False) -> bool:
-    """Whether a file that begins with these bytes is an image, whole or damaged, of a format that is opened.
+    """Whether a file with these first bytes is an image, whole or damaged, of a format that is opened.
 
-    By Pillow's own magic numbers; where these are short enough to stand at the beginning of something else, by a whole
-    header. guess: try the formats that have no magic number as well (TGA, Photo CD, ...).
+    Decided by Pillow's magic numbers; those that are short enough to stand at the beginning of something else count
+    only if
+    the whole header can be read.
+
+    Args:
+        head: The first `HEAD_BYTES` bytes of the file, or all of a shorter one.
+        guess: Whether formats without a magic number are tried as well (TGA, Photo CD, ...).
+
+    Returns:
+        Whether it is one.
+
+    >>> is_image_content(bytes.fromhex("89504e470d0a1a0a")), is_image_content(b"a,b")
+    (True, False)
     """
     if _is_heif(head):
         return True

@@ -85,10 +85,17 @@ def name_exclusion_reason(name: str) -> str:
 
 
 def exclusion_reason(name: str | bytes, head: Callable[[], bytes]) -> str:
-    """Why a file of a folder is not taken for an image; "" where it may be one.
+    """Why a file of a folder is not taken for an image.
 
-    name: its path below the folder that is listed. head: gives its first `HEAD_BYTES` bytes; asked only where the
-    ending decides nothing. A file whose bytes cannot be read (`head` raises OSError) may be one.
+    Args:
+        name: Its path below the folder that is listed; every part of it counts.
+        head: Returns its first `HEAD_BYTES` bytes; called only where the ending decides nothing.
+
+    Returns:
+        The reason; "" where it may be an image, or where `head` raises OSError: the reader reports that.
+
+    >>> exclusion_reason("a.txt", bytes), exclusion_reason("b.jpg", bytes), exclusion_reason(".cache/b.jpg", bytes)
+    ('no image by its ending', '', 'hidden')
     """
     parts = os.fsdecode(name).replace(os.sep, "/").split("/")
     reason = next(filter(None, map(name_exclusion_reason, parts)), "")
@@ -115,15 +122,26 @@ def _suffix(name: str) -> str:
 class ExcludedFiles:
     """The files below a folder that were not taken for images: how many, by reason and ending.
 
-    All files are those that `accept` takes and these; `check` and `index` print both. unreadable_folders:
-    folder -> why its content is unknown.
+    All files are those that `accept` takes and these; `check` and `index` print both.
+
+    Attributes:
+        counts: Number of files by (reason, ending), the ending in small letters or "no ending".
+        unreadable_folders: Folders that could not be listed, with the reason; their content is unknown.
     """
 
     counts: Counter[tuple[str, str]] = field(default_factory=Counter)
     unreadable_folders: dict[str, str] = field(default_factory=dict)
 
     def accept(self, name: str | bytes, head: Callable[[], bytes]) -> bool:
-        """Whether a file may be an image, by `exclusion_reason`; else it is counted."""
+        """Whether a file may be an image, by `exclusion_reason`; one that is not is counted.
+
+        Args:
+            name: Its path below the folder that is listed.
+            head: Returns its first `HEAD_BYTES` bytes.
+
+        Returns:
+            Whether it may be one.
+        """
         reason = exclusion_reason(name, head)
         if reason:
             last = os.fsdecode(name).replace(os.sep, "/").rpartition("/")[2]
@@ -132,12 +150,17 @@ class ExcludedFiles:
 
     @property
     def total(self) -> int:
-        """How many files there are."""
+        """Number of files that were not taken."""
         return self.counts.total()
 
     def lines(self) -> list[str]:
-        """A line for each reason, the most files first: "12 no image by its ending: 10 .txt, 2 .json"; and one for the
-        folders that cannot be listed."""
+        """The counts as text.
+
+        Returns:
+            A line for each reason, the most files first: "12 no image by its ending: 10 .txt, 2 .json"; and one for the
+                folders
+            that cannot be listed.
+        """
         by_reason = self.to_dict()
         order = sorted(by_reason, key=lambda reason: -sum(by_reason[reason].values()))
         return [
@@ -153,7 +176,11 @@ class ExcludedFiles:
         ]
 
     def to_dict(self) -> dict[str, dict[str, int]]:
-        """For `--json`: reason -> ending -> how many, the most first."""
+        """The counts as `--json` prints them.
+
+        Returns:
+            {reason: {ending: number}}, the most first.
+        """
         counts: dict[str, dict[str, int]] = {}
         for (reason, ending), count in self.counts.most_common():
             counts.setdefault(reason, {})[ending] = count
@@ -161,11 +188,20 @@ class ExcludedFiles:
 
 
 def walk_files(root: str | Path, unreadable: dict[bytes, str]) -> Iterator[tuple[bytes, os.DirEntry[bytes]]]:
-    """Everything below a folder that is no folder: its path below it, in the system's bytes, and its entry.
+    """List everything below a folder that is no folder.
 
-    Links to folders are followed, each folder is listed once: by its own name where it has one below `root`, and by a
-    hidden one last. A folder that cannot be listed is put into `unreadable`, with the reason; raises OSError where that
-    is `root` itself.
+    Links to folders are followed, and each folder is listed once: under its own name where it has one below `root`, and
+    under a hidden name last. Within a folder entries are sorted by name, links last.
+
+    Args:
+        root: The folder.
+        unreadable: Receives each folder below it that cannot be listed, with the reason.
+
+    Yields:
+        The path below `root` in the system's bytes, and the entry.
+
+    Raises:
+        OSError: `root` itself cannot be listed.
     """
     top = os.fsencode(root)
     visited: set[tuple[int, int]] = set()

@@ -29,9 +29,20 @@ _XMP_ORIENTATION = re.compile(r"""tiff:Orientation\s*(?:=\s*["']|>)\s*([1-8])"""
 
 
 def to_rgb(opened: Image.Image) -> Image.Image:
-    """Upright 8-bit RGB of any mode that Pillow opens; a new image, without the file's metadata.
+    """Convert an image of any of Pillow's modes to upright 8-bit RGB.
 
-    Raises what Pillow raises: `open_image` is what to call.
+    Args:
+        opened: An image; its pixels are decoded if they are not yet.
+
+    Returns:
+        A new image without the file's metadata.
+
+    Raises:
+        ValueError: It has no pixel.
+        Exception: Whatever Pillow raises for damaged content; `open_image` raises ImageError alone.
+
+    >>> to_rgb(Image.new("RGBA", (1, 1), (255, 0, 0, 0))).getpixel((0, 0))
+    (255, 255, 255)
     """
     layout = _raw_layout(opened)
     for name, kind in (("xmp", bytes), ("XML:com.adobe.xmp", str)):

@@ -13,9 +13,14 @@ from clipvisionalign.images.decoding import ImageSource, open_image
 
 @dataclass(frozen=True)
 class ImageTransform:
-    """What an image tower wants to see: `size` x `size` pixels, each channel (value - mean) / std.
+    """What an image tower takes: `size` x `size` pixels, each channel (value - mean) / std.
 
     The whole image is squeezed into the square, so that nothing that a caption may describe is cropped away.
+
+    Attributes:
+        size: Pixels on a side.
+        mean: Mean of red, green and blue, as shares of 1.
+        std: Standard deviation of the same.
     """
 
     size: int = 224
@@ -23,9 +28,15 @@ class ImageTransform:
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
 
     def transform(self, augment: bool = False, flip: float = 0.0) -> Callable[[Image.Image], Any]:
-        """A function from an RGB image to a tensor (3, size, size) of bytes, which the tower scales itself.
+        """A function from an RGB image to the tower's pixels.
 
-        `augment` crops and recolours at random, `flip` is the share mirrored. Neither belongs into an evaluation.
+        Args:
+            augment: Whether images are cropped (at least half of the area) and recoloured at random; not for an
+                evaluation.
+            flip: Share of images that are mirrored; not for an evaluation.
+
+        Returns:
+            A function from a Pillow image to a uint8 tensor (3, size, size), which `normalize` scales.
         """
         from torchvision.transforms import v2
 
@@ -44,28 +55,50 @@ class ImageTransform:
         return v2.Compose(steps)
 
     def image_loader(self, augment: bool = False, flip: float = 0.0) -> Callable[[ImageSource], Any]:
-        """`transform` after opening: a function from a path, bytes or a Pillow image; raises ImageError."""
+        """`transform` after opening the image.
+
+        Args:
+            augment: As in `transform`.
+            flip: As in `transform`.
+
+        Returns:
+            A function from a path, bytes or a Pillow image to the tower's pixels, which raises ImageError.
+        """
         transform = self.transform(augment, flip)
         return lambda image: transform(open_image(image, self.decoded_size))
 
     @property
     def decoded_size(self) -> int:
-        """Pixels that are wanted of an image's shorter side, 0 for all that it has, see `open_image`."""
+        """Pixels that are required of an image's shorter side, 0 for all that it has, see `open_image`."""
         return self.size
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        """Shape of what `transform` gives for one image."""
+        """Shape of what `transform` returns for one image."""
         return 3, self.size, self.size
 
     def random_pixels(self, count: int) -> Any:
-        """Random images, as `transform` gives them: (count, *input_shape), bytes."""
+        """Random images, for timing and dry runs.
+
+        Args:
+            count: Number B of images.
+
+        Returns:
+            (B, *input_shape) uint8, drawn from PyTorch's global generator.
+        """
         import torch
 
         return torch.randint(256, (count, *self.input_shape), dtype=torch.uint8)
 
     def normalize(self, pixels: Any) -> Any:
-        """Bytes (B, 3, S, S) -> what the tower's backbone takes, float32; what is no bytes is taken as scaled."""
+        """Scale pixels to what the tower's backbone takes.
+
+        Args:
+            pixels: (B, 3, S, S) uint8; any other dtype is taken as scaled and returned as it is.
+
+        Returns:
+            (B, 3, S, S) float32 on the same device.
+        """
         import torch
 
         if pixels.dtype != torch.uint8:

@@ -101,25 +101,60 @@ def attend(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None = No
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
-    """(B, T, D) -> (B, H, T, D / H)."""
+    """Split concatenated heads.
+
+    Args:
+        x: (B, T, D).
+        heads: Number H of heads, which divides D.
+
+    Returns:
+        (B, H, T, D / H), a view.
+    """
     return x.unflatten(-1, (heads, -1)).transpose(1, 2)
 
 
 def join_heads(x: Tensor) -> Tensor:
-    """(B, H, T, d) -> (B, T, H d)."""
+    """Concatenate heads; the inverse of `split_heads`.
+
+    Args:
+        x: (B, H, T, d).
+
+    Returns:
+        (B, T, H d).
+    """
     return x.transpose(1, 2).flatten(2)
 
 
 def window_covers(length: int, window: int) -> bool:
-    """Whether every token sees every other, so that the window changes nothing.
+    """Whether every token attends to every other, so that the window changes nothing.
 
     In an export, whose lengths are open, only where there is no window.
+
+    Args:
+        length: Number T of tokens.
+        window: Number of neighbouring tokens, half of them on either side; 0 for all.
+
+    Returns:
+        Whether it does.
+
+    >>> window_covers(5, 8), window_covers(6, 8)
+    (True, False)
     """
     return not window or (not torch.compiler.is_exporting() and length - 1 <= window // 2)
 
 
 def choose_kernel(q: Tensor, k: Tensor, window: int, dropout: float = 0.0) -> Kernel:
-    """Which kernel computes `attention` for these tensors."""
+    """Which kernel computes `attention` for these tensors.
+
+    Args:
+        q: (B, H, T, d), of which shape, dtype and device count.
+        k: (B, H, S, d).
+        window: As in `attention`.
+        dropout: As in `attention`.
+
+    Returns:
+        Its name.
+    """
     if torch.compiler.is_exporting():
         # A graph that is written is of any length, for any device: a table under a mask is right for all of them.
         return "fused"
@@ -133,7 +168,18 @@ def choose_kernel(q: Tensor, k: Tensor, window: int, dropout: float = 0.0) -> Ke
 
 
 def find_global_positions(global_attention_mask: Tensor) -> Tensor | None:
-    """Where the global tokens stand: (B, T) bool -> (B, G), -1 where a sequence has fewer than G; None for none."""
+    """The positions of global tokens.
+
+    Args:
+        global_attention_mask: (B, T) bool, true on global tokens.
+
+    Returns:
+        (B, G) in ascending order, -1 where a sequence has fewer than G; None if no sequence has any.
+
+    >>> find_global_positions(torch.tensor([[True, False, True], [False, True, False]]))
+    tensor([[ 0,  2],
+            [ 1, -1]])
+    """
     count = int(global_attention_mask.sum(dim=1).max()) if global_attention_mask.numel() else 0
     if not count:
         return None
@@ -142,7 +188,15 @@ def find_global_positions(global_attention_mask: Tensor) -> Tensor | None:
 
 
 def is_global(global_positions: Tensor, length: int) -> Tensor:
-    """Which tokens are global: places (B, G) -> (B, T) bool."""
+    """Which tokens are global; the inverse of `find_global_positions`.
+
+    Args:
+        global_positions: (B, G), -1 for none.
+        length: Number T of tokens.
+
+    Returns:
+        (B, T) bool.
+    """
     return (torch.arange(length, device=global_positions.device) == global_positions[:, :, None]).any(dim=1)
 
 
@@ -201,9 +255,15 @@ def _banded(
 
 
 def scatter_rows(x: Tensor, rows: Tensor, positions: Tensor) -> Tensor:
-    """x (B, H, T, d) with rows (B, H, G, d) at `positions` (B, G), but for those that are -1.
+    """Replace some rows of a tensor.
 
-    Without gradients x itself is changed.
+    Args:
+        x: (B, H, T, d); without gradients it is changed itself.
+        rows: (B, H, G, d).
+        positions: (B, G) where they go; those at -1 are ignored.
+
+    Returns:
+        (B, H, T, d).
     """
     batch, slot = (positions >= 0).nonzero(as_tuple=True)
     changed = x.transpose(1, 2)
@@ -214,7 +274,15 @@ def scatter_rows(x: Tensor, rows: Tensor, positions: Tensor) -> Tensor:
 
 
 def gather_rows(x: Tensor, index: Tensor) -> Tensor:
-    """x (B, H, T, d) at the places (B, G) -> (B, H, G, d)."""
+    """Some rows of a tensor.
+
+    Args:
+        x: (B, H, T, d).
+        index: (B, G) positions, none negative.
+
+    Returns:
+        (B, H, G, d).
+    """
     return x.gather(2, index[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3]))
 
 

@@ -28,11 +28,18 @@ def causal_attention(
         q: (B, H, T, d).
         k: (B, H, T, d).
         v: (B, H, T, d).
-        window: tokens in front of it that a token sees; 0 for all.
-        pooled_position: (B,) of the token that sees all tokens in front of it; None for none.
-        dropout: share of the attention that is dropped, while training.
+        window: Tokens in front of it that a token attends to; 0 for all.
+        pooled_position: (B,) position of the token that attends to all tokens in front of it; None for none.
+        dropout: Share of the attention weights that is dropped during training.
 
-    Returns (B, H, T, d).
+    Returns:
+        (B, H, T, d).
+
+    Source: Beltagy, Peters and Cohan, "Longformer", arXiv:2004.05150, for the window; here it is one-sided.
+
+    >>> x = torch.ones(1, 2, 3, 4)
+    >>> causal_attention(x, x, x, window=1).shape
+    torch.Size([1, 2, 3, 4])
     """
     length = q.shape[2]
     if window and torch.compiler.is_exporting():

@@ -25,7 +25,17 @@ MAX_TIMING_SECONDS = 10.0
 
 
 def best_device(name: str = "auto") -> torch.device:
-    """The accelerator of this machine if there is one, else the CPU; or the device of that name. Raises ValueError."""
+    """The device of a name.
+
+    Args:
+        name: "auto" for the accelerator of this machine if there is one, else the CPU; or "cpu", "cuda:1", ...
+
+    Returns:
+        The device.
+
+    Raises:
+        ValueError: This machine does not have it.
+    """
     if name == "auto":
         accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
         return accelerator or torch.device("cpu")
@@ -41,11 +51,20 @@ def best_device(name: str = "auto") -> torch.device:
 def time_dtypes(
     device: torch.device, work: Callable[[], Any], repeats: int = 3, small_work: Callable[[], Any] | None = None
 ) -> dict[torch.dtype, float]:
-    """Seconds that `work` takes in float32 and under bfloat16 autocast, in turns: the best of some after a warm-up.
+    """Seconds that a piece of work takes in float32 and under bfloat16 autocast, in turns: the best after a warm-up.
 
-    Ends as soon as the result is certain. small_work: the same work in small, timed first: where bfloat16 takes
-    `MAX_SLOWDOWN` times float32 there, the seconds of that are returned, and `work` is not done at all. The turns end
-    once the two are `CLEAR_RATIO` apart, or after `MAX_TIMING_SECONDS`.
+    The turns end once the two are `CLEAR_RATIO` apart, or after `MAX_TIMING_SECONDS`.
+
+    Args:
+        device: Where the work is done.
+        work: The work; it is repeated.
+        repeats: Turns after the warm-up at most.
+        small_work: The same work in small, timed first: where bfloat16 takes `MAX_SLOWDOWN` times float32 there, its
+            seconds
+            are returned and `work` is not done at all. None for none.
+
+    Returns:
+        Seconds by dtype.
     """
 
     def time_once(work: Callable[[], Any], dtype: torch.dtype) -> float:
@@ -98,9 +117,16 @@ def _is_hopeless(
 def fastest_dtype(
     device: torch.device, work: Callable[[], Any], precision: str = "auto", small_work: Callable[[], Any] | None = None
 ) -> torch.dtype:
-    """The dtype for `work`. precision: "auto" to measure, "float32" or "bfloat16".
+    """The dtype for a piece of work.
 
-    small_work: the same work in small, by which a slow bfloat16 is detected without doing the whole work in it.
+    Args:
+        device: Where the work is done.
+        work: The work; it is repeated.
+        precision: "auto" to measure, "float32" or "bfloat16".
+        small_work: As in `time_dtypes`.
+
+    Returns:
+        bfloat16 if it is asked for, or at least `MIN_SPEEDUP` times as fast; else float32.
     """
     if precision != "auto":
         return torch.bfloat16 if precision == "bfloat16" else torch.float32
@@ -109,7 +135,11 @@ def fastest_dtype(
 
 
 def machine_info() -> dict[str, Any]:
-    """What a figure of time is quoted with: processor, cores, memory, system, device."""
+    """The machine that a measured time is of.
+
+    Returns:
+        "processor", "threads", "memory_gib" (None where unknown), "system", "device" and "instructions".
+    """
     model = platform.processor() or platform.machine()
     memory = None
     try:
@@ -132,7 +162,11 @@ def machine_info() -> dict[str, Any]:
 
 
 def library_versions() -> dict[str, str]:
-    """Versions of what a result depends on."""
+    """Versions of the libraries that a result depends on.
+
+    Returns:
+        Versions by name.
+    """
     from importlib.metadata import version
 
     names = ("clipvisionalign", "torch", "torchvision", "timm", "transformers", "numpy", "pillow")

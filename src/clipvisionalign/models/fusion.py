@@ -40,7 +40,12 @@ class FusionConfig:
 
 
 class FeedForward(nn.Module):
-    """The token-wise part of a block."""
+    """The token-wise part of a block.
+
+    Args:
+        width: Width of a token.
+        dropout: Share that is dropped during training.
+    """
 
     def __init__(self, width: int, dropout: float) -> None:
         super().__init__()
@@ -50,12 +55,25 @@ class FeedForward(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: (..., W) -> (..., W), with the residual added."""
+        """Apply the layer and add its input.
+
+        Args:
+            x: (..., D).
+
+        Returns:
+            (..., D).
+        """
         return x + self.dropout(self.down(nn.functional.gelu(self.up(self.norm(x)))))
 
 
 class SelfBlock(nn.Module):
-    """The caption's tokens attend to each other."""
+    """The caption's tokens attend to each other.
+
+    Args:
+        width: D, width of a token.
+        heads: Number of attention heads.
+        dropout: Share that is dropped during training.
+    """
 
     def __init__(self, width: int, heads: int, dropout: float) -> None:
         super().__init__()
@@ -67,14 +85,28 @@ class SelfBlock(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """x: (Q, T, D); mask: (Q, T) -> (Q, T, D)."""
+        """Apply the layer and add its input.
+
+        Args:
+            x: (Q, T, D).
+            mask: (Q, T) true on tokens, false on padding.
+
+        Returns:
+            (Q, T, D).
+        """
         y = self.norm(x)
         k, v = self.key_value(y).chunk(2, dim=-1)
         return x + self.dropout(self.out(attend(self.query(y), k, v, self.heads, mask)))
 
 
 class CrossBlock(nn.Module):
-    """The caption's tokens attend to the image's patches."""
+    """The caption's tokens attend to the image's patches.
+
+    Args:
+        width: D, width of a token.
+        heads: Number of attention heads.
+        dropout: Share that is dropped during training.
+    """
 
     def __init__(self, width: int, heads: int, dropout: float) -> None:
         super().__init__()
@@ -86,19 +118,43 @@ class CrossBlock(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, key_value: Tensor) -> Tensor:
-        """x: (Q, T, D); key_value: (Q, P, 2 D), from `key_value(patches)` -> (Q, T, D)."""
+        """Apply the layer and add its input.
+
+        Args:
+            x: (Q, T, D).
+            key_value: (Q, P, 2 D), from `key_value(patches)`.
+
+        Returns:
+            (Q, T, D).
+        """
         k, v = key_value.chunk(2, dim=-1)
         return x + self.dropout(self.out(attend(self.query(self.norm(x)), k, v, self.heads)))
 
     def weights(self, x: Tensor, key_value: Tensor) -> Tensor:
-        """How much each token attends to each patch, mean over heads: (Q, T, P), each row summing to 1."""
+        """How much each token attends to each patch.
+
+        Args:
+            x: (Q, T, D).
+            key_value: (Q, P, 2 D), from `key_value(patches)`.
+
+        Returns:
+            (Q, T, P), mean over heads; each row sums to 1.
+        """
         q = split_heads(self.query(self.norm(x)), self.heads)
         k = split_heads(key_value.chunk(2, dim=-1)[0], self.heads)
         return (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(dim=-1).mean(dim=1)
 
 
 class Fusion(nn.Module):
-    """Pair scores from caption tokens (Q, T, W) and patch tokens (B, P, D)."""
+    """Corrections of pairs' scores, by cross-attention from caption tokens to image patches.
+
+    Args:
+        config: Its settings.
+        token_width: W, width of the text tower's tokens.
+        patch_width: Width of the patches in the common space.
+
+    Source: Tan and Bansal, "LXMERT", arXiv:1908.07490; Li et al., "ALBEF", arXiv:2107.07651.
+    """
 
     def __init__(self, config: FusionConfig, token_width: int, patch_width: int) -> None:
         super().__init__()
@@ -117,20 +173,43 @@ class Fusion(nn.Module):
         self.register_buffer("weight", torch.ones(()))
 
     def project_patches(self, patch_tokens: Tensor) -> Tensor:
-        """(B, P, patch width) -> every layer's keys and values (B, L, P, 2 D): done once per image."""
+        """The keys and values of every layer, once for each image.
+
+        Args:
+            patch_tokens: (B, P, patch width).
+
+        Returns:
+            (B, L, P, 2 D).
+        """
         patches = self.patches_in(patch_tokens)
         return torch.stack([block.key_value(patches) for block in self.cross_blocks], dim=1)  # type: ignore[operator]
 
     def forward(self, tokens: Tensor, mask: Tensor, key_values: Tensor, matches: Tensor) -> Tensor:
-        """Corrections (Q,) of the pairs' scores.
+        """Corrections of the pairs' scores; 0 for all before the first step of training.
 
-        tokens: (Q, T, W); mask: (Q, T); key_values: (Q, L, P, 2 D) of each pair's image; matches: (Q, T, 2), what the
-        late interaction finds for each token.
+        Args:
+            tokens: (Q, T, W) of each pair's caption.
+            mask: (Q, T) true on tokens, false on padding.
+            key_values: (Q, L, P, 2 D) of each pair's image.
+            matches: (Q, T, 2) what the late interaction finds for each token.
+
+        Returns:
+            (Q,) before their weight.
         """
         return self._run(tokens, mask, key_values, matches)[0]
 
     def attention_maps(self, tokens: Tensor, mask: Tensor, key_values: Tensor, matches: Tensor) -> Tensor:
-        """How much each token attends to each patch, mean over layers and heads (Q, T, P); arguments of `forward`."""
+        """How much each token attends to each patch.
+
+        Args:
+            tokens: As in `forward`.
+            mask: As in `forward`.
+            key_values: As in `forward`.
+            matches: As in `forward`.
+
+        Returns:
+            (Q, T, P), mean over layers and heads.
+        """
         maps: list[Tensor] = []
         self._run(tokens, mask, key_values, matches, maps)
         return torch.stack(maps).mean(dim=0)

@@ -16,14 +16,25 @@ from clipvisionalign.models.image_tower import ImageFeatures, ImageTower
 
 
 class ImageEmbeddings(NamedTuple):
-    """An image in the common space. vectors: (B, D) unit length; patches: (B, P, D), None where nobody asks."""
+    """Images in the common space.
+
+    Attributes:
+        vectors: (B, D) unit length.
+        patches: (B, P, D), not of unit length; None where no design uses them.
+    """
 
     vectors: Tensor
     patches: Tensor | None
 
 
 class CaptionEmbeddings(NamedTuple):
-    """Captions in the common space. vectors: (b, D) unit length; tokens: (b, T, W) or None; mask: (b, T)."""
+    """Captions in the common space.
+
+    Attributes:
+        vectors: (b, D) unit length.
+        tokens: (b, T, W) outputs of the text tower; None for designs that compare vectors only.
+        mask: (b, T) 1 on tokens of the caption, 0 on padding.
+    """
 
     vectors: Tensor
     tokens: Tensor | None
@@ -35,7 +46,14 @@ HEADS = 8
 
 
 class ImageHead(nn.Module):
-    """From an image tower's features to the common space: a map of the pooled vector plus a pooling of the patches."""
+    """From an image tower's features to the common space: a map of the pooled vector plus a pooling of the patches.
+
+    Args:
+        tower: The image tower, whose widths and number of patches are used.
+        width: D, width of the common space, a multiple of `heads`.
+        dropout: Share of the features that is dropped during training.
+        heads: Number of heads of the pooling.
+    """
 
     def __init__(self, tower: ImageTower, width: int, dropout: float, heads: int = HEADS) -> None:
         super().__init__()
@@ -51,7 +69,14 @@ class ImageHead(nn.Module):
         self.heads = heads
 
     def forward(self, features: ImageFeatures) -> ImageEmbeddings:
-        """Pooled features and patches of a tower -> unit vectors (B, D) and projected patches (B, P, D)."""
+        """Project features to the common space.
+
+        Args:
+            features: Pooled (B, C) and patches (B, P, C').
+
+        Returns:
+            Unit vectors (B, D) and projected patches (B, P, D).
+        """
         patches = self.patch(features.patches) + self.position
         weights = self.weights(patches).softmax(dim=1)
         values = self.value(patches).unflatten(-1, (self.heads, -1))

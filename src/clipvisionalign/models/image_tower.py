@@ -50,7 +50,12 @@ class ImageTowerConfig:
 
 
 class ImageFeatures(NamedTuple):
-    """What the image tower gives. pooled: (B, C); patches: (B, P, C'), of the same width for most backbones."""
+    """The outputs of an image tower.
+
+    Attributes:
+        pooled: (B, C).
+        patches: (B, P, C'), of the same width for most backbones.
+    """
 
     pooled: Tensor
     patches: Tensor
@@ -59,10 +64,15 @@ class ImageFeatures(NamedTuple):
 class ImageTower(nn.Module):
     """A timm backbone without its classifier.
 
-    Raises WeightsNotFound, and ValueError for an unknown name and for a backbone that does not take images of the size
-    asked for.
+    Args:
+        config: Its settings.
+        load_weights: Whether pretrained weights are loaded; else they are random, to be replaced by those of a run.
+        folder: Where `save` wrote what the backbone is built from, where timm's name alone is not enough; None
+            otherwise.
 
-    folder: where `save` wrote what the backbone is built from, where timm's name alone is not enough.
+    Raises:
+        WeightsNotFound: There are no weights of that name here or on the hub.
+        ValueError: The name is unknown, weights do not fit, or the backbone does not take images of the given size.
     """
 
     def __init__(self, config: ImageTowerConfig, load_weights: bool = True, folder: Path | None = None) -> None:
@@ -102,7 +112,11 @@ class ImageTower(nn.Module):
         self.width, self.num_patches, self.patch_width = self._measure_shapes()
 
     def save(self, folder: Path) -> None:
-        """What the backbone is built from, without weights, where timm's name alone is not enough."""
+        """Write what the backbone is built from, without weights; nothing where timm's name alone is enough.
+
+        Args:
+            folder: Where config.json is written; it is made if it is not there.
+        """
         if self.published_config is not None:
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "config.json").write_text(json.dumps(self.published_config, indent=2) + "\n", encoding="utf-8")
@@ -130,16 +144,40 @@ class ImageTower(nn.Module):
         return features.pooled.shape[-1], features.patches.shape[1], features.patches.shape[2]
 
     def forward(self, pixels: Tensor) -> ImageFeatures:
-        """pixels (B, 3, S, S), bytes or scaled -> pooled (B, C), patches (B, P, C)."""
+        """Encode images.
+
+        Args:
+            pixels: (B, 3, S, S) uint8, or scaled.
+
+        Returns:
+            Pooled (B, C) and patches (B, P, C').
+        """
         return self.features_of(self.feature_map(pixels))
 
     def feature_map(self, pixels: Tensor) -> Tensor:
-        """pixels (B, 3, S, S) -> the backbone's last features, in whatever order of axes it has them."""
+        """The last features of the backbone.
+
+        Args:
+            pixels: (B, 3, S, S) uint8, or scaled.
+
+        Returns:
+            The features, in the backbone's own order of axes.
+        """
         pixels = self.image_transform.normalize(pixels).contiguous(memory_format=torch.channels_last)
         return self.backbone.forward_features(pixels)
 
     def features_of(self, features: Tensor) -> ImageFeatures:
-        """What `feature_map` gives -> pooled (B, C), patches (B, P, C')."""
+        """Pool the last features.
+
+        Args:
+            features: As `feature_map` returns them.
+
+        Returns:
+            Pooled (B, C) and patches (B, P, C').
+
+        Raises:
+            TypeError: The backbone returns several tensors.
+        """
         if not isinstance(features, Tensor):
             raise TypeError("it gives its features in several tensors")
         pooled = self.backbone.forward_head(features, pre_logits=True)
@@ -147,7 +185,15 @@ class ImageTower(nn.Module):
 
 
 def timm_patches(backbone: Any, features: Tensor) -> Tensor:
-    """What a timm backbone's `forward_features` gives, (B, C, h, w) or (B, prefix + P, C) -> its patches (B, P, C)."""
+    """The patches among the features of a timm backbone.
+
+    Args:
+        backbone: The backbone, which has the order of its axes.
+        features: What its `forward_features` returns: (B, C, h, w), (B, h, w, C) or (B, prefix + P, C).
+
+    Returns:
+        (B, P, C).
+    """
     if features.ndim != 4:
         return features[:, getattr(backbone, "num_prefix_tokens", 0) :]
     # timm has the order of a map's axes; most are (B, C, h, w), Swin's are (B, h, w, C).

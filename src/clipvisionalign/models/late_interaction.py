@@ -45,9 +45,13 @@ class LateConfig:
 
 
 class LateTokens(NamedTuple):
-    """Captions' tokens. vectors: (b, T, E) unit length; weights: (b, T), sum to 1, 0 on padding; mask: (b, T).
+    """The tokens of captions in the late interaction.
 
-    positions: (b, T), where in its caption each token stands; None where it stands at its own place.
+    Attributes:
+        vectors: (b, T, E) unit length.
+        weights: (b, T) sum to 1, 0 on padding.
+        mask: (b, T) bool, false on padding.
+        positions: (b, T) position of each token in its caption; None where none is left out.
     """
 
     vectors: Tensor
@@ -56,13 +60,26 @@ class LateTokens(NamedTuple):
     positions: Tensor | None = None
 
     def select(self, index: Tensor | slice) -> LateTokens:
-        """Some of the captions, in that order."""
+        """Some of the captions.
+
+        Args:
+            index: Numbers of the captions, or a slice.
+
+        Returns:
+            Their tokens, in that order.
+        """
         positions = None if self.positions is None else self.positions[index]
         return LateTokens(self.vectors[index], self.weights[index], self.mask[index], positions)
 
 
 class LateInteraction(nn.Module):
-    """Vectors of tokens (b, T, W) and patches (B, P, D), weights of the tokens, and their temperature."""
+    """Projects tokens and patches for the late interaction, and weighs the tokens.
+
+    Args:
+        config: Its settings.
+        token_width: W, width of the text tower's tokens.
+        patch_width: D, width of the patches in the common space.
+    """
 
     def __init__(self, config: LateConfig, token_width: int, patch_width: int) -> None:
         super().__init__()
@@ -78,30 +95,61 @@ class LateInteraction(nn.Module):
         self.register_buffer("weight", torch.ones(()))
 
     def scale(self) -> Tensor:
-        """1 / temperature, at most 100."""
+        """1 / temperature of the late score, at most 100.
+
+        Returns:
+            A scalar, with a gradient.
+        """
         return self.log_scale.exp().clamp(max=100.0)
 
     def project_tokens(self, tokens: Tensor, mask: Tensor) -> LateTokens:
-        """tokens: (b, T, W); mask: (b, T) -> their vectors and weights, pruned in evaluation if so configured."""
+        """Project and weigh tokens; in evaluation only the `keep_tokens` of greatest weight are kept.
+
+        Args:
+            tokens: (b, T, W).
+            mask: (b, T) 1 on tokens, 0 on padding.
+
+        Returns:
+            Their vectors and weights.
+        """
         projected, keep = self.project_all_tokens(tokens, mask), self.config.keep_tokens
         return prune_tokens(projected, keep) if keep and not self.training else projected
 
     def project_all_tokens(self, tokens: Tensor, mask: Tensor) -> LateTokens:
-        """The same of every token, whatever is pruned."""
+        """Project and weigh tokens, all of them whatever `keep_tokens` is.
+
+        Args:
+            tokens: (b, T, W).
+            mask: (b, T) 1 on tokens, 0 on padding.
+
+        Returns:
+            Their vectors and weights.
+        """
         mask = mask.bool()
         vectors = F.normalize(self.token(tokens).float(), dim=-1)
         weights = self.token_weight(tokens).squeeze(-1).float().masked_fill(~mask, -torch.inf)
         return LateTokens(vectors, weights.softmax(dim=-1), mask)
 
     def project_patches(self, patches: Tensor) -> Tensor:
-        """patches: (B, P, D) -> (B, P, E) unit vectors."""
+        """Project patches.
+
+        Args:
+            patches: (B, P, D).
+
+        Returns:
+            (B, P, E) unit length.
+        """
         return F.normalize(self.patch(patches).float(), dim=-1)
 
     def matches(self, tokens: Tensor, patches: Tensor) -> Tensor:
-        """What each token of a pair finds among its image's patches, (Q, T, 2), for a fusion to start from.
+        """What each token of a pair finds among its image's patches, for a fusion to start from.
 
-        tokens: (Q, T, W), padding too; patches: (Q, P, E), of each pair's image. The best cosine, and the mean cosine
-        under the softmax of all.
+        Args:
+            tokens: (Q, T, W), padding too.
+            patches: (Q, P, E) unit vectors of each pair's image.
+
+        Returns:
+            (Q, T, 2): the best cosine, and the mean cosine under the softmax of all.
         """
         vectors = F.normalize(self.token(tokens).float(), dim=-1)
         cosines = vectors @ patches.transpose(1, 2)
@@ -129,8 +177,15 @@ def prune_tokens(tokens: LateTokens, keep: int) -> LateTokens:
 
 
 def prune_weights(weights: Tensor, keep: int) -> Tensor:
-    """What `prune_tokens` makes of weights (b, T), each at its own place, 0 for a token that is left out: by
-    comparisons alone, for graphs whose length is open."""
+    """The weights that `prune_tokens` leaves, each at its own position, by comparisons alone: for graphs of any length.
+
+    Args:
+        weights: (b, T) weights of the tokens.
+        keep: Number of tokens to keep of each caption; 0 for all.
+
+    Returns:
+        (b, T) 0 for a token that is left out; they sum to 1.
+    """
     if not keep:
         return weights
     own, others = weights[:, :, None], weights[:, None, :]
@@ -147,7 +202,7 @@ def maxsim(patches: Tensor, tokens: LateTokens, block: int = COSINES_PER_BLOCK) 
     Each token contributes the cosine of its best patch, by the token's weight.
 
     Args:
-        patches: (N, P, E) unit vectors, from `LateInteraction.patches`.
+        patches: (N, P, E) unit vectors, from `LateInteraction.project_patches`.
         tokens: Unit vectors and weights of the tokens of M captions.
         block: Number of cosines that are computed at a time.
 
@@ -155,6 +210,10 @@ def maxsim(patches: Tensor, tokens: LateTokens, block: int = COSINES_PER_BLOCK) 
         (N, M) from -1 to 1.
 
     Source: Khattab and Zaharia, "ColBERT", arXiv:2004.12832; with image patches Yao et al., "FILIP", arXiv:2111.07783.
+
+    >>> tokens = LateTokens(torch.eye(2)[None], torch.tensor([[0.5, 0.5]]), torch.ones(1, 2))
+    >>> maxsim(torch.eye(2)[None], tokens).item(), maxsim(torch.eye(2)[None, :1], tokens).item()
+    (1.0, 0.5)
     """
     images, captions = len(patches), len(tokens.weights)
     cosines_per_pair = patches.shape[1] * tokens.weights.shape[1]
@@ -172,7 +231,7 @@ def maxsim_pairs(patches: Tensor, tokens: LateTokens) -> Tensor:
     """The scores of Q pairs: image 0 with caption 0, image 1 with caption 1, and so on.
 
     Args:
-        patches: (Q, P, E) unit vectors, from `LateInteraction.patches`.
+        patches: (Q, P, E) unit vectors, from `LateInteraction.project_patches`.
         tokens: Unit vectors and weights of the tokens of Q captions.
 
     Returns:

@@ -39,7 +39,16 @@ class PackedLinear(nn.Linear):
     had_gradients = False
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., in) -> (..., out)."""
+        """Apply the layer, with packed weights where they are faster.
+
+        They are used in evaluation, without gradients, in float32 on a CPU.
+
+        Args:
+            x: (..., in).
+
+        Returns:
+            (..., out).
+        """
         if torch.is_grad_enabled() and self.weight.requires_grad:
             self.had_gradients = True
             _packed.pop(self, None)
@@ -48,7 +57,14 @@ class PackedLinear(nn.Linear):
         return torch.ops.mkldnn._linear_pointwise(x, self._packed_weight(), self.bias, "none", [], "")
 
     def train(self, mode: bool = True) -> PackedLinear:
-        """Into training or evaluation: from one to the other, nothing packed is kept."""
+        """Set training or evaluation mode; a change of mode drops the packed weights.
+
+        Args:
+            mode: Whether to train.
+
+        Returns:
+            The layer itself.
+        """
         if mode != self.training:
             _packed.pop(self, None)
             self.had_gradients = False
@@ -86,7 +102,11 @@ class PackedLinear(nn.Linear):
 
 
 def pack_linears(model: nn.Module) -> None:
-    """Let all linear layers of a model that is loaded to be used pack their weights."""
+    """Let all linear layers of a model pack their weights; subclasses of nn.Linear are left as they are.
+
+    Args:
+        model: A model that is loaded to be used; it is changed itself.
+    """
     for module in model.modules():
         if type(module) is nn.Linear:
             module.__class__ = PackedLinear

@@ -16,10 +16,12 @@ from clipvisionalign.progress import progress
 
 
 class PairModel(nn.Module):
-    """What `PairScorer` asks of the model that encoded its images and captions.
+    """What `PairScorer` requires of the model that encoded its images and captions.
 
-    late: the late interaction, fusion: the fusion on top of it, None where the design has none. show_progress: whether
-    scoring shows a live line on standard error.
+    Attributes:
+        late: The late interaction; None where the design has none.
+        fusion: The fusion on top of it; None where the design has none.
+        show_progress: Whether scoring shows a live line on standard error.
     """
 
     late: LateInteraction | None
@@ -27,12 +29,22 @@ class PairModel(nn.Module):
     show_progress: bool
 
     def scale(self) -> Tensor:
-        """1 / temperature of the dual encoder's score: a scalar."""
+        """1 / temperature of the dual encoder's score.
+
+        Returns:
+            A scalar.
+        """
         raise NotImplementedError
 
 
 class EncodedImages(NamedTuple):
-    """N images as pairs need them. vectors: (N, D); patches: (N, P, E); key_values: (N, L, P, 2 D) for a fusion."""
+    """N images as pairs are scored with them.
+
+    Attributes:
+        vectors: (N, D) unit length.
+        patches: (N, P, E) unit length.
+        key_values: (N, L, P, 2 D) for a fusion; None without one.
+    """
 
     vectors: Tensor
     patches: Tensor
@@ -40,7 +52,17 @@ class EncodedImages(NamedTuple):
 
     @classmethod
     def concat(cls, chunks: Sequence[EncodedImages]) -> EncodedImages:
-        """Chunks one after the other. Raises ValueError for none."""
+        """Concatenate chunks of images.
+
+        Args:
+            chunks: The chunks, in their order.
+
+        Returns:
+            All of their images.
+
+        Raises:
+            ValueError: There are none.
+        """
         if not chunks:
             raise ValueError("no images to score")
         key_values = [chunk.key_values for chunk in chunks if chunk.key_values is not None]
@@ -49,11 +71,14 @@ class EncodedImages(NamedTuple):
 
 
 class EncodedCaption(NamedTuple):
-    """A caption as pairs need it.
+    """A caption as pairs are scored with it; without padding.
 
-    vector: (D,); token_vectors: (T, E) with token_weights (T,) for the late interaction; tokens: (T, W) for a fusion.
-
-    positions: (T,), positions of the tokens in the caption, where not all count (`keep_tokens`).
+    Attributes:
+        vector: (D,) unit length.
+        token_vectors: (T, E) unit length.
+        token_weights: (T,) sum to 1.
+        tokens: (T, W) for a fusion; None without one.
+        positions: (T,) positions of the tokens in the caption, where some are left out (`keep_tokens`); else None.
     """
 
     vector: Tensor
@@ -64,11 +89,16 @@ class EncodedCaption(NamedTuple):
 
 
 class PairScorer:
-    """Scores pairs of the images and captions it was made from; each was encoded and projected once.
+    """Scores pairs of images and captions that were encoded once.
 
-    A pair's score is the dual encoder's cosine / temperature, plus the late interaction's score / its temperature times
-    its weight, plus the fusion's correction times its weight. Called with image numbers (Q,) and caption numbers (Q,)
-    it gives their scores (Q,), float32.
+    A pair's score is cosine / temperature, plus weight x late score / its temperature, plus weight x the fusion's
+    correction.
+
+    Args:
+        aligner: The model that encoded them; it has a late interaction.
+        images: N images.
+        captions: M captions.
+        batch: Pairs that are scored together.
     """
 
     def __init__(
@@ -85,17 +115,38 @@ class PairScorer:
         self.lengths = np.array([len(caption.token_vectors) for caption in captions])
 
     def component_weights(self) -> np.ndarray:
-        """What the three parts of a score count: (3,), the dual score 1."""
+        """The weights of the three components of a score.
+
+        Returns:
+            (3,) float32: 1 for the dual encoder, the weight of the late interaction, and of the fusion, 0 without one.
+        """
         fusion = 0.0 if self.fusion is None else self.fusion.weight.item()
         return np.array([1.0, self.late.weight.item(), fusion], dtype=np.float32)
 
     def __call__(self, image_index: np.ndarray, caption_index: np.ndarray) -> np.ndarray:
-        """Scores (Q,) of pairs. image_index, caption_index: (Q,) positions among the encoded images and captions."""
+        """Score pairs.
+
+        Args:
+            image_index: (Q,) positions among the encoded images.
+            caption_index: (Q,) positions among the encoded captions.
+
+        Returns:
+            (Q,) float32.
+        """
         return self.components(image_index, caption_index) @ self.component_weights()
 
     @torch.no_grad()
     def components(self, image_index: np.ndarray, caption_index: np.ndarray) -> np.ndarray:
-        """The parts of the pairs' scores (Q, 3): dual encoder, late interaction, fusion's correction."""
+        """The components of the scores of pairs, before their weights.
+
+        Args:
+            image_index: (Q,) positions among the encoded images.
+            caption_index: (Q,) positions among the encoded captions.
+
+        Returns:
+            (Q, 3) float32: cosine / temperature, late score / its temperature, correction of the fusion (0 without
+            one).
+        """
         scores = np.zeros((len(image_index), 3), dtype=np.float32)
         # Pairs of captions of one length stand together, so that little is padded.
         order = np.argsort(self.lengths[caption_index], kind="stable")
@@ -107,7 +158,15 @@ class PairScorer:
         return scores
 
     def score_batch(self, image_index: np.ndarray, caption_index: np.ndarray) -> Tensor:
-        """`components` of as many pairs as go through the fusion together, with gradients where they are asked for."""
+        """`components` of as many pairs as are scored together, on the model's device, with gradients if enabled.
+
+        Args:
+            image_index: (Q,) positions among the encoded images.
+            caption_index: (Q,) positions among the encoded captions.
+
+        Returns:
+            (Q, 3).
+        """
         device = self.images.vectors.device
         images = torch.from_numpy(image_index).to(device)
         captions = [self.captions[caption] for caption in caption_index]
@@ -126,7 +185,14 @@ class PairScorer:
 
     @torch.no_grad()
     def score_matrix(self) -> Tensor:
-        """The scores of all pairs (N, M) without a fusion, in blocks: memory beyond the table does not grow with it."""
+        """The scores of all pairs without a fusion, in blocks: memory beyond the result does not grow with it.
+
+        Returns:
+            (N, M) float32, on the CPU.
+
+        Raises:
+            ValueError: The model has a fusion, which scores the pairs that it is asked for.
+        """
         if self.fusion is not None:
             raise ValueError("a fusion scores the pairs it is asked for, not a whole table")
         scores = (self.image_vectors @ self.caption_vectors.T) * self.aligner.scale().cpu()

@@ -40,7 +40,14 @@ _TOLERANCE = 1e-4
 
 
 def supports_custom_attention(encoder_config: Any) -> bool:
-    """Whether all layers of an encoder of these settings are dense, bidirectional, and can be given `attention`."""
+    """Whether all layers of an encoder are dense, bidirectional, and can be given `attention`.
+
+    Args:
+        encoder_config: Its config of transformers.
+
+    Returns:
+        Whether they are.
+    """
     import transformers
 
     model_class: Any = transformers.MODEL_MAPPING.get(type(encoder_config), None)
@@ -54,9 +61,14 @@ def supports_custom_attention(encoder_config: Any) -> bool:
 
 
 def max_positions(encoder_config: Any, encoder: Any = None) -> int:
-    """Tokens that an encoder of these settings has positions for; sys.maxsize where it counts none.
+    """Number of tokens that an encoder has positions for.
 
-    encoder: the encoder itself, if it is built, whose table then has the first position.
+    Args:
+        encoder_config: Its config of transformers.
+        encoder: The encoder itself, if it is built, whose table decides; None to go by the config.
+
+    Returns:
+        The number; sys.maxsize where positions are not counted.
     """
     rows = getattr(encoder_config, "max_position_embeddings", None) or 0
     if rows <= 0:
@@ -65,7 +77,14 @@ def max_positions(encoder_config: Any, encoder: Any = None) -> int:
 
 
 def position_offset(encoder: Any) -> int:
-    """Rows of an encoder's table of positions that no token stands on: those up to the padding's."""
+    """Rows of an encoder's table of positions that no token uses: those up to the padding's.
+
+    Args:
+        encoder: The encoder.
+
+    Returns:
+        The number of rows; 0 where there is no padding row.
+    """
     table = getattr(getattr(encoder, "embeddings", None), "position_embeddings", None)
     padding = getattr(table, "padding_idx", None)
     return 0 if padding is None else padding + 1
@@ -82,7 +101,15 @@ def _offset_from_config(encoder_config: Any) -> int:
 
 
 def check_is_encoder(encoder_config: Any, source: Any) -> None:
-    """Raises ValueError for models that are no encoders by their own settings."""
+    """Refuse a model that is no encoder by its own config.
+
+    Args:
+        encoder_config: Its config of transformers.
+        source: Its name or folder, for the message.
+
+    Raises:
+        ValueError: It has a decoder.
+    """
     if getattr(encoder_config, "is_encoder_decoder", False):
         raise ValueError(
             f"{source}: '{encoder_config.model_type}' is an encoder with a decoder, which generates text; "
@@ -91,7 +118,16 @@ def check_is_encoder(encoder_config: Any, source: Any) -> None:
 
 
 def check_vocabulary(encoder: Any, tokenizer: Any, source: Any) -> None:
-    """Raises ValueError where the tokenizer has numbers that the encoder has no embedding for."""
+    """Refuse a tokenizer that does not fit its encoder.
+
+    Args:
+        encoder: The encoder.
+        tokenizer: The tokenizer.
+        source: Their name or folder, for the message.
+
+    Raises:
+        ValueError: The tokenizer has ids without an embedding.
+    """
     try:
         embedding_count = getattr(encoder.get_input_embeddings(), "num_embeddings", None)
         token_ids = tokenizer.get_vocab().values()
@@ -108,11 +144,21 @@ def check_vocabulary(encoder: Any, tokenizer: Any, source: Any) -> None:
 
 @torch.no_grad()
 def check_encoder(encoder: Any, pad: int, source: Any) -> int:
-    """Read two small captions, and return the width W of what comes of them.
+    """Run an encoder on two small captions and refuse one that cannot encode captions.
 
-    pad: the tokenizer's number for padding. Leaves the encoder's mode and all random states as they are. Raises
-    ValueError, naming the model type, for an encoder that needs more than a caption, that gives no vector for each
-    token, in which a token sees none that follows it, or in which padding changes what a caption gives.
+    The encoder's mode and all random states are left as they are.
+
+    Args:
+        encoder: The encoder.
+        pad: Id of the padding token.
+        source: Its name or folder, for the message.
+
+    Returns:
+        W, width of its outputs.
+
+    Raises:
+        ValueError: It needs more than a caption, returns no vector for each token, is causal, or padding changes its
+            outputs.
     """
     model_type, training = encoder.config.model_type, encoder.training
     # The first is padded to the length of the second; they begin with the same token.
@@ -172,7 +218,11 @@ def _nearly_equal(a: Tensor, b: Tensor) -> bool:
 
 @contextmanager
 def preserve_rng_state() -> Iterator[None]:
-    """Whatever draws at random inside, the generators of PyTorch (CPU), NumPy and Python are as before behind it."""
+    """Restore the generators of PyTorch (CPU), NumPy and Python at the end of a block.
+
+    Yields:
+        Nothing.
+    """
     states = torch.get_rng_state(), np.random.get_state(), random.getstate()
     try:
         yield

@@ -23,8 +23,11 @@ MAX_RSUM = 200.0 * len(RECALL_AT)
 class EqualCaptions:
     """Captions that are equal to one of another image, whose positives they are not.
 
-    texts: how many different ones; captions: that have one of these texts; images: that have such a caption; best_rsum:
-    what no model can exceed that scores equal captions alike.
+    Attributes:
+        texts: Number of different texts that several images (or identities) have.
+        captions: Number of captions that have one of these texts.
+        images: Number of images that have such a caption.
+        best_rsum: The highest rsum of any model that scores equal captions alike, 0 to 600.
     """
 
     texts: int
@@ -43,8 +46,19 @@ class EqualCaptions:
 
 
 def describe_equal_captions(captions: str, texts: str, images: str, best_rsum: str, cost: str, way_out: str) -> str:
-    """The sentence about them, of counts with their nouns ("2 images") and figures as they are shown, without a full
-    stop. way_out: what makes such images each other's positives."""
+    """The sentence about equal captions, without a full stop.
+
+    Args:
+        captions: Their number with its noun, such as "12 captions".
+        texts: The number of their different texts, likewise.
+        images: The number of images that have one, likewise.
+        best_rsum: The highest rsum that they leave, as it is printed.
+        cost: What that is short of 600, as it is printed.
+        way_out: The setting or flag that makes such images each other's positives.
+
+    Returns:
+        The sentence.
+    """
     return (
         f"{captions} are equal, word by word, to one of another image ({texts} of {images}): no model that scores "
         f"equal captions alike exceeds rsum {best_rsum}, {cost} below the highest there is; {way_out} makes such "
@@ -53,9 +67,22 @@ def describe_equal_captions(captions: str, texts: str, images: str, best_rsum: s
 
 
 def count_equal_captions(caption_text: Any, positives: Positives) -> EqualCaptions:
-    """Count them, and find the highest rsum that they leave.
+    """Count equal captions of different images, and find the highest rsum that they leave.
 
-    caption_text: (M,) the same number for captions that are equal. Raises ValueError for another number of them.
+    Args:
+        caption_text: (M,) equal numbers for captions that are equal.
+        positives: Which captions belong to which images; if it has groups of captions, equal captions are positives
+            already
+            and nothing is counted.
+
+    Returns:
+        The counts.
+
+    Raises:
+        ValueError: There is another number of captions.
+
+    >>> count_equal_captions([7, 7, 8], Positives.of([0, 1, 2], 3)).captions
+    2
     """
     text_ids = np.unique(np.asarray(caption_text), return_inverse=True)[1]
     if text_ids.shape != positives.caption_image.shape:

@@ -39,11 +39,16 @@ MAX_SCORES_IN_MEMORY = 1 << 26
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What was measured.
+    """The figures of a model, and for one that re-ranks also those of its dual encoder.
 
-    metrics: the model's own figures; where it re-ranks also its dual encoder's, what re-ranking gains in rsum (paired),
-    and the same at smaller depths with what they cost. equal_captions: captions of different images that are equal word
-    by word, and what they can cost.
+    Attributes:
+        metrics: The model's figures; after re-ranking, where it re-ranks.
+        dual: The figures of its dual encoder alone; None without re-ranking.
+        candidates: Number of candidates that were re-ranked for each query; 0 without re-ranking.
+        gain: Paired difference in rsum between `metrics` and `dual`; None without re-ranking.
+        depths: For each number of candidates its recall at 1 both ways, rsum, scored pairs and milliseconds per query.
+        equal_captions: Captions of different images that are equal word by word, and what they can cost; None if
+            unknown.
     """
 
     metrics: RetrievalMetrics
@@ -64,7 +69,11 @@ class Evaluation:
         return result
 
     def save_ranks(self, path: Path) -> None:
-        """Save the ranks, from which every figure can be computed again."""
+        """Save the ranks, from which every figure can be computed again.
+
+        Args:
+            path: File to write, a compressed archive of NumPy; NumPy appends .npz to a name without it.
+        """
         blocks = {"ranks": self.metrics.ranks} | ({"dual": self.dual.ranks} if self.dual is not None else {})
         ways = ("image_to_text", "text_to_image")
         np.savez_compressed(
@@ -73,7 +82,19 @@ class Evaluation:
 
 
 def load_ranks(path: Path) -> dict[str, PositiveRanks]:
-    """What `save_ranks` kept: "ranks", and for a model that re-ranks also "dual". Raises OSError, ValueError."""
+    """Load what `Evaluation.save_ranks` saved.
+
+    Args:
+        path: The .npz file; no pickle is loaded.
+
+    Returns:
+        The ranks as "ranks", and for a model that re-ranks those of its dual encoder as "dual".
+
+    Raises:
+        OSError: The file cannot be read.
+        ValueError: It is not such an archive.
+        KeyError: It lacks the ranks of one direction.
+    """
     with np.load(path, allow_pickle=False) as arrays:
         names = {name.partition("_")[0] for name in arrays.files}
         return {
@@ -165,12 +186,32 @@ def evaluate(
 
 
 def rerank_depths(candidates: int) -> list[int]:
-    """The depths of re-ranking that are measured beside the one asked for."""
+    """The depths of re-ranking that are measured: the one asked for, its half, quarter and eighth.
+
+    Args:
+        candidates: Number of candidates that is asked for.
+
+    Returns:
+        Numbers of candidates in ascending order, each once and at least 1.
+
+    >>> rerank_depths(20)
+    [2, 5, 10, 20]
+    """
     return sorted({max(1, candidates // divisor) for divisor in (1, 2, 4, 8)})
 
 
 def depth_rows(results: Sequence[RerankResult], caption_image: np.ndarray) -> tuple[dict[str, Any], ...]:
-    """What re-ranking gives and costs at each depth."""
+    """What re-ranking gives and costs at each depth.
+
+    Args:
+        results: Re-ranking at each depth.
+        caption_image: (M,) number of each caption's image.
+
+    Returns:
+        For each depth "candidates", "recall_at_1" (image to text, text to image; shares), "rsum", "pairs" (scored in
+        both
+        directions together) and "ms_per_query"; no intervals.
+    """
     rows = []
     for result in results:
         metrics = metrics_of_ranks(result.ranks, caption_image, 0)

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from clipvisionalign.retrieval.query_metrics import average_precision, average_precision_at_r, chance_recall
 from clipvisionalign.retrieval.ranks import SINGLE_WORKER, PositiveRanks, Positives, WorkerShard, ranks_of_vectors
 from clipvisionalign.retrieval.ties import as_vectors
 
@@ -31,7 +32,13 @@ METRIC_NAMES = ("recall_at_1", "recall_at_5", "recall_at_10", "median_rank", "me
 
 @dataclass(frozen=True)
 class MetricEstimate:
-    """A figure and its 95% interval; low and high are None where no interval was computed."""
+    """A figure and its 95% interval.
+
+    Attributes:
+        value: The figure.
+        low: Lower end of its interval; None where no interval was computed.
+        high: Upper end likewise.
+    """
 
     value: float
     low: float | None = None
@@ -44,10 +51,18 @@ class MetricEstimate:
 
 @dataclass(frozen=True)
 class RetrievalMetrics:
-    """What a model finds. Recalls and mAP@R are shares (0 to 1), ranks count from 1, rsum is in percent (0 to 600).
+    """Retrieval figures of a model over one gallery.
 
-    image_to_text: found if any of the image's own captions is within the first k. text_to_image: likewise its image.
-    ranks: what the figures were made from. chance: what a random ranking of this gallery would show.
+    Recalls, mAP and mAP@R are shares (0 to 1), ranks count from 1, rsum is in percent (0 to 600).
+
+    Attributes:
+        images: Number of images that are queries; distractors are not among them.
+        captions: Number of captions.
+        image_to_text: Figures by name, see `METRIC_NAMES`: an image is found if any of its captions is within the first
+            k.
+        text_to_image: Likewise: a caption is found if any of its images is.
+        rsum: Sum of the six recalls at 1, 5 and 10, in percent.
+        ranks: The ranks that the figures were computed from.
     """
 
     images: int
@@ -77,7 +92,13 @@ class RetrievalMetrics:
 
 
 def metric_label(name: str) -> str:
-    """A figure as it is called wherever it is printed.
+    """A figure's name as it is printed.
+
+    Args:
+        name: A name of `METRIC_NAMES`, or "rsum".
+
+    Returns:
+        Its label.
 
     >>> metric_label("recall_at_1"), metric_label("map_at_r"), metric_label("median_rank"), metric_label("rsum")
     ('R@1', 'mAP@R', 'median rank', 'rsum')
@@ -86,9 +107,14 @@ def metric_label(name: str) -> str:
 
 
 def describe_rerank_gain(gain: Mapping[str, float | None], interval: Callable[[float], str]) -> str:
-    """What re-ranking does to rsum, as its interval carries it: the middle of a sentence on "re-ranking".
+    """What re-ranking does to rsum, as its interval supports it: the middle of a sentence on "re-ranking".
 
-    gain: "value", "low" and "high". interval: these as they are shown, with their sign changed for -1.
+    Args:
+        gain: "value", "low" and "high" of the difference in rsum; low and high may be None.
+        interval: From 1 to the figures as they are printed, from -1 to the same with their sign changed.
+
+    Returns:
+        A phrase such as "gains 3.1 [1.0, 5.2] in rsum over its own dual encoder".
     """
     low, high = gain["low"], gain["high"]
     if low is None or high is None:
@@ -145,10 +171,24 @@ def metrics_of_ranks(
     ranks: PositiveRanks, caption_image: np.ndarray, resamples: int = RESAMPLES, seed: int = 0,
     unit: np.ndarray | None = None,
 ) -> RetrievalMetrics:  # fmt: skip
-    """The figures of given ranks.
+    """The figures of given ranks, with bootstrap intervals.
 
-    caption_image: (M,) which image a caption is drawn with. unit: (N,) numbers from 0, the same for images that are
-    drawn together (`Positives.identity`); None: each for itself.
+    Args:
+        ranks: Ranks of N images and M captions.
+        caption_image: (M,) number of the image that a caption is drawn with.
+        resamples: Number of bootstrap resamples; 0, or fewer than `MIN_IMAGES` units, computes no intervals.
+        seed: Seed of the bootstrap.
+        unit: (N,) numbers from 0, equal for images that are drawn together (`Positives.identity`); None draws each
+            alone.
+
+    Returns:
+        The figures in both directions, and rsum.
+
+    Source of the interval: Efron and Tibshirani, "An Introduction to the Bootstrap" (1993), the percentile interval.
+
+    >>> ranks = PositiveRanks(np.array([[1], [3]]), np.array([[1], [2]]))
+    >>> metrics_of_ranks(ranks, np.array([0, 1])).image_to_text["recall_at_1"].value
+    0.5
     """
     images, captions = len(ranks.image_to_text), len(ranks.text_to_image)
     weights, units = _resampled(images, resamples, seed, unit)
@@ -169,31 +209,15 @@ def _bounds(name: str) -> tuple[float, float] | None:
     return None if name.endswith("rank") else (0.0, 1.0)
 
 
-def chance_recall(positive_counts: np.ndarray, gallery: int, k: int) -> np.ndarray:
-    """Expected recall of each query in a gallery in random order.
-
-    A draw without replacement: 1 - C(n - r, k) / C(n, k) for r positives.
+def chance_metrics(ranks: PositiveRanks) -> dict[str, Any]:
+    """What a random ranking of this gallery finds on average, with the positives that each query has.
 
     Args:
-        positive_counts: (Q,) number of each query's positives in the gallery.
-        gallery: Number n of candidates.
-        k: Number of first results.
+        ranks: Ranks of the gallery, of which only the number of positives per query counts.
 
     Returns:
-        (Q,) probability that one of its positives is among the first k.
-
-    >>> chance_recall(np.array([1, 2]), 4, 2)
-    array([0.5       , 0.83333333])
+        {"image_to_text": {"recall_at_1": share, ...}, "text_to_image": {...}, "rsum": 0 to 600}.
     """
-    misses = np.ones(len(positive_counts))
-    for rank in range(min(k, gallery)):
-        misses *= np.clip((gallery - positive_counts - rank) / (gallery - rank), 0.0, 1.0)
-    return 1.0 - misses
-
-
-def chance_metrics(ranks: PositiveRanks) -> dict[str, Any]:
-    """What a random ranking of this gallery shows on average: {"image_to_text": {"recall_at_1": share, ...},
-    "text_to_image": {...}, "rsum": 0 to 600}, with the positives that each query has."""
     result: dict[str, Any] = {}
     images = len(ranks.image_to_text) + ranks.distractors
     for way, gallery in (("image_to_text", len(ranks.text_to_image)), ("text_to_image", images)):
@@ -240,49 +264,20 @@ def _resampled(images: int, resamples: int, seed: int, unit: np.ndarray | None) 
 
 
 def bootstrap_weights(images: int, resamples: int, seed: int) -> np.ndarray:
-    """How often each image is drawn: (1 + resamples, N); the first row, all ones, is the data as it is."""
+    """How often each image is drawn in every resample.
+
+    Args:
+        images: Number N of images.
+        resamples: Number of resamples.
+        seed: Seed of the draws.
+
+    Returns:
+        (1 + resamples, N) float32; the first row, all ones, is the data as it is.
+    """
     weights = np.ones((1 + resamples, images), dtype=np.float32)
     if resamples:
         weights[1:] = np.random.default_rng(seed).multinomial(images, np.full(images, 1 / images), size=resamples)
     return weights
-
-
-def average_precision(ranks: np.ndarray) -> np.ndarray:
-    """Average precision of each query over the whole gallery.
-
-    Args:
-        ranks: (Q, R) ranks of its positives from 1, in ascending order, padded with 0.
-
-    Returns:
-        (Q,) from 0 to 1.
-
-    >>> average_precision(np.array([[1, 2], [2, 0]]))
-    array([1. , 0.5])
-    """
-    valid = ranks > 0
-    precision = np.arange(1, ranks.shape[1] + 1) / np.maximum(ranks, 1)
-    return (precision * valid).sum(axis=1) / valid.sum(axis=1)
-
-
-def average_precision_at_r(ranks: np.ndarray) -> np.ndarray:
-    """Average precision of each query within its first R results, with R its number of positives (mAP@R).
-
-    Args:
-        ranks: (Q, R) ranks of its positives from 1, in ascending order, padded with 0.
-
-    Returns:
-        (Q,) from 0 to 1.
-
-    Source: Musgrave et al., "A Metric Learning Reality Check", arXiv:2003.08505.
-
-    >>> average_precision_at_r(np.array([[1, 3], [1, 0]]))
-    array([0.5, 1. ])
-    """
-    valid = ranks > 0
-    positive_counts = valid.sum(axis=1, keepdims=True)
-    within = valid & (ranks <= positive_counts)
-    precision = np.arange(1, ranks.shape[1] + 1) / np.maximum(ranks, 1)
-    return (precision * within).sum(axis=1) / positive_counts[:, 0]
 
 
 def _metric_samples(ranks: np.ndarray, image: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:
@@ -359,8 +354,15 @@ def _interval(samples: np.ndarray, units: int, bounds: tuple[float, float] | Non
 
 
 def unseen_share(images: int) -> float:
-    """Of how many images, as a share, nothing may be seen in a sample of so many: the upper end of the 95% interval of
-    a share of which none was seen.
+    """The largest share of images of which a sample may well contain none.
+
+    It is the upper end of the 95% interval of a share of which N images show none.
+
+    Args:
+        images: Number N of images in the sample.
+
+    Returns:
+        1 - 0.025^(1 / N).
 
     Source: Clopper and Pearson, Biometrika 26 (1934).
 

@@ -17,8 +17,8 @@ from clipvisionalign.retrieval.ties import VectorEquality, as_numeric_array, as_
 def score_minimal_pairs(model: Any, images: Sequence[Any], true: Sequence[str], foils: Sequence[str]) -> np.ndarray:
     """Whether a model scores each true caption above its foil.
 
-    A model that is blind to the difference, such as a bag of words, gets exactly one half. Scores come from
-    `score_pairs(images, captions, image index, caption index)` where a model has it, else from the cosines of its
+    A model that ignores the difference, such as a bag of words, gets exactly one half. Scores come from
+    `score_pairs(images, captions, image index, caption index)` where a model has it, else from the dot products of its
     vectors, else from `score`; `retrieval.ties` defines ties.
 
     Args:
@@ -33,6 +33,12 @@ def score_minimal_pairs(model: Any, images: Sequence[Any], true: Sequence[str], 
     Raises:
         TypeError: One string is given where a list is required.
         ValueError: The model returns another number of scores, or non-finite ones.
+
+    >>> class BagOfWords:
+    ...     encode_images = staticmethod(lambda images: np.ones((len(images), 2)))
+    ...     encode_captions = staticmethod(lambda captions: np.array([[len(each.split()), 1.0] for each in captions]))
+    >>> score_minimal_pairs(BagOfWords(), ["1.jpg"], ["a dog bites a man"], ["a man bites a dog"])
+    array([0.5])
     """
     check_lists(images, true)
     check_lists(captions=foils)

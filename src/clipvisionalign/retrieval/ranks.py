@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from clipvisionalign.retrieval.positives import Positives
 from clipvisionalign.retrieval.ties import (
     NumericArray,
     VectorEquality,
@@ -33,11 +34,12 @@ ScoreBlock = Callable[[int, int, int, int], np.ndarray]
 
 @dataclass(frozen=True)
 class PositiveRanks:
-    """Ranks of the positives, both ways; the first is 1.
+    """Ranks of the positives, in both directions; the first is 1.
 
-    image_to_text: (N, R) the ranks of each image's captions among all captions, best first, padded with 0.
-    text_to_image: (M, S) the ranks of each caption's images among all images, best first, padded with 0.
-    distractors: images in the gallery beside those N, of which no caption is asked for.
+    Attributes:
+        image_to_text: (N, R) ranks of each image's captions among all captions, best first, padded with 0.
+        text_to_image: (M, S) ranks of each caption's images among all images, best first, padded with 0.
+        distractors: Number of images in the gallery beside those N, of which no caption is asked for.
     """
 
     image_to_text: np.ndarray
@@ -51,9 +53,12 @@ def _no_reduce(counts: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class WorkerShard:
-    """One worker's part of a gallery: every `world_size`-th block of images, from `rank` on.
+    """One worker's part of a ranking: every `world_size`-th block of images, from `rank` on.
 
-    all_reduce: the sum of an array over all workers, who call it together; every one of them then has all ranks.
+    Args:
+        rank: Number of this worker, from 0.
+        world_size: Number of workers.
+        all_reduce: Sums an array over all workers, who call it together; all of them then have all ranks.
     """
 
     rank: int = 0
@@ -65,115 +70,22 @@ class WorkerShard:
 SINGLE_WORKER = WorkerShard()
 
 
-@dataclass(frozen=True)
-class Positives:
-    """Which captions belong to which images.
-
-    caption_image: (M,) each caption's image; identity: (N,) or None; caption_group: (M,) or None, the same number for
-    captions that are equal.
-
-    Without identities a caption belongs to its own image. With them, to every image of that image's identity. With
-    groups of captions, to all images that any caption of its group belongs to: a relation between groups and images, so
-    that two images that share one caption do not share their others.
-    """
-
-    caption_image: np.ndarray
-    images: int
-    identity: np.ndarray | None = None
-    caption_group: np.ndarray | None = None
-
-    @classmethod
-    def of(
-        cls, caption_image: Any, images: int, identity: Any = None, caption_group: Any = None, distractors: bool = False
-    ) -> Positives:
-        """Check and build.
-
-        Raises ValueError where numbers are out of range, or an image has no caption, which only `distractors` may.
-        """
-        owner = np.asarray(caption_image)
-        if owner.ndim != 1 or (owner.size and not np.issubdtype(owner.dtype, np.integer)):
-            raise ValueError(f"caption_image should be a row of whole numbers (M,), not {owner.dtype} {owner.shape}")
-        if images < 1 or not owner.size:
-            raise ValueError(f"nothing to rank: {images} images and {owner.size} captions")
-        if owner.min() < 0 or owner.max() >= images:
-            raise ValueError(f"caption_image names image {owner.min()} to {owner.max()}, but there are {images} images")
-        group = None if identity is None else _identity_ids(identity)
-        if group is not None and group.shape != (images,):
-            raise ValueError(f"identity should have one entry per image ({images},), not {group.shape}")
-        caption_groups = None if caption_group is None else np.unique(np.asarray(caption_group), return_inverse=True)[1]
-        if caption_groups is not None and caption_groups.shape != owner.shape:
-            raise ValueError(
-                f"caption_group should have one entry per caption {owner.shape}, not {caption_groups.shape}"
-            )
-        positives = cls(owner.astype(np.int64), images, group, caption_groups)
-        uncaptioned = np.flatnonzero(np.bincount(positives.pairs()[0], minlength=images) == 0)
-        if uncaptioned.size and not distractors:
-            raise ValueError(
-                f"image {uncaptioned[0]} has no caption ({uncaptioned.size} such images): leave them out first"
-            )
-        return positives
-
-    def pairs(self) -> tuple[np.ndarray, np.ndarray]:
-        """Every true pair as (image numbers, caption numbers), sorted by image, then by caption."""
-        if self.identity is None and self.caption_group is None:
-            order = np.argsort(self.caption_image, kind="stable")
-            return self.caption_image[order], order
-        identity = np.arange(self.images) if self.identity is None else self.identity
-        caption_identity = identity[self.caption_image]
-        if self.caption_group is None:
-            captions, image_numbers = _group_members(caption_identity, identity)
-        else:
-            # From the groups of captions to the identities that have one of them, and on to those identities' images.
-            groups, identities = np.unique(np.stack([self.caption_group, caption_identity]), axis=1)
-            which, members = _group_members(identities, identity)
-            captions, positions = _group_members(self.caption_group, groups[which])
-            image_numbers = members[positions]
-        order = np.lexsort((captions, image_numbers))
-        return image_numbers[order], captions[order]
-
-    def contains(self, images: np.ndarray, captions: np.ndarray) -> np.ndarray:
-        """Whether each caption belongs to the image at the same place, in two arrays of numbers of one shape."""
-        width = len(self.caption_image)
-        pair_images, pair_captions = self.pairs()
-        keys, queried_keys = pair_images * width + pair_captions, images * width + captions
-        return keys[np.searchsorted(keys, queried_keys).clip(max=len(keys) - 1)] == queried_keys
-
-
-def _identity_ids(identity: Any) -> np.ndarray:
-    """Identities (N,) as numbers from 0; an entry that is missing (None, NaN) is an identity of its own."""
-    entries = np.asarray(identity)
-    if entries.ndim == 1 and entries.dtype.kind in "biuSU":
-        return np.unique(entries, return_inverse=True)[1]
-    numbers: dict[Any, int] = {}
-    if entries.ndim != 1:
-        return entries
-    return np.array([
-        numbers.setdefault(object() if entry is None or entry != entry else entry, len(numbers))
-        for entry in entries.tolist()
-    ])  # fmt: skip
-
-
-def _group_members(queries: np.ndarray, groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """For each number in `queries` (Q,) the positions in `groups` that hold it: (position in queries, position in
-    groups), a row each."""
-    order = np.argsort(groups, kind="stable")
-    sizes = np.bincount(groups, minlength=int(queries.max(initial=-1)) + 1)
-    starts = np.concatenate([[0], np.cumsum(sizes)])
-    counts = sizes[queries]
-    rows = np.repeat(np.arange(len(queries)), counts)
-    within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-    return rows, order[starts[queries[rows]] + within]
-
-
 def ranks_of_vectors(
     image_vectors: Any, caption_vectors: Any, positives: Positives, shard: WorkerShard = SINGLE_WORKER
 ) -> PositiveRanks:
-    """Exact ranks by the dot product.
+    """Exact ranks by the dot product, computed in float64, block by block.
 
-    image_vectors: (N, D); caption_vectors: (M, D). shard: of the work, not of the gallery.
+    Args:
+        image_vectors: (N, D) array, tensor of any floating-point dtype (bfloat16 too) on any device, or list of them.
+        caption_vectors: (M, D) likewise.
+        positives: Which captions belong to which images.
+        shard: The part of the work, not of the gallery, that this worker does.
 
-    Vectors are arrays, tensors of any floating-point format (bfloat16 too) on any device, or lists of them.
-    Raises ValueError for shapes that do not fit, and for vectors that are not finite.
+    Returns:
+        The rank of every positive: 1 + the number of others that score at least as high.
+
+    Raises:
+        ValueError: Widths or numbers differ, or vectors are not finite.
 
     >>> vectors = np.eye(3, dtype=np.float16)
     >>> ranks_of_vectors(vectors, vectors, Positives.of([0, 1, 2], 3)).text_to_image.tolist()
@@ -184,10 +96,22 @@ def ranks_of_vectors(
 
 
 def ranks_of_scores(scores: Any, positives: Positives) -> PositiveRanks:
-    """Exact ranks by a table of scores (N, M), in the format in which it was made.
+    """Exact ranks by a table of scores.
 
-    -inf, or what a masked array hides, is a pair that was not scored: a negative that stands before nobody.
-    Raises ValueError for another shape, for NaN and +inf, and where a true pair was not scored.
+    Args:
+        scores: (N, M), in the dtype in which they were computed, which decides what is a tie. -inf, or what a masked
+            array
+            hides, is a pair that was not scored: a negative that precedes nothing.
+        positives: Which captions belong to which images.
+
+    Returns:
+        The rank of every positive: 1 + the number of others that score at least as high.
+
+    Raises:
+        ValueError: The shape differs, a score is NaN or inf, or a true pair was not scored.
+
+    >>> ranks_of_scores([[0.9, 0.1], [0.5, 0.5]], Positives.of([0, 1], 2)).image_to_text.tolist()
+    [[1], [2]]
     """
     table = as_numeric_array(scores)
     values = table.values
@@ -218,7 +142,20 @@ def ranks_of_scores(scores: Any, positives: Positives) -> PositiveRanks:
 def count_ranks(
     image_vectors: Any, caption_vectors: Any, positives: Positives, shard: WorkerShard = SINGLE_WORKER
 ) -> tuple[RankCounter, RankCounter]:
-    """`ranks_of_vectors`, with the positives that the ranks are of: by image, by caption."""
+    """`ranks_of_vectors`, with the positives that the ranks are of.
+
+    Args:
+        image_vectors: (N, D), as in `ranks_of_vectors`.
+        caption_vectors: (M, D), as in `ranks_of_vectors`.
+        positives: Which captions belong to which images.
+        shard: The part of the work that this worker does.
+
+    Returns:
+        The counts by image, whose queries are images, and by caption.
+
+    Raises:
+        ValueError: As in `ranks_of_vectors`.
+    """
     images, captions = as_vectors(image_vectors, "image"), as_vectors(caption_vectors, "caption")
     width = images.values.shape[1]
     if width != captions.values.shape[1]:
@@ -260,7 +197,17 @@ def count_ranks(
 def true_scores(
     images: NumericArray, captions: NumericArray, image_index: np.ndarray, caption_index: np.ndarray
 ) -> np.ndarray:
-    """The products of some pairs (Q,), in float64."""
+    """Dot products of some pairs.
+
+    Args:
+        images: (N, D).
+        captions: (M, D).
+        image_index: (Q,) numbers of images.
+        caption_index: (Q,) numbers of captions.
+
+    Returns:
+        (Q,) float64.
+    """
     scores = np.empty(len(image_index))
     for start in range(0, len(scores), 1 << 14):
         part = slice(start, start + (1 << 14))
@@ -305,10 +252,15 @@ def _count_negatives(
 
 
 class RankCounter:
-    """One direction: each query's positives (Q, R), and the negatives that were counted before each so far.
+    """One direction of a ranking: each query's positives, and the negatives that were counted before each so far.
 
-    threshold: what a negative has to score to stand before a positive; loose_threshold: from which on it does if the
-    two are alike.
+    Args:
+        query: (P,) query number of each true pair.
+        positive: (P,) number of its positive in the gallery.
+        threshold: (P,) what a negative has to score to precede the positive.
+        loose_threshold: (P,) what it has to score if its vector equals the positive's; at most `threshold`.
+        queries: Number Q of queries.
+        vector_equality: Decides which vectors of the gallery are equal; None if `threshold` alone decides.
     """
 
     def __init__(
@@ -338,7 +290,14 @@ class RankCounter:
         self.negative_counts: np.ndarray = np.zeros(self.valid.shape, dtype=np.int64)
 
     def count_negatives(self, scores: np.ndarray, queries: slice, start: int, queries_are_rows: bool) -> None:
-        """Count within a block. queries: those of its rows (across) or columns; start: the first of its candidates."""
+        """Count the negatives within one block of scores.
+
+        Args:
+            scores: (images, captions) of the block; those of true pairs are -inf.
+            queries: The queries of the block.
+            start: Number of the first candidate of the block.
+            queries_are_rows: Whether queries are the rows, or the columns.
+        """
         lowest = self.lowest_threshold[queries]
         above = scores >= (lowest[:, None] if queries_are_rows else lowest[None, :])
         above_count = int(np.count_nonzero(above))
@@ -358,7 +317,7 @@ class RankCounter:
             self.negative_counts[queries, slot] += np.bincount(query[outranks], minlength=len(lowest))
 
     def _count_negatives_dense(self, scores: np.ndarray, queries: slice, start: int) -> None:
-        """`count` where many candidates score above a query's lowest positive."""
+        """`count_negatives` where many candidates score above a query's lowest positive."""
         for slot in range(self.valid.shape[1]):
             threshold, loose_threshold = self.threshold[queries, slot, None], self.loose_threshold[queries, slot, None]
             outranking = (scores >= threshold).sum(axis=1)
@@ -371,17 +330,17 @@ class RankCounter:
 
     @property
     def order(self) -> np.ndarray:
-        """(Q, R) the places of a query's positives, that with the fewest negatives before it first, then by score."""
+        """(Q, R) positions of a query's positives: that with the fewest negatives before it first, then by score."""
         negative_counts = np.where(self.valid, self.negative_counts, np.iinfo(np.int64).max)
         return np.lexsort((-self.threshold, negative_counts), axis=1)
 
     @property
     def ranks(self) -> np.ndarray:
-        """(Q, R) negatives before it, positives before it, and itself; padded with 0."""
+        """(Q, R) rank of each positive: negatives before it, positives before it, and itself; padded with 0."""
         negative_counts = np.take_along_axis(self.negative_counts, self.order, axis=1)
         return np.where(self.valid, negative_counts + np.arange(1, self.valid.shape[1] + 1), 0)
 
     @property
     def ranked_positives(self) -> np.ndarray:
-        """(Q, R) which positive each rank is of; padded with -1."""
+        """(Q, R) number of the positive that each rank is of; padded with -1."""
         return np.take_along_axis(self.positive_index, self.order, axis=1)

@@ -21,8 +21,19 @@ ScorePairs = Callable[[np.ndarray, np.ndarray], Any]
 
 
 def top_candidates(queries: np.ndarray, gallery: np.ndarray, counter: RankCounter, count: int) -> np.ndarray:
-    """The `count` best of the gallery for each query (Q, count), in no order: positives of those ranks, and the
-    negatives that score highest. counter: the same queries' positives, ranked in this gallery."""
+    """The best of a gallery for each query.
+
+    Args:
+        queries: (Q, D).
+        gallery: (G, D).
+        counter: The same queries' positives, ranked in this gallery.
+        count: Number k of candidates; at most all of the gallery.
+
+    Returns:
+        (Q, k) numbers of the gallery, in no order: the positives whose rank, in which ties count against them, is
+        within k,
+        and the negatives that score highest.
+    """
     count = min(count, len(gallery))
     best = np.empty((len(queries), count), dtype=np.int64)
     transposed = gallery.astype(np.float64).T
@@ -41,11 +52,16 @@ def top_candidates(queries: np.ndarray, gallery: np.ndarray, counter: RankCounte
 
 @dataclass(frozen=True)
 class Candidates:
-    """The candidates of a re-ranking, before any pair is scored: computed once, for any number of scores.
+    """The candidates of a re-ranking before any pair is scored: computed once, for any number of scores.
 
-    dual_ranks: the dual encoder's ranks. i2t: (N, k) captions of each image, t2i: (M, k) images of each caption.
-    pairs: the pairs to score, (Q,) image number x M + caption number, each once though it be a candidate both ways.
-    is_positive: (Q,) which of them are true.
+    Attributes:
+        dual_ranks: Ranks of the dual encoder.
+        is_positive: (Q,) which of the pairs are true.
+        i2t: (N, k) captions of each image.
+        t2i: (M, k) images of each caption.
+        pairs: (Q,) the pairs to score, image number x M + caption number; one that is a candidate both ways is there
+            once.
+        pair_index: (N k + M k,) position in `pairs` of each entry of `i2t`, then of each entry of `t2i`.
     """
 
     dual_ranks: PositiveRanks
@@ -57,7 +73,20 @@ class Candidates:
 
     @classmethod
     def of(cls, image_vectors: Any, caption_vectors: Any, positives: Positives, count: int) -> Candidates:
-        """The first `count` both ways. Raises ValueError for fewer than one."""
+        """The first candidates of a dual encoder, in both directions.
+
+        Args:
+            image_vectors: (N, D).
+            caption_vectors: (M, D).
+            positives: Which captions belong to which images.
+            count: Number of candidates for each query.
+
+        Returns:
+            The candidates.
+
+        Raises:
+            ValueError: There is less than one candidate, or vectors do not fit.
+        """
         if count < 1:
             raise ValueError(f"at least 1 candidate can be re-ranked, not {count}")
         image_numbers, caption_numbers = as_vectors(image_vectors, "image"), as_vectors(caption_vectors, "caption")
@@ -83,7 +112,19 @@ class Candidates:
         return self.pairs // len(self.t2i), self.pairs % len(self.t2i)
 
     def ranks(self, scores: Any) -> PositiveRanks:
-        """The ranks by the pairs' scores (Q,). Raises ValueError for scores of another shape or not finite."""
+        """The ranks by the scores of the pairs.
+
+        A positive beyond the first candidates keeps the rank that the dual encoder gave it.
+
+        Args:
+            scores: (Q,) scores of `pairs`, in any dtype, which decides what is a tie.
+
+        Returns:
+            The ranks after re-ranking; a tie counts against the positive.
+
+        Raises:
+            ValueError: The scores have another shape or are not finite.
+        """
         pair_scores = as_numeric_array(scores)
         scores = pair_scores.values.astype(np.float64)
         if scores.shape != self.pairs.shape or not np.isfinite(scores).all():
@@ -130,7 +171,14 @@ def rerank(
 
 @dataclass(frozen=True)
 class RerankResult:
-    """Re-ranking at one depth: ranks, how many pairs had to be scored, and the seconds that took."""
+    """Re-ranking at one depth.
+
+    Attributes:
+        candidates: Number of candidates for each query.
+        ranks: Ranks after re-ranking.
+        scored_pairs: Number of different pairs that had to be scored, in both directions together.
+        seconds: Time that scoring them took.
+    """
 
     candidates: int
     ranks: PositiveRanks
@@ -141,10 +189,21 @@ class RerankResult:
 def rerank_at_depths(
     image_vectors: Any, caption_vectors: Any, positives: Positives, score_pairs: ScorePairs, depths: Sequence[int]
 ) -> tuple[PositiveRanks, list[RerankResult]]:
-    """`rerank` at several depths.
+    """`rerank` at several depths; a deeper one scores only the pairs that no shallower one had.
 
-    A deeper one scores only the pairs that no shallower one had; its seconds are those of all its pairs. Raises
-    ValueError for a depth below one.
+    Args:
+        image_vectors: (N, D).
+        caption_vectors: (M, D).
+        positives: Which captions belong to which images.
+        score_pairs: Returns the scores of pairs of images and captions, from image numbers (Q,) and caption numbers
+            (Q,).
+        depths: Numbers of candidates, each at least 1; they are taken in ascending order, each once.
+
+    Returns:
+        The ranks of the dual encoder, and a result for each depth; its seconds are those of all its pairs.
+
+    Raises:
+        ValueError: A depth is below one, or scores do not fit.
     """
     scored_keys = np.empty(0, dtype=np.int64)
     scores = np.empty(0)

@@ -39,8 +39,10 @@ PAIRS_PER_BLOCK, SKETCH_WIDTH = 1 << 14, 8
 class NumericArray:
     """An array with the original dtype of its numbers.
 
-    values: float32 or float64, exactly the numbers given. rounding: the share of its size by which a number may have
-    been rounded in that format.
+    Attributes:
+        values: Any shape, float32 or float64, exactly the numbers given.
+        dtype_name: Name of the original dtype, such as "bfloat16" or "int64".
+        rounding: Share of its size by which a number may have been rounded in that dtype.
     """
 
     values: np.ndarray
@@ -49,10 +51,20 @@ class NumericArray:
 
 
 def as_numeric_array(data: Any) -> NumericArray:
-    """An array, a tensor on any device (of bfloat16, with a gradient), or a list of such, as NumPy's numbers.
+    """Convert an array, tensor or list to numbers of NumPy that remember their dtype.
 
-    What a masked array hides is -inf. Whole numbers are taken as float64. Raises ValueError for what is no array of
-    real numbers, or a list of arrays of different shapes.
+    Args:
+        data: An array, a tensor on any device (of any real dtype, sparse, or with a gradient), a list of such of one
+            shape,
+            or nested lists of numbers. A `NumericArray` is returned as it is.
+
+    Returns:
+        The numbers: float16 and bfloat16 widened to float32, whole numbers and what is wider than 8 bytes as float64.
+        Elements that a masked array hides are -inf. Of a list the coarsest dtype counts. Nothing is copied that has its
+        dtype already.
+
+    Raises:
+        ValueError: It holds no real numbers, or is a list of arrays of different shapes.
 
     >>> as_numeric_array(np.ones(2, np.float16)).dtype_name
     'float16'
@@ -91,7 +103,17 @@ def as_numeric_array(data: Any) -> NumericArray:
 
 
 def as_numpy(data: Any) -> np.ndarray:
-    """The values of `as_numeric_array`."""
+    """The values of `as_numeric_array`.
+
+    Args:
+        data: As in `as_numeric_array`.
+
+    Returns:
+        The numbers, float32 or float64.
+
+    Raises:
+        ValueError: As in `as_numeric_array`.
+    """
     return as_numeric_array(data).values
 
 
@@ -119,9 +141,19 @@ def _holds_arrays(data: Any) -> bool:
 
 
 def as_vectors(data: Any, kind: str) -> NumericArray:
-    """Vectors (number, width), checked; those beyond float64's square root by a power of two brought within.
+    """Convert and check a table of vectors.
 
-    Raises ValueError for what is no table of floating-point numbers, and for numbers that are not finite.
+    Args:
+        data: (number, width) floating-point numbers, as in `as_numeric_array`.
+        kind: What the vectors are of, "image" or "caption", for messages.
+
+    Returns:
+        The vectors. If the largest number is beyond 2^256 or below 2^-256, all are scaled by one power of two, which
+        changes
+        no rank.
+
+    Raises:
+        ValueError: They are not a table of floating-point numbers, or not finite.
     """
     numbers = as_numeric_array(data)
     values = numbers.values
@@ -143,7 +175,14 @@ def as_vectors(data: Any, kind: str) -> NumericArray:
 
 
 def vector_norms(vectors: np.ndarray) -> np.ndarray:
-    """Euclidean lengths (N,) of vectors (N, D), in float64."""
+    """Euclidean lengths of vectors, computed in float64.
+
+    Args:
+        vectors: (N, D).
+
+    Returns:
+        (N,) float64.
+    """
     norms = np.empty(len(vectors))
     for start in range(0, len(vectors), PAIRS_PER_BLOCK):
         part = vectors[start : start + PAIRS_PER_BLOCK].astype(np.float64)
@@ -152,12 +191,29 @@ def vector_norms(vectors: np.ndarray) -> np.ndarray:
 
 
 def dot_product_error(width: int) -> float:
-    """What share of |x| |y| a product of `width` terms in float64 may be wrong by, twice over."""
+    """Twice the share of |x| |y| by which a dot product computed in float64 may be wrong.
+
+    Args:
+        width: Number D of terms.
+
+    Returns:
+        2 (D + 2) u with u = 2^-53: two scores closer than this times |x| |y| are equal.
+
+    Source: Higham, "Accuracy and Stability of Numerical Algorithms", 2nd edition (2002), section 3.1.
+    """
     return 2.0 * (width + 2) * UNIT_ROUNDOFF
 
 
 def tie_thresholds(scores: np.ndarray, rounding: float) -> np.ndarray:
-    """The lowest float64 that still ties with each score: |a - b| <= rounding max(|a|, |b|), to the last digit."""
+    """The lowest score that still ties with each given one.
+
+    Args:
+        scores: Any shape, finite or -inf.
+        rounding: r of |a - b| <= r max(|a|, |b|), which defines a tie.
+
+    Returns:
+        float64 of the same shape, exact to the last digit: the next lower number does not tie.
+    """
     mantissa, exponent = np.frexp(scores)
     exponent = np.where(np.isfinite(scores), exponent, 0)
 
@@ -173,9 +229,11 @@ def tie_thresholds(scores: np.ndarray, rounding: float) -> np.ndarray:
 
 
 class VectorEquality:
-    """Asks which vectors of a table are equal up to the rounding of their format.
+    """Decides which vectors of a table are equal up to the rounding of their format.
 
-    vectors: (N, D); norms: (N,) their lengths.
+    Args:
+        vectors: (N, D).
+        norms: (N,) their lengths.
     """
 
     def __init__(self, vectors: NumericArray, norms: np.ndarray) -> None:
@@ -183,7 +241,15 @@ class VectorEquality:
         self._sketch: np.ndarray | None = None
 
     def __call__(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        """Pairs of numbers of vectors (Q,) and (Q,) -> whether they are one vector (Q,)."""
+        """Compare pairs of vectors.
+
+        Args:
+            a: (Q,) numbers of vectors, from 0.
+            b: (Q,) numbers of vectors, from 0.
+
+        Returns:
+            (Q,) whether |x_a - x_b| <= r max(|x_a|, |x_b|).
+        """
         is_equal = np.zeros(len(a), dtype=bool)
         close = np.concatenate(
             [

@@ -33,7 +33,19 @@ ROWS_PER_WRITE = 4096
 
 
 def vector_output_files(out: str | Path, overwrite: bool = False) -> list[Path]:
-    """The files that `write_vectors` writes. Raises ValueError for another ending, FileExistsError if one is there."""
+    """The files that `write_vectors` writes.
+
+    Args:
+        out: The file to write, .parquet or .npy.
+        overwrite: Whether files may be there already.
+
+    Returns:
+        One .parquet; or for NAME.npy three: NAME-images.npy, NAME-captions.npy and NAME-partners.json.
+
+    Raises:
+        ValueError: It has another ending.
+        FileExistsError: One of them is there already.
+    """
     path = Path(out)
     if path.suffix not in (".parquet", ".npy"):
         raise ValueError(f"--out {path}: vectors are written as .parquet or .npy")
@@ -53,10 +65,23 @@ def write_vectors(
     distractors: Sequence[str] = (),
     overwrite: bool = False,
 ) -> list[Path]:
-    """Write vectors as one `.parquet`, or as `NAME-images.npy`, `NAME-captions.npy` and `NAME-partners.json` for
-    `NAME.npy`; returns the files. images: (N + K, D), those of `distractors` (K names) behind the data set's.
+    """Write vectors of a data set, each file atomically.
 
-    Raises ValueError for another ending, FileExistsError where one of them is there.
+    Args:
+        out: One .parquet; or NAME.npy, for NAME-images.npy, NAME-captions.npy and NAME-partners.json.
+        data: The data set, of N images and M captions.
+        images: (N + K, D), those of `distractors` at the end, in the dtype in which they are written.
+        captions: (M, D) of the same dtype.
+        distractors: K names of images without captions.
+        overwrite: Whether files that are there are replaced.
+
+    Returns:
+        The files.
+
+    Raises:
+        ValueError: `out` has another ending.
+        FileExistsError: One of the files is there already.
+        OSError: The disk is full, or the folder cannot be written.
     """
     path, files = Path(out), vector_output_files(out, overwrite)
     names = [*(row.name for row in data), *distractors]
@@ -116,8 +141,21 @@ def _write_parquet(
 
 
 def read_gallery(files: Sequence[str | Path], partners: str | Path = "", distractors: str | Path = "") -> VectorGallery:
-    """Vectors of images and captions: from one Parquet file with both, or from a file each; partners: which image each
-    caption is of, where the captions' own file has no images. Raises DataError, naming the file."""
+    """Read the vectors of images and captions.
+
+    Args:
+        files: One .parquet with both kinds, or a file of images and one of captions, .npy or .parquet.
+        partners: File with the image of each caption (.npy, .csv or .json), which takes precedence over what the
+            captions'
+            own file has; "" for none.
+        distractors: File of vectors of images without captions; "" for none.
+
+    Returns:
+        The gallery.
+
+    Raises:
+        DataError: A file is missing or is not of such a form, or they do not fit; the message names the file.
+    """
     paths = [Path(file) for file in files]
     if len(paths) == 1:
         images, captions = _read_vectors(paths[0], "image"), _read_vectors(paths[0], "caption")

@@ -68,9 +68,16 @@ class VectorGallery:
                 raise DataError(f"{len(values):,} {what} for {expected:,} vectors")
 
     def with_identity(self, identity: str) -> VectorGallery:
-        """Belonging together by `--identity`: "none" takes each image alone.
+        """The gallery with captions that belong to images by `--identity`.
 
-        Raises DataError for "caption" where there are no texts.
+        Args:
+            identity: "none" takes each image alone; "auto" and "caption" keep the identities that are given.
+
+        Returns:
+            The gallery; the vectors are shared, not copied.
+
+        Raises:
+            DataError: "caption" where there are no texts to compare.
         """
         if identity == "none":
             return replace(self, identity=None)
@@ -79,7 +86,18 @@ class VectorGallery:
         return self
 
     def with_distractors(self, vectors: NumericArray) -> VectorGallery:
-        """With images that no caption is of behind the others."""
+        """The gallery with more images at its end, which no caption is of.
+
+        Args:
+            vectors: (K, D) of these images.
+
+        Returns:
+            The gallery, its image vectors copied; each distractor has an identity of its own where there are
+            identities.
+
+        Raises:
+            DataError: The widths differ.
+        """
         if vectors.values.shape[1] != self.images.values.shape[1]:
             message = f"distractors are {vectors.values.shape[1]} wide, the images {self.images.values.shape[1]}"
             raise DataError(message)
@@ -97,6 +115,8 @@ def evaluate_vectors(
 ) -> Evaluation:
     """Measure vectors as `evaluate` measures a model.
 
+    Images without a caption are distractors: no figure is of them, and captions have to be told from them.
+
     Args:
         gallery: The vectors of images and captions.
         identity: Which captions belong to which images: "auto", "caption" or "none".
@@ -107,7 +127,8 @@ def evaluate_vectors(
         The figures of both directions.
 
     Raises:
-        ValueError: The vectors do not fit, or `identity` is none of these.
+        DataError: "caption" where the gallery has no texts.
+        ValueError: Vectors are not finite.
 
     >>> from clipvisionalign.retrieval.ties import as_numeric_array
     >>> vectors = as_numeric_array(np.eye(3, dtype=np.float32))

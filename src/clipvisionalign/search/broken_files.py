@@ -29,7 +29,11 @@ _DECODERS = ("pillow", "pi-heif", "pillow-heif", "pillow-avif-plugin", "pillow-j
 
 @cache
 def decoder_versions() -> str:
-    """The versions of what decodes here, such as "pillow 12.0.0, pi-heif 1.1.0"."""
+    """The versions of the packages that decode images here.
+
+    Returns:
+        Such as "pillow 12.0.0, pi-heif 1.1.0".
+    """
 
     def version(name: str) -> str:
         try:
@@ -41,7 +45,17 @@ def decoder_versions() -> str:
 
 
 def classify_fault(error: BaseException) -> Fault:
-    """What was at fault when a file could not be decoded, by the error and by those that it came from."""
+    """What was at fault when a file could not be decoded.
+
+    Args:
+        error: The error; those that it came from count too.
+
+    Returns:
+        "package" for one that is missing, "io" for reading the file, "content" for what is in it.
+
+    >>> classify_fault(OSError(5, "Input/output error")), classify_fault(ValueError("damaged"))
+    ('io', 'content')
+    """
     error_chain: list[BaseException] = []
     cause: BaseException | None = error
     while cause is not None and cause not in error_chain:
@@ -63,7 +77,11 @@ def _needs_package(error: BaseException) -> bool:
 
 
 class BrokenFiles:
-    """The files that are listed, by their paths' bytes. text: what broken.jsonl has."""
+    """Files that could not be read or decoded, by the bytes of their paths.
+
+    Args:
+        text: What broken.jsonl holds; "" for none.
+    """
 
     def __init__(self, text: str = "") -> None:
         self.entries: dict[bytes, dict[str, Any]] = {}
@@ -79,7 +97,15 @@ class BrokenFiles:
         return iter(list(self.entries))
 
     def add(self, raw: bytes, reason: str, fault: Fault, size: int = -1, mtime_ns: int = 0) -> None:
-        """List a file, with the size and time that it had."""
+        """List a file, or replace its entry.
+
+        Args:
+            raw: Its path below the folder, in bytes.
+            reason: Why it could not be read or decoded.
+            fault: What was at fault.
+            size: Its size in bytes; -1 if unknown.
+            mtime_ns: Time of its last change, in nanoseconds.
+        """
         entry = {"path": decode_path(raw), "reason": reason, "size": size, "mtime_ns": mtime_ns, "fault": fault,
                  "decoders": decoder_versions()}  # fmt: skip
         # The path as text is the file's own name only where its bytes are UTF-8.
@@ -87,22 +113,48 @@ class BrokenFiles:
         self.entries[raw] = entry if text == entry["path"] else entry | {"raw": text}
 
     def remove(self, raw: bytes) -> None:
-        """Take a file off the list, if it stands there."""
+        """Remove a file from the list, if it is listed.
+
+        Args:
+            raw: Its path below the folder, in bytes.
+        """
         self.entries.pop(raw, None)
 
     def is_unchanged(self, raw: bytes, size: int, mtime_ns: int) -> bool:
-        """Whether a listed file is as it was, and need not be tried again: content and decoders are the same."""
+        """Whether a listed file need not be tried again.
+
+        That is, its content was at fault, and content and decoders are as they were.
+
+        Args:
+            raw: Its path below the folder, in bytes.
+            size: Its size now, in bytes.
+            mtime_ns: Time of its last change now, in nanoseconds.
+
+        Returns:
+            Whether it is listed and unchanged; false where reading it, or a package, was at fault.
+        """
         entry = self.entries.get(raw)
         if entry is None or (entry["size"], entry["mtime_ns"]) != (size, mtime_ns):
             return False
         return entry.get("fault") == "content" and entry.get("decoders") == decoder_versions()
 
     def is_undecodable(self, raw: bytes) -> bool:
-        """Whether a listed file was read, and holds nothing that can be decoded here."""
+        """Whether a listed file was read, and holds nothing that can be decoded here.
+
+        Args:
+            raw: Its path below the folder, in bytes.
+
+        Returns:
+            Whether it is such a file.
+        """
         return raw in self.entries and self.entries[raw].get("fault", "content") != "io"
 
     def write(self, index: Storage) -> None:
-        """Write broken.jsonl."""
+        """Write broken.jsonl.
+
+        Args:
+            index: The storage of the index.
+        """
         index.write(BROKEN_FILES_NAME, "".join(json.dumps(entry) + "\n" for entry in self.entries.values()))
 
 

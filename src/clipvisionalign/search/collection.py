@@ -19,9 +19,13 @@ from clipvisionalign.search.storage import FileListing, ImageFile, Storage, clam
 class Collection:
     """Images to index.
 
-    captions: by the image's path, None where none are wanted; metadata: None leaves what an index has as it is; data:
-    the data set that they are of, None for a folder; row_counts: how many of its files' rows are of an image, by its
-    path in bytes.
+    Attributes:
+        storage: The folder or URL of the images.
+        listing: Its files.
+        captions: Captions by the image's path; None where none are wanted.
+        metadata: Values by the image's path; None leaves what an index has unchanged.
+        data: The data set of the images; None for a folder.
+        row_counts: Number of rows of the data set's files for each image, by its path in bytes.
     """
 
     storage: Storage
@@ -38,10 +42,22 @@ def read_collection(
 ) -> Collection:  # fmt: skip
     """The images below a folder or URL; or those of a data set, where `source` is a file or its captions are wanted.
 
-    metadata: a table with a column of paths and others, which are renamed where they have the names `reserved_names`.
-    group,
-    split_rule: see `read_captioned_images`. Raises DataError, FileNotFoundError, and OSError where the
-    folder itself cannot be listed.
+    Args:
+        source: A folder, a URL, or a data set.
+        captions: Whether captions are wanted.
+        layout: The dataset layout; "auto" recognises it.
+        metadata: A table with a column of paths and others; "" for none.
+        reserved_names: Names that no metadata column may have; such a column is renamed.
+        group: A column of a table whose images stay in one split, see `read_captioned_images`; "" for none.
+        split_rule: How images without a split are assigned, see `data/splits.py`.
+
+    Returns:
+        The images; no image is opened.
+
+    Raises:
+        DataError: The data set or the metadata cannot be read, or `group` is given for a folder.
+        FileNotFoundError: There is no such folder.
+        OSError: The folder itself cannot be listed.
     """
     if is_data_set(source, captions):
         collection = _collect_data_set(read_captioned_images(source, layout, group, split_rule))
@@ -60,7 +76,15 @@ def read_collection(
 
 
 def is_data_set(source: str | Path, captions: bool) -> bool:
-    """Whether `source` is read as a data set, and not as a folder of images."""
+    """Whether a source is read as a data set, and not as a folder of images.
+
+    Args:
+        source: A folder, a URL, or a data set.
+        captions: Whether captions are wanted.
+
+    Returns:
+        Whether captions are wanted, or it is a file.
+    """
     return captions or Path(source).is_file()
 
 

@@ -32,11 +32,17 @@ MAX_DROP_SHARE = 0.2
 
 @dataclass
 class Changes:
-    """What to do with an index. Rows are named by their numbers.
+    """What an update does to an index; rows are given by their ids.
 
-    pending: files to encode; updated: rows with the path, size and time that their files have now; renamed: old path ->
-    new path of those that were moved; deleted: rows without a file; surplus: rows of a file that has another row;
-    inaccessible: folder -> rows below it, which cannot be looked into; unchanged, moved: how many.
+    Attributes:
+        pending: Files to encode.
+        updated: Rows with the path, size and time that their files have now.
+        renamed: Old path and new path of files that were moved.
+        deleted: Rows without a file.
+        surplus: Rows of a file that has another row.
+        inaccessible: Folders that cannot be listed, with the rows below them.
+        unchanged: Number of files whose rows stay.
+        moved: Number of files that were recognised by their content under another path.
     """
 
     pending: list[PendingFile] = field(default_factory=list)
@@ -52,9 +58,17 @@ class Changes:
 def diff_files(
     storage: Storage, listing: FileListing, rows: Sequence[dict[str, Any]], broken: BrokenFiles, verify: bool = False
 ) -> Changes:
-    """What has become of the files since `rows` were written.
+    """The difference between files and the rows of an index.
 
-    verify: by the content of every file, not by its size and time. What cannot be read is put into `broken`.
+    Args:
+        storage: The folder or URL of the images.
+        listing: Its files.
+        rows: The rows: id, path, raw, size, mtime_ns, hash.
+        broken: Files that could not be read or decoded; files that cannot be read now are added.
+        verify: Whether the content of every file is compared, not only size and time.
+
+    Returns:
+        The changes; nothing is written.
     """
     changes = Changes()
     row_by_path: dict[bytes, dict[str, Any]] = {}
@@ -130,15 +144,37 @@ def _diff_file(
 
 
 def exceeds_drop_limit(dropped: int, rows: int) -> bool:
-    """Whether so many of the rows of an index are more than may be dropped unasked."""
+    """Whether so many rows of an index are more than may be dropped unasked.
+
+    Args:
+        dropped: Number of rows to drop.
+        rows: Number of rows of the index.
+
+    Returns:
+        Whether they are more than `MAX_DROP_SHARE`, and more than one.
+
+    >>> exceeds_drop_limit(1, 3), exceeds_drop_limit(20, 100), exceeds_drop_limit(21, 100)
+    (False, False, True)
+    """
     return dropped > max(1, MAX_DROP_SHARE * rows)
 
 
 def check_drop(
     changes: Changes, listing: FileListing, storage: Storage, index: Storage, rows: int, allowed: bool
 ) -> None:
-    """Raises InvalidIndexError where rows would be dropped that are too many, or whose files' state is unknown; rows:
-    those of the index. Where it is `allowed`, these are gone as well."""
+    """Refuse to drop rows that are too many, or whose files are in folders that cannot be listed.
+
+    Args:
+        changes: The changes; if `allowed`, rows below such folders are added to `deleted`.
+        listing: The files of the source.
+        storage: The folder or URL of the images, for the message.
+        index: The storage of the index, for the message.
+        rows: Number of rows of the index.
+        allowed: Whether `--allow-drop` was given.
+
+    Raises:
+        InvalidIndexError: They would be dropped, and it is not allowed; nothing was changed.
+    """
     if allowed:
         changes.deleted += [row_id for row_ids in changes.inaccessible.values() for row_id in row_ids]
         changes.inaccessible = {}

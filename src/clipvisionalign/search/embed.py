@@ -41,7 +41,16 @@ LOCAL_RAY = "local"
 
 
 def embed_files(aligner: Aligner, storage: Storage, pending: Sequence[PendingFile]) -> Iterator[list[IndexRow]]:
-    """Rows of `EMBED_BATCH_SIZE` files at a time, in order; the files of the next two batches are decoded meanwhile."""
+    """Encode files, in order; the files of the next two batches are decoded meanwhile.
+
+    Args:
+        aligner: The model.
+        storage: The folder or URL of the images.
+        pending: The files, each with the hash of its content, or "".
+
+    Yields:
+        Rows of `EMBED_BATCH_SIZE` files; one that cannot be decoded has no vector, but a reason and a fault.
+    """
     image_transform = aligner.image_tower.image_transform
     transform, size = image_transform.transform(), image_transform.decoded_size
     with ThreadPoolExecutor(max(1, (os.cpu_count() or 2) - 1)) as pool:
@@ -81,7 +90,16 @@ def _decode(storage: Storage, transform: Callable[[Image.Image], Tensor], size: 
 
 
 def decode_error_message(error: Exception, storage: Storage, raw: bytes) -> str:
-    """Why a file was not decoded; with its own path, as it is listed, not with where that lies."""
+    """Why a file was not decoded, with its path below the folder.
+
+    Args:
+        error: The error.
+        storage: The folder or URL of the images.
+        raw: Path of the file, in bytes.
+
+    Returns:
+        The message.
+    """
     return str(error).replace(f"{storage.folder / os.fsdecode(raw)}", raw.decode("utf-8", "backslashreplace"))
 
 
@@ -108,9 +126,20 @@ def embed_files_with_ray(
     """The rows of `embed_files`, from a Ray cluster: tasks decode, actors encode, each on a GPU where the cluster has
     some.
 
-    address: "local" starts Ray on this machine; else that of a cluster, whose machines have this package and reach
-    `storage`; the run is sent to them. workers: actors; 0 for one on each GPU, or on every second core.
-    Raises ConnectionError where no cluster answers.
+    Args:
+        run: The run folder, which is sent to the actors.
+        image_transform: The transform of its image tower.
+        storage: The folder or URL of the images, which the cluster's machines reach.
+        pending: The files, each with the hash of its content, or "".
+        address: "local" starts Ray on this machine; else the address of a cluster whose machines have this package.
+        workers: Number of actors; 0 for one on each GPU, or on every second core.
+
+    Yields:
+        Rows as `embed_files` yields them.
+
+    Raises:
+        ConnectionError: No cluster answers.
+        ValueError: `run` is no run folder.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import pyarrow as arrow

@@ -45,10 +45,14 @@ _DECIMAL = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+(?:[eE][+-]?[0-9]{1,3})?|[
 
 @dataclass(frozen=True)
 class Metadata:
-    """Metadata of images. column_types: column -> what it holds; values: image's path -> its row.
+    """Metadata of images.
 
-    rows, matched: rows of the table, and those of them that an image has; problems: the rows that none has, and what
-    was taken otherwise than it is written.
+    Attributes:
+        column_types: What each column holds: "integer", "number" or "text".
+        values: By the image's path its values by column.
+        rows: Number of rows of the table.
+        matched: Number of those that name an image.
+        problems: Rows that name none, and what is read otherwise than it is written.
     """
 
     column_types: dict[str, ColumnType] = field(default_factory=dict)
@@ -58,11 +62,25 @@ class Metadata:
     problems: list[Problem] = field(default_factory=list)
 
     def row_for(self, name: str) -> dict[str, CellValue]:
-        """An image's values; None where it has none."""
+        """The values of an image.
+
+        Args:
+            name: Path of the image.
+
+        Returns:
+            A value for each column; None where the image has none.
+        """
         return dict.fromkeys(self.column_types) | self.values.get(name, {})
 
     def merge(self, other: Metadata) -> Metadata:
-        """Both; the other's where both have a column."""
+        """Both metadata of the same images.
+
+        Args:
+            other: The other one, whose values count where both have a column.
+
+        Returns:
+            All columns and images.
+        """
         names = [*self.values, *(name for name in other.values if name not in self.values)]
         return Metadata(
             self.column_types | other.column_types,
@@ -72,18 +90,28 @@ class Metadata:
 
     @property
     def left_out(self) -> list[Problem]:
-        """The rows that no image has."""
+        """The rows that name no image."""
         return [problem for problem in self.problems if problem.rows]
 
 
 def read_metadata(
     path: str | Path, storage: Storage, listing: FileListing, reserved_names: Iterable[str] = ()
 ) -> Metadata:
-    """A CSV, TSV, JSONL or Parquet table: one column of images' paths below `storage`, and others.
+    """Read a CSV, TSV, JSONL or Parquet table with one column of images' paths, and others.
 
-    reserved_names: names that no column may have; such a column is renamed. Of several rows for one image the first
-    counts.
-    Raises DataError: no such table, no column of paths, no row that names an image.
+    Of several rows for one image the first counts; the others are problems.
+
+    Args:
+        path: The table.
+        storage: The folder or URL of the images.
+        listing: Its files.
+        reserved_names: Names that no column may have; such a column is renamed.
+
+    Returns:
+        The metadata.
+
+    Raises:
+        DataError: There is no such table, no column of paths, or no row names an image.
     """
     source = Path(path)
     if not source.is_file():
@@ -134,7 +162,13 @@ def read_metadata(
 
 
 def column_name(text: str) -> str:
-    """A column's name as a filter has it: lower case, in Unicode's NFC form, anything but letters and digits a line.
+    """The name of a column as a filter has it: small letters in Unicode's NFC form, underscores for other characters.
+
+    Args:
+        text: The name in the table.
+
+    Returns:
+        The name; "" where nothing is left of it.
 
     >>> column_name("Place name"), column_name("Année (fin)"), column_name("2020 sales")
     ('place_name', 'année_fin', '2020_sales')
@@ -145,10 +179,20 @@ def column_name(text: str) -> str:
 
 
 def column_names(columns: Sequence[str], reserved_names: Iterable[str] = ()) -> dict[str, str]:
-    """For each column a name of its own that a filter can have.
+    """A different name for each column, in the form that filters take.
 
-    A column whose name is one already keeps it; one that an index has itself (`reserved_names`), or that begins with a
-    digit, gets `meta_` before it.
+    A column that has such a name already keeps it; a reserved one, or one that begins with a digit, gets `meta_` before
+    it.
+
+    Args:
+        columns: Names in the table.
+        reserved_names: Names that an index has itself.
+
+    Returns:
+        For each name in the table the new one.
+
+    >>> column_names(["Place", "place", "id"], ["id"])
+    {'Place': 'place_2', 'place': 'place', 'id': 'meta_id'}
     """
     reserved = set(reserved_names)
 
@@ -217,7 +261,13 @@ def _clean_cell(value: Any) -> CellValue:
 
 
 def infer_column_type(cells: Iterable[CellValue]) -> tuple[ColumnType, str]:
-    """What a column holds, and a note on it, "" for none.
+    """What a column holds: numbers only where each cell is written as programs write them, and none loses a digit.
+
+    Args:
+        cells: The cells; None is ignored.
+
+    Returns:
+        "integer", "number" or "text", and a note; "" for none.
 
     >>> infer_column_type([2016, 2018]), infer_column_type(["3.5", "NaN", "7"])[0]
     (('integer', ''), 'number')
@@ -264,7 +314,15 @@ def _find_equal_decimals(decimals: Iterable[str]) -> tuple[str, str] | None:
 
 
 def cast_cell(value: CellValue, column_type: ColumnType) -> CellValue:
-    """A cell as its column holds it."""
+    """A cell as its column holds it.
+
+    Args:
+        value: The cell.
+        column_type: What the column holds.
+
+    Returns:
+        A number or a text; None for an empty cell, and for a marker such as "NaN" in a column of numbers.
+    """
     if value is None or column_type == "text":
         return None if value is None else _text(value)
     text = _text(value)

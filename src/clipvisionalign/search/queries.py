@@ -51,7 +51,12 @@ class SearchQuery:
 
 
 class EncodedQuery(NamedTuple):
-    """A query as the search needs it. vector: (D,); captions: its terms for pair scores, none without re-ranking."""
+    """A query as it is searched with.
+
+    Attributes:
+        vector: (D,) unit length, float32.
+        captions: Its terms as pair scores take them; empty without re-ranking.
+    """
 
     vector: np.ndarray
     captions: list[EncodedCaption]

@@ -69,15 +69,34 @@ def _first_line(path: Path | None) -> str:
 
 
 def is_kaggle30k(source: Path) -> bool:
-    """A results.csv with '|' between its columns."""
+    """Whether there is a results.csv with '|' between its columns.
+
+    Args:
+        source: A folder or a file.
+
+    Returns:
+        Whether there is.
+    """
     return "|" in _first_line(_captions_file(source, "results.csv"))
 
 
 def read_kaggle30k(source: Path, group: str = "", split_rule: int = SPLIT_RULE) -> CaptionedImages:
-    """Flickr30k from Kaggle: `image_name| comment_number| comment`.
+    """Read Flickr30k from Kaggle: `image_name| comment_number| comment`.
 
-    One published row is broken, 2199200615.jpg number 4: its caption slid into the number's column. A row of that
-    form is mended, and listed.
+    One published row is broken, 2199200615.jpg number 4: its caption slid into the number's column. A row of that form
+    is
+    mended, and listed.
+
+    Args:
+        source: Its folder, or results.csv.
+        group: Not used: the layout has no columns.
+        split_rule: How images without a split are assigned, see `data/splits.py`.
+
+    Returns:
+        The images with their captions.
+
+    Raises:
+        DataError: The file is missing, or no row of it can be used.
     """
     path = _captions_file(source, "results.csv")
     if path is None:
@@ -103,24 +122,68 @@ def read_kaggle30k(source: Path, group: str = "", split_rule: int = SPLIT_RULE) 
 
 
 def is_flickr30k(source: Path) -> bool:
-    """The published results_20130124.token."""
+    """Whether there is the published results_20130124.token.
+
+    Args:
+        source: A folder or a file.
+
+    Returns:
+        Whether there is.
+    """
     return _captions_file(source, "results_20130124.token") is not None
 
 
 def read_flickr30k(source: Path, group: str = "", split_rule: int = SPLIT_RULE) -> CaptionedImages:
-    """Flickr30k as published: `1000092795.jpg#0<TAB>caption`; train.txt, val.txt, test.txt name the splits."""
+    """Read Flickr30k as published: `1000092795.jpg#0<TAB>caption`; train.txt, val.txt, test.txt name the splits.
+
+    Args:
+        source: Its folder, or results_20130124.token.
+        group: Not used: the layout has no columns.
+        split_rule: How images without a split are assigned, see `data/splits.py`.
+
+    Returns:
+        The images with their captions.
+
+    Raises:
+        DataError: The file is missing, or no row of it can be used.
+
+    Source: Young, Lai, Hodosh and Hockenmaier, TACL 2 (2014).
+    """
     return _read_tokens(source, "flickr30k", "results_20130124.token", split_rule)
 
 
 def is_flickr8k(source: Path) -> bool:
-    """Flickr8k.token.txt, or a captions.txt with the header `image,caption`."""
+    """Whether there is Flickr8k.token.txt, or a captions.txt with the header `image,caption`.
+
+    Args:
+        source: A folder or a file.
+
+    Returns:
+        Whether there is.
+    """
     if _captions_file(source, "Flickr8k.token.txt") is not None:
         return True
     return _first_line(_captions_file(source, "captions.txt")).replace(" ", "").lower() == "image,caption"
 
 
 def read_flickr8k(source: Path, group: str = "", split_rule: int = SPLIT_RULE) -> CaptionedImages:
-    """Flickr8k with its official `Flickr_8k.{train,dev,test}Images.txt`, from either of its caption files."""
+    """Read Flickr8k with its official `Flickr_8k.{train,dev,test}Images.txt`, from either of its caption files.
+
+    A comma within a caption that nobody quoted stays in the caption.
+
+    Args:
+        source: Its folder, or one of the two files.
+        group: Not used: the layout has no columns.
+        split_rule: How images without a split are assigned, see `data/splits.py`.
+
+    Returns:
+        The images with their captions.
+
+    Raises:
+        DataError: Both files are missing, the header is another one, or no row can be used.
+
+    Source: Hodosh, Young and Hockenmaier, JAIR 47 (2013).
+    """
     if _captions_file(source, "Flickr8k.token.txt") is not None:
         return _read_tokens(source, "flickr8k", "Flickr8k.token.txt", split_rule)
     path = _captions_file(source, "captions.txt")

@@ -24,7 +24,14 @@ def _metadata_files(source: Path) -> list[Path]:
 
 
 def is_folder(source: Path) -> bool:
-    """A folder with metadata.csv or metadata.jsonl, or with such in a folder that is named as a split is."""
+    """Whether there is a metadata.csv or metadata.jsonl, also in a folder that is named as a split is.
+
+    Args:
+        source: A folder.
+
+    Returns:
+        Whether there is.
+    """
     if not source.is_dir():
         return False
     folders = (path.parent for path in _metadata_files(source))
@@ -32,7 +39,21 @@ def is_folder(source: Path) -> bool:
 
 
 def read_folder(source: Path, group: str = "", split_rule: int = SPLIT_RULE) -> CaptionedImages:
-    """The `imagefolder` form: a `file_name` column relative to the metadata file, a caption column, perhaps a split."""
+    """Read the `imagefolder` form: metadata.csv or metadata.jsonl beside the images.
+
+    A `file_name` column is relative to the metadata file; the folder below, if it is named as a split is, is the split.
+
+    Args:
+        source: The folder.
+        group: A column: without splits of its own, all images with one value of it are in one split. "" for none.
+        split_rule: How images without a split are assigned, see `data/splits.py`.
+
+    Returns:
+        The images with their captions.
+
+    Raises:
+        DataError: There is no such file, it lacks a column, or no row of it can be used.
+    """
     files = _metadata_files(source)
     if not files:
         raise DataError(f"{source}: no {' or '.join(_METADATA)} there")
@@ -49,12 +70,31 @@ def read_folder(source: Path, group: str = "", split_rule: int = SPLIT_RULE) -> 
 
 
 def is_texts(source: Path) -> bool:
-    """A folder in which at least one image has a .txt of its name."""
+    """Whether at least one image of a folder has a .txt of its name.
+
+    Args:
+        source: A folder.
+
+    Returns:
+        Whether one has.
+    """
     return source.is_dir() and any(True for _ in _matched_texts(image_files(source)))
 
 
 def read_texts(source: Path, group: str = "", split_rule: int = SPLIT_RULE) -> CaptionedImages:
-    """One .txt per image, a caption a line. A first folder named train, dev (val) or test is the split."""
+    """Read one .txt per image, a caption a line; a first folder named train, dev (val) or test is the split.
+
+    Args:
+        source: The folder.
+        group: Not used: the layout has no columns.
+        split_rule: How images without a split are assigned, see `data/splits.py`.
+
+    Returns:
+        The images with their captions.
+
+    Raises:
+        DataError: No image has a caption.
+    """
     table = CaptionTable(source, "texts", [source], split_rule)
     images = image_files(source)
     texts = dict(_matched_texts(images))

@@ -15,8 +15,9 @@ from clipvisionalign.data.caption_table import CaptionTable
 from clipvisionalign.data.captioned import SPLITS, CaptionedImages, DataError
 from clipvisionalign.data.formats.flickr import IMAGE_FOLDERS
 from clipvisionalign.data.formats.tables import caption_files
+from clipvisionalign.data.json_text import parse_json
 from clipvisionalign.data.splits import SPLIT_RULE, canonical_split
-from clipvisionalign.data.text_files import decode, parse_json
+from clipvisionalign.data.text_files import decode
 
 
 def _load(path: Path, table: CaptionTable) -> Any:
@@ -68,12 +69,31 @@ def _karpathy_file(source: Path) -> Path | None:
 
 
 def is_karpathy(source: Path) -> bool:
-    """A dataset_*.json."""
+    """Whether there is a dataset_*.json.
+
+    Args:
+        source: A folder or a file.
+
+    Returns:
+        Whether there is.
+    """
     return _karpathy_file(source) is not None
 
 
 def read_karpathy(source: Path, group: str = "", split_rule: int = SPLIT_RULE) -> CaptionedImages:
-    """Karpathy's `dataset_{flickr8k,flickr30k,coco}.json` beside (or above) the images."""
+    """Read Karpathy's `dataset_{flickr8k,flickr30k,coco}.json` beside (or above) the images.
+
+    Args:
+        source: Its folder, or the file.
+        group: Not used: the layout has no columns.
+        split_rule: How images without a split are assigned, see `data/splits.py`.
+
+    Returns:
+        The images with their captions; "restval" counts as train.
+
+    Raises:
+        DataError: The file is missing or not of this form, or no row can be used.
+    """
     path = _karpathy_file(source)
     if path is None:
         raise DataError(f"{source}: no dataset_*.json there")
@@ -100,12 +120,31 @@ def _coco_files(source: Path) -> list[Path]:
 
 
 def is_coco(source: Path) -> bool:
-    """annotations/captions_*.json."""
+    """Whether there is an annotations/captions_*.json.
+
+    Args:
+        source: A folder or a file.
+
+    Returns:
+        Whether there is.
+    """
     return bool(_coco_files(source))
 
 
 def read_coco(source: Path, group: str = "", split_rule: int = SPLIT_RULE) -> CaptionedImages:
-    """COCO caption annotations: captions_train2017.json is the training split, captions_val2017.json the dev split."""
+    """Read COCO's captions: captions_train2017.json is the training split, captions_val2017.json the dev split.
+
+    Args:
+        source: The folder of annotations/, or one of the files.
+        group: Not used: the layout has no columns.
+        split_rule: How images without a split are assigned, see `data/splits.py`.
+
+    Returns:
+        The images with their captions.
+
+    Raises:
+        DataError: The files are missing or not of this form, or no row can be used.
+    """
     files = _coco_files(source)
     if not files:
         raise DataError(f"{source}: no annotations/captions_*.json there")
@@ -162,12 +201,33 @@ def _rstpreid_file(source: Path) -> Path | None:
 
 
 def is_rstpreid(source: Path) -> bool:
-    """A data_captions.json."""
+    """Whether there is a data_captions.json.
+
+    Args:
+        source: A folder or a file.
+
+    Returns:
+        Whether there is.
+    """
     return _rstpreid_file(source) is not None
 
 
 def read_rstpreid(source: Path, group: str = "", split_rule: int = SPLIT_RULE) -> CaptionedImages:
-    """RSTPReid: images in imgs/, and an identity each; images of one person are positives of each other's captions."""
+    """Read RSTPReid: images in imgs/, and an identity each.
+
+    Images of one person are positives of each other's captions.
+
+    Args:
+        source: Its folder, or data_captions.json.
+        group: Not used: the layout has no columns.
+        split_rule: How images without a split are assigned, see `data/splits.py`.
+
+    Returns:
+        The images with their captions.
+
+    Raises:
+        DataError: The file is missing or not of this form, or no row can be used.
+    """
     path = _rstpreid_file(source)
     if path is None:
         raise DataError(f"{source}: no data_captions.json there")

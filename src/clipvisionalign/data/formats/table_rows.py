@@ -12,24 +12,31 @@ from clipvisionalign.data.caption_table import CaptionTable
 from clipvisionalign.data.captioned import DataError
 from clipvisionalign.data.columns import IMAGE_COLUMNS, find_column
 from clipvisionalign.data.image_names import ImageNameMatcher
+from clipvisionalign.data.json_text import parse_json, unique_names
 from clipvisionalign.data.text_files import (
     Decoded,
     decode,
     detect_delimiter,
-    parse_json,
     read_delimited,
     split_cells,
     split_lines,
-    unique_names,
 )
 
 LocatedRow = tuple[str, dict[str, Any]]
 
 
 def table_rows(path: Path, table: CaptionTable) -> Iterator[LocatedRow]:
-    """The rows of a table, each with its place; those that cannot be read are left out of it, and listed in `table`.
+    """The rows of a table; those that cannot be read are left out, and listed.
 
-    A cell that cannot be read is None, and listed.
+    Args:
+        path: A CSV, TSV, JSONL or Parquet file, by its ending.
+        table: Receives the problems.
+
+    Yields:
+        The location of each row and its cells by column; a cell that cannot be read is None, and listed.
+
+    Raises:
+        DataError: It is no Parquet file, or pyarrow is not installed.
     """
     for location, row in read_table_rows(path, table):
         for name, cell in row.items():
@@ -39,7 +46,15 @@ def table_rows(path: Path, table: CaptionTable) -> Iterator[LocatedRow]:
 
 
 def read_table_rows(path: Path, table: CaptionTable) -> Iterator[LocatedRow]:
-    """The rows of a table, with a `BrokenCell` for each cell that cannot be read."""
+    """The rows of a table; those that cannot be read are left out, and listed.
+
+    Args:
+        path: A CSV, TSV, JSONL or Parquet file, by its ending; any other ending is read as CSV.
+        table: Receives the problems.
+
+    Returns:
+        The location of each row and its cells by column, with a `BrokenCell` for each cell that cannot be read.
+    """
     suffix = path.suffix.lower()
     if suffix == ".parquet":
         return _parquet_rows(path, table)
@@ -49,7 +64,18 @@ def read_table_rows(path: Path, table: CaptionTable) -> Iterator[LocatedRow]:
 
 
 def read_text(path: Path, table: CaptionTable) -> str:
-    """A text file in whatever encoding it is; what had to be mended in it is listed in `table`."""
+    """Read a text file in whatever encoding it is; what had to be mended in it is listed.
+
+    Args:
+        path: The file.
+        table: Receives the problem.
+
+    Returns:
+        The text.
+
+    Raises:
+        OSError: It cannot be read.
+    """
     decoded = decode(path.read_bytes())
     if decoded.repair:
         table.report("broken encoding", f"{path.name}, line {decoded.line}", decoded.repair, "mended")
@@ -122,7 +148,11 @@ def _jsonl_rows(path: Path, table: CaptionTable) -> Iterator[LocatedRow]:
 
 @dataclass(frozen=True)
 class BrokenCell:
-    """A cell that cannot be read, and why."""
+    """A cell that cannot be read.
+
+    Attributes:
+        reason: Why.
+    """
 
     reason: str
 

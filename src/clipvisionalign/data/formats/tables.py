@@ -24,7 +24,14 @@ _LONGEST_NAME = 1024
 
 
 def is_hidden(path: Path) -> bool:
-    """A file that a system put there, such as the `._x` of macOS, not a person."""
+    """Whether a file was put there by a system, such as the `._x` of macOS.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Whether its name begins with a dot.
+    """
     return path.name.startswith(".")
 
 
@@ -37,7 +44,14 @@ def _table_file(source: Path) -> Path | None:
 
 
 def tables_in(source: Path) -> list[Path]:
-    """The tables in a folder; none in a file."""
+    """The tables in a folder itself, without hidden files and the file of splits.
+
+    Args:
+        source: A folder; a file has none.
+
+    Returns:
+        Their paths, sorted.
+    """
     return sorted(
         path for path in (source.iterdir() if source.is_dir() else ())
         if path.suffix.lower() in TABLE_SUFFIXES and not is_hidden(path) and path.name != SPLIT_FILE and path.is_file()
@@ -51,7 +65,14 @@ _NO_CAPTIONS = re.compile(
 
 
 def caption_files(folder: Path) -> list[Path]:
-    """Files that may hold captions in a folder and in the folders below it: tables, and JSON files."""
+    """Files that may hold captions in a folder and in the folders directly below it: tables, and JSON files.
+
+    Args:
+        folder: The folder.
+
+    Returns:
+        Their paths, without files that are known to hold none, or that stand beside an image of their name.
+    """
     folders = [folder, *(path for path in folder.iterdir() if path.is_dir() and not is_hidden(path))]
     return [
         path for each in folders for path in _list_folder(each)
@@ -78,15 +99,34 @@ def _list_folder(folder: Path) -> list[Path]:
 
 
 def is_table(source: Path) -> bool:
-    """One CSV, TSV, JSONL or Parquet file, or a folder with one of them."""
+    """Whether it is one CSV, TSV, JSONL or Parquet file, or a folder with one of them.
+
+    Args:
+        source: A folder or a file.
+
+    Returns:
+        Whether it is.
+    """
     return _table_file(source) is not None
 
 
 def read_table(source: Path, group: str = "", split_rule: int = SPLIT_RULE) -> CaptionedImages:
-    """A table with an image and a caption column, and perhaps a split and an identity column.
+    """Read a table with an image and a caption column, and perhaps a split and an identity column.
 
     An image is a path beside the table, or bytes (Parquet: also the struct {bytes, path} that `datasets` writes). A
-    caption cell may hold a list of captions. Raises DataError naming the columns that are there where one is missing.
+    caption
+    cell may hold a list of captions.
+
+    Args:
+        source: The table, or a folder with one table.
+        group: A column: without splits of its own, all images with one value of it are in one split. "" for none.
+        split_rule: How images without a split are assigned, see `data/splits.py`.
+
+    Returns:
+        The images with their captions.
+
+    Raises:
+        DataError: There is no single table, it lacks a column, or no row of it can be used.
     """
     path = _table_file(source)
     if path is None:
@@ -103,9 +143,17 @@ def read_table(source: Path, group: str = "", split_rule: int = SPLIT_RULE) -> C
 def fill_from_table(
     table: CaptionTable, path: Path, *, subfolder: str = "", split: str = "", group: str = ""
 ) -> None:  # fmt: skip
-    """Put the rows of a table into `table`. Columns are those of all rows together.
+    """Put the rows of a table into a `CaptionTable`; columns are those of all rows together.
 
-    subfolder: a folder's name before all images' names; split: that of rows without one of their own.
+    Args:
+        table: Receives the rows, and the rows that are left out.
+        path: The table.
+        subfolder: Name of a folder to put before the names of images; "" for none.
+        split: Split of the rows; "" for that of a column.
+        group: Column whose values are kept within one split; "" for none.
+
+    Raises:
+        DataError: A column is missing, or a row contradicts `split` or another row.
     """
     rows = list(read_table_rows(path, table))
     table.files_read.add(path)

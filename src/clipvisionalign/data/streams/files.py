@@ -19,7 +19,18 @@ SHARD_INDEX_FILE = "shards.json"
 
 
 def read_shard(path: Path, start: int = 0) -> Iterator[Sample]:
-    """The samples of a tar or Parquet file in their order, from number `start` on. Raises DataError."""
+    """The samples of a tar or Parquet file in their order.
+
+    Args:
+        path: The file.
+        start: First sample, from 0; those before it are not decoded.
+
+    Yields:
+        The samples, invalid ones too.
+
+    Raises:
+        DataError: The file is not whole.
+    """
     if path.suffix == ".parquet":
         yield from read_parquet(path, start)
         return
@@ -29,7 +40,17 @@ def read_shard(path: Path, start: int = 0) -> Iterator[Sample]:
 
 
 def count_samples(path: Path) -> int:
-    """Samples of a tar file, by its headers, or rows of a Parquet file. Raises DataError where it is none."""
+    """Number of samples of a file: of a tar file by its headers, of a Parquet file its rows.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The number, invalid samples included.
+
+    Raises:
+        DataError: The file is not whole.
+    """
     if path.suffix == ".parquet":
         import pyarrow
         import pyarrow.parquet
@@ -43,7 +64,17 @@ def count_samples(path: Path) -> int:
 
 
 def split_in_name(path: Path) -> str:
-    """The split in a file's name: "flickr-train-000.tar" is of "train"; "" where it has none."""
+    """The split in the name of a file.
+
+    Args:
+        path: The file.
+
+    Returns:
+        "train", "dev" or "test"; "" where its name contains none.
+
+    >>> split_in_name(Path("flickr-train-000.tar")), split_in_name(Path("flickr-000.tar"))
+    ('train', '')
+    """
     words = re.split(r"[^a-z]+", path.name.partition(".")[0].lower())
     return next((SPLIT_ALIASES[word] for word in words if word in SPLIT_ALIASES), "")
 
@@ -54,14 +85,28 @@ def _tar_files(folder: Path) -> list[Path]:
 
 
 def is_pattern(source: Path) -> bool:
-    """Whether shards are named themselves: one tar file, or several tar or Parquet files by a pattern."""
+    """Whether shards are named themselves: one tar file, or several tar or Parquet files by a pattern.
+
+    Args:
+        source: A path or a pattern such as train-{000..009}.tar.
+
+    Returns:
+        Whether they are; what is on disk does not count.
+    """
     return source.suffix == ".tar" or (source.suffix == ".parquet" and "{" in source.name)
 
 
 def is_shards(source: Path) -> bool:
-    """Shards by name or pattern, a folder of `save_to_disk`, or one of tar files whose names contain splits and which
-    hold
-    samples: images, each with a .json or .txt."""
+    """Whether a source is a stream.
+
+    Args:
+        source: A path or a pattern.
+
+    Returns:
+        Whether it is a pattern, a folder of `save_to_disk`, or a folder of tar files whose names contain splits and
+        that hold
+        samples: images, each with a .json or .txt.
+    """
     if is_pattern(source) and not source.is_dir():
         return True
     if not source.is_dir():
@@ -72,14 +117,28 @@ def is_shards(source: Path) -> bool:
 
 
 def shards_in_folder(source: Path) -> list[Path]:
-    """The tar files of a folder that are shards by their names and hold samples."""
+    """The tar files of a folder that are shards by their names and hold samples.
+
+    Args:
+        source: A folder.
+
+    Returns:
+        Their paths, sorted; none of a file.
+    """
     return (
         [path for path in _tar_files(source) if split_in_name(path) and _holds_samples(path)] if source.is_dir() else []
     )
 
 
 def has_tar_files(source: Path) -> bool:
-    """A folder with tar files: shards, if nothing else is recognised there."""
+    """Whether a folder has tar files: shards, if nothing else is recognised there.
+
+    Args:
+        source: A folder.
+
+    Returns:
+        Whether it has any.
+    """
     return source.is_dir() and bool(_tar_files(source))
 
 
@@ -96,7 +155,14 @@ def _holds_samples(path: Path) -> bool:
 
 
 def expand_pattern(pattern: str) -> list[Path]:
-    """The files of a pattern such as `train-{000..009}.tar`."""
+    """The files of a pattern.
+
+    Args:
+        pattern: Such as `train-{000..009}.tar`.
+
+    Returns:
+        Their paths, which need not exist.
+    """
     import webdataset
 
     return [Path(name) for name in webdataset.shardlists.expand_urls(pattern)]
@@ -105,8 +171,14 @@ def expand_pattern(pattern: str) -> list[Path]:
 def files_by_split(source: Path) -> dict[str, list[Path]]:
     """The files of each split: of those that are named, or of a folder's tar files.
 
-    All are of "train" where no name contains a split. Raises DataError where some names do, and others do not, or where
-    a file is not there.
+    Args:
+        source: A pattern or a folder.
+
+    Returns:
+        Files by split; all are of "train" where no name contains a split.
+
+    Raises:
+        DataError: A file is not there, or some files of a folder are of no split by their names.
     """
     named = is_pattern(source) and not source.is_dir()
     files = expand_pattern(str(source)) if named else _tar_files(source)
@@ -130,6 +202,14 @@ def files_by_split(source: Path) -> dict[str, list[Path]]:
 
 
 def sibling_files(source: Path, split: str) -> list[Path]:
-    """The files of another split, for shards that are named: those in their folder whose names contain it."""
+    """The files of another split, beside shards that are named.
+
+    Args:
+        source: The pattern of the shards.
+        split: The split that is wanted.
+
+    Returns:
+        Files in their folder whose names contain it, sorted.
+    """
     kind = "*.parquet" if source.suffix == ".parquet" else "*.tar"
     return [path for path in sorted(source.parent.glob(kind)) if split_in_name(path) == split]

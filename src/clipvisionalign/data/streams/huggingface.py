@@ -14,7 +14,16 @@ from clipvisionalign.data.streams.samples import Sample, SampleMetadata, invalid
 
 @dataclass(frozen=True)
 class SampleColumns:
-    """Where a data set of `datasets` has its images and captions. unused: the columns that nothing is read from."""
+    """Where a data set of `datasets` has its images and captions.
+
+    Attributes:
+        image: Column of images.
+        captions: Columns each of which holds captions.
+        identity: Column of identities; "" for none.
+        split: Column of splits; "" for none.
+        source: The data set, for messages, and to find images that are named.
+        unused: Columns that nothing is read from.
+    """
 
     image: str
     captions: tuple[str, ...]
@@ -25,7 +34,18 @@ class SampleColumns:
 
     @classmethod
     def detect(cls, features: Any, source: str) -> SampleColumns:
-        """Found by kind and by name. Raises DataError where there are none."""
+        """Detect columns by their type and name.
+
+        Args:
+            features: The data set's features.
+            source: The data set, for messages.
+
+        Returns:
+            The columns.
+
+        Raises:
+            DataError: There is no column of images, or none of captions.
+        """
         import datasets
 
         images = [name for name, kind in features.items() if isinstance(kind, datasets.Image)]
@@ -40,22 +60,44 @@ class SampleColumns:
 
     @property
     def names(self) -> list[str]:
-        """The columns that are read."""
+        """The columns that something is read from."""
         return [name for name in (self.image, *self.captions, self.identity, self.split) if name]
 
     def notes(self, location: str) -> list[str]:
-        """The note on columns that are not read."""
+        """The note on columns that are not read.
+
+        Args:
+            location: What has these columns.
+
+        Returns:
+            One note, or none.
+        """
         return [f"{location}: columns that are not read: {', '.join(self.unused)}"] if self.unused else []
 
     def without_decoding(self, rows: Any) -> Any:
-        """The same rows with images as they are encoded, not decoded already."""
+        """The same rows with images as they are encoded.
+
+        Args:
+            rows: A data set of `datasets`.
+
+        Returns:
+            A data set whose images are not decoded when a row is read.
+        """
         import datasets
 
         features = rows.features or {}
         return rows.cast_column(self.image, datasets.Image(decode=False)) if features else rows
 
     def to_sample(self, row: dict[str, Any], name: str) -> Sample:
-        """One row as a sample."""
+        """One row as a sample.
+
+        Args:
+            row: The cells by column.
+            name: Name of the sample, for messages.
+
+        Returns:
+            The sample; an invalid one with the reason where image or captions are missing.
+        """
         metadata = SampleMetadata(name)
         cells = [row[name] for name in self.captions if row[name] not in (None, "")]
         metadata.add_captions(cells[0] if len(cells) == 1 else cells)
@@ -74,15 +116,33 @@ class SampleColumns:
 
 
 def is_saved_dataset(folder: Path) -> bool:
-    """A folder that `datasets.save_to_disk` wrote: of a data set, or of its splits."""
+    """Whether `datasets.save_to_disk` wrote a folder: of a data set, or of its splits.
+
+    Args:
+        folder: The folder.
+
+    Returns:
+        Whether it did, by its files.
+    """
     return (folder / "dataset_dict.json").is_file() or all(
         (folder / name).is_file() for name in ("dataset_info.json", "state.json")
     )
 
 
 def load_saved_dataset(folder: Path) -> dict[str, Any]:
-    """The splits of a folder that `datasets.save_to_disk` wrote, by this project's names: several whose names mean one
-    split are put together, in their order. Raises DataError, also where such splits do not go together."""
+    """The splits of a folder that `datasets.save_to_disk` wrote.
+
+    Several whose names mean one split are concatenated in their order.
+
+    Args:
+        folder: The folder.
+
+    Returns:
+        Data sets of `datasets` by "train", "dev", "test", or by their own names.
+
+    Raises:
+        DataError: The folder is not whole, or such splits have different columns.
+    """
     import datasets
 
     try:

@@ -22,9 +22,18 @@ _SAVED_FILES = re.compile(r"(^|/)([^/]*\.arrow|(dataset_info|state|dataset_dict)
 
 
 def read_stream(source: Path, group: str = "", split_rule: int = 0) -> CaptionedImages:
-    """All splits of a stream, in memory, with their images; assigned by its files.
+    """All splits of a stream, in memory, with their images.
 
-    Raises DataError where that is too much, or nothing.
+    Args:
+        source: A pattern, a folder of tar files, or one of `save_to_disk`.
+        group: Not used: a stream has no columns to group by.
+        split_rule: Not used: its files decide.
+
+    Returns:
+        The images with their captions; invalid samples are problems.
+
+    Raises:
+        DataError: It takes more than half of the memory, or no sample can be used.
     """
     if source.is_dir() and is_saved_dataset(source):
         splits = load_saved_dataset(source)
@@ -65,7 +74,18 @@ def _memory() -> int:
 
 
 def read_stream_split(source: str | Path, split: str) -> CaptionedImages:
-    """One split of a stream, in memory. Raises DataError where there is none."""
+    """One split of a stream, in memory.
+
+    Args:
+        source: A pattern, a folder of tar files, or one of `save_to_disk`.
+        split: "train", "dev" or "test"; beside named shards it is searched in their folder.
+
+    Returns:
+        The images with their captions, sorted by name.
+
+    Raises:
+        DataError: There is no such split, it takes more than half of the memory, or no sample can be used.
+    """
     path = Path(source)
     files: list[Path] = []
     if path.is_dir() and is_saved_dataset(path):

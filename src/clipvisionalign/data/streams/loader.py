@@ -29,7 +29,16 @@ MAX_BAD_SHARE, ALLOWED_BAD_SAMPLES = 0.01, 10
 
 
 class StreamedBatches(IterableDataset[Batch]):
-    """Batches from a stream; the counterpart of `CaptionedBatches`, with the same calls."""
+    """Batches from a stream; the counterpart of `CaptionedBatches`, with the same calls.
+
+    Args:
+        stream: The stream.
+        tokenize: From captions to token ids.
+        pad: Id of the padding token.
+        load_image: From an image to a tensor; None if no image is opened.
+        identity: Which captions belong to which images, see `IdentityMode`; equal captions are known within a step
+            only.
+    """
 
     def __init__(
         self,
@@ -53,11 +62,29 @@ class StreamedBatches(IterableDataset[Batch]):
         return self.stream.count
 
     def steps_per_epoch(self, batch_size: int, world_size: int = 1) -> int:
-        """Steps in an epoch."""
+        """Number of steps in an epoch.
+
+        Args:
+            batch_size: Images in a step, over all processes.
+            world_size: Number of processes.
+
+        Returns:
+            See `steps_in_epoch`; invalid samples are counted as images.
+        """
         return steps_in_epoch(self.stream.count, batch_size, world_size)
 
     def num_chunks(self, batch_size: int, step: int, chunk_size: int, world_size: int = 1) -> int:
-        """0: a step comes whole, once."""
+        """Number of chunks in which a step comes; a stream's comes undivided, once.
+
+        Args:
+            batch_size: Not used.
+            step: Not used.
+            chunk_size: Not used.
+            world_size: Not used.
+
+        Returns:
+            0.
+        """
         return 0
 
     def epoch(
@@ -70,7 +97,23 @@ class StreamedBatches(IterableDataset[Batch]):
         process_rank: ProcessRank = SINGLE_PROCESS,
         chunk_size: int = 0,
     ) -> Iterator[Batch]:
-        """This process's batches of one epoch, from step `start` on, whole for any `chunk_size`."""
+        """This process's batches of one epoch, undivided for any `chunk_size`.
+
+        Args:
+            batch_size: Images in a step, over all processes.
+            epoch: Number of the epoch.
+            seed: Seed of the order, and of what is drawn at random.
+            workers: Number of worker processes; 0 for none.
+            start: First step, from 0; samples before it are passed over without being decoded.
+            process_rank: Number of the process, from 0, and number of processes.
+            chunk_size: Not used.
+
+        Yields:
+            The batches.
+
+        Raises:
+            DataError: Too many samples are invalid, or a shard holds another number of samples than was counted.
+        """
         self.epoch_arguments = (batch_size, epoch, seed, start, process_rank)
         for loaded_batch in iterate_dataset(self, workers):
             self.sample_counts.add(loaded_batch, self.stream.source)
@@ -79,7 +122,11 @@ class StreamedBatches(IterableDataset[Batch]):
             yield loaded_batch
 
     def counters(self) -> dict[str, Any]:
-        """What has been counted so far, for `restore_counters`."""
+        """The counts so far, for a checkpoint.
+
+        Returns:
+            What `restore_counters` takes.
+        """
         return {
             "cut": asdict(self.truncation),
             "tally": asdict(self.sample_counts),
@@ -87,7 +134,11 @@ class StreamedBatches(IterableDataset[Batch]):
         }
 
     def restore_counters(self, counters: Sequence[dict[str, Any]]) -> None:
-        """Continue from earlier counts: of one reader, or of several together."""
+        """Continue from earlier counts.
+
+        Args:
+            counters: Those of one reader, or of several, which are added up.
+        """
         for counter in counters:
             self.truncation += TruncationStats(**counter["cut"])
             self.sample_counts += SampleCounts(**counter["tally"])
@@ -154,15 +205,31 @@ class StreamedBatches(IterableDataset[Batch]):
 
 
 def too_many_bad(bad: int, count: int) -> bool:
-    """Whether `bad` of `count` samples, or steps, are too many for a training to continue."""
+    """Whether invalid samples, or steps, are too many for a training to continue.
+
+    Args:
+        bad: Number of those that are invalid.
+        count: Number of all.
+
+    Returns:
+        Whether they are more than `ALLOWED_BAD_SAMPLES`, and more than the share `MAX_BAD_SHARE`.
+
+    >>> too_many_bad(10, 20), too_many_bad(11, 20), too_many_bad(11, 2000)
+    (False, True, False)
+    """
     return bad > max(ALLOWED_BAD_SAMPLES, MAX_BAD_SHARE * count)
 
 
 @dataclass
 class SampleCounts:
-    """Counts samples and bad ones; too many stop the training.
+    """Counts of samples, and of invalid ones.
 
-    complaints: how often a part of a good one was left out or mended, and the first of them.
+    Attributes:
+        good: Number of samples that were used.
+        bad: Number of those that were not.
+        reasons: The first reason, if any.
+        complaints: How often a part of a used sample was left out or mended.
+        first: The first such message, if any.
     """
 
     good: int = 0
@@ -178,7 +245,15 @@ class SampleCounts:
         )  # fmt: skip
 
     def add(self, batch: Batch, source: str) -> None:
-        """Add a batch's counts. Raises DataError where too many of the samples of `source` are bad."""
+        """Add the counts of a batch.
+
+        Args:
+            batch: The batch.
+            source: The stream, for the message.
+
+        Raises:
+            DataError: Too many samples are invalid; the message has the first one.
+        """
         self.good += len(batch)
         self.bad += len(batch.skipped)
         self.reasons += batch.skipped[: 1 if not self.reasons else 0]

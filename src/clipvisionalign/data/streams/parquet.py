@@ -15,7 +15,18 @@ PARQUET_BATCH_ROWS = 64
 
 
 def read_parquet(path: Path, start: int) -> Iterator[Sample]:
-    """Rows of a Parquet file from number `start` on; groups of rows before that are not read."""
+    """The rows of a Parquet file as samples.
+
+    Args:
+        path: The file.
+        start: First row, from 0; groups of rows before it are not read.
+
+    Yields:
+        The samples, invalid ones too.
+
+    Raises:
+        DataError: The file is not whole, or lacks a column.
+    """
     import pyarrow
     import pyarrow.parquet
 
@@ -44,7 +55,14 @@ def _columns_of(file: Any, path: Path) -> SampleColumns:
 
 
 def parquet_columns(path: Path) -> SampleColumns:
-    """The columns of a Parquet file that was read before."""
+    """The columns of a Parquet file that was read before.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The columns.
+    """
     import pyarrow.parquet
 
     with pyarrow.parquet.ParquetFile(path) as file:

@@ -31,8 +31,14 @@ PRIMARY_CAPTION_KEYS = ("captions", "caption", "sentences", "raw", "text")
 class Sample:
     """One image, encoded, with its captions.
 
-    name: its file and its key or row. error: its fault, "" for none. identity: of what it shows, if any.
-    split: its own, if it has one. warnings: what was left out of a sample that is used.
+    Attributes:
+        name: Its file, and its key or row.
+        image: The bytes of the image's file.
+        captions: Its K captions.
+        error: Its fault; "" for none. An invalid sample has no image and no captions.
+        identity: Identity that is shown; "" for none.
+        split: A split of its own; "" for none.
+        warnings: What was left out of a sample that is used.
     """
 
     name: str
@@ -44,20 +50,43 @@ class Sample:
     warnings: tuple[Problem, ...] = ()
 
     def for_split(self, split: str) -> Sample:
-        """The same sample, bad where its split differs from that of its file."""
+        """The sample as one of a split.
+
+        Args:
+            split: The split of its file.
+
+        Returns:
+            The same sample; an invalid one where its own split differs.
+        """
         if self.error or self.split in ("", split):
             return self
         return invalid_sample(self.name, f"its split is '{self.split}', in a file of '{split}'")
 
 
 def invalid_sample(name: str, reason: str) -> Sample:
-    """A sample that cannot be used."""
+    """A sample that cannot be used.
+
+    Args:
+        name: Its file, and its key or row.
+        reason: Its fault.
+
+    Returns:
+        The sample.
+    """
     return Sample(name, b"", (), reason)
 
 
 @dataclass
 class SampleMetadata:
-    """A sample's data beside its image."""
+    """The data of a sample beside its image, while they are gathered.
+
+    Attributes:
+        location: Its file, and its key or row.
+        captions: Its captions so far.
+        problems: What was wrong so far.
+        identity: Identity that is shown; "" for none.
+        split: Its split; "" for none.
+    """
 
     location: str
     captions: list[str] = field(default_factory=list)
@@ -66,26 +95,46 @@ class SampleMetadata:
     split: str = ""
 
     def add_problem(self, kind: str, message: str, effect: str = "left out") -> None:
-        """Take note of something that is wrong, once."""
+        """Add something that is wrong, once.
+
+        Args:
+            kind: Short name of the problem, such as "empty caption".
+            message: What is wrong.
+            effect: "left out", "mended" or "warning", see `Problem`.
+        """
         problem = Problem(kind, self.location, message, effect)
         if problem not in self.problems:
             self.problems.append(problem)
 
     def add_captions(self, value: Any, prefix: str = "") -> None:
-        """Captions in any form; what of them is none is reported with its location."""
+        """Add captions; parts that are none are problems.
+
+        Args:
+            value: Captions in any form that `parse_captions` takes.
+            prefix: Where they are, for messages.
+        """
         texts, failures = parse_captions(value)
         self.captions += map(_encodable, texts)
         for reason in failures:
             self.add_problem("empty caption", f"{prefix}{reason}")
 
     def add_captions_from(self, record: Mapping[str, Any], names: Iterable[str]) -> None:
-        """The captions under the first of `names`, whatever its case, that has any, unless there are some already."""
+        """Add the captions of the first key that has any, unless there are some already.
+
+        Args:
+            record: Values by key.
+            names: Keys in order of preference; case does not count.
+        """
         for name in _present_names(record, names):
             if not self.captions and record[name]:
                 self.add_captions(record[name], f".json, {name}: ")
 
     def report_other_captions(self, values: Mapping[str, Any]) -> None:
-        """Take note of captions, by the place where each stands, that are none of those that are read."""
+        """Report captions that are none of those that are read.
+
+        Args:
+            values: Captions in any form, by where they are.
+        """
         for location, value in values.items():
             others = [text for text in parse_captions(value)[0] if _encodable(text) not in self.captions]
             if others:
@@ -93,7 +142,11 @@ class SampleMetadata:
                 self.add_problem("captions not read", message, "warning")
 
     def read_attributes(self, record: Mapping[str, Any]) -> None:
-        """Take identity and split from a record."""
+        """Read identity and split; a split of another name than train, dev and test is ignored.
+
+        Args:
+            record: Values by key.
+        """
         for column, names in (("identity", IDENTITY_COLUMNS), ("split", SPLIT_COLUMNS)):
             name = find_column(record, names)
             value = None if name is None else record[name]
@@ -107,7 +160,14 @@ class SampleMetadata:
         self.split = split if (split := canonical_split(self.split)) in SPLITS else ""
 
     def to_sample(self, image: bytes | None) -> Sample:
-        """The sample with its image; bad without an image or a caption."""
+        """The sample with its image.
+
+        Args:
+            image: The bytes of the image's file; None where there is none.
+
+        Returns:
+            The sample; an invalid one without an image or a caption.
+        """
         if image and self.captions:
             captions = tuple(self.captions)
             return Sample(self.location, image, captions, "", self.identity, self.split, tuple(self.problems))
@@ -157,7 +217,17 @@ def _present_names(record: Mapping[str, Any], names: Iterable[str]) -> list[str]
 
 
 def build_sample(name: str, members: Mapping[str, bytes]) -> Sample:
-    """A sample of a shard by its members' endings."""
+    """A sample of a shard.
+
+    Args:
+        name: Its file and key.
+        members: Contents by ending. The first with an ending of `IMAGE_EXTENSIONS` is the image, else the first that is
+            one
+            by its content; .json and .txt hold captions.
+
+    Returns:
+        The sample; an invalid one with the reason where image or captions are missing.
+    """
     image = next((members[ending] for ending in members if ending.rpartition(".")[2] in IMAGE_EXTENSIONS), None)
     if image is None:
         others = (content for ending, content in members.items() if ending not in ("json", "txt"))

@@ -34,24 +34,53 @@ SHUFFLE_BUFFER = 1000
 
 
 class SampleStream(Protocol):
-    """Where samples come from."""
+    """A stream of samples that can be read in a new order each epoch.
+
+    Attributes:
+        source: Its path or pattern.
+        count: Number of samples.
+    """
 
     source: str
     count: int
 
     def fingerprint(self) -> str:
-        """A hash of what is in it."""
+        """A hash of what the stream holds.
+
+        Returns:
+            The hash.
+        """
 
     def samples(self) -> Iterator[Sample]:
-        """All samples, in the order in which they lie."""
+        """All samples, in the order in which they are stored.
+
+        Returns:
+            The samples.
+        """
 
     def read(self, epoch: int, seed: int, first: int, last: int) -> Iterator[Sample]:
-        """The samples from place `first` to before `last` of an epoch's row, mixed among themselves."""
+        """A part of an epoch, whose order depends on seed and epoch alone.
+
+        Args:
+            epoch: Number of the epoch.
+            seed: Seed of the order.
+            first: First sample of the part, from 0.
+            last: The one after its last.
+
+        Returns:
+            The samples of the part; within it they may be shuffled once more.
+        """
 
 
 @dataclass
 class ShardStream:
-    """Tar files in WebDataset's form, or Parquet files. paths: their files; sizes: samples in each."""
+    """Tar files in WebDataset's form, or Parquet files.
+
+    Attributes:
+        source: Their pattern or folder.
+        paths: The files.
+        sizes: Number of samples in each.
+    """
 
     source: str
     paths: list[Path]
@@ -59,25 +88,43 @@ class ShardStream:
 
     @property
     def count(self) -> int:
-        """The number of samples."""
+        """Number of samples."""
         return sum(self.sizes)
 
     def fingerprint(self) -> str:
-        """A hash of names and sizes on disk."""
+        """A hash of the files' names, sizes on disk and numbers of samples.
+
+        Returns:
+            16 hex digits.
+        """
         files = [(path.name, path.stat().st_size, size) for path, size in zip(self.paths, self.sizes, strict=True)]
         return hashlib.sha256(repr(files).encode()).hexdigest()[:16]
 
     def read(self, epoch: int, seed: int, first: int, last: int) -> Iterator[Sample]:
-        """See `SampleStream`; webdataset or pyarrow reads the files.
+        """A part of an epoch: the shards in random order, its samples shuffled among themselves.
 
-        Raises DataError where a shard holds more or fewer samples than its index has.
+        Args:
+            epoch: Number of the epoch.
+            seed: Seed of the order.
+            first: First sample of the part, from 0.
+            last: The one after its last.
+
+        Yields:
+            The samples of the part.
+
+        Raises:
+            DataError: A shard holds more or fewer samples than were counted.
         """
         order = np.random.default_rng([seed, epoch]).permutation(len(self.paths)).tolist()
         rng = random.Random(f"{seed} {epoch} {first}")
         yield from shuffle_buffered(self._read_range(order, first, last), rng)
 
     def samples(self) -> Iterator[Sample]:
-        """See `SampleStream`."""
+        """All samples, in the order in which they are stored.
+
+        Returns:
+            The samples.
+        """
         return self._read_range(range(len(self.paths)), 0, self.count)
 
     def _read_range(self, order: Sequence[int], first: int, last: int) -> Iterator[Sample]:
@@ -103,7 +150,15 @@ class ShardStream:
 
 
 def shuffle_buffered(samples: Iterator[Sample], rng: random.Random) -> Iterator[Sample]:
-    """The same samples in another order, drawn among `SHUFFLE_BUFFER` of them at a time."""
+    """Shuffle samples, `SHUFFLE_BUFFER` of them at a time.
+
+    Args:
+        samples: The samples.
+        rng: Source of randomness; it is advanced.
+
+    Yields:
+        The same samples, each once.
+    """
     buffer: list[Sample] = []
     for sample in samples:
         buffer.append(sample)
@@ -116,9 +171,18 @@ def shuffle_buffered(samples: Iterator[Sample], rng: random.Random) -> Iterator[
 
 
 def open_shards(pattern: str) -> ShardStream:
-    """Shards by a pattern such as `data/train-{000000..000099}.tar` (or .parquet), or a folder that holds train-*.tar.
+    """Open shards for training; their samples are counted where shards.json beside them does not list them.
 
-    Their samples are counted once, and the counts kept beside them where that is allowed. Raises DataError.
+    Args:
+        pattern: Such as `data/train-{000000..000099}.tar` (or .parquet), or a folder that holds train-*.tar. Shards
+            that are
+            named are trained on, whatever their names contain.
+
+    Returns:
+        The stream.
+
+    Raises:
+        DataError: A shard is missing or not whole, a folder has none of "train", or shards.json is damaged.
     """
     files = files_by_split(Path(pattern))
     if "train" not in files and Path(pattern).is_dir():
@@ -151,7 +215,12 @@ def _read_shard_index(index: Path) -> dict[str, int]:
 
 @dataclass
 class SavedDatasetStream:
-    """A Hugging Face data set in a folder that `save_to_disk` wrote. rows: the data set itself."""
+    """A Hugging Face data set in a folder that `save_to_disk` wrote.
+
+    Attributes:
+        source: The folder.
+        rows: The data set of `datasets`; its images are not decoded.
+    """
 
     source: str
     rows: Any
@@ -162,29 +231,64 @@ class SavedDatasetStream:
 
     @property
     def count(self) -> int:
-        """The number of samples."""
+        """Number of samples."""
         return len(self.rows)
 
     def fingerprint(self) -> str:
-        """The data set's own."""
+        """The fingerprint of the data set, which `datasets` computes.
+
+        Returns:
+            The fingerprint.
+        """
         return str(self.rows._fingerprint)
 
     def read(self, epoch: int, seed: int, first: int, last: int) -> Iterator[Sample]:
-        """See `SampleStream`; rows are read from where they lie, in any order."""
+        """A part of an epoch; rows are read in any order.
+
+        Args:
+            epoch: Number of the epoch.
+            seed: Seed of the order.
+            first: First sample of the part, from 0.
+            last: The one after its last.
+
+        Yields:
+            The samples of the part.
+        """
         for index in np.random.default_rng([seed, epoch]).permutation(self.count)[first:last].tolist():
             yield self.sample(index)
 
     def samples(self) -> Iterator[Sample]:
-        """See `SampleStream`."""
+        """All samples, in the order in which they are stored.
+
+        Returns:
+            The samples.
+        """
         return map(self.sample, range(self.count))
 
     def sample(self, index: int) -> Sample:
-        """One row."""
+        """One row as a sample.
+
+        Args:
+            index: Number of the row, from 0.
+
+        Returns:
+            The sample; invalid where its own split is not "train".
+        """
         return self.columns.to_sample(self.rows[index], f"row {index}").for_split("train")
 
 
 def open_stream(source: str) -> ShardStream | SavedDatasetStream:
-    """The training split of a stream. Raises DataError."""
+    """Open the training split of a stream.
+
+    Args:
+        source: A pattern, a folder of tar files, or one of `save_to_disk`.
+
+    Returns:
+        The stream.
+
+    Raises:
+        DataError: It has no split "train", or cannot be read.
+    """
     path = Path(source)
     if path.is_dir() and is_saved_dataset(path):
         splits = load_saved_dataset(path)

@@ -26,7 +26,12 @@ META = re.compile(r"__[^/]*__($|/)")
 
 @dataclass(frozen=True)
 class Member:
-    """A file within a shard. name: without "./"; tar_info: its entry in the archive."""
+    """A file within a shard.
+
+    Attributes:
+        name: Its name without "./".
+        tar_info: Its entry in the archive.
+    """
 
     name: str
     tar_info: tarfile.TarInfo
@@ -44,14 +49,28 @@ class Member:
 
 @dataclass(frozen=True)
 class ShardSample:
-    """The members of one sample of a shard, the key before their endings."""
+    """The members of one sample of a shard.
+
+    Attributes:
+        key: Name of the sample, numbered where a name is repeated.
+        stem: The part of the members' names before their endings.
+        members: The members, in the order of the archive.
+    """
 
     key: str
     stem: str
     members: list[Member]
 
     def read(self, tar: tarfile.TarFile, shard: str) -> Sample:
-        """The sample itself."""
+        """Read the sample.
+
+        Args:
+            tar: The archive.
+            shard: Its name, for messages.
+
+        Returns:
+            The sample; an invalid one with the reason where image or captions are missing.
+        """
         contents: dict[str, bytes] = {}
         for member in self.members:
             extension = member.name.removeprefix(f"{self.stem}.").lower() if self.stem else member.name
@@ -67,7 +86,12 @@ class ShardSample:
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """The samples of a shard in the order in which they begin; skipped_files: names of files that are of none."""
+    """The samples of a shard.
+
+    Attributes:
+        samples: In the order in which they begin.
+        skipped_files: Names of files that are of no sample.
+    """
 
     samples: list[ShardSample]
     skipped_files: list[str]
@@ -80,7 +104,14 @@ class ShardIndex:
 
 
 def index_shard(tar: tarfile.TarFile) -> ShardIndex:
-    """Which members make which samples, by their names alone."""
+    """Which members of a shard make which samples, by their names alone.
+
+    Args:
+        tar: The archive, of which the headers are read.
+
+    Returns:
+        The samples, and the files that are of none.
+    """
     groups: dict[tuple[str, int], list[Member]] = {}
     occurrences: Counter[str] = Counter()
     skipped_files = []
@@ -130,7 +161,17 @@ def _group_members(key: str, members: Sequence[Member]) -> dict[str, list[Member
 
 @contextmanager
 def open_tar(path: Path) -> Iterator[tarfile.TarFile]:
-    """A shard. Raises DataError where it is no whole tar file."""
+    """Open a shard in a block.
+
+    Args:
+        path: A tar file.
+
+    Yields:
+        The archive.
+
+    Raises:
+        DataError: It is no tar file, or turns out to be cut short within the block.
+    """
     try:
         with tarfile.open(path) as tar:
             yield tar

@@ -15,10 +15,24 @@ from clipvisionalign.files import atomic_write
 def write_shards(
     data: CaptionedImages, out: str | Path, per_shard: int = 1000, show_progress: bool = False
 ) -> dict[str, list[Path]]:
-    """Write a data set as WebDataset shards, OUT/SPLIT-000000.tar and so on, with their index; the files by split.
+    """Write a data set as WebDataset shards, OUT/SPLIT-000000.tar and so on, with their index shards.json.
 
-    Raises FileExistsError where there are shards already, ValueError for no image in a shard; an image that cannot be
-    read raises OSError.
+    Training images are shuffled, always in the same way.
+
+    Args:
+        data: The data set.
+        out: The folder, which is made if it is not there.
+        per_shard: Samples in a shard.
+        show_progress: Whether a live line is shown on standard error.
+
+    Returns:
+        The files by split.
+
+    Raises:
+        ValueError: `per_shard` is below 1.
+        FileExistsError: The folder holds shards already.
+        DataError: The data set has no image.
+        OSError: An image cannot be read, or a shard cannot be written.
     """
     import webdataset
 

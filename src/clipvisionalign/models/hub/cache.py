@@ -27,8 +27,13 @@ CheckConfig = Callable[[Path], None]
 class Snapshot:
     """Files of one commit of a repository, in the local cache and verified.
 
-    name: the repository as it was asked for; repository: its name on the hub, which may have moved; revision: the
-    commit; folder: where the files are; licence: as the repository states it, "" where it does not.
+    Attributes:
+        name: The repository as it was asked for.
+        repository: Its name on the hub, which may have moved.
+        revision: The commit, 40 hex digits.
+        folder: Folder of the files.
+        files: Names of the files below it.
+        licence: The licence that the repository states; "" where it states none.
     """
 
     name: str
@@ -39,12 +44,30 @@ class Snapshot:
     licence: str
 
     def paths(self) -> list[Path]:
-        """The files, where they are."""
+        """The files with their folder.
+
+        Returns:
+            A path for each of `files`, in their order.
+        """
         return [self.folder / name for name in self.files]
 
 
 def cached_snapshot(name: str, revision: str, choose: ChooseFiles) -> Snapshot:
-    """The same from the local cache alone. Raises WeightsNotFound where it has not got all, CorruptedDownload."""
+    """The files of one commit, from the local cache alone.
+
+    Args:
+        name: Repository OWNER/NAME; a name without an owner is also found under the one that it has now.
+        revision: A branch, a tag or a commit; "" for the main branch, as it was when it was last fetched.
+        choose: Selects the required files by the names of those that are there; raises WeightsNotFound if some are
+            missing.
+
+    Returns:
+        The files, each verified by its hash.
+
+    Raises:
+        WeightsNotFound: The revision is not in the cache, or required files are missing.
+        CorruptedDownload: The content of a file is not that of the hub.
+    """
     for repository in _repository_names(name):
         storage = repository_folder(repository)
         commit = revision
@@ -90,7 +113,15 @@ def _repository_names(name: str) -> list[str]:
 
 
 def record_branch(name: str, revision: str, commit: str) -> None:
-    """What a branch stood for, as huggingface_hub's cache has it: for the time without a network."""
+    """Record which commit a branch or tag stood for, where huggingface_hub reads it without a network.
+
+    A cache that cannot be written is left as it is.
+
+    Args:
+        name: Repository OWNER/NAME.
+        revision: The branch or tag; nothing is recorded for a commit.
+        commit: The commit.
+    """
     if revision == commit:
         return
     ref = repository_folder(name) / "refs" / revision

@@ -37,16 +37,38 @@ _MAX_CARD_BYTES = 1_000_000
 
 
 def print_to_stderr(line: str) -> None:
-    """Print a line to standard error; for programs that still import `tell` of version 0.1."""
+    """Print a line to standard error; for programs that still import `tell` of version 0.1.
+
+    Args:
+        line: The line.
+    """
     print(line, file=sys.stderr, flush=True)
 
 
 def fetch_file(
     name: str, revision: str, info: Any, choose: ChooseFiles, *, check: CheckConfig | None = None
 ) -> Snapshot:
-    """Download the files of a commit that `choose` selects, each verified by size and hash.
+    """Download the files of a commit into the local cache, each verified by size and hash.
 
-    check: called after the JSON files, which come first. Raises OSError, and what `check` raises.
+    Files of the cache whose content differs are fetched again. JSON files come first; README.md is fetched too, for the
+    licence.
+
+    Args:
+        name: Repository OWNER/NAME.
+        revision: The branch, tag or commit that was asked for, which is recorded; "" for main.
+        info: The answer of the hub: commit, files, sizes, hashes (huggingface_hub's ModelInfo).
+        choose: Selects the required files by the names of those in the top folder.
+        check: Called with the commit's folder after the JSON files; raises for a model of another kind. None for no
+            check.
+
+    Returns:
+        The files.
+
+    Raises:
+        DiskFull: There is no room; nothing is fetched.
+        HubUnreachable: The connection failed, `TRIES` times.
+        CorruptedDownload: A file came with other content, `TRIES` times.
+        WeightsNotFound: `choose` misses files, or the hub refuses one.
     """
     # What lies in sub-folders (onnx/, coreml/) is for other programs.
     siblings = {sibling.rfilename: sibling for sibling in info.siblings or [] if "/" not in sibling.rfilename}

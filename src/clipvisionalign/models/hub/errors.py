@@ -35,7 +35,17 @@ def hub_endpoint() -> str:
 
 
 def translate_error(error: Exception, name: str, revision: str, file: str = "") -> Exception:
-    """One error of this module for whatever huggingface_hub, or the HTTP client beneath it, raised."""
+    """Translate an error of huggingface_hub, or of the HTTP client below it, into one of this module.
+
+    Args:
+        error: The error.
+        name: Repository that was asked for.
+        revision: Its revision; "" for main.
+        file: The file that was asked for; "" where it was the repository.
+
+    Returns:
+        The error to raise; `error` itself if it is of no known kind.
+    """
     from huggingface_hub import errors
 
     if isinstance(error, errors.LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
@@ -76,7 +86,13 @@ def translate_error(error: Exception, name: str, revision: str, file: str = "") 
 
 
 class NoSuchRepository(WeightsNotFound):
-    """The hub has no repository of that name, or none that this account may see."""
+    """The hub has no repository of that name, or none that this account may see.
+
+    Args:
+        name: The repository.
+        hub: Address of the hub.
+        suggestions: Names that are close to it, for the message.
+    """
 
     def __init__(self, name: str, hub: str, suggestions: Collection[str] = ()) -> None:
         self.name, self.hub = name, hub

@@ -8,7 +8,14 @@ from typing import Any
 
 
 def licence_of(info: Any) -> str:
-    """The licence in the metadata of a repository, "" for none."""
+    """The licence in the metadata of a repository.
+
+    Args:
+        info: huggingface_hub's ModelInfo.
+
+    Returns:
+        The licence, several with commas between; "" where none is stated.
+    """
     card = getattr(info, "card_data", None)
     stated = getattr(card, "license", None) or next(
         (tag.removeprefix("license:") for tag in info.tags or [] if tag.startswith("license:")), ""
@@ -17,7 +24,14 @@ def licence_of(info: Any) -> str:
 
 
 def licence_of_card(path: Path) -> str:
-    """From the head of a repository's README.md, where that is cached."""
+    """The licence in the head of a cached README.md.
+
+    Args:
+        path: The file, which need not exist.
+
+    Returns:
+        The licence; "" where none is stated or the head cannot be parsed.
+    """
     import yaml
 
     if not path.is_file():

@@ -11,7 +11,13 @@ from typing import Any
 
 @contextmanager
 def offline() -> Iterator[None]:
-    """No request to the hub in this block, nor in a process that it starts: HF_HUB_OFFLINE, set and set back."""
+    """Allow no request to the hub in a block, nor in a process that it starts.
+
+    A context manager, and a decorator: HF_HUB_OFFLINE and its like are set in the environment, and restored at the end.
+
+    Yields:
+        Nothing.
+    """
     names = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")
     before = {name: os.environ.get(name) for name in names}
     os.environ.update(dict.fromkeys(names, "1"))

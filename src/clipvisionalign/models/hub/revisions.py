@@ -8,12 +8,36 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def is_commit(revision: str) -> bool:
-    """Whether a revision is a whole commit: what is there cannot change."""
+    """Whether a revision is a whole commit, whose content cannot change.
+
+    Args:
+        revision: A branch, a tag or a commit.
+
+    Returns:
+        Whether it is 40 hex digits.
+
+    >>> is_commit("main"), is_commit("0" * 40)
+    (False, True)
+    """
     return bool(_COMMIT.fullmatch(revision))
 
 
 def split_revision(name: str, revision: str = "") -> tuple[str, str]:
-    """A name that may end with @REVISION, as timm writes it -> name, revision. Raises ValueError for two of them."""
+    """Split a name that may end with @REVISION, as timm writes it.
+
+    Args:
+        name: OWNER/NAME or OWNER/NAME@REVISION.
+        revision: The revision of a setting; "" for none. A commit takes precedence over the name's own revision.
+
+    Returns:
+        The name without its revision, and the revision ("" for none).
+
+    Raises:
+        ValueError: The two name different revisions, and the setting's is no commit.
+
+    >>> split_revision("openai/clip-vit-base-patch32@main")
+    ('openai/clip-vit-base-patch32', 'main')
+    """
     plain, at, own_revision = name.partition("@")
     if at and revision and own_revision != revision and not is_commit(revision):
         raise ValueError(

@@ -14,7 +14,14 @@ def cache_folder() -> Path:
 
 
 def repository_folder(name: str) -> Path:
-    """Where the cache keeps a repository: blobs/, refs/BRANCH, snapshots/COMMIT/."""
+    """Where the cache keeps a repository: blobs/, refs/BRANCH, snapshots/COMMIT/.
+
+    Args:
+        name: Repository OWNER/NAME.
+
+    Returns:
+        The folder, which need not exist.
+    """
     return cache_folder() / f"models--{name.replace('/', '--')}"
 
 
@@ -22,7 +29,14 @@ FREE_SPACE_HINT = "Make room, or set HF_HOME to a folder on another disk"
 
 
 def free_bytes(name: str) -> int:
-    """Bytes that are free where a repository is kept."""
+    """Free disk space where a repository is kept.
+
+    Args:
+        name: Repository OWNER/NAME.
+
+    Returns:
+        Bytes.
+    """
     path = repository_folder(name)
     while not path.exists() and path != path.parent:
         path = path.parent
@@ -30,10 +44,27 @@ def free_bytes(name: str) -> int:
 
 
 def free_space(name: str) -> str:
-    """The free disk space in the cache folder, as a phrase for messages."""
+    """The free disk space in the cache folder, as a phrase for messages.
+
+    Args:
+        name: Repository OWNER/NAME.
+
+    Returns:
+        Such as "12.3 GB are free in /home/me/.cache/huggingface/hub".
+    """
     return f"{format_bytes(free_bytes(name))} are free in {cache_folder()}"
 
 
 def format_bytes(count: int) -> str:
-    """A number of bytes in MB or GB."""
+    """A number of bytes in MB or GB, of 10^6 and 10^9 bytes.
+
+    Args:
+        count: Bytes.
+
+    Returns:
+        The number with its unit.
+
+    >>> format_bytes(1_500_000), format_bytes(2_000_000_000)
+    ('1.5 MB', '2.00 GB')
+    """
     return f"{count / 1e6:,.1f} MB" if count < 1e9 else f"{count / 1e9:,.2f} GB"

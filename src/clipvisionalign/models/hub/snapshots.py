@@ -15,14 +15,27 @@ logger = logging.getLogger(__name__)
 
 
 def snapshot(name: str, revision: str, choose: ChooseFiles, *, check: CheckConfig | None = None) -> Snapshot:
-    """The files that `choose` picks of a repository's commit, fetched where the cache does not have them.
+    """Files of one commit of a repository, fetched where the cache does not have them.
 
-    revision: a branch, a tag or a commit; "" for the main branch. A whole commit that is cached needs no network.
-    check: called with the commit's folder once its JSON files are there, before anything large is fetched.
+    A whole commit that is cached needs no request. Where the hub does not answer, what the cache has for the revision
+    is
+    used, and a message is logged.
 
-    Raises HubUnreachable where the files are not cached and the hub is not asked or does not answer, WeightsNotFound
-    for a repository, a revision or files that do not exist or that this account may not see, CorruptedDownload, and
-    DiskFull; and what `check` raises.
+    Args:
+        name: Repository OWNER/NAME.
+        revision: A branch, a tag or a commit; "" for the main branch.
+        choose: Selects the required files by the names of the repository's, the weights last; raises WeightsNotFound.
+        check: Called with the commit's folder once its JSON files are there, before anything large is fetched; what it
+            raises ends the download. None for no check.
+
+    Returns:
+        The files, each verified by its hash.
+
+    Raises:
+        HubUnreachable: The files are not cached, and the hub may not be asked or does not answer.
+        WeightsNotFound: The repository, the revision or files do not exist, or this account may not see them.
+        CorruptedDownload: The content of a file is not that of the hub.
+        DiskFull: There is no room for the download.
     """
     cache_error = ""
     if is_commit(revision) or is_offline():

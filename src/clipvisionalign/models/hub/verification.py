@@ -24,7 +24,14 @@ class _Expected:
 
 
 def expected_of_hub(sibling: Any) -> _Expected:
-    """A file's size and hash as the hub's API gives them."""
+    """A file's size and hash as the hub's API gives them.
+
+    Args:
+        sibling: The file's entry in huggingface_hub's ModelInfo.
+
+    Returns:
+        Its size, and its SHA-256 or git's SHA-1.
+    """
     lfs = sibling.lfs
     if lfs is not None:
         return _Expected(lfs["size"], lfs["sha256"]) if isinstance(lfs, dict) else _Expected(lfs.size, lfs.sha256)
@@ -32,7 +39,14 @@ def expected_of_hub(sibling: Any) -> _Expected:
 
 
 def expected_of_link(path: Path) -> _Expected:
-    """In the cache a file links to a blob that is named by its hash."""
+    """A file's hash as the cache has it: the file links to a blob that is named by its hash.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Its SHA-256 or git's SHA-1; neither where it is no such link.
+    """
     blob = Path(os.readlink(path)).name if path.is_symlink() else ""
     if _SHA256.fullmatch(blob):
         return _Expected(sha256=blob)
@@ -40,7 +54,15 @@ def expected_of_link(path: Path) -> _Expected:
 
 
 def find_mismatch(path: Path, expected: _Expected) -> str:
-    """What is wrong with a file's content; "" for nothing."""
+    """What is wrong with the content of a file.
+
+    Args:
+        path: The file.
+        expected: Its size and hash; what is None is not compared.
+
+    Returns:
+        The difference; "" for none.
+    """
     size = path.stat().st_size
     if expected.size is not None and size != expected.size:
         return f"{size:,} bytes where {expected.size:,} should be"
@@ -52,7 +74,14 @@ def find_mismatch(path: Path, expected: _Expected) -> str:
 
 
 def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file."""
+    """The SHA-256 of a file.
+
+    Args:
+        path: The file, which is read in pieces.
+
+    Returns:
+        64 hex digits.
+    """
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -63,7 +92,11 @@ def _git_hash(path: Path) -> str:
 
 
 def remove_cached(path: Path) -> None:
-    """Remove a file of the cache and what it links to."""
+    """Remove a file of the cache and what it links to.
+
+    Args:
+        path: The file, which need not exist.
+    """
     if path.is_symlink():
         path.resolve().unlink(missing_ok=True)
     path.unlink(missing_ok=True)

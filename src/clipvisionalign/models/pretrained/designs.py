@@ -27,13 +27,16 @@ REPEATED_POSITIONS = 4096
 
 @torch.no_grad()
 def extend_positions(tower: PretrainedTextTower, how: Positions) -> None:
-    """Give a text tower positions for longer captions.
+    """Give a text tower positions for longer captions; its captions are then cut at the new length.
 
     Args:
-        tower: with a table of learned positions.
+        tower: A tower with a table of T learned positions.
         how: "stretched" for 20 + 4 x (T - 20), "repeated" for 4,096, "own" for those that it has.
 
-    Raises ValueError for a tower whose captions have a fixed length, or without such a table.
+    Raises:
+        ValueError: The captions of the tower have a fixed length, or it has no such table.
+
+    Source: Zhang et al., "Long-CLIP", arXiv:2403.15378; Beltagy et al., "Longformer", arXiv:2004.05150, section 5.
     """
     if how == "own":
         return
@@ -49,9 +52,19 @@ def extend_positions(tower: PretrainedTextTower, how: Positions) -> None:
 
 
 def stretch_positions(learned: Tensor, kept: int = KEPT_POSITIONS, factor: int = STRETCH) -> Tensor:
-    """(T, W) -> (kept + factor (T - kept), W): the first `kept` as they are, the others interpolated linearly.
+    """Interpolate learned positions linearly, but for the first ones.
 
     The last ones continue the line of the last two.
+
+    Args:
+        learned: (T, W), at least two beyond `kept`.
+        kept: Number of positions that stay as they are.
+        factor: Positions that take the place of each of the others.
+
+    Returns:
+        (kept + factor (T - kept), W).
+
+    Source: Zhang et al., "Long-CLIP", arXiv:2403.15378.
 
     >>> stretch_positions(torch.tensor([[0.0], [1.0], [2.0], [4.0]]), kept=2, factor=2).flatten().tolist()
     [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]

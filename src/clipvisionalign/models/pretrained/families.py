@@ -43,7 +43,14 @@ def is_open_clip_layout(names: Collection[str]) -> bool:
 
 
 def is_model_folder(folder: Path) -> bool:
-    """Whether a folder has the config of a published model, of whatever kind."""
+    """Whether a folder has the config of a published model, of whatever kind.
+
+    Args:
+        folder: A folder; one that does not exist has none.
+
+    Returns:
+        Whether it has a config.json or an open_clip_config.json.
+    """
     return (folder / open_clip.CONFIG_FILE).is_file() or (folder / "config.json").is_file()
 
 
@@ -57,14 +64,17 @@ def load_dual_encoder(folder: Path, load_weights: bool = True) -> DualEncoderPar
     """Open a pretrained dual encoder.
 
     Args:
-        folder: in transformers' layout (config.json, weights, tokenizer, preprocessor_config.json) or in open_clip's
+        folder: In transformers' layout (config.json, weights, tokenizer, preprocessor_config.json) or in open_clip's
             (open_clip_config.json, weights, tokenizer).
-        load_weights: whether to read the weights; else they are random, to be replaced by those of a run.
+        load_weights: Whether to read the weights; else they are random, to be replaced by those of a run.
 
-    Returns the parts, on the CPU, in float32, in evaluation mode.
+    Returns:
+        The parts, on the CPU, in float32, in evaluation mode.
 
-    Raises FileNotFoundError where there is no config, WeightsNotFound where there are no weights, and ValueError for a
-    model of another kind, and for files that are not whole or do not belong together.
+    Raises:
+        FileNotFoundError: There is no config.
+        WeightsNotFound: There are no weights.
+        ValueError: The model is of another kind, or its files are not whole or do not belong together.
     """
     check_is_dual_encoder(folder)
     if layout_of(folder) == "open_clip":
@@ -82,12 +92,14 @@ def save_dual_encoder(state: Mapping[str, Tensor], source: Path, folder: Path) -
     """Write the weights of a dual encoder as its library reads them; the reverse of `load_dual_encoder`.
 
     Args:
-        state: the tensors of an aligner that started from a pretrained dual encoder, under the aligner's names.
-        source: the small files of that dual encoder, as its publisher or a run has them.
-        folder: where the weights are written, and config.json, which records their dtype. What else a model needs is
-            copied by the text tower's `save`.
+        state: The tensors of an aligner that started from a pretrained dual encoder, under the aligner's names.
+        source: The small files of that dual encoder, as its publisher or a run has them.
+        folder: Where the weights are written, and config.json, which records their dtype. What else a model needs is
+            copied
+            by the text tower's `save`.
 
-    Raises ValueError for tensors that the library's model has no place for.
+    Raises:
+        ValueError: There are tensors that the library's model has no place for, or lacks.
     """
     if layout_of(source) == "open_clip":
         open_clip.save(state, source, folder)
@@ -96,7 +108,17 @@ def save_dual_encoder(state: Mapping[str, Tensor], source: Path, folder: Path) -
 
 
 def is_dual_encoder(folder: Path) -> bool:
-    """Whether a folder holds the config of a dual encoder of a known family, with or without its weights."""
+    """Whether a folder holds the config of a dual encoder of a known family, with or without its weights.
+
+    Args:
+        folder: A folder; one that does not exist holds none.
+
+    Returns:
+        Whether it does.
+
+    Raises:
+        ValueError: Its config.json cannot be parsed.
+    """
     if is_open_clip_layout([path.name for path in folder.iterdir()] if folder.is_dir() else []):
         return True
     return (folder / "config.json").is_file() and model_type(folder) in BY_MODEL_TYPE
@@ -106,8 +128,11 @@ def open_caption_tokenizer(folder: Path, max_tokens: int = 0) -> PretrainedTextT
     """The text tower of a dual encoder for its `tokenize` alone: it has no weights.
 
     Args:
-        folder: config and tokenizer of a dual encoder, in either layout.
-        max_tokens: where captions are cut; 0 for all tokens that the encoder has positions for.
+        folder: Config and tokenizer of a dual encoder, in either layout.
+        max_tokens: Where captions are cut; 0 for all tokens that the encoder has positions for.
+
+    Returns:
+        The tower; it cannot encode.
     """
     if layout_of(folder) == "open_clip":
         tower: PretrainedTextTower = open_clip.load_tokenizer(folder)
@@ -119,7 +144,14 @@ def open_caption_tokenizer(folder: Path, max_tokens: int = 0) -> PretrainedTextT
 
 
 def layout_of(folder: Path) -> Literal["transformers", "open_clip"]:
-    """Whose layout a dual encoder's folder has."""
+    """Which library's layout the folder of a dual encoder has.
+
+    Args:
+        folder: The folder, which exists.
+
+    Returns:
+        "transformers" or "open_clip"; where both are there, transformers', unless open_clip's alone has weights.
+    """
     return "open_clip" if is_open_clip_layout([path.name for path in folder.iterdir()]) else "transformers"
 
 

@@ -13,12 +13,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from clipvisionalign.batch import TokenizedCaptions
-from clipvisionalign.images import ImageTransform
-from clipvisionalign.models.heads import ImageEmbeddings
-from clipvisionalign.models.image_tower import ImageFeatures, ImageTowerConfig
+from clipvisionalign.models.pretrained.image_parts import PretrainedImageHead, PretrainedImageTower
 from clipvisionalign.models.text_tower import CaptionFeatures, TextTowerConfig, tokenize_captions
 from clipvisionalign.models.weights import WeightsOrigin
 
@@ -49,70 +46,6 @@ class DualEncoderParts:
     width: int
     log_scale: float
     logit_bias: float | None = None
-
-
-class PretrainedImageTower(nn.Module):
-    """The image tower of a pretrained dual encoder; answers the calls of `ImageTower`.
-
-    Args:
-        backbone: the library's vision model, without projection.
-        image_transform: from an image to what `backbone` takes.
-        width: C, width of the pooled vector.
-        num_patches: P.
-        prefix_tokens: tokens in front of the patches, such as a class token.
-    """
-
-    def __init__(
-        self, backbone: nn.Module, image_transform: ImageTransform, width: int, num_patches: int, prefix_tokens: int = 0
-    ) -> None:
-        super().__init__()
-        self.backbone: Any = backbone
-        self.image_transform = image_transform
-        self.width = self.raw_patch_width = width
-        self.num_patches, self.prefix_tokens = num_patches, prefix_tokens
-        self.config = ImageTowerConfig()
-        self.origin = WeightsOrigin("files", "")
-        #: Whether patches leave as the pooled vector does, ready for the head; else as the last layer has them.
-        self.pools_patches = False
-
-    @property
-    def patch_width(self) -> int:
-        """Numbers of a patch's vector, as it leaves."""
-        return self.width if self.pools_patches else self.raw_patch_width
-
-    @property
-    def last_block(self) -> nn.Module | None:
-        """The last block of a tower that is pooled from a class token alone: before it, patches still have a part in
-        the vector. None where the pooling itself reads the patches."""
-        return None
-
-    def forward(self, pixels: Tensor) -> ImageFeatures:
-        """Pixels, as `image_transform` gives them (B, ...) -> pooled (B, C), patches (B, P, C)."""
-        return self.features_of(self.feature_map(pixels))
-
-    def feature_map(self, pixels: Tensor) -> Tensor:
-        """Pixels (B, 3, S, S) -> the last layer's tokens (B, prefix + P, C)."""
-        return self.backbone(pixel_values=self.image_transform.normalize(pixels)).last_hidden_state
-
-    def features_of(self, features: Tensor) -> ImageFeatures:
-        """What `feature_map` gives -> pooled (B, C), patches (B, P, C)."""
-        patches = self.patches_in(features)
-        return ImageFeatures(self.pool(features), self.pool_each(patches) if self.pools_patches else patches)
-
-    def patches_in(self, features: Tensor) -> Tensor:
-        """What `feature_map` gives -> its patches (B, P, C)."""
-        return features[:, self.prefix_tokens :]
-
-    def pool(self, features: Tensor) -> Tensor:
-        """Tokens (B, prefix + P, C) -> pooled (B, C)."""
-        raise NotImplementedError
-
-    def pool_each(self, patches: Tensor) -> Tensor:
-        """Patches (B, P, C) -> (B, P, C), each as `pool` would leave it if the image were this patch alone."""
-        raise NotImplementedError
-
-    def save(self, folder: Path) -> None:
-        """Nothing: the text tower saves the files of both."""
 
 
 class PretrainedTextTower(nn.Module):
@@ -161,12 +94,25 @@ class PretrainedTextTower(nn.Module):
         return self.input_embeddings().num_embeddings  # type: ignore[return-value]
 
     def limit_tokens(self, max_tokens: int) -> None:
-        """Cut captions after `max_tokens` tokens, if that is less than the encoder's positions."""
+        """Cut captions after so many tokens.
+
+        Args:
+            max_tokens: Tokens of a caption, with special ones; at most those that the encoder has positions for.
+        """
         self.max_tokens = min(max_tokens, self.max_positions)
         self.config = replace(self.config, max_tokens=self.max_tokens)
 
     def tokenize(self, captions: Sequence[str]) -> TokenizedCaptions:
-        """Token ids of each caption with its special tokens, long ones cut; padded only if `fixed_length`."""
+        """Token ids of each caption with its special tokens.
+
+        Args:
+            captions: M captions.
+
+        Returns:
+            A list of ids for each caption, cut after `max_tokens`; padded only if `fixed_length`. Its attribute
+            `num_truncated`
+            is the number of captions that were cut.
+        """
         tokens = tokenize_captions(self.tokenizer, captions, self.max_tokens)
         if not self.fixed_length:
             return tokens
@@ -178,7 +124,16 @@ class PretrainedTextTower(nn.Module):
         return TokenizedCaptions(padded, tokens.num_truncated)
 
     def word_mask(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """ids, mask (b, T), as grouped -> (b, T), 1 on tokens of the caption, 0 on any padding."""
+        """Which tokens are of the caption itself.
+
+        Args:
+            ids: (b, T) token ids.
+            mask: (b, T) 1 on tokens, 0 where a shorter caption of the group is padded.
+
+        Returns:
+            (b, T) 1 on tokens of the caption, 0 on any padding, the family's own included; `mask` itself unless
+            `fixed_length`.
+        """
         if not self.fixed_length:
             return mask
         is_padding = ids == self.pad
@@ -188,36 +143,83 @@ class PretrainedTextTower(nn.Module):
         return (~is_padding).to(mask.dtype)
 
     def forward(self, ids: Tensor, mask: Tensor, want_tokens: bool = True) -> CaptionFeatures:
-        """ids, mask (b, T) -> pooled (b, W), tokens (b, T, W) if they are wanted, mask of the caption's own tokens."""
+        """Encode captions.
+
+        Args:
+            ids: (b, T) token ids.
+            mask: (b, T) 1 on tokens, 0 where a shorter caption of the group is padded.
+            want_tokens: Whether the outputs of all tokens are returned.
+
+        Returns:
+            Pooled (b, W), tokens (b, T, W) or None, and `word_mask`.
+        """
         pooled, tokens = self.encode(ids, mask)
         return CaptionFeatures(pooled, tokens if want_tokens else None, self.word_mask(ids, mask))
 
     def encode(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """ids, mask (b, T) -> pooled (b, W), tokens (b, T, W)."""
+        """Run the encoder; each family implements it.
+
+        Args:
+            ids: (b, T) token ids.
+            mask: (b, T) 1 on tokens, 0 on padding.
+
+        Returns:
+            Pooled (b, W) and tokens (b, T, W), before the projection.
+        """
         raise NotImplementedError
 
     def position_table(self) -> nn.Embedding | None:
-        """The table of learned positions, (T, W); None where it is not one that can be replaced."""
+        """The table of learned positions.
+
+        Returns:
+            (T, W); None where it is not one that can be replaced.
+        """
         return None
 
     def set_position_table(self, table: nn.Embedding) -> None:
-        """Replace `position_table`."""
+        """Replace `position_table`; a family that has one implements it.
+
+        Args:
+            table: (T', W).
+        """
         raise NotImplementedError
 
     def use_window(self, window: int) -> None:
-        """Let a token see `window` tokens in front of it, and the pooled token all. Raises ValueError where the tower
-        cannot."""
+        """Restrict attention to a sliding window.
+
+        Args:
+            window: Tokens in front of it that a token attends to; the pooled token attends to all.
+
+        Raises:
+            ValueError: The tower has no sliding-window variant.
+        """
         raise ValueError(f"{self.config.name}: its text tower cannot be given sliding windows; CLIP's can")
 
     def token_projection(self, text_head: nn.Module) -> tuple[Tensor, Tensor] | None:
-        """The linear map from a token to the common space, weight (D, W) and bias (D,); None where it is not linear."""
+        """The linear map from a token to the common space.
+
+        Args:
+            text_head: The projection of the pooled vector.
+
+        Returns:
+            Weight (D, W) and bias (D,); None where the map is not linear.
+        """
         if isinstance(text_head, nn.Linear):
             weight = text_head.weight
             return weight, torch.zeros(len(weight)) if text_head.bias is None else text_head.bias
         return None
 
     def save(self, folder: Path) -> None:
-        """Config, tokenizer and preprocessing of the whole dual encoder, as its publisher has them, without weights."""
+        """Copy config, tokenizer and preprocessing of the whole dual encoder, as its publisher has them.
+
+        Weights are not copied.
+
+        Args:
+            folder: Where they are written; it is made if it is not there.
+
+        Raises:
+            FileNotFoundError: The folder that the model was opened from is gone.
+        """
         if not self.source.is_dir():
             raise FileNotFoundError(
                 f"{self.source}: is gone, with the tokenizer and preprocessing that a run needs: put it back"
@@ -230,25 +232,6 @@ class PretrainedTextTower(nn.Module):
                     shutil.copyfile(file, folder / file.name)
 
 
-class PretrainedImageHead(nn.Module):
-    """From an image tower's features to the common space, by the model's own projection.
-
-    Args:
-        projection: (..., C) -> (..., D).
-    """
-
-    def __init__(self, projection: nn.Module) -> None:
-        super().__init__()
-        self.projection = projection
-        #: Whether patches are projected too, for a design that scores pairs.
-        self.projects_patches = False
-
-    def forward(self, features: ImageFeatures) -> ImageEmbeddings:
-        """Pooled features and patches of a tower -> unit vectors (B, D), and patches (B, P, D) where they are used."""
-        patches = self.projection(features.patches) if self.projects_patches else None
-        return ImageEmbeddings(F.normalize(self.projection(features.pooled).float(), dim=-1), patches)
-
-
 #: Beginnings of the names of an aligner's parts, and of the same in transformers' dual encoders.
 TRANSFORMERS_NAMES = {
     "image_tower.backbone.": "vision_model.", "text_tower.encoder.": "text_model.",
@@ -258,7 +241,15 @@ TRANSFORMERS_NAMES = {
 
 
 def rename_tensors(state: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, Tensor]:
-    """Tensors under other names: `names` maps the beginning of a name to what takes its place."""
+    """Tensors under other names.
+
+    Args:
+        state: Tensors by name.
+        names: The beginning of a name, and what takes its place; the first that fits counts.
+
+    Returns:
+        The same tensors; one whose name has none of these beginnings keeps it.
+    """
     renamed = {}
     for name, tensor in state.items():
         prefix = next((prefix for prefix in names if name.startswith(prefix)), "")
@@ -270,11 +261,15 @@ def fit_tensors(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], kin
     """The tensors of a library's model, in its shapes.
 
     Args:
-        state: tensors under the library's names.
-        expected: the tensors of the library's model.
-        kind: what the library's model is called.
+        state: Tensors under the library's names.
+        expected: The tensors of the library's model.
+        kind: What the library's model is called.
 
-    Raises ValueError for a tensor that the library's model has no place for, lacks, or has in another size.
+    Returns:
+        The tensors of `state`, reshaped.
+
+    Raises:
+        ValueError: The library's model has no place for a tensor, lacks one, or has it in another size.
     """
     if extra := sorted(state.keys() - expected.keys()):
         raise ValueError(f"{kind} has no place for {len(extra)} tensors of this model, such as {extra[0]}")
@@ -289,10 +284,26 @@ def fit_tensors(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], kin
 
 
 def pool_alone(pool: Callable[[Tensor], Tensor], patches: Tensor) -> Tensor:
-    """Patches (B, P, C) -> (B, P, C), each as `pool` leaves a sequence (B, 1, C) of it alone."""
+    """Pool each patch as if it were alone.
+
+    Args:
+        pool: From a sequence (B, T, C) to (B, C).
+        patches: (B, P, C).
+
+    Returns:
+        (B, P, C), each as `pool` leaves a sequence (1, 1, C) of it.
+    """
     return pool(patches.flatten(0, 1)[:, None]).unflatten(0, patches.shape[:2])
 
 
 def first_match(ids: Tensor, token: int) -> Tensor:
-    """(b, T) -> (b,), the first place of a token; 0 where there is none."""
+    """The first position of a token in each row.
+
+    Args:
+        ids: (b, T) token ids.
+        token: The id that is searched.
+
+    Returns:
+        (b,) positions from 0; 0 also where there is none.
+    """
     return (ids == token).to(torch.int).argmax(dim=-1)

@@ -42,7 +42,13 @@ _SUGGESTED = (
 
 
 def is_pretrained_name(name: str) -> bool:
-    """Whether a name can be one of the hub's, OWNER/NAME, also with @REVISION: no path of this machine begins so.
+    """Whether a name has the form of a hub name, OWNER/NAME, also with @REVISION, and no local path begins like it.
+
+    Args:
+        name: A name; "hf-hub:OWNER/NAME" is one whatever folders are here.
+
+    Returns:
+        Whether it can be a hub name; the hub is not asked.
 
     >>> is_pretrained_name("openai/clip-vit-base-patch32"), is_pretrained_name("./runs/self")
     (True, False)
@@ -53,7 +59,14 @@ def is_pretrained_name(name: str) -> bool:
 
 
 def describe_missing(name: str) -> str:
-    """What a name that is no folder could have been on the hub, for a message about it."""
+    """What a name that is no folder could have been on the hub, for a message.
+
+    Args:
+        name: The name.
+
+    Returns:
+        The end of a sentence.
+    """
     if not _has_hub_form(name):
         return "nor a name of the hub, which has the form OWNER/NAME"
     return f"for the hub's model of that name, write hf-hub:{name}, since a folder {name.split('/')[0]} is here"
@@ -63,13 +76,19 @@ def open_pretrained(name: str, saved: Path | None = None, load_weights: bool = T
     """Open a pretrained dual encoder, fetching it where it is not on this machine.
 
     Args:
-        name: a folder, or a hub name, also with @REVISION.
-        saved: the files that a run keeps of it, which are read instead, without weights; None for a model as it is.
-        load_weights: whether to read the weights.
+        name: A folder, or a hub name, also with @REVISION.
+        saved: The files that a run keeps of it, which are read instead, without weights; None for a model as it is. If
+            the
+            folder does not exist, `name` is opened.
+        load_weights: Whether to read the weights.
 
-    Returns its parts, and the name with the hub's commit, by which a run is repeated from the same weights.
+    Returns:
+        Its parts, and the name with the hub's commit, by which a run is repeated from the same weights.
 
-    Raises WeightsNotFound where there is no such model, and what `load_dual_encoder` and `hub.snapshot` raise.
+    Raises:
+        WeightsNotFound: There is no such model here or on the hub.
+        ValueError: It is a model of another kind, or its files are not whole; see `load_dual_encoder`.
+        OSError: A download failed; see `hub.snapshot`.
     """
     if saved is not None and saved.is_dir():
         parts, pinned, origin = load_dual_encoder(saved, load_weights=False), name, WeightsOrigin("files", name)
@@ -83,12 +102,22 @@ def open_pretrained(name: str, saved: Path | None = None, load_weights: bool = T
 
 
 def find_pretrained(name: str) -> tuple[Path, str, WeightsOrigin]:
-    """The folder of a pretrained dual encoder, its name with the commit, and where the weights came from.
+    """Find a pretrained dual encoder, fetching it where it is not on this machine.
+
+    A model of another kind is refused before its weights are fetched.
 
     Args:
-        name: a folder, or a hub name, also with @REVISION.
+        name: A folder, or a hub name, also with @REVISION.
 
-    Raises as `open_pretrained`; a model of another kind is refused before its weights are fetched.
+    Returns:
+        Its folder, its name with the commit (of a folder its absolute path), and where the weights came from.
+
+    Raises:
+        WeightsNotFound: There is no such model here or on the hub.
+        HubUnreachable: It is not in the local cache, and the hub may not be asked or does not answer.
+        FileNotFoundError: The folder has no config.
+        ValueError: It is a model of another kind.
+        OSError: A download failed; see `hub.snapshot`.
     """
     folder = Path(name).expanduser()
     if folder.is_dir():

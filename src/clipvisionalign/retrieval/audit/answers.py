@@ -24,11 +24,15 @@ from clipvisionalign.retrieval.ties import (
 
 @dataclass(frozen=True)
 class ScoreTable:
-    """What a model answered of N images and M captions.
+    """The scores of N images with M captions.
 
-    scores: (N, M) float64; tie_threshold: (N, M) what another pair has to score to tie with a pair or to precede it;
-    dtype_name:
-    the model's dtype; rounding: by how much that can change a score; images, captions: the vectors, if any.
+    Attributes:
+        scores: (N, M) float64.
+        tie_threshold: (N, M) what another pair has to score to tie with a pair, or to precede it.
+        dtype_name: The narrowest dtype that holds all outputs of the model exactly.
+        rounding: The largest change of a score that rounding in that dtype can cause.
+        images: The vectors (N, D) that the scores are products of; None of a model that only scores pairs.
+        captions: The vectors (M, D) likewise.
     """
 
     scores: np.ndarray
@@ -39,9 +43,12 @@ class ScoreTable:
     captions: NumericArray | None = None
 
     def ranks(self) -> tuple[np.ndarray, np.ndarray]:
-        """(N, M) twice: each pair's caption among all captions for its image, and its image among all images.
+        """The rank of every pair, true or not; ties count against it, and captions of one image are not left out.
 
-        1 is the first, ties count against the pair, and captions of one image are not left out.
+        Returns:
+            (N, M) rank of the caption among all captions for the image, and (N, M) rank of the image among all images
+            for the
+            caption, both from 1.
         """
         images, captions = self.scores.shape
         same_image, same_caption = _equal_vectors(self.images, images), _equal_vectors(self.captions, captions)
@@ -67,7 +74,14 @@ ScoreQuery = Callable[[Sequence[Any], Sequence[str]], ScoreTable]
 
 
 class ModelScores:
-    """Asks a model for a table of scores, whichever way it answers; a table of another form is an error."""
+    """Scores of a model by each of its interfaces; outputs of another form are an error.
+
+    Args:
+        model: An object with `encode_images` and `encode_captions`, with `score`, or with both.
+
+    Raises:
+        TypeError: It has neither.
+    """
 
     def __init__(self, model: RetrievalModel) -> None:
         self.model: Any = model
@@ -78,7 +92,11 @@ class ModelScores:
             raise TypeError(f"{name} answers neither encode_images and encode_captions, nor score: nothing to audit")
 
     def interfaces(self) -> list[tuple[str, ScoreQuery]]:
-        """Every way in which the model answers, each asked on its own."""
+        """The model's interfaces, each as a function that returns scores.
+
+        Returns:
+            ("vectors", function) and ("score", function), as far as the model has them.
+        """
         ways: list[tuple[str, ScoreQuery]] = []
         if self.has_encoders:
             ways.append(("vectors", self.score_by_vectors))
@@ -87,7 +105,18 @@ class ModelScores:
         return ways
 
     def score_by_vectors(self, images: Sequence[Any], captions: Sequence[str]) -> ScoreTable:
-        """Scores by the dot product of the model's vectors. Raises ValueError for vectors of another number or form."""
+        """Scores by the dot product of the model's vectors.
+
+        Args:
+            images: N images.
+            captions: M captions.
+
+        Returns:
+            The scores.
+
+        Raises:
+            ValueError: The vectors have another number, another width or non-finite values.
+        """
         left = as_vectors(self.model.encode_images(images), "image")
         right = as_vectors(self.model.encode_captions(captions), "caption")
         table = dot_product_scores(left, right)
@@ -95,7 +124,18 @@ class ModelScores:
         return table
 
     def score_by_pairs(self, images: Sequence[Any], captions: Sequence[str]) -> ScoreTable:
-        """Scores by the model's own `score`. Raises ValueError for a table of another shape."""
+        """Scores by the model's own `score`.
+
+        Args:
+            images: N images.
+            captions: M captions.
+
+        Returns:
+            The scores.
+
+        Raises:
+            ValueError: The scores have another shape or non-finite values.
+        """
         numbers = as_numeric_array(self.model.score(images, captions))
         _check_scores(numbers.values, len(images), len(captions))
         scores = numbers.values.astype(np.float64)
@@ -105,7 +145,18 @@ class ModelScores:
 
 
 def dot_product_scores(images: NumericArray, captions: NumericArray) -> ScoreTable:
-    """The table of two tables of vectors. Raises ValueError for vectors of different widths."""
+    """The scores of two tables of vectors.
+
+    Args:
+        images: (N, D).
+        captions: (M, D).
+
+    Returns:
+        The scores, computed in float64.
+
+    Raises:
+        ValueError: The widths differ.
+    """
     width = images.values.shape[1]
     if width != captions.values.shape[1]:
         raise ValueError(f"image vectors are {width} wide, caption vectors {captions.values.shape[1]}")

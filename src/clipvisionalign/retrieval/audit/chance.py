@@ -140,8 +140,23 @@ def check_new_captions(
     level: float,
     rng: np.random.Generator,
 ) -> Finding:
-    """Captions that nobody has asked before, with images likewise where they can be made: as many captions an image as
-    the data has, and one each."""
+    """Whether recall is at chance with captions that the model has not seen, and mirrored images.
+
+    Captions are assigned at random: as many to an image as the data has, and one each. Where images cannot be mirrored,
+    or
+    the model rejects mirrored ones, it is given the data's own.
+
+    Args:
+        ask: Returns the model's scores of images with captions.
+        images: N images.
+        captions: M captions of the data set, from which new ones are made.
+        captions_per_image: How many new captions an image is assigned.
+        level: Probability with which an honest model may fail.
+        rng: Source of randomness; it is advanced.
+
+    Returns:
+        The finding; its figure is the recall that is furthest above chance.
+    """
     new_captions = make_captions(captions, len(images) * (captions_per_image + 1), rng)
     grouped = [
         new_captions[start : start + captions_per_image]
@@ -169,13 +184,36 @@ def check_new_captions(
 def check_shuffled_pairs(
     ask: ScoreQuery, images: list[Any], own_captions: list[list[str]], level: float, rng: np.random.Generator
 ) -> Finding:
-    """Give every image the captions of another, as if they were its own."""
+    """Whether recall is at chance when every image is given the captions of another, as if they were its own.
+
+    Args:
+        ask: Returns the model's scores of images with captions.
+        images: N images.
+        own_captions: (N,) the captions of each.
+        level: Probability with which an honest model may fail.
+        rng: Source of randomness; it is advanced.
+
+    Returns:
+        The finding; its figure is the recall that is furthest above chance.
+
+    Source: Westfall and Young, "Resampling-Based Multiple Testing" (1993), max T.
+    """
     return _check_chance_level(
         [_assign_and_score(ask, images, own_captions, True, rng)], "with captions dealt to wrong images", level, rng
     )
 
 
 def check_blank_captions(ask: ScoreQuery, images: list[Any], level: float, rng: np.random.Generator) -> Finding:
-    """Give every image the same words."""
+    """Whether recall is at chance when every image is given the same words.
+
+    Args:
+        ask: Returns the model's scores of images with captions.
+        images: N images.
+        level: Probability with which an honest model may fail.
+        rng: Source of randomness; it is advanced.
+
+    Returns:
+        The finding; its figure is the recall that is furthest above chance.
+    """
     assignment = _assign_and_score(ask, images, [["a picture"]] * len(images), False, rng)
     return _check_chance_level([assignment], "with every caption the same", level, rng)

@@ -19,8 +19,20 @@ MIRRORED_SIZE = 512
 
 
 def make_captions(captions: Sequence[str], count: int, rng: np.random.Generator) -> list[str]:
-    """`count` captions that differ from each other and from all of `captions`: the first half of one and the second
-    half of another, and where that is one of them, more of their words.
+    """Captions that differ from each other and from all given ones.
+
+    Each is the first half of one caption and the second half of another, of 1,000 captions at most; where that is one
+    of
+    them, words of these captions are appended until it is new. Words with other characters than letters are not
+    appended.
+
+    Args:
+        captions: M captions, at least one.
+        count: Number of captions to make.
+        rng: Source of randomness; it is advanced.
+
+    Returns:
+        The new captions.
 
     >>> make_captions(["a black dog", "the cat sleeps"], 2, np.random.default_rng(0))
     ['the black dog', 'the black dog black']
@@ -47,9 +59,17 @@ def make_captions(captions: Sequence[str], count: int, rng: np.random.Generator)
 
 @contextmanager
 def mirrored_images(images: Sequence[Any]) -> Iterator[list[Any] | None]:
-    """The images mirrored, each in the form in which it came: arrays, tensors, Pillow images, files and their bytes.
+    """The images mirrored left to right, each in the form in which it is given.
 
-    Files lie in a temporary folder for so long. An image of another form stays as it is; None if all do.
+    A context manager: files are written, with at most 512 pixels on a side, to a temporary folder that is removed at
+    the
+    end of the block.
+
+    Args:
+        images: Arrays and tensors whose last axis is the width, Pillow images, paths, or bytes of files.
+
+    Yields:
+        The mirrored images, an image of another form or that cannot be decoded as it is; None if all are so.
     """
     with tempfile.TemporaryDirectory() as folder:
         flipped = [_mirror(image, Path(folder) / f"{index}.jpg") for index, image in enumerate(images)]

@@ -49,18 +49,22 @@ def audit(
     """Check that a model uses nothing but an image and a caption to score them.
 
     The checks: new captions, shuffled partners, blank captions, items alone and in batches, rectangular galleries, and
-    splits without common images.
+    splits without common images. A model that raises an error has failed the check, with the reason. An honest model
+    fails
+    one of the checks against chance with a probability of at most `FALSE_ALARM_RATE`.
 
     Args:
         model: An object with `encode_images` and `encode_captions`, with `score`, or with both, in which case both are
             checked. Rounding in the dtype of its outputs is tolerated, and that of bfloat16 where vectors were widened,
-            and scaled, only afterwards.
+            and
+            scaled, only afterwards.
         images: N images, in any form that the model takes.
         captions: M captions.
         caption_image: (M,) index of each caption's image.
         identity: (N,) as in `retrieval_metrics`, or None.
         split_overlap: Images that are in two splits (`data.check` lists them); None if there is one split only, in
-            which case that check is omitted.
+            which
+            case that check is omitted.
         sample: Number of images in the checks, drawn with `seed`.
         seed: Seed of the sample and of the shuffles.
         caption_group: (M,) as in `retrieval_metrics`, or None.
@@ -72,7 +76,12 @@ def audit(
 
     Raises:
         TypeError: The model has neither interface, or one image or one string is given where a list is required.
-        ValueError: The sample is too small.
+        ValueError: The sample is too small, or indices are out of range.
+
+    >>> class Blind:
+    ...     score = staticmethod(lambda images, captions: np.zeros((len(images), len(captions))))
+    >>> audit(Blind(), [f"{i}.jpg" for i in range(12)], [f"caption {i}" for i in range(12)], range(12)).passed
+    True
     """
     check_lists(images, captions)
     scorer = ModelScores(model)
@@ -157,9 +166,18 @@ def _overlap_check(split_overlap: Sequence[str]) -> Check:
 
 
 def audited_images(positives: Positives, sample: int, rng: np.random.Generator) -> np.ndarray:
-    """The images that an audit asks about, `sample` at most.
+    """The images that an audit asks about: a random sample in which no two have a caption in common.
 
-    Raises ValueError where they are too few to decide anything.
+    Args:
+        positives: Which captions belong to which images.
+        sample: Number of images at most.
+        rng: Source of randomness; it is advanced.
+
+    Returns:
+        (S,) image numbers, sorted.
+
+    Raises:
+        ValueError: There are fewer than `MIN_SAMPLE` such images, which decide nothing.
     """
     candidates = _apart(positives, rng)
     chosen = np.sort(rng.choice(candidates, size=min(sample, len(candidates)), replace=False))

@@ -45,7 +45,22 @@ def check_batch_independence(
     captions: list[str],
     rng: np.random.Generator,
 ) -> Finding:
-    """Scores of pairs: all together, in another order, and each alone."""
+    """Whether scores are the same all together, in another order, and alone.
+
+    Sixteen pairs are asked alone, at most: eight drawn at random, and the same eight images with the captions at their
+    own
+    position.
+
+    Args:
+        ask: Returns the model's scores of images with captions.
+        score_together: Returns the scores of all images with all captions.
+        images: N images.
+        captions: N captions.
+        rng: Source of randomness; it is advanced.
+
+    Returns:
+        The finding; its figure is the largest change of a score.
+    """
     scores = score_together().scores
     rows, columns = rng.permutation(len(images)), rng.permutation(len(captions))
     shuffled = ask([images[i] for i in rows], [captions[c] for c in columns])
@@ -60,7 +75,19 @@ def check_batch_independence(
 
 
 def check_history_independence(model: DualEncoder, images: list[Any], captions: list[str]) -> Finding:
-    """Caption vectors: after their own images were encoded, and after quite other ones; image vectors: once more."""
+    """Whether vectors are the same after other inputs: captions after other images, images once more.
+
+    Args:
+        model: The model.
+        images: N images.
+        captions: N captions.
+
+    Returns:
+        The finding; its figure is the largest change of a score.
+
+    Raises:
+        ValueError: The model returns another number of vectors.
+    """
 
     def vectors(some_images: list[Any]) -> tuple[NumericArray, NumericArray]:
         left = as_vectors(model.encode_images(some_images), "image")
@@ -87,7 +114,17 @@ def check_history_independence(model: DualEncoder, images: list[Any], captions: 
 def check_gallery_size_independence(
     ask: ScoreQuery, score_together: Callable[[], ScoreTable], images: list[Any], captions: list[str]
 ) -> Finding:
-    """Fewer images than captions, and more: the same scores as in the square case."""
+    """Whether scores are the same with fewer images than captions, and with more.
+
+    Args:
+        ask: Returns the model's scores of images with captions.
+        score_together: Returns the scores of all images with all captions.
+        images: N images.
+        captions: N captions.
+
+    Returns:
+        The finding; its figure is the largest change of a score.
+    """
     scores = score_together().scores
     few = max(2, len(images) // 3)
     tall, wide = ask(images, captions[:few]), ask(images[-few:], captions)

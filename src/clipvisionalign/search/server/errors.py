@@ -8,15 +8,19 @@ from fastapi import HTTPException
 
 
 def translate_errors(work: Callable[[], Any], filter_text: str = "") -> Any:
-    """The result of `work`; an error that a user can mend becomes an HTTP error with its message.
+    """The result of a route's work; an error that a user can correct becomes an HTTP error with its message.
 
     Args:
         work: What the route does.
         filter_text: The filter of the request: an error of the database is then an error of the filter.
 
+    Returns:
+        What `work` returns.
+
     Raises:
         HTTPException: 404 for what is not in the index, 413 for too large an image, 422 for what cannot be answered,
-            503 for an index that cannot be read.
+            503 for
+            an index that cannot be read.
     """
     try:
         return work()

@@ -8,7 +8,16 @@ FORM_OVERHEAD_BYTES = 10_000
 
 @dataclass(frozen=True)
 class Limits:
-    """What a request may ask for."""
+    """What a request may ask for.
+
+    Attributes:
+        characters: Characters of a term at most.
+        terms: Terms of a query at most.
+        results: Results at most.
+        rerank: First results that are ordered by pair scores at most.
+        upload_bytes: Bytes of an image that is sent.
+        seconds: Time after which a request is answered with 503.
+    """
 
     characters: int = 1000
     terms: int = 16

@@ -22,7 +22,8 @@ LATENCY_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
 class Metrics:
     """Counts and times of requests, as Prometheus reads them.
 
-    encoder_counts: gives how many texts were encoded until now, in how many calls.
+    Args:
+        encoder_counts: Returns how many texts were encoded until now, in how many calls.
     """
 
     CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
@@ -43,12 +44,22 @@ class Metrics:
         self.registry.register(_EncoderCollector(encoder_counts))
 
     def record(self, path: str, status: int, seconds: float) -> None:
-        """Count a request that was answered. path: its route, not what was asked."""
+        """Count a request that was answered.
+
+        Args:
+            path: Its route, not the path that was asked for.
+            status: HTTP status of the answer.
+            seconds: Time from the request to its answer.
+        """
         self.requests.labels(path, str(status)).inc()
         self.seconds.labels(path).observe(seconds)
 
     def render(self) -> bytes:
-        """What /metrics answers."""
+        """The answer of /metrics.
+
+        Returns:
+            Text in Prometheus' format, as bytes.
+        """
         return generate_latest(self.registry)
 
 

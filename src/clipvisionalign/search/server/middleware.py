@@ -39,10 +39,17 @@ class BodyTooLargeError(Exception):
 
 
 class RequestMiddleware:
-    """Token, size of what is sent in, time that it may take, headers, counts.
+    """Checks token and size of a request, limits its time, adds headers, and counts it.
 
     The token is taken from `Authorization: Bearer`, from `?token=`, and from the cookie that a right `?token=` is
-    answered with: a random number of this process, by which nobody learns the token.
+    answered
+    with: a random number of this process, which does not reveal the token.
+
+    Args:
+        app: The application.
+        token: The token; "" lets every request pass.
+        limits: The limits of a request.
+        metrics: Counts the requests.
     """
 
     def __init__(self, app: ASGIApp, token: str, limits: Limits, metrics: Metrics) -> None:
@@ -50,7 +57,13 @@ class RequestMiddleware:
         self.token, self.session = token.encode(), secrets.token_urlsafe(32)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer an HTTP request within the limits, refuse a WebSocket, pass on all else."""
+        """Answer an HTTP request within the limits, refuse a WebSocket, pass on everything else.
+
+        Args:
+            scope: ASGI's scope.
+            receive: ASGI's receive.
+            send: ASGI's send.
+        """
         if scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008})  # there is none here
         elif scope["type"] == "http":
@@ -59,7 +72,14 @@ class RequestMiddleware:
             await self.app(scope, receive, send)
 
     def credential_source(self, scope: Scope) -> str:
-        """Where a request carries what it is allowed by: "header", "query", "cookie"; "" where nowhere."""
+        """Where a request carries a right token; compared in constant time.
+
+        Args:
+            scope: ASGI's scope.
+
+        Returns:
+            "header" (also where no token is needed), "query" or "cookie"; "" for none.
+        """
         if not self.token:
             return "header"
         request = Request(scope)

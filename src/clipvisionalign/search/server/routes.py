@@ -35,10 +35,17 @@ ImageIdParam = Annotated[int, Query(ge=0, lt=2**63, description="an image's numb
 
 
 def hits_to_json(hits: Sequence[Hit | CaptionHit], terms: Sequence[Term] = ()) -> dict[str, Any]:
-    """An answer of hits, with the notes of the terms.
+    """The answer of a search.
+
+    Args:
+        hits: The hits.
+        terms: The terms of the query, whose notes are added.
+
+    Returns:
+        "found" and "notes".
 
     Raises:
-        ValueError: For a score that is not finite.
+        ValueError: A score is not finite.
     """
     if not all(math.isfinite(hit.score) for hit in hits):
         raise ValueError("the query's vector has no length that can be counted with: are its weights too large?")
@@ -46,7 +53,12 @@ def hits_to_json(hits: Sequence[Hit | CaptionHit], terms: Sequence[Term] = ()) -
 
 
 def add_search_routes(app: FastAPI, service: SearchService) -> None:
-    """Add the search by words, /search."""
+    """Add the search by words, /search.
+
+    Args:
+        app: The application.
+        service: Its state.
+    """
     limits = service.limits
     CountParam = Annotated[int, Query(ge=1, le=limits.results)]
     IndexParam = Annotated[int, Query(ge=0, lt=len(service.searchers), description=INDEX_DESCRIPTION)]
@@ -73,7 +85,12 @@ def add_search_routes(app: FastAPI, service: SearchService) -> None:
 
 
 def add_similar_routes(app: FastAPI, service: SearchService) -> None:
-    """Add the searches by an image: /similar for images, /captions for captions."""
+    """Add the searches by an image: /similar for images, /captions for captions.
+
+    Args:
+        app: The application.
+        service: Its state.
+    """
     searchers = service.searchers
     CountParam = Annotated[int, Query(ge=1, le=service.limits.results)]
     IndexParam = Annotated[int, Query(ge=0, lt=len(service.searchers), description=INDEX_DESCRIPTION)]
@@ -124,7 +141,12 @@ def add_similar_routes(app: FastAPI, service: SearchService) -> None:
 
 
 def add_image_routes(app: FastAPI, service: SearchService) -> None:
-    """Add the images of an index, /image, and their explanations, /explain."""
+    """Add the images of an index, /image, and their explanations, /explain.
+
+    Args:
+        app: The application.
+        service: Its state.
+    """
     searchers, limits = service.searchers, service.limits
     IndexParam = Annotated[int, Query(ge=0, lt=len(service.searchers), description=INDEX_DESCRIPTION)]
 
@@ -165,7 +187,12 @@ def add_image_routes(app: FastAPI, service: SearchService) -> None:
 
 
 def add_state_routes(app: FastAPI, service: SearchService) -> None:
-    """Add /health and /metrics."""
+    """Add /health and /metrics.
+
+    Args:
+        app: The application.
+        service: Its state.
+    """
 
     @app.get("/health")
     def health(request: Request) -> dict[str, Any]:
@@ -182,7 +209,11 @@ def add_state_routes(app: FastAPI, service: SearchService) -> None:
 
 
 def add_page_routes(app: FastAPI) -> None:
-    """Add the search page, Swagger's page and their files."""
+    """Add the search page, Swagger's page and their files.
+
+    Args:
+        app: The application.
+    """
     static = files("clipvisionalign.search.server").joinpath("static")
 
     @app.get("/", response_class=HTMLResponse, include_in_schema=False)

@@ -48,7 +48,16 @@ def run_server(
 ) -> None:
     """Serve one index, or several side by side, until stopped.
 
-    Raises ValueError for one that is open to the network without a token.
+    Args:
+        indexes: Paths or URLs of the indexes.
+        host: Address to listen on; one other than loopback requires a token.
+        port: Port to listen on.
+        token: The token; "" for none.
+        run: Where the aligner is, if it was moved; "" for where the indexes have it.
+
+    Raises:
+        ValueError: It would be open to the network without a token.
+        InvalidIndexError: An index cannot be opened.
     """
     import uvicorn
 
@@ -69,6 +78,18 @@ def run_server(
 
 
 def page_url(host: str, port: int, token: str = "") -> str:
-    """The link to the page, whatever characters the token has."""
+    """The link to the page, whatever characters the token has.
+
+    Args:
+        host: Host name or address.
+        port: Port.
+        token: The token; "" for none.
+
+    Returns:
+        The URL.
+
+    >>> page_url("::1", 8000, "a b")
+    'http://[::1]:8000/?token=a%20b'
+    """
     name = f"[{host}]" if ":" in host else host
     return f"http://{name}:{port}/" + (f"?token={quote(token, safe='')}" if token else "")

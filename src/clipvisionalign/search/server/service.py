@@ -90,7 +90,14 @@ class SearchService:
 
 
 def index_info(searcher: Searcher) -> dict[str, Any]:
-    """The fields of an index in /health."""
+    """The fields of an index in /health.
+
+    Args:
+        searcher: The open index.
+
+    Returns:
+        Values by name.
+    """
     return {
         "pictures": searcher.table.count_rows(),
         "kind": searcher.manifest.kind,

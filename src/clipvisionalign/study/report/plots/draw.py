@@ -78,11 +78,14 @@ def draw_plots(report: ReportLike, folder: Path) -> dict[str, Plot]:
     """Draw every plot that the report has figures for, as SVG and PNG.
 
     Args:
-        report: a report, or the document that report.json holds.
-        folder: where the files are written; those of plots that only an earlier report had are removed.
+        report: A report, or the document that report.json holds.
+        folder: Where the files are written; those of plots that only an earlier report had are removed.
 
     Returns:
-        The plots by name; one that cannot be drawn has the reason.
+        The plots by name; one that cannot be drawn has the reason in `error`, and the others are drawn all the same.
+
+    Raises:
+        ReportError: The document is not a report.
     """
     import matplotlib
 

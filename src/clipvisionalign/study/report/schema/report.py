@@ -64,10 +64,18 @@ class StudyReport(Block):
         """The report that a document holds.
 
         Args:
-            report: what report.json holds, or a report, which is returned as it is.
+            report: What report.json holds, or a report, which is returned as it is.
+
+        Returns:
+            The report, which keeps the document itself as `document`.
 
         Raises:
-            ReportError: a key is missing, or its value is of another type; the message has the key.
+            ReportError: A key is missing, or its value is of another type; the message has the first five such keys.
+
+        >>> StudyReport.of({"format": 1})
+        Traceback (most recent call last):
+        ...
+        clipvisionalign.study.report.schema.report.ReportError: no report of a study: title: Field required; ...
         """
         if isinstance(report, StudyReport):
             return report
@@ -98,7 +106,11 @@ class _UntitledFields(GenerateJsonSchema):
 
 
 def json_schema() -> str:
-    """The JSON schema of report.json, as docs/reference/report.schema.json holds it."""
+    """The JSON schema of report.json, as docs/reference/report.schema.json holds it.
+
+    Returns:
+        JSON with a final newline.
+    """
     properties = StudyReport.model_json_schema(schema_generator=_UntitledFields)
     schema = {"$schema": GenerateJsonSchema.schema_dialect, **properties}
     return json.dumps(schema, indent=2) + "\n"

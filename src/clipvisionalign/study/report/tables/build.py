@@ -29,7 +29,17 @@ TABLES: dict[str, Callable[[StudyReport], ReportTable]] = {
 
 
 def build_tables(report: ReportLike) -> list[ReportTable]:
-    """Every table of a report that has rows."""
+    """Every table of a report that has rows.
+
+    Args:
+        report: A report, or the document that report.json holds.
+
+    Returns:
+        The tables in the order of `TABLES`; one that cannot be made has one row with the reason.
+
+    Raises:
+        ReportError: The document is not a report.
+    """
     typed = StudyReport.of(report)
     return [table for table in (_build_table(name, typed) for name in TABLES) if table.rows]
 
@@ -44,7 +54,18 @@ def _build_table(name: str, report: StudyReport) -> ReportTable:
 
 
 def write_tables(report: ReportLike, folder: Path) -> None:
-    """Each table as NAME.md and NAME.tex; files of those that have no rows, as in an earlier report, are removed."""
+    """Write each table of a report as NAME.md and NAME.tex.
+
+    Files of tables that have no rows, as an earlier report left them, are removed.
+
+    Args:
+        report: A report, or the document that report.json holds.
+        folder: Where they are written; its parent exists.
+
+    Raises:
+        ReportError: The document is not a report.
+        OSError: A file cannot be written.
+    """
     folder.mkdir(exist_ok=True)
     tables = {table.name: table for table in build_tables(report)}
     for name in TABLES:

@@ -12,7 +12,16 @@ from clipvisionalign.study.statistics import SIGNIFICANCE_LEVEL
 
 @dataclass(frozen=True)
 class ReportTable:
-    """A table. rows: cells as text, the first column names the row; sort: numbers to sort by, or None, of each."""
+    """A table of a report.
+
+    Attributes:
+        name: Name of its files.
+        title: Its heading.
+        columns: Headings of the columns.
+        rows: Cells as text; the first column names the row.
+        sort: For each cell the number by which its column is sorted, or None.
+        note: A sentence below the table; "" for none.
+    """
 
     name: str
     title: str
@@ -36,18 +45,33 @@ class TableRows:
         self.sort: list[list[float | None]] = []
 
     def add(self, *cells: tuple[str, float | None]) -> None:
-        """Add a row of cells: each its text and its number."""
+        """Add a row.
+
+        Args:
+            *cells: Each cell's text, and the number that it is sorted by, or None.
+        """
         self.rows.append([text for text, _ in cells])
         self.sort.append([key for _, key in cells])
 
     def select_columns(self, indices: Sequence[int]) -> None:
-        """These columns only."""
+        """Keep some columns only, in the given order.
+
+        Args:
+            indices: Their numbers, from 0.
+        """
         self.rows = [[row[index] for index in indices] for row in self.rows]
         self.sort = [[keys[index] for index in indices] for keys in self.sort]
 
 
 def format_interval(estimate: Estimate, form: str = "z.1f") -> str:
-    """Value and 95% interval, where there is one; nothing of it is minus zero.
+    """A value with its 95% interval, if there is one; nothing is printed as minus zero.
+
+    Args:
+        estimate: The value and its interval.
+        form: Format of each number.
+
+    Returns:
+        "VALUE [LOW, HIGH]", or "VALUE, no interval".
 
     >>> format_interval(Estimate(value=-0.01, low=-74.1, high=74.1))
     '0.0 [-74.1, 74.1]'
@@ -58,27 +82,63 @@ def format_interval(estimate: Estimate, form: str = "z.1f") -> str:
 
 
 def estimate_cell(estimate: Estimate) -> tuple[str, float | None]:
-    """A cell with an estimate and its interval."""
+    """A cell with an estimate and its interval.
+
+    Args:
+        estimate: The value and its interval.
+
+    Returns:
+        Its text, and the value to sort by.
+    """
     return format_interval(estimate), estimate.value
 
 
 def number_cell(value: float | None, form: str) -> tuple[str, float | None]:
-    """A cell with a number; empty for None."""
+    """A cell with a number.
+
+    Args:
+        value: The number; None for an empty cell.
+        form: Its format.
+
+    Returns:
+        Its text, and the number to sort by.
+    """
     return ("", None) if value is None else (format(value, form), value)
 
 
 def p_value_cell(p: float | None) -> tuple[str, float | None]:
-    """A cell with a p value."""
+    """A cell with a p value.
+
+    Args:
+        p: The p value; None if it was not tested.
+
+    Returns:
+        Its text, and the number to sort by.
+    """
     return ("not tested", None) if p is None else number_cell(p, p_value_format(p, SIGNIFICANCE_LEVEL))
 
 
 def one_line(text: str) -> str:
-    """A cell's text without what would end its row, such as the lines of a model's error."""
+    """A text without line breaks, which would end a table's row, such as those of a model's error.
+
+    Args:
+        text: The text.
+
+    Returns:
+        The text, every run of white space one blank.
+    """
     return " ".join(text.split())
 
 
 def to_markdown(table: ReportTable) -> str:
-    """A table as Markdown."""
+    """A table as Markdown: heading, table, note.
+
+    Args:
+        table: The table.
+
+    Returns:
+        Markdown; vertical bars within cells become slashes.
+    """
     lines = [f"## {table.title}", "", f"| {' | '.join(table.columns)} |", f"|---{'|---:' * (len(table.columns) - 1)}|"]
     lines += [f"| {' | '.join(one_line(cell).replace('|', '/') for cell in row)} |" for row in table.rows]
     return "\n".join([*lines, "", table.note, ""])
@@ -98,7 +158,14 @@ _LATEX = {
 
 
 def to_latex(table: ReportTable) -> str:
-    """A table as LaTeX, with booktabs."""
+    """A table as LaTeX, with booktabs.
+
+    Args:
+        table: The table.
+
+    Returns:
+        A `table` environment; special characters are escaped, and backslashes within cells become slashes.
+    """
 
     def escaped(text: str) -> str:
         return "".join(_LATEX.get(letter, letter) for letter in one_line(text).replace("\\", "/"))

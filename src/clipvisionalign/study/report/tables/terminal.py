@@ -11,7 +11,16 @@ from clipvisionalign.study.report.tables.table import ReportTable
 
 
 def print_tables(report: ReportLike) -> None:
-    """The first tables and the summary, in the terminal."""
+    """Print the main tables of a report and the sentences of its summary.
+
+    These are accuracy, differences in rsum, cost and gaps; all others are in the report.
+
+    Args:
+        report: A report, or the document that report.json holds.
+
+    Raises:
+        ReportError: The document is not a report.
+    """
     typed = StudyReport.of(report)
     selected = []
     for table in [table for table in build_tables(typed) if table.name in ("accuracy", "differences", "cost", "gaps")]:
@@ -24,7 +33,11 @@ def print_tables(report: ReportLike) -> None:
 
 
 def render_tables(tables: Sequence[ReportTable]) -> None:
-    """Tables in the terminal."""
+    """Print tables; where standard output is no terminal, 220 columns wide.
+
+    Args:
+        tables: The tables.
+    """
     from rich.console import Console
     from rich.table import Table as Printed
 
