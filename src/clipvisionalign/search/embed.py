@@ -123,8 +123,9 @@ def embed_files_with_ray(
     address: str = LOCAL_RAY,
     workers: int = 0,
 ) -> Iterator[list[IndexRow]]:
-    """The rows of `embed_files`, from a Ray cluster: tasks decode, actors encode, each on a GPU where the cluster has
-    some.
+    """The rows of `embed_files`, from a Ray cluster.
+
+    Tasks decode, actors encode, each on a GPU where the cluster has some.
 
     Args:
         run: The run folder, which is sent to the actors.

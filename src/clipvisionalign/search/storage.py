@@ -79,8 +79,9 @@ class Storage:
         return self.folder.exists() if self.is_local else bool(self.filesystem.exists(self.root))
 
     def is_empty(self) -> bool:
-        """Whether it is a folder without anything in it, or none yet; unfinished files of an interrupted write do not
-        count.
+        """Whether it is a folder without anything in it, or none yet.
+
+        Unfinished files of an interrupted write do not count.
 
         Returns:
             Whether it is.

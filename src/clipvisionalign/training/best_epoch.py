@@ -17,9 +17,12 @@ HALF_MODELS = "half-models"
 
 @dataclass
 class BestEpoch:
-    """The best epoch so far by one gallery (all of dev, or a half), each with its own patience.
+    """The best epoch so far by one gallery (all of dev, or a half), with its own patience.
 
-    score: more is better. stopped: its patience is at an end; what comes later is not looked at.
+    Attributes:
+        score: Its score; more is better.
+        epoch: Its number, from 1; 0 before there is one.
+        stopped: Whether its patience has ended; later epochs are ignored.
     """
 
     score: float = -math.inf
@@ -27,7 +30,20 @@ class BestEpoch:
     stopped: bool = False
 
     def update(self, epoch: int, score: float, patience: int, always: bool = False) -> None:
-        """Take note of an epoch; on a tie the earlier stays. always: the last epoch is the best, whatever its score."""
+        """Take an epoch into account; on a tie the earlier one stays, and NaN is worse than any number.
+
+        Args:
+            epoch: Number of the epoch.
+            score: Its score.
+            patience: Epochs without a better score after which later ones are ignored.
+            always: Whether the epoch is the best whatever its score.
+
+        >>> best = BestEpoch()
+        >>> for epoch, score in enumerate([1.0, 3.0, 2.0, 2.5, 9.0], start=1):
+        ...     best.update(epoch, score, patience=2)
+        >>> best.epoch, best.stopped
+        (2, True)
+        """
         if self.stopped:
             return
         # What is no number is worse than any.
@@ -40,12 +56,21 @@ class BestEpoch:
 def save_chosen_models(
     out: Path, save: Callable[[Path], None], epoch: int, saved_epoch: int, best: Sequence[BestEpoch]
 ) -> None:
-    """After an epoch: the run folder holds the model that all of dev chooses, and beside it what only a half does.
+    """Keep the model that all of dev chooses in the run folder, and beside it those that only a half chooses.
 
-    save: writes the model of this epoch into a folder. saved_epoch: the epoch whose model the run folder holds, 0 for
-    none.
-    best: of all of dev, then of each half. What stands in the run folder is set aside before it is replaced, so that a
-    run that is interrupted anywhere still has, or recomputes, what its checkpoint refers to. Raises OSError.
+    A model of the run folder is set aside before it is replaced, so that a run that is interrupted anywhere still has,
+    or
+    recomputes, what its checkpoint refers to.
+
+    Args:
+        out: The run folder.
+        save: Writes the model of this epoch into a folder.
+        epoch: Number of this epoch.
+        saved_epoch: The epoch whose model the run folder holds; 0 for none.
+        best: The best epochs by all of dev, then by each half.
+
+    Raises:
+        OSError: A model cannot be written.
     """
     chosen = best[0].epoch
     for other in {each.epoch for each in best[1:]} - {chosen}:
@@ -59,7 +84,12 @@ def save_chosen_models(
 
 
 def prune_models(out: Path, best: Sequence[BestEpoch]) -> None:
-    """Remove models that no half chooses any longer."""
+    """Remove models that no half chooses any longer.
+
+    Args:
+        out: The run folder.
+        best: The best epochs by all of dev, then by each half.
+    """
     chosen_names = {half_model_folder(out, each.epoch).name for each in best[1:] if each.epoch != best[0].epoch}
     for folder in (out / HALF_MODELS).glob("*"):
         if folder.name not in chosen_names:
@@ -69,7 +99,15 @@ def prune_models(out: Path, best: Sequence[BestEpoch]) -> None:
 
 
 def half_model_folder(out: Path, epoch: int) -> Path:
-    """Where the model of an epoch is kept that only a half chooses; `load_aligner` opens it."""
+    """Where the model of an epoch is kept that only a half chooses; `load_aligner` opens it.
+
+    Args:
+        out: The run folder.
+        epoch: Number of the epoch.
+
+    Returns:
+        The folder, which need not exist.
+    """
     return out / HALF_MODELS / f"epoch-{epoch:04d}"
 
 

@@ -41,9 +41,18 @@ REPEATED_SIGNAL_SECONDS = 5.0
 
 
 def save_checkpoint(run: Path, step: int, state: dict[str, Any]) -> Path:
-    """Write a run's state after `step` steps.
+    """Write the state of a run as one file, atomically; the last two checkpoints are kept.
 
-    Raises OSError, such as for a full disk, and leaves nothing half written.
+    Args:
+        run: The run folder.
+        step: Number of steps so far.
+        state: Tensors, numbers, texts, and lists and dictionaries of these.
+
+    Returns:
+        The file.
+
+    Raises:
+        OSError: It cannot be written, such as on a full disk; nothing half written is left.
     """
     folder = run / CHECKPOINT_FOLDER
     folder.mkdir(exist_ok=True)
@@ -93,9 +102,20 @@ def _commit_folder(aside: Path, path: Path) -> None:
 def save_sharded(
     run: Path, step: int, tensors: dict[str, Tensor], rest: dict[str, Any], distributed: Distributed
 ) -> Path:
-    """Write tensors that are spread over processes, each its own shards, and the rest; every process calls this.
+    """Write tensors that are sharded over processes, each its own shards, and the rest; every process calls this.
 
-    Raises OSError on all processes where one cannot write, and leaves nothing half written.
+    Args:
+        run: The run folder.
+        step: Number of steps so far.
+        tensors: Tensors by name, sharded or whole.
+        rest: What is not sharded.
+        distributed: The processes.
+
+    Returns:
+        The folder of the checkpoint.
+
+    Raises:
+        OSError: A process cannot write; raised on all, and nothing half written is left.
     """
     import torch.distributed.checkpoint as distributed_checkpoint
     from torch.distributed.checkpoint import HuggingFaceStorageWriter
@@ -133,7 +153,15 @@ def save_sharded(
 
 
 def load_sharded(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Fill `tensors`, sharded or whole, from what any number of processes wrote. Raises OSError."""
+    """Fill tensors from a sharded checkpoint, whatever number of processes wrote it.
+
+    Args:
+        path: The folder of the checkpoint.
+        tensors: Tensors by name, sharded or whole; they are changed themselves.
+
+    Raises:
+        OSError: It cannot be read.
+    """
     import torch.distributed.checkpoint as distributed_checkpoint
     from torch.distributed.checkpoint import HuggingFaceStorageReader
 
@@ -142,7 +170,14 @@ def load_sharded(path: Path, tensors: dict[str, Tensor]) -> None:
 
 
 def tensor_names(path: Path) -> set[str]:
-    """The names of the tensors that a sharded checkpoint has."""
+    """The names of the tensors of a sharded checkpoint.
+
+    Args:
+        path: The folder of the checkpoint.
+
+    Returns:
+        The names.
+    """
     from torch.distributed.checkpoint import HuggingFaceStorageReader
 
     return set(HuggingFaceStorageReader(str(path)).read_metadata().state_dict_metadata)
@@ -179,14 +214,28 @@ def _ignore_warnings() -> Iterator[None]:
 
 
 def list_checkpoints(run: Path) -> list[Path]:
-    """The checkpoints of a run, the newest last."""
+    """The checkpoints of a run.
+
+    Args:
+        run: The run folder.
+
+    Returns:
+        Files and folders, the newest last.
+    """
     paths = [*(run / CHECKPOINT_FOLDER).glob("step-*.pt"), *(run / CHECKPOINT_FOLDER).glob("step-*.shards")]
     return sorted(paths, key=lambda path: (path.stem, path.suffix))
 
 
 def load_last_checkpoint(run: Path, say: Log | None = None) -> dict[str, Any] | None:
-    """The state of the newest checkpoint that reads back, None if there is none; of a sharded one all but its tensors,
-    whose folder is under "shards"."""
+    """The state of the newest checkpoint that reads back; others are skipped with a message.
+
+    Args:
+        run: The run folder.
+        say: Deprecated: takes the lines that are logged otherwise.
+
+    Returns:
+        The state; of a sharded checkpoint all but its tensors, with its folder under "shards". None if there is none.
+    """
     with deprecated_say(say):
         return _load_last_readable(run)
 
@@ -208,7 +257,11 @@ def _load_last_readable(run: Path) -> dict[str, Any] | None:
 
 
 def random_states() -> dict[str, Any]:
-    """Where the generators of torch, NumPy and Python stand."""
+    """The states of the generators of PyTorch, NumPy and Python.
+
+    Returns:
+        States by library, and by the kind of the accelerator.
+    """
     kind, keys, position, has_gauss, gauss = np.random.get_state()
     states: dict[str, Any] = {
         "torch": torch.get_rng_state(),
@@ -226,7 +279,11 @@ def _device_random_states(device: Any) -> list[Tensor]:
 
 
 def restore_random_states(states: dict[str, Any]) -> None:
-    """Put the generators back where `random_states` found them."""
+    """Restore the generators.
+
+    Args:
+        states: As `random_states` returned them.
+    """
     torch.set_rng_state(states["torch"])
     kind, keys, position, has_gauss, gauss = states["numpy"]
     np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, gauss))
@@ -251,11 +308,16 @@ STOPPING = "stopping: after this step a checkpoint is written; Ctrl-C again stop
 
 @contextmanager
 def stop_signal(launched: bool = False) -> Iterator[Callable[[], bool]]:
-    """Turns the first Ctrl-C or SIGTERM into a question that a loop can ask; the second one stops at once.
+    """Turn the first Ctrl-C or SIGTERM within a block into a question; the second one stops at once.
 
     A launcher passes on what its whole process group has had already: a second SIGTERM within `REPEATED_SIGNAL_SECONDS`
-    seconds is the first one, also where it comes after the loop has ended, and so is a second Ctrl-C where one is at
-    work (`launched`).
+    seconds counts as the first one, also after the block, and so does a second Ctrl-C under a launcher.
+
+    Args:
+        launched: Whether a launcher is at work.
+
+    Yields:
+        A function that returns whether a signal has come; always false outside of the main thread.
     """
     signal_time: float | None = None
     if threading.current_thread() is not threading.main_thread():

@@ -17,11 +17,16 @@ COLLAPSE_COSINE = 0.95
 
 @dataclass(frozen=True)
 class EpochMetrics:
-    """What an epoch showed.
+    """The figures of an epoch that diagnostics read.
 
-    loss: mean training loss; accuracy: share of training captions whose image came first; rsum: dev, percent;
-    step_images, step_captions: B and M of a step. dev_loss, dev_accuracy: the training's own figures on dev, not a
-    number in runs from before they were measured.
+    Attributes:
+        loss: Mean training loss.
+        accuracy: Share of training captions whose image came first in its step.
+        rsum: Dev rsum, 0 to 600.
+        step_images: B, images in a step.
+        step_captions: M, captions in a step.
+        dev_loss: The training's own loss on dev; NaN in runs from before it was measured.
+        dev_accuracy: The training's own accuracy on dev; NaN likewise.
     """
 
     loss: float
@@ -34,13 +39,23 @@ class EpochMetrics:
 
     @property
     def chance_loss(self) -> float:
-        """The contrastive loss when all scores are equal: each pair among the negatives of its row and column."""
+        """The contrastive loss of equal scores: each pair among the negatives of its row and column."""
         images, captions = max(self.step_images, 2), max(self.step_captions, 2)
         return (math.log(images) + math.log(1 + captions - captions / images)) / 2
 
 
 def mean_cosine(vectors: np.ndarray) -> float:
-    """Mean cosine of all pairs of different unit vectors (N, D)."""
+    """Mean cosine of all pairs of different vectors.
+
+    Args:
+        vectors: (N, D) unit length.
+
+    Returns:
+        -1 to 1; 0 for fewer than two vectors.
+
+    >>> round(mean_cosine(np.eye(3)), 6), round(mean_cosine(np.ones((2, 1))), 6)
+    (0.0, 1.0)
+    """
     count = len(vectors)
     if count < 2:
         return 0.0
@@ -51,7 +66,17 @@ def mean_cosine(vectors: np.ndarray) -> float:
 def diagnose(
     history: list[EpochMetrics], image_vectors: np.ndarray, caption_vectors: np.ndarray, best_by: str = "rsum"
 ) -> list[str]:
-    """The diagnosis after an epoch; empty for none. best_by: "rsum" or "loss", of dev."""
+    """Common failures of a training that its figures show.
+
+    Args:
+        history: The epochs so far, at least one.
+        image_vectors: (N, D) of the dev gallery, unit length.
+        caption_vectors: (M, D) of the dev gallery, unit length.
+        best_by: What epochs are chosen by, "rsum" or "loss" of dev.
+
+    Returns:
+        A sentence with remedies for each failure; empty for none.
+    """
     findings = []
     for name, vectors in (("image", image_vectors), ("caption", caption_vectors)):
         cosine = mean_cosine(vectors)

@@ -23,7 +23,16 @@ def record_epoch(
     timings: Timings,
     seconds: float,
 ) -> None:
-    """Record what an epoch showed. shape: images and captions of a step."""
+    """Record the figures of an epoch in metrics.jsonl and in the history.
+
+    Args:
+        progress: The progress of the run, whose sums of the epoch are read and whose history grows.
+        dev: The figures on dev.
+        shape: Images and captions of a step.
+        records: Writes metrics.jsonl.
+        timings: The seconds by kind of work, which are reset.
+        seconds: Seconds since the run started.
+    """
     loss, fusion, accuracy = (value / max(progress.seen, 1) for value in progress.sums)
     progress.history.append([loss, accuracy, dev.metrics.rsum.value, *shape, dev.loss, dev.accuracy])
     records.write(
@@ -35,7 +44,19 @@ def record_epoch(
 def epoch_line(
     epoch: int, epochs: int, progress: TrainProgress, dev: DevMetrics, seconds: float, ema_model: Aligner
 ) -> str:
-    """The line of an epoch: losses, dev recall with chance, temperature, time and throughput."""
+    """The line of an epoch: losses, dev recall with chance, temperature and time.
+
+    Args:
+        epoch: Number of the epoch.
+        epochs: Number of all epochs.
+        progress: The progress of the run.
+        dev: The figures on dev.
+        seconds: Seconds since the run started.
+        ema_model: The model that was measured.
+
+    Returns:
+        The line.
+    """
     ways, chance = ("image_to_text", "text_to_image"), dev.metrics.chance
     loss, fusion, accuracy = (value / max(progress.seen, 1) for value in progress.sums)
     pair = f", fusion {fusion:.3f}" if ema_model.fusion is not None else ""
@@ -54,9 +75,17 @@ def epoch_line(
 
 @contextmanager
 def progress_line(steps: int, done: int, shown: bool) -> Iterator[Callable[[int, np.ndarray, float, float], None]]:
-    """Print the progress of the training, with loss, accuracy, dev rsum so far and images/s.
+    """Show the progress of the training in a block, with loss, accuracy, dev rsum so far and images per second.
 
-    done: steps before this one.
+    Args:
+        steps: Number of all steps.
+        done: Steps before this session.
+        shown: Whether it is shown.
+
+    Yields:
+        A function of the step's number, its loss, fusion loss and accuracy (3,), images per second, and best dev rsum
+        (below
+        0 for none).
     """
     with progress_step("training, step", steps, shown) as line:
         line.set_initial(done)

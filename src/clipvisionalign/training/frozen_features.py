@@ -37,7 +37,14 @@ CacheT = TypeVar("CacheT")
 
 @dataclass(frozen=True)
 class FeatureRequest:
-    """A split whose image features are wanted, see `open_image_features`."""
+    """A split whose image features are wanted, see `open_image_features`.
+
+    Attributes:
+        data: The split.
+        views: The variants of each image.
+        dtype: Dtype of the tower.
+        what: Name of the split, for the progress line.
+    """
 
     data: CaptionedImages
     views: list[View]
@@ -47,16 +54,30 @@ class FeatureRequest:
 
 @dataclass(frozen=True)
 class CacheSpace:
-    """What a frozen tower's outputs need on the disk of a cache. sizes: bytes of each part; what: what they are."""
+    """The disk space that a frozen tower's outputs need.
+
+    Attributes:
+        root: The folder of the cache.
+        sizes: Bytes of each part.
+        what: What the parts are, for messages.
+    """
 
     root: Path
     sizes: list[int]
     what: str
 
     def has_space(self, parts_exist: Callable[[], Sequence[bool]], used_before: bool | None) -> bool:
-        """Whether there is room for what is not there already. parts_exist: whether each part is.
+        """Whether there is room for the parts that are not there.
 
-        used_before: whether the run, which resumes, has used them. Raises OSError where it has, and there is no room.
+        Args:
+            parts_exist: Returns which parts are there; called only where all of them would not fit.
+            used_before: Whether the run, which resumes, has used them; None for a run that starts.
+
+        Returns:
+            Whether there is.
+
+        Raises:
+            OSError: There is none, and the run has used them.
         """
         if has_free_space(self.root, sum(self.sizes)):
             return True
@@ -107,11 +128,27 @@ def load_frozen_image_features(
     distributed: Distributed,
     used_before: bool | None = None,
 ) -> tuple[ImageFeatureCache | None, ImageFeatureCache | None]:
-    """The image tower's features of both splits, if it is frozen: computed once, by the main process.
+    """Features of both splits by a frozen image tower.
 
-    Images that turn out not to be decodable are left out of `data`. used_before: whether the run, which resumes, has
-    used features; None for one that begins, which uses them where there is room. Raises OSError where there no longer
-    is.
+    They are computed once by the main process and kept on disk. Training images that turn out not to be decodable are
+    left
+    out of `data`.
+
+    Args:
+        config: The settings of the run.
+        aligner: The model.
+        data: The data; rows may be dropped from it.
+        dtype: Dtype of the image tower.
+        distributed: The processes, all of which call this.
+        used_before: Whether the run, which resumes, has used features; None for a run that starts, which uses them
+            where
+            there is room.
+
+    Returns:
+        Features of the training split and of dev; None where the tower is not frozen, of a stream, or without room.
+
+    Raises:
+        OSError: There is no room any longer for a run that has used them.
     """
     if used_before is False or not config.epochs:
         return None, None
@@ -151,11 +188,24 @@ def load_frozen_caption_features(
     distributed: Distributed,
     used_before: bool | None = None,
 ) -> tuple[CaptionFeatureCache | None, CaptionFeatureCache | None]:
-    """What the text tower gives for all captions of both splits, if it is frozen: computed once, by the main process.
+    """Outputs of a frozen text tower for the captions of both splits.
 
-    Of training captions not the pooled vectors alone, but those of every token, for a design that scores pairs.
-    used_before: as for `load_frozen_image_features`. Raises OSError where there no longer is room. A stream's captions
-    are not kept.
+    They are computed once by the main process and kept on disk; of training captions also the outputs of all tokens,
+    for a
+    design that scores pairs. A stream's are not kept.
+
+    Args:
+        config: The settings of the run.
+        aligner: The model.
+        data: The data.
+        distributed: The processes, all of which call this.
+        used_before: As for `load_frozen_image_features`.
+
+    Returns:
+        Outputs for the training split and for dev; None where the tower is not frozen, or without room.
+
+    Raises:
+        OSError: There is no room any longer for a run that has used them.
     """
     if used_before is False or not config.epochs or not caches_caption_features(config.freezing):
         return None, None

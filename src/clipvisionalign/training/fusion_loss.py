@@ -14,9 +14,17 @@ from clipvisionalign.training.contrastive import contrastive_loss, sample_hard_n
 def pair_loss(
     aligner: Aligner, images: ImageEmbeddings, captions: list[CaptionEmbeddings], positives: Tensor, negatives: int
 ) -> Tensor:
-    """The loss of what scores pairs: the late interaction's over all pairs, and the fusion's where there is one.
+    """The loss of pair scores: late interaction over all pairs, and the fusion over hard negatives where there is one.
 
-    positives: (B, M), columns in the order of `captions`.
+    Args:
+        aligner: A model of the design `late` or `cross`.
+        images: Vectors and patches of B images.
+        captions: Groups of M captions.
+        positives: (B, M) bool; columns in the order of the groups.
+        negatives: Hard negatives per image and per caption.
+
+    Returns:
+        A scalar.
     """
     assert aligner.late is not None
     assert images.patches is not None
@@ -32,12 +40,28 @@ def pair_loss(
 
 @torch.no_grad()
 def dual_logits(aligner: Aligner, images: ImageEmbeddings, captions: list[CaptionEmbeddings]) -> Tensor:
-    """The dual encoder's score of every pair over its temperature (B, M), without gradients."""
+    """The dual encoder's logits of all pairs, without gradients.
+
+    Args:
+        aligner: The model, whose temperature is used.
+        images: Vectors of B images.
+        captions: Groups of M captions.
+
+    Returns:
+        (B, M) cosine / temperature; columns in the order of the groups.
+    """
     return aligner.scale() * images.vectors @ torch.cat([group.vectors for group in captions]).T
 
 
 def tokens_of_rows(group: CaptionEmbeddings) -> tuple[Tensor, Tensor]:
-    """Token states (M, T, W) and mask (M, T) of a group of captions."""
+    """Tokens and mask of a group of captions.
+
+    Args:
+        group: The group; its design has to score pairs.
+
+    Returns:
+        Tokens (b, T, W) and mask (b, T).
+    """
     assert group.tokens is not None
     return group.tokens, group.mask
 
@@ -51,16 +75,30 @@ def fusion_loss(
     positives: Tensor,
     count: int,
 ) -> Tensor:
-    """Each true pair against `count` hard negatives, both ways.
+    """Each true pair against hard negatives, in both directions.
 
     One caption of each image is drawn. It is scored with its image and with hard negative images; its image is scored
-    with it and with hard negative captions. logits, positives: (B, M), columns in the order of `captions`; logits are
-    the scores without the fusion, the dual encoder's and the late interaction's.
+    with
+    it and with hard negative captions. A softmax over drawn candidates takes the log of their probability off each
+    score,
+    which leaves the fusion's correction alone: it learns what the dual encoder lacks.
 
-    The fused score is that plus a correction, and the negatives were drawn by its probability. A softmax over drawn
-    candidates has to take the log of that probability off each score (Bengio and Senecal, IEEE Transactions on Neural
-    Networks 19 (2008), 713), which leaves the correction alone: it learns what the rest lacks, instead of learning to
-    take back what the drawing has made common.
+    Args:
+        aligner: A model of the design `cross`.
+        images: Vectors and patches of B images.
+        patches: (B, P, E) of the late interaction.
+        captions: Groups of M captions.
+        logits: (B, M) scores without the fusion, by whose softmax negatives are drawn; columns in the order of the
+            groups.
+        positives: (B, M) bool.
+        count: Hard negatives per image and per caption; fewer where a row or column has fewer.
+
+    Returns:
+        A scalar.
+
+    Source: Li et al., "ALBEF", arXiv:2107.07651; Bengio and Senecal, IEEE Transactions on Neural Networks 19 (2008),
+    713,
+    for the correction of drawn candidates.
     """
     assert aligner.fusion is not None
     assert aligner.late is not None

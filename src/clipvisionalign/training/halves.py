@@ -32,7 +32,10 @@ MIN_HALF_SHARE = 0.25
 class GallerySubset:
     """Some images of a gallery with all of their captions.
 
-    images: (n,), captions: (m,), numbers in the whole gallery; positives: who belongs to whom among them.
+    Attributes:
+        images: (n,) their numbers in the whole gallery.
+        captions: (m,) numbers of their captions in the whole gallery.
+        positives: Which captions belong to which images among them.
     """
 
     images: np.ndarray
@@ -41,7 +44,18 @@ class GallerySubset:
 
     @classmethod
     def of(cls, chosen: np.ndarray, positives: Positives) -> GallerySubset:
-        """The part of the images `chosen` (N,), bool. Raises ValueError where it is empty."""
+        """A part of a gallery.
+
+        Args:
+            chosen: (N,) bool, which images are in it.
+            positives: Which captions belong to which images in the whole gallery.
+
+        Returns:
+            The part.
+
+        Raises:
+            ValueError: It is empty.
+        """
         images = np.flatnonzero(chosen)
         captions = np.flatnonzero(chosen[positives.caption_image])
         owners = np.searchsorted(images, positives.caption_image[captions])
@@ -51,7 +65,14 @@ class GallerySubset:
 
 
 def positives_of(data: CaptionedImages) -> Positives:
-    """Who belongs to whom in a data set."""
+    """Which captions belong to which images in a data set, by its `identity`.
+
+    Args:
+        data: The data set.
+
+    Returns:
+        The positives.
+    """
     return Positives.of(data.caption_image, len(data), data.image_identity, data.shared_text_ids)
 
 
@@ -59,8 +80,11 @@ def positives_of(data: CaptionedImages) -> Positives:
 class DevHalves:
     """The halves of a gallery.
 
-    image_half: (N,), caption_half: (M,), 0 or 1; positives: of the whole gallery; grouped_by: what of two images keeps
-    them in one half.
+    Attributes:
+        image_half: (N,) 0 or 1.
+        caption_half: (M,) 0 or 1.
+        positives: Which captions belong to which images in the whole gallery.
+        grouped_by: What two images have in common that are kept in one half.
     """
 
     image_half: np.ndarray
@@ -75,7 +99,15 @@ class DevHalves:
         return first, second
 
     def combine(self, chosen_by_0: PositiveRanks, chosen_by_1: PositiveRanks) -> PositiveRanks:
-        """Cross-fitted ranks over the whole gallery: each half's queries as what the other half chose ranks them."""
+        """Cross-fitted ranks over the whole gallery: each half's queries as the choice of the other half ranks them.
+
+        Args:
+            chosen_by_0: Ranks of the whole gallery by what half 0 chose.
+            chosen_by_1: Ranks of the whole gallery by what half 1 chose.
+
+        Returns:
+            Ranks of the whole gallery.
+        """
         image_in_0, caption_in_0 = self.image_half[:, None] == 0, self.caption_half[:, None] == 0
         return PositiveRanks(
             np.where(image_in_0, chosen_by_1.image_to_text, chosen_by_0.image_to_text),
@@ -83,7 +115,11 @@ class DevHalves:
         )
 
     def to_dict(self) -> dict[str, object]:
-        """What results.json holds."""
+        """The halves as results.json records them.
+
+        Returns:
+            "images" and "captions" in each half, and "in_one_half".
+        """
         return {
             "images": np.bincount(self.image_half, minlength=2).tolist(),
             "captions": np.bincount(self.caption_half, minlength=2).tolist(),
@@ -92,11 +128,19 @@ class DevHalves:
 
 
 def split_halves(data: CaptionedImages) -> DevHalves | None:
-    """Two halves of a data set, None where it has too little to be halved.
+    """Split a data set into halves, for cross-fitting.
 
     A hash of an image's name (of its identity, where it has one) decides, so that adding images moves no other, unless
-    they share a caption with it. Where a half by hash would have less than a quarter of the images, groups are dealt
-    out by size instead. Each half has at least two images of different identities: with fewer nothing can be chosen.
+    they
+    share a caption with it. Where a half by hash would have less than a quarter of the images, groups are assigned by
+    size
+    instead. Each half has at least two images of different identities: with fewer nothing can be chosen.
+
+    Args:
+        data: The data set.
+
+    Returns:
+        The halves; None where there is too little to be halved.
     """
     keys = [f"identity {row.identity}" if row.identity is not None else f"image {row.name}" for row in data.rows]
     texts = [[normalize_caption(caption) for caption in row.captions] for row in data.rows]

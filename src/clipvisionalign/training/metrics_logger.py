@@ -12,9 +12,17 @@ TRACKER_PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "m
 
 
 def available_trackers(names: list[str], requested: bool) -> tuple[list[str], list[str]]:
-    """The trackers that are installed, and a word for each that is not.
+    """The trackers that are installed.
 
-    requested: whether the user named them; then one that is missing raises ValueError.
+    Args:
+        names: The trackers that are wanted.
+        requested: Whether the user named them; else one that is missing is left out.
+
+    Returns:
+        Those that are installed, and a message for each that is not.
+
+    Raises:
+        ValueError: A tracker is unknown, or is missing though it was requested.
     """
     from importlib.util import find_spec
 
@@ -33,9 +41,12 @@ def available_trackers(names: list[str], requested: bool) -> tuple[list[str], li
 
 
 class MetricsLogger:
-    """metrics.jsonl of a run folder, one line each; figures go to the trackers too, with their step.
+    """Writes metrics.jsonl of a run folder, a line for each call, and passes figures on to trackers.
 
-    accelerator: whose trackers these are, None for none. Only the main process writes.
+    Args:
+        out: The run folder.
+        accelerator: Accelerate's accelerator with the trackers; None for none.
+        is_main: Whether this is the main process; others write nothing.
     """
 
     def __init__(self, out: Path, accelerator: Any = None, is_main: bool = True) -> None:
@@ -43,7 +54,12 @@ class MetricsLogger:
         self.file = (out / "metrics.jsonl").open("a") if is_main else None
 
     def write(self, step: int, **values: Any) -> None:
-        """One line, now."""
+        """Write a line at once.
+
+        Args:
+            step: Number of the step.
+            **values: Figures by name, floats rounded to six digits.
+        """
         if self.file is None:
             return
         rounded = {name: round(v, 6) if isinstance(v, float) else v for name, v in values.items()}
@@ -53,20 +69,35 @@ class MetricsLogger:
             self.accelerator.log(flatten_metrics(values), step=step)
 
     def sync(self) -> int:
-        """Bytes written, which are on the disk now: a checkpoint that refers to them is."""
+        """Flush the file to the disk, so that a checkpoint may refer to it.
+
+        Returns:
+            Bytes written so far; 0 on other processes than the main one.
+        """
         if self.file is None:
             return 0
         os.fsync(self.file.fileno())
         return self.file.tell()
 
     def close(self) -> None:
-        """No more lines."""
+        """Close the file."""
         if self.file is not None:
             self.file.close()
 
 
 def flatten_metrics(values: dict[str, Any], prefix: str = "") -> dict[str, float]:
-    """Numbers of nested figures under one name each: a tracker has no nesting. A figure's own value stands for it."""
+    """Numbers of nested figures, each under one name, as trackers take them.
+
+    Args:
+        values: Figures by name; one with an interval is its value.
+        prefix: Put before each name.
+
+    Returns:
+        Numbers by name, without "epoch".
+
+    >>> flatten_metrics({"dev": {"rsum": {"value": 300.0, "low": None}}, "epoch": 1})
+    {'dev/rsum': 300.0}
+    """
     flattened: dict[str, float] = {}
     for name, value in values.items():
         if isinstance(value, dict):

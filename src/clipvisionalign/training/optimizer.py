@@ -12,7 +12,17 @@ from clipvisionalign.training.step import Step
 
 
 def build_optimizer(config: OptimizerConfig, step: Step) -> torch.optim.Optimizer:
-    """AdamW with a learning rate for each tower and for the heads, and layer-wise decay."""
+    """AdamW with a learning rate for each tower and for the heads, and layer-wise decay.
+
+    Args:
+        config: The settings.
+        step: The step, whose model's trainable parameters are optimized.
+
+    Returns:
+        The optimizer.
+
+    Source: Loshchilov and Hutter, "AdamW", arXiv:1711.05101.
+    """
     rates = {"text_tower": config.text_lr, "image_tower": config.image_lr}
     groups = optimizer_groups(
         step.towers.named_parameters(), step.aligner, rates, config.head_lr, config.weight_decay, config.layer_decay
@@ -21,7 +31,21 @@ def build_optimizer(config: OptimizerConfig, step: Step) -> torch.optim.Optimize
 
 
 def build_schedule(step: int, steps: int, warmup: float) -> float:
-    """Linear up, then a cosine down to a fiftieth."""
+    """The factor of the learning rates at a step: linear up, then along a cosine down to a fiftieth.
+
+    Args:
+        step: Number of the step, from 0.
+        steps: Number of all steps.
+        warmup: Share of all steps in which the factor rises; at least one step.
+
+    Returns:
+        Above 0 and at most 1.
+
+    Source: Loshchilov and Hutter, "SGDR", arXiv:1608.03983, for the cosine.
+
+    >>> [round(build_schedule(step, 10, 0.2), 2) for step in (0, 1, 2, 6, 10)]
+    [0.5, 1.0, 1.0, 0.51, 0.02]
+    """
     warmup_steps = max(1, round(steps * warmup))
     if step < warmup_steps:
         return (step + 1) / warmup_steps

@@ -20,9 +20,14 @@ MAX_NAMED_IMAGES = 10
 
 
 def save_trained_on(run: Path, train: CaptionedImages | ShardStream | SavedDatasetStream, shown: bool) -> None:
-    """Keep in a run folder the hashes of its training images.
+    """Save by what the training images of a run are recognised in other galleries.
 
-    A run is as good without: what cannot be read is reported.
+    A failure is logged, and ends nothing.
+
+    Args:
+        run: The run folder.
+        train: The training data, or its stream.
+        shown: Whether a live line is shown on standard error.
     """
     try:
         if isinstance(train, CaptionedImages):
@@ -37,26 +42,43 @@ def save_trained_on(run: Path, train: CaptionedImages | ShardStream | SavedDatas
 
 @dataclass(frozen=True)
 class TrainedNote:
-    """note: as text; matches: the images themselves, where the run has their hashes."""
+    """A note for figures on images that a run was trained on.
+
+    Attributes:
+        note: The note.
+        images: Number of images that the figures are of.
+        matches: The images that were trained on, where the run has their hashes.
+    """
 
     note: str
     images: int
     matches: list[TrainedOnMatch] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
-        """Counts, and the first of the images by name."""
+        """The note as JSON records it.
+
+        Returns:
+            Counts, and the first of the images by name.
+        """
         same = sum(match.same for match in self.matches)
         named = [vars(match) for match in self.matches[:MAX_NAMED_IMAGES]]
         return {"images": self.images, "same": same, "nearly": len(self.matches) - same, "first": named}
 
 
 def training_overlap_note(run: Path, data: CaptionedImages, part: CaptionedImages) -> TrainedNote | None:
-    """What a figure of a run on a gallery has to be read with, where the run was trained on images of it, or one of the
-    runs was that it starts from (`--init`); None if unknown.
+    """The note for figures of a run on images that it was trained on, or a run that it started from (`--init`).
 
-    part: the gallery, checked, one split of `data` as it was read. Images are recognised by their content, wherever
-    they come from. Of a run from before that was kept, they are recognised by the path of its data set, and in any
-    other by their captions and the sizes of their files, where all of a training split are there.
+    Images are recognised by their content, wherever they come from. In runs from before that was kept, they are
+    recognised
+    by the path of the data set, else by captions and sizes of files, where all of a training split are there.
+
+    Args:
+        run: The run folder.
+        data: The data set as it was read.
+        part: The gallery: one split of it, checked.
+
+    Returns:
+        The note of the run that was trained on most of them; None if there is none, or it is unknown.
     """
     current_run, split = run, part.rows[0].split
     visited: set[Path] = set()

@@ -11,20 +11,37 @@ PAIR_WEIGHTS = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 5.0)
 
 
 class PairWeights(NamedTuple):
-    """What the late score and the fusion's correction count beside the dual encoder's score."""
+    """Weights of the late score and of the fusion's correction beside the dual encoder's score.
+
+    Attributes:
+        late: Weight of the late score; 0 leaves it out.
+        fusion: Weight of the correction; 0 leaves it out.
+    """
 
     late: float = 0.0
     fusion: float = 0.0
 
 
 def get_pair_weights(aligner: Aligner) -> PairWeights:
-    """What a model has."""
+    """The weights of a model.
+
+    Args:
+        aligner: The model.
+
+    Returns:
+        The weights, 0 for what the design does not have.
+    """
     late, fusion = (0.0 if part is None else float(part.weight) for part in (aligner.late, aligner.fusion))
     return PairWeights(late, fusion)
 
 
 def set_pair_weights(aligner: Aligner, weights: PairWeights) -> None:
-    """Give a model these weights, as far as it has such parts."""
+    """Set the weights of a model, as far as its design has such parts.
+
+    Args:
+        aligner: The model; it is changed itself.
+        weights: The weights.
+    """
     if aligner.late is not None:
         aligner.late.weight.fill_(weights.late)
     if aligner.fusion is not None:

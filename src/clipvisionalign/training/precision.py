@@ -19,8 +19,19 @@ _CHOSEN_DTYPES: dict[str, tuple[torch.dtype, torch.dtype]] = {}
 
 
 def choose_dtypes(config: RunConfig, aligner: Aligner, state: dict[str, Any] | None) -> tuple[torch.dtype, torch.dtype]:
-    """The dtypes of the image tower and of the text tower: those of a checkpoint, or found by timing what
-    each of them does in a step, there and, where it is trained, back."""
+    """The dtypes in which the towers are trained.
+
+    Each tower is timed in what it does in a step: forward, and backward where it is trained. Batch norm statistics and
+    random states are as before afterwards.
+
+    Args:
+        config: The settings of the run.
+        aligner: The model.
+        state: The state of a checkpoint, whose dtypes count; None for a run that starts.
+
+    Returns:
+        The dtype of the image tower, and of the text tower.
+    """
     if state is not None:
         image, text = (getattr(torch, name) for name in state["precision"])
         return image, text
@@ -72,5 +83,15 @@ def choose_dtypes(config: RunConfig, aligner: Aligner, state: dict[str, Any] | N
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """The name of a dtype without "torch.", such as "bfloat16"."""
+    """The name of a dtype without "torch.".
+
+    Args:
+        dtype: The dtype.
+
+    Returns:
+        Its name.
+
+    >>> dtype_name(torch.bfloat16)
+    'bfloat16'
+    """
     return str(dtype).removeprefix("torch.")

@@ -12,7 +12,11 @@ from clipvisionalign.batch import Batch
 
 
 class Timings:
-    """Adds up seconds by kind of work. exact: wait for the accelerator at both ends, which costs some time itself."""
+    """Sums of seconds by kind of work.
+
+    Args:
+        exact: Whether the accelerator is waited for at both ends, which takes some time itself.
+    """
 
     def __init__(self, exact: bool = False) -> None:
         self.exact = exact and torch.accelerator.is_available()
@@ -20,7 +24,14 @@ class Timings:
 
     @contextmanager
     def __call__(self, kind: str) -> Iterator[None]:
-        """Time what happens inside."""
+        """Time a block.
+
+        Args:
+            kind: What is done in it.
+
+        Yields:
+            Nothing.
+        """
         start = self._now()
         try:
             yield
@@ -28,11 +39,20 @@ class Timings:
             self.add(kind, self._now() - start)
 
     def add(self, kind: str, seconds: float) -> None:
-        """Seconds that were measured elsewhere: such as in a worker process."""
+        """Add seconds that were measured elsewhere, such as in a worker process.
+
+        Args:
+            kind: What was done.
+            seconds: How long it took.
+        """
         self.seconds[kind] = self.seconds.get(kind, 0.0) + seconds
 
     def pop(self) -> dict[str, float]:
-        """What has been added up since the last time, by kind; from here on it starts at zero."""
+        """The sums since the last call, which start again at zero.
+
+        Returns:
+            Seconds by kind of work.
+        """
         seconds, self.seconds = self.seconds, {}
         return seconds
 
@@ -43,7 +63,12 @@ class Timings:
 
 
 class TimedBatches(Iterator[Batch]):
-    """Batches, with the time that the training waits for them, and that was spent on making them."""
+    """Batches, with the time that the training waits for them, and that was spent on making them.
+
+    Args:
+        batches: The batches.
+        timings: Receives the waiting time, as "waiting for data".
+    """
 
     def __init__(self, batches: Iterator[Batch], timings: Timings) -> None:
         self.batches, self.timings = batches, timings

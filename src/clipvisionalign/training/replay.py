@@ -11,13 +11,25 @@ from clipvisionalign.batch import Batch
 
 
 def capture_random_state(batch: Batch) -> tuple[Tensor, Any]:
-    """The states of torch's generators on the CPU and on the batch's device, for `replay`."""
+    """The states of PyTorch's generators, for `replay_random_state`.
+
+    Args:
+        batch: The batch, whose device counts.
+
+    Returns:
+        The state on the CPU, and on the batch's device; None for the CPU alone.
+    """
     device = batch.identity.device
     return torch.get_rng_state(), torch.get_device_module(device).get_rng_state() if device.type != "cpu" else None
 
 
 class replay_random_state:
-    """A context in which random numbers come as they came from `state` on; the former state is restored afterwards."""
+    """Draw the same random numbers once more in a block; the former state is restored at its end.
+
+    Args:
+        state: The states from which on they are drawn.
+        batch: The batch, whose device counts.
+    """
 
     def __init__(self, state: tuple[Tensor, Any], batch: Batch) -> None:
         self.state, self.device = state, batch.identity.device

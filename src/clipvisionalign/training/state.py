@@ -31,13 +31,22 @@ from clipvisionalign.training.validation import DevMetrics
 
 @dataclass
 class TrainProgress:
-    """Where a run stands: what the loop counts, beside the weights and the random states.
+    """The progress of a run: what the loop counts, beside weights and random states.
 
-    step: steps gone through; skipped: those among them that were none; epoch: the one that it is in, from 1;
-    step_in_epoch: batches of it that are done. left_out: images that could not be read, or were in a step that was
-    none, each as often as it was dealt. sums, seen: of the epoch's figures. best: dev rsum of the best epoch. chosen:
-    the best epoch by all of dev, then by each half. records: bytes of metrics.jsonl. seconds: of training, pauses left
-    out.
+    Attributes:
+        step: Steps so far, skipped ones included.
+        skipped: Steps that were not taken.
+        left_out: Images that could not be read, or were in a skipped step, each as often as it came.
+        epoch: Number of the epoch, from 1.
+        step_in_epoch: Steps of it that are done.
+        sums: Sums over the epoch of loss, fusion loss and accuracy.
+        seen: Number of steps in these sums.
+        best: Dev rsum of the best epoch; below 0 for none.
+        chosen: The best epoch by all of dev, then by each half.
+        history: Figures of each epoch.
+        stopped: Whether patience has ended.
+        seconds: Seconds of training, without pauses.
+        records: Bytes of metrics.jsonl.
     """
 
     step: int = 0
@@ -56,7 +65,15 @@ class TrainProgress:
 
     @classmethod
     def of(cls, state: dict[str, Any], best_by: str) -> TrainProgress:
-        """What a checkpoint has; one from before dev was halved has the best epoch of all of dev only."""
+        """The progress that a checkpoint has; one from before dev was halved has the best epoch of all of dev only.
+
+        Args:
+            state: The progress as a dictionary.
+            best_by: What epochs are chosen by, "rsum" or "loss".
+
+        Returns:
+            The progress.
+        """
         state = dict(state)
         epoch, chosen = state.pop("best_epoch", 0), state.pop("chosen", None)
         if chosen is None and epoch:
@@ -65,13 +82,20 @@ class TrainProgress:
 
     @property
     def best_epoch(self) -> int:
-        """The epoch whose model is the run's, 0 before there is one."""
+        """The epoch whose model is the run's; 0 before there is one."""
         return self.chosen[0].epoch if self.chosen else 0
 
     def update_best(self, metrics: DevMetrics, config: ScheduleConfig, keep_last: bool = False) -> None:
-        """Take note of an epoch's dev figures; training stops once all of dev and both halves have lost patience.
+        """Take the dev figures of an epoch into account.
 
-        keep_last: choose this epoch whatever its figure: the dual encoder's does not depend on a fusion trained alone.
+        Training stops once all of dev and both halves have lost patience.
+
+        Args:
+            metrics: Figures on dev.
+            config: The settings.
+            keep_last: Whether this epoch is chosen whatever its figure: the dual encoder's does not depend on a fusion
+                that is
+                trained alone.
         """
         scores = metrics.scores(config.best_by)
         self.chosen += [BestEpoch() for _ in scores[len(self.chosen) :]]
@@ -82,17 +106,28 @@ class TrainProgress:
         self.stopped = all(each.stopped for each in self.chosen)
 
     def add_step(self, values: np.ndarray) -> None:
-        """One step more, with its loss, fusion loss and accuracy."""
+        """Count a step that was taken.
+
+        Args:
+            values: (3,) its loss, fusion loss and accuracy.
+        """
         self.step, self.seen = self.step + 1, self.seen + 1
         self.sums = [total + float(value) for total, value in zip(self.sums, values, strict=True)]
 
     def next_epoch(self) -> None:
-        """To the beginning of the next epoch."""
+        """Go to the beginning of the next epoch."""
         self.epoch, self.step_in_epoch, self.sums, self.seen = self.epoch + 1, 0, [0.0, 0.0, 0.0], 0
 
 
 class TrainState:
-    """All that changes while a model trains, to save and to load: as one file, or sharded as the model is."""
+    """Everything that changes while a model trains, to save and to load: as one file, or sharded as the model is.
+
+    Args:
+        towers: The towers with heads and loss.
+        average: The moving average of the weights.
+        optimizer: The optimizer.
+        scheduler: The schedule of its learning rates.
+    """
 
     def __init__(self, towers: Towers, average: ExponentialMovingAverage, optimizer: Any, scheduler: Any) -> None:
         self.towers, self.average, self.optimizer, self.scheduler = towers, average, optimizer, scheduler
@@ -101,6 +136,12 @@ class TrainState:
         """Everything, as a checkpoint of one file holds it; of a sharded model what is not sharded.
 
         Every process calls this.
+
+        Args:
+            processes: The processes.
+
+        Returns:
+            The state.
         """
         states = processes.all_gather_object(random_states())
         rest = {"scheduler": self.scheduler.state_dict(), "random": states, "updates": self.average.updates}
@@ -110,9 +151,16 @@ class TrainState:
         return {**parts, "optimizer": optimizer_state(self.towers, self.optimizer), **rest}
 
     def save(self, out: Path, step: int, state: dict[str, Any], distributed: Distributed) -> None:
-        """Write a checkpoint: `state_dict` and what else belongs to the run; every process calls this.
+        """Write a checkpoint; every process calls this.
 
-        Raises OSError.
+        Args:
+            out: The run folder.
+            step: Number of the step.
+            state: `state_dict`, and what else belongs to the run.
+            distributed: The processes.
+
+        Raises:
+            OSError: It cannot be written; nothing half written is left.
         """
         if self.average.sharded:
             by_parameter = optimizer_state(self.towers, self.optimizer)["state"]
@@ -122,7 +170,15 @@ class TrainState:
         distributed.run_on_main(lambda: save_checkpoint(out, step, state))
 
     def load(self, state: dict[str, Any], distributed: Distributed) -> None:
-        """Put everything where a checkpoint has it."""
+        """Restore everything from a checkpoint.
+
+        Args:
+            state: As `load_last_checkpoint` returns it.
+            distributed: The processes; random states are those of the same rank.
+
+        Raises:
+            ValueError: The run was begun without `--shard true`, and this one has it.
+        """
         if "shards" in state:
             self._load_shards(Path(state["shards"]))
             self.average.updates = state["updates"]
@@ -140,7 +196,11 @@ class TrainState:
         restore_random_states(random_of[min(distributed.rank, len(random_of) - 1)])
 
     def is_finite(self) -> bool:
-        """Whether nothing that is trained, of this process's part of it, is a NaN or infinite."""
+        """Whether all trained weights of this process's part are finite.
+
+        Returns:
+            Whether they are.
+        """
         trained = [parameter for parameter in self.towers.parameters() if parameter.requires_grad]
         return are_finite([*trained, *self.average.weights.values()])
 
@@ -211,15 +271,27 @@ def load_optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer, sta
 
 
 def are_finite(tensors: Collection[Tensor]) -> bool:
-    """Whether no weight, of this process's part of them, is a NaN or infinite."""
+    """Whether all weights of this process's part are finite.
+
+    Args:
+        tensors: The weights, sharded or whole.
+
+    Returns:
+        Whether they are; true for none.
+    """
     own = [part for part in (local_shard(tensor.detach()) for tensor in tensors) if part.numel()]
     return all(math.isfinite(norm) for norm in torch._foreach_norm(own, math.inf)) if own else True
 
 
 def restore_aligner(aligner: Aligner, state: dict[str, Any]) -> None:
-    """Give a model the weights and buffers of a checkpoint, those that are not trained too.
+    """Load weights and buffers of a checkpoint into a model, those that are not trained too.
 
-    Raises ValueError where they are another model's.
+    Args:
+        aligner: The model; it is changed itself.
+        state: As `load_last_checkpoint` returns it.
+
+    Raises:
+        ValueError: They are another model's.
     """
     if "shards" in state:
         tensors = {f"towers.aligner.{name}": tensor for name, tensor in aligner.state_dict().items()}

@@ -7,7 +7,11 @@ from pathlib import Path
 
 
 def recipes() -> dict[str, str]:
-    """The recipes: name -> what it is, in a line."""
+    """The recipes.
+
+    Returns:
+        By name what it is, in a line.
+    """
     descriptions = {}
     for path in sorted(_folder().glob("*.yaml")):
         with path.open(encoding="utf-8") as file:
@@ -16,7 +20,17 @@ def recipes() -> dict[str, str]:
 
 
 def recipe_file(name: str) -> Path:
-    """The file of a recipe. Raises ValueError, with all that there are, for an unknown one."""
+    """The file of a recipe.
+
+    Args:
+        name: Its name.
+
+    Returns:
+        A YAML file of settings.
+
+    Raises:
+        ValueError: There is no such recipe; the message lists them.
+    """
     path = _folder() / f"{name}.yaml"
     if name not in recipes():
         known = "".join(f"\n  {each}: {words}" for each, words in recipes().items())
