@@ -44,6 +44,7 @@ def train(arguments: list[str]) -> int:
     if resumed_run is not None and len([each for each in arguments if each != OFFLINE]) > 2:
         raise ValueError(f"--resume {resumed_run} resumes with the settings of that run; it takes no others")
     if resumed_run is None:
+        _refuse_beside_stages(settings["stages"], arguments)
         _refuse_absent(settings["data"])
     if settings["profile"]:
         with tempfile.TemporaryDirectory() as folder:
@@ -117,6 +118,15 @@ def _load_settings(text: str, numbers: list[str]) -> Any:
     return flatten_sections(settings) if isinstance(settings, dict) else settings
 
 
+def _refuse_beside_stages(stages: str, arguments: list[str]) -> None:
+    """Raises ValueError for flags beside --stages that each stage has of its own, their defaults too."""
+    flags = [
+        flag for flag in ("--epochs", "--freeze", "--steps") if flag in {each.partition("=")[0] for each in arguments}
+    ]
+    if stages and flags:
+        raise ValueError(f"--stages {stages} gives each stage its own {', '.join(flags)}: leave out one or the other")
+
+
 def _refuse_absent(data: str) -> None:
     """Raises DataError where there is no such data set, which is found out before anything about the run folder."""
     from clipvisionalign.data.formats import detect_layout
@@ -143,7 +153,8 @@ class _ResumeHint:
             with log_to(self._listen):
                 yield
         except KeyboardInterrupt:
-            unfinished = (Path(run) / "config.yaml").is_file() and not (Path(run) / "results.json").is_file()
+            is_begun = any((Path(run) / name).exists() for name in ("config.yaml", "stages"))
+            unfinished = is_begun and not (Path(run) / "results.json").is_file()
             if unfinished and not self.is_shown and is_main_process():
                 logger.info(f"{run}: interrupted; resume it with: {PROGRAM} train --resume {run}")
             raise

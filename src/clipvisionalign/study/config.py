@@ -226,9 +226,18 @@ def variant_config(plan: Plan, name: str, extra_defaults: dict[str, Any] | None 
     defaults: dict[str, Any] = {"trackers": "", **(extra_defaults or {})}
     if name in DESIGNS:
         defaults["model"] = {"design": name}
-    settings = merge_settings(merge_settings(defaults, plan.settings), plan.variants[name].settings)
+    own = plan.variants[name].settings
+    # A variant's own schedule takes the place of the plan's: stages have epochs, and freeze, of their own.
+    replaced = ("epochs", "freeze", "steps") if own.get("stages") else ("stages",) if _has_schedule(own) else ()
+    shared = {key: value for key, value in plan.settings.items() if key not in replaced or key in own}
+    settings = merge_settings(merge_settings(defaults, shared), own)
     config: RunConfig = validate_as(RunConfig, settings, ("variants", name, "settings"))
     return config
+
+
+def _has_schedule(settings: dict[str, Any]) -> bool:
+    """Whether settings name epochs, or what is frozen, which stages have of their own."""
+    return any(name in settings for name in ("epochs", "freeze", "steps"))
 
 
 def merge_settings(base: dict[str, Any], override: dict[str, Any]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from clipvisionalign.study.statistics import COMPARED_METRICS
 from clipvisionalign.study.validation import KeyPath, PlanError, suggest_name, validate_as
 from clipvisionalign.training.config import RunConfig, check_settings
 from clipvisionalign.training.ineffective_settings import effective
+from clipvisionalign.training.stages import total_epochs
 
 
 def check_plan(plan: Plan) -> None:
@@ -138,8 +139,10 @@ def _lookup(settings: dict[str, Any], key: KeyPath) -> Any:
 
 def _check_resolved(plan: Plan, name: str) -> None:
     """The settings of a variant's runs, put together: as `train` checks them before its first step."""
-    config = variant_config(plan, name)
+    config = replace(variant_config(plan, name), init=plan.variants[name].base)
     try:
+        if config.stages and plan.budget.same == "seconds":
+            raise ValueError("--stages gives each stage its epochs: a budget of seconds does not")
         check_settings(config)
         if config.freeze == "all" and not plan.variants[name].base:
             raise ValueError(
@@ -224,6 +227,7 @@ def _check_comparison(plan: Plan) -> None:
     if plan.budget.same == "seconds":
         raise PlanError((key, "passes are not equal where the seconds are; write 'passes: any'"))
     configs = [variant_config(plan, name) for name in (comparison.a, comparison.b)]
+    configs = [replace(each, epochs=total_epochs(each.stages, each.epochs)) for each in configs]
     stops = STOPS if any(config.patience < config.epochs for config in configs) else ()
     for setting in (*SCHEDULE_SETTINGS, *stops):
         value_a, value_b = (getattr(config, setting) for config in configs)

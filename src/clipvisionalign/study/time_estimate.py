@@ -19,6 +19,8 @@ from clipvisionalign.progress import progress_step
 from clipvisionalign.study.config import Plan, Trial
 from clipvisionalign.training.config import RunConfig, check_settings
 from clipvisionalign.training.fine_tuning import IMAGE_FROZEN
+from clipvisionalign.training.run_stage import stage_settings
+from clipvisionalign.training.stages import total_epochs
 from clipvisionalign.training.train import train
 
 logger = logging.getLogger(__name__)
@@ -40,6 +42,8 @@ class StepTiming:
 def time_steps(config: RunConfig, eval_data: CaptionedImages) -> StepTiming:
     """Time a few steps of a training, and the encoding of a few images and captions of `eval_data`."""
     check_settings(config)
+    # Its last stage, which trains most as a rule.
+    config = stage_settings(config)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         short_config = replace(
@@ -97,7 +101,7 @@ def estimate_seconds(
     for trial in trials:
         timing, config = timings[trial.variant], trial.config
         steps_per_epoch = steps_in_epoch(train_image_count, config.batch)
-        steps = config.steps or steps_per_epoch * config.epochs
+        steps = config.steps or steps_per_epoch * total_epochs(config.stages, config.epochs)
         seconds_by_phase["training"] += steps * timing.seconds_per_step
         evaluations = -(-steps // steps_per_epoch) + 2
         seconds = evaluations * captions * timing.seconds_per_caption + len(eval_data) * timing.seconds_per_image * (

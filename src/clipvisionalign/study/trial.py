@@ -33,6 +33,7 @@ from clipvisionalign.study.trial_checks import refuse_other_base
 from clipvisionalign.training.data import check_data_unchanged
 from clipvisionalign.training.ineffective_settings import NO_EFFECT
 from clipvisionalign.training.results import can_cache_encodings
+from clipvisionalign.training.stages import STAGES_FOLDER
 from clipvisionalign.training.train import resume, train
 
 logger = logging.getLogger(__name__)
@@ -53,7 +54,7 @@ def train_trial(trial: Trial, *, tower_caches: dict[str, TowerOutputCache] | Non
             reason = f"what it was trained on cannot be read ({error}); put back a whole one, or remove {trial.folder}"
             raise ValueError(f"{trial.folder / 'data.json'}: {reason}") from None
         logger.info(f"{trial.folder}: finished already")
-    elif (trial.folder / "config.yaml").is_file():
+    elif (trial.folder / "config.yaml").is_file() or (trial.folder / STAGES_FOLDER).is_dir():
         resume(trial.folder, encodings_cache=_tower_cache(trial, tower_caches))
     else:
         # A study's settings are those of all its variants: what has no effect on one is another's.

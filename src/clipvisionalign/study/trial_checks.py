@@ -96,12 +96,18 @@ def settings_hash(trial: Trial) -> str:
     """What the runs of a variant have in common, whatever the study is named by: all settings but seed, folders and the
     number of steps."""
     config = replace(_with_resolved_paths(trial.config, Path.cwd()), seed=0, out="", init="", steps=0, epochs=0)
-    names = [each.name for each in fields(config)]
+    unused = {
+        each.name for each in fields(config) if each.name in _ADDED and getattr(config, each.name) == each.default
+    }
+    names = [each.name for each in fields(config) if each.name not in unused]
     hashed = [name for name in _HASH_ORDER if name in names] + [name for name in names if name not in _HASH_ORDER]
     text = f"RunConfig({', '.join(f'{name}={getattr(config, name)!r}' for name in hashed)})"
     # A study that was begun before these settings were there has hashes without them.
     return hash_parts([text.replace(_WITHOUT_PRETRAINED, "")])
 
+
+#: Settings that came later, which hashes hold where they are used.
+_ADDED = ("stages",)
 
 #: How the settings of the model that came later are written where they are not used.
 _WITHOUT_PRETRAINED = ", pretrained='', positions='own'"

@@ -13,6 +13,7 @@ from clipvisionalign.models.aligner import AlignerConfig
 from clipvisionalign.models.heads import HEADS
 from clipvisionalign.training.contrastive import LossConfig
 from clipvisionalign.training.fine_tuning import IMAGE_FROZEN, LoraConfig
+from clipvisionalign.training.stages import check_stages
 
 #: TensorBoard by default, where it is installed.
 DEFAULT_TRACKERS = "tensorboard"
@@ -53,19 +54,25 @@ class ScheduleConfig:
     Args:
         epochs: passes over the training images; 0 to measure a pretrained model as it is.
         steps: end after so many steps, wherever in an epoch that is; 0 for all steps of all epochs.
+        stages: train in stages, such as "heads:1,all:3": what is trained, and for how many epochs ("@1e-5" behind them
+            for another learning rate in that stage). "heads" keeps both towers as they are, "text" and "image" train
+            one of them, "all" both, each with the heads; "fusion" trains the fusion alone. Each stage starts from the
+            last epoch of the one before it.
         batch: images in a step, over all processes; each brings all of its captions.
         warmup: share of all steps in which the learning rates rise, before they fall along a cosine.
         patience: epochs without a better dev figure after which training stops; all of dev, and each of its halves, has
             this patience of its own.
-        best_by: what an epoch is chosen by on dev: "rsum", or "loss", the training's own loss of the dual encoder.
+        best_by: what an epoch is chosen by on dev: "rsum", or "loss", the training's own loss of the dual encoder;
+            "last" chooses nothing on dev, and keeps the last epoch.
     """
 
     epochs: int = 6
     steps: int = 0
+    stages: str = ""
     batch: int = 128
     warmup: float = 0.08
     patience: int = 3
-    best_by: Literal["rsum", "loss"] = "rsum"
+    best_by: Literal["rsum", "loss", "last"] = "rsum"
 
 
 @dataclass
@@ -268,6 +275,11 @@ def flatten_sections(settings: dict[str, Any]) -> dict[str, Any]:
 
 def check_settings(config: RunConfig) -> None:
     """Raises ValueError for settings that do not fit each other."""
+    if config.stages:
+        usual = type(config)()
+        given = [name for name in ("epochs", "freeze", "steps") if getattr(config, name) != getattr(usual, name)]
+        adapted = config.lora.towers if config.peft == "lora" else ""
+        check_stages(config.stages, given, config.model.design, bool(config.init), adapted)
     if config.epochs == 0 and not config.model.pretrained:
         raise ValueError(
             "--epochs should be at least 1, or 0 with --model.pretrained, to measure a pretrained model as it is"
@@ -359,6 +371,11 @@ def caches_caption_features(config: FreezingConfig) -> bool:
     """Whether a run would keep on disk what its text tower gives for the captions."""
     adapted = config.peft == "lora" and config.lora.towers != "image"
     return config.freeze in ("both", "all") and config.cache != "off" and not adapted
+
+
+def keeps_last_epoch(config: RunConfig) -> bool:
+    """Whether a run keeps its last epoch whatever its dev figure, which does not depend on a fusion trained alone."""
+    return config.freeze == "all" or config.best_by == "last"
 
 
 def images_per_process(config: ScheduleConfig, world_size: int) -> int:

@@ -226,9 +226,13 @@ class Distributed:
             gradient.mul_(share)
         return norm
 
-    def close(self) -> None:
-        """Close loggers, and the process group where there is one."""
-        self.accelerator.end_training()
+    def close(self, between_stages: bool = False) -> None:
+        """Close loggers, and the process group where there is one; not between the stages of a training."""
+        if not between_stages:
+            self.accelerator.end_training()
+            return
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
 
 
 def picklable_error(error: Exception, prefix: str = "") -> Exception:

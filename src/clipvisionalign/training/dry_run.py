@@ -19,6 +19,8 @@ from clipvisionalign.training.config import RunConfig, check_settings
 from clipvisionalign.training.fine_tuning import set_train_mode
 from clipvisionalign.training.forward import PrecomputedFeatures, Towers
 from clipvisionalign.training.optimizer import build_optimizer
+from clipvisionalign.training.run_stage import stage_settings
+from clipvisionalign.training.stages import parse_stages
 from clipvisionalign.training.step import Step
 
 
@@ -30,6 +32,14 @@ def try_step(config: RunConfig, base: RunConfig | None = None) -> None:
     Raises ValueError, OSError and ModuleNotFoundError; what a model fails with in its step as a ValueError.
     """
     check_settings(config)
+    for number in range(len(parse_stages(config.stages)) or 1):
+        stage = stage_settings(config, number)
+        _try_stage(stage, base)
+        base = stage
+
+
+def _try_stage(config: RunConfig, base: RunConfig | None) -> None:
+    """`try_step` of a run without stages. base: the settings of the run `init`; None for one that is there."""
     device, _, _ = found_here(config.runtime)
     processes = start_distributed(config, device, [])
     with preserve_rng_state():

@@ -15,6 +15,8 @@ from clipvisionalign.training.config import (
 )
 from clipvisionalign.training.contrastive import LOSSES
 from clipvisionalign.training.fine_tuning import IMAGE_FROZEN, TEXT_FROZEN
+from clipvisionalign.training.run_stage import stage_settings
+from clipvisionalign.training.stages import parse_stages
 
 #: How such a line begins.
 NO_EFFECT = "no effect of"
@@ -44,7 +46,18 @@ def _with(config: Any, parts: list[str], usual: Any) -> Any:
 
 
 def _idle(config: RunConfig, processes: int) -> list[tuple[list[str], str]]:
-    """Settings that count nothing, and why."""
+    """Settings that count nothing, and why; of a run in stages, those that count nothing in any."""
+    findings, *others = [
+        _idle_in_run(stage_settings(config, number), processes)
+        for number in range(len(parse_stages(config.stages)) or 1)
+    ]
+    idle = [{name for names, _ in each for name in names} for each in others]
+    common = [([name for name in names if all(name in each for each in idle)], reason) for names, reason in findings]
+    return [(names, reason) for names, reason in common if names]
+
+
+def _idle_in_run(config: RunConfig, processes: int) -> list[tuple[list[str], str]]:
+    """Settings that count nothing in a run without stages, and why."""
     usual, model, design = type(config)(), config.model, config.model.design
     findings: list[tuple[list[str], str]] = []
 
@@ -102,6 +115,8 @@ def _idle(config: RunConfig, processes: int) -> list[tuple[list[str], str]]:
         report("what is trained, or comes as a stream, is not kept on disk", own("cache"))
     if streamed and not config.dev_data and config.layout != STREAM:
         report("a stream has its own layout", own("layout"))
+    if config.best_by == "last":
+        report("--best_by last keeps the last epoch", own("patience"))
     most = images_per_process(config.schedule, processes)
     whose = " of a process" if processes > 1 else ""
     if config.chunk >= most:

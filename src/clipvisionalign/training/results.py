@@ -11,7 +11,7 @@ from clipvisionalign.models.aligner import TOWER_CACHE_LIMITS, TowerOutputCache
 from clipvisionalign.models.io import load_aligner
 from clipvisionalign.retrieval.evaluate import RANKS_FILE
 from clipvisionalign.training.best_epoch import half_model_folder
-from clipvisionalign.training.config import FreezingConfig, RunConfig
+from clipvisionalign.training.config import FreezingConfig, RunConfig, keeps_last_epoch
 from clipvisionalign.training.cross_fit import choices_to_dict, combine_halves, cross_fit, make_evaluation
 from clipvisionalign.training.dev_scores import DevScores
 from clipvisionalign.training.distributed import Distributed
@@ -64,7 +64,7 @@ def evaluate_run(
     ranked = combine_halves(halves, choices[1].ranking, choices[2].ranking) if halves else choices[0].ranking
     evaluation = make_evaluation(scores, ranked)
     distributed.run_on_main(lambda: evaluation.save_ranks(out / RANKS_FILE))
-    best_by = "last epoch" if config.freeze == "all" else config.best_by
+    best_by = "last epoch" if keeps_last_epoch(config) else config.best_by
     header = {"run": str(out), "data": config.data, "split": "dev"}
 
     def init_run() -> InitRun:

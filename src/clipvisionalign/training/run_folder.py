@@ -26,6 +26,7 @@ from clipvisionalign.training.config import FreezingConfig, RunConfig
 from clipvisionalign.training.data import TrainingData
 from clipvisionalign.training.fine_tuning import merge_lora
 from clipvisionalign.training.init_run import INIT_FILE, InitRun
+from clipvisionalign.training.stages import STAGES_FOLDER
 from clipvisionalign.training.state import TrainProgress
 
 logger = logging.getLogger(__name__)
@@ -47,6 +48,7 @@ RUN_FILES = {
     TRACKER_FOLDER,
     TRAINED_ON_FILE,
     INIT_FILE,
+    STAGES_FOLDER,
 }
 #: The settings of a run that has not yet come to its first step, and the directory in which it was begun.
 BEGUN_FILE = "begun.yaml"
@@ -98,6 +100,30 @@ def resolve_paths(config: RunConfig, directory: Path) -> RunConfig:
     return replace(config, data=data, dev_data=dev_data, init=init, cache=cache, model=model)
 
 
+def check_output(config: RunConfig) -> None:
+    """Check that a run may be written into its folder.
+
+    Args:
+        config: The settings of the run.
+
+    Raises:
+        FileExistsError: The folder holds a run that is not to be replaced, or something that is no run.
+        ValueError: The run needs something of the folder that it is to replace.
+    """
+    out = Path(config.out)
+    # What a process left that was killed before the first step of a run.
+    leftovers = {BEGUN_FILE, f"{BEGUN_FILE}{PARTIAL_SUFFIX}", f"config.yaml{PARTIAL_SUFFIX}", LOCK_FILE}
+    if not out.exists() or (out.is_dir() and not {path.name for path in out.iterdir()} - leftovers):
+        return
+    if not config.overwrite:
+        raise FileExistsError(f"{out}: is there already; give another --out, or --overwrite true to replace it")
+    # A run whose last stage has not begun has no config.yaml yet.
+    has_stages = (out / BEGUN_FILE).is_file() and (out / STAGES_FOLDER).is_dir()
+    if not (out / "config.yaml").is_file() and not has_stages:
+        raise FileExistsError(f"{out}: holds something that is no run, which --overwrite does not replace")
+    _check_sources_outside_output(config, out)
+
+
 def prepare_folder(config: RunConfig, restart: bool, exit_stack: ExitStack) -> None:
     """Make the run folder.
 
@@ -107,14 +133,7 @@ def prepare_folder(config: RunConfig, restart: bool, exit_stack: ExitStack) -> N
     out = Path(config.out)
     if restart:
         return
-    # What a process left that was killed before the first step of a run.
-    leftovers = {BEGUN_FILE, f"{BEGUN_FILE}{PARTIAL_SUFFIX}", f"config.yaml{PARTIAL_SUFFIX}", LOCK_FILE}
-    if out.exists() and (not out.is_dir() or {path.name for path in out.iterdir()} - leftovers):
-        if not config.overwrite:
-            raise FileExistsError(f"{out}: is there already; give another --out, or --overwrite true to replace it")
-        if not (out / "config.yaml").is_file():
-            raise FileExistsError(f"{out}: holds something that is no run, which --overwrite does not replace")
-        _check_sources_outside_output(config, out)
+    check_output(config)
     begun_settings = (out / BEGUN_FILE).read_bytes() if (out / BEGUN_FILE).is_file() else None
     created = [folder for folder in (out, *out.parents) if not folder.exists()]
     exit_stack.push(partial(_undo_on_error, out, created, begun_settings))
@@ -154,14 +173,14 @@ def _check_sources_outside_output(config: RunConfig, out: Path) -> None:
             raise ValueError(f"--{name} {source} lies in --out {out}, which --overwrite true would remove")
 
 
-def _clear_run_folder(out: Path, only: Collection[str] = ()) -> None:
+def _clear_run_folder(out: Path, only: Collection[str] = (), kept: Collection[str] = ()) -> None:
     """Remove what a run folder holds but its settings: cut off in the middle, this can be repeated.
 
-    only: what has one of these names, or was to have.
+    only: what has one of these names, or was to have. kept: names of what stays as well.
     """
     for path in out.iterdir():
         is_run_file = not only or path.name.removesuffix(PARTIAL_SUFFIX) in only
-        if path.name not in ("config.yaml", BEGUN_FILE, LOCK_FILE) and is_run_file:
+        if path.name not in ("config.yaml", BEGUN_FILE, LOCK_FILE, *kept) and is_run_file:
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
@@ -176,13 +195,20 @@ def _write_settings(path: Path, config: RunConfig) -> None:
         aside.write_text(yaml.safe_dump(settings, sort_keys=False))
 
 
+def write_begun(config: RunConfig) -> None:
+    """Write the settings of a run that has not come to its first step, by which it is begun again. Raises OSError."""
+    _write_settings(Path(config.out) / BEGUN_FILE, config)
+
+
 def write_run_files(out: Path, config: RunConfig, data: TrainingData, aligner: Aligner, restart: bool) -> None:
     """Write the settings and the description of the data into the run folder. Raises OSError."""
     # Only now: what could be refused has been by then. Killed from here on, the run is the new one.
     if config.overwrite and not restart:
         _write_settings(out / BEGUN_FILE, config)
     if restart or config.overwrite:
-        _clear_run_folder(out, () if (out / BEGUN_FILE).is_file() else RUN_FILES)
+        # The last stage begins in the folder that holds the others.
+        kept = (STAGES_FOLDER,) if restart and config.stages else ()
+        _clear_run_folder(out, () if (out / BEGUN_FILE).is_file() else RUN_FILES, kept)
     _write_settings(out / "config.yaml", config)
     write_json(out / "data.json", data.to_dict())
     environment = {"versions": library_versions(), "machine": machine_info(), "directory": str(Path.cwd())}

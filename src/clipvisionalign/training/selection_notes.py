@@ -63,7 +63,10 @@ def init_selection_note(init: Path, data: CaptionedImages) -> str | None:
     chosen = json.loads((init / "results.json").read_text()).get("chosen", {})
     epochs = chosen.get("epoch", {})
     same = chosen.get("by") == "halves" and set(epochs.get("halves", [])) <= {epochs.get("model")}
-    if "with_init" not in chosen and chosen and (same or chosen.get("epoch_by") == "last epoch"):
+    if chosen.get("epoch_by") == "last epoch":
+        # Nothing was chosen there, but perhaps in the run that it starts from itself.
+        return chosen.get("with_init")
+    if "with_init" not in chosen and same:
         return None
     return f"it starts from {init}, whose epoch was chosen by all of these images: in-sample as far as that goes"
 

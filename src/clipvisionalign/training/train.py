@@ -13,10 +13,13 @@ from clipvisionalign.log import Log, deprecated_say
 from clipvisionalign.models.aligner import TowerOutputCache
 from clipvisionalign.settings import config_from_dict
 from clipvisionalign.training.checkpoint import list_checkpoints, load_last_checkpoint
-from clipvisionalign.training.config import RunConfig
+from clipvisionalign.training.config import RunConfig, check_settings
 from clipvisionalign.training.data import check_data_unchanged
 from clipvisionalign.training.resume import check_same_settings
 from clipvisionalign.training.run_folder import BEGUN_FILE, remove_unfinished_files, resolve_paths, start_directory
+from clipvisionalign.training.run_stage import stage_settings
+from clipvisionalign.training.staged_run import train_stages
+from clipvisionalign.training.stages import STAGES_FOLDER
 from clipvisionalign.training.trainer import Callback, Trainer
 
 logger = logging.getLogger(__name__)
@@ -48,8 +51,9 @@ def _resume(out: Path, encodings_cache: TowerOutputCache | None) -> dict[str, An
     if (out / BEGUN_FILE).is_file():
         begun = yaml.safe_load((out / BEGUN_FILE).read_text())
         directory = Path(begun["directory"]) if Path(begun["directory"]).is_dir() else Path.cwd()
-        logger.info(f"{out}: stopped before its first step: the run starts again")
         settings = resolve_paths(config_from_dict(RunConfig, begun["settings"]), directory)
+        if not (out / STAGES_FOLDER).is_dir():
+            logger.info(f"{out}: stopped before its first step: the run starts again")
         return train(replace(settings, out=str(out)), restart=True, encodings_cache=encodings_cache)
     if not (out / "config.yaml").is_file():
         raise FileNotFoundError(f"--resume {out}: not a run folder: it has no config.yaml")
@@ -68,7 +72,7 @@ def _resume(out: Path, encodings_cache: TowerOutputCache | None) -> dict[str, An
     if state is None:
         logger.info(f"{out}: no checkpoint yet: the run starts again")
         return train(replace(settings, out=str(out)), restart=True, encodings_cache=encodings_cache)
-    check_same_settings(state, as_written, out)
+    check_same_settings(state, stage_settings(as_written), out)
     return train(replace(settings, out=str(out)), state=state, encodings_cache=encodings_cache)
 
 
@@ -100,5 +104,12 @@ def train(
 
     Under a launcher every process calls this.
     """
-    with deprecated_say(say), Trainer(config, None, state, restart, encodings_cache, callbacks) as trainer:
-        return trainer.fit()
+    with deprecated_say(say):
+        if config.stages and not config.profile:
+            return train_stages(config, state, restart, encodings_cache, callbacks)
+        if config.stages:
+            check_settings(config)
+            # A profile is of the last stage: what the others leave does not change its speed.
+            config = replace(stage_settings(config), init=config.init)
+        with Trainer(config, None, state, restart, encodings_cache, callbacks) as trainer:
+            return trainer.fit()

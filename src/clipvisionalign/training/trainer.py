@@ -18,6 +18,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -33,7 +34,7 @@ from clipvisionalign.progress import progress_step
 from clipvisionalign.training.best_epoch import prune_models
 from clipvisionalign.training.checkpoint import CHECKPOINT_FOLDER as CHECKPOINTS
 from clipvisionalign.training.checkpoint import list_checkpoints, stop_signal
-from clipvisionalign.training.config import RunConfig
+from clipvisionalign.training.config import RunConfig, keeps_last_epoch
 from clipvisionalign.training.diagnostics import EpochMetrics, diagnose
 from clipvisionalign.training.distributed import Distributed
 from clipvisionalign.training.epoch_log import epoch_line, progress_line, record_epoch
@@ -43,6 +44,7 @@ from clipvisionalign.training.overlap import save_trained_on
 from clipvisionalign.training.profiling import TimedBatches
 from clipvisionalign.training.results import evaluate_run
 from clipvisionalign.training.run_folder import save_models, write_results
+from clipvisionalign.training.run_stage import RunStage
 from clipvisionalign.training.step import StepMetrics, forward_backward
 from clipvisionalign.training.trainer_setup import TrainerSetup
 from clipvisionalign.training.validation import DevMetrics
@@ -102,6 +104,7 @@ class Trainer(TrainerSetup):
         again: a run that came to no checkpoint is begun once more in its folder.
         remembered: what the same frozen towers gave in other runs of this process, to be used and added to.
         callbacks: called after each step, epoch and checkpoint.
+        stage: the stage that this is of a training in stages, see `train_stages`.
 
     Raises (on entering):
         DataError: unusable data.
@@ -118,8 +121,9 @@ class Trainer(TrainerSetup):
         again: bool = False,
         remembered: TowerOutputCache | None = None,
         callbacks: Sequence[Callback] = (),
+        stage: RunStage | None = None,
     ) -> None:
-        super().__init__(config, state, again)
+        super().__init__(config, state, again, stage)
         self.callbacks, self._remembered = list(callbacks), remembered
         self._say = say
         self._exit_stack: ExitStack | None = None
@@ -287,7 +291,7 @@ class Trainer(TrainerSetup):
         for finding in diagnose(history, metrics.image_vectors, metrics.caption_vectors, config.best_by):
             logger.warning(finding)
         previous_best = progress.best_epoch
-        progress.update_best(metrics, config.schedule, keep_last=config.freeze == "all")
+        progress.update_best(metrics, config.schedule, keep_last=keeps_last_epoch(config))
         processes.run_on_main(partial(save_models, config.freezing, self.out, model, progress, previous_best))
         if progress.stopped:
             message = f"no better dev {config.best_by} for {config.patience} epochs"
@@ -321,13 +325,16 @@ class Trainer(TrainerSetup):
         del self.step, self.aligner, self.average, self.optimizer, self.scheduler, self._parameters
         logger.info(f"best epoch {progress.best_epoch}; measuring the saved model on the whole dev gallery")
         with progress_step("measuring the saved model", visible=processes.is_main):
-            results = evaluate_run(config, progress, self.dev, out, processes, self._remembered)
+            results = evaluate_run(
+                replace(config, init=self.recorded.init), progress, self.dev, out, processes, self._remembered
+            )
         results |= {"best_epoch": progress.best_epoch, "training_seconds": round(seconds, 1)}
         results |= {"steps": progress.step - progress.skipped, "steps_skipped": progress.skipped}
         results |= {"images_left_out": progress.left_out}
+        results = self.stage.whole_results(results) if self.stage else results
         processes.run_on_main(lambda: save_trained_on(out, data.train, processes.is_main))
         processes.run_on_main(partial(write_results, out, results))
-        processes.close()
+        processes.close(between_stages=self.stage is not None and not self.stage.is_last)
         return results
 
     def _profile_result(self) -> dict[str, Any]:
@@ -378,7 +385,7 @@ class Trainer(TrainerSetup):
             message += ", which was not kept: "
             message += "there is no checkpoint" if kept is None else f"the last checkpoint is of step {kept}"
         hint = "; start again with" if kept is None else "; resume with"
-        logger.info(f"{message}{hint}: clipvisionalign train --resume {self.out}")
+        logger.info(f"{message}{hint}: clipvisionalign train --resume {self.stage.out if self.stage else self.out}")
         raise KeyboardInterrupt
 
     def _call(self, event: Callable[[Callback], None]) -> None:

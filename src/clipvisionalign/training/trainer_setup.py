@@ -39,6 +39,7 @@ from clipvisionalign.training.precision import choose_dtypes, dtype_name
 from clipvisionalign.training.profiling import Timings
 from clipvisionalign.training.resume import check_same_partition, checkpoint_settings, epoch_partition
 from clipvisionalign.training.run_folder import LOCK_FILE, TRACKER_FOLDER, prepare_folder, write_run_files
+from clipvisionalign.training.run_stage import RunStage
 from clipvisionalign.training.state import TrainProgress, TrainState, restore_aligner
 from clipvisionalign.training.step import Step
 from clipvisionalign.training.validation import DevGallery
@@ -49,14 +50,18 @@ logger = logging.getLogger(__name__)
 class TrainerSetup:
     """The parts of a `Trainer`, each made by one method, in the order in which they stand here."""
 
-    def __init__(self, config: RunConfig, state: dict[str, Any] | None, again: bool) -> None:
-        self.config = config
+    def __init__(
+        self, config: RunConfig, state: dict[str, Any] | None, again: bool, stage: RunStage | None = None
+    ) -> None:
+        self.config, self.stage = config, stage
         self.out = Path(config.out)
         self._state, self._again = state, again
 
     def _open(self, stack: ExitStack) -> None:
         """Check the settings, prepare and lock the run folder, open the data."""
-        config, state = self.config, self._state
+        config, state, stage = self.config, self._state, self.stage
+        if config.stages:
+            raise ValueError("stages are a training each: call train(...), or `train_stages`, in the place of Trainer")
         check_settings(config)
         device, self.trackers, tracker_messages = found_here(config.runtime)
         self.processes: Distributed = start_distributed(config, device, self.trackers)
@@ -64,12 +69,18 @@ class TrainerSetup:
         for line in tracker_messages:
             logger.info(line)
         if state is None:
-            for line in ineffective_settings(config, processes.world_size):
+            # Of a run in stages once, of all stages together.
+            given = config if stage is None else stage.config
+            for line in [] if stage is not None and stage.number else ineffective_settings(given, processes.world_size):
                 logger.info(line)
             if config.init:
                 processes.run_on_main(lambda: check_init(config.init))
+            if stage is not None:
+                processes.run_on_main(stage.check_output)
             processes.run_on_main(lambda: prepare_folder(config, self._again, stack))
         processes.run_on_main(lambda: stack.enter_context(run_lock(self.out / LOCK_FILE, "trains this run")))
+        if stage is not None:
+            processes.run_on_main(lambda: stage.lock(stack))
         seed_everything(config.seed)
 
         self.data = open_data(config, processes, is_new_run=state is None)
@@ -186,7 +197,9 @@ class TrainerSetup:
             self._resume(state)
             self.data.resume_counts(self.batches, state, processes)
         else:
-            write = partial(write_run_files, self.out, config, self.data, self.aligner, self._again)
+            if self.stage is not None:
+                processes.run_on_main(self.stage.begin)
+            write = partial(write_run_files, self.out, self.recorded, self.data, self.aligner, self._again)
             processes.run_on_main(write)
         if config.chunk >= images_per_process(config.schedule, processes.world_size):
             # Not in the settings, as they are recorded: on fewer processes it may count.
@@ -212,6 +225,11 @@ class TrainerSetup:
 
         self.processes.run_on_main(truncate_metrics)
         logger.info(f"{self.out}: resumes after step {self.progress.step}, in epoch {self.progress.epoch}")
+
+    @property
+    def recorded(self) -> RunConfig:
+        """The settings that the run folder records: of the last stage of a run, those of the whole run."""
+        return self.config if self.stage is None else self.stage.recorded(self.config)
 
     def state_dict(self) -> dict[str, Any]:
         """All that the run needs to be resumed, as a checkpoint holds it; every process calls this.
