@@ -218,16 +218,21 @@ def test_the_blocks_of_a_page_run_in_order(page: str, folder: Path, tiny_runs: d
 
 
 @pytest.mark.docs
-def test_the_examples_of_docstrings_hold():
+def test_the_examples_of_docstrings_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     import clipvisionalign
+    from clipvisionalign.data.scenes import write_scenes
 
+    # Some read the data set "scenes", and write a run.
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CLIPVISIONALIGN_CACHE", str(tmp_path / "cache"))
+    write_scenes("scenes", 12, size=32, splits={"train": 8, "dev": 4})
     names = [each.name for each in pkgutil.walk_packages(clipvisionalign.__path__, "clipvisionalign.")]
     tested = 0
     for name in [each for each in names if not each.endswith("__main__")]:
         failed, count = doctest.testmod(importlib.import_module(name), optionflags=doctest.ELLIPSIS)
         assert not failed, name
         tested += count
-    assert tested > 20
+    assert tested > 200
 
 
 @pytest.fixture(scope="module")

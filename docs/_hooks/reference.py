@@ -171,9 +171,14 @@ def modules() -> Iterator[tuple[str, Path]]:
         yield ".".join(parts), path
 
 
+#: Modules whose classes are shown with the members of their base classes.
+WITH_INHERITED_MEMBERS = ("clipvisionalign.models.aligner", "clipvisionalign.training.trainer")
+
+
 def python_page(name: str) -> str:
     """Return the page of one Python module."""
-    return f"# {name}\n\n::: {name}\n"
+    options = "    options:\n      inherited_members: true\n" if name in WITH_INHERITED_MEMBERS else ""
+    return f"# {name}\n\n::: {name}\n{options}"
 
 
 def python_index(names: list[str]) -> str:

@@ -18,7 +18,14 @@ from clipvisionalign.settings import config_from_dict
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a run's model.safetensors, under the names and in the shapes that an aligner has them."""
+    """The tensors of a run's model.safetensors, under the names and in the shapes that an aligner has them.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Tensors by name, on the CPU.
+    """
     from safetensors.torch import load_file
 
     state = load_file(path)
@@ -27,9 +34,17 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def pin_revisions(config: AlignerConfig) -> AlignerConfig:
-    """Fetch what the towers need and is not on this machine; returns the config with the hub's commits that have it.
+    """Fetch what the towers need and is not on this machine.
 
-    Raises WeightsNotFound, and ValueError for an unknown backbone.
+    Args:
+        config: The settings of a model.
+
+    Returns:
+        The settings with the hub's commits that the towers come from.
+
+    Raises:
+        WeightsNotFound: There are no weights of that name here or on the hub.
+        ValueError: A backbone is unknown.
     """
     if config.pretrained:
         return replace(config, pretrained=find_pretrained(config.pretrained)[1])
@@ -55,9 +70,13 @@ def load_aligner(folder: str | Path, device: str = "auto", packed: bool = True) 
 
     Raises:
         FileNotFoundError: The folder is not a run folder.
-        ValueError: A file in it does not fit.
+        ValueError: A file in it does not fit, or this machine has no such device.
         WeightsNotFound: There is no such pretrained model here or on the hub.
 
+    >>> Aligner(AlignerConfig()).save("untrained")
+    >>> aligner = load_aligner("untrained", device="cpu")
+    >>> aligner.training, aligner.encode_captions(["a dog on the grass"]).shape
+    (False, torch.Size([1, 256]))
     >>> aligner = load_aligner("openai/clip-vit-base-patch32")                # doctest: +SKIP
     """
     source = Path(folder)
@@ -68,7 +87,14 @@ def load_aligner(folder: str | Path, device: str = "auto", packed: bool = True) 
 
 
 def is_pretrained(name: str | Path) -> bool:
-    """Whether a name stands for a pretrained dual encoder, by folder or hub name, and not for a run folder."""
+    """Whether a name stands for a pretrained dual encoder, by folder or hub name, and not for a run folder.
+
+    Args:
+        name: A folder or a hub name.
+
+    Returns:
+        Whether it does; the hub is not asked.
+    """
     folder = Path(name)
     if (folder / CONFIG_FILE).is_file():
         return False
@@ -76,10 +102,17 @@ def is_pretrained(name: str | Path) -> bool:
 
 
 def model_files(name: str | Path) -> list[Path]:
-    """The files that hold a model's weights: of a run folder, or of a pretrained model, which is fetched if it is not
-    on this machine.
+    """The files that hold a model's weights; a pretrained model is fetched if it is not on this machine.
 
-    Raises FileNotFoundError for a folder without weights, and WeightsNotFound.
+    Args:
+        name: A run folder, or a pretrained dual encoder.
+
+    Returns:
+        The files.
+
+    Raises:
+        FileNotFoundError: The folder has no weights.
+        WeightsNotFound: There is no such pretrained model here or on the hub.
     """
     if is_pretrained(name):
         return list(find_pretrained(str(name))[2].files)
@@ -90,7 +123,14 @@ def model_files(name: str | Path) -> list[Path]:
 
 
 def resolve_model(name: str | Path) -> str:
-    """By what a model is found again from anywhere: a folder's absolute path, or a hub name with its commit."""
+    """A name by which a model is found again from any directory.
+
+    Args:
+        name: A folder or a hub name.
+
+    Returns:
+        A folder's absolute path, or a hub name with its commit.
+    """
     if is_pretrained(name) and not Path(name).is_dir():
         return find_pretrained(str(name))[1]
     return str(Path(name).resolve())

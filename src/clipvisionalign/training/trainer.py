@@ -5,8 +5,7 @@
   each epoch; the best epoch by dev rsum (or dev loss, `best_by`) is the run's model. No test image is opened.
 - The run's figures are cross-fitted: each half of dev by what the other half chose (`cross_fit.py`).
 - A frozen image tower's features are computed once and kept on disk, in several views of each image.
-- A run that was stopped in any way resumes from its last checkpoint (`resume`) and ends as the undisturbed one: bit for
-  bit on a CPU.
+- A run that was stopped resumes from its last checkpoint (`resume`) and ends as an undisturbed one, bit for bit on CPU.
 """
 
 from __future__ import annotations
@@ -57,10 +56,10 @@ class Callback:
 
     Every process of a training calls them. An error of one of them is raised on all processes.
 
-        >>> class StepCounter(Callback):
-        ...     steps = 0
-        ...     def on_step(self, trainer, metrics):
-        ...         self.steps += 1
+    >>> class StepCounter(Callback):
+    ...     steps = 0
+    ...     def on_step(self, trainer, metrics):
+    ...         self.steps += 1
     """
 
     def on_step(self, trainer: Trainer, metrics: StepMetrics) -> None:
@@ -94,8 +93,9 @@ class Trainer(TrainerSetup):
     A context manager: the run folder is prepared and locked, data and model are loaded on entering; the folder is
     unlocked on leaving, and removed again where the settings were refused. `fit` enters by itself.
 
-        >>> with Trainer(RunConfig(data="scenes", out="runs/self")) as trainer:  # doctest: +SKIP
-        ...     results = trainer.fit()
+    >>> with Trainer(RunConfig(data="scenes", out="runs/self", epochs=1, batch=4)) as trainer:
+    ...     results = trainer.fit()
+    scenes: read as 'folder', its own splits: dev 4, train 8 images...
 
     Args:
         config: the settings.
@@ -106,7 +106,7 @@ class Trainer(TrainerSetup):
         callbacks: called after each step, epoch and checkpoint.
         stage: the stage that this is of a training in stages, see `train_stages`.
 
-    Raises (on entering):
+    Raises:
         DataError: unusable data.
         FileExistsError: the run folder is there already.
         WeightsNotFound: no weights for a tower.

@@ -69,7 +69,12 @@ def read_captioned_images(
         The images with their captions; `problems` lists every row that was not read, with file, line and reason.
 
     Raises:
-        DataError: Nothing can be read.
+        DataError: Nothing can be read, or `group` is given for a layout without columns.
+
+    >>> from clipvisionalign.data.scenes import write_scenes
+    >>> data = read_captioned_images(write_scenes("ten-scenes", 10, size=32))
+    >>> len(data), len(data.captions), data.layout, len(data.problems)
+    (10, 50, 'folder', 0)
     """
     reader = detect_layout(path, layout)
     if group and reader.name not in LAYOUTS_WITH_COLUMNS:
