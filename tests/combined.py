@@ -26,8 +26,8 @@ from clipvisionalign.settings import config_from_dict
 from clipvisionalign.training import run_folder, trainer
 from clipvisionalign.training.config import RunConfig
 from clipvisionalign.training.contrastive import LossConfig
-from clipvisionalign.training.distributed import full_tensor
 from clipvisionalign.training.fine_tuning import LoraConfig
+from clipvisionalign.training.sharding import full_tensor
 from clipvisionalign.training.state import TrainState
 from clipvisionalign.training.train import resume, train
 from clipvisionalign.training.validation import DevGallery

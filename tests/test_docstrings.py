@@ -31,10 +31,12 @@ COMPLETE = (
     "models/late_interaction.py", "models/packed_linear.py", "models/pair_scorer.py",
     "models/pretrained/designs.py", "models/pretrained/image_parts.py", "models/pretrained/parts.py",
     "models/pretrained/sources.py", "models/text_families.py", "models/tower_cache.py",
-    "training/best_epoch.py", "training/checkpoint.py", "training/diagnostics.py", "training/epoch_log.py",
+    "training/best_epoch.py", "training/checkpoint.py", "training/diagnostics.py", "training/distributed.py",
+    "training/ema.py", "training/epoch_log.py", "training/fine_tuning.py",
     "training/frozen_features.py", "training/fusion_loss.py", "training/halves.py", "training/metrics_logger.py",
     "training/optimizer.py", "training/overlap.py", "training/pair_weights.py", "training/precision.py",
-    "training/profiling.py", "training/recipes/", "training/replay.py", "training/state.py",
+    "training/profiling.py", "training/recipes/", "training/replay.py", "training/sharding.py",
+    "training/state.py",
 )  # fmt: skip
 
 #: Methods without a name that are called by their object's.

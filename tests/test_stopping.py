@@ -24,7 +24,7 @@ from clipvisionalign.models.image_tower import ImageTowerConfig
 from clipvisionalign.training import trainer
 from clipvisionalign.training.checkpoint import list_checkpoints, load_last_checkpoint, stop_signal
 from clipvisionalign.training.distributed import Distributed
-from clipvisionalign.training.fine_tuning import ExponentialMovingAverage
+from clipvisionalign.training.ema import ExponentialMovingAverage
 from clipvisionalign.training.state import TrainState
 from clipvisionalign.training.train import resume, train
 

@@ -23,8 +23,8 @@ from clipvisionalign.settings import config_from_dict
 from clipvisionalign.training.config import RunConfig
 from clipvisionalign.training.contrastive import contrastive_loss, sample_hard_negatives
 from clipvisionalign.training.diagnostics import EpochMetrics, diagnose, mean_cosine
+from clipvisionalign.training.ema import ExponentialMovingAverage
 from clipvisionalign.training.feature_cache import augmentation_views, open_image_features
-from clipvisionalign.training.fine_tuning import ExponentialMovingAverage
 from clipvisionalign.training.optimizer import build_schedule
 from clipvisionalign.training.train import train
 

@@ -16,18 +16,29 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from clipvisionalign.training.sharding import full_tensor, is_sharded, shard_model
+
 #: How long the others wait for what the main process does alone, such as the features of a large data set. What all do
 #: together keeps PyTorch's own, shorter limit: a hang there is an error within minutes.
 LONG_TIMEOUT = timedelta(days=7)
-
-#: Modules that are sharded one by one: transformers' and timm's name for a layer's list.
-LAYER_LISTS = ("layer", "layers", "blocks", "stages", "h")
 
 Result = TypeVar("Result")
 
 
 class Distributed:
-    """This process among all. Outside of a launcher it is the only one, and nothing here costs anything."""
+    """This process among all processes of a training; outside of a launcher it is the only one, and nothing is sent.
+
+    What is called on all processes together raises RuntimeError within work that each does without the others.
+
+    Args:
+        device: The device of a process that is the only one; under a launcher Accelerate chooses.
+        shard: Whether parameters are sharded over the processes (FSDP2).
+        loggers: Names of Accelerate's trackers; None for none.
+        project: Folder of the trackers' files.
+
+    Raises:
+        ValueError: `shard` without several processes.
+    """
 
     def __init__(self, device: torch.device, shard: bool = False, loggers: Any = None, project: Any = None) -> None:
         from accelerate import Accelerator
@@ -52,12 +63,12 @@ class Distributed:
 
     @property
     def rank(self) -> int:
-        """This process's place among all, from 0."""
+        """Number of this process, from 0."""
         return self.accelerator.process_index
 
     @property
     def world_size(self) -> int:
-        """How many there are."""
+        """Number of processes."""
         return self.accelerator.num_processes
 
     @property
@@ -67,7 +78,7 @@ class Distributed:
 
     @property
     def is_distributed(self) -> bool:
-        """Whether there is more than one."""
+        """Whether there is more than one process."""
         return self.accelerator.num_processes > 1
 
     @property
@@ -91,13 +102,23 @@ class Distributed:
             self.in_local_work = False
 
     def barrier(self) -> None:
-        """Until all have come here."""
+        """Wait until all processes have come here."""
         if self.is_distributed:
             self._check_collective_allowed()
             self.accelerator.wait_for_everyone()
 
     def run_on_main(self, work: Callable[[], Result]) -> Result:
-        """The main process works while the others wait; all get what it found, or its error."""
+        """Let the main process work while the others wait, up to days.
+
+        Args:
+            work: The work; what it returns has to be picklable.
+
+        Returns:
+            What it returns, on all processes.
+
+        Raises:
+            Exception: Its error, on all processes.
+        """
         if not self.is_distributed:
             return work()
         self._check_collective_allowed()
@@ -115,10 +136,19 @@ class Distributed:
         return result[0]
 
     def run_and_gather(self, work: Callable[[], Result], long_timeout: bool = False) -> list[Result]:
-        """Every process works, each for itself and without the others; what each found, in their order, on all.
+        """Let every process work by itself.
 
-        Where one fails all raise its error, which names the process: no process continues, or waits, without another.
-        long_timeout: they may need very different times, up to days.
+        Args:
+            work: The work; what it returns has to be picklable.
+            long_timeout: Whether processes may need very different times, up to days.
+
+        Returns:
+            What each returned, in the order of their ranks, on all processes.
+
+        Raises:
+            Exception: The error of the first process that failed, on all processes; its message names the process,
+                unless all
+                have the same error.
         """
         if not self.is_distributed:
             return [work()]
@@ -147,13 +177,31 @@ class Distributed:
         return [each for each, _ in results]
 
     def run_on_all(self, work: Callable[[], Result], long_timeout: bool = False) -> Result:
-        """`run_and_gather` for what may be too large to send: this process's own result."""
+        """`run_and_gather` for results that are too large to send.
+
+        Args:
+            work: The work.
+            long_timeout: Whether processes may need very different times, up to days.
+
+        Returns:
+            What this process's work returned.
+
+        Raises:
+            Exception: As `run_and_gather`.
+        """
         results: list[Result] = []
         self.run_and_gather(lambda: results.append(work()), long_timeout)
         return results[0]
 
     def all_gather_object(self, value: Any) -> list[Any]:
-        """One thing of each process, in their order."""
+        """Gather an object of each process.
+
+        Args:
+            value: A picklable object.
+
+        Returns:
+            The objects in the order of their ranks, on all processes.
+        """
         if not self.is_distributed:
             return [value]
         self._check_collective_allowed()
@@ -162,7 +210,14 @@ class Distributed:
         return values
 
     def gather_rows(self, tensor: Tensor) -> tuple[Tensor, slice]:
-        """Rows of all processes (any number each), and where one's own are among them. Without gradients."""
+        """Concatenate rows of all processes, without gradients.
+
+        Args:
+            tensor: (n, ...), n may differ between processes.
+
+        Returns:
+            All rows in the order of the ranks, and where this process's own are among them.
+        """
         if not self.is_distributed:
             return tensor, slice(0, len(tensor))
         self._check_collective_allowed()
@@ -177,14 +232,25 @@ class Distributed:
         )
 
     def all_reduce(self, tensor: Tensor) -> Tensor:
-        """The sum over all processes."""
+        """Sum a tensor over all processes.
+
+        Args:
+            tensor: Of the same shape on all.
+
+        Returns:
+            The sum.
+        """
         if not self.is_distributed:
             return tensor
         self._check_collective_allowed()
         return self.accelerator.reduce(tensor, reduction="sum")
 
     def all_reduce_gradients(self, parameters: list[nn.Parameter]) -> None:
-        """Replace each gradient by its sum over the processes: for what no wrapper has averaged."""
+        """Replace each gradient by its sum over the processes: for what no wrapper has averaged.
+
+        Args:
+            parameters: The parameters; one without a gradient gets one.
+        """
         if not self.is_distributed:
             return
         self._check_collective_allowed()
@@ -193,11 +259,16 @@ class Distributed:
             parameter.grad = self.accelerator.reduce(gradient, reduction="sum")
 
     def prepare(self, model: nn.Module, ignored_names: list[str]) -> nn.Module:
-        """The model replicated or sharded over the processes.
+        """Replicate (DDP) or shard (FSDP2) a model over the processes.
 
-        ignored_names: parameters whose gradients it does not average.
+        A model of which nothing else is trained has no gradients to be averaged, and stays as it is.
 
-        A model of which nothing else is trained has no gradients to be averaged: it stays as it is.
+        Args:
+            model: The model.
+            ignored_names: Parameters whose gradients are not averaged, and which are not sharded.
+
+        Returns:
+            The model, wrapped or sharded in place.
         """
         trained = any(p.requires_grad for name, p in model.named_parameters() if name not in ignored_names)
         if not self.is_distributed or not trained:
@@ -208,12 +279,27 @@ class Distributed:
         return self.accelerator.prepare_model(model)
 
     def no_sync(self, model: nn.Module) -> Any:
-        """A context in which gradients stay each process's own."""
+        """A context in which gradients stay each process's own.
+
+        Args:
+            model: The model, as `prepare` returned it.
+
+        Returns:
+            A context manager.
+        """
         wrapped = any(hasattr(model, name) for name in ("no_sync", "set_requires_gradient_sync"))
         return self.accelerator.no_sync(model) if self.is_distributed and wrapped else nullcontext()
 
     def clip_grad_norm(self, parameters: list[nn.Parameter], max_norm: float) -> float:
-        """Scale all gradients down to a norm of at most `max_norm`, over all processes; the norm that they had."""
+        """Scale all gradients down to a norm of at most `max_norm`, over all processes.
+
+        Args:
+            parameters: The parameters, sharded or whole.
+            max_norm: The largest norm.
+
+        Returns:
+            The norm that they had.
+        """
         if not self.shard:
             return float(nn.utils.clip_grad_norm_(parameters, max_norm))
         # Some are sharded and some are not, which no function of PyTorch takes together.
@@ -227,7 +313,11 @@ class Distributed:
         return norm
 
     def close(self, between_stages: bool = False) -> None:
-        """Close loggers, and the process group where there is one; not between the stages of a training."""
+        """Close trackers, and the process group where there is one.
+
+        Args:
+            between_stages: Whether another stage of the training follows, which uses the process group.
+        """
         if not between_stages:
             self.accelerator.end_training()
             return
@@ -236,8 +326,18 @@ class Distributed:
 
 
 def picklable_error(error: Exception, prefix: str = "") -> Exception:
-    """An error that can be sent to other processes: of the same kind if that is possible, else of the nearest one above
-    it, with the same words. prefix: what they begin with."""
+    """An error that can be sent to other processes: of the same class if possible, else of the nearest base class.
+
+    Args:
+        error: The error.
+        prefix: What its message begins with.
+
+    Returns:
+        An error with the same message.
+
+    >>> picklable_error(UnicodeDecodeError("utf-8", b"a", 0, 1, "no"), "process 1: ").__class__.__name__
+    'UnicodeError'
+    """
     message = f"{prefix}{error}" if str(error) else f"{prefix}{type(error).__name__}"
     for kind in type(error).__mro__:
         try:
@@ -247,38 +347,3 @@ def picklable_error(error: Exception, prefix: str = "") -> Exception:
         if isinstance(restored, Exception) and type(restored) is kind and str(restored) == message:
             return restored
     return RuntimeError(message)
-
-
-def is_sharded(tensor: Tensor) -> bool:
-    """Whether a tensor is spread over processes."""
-    return hasattr(tensor, "full_tensor")
-
-
-def local_shard(tensor: Tensor) -> Tensor:
-    """Of a tensor that is spread over processes, what is this one's."""
-    return tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
-
-
-def full_tensor(tensor: Tensor) -> Tensor:
-    """A tensor gathered from all processes where it is spread over them; every process calls this."""
-    return tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
-
-
-def shard_model(model: nn.Module, ignored_names: list[str]) -> nn.Module:
-    """FSDP2: every layer of a tower, then what is left, sharded over all processes; in place.
-
-    ignored_names: parameters that are used outside of the model's own call, and stay whole on every process.
-    """
-    from torch.distributed.fsdp import fully_shard
-
-    for parameter in model.parameters():
-        # It cuts along the first axis of plain memory, and does not support channels-last.
-        parameter.data = parameter.data.contiguous()
-    for name, module in list(model.named_modules()):
-        is_list = isinstance(module, (nn.ModuleList, nn.Sequential)) and name.rpartition(".")[2] in LAYER_LISTS
-        if is_list and not any(ignored_name.startswith(f"{name}.") for ignored_name in ignored_names):
-            for layer in module:
-                fully_shard(layer)
-    parameters = dict(model.named_parameters())
-    fully_shard(model, ignored_params={parameters[name] for name in ignored_names})
-    return model

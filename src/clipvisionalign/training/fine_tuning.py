@@ -1,4 +1,4 @@
-"""Fine-tuning: frozen parameters, LoRA, layer-wise learning rates, exponential moving average."""
+"""Fine-tuning: frozen parameters, LoRA, layer-wise learning rates."""
 
 from __future__ import annotations
 
@@ -9,13 +9,11 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
-import torch
 from torch import nn
 
 from clipvisionalign.models.aligner import PAIR_SCORER_PREFIXES, Aligner
 from clipvisionalign.models.longformer import Longformer
 from clipvisionalign.models.pretrained import PretrainedImageTower
-from clipvisionalign.training.distributed import full_tensor, is_sharded, local_shard
 
 #: A layer's number in the names of transformers' encoders and of ours.
 LAYER = re.compile(r"\.(?:layer|layers|block|blocks|resblocks|h)\.(\d+)\.")
@@ -51,10 +49,22 @@ class LoraConfig:
 
 
 def freeze(aligner: Aligner, mode: str, patterns: list[str]) -> list[str]:
-    """Keep towers, and parameters by name, as they are; returns the patterns that froze nothing more.
+    """Freeze towers, and parameters by name; what a tower had is replaced.
 
-    mode: "image", "text", "both", "none", or "all" for everything but a fusion; patterns: of parameters' names, with *.
-    Raises ValueError for a pattern that no parameter's name fits.
+    The embeddings of tokens stay frozen in a text tower that is trained: words that no training caption holds should
+    keep
+    their position beside those that some hold.
+
+    Args:
+        aligner: The model; it is changed itself.
+        mode: "image", "text", "both", "none", or "all" for everything but a fusion.
+        patterns: Names of parameters, with *.
+
+    Returns:
+        The patterns that froze nothing more.
+
+    Raises:
+        ValueError: No parameter has a name that fits a pattern.
     """
     if mode == "all":
         aligner.requires_grad_(False)
@@ -92,9 +102,15 @@ def set_train_mode(aligner: Aligner, freeze: str) -> None:
 
 
 def set_frozen_eval(aligner: Aligner, mode: str) -> None:
-    """A frozen tower drops nothing out; a pretrained batch norm keeps its statistics even where its tower is trained.
+    """Put frozen towers, and the batch norms of a pretrained image tower, into evaluation mode.
 
-    With statistics of its own a vector depends on its image alone, in training too, and a batch in chunks is the batch.
+    A frozen tower drops nothing out; with statistics of its own a vector depends on its image alone, in training too,
+    and a
+    batch in chunks is the batch. Adapters in a frozen tower are trained, and drop out.
+
+    Args:
+        aligner: The model; it is changed itself.
+        mode: As `RunConfig.freeze`.
     """
     if mode in IMAGE_FROZEN:
         aligner.image_tower.eval()
@@ -112,7 +128,14 @@ def set_frozen_eval(aligner: Aligner, mode: str) -> None:
 
 
 def image_batch_norms(aligner: Aligner) -> Iterator[nn.Module]:
-    """The batch norms of the image tower."""
+    """The batch norms of the image tower.
+
+    Args:
+        aligner: The model.
+
+    Yields:
+        The modules.
+    """
     for module in aligner.image_tower.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             yield module
@@ -122,10 +145,17 @@ def image_batch_norms(aligner: Aligner) -> Iterator[nn.Module]:
 
 
 def add_lora(aligner: Aligner, config: LoraConfig, frozen_patterns: Sequence[str] = ()) -> None:
-    """Freeze the towers named and put adapters beside their linear and convolution layers.
+    """Freeze towers and put adapters beside their linear and convolution layers.
 
-    frozen_patterns: patterns of parameters' names that stay as they are: their layers have no adapters, which would be
-    merged into them. Raises ValueError where a tower has no other layers.
+    Args:
+        aligner: The model; it is changed itself.
+        config: Which towers, and the adapters' settings.
+        frozen_patterns: Names of parameters, with *, whose layers get no adapters.
+
+    Raises:
+        ValueError: No layer of a tower is left to be adapted.
+
+    Source: Hu et al., "LoRA", arXiv:2106.09685.
     """
     from peft import LoraConfig as PeftConfig
     from peft import inject_adapter_in_model
@@ -157,10 +187,20 @@ def add_lora(aligner: Aligner, config: LoraConfig, frozen_patterns: Sequence[str
 
 
 def adaptable_layers(tower: nn.Module) -> dict[str, list[str]]:
-    """The layers of a tower that an adapter can stand beside, by path, each with the names of the weights it changes.
+    """The layers of a tower that can have an adapter.
 
-    An attention that multiplies with the weights of its inner layers itself would pass their adapters by: it is
-    adapted as a whole, packed projections included, where peft can (`nn.MultiheadAttention`), else not at all.
+    An attention that multiplies with the weights of its inner layers itself would bypass their adapters: it is adapted
+    as a
+    whole, packed projections included, where peft can (`nn.MultiheadAttention`), else not at all.
+
+    Args:
+        tower: The tower.
+
+    Returns:
+        By the path of each layer the names of the weights that an adapter changes.
+
+    >>> adaptable_layers(nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2)))
+    {'0': ['0.weight']}
     """
     layers: dict[str, list[str]] = {}
     skipped: tuple[str, ...] = ()
@@ -181,7 +221,14 @@ def adaptable_layers(tower: nn.Module) -> dict[str, list[str]]:
 
 
 def merge_lora(aligner: Aligner) -> Aligner:
-    """A copy whose adapters are merged into the weights beside them: an aligner like any other."""
+    """A copy of a model whose adapters are merged into the weights beside them.
+
+    Args:
+        aligner: The model, which is left as it is.
+
+    Returns:
+        An aligner without adapters.
+    """
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     result = copy.deepcopy(aligner)
@@ -205,7 +252,14 @@ def merge_lora(aligner: Aligner) -> Aligner:
 
 
 def layer_indices(aligner: Aligner) -> dict[str, tuple[int, int]]:
-    """For each parameter of a tower: the layer that it belongs to, from the input on, and how many there are."""
+    """The layer of each parameter of both towers.
+
+    Args:
+        aligner: The model.
+
+    Returns:
+        By name the number of the layer, from the input on, and the number of the last one.
+    """
     indices: dict[str, tuple[int, int]] = {}
     backbone: Any = aligner.image_tower.backbone
     if isinstance(aligner.image_tower, PretrainedImageTower):
@@ -222,8 +276,15 @@ def layer_indices(aligner: Aligner) -> dict[str, tuple[int, int]]:
 
 
 def text_layer_indices(names: Sequence[str]) -> dict[str, tuple[int, int]]:
-    """For each parameter of a text tower, in the order in which it defines them, its layer and how many there are: 0
-    for the embeddings before the layers, the last one for what follows them, such as a final norm.
+    """The layer of each parameter of a text tower.
+
+    Args:
+        names: Names in the order in which the tower defines them.
+
+    Returns:
+        By name the number of the layer and of the last one: 0 for embeddings before the layers, the last one for what
+            follows
+        them, such as a final norm.
 
     >>> text_layer_indices(["embeddings.weight", "layer.0.bias", "layer.1.bias", "norm.weight"])["norm.weight"]
     (2, 2)
@@ -245,10 +306,23 @@ def optimizer_groups(
     weight_decay: float,
     layer_decay: float,
 ) -> list[dict[str, Any]]:
-    """What AdamW takes: parameters with their learning rate and weight decay; none for biases, norms, the temperature.
+    """Groups of parameters with their learning rate and weight decay, as AdamW takes them.
 
-    rates: by a parameter's first name, `head_rate` for all others. layer_decay: the last layer of a tower learns at its
-    rate, the one before at `layer_decay` times that, and so on (Howard and Ruder, arXiv:1801.06146, section 3.2).
+    Biases, norms and temperatures have no weight decay; frozen parameters are left out.
+
+    Args:
+        named: Parameters by name.
+        aligner: The model that they are of.
+        rates: Learning rates by the first part of a name.
+        head_rate: Learning rate of all others.
+        weight_decay: Weight decay of matrices.
+        layer_decay: The last layer of a tower learns at its rate, the one before at `layer_decay` times that, and so
+            on.
+
+    Returns:
+        The groups.
+
+    Source: Howard and Ruder, arXiv:1801.06146, section 3.2, for the rates by layer.
     """
     layers = layer_indices(aligner) if layer_decay != 1 else {}
     # What scores pairs is never sharded, and does not go into one fused step with what may be. The groups are the same
@@ -265,60 +339,3 @@ def optimizer_groups(
     return [
         {"params": parameters, "lr": rate, "weight_decay": decay} for (rate, decay, _), parameters in groups.items()
     ]
-
-
-# --- the average that is kept ----------------------------------------------------------------------------------------
-
-
-class ExponentialMovingAverage:
-    """An exponential moving average of the trained weights, in a copy of the model that is measured and kept.
-
-    It forgets faster in its first steps, so that a short run is not averaged away. Sharded weights are averaged shard
-    by shard and gathered when the copy is asked for.
-    """
-
-    def __init__(self, aligner: Aligner, ema_model: Aligner, decay: float) -> None:
-        self.decay, self.updates = decay, 0
-        self.aligner, self.ema_model = aligner, ema_model
-        ema_parameters = dict(ema_model.named_parameters())
-        self.trained_parameters = {
-            name: parameter for name, parameter in aligner.named_parameters() if parameter.requires_grad
-        }
-        # What is trained may be whole where what is frozen is not.
-        self.sharded = any(is_sharded(parameter) for parameter in aligner.parameters())
-        self.weights = {
-            name: parameter.detach().clone() if self.sharded else ema_parameters[name].detach()
-            for name, parameter in self.trained_parameters.items()
-        }
-        # Looked for once: in a large model that takes as long as a step of its head.
-        self.buffers = list(ema_model.buffers()), list(aligner.buffers())
-
-    @torch.no_grad()
-    def update(self) -> None:
-        """One step on towards the weights as they are now."""
-        self.updates += 1
-        step_fraction = 1 - min(self.decay, (1 + self.updates) / (10 + self.updates))
-        averaged, current = ([local_shard(t) for t in ts.values()] for ts in (self.weights, self.trained_parameters))
-        torch._foreach_lerp_(averaged, [tensor.data for tensor in current], step_fraction)
-        if self.buffers[0]:
-            torch._foreach_copy_(*self.buffers)
-
-    @torch.no_grad()
-    def model(self) -> Aligner:
-        """The copy with the averaged weights."""
-        if self.sharded:
-            ema_parameters = dict(self.ema_model.named_parameters())
-            for name, tensor in self.weights.items():
-                ema_parameters[name].copy_(full_tensor(tensor))
-        return self.ema_model
-
-    def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps of it."""
-        return {"updates": self.updates, "weights": self.weights}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Back to where a checkpoint has it."""
-        self.updates = state["updates"]
-        with torch.no_grad():
-            for name, tensor in state["weights"].items():
-                self.weights[name].copy_(tensor)

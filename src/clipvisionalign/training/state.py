@@ -23,9 +23,10 @@ from clipvisionalign.training.checkpoint import (
     tensor_names,
 )
 from clipvisionalign.training.config import ScheduleConfig
-from clipvisionalign.training.distributed import Distributed, local_shard
-from clipvisionalign.training.fine_tuning import ExponentialMovingAverage
+from clipvisionalign.training.distributed import Distributed
+from clipvisionalign.training.ema import ExponentialMovingAverage
 from clipvisionalign.training.forward import Towers
+from clipvisionalign.training.sharding import local_shard
 from clipvisionalign.training.validation import DevMetrics
 
 

@@ -29,7 +29,7 @@ from clipvisionalign.training.build import (
 from clipvisionalign.training.config import RunConfig, caches_image_features, check_settings, images_per_process
 from clipvisionalign.training.data import check_same_data, open_data
 from clipvisionalign.training.distributed import Distributed
-from clipvisionalign.training.fine_tuning import ExponentialMovingAverage
+from clipvisionalign.training.ema import ExponentialMovingAverage
 from clipvisionalign.training.forward import FeatureLookup, Towers
 from clipvisionalign.training.frozen_features import load_frozen_caption_features, load_frozen_image_features
 from clipvisionalign.training.ineffective_settings import ineffective_settings
