@@ -278,6 +278,50 @@ def test_an_honest_model_fails_as_often_as_is_said():
     assert 4 <= failures <= several * level + 3 * np.sqrt(several * level)
 
 
+@pytest.mark.parametrize("values", [2, 5, 1000])
+def test_the_chance_level_of_a_small_gallery_is_that_of_its_dealings(values):
+    """23 images, each dealt several captions and one, of a model with few different scores or many: an honest model is
+    below a level no more often than that level, and about as often where its scores differ. Ties are against it: where
+    they are many, recalls have few values, and it is below less often."""
+    rng, several = np.random.default_rng(values), 300
+    scores: dict[tuple[int, str], float] = {}
+
+    def score(images, captions):
+        """The same score for the same pair, whatever is asked beside it."""
+        fresh = rng.integers(values, size=(len(images), len(captions))).astype(float)
+        pairs = [[(image, caption) for caption in captions] for image in images]
+        return np.array([[scores.setdefault(pair, value) for pair, value in zip(*row, strict=True)]
+                         for row in zip(pairs, fresh, strict=True)])  # fmt: skip
+
+    ask = ModelScores(SimpleNamespace(score=score)).score_by_pairs
+    groups = [[f"{image} {number}" for number in range(1 + image % 4)] for image in range(23)]
+    below = np.zeros(2)
+    for _ in range(several):
+        scores.clear()
+        dealt = [
+            _assign_and_score(ask, list(range(23)), part, False, rng) for part in (groups, [[g[0]] for g in groups])
+        ]
+        # What was dealt has no part in who is found: the table of hits is that of any other dealing.
+        below += [not _check_chance_level(dealt, "", level, rng).passed for level in (0.01, 0.04)]
+    expected = several * np.array([0.01, 0.04])
+    assert (below <= expected + 3 * np.sqrt(expected)).all()
+    assert values < 1000 or below[1] >= expected[1] / 4
+
+
+def test_a_model_of_vectors_finds_the_same_whatever_is_dealt(folders, scenes_folder):
+    """So that the test against other dealings is exact: an untouched model with random weights, whose images lie close
+    together, where rounding would show first."""
+    from clipvisionalign.data.formats import read_captioned_images
+    from clipvisionalign.models.io import load_aligner
+
+    ask = ModelScores(load_aligner(folders("clip"), "cpu")).score_by_vectors
+    rows = read_captioned_images(scenes_folder).rows[:23]
+    images, groups = [row.image for row in rows], [list(row.captions) for row in rows]
+    tables = [_assign_and_score(ask, images, groups, False, np.random.default_rng(seed)).hits for seed in range(3)]
+    assert np.array_equal(tables[0], tables[1])
+    assert np.array_equal(tables[0], tables[2])
+
+
 def test_every_dealing_is_as_likely_and_gives_nobody_its_own():
     from collections import Counter
 

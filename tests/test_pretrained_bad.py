@@ -229,6 +229,11 @@ NAMES = {
     "runs/self": "no such folder.*hf-hub:runs/self, since a folder runs is here",
     "nowhere/self": r"no such folder.*--offline.*path of a run folder",
     "a.png": "a file.*OWNER/NAME",
+    "https://huggingface.co/openai/clip-vit-base-patch32/tree/v2": "write openai/clip-vit-base-patch32@v2$",
+    "ViT-B/32": "on the hub it is openai/clip-vit-base-patch32$",
+    "ViT-L-14": "on the hub it is openai/clip-vit-large-patch14$",
+    "openai/clip@": "should follow the @; leave it out for the main branch: openai/clip$",
+    "runs/model.safetensors": "give the folder that it is in, runs$",
     "runs": "it lacks config.yaml.*no pretrained model",
 }
 
@@ -240,6 +245,7 @@ def test_a_name_that_is_none(name, command, tmp_path, monkeypatch, capsys, scene
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs").mkdir()
     Image.new("RGB", (40, 30)).save("a.png")
+    (tmp_path / "runs" / "model.safetensors").write_bytes(b"")
     arguments = {
         "evaluate": ["--data", str(scenes_folder)],
         "audit": ["--data", str(scenes_folder)],

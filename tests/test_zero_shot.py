@@ -40,7 +40,7 @@ def test_no_epoch_leaves_the_model_and_its_figures_as_they_are(clip, scenes_fold
 
 
 def test_settings_that_a_pretrained_model_takes_the_place_of_are_refused(scenes_folder):
-    for name, value in {"width": 64, "dropout": 0.5, "temperature": 0.1}.items():
+    for name, value in {"dropout": 0.5, "temperature": 0.1}.items():
         config = RunConfig(data=str(scenes_folder))
         config.model.pretrained = "a/b"
         setattr(config.model, name, value)

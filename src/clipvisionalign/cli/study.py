@@ -54,6 +54,7 @@ def study(arguments: list[str]) -> int:
     from clipvisionalign.study.plan_file import read_plan, told_with_lines
     from clipvisionalign.study.report.tables import print_tables
     from clipvisionalign.study.runner import estimate_study_time, run_study
+    from clipvisionalign.study.zero_shot import add_zero_shot
 
     plan = _apply_flags(read_plan(args.plan), args)
     out = args.out or f"studies/{Path(args.plan).stem}"
@@ -62,7 +63,9 @@ def study(arguments: list[str]) -> int:
             seconds = estimate_study_time(plan, out)
         for phase, duration in seconds.items():
             print(f"{duration / 60:6.1f} min  {phase}")
-        print(f"{sum(seconds.values()) / 60:6.1f} min  in all, for {len(plan.variants) * len(plan.seeds)} cells")
+        # Of a pretrained model the study measures one variant more than its plan has.
+        cells = len(add_zero_shot(plan).variants) * len(plan.seeds)
+        print(f"{sum(seconds.values()) / 60:6.1f} min  in all, for {cells} cells")
         return 0
     with told_with_lines(args.plan):
         report = run_study(plan, out)

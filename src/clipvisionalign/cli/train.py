@@ -45,6 +45,7 @@ def train(arguments: list[str]) -> int:
         raise ValueError(f"--resume {resumed_run} resumes with the settings of that run; it takes no others")
     if resumed_run is None:
         _refuse_beside_stages(settings["stages"], arguments)
+        _refuse_overridden(arguments, settings["model"])
         _refuse_absent(settings["data"])
     if settings["profile"]:
         with tempfile.TemporaryDirectory() as folder:
@@ -111,11 +112,15 @@ def _load_settings(text: str, numbers: list[str]) -> Any:
     numbers: the settings that are numbers, with and without their section. Raises ValueError for what would be misread,
     or is misplaced.
     """
+    from clipvisionalign.models.aligner_config import read_recorded_settings
     from clipvisionalign.plain_yaml import load_settings
     from clipvisionalign.training.config import flatten_sections
 
     settings = load_settings(text, numbers)
-    return flatten_sections(settings) if isinstance(settings, dict) else settings
+    if not isinstance(settings, dict):
+        return settings
+    flat = flatten_sections(settings)
+    return flat | {"model": read_recorded_settings(flat["model"])} if "model" in flat else flat
 
 
 def _refuse_beside_stages(stages: str, arguments: list[str]) -> None:
@@ -125,6 +130,17 @@ def _refuse_beside_stages(stages: str, arguments: list[str]) -> None:
     ]
     if stages and flags:
         raise ValueError(f"--stages {stages} gives each stage its own {', '.join(flags)}: leave out one or the other")
+
+
+def _refuse_overridden(arguments: list[str], model: Any) -> None:
+    """Raises ValueError for a flag of a setting that a pretrained model has its own of, be it given its default."""
+    from clipvisionalign.models.aligner_config import counts_beside_pretrained
+    from clipvisionalign.training.config import overridden_message
+
+    for argument in arguments if model.pretrained else ():
+        setting = argument.partition("=")[0].removeprefix("--")
+        if argument.startswith("--model.") and not counts_beside_pretrained(setting.removeprefix("model.")):
+            raise ValueError(overridden_message(setting))
 
 
 def _refuse_absent(data: str) -> None:
@@ -162,7 +178,7 @@ class _ResumeHint:
 
 def _numbers(settings: Any, prefix: str = "") -> list[str]:
     """The settings that are numbers, by their names with dots."""
-    names = []
+    names = [f"{prefix}{each.name}" for each in fields(settings) if each.type in ("int | None", "float | None")]
     for name, value in vars(settings).items():
         if is_dataclass(value):
             names += _numbers(value, f"{prefix}{name}.")

@@ -11,6 +11,7 @@ from typing import Any
 from clipvisionalign.export.audits import audits_of, is_of_unknown_model
 from clipvisionalign.export.folders import export_folder
 from clipvisionalign.json_io import read_json
+from clipvisionalign.models.aligner_config import read_recorded_settings
 from clipvisionalign.models.io import is_pretrained
 from clipvisionalign.models.pretrained.known_checkpoints import base_checkpoint, pretraining_of
 from clipvisionalign.models.run_files import MODEL_FOLDERS
@@ -35,12 +36,13 @@ def export_huggingface(run: str | Path, out: str | Path) -> Path:
     """
     source = Path(run)
     if not (source / "results.json").is_file():
-        hint = (
-            "; --transformers and --open-clip write a pretrained model itself"
-            if source.is_dir() and is_pretrained(run)
-            else ""
-        )
-        raise FileNotFoundError(f"{run}: not a finished run: no results.json in it{hint}")
+        if is_pretrained(run):
+            raise FileNotFoundError(
+                f"{run}: a pretrained model, of which there are no figures for a card: --transformers or --open-clip "
+                "writes it as it is; for a card, measure it first: clipvisionalign train DATA --model.pretrained "
+                f"{run} --epochs 0"
+            )
+        raise FileNotFoundError(f"{run}: not a finished run: no results.json in it")
     with export_folder(out) as aside:
         (aside / "README.md").write_text(model_card(source), encoding="utf-8")
         for name in ("model.safetensors", "config.yaml", "results.json", "environment.json", "weights.json"):
@@ -74,7 +76,7 @@ def model_card(run: Path) -> str:
 
     results = json.loads((run / "results.json").read_text())
     data = json.loads((run / "data.json").read_text())
-    model = yaml.safe_load((run / "config.yaml").read_text())["model"]
+    model = read_recorded_settings(yaml.safe_load((run / "config.yaml").read_text())["model"])
     metrics = results.get("reranked", results)
     # Results from before chance was recorded have none.
     chance = results.get("chance", {})
@@ -97,7 +99,8 @@ def model_card(run: Path) -> str:
         template_str=files("clipvisionalign.export").joinpath("model_card.md").read_text(encoding="utf-8"),
         model=model,
         pretraining=None if pretraining is None else pretraining.to_dict(),
-        text_tower=Path(str(model["text_tower"]["name"])).name,
+        text_tower=Path(str(model["text_tower"].get("name", ""))).name,
+        width=model.get("width") or _own_width(run),
         data=data,
         dev_origin=dev_origin,
         selection_note=selection_note[0].upper() + selection_note[1:],
@@ -109,6 +112,13 @@ def model_card(run: Path) -> str:
         audit_of_unknown_model=is_of_unknown_model(run),
     )
     return f"{card.content}\n"
+
+
+def _own_width(run: Path) -> int | None:
+    """The width of a pretrained model that kept its own; None where a run of before did not record it."""
+    path = run / "weights.json"
+    recorded = read_json(path).get("common_space", {}) if path.is_file() else {}
+    return recorded.get("width")
 
 
 def _licence_of_base(run: Path) -> str:

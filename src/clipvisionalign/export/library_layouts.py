@@ -55,7 +55,9 @@ def export_library_layout(model: str | Path, out: str | Path, layout: Literal["t
         try:
             save_dual_encoder(_tensors(aligner), text_tower.source, aside)
         except ValueError as error:
-            raise ValueError(f"{model}: not written in {layout}'s layout: {error}") from None
+            raise ValueError(
+                f"{model}: not written in {layout}'s layout: {error}; use --huggingface or --onnx"
+            ) from None
         if layout == "transformers":
             _record_base(aside, base_checkpoint(model))
             _record_max_tokens(aside, text_tower.max_tokens)

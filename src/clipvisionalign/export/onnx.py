@@ -93,7 +93,7 @@ def _about(aligner: Aligner, run: str | Path) -> dict[str, Any]:
         **({"unfinished": unfinished} if unfinished else {}),
         "run": str(run),
         "design": aligner.config.design,
-        "width": aligner.config.width,
+        "width": aligner.width,
         "pixels": describe_pixels(image_transform),
         "max_tokens": tower.max_tokens,
         "truncation_side": getattr(tower.tokenizer, "truncation_side", "right"),

@@ -10,7 +10,7 @@ Source of the alignment: Radford et al., "CLIP", arXiv:2103.00020; Zhai et al., 
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -19,16 +19,16 @@ from torch.nn import functional as F
 
 from clipvisionalign.batch import TokenGroup
 from clipvisionalign.files import atomic_write, atomic_write_files
-from clipvisionalign.models.aligner_config import AlignerConfig
+from clipvisionalign.models.aligner_config import AlignerConfig, recorded_settings
 from clipvisionalign.models.encoding import AnyImageTower, AnyTextTower, EncodingModel
 from clipvisionalign.models.fusion import Fusion
 from clipvisionalign.models.heads import CaptionEmbeddings, ImageEmbeddings, ImageHead
 from clipvisionalign.models.image_tower import ImageFeatures, ImageTower
 from clipvisionalign.models.late_interaction import MAX_LOG_SCALE, LateInteraction
-from clipvisionalign.models.pretrained import extend_positions, open_pretrained, start_from_projections
+from clipvisionalign.models.pretrained import extend_positions, open_pretrained, reduce_width, start_from_projections
 from clipvisionalign.models.pretrained.parts import PretrainedImageHead, PretrainedImageTower, PretrainedTextTower
 from clipvisionalign.models.run_files import CONFIG_FILE, IMAGE_FOLDER, PRETRAINED_FOLDER, TEXT_FOLDER, WEIGHTS_FILE
-from clipvisionalign.models.text_tower import CaptionFeatures, TextTower, TextTowerConfig
+from clipvisionalign.models.text_tower import CaptionFeatures, TextTower
 from clipvisionalign.models.tower_cache import TOWER_CACHE_LIMITS, TowerOutputCache
 
 __all__ = [
@@ -61,6 +61,8 @@ class Aligner(EncodingModel):
         config: The settings of the model.
         run: A folder that `save` wrote, which has the towers' configs and the tokenizer; None to find them by name.
         load_weights: Whether pretrained weights are loaded; else they are random, to be replaced by `load_state_dict`.
+        directions: (config.width, D) of a pretrained model of width D, see `reduce_width`; None for a model that keeps
+            its width, or gets its weights later.
 
     Attributes:
         config: The settings, with the hub's commits that the towers come from.
@@ -88,7 +90,13 @@ class Aligner(EncodingModel):
     logit_bias: nn.Parameter | None
     max_log_scale: Tensor | None
 
-    def __init__(self, config: AlignerConfig, run: Path | None = None, load_weights: bool = True) -> None:
+    def __init__(
+        self,
+        config: AlignerConfig,
+        run: Path | None = None,
+        load_weights: bool = True,
+        directions: Tensor | None = None,
+    ) -> None:
         super().__init__()
         #: Whether encoding and scoring show a live line on standard error.
         self.show_progress = False
@@ -98,21 +106,21 @@ class Aligner(EncodingModel):
         self.register_parameter("logit_bias", None)
         self.register_buffer("max_log_scale", None)
         if config.pretrained:
-            self._take_pretrained(config, run, load_weights)
+            self._take_pretrained(config, run, load_weights, directions)
         else:
             self._build_towers(config, run, load_weights)
-        width = self.config.width
         self.late: LateInteraction | None = None
         self.fusion: Fusion | None = None
         if config.design in ("late", "cross"):
-            self.late = LateInteraction(config.late, self.text_tower.width, width)
+            self.late = LateInteraction(config.late, self.text_tower.width, self.width)
             if isinstance(self.text_tower, PretrainedTextTower):
                 start_from_projections(self.late, self.text_tower, self.text_head)
         if config.design == "cross":
-            self.fusion = Fusion(config.fusion, self.text_tower.width, width)
+            self.fusion = Fusion(config.fusion, self.text_tower.width, self.width)
 
     def _build_towers(self, config: AlignerConfig, run: Path | None, load_weights: bool) -> None:
         """Two towers by name, and new heads."""
+        config = config.resolved()
         text_config = config.text_tower
         if config.design == "sparse":
             text_config = replace(text_config, attention="sliding")
@@ -123,14 +131,16 @@ class Aligner(EncodingModel):
             image_tower=replace(config.image_tower, revision=self.image_tower.config.revision),
             text_tower=replace(config.text_tower, revision=self.text_tower.config.revision),
         )
-        self.image_head = ImageHead(self.image_tower, config.width, config.dropout)
-        text_head = nn.Linear(self.text_tower.width, config.width)
+        self.image_head = ImageHead(self.image_tower, self.width, config.dropout)
+        text_head = nn.Linear(self.text_tower.width, self.width)
         nn.init.orthogonal_(text_head.weight)
         self.text_head = text_head
         # Of one element and one axis: FSDP2 shards no scalars.
         self.log_scale = nn.Parameter(torch.tensor([math.log(1 / config.temperature)]))
 
-    def _take_pretrained(self, config: AlignerConfig, run: Path | None, load_weights: bool) -> None:
+    def _take_pretrained(
+        self, config: AlignerConfig, run: Path | None, load_weights: bool, directions: Tensor | None
+    ) -> None:
         """The towers and heads of a pretrained dual encoder."""
         folder = None if run is None else run / PRETRAINED_FOLDER
         parts, pinned = open_pretrained(config.pretrained, folder, load_weights)
@@ -138,8 +148,10 @@ class Aligner(EncodingModel):
             extend_positions(parts.text_tower, config.positions)
         if config.design == "sparse":
             parts.text_tower.use_window(config.text_tower.window)
-        if config.text_tower.max_tokens != TextTowerConfig.max_tokens:
+        if config.text_tower.max_tokens is not None:
             parts.text_tower.limit_tokens(config.text_tower.max_tokens)
+        if config.width is not None and config.width != parts.width:
+            reduce_width(parts, config.width, directions)
         self.image_tower, self.text_tower = parts.image_tower, parts.text_tower
         self.image_head, self.text_head = parts.image_head, parts.text_head
         tower = self.text_tower
@@ -150,7 +162,7 @@ class Aligner(EncodingModel):
         self.embed_patches(config.design in ("late", "cross"))
         self.log_scale = nn.Parameter(torch.tensor([parts.log_scale]))
         if parts.logit_bias is not None:
-            # No loss trains it: it moves no rank.
+            # The sigmoid loss alone trains it: it moves no rank.
             self.logit_bias = nn.Parameter(torch.tensor([parts.logit_bias]), requires_grad=False)
         # A buffer: a run that is opened again has its limit from its weights, not from the ones it started from.
         self.register_buffer("max_log_scale", torch.tensor([max(MAX_LOG_SCALE, parts.log_scale)]))
@@ -272,7 +284,7 @@ class Aligner(EncodingModel):
             raise OSError(f"{target / WEIGHTS_FILE}: not written: {error}; what was there before is kept") from None
         if not (target / CONFIG_FILE).exists():
             with atomic_write(target / CONFIG_FILE) as aside:
-                aside.write_text(yaml.safe_dump({"model": asdict(self.config)}, sort_keys=False))
+                aside.write_text(yaml.safe_dump({"model": recorded_settings(self.config)}, sort_keys=False))
 
     def parameter_count(self) -> int:
         """Number of parameters of all parts.

@@ -7,11 +7,26 @@ from pathlib import Path
 from typing import Any
 
 from clipvisionalign.batch import TokenizedCaptions
-from clipvisionalign.models.pretrained import PretrainedTextTower, is_dual_encoder, open_caption_tokenizer
+from clipvisionalign.models.aligner_config import AlignerConfig, read_recorded_settings
+from clipvisionalign.models.hub import HubUnreachable, NoSuchRepository, WeightsNotFound
+from clipvisionalign.models.pretrained import (
+    PretrainedTextTower,
+    count_positions,
+    find_pretrained,
+    hint_for_name,
+    is_dual_encoder,
+    open_caption_tokenizer,
+)
 from clipvisionalign.models.run_files import CONFIG_FILE, PRETRAINED_FOLDER, TEXT_FOLDER
 from clipvisionalign.models.text_families import max_positions
-from clipvisionalign.models.text_tower import TextTowerConfig, load_tokenizer, tokenize_captions
-from clipvisionalign.models.weights import find_text_folder
+from clipvisionalign.models.text_tower import (
+    DEFAULT_MAX_TOKENS,
+    load_tokenizer,
+    silence_transformers,
+    tokenize_captions,
+)
+from clipvisionalign.models.weights import IsDualEncoder, find_text_folder
+from clipvisionalign.settings import config_from_dict
 
 
 class CaptionTokenizer:
@@ -34,33 +49,58 @@ def open_tokenizer(model: str | Path, max_tokens: int = 0) -> CaptionTokenizer |
     """
     import transformers
 
-    run, recorded = Path(model), 0
+    run, recorded = Path(model), AlignerConfig()
     if (run / CONFIG_FILE).is_file():
-        recorded = _recorded_limit(run)
+        recorded = _recorded_settings(run)
     if 0 < max_tokens < 3:
         raise ValueError(
             f"--max-tokens {max_tokens}: a caption has two tokens that mark its ends, and should have a third"
         )
+    own_limit = recorded.text_tower.max_tokens
     if (run / PRETRAINED_FOLDER).is_dir():
         tower = open_caption_tokenizer(run / PRETRAINED_FOLDER)
-        # Of a run whose positions were extended.
-        tower.max_positions = max(tower.max_positions, recorded)
-        tower.limit_tokens(max_tokens or recorded or tower.max_positions)
+        tower.max_positions = count_positions(tower.max_positions, recorded.positions)
+        tower.limit_tokens(max_tokens or own_limit or tower.max_positions)
         return tower
     if (run / TEXT_FOLDER / "config.json").is_file():
         folder = run / TEXT_FOLDER
     else:
-        folder = run if is_dual_encoder(run) else find_text_folder(str(model), weights="random")
+        folder = run if is_dual_encoder(run) else _find_folder(str(model))
     if is_dual_encoder(folder):
         return open_caption_tokenizer(folder, max_tokens)
-    limit = max_tokens or recorded or TextTowerConfig().max_tokens
+    limit = max_tokens or own_limit or DEFAULT_MAX_TOKENS
+    silence_transformers()
     encoder_config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     return CaptionTokenizer(load_tokenizer(folder), min(limit, max_positions(encoder_config)))
 
 
-def _recorded_limit(run: Path) -> int:
-    """The limit that a run's settings have; 0 where they have none."""
+def _find_folder(name: str) -> Path:
+    """The folder with the tokenizer of a text tower or a dual encoder by name. Raises WeightsNotFound."""
+    if hint := hint_for_name(name):
+        raise WeightsNotFound(f"{name}: no tokenizer: {hint}")
+    try:
+        return find_text_folder(name, weights="random")
+    except IsDualEncoder:
+        return find_pretrained(name, weights=False)[0]
+    except NoSuchRepository:
+        raise
+    except HubUnreachable as error:
+        raise HubUnreachable(f"{name}: no tokenizer: {error}; or {_WAYS_OUT}") from None
+    except WeightsNotFound:
+        if Path(name).exists():
+            kind = "a folder without config.json" if Path(name).is_dir() else "a file, and no folder"
+        else:
+            kind = "no such folder is here"
+        raise WeightsNotFound(f"{name}: no tokenizer: {kind}; {_WAYS_OUT}") from None
+
+
+_WAYS_OUT = "give a run folder, a model's folder, or a name of the hub, such as distilbert-base-uncased"
+
+
+def _recorded_settings(run: Path) -> AlignerConfig:
+    """The settings of a run's model."""
     from clipvisionalign.plain_yaml import safe_load
 
-    settings = safe_load((run / CONFIG_FILE).read_text())
-    return int(settings["model"]["text_tower"].get("max_tokens", 0))
+    settings = read_recorded_settings(safe_load((run / CONFIG_FILE).read_text())["model"])
+    config: AlignerConfig = config_from_dict(AlignerConfig, settings)
+    return config

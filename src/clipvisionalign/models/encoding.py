@@ -56,6 +56,12 @@ class EncodingModel(PairModel):
         """The device of the parameters."""
         raise NotImplementedError
 
+    @property
+    def width(self) -> int:
+        """D, width of the common space."""
+        assert self.config.width is not None
+        return self.config.width
+
     def embed_image_features(self, features: ImageFeatures) -> ImageEmbeddings:
         """Project the features of an image tower to the common space.
 
@@ -106,7 +112,7 @@ class EncodingModel(PairModel):
             TypeError: One image is given where a list is required.
         """
         chunks = [embeddings.vectors.cpu() for embeddings in self.image_chunks(images, batch)]
-        return torch.cat(chunks) if chunks else torch.empty(0, self.config.width)
+        return torch.cat(chunks) if chunks else torch.empty(0, self.width)
 
     @torch.no_grad()
     def encode_captions(self, captions: Sequence[str], batch: int = 250) -> Tensor:
@@ -136,7 +142,7 @@ class EncodingModel(PairModel):
         Returns:
             (M, D) unit length, float32, on the CPU.
         """
-        vectors = torch.empty(len(tokens), self.config.width)
+        vectors = torch.empty(len(tokens), self.width)
         for rows, embeddings in self._caption_chunks(tokens, batch):
             vectors[rows] = embeddings.vectors.cpu()
         return vectors

@@ -8,9 +8,16 @@ from pathlib import Path
 from torch import Tensor
 
 from clipvisionalign.models.aligner import Aligner, AlignerConfig
+from clipvisionalign.models.aligner_config import read_recorded_settings
 from clipvisionalign.models.device import best_device
 from clipvisionalign.models.packed_linear import pack_linears
-from clipvisionalign.models.pretrained import describe_missing, find_pretrained, is_model_folder, is_pretrained_name
+from clipvisionalign.models.pretrained import (
+    as_given,
+    describe_missing,
+    find_pretrained,
+    is_model_folder,
+    is_pretrained_name,
+)
 from clipvisionalign.models.run_files import CONFIG_FILE, PRETRAINED_FOLDER, TEXT_FOLDER, WEIGHTS_FILE
 from clipvisionalign.models.weights import find_image_weights, find_text_weights
 from clipvisionalign.plain_yaml import safe_load
@@ -143,9 +150,9 @@ def _load_run(source: Path) -> Aligner:
     tower_folder = PRETRAINED_FOLDER if (source / PRETRAINED_FOLDER).is_dir() else TEXT_FOLDER
     missing = [name for name in (CONFIG_FILE, WEIGHTS_FILE, tower_folder) if not (source / name).exists()]
     if not source.is_dir():
-        reason = "a file" if source.exists() else "no such folder"
+        reason, name = "a file" if source.exists() else "no such folder", as_given(str(source))
         raise FileNotFoundError(
-            f"{source}: not a run folder: {reason}; 'clipvisionalign train' writes one; {describe_missing(str(source))}"
+            f"{name}: not a run folder: {reason}; 'clipvisionalign train' writes one; {describe_missing(name)}"
         )
     if missing:
         raise FileNotFoundError(
@@ -154,7 +161,7 @@ def _load_run(source: Path) -> Aligner:
         )
     try:
         settings = safe_load((source / CONFIG_FILE).read_text())["model"]
-        config = config_from_dict(AlignerConfig, settings)
+        config = config_from_dict(AlignerConfig, read_recorded_settings(settings))
     except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{source / CONFIG_FILE}: no settings of an aligner: {error}") from None
     aligner = Aligner(config, run=source, load_weights=False)

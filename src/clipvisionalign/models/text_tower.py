@@ -34,6 +34,9 @@ from clipvisionalign.models.weights import EMBEDDED_TEXT, WeightsOrigin, find_te
 #: Under this name transformers' encoders call `attention`.
 ATTENTION_NAME = "clipvisionalign"
 
+#: Where captions are cut if the settings do not tell, for a text tower by name.
+DEFAULT_MAX_TOKENS = 128
+
 #: Vocabularies that only the package sentencepiece reads.
 _SENTENCEPIECE_FILES = ("spiece.model", "tokenizer.model", "spm.model", "sentencepiece.bpe.model")
 
@@ -53,7 +56,8 @@ class TextTowerConfig:
             own windows either way).
         window: tokens that a token sees under "sliding", half of them on either side.
         pooling: "mean" over the tokens, "first" token, or "auto": first for Longformer, else mean.
-        max_tokens: longer captions are cut; never above what the encoder has positions for.
+        max_tokens: longer captions are cut; never above what the encoder has positions for. Not given: 128, and for a
+            pretrained dual encoder all of its positions.
         dropout: dropout of the encoder while training; below 0 for the encoder's own.
         revision: branch, tag or commit of the hub's repository; "" for the main branch. A run records the commit.
     """
@@ -63,7 +67,7 @@ class TextTowerConfig:
     attention: Literal["dense", "sliding"] = "dense"
     window: int = 8
     pooling: Literal["auto", "mean", "first"] = "auto"
-    max_tokens: int = 128
+    max_tokens: int | None = None
     dropout: float = -1.0
     revision: str = ""
 
@@ -111,7 +115,7 @@ class TextTower(nn.Module):
         self.pooling = config.pooling if config.pooling != "auto" else "first" if longformer else "mean"
         #: Tokens that the encoder has positions for.
         self.max_positions: int = max_positions(encoder_config, self.encoder)
-        self.max_tokens = min(config.max_tokens, self.max_positions)
+        self.max_tokens = min(config.max_tokens or DEFAULT_MAX_TOKENS, self.max_positions)
 
     @property
     def _uses_custom_attention(self) -> bool:
@@ -125,6 +129,15 @@ class TextTower(nn.Module):
     def input_embeddings(self) -> nn.Module:
         """The table of the tokens' embeddings."""
         return self.encoder.get_input_embeddings()
+
+    @property
+    def window(self) -> Any:
+        """Tokens that a token sees, in each layer where Longformer's differ; 0 for all."""
+        return getattr(self.encoder.config, "attention_window", None) or 0
+
+    def vocabulary(self) -> dict[str, int]:
+        """Each token's number."""
+        return self.tokenizer.get_vocab()
 
     @property
     def vocab_size(self) -> int:
@@ -182,9 +195,7 @@ def pool(tokens: Tensor, mask: Tensor, pooling: str) -> Tensor:
 def _build_encoder(source: Path, config: TextTowerConfig, load_weights: bool) -> Any:
     import transformers
 
-    # Its report on a pooler that nobody asked for, and its progress bars, do not help our users.
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+    silence_transformers()
     encoder_config = transformers.AutoConfig.from_pretrained(source, local_files_only=True, trust_remote_code=False)
     if config.dropout >= 0:
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "attention_dropout"):
@@ -307,6 +318,15 @@ def extend_positions(encoder: Any, length: int) -> None:
     ):
         if hasattr(embeddings, name):
             embeddings.register_buffer(name, fill.long()[None], persistent=False)
+
+
+def silence_transformers() -> None:
+    """Let transformers print errors alone: its reports on tensors and numbers that nobody asked for, and progress bars
+    of its own, do not help our users."""
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
 
 
 def load_tokenizer(source: Path) -> Any:

@@ -267,6 +267,10 @@ def _image_snapshot(name: str, backbone: BackboneSource, weights: bool, package:
     return fetched
 
 
+class IsDualEncoder(ValueError):
+    """A model of images and captions was asked for as one tower."""
+
+
 def _refuse_dual_encoder(folder: Path, name: str, tower: str) -> None:
     """Raises ValueError for the folder of a model of images and captions, of which one tower alone is asked for."""
     file, kind = folder / "config.json", ""
@@ -277,7 +281,7 @@ def _refuse_dual_encoder(folder: Path, name: str, tower: str) -> None:
     elif (folder / _OPEN_CLIP_CONFIG).is_file():
         kind = "a model of open_clip"
     if kind:
-        raise ValueError(
+        raise IsDualEncoder(
             f"{name}: {kind} takes images and captions, and is no {tower} tower: open it whole, "
             f"--model.pretrained {name}"
         )

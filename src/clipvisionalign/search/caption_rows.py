@@ -83,7 +83,7 @@ def index_captions(
     """
     import pyarrow as arrow
 
-    table = create_caption_table(index, aligner.config.width)
+    table = create_caption_table(index, aligner.width)
     image_paths = {row["path"] for row in read_columns(image_table, ("path",))}
     wanted_captions = dict.fromkeys(
         (path, text) for path, texts in captions.items() if path in image_paths for text in texts

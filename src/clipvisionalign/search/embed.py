@@ -211,7 +211,7 @@ class _EmbedActor:
     def __call__(self, block: Any) -> Any:
         import pyarrow as arrow
 
-        width = self.aligner.config.width
+        width = self.aligner.width
         rows = _embed(self.aligner, block.to_pylist())
         schema = block.schema.remove(block.schema.get_field_index("pixels"))
         return arrow.Table.from_pylist(

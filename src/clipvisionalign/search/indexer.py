@@ -103,7 +103,7 @@ def build_index(
             if not collection.listing.files and index.read(MANIFEST_FILE) is None:
                 # Before an index is made, which would be empty.
                 _begin(collection, 0)
-            manifest = open_manifest(run, collection.storage.location, index, aligner.config.width)
+            manifest = open_manifest(run, collection.storage.location, index, aligner.width)
             with index.lock():
                 return _update_index(run, aligner, collection, index, manifest, ray, workers, sizes, verify, allow_drop)
     except TimeoutError:

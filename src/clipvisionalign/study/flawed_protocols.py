@@ -127,7 +127,7 @@ def train_leaking(aligner: Aligner, train: CaptionedImages, seed: int = 0) -> Le
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad(), torch.random.fork_rng():
         torch.manual_seed(seed)
-        leak = LeakingCaptions(aligner.text_tower.width, aligner.config.width)
+        leak = LeakingCaptions(aligner.text_tower.width, aligner.width)
         vectors, patches = image_parts(aligner, subset.images)
         encoded_captions = [caption_parts(aligner, [row.captions[0]]) for row in subset.rows]
     optimizer = torch.optim.AdamW(leak.parameters(), lr=2e-3)

@@ -152,9 +152,9 @@ def _check_resolved(plan: Plan, name: str) -> None:
         raise PlanError((place_of_fault(plan, name, str(error)), str(error))) from None
     base = plan.variants[name].base
     if base:
-        base_model = variant_config(plan, base).model
+        base_model, own_model = variant_config(plan, base).model.resolved(), config.model.resolved()
         for setting in ("width", "image_tower", "text_tower"):
-            if getattr(config.model, setting) != getattr(base_model, setting):
+            if getattr(own_model, setting) != getattr(base_model, setting):
                 message = f"is another than that of '{base}', on which '{name}' stands: it starts from those weights"
                 key_path = _key_of_setting(plan, name, f"model.{setting}") or ("variants", name)
                 raise PlanError((key_path, f"model.{setting} {message}"))

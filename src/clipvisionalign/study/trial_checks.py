@@ -13,12 +13,12 @@ from typing import Any
 from clipvisionalign.data.hashes import hash_parts, run_hash
 from clipvisionalign.data.run_data import data_record
 from clipvisionalign.log import Log, log_to
-from clipvisionalign.settings import config_from_dict
 from clipvisionalign.study.config import Trial
 from clipvisionalign.training.checkpoint import list_checkpoints
 from clipvisionalign.training.config import RunConfig
 from clipvisionalign.training.data import check_data_unchanged
 from clipvisionalign.training.init_run import InitRun
+from clipvisionalign.training.recorded import read_settings
 from clipvisionalign.training.run_folder import start_directory
 
 
@@ -29,7 +29,7 @@ def refuse_other_settings(trial: Trial) -> None:
     settings = trial.folder / "config.yaml"
     if not settings.is_file():
         return
-    existing = config_from_dict(RunConfig, yaml.safe_load(settings.read_text()))
+    existing = read_settings(yaml.safe_load(settings.read_text()))
     # A run records the commits that it took its towers from, whichever its settings left open.
     towers = ("image_tower", "text_tower")
     requested = {name: getattr(trial.config.model, name) for name in towers}
@@ -80,9 +80,10 @@ def _with_resolved_paths(config: RunConfig, directory: Path) -> RunConfig:
         # It may be a name of the hub's, or a word.
         return resolve(name) if name and (directory / name).exists() else name
 
-    image, text = config.model.image_tower, config.model.text_tower
+    model = config.model.resolved()
+    image, text = model.image_tower, model.text_tower
     model = replace(
-        config.model,
+        model,
         image_tower=replace(image, weights=resolve_if_exists(image.weights)),
         text_tower=replace(text, name=resolve_if_exists(text.name), weights=resolve_if_exists(text.weights)),
     )

@@ -7,7 +7,6 @@ from dataclasses import replace
 from itertools import chain, count
 from pathlib import PurePosixPath
 
-from clipvisionalign.models.text_tower import TextTowerConfig
 from clipvisionalign.study.config import Plan, Variant, variant_config
 from clipvisionalign.training.config import RunConfig
 
@@ -33,8 +32,8 @@ def add_zero_shot(plan: Plan) -> Plan:
         last = PurePosixPath(model.partition("@")[0]).name
         name = _free_name(ZERO_SHOT if len(used) == 1 else f"{ZERO_SHOT}-{last}", {*plan.variants, *added})
         # Whatever the plan sets for its variants: the model alone, as its publisher has it.
-        text_tower = {"max_tokens": TextTowerConfig.max_tokens}
-        model_settings = {"design": "self", "pretrained": model, "positions": "own", "text_tower": text_tower}
+        own = {"width": None, "positions": "own", "text_tower": {"max_tokens": None}}
+        model_settings = {"design": "self", "pretrained": model, **own}
         added[name] = Variant(settings={"epochs": 0, "model": model_settings})
     return replace(plan, variants=added | plan.variants) if added else plan
 
@@ -42,7 +41,7 @@ def add_zero_shot(plan: Plan) -> Plan:
 def _is_zero_shot(config: RunConfig) -> bool:
     """Whether a variant is a pretrained model as it is."""
     model = config.model
-    as_published = model.positions == "own" and model.text_tower.max_tokens == TextTowerConfig.max_tokens
+    as_published = model.positions == "own" and model.width is None and model.text_tower.max_tokens is None
     return not config.epochs and not config.init and model.design == "self" and as_published
 
 

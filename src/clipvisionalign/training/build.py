@@ -16,6 +16,7 @@ from clipvisionalign.models.device import best_device
 from clipvisionalign.models.run_files import PRETRAINED_FOLDER
 from clipvisionalign.training.config import (
     DEFAULT_TRACKERS,
+    FreezingConfig,
     RunConfig,
     RuntimeConfig,
     images_per_process,
@@ -55,34 +56,63 @@ def build_loss(config: LossConfig, aligner: Aligner) -> DualEncoderLoss:
     """What the dual encoder is trained with; its temperature stays where it starts if it is not to be learned."""
     if not config.learn_temperature:
         aligner.log_scale.requires_grad_(False)
-    return DualEncoderLoss(config).to(aligner.device)
+    model_bias = aligner.logit_bias
+    if model_bias is not None and config.name == "sigmoid":
+        scale, bias = aligner.scale().item(), model_bias.item()
+        logger.info(f"the sigmoid loss starts from the pretrained model's scale {scale:.1f} and bias {bias:.2f}")
+        if config.bias != LossConfig.bias:
+            logger.info("no effect of --loss.bias: the pretrained model has its own, which is trained")
+    return DualEncoderLoss(config, model_bias is not None).to(aligner.device)
 
 
-def build_aligner(config: RunConfig, device: torch.device, is_new_run: bool, base: Aligner | None = None) -> Aligner:
+def build_aligner(
+    config: RunConfig, device: torch.device, is_new_run: bool, base: Aligner | None = None,
+    directions: torch.Tensor | None = None,
+) -> Aligner:  # fmt: skip
     """The model on its device; what is frozen, and adapters, as the settings want them.
 
-    is_new_run: unless weights of a checkpoint come. base: as in `load_init_weights`.
+    is_new_run: unless weights of a checkpoint come. base: as in `load_init_weights`. directions: as of `Aligner`.
     """
     # A run that resumes has the files that it began with, whatever became of the folder they are from.
     kept = Path(config.out) if not is_new_run and (Path(config.out) / PRETRAINED_FOLDER).is_dir() else None
-    aligner = Aligner(config.model, kept, load_weights=kept is None)
+    aligner = Aligner(config.model, kept, load_weights=kept is None, directions=directions)
     loaded = load_init_weights(aligner, config.init, base) if config.init and is_new_run else set()
     aligner = aligner.to(device).to(memory_format=torch.channels_last)
     if config.init and is_new_run:
         reinitialised = sorted({name.split(".")[0] for name in set(aligner.state_dict()) - loaded})
         logger.info(f"weights of {config.init}; reinitialised: {', '.join(reinitialised) or 'nothing'}")
+    if aligner.logit_bias is not None:
+        # No other loss has a gradient for it.
+        aligner.logit_bias.requires_grad_(config.loss.name == "sigmoid")
     redundant_patterns = freeze(aligner, config.freeze, config.freeze_layers)
     if config.peft == "lora":
         add_lora(aligner, config.lora, config.freeze_layers)
     elif redundant_patterns and is_new_run:
         logger.info(f"no effect of --freeze_layers {' '.join(redundant_patterns)}: frozen without that")
-    if not count_trained_parameters(aligner):
-        layers = " ".join(config.freeze_layers)
-        raise ValueError(f"--freeze {config.freeze} with --freeze_layers {layers}: nothing is left to be trained")
+    if config.epochs:
+        _check_trains_something(aligner, config.freezing)
     if is_new_run and not config.profile:
         # A profile times what it does not keep.
         check_frozen_initialised(aligner, loaded, config.freeze, config.freeze_layers, config.init)
     return aligner
+
+
+def _check_trains_something(aligner: Aligner, config: FreezingConfig) -> None:
+    """Raises ValueError where no step would change a vector or a score."""
+    names = {name for name, parameter in aligner.named_parameters() if parameter.requires_grad}
+    if names - {"log_scale", "logit_bias"}:
+        return
+    flags = f"--freeze {config.freeze}"
+    if config.freeze_layers:
+        flags += f" with --freeze_layers {' '.join(config.freeze_layers)}"
+    if not names:
+        raise ValueError(f"{flags}: nothing is left to be trained")
+    towers = aligner.config.pretrained and not any(True for _ in aligner.image_head.parameters())
+    why = ", as this model has its projections within its towers" if towers else ""
+    raise ValueError(
+        f"{flags} would train the temperature alone, which changes no rank{why}: train a tower (--freeze image or "
+        "--freeze none), adapters (--peft lora --freeze image), or the design 'late' or 'cross'"
+    )
 
 
 def count_trained_parameters(aligner: Aligner) -> int:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from clipvisionalign.data.captioned import IdentityMode
 from clipvisionalign.models.aligner import AlignerConfig
+from clipvisionalign.models.aligner_config import REPLACED_BY_PRETRAINED, TEXT_SETTINGS_BESIDE_PRETRAINED
 from clipvisionalign.models.heads import HEADS
 from clipvisionalign.training.contrastive import LossConfig
 from clipvisionalign.training.fine_tuning import IMAGE_FROZEN, LoraConfig
@@ -114,7 +115,9 @@ class FreezingConfig:
     """Freezing: what is trained, and where outputs of frozen towers are kept.
 
     Args:
-        freeze: which towers stay as they are; "all" also keeps the heads, so that the fusion alone is trained.
+        freeze: which towers stay as they are; "all" also keeps the heads, so that the fusion alone is trained. The
+            embeddings of a text tower's tokens stay as they are in every mode, "none" too: tokens that no training
+            caption has would lose their place beside those that some have.
         freeze_layers: parameters that stay as they are, by name with *, such as "text_tower.encoder.encoder.layer.0.*".
         peft: "lora" trains low-rank adapters instead of a tower's own weights (needs clipvisionalign[scale]).
         lora: the adapters.
@@ -307,32 +310,32 @@ def check_settings(config: RunConfig) -> None:
     for names, holds, allowed in RANGES:
         for name in names.split():
             value = reduce(getattr, name.split("."), config)
-            if not holds(value):
+            # Not given: two settings have other values for a pretrained model.
+            if value is not None and not holds(value):
                 raise ValueError(f"--{name} should be {allowed}, not {value}")
-
-
-#: Settings of the model that count beside `pretrained`, which has its own of all others.
-BESIDE_PRETRAINED = ("design", "late", "fusion", "pretrained", "positions")
 
 
 def _check_overridden(model: AlignerConfig) -> None:
     """Raises ValueError for settings that a pretrained model takes the place of."""
     usual, text_tower = AlignerConfig(), model.text_tower
-    kept = replace(usual.text_tower, window=text_tower.window, max_tokens=text_tower.max_tokens)
-    names = [each.name for each in fields(model) if each.name not in (*BESIDE_PRETRAINED, "text_tower")]
-    given = [name for name in names if getattr(model, name) != getattr(usual, name)]
-    given += ["text_tower"] * (text_tower != kept)
+    kept = replace(text_tower, **{name: getattr(usual.text_tower, name) for name in TEXT_SETTINGS_BESIDE_PRETRAINED})
+    given = [name for name in REPLACED_BY_PRETRAINED if getattr(model, name) != getattr(usual, name)]
+    given += ["text_tower"] * (kept != usual.text_tower)
     if given:
-        raise ValueError(
-            f"--model.{given[0]}: a pretrained model has its own, and is used as it is; leave it out, or leave "
-            "--model.pretrained out (beside it count the design, late, fusion, positions, text_tower.window and "
-            "text_tower.max_tokens)"
-        )
+        raise ValueError(overridden_message(f"model.{given[0]}"))
+
+
+def overridden_message(setting: str) -> str:
+    """What is wrong with a setting that a pretrained model has its own of, and what to do."""
+    return (
+        f"--{setting}: a pretrained model has its own, and is used as it is; leave it out, or leave --model.pretrained "
+        "out (beside it count the design, late, fusion, width, positions, text_tower.window and text_tower.max_tokens)"
+    )
 
 
 def _check_widths(model: AlignerConfig) -> None:
     """Raises ValueError for widths that their heads do not share out evenly."""
-    if model.width % HEADS and not model.pretrained:
+    if model.width is not None and model.width % HEADS and not model.pretrained:
         raise ValueError(f"--model.width should be a multiple of {HEADS}, not {model.width}")
     heads, width = model.fusion.heads, model.fusion.width
     if model.design == "cross" and heads > 0 and width % heads:

@@ -31,7 +31,7 @@ class LossConfig:
         margin: by how much "hardest" wants a true pair above the hardest wrong one, in cosine.
         beta: how much more harder negatives count in "hard_weighted"; 0 is softmax.
         smoothing: share of each answer that "softmax" spreads over all candidates.
-        bias: where the learned bias of "sigmoid" starts.
+        bias: where the learned bias of "sigmoid" starts; that of a pretrained model with a bias starts from its own.
         learn_temperature: whether the temperature is learned, or stays where it starts.
     """
 
@@ -97,16 +97,26 @@ class GatheredBatch:
 
 
 class DualEncoderLoss(nn.Module):
-    """The loss that a config names, with what it learns itself. Raises ValueError for an unknown name."""
+    """The loss that a config names, with what it learns itself. Raises ValueError for an unknown name.
 
-    def __init__(self, config: LossConfig) -> None:
+    model_has_bias: whether the model has the bias of "sigmoid" itself, as SigLIP does: then none is made here, and
+    `forward` and `chunks` are given the model's.
+    """
+
+    def __init__(self, config: LossConfig, model_has_bias: bool = False) -> None:
         super().__init__()
         self.config = config
         self.custom_loss: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
-        if config.name == "sigmoid":
+        if config.name == "sigmoid" and not model_has_bias:
             self.bias = nn.Parameter(torch.tensor([config.bias]))
         elif config.name not in LOSSES:
             self.custom_loss = _import_loss(config.name)
+
+    def bias_of(self, model_bias: Tensor | None) -> Tensor | None:
+        """The bias that is learned: this module's own, or the model's for "sigmoid"; None for a loss without."""
+        if hasattr(self, "bias"):
+            return self.bias
+        return model_bias if self.config.name == "sigmoid" else None
 
     def forward(
         self, images: Tensor, captions: Tensor, positives: Tensor, scale: Tensor, bias: Tensor | None = None

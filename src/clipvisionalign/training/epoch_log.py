@@ -47,7 +47,7 @@ def epoch_line(
     """The line of an epoch: losses, dev recall with chance, temperature and time.
 
     Args:
-        epoch: Number of the epoch.
+        epoch: Number of the epoch; 0 for a model as it is, of which there are no losses of training.
         epochs: Number of all epochs.
         progress: The progress of the run.
         dev: The figures on dev.
@@ -65,8 +65,9 @@ def epoch_line(
         both = [getattr(dev.metrics, way)[f"recall_at_{k}"].value for way in ways]
         recalls.append(f"R@{k} {' / '.join(f'{100 * value:.1f}' for value in both)}")
         by_chance.append(" / ".join(f"{100 * chance[way][f'recall_at_{k}']:.1f}" for way in ways))
+    trained = f"epoch {epoch}/{epochs}: loss {loss:.3f}{pair}, accuracy {accuracy:.3f}" if epoch else "as it is"
     return (
-        f"epoch {epoch}/{epochs}: loss {loss:.3f}{pair}, accuracy {accuracy:.3f} | dev loss {dev.loss:.3f}, accuracy "
+        f"{trained} | dev loss {dev.loss:.3f}, accuracy "
         f"{dev.accuracy:.3f}, {', '.join(recalls)} (image to text / text to image), rsum {dev.metrics.rsum.value:.1f} "
         f"(chance: {', '.join(by_chance)}, {chance['rsum']:.1f}) | temperature {1 / ema_model.scale().item():.3f} | "
         f"{seconds:.0f} s"

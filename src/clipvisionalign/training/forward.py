@@ -89,8 +89,9 @@ class Towers(nn.Module):
                     groups = [aligner.embed_caption_group(group) for group in batch.captions]
                 else:
                     groups = [aligner.embed_caption_features(precomputed.captions, group) for group in batch.captions]
-        bias = self.loss_of.bias if hasattr(self.loss_of, "bias") else torch.zeros((), device=aligner.device)
-        return TowerOutputs(embed_image_features, groups, aligner.scale(), bias * 1.0)
+        bias = self.loss_of.bias_of(aligner.logit_bias)
+        bias = torch.zeros((), device=aligner.device) if bias is None else bias * 1.0
+        return TowerOutputs(embed_image_features, groups, aligner.scale(), bias)
 
 
 @dataclass

@@ -152,6 +152,19 @@ def _compared_settings(aligner: Aligner, other: Aligner) -> dict[str, tuple[Any,
         return read(aligner), read(other)
 
     name, tower = other.config.text_tower.name, f"{image}.name {other.config.image_tower.name}"
+    vocabularies = both(lambda a: a.text_tower.vocabulary())
+    pretrained = both(lambda a: a.config.pretrained)
+    if any(pretrained):
+        # Whatever a pretrained model has of its own is set by its name alone.
+        model = f"--model.pretrained {pretrained[1]}" if pretrained[1] else "the towers of that run"
+        settings = {
+            "preprocessing": (*both(lambda a: repr(a.image_tower.image_transform)), model),
+            "pooling": (*both(lambda a: a.text_tower.pooling), model),
+            "window": (*both(lambda a: a.text_tower.window or "none"), f"--model.design and {text}.window of that run"),
+        }
+        if vocabularies[0] != vocabularies[1]:
+            settings["tokenizer"] = "another", "of other words", model
+        return settings | _compared_heads(aligner, other)
     settings = {
         "image size": (
             *both(lambda a: a.image_tower.image_transform.size),
@@ -161,18 +174,22 @@ def _compared_settings(aligner: Aligner, other: Aligner) -> dict[str, tuple[Any,
         "images' deviation": (*both(lambda a: a.image_tower.image_transform.std), tower),
         "number of blocks": (*both(lambda a: a.config.image_tower.blocks), f"{image}.blocks of that run"),
         "pooling": (*both(lambda a: a.text_tower.pooling), f"{text}.pooling {other.text_tower.pooling}"),
-        "window": (*both(_window), f"{text}.attention and {text}.window of that run"),
-    }
-    if aligner.fusion is not None and other.fusion is not None:
-        heads = other.config.fusion.heads
-        settings["fusion's number of heads"] = (*both(lambda a: a.config.fusion.heads), f"--model.fusion.heads {heads}")
-    if aligner.text_tower.tokenizer.get_vocab() != other.text_tower.tokenizer.get_vocab():
+        "window": (
+            *both(lambda a: a.text_tower.window or "none"), f"{text}.attention and {text}.window of that run",
+        ),
+    }  # fmt: skip
+    settings |= _compared_heads(aligner, other)
+    if vocabularies[0] != vocabularies[1]:
         settings["tokenizer"] = "another", "of other words", f"{text}.name {name}, with the tokenizer that it had"
     return settings
 
 
-def _window(aligner: Aligner) -> Any:
-    return getattr(aligner.text_tower.encoder.config, "attention_window", None) or "none"
+def _compared_heads(aligner: Aligner, other: Aligner) -> dict[str, tuple[Any, Any, str]]:
+    """The heads of two fusions, as `_compared_settings` has them."""
+    if aligner.fusion is None or other.fusion is None:
+        return {}
+    own, heads = aligner.config.fusion.heads, other.config.fusion.heads
+    return {"fusion's number of heads": (own, heads, f"--model.fusion.heads {heads}")}
 
 
 @torch.no_grad()
@@ -187,8 +204,11 @@ def check_frozen_initialised(aligner: Aligner, loaded: set[str], freeze: str, la
     """Raises ValueError where weights that were drawn at random would stay as they are: neither trained nor `loaded`
     from another run. Constants, such as a temperature's start, are not random."""
 
+    # A pretrained model brings its heads.
+    prefixes = PAIR_SCORER_PREFIXES if aligner.config.pretrained else RANDOM_PREFIXES
+
     def is_random(name: str, weight: torch.Tensor) -> bool:
-        return name.startswith(RANDOM_PREFIXES) and name not in loaded and bool((weight != weight.flatten()[0]).any())
+        return name.startswith(prefixes) and name not in loaded and bool((weight != weight.flatten()[0]).any())
 
     uninitialised = [
         name for name, each in aligner.named_parameters() if not each.requires_grad and is_random(name, each)

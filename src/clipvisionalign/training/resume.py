@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from clipvisionalign.training.config import RunConfig
 from clipvisionalign.training.distributed import Distributed
+from clipvisionalign.training.recorded import record_settings
 
 #: Settings that may be edited in a run's config.yaml before it is resumed: where things are, how they are computed, and
 #: where the run ends. What a checkpoint holds (weights, dtypes) it has from there.
@@ -18,6 +18,10 @@ CHANGEABLE_SETTINGS = {
 }  # fmt: skip
 
 
+#: Settings that are not recorded beside a pretrained model where they were not given.
+_UNASKED = ("model.width", "model.text_tower.max_tokens")
+
+
 def checkpoint_settings(config: RunConfig) -> dict[str, Any]:
     """A run's settings by name, as a checkpoint keeps them and `check_same_settings` compares them.
 
@@ -25,7 +29,8 @@ def checkpoint_settings(config: RunConfig) -> dict[str, Any]:
     >>> checkpoint_settings(RunConfig(batch=64))["batch"], "device" in checkpoint_settings(RunConfig())
     (64, False)
     """
-    return {name: value for name, value in _flatten(asdict(config)).items() if name not in CHANGEABLE_SETTINGS}
+    settings = dict.fromkeys(_UNASKED) | _flatten(record_settings(config))
+    return {name: value for name, value in settings.items() if name not in CHANGEABLE_SETTINGS}
 
 
 def _flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -42,6 +47,9 @@ def check_same_settings(state: dict[str, Any], config: RunConfig, out: Path) -> 
     """Raises ValueError where `config`, as a run's config.yaml has it, is no longer what the run was begun with."""
     # A checkpoint of a version without a setting has nothing of it.
     saved, current = state.get("settings", {}), checkpoint_settings(config)
+    if "model.temperature" in saved and "model.temperature" not in current:
+        # From before that: its values of them may be nobody's wish.
+        current = {name: value for name, value in current.items() if name not in _UNASKED or value is not None}
     changed = [f"{name} {current[name]!r}, begun with {saved[name]!r}" for name in current.keys() & saved.keys()
                if current[name] != saved[name]]  # fmt: skip
     if changed:

@@ -7,7 +7,7 @@ import logging
 import shutil
 from collections.abc import Collection
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from itertools import takewhile
 from pathlib import Path
@@ -26,6 +26,8 @@ from clipvisionalign.training.config import FreezingConfig, RunConfig
 from clipvisionalign.training.data import TrainingData
 from clipvisionalign.training.fine_tuning import merge_lora
 from clipvisionalign.training.init_run import INIT_FILE, InitRun
+from clipvisionalign.training.recorded import record_settings
+from clipvisionalign.training.reduced_width import ReducedWidth
 from clipvisionalign.training.stages import STAGES_FOLDER
 from clipvisionalign.training.state import TrainProgress
 
@@ -188,7 +190,7 @@ def _write_settings(path: Path, config: RunConfig) -> None:
     import yaml
 
     # Whoever repeats a run from its settings has not been asked whether to replace another one.
-    settings: dict[str, Any] = asdict(replace(config, overwrite=False))
+    settings = record_settings(replace(config, overwrite=False))
     if path.name == BEGUN_FILE:
         settings = {"directory": str(Path.cwd()), "settings": settings}
     with atomic_write(path) as aside:
@@ -200,7 +202,10 @@ def write_begun(config: RunConfig) -> None:
     _write_settings(Path(config.out) / BEGUN_FILE, config)
 
 
-def write_run_files(out: Path, config: RunConfig, data: TrainingData, aligner: Aligner, restart: bool) -> None:
+def write_run_files(
+    out: Path, config: RunConfig, data: TrainingData, aligner: Aligner, restart: bool,
+    reduced_width: ReducedWidth | None = None,
+) -> None:  # fmt: skip
     """Write the settings and the description of the data into the run folder. Raises OSError."""
     # Only now: what could be refused has been by then. Killed from here on, the run is the new one.
     if config.overwrite and not restart:
@@ -214,7 +219,9 @@ def write_run_files(out: Path, config: RunConfig, data: TrainingData, aligner: A
     environment = {"versions": library_versions(), "machine": machine_info(), "directory": str(Path.cwd())}
     write_json(out / "environment.json", environment)
     origins = {"image_tower": aligner.image_tower.origin, "text_tower": aligner.text_tower.origin}
-    weights = {tower: origin.to_dict() for tower, origin in origins.items()}
+    weights: dict[str, Any] = {tower: origin.to_dict() for tower, origin in origins.items()}
+    # A model's own width is in no setting.
+    weights["common_space"] = {"width": aligner.width} if reduced_width is None else reduced_width.to_dict()
     write_json(out / "weights.json", weights)
     if config.init:
         init_run = InitRun.of(out, config.init, Path(config.init), data.dev)

@@ -17,9 +17,9 @@ from typing import Any
 import yaml
 
 from clipvisionalign.models.aligner import TowerOutputCache
-from clipvisionalign.settings import config_from_dict
 from clipvisionalign.training.checkpoint import list_checkpoints, load_last_checkpoint
 from clipvisionalign.training.config import RunConfig, check_settings
+from clipvisionalign.training.recorded import read_settings
 from clipvisionalign.training.resume import checkpoint_settings
 from clipvisionalign.training.run_folder import BEGUN_FILE, remove_unfinished_files, resolve_paths, start_directory
 from clipvisionalign.training.run_stage import RunStage, stage_settings
@@ -60,7 +60,7 @@ class _StageFolder:
 
 def _recorded(folder: Path) -> RunConfig:
     """The settings that a stage's run was begun with."""
-    return config_from_dict(RunConfig, yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")))
+    return read_settings(yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")))
 
 
 def _check_same(own: RunConfig, recorded: RunConfig) -> None:

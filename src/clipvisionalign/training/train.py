@@ -11,10 +11,10 @@ from typing import Any
 
 from clipvisionalign.log import Log, deprecated_say
 from clipvisionalign.models.aligner import TowerOutputCache
-from clipvisionalign.settings import config_from_dict
 from clipvisionalign.training.checkpoint import list_checkpoints, load_last_checkpoint
 from clipvisionalign.training.config import RunConfig, check_settings
 from clipvisionalign.training.data import check_data_unchanged
+from clipvisionalign.training.recorded import read_settings
 from clipvisionalign.training.resume import check_same_settings
 from clipvisionalign.training.run_folder import BEGUN_FILE, remove_unfinished_files, resolve_paths, start_directory
 from clipvisionalign.training.run_stage import stage_settings
@@ -51,13 +51,13 @@ def _resume(out: Path, encodings_cache: TowerOutputCache | None) -> dict[str, An
     if (out / BEGUN_FILE).is_file():
         begun = yaml.safe_load((out / BEGUN_FILE).read_text())
         directory = Path(begun["directory"]) if Path(begun["directory"]).is_dir() else Path.cwd()
-        settings = resolve_paths(config_from_dict(RunConfig, begun["settings"]), directory)
+        settings = resolve_paths(read_settings(begun["settings"]), directory)
         if not (out / STAGES_FOLDER).is_dir():
             logger.info(f"{out}: stopped before its first step: the run starts again")
         return train(replace(settings, out=str(out)), restart=True, encodings_cache=encodings_cache)
     if not (out / "config.yaml").is_file():
         raise FileNotFoundError(f"--resume {out}: not a run folder: it has no config.yaml")
-    settings = config_from_dict(RunConfig, yaml.safe_load((out / "config.yaml").read_text()))
+    settings = read_settings(yaml.safe_load((out / "config.yaml").read_text()))
     as_written, settings = settings, resolve_paths(settings, start_directory(out))
     if (out / "results.json").is_file():
         check_data_unchanged(out, settings.dataset)

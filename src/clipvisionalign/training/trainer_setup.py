@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from clipvisionalign.data.captioned import CaptionedImages, DataError
 from clipvisionalign.files import run_lock
@@ -37,6 +38,7 @@ from clipvisionalign.training.init_run import check_init
 from clipvisionalign.training.optimizer import build_optimizer, build_schedule
 from clipvisionalign.training.precision import choose_dtypes, dtype_name
 from clipvisionalign.training.profiling import Timings
+from clipvisionalign.training.reduced_width import ReducedWidth, find_directions
 from clipvisionalign.training.resume import check_same_partition, checkpoint_settings, epoch_partition
 from clipvisionalign.training.run_folder import LOCK_FILE, TRACKER_FOLDER, prepare_folder, write_run_files
 from clipvisionalign.training.run_stage import RunStage
@@ -100,8 +102,9 @@ class TrainerSetup:
         # One process fetches the towers' weights; the others find the commit in the cache.
         pinned = processes.run_on_main(lambda: pin_revisions(self.config.model))
         self.config = config = replace(self.config, model=pinned)
+        self.reduced_width, directions = self._find_directions(config, device)
         self.aligner = aligner = processes.run_on_all(
-            lambda: build_aligner(config, device, is_new_run=state is None), long_timeout=True
+            lambda: build_aligner(config, device, state is None, directions=directions), long_timeout=True
         )
         if state is not None:
             # Before anything is made of them: what is frozen, its features, and the averaged copy are the checkpoint's.
@@ -124,6 +127,14 @@ class TrainerSetup:
         if config.compile:
             for tower in (aligner.image_tower, aligner.text_tower):
                 tower.compile(dynamic=True)
+
+    def _find_directions(self, config: RunConfig, device: torch.device) -> tuple[ReducedWidth | None, Tensor | None]:
+        """The narrower common space that the settings ask for, if they do; a run that resumes, or starts from another
+        one, has it in its weights."""
+        if self._state is not None or config.init:
+            return None, None
+        visible = self.processes.is_main
+        return self.processes.run_on_main(lambda: find_directions(config.model, self.data, device, visible))
 
     def _load_features(self) -> None:
         """Frozen towers' outputs, and what deals the training split into batches."""
@@ -199,7 +210,8 @@ class TrainerSetup:
         else:
             if self.stage is not None:
                 processes.run_on_main(self.stage.begin)
-            write = partial(write_run_files, self.out, self.recorded, self.data, self.aligner, self._again)
+            reduced = self.reduced_width
+            write = partial(write_run_files, self.out, self.recorded, self.data, self.aligner, self._again, reduced)
             processes.run_on_main(write)
         if config.chunk >= images_per_process(config.schedule, processes.world_size):
             # Not in the settings, as they are recorded: on fewer processes it may count.

@@ -48,7 +48,7 @@ class DistributedAligner:
     def _encode_cached_images(self, features: ImageFeatureCache, indices: range) -> Tensor:
         """The vectors (n, D) of images whose features are on disk."""
         self.aligner.eval()
-        parts = [torch.empty(0, self.aligner.config.width)]
+        parts = [torch.empty(0, self.aligner.width)]
         for index in torch.tensor(list(indices), dtype=torch.long).split(256):
             cached = features(index, torch.zeros_like(index), self.aligner.device)
             parts.append(self.aligner.embed_image_features(cached).vectors.cpu())
@@ -218,7 +218,8 @@ class DevGallery:
             )
             half_rsum.append(metrics_of_ranks(ranks, part.positives.caption_image, resamples=0).rsum.value)
         # What it is chosen by has to be the same on every process, to the last bit.
-        bias = full_tensor(self.loss_fn.bias).detach().cpu() if hasattr(self.loss_fn, "bias") else torch.zeros(())
+        bias = self.loss_fn.bias_of(aligner.logit_bias)
+        bias = torch.zeros(()) if bias is None else full_tensor(bias).detach().cpu()
         parts = [np.arange(len(self.data)), *(part.images for part in halves)]
         scale = aligner.scale().detach().cpu()
         batch_losses = self.distributed.run_on_main(

@@ -3,7 +3,12 @@
 Kept of each: projection heads, tokenizer with its padding, pooling, causal attention, scale, bias and preprocessing.
 """
 
-from clipvisionalign.models.pretrained.designs import Positions, extend_positions, start_from_projections
+from clipvisionalign.models.pretrained.designs import (
+    Positions,
+    count_positions,
+    extend_positions,
+    start_from_projections,
+)
 from clipvisionalign.models.pretrained.families import (
     is_dual_encoder,
     is_model_folder,
@@ -12,6 +17,7 @@ from clipvisionalign.models.pretrained.families import (
     open_caption_tokenizer,
     save_dual_encoder,
 )
+from clipvisionalign.models.pretrained.names import as_given, hint_for_name
 from clipvisionalign.models.pretrained.parts import (
     DualEncoderParts,
     PretrainedImageHead,
@@ -24,6 +30,7 @@ from clipvisionalign.models.pretrained.sources import (
     is_pretrained_name,
     open_pretrained,
 )
+from clipvisionalign.models.pretrained.width import principal_directions, reduce_width
 
 __all__ = [
     "DualEncoderParts",
@@ -31,9 +38,12 @@ __all__ = [
     "PretrainedImageHead",
     "PretrainedImageTower",
     "PretrainedTextTower",
+    "as_given",
+    "count_positions",
     "describe_missing",
     "extend_positions",
     "find_pretrained",
+    "hint_for_name",
     "is_dual_encoder",
     "is_model_folder",
     "is_pretrained_name",
@@ -41,6 +51,8 @@ __all__ = [
     "load_dual_encoder",
     "open_caption_tokenizer",
     "open_pretrained",
+    "principal_directions",
+    "reduce_width",
     "save_dual_encoder",
     "start_from_projections",
 ]

@@ -51,6 +51,23 @@ def extend_positions(tower: PretrainedTextTower, how: Positions) -> None:
     tower.max_positions = tower.max_tokens = len(positions)
 
 
+def count_positions(own: int, how: Positions) -> int:
+    """How many positions `extend_positions` makes.
+
+    Args:
+        own: The number of the tower's own positions.
+        how: As of `extend_positions`.
+
+    Returns:
+        The number.
+
+    >>> count_positions(77, "stretched")
+    248
+    """
+    stretched = KEPT_POSITIONS + STRETCH * (own - KEPT_POSITIONS)
+    return {"own": own, "stretched": stretched, "repeated": REPEATED_POSITIONS}[how]
+
+
 def stretch_positions(learned: Tensor, kept: int = KEPT_POSITIONS, factor: int = STRETCH) -> Tensor:
     """Interpolate learned positions linearly, but for the first ones.
 

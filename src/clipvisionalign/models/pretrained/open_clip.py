@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from clipvisionalign.json_io import read_json
+from clipvisionalign.json_io import read_json, write_json
 from clipvisionalign.models.hub import CorruptedDownload, WeightsNotFound, cached_snapshot, snapshot
 from clipvisionalign.models.pretrained.open_clip_towers import (
     HF_CONFIG_FOLDER,
@@ -25,6 +25,7 @@ from clipvisionalign.models.pretrained.open_clip_towers import (
 from clipvisionalign.models.pretrained.parts import (
     DualEncoderParts,
     PretrainedImageHead,
+    common_width,
     fit_tensors,
     rename_tensors,
 )
@@ -99,6 +100,9 @@ def save(state: Mapping[str, Tensor], source: Path, folder: Path) -> None:
 
     config = read_open_clip_config(source)
     model_config = config.get("model_cfg", config)
+    if (width := common_width(state)) not in (None, model_config["embed_dim"]):
+        model_config["embed_dim"] = width
+        write_json(folder / CONFIG_FILE, config)
     names = {
         "image_tower.backbone.": "visual.", "text_tower.encoder.": "text.",
         "image_head.projection.": "visual.head.", "text_head.": "text.proj.",

@@ -130,6 +130,10 @@ class OpenClipTextTower(PretrainedTextTower):
         """The table of the tokens' embeddings."""
         return self.encoder.token_embedding
 
+    def vocabulary(self) -> dict[str, int]:
+        """Each token's number; open_clip's own tokenizer has it under another name than transformers'."""
+        return self.tokenizer.get_vocab() if hasattr(self.tokenizer, "get_vocab") else dict(self.tokenizer.encoder)
+
     def tokenize(self, captions: Sequence[str]) -> TokenizedCaptions:
         """Token ids by open_clip's own tokenizer, without the padding that no vector depends on."""
         if not len(captions):

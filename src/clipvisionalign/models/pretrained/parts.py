@@ -85,6 +85,10 @@ class PretrainedTextTower(nn.Module):
         """The table of the tokens' embeddings."""
         return self.encoder.get_input_embeddings()
 
+    def vocabulary(self) -> dict[str, int]:
+        """Each token's number."""
+        return self.tokenizer.get_vocab()
+
     #: Tokens in front of it that a token sees; 0 for all.
     window = 0
 
@@ -255,6 +259,20 @@ def rename_tensors(state: Mapping[str, Tensor], names: Mapping[str, str]) -> dic
         prefix = next((prefix for prefix in names if name.startswith(prefix)), "")
         renamed[names.get(prefix, "") + name.removeprefix(prefix)] = tensor
     return renamed
+
+
+def common_width(state: Mapping[str, Tensor]) -> int | None:
+    """Width of the common space that an aligner's tensors project images to.
+
+    Args:
+        state: Tensors by the aligner's names.
+
+    Returns:
+        The width; None for a head without weights.
+    """
+    prefix = "image_head.projection."
+    weights = [tensor for name, tensor in state.items() if name.startswith(prefix) and name.endswith("weight")]
+    return len(weights[-1]) if weights else None
 
 
 def fit_tensors(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], kind: str) -> dict[str, Tensor]:

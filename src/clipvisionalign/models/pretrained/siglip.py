@@ -77,8 +77,11 @@ class SiglipTextTower(PretrainedTextTower):
         return output.pooler_output, output.last_hidden_state
 
     def token_projection(self, text_head: nn.Module) -> tuple[Tensor, Tensor]:
-        """The linear layer behind the last place, weight (D, W) and bias (D,)."""
-        return self.encoder.head.weight, self.encoder.head.bias
+        """The linear layer behind the last place, weight (D, W) and bias (D,), and what narrows the common space."""
+        weight, bias = self.encoder.head.weight, self.encoder.head.bias
+        if isinstance(text_head, nn.Linear):
+            weight, bias = text_head.weight @ weight, text_head.weight @ bias
+        return weight, bias
 
 
 def text_tower(encoder: nn.Module, config: Any, folder: Path) -> SiglipTextTower:

@@ -23,6 +23,7 @@ from clipvisionalign.models.pretrained.families import (
     is_open_clip_layout,
     load_dual_encoder,
 )
+from clipvisionalign.models.pretrained.names import hint_for_name
 from clipvisionalign.models.pretrained.parts import DualEncoderParts
 from clipvisionalign.models.pretrained.transforms import PROCESSOR_FILES
 from clipvisionalign.models.weight_files import choose_weight_files, weights_files
@@ -67,6 +68,8 @@ def describe_missing(name: str) -> str:
     Returns:
         The end of a sentence.
     """
+    if hint := hint_for_name(name):
+        return f"nor a name of the hub, which has the form OWNER/NAME: {hint}"
     if not _has_hub_form(name):
         return "nor a name of the hub, which has the form OWNER/NAME"
     return f"for the hub's model of that name, write hf-hub:{name}, since a folder {name.split('/')[0]} is here"
@@ -101,13 +104,14 @@ def open_pretrained(name: str, saved: Path | None = None, load_weights: bool = T
     return parts, pinned
 
 
-def find_pretrained(name: str) -> tuple[Path, str, WeightsOrigin]:
+def find_pretrained(name: str, weights: bool = True) -> tuple[Path, str, WeightsOrigin]:
     """Find a pretrained dual encoder, fetching it where it is not on this machine.
 
     A model of another kind is refused before its weights are fetched.
 
     Args:
         name: A folder, or a hub name, also with @REVISION.
+        weights: Whether the weights are fetched; else the folder may have its small files alone.
 
     Returns:
         Its folder, its name with the commit (of a folder its absolute path), and where the weights came from.
@@ -122,14 +126,14 @@ def find_pretrained(name: str) -> tuple[Path, str, WeightsOrigin]:
     folder = Path(name).expanduser()
     if folder.is_dir():
         check_is_dual_encoder(folder)
-        return folder, str(folder.resolve()), WeightsOrigin("files", name, files=tuple(_weights_files(folder)))
-    if not is_pretrained_name(name):
+        return folder, str(folder.resolve()), WeightsOrigin("files", name, files=_weights_of(folder, weights))
+    if hint_for_name(name) or not is_pretrained_name(name):
         kind = "a file, and no folder" if folder.exists() else "no such folder"
         raise WeightsNotFound(f"{name}: {kind}, {describe_missing(name)}")
     plain, revision = split_revision(name.removeprefix("hf-hub:"), "")
     check = partial(check_is_dual_encoder, source=plain)
     try:
-        fetched = snapshot(plain, revision, partial(_choose_files, plain), check=check)
+        fetched = snapshot(plain, revision, partial(_choose_files, plain, weights), check=check)
     except HubUnreachable as error:
         raise HubUnreachable(
             f"{plain}: no such folder, no such model in the hub's local cache, and {error}. What can be done: give the "
@@ -139,7 +143,7 @@ def find_pretrained(name: str) -> tuple[Path, str, WeightsOrigin]:
         near = difflib.get_close_matches(plain, _SUGGESTED, 3)
         hint = NoSuchRepository(error.name, error.hub, near)
         raise WeightsNotFound(f"no folder '{plain}' is here, and as a name of the hub, {hint}") from None
-    files = tuple(_weights_files(fetched.folder))
+    files = _weights_of(fetched.folder, weights)
     origin = WeightsOrigin("hub", name, fetched.repository, fetched.revision, fetched.licence, files)
     # With its prefix the name is the hub's wherever it is read again, whatever folders are there.
     prefix = "hf-hub:" if name.startswith("hf-hub:") else ""
@@ -151,14 +155,21 @@ def _has_hub_form(name: str) -> bool:
     return re.fullmatch(r"[\w][\w.-]*/[\w][\w.-]*", plain) is not None
 
 
-def _weights_files(folder: Path) -> list[Path]:
-    """The files with the weights in the folder of a dual encoder. Raises WeightsNotFound."""
+def _weights_of(folder: Path, wanted: bool) -> tuple[Path, ...]:
+    """The files with the weights in the folder of a dual encoder, if they are wanted. Raises WeightsNotFound."""
+    if not wanted:
+        return ()
     names = [path.name for path in folder.iterdir()]
-    return [open_clip.weight_file(folder)] if is_open_clip_layout(names) else weights_files(folder)
+    return (open_clip.weight_file(folder),) if is_open_clip_layout(names) else tuple(weights_files(folder))
 
 
-def _choose_files(repository: str, names: Collection[str]) -> list[str]:
-    """The files of a dual encoder, by a repository's names; the weights last."""
+def _choose_files(repository: str, weights: bool, names: Collection[str]) -> list[str]:
+    """The files of a dual encoder, by a repository's names; the weights, if they are wanted, last."""
+    chosen = _choose_all_files(repository, names)
+    return chosen if weights else [name for name in chosen if name in _SMALL_FILES]
+
+
+def _choose_all_files(repository: str, names: Collection[str]) -> list[str]:
     small = [name for name in _SMALL_FILES if name in names]
     if is_open_clip_layout(names):
         weights = next((name for name in open_clip.WEIGHT_FILES if name in names), None)

@@ -14,10 +14,11 @@ from clipvisionalign.models.pretrained.parts import (
     PretrainedImageHead,
     PretrainedImageTower,
     PretrainedTextTower,
+    common_width,
     fit_tensors,
     rename_tensors,
 )
-from clipvisionalign.models.text_tower import layer_pattern
+from clipvisionalign.models.text_tower import layer_pattern, silence_transformers
 from clipvisionalign.models.weight_files import read_tensors, weights_files
 
 #: What to do about a config and weights that do not fit.
@@ -35,11 +36,8 @@ def load_model(model_class: Any, config: Any, folder: Path, load_weights: bool) 
 
     Raises ValueError for settings that build no model, and where the weights are not all of this model's.
     """
-    import transformers
 
-    # Reports on tensors that nobody asked for, and progress bars of their own, do not help our users.
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+    silence_transformers()
     if not load_weights:
         return _quote_reason(
             lambda: model_class(config), f"{folder}: transformers builds no '{config.model_type}' of its config.json"
@@ -87,6 +85,8 @@ def save_model(model_class: Any, config: Any, state: Mapping[str, Tensor], folde
 
     Raises ValueError for tensors that are not this model's.
     """
+    if hasattr(config, "projection_dim"):
+        config.projection_dim = common_width(state) or config.projection_dim
     model = load_model(model_class, config, folder, load_weights=False)
     model.load_state_dict(
         fit_tensors(rename_tensors(state, TRANSFORMERS_NAMES), model.state_dict(), model_class.__name__)
@@ -120,6 +120,7 @@ def read_config(folder: Path) -> Any:
     """transformers' settings of a folder. Raises ValueError where config.json describes no model that it supports."""
     import transformers
 
+    silence_transformers()
     return _quote_reason(
         lambda: transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False),
         f"{folder / 'config.json'}: not read by transformers {transformers.__version__}",

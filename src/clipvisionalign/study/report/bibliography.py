@@ -18,8 +18,12 @@ DATA_SET_KEYS = {
     "coco": "lin2014",
     "rstpreid": "zhu2021",
 }
-#: A word in a tower's name -> the entry's key.
+#: A word in the name of a tower, or of a pretrained model -> the entry's key.
 TOWER_KEYS = {
+    "clip": "radford2021",
+    "siglip": "zhai2023",
+    "metaclip": "xu2024",
+    "chinese": "yang2022",
     "efficientnet": "tan2019",
     "resnet": "he2016",
     "vit": "dosovitskiy2021",
@@ -33,7 +37,11 @@ DESIGN_KEYS = {"sparse": "beltagy2020", "late": "yao2021", "cross": "li2021", "s
 def entries_for(plan: Plan, data: CaptionedImages) -> list[dict[str, str]]:
     """The entries that this study needs, each once, with their BibTeX."""
     models = [trial.config.model for trial in trials_of(plan, Path("study"))]
-    towers = name_words(tower.name for model in models for tower in (model.image_tower, model.text_tower))
+    # A pretrained model takes the place of both towers.
+    towers = name_words(
+        name for model in models
+        for name in ([model.pretrained] if model.pretrained else [model.image_tower.name, model.text_tower.name])
+    )  # fmt: skip
     # A file with the splits is named by the data set that they are of.
     split_files = [file.name for file in data.source.glob("dataset_*.json")] if data.source.is_dir() else []
     data_words = name_words([data.layout, data.source.name, *split_files])
