@@ -30,22 +30,45 @@ from clipvisionalign.settings import config_from_dict
 
 
 class CaptionTokenizer:
-    """Captions to token lists, as a text tower of the same name and `max_tokens` has them."""
+    """Tokenises captions as a text tower of the same name and `max_tokens` does.
+
+    Args:
+        tokenizer: A tokenizer of transformers.
+        max_tokens: Where captions are cut.
+    """
 
     def __init__(self, tokenizer: Any, max_tokens: int) -> None:
         self.tokenizer, self.max_tokens = tokenizer, max_tokens
 
     def tokenize(self, captions: Sequence[str]) -> TokenizedCaptions:
-        """See `TextTower.tokenize`."""
+        """Token ids of each caption with its special tokens, long ones cut.
+
+        Args:
+            captions: M captions.
+
+        Returns:
+            A list of ids for each; its attribute `num_truncated` has how many were cut off.
+        """
         return tokenize_captions(self.tokenizer, captions, self.max_tokens)
 
 
 def open_tokenizer(model: str | Path, max_tokens: int = 0) -> CaptionTokenizer | PretrainedTextTower:
-    """The tokenizer of a run folder, of a pretrained dual encoder, or of a text tower by name or folder; no weights are
-    loaded.
+    """The tokenizer of a run folder, of a pretrained dual encoder, or of a text tower by name or folder.
 
-    max_tokens: where captions are cut; 0 for the model's own, or for the default of `train`. It is never above what the
-    encoder has positions for. Raises WeightsNotFound, and ValueError for a limit below 3.
+    No weights are loaded; tokenizers that are not on this machine are fetched.
+
+    Args:
+        model: The run folder, or a folder or name of a model.
+        max_tokens: Where captions are cut; 0 for the model's own limit, or for the default of `train`. It is never
+            above what
+            the encoder has positions for.
+
+    Returns:
+        An object with `tokenize`.
+
+    Raises:
+        WeightsNotFound: There is no such model here or on the hub.
+        ValueError: `max_tokens` is 1 or 2.
     """
     import transformers
 

@@ -34,7 +34,14 @@ from clipvisionalign.models.weight_files import read_tensors, weights_files
 
 
 class LongformerAttention(nn.Module):
-    """Self attention of one layer: windows, and global tokens with projections of their own."""
+    """Self attention of one layer: windows, and global tokens with projections of their own.
+
+    Args:
+        width: W, width of a token.
+        heads: Number of attention heads.
+        window: Number of neighbouring tokens, half of them on either side.
+        dropout: Share of the attention weights that is dropped during training.
+    """
 
     def __init__(self, width: int, heads: int, window: int, dropout: float) -> None:
         super().__init__()
@@ -47,9 +54,16 @@ class LongformerAttention(nn.Module):
     def forward(
         self, x: Tensor, mask: Tensor | None, global_positions: Tensor | None, first_only: bool = False
     ) -> Tensor:
-        """x: (B, T, W).
+        """Attend.
 
-        mask: (B, T); global_positions: (B, G) of global tokens -> (B, T, W), or (B, 1, W) of the first token.
+        Args:
+            x: (B, T, W).
+            mask: (B, T) true on tokens, false on padding; None without padding.
+            global_positions: (B, G) positions of global tokens, -1 where a sequence has fewer; None for none.
+            first_only: Whether the output of the first token alone is computed.
+
+        Returns:
+            (B, T, W), 0 on padding; or (B, 1, W).
         """
         dropout = self.dropout if self.training else 0.0
         if first_only:
@@ -110,7 +124,12 @@ class LongformerAttention(nn.Module):
 
 
 class LongformerLayer(nn.Module):
-    """Attention and feed-forward part, each followed by its norm."""
+    """Attention and feed-forward part, each followed by its norm.
+
+    Args:
+        config: A LongformerConfig of transformers, or anything with its names.
+        window: Number of neighbouring tokens that a token attends to.
+    """
 
     def __init__(self, config: Any, window: int) -> None:
         super().__init__()
@@ -129,14 +148,28 @@ class LongformerLayer(nn.Module):
     def forward(
         self, x: Tensor, mask: Tensor | None, global_positions: Tensor | None, first_only: bool = False
     ) -> Tensor:
-        """(B, T, W) -> (B, T, W), or (B, 1, W)."""
+        """Apply the layer.
+
+        Args:
+            x: (B, T, W).
+            mask: As in `LongformerAttention.forward`.
+            global_positions: As in `LongformerAttention.forward`.
+            first_only: As in `LongformerAttention.forward`.
+
+        Returns:
+            (B, T, W), or (B, 1, W).
+        """
         attended = self.dropout(self.attention_out(self.attention(x, mask, global_positions, first_only)))
         x = self.attention_norm(attended + (x[:, :1] if first_only else x))
         return self.norm(self.dropout(self.down(self.activation(self.up(x)))) + x)
 
 
 class LongformerEmbeddings(nn.Module):
-    """Words, positions and token types. Positions count the tokens that are no padding, from RoBERTa's offset on."""
+    """Words, positions and token types. Positions count the tokens that are no padding, from RoBERTa's offset on.
+
+    Args:
+        config: A LongformerConfig of transformers, or anything with its names.
+    """
 
     def __init__(self, config: Any) -> None:
         super().__init__()
@@ -148,7 +181,14 @@ class LongformerEmbeddings(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, ids: Tensor) -> Tensor:
-        """(B, T) -> (B, T, W)."""
+        """Embed tokens.
+
+        Args:
+            ids: (B, T) token ids.
+
+        Returns:
+            (B, T, W).
+        """
         is_token = (ids != self.pad).long()
         positions = is_token.cumsum(dim=1) * is_token + self.pad
         x = self.word_embeddings(ids) + self.position_embeddings(positions) + self.token_type_embeddings.weight[0]
@@ -156,9 +196,15 @@ class LongformerEmbeddings(nn.Module):
 
 
 class Longformer(nn.Module):
-    """Longformer's encoder. `config` is a transformers LongformerConfig, or anything with its names.
+    """Longformer's encoder.
 
-    Raises ValueError for a window that is odd or not given for each layer.
+    Args:
+        config: A LongformerConfig of transformers, or anything with its names.
+
+    Raises:
+        ValueError: A window is odd, or not given for each layer.
+
+    Source: Beltagy, Peters and Cohan, "Longformer", arXiv:2004.05150.
     """
 
     def __init__(self, config: Any) -> None:
@@ -178,9 +224,18 @@ class Longformer(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, config: Any = None) -> Longformer:
-        """The model of a folder in transformers' layout (config.json, and safetensors or PyTorch weights).
+        """The model of a folder in transformers' layout.
 
-        Raises WeightsNotFound, and ValueError where a tensor is missing, unknown, or of another shape.
+        Args:
+            folder: config.json, and safetensors or PyTorch weights; no pickle is loaded.
+            config: A config to use instead of the folder's; None for that.
+
+        Returns:
+            The model, in training mode as every new module.
+
+        Raises:
+            WeightsNotFound: There are no weights.
+            ValueError: A tensor is missing, unknown, or of another shape.
         """
         if config is None:
             import transformers
@@ -193,7 +248,15 @@ class Longformer(nn.Module):
         return model
 
     def load_published(self, tensors: Mapping[str, Tensor], source: str = "weights") -> None:
-        """Take tensors under transformers' names. A file without the pooler's leaves the model without a pooler."""
+        """Load tensors under transformers' names; without the pooler's the model has no pooler.
+
+        Args:
+            tensors: Tensors by name; those of other heads are ignored.
+            source: Where they are from, for messages.
+
+        Raises:
+            ValueError: A tensor is missing, unknown, or of another shape.
+        """
         state = {}
         for name, tensor in _merge_projections(tensors).items():
             local_name = _local_name(name)
@@ -227,7 +290,11 @@ class Longformer(nn.Module):
                 module.weight[module.padding_idx].zero_()
 
     def get_input_embeddings(self) -> nn.Embedding:
-        """The word embeddings."""
+        """The word embeddings.
+
+        Returns:
+            (vocabulary, W).
+        """
         return self.embeddings.word_embeddings
 
     def forward(
@@ -237,11 +304,19 @@ class Longformer(nn.Module):
         global_attention_mask: Tensor | None = None,
         first_only: bool = False,
     ) -> Tensor:
-        """Last hidden states (B, T, W); of the first token alone (B, 1, W) with `first_only`.
+        """The last hidden states.
 
-        ids: (B, T); mask: (B, T), 1 on tokens and 0 on padding; global_attention_mask: (B, T), 1 on global tokens, None
-        for none.
-        Raises ValueError for more tokens than there are positions.
+        Args:
+            ids: (B, T) token ids.
+            mask: (B, T) 1 on tokens, 0 on padding; None without padding.
+            global_attention_mask: (B, T) 1 on global tokens; None for none.
+            first_only: Whether the state of the first token alone is computed.
+
+        Returns:
+            (B, T, W); or (B, 1, W).
+
+        Raises:
+            ValueError: There are more tokens than positions.
         """
         max_tokens = self.config.max_position_embeddings - self.embeddings.pad - 1
         if ids.shape[1] > max_tokens:
@@ -258,7 +333,17 @@ class Longformer(nn.Module):
         return x
 
     def pool(self, states: Tensor) -> Tensor:
-        """The published pooler over last hidden states: (B, T, W) -> (B, W). Raises ValueError if it was left out."""
+        """The published pooler.
+
+        Args:
+            states: (B, T, W) last hidden states.
+
+        Returns:
+            (B, W).
+
+        Raises:
+            ValueError: The weights came without a pooler.
+        """
         if self.pooler is None:
             raise ValueError("this Longformer has no pooler: its weights came without one")
         return torch.tanh(self.pooler(states[:, 0]))

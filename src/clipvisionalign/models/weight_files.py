@@ -19,7 +19,21 @@ _WEIGHT_INDEX_FILES = tuple(f"{name}.index.json" for name in WEIGHT_FILES)
 
 
 def choose_weight_files(source: object, names: Collection[str]) -> list[str]:
-    """The files that hold a model's weights, with their table where they are in parts; safetensors first."""
+    """The files that hold a model's weights, by their names.
+
+    Args:
+        source: The model, for messages.
+        names: Names of the files that are there.
+
+    Returns:
+        One file, or a table and all of its parts; safetensors if there are any.
+
+    Raises:
+        WeightsNotFound: There are none, or parts are missing.
+
+    >>> choose_weight_files("a model", ["pytorch_model.bin", "model.safetensors", "config.json"])
+    ['model.safetensors']
+    """
     for file, index_file in zip(WEIGHT_FILES, _WEIGHT_INDEX_FILES, strict=True):
         if file in names:
             return [file]
@@ -40,7 +54,17 @@ def choose_weight_files(source: object, names: Collection[str]) -> list[str]:
 
 
 def weights_files(folder: Path) -> list[Path]:
-    """The files with the weights in a model's folder, safetensors first. Raises WeightsNotFound."""
+    """The files with the weights in a model's folder.
+
+    Args:
+        folder: The folder.
+
+    Returns:
+        One file, or all parts; safetensors if there are any.
+
+    Raises:
+        WeightsNotFound: There are none, or parts are missing.
+    """
     names = [path.name for path in folder.iterdir() if path.is_file()] if folder.is_dir() else []
     files = [folder / name for name in choose_weight_files(folder, names)]
     if files[0].name not in _WEIGHT_INDEX_FILES:
@@ -53,7 +77,17 @@ def weights_files(folder: Path) -> list[Path]:
 
 
 def read_tensors(path: Path) -> OrderedDict[str, Tensor]:
-    """The tensors of a safetensors or PyTorch file; no pickle is run (`weights_only`). Raises ValueError."""
+    """The tensors of a safetensors or PyTorch file; no pickle is run.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Tensors by name, on the CPU, in the order of the file.
+
+    Raises:
+        ValueError: The file is not whole, or holds more than tensors.
+    """
     if path.suffix == ".safetensors":
         from safetensors import SafetensorError
         from safetensors.torch import load_file
@@ -85,7 +119,19 @@ def read_tensors(path: Path) -> OrderedDict[str, Tensor]:
 
 
 def match_by_order(tensors: OrderedDict[str, Tensor], names: OrderedDict[str, Tensor], path: Path) -> dict[str, Tensor]:
-    """Give another code's tensors this model's names, one by one in order. Raises ValueError where a shape differs."""
+    """Another program's tensors under this model's names, one by one in order.
+
+    Args:
+        tensors: The other program's tensors.
+        names: This model's tensors.
+        path: The file, for messages.
+
+    Returns:
+        The tensors by this model's names.
+
+    Raises:
+        ValueError: Their number or a shape differs.
+    """
     if len(tensors) != len(names):
         raise ValueError(f"{path}: holds {len(tensors)} tensors, the model has {len(names)}")
     matched = {}

@@ -51,9 +51,16 @@ MAX_CHUNK_SCORES = 1 << 23
 class GatheredBatch:
     """All images and captions that a loss is taken over, and which of them are this process's own.
 
-    images: (B, D), captions: (M, D), unit vectors; identity: (B,) and caption_identity: (M,), equal where a caption
-    belongs to an image. own_images, own_captions: the rows that this process answers for. caption_text: (M,) and
-    true_texts: (K, 2), where captions that are equal word by word belong to the same images; see `positive_mask`.
+    Attributes:
+        images: (B, D) unit vectors.
+        captions: (M, D) unit vectors.
+        identity: (B,) numbers; equal to `caption_identity` where a caption belongs to an image.
+        caption_identity: (M,) numbers.
+        own_images: The rows of this process.
+        own_captions: The rows of this process.
+        world_size: Number of processes.
+        caption_text: (M,) equal for equal captions; None where those belong to their own images only.
+        true_texts: (K, 2) with it, see `clipvisionalign.batch.positive_mask`.
     """
 
     images: Tensor
@@ -67,17 +74,37 @@ class GatheredBatch:
     true_texts: Tensor | None = None
 
     def positive_mask(self, images: slice = slice(None), captions: slice = slice(None)) -> Tensor:
-        """The table of true pairs of some images with some captions, bool."""
+        """Which captions belong to which images.
+
+        Args:
+            images: Some of the B images.
+            captions: Some of the M captions.
+
+        Returns:
+            (images, captions) bool.
+        """
         text = None if self.caption_text is None else self.caption_text[captions]
         return positive_mask(self.identity[images], self.caption_identity[captions], text, self.true_texts)
 
     def are_positives(self, images: Tensor, captions: Tensor) -> Tensor:
-        """Whether caption q belongs to image q. images, captions: (Q,) rows -> bool (Q,)."""
+        """Whether captions belong to images, pair by pair.
+
+        Args:
+            images: (Q,) numbers of images.
+            captions: (Q,) numbers of captions.
+
+        Returns:
+            (Q,) bool.
+        """
         text = None if self.caption_text is None else self.caption_text[captions]
         return are_positives(self.identity[images], self.caption_identity[captions], text, self.true_texts)
 
     def count_positives(self) -> int:
-        """How many true pairs there are."""
+        """Number of true pairs, without a matrix of all pairs.
+
+        Returns:
+            The number.
+        """
         if self.caption_text is not None and self.true_texts is not None:
             # An image and a text that is true of it: as many pairs as there are captions of that text.
             texts, counts = self.caption_text.unique(return_counts=True)
@@ -97,10 +124,14 @@ class GatheredBatch:
 
 
 class DualEncoderLoss(nn.Module):
-    """The loss that a config names, with what it learns itself. Raises ValueError for an unknown name.
+    """The loss that a config names, with what it learns itself.
 
-    model_has_bias: whether the model has the bias of "sigmoid" itself, as SigLIP does: then none is made here, and
-    `forward` and `chunks` are given the model's.
+    Args:
+        config: Its settings.
+        model_has_bias: Whether the model has the bias of "sigmoid" itself, as SigLIP does, and passes it.
+
+    Raises:
+        ValueError: The name is unknown.
     """
 
     def __init__(self, config: LossConfig, model_has_bias: bool = False) -> None:
@@ -113,7 +144,14 @@ class DualEncoderLoss(nn.Module):
             self.custom_loss = _import_loss(config.name)
 
     def bias_of(self, model_bias: Tensor | None) -> Tensor | None:
-        """The bias that is learned: this module's own, or the model's for "sigmoid"; None for a loss without."""
+        """The bias that is learned.
+
+        Args:
+            model_bias: The model's; None for a model without.
+
+        Returns:
+            This module's own, or the model's for "sigmoid"; None for a loss without.
+        """
         if hasattr(self, "bias"):
             return self.bias
         return model_bias if self.config.name == "sigmoid" else None
@@ -121,9 +159,17 @@ class DualEncoderLoss(nn.Module):
     def forward(
         self, images: Tensor, captions: Tensor, positives: Tensor, scale: Tensor, bias: Tensor | None = None
     ) -> Tensor:
-        """images: (B, D), captions: (M, D), unit vectors; positives: (B, M); scale: 1 / temperature -> scalar.
+        """The loss of a batch.
 
-        bias: that of "sigmoid", where it is not to be this module's own.
+        Args:
+            images: (B, D) unit vectors.
+            captions: (M, D) unit vectors.
+            positives: (B, M) bool.
+            scale: 1 / temperature, a scalar; a custom loss is not given it.
+            bias: Bias of "sigmoid" instead of this module's own; None for that.
+
+        Returns:
+            A scalar.
         """
         if self.custom_loss is not None:
             return self.custom_loss(images, captions, positives)
@@ -135,12 +181,20 @@ class DualEncoderLoss(nn.Module):
         return loss
 
     def chunks(self, gallery: GatheredBatch, scale: Tensor, bias: Tensor | None = None) -> Iterator[Tensor]:
-        """Scalars whose sum, over all processes, is the loss of the whole gallery.
+        """The loss of a gallery in parts, whose sum over all processes is the loss.
 
-        Each piece is what some rows lose against all columns: the rows are this process's own, so that no process ever
-        computes the square of all, and no more than `MAX_CHUNK_SCORES` scores are held, if each piece's gradient is
-        taken before the next is computed. A custom loss is not divided into rows: every process computes it all, and
-        counts its share.
+        Each part is the loss of some rows against all columns. The rows are this process's own, and no more than
+        `MAX_CHUNK_SCORES` scores are held if the gradient of each part is computed before the next. A custom loss is
+        not divided:
+        every process computes all of it, and counts its share.
+
+        Args:
+            gallery: Vectors of all processes.
+            scale: 1 / temperature, a scalar.
+            bias: As in `forward`.
+
+        Yields:
+            Scalars.
         """
         images, captions = gallery.images, gallery.captions
         if self.custom_loss is not None:
@@ -324,11 +378,21 @@ def hard_weighted_terms(logits: Tensor, positives: Tensor, beta: float) -> Tenso
 
 @torch.no_grad()
 def sample_hard_negatives(logits: Tensor, positives: Tensor, count: int) -> Tensor:
-    """For each row, `count` different negatives drawn by the dual encoder's own probability. (B, M) -> (B, count).
+    """Draw negatives of each row by the softmax of its logits, without replacement.
 
-    Harder ones come up more often (ALBEF, Li et al., arXiv:2107.07651, section 3.2). Drawn without replacement by the
-    Gumbel-max trick (Kool, van Hoof and Welling, arXiv:1903.06059). A row with fewer negatives than `count` raises
-    ValueError.
+    Args:
+        logits: (B, M).
+        positives: (B, M) bool, which are never drawn.
+        count: Number of negatives for each row.
+
+    Returns:
+        (B, count) column numbers, different within a row.
+
+    Raises:
+        ValueError: A row has fewer negatives.
+
+    Source: Li et al., "ALBEF", arXiv:2107.07651, section 3.2; by the Gumbel-max trick, Kool, van Hoof and Welling,
+    arXiv:1903.06059.
     """
     if int((~positives).sum(dim=1).min()) < count:
         raise ValueError(f"a batch too small to find {count} negatives for every row")

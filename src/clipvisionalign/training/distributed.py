@@ -146,9 +146,8 @@ class Distributed:
             What each returned, in the order of their ranks, on all processes.
 
         Raises:
-            Exception: The error of the first process that failed, on all processes; its message names the process,
-                unless all
-                have the same error.
+            Exception: The error of the process of the lowest rank that failed, on all processes; its message names that
+                process, unless all have the same error.
         """
         if not self.is_distributed:
             return [work()]

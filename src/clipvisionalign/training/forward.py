@@ -19,7 +19,12 @@ from clipvisionalign.training.feature_cache import CaptionFeatureCache, ImageFea
 
 
 class PrecomputedFeatures(NamedTuple):
-    """What frozen towers give for a batch, where it is on disk. captions: in the batch's order."""
+    """Outputs of frozen towers for a batch.
+
+    Attributes:
+        images: Features of the B images; None if the image tower has to run.
+        captions: Outputs for the M captions, in the batch's order; None if the text tower has to run.
+    """
 
     images: ImageFeatures | None = None
     captions: CaptionFeatures | None = None
@@ -30,10 +35,13 @@ FeatureProvider = Callable[[Batch], PrecomputedFeatures]
 
 
 class TowerOutputs(NamedTuple):
-    """What the towers give.
+    """Outputs of both towers and heads for a batch.
 
-    images: None for a call without images; captions: group by group; scale: 1 / temperature; bias: that of a sigmoid
-    loss, else 0.
+    Attributes:
+        images: Images in the common space; None for a call without images.
+        captions: Captions in the common space, group by group.
+        scale: 1 / temperature, a scalar.
+        bias: Bias of a sigmoid loss; else 0.
     """
 
     images: ImageEmbeddings | None
@@ -42,12 +50,20 @@ class TowerOutputs(NamedTuple):
     bias: Tensor
 
     def tensors(self) -> list[Tensor]:
-        """All tensors that a loss may have gradients for, in one order."""
+        """All tensors that a loss may have gradients for.
+
+        Returns:
+            The tensors, always in one order.
+        """
         all_tensors = [*(self.images or ()), *(tensor for group in self.captions for tensor in group[:2])]
         return [tensor for tensor in (*all_tensors, self.scale, self.bias) if tensor is not None]
 
     def detached(self) -> TowerOutputs:
-        """The same values as leaves of their own, to take gradients up to."""
+        """The same values as leaves, up to which gradients are computed.
+
+        Returns:
+            Outputs without a graph.
+        """
         images = None if self.images is None else ImageEmbeddings(*map(_leaf, self.images))
         captions = [CaptionEmbeddings(_leaf(g.vectors), _leaf(g.tokens), g.mask) for g in self.captions]
         return TowerOutputs(images, captions, _leaf(self.scale), _leaf(self.bias))
@@ -58,9 +74,12 @@ def _leaf(tensor: Any) -> Any:
 
 
 class Towers(nn.Module):
-    """Both towers with their heads, each in its dtype: all that a step does before its loss.
+    """Both towers with their heads, each in its dtype: everything that a step does before its loss.
 
-    dtypes: those of the image tower and of the text tower.
+    Args:
+        aligner: The model.
+        loss_of: The loss, whose bias is among the outputs.
+        dtypes: Dtype of the image tower and of the text tower.
     """
 
     def __init__(self, aligner: Aligner, loss_of: DualEncoderLoss, dtypes: tuple[torch.dtype, torch.dtype]) -> None:
@@ -70,7 +89,17 @@ class Towers(nn.Module):
     def forward(
         self, batch: Batch, precomputed: PrecomputedFeatures, images: bool = True, captions: bool = True
     ) -> TowerOutputs:
-        """The states of a batch; what is not precomputed goes through its tower."""
+        """Encode a batch; what is not precomputed goes through its tower.
+
+        Args:
+            batch: The batch.
+            precomputed: Outputs of frozen towers.
+            images: Whether images are encoded.
+            captions: Whether captions are encoded.
+
+        Returns:
+            The outputs.
+        """
         aligner, device = self.aligner, self.aligner.device.type
         image_dtype, text_dtype = self.dtypes
         embed_image_features, groups = None, []
@@ -96,10 +125,12 @@ class Towers(nn.Module):
 
 @dataclass
 class FeatureLookup:
-    """Precomputed outputs for a batch.
+    """Precomputed outputs of frozen towers for a batch.
 
-    image_features: of images, each seen in a view drawn at random; caption_features: what the text tower gives for all
-    training captions.
+    Attributes:
+        image_features: Features of all training images in several views; None if the image tower is not cached.
+        caption_features: Outputs for all training captions; None if the text tower is not cached.
+        device: Where they are needed.
     """
 
     image_features: ImageFeatureCache | None
@@ -107,7 +138,14 @@ class FeatureLookup:
     device: torch.device
 
     def __call__(self, batch: Batch) -> PrecomputedFeatures:
-        """The cached outputs for a batch, images in a random view; None for a tower that is not cached."""
+        """The cached outputs for a batch, each image in a view that is drawn at random.
+
+        Args:
+            batch: The batch.
+
+        Returns:
+            The outputs; None for a tower that is not cached, and for captions of a stream.
+        """
         images, captions = None, None
         if self.image_features is not None:
             views = torch.randint(self.image_features.views, (len(batch),))
