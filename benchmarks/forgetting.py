@@ -302,7 +302,8 @@ def main() -> None:
 
     data = {"flickr8k": args.flickr8k, "scenes": args.work / "scenes"}
     if not data["scenes"].exists():
-        write_scenes(data["scenes"], 1100, seed=5, size=128, splits={"train": 600, "dev": 400, "test": 100})
+        splits = {"train": 600, "dev": 400, "test": 100}
+        write_scenes(data["scenes"], 1100, seed=5, size=128, plain=True, splits=splits)
     figures = Figures(args.work, {name: Gallery(name, path) for name, path in data.items()})
     seeds = [int(seed) for seed in args.seeds.split(",")]
     results = []

@@ -57,6 +57,23 @@ def test_what_is_uploaded_is_opened_by_its_name(hub, model, tmp_path, capsys):
     assert torch.equal(load_aligner("someone/tuned", "cpu").encode_captions(list(CAPTIONS)), expected)
 
 
+def test_a_run_is_uploaded_whole_and_opened_from_its_folder(hub, model, tmp_path, capsys, tiny_runs):
+    assert (
+        main(["export", str(tiny_runs["self"]), "--huggingface", str(tmp_path / "out"), "--push", "someone/run"]) == 0
+    )
+    files = hub.repositories["someone/run"].commits[hub.repositories["someone/run"].main]
+    assert {"config.yaml", "model.safetensors", "README.md", "text_tower/tokenizer.json"} <= set(files)
+    capsys.readouterr()
+    assert "hf download someone/run --local-dir run" in refused(
+        capsys, "export", "someone/run", "--onnx", tmp_path / "onnx"
+    )
+    for name, content in files.items():
+        (tmp_path / "run" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "run" / name).write_bytes(content)
+    expected = load_aligner(tiny_runs["self"], "cpu").encode_captions(list(CAPTIONS))
+    assert torch.equal(load_aligner(tmp_path / "run", "cpu").encode_captions(list(CAPTIONS)), expected)
+
+
 def test_a_repository_with_files_gets_a_commit_only_when_asked(hub, model, tmp_path, capsys):
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / "notes.txt").write_text("old")

@@ -26,6 +26,7 @@ from clipvisionalign.models.pretrained.families import (
 from clipvisionalign.models.pretrained.names import hint_for_name
 from clipvisionalign.models.pretrained.parts import DualEncoderParts
 from clipvisionalign.models.pretrained.transforms import PROCESSOR_FILES
+from clipvisionalign.models.run_files import CONFIG_FILE
 from clipvisionalign.models.weight_files import choose_weight_files, weights_files
 from clipvisionalign.models.weights import TOKENIZER_FILE_SETS, TOKENIZER_FILES, WeightsOrigin
 
@@ -179,6 +180,12 @@ def _choose_all_files(repository: str, names: Collection[str]) -> list[str]:
             )
         # Beside config.json they would make the folder one in transformers' layout.
         return [*(name for name in small if name not in PROCESSOR_FILES), weights]
+    if CONFIG_FILE in names and "config.json" not in names:
+        folder = repository.rpartition("/")[2]
+        raise WeightsNotFound(
+            f"{repository}: holds a run of this project, which is opened from a folder: 'hf download {repository} "
+            f"--local-dir {folder}', then give {folder}"
+        )
     if "config.json" not in names:
         raise WeightsNotFound(f"{repository}: has neither config.json nor {open_clip.CONFIG_FILE}; known are {KNOWN}")
     weight_files = choose_weight_files(repository, names)
