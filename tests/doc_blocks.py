@@ -29,7 +29,7 @@ NOT_RUN = {
     r"clipvisionalign report study --pdf": "a browser; tests/test_page.py",
     r"clipvisionalign train .*(--recipe original|resnet50|hf-hub:|allenai/|/models/)": "towers from the hub or a private folder; tests/test_weights_by_name.py",
     r"clipvisionalign train flickr8k --out runs/(self|all)": "77 minutes; tutorials/fine-tune.md runs the same on fewer images",
-    r"clipvisionalign (evaluate|audit|index|train) .*openai/": "a model of the hub; tests/test_pretrained_by_name.py",
+    r"clipvisionalign (evaluate|classify|audit|index|train) .*openai/": "a model of the hub; tests/test_pretrained_by_name.py",
     r'clipvisionalign train "shards/train-\{': "a hundred shards; tests/test_streams.py",
     r"clipvisionalign train DATA --batch 4096 --chunk 64": "4,096 images; tests/test_gradient_cache.py",
 }

@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 
 from clipvisionalign.cli import main
 from clipvisionalign.data.formats import read_captioned_images
+from clipvisionalign.data.scene_classes import write_scene_classes
 from clipvisionalign.export import graphs, onnx
 from clipvisionalign.export.audits import keep_audit
 from clipvisionalign.export.huggingface import model_card
@@ -34,6 +35,7 @@ from clipvisionalign.models.aligner import Aligner
 from clipvisionalign.models.io import load_aligner
 from clipvisionalign.models.late_interaction import LateTokens, prune_tokens, prune_weights
 from clipvisionalign.retrieval.evaluate import evaluate
+from clipvisionalign.training.opened_classes import open_classes
 
 DESIGNS = ("self", "sparse", "late", "cross")
 CAPTIONS = [
@@ -200,6 +202,17 @@ def test_weights_are_pruned_in_place_as_the_late_interaction_prunes_them():
         if pruned_tokens is not None and pruned_tokens.positions is not None:
             expected = torch.zeros_like(weights).scatter(1, pruned_tokens.positions, pruned_tokens.weights)
         torch.testing.assert_close(prune_weights(weights, keep), expected)
+
+
+@pytest.mark.parametrize("design", ["self", "late"])
+def test_an_export_classifies_as_its_run_does(exported, runs, tmp_path, design):
+    data = str(write_scene_classes(tmp_path / "shapes", "shape", 60, size=64))
+    of_run, of_export = (
+        open_classes(str(model), data, "all").classify() for model in (runs[design], exported / design)
+    )
+    assert len(of_run.label_ranks.ranks) == 60
+    # Scores that rounding alone tells apart may stand either way.
+    assert np.mean(of_run.label_ranks.ranks == of_export.label_ranks.ranks) >= 0.9
 
 
 def test_the_exported_aligner_answers_like_every_model(exported, runs, scenes_folder):

@@ -45,6 +45,10 @@ def world(tmp_path_factory, scenes_folder, tiny_runs) -> Path:
     folder = tmp_path_factory.mktemp("world")
     shutil.copytree(scenes_folder, folder / "data")
     shutil.copytree(tiny_runs["self"], folder / "run")
+    for split, name in product(("train", "test"), ("circle", "star")):
+        (folder / "classes" / split / name).mkdir(parents=True)
+        Image.new("RGB", (32, 32)).save(folder / "classes" / split / name / "a.png")
+    (folder / "other.txt").write_text("mine")
     (folder / "other").mkdir()
     (folder / "other" / "notes.txt").write_text("mine")
     (folder / "plan.yaml").write_text("data: data\nvariants: [self]\nseeds: [0]\n")
@@ -71,6 +75,9 @@ REFUSED: dict[str, list[str]] = {
               "data --out new --recipe none", "data --out new --init other",
               "data --out new --model.design none", "data --out new --warmup 2"],
     "evaluate": ["other", "run --split none", "run --data nowhere", "run --candidates 3", "--vectors nothing.npy", ""],
+    "classify": ["run data", "run nowhere", "other classes", "run classes --split none", "run classes --templates none",
+                 "run classes --names nowhere", "run classes --out other.txt --overwrite", "run classes --overwrite",
+                 "run classes --by words", "run classes --split none --out new", "run"],
     "encode": ["run --data broken --out new/vectors.parquet", "run --data broken --out new/vectors.npy",
                "other --out new.parquet", "run --out new.txt", "run --out new.parquet --split none",
                "run data --data data --out new.parquet", "run --out new.npy --distractors nowhere", "run"],
@@ -427,6 +434,7 @@ def test_a_profile_of_a_small_data_set_ends_with_its_times_and_leaves_nothing(wo
 ASKED = {
     "check": ["data --json", "data --quick"],
     "evaluate": ["run --json", "run --split test --json"],
+    "classify": ["run classes --json", "run classes --split all"],
     "study": ["tiny.yaml --out new --dry-run", "drawn.yaml --out new --dry-run", "tiny.yaml --out new --same seconds --seconds 3 --dry-run"],
 }  # fmt: skip
 

@@ -10,7 +10,16 @@ from contextlib import ExitStack
 
 from clipvisionalign.cli.completion import completion_parser, completion_script
 from clipvisionalign.cli.data import check, check_parser, scenes, scenes_parser, shards, shards_parser
-from clipvisionalign.cli.evaluate import audit, audit_parser, encode, encode_parser, evaluate, evaluate_parser
+from clipvisionalign.cli.evaluate import (
+    audit,
+    audit_parser,
+    classify,
+    classify_parser,
+    encode,
+    encode_parser,
+    evaluate,
+    evaluate_parser,
+)
 from clipvisionalign.cli.explain import explain, explain_parser
 from clipvisionalign.cli.export import export, export_parser
 from clipvisionalign.cli.output import set_verbosity
@@ -135,7 +144,7 @@ RESUMED: dict[Callable[[list[str]], int], str] = {
 }
 
 #: The commands that may need weights from the hub.
-_HUB_COMMANDS = (check, train, evaluate, encode, audit, study, index, search, serve, explain, export)
+_HUB_COMMANDS = (check, train, evaluate, classify, encode, audit, study, index, search, serve, explain, export)
 
 
 def completion(arguments: list[str]) -> int:
@@ -152,6 +161,7 @@ COMMANDS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     "shards": ("write a data set as WebDataset shards, to train on as a stream", shards),
     "train": ("train an aligner: --model.design self, sparse, late or cross", train),
     "evaluate": ("measure a run on a whole gallery, with intervals", evaluate),
+    "classify": ("measure zero-shot classification of class folders, with intervals", classify),
     "encode": ("write the vectors of a data set to files", encode),
     "audit": ("check that the figures of a run are sound", audit),
     "study": ("train and measure attention designs over several seeds, in one report", study),
@@ -172,6 +182,7 @@ PARSERS: dict[str, Callable[[], argparse.ArgumentParser]] = {
     "shards": shards_parser,
     "train": train_parser,
     "evaluate": evaluate_parser,
+    "classify": classify_parser,
     "encode": encode_parser,
     "audit": audit_parser,
     "study": study_parser,

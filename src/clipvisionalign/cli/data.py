@@ -29,6 +29,10 @@ def scenes_parser() -> argparse.ArgumentParser:
     parser.add_argument("--images", type=int, default=1000, help="scenes to draw (default 1000)")
     parser.add_argument("--seed", type=int, default=0, help="another seed draws other scenes (default 0)")
     parser.add_argument("--size", type=int, default=224, help="pixels on a side (default 224)")
+    parser.add_argument(
+        "--classes", choices=("shape", "colour", "both"),
+        help="class folders instead, train/circle/*.png and so on, for 'classify': what the images of a class share",
+    )  # fmt: skip
     return parser
 
 
@@ -37,6 +41,12 @@ def scenes(arguments: list[str]) -> int:
     args = scenes_parser().parse_args(arguments)
     from clipvisionalign.data.scenes import write_scenes
 
+    if args.classes:
+        from clipvisionalign.data.scene_classes import CLASSES_BY, write_scene_classes
+
+        folder = write_scene_classes(args.out, args.classes, args.images, args.seed, args.size)
+        print(f"{folder}: {count_noun(args.images, 'scene')} in {len(CLASSES_BY[args.classes])} classes")
+        return 0
     folder = write_scenes(args.out, args.images, args.seed, args.size)
     print(f"{folder}: {count_noun(args.images, 'scene')} with {count_noun(5 * args.images, 'caption')}")
     return 0

@@ -1,12 +1,18 @@
-"""Commands that measure a run: evaluate, encode, audit."""
+"""Commands that measure a run: evaluate, classify, encode, audit."""
 
 from __future__ import annotations
 
 import argparse
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from clipvisionalign.cli.output import print_audit, print_metrics, print_pretraining, print_trained_on
+from clipvisionalign.cli.output import (
+    print_audit,
+    print_classification,
+    print_metrics,
+    print_pretraining,
+    print_trained_on,
+)
 from clipvisionalign.cli.parser import MODEL_HELP, PROGRAM, add_offline_flag, command_parser
 
 if TYPE_CHECKING:
@@ -48,12 +54,17 @@ def evaluate(arguments: list[str]) -> int:
         print(json.dumps(results, indent=2))
         return 0
     print_metrics(results)
+    _print_notes(results)
+    return 0
+
+
+def _print_notes(results: dict[str, Any]) -> None:
+    """What figures have to be read with."""
     for name in ("in_sample", "trained_on", "unfinished"):
         if name in results:
             print(results[name])
     print_trained_on(results)
     print_pretraining(results)
-    return 0
 
 
 def _evaluate_vectors(args: argparse.Namespace) -> int:
@@ -75,6 +86,70 @@ def _evaluate_vectors(args: argparse.Namespace) -> int:
         print_audit({**header, **checks.to_dict()})
         print("whether a model saw what it must not see can be tested with the model only; this tests its vectors")
     return 0 if checks.passed else 1
+
+
+def classify_parser() -> argparse.ArgumentParser:
+    """The parser of `classify`."""
+    parser = command_parser(
+        "classify",
+        description="Measure zero-shot classification: each image of class folders (SPLIT/CLASS/*.jpg or CLASS/*.jpg) "
+        "is assigned\nto the class whose captions fit it best. Top-1 and top-5 accuracy, mean accuracy per class, "
+        "95% intervals.",
+        epilog="a class's captions are made of templates; a file of them has one in each line, such as:\n"
+        "  a photo of a {}.\n  a drawing of a {}.\n\n"
+        f"example:\n  {PROGRAM} scenes shapes --classes shape\n  {PROGRAM} classify runs/self shapes --split test",
+    )
+    parser.add_argument("run", help=f"{MODEL_HELP}; or the folder of 'export --onnx'")
+    parser.add_argument("data", help="folder of the classes, or of the splits with their classes")
+    parser.add_argument(
+        "--split", default="",
+        help="train, dev (val) or test, or all (default: test; without folders of splits all, or test if the run was "
+        "trained on them)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--templates", default="own",
+        help="own: the model's (CLIP's 'a photo of a {}.', SigLIP's 'this is a photo of {}.'); openai or simple: the "
+        "sets of 80 and 7 of open_clip; or a file (default own)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--names", default="", metavar="FILE",
+        help="names of the classes, a line each: a folder and its name, or in the order of the folders; or openai: the "
+        "names of ImageNet's 1,000 classes in open_clip (default: classes.txt, LOC_synset_mapping.txt or "
+        "imagenet_class_index.json in the data set's folder, else the folders' names)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--by", default="auto", choices=("auto", "vectors", "score"),
+        help="vectors: a class's vector is the mean of its captions'; score: its score is the mean of theirs, for "
+        "designs that score pairs (default auto: as the model ranks a gallery)",
+    )  # fmt: skip
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default auto)")
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
+    parser.add_argument("--out", default="", metavar="DIR", help="also write classification.json and predictions.csv")
+    parser.add_argument("--overwrite", action="store_true", help="replace existing files of --out")
+    add_offline_flag(parser)
+    return parser
+
+
+def classify(arguments: list[str]) -> int:
+    """Measure zero-shot classification of class folders."""
+    args = classify_parser().parse_args(arguments)
+    from clipvisionalign.training.opened_classes import check_output_folder, open_classes, write_classification
+
+    if args.out:
+        check_output_folder(args.out, args.overwrite)
+    elif args.overwrite:
+        raise ValueError("--overwrite is for the files of --out DIR, which is not given")
+    opened = open_classes(args.run, args.data, args.split, args.templates, args.names, args.device)
+    classification = opened.classify(args.by)
+    results = opened.results(classification)
+    if args.out:
+        write_classification(args.out, opened, classification)
+    if args.json:
+        print(json.dumps(results, indent=2))
+        return 0
+    print_classification(results)
+    _print_notes(results)
+    return 0
 
 
 def encode_parser() -> argparse.ArgumentParser:

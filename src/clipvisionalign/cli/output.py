@@ -118,6 +118,47 @@ def print_metrics(results: dict[str, Any]) -> None:
     Console().print(table)
 
 
+#: Classes that are printed; of more, those with the lowest accuracies.
+MAX_PRINTED_CLASSES = 50
+
+
+def print_classification(results: dict[str, Any]) -> None:
+    """Print accuracies with chance beside them, and a table of classes; results: as `classify --json` has them."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    images, classes = count_noun(results["images"], "image"), f"{results['classes']:,} classes"
+    title = f"{results['run']} on {results['data']}, {results['split']}: {images}, {classes}, 95% intervals"
+    table = Table(title=Text(title), title_justify="left")
+    for column in ("accuracy", "zero-shot", "chance"):
+        table.add_column(column, justify="left" if column == "accuracy" else "right")
+    for name, label in (("top_1", "top-1"), ("top_5", "top-5"), ("mean_per_class", "mean per class")):
+        if name in results:
+            table.add_row(label, _cell("recall", results[name]), f"{100 * results['chance'][name]:.1f}")
+    Console().print(table)
+    rows = [row for row in results["per_class"] if row["images"]]
+    shown, which = rows, "by class"
+    if len(rows) > MAX_PRINTED_CLASSES:
+        shown = sorted(rows, key=lambda row: row["correct"] / row["images"])[:MAX_PRINTED_CLASSES]
+        which = f"the {MAX_PRINTED_CLASSES} of {len(rows):,} classes with the lowest accuracy (--json has all)"
+    table = Table(title=which, title_justify="left")
+    for column in ("class", "images", "top-1", "most confused with"):
+        table.add_column(column, justify="right" if column in ("images", "top-1") else "left", overflow="fold")
+    for row in shown:
+        accuracy = f"{100 * row['correct'] / row['images']:.1f}"
+        confused = f"{row['confused_with']} ({row['confused']:,})" if row["confused"] else ""
+        table.add_row(Text(row["name"]), f"{row['images']:,}", accuracy, Text(confused))
+    Console().print(table)
+    templates = results["templates"]
+    first = f"'{templates['captions'][0]}'"
+    count = len(templates["captions"])
+    print(f"templates: {templates['source']}: {first if count == 1 else f'{count} such as {first}'}")
+    if results["largest_class"] > 1.5 * results["chance"]["top_1"]:
+        share = f"{100 * results['largest_class']:.1f} %"
+        print(f"the largest class has {share} of the images: the top-1 accuracy of a model that always answers it")
+
+
 def _cell(name: str, estimate: dict[str, float | None]) -> str:
     """A figure with its interval, or alone where none was computed."""
     percent = 100.0 if name.startswith("recall") or name.startswith("map") else 1.0

@@ -67,6 +67,8 @@ class CaptionTable:
     problems: list[Problem] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     rows: int = 0
+    #: Of class folders, the name of each by its folder: identities are these folders, as they are spelled.
+    class_names: dict[str, str] = field(default_factory=dict)
     #: The files that rows were read from.
     files_read: set[Path] = field(default_factory=set)
     #: By a name that a list gives: the split and the list.
@@ -104,7 +106,7 @@ class CaptionTable:
         self.rows += 1
         for attribute, value in (
             ("split", canonical_split(split)),
-            ("identity", _attribute_text(identity)),
+            ("identity", identity if self.class_names else _attribute_text(identity)),
             ("group", _attribute_text(group)),
         ):
             if value:
@@ -273,7 +275,7 @@ class CaptionTable:
             raise DataError(f"{self.source}: read as '{self.layout}', it holds no image with a caption{first}")
         return CaptionedImages(
             rows, self.source, self.layout, official, self.problems, rows_in_files=self.rows, notes=self.notes,
-            split_rule=SPLIT_RULE if by_file else min(self.split_rule, HASH_RULE),
+            split_rule=SPLIT_RULE if by_file else min(self.split_rule, HASH_RULE), class_names=self.class_names,
         )  # fmt: skip
 
     def _apply_split_lists(self) -> None:
@@ -328,7 +330,11 @@ class CaptionTable:
             for entry in entries:
                 entry.attributes["split"] = (hash_split(entry.name_as_written), "a hash of its name")
             return
-        keys = [grouping_keys(each.name, each.image, each.get("group"), each.get("identity")) for each in entries]
+        # A class is shared out between the splits; whoever is shown is not.
+        keys = [
+            grouping_keys(each.name, each.image, each.get("group"), None if self.class_names else each.get("identity"))
+            for each in entries
+        ]
         members: dict[int, list[int]] = {}
         for index, group in enumerate(connected_groups(keys)):
             members.setdefault(group, []).append(index)

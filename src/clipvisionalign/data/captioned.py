@@ -154,6 +154,7 @@ class CaptionedImages:
         rows_in_files: Number of rows of its files, read or left out; 0 if unknown.
         notes: What was ignored that is no row, such as columns.
         split_rule: Number of the rule by which a hash assigned splits.
+        class_names: Of class folders, the name of each class by its folder, the identity of its images; else empty.
     """
 
     rows: list[CaptionedImage]
@@ -165,6 +166,7 @@ class CaptionedImages:
     rows_in_files: int = 0
     notes: list[str] = field(default_factory=list)
     split_rule: int = 0
+    class_names: dict[str, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -89,10 +89,11 @@ def check(data: CaptionedImages, full: bool = True, show_progress: bool = False)
     problems += [result for result in results if isinstance(result, Problem)]
     usable_indices = [index for index, result in enumerate(results) if not isinstance(result, Problem)]
     rows = [data.rows[index] for index in usable_indices]
-    problems += identities_across_splits(rows)
     fingerprints = [
         fingerprint for index in usable_indices if isinstance(fingerprint := results[index], ImageFingerprint)
     ]
+    # A class is in every split; an image is of one class.
+    problems += images_in_two_classes(rows, fingerprints) if data.class_names else identities_across_splits(rows)
     if full:
         problems += problems_across_splits(rows, fingerprints, show_progress)
     usable = replace(data, rows=rows, problems=problems)
@@ -127,6 +128,26 @@ def identities_across_splits(rows: Sequence[CaptionedImage]) -> list[Problem]:
         )
         for identity, names in splits.items() if len(names) > 1
     ]  # fmt: skip
+
+
+def images_in_two_classes(rows: Sequence[CaptionedImage], fingerprints: Sequence[ImageFingerprint]) -> list[Problem]:
+    """List images whose bytes lie in two class folders.
+
+    Args:
+        rows: The images.
+        fingerprints: What they are recognised by; empty where they were not decoded.
+
+    Returns:
+        A warning for each image after the first; none where images were not decoded.
+    """
+    first_by_digest: dict[str, CaptionedImage] = {}
+    problems = []
+    for row, fingerprint in zip(rows if fingerprints else (), fingerprints, strict=True):
+        first = first_by_digest.setdefault(fingerprint.digest, row)
+        if first.identity != row.identity:
+            message = f"{first.name} is the same image: it is in the classes '{first.identity}' and '{row.identity}'"
+            problems.append(Problem("image in two classes", row.name, message, "warning"))
+    return problems
 
 
 def empty_splits(data: CaptionedImages) -> list[Problem]:

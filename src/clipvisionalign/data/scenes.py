@@ -305,6 +305,28 @@ def random_scenes(
             number += 1
 
 
+def check_drawing(out: str | Path, images: int, size: int) -> Path:
+    """Check where images are to be drawn.
+
+    Args:
+        out: The folder to draw into.
+        images: Number of images.
+        size: Pixels on a side.
+
+    Returns:
+        The folder.
+
+    Raises:
+        DataError: It holds something already, or there are no images, or too small ones.
+    """
+    folder = Path(out)
+    if images < 1 or size < 32:
+        raise DataError(f"scenes: at least 1 image of at least 32 pixels, not {images} of {size}")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise DataError(f"{folder}: is there already and not empty; give another folder, or remove it first")
+    return folder
+
+
 def write_scenes(
     out: str | Path, images: int, seed: int = 0, size: int = 224, plain: bool = False,
     splits: Mapping[str, int] | None = None,
@@ -318,11 +340,7 @@ def write_scenes(
     """
     if splits and sum(splits.values()) != images:
         raise DataError(f"scenes: splits of {sum(splits.values())} images, where {images} are to be drawn")
-    folder = Path(out)
-    if images < 1 or size < 32:
-        raise DataError(f"scenes: at least 1 image of at least 32 pixels, not {images} of {size}")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise DataError(f"{folder}: is there already and not empty; give another folder, or remove it first")
+    folder = check_drawing(out, images, size)
     for part in splits or [""]:
         (folder / "images" / part).mkdir(parents=True)
     with (

@@ -261,7 +261,8 @@ def write_splits(data: CaptionedImages, linked_pairs: Sequence[tuple[int, int]],
     if data.official_splits:
         raise DataError(f"{data.source}: has splits of its own; a file of splits is for a data set without")
     groups = connected_groups(
-        [grouping_keys(row.name, row.image, row.group, row.identity) for row in data], linked_pairs
+        [grouping_keys(row.name, row.image, row.group, None if data.class_names else row.identity) for row in data],
+        linked_pairs,
     )
     representatives: dict[int, str] = {}
     for row, group in zip(data, groups, strict=True):

@@ -155,7 +155,7 @@ def evaluate(
         if not can_score(model):
             name = type(model).__name__
             raise TypeError(f"{name} answers neither encode_images and encode_captions, nor score: nothing to measure")
-        ranks = ranks_of_scores(_score_table(model, images, captions), positives)
+        ranks = ranks_of_scores(score_table(model, images, captions), positives)
         return Evaluation(
             metrics_of_ranks(ranks, owners, resamples, seed, positives.identity), equal_captions=equal_counts
         )
@@ -227,8 +227,20 @@ def depth_rows(results: Sequence[RerankResult], caption_image: np.ndarray) -> tu
     return tuple(rows)
 
 
-def _score_table(model: PairModel, images: Sequence[Any], captions: Sequence[str]) -> NumericArray:
-    """The scores of all pairs (N, M) in the format in which the model gives them, some images at a time."""
+def score_table(model: PairModel, images: Sequence[Any], captions: Sequence[str]) -> NumericArray:
+    """Score all pairs, some images at a time.
+
+    Args:
+        model: An object with `score`.
+        images: N images.
+        captions: M captions.
+
+    Returns:
+        The scores (N, M) in the format in which the model gives them; a large table is in a temporary file.
+
+    Raises:
+        ValueError: The model returns another number of scores.
+    """
     shape = (len(images), len(captions))
     table: np.ndarray | None = None
     coarsest: NumericArray | None = None

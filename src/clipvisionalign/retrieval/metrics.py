@@ -197,9 +197,9 @@ def metrics_of_ranks(
     return RetrievalMetrics(
         images,
         captions,
-        {name: _interval(samples, units, _bounds(name)) for name, samples in i2t.items()},
-        {name: _interval(samples, units, _bounds(name)) for name, samples in t2i.items()},
-        _interval(_rsum(i2t, t2i), units, (0.0, 600.0)),
+        {name: percentile_interval(samples, units, _bounds(name)) for name, samples in i2t.items()},
+        {name: percentile_interval(samples, units, _bounds(name)) for name, samples in t2i.items()},
+        percentile_interval(_rsum(i2t, t2i), units, (0.0, 600.0)),
         ranks,
     )
 
@@ -249,7 +249,7 @@ def rsum_gain(
     for compared in (ranks, baseline):
         i2t = _metric_samples(compared.image_to_text, np.arange(len(compared.image_to_text)), weights)
         sums.append(_rsum(i2t, _metric_samples(compared.text_to_image, caption_image, weights)))
-    return _interval(sums[0] - sums[1], units, (-600.0, 600.0))
+    return percentile_interval(sums[0] - sums[1], units, (-600.0, 600.0))
 
 
 def _rsum(i2t: dict[str, np.ndarray], t2i: dict[str, np.ndarray]) -> np.ndarray:
@@ -334,11 +334,20 @@ def _cumulative_counts(
     return values, lambda weights: weights @ up_to
 
 
-def _interval(samples: np.ndarray, units: int, bounds: tuple[float, float] | None) -> MetricEstimate:
-    """The value, and the percentiles of its resamples.
+def percentile_interval(samples: np.ndarray, units: int, bounds: tuple[float, float] | None) -> MetricEstimate:
+    """Return a figure with the 95% percentile interval of its resamples.
 
     Where they are all alike, as no two images differ, the interval is what a share of images that was not seen could
-    change of a figure within `bounds`; else there is none.
+    change of a figure within `bounds`.
+
+    Args:
+        samples: (1 + R,) the figure on the data, and on each resample.
+        units: Number of units that were drawn.
+        bounds: Lowest and highest value of the figure; None for one without.
+
+    Returns:
+        The figure; without an interval where nothing was resampled, or where all resamples are alike and it has no
+        bounds.
     """
     value = float(samples[0])
     if len(samples) == 1:

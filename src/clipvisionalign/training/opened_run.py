@@ -67,19 +67,7 @@ class OpenedRun:
 
     def gallery(self) -> CaptionedImages:
         """Return the split without images that cannot be decoded; logs which these are."""
-        clean_data, report = check(self.data.split(self.split), full=True, show_progress=True)
-        known = self.data.problems
-        dropped = [problem for problem in report.problems if problem.effect == "left out" and problem not in known]
-        for problem in dropped[:MAX_NAMED_PROBLEMS]:
-            logger.info("check: %s", problem)
-        if len(dropped) > MAX_NAMED_PROBLEMS:
-            logger.info("check: and %d more left out", len(dropped) - MAX_NAMED_PROBLEMS)
-        before = sum(problem.rows for problem in known)
-        if before:
-            rows = f"{count_noun(before, 'row')} {'was' if before == 1 else 'were'}"
-            hint = f"'clipvisionalign check {self.source}' lists them"
-            logger.info("%s left out when the data set was read: %s", rows, hint)
-        return clean_data
+        return decodable_images(self.data, self.data.split(self.split))
 
     def evaluate(self, candidates: int | None = None) -> dict[str, Any]:
         """Measure retrieval on the whole gallery of the split, in both directions.
@@ -160,6 +148,32 @@ class OpenedRun:
         return results
 
 
+def decodable_images(data: CaptionedImages, part: CaptionedImages) -> CaptionedImages:
+    """Return the images of a part of a data set that can be decoded; logs which are left out, and how many rows were
+    when the data set was read.
+
+    Args:
+        data: The data set.
+        part: Some of its images, such as a split.
+
+    Returns:
+        The part without images that cannot be decoded.
+    """
+    clean_data, report = check(part, full=True, show_progress=True)
+    known = data.problems
+    dropped = [problem for problem in report.problems if problem.effect == "left out" and problem not in known]
+    for problem in dropped[:MAX_NAMED_PROBLEMS]:
+        logger.info("check: %s", problem)
+    if len(dropped) > MAX_NAMED_PROBLEMS:
+        logger.info("check: and %d more left out", len(dropped) - MAX_NAMED_PROBLEMS)
+    before = sum(problem.rows for problem in known)
+    if before:
+        rows = f"{count_noun(before, 'row')} {'was' if before == 1 else 'were'}"
+        hint = f"'clipvisionalign check {data.source}' lists them"
+        logger.info("%s left out when the data set was read: %s", rows, hint)
+    return clean_data
+
+
 def open_run(
     run: str, source: str = "", layout: str = "auto", identity: str | None = None, split: str = "dev",
     device: str = "auto", candidates: int | None = None,
@@ -183,7 +197,7 @@ def open_run(
     from clipvisionalign.models.io import load_aligner
 
     # Data first: its faults are found before a model is loaded.
-    _check_run(run, candidates)
+    check_run(run, candidates)
     data = read_data_of_run(run, source, layout, identity, split)
     data.split(split)
     aligner = load_aligner(run, device)
@@ -194,9 +208,17 @@ def open_run(
     return OpenedRun(run, aligner, data, split, differences)
 
 
-def _check_run(run: str, candidates: int | None) -> None:
-    """Raises what `load_aligner` raises where a folder is no run, and ValueError for settings that cannot be read, or
-    for a number of candidates where the design has nothing to re-rank with."""
+def check_run(run: str, candidates: int | None) -> None:
+    """Check a run or a pretrained model before its data are read and its weights are loaded.
+
+    Args:
+        run: The run folder or pretrained model.
+        candidates: Number of candidates to re-rank; None or 0 for none.
+
+    Raises:
+        FileNotFoundError: The folder is no run.
+        ValueError: Its settings cannot be read, or its design has nothing to re-rank with.
+    """
     import yaml
 
     from clipvisionalign.models.io import load_aligner

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from clipvisionalign.data.captioned import CaptionedImages, DataError
-from clipvisionalign.data.formats import flickr, folders, json_files, tables
+from clipvisionalign.data.formats import classes, flickr, folders, json_files, tables
 from clipvisionalign.data.splits import SPLIT_RULE
 from clipvisionalign.data.streams.files import has_tar_files, is_pattern, is_shards, shards_in_folder
 from clipvisionalign.data.streams.huggingface import is_saved_dataset
@@ -47,6 +47,7 @@ LAYOUTS: dict[str, Layout] = {
         Layout("folder", "images with metadata.csv or .jsonl", folders.is_folder, folders.read_folder),
         Layout("table", "one CSV, TSV, JSONL or Parquet file", tables.is_table, tables.read_table),
         Layout("texts", "images with one .txt each", folders.is_texts, folders.read_texts),
+        Layout(classes.LAYOUT, "train/CLASS/*.jpg, val/CLASS/*.jpg", classes.is_classes, classes.read_classes),
     )
 }
 
@@ -140,4 +141,7 @@ def _detect(source: Path) -> Layout:
         names = ", ".join(path.name for path in several[:5])
         raise DataError(f"{source}: holds {len(several)} tables ({names}): name the one to read")
     known = "\n".join(f"  {layout.name:<17} {layout.expects}" for layout in LAYOUTS.values())
-    raise DataError(f"{source}: none of the supported dataset layouts. They are:\n{known}")
+    hint = ""
+    if classes.has_image_folders(source):
+        hint = f"; if each folder of images in it is a class, give --layout {classes.LAYOUT}"
+    raise DataError(f"{source}: none of the supported dataset layouts{hint}. They are:\n{known}")
