@@ -167,6 +167,8 @@ def test_a_narrow_run_is_tuned_resumed_and_started_from(folders, tmp_path, scene
     assert tuned.width == 12
     train(settings(scenes_folder, tmp_path / "next", folders("clip"), **more | {"init": str(tmp_path / "run")}))
     assert load_aligner(tmp_path / "next", "cpu").width == 12
+    first, following = (json.loads((tmp_path / name / "weights.json").read_text()) for name in ("run", "next"))
+    assert following["common_space"] == first["common_space"]
     wider = more | {"model": model | {"width": None}, "init": str(tmp_path / "run")}
     with pytest.raises(ValueError, match="other towers than this run's"):
         train(settings(scenes_folder, tmp_path / "wider", folders("clip"), **wider))

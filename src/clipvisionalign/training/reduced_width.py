@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from clipvisionalign.data.captioned import CaptionedImages, DataError
 from clipvisionalign.images import ImageError, ImageSource
+from clipvisionalign.json_io import read_json
 from clipvisionalign.models.aligner import Aligner, AlignerConfig
 from clipvisionalign.models.pretrained import principal_directions
 from clipvisionalign.progress import progress
@@ -43,6 +45,20 @@ class ReducedWidth:
     def to_dict(self) -> dict[str, Any]:
         """What weights.json of a run folder holds of it."""
         return asdict(self)
+
+
+def recorded_width(run: Path) -> ReducedWidth | None:
+    """How the common space of a run was made narrower.
+
+    Args:
+        run: A run folder.
+
+    Returns:
+        What its weights.json holds of it; None for a run whose model has its own width.
+    """
+    path = run / "weights.json"
+    space = read_json(path).get("common_space", {}) if path.is_file() else {}
+    return ReducedWidth(**space) if "own" in space else None
 
 
 def find_directions(

@@ -38,7 +38,7 @@ from clipvisionalign.training.init_run import check_init
 from clipvisionalign.training.optimizer import build_optimizer, build_schedule
 from clipvisionalign.training.precision import choose_dtypes, dtype_name
 from clipvisionalign.training.profiling import Timings
-from clipvisionalign.training.reduced_width import ReducedWidth, find_directions
+from clipvisionalign.training.reduced_width import ReducedWidth, find_directions, recorded_width
 from clipvisionalign.training.resume import check_same_partition, checkpoint_settings, epoch_partition
 from clipvisionalign.training.run_folder import LOCK_FILE, TRACKER_FOLDER, prepare_folder, write_run_files
 from clipvisionalign.training.run_stage import RunStage
@@ -131,8 +131,10 @@ class TrainerSetup:
     def _find_directions(self, config: RunConfig, device: torch.device) -> tuple[ReducedWidth | None, Tensor | None]:
         """The narrower common space that the settings ask for, if they do; a run that resumes, or starts from another
         one, has it in its weights."""
-        if self._state is not None or config.init:
+        if self._state is not None:
             return None, None
+        if config.init:
+            return self.processes.run_on_main(lambda: recorded_width(Path(config.init))), None
         visible = self.processes.is_main
         return self.processes.run_on_main(lambda: find_directions(config.model, self.data, device, visible))
 
