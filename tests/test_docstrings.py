@@ -33,6 +33,8 @@ COMPLETE = (
     "models/pretrained/designs.py", "models/pretrained/image_parts.py", "models/pretrained/parts.py",
     "models/pretrained/sources.py", "models/text_families.py", "models/tower_cache.py",
     "models/weight_files.py",
+    "study/budget.py", "study/cost.py", "study/folder.py", "study/foils.py", "study/gaps.py",
+    "study/primary_comparison.py", "study/statistics.py",
     "training/best_epoch.py", "training/checkpoint.py", "training/contrastive.py",
     "training/diagnostics.py", "training/distributed.py",
     "training/ema.py", "training/epoch_log.py", "training/fine_tuning.py", "training/forward.py",

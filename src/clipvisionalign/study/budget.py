@@ -16,7 +16,20 @@ logger = logging.getLogger(__name__)
 
 
 def steps_by_variant(plan: Plan, trials: list[Trial], study: Path, eval_data: CaptionedImages) -> dict[str, int]:
-    """How many steps each variant's seconds pay for: found once, and kept; empty for a budget of images."""
+    """The number of steps that each variant's seconds pay for; measured once, and kept.
+
+    Args:
+        plan: The plan.
+        trials: Its trials.
+        study: The study's folder.
+        eval_data: The data set by which a step is timed.
+
+    Returns:
+        Steps by variant; empty for a budget of images.
+
+    Raises:
+        FileExistsError: Runs are there that were given other seconds, or none.
+    """
     steps = recorded_steps(plan, trials, study)
     unknown = [trial for trial in trials if trial.variant not in steps and trial.config.epochs]
     if plan.budget.same == "pictures" or not unknown:
@@ -29,7 +42,16 @@ def steps_by_variant(plan: Plan, trials: list[Trial], study: Path, eval_data: Ca
 def recorded_steps(plan: Plan, trials: list[Trial], study: Path) -> dict[str, int]:
     """The steps that are kept of variants with these settings.
 
-    Raises FileExistsError where runs are there that were given other seconds, or none.
+    Args:
+        plan: The plan.
+        trials: Its trials.
+        study: The study's folder.
+
+    Returns:
+        Steps by variant; empty for a budget of images.
+
+    Raises:
+        FileExistsError: Runs are there that were given other seconds, or none.
     """
     if plan.budget.same == "pictures":
         return {}
@@ -54,7 +76,13 @@ def recorded_steps(plan: Plan, trials: list[Trial], study: Path) -> dict[str, in
 
 
 def save_steps(plan: Plan, study: Path, steps: dict[str, int]) -> None:
-    """Beside those of variants that another call left out."""
+    """Keep the steps of variants, beside those of variants that another call left out.
+
+    Args:
+        plan: The plan.
+        study: The study's folder.
+        steps: Steps by variant; nothing is written for none.
+    """
     if not steps:
         return
     path = study / BUDGET_FILE

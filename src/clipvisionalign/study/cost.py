@@ -16,12 +16,23 @@ Conditions = Mapping[str, Any]
 
 
 def current_conditions() -> dict[str, Any]:
-    """Those of this process."""
+    """The conditions of this process.
+
+    Returns:
+        Machine, threads, device and versions by name.
+    """
     return {**machine_info(), **library_versions()}
 
 
 def group_by_conditions(under: Mapping[str, Sequence[Conditions]]) -> list[tuple[list[Conditions], list[str]]]:
-    """Variants by the conditions that their figures are of: those of the same ones together, in their order."""
+    """Group variants by the conditions that they were measured under.
+
+    Args:
+        under: Conditions by variant; of several rounds several.
+
+    Returns:
+        For each group its conditions and the names of its variants, in their order.
+    """
     groups: list[tuple[list[Conditions], list[str]]] = []
     for name, variant_conditions in under.items():
         for group_conditions, names in groups:
@@ -36,15 +47,28 @@ def group_by_conditions(under: Mapping[str, Sequence[Conditions]]) -> list[tuple
 
 
 def same_conditions(under: Mapping[str, Sequence[Conditions]]) -> bool:
-    """Whether all figures of all variants were measured under the same conditions."""
+    """Whether all variants were measured under the same conditions.
+
+    Args:
+        under: Conditions by variant; of several rounds several.
+
+    Returns:
+        Whether they were.
+    """
     return len(group_by_conditions(under)) < 2 and all(
         len(variant_conditions) < 2 for variant_conditions in under.values()
     )
 
 
 def describe_conditions(under: Mapping[str, Sequence[Conditions]]) -> str:
-    """In what the conditions of variants differ: "self, late: threads 2; cross: threads 8"; of the same ones the
-    machine and PyTorch's version. Empty where none are known."""
+    """In what the conditions of variants differ, such as "self, late: threads 2; cross: threads 8".
+
+    Args:
+        under: Conditions by variant; of several rounds several.
+
+    Returns:
+        The differences; of the same conditions the machine and PyTorch's version. "" where none are known.
+    """
     every = [each for variant_conditions in under.values() for each in variant_conditions]
     if not any(every):
         return ""
@@ -72,10 +96,16 @@ def describe_conditions(under: Mapping[str, Sequence[Conditions]]) -> str:
 def select_same_conditions(
     rounds: Mapping[str, Sequence[Mapping[str, Any]]], contents: Collection[str]
 ) -> tuple[dict[str, list[dict[str, Any]]], dict[str, int]]:
-    """Of each variant the rounds that were measured under the same conditions, "measured_under" in each; and how many
-    others it has, where it has any. Those come first that most rounds of all variants were measured under.
+    """The rounds of each variant that were measured under the same conditions.
 
-    rounds: as they are kept, with what they were "asked"; contents: what in that is no condition.
+    Those conditions come first under which most rounds of all variants were measured.
+
+    Args:
+        rounds: Rounds by variant, each with what it was "asked".
+        contents: Keys of "asked" that are no conditions.
+
+    Returns:
+        Rounds by variant, with "measured_under" in each; and by variant how many others it has.
     """
     round_conditions = {
         name: [_recorded_conditions(each, contents) for each in variant_rounds]

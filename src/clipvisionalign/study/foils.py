@@ -18,14 +18,27 @@ from clipvisionalign.training.pair_weights import PairWeights, get_pair_weights,
 
 @dataclass(frozen=True)
 class HalfWeights:
-    """The weights of a pair's parts that each half of dev chose. half: the half that an image is in, 0 or 1."""
+    """The weights of pair scores that each half of dev chose.
+
+    Attributes:
+        half: 0 or 1 by image, the half that it is in.
+        weights: The weights that half 0 and half 1 chose.
+    """
 
     half: dict[Any, int]
     weights: list[PairWeights]
 
     @classmethod
     def of(cls, eval_data: CaptionedImages, selection: dict[str, Any]) -> HalfWeights | None:
-        """Of a run's dev images, from what its results have as chosen; None where nothing was, or not by halves."""
+        """The weights of a run.
+
+        Args:
+            eval_data: The dev split of the run.
+            selection: What the run's results have as "chosen".
+
+        Returns:
+            The weights; None where nothing was chosen, or not by halves.
+        """
         halves = split_halves(eval_data) if selection.get("by") == "halves" and "weights" in selection else None
         if halves is None:
             return None
@@ -39,9 +52,16 @@ class HalfWeights:
 def foil_accuracy(
     aligner: Aligner, pairs: Sequence[MinimalPair], halves: HalfWeights | None = None
 ) -> dict[str, list[float]]:
-    """By kind, for each pair whether its true caption outscores the foil: 1, 0, or 0.5 for a tie.
+    """Whether true captions outscore their foils.
 
-    halves: images that took part in choosing the weights are scored by those that the other half chose.
+    Args:
+        aligner: The model; its weights of pair scores are restored.
+        pairs: The pairs.
+        halves: By these weights images that took part in choosing are scored as the other half chose; None for the
+            model's.
+
+    Returns:
+        By kind, for each pair 1, 0, or 0.5 for a tie.
     """
     if not pairs:
         return {}

@@ -16,7 +16,17 @@ LOCK, REPORT_LOCK = "lock", "report.lock"
 
 @contextmanager
 def study_held(study: Path) -> Iterator[None]:
-    """The study is this process's alone meanwhile. Folders that were made for that are not left empty. Raises Held."""
+    """Let this process alone carry out a study within a block; folders that were made for that are not left empty.
+
+    Args:
+        study: The study's folder.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        Held: Another process carries it out.
+    """
     with folders_above(study):
         study.mkdir(exist_ok=True)
         with run_lock(study / LOCK, "carries out this study"):
@@ -25,7 +35,17 @@ def study_held(study: Path) -> Iterator[None]:
 
 @contextmanager
 def report_held(study: Path, waits: bool = False) -> Iterator[None]:
-    """The report of a study is this process's alone to write meanwhile, so that the one that was made last stays, and
-    whole. waits: for another process that writes it, which else raises Held."""
+    """Let this process alone write the report of a study within a block.
+
+    Args:
+        study: The study's folder; nothing is locked where there is none.
+        waits: Whether another process that writes it is waited for.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        Held: Another process writes it, and it is not waited for.
+    """
     with run_lock(study / REPORT_LOCK, "writes the report of this study", waits) if study.is_dir() else nullcontext():
         yield

@@ -38,7 +38,17 @@ class NotMeasuredError(Exception):
 
 
 def error_reason(error: BaseException) -> str:
-    """An error in one line."""
+    """An error in one line.
+
+    Args:
+        error: The error.
+
+    Returns:
+        Its type and the first line of its message; of `NotMeasuredError` the message alone.
+
+    >>> error_reason(ValueError("no image"))
+    'ValueError: no image'
+    """
     if isinstance(error, NotMeasuredError):
         return str(error) or "not measured yet"
     message = (str(error).strip().splitlines() or [""])[0]
@@ -48,7 +58,12 @@ def error_reason(error: BaseException) -> str:
 class Gaps:
     """The gaps of a study's report while it is made.
 
-    states: (variant, seed) -> state and reason, of those that have no results. parts: what could not be made.
+    Args:
+        study: The study's folder.
+
+    Attributes:
+        states: State and reason by (variant, seed), of trials without results.
+        parts: Parts that could not be made.
     """
 
     def __init__(self, study: Path) -> None:
@@ -57,24 +72,46 @@ class Gaps:
         self.parts: list[MissingPartDocument] = []
 
     def record_failure(self, trial: Trial, reason: str) -> None:
-        """A cell failed; the reason is kept in the study's folder."""
+        """Record that a trial failed; the reason is kept in the study's folder.
+
+        Args:
+            trial: The trial.
+            reason: Why it failed.
+        """
         self.states[trial.variant, trial.seed] = (FAILED, reason)
         self._write_failures({**read_failures(self.study), trial.folder.name: reason})
 
     def left(self, cell: Trial, state: str, reason: str) -> None:
-        """A cell is not finished, and has not failed: of that nothing is kept."""
+        """Record that a trial is not finished and has not failed; nothing is kept of that.
+
+        Args:
+            cell: The trial.
+            state: Its state, such as `UNFINISHED`.
+            reason: Why it is so.
+        """
         self.states[cell.variant, cell.seed] = (state, reason)
 
     def clear_failure(self, trial: Trial) -> None:
-        """A cell that may have failed before is finished, or is started again."""
+        """Forget an earlier failure of a trial that is finished, or is started again.
+
+        Args:
+            trial: The trial.
+        """
         failures = read_failures(self.study)
         if failures.pop(trial.folder.name, None) is not None:
             self._write_failures(failures)
 
     def try_part(self, name: str, work: Callable[..., PartResult], *args: Any, target: str = "") -> PartResult | None:
-        """What `work(*given)` makes; None where it raises, and the part is written down with the reason.
+        """Make a part of the report; an error becomes a gap.
 
-        target: the variant or the set that it is about.
+        Args:
+            name: Name of the part.
+            work: Makes it.
+            *args: What `work` is called with.
+            target: The variant or the set that it is about; "" for none.
+
+        Returns:
+            What `work` returns; None after an error.
         """
         try:
             return work(*args)
@@ -83,7 +120,13 @@ class Gaps:
             return None
 
     def add_missing(self, name: str, reason: str, target: str = "") -> None:
-        """A part is not made."""
+        """Record that a part is not made.
+
+        Args:
+            name: Name of the part.
+            reason: Why.
+            target: The variant or the set that it is about; "" for none.
+        """
         self.parts.append({"part": name, "of": target, "reason": reason})
         logger.info(f"{name}{f' of {target}' if target else ''}: NOT MADE: {reason}; the rest continues")
 
@@ -96,7 +139,14 @@ class Gaps:
 
 
 def read_failures(study: Path) -> dict[str, str]:
-    """Why cells failed when they were last tried, by the names of their folders."""
+    """Why trials failed when they were last tried.
+
+    Args:
+        study: The study's folder.
+
+    Returns:
+        Reasons by the names of the trials' folders; empty where none are recorded or the file cannot be read.
+    """
     try:
         failures = json.loads((study / FAILURES_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -105,7 +155,14 @@ def read_failures(study: Path) -> dict[str, str]:
 
 
 def training_state(trial: Trial) -> tuple[str, str] | None:
-    """State and reason of a cell that is not trained to its end, from its folder; None where it is."""
+    """The state of a trial that is not trained to its end.
+
+    Args:
+        trial: The trial.
+
+    Returns:
+        State and reason; None for one that is trained.
+    """
     if (trial.folder / "results.json").is_file():
         return None
     reason = read_failures(trial.folder.parent.parent).get(trial.folder.name)
@@ -135,7 +192,17 @@ def _last_step(metrics: Path) -> int:
 def trial_states(
     plan: Plan, gaps: Gaps, passed: Sequence[tuple[str, int]], refused: Sequence[TrialReasonDocument]
 ) -> list[TrialStateDocument]:
-    """What became of every cell of the plan: the block "cells" of report.json. passed: those that have results."""
+    """The state of every trial of a plan, as report.json has it under "cells".
+
+    Args:
+        plan: The plan.
+        gaps: The gaps so far.
+        passed: Variant and seed of the trials that have results.
+        refused: Trials whose audit failed, with the reason.
+
+    Returns:
+        A row for each trial, in the plan's order.
+    """
     reasons = {(row["variant"], row["seed"]): (REFUSED, row["reason"]) for row in refused}
     states = gaps.states | reasons | dict.fromkeys(passed, (MEASURED, ""))
     rows: list[TrialStateDocument] = []
@@ -147,8 +214,14 @@ def trial_states(
 
 
 def measurements_hash(study: Path) -> str:
-    """A hash of all measurements that a study's folder holds: another one than a report names means that there are
-    others now. "" where there are none, as beside a published report."""
+    """A hash of all measurements in a study's folder: another one than a report has means that there are others now.
+
+    Args:
+        study: The study's folder.
+
+    Returns:
+        The hash; "" where there are none, as beside a published report.
+    """
     measurement_files = [
         *study.glob("cells/*/measured.json"),
         *study.glob("costs/*.json"),

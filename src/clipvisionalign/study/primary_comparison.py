@@ -16,11 +16,18 @@ from clipvisionalign.study.statistics import SIGNIFICANCE_LEVEL, holm_correction
 
 
 def correct_for_primary(rows: Sequence[dict[str, Any]], compare: Comparison) -> list[dict[str, Any]]:
-    """The rows of a report's differences, corrected again for the comparison that was named beforehand.
+    """Correct the p values of a report's differences for the comparison that was named beforehand.
 
-    rows: all of them, as `Difference.to_dict` gives them. The named one gets "primary": True and its own p as p_holm;
-    the others of its family (rsum, or all other figures) are corrected among themselves. Without a name, or where the
-    named pair has no row, nothing changes.
+    The named one gets "primary": True and its own p as p_holm; the others of its family (rsum, or all other metrics)
+    are
+    corrected among themselves. Without a name, or where the named pair has no row, nothing changes.
+
+    Args:
+        rows: All differences, as `Difference.to_dict` returns them.
+        compare: The comparison that the plan names.
+
+    Returns:
+        New rows in their order.
     """
     pair = {compare.a, compare.b}
     primary_rows = [row for row in rows if row["figure"] == compare.figure and {row["a"], row["b"]} == pair]

@@ -42,8 +42,12 @@ COMPARED_METRICS = ("rsum", *(f"{way} recall_at_{k}" for way in ("image_to_text"
 class Estimate:
     """A mean over seeds and its 95% interval.
 
-    spread: standard deviation between seeds, None for one seed. p: of its being zero, two-sided. low, high and p are
-    None where there is too little data.
+    Attributes:
+        value: The mean.
+        low: Lower end of the interval; None where there is too little data.
+        high: Upper end likewise.
+        spread: Standard deviation between seeds; None for one seed.
+        p: Two-sided p of its being zero; None where there is too little data.
     """
 
     value: float
@@ -53,16 +57,25 @@ class Estimate:
     p: float | None
 
     def to_dict(self) -> dict[str, float | None]:
-        """What report.json holds."""
+        """The estimate as report.json records it.
+
+        Returns:
+            Its fields by name.
+        """
         return asdict(self)
 
 
 @dataclass(frozen=True)
 class Difference:
-    """a - b in one figure.
+    """The difference a - b of two variants in one metric.
 
-    seeds: those that both have, which are paired; p_holm: p corrected for all comparisons of its family that are
-    tested, None where this one is not; shown: whether that is below 5%.
+    Attributes:
+        a: Name of a variant.
+        b: Name of the other.
+        metric: The metric, one of `COMPARED_METRICS`.
+        seeds: Seeds that both have, which are paired.
+        estimate: The mean difference.
+        p_holm: p corrected by Holm for all tested comparisons of its family; None where this one is not tested.
     """
 
     a: str
@@ -78,16 +91,29 @@ class Difference:
         return self.p_holm is not None and self.p_holm < SIGNIFICANCE_LEVEL
 
     def to_dict(self) -> dict[str, object]:
-        """What report.json holds."""
+        """The difference as report.json records it.
+
+        Returns:
+            Its fields, those of the estimate, and "shown".
+        """
         header = {"a": self.a, "b": self.b, "figure": self.metric, "seeds": list(self.seeds)}
         return {**header, **self.estimate.to_dict(), "p_holm": self.p_holm, "shown": self.is_significant}
 
 
 def image_contributions(ranks: PositiveRanks, caption_image: np.ndarray, metric: str) -> np.ndarray:
-    """What each image brings to a figure (N,): the mean is the figure itself, in percent (rsum: 0 to 600).
+    """What each image contributes to a metric: the mean is the metric itself.
 
     Captions are counted with their image. Where images have unequal numbers of captions a recall of captions is a ratio
-    of two sums, here in its linear part, so that the variance is that of the ratio.
+    of
+    two sums, here in its linear part, so that the variance is that of the ratio.
+
+    Args:
+        ranks: Ranks of N images and M captions.
+        caption_image: (M,) number of each caption's image.
+        metric: One of `COMPARED_METRICS`, or a direction with "map".
+
+    Returns:
+        (N,) in percent; of rsum 0 to 600.
     """
     if metric == "rsum":
         return np.sum(
@@ -104,9 +130,14 @@ def image_contributions(ranks: PositiveRanks, caption_image: np.ndarray, metric:
 
 
 def of_units(table: np.ndarray, unit: np.ndarray) -> np.ndarray:
-    """What each unit brings to the mean of tables (..., N), in its linear part: (..., U), of the same mean.
+    """What each unit contributes to the mean of tables, in its linear part, with the same mean.
 
-    unit: (N,) numbers from 0; entries of one unit are drawn together, and are no evidence beside each other.
+    Args:
+        table: (..., N).
+        unit: (N,) numbers from 0; entries of one unit are drawn together, and are no evidence beside each other.
+
+    Returns:
+        (..., U).
     """
     size = np.bincount(unit)
     mean = table.mean(axis=-1, keepdims=True)
@@ -115,7 +146,19 @@ def of_units(table: np.ndarray, unit: np.ndarray) -> np.ndarray:
 
 
 def ratio_contributions(is_hit: np.ndarray, image_index: np.ndarray, images: int) -> np.ndarray:
-    """What each of N images brings to the percentage of queries that are found. is_hit, image_index: (Q,) -> (N,)."""
+    """What each image contributes to the percentage of queries that are found.
+
+    Args:
+        is_hit: (Q,) whether each query is found.
+        image_index: (Q,) number of the image that each query is counted with.
+        images: Number N of images.
+
+    Returns:
+        (N,) whose mean is the percentage.
+
+    >>> ratio_contributions(np.array([1.0, 0.0]), np.array([0, 1]), 2).tolist()
+    [100.0, 0.0]
+    """
     queries_per_image = np.bincount(image_index, minlength=images)
     mean = is_hit.mean()
     hits_by_image = np.bincount(image_index, weights=is_hit, minlength=images)
@@ -123,7 +166,16 @@ def ratio_contributions(is_hit: np.ndarray, image_index: np.ndarray, images: int
 
 
 def mean_squares(table: np.ndarray) -> tuple[Any, Any, Any]:
-    """Mean squares of images, seeds and rest of tables (..., S, N); those of seeds and rest are 0 for one seed."""
+    """Mean squares of images, seeds and rest.
+
+    Args:
+        table: (..., S, N), S seeds on N images.
+
+    Returns:
+        Three of shape (...); those of seeds and rest are 0 for one seed.
+
+    Source: Dorfman, Berbaum and Metz, Investigative Radiology 27 (1992), for two crossed random effects.
+    """
     seeds, images = table.shape[-2:]
     by_image, by_seed = table.mean(axis=-2), table.mean(axis=-1)
     ms_image = seeds * by_image.var(axis=-1, ddof=1)
@@ -135,7 +187,19 @@ def mean_squares(table: np.ndarray) -> tuple[Any, Any, Any]:
 
 
 def half_width(squares: tuple[Any, Any, Any], seeds: int, images: int, level: Any = SIGNIFICANCE_LEVEL) -> Any:
-    """Half of the interval at 1 - level. squares: what `mean_squares` gives, numbers or arrays."""
+    """Half of the interval at 1 - level, with seeds and images at random.
+
+    Args:
+        squares: As `mean_squares` returns them.
+        seeds: Number S of seeds.
+        images: Number N of images.
+        level: The level, a number or an array.
+
+    Returns:
+        Of the shape of `squares` and `level`; never below that of the images alone.
+
+    Source: Banerjee, Sankhya 22 (1960) 357-358; Zou and Donner, Statistics in Medicine 27 (2008).
+    """
     ms_image, ms_seed, ms_rest = squares
     image_factor = _t_quantile(images - 1, level) ** 2
     image_variance = image_factor * ms_image
@@ -146,7 +210,14 @@ def half_width(squares: tuple[Any, Any, Any], seeds: int, images: int, level: An
 
 
 def two_seeds_widen(row: Mapping[str, Any]) -> bool:
-    """Whether most of an estimate's squared half-width is of its two seeds: then a third seed narrows it."""
+    """Whether most of an estimate's squared half-width comes from its two seeds: then a third seed narrows it.
+
+    Args:
+        row: "value", "low", "high" and "spread" of an estimate over two seeds.
+
+    Returns:
+        Whether it does; false without an interval.
+    """
     if None in (row["low"], row["spread"]):
         return False
     reach = max(row["high"] - row["value"], row["value"] - row["low"])
@@ -155,7 +226,17 @@ def two_seeds_widen(row: Mapping[str, Any]) -> bool:
 
 
 def p_value(value: float, squares: tuple[float, float, float], seeds: int, images: int) -> float:
-    """The level at which the interval around `value` ends at zero; never below 2^(1 - images)."""
+    """The level at which the interval around a value ends at zero.
+
+    Args:
+        value: The mean.
+        squares: As `mean_squares` returns them, numbers.
+        seeds: Number S of seeds.
+        images: Number N of images.
+
+    Returns:
+        At least 2^(1 - N), at most 1.
+    """
     from scipy.optimize import brentq
 
     def excess(log_level: float) -> float:
@@ -178,15 +259,21 @@ def _t_quantile(degrees_of_freedom: int, level: Any) -> Any:
 
 
 def estimate(table: np.ndarray, bounds: tuple[float, float] = (-np.inf, np.inf)) -> Estimate:
-    """The mean of (S, N), or of a difference of two such, with both seeds and images at random.
+    """The mean of a table, or of a difference of two, with both seeds and images at random.
 
-    bounds: between which the figure lies by its nature; the interval does not reach beyond. With fewer than
-    `MIN_IMAGES` images, or without bounds where no two images differ, interval and p are None. Raises ValueError
-    for no image.
+    Args:
+        table: (S, N), S seeds on N images.
+        bounds: Between which the metric lies; the interval does not reach beyond.
 
-    >>> import numpy as np
-    >>> found = estimate(np.array([[0.0, 20, 0, 40, 0, 20, 0, 60], [20.0, 20, 0, 20, 0, 0, 20, 40]]), (-600, 600))
-    >>> found.value, round(found.low), round(found.high)
+    Returns:
+        The estimate; without interval and p for fewer than `MIN_IMAGES` images, or, without bounds, where no two images
+        differ.
+
+    Raises:
+        ValueError: There is no image.
+
+    >>> result = estimate(np.array([[0.0, 20, 0, 40, 0, 20, 0, 60], [20.0, 20, 0, 20, 0, 0, 20, 40]]), (-600, 600))
+    >>> result.value, round(result.low), round(result.high)
     (16.25, -4, 36)
     """
     seeds, images = table.shape
@@ -213,12 +300,31 @@ def estimate(table: np.ndarray, bounds: tuple[float, float] = (-np.inf, np.inf))
 
 
 def metric_bounds(metric: str) -> tuple[float, float]:
-    """Between which a figure lies: percent, or rsum."""
+    """Between which a metric lies.
+
+    Args:
+        metric: One of `COMPARED_METRICS`.
+
+    Returns:
+        0 and 600 for rsum, else 0 and 100.
+    """
     return (0.0, 600.0) if metric == "rsum" else (0.0, 100.0)
 
 
 def holm_correction(p: Sequence[float]) -> list[float]:
-    """Holm's step-down correction of p values, in their order."""
+    """Holm's step-down correction of p values.
+
+    Args:
+        p: The p values.
+
+    Returns:
+        Corrected ones, in their order.
+
+    Source: Holm, Scandinavian Journal of Statistics 6 (1979).
+
+    >>> [round(p, 3) for p in holm_correction([0.01, 0.04, 0.03])]
+    [0.03, 0.06, 0.06]
+    """
     order = np.argsort(p)
     corrected, highest = np.empty(len(p)), 0.0
     for rank, index in enumerate(order):
@@ -228,16 +334,29 @@ def holm_correction(p: Sequence[float]) -> list[float]:
 
 
 def holm_correction_of_tested(p: Sequence[float | None]) -> list[float | None]:
-    """Holm's correction of those that are tested; None stays None, and counts as no comparison."""
+    """Holm's correction of those p values that are there.
+
+    Args:
+        p: The p values; None for a comparison that is not tested, which counts as none.
+
+    Returns:
+        Corrected ones, in their order; None stays None.
+    """
     corrected = iter(holm_correction([each for each in p if each is not None]))
     return [None if each is None else next(corrected) for each in p]
 
 
 def pairwise_differences(family: Mapping[str, Mapping[str, Mapping[int, np.ndarray]]]) -> list[Difference]:
-    """Every two variants in every figure of a family: on the same images, and each seed with the same of the other.
+    """The difference of every two variants in every metric of a family, on the same images and paired by seed.
 
-    family: figure -> variant -> seed -> (N,). A seed that only one of two has is left out of their difference, and two
-    without a common seed have none (`unpaired_seeds` names both). p is corrected over the whole family.
+    A seed that only one of two has is left out of their difference, and two without a common seed have none
+    (`unpaired_seeds` names both). p is corrected over the whole family.
+
+    Args:
+        family: By metric, by variant, by seed (N,) contributions of the images.
+
+    Returns:
+        The differences.
     """
     estimates: list[tuple[str, str, str, tuple[int, ...], Estimate]] = []
     for metric, tables in family.items():
@@ -252,9 +371,16 @@ def pairwise_differences(family: Mapping[str, Mapping[str, Mapping[int, np.ndarr
 
 
 def unpaired_seeds(seeds: Mapping[str, Sequence[int]]) -> list[dict[str, Any]]:
-    """Every two variants of which one has seeds that the other lacks: "paired", "only_a", "only_b".
+    """Every two variants of which one has seeds that the other lacks.
 
-    seeds: by variant.
+    Args:
+        seeds: Seeds by variant.
+
+    Returns:
+        For each two "a", "b", "paired", "only_a" and "only_b".
+
+    >>> unpaired_seeds({"self": [0, 1], "late": [0]})[0]["only_a"]
+    [1]
     """
     rows = []
     for a, b in combinations(seeds, 2):
