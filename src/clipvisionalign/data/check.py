@@ -35,7 +35,13 @@ _HASH_SIDE = 16
 
 @dataclass(frozen=True)
 class ImageFingerprint:
-    """What an image is recognised by: a hash of its bytes, a 256-bit gradient hash (4,) uint64, a thumbnail (768,)."""
+    """What an image is recognised by.
+
+    Attributes:
+        digest: SHA-256 of its bytes, as hexadecimal.
+        gradient_hash: (4,) uint64, a gradient hash of 256 bits.
+        thumbnail: (768,) uint8, 16 x 16 pixels of three channels.
+    """
 
     digest: str
     gradient_hash: np.ndarray
@@ -44,11 +50,19 @@ class ImageFingerprint:
 
 @dataclass
 class CheckReport:
-    """What `check` found: the problems row by row, and how many images and captions are good to use.
+    """The faults of a data set, and how many images and captions can be used.
 
-    equal_captions: for each split, and for "all", what `equal_captions` counts. rows: of the data set's files, those
-    "in_files", "read" and "left_out", which add up; None where they are not known. notes: what was passed over that is
-    no row; fingerprints: by which the images can be compared, where every one of them was decoded.
+    Attributes:
+        source: The data set.
+        layout: Name of its layout.
+        images: Images that can be used.
+        captions: Their captions.
+        splits: Such images by split.
+        problems: The faults, what is left out first.
+        equal_captions: By split, and for "all", what `count_shared_captions` counts.
+        rows: Rows "in_files", "read" and "left_out", which add up; None where they are not known.
+        notes: What was ignored that is no row.
+        fingerprints: Of each image that can be used; empty where images were not decoded.
     """
 
     source: str
@@ -64,11 +78,15 @@ class CheckReport:
 
     @property
     def usable(self) -> bool:
-        """Nothing had to be left out."""
+        """Whether nothing had to be left out."""
         return not any(problem.effect == "left out" for problem in self.problems)
 
     def to_dict(self) -> dict[str, Any]:
-        """What `--json` prints."""
+        """The report as `--json` prints it.
+
+        Returns:
+            Its fields but the fingerprints, "summary" (problems by kind) and "usable".
+        """
         summary = dict(Counter(problem.kind for problem in self.problems))
         values = asdict(replace(self, fingerprints=[]))
         del values["fingerprints"]
@@ -76,10 +94,15 @@ class CheckReport:
 
 
 def check(data: CaptionedImages, full: bool = True, show_progress: bool = False) -> tuple[CaptionedImages, CheckReport]:
-    """List what is wrong with `data`; returns the data set without the images that cannot be used, and the report.
+    """List the faults of a data set.
 
-    full: decode every image and compare images across splits; otherwise only their headers are read.
-    show_progress: show progress.
+    Args:
+        data: The data set.
+        full: Whether every image is decoded and compared across splits; else only headers are read.
+        show_progress: Whether a live line is shown on standard error.
+
+    Returns:
+        The data set without the images that cannot be used, and the report.
     """
     check_row: Callable[[CaptionedImage], Problem | ImageFingerprint | None] = (
         _decode_and_fingerprint if full else _check_header
@@ -115,7 +138,14 @@ def _row_counts(
 
 
 def identities_across_splits(rows: Sequence[CaptionedImage]) -> list[Problem]:
-    """An identity that is shown in two splits, a warning each: images of it are measured that others taught."""
+    """Identities that are in two splits: images of them are measured that others were trained on.
+
+    Args:
+        rows: The images.
+
+    Returns:
+        A warning for each.
+    """
     splits: dict[str, dict[str, str]] = {}
     for row in rows:
         if row.identity is not None:
@@ -151,7 +181,14 @@ def images_in_two_classes(rows: Sequence[CaptionedImage], fingerprints: Sequence
 
 
 def empty_splits(data: CaptionedImages) -> list[Problem]:
-    """The splits that training or measuring will miss, and how to have them."""
+    """Splits that have too few images to train or to measure, and how to get others.
+
+    Args:
+        data: The data set.
+
+    Returns:
+        One warning, or none.
+    """
     sizes = data.split_sizes()
     least = {"train": MIN_TRAIN_IMAGES, "dev": MIN_DEV_IMAGES, "test": 1}
     missing = [split for split in SPLITS if sizes.get(split, 0) < least[split]]
@@ -171,9 +208,13 @@ def empty_splits(data: CaptionedImages) -> list[Problem]:
 
 
 def count_shared_captions(rows: Sequence[CaptionedImage]) -> dict[str, dict[str, int]]:
-    """By split, and for "all" of them: captions that are equal, word by word, to one of another image (or identity).
+    """Count captions that are equal, word by word, to one of another image (or identity).
 
-    texts: how many different ones; captions: that have one of these texts; images: that have such a caption.
+    Args:
+        rows: The images.
+
+    Returns:
+        By split, and for "all", the number of different "texts", of "captions" with such a text, and of their "images".
     """
     by_split: dict[str, dict[str, list[tuple[str, str]]]] = {"all": {}}
     for row in rows:
@@ -191,7 +232,14 @@ def count_shared_captions(rows: Sequence[CaptionedImage]) -> dict[str, dict[str,
 
 
 def sorted_problems(problems: Sequence[Problem]) -> list[Problem]:
-    """What is left out first, then mended, then warnings; by kind within."""
+    """Sort problems: what is left out first, then mended, then warnings; by kind within.
+
+    Args:
+        problems: The problems.
+
+    Returns:
+        A new list.
+    """
     order = {"left out": 0, "mended": 1, "warning": 2}
     return sorted(problems, key=lambda problem: (order[problem.effect], problem.kind))
 
@@ -227,7 +275,17 @@ def _unusable_problem(row: CaptionedImage, error: ImageError) -> Problem:
 
 
 def fingerprint_image(image: Path | str | bytes) -> ImageFingerprint:
-    """Decode an image and take its marks. Raises ImageError where it cannot be decoded."""
+    """Decode an image and compute what it is recognised by.
+
+    Args:
+        image: A path, or the bytes of a file.
+
+    Returns:
+        Its fingerprint.
+
+    Raises:
+        ImageError: It cannot be decoded.
+    """
     from PIL import Image
 
     decoded = open_image(image)
@@ -242,7 +300,16 @@ def fingerprint_image(image: Path | str | bytes) -> ImageFingerprint:
 def near_pairs(
     left: Sequence[ImageFingerprint], right: Sequence[ImageFingerprint], show_progress: bool = False
 ) -> list[tuple[int, int, bool]]:
-    """Pairs (i, j, same bytes) of an image on the left and one on the right that are the same or nearly the same."""
+    """Pairs of images that are equal or nearly equal.
+
+    Args:
+        left: Fingerprints of some images.
+        right: Fingerprints of others, or of the same.
+        show_progress: Whether a live line is shown on standard error.
+
+    Returns:
+        Position on the left, position on the right, and whether the bytes are equal.
+    """
     if not left or not right:
         return []
     hashes = np.stack([fingerprint.gradient_hash for fingerprint in right])
@@ -260,8 +327,14 @@ def near_pairs(
 
 
 def unused_files(data: CaptionedImages) -> list[str]:
-    """The files below a data set's folder of which nothing is used, as a sentence: images that no row names, and other
-    files by their endings. Nothing of a data set that is one file, or a stream."""
+    """The files below a data set's folder of which nothing is used.
+
+    Args:
+        data: The data set.
+
+    Returns:
+        Sentences on images that no row names, and on other files by ending; none for a single file or a stream.
+    """
     if not data.source.is_dir() or data.layout == "stream":
         return []
     excluded = ExcludedFiles()
@@ -284,14 +357,31 @@ def _file_id(path: Path) -> tuple[int, int] | str:
 
 
 def near_duplicates(fingerprints: Sequence[ImageFingerprint], show_progress: bool = False) -> list[tuple[int, int]]:
-    """Pairs of images that are the same or nearly the same, each once."""
+    """Pairs of images that are equal or nearly equal, each once.
+
+    Args:
+        fingerprints: Of the images.
+        show_progress: Whether a live line is shown on standard error.
+
+    Returns:
+        Positions i < j.
+    """
     return [(i, j) for i, j, _ in near_pairs(fingerprints, fingerprints, show_progress) if i < j]
 
 
 def problems_across_splits(
     rows: Sequence[CaptionedImage], fingerprints: Sequence[ImageFingerprint], show_progress: bool = False
 ) -> list[Problem]:
-    """The same or nearly the same image in two splits, a warning each, since it affects every measurement."""
+    """Equal or nearly equal images in two splits, which affect every measurement.
+
+    Args:
+        rows: The images.
+        fingerprints: Of the same images.
+        show_progress: Whether a live line is shown on standard error.
+
+    Returns:
+        A warning for each pair.
+    """
     by_split: dict[str, list[int]] = {}
     for index, row in enumerate(rows):
         by_split.setdefault(row.split, []).append(index)

@@ -109,6 +109,9 @@ def has_wordnet_ids(folders: Sequence[str]) -> bool:
 
     Args:
         folders: The names of class folders.
+
+    Returns:
+        Whether they are; true for none.
     """
     return all(map(_WORDNET_ID.fullmatch, folders))
 

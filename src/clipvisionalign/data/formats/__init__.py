@@ -21,8 +21,14 @@ from clipvisionalign.images import ExcludedFiles, image_files
 
 @dataclass(frozen=True)
 class Layout:
-    """A dataset layout: `matches(path)` is whether a path has it, `read(path, group, split_rule)`
-    reads it."""
+    """A dataset layout.
+
+    Attributes:
+        name: Its name, as `--layout` takes it.
+        expects: What its files are, in a few words.
+        matches: Whether a path has the layout.
+        read: Reads a path, given the column to group by and the split rule.
+    """
 
     name: str
     expects: str
@@ -116,7 +122,15 @@ def detect_layout(path: str | Path, layout: str = "auto") -> Layout:
 
 
 def is_stream(path: str | Path, layout: str = "auto") -> bool:
-    """Whether a data set is read as a stream: shards by a pattern or in a folder, or a saved Hugging Face data set."""
+    """Whether a data set is read as a stream: shards, Parquet files by a pattern, or a saved Hugging Face data set.
+
+    Args:
+        path: A folder, a file or a pattern.
+        layout: A name from `LAYOUTS`, or "auto" to recognise it.
+
+    Returns:
+        Whether it is; false where no layout is recognised, which the reader reports.
+    """
     try:
         return detect_layout(path, layout).name == STREAM
     except DataError:

@@ -45,11 +45,17 @@ class _ClassTree:
 
 
 def is_classes(source: Path) -> bool:
-    """Return whether a folder has class folders and cannot be anything else: two classes or more in folders of splits,
-    or with a names file beside them, or named by WordNet's ids; and no image and no caption file elsewhere.
+    """Return whether a folder has class folders and cannot be anything else.
+
+    That is two classes or more in folders of splits, or with a names file beside them, or named by WordNet's ids; and
+    no
+    image and no caption file elsewhere.
 
     Args:
         source: The folder.
+
+    Returns:
+        Whether it has.
     """
     if not source.is_dir():
         return False
@@ -67,6 +73,9 @@ def has_image_folders(source: Path) -> bool:
 
     Args:
         source: The folder.
+
+    Returns:
+        Whether it has.
     """
     return source.is_dir() and len(_list_classes(source).classes) > 1
 
