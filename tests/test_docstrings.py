@@ -21,7 +21,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "clipvisionalign"
 
 #: Packages and modules, below clipvisionalign/, all of whose public functions and classes are held to this.
 COMPLETE = (
-    "batch.py", "explain/", "export/", "images/", "retrieval/", "search/", "truncation.py",
+    "batch.py", "explain/", "export/", "images/", "json_io.py", "retrieval/", "search/", "truncation.py",
     "data/batches.py", "data/captioned.py", "data/captions.py", "data/check.py", "data/class_names.py", "data/columns.py",
     "data/foils.py", "data/formats/",
     "data/hashes.py", "data/image_names.py", "data/json_text.py", "data/loader.py", "data/run_data.py",
@@ -30,7 +30,8 @@ COMPLETE = (
     "models/device.py", "models/encoding.py",
     "models/eval_mode.py", "models/fusion.py", "models/heads.py", "models/hub/", "models/image_tower.py", "models/io.py",
     "models/late_interaction.py", "models/longformer.py", "models/packed_linear.py", "models/pair_scorer.py",
-    "models/pretrained/designs.py", "models/pretrained/image_parts.py", "models/pretrained/parts.py",
+    "models/pretrained/checks.py", "models/pretrained/designs.py", "models/pretrained/families.py",
+    "models/pretrained/image_parts.py", "models/pretrained/known_checkpoints.py", "models/pretrained/parts.py",
     "models/pretrained/sources.py", "models/text_families.py", "models/tower_cache.py",
     "models/weight_files.py",
     "study/budget.py", "study/cost.py", "study/folder.py", "study/foils.py", "study/gaps.py",

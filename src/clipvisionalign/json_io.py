@@ -16,6 +16,9 @@ def read_json(path: Path, hint: str = "put back a whole one, or remove it") -> A
         path: A file in UTF-8.
         hint: What the user can do about a file that cannot be read; the end of the error's message.
 
+    Returns:
+        The value, of whatever type.
+
     Raises:
         OSError: The file cannot be opened.
         ValueError: It is not JSON; the message names the file.

@@ -10,18 +10,29 @@ from clipvisionalign.models.pretrained.parts import DualEncoderParts
 
 
 def check_parts(parts: DualEncoderParts, source: Path) -> None:
-    """Raises ValueError for weights that are no finite numbers, and for a tokenizer with more tokens than embeddings.
+    """Check the weights and the tokenizer of a model that was opened.
 
     Args:
-        parts: of the model.
-        source: its folder, for messages.
+        parts: Of the model.
+        source: Its folder, for messages.
+
+    Raises:
+        ValueError: Weights are no finite numbers, or the tokenizer has numbers without an embedding.
     """
     check_finite(parts, source)
     check_vocabulary(parts, source)
 
 
 def check_finite(parts: DualEncoderParts, source: Path) -> None:
-    """Raises ValueError for NaN or infinity among the weights."""
+    """Check that no weight is NaN or infinity.
+
+    Args:
+        parts: Of the model.
+        source: Its folder, for messages.
+
+    Raises:
+        ValueError: One is; the message names its tensor.
+    """
     modules: dict[str, nn.Module] = {
         "image_tower": parts.image_tower, "text_tower": parts.text_tower, "image_head": parts.image_head,
         "text_head": parts.text_head,
@@ -40,7 +51,15 @@ def check_finite(parts: DualEncoderParts, source: Path) -> None:
 
 
 def check_vocabulary(parts: DualEncoderParts, source: Path) -> None:
-    """Raises ValueError where the tokenizer has numbers that the text tower has no embedding for."""
+    """Check that the text tower has an embedding for each token.
+
+    Args:
+        parts: Of the model.
+        source: Its folder, for messages.
+
+    Raises:
+        ValueError: The tokenizer has numbers that there is no embedding for.
+    """
     tokenizer, count = parts.text_tower.tokenizer, parts.text_tower.vocab_size
     if hasattr(tokenizer, "get_vocab"):
         highest = max(tokenizer.get_vocab().values(), default=0)

@@ -33,7 +33,11 @@ KNOWN = "CLIP, SigLIP (2), Chinese CLIP, VisionTextDualEncoder, and open_clip's 
 def is_open_clip_layout(names: Collection[str]) -> bool:
     """Whether files of these names are a model in open_clip's layout.
 
-    Where both layouts are there, transformers' is taken, unless open_clip's alone has weights.
+    Args:
+        names: Names of the files in a folder.
+
+    Returns:
+        Whether they are. Where both layouts are there, transformers' is taken, unless open_clip's alone has weights.
     """
     if open_clip.CONFIG_FILE not in names:
         return False
@@ -55,7 +59,18 @@ def is_model_folder(folder: Path) -> bool:
 
 
 def model_type(folder: Path) -> str:
-    """The `model_type` of a folder's config.json; "" where it has none."""
+    """The `model_type` of a folder's config.json.
+
+    Args:
+        folder: A folder with a config.json.
+
+    Returns:
+        It; "" where the file has none.
+
+    Raises:
+        FileNotFoundError: There is no config.json.
+        ValueError: It cannot be parsed.
+    """
     config = read_json(folder / "config.json", "get the publisher's")
     return str(config.get("model_type", "")) if isinstance(config, dict) else ""
 
@@ -156,11 +171,15 @@ def layout_of(folder: Path) -> Literal["transformers", "open_clip"]:
 
 
 def check_is_dual_encoder(folder: Path, source: object = None) -> None:
-    """Raises FileNotFoundError for a folder without a config, and ValueError for the config of another kind of model.
+    """Check that a folder has the config of a dual encoder of a known family.
 
     Args:
-        folder: of a model; only its JSON files are read.
-        source: what a message calls the model; None for the folder.
+        folder: Of a model; only its JSON files are read.
+        source: What a message calls the model; None for the folder.
+
+    Raises:
+        FileNotFoundError: There is no config.
+        ValueError: The config is of another kind of model, or cannot be parsed.
     """
     source = source or folder
     names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
@@ -175,11 +194,14 @@ def check_is_dual_encoder(folder: Path, source: object = None) -> None:
 
 
 def describe_kind(kind: str, source: object) -> str:
-    """What a model of a `model_type` is instead of a dual encoder, and what to do with it, for a message.
+    """What a model of a `model_type` is instead of a dual encoder, and what to do with it.
 
     Args:
-        kind: of config.json; "" where it has none.
-        source: the model's folder or name.
+        kind: Of config.json; "" where it has none.
+        source: The model's folder or name.
+
+    Returns:
+        The end of a message.
     """
     if not kind:
         return "config.json has no model_type, so it is no model of transformers: get the publisher's config.json"

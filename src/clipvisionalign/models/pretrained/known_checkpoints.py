@@ -54,7 +54,14 @@ class KnownCheckpoint:
     sources: tuple[str, ...]
 
     def matches(self, name: str) -> bool:
-        """Whether a hub name is one of these."""
+        """Whether a hub name is one of these.
+
+        Args:
+            name: The name, without a revision; in any case of letters.
+
+        Returns:
+            Whether it fits one of `names`.
+        """
         return any(fnmatchcase(name.lower(), pattern.lower()) for pattern in self.names)
 
 
@@ -73,12 +80,23 @@ class Pretraining:
     is_derived: bool = False
 
     def membership(self, data_set: str) -> Membership:
-        """Whether a set of `DATA_SETS` is part of the training set."""
+        """Whether a published set is part of the training set.
+
+        Args:
+            data_set: A key of `DATA_SETS`.
+
+        Returns:
+            What is stated; "unknown" also for "not inside" of a model that is only made from this one.
+        """
         stated: Membership = "unknown" if self.checkpoint is None else getattr(self.checkpoint, data_set)
         return stated if stated == "inside" or not self.is_derived else "unknown"
 
     def note(self) -> str:
-        """In one sentence."""
+        """What is known of the training set, in one sentence.
+
+        Returns:
+            The sentence, without a full stop.
+        """
         groups: dict[str, list[str]] = {}
         for data_set, label in DATA_SETS.items():
             groups.setdefault(self.membership(data_set), []).append(label)
@@ -91,7 +109,12 @@ class Pretraining:
         return f"{origin} pretrained on {self.checkpoint.trained_on}; in that data: {sets}{detail}; source: {source}"
 
     def to_dict(self) -> dict[str, Any]:
-        """As reports have it."""
+        """As reports have it.
+
+        Returns:
+            The model, whether it is known, its training set and sources where it is, each set of `DATA_SETS` with its
+            membership, and the note.
+        """
         record: dict[str, Any] = {"model": self.model, "known": self.checkpoint is not None}
         if self.checkpoint is not None:
             row = asdict(self.checkpoint)
@@ -101,9 +124,13 @@ class Pretraining:
 
 @cache
 def known_checkpoints() -> tuple[KnownCheckpoint, ...]:
-    """The table, in order: the first row that matches a name holds.
+    """The table of known checkpoints.
 
-    Raises ValueError for a row with other keys or values than `KnownCheckpoint` has.
+    Returns:
+        Its rows, in order: the first that matches a name holds.
+
+    Raises:
+        ValueError: A row has other keys or values than `KnownCheckpoint` has.
     """
     text = files("clipvisionalign.models.pretrained").joinpath("known_checkpoints.json").read_text(encoding="utf-8")
     return tuple(_read_row(row) for row in json.loads(text))
@@ -123,7 +150,16 @@ def _read_row(row: dict[str, Any]) -> KnownCheckpoint:
 
 
 def find_checkpoint(name: str) -> KnownCheckpoint | None:
-    """The row of a hub name, also with @REVISION; None for one that is not known.
+    """The row of a hub name.
+
+    Args:
+        name: The name, also with `hf-hub:` before it and @REVISION after it.
+
+    Returns:
+        Its row; None for one that is not known.
+
+    Raises:
+        ValueError: A row of the table has other keys or values than `KnownCheckpoint` has.
 
     >>> find_checkpoint("openai/clip-vit-base-patch32").trained_on
     'WIT, 400 million pairs of images and texts from the web, which are not published'
@@ -135,9 +171,17 @@ def find_checkpoint(name: str) -> KnownCheckpoint | None:
 
 
 def pretraining_of(model: str | Path) -> Pretraining | None:
-    """What a model started from: a pretrained dual encoder by folder or hub name, or a run that started from one.
+    """What a model started from.
 
-    Returns None for a run that started from no dual encoder.
+    Args:
+        model: A pretrained dual encoder by folder or hub name, or the folder of a run.
+
+    Returns:
+        The model that it is or started from, with its row of the table; None for a run that started from no dual
+        encoder.
+
+    Raises:
+        ValueError: Its config.json cannot be parsed.
     """
     folder = Path(model)
     name = str(model)
@@ -157,7 +201,17 @@ def pretraining_of(model: str | Path) -> Pretraining | None:
 
 
 def base_checkpoint(model: str | Path) -> str:
-    """The hub name of the published model that a model started from, or is; "" where none is recorded."""
+    """The hub name of the published model that a model started from, or is.
+
+    Args:
+        model: A pretrained dual encoder by folder or hub name, or the folder of a run.
+
+    Returns:
+        The hub name; "" where none is recorded.
+
+    Raises:
+        ValueError: Its config.json cannot be parsed.
+    """
     pretraining = pretraining_of(model)
     return pretraining.model if pretraining is not None and _HUB_NAME.fullmatch(pretraining.model) else ""
 
