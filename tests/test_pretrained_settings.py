@@ -238,7 +238,7 @@ def test_the_bias_stays_where_no_loss_of_the_dual_encoder_has_a_gradient_for_it(
 
 
 def test_chunks_give_the_bias_the_gradient_of_the_whole(folders, scenes_folder, tmp_path):
-    """And a run that is resumed from its checkpoint ends as one that was not stopped."""
+    """However many chunks a step is taken in."""
     results = {}
     for name, more in {"whole": {}, "chunks": {"chunk": 4}}.items():
         config = settings(

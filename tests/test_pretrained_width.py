@@ -15,7 +15,7 @@ from test_pretrained import drawn_images
 from test_pretrained_settings import settings
 from torch.nn import functional as F
 
-from clipvisionalign import train
+from clipvisionalign import Callback, train
 from clipvisionalign.cli import main
 from clipvisionalign.export.library_layouts import export_library_layout
 from clipvisionalign.export.onnx import export_onnx
@@ -23,6 +23,8 @@ from clipvisionalign.export.onnx_aligner import OnnxAligner
 from clipvisionalign.models.aligner import Aligner, AlignerConfig
 from clipvisionalign.models.io import load_aligner
 from clipvisionalign.models.pretrained import principal_directions
+from clipvisionalign.training.contrastive import LossConfig
+from clipvisionalign.training.train import resume
 
 #: Families with a linear layer at the end of both heads, into which a narrower space is folded.
 FOLDED = ("clip", "chinese_clip", "vision_text", "oc_vit", "oc_quickgelu", "oc_timm", "oc_cnn", "oc_siglip", "oc_hf")
@@ -172,6 +174,28 @@ def test_a_narrow_run_is_tuned_resumed_and_started_from(folders, tmp_path, scene
     wider = more | {"model": model | {"width": None}, "init": str(tmp_path / "run")}
     with pytest.raises(ValueError, match="other towers than this run's"):
         train(settings(scenes_folder, tmp_path / "wider", folders("clip"), **wider))
+
+
+def test_a_narrow_run_that_is_stopped_ends_as_one_that_is_not(folders, tmp_path, scenes_folder):
+    """With all that it trains beside: SigLIP's bias, layers behind its towers, a late interaction, in chunks."""
+
+    class Stopped(Callback):
+        def on_checkpoint(self, *_):
+            raise KeyboardInterrupt
+
+    more = {
+        "model": {"width": 12, "design": "late"}, "freeze": "none", "loss": LossConfig("sigmoid"), "chunk": 8,
+        "epochs": 2, "steps": 0, "batch": 48,
+    }  # fmt: skip
+    whole, stopped = (
+        settings(scenes_folder, tmp_path / name, folders("siglip"), **more) for name in ("whole", "stopped")
+    )
+    train(whole)
+    with pytest.raises(KeyboardInterrupt):
+        train(stopped, callbacks=[Stopped()])
+    resume(tmp_path / "stopped")
+    expected, state = (load_aligner(tmp_path / name, "cpu").state_dict() for name in ("whole", "stopped"))
+    assert not [name for name in expected if not torch.equal(expected[name], state[name])]
 
 
 @pytest.mark.parametrize("family", [family for family in FAMILIES if family != "naflex"])

@@ -59,7 +59,7 @@ def build_loss(config: LossConfig, aligner: Aligner) -> DualEncoderLoss:
     model_bias = aligner.logit_bias
     if model_bias is not None and config.name == "sigmoid":
         scale, bias = aligner.scale().item(), model_bias.item()
-        logger.info(f"the sigmoid loss starts from the pretrained model's scale {scale:.1f} and bias {bias:.2f}")
+        logger.info(f"the sigmoid loss has the model's own scale {scale:.1f} and bias {bias:.2f}, and trains them")
         if config.bias != LossConfig.bias:
             logger.info("no effect of --loss.bias: the pretrained model has its own, which is trained")
     return DualEncoderLoss(config, model_bias is not None).to(aligner.device)
