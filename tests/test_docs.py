@@ -9,6 +9,7 @@ import argparse
 import csv
 import doctest
 import importlib
+import logging
 import os
 import pkgutil
 import re
@@ -225,6 +226,8 @@ def test_the_examples_of_docstrings_hold(tmp_path: Path, monkeypatch: pytest.Mon
     # Some read the data set "scenes", and write a run.
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CLIPVISIONALIGN_CACHE", str(tmp_path / "cache"))
+    # pytest's own handlers would take the lines that a program without any sees printed.
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
     write_scenes("scenes", 12, size=32, splits={"train": 8, "dev": 4})
     names = [each.name for each in pkgutil.walk_packages(clipvisionalign.__path__, "clipvisionalign.")]
     tested = 0
