@@ -52,8 +52,11 @@ def test_the_scales_are_averaged_as_logarithms_and_the_higher_limit_clips_neithe
 
 def test_dtypes_are_the_tuned_ones_and_the_sum_is_taken_in_double_precision():
     """In half precision the weights themselves would lose digits before they are added."""
-    tuned, base = {"w": torch.tensor([1.0], dtype=torch.float16)}, {"w": torch.tensor([1.0 + 2.0**-20])}
-    assert interpolate_weights(tuned, base, 0.5)["w"].dtype == torch.float16
+    step = 2.0**-10
+    tuned = {"w": torch.tensor([1.0 + step], dtype=torch.float16)}
+    # Rounded to half precision first, the base would be 1, and the sum half way between two numbers.
+    half = interpolate_weights(tuned, {"w": torch.tensor([1.0 + 0.45 * step])}, 0.5)["w"]
+    assert (half.dtype, half.item()) == (torch.float16, 1.0 + step)
     wide = interpolate_weights({"w": torch.tensor([1.0 + 2.0**-23])}, {"w": torch.tensor([1.0 - 2.0**-24])}, 1 / 3)
     assert wide["w"].item() == 1.0
 

@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 
+from clipvisionalign.cli.adaptation import blend, blend_parser, worth, worth_parser
 from clipvisionalign.cli.completion import completion_parser, completion_script
 from clipvisionalign.cli.data import check, check_parser, scenes, scenes_parser, shards, shards_parser
 from clipvisionalign.cli.evaluate import (
@@ -144,7 +145,9 @@ RESUMED: dict[Callable[[list[str]], int], str] = {
 }
 
 #: The commands that may need weights from the hub.
-_HUB_COMMANDS = (check, train, evaluate, classify, encode, audit, study, index, search, serve, explain, export)
+_HUB_COMMANDS = (
+    check, train, evaluate, classify, encode, audit, study, index, search, serve, explain, export, blend, worth,
+)  # fmt: skip
 
 
 def completion(arguments: list[str]) -> int:
@@ -164,6 +167,8 @@ COMMANDS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     "classify": ("measure zero-shot classification of class folders, with intervals", classify),
     "encode": ("write the vectors of a data set to files", encode),
     "audit": ("check that the figures of a run are sound", audit),
+    "blend": ("write the best model between a fine-tuned run and what it started from", blend),
+    "worth": ("tell what a fine-tuning gained on its own data, and lost on others", worth),
     "study": ("train and measure attention designs over several seeds, in one report", study),
     "report": ("re-create the report of a study, or compare two studies", report),
     "index": ("encode the images of a folder into an index to search", index),
@@ -185,6 +190,8 @@ PARSERS: dict[str, Callable[[], argparse.ArgumentParser]] = {
     "classify": classify_parser,
     "encode": encode_parser,
     "audit": audit_parser,
+    "blend": blend_parser,
+    "worth": worth_parser,
     "study": study_parser,
     "report": report_parser,
     "index": index_parser,

@@ -13,6 +13,7 @@ from clipvisionalign.export.folders import export_folder
 from clipvisionalign.json_io import read_json
 from clipvisionalign.models.aligner_config import read_recorded_settings
 from clipvisionalign.models.io import is_pretrained
+from clipvisionalign.models.pretrained import is_pretrained_name
 from clipvisionalign.models.pretrained.known_checkpoints import base_checkpoint, pretraining_of
 from clipvisionalign.models.run_files import MODEL_FOLDERS
 
@@ -101,6 +102,7 @@ def model_card(run: Path) -> str:
         pretraining=None if pretraining is None else pretraining.to_dict(),
         text_tower=Path(str(model["text_tower"].get("name", ""))).name,
         width=model.get("width") or _own_width(run),
+        blend=_blend_of(results),
         data=data,
         dev_origin=dev_origin,
         selection_note=selection_note[0].upper() + selection_note[1:],
@@ -119,6 +121,16 @@ def _own_width(run: Path) -> int | None:
     path = run / "weights.json"
     recorded = read_json(path).get("common_space", {}) if path.is_file() else {}
     return recorded.get("width")
+
+
+def _blend_of(results: dict[str, Any]) -> dict[str, Any] | None:
+    """Between which models the weights of a blended run are; None for a run whose weights are trained ones."""
+    blend = results.get("blend")
+    if blend is None:
+        return None
+    base = str(blend["base"])
+    # A path is of this machine.
+    return {"alpha": blend["alpha"], "base": base if is_pretrained_name(base) else Path(base).name}
 
 
 def _licence_of_base(run: Path) -> str:

@@ -91,14 +91,16 @@ def choices_to_dict(
     best_by: str,
     with_init: str | None = None,
     trained_on: str | None = None,
+    selected: str = "epoch and weights",
 ) -> dict[str, Any]:
     """The block "chosen" of results.json: what was chosen where, and the run's model on the dev that chose it.
 
-    with_init: what `init_selection_note` gives; trained_on: that a run that it starts from was trained on these images.
+    with_init: what `init_selection_note` gives; trained_on: that a run that it starts from was trained on these images;
+    selected: what each half selected.
     """
     result: dict[str, Any] = {"by": "halves" if halves else "all of dev", "epoch_by": best_by}
     result["figures"] = (
-        "cross-fitted: each half's queries by the epoch and weights that the other half chose"
+        f"cross-fitted: each half's queries by the {selected} that the other half chose"
         if halves else "in-sample: dev is too small to be halved, what was chosen on it is measured on it"
     )  # fmt: skip
     if with_init:

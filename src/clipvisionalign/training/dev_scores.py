@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -70,29 +70,35 @@ class DevScores:
         """
         if self.late is None:
             return PairWeights()
-        if self.fusion is None:
-            block = np.ix_(part.images, part.captions)
-            dual, late = self._dual[block], self._late[block]
-            grid = [PairWeights(weight) for weight in PAIR_WEIGHTS]
-
-            def ranks(weights: PairWeights) -> PositiveRanks:
-                return ranks_of_scores(dual + np.float32(weights.late) * late, part.positives)
-        else:
-            count = max(1, round(self.candidates * len(part.images) / len(self.image_vectors)))
-            candidates = Candidates.of(
-                self.image_vectors[part.images], self.caption_vectors[part.captions], part.positives, count
-            )
-            images, captions = candidates.index
-            components = self._pair_components(part.images[images], part.captions[captions])
-            grid = [PairWeights(late, fusion) for late in PAIR_WEIGHTS for fusion in PAIR_WEIGHTS]
-
-            def ranks(weights: PairWeights) -> PositiveRanks:
-                return candidates.ranks(components @ np.array([1.0, *weights], dtype=np.float32))
+        ranks = self._part_ranking(part)
+        fusion_weights = (0.0,) if self.fusion is None else PAIR_WEIGHTS
+        grid = [PairWeights(late, fusion) for late in PAIR_WEIGHTS for fusion in fusion_weights]
 
         def rsum(weights: PairWeights) -> float:
             return metrics_of_ranks(ranks(weights), part.positives.caption_image, resamples=0).rsum.value
 
         return max(grid, key=lambda weights: (rsum(weights), -sum(weights)))
+
+    def rsum_of_part(self, part: GallerySubset, weights: PairWeights) -> float:
+        """The rsum of a part as a gallery of its own, by which `choose` chooses."""
+        ranks = self._part_ranking(part)(weights)
+        return metrics_of_ranks(ranks, part.positives.caption_image, resamples=0).rsum.value
+
+    def _part_ranking(self, part: GallerySubset) -> Callable[[PairWeights], PositiveRanks]:
+        """What ranks a part as a gallery of its own by given weights."""
+        image_vectors, caption_vectors = self.image_vectors[part.images], self.caption_vectors[part.captions]
+        if self.late is None:
+            ranks = ranks_of_vectors(image_vectors, caption_vectors, part.positives)
+            return lambda weights: ranks
+        if self.fusion is None:
+            block = np.ix_(part.images, part.captions)
+            dual, late = self._dual[block], self._late[block]
+            return lambda weights: ranks_of_scores(dual + np.float32(weights.late) * late, part.positives)
+        count = max(1, round(self.candidates * len(part.images) / len(self.image_vectors)))
+        candidates = Candidates.of(image_vectors, caption_vectors, part.positives, count)
+        images, captions = candidates.index
+        components = self._pair_components(part.images[images], part.captions[captions])
+        return lambda weights: candidates.ranks(components @ np.array([1.0, *weights], dtype=np.float32))
 
     def rank(self, weights: PairWeights) -> RankingResult:
         """The whole gallery by these weights, as `retrieval.evaluate` ranks it."""

@@ -34,7 +34,7 @@ _CAPTIONS = (
     "on the left of a small red ring there are three large blue squares and above them a yellow star in the picture",
 )  # fmt: skip
 #: How far a number of a unit vector may be off where one model is asked twice in a process: no two additions differ.
-_MAX_DIFFERENCE = 5e-6
+MAX_VECTOR_DIFFERENCE = 5e-6
 
 
 # --- what the figures owe to it --------------------------------------------------------------------------------------
@@ -132,11 +132,11 @@ def check_same_encodings(aligner: Aligner, other: Aligner, run: str) -> None:
             message = f"its {what} is {other_value}, this run's {own_value}; give {remedy}, or another --init"
             raise ValueError(f"--init {run}: other towers than this run's: {message}")
     for what, own_value, other_value in zip(
-        ("images", "captions"), _probe_vectors(aligner), _probe_vectors(other), strict=True
+        ("images", "captions"), probe_vectors(aligner), probe_vectors(other), strict=True
     ):
         difference = float((own_value - other_value).abs().max())
         # Written so that nan is refused too.
-        if not difference <= _MAX_DIFFERENCE:
+        if not difference <= MAX_VECTOR_DIFFERENCE:
             raise ValueError(
                 f"--init {run}: other towers than this run's: with the same weights its {what} have other vectors (off "
                 f"by {difference:.2g}); give this run the towers and the settings of {run}/config.yaml, or "
@@ -193,7 +193,7 @@ def _compared_heads(aligner: Aligner, other: Aligner) -> dict[str, tuple[Any, An
 
 
 @torch.no_grad()
-def _probe_vectors(aligner: Aligner) -> tuple[torch.Tensor, torch.Tensor]:
+def probe_vectors(aligner: Aligner) -> tuple[torch.Tensor, torch.Tensor]:
     """The vectors of a grey ramp, a coloured one, and a few captions."""
     ramp = Image.linear_gradient("L")
     images = [ramp.convert("RGB"), Image.merge("RGB", (ramp, ramp.rotate(90), ramp.rotate(180)))]

@@ -16,15 +16,20 @@ def nothing_chosen(chosen: dict[str, Any], epochs: int) -> bool:
 
     epochs: after how many it was measured, 0 if unknown.
     """
-    return bool(chosen) and _one_epoch(chosen, epochs) and not {"weights", "with_init", "init_trained_on"} & set(chosen)
+    return (
+        bool(chosen)
+        and one_epoch(chosen, epochs)
+        and not {"weights", "with_init", "init_trained_on"} & set(chosen)
+        and not _alphas(chosen)
+    )
 
 
-def _one_epoch(chosen: dict[str, Any], epochs: int) -> bool:
+def one_epoch(chosen: dict[str, Any], epochs: int) -> bool:
     """Whether there was no choice between epochs: there is one, or the last was taken in any case."""
     return epochs == 1 or chosen.get("epoch_by") == "last epoch"
 
 
-def _epochs_measured(run: Path) -> int:
+def epochs_measured(run: Path) -> int:
     """After how many epochs a run was measured on dev; 0 if unknown."""
     kept = run / "metrics.jsonl"
     return kept.read_text(encoding="utf-8").count('"dev": {') if kept.is_file() else 0
@@ -39,8 +44,12 @@ def in_sample_note(run: Path, data: CaptionedImages) -> str | None:
         return None
     saved_results = json.loads(results.read_text()) if results.is_file() else {}
     chosen = saved_results.get("chosen", {})
-    what = "" if chosen and _one_epoch(chosen, _epochs_measured(run)) else "epoch"
-    what = " and ".join(filter(None, [what, "weights of its pairs' parts" if "weights" in chosen else ""]))
+    parts = [
+        "" if chosen and one_epoch(chosen, epochs_measured(run)) else "epoch",
+        "alpha" if _alphas(chosen) else "",
+        "weights of its pairs' parts" if "weights" in chosen else "",
+    ]
+    what = " and ".join(filter(None, parts))
     if chosen and not what:
         return chosen.get("with_init")
     if not chosen:
@@ -61,14 +70,26 @@ def init_selection_note(init: Path, data: CaptionedImages) -> str | None:
     if not (init / "results.json").is_file():
         return f"it starts from {init}, which was not finished: its epoch so far may have been chosen by these images"
     chosen = json.loads((init / "results.json").read_text()).get("chosen", {})
-    epochs = chosen.get("epoch", {})
-    same = chosen.get("by") == "halves" and set(epochs.get("halves", [])) <= {epochs.get("model")}
-    if chosen.get("epoch_by") == "last epoch":
+    is_halved, is_last = chosen.get("by") == "halves", chosen.get("epoch_by") == "last epoch"
+    same_alpha = not _alphas(chosen) or (is_halved and _halves_agree(_alphas(chosen)))
+    if is_last and same_alpha:
         # Nothing was chosen there, but perhaps in the run that it starts from itself.
         return chosen.get("with_init")
-    if "with_init" not in chosen and same:
+    if "with_init" not in chosen and is_halved and same_alpha and _halves_agree(chosen.get("epoch", {})):
         return None
-    return f"it starts from {init}, whose epoch was chosen by all of these images: in-sample as far as that goes"
+    what = "epoch" if same_alpha else "alpha"
+    return f"it starts from {init}, whose {what} was chosen by all of these images: in-sample as far as that goes"
+
+
+def _alphas(chosen: dict[str, Any]) -> dict[str, Any]:
+    """The alphas that dev and its halves chose, of a blended run; nothing for a run, or where alpha was given."""
+    alphas = chosen.get("alpha", {})
+    return {} if alphas.get("given") else alphas
+
+
+def _halves_agree(choices: dict[str, Any]) -> bool:
+    """Whether the halves of dev chose as all of dev did."""
+    return set(choices.get("halves", [])) <= {choices.get("model")}
 
 
 def changed_dev_parts(run: Path, data: CaptionedImages) -> list[str]:

@@ -32,22 +32,22 @@ def lookup(document: Mapping[str, Any], path: str) -> Any:
     return node
 
 
-class Claim:
-    """A sentence in the making: each `cite` method returns a value of the report as it is shown, and records it.
+class CitedSentence:
+    """A sentence in the making: each `cite` method returns a value of a document as it is shown, and records it.
 
     Args:
-        report: the report that is cited.
-        topic: what the sentence is about: accuracy, length, composition, cost, search or belief.
+        document: what is cited.
+        topic: what the sentence is about.
     """
 
-    def __init__(self, report: StudyReport, topic: str) -> None:
-        self.report, self.topic = report, topic
+    def __init__(self, document: Mapping[str, Any], topic: str) -> None:
+        self.document, self.topic = document, topic
         self.citations: list[dict[str, str]] = []
         self.text = ""
 
     def cite(self, path: str, form: str = "", factor: float = 1.0) -> str:
         """The figure at `path`, formatted: with one decimal, or as many as distinguish it from zero."""
-        value = lookup(self.report.document, path) * factor
+        value = lookup(self.document, path) * factor
         form = form or decimal_format(value)
         text = format(round(value) if form.endswith("d") else value, form)
         self.citations.append({"path": path, "shown": text, "form": form, "factor": str(factor)})
@@ -55,19 +55,19 @@ class Claim:
 
     def cite_count(self, path: str) -> str:
         """How many entries the list at `path` has."""
-        text = str(len(lookup(self.report.document, path)))
+        text = str(len(lookup(self.document, path)))
         self.citations.append({"path": path, "shown": text, "form": "count", "factor": "1"})
         return text
 
     def cite_with_noun(self, path: str, noun: str) -> str:
         """The whole number at `path`, or how many entries the list there has, with its noun: "1 image", "2 images"."""
-        value = lookup(self.report.document, path)
+        value = lookup(self.document, path)
         text = self.cite_count(path) if isinstance(value, list) else self.cite(path, ",d")
         return f"{text} {noun if text == '1' else plural(noun)}"
 
     def cite_interval(self, path: str, sign: float = 1.0) -> str:
         """Value and 95% interval of an estimate, where it has one; with its sign changed where `sign` is -1."""
-        if lookup(self.report.document, path)["low"] is None:
+        if lookup(self.document, path)["low"] is None:
             return f"{self.cite(f'{path}/value', factor=sign)} (no interval)"
         low, high = ("low", "high") if sign > 0 else ("high", "low")
         value, low, high = (self.cite(f"{path}/{end}", factor=sign) for end in ("value", low, high))
@@ -75,11 +75,24 @@ class Claim:
 
     def cite_p_value(self, path: str) -> str:
         """A p value, with as many digits as show on which side of the level it is."""
-        return self.cite(path, p_value_format(lookup(self.report.document, path), CLAIM_LEVEL))
+        return self.cite(path, p_value_format(lookup(self.document, path), CLAIM_LEVEL))
 
     def to_dict(self) -> dict[str, Any]:
         """What report.json holds of it."""
         return {"about": self.topic, "text": self.text, "figures": self.citations}
+
+
+class Claim(CitedSentence):
+    """A sentence of a study's summary.
+
+    Args:
+        report: the report that is cited.
+        topic: what the sentence is about: accuracy, length, composition, cost, search or belief.
+    """
+
+    def __init__(self, report: StudyReport, topic: str) -> None:
+        super().__init__(report.document, topic)
+        self.report = report
 
 
 def numbers_in(text: str) -> list[str]:

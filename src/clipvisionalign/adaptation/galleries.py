@@ -1,0 +1,159 @@
+"""The galleries on which a tuned model and its base are compared: a split of the run's own data, and of other data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from clipvisionalign.data.captioned import CaptionedImages
+from clipvisionalign.data.run_data import differences_from_run, read_data_of_run
+from clipvisionalign.models.aligner import Aligner
+from clipvisionalign.models.io import is_pretrained
+from clipvisionalign.retrieval.metrics import MIN_IMAGES, chance_metrics, metrics_of_ranks
+from clipvisionalign.retrieval.ranks import PositiveRanks, Positives
+from clipvisionalign.study.statistics import estimate, image_contributions, of_units
+from clipvisionalign.training.halves import DevHalves, positives_of, split_halves
+from clipvisionalign.training.opened_run import OpenedRun
+from clipvisionalign.training.overlap import training_overlap_note
+from clipvisionalign.training.selection_notes import in_sample_note, init_selection_note
+
+#: Resamples of a bootstrap, as for the figures of a run.
+_RESAMPLES = 1000
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """A split of a data set, whole, on which models are compared.
+
+    Attributes:
+        data: the data set, as it was read.
+        part: the split, without images that cannot be decoded.
+        is_own: whether it is of the data that the run was trained on.
+        differences: what of it is otherwise than the run has recorded it, a line each.
+    """
+
+    data: CaptionedImages
+    part: CaptionedImages
+    split: str
+    is_own: bool
+    differences: tuple[str, ...] = ()
+
+    @property
+    def source(self) -> str:
+        """The data set's file or folder."""
+        return str(self.data.source)
+
+    @cached_property
+    def positives(self) -> Positives:
+        """Who belongs to whom."""
+        return positives_of(self.part)
+
+    @cached_property
+    def halves(self) -> DevHalves | None:
+        """The halves that choose for each other; None for too few images."""
+        return split_halves(self.part)
+
+    def notes(self, run: str, base: str) -> list[str]:
+        """What figures of a run and its base on this gallery have to be read with, a sentence each."""
+        notes = list(self.differences)
+        for model in (run, base):
+            if is_pretrained(model):
+                continue
+            overlap = training_overlap_note(Path(model), self.data, self.part)
+            notes += [f"{model}: {overlap.note}"] if overlap else []
+        chosen_on = init_selection_note(Path(run), self.part)
+        notes += [chosen_on.replace(f"it starts from {run}, ", f"{run}: ", 1)] if chosen_on else []
+        base_note = None if is_pretrained(base) else in_sample_note(Path(base), self.part)
+        return notes + ([f"{base}: {base_note}"] if base_note else [])
+
+    def header(self) -> dict[str, Any]:
+        """What a report on this gallery begins with."""
+        return {
+            "data": self.source,
+            "own": self.is_own,
+            "split": self.split,
+            "images": len(self.part),
+            "captions": len(self.part.captions),
+        }
+
+    def figures(self, ranks: PositiveRanks) -> dict[str, Any]:
+        """The figures of a model's ranks of this gallery, with 95% intervals by bootstrap over images."""
+        owners, unit = self.positives.caption_image, self.positives.identity
+        return metrics_of_ranks(ranks, owners, _RESAMPLES, unit=unit).to_dict()
+
+    def chance(self, ranks: PositiveRanks) -> float:
+        """The rsum of a random ranking."""
+        return float(chance_metrics(ranks)["rsum"])
+
+    def difference(self, ranks: PositiveRanks, other: PositiveRanks) -> dict[str, float | None]:
+        """The rsum of one model minus that of another, paired over images (or identities): "value", "low", "high", "p".
+
+        The interval and p are those of a study's differences with one seed (`study.statistics`).
+        """
+        table = self._rsum_by_image(ranks) - self._rsum_by_image(other)
+        result = estimate(self._by_unit(table)[None], (-600.0, 600.0)).to_dict()
+        return {name: result[name] for name in ("value", "low", "high", "p")}
+
+    def kept_share(self, ranks: PositiveRanks, base: PositiveRanks) -> dict[str, float | None]:
+        """The rsum of a model as a share of the base's, with a 95% interval by paired bootstrap over images."""
+        own, other = (self._by_unit(self._rsum_by_image(each)) for each in (ranks, base))
+        if not other.mean():
+            return {"value": None, "low": None, "high": None}
+        units = len(own)
+        drawn = np.random.default_rng(0).multinomial(units, np.full(units, 1 / units), size=_RESAMPLES)
+        low = high = None
+        if units >= MIN_IMAGES:
+            shares = (drawn @ own) / np.maximum(drawn @ other, 1e-9)
+            low, high = (float(each) for each in np.quantile(shares, (0.025, 0.975)))
+        return {"value": float(own.mean() / other.mean()), "low": low, "high": high}
+
+    def _rsum_by_image(self, ranks: PositiveRanks) -> np.ndarray:
+        return image_contributions(ranks, self.positives.caption_image, "rsum")
+
+    def _by_unit(self, table: np.ndarray) -> np.ndarray:
+        unit = self.positives.identity
+        return table if unit is None else of_units(table, unit)
+
+
+def read_galleries(
+    run: str, foreign: list[str], split: str, source: str = "", layout: str = "auto", identity: str | None = None
+) -> list[CaptionedImages]:
+    """The run's own data set, then the others, each with a split of that name; no image is opened.
+
+    Args:
+        run: a run folder.
+        foreign: other data sets, read in their own layouts.
+        split: the split that is to be measured.
+        source: the run's data set, where it is no longer where it was.
+        layout: of `source`.
+        identity: which captions belong to which images; None for the run's setting.
+
+    Raises:
+        DataError: a data set cannot be read, or has no such split.
+        ValueError: the run does not record its data.
+    """
+    data_sets = [read_data_of_run(run, source, layout, identity, split)]
+    data_sets += [read_data_of_run(run, each, "auto", identity, split) for each in foreign]
+    for data in data_sets:
+        data.split(split)
+    return data_sets
+
+
+def check_galleries(run: str, aligner: Aligner, data_sets: list[CaptionedImages], split: str) -> list[Gallery]:
+    """Decode the images of a split of each data set; the first one is the run's own."""
+    galleries = []
+    for number, data in enumerate(data_sets):
+        differences = differences_from_run(run, data, split) if not number else _foreign_note(data, data_sets[0])
+        part = OpenedRun(run, aligner, data, split, differences).gallery()
+        galleries.append(Gallery(data, part, split, not number, tuple(differences)))
+    return galleries
+
+
+def _foreign_note(data: CaptionedImages, own: CaptionedImages) -> list[str]:
+    """That a data set is the run's own, and no other."""
+    same = data.source.resolve() == own.source.resolve()
+    return [f"--foreign {data.source}: is the run's own data set: nothing is learned of others from it"] if same else []

@@ -1,0 +1,52 @@
+"""Whether a fine-tuning was worth it: what was gained over the base, what was lost elsewhere, and what is between."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from clipvisionalign.adaptation.comparison import ComparisonRequest, compare_with_base
+from clipvisionalign.adaptation.worth_claims import worth_claims
+from clipvisionalign.json_io import write_json
+from clipvisionalign.models.pretrained.known_checkpoints import pretraining_of
+
+#: Where the answer is kept in a run folder.
+WORTH_FILE = "worth.json"
+
+
+def worth(
+    request: ComparisonRequest, out: str | Path = "", overwrite: bool = False, with_blend: bool = True
+) -> dict[str, Any]:
+    """Compare a run with what it started from, on its own data and on data that it was not tuned on.
+
+    >>> from clipvisionalign.adaptation.comparison import ComparisonRequest
+    >>> worth(ComparisonRequest("runs/tuned", split="test"))["claims"]    # doctest: +SKIP
+
+    Args:
+        request: the run, its base, the data sets and the split.
+        out: the file to write; "" for worth.json in the run folder.
+        overwrite: whether a file that is there is replaced.
+        with_blend: whether the best model between the two is looked for, which measures each of `request.alphas`.
+
+    Returns:
+        What the file holds: figures, paired differences, and sentences whose numbers are cited from them.
+
+    Raises:
+        FileExistsError: the file is there.
+        ValueError, FileNotFoundError, DataError: as `compare_with_base`.
+    """
+    request = request if with_blend else replace(request, alphas=())
+    request.check()
+    target = Path(out) if str(out) else Path(request.run) / WORTH_FILE
+    if target.exists() and not overwrite:
+        raise FileExistsError(f"{target}: is there already; give another --out, or --overwrite to replace it")
+    if not target.parent.is_dir():
+        raise FileNotFoundError(f"--out {target}: there is no folder {target.parent}")
+    document = compare_with_base(request).document
+    pretraining = pretraining_of(request.base_name())
+    if pretraining is not None:
+        document["pretraining"] = pretraining.to_dict()
+    document["claims"] = [claim.to_dict() for claim in worth_claims(document)]
+    write_json(target, document)
+    return document

@@ -1,0 +1,100 @@
+"""Sentences about a fine-tuning, whose numbers are cited from the figures: each claims what its interval carries."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from clipvisionalign.study.report.claims.claim import CitedSentence, as_code
+
+
+def worth_claims(document: Mapping[str, Any]) -> list[CitedSentence]:
+    """What was gained on the run's own data and what was lost on others, over the base and over the best blend.
+
+    Args:
+        document: of worth.json.
+    """
+    claims = []
+    for number, gallery in enumerate(document["galleries"]):
+        for position, row in enumerate(gallery["differences"]):
+            # Blend and base are told apart by the two other differences, and in the table.
+            if row["same_model"] or (row["a"], row["b"]) == ("blend", "base"):
+                continue
+            claims.append(_difference_claim(document, number, position))
+        claims.append(_kept_claim(document, number))
+    if "alpha" in document:
+        claims.append(_blend_claim(document))
+    return claims
+
+
+def _where(gallery: Mapping[str, Any]) -> str:
+    """The gallery that a sentence is about."""
+    kind = "the data that it was tuned on" if gallery["own"] else "data that it was not tuned on"
+    return f"On the {gallery['split']} split of {as_code(Path(gallery['data']).name)}, {kind},"
+
+
+def _difference_claim(document: Mapping[str, Any], number: int, position: int) -> CitedSentence:
+    gallery = document["galleries"][number]
+    row, path = gallery["differences"][position], f"galleries/{number}/differences/{position}"
+    claim = CitedSentence(document, "gain" if gallery["own"] else "loss")
+    other = "the base" if row["b"] == "base" else "the blend"
+    if row["p"] is None:
+        claim.text = (
+            f"{_where(gallery)} the run was not tested against {other}, as there are too few images: "
+            f"{claim.cite_interval(path)} in rsum."
+        )
+    elif not row["shown"]:
+        claim.text = (
+            f"{_where(gallery)} no difference between the run and {other} was shown: {claim.cite_interval(path)} in "
+            f"rsum (p = {claim.cite_p_value(f'{path}/p_holm')} after Holm's correction)."
+        )
+    else:
+        sign = 1.0 if row["value"] > 0 else -1.0
+        word = "more" if sign > 0 else "less"
+        claim.text = (
+            f"{_where(gallery)} the run finds {word} than {other}: {claim.cite_interval(path, sign)} in rsum "
+            f"(p = {claim.cite_p_value(f'{path}/p_holm')} after Holm's correction)."
+        )
+    return claim
+
+
+def _kept_claim(document: Mapping[str, Any], number: int) -> CitedSentence:
+    """The rsum of run and blend as shares of the base's."""
+    gallery = document["galleries"][number]
+    claim = CitedSentence(document, "share of the base")
+    parts = []
+    for name, kept in gallery["kept"].items():
+        if kept["value"] is not None:
+            parts.append(f"the {name} has {_cite_share(claim, f'galleries/{number}/kept/{name}')}")
+    base = claim.cite(f"galleries/{number}/base/rsum/value")
+    chance = claim.cite(f"galleries/{number}/chance")
+    shares = f", of which {' and '.join(parts)}" if parts else ""
+    claim.text = f"{_where(gallery)} the base has an rsum of {base} (a random ranking: {chance}){shares}."
+    return claim
+
+
+def _cite_share(claim: CitedSentence, path: str) -> str:
+    """A share in percent with its interval, where it has one."""
+    value = claim.cite(f"{path}/value", factor=100.0)
+    name, number = path.rsplit("/", 1)[1], int(path.split("/")[1])
+    if claim.document["galleries"][number]["kept"][name]["low"] is None:
+        return f"{value} % (no interval)"
+    low, high = (claim.cite(f"{path}/{end}", factor=100.0) for end in ("low", "high"))
+    return f"{value} % [{low}, {high}]"
+
+
+def _blend_claim(document: Mapping[str, Any]) -> CitedSentence:
+    """Which model between the two was taken."""
+    claim = CitedSentence(document, "blend")
+    alpha = document["alpha"]
+    which = {0.0: ", the base itself", 1.0: ", the run itself"}.get(alpha["model"], "")
+    verb = "given" if alpha["given"] else "chosen on dev"
+    claim.text = f"Of the models between the base and the run, alpha {claim.cite('alpha/model', 'g')} was {verb}{which}"
+    if alpha["keep"] is not None:
+        claim.text += f", of those that keep {claim.cite('alpha/keep', 'g', 100.0)} % of the base's rsum on other data"
+    if alpha["halves"] and document["split"] == "dev" and not alpha["given"]:
+        halves = " and ".join(claim.cite(f"alpha/halves/{half}", "g") for half in range(len(alpha["halves"])))
+        claim.text += f" (by the halves of dev: {halves})"
+    claim.text += "."
+    return claim

@@ -1,0 +1,181 @@
+"""Commands about a fine-tuned run and what it started from: blend, worth."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from clipvisionalign.cli.parser import PROGRAM, add_offline_flag, command_parser
+from clipvisionalign.counts import count_noun
+
+if TYPE_CHECKING:
+    from clipvisionalign.adaptation.comparison import ComparisonRequest
+
+
+def blend_parser() -> argparse.ArgumentParser:
+    """The parser of `blend`."""
+    parser = command_parser(
+        "blend",
+        description="Write the best model between a fine-tuned run and what it started from as a run of its own:\n"
+        "weights (1 - alpha) base + alpha run, alpha chosen on dev. Such a model often keeps what the base could\n"
+        "do on other data at little cost on the run's own (WiSE-FT, arXiv:2109.01903).",
+        epilog=f"example: {PROGRAM} blend runs/tuned --foreign flickr8k --out runs/blended",
+    )
+    _add_comparison_flags(parser)
+    parser.add_argument("--out", required=True, help="folder for the blended run, with blend.json and blend.png")
+    parser.add_argument("--alpha", type=float, help="take this alpha, from 0 (the base) to 1 (the run); none is chosen")
+    parser.add_argument("--overwrite", action="store_true", help="replace a blended run that is there")
+    return parser
+
+
+def blend(arguments: list[str]) -> int:
+    """Write the best model between a run and its base."""
+    args = blend_parser().parse_args(arguments)
+    from clipvisionalign.adaptation.blend import blend as write_blend
+
+    document = write_blend(_request(args, args.alpha), args.out, args.overwrite)
+    if args.json:
+        print(json.dumps(document, indent=2))
+        return 0
+    _print_curve(document)
+    _print_comparison(document)
+    print(document["alpha"]["figures"])
+    print(f"the blended run is in {args.out}; next: {PROGRAM} audit {args.out}")
+    return 0
+
+
+def worth_parser() -> argparse.ArgumentParser:
+    """The parser of `worth`."""
+    parser = command_parser(
+        "worth",
+        description="Was fine-tuning worth it? What a run gained over what it started from on its own data,\n"
+        "what it lost on other data, and whether a model between the two does better; paired, with 95% intervals,\n"
+        "and in sentences whose numbers are cited from worth.json.",
+        epilog=f"example: {PROGRAM} worth runs/tuned --split test --foreign flickr8k",
+    )
+    _add_comparison_flags(parser)
+    parser.add_argument("--no-blend", action="store_true", help="do not look for the best model between the two")
+    parser.add_argument(
+        "--out", default="", metavar="FILE", help="where the figures go (default: worth.json in the run)"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace a file that is there")
+    return parser
+
+
+def worth(arguments: list[str]) -> int:
+    """Tell what a fine-tuning gained and lost."""
+    args = worth_parser().parse_args(arguments)
+    from clipvisionalign.adaptation.worth import worth as measure_worth
+
+    document = measure_worth(_request(args), args.out, args.overwrite, not args.no_blend)
+    if args.json:
+        print(json.dumps(document, indent=2))
+        return 0
+    _print_comparison(document)
+    for claim in document["claims"]:
+        print(f"- {claim['text']}")
+    if "pretraining" in document:
+        print(f"pretraining: {document['pretraining']['note']}")
+    return 0
+
+
+def _add_comparison_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", help="run folder of a finished fine-tuning")
+    parser.add_argument(
+        "--with", dest="base", default="", metavar="BASE",
+        help="the other model: a run, or a pretrained dual encoder by folder or hub name (default: what the run\n"
+        "started from)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--foreign", nargs="+", default=[], metavar="DATA", help="data sets that the run was not tuned on"
+    )
+    parser.add_argument(
+        "--keep", type=float, default=0.9, metavar="SHARE",
+        help="with --foreign: share of the base's rsum that a chosen model keeps on each of them (default 0.9)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--alphas", type=float, nargs="+", metavar="ALPHA", help="models to measure (default: 0 to 1 in steps of 0.1)"
+    )
+    parser.add_argument(
+        "--split", default="dev",
+        help="what is measured (default dev: alpha is chosen by each half for the other; on another split, such as\n"
+        "test, nothing was chosen)",
+    )  # fmt: skip
+    parser.add_argument("--data", default="", help="the run's data set, where it is no longer where it was")
+    parser.add_argument("--layout", default="auto", help="its layout (default: the run's, else recognised)")
+    parser.add_argument("--identity", help="auto, caption or none, as in 'train' (default: as the run was trained)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default auto)")
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
+    add_offline_flag(parser)
+
+
+def _request(args: argparse.Namespace, alpha: float | None = None) -> ComparisonRequest:
+    from clipvisionalign.adaptation.alpha_curve import DEFAULT_ALPHAS
+    from clipvisionalign.adaptation.comparison import ComparisonRequest
+
+    if alpha is not None and args.alphas:
+        raise ValueError("--alpha takes one model, --alphas chooses among several: give one of them")
+    return ComparisonRequest(
+        args.run, args.base, args.foreign, args.alphas or DEFAULT_ALPHAS, alpha, args.keep, args.split, args.data,
+        args.layout, args.identity, args.device,
+    )  # fmt: skip
+
+
+def _print_curve(document: dict[str, Any]) -> None:
+    """Rsum of every model between base and run, on each data set."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    title = Text(f"models from {document['base']} (0) to {document['run']} (1): rsum on dev")
+    table = Table(title=title, title_justify="left")
+    table.add_column("alpha")
+    for position, each in enumerate(document["curve_data"]):
+        table.add_column(Text(f"{Path(each['data']).name}{', foreign' if position else ', own'}"), justify="right")
+    for point in document["curve"]:
+        mark = " *" if point["alpha"] == document["alpha"]["model"] else ""
+        table.add_row(f"{point['alpha']:g}{mark}", *(f"{rsum:.1f}" for rsum in point["rsum"]))
+    table.add_row("chance", *(f"{each['chance']:.1f}" for each in document["curve_data"]))
+    Console().print(table)
+
+
+def _print_comparison(document: dict[str, Any]) -> None:
+    """Base, run and blend on each data set, with paired differences, and notes beneath."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    names = ["base", "run", *(["blend"] if "alpha" in document else [])]
+    title = Text(f"{document['run']}, tuned from {document['base']}: rsum on {document['split']}, 95% intervals")
+    table = Table(title=title, title_justify="left")
+    table.add_column("")
+    for gallery in document["galleries"]:
+        kind = "own" if gallery["own"] else "foreign"
+        count = count_noun(gallery["images"], "image")
+        table.add_column(Text(f"{Path(gallery['data']).name}, {kind}, {count}"), justify="right")
+    for name in names:
+        label = f"blend, alpha {document['alpha']['model']:g}" if name == "blend" else name
+        table.add_row(label, *(_cell(gallery[name]["rsum"]) for gallery in document["galleries"]))
+    for position, row in enumerate(document["galleries"][0]["differences"]):
+        cells = [_cell(gallery["differences"][position]) for gallery in document["galleries"]]
+        table.add_row(f"{row['a']} - {row['b']}", *cells)
+    for name in names[1:]:
+        cells = [_cell(gallery["kept"][name], 100.0, " %") for gallery in document["galleries"]]
+        table.add_row(f"{name} / base", *cells)
+    table.add_row("chance", *(f"{gallery['chance']:.1f}" for gallery in document["galleries"]))
+    console = Console()
+    console.print(table)
+    for gallery in document["galleries"]:
+        for note in gallery["notes"]:
+            print(f"note: {note}")
+
+
+def _cell(estimate: dict[str, float | None], factor: float = 1.0, unit: str = "") -> str:
+    """A figure with its interval, or alone where none was computed."""
+    value, low, high = estimate["value"], estimate["low"], estimate["high"]
+    if value is None:
+        return "-"
+    interval = "" if low is None or high is None else f" [{factor * low:.1f}, {factor * high:.1f}]"
+    return f"{factor * value:.1f}{unit}{interval}"

@@ -1,0 +1,99 @@
+"""Was a fine-tuning worth it: sentences that claim what their intervals carry, and the figures that they cite."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from pretrained_models import make_pretrained
+
+from clipvisionalign.adaptation.worth_claims import worth_claims
+from clipvisionalign.cli import main
+from clipvisionalign.data.scenes import write_scenes
+from clipvisionalign.models.aligner import AlignerConfig
+from clipvisionalign.study.report.claims.claim import lookup, numbers_in
+from clipvisionalign.training.config import RunConfig
+from clipvisionalign.training.train import train
+
+
+def document_of(gain: tuple[float, float, float, float | None], same_model: bool = False) -> dict[str, Any]:
+    """A document of one gallery with a difference: value, low, high, p."""
+    value, low, high, p = gain
+    row = {"a": "run", "b": "base", "value": value, "low": low, "high": high, "p": p, "p_holm": p}
+    row |= {"shown": p is not None and p < 0.05, "same_model": same_model}
+    rsum = {"rsum": {"value": 300.0, "low": 280.0, "high": 320.0}}
+    kept = {"run": {"value": (300.0 + value) / 300.0, "low": 0.9, "high": 1.1}}
+    gallery = {"data": "/data/flickr8k", "own": True, "split": "test", "images": 9, "chance": 20.5, "base": rsum}
+    return {"split": "test", "galleries": [{**gallery, "differences": [row], "kept": kept}]}
+
+
+def test_a_sentence_claims_a_difference_only_where_it_is_shown():
+    text = {
+        name: worth_claims(document_of(gain))[0].text
+        for name, gain in {
+            "gain": (45.0, 40.0, 50.0, 0.001), "loss": (-45.0, -50.0, -40.0, 0.001),
+            "none": (4.0, -2.0, 10.0, 0.2), "untested": (4.0, None, None, None),
+        }.items()
+    }  # fmt: skip
+    assert "the run finds more than the base: 45.0 [40.0, 50.0] in rsum" in text["gain"]
+    assert "the run finds less than the base: 45.0 [40.0, 50.0] in rsum" in text["loss"]
+    assert "no difference between the run and the base was shown: 4.0 [-2.0, 10.0]" in text["none"]
+    assert "was not tested against the base, as there are too few images: 4.0 (no interval)" in text["untested"]
+
+
+def test_a_model_is_not_compared_with_itself():
+    claims = worth_claims(document_of((0.0, 0.0, 0.0, None), same_model=True))
+    assert len(claims) == 1
+    assert "the run has 100.0 %" in claims[0].text
+
+
+def check_citations(document: dict[str, Any]) -> None:
+    """Every number of a sentence is cited, and shown as the document has it."""
+    assert document["claims"]
+    for claim in document["claims"]:
+        shown = sorted(each["shown"] for each in claim["figures"])
+        assert sorted(numbers_in(claim["text"])) == shown, claim["text"]
+        for each in claim["figures"]:
+            value = lookup(document, each["path"]) * float(each["factor"])
+            assert float(each["shown"]) == pytest.approx(value, abs=0.051, rel=0.06)
+
+
+def test_every_number_of_a_sentence_is_cited():
+    for gain in ((45.0, 40.0, 50.0, 0.001), (4.0, -2.0, 10.0, 0.2)):
+        document = document_of(gain)
+        document["claims"] = [claim.to_dict() for claim in worth_claims(document)]
+        check_citations(document)
+
+
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory, scenes_folder) -> Any:
+    """A run from a small CLIP."""
+    folder = tmp_path_factory.mktemp("worth")
+    clip = make_pretrained("clip", folder / "clip")
+    model = AlignerConfig(pretrained=str(clip))
+    settings = {"epochs": 1, "batch": 32, "precision": "float32", "trackers": "", "workers": 0, "augment": "none"}
+    train(RunConfig(data=str(scenes_folder), out=str(folder / "run"), model=model, text_lr=1e-3, **settings))
+    return folder / "run"
+
+
+def test_worth_measures_run_base_and_blend_and_keeps_its_answer(tuned, tmp_path, capsys):
+    other = write_scenes(tmp_path / "other", 60, seed=9, size=64)
+    flags = ["--foreign", str(other), "--alphas", "0.5", "--quiet"]
+    assert main(["worth", str(tuned), *flags, "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document == json.loads((tuned / "worth.json").read_text())
+    check_citations(document)
+    assert [gallery["own"] for gallery in document["galleries"]] == [True, False]
+    assert {row["p_holm"] is None for row in document["galleries"][0]["differences"] if row["p"] is not None} <= {False}
+    # Not known is said to be not known.
+    assert "is not known" in document["pretraining"]["note"]
+    assert main(["worth", str(tuned), *flags]) == 1
+    assert "is there already" in capsys.readouterr().err
+    own = json.loads((tuned / "data.json").read_text())["source"]
+    assert main(["worth", str(tuned), "--no-blend", "--foreign", own, "--overwrite", "--quiet"]) == 0
+    printed = capsys.readouterr().out
+    assert "is the run's own data set" in printed
+    assert "chance" in printed
+    assert "blend" not in printed
+    assert "alpha" not in json.loads((tuned / "worth.json").read_text())
