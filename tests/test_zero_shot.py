@@ -11,6 +11,7 @@ from pretrained_models import make_pretrained
 
 from clipvisionalign.models.io import load_aligner
 from clipvisionalign.study.config import Budget, Measurements, Plan, Variant, variant_config
+from clipvisionalign.study.report.claims.claim import numbers_in
 from clipvisionalign.study.runner import run_study
 from clipvisionalign.study.zero_shot import add_zero_shot
 from clipvisionalign.training.config import RunConfig, check_settings
@@ -69,6 +70,15 @@ def test_a_study_over_a_pretrained_model_has_it_as_first_row(clip, scenes_folder
     assert not report["not_made"]
     pairs = {frozenset((row["a"], row["b"])) for row in report["results"]["differences"]}
     assert {frozenset(("zero-shot", name)) for name in ("self", "late")} <= pairs
+    # What the model was pretrained on stands in the summary and in a table; unknown is said to be unknown.
+    (pretraining,) = report["pretraining"]
+    assert (pretraining["model"], pretraining["known"], pretraining["coco"]) == ("clip", False, "unknown")
+    assert pretraining["variants"] == list(rows)
+    (text,) = [claim["text"] for claim in report["claims"] if "pretraining data" in claim["text"]]
+    assert "what it was trained on is not known" in text
+    assert numbers_in(text) == []
+    assert "unknown" in (tmp_path / "study" / "tables" / "pretraining.md").read_text()
+    assert "What the models were pretrained on" in (tmp_path / "study" / "report.html").read_text()
     # Asked again, the same plan is the same study.
     assert next(iter(run_study(plan, tmp_path / "study")["results"]["variants"])) == "zero-shot"
 

@@ -16,6 +16,8 @@ from clipvisionalign.data.scenes import is_scene_dataset
 from clipvisionalign.files import atomic_write
 from clipvisionalign.json_io import write_json
 from clipvisionalign.models.device import library_versions, machine_info
+from clipvisionalign.models.pretrained.known_checkpoints import pretraining_of
+from clipvisionalign.models.run_files import CONFIG_FILE
 from clipvisionalign.progress import progress_step
 from clipvisionalign.retrieval.equal_captions import count_equal_captions
 from clipvisionalign.retrieval.ranks import Positives
@@ -102,10 +104,25 @@ def build_report(
         ),
         "references": entries_for(plan, data),
     }
+    if pretraining := _pretraining(study, trial_results):
+        report["pretraining"] = pretraining
     add_gaps(report, gaps)
     StudyReport.of(report)
     check_results(report)
     return report
+
+
+def _pretraining(study: Path, trial_results: Sequence[TrialResult]) -> list[dict[str, Any]]:
+    """What the pretrained dual encoders that variants start from were trained on, as far as it is known: one entry a
+    model."""
+    entries: dict[str, dict[str, Any]] = {}
+    for result in trial_results:
+        folder = trial_folder(study, result.variant, result.seed)
+        pretraining = pretraining_of(folder) if (folder / CONFIG_FILE).is_file() else None
+        if pretraining is not None:
+            entry = entries.setdefault(pretraining.model, {**pretraining.to_dict(), "variants": []})
+            entry["variants"] += [result.variant] if result.variant not in entry["variants"] else []
+    return list(entries.values())
 
 
 def contents_of(data: CaptionedImages) -> dict[str, str]:

@@ -21,6 +21,7 @@ from clipvisionalign.study.report.claims.reliability import (
     audit_claims,
     equal_caption_claims,
     missing_claims,
+    pretraining_claims,
     truncation_claims,
 )
 from clipvisionalign.study.report.schema import ReportLike, StudyReport
@@ -40,6 +41,7 @@ def report_claims(report: ReportLike) -> list[dict[str, Any]]:
         composition_claims,
         cost_claims,
         search_claims,
+        pretraining_claims,
         equal_caption_claims,
         truncation_claims,
         audit_claims,

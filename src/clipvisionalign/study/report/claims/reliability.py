@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from clipvisionalign.models.pretrained.known_checkpoints import DATA_SETS
 from clipvisionalign.retrieval.equal_captions import describe_equal_captions
 from clipvisionalign.study.gaps import NOT_MEASURED, NOT_TRAINED, UNFINISHED
 from clipvisionalign.study.report.claims.claim import Claim, as_code, join_words, list_names
@@ -22,6 +23,25 @@ def equal_caption_claims(report: StudyReport) -> list[Claim]:
     best, cost = claim.cite(f"{path}/best_rsum"), claim.cite(f"{path}/cost")
     claim.text = f"{describe_equal_captions(captions, texts, images, best, cost, '`identity: caption` in the plan')}."
     return [claim]
+
+
+def pretraining_claims(report: StudyReport) -> list[Claim]:
+    """Whether public sets are in what a variant's model was pretrained on, as far as it is known."""
+    claims = []
+    for model in report.pretraining:
+        claim = Claim(report, "belief")
+        by_status: dict[str, list[str]] = {}
+        for name, label in DATA_SETS.items():
+            by_status.setdefault(getattr(model, name), []).append(label)
+        sets = "; ".join(f"{status}: {list_names(labels)}" for status, labels in by_status.items())
+        known = "" if model.known else "what it was trained on is not known; "
+        claim.text = (
+            f"{list_names(model.variants)} {'starts' if len(model.variants) == 1 else 'start'} from the pretrained "
+            f"{as_code(model.model)}, and a figure on images of its pretraining data is no zero-shot figure: {known}"
+            f"of the public sets, {sets}."
+        )
+        claims.append(claim)
+    return claims
 
 
 def truncation_claims(report: StudyReport) -> list[Claim]:

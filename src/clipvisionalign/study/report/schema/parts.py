@@ -20,6 +20,23 @@ class Curve(Block):
     dev_loss: tuple[Number | None, ...] | None = None
 
 
+class PretrainedModel(Block):
+    """A pretrained dual encoder that variants start from, and whether public sets are in its training data.
+
+    flickr8k, flickr30k, coco: "inside", "not inside" or "unknown". trained_on: "" where it is not known.
+    """
+
+    model: str
+    known: bool
+    variants: tuple[str, ...]
+    flickr8k: str
+    flickr30k: str
+    coco: str
+    trained_on: str = ""
+    detail: str = ""
+    sources: tuple[str, ...] = ()
+
+
 class ProtocolRecall(Block):
     """Recall under one protocol, as a share from 0 to 1, and by chance."""
 

@@ -18,6 +18,7 @@ from clipvisionalign.study.report.schema.parts import (
     Examples,
     FlawedProtocols,
     MissingPart,
+    PretrainedModel,
     Reference,
     SearchShare,
 )
@@ -39,6 +40,7 @@ class StudyReport(Block):
     plan: PlanSummary
     data: DataSummary
     results: Results
+    pretraining: tuple[PretrainedModel, ...] = ()
     cut_captions: dict[str, Truncation] = Field(default_factory=dict)
     blind_baseline: dict[str, tuple[FoilShare, ...]] = Field(alias="text_only")
     cost: dict[str, VariantCost]

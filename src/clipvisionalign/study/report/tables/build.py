@@ -12,7 +12,7 @@ from clipvisionalign.study.report.tables.accuracy import accuracy_table, differe
 from clipvisionalign.study.report.tables.captions import composition_table, length_table, truncation_table
 from clipvisionalign.study.report.tables.cost import cost_table, latency_table
 from clipvisionalign.study.report.tables.table import ReportTable, to_latex, to_markdown
-from clipvisionalign.study.report.tables.trials import audit_table, gaps_table
+from clipvisionalign.study.report.tables.trials import audit_table, gaps_table, pretraining_table
 
 #: Every table of a report, by its name.
 TABLES: dict[str, Callable[[StudyReport], ReportTable]] = {
@@ -24,6 +24,7 @@ TABLES: dict[str, Callable[[StudyReport], ReportTable]] = {
     "composition": composition_table,
     "cut": truncation_table,
     "audit": audit_table,
+    "pretraining": pretraining_table,
     "gaps": gaps_table,
 }
 

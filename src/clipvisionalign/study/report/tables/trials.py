@@ -1,7 +1,8 @@
-"""The tables of audits, and of trials and parts without results."""
+"""The tables of audits, of pretraining data, and of trials and parts without results."""
 
 from __future__ import annotations
 
+from clipvisionalign.models.pretrained.known_checkpoints import DATA_SETS
 from clipvisionalign.study.gaps import REFUSED
 from clipvisionalign.study.report.schema import StudyReport
 from clipvisionalign.study.report.states import trials_without_results
@@ -23,6 +24,22 @@ def audit_table(report: StudyReport) -> ReportTable:
     return ReportTable(
         "audit", "The audit of every run", ["run", "check", "verdict", "what was seen"], rows.rows, rows.sort
     )
+
+
+def pretraining_table(report: StudyReport) -> ReportTable:
+    """What the pretrained models that variants start from were trained on, as far as it is known."""
+    rows = TableRows()
+    for model in report.pretraining:
+        statuses = [(getattr(model, name), None) for name in DATA_SETS]
+        origin = " ".join(filter(None, [model.trained_on, f"({model.detail})" if model.detail else ""])) or "unknown"
+        rows.add((model.model, None), (", ".join(model.variants), None), (origin, None), *statuses,
+                 (", ".join(model.sources), None))  # fmt: skip
+    columns = ["model", "variants", "pretrained on", *DATA_SETS.values(), "source"]
+    return ReportTable(
+        "pretraining", "What the pretrained models were trained on", columns, rows.rows, rows.sort,
+        "Whether a public set is in it: inside, not inside, or unknown. A figure on images that a model was pretrained "
+        "on is no zero-shot figure.",
+    )  # fmt: skip
 
 
 def gaps_table(report: StudyReport) -> ReportTable:
