@@ -235,7 +235,7 @@ def test_the_examples_of_docstrings_hold(tmp_path: Path, monkeypatch: pytest.Mon
         failed, count = doctest.testmod(importlib.import_module(name), optionflags=doctest.ELLIPSIS)
         assert not failed, name
         tested += count
-    assert tested > 200
+    assert tested > 190
 
 
 @pytest.fixture(scope="module")

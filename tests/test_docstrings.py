@@ -41,8 +41,8 @@ COMPLETE = (
     "training/ema.py", "training/epoch_log.py", "training/fine_tuning.py", "training/forward.py",
     "training/frozen_features.py", "training/fusion_loss.py", "training/halves.py", "training/metrics_logger.py",
     "training/optimizer.py", "training/overlap.py", "training/pair_weights.py", "training/precision.py",
-    "training/profiling.py", "training/recipes/", "training/replay.py", "training/sharding.py",
-    "training/state.py",
+    "training/profiling.py", "training/recipes/", "training/replay.py", "training/run_folder.py", "training/sharding.py",
+    "training/state.py", "training/validation.py",
 )  # fmt: skip
 
 #: Methods without a name that are called by their object's.

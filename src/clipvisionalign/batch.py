@@ -65,8 +65,7 @@ class Batch:
         skipped: Images that could not be decoded and are not in the batch, with the reason.
         seconds: Time that making the batch took, by kind of work.
         caption_text_id: (M,) numbers of the captions' words, where captions that are equal word by word belong to the
-            same
-            images; else None.
+            same images; else None.
         identity_texts: (K, 2) with it, (identity, caption_text_id) of everything that is true of the images'
             identities.
         truncation: How many of a stream's captions were cut; None where that is known of the whole data set.

@@ -34,8 +34,7 @@ def steps_in_epoch(images: int, batch_size: int, world_size: int = 1) -> int:
     """The number of steps in an epoch, of about equal size and at most `batch_size` images.
 
     A step in which a process has no image, or that has one image alone, would train nothing: where the last images
-    would be
-    such a step, the steps before take them, and may then be larger than `batch_size`.
+    would be such a step, the steps before take them, and may then be larger than `batch_size`.
 
     Args:
         images: Number of images.
@@ -228,8 +227,7 @@ class CaptionedBatches(Dataset[Batch]):
             seed: Seed, which the order depends on.
             start: First step, from 0; the steps before it are left out.
             chunk_size: Images of a list, about; the lists of a step come one after the other, and then once more, for
-                gradient
-                caching. 0 for one list a step.
+                gradient caching. 0 for one list a step.
             process_rank: Number of the process, from 0, and number of processes.
 
         Returns:

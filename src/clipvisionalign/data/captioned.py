@@ -36,8 +36,7 @@ def normalize_caption(caption: str) -> str:
     """What two captions have in common if and only if they are equal word by word.
 
     Letters are compared without case and in Unicode's NFC form; any white space is one blank; punctuation at the end
-    does
-    not count. A caption of punctuation alone is compared as it is.
+    does not count. A caption of punctuation alone is compared as it is.
 
     Args:
         caption: The caption.

@@ -24,8 +24,7 @@ def parse_captions(value: Any) -> tuple[list[str], list[str]]:
     """The captions that a cell holds, and the reason for each part of it that is none.
 
     A text, bytes, a list of them (also as JSON, Python or NumPy write it), or records that hold one under a usual name.
-    What
-    is written like a list, a record or bytes is never a caption itself. Any white space is one blank.
+    What is written like a list, a record or bytes is never a caption itself. Any white space is one blank.
 
     Args:
         value: The cell, of any type.

@@ -37,8 +37,7 @@ class MinimalPair:
         foil: The false one.
         kind: What differs: one of `FOIL_KINDS`, or the name of a published file.
         of: What it was drawn with, equal for pairs that are not independent: the image that parts were cut out of, the
-            row of
-            a published set, the identity that is shown. "" for its image.
+            row of a published set, the identity that is shown. "" for its image.
     """
 
     image: Path | bytes
@@ -93,10 +92,8 @@ def scene_foils(scene: Scene) -> dict[str, SceneFoil]:
     """The foils of a scene.
 
     "relation": its first two groups with swapped positions; "attribute": with swapped colours; "count": another number
-    of
-    the first; "negation": which of a group that is there and one that is not. Except for the count, a foil has the
-    words of
-    its caption.
+    of the first; "negation": which of a group that is there and one that is not. Except for the count, a foil has the
+    words of its caption.
 
     Args:
         scene: The scene; its seed decides what is drawn at random.
@@ -229,8 +226,7 @@ def make_minimal_pairs(data: CaptionedImages, limit: int = 0, seed: int = 0) -> 
     """The minimal pairs of a data set: of its drawn scenes, else of its captions.
 
     A foil that is equal, word by word, to a caption that belongs to the image (see `IdentityMode`) is not false of it,
-    and
-    is left out.
+    and is left out.
 
     Args:
         data: The data set.

@@ -98,8 +98,7 @@ class NameResolver:
     """Finds files by the names that a table has for them.
 
     A name is taken as it is written; where no file has it, with backslashes as slashes, in another Unicode form, in
-    another
-    case if one file alone has it so, and an absolute path of another machine by what of it is below a folder.
+    another case if one file alone has it so, and an absolute path of another machine by what of it is below a folder.
 
     Args:
         folders: Folders in which files are searched, in this order.
@@ -114,8 +113,7 @@ class NameResolver:
         """Announce all names that a table has.
 
         Those that differ in nothing but case are several images: none of them is then found in another case, or an
-        image would
-        get another's captions where a file is missing.
+        image would get another's captions where a file is missing.
 
         Args:
             names: The names.

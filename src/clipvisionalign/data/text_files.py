@@ -53,8 +53,7 @@ def decode(content: bytes) -> Decoded:
     """Decode bytes to text.
 
     By their byte order mark, as UTF-8, as UTF-16 without a mark, in an encoding of another script, or as Windows-1252
-    where
-    they are not UTF-8. It never fails.
+    where they are not UTF-8. It never fails.
 
     Args:
         content: The bytes.

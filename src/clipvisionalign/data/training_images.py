@@ -187,8 +187,7 @@ def other_than_trained_on(run: Path, rows: Sequence[CaptionedImage], shown: bool
 
     Returns:
         A phrase such as "images (12: a.jpg, b.jpg, c.jpg ...)"; "" where none has changed, or the run keeps no hashes
-        that can
-        be read.
+        that can be read.
     """
     try:
         changed = TrainedOnImages.load(run / TRAINED_ON_FILE, marks=False).changed(rows, shown)

@@ -55,8 +55,7 @@ def explain(aligner: Aligner, image: ImageSource, caption: str) -> Explanation:
     """Which patches of an image support a caption.
 
     `late`: the cosines of words and patches; `cross`: the attention of the fusion for words, a gradient for the
-    caption;
-    other designs: a gradient.
+    caption; other designs: a gradient.
 
     Args:
         aligner: The model; its mode is restored.

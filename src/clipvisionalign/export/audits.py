@@ -38,8 +38,7 @@ def audits_of(run: Path) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
 
     Returns:
         The audit on the run's own dev split (of several the one that failed; None where there is none), and those on
-        other
-        data. One that does not record which model it is of is ignored.
+        other data. One that does not record which model it is of is ignored.
     """
     model, dev = run_hash(run), data_record(run).get("dev", {}).get("contents")
     kept = [each for each in [*_kept_in(run), *_measured_in(run)] if each["asked"]["model"] == model]

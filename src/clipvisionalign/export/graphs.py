@@ -65,8 +65,7 @@ class CaptionExport(nn.Module):
 
         Returns:
             Vectors (M, D); with a late interaction also token vectors (M, T, E) and weights (M, T), 0 for pruned
-            tokens; with a
-            fusion also tokens (M, T, W).
+            tokens; with a fusion also tokens (M, T, W).
         """
         aligner = self.aligner
         states = aligner.embed_caption_group(TokenGroup(ids, mask, torch.empty(0, dtype=torch.long)))

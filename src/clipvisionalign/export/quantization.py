@@ -51,8 +51,7 @@ def int8_loss(folder: Path, run: Path, data: str | Path) -> dict[str, Any]:
 
     Returns:
         "rsum", "exact_rsum" and their paired difference "rsum_change", each with its interval; or "not measured" with
-        the
-        reason, where the run's own data is not there.
+        the reason, where the run's own data is not there.
 
     Raises:
         ValueError: `data` is given and cannot be read.

@@ -47,8 +47,7 @@ class ImageError(ValueError):
             image", "decoder not installed".
         message: The image, and what is wrong with it.
         transient: Whether the reason lies outside of the file and may pass (an I/O error, a decoder that is not
-            installed),
-            so that the file is worth another try though it has not changed; the attribute `passing`.
+            installed), so that the file is worth another try though it has not changed; the attribute `passing`.
     """
 
     def __init__(self, kind: str, message: str, transient: bool = False) -> None:
@@ -229,8 +228,7 @@ def is_image_content(head: bytes, guess: bool = False) -> bool:
     """Whether a file with these first bytes is an image, whole or damaged, of a format that is opened.
 
     Decided by Pillow's magic numbers; those that are short enough to stand at the beginning of something else count
-    only if
-    the whole header can be read.
+    only if the whole header can be read.
 
     Args:
         head: The first `HEAD_BYTES` bytes of the file, or all of a shorter one.

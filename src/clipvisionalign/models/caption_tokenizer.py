@@ -60,8 +60,7 @@ def open_tokenizer(model: str | Path, max_tokens: int = 0) -> CaptionTokenizer |
     Args:
         model: The run folder, or a folder or name of a model.
         max_tokens: Where captions are cut; 0 for the model's own limit, or for the default of `train`. It is never
-            above what
-            the encoder has positions for.
+            above what the encoder has positions for.
 
     Returns:
         An object with `tokenize`.

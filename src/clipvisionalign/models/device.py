@@ -60,8 +60,7 @@ def time_dtypes(
         work: The work; it is repeated.
         repeats: Turns after the warm-up at most.
         small_work: The same work in small, timed first: where bfloat16 takes `MAX_SLOWDOWN` times float32 there, its
-            seconds
-            are returned and `work` is not done at all. None for none.
+            seconds are returned and `work` is not done at all. None for none.
 
     Returns:
         Seconds by dtype.

@@ -72,8 +72,7 @@ def count_equal_captions(caption_text: Any, positives: Positives) -> EqualCaptio
     Args:
         caption_text: (M,) equal numbers for captions that are equal.
         positives: Which captions belong to which images; if it has groups of captions, equal captions are positives
-            already
-            and nothing is counted.
+            already and nothing is counted.
 
     Returns:
         The counts.

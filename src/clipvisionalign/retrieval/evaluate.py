@@ -209,8 +209,7 @@ def depth_rows(results: Sequence[RerankResult], caption_image: np.ndarray) -> tu
 
     Returns:
         For each depth "candidates", "recall_at_1" (image to text, text to image; shares), "rsum", "pairs" (scored in
-        both
-        directions together) and "ms_per_query"; no intervals.
+        both directions together) and "ms_per_query"; no intervals.
     """
     rows = []
     for result in results:

@@ -13,10 +13,8 @@ class Positives:
     """Which captions belong to which images.
 
     Without identities a caption belongs to its own image. With them, to every image of that image's identity. With
-    groups
-    of captions, to all images that any caption of its group belongs to: a relation between groups and images, so that
-    two
-    images that share one caption do not share their others. `of` checks what the constructor takes unchecked.
+    groups of captions, to all images that any caption of its group belongs to: a relation between groups and images, so
+    that two images that share one caption do not share their others. `of` checks what the constructor takes unchecked.
 
     Attributes:
         caption_image: (M,) number of each caption's image, int64.
@@ -41,8 +39,7 @@ class Positives:
             caption_image: (M,) whole numbers below `images`, each caption's image.
             images: Number N of images.
             identity: (N,) numbers, strings or None; equal for images of one identity. An entry None or NaN is an
-                identity of its
-                own. None if each image is its own.
+                identity of its own. None if each image is its own.
             caption_group: (M,) equal for captions that are equal; None if captions are compared by their images only.
             distractors: Whether images may have no caption.
 
@@ -51,8 +48,7 @@ class Positives:
 
         Raises:
             ValueError: There is no image or no caption, a number is out of range, an entry is missing, or an image has
-                no
-                caption without `distractors`.
+                no caption without `distractors`.
 
         >>> Positives.of([0, 0, 1], 2).pairs()[1].tolist()
         [0, 1, 2]

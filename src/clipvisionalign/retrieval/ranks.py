@@ -100,8 +100,7 @@ def ranks_of_scores(scores: Any, positives: Positives) -> PositiveRanks:
 
     Args:
         scores: (N, M), in the dtype in which they were computed, which decides what is a tie. -inf, or what a masked
-            array
-            hides, is a pair that was not scored: a negative that precedes nothing.
+            array hides, is a pair that was not scored: a negative that precedes nothing.
         positives: Which captions belong to which images.
 
     Returns:

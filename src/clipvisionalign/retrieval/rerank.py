@@ -31,8 +31,7 @@ def top_candidates(queries: np.ndarray, gallery: np.ndarray, counter: RankCounte
 
     Returns:
         (Q, k) numbers of the gallery, in no order: the positives whose rank, in which ties count against them, is
-        within k,
-        and the negatives that score highest.
+        within k, and the negatives that score highest.
     """
     count = min(count, len(gallery))
     best = np.empty((len(queries), count), dtype=np.int64)

@@ -55,8 +55,7 @@ def as_numeric_array(data: Any) -> NumericArray:
 
     Args:
         data: An array, a tensor on any device (of any real dtype, sparse, or with a gradient), a list of such of one
-            shape,
-            or nested lists of numbers. A `NumericArray` is returned as it is.
+            shape, or nested lists of numbers. A `NumericArray` is returned as it is.
 
     Returns:
         The numbers: float16 and bfloat16 widened to float32, whole numbers and what is wider than 8 bytes as float64.
@@ -149,8 +148,7 @@ def as_vectors(data: Any, kind: str) -> NumericArray:
 
     Returns:
         The vectors. If the largest number is beyond 2^256 or below 2^-256, all are scaled by one power of two, which
-        changes
-        no rank.
+        changes no rank.
 
     Raises:
         ValueError: They are not a table of floating-point numbers, or not finite.

@@ -146,8 +146,7 @@ def read_gallery(files: Sequence[str | Path], partners: str | Path = "", distrac
     Args:
         files: One .parquet with both kinds, or a file of images and one of captions, .npy or .parquet.
         partners: File with the image of each caption (.npy, .csv or .json), which takes precedence over what the
-            captions'
-            own file has; "" for none.
+            captions' own file has; "" for none.
         distractors: File of vectors of images without captions; "" for none.
 
     Returns:

@@ -19,8 +19,7 @@ def correct_for_primary(rows: Sequence[dict[str, Any]], compare: Comparison) -> 
     """Correct the p values of a report's differences for the comparison that was named beforehand.
 
     The named one gets "primary": True and its own p as p_holm; the others of its family (rsum, or all other metrics)
-    are
-    corrected among themselves. Without a name, or where the named pair has no row, nothing changes.
+    are corrected among themselves. Without a name, or where the named pair has no row, nothing changes.
 
     Args:
         rows: All differences, as `Difference.to_dict` returns them.

@@ -104,8 +104,7 @@ def image_contributions(ranks: PositiveRanks, caption_image: np.ndarray, metric:
     """What each image contributes to a metric: the mean is the metric itself.
 
     Captions are counted with their image. Where images have unequal numbers of captions a recall of captions is a ratio
-    of
-    two sums, here in its linear part, so that the variance is that of the ratio.
+    of two sums, here in its linear part, so that the variance is that of the ratio.
 
     Args:
         ranks: Ranks of N images and M captions.

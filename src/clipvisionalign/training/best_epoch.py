@@ -59,8 +59,7 @@ def save_chosen_models(
     """Keep the model that all of dev chooses in the run folder, and beside it those that only a half chooses.
 
     A model of the run folder is set aside before it is replaced, so that a run that is interrupted anywhere still has,
-    or
-    recomputes, what its checkpoint refers to.
+    or recomputes, what its checkpoint refers to.
 
     Args:
         out: The run folder.

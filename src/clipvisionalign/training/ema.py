@@ -14,8 +14,7 @@ class ExponentialMovingAverage:
     """An exponential moving average of the trained weights, in a copy of the model that is measured and kept.
 
     It forgets faster in its first steps, so that a short run is not averaged away. Sharded weights are averaged shard
-    by
-    shard and gathered when the copy is asked for.
+    by shard and gathered when the copy is asked for.
 
     Args:
         aligner: The model that is trained.

@@ -103,7 +103,11 @@ class ImageFeatureCache:
     rows: np.ndarray | None = None
 
     def select(self, rows: np.ndarray) -> None:
-        """From now on image i is the one at `places[i]`: for a data set from which some images were left out."""
+        """Take images at other places from now on: for a data set from which some images were left out.
+
+        Args:
+            rows: (n,) places among the cached images; image i is the one at `rows[i]`.
+        """
         self.rows = rows
 
     @property

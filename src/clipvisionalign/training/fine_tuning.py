@@ -52,8 +52,7 @@ def freeze(aligner: Aligner, mode: str, patterns: list[str]) -> list[str]:
     """Freeze towers, and parameters by name; what a tower had is replaced.
 
     The embeddings of tokens stay frozen in a text tower that is trained: words that no training caption holds should
-    keep
-    their position beside those that some hold.
+    keep their position beside those that some hold.
 
     Args:
         aligner: The model; it is changed itself.
@@ -105,8 +104,7 @@ def set_frozen_eval(aligner: Aligner, mode: str) -> None:
     """Put frozen towers, and the batch norms of a pretrained image tower, into evaluation mode.
 
     A frozen tower drops nothing out; with statistics of its own a vector depends on its image alone, in training too,
-    and a
-    batch in chunks is the batch. Adapters in a frozen tower are trained, and drop out.
+    and a batch in chunks is the batch. Adapters in a frozen tower are trained, and drop out.
 
     Args:
         aligner: The model; it is changed itself.
@@ -190,8 +188,7 @@ def adaptable_layers(tower: nn.Module) -> dict[str, list[str]]:
     """The layers of a tower that can have an adapter.
 
     An attention that multiplies with the weights of its inner layers itself would bypass their adapters: it is adapted
-    as a
-    whole, packed projections included, where peft can (`nn.MultiheadAttention`), else not at all.
+    as a whole, packed projections included, where peft can (`nn.MultiheadAttention`), else not at all.
 
     Args:
         tower: The tower.

@@ -131,8 +131,7 @@ def load_frozen_image_features(
     """Features of both splits by a frozen image tower.
 
     They are computed once by the main process and kept on disk. Training images that turn out not to be decodable are
-    left
-    out of `data`.
+    left out of `data`.
 
     Args:
         config: The settings of the run.
@@ -141,8 +140,7 @@ def load_frozen_image_features(
         dtype: Dtype of the image tower.
         distributed: The processes, all of which call this.
         used_before: Whether the run, which resumes, has used features; None for a run that starts, which uses them
-            where
-            there is room.
+            where there is room.
 
     Returns:
         Features of the training split and of dev; None where the tower is not frozen, of a stream, or without room.
@@ -191,8 +189,7 @@ def load_frozen_caption_features(
     """Outputs of a frozen text tower for the captions of both splits.
 
     They are computed once by the main process and kept on disk; of training captions also the outputs of all tokens,
-    for a
-    design that scores pairs. A stream's are not kept.
+    for a design that scores pairs. A stream's are not kept.
 
     Args:
         config: The settings of the run.

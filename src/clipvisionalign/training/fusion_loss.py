@@ -78,10 +78,8 @@ def fusion_loss(
     """Each true pair against hard negatives, in both directions.
 
     One caption of each image is drawn. It is scored with its image and with hard negative images; its image is scored
-    with
-    it and with hard negative captions. A softmax over drawn candidates takes the log of their probability off each
-    score,
-    which leaves the fusion's correction alone: it learns what the dual encoder lacks.
+    with it and with hard negative captions. A softmax over drawn candidates takes the log of their probability off each
+    score, which leaves the fusion's correction alone: it learns what the dual encoder lacks.
 
     Args:
         aligner: A model of the design `cross`.
@@ -97,8 +95,7 @@ def fusion_loss(
         A scalar.
 
     Source: Li et al., "ALBEF", arXiv:2107.07651; Bengio and Senecal, IEEE Transactions on Neural Networks 19 (2008),
-    713,
-    for the correction of drawn candidates.
+    713, for the correction of drawn candidates.
     """
     assert aligner.fusion is not None
     assert aligner.late is not None

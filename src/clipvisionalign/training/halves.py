@@ -131,10 +131,8 @@ def split_halves(data: CaptionedImages) -> DevHalves | None:
     """Split a data set into halves, for cross-fitting.
 
     A hash of an image's name (of its identity, where it has one) decides, so that adding images moves no other, unless
-    they
-    share a caption with it. Where a half by hash would have less than a quarter of the images, groups are assigned by
-    size
-    instead. Each half has at least two images of different identities: with fewer nothing can be chosen.
+    they share a caption with it. Where a half by hash would have less than a quarter of the images, groups are assigned
+    by size instead. Each half has at least two images of different identities: with fewer nothing can be chosen.
 
     Args:
         data: The data set.

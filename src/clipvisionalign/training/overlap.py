@@ -69,8 +69,8 @@ def training_overlap_note(run: Path, data: CaptionedImages, part: CaptionedImage
     """The note for figures of a run on images that it was trained on, or a run that it started from (`--init`).
 
     Images are recognised by their content, wherever they come from. In runs from before that was kept, they are
-    recognised
-    by the path of the data set, else by captions and sizes of files, where all of a training split are there.
+    recognised by the path of the data set, else by captions and sizes of files, where all of a training split are
+    there.
 
     Args:
         run: The run folder.

@@ -59,13 +59,27 @@ LOCK_FILE = "lock"
 
 
 def remove_unfinished_files(out: Path) -> None:
-    """Remove what a run folder holds until the run is finished: a finished one is not resumed."""
+    """Remove what a run folder holds until the run is finished: a finished one is not resumed.
+
+    Args:
+        out: The run folder.
+
+    Raises:
+        OSError: Something cannot be removed.
+    """
     for name in (CHECKPOINTS, HALF_MODELS, LOCK_FILE):
         remove(out / name)
 
 
 def start_directory(out: Path) -> Path:
-    """The directory in which a run was begun; the current one, where that was not recorded."""
+    """The directory in which a run was begun.
+
+    Args:
+        out: The run folder.
+
+    Returns:
+        The directory; the current one, where it was not recorded or is no longer there.
+    """
     try:
         directory = json.loads((out / "environment.json").read_text()).get("directory")
     except (OSError, ValueError):
@@ -75,7 +89,15 @@ def start_directory(out: Path) -> Path:
 
 
 def resolve_paths(config: RunConfig, directory: Path) -> RunConfig:
-    """The same settings, with what they name by a relative path as it was found from `directory`."""
+    """Find what settings name by a relative path.
+
+    Args:
+        config: The settings.
+        directory: Where the paths start.
+
+    Returns:
+        The same settings, with each relative path of something that is there as a path from `directory`.
+    """
     if directory == Path.cwd():
         return config
 
@@ -131,6 +153,16 @@ def prepare_folder(config: RunConfig, restart: bool, exit_stack: ExitStack) -> N
 
     A run that is there already is refused, or stays until `write_run_files` takes its place; a call that is refused
     later, but before that, leaves what was there.
+
+    Args:
+        config: The settings of the run.
+        restart: Whether a run is begun once more in its folder, which then stays as it is.
+        exit_stack: Given what undoes this where the call is refused.
+
+    Raises:
+        FileExistsError: The folder holds a run that is not to be replaced, or something that is no run.
+        ValueError: The run needs something of the folder that it is to replace.
+        OSError: The folder cannot be made.
     """
     out = Path(config.out)
     if restart:
@@ -198,7 +230,14 @@ def _write_settings(path: Path, config: RunConfig) -> None:
 
 
 def write_begun(config: RunConfig) -> None:
-    """Write the settings of a run that has not come to its first step, by which it is begun again. Raises OSError."""
+    """Write the settings of a run that has not come to its first step, by which it is begun again.
+
+    Args:
+        config: The settings.
+
+    Raises:
+        OSError: They cannot be written.
+    """
     _write_settings(Path(config.out) / BEGUN_FILE, config)
 
 
@@ -206,7 +245,19 @@ def write_run_files(
     out: Path, config: RunConfig, data: TrainingData, aligner: Aligner, restart: bool,
     reduced_width: ReducedWidth | None = None,
 ) -> None:  # fmt: skip
-    """Write the settings and the description of the data into the run folder. Raises OSError."""
+    """Write the settings and the description of the data into the run folder.
+
+    Args:
+        out: The run folder, which `prepare_folder` has made.
+        config: The settings of the run.
+        data: What it is trained on, as data.json describes it.
+        aligner: The model as it starts, whose towers know where their weights are from.
+        restart: Whether the run is begun once more in its folder.
+        reduced_width: How the common space was made narrower; None where it was not.
+
+    Raises:
+        OSError: Something cannot be written.
+    """
     # Only now: what could be refused has been by then. Killed from here on, the run is the new one.
     if config.overwrite and not restart:
         _write_settings(out / BEGUN_FILE, config)
@@ -232,7 +283,15 @@ def write_run_files(
 
 
 def write_results(out: Path, results: dict[str, Any]) -> None:
-    """Write results.json, atomically, and remove what only an unfinished run needs. Raises OSError."""
+    """Write results.json, atomically, and remove what only an unfinished run needs.
+
+    Args:
+        out: The run folder.
+        results: What the file holds.
+
+    Raises:
+        OSError: It cannot be written.
+    """
     # A run either has its results or has not.
     with atomic_write(out / "results.json") as aside:
         aside.write_text(json.dumps(results, indent=2) + "\n")
@@ -240,7 +299,18 @@ def write_results(out: Path, results: dict[str, Any]) -> None:
 
 
 def save_models(config: FreezingConfig, out: Path, model: Aligner, progress: TrainProgress, previous_best: int) -> None:
-    """Save the model of this epoch where dev has chosen it; a failed write is reported, and training continues."""
+    """Save the model of this epoch where dev has chosen it; what only a half chose and cannot be written is reported.
+
+    Args:
+        config: Whether the model has LoRA, which is merged before it is saved.
+        out: The run folder.
+        model: The model, with the weights of this epoch.
+        progress: Which epoch this is, and what was chosen.
+        previous_best: The best epoch before this one.
+
+    Raises:
+        OSError: The run's own model cannot be written.
+    """
 
     def save(folder: Path) -> None:
         (merge_lora(model) if config.peft == "lora" else model).save(folder)

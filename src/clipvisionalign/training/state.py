@@ -95,8 +95,7 @@ class TrainProgress:
             metrics: Figures on dev.
             config: The settings.
             keep_last: Whether this epoch is chosen whatever its figure: the dual encoder's does not depend on a fusion
-                that is
-                trained alone.
+                that is trained alone.
         """
         scores = metrics.scores(config.best_by)
         self.chosen += [BestEpoch() for _ in scores[len(self.chosen) :]]

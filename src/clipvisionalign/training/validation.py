@@ -25,11 +25,15 @@ from clipvisionalign.training.step import count_top1_correct
 
 
 class DistributedAligner:
-    """An aligner whose work is shared out over processes: each encodes and scores its part, once, and all get
-    everything. Images and captions that are encoded for pairs are encoded by every process for itself.
+    """An aligner whose work is shared out over processes: each does its part, once, and all get everything.
 
-    image_features: the image tower's of the images that it will be given, all of them and in order, where they are on
-    disk.
+    Images and captions that are encoded for pairs are encoded by every process for itself.
+
+    Args:
+        aligner: The same on all processes.
+        distributed: The processes, which make the same calls in the same order.
+        image_features: The image tower's of the images that it will be given, all of them and in order, where they are
+            on disk.
     """
 
     def __init__(
@@ -38,7 +42,14 @@ class DistributedAligner:
         self.aligner, self.distributed, self.image_features = aligner, distributed, image_features
 
     def encode_images(self, images: Sequence[Any]) -> Tensor:
-        """Images -> unit vectors (N, D) on every process."""
+        """Encode images.
+
+        Args:
+            images: All images, the same on every process.
+
+        Returns:
+            Unit vectors (N, D) of all of them, on every process.
+        """
         indices = range(len(images))[self.distributed.rank :: self.distributed.world_size]
         if self.image_features is None:
             return self._gather(lambda: self.aligner.encode_images([images[i] for i in indices]))
@@ -55,25 +66,62 @@ class DistributedAligner:
         return torch.cat(parts)
 
     def encode_captions(self, captions: Sequence[str]) -> Tensor:
-        """Captions -> unit vectors (M, D) on every process."""
+        """Encode captions.
+
+        Args:
+            captions: All captions, the same on every process.
+
+        Returns:
+            Unit vectors (M, D) of all of them, on every process.
+        """
         return self.encode_tokens(self.aligner.text_tower.tokenize(self.local_items(captions)))
 
     def encode_tokens(self, local_tokens: list[list[int]]) -> Tensor:
-        """Token lists of this process's captions -> unit vectors (M, D) of all captions, on every process."""
+        """Encode captions that are token lists already.
+
+        Args:
+            local_tokens: Those of this process's captions, which are `local_items` of all captions.
+
+        Returns:
+            Unit vectors (M, D) of all captions, on every process.
+        """
         return self._gather(lambda: self.aligner.encode_tokens(local_tokens))
 
     def local_items(self, items: Sequence[Any]) -> list[Any]:
-        """This process's part of a list."""
+        """This process's part of a list.
+
+        Args:
+            items: The list, the same on every process.
+
+        Returns:
+            Every n-th item, from the process's rank on, where n processes share the work.
+        """
         return list(items[self.distributed.rank :: self.distributed.world_size])
 
     def score(self, images: Sequence[Any], captions: Sequence[str]) -> Tensor:
-        """The scores of all pairs (N, M) on every process."""
+        """Score all pairs.
+
+        Args:
+            images: All images, the same on every process.
+            captions: All captions, likewise.
+
+        Returns:
+            The scores (N, M), on every process.
+        """
         indices = range(len(images))[self.distributed.rank :: self.distributed.world_size]
         nothing = torch.empty(0, len(captions))
         return self._gather(lambda: self.aligner.score([images[i] for i in indices], captions) if indices else nothing)
 
     def pair_scorer(self, images: Sequence[Any], captions: Sequence[str]) -> DistributedPairScorer:
-        """What scores single pairs, dealt out over the processes."""
+        """What scores single pairs, dealt out over the processes.
+
+        Args:
+            images: All images, the same on every process.
+            captions: All captions, likewise.
+
+        Returns:
+            The scorer; every process has to ask it for the same pairs.
+        """
         return DistributedPairScorer(
             self.distributed.run_on_all(lambda: self.aligner.pair_scorer(images, captions)), self.distributed
         )
@@ -98,18 +146,39 @@ class DistributedAligner:
 
 
 class DistributedPairScorer:
-    """A `PairScorer` whose pairs are dealt out over processes, which all ask for the same ones."""
+    """A `PairScorer` whose pairs are dealt out over processes, which all ask for the same ones.
+
+    Args:
+        scorer: It, of the same images and captions on all processes.
+        distributed: The processes.
+    """
 
     def __init__(self, scorer: PairScorer, distributed: Distributed) -> None:
         self.scorer, self.distributed = scorer, distributed
         self.image_vectors, self.caption_vectors = scorer.image_vectors, scorer.caption_vectors
 
     def __call__(self, image_index: np.ndarray, caption_index: np.ndarray) -> np.ndarray:
-        """Scores (Q,) of pairs. image_index, caption_index: (Q,) positions among the encoded images and captions."""
+        """Score pairs.
+
+        Args:
+            image_index: (Q,) positions among the encoded images.
+            caption_index: (Q,) positions among the encoded captions.
+
+        Returns:
+            (Q,) float32, on every process.
+        """
         return self.components(image_index, caption_index) @ self.scorer.component_weights()
 
     def components(self, image_index: np.ndarray, caption_index: np.ndarray) -> np.ndarray:
-        """The parts of the pairs' scores (Q, 3), on every process."""
+        """The components of the scores of pairs, before their weights.
+
+        Args:
+            image_index: (Q,) positions among the encoded images.
+            caption_index: (Q,) positions among the encoded captions.
+
+        Returns:
+            (Q, 3) float32, as of `PairScorer.components`, on every process.
+        """
         rows = slice(self.distributed.rank, None, self.distributed.world_size)
         gathered = self.distributed.run_and_gather(
             lambda: torch.from_numpy(self.scorer.components(image_index[rows], caption_index[rows]))
@@ -117,7 +186,11 @@ class DistributedPairScorer:
         return interleave_rows(gathered).numpy()
 
     def score_matrix(self) -> Tensor:
-        """The scores of all pairs (N, M) without a fusion, on every process."""
+        """The scores of all pairs without a fusion.
+
+        Returns:
+            (N, M), on every process.
+        """
         rows = slice(self.distributed.rank, None, self.distributed.world_size)
         images = EncodedImages(*(None if part is None else part[rows] for part in self.scorer.images))  # type: ignore[arg-type]
         local_scorer = PairScorer(self.scorer.aligner, images, self.scorer.captions)
@@ -125,7 +198,14 @@ class DistributedPairScorer:
 
 
 def interleave_rows(parts: Sequence[Tensor]) -> Tensor:
-    """Rows that were dealt out one by one, back in their order."""
+    """Put rows that were dealt out one by one back in their order.
+
+    Args:
+        parts: The rows of each process, in the order of their ranks; at least one part.
+
+    Returns:
+        All rows, in the order in which they were dealt.
+    """
     result = parts[0].new_empty(sum(map(len, parts)), *parts[0].shape[1:])
     for rank, part in enumerate(parts):
         result[rank :: len(parts)] = part
@@ -136,9 +216,14 @@ def interleave_rows(parts: Sequence[Tensor]) -> Tensor:
 class DevMetrics:
     """What the dual encoder showed on dev after an epoch.
 
-    metrics: over the whole gallery, without intervals. loss, accuracy: the training's own, in its batches. half_rsum,
-    half_loss: of each half's own gallery, empty where dev cannot be halved. image_vectors: (N, D); caption_vectors:
-    (M, D).
+    Attributes:
+        metrics: Over the whole gallery, without intervals.
+        loss: The training's own, in its batches.
+        accuracy: Likewise.
+        half_rsum: The recall sum in each half's own gallery; empty where dev cannot be halved.
+        half_loss: The loss of each half, likewise.
+        image_vectors: (N, D).
+        caption_vectors: (M, D).
     """
 
     metrics: RetrievalMetrics
@@ -150,13 +235,24 @@ class DevMetrics:
     caption_vectors: np.ndarray
 
     def scores(self, best_by: str) -> list[float]:
-        """What the epoch is chosen by, more is better: of all of dev, then of each half."""
+        """What the epoch is chosen by: more is better.
+
+        Args:
+            best_by: "loss" for the loss, else the recall sum.
+
+        Returns:
+            That of all of dev, then of each half.
+        """
         if best_by == "loss":
             return [-loss for loss in (self.loss, *self.half_loss)]
         return [self.metrics.rsum.value, *self.half_rsum]
 
     def to_dict(self) -> dict[str, Any]:
-        """What a line of metrics.jsonl holds of it."""
+        """What a line of metrics.jsonl holds of it.
+
+        Returns:
+            Values that JSON can hold.
+        """
         halves = {"rsum": self.half_rsum, "loss": [finite_or_none(loss) for loss in self.half_loss]}
         return {
             "dev_loss": finite_or_none(self.loss),
@@ -167,17 +263,31 @@ class DevMetrics:
 
 
 def finite_or_none(value: float) -> float | None:
-    """The number, or None where JSON has none for it."""
+    """A number as JSON can hold it.
+
+    Args:
+        value: Any number.
+
+    Returns:
+        It, or None for NaN and infinity.
+    """
     return value if np.isfinite(value) else None
 
 
 class DevGallery:
     """Measures the dual encoder on dev, after every epoch alike; the captions are tokenised once.
 
-    The loss is the training's own (`loss_fn`, with what it has learned itself), of the averaged weights in float32 and
-    without dropout or varied images, over batches of the training's size (`batch_size`, all processes' images together)
-    that are dealt by a fixed seed: the same in every epoch, run and number of processes. The last batch is filled up
-    with the first images; a dev split smaller than a batch is one batch, and has a lower loss for that.
+    The loss is of the averaged weights in float32 and without dropout or varied images, over batches that are dealt by
+    a fixed seed: the same in every epoch, run and number of processes. The last batch is filled up with the first
+    images; a dev split smaller than a batch is one batch, and has a lower loss for that.
+
+    Args:
+        data: The dev split.
+        image_features: The image tower's of its images, where they are on disk.
+        loss_fn: The training's own loss, with what it has learned itself.
+        batch_size: Images of a batch of the training, of all processes together.
+        distributed: The processes that share the work.
+        caption_features: What the text tower gives for its captions, where that is on disk.
     """
 
     def __init__(
@@ -205,7 +315,14 @@ class DevGallery:
         return split_halves(self.data)
 
     def measure(self, aligner: Aligner) -> DevMetrics:
-        """Encode the gallery and measure it; every process calls this, and gets the same."""
+        """Encode the gallery and measure it; every process calls this.
+
+        Args:
+            aligner: The model, with the averaged weights where there are any.
+
+        Returns:
+            The same on every process.
+        """
         shared = DistributedAligner(aligner, self.distributed, self.image_features)
         images, captions = shared.encode_images(self.data.images), self._captions(shared)
         owners, shard = self.positives.caption_image, shared.worker_shard
@@ -261,7 +378,16 @@ class DevGallery:
 
 
 def fixed_batches(images: np.ndarray, size: int, seed: int = 0) -> np.ndarray:
-    """Batches of one size (batches, size), dealt by a fixed seed; the last one is filled up from the first."""
+    """Deal batches of one size by a fixed seed.
+
+    Args:
+        images: (n,) numbers of images; at least one.
+        size: Images of a batch; at most n are taken.
+        seed: Another one deals them in another order.
+
+    Returns:
+        (batches, size) of the numbers; the last batch is filled up from the first.
+    """
     order = images[np.random.default_rng(seed).permutation(len(images))]
     size = min(size, len(order))
     batch_count = -(-len(order) // size)

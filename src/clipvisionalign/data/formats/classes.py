@@ -48,8 +48,7 @@ def is_classes(source: Path) -> bool:
     """Return whether a folder has class folders and cannot be anything else.
 
     That is two classes or more in folders of splits, or with a names file beside them, or named by WordNet's ids; and
-    no
-    image and no caption file elsewhere.
+    no image and no caption file elsewhere.
 
     Args:
         source: The folder.

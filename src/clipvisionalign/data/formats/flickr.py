@@ -84,8 +84,7 @@ def read_kaggle30k(source: Path, group: str = "", split_rule: int = SPLIT_RULE) 
     """Read Flickr30k from Kaggle: `image_name| comment_number| comment`.
 
     One published row is broken, 2199200615.jpg number 4: its caption slid into the number's column. A row of that form
-    is
-    mended, and listed.
+    is mended, and listed.
 
     Args:
         source: Its folder, or results.csv.

@@ -114,8 +114,7 @@ def read_table(source: Path, group: str = "", split_rule: int = SPLIT_RULE) -> C
     """Read a table with an image and a caption column, and perhaps a split and an identity column.
 
     An image is a path beside the table, or bytes (Parquet: also the struct {bytes, path} that `datasets` writes). A
-    caption
-    cell may hold a list of captions.
+    caption cell may hold a list of captions.
 
     Args:
         source: The table, or a folder with one table.

@@ -222,8 +222,7 @@ def build_sample(name: str, members: Mapping[str, bytes]) -> Sample:
     Args:
         name: Its file and key.
         members: Contents by ending. The first with an ending of `IMAGE_EXTENSIONS` is the image, else the first that is
-            one
-            by its content; .json and .txt hold captions.
+            one by its content; .json and .txt hold captions.
 
     Returns:
         The sample; an invalid one with the reason where image or captions are missing.

@@ -175,8 +175,7 @@ def open_shards(pattern: str) -> ShardStream:
 
     Args:
         pattern: Such as `data/train-{000000..000099}.tar` (or .parquet), or a folder that holds train-*.tar. Shards
-            that are
-            named are trained on, whatever their names contain.
+            that are named are trained on, whatever their names contain.
 
     Returns:
         The stream.

@@ -18,8 +18,7 @@ def snapshot(name: str, revision: str, choose: ChooseFiles, *, check: CheckConfi
     """Files of one commit of a repository, fetched where the cache does not have them.
 
     A whole commit that is cached needs no request. Where the hub does not answer, what the cache has for the revision
-    is
-    used, and a message is logged.
+    is used, and a message is logged.
 
     Args:
         name: Repository OWNER/NAME.

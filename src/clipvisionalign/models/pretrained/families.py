@@ -110,8 +110,7 @@ def save_dual_encoder(state: Mapping[str, Tensor], source: Path, folder: Path) -
         state: The tensors of an aligner that started from a pretrained dual encoder, under the aligner's names.
         source: The small files of that dual encoder, as its publisher or a run has them.
         folder: Where the weights are written, and config.json, which records their dtype. What else a model needs is
-            copied
-            by the text tower's `save`.
+            copied by the text tower's `save`.
 
     Raises:
         ValueError: There are tensors that the library's model has no place for, or lacks.

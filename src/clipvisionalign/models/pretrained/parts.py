@@ -114,8 +114,7 @@ class PretrainedTextTower(nn.Module):
 
         Returns:
             A list of ids for each caption, cut after `max_tokens`; padded only if `fixed_length`. Its attribute
-            `num_truncated`
-            is the number of captions that were cut.
+            `num_truncated` is the number of captions that were cut.
         """
         tokens = tokenize_captions(self.tokenizer, captions, self.max_tokens)
         if not self.fixed_length:

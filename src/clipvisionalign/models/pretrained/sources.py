@@ -82,8 +82,7 @@ def open_pretrained(name: str, saved: Path | None = None, load_weights: bool = T
     Args:
         name: A folder, or a hub name, also with @REVISION.
         saved: The files that a run keeps of it, which are read instead, without weights; None for a model as it is. If
-            the
-            folder does not exist, `name` is opened.
+            the folder does not exist, `name` is opened.
         load_weights: Whether to read the weights.
 
     Returns:

@@ -47,8 +47,7 @@ class ScoreTable:
 
         Returns:
             (N, M) rank of the caption among all captions for the image, and (N, M) rank of the image among all images
-            for the
-            caption, both from 1.
+            for the caption, both from 1.
         """
         images, captions = self.scores.shape
         same_image, same_caption = _equal_vectors(self.images, images), _equal_vectors(self.captions, captions)

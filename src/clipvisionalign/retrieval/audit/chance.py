@@ -143,8 +143,7 @@ def check_new_captions(
     """Whether recall is at chance with captions that the model has not seen, and mirrored images.
 
     Captions are assigned at random: as many to an image as the data has, and one each. Where images cannot be mirrored,
-    or
-    the model rejects mirrored ones, it is given the data's own.
+    or the model rejects mirrored ones, it is given the data's own.
 
     Args:
         ask: Returns the model's scores of images with captions.

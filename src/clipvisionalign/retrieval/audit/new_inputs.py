@@ -22,8 +22,7 @@ def make_captions(captions: Sequence[str], count: int, rng: np.random.Generator)
     """Captions that differ from each other and from all given ones.
 
     Each is the first half of one caption and the second half of another, of 1,000 captions at most; where that is one
-    of
-    them, words of these captions are appended until it is new. Words with other characters than letters are not
+    of them, words of these captions are appended until it is new. Words with other characters than letters are not
     appended.
 
     Args:
@@ -62,8 +61,7 @@ def mirrored_images(images: Sequence[Any]) -> Iterator[list[Any] | None]:
     """The images mirrored left to right, each in the form in which it is given.
 
     A context manager: files are written, with at most 512 pixels on a side, to a temporary folder that is removed at
-    the
-    end of the block.
+    the end of the block.
 
     Args:
         images: Arrays and tensors whose last axis is the width, Pillow images, paths, or bytes of files.

@@ -50,21 +50,18 @@ def audit(
 
     The checks: new captions, shuffled partners, blank captions, items alone and in batches, rectangular galleries, and
     splits without common images. A model that raises an error has failed the check, with the reason. An honest model
-    fails
-    one of the checks against chance with a probability of at most `FALSE_ALARM_RATE`.
+    fails one of the checks against chance with a probability of at most `FALSE_ALARM_RATE`.
 
     Args:
         model: An object with `encode_images` and `encode_captions`, with `score`, or with both, in which case both are
             checked. Rounding in the dtype of its outputs is tolerated, and that of bfloat16 where vectors were widened,
-            and
-            scaled, only afterwards.
+            and scaled, only afterwards.
         images: N images, in any form that the model takes.
         captions: M captions.
         caption_image: (M,) index of each caption's image.
         identity: (N,) as in `retrieval_metrics`, or None.
         split_overlap: Images that are in two splits (`data.check` lists them); None if there is one split only, in
-            which
-            case that check is omitted.
+            which case that check is omitted.
         sample: Number of images in the checks, drawn with `seed`.
         seed: Seed of the sample and of the shuffles.
         caption_group: (M,) as in `retrieval_metrics`, or None.

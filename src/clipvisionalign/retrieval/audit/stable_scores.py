@@ -48,8 +48,7 @@ def check_batch_independence(
     """Whether scores are the same all together, in another order, and alone.
 
     Sixteen pairs are asked alone, at most: eight drawn at random, and the same eight images with the captions at their
-    own
-    position.
+    own position.
 
     Args:
         ask: Returns the model's scores of images with captions.

@@ -19,8 +19,7 @@ def translate_errors(work: Callable[[], Any], filter_text: str = "") -> Any:
 
     Raises:
         HTTPException: 404 for what is not in the index, 413 for too large an image, 422 for what cannot be answered,
-            503 for
-            an index that cannot be read.
+            503 for an index that cannot be read.
     """
     try:
         return work()
