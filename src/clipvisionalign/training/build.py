@@ -111,7 +111,8 @@ def _check_trains_something(aligner: Aligner, config: FreezingConfig) -> None:
     why = ", as this model has its projections within its towers" if towers else ""
     raise ValueError(
         f"{flags} would train the temperature alone, which changes no rank{why}: train a tower (--freeze image or "
-        "--freeze none), adapters (--peft lora --freeze image), or the design 'late' or 'cross'"
+        "--freeze none; of --stages, leave heads out), adapters (--peft lora --freeze image), or the design 'late' or "
+        "'cross'"
     )
 
 
