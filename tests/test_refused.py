@@ -82,6 +82,7 @@ REFUSED: dict[str, list[str]] = {
                "other --out new.parquet", "run --out new.txt", "run --out new.parquet --split none",
                "run data --data data --out new.parquet", "run --out new.npy --distractors nowhere", "run"],
     "audit": ["other", "run --split none", "run --data nowhere", "run --sample 2"],
+    "curve": ["other", "nowhere", "data", "run --out plan.yaml", ""],
     "study": ["few.yaml --out new", "few.yaml --out new --dry-run", "plan.yaml --data broken --out new", "nothing",
               "wrong.yaml --out new", "plan.yaml --out other", "plan.yaml --out plan.yaml",
               "plan.yaml --out new --data nowhere", "plan.yaml --out new --split none", "plan.yaml --out new --seeds 1,1",

@@ -10,6 +10,7 @@ from contextlib import ExitStack
 
 from clipvisionalign.cli.adaptation import blend, blend_parser, worth, worth_parser
 from clipvisionalign.cli.completion import completion_parser, completion_script
+from clipvisionalign.cli.curve import curve, curve_parser
 from clipvisionalign.cli.data import check, check_parser, scenes, scenes_parser, shards, shards_parser
 from clipvisionalign.cli.evaluate import (
     audit,
@@ -141,12 +142,13 @@ EXTRAS = {
 #: Commands that resume when they are given again, and the hint when one is interrupted; `train` has its own.
 RESUMED: dict[Callable[[list[str]], int], str] = {
     study: "; the same command resumes the study: runs that are finished are not trained again",
+    curve: "; the same command resumes it: trainings that are finished are not repeated",
     index: "; the same command resumes it: what is in the index is not encoded again",
 }
 
 #: The commands that may need weights from the hub.
 _HUB_COMMANDS = (
-    check, train, evaluate, classify, encode, audit, study, index, search, serve, explain, export, blend, worth,
+    check, train, evaluate, classify, encode, audit, study, index, search, serve, explain, export, blend, worth, curve,
 )  # fmt: skip
 
 
@@ -169,6 +171,7 @@ COMMANDS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     "audit": ("check that the figures of a run are sound", audit),
     "blend": ("write the best model between a fine-tuned run and what it started from", blend),
     "worth": ("tell what a fine-tuning gained on its own data, and lost on others", worth),
+    "curve": ("tell what twice the captions would bring, from trainings with fewer", curve),
     "study": ("train and measure attention designs over several seeds, in one report", study),
     "report": ("re-create the report of a study, or compare two studies", report),
     "index": ("encode the images of a folder into an index to search", index),
@@ -192,6 +195,7 @@ PARSERS: dict[str, Callable[[], argparse.ArgumentParser]] = {
     "audit": audit_parser,
     "blend": blend_parser,
     "worth": worth_parser,
+    "curve": curve_parser,
     "study": study_parser,
     "report": report_parser,
     "index": index_parser,

@@ -1,0 +1,389 @@
+"""The learning curve of a run: the same training with fewer captions, measured on the same images.
+
+A run's settings are repeated with 1/8, 1/4 and 1/2 of its training images, each with all of its captions, as more data
+would be collected. The subsets are nested: images are taken in the order of a hash of their names (`train_images`).
+Every training starts from the same weights, and takes as many steps as the run itself, so that its epochs are 8, 4 and
+2 times as many: what is compared is the data alone. With equal epochs a training with less data would also be a shorter
+one, and a run that was stopped too early would appear to lack captions. Epochs are chosen on dev as in the run, with a
+patience of as many steps, so that a small subset is not trained beyond its best.
+
+The figures are the cross-fitted ones of the whole dev gallery that every run keeps (`ranks.npz`): nothing is encoded or
+ranked again. The folders are runs like any other: what is finished is used again, what was stopped is resumed.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from clipvisionalign.adaptation.extrapolation import (
+    Extrapolation,
+    FittedCurve,
+    extrapolate,
+    fit_learning_curve,
+    paired_noise,
+)
+from clipvisionalign.counts import count_noun
+from clipvisionalign.data.batches import steps_in_epoch
+from clipvisionalign.data.captioned import CaptionedImages
+from clipvisionalign.data.check import check
+from clipvisionalign.data.run_data import data_record, read_data_of_run
+from clipvisionalign.json_io import read_json, write_json
+from clipvisionalign.models.tower_cache import TowerOutputCache
+from clipvisionalign.progress import progress
+from clipvisionalign.retrieval.evaluate import RANKS_FILE, load_ranks
+from clipvisionalign.retrieval.metrics import (
+    MIN_IMAGES,
+    RESAMPLES,
+    MetricEstimate,
+    bootstrap_weights,
+    chance_metrics,
+    metrics_of_ranks,
+)
+from clipvisionalign.retrieval.ranks import PositiveRanks, Positives
+from clipvisionalign.settings import config_from_dict
+from clipvisionalign.study.statistics import image_contributions, of_units
+from clipvisionalign.training.config import RunConfig
+from clipvisionalign.training.data import check_data_unchanged
+from clipvisionalign.training.resume import checkpoint_settings
+from clipvisionalign.training.run_folder import resolve_paths, start_directory
+from clipvisionalign.training.stages import parse_stages, total_epochs
+from clipvisionalign.training.train import resume, train
+
+logger = logging.getLogger(__name__)
+
+#: Parts of the training images that are trained on, beside all: one of so many.
+DIVISORS = (8, 4, 2)
+#: The folder of the trainings in the run's own.
+CURVE_FOLDER = "curve"
+#: What was found, in the folder of the trainings.
+CURVE_FILE = "curve.json"
+#: The smallest training split with a curve: an eighth of fewer is no data set.
+MIN_TRAIN_IMAGES = 32
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """A training of the curve.
+
+    Attributes:
+        part: share of the run's training images.
+        images: training images.
+        captions: training captions.
+        rsum: figure on dev, with the 95% bootstrap interval over images of dev.
+        run: run folder.
+    """
+
+    part: float
+    images: int
+    captions: int
+    rsum: MetricEstimate
+    run: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `--json` prints."""
+        counts = {"part": self.part, "images": self.images, "captions": self.captions}
+        return {**counts, "rsum": self.rsum.to_dict(), "run": self.run}
+
+
+@dataclass(frozen=True)
+class LearningCurve:
+    """A learning curve and what it predicts.
+
+    Attributes:
+        run: run folder.
+        data: data set.
+        images: images of dev.
+        captions: captions of dev.
+        chance: rsum of a random ranking of dev.
+        steps: planned steps of every training.
+        points: trainings, by ascending number of captions; the last is the run itself.
+        test: the run's own figure as predicted from the other points.
+        twice: the figure with twice the captions, as predicted from all points.
+        fitted: the fit to all points.
+    """
+
+    run: str
+    data: str
+    images: int
+    captions: int
+    chance: float
+    steps: int
+    points: list[CurvePoint]
+    test: Extrapolation
+    twice: Extrapolation
+    fitted: FittedCurve
+
+    @property
+    def folder(self) -> Path:
+        """Where the trainings are."""
+        return Path(self.points[0].run).parent
+
+    @property
+    def holds(self) -> bool:
+        """Whether the interval predicted from the other points holds the run's own figure."""
+        return self.test.low <= self.points[-1].rsum.value <= self.test.high
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `--json` prints, and curve.json holds."""
+        header = {"run": self.run, "data": self.data, "split": "dev", "images": self.images, "captions": self.captions}
+        return {
+            **header, "chance": self.chance, "steps": self.steps, "points": [point.to_dict() for point in self.points],
+            "test": {**self.test.to_dict(), "measured": self.points[-1].rsum.value, "holds": self.holds},
+            "twice": self.twice.to_dict(), "summary": self.summary(),
+        }  # fmt: skip
+
+    def summary(self) -> str:
+        """What the figures carry on twice the captions, in one or two sentences."""
+        twice, figures = self.twice, f"{self.twice.gain:+.1f} [{self.twice.gain_low:.1f}, {self.twice.gain_high:.1f}]"
+        what = f"twice the captions ({twice.captions:,} in place of {self.points[-1].captions:,})"
+        if twice.is_gain:
+            message = f"{what} would bring {figures} rsum"
+        elif twice.is_loss:
+            message = f"{what} would cost rsum: {figures}"
+        else:
+            message = f"that {what} would bring more is not shown: {figures} rsum"
+        if not self.holds:
+            test = self.test
+            message += (
+                f"; but the curve of fewer captions did not predict this run: {test.value:.1f} [{test.low:.1f}, "
+                f"{test.high:.1f}] predicted, {self.points[-1].rsum.value:.1f} measured"
+            )
+        return message
+
+
+def learning_curve(
+    run: str | Path, folder: str | Path = "", encodings_cache: TowerOutputCache | None = None
+) -> LearningCurve:
+    """Train a run's settings with 1/8, 1/4 and 1/2 of its captions, and extrapolate to twice as many.
+
+    Args:
+        run: a finished run.
+        folder: where the trainings are; by default `curve` in the run folder. What is finished there is used again, and
+            what was stopped is resumed.
+        encodings_cache: outputs of the same frozen towers in other runs of this process, as in `train`.
+
+    Returns:
+        The curve; also written to `curve.json` in the folder.
+
+    Raises:
+        FileNotFoundError: the folder is no finished run.
+        FileExistsError: a training with other settings is in the folder.
+        ValueError: the run has no learning curve (a stream, a model as it is, too few images), or several processes.
+        DataError: the data are no longer those of the run.
+    """
+    run = Path(run)
+    trainings = plan_trainings(run, folder)
+    steps = planned_steps(_settings_of(run), _training_counts(run)[0])
+    _require_optional_packages()
+    check_data_unchanged(run, trainings[0].dataset)
+    counts = ", ".join(f"{each.train_images:,}" for each in trainings)
+    minutes = read_json(run / "results.json", "train the run again").get("training_seconds", 0) / 60
+    logger.info(
+        f"{run}: learning curve: trainings on {counts} images with {steps:,} steps each, as the run, which took "
+        f"{minutes:.1f} min"
+    )
+    for config in progress(trainings, "learning curve, trainings", len(trainings)):
+        _train_once(config, encodings_cache)
+    curve = measure_curve(run, [Path(config.out) for config in trainings], steps)
+    write_json(Path(trainings[0].out).parent / CURVE_FILE, curve.to_dict())
+    return curve
+
+
+def _require_optional_packages() -> None:
+    """Raises ModuleNotFoundError for what is needed at the end, before anything is trained."""
+    import matplotlib  # noqa: F401
+    import scipy  # noqa: F401
+
+
+def plan_trainings(run: str | Path, folder: str | Path = "") -> list[RunConfig]:
+    """The settings of the trainings with fewer captions, in ascending order of their number.
+
+    Args:
+        run: as in `learning_curve`.
+        folder: as in `learning_curve`.
+
+    Returns:
+        Settings that differ from the run's in `train_images`, `epochs`, `stages`, `steps`, `patience`, `out` and
+        `trackers`.
+
+    Raises:
+        FileNotFoundError: as in `learning_curve`; nothing is read but the run's small files.
+        FileExistsError: likewise.
+        ValueError: likewise.
+    """
+    run = Path(run)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError("a learning curve is trained by one process: start it without torchrun or accelerate launch")
+    config, images = _settings_of(run), _training_counts(run)[0]
+    if images < MIN_TRAIN_IMAGES:
+        raise ValueError(
+            f"{run}: trained on {count_noun(images, 'image')}: a learning curve needs {MIN_TRAIN_IMAGES} or more, of "
+            f"which it takes 1/{DIVISORS[0]}"
+        )
+    folder = Path(folder) if str(folder) else run / CURVE_FOLDER
+    if folder.exists() and not folder.is_dir():
+        raise FileExistsError(f"{folder}: is a file; the trainings of a learning curve need a folder")
+    trainings = []
+    for divisor in DIVISORS:
+        training = replace(
+            _with_as_many_steps(config, images, images // divisor), out=str(folder / f"1-{divisor}"),
+            train_images=images // divisor, trackers="", overwrite=False,
+        )  # fmt: skip
+        _refuse_other_settings(training)
+        trainings.append(training)
+    return trainings
+
+
+def planned_steps(config: RunConfig, images: int) -> int:
+    """The steps of a run without an early end.
+
+    Args:
+        config: settings.
+        images: training images.
+
+    Returns:
+        The number of steps; of a run in stages, of all of them.
+    """
+    steps = total_epochs(config.stages, config.epochs) * steps_in_epoch(images, config.batch)
+    return min(steps, config.steps or steps)
+
+
+def _with_as_many_steps(config: RunConfig, images: int, count: int) -> RunConfig:
+    """The settings that take as many steps on `count` images as `config` on `images`; stages as many whole epochs as
+    these steps need."""
+    ratio = steps_in_epoch(images, config.batch) / steps_in_epoch(count, config.batch)
+    patience = math.ceil(config.patience * ratio)
+    if config.stages:
+        stages = [replace(stage, epochs=math.ceil(stage.epochs * ratio)) for stage in parse_stages(config.stages)]
+        return replace(config, stages=",".join(map(str, stages)), patience=patience)
+    steps = planned_steps(config, images)
+    return replace(config, epochs=-(-steps // steps_in_epoch(count, config.batch)), steps=steps, patience=patience)
+
+
+def measure_curve(run: Path, folders: list[Path], steps: int = 0) -> LearningCurve:
+    """The curve of trainings that are finished.
+
+    Args:
+        run: the run itself.
+        folders: trainings with fewer captions, by ascending number.
+        steps: planned steps of each.
+
+    Returns:
+        Figures, with the predictions.
+
+    Raises:
+        ValueError: they were not measured on the same images, or on too few.
+    """
+    dev = _dev_gallery(run)
+    positives = Positives.of(dev.caption_image, len(dev), dev.image_identity, dev.shared_text_ids)
+    all_ranks = [_ranks_of(each, dev) for each in (*folders, run)]
+    samples = _rsum_samples(all_ranks, positives)
+    figures = [metrics_of_ranks(ranks, positives.caption_image, unit=positives.identity) for ranks in all_ranks]
+    chance = chance_metrics(all_ranks[-1])["rsum"]
+    counts = [_training_counts(each) for each in (*folders, run)]
+    points = [
+        CurvePoint(images / counts[-1][0], images, captions, metrics.rsum, str(each))
+        for each, (images, captions), metrics in zip((*folders, run), counts, figures, strict=True)
+    ]
+    numbers, values = [captions for _, captions in counts], [metrics.rsum.value for metrics in figures]
+    test = extrapolate(numbers[:-1], values[:-1], numbers[-1], paired_noise(samples[:, :-1]), chance)
+    noise = paired_noise(samples)
+    twice = extrapolate(numbers, values, 2 * numbers[-1], noise, chance)
+    fitted = fit_learning_curve(numbers, values, noise, chance)
+    source, captions = str(dev.source), len(dev.captions)
+    return LearningCurve(str(run), source, len(dev), captions, chance, steps, points, test, twice, fitted)
+
+
+def _settings_of(run: Path) -> RunConfig:
+    """The settings of a finished run, whose relative paths lead where they led when it was begun."""
+    import yaml
+
+    if not (run / "config.yaml").is_file() or not (run / "data.json").is_file():
+        raise FileNotFoundError(f"{run}: no run folder: a learning curve repeats a training, by its config.yaml")
+    if not (run / "results.json").is_file() or not (run / RANKS_FILE).is_file():
+        raise FileNotFoundError(
+            f"{run}: not finished, so that there is nothing to extrapolate from; finish it with: "
+            f"clipvisionalign train --resume {run}"
+        )
+    config = config_from_dict(RunConfig, yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8")))
+    if not config.epochs:
+        raise ValueError(f"{run}: a model as it is (--epochs 0) was trained on no captions and has no learning curve")
+    return resolve_paths(config, start_directory(run))
+
+
+def _training_counts(run: Path) -> tuple[int, int]:
+    """Training images and captions of a run. Raises ValueError where there are too few, or they are a stream's."""
+    split = data_record(run).get("train") or {}
+    if "captions" not in split:
+        raise ValueError(
+            f"{run}: trained on a stream, of which no part can be picked (train_images); train on the data set in "
+            "memory for a learning curve"
+        )
+    return int(split["images"]), int(split["captions"])
+
+
+def _refuse_other_settings(config: RunConfig) -> None:
+    """Raises FileExistsError where another training is in the folder of this one."""
+    import yaml
+
+    path = Path(config.out) / "config.yaml"
+    if not path.is_file():
+        return
+    there = config_from_dict(RunConfig, yaml.safe_load(path.read_text(encoding="utf-8")))
+    names = ("epochs", "steps", "patience")
+    recorded, planned = (
+        checkpoint_settings(each) | {name: getattr(each, name) for name in names} for each in (there, config)
+    )
+    differing = sorted(name for name in planned if recorded.get(name) != planned[name])
+    if differing:
+        raise FileExistsError(
+            f"{config.out}: a training with another {', '.join(differing)} is there; remove {config.out}, or give "
+            "another folder"
+        )
+
+
+def _train_once(config: RunConfig, encodings_cache: TowerOutputCache | None) -> None:
+    """Train, resume what was stopped, and use what is finished."""
+    out = Path(config.out)
+    if (out / "results.json").is_file():
+        check_data_unchanged(out, config.dataset)
+        logger.info(f"{out}: finished already")
+    elif (out / "config.yaml").is_file() or (out / "begun.yaml").is_file():
+        resume(out, encodings_cache=encodings_cache)
+    else:
+        train(config, encodings_cache=encodings_cache)
+
+
+def _dev_gallery(run: Path) -> CaptionedImages:
+    """The dev images that the run was measured on."""
+    dev, _ = check(read_data_of_run(run, split="dev").split("dev"), full=True, show_progress=True)
+    return dev
+
+
+def _ranks_of(run: Path, dev: CaptionedImages) -> PositiveRanks:
+    """The ranks of a run on dev. Raises ValueError where they are of other images than `dev`."""
+    ranks = load_ranks(run / RANKS_FILE)["ranks"]
+    sizes, recorded = (len(dev), len(dev.captions)), (len(ranks.image_to_text), len(ranks.text_to_image))
+    if sizes != recorded:
+        images = [count_noun(each, "image") for each in (recorded[0], sizes[0])]
+        raise ValueError(f"{run}: measured on {images[0]} of dev, and there are {images[1]} now; put the data back")
+    return ranks
+
+
+def _rsum_samples(all_ranks: list[PositiveRanks], positives: Positives) -> np.ndarray:
+    """Bootstrap samples (R, K) of the rsum of K models, each sample of the same images. Raises ValueError for too few
+    images."""
+    table = np.stack([image_contributions(ranks, positives.caption_image, "rsum") for ranks in all_ranks])
+    if positives.identity is not None:
+        table = of_units(table, positives.identity)
+    units = table.shape[1]
+    if units < MIN_IMAGES:
+        raise ValueError(f"dev has {count_noun(units, 'image')}: an interval needs {MIN_IMAGES} or more")
+    return bootstrap_weights(units, RESAMPLES, 0)[1:] @ table.T / units
