@@ -37,12 +37,15 @@ COMPLETE = (
     "models/weight_files.py",
     "study/budget.py", "study/cost.py", "study/folder.py", "study/foils.py", "study/gaps.py",
     "study/primary_comparison.py", "study/statistics.py",
-    "training/best_epoch.py", "training/checkpoint.py", "training/contrastive.py",
+    "training/best_epoch.py", "training/build.py", "training/checkpoint.py", "training/contrastive.py",
+    "training/cross_fit.py", "training/dev_scores.py",
     "training/diagnostics.py", "training/distributed.py",
     "training/ema.py", "training/epoch_log.py", "training/fine_tuning.py", "training/forward.py",
-    "training/frozen_features.py", "training/fusion_loss.py", "training/halves.py", "training/metrics_logger.py",
+    "training/frozen_features.py", "training/fusion_loss.py", "training/halves.py",
+    "training/ineffective_settings.py", "training/init_run.py", "training/metrics_logger.py",
     "training/optimizer.py", "training/overlap.py", "training/pair_weights.py", "training/precision.py",
-    "training/profiling.py", "training/recipes/", "training/replay.py", "training/run_folder.py", "training/sharding.py",
+    "training/profiling.py", "training/recipes/", "training/recorded.py", "training/replay.py", "training/results.py",
+    "training/resume.py", "training/run_folder.py", "training/run_stage.py", "training/sharding.py", "training/stages.py",
     "training/state.py", "training/validation.py",
 )  # fmt: skip
 

@@ -32,8 +32,17 @@ logger = logging.getLogger(__name__)
 
 
 def found_here(config: RuntimeConfig) -> tuple[torch.device, list[str], list[str]]:
-    """What settings ask of this machine: the device; the trackers that are installed; and a line for each that is not,
-    though nobody named it. Raises ValueError for what is not to be had."""
+    """What settings ask of this machine.
+
+    Args:
+        config: The settings.
+
+    Returns:
+        The device; the trackers that are installed; and a line for each that is not, though nobody named it.
+
+    Raises:
+        ValueError: Something that was asked for by name is not to be had.
+    """
     device = best_device(config.device)
     usable, words = available_trackers(
         config.trackers.split(",") if config.trackers else [], config.trackers != DEFAULT_TRACKERS
@@ -44,7 +53,19 @@ def found_here(config: RuntimeConfig) -> tuple[torch.device, list[str], list[str
 
 
 def start_distributed(config: RunConfig, device: torch.device, trackers: list[str]) -> Distributed:
-    """Join the processes of a run. Raises ValueError where a batch has fewer images than there are processes."""
+    """Join the processes of a run.
+
+    Args:
+        config: The settings of the run.
+        device: The device of this process.
+        trackers: Names of the trackers that record the run.
+
+    Returns:
+        The processes.
+
+    Raises:
+        ValueError: A batch has fewer images than there are processes, or there is one to shard parameters over.
+    """
     processes = Distributed(device, config.shard, trackers, str(Path(config.out)))
     if config.batch < processes.world_size:
         message = f"each needs an image of every step: at least --batch {processes.world_size}"
@@ -53,7 +74,15 @@ def start_distributed(config: RunConfig, device: torch.device, trackers: list[st
 
 
 def build_loss(config: LossConfig, aligner: Aligner) -> DualEncoderLoss:
-    """What the dual encoder is trained with; its temperature stays where it starts if it is not to be learned."""
+    """What the dual encoder is trained with.
+
+    Args:
+        config: The settings of the loss.
+        aligner: The model; its temperature stays where it starts if it is not to be learned.
+
+    Returns:
+        The loss, on the model's device.
+    """
     if not config.learn_temperature:
         aligner.log_scale.requires_grad_(False)
     model_bias = aligner.logit_bias
@@ -71,7 +100,20 @@ def build_aligner(
 ) -> Aligner:  # fmt: skip
     """The model on its device; what is frozen, and adapters, as the settings want them.
 
-    is_new_run: unless weights of a checkpoint come. base: as in `load_init_weights`. directions: as of `Aligner`.
+    Args:
+        config: The settings of the run.
+        device: Where the model is trained.
+        is_new_run: Whether no weights of a checkpoint come.
+        base: As `model` in `load_init_weights`.
+        directions: As of `Aligner`.
+
+    Returns:
+        The model.
+
+    Raises:
+        FileNotFoundError: Weights of a tower are not there.
+        ValueError: The settings do not fit the model, another run's weights do not fit it, or no step would change a
+            vector or a score.
     """
     # A run that resumes has the files that it began with, whatever became of the folder they are from.
     kept = Path(config.out) if not is_new_run and (Path(config.out) / PRETRAINED_FOLDER).is_dir() else None
@@ -117,13 +159,31 @@ def _check_trains_something(aligner: Aligner, config: FreezingConfig) -> None:
 
 
 def count_trained_parameters(aligner: Aligner) -> int:
-    """The number of parameters that receive gradients."""
+    """The number of parameters that receive gradients.
+
+    Args:
+        aligner: The model, frozen as it is trained.
+
+    Returns:
+        The number of their elements.
+    """
     return sum(parameter.numel() for parameter in aligner.parameters() if parameter.requires_grad)
 
 
 def check_batch_norm_statistics(aligner: Aligner, config: RunConfig, distributed: Distributed) -> None:
-    """Raises ValueError where a batch norm would gather statistics of a part of the batch: of a chunk, or of each of
-    several processes' own images, so that the model that is measured would be a mixture of no process's."""
+    """Check that no batch norm would gather statistics of a part of the batch.
+
+    Of a chunk, or of each of several processes' own images, they would make the model that is measured a mixture of no
+    process's.
+
+    Args:
+        aligner: The model.
+        config: The settings of the run.
+        distributed: Its processes.
+
+    Raises:
+        ValueError: One would.
+    """
     chunked = 0 < config.chunk < images_per_process(config.schedule, distributed.world_size)
     if (
         not (distributed.is_distributed or chunked)
@@ -139,7 +199,11 @@ def check_batch_norm_statistics(aligner: Aligner, config: RunConfig, distributed
 
 
 def seed_everything(seed: int) -> None:
-    """Python's, NumPy's and torch's random numbers."""
+    """Seed the random numbers of Python, NumPy and torch.
+
+    Args:
+        seed: From 0 to 2**32 - 1.
+    """
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)

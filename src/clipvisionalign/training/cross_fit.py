@@ -23,7 +23,11 @@ from clipvisionalign.training.pair_weights import PAIR_WEIGHTS, PairWeights, set
 class DevChoice(NamedTuple):
     """What one gallery chooses, and how its model ranks the whole.
 
-    model_available: whether its epoch's model is there.
+    Attributes:
+        epoch: Number of the epoch.
+        weights: The weights of a pair's parts.
+        ranking: The ranks over the whole gallery.
+        model_available: Whether its epoch's model is there; else the ranks are of the run's model.
     """
 
     epoch: int
@@ -35,9 +39,15 @@ class DevChoice(NamedTuple):
 def cross_fit(
     scores_of: Callable[[int], DevScores | None], best: Sequence[BestEpoch], halves: DevHalves | None
 ) -> tuple[DevScores, list[DevChoice]]:
-    """The run's model, and what is chosen by all of dev, then by each half.
+    """Choose by all of dev, then by each half.
 
-    scores_of: the model of an epoch on dev, None where it is not there: then the run's model stands for it.
+    Args:
+        scores_of: Gives the model of an epoch on dev; None where it is not there: then the run's model stands for it.
+        best: The best epochs by all of dev, then by each half.
+        halves: The halves; None where dev cannot be halved.
+
+    Returns:
+        The run's model, with the weights that all of dev chooses, and the choices: that of all of dev first.
     """
     shipped = scores_of(best[0].epoch)
     assert shipped is not None
@@ -57,7 +67,19 @@ def cross_fit(
 
 
 def combine_halves(halves: DevHalves, chosen_by_0: RankingResult, chosen_by_1: RankingResult) -> RankingResult:
-    """Cross-fitted ranks at every depth. chosen_by_0, chosen_by_1: by what half 0 and half 1 chose."""
+    """Cross-fitted ranks at every depth.
+
+    Args:
+        halves: The halves of dev.
+        chosen_by_0: The ranks of what half 0 chose.
+        chosen_by_1: The ranks of what half 1 chose.
+
+    Returns:
+        The ranks of each half's queries by what the other half chose.
+
+    Raises:
+        ValueError: The two have other numbers of depths.
+    """
     dual = None
     if chosen_by_0.dual is not None and chosen_by_1.dual is not None:
         dual = halves.combine(chosen_by_0.dual, chosen_by_1.dual)
@@ -69,7 +91,16 @@ def combine_halves(halves: DevHalves, chosen_by_0: RankingResult, chosen_by_1: R
 
 
 def make_evaluation(scores: DevScores, ranking: RankingResult, resamples: int = RESAMPLES) -> Evaluation:
-    """The figures of ranks, with intervals; a re-ranking's gain is paired, from the same ranks."""
+    """The figures of ranks; a re-ranking's gain is paired, from the same ranks.
+
+    Args:
+        scores: The model on the gallery.
+        ranking: The ranks over the whole gallery.
+        resamples: Of the bootstrap, for the intervals; 0 for none.
+
+    Returns:
+        The figures.
+    """
     owners, unit = scores.positives.caption_image, scores.positives.identity
     metrics = metrics_of_ranks(ranking.ranks, owners, resamples, unit=unit)
     if ranking.dual is None:
@@ -95,8 +126,17 @@ def choices_to_dict(
 ) -> dict[str, Any]:
     """The block "chosen" of results.json: what was chosen where, and the run's model on the dev that chose it.
 
-    with_init: what `init_selection_note` gives; trained_on: that a run that it starts from was trained on these images;
-    selected: what each half selected.
+    Args:
+        choices: Those of all of dev, then of each half.
+        scores: The run's model on dev.
+        halves: The halves; None where dev cannot be halved.
+        best_by: What the epoch was chosen by.
+        with_init: What `init_selection_note` gives.
+        trained_on: That a run that it starts from was trained on these images; None where it was not.
+        selected: What each half selected.
+
+    Returns:
+        Values that JSON can hold.
     """
     result: dict[str, Any] = {"by": "halves" if halves else "all of dev", "epoch_by": best_by}
     result["figures"] = (

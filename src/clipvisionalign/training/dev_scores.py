@@ -19,7 +19,13 @@ from clipvisionalign.training.validation import DistributedAligner
 
 
 class RankingResult(NamedTuple):
-    """Ranks over the whole gallery: the model's own; for one that re-ranks also its dual encoder's, and by depth."""
+    """Ranks over the whole gallery.
+
+    Attributes:
+        ranks: The model's own.
+        dual: Those of the dual encoder of a model that re-ranks; None for another model.
+        depths: Those by depth, of a model that re-ranks.
+    """
 
     ranks: PositiveRanks
     dual: PositiveRanks | None
@@ -29,7 +35,10 @@ class RankingResult(NamedTuple):
 class DevScores:
     """What one model makes of a gallery: every image, caption and pair is computed once, whatever weights are tried.
 
-    candidates: how many are re-ranked, 0 for a model without a fusion.
+    Args:
+        model: The model; every process makes the same calls.
+        data: The gallery.
+        candidates: How many are re-ranked; 0 for a model without a fusion.
     """
 
     def __init__(self, model: DistributedAligner, data: CaptionedImages, candidates: int) -> None:
@@ -58,15 +67,25 @@ class DevScores:
             _, self._timed_results = self._rerank(PairWeights())
 
     def full_gallery(self) -> GallerySubset:
-        """The whole gallery."""
+        """The whole gallery.
+
+        Returns:
+            It, as a part that has all images.
+        """
         return GallerySubset.of(np.ones(len(self.image_vectors), dtype=bool), self.positives)
 
     def choose(self, part: GallerySubset) -> PairWeights:
-        """The weights with the best rsum in a part as a gallery of its own, on a tie the smaller: what shows no gain is
-        not trusted. A model without a late score has nothing to choose.
+        """The weights with the best rsum in a part as a gallery of its own.
 
         The towers have seen the training captions many times and are surer there than on new images, so that the
         weights cannot be learned with them. A re-ranking looks at the same share of a part as of the whole.
+
+        Args:
+            part: The part.
+
+        Returns:
+            The weights; on a tie the smaller, as what shows no gain is not trusted. A model without a late score has
+            nothing to choose, and gets the default.
         """
         if self.late is None:
             return PairWeights()
@@ -80,7 +99,15 @@ class DevScores:
         return max(grid, key=lambda weights: (rsum(weights), -sum(weights)))
 
     def rsum_of_part(self, part: GallerySubset, weights: PairWeights) -> float:
-        """The rsum of a part as a gallery of its own, by which `choose` chooses."""
+        """The rsum of a part as a gallery of its own, by which `choose` chooses.
+
+        Args:
+            part: The part.
+            weights: The weights of a pair's parts.
+
+        Returns:
+            The rsum, from 0 to 600.
+        """
         ranks = self._part_ranking(part)(weights)
         return metrics_of_ranks(ranks, part.positives.caption_image, resamples=0).rsum.value
 
@@ -101,7 +128,14 @@ class DevScores:
         return lambda weights: candidates.ranks(components @ np.array([1.0, *weights], dtype=np.float32))
 
     def rank(self, weights: PairWeights) -> RankingResult:
-        """The whole gallery by these weights, as `retrieval.evaluate` ranks it."""
+        """Rank the whole gallery, as `retrieval.evaluate` does.
+
+        Args:
+            weights: The weights of a pair's parts, which the model has from then on.
+
+        Returns:
+            The ranks.
+        """
         if self.late is None:
             return RankingResult(
                 ranks_of_vectors(self.image_vectors, self.caption_vectors, self.positives, self.model.worker_shard),
@@ -115,7 +149,17 @@ class DevScores:
         return RankingResult(results[-1].ranks, dual_ranks, results)
 
     def with_timings(self, depths: Sequence[RerankResult]) -> list[RerankResult]:
-        """Depths with the pairs and seconds that they took with no cached pair."""
+        """Depths with the pairs and seconds that they took with no cached pair.
+
+        Args:
+            depths: Those of a ranking of this gallery.
+
+        Returns:
+            The same ranks, with these figures.
+
+        Raises:
+            ValueError: There are not as many as the model has depths.
+        """
         return [
             RerankResult(d.candidates, d.ranks, t.scored_pairs, t.seconds)
             for d, t in zip(depths, self._timed_results, strict=True)

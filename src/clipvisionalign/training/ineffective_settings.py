@@ -25,12 +25,27 @@ LOSS_OF_SETTING = {"margin": "hardest", "beta": "hard_weighted", "smoothing": "s
 
 
 def ineffective_settings(config: RunConfig, world_size: int = 1) -> list[str]:
-    """A line for each reason why settings of a run count nothing; those at their defaults are not reported."""
+    """Reasons why settings of a run count nothing; those at their defaults are not reported.
+
+    Args:
+        config: The settings.
+        world_size: Number of processes.
+
+    Returns:
+        A line for each reason.
+    """
     return [f"{NO_EFFECT} --{', --'.join(names)}: {reason}" for names, reason in _idle(config, world_size)]
 
 
 def effective(config: RunConfig) -> RunConfig:
-    """The settings with those that count nothing at their defaults: equal where two runs are."""
+    """The settings with those that count nothing at their defaults.
+
+    Args:
+        config: The settings.
+
+    Returns:
+        Settings that are equal where two runs are.
+    """
     usual = type(config)()
     for names, _ in _idle(config, 1):
         for name in names:

@@ -42,10 +42,14 @@ MAX_VECTOR_DIFFERENCE = 5e-6
 
 @dataclass(frozen=True)
 class InitRun:
-    """run: as the settings name it; contents: a hash of its model.
+    """What a run's figures owe to the run that it started from.
 
-    chosen_on: why figures of these dev images are not out of sample, as its epoch was chosen by them; trained_on: that
-    it, or one before it, was trained on them.
+    Attributes:
+        run: It, as the settings name it.
+        contents: A hash of its model; "missing" where it was no longer there.
+        chosen_on: Why figures of these dev images are not out of sample, as its epoch was chosen by them; None where
+            they are.
+        trained_on: That it, or one before it, was trained on them; None where none was.
     """
 
     run: str
@@ -55,7 +59,17 @@ class InitRun:
 
     @classmethod
     def of(cls, out: Path, name: str, init: Path, dev: CaptionedImages) -> InitRun:
-        """What a run in `out`, whose settings and data are recorded there, owes to `init`, `name` in its settings."""
+        """What a run owes to another.
+
+        Args:
+            out: The folder of the run, whose settings and data are recorded there.
+            name: The other one, as the settings name it.
+            init: The folder of the other one.
+            dev: The dev images of the run.
+
+        Returns:
+            What is known of it.
+        """
         if not (init / WEIGHTS_FILE).is_file():
             reason = "which is no longer there: whether its epoch was chosen by these images is unknown"
             return cls(name, "missing", f"it starts from {name}, {reason}")
@@ -68,12 +82,26 @@ class InitRun:
         return cls(name, run_hash(init), init_selection_note(init, dev), trained)
 
     def save(self, out: Path) -> None:
-        """Write it into a run folder."""
+        """Write it into a run folder.
+
+        Args:
+            out: The folder.
+
+        Raises:
+            OSError: It cannot be written.
+        """
         (out / INIT_FILE).write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, run: Path) -> InitRun | None:
-        """What a run folder keeps; None where it keeps nothing, as one of an earlier version."""
+        """What a run folder keeps.
+
+        Args:
+            run: The folder.
+
+        Returns:
+            It; None where the folder keeps nothing, as one of an earlier version.
+        """
         try:
             return cls(**json.loads((run / INIT_FILE).read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError):
@@ -84,7 +112,15 @@ class InitRun:
 
 
 def check_init(run: str) -> None:
-    """Raises FileNotFoundError where `run` is no run folder, ValueError where it is not finished."""
+    """Check that a run can be started from.
+
+    Args:
+        run: The folder of that run.
+
+    Raises:
+        FileNotFoundError: It is no run folder.
+        ValueError: The run is not finished, or its settings cannot be read.
+    """
     if not (Path(run) / WEIGHTS_FILE).is_file():
         raise FileNotFoundError(f"--init {run}: not a run folder: no {WEIGHTS_FILE} in it")
     import yaml
@@ -101,10 +137,18 @@ def check_init(run: str) -> None:
 
 
 def load_init_weights(aligner: Aligner, run: str, model: Aligner | None = None) -> set[str]:
-    """Take the weights of a finished run, as far as it has them; returns the names of those.
+    """Take the weights of a finished run, as far as it has them.
 
-    model: the run's, on the CPU, where it is not to be read from its folder.
-    Raises ValueError where its towers are others: by the shapes of their weights, or by what is made of them.
+    Args:
+        aligner: The model that takes them, on the CPU.
+        run: The folder of the finished run.
+        model: The run's model, on the CPU, where it is not to be read from its folder.
+
+    Returns:
+        The names of the weights that were taken.
+
+    Raises:
+        ValueError: Its towers are others: by the shapes of their weights, or by what is made of them.
     """
     state, own_state = (
         read_weights(Path(run) / WEIGHTS_FILE) if model is None else model.state_dict(),
@@ -124,9 +168,19 @@ def load_init_weights(aligner: Aligner, run: str, model: Aligner | None = None) 
 
 
 def check_same_encodings(aligner: Aligner, other: Aligner, run: str) -> None:
-    """Raises ValueError where one model's weights, which the other has too, give other vectors in it: another
-    tokenizer, pooling, or scaling of the images, and whatever else no weight's shape determines. Both are on the
-    CPU."""
+    """Check that one model's weights, which the other has too, give the same vectors in it.
+
+    They would not with another tokenizer, pooling, or scaling of the images, and whatever else no weight's shape
+    determines.
+
+    Args:
+        aligner: The model that has taken the weights, on the CPU.
+        other: The model that they are from, on the CPU.
+        run: The run of that model, for the message.
+
+    Raises:
+        ValueError: A setting or a vector differs.
+    """
     for what, (own_value, other_value, remedy) in _compared_settings(aligner, other).items():
         if own_value != other_value:
             message = f"its {what} is {other_value}, this run's {own_value}; give {remedy}, or another --init"
@@ -194,15 +248,34 @@ def _compared_heads(aligner: Aligner, other: Aligner) -> dict[str, tuple[Any, An
 
 @torch.no_grad()
 def probe_vectors(aligner: Aligner) -> tuple[torch.Tensor, torch.Tensor]:
-    """The vectors of a grey ramp, a coloured one, and a few captions."""
+    """The vectors of a grey ramp, a coloured one, and a few captions.
+
+    Args:
+        aligner: The model.
+
+    Returns:
+        Those of the images (2, D), and of the captions.
+    """
     ramp = Image.linear_gradient("L")
     images = [ramp.convert("RGB"), Image.merge("RGB", (ramp, ramp.rotate(90), ramp.rotate(180)))]
     return aligner.encode_images(images), aligner.encode_captions(_CAPTIONS)
 
 
 def check_frozen_initialised(aligner: Aligner, loaded: set[str], freeze: str, layers: list[str], init: str) -> None:
-    """Raises ValueError where weights that were drawn at random would stay as they are: neither trained nor `loaded`
-    from another run. Constants, such as a temperature's start, are not random."""
+    """Check that no weights that were drawn at random would stay as they are.
+
+    Constants, such as a temperature's start, are not random.
+
+    Args:
+        aligner: The model, frozen as it is trained.
+        loaded: Names of the weights that are from another run.
+        freeze: The setting `freeze`, for the message.
+        layers: The setting `freeze_layers`, likewise.
+        init: The run that `loaded` are from; "" for none.
+
+    Raises:
+        ValueError: Some are neither trained nor from another run.
+    """
 
     # A pretrained model brings its heads.
     prefixes = PAIR_SCORER_PREFIXES if aligner.config.pretrained else RANDOM_PREFIXES

@@ -24,8 +24,15 @@ logger = logging.getLogger(__name__)
 
 
 def can_cache_encodings(config: FreezingConfig, data: CaptionedImages) -> bool:
-    """Whether what a run's towers give for a data set is the same in every epoch, and little enough to be kept in
-    memory."""
+    """Whether what a run's towers give for a data set can be kept in memory.
+
+    Args:
+        config: What the run trains.
+        data: The data set.
+
+    Returns:
+        Whether it is the same in every epoch, and little enough.
+    """
     frozen = config.freeze in ("both", "all") and config.peft == "none"
     return frozen and len(data) <= TOWER_CACHE_LIMITS[0] and len(data.captions) <= TOWER_CACHE_LIMITS[1]
 
@@ -34,9 +41,22 @@ def evaluate_run(
     config: RunConfig, progress: TrainProgress, dev: DevGallery, out: Path, distributed: Distributed,
     encodings_cache: TowerOutputCache | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """What results.json holds: cross-fitted figures of the whole dev gallery, what was chosen, and the run's own model
-    on dev. Sets the model's weights of a pair's parts. Shared out over processes. encodings_cache: as `remembered` in
-    `train`."""
+    """What results.json holds: cross-fitted figures of the whole dev gallery, what was chosen, and the run's own model.
+
+    Every process calls this. It sets the model's weights of a pair's parts, and saves them and the ranks in the run
+    folder.
+
+    Args:
+        config: The settings of the run.
+        progress: The best epochs.
+        dev: The dev gallery, as it was measured after each epoch.
+        out: The run folder.
+        distributed: The processes that share the work.
+        encodings_cache: As in `train`.
+
+    Returns:
+        Values that JSON can hold.
+    """
 
     # What stays the same in every epoch is computed once for the models that dev and its halves choose.
     run_cache = (encodings_cache or TowerOutputCache()) if can_cache_encodings(config.freezing, dev.data) else None

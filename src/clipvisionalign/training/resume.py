@@ -25,6 +25,12 @@ _UNASKED = ("model.width", "model.text_tower.max_tokens")
 def checkpoint_settings(config: RunConfig) -> dict[str, Any]:
     """A run's settings by name, as a checkpoint keeps them and `check_same_settings` compares them.
 
+    Args:
+        config: The settings.
+
+    Returns:
+        Their values by name, with dots between the parts of a name; none of `CHANGEABLE_SETTINGS`.
+
     >>> from clipvisionalign.training.config import RunConfig
     >>> checkpoint_settings(RunConfig(batch=64))["batch"], "device" in checkpoint_settings(RunConfig())
     (64, False)
@@ -44,7 +50,16 @@ def _flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def check_same_settings(state: dict[str, Any], config: RunConfig, out: Path) -> None:
-    """Raises ValueError where `config`, as a run's config.yaml has it, is no longer what the run was begun with."""
+    """Check that a run is resumed with the settings that it was begun with.
+
+    Args:
+        state: Of its checkpoint.
+        config: The settings, as the run's config.yaml has them.
+        out: The run folder, for the message.
+
+    Raises:
+        ValueError: A setting that may not change has another value.
+    """
     # A checkpoint of a version without a setting has nothing of it.
     saved, current = state.get("settings", {}), checkpoint_settings(config)
     if "model.temperature" in saved and "model.temperature" not in current:
@@ -60,15 +75,33 @@ def check_same_settings(state: dict[str, Any], config: RunConfig, out: Path) -> 
 
 
 def epoch_partition(distributed: Distributed, workers: int, steps: int) -> dict[str, int]:
-    """What decides which images of an epoch's order come in which step, beside the settings. steps: of the epoch."""
+    """What decides which images of an epoch's order come in which step, beside the settings.
+
+    Args:
+        distributed: The processes of the run.
+        workers: Those of each process that read images.
+        steps: Of the epoch.
+
+    Returns:
+        These numbers, as a checkpoint keeps them.
+    """
     return {"processes": distributed.world_size, "workers": workers, "in_epoch": steps}
 
 
 def check_same_partition(state: dict[str, Any], current: dict[str, int], is_stream: bool, out: Path) -> None:
-    """Raises ValueError where a run was cut off within an epoch of which it would not have the rest.
+    """Check that a run that was cut off within an epoch would have the rest of it.
 
-    current: see `epoch_partition`. A table's epoch is the same for all that deal it in as many steps; of a stream each
-    worker of each process has stretches of its own.
+    A table's epoch is the same for all that deal it in as many steps; of a stream each worker of each process has
+    stretches of its own.
+
+    Args:
+        state: Of its checkpoint.
+        current: What `epoch_partition` gives now.
+        is_stream: Whether the training data is a stream.
+        out: The run folder, for the message.
+
+    Raises:
+        ValueError: It would not: some images would come twice and others never.
     """
     saved = {name: state[name] for name in current if name in state}
     differs = [name for name in (("processes", "workers") if is_stream else ("in_epoch",))

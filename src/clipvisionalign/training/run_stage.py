@@ -80,19 +80,35 @@ class RunStage:
         return Path(self.config.out)
 
     def title(self) -> str:
-        """What is printed when the stage begins."""
+        """What is printed when the stage begins.
+
+        Returns:
+            A line.
+        """
         stage = self.stages[self.number]
         rate = "" if stage.rate is None else f" at {stage.rate:g}"
         epochs = count_noun(stage.epochs, "epoch")
         return f"stage {self.number + 1} of {len(self.stages)}: {stage.trains}, {epochs}{rate}"
 
     def check_output(self) -> None:
-        """Raises FileExistsError where the run's folder holds something that it may not replace."""
+        """Check that the run's folder holds nothing that the stage may not replace.
+
+        Raises:
+            FileExistsError: It does.
+            ValueError: The run needs something of the folder.
+        """
         if self.is_new and not self.is_last:
             check_output(self.config)
 
     def lock(self, stack: ExitStack) -> None:
-        """Lock the run's folder, where the stage has another one. Raises OSError where another process holds it."""
+        """Lock the run's folder, where the stage has another one.
+
+        Args:
+            stack: Releases the lock when it is left.
+
+        Raises:
+            OSError: Another process holds it.
+        """
         if not self.is_last:
             stack.enter_context(run_lock(self.out / LOCK_FILE, "trains this run"))
 
@@ -113,6 +129,9 @@ class RunStage:
 
         Args:
             config: The settings of the stage, with the commits of its towers.
+
+        Returns:
+            Those of the whole run for its last stage, else those of the stage.
         """
         return replace(self.config, model=config.model) if self.is_last else config
 
@@ -121,6 +140,9 @@ class RunStage:
 
         Args:
             results: What results.json of the stage's own run holds.
+
+        Returns:
+            What it trained, for how many epochs and at what rate, its figures, and where its run is.
         """
         stage = self.stages[self.number]
         summary: dict[str, Any] = {"trains": stage.trains, "epochs": stage.epochs, "learning_rate": stage.rate}
@@ -133,6 +155,9 @@ class RunStage:
 
         Args:
             results: What results.json holds of the stage alone.
+
+        Returns:
+            What it holds of the run.
         """
         if not self.is_last:
             return results

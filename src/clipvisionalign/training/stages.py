@@ -87,7 +87,17 @@ def _parse_stage(text: str, part: str) -> Stage:
 
 
 def total_epochs(stages: str, epochs: int) -> int:
-    """The epochs of a run: those of all of its stages, where it has stages.
+    """The epochs of a run.
+
+    Args:
+        stages: The setting `stages`; empty for a run without stages.
+        epochs: The setting `epochs`.
+
+    Returns:
+        Those of all stages, where the run has stages, else `epochs`.
+
+    Raises:
+        ValueError: `stages` has another form.
 
     >>> total_epochs("heads:1,all:3", 6), total_epochs("", 6)
     (4, 6)
@@ -128,7 +138,14 @@ def check_stages(text: str, others: Sequence[str], design: str, has_start: bool,
 
 
 def adapted_in_stage(stage: Stage, towers: str) -> str:
-    """The towers that LoRA adapts in a stage, of those that the run adapts; "" for none.
+    """The towers that LoRA adapts in a stage, of those that the run adapts.
+
+    Args:
+        stage: The stage.
+        towers: Those that the run adapts: "image", "text" or "both".
+
+    Returns:
+        "image", "text" or "both"; "" for none.
 
     >>> adapted_in_stage(Stage("text", 1), "both"), adapted_in_stage(Stage("heads", 1), "both")
     ('text', '')
@@ -145,5 +162,8 @@ def stage_folder(out: Path, number: int, stage: Stage) -> Path:
         out: The folder of the run.
         number: The stage's place, from 0.
         stage: The stage.
+
+    Returns:
+        The folder, which need not be there.
     """
     return out / STAGES_FOLDER / f"{number + 1}-{stage.trains}"
