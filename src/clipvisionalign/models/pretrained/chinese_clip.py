@@ -23,13 +23,30 @@ class ChineseCLIPTextTower(PretrainedTextTower):
     """A BERT: the first token, without BERT's pooler."""
 
     def encode(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """ids, mask (b, T) -> pooled (b, W), tokens (b, T, W)."""
+        """Run the text model.
+
+        Args:
+            ids: (b, T) token ids.
+            mask: (b, T) 1 on tokens, 0 on padding.
+
+        Returns:
+            Pooled (b, W) and tokens (b, T, W).
+        """
         tokens = self.encoder(input_ids=ids, attention_mask=mask).last_hidden_state
         return tokens[:, 0], tokens
 
 
 def text_tower(encoder: nn.Module, config: Any, folder: Path) -> ChineseCLIPTextTower:
-    """The text tower around a model's text encoder."""
+    """The text tower around a model's text encoder.
+
+    Args:
+        encoder: The encoder; `nn.Identity` for a tower that only tokenises.
+        config: transformers' settings of the whole model.
+        folder: Where its tokenizer is.
+
+    Returns:
+        The tower.
+    """
     text = config.text_config
     return ChineseCLIPTextTower(
         encoder, load_tokenizer(folder), folder, text.hidden_size, text.max_position_embeddings, pooling="first"
@@ -37,7 +54,20 @@ def text_tower(encoder: nn.Module, config: Any, folder: Path) -> ChineseCLIPText
 
 
 def load(folder: Path, config: Any, load_weights: bool) -> DualEncoderParts:
-    """The parts of a ChineseCLIPModel; see `families.load_dual_encoder`."""
+    """The parts of a ChineseCLIPModel; see `families.load_dual_encoder`.
+
+    Args:
+        folder: The model's folder.
+        config: transformers' settings of it.
+        load_weights: Whether to read the weights; else they are random, to be replaced.
+
+    Returns:
+        The parts.
+
+    Raises:
+        WeightsNotFound: There are no weights.
+        ValueError: The weights are not this model's, or how it takes images is not known.
+    """
     import transformers
 
     model = load_model(transformers.ChineseCLIPModel, config, folder, load_weights)
@@ -46,7 +76,16 @@ def load(folder: Path, config: Any, load_weights: bool) -> DualEncoderParts:
 
 
 def save(state: Mapping[str, Tensor], config: Any, folder: Path) -> None:
-    """Write a ChineseCLIPModel; see `families.save_dual_encoder`."""
+    """Write a ChineseCLIPModel; see `families.save_dual_encoder`.
+
+    Args:
+        state: The tensors of an aligner, under the aligner's names.
+        config: transformers' settings of the model.
+        folder: Where config.json and the weights are written.
+
+    Raises:
+        ValueError: There are tensors that are not this model's, or some are missing.
+    """
     import transformers
 
     save_model(transformers.ChineseCLIPModel, config, state, folder)

@@ -48,11 +48,25 @@ class CLIPImageTower(PretrainedImageTower):
         return self.backbone.encoder.layers[-1]
 
     def pool(self, features: Tensor) -> Tensor:
-        """Tokens (B, 1 + P, C) -> the class token (B, C)."""
+        """Take the class token, after the last layer norm.
+
+        Args:
+            features: (B, 1 + P, C) tokens.
+
+        Returns:
+            (B, C).
+        """
         return self.backbone.post_layernorm(features[:, 0])
 
     def pool_each(self, patches: Tensor) -> Tensor:
-        """Patches (B, P, C) -> (B, P, C), after the class token's layer norm."""
+        """Apply the class token's layer norm to patches.
+
+        Args:
+            patches: (B, P, C).
+
+        Returns:
+            (B, P, C).
+        """
         return self.backbone.post_layernorm(patches)
 
 
@@ -60,7 +74,16 @@ class CLIPTextTower(PretrainedTextTower):
     """CLIP's causal text transformer: the end-of-text token after the last layer norm."""
 
     def encode(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """ids (b, T) -> pooled (b, W), tokens (b, T, W); padding needs no mask behind a causal caption."""
+        """Run the text transformer.
+
+        Args:
+            ids: (b, T) token ids.
+            mask: (b, T) 1 on tokens, 0 on padding; it is not used, as nothing of a causal caption attends to what is
+                behind it.
+
+        Returns:
+            Pooled (b, W) and tokens (b, T, W).
+        """
         options = {"pooled_position": self._pooled_position(ids)} if self.window else {}
         output = self.encoder(input_ids=ids, **options)
         return output.pooler_output, output.last_hidden_state
@@ -71,7 +94,14 @@ class CLIPTextTower(PretrainedTextTower):
         return ids.argmax(dim=-1) if eos == 2 else first_match(ids, eos)
 
     def use_window(self, window: int) -> None:
-        """Let a token see `window` tokens in front of it, and the end-of-text token all."""
+        """Let a token see `window` tokens in front of it, and the end-of-text token all.
+
+        Args:
+            window: At least 1.
+
+        Raises:
+            ValueError: It is smaller.
+        """
         import transformers
 
         if window < 1:
@@ -81,11 +111,19 @@ class CLIPTextTower(PretrainedTextTower):
         self.encoder.config.attention_window = self.window = window
 
     def position_table(self) -> nn.Embedding:
-        """The table of learned positions, (T, W)."""
+        """The table of learned positions.
+
+        Returns:
+            (T, W).
+        """
         return self.encoder.embeddings.position_embedding
 
     def set_position_table(self, table: nn.Embedding) -> None:
-        """Replace `position_table`."""
+        """Replace `position_table`.
+
+        Args:
+            table: (T', W).
+        """
         embeddings = self.encoder.embeddings
         embeddings.position_embedding = table
         embeddings.position_ids = torch.arange(table.num_embeddings)[None]
@@ -93,7 +131,19 @@ class CLIPTextTower(PretrainedTextTower):
 
 
 def clip_image_tower(model: Any, config: Any, folder: Path) -> CLIPImageTower:
-    """The image tower of a model whose vision model is CLIP's."""
+    """The image tower of a model whose vision model is CLIP's.
+
+    Args:
+        model: transformers' own model.
+        config: Its settings.
+        folder: Where its preprocessor_config.json is.
+
+    Returns:
+        The tower.
+
+    Raises:
+        ValueError: The preprocessing is one that is not known.
+    """
     vision = config.vision_config
     transform = transform_from_processor(processor_settings(folder), folder, vision.image_size)
     num_patches = (vision.image_size // vision.patch_size) ** 2
@@ -101,13 +151,35 @@ def clip_image_tower(model: Any, config: Any, folder: Path) -> CLIPImageTower:
 
 
 def text_tower(encoder: nn.Module, config: Any, folder: Path) -> CLIPTextTower:
-    """The text tower around a model's text encoder."""
+    """The text tower around a model's text encoder.
+
+    Args:
+        encoder: The encoder; `nn.Identity` for a tower that only tokenises.
+        config: transformers' settings of the whole model.
+        folder: Where its tokenizer is.
+
+    Returns:
+        The tower.
+    """
     text = config.text_config
     return CLIPTextTower(encoder, load_tokenizer(folder), folder, text.hidden_size, text.max_position_embeddings)
 
 
 def load(folder: Path, config: Any, load_weights: bool) -> DualEncoderParts:
-    """The parts of a CLIPModel; see `families.load_dual_encoder`."""
+    """The parts of a CLIPModel; see `families.load_dual_encoder`.
+
+    Args:
+        folder: The model's folder.
+        config: transformers' settings of it.
+        load_weights: Whether to read the weights; else they are random, to be replaced.
+
+    Returns:
+        The parts.
+
+    Raises:
+        WeightsNotFound: There are no weights.
+        ValueError: The weights are not this model's, or how it takes images is not known.
+    """
     import transformers
 
     model = load_model(transformers.CLIPModel, config, folder, load_weights)
@@ -116,7 +188,16 @@ def load(folder: Path, config: Any, load_weights: bool) -> DualEncoderParts:
 
 
 def save(state: Mapping[str, Tensor], config: Any, folder: Path) -> None:
-    """Write a CLIPModel; see `families.save_dual_encoder`."""
+    """Write a CLIPModel; see `families.save_dual_encoder`.
+
+    Args:
+        state: The tensors of an aligner, under the aligner's names.
+        config: transformers' settings of the model.
+        folder: Where config.json and the weights are written.
+
+    Raises:
+        ValueError: There are tensors that are not this model's, or some are missing.
+    """
     import transformers
 
     # Positions for longer captions are a setting of the layout.

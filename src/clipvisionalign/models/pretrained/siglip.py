@@ -37,11 +37,25 @@ class SiglipImageTower(PretrainedImageTower):
     """SigLIP's vision transformer with its pooling by attention."""
 
     def pool(self, features: Tensor) -> Tensor:
-        """Patches (B, P, C) -> pooled (B, C)."""
+        """Pool patches by attention.
+
+        Args:
+            features: (B, P, C) patches.
+
+        Returns:
+            (B, C).
+        """
         return self.backbone.head(features)
 
     def pool_each(self, patches: Tensor) -> Tensor:
-        """Patches (B, P, C) -> (B, P, C): the pooling of each patch alone."""
+        """Pool each patch alone.
+
+        Args:
+            patches: (B, P, C).
+
+        Returns:
+            (B, P, C).
+        """
         return pool_alone(self.backbone.head, patches)
 
 
@@ -49,7 +63,14 @@ class NaFlexImageTower(SiglipImageTower):
     """The vision transformer of SigLIP 2's NaFlex checkpoints: patches of images of any shape, padded."""
 
     def forward(self, pixels: Tensor) -> ImageFeatures:
-        """Packed patches (B, 1 + P, 3 patch^2), see `PatchTransform` -> pooled (B, C), patches (B, P, C)."""
+        """Encode images of any shape.
+
+        Args:
+            pixels: (B, 1 + P, 3 patch^2) packed patches, see `PatchTransform`.
+
+        Returns:
+            Pooled (B, C) and patches (B, P, C).
+        """
         patches, mask, grids = self.image_transform.unpack(pixels)  # type: ignore[attr-defined]
         output = self.backbone(pixel_values=patches, pixel_attention_mask=mask.int(), spatial_shapes=grids)
         tokens = output.last_hidden_state
@@ -58,7 +79,17 @@ class NaFlexImageTower(SiglipImageTower):
         return ImageFeatures(output.pooler_output, self.pool_each(tokens) if self.pools_patches else tokens)
 
     def feature_map(self, pixels: Tensor) -> Tensor:
-        """Raises ValueError: the grid of patches differs from image to image."""
+        """Refuse: the grid of patches differs from image to image.
+
+        Args:
+            pixels: Packed patches.
+
+        Returns:
+            Nothing: it always raises.
+
+        Raises:
+            ValueError: Always.
+        """
         raise ValueError(
             f"{self.config.name}: a model that takes images of any shape (NaFlex) has no map of one grid to show; "
             "SigLIP 2's models of fixed size have"
@@ -69,7 +100,15 @@ class SiglipTextTower(PretrainedTextTower):
     """SigLIP's bidirectional text transformer: the last place, through a linear layer."""
 
     def encode(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """ids (b, T) -> pooled (b, D), tokens (b, T, W)."""
+        """Run the text transformer and its linear layer.
+
+        Args:
+            ids: (b, T) token ids.
+            mask: (b, T) 1 on tokens, 0 on padding; used where the tokenizer gives one.
+
+        Returns:
+            Pooled (b, D) and tokens (b, T, W).
+        """
         options = {}
         if "attention_mask" in getattr(self.tokenizer, "model_input_names", ()):
             options["attention_mask"] = self.word_mask(ids, mask)
@@ -77,7 +116,14 @@ class SiglipTextTower(PretrainedTextTower):
         return output.pooler_output, output.last_hidden_state
 
     def token_projection(self, text_head: nn.Module) -> tuple[Tensor, Tensor]:
-        """The linear layer behind the last place, weight (D, W) and bias (D,), and what narrows the common space."""
+        """The linear layer behind the last place, and what narrows the common space.
+
+        Args:
+            text_head: The projection of the pooled vector; `nn.Identity` where the common space is the model's own.
+
+        Returns:
+            Weight (D, W) and bias (D,).
+        """
         weight, bias = self.encoder.head.weight, self.encoder.head.bias
         if isinstance(text_head, nn.Linear):
             weight, bias = text_head.weight @ weight, text_head.weight @ bias
@@ -85,7 +131,16 @@ class SiglipTextTower(PretrainedTextTower):
 
 
 def text_tower(encoder: nn.Module, config: Any, folder: Path) -> SiglipTextTower:
-    """The text tower around a model's text encoder."""
+    """The text tower around a model's text encoder.
+
+    Args:
+        encoder: The encoder; `nn.Identity` for a tower that only tokenises.
+        config: transformers' settings of the whole model.
+        folder: Where its tokenizer is.
+
+    Returns:
+        The tower.
+    """
     text = config.text_config
     return SiglipTextTower(
         encoder, load_tokenizer(folder), folder, text.hidden_size, text.max_position_embeddings, fixed_length=True
@@ -93,7 +148,20 @@ def text_tower(encoder: nn.Module, config: Any, folder: Path) -> SiglipTextTower
 
 
 def load(folder: Path, config: Any, load_weights: bool) -> DualEncoderParts:
-    """The parts of a SiglipModel or Siglip2Model; see `families.load_dual_encoder`."""
+    """The parts of a SiglipModel or Siglip2Model; see `families.load_dual_encoder`.
+
+    Args:
+        folder: The model's folder.
+        config: transformers' settings of it.
+        load_weights: Whether to read the weights; else they are random, to be replaced.
+
+    Returns:
+        The parts.
+
+    Raises:
+        WeightsNotFound: There are no weights.
+        ValueError: The weights are not this model's, or how it takes images is not known.
+    """
     import transformers
 
     is_naflex = config.model_type == "siglip2"
@@ -132,7 +200,16 @@ def load(folder: Path, config: Any, load_weights: bool) -> DualEncoderParts:
 
 
 def save(state: Mapping[str, Tensor], config: Any, folder: Path) -> None:
-    """Write a SiglipModel or Siglip2Model; see `families.save_dual_encoder`."""
+    """Write a SiglipModel or Siglip2Model; see `families.save_dual_encoder`.
+
+    Args:
+        state: The tensors of an aligner, under the aligner's names.
+        config: transformers' settings of the model.
+        folder: Where config.json and the weights are written.
+
+    Raises:
+        ValueError: There are tensors that are not this model's, or some are missing.
+    """
     import transformers
 
     model_class = transformers.Siglip2Model if config.model_type == "siglip2" else transformers.SiglipModel

@@ -29,12 +29,17 @@ def load_model(model_class: Any, config: Any, folder: Path, load_weights: bool) 
     """transformers' own model, in float32.
 
     Args:
-        model_class: such as `transformers.CLIPModel`.
-        config: its settings.
-        folder: where config.json and the weights are.
-        load_weights: whether to read the weights; else they are random, to be replaced.
+        model_class: Such as `transformers.CLIPModel`.
+        config: Its settings.
+        folder: Where config.json and the weights are.
+        load_weights: Whether to read the weights; else they are random, to be replaced.
 
-    Raises ValueError for settings that build no model, and where the weights are not all of this model's.
+    Returns:
+        The model, on the CPU.
+
+    Raises:
+        WeightsNotFound: There are no weights.
+        ValueError: The settings build no model, or the weights are not all of this model's.
     """
 
     silence_transformers()
@@ -78,12 +83,13 @@ def save_model(model_class: Any, config: Any, state: Mapping[str, Tensor], folde
     """Write config.json and model.safetensors of transformers' own model, in float32.
 
     Args:
-        model_class: such as `transformers.CLIPModel`.
-        config: its settings.
-        state: the model's tensors, under the names of an aligner's.
-        folder: where the files are written.
+        model_class: Such as `transformers.CLIPModel`.
+        config: Its settings.
+        state: The model's tensors, under the names of an aligner's.
+        folder: Where the files are written.
 
-    Raises ValueError for tensors that are not this model's.
+    Raises:
+        ValueError: There are tensors that are not this model's, or some are missing.
     """
     if hasattr(config, "projection_dim"):
         config.projection_dim = common_width(state) or config.projection_dim
@@ -101,9 +107,12 @@ def projected_parts(
 
     Args:
         model: transformers' own model.
-        family: its name, for messages.
-        image_tower: around its vision model.
-        text_tower: around its text model.
+        family: Its name, for messages.
+        image_tower: Around its vision model.
+        text_tower: Around its text model.
+
+    Returns:
+        The parts.
     """
     return DualEncoderParts(
         family=family,
@@ -117,7 +126,17 @@ def projected_parts(
 
 
 def read_config(folder: Path) -> Any:
-    """transformers' settings of a folder. Raises ValueError where config.json describes no model that it supports."""
+    """transformers' settings of a folder.
+
+    Args:
+        folder: A folder with a config.json.
+
+    Returns:
+        The settings.
+
+    Raises:
+        ValueError: config.json describes no model that transformers supports.
+    """
     import transformers
 
     silence_transformers()

@@ -35,11 +35,25 @@ class PooledImageTower(PretrainedImageTower):
         return None if blocks is None else blocks[-1]
 
     def pool(self, features: Tensor) -> Tensor:
-        """Tokens (B, prefix + P, C) -> pooled (B, C)."""
+        """Pool tokens as the vision model does.
+
+        Args:
+            features: (B, prefix + P, C) tokens.
+
+        Returns:
+            (B, C).
+        """
         return self.backbone.pooler(features)
 
     def pool_each(self, patches: Tensor) -> Tensor:
-        """Patches (B, P, C) -> (B, P, C): the pooler of each patch alone."""
+        """Pool each patch alone.
+
+        Args:
+            patches: (B, P, C).
+
+        Returns:
+            (B, P, C).
+        """
         return pool_alone(self.backbone.pooler, patches)
 
 
@@ -47,13 +61,30 @@ class PooledTextTower(PretrainedTextTower):
     """A text model of transformers with a pooled output of its own."""
 
     def encode(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """ids, mask (b, T) -> pooled (b, W), tokens (b, T, W)."""
+        """Run the text model and its pooler.
+
+        Args:
+            ids: (b, T) token ids.
+            mask: (b, T) 1 on tokens, 0 on padding.
+
+        Returns:
+            Pooled (b, W) and tokens (b, T, W).
+        """
         output = self.encoder(input_ids=ids, attention_mask=mask)
         return output.pooler_output, output.last_hidden_state
 
 
 def text_tower(encoder: nn.Module, config: Any, folder: Path) -> PooledTextTower:
-    """The text tower around a model's text encoder."""
+    """The text tower around a model's text encoder.
+
+    Args:
+        encoder: The encoder; `nn.Identity` for a tower that only tokenises.
+        config: transformers' settings of the whole model.
+        folder: Where its tokenizer is.
+
+    Returns:
+        The tower.
+    """
     text = config.text_config
     positions = max_positions(text, None if isinstance(encoder, nn.Identity) else encoder)
     return PooledTextTower(encoder, load_tokenizer(folder), folder, text.hidden_size, positions)
@@ -62,7 +93,17 @@ def text_tower(encoder: nn.Module, config: Any, folder: Path) -> PooledTextTower
 def load(folder: Path, config: Any, load_weights: bool) -> DualEncoderParts:
     """The parts of a VisionTextDualEncoderModel; see `families.load_dual_encoder`.
 
-    Raises ValueError for a vision or text model without a pooled vector.
+    Args:
+        folder: The model's folder.
+        config: transformers' settings of it.
+        load_weights: Whether to read the weights; else they are random, to be replaced.
+
+    Returns:
+        The parts.
+
+    Raises:
+        WeightsNotFound: There are no weights.
+        ValueError: The weights are not this model's, or its vision or text model gives no pooled vector.
     """
     import transformers
 
@@ -88,7 +129,16 @@ def load(folder: Path, config: Any, load_weights: bool) -> DualEncoderParts:
 
 
 def save(state: Mapping[str, Tensor], config: Any, folder: Path) -> None:
-    """Write a VisionTextDualEncoderModel; see `families.save_dual_encoder`."""
+    """Write a VisionTextDualEncoderModel; see `families.save_dual_encoder`.
+
+    Args:
+        state: The tensors of an aligner, under the aligner's names.
+        config: transformers' settings of the model.
+        folder: Where config.json and the weights are written.
+
+    Raises:
+        ValueError: There are tensors that are not this model's, or some are missing.
+    """
     import transformers
 
     save_model(transformers.VisionTextDualEncoderModel, config, state, folder)
