@@ -47,7 +47,8 @@ COMPLETE = (
     "training/ineffective_settings.py", "training/init_run.py", "training/metrics_logger.py",
     "training/optimizer.py", "training/overlap.py", "training/pair_weights.py", "training/precision.py",
     "training/profiling.py", "training/recipes/", "training/recorded.py", "training/replay.py", "training/results.py",
-    "training/resume.py", "training/run_folder.py", "training/run_stage.py", "training/sharding.py", "training/stages.py",
+    "training/resume.py", "training/run_folder.py", "training/run_stage.py", "training/selection_notes.py",
+    "training/sharding.py", "training/stages.py",
     "training/state.py", "training/validation.py",
 )  # fmt: skip
 

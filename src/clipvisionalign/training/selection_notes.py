@@ -12,9 +12,14 @@ from clipvisionalign.data.run_data import is_unfinished
 
 
 def nothing_chosen(chosen: dict[str, Any], epochs: int) -> bool:
-    """Whether a run's block "chosen" is of a run of which, and of those that it starts from, nothing was chosen on dev.
+    """Whether nothing was chosen on dev: of a run, and of those that it starts from.
 
-    epochs: after how many it was measured, 0 if unknown.
+    Args:
+        chosen: The block "chosen" of the run's results.json.
+        epochs: After how many epochs it was measured; 0 if unknown.
+
+    Returns:
+        Whether that is known to be so.
     """
     return (
         bool(chosen)
@@ -25,19 +30,41 @@ def nothing_chosen(chosen: dict[str, Any], epochs: int) -> bool:
 
 
 def one_epoch(chosen: dict[str, Any], epochs: int) -> bool:
-    """Whether there was no choice between epochs: there is one, or the last was taken in any case."""
+    """Whether there was no choice between epochs: there is one, or the last was taken in any case.
+
+    Args:
+        chosen: The block "chosen" of the run's results.json.
+        epochs: After how many epochs it was measured; 0 if unknown.
+
+    Returns:
+        Whether that is known to be so.
+    """
     return epochs == 1 or chosen.get("epoch_by") == "last epoch"
 
 
 def epochs_measured(run: Path) -> int:
-    """After how many epochs a run was measured on dev; 0 if unknown."""
+    """After how many epochs a run was measured on dev.
+
+    Args:
+        run: The run folder.
+
+    Returns:
+        The number; 0 if unknown.
+    """
     kept = run / "metrics.jsonl"
     return kept.read_text(encoding="utf-8").count('"dev": {') if kept.is_file() else 0
 
 
 def in_sample_note(run: Path, data: CaptionedImages) -> str | None:
-    """What a figure of a run on these images has to be read with, where they are the dev images that it was chosen by;
-    None where nothing was chosen on them."""
+    """What a figure of a run on these images has to be read with.
+
+    Args:
+        run: The run folder.
+        data: The images.
+
+    Returns:
+        A note where they are the dev images that the run was chosen by; None where nothing was chosen on them.
+    """
     results = run / "results.json"
     differing = changed_dev_parts(run, data)
     if not set(differing) <= {"partners"}:
@@ -63,8 +90,16 @@ def in_sample_note(run: Path, data: CaptionedImages) -> str | None:
 
 
 def init_selection_note(init: Path, data: CaptionedImages) -> str | None:
-    """Why a run that starts from another (`--init`) is not cross-fitted on these dev images: the other one's epoch was
-    chosen by all of them, where its halves would have chosen another. None where that is not so."""
+    """Why a run that starts from another (`--init`) is not cross-fitted on these dev images.
+
+    Args:
+        init: The folder of the other run.
+        data: The dev images.
+
+    Returns:
+        A note where the other one's epoch was chosen by all of them, while its halves would have chosen another; None
+        where that is not so.
+    """
     if not set(changed_dev_parts(init, data)) <= {"partners"}:
         return None
     if not (init / "results.json").is_file():
@@ -93,8 +128,15 @@ def _halves_agree(choices: dict[str, Any]) -> bool:
 
 
 def changed_dev_parts(run: Path, data: CaptionedImages) -> list[str]:
-    """In what the dev images of a run differ from these: "captions", "partners", "pictures"; all where nothing is
-    known."""
+    """In what the dev images of a run differ from these.
+
+    Args:
+        run: The run folder.
+        data: The images.
+
+    Returns:
+        Of "captions", "partners" and "pictures" those that differ; all where nothing is known.
+    """
     data_file = run / "data.json"
     dev = json.loads(data_file.read_text()).get("dev", {}) if data_file.is_file() else {}
     if "contents" in dev:
