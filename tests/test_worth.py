@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from typing import Any
 
 import pytest
@@ -48,6 +49,27 @@ def test_a_model_is_not_compared_with_itself():
     assert "the run has 100.0 %" in claims[0].text
 
 
+@pytest.mark.parametrize(
+    ("gain", "words"),
+    [
+        ((0.2, 0.1, 0.3), "20.0 [10.0, 30.0] points more."),
+        ((-0.2, -0.3, -0.1), "20.0 [10.0, 30.0] points less."),
+        ((0.2, -0.1, 0.5), "no difference was shown, 20.0 [-10.0, 50.0] points."),
+        ((0.2, None, None), "20.0 (no interval) points, not tested, as there are too few images."),
+    ],
+)
+def test_a_difference_in_classification_is_claimed_only_where_it_is_shown(gain, words):
+    value, low, high = gain
+    run = {"data": "/data/shapes", "split": "test", "top_1": {"value": 0.5 + value}, "chance": {"top_1": 0.25}}
+    block = {"run": run, "baseline": {"top_1": {"value": 0.5}}}
+    block["difference"] = {"top_1": {"value": value, "low": low, "high": high}}
+    document = document_of((45.0, 40.0, 50.0, 0.001)) | {"classes": [block]}
+    claims = worth_claims(document)
+    assert claims[-1].text.endswith(words)
+    document["claims"] = [claim.to_dict() for claim in claims]
+    check_citations(document)
+
+
 def check_citations(document: dict[str, Any]) -> None:
     """Every number of a sentence is cited, and shown as the document has it."""
     assert document["claims"]
@@ -91,9 +113,21 @@ def test_worth_measures_run_base_and_blend_and_keeps_its_answer(tuned, tmp_path,
     assert main(["worth", str(tuned), *flags]) == 1
     assert "is there already" in capsys.readouterr().err
     own = json.loads((tuned / "data.json").read_text())["source"]
-    assert main(["worth", str(tuned), "--no-blend", "--foreign", own, "--overwrite", "--quiet"]) == 0
+    images = sorted((other / "images").iterdir())
+    for number, image in enumerate(images[:24]):
+        folder = tmp_path / "classes" / ("circle", "square")[number % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copy(image, folder)
+    flags = ["--no-blend", "--foreign", own, "--classes", str(tmp_path / "classes"), "--overwrite", "--quiet"]
+    assert main(["worth", str(tuned), *flags]) == 0
     printed = capsys.readouterr().out
     assert "is the run's own data set" in printed
     assert "chance" in printed
     assert "blend" not in printed
-    assert "alpha" not in json.loads((tuned / "worth.json").read_text())
+    document = json.loads((tuned / "worth.json").read_text())
+    assert "alpha" not in document
+    check_citations(document)
+    (block,) = document["classes"]
+    difference = block["run"]["top_1"]["value"] - block["baseline"]["top_1"]["value"]
+    assert block["difference"]["top_1"]["value"] == pytest.approx(difference)
+    assert f"chance: {100 * block['run']['chance']['top_1']:.1f} %" in printed

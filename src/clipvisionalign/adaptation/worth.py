@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from clipvisionalign.adaptation.comparison import ComparisonRequest, compare_with_base
 from clipvisionalign.adaptation.worth_claims import worth_claims
+from clipvisionalign.data.formats.classes import read_classes
 from clipvisionalign.json_io import write_json
 from clipvisionalign.models.pretrained.known_checkpoints import pretraining_of
+from clipvisionalign.training.opened_classes import compare_classification
 
 #: Where the answer is kept in a run folder.
 WORTH_FILE = "worth.json"
 
 
 def worth(
-    request: ComparisonRequest, out: str | Path = "", overwrite: bool = False, with_blend: bool = True
-) -> dict[str, Any]:
+    request: ComparisonRequest, out: str | Path = "", overwrite: bool = False, with_blend: bool = True,
+    class_folders: Sequence[str] = (),
+) -> dict[str, Any]:  # fmt: skip
     """Compare a run with what it started from, on its own data and on data that it was not tuned on.
 
     >>> from clipvisionalign.adaptation.comparison import ComparisonRequest
@@ -28,6 +32,7 @@ def worth(
         out: the file to write; "" for worth.json in the run folder.
         overwrite: whether a file that is there is replaced.
         with_blend: whether the best model between the two is looked for, which measures each of `request.alphas`.
+        class_folders: folders of classes, on which the zero-shot classification of run and base is compared.
 
     Returns:
         What the file holds: figures, paired differences, and sentences whose numbers are cited from them.
@@ -43,7 +48,15 @@ def worth(
         raise FileExistsError(f"{target}: is there already; give another --out, or --overwrite to replace it")
     if not target.parent.is_dir():
         raise FileNotFoundError(f"--out {target}: there is no folder {target.parent}")
+    for folder in class_folders:
+        # Its faults are found before a model is loaded.
+        read_classes(Path(folder))
     document = compare_with_base(request).document
+    if class_folders:
+        base = request.base_name()
+        document["classes"] = [
+            compare_classification(request.run, base, folder, device=request.device) for folder in class_folders
+        ]
     pretraining = pretraining_of(request.base_name())
     if pretraining is not None:
         document["pretraining"] = pretraining.to_dict()

@@ -23,6 +23,7 @@ def worth_claims(document: Mapping[str, Any]) -> list[CitedSentence]:
                 continue
             claims.append(_difference_claim(document, number, position))
         claims.append(_kept_claim(document, number))
+    claims += [_classes_claim(document, number) for number in range(len(document.get("classes", ())))]
     if "alpha" in document:
         claims.append(_blend_claim(document))
     return claims
@@ -97,4 +98,25 @@ def _blend_claim(document: Mapping[str, Any]) -> CitedSentence:
         halves = " and ".join(claim.cite(f"alpha/halves/{half}", "g") for half in range(len(alpha["halves"])))
         claim.text += f" (by the halves of dev: {halves})"
     claim.text += "."
+    return claim
+
+
+def _classes_claim(document: Mapping[str, Any], number: int) -> CitedSentence:
+    """The zero-shot accuracy of run and base on class folders; a difference where its interval is on one side of 0."""
+    block, path = document["classes"][number], f"classes/{number}"
+    claim = CitedSentence(document, "classification")
+    gain = block["difference"]["top_1"]
+    run, base = (claim.cite(f"{path}/{name}/top_1/value", factor=100.0) for name in ("run", "baseline"))
+    chance = claim.cite(f"{path}/run/chance/top_1", factor=100.0)
+    where = f"Of the images of {as_code(Path(block['run']['data']).name)} ({block['run']['split']})"
+    claim.text = (
+        f"{where} the run assigns {run} % to their class, zero-shot, and the base {base} % (chance: {chance} %): "
+    )
+    interval = claim.cite_interval(f"{path}/difference/top_1", -100.0 if gain["value"] < 0 else 100.0)
+    if gain["low"] is None:
+        claim.text += f"a difference of {interval} points, not tested, as there are too few images."
+    elif gain["low"] > 0 or gain["high"] < 0:
+        claim.text += f"{interval} points {'more' if gain['value'] > 0 else 'less'}."
+    else:
+        claim.text += f"no difference was shown, {interval} points."
     return claim

@@ -56,6 +56,10 @@ def worth_parser() -> argparse.ArgumentParser:
         epilog=f"example: {PROGRAM} worth runs/tuned --split test --foreign flickr8k",
     )
     _add_comparison_flags(parser)
+    parser.add_argument(
+        "--classes", nargs="+", default=[], metavar="FOLDER",
+        help="class folders (see 'classify'): zero-shot accuracy of run and base",
+    )  # fmt: skip
     parser.add_argument("--no-blend", action="store_true", help="do not look for the best model between the two")
     parser.add_argument(
         "--out", default="", metavar="FILE", help="where the figures go (default: worth.json in the run)"
@@ -69,11 +73,12 @@ def worth(arguments: list[str]) -> int:
     args = worth_parser().parse_args(arguments)
     from clipvisionalign.adaptation.worth import worth as measure_worth
 
-    document = measure_worth(_request(args), args.out, args.overwrite, not args.no_blend)
+    document = measure_worth(_request(args), args.out, args.overwrite, not args.no_blend, args.classes)
     if args.json:
         print(json.dumps(document, indent=2))
         return 0
     _print_comparison(document)
+    _print_classes(document.get("classes", []))
     for claim in document["claims"]:
         print(f"- {claim['text']}")
     if "pretraining" in document:
@@ -170,6 +175,24 @@ def _print_comparison(document: dict[str, Any]) -> None:
     for gallery in document["galleries"]:
         for note in gallery["notes"]:
             print(f"note: {note}")
+
+
+def _print_classes(comparisons: list[dict[str, Any]]) -> None:
+    """Zero-shot accuracies of base and run on class folders, in percent, with paired differences."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    for block in comparisons:
+        title = f"zero-shot classification of {block['run']['data']}, {block['run']['split']}: %, 95% intervals"
+        table = Table(title=Text(title), title_justify="left")
+        for column in ("", "base", "run", "run - base", "chance"):
+            table.add_column(column, justify="right" if column else "left")
+        for name, difference in block["difference"].items():
+            estimates = block["baseline"][name], block["run"][name], difference
+            chance = f"{100 * block['run']['chance'][name]:.1f}"
+            table.add_row(name.replace("_", " "), *(_cell(each, 100.0) for each in estimates), chance)
+        Console().print(table)
 
 
 def _cell(estimate: dict[str, float | None], factor: float = 1.0, unit: str = "") -> str:
