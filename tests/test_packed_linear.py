@@ -10,7 +10,7 @@ from tolerance import off, rounding
 from torch import nn
 
 from clipvisionalign.models import packed_linear
-from clipvisionalign.models.packed_linear import PackedLinear, pack_linears
+from clipvisionalign.models.packed_linear import PackedLinear, align_weights, pack_linears
 
 pytestmark = pytest.mark.skipif(
     not packed_linear.AVAILABLE, reason="no oneDNN: a PyTorch that is built with it (its own wheels for x86-64 are)"
@@ -119,3 +119,16 @@ def test_rows_that_plain_kernels_are_quicker_for_are_not_packed(monkeypatch, mod
     with torch.inference_mode():
         assert is_plain(another, torch.randn(500, 24))
     assert packed(another) == [True, True]
+
+
+def test_weights_of_any_address_give_the_same_bits(model):
+    x = torch.randn(500, 24)
+    moved = copy.deepcopy(model)
+    for parameter in moved.parameters():
+        room = torch.empty(parameter.numel() + 1)
+        parameter.data = room[1:].view(parameter.shape).copy_(parameter.data)
+    assert all(parameter.data_ptr() % packed_linear.ALIGNMENT for parameter in moved.parameters())
+    align_weights(moved)
+    assert not any(parameter.data_ptr() % packed_linear.ALIGNMENT for parameter in moved.parameters())
+    with torch.inference_mode():
+        assert torch.equal(moved(x), model(x))

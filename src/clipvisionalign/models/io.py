@@ -10,7 +10,7 @@ from torch import Tensor
 from clipvisionalign.models.aligner import Aligner, AlignerConfig
 from clipvisionalign.models.aligner_config import read_recorded_settings
 from clipvisionalign.models.device import best_device
-from clipvisionalign.models.packed_linear import pack_linears
+from clipvisionalign.models.packed_linear import align_weights, pack_linears
 from clipvisionalign.models.pretrained import (
     as_given,
     describe_missing,
@@ -88,6 +88,7 @@ def load_aligner(folder: str | Path, device: str = "auto", packed: bool = True) 
     """
     source = Path(folder)
     aligner = Aligner(AlignerConfig(pretrained=str(folder))) if is_pretrained(folder) else _load_run(source)
+    align_weights(aligner)
     if packed:
         pack_linears(aligner)
     return aligner.to(best_device(device)).eval()

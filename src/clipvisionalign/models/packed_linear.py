@@ -27,6 +27,9 @@ PACKING_ROWS = 512
 MIN_PACKED_ROWS = 2
 MAX_PACKED_ROWS = None if torch.backends.cpu.get_cpu_capability().startswith("AVX512") else 32
 
+#: Bytes to whose multiples PyTorch allocates tensors on the CPU.
+ALIGNMENT = 64
+
 #: Beside the modules, so that a copy or a state of one does not hold a layout that nobody else can read.
 _packed: WeakKeyDictionary[nn.Module, tuple[tuple[int, int], Tensor]] = WeakKeyDictionary()
 
@@ -110,3 +113,17 @@ def pack_linears(model: nn.Module) -> None:
     for module in model.modules():
         if type(module) is nn.Linear:
             module.__class__ = PackedLinear
+
+
+def align_weights(model: nn.Module) -> None:
+    """Copy weights that lie as a file had them to where a CPU's kernels read them in whole vectors.
+
+    A matrix product of other addresses is summed in another order: the same model, from one file or from several,
+    would have vectors that differ in their last bit.
+
+    Args:
+        model: A model that is loaded to be used; its tensors are replaced by equal ones.
+    """
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.device.type == "cpu" and tensor.data_ptr() % ALIGNMENT:
+            tensor.data = tensor.data.clone()
