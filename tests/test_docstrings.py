@@ -50,6 +50,7 @@ COMPLETE = (
     "training/resume.py", "training/run_folder.py", "training/run_stage.py", "training/selection_notes.py",
     "training/sharding.py", "training/stages.py",
     "training/state.py", "training/validation.py",
+    "data/caption_templates.py", "data/scene_classes.py", "training/opened_classes.py",
 )  # fmt: skip
 
 #: Methods without a name that are called by their object's.

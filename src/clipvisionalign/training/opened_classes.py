@@ -138,6 +138,7 @@ def open_classes(
     Raises:
         DataError: Templates, class folders or names cannot be read, or the split is empty.
         FileNotFoundError: The folder is no model.
+        ValueError: No image of the split can be decoded.
     """
     chosen = [] if templates == OWN else read_templates(templates)
     if not _is_export(run):
