@@ -135,7 +135,7 @@ def changed_dev_parts(run: Path, data: CaptionedImages) -> list[str]:
         data: The images.
 
     Returns:
-        Of "captions", "partners" and "pictures" those that differ; all where nothing is known.
+        The keys of `dataset_hashes` that differ; all where nothing is known.
     """
     data_file = run / "data.json"
     dev = json.loads(data_file.read_text()).get("dev", {}) if data_file.is_file() else {}
