@@ -82,6 +82,8 @@ REFUSED: dict[str, list[str]] = {
                "other --out new.parquet", "run --out new.txt", "run --out new.parquet --split none",
                "run data --data data --out new.parquet", "run --out new.npy --distractors nowhere", "run"],
     "audit": ["other", "run --split none", "run --data nowhere", "run --sample 2"],
+    "blend": ["other --out new", "nowhere --out new", "run --out new --alpha 2", "run --out new --with nowhere", "run"],
+    "worth": ["other", "nowhere", "run --split none", "run --with nowhere", "run --keep 2", ""],
     "curve": ["other", "nowhere", "data", "run --out plan.yaml", ""],
     "study": ["few.yaml --out new", "few.yaml --out new --dry-run", "plan.yaml --data broken --out new", "nothing",
               "wrong.yaml --out new", "plan.yaml --out other", "plan.yaml --out plan.yaml",
