@@ -156,8 +156,8 @@ def test_a_run_in_stages_is_what_its_stages_are_by_hand(design, stages, more, se
         assert results["stages"][number]["rsum"] == alone["rsum"]
         assert results["stages"][number]["steps"] == alone["steps"]
         if not is_last:
-            assert alone["best_epoch"] == stage.epochs
-            assert alone["chosen"]["epoch_by"] == "last epoch"
+            kept = json.loads((there / "results.json").read_text())
+            assert (kept["best_epoch"], kept["chosen"]["epoch_by"]) == (stage.epochs, "last epoch")
         init = by_hand.out
     assert results["rsum"] == alone["rsum"]
     assert results["steps"] == sum(row["steps"] for row in results["stages"])
@@ -262,14 +262,18 @@ def test_an_interrupted_stage_names_the_run_to_resume(settings, monkeypatch, cap
 
 
 def test_two_processes_stopped_in_either_stage_end_as_undisturbed(tiny_settings, tmp_path):
+    """With a distillation, whose start is encoded by both, in the second stage from another model than the stage's."""
     settings = tiny_settings("self", train_images=24, trackers="", cache="off")
     model = settings("").model
-    model = replace(model, image_tower=replace(model.image_tower, name="test_vit", size=32))
+    model = replace(model, image_tower=replace(model.image_tower, name="test_vit", size=32), dropout=0.0)
+    # Each process would drop out what it draws.
+    model = replace(model, text_tower=replace(model.text_tower, dropout=0.0))
+    base = train(settings("base-of-two", model=model, epochs=1), silent)["run"]
+    # The one that comes to its end leaves the process group.
     configs = {
-        before: settings("two", stages="heads:1,all:1", model=model, out=str(tmp_path / f"two-{before}"))
-        # The one that comes to its end leaves the process group.
+        before: settings("two", stages="heads:1,all:1", model=model, init=base, distill=2.0, out=str(tmp_path / f"two-{before}"))
         for before in (2, 4, 0)
-    }
+    }  # fmt: skip
     runs = [{"config": asdict(config), "before": before} for before, config in configs.items()]
     several(2, watched_runs, runs, str(tmp_path / "told"), out=tmp_path / "said")
     assert (tmp_path / "two-0" / "results.json").is_file()
@@ -277,6 +281,12 @@ def test_two_processes_stopped_in_either_stage_end_as_undisturbed(tiny_settings,
         assert not (tmp_path / f"two-{before}" / "results.json").exists()
         several(2, go_on, configs[before].out, out=tmp_path / f"resumed-{before}")
         assert same(tmp_path / "two-0", tmp_path / f"two-{before}")
+    train(replace(configs[0], out=str(tmp_path / "one")), silent)
+    one, two = (
+        [json.loads(line) for line in (tmp_path / run / "metrics.jsonl").read_text().splitlines()] for run in ("one", "two-0")
+    )  # fmt: skip
+    assert one[0]["dev"]["rsum"] == pytest.approx(two[0]["dev"]["rsum"])
+    assert one[-1]["train_distillation"] == pytest.approx(two[-1]["train_distillation"], rel=1e-3)
 
 
 def test_other_stages_are_refused_when_it_is_resumed(settings, monkeypatch):
@@ -345,22 +355,28 @@ def test_a_dev_split_that_chose_the_run_it_starts_from_is_told_and_no_stage_is(s
     assert recorded["run"] == first.out
 
 
-def test_stages_of_a_pretrained_model(settings, tmp_path):
+def test_stages_of_a_pretrained_model_in_a_narrower_space_with_a_distillation(settings, tmp_path):
     folder = make_pretrained("clip", tmp_path / "clip")
     config = replace(
-        settings("pretrained", stages="heads:1,all:1@1e-4"), model=AlignerConfig(pretrained=str(folder)),
-        out=str(tmp_path / "run"), train_images=8, batch=4,
+        settings("pretrained", stages="heads:1,all:1@1e-4"), model=AlignerConfig(pretrained=str(folder), width=16),
+        out=str(tmp_path / "run"), train_images=8, batch=4, distill=1.0,
     )  # fmt: skip
     results = train(config, silent)
     start = Aligner(AlignerConfig(pretrained=str(folder))).state_dict()
+    towers = [name for name in start if name.startswith(("image_tower.", "text_tower."))]
     first, last = weights(tmp_path / "run" / "stages" / "1-heads"), weights(tmp_path / "run")
-    changed = [
-        {name.split(".")[0] for name in start if not torch.equal(start[name], each[name])} for each in (first, last)
-    ]
-    assert not changed[0] & {"image_tower", "text_tower"}
-    assert changed[0]
-    assert changed[1] >= {"image_tower", "text_tower"}
+    assert all(torch.equal(first[name], start[name]) for name in towers)
+    changed = {name.split(".")[0] for name in towers if not torch.equal(last[name], start[name])}
+    assert changed == {"image_tower", "text_tower"}
     assert [row["trains"] for row in results["stages"]] == ["heads", "all"]
+    # The second stage starts near the model of the first, and both are kept near the pretrained one.
+    first_lines, last_lines = (
+        [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        for run in (tmp_path / "run" / "stages" / "1-heads", tmp_path / "run")
+    )
+    assert first_lines[0]["epoch"] == last_lines[0]["epoch"] == 0
+    assert first_lines[-1]["dev"]["rsum"]["value"] == pytest.approx(last_lines[0]["dev"]["rsum"]["value"])
+    assert all(lines[-1]["train_distillation"] < 0.5 for lines in (first_lines, last_lines))
 
 
 # --- plans -----------------------------------------------------------------------------------------------------------

@@ -48,7 +48,7 @@ def time_steps(config: RunConfig, eval_data: CaptionedImages) -> StepTiming:
         folder = Path(name)
         short_config = replace(
             config, out=str(folder / "run"), init="", cache=str(folder / "cache"), views=1, epochs=1, steps=0,
-            train_images=(TIMED_STEPS + 1) * config.batch, profile=TIMED_STEPS, trackers="",
+            distill=0.0, train_images=(TIMED_STEPS + 1) * config.batch, profile=TIMED_STEPS, trackers="",
         )  # fmt: skip
         with log_to(_ignore):
             profile = train(short_config)

@@ -205,7 +205,8 @@ def read_curves(folder: Path) -> CurvesDocument:
     """The training's loss, dev loss and dev rsum after each epoch, from metrics.jsonl; none where it cannot be read."""
     try:
         lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-        ends = [line for line in lines if "dev" in line]
+        # Those without a loss are of the model that the run started from.
+        ends = [line for line in lines if "dev" in line and "train_loss" in line]
     except (OSError, ValueError, TypeError):
         ends = []
     return {

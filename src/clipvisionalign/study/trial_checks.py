@@ -108,7 +108,7 @@ def settings_hash(trial: Trial) -> str:
 
 
 #: Settings that came later, which hashes hold where they are used.
-_ADDED = ("stages",)
+_ADDED = ("stages", "distill")
 
 #: How the settings of the model that came later are written where they are not used.
 _WITHOUT_PRETRAINED = ", pretrained='', positions='own'"

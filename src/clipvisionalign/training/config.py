@@ -135,13 +135,15 @@ class FreezingConfig:
 
 @dataclass
 class CheckpointConfig:
-    """Checkpoints and the run folder: what a run starts from, and what it leaves.
+    """Checkpoints and the run folder: what a run starts from and keeps of it, and what it leaves.
 
     Args:
         out: the run folder to write.
         overwrite: replace what is in the run folder.
         init: a finished run to start from, with the same towers, tokenizer and pooling; what it lacks (e.g. a fusion)
             is reinitialised, and has to be trained.
+        distill: weight of a loss that keeps the vectors of training images and captions near those of the model that
+            the run starts from (`init`, or the pretrained model); 0 for none.
         checkpoint_minutes: time between two checkpoints; one is also written after each epoch and when asked to
             stop.
     """
@@ -149,6 +151,7 @@ class CheckpointConfig:
     out: str = "runs/self"
     overwrite: bool = False
     init: str = ""
+    distill: float = 0.0
     checkpoint_minutes: float = 5.0
 
 
@@ -279,10 +282,11 @@ def flatten_sections(settings: dict[str, Any]) -> dict[str, Any]:
 def check_settings(config: RunConfig) -> None:
     """Raises ValueError for settings that do not fit each other."""
     if config.stages:
-        usual = type(config)()
-        given = [name for name in ("epochs", "freeze", "steps") if getattr(config, name) != getattr(usual, name)]
+        given = [name for name in ("epochs", "freeze", "steps") if getattr(config, name) != getattr(RunConfig, name)]
         adapted = config.lora.towers if config.peft == "lora" else ""
         check_stages(config.stages, given, config.model.design, bool(config.init), adapted)
+    if config.distill and not starts_from_model(config):
+        raise ValueError("--distill keeps a run near the model that it starts from: give --init or --model.pretrained")
     if config.epochs == 0 and not config.model.pretrained:
         raise ValueError(
             "--epochs should be at least 1, or 0 with --model.pretrained, to measure a pretrained model as it is"
@@ -351,7 +355,7 @@ RANGES: list[tuple[str, Callable[[Any], bool], str]] = [
     ("model.text_tower.dropout", lambda value: value < 1, "below 1"),
     ("text_lr image_lr head_lr", lambda value: 0 <= value <= 1, "from 0 to 1"),
     ("layer_decay", lambda value: 0 < value <= 1, "above 0 and at most 1"),
-    ("weight_decay fusion_weight loss.margin loss.beta checkpoint_minutes", lambda value: 0 <= value < math.inf,
+    ("weight_decay fusion_weight distill loss.margin loss.beta checkpoint_minutes", lambda value: 0 <= value < math.inf,
      "at least 0, and finite"),
     ("loss.bias", math.isfinite, "finite"),
     ("model.late.keep_tokens model.image_tower.size model.image_tower.blocks", lambda value: value >= 0, "at least 0"),
@@ -374,6 +378,11 @@ def caches_caption_features(config: FreezingConfig) -> bool:
     """Whether a run would keep on disk what its text tower gives for the captions."""
     adapted = config.peft == "lora" and config.lora.towers != "image"
     return config.freeze in ("both", "all") and config.cache != "off" and not adapted
+
+
+def starts_from_model(config: RunConfig) -> bool:
+    """Whether a run starts from a model that has both towers and heads: another run, or a pretrained dual encoder."""
+    return bool(config.init or config.model.pretrained)
 
 
 def keeps_last_epoch(config: RunConfig) -> bool:

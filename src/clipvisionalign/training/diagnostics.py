@@ -1,7 +1,8 @@
 """Training diagnostics: common failures, detected from loss and dev figures, with the usual remedies.
 
-The three ways in which people report it: every vector alike ("the same image for every query", openai/CLIP#99), a loss
-that stays where guessing would put it, and a dev figure that falls while the training figure rises (openai/CLIP#323).
+The four ways in which people report it: every vector alike ("the same image for every query", openai/CLIP#99), a loss
+that stays where guessing would put it, a dev figure that falls while the training figure rises (openai/CLIP#323), and
+learning rates that destroy what a pretrained model had learned (openai/CLIP#150).
 """
 
 from __future__ import annotations
@@ -10,6 +11,9 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+
+#: A learning rate at which a pretrained dual encoder usually keeps what it has learned.
+USUAL_RATE = 1e-5
 
 #: Mean cosine of different images above which all vectors count as alike.
 COLLAPSE_COSINE = 0.95
@@ -97,6 +101,28 @@ def diagnose(
     if len(history) >= 3:
         findings += _diagnose_overfitting(history, best_by)
     return findings
+
+
+def diagnose_forgetting(rsums: list[float], start: list[float], rates: dict[str, float]) -> list[str]:
+    """Whether the learning rates destroy what the model that a run starts from has learned (openai/CLIP#150).
+
+    Args:
+        rsums: Dev rsum after each epoch so far, percent.
+        start: Dev rsum before the first step, and its interval: value, low and high; empty for a run from no model.
+        rates: The learning rates of what is trained, by the names of their settings.
+
+    Returns:
+        The diagnosis after the first epoch whose rsum is below that interval; empty for any other epoch.
+    """
+    if not start or rsums[-1] >= start[1] or any(rsum < start[1] for rsum in rsums[:-1]):
+        return []
+    given = ", ".join(f"--{name} {rate:g}" for name, rate in rates.items())
+    usual = ", ".join(f"--{name} {USUAL_RATE:g}" for name in rates)
+    return [
+        f"dev rsum is {rsums[-1]:.1f}, and was {start[0]:.1f} [{start[1]:.1f}, {start[2]:.1f}] before the first step: "
+        f"these learning rates destroy what the model had learned ({given}). What usually helps: rates from 1e-6 to "
+        f"1e-5 ({usual}), a first stage of the heads alone (--stages heads:1,all:3), adapters (--peft lora), --distill."
+    ]
 
 
 def _diagnose_overfitting(history: list[EpochMetrics], best_by: str) -> list[str]:

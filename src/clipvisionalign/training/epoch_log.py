@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -9,10 +10,16 @@ import numpy as np
 
 from clipvisionalign.models.aligner import Aligner
 from clipvisionalign.progress import progress_step
+from clipvisionalign.retrieval.metrics import MetricEstimate
+from clipvisionalign.training.config import RunConfig
+from clipvisionalign.training.diagnostics import EpochMetrics, diagnose, diagnose_forgetting
 from clipvisionalign.training.metrics_logger import MetricsLogger
+from clipvisionalign.training.optimizer import trained_rates
 from clipvisionalign.training.profiling import Timings
 from clipvisionalign.training.state import TrainProgress
 from clipvisionalign.training.validation import DevMetrics
+
+logger = logging.getLogger(__name__)
 
 
 def record_epoch(
@@ -34,10 +41,12 @@ def record_epoch(
         seconds: Seconds since the run started.
     """
     loss, fusion, accuracy = (value / max(progress.seen, 1) for value in progress.sums)
+    distance = {"train_distillation": progress.distillation / max(progress.seen, 1)} if progress.distillation else {}
+    time = {kind: round(taken, 2) for kind, taken in timings.pop().items()}
     progress.history.append([loss, accuracy, dev.metrics.rsum.value, *shape, dev.loss, dev.accuracy])
     records.write(
         progress.step, epoch=progress.epoch, train_loss=loss, train_fusion_loss=fusion, train_accuracy=accuracy,
-        **dev.to_dict(), seconds=seconds, time={kind: round(took, 2) for kind, took in timings.pop().items()},
+        **distance, **dev.to_dict(), seconds=seconds, time=time,
     )  # fmt: skip
 
 
@@ -57,21 +66,68 @@ def epoch_line(
     Returns:
         The line.
     """
-    ways, chance = ("image_to_text", "text_to_image"), dev.metrics.chance
     loss, fusion, accuracy = (value / max(progress.seen, 1) for value in progress.sums)
     pair = f", fusion {fusion:.3f}" if ema_model.fusion is not None else ""
+    distance = progress.distillation / max(progress.seen, 1)
+    pair += f", distance from the start {distance:.3f}" if distance else ""
+    trained = f"epoch {epoch}/{epochs}: loss {loss:.3f}{pair}, accuracy {accuracy:.3f}" if epoch else "as it is"
+    temperature = 1 / ema_model.scale().item()
+    return f"{trained} | {_dev_figures(dev)} | temperature {temperature:.3f} | {seconds:.0f} s"
+
+
+def record_start(dev: DevMetrics, rsum: MetricEstimate, records: MetricsLogger) -> None:
+    """Record the dev figures of the model that a run starts from, as those of epoch 0, in metrics.jsonl.
+
+    Args:
+        dev: The figures on dev.
+        rsum: Their rsum, with its interval.
+        records: Writes metrics.jsonl.
+    """
+    figures = dev.to_dict()
+    figures["dev"]["rsum"] = {"value": rsum.value, "low": rsum.low, "high": rsum.high}
+    records.write(0, epoch=0, **figures)
+
+
+def start_line(dev: DevMetrics, rsum: MetricEstimate) -> str:
+    """The line of the dev figures before the first step.
+
+    Args:
+        dev: The figures on dev.
+        rsum: Their rsum, with its interval.
+
+    Returns:
+        The line.
+    """
+    return f"before the first step: {_dev_figures(dev)}; interval of rsum [{rsum.low:.1f}, {rsum.high:.1f}]"
+
+
+def _dev_figures(dev: DevMetrics) -> str:
+    """Loss, accuracy and recall on dev, with chance."""
+    ways, chance = ("image_to_text", "text_to_image"), dev.metrics.chance
     recalls, by_chance = [], []
     for k in (1, 5):
         both = [getattr(dev.metrics, way)[f"recall_at_{k}"].value for way in ways]
         recalls.append(f"R@{k} {' / '.join(f'{100 * value:.1f}' for value in both)}")
         by_chance.append(" / ".join(f"{100 * chance[way][f'recall_at_{k}']:.1f}" for way in ways))
-    trained = f"epoch {epoch}/{epochs}: loss {loss:.3f}{pair}, accuracy {accuracy:.3f}" if epoch else "as it is"
     return (
-        f"{trained} | dev loss {dev.loss:.3f}, accuracy "
-        f"{dev.accuracy:.3f}, {', '.join(recalls)} (image to text / text to image), rsum {dev.metrics.rsum.value:.1f} "
-        f"(chance: {', '.join(by_chance)}, {chance['rsum']:.1f}) | temperature {1 / ema_model.scale().item():.3f} | "
-        f"{seconds:.0f} s"
+        f"dev loss {dev.loss:.3f}, accuracy {dev.accuracy:.3f}, {', '.join(recalls)} (image to text / text to image), "
+        f"rsum {dev.metrics.rsum.value:.1f} (chance: {', '.join(by_chance)}, {chance['rsum']:.1f})"
     )
+
+
+def log_findings(progress: TrainProgress, dev: DevMetrics, config: RunConfig) -> None:
+    """Log the diagnosis of an epoch, as warnings.
+
+    Args:
+        progress: The progress of the run, whose history has the epoch.
+        dev: The figures on dev.
+        config: The settings of the run.
+    """
+    history = [EpochMetrics(*figures) for figures in progress.history]
+    findings = diagnose(history, dev.image_vectors, dev.caption_vectors, config.best_by)
+    forgetting = diagnose_forgetting([each.rsum for each in history], progress.start, trained_rates(config))
+    for finding in [*findings, *forgetting]:
+        logger.warning(finding)
 
 
 @contextmanager

@@ -119,6 +119,7 @@ def _idle_in_run(config: RunConfig, processes: int) -> list[tuple[list[str], str
     if config.freeze == "all":
         heads = [name for name in _non_default("model", model, usual.model) if name == "model.dropout"]
         report(f"{how}: the heads are not trained, and the last epoch is kept", heads, own("patience", "best_by"))
+        report(f"{how}: the dual encoder stays as it is", own("distill"))
     # The settings of a plan's variants name no data set: "" would be the current folder, read to its last file.
     streamed = bool(config.data) and is_stream(config.data, config.layout)
     if config.augment == "none":

@@ -6,8 +6,8 @@ import math
 
 import torch
 
-from clipvisionalign.training.config import OptimizerConfig
-from clipvisionalign.training.fine_tuning import optimizer_groups
+from clipvisionalign.training.config import OptimizerConfig, RunConfig
+from clipvisionalign.training.fine_tuning import IMAGE_FROZEN, TEXT_FROZEN, optimizer_groups
 from clipvisionalign.training.step import Step
 
 
@@ -51,3 +51,21 @@ def build_schedule(step: int, steps: int, warmup: float) -> float:
         return (step + 1) / warmup_steps
     done = (step - warmup_steps) / max(1, steps - warmup_steps)
     return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+
+
+def trained_rates(config: RunConfig) -> dict[str, float]:
+    """The learning rates of what a run trains.
+
+    Args:
+        config: The settings of the run.
+
+    Returns:
+        The rates by the names of their settings: of the towers that are trained, or have adapters, and of the heads.
+
+    >>> trained_rates(RunConfig(freeze="image", text_lr=1e-5, head_lr=1e-3))
+    {'text_lr': 1e-05, 'head_lr': 0.001}
+    """
+    adapted = config.lora.towers if config.peft == "lora" else ""
+    towers = {"text": TEXT_FROZEN, "image": IMAGE_FROZEN}
+    trained = [name for name, frozen in towers.items() if config.freeze not in frozen or adapted in (name, "both")]
+    return {f"{name}_lr": getattr(config, f"{name}_lr") for name in [*trained, "head"]}

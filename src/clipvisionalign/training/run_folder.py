@@ -24,6 +24,7 @@ from clipvisionalign.training.best_epoch import HALF_MODELS, save_chosen_models
 from clipvisionalign.training.checkpoint import CHECKPOINT_FOLDER as CHECKPOINTS
 from clipvisionalign.training.config import FreezingConfig, RunConfig
 from clipvisionalign.training.data import TrainingData
+from clipvisionalign.training.distillation import START_VECTORS
 from clipvisionalign.training.fine_tuning import merge_lora
 from clipvisionalign.training.init_run import INIT_FILE, InitRun
 from clipvisionalign.training.recorded import record_settings
@@ -51,6 +52,7 @@ RUN_FILES = {
     TRAINED_ON_FILE,
     INIT_FILE,
     STAGES_FOLDER,
+    START_VECTORS,
 }
 #: The settings of a run that has not yet come to its first step, and the directory in which it was begun.
 BEGUN_FILE = "begun.yaml"
@@ -67,7 +69,7 @@ def remove_unfinished_files(out: Path) -> None:
     Raises:
         OSError: Something cannot be removed.
     """
-    for name in (CHECKPOINTS, HALF_MODELS, LOCK_FILE):
+    for name in (CHECKPOINTS, HALF_MODELS, START_VECTORS, LOCK_FILE):
         remove(out / name)
 
 

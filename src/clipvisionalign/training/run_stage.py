@@ -135,6 +135,17 @@ class RunStage:
         """
         return replace(self.config, model=config.model) if self.is_last else config
 
+    def recorded_start(self, config: RunConfig) -> RunConfig:
+        """The settings whose `init`, or pretrained model, is what the first stage starts from.
+
+        Args:
+            config: The settings of the stage.
+
+        Returns:
+            The settings of the stage, with the `init` of the run.
+        """
+        return replace(config, init=self.config.init)
+
     def summary(self, results: dict[str, Any]) -> dict[str, Any]:
         """What results.json of the run holds of the stage.
 

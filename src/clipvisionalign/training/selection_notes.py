@@ -52,7 +52,10 @@ def epochs_measured(run: Path) -> int:
         The number; 0 if unknown.
     """
     kept = run / "metrics.jsonl"
-    return kept.read_text(encoding="utf-8").count('"dev": {') if kept.is_file() else 0
+    lines = kept.read_text(encoding="utf-8").splitlines() if kept.is_file() else []
+    # The figures before the first step are of no epoch.
+    starts = [line for line in lines if '"epoch": 0,' in line and '"train_loss"' not in line]
+    return sum('"dev": {' in line for line in lines) - len(starts)
 
 
 def in_sample_note(run: Path, data: CaptionedImages) -> str | None:

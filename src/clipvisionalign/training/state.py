@@ -48,6 +48,8 @@ class TrainProgress:
         stopped: Whether patience has ended.
         seconds: Seconds of training, without pauses.
         records: Bytes of metrics.jsonl.
+        start: Dev rsum of the model that the run starts from, and its interval: value, low and high; empty for none.
+        distillation: Sum over the epoch of the distances from that model.
     """
 
     step: int = 0
@@ -63,6 +65,8 @@ class TrainProgress:
     stopped: bool = False
     seconds: float = 0.0
     records: int = 0
+    start: list[float] = field(default_factory=list)
+    distillation: float = 0.0
 
     @classmethod
     def of(cls, state: dict[str, Any], best_by: str) -> TrainProgress:
@@ -86,6 +90,14 @@ class TrainProgress:
         """The epoch whose model is the run's; 0 before there is one."""
         return self.chosen[0].epoch if self.chosen else 0
 
+    def start_results(self) -> dict[str, Any]:
+        """The entry of results.json about the model that the run starts from.
+
+        Returns:
+            Its dev rsum with the interval, under "start"; empty for a run that starts from none.
+        """
+        return {"start": {"rsum": dict(zip(("value", "low", "high"), self.start, strict=True))}} if self.start else {}
+
     def update_best(self, metrics: DevMetrics, config: ScheduleConfig, keep_last: bool = False) -> None:
         """Take the dev figures of an epoch into account.
 
@@ -105,18 +117,21 @@ class TrainProgress:
             self.best = metrics.metrics.rsum.value
         self.stopped = all(each.stopped for each in self.chosen)
 
-    def add_step(self, values: np.ndarray) -> None:
+    def add_step(self, values: np.ndarray, distillation: float = 0.0) -> None:
         """Count a step that was taken.
 
         Args:
             values: (3,) its loss, fusion loss and accuracy.
+            distillation: Its distance from the start.
         """
+        self.distillation += distillation
         self.step, self.seen = self.step + 1, self.seen + 1
         self.sums = [total + float(value) for total, value in zip(self.sums, values, strict=True)]
 
     def next_epoch(self) -> None:
         """Go to the beginning of the next epoch."""
         self.epoch, self.step_in_epoch, self.sums, self.seen = self.epoch + 1, 0, [0.0, 0.0, 0.0], 0
+        self.distillation = 0.0
 
 
 class TrainState:

@@ -28,6 +28,7 @@ from clipvisionalign.models.heads import CaptionEmbeddings, ImageEmbeddings
 from clipvisionalign.models.late_interaction import LateTokens, maxsim
 from clipvisionalign.training.config import RuntimeConfig
 from clipvisionalign.training.contrastive import GatheredBatch, softmax_terms
+from clipvisionalign.training.distillation import Distillation
 from clipvisionalign.training.distributed import Distributed
 from clipvisionalign.training.forward import FeatureProvider, PrecomputedFeatures, TowerOutputs, Towers
 from clipvisionalign.training.fusion_loss import dual_logits, fusion_loss, pair_loss, tokens_of_rows
@@ -39,6 +40,7 @@ from clipvisionalign.training.replay import capture_random_state, replay_random_
 class StepMetrics:
     """What a step showed, over all processes.
 
+    distillation: the distance from the start's vectors, see `Distillation`, without its weight.
     accuracy: share of captions whose image came first among all. images: 0 for a step that was none, since a process
     had no image, or all together had one; it has no gradients. skipped: what this process left out, as text; left_out:
     how many images all of them did.
@@ -51,10 +53,15 @@ class StepMetrics:
     skipped: list[str]
     names: list[str]
     left_out: int = 0
+    distillation: float = 0.0
 
 
 class Step:
-    """Takes a batch to the gradients of all parameters. fusion_weight: of the loss of what scores pairs."""
+    """Takes a batch to the gradients of all parameters.
+
+    fusion_weight: of the loss of what scores pairs. distillation: what keeps vectors near those of the start, if a run
+    asks for it.
+    """
 
     def __init__(
         self,
@@ -68,6 +75,7 @@ class Step:
         self.aligner, self.loss_fn = towers.aligner, towers.loss_of
         self.negatives, self.fusion_weight = negatives, fusion_weight
         self.timings = timings or Timings()
+        self.distillation: Distillation | None = None
         #: Gradients that arise in the loss itself: no wrapper of the towers sees them.
         parameters = dict(towers.named_parameters())
         self.ignored_names = [
@@ -232,6 +240,11 @@ class Step:
             for piece in self.loss_fn.chunks(gallery, first_output.scale, first_output.bias):
                 piece.backward()
                 loss += piece.detach()
+            distance = torch.zeros_like(loss)
+            if self.distillation is not None:
+                part = self.distillation.loss(gallery, batches)
+                (self.distillation.weight * part).backward()
+                distance = part.detach()
             gradients = [torch.zeros_like(t) if t.grad is None else t.grad for t in (images, captions)]
             if distributed.is_distributed:
                 # What other processes' pieces found for the vectors of this one.
@@ -242,11 +255,11 @@ class Step:
                 correct = count_top1_correct(gallery)
             skipped = [reason for batch in batches for reason in batch.skipped] + list(passed_over)
             counts = correct.new_tensor([float(len(identity)), float(len(skipped))])
-            sums = torch.cat([torch.stack([loss, pair_loss, correct]), counts])
-            loss_sum, pair_sum, right_sum, count, left_out = distributed.all_reduce(sums).tolist()
+            sums = torch.cat([torch.stack([loss, pair_loss, correct, distance]), counts])
+            loss_sum, pair_sum, right_sum, distance_sum, count, left_out = distributed.all_reduce(sums).tolist()
         names = [name for batch in batches for name in batch.names][:5]
         accuracy = right_sum / len(captions)
-        return StepMetrics(loss_sum, pair_sum, accuracy, round(count), skipped, names, round(left_out))
+        return StepMetrics(loss_sum, pair_sum, accuracy, round(count), skipped, names, round(left_out), distance_sum)
 
     @staticmethod
     def _scatter_gradients(outputs: Sequence[TowerOutputs], images: Tensor, captions: Tensor) -> None:

@@ -34,9 +34,8 @@ from clipvisionalign.training.best_epoch import prune_models
 from clipvisionalign.training.checkpoint import CHECKPOINT_FOLDER as CHECKPOINTS
 from clipvisionalign.training.checkpoint import list_checkpoints, stop_signal
 from clipvisionalign.training.config import RunConfig, keeps_last_epoch
-from clipvisionalign.training.diagnostics import EpochMetrics, diagnose
 from clipvisionalign.training.distributed import Distributed
-from clipvisionalign.training.epoch_log import epoch_line, progress_line, record_epoch
+from clipvisionalign.training.epoch_log import epoch_line, log_findings, progress_line, record_epoch
 from clipvisionalign.training.fine_tuning import set_train_mode
 from clipvisionalign.training.metrics_logger import MetricsLogger
 from clipvisionalign.training.overlap import save_trained_on
@@ -166,6 +165,7 @@ class Trainer(TrainerSetup):
         self.records = processes.run_on_all(lambda: MetricsLogger(self.out, tracked, processes.is_main))
         shown = progress_line(self.steps, progress.step, processes.is_main)
         with stop_signal(processes.is_distributed) as self._stop, shown as self._show, closing(self.records):
+            self._measure_start()
             while progress.epoch <= self.epochs and not progress.stopped:
                 self._train_epoch()
                 if self.config.profile and progress.step == self.steps:
@@ -231,7 +231,7 @@ class Trainer(TrainerSetup):
             return metrics
         with self.timings("optimiser"):
             self._optimizer_step(metrics)
-        progress.add_step(np.array([metrics.loss, metrics.pair_loss, metrics.accuracy]))
+        progress.add_step(np.array([metrics.loss, metrics.pair_loss, metrics.accuracy]), metrics.distillation)
         return metrics
 
     def _record_step(self, metrics: StepMetrics) -> None:
@@ -242,13 +242,15 @@ class Trainer(TrainerSetup):
         self._show(progress.step, values, speed, progress.best)
         if progress.step % 10 == 0 or progress.step == 1:
             logged = {"loss": metrics.loss, "fusion_loss": metrics.pair_loss, "accuracy": metrics.accuracy}
+            logged |= {"distillation": metrics.distillation} if self.step.distillation else {}
             self.processes.run_on_main(partial(self.records.write, progress.step, epoch=progress.epoch, **logged))
         self._call(lambda callback: callback.on_step(self, metrics))
 
     def _optimizer_step(self, metrics: StepMetrics) -> None:
         """From gradients to weights. Raises FloatingPointError where loss or gradients are not finite."""
         norm = self.processes.clip_grad_norm(self._parameters, 1.0)
-        for what, value in (("loss is", metrics.loss + metrics.pair_loss), ("gradients are", norm)):
+        loss = metrics.loss + metrics.pair_loss + metrics.distillation
+        for what, value in (("loss is", loss), ("gradients are", norm)):
             if not math.isfinite(value):
                 message = f"step {self.progress.step + 1}: the {what} not finite; its images: "
                 raise FloatingPointError(f"{message}{', '.join(metrics.names)}, ...; {self._checkpoint_note()}")
@@ -287,15 +289,13 @@ class Trainer(TrainerSetup):
         processes.run_on_all(partial(record_epoch, progress, metrics, shape, self.records, self.timings, seconds))
         model = self.average.model()
         logger.info(epoch_line(progress.epoch, self.epochs, progress, metrics, seconds, model))
-        history = [EpochMetrics(*figures) for figures in progress.history]
-        for finding in diagnose(history, metrics.image_vectors, metrics.caption_vectors, config.best_by):
-            logger.warning(finding)
+        log_findings(progress, metrics, config)
         previous_best = progress.best_epoch
         progress.update_best(metrics, config.schedule, keep_last=keeps_last_epoch(config))
         processes.run_on_main(partial(save_models, config.freezing, self.out, model, progress, previous_best))
         if progress.stopped:
-            message = f"no better dev {config.best_by} for {config.patience} epochs"
-            logger.info(f"{message}: stopped; the best was epoch {progress.best_epoch}")
+            reason = f"no better dev {config.best_by} for {config.patience} epochs"
+            logger.info(f"{reason}: stopped; the best was epoch {progress.best_epoch}")
         self._call(lambda callback: callback.on_epoch(self, metrics))
         progress.next_epoch()
         if self.save_checkpoint():
@@ -315,8 +315,7 @@ class Trainer(TrainerSetup):
             detail = f"none of {progress.step} steps could be taken: hardly an image could be read"
             raise DataError(f"{config.data}: {detail}")
         if progress.skipped:
-            few = "steps were none: too few of their images could be read"
-            logger.info(f"{progress.skipped} of {progress.step} {few}")
+            logger.info(f"{progress.skipped} of {progress.step} steps were none: too few of their images could be read")
         if data.count_stream(self.batches, processes):
             processes.run_on_main(lambda: write_json(out / "data.json", data.to_dict()))
         processes.barrier()
@@ -330,7 +329,7 @@ class Trainer(TrainerSetup):
             )
         results |= {"best_epoch": progress.best_epoch, "training_seconds": round(seconds, 1)}
         results |= {"steps": progress.step - progress.skipped, "steps_skipped": progress.skipped}
-        results |= {"images_left_out": progress.left_out}
+        results |= {"images_left_out": progress.left_out} | progress.start_results()
         results = self.stage.whole_results(results) if self.stage else results
         processes.run_on_main(lambda: save_trained_on(out, data.train, processes.is_main))
         processes.run_on_main(partial(write_results, out, results))

@@ -17,7 +17,9 @@ from torch import Tensor
 from clipvisionalign.data.captioned import CaptionedImages, DataError
 from clipvisionalign.files import run_lock
 from clipvisionalign.models.io import pin_revisions
+from clipvisionalign.models.text_families import preserve_rng_state
 from clipvisionalign.progress import progress_step
+from clipvisionalign.retrieval.metrics import metrics_of_ranks
 from clipvisionalign.training.build import (
     build_aligner,
     build_loss,
@@ -27,14 +29,23 @@ from clipvisionalign.training.build import (
     seed_everything,
     start_distributed,
 )
-from clipvisionalign.training.config import RunConfig, caches_image_features, check_settings, images_per_process
+from clipvisionalign.training.config import (
+    RunConfig,
+    caches_image_features,
+    check_settings,
+    images_per_process,
+    starts_from_model,
+)
 from clipvisionalign.training.data import check_same_data, open_data
+from clipvisionalign.training.distillation import Distillation, StartVectors
 from clipvisionalign.training.distributed import Distributed
 from clipvisionalign.training.ema import ExponentialMovingAverage
+from clipvisionalign.training.epoch_log import record_start, start_line
 from clipvisionalign.training.forward import FeatureLookup, Towers
 from clipvisionalign.training.frozen_features import load_frozen_caption_features, load_frozen_image_features
 from clipvisionalign.training.ineffective_settings import ineffective_settings
 from clipvisionalign.training.init_run import check_init
+from clipvisionalign.training.metrics_logger import MetricsLogger
 from clipvisionalign.training.optimizer import build_optimizer, build_schedule
 from clipvisionalign.training.precision import choose_dtypes, dtype_name
 from clipvisionalign.training.profiling import Timings
@@ -42,6 +53,7 @@ from clipvisionalign.training.reduced_width import ReducedWidth, find_directions
 from clipvisionalign.training.resume import check_same_partition, checkpoint_settings, epoch_partition
 from clipvisionalign.training.run_folder import LOCK_FILE, TRACKER_FOLDER, prepare_folder, write_run_files
 from clipvisionalign.training.run_stage import RunStage
+from clipvisionalign.training.start_vectors import build_start, write_start_vectors
 from clipvisionalign.training.state import TrainProgress, TrainState, restore_aligner
 from clipvisionalign.training.step import Step
 from clipvisionalign.training.validation import DevGallery
@@ -51,6 +63,8 @@ logger = logging.getLogger(__name__)
 
 class TrainerSetup:
     """The parts of a `Trainer`, each made by one method, in the order in which they stand here."""
+
+    records: MetricsLogger
 
     def __init__(
         self, config: RunConfig, state: dict[str, Any] | None, again: bool, stage: RunStage | None = None
@@ -86,6 +100,11 @@ class TrainerSetup:
         seed_everything(config.seed)
 
         self.data = open_data(config, processes, is_new_run=state is None)
+        if config.distill and not isinstance(self.data.train, CaptionedImages):
+            raise DataError(
+                f"{config.data}: --distill keeps the vectors of all training images, which a stream has only as they "
+                "come: give a data set that is not a stream, or leave it out"
+            )
         caches_features = caches_image_features(config.freezing)
         # A profile is never resumed.
         self._contents: dict[str, dict[str, str]] = (
@@ -228,6 +247,45 @@ class TrainerSetup:
         #: The step that the last checkpoint is of.
         self.checkpoint_step = self.progress.step if state is not None else None
         self._state = None
+        self._load_start_vectors(is_new=state is None)
+
+    def _load_start_vectors(self, is_new: bool) -> None:
+        """What a distillation keeps near: computed before the first step, and read by a run that resumes."""
+        config, processes, train = self.config, self.processes, self.data.train
+        if not config.distill or not config.epochs or config.freeze == "all":
+            return
+        assert isinstance(train, CaptionedImages)
+        if is_new:
+            stage = self.stage
+            # Nothing that is done here is a part of what the run draws at random.
+            with preserve_rng_state():
+                if stage is not None and stage.number:
+                    original = stage.recorded_start(config)
+                    _, directions = self._find_directions(original, processes.device)
+                    start = processes.run_on_all(lambda: build_start(original, processes.device, directions))
+                    write_start_vectors(self.out, start, train, processes)
+                else:
+                    write_start_vectors(self.out, self.average.model(), train, processes, self.lookup)
+        start_vectors = processes.run_on_all(lambda: StartVectors.open(self.out))
+        self.step.distillation = Distillation(config.distill, start_vectors)
+
+    def _measure_start(self) -> None:
+        """Measure the model that the run starts from on dev, before the first step; every process calls this."""
+        config, progress = self.config, self.progress
+        if progress.step or progress.start or not starts_from_model(config) or config.freeze == "all":
+            return
+        if config.profile or not config.epochs:
+            return
+        with preserve_rng_state():
+            metrics = self.dev.measure(self.average.model())
+            positives = self.dev.positives
+            rsum = metrics_of_ranks(metrics.metrics.ranks, positives.caption_image, unit=positives.identity).rsum
+        # It is a share of what is possible: it always has one.
+        assert rsum.low is not None
+        assert rsum.high is not None
+        progress.start = [rsum.value, rsum.low, rsum.high]
+        self.processes.run_on_main(lambda: record_start(metrics, rsum, self.records))
+        logger.info(start_line(metrics, rsum))
 
     def _resume(self, state: dict[str, Any]) -> None:
         self.load_state_dict(state)
