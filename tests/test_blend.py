@@ -163,8 +163,12 @@ def test_the_ends_of_the_path_are_the_base_and_the_run(tuned, clip, tmp_path):
     for alpha, model in (("0", clip), ("1", tuned)):
         out = tmp_path / alpha
         assert main(["blend", str(tuned), "--alpha", alpha, "--out", str(out), "--quiet"]) == 0
-        blend, end = load_aligner(out, "cpu"), load_aligner(model, "cpu")
-        assert torch.equal(blend.encode_captions(CAPTIONS), end.encode_captions(CAPTIONS))
+        blend, end = load_aligner(out, "cpu", packed=False), load_aligner(model, "cpu", packed=False)
+        weights, end_weights = blend.state_dict(), end.state_dict()
+        assert weights.keys() == end_weights.keys()
+        assert all(torch.equal(weights[name], end_weights[name]) for name in weights)
+        # Sums of other memory addresses may differ in their last bit.
+        assert torch.allclose(blend.encode_captions(CAPTIONS), end.encode_captions(CAPTIONS), atol=1e-6)
         document = json.loads((out / "blend.json").read_text())
         same = {(row["a"], row["b"]) for row in document["galleries"][0]["differences"] if row["same_model"]}
         assert same == {("blend", "base") if alpha == "0" else ("run", "blend")}
