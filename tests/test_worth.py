@@ -70,6 +70,28 @@ def test_a_difference_in_classification_is_claimed_only_where_it_is_shown(gain, 
     check_citations(document)
 
 
+@pytest.mark.parametrize(
+    ("gain", "holds", "words"),
+    [
+        ((1.9, 0.4, 3.6), True, "would bring +1.9 [+0.4, +3.6] in rsum, 90 % interval."),
+        ((-1.9, -3.6, -0.4), True, "would cost rsum: -1.9 [-3.6, -0.4] in rsum, 90 % interval."),
+        ((1.9, -0.4, 3.6), False, "is not shown: +1.9 [-0.4, +3.6] in rsum, 90 % interval; but fewer captions did not"),
+    ],
+)
+def test_what_more_captions_bring_is_claimed_only_where_it_is_shown(gain, holds, words):
+    value, low, high = gain
+    twice = {"captions": 2000, "gain": value, "gain_low": low, "gain_high": high}
+    test = {"value": 240.0, "low": 230.0, "high": 250.0, "measured": 245.0 if holds else 220.0, "holds": holds}
+    curve = {"points": [{"captions": 500}, {"captions": 1000}], "twice": twice, "test": test}
+    document = document_of((45.0, 40.0, 50.0, 0.001)) | {"learning_curve": curve}
+    claims = worth_claims(document)
+    assert words in claims[-1].text
+    assert "2,000 in place of 1,000" in claims[-1].text
+    assert ("220" in claims[-1].text) is not holds
+    for each in claims[-1].to_dict()["figures"]:
+        assert float(each["shown"].replace(",", "")) == pytest.approx(lookup(document, each["path"]))
+
+
 def check_citations(document: dict[str, Any]) -> None:
     """Every number of a sentence is cited, and shown as the document has it."""
     assert document["claims"]
@@ -131,3 +153,14 @@ def test_worth_measures_run_base_and_blend_and_keeps_its_answer(tuned, tmp_path,
     difference = block["run"]["top_1"]["value"] - block["baseline"]["top_1"]["value"]
     assert block["difference"]["top_1"]["value"] == pytest.approx(difference)
     assert f"chance: {100 * block['run']['chance']['top_1']:.1f} %" in printed
+
+
+def test_worth_can_say_what_twice_the_captions_would_bring(tuned, tmp_path, capsys):
+    flags = ["--no-blend", "--curve", "--out", str(tmp_path / "worth.json"), "--quiet"]
+    assert main(["worth", str(tuned), *flags]) == 0
+    printed = capsys.readouterr().out
+    document = json.loads((tmp_path / "worth.json").read_text())
+    assert document["learning_curve"] == json.loads((tuned / "curve" / "curve.json").read_text())
+    claims = [claim for claim in document["claims"] if claim["text"].startswith(("Twice", "That twice"))]
+    assert len(claims) == 1
+    assert claims[0]["text"] in printed

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from clipvisionalign.adaptation.comparison import ComparisonRequest, compare_with_base
+from clipvisionalign.adaptation.learning_curve import learning_curve, plan_trainings
 from clipvisionalign.adaptation.worth_claims import worth_claims
 from clipvisionalign.data.formats.classes import read_classes
 from clipvisionalign.json_io import write_json
@@ -20,7 +21,7 @@ WORTH_FILE = "worth.json"
 
 def worth(
     request: ComparisonRequest, out: str | Path = "", overwrite: bool = False, with_blend: bool = True,
-    class_folders: Sequence[str] = (),
+    class_folders: Sequence[str] = (), with_curve: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
     """Compare a run with what it started from, on its own data and on data that it was not tuned on.
 
@@ -33,13 +34,15 @@ def worth(
         overwrite: whether a file that is there is replaced.
         with_blend: whether the best model between the two is looked for, which measures each of `request.alphas`.
         class_folders: folders of classes, on which the zero-shot classification of run and base is compared.
+        with_curve: whether the run is trained again on 1/8, 1/4 and 1/2 of its captions, for what twice as many would
+            bring; see `learning_curve`.
 
     Returns:
         What the file holds: figures, paired differences, and sentences whose numbers are cited from them.
 
     Raises:
         FileExistsError: the file is there.
-        ValueError, FileNotFoundError, DataError: as `compare_with_base`.
+        ValueError, FileNotFoundError, DataError: as `compare_with_base`, and `learning_curve`.
     """
     request = request if with_blend else replace(request, alphas=())
     request.check()
@@ -51,12 +54,16 @@ def worth(
     for folder in class_folders:
         # Its faults are found before a model is loaded.
         read_classes(Path(folder))
+    if with_curve:
+        plan_trainings(request.run)
     document = compare_with_base(request).document
     if class_folders:
         base = request.base_name()
         document["classes"] = [
             compare_classification(request.run, base, folder, device=request.device) for folder in class_folders
         ]
+    if with_curve:
+        document["learning_curve"] = learning_curve(request.run).to_dict()
     pretraining = pretraining_of(request.base_name())
     if pretraining is not None:
         document["pretraining"] = pretraining.to_dict()

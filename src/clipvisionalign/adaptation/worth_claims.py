@@ -26,6 +26,8 @@ def worth_claims(document: Mapping[str, Any]) -> list[CitedSentence]:
     claims += [_classes_claim(document, number) for number in range(len(document.get("classes", ())))]
     if "alpha" in document:
         claims.append(_blend_claim(document))
+    if "learning_curve" in document:
+        claims.append(_curve_claim(document))
     return claims
 
 
@@ -119,4 +121,28 @@ def _classes_claim(document: Mapping[str, Any], number: int) -> CitedSentence:
         claim.text += f"{interval} points {'more' if gain['value'] > 0 else 'less'}."
     else:
         claim.text += f"no difference was shown, {interval} points."
+    return claim
+
+
+def _curve_claim(document: Mapping[str, Any]) -> CitedSentence:
+    """What twice the captions would bring; whether the curve predicts the run itself."""
+    curve, claim = document["learning_curve"], CitedSentence(document, "learning curve")
+    twice, test = curve["twice"], curve["test"]
+    captions = f"{claim.cite('learning_curve/twice/captions', ',d')} in place of "
+    captions += claim.cite(f"learning_curve/points/{len(curve['points']) - 1}/captions", ",d")
+    gain, low, high = (claim.cite(f"learning_curve/twice/{name}", "+.1f") for name in ("gain", "gain_low", "gain_high"))
+    figures = f"{gain} [{low}, {high}] in rsum, 90 % interval"
+    if twice["gain_low"] > 0:
+        claim.text = f"Twice the captions ({captions}) would bring {figures}"
+    elif twice["gain_high"] < 0:
+        claim.text = f"Twice the captions ({captions}) would cost rsum: {figures}"
+    else:
+        claim.text = f"That twice the captions ({captions}) would bring more is not shown: {figures}"
+    if not test["holds"]:
+        value, low, high = (claim.cite(f"learning_curve/test/{name}") for name in ("value", "low", "high"))
+        claim.text += (
+            f"; but fewer captions did not predict this run, {value} [{low}, {high}] in place of "
+            f"{claim.cite('learning_curve/test/measured')}"
+        )
+    claim.text += "."
     return claim

@@ -62,6 +62,10 @@ def worth_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument("--no-blend", action="store_true", help="do not look for the best model between the two")
     parser.add_argument(
+        "--curve", action="store_true",
+        help="train again on 1/8, 1/4 and 1/2 of the captions, for what twice as many would bring (see 'curve')",
+    )  # fmt: skip
+    parser.add_argument(
         "--out", default="", metavar="FILE", help="where the figures go (default: worth.json in the run)"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace a file that is there")
@@ -73,7 +77,8 @@ def worth(arguments: list[str]) -> int:
     args = worth_parser().parse_args(arguments)
     from clipvisionalign.adaptation.worth import worth as measure_worth
 
-    document = measure_worth(_request(args), args.out, args.overwrite, not args.no_blend, args.classes)
+    with_blend = not args.no_blend
+    document = measure_worth(_request(args), args.out, args.overwrite, with_blend, args.classes, args.curve)
     if args.json:
         print(json.dumps(document, indent=2))
         return 0
