@@ -211,7 +211,7 @@ def test_a_tower_left_in_training_mode_fails(design, tiny_runs, scenes_folder, m
     """The project's own model with its batch norm and dropout switched on while it encodes."""
     from clipvisionalign import load_aligner, read_captioned_images
 
-    for module in ("aligner", "pair_scorer"):
+    for module in ("encoding", "pair_scorer"):
         monkeypatch.setattr(f"clipvisionalign.models.{module}.eval_mode", lambda model: contextlib.nullcontext())
     part = read_captioned_images(scenes_folder).split("train")
     model = load_aligner(tiny_runs[design]).train()
