@@ -236,13 +236,16 @@ def test_learning_rates_that_destroy_are_told_once_with_both_figures():
     assert list(trained_rates(RunConfig(freeze="both"))) == ["head_lr"]
     assert list(trained_rates(RunConfig(freeze="both", peft="lora"))) == ["text_lr", "head_lr"]
     start = [310.0, 300.0, 320.0]
-    (finding,) = diagnose_forgetting([305.0, 210.0], start, rates)
+    (finding,) = diagnose_forgetting([305.0, 210.0], start, rates, 20.0)
     assert "dev rsum is 210.0, and was 310.0 [300.0, 320.0] before the first step" in finding
     assert "--text_lr 0.001, --image_lr 0.001, --head_lr 0.001" in finding
     assert "\n" not in finding
-    assert diagnose_forgetting([301.0], start, rates) == []
-    assert diagnose_forgetting([299.0, 280.0], start, rates) == []
-    assert diagnose_forgetting([10.0], [], rates) == []
+    assert diagnose_forgetting([301.0], start, rates, 20.0) == []
+    assert diagnose_forgetting([299.0, 280.0], start, rates, 20.0) == []
+    assert diagnose_forgetting([10.0], [], rates, 20.0) == []
+    # Too few images for an interval, and a start that is not above chance: nothing is known to be lost.
+    assert diagnose_forgetting([10.0], [310.0, None, None], rates, 20.0) == []
+    assert diagnose_forgetting([10.0], [30.0, 15.0, 45.0], rates, 20.0) == []
 
 
 def test_a_run_is_told_that_its_rates_destroy_and_another_is_not(settings, tmp_path, caplog):

@@ -35,7 +35,7 @@ def silent(line: str) -> None:
 def cut_off(config: RunConfig, monkeypatch, what: str = "forward_backward", before: int = 4, owner=None) -> None:
     """A run that ends as by a kill before the call number `before` of something."""
     if owner is None:
-        owner = next(each for each in (run_folder, trainer_setup, trainer) if hasattr(each, what))
+        owner = next(each for each in (run_folder, trainer, trainer_setup) if hasattr(each, what))
     real, calls = getattr(owner, what), 0
 
     def counted(*arguments, **more):

@@ -3,6 +3,7 @@ would count nothing is refused."""
 
 from __future__ import annotations
 
+import json
 import logging
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from test_pretrained import drawn_images
 
 from clipvisionalign import RunConfig, train
 from clipvisionalign.cli import main
+from clipvisionalign.data.scenes import write_scenes
 from clipvisionalign.export.huggingface import model_card
 from clipvisionalign.export.library_layouts import export_library_layout
 from clipvisionalign.models.aligner import Aligner, AlignerConfig
@@ -286,3 +288,25 @@ def test_transformers_prints_nothing_of_its_own(folders, tmp_path):
     )
     assert not done.stderr
     assert not done.stdout
+
+
+def test_an_export_knows_the_images_that_it_was_trained_on(tuned, folders, scenes_folder, tmp_path, capsys):
+    """Of the run and of the one before it; and whoever may read a new file may read the weights."""
+    train(settings(scenes_folder, tmp_path / "again", folders("clip"), init=str(tuned)))
+    for run, trained in ((tuned, True), (tmp_path / "again", True), (folders("clip"), False)):
+        out = tmp_path / f"export-{Path(run).name}"
+        export_library_layout(run, out, "transformers")
+        capsys.readouterr()
+        assert main(["evaluate", str(out), "--data", str(scenes_folder), "--split", "train", "--json", "--quiet"]) == 0
+        note = json.loads(capsys.readouterr().out).get("trained_on")
+        assert ("was trained on these images" in note) if trained else note is None
+        (tmp_path / "new").touch()
+        assert {path.stat().st_mode for path in out.rglob("*") if path.is_file()} == {(tmp_path / "new").stat().st_mode}
+
+
+def test_a_dev_split_too_small_for_intervals_is_measured_before_the_first_step_all_the_same(folders, tmp_path):
+    data = write_scenes(tmp_path / "data", 12, size=64, splits={"train": 9, "dev": 2, "test": 1})
+    train(settings(data, tmp_path / "run", folders("clip"), batch=4))
+    start = json.loads((tmp_path / "run" / "results.json").read_text())["start"]["rsum"]
+    assert start["value"] > 0
+    assert (start["low"], start["high"]) == (None, None)

@@ -410,6 +410,10 @@ def test_diagnosis_tells_the_three_ways_to_go_wrong():
     guessing = good[0].chance_loss
     (diagnosis,) = diagnose(epochs((guessing, 0.008, 9.0), (guessing, 0.008, 9.0)), spread, spread)
     assert "nothing is learned" in diagnosis
+    # A pretrained model begins far above guessing: while its loss falls, it learns.
+    assert diagnose(epochs((13.5, 0.008, 9.0), (7.0, 0.008, 9.0)), spread, spread) == []
+    (diagnosis,) = diagnose(epochs((7.0, 0.008, 9.0), (7.0, 0.008, 9.0)), spread, spread)
+    assert "above what guessing gives" in diagnosis
     (diagnosis,) = diagnose(epochs((2.0, 0.4, 300.0), (1.5, 0.6, 290.0), (0.7, 0.9, 270.0)), spread, spread)
     assert "by heart" in diagnosis
     assert "epoch 1" in diagnosis

@@ -10,6 +10,8 @@ import errno
 import os
 import platform
 import shutil
+import stat
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -51,6 +53,7 @@ def atomic_write(
         if in_own_folder:
             partial.mkdir()
         yield aside
+        _set_usual_modes(aside)
         if sync:
             fsync_paths(*(sorted(aside.rglob("*")) if aside.is_dir() else []), aside)
         if aside.is_dir() and path.is_dir():
@@ -70,6 +73,7 @@ def atomic_write_files(folder: Path) -> Iterator[Path]:
     try:
         yield partial
         if partial.is_dir():
+            _set_usual_modes(partial)
             folder.mkdir(exist_ok=True)
             fsync_paths(*partial.iterdir())
             for file in sorted(partial.iterdir()):
@@ -79,6 +83,20 @@ def atomic_write_files(folder: Path) -> Iterator[Path]:
                 file.replace(folder / file.name)
     finally:
         remove(partial)
+
+
+def _set_usual_modes(path: Path) -> None:
+    """Let files be readable by whom a new file of this process is: safetensors writes for its owner alone."""
+    files = [each for each in path.rglob("*") if each.is_file()] if path.is_dir() else [path]
+    private = [each for each in files if each.is_file() and stat.S_IMODE(each.stat().st_mode) == 0o600]
+    if not private:
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        new = Path(folder) / "new"
+        new.touch()
+        mode = stat.S_IMODE(new.stat().st_mode)
+    for each in private:
+        each.chmod(mode)
 
 
 @contextmanager

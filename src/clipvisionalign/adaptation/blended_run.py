@@ -162,10 +162,4 @@ def _save_trained_on(runs: list[Path], folder: Path) -> None:
         # A run of an earlier version: its images are recognised by data.json, unless there are hashes.
         return
     records = [TrainedOnImages.load(run / TRAINED_ON_FILE) for run in runs if (run / TRAINED_ON_FILE).is_file()]
-    # The n-th fingerprint is of the n-th name: a record without fingerprints stands last.
-    records.sort(key=lambda record: not record.fingerprints)
-    TrainedOnImages(
-        [name for record in records for name in record.names],
-        [digest for record in records for digest in record.digests],
-        [fingerprint for record in records for fingerprint in record.fingerprints],
-    ).save(folder / TRAINED_ON_FILE)
+    TrainedOnImages.merged(records).save(folder / TRAINED_ON_FILE)

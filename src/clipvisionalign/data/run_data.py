@@ -289,5 +289,18 @@ def working_directory_of(run: str | Path) -> Path:
     return Path(json.loads(path.read_text(encoding="utf-8")).get("directory", ".") if path.is_file() else ".")
 
 
+def run_before(run: str | Path) -> Path | None:
+    """The run that a run started from (`--init`).
+
+    Args:
+        run: The run folder.
+
+    Returns:
+        Its folder; None where it started from none.
+    """
+    init = run_settings(run).get("init")
+    return working_directory_of(run) / init if init else None
+
+
 def _same_path(one: str, other: str) -> bool:
     return bool(one and other) and Path(one).resolve() == Path(other).resolve()

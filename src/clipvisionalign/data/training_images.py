@@ -90,6 +90,24 @@ class TrainedOnImages:
                 fingerprints += [fingerprint] if fingerprint is not None else []
         return cls(names, digests, fingerprints)
 
+    @classmethod
+    def merged(cls, records: Sequence[TrainedOnImages]) -> TrainedOnImages:
+        """The images of several records, of which a model was trained on all.
+
+        Args:
+            records: The records.
+
+        Returns:
+            One record.
+        """
+        # The n-th fingerprint is of the n-th name: a record without fingerprints stands last.
+        ordered = sorted(records, key=lambda record: not record.fingerprints)
+        return cls(
+            [name for record in ordered for name in record.names],
+            [digest for record in ordered for digest in record.digests],
+            [fingerprint for record in ordered for fingerprint in record.fingerprints],
+        )
+
     def save(self, path: Path) -> None:
         """Write the hashes atomically; equal ones give equal files.
 

@@ -10,6 +10,8 @@ from typing import Literal
 
 import torch
 
+from clipvisionalign.data.run_data import run_before
+from clipvisionalign.data.training_images import TRAINED_ON_FILE, TrainedOnImages
 from clipvisionalign.export.folders import export_folder, target_folder
 from clipvisionalign.json_io import read_json, write_json
 from clipvisionalign.models.aligner import Aligner
@@ -62,6 +64,7 @@ def export_library_layout(model: str | Path, out: str | Path, layout: Literal["t
             _record_base(aside, base_checkpoint(model))
             _record_max_tokens(aside, text_tower.max_tokens)
         _verify(aligner, aside)
+        _keep_trained_on(Path(model), aside)
     return Path(out)
 
 
@@ -104,6 +107,17 @@ def _record_base(folder: Path, base: str) -> None:
     if base:
         settings["_name_or_path"] = base
     write_json(folder / "config.json", settings)
+
+
+def _keep_trained_on(run: Path, folder: Path) -> None:
+    """Keep by what the training images of a run, and of those before it, are recognised; no other library reads it."""
+    records: dict[Path, TrainedOnImages] = {}
+    current: Path | None = run
+    while current is not None and current.resolve() not in records and (current / TRAINED_ON_FILE).is_file():
+        records[current.resolve()] = TrainedOnImages.load(current / TRAINED_ON_FILE)
+        current = run_before(current)
+    if records:
+        TrainedOnImages.merged(list(records.values())).save(folder / TRAINED_ON_FILE)
 
 
 def _record_max_tokens(folder: Path, max_tokens: int) -> None:

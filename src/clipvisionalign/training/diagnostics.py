@@ -8,6 +8,7 @@ learning rates that destroy what a pretrained model had learned (openai/CLIP#150
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -91,10 +92,12 @@ def diagnose(
                 "batch (--batch), pretrained towers instead of random ones."
             )
     latest = history[-1]
-    if len(history) >= 2 and latest.loss > 0.97 * latest.chance_loss and latest.accuracy < 3 / latest.step_images:
+    is_falling = len(history) >= 2 and latest.loss < 0.97 * history[-2].loss
+    is_guessing = latest.loss > 0.97 * latest.chance_loss and latest.accuracy < 3 / latest.step_images
+    if len(history) >= 2 and is_guessing and not is_falling:
+        what = "is what guessing gives" if latest.loss < 1.1 * latest.chance_loss else "is above what guessing gives"
         findings.append(
-            f"nothing is learned: the loss, {latest.loss:.2f}, is what guessing gives "
-            f"({latest.chance_loss:.2f}). What usually "
+            f"nothing is learned: the loss, {latest.loss:.2f}, {what} ({latest.chance_loss:.2f}). What usually "
             "helps: look at the pairs with 'clipvisionalign check' (are captions and images of each other?), a "
             "higher --head_lr, pretrained towers, more epochs."
         )
@@ -103,25 +106,33 @@ def diagnose(
     return findings
 
 
-def diagnose_forgetting(rsums: list[float], start: list[float], rates: dict[str, float]) -> list[str]:
+def diagnose_forgetting(
+    rsums: list[float], start: Sequence[float | None], rates: dict[str, float], chance: float
+) -> list[str]:
     """Whether the learning rates destroy what the model that a run starts from has learned (openai/CLIP#150).
 
     Args:
         rsums: Dev rsum after each epoch so far, percent.
-        start: Dev rsum before the first step, and its interval: value, low and high; empty for a run from no model.
+        start: Dev rsum before the first step, and its interval: value, low and high, None without one; empty for a run
+            from no model.
         rates: The learning rates of what is trained, by the names of their settings.
+        chance: Dev rsum of a random ranking: a start that is not above it has nothing to lose.
 
     Returns:
         The diagnosis after the first epoch whose rsum is below that interval; empty for any other epoch.
     """
-    if not start or rsums[-1] >= start[1] or any(rsum < start[1] for rsum in rsums[:-1]):
+    value, low, high = start or (None, None, None)
+    if value is None or low is None or high is None or low <= chance:
+        return []
+    if rsums[-1] >= low or any(rsum < low for rsum in rsums[:-1]):
         return []
     given = ", ".join(f"--{name} {rate:g}" for name, rate in rates.items())
     usual = ", ".join(f"--{name} {USUAL_RATE:g}" for name in rates)
     return [
-        f"dev rsum is {rsums[-1]:.1f}, and was {start[0]:.1f} [{start[1]:.1f}, {start[2]:.1f}] before the first step: "
-        f"these learning rates destroy what the model had learned ({given}). What usually helps: rates from 1e-6 to "
-        f"1e-5 ({usual}), a first stage of the heads alone (--stages heads:1,all:3), adapters (--peft lora), --distill."
+        f"dev rsum is {rsums[-1]:.1f}, and was {value:.1f} [{low:.1f}, {high:.1f}] before the first step: "
+        f"these learning rates destroy what the model had learned ({given}). What usually helps: rates from 1e-6 "
+        f"to 1e-5 ({usual}), a first stage of the heads alone (--stages heads:1,all:3), adapters (--peft lora), "
+        "--distill 1."
     ]
 
 

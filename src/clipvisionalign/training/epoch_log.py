@@ -98,7 +98,9 @@ def start_line(dev: DevMetrics, rsum: MetricEstimate) -> str:
     Returns:
         The line.
     """
-    return f"before the first step: {_dev_figures(dev)}; interval of rsum [{rsum.low:.1f}, {rsum.high:.1f}]"
+    known = rsum.low is not None and rsum.high is not None
+    interval = f"interval of rsum [{rsum.low:.1f}, {rsum.high:.1f}]" if known else "too few images for an interval"
+    return f"before the first step: {_dev_figures(dev)}; {interval}"
 
 
 def _dev_figures(dev: DevMetrics) -> str:
@@ -125,7 +127,8 @@ def log_findings(progress: TrainProgress, dev: DevMetrics, config: RunConfig) ->
     """
     history = [EpochMetrics(*figures) for figures in progress.history]
     findings = diagnose(history, dev.image_vectors, dev.caption_vectors, config.best_by)
-    forgetting = diagnose_forgetting([each.rsum for each in history], progress.start, trained_rates(config))
+    chance, rates = dev.metrics.chance["rsum"], trained_rates(config)
+    forgetting = diagnose_forgetting([each.rsum for each in history], progress.start, rates, chance)
     for finding in [*findings, *forgetting]:
         logger.warning(finding)
 

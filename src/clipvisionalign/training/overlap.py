@@ -9,7 +9,7 @@ from typing import Any
 
 from clipvisionalign.data.captioned import CaptionedImages, DataError
 from clipvisionalign.data.hashes import changed_keys, dataset_hashes
-from clipvisionalign.data.run_data import data_record, run_settings, working_directory_of
+from clipvisionalign.data.run_data import data_record, run_before
 from clipvisionalign.data.streams.sources import SavedDatasetStream, ShardStream
 from clipvisionalign.data.training_images import TRAINED_ON_FILE, TrainedOnImages, TrainedOnMatch
 
@@ -83,7 +83,10 @@ def training_overlap_note(run: Path, data: CaptionedImages, part: CaptionedImage
     current_run, split = run, part.rows[0].split
     visited: set[Path] = set()
     notes: list[TrainedNote] = []
-    while current_run.resolve() not in visited and (current_run / "data.json").is_file():
+    # An export in a library's layout has its record alone.
+    while current_run.resolve() not in visited and any(
+        (current_run / name).is_file() for name in ("data.json", TRAINED_ON_FILE)
+    ):
         visited.add(current_run.resolve())
         by = "the run" if current_run == run else f"{current_run}, which the run starts from,"
         has_record = (current_run / TRAINED_ON_FILE).is_file()
@@ -93,7 +96,7 @@ def training_overlap_note(run: Path, data: CaptionedImages, part: CaptionedImage
             else _note_by_source(current_run, by, data.split(split))
         )
         notes += [note] if note is not None else []
-        current_run = _init_of(current_run) or current_run
+        current_run = run_before(current_run) or current_run
     # The run itself, unless one that it starts from was trained on more of them.
     return max(notes, key=lambda note: len(note.matches) or note.images, default=None)
 
@@ -134,9 +137,3 @@ def _were_trained_on(about: dict[str, Any], part: CaptionedImages) -> bool:
         return True
     # Who belongs to whom is a setting of the run, not of the images.
     return contents is not None and set(changed_keys(contents, dataset_hashes(part, read_images=False))) <= {"partners"}
-
-
-def _init_of(run: Path) -> Path | None:
-    """The run that a run started from, None where it started from none."""
-    init = run_settings(run).get("init")
-    return working_directory_of(run) / init if init else None

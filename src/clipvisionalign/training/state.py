@@ -48,7 +48,8 @@ class TrainProgress:
         stopped: Whether patience has ended.
         seconds: Seconds of training, without pauses.
         records: Bytes of metrics.jsonl.
-        start: Dev rsum of the model that the run starts from, and its interval: value, low and high; empty for none.
+        start: Dev rsum of the model that the run starts from, and its interval: value, low and high, those None
+            where there are too few images; empty for no model.
         distillation: Sum over the epoch of the distances from that model.
     """
 
@@ -65,7 +66,7 @@ class TrainProgress:
     stopped: bool = False
     seconds: float = 0.0
     records: int = 0
-    start: list[float] = field(default_factory=list)
+    start: list[float | None] = field(default_factory=list)
     distillation: float = 0.0
 
     @classmethod

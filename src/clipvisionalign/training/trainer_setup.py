@@ -280,9 +280,6 @@ class TrainerSetup:
             metrics = self.dev.measure(self.average.model())
             positives = self.dev.positives
             rsum = metrics_of_ranks(metrics.metrics.ranks, positives.caption_image, unit=positives.identity).rsum
-        # It is a share of what is possible: it always has one.
-        assert rsum.low is not None
-        assert rsum.high is not None
         progress.start = [rsum.value, rsum.low, rsum.high]
         self.processes.run_on_main(lambda: record_start(metrics, rsum, self.records))
         logger.info(start_line(metrics, rsum))
