@@ -9,6 +9,8 @@ import pytest
 import yaml
 
 from clipvisionalign.cli.train import train_parser
+from clipvisionalign.models.aligner_config import DEFAULT_WIDTH
+from clipvisionalign.models.text_tower import DEFAULT_MAX_TOKENS
 from clipvisionalign.study.config import Plan, Variant, trials_of
 from clipvisionalign.study.trial_checks import settings_hash
 from clipvisionalign.training.config import SECTIONS, RunConfig, flatten_sections
@@ -106,3 +108,20 @@ def test_hashes_of_settings_are_those_that_studies_have_recorded(tmp_path, monke
     for each in fields(RunConfig):
         if each.name not in ("seed", "out", "init", "steps", "epochs", "data", "cache", "dev_data", "model"):
             assert settings_hash(replace(late, config=replace(late.config, **{each.name: "?"}))) != settings_hash(late)
+
+    def of_pretrained(**model) -> str:
+        own = {"design": "self", "pretrained": "openai/clip-vit-base-patch32", **model}
+        plan = Plan(scenes=40, seeds=[0], variants={"clip": Variant(settings={"model": own})})
+        return settings_hash(trials_of(plan, Path("study"))[0])
+
+    # From when a width and a limit of tokens stood beside every pretrained model.
+    recorded = {
+        "8a8201122e5983f2a0a49588d0f677ae": of_pretrained(),
+        "f380b9f2f8303cf8fde07e280b9d93b5": of_pretrained(design="sparse", positions="stretched"),
+        "0e9b11a49773a5937e543e45bcde6c9f": of_pretrained(text_tower={"max_tokens": 64}),
+    }
+    assert list(recorded) == list(recorded.values())
+    given = [of_pretrained(width=width) for width in (128, DEFAULT_WIDTH)]
+    given += [of_pretrained(text_tower={"max_tokens": limit}) for limit in (32, DEFAULT_MAX_TOKENS)]
+    given += [of_pretrained(width=DEFAULT_WIDTH, text_tower={"max_tokens": DEFAULT_MAX_TOKENS})]
+    assert len({*given, *recorded}) == len(given) + len(recorded)

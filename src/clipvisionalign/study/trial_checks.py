@@ -13,6 +13,8 @@ from typing import Any
 from clipvisionalign.data.hashes import hash_parts, run_hash
 from clipvisionalign.data.run_data import data_record
 from clipvisionalign.log import Log, log_to
+from clipvisionalign.models.aligner_config import AlignerConfig
+from clipvisionalign.models.text_tower import DEFAULT_MAX_TOKENS
 from clipvisionalign.study.config import Trial
 from clipvisionalign.training.checkpoint import list_checkpoints
 from clipvisionalign.training.config import RunConfig
@@ -97,6 +99,7 @@ def settings_hash(trial: Trial) -> str:
     """What the runs of a variant have in common, whatever the study is named by: all settings but seed, folders and the
     number of steps."""
     config = replace(_with_resolved_paths(trial.config, Path.cwd()), seed=0, out="", init="", steps=0, epochs=0)
+    config, given = replace(config, model=_hashed_model(config.model)), _given_beside_pretrained(config.model)
     unused = {
         each.name for each in fields(config) if each.name in _ADDED and getattr(config, each.name) == each.default
     }
@@ -104,7 +107,22 @@ def settings_hash(trial: Trial) -> str:
     hashed = [name for name in _HASH_ORDER if name in names] + [name for name in names if name not in _HASH_ORDER]
     text = f"RunConfig({', '.join(f'{name}={getattr(config, name)!r}' for name in hashed)})"
     # A study that was begun before these settings were there has hashes without them.
-    return hash_parts([text.replace(_WITHOUT_PRETRAINED, "")])
+    return hash_parts([text.replace(_WITHOUT_PRETRAINED, ""), *given])
+
+
+def _hashed_model(model: AlignerConfig) -> AlignerConfig:
+    """The model as hashes have it: one that is pretrained with the width and the limit of tokens of towers by name,
+    which stood there, unused, before they could be given."""
+    return replace(replace(model, pretrained="").resolved(), pretrained=model.pretrained)
+
+
+def _given_beside_pretrained(model: AlignerConfig) -> list[str]:
+    """What is given beside a pretrained model, and had no effect there when hashes without it were recorded."""
+    if not model.pretrained:
+        return []
+    width = [] if model.width is None else [f"width={model.width}"]
+    max_tokens = model.text_tower.max_tokens
+    return [*width, f"max_tokens={max_tokens}"] if max_tokens == DEFAULT_MAX_TOKENS else width
 
 
 #: Settings that came later, which hashes hold where they are used.
