@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -19,6 +19,8 @@ from clipvisionalign.cli import main
 from clipvisionalign.data.batches import steps_in_epoch
 from clipvisionalign.data.captioned import DataError
 from clipvisionalign.data.training_images import TRAINED_ON_FILE, TrainedOnImages
+from clipvisionalign.models.aligner import AlignerConfig
+from clipvisionalign.models.text_tower import TextTowerConfig
 from clipvisionalign.retrieval.metrics import MetricEstimate
 from clipvisionalign.training.config import RunConfig, check_settings
 from clipvisionalign.training.fine_tuning import LoraConfig
@@ -251,6 +253,26 @@ def test_stages_are_longer_where_the_images_are_fewer(run, tmp_path):
         check_settings(training)
 
 
+def test_a_run_of_before_is_trained_again_with_what_was_asked_for(run, tmp_path):
+    """Its width of 256 and its 128 tokens, recorded beside every pretrained model, were nobody's wish."""
+    import yaml
+
+    folder = copy_run(run, tmp_path)
+    recorded = yaml.safe_load((folder / "config.yaml").read_text())
+    before = asdict(AlignerConfig("self", width=256, text_tower=TextTowerConfig(max_tokens=128)))
+    recorded["model"] = before | {"pretrained": "clip"}
+    (folder / "config.yaml").write_text(yaml.safe_dump(recorded))
+    for training in plan_trainings(folder):
+        assert training.model == AlignerConfig("self", pretrained="clip")
+
+
+def test_settings_of_runs_are_read_in_one_place():
+    """Else a reader takes what earlier versions recorded unasked for what was asked for."""
+    package = Path(curves.__file__).parents[1]
+    readers = [path.name for path in package.rglob("*.py") if "config_from_dict(RunConfig" in path.read_text()]
+    assert readers == ["recorded.py"]
+
+
 def training_images(run: Path) -> int:
     return json.loads((run / "data.json").read_text())["train"]["images"]
 
@@ -266,7 +288,6 @@ def read_settings(run: Path) -> RunConfig:
 def copy_run(run: Path, target: Path, **settings) -> Path:
     """A run folder without its curve, with other settings written down."""
     import shutil
-    from dataclasses import asdict
 
     import yaml
 

@@ -47,10 +47,10 @@ from clipvisionalign.retrieval.metrics import (
     metrics_of_ranks,
 )
 from clipvisionalign.retrieval.ranks import PositiveRanks, Positives
-from clipvisionalign.settings import config_from_dict
 from clipvisionalign.study.statistics import image_contributions, of_units
 from clipvisionalign.training.config import RunConfig
 from clipvisionalign.training.data import check_data_unchanged
+from clipvisionalign.training.recorded import read_settings
 from clipvisionalign.training.resume import checkpoint_settings
 from clipvisionalign.training.run_folder import resolve_paths, start_directory
 from clipvisionalign.training.stages import parse_stages, total_epochs
@@ -312,7 +312,7 @@ def _settings_of(run: Path) -> RunConfig:
             f"{run}: not finished, so that there is nothing to extrapolate from; finish it with: "
             f"clipvisionalign train --resume {run}"
         )
-    config = config_from_dict(RunConfig, yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8")))
+    config = read_settings(yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8")))
     if not config.epochs:
         raise ValueError(f"{run}: a model as it is (--epochs 0) was trained on no captions and has no learning curve")
     return resolve_paths(config, start_directory(run))
@@ -336,7 +336,7 @@ def _refuse_other_settings(config: RunConfig) -> None:
     path = Path(config.out) / "config.yaml"
     if not path.is_file():
         return
-    there = config_from_dict(RunConfig, yaml.safe_load(path.read_text(encoding="utf-8")))
+    there = read_settings(yaml.safe_load(path.read_text(encoding="utf-8")))
     names = ("epochs", "steps", "patience")
     recorded, planned = (
         checkpoint_settings(each) | {name: getattr(each, name) for name in names} for each in (there, config)
