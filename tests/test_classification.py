@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import binom
 from test_classes import SPLIT_FOLDERS, draw
 
 from clipvisionalign.cli import main
@@ -21,7 +22,7 @@ from clipvisionalign.data.scene_classes import write_scene_classes
 from clipvisionalign.models.io import load_aligner
 from clipvisionalign.retrieval import accuracy_gain, classify, zero_shot_classifier
 from clipvisionalign.retrieval.classification import classification_of_ranks
-from clipvisionalign.retrieval.label_ranks import label_ranks_of_scores, label_ranks_of_vectors
+from clipvisionalign.retrieval.label_ranks import LabelRanks, label_ranks_of_scores, label_ranks_of_vectors
 from clipvisionalign.training.opened_classes import compare_classification, open_classes
 
 
@@ -181,6 +182,44 @@ def test_a_figure_of_one_class_is_the_share_of_it_that_a_bootstrap_draws():
     means = [np.mean([correct[draw_][labels[draw_] == c].mean() for c in range(8)]) for draw_ in drawn[:1000]]
     low, high = np.percentile(means, [2.5, 97.5])
     assert [results.mean_per_class.low, results.mean_per_class.high] == pytest.approx([low, high], abs=0.008)
+
+
+def ranks_of_hits(labels: np.ndarray, hits: np.ndarray, classes: int) -> LabelRanks:
+    """Rank 1 for a hit; else the next class is predicted."""
+    return LabelRanks(labels, np.where(hits, 1, 2), np.where(hits, labels, (labels + 1) % classes))
+
+
+@pytest.mark.parametrize(("classes", "images"), [(200, 1), (200, 2), (100, 3), (10, 50)])
+def test_intervals_of_the_mean_per_class_hold_the_figure_however_few_images_a_class_has(classes, images):
+    """As those of top-1, which is the same figure where classes are of one size; by the binomial law of the hits."""
+    random, size = np.random.default_rng(1), classes * images
+    labels, names = np.repeat(np.arange(classes), images), [str(number) for number in range(classes)]
+    held, previous = 0.0, None
+    for hits in range(int(binom.ppf(1e-5, size, 0.5)), int(binom.isf(1e-5, size, 0.5)) + 1):
+        is_hit = random.permutation(np.arange(size) < hits)
+        results = classification_of_ranks(ranks_of_hits(labels, is_hit, classes), names, 1000, seed=hits)
+        assert results.mean_per_class.to_dict() == pytest.approx(results.top[1].to_dict())
+        held += binom.pmf(hits, size, 0.5) * (results.mean_per_class.low <= 0.5 <= results.mean_per_class.high)
+        if previous is not None:
+            gains = accuracy_gain(results, previous, 100)
+            assert gains["mean_per_class"].to_dict() == pytest.approx(gains["top_1"].to_dict())
+        previous = results
+    assert held >= 0.94
+
+
+def test_intervals_of_the_mean_per_class_hold_it_with_classes_of_many_sizes():
+    """Half of the figure is of classes of one image, whose chance of a hit is another one."""
+    random, samples = np.random.default_rng(2), 300
+    labels = np.repeat(np.arange(80), [1] * 40 + [20] * 40)
+    chances, names = np.where(labels < 40, 0.3, 0.7), [str(number) for number in range(80)]
+    estimates = [
+        classification_of_ranks(ranks_of_hits(labels, random.random(len(labels)) < chances, 80), names, 400, seed)
+        for seed in range(samples)
+    ]
+    assert np.mean([each.mean_per_class.low <= 0.5 <= each.mean_per_class.high for each in estimates]) >= 0.94
+    # All right: what 840 images show of a figure is less, where half of it is of 40 of them.
+    every = classification_of_ranks(ranks_of_hits(labels, labels >= 0, 80), names)
+    assert every.mean_per_class.low < every.top[1].low < every.mean_per_class.value == 1
 
 
 def test_a_paired_gain_is_the_difference_and_narrower_than_unpaired():

@@ -232,7 +232,7 @@ def classification_of_ranks(
         k: percentile_interval(counts @ (cells[1] <= number) / images, images, (0.0, 1.0))
         for number, k in enumerate(ks)
     }
-    mean = percentile_interval(_mean_per_class(cells[0], cells[1] == 0, counts), images, (0.0, 1.0))
+    mean = _mean_per_class(cells[0], cells[1] == 0, counts, (0.0, 1.0))
     return Classification(tuple(class_names), top, mean, label_ranks)
 
 
@@ -265,8 +265,8 @@ def accuracy_gain(
     for number, k in enumerate(ks):
         change = (cells[1] <= number).astype(np.float64) - (cells[2] <= number)
         gains[f"top_{k}"] = percentile_interval(counts @ change / images, images, (-1.0, 1.0))
-    means = [_mean_per_class(cells[0], cells[column] == 0, counts) for column in (1, 2)]
-    return gains | {"mean_per_class": percentile_interval(means[0] - means[1], images, (-1.0, 1.0))}
+    change = (cells[1] == 0).astype(np.float64) - (cells[2] == 0)
+    return gains | {"mean_per_class": _mean_per_class(cells[0], change, counts, (-1.0, 1.0))}
 
 
 def _check_names(class_names: Sequence[str]) -> None:
@@ -332,10 +332,23 @@ def _resampled_cells(columns: Sequence[np.ndarray], resamples: int, seed: int) -
     return cells, np.concatenate(drawn).astype(np.float64)
 
 
-def _mean_per_class(labels: np.ndarray, correct: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """The mean accuracy over the classes that are drawn, in each resample. labels: (U,) sorted; correct: (U,)."""
-    starts = np.flatnonzero(np.r_[True, labels[1:] != labels[:-1]])
-    totals = np.add.reduceat(counts, starts, axis=1)
-    hits = np.add.reduceat(counts * correct, starts, axis=1)
-    drawn = totals > 0
-    return np.where(drawn, hits / np.maximum(totals, 1), 0.0).sum(axis=1) / drawn.sum(axis=1)
+def _mean_per_class(
+    labels: np.ndarray, values: np.ndarray, counts: np.ndarray, bounds: tuple[float, float]
+) -> MetricEstimate:
+    """The mean over classes of the mean of their images, with its interval.
+
+    Each image weighs 1 / (C n), n of its class, in every resample. Means of the images that are drawn of each class
+    would vary too little: of a class of one image, a resample draws none or has its mean as it is.
+
+    Args:
+        labels: (U,) the class of each cell.
+        values: (U,) what each image of a cell counts.
+        counts: (1 + R, U) images of each cell, on the data and in each resample.
+        bounds: Lowest and highest value of the figure.
+    """
+    _, classes = np.unique(labels, return_inverse=True)
+    weights = 1.0 / np.bincount(classes, weights=counts[0])[classes]
+    totals = counts @ weights
+    # So many images of equal weight would vary as much; all of them, where classes are of one size.
+    equal_images = int(totals[0] ** 2 / (counts[0] @ weights**2) + 1e-6)
+    return percentile_interval(counts @ (weights * values) / totals, equal_images, bounds)
