@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from clipvisionalign.cli import main
 from clipvisionalign.cli.train import train_parser
 from clipvisionalign.models.aligner_config import DEFAULT_WIDTH
 from clipvisionalign.models.text_tower import DEFAULT_MAX_TOKENS
@@ -125,3 +126,11 @@ def test_hashes_of_settings_are_those_that_studies_have_recorded(tmp_path, monke
     given += [of_pretrained(text_tower={"max_tokens": limit}) for limit in (32, DEFAULT_MAX_TOKENS)]
     given += [of_pretrained(width=DEFAULT_WIDTH, text_tower={"max_tokens": DEFAULT_MAX_TOKENS})]
     assert len({*given, *recorded}) == len(given) + len(recorded)
+
+
+def test_all_settings_of_python_make_a_file_of_settings(tmp_path, capsys):
+    """Also those that are None: a program writes its settings as they are."""
+    file = tmp_path / "settings.yaml"
+    file.write_text(yaml.safe_dump(asdict(RunConfig(data=str(tmp_path / "nothing"), out=str(tmp_path / "run")))))
+    assert main(["train", "--config", str(file)]) == 1
+    assert "no such file or folder" in capsys.readouterr().err

@@ -12,8 +12,8 @@ from typing import Any
 
 import yaml
 
-#: What `train --print_config` writes of flags that are no settings.
-UNSET = ("", "recipe", "resume")
+#: Where None is a value: flags that are no settings, and settings that a model has of its own.
+UNSET = ("", "recipe", "resume", "model.width", "model.text_tower.max_tokens")
 
 
 class Loader(yaml.SafeLoader):
