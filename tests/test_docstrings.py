@@ -21,6 +21,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "clipvisionalign"
 
 #: Packages and modules, below clipvisionalign/, all of whose public functions and classes are held to this.
 COMPLETE = (
+    "adaptation/curve_trainings.py",
     "adaptation/extrapolation.py", "adaptation/learning_curve.py", "adaptation/learning_curve_plot.py",
     "batch.py", "explain/", "export/", "images/", "json_io.py", "retrieval/", "search/", "truncation.py",
     "data/batches.py", "data/captioned.py", "data/captions.py", "data/check.py", "data/class_names.py", "data/columns.py",

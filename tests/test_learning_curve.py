@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from clipvisionalign.adaptation import learning_curve as curves
+from clipvisionalign.adaptation.curve_trainings import plan_trainings
 from clipvisionalign.adaptation.extrapolation import MAX_RSUM, Extrapolation, extrapolate, paired_noise
-from clipvisionalign.adaptation.learning_curve import CurvePoint, LearningCurve, learning_curve, plan_trainings
+from clipvisionalign.adaptation.learning_curve import CurvePoint, LearningCurve, learning_curve
 from clipvisionalign.adaptation.learning_curve_plot import save_plot
 from clipvisionalign.cli import main
 from clipvisionalign.data.batches import steps_in_epoch
@@ -338,6 +339,19 @@ def test_data_that_are_no_longer_those_of_the_run_are_refused(run, tmp_path, mon
 def test_a_model_as_it_is_has_no_curve(run, tmp_path):
     with pytest.raises(ValueError, match="trained on no captions"):
         learning_curve(copy_run(run, tmp_path, epochs=0))
+
+
+@pytest.mark.parametrize("recorded_in", ["results.json", "blend.json"])
+def test_a_blended_run_has_no_curve_and_the_run_that_it_was_made_of_is_named(run, tmp_path, recorded_in):
+    folder = copy_run(run, tmp_path)
+    if recorded_in == "results.json":
+        blend = {"blend": {"run": str(run), "base": "clip", "alpha": 0.5}}
+        (folder / "results.json").write_text(json.dumps(results(folder) | blend))
+    else:
+        (folder / "blend.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"a blended run, .*; give the run that it was made of") as refused:
+        plan_trainings(folder)
+    assert recorded_in == "blend.json" or f"clipvisionalign curve {run}" in str(refused.value)
 
 
 def test_the_command_prints_the_table_and_the_sentence(run, capsys):

@@ -14,14 +14,13 @@ ranked again. The folders are runs like any other: what is finished is used agai
 from __future__ import annotations
 
 import logging
-import math
-import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from clipvisionalign.adaptation.curve_trainings import plan_trainings, planned_steps, settings_of, training_counts
 from clipvisionalign.adaptation.extrapolation import (
     Extrapolation,
     FittedCurve,
@@ -30,10 +29,9 @@ from clipvisionalign.adaptation.extrapolation import (
     paired_noise,
 )
 from clipvisionalign.counts import count_noun
-from clipvisionalign.data.batches import steps_in_epoch
 from clipvisionalign.data.captioned import CaptionedImages
 from clipvisionalign.data.check import check
-from clipvisionalign.data.run_data import data_record, read_data_of_run
+from clipvisionalign.data.run_data import read_data_of_run
 from clipvisionalign.json_io import read_json, write_json
 from clipvisionalign.models.tower_cache import TowerOutputCache
 from clipvisionalign.progress import progress
@@ -50,22 +48,12 @@ from clipvisionalign.retrieval.ranks import PositiveRanks, Positives
 from clipvisionalign.study.statistics import image_contributions, of_units
 from clipvisionalign.training.config import RunConfig
 from clipvisionalign.training.data import check_data_unchanged
-from clipvisionalign.training.recorded import read_settings
-from clipvisionalign.training.resume import checkpoint_settings
-from clipvisionalign.training.run_folder import resolve_paths, start_directory
-from clipvisionalign.training.stages import parse_stages, total_epochs
 from clipvisionalign.training.train import resume, train
 
 logger = logging.getLogger(__name__)
 
-#: Parts of the training images that are trained on, beside all: one of so many.
-DIVISORS = (8, 4, 2)
-#: The folder of the trainings in the run's own.
-CURVE_FOLDER = "curve"
 #: What was found, in the folder of the trainings.
 CURVE_FILE = "curve.json"
-#: The smallest training split with a curve: an eighth of fewer is no data set.
-MIN_TRAIN_IMAGES = 32
 
 
 @dataclass(frozen=True)
@@ -180,7 +168,7 @@ def learning_curve(
     """
     run = Path(run)
     trainings = plan_trainings(run, folder)
-    steps = planned_steps(_settings_of(run), _training_counts(run)[0])
+    steps = planned_steps(settings_of(run), training_counts(run)[0])
     _require_optional_packages()
     check_data_unchanged(run, trainings[0].dataset)
     counts = ", ".join(f"{each.train_images:,}" for each in trainings)
@@ -200,71 +188,6 @@ def _require_optional_packages() -> None:
     """Raises ModuleNotFoundError for what is needed at the end, before anything is trained."""
     import matplotlib  # noqa: F401
     import scipy  # noqa: F401
-
-
-def plan_trainings(run: str | Path, folder: str | Path = "") -> list[RunConfig]:
-    """The settings of the trainings with fewer captions, in ascending order of their number.
-
-    Args:
-        run: as in `learning_curve`.
-        folder: as in `learning_curve`.
-
-    Returns:
-        Settings that differ from the run's in `train_images`, `epochs`, `stages`, `steps`, `patience`, `out` and
-        `trackers`.
-
-    Raises:
-        FileNotFoundError: as in `learning_curve`; nothing is read but the run's small files.
-        FileExistsError: likewise.
-        ValueError: likewise.
-    """
-    run = Path(run)
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ValueError("a learning curve is trained by one process: start it without torchrun or accelerate launch")
-    config, images = _settings_of(run), _training_counts(run)[0]
-    if images < MIN_TRAIN_IMAGES:
-        raise ValueError(
-            f"{run}: trained on {count_noun(images, 'image')}: a learning curve needs {MIN_TRAIN_IMAGES} or more, of "
-            f"which it takes 1/{DIVISORS[0]}"
-        )
-    folder = Path(folder) if str(folder) else run / CURVE_FOLDER
-    if folder.exists() and not folder.is_dir():
-        raise FileExistsError(f"{folder}: is a file; the trainings of a learning curve need a folder")
-    trainings = []
-    for divisor in DIVISORS:
-        training = replace(
-            _with_as_many_steps(config, images, images // divisor), out=str(folder / f"1-{divisor}"),
-            train_images=images // divisor, trackers="", overwrite=False,
-        )  # fmt: skip
-        _refuse_other_settings(training)
-        trainings.append(training)
-    return trainings
-
-
-def planned_steps(config: RunConfig, images: int) -> int:
-    """The steps of a run without an early end.
-
-    Args:
-        config: settings.
-        images: training images.
-
-    Returns:
-        The number of steps; of a run in stages, of all of them.
-    """
-    steps = total_epochs(config.stages, config.epochs) * steps_in_epoch(images, config.batch)
-    return min(steps, config.steps or steps)
-
-
-def _with_as_many_steps(config: RunConfig, images: int, count: int) -> RunConfig:
-    """The settings that take as many steps on `count` images as `config` on `images`; stages as many whole epochs as
-    these steps need."""
-    ratio = steps_in_epoch(images, config.batch) / steps_in_epoch(count, config.batch)
-    patience = math.ceil(config.patience * ratio)
-    if config.stages:
-        stages = [replace(stage, epochs=math.ceil(stage.epochs * ratio)) for stage in parse_stages(config.stages)]
-        return replace(config, stages=",".join(map(str, stages)), patience=patience)
-    steps = planned_steps(config, images)
-    return replace(config, epochs=-(-steps // steps_in_epoch(count, config.batch)), steps=steps, patience=patience)
 
 
 def measure_curve(run: Path, folders: list[Path], steps: int = 0) -> LearningCurve:
@@ -287,7 +210,7 @@ def measure_curve(run: Path, folders: list[Path], steps: int = 0) -> LearningCur
     samples = _rsum_samples(all_ranks, positives)
     figures = [metrics_of_ranks(ranks, positives.caption_image, unit=positives.identity) for ranks in all_ranks]
     chance = chance_metrics(all_ranks[-1])["rsum"]
-    counts = [_training_counts(each) for each in (*folders, run)]
+    counts = [training_counts(each) for each in (*folders, run)]
     points = [
         CurvePoint(images / counts[-1][0], images, captions, metrics.rsum, str(each))
         for each, (images, captions), metrics in zip((*folders, run), counts, figures, strict=True)
@@ -299,54 +222,6 @@ def measure_curve(run: Path, folders: list[Path], steps: int = 0) -> LearningCur
     fitted = fit_learning_curve(numbers, values, noise, chance)
     source, captions = str(dev.source), len(dev.captions)
     return LearningCurve(str(run), source, len(dev), captions, chance, steps, points, test, twice, fitted)
-
-
-def _settings_of(run: Path) -> RunConfig:
-    """The settings of a finished run, whose relative paths lead where they led when it was begun."""
-    import yaml
-
-    if not (run / "config.yaml").is_file() or not (run / "data.json").is_file():
-        raise FileNotFoundError(f"{run}: no run folder: a learning curve repeats a training, by its config.yaml")
-    if not (run / "results.json").is_file() or not (run / RANKS_FILE).is_file():
-        raise FileNotFoundError(
-            f"{run}: not finished, so that there is nothing to extrapolate from; finish it with: "
-            f"clipvisionalign train --resume {run}"
-        )
-    config = read_settings(yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8")))
-    if not config.epochs:
-        raise ValueError(f"{run}: a model as it is (--epochs 0) was trained on no captions and has no learning curve")
-    return resolve_paths(config, start_directory(run))
-
-
-def _training_counts(run: Path) -> tuple[int, int]:
-    """Training images and captions of a run. Raises ValueError where there are too few, or they are a stream's."""
-    split = data_record(run).get("train") or {}
-    if "captions" not in split:
-        raise ValueError(
-            f"{run}: trained on a stream, of which no part can be picked (train_images); train on the data set in "
-            "memory for a learning curve"
-        )
-    return int(split["images"]), int(split["captions"])
-
-
-def _refuse_other_settings(config: RunConfig) -> None:
-    """Raises FileExistsError where another training is in the folder of this one."""
-    import yaml
-
-    path = Path(config.out) / "config.yaml"
-    if not path.is_file():
-        return
-    there = read_settings(yaml.safe_load(path.read_text(encoding="utf-8")))
-    names = ("epochs", "steps", "patience")
-    recorded, planned = (
-        checkpoint_settings(each) | {name: getattr(each, name) for name in names} for each in (there, config)
-    )
-    differing = sorted(name for name in planned if recorded.get(name) != planned[name])
-    if differing:
-        raise FileExistsError(
-            f"{config.out}: a training with another {', '.join(differing)} is there; remove {config.out}, or give "
-            "another folder"
-        )
 
 
 def _train_once(config: RunConfig, encodings_cache: TowerOutputCache | None) -> None:

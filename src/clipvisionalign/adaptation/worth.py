@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from clipvisionalign.adaptation.comparison import ComparisonRequest, compare_with_base
-from clipvisionalign.adaptation.learning_curve import learning_curve, plan_trainings
+from clipvisionalign.adaptation.curve_trainings import plan_trainings
+from clipvisionalign.adaptation.learning_curve import learning_curve
 from clipvisionalign.adaptation.worth_claims import worth_claims
 from clipvisionalign.data.formats.classes import read_classes
 from clipvisionalign.json_io import write_json
