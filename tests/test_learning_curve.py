@@ -354,6 +354,17 @@ def test_a_blended_run_has_no_curve_and_the_run_that_it_was_made_of_is_named(run
     assert recorded_in == "blend.json" or f"clipvisionalign curve {run}" in str(refused.value)
 
 
+def test_a_width_found_in_the_training_images_has_a_curve_only_where_it_is_that_of_another_run(run, tmp_path):
+    """Else each training finds its own, and they do not start from the same weights."""
+    folder = copy_run(run, tmp_path)
+    space = {"own": 24, "width": 12, "explained": 0.9, "images": 90, "captions": 450}
+    (folder / "weights.json").write_text(json.dumps({"common_space": space}))
+    with pytest.raises(ValueError, match=r"12 of 24 dimensions .* --epochs 0 .* --init"):
+        plan_trainings(folder)
+    later = copy_run(folder, tmp_path / "later", init=str(run))
+    assert {training.init for training in plan_trainings(later)} == {str(run)}
+
+
 def test_the_command_prints_the_table_and_the_sentence(run, capsys):
     before = json.loads((run / "curve" / "curve.json").read_text())
     assert main(["curve", str(run)]) == 0

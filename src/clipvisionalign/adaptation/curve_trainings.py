@@ -15,6 +15,7 @@ from clipvisionalign.json_io import read_json
 from clipvisionalign.retrieval.evaluate import RANKS_FILE
 from clipvisionalign.training.config import RunConfig
 from clipvisionalign.training.recorded import read_settings
+from clipvisionalign.training.reduced_width import recorded_width
 from clipvisionalign.training.resume import checkpoint_settings
 from clipvisionalign.training.run_folder import resolve_paths, start_directory
 from clipvisionalign.training.stages import parse_stages, total_epochs
@@ -103,7 +104,7 @@ def settings_of(run: Path) -> RunConfig:
 
     Raises:
         FileNotFoundError: it is no run folder, or the run is not finished.
-        ValueError: a blended run, or one of no epochs.
+        ValueError: a blended run, one of no epochs, or one whose narrower width was found in its training images.
     """
     import yaml
 
@@ -118,6 +119,7 @@ def settings_of(run: Path) -> RunConfig:
     config = read_settings(yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8")))
     if not config.epochs:
         raise ValueError(f"{run}: a model as it is (--epochs 0) was trained on no captions and has no learning curve")
+    _refuse_found_width(run, config)
     return resolve_paths(config, start_directory(run))
 
 
@@ -129,6 +131,17 @@ def _refuse_blend(run: Path) -> None:
         raise ValueError(
             f"{run}: a blended run, which is not what its settings train; give the run that it was made of: "
             f"clipvisionalign curve {tuned}"
+        )
+
+
+def _refuse_found_width(run: Path, config: RunConfig) -> None:
+    """Raises ValueError where the start itself is of the training images: a width found in them, not in another run."""
+    width = None if config.init else recorded_width(run)
+    if width is not None:
+        raise ValueError(
+            f"{run}: its {width.width} of {width.own} dimensions were found in its own training images, so that "
+            "trainings on fewer would start from other weights; train its start alone (the same settings with "
+            "--epochs 0 and another --out), then the run from that with --init: such a run has a learning curve"
         )
 
 
