@@ -164,3 +164,21 @@ def test_worth_can_say_what_twice_the_captions_would_bring(tuned, tmp_path, caps
     claims = [claim for claim in document["claims"] if claim["text"].startswith(("Twice", "That twice"))]
     assert len(claims) == 1
     assert claims[0]["text"] in printed
+
+
+def test_a_base_of_another_architecture_is_compared_where_nothing_is_between(tuned, scenes_folder, tmp_path, capsys):
+    clip = str(tuned.parent / "clip")
+    model = AlignerConfig(pretrained=clip, width=16)
+    settings = {"epochs": 1, "batch": 32, "precision": "float32", "trackers": "", "workers": 0, "augment": "none"}
+    train(RunConfig(data=str(scenes_folder), out=str(tmp_path / "narrow"), model=model, **settings))
+    capsys.readouterr()
+    assert main(["worth", str(tmp_path / "narrow"), "--quiet"]) == 1
+    assert "worth --no-blend" in capsys.readouterr().err
+    own = {}
+    for run in (tmp_path / "narrow", tuned):
+        assert main(["worth", str(run), "--no-blend", "--out", str(tmp_path / f"{run.name}.json"), "--quiet"]) == 0
+        own[run] = json.loads((tmp_path / f"{run.name}.json").read_text())["galleries"][0]
+    narrow, wide = own.values()
+    assert narrow["base"]["rsum"] == wide["base"]["rsum"]
+    gain = narrow["run"]["rsum"]["value"] - narrow["base"]["rsum"]["value"]
+    assert narrow["differences"][0]["value"] == pytest.approx(gain)

@@ -26,6 +26,7 @@ from clipvisionalign.retrieval.metrics import SIGNIFICANCE_LEVEL
 from clipvisionalign.retrieval.ranks import PositiveRanks
 from clipvisionalign.study.statistics import holm_correction_of_tested
 from clipvisionalign.training.distributed import Distributed
+from clipvisionalign.training.pair_weights import PairWeights
 
 logger = logging.getLogger(__name__)
 
@@ -133,14 +134,14 @@ def compare_with_base(request: ComparisonRequest) -> Comparison:
     reading = request.source, request.layout, request.identity
     data_sets = read_galleries(run, request.foreign, CHOICE_SPLIT, *reading)
     split_sets = [] if request.split == CHOICE_SPLIT else read_galleries(run, request.foreign, request.split, *reading)
-    path = WeightPath(run, base, request.device)
+    path = WeightPath(run, base, request.device, ends_alone=not request.alphas and request.alpha is None)
     distributed = Distributed(best_device(request.device))
     dev = check_galleries(run, path.tuned, data_sets, CHOICE_SPLIT)
     candidates = path.tuned.config.fusion.candidates if path.tuned.fusion is not None else 0
     grid = request.grid()
     _announce(grid, dev, base, run)
     curve = [
-        measure_point(alpha, path.model_at(alpha), dev, distributed, None, candidates)
+        _measure(path.model_at(alpha), alpha, dev, distributed, candidates)
         for alpha in progress(grid, "models between base and run", len(grid))
     ]
     own_base = _measure_base(path, dev, distributed, curve[0])
@@ -156,6 +157,14 @@ def compare_with_base(request: ComparisonRequest) -> Comparison:
     if chosen:
         document |= _choice_document(request, curve, own_base, chosen, dev)
     return Comparison(path, dev, curve, chosen, document)
+
+
+def _measure(
+    model: Aligner, alpha: float, galleries: list[Gallery], distributed: Distributed, candidates: int,
+    weights: Sequence[PairWeights] | None = None,
+) -> AlphaPoint:  # fmt: skip
+    """A model of the curve; one without a fusion re-ranks nothing."""
+    return measure_point(alpha, model, galleries, distributed, weights, candidates if model.fusion is not None else 0)
 
 
 def _announce(grid: Sequence[float], galleries: Sequence[Gallery], base: str, run: str) -> None:
@@ -198,9 +207,8 @@ def _measure_split(
 
     def measure(position: int) -> AlphaPoint:
         point = curve[position]
-        return measure_point(
-            point.alpha, path.model_at(point.alpha), galleries, distributed, point.weights[:1], candidates
-        )
+        model, weights = path.model_at(point.alpha), point.weights[:1]
+        return _measure(model, point.alpha, galleries, distributed, candidates, weights)
 
     positions = dict.fromkeys([0, *chosen[:1], len(curve) - 1])
     measured = {

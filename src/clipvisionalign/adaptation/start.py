@@ -98,20 +98,26 @@ class WeightPath:
         run: a finished run.
         base: a run, or a pretrained dual encoder, of the same architecture.
         device: where models are put that are measured.
+        ends_alone: whether there are the models at 0 and at 1 alone, which may be of different architectures.
 
     Raises:
         ValueError: the two are of different architectures, or read captions or images otherwise.
     """
 
-    def __init__(self, run: str, base: str, device: str = "auto") -> None:
+    def __init__(self, run: str, base: str, device: str = "auto", ends_alone: bool = False) -> None:
         self.run, self.base, self.device = run, base, device
         self.tuned = load_aligner(run, "cpu", packed=False)
         published = load_aligner(base, "cpu", packed=False)
+        self._published: Aligner | None = None
+        self._base_alone: Aligner | None = None
+        if ends_alone and unshared_names(self.tuned.state_dict(), published.state_dict()):
+            self._base_alone = published
+            return
         if published.width != self.tuned.width:
             raise ValueError(
                 f"--with {base}: another architecture than {run}: vectors of {published.width} numbers, and of "
-                f"{self.tuned.width} in the run, so that no weights are between their heads; give what the run started "
-                "from, or tune one without --model.width"
+                f"{self.tuned.width} in the run, so that no weights are between their heads; 'worth --no-blend' "
+                "compares the two all the same"
             )
         # With the run's positions and window, which new parts of it were made for.
         like_run = Aligner(replace(self.tuned.config, pretrained=base)).eval() if is_pretrained(base) else published
@@ -127,6 +133,9 @@ class WeightPath:
 
     def model_at(self, alpha: float) -> Aligner:
         """The model at (1 - alpha) base + alpha run, ready to encode: 0 is the base's weights, 1 the run's."""
+        if self._base_alone is not None:
+            assert alpha in (0.0, 1.0)
+            return self._ready(copy.deepcopy(self.tuned if alpha else self._base_alone))
         return self._ready(self.unpacked_model_at(alpha))
 
     def unpacked_model_at(self, alpha: float) -> Aligner:
@@ -155,7 +164,7 @@ class WeightPath:
             ]
             raise ValueError(
                 f"--with {self.base}: another architecture than {self.run}: {names[0]} is {shapes[0]} in the run and "
-                f"{shapes[1]} in the base; give what the run started from"
+                f"{shapes[1]} in the base; give what the run started from ('worth --no-blend' compares any two)"
             )
         in_run = self.unpacked_model_at(0.0)
         compared = zip(("images", "captions"), probe_vectors(in_run), probe_vectors(like_run), strict=True)
