@@ -30,7 +30,7 @@ from clipvisionalign.training.config import RunConfig, check_settings
 from clipvisionalign.training.dry_run import try_step
 from clipvisionalign.training.fine_tuning import LoraConfig
 from clipvisionalign.training.ineffective_settings import effective, ineffective_settings
-from clipvisionalign.training.run_stage import stage_settings
+from clipvisionalign.training.run_stage import RunStage, stage_settings
 from clipvisionalign.training.stages import parse_stages
 from clipvisionalign.training.train import resume, train
 from clipvisionalign.training.trainer import Trainer
@@ -353,6 +353,49 @@ def test_a_dev_split_that_chose_the_run_it_starts_from_is_told_and_no_stage_is(s
     assert "stages/" not in staged["chosen"]["figures"]
     recorded = json.loads((tmp_path.parent / Path(first.out).parent / "of-chooser" / "init.json").read_text())
     assert recorded["run"] == first.out
+
+
+def figures_before_the_first_step(run: str | Path) -> dict:
+    first = json.loads((Path(run) / "metrics.jsonl").read_text().splitlines()[0])
+    assert first["epoch"] == 0
+    return {"rsum": first["dev"]["rsum"]}
+
+
+def test_the_start_of_a_run_is_what_its_first_stage_starts_from(settings, monkeypatch):
+    first = settings("start", epochs=1)
+    train(first, silent)
+    config = settings("started", stages="heads:1@0.05,text:1", init=first.out, ema=0.0)
+    results = train(config, silent)
+    starts = [figures_before_the_first_step(run) for run in (Path(config.out) / "stages" / "1-heads", config.out)]
+    assert starts[0] != starts[1]
+    assert results["start"] == starts[0]
+    assert [row["start"] for row in results["stages"]] == starts
+    stopped = replace(config, out=f"{config.out}-stopped")
+    # In the second stage.
+    cut_off_before(stopped, results["stages"][0]["steps"] + 1, monkeypatch)
+    resumed = resume(stopped.out, silent)
+    assert (resumed["start"], [row["start"] for row in resumed["stages"]]) == (starts[0], starts)
+    # One that starts from towers by name starts from no model that could be measured; its second stage does.
+    results = train(settings("no-start", stages="heads:1,text:1"), silent)
+    assert "start" not in results
+    assert ["start" in row for row in results["stages"]] == [False, True]
+
+
+def test_rates_that_destroy_are_told_by_the_start_of_the_run_and_of_the_stage():
+    def bar(run: list[float], own: list[float], trains: str = "heads") -> list[float]:
+        recorded = {"start": {"rsum": dict(zip(("value", "low", "high"), run, strict=True))}} if run else {}
+        config = RunConfig(stages=f"{trains}:1,all:1", init="before")
+        return RunStage(config, 1, previous=[{"trains": trains, **recorded}]).destroyed_start(own)
+
+    run = [400.0, 390.0, 410.0]
+    # It fell slowly, or rose; or it fell in the stage before, which told so.
+    assert bar(run, [392.0, 382.0, 402.0]) == run
+    assert bar(run, [420.0, 410.0, 430.0]) == [420.0, 410.0, 430.0]
+    assert bar(run, [300.0, 290.0, 310.0]) == [300.0, 290.0, 310.0]
+    assert bar([], [300.0, 290.0, 310.0], "fusion") == [300.0, 290.0, 310.0]
+    assert bar(run, []) == []
+    # A dev split of a few images has no interval.
+    assert bar([400.0, None, None], [392.0, None, None]) == [392.0, None, None]
 
 
 def test_stages_of_a_pretrained_model_in_a_narrower_space_with_a_distillation(settings, tmp_path):

@@ -117,18 +117,20 @@ def _dev_figures(dev: DevMetrics) -> str:
     )
 
 
-def log_findings(progress: TrainProgress, dev: DevMetrics, config: RunConfig) -> None:
+def log_findings(progress: TrainProgress, dev: DevMetrics, config: RunConfig, start: list[float | None]) -> None:
     """Log the diagnosis of an epoch, as warnings.
 
     Args:
         progress: The progress of the run, whose history has the epoch.
         dev: The figures on dev.
         config: The settings of the run.
+        start: Dev rsum that the learning rates should not destroy, and its interval: value, low and high, those None
+            without one; empty for none.
     """
     history = [EpochMetrics(*figures) for figures in progress.history]
     findings = diagnose(history, dev.image_vectors, dev.caption_vectors, config.best_by)
     chance, rates = dev.metrics.chance["rsum"], trained_rates(config)
-    forgetting = diagnose_forgetting([each.rsum for each in history], progress.start, rates, chance)
+    forgetting = diagnose_forgetting([each.rsum for each in history], start, rates, chance)
     for finding in [*findings, *forgetting]:
         logger.warning(finding)
 

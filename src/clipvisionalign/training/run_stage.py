@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from clipvisionalign.counts import count_noun
 from clipvisionalign.files import remove, run_lock
-from clipvisionalign.training.config import RunConfig
+from clipvisionalign.training.config import RunConfig, starts_from_model
 from clipvisionalign.training.run_folder import LOCK_FILE, check_output, write_begun
 from clipvisionalign.training.stages import STAGES_FOLDER, Stage, adapted_in_stage, parse_stages, stage_folder
 
@@ -153,11 +153,12 @@ class RunStage:
             results: What results.json of the stage's own run holds.
 
         Returns:
-            What it trained, for how many epochs and at what rate, its figures, and where its run is.
+            What it trained, for how many epochs and at what rate, its figures and those of the model that it started
+            from, and where its run is.
         """
         stage = self.stages[self.number]
         summary: dict[str, Any] = {"trains": stage.trains, "epochs": stage.epochs, "learning_rate": stage.rate}
-        summary |= {name: results[name] for name in ("rsum", "best_epoch", *_SUMMED)}
+        summary |= {name: results[name] for name in ("rsum", "start", "best_epoch", *_SUMMED) if name in results}
         folder = stage_folder(self.out, self.number, stage)
         return summary | {"run": "." if self.is_last else str(folder.relative_to(self.out))}
 
@@ -173,4 +174,33 @@ class RunStage:
         if not self.is_last:
             return results
         rows = [*self.previous, self.summary(results)]
-        return results | {name: round(sum(row[name] for row in rows), 1) for name in _SUMMED} | {"stages": rows}
+        start = _recorded_start(self.config, rows)
+        whole = {name: value for name, value in results.items() if name != "start"}
+        whole |= {"start": start} if start else {}
+        return whole | {name: round(sum(row[name] for row in rows), 1) for name in _SUMMED} | {"stages": rows}
+
+    def destroyed_start(self, own: list[float | None]) -> list[float | None]:
+        """What the stage's learning rates destroy, where its dev rsum falls below: the better of the two models that
+        the run and the stage start from.
+
+        Args:
+            own: Dev rsum before the stage's first step, and its interval: value, low and high, those None without one;
+                empty for none.
+
+        Returns:
+            The same of the one or the other; of a run whose start was lost in an earlier stage, which told so, `own`.
+        """
+        start = _recorded_start(self.config, self.previous)
+        first = [start["rsum"][name] for name in ("value", "low", "high")] if start else []
+        value, low, _ = own or (None, None, None)
+        if not first or first[1] is None or value is None or low is None or value < first[1]:
+            return own
+        return first if first[1] > low else own
+
+
+def _recorded_start(config: RunConfig, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """What the first stages (`RunStage.summary`) recorded of the model that the run starts from; empty for none."""
+    # A fusion alone leaves the figures as they are, which the next stage records.
+    first: dict[str, Any] = next((row for row in rows if row["trains"] != "fusion"), {})
+    start: dict[str, Any] = first.get("start", {})
+    return start if starts_from_model(config) else {}

@@ -289,7 +289,8 @@ class Trainer(TrainerSetup):
         processes.run_on_all(partial(record_epoch, progress, metrics, shape, self.records, self.timings, seconds))
         model = self.average.model()
         logger.info(epoch_line(progress.epoch, self.epochs, progress, metrics, seconds, model))
-        log_findings(progress, metrics, config)
+        start = self.stage.destroyed_start(progress.start) if self.stage else progress.start
+        log_findings(progress, metrics, config, start)
         previous_best = progress.best_epoch
         progress.update_best(metrics, config.schedule, keep_last=keeps_last_epoch(config))
         processes.run_on_main(partial(save_models, config.freezing, self.out, model, progress, previous_best))
