@@ -310,3 +310,13 @@ def test_a_dev_split_too_small_for_intervals_is_measured_before_the_first_step_a
     start = json.loads((tmp_path / "run" / "results.json").read_text())["start"]["rsum"]
     assert start["value"] > 0
     assert (start["low"], start["high"]) == (None, None)
+
+
+def test_to_start_from_a_run_over_a_pretrained_model_both_are_named(tuned, folders, scenes_folder, tmp_path):
+    by_name = replace(
+        settings(scenes_folder, tmp_path / "run", folders("clip")), model=AlignerConfig(), init=str(tuned)
+    )
+    with pytest.raises(ValueError, match=f"give --model.pretrained {folders('clip')} beside --init {tuned}"):
+        train(by_name)
+    with pytest.raises(FileNotFoundError, match=f"--init {tuned} starts from it, beside --model.pretrained"):
+        train(settings(scenes_folder, tmp_path / "run", tuned))

@@ -16,7 +16,7 @@ from PIL import Image
 
 from clipvisionalign.data.captioned import CaptionedImages
 from clipvisionalign.data.hashes import run_hash
-from clipvisionalign.data.run_data import is_unfinished
+from clipvisionalign.data.run_data import is_unfinished, run_settings
 from clipvisionalign.models.aligner import PAIR_SCORER_PREFIXES, Aligner
 from clipvisionalign.models.io import load_aligner, read_weights
 from clipvisionalign.models.run_files import WEIGHTS_FILE
@@ -159,7 +159,11 @@ def load_init_weights(aligner: Aligner, run: str, model: Aligner | None = None) 
     }
     mismatched = [name for name in {*state, *own_state} - set(shared) if not name.startswith(PAIR_SCORER_PREFIXES)]
     if mismatched:
-        raise ValueError(f"--init {run}: other towers than this run's: {sorted(mismatched)[0]} does not fit")
+        pretrained = (run_settings(run).get("model") or {}).get("pretrained", "")
+        way_out = "; give this run the towers and the settings of its config.yaml"
+        if pretrained and not aligner.config.pretrained:
+            way_out = f": it started from a pretrained model; give --model.pretrained {pretrained} beside --init {run}"
+        raise ValueError(f"--init {run}: other towers than this run's: {sorted(mismatched)[0]} does not fit{way_out}")
     aligner.load_state_dict(shared, strict=False)
     # What is drawn at random after this is drawn as if there had been no other model.
     with torch.random.fork_rng(devices=[]):

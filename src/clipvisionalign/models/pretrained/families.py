@@ -17,6 +17,7 @@ from clipvisionalign.models.pretrained import chinese_clip, clip, open_clip, sig
 from clipvisionalign.models.pretrained.checks import check_parts
 from clipvisionalign.models.pretrained.parts import DualEncoderParts, PretrainedTextTower
 from clipvisionalign.models.pretrained.transformers_layout import read_config
+from clipvisionalign.models.run_files import CONFIG_FILE
 from clipvisionalign.models.weight_files import WEIGHT_FILES
 
 #: Families in transformers' layout.
@@ -185,6 +186,11 @@ def check_is_dual_encoder(folder: Path, source: object = None) -> None:
     if is_open_clip_layout(names):
         open_clip.read_open_clip_config(folder)
         return
+    if CONFIG_FILE in names and "config.json" not in names:
+        raise FileNotFoundError(
+            f"{source}: a run, and no pretrained model: --init {source} starts from it, beside --model.pretrained with "
+            f"the model that it started from (in its {CONFIG_FILE})"
+        )
     if "config.json" not in names:
         raise FileNotFoundError(f"{source}: no pretrained model: it has no config.json and no {open_clip.CONFIG_FILE}")
     kind = model_type(folder)
