@@ -55,6 +55,8 @@ def test_a_model_is_not_compared_with_itself():
         ((0.2, 0.1, 0.3), "20.0 [10.0, 30.0] points more."),
         ((-0.2, -0.3, -0.1), "20.0 [10.0, 30.0] points less."),
         ((0.2, -0.1, 0.5), "no difference was shown, 20.0 [-10.0, 50.0] points."),
+        ((-0.2, -0.5, 0.1), "no difference was shown, -20.0 [-50.0, 10.0] points."),
+        ((-0.2, None, None), "-20.0 (no interval) points, not tested, as there are too few images."),
         ((0.2, None, None), "20.0 (no interval) points, not tested, as there are too few images."),
     ],
 )

@@ -114,11 +114,12 @@ def _classes_claim(document: Mapping[str, Any], number: int) -> CitedSentence:
     claim.text = (
         f"{where} the run assigns {run} % to their class, zero-shot, and the base {base} % (chance: {chance} %): "
     )
-    interval = claim.cite_interval(f"{path}/difference/top_1", -100.0 if gain["value"] < 0 else 100.0)
+    is_loss = gain["high"] is not None and gain["high"] < 0
+    interval = claim.cite_interval(f"{path}/difference/top_1", -100.0 if is_loss else 100.0)
     if gain["low"] is None:
         claim.text += f"a difference of {interval} points, not tested, as there are too few images."
-    elif gain["low"] > 0 or gain["high"] < 0:
-        claim.text += f"{interval} points {'more' if gain['value'] > 0 else 'less'}."
+    elif gain["low"] > 0 or is_loss:
+        claim.text += f"{interval} points {'less' if is_loss else 'more'}."
     else:
         claim.text += f"no difference was shown, {interval} points."
     return claim
