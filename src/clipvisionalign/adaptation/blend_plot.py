@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +40,8 @@ def plot_curve(document: dict[str, Any], path: Path) -> None:
         other = [point["rsum"][panel + 1] for point in document["curve"]]
         axes.plot(other, own, color=colour, marker=MARKERS[panel % len(MARKERS)], linewidth=1.4)
         _mark_choice(axes, document, other, own)
-        for alpha, x, y in zip(alphas, other, own, strict=True):
-            axes.annotate(f"{alpha:g}", (x, y), textcoords="offset points", xytext=(6, 4), fontsize=8, color=INK)
+        for label, x, y in point_labels(alphas, other, own):
+            axes.annotate(label, (x, y), textcoords="offset points", xytext=(6, 4), fontsize=8, color=INK)
         if keep := document["alpha"]["keep"]:
             axes.axvline(
                 keep * other[0], color=INK, linewidth=0.8, linestyle=":", label=f"{100 * keep:g} % of the base"
@@ -53,6 +54,41 @@ def plot_curve(document: dict[str, Any], path: Path) -> None:
         axes.grid(alpha=0.25)
     with atomic_write(path) as aside:
         figure.savefig(aside, format="png", dpi=160)
+
+
+def point_labels(alphas: Sequence[float], xs: Sequence[float], ys: Sequence[float]) -> list[tuple[str, float, float]]:
+    """One label for neighbours of a curve that are at one place.
+
+    Args:
+        alphas: (A,) in ascending order.
+        xs: (A,) places along the first axis.
+        ys: (A,) along the second.
+
+    Returns:
+        Label and place of each.
+
+    >>> point_labels([0, 0.5, 1], [300.0, 300.0, 280.0], [100.0, 100.0, 120.0])
+    [('0 to 0.5', 300.0, 100.0), ('1', 280.0, 120.0)]
+    """
+    # Nearer than a label is wide.
+    near = [0.02 * max(max(places) - min(places), 1e-9) for places in (xs, ys)]
+    groups: list[list[int]] = []
+    for position, place in enumerate(zip(xs, ys, strict=True)):
+        last = groups[-1][-1] if groups else None
+        if last is not None and all(
+            abs(a - b) <= limit for a, b, limit in zip(place, (xs[last], ys[last]), near, strict=True)
+        ):
+            groups[-1].append(position)
+        else:
+            groups.append([position])
+    return [
+        (
+            " to ".join(f"{alphas[index]:g}" for index in dict.fromkeys((group[0], group[-1]))),
+            xs[group[0]],
+            ys[group[0]],
+        )
+        for group in groups
+    ]
 
 
 def _axis_label(data: dict[str, Any], more: str) -> str:
