@@ -25,13 +25,14 @@ from clipvisionalign.study.startable import refuse_unstartable
 from clipvisionalign.study.trial import train_trial
 from clipvisionalign.study.trial_checks import refuse_other_settings, settings_hash
 from clipvisionalign.study.validation import PlanError
+from clipvisionalign.study.zero_shot import add_zero_shot
 from clipvisionalign.training import trainer
 from clipvisionalign.training.config import RunConfig, check_settings
 from clipvisionalign.training.dry_run import try_step
 from clipvisionalign.training.fine_tuning import LoraConfig
 from clipvisionalign.training.ineffective_settings import effective, ineffective_settings
 from clipvisionalign.training.run_stage import RunStage, stage_settings
-from clipvisionalign.training.stages import parse_stages
+from clipvisionalign.training.stages import SET_BY_STAGES, parse_stages
 from clipvisionalign.training.train import resume, train
 from clipvisionalign.training.trainer import Trainer
 
@@ -472,6 +473,41 @@ def test_the_plan_says_where_stages_are_at_fault(plan):
     # As many passes: one and one are two.
     with pytest.raises(PlanError, match="passes are not equal: epochs 3 and 2"):
         check_plan(replace(compared, settings={**compared.settings, "epochs": 3}))
+
+
+def test_what_stages_have_of_their_own_is_refused_beside_those_of_a_plan(plan):
+    def check(shared: dict, own: dict) -> list:
+        settings = {key: value for key, value in plan.settings.items() if key not in SET_BY_STAGES}
+        given = replace(
+            plan, seeds=[0], settings={**settings, **shared}, variants={"self": Variant({**_model(plan), **own})}
+        )
+        check_plan(given)
+        return [(each.config.stages, each.config.epochs) for each in trials_of(given, Path("study"))]
+
+    staged = {"stages": "heads:1,all:1"}
+    # Also what is the default.
+    for setting, value in (("freeze", "both"), ("freeze", RunConfig.freeze), ("epochs", 2), ("steps", 3)):
+        own = rf"variants\.self\.settings\.{setting}: stages have {setting} of their own, .*leave it out"
+        with pytest.raises(PlanError, match=rf"{own}, or give the variant 'stages: \"\"'"):
+            check(staged, {setting: value})
+        with pytest.raises(PlanError, match=f"{own}$"):
+            check({}, {**staged, setting: value})
+        with pytest.raises(PlanError, match=rf"^settings\.{setting}: .*leave it out, or 'stages'"):
+            check({**staged, setting: value}, {})
+        check(staged, {"stages": "", setting: value})
+        check({setting: value}, staged)
+    assert check(staged, {}) == check({"epochs": 2}, staged) == [("heads:1,all:1", RunConfig.epochs)]
+    assert check(staged, {"stages": "", "epochs": 2}) == [("", 2)]
+
+
+def test_a_pretrained_model_is_measured_as_it_is_beside_stages(plan):
+    model = {"design": "self", "pretrained": "openai/clip-vit-base-patch32"}
+    settings = {"stages": "heads:1,all:1", "model": model}
+    given = add_zero_shot(replace(plan, seeds=[0], settings=settings, variants={"self": Variant()}))
+    check_plan(given)
+    measured, staged = trials_of(given, Path("study"))
+    assert (measured.config.stages, measured.config.epochs) == ("", 0)
+    assert staged.config.stages == settings["stages"]
 
 
 def test_a_dry_run_finds_what_a_later_stage_would_fail_at(settings):

@@ -16,6 +16,7 @@ from clipvisionalign.data.captioned import IdentityMode
 from clipvisionalign.models.aligner import AlignerConfig
 from clipvisionalign.study.validation import NestedDataclass, validate_as
 from clipvisionalign.training.config import RunConfig
+from clipvisionalign.training.stages import SET_BY_STAGES
 
 DESIGNS: tuple[str, ...] = get_args(get_type_hints(AlignerConfig)["design"])
 
@@ -227,17 +228,12 @@ def variant_config(plan: Plan, name: str, extra_defaults: dict[str, Any] | None 
     if name in DESIGNS:
         defaults["model"] = {"design": name}
     own = plan.variants[name].settings
-    # A variant's own schedule takes the place of the plan's: stages have epochs, and freeze, of their own.
-    replaced = ("epochs", "freeze", "steps") if own.get("stages") else ("stages",) if _has_schedule(own) else ()
+    # A variant's own stages take the place of the plan's schedule: they have epochs, and freeze, of their own.
+    replaced = SET_BY_STAGES if own.get("stages") else ()
     shared = {key: value for key, value in plan.settings.items() if key not in replaced or key in own}
     settings = merge_settings(merge_settings(defaults, shared), own)
     config: RunConfig = validate_as(RunConfig, settings, ("variants", name, "settings"))
     return config
-
-
-def _has_schedule(settings: dict[str, Any]) -> bool:
-    """Whether settings name epochs, or what is frozen, which stages have of their own."""
-    return any(name in settings for name in ("epochs", "freeze", "steps"))
 
 
 def merge_settings(base: dict[str, Any], override: dict[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from clipvisionalign.study.statistics import COMPARED_METRICS
 from clipvisionalign.study.validation import KeyPath, PlanError, suggest_name, validate_as
 from clipvisionalign.training.config import RunConfig, check_settings
 from clipvisionalign.training.ineffective_settings import effective
-from clipvisionalign.training.stages import total_epochs
+from clipvisionalign.training.stages import SET_BY_STAGES, total_epochs
 
 
 def check_plan(plan: Plan) -> None:
@@ -140,6 +140,8 @@ def _lookup(settings: dict[str, Any], key: KeyPath) -> Any:
 def _check_resolved(plan: Plan, name: str) -> None:
     """The settings of a variant's runs, put together: as `train` checks them before its first step."""
     config = replace(variant_config(plan, name), init=plan.variants[name].base)
+    if config.stages:
+        _check_nothing_beside_stages(plan, name)
     try:
         if config.stages and plan.budget.same == "seconds":
             raise ValueError("--stages gives each stage its epochs: a budget of seconds does not")
@@ -158,6 +160,21 @@ def _check_resolved(plan: Plan, name: str) -> None:
                 message = f"is another than that of '{base}', on which '{name}' stands: it starts from those weights"
                 key_path = _key_of_setting(plan, name, f"model.{setting}") or ("variants", name)
                 raise PlanError((key_path, f"model.{setting} {message}"))
+
+
+def _check_nothing_beside_stages(plan: Plan, name: str) -> None:
+    """Nothing that each stage of a variant has of its own is given beside them, whatever its value: it would have no
+    effect."""
+    own, shared = plan.variants[name].settings, plan.settings
+    for setting in SET_BY_STAGES:
+        if setting in own:
+            way = "" if own.get("stages") else ", or give the variant 'stages: \"\"' for a training without stages"
+            key: KeyPath = ("variants", name, "settings", setting)
+        elif setting in shared and not own.get("stages"):
+            key, way = ("settings", setting), ", or 'stages'"
+        else:
+            continue
+        raise PlanError((key, f"stages have {setting} of their own, and '{name}' has stages: leave it out{way}"))
 
 
 def _key_of_setting(plan: Plan, name: str, setting: str) -> KeyPath | None:

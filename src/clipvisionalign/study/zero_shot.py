@@ -34,7 +34,7 @@ def add_zero_shot(plan: Plan) -> Plan:
         # Whatever the plan sets for its variants: the model alone, as its publisher has it.
         own = {"width": None, "positions": "own", "text_tower": {"max_tokens": None}}
         model_settings = {"design": "self", "pretrained": model, **own}
-        added[name] = Variant(settings={"epochs": 0, "model": model_settings})
+        added[name] = Variant(settings={"epochs": 0, "stages": "", "model": model_settings})
     return replace(plan, variants=added | plan.variants) if added else plan
 
 

@@ -14,7 +14,7 @@ from clipvisionalign.models.aligner_config import REPLACED_BY_PRETRAINED, TEXT_S
 from clipvisionalign.models.heads import HEADS
 from clipvisionalign.training.contrastive import LossConfig
 from clipvisionalign.training.fine_tuning import IMAGE_FROZEN, LoraConfig
-from clipvisionalign.training.stages import check_stages
+from clipvisionalign.training.stages import SET_BY_STAGES, check_stages
 
 #: TensorBoard by default, where it is installed.
 DEFAULT_TRACKERS = "tensorboard"
@@ -282,7 +282,7 @@ def flatten_sections(settings: dict[str, Any]) -> dict[str, Any]:
 def check_settings(config: RunConfig) -> None:
     """Raises ValueError for settings that do not fit each other."""
     if config.stages:
-        given = [name for name in ("epochs", "freeze", "steps") if getattr(config, name) != getattr(RunConfig, name)]
+        given = [name for name in SET_BY_STAGES if getattr(config, name) != getattr(RunConfig, name)]
         adapted = config.lora.towers if config.peft == "lora" else ""
         check_stages(config.stages, given, config.model.design, bool(config.init), adapted)
     if config.distill and not starts_from_model(config):

@@ -13,6 +13,8 @@ from pathlib import Path
 
 #: What a stage may train, each with the setting `freeze` that keeps the rest as it is.
 FREEZE_OF_STAGE = {"heads": "both", "text": "image", "image": "text", "all": "none", "fusion": "all"}
+#: Settings that a stage has of its own.
+SET_BY_STAGES = ("epochs", "freeze", "steps")
 #: The runs of all stages but the last, in the folder of the run that they are stages of.
 STAGES_FOLDER = "stages"
 
