@@ -40,8 +40,10 @@ def plot_curve(document: dict[str, Any], path: Path) -> None:
         other = [point["rsum"][panel + 1] for point in document["curve"]]
         axes.plot(other, own, color=colour, marker=MARKERS[panel % len(MARKERS)], linewidth=1.4)
         _mark_choice(axes, document, other, own)
-        for label, x, y in point_labels(alphas, other, own):
-            axes.annotate(label, (x, y), textcoords="offset points", xytext=(6, 4), fontsize=8, color=INK)
+        for number, (label, x, y) in enumerate(point_labels(alphas, other, own)):
+            # In turns above and beneath, so that neighbours do not cover each other.
+            offset = (0, 9 if number % 2 == 0 else -16)
+            axes.annotate(label, (x, y), textcoords="offset points", xytext=offset, ha="center", fontsize=8, color=INK)
         if keep := document["alpha"]["keep"]:
             axes.axvline(
                 keep * other[0], color=INK, linewidth=0.8, linestyle=":", label=f"{100 * keep:g} % of the base"
@@ -71,24 +73,18 @@ def point_labels(alphas: Sequence[float], xs: Sequence[float], ys: Sequence[floa
     [('0 to 0.5', 300.0, 100.0), ('1', 280.0, 120.0)]
     """
     # Nearer than a label is wide.
-    near = [0.02 * max(max(places) - min(places), 1e-9) for places in (xs, ys)]
+    near = [0.02 * max(max(axis) - min(axis), 1e-9) for axis in (xs, ys)]
     groups: list[list[int]] = []
-    for position, place in enumerate(zip(xs, ys, strict=True)):
+    for position, point in enumerate(zip(xs, ys, strict=True)):
         last = groups[-1][-1] if groups else None
         if last is not None and all(
-            abs(a - b) <= limit for a, b, limit in zip(place, (xs[last], ys[last]), near, strict=True)
+            abs(a - b) <= limit for a, b, limit in zip(point, (xs[last], ys[last]), near, strict=True)
         ):
             groups[-1].append(position)
         else:
             groups.append([position])
-    return [
-        (
-            " to ".join(f"{alphas[index]:g}" for index in dict.fromkeys((group[0], group[-1]))),
-            xs[group[0]],
-            ys[group[0]],
-        )
-        for group in groups
-    ]
+    labels = [" to ".join(f"{alphas[end]:g}" for end in dict.fromkeys((group[0], group[-1]))) for group in groups]
+    return [(label, xs[group[0]], ys[group[0]]) for label, group in zip(labels, groups, strict=True)]
 
 
 def _axis_label(data: dict[str, Any], more: str) -> str:
