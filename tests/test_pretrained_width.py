@@ -106,7 +106,9 @@ def test_designs_on_top_rank_as_the_narrow_space_itself(family, design, folders,
         assert projection is not None
         assert len(projection[0]) == 8
     aligner.save(tmp_path / "run")
-    assert torch.allclose(load_aligner(tmp_path / "run", "cpu").score(images, captions), scores, atol=1e-5)
+    # Cosines by the scale: their rounding is that much larger, and weights that are packed are summed otherwise.
+    tolerance = 1e-5 * float(aligner.scale())
+    assert torch.allclose(load_aligner(tmp_path / "run", "cpu").score(images, captions), scores, rtol=0, atol=tolerance)
 
 
 def test_a_space_is_made_narrower_only(folders, tmp_path, capsys, scenes_folder):
