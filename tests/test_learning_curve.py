@@ -16,6 +16,7 @@ from clipvisionalign.adaptation.curve_trainings import plan_trainings
 from clipvisionalign.adaptation.extrapolation import MAX_RSUM, Extrapolation, extrapolate, paired_noise
 from clipvisionalign.adaptation.learning_curve import CurvePoint, LearningCurve, learning_curve
 from clipvisionalign.adaptation.learning_curve_plot import save_plot
+from clipvisionalign.adaptation.start import start_overlap
 from clipvisionalign.cli import main
 from clipvisionalign.data.batches import steps_in_epoch
 from clipvisionalign.data.captioned import DataError
@@ -228,6 +229,28 @@ def test_pair_scores_and_another_start_are_part_of_the_curve(run, settings):
         results(Path(point.run))["rsum"]["value"] for point in curve.points
     ]
     assert {json.loads((Path(point.run) / "init.json").read_text())["contents"] for point in curve.points} != set()
+    images = training_images(run)
+    assert curve.to_dict()["start"] == {"run": str(run), "images": images}
+    assert f"start from {run}, which was trained on {images} of the {images} images before" in curve.summary()
+
+
+@pytest.mark.parametrize(("part", "as_recorded"), [(0, True), (20, True), (94, True), (94, False)])
+def test_images_that_the_start_was_trained_on_are_counted_over_all_runs_before(run, tmp_path, part, as_recorded):
+    """By their hashes, in whichever run before; without these, by the data set."""
+    record = TrainedOnImages.load(run / TRAINED_ON_FILE)
+    first = copy_run(run, tmp_path / "first")
+    TrainedOnImages(record.names[:part], record.digests[:part], []).save(first / TRAINED_ON_FILE)
+    second = copy_run(run, tmp_path / "second", init=str(first))
+    TrainedOnImages(["other"], ["0" * 32], []).save(second / TRAINED_ON_FILE)
+    third = copy_run(run, tmp_path / "third", init=str(second))
+    if not as_recorded:
+        (first / TRAINED_ON_FILE).unlink()
+    overlap = start_overlap(third)
+    assert (overlap.images if overlap else 0) == part
+    assert overlap is None or overlap.run == str(second)
+    assert start_overlap(copy_run(run, tmp_path / "alone")) is None
+    untrained = copy_run(run, tmp_path / "untrained", epochs=0)
+    assert start_overlap(copy_run(run, tmp_path / "from_untrained", init=str(untrained))) is None
 
 
 @pytest.mark.parametrize(

@@ -84,7 +84,7 @@ def test_what_more_captions_bring_is_claimed_only_where_it_is_shown(gain, holds,
     value, low, high = gain
     twice = {"captions": 2000, "gain": value, "gain_low": low, "gain_high": high}
     test = {"value": 240.0, "low": 230.0, "high": 250.0, "measured": 245.0 if holds else 220.0, "holds": holds}
-    curve = {"points": [{"captions": 500}, {"captions": 1000}], "twice": twice, "test": test}
+    curve = {"points": [{"captions": 500}, {"captions": 1000}], "twice": twice, "test": test, "start": None}
     document = document_of((45.0, 40.0, 50.0, 0.001)) | {"learning_curve": curve}
     claims = worth_claims(document)
     assert words in claims[-1].text
@@ -166,6 +166,12 @@ def test_worth_can_say_what_twice_the_captions_would_bring(tuned, tmp_path, caps
     claims = [claim for claim in document["claims"] if claim["text"].startswith(("Twice", "That twice"))]
     assert len(claims) == 1
     assert claims[0]["text"] in printed
+    assert document["learning_curve"]["start"] is None
+    document["learning_curve"]["start"] = {"run": "first", "images": 40}
+    claim, images = worth_claims(document)[-1], document["learning_curve"]["points"][-1]["images"]
+    assert f"was trained on 40 of the {images} images before" in claim.text
+    cited = {each["path"] for each in claim.citations}
+    assert {"learning_curve/start/images", "learning_curve/points/3/images"} <= cited
 
 
 def test_a_base_of_another_architecture_is_compared_where_nothing_is_between(tuned, scenes_folder, tmp_path, capsys):

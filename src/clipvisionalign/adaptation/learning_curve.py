@@ -28,6 +28,7 @@ from clipvisionalign.adaptation.extrapolation import (
     fit_learning_curve,
     paired_noise,
 )
+from clipvisionalign.adaptation.start import StartOverlap, start_overlap
 from clipvisionalign.counts import count_noun
 from clipvisionalign.data.captioned import CaptionedImages
 from clipvisionalign.data.check import check
@@ -95,6 +96,7 @@ class LearningCurve:
         test: the run's own figure as predicted from the other points.
         twice: the figure with twice the captions, as predicted from all points.
         fitted: the fit to all points.
+        start: training images that the start of all trainings was trained on before; None for none.
     """
 
     run: str
@@ -107,6 +109,7 @@ class LearningCurve:
     test: Extrapolation
     twice: Extrapolation
     fitted: FittedCurve
+    start: StartOverlap | None = None
 
     @property
     def folder(self) -> Path:
@@ -124,7 +127,8 @@ class LearningCurve:
         return {
             **header, "chance": self.chance, "steps": self.steps, "points": [point.to_dict() for point in self.points],
             "test": {**self.test.to_dict(), "measured": self.points[-1].rsum.value, "holds": self.holds},
-            "twice": self.twice.to_dict(), "summary": self.summary(),
+            "twice": self.twice.to_dict(), "start": self.start.to_dict() if self.start else None,
+            "summary": self.summary(),
         }  # fmt: skip
 
     def summary(self) -> str:
@@ -142,6 +146,12 @@ class LearningCurve:
             message += (
                 f"; but the curve of fewer captions did not predict this run: {test.value:.1f} [{test.low:.1f}, "
                 f"{test.high:.1f}] predicted, {self.points[-1].rsum.value:.1f} measured"
+            )
+        if self.start:
+            message += (
+                f"; but all trainings start from {self.start.run}, which was trained on {self.start.images:,} of the "
+                f"{count_noun(self.points[-1].images, 'image')} before, so that those on fewer captions have seen more "
+                "than these, and a gain by more may be underestimated"
             )
         return message
 
@@ -177,6 +187,11 @@ def learning_curve(
         f"{run}: learning curve: trainings on {counts} images with {steps:,} steps each, as the run, which took "
         f"{minutes:.1f} min"
     )
+    if overlap := start_overlap(run):
+        logger.warning(
+            f"{run}: starts from {overlap.run}, which was trained on {overlap.images:,} of its training images: "
+            "trainings on fewer captions start from weights that have seen more"
+        )
     for config in progress(trainings, "learning curve, trainings", len(trainings)):
         _train_once(config, encodings_cache)
     curve = measure_curve(run, [Path(config.out) for config in trainings], steps)
@@ -221,7 +236,9 @@ def measure_curve(run: Path, folders: list[Path], steps: int = 0) -> LearningCur
     twice = extrapolate(numbers, values, 2 * numbers[-1], noise, chance)
     fitted = fit_learning_curve(numbers, values, noise, chance)
     source, captions = str(dev.source), len(dev.captions)
-    return LearningCurve(str(run), source, len(dev), captions, chance, steps, points, test, twice, fitted)
+    return LearningCurve(
+        str(run), source, len(dev), captions, chance, steps, points, test, twice, fitted, start_overlap(run)
+    )
 
 
 def _train_once(config: RunConfig, encodings_cache: TowerOutputCache | None) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from clipvisionalign.adaptation.interpolation import interpolate_weights, unshared_names
-from clipvisionalign.data.run_data import is_unfinished, run_settings, working_directory_of
+from clipvisionalign.data.run_data import data_record, is_unfinished, run_settings, working_directory_of
+from clipvisionalign.data.training_images import TRAINED_ON_FILE, TrainedOnImages
 from clipvisionalign.models.aligner import Aligner
 from clipvisionalign.models.device import best_device
 from clipvisionalign.models.io import is_pretrained, load_aligner
@@ -63,6 +65,59 @@ def start_of(run: str) -> str:
         )
     from_its_directory = working_directory_of(run) / name
     return str(from_its_directory) if from_its_directory.is_dir() else name
+
+
+@dataclass(frozen=True)
+class StartOverlap:
+    """Training images of a run that its start was trained on before.
+
+    Attributes:
+        run: the run of `--init`.
+        images: number of the images; of a start without hashes of its images, all of the same data set.
+    """
+
+    run: str
+    images: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """What a JSON file holds of it."""
+        return asdict(self)
+
+
+def start_overlap(run: str | Path) -> StartOverlap | None:
+    """The training images of a run that the run of `--init`, or one before that, was trained on.
+
+    Args:
+        run: a run folder.
+
+    Returns:
+        Their number; None where there are none, or the run started from no other.
+    """
+    own = data_record(run)
+    count = int((own.get("train") or {}).get("images", 0))
+    digests = _trained_digests(Path(run))
+    current, seen, visited = Path(run), 0, {Path(run).resolve()}
+    known: set[str] = set()
+    while init := run_settings(current).get("init"):
+        current = working_directory_of(current) / init
+        if current.resolve() in visited or not current.is_dir():
+            break
+        visited.add(current.resolve())
+        if run_settings(current).get("epochs") == 0:
+            continue
+        trained = _trained_digests(current)
+        if digests is not None and trained is not None:
+            known |= set(trained)
+        elif own.get("source") and data_record(current).get("source") == own["source"]:
+            seen = count
+    seen = max(seen, sum(digest in known for digest in digests or []))
+    return StartOverlap(start_of(str(run)), min(seen, count)) if seen else None
+
+
+def _trained_digests(run: Path) -> list[str] | None:
+    """Hashes of the images that a run was trained on; None where it has no file of them, as one of before."""
+    path = run / TRAINED_ON_FILE
+    return TrainedOnImages.load(path, marks=False).digests if path.is_file() else None
 
 
 def check_base(base: str, run: str) -> None:

@@ -130,7 +130,8 @@ def _curve_claim(document: Mapping[str, Any]) -> CitedSentence:
     curve, claim = document["learning_curve"], CitedSentence(document, "learning curve")
     twice, test = curve["twice"], curve["test"]
     captions = f"{claim.cite('learning_curve/twice/captions', ',d')} in place of "
-    captions += claim.cite(f"learning_curve/points/{len(curve['points']) - 1}/captions", ",d")
+    last = len(curve["points"]) - 1
+    captions += claim.cite(f"learning_curve/points/{last}/captions", ",d")
     gain, low, high = (claim.cite(f"learning_curve/twice/{name}", "+.1f") for name in ("gain", "gain_low", "gain_high"))
     figures = f"{gain} [{low}, {high}] in rsum, 90 % interval"
     if twice["gain_low"] > 0:
@@ -144,6 +145,13 @@ def _curve_claim(document: Mapping[str, Any]) -> CitedSentence:
         claim.text += (
             f"; but fewer captions did not predict this run, {value} [{low}, {high}] in place of "
             f"{claim.cite('learning_curve/test/measured')}"
+        )
+    if curve["start"]:
+        seen = claim.cite("learning_curve/start/images", ",d")
+        images = claim.cite(f"learning_curve/points/{last}/images", ",d")
+        claim.text += (
+            f"; but the start of these trainings was trained on {seen} of the {images} images before, so that those on "
+            "fewer captions have seen more than these, and a gain by more may be underestimated"
         )
     claim.text += "."
     return claim
