@@ -239,6 +239,11 @@ BAD_NAMES = {
     "another number": (["a1", "b1"], "x\ny\nz\n", "3 names for 2 class folders"),
     "one is missing": (["a", "b"], "a one\nc three\n", r"no name for the class folder 'b' \(1 such\)"),
     "one is spelled, the others are not": (["dog", "cat"], "dog\nkitten\n", "no name for the class folder 'cat'"),
+    "two names of a class": (
+        ["dog", "cat"],
+        "dog a hound\n\ncat a cat\ndog a puppy\n",
+        r"names.txt: two names for the class folder 'dog', 'a hound' \(line 1\) and 'a puppy' \(line 4\)",
+    ),
     "equal names": (["a", "b"], "a crane\nb Crane\n", "'a' and 'b' are both called 'Crane'"),
 }
 
@@ -256,7 +261,14 @@ def test_bad_names_are_one_error(tmp_path, name):
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("{", "not valid JSON"), ('"dog"', "expected an object"), ('{"a": 3}', "'a': expected a name"), ("[]", "no name")],
+    [
+        ("{", "not valid JSON"),
+        ('"dog"', "expected an object"),
+        ('{"a": 3}', "'a': expected a name"),
+        ("[]", "no name"),
+        ('{"a": "x", "a": "y"}', "'a' occurs twice"),
+        ('[["a", "x"], ["b", "z"], ["a", "y"]]', r"'x' \(entry 1\) and 'y' \(entry 3\)"),
+    ],
 )
 def test_bad_json_of_names_is_one_error(tmp_path, text, message):
     (tmp_path / "names.json").write_text(text)

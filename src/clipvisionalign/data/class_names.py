@@ -7,7 +7,7 @@ and a name in each line (ImageNet's LOC_synset_mapping.txt); JSON, {"0": ["n0144
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,12 +52,13 @@ class _Entry:
     """A name in a names file.
 
     key: what stands before it in the same line or record, "" for nothing. name: what follows. whole: the name if `key`
-    is no folder: the whole line, without a number that every line begins with.
+    is no folder: the whole line, without a number that every line begins with. location: where in the file it stands.
     """
 
     key: str
     name: str
     whole: str
+    location: str
 
 
 def name_classes(folders: Sequence[str], names: str | Path = "") -> ClassNames:
@@ -160,6 +161,7 @@ def _names_from_file(folders: Sequence[str], path: Path) -> ClassNames:
     matched = [folder for folder in folders if folder in by_key]
     spelled = [folder for folder in folders if _comparable(folder) in by_words]
     if len(matched) == len(folders):
+        _check_one_name_each(path, entries, set(folders))
         names = {folder: _first_synonym(by_key[folder]) for folder in folders}
         return ClassNames(names, f"class names by {path.name}{_others(len(entries) - len(folders))}")
     if len(spelled) == len(folders):
@@ -185,6 +187,20 @@ def _names_from_file(folders: Sequence[str], path: Path) -> ClassNames:
     first, last = folders[0], folders[-1]
     ends = f"'{first}' is '{names[first]}', ..., '{last}' is '{names[last]}'"
     return ClassNames(names, f"class names by {path.name}, in the order of the folders: {ends}")
+
+
+def _check_one_name_each(path: Path, entries: Sequence[_Entry], folders: Set[str]) -> None:
+    """Raises DataError where a class has two names, of which either may be meant."""
+    first: dict[str, _Entry] = {}
+    for entry in entries:
+        if not entry.name or entry.key not in folders:
+            continue
+        other = first.setdefault(entry.key, entry)
+        if other.name != entry.name:
+            raise DataError(
+                f"{path}: two names for the class folder '{entry.key}', '{other.name}' ({other.location}) and "
+                f"'{entry.name}' ({entry.location}): leave one of them"
+            )
 
 
 def _comparable(text: str) -> str:
@@ -217,24 +233,27 @@ def _read_entries(path: Path) -> list[_Entry]:
 
 def _line_entries(text: str) -> list[_Entry]:
     """The names of lines. What stands before the first tab or blank is the key."""
+    numbers = [number for number, line in enumerate(split_lines(text), 1) if line.strip()]
     lines = [line.strip() for line in split_lines(text) if line.strip()]
     parts = [line.partition("\t" if "\t" in line else " ") for line in lines]
     is_numbered = all(key.isdigit() and name for key, _, name in parts)
     return [
-        _Entry(key.strip(), name.strip(), name.strip() if is_numbered else line)
-        for line, (key, _, name) in zip(lines, parts, strict=True)
+        _Entry(key.strip(), name.strip(), name.strip() if is_numbered else line, f"line {number}")
+        for number, line, (key, _, name) in zip(numbers, lines, parts, strict=True)
     ]
 
 
 def _json_entries(path: Path, text: str) -> list[_Entry]:
     try:
-        content, _ = parse_json(text)
+        content, repeated = parse_json(text)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: not valid JSON: {error}") from None
     if isinstance(content, list):
         return [_json_entry(path, f"entry {number}", "", value) for number, value in enumerate(content, 1)]
     if not isinstance(content, dict):
         raise DataError(f"{path}: expected an object of names by folder, or a list of names")
+    if repeated:
+        raise DataError(f"{path}: '{repeated.partition(':')[0]}' occurs twice in it: leave one of them")
     entries = [_json_entry(path, f"'{key}'", str(key), value) for key, value in content.items()]
     if _are_numbers([entry.key for entry in entries]):
         return sorted(entries, key=lambda entry: int(entry.key))
@@ -246,7 +265,7 @@ def _json_entry(path: Path, what: str, key: str, value: Any) -> _Entry:
         key, value = value
     if not isinstance(value, str) or not value.strip():
         raise DataError(f"{path}, {what}: expected a name, or an id and a name, and not {str(value)[:40]!r}")
-    return _Entry(key, value.strip(), value.strip())
+    return _Entry(key, value.strip(), value.strip(), what)
 
 
 def _check_distinct(named: ClassNames, source: str) -> None:
