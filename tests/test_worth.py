@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from pretrained_models import make_pretrained
 
 from clipvisionalign.adaptation.worth_claims import worth_claims
 from clipvisionalign.cli import main
+from clipvisionalign.data.formats import read_captioned_images
 from clipvisionalign.data.scenes import write_scenes
 from clipvisionalign.models.aligner import AlignerConfig
 from clipvisionalign.study.report.claims.claim import lookup, numbers_in
@@ -25,7 +27,16 @@ def document_of(gain: tuple[float, float, float, float | None], same_model: bool
     row |= {"shown": p is not None and p < 0.05, "same_model": same_model}
     rsum = {"rsum": {"value": 300.0, "low": 280.0, "high": 320.0}}
     kept = {"run": {"value": (300.0 + value) / 300.0, "low": 0.9, "high": 1.1}}
-    gallery = {"data": "/data/flickr8k", "own": True, "split": "test", "images": 9, "chance": 20.5, "base": rsum}
+    gallery = {
+        "data": "/data/flickr8k",
+        "own": True,
+        "foreign": False,
+        "split": "test",
+        "images": 9,
+        "own_images": 0,
+        "chance": 20.5,
+        "base": rsum,
+    }
     return {"split": "test", "galleries": [{**gallery, "differences": [row], "kept": kept}]}
 
 
@@ -112,6 +123,24 @@ def test_every_number_of_a_sentence_is_cited():
         check_citations(document)
 
 
+@pytest.mark.parametrize(
+    ("own", "foreign", "own_images", "words"),
+    [
+        (True, False, 0, "`flickr8k`, the data that it was tuned on, the run"),
+        (False, False, 0, "`flickr8k`, another data set than it was tuned on, the run"),
+        (False, True, 0, "`flickr8k`, data that it was not tuned on, the run"),
+        (False, True, 4, "`flickr8k`, of whose 9 images 4 are of the data that it was tuned on, the run"),
+    ],
+)
+def test_a_sentence_says_of_its_data_what_is_known(own, foreign, own_images, words):
+    document = document_of((45.0, 40.0, 50.0, 0.001))
+    document["galleries"][0] |= {"own": own, "foreign": foreign, "own_images": own_images}
+    claims = worth_claims(document)
+    assert words in claims[0].text
+    document["claims"] = [claim.to_dict() for claim in claims]
+    check_citations(document)
+
+
 @pytest.fixture(scope="module")
 def tuned(tmp_path_factory, scenes_folder) -> Any:
     """A run from a small CLIP."""
@@ -190,3 +219,53 @@ def test_a_base_of_another_architecture_is_compared_where_nothing_is_between(tun
     assert narrow["base"]["rsum"] == wide["base"]["rsum"]
     gain = narrow["run"]["rsum"]["value"] - narrow["base"]["rsum"]["value"]
     assert narrow["differences"][0]["value"] == pytest.approx(gain)
+
+
+def answered(capsys, run: Path, tmp_path: Path, *flags: str) -> dict[str, Any]:
+    """What worth says of run and base alone, of which every number is checked."""
+    out = ["--out", str(tmp_path / "answer.json"), "--overwrite", "--no-blend", "--quiet", "--json"]
+    assert main(["worth", str(run), *flags, *out]) == 0
+    document = json.loads(capsys.readouterr().out)
+    check_citations(document)
+    return document
+
+
+def test_the_own_data_are_recognised_wherever_they_are_and_others_are_not_taken_for_them(tuned, tmp_path, capsys):
+    own = Path(json.loads((tuned / "data.json").read_text())["source"])
+    moved = shutil.copytree(own, tmp_path / "moved")
+    for split in ("dev", "test"):
+        document = answered(capsys, tuned, tmp_path, "--data", str(moved), "--split", split)
+        assert "`moved`, the data that it was tuned on," in document["claims"][0]["text"]
+    other = write_scenes(tmp_path / "other", 60, seed=9, size=64)
+    for split in ("dev", "test"):
+        document = answered(capsys, tuned, tmp_path, "--data", str(other), "--split", split)
+        assert not document["galleries"][0]["own"]
+        texts = [claim["text"] for claim in document["claims"]]
+        assert all("another data set than it was tuned on" in text for text in texts), texts
+
+
+@pytest.mark.parametrize("split", ["train", "dev"])
+def test_images_of_the_run_are_not_taken_for_foreign_ones(tuned, tmp_path, capsys, split):
+    """Under other names, with other captions: those that it was trained on, and those that it was chosen by."""
+    own = read_captioned_images(json.loads((tuned / "data.json").read_text())["source"]).split(split).rows
+    foreign = write_scenes(tmp_path / "foreign", 60, seed=9, size=64)
+    gallery = read_captioned_images(foreign).split("dev").rows
+    shutil.copy(own[0].image, gallery[0].image)
+    document = answered(capsys, tuned, tmp_path, "--foreign", str(foreign))
+    block = document["galleries"][1]
+    assert (block["own_images"], block["images"]) == (1, len(gallery))
+    assert any(f"1 of these {len(gallery)} images are the run's own" in note for note in block["notes"])
+    assert not any("data that it was not tuned on" in claim["text"] for claim in document["claims"])
+    # Some may stand in what alpha is chosen by, most may not.
+    flags = ["--foreign", str(foreign), "--alphas", "0.5", "--quiet"]
+    assert main(["blend", str(tuned), *flags, "--out", str(tmp_path / "some")]) == 0
+    assert "are the run's own" in capsys.readouterr().out
+    for theirs, ours in zip(gallery, own, strict=False):
+        shutil.copy(ours.image, theirs.image)
+    for command in ("blend", "worth"):
+        assert main([command, str(tuned), *flags, "--out", str(tmp_path / "most")]) == 1
+        error = capsys.readouterr().err
+        assert f"{len(gallery)} of its {len(gallery)} images (dev) are the run's own" in error
+        assert not (tmp_path / "most").exists()
+    given = ["--alpha", "0.5", "--foreign", str(foreign), "--out", str(tmp_path / "given"), "--quiet"]
+    assert main(["blend", str(tuned), *given]) == 0

@@ -16,7 +16,7 @@ from clipvisionalign.adaptation.alpha_curve import (
     measure_as_it_is,
     measure_point,
 )
-from clipvisionalign.adaptation.galleries import Gallery, check_galleries, read_galleries
+from clipvisionalign.adaptation.galleries import Gallery, check_foreign, check_galleries, read_galleries
 from clipvisionalign.adaptation.start import WeightPath, check_base, check_tuned, start_of
 from clipvisionalign.counts import count_noun
 from clipvisionalign.models.aligner import Aligner
@@ -126,7 +126,8 @@ def compare_with_base(request: ComparisonRequest) -> Comparison:
         set, with paired differences. Each model encodes each gallery once.
 
     Raises:
-        ValueError, FileNotFoundError: as `ComparisonRequest.check`; the base is of another architecture.
+        ValueError, FileNotFoundError: as `ComparisonRequest.check`; the base is of another architecture; alpha is to be
+            chosen by a foreign data set most of whose images are the run's own.
         DataError: a data set cannot be read, or has not the split.
     """
     request.check()
@@ -137,6 +138,8 @@ def compare_with_base(request: ComparisonRequest) -> Comparison:
     path = WeightPath(run, base, request.device, ends_alone=not request.alphas and request.alpha is None)
     distributed = Distributed(best_device(request.device))
     dev = check_galleries(run, path.tuned, data_sets, CHOICE_SPLIT)
+    if request.alphas and request.alpha is None:
+        check_foreign(dev)
     candidates = path.tuned.config.fusion.candidates if path.tuned.fusion is not None else 0
     grid = request.grid()
     _announce(grid, dev, base, run)

@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from clipvisionalign.counts import count_noun
 from clipvisionalign.data.captioned import CaptionedImages
-from clipvisionalign.data.run_data import differences_from_run, read_data_of_run
+from clipvisionalign.data.run_data import differences_from_run, holds_data_of_run, is_data_of_run, read_data_of_run
+from clipvisionalign.data.training_images import TrainedOnImages
 from clipvisionalign.models.aligner import Aligner
 from clipvisionalign.models.io import is_pretrained
 from clipvisionalign.retrieval.metrics import MIN_IMAGES, chance_metrics, metrics_of_ranks
@@ -32,7 +34,9 @@ class Gallery:
     Attributes:
         data: the data set, as it was read.
         part: the split, without images that cannot be decoded.
-        is_own: whether it is of the data that the run was trained on.
+        is_own: whether it is the run's own data set; for the first gallery, whether it still is, by path or content.
+        is_foreign: whether it was given as data that the run was not tuned on.
+        own_images: how many images of a foreign one are the run's own, by content: trained on, or of its data set.
         differences: what of it is otherwise than the run has recorded it, a line each.
     """
 
@@ -40,6 +44,8 @@ class Gallery:
     part: CaptionedImages
     split: str
     is_own: bool
+    is_foreign: bool = False
+    own_images: int = 0
     differences: tuple[str, ...] = ()
 
     @property
@@ -75,6 +81,8 @@ class Gallery:
         return {
             "data": self.source,
             "own": self.is_own,
+            "foreign": self.is_foreign,
+            "own_images": self.own_images,
             "split": self.split,
             "images": len(self.part),
             "captions": len(self.part.captions),
@@ -144,16 +152,61 @@ def read_galleries(
 
 
 def check_galleries(run: str, aligner: Aligner, data_sets: list[CaptionedImages], split: str) -> list[Gallery]:
-    """Decode the images of a split of each data set; the first one is the run's own."""
-    galleries = []
-    for number, data in enumerate(data_sets):
-        differences = differences_from_run(run, data, split) if not number else _foreign_note(data, data_sets[0])
-        part = OpenedRun(run, aligner, data, split, differences).gallery()
-        galleries.append(Gallery(data, part, split, not number, tuple(differences)))
+    """Decode the images of a split of each data set; the first one is the run's own, or stands for it."""
+    own = data_sets[0]
+    is_own = holds_data_of_run(run, own, split)
+    differences = differences_from_run(run, own, split)
+    part = OpenedRun(run, aligner, own, split, differences).gallery()
+    galleries = [Gallery(own, part, split, is_own, differences=tuple(differences))]
+    foreign = data_sets[1:]
+    # A record of them takes the time of decoding them.
+    held_out = _held_out_images(own, split) if foreign and is_own else None
+    for data in foreign:
+        part = OpenedRun(run, aligner, data, split, []).gallery()
+        count = len(_own_images(run, data, part, held_out))
+        notes = _foreign_notes(run, data, part, count)
+        galleries.append(Gallery(data, part, split, False, True, count, tuple(notes)))
     return galleries
 
 
-def _foreign_note(data: CaptionedImages, own: CaptionedImages) -> list[str]:
-    """That a data set is the run's own, and no other."""
-    same = data.source.resolve() == own.source.resolve()
-    return [f"--foreign {data.source}: is the run's own data set: nothing is learned of others from it"] if same else []
+def check_foreign(galleries: list[Gallery]) -> None:
+    """Check that foreign data sets show what is kept of other data than the run's own.
+
+    Raises:
+        ValueError: most images of one are the run's own.
+    """
+    for gallery in galleries:
+        if gallery.is_foreign and 2 * gallery.own_images > len(gallery.part):
+            raise ValueError(
+                f"--foreign {gallery.source}: {gallery.own_images:,} of its {count_noun(len(gallery.part), 'image')} "
+                f"({gallery.split}) are the run's own: what is kept of them is nothing kept of other data; give "
+                "another data set, leave it out, or choose nothing by it (blend --alpha A, worth --no-blend)"
+            )
+
+
+def _held_out_images(own: CaptionedImages, split: str) -> TrainedOnImages:
+    """By what the images of the run's data set are recognised that it was chosen by, or that are measured."""
+    rows = [row for row in own.rows if row.split in ("dev", split)]
+    return TrainedOnImages.from_images(((row.name, row.image) for row in rows), len(rows))
+
+
+def _own_images(run: str, data: CaptionedImages, part: CaptionedImages, held_out: TrainedOnImages | None) -> set[str]:
+    """The images of a foreign gallery, by name, that the run was trained on, or that are in its own data set."""
+    overlap = training_overlap_note(Path(run), data, part)
+    # A run that keeps no hashes knows no single images.
+    if holds_data_of_run(run, data, part.rows[0].split) or (overlap is not None and not overlap.matches):
+        return {row.name for row in part.rows}
+    trained_on = {match.image for match in overlap.matches} if overlap else set()
+    return trained_on | ({match.image for match in held_out.matches(part.rows)} if held_out else set())
+
+
+def _foreign_notes(run: str, data: CaptionedImages, part: CaptionedImages, own_images: int) -> list[str]:
+    """That a data set is the run's own, or has images of it."""
+    if is_data_of_run(run, data.source):
+        return [f"--foreign {data.source}: is the run's own data set: nothing is learned of others from it"]
+    if not own_images:
+        return []
+    return [
+        f"--foreign {data.source}: {own_images:,} of these {count_noun(len(part), 'image')} are the run's own, by "
+        "content: nothing is learned of other data from them"
+    ]

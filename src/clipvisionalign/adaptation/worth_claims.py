@@ -31,32 +31,41 @@ def worth_claims(document: Mapping[str, Any]) -> list[CitedSentence]:
     return claims
 
 
-def _where(gallery: Mapping[str, Any]) -> str:
-    """The gallery that a sentence is about."""
-    kind = "the data that it was tuned on" if gallery["own"] else "data that it was not tuned on"
+def _where(claim: CitedSentence, number: int) -> str:
+    """The gallery that a sentence is about, and what is known of it."""
+    gallery = claim.document["galleries"][number]
+    if gallery["own"]:
+        kind = "the data that it was tuned on"
+    elif not gallery["foreign"]:
+        kind = "another data set than it was tuned on"
+    elif gallery["own_images"]:
+        own, images = (claim.cite(f"galleries/{number}/{name}", ",d") for name in ("own_images", "images"))
+        kind = f"of whose {images} images {own} are of the data that it was tuned on"
+    else:
+        kind = "data that it was not tuned on"
     return f"On the {gallery['split']} split of {as_code(Path(gallery['data']).name)}, {kind},"
 
 
 def _difference_claim(document: Mapping[str, Any], number: int, position: int) -> CitedSentence:
     gallery = document["galleries"][number]
     row, path = gallery["differences"][position], f"galleries/{number}/differences/{position}"
-    claim = CitedSentence(document, "gain" if gallery["own"] else "loss")
+    claim = CitedSentence(document, "loss" if gallery["foreign"] else "gain")
     other = "the base" if row["b"] == "base" else "the blend"
     if row["p"] is None:
         claim.text = (
-            f"{_where(gallery)} the run was not tested against {other}, as there are too few images: "
+            f"{_where(claim, number)} the run was not tested against {other}, as there are too few images: "
             f"{claim.cite_interval(path)} in rsum."
         )
     elif not row["shown"]:
         claim.text = (
-            f"{_where(gallery)} no difference between the run and {other} was shown: {claim.cite_interval(path)} in "
-            f"rsum (p = {claim.cite_p_value(f'{path}/p_holm')} after Holm's correction)."
+            f"{_where(claim, number)} no difference between the run and {other} was shown: {claim.cite_interval(path)} "
+            f"in rsum (p = {claim.cite_p_value(f'{path}/p_holm')} after Holm's correction)."
         )
     else:
         sign = 1.0 if row["value"] > 0 else -1.0
         word = "more" if sign > 0 else "less"
         claim.text = (
-            f"{_where(gallery)} the run finds {word} than {other}: {claim.cite_interval(path, sign)} in rsum "
+            f"{_where(claim, number)} the run finds {word} than {other}: {claim.cite_interval(path, sign)} in rsum "
             f"(p = {claim.cite_p_value(f'{path}/p_holm')} after Holm's correction)."
         )
     return claim
@@ -73,7 +82,7 @@ def _kept_claim(document: Mapping[str, Any], number: int) -> CitedSentence:
     base = claim.cite(f"galleries/{number}/base/rsum/value")
     chance = claim.cite(f"galleries/{number}/chance")
     shares = f", of which {' and '.join(parts)}" if parts else ""
-    claim.text = f"{_where(gallery)} the base has an rsum of {base} (a random ranking: {chance}){shares}."
+    claim.text = f"{_where(claim, number)} the base has an rsum of {base} (a random ranking: {chance}){shares}."
     return claim
 
 

@@ -162,7 +162,7 @@ def _print_comparison(document: dict[str, Any]) -> None:
     table = Table(title=title, title_justify="left")
     table.add_column("")
     for gallery in document["galleries"]:
-        kind = "own" if gallery["own"] else "foreign"
+        kind = "foreign" if gallery["foreign"] else "own" if gallery["own"] else "not its own"
         count = count_noun(gallery["images"], "image")
         table.add_column(Text(f"{Path(gallery['data']).name}, {kind}, {count}"), justify="right")
     for name in names:

@@ -185,6 +185,31 @@ def is_data_of_run(run: str | Path, source: str | Path) -> bool:
     return _same_path(str(source), str(data_record(run).get("source", "")))
 
 
+def holds_data_of_run(run: str | Path, data: CaptionedImages, split: str) -> bool:
+    """Whether a data set is the one that a run was trained on, by its path or by what it holds.
+
+    Args:
+        run: The run folder.
+        data: The data set as it was read.
+        split: The split that is measured.
+
+    Returns:
+        Whether it is read from where the run had it; else whether its captions and images are those that the run
+        recorded: of that split, or of any where the run has no record of that one.
+    """
+    if is_data_of_run(run, data.source) or (split == "dev" and _same_path(str(data.source), dev_source(run))):
+        return True
+    record = data_record(run)
+    recorded = {name: hashes for name, hashes in record.get("as_read", {}).items() if data.split_sizes().get(name)}
+    if split in recorded:
+        recorded = {split: recorded[split]}
+    for name, hashes in recorded.items():
+        part = data.with_identity(record.get("identity", "auto")).split(name)
+        if changed_keys(hashes, dataset_hashes(part, name != "train")):
+            return False
+    return bool(recorded)
+
+
 def differences_from_run(run: str | Path, data: CaptionedImages, split: str = "") -> list[str]:
     """In what a data set differs from what a run has recorded of it.
 
