@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -248,9 +250,18 @@ def test_learning_rates_that_destroy_are_told_once_with_both_figures():
     assert diagnose_forgetting([10.0], [30.0, 15.0, 45.0], rates, 20.0) == []
 
 
-def test_a_run_is_told_that_its_rates_destroy_and_another_is_not(settings, tmp_path, caplog):
-    # A model that has learned: it knows the dev images too.
-    learned = settings("learned", epochs=8, train_images=0, freeze="none", head_lr=5e-3, text_lr=2e-3, image_lr=2e-3)
+def test_a_run_is_told_that_its_rates_destroy_and_another_is_not(settings, tmp_path, scenes_folder, caplog):
+    # A model that has learned: its dev images are of those that it was trained on.
+    known = shutil.copytree(scenes_folder, tmp_path / "known")
+    rows = [row for row in csv.reader((known / "metadata.csv").read_text().splitlines()) if row[-1] == "train"]
+    with (known / "metadata.csv").open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["file_name", "caption", "split"])
+        table.writerows([*row[:-1], "dev"] for row in rows)
+    learned = settings(
+        "learned", epochs=12, train_images=0, freeze="none", head_lr=5e-3, text_lr=2e-3, image_lr=2e-3,
+        dev_data=str(known),
+    )  # fmt: skip
     learned = replace(
         learned, model=replace(learned.model, image_tower=replace(learned.model.image_tower, name="test_vit"))
     )
