@@ -26,7 +26,7 @@ from clipvisionalign.models.text_tower import TextTowerConfig
 from clipvisionalign.retrieval.metrics import MetricEstimate
 from clipvisionalign.training.config import RunConfig, check_settings
 from clipvisionalign.training.fine_tuning import LoraConfig
-from clipvisionalign.training.stages import parse_stages
+from clipvisionalign.training.stages import Stage, parse_stages
 from clipvisionalign.training.train import train
 
 CAPTIONS = (1000, 2000, 4000, 8000)
@@ -182,6 +182,9 @@ def test_the_points_are_the_figures_of_the_trainings(run):
     assert curve["twice"]["captions"] == 2 * curve["points"][-1]["captions"]
     assert curve["test"]["captions"] == curve["points"][-1]["captions"]
     assert curve["chance"] == results(run)["chance"]["rsum"]
+    assert [point["steps"] for point in curve["points"]] == [
+        results(Path(point["run"]))["steps"] for point in curve["points"]
+    ]
 
 
 def test_finished_trainings_are_used_again(run, monkeypatch):
@@ -275,6 +278,24 @@ def test_stages_are_longer_where_the_images_are_fewer(run, tmp_path):
         assert [(stage.trains, stage.rate) for stage in stages] == [("heads", None), ("text", 0.001)]
         assert [stage.epochs for stage in stages] == [math.ceil(ratio), math.ceil(2 * ratio)]
         check_settings(training)
+
+
+def test_trainings_of_a_run_in_stages_count_their_own_steps_and_keep_its_rates(run, settings, capsys):
+    """An eighth of the images, in whole epochs of a stage, is not trained in exactly the steps of the run."""
+    config = settings("staged", stages="heads:1,all:1@0.00012345678", epochs=6, freeze="image", batch=36)
+    train(config)
+    assert main(["curve", config.out]) == 0
+    points = json.loads((Path(config.out) / "curve" / "curve.json").read_text())["points"]
+    assert [point["steps"] for point in points] == [results(Path(point["run"]))["steps"] for point in points]
+    assert "steps each" not in capsys.readouterr().out
+    rates = {parse_stages(training.stages)[-1].rate for training in plan_trainings(config.out)}
+    assert rates == {0.00012345678}
+
+
+@pytest.mark.parametrize("rate", [1e-5, 1 / 3, 0.00012345678, 1.0, 5e-324])
+def test_a_stage_is_written_as_it_is_read(rate):
+    stage = Stage("all", 3, rate)
+    assert parse_stages(str(stage)) == [stage]
 
 
 def test_a_run_of_before_is_trained_again_with_what_was_asked_for(run, tmp_path):

@@ -67,6 +67,7 @@ class CurvePoint:
         captions: training captions.
         rsum: figure on dev, with the 95% bootstrap interval over images of dev.
         run: run folder.
+        steps: steps that it took.
     """
 
     part: float
@@ -74,10 +75,11 @@ class CurvePoint:
     captions: int
     rsum: MetricEstimate
     run: str
+    steps: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """What `--json` prints."""
-        counts = {"part": self.part, "images": self.images, "captions": self.captions}
+        counts = {"part": self.part, "images": self.images, "captions": self.captions, "steps": self.steps}
         return {**counts, "rsum": self.rsum.to_dict(), "run": self.run}
 
 
@@ -91,7 +93,7 @@ class LearningCurve:
         images: images of dev.
         captions: captions of dev.
         chance: rsum of a random ranking of dev.
-        steps: planned steps of every training.
+        steps: planned steps of the run; trainings in stages plan a few more, in whole epochs of each stage.
         points: trainings, by ascending number of captions; the last is the run itself.
         test: the run's own figure as predicted from the other points.
         twice: the figure with twice the captions, as predicted from all points.
@@ -182,9 +184,10 @@ def learning_curve(
     _require_optional_packages()
     check_data_unchanged(run, trainings[0].dataset)
     counts = ", ".join(f"{each.train_images:,}" for each in trainings)
+    planned = ", ".join(f"{planned_steps(each, each.train_images):,}" for each in trainings)
     minutes = read_json(run / "results.json", "train the run again").get("training_seconds", 0) / 60
     logger.info(
-        f"{run}: learning curve: trainings on {counts} images with {steps:,} steps each, as the run, which took "
+        f"{run}: learning curve: trainings on {counts} images with {planned} steps; the run planned {steps:,} and took "
         f"{minutes:.1f} min"
     )
     if overlap := start_overlap(run):
@@ -211,7 +214,7 @@ def measure_curve(run: Path, folders: list[Path], steps: int = 0) -> LearningCur
     Args:
         run: the run itself.
         folders: trainings with fewer captions, by ascending number.
-        steps: planned steps of each.
+        steps: planned steps of the run.
 
     Returns:
         Figures, with the predictions.
@@ -227,7 +230,7 @@ def measure_curve(run: Path, folders: list[Path], steps: int = 0) -> LearningCur
     chance = chance_metrics(all_ranks[-1])["rsum"]
     counts = [training_counts(each) for each in (*folders, run)]
     points = [
-        CurvePoint(images / counts[-1][0], images, captions, metrics.rsum, str(each))
+        CurvePoint(images / counts[-1][0], images, captions, metrics.rsum, str(each), _steps_of(each))
         for each, (images, captions), metrics in zip((*folders, run), counts, figures, strict=True)
     ]
     numbers, values = [captions for _, captions in counts], [metrics.rsum.value for metrics in figures]
@@ -251,6 +254,11 @@ def _train_once(config: RunConfig, encodings_cache: TowerOutputCache | None) -> 
         resume(out, encodings_cache=encodings_cache)
     else:
         train(config, encodings_cache=encodings_cache)
+
+
+def _steps_of(run: Path) -> int:
+    """The steps that a finished run took; 0 where its version did not count them."""
+    return int(read_json(run / "results.json").get("steps", 0))
 
 
 def _dev_gallery(run: Path) -> CaptionedImages:

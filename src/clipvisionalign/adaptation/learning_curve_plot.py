@@ -58,7 +58,7 @@ def save_plot(curve: LearningCurve, path: str | Path) -> Path:
     axes.set_xscale("log", base=2)
     axes.set_xticks([*captions, twice.captions], [f"{each:,}" for each in (*captions, twice.captions)])
     axes.minorticks_off()
-    axes.set_xlabel("training captions, each number with the same steps")
+    axes.set_xlabel("training captions")
     axes.set_ylabel(f"rsum on dev ({curve.images:,} images, {curve.captions:,} captions)")
     axes.set_ylim(bottom=0)
     axes.legend(frameon=False, fontsize=8)

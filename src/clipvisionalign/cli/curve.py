@@ -58,16 +58,15 @@ def _print_points(learning_curve: LearningCurve) -> None:
     from rich.text import Text
 
     images, captions = count_noun(learning_curve.images, "image"), count_noun(learning_curve.captions, "caption")
-    steps, chance = count_noun(learning_curve.steps, "step"), f"{learning_curve.chance:.1f}"
-    title = Text(f"{learning_curve.run}: rsum on dev ({images}, {captions}; chance {chance}), {steps} each")
+    title = Text(f"{learning_curve.run}: rsum on dev ({images}, {captions}; chance {learning_curve.chance:.1f})")
     table = Table(title=title, title_justify="left")
-    for name in ("captions trained on", "images", "measured [95%]", "predicted [90%]"):
+    for name in ("captions", "images", "steps", "measured [95%]", "predicted [90%]"):
         table.add_column(name, justify="right")
     for point in learning_curve.points:
         rsum, predicted = point.rsum, learning_curve.test if point is learning_curve.points[-1] else None
         cell = f"{rsum.value:.1f}" + ("" if rsum.low is None else f" [{rsum.low:.1f}, {rsum.high:.1f}]")
-        table.add_row(f"{point.captions:,}", f"{point.images:,}", cell, _predicted(predicted))
-    table.add_row(f"{learning_curve.twice.captions:,}", "", "", _predicted(learning_curve.twice))
+        table.add_row(f"{point.captions:,}", f"{point.images:,}", f"{point.steps:,}", cell, _predicted(predicted))
+    table.add_row(f"{learning_curve.twice.captions:,}", "", "", "", _predicted(learning_curve.twice))
     Console().print(table)
 
 

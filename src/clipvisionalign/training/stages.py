@@ -45,7 +45,7 @@ class Stage:
         return FREEZE_OF_STAGE[self.trains]
 
     def __str__(self) -> str:
-        return f"{self.trains}:{self.epochs}" + ("" if self.rate is None else f"@{self.rate:g}")
+        return f"{self.trains}:{self.epochs}" + ("" if self.rate is None else f"@{float(self.rate)!r}")
 
 
 def parse_stages(text: str) -> list[Stage]:
