@@ -15,7 +15,7 @@ from clipvisionalign.data.run_data import differences_from_run, holds_data_of_ru
 from clipvisionalign.data.training_images import TrainedOnImages
 from clipvisionalign.models.aligner import Aligner
 from clipvisionalign.models.io import is_pretrained
-from clipvisionalign.retrieval.metrics import MIN_IMAGES, chance_metrics, metrics_of_ranks
+from clipvisionalign.retrieval.metrics import MIN_IMAGES, bootstrap_weights, chance_metrics, metrics_of_ranks
 from clipvisionalign.retrieval.ranks import PositiveRanks, Positives
 from clipvisionalign.study.statistics import estimate, image_contributions, of_units
 from clipvisionalign.training.halves import DevHalves, positives_of, split_halves
@@ -112,7 +112,7 @@ class Gallery:
         if not other.mean():
             return {"value": None, "low": None, "high": None}
         units = len(own)
-        drawn = np.random.default_rng(0).multinomial(units, np.full(units, 1 / units), size=_RESAMPLES)
+        drawn = bootstrap_weights(units, _RESAMPLES, 0)[1:]
         low = high = None
         if units >= MIN_IMAGES:
             shares = (drawn @ own) / np.maximum(drawn @ other, 1e-9)

@@ -49,6 +49,7 @@ from clipvisionalign.retrieval.ranks import PositiveRanks, Positives
 from clipvisionalign.study.statistics import image_contributions, of_units
 from clipvisionalign.training.config import RunConfig
 from clipvisionalign.training.data import check_data_unchanged
+from clipvisionalign.training.halves import positives_of
 from clipvisionalign.training.train import resume, train
 
 logger = logging.getLogger(__name__)
@@ -223,7 +224,7 @@ def measure_curve(run: Path, folders: list[Path], steps: int = 0) -> LearningCur
         ValueError: they were not measured on the same images, or on too few.
     """
     dev = _dev_gallery(run)
-    positives = Positives.of(dev.caption_image, len(dev), dev.image_identity, dev.shared_text_ids)
+    positives = positives_of(dev)
     all_ranks = [_ranks_of(each, dev) for each in (*folders, run)]
     samples = _rsum_samples(all_ranks, positives)
     figures = [metrics_of_ranks(ranks, positives.caption_image, unit=positives.identity) for ranks in all_ranks]

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from clipvisionalign.adaptation.interpolation import interpolate_weights, unshared_names
-from clipvisionalign.data.run_data import data_record, is_unfinished, run_settings, working_directory_of
+from clipvisionalign.data.run_data import data_record, is_unfinished, run_chain, run_settings, working_directory_of
 from clipvisionalign.data.training_images import TRAINED_ON_FILE, TrainedOnImages
 from clipvisionalign.models.aligner import Aligner
 from clipvisionalign.models.device import best_device
@@ -96,13 +97,8 @@ def start_overlap(run: str | Path) -> StartOverlap | None:
     own = data_record(run)
     count = int((own.get("train") or {}).get("images", 0))
     digests = _trained_digests(Path(run))
-    current, seen, visited = Path(run), 0, {Path(run).resolve()}
-    known: set[str] = set()
-    while init := run_settings(current).get("init"):
-        current = working_directory_of(current) / init
-        if current.resolve() in visited or not current.is_dir():
-            break
-        visited.add(current.resolve())
+    seen, known = 0, set[str]()
+    for current in islice(run_chain(run), 1, None):
         if run_settings(current).get("epochs") == 0:
             continue
         trained = _trained_digests(current)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -314,17 +315,23 @@ def working_directory_of(run: str | Path) -> Path:
     return Path(json.loads(path.read_text(encoding="utf-8")).get("directory", ".") if path.is_file() else ".")
 
 
-def run_before(run: str | Path) -> Path | None:
-    """The run that a run started from (`--init`).
+def run_chain(run: str | Path) -> Iterator[Path]:
+    """A run, the run that it started from (`--init`), the one before that, and so on.
 
     Args:
         run: The run folder.
 
-    Returns:
-        Its folder; None where it started from none.
+    Yields:
+        The folders that are there, each once.
     """
-    init = run_settings(run).get("init")
-    return working_directory_of(run) / init if init else None
+    current, visited = Path(run), set[Path]()
+    while current.is_dir() and current.resolve() not in visited:
+        visited.add(current.resolve())
+        yield current
+        init = run_settings(current).get("init")
+        if not init:
+            return
+        current = working_directory_of(current) / init
 
 
 def _same_path(one: str, other: str) -> bool:

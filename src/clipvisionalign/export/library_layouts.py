@@ -10,7 +10,7 @@ from typing import Literal
 
 import torch
 
-from clipvisionalign.data.run_data import run_before
+from clipvisionalign.data.run_data import run_chain
 from clipvisionalign.data.training_images import TRAINED_ON_FILE, TrainedOnImages
 from clipvisionalign.export.folders import export_folder, target_folder
 from clipvisionalign.json_io import read_json, write_json
@@ -111,13 +111,10 @@ def _record_base(folder: Path, base: str) -> None:
 
 def _keep_trained_on(run: Path, folder: Path) -> None:
     """Keep by what the training images of a run, and of those before it, are recognised; no other library reads it."""
-    records: dict[Path, TrainedOnImages] = {}
-    current: Path | None = run
-    while current is not None and current.resolve() not in records and (current / TRAINED_ON_FILE).is_file():
-        records[current.resolve()] = TrainedOnImages.load(current / TRAINED_ON_FILE)
-        current = run_before(current)
+    files = [each / TRAINED_ON_FILE for each in run_chain(run)]
+    records = [TrainedOnImages.load(file) for file in files if file.is_file()]
     if records:
-        TrainedOnImages.merged(list(records.values())).save(folder / TRAINED_ON_FILE)
+        TrainedOnImages.merged(records).save(folder / TRAINED_ON_FILE)
 
 
 def _record_max_tokens(folder: Path, max_tokens: int) -> None:

@@ -20,10 +20,10 @@ from clipvisionalign.data.splits import SPLIT_RULE
 from clipvisionalign.files import atomic_write, remove
 from clipvisionalign.images import open_image
 from clipvisionalign.retrieval.audit import MIN_SAMPLE, audited_images
-from clipvisionalign.retrieval.ranks import Positives
 from clipvisionalign.study.config import Plan, data_source
 from clipvisionalign.study.folder import SCENES_FOLDER
 from clipvisionalign.study.validation import PlanError
+from clipvisionalign.training.halves import positives_of
 
 logger = logging.getLogger(__name__)
 
@@ -66,9 +66,7 @@ def check_possible(context: StudyContext) -> None:
         if (count := source.split_sizes().get(name, 0)) < 2:
             raise DataError(f"{source.source}: no cell could be trained: its {name} split has {count} images"
                             f"{source.splits_hint()}")  # fmt: skip
-    positives = Positives.of(
-        eval_data.caption_image, len(eval_data), eval_data.image_identity, eval_data.shared_text_ids
-    )
+    positives = positives_of(eval_data)
     try:
         audited_images(positives, max(plan.measure.audit_images, MIN_SAMPLE), np.random.default_rng(0))
     except ValueError as error:

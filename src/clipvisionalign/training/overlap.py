@@ -9,7 +9,7 @@ from typing import Any
 
 from clipvisionalign.data.captioned import CaptionedImages, DataError
 from clipvisionalign.data.hashes import changed_keys, dataset_hashes
-from clipvisionalign.data.run_data import data_record, run_before
+from clipvisionalign.data.run_data import data_record, run_chain
 from clipvisionalign.data.streams.sources import SavedDatasetStream, ShardStream
 from clipvisionalign.data.training_images import TRAINED_ON_FILE, TrainedOnImages, TrainedOnMatch
 
@@ -80,23 +80,19 @@ def training_overlap_note(run: Path, data: CaptionedImages, part: CaptionedImage
     Returns:
         The note of the run that was trained on most of them; None if there is none, or it is unknown.
     """
-    current_run, split = run, part.rows[0].split
-    visited: set[Path] = set()
-    notes: list[TrainedNote] = []
-    # An export in a library's layout has its record alone.
-    while current_run.resolve() not in visited and any(
-        (current_run / name).is_file() for name in ("data.json", TRAINED_ON_FILE)
-    ):
-        visited.add(current_run.resolve())
-        by = "the run" if current_run == run else f"{current_run}, which the run starts from,"
+    split, notes = part.rows[0].split, list[TrainedNote]()
+    for current_run in run_chain(run):
         has_record = (current_run / TRAINED_ON_FILE).is_file()
+        # An export in a library's layout has its record alone.
+        if not has_record and not (current_run / "data.json").is_file():
+            break
+        by = "the run" if current_run == run else f"{current_run}, which the run starts from,"
         note = (
             _note_by_content(current_run, by, part)
             if has_record
             else _note_by_source(current_run, by, data.split(split))
         )
         notes += [note] if note is not None else []
-        current_run = run_before(current_run) or current_run
     # The run itself, unless one that it starts from was trained on more of them.
     return max(notes, key=lambda note: len(note.matches) or note.images, default=None)
 

@@ -16,12 +16,15 @@ from clipvisionalign.progress import progress_step
 _NEW_FILES = {".gitattributes"}
 
 
-def check_upload(name: str, overwrite: bool = False) -> None:
+def check_upload(name: str, overwrite: bool = False) -> set[str]:
     """Everything about an upload that can be known before there is something to upload.
 
     Args:
         name: The repository, `OWNER/NAME`.
         overwrite: Whether a repository that has files may get a further commit.
+
+    Returns:
+        The files that the repository has; none where it is not there.
 
     Raises:
         ValueError: The name is not of that form, or no request may be made.
@@ -47,7 +50,7 @@ def check_upload(name: str, overwrite: bool = False) -> None:
             existing = _files_of(HfApi(), name)
     except errors.RepositoryNotFoundError:
         # Private ones of others look the same; the hub refuses to create those.
-        return
+        return set()
     except Exception as error:
         raise _translate(error, name) from error
     if existing and not overwrite:
@@ -55,6 +58,7 @@ def check_upload(name: str, overwrite: bool = False) -> None:
             f"{hub_endpoint()}/{name}: is there already, with {len(existing)} files; --overwrite adds a commit to it, "
             "in which they are replaced and its history is kept"
         )
+    return existing
 
 
 def upload_folder(folder: str | Path, name: str, private: bool = False, overwrite: bool = False) -> str:
@@ -75,14 +79,13 @@ def upload_folder(folder: str | Path, name: str, private: bool = False, overwrit
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
-    check_upload(name, overwrite)
+    old = check_upload(name, overwrite)
     api, files = HfApi(), sorted(path for path in Path(folder).rglob("*") if path.is_file())
     total = sum(path.stat().st_size for path in files)
     try:
         # Each file is read twice: for its checksum, and to be sent.
         with plain_http(), progress_step(f"uploading to {name} (kB)", 2 * total // 1000) as step:
             api.create_repo(name, private=private, exist_ok=True)
-            old = _files_of(api, name)
             done = 0
 
             def count(size: int) -> None:

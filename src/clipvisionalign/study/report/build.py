@@ -20,7 +20,6 @@ from clipvisionalign.models.pretrained.known_checkpoints import pretraining_of
 from clipvisionalign.models.run_files import CONFIG_FILE
 from clipvisionalign.progress import progress_step
 from clipvisionalign.retrieval.equal_captions import count_equal_captions
-from clipvisionalign.retrieval.ranks import Positives
 from clipvisionalign.study.aggregate import DrawnTogether, TrialResult, aggregate_results, pairs_share
 from clipvisionalign.study.config import Plan, trial_folder
 from clipvisionalign.study.documents import (
@@ -35,6 +34,7 @@ from clipvisionalign.study.report.bibliography import entries_for
 from clipvisionalign.study.report.schema import ReportError, StudyReport
 from clipvisionalign.study.report.summary import report_claims
 from clipvisionalign.study.results_check import check_results
+from clipvisionalign.training.halves import positives_of
 
 REPORT_FORMAT = 1
 
@@ -51,9 +51,7 @@ def build_report(
     ReportError where the document is not a `StudyReport`.
     """
     results = aggregate_results(trial_results, eval_data, plan.split, plan.compare, together)
-    positives = Positives.of(
-        eval_data.caption_image, len(eval_data), eval_data.image_identity, eval_data.shared_text_ids
-    )
+    positives = positives_of(eval_data)
     steps = _training_totals(plan, study, trial_results, "steps")
     passed = [(name, seed) for name, variant in results["variants"].items() for seed in variant["seeds"]]
     depths: dict[str, Any] = {}
