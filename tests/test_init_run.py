@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 from test_going_on import cut_off, silent
 
@@ -41,6 +42,39 @@ def runs(settings) -> dict[str, str]:
 
 def copied(run: str, to: Path) -> Path:
     return Path(shutil.copytree(run, to))
+
+
+# --- the command line takes its model --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("base", "flags", "design", "window"),
+    [
+        ("self", (), "self", 4),
+        ("late", ("--model.design", "cross"), "cross", 4),
+        ("sparse", (), "sparse", 4),
+        ("late", ("--config", "{folder}/more.yaml"), "late", 4),
+    ],
+)
+def test_the_model_of_the_run_need_not_be_given_again(
+    base, flags, design, window, settings, runs, tmp_path, monkeypatch, capsys
+):
+    """Whatever is given counts more, from wherever the command is called."""
+    source = Path(runs[base]).resolve()
+    data = yaml.safe_load((source / "config.yaml").read_text())["data"]
+    (tmp_path / "more.yaml").write_text("epochs: 1\nmodel:\n  late:\n    temperature: 0.1\n")
+    monkeypatch.chdir(tmp_path)
+    more = [flag.format(folder=tmp_path) for flag in flags]
+    command = ["train", str(data), "--init", str(source), "--out", "new", "--steps=1", "--batch=8", "--augment=none"]
+    assert main([*command, "--precision=float32", "--trackers=", *more]) == 0
+    recorded = yaml.safe_load(Path("new/config.yaml").read_text())["model"]
+    before = yaml.safe_load((source / "config.yaml").read_text())["model"]
+    expected = before | {"design": design}
+    if "--config" in flags:
+        expected |= {"late": before["late"] | {"temperature": 0.1}}
+    assert recorded == expected
+    assert recorded["text_tower"]["window"] == window
+    assert "the settings of its model are taken" in capsys.readouterr().err
 
 
 # --- what is taken has the same meaning ------------------------------------------------------------------------------

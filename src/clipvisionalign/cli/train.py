@@ -32,7 +32,7 @@ def train(arguments: list[str]) -> int:
     if arguments and not arguments[0].startswith("-"):
         arguments = ["--data", *arguments]
     arguments = _order_settings_arguments(arguments, recipe_file)
-    args = parser.parse_args(arguments)
+    args = parser.parse_args([*_inherited_settings(parser, arguments), *arguments])
     settings = parser.instantiate_classes(args).as_dict()
     if settings.pop("recipe") is not None:
         raise ValueError("a file of settings names no 'recipe': give --recipe on the command line")
@@ -121,6 +121,25 @@ def _load_settings(text: str, numbers: list[str]) -> Any:
         return settings
     flat = flatten_sections(settings)
     return flat | {"model": read_recorded_settings(flat["model"])} if "model" in flat else flat
+
+
+def _inherited_settings(parser: Any, arguments: list[str]) -> list[str]:
+    """The model of the run of --init as a first file of settings, so that it need not be given again.
+
+    All that is given counts more. Beside another pretrained model that is given, nothing is taken.
+    """
+    if not any(argument.partition("=")[0] in ("--init", "--config") for argument in arguments):
+        return []
+    import json
+
+    from clipvisionalign.training.init_run import model_settings_of
+
+    given = parser.parse_args(arguments, defaults=False)
+    model = model_settings_of(given.init) if given.get("init") and not given.get("model.pretrained") else {}
+    if not model:
+        return []
+    logger.info(f"--init {given.init}: the settings of its model are taken where none are given")
+    return ["--config", json.dumps({"model": model})]
 
 
 def _refuse_beside_stages(stages: str, arguments: list[str]) -> None:

@@ -16,7 +16,7 @@ from PIL import Image
 
 from clipvisionalign.data.captioned import CaptionedImages
 from clipvisionalign.data.hashes import run_hash
-from clipvisionalign.data.run_data import is_unfinished, run_settings
+from clipvisionalign.data.run_data import is_unfinished, run_settings, working_directory_of
 from clipvisionalign.models.aligner import PAIR_SCORER_PREFIXES, Aligner
 from clipvisionalign.models.io import load_aligner, read_weights
 from clipvisionalign.models.run_files import WEIGHTS_FILE
@@ -134,6 +134,39 @@ def check_init(run: str) -> None:
             f"--init {run}: that run is not finished (it has no results.json): finish it first, with clipvisionalign "
             f"train --resume {run}"
         )
+
+
+def model_settings_of(run: str | Path) -> dict[str, Any]:
+    """The settings of a run's model, as its folder holds them.
+
+    Args:
+        run: The folder.
+
+    Returns:
+        What stands under `model` in its config.yaml, folders of towers as paths from here; {} where it cannot be read,
+        or has none.
+    """
+    import yaml
+
+    try:
+        settings = run_settings(run).get("model")
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    if not isinstance(settings, dict):
+        return {}
+    directory = working_directory_of(run)
+
+    def from_here(values: dict[str, Any], name: str) -> dict[str, Any]:
+        path = Path(str(values.get(name) or ""))
+        is_below = path.parts and not path.exists() and (directory / path).exists()
+        return values | {name: str(directory / path)} if is_below else values
+
+    towers = {
+        tower: from_here(settings[tower], "name")
+        for tower in ("image_tower", "text_tower")
+        if isinstance(settings.get(tower), dict)
+    }
+    return from_here(settings, "pretrained") | towers
 
 
 def load_init_weights(aligner: Aligner, run: str, model: Aligner | None = None) -> set[str]:
