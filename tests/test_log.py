@@ -68,6 +68,15 @@ def test_the_command_line_shows_a_message_once_whatever_libraries_configure():
     assert (done.stdout, done.stderr) == ("", "WARNING:root:a library\nepoch 1\n")
 
 
+def test_a_program_that_has_called_a_command_sees_messages_as_before():
+    program = (
+        "import logging; from clipvisionalign.cli import main; main(['check', 'nowhere', '--quiet']); "
+        "logging.getLogger('clipvisionalign.training').info('epoch 1')"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "epoch 1\n"
+
+
 def test_a_function_takes_the_lines_and_may_log_itself(handler, capsys):
     handler.is_command_line = True
     lines: list[str] = []

@@ -130,6 +130,19 @@ def configure_command_line(is_quiet: bool = False, is_verbose: bool = False) -> 
 
 
 @contextmanager
+def restored_log() -> Iterator[None]:
+    """Show messages after this as before it, whatever `configure_command_line` is told within.
+
+    A program may call a command and go on.
+    """
+    before = _handler.is_command_line, _handler.is_quiet, _logger.propagate
+    try:
+        yield
+    finally:
+        _handler.is_command_line, _handler.is_quiet, _logger.propagate = before
+
+
+@contextmanager
 def log_to(listener: Log) -> Iterator[None]:
     """Pass messages of this package to a function, a line each, instead of showing them.
 

@@ -38,7 +38,7 @@ from clipvisionalign.cli.search import (
 )
 from clipvisionalign.cli.study import report, report_parser, study, study_parser
 from clipvisionalign.cli.train import train, train_parser
-from clipvisionalign.log import is_main_process
+from clipvisionalign.log import is_main_process, restored_log
 from clipvisionalign.progress import progress_step
 
 
@@ -62,9 +62,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if arguments is None else arguments)
     parser = _main_parser()
     is_quiet, is_verbose = (_take(flag, argv) for flag in (QUIET, VERBOSE))
-    set_verbosity(is_quiet, is_verbose)
-    if argv and argv[0] in COMMANDS:
-        return _run(COMMANDS[argv[0]][1], argv[1:], is_verbose)
+    with restored_log():
+        set_verbosity(is_quiet, is_verbose)
+        if argv and argv[0] in COMMANDS:
+            return _run(COMMANDS[argv[0]][1], argv[1:], is_verbose)
     parser.parse_args(argv)
     parser.print_help()
     return 2
