@@ -102,6 +102,7 @@ def search_parser() -> argparse.ArgumentParser:
         f'  {PROGRAM} search INDEX "a dog on the grass"\n'
         f'  {PROGRAM} search INDEX "beach" --minus "people"\n'
         f'  {PROGRAM} search INDEX "^2 red" "car" --where "width >= 1000"\n'
+        f'  {PROGRAM} search INDEX "a dog" --where \'path like "2024/*" and not (width < 500 or height < 500)\'\n'
         f"  {PROGRAM} search INDEX --like a.jpg --sheet found.png\n"
         f"  {PROGRAM} search INDEX --like a.jpg --captions\n"
         f"  {PROGRAM} search INDEX --queries words.txt --json\n"

@@ -12,7 +12,7 @@ from clipvisionalign.search.embed import IndexRow
 from clipvisionalign.search.index_report import IndexReport
 from clipvisionalign.search.metadata import Metadata
 from clipvisionalign.search.storage import FileListing, InvalidIndexError, Storage, decode_path
-from clipvisionalign.search.tables import BASE_COLUMNS, delete_rows, metadata_types, read_columns, update_rows
+from clipvisionalign.search.tables import BASE_COLUMNS, delete_rows, metadata_columns, read_columns, update_rows
 
 #: Images that are written at a time.
 IMAGES_PER_WRITE = 512
@@ -31,11 +31,11 @@ def sync_metadata_columns(table: Any, metadata: Metadata | None) -> None:
 
     if metadata is None:
         return
-    existing = metadata_types(table)
+    existing = metadata_columns(table)
     obsolete = [name for name, kind in existing.items() if metadata.column_types.get(name) != kind]
     if obsolete:
         table.drop_columns(obsolete)
-    types = {"integer": arrow.int64(), "number": arrow.float64(), "text": arrow.string()}
+    types = {"integer": arrow.int64(), "number": arrow.float64(), "text": arrow.string(), "date": arrow.timestamp("s")}
     added = [
         arrow.field(name, types[kind]) for name, kind in metadata.column_types.items() if existing.get(name) != kind
     ]

@@ -29,7 +29,7 @@ from clipvisionalign.search.storage import FileListing, Storage, decode_path
 
 CellValue = int | float | str | None
 #: What a column holds.
-ColumnType = Literal["integer", "number", "text"]
+ColumnType = Literal["integer", "number", "text", "date"]
 
 #: The greatest integer up to which every format of numbers, JavaScript's included, represents all integers.
 MAX_SAFE_INTEGER = 2**53 - 1

@@ -20,6 +20,7 @@ from clipvisionalign.search.ann import search_table
 from clipvisionalign.search.filters import FILTER_COLUMNS, filter_sql
 from clipvisionalign.search.hits import HIT_COLUMNS, CaptionHit, Hit, to_hits
 from clipvisionalign.search.manifest import IndexManifest, aligner_fingerprint, read_manifest
+from clipvisionalign.search.metadata import ColumnType
 from clipvisionalign.search.queries import EncodedQuery, SearchQuery, encode_queries
 from clipvisionalign.search.rerank import rerank_hits
 from clipvisionalign.search.storage import InvalidIndexError, Storage
@@ -71,8 +72,8 @@ class Searcher:
         self.in_memory: InMemoryVectors | None = None
 
     @property
-    def metadata(self) -> dict[str, bool]:
-        """The metadata columns, and whether they hold numbers."""
+    def metadata(self) -> dict[str, ColumnType]:
+        """The metadata columns, and what they hold."""
         return metadata_columns(self.table)
 
     def search_batch(self, queries: Sequence[SearchQuery]) -> list[Hits | Exception]:
@@ -120,7 +121,9 @@ class Searcher:
             cached = self.in_memory = InMemoryVectors(self.table, columns)
         return cached
 
-    def _search_table(self, query: SearchQuery, vector: np.ndarray, metadata: dict[str, bool]) -> Hits | Exception:
+    def _search_table(
+        self, query: SearchQuery, vector: np.ndarray, metadata: dict[str, ColumnType]
+    ) -> Hits | Exception:
         """The hits of one query by the database, before re-ranking; or its error, which other queries do not have."""
         try:
             if query.captions:

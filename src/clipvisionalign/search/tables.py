@@ -122,33 +122,23 @@ def _vector_type(width: int) -> Any:
     return arrow.list_(arrow.float32(), width)
 
 
-def metadata_types(table: Any) -> dict[str, ColumnType]:
+def metadata_columns(table: Any) -> dict[str, ColumnType]:
     """The metadata columns of a table of images.
 
     Args:
         table: A table of images.
 
     Returns:
-        For each column "integer", "number" or "text".
+        For each column "integer", "number", "text" or "date".
     """
     import pyarrow as arrow
 
     def column_type(type_: Any) -> ColumnType:
+        if arrow.types.is_timestamp(type_):
+            return "date"
         return "number" if arrow.types.is_floating(type_) else "integer" if arrow.types.is_integer(type_) else "text"
 
     return {each.name: column_type(each.type) for each in table.schema if each.name not in BASE_COLUMNS}
-
-
-def metadata_columns(table: Any) -> dict[str, bool]:
-    """The metadata columns of a table of images, as filters need them.
-
-    Args:
-        table: A table of images.
-
-    Returns:
-        For each column whether it holds numbers.
-    """
-    return {name: kind != "text" for name, kind in metadata_types(table).items()}
 
 
 def vector_column(rows: Any) -> np.ndarray:
