@@ -2,27 +2,39 @@
 
 from __future__ import annotations
 
+import csv
+import io
+import json
 import signal
 import time
 import urllib.request
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
+import numpy as np
 import pytest
 from forked import Forked, command, free_port
+from PIL import Image
 
 pytest.importorskip("playwright", reason="no playwright: pip install 'clipvisionalign[pdf]'")
 pytest.importorskip("lancedb", reason="no lancedb: pip install 'clipvisionalign[search]'")
 
+from clipvisionalign.explain.colours import COLOUR_ANCHORS
+from clipvisionalign.explain.heatmaps import MAP_OPACITY, overlay
+from clipvisionalign.search.browse import Browser
 from clipvisionalign.search.indexer import build_index
+from clipvisionalign.search.manifest import read_manifest
+from clipvisionalign.search.tables import open_image_table
 
 
 @contextmanager
-def served(*indexes: Path):
+def served(*indexes: Path, token: str = ""):
     """The address of a service over some indexes, in a process of its own."""
     port = free_port()
     out = indexes[0].with_name(f"{port}.txt")
-    process = Forked(command, "serve", *map(str, indexes), "--port", str(port), out=out)
+    environment = {"CLIPVISIONALIGN_TOKEN": token}
+    process = Forked(command, "serve", *map(str, indexes), "--port", str(port), out=out, environment=environment)
     address = f"http://127.0.0.1:{port}"
     for _ in range(1200):
         try:
@@ -68,7 +80,8 @@ def page(browser, service, request):
     browser_page.on("console", lambda message: said.append(message.text))
     browser_page.on("pageerror", lambda error: said.append(str(error)))
     browser_page.on(
-        "request", lambda asked: None if asked.url.startswith((service, "data:")) else said.append(asked.url)
+        "request",
+        lambda asked: None if asked.url.startswith((service, "data:", f"blob:{service}")) else said.append(asked.url),
     )
     browser_page.goto(service)
     until(browser_page, "document.getElementById('status').textContent.includes('images')")
@@ -88,14 +101,88 @@ def until(page, expression: str, *arguments) -> None:
 
 
 def search_for(page, query: str) -> list[str]:
-    """Search by keyboard; the paths that are found."""
+    """Search by keyboard; the paths of the first page, best first."""
     page.get_by_label("Words").focus()
     page.keyboard.press("Control+a")
     page.keyboard.type(query)
     page.keyboard.press("Enter")
-    until(page, "document.getElementById('status').textContent.includes(' for ')")
+    until(page, "document.getElementById('status').textContent.startsWith('Images for ')")
     page.wait_for_selector(".found li img")
-    return page.locator(".found .about").all_inner_texts()
+    return paths(page)
+
+
+def paths(page) -> list[str]:
+    return page.eval_on_selector_all(".found .name", "names => names.map(name => name.title)")
+
+
+def address(page) -> dict[str, list[str]]:
+    return parse_qs(urlsplit(page.url).query)
+
+
+def open_options(page) -> None:
+    if not page.get_by_label("Filter").is_visible():
+        page.get_by_text("Options").click()
+
+
+# --- what is searched for, and the address --------------------------------------------------------------------------
+
+
+def test_the_first_view_has_all_images_newest_first(page, indexes):
+    assert page.locator("#status").inner_text() == "120 images, newest first"
+    rows = Browser(open_image_table(indexes / "late")).page(40).images
+    assert paths(page)[:40] == [row["path"] for row in rows]
+
+
+def test_the_address_holds_the_query_and_going_back_returns_to_it(page, service):
+    open_options(page)
+    page.get_by_label("Filter").fill('path like "0*"')
+    page.get_by_label("Without").fill("blue, or green")
+    page.get_by_label("Images at a time").fill("7")
+    first = search_for(page, "a red circle, left of a star")
+    assert address(page) == {"q": ["a red circle, left of a star"], "minus": ["blue, or green"],
+                             "where": ['path like "0*"'], "count": ["7"]}  # fmt: skip
+    second = search_for(page, "a blue square")
+    assert first != second
+    page.go_back()
+    until(page, "(first) => document.querySelector('.found .name')?.title === first", first[0])
+    assert page.get_by_label("Words").input_value() == "a red circle, left of a star"
+    page.go_forward()
+    until(page, "(first) => document.querySelector('.found .name')?.title === first", second[0])
+    # A link that is opened anew, with a term beside another.
+    page.goto(f"{service}/?q=a+red+circle&q=%5E2+star&count=5")
+    until(page, "document.getElementById('status').textContent.startsWith('Images for a red circle + ')")
+    assert page.locator("#chips li").all_inner_texts() == ["a red circle\n×"]
+    assert page.get_by_label("Words").input_value() == "^2 star"
+
+
+def test_the_token_leaves_the_address(browser, indexes):
+    with served(indexes / "self", token="a secret") as where:
+        context = browser.new_context()
+        page = context.new_page()
+        page.goto(f"{where}/?token=a%20secret&q=a+star")
+        page.wait_for_selector(".found li")
+        assert address(page) == {"q": ["a star"]}
+        page.reload()
+        page.wait_for_selector(".found li")
+        context.close()
+
+
+def test_a_text_with_commas_is_one_term_and_the_button_adds_others(page):
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url) if "/search?" in request.url else None)
+    search_for(page, "a star, a ring, and a circle")
+    assert parse_qs(urlsplit(asked[0]).query)["q"] == ["a star, a ring, and a circle"]
+    page.get_by_role("button", name="+ term").first.click()
+    page.keyboard.type("blue")
+    page.keyboard.press("Shift+Enter")
+    page.keyboard.type("a square")
+    page.keyboard.press("Enter")
+    until(page, "document.getElementById('status').textContent.includes('blue + a square')")
+    assert address(page)["q"] == ["a star, a ring, and a circle", "blue", "a square"]
+    page.get_by_role("button", name="Remove term blue").click()
+    page.keyboard.press("Enter")
+    until(page, "!document.getElementById('status').textContent.includes('blue')")
+    assert address(page)["q"] == ["a star, a ring, and a circle", "a square"]
 
 
 def test_a_weight_in_its_former_form_is_told(page):
@@ -103,54 +190,300 @@ def test_a_weight_in_its_former_form_is_told(page):
     assert "write '^2 red circle'" in page.locator("#status").inner_text()
 
 
+def test_an_error_is_told_and_the_next_search_works(page):
+    open_options(page)
+    page.get_by_label("Filter").fill("nothing = 3")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#status.bad")
+    assert "nothing" in page.locator("#status").inner_text()
+    page.get_by_label("Filter").fill('path like "none*"')
+    page.keyboard.press("Enter")
+    until(page, "document.getElementById('status').textContent.startsWith('0 images')")
+    page.get_by_label("Filter").fill("")
+    search_for(page, "a star")
+
+
 def test_words_and_without(page):
     plain = search_for(page, "a red circle")
-    assert len(plain) == 20
+    open_options(page)
     page.get_by_label("Without").fill("blue")
     page.keyboard.press("Enter")
-    until(page, "(before) => document.querySelector('.found .about').textContent !== before", plain[0])
+    until(page, "(before) => document.querySelector('.found .name').title !== before", plain[0])
     until(page, "[...document.querySelectorAll('.found img')].slice(0, 4).every(i => i.complete && i.naturalWidth)")
+
+
+def test_a_filter(page):
+    open_options(page)
+    assert "split" in page.locator("#columns").inner_text()
+    page.get_by_label("Filter").fill('path like "00000*" and split = "train"')
+    assert all(path.startswith("00000") for path in search_for(page, "a star"))
+    page.locator(".found .open").first.press("Enter")
+    assert "split\ntrain" in page.locator("#details").inner_text()
+
+
+def test_further_images_are_loaded_at_the_end_of_the_page_in_the_order_of_one_search(page, service):
+    with urllib.request.urlopen(f"{service}/search?q=a+star&count=100") as response:
+        whole = [hit["path"] for hit in json.load(response)["found"]]
+    page.set_viewport_size({"width": 500, "height": 300})
+    page.goto(f"{service}/?q=a+star&count=9")
+    page.wait_for_selector(".found li")
+    page.wait_for_timeout(500)
+    assert 9 <= len(paths(page)) < 100
+    page.mouse.move(200, 200)
+    for _ in range(100):
+        page.mouse.wheel(0, 3000)
+        if len(paths(page)) == 120:
+            break
+        page.wait_for_timeout(50)
+    assert paths(page)[:100] == whole
+    assert len(set(paths(page))) == len(paths(page)) == 120
+    until(page, "document.getElementById('more').hidden")
+
+
+# --- images that are searched with -------------------------------------------------------------------------------------
 
 
 def test_an_image_finds_its_like(page, scenes_folder: Path):
     path = sorted((scenes_folder / "images").glob("*.png"))[3]
-    page.get_by_text("Image, filter, order").click()
     page.get_by_label("An image").set_input_files(str(path))
-    page.wait_for_selector(".found li")
-    assert path.name in page.locator(".found .about").first.inner_text()
+    until(page, "document.getElementById('status').textContent.includes('like')")
+    assert path.name in paths(page)[0]
     page.get_by_label("An image").set_input_files({"name": "x.png", "mimeType": "image/png", "buffer": b"no picture"})
     page.wait_for_selector("#status.bad")
     assert "not an image" in page.locator("#status").inner_text()
 
 
-def test_why_by_keyboard_alone(page):
-    search_for(page, "2:a red circle")
-    page.get_by_role("button", name="Why").first.focus()
+@pytest.mark.parametrize("way", ["drop", "paste"])
+def test_an_image_is_dropped_or_pasted(page, scenes_folder: Path, way):
+    path = sorted((scenes_folder / "images").glob("*.png"))[5]
+    page.evaluate(
+        """([way, name, bytes]) => {
+            const held = new DataTransfer();
+            held.items.add(new File([new Uint8Array(bytes)], name, { type: "image/png" }));
+            const options = { bubbles: true, cancelable: true };
+            if (way === "paste") document.body.dispatchEvent(new ClipboardEvent("paste", { ...options, clipboardData: held }));
+            else for (const type of ["dragover", "drop"]) document.body.dispatchEvent(new DragEvent(type, { ...options, dataTransfer: held }));
+        }""",
+        [way, path.name, list(path.read_bytes())],
+    )
+    until(page, "document.getElementById('status').textContent.includes('like')")
+    assert path.name in paths(page)[0]
+    assert page.locator("#drop").is_hidden()
+    page.get_by_role("button", name="Remove the image").click()
+    until(page, "document.getElementById('status').textContent.includes('newest')")
+
+
+# --- keys ------------------------------------------------------------------------------------------------------------
+
+
+def focused(page) -> str:
+    return page.evaluate(
+        "document.activeElement.closest('.card')?.querySelector('.name').title ?? document.activeElement.id"
+    )
+
+
+def test_all_by_keyboard(page):
+    page.keyboard.press("/")
+    assert focused(page) == "words"
+    page.keyboard.type("a red circle")
     page.keyboard.press("Enter")
-    until(page, "document.querySelector('dialog[open] img')?.naturalWidth > 300")
-    assert page.evaluate("document.activeElement.textContent") == "Close"
+    until(page, "document.getElementById('status').textContent.startsWith('Images for')")
+    listed = paths(page)
+    page.locator("#results").focus()
+    page.keyboard.press("Tab")
+    assert focused(page) == listed[0]
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowRight")
+    assert focused(page) == listed[2]
+    page.keyboard.press("ArrowDown")
+    below = focused(page)
+    assert listed.index(below) > 2
+    page.keyboard.press("ArrowUp")
+    assert focused(page) == listed[2]
+    page.keyboard.press("End")
+    assert focused(page) in paths(page)[len(listed) - 1 :]
+    page.keyboard.press("Home")
+    # The large view, its neighbours, and back to the image that was seen last.
+    page.keyboard.press("Enter")
+    until(page, "document.querySelector('dialog[open] img')?.naturalWidth > 30")
+    page.keyboard.press("ArrowRight")
+    assert page.locator("#viewer-title").inner_text() == Path(listed[1]).name
     page.keyboard.press("Escape")
     assert not page.locator("dialog[open]").count()
-    page.get_by_role("button", name="Images similar to").first.focus()
-    page.keyboard.press("Enter")
+    assert focused(page) == listed[1]
+    page.keyboard.press("s")
     until(page, "document.getElementById('status').textContent.includes('like')")
+    assert listed[1] not in paths(page)
+    page.keyboard.press("?")
+    assert "Shift Space" in page.locator("dialog[open]").inner_text()
+    page.get_by_label("keys of a single character work").uncheck()
+    page.keyboard.press("Escape")
+    page.locator("#results").focus()
+    page.keyboard.press("/")
+    assert focused(page) == "results"
+
+
+def test_selected_images_are_copied_and_exported(page, indexes):
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    listed = search_for(page, "a red circle")
+    page.locator(".found .open").first.focus()
+    page.keyboard.press("Space")
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("Shift+Space")
+    page.locator(".card").nth(5).hover()
+    page.locator(".card .pick").nth(5).click()
+    chosen = [*listed[:3], listed[5]]
+    assert page.locator(".card.chosen .name").evaluate_all("names => names.map(name => name.title)") == chosen
+    assert page.locator("#selected-count").inner_text() == "4 images selected"
+    page.get_by_role("button", name="Copy paths").click()
+    until(page, "document.getElementById('selected-count').textContent.includes('copied')")
+    folder = read_manifest(indexes / "late").folder
+    copied = page.evaluate("navigator.clipboard.readText()").splitlines()
+    assert copied == [f"{folder}/{path}" for path in chosen]
+    assert all(Path(path).is_file() for path in copied)
+    contents = {}
+    for name in ("Paths", "CSV", "JSON"):
+        with page.expect_download() as download:
+            page.locator("#selected").get_by_role("button", name=name, exact=True).click()
+        contents[name] = Path(download.value.path()).read_text(encoding="utf-8")
+    assert contents["Paths"].splitlines() == copied
+    rows = list(csv.DictReader(io.StringIO(contents["CSV"])))
+    assert [row["path"] for row in rows] == [row["path"] for row in json.loads(contents["JSON"])] == chosen
+    assert {row["split"] for row in rows} <= {"train", "dev", "test"}
+    page.keyboard.press("Escape")
+    assert page.locator("#selected").is_hidden()
+
+
+def test_a_search_is_saved_renamed_opened_and_deleted(page):
+    listed = search_for(page, "a red circle")
+    page.get_by_role("button", name="Save this search").click()
+    page.get_by_label("Name of this search").fill("red")
+    page.keyboard.press("Enter")
+    page.keyboard.press("Escape")
+    search_for(page, "a blue star")
+    page.reload()
+    page.wait_for_selector(".found li")
+    page.get_by_role("button", name="Saved searches").click()
+    page.get_by_role("button", name="Rename red").click()
+    page.keyboard.type("red circles")
+    page.keyboard.press("Enter")
+    page.get_by_role("link", name="red circles").click()
+    until(page, "document.getElementById('status').textContent.startsWith('Images for a red circle,')")
+    assert paths(page) == listed
+    page.get_by_role("button", name="Saved searches").click()
+    page.get_by_role("button", name="Delete red circles").click()
+    assert "None yet" in page.locator("#saved-list").inner_text()
+
+
+# --- one image, and why ------------------------------------------------------------------------------------------------
+
+
+def test_why_by_keyboard_with_a_map_of_each_word(page):
+    search_for(page, "2:a red circle")
+    page.locator(".found .open").first.focus()
+    page.keyboard.press("w")
+    until(page, "document.querySelectorAll('#why-maps button').length === 4")
+    words = page.locator("#why-maps button").all_inner_texts()
+    assert words == ["all words", "a", "red", "circle"]
+    maps = []
+    for word in words:
+        choice = page.get_by_role("button", name=word, exact=True)
+        choice.press("Enter")
+        assert choice.get_attribute("aria-pressed") == "true"
+        assert page.locator("#why-maps [aria-pressed=true]").count() == 1
+        maps.append(page.evaluate("document.getElementById('map').toDataURL()"))
+    assert len(set(maps)) > 1
+    # Without its colour a map is the image in grey.
+    page.get_by_role("slider", name="Colour").fill("0")
+    pixels = "[...document.getElementById('map').getContext('2d').getImageData(0, 0, 60, 60).data]"
+    grey = page.evaluate(pixels)
+    assert grey[0::4] == grey[1::4] == grey[2::4]
+    assert "late interaction" in page.locator("#why-note").inner_text()
+    # Other words, without a search.
+    page.get_by_label("Where in the image").fill("a star")
+    page.keyboard.press("Enter")
+    until(page, "document.querySelectorAll('#why-maps button').length === 3")
+    page.keyboard.press("Escape")
+    assert not page.locator("dialog[open]").count()
+
+
+def test_the_map_of_the_page_is_that_of_the_sheet(page):
+    """The same colours, enlarged the same way, as `overlay` gives."""
+    rng = np.random.default_rng(0)
+    grid = rng.random((7, 7)).round(3)
+    image = rng.integers(0, 255, (60, 90, 3)).astype(np.uint8)
+    drawn = page.evaluate(
+        """async ([pixels, grid, anchors, opacity]) => {
+            const { drawMap } = await import("/page/heatmap.js");
+            const image = document.createElement("canvas"), drawn = document.createElement("canvas");
+            Object.assign(image, { width: 90, height: 60 });
+            const data = new ImageData(90, 60);
+            pixels.forEach((value, at) => { data.data[4 * Math.floor(at / 3) + at % 3] = value; data.data[4 * Math.floor(at / 3) + 3] = 255; });
+            image.getContext("2d").putImageData(data, 0, 0);
+            drawMap(drawn, image, grid, anchors, opacity, 90, 60);
+            return [...drawn.getContext("2d").getImageData(0, 0, 90, 60).data];
+        }""",
+        [image.flatten().tolist(), grid.tolist(), COLOUR_ANCHORS, MAP_OPACITY],
+    )
+    page_map = np.array(drawn).reshape(60, 90, 4)[..., :3]
+    assert np.abs(page_map - overlay(Image.fromarray(image), grid, 90).astype(int)).max() <= 3
 
 
 def test_captions_of_an_image(page):
     search_for(page, "a red circle")
-    page.get_by_role("button", name="Captions near").first.click()
-    page.wait_for_selector("dialog[open] li")
-    assert page.locator("dialog li").count() == 10
+    page.locator(".found .open").first.press("Enter")
+    page.get_by_role("button", name="Captions").click()
+    until(page, "document.querySelectorAll('#captions li').length === 10")
+
+
+# --- several indexes -------------------------------------------------------------------------------------------------
 
 
 def test_compare_and_re_rank(page):
-    page.get_by_text("Image, filter, order").click()
+    open_options(page)
     page.get_by_label("compare both indexes").check()
     page.get_by_label("re-rank the first 32").check()
+    page.get_by_label("Images at a time").fill("10")
     search_for(page, "a star")
     assert page.locator(".columns.two section").count() == 2
     assert page.get_by_role("heading", name="Index 2, design self").count() == 1
-    assert " / " in page.locator("section").first.locator(".about").first.inner_text()
+    assert " / " in page.locator("section").first.locator(".value").first.inner_text()
+    left, right = (
+        page.locator(".columns section")
+        .nth(index)
+        .locator(".name")
+        .evaluate_all("names => names.map(name => name.title)")
+        for index in (0, 1)
+    )
+    badges = page.locator(".columns section").first.locator(".rank").all_inner_texts()
+    expected = [
+        "here only"
+        if path not in right
+        else "same rank"
+        if right.index(path) == rank
+        else f"there {right.index(path) + 1}."
+        for rank, path in enumerate(left)
+    ]
+    assert badges == expected
+    assert address(page) == {"q": ["a star"], "rerank": ["1"], "compare": ["1"], "count": ["10"]}
+
+
+def test_what_an_index_cannot_do_is_not_offered(browser, served_alone):
+    context = browser.new_context()
+    page = context.new_page()
+    page.goto(served_alone)
+    until(page, "document.getElementById('status').textContent.includes('images')")
+    open_options(page)
+    assert page.get_by_label("Filter").is_visible()
+    for label in ("compare both indexes", "re-rank the first 32", "Promise"):
+        assert not page.get_by_label(label).is_visible()
+    page.locator(".found .open").first.press("Enter")
+    assert not page.get_by_role("button", name="Captions").is_visible()
+    context.close()
+
+
+# --- for all -----------------------------------------------------------------------------------------------------------
 
 
 def test_the_interface_is_described_and_tried(page, service):
@@ -162,30 +495,31 @@ def test_the_interface_is_described_and_tried(page, service):
     until(page, "document.querySelector('.responses-table .response .microlight')?.textContent.includes('pictures')")
 
 
-def test_what_an_index_cannot_do_is_not_offered(browser, served_alone):
-    context = browser.new_context()
-    page = context.new_page()
-    page.goto(served_alone)
-    until(page, "document.getElementById('status').textContent.includes('images')")
-    page.get_by_text("Image, filter, order").click()
-    assert page.get_by_label("Filter").is_visible()
-    assert not page.get_by_label("compare both indexes").is_visible()
-    assert not page.get_by_label("re-rank the first 32").is_visible()
-    context.close()
-
-
-def test_a_filter(page):
-    page.get_by_text("Image, filter, order").click()
-    assert "split" in page.locator("#columns").inner_text()
-    page.get_by_label("Filter").fill('path like "00000*" and split = "train"')
-    assert all("00000" in text and "split train" in text for text in search_for(page, "a star"))
-
-
-@pytest.mark.parametrize("page", [(1280, "light"), (1280, "dark"), (390, "light")], indirect=True)
+@pytest.mark.parametrize("page", [(1280, "light"), (1280, "dark"), (390, "light"), (390, "dark")], indirect=True)
 def test_axe_finds_no_fault_and_it_fits(page):
     from axe_playwright_python.sync_playwright import Axe
 
+    def check(view: str) -> None:
+        violations = Axe().run(page).response["violations"]
+        assert violations == [], [(view, each["id"], each["nodes"][0]["html"][:200]) for each in violations]
+        assert page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth"), view
+
+    check("newest")
     search_for(page, "a red circle")
-    violations = Axe().run(page).response["violations"]
-    assert violations == [], [(one["id"], one["nodes"][0]["html"][:200]) for one in violations]
-    assert page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
+    open_options(page)
+    page.get_by_label("compare both indexes").check()
+    page.get_by_role("button", name="+ term").first.click()
+    search_for(page, "a star")
+    page.locator(".found .open").first.press(" ")
+    check("compared and selected")
+    page.locator(".found .open").first.press("w")
+    until(page, "document.querySelectorAll('#why-maps button').length > 3")
+    check("large")
+    page.keyboard.press("Escape")
+    page.get_by_role("button", name="Save this search").click()
+    page.keyboard.press("Enter")
+    check("saved")
+    page.keyboard.press("Escape")
+    page.locator("#results").focus()
+    page.keyboard.press("?")
+    check("keys")

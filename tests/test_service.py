@@ -31,12 +31,16 @@ SECRET = "k7 %&+ü/?#secret"
 LIMITS = Limits(upload_bytes=200_000, seconds=5)
 
 
+def _unreadable():
+    raise OSError("no table")
+
+
 class Stub:
     """What the service asks a `Searcher`, without an index."""
 
-    manifest = SimpleNamespace(kind="exact", recall=1.0)
+    manifest = SimpleNamespace(kind="exact", recall=1.0, folder="/a hidden folder")
     aligner = SimpleNamespace(config=SimpleNamespace(design="self"), late=None)
-    table = SimpleNamespace(count_rows=lambda: 4321)
+    table = SimpleNamespace(count_rows=lambda: 4321, version=1, schema=[], search=_unreadable)
     caption_table, metadata = None, {"hidden_column": False}
     score, raised = 0.5, None
 
@@ -119,7 +123,7 @@ def test_nothing_is_answered_without_the_token_and_nothing_tells_it(app):
             elif path == "/health" and method in ("GET", "HEAD"):
                 assert response.status in (200, 405), case
                 assert b"4321" not in response.body, case
-                assert b"hidden_column" not in response.body, case
+                assert b"hidden" not in response.body, case
             else:
                 assert response.status == 401, case
             gets_cookie = allowed and where == "query" and response.status < 400

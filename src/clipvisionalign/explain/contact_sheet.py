@@ -7,6 +7,7 @@ from io import BytesIO
 
 from PIL import Image, ImageDraw, ImageFont
 
+from clipvisionalign.explain.colours import colour_scale
 from clipvisionalign.explain.heatmaps import Explanation, overlay
 from clipvisionalign.images import ImageSource, open_image
 
@@ -81,6 +82,18 @@ def explanation_sheet(image: ImageSource, explanation: Explanation) -> Image.Ima
         (Image.fromarray(overlay(image, explanation.heatmap)), "the caption"),
     ]
     entries += [(Image.fromarray(overlay(image, grid)), word) for word, grid in explanation.word_heatmaps]
-    return contact_sheet(
-        entries, f"{explanation.caption} ({explanation.method}, score {explanation.score:.3f})", columns=5
-    )
+    title = f"{explanation.caption} ({explanation.method}, score {explanation.score:.3f})"
+    return _add_scale(contact_sheet(entries, title, columns=5))
+
+
+def _add_scale(sheet: Image.Image) -> Image.Image:
+    """A sheet of heat maps with the scale of their colours below."""
+    page = Image.new("RGB", (sheet.width, sheet.height + LINE + GAP), "white")
+    page.paste(sheet, (0, 0))
+    draw, font, y = ImageDraw.Draw(page), ImageFont.load_default(13), sheet.height - GAP // 2
+    draw.text((GAP, y), "least", fill="#333", font=font)
+    left = GAP + round(font.getlength("least")) + GAP // 2
+    scale = colour_scale(CELL // 2, LINE - 4)
+    page.paste(scale, (left, y + 2))
+    draw.text((left + scale.width + GAP // 2, y), "most, each map by itself", fill="#333", font=font)
+    return page

@@ -23,11 +23,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from clipvisionalign.explain.colours import colour_map
 from clipvisionalign.images import ImageSource
 from clipvisionalign.models.aligner import Aligner
 from clipvisionalign.models.eval_mode import eval_mode
 from clipvisionalign.models.heads import ImageEmbeddings
 from clipvisionalign.models.pair_scorer import PairScorer
+
+#: Share of a map's colour in an overlay; the rest is the image.
+MAP_OPACITY = 0.6
 
 
 @dataclass(frozen=True)
@@ -219,7 +223,7 @@ def _to_grid(values: Tensor) -> np.ndarray:
 
 
 def overlay(image: ImageSource, grid: np.ndarray, size: int = 224) -> np.ndarray:
-    """An image with a map over it: what the map leaves out is grey.
+    """A map in colours (`colours.py`) over the image in grey.
 
     The tower takes the whole image, squeezed into a square; here both have the image's own shape.
 
@@ -244,8 +248,7 @@ def overlay(image: ImageSource, grid: np.ndarray, size: int = 224) -> np.ndarray
 
     pil_image = open_image(image)
     pil_image.thumbnail((size, size), Image.Resampling.BICUBIC)
-    mask = Image.fromarray((255 * grid.clip(0, 1)).astype(np.uint8))
-    opacity = np.asarray(mask.resize(pil_image.size, Image.Resampling.BICUBIC), dtype=np.float32)[..., None] / 255
-    colours = np.asarray(pil_image, dtype=np.float32)
-    grey = 0.35 * colours.mean(axis=-1, keepdims=True) + 20
-    return (colours * opacity + grey * (1 - opacity)).clip(0, 255).astype(np.uint8)
+    mask = Image.fromarray(grid.clip(0, 1).astype(np.float32))
+    values = np.asarray(mask.resize(pil_image.size, Image.Resampling.BICUBIC))
+    grey = np.asarray(pil_image.convert("L"), dtype=np.float32)[..., None]
+    return (MAP_OPACITY * colour_map(values) + (1 - MAP_OPACITY) * grey).clip(0, 255).astype(np.uint8)

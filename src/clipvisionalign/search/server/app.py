@@ -51,6 +51,7 @@ def create_app(
     routes.add_search_routes(app, service)
     routes.add_similar_routes(app, service)
     routes.add_image_routes(app, service)
+    routes.add_explain_routes(app, service)
     routes.add_state_routes(app, service)
     for route in app.routes:
         if isinstance(route, APIRoute):

@@ -13,7 +13,8 @@ class Limits:
     Attributes:
         characters: Characters of a term at most.
         terms: Terms of a query at most.
-        results: Results at most.
+        results: Results of one answer at most.
+        offset: Results that can be passed over at most, to continue an answer.
         rerank: First results that are ordered by pair scores at most.
         upload_bytes: Bytes of an image that is sent.
         seconds: Time after which a request is answered with 503.
@@ -22,6 +23,7 @@ class Limits:
     characters: int = 1000
     terms: int = 16
     results: int = 100
+    offset: int = 2000
     rerank: int = 64
     upload_bytes: int = 20 * 2**20
     seconds: float = 30.0

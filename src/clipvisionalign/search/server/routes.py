@@ -10,14 +10,16 @@ from importlib.resources import files
 from io import BytesIO
 from typing import Annotated, Any
 
+import numpy as np
 from fastapi import FastAPI, File, Query, Request, Response, UploadFile
 from fastapi.responses import HTMLResponse
 from fastapi.staticfiles import StaticFiles
 from PIL import Image
 
 from clipvisionalign import __version__
+from clipvisionalign.explain.colours import COLOUR_ANCHORS
 from clipvisionalign.explain.contact_sheet import explanation_sheet
-from clipvisionalign.explain.heatmaps import explain
+from clipvisionalign.explain.heatmaps import MAP_OPACITY, Explanation, explain
 from clipvisionalign.images import open_image
 from clipvisionalign.search.filters import MAX_FILTER_LENGTH
 from clipvisionalign.search.hits import CaptionHit, Hit
@@ -30,6 +32,7 @@ from clipvisionalign.search.terms import Term, parse_term
 LARGE_IMAGE_SIZE = 1600
 
 INDEX_DESCRIPTION = "which index, where there are several"
+OFFSET_DESCRIPTION = "how many of the first results to leave out: those of the answer before"
 
 ImageIdParam = Annotated[int, Query(ge=0, lt=2**63, description="an image's number in the index")]
 
@@ -52,6 +55,35 @@ def hits_to_json(hits: Sequence[Hit | CaptionHit], terms: Sequence[Term] = ()) -
     return {"found": [hit.to_dict() for hit in hits], "notes": [term.note for term in terms if term.note]}
 
 
+def explanation_to_json(explanation: Explanation) -> dict[str, Any]:
+    """The maps of an explanation, with the colours that they are to be drawn in.
+
+    Args:
+        explanation: The maps.
+
+    Returns:
+        "caption", "score" (None where it is not finite), "method", "map", "words" (each with "word" and "map"),
+        "ignored", "colours" (sRGB at equal steps from 0 to 1) and "opacity" (of the colours over the image).
+
+    Raises:
+        ValueError: A map is not finite.
+    """
+    if not all(
+        np.isfinite(grid).all() for grid in (explanation.heatmap, *(grid for _, grid in explanation.word_heatmaps))
+    ):
+        raise ValueError("the model's map of this image is not finite")
+    return {
+        "caption": explanation.caption,
+        "score": explanation.score if math.isfinite(explanation.score) else None,
+        "method": explanation.method,
+        "map": explanation.heatmap.round(3).tolist(),
+        "words": [{"word": word, "map": grid.round(3).tolist()} for word, grid in explanation.word_heatmaps],
+        "ignored": explanation.ignored_words,
+        "colours": COLOUR_ANCHORS,
+        "opacity": MAP_OPACITY,
+    }
+
+
 def add_search_routes(app: FastAPI, service: SearchService) -> None:
     """Add the search by words, /search.
 
@@ -61,6 +93,7 @@ def add_search_routes(app: FastAPI, service: SearchService) -> None:
     """
     limits = service.limits
     CountParam = Annotated[int, Query(ge=1, le=limits.results)]
+    OffsetParam = Annotated[int, Query(ge=0, le=limits.offset, description=OFFSET_DESCRIPTION)]
     IndexParam = Annotated[int, Query(ge=0, lt=len(service.searchers), description=INDEX_DESCRIPTION)]
 
     @app.get("/search", responses={422: {}})
@@ -71,6 +104,7 @@ def add_search_routes(app: FastAPI, service: SearchService) -> None:
         where: Annotated[str, Query(max_length=MAX_FILTER_LENGTH)] = "",
         rerank: Annotated[int, Query(ge=0, le=limits.rerank)] = 0,
         index: IndexParam = 0,
+        offset: OffsetParam = 0,
     ) -> dict[str, Any]:
         """Images by words, without others, filtered, re-ranked."""
 
@@ -79,7 +113,9 @@ def add_search_routes(app: FastAPI, service: SearchService) -> None:
             for text in [*q, *minus]:
                 if len(text) > limits.characters:
                     raise ValueError(f"a query of {len(text):,} characters; at most {limits.characters:,}")
-            return hits_to_json(service.search(SearchQuery(terms, count, where, rerank), index), terms)
+            # Re-ranking orders the first results only: what comes after them stays where it is.
+            query = SearchQuery(terms, offset + count, where, rerank if rerank > offset else 0)
+            return hits_to_json(service.search(query, index)[offset:], terms)
 
         return translate_errors(work, where)
 
@@ -93,26 +129,32 @@ def add_similar_routes(app: FastAPI, service: SearchService) -> None:
     """
     searchers = service.searchers
     CountParam = Annotated[int, Query(ge=1, le=service.limits.results)]
+    OffsetParam = Annotated[int, Query(ge=0, le=service.limits.offset, description=OFFSET_DESCRIPTION)]
     IndexParam = Annotated[int, Query(ge=0, lt=len(service.searchers), description=INDEX_DESCRIPTION)]
 
     @app.get("/similar", responses={404: {}, 422: {}})
-    def similar_to(id: ImageIdParam, count: CountParam = 20, where: str = "", index: IndexParam = 0) -> dict[str, Any]:
+    def similar_to(
+        id: ImageIdParam, count: CountParam = 20, where: str = "", index: IndexParam = 0, offset: OffsetParam = 0
+    ) -> dict[str, Any]:
         """Images like one of the index."""
 
         def work() -> dict[str, Any]:
-            query = SearchQuery(count=count + 1, where=where, vector=searchers[index].vector_of(id))
-            return hits_to_json([hit for hit in service.search(query, index) if hit.id != id][:count])
+            query = SearchQuery(count=offset + count + 1, where=where, vector=searchers[index].vector_of(id))
+            others = [hit for hit in service.search(query, index) if hit.id != id]
+            return hits_to_json(others[offset : offset + count])
 
         return translate_errors(work, where)
 
     @app.post("/similar", responses={413: {}, 422: {}})
     def similar_upload(
-        picture: Annotated[UploadFile, File()], count: CountParam = 20, where: str = "", index: IndexParam = 0
-    ) -> dict[str, Any]:
+        picture: Annotated[UploadFile, File()], count: CountParam = 20, where: str = "", index: IndexParam = 0,
+        offset: OffsetParam = 0,
+    ) -> dict[str, Any]:  # fmt: skip
         """Images like one that is sent in."""
 
         def work() -> dict[str, Any]:
-            return hits_to_json(service.search(SearchQuery([service.read_upload(picture)], count, where), index))
+            query = SearchQuery([service.read_upload(picture)], offset + count, where)
+            return hits_to_json(service.search(query, index)[offset:])
 
         return translate_errors(work, where)
 
@@ -141,7 +183,49 @@ def add_similar_routes(app: FastAPI, service: SearchService) -> None:
 
 
 def add_image_routes(app: FastAPI, service: SearchService) -> None:
-    """Add the images of an index, /image, and their explanations, /explain.
+    """Add the images of an index, /image, and all of them newest first, /browse.
+
+    Args:
+        app: The application.
+        service: Its state.
+    """
+    searchers, limits = service.searchers, service.limits
+    IndexParam = Annotated[int, Query(ge=0, lt=len(service.searchers), description=INDEX_DESCRIPTION)]
+
+    @app.get("/browse", responses={422: {}})
+    def browse(
+        count: Annotated[int, Query(ge=1, le=limits.results)] = 40,
+        cursor: Annotated[str, Query(max_length=60, description="'next' of the page before")] = "",
+        where: Annotated[str, Query(max_length=MAX_FILTER_LENGTH)] = "",
+        index: IndexParam = 0,
+    ) -> dict[str, Any]:
+        """All images without a query, newest first: by the column `taken` where there is one, else by file time."""
+
+        def work() -> dict[str, Any]:
+            page = service.browsers[index].page(count, cursor, where)
+            return {"found": page.images, "total": page.total, "next": page.next_cursor or None}
+
+        return translate_errors(work, where)
+
+    @app.get("/image/{id}", response_class=Response, responses={200: {"content": {"image/jpeg": {}}}, 404: {}, 422: {}})
+    def image(id: int, large: bool = False, index: IndexParam = 0) -> Response:
+        """An image by its number: its thumbnail, or the image itself, up to 1,600 pixels."""
+
+        def work() -> Response:
+            if not 0 <= id < 2**63:
+                raise KeyError(f"no image {id} in this index")
+            searcher = searchers[index]
+            if not large:
+                return Response(searcher.value(id, "thumbnail"), media_type="image/jpeg")
+            opened = open_image(searcher.image_source(id), LARGE_IMAGE_SIZE)
+            opened.thumbnail((LARGE_IMAGE_SIZE, LARGE_IMAGE_SIZE))
+            return _jpeg(opened)
+
+        return translate_errors(work)
+
+
+def add_explain_routes(app: FastAPI, service: SearchService) -> None:
+    """Add the explanations of images, /explain and /explanation.
 
     Args:
         app: The application.
@@ -169,19 +253,21 @@ def add_image_routes(app: FastAPI, service: SearchService) -> None:
 
         return translate_errors(work)
 
-    @app.get("/image/{id}", response_class=Response, responses={200: {"content": {"image/jpeg": {}}}, 404: {}, 422: {}})
-    def image(id: int, large: bool = False, index: IndexParam = 0) -> Response:
-        """An image by its number: its thumbnail, or the image itself, up to 1,600 pixels."""
+    @app.get("/explanation", responses={404: {}, 422: {}})
+    def explanation(
+        id: ImageIdParam,
+        caption: Annotated[str, Query(min_length=1, max_length=limits.characters)],
+        index: IndexParam = 0,
+    ) -> dict[str, Any]:
+        """Which parts of an image carry the words, as numbers: a map of the caption and, by design, of each word."""
 
-        def work() -> Response:
-            if not 0 <= id < 2**63:
-                raise KeyError(f"no image {id} in this index")
+        def work() -> dict[str, Any]:
+            if not caption.strip():
+                raise ValueError("a caption needs words")
             searcher = searchers[index]
-            if not large:
-                return Response(searcher.value(id, "thumbnail"), media_type="image/jpeg")
-            opened = open_image(searcher.image_source(id), LARGE_IMAGE_SIZE)
-            opened.thumbnail((LARGE_IMAGE_SIZE, LARGE_IMAGE_SIZE))
-            return _jpeg(opened)
+            image_source = searcher.image_source(id)
+            with service.model_lock:
+                return explanation_to_json(explain(searcher.aligner, image_source, caption))
 
         return translate_errors(work)
 

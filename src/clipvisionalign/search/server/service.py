@@ -7,6 +7,7 @@ from typing import Any
 from fastapi import HTTPException, UploadFile
 
 from clipvisionalign.images import open_image
+from clipvisionalign.search.browse import Browser
 from clipvisionalign.search.filters import FILTER_COLUMNS
 from clipvisionalign.search.queries import SearchQuery
 from clipvisionalign.search.searcher import Hits, Searcher
@@ -25,6 +26,7 @@ class SearchService:
 
     Attributes:
         batchers: One for each index.
+        browsers: One for each index.
         metrics: Counts and times of requests.
         model_lock: Held while images are encoded or pairs are scored: a model uses all cores, so two calls at a time
             would only take turns.
@@ -33,6 +35,7 @@ class SearchService:
     def __init__(self, searchers: Sequence[Searcher], limits: Limits) -> None:
         self.searchers, self.limits = searchers, limits
         self.batchers = [Batcher(searcher.search_batch) for searcher in searchers]
+        self.browsers = [Browser(searcher.table) for searcher in searchers]
         self.metrics = Metrics(self.encoder_counts)
         self.model_lock = threading.Lock()
 
@@ -100,6 +103,7 @@ def index_info(searcher: Searcher) -> dict[str, Any]:
     """
     return {
         "pictures": searcher.table.count_rows(),
+        "folder": searcher.manifest.folder,
         "kind": searcher.manifest.kind,
         "recall": searcher.manifest.recall,
         "design": searcher.aligner.config.design,

@@ -1,153 +1,236 @@
-"use strict";
-const by = (id) => document.getElementById(id);
-const status = (text, bad = false) => { by("status").textContent = text; by("status").classList.toggle("bad", bad); };
-let about = { indexes: [] };
-let asked = 0;
+// The page: what the form, the address and the keys ask for is searched for and shown.
+import { ask, button, by, element, plural, setStatus } from "./dom.js";
+import { setUpKeys, singleKeys } from "./keys.js";
+import { emptyQuery, kindOf, plainWords, queryName, readQuery, writeQuery } from "./query.js";
+import { Column } from "./results.js";
+import { setUpSaved } from "./saved.js";
+import { Selection } from "./selection.js";
+import { TermField } from "./terms.js";
+import { Viewer } from "./viewer.js";
 
-async function ask(path, options) {
-  const response = await fetch(path, options);
-  const answer = await response.json();
-  if (!response.ok) {
-    const told = Array.isArray(answer.detail) ? answer.detail.map((one) => `${one.loc.at(-1)}: ${one.msg}`).join("; ") : answer.detail;
-    throw new Error(told || `the service answered ${response.status}`);
+//: Images that are passed over at most, as the service allows; and how many are re-ranked.
+const MAX_OFFSET = 2000, RERANKED = 32;
+const about = { indexes: [] };
+const words = new TermField(by("words"), by("chips"), by("add-word"), "term");
+const minus = new TermField(by("minus"), by("minus-chips"), by("add-minus"), "unwanted term");
+const selection = new Selection(about);
+const actions = { open, similar, singleKeys };
+const viewer = new Viewer(about, actions, selection);
+//: Files that were searched with, which no address can hold: by the number in the history.
+const uploads = [];
+let query = emptyQuery(), columns = [], runs = 0;
+selection.listeners.push(() => columns.forEach((column) => column.mark()));
+
+function open(column, position, why = false) {
+  const terms = kindOf(query) === "words" ? query.q.map(plainWords).join(" and ") : by("why-words").value;
+  viewer.open(column, position, terms, why);
+}
+
+function similar(column, position) {
+  const { id, path } = column.hits[position];
+  run({ ...emptyQuery(), where: query.where, count: query.count, like: id, index: column.index, likeName: path });
+}
+
+// --- the form and the address -----------------------------------------------------------------------------------------
+
+function writeForm() {
+  words.terms = query.q;
+  minus.terms = query.minus;
+  by("where").value = query.where;
+  by("count").value = query.count;
+  by("promise").value = query.promise;
+  by("rerank").checked = query.rerank;
+  by("compare").checked = query.compare;
+  by("picture").value = "";
+  document.querySelector(".chips .example")?.remove();
+  if (query.upload || query.like !== null) {
+    const image = element("img", { alt: "", src: query.upload ? URL.createObjectURL(query.upload) : `/image/${query.like}?index=${query.index}` });
+    const name = query.upload?.name ?? "this image";
+    by("chips").append(element("li", { class: "example" }, image, element("span", {}, `like ${name}`), button("×", () => run({ ...query, upload: null, like: null }), { "aria-label": "Remove the image from the query" })));
+    by("chips").hidden = false;
   }
-  return answer;
+  const active = [query.minus.length && "without", query.where && "filter", query.promise && "promise", query.rerank && "re-ranked", query.compare && "compared"].filter(Boolean);
+  by("active-options").textContent = active.length ? `: ${active.join(", ")}` : "";
 }
 
-function terms(text) { return text.split(",").map((part) => part.trim()).filter(Boolean); }
-
-function parameters(index) {
-  const found = new URLSearchParams({ count: by("count").value || "20", index });
-  if (by("where").value.trim()) found.set("where", by("where").value);
-  return found;
+function readForm() {
+  return {
+    ...emptyQuery(), q: words.terms, minus: minus.terms, where: by("where").value.trim(),
+    count: Math.min(100, Math.max(1, Math.round(Number(by("count").value)) || emptyQuery().count)),
+    promise: by("promise").value, rerank: by("rerank").checked, compare: by("compare").checked,
+  };
 }
 
-async function search() {
-  const words = terms(by("words").value), picture = by("picture").files[0];
-  if (!words.length && !picture) { status("Enter words, or choose an image.", true); by("words").focus(); return; }
-  const which = by("compare").checked ? about.indexes.map((_, i) => i) : [0];
-  await show(picture && !words.length ? `images like ${picture.name}` : words.join(" + "), which, (index) => {
-    const query = parameters(index);
-    if (picture && !words.length) {
-      const form = new FormData();
-      form.append("picture", picture);
-      return ask(`/similar?${query}`, { method: "POST", body: form });
+/** What the form asks for: its words; without any, the image that is searched with already. */
+function submit() {
+  const asked = readForm();
+  if (!asked.q.length) Object.assign(asked, { upload: query.upload, like: query.like, index: query.index, likeName: query.likeName });
+  run(asked);
+}
+
+function searchWithFile(file) {
+  if (!file) return;
+  if (file.type && !file.type.startsWith("image/")) { setStatus(`${file.name}: not an image`, true); return; }
+  run({ ...readForm(), q: [], minus: [], upload: file });
+}
+
+// --- searching -----------------------------------------------------------------------------------------------------
+
+function pageLoader(asked, index) {
+  const kind = kindOf(asked);
+  let cursor = "";
+  return async (column) => {
+    const offset = column.hits.length, values = new URLSearchParams({ count: asked.count, index });
+    if (asked.where) values.set("where", asked.where);
+    if (kind === "browse") {
+      if (cursor) values.set("cursor", cursor);
+      const answer = await ask(`/browse?${values}`);
+      cursor = answer.next;
+      Object.assign(column, { total: answer.total });
+      return { hits: answer.found, done: !cursor };
     }
-    for (const word of words) query.append("q", word);
-    for (const word of terms(by("minus").value)) query.append("minus", word);
-    if (by("rerank").checked && about.indexes[index].reranks) query.set("rerank", "32");
-    return ask(`/search?${query}`);
-  }, words.map((word) => word.replace(/^\^\d+(\.\d+)?\s+/, "").replace(/^\d+(\.\d+)?:(?=[^\d\s])/, "")).join(" and "));
-}
-
-async function show(title, which, answer, words = "") {
-  const mine = ++asked;
-  status("Searching …");
-  const start = performance.now();
-  try {
-    const answers = await Promise.all(which.map(answer));
-    if (mine !== asked) return;
-    const columns = document.createElement("div");
-    columns.className = which.length > 1 ? "columns two" : "columns";
-    answers.forEach(({ found }, place) => columns.append(column(found, which[place], words, which.length > 1)));
-    by("results").replaceChildren(columns);
-    const count = answers.reduce((sum, { found }) => sum + found.length, 0);
-    const notes = [...new Set(answers.flatMap((answer) => answer.notes || []))].map((note) => `; ${note}`).join("");
-    status(`${count} ${count === 1 ? "image" : "images"} for ${title}, ${Math.round(performance.now() - start)} ms${notes}`);
-  } catch (error) { if (mine === asked) { by("results").replaceChildren(); status(error.message, true); } }
-}
-
-function column(found, index, words, named) {
-  const section = document.createElement("section");
-  const title = `Index ${index + 1}, design ${about.indexes[index].design}`;
-  section.setAttribute("aria-label", named ? title : "Images found");
-  if (named) { const head = document.createElement("h2"); head.textContent = title; section.append(head); }
-  const list = document.createElement("ul");
-  list.className = "found";
-  found.forEach((one) => list.append(card(one, index, words)));
-  section.append(list);
-  return section;
-}
-
-function card(one, index, words) {
-  const item = document.createElement("li");
-  const open = button("", () => enlarge(one.path, `/image/${one.id}?large=true&index=${index}`, one.path));
-  open.className = "open";
-  open.setAttribute("aria-label", `Show ${one.path} large`);
-  const picture = document.createElement("img");
-  picture.src = `/image/${one.id}?index=${index}`;
-  picture.alt = "";
-  picture.loading = "lazy";
-  open.append(picture);
-  const line = document.createElement("div");
-  line.className = "about";
-  const known = Object.entries(one.metadata || {}).filter(([, value]) => value !== null).map(([name, value]) => ` · ${name} ${value}`).join("");
-  line.textContent = `${one.score.toFixed(3)}${one.pair_score === undefined ? "" : ` / ${one.pair_score.toFixed(2)}`} · ${one.path}${known}`;
-  const acts = document.createElement("div");
-  acts.className = "acts";
-  const similar = button("Similar", () => show(`images like ${one.path}`, [index], () => ask(`/similar?id=${one.id}&${parameters(index)}`)));
-  similar.setAttribute("aria-label", `Images similar to ${one.path}`);
-  acts.append(similar);
-  if (about.indexes[index].captions) {
-    const captions = button("Captions", () => describe(one, index));
-    captions.setAttribute("aria-label", `Captions near ${one.path}`);
-    acts.append(captions);
-  }
-  if (words) {
-    const why = button("Why", () => enlarge(`Why ${one.path}`, `/explain?${new URLSearchParams({ id: one.id, caption: words, index })}`, `What the model looks at in ${one.path} for: ${words}`));
-    why.setAttribute("aria-label", `Why ${one.path} was found`);
-    acts.append(why);
-  }
-  item.append(open, line, acts);
-  return item;
-}
-
-function button(text, act) {
-  const made = document.createElement("button");
-  made.type = "button";
-  made.textContent = text;
-  made.addEventListener("click", act);
-  return made;
-}
-
-async function describe(one, index) {
-  const told = document.createElement("p");
-  told.textContent = "Loading …";
-  by("large-title").textContent = `Captions near ${one.path}`;
-  by("large-body").replaceChildren(told);
-  by("large").showModal();
-  try {
-    const list = document.createElement("ol");
-    const { found } = await ask(`/captions?${new URLSearchParams({ id: one.id, index, count: 10 })}`);
-    for (const caption of found) {
-      const item = document.createElement("li");
-      item.textContent = `${caption.score.toFixed(3)} · ${caption.text}`;
-      list.append(item);
+    if (offset) values.set("offset", offset);
+    let path = "/search", options;
+    if (kind === "words") {
+      for (const text of asked.q) values.append("q", text);
+      for (const text of asked.minus) values.append("minus", text);
+      if (asked.rerank && about.indexes[index].reranks) values.set("rerank", RERANKED);
+      if (asked.promise) values.set("promise", asked.promise);
+    } else {
+      path = "/similar";
+      if (kind === "like") values.set("id", asked.like);
+      else {
+        options = { method: "POST", body: new FormData() };
+        options.body.append("picture", asked.upload);
+      }
     }
-    told.replaceWith(list);
-  } catch (error) { told.textContent = error.message; }
+    const answer = await ask(`${path}?${values}`, options);
+    column.notes = answer.notes ?? [];
+    return { hits: answer.found, done: answer.found.length < asked.count || offset + asked.count > MAX_OFFSET };
+  };
 }
 
-function enlarge(title, source, alt) {
-  by("large-title").textContent = title;
-  const picture = document.createElement("img");
-  picture.alt = alt;
-  const told = document.createElement("p");
-  told.textContent = "Loading …";
-  picture.addEventListener("load", () => told.remove());
-  picture.addEventListener("error", () => { told.textContent = "This image cannot be shown: it may have moved."; picture.remove(); });
-  picture.src = source;
-  by("large-body").replaceChildren(told, picture);
-  by("large").showModal();
+/** Show a query: `history` is "push" for a new entry of the browser's history, "replace" for the one that is there. */
+async function run(asked, { history: way = "push", loaded = 0, scroll = 0 } = {}) {
+  const mine = ++runs, kind = kindOf(asked), start = performance.now();
+  query = asked;
+  writeForm();
+  const state = { upload: asked.upload ? uploads.push(asked.upload) - 1 : null, likeName: asked.likeName ?? null };
+  history[`${way}State`](state, "", `/${writeQuery(asked)}`);
+  document.title = kind === "browse" && !asked.where ? "Search images" : `${subject()} – Search images`;
+  by("more").hidden = true;
+  by("save").hidden = true;
+  setStatus(kind === "browse" ? "Loading …" : "Searching …");
+  const own = kind === "like" ? [asked.index] : asked.compare ? about.indexes.map((_, index) => index) : [0];
+  const which = own.filter((index) => index < about.indexes.length);
+  const made = which.map((index) => new Column(index, pageLoader(asked, index), actions, selection));
+  try {
+    await Promise.all(made.map((column) => column.more()));
+    while (made[0] && made[0].hits.length < loaded && !made[0].done) await Promise.all(made.map((column) => column.more()));
+    if (mine !== runs) return;
+    columns = made;
+    draw();
+    const notes = [...new Set(made.flatMap((column) => column.notes ?? []))].map((note) => `; ${note}`).join("");
+    setStatus(`${summary(made, kind)}${kind === "browse" ? "" : ` · ${Math.round(performance.now() - start)} ms`}${notes}`);
+    by("save").hidden = kind === "upload" || !writeQuery(asked);
+    if (scroll) window.scrollTo(0, scroll);
+    else if (way === "push") window.scrollTo(0, 0);
+  } catch (error) {
+    if (mine !== runs) return;
+    columns = [];
+    by("results").replaceChildren();
+    setStatus(error.message, true);
+  }
 }
 
-by("query").addEventListener("submit", (event) => { event.preventDefault(); search(); });
-by("words").addEventListener("input", () => { by("picture").value = ""; });
-by("picture").addEventListener("change", () => { by("words").value = ""; search(); });
-fetch("/health").then((response) => response.json()).then((answer) => {
-  about = answer;
-  by("compare-label").hidden = about.indexes.length < 2;
-  by("columns").textContent = `Filter by ${about.indexes[0].filters.join(", ")}.`;
-  by("rerank-label").hidden = !about.indexes.some((one) => one.reranks);
-  status(about.indexes.map((one) => `${one.pictures.toLocaleString("en")} ${one.pictures === 1 ? "image" : "images"}, design ${one.design}`).join(" · "));
+const subject = () => (query.likeName ? queryName(query).replace(`number ${query.like}`, query.likeName) : queryName(query));
+
+function summary(made, kind) {
+  const count = made.reduce((sum, column) => sum + column.hits.length, 0);
+  if (kind === "browse") return `${plural(made[0]?.total ?? 0, "image")}${query.where ? ` for ${query.where}` : ""}, newest first`;
+  if (!count) return query.where ? `No image for ${subject()}: none passes the filter` : "The index has no image";
+  return `Images for ${kind === "words" ? subject() : subject().replace(/^images /, "those ")}, best first`;
+}
+
+function draw() {
+  const compared = columns.length > 1, frame = element("div", { class: compared ? "columns two" : "columns" });
+  for (const column of columns) {
+    const name = `Index ${column.index + 1}, design ${about.indexes[column.index].design}`;
+    const section = element("section", { "aria-label": compared ? name : "Result" });
+    if (compared) section.append(element("h2", {}, name));
+    section.append(column.list);
+    frame.append(section);
+  }
+  by("results").replaceChildren(frame);
+  afterPage();
+}
+
+function afterPage() {
+  if (columns.length === 2) { columns[0].compareWith(columns[1]); columns[1].compareWith(columns[0]); }
+  by("more").hidden = columns.every((column) => column.done);
+  // A page that does not fill the window never leaves and enters it: it is looked at again.
+  watch.unobserve(by("end"));
+  if (!by("more").hidden) watch.observe(by("end"));
+}
+
+async function more() {
+  const mine = runs;
+  try {
+    await Promise.all(columns.map((column) => column.more()));
+    if (mine === runs) afterPage();
+  } catch (error) { if (mine === runs) setStatus(error.message, true); }
+}
+
+const watch = new IntersectionObserver((entries) => { if (entries.some((entry) => entry.isIntersecting) && !by("more").hidden) more(); }, { rootMargin: "800px" });
+
+// --- what is listened to -----------------------------------------------------------------------------------------------
+
+by("query").addEventListener("submit", (event) => { event.preventDefault(); submit(); });
+by("picture").addEventListener("change", () => searchWithFile(by("picture").files[0]));
+by("more").addEventListener("click", async () => {
+  const [column] = columns, next = column.hits.length;
+  await more();
+  if (column.hits.length > next) column.focus(next);
 });
+by("home").addEventListener("click", (event) => {
+  if (event.ctrlKey || event.metaKey || event.shiftKey) return;
+  event.preventDefault();
+  run(emptyQuery());
+});
+addEventListener("popstate", (event) => {
+  const { upload = null, likeName = null, loaded = 0, scroll = 0 } = event.state ?? {};
+  run({ ...readQuery(location.search), upload: upload === null ? null : uploads[upload] ?? null, likeName }, { history: "replace", loaded, scroll });
+});
+// Where the page was, for when it is come back to.
+let settled;
+addEventListener("scroll", () => {
+  clearTimeout(settled);
+  settled = setTimeout(() => history.replaceState({ ...history.state, loaded: columns[0]?.hits.length ?? 0, scroll: Math.round(scrollY) }, ""), 200);
+}, { passive: true });
+history.scrollRestoration = "manual";
+
+const hasFile = (event) => [...(event.dataTransfer?.types ?? [])].includes("Files");
+addEventListener("dragover", (event) => { if (hasFile(event)) { event.preventDefault(); by("drop").hidden = false; } });
+addEventListener("dragleave", (event) => { if (!event.relatedTarget) by("drop").hidden = true; });
+addEventListener("drop", (event) => {
+  by("drop").hidden = true;
+  if (!hasFile(event)) return;
+  event.preventDefault();
+  searchWithFile(event.dataTransfer.files[0]);
+});
+addEventListener("paste", (event) => {
+  const file = [...(event.clipboardData?.files ?? [])].find((each) => each.type.startsWith("image/"));
+  if (file) { event.preventDefault(); searchWithFile(file); }
+});
+setUpKeys(() => { if (selection.items.size) selection.clear(); });
+setUpSaved(() => ({ name: subject(), address: query.upload ? "" : writeQuery(query) }), (address) => run(readQuery(address)));
+
+try {
+  Object.assign(about, await ask("/health"));
+  if (!about.indexes) throw new Error("The service asks for its token: open the link that 'serve' printed.");
+  by("compare-label").hidden = about.indexes.length < 2;
+  by("rerank-label").hidden = !about.indexes.some((each) => each.reranks);
+  by("columns").textContent = `Filter by ${about.indexes[0].filters.join(", ")}.`;
+  const state = history.state ?? {};
+  await run(readQuery(location.search), { history: "replace", loaded: state.loaded, scroll: state.scroll });
+} catch (error) { setStatus(error.message, true); }
