@@ -238,6 +238,7 @@ def print_profile(results: dict[str, Any]) -> None:
 
 def print_index_report(index: str, report: IndexReport) -> None:
     """How the files that were found add up, and what to do next; files that were not decoded on standard error."""
+    from clipvisionalign.images import INSTALL_DECODERS
     from clipvisionalign.search.broken_files import read_broken_files
     from clipvisionalign.search.storage import printable
 
@@ -251,6 +252,8 @@ def print_index_report(index: str, report: IndexReport) -> None:
     print(report.summary())
     for line in report.not_taken.lines():
         print(f"  {printable(line)}")
+    for name, count in report.missing_decoders.items():
+        print(f"{count_noun(count, f'{name} file')} not decoded for want of a package: {INSTALL_DECODERS}")
     if report.unlisted:
         print(f"{count_noun(len(report.unlisted), 'folder')} could not be listed")
     if report.data_set:

@@ -15,13 +15,16 @@ import stat
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, NamedTuple
 
 from PIL import Image, UnidentifiedImageError
 
-from clipvisionalign.images.rgb import to_rgb
+from clipvisionalign.images import jxl
+from clipvisionalign.images.formats import INSTALL_DECODERS, OPTIONAL_FORMATS, is_decodable, optional_format
+from clipvisionalign.images.heif import with_thumbnail_as_primary
+from clipvisionalign.images.raw import RawImageFile, is_raw_tiff
+from clipvisionalign.images.rgb import read_orientation, to_rgb
 
 #: Pixels in the largest image that is decoded: 100 million, above any camera's and below a bomb's.
 MAX_PIXELS = 100_000_000
@@ -38,13 +41,15 @@ HEAD_BYTES = 4096
 
 ImageSource = Path | str | bytes | Image.Image
 
+_NOT_INSTALLED = " decoder not installed"
+
 
 class ImageError(ValueError):
     """An image that cannot be used.
 
     Args:
         kind: Name of the fault, as `check` lists it: "missing image", "unreadable image", "truncated image", "enormous
-            image", "decoder not installed".
+            image", "HEIC decoder not installed" (and so on for other formats).
         message: The image, and what is wrong with it.
         transient: Whether the reason lies outside of the file and may pass (an I/O error, a decoder that is not
             installed), so that the file is worth another try though it has not changed; the attribute `passing`.
@@ -54,6 +59,11 @@ class ImageError(ValueError):
         super().__init__(message)
         self.kind = kind
         self.passing = transient
+
+    @property
+    def missing_decoder(self) -> str:
+        """The format whose decoder is not installed, such as "HEIC"; "" for any other fault."""
+        return self.kind.removesuffix(_NOT_INSTALLED) if self.kind.endswith(_NOT_INSTALLED) else ""
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Exceptions cross processes; the default takes __init__ for one of the message alone.
@@ -129,26 +139,117 @@ def open_header(image: Path | str | bytes) -> Image.Image:
                 raise ImageError("missing image", f"{name}: no such image file")
             if not (head := first_bytes(image)):
                 raise ImageError("unreadable image", f"{name}: the file is empty (0 bytes)")
-        if _is_heif(head) and not _heif_opener():
-            way_out = 'a HEIF image, which needs pip install "clipvisionalign[heif]"'
-            raise ImageError("decoder not installed", f"{name}: {way_out}", transient=True)
-        source = io.BytesIO(image) if isinstance(image, bytes) else Path(image)
-        opened: Image.Image = Image.open(source, formats=_formats())
-    width, height = opened.size
-    if width * height > MAX_PIXELS:
-        opened.close()
-        message = f"{name}: {width:,} x {height:,} pixels are more than the {MAX_PIXELS:,} that are decoded"
-        raise ImageError("enormous image", message)
+        with _opened_file(image) as file:
+            opened = _open_format(image, optional_format(head) or ("RAW" if is_raw_tiff(file) else ""), file)
+    _check_size(name, opened.size, opened)
     return opened
 
 
-def open_image(image: ImageSource, size: int = 0) -> Image.Image:
+def _opened_file(image: Path | str | bytes) -> BinaryIO:
+    return io.BytesIO(image) if isinstance(image, bytes) else open(image, "rb")
+
+
+def _open_format(image: Path | str | bytes, optional: str, file: BinaryIO) -> Image.Image:
+    """Open a file of an optional format by its one decoder, and any other by whichever of Pillow's takes it."""
+    name = describe_image(image)
+    if optional and not is_decodable(optional):
+        format_name = OPTIONAL_FORMATS[optional]
+        article = "an" if format_name[0] == "A" else "a"
+        message = f"{name}: {article} {format_name} image, which needs {INSTALL_DECODERS}"
+        raise ImageError(format_name + _NOT_INSTALLED, message, transient=True)
+    source = io.BytesIO(image) if isinstance(image, bytes) else Path(image)
+    if optional == "RAW":
+        return RawImageFile(source)
+    if optional == "JXL":
+        file.seek(0)
+        _check_size(name, jxl.read_size(file))
+    return Image.open(source, formats=[optional] if optional else _formats())
+
+
+def _check_size(name: str, size: tuple[int, int], opened: Image.Image | None = None) -> None:
+    """Raise ImageError for too many pixels, and close the image."""
+    width, height = size
+    if width * height > MAX_PIXELS:
+        if opened is not None:
+            opened.close()
+        message = f"{name}: {width:,} x {height:,} pixels are more than the {MAX_PIXELS:,} that are decoded"
+        raise ImageError("enormous image", message)
+
+
+class DecodedImage(NamedTuple):
+    """An image, and the size that it has in its file.
+
+    Attributes:
+        image: Upright 8-bit RGB, at its full size or less.
+        width: Pixels of the whole upright image.
+        height: Likewise.
+    """
+
+    image: Image.Image
+    width: int
+    height: int
+
+
+def decode_image(image: Path | str | bytes, size: int = 0, longer: int = 0, embedded: bool = True) -> DecodedImage:
+    """Decode an image to upright 8-bit RGB, at the size that is needed.
+
+    Args:
+        image: A path, or the bytes of a file.
+        size: Pixels that are required of the shorter side; 0 for full size. A large JPEG is decoded at a half, a
+            quarter or an eighth, as long as `JPEG_DRAFT_SCALE` times `size` remains.
+        longer: Pixels that are required of the longer side.
+        embedded: Whether the thumbnail of a HEIC file is taken for it, where it is large enough and of its shape.
+
+    Returns:
+        The image and its full size.
+
+    Raises:
+        ImageError: It cannot be decoded, or it is too large; the message has the reason.
+
+    >>> import io
+    >>> file = io.BytesIO()
+    >>> Image.new("RGB", (1600, 1200)).save(file, "JPEG")
+    >>> decoded = decode_image(file.getvalue(), size=100)
+    >>> decoded.image.size, decoded.width, decoded.height
+    ((400, 300), 1600, 1200)
+    """
+    with open_header(image) as opened, _raising_image_errors(image):
+        width, height = opened.size
+        if size:
+            thumbnail = _embedded_thumbnail(image, opened, size, longer) if embedded else None
+            if thumbnail is not None:
+                return DecodedImage(thumbnail, width, height)
+            # Of a raw file the preview is taken, if it is as large as this.
+            required = max(size, longer) if opened.format == "RAW" else JPEG_DRAFT_SCALE * max(size, longer)
+            opened.draft(None, (required, required))
+        rgb = to_rgb(opened)
+        # Read after loading, by which some decoders apply it, and take it out of the tags.
+        return DecodedImage(rgb, height, width) if read_orientation(opened) > 4 else DecodedImage(rgb, width, height)
+
+
+def _embedded_thumbnail(image: Path | str | bytes, opened: Image.Image, size: int, longer: int) -> Image.Image | None:
+    """The upright thumbnail of a HEIC file; None where it has none that will do."""
+    if opened.format != "HEIF" or max(opened.size) <= JPEG_DRAFT_SCALE * max(size, longer):
+        return None
+    data = image if isinstance(image, bytes) else Path(image).read_bytes()
+    changed = with_thumbnail_as_primary(data, size, longer)
+    if not changed:
+        return None
+    try:
+        with Image.open(io.BytesIO(changed), formats=["HEIF"]) as thumbnail:
+            return to_rgb(thumbnail)
+    except Exception:  # a damaged thumbnail says nothing about the image
+        return None
+
+
+def open_image(image: ImageSource, size: int = 0, embedded: bool = True) -> Image.Image:
     """Decode an image to upright 8-bit RGB.
 
     Args:
         image: A path, the bytes of a file, or a Pillow image.
-        size: Pixels on a side that are required in the end; a large JPEG is then decoded at a half, a quarter or an
-            eighth of its size, which is faster, as long as `JPEG_DRAFT_SCALE` times `size` remains. 0 for full size.
+        size: Pixels on a side that are required in the end; a large image is then decoded at less than its size where
+            that is faster, see `decode_image`. 0 for full size.
+        embedded: As in `decode_image`.
 
     Returns:
         The image.
@@ -162,48 +263,18 @@ def open_image(image: ImageSource, size: int = 0) -> Image.Image:
     if isinstance(image, Image.Image):
         with _raising_image_errors(image):
             return to_rgb(image)
-    with open_header(image) as opened, _raising_image_errors(image):
-        if size:
-            opened.draft(None, (JPEG_DRAFT_SCALE * size, JPEG_DRAFT_SCALE * size))
-        return to_rgb(opened)
-
-
-#: Brands of the HEIF container (ISO/IEC 23008-12) of HEVC; AVIF is the same container with AV1.
-_HEVC_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"})
-
-
-def _is_heif(head: bytes) -> bool:
-    if head[4:8] != b"ftyp":
-        return False
-    end = min(int.from_bytes(head[:4], "big"), 256)
-    brands = {head[start : start + 4] for start in (8, *range(16, end, 4))}
-    return bool(brands & _HEVC_BRANDS) and not brands & {b"avif", b"avis"}
-
-
-@lru_cache
-def _heif_opener() -> bool:
-    """Whether Pillow opens HEIF; pi-heif is taught to it where it is installed and nothing else does."""
-    Image.init()
-    if "HEIF" not in Image.OPEN:
-        try:
-            import pi_heif
-        except ImportError:
-            return False
-        pi_heif.register_heif_opener()
-    return True
+    return decode_image(image, size, embedded=embedded).image
 
 
 def _formats() -> list[str]:
-    """The formats that are opened, those without a magic number last: they take what nothing else is."""
+    """The formats that Pillow opens by itself, those without a magic number last: they take what nothing else is."""
     Image.init()
-    names = [name for name in Image.ID if name not in UNSUPPORTED_FORMATS]
+    names = [name for name in Image.ID if name not in UNSUPPORTED_FORMATS and name not in OPTIONAL_FORMATS]
     return sorted(names, key=lambda name: Image.OPEN[name][1] is None)
 
 
 #: Formats with a magic number of three bytes and more: that alone shows what a file is meant to be.
-_DISTINCT_SIGNATURES = frozenset(
-    {"JPEG", "PNG", "GIF", "WEBP", "AVIF", "HEIF", "JPEG2000", "TIFF", "PSD", "QOI", "DDS", "ICNS"}
-)
+_DISTINCT_SIGNATURES = frozenset({"JPEG", "PNG", "GIF", "WEBP", "JPEG2000", "TIFF", "PSD", "QOI", "DDS", "ICNS"})
 
 
 def first_bytes(path: str | bytes | Path) -> bytes:
@@ -240,7 +311,7 @@ def is_image_content(head: bytes, guess: bool = False) -> bool:
     >>> is_image_content(bytes.fromhex("89504e470d0a1a0a")), is_image_content(b"a,b")
     (True, False)
     """
-    if _is_heif(head):
+    if optional_format(head):
         return True
     weak = []
     for name in _formats():

@@ -22,11 +22,14 @@ def _suffixes(names: str) -> frozenset[str]:
 
 
 #: Endings of images that Pillow's registry does not have.
-_EXTRA_SUFFIXES = _suffixes("heic heif hif jxl jif jfi pjpeg pjp jps jpg2")
+_EXTRA_SUFFIXES = _suffixes("heic heif heics heifs hif avif avifs jxl jif jfi pjpeg pjp jps jpg2")
+
+#: Endings of raw files of cameras.
+RAW_SUFFIXES = _suffixes("3fr arw cr2 cr3 crw dcr dng erf iiq kdc mrw nef nrw orf ori pef raf rw2 rwl sr2 srf srw x3f")
 
 #: Endings of Pillow's registry that mostly stand for something else (fitness records, point clouds, circuit boards,
-#: installers): such a file is looked into.
-_AMBIGUOUS_SUFFIXES = _suffixes("fit pcd gbr msp")
+#: installers), and of raw files and of other data alike: such a file is looked into.
+_AMBIGUOUS_SUFFIXES = _suffixes("fit pcd gbr msp raw fff mef mos")
 
 #: Files that are no images, whatever their bytes resemble: texts and tables, documents, arrays, archives, sources,
 #: sound and film, what other programs leave.
@@ -40,9 +43,8 @@ _NON_IMAGE_SUFFIXES = _suffixes("""
     xmp aae lrf thm url lnk desktop exe dll so dylib md5 sha1 sha256 sfv torrent ttf otf woff woff2
 """)  # fmt: skip
 
-#: Images of kinds that are not decoded: camera raws, drawings and documents, projects of image editors.
+#: Images of kinds that are not decoded: drawings and documents, projects of image editors.
 _UNDECODED_SUFFIXES = _suffixes("""
-    3fr arw cr2 cr3 crw dcr dng erf fff iiq kdc mef mos mrw nef nrw orf pef raf raw rw2 rwl sr2 srf srw x3f
     svg svgz pdf eps ps ai wmf emf cdr dxf psb xcf kra clip afphoto palm exr hdr dcm nii
 """)  # fmt: skip
 
@@ -64,6 +66,7 @@ NON_IMAGE_SUFFIX, UNDECODED_SUFFIX, NON_IMAGE_CONTENT = (
 IMAGE_SUFFIXES = (
     frozenset(ending for ending, name in Image.registered_extensions().items() if name not in UNSUPPORTED_FORMATS)
     | _EXTRA_SUFFIXES
+    | RAW_SUFFIXES
 ) - (_AMBIGUOUS_SUFFIXES | _NON_IMAGE_SUFFIXES | _UNDECODED_SUFFIXES)
 
 

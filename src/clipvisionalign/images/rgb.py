@@ -51,22 +51,43 @@ def to_rgb(opened: Image.Image) -> Image.Image:
     opened.load()
     if 0 in opened.size:
         raise ValueError("there is no pixel in it")
-    orientation = _orientation(opened)
-    rgb = _convert_to_rgb(opened, layout)
-    if orientation in _UPRIGHT:
-        rgb = rgb.transpose(_UPRIGHT[orientation])
-    elif rgb is opened:
+    rgb = turn_upright(_convert_to_rgb(opened, layout), read_orientation(opened))
+    if rgb is opened:
         rgb = opened.copy()
     # What is turned already must not be turned again by the next who reads its EXIF.
     rgb.info = {}
     return rgb
 
 
-def _orientation(opened: Image.Image) -> int:
-    """The orientation, 1 (upright) to 8, of EXIF or else XMP; 1 where that cannot be read or makes no sense.
+def turn_upright(image: Image.Image, orientation: int) -> Image.Image:
+    """Undo an orientation.
+
+    Args:
+        image: The image as it is stored.
+        orientation: 1 (upright) to 8, as EXIF numbers them.
+
+    Returns:
+        The upright image; the same object where nothing is to be turned.
+    """
+    return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
+
+
+def read_orientation(opened: Image.Image) -> int:
+    """The orientation of EXIF or else XMP.
 
     `ImageOps.exif_transpose` also rewrites the remaining tags, and fails where one of them is of a wrong type.
+
+    Args:
+        opened: An image that Pillow opened and loaded: some decoders apply the orientation as they load, and others
+            load as soon as their tags are read.
+
+    Returns:
+        1 (upright) to 8; 1 where the orientation cannot be read, makes no sense, or is applied by the decoder.
     """
+    # JPEG XL's own orientation, which its decoder applies, overrides that of EXIF; but a JPEG that is stored in it
+    # comes as it was (`jpeg`).
+    if opened.format == "JXL" and not getattr(opened, "jpeg", False):
+        return 1
     try:
         orientation = opened.getexif().get(ExifTags.Base.Orientation) or _orientation_of_xmp(opened)
         orientation = orientation[0] if isinstance(orientation, (bytes, tuple)) else orientation

@@ -65,7 +65,8 @@ class ImageTransform:
             A function from a path, bytes or a Pillow image to the tower's pixels, which raises ImageError.
         """
         transform = self.transform(augment, flip)
-        return lambda image: transform(open_image(image, self.decoded_size))
+        # A crop is enlarged, for which an embedded thumbnail is too coarse.
+        return lambda image: transform(open_image(image, self.decoded_size, embedded=not augment))
 
     @property
     def decoded_size(self) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import json
+from collections import Counter
 from collections.abc import Iterator
 from functools import cache
 from importlib import metadata
@@ -24,7 +25,7 @@ BROKEN_FILES_NAME = "broken.jsonl"
 Fault = Literal["io", "package", "content"]
 
 #: Packages that decode, or that Pillow decodes with.
-_DECODERS = ("pillow", "pi-heif", "pillow-heif", "pillow-avif-plugin", "pillow-jxl-plugin")
+_DECODERS = ("pillow", "pi-heif", "pillow-heif", "pillow-avif-plugin", "pillow-jxl-plugin", "rawpy")
 
 
 @cache
@@ -73,7 +74,7 @@ def classify_fault(error: BaseException) -> Fault:
 
 
 def _needs_package(error: BaseException) -> bool:
-    return isinstance(error, ImageError) and error.kind == "decoder not installed"
+    return isinstance(error, ImageError) and bool(error.missing_decoder)
 
 
 class BrokenFiles:
@@ -96,7 +97,9 @@ class BrokenFiles:
     def __iter__(self) -> Iterator[bytes]:
         return iter(list(self.entries))
 
-    def add(self, raw: bytes, reason: str, fault: Fault, size: int = -1, mtime_ns: int = 0) -> None:
+    def add(
+        self, raw: bytes, reason: str, fault: Fault, size: int = -1, mtime_ns: int = 0, missing_decoder: str = ""
+    ) -> None:
         """List a file, or replace its entry.
 
         Args:
@@ -105,9 +108,12 @@ class BrokenFiles:
             fault: What was at fault.
             size: Its size in bytes; -1 if unknown.
             mtime_ns: Time of its last change, in nanoseconds.
+            missing_decoder: The format whose decoder is not installed; "" for any other reason.
         """
         entry = {"path": decode_path(raw), "reason": reason, "size": size, "mtime_ns": mtime_ns, "fault": fault,
                  "decoders": decoder_versions()}  # fmt: skip
+        if missing_decoder:
+            entry["missing_decoder"] = missing_decoder
         # The path as text is the file's own name only where its bytes are UTF-8.
         text = raw.decode("utf-8", "surrogateescape")
         self.entries[raw] = entry if text == entry["path"] else entry | {"raw": text}
@@ -137,6 +143,15 @@ class BrokenFiles:
         if entry is None or (entry["size"], entry["mtime_ns"]) != (size, mtime_ns):
             return False
         return entry.get("fault") == "content" and entry.get("decoders") == decoder_versions()
+
+    def missing_decoders(self) -> dict[str, int]:
+        """Number of files whose decoder was not installed when they were tried.
+
+        Returns:
+            {format: number}, such as {"HEIC": 3}, the most first.
+        """
+        formats = (entry.get("missing_decoder", "") for entry in self.entries.values())
+        return dict(Counter(filter(None, formats)).most_common())
 
     def is_undecodable(self, raw: bytes) -> bool:
         """Whether a listed file was read, and holds nothing that can be decoded here.

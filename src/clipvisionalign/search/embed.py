@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from clipvisionalign.images import ImageError, ImageTransform, open_header, open_image
+from clipvisionalign.images import ImageError, ImageTransform, decode_image
 from clipvisionalign.models.aligner import Aligner
 from clipvisionalign.models.eval_mode import eval_mode
 from clipvisionalign.models.io import load_aligner
@@ -34,7 +34,8 @@ THUMBNAIL_SIZE = 256
 
 #: A file to look at, with the hash of its content where it is known already.
 PendingFile = tuple[ImageFile, str]
-#: A row of the table without its number, or one with the `reason` why there is none, and what was at `fault`.
+#: A row of the table without its number, or one with the `reason` why there is none, what was at `fault`, and which
+#: format's decoder is missing.
 IndexRow = dict[str, Any]
 #: Ray's name for a cluster that is started on this machine.
 LOCAL_RAY = "local"
@@ -70,18 +71,19 @@ def _pending_row(pending_file: PendingFile) -> IndexRow:
 
 def _decode(storage: Storage, transform: Callable[[Image.Image], Tensor], size: int, row: IndexRow) -> IndexRow:
     """The row with what is seen of its image, `pixels` in bytes; or with the reason why nothing is."""
-    empty: IndexRow = {"width": 0, "height": 0, "thumbnail": b"", "pixels": b"", "reason": "", "fault": ""}
+    empty: IndexRow = {
+        "width": 0, "height": 0, "thumbnail": b"", "pixels": b"", "reason": "", "fault": "", "missing_decoder": "",
+    }  # fmt: skip
     try:
         source = storage.image_source(row["raw"])
         row["hash"] = row["hash"] or content_hash(source)
-        with open_header(source) as header:
-            width, height = header.size
-        image = open_image(source, max(size, THUMBNAIL_SIZE) if size else 0)
+        image, width, height = decode_image(source, size, THUMBNAIL_SIZE)
         pixels = transform(image).numpy().tobytes()
     except (ImageError, OSError) as error:
-        return (
-            row | empty | {"reason": decode_error_message(error, storage, row["raw"]), "fault": classify_fault(error)}
-        )
+        return row | empty | {
+            "reason": decode_error_message(error, storage, row["raw"]), "fault": classify_fault(error),
+            "missing_decoder": error.missing_decoder if isinstance(error, ImageError) else "",
+        }  # fmt: skip
     image.thumbnail((THUMBNAIL_SIZE, THUMBNAIL_SIZE))
     out = BytesIO()
     image.save(out, "JPEG", quality=80)

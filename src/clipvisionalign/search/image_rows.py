@@ -108,9 +108,9 @@ def write_rows(
 
     for batch in batches:
         for row in batch:
-            raw, reason, fault = row["raw"], row.pop("reason"), row.pop("fault")
+            raw, reason, fault, decoder = (row["raw"], *map(row.pop, ("reason", "fault", "missing_decoder")))
             if reason:
-                broken.add(raw, reason, fault, row["size"], row["mtime_ns"])
+                broken.add(raw, reason, fault, row["size"], row["mtime_ns"], decoder)
                 continue
             broken.remove(raw)
             last_id += 1
@@ -135,7 +135,7 @@ def drop_missing(
         listing: The files of the source.
         changes: Their difference from the index.
         broken: Files that could not be read or decoded.
-        report: `broken`, `dropped` and `kept` are set.
+        report: `broken`, `missing_decoders`, `dropped` and `kept` are set.
         allowed: Whether any number of rows may be dropped.
 
     Raises:
@@ -147,6 +147,7 @@ def drop_missing(
             broken.remove(raw)
     broken.write(index)
     report.broken = sum(raw in present_paths for raw in broken)
+    report.missing_decoders = broken.missing_decoders()
     rows = [row for row in read_columns(table, ("id", "raw")) if row["raw"] in broken]
     undecodable_ids = [row["id"] for row in rows if broken.is_undecodable(row["raw"])]
     count = table.count_rows()

@@ -32,6 +32,7 @@ class IndexReport:
         dead_links: Links without a target.
         not_taken: Files that are not images.
         broken: Files that could not be read or decoded, and are listed.
+        missing_decoders: How many of them need a package that is not installed, by format.
         dropped: Rows that were deleted.
         kept: Rows whose files exist and could not be read.
         captions: Rows of captions in the index.
@@ -49,6 +50,7 @@ class IndexReport:
     dead_links: int = 0
     not_taken: ExcludedFiles = field(default_factory=ExcludedFiles)
     broken: int = 0
+    missing_decoders: dict[str, int] = field(default_factory=dict)
     dropped: int = 0
     kept: int = 0
     captions: int = 0

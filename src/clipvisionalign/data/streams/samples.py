@@ -15,13 +15,13 @@ from clipvisionalign.data.captions import CAPTION_NAMES, parse_captions
 from clipvisionalign.data.columns import IDENTITY_COLUMNS, SPLIT_COLUMNS, find_column
 from clipvisionalign.data.splits import canonical_split
 from clipvisionalign.data.text_files import decode, split_lines
-from clipvisionalign.images import ImageError, open_header
+from clipvisionalign.images import RAW_SUFFIXES, ImageError, open_header
 
 #: Endings of images in a shard; a sample without any of them is asked for an image by its members' content.
 IMAGE_EXTENSIONS = frozenset({
     "jpg", "jpeg", "jpe", "jfif", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "heic", "heif", "jp2", "j2k",
-    "jxl", "mpo", "ppm", "pgm", "pbm", "pnm", "tga", "qoi",
-})  # fmt: skip
+    "jxl", "mpo", "ppm", "pgm", "pbm", "pnm", "tga", "qoi", "hif", "heics", "heifs", "avifs",
+}) | {suffix.removeprefix(".") for suffix in RAW_SUFFIXES}  # fmt: skip
 
 #: Under these names a .json holds captions though a .txt is there; the others may be anything about the image.
 PRIMARY_CAPTION_KEYS = ("captions", "caption", "sentences", "raw", "text")
