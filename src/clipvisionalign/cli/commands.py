@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 
 from clipvisionalign.cli.adaptation import blend, blend_parser, worth, worth_parser
+from clipvisionalign.cli.calibrate import calibrate, calibrate_parser
 from clipvisionalign.cli.completion import completion_parser, completion_script
 from clipvisionalign.cli.curve import curve, curve_parser
 from clipvisionalign.cli.data import check, check_parser, scenes, scenes_parser, shards, shards_parser
@@ -150,7 +151,8 @@ RESUMED: dict[Callable[[list[str]], int], str] = {
 
 #: The commands that may need weights from the hub.
 _HUB_COMMANDS = (
-    check, train, evaluate, classify, encode, audit, study, index, search, serve, explain, export, blend, worth, curve,
+    check, train, evaluate, classify, encode, audit, study, index, search, calibrate, serve, explain, export, blend,
+    worth, curve,
 )  # fmt: skip
 
 
@@ -178,6 +180,7 @@ COMMANDS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     "report": ("re-create the report of a study, or compare two studies", report),
     "index": ("encode the images of a folder into an index to search", index),
     "search": ("find images by words, by images, or by both", search),
+    "calibrate": ("calibrate up to where a result holds what is meant, on captioned images", calibrate),
     "serve": ("serve a search page and an HTTP interface for an index", serve),
     "export": ("export a run as ONNX, or as a folder for the Hugging Face hub", export),
     "duplicates": ("list identical and nearly identical images of an index", duplicates),
@@ -202,6 +205,7 @@ PARSERS: dict[str, Callable[[], argparse.ArgumentParser]] = {
     "report": report_parser,
     "index": index_parser,
     "search": search_parser,
+    "calibrate": calibrate_parser,
     "serve": serve_parser,
     "export": export_parser,
     "duplicates": duplicates_parser,

@@ -303,6 +303,32 @@ def print_hits(query: str, minus: list[str], hits: list[Any], thumbnails: dict[i
     console.print(table)
 
 
+def print_calibration(summary: dict[str, Any], is_index: bool) -> None:
+    """Print what cut-offs keep, and what to do next; summary: as `calibrate --json` has it."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    about, images = summary["calibrated_on"], summary["calibrated_on"]["images"]
+    table = Table(title=Text(f"{summary['model']} on {summary['on']}"), title_justify="left")
+    measured = any("kept" in row for row in summary["levels"])
+    for column in ("promise", "cut-off", *(("kept of the other half", f"images of {images:,}") if measured else ())):
+        table.add_column(column, justify="right")
+    for row in summary["levels"]:
+        cells = [_cell("recall", row["kept"]), f"{row['answer_length']:.1f}"] if measured else []
+        table.add_row(f"{100 * row['level']:g} %", f"{row['threshold']:.2f}", *cells)
+    Console().print(table)
+    for level, needed in summary["too_few_for"].items():
+        print(f"too few for {100 * level:g} %: it needs {needed:,}")
+    if about.get("without_relevant"):
+        print(f"{about['without_relevant']:,} judged queries without a relevant image: no part of it")
+    print(f"{summary['file']}: written. A promise holds for collections like this one.")
+    if is_index:
+        print(f'next: {PROGRAM} search {summary["model"]} "a dog on the grass" --promise 0.9')
+    else:
+        print(f"next: {PROGRAM} index {summary['model']} FOLDER --out INDEX copies it to an index")
+
+
 def _format_value(value: int | float | str | None) -> str:
     """A value of the metadata with all of its digits."""
     if isinstance(value, float):

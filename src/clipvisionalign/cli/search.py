@@ -14,6 +14,7 @@ from clipvisionalign.cli.parser import MODEL_HELP, PROGRAM, add_offline_flag, co
 from clipvisionalign.counts import count_noun
 
 if TYPE_CHECKING:
+    from clipvisionalign.search.promise import SearchResult
     from clipvisionalign.search.queries import SearchQuery
     from clipvisionalign.search.searcher import Hits, Searcher
 
@@ -104,6 +105,7 @@ def search_parser() -> argparse.ArgumentParser:
         f'  {PROGRAM} search INDEX "^2 red" "car" --where "width >= 1000"\n'
         f'  {PROGRAM} search INDEX "a dog" --where \'path like "2024/*" and not (width < 500 or height < 500)\'\n'
         f"  {PROGRAM} search INDEX --like a.jpg --sheet found.png\n"
+        f'  {PROGRAM} search INDEX "a dog on the grass" --promise 0.9\n'
         f"  {PROGRAM} search INDEX --like a.jpg --captions\n"
         f"  {PROGRAM} search INDEX --queries words.txt --json\n"
         f'  {PROGRAM} search INDEX "a dog" --paths --null | xargs -0 ls -l',
@@ -116,7 +118,14 @@ def search_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--where", default="", metavar="FILTER", help='filter, such as: width > 1000 and path like "2024/*"'
     )
-    parser.add_argument("--count", type=int, default=10, help="images to find (default 10)")
+    parser.add_argument(
+        "--count", type=int, default=None, help="images to find (default 10; with --promise as many as it needs)"
+    )
+    parser.add_argument(
+        "--promise", type=float, default=0.0, metavar="P",
+        help="find as many images as hold what is meant with probability P, such as 0.9, or none where nothing fits; "
+        "the index is calibrated by 'calibrate'",
+    )  # fmt: skip
     parser.add_argument(
         "--rerank", type=int, default=0, metavar="K", help="re-rank the first K by pair scores (designs late and cross)"
     )
@@ -141,6 +150,7 @@ def search(arguments: list[str]) -> int:
         raise ValueError("--captions finds texts: leave --where, --rerank, --sheet, --paths and --previews out")
     from clipvisionalign.data.run_data import unfinished_note
     from clipvisionalign.search.checks import check_query
+    from clipvisionalign.search.promise import SearchResult
     from clipvisionalign.search.searcher import Searcher
 
     queries = _read_queries(args)
@@ -157,8 +167,11 @@ def search(arguments: list[str]) -> int:
         for (text, _), hits in zip(batch, searcher.search_batch([query for _, query in batch]), strict=True):
             if isinstance(hits, Exception):
                 raise hits
-            results.append({"query": text, "found": [each.to_dict() for each in hits]})
+            verdict = hits.verdict() if isinstance(hits, SearchResult) else {}
+            results.append({"query": text, "found": [each.to_dict() for each in hits], **verdict})
             _print_result(args, searcher, text, hits)
+            if isinstance(hits, SearchResult):
+                _print_verdict(args, text, hits)
     if args.json:
         print(json.dumps(results if args.queries else results[0], indent=2))
     if args.sheet:
@@ -169,9 +182,10 @@ def search(arguments: list[str]) -> int:
 def _read_queries(args: argparse.Namespace) -> list[tuple[str, SearchQuery]]:
     """The queries of the command line, or of the file of --queries, with their texts."""
     from clipvisionalign.data.text_files import decode, split_lines
-    from clipvisionalign.search.queries import SearchQuery
+    from clipvisionalign.search.queries import NO_COUNT, SearchQuery
     from clipvisionalign.search.terms import Term, parse_term
 
+    count = NO_COUNT if args.count is None else args.count
     minus = [parse_term(text, -1.0) for text in args.minus]
     like = [Term(path, is_image=True) for path in args.like]
     terms = [(" + ".join([*args.words, *args.like]), [*(parse_term(text) for text in args.words), *like])]
@@ -182,7 +196,7 @@ def _read_queries(args: argparse.Namespace) -> list[tuple[str, SearchQuery]]:
         lines = [line.strip() for line in split_lines(text)]
         terms = [(line, [parse_term(line)]) for line in lines if line]
     return [
-        (text, SearchQuery([*wanted, *minus], args.count, args.where, args.rerank, args.captions))
+        (text, SearchQuery([*wanted, *minus], count, args.where, args.rerank, args.captions, args.promise))
         for text, wanted in terms
     ]
 
@@ -198,12 +212,39 @@ def _print_result(args: argparse.Namespace, searcher: Searcher, query: str, hits
             if isinstance(each, CaptionHit) and not args.json:
                 print(f"{each.score:.3f}  {printable(each.text)}  ({printable(each.path)})")
     elif not image_hits:
-        logger.info(f"{printable(query)}: nothing found{f' where {args.where}' if args.where.strip() else ''}")
+        reason = getattr(hits, "reason", "")
+        where = f" where {args.where}" if args.where.strip() else ""
+        logger.info(f"{printable(query)}: nothing found{where}{f': {printable(reason)}' if reason else ''}")
     elif args.paths:
         write_paths(searcher, [each.id for each in image_hits], b"\0" if args.null else b"\n")
     elif not args.json:
         thumbnails = searcher.values([each.id for each in image_hits], "thumbnail") if args.previews else {}
         print_hits(query, args.minus, image_hits, thumbnails)
+
+
+def _print_verdict(args: argparse.Namespace, query: str, result: SearchResult) -> None:
+    """Print up to where the hits hold what is meant, and whether they fit at all, on standard error."""
+    from clipvisionalign.search.storage import printable
+
+    for note in result.notes:
+        logger.info(f"note: {printable(note)}")
+    if result.reason and result:
+        logger.info(f"{printable(query)}: nothing fits: {printable(result.reason)}; these are the nearest all the same")
+    promise = result.promise
+    if promise is None or not result or args.json:
+        return
+    percent = f"{100 * promise.level:g} %"
+    shown = f"; showing the first {len(result):,}" if len(result) < promise.promised else ""
+    if args.promise:
+        images = count_noun(promise.promised, "image")
+        line = f"{images} to hold what is meant in {percent} of all cases{shown}"
+    elif promise.more:
+        line = (
+            f"what is meant in {percent} of all cases is among these and those that follow: --promise {promise.level:g}"
+        )
+    else:
+        line = f"the first {promise.promised} of these hold what is meant in {percent} of all cases"
+    logger.info(f"{line}, in collections like {promise.calibrated_on}")
 
 
 def _write_sheet(file: str, searcher: Searcher, results: list[dict[str, Any]]) -> None:

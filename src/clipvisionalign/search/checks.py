@@ -7,8 +7,10 @@ from pathlib import Path
 from clipvisionalign.data.run_data import run_settings
 from clipvisionalign.images import open_image
 from clipvisionalign.models.io import is_pretrained
+from clipvisionalign.search.calibration_files import read_calibration
 from clipvisionalign.search.filters import FILTER_COLUMNS, filter_sql
 from clipvisionalign.search.manifest import read_manifest
+from clipvisionalign.search.promise import require_calibration
 from clipvisionalign.search.queries import SearchQuery
 from clipvisionalign.search.tables import metadata_columns, open_caption_table, open_image_table
 
@@ -28,6 +30,7 @@ def check_query(index: str | Path, query: SearchQuery, run: str | Path = "") -> 
         InvalidIndexError: There is no index.
         FilterError: The filter cannot be read.
         ImageError: An image of the query cannot be opened.
+        UncalibratedError: A promise is asked for that the index is not calibrated for.
         ValueError: There is nothing to search for, the index has no captions, or the design cannot re-rank.
     """
     manifest = read_manifest(index)
@@ -37,6 +40,8 @@ def check_query(index: str | Path, query: SearchQuery, run: str | Path = "") -> 
             open_image(term.content)
     if query.where.strip():
         filter_sql(query.where, FILTER_COLUMNS | metadata_columns(open_image_table(index)))
+    if query.promise:
+        require_calibration(str(index), read_calibration(index, manifest.aligner), query.promise)
     if query.captions and open_caption_table(index) is None:
         raise ValueError("this index has no captions: 'clipvisionalign index RUN DATA --captions' writes them")
     if query.rerank:

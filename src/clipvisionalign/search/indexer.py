@@ -29,6 +29,7 @@ from clipvisionalign.models.io import is_pretrained, load_aligner, resolve_model
 from clipvisionalign.progress import progress
 from clipvisionalign.search.ann import MAX_EXACT_VECTORS, MAX_HNSW_VECTORS, build_ann_index
 from clipvisionalign.search.broken_files import BROKEN_FILES_NAME, BrokenFiles
+from clipvisionalign.search.calibration_files import copy_calibration, write_null_cosines
 from clipvisionalign.search.caption_rows import count_captions, drop_captions, index_captions, move_captions
 from clipvisionalign.search.collection import Collection, is_data_set, read_collection
 from clipvisionalign.search.diff import check_drop, diff_files
@@ -192,4 +193,7 @@ def _update_index(
     report.captions = count_captions(index)
     report_sources(report, collection, broken)
     build_ann_index(table, index, manifest, report.there, sizes=sizes)
+    if report.there:
+        write_null_cosines(index, table, aligner.encode_captions)
+    copy_calibration(run, index, manifest)
     return report

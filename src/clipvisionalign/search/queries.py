@@ -10,7 +10,13 @@ import numpy as np
 
 from clipvisionalign.models.aligner import Aligner
 from clipvisionalign.models.pair_scorer import EncodedCaption
+from clipvisionalign.search.calibration import check_level
 from clipvisionalign.search.terms import Term, combine_terms
+
+#: Results where no number is given, and what stands for no number and for all that are promised.
+DEFAULT_COUNT, NO_COUNT, ALL_PROMISED = 10, -1, 2**31
+#: Hits of a promise that are read first: how many there will be is not known.
+FIRST_DEPTH = 64
 
 
 @dataclass(frozen=True)
@@ -19,25 +25,39 @@ class SearchQuery:
 
     Attributes:
         terms: Words and images, unwanted ones included.
-        count: Number of results.
+        count: Number of results; by default 10, with a promise all that it needs.
         where: A filter (`filters.py`), "" for none.
         rerank: Number of first results that are ordered by pair scores, 0 for none; for terms of words alone.
         captions: Search for captions and not for images; without filter and re-ranking.
+        promise: Probability that what is meant is among the results, which are then as many as it needs, up to `count`;
+            0 for none. For terms of words, in an index that is calibrated.
         vector: The query's vector, (D,), where it is known already, such as that of an image of the index.
     """
 
     terms: Sequence[Term] = ()
-    count: int = 10
+    count: int = NO_COUNT
     where: str = ""
     rerank: int = 0
     captions: bool = False
+    promise: float = 0.0
     vector: np.ndarray | None = field(default=None, compare=False)
+
+    def __post_init__(self) -> None:
+        """Resolve the number of results that was not given."""
+        if self.count == NO_COUNT:
+            object.__setattr__(self, "count", ALL_PROMISED if self.promise else DEFAULT_COUNT)
+
+    @property
+    def depth(self) -> int:
+        """Number of nearest images that are read first; with a promise more may be needed."""
+        return max(FIRST_DEPTH if self.promise else self.count, self.rerank)
 
     def check(self) -> None:
         """Check what can be known without an index.
 
         Raises:
-            ValueError: The count is below 1, there is nothing to search for, or the terms cannot be re-ranked.
+            ValueError: The count is below 1, there is nothing to search for, the terms cannot be re-ranked, or the
+                promise is no probability or not for words.
         """
         if self.count < 1:
             raise ValueError(f"at least 1 image can be found, not {self.count}")
@@ -48,6 +68,10 @@ class SearchQuery:
             raise ValueError("re-ranking compares words with images: give words only")
         if self.captions and (self.where.strip() or self.rerank):
             raise ValueError("captions are found without a filter and without re-ranking")
+        if self.promise:
+            check_level(self.promise)
+            if self.captions or not self.terms or any(term.is_image for term in self.terms):
+                raise ValueError("a promise is for words that images are searched for by: leave it out otherwise")
 
 
 class EncodedQuery(NamedTuple):

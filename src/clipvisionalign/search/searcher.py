@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +19,12 @@ from clipvisionalign.models.aligner import Aligner
 from clipvisionalign.models.hub import WeightsNotFound
 from clipvisionalign.models.io import load_aligner
 from clipvisionalign.search.ann import search_table
+from clipvisionalign.search.calibration_files import read_calibration, read_null_cosines
 from clipvisionalign.search.filters import FILTER_COLUMNS, filter_sql
 from clipvisionalign.search.hits import HIT_COLUMNS, CaptionHit, Hit, to_hits
-from clipvisionalign.search.manifest import IndexManifest, aligner_fingerprint, read_manifest
+from clipvisionalign.search.manifest import aligner_fingerprint, read_manifest
 from clipvisionalign.search.metadata import ColumnType
+from clipvisionalign.search.promise import ResultAssessor
 from clipvisionalign.search.queries import EncodedQuery, SearchQuery, encode_queries
 from clipvisionalign.search.rerank import rerank_hits
 from clipvisionalign.search.storage import InvalidIndexError, Storage
@@ -43,6 +47,7 @@ class Searcher:
         device: Of the aligner.
 
     Attributes:
+        index: Path or URL of the index.
         manifest: Of the index.
         run: The run folder.
         aligner: The model.
@@ -56,7 +61,7 @@ class Searcher:
     """
 
     def __init__(self, index: str | Path, run: str | Path = "", device: str = "auto") -> None:
-        self.manifest: IndexManifest = read_manifest(index)
+        self.index, self.manifest = index, read_manifest(index)
         self.run = Path(run or self.manifest.run)
         try:
             fingerprint = aligner_fingerprint(self.run)
@@ -76,6 +81,17 @@ class Searcher:
         """The metadata columns, and what they hold."""
         return metadata_columns(self.table)
 
+    @cached_property
+    def assessor(self) -> ResultAssessor:
+        """Adds to results up to where they hold what is meant, and that nothing fits."""
+        calibration = read_calibration(self.index, self.manifest.aligner)
+        null_cosines = read_null_cosines(self.index)
+        return ResultAssessor(str(self.index), calibration, self.tokenizer, null_cosines, self.table.count_rows)
+
+    def tokenizer(self) -> Any:
+        """The tokenizer of the model's captions."""
+        return getattr(self.aligner.text_tower, "tokenizer", None)
+
     def search_batch(self, queries: Sequence[SearchQuery]) -> list[Hits | Exception]:
         """Search for several queries, which are encoded together; each with its own count, filter and re-ranking.
 
@@ -85,8 +101,8 @@ class Searcher:
             queries: Any number.
 
         Returns:
-            For each query its hits, best first, or the error that it alone has: a ValueError (such as FilterError or
-            ImageError) for what the user can correct, any other for what the database cannot answer.
+            For each query its hits, best first, as a `SearchResult`; or the error that it alone has: a ValueError (such
+            as FilterError or ImageError) for what the user can correct, any other for what the database cannot answer.
         """
         metadata = self.metadata
         encoded = encode_queries(self.aligner, queries)
@@ -96,7 +112,7 @@ class Searcher:
         # Of one query the database finds the nearest as fast as it reads all vectors.
         if len(in_memory) > 1 or (in_memory and self.in_memory is not None):
             stored = self._load_in_memory((*HIT_COLUMNS, *metadata))
-            depths = [max(queries[position].count, queries[position].rerank) for position in in_memory]
+            depths = [queries[position].depth for position in in_memory]
             rows = stored.search(np.stack([vectors.pop(position) for position in in_memory]), depths)
             for position, query_rows in zip(in_memory, rows, strict=True):
                 results[position] = to_hits(query_rows, metadata)
@@ -129,8 +145,8 @@ class Searcher:
             if query.captions:
                 return self._search_captions(vector, query.count)
             sql = filter_sql(query.where, FILTER_COLUMNS | metadata) if query.where.strip() else ""
-            depth, columns = max(query.count, query.rerank), (*HIT_COLUMNS, *metadata)
-            return to_hits(search_table(self.table, vector, depth, self.manifest.kind, columns, sql), metadata)
+            columns = (*HIT_COLUMNS, *metadata)
+            return to_hits(search_table(self.table, vector, query.depth, self.manifest.kind, columns, sql), metadata)
         except Exception as error:
             return error
 
@@ -143,19 +159,29 @@ class Searcher:
     def _finish(
         self, query: SearchQuery, encoded: EncodedQuery | ValueError, hits: Hits | Exception
     ) -> Hits | Exception:
-        """The hits of one query, re-ranked, up to its count."""
+        """The hits of one query with their verdict, re-ranked, up to its count."""
         if isinstance(hits, Exception) or isinstance(encoded, ValueError):
             return hits
-        if query.rerank:
-            image_hits = [hit for hit in hits if isinstance(hit, Hit)]
-            first, others = image_hits[: query.rerank], image_hits[query.rerank :]
-            try:
-                raw_paths = self.values([hit.id for hit in first], "raw")
-                weights = [term.weight for term in query.terms]
-                hits = rerank_hits(self.aligner, self.storage, first, raw_paths, encoded.captions, weights) + others
-            except Exception as error:
-                return error
-        return hits[: query.count]
+        try:
+            result = self.assessor.assess(query, hits, partial(self._search_deeper, query, encoded))
+            if query.rerank:
+                result = result.with_hits(self._rerank(query, encoded, result))
+        except Exception as error:
+            return error
+        return result.with_hits(result[: query.count])
+
+    def _rerank(self, query: SearchQuery, encoded: EncodedQuery, hits: Sequence[Hit]) -> list[Hit]:
+        """Hits, the first of them ordered by pair scores."""
+        first, others = hits[: query.rerank], hits[query.rerank :]
+        raw_paths, weights = self.values([hit.id for hit in first], "raw"), [term.weight for term in query.terms]
+        return [*rerank_hits(self.aligner, self.storage, first, raw_paths, encoded.captions, weights), *others]
+
+    def _search_deeper(self, query: SearchQuery, encoded: EncodedQuery, depth: int) -> Hits:
+        """So many of the nearest images, for a promise that needs more than were read."""
+        hits = self._search_table(replace(query, count=depth, promise=0.0, rerank=0), encoded.vector, self.metadata)
+        if isinstance(hits, Exception):
+            raise hits
+        return hits
 
     def search_one(self, query: SearchQuery) -> Hits:
         """`search_batch` of one query.
@@ -231,10 +257,7 @@ class Searcher:
         (encoded,) = encode_queries(self.aligner, [query])
         if isinstance(encoded, ValueError):
             raise encoded
-        result = self._finish(query, encoded, list(hits))
-        if isinstance(result, Exception):
-            raise result
-        return [hit for hit in result if isinstance(hit, Hit)]
+        return self._rerank(query, encoded, hits)
 
     def captions(self, vector: np.ndarray, count: int = 10) -> list[CaptionHit]:
         """Search for captions by a vector, such as that of an image.

@@ -23,6 +23,7 @@ from clipvisionalign.explain.heatmaps import MAP_OPACITY, Explanation, explain
 from clipvisionalign.images import open_image
 from clipvisionalign.search.filters import MAX_FILTER_LENGTH
 from clipvisionalign.search.hits import CaptionHit, Hit
+from clipvisionalign.search.promise import SearchResult
 from clipvisionalign.search.queries import SearchQuery
 from clipvisionalign.search.server.errors import translate_errors
 from clipvisionalign.search.server.service import SearchService, index_info
@@ -37,22 +38,26 @@ OFFSET_DESCRIPTION = "how many of the first results to leave out: those of the a
 ImageIdParam = Annotated[int, Query(ge=0, lt=2**63, description="an image's number in the index")]
 
 
-def hits_to_json(hits: Sequence[Hit | CaptionHit], terms: Sequence[Term] = ()) -> dict[str, Any]:
+def hits_to_json(hits: Sequence[Hit | CaptionHit], terms: Sequence[Term] = (), offset: int = 0) -> dict[str, Any]:
     """The answer of a search.
 
     Args:
         hits: The hits.
         terms: The terms of the query, whose notes are added.
+        offset: Number of first hits that are left out; the verdict is on all.
 
     Returns:
-        "found" and "notes".
+        "found", "notes", and of a search by words "promise", "nothing" and "reason" (`SearchResult.verdict`).
 
     Raises:
         ValueError: A score is not finite.
     """
     if not all(math.isfinite(hit.score) for hit in hits):
         raise ValueError("the query's vector has no length that can be counted with: are its weights too large?")
-    return {"found": [hit.to_dict() for hit in hits], "notes": [term.note for term in terms if term.note]}
+    notes = [term.note for term in terms if term.note]
+    result = hits if isinstance(hits, SearchResult) else SearchResult(hits)
+    page = [hit.to_dict() for hit in hits[offset:]]
+    return {"found": page, "notes": [*notes, *result.notes], **result.verdict()}
 
 
 def explanation_to_json(explanation: Explanation) -> dict[str, Any]:
@@ -105,8 +110,11 @@ def add_search_routes(app: FastAPI, service: SearchService) -> None:
         rerank: Annotated[int, Query(ge=0, le=limits.rerank)] = 0,
         index: IndexParam = 0,
         offset: OffsetParam = 0,
+        promise: Annotated[
+            float, Query(ge=0, lt=1, description="probability that what is meant is among the hits; 0 for none")
+        ] = 0.0,
     ) -> dict[str, Any]:
-        """Images by words, without others, filtered, re-ranked."""
+        """Images by words, without others, filtered, re-ranked; with a promise as many as it needs, up to count."""
 
         def work() -> dict[str, Any]:
             terms = [parse_term(text) for text in q] + [parse_term(text, -1.0) for text in minus]
@@ -114,8 +122,9 @@ def add_search_routes(app: FastAPI, service: SearchService) -> None:
                 if len(text) > limits.characters:
                     raise ValueError(f"a query of {len(text):,} characters; at most {limits.characters:,}")
             # Re-ranking orders the first results only: what comes after them stays where it is.
-            query = SearchQuery(terms, offset + count, where, rerank if rerank > offset else 0)
-            return hits_to_json(service.search(query, index)[offset:], terms)
+            rerank_count = rerank if rerank > offset else 0
+            query = SearchQuery(terms, offset + count, where, rerank_count, promise=promise)
+            return hits_to_json(service.search(query, index), terms, offset)
 
         return translate_errors(work, where)
 

@@ -1,0 +1,141 @@
+"""Calibrations in run folders and indexes, and what chance gives in an index."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from clipvisionalign.files import atomic_write
+from clipvisionalign.search.ann import search_table
+from clipvisionalign.search.calibration import CALIBRATION_FILE, Calibration, UncalibratedError
+from clipvisionalign.search.manifest import IndexManifest
+from clipvisionalign.search.null_queries import null_texts
+from clipvisionalign.search.storage import Storage, as_storage
+
+logger = logging.getLogger(__name__)
+
+#: The file of an index that has what chance gives in it.
+NULL_FILE = "chance.json"
+
+
+def read_calibration(index: str | Path | Storage, aligner: str) -> Calibration | UncalibratedError | None:
+    """The calibration of an index.
+
+    Args:
+        index: Path, URL or storage of the index.
+        aligner: Fingerprint of its model.
+
+    Returns:
+        The calibration; None where there is none; an error where it cannot be read or is of another model, which is of
+        no concern to a search without a promise.
+    """
+    storage = as_storage(index)
+    text = storage.read(CALIBRATION_FILE)
+    if text is None:
+        return None
+    location = f"{storage}/{CALIBRATION_FILE}"
+    try:
+        calibration = Calibration.from_json(text, location)
+    except UncalibratedError as error:
+        return error
+    if calibration.aligner != aligner:
+        return UncalibratedError(f"{location}: of another model than the index; calibrate again with --overwrite")
+    return calibration
+
+
+def check_calibration_target(target: Path | Storage, overwrite: bool) -> None:
+    """Check that a calibration can be written, before it is computed.
+
+    Args:
+        target: The file, or the storage of an index.
+        overwrite: Whether one that is there is replaced.
+
+    Raises:
+        FileExistsError: There is one, and it is not to be replaced.
+    """
+    exists = target.exists() if isinstance(target, Path) else target.read(CALIBRATION_FILE) is not None
+    if exists and not overwrite:
+        location = target if isinstance(target, Path) else f"{target}/{CALIBRATION_FILE}"
+        raise FileExistsError(f"{location}: there is a calibration already; --overwrite replaces it")
+
+
+def write_calibration(target: Path | Storage, calibration: Calibration) -> str:
+    """Write a calibration.
+
+    Args:
+        target: The file, or the storage of an index.
+        calibration: The calibration.
+
+    Returns:
+        Where it was written.
+    """
+    if isinstance(target, Storage):
+        target.write(CALIBRATION_FILE, calibration.to_json())
+        return f"{target}/{CALIBRATION_FILE}"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(target) as aside:
+        aside.write_text(calibration.to_json(), encoding="utf-8")
+    return str(target)
+
+
+def copy_calibration(run: str | Path, index: Storage, manifest: IndexManifest) -> None:
+    """Copy the calibration of a run to an index that has none, so that a search needs no run for it.
+
+    Args:
+        run: The run folder.
+        index: The storage of the index.
+        manifest: Its manifest.
+    """
+    path = Path(run) / CALIBRATION_FILE
+    if not path.is_file():
+        return
+    text, existing = path.read_text(encoding="utf-8"), index.read(CALIBRATION_FILE)
+    if existing is not None:
+        if existing != text:
+            logger.info(f"note: {index} keeps its own calibration, which is not that of {path}")
+        return
+    try:
+        calibration = Calibration.from_json(text, path)
+    except UncalibratedError as error:
+        logger.info(f"note: {error}")
+        return
+    if calibration.aligner != manifest.aligner:
+        logger.info(f"note: {path} is of other weights and is not copied to the index; calibrate the run again")
+        return
+    index.write(CALIBRATION_FILE, text)
+
+
+def write_null_cosines(index: Storage, table: Any, encode: Callable[[Sequence[str]], Any]) -> None:
+    """Write the best cosines that texts which mean nothing have in an index.
+
+    Args:
+        index: The storage of the index.
+        table: Its table of images.
+        encode: Encodes M texts as vectors (M, D).
+    """
+    best = []
+    for vector in np.asarray(encode(null_texts())):
+        rows = search_table(table, vector, 1, columns=("id",))
+        best += [round(1.0 - row["_distance"], 6) for row in rows]
+    index.write(NULL_FILE, json.dumps({"best_cosines_of_meaningless_texts": sorted(best)}) + "\n")
+
+
+def read_null_cosines(index: str | Path | Storage) -> list[float]:
+    """Read what `write_null_cosines` wrote.
+
+    Args:
+        index: Path, URL or storage of the index.
+
+    Returns:
+        The cosines, ascending; none where there are none that can be read, as in indexes of before.
+    """
+    text = as_storage(index).read(NULL_FILE)
+    try:
+        return [] if text is None else [float(each) for each in json.loads(text)["best_cosines_of_meaningless_texts"]]
+    except (KeyError, TypeError, ValueError):
+        return []

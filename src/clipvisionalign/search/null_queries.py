@@ -1,0 +1,56 @@
+"""Texts that mean nothing: what the best hit of a query that fits nothing looks like.
+
+The pseudo-words of these texts are in no language. Their best cosines in an index are what chance gives there: a query
+whose best hit is no better fits nothing in it. An index has them computed when it is written.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+#: Number of texts, and the share of them whose best hit a query has to surpass.
+NULL_TEXTS, NULL_SHARE = 64, 0.9
+
+_ONSETS, _VOWELS, _CODAS = "b d f g k l m n p r s t v z br dr kl pr st tr", "a e i o u", "b d f g k l m n p r t x"
+
+
+def null_texts(count: int = NULL_TEXTS, seed: int = 0) -> list[str]:
+    """Texts of one to six pseudo-words.
+
+    Args:
+        count: Number of texts.
+        seed: Of the drawing.
+
+    Returns:
+        The texts, always the same for one seed.
+
+    >>> null_texts(2)
+    ['dipdrok tugklek guk trekgatsop', 'zirmun']
+    """
+    rng = random.Random(seed)
+    onsets, vowels, codas = _ONSETS.split(), _VOWELS.split(), _CODAS.split()
+
+    def syllable() -> str:
+        return rng.choice(onsets) + rng.choice(vowels) + rng.choice(codas)
+
+    return [
+        " ".join("".join(syllable() for _ in range(rng.randint(1, 3))) for _ in range(rng.randint(1, 6)))
+        for _ in range(count)
+    ]
+
+
+def chance_level(best: Sequence[float]) -> float:
+    """The cosine that the best hit of a query has to surpass to fit better than chance.
+
+    Args:
+        best: The best cosine of each of some texts that mean nothing.
+
+    Returns:
+        The cosine that `NULL_SHARE` of them do not surpass.
+
+    >>> chance_level([0.1, 0.3, 0.2])
+    0.3
+    """
+    ordered = sorted(best)
+    return ordered[min(len(ordered) - 1, int(NULL_SHARE * len(ordered)))]

@@ -1,0 +1,202 @@
+"""The verdict on the result of a search: up to where it holds what is meant, and that nothing fits.
+
+- With a calibration (`calibration.py`), the hits down to a cut-off hold what is meant with a given probability.
+- A query of words that the vocabulary of the model lacks has no result.
+- A query whose best hit is no better than that of texts which mean nothing (`null_queries.py`), or than that of hardly
+  any caption that the index is calibrated on, fits nothing better than chance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from clipvisionalign.search.calibration import DEFAULT_LEVEL, Calibration, UncalibratedError
+from clipvisionalign.search.hits import Hit
+from clipvisionalign.search.null_queries import chance_level
+from clipvisionalign.search.queries import SearchQuery
+from clipvisionalign.search.unknown_words import check_words
+
+#: Factor by which more hits are read, where all that were read are promised.
+DEPTH_FACTOR = 4
+
+
+@dataclass(frozen=True)
+class Promise:
+    """Up to where a result holds what is meant.
+
+    Attributes:
+        level: The probability.
+        threshold: The cosine that is reached.
+        promised: Number of images that reach it; of a query without a level of its own, among its hits.
+        more: Whether images beyond the hits of a query without a level of its own may reach it as well.
+        calibrated_on: In words; the promise holds for collections like that.
+    """
+
+    level: float
+    threshold: float
+    promised: int
+    more: bool
+    calibrated_on: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """The promise as JSON.
+
+        Returns:
+            Its fields.
+        """
+        return asdict(self)
+
+
+class SearchResult(list[Any]):
+    """The hits of a query, best first, with the verdict on them.
+
+    Args:
+        hits: `Hit` or `CaptionHit`, each as without a promise.
+        promise: Up to where they hold what is meant; None without a calibration.
+        reason: Why nothing fits the query; "" where something does.
+        notes: For the user.
+
+    Attributes:
+        nothing: Whether nothing fits. There may be hits all the same: the nearest of what does not fit.
+    """
+
+    def __init__(
+        self, hits: Sequence[Any] = (), promise: Promise | None = None, reason: str = "", notes: Sequence[str] = ()
+    ) -> None:
+        super().__init__(hits)
+        self.promise, self.reason, self.notes = promise, reason, tuple(notes)
+
+    @property
+    def nothing(self) -> bool:
+        """Whether nothing fits the query."""
+        return bool(self.reason)
+
+    def with_hits(self, hits: Sequence[Any]) -> SearchResult:
+        """The same verdict with other hits, such as the first of these.
+
+        Args:
+            hits: The hits.
+
+        Returns:
+            A result of its own.
+        """
+        return SearchResult(hits, self.promise, self.reason, self.notes)
+
+    def verdict(self) -> dict[str, Any]:
+        """The verdict as JSON.
+
+        Returns:
+            "promise" (None without one), "nothing" and "reason".
+        """
+        promise = None if self.promise is None else self.promise.to_dict()
+        return {"promise": promise, "nothing": self.nothing, "reason": self.reason}
+
+
+class ResultAssessor:
+    """Adds the verdict to results of an index.
+
+    Args:
+        index: Its path or URL, for messages.
+        calibration: That of the index; None without one, or the error that it cannot be read by.
+        tokenizer: Gives the model's tokenizer.
+        null_cosines: The best cosines of texts that mean nothing; none if unknown.
+        count: Gives the number of images of the index.
+    """
+
+    def __init__(
+        self, index: str, calibration: Calibration | UncalibratedError | None, tokenizer: Callable[[], Any],
+        null_cosines: Sequence[float], count: Callable[[], int],
+    ) -> None:  # fmt: skip
+        self.index, self.calibration = index, calibration
+        self.tokenizer, self.null_cosines, self.count = tokenizer, null_cosines, count
+
+    def assess(self, query: SearchQuery, hits: Sequence[Any], deeper: Callable[[int], Sequence[Any]]) -> SearchResult:
+        """The hits of a query, with the verdict; with a promise, all hits that it needs and no others.
+
+        Args:
+            query: The query.
+            hits: Its nearest images or captions, before re-ranking.
+            deeper: Gives so many of the nearest, where `hits` may not be all that are promised.
+
+        Returns:
+            The result, before re-ranking.
+
+        Raises:
+            UncalibratedError: A promise is asked for that cannot be given.
+        """
+        level = query.promise
+        calibration = require_calibration(self.index, self.calibration, level) if level else self.calibration
+        if query.captions or not query.terms or any(term.is_image for term in query.terms):
+            return SearchResult(hits)
+        checks = [check_words(self.tokenizer(), str(term.content)) for term in query.terms if term.weight > 0]
+        if not any(check.known for check in checks):
+            return SearchResult([], reason=next(check.reason for check in checks))
+        notes = [note for check in checks if (note := check.note or check.reason)]
+        if not isinstance(calibration, Calibration):
+            return SearchResult(hits, reason=self._chance(query, hits), notes=notes)
+        if not level:
+            return SearchResult(hits, self._marked(calibration, hits), self._chance(query, hits), notes)
+        cut = calibration.threshold(level)
+        promised = _reaching(hits, cut, query.depth, deeper)
+        if len(query.terms) > 1:
+            notes.append("a promise is calibrated on single captions: of several terms it may be kept less often")
+        promise = Promise(level, cut, len(promised), False, calibration.describe())
+        reason = "" if promised else f"no image fits it so well as what is meant does in {100 * level:g} % of all cases"
+        return SearchResult(promised, promise, reason, notes)
+
+    def _marked(self, calibration: Calibration, hits: Sequence[Any]) -> Promise | None:
+        """Where the line of `DEFAULT_LEVEL` is among some hits; None where it is not calibrated."""
+        try:
+            cut = calibration.threshold(DEFAULT_LEVEL)
+        except UncalibratedError:
+            return None
+        promised = sum(hit.score >= cut for hit in hits)
+        more = bool(hits) and promised == len(hits)
+        return Promise(DEFAULT_LEVEL, cut, promised, more, calibration.describe())
+
+    def _chance(self, query: SearchQuery, hits: Sequence[Any]) -> str:
+        """Why the best hit is no better than chance would have it; "" where it is, or where that is not known."""
+        # Of the images that a filter leaves the best may be worse.
+        if not hits or query.where.strip() or len(query.terms) > 1:
+            return ""
+        best, count = max(hit.score for hit in hits), self.count()
+        if self.null_cosines and best <= chance_level(self.null_cosines):
+            return f"it fits none of the {count:,} images better than words that mean nothing do"
+        if isinstance(self.calibration, Calibration) and best < self.calibration.chance_level(count):
+            return f"99 % of the captions that the index is calibrated on fit one of {count:,} images better"
+        return ""
+
+
+def require_calibration(index: str, calibration: Calibration | UncalibratedError | None, level: float) -> Calibration:
+    """A calibration that a promise can be given by.
+
+    Args:
+        index: Path or URL of the index, for messages.
+        calibration: What `read_calibration` gives.
+        level: The probability that is promised.
+
+    Returns:
+        The calibration.
+
+    Raises:
+        UncalibratedError: There is none, it cannot be read, or it has too few images for this level.
+    """
+    if isinstance(calibration, UncalibratedError):
+        raise calibration
+    if calibration is None:
+        raise UncalibratedError(
+            f"{index}: a promise of {level:g} needs a calibration: 'clipvisionalign calibrate {index} DATA' makes it "
+            "from captioned images that the model was not trained on"
+        )
+    calibration.threshold(level)
+    return calibration
+
+
+def _reaching(hits: Sequence[Hit], cut: float, depth: int, deeper: Callable[[int], Sequence[Hit]]) -> Sequence[Hit]:
+    """All hits that reach a cosine; more are read while all that were read do."""
+    while len(hits) >= depth and hits[-1].score >= cut:
+        depth *= DEPTH_FACTOR
+        hits = deeper(depth)
+    return [hit for hit in hits if hit.score >= cut]
