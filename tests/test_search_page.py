@@ -483,6 +483,124 @@ def test_what_an_index_cannot_do_is_not_offered(browser, served_alone):
     context.close()
 
 
+# --- what is promised --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def promising(page):
+    """The service's answers as those of a calibrated index in which `promised` images reach a level; what was asked."""
+    asked: list[dict[str, list[str]]] = []
+    state = {"promised": 5, "nothing": False, "known": True}
+
+    def answer(route) -> None:
+        values = parse_qs(urlsplit(route.request.url).query)
+        asked.append(values)
+        offset, count = int(values.get("offset", ["0"])[0]), int(values["count"][0])
+        level = float(values.get("promise", ["0.9"])[0])
+        promised = min(state["promised"], 30 if "promise" in values else offset + count)
+        end = promised if "promise" in values else 30
+        hits = [{"id": each, "path": f"{each}.png", "score": 1 - each / 100, "width": 9, "height": 9, "size": 9}
+                for each in range(offset, min(offset + count, end))]  # fmt: skip
+        promise = {"level": level, "threshold": 0.5, "promised": promised, "more": promised == offset + count < 30,
+                   "calibrated_on": "drawn scenes"}  # fmt: skip
+        verdict = {"promise": promise if state["known"] else None, "nothing": state["nothing"],
+                   "reason": "No word is known" if state["nothing"] else ""}  # fmt: skip
+        route.fulfill(json={"found": hits if state["known"] else [], "notes": [], **verdict})
+
+    page.route("**/search?*", answer)
+    return page, state, asked
+
+
+@pytest.mark.parametrize("level", ["", "0.8", "0.95"])
+@pytest.mark.parametrize("promised", [0, 1, 5, 8, 10, 29, 30])
+def test_the_line_stands_after_the_last_promised_image(promising, level, promised):
+    page, state, asked = promising
+    state.update(promised=promised, nothing=promised == 0)
+    page.goto(
+        f"{urlsplit(page.url)._replace(query='', path='/').geturl()}?q=a+star&count=5{level and '&promise='}{level}"
+    )
+    until(page, "document.querySelectorAll('.card').length === 30")
+    assert paths(page) == [f"{each}.png" for each in range(30)]
+    assert page.locator(".promise-line").count() == 1
+    position = page.evaluate(
+        "[...document.querySelector('.found').children].indexOf(document.querySelector('.promise-line'))"
+    )
+    assert position == promised
+    assert page.locator(".card.below").count() == 30 - promised
+    text = page.locator(".promise-line").inner_text()
+    assert f"{100 * float(level or 0.9):g} % probability" in text
+    assert "drawn scenes" in text
+    assert page.locator(".nothing").count() == (promised == 0)
+    assert {values["promise"][0] for values in asked if "promise" in values} == ({level} if level else set())
+    open_options(page)
+    assert page.get_by_label("Promise").input_value() == level
+
+
+def test_a_query_without_a_known_word_is_told_so(promising):
+    page, state, _ = promising
+    state.update(nothing=True, known=False)
+    page.get_by_label("Words").fill("犬犬")
+    page.keyboard.press("Enter")
+    page.wait_for_selector(".nothing")
+    assert "Nothing here fits 犬犬" in page.locator(".nothing").inner_text()
+    assert "No word is known" in page.locator(".nothing").inner_text()
+    assert page.locator("#status").inner_text().startswith("Nothing for 犬犬")
+
+
+# --- dates and places ------------------------------------------------------------------------------------------------
+
+FACETS = {
+    "months": [{"value": month, "count": count, "where": f"taken = {month}"}
+               for month, count in (("2024-02", 1), ("2023-05", 40), ("2023-01", 3))],
+    "places": [{"value": 'Saint "X"', "count": 7, "where": 'place = "Saint ""X"""'}, {"value": "Oslo", "count": 2, "where": 'place = "Oslo"'}],
+    "cameras": [],
+}  # fmt: skip
+
+
+def test_a_date_and_a_place_become_parts_of_the_filter(page, service):
+    def health(route) -> None:
+        answer = route.fetch().json()
+        answer["indexes"][0]["filters"] += ["taken", "place"]
+        route.fulfill(json=answer)
+
+    asked: list[str] = []
+
+    def browse(route) -> None:
+        asked.append(parse_qs(urlsplit(route.request.url).query).get("where", [""])[0])
+        route.fulfill(json={"found": [], "total": 0, "next": None})
+
+    page.route("**/health", health)
+    page.route("**/facets", lambda route: route.fulfill(json=FACETS))
+    page.route("**/browse?*", browse)
+    page.goto(f"{service}/?where=width+%3E+3+or+height+%3E+3")
+    page.get_by_text("Dates").click()
+    for name, where in (
+        ("May 2023: 40 images", "(width > 3 or height > 3) and taken = 2023-05"),
+        ("2023 (43)", "(width > 3 or height > 3) and taken = 2023"),
+    ):
+        page.get_by_role("button", name=name).press("Enter")
+        until(page, "(where) => new URLSearchParams(location.search).get('where') === where", where)
+        assert page.get_by_role("button", name=name).get_attribute("aria-pressed") == "true"
+        assert page.get_by_label("Filter").input_value() == where
+    page.get_by_text("Places").click()
+    page.get_by_role("button", name='Saint "X" (7)').click()
+    until(page, "location.search.includes('Saint')")
+    page.get_by_role("button", name="2023 (43)").click()
+    until(page, "!location.search.includes('taken')")
+    page.reload()
+    page.get_by_text("Places").click()
+    assert page.get_by_role("button", name='Saint "X" (7)').get_attribute("aria-pressed") == "true"
+    page.get_by_role("button", name='Saint "X" (7)').click()
+    until(page, "!location.search.includes('Saint')")
+    base = "width > 3 or height > 3"
+    assert asked == [
+        base, f"({base}) and taken = 2023-05", f"({base}) and taken = 2023",
+        f'({base}) and taken = 2023 and place = "Saint ""X"""', f'({base}) and place = "Saint ""X"""',
+        f'({base}) and place = "Saint ""X"""', f"({base})",
+    ]  # fmt: skip
+    assert not page.get_by_text("Cameras").count()
+
+
 # --- for all -----------------------------------------------------------------------------------------------------------
 
 

@@ -1,5 +1,6 @@
 // The page: what the form, the address and the keys ask for is searched for and shown.
 import { ask, button, by, element, plural, setStatus } from "./dom.js";
+import { Facets } from "./facets.js";
 import { setUpKeys, singleKeys } from "./keys.js";
 import { emptyQuery, kindOf, plainWords, queryName, readQuery, writeQuery } from "./query.js";
 import { Column } from "./results.js";
@@ -15,6 +16,7 @@ const words = new TermField(by("words"), by("chips"), by("add-word"), "term");
 const minus = new TermField(by("minus"), by("minus-chips"), by("add-minus"), "unwanted term");
 const selection = new Selection(about);
 const actions = { open, similar, singleKeys };
+const facets = new Facets((where) => run({ ...query, where }));
 const viewer = new Viewer(about, actions, selection);
 //: Files that were searched with, which no address can hold: by the number in the history.
 const uploads = [];
@@ -38,10 +40,13 @@ function writeForm() {
   minus.terms = query.minus;
   by("where").value = query.where;
   by("count").value = query.count;
+  if (query.promise && ![...by("promise").options].some((each) => each.value === query.promise)) by("promise").append(element("option", { value: query.promise }, `${Math.round(1000 * query.promise) / 10} %`));
   by("promise").value = query.promise;
+  by("promise-label").hidden &&= !query.promise;
   by("rerank").checked = query.rerank;
   by("compare").checked = query.compare;
   by("picture").value = "";
+  facets.show(query.where);
   document.querySelector(".chips .example")?.remove();
   if (query.upload || query.like !== null) {
     const image = element("img", { alt: "", src: query.upload ? URL.createObjectURL(query.upload) : `/image/${query.like}?index=${query.index}` });
@@ -91,11 +96,13 @@ function pageLoader(asked, index) {
     }
     if (offset) values.set("offset", offset);
     let path = "/search", options;
+    // What is below the line of a promise: the same order, without re-ranking, which did not reach it.
+    const above = !column.below;
     if (kind === "words") {
       for (const text of asked.q) values.append("q", text);
       for (const text of asked.minus) values.append("minus", text);
-      if (asked.rerank && about.indexes[index].reranks) values.set("rerank", RERANKED);
-      if (asked.promise) values.set("promise", asked.promise);
+      if (asked.rerank && about.indexes[index].reranks && above) values.set("rerank", RERANKED);
+      if (asked.promise && above) values.set("promise", asked.promise);
     } else {
       path = "/similar";
       if (kind === "like") values.set("id", asked.like);
@@ -105,8 +112,16 @@ function pageLoader(asked, index) {
       }
     }
     const answer = await ask(`${path}?${values}`, options);
-    column.notes = answer.notes ?? [];
-    return { hits: answer.found, done: answer.found.length < asked.count || offset + asked.count > MAX_OFFSET };
+    column.notes ??= answer.notes ?? [];
+    if (answer.nothing && !offset) column.reason = answer.reason || "no image fits better than chance";
+    const end = offset + answer.found.length, done = answer.found.length < asked.count || offset + asked.count > MAX_OFFSET;
+    if (!answer.promise || !above) return { hits: answer.found, done };
+    by("promise-label").hidden = false;
+    const { promise } = answer, reached = promise.promised <= end && !(promise.more && !done);
+    // Re-ranked hits of a promise that was not asked for stand above and below its line.
+    const line = reached && (asked.promise || !asked.rerank || promise.promised >= RERANKED) ? promise : null;
+    column.below = reached && Boolean(asked.promise);
+    return { hits: answer.found, done: done && !column.below, line };
   };
 }
 
@@ -148,6 +163,7 @@ const subject = () => (query.likeName ? queryName(query).replace(`number ${query
 function summary(made, kind) {
   const count = made.reduce((sum, column) => sum + column.hits.length, 0);
   if (kind === "browse") return `${plural(made[0]?.total ?? 0, "image")}${query.where ? ` for ${query.where}` : ""}, newest first`;
+  if (made.every((column) => column.reason)) return `Nothing for ${subject()}`;
   if (!count) return query.where ? `No image for ${subject()}: none passes the filter` : "The index has no image";
   return `Images for ${kind === "words" ? subject() : subject().replace(/^images /, "those ")}, best first`;
 }
@@ -158,11 +174,19 @@ function draw() {
     const name = `Index ${column.index + 1}, design ${about.indexes[column.index].design}`;
     const section = element("section", { "aria-label": compared ? name : "Result" });
     if (compared) section.append(element("h2", {}, name));
+    if (column.reason) section.append(nothing(column));
     section.append(column.list);
     frame.append(section);
   }
   by("results").replaceChildren(frame);
   afterPage();
+}
+
+/** What stands above a result of which nothing fits the query. */
+function nothing(column) {
+  const below = column.hits.length ? "The images below are the nearest of those that do not fit." : "";
+  return element("div", { class: "nothing", role: "note" },
+    element("strong", {}, `Nothing here fits ${subject()}.`), element("p", {}, `${column.reason}. ${below}`.replace("..", ".")));
 }
 
 function afterPage() {
@@ -233,4 +257,5 @@ try {
   by("columns").textContent = `Filter by ${about.indexes[0].filters.join(", ")}.`;
   const state = history.state ?? {};
   await run(readQuery(location.search), { history: "replace", loaded: state.loaded, scroll: state.scroll });
+  await facets.load(about.indexes[0].filters);
 } catch (error) { setStatus(error.message, true); }

@@ -5,7 +5,7 @@ import { button, element, fileName, shortTime } from "./dom.js";
 const MIN_RATIO = 0.6, MAX_RATIO = 2.2;
 
 export class Column {
-  /** `load(column)` resolves to the next page: { hits, done, promise }. */
+  /** `load(column)` resolves to the next page: { hits, done, line }, the latter a promise whose line is reached. */
   constructor(index, load, actions, selection) {
     Object.assign(this, { index, load, actions, selection, hits: [], cards: [], done: false, loading: null, current: 0 });
     this.list = element("ul", { class: "found" });
@@ -19,8 +19,9 @@ export class Column {
     return this.loading;
   }
 
-  append({ hits, done, promise, line }) {
+  append({ hits, done, line }) {
     this.done = done;
+    if (line && !this.line && line.promised <= this.hits.length) this.drawLine(line);
     const known = new Set(this.hits.map((hit) => hit.id));
     for (const hit of hits) {
       if (known.has(hit.id)) continue;
@@ -28,9 +29,18 @@ export class Column {
       const card = this.card(hit, this.hits.length - 1);
       this.cards.push(card);
       this.list.append(card);
-      if (promise && promise.promised === this.hits.length && line) this.list.append(line(promise));
+      card.classList.toggle("below", Boolean(this.line));
+      if (line && !this.line && line.promised === this.hits.length) this.drawLine(line);
     }
     this.mark();
+  }
+
+  /** The line of a promise: what is meant is above it with the probability that was asked for. */
+  drawLine(promise) {
+    const images = promise.promised === 1 ? "this image" : `these ${promise.promised.toLocaleString("en")} images`;
+    const text = promise.promised ? `With ${Math.round(1000 * promise.level) / 10} % probability what is meant is among ${images}` : `No image fits as well as what is meant does with ${Math.round(1000 * promise.level) / 10} % probability`;
+    this.line = element("li", { class: "promise-line" }, element("strong", {}, text), ` – in collections like the one that this was calibrated on: ${promise.calibrated_on}`);
+    this.list.append(this.line);
   }
 
   card(hit, position) {
