@@ -15,12 +15,12 @@ PYTEST_FLAGS ?=
 
 install: $(STAMP)
 
-$(STAMP): pyproject.toml
+$(STAMP): pyproject.toml starter/pyproject.toml
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is not there: make PYTHON=/path/to/python3.11"; exit 1; }
 	@echo "setting up $(VENV): some minutes, once (PyTorch is several GB)"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet $(TORCH)
-	$(BIN)/pip install --quiet --editable ".[test]"
+	$(BIN)/pip install --quiet --editable ".[test]" --editable ./starter
 	@touch $(STAMP)
 
 $(DOCS_STAMP): $(STAMP)

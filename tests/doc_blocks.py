@@ -9,13 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
+PAGES = sorted(
+    [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "starter" / "README.md", *(ROOT / "docs").rglob("*.md")]
+)
 
 #: The languages that a block may have; "text" is what a program prints or a file holds, and is not run.
 LANGUAGES = {"bash", "python", "yaml", "text"}
 
 #: Commands that no test runs as they stand, by how they begin (as a pattern), with the reason. Those of `clipvisionalign` are parsed.
 NOT_RUN = {
+    r"starter/train\.sh": "Flickr8k and half an hour; tests/test_starter.py",
     r"make ": "calls these tests, or what calls them: .ci/run, tests/test_demo.py",
     r"pip install|\.venv/bin/(pre-commit|pytest)": "changes the environment, or calls these tests",
     r"(ATEN_CPU_CAPABILITY|MKL_ENABLE_INSTRUCTIONS)": "all tests again on other kernels",

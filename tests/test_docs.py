@@ -76,14 +76,15 @@ def test_every_command_line_parses(monkeypatch, capsys):
 
     from clipvisionalign.cli import main
 
-    for kind in (argparse.ArgumentParser, jsonargparse.ArgumentParser):
-        parse = kind.parse_args
+    kinds = (argparse.ArgumentParser, jsonargparse.ArgumentParser)
+    for kind, method in [*((kind, "parse_args") for kind in kinds), (kinds[0], "parse_intermixed_args")]:
+        parse = getattr(kind, method)
 
         def checked(self: Any, *given: Any, parse: Any = parse, **more: Any) -> None:
             parse(self, *given, **more)
             raise Parsed
 
-        monkeypatch.setattr(kind, "parse_args", checked)
+        monkeypatch.setattr(kind, method, checked)
     wrong = []
     for block_line, command in COMMANDS:
         arguments = arguments_of(command)
@@ -315,19 +316,21 @@ def test_the_site_asks_nobody_else_fits_its_window_and_is_legible(browser: Any, 
 
 @pytest.mark.docs
 def test_the_wheel_searches_in_a_fresh_environment(tmp_path: Path, tiny_runs: dict[str, Path], scenes_folder: Path):
-    """Built from the tree, installed without its dependencies, which come from the environment of the tests."""
-    out = tmp_path / "dist"
-    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(out), str(ROOT)]
-    done = subprocess.run(build, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    (wheel,) = out.iterdir()
-    with zipfile.ZipFile(wheel) as packed:
-        names = set(packed.namelist())
-    package = ROOT / "src"
-    tracked = [
-        path.relative_to(package).as_posix() for path in (package / "clipvisionalign").rglob("*") if path.is_file()
-    ]
-    assert [name for name in tracked if "__pycache__" not in name and name not in names] == []
+    """Built from the tree, with the starter model's, and installed without dependencies, which come from the
+    environment of the tests."""
+    wheels = []
+    for project, package in ((ROOT, "clipvisionalign"), (ROOT / "starter", "clipvisionalign_starter")):
+        out = tmp_path / "dist" / package
+        build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(out), str(project)]
+        done = subprocess.run(build, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        wheels += out.iterdir()
+        with zipfile.ZipFile(wheels[-1]) as packed:
+            names = set(packed.namelist())
+        source = project / "src"
+        tracked = [path.relative_to(source).as_posix() for path in (source / package).rglob("*") if path.is_file()]
+        assert [name for name in tracked if "__pycache__" not in name and name not in names] == []
+        assert {name.partition("/")[0].partition("-")[0] for name in names} == {package}
 
     environment = tmp_path / "fresh"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(environment)], check=True)
@@ -335,7 +338,7 @@ def test_the_wheel_searches_in_a_fresh_environment(tmp_path: Path, tiny_runs: di
     (own,) = environment.glob("lib/python*/site-packages")
     # By pip for that environment: with --prefix it would uninstall the package that these tests run.
     pip = [sys.executable, "-m", "pip", "--python", str(python)]
-    subprocess.run([*pip, "install", "--quiet", "--no-deps", "--no-index", str(wheel)], check=True)
+    subprocess.run([*pip, "install", "--quiet", "--no-deps", "--no-index", *map(str, wheels)], check=True)
     find = [sys.executable, "-c", "import importlib.metadata; importlib.metadata.distribution('clipvisionalign')"]
     subprocess.run(find, check=True, cwd=tmp_path)
     # As plain lines of a .pth file: .pth files there, such as that of an editable installation, are not read.
@@ -351,3 +354,5 @@ def test_the_wheel_searches_in_a_fresh_environment(tmp_path: Path, tiny_runs: di
     program = str(environment / "bin" / "clipvisionalign")
     run(program, "index", str(tiny_runs["late"]), str(scenes_folder / "images"), "--out", "index")
     assert ".png" in run(program, "search", "index", "a red circle", "--paths")
+    run(program, "index", str(scenes_folder / "images"), "--out", "started")
+    assert ".png" in run(program, "search", "started", "a red circle", "--paths")

@@ -26,8 +26,8 @@ from clipvisionalign.training.config import SECTIONS
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "src" / "clipvisionalign"
 
-#: Files of the root folder that are pages of the site.
-ROOT_PAGES = {"contributing.md": "CONTRIBUTING.md", "changelog.md": "CHANGELOG.md"}
+#: Files outside of docs/ that are pages of the site.
+ROOT_PAGES = {"contributing.md": "CONTRIBUTING.md", "changelog.md": "CHANGELOG.md", "starter.md": "starter/README.md"}
 
 #: Flags of every command, which are described once.
 COMMON_FLAGS = {"--quiet", "--verbose"}
@@ -195,7 +195,7 @@ def python_index(names: list[str]) -> str:
 def root_page(source: Path) -> str:
     """Return a file of the root folder with its links as a page of docs/ has them."""
     text = source.read_text(encoding="utf-8")
-    text = re.sub(r"\]\(docs/([^)]+)\)", r"](\1)", text)
+    text = re.sub(r"\]\((?:\.\./)?docs/([^)]+)\)", r"](\1)", text)
     text = re.sub(r"\]\(CONTRIBUTING\.md", "](contributing.md", text)
     return re.sub(r"\]\(CHANGELOG\.md", "](changelog.md", text)
 

@@ -17,6 +17,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from platformdirs import user_cache_path
+
 #: The ending of what is still being written.
 PARTIAL_SUFFIX = ".part"
 #: Seconds after which what no process of this machine writes to is nobody's.
@@ -243,3 +245,13 @@ def fsync_paths(*paths: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def user_cache_folder() -> Path:
+    """Where files are kept that can be recomputed: $CLIPVISIONALIGN_CACHE, or the user's cache folder.
+
+    Returns:
+        The folder, which need not exist.
+    """
+    configured = os.environ.get("CLIPVISIONALIGN_CACHE")
+    return Path(configured) if configured else user_cache_path("clipvisionalign", appauthor=False)

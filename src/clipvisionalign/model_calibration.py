@@ -21,6 +21,7 @@ from clipvisionalign.models.io import is_pretrained
 from clipvisionalign.search.calibrate import calibrate_captions
 from clipvisionalign.search.calibration import CALIBRATION_FILE, Calibration
 from clipvisionalign.search.manifest import aligner_fingerprint
+from clipvisionalign.starter import resolve_run
 from clipvisionalign.training.halves import split_halves
 from clipvisionalign.training.opened_run import open_run
 from clipvisionalign.training.overlap import training_overlap_note
@@ -63,6 +64,7 @@ def calibrate_model(
         DataError: The data set cannot be read, or no image is left that the model was neither trained nor selected on.
         UncalibratedError: Too few are left.
     """
+    run = resolve_run(run)
     opened = open_run(run, source, layout, None, split, device)
     unseen = unseen_images(run, opened.data, opened.gallery())
     for note in unseen.notes:
@@ -145,7 +147,7 @@ def calibration_file(run: str, out: str = "") -> Path:
         raise ValueError(
             f"{run}: the folder of a pretrained model is its publisher's: give --out FILE, or calibrate the index"
         )
-    return Path(run) / CALIBRATION_FILE
+    return Path(resolve_run(run)) / CALIBRATION_FILE
 
 
 def _unselected_half(run: Path, part: CaptionedImages) -> np.ndarray | None:

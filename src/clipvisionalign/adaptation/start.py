@@ -15,7 +15,7 @@ from clipvisionalign.models.aligner import Aligner
 from clipvisionalign.models.device import best_device
 from clipvisionalign.models.io import is_pretrained, load_aligner
 from clipvisionalign.models.packed_linear import pack_linears
-from clipvisionalign.models.run_files import WEIGHTS_FILE
+from clipvisionalign.models.run_files import weights_file
 from clipvisionalign.training.init_run import MAX_VECTOR_DIFFERENCE, probe_vectors
 
 
@@ -34,7 +34,7 @@ def check_tuned(run: str) -> None:
             f"{run}: a pretrained model as it is: nothing was tuned; give a run of 'clipvisionalign train "
             f"--model.pretrained {run}'"
         )
-    if not (Path(run) / WEIGHTS_FILE).is_file() or not (Path(run) / "data.json").is_file():
+    if weights_file(run) is None or not (Path(run) / "data.json").is_file():
         raise FileNotFoundError(f"{run}: not a run folder: 'clipvisionalign train' writes one")
     if is_unfinished(run):
         raise ValueError(f"{run}: not finished (it has no results.json): clipvisionalign train --resume {run}")
@@ -136,7 +136,7 @@ def check_base(base: str, run: str) -> None:
                 "encoder; give the run that it started from"
             )
         return
-    if not (Path(base) / WEIGHTS_FILE).is_file():
+    if weights_file(base) is None:
         raise FileNotFoundError(f"--with {base}: neither a run folder nor a pretrained model; give where it is now")
     if is_unfinished(base):
         raise ValueError(f"--with {base}: not finished (it has no results.json): clipvisionalign train --resume {base}")

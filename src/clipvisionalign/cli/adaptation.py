@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from clipvisionalign.cli.parser import PROGRAM, add_offline_flag, command_parser
 from clipvisionalign.counts import count_noun
+from clipvisionalign.starter import resolve_run
 
 if TYPE_CHECKING:
     from clipvisionalign.adaptation.comparison import ComparisonRequest
@@ -128,8 +129,8 @@ def _request(args: argparse.Namespace, alpha: float | None = None) -> Comparison
     if alpha is not None and args.alphas:
         raise ValueError("--alpha takes one model, --alphas chooses among several: give one of them")
     return ComparisonRequest(
-        args.run, args.base, args.foreign, args.alphas or DEFAULT_ALPHAS, alpha, args.keep, args.split, args.data,
-        args.layout, args.identity, args.device,
+        resolve_run(args.run), resolve_run(args.base), args.foreign, args.alphas or DEFAULT_ALPHAS, alpha, args.keep,
+        args.split, args.data, args.layout, args.identity, args.device,
     )  # fmt: skip
 
 

@@ -31,13 +31,20 @@ def index_parser() -> argparse.ArgumentParser:
         description="Encode images into an index to search. A repeated call encodes only new and changed files,\n"
         "recognises moved ones, and drops those that are gone. Files that cannot be read or decoded are listed.",
         epilog="examples:\n"
+        f"  {PROGRAM} index images/ --out INDEX                              # with the starter model\n"
         f"  {PROGRAM} index RUN images/ --out INDEX\n"
         f"  {PROGRAM} index RUN images/ --out INDEX --metadata years.csv    # then: search --where 'year > 2020'\n"
         f"  {PROGRAM} index RUN flickr8k --captions --out INDEX               # then: search --like a.jpg --captions\n"
         f"  {PROGRAM} index RUN s3://bucket/images --out s3://bucket/index  # docs/search.md has the settings\n"
         f"  {PROGRAM} index RUN images/ --out INDEX --ray auto",
     )
-    parser.add_argument("run", help=MODEL_HELP)
+    parser.add_argument(
+        "run",
+        nargs="?",
+        metavar="RUN",
+        default="",
+        help=f"{MODEL_HELP}; without one, the model of the index that is there already, else the starter model",
+    )
     parser.add_argument(
         "source",
         metavar="FOLDER|DATA",
@@ -78,12 +85,15 @@ def index_parser() -> argparse.ArgumentParser:
 
 def index(arguments: list[str]) -> int:
     """Make an index, or bring one up to date."""
-    args = index_parser().parse_args(arguments)
+    # Flags may stand between the run and the folder.
+    args = index_parser().parse_intermixed_args(arguments)
     from clipvisionalign.search.broken_files import read_broken_files
+    from clipvisionalign.search.folder_index import default_run
     from clipvisionalign.search.indexer import build_index
 
+    run = args.run or default_run(args.source, args.out)
     index_report = build_index(
-        args.run, args.source, args.out, captions=args.captions, layout=args.layout,
+        run, args.source, args.out, captions=args.captions, layout=args.layout,
         metadata=args.metadata, ray=args.ray, workers=args.workers, verify=args.verify,
         allow_drop=args.allow_drop, group=args.group,
     )  # fmt: skip
@@ -299,9 +309,13 @@ def serve_parser() -> argparse.ArgumentParser:
     parser = command_parser(
         "serve",
         description="Serve a search page and an HTTP interface for an index, or for two to compare. Bound to this\n"
-        "machine unless set otherwise; /docs describes the interface, /metrics is for Prometheus.",
+        "machine unless set otherwise; /docs describes the interface, /metrics is for Prometheus. Of a folder of\n"
+        "images an index is made first, or updated, in the user's cache folder.",
     )
-    parser.add_argument("indexes", nargs="+", metavar="INDEX", help="folders that 'index' wrote")
+    parser.add_argument(
+        "indexes", nargs="+", metavar="INDEX|FOLDER",
+        help="folders that 'index' wrote; or folders of images, which the starter model encodes (or --run)",
+    )  # fmt: skip
     parser.add_argument(
         "--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1: this machine only)"
     )
@@ -313,7 +327,9 @@ def serve_parser() -> argparse.ArgumentParser:
         "token as well. One of them is needed where --host opens the network",
     )  # fmt: skip
     how.add_argument("--token", default="", help="the token itself, which every process list shows: deprecated")
-    parser.add_argument("--run", default="", help="where the aligner is, if it was moved")
+    parser.add_argument(
+        "--run", default="", help="where the aligner is, if it was moved; of a folder of images, the one that encodes"
+    )
     add_offline_flag(parser)
     return parser
 
@@ -321,6 +337,7 @@ def serve_parser() -> argparse.ArgumentParser:
 def serve(arguments: list[str]) -> int:
     """Run the search page and service until it is stopped."""
     args = serve_parser().parse_args(arguments)
+    from clipvisionalign.search.folder_index import index_folder, is_image_folder
     from clipvisionalign.search.server.run import read_token
     from clipvisionalign.search.server.run import run_server as run_service
 
@@ -328,5 +345,6 @@ def serve(arguments: list[str]) -> int:
         instead = "use --token-file FILE, or the environment variable CLIPVISIONALIGN_TOKEN"
         logger.info(f"--token shows the token in the list of processes and is to be removed: {instead}")
     token = read_token(args.token, args.token_file)
-    run_service(args.indexes, args.host, args.port, token, args.run)
+    indexes = [str(index_folder(name, args.run)) if is_image_folder(name) else name for name in args.indexes]
+    run_service(indexes, args.host, args.port, token, args.run)
     return 0

@@ -109,7 +109,8 @@ def run_hash(folder: Path) -> str:
     # An image tower without a name of timm's has settings of its own there: how images are scaled is among them.
     names = ("text_tower", "image_tower", "pretrained")
     towers = [path for name in names for path in sorted((folder / name).rglob("*")) if path.is_file()]
-    files = [folder / "model.safetensors", *towers]
+    weights = [path for name in ("model.safetensors", "adapters.safetensors") if (path := folder / name).is_file()]
+    files = [*weights[:1], *towers]
     return hash_parts([json.dumps(settings, sort_keys=True), *(f"{path.name} {hash_file(path)}" for path in files)])
 
 

@@ -15,7 +15,8 @@ from clipvisionalign.models.aligner_config import read_recorded_settings
 from clipvisionalign.models.io import is_pretrained
 from clipvisionalign.models.pretrained import is_pretrained_name
 from clipvisionalign.models.pretrained.known_checkpoints import base_checkpoint, pretraining_of
-from clipvisionalign.models.run_files import MODEL_FOLDERS
+from clipvisionalign.models.run_files import ADAPTERS_FILE, MODEL_FOLDERS, WEIGHTS_FILE
+from clipvisionalign.starter import resolve_run
 
 
 def export_huggingface(run: str | Path, out: str | Path) -> Path:
@@ -35,7 +36,7 @@ def export_huggingface(run: str | Path, out: str | Path) -> Path:
         FileNotFoundError: It is no finished run.
         Held: Another process exports to `out`.
     """
-    source = Path(run)
+    source = Path(resolve_run(run))
     if not (source / "results.json").is_file():
         if is_pretrained(run):
             raise FileNotFoundError(
@@ -46,7 +47,7 @@ def export_huggingface(run: str | Path, out: str | Path) -> Path:
         raise FileNotFoundError(f"{run}: not a finished run: no results.json in it")
     with export_folder(out) as aside:
         (aside / "README.md").write_text(model_card(source), encoding="utf-8")
-        for name in ("model.safetensors", "config.yaml", "results.json", "environment.json", "weights.json"):
+        for name in (WEIGHTS_FILE, ADAPTERS_FILE, "config.yaml", "results.json", "environment.json", "weights.json"):
             if (source / name).is_file():
                 shutil.copy(source / name, aside / name)
         for name in MODEL_FOLDERS:

@@ -18,6 +18,7 @@ from clipvisionalign.models.aligner import Aligner
 from clipvisionalign.models.io import load_aligner
 from clipvisionalign.models.pretrained import PretrainedTextTower, layout_of, save_dual_encoder
 from clipvisionalign.models.pretrained.known_checkpoints import base_checkpoint
+from clipvisionalign.starter import resolve_run
 
 #: What an export's option is called for each layout, and the library.
 OPTIONS = {"transformers": "--transformers", "open_clip": "--open-clip"}
@@ -46,6 +47,7 @@ def export_library_layout(model: str | Path, out: str | Path, layout: Literal["t
         RuntimeError: The folder, opened again, is not the same model; nothing is left of it.
     """
     target_folder(out)
+    model = resolve_run(model)
     aligner = load_aligner(model, "cpu", packed=False)
     _check(aligner, model, layout)
     text_tower = aligner.text_tower

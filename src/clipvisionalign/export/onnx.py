@@ -26,6 +26,7 @@ from clipvisionalign.models.io import load_aligner
 from clipvisionalign.models.longformer import Longformer
 from clipvisionalign.models.pretrained import PretrainedTextTower
 from clipvisionalign.models.pretrained.transforms import PatchTransform
+from clipvisionalign.starter import resolve_run
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +52,7 @@ def export_onnx(run: str | Path, out: str | Path, int8: bool = False, data: str 
         Held: Another process exports to `out`.
     """
     target_folder(out)
+    run = resolve_run(run)
     aligner = load_aligner(run, "cpu", packed=False)
     if isinstance(aligner.text_tower.encoder, Longformer):
         # How many of its tokens are global depends on the batch.

@@ -17,7 +17,7 @@ from clipvisionalign.models.pretrained import (
     is_dual_encoder,
     open_caption_tokenizer,
 )
-from clipvisionalign.models.run_files import CONFIG_FILE, PRETRAINED_FOLDER, TEXT_FOLDER
+from clipvisionalign.models.run_files import ADAPTERS_FILE, CONFIG_FILE, PRETRAINED_FOLDER, TEXT_FOLDER
 from clipvisionalign.models.text_families import max_positions
 from clipvisionalign.models.text_tower import (
     DEFAULT_MAX_TOKENS,
@@ -27,6 +27,7 @@ from clipvisionalign.models.text_tower import (
 )
 from clipvisionalign.models.weights import IsDualEncoder, find_text_folder
 from clipvisionalign.settings import config_from_dict
+from clipvisionalign.starter import resolve_run
 
 
 class CaptionTokenizer:
@@ -58,7 +59,7 @@ def open_tokenizer(model: str | Path, max_tokens: int = 0) -> CaptionTokenizer |
     No weights are loaded; tokenizers that are not on this machine are fetched.
 
     Args:
-        model: The run folder, or a folder or name of a model.
+        model: The run folder, `starter`, or a folder or name of a model.
         max_tokens: Where captions are cut; 0 for the model's own limit, or for the default of `train`. It is never
             above what the encoder has positions for.
 
@@ -71,7 +72,7 @@ def open_tokenizer(model: str | Path, max_tokens: int = 0) -> CaptionTokenizer |
     """
     import transformers
 
-    run, recorded = Path(model), AlignerConfig()
+    run, recorded = Path(resolve_run(model)), AlignerConfig()
     if (run / CONFIG_FILE).is_file():
         recorded = _recorded_settings(run)
     if 0 < max_tokens < 3:
@@ -86,6 +87,8 @@ def open_tokenizer(model: str | Path, max_tokens: int = 0) -> CaptionTokenizer |
         return tower
     if (run / TEXT_FOLDER / "config.json").is_file():
         folder = run / TEXT_FOLDER
+    elif (run / ADAPTERS_FILE).is_file():
+        folder = _find_folder(recorded.text_tower.name)
     else:
         folder = run if is_dual_encoder(run) else _find_folder(str(model))
     if is_dual_encoder(folder):

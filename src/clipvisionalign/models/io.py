@@ -7,6 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from clipvisionalign.models.adapters import load_adapters
 from clipvisionalign.models.aligner import Aligner, AlignerConfig
 from clipvisionalign.models.aligner_config import read_recorded_settings
 from clipvisionalign.models.device import best_device
@@ -18,24 +19,35 @@ from clipvisionalign.models.pretrained import (
     is_model_folder,
     is_pretrained_name,
 )
-from clipvisionalign.models.run_files import CONFIG_FILE, PRETRAINED_FOLDER, TEXT_FOLDER, WEIGHTS_FILE
+from clipvisionalign.models.run_files import (
+    ADAPTERS_FILE,
+    CONFIG_FILE,
+    PRETRAINED_FOLDER,
+    TEXT_FOLDER,
+    WEIGHTS_FILE,
+    weights_file,
+)
 from clipvisionalign.models.weights import find_image_weights, find_text_weights
 from clipvisionalign.plain_yaml import safe_load
 from clipvisionalign.settings import config_from_dict
+from clipvisionalign.starter import display_name, resolve_run
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a run's model.safetensors, under the names and in the shapes that an aligner has them.
+def read_weights(run: str | Path) -> dict[str, Tensor]:
+    """The weights of a run, under the names and in the shapes that an aligner has them.
 
     Args:
-        path: The file.
+        run: The run folder; its model.safetensors, or its towers with its adapters.
 
     Returns:
         Tensors by name, on the CPU.
     """
     from safetensors.torch import load_file
 
-    state = load_file(path)
+    path = weights_file(run)
+    if path is not None and path.name == ADAPTERS_FILE:
+        return _load_run(Path(run)).state_dict()
+    state = load_file(Path(run) / WEIGHTS_FILE)
     # Runs from before the temperature had an axis.
     return state | {"log_scale": state["log_scale"].reshape(1)} if "log_scale" in state else state
 
@@ -67,8 +79,9 @@ def load_aligner(folder: str | Path, device: str = "auto", packed: bool = True) 
     """Load a run folder's aligner, or a pretrained dual encoder, ready to encode and score.
 
     Args:
-        folder: A run folder, which needs nothing else, and no network; or a pretrained dual encoder: a folder in
-            transformers' or open_clip's layout, or a hub name, which is fetched where it is not on this machine.
+        folder: A run folder, which needs nothing else, and no network; `starter` for the starter model; or a pretrained
+            dual encoder: a folder in transformers' or open_clip's layout, or a hub name, which is fetched where it is
+            not on this machine.
         device: "auto", "cpu", "cuda" and so on.
         packed: Whether weights are packed for the CPU's kernels; packed weights cannot be exported.
 
@@ -76,7 +89,7 @@ def load_aligner(folder: str | Path, device: str = "auto", packed: bool = True) 
         The aligner in evaluation mode.
 
     Raises:
-        FileNotFoundError: The folder is not a run folder.
+        FileNotFoundError: The folder is not a run folder, or the starter model is not installed.
         ValueError: A file in it does not fit, or this machine has no such device.
         WeightsNotFound: There is no such pretrained model here or on the hub.
 
@@ -86,7 +99,7 @@ def load_aligner(folder: str | Path, device: str = "auto", packed: bool = True) 
     (False, torch.Size([1, 256]))
     >>> aligner = load_aligner("openai/clip-vit-base-patch32")                # doctest: +SKIP
     """
-    source = Path(folder)
+    source = Path(resolve_run(folder))
     aligner = Aligner(AlignerConfig(pretrained=str(folder))) if is_pretrained(folder) else _load_run(source)
     align_weights(aligner)
     if packed:
@@ -124,8 +137,8 @@ def model_files(name: str | Path) -> list[Path]:
     """
     if is_pretrained(name):
         return list(find_pretrained(str(name))[2].files)
-    file = Path(name) / WEIGHTS_FILE
-    if not file.is_file():
+    file = weights_file(resolve_run(name))
+    if file is None:
         raise FileNotFoundError(f"{name}: holds no model: it has no {WEIGHTS_FILE}")
     return [file]
 
@@ -137,17 +150,17 @@ def resolve_model(name: str | Path) -> str:
         name: A folder or a hub name.
 
     Returns:
-        A folder's absolute path, or a hub name with its commit.
+        A folder's absolute path, a hub name with its commit, or `starter`.
     """
     if is_pretrained(name) and not Path(name).is_dir():
         return find_pretrained(str(name))[1]
-    return str(Path(name).resolve())
+    return display_name(Path(resolve_run(name)).resolve())
 
 
 def _load_run(source: Path) -> Aligner:
     """The aligner that a run folder holds, on the CPU."""
-    import yaml
-
+    if (source / CONFIG_FILE).is_file() and (file := weights_file(source)) and file.name == ADAPTERS_FILE:
+        return _load_with_adapters(source)
     tower_folder = PRETRAINED_FOLDER if (source / PRETRAINED_FOLDER).is_dir() else TEXT_FOLDER
     missing = [name for name in (CONFIG_FILE, WEIGHTS_FILE, tower_folder) if not (source / name).exists()]
     if not source.is_dir():
@@ -160,14 +173,27 @@ def _load_run(source: Path) -> Aligner:
             f"{source}: not a run folder: it lacks {', '.join(missing)}; 'clipvisionalign train' writes one; and no "
             "pretrained model, which has a config.json or an open_clip_config.json"
         )
+    aligner = Aligner(_read_config(source), run=source, load_weights=False)
     try:
-        settings = safe_load((source / CONFIG_FILE).read_text())["model"]
-        config = config_from_dict(AlignerConfig, read_recorded_settings(settings))
-    except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{source / CONFIG_FILE}: no settings of an aligner: {error}") from None
-    aligner = Aligner(config, run=source, load_weights=False)
-    try:
-        aligner.load_state_dict(read_weights(source / WEIGHTS_FILE))
+        aligner.load_state_dict(read_weights(source))
     except Exception as error:
         raise ValueError(f"{source / WEIGHTS_FILE}: not this aligner's weights: {error}") from None
     return aligner
+
+
+def _load_with_adapters(source: Path) -> Aligner:
+    """The aligner of a run folder that holds adapters: its towers by name, with the adapters merged, on the CPU."""
+    aligner = Aligner(_read_config(source))
+    aligner.load_state_dict(load_adapters(source, aligner.state_dict()))
+    return aligner
+
+
+def _read_config(source: Path) -> AlignerConfig:
+    """The settings of a run's model."""
+    import yaml
+
+    try:
+        settings = safe_load((source / CONFIG_FILE).read_text())["model"]
+        return config_from_dict(AlignerConfig, read_recorded_settings(settings))
+    except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{source / CONFIG_FILE}: no settings of an aligner: {error}") from None

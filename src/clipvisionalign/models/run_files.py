@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 WEIGHTS_FILE = "model.safetensors"
+
+#: In the place of whole weights: what differs from the towers' own (`models/adapters.py`).
+ADAPTERS_FILE = "adapters.safetensors"
 
 CONFIG_FILE = "config.yaml"
 
@@ -16,3 +21,16 @@ PRETRAINED_FOLDER = "pretrained"
 
 #: All folders of files beside the weights that a model is built from.
 MODEL_FOLDERS = (TEXT_FOLDER, IMAGE_FOLDER, PRETRAINED_FOLDER)
+
+
+def weights_file(run: str | Path) -> Path | None:
+    """The file that holds a run's model.
+
+    Args:
+        run: The run folder.
+
+    Returns:
+        Its whole weights, else its adapters; None where it has neither.
+    """
+    files = (Path(run) / name for name in (WEIGHTS_FILE, ADAPTERS_FILE))
+    return next((file for file in files if file.is_file()), None)

@@ -13,6 +13,7 @@ from clipvisionalign.search.manifest import read_manifest
 from clipvisionalign.search.promise import require_calibration
 from clipvisionalign.search.queries import SearchQuery
 from clipvisionalign.search.tables import metadata_columns, open_caption_table, open_image_table
+from clipvisionalign.starter import resolve_run
 
 #: Designs whose pairs have no score of their own.
 DUAL_DESIGNS = ("self", "sparse")
@@ -45,7 +46,7 @@ def check_query(index: str | Path, query: SearchQuery, run: str | Path = "") -> 
     if query.captions and open_caption_table(index) is None:
         raise ValueError("this index has no captions: 'clipvisionalign index RUN DATA --captions' writes them")
     if query.rerank:
-        folder = run or manifest.run
+        folder = resolve_run(run or manifest.run)
         design = run_settings(folder).get("model", {}).get("design", "")
         if design in DUAL_DESIGNS or is_pretrained(folder):
             described = f"its design '{design}'" if design else "a pretrained dual encoder"

@@ -23,7 +23,7 @@ from clipvisionalign.images import ImageError, ImageTransform, decode_image
 from clipvisionalign.models.aligner import Aligner
 from clipvisionalign.models.eval_mode import eval_mode
 from clipvisionalign.models.io import load_aligner
-from clipvisionalign.models.run_files import CONFIG_FILE, MODEL_FOLDERS, WEIGHTS_FILE
+from clipvisionalign.models.run_files import CONFIG_FILE, MODEL_FOLDERS, weights_file
 from clipvisionalign.search.broken_files import classify_fault
 from clipvisionalign.search.storage import ImageFile, Storage, content_hash
 
@@ -230,7 +230,7 @@ def _read_run_files(run: Path) -> dict[str, bytes]:
         )
     paths = [
         run / CONFIG_FILE,
-        run / WEIGHTS_FILE,
+        *([file] if (file := weights_file(run)) else []),
         *(path for name in MODEL_FOLDERS for path in (run / name).rglob("*") if path.is_file()),
     ]
     return {str(path.relative_to(run)): path.read_bytes() for path in paths}

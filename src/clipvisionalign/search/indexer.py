@@ -45,6 +45,7 @@ from clipvisionalign.search.index_report import IndexReport, log_first, log_prob
 from clipvisionalign.search.manifest import MANIFEST_FILE, IndexManifest, open_manifest
 from clipvisionalign.search.storage import InvalidIndexError, Storage, printable
 from clipvisionalign.search.tables import BASE_COLUMNS, create_image_table, read_columns
+from clipvisionalign.starter import resolve_run
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +62,7 @@ def build_index(
     """Index the images below a folder, or of a data set; an existing index is updated.
 
     Args:
-        run: Run folder of the aligner, or a pretrained dual encoder.
+        run: Run folder of the aligner, `starter`, or a pretrained dual encoder.
         source: Folder or data set: a path, or a URL that fsspec reaches.
         out: The index: a path, or a URL that LanceDB reaches.
         captions: Read `source` as a data set and index its captions too.
@@ -83,6 +84,7 @@ def build_index(
         FileNotFoundError: There is no such folder or run.
         DataError: The data set cannot be read, or there is nothing to index.
     """
+    run = resolve_run(run)
     if is_pretrained(run):
         # One commit for all that follows, and for the searches to come.
         run = resolve_model(run)

@@ -74,7 +74,7 @@ def read_manifest(index: str | Path | Storage) -> IndexManifest:
     """
     text = as_storage(index).read(MANIFEST_FILE)
     if text is None:
-        raise InvalidIndexError(f"{index}: no index there; 'clipvisionalign index RUN FOLDER --out {index}' makes one")
+        raise InvalidIndexError(f"{index}: no index there; 'clipvisionalign index FOLDER --out {index}' makes one")
     try:
         manifest = IndexManifest(**json.loads(text))
     except (TypeError, ValueError) as error:

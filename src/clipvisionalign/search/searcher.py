@@ -31,6 +31,7 @@ from clipvisionalign.search.storage import InvalidIndexError, Storage
 from clipvisionalign.search.tables import metadata_columns, open_caption_table, open_image_table
 from clipvisionalign.search.terms import Term
 from clipvisionalign.search.vectors import InMemoryVectors
+from clipvisionalign.starter import StarterNotInstalled, resolve_run
 
 #: Images or captions, best first.
 Hits = list[Hit] | list[CaptionHit]
@@ -62,7 +63,10 @@ class Searcher:
 
     def __init__(self, index: str | Path, run: str | Path = "", device: str = "auto") -> None:
         self.index, self.manifest = index, read_manifest(index)
-        self.run = Path(run or self.manifest.run)
+        try:
+            self.run = Path(resolve_run(run or self.manifest.run))
+        except StarterNotInstalled as error:
+            raise InvalidIndexError(f"{index}: made with {error}") from None
         try:
             fingerprint = aligner_fingerprint(self.run)
         except FileNotFoundError as error:

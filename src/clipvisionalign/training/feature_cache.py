@@ -21,13 +21,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from platformdirs import user_cache_path
 from torch import Tensor, nn
 
 from clipvisionalign.batch import ImageLoader, decode_pixels, group_by_length, seeded
 from clipvisionalign.data.captioned import CaptionedImages
 from clipvisionalign.data.hashes import dataset_hashes
-from clipvisionalign.files import atomic_write, remove_abandoned
+from clipvisionalign.files import atomic_write, remove_abandoned, user_cache_folder
 from clipvisionalign.images import ImageTransform
 from clipvisionalign.models.aligner import AnyImageTower, AnyTextTower
 from clipvisionalign.models.image_tower import ImageFeatures, ImageTower
@@ -67,10 +66,7 @@ def augmentation_views(augment: str, count: int) -> list[View]:
 
 def cache_folder(setting: str = "auto") -> Path:
     """Where features are kept: the folder given, or $CLIPVISIONALIGN_CACHE, or the user's cache folder."""
-    if setting != "auto":
-        return Path(setting)
-    configured = os.environ.get("CLIPVISIONALIGN_CACHE")
-    return Path(configured) if configured else user_cache_path("clipvisionalign", appauthor=False)
+    return user_cache_folder() if setting == "auto" else Path(setting)
 
 
 def tower_fingerprint(tower: AnyImageTower | AnyTextTower) -> str:

@@ -19,7 +19,8 @@ from clipvisionalign.data.hashes import run_hash
 from clipvisionalign.data.run_data import is_unfinished, run_settings, working_directory_of
 from clipvisionalign.models.aligner import PAIR_SCORER_PREFIXES, Aligner
 from clipvisionalign.models.io import load_aligner, read_weights
-from clipvisionalign.models.run_files import WEIGHTS_FILE
+from clipvisionalign.models.run_files import WEIGHTS_FILE, weights_file
+from clipvisionalign.starter import StarterNotInstalled, resolve_run
 from clipvisionalign.training.overlap import training_overlap_note
 from clipvisionalign.training.selection_notes import changed_dev_parts, init_selection_note
 
@@ -70,7 +71,7 @@ class InitRun:
         Returns:
             What is known of it.
         """
-        if not (init / WEIGHTS_FILE).is_file():
+        if weights_file(init) is None:
             reason = "which is no longer there: whether its epoch was chosen by these images is unknown"
             return cls(name, "missing", f"it starts from {name}, {reason}")
         note, previous = training_overlap_note(out, dev, dev), cls.load(init)
@@ -121,7 +122,7 @@ def check_init(run: str) -> None:
         FileNotFoundError: It is no run folder.
         ValueError: The run is not finished, or its settings cannot be read.
     """
-    if not (Path(run) / WEIGHTS_FILE).is_file():
+    if weights_file(run) is None:
         raise FileNotFoundError(f"--init {run}: not a run folder: no {WEIGHTS_FILE} in it")
     import yaml
 
@@ -140,16 +141,21 @@ def model_settings_of(run: str | Path) -> dict[str, Any]:
     """The settings of a run's model, as its folder holds them.
 
     Args:
-        run: The folder.
+        run: The folder, or `starter`.
 
     Returns:
         What stands under `model` in its config.yaml, folders of towers as paths from here; {} where it cannot be read,
         or has none.
+
+    Raises:
+        StarterNotInstalled: It is `starter`, and the package is not installed.
     """
     import yaml
 
     try:
-        settings = run_settings(run).get("model")
+        settings = run_settings(run := resolve_run(run)).get("model")
+    except StarterNotInstalled:
+        raise
     except (OSError, ValueError, yaml.YAMLError):
         return {}
     if not isinstance(settings, dict):
@@ -184,7 +190,7 @@ def load_init_weights(aligner: Aligner, run: str, model: Aligner | None = None) 
         ValueError: Its towers are others: by the shapes of their weights, or by what is made of them.
     """
     state, own_state = (
-        read_weights(Path(run) / WEIGHTS_FILE) if model is None else model.state_dict(),
+        read_weights(run) if model is None else model.state_dict(),
         aligner.state_dict(),
     )
     shared = {

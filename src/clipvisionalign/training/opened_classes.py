@@ -29,6 +29,7 @@ from clipvisionalign.retrieval.classification import (
     classify,
     default_template,
 )
+from clipvisionalign.starter import display_name, resolve_run
 from clipvisionalign.training.opened_run import check_run, decodable_images
 from clipvisionalign.training.overlap import training_overlap_note
 from clipvisionalign.training.selection_notes import in_sample_note
@@ -98,7 +99,7 @@ class OpenedClasses:
         for folder, row in zip(self.folders, figures["per_class"], strict=True):
             row["class"] = folder
         templates = list(self.templates) or [default_template(self.model)]
-        header = {"run": self.run, "data": str(self.data.source), "split": self.split}
+        header = {"run": display_name(self.run), "data": str(self.data.source), "split": self.split}
         return {**header, "templates": {"source": self.templates_source, "captions": templates},
                 "names": self.data.notes, **figures, **self._notes()}  # fmt: skip
 
@@ -124,7 +125,7 @@ def open_classes(
     """Open a model and class folders to measure it on.
 
     Args:
-        run: Run folder, pretrained model (folder or hub name) or ONNX export.
+        run: Run folder, `starter`, pretrained model (folder or hub name) or ONNX export.
         source: Folder of the classes, or of the splits with their classes.
         split: "train", "dev" or "test" (or "val", ...), or "all"; by default "test", and all images of class folders
             without splits unless the run was trained on them.
@@ -140,6 +141,7 @@ def open_classes(
         FileNotFoundError: The folder is no model.
         ValueError: No image of the split can be decoded.
     """
+    run = resolve_run(run)
     chosen = [] if templates == OWN else read_templates(templates)
     if not _is_export(run):
         check_run(run, None)
@@ -206,7 +208,7 @@ def compare_classification(
         FileNotFoundError: One of the folders is no model.
     """
     opened = open_classes(run, source, split, templates, names, device)
-    other = replace(opened, run=baseline, model=load_model(baseline, device))
+    other = replace(opened, run=resolve_run(baseline), model=load_model(baseline, device))
     measured, compared = opened.classify(by), other.classify(by)
     gains = {name: estimate.to_dict() for name, estimate in accuracy_gain(measured, compared).items()}
     return {"run": opened.results(measured), "baseline": other.results(compared), "difference": gains}

@@ -19,6 +19,7 @@ from clipvisionalign.models.pretrained.known_checkpoints import pretraining_of
 from clipvisionalign.progress import progress
 from clipvisionalign.retrieval.audit import AuditReport, Check, audit
 from clipvisionalign.retrieval.evaluate import evaluate
+from clipvisionalign.starter import STARTER, display_name, resolve_run
 from clipvisionalign.training.overlap import training_overlap_note
 from clipvisionalign.training.selection_notes import in_sample_note
 
@@ -53,7 +54,7 @@ class OpenedRun:
 
     def header(self) -> dict[str, Any]:
         """What a report on this run begins with."""
-        return {"run": self.run, "data": self.source, "split": self.split}
+        return {"run": display_name(self.run), "data": self.source, "split": self.split}
 
     def differences_entry(self) -> dict[str, str]:
         """The differences as an entry of a report; empty where there are none."""
@@ -142,8 +143,9 @@ class OpenedRun:
             results |= {"trained_on": trained_on.note, "trained_on_images": trained_on.to_dict()}
         if unfinished := unfinished_note(self.run):
             results["unfinished"] = unfinished
-        # For the card of a model that is exported. The folder of a pretrained model is its publisher's.
-        if not is_pretrained(self.run):
+        # For the card of a model that is exported. The folder of a pretrained model is its publisher's, that of the
+        # starter model its package's.
+        if not is_pretrained(self.run) and display_name(self.run) != STARTER:
             keep_audit(Path(self.run), results, eval_data)
         return results
 
@@ -181,7 +183,7 @@ def open_run(
     """Open a run and a data set to measure it on.
 
     Args:
-        run: run folder.
+        run: run folder, pretrained model, or `starter`.
         source: data set; the run's own by default.
         layout: its dataset layout; "auto" for the run's.
         identity: which captions belong to which images, as in `RunConfig`; None for the run's setting.
@@ -196,6 +198,7 @@ def open_run(
     """
     from clipvisionalign.models.io import load_aligner
 
+    run = resolve_run(run)
     # Data first: its faults are found before a model is loaded.
     check_run(run, candidates)
     data = read_data_of_run(run, source, layout, identity, split)

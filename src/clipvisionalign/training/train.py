@@ -11,6 +11,7 @@ from typing import Any
 
 from clipvisionalign.log import Log, deprecated_say
 from clipvisionalign.models.aligner import TowerOutputCache
+from clipvisionalign.starter import resolve_run
 from clipvisionalign.training.checkpoint import list_checkpoints, load_last_checkpoint
 from clipvisionalign.training.config import RunConfig, check_settings
 from clipvisionalign.training.data import check_data_unchanged
@@ -109,6 +110,7 @@ def train(
         ValueError: settings that do not fit each other.
     """
     with deprecated_say(say):
+        config = replace(config, init=resolve_run(config.init))
         if config.stages and not config.profile:
             return train_stages(config, state, restart, encodings_cache, callbacks)
         if config.stages:

@@ -20,6 +20,7 @@ from clipvisionalign.models.io import pin_revisions
 from clipvisionalign.models.text_families import preserve_rng_state
 from clipvisionalign.progress import progress_step
 from clipvisionalign.retrieval.metrics import metrics_of_ranks
+from clipvisionalign.starter import resolve_run
 from clipvisionalign.training.build import (
     build_aligner,
     build_loss,
@@ -69,7 +70,7 @@ class TrainerSetup:
     def __init__(
         self, config: RunConfig, state: dict[str, Any] | None, again: bool, stage: RunStage | None = None
     ) -> None:
-        self.config, self.stage = config, stage
+        self.config, self.stage = replace(config, init=resolve_run(config.init)), stage
         self.out = Path(config.out)
         self._state, self._again = state, again
 

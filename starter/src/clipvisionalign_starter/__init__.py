@@ -1,0 +1,1 @@
+"""The starter model of clipvisionalign: adapters and heads in `model/`, found by the name `starter`."""
