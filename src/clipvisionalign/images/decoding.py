@@ -32,6 +32,9 @@ MAX_PIXELS = 100_000_000
 #: How much more than the wanted size a JPEG is decoded at: what is then resized hardly differs from all of it.
 JPEG_DRAFT_SCALE = 2
 
+#: How much more than the required size an embedded thumbnail has, which its encoder has filtered and compressed.
+THUMBNAIL_SCALE = 1.5
+
 #: Formats of Pillow that are not opened: EPS runs Ghostscript on a program, IPTC takes any bytes for its own, and the
 #: others read a header without being able to decode what follows.
 UNSUPPORTED_FORMATS = frozenset({"EPS", "IPTC", "WMF", "BUFR", "GRIB", "HDF5", "MPEG"})
@@ -198,7 +201,8 @@ def decode_image(image: Path | str | bytes, size: int = 0, longer: int = 0, embe
         size: Pixels that are required of the shorter side; 0 for full size. A large JPEG is decoded at a half, a
             quarter or an eighth, as long as `JPEG_DRAFT_SCALE` times `size` remains.
         longer: Pixels that are required of the longer side.
-        embedded: Whether the thumbnail of a HEIC file is taken for it, where it is large enough and of its shape.
+        embedded: Whether the thumbnail of a HEIC file is taken for it, where it has `THUMBNAIL_SCALE` times
+            `size` and its shape.
 
     Returns:
         The image and its full size.
@@ -232,7 +236,7 @@ def _embedded_thumbnail(image: Path | str | bytes, opened: Image.Image, size: in
     if opened.format != "HEIF" or max(opened.size) <= JPEG_DRAFT_SCALE * max(size, longer):
         return None
     data = image if isinstance(image, bytes) else Path(image).read_bytes()
-    changed = with_thumbnail_as_primary(data, size, longer)
+    changed = with_thumbnail_as_primary(data, round(THUMBNAIL_SCALE * size), longer)
     if not changed:
         return None
     try:
