@@ -65,6 +65,27 @@ def test_a_usage_error_names_the_nearest_word_and_is_no_page(arguments, nearest,
     assert len(message.splitlines()) <= 3
 
 
+@pytest.mark.parametrize("flag", ["--lr", "--learning-rate", "--learning_rate"])
+def test_a_flag_that_is_the_last_word_of_some_names_them(flag, capsys):
+    message = usage_error(["train", "DATA", flag, "1e-4"], capsys)
+    assert "did you mean '--text_lr', '--image_lr' or '--head_lr'?" in message
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--distill", "nonsense"], "--distill: should be a number, not 'nonsense': weight of a loss that keeps"),
+        (["--epochs", "1.5"], "--epochs: should be a whole number, not '1.5': passes over the training images"),
+        (["--model.width", "abc"], "--model.width: should be a whole number, not 'abc': width of the common space"),
+        (["--freeze", "imag"], "not 'imag': which towers stay as they are"),
+    ],
+)
+def test_a_value_of_another_type_is_answered_with_what_the_setting_is(arguments, words, capsys):
+    message = usage_error(["train", "DATA", *arguments], capsys)
+    assert words in message.splitlines()[0]
+    assert len(message.splitlines()) == 2
+
+
 def test_nothing_is_suggested_for_what_is_like_nothing(capsys):
     assert "did you mean" not in usage_error(["search", "INDEX", "--zzzzzz"], capsys)
     assert suggest("the following arguments are required: run", ["--run"]) == ""

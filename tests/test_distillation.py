@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,12 +24,13 @@ from clipvisionalign.models.io import load_aligner
 from clipvisionalign.training import trainer
 from clipvisionalign.training.config import RunConfig, check_settings
 from clipvisionalign.training.contrastive import GatheredBatch
-from clipvisionalign.training.diagnostics import diagnose_forgetting
+from clipvisionalign.training.diagnostics import Finding, diagnose_forgetting, unreported
 from clipvisionalign.training.distillation import START_VECTORS, Distillation, StartVectors
 from clipvisionalign.training.distributed import Distributed
 from clipvisionalign.training.forward import PrecomputedFeatures
 from clipvisionalign.training.optimizer import trained_rates
 from clipvisionalign.training.start_vectors import write_start_vectors
+from clipvisionalign.training.state import TrainProgress
 from clipvisionalign.training.step import Step
 from clipvisionalign.training.train import resume, train
 
@@ -232,22 +233,35 @@ def test_measuring_the_start_changes_no_weight(settings, first, monkeypatch):
     assert all(torch.equal(one[key], other[key]) for key in one)
 
 
-def test_learning_rates_that_destroy_are_told_once_with_both_figures():
+def test_learning_rates_that_destroy_are_told_with_both_figures():
     rates = trained_rates(RunConfig(freeze="none", text_lr=1e-3, image_lr=1e-3))
     assert list(rates) == ["text_lr", "image_lr", "head_lr"]
     assert list(trained_rates(RunConfig(freeze="both"))) == ["head_lr"]
     assert list(trained_rates(RunConfig(freeze="both", peft="lora"))) == ["text_lr", "head_lr"]
     start = [310.0, 300.0, 320.0]
-    (finding,) = diagnose_forgetting([305.0, 210.0], start, rates, 20.0)
-    assert "dev rsum is 210.0, and was 310.0 [300.0, 320.0] before the first step" in finding
-    assert "--text_lr 0.001, --image_lr 0.001, --head_lr 0.001" in finding
-    assert "\n" not in finding
-    assert diagnose_forgetting([301.0], start, rates, 20.0) == []
-    assert diagnose_forgetting([299.0, 280.0], start, rates, 20.0) == []
-    assert diagnose_forgetting([10.0], [], rates, 20.0) == []
+    (finding,) = diagnose_forgetting(210.0, start, rates, 20.0)
+    assert "dev rsum is 210.0, and was 310.0 [300.0, 320.0] before the first step" in finding.message
+    assert "--text_lr 0.001, --image_lr 0.001, --head_lr 0.001" in finding.message
+    assert "\n" not in finding.message
+    assert diagnose_forgetting(301.0, start, rates, 20.0) == []
+    assert diagnose_forgetting(10.0, [], rates, 20.0) == []
     # Too few images for an interval, and a start that is not above chance: nothing is known to be lost.
-    assert diagnose_forgetting([10.0], [310.0, None, None], rates, 20.0) == []
-    assert diagnose_forgetting([10.0], [30.0, 15.0, 45.0], rates, 20.0) == []
+    assert diagnose_forgetting(10.0, [310.0, None, None], rates, 20.0) == []
+    assert diagnose_forgetting(10.0, [30.0, 15.0, 45.0], rates, 20.0) == []
+
+
+def test_a_failure_is_told_once_and_again_when_it_is_twice_as_bad():
+    rates, start, reported = {"text_lr": 1e-3}, [310.0, 300.0, 320.0], {}
+    told = [
+        len(unreported(diagnose_forgetting(rsum, start, rates, 20.0), reported))
+        for rsum in (305.0, 299.0, 295.0, 299.0, 260.0, 262.0, 215.0, 209.0)
+    ]
+    assert told == [0, 1, 0, 0, 1, 0, 0, 1]
+    # Kinds do not hide each other, and a run that is resumed remembers.
+    other = [Finding("guessing", 1.0, "nothing is learned")]
+    assert unreported(other, reported) == other
+    again = TrainProgress.of(json.loads(json.dumps(asdict(TrainProgress(reported=reported)))), "rsum")
+    assert unreported([*other, *diagnose_forgetting(209.0, start, rates, 20.0)], again.reported) == []
 
 
 def test_a_run_is_told_that_its_rates_destroy_and_another_is_not(settings, tmp_path, scenes_folder, caplog):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -22,7 +23,7 @@ from clipvisionalign.export.onnx import export_onnx
 from clipvisionalign.export.onnx_aligner import OnnxAligner
 from clipvisionalign.models.aligner import Aligner, AlignerConfig
 from clipvisionalign.models.io import load_aligner
-from clipvisionalign.models.pretrained import principal_directions
+from clipvisionalign.models.pretrained import principal_directions, width_of
 from clipvisionalign.training.contrastive import LossConfig
 from clipvisionalign.training.train import resume
 
@@ -117,6 +118,22 @@ def test_a_space_is_made_narrower_only(folders, tmp_path, capsys, scenes_folder)
     arguments = ["train", str(scenes_folder), "--model.pretrained", str(folders("clip")), "--model.width", "256"]
     assert main([*arguments, "--out", str(tmp_path / "run")]) == 1
     assert "--model.width 256: " in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("family", ["clip", "siglip", "chinese_clip", "vision_text", "oc_vit"])
+def test_a_wider_space_is_refused_by_the_config_alone(folders, family, tmp_path, capsys):
+    """Before the data are read or weights are opened: neither is there."""
+    model = shutil.copytree(folders(family), tmp_path / "model")
+    for path in [*model.glob("*.safetensors"), *model.glob("*.bin")]:
+        path.unlink()
+    (tmp_path / "data").mkdir()
+    arguments = ["train", str(tmp_path / "data"), "--model.pretrained", str(model), "--out", str(tmp_path / "run")]
+    own = width_of(model)
+    assert main([*arguments, "--model.width", str(own + 1)]) == 1
+    assert f"--model.width {own + 1}: {model} has vectors of {own} numbers" in capsys.readouterr().err
+    assert main([*arguments, "--model.width", str(own)]) == 1
+    assert "has vectors of" not in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 from pretrained_models import make_pretrained
 
-from clipvisionalign.adaptation.worth_claims import worth_claims
+from clipvisionalign.adaptation.worth_claims import worth_claims, worth_verdict
 from clipvisionalign.cli import main
+from clipvisionalign.cli.adaptation import _print_comparison
 from clipvisionalign.data.formats import read_captioned_images
 from clipvisionalign.data.scenes import write_scenes
 from clipvisionalign.models.aligner import AlignerConfig
@@ -52,6 +53,46 @@ def test_a_sentence_claims_a_difference_only_where_it_is_shown():
     assert "the run finds less than the base: 45.0 [40.0, 50.0] in rsum" in text["loss"]
     assert "no difference between the run and the base was shown: 4.0 [-2.0, 10.0]" in text["none"]
     assert "was not tested against the base, as there are too few images: 4.0 (no interval)" in text["untested"]
+
+
+def test_the_verdict_claims_of_each_data_set_what_is_shown():
+    document = document_of((45.0, 40.0, 50.0, 0.001))
+    for gain, name in (
+        ((-12.0, -20.0, -4.0, 0.01), "coco"),
+        ((4.0, -2.0, 10.0, 0.2), "scenes"),
+        ((4.0, None, None, None), "few"),
+    ):
+        other = document_of(gain)["galleries"][0]
+        document["galleries"].append(other | {"data": f"/data/{name}", "own": False, "foreign": True})
+    document["alpha"] = {"model": 0.5, "given": False}
+    verdict = worth_verdict(document)
+    assert verdict.text == (
+        "On `flickr8k` (own data) the run gained 45.0 [40.0, 50.0] rsum; on `coco` (other data) the run lost 12.0 [4.0, "
+        "20.0] rsum; on `scenes` (other data) no loss or gain was shown: 4.0 [-2.0, 10.0] rsum; on `few` (other data) too "
+        "few images to tell: 4.0 (no interval) rsum; of the models between the two, alpha 0.5 was chosen on dev."
+    )
+    document["claims"] = [verdict.to_dict()]
+    check_citations(document)
+    assert "no gain was shown: 0.0" in worth_verdict(document_of((0.0, 0.0, 0.0, None), same_model=True)).text
+
+
+@pytest.mark.parametrize("columns", [60, 80, 200])
+def test_no_figure_is_broken_between_lines(columns, monkeypatch, capsys):
+    """Three data sets and three models, with the widest figures there are."""
+    monkeypatch.setenv("COLUMNS", str(columns))
+    widest = {"value": -100.1, "low": -200.2, "high": -300.3}
+    gallery = {"data": "/data/a data set with a long name", "own": True, "foreign": False, "images": 31783, "notes": []}
+    gallery |= {name: {"rsum": widest} for name in ("base", "run", "blend")} | {"chance": 20.5}
+    gallery["kept"] = {name: {"value": 1.001, "low": 1.002, "high": 1.003} for name in ("run", "blend")}
+    gallery["differences"] = [
+        {"a": a, "b": b, **widest} for a, b in (("run", "base"), ("blend", "base"), ("run", "blend"))
+    ]
+    document = {"run": "r", "base": "b", "split": "test", "galleries": [gallery] * 3, "alpha": {"model": 0.5}}
+    _print_comparison(document)
+    printed = capsys.readouterr().out
+    assert printed.count("-100.1 [-200.2, -300.3]") == 3 * 6
+    assert printed.count("100.1 % [100.2, 100.3]") == 3 * 2
+    assert max(map(len, printed.splitlines())) <= columns
 
 
 def test_a_model_is_not_compared_with_itself():
@@ -159,6 +200,8 @@ def test_worth_measures_run_base_and_blend_and_keeps_its_answer(tuned, tmp_path,
     document = json.loads(capsys.readouterr().out)
     assert document == json.loads((tuned / "worth.json").read_text())
     check_citations(document)
+    check_citations({**document, "claims": [document["verdict"]]})
+    assert document["earlier"] == []
     assert [gallery["own"] for gallery in document["galleries"]] == [True, False]
     assert {row["p_holm"] is None for row in document["galleries"][0]["differences"] if row["p"] is not None} <= {False}
     # Not known is said to be not known.
@@ -174,10 +217,11 @@ def test_worth_measures_run_base_and_blend_and_keeps_its_answer(tuned, tmp_path,
     flags = ["--no-blend", "--foreign", own, "--classes", str(tmp_path / "classes"), "--overwrite", "--quiet"]
     assert main(["worth", str(tuned), *flags]) == 0
     printed = capsys.readouterr().out
+    document = json.loads((tuned / "worth.json").read_text())
+    assert printed.splitlines()[0] == document["verdict"]["text"]
     assert "is the run's own data set" in printed
     assert "chance" in printed
     assert "blend" not in printed
-    document = json.loads((tuned / "worth.json").read_text())
     assert "alpha" not in document
     check_citations(document)
     (block,) = document["classes"]
@@ -269,3 +313,62 @@ def test_images_of_the_run_are_not_taken_for_foreign_ones(tuned, tmp_path, capsy
         assert not (tmp_path / "most").exists()
     given = ["--alpha", "0.5", "--foreign", str(foreign), "--out", str(tmp_path / "given"), "--quiet"]
     assert main(["blend", str(tuned), *given]) == 0
+
+
+def test_without_a_choice_no_dev_split_is_needed_and_its_lack_is_told_with_the_way_out(tuned, tmp_path, capsys):
+    """The figures are those of a comparison that reads dev as well."""
+    other = write_scenes(tmp_path / "other", 60, seed=9, size=64)
+    table = other / "metadata.csv"
+    table.write_text(table.read_text().replace(",dev", ",train"))
+    flags = ["--foreign", str(other), "--alphas", "0.5", "--quiet", "--split", "test"]
+    for command in ("worth", "blend"):
+        assert main([command, str(tuned), *flags, "--out", str(tmp_path / "out")]) == 1
+        assert "'worth --no-blend --split test' needs none" in capsys.readouterr().err
+    document = answered(capsys, tuned, tmp_path, "--foreign", str(other), "--split", "test")
+    assert (
+        main(
+            [
+                "worth",
+                str(tuned),
+                "--alphas",
+                "0.5",
+                "--split",
+                "test",
+                "--json",
+                "--quiet",
+                "--out",
+                str(tmp_path / "f"),
+            ]
+        )
+        == 0
+    )
+    blended = json.loads(capsys.readouterr().out)
+    for name in ("base", "run"):
+        assert document["galleries"][0][name] == blended["galleries"][0][name]
+
+
+def test_what_a_base_was_tuned_from_is_told(tuned, scenes_folder, tmp_path, capsys):
+    """A run of a run of CLIP: the first model is named, with the command that compares with it."""
+    clip = str(tuned.parent / "clip")
+    settings = {"epochs": 1, "batch": 32, "precision": "float32", "trackers": "", "workers": 0, "augment": "none"}
+    again = tmp_path / "again"
+    train(
+        RunConfig(
+            data=str(scenes_folder),
+            out=str(again),
+            init=str(tuned),
+            model=AlignerConfig(pretrained=clip),
+            steps=1,
+            **settings,
+        )
+    )
+    capsys.readouterr()
+    assert main(["worth", str(again), "--no-blend", "--quiet"]) == 0
+    printed = capsys.readouterr().out
+    assert f"{tuned} was itself tuned from {clip}: " in printed
+    assert f"'clipvisionalign worth {again} --with {clip} --out FILE'" in printed
+    assert json.loads((again / "worth.json").read_text())["earlier"] == [clip]
+    assert (
+        main(["worth", str(again), "--no-blend", "--with", clip, "--out", str(tmp_path / "first.json"), "--quiet"]) == 0
+    )
+    assert "was itself tuned" not in capsys.readouterr().out

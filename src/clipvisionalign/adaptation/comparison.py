@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from clipvisionalign.adaptation.alpha_curve import (
@@ -17,7 +17,8 @@ from clipvisionalign.adaptation.alpha_curve import (
     measure_point,
 )
 from clipvisionalign.adaptation.galleries import Gallery, check_foreign, check_galleries, read_galleries
-from clipvisionalign.adaptation.start import WeightPath, check_base, check_tuned, start_of
+from clipvisionalign.adaptation.paired_bootstrap import PairedSamples
+from clipvisionalign.adaptation.start import WeightPath, check_base, check_tuned, start_of, starts_before
 from clipvisionalign.counts import count_noun
 from clipvisionalign.models.aligner import Aligner
 from clipvisionalign.models.device import best_device
@@ -68,6 +69,11 @@ class ComparisonRequest:
         """What the run is compared with."""
         return self.base or start_of(self.run)
 
+    @property
+    def chooses(self) -> bool:
+        """Whether anything is chosen on dev, or measured with what dev chooses."""
+        return bool(self.alphas) or self.alpha is not None or self.split == CHOICE_SPLIT
+
     def grid(self) -> list[float]:
         """The alphas that are measured, in ascending order."""
         between = self.alphas if self.alpha is None else [self.alpha]
@@ -97,7 +103,7 @@ class Comparison:
 
     Attributes:
         path: the models between base and run.
-        dev: the galleries that alpha is chosen on, the run's own first.
+        dev: the galleries that alpha is chosen on, the run's own first; where nothing is chosen, those measured.
         curve: every model between the two on them, in ascending order of alpha.
         chosen: positions in the curve: by all of dev, then by each half; empty where none was asked for.
         document: the figures, as blend.json and worth.json have them.
@@ -133,10 +139,12 @@ def compare_with_base(request: ComparisonRequest) -> Comparison:
     request.check()
     run, base = request.run, request.base_name()
     reading = request.source, request.layout, request.identity
-    data_sets = read_galleries(run, request.foreign, CHOICE_SPLIT, *reading)
+    data_sets = read_galleries(run, request.foreign, CHOICE_SPLIT, *reading) if request.chooses else []
     split_sets = [] if request.split == CHOICE_SPLIT else read_galleries(run, request.foreign, request.split, *reading)
     path = WeightPath(run, base, request.device, ends_alone=not request.alphas and request.alpha is None)
     distributed = Distributed(best_device(request.device))
+    if not request.chooses:
+        return _compare_as_they_are(request, path, check_galleries(run, path.tuned, split_sets, request.split))
     dev = check_galleries(run, path.tuned, data_sets, CHOICE_SPLIT)
     if request.alphas and request.alpha is None:
         check_foreign(dev)
@@ -154,12 +162,34 @@ def compare_with_base(request: ComparisonRequest) -> Comparison:
         measured = _measure_split(path, galleries, distributed, curve, chosen, candidates)
     else:
         galleries, measured = dev, (own_base, [curve[position] for position in chosen], curve[-1])
-    blocks = [_gallery_document(gallery, number, *measured, run, base) for number, gallery in enumerate(galleries)]
-    _correct_p_values([row for block in blocks for row in block["differences"]])
-    document = {"run": run, "base": base, "split": request.split, "galleries": blocks}
+    document = _document(request, galleries, *measured)
     if chosen:
         document |= _choice_document(request, curve, own_base, chosen, dev)
     return Comparison(path, dev, curve, chosen, document)
+
+
+def _compare_as_they_are(request: ComparisonRequest, path: WeightPath, galleries: list[Gallery]) -> Comparison:
+    """Base and run on a split on which nothing is chosen, with the weights of a pair's parts that they have."""
+    distributed = Distributed(best_device(request.device))
+    _announce([0.0, 1.0], galleries, path.base, path.run)
+    curve = []
+    for end in progress([0.0, 1.0], f"measuring {request.split}", 2):
+        model = path.model_at(end) if end else path.base_model() or path.model_at(end)
+        point = measure_as_it_is(model, galleries, distributed, 1, _candidates_of(model))
+        curve.append(replace(point, alpha=end))
+    return Comparison(path, galleries, curve, [], _document(request, galleries, curve[0], [], curve[1]))
+
+
+def _document(
+    request: ComparisonRequest, galleries: list[Gallery], base: AlphaPoint, points: list[AlphaPoint], tuned: AlphaPoint
+) -> dict[str, Any]:
+    """The figures on all galleries."""
+    run, name = request.run, request.base_name()
+    blocks = [
+        _gallery_document(gallery, number, base, points, tuned, run, name) for number, gallery in enumerate(galleries)
+    ]
+    _correct_p_values([row for block in blocks for row in block["differences"]])
+    return {"run": run, "base": name, "earlier": starts_before(name), "split": request.split, "galleries": blocks}
 
 
 def _measure(
@@ -240,20 +270,19 @@ def _gallery_document(
     for name, each in figures.items():
         document[name] = {key: each[key] for key in ("rsum", "image_to_text", "text_to_image")}
     pairs = [(a, b) for a, b in (("run", "base"), ("blend", "base"), ("run", "blend")) if a in ranks and b in ranks]
-    document["differences"] = [
-        {"a": a, "b": b, **_difference(gallery, (models[a], models[b]), (ranks[a], ranks[b]))} for a, b in pairs
-    ]
-    document["kept"] = {name: gallery.kept_share(ranks[name], ranks["base"]) for name in ranks if name != "base"}
+    paired = gallery.paired(ranks)
+    document["differences"] = [{"a": a, "b": b, **_difference(paired, a, b, models[a], models[b])} for a, b in pairs]
+    document["kept"] = {name: paired.share(name, "base") for name in ranks if name != "base"}
     return document
 
 
 def _difference(
-    gallery: Gallery, models: tuple[list[AlphaPoint], list[AlphaPoint]], ranks: tuple[PositiveRanks, PositiveRanks]
+    paired: PairedSamples, a: str, b: str, points: list[AlphaPoint], other: list[AlphaPoint]
 ) -> dict[str, Any]:
-    """The difference of two rankings; zero, and no test, where both are of one model."""
-    if all(a is b for a, b in zip(*models, strict=True)):
+    """The difference of two models, of these points; zero, and no test, where both are one model."""
+    if all(point is each for point, each in zip(points, other, strict=True)):
         return {"value": 0.0, "low": 0.0, "high": 0.0, "p": None, "same_model": True}
-    return {**gallery.difference(*ranks), "same_model": False}
+    return {**paired.difference(a, b), "same_model": False}
 
 
 def _correct_p_values(rows: list[dict[str, Any]]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -9,15 +10,16 @@ from typing import Any
 
 import numpy as np
 
+from clipvisionalign.adaptation.paired_bootstrap import PairedSamples
 from clipvisionalign.counts import count_noun
-from clipvisionalign.data.captioned import CaptionedImages
+from clipvisionalign.data.captioned import CaptionedImages, DataError
 from clipvisionalign.data.run_data import differences_from_run, holds_data_of_run, is_data_of_run, read_data_of_run
 from clipvisionalign.data.training_images import TrainedOnImages
 from clipvisionalign.models.aligner import Aligner
 from clipvisionalign.models.io import is_pretrained
-from clipvisionalign.retrieval.metrics import MIN_IMAGES, bootstrap_weights, chance_metrics, metrics_of_ranks
+from clipvisionalign.retrieval.metrics import chance_metrics, metrics_of_ranks
 from clipvisionalign.retrieval.ranks import PositiveRanks, Positives
-from clipvisionalign.study.statistics import estimate, image_contributions, of_units
+from clipvisionalign.study.statistics import image_contributions, of_units
 from clipvisionalign.training.halves import DevHalves, positives_of, split_halves
 from clipvisionalign.training.opened_run import OpenedRun
 from clipvisionalign.training.overlap import training_overlap_note
@@ -97,27 +99,16 @@ class Gallery:
         """The rsum of a random ranking."""
         return float(chance_metrics(ranks)["rsum"])
 
-    def difference(self, ranks: PositiveRanks, other: PositiveRanks) -> dict[str, float | None]:
-        """The rsum of one model minus that of another, paired over images (or identities): "value", "low", "high", "p".
+    def paired(self, ranks: Mapping[str, PositiveRanks]) -> PairedSamples:
+        """The rsum of models with resamples of the images (or identities), the same for all of them.
 
-        The interval and p are those of a study's differences with one seed (`study.statistics`).
+        Args:
+            ranks: Ranks of each model on this gallery, by its name.
+
+        Returns:
+            What differences and shares are computed from.
         """
-        table = self._rsum_by_image(ranks) - self._rsum_by_image(other)
-        result = estimate(self._by_unit(table)[None], (-600.0, 600.0)).to_dict()
-        return {name: result[name] for name in ("value", "low", "high", "p")}
-
-    def kept_share(self, ranks: PositiveRanks, base: PositiveRanks) -> dict[str, float | None]:
-        """The rsum of a model as a share of the base's, with a 95% interval by paired bootstrap over images."""
-        own, other = (self._by_unit(self._rsum_by_image(each)) for each in (ranks, base))
-        if not other.mean():
-            return {"value": None, "low": None, "high": None}
-        units = len(own)
-        drawn = bootstrap_weights(units, _RESAMPLES, 0)[1:]
-        low = high = None
-        if units >= MIN_IMAGES:
-            shares = (drawn @ own) / np.maximum(drawn @ other, 1e-9)
-            low, high = (float(each) for each in np.quantile(shares, (0.025, 0.975)))
-        return {"value": float(own.mean() / other.mean()), "low": low, "high": high}
+        return PairedSamples.of({name: self._by_unit(self._rsum_by_image(each)) for name, each in ranks.items()})
 
     def _rsum_by_image(self, ranks: PositiveRanks) -> np.ndarray:
         return image_contributions(ranks, self.positives.caption_image, "rsum")
@@ -147,8 +138,19 @@ def read_galleries(
     data_sets = [read_data_of_run(run, source, layout, identity, split)]
     data_sets += [read_data_of_run(run, each, "auto", identity, split) for each in foreign]
     for data in data_sets:
-        data.split(split)
+        try:
+            data.split(split)
+        except DataError as error:
+            raise DataError(f"{error}{_choice_hint(data, split)}") from None
     return data_sets
+
+
+def _choice_hint(data: CaptionedImages, split: str) -> str:
+    """What to do about a data set without the split on which models are chosen: the end of a message."""
+    other = next((name for name in ("test", *sorted(data.split_sizes())) if data.split_sizes().get(name)), "")
+    if split != "dev" or not other:
+        return ""
+    return f"; models are chosen, and by default measured, on dev: 'worth --no-blend --split {other}' needs none"
 
 
 def check_galleries(run: str, aligner: Aligner, data_sets: list[CaptionedImages], split: str) -> list[Gallery]:

@@ -68,6 +68,27 @@ def start_of(run: str) -> str:
     return str(from_its_directory) if from_its_directory.is_dir() else name
 
 
+def starts_before(base: str) -> list[str]:
+    """What a model that a run started from was itself tuned from.
+
+    Args:
+        base: a run, or a pretrained dual encoder.
+
+    Returns:
+        The runs and the pretrained model before it, the first model last; empty where it was not tuned from a model.
+    """
+    starts: list[str] = []
+    current = base
+    while not is_pretrained(current) and (settings := run_settings(current)):
+        if not settings.get("init") and not (settings.get("model") or {}).get("pretrained"):
+            break
+        current = start_of(current)
+        if current in (base, *starts):
+            break
+        starts.append(current)
+    return starts
+
+
 @dataclass(frozen=True)
 class StartOverlap:
     """Training images of a run that its start was trained on before.

@@ -10,7 +10,7 @@ from typing import Any
 from clipvisionalign.adaptation.comparison import ComparisonRequest, compare_with_base
 from clipvisionalign.adaptation.curve_trainings import plan_trainings
 from clipvisionalign.adaptation.learning_curve import learning_curve
-from clipvisionalign.adaptation.worth_claims import worth_claims
+from clipvisionalign.adaptation.worth_claims import worth_claims, worth_verdict
 from clipvisionalign.data.formats.classes import read_classes
 from clipvisionalign.json_io import write_json
 from clipvisionalign.models.pretrained.known_checkpoints import pretraining_of
@@ -39,7 +39,7 @@ def worth(
             bring; see `learning_curve`.
 
     Returns:
-        What the file holds: figures, paired differences, and sentences whose numbers are cited from them.
+        What the file holds: a verdict, figures, paired differences, and sentences whose numbers are cited from them.
 
     Raises:
         FileExistsError: the file is there.
@@ -69,5 +69,6 @@ def worth(
     if pretraining is not None:
         document["pretraining"] = pretraining.to_dict()
     document["claims"] = [claim.to_dict() for claim in worth_claims(document)]
+    document = {"verdict": worth_verdict(document).to_dict(), **document}
     write_json(target, document)
     return document

@@ -31,6 +31,45 @@ def worth_claims(document: Mapping[str, Any]) -> list[CitedSentence]:
     return claims
 
 
+def worth_verdict(document: Mapping[str, Any]) -> CitedSentence:
+    """The answer in one sentence: what the run gained over its base on its own data and lost on others.
+
+    Args:
+        document: of worth.json.
+
+    Returns:
+        A sentence that claims of each data set what its interval carries.
+    """
+    claim = CitedSentence(document, "verdict")
+    parts = []
+    for number, gallery in enumerate(document["galleries"]):
+        position = next(i for i, row in enumerate(gallery["differences"]) if (row["a"], row["b"]) == ("run", "base"))
+        row, path = gallery["differences"][position], f"galleries/{number}/differences/{position}"
+        change = "lost" if row["value"] < 0 else "gained"
+        interval = claim.cite_interval(path, -1.0 if row["shown"] and change == "lost" else 1.0)
+        if row["shown"]:
+            what = f"the run {change} {interval} rsum"
+        elif row["p"] is None and not row["same_model"]:
+            what = f"too few images to tell: {interval} rsum"
+        else:
+            what = f"no {'loss or gain' if gallery['foreign'] else 'gain'} was shown: {interval} rsum"
+        parts.append(f"on {as_code(Path(gallery['data']).name)} ({_kind(gallery)}) {what}")
+    claim.text = "; ".join(parts)
+    claim.text = claim.text[0].upper() + claim.text[1:]
+    alpha = document.get("alpha")
+    if alpha is not None and not alpha["given"]:
+        which = {0.0: " (the base itself)", 1.0: " (the run itself)"}.get(alpha["model"], "")
+        chosen = f"{claim.cite('alpha/model', 'g')}{which}"
+        claim.text += f"; of the models between the two, alpha {chosen} was chosen on dev"
+    claim.text += "."
+    return claim
+
+
+def _kind(gallery: Mapping[str, Any]) -> str:
+    """What a data set is to the run, in a word or two."""
+    return "own data" if gallery["own"] else "other data" if gallery["foreign"] else "not its own data"
+
+
 def _where(claim: CitedSentence, number: int) -> str:
     """The gallery that a sentence is about, and what is known of it."""
     gallery = claim.document["galleries"][number]

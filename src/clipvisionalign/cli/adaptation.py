@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from clipvisionalign.cli.output import print_by_width
 from clipvisionalign.cli.parser import PROGRAM, add_offline_flag, command_parser
 from clipvisionalign.counts import count_noun
 from clipvisionalign.starter import resolve_run
@@ -83,12 +84,19 @@ def worth(arguments: list[str]) -> int:
     if args.json:
         print(json.dumps(document, indent=2))
         return 0
+    print(document["verdict"]["text"])
     _print_comparison(document)
     _print_classes(document.get("classes", []))
     for claim in document["claims"]:
         print(f"- {claim['text']}")
     if "pretraining" in document:
         print(f"pretraining: {document['pretraining']['note']}")
+    if document["earlier"]:
+        first = document["earlier"][-1]
+        print(
+            f"{document['base']} was itself tuned from {' from '.join(document['earlier'])}: for what all of it gained "
+            f"and lost, '{PROGRAM} worth {args.run} --with {first} --out FILE'"
+        )
     return 0
 
 
@@ -136,48 +144,36 @@ def _request(args: argparse.Namespace, alpha: float | None = None) -> Comparison
 
 def _print_curve(document: dict[str, Any]) -> None:
     """Rsum of every model between base and run, on each data set."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    title = Text(f"models from {document['base']} (0) to {document['run']} (1): rsum on dev")
-    table = Table(title=title, title_justify="left")
-    table.add_column("alpha")
-    for position, each in enumerate(document["curve_data"]):
-        table.add_column(Text(f"{Path(each['data']).name}{', foreign' if position else ', own'}"), justify="right")
-    for point in document["curve"]:
-        mark = " *" if point["alpha"] == document["alpha"]["model"] else ""
-        table.add_row(f"{point['alpha']:g}{mark}", *(f"{rsum:.1f}" for rsum in point["rsum"]))
-    table.add_row("chance", *(f"{each['chance']:.1f}" for each in document["curve_data"]))
-    Console().print(table)
+    alphas = [
+        f"{point['alpha']:g}{' *' * (point['alpha'] == document['alpha']['model'])}" for point in document["curve"]
+    ]
+    columns = [
+        (
+            f"{Path(each['data']).name}{', foreign' if position else ', own'}",
+            [*(f"{point['rsum'][position]:.1f}" for point in document["curve"]), f"{each['chance']:.1f}"],
+        )
+        for position, each in enumerate(document["curve_data"])
+    ]
+    title = f"models from {document['base']} (0) to {document['run']} (1): rsum on dev"
+    print_by_width(title, ("alpha", [*alphas, "chance"]), columns)
 
 
 def _print_comparison(document: dict[str, Any]) -> None:
     """Base, run and blend on each data set, with paired differences, and notes beneath."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
     names = ["base", "run", *(["blend"] if "alpha" in document else [])]
-    title = Text(f"{document['run']}, tuned from {document['base']}: rsum on {document['split']}, 95% intervals")
-    table = Table(title=title, title_justify="left")
-    table.add_column("")
+    labels = [f"blend, alpha {document['alpha']['model']:g}" if name == "blend" else name for name in names]
+    labels += [f"{row['a']} - {row['b']}" for row in document["galleries"][0]["differences"]]
+    labels += [*(f"{name} / base" for name in names[1:]), "chance"]
+    columns = []
     for gallery in document["galleries"]:
         kind = "foreign" if gallery["foreign"] else "own" if gallery["own"] else "not its own"
-        count = count_noun(gallery["images"], "image")
-        table.add_column(Text(f"{Path(gallery['data']).name}, {kind}, {count}"), justify="right")
-    for name in names:
-        label = f"blend, alpha {document['alpha']['model']:g}" if name == "blend" else name
-        table.add_row(label, *(_cell(gallery[name]["rsum"]) for gallery in document["galleries"]))
-    for position, row in enumerate(document["galleries"][0]["differences"]):
-        cells = [_cell(gallery["differences"][position]) for gallery in document["galleries"]]
-        table.add_row(f"{row['a']} - {row['b']}", *cells)
-    for name in names[1:]:
-        cells = [_cell(gallery["kept"][name], 100.0, " %") for gallery in document["galleries"]]
-        table.add_row(f"{name} / base", *cells)
-    table.add_row("chance", *(f"{gallery['chance']:.1f}" for gallery in document["galleries"]))
-    console = Console()
-    console.print(table)
+        cells = [_cell(gallery[name]["rsum"]) for name in names]
+        cells += [_cell(row) for row in gallery["differences"]]
+        cells += [_cell(gallery["kept"][name], 100.0, " %") for name in names[1:]]
+        header = f"{Path(gallery['data']).name}, {kind}, {count_noun(gallery['images'], 'image')}"
+        columns.append((header, [*cells, f"{gallery['chance']:.1f}"]))
+    title = f"{document['run']}, tuned from {document['base']}: rsum on {document['split']}, 95% intervals"
+    print_by_width(title, ("", labels), columns)
     for gallery in document["galleries"]:
         for note in gallery["notes"]:
             print(f"note: {note}")
@@ -185,20 +181,16 @@ def _print_comparison(document: dict[str, Any]) -> None:
 
 def _print_classes(comparisons: list[dict[str, Any]]) -> None:
     """Zero-shot accuracies of base and run on class folders, in percent, with paired differences."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
     for block in comparisons:
+        names = list(block["difference"])
+        columns = [
+            ("base", [_cell(block["baseline"][name], 100.0) for name in names]),
+            ("run", [_cell(block["run"][name], 100.0) for name in names]),
+            ("run - base", [_cell(block["difference"][name], 100.0) for name in names]),
+            ("chance", [f"{100 * block['run']['chance'][name]:.1f}" for name in names]),
+        ]
         title = f"zero-shot classification of {block['run']['data']}, {block['run']['split']}: %, 95% intervals"
-        table = Table(title=Text(title), title_justify="left")
-        for column in ("", "base", "run", "run - base", "chance"):
-            table.add_column(column, justify="right" if column else "left")
-        for name, difference in block["difference"].items():
-            estimates = block["baseline"][name], block["run"][name], difference
-            chance = f"{100 * block['run']['chance'][name]:.1f}"
-            table.add_row(name.replace("_", " "), *(_cell(each, 100.0) for each in estimates), chance)
-        Console().print(table)
+        print_by_width(title, ("", [name.replace("_", " ") for name in names]), columns)
 
 
 def _cell(estimate: dict[str, float | None], factor: float = 1.0, unit: str = "") -> str:

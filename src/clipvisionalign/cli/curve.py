@@ -6,6 +6,7 @@ import argparse
 import json
 from typing import TYPE_CHECKING
 
+from clipvisionalign.cli.output import print_by_width
 from clipvisionalign.cli.parser import PROGRAM, add_offline_flag, command_parser
 from clipvisionalign.counts import count_noun
 
@@ -53,21 +54,17 @@ def curve(arguments: list[str]) -> int:
 
 def _print_points(learning_curve: LearningCurve) -> None:
     """Measured figures by captions, and predicted ones."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
     images, captions = count_noun(learning_curve.images, "image"), count_noun(learning_curve.captions, "caption")
-    title = Text(f"{learning_curve.run}: rsum on dev ({images}, {captions}; chance {learning_curve.chance:.1f})")
-    table = Table(title=title, title_justify="left")
-    for name in ("captions", "images", "steps", "measured [95%]", "predicted [90%]"):
-        table.add_column(name, justify="right")
+    title = f"{learning_curve.run}: rsum on dev ({images}, {captions}; chance {learning_curve.chance:.1f})"
+    rows = []
     for point in learning_curve.points:
         rsum, predicted = point.rsum, learning_curve.test if point is learning_curve.points[-1] else None
         cell = f"{rsum.value:.1f}" + ("" if rsum.low is None else f" [{rsum.low:.1f}, {rsum.high:.1f}]")
-        table.add_row(f"{point.captions:,}", f"{point.images:,}", f"{point.steps:,}", cell, _predicted(predicted))
-    table.add_row(f"{learning_curve.twice.captions:,}", "", "", "", _predicted(learning_curve.twice))
-    Console().print(table)
+        rows.append((f"{point.captions:,}", f"{point.images:,}", f"{point.steps:,}", cell, _predicted(predicted)))
+    rows.append((f"{learning_curve.twice.captions:,}", "", "", "", _predicted(learning_curve.twice)))
+    labels, *columns = (list(column) for column in zip(*rows, strict=True))
+    headers = "images", "steps", "measured [95%]", "predicted [90%]"
+    print_by_width(title, ("captions", labels), list(zip(headers, columns, strict=True)))
 
 
 def _predicted(figure: Extrapolation | None) -> str:

@@ -57,10 +57,26 @@ def add_output_flags(parser: Any) -> None:
     group.add_argument(VERBOSE, action="store_true", help=VERBOSE_HELP)
 
 
+#: Flags of other programs, and the last words of ours that mean it.
+_OTHER_NAMES = {
+    "learning_rate": "lr", "wd": "weight_decay", "num_epochs": "epochs", "num_train_epochs": "epochs",
+    "max_steps": "steps", "num_workers": "workers", "early_stopping": "patience", "output": "out", "output_dir": "out",
+    "dtype": "precision", "pretrained_model": "pretrained", "model_name_or_path": "pretrained",
+}  # fmt: skip
+
+#: How the types of settings are called.
+_KINDS = {"float": "a number", "int": "a whole number", "bool": "true or false", "str": "text"}
+
+
 def exit_with_usage_error(parser: argparse.ArgumentParser, message: str) -> NoReturn:
-    """Print a usage error with what the user may have meant, and where help is; exits with status 2."""
+    """Print a usage error with what the user may have meant, and where help is; exits with status 2.
+
+    Args:
+        parser: What failed to parse.
+        message: As argparse or jsonargparse has it.
+    """
     suggestion = suggest(message, parser._option_string_actions)
-    print(f"{parser.prog}: error: {message}{suggestion}", file=sys.stderr)
+    print(f"{parser.prog}: error: {_describe_bad_value(message, parser)}{suggestion}", file=sys.stderr)
     print(f"see '{parser.prog} --help'", file=sys.stderr)
     sys.exit(2)
 
@@ -76,6 +92,8 @@ def suggest(message: str, flags: Iterable[str]) -> str:
     "; did you mean '--count'?"
     >>> suggest("argument COMMAND: invalid choice: 'sarch' (choose from 'search', 'serve')", [])
     "; did you mean 'search'?"
+    >>> suggest("unrecognized arguments: --lr 1e-4", ["--lora", "--text_lr", "--image_lr", "--head_lr"])
+    "; did you mean '--text_lr', '--image_lr' or '--head_lr'?"
     """
     known = list(flags)
     if match := re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message):
@@ -89,5 +107,36 @@ def suggest(message: str, flags: Iterable[str]) -> str:
         words, known = [match[2]], [flag.removeprefix(prefix) for flag in known if flag.startswith(prefix)]
     else:
         return ""
-    nearest = [each for word in words for each in difflib.get_close_matches(word, known, n=1, cutoff=0.6)]
-    return f"; did you mean {' '.join(repr(each) for each in nearest)}?" if nearest else ""
+    nearest = [_alternatives(each) for word in words if (each := _nearest(word, known))]
+    return f"; did you mean {' '.join(nearest)}?" if nearest else ""
+
+
+def _alternatives(names: list[str]) -> str:
+    quoted = [f"'{name}'" for name in names]
+    return " or ".join([", ".join(quoted[:-1]), quoted[-1]] if quoted[1:] else quoted)
+
+
+def _nearest(word: str, known: list[str]) -> list[str]:
+    """The names of which an unknown one is the last word, as --lr of --text_lr; else the one spelt most alike."""
+    plain = word.lstrip("-").replace("-", "_").lower()
+    plain = _OTHER_NAMES.get(plain, plain)
+    same = [each for each in known if each.lstrip("-") == plain]
+    ending = [each for each in known if each.endswith((f"_{plain}", f".{plain}"))]
+    return same or ending[:4] or difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+
+
+def _describe_bad_value(message: str, parser: argparse.ArgumentParser) -> str:
+    """jsonargparse's error about a value of another type, in one line with what the setting is; others as they are."""
+    key = re.search(r'Parser key "([^"]+)":', message)
+    value = re.search(r"(?:Got value|Given value): (.*)", message, re.DOTALL)
+    union = re.search(r"Subtypes: \[(.*)\]", message)
+    choices = re.search(r"Literal\[(.*?)\]", message)
+    types = re.findall(r"<class '(\w+)'>", union[1] if union else message)
+    kinds = [_KINDS[each] for each in types if each in _KINDS]
+    if key is None or value is None or not (kinds or choices):
+        return message
+    action = parser._option_string_actions.get(f"--{key[1]}")
+    meaning = re.sub(r"\s*\(type: .*", "", str(action.help or ""), flags=re.DOTALL) if action else ""
+    meaning = " ".join(meaning.split()).partition(". ")[0].rstrip(".")
+    expected = f"one of {choices[1]}" if choices else " or ".join(dict.fromkeys(kinds))
+    return f"--{key[1]}: should be {expected}, not '{value[1].strip()}'{f': {meaning}' if meaning else ''}"

@@ -12,7 +12,7 @@ from clipvisionalign.models.aligner import Aligner
 from clipvisionalign.progress import progress_step
 from clipvisionalign.retrieval.metrics import MetricEstimate
 from clipvisionalign.training.config import RunConfig
-from clipvisionalign.training.diagnostics import EpochMetrics, diagnose, diagnose_forgetting
+from clipvisionalign.training.diagnostics import EpochMetrics, diagnose_forgetting, find_failures, unreported
 from clipvisionalign.training.metrics_logger import MetricsLogger
 from clipvisionalign.training.optimizer import trained_rates
 from clipvisionalign.training.profiling import Timings
@@ -118,21 +118,21 @@ def _dev_figures(dev: DevMetrics) -> str:
 
 
 def log_findings(progress: TrainProgress, dev: DevMetrics, config: RunConfig, start: list[float | None]) -> None:
-    """Log the diagnosis of an epoch, as warnings.
+    """Log the diagnosis of an epoch, as warnings: each failure once, and again where it has become twice as bad.
 
     Args:
-        progress: The progress of the run, whose history has the epoch.
+        progress: The progress of the run, whose history has the epoch; what is logged is added to `reported`.
         dev: The figures on dev.
         config: The settings of the run.
         start: Dev rsum that the learning rates should not destroy, and its interval: value, low and high, those None
             without one; empty for none.
     """
     history = [EpochMetrics(*figures) for figures in progress.history]
-    findings = diagnose(history, dev.image_vectors, dev.caption_vectors, config.best_by)
+    findings = find_failures(history, dev.image_vectors, dev.caption_vectors, config.best_by)
     chance, rates = dev.metrics.chance["rsum"], trained_rates(config)
-    forgetting = diagnose_forgetting([each.rsum for each in history], start, rates, chance)
-    for finding in [*findings, *forgetting]:
-        logger.warning(finding)
+    findings += diagnose_forgetting(history[-1].rsum, start, rates, chance)
+    for finding in unreported(findings, progress.reported):
+        logger.warning(finding.message)
 
 
 @contextmanager

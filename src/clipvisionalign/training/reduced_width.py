@@ -16,7 +16,7 @@ from clipvisionalign.data.captioned import CaptionedImages, DataError
 from clipvisionalign.images import ImageError, ImageSource
 from clipvisionalign.json_io import read_json
 from clipvisionalign.models.aligner import Aligner, AlignerConfig
-from clipvisionalign.models.pretrained import principal_directions
+from clipvisionalign.models.pretrained import check_width, find_pretrained, principal_directions, width_of
 from clipvisionalign.progress import progress
 from clipvisionalign.training.data import TrainingData
 
@@ -59,6 +59,24 @@ def recorded_width(run: Path) -> ReducedWidth | None:
     path = run / "weights.json"
     space = read_json(path).get("common_space", {}) if path.is_file() else {}
     return ReducedWidth(**space) if "own" in space else None
+
+
+def check_space(config: AlignerConfig) -> None:
+    """Check that a run does not ask for a wider common space than its pretrained model has, by the model's config.
+
+    Of a model on the hub only small files are fetched.
+
+    Args:
+        config: of the model.
+
+    Raises:
+        ValueError: Its `width` is above the pretrained model's own, or the model is of another kind.
+        WeightsNotFound: There is no such model here or on the hub.
+        OSError: A download failed.
+    """
+    if config.pretrained and config.width is not None:
+        folder, name, _ = find_pretrained(config.pretrained, weights=False)
+        check_width(config.width, width_of(folder), name)
 
 
 def find_directions(

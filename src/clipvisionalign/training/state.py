@@ -51,6 +51,7 @@ class TrainProgress:
         start: Dev rsum of the model that the run starts from, and its interval: value, low and high, those None
             where there are too few images; empty for no model.
         distillation: Sum over the epoch of the distances from that model.
+        reported: The severity at which each kind of failure was last logged.
     """
 
     step: int = 0
@@ -68,6 +69,7 @@ class TrainProgress:
     records: int = 0
     start: list[float | None] = field(default_factory=list)
     distillation: float = 0.0
+    reported: dict[str, float] = field(default_factory=dict)
 
     @classmethod
     def of(cls, state: dict[str, Any], best_by: str) -> TrainProgress:

@@ -50,7 +50,7 @@ from clipvisionalign.training.metrics_logger import MetricsLogger
 from clipvisionalign.training.optimizer import build_optimizer, build_schedule
 from clipvisionalign.training.precision import choose_dtypes, dtype_name
 from clipvisionalign.training.profiling import Timings
-from clipvisionalign.training.reduced_width import ReducedWidth, find_directions, recorded_width
+from clipvisionalign.training.reduced_width import ReducedWidth, check_space, find_directions, recorded_width
 from clipvisionalign.training.resume import check_same_partition, checkpoint_settings, epoch_partition
 from clipvisionalign.training.run_folder import LOCK_FILE, TRACKER_FOLDER, prepare_folder, write_run_files
 from clipvisionalign.training.run_stage import RunStage
@@ -90,6 +90,7 @@ class TrainerSetup:
             given = config if stage is None else stage.config
             for line in [] if stage is not None and stage.number else ineffective_settings(given, processes.world_size):
                 logger.info(line)
+            processes.run_on_main(lambda: check_space(config.model))
             if config.init:
                 processes.run_on_main(lambda: check_init(config.init))
             if stage is not None:

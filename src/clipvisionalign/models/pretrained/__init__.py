@@ -16,6 +16,7 @@ from clipvisionalign.models.pretrained.families import (
     load_dual_encoder,
     open_caption_tokenizer,
     save_dual_encoder,
+    width_of,
 )
 from clipvisionalign.models.pretrained.names import as_given, hint_for_name
 from clipvisionalign.models.pretrained.parts import (
@@ -30,7 +31,7 @@ from clipvisionalign.models.pretrained.sources import (
     is_pretrained_name,
     open_pretrained,
 )
-from clipvisionalign.models.pretrained.width import principal_directions, reduce_width
+from clipvisionalign.models.pretrained.width import check_width, principal_directions, reduce_width
 
 __all__ = [
     "DualEncoderParts",
@@ -39,6 +40,7 @@ __all__ = [
     "PretrainedImageTower",
     "PretrainedTextTower",
     "as_given",
+    "check_width",
     "count_positions",
     "describe_missing",
     "extend_positions",
@@ -55,4 +57,5 @@ __all__ = [
     "reduce_width",
     "save_dual_encoder",
     "start_from_projections",
+    "width_of",
 ]

@@ -122,6 +122,28 @@ def save_dual_encoder(state: Mapping[str, Tensor], source: Path, folder: Path) -
         BY_MODEL_TYPE[model_type(source)].save(state, read_config(source), folder)
 
 
+def width_of(folder: Path) -> int:
+    """The width of the common space of a dual encoder, by its config alone.
+
+    Args:
+        folder: Config of a dual encoder, in either layout, with or without its weights.
+
+    Returns:
+        D, how many numbers its vectors have.
+
+    Raises:
+        FileNotFoundError: There is no config.
+        ValueError: The config is of another kind of model, or cannot be parsed.
+    """
+    check_is_dual_encoder(folder)
+    if layout_of(folder) == "open_clip":
+        config = open_clip.read_open_clip_config(folder)
+        return int(config.get("model_cfg", config)["embed_dim"])
+    config = read_config(folder)
+    # SigLIP projects nothing behind its pooling, and has no such setting.
+    return int(getattr(config, "projection_dim", None) or siglip.common_width(config))
+
+
 def is_dual_encoder(folder: Path) -> bool:
     """Whether a folder holds the config of a dual encoder of a known family, with or without its weights.
 

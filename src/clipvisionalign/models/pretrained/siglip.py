@@ -147,6 +147,18 @@ def text_tower(encoder: nn.Module, config: Any, folder: Path) -> SiglipTextTower
     )
 
 
+def common_width(config: Any) -> int:
+    """The width of the common space.
+
+    Args:
+        config: transformers' settings of the model.
+
+    Returns:
+        D, how many numbers its vectors have.
+    """
+    return int(config.text_config.projection_size or config.text_config.hidden_size)
+
+
 def load(folder: Path, config: Any, load_weights: bool) -> DualEncoderParts:
     """The parts of a SiglipModel or Siglip2Model; see `families.load_dual_encoder`.
 
@@ -168,7 +180,7 @@ def load(folder: Path, config: Any, load_weights: bool) -> DualEncoderParts:
     model = load_model(
         transformers.Siglip2Model if is_naflex else transformers.SiglipModel, config, folder, load_weights
     )
-    text, vision = config.text_config, config.vision_config
+    vision = config.vision_config
     settings = processor_settings(folder)
     image_tower: PretrainedImageTower
     if is_naflex:
@@ -193,7 +205,7 @@ def load(folder: Path, config: Any, load_weights: bool) -> DualEncoderParts:
         text_tower=text_tower(model.text_model, config, folder),
         image_head=PretrainedImageHead(nn.Identity()),
         text_head=nn.Identity(),
-        width=text.projection_size or text.hidden_size,
+        width=common_width(config),
         log_scale=model.logit_scale.item(),
         logit_bias=model.logit_bias.item(),
     )

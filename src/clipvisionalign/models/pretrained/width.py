@@ -26,15 +26,29 @@ def reduce_width(parts: DualEncoderParts, width: int, directions: Tensor | None 
     Raises:
         ValueError: The width is above the model's own.
     """
-    if width > parts.width:
-        raise ValueError(
-            f"--model.width {width}: {parts.text_tower.config.name} has vectors of {parts.width} numbers, and a common "
-            "space can be made narrower only; leave it out for the model's own"
-        )
+    check_width(width, parts.width, parts.text_tower.config.name)
     directions = torch.eye(width, parts.width) if directions is None else directions
     parts.image_head.projection = _followed_by(parts.image_head.projection, directions)
     parts.text_head = _followed_by(parts.text_head, directions)
     parts.width = width
+
+
+def check_width(width: int, own: int, model: str) -> None:
+    """Check that a common space is to be made narrower, not wider.
+
+    Args:
+        width: The width that is asked for.
+        own: D, the model's own.
+        model: What a message calls the model.
+
+    Raises:
+        ValueError: The width is above the model's own.
+    """
+    if width > own:
+        raise ValueError(
+            f"--model.width {width}: {model} has vectors of {own} numbers, and a common space can be made narrower "
+            "only; leave it out for the model's own"
+        )
 
 
 def principal_directions(images: Tensor, captions: Tensor, width: int) -> tuple[Tensor, float]:
