@@ -252,11 +252,11 @@ def test_learning_rates_that_destroy_are_told_with_both_figures():
 
 def test_a_failure_is_told_once_and_again_when_it_is_twice_as_bad():
     rates, start, reported = {"text_lr": 1e-3}, [310.0, 300.0, 320.0], {}
-    told = [
+    messages = [
         len(unreported(diagnose_forgetting(rsum, start, rates, 20.0), reported))
         for rsum in (305.0, 299.0, 295.0, 299.0, 260.0, 262.0, 215.0, 209.0)
     ]
-    assert told == [0, 1, 0, 0, 1, 0, 0, 1]
+    assert messages == [0, 1, 0, 0, 1, 0, 0, 1]
     # Kinds do not hide each other, and a run that is resumed remembers.
     other = [Finding("guessing", 1.0, "nothing is learned")]
     assert unreported(other, reported) == other

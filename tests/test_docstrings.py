@@ -1,7 +1,7 @@
 """Docstrings of the public reference: every parameter, what is returned, and every error that is raised by name.
 
-Held to this are the names that a package exports (`__all__`) with their public methods, and all public functions and
-classes of the packages and modules in `COMPLETE`.
+Held to this are all public functions and classes with their public methods; of the modules in `INCOMPLETE` those alone
+that a package exports (`__all__`).
 """
 
 from __future__ import annotations
@@ -19,39 +19,11 @@ from docstring_parser.google import parse
 
 PACKAGE = Path(__file__).parents[1] / "src" / "clipvisionalign"
 
-#: Packages and modules, below clipvisionalign/, all of whose public functions and classes are held to this.
-COMPLETE = (
-    "adaptation/curve_trainings.py",
-    "adaptation/extrapolation.py", "adaptation/learning_curve.py", "adaptation/learning_curve_plot.py",
-    "batch.py", "explain/", "export/", "images/", "json_io.py", "retrieval/", "search/", "truncation.py",
-    "data/batches.py", "data/captioned.py", "data/captions.py", "data/check.py", "data/class_names.py", "data/columns.py",
-    "data/foils.py", "data/formats/",
-    "data/hashes.py", "data/image_names.py", "data/json_text.py", "data/loader.py", "data/run_data.py",
-    "data/split_file.py", "data/splits.py", "data/streams/", "data/text_files.py", "data/training_images.py",
-    "models/aligner.py", "models/attention.py", "models/caption_tokenizer.py", "models/causal_attention.py",
-    "models/device.py", "models/encoding.py",
-    "models/eval_mode.py", "models/fusion.py", "models/heads.py", "models/hub/", "models/image_tower.py", "models/io.py",
-    "models/late_interaction.py", "models/longformer.py", "models/packed_linear.py", "models/pair_scorer.py",
-    "models/pretrained/checks.py", "models/pretrained/chinese_clip.py", "models/pretrained/clip.py",
-    "models/pretrained/designs.py", "models/pretrained/families.py",
-    "models/pretrained/image_parts.py", "models/pretrained/known_checkpoints.py", "models/pretrained/parts.py",
-    "models/pretrained/siglip.py", "models/pretrained/sources.py", "models/pretrained/transformers_layout.py",
-    "models/pretrained/vision_text.py", "models/text_families.py", "models/tower_cache.py",
-    "models/weight_files.py",
-    "study/budget.py", "study/cost.py", "study/folder.py", "study/foils.py", "study/gaps.py",
-    "study/primary_comparison.py", "study/statistics.py",
-    "training/best_epoch.py", "training/build.py", "training/checkpoint.py", "training/contrastive.py",
-    "training/cross_fit.py", "training/dev_scores.py",
-    "training/diagnostics.py", "training/distributed.py",
-    "training/ema.py", "training/epoch_log.py", "training/fine_tuning.py", "training/forward.py",
-    "training/frozen_features.py", "training/fusion_loss.py", "training/halves.py",
-    "training/ineffective_settings.py", "training/init_run.py", "training/metrics_logger.py",
-    "training/optimizer.py", "training/overlap.py", "training/pair_weights.py", "training/precision.py",
-    "training/profiling.py", "training/recipes/", "training/recorded.py", "training/replay.py", "training/results.py",
-    "training/resume.py", "training/run_folder.py", "training/run_stage.py", "training/selection_notes.py",
-    "training/sharding.py", "training/stages.py",
-    "training/state.py", "training/validation.py",
-    "data/caption_templates.py", "data/scene_classes.py", "training/opened_classes.py",
+#: Modules, below clipvisionalign/, of which only what packages export is held to this.
+INCOMPLETE = (
+    "cli/search.py", "data/caption_table.py", "data/scenes.py", "models/text_tower.py",
+    "models/weights.py", "settings.py", "study/aggregate.py", "study/profile.py", "study/report/build.py", "training/config.py", "training/step.py",
+    "training/trainer.py",
 )  # fmt: skip
 
 #: Methods without a name that are called by their object's.
@@ -103,7 +75,7 @@ def documented() -> Iterator[Documented]:
         for node in tree.body:
             if not isinstance(node, FunctionNode | ast.ClassDef) or node.name.startswith("_"):
                 continue
-            if (file, node.name) not in exported and not file.startswith(COMPLETE):
+            if (file, node.name) not in exported and file in INCOMPLETE:
                 continue
             yield Documented(f"{file}: {node.name}", node)
             for member in node.body if isinstance(node, ast.ClassDef) else []:
@@ -233,7 +205,7 @@ def test_errors_that_are_documented_exist():
     known = {name for name in dir(builtins) if isinstance(getattr(builtins, name), type)}
     for tree in syntax_trees().values():
         known |= {node.name for node in ast.walk(tree) if isinstance(node, ast.ClassDef)}
-    of_libraries = {"HTTPException"}
+    of_libraries = {"HTTPException", "yaml.YAMLError"}
     wrong = [
         f"{item.where}: {name}"
         for item in documented()

@@ -27,9 +27,9 @@ def test_difference_share_and_p_answer_alike(images):
         assert (difference["p"] < 0.05) == (above or below), seed
         assert difference["low"] <= difference["value"] <= difference["high"]
         assert share["low"] <= share["value"] <= share["high"]
-        back = paired.difference("base", "run")
-        assert back["value"] == -difference["value"]
-        assert back["p"] == pytest.approx(difference["p"])
+        reverse = paired.difference("base", "run")
+        assert reverse["value"] == -difference["value"]
+        assert reverse["p"] == pytest.approx(difference["p"])
         sides.add((above, below))
     assert len(sides) > 1
 

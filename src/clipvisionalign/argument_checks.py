@@ -7,7 +7,14 @@ from typing import Any
 
 
 def check_lists(images: Any = (), captions: Any = ()) -> None:
-    """Raises TypeError where `images` is one image (a path, bytes, a Pillow image) or `captions` one string.
+    """Check that a list of images or captions is no single one.
+
+    Args:
+        images: Images, such as paths.
+        captions: Strings.
+
+    Raises:
+        TypeError: `images` is one image (a path, bytes, a Pillow image), or `captions` one string.
 
     >>> check_lists(captions="a dog")
     Traceback (most recent call last):
@@ -30,7 +37,14 @@ def check_lists(images: Any = (), captions: Any = ()) -> None:
 
 
 def check_strings(captions: Any) -> None:
-    """Raises TypeError where `captions` is one string, or holds something that is none."""
+    """Check that captions are a list of strings.
+
+    Args:
+        captions: The captions.
+
+    Raises:
+        TypeError: It is one string, or holds something that is none.
+    """
     check_lists(captions=captions)
     for index, caption in enumerate(captions):
         if not isinstance(caption, str):

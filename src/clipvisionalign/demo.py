@@ -41,7 +41,15 @@ logger = logging.getLogger(__name__)
 
 
 def demo(folder: Path = DEMO_FOLDER, plan: Plan | None = None) -> dict[str, Any]:
-    """Leave a study and an index in `folder`; returns the report. What is finished there already is not done again."""
+    """Carry out a plan, index its gallery and search it; what is finished there already is not done again.
+
+    Args:
+        folder: Takes a study and an index.
+        plan: The plan; None for the plan `demo`.
+
+    Returns:
+        The study's report.
+    """
     start = time.perf_counter()
 
     plan = plan or read_plan("demo")
@@ -61,13 +69,30 @@ def demo(folder: Path = DEMO_FOLDER, plan: Plan | None = None) -> dict[str, Any]
 
 
 def best_run(plan: Plan, folder: Path) -> Path:
-    """The run that is chosen: by its dev rsum, which is not of the images that are searched."""
+    """The run that is chosen: by its dev rsum, which is not of the images that are searched.
+
+    Args:
+        plan: The plan.
+        folder: The study's folder.
+
+    Returns:
+        The run folder.
+    """
     runs = [cell.folder for cell in trials_of(plan, folder) if (cell.folder / "results.json").is_file()]
     return max(runs, key=lambda run: json.loads((run / "results.json").read_text())["rsum"]["value"])
 
 
 def index_and_search(run: Path, folder: Path, plan: Plan) -> dict[str, Any]:
-    """Index the measured split's images with a run, and count what a search for two things finds there."""
+    """Index the measured split's images with a run, and count what a search for two things finds there.
+
+    Args:
+        run: The run folder.
+        folder: The demo's folder.
+        plan: The plan.
+
+    Returns:
+        Counts, as the report holds them.
+    """
     image_folder, index = folder / "scenes" / "images" / plan.split, folder / "index"
     build_index(run, image_folder, index)
     scenes = gallery_scenes(folder, plan.split)
@@ -95,14 +120,30 @@ def index_and_search(run: Path, folder: Path, plan: Plan) -> dict[str, Any]:
 
 
 def gallery_scenes(folder: Path, split: str) -> dict[str, Scene]:
-    """The scenes of a split by the names that the index has for their images."""
+    """The scenes of a split by the names that the index has for their images.
+
+    Args:
+        folder: The folder of the scenes.
+        split: The split.
+
+    Returns:
+        Scenes by name.
+    """
     prefix = f"images/{split}/"
     scenes = read_scenes(folder / "scenes")
     return {name.removeprefix(prefix): scene for name, scene in scenes.items() if name.startswith(prefix)}
 
 
 def closing_lines(report: dict[str, Any], folder: Path) -> list[str]:
-    """What was asked and found, and what to type next."""
+    """What was asked and found, and what to type next.
+
+    Args:
+        report: The study's report.
+        folder: The demo's folder.
+
+    Returns:
+        The lines.
+    """
     typed, search_result = StudyReport.of(report), report.get("search")
     lines = [claim.text.replace("`", "") for claim in typed.claims if claim.text.startswith("Named")][:1]
     if find_primary(typed) is None:

@@ -29,13 +29,20 @@ ABANDONED_SECONDS = 3600.0
 def atomic_write(
     path: Path, sync: bool = True, unique_name: bool = False, in_own_folder: bool = False
 ) -> Iterator[Path]:
-    """A path beside `path` where the body writes a file or makes a folder, which then takes the place of `path`.
+    """A path beside another where the body writes a file or makes a folder, which then takes the other's place.
 
     Where the body raises, nothing is left of it and `path` stays as it was.
 
-    sync: whether the content is on the disk before the name is. unique_name: under a name that no other process writes
-    to, for what several of them may write at once. in_own_folder: in a folder of its own, for a writer that leaves
-    files beside the one that it is asked for.
+    Args:
+        path: What is written or replaced.
+        sync: Whether the content is on the disk before the name is.
+        unique_name: Whether the path beside it has a name that no other process writes to, for what several of them may
+            write at once.
+        in_own_folder: Whether it is in a folder of its own, for a writer that leaves files beside the one that it is
+            asked for.
+
+    Yields:
+        The path to write to.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -68,8 +75,16 @@ def atomic_write(
 
 @contextmanager
 def atomic_write_files(folder: Path) -> Iterator[Path]:
-    """A folder beside `folder` where the body writes files, each of which then takes the place of the one of its name:
-    at every moment each is there whole, the former or the new one."""
+    """A folder beside another where the body writes files, each of which then takes the place of the one of its name.
+
+    At every moment each is there whole, the former or the new one.
+
+    Args:
+        folder: Where the files go.
+
+    Yields:
+        The folder to write to.
+    """
     partial = folder.with_name(f"{folder.name}{PARTIAL_SUFFIX}")
     remove(partial)
     try:
@@ -103,10 +118,16 @@ def _set_usual_modes(path: Path) -> None:
 
 @contextmanager
 def folders_above(path: Path) -> Iterator[None]:
-    """Makes the folders that `path` is to be in.
+    """Make the folders that a path is to be in.
 
     Where the body raises, those that were made are removed again, as far as they are empty, and so is `path` where that
     is an empty folder.
+
+    Args:
+        path: A file or folder.
+
+    Yields:
+        Nothing.
     """
     made = [folder for folder in (path, *path.parents) if not folder.exists()]
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -118,7 +139,11 @@ def folders_above(path: Path) -> Iterator[None]:
 
 
 def remove_empty(folders: Sequence[Path]) -> None:
-    """Remove folders, each of them in the next one, up to the first that is not empty; some may not be there."""
+    """Remove folders up to the first that is not empty.
+
+    Args:
+        folders: Each of them in the next one; some may not be there.
+    """
     for folder in folders:
         if folder.is_dir():
             if any(folder.iterdir()):
@@ -127,8 +152,13 @@ def remove_empty(folders: Sequence[Path]) -> None:
 
 
 def remove_abandoned(folder: Path) -> None:
-    """Remove what killed processes have left of `atomic_write` with a name of their own (`unique_name`): of no process
-    that runs here, and, since it may run elsewhere, not written to for an hour."""
+    """Remove what killed processes have left of `atomic_write` with a name of their own (`unique_name`).
+
+    It is of no process that runs here, and, since one may run elsewhere, was not written to for an hour.
+
+    Args:
+        folder: Where it is looked for.
+    """
     for partial in folder.glob(f"*.*{PARTIAL_SUFFIX}"):
         pid = partial.name.removesuffix(PARTIAL_SUFFIX).rpartition(".")[2]
         inside = partial.rglob("*") if partial.is_dir() else []
@@ -159,8 +189,18 @@ class Held(OSError):
 def run_lock(path: Path, doing: str, waits: bool = False) -> Iterator[None]:
     """A lock file that this process alone holds meanwhile, however it ends.
 
-    doing: what the holder does, for the messages of others. waits: for another process that holds it, which else raises
-    Held, and changes nothing. On a disk without such locks none is held.
+    On a disk without such locks none is held.
+
+    Args:
+        path: The lock file.
+        doing: What the holder does, for the messages of others.
+        waits: Whether to wait for another process that holds it.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        Held: Another process holds it, and `waits` is false; nothing is changed.
     """
     try:
         import fcntl
@@ -193,9 +233,15 @@ def run_lock(path: Path, doing: str, waits: bool = False) -> Iterator[None]:
 
 
 def holder_of(path: Path) -> str:
-    """Which other process holds a lock file; "" where none does.
+    """Which other process holds a lock file.
 
     Not to be asked by the process that holds it, as it would hold it no more.
+
+    Args:
+        path: The lock file.
+
+    Returns:
+        What it does, and where; "" where none holds it.
     """
     if not path.is_file():
         return ""
@@ -227,7 +273,11 @@ def _is_at(descriptor: int, path: Path) -> bool:
 
 
 def remove(path: Path) -> None:
-    """Remove a file, a link or a folder, if it is there."""
+    """Remove a file, a link or a folder, if it is there.
+
+    Args:
+        path: What is removed.
+    """
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -235,7 +285,14 @@ def remove(path: Path) -> None:
 
 
 def fsync_paths(*paths: Path) -> None:
-    """To the disk with what was written to files, and with the names in folders. Raises OSError."""
+    """Write to the disk what was written to files, and the names in folders.
+
+    Args:
+        *paths: Files and folders.
+
+    Raises:
+        OSError: The disk refuses it.
+    """
     for path in paths:
         # Windows flushes no file that is open for reading, and no folder.
         if os.name == "nt" and path.is_dir():

@@ -37,7 +37,14 @@ class RankFilter(logging.Filter):
     """Lets records of the main process pass."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Whether a record is one of the main process."""
+        """Whether a record is one of the main process.
+
+        Args:
+            record: A record.
+
+        Returns:
+            Whether it is.
+        """
         return is_main_process()
 
 
@@ -59,7 +66,11 @@ class ConsoleHandler(logging.Handler):
         self.setFormatter(_LineFormatter())
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Show a record, or pass it on."""
+        """Show a record, or pass it on.
+
+        Args:
+            record: A record.
+        """
         if self.listeners:
             listener = self.listeners.pop()
             try:
@@ -133,7 +144,7 @@ def configure_command_line(is_quiet: bool = False, is_verbose: bool = False) -> 
 def restored_log() -> Iterator[None]:
     """Show messages after this as before it, whatever `configure_command_line` is told within.
 
-    A program may call a command and go on.
+    A program may call a command and continue.
     """
     before = _handler.is_command_line, _handler.is_quiet, _logger.propagate
     try:
@@ -148,6 +159,9 @@ def log_to(listener: Log) -> Iterator[None]:
 
     Args:
         listener: takes a line. What it logs itself is shown, or passed to the function of a `log_to` around this one.
+
+    Yields:
+        Nothing.
 
     >>> lines = []
     >>> with log_to(lines.append):
@@ -170,6 +184,9 @@ def leave_out(is_left_out: Callable[[logging.LogRecord], bool]) -> Iterator[None
 
     Args:
         is_left_out: whether a record is left out.
+
+    Yields:
+        Nothing.
 
     >>> lines = []
     >>> with log_to(lines.append), leave_out(lambda record: record.name.endswith("training")):
@@ -202,11 +219,14 @@ def _locked() -> Iterator[None]:
 
 
 def deprecated_say(say: Log | None, stacklevel: int = 3) -> AbstractContextManager[None]:
-    """Return the context of a function that still takes `say`, which prints a line; for one release.
+    """The context of a function that still takes `say`, which prints a line; for one release.
 
     Args:
         say: what the caller gave; None for nothing.
         stacklevel: as `warnings.warn` takes it, so that the warning names the caller.
+
+    Returns:
+        A context in which `say` takes the lines that are logged.
     """
     if say is None:
         return nullcontext()

@@ -54,17 +54,33 @@ def load(text: str) -> Any:
 
 
 def safe_load(text: str) -> Any:
-    """The same as `yaml.safe_load`, in YAML 1.1, which is how programs write it; ten times as fast where PyYAML has
-    libyaml. Raises yaml.YAMLError."""
+    """Load YAML 1.1 as `yaml.safe_load` does, which is how programs write it; ten times as fast where PyYAML has
+    libyaml.
+
+    Args:
+        text: YAML.
+
+    Returns:
+        What it holds.
+
+    Raises:
+        yaml.YAMLError: It is no YAML.
+    """
     return yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
 
 
 def load_settings(text: str, numbers: Collection[str] = ()) -> Any:
-    """The same of a file of settings, whose texts jsonargparse reads once more as YAML 1.1 where it wants a number.
+    """Load a file of settings, whose texts jsonargparse reads once more as YAML 1.1 where it wants a number.
 
-    numbers: the settings that are numbers, by their names with dots.
-    Raises ValueError, with the key, for what would be another number than stands there, and for a key with nothing
-    after it.
+    Args:
+        text: YAML.
+        numbers: The settings that are numbers, by their names with dots.
+
+    Returns:
+        What it holds.
+
+    Raises:
+        ValueError: A value would be another number than stands there, or a key has nothing after it; names the key.
     """
     settings = load(text)
     _refuse_misread(settings, "", numbers)
@@ -83,6 +99,12 @@ def _refuse_misread(value: Any, key: str, numbers: Collection[str]) -> None:
 
 def is_clock(text: str) -> bool:
     """Whether YAML 1.1 reads a text as a number of base 60.
+
+    Args:
+        text: The text.
+
+    Returns:
+        Whether it does.
 
     >>> is_clock("1:30"), is_clock("130")
     (True, False)

@@ -27,7 +27,14 @@ FIRST_LINE_SHARE = 0.1
 
 
 class ProgressStep:
-    """A step with progress. total: how many there are to do, None if unknown."""
+    """A step with progress.
+
+    Args:
+        description: What is done.
+        total: How many there are to do; None if unknown.
+        visible: Whether it is shown.
+        in_terminal: Whether it has a live line in a terminal.
+    """
 
     def __init__(self, description: str, total: int | None, visible: bool, in_terminal: bool) -> None:
         self.description, self.total, self.visible, self.in_terminal = description, total, visible, in_terminal
@@ -38,12 +45,21 @@ class ProgressStep:
         self.task: Any = None
 
     def update(self, done: int, postfix: str = "") -> None:
-        """So many are done; postfix: further text for the line, such as a loss."""
+        """Show how much is done.
+
+        Args:
+            done: How many are.
+            postfix: Further text for the line, such as a loss.
+        """
         self.done, self.postfix = done, postfix
         _reporter.refresh(self)
 
     def set_initial(self, done: int) -> None:
-        """So many were done before this step began: they count as done, and not in the rate."""
+        """Count what was done before this step began: it is done, and not in the rate.
+
+        Args:
+            done: How many were.
+        """
         self.done = self.initial = done
 
     def remaining_seconds(self) -> float | None:
@@ -82,7 +98,14 @@ def _format_seconds(seconds: float) -> str:
 
 
 def log_interval_seconds() -> float:
-    """60, or the environment's value. Raises ValueError where that is no number of seconds above 0."""
+    """The time between two lines of progress in a log: 60 s, or the environment's value.
+
+    Returns:
+        Seconds.
+
+    Raises:
+        ValueError: That is no number of seconds above 0.
+    """
     value = os.environ.get(INTERVAL_VARIABLE, "")
     try:
         seconds = float(value or DEFAULT_INTERVAL)
@@ -183,7 +206,11 @@ if hasattr(os, "register_at_fork"):
 
 
 def silence_progress(is_silent: bool) -> None:
-    """Show no step that begins from now on in this process, or show them again."""
+    """Show no step that begins from now on in this process, or show them again.
+
+    Args:
+        is_silent: Whether none is shown.
+    """
     _reporter.is_silent = is_silent
 
 
@@ -200,9 +227,14 @@ def progress_step(
 ) -> Iterator[ProgressStep]:
     """Show the progress of a step on standard error.
 
-    total: how many there are to do, set by `update`; None where nothing can be counted. visible: not where
-    another process shows the same. in_terminal: whether it has a live line; a step without one is reported
-    of in a log only where no other is.
+    Args:
+        description: What is done.
+        total: How many there are to do, set by `update`; None where nothing can be counted.
+        visible: Whether it is shown: not where another process shows the same.
+        in_terminal: Whether it has a live line; a step without one is reported of in a log only where no other is.
+
+    Yields:
+        The step.
     """
     step = ProgressStep(description, total, visible, in_terminal)
     _reporter.begin(step)
@@ -215,10 +247,17 @@ def progress_step(
 def progress(
     items: Iterable[T], description: str, total: int, visible: bool = True, units_per_item: int | Callable[[T], int] = 1
 ) -> Iterator[T]:
-    """Iterate over `items` with progress, of `total` in all; none where not `visible`.
+    """Iterate with progress.
 
-    units_per_item: what one item stands for, a number or a function of it, such as the images of a batch; `total` is
-    the sum.
+    Args:
+        items: What is iterated over.
+        description: What is done.
+        total: How many units there are in all.
+        visible: Whether it is shown.
+        units_per_item: What one item stands for, a number or a function of it, such as the images of a batch.
+
+    Yields:
+        The items.
     """
     if not visible:
         yield from items

@@ -23,7 +23,12 @@ NUM_QUERIES = 50
 
 @dataclass(frozen=True)
 class SceneQuery:
-    """What is asked for, and the names of all images that hold it."""
+    """A query with its answer.
+
+    Attributes:
+        text: What is asked for.
+        relevant: Names of all images that hold it.
+    """
 
     text: str
     relevant: frozenset[str]
@@ -44,7 +49,19 @@ def _phrase(kind: tuple[str, str]) -> str:
 
 
 def draw_queries(scenes: Mapping[str, Scene], count: int = NUM_QUERIES, seed: int = 0) -> list[SceneQuery]:
-    """`count` queries about a gallery of scenes by name, all different. Raises ValueError for too few pairs in it."""
+    """Draw queries about a gallery of scenes, all different.
+
+    Args:
+        scenes: The scenes, by name.
+        count: Number of queries.
+        seed: Seed of the draws.
+
+    Returns:
+        The queries.
+
+    Raises:
+        ValueError: There are too few pairs in the gallery.
+    """
     rng = random.Random(seed)
     names = sorted(scenes)
     kinds_by_image = {name: {_colour_and_shape(group) for group in scenes[name].groups} for name in names}
@@ -64,8 +81,16 @@ def draw_queries(scenes: Mapping[str, Scene], count: int = NUM_QUERIES, seed: in
 def search_quality(
     queries: Sequence[SceneQuery], gallery: int, search: Callable[[str, int], Sequence[str]]
 ) -> dict[str, Any]:
-    """The mean share of right images among the first ones that `find(words, count)` names, in percent, chance beside
-    it, and each query's own. gallery: how many images are searched."""
+    """The mean share of relevant images among the first ones of a search, with chance beside it.
+
+    Args:
+        queries: The queries.
+        gallery: How many images are searched.
+        search: From words and a number to the names of as many images.
+
+    Returns:
+        Shares in percent, and each query's own.
+    """
     per_query, shares, relevant_counts = [], [], []
     for query in queries:
         retrieved = list(search(query.text, query.cutoff))[: query.cutoff]

@@ -67,6 +67,9 @@ def measure_point(
         distributed: this process.
         weights: of a pair's parts; None chooses them on the own gallery and on each half of it.
         candidates: how many are re-ranked by a model with a fusion.
+
+    Returns:
+        The model's point of the curve.
     """
     chosen = None if weights is None else tuple(weights)
     rankings = []
@@ -95,7 +98,18 @@ def _rank_gallery(
 def measure_as_it_is(
     aligner: Aligner, galleries: Sequence[Gallery], distributed: Distributed, choices: int, candidates: int = 0
 ) -> AlphaPoint:
-    """Measure a model with the pair weights that it has, in the form of a point of the curve of so many choices."""
+    """Measure a model with the pair weights that it has.
+
+    Args:
+        aligner: the model.
+        galleries: the run's own, then foreign ones.
+        distributed: this process.
+        choices: how many choices the other points of the curve have.
+        candidates: how many are re-ranked by a model with a fusion.
+
+    Returns:
+        A point as theirs, the same by each choice; its alpha is 0.
+    """
     return measure_point(0.0, aligner, galleries, distributed, [get_pair_weights(aligner)] * choices, candidates)
 
 
@@ -128,7 +142,16 @@ def choose_alpha(
 
 
 def choices_of_curve(curve: Sequence[AlphaPoint], base: AlphaPoint, keep: float) -> list[int]:
-    """What all of dev chooses, then each half: positions in the curve."""
+    """What all of dev chooses, then each half.
+
+    Args:
+        curve: the models, in ascending order of alpha.
+        base: the base by itself.
+        keep: the share of the base's rsum that has to be kept on every foreign data set.
+
+    Returns:
+        Positions in the curve.
+    """
     alphas = [point.alpha for point in curve]
     return [
         choose_alpha(
@@ -152,6 +175,9 @@ def cross_fitted(points: Sequence[AlphaPoint], number: int, halves: DevHalves | 
         points: chosen by all of dev, then by each half where it has halves.
         number: of the gallery.
         halves: its halves; without, what all of dev chose ranks it.
+
+    Returns:
+        The ranks of the whole gallery.
     """
     rankings = [point.galleries[number].rankings[which] for which, point in enumerate(points)]
     if len(rankings) < 3 or halves is None:

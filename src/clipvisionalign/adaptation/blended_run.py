@@ -64,7 +64,17 @@ def check_output(out: str, run: str, base: str, overwrite: bool) -> None:
 
 @contextmanager
 def blended_folder(out: str, run: str, base: str, overwrite: bool) -> Iterator[Path]:
-    """A folder where the body writes a blended run, which then takes the place of `out`, whole or not at all."""
+    """A folder where the body writes a blended run, which then takes the place of `out`, whole or not at all.
+
+    Args:
+        out: the folder to write.
+        run: the run that is blended.
+        base: what it is blended with.
+        overwrite: whether a blended run that is there is replaced.
+
+    Yields:
+        The folder beside it, empty.
+    """
     target = Path(out).resolve()
     lock = target.with_name(f"{target.name}.lock")
     with folders_above(target), run_lock(lock, f"writes {out}"):

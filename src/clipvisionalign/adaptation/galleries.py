@@ -36,6 +36,7 @@ class Gallery:
     Attributes:
         data: the data set, as it was read.
         part: the split, without images that cannot be decoded.
+        split: its name.
         is_own: whether it is the run's own data set; for the first gallery, whether it still is, by path or content.
         is_foreign: whether it was given as data that the run was not tuned on.
         own_images: how many images of a foreign one are the run's own, by content: trained on, or of its data set.
@@ -66,7 +67,15 @@ class Gallery:
         return split_halves(self.part)
 
     def notes(self, run: str, base: str) -> list[str]:
-        """What figures of a run and its base on this gallery have to be read with, a sentence each."""
+        """What figures on this gallery have to be read with.
+
+        Args:
+            run: the run that was tuned.
+            base: what it is compared with.
+
+        Returns:
+            A sentence each.
+        """
         notes = list(self.differences)
         for model in (run, base):
             if is_pretrained(model):
@@ -91,12 +100,26 @@ class Gallery:
         }
 
     def figures(self, ranks: PositiveRanks) -> dict[str, Any]:
-        """The figures of a model's ranks of this gallery, with 95% intervals by bootstrap over images."""
+        """The figures of a model, with 95% intervals by bootstrap over images.
+
+        Args:
+            ranks: its ranks of this gallery.
+
+        Returns:
+            As `RetrievalMetrics.to_dict`.
+        """
         owners, unit = self.positives.caption_image, self.positives.identity
         return metrics_of_ranks(ranks, owners, _RESAMPLES, unit=unit).to_dict()
 
     def chance(self, ranks: PositiveRanks) -> float:
-        """The rsum of a random ranking."""
+        """The rsum of a random ranking.
+
+        Args:
+            ranks: of any model on this gallery.
+
+        Returns:
+            0 to 600.
+        """
         return float(chance_metrics(ranks)["rsum"])
 
     def paired(self, ranks: Mapping[str, PositiveRanks]) -> PairedSamples:
@@ -131,6 +154,9 @@ def read_galleries(
         layout: of `source`.
         identity: which captions belong to which images; None for the run's setting.
 
+    Returns:
+        The data sets, whole.
+
     Raises:
         DataError: a data set cannot be read, or has no such split.
         ValueError: the run does not record its data.
@@ -154,7 +180,17 @@ def _choice_hint(data: CaptionedImages, split: str) -> str:
 
 
 def check_galleries(run: str, aligner: Aligner, data_sets: list[CaptionedImages], split: str) -> list[Gallery]:
-    """Decode the images of a split of each data set; the first one is the run's own, or stands for it."""
+    """Decode the images of a split of each data set.
+
+    Args:
+        run: the run that was tuned.
+        aligner: its model.
+        data_sets: the run's own, or what stands for it, then foreign ones.
+        split: the split that is to be measured.
+
+    Returns:
+        A gallery of each.
+    """
     own = data_sets[0]
     is_own = holds_data_of_run(run, own, split)
     differences = differences_from_run(run, own, split)
@@ -173,6 +209,9 @@ def check_galleries(run: str, aligner: Aligner, data_sets: list[CaptionedImages]
 
 def check_foreign(galleries: list[Gallery]) -> None:
     """Check that foreign data sets show what is kept of other data than the run's own.
+
+    Args:
+        galleries: the run's own, then foreign ones.
 
     Raises:
         ValueError: most images of one are the run's own.

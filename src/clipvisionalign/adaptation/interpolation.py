@@ -65,6 +65,13 @@ def unshared_names(tuned: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> l
     """The tensors by which two models are not of one architecture: those that one lacks, or that have another shape.
 
     Late interaction and fusion do not count: a fine-tuned model may have them on top of a base without.
+
+    Args:
+        tuned: tensors of the tuned model, by name.
+        base: tensors of the base.
+
+    Returns:
+        Their names; none where the two are of one architecture.
     """
     shared = {name for name in tuned if name in base and base[name].shape == tuned[name].shape}
     return sorted(name for name in {*tuned, *base} - shared if not name.startswith(PAIR_SCORER_PREFIXES))

@@ -204,14 +204,28 @@ class WeightPath:
         self._published = None if _is_alike(self.tuned, published) else published
 
     def model_at(self, alpha: float) -> Aligner:
-        """The model at (1 - alpha) base + alpha run, ready to encode: 0 is the base's weights, 1 the run's."""
+        """The model at (1 - alpha) base + alpha run, ready to encode.
+
+        Args:
+            alpha: 0 for the base's weights, 1 for the run's.
+
+        Returns:
+            A model of its own, on the device.
+        """
         if self._base_alone is not None:
             assert alpha in (0.0, 1.0)
             return self._ready(copy.deepcopy(self.tuned if alpha else self._base_alone))
         return self._ready(self.unpacked_model_at(alpha))
 
     def unpacked_model_at(self, alpha: float) -> Aligner:
-        """`model_at`, on the CPU and to be saved."""
+        """The same as `model_at`, on the CPU and to be saved.
+
+        Args:
+            alpha: 0 for the base's weights, 1 for the run's.
+
+        Returns:
+            A model of its own.
+        """
         model = copy.deepcopy(self.tuned)
         model.load_state_dict(interpolate_weights(self._own_state, self._base_state, alpha))
         return model

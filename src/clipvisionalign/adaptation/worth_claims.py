@@ -14,6 +14,9 @@ def worth_claims(document: Mapping[str, Any]) -> list[CitedSentence]:
 
     Args:
         document: of worth.json.
+
+    Returns:
+        The sentences.
     """
     claims = []
     for number, gallery in enumerate(document["galleries"]):

@@ -7,8 +7,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clipvisionalign.cli.output import print_by_width
 from clipvisionalign.cli.parser import PROGRAM, add_offline_flag, command_parser
+from clipvisionalign.cli.tables import print_by_width
 from clipvisionalign.counts import count_noun
 from clipvisionalign.starter import resolve_run
 
@@ -33,7 +33,14 @@ def blend_parser() -> argparse.ArgumentParser:
 
 
 def blend(arguments: list[str]) -> int:
-    """Write the best model between a run and its base."""
+    """Write the best model between a run and its base.
+
+    Args:
+        arguments: What stands behind the command's name.
+
+    Returns:
+        The exit status.
+    """
     args = blend_parser().parse_args(arguments)
     from clipvisionalign.adaptation.blend import blend as write_blend
 
@@ -75,7 +82,14 @@ def worth_parser() -> argparse.ArgumentParser:
 
 
 def worth(arguments: list[str]) -> int:
-    """Tell what a fine-tuning gained and lost."""
+    """Tell what a fine-tuning gained and lost.
+
+    Args:
+        arguments: What stands behind the command's name.
+
+    Returns:
+        The exit status.
+    """
     args = worth_parser().parse_args(arguments)
     from clipvisionalign.adaptation.worth import worth as measure_worth
 

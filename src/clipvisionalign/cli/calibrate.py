@@ -54,7 +54,18 @@ def calibrate_parser() -> argparse.ArgumentParser:
 
 
 def calibrate(arguments: list[str]) -> int:
-    """Calibrate the promises of a model or of an index."""
+    """Calibrate the promises of a model or of an index.
+
+    Args:
+        arguments: What stands behind the command's name.
+
+    Returns:
+        The exit status.
+
+    Raises:
+        InvalidIndexError: The index was made by another aligner.
+        ValueError: Arguments do not fit each other.
+    """
     args = calibrate_parser().parse_args(arguments)
     if bool(args.data) == bool(args.judged):
         raise ValueError("give a data set of captioned images, or judged queries of an index with --judged FILE")

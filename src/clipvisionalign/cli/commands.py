@@ -157,7 +157,14 @@ _HUB_COMMANDS = (
 
 
 def completion(arguments: list[str]) -> int:
-    """Print a script by which a shell completes commands, flags and choices."""
+    """Print a script by which a shell completes commands, flags and choices.
+
+    Args:
+        arguments: What stands behind the command's name.
+
+    Returns:
+        The exit status.
+    """
     given = completion_parser().parse_args(arguments)
     parsers = {name: (COMMANDS[name][0], parser_of()) for name, parser_of in PARSERS.items()}
     print(completion_script(given.shell, parsers))

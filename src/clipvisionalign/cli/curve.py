@@ -6,8 +6,8 @@ import argparse
 import json
 from typing import TYPE_CHECKING
 
-from clipvisionalign.cli.output import print_by_width
 from clipvisionalign.cli.parser import PROGRAM, add_offline_flag, command_parser
+from clipvisionalign.cli.tables import print_by_width
 from clipvisionalign.counts import count_noun
 
 if TYPE_CHECKING:
@@ -36,7 +36,14 @@ def curve_parser() -> argparse.ArgumentParser:
 
 
 def curve(arguments: list[str]) -> int:
-    """Train and print the learning curve of a run."""
+    """Train and print the learning curve of a run.
+
+    Args:
+        arguments: What stands behind the command's name.
+
+    Returns:
+        The exit status.
+    """
     args = curve_parser().parse_args(arguments)
     from clipvisionalign.adaptation.learning_curve import learning_curve
     from clipvisionalign.adaptation.learning_curve_plot import save_plot

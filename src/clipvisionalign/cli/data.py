@@ -37,7 +37,14 @@ def scenes_parser() -> argparse.ArgumentParser:
 
 
 def scenes(arguments: list[str]) -> int:
-    """Draw the built-in data set."""
+    """Draw the built-in data set.
+
+    Args:
+        arguments: What stands behind the command's name.
+
+    Returns:
+        The exit status.
+    """
     args = scenes_parser().parse_args(arguments)
     from clipvisionalign.data.scenes import write_scenes
 
@@ -84,7 +91,17 @@ def check_parser() -> argparse.ArgumentParser:
 
 
 def check(arguments: list[str]) -> int:
-    """List what is wrong with a data set; the exit status is 1 where something is left out."""
+    """List what is wrong with a data set.
+
+    Args:
+        arguments: What stands behind the command's name.
+
+    Returns:
+        The exit status: 1 where something is left out, else 0.
+
+    Raises:
+        ValueError: Arguments do not fit each other.
+    """
     args = check_parser().parse_args(arguments)
     from clipvisionalign.data.check import check as check_data
     from clipvisionalign.data.check import empty_splits, unused_files
@@ -172,7 +189,14 @@ def shards_parser() -> argparse.ArgumentParser:
 
 
 def shards(arguments: list[str]) -> int:
-    """Write a data set as WebDataset shards."""
+    """Write a data set as WebDataset shards.
+
+    Args:
+        arguments: What stands behind the command's name.
+
+    Returns:
+        The exit status.
+    """
     args = shards_parser().parse_args(arguments)
     from clipvisionalign.data.check import check as check_data
     from clipvisionalign.data.formats import read_captioned_images

@@ -43,7 +43,17 @@ def evaluate_parser() -> argparse.ArgumentParser:
 
 
 def evaluate(arguments: list[str]) -> int:
-    """Measure a run, or vectors of any program, on a whole gallery."""
+    """Measure a run, or vectors of any program, on a whole gallery.
+
+    Args:
+        arguments: What stands behind the command's name.
+
+    Returns:
+        The exit status.
+
+    Raises:
+        ValueError: Arguments do not fit each other.
+    """
     args = evaluate_parser().parse_args(arguments)
     if args.vectors:
         return _evaluate_vectors(args)
@@ -131,7 +141,17 @@ def classify_parser() -> argparse.ArgumentParser:
 
 
 def classify(arguments: list[str]) -> int:
-    """Measure zero-shot classification of class folders."""
+    """Measure zero-shot classification of class folders.
+
+    Args:
+        arguments: What stands behind the command's name.
+
+    Returns:
+        The exit status.
+
+    Raises:
+        ValueError: Arguments do not fit each other.
+    """
     args = classify_parser().parse_args(arguments)
     from clipvisionalign.training.opened_classes import check_output_folder, open_classes, write_classification
 
@@ -169,7 +189,17 @@ def encode_parser() -> argparse.ArgumentParser:
 
 
 def encode(arguments: list[str]) -> int:
-    """Write the vectors of a data set's images and captions."""
+    """Write the vectors of a data set's images and captions.
+
+    Args:
+        arguments: What stands behind the command's name.
+
+    Returns:
+        The exit status.
+
+    Raises:
+        ValueError: Arguments do not fit each other.
+    """
     args = encode_parser().parse_args(arguments)
     from clipvisionalign.retrieval.vector_files import vector_output_files, write_vectors
     from clipvisionalign.training.opened_run import read_distractors
@@ -209,7 +239,14 @@ def audit_parser() -> argparse.ArgumentParser:
 
 
 def audit(arguments: list[str]) -> int:
-    """Check that the figures of a run are sound; the exit status is 1 if a check fails."""
+    """Check that the figures of a run are sound.
+
+    Args:
+        arguments: What stands behind the command's name.
+
+    Returns:
+        The exit status: 1 if a check fails, else 0.
+    """
     args = audit_parser().parse_args(arguments)
     results = _open_run(args).audit(args.sample)
     if args.json:

@@ -26,7 +26,17 @@ def explain_parser() -> argparse.ArgumentParser:
 
 
 def explain(arguments: list[str]) -> int:
-    """Write a sheet of maps: which patches carry which word."""
+    """Write a sheet of maps: which patches carry which word.
+
+    Args:
+        arguments: What stands behind the command's name.
+
+    Returns:
+        The exit status.
+
+    Raises:
+        ValueError: Arguments do not fit each other.
+    """
     args = explain_parser().parse_args(arguments)
     if not args.caption.strip():
         raise ValueError("a caption needs words")

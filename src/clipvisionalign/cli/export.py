@@ -45,7 +45,17 @@ def export_parser() -> argparse.ArgumentParser:
 
 
 def export(arguments: list[str]) -> int:
-    """Write a model as ONNX, as a folder for a hub, or in the layout of its library."""
+    """Write a model as ONNX, as a folder for a hub, or in the layout of its library.
+
+    Args:
+        arguments: What stands behind the command's name.
+
+    Returns:
+        The exit status.
+
+    Raises:
+        ValueError: Arguments do not fit each other.
+    """
     args = export_parser().parse_args(arguments)
     if args.int8 and not args.onnx:
         raise ValueError("--int8 goes with --onnx")

@@ -24,46 +24,24 @@ DIRECTIONS = ("image_to_text", "text_to_image")
 
 
 def set_verbosity(is_quiet: bool, is_verbose: bool) -> None:
-    """Set how much this process prints beside results and errors."""
+    """Set how much this process prints beside results and errors.
+
+    Args:
+        is_quiet: Results and errors alone.
+        is_verbose: Log messages as well.
+    """
     silence_progress(is_quiet)
     configure_command_line(is_quiet, is_verbose)
 
 
-def print_by_width(title: str, labels: tuple[str, list[str]], columns: list[tuple[str, list[str]]]) -> None:
-    """Print columns of figures beside their labels, in as many tables as it takes to break no cell.
+def print_check(data: str, report: CheckReport, truncation: dict[str, Any]) -> None:
+    """Print every problem, how the rows add up, and counts by kind.
 
     Args:
-        title: What stands above the first table.
-        labels: Header and cells of the first column of every table.
-        columns: Header and cells of every other column; a header is broken between its words.
+        data: The data set.
+        report: What was found in it.
+        truncation: Counts of cut captions, by split, with "max_tokens"; or empty.
     """
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    def width(header: str, cells: list[str]) -> int:
-        # A space on both sides, and a line.
-        return max(map(len, [*header.split(" "), *cells])) + 3
-
-    console = Console()
-    tables: list[list[tuple[str, list[str]]]] = [[]]
-    for column in columns:
-        used = 1 + width(*labels) + sum(width(*each) for each in [*tables[-1], column])
-        if tables[-1] and used > console.width:
-            tables.append([])
-        tables[-1].append(column)
-    for number, group in enumerate(tables):
-        table = Table(title=None if number else Text(title), title_justify="left")
-        table.add_column(labels[0])
-        for header, _ in group:
-            table.add_column(Text(header), justify="right")
-        for row in zip(labels[1], *(cells for _, cells in group), strict=True):
-            table.add_row(*row)
-        console.print(table)
-
-
-def print_check(data: str, report: CheckReport, truncation: dict[str, Any]) -> None:
-    """Every problem, how the rows add up, and counts by kind. truncation: as `_cut_captions` gives it, or empty."""
     for problem in report.problems:
         print(f"{problem.kind}: {problem}")
     sizes = ", ".join(f"{split} {count:,}" for split, count in sorted(report.splits.items()))
@@ -95,7 +73,11 @@ def print_check(data: str, report: CheckReport, truncation: dict[str, Any]) -> N
 
 
 def print_metrics(results: dict[str, Any]) -> None:
-    """Print retrieval metrics as a table, with chance beneath; results: as `evaluate --json` has them."""
+    """Print retrieval metrics as a table, with chance beneath.
+
+    Args:
+        results: As `evaluate --json` has them.
+    """
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -156,7 +138,11 @@ MAX_PRINTED_CLASSES = 50
 
 
 def print_classification(results: dict[str, Any]) -> None:
-    """Print accuracies with chance beside them, and a table of classes; results: as `classify --json` has them."""
+    """Print accuracies with chance beside them, and a table of classes.
+
+    Args:
+        results: As `classify --json` has them.
+    """
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -213,7 +199,12 @@ def _print_equal_captions(equal_captions: dict[str, Any] | None) -> None:
 
 
 def print_trained_on(results: dict[str, Any], limit: int = 5) -> None:
-    """The first of the images that were trained on, where not all were."""
+    """Print the first of the images that were trained on, where not all were.
+
+    Args:
+        results: As `evaluate --json` has them.
+        limit: How many are printed.
+    """
     summary = results.get("trained_on_images")
     if not summary or summary["same"] == summary["images"]:
         return
@@ -224,13 +215,21 @@ def print_trained_on(results: dict[str, Any], limit: int = 5) -> None:
 
 
 def print_pretraining(results: dict[str, Any]) -> None:
-    """Print what the model was pretrained on, as far as that is known: no verdict on its figures."""
+    """Print what the model was pretrained on, as far as that is known: no verdict on its figures.
+
+    Args:
+        results: As `evaluate --json` has them.
+    """
     if "pretraining" in results:
         print(f"pretraining: {results['pretraining']['note']}")
 
 
 def print_audit(results: dict[str, Any]) -> None:
-    """Print an audit's checks as a table; results: as `audit --json` has them."""
+    """Print an audit's checks as a table.
+
+    Args:
+        results: As `audit --json` has them.
+    """
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -247,30 +246,13 @@ def print_audit(results: dict[str, Any]) -> None:
     print("the audit passed" if results["passed"] else "the audit FAILED: do not believe this model's figures")
 
 
-def print_profile(results: dict[str, Any]) -> None:
-    """Print the milliseconds of a step's parts and their shares; results: as `train --profile` returns them."""
-    from rich.console import Console
-    from rich.table import Table
-
-    steps, images, seconds = results["steps"], results["images"], results["profile"]
-    total = sum(seconds.values())
-    title = f"{count_noun(steps, 'step')}, {count_noun(images, 'image')}, {images / total:.1f} images a second"
-    table = Table(title=title, title_justify="left")
-    for column in ("where the time goes", "ms a step", "share"):
-        table.add_column(column, justify="left" if column.startswith("where") else "right")
-    for kind, elapsed in sorted(seconds.items(), key=lambda item: -item[1]):
-        table.add_row(kind, f"{1000 * elapsed / steps:.1f}", f"{100 * elapsed / total:.1f} %")
-    Console().print(table)
-    if results["loading"]:
-        loading_text = ", ".join(
-            f"{kind} {1000 * elapsed / steps:.1f} ms" for kind, elapsed in results["loading"].items()
-        )
-        print(f"in the loader, beside it where there are workers: {loading_text} a step")
-    print(f"before the first step: tokenise {results['tokenise']:.2f} s, once")
-
-
 def print_index_report(index: str, report: IndexReport) -> None:
-    """How the files that were found add up, and what to do next; files that were not decoded on standard error."""
+    """Print how the files that were listed add up, and what to do next; files that were not decoded on standard error.
+
+    Args:
+        index: The index.
+        report: Its counts.
+    """
     from clipvisionalign.images import INSTALL_DECODERS
     from clipvisionalign.search.broken_files import read_broken_files
     from clipvisionalign.search.storage import printable
@@ -305,7 +287,14 @@ def print_index_report(index: str, report: IndexReport) -> None:
 
 
 def print_hits(query: str, minus: list[str], hits: list[Any], thumbnails: dict[int, bytes]) -> None:
-    """Print the hits of a query as a table, with previews where `thumbnails` (id -> JPEG) has them."""
+    """Print the hits of a query as a table, with previews.
+
+    Args:
+        query: The words.
+        minus: What is subtracted from them.
+        hits: The hits, the best first.
+        thumbnails: JPEG bytes, by the id of an image; images without have no preview.
+    """
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -337,7 +326,12 @@ def print_hits(query: str, minus: list[str], hits: list[Any], thumbnails: dict[i
 
 
 def print_calibration(summary: dict[str, Any], is_index: bool) -> None:
-    """Print what cut-offs keep, and what to do next; summary: as `calibrate --json` has it."""
+    """Print what cut-offs keep, and what to do next.
+
+    Args:
+        summary: As `calibrate --json` has it.
+        is_index: Whether an index was calibrated; else a model.
+    """
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -380,7 +374,13 @@ def _preview(thumbnail: bytes, width: int) -> Any:
 
 
 def write_paths(searcher: Any, ids: list[int], terminator: bytes) -> None:
-    """Where the images are, in the bytes that the system has for it."""
+    """Write where images are, in the bytes that the system has for it.
+
+    Args:
+        searcher: The opened index.
+        ids: Of the images.
+        terminator: What stands behind each.
+    """
     raw_paths = searcher.values(ids, "raw")
     # A URL's names are UTF-8; those of this machine are whatever bytes the system has.
     sys.stdout.flush()

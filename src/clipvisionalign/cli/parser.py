@@ -29,12 +29,24 @@ VERBOSE_HELP = "print log messages, and with an error where in the code it was r
 
 
 def add_offline_flag(parser: argparse.ArgumentParser) -> None:
-    """Add --offline, for a command that may need a model's weights."""
+    """Add --offline, for a command that may need a model's weights.
+
+    Args:
+        parser: Of the command.
+    """
     parser.add_argument(OFFLINE, action="store_true", help=OFFLINE_HELP)
 
 
 def command_parser(name: str, **options: Any) -> argparse.ArgumentParser:
-    """A command's parser, with the flags that all commands share; options: those of `argparse.ArgumentParser`."""
+    """A command's parser, with the flags that all commands share.
+
+    Args:
+        name: The command.
+        **options: Those of `argparse.ArgumentParser`.
+
+    Returns:
+        The parser.
+    """
     kind = argparse.RawDescriptionHelpFormatter
     # A shortened flag would pass by what looks for the whole word, such as --offline before anything is imported.
     parser = CommandParser(f"{PROGRAM} {name}", formatter_class=kind, allow_abbrev=False, **options)
@@ -46,12 +58,20 @@ class CommandParser(argparse.ArgumentParser):
     """A parser whose usage errors are one line, with the nearest flag or choice."""
 
     def error(self, message: str) -> NoReturn:
-        """Print a usage error and exit with status 2."""
+        """Print a usage error and exit with status 2.
+
+        Args:
+            message: As argparse has it.
+        """
         exit_with_usage_error(self, message)
 
 
 def add_output_flags(parser: Any) -> None:
-    """Add the flags that set how much is printed, which every command has and `main` reads."""
+    """Add the flags that set how much is printed, which every command has and `main` reads.
+
+    Args:
+        parser: Of a command.
+    """
     group = parser.add_argument_group("how much is printed")
     group.add_argument(QUIET, action="store_true", help=QUIET_HELP)
     group.add_argument(VERBOSE, action="store_true", help=VERBOSE_HELP)
@@ -82,11 +102,14 @@ def exit_with_usage_error(parser: argparse.ArgumentParser, message: str) -> NoRe
 
 
 def suggest(message: str, flags: Iterable[str]) -> str:
-    """The names nearest to the unknown ones of a usage error, or "".
+    """The names nearest to the unknown ones of a usage error.
 
     Args:
         message: as argparse or jsonargparse has it.
         flags: what the parser takes, such as "--count".
+
+    Returns:
+        The end of a message; "" for no name.
 
     >>> suggest("unrecognized arguments: --cuont 3", ["--count", "--minus"])
     "; did you mean '--count'?"

@@ -49,7 +49,14 @@ def study_parser() -> argparse.ArgumentParser:
 
 
 def study(arguments: list[str]) -> int:
-    """Carry out a study, or estimate its duration."""
+    """Carry out a study, or estimate its duration.
+
+    Args:
+        arguments: What stands behind the command's name.
+
+    Returns:
+        The exit status.
+    """
     args = study_parser().parse_args(arguments)
     from clipvisionalign.study.plan_file import read_plan, told_with_lines
     from clipvisionalign.study.report.tables import print_tables
@@ -128,7 +135,14 @@ def report_parser() -> argparse.ArgumentParser:
 
 
 def report(arguments: list[str]) -> int:
-    """Write a study's report again, or compare two studies."""
+    """Write a study's report again, or compare two studies.
+
+    Args:
+        arguments: What stands behind the command's name.
+
+    Returns:
+        The exit status.
+    """
     args = report_parser().parse_args(arguments)
     from dataclasses import asdict
 

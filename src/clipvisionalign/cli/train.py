@@ -11,15 +11,26 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
-from clipvisionalign.cli.output import print_metrics, print_profile
+from clipvisionalign.cli.output import print_metrics
 from clipvisionalign.cli.parser import OFFLINE, OFFLINE_HELP, PROGRAM, add_output_flags, exit_with_usage_error
+from clipvisionalign.counts import count_noun
 from clipvisionalign.log import is_main_process, log_to
 
 logger = logging.getLogger(__name__)
 
 
 def train(arguments: list[str]) -> int:
-    """Train a run, or resume one; the exit status. Prints the metrics, or with --profile where the time goes."""
+    """Train a run, or resume one; prints the metrics, or with --profile where the time goes.
+
+    Args:
+        arguments: What stands behind the command's name.
+
+    Returns:
+        The exit status.
+
+    Raises:
+        ValueError: Arguments do not fit each other.
+    """
     from clipvisionalign.training.config import RunConfig
     from clipvisionalign.training.recipes import recipe_file
     from clipvisionalign.training.train import resume
@@ -63,6 +74,32 @@ def train(arguments: list[str]) -> int:
         print(f"{results['chosen']['figures']} (results.json, 'chosen')")
     print(f"the run is in {results['run']}; next: {PROGRAM} audit {results['run']}")
     return 0
+
+
+def print_profile(results: dict[str, Any]) -> None:
+    """Print the milliseconds of a step's parts and their shares.
+
+    Args:
+        results: As `train --profile` returns them.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    steps, images, seconds = results["steps"], results["images"], results["profile"]
+    total = sum(seconds.values())
+    title = f"{count_noun(steps, 'step')}, {count_noun(images, 'image')}, {images / total:.1f} images a second"
+    table = Table(title=title, title_justify="left")
+    for column in ("where the time goes", "ms a step", "share"):
+        table.add_column(column, justify="left" if column.startswith("where") else "right")
+    for kind, elapsed in sorted(seconds.items(), key=lambda item: -item[1]):
+        table.add_row(kind, f"{1000 * elapsed / steps:.1f}", f"{100 * elapsed / total:.1f} %")
+    Console().print(table)
+    if results["loading"]:
+        loading_text = ", ".join(
+            f"{kind} {1000 * elapsed / steps:.1f} ms" for kind, elapsed in results["loading"].items()
+        )
+        print(f"in the loader, beside it where there are workers: {loading_text} a step")
+    print(f"before the first step: tokenise {results['tokenise']:.2f} s, once")
 
 
 def train_parser() -> Any:

@@ -68,7 +68,13 @@ TEXT_SETTINGS_BESIDE_PRETRAINED = ("window", "max_tokens")
 
 
 def counts_beside_pretrained(setting: str) -> bool:
-    """Whether a setting of a model, by its name with dots, counts beside a pretrained model.
+    """Whether a setting of a model counts beside a pretrained model.
+
+    Args:
+        setting: Its name with dots, such as "late.width".
+
+    Returns:
+        Whether it does.
 
     >>> counts_beside_pretrained("late.width"), counts_beside_pretrained("text_tower.name")
     (True, False)
@@ -84,8 +90,14 @@ _RECORDED_UNASKED = {"width": DEFAULT_WIDTH, "max_tokens": DEFAULT_MAX_TOKENS}
 
 
 def recorded_settings(config: AlignerConfig) -> dict[str, Any]:
-    """What config.yaml holds of a model's settings: of a pretrained model those that count beside it, and no others; a
-    width or a limit of tokens that was not given is left out.
+    """What config.yaml holds of a model's settings.
+
+    Args:
+        config: The settings.
+
+    Returns:
+        Of a pretrained model those that count beside it, and no others; a width or a limit of tokens that was not given
+        is left out.
 
     >>> "image_tower" in recorded_settings(AlignerConfig(pretrained="openai/clip-vit-base-patch32"))
     False
@@ -105,7 +117,10 @@ def read_recorded_settings(settings: Any) -> Any:
     for.
 
     Args:
-        settings: what stands under `model` in a run's config.yaml; what has no settings is returned as it is.
+        settings: what stands under `model` in a run's config.yaml.
+
+    Returns:
+        The settings that count; what has no settings is returned as it is.
 
     >>> recorded = {"pretrained": "clip", "image_tower": {}, "temperature": 0.05, "dropout": 0.2, "width": 256}
     >>> read_recorded_settings(recorded)

@@ -34,7 +34,14 @@ DrawnTogether = Mapping[str, Mapping[str, Sequence[int]]]
 
 @dataclass(frozen=True)
 class TrialResult:
-    """A finished cell. measurements: what `measure_trial` gives; ranks: "ranks", and "dual" for one that re-ranks."""
+    """A finished trial.
+
+    Attributes:
+        variant: Its variant.
+        seed: Its seed.
+        measurements: What `measure_trial` returns.
+        ranks: "ranks", and "dual" for one that re-ranks.
+    """
 
     variant: str
     seed: int
@@ -129,7 +136,15 @@ NO_INTERVALS = "no intervals, as there are too few images"
 
 
 def selection_note(trial_results: Sequence[TrialResult], split: str) -> str:
-    """Whether the figures are of images by which something was chosen, as text."""
+    """Whether the figures are of images by which something was chosen.
+
+    Args:
+        trial_results: The finished trials.
+        split: The split that was measured.
+
+    Returns:
+        A sentence; "" where nothing was.
+    """
     if not trial_results:
         return "nothing was measured"
     if split != "dev":
@@ -160,7 +175,15 @@ def selection_note(trial_results: Sequence[TrialResult], split: str) -> str:
 
 
 def check_gallery(result: TrialResult, eval_data: CaptionedImages) -> None:
-    """Raises ResultsError for ranks that are not of this gallery."""
+    """Check that ranks are of this gallery.
+
+    Args:
+        result: A finished trial.
+        eval_data: The split that was measured.
+
+    Raises:
+        ResultsError: They are not.
+    """
     for ranks in result.ranks.values():
         shape = len(ranks.image_to_text), len(ranks.text_to_image)
         if shape != (len(eval_data), len(eval_data.captions)):
@@ -178,9 +201,16 @@ def _run_entry(result: TrialResult, caption_image: np.ndarray, unit: np.ndarray 
 
 
 def length_terciles(captions: Sequence[str]) -> LengthTerciles:
-    """The data's own captions in three parts by their number of words, cut between two lengths where that is nearest to
-    a third: captions of one length stand in one part. Two parts, or one ("all"), where there are no three lengths.
-    "inside": (M,) bool by part; "words": from and to.
+    """The data's own captions in three parts by their number of words.
+
+    They are cut between two lengths where that is nearest to a third: captions of one length stand in one part. There
+    are two parts, or one ("all"), where there are no three lengths.
+
+    Args:
+        captions: (M,) captions.
+
+    Returns:
+        "inside": (M,) bool by part; "words": from and to.
 
     >>> length_terciles(["a", "a b", "a b", "a b c", "a b c d"])["words"]
     {'short': [1, 1], 'middle': [2, 2], 'long': [3, 4]}
@@ -271,8 +301,13 @@ def _length_differences(
 def aggregate_composition(trial_results: Sequence[TrialResult], together: DrawnTogether) -> dict[str, Any]:
     """By set and kind: each variant's share of pairs whose true caption outscores its foil, in percent; chance is 50.
 
-    together: which pairs were drawn together; without it nothing is tested. units: how many draws that are.
-    p_holm: of its being 50, corrected over all variants and kinds of a set that are tested; None for too few draws.
+    Args:
+        trial_results: The finished trials.
+        together: Which pairs were drawn together; without it nothing is tested.
+
+    Returns:
+        Rows with "units", how many draws they are of, and "p_holm" of the share's being 50, corrected over all variants
+        and kinds of a set that are tested; None for too few draws.
     """
     blocks: dict[str, Any] = {}
     for name in dict.fromkeys(name for result in trial_results for name in result.measurements["composition"]):
@@ -295,7 +330,12 @@ def aggregate_composition(trial_results: Sequence[TrialResult], together: DrawnT
 def pairs_share(outcomes: Sequence[Sequence[float]], together: Sequence[int] | None) -> dict[str, Any]:
     """The share of pairs that were distinguished, in percent, its interval, and the p of its being 50.
 
-    outcomes: (S, P); together: (P,) the number of what each pair was drawn with, None if unknown.
+    Args:
+        outcomes: (S, P) of S seeds: 1, 0, or 0.5 for a tie.
+        together: (P,) number of what each pair was drawn with; None if unknown.
+
+    Returns:
+        The figures by name.
     """
     shares = np.array(outcomes)
     about: dict[str, Any] = {"pairs": shares.shape[1]}
@@ -308,7 +348,14 @@ def pairs_share(outcomes: Sequence[Sequence[float]], together: Sequence[int] | N
 
 
 def directed_metric_label(metric: str) -> str:
-    """A figure's name as text."""
+    """A figure's name as text.
+
+    Args:
+        metric: One of `COMPARED_METRICS`.
+
+    Returns:
+        Its label.
+    """
     if metric == "rsum":
         return "rsum"
     direction, name = metric.split(" ")

@@ -29,7 +29,17 @@ logger = logging.getLogger(__name__)
 def assemble_report(
     context: StudyContext, trials: Sequence[Trial], trial_results: Sequence[TrialResult], gaps: Gaps
 ) -> dict[str, Any]:
-    """The report from what the cells' folders hold: what cannot be made is a gap."""
+    """The report from what the cells' folders hold: what cannot be made is a gap.
+
+    Args:
+        context: What the trials are measured on.
+        trials: All trials.
+        trial_results: Those that have results.
+        gaps: Takes what cannot be made.
+
+    Returns:
+        The document.
+    """
     plan, data, eval_data = context.plan, context.data, context.eval_data
     trial_by_key = {(trial.variant, trial.seed): trial for trial in trials}
     audited = [result for result in trial_results if result.measurements["audit"]["passed"]]

@@ -21,7 +21,11 @@ NGRAM_ORDER = 3
 
 
 class TrigramModel:
-    """Log probabilities of captions, learned from `captions`."""
+    """A language model of captions, by trigrams.
+
+    Args:
+        captions: What it is learned from.
+    """
 
     def __init__(self, captions: Sequence[str]) -> None:
         from nltk.lm import WittenBellInterpolated
@@ -32,11 +36,25 @@ class TrigramModel:
         self.model.fit(grams, vocabulary)
 
     def knows(self, caption: str) -> list[bool]:
-        """Of each word whether it stood in a caption that was learned from."""
+        """Of each word whether it stood in a caption that was learned from.
+
+        Args:
+            caption: A caption.
+
+        Returns:
+            A value for each word.
+        """
         return [word in self.model.vocab for word in tokenize_words(caption)]
 
     def log_probability(self, caption: str) -> float:
-        """Of the whole caption, its end included."""
+        """The log probability of a whole caption, its end included.
+
+        Args:
+            caption: A caption.
+
+        Returns:
+            At most 0.
+        """
         words = ["<s>"] * (NGRAM_ORDER - 1) + tokenize_words(caption) + ["</s>"]
         total = 0.0
         for position in range(NGRAM_ORDER - 1, len(words)):
@@ -47,6 +65,12 @@ class TrigramModel:
 
 def tokenize_words(caption: str) -> list[str]:
     """Lower-case words of any script, without punctuation; each sign of a script without spaces (Han, Kana) for itself.
+
+    Args:
+        caption: A caption.
+
+    Returns:
+        Its words.
 
     >>> tokenize_words("The dog's HAT, a hat."), tokenize_words("Собака кусает"), tokenize_words("犬が走る")
     (['the', "dog's", 'hat', 'a', 'hat'], ['собака', 'кусает'], ['犬', 'が', '走', 'る'])
@@ -61,11 +85,15 @@ def tokenize_words(caption: str) -> list[str]:
 
 
 def blind_accuracy(captions: Sequence[str], pairs: Sequence[MinimalPair]) -> dict[str, list[float]]:
-    """By kind, for each pair whether the true caption is the likelier sentence: 1, 0, or 0.5 for a tie.
+    """Whether the true caption of each pair is the likelier sentence.
 
-    A kind of which less than half of the words are in the language model's vocabulary, as in another language, is left
-    out:
-    it would distinguish nothing.
+    Args:
+        captions: What the language model is learned from.
+        pairs: Minimal pairs.
+
+    Returns:
+        By kind, for each pair 1, 0, or 0.5 for a tie. A kind of which less than half of the words are in the language
+        model's vocabulary, as in another language, is left out: it would distinguish nothing.
     """
     if not pairs:
         return {}

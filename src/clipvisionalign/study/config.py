@@ -165,7 +165,13 @@ class Plan:
 
 @dataclass(frozen=True)
 class Trial:
-    """One training: a variant with a seed."""
+    """One training: a variant with a seed.
+
+    Attributes:
+        variant: Name of the variant.
+        seed: The seed.
+        config: The settings of the training.
+    """
 
     variant: str
     seed: int
@@ -178,7 +184,18 @@ class Trial:
 
 
 def data_source(plan: Plan, study: Path) -> str:
-    """Where the plan's data set is, or will be drawn. Raises ValueError where there is none."""
+    """Where the plan's data set is, or will be drawn.
+
+    Args:
+        plan: The plan.
+        study: The study's folder.
+
+    Returns:
+        A path.
+
+    Raises:
+        ValueError: There is none.
+    """
     if plan.data:
         return plan.data
     if not plan.scenes:
@@ -187,9 +204,18 @@ def data_source(plan: Plan, study: Path) -> str:
 
 
 def trials_of(plan: Plan, study: Path, steps: dict[str, int] | None = None) -> list[Trial]:
-    """All cells in the order in which they are trained: seed after seed, what others stand on first.
+    """All trials in the order in which they are trained: seed after seed, what others stand on first.
 
-    steps: by variant, where the budget is one of seconds. Raises ValueError for settings that `train` does not have.
+    Args:
+        plan: The plan.
+        study: The study's folder.
+        steps: By variant, where the budget is one of seconds.
+
+    Returns:
+        The trials.
+
+    Raises:
+        ValueError: There are settings that `train` does not have.
     """
     order = sorted(plan.variants, key=lambda name: _base_depth(plan, name))
     return [
@@ -205,7 +231,16 @@ def _base_depth(plan: Plan, name: str) -> int:
 
 
 def trial_folder(study: Path, variant: str, seed: int) -> Path:
-    """The run folder of a cell."""
+    """The run folder of a trial.
+
+    Args:
+        study: The study's folder.
+        variant: The variant.
+        seed: The seed.
+
+    Returns:
+        The folder, which need not exist.
+    """
     return study / "cells" / f"{variant}-{seed}"
 
 
@@ -223,7 +258,16 @@ def _trial_config(plan: Plan, study: Path, name: str, seed: int, steps: int) -> 
 
 
 def variant_config(plan: Plan, name: str, extra_defaults: dict[str, Any] | None = None) -> RunConfig:
-    """A variant's settings over the plan's over the study's own. usual: more of those."""
+    """A variant's settings over the plan's over the study's own.
+
+    Args:
+        plan: The plan.
+        name: The variant.
+        extra_defaults: More of the study's own; None for none.
+
+    Returns:
+        The settings.
+    """
     defaults: dict[str, Any] = {"trackers": "", **(extra_defaults or {})}
     if name in DESIGNS:
         defaults["model"] = {"design": name}
@@ -237,7 +281,15 @@ def variant_config(plan: Plan, name: str, extra_defaults: dict[str, Any] | None 
 
 
 def merge_settings(base: dict[str, Any], override: dict[str, Any]) -> dict[str, Any]:
-    """Nested settings, those of `override` counting more."""
+    """Nested settings, those of `override` counting more.
+
+    Args:
+        base: Settings.
+        override: Those that count more.
+
+    Returns:
+        Both in one.
+    """
     result = copy.deepcopy(base)
     for key, value in override.items():
         are_dicts = isinstance(value, dict) and isinstance(result.get(key), dict)

@@ -22,7 +22,14 @@ logger = logging.getLogger(__name__)
 
 
 def first_trials(trials: Sequence[Trial]) -> dict[str, Trial]:
-    """The first cell of each variant."""
+    """The first trial of each variant.
+
+    Args:
+        trials: The trials in their order.
+
+    Returns:
+        By variant.
+    """
     trial_by_variant: dict[str, Trial] = {}
     for trial in trials:
         trial_by_variant.setdefault(trial.variant, trial)
@@ -30,9 +37,19 @@ def first_trials(trials: Sequence[Trial]) -> dict[str, Trial]:
 
 
 def measure_cost_rounds(context: StudyContext, finished: Sequence[Trial], gaps: Gaps) -> dict[str, CostDocument]:
-    """Time and memory of each variant's first finished run, in fresh processes that take turns; of a variant whose
-    process fails the rounds that did not. What was measured on another machine, or with other versions, is measured
-    again; where nothing is measured it is taken, and reported."""
+    """Time and memory of each variant's first finished run, in fresh processes that take turns.
+
+    Of a variant whose process fails the rounds that did not fail count. What was measured on another machine, or with
+    other versions, is measured again; where nothing is measured it is taken, and reported.
+
+    Args:
+        context: What the trials are measured on.
+        finished: The trials that are trained.
+        gaps: Takes those that cannot be measured.
+
+    Returns:
+        Figures by variant.
+    """
     plan, eval_data, folder = context.plan, context.eval_data, context.study / "costs"
     trial_by_variant = first_trials(finished)
     schedule = [(round_number, name) for round_number in range(plan.measure.rounds) for name in trial_by_variant]

@@ -30,10 +30,16 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class StudyContext:
-    """What a study's cells are measured on, and how.
+    """What a study's trials are measured on, and how.
 
-    eval_data: the split that is measured; pairs: sets of minimal pairs by name; overlap: images in two splits, None
-    where there is one split. read_only: nothing is measured: what was measured before is taken.
+    Attributes:
+        plan: The plan.
+        study: The study's folder.
+        data: The whole data set.
+        eval_data: The split that is measured.
+        pairs: Sets of minimal pairs, by name.
+        overlap: Images in two splits; None where there is one split.
+        read_only: Whether nothing is measured: what was measured before is taken.
     """
 
     plan: Plan
@@ -46,13 +52,27 @@ class StudyContext:
 
 
 def split_overlap(data: CaptionedImages) -> list[str] | None:
-    """Images in two splits. A split cannot overlap with itself: the check is of data sets with more than one."""
+    """Images in two splits.
+
+    Args:
+        data: The data set.
+
+    Returns:
+        Their names; None where there is one split, which cannot overlap with itself.
+    """
     messages = [problem.message for problem in data.problems if "two splits" in problem.kind]
     return messages if len(data.split_sizes()) > 1 else None
 
 
 def check_possible(context: StudyContext) -> None:
-    """Raises DataError where no cell could have a result, whatever is trained: an audit that every one would fail."""
+    """Check that a trial could have a result.
+
+    Args:
+        context: What the trials are measured on.
+
+    Raises:
+        DataError: None could, whatever is trained: an audit would fail all of them.
+    """
     plan, eval_data, overlap = context.plan, context.eval_data, context.overlap
     prefix = f"{context.data.source}: no cell could have a result"
     if overlap:
@@ -98,7 +118,14 @@ def _dev_of(plan: Plan, data: CaptionedImages) -> CaptionedImages:
 
 @contextmanager
 def remove_scenes_if_refused(study: Path) -> Iterator[None]:
-    """What the body drew is not left where the body raises an error."""
+    """What the body drew is not left where the body raises an error.
+
+    Args:
+        study: The study's folder.
+
+    Yields:
+        Nothing.
+    """
     existed = (study / SCENES_FOLDER).exists()
     try:
         yield
@@ -109,9 +136,19 @@ def remove_scenes_if_refused(study: Path) -> Iterator[None]:
 
 
 def open_study_data(plan: Plan, study: Path, scenes_folder: Path) -> CaptionedImages:
-    """The checked data set whole. drawn: where scenes are, or are drawn, once.
+    """Open the checked data set, whole.
 
-    Raises DataError for data that cannot be used, FileExistsError where other scenes are drawn than the plan's.
+    Args:
+        plan: The plan.
+        study: The study's folder.
+        scenes_folder: Where scenes are, or are drawn, once.
+
+    Returns:
+        The data set.
+
+    Raises:
+        DataError: It cannot be used.
+        FileExistsError: Other scenes are drawn than the plan's.
     """
     source = Path(plan.data) if plan.data else scenes_folder
     if not plan.data:
@@ -165,7 +202,15 @@ def _refuse_other_scenes(plan: Plan, study: Path, scenes_folder: Path) -> None:
 
 
 def minimal_pairs_of(plan: Plan, eval_data: CaptionedImages) -> dict[str, list[MinimalPair]]:
-    """The sets of minimal pairs, by name."""
+    """The sets of minimal pairs, by name.
+
+    Args:
+        plan: The plan.
+        eval_data: The split that is measured.
+
+    Returns:
+        The pairs of each set.
+    """
     measurements, pairs = plan.measure, {}
     if measurements.composition:
         own_pairs = make_minimal_pairs(eval_data, measurements.composition)

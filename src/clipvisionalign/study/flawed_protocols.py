@@ -30,9 +30,22 @@ LEAK_IMAGES, LEAK_STEPS, LEAK_BATCH = 256, 150, 64
 def in_batch_recall(
     image_vectors: np.ndarray, caption_vectors: np.ndarray, caption_image: np.ndarray, size: int, seed: int = 0
 ) -> dict[str, float]:
-    """Recall@1 and @5 inside batches of `size` pairs, one caption an image, averaged over all batches of one pass.
+    """Recall@1 and @5 inside batches, one caption an image, averaged over all batches of one pass.
 
-    Both ways at once, as such scripts print it; shares from 0 to 1. Raises ValueError where there is not one batch.
+    Both ways are averaged, as such scripts print it.
+
+    Args:
+        image_vectors: (N, D).
+        caption_vectors: (M, D).
+        caption_image: (M,) number of each caption's image.
+        size: Pairs in a batch.
+        seed: Seed of the order.
+
+    Returns:
+        Shares from 0 to 1, by name.
+
+    Raises:
+        ValueError: There is not one whole batch.
     """
     rng = np.random.default_rng(seed)
     images = rng.permutation(len(image_vectors))[: len(image_vectors) // size * size]
@@ -51,7 +64,13 @@ def in_batch_recall(
 
 
 class LeakingCaptions(nn.Module):
-    """Captions whose tokens attend to the patches of their own, true image before they become a vector."""
+    """Captions whose tokens attend to the patches of their own, true image before they become a vector.
+
+    Args:
+        token_width: W, of the tokens.
+        width: D, of patches and vectors.
+        heads: Of the attention; they share out D.
+    """
 
     def __init__(self, token_width: int, width: int, heads: int = 4) -> None:
         super().__init__()
@@ -60,15 +79,31 @@ class LeakingCaptions(nn.Module):
         self.out = nn.Linear(width, width)
 
     def forward(self, tokens: Tensor, mask: Tensor, patches: Tensor) -> Tensor:
-        """tokens: (b, T, W); mask: (b, T); patches: (b, P, D) of each caption's true image -> (b, D) unit vectors."""
+        """Attend from tokens to patches.
+
+        Args:
+            tokens: (b, T, W).
+            mask: (b, T), 0 on padding.
+            patches: (b, P, D) of each caption's true image.
+
+        Returns:
+            (b, D) unit vectors.
+        """
         x = self.cross(self.tokens_in(tokens), self.cross.key_value(patches))
         weights = mask[..., None].to(x.dtype)
         return F.normalize(self.out((x * weights).sum(1) / weights.sum(1)), dim=-1)
 
 
 class LeakingModel:
-    """The leaking encoder behind the contract of every model: it answers `encode_images` and `encode_captions`, and
-    remembers the images that it was shown last, as code does that hands both to one forward pass."""
+    """The leaking encoder behind the contract of every model.
+
+    It has `encode_images` and `encode_captions`, and remembers the images that it was shown last, as code does that
+    hands both to one forward pass.
+
+    Args:
+        aligner: The towers.
+        leak: The leaking encoder.
+    """
 
     def __init__(self, aligner: Aligner, leak: LeakingCaptions) -> None:
         self.aligner, self.leak = aligner, leak
@@ -76,13 +111,27 @@ class LeakingModel:
 
     @torch.no_grad()
     def encode_images(self, images: Any) -> Tensor:
-        """(N, D); their patches stay for the captions."""
+        """Encode images, whose patches stay for the captions.
+
+        Args:
+            images: (N,) images.
+
+        Returns:
+            (N, D).
+        """
         vectors, self.patches = image_parts(self.aligner, images)
         return vectors
 
     @torch.no_grad()
     def encode_captions(self, captions: Any) -> Tensor:
-        """(M, D): caption i is shown image i of those before, or its share of them."""
+        """Encode captions: caption i is shown image i of those before, or its share of them.
+
+        Args:
+            captions: (M,) captions.
+
+        Returns:
+            (M, D).
+        """
         assert self.patches is not None, "the leaking model has seen no image yet"
         captions_per_image = max(1, len(captions) // len(self.patches))
         return self.with_true_images(
@@ -91,7 +140,15 @@ class LeakingModel:
 
     @torch.no_grad()
     def with_true_images(self, captions: Any, caption_image: np.ndarray) -> Tensor:
-        """(M, D), every caption shown the image that it should find."""
+        """Encode captions, each shown the image that it should find.
+
+        Args:
+            captions: (M,) captions.
+            caption_image: (M,) number of each caption's image.
+
+        Returns:
+            (M, D).
+        """
         assert self.patches is not None
         vectors = []
         for start in range(0, len(captions), LEAK_BATCH):
@@ -102,7 +159,15 @@ class LeakingModel:
 
 
 def image_parts(aligner: Aligner, images: Any) -> tuple[Tensor, Tensor]:
-    """Vectors (N, D) and patches (N, P, D) of images."""
+    """Vectors and patches of images.
+
+    Args:
+        aligner: The towers.
+        images: (N,) images.
+
+    Returns:
+        (N, D), and (N, P, D).
+    """
     aligner.embed_patches()
     chunks = [(states.vectors.cpu(), states.patches.cpu()) for states in aligner.image_chunks(images, 64)
              if states.patches is not None]  # fmt: skip
@@ -110,7 +175,15 @@ def image_parts(aligner: Aligner, images: Any) -> tuple[Tensor, Tensor]:
 
 
 def caption_parts(aligner: Aligner, captions: Any) -> tuple[Tensor, Tensor]:
-    """Tokens (b, T, W) and mask (b, T) of captions."""
+    """Tokens of captions.
+
+    Args:
+        aligner: The towers.
+        captions: (b,) captions.
+
+    Returns:
+        Tokens (b, T, W), and mask (b, T).
+    """
     tower = aligner.text_tower
     token_ids = [torch.tensor(row) for row in tower.tokenize(captions)]
     ids = nn.utils.rnn.pad_sequence(token_ids, batch_first=True, padding_value=tower.pad).to(aligner.device)
@@ -122,7 +195,16 @@ def caption_parts(aligner: Aligner, captions: Any) -> tuple[Tensor, Tensor]:
 
 
 def train_leaking(aligner: Aligner, train: CaptionedImages, seed: int = 0) -> LeakingModel:
-    """Train the leaking encoder on a few hundred training images; the towers stay as they are."""
+    """Train the leaking encoder on a few hundred training images; the towers stay as they are.
+
+    Args:
+        aligner: The towers.
+        train: The training split.
+        seed: Of weights and order.
+
+    Returns:
+        The trained model.
+    """
     subset = train.first_by_hash(LEAK_IMAGES)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad(), torch.random.fork_rng():
@@ -149,7 +231,17 @@ def train_leaking(aligner: Aligner, train: CaptionedImages, seed: int = 0) -> Le
 def measure_flawed_protocols(
     aligner: Aligner, train: CaptionedImages, eval_data: CaptionedImages, seed: int = 0
 ) -> dict[str, Any]:
-    """The same trained model, measured honestly and as it should not be; shares from 0 to 1, mean of both ways."""
+    """The same trained model, measured honestly and as it should not be; shares from 0 to 1, mean of both ways.
+
+    Args:
+        aligner: The trained model.
+        train: The training split.
+        eval_data: The split that is measured.
+        seed: Of everything drawn at random.
+
+    Returns:
+        Figures by protocol.
+    """
     images = eval_data.images
     vectors, captions = aligner.encode_images(images).numpy(), aligner.encode_captions(eval_data.captions).numpy()
     caption_image = eval_data.caption_image

@@ -21,7 +21,19 @@ def merge_with_earlier(
 ) -> dict[str, Any]:
     """A new report, with what only the earlier one has; the earlier one where it has results that this one lacks.
 
-    One that cannot be read is kept under another name; raises ValueError where nothing takes its place.
+    An earlier one that cannot be read is kept under another name.
+
+    Args:
+        study: The study's folder.
+        before: The earlier report; None for none.
+        report: The new one.
+        gaps: What could not be made in it.
+
+    Returns:
+        The document that is kept.
+
+    Raises:
+        ValueError: Nothing takes the earlier one's place.
     """
     path = study / "report.json"
     if before is None:
@@ -42,7 +54,16 @@ def merge_with_earlier(
 
 
 def lacks_results(study: Path, before: dict[str, Any], report: dict[str, Any]) -> bool:
-    """Whether a report lacks results of the earlier one, which then stays: that is reported."""
+    """Whether a report lacks results of the earlier one, which then stays: that is reported.
+
+    Args:
+        study: The study's folder.
+        before: The earlier report.
+        report: The new one.
+
+    Returns:
+        Whether it does.
+    """
     lost = trials_with_results(before) - trials_with_results(report)
     if lost:
         named = ", ".join(f"{name}-{seed}" for name, seed in sorted(lost))
@@ -53,12 +74,26 @@ def lacks_results(study: Path, before: dict[str, Any], report: dict[str, Any]) -
 
 
 def trials_with_results(report: dict[str, Any]) -> set[tuple[str, int]]:
-    """Variants and seeds that a report has results of."""
+    """Variants and seeds that a report has results of.
+
+    Args:
+        report: The report.
+
+    Returns:
+        The pairs.
+    """
     return {(name, seed) for name, each in report["results"]["variants"].items() for seed in each["seeds"]}
 
 
 def read_earlier_report(study: Path) -> dict[str, Any] | None:
-    """The report that was made last; None where there is none, or none that can be read."""
+    """The report that was made last; None where there is none, or none that can be read.
+
+    Args:
+        study: The study's folder.
+
+    Returns:
+        The document, or None.
+    """
     if not (study / "report.json").is_file():
         return None
     try:
@@ -78,8 +113,15 @@ def _set_aside_unreadable(report: Path) -> None:
 
 
 def replace_report(study: Path, report: dict[str, Any]) -> None:
-    """Write a report, unless the one that is there has results that it lacks, which is reported; raises ValueError,
-    where there is no result, with the reasons."""
+    """Write a report, unless the one that is there has results that it lacks, which is reported.
+
+    Args:
+        study: The study's folder.
+        report: The document.
+
+    Raises:
+        ValueError: It has no result; the message has the reasons.
+    """
     empty = not report["results"]["variants"]
     before = read_earlier_report(study)
     if before is None:

@@ -28,6 +28,9 @@ def measurement_inputs(trial: Trial, context: StudyContext) -> dict[str, Any]:
     Args:
         trial: A trained trial.
         context: The data, minimal pairs and settings that it is measured with.
+
+    Returns:
+        Hashes and settings by name.
     """
     return {
         "model": run_hash(trial.folder),
@@ -54,6 +57,9 @@ def read_if_current(path: Path, inputs: dict[str, Any], on_stale: Log, label: st
         inputs: What it would be made from now.
         on_stale: Receives one line with the reason where a file is not current.
         label: What was measured; the beginning of that line.
+
+    Returns:
+        The content, or None.
     """
     if not path.is_file():
         return None
@@ -80,6 +86,9 @@ def load_measurements(trial: Trial, inputs: dict[str, Any], on_stale: Log) -> Tr
         trial: A trained trial.
         inputs: What `measurement_inputs` returns for it.
         on_stale: Receives one line with the reason.
+
+    Returns:
+        The measurements, or None.
     """
     measurements = read_if_current(trial.folder / MEASUREMENTS_FILE, inputs, on_stale, trial.folder.name)
     if measurements is None:
@@ -92,7 +101,14 @@ def load_measurements(trial: Trial, inputs: dict[str, Any], on_stale: Log) -> Tr
 
 
 def has_ranks(ranks: Path) -> bool:
-    """Whether a file of ranks is there and can be read."""
+    """Whether a file of ranks is there and can be read.
+
+    Args:
+        ranks: The file.
+
+    Returns:
+        Whether it is.
+    """
     try:
         return "ranks" in load_ranks(ranks)
     except (OSError, ValueError, KeyError, EOFError, BadZipFile, zlib.error):
@@ -100,21 +116,52 @@ def has_ranks(ranks: Path) -> bool:
 
 
 def study_ranks_file(folder: Path, split: str) -> Path:
-    """Where the ranks are that a study measured itself."""
+    """Where the ranks are that a study measured itself.
+
+    Args:
+        folder: A trial's folder.
+        split: The split that was measured.
+
+    Returns:
+        The file, which need not exist.
+    """
     return folder / f"ranks-{split}.npz"
 
 
 def ranks_file(folder: Path, split: str) -> Path:
-    """Where the ranks of a split are kept: the study's own, or those of dev that the training kept."""
+    """Where the ranks of a split are kept: the study's own, or those of dev that the training kept.
+
+    Args:
+        folder: A trial's folder.
+        split: The split that was measured.
+
+    Returns:
+        The file, which need not exist.
+    """
     study_file = study_ranks_file(folder, split)
     return study_file if study_file.is_file() or split != "dev" else folder / RANKS_FILE
 
 
 def load_trial_ranks(trial: Trial, split: str) -> dict[str, PositiveRanks]:
-    """The ranks of a measured cell: "ranks", and "dual" for one that re-ranks."""
+    """The ranks of a measured cell: "ranks", and "dual" for one that re-ranks.
+
+    Args:
+        trial: A measured trial.
+        split: The split that was measured.
+
+    Returns:
+        Ranks by these names.
+    """
     return load_ranks(ranks_file(trial.folder, split))
 
 
 def why_not_kept(said: Sequence[str]) -> str:
-    """Why kept measurements are not taken, from the lines that `read_if_current` passes to `on_stale`; "" for none."""
+    """Why kept measurements are not taken, from the lines that `read_if_current` passes to `on_stale`; "" for none.
+
+    Args:
+        said: The lines.
+
+    Returns:
+        The reason.
+    """
     return said[0].rpartition("measured again: ")[2] if said else ""

@@ -17,7 +17,14 @@ from clipvisionalign.training.stages import SET_BY_STAGES, total_epochs
 
 
 def check_plan(plan: Plan) -> None:
-    """Raises PlanError for a plan that cannot be carried out, or that would be carried out other than it is written."""
+    """Check that a plan can be carried out, and as it is written.
+
+    Args:
+        plan: The plan.
+
+    Raises:
+        PlanError: It cannot; all faults are named.
+    """
     validate_as(Plan, plan.to_dict())
     for field_name in ("variants", "seeds"):
         if not getattr(plan, field_name):
@@ -199,8 +206,18 @@ NAMES = (
 
 
 def place_of_fault(plan: Plan, name: str, message: str) -> KeyPath:
-    """The location in the plan of a variant's fault, from the error of `train`: by the flags in the message, by the
-    names of towers in it, else the variant itself."""
+    """The location in the plan of a variant's fault, from the error of `train`.
+
+    It is found by the flags in the message, by the names of towers in it, else it is the variant itself.
+
+    Args:
+        plan: The plan.
+        name: The variant.
+        message: The error's.
+
+    Returns:
+        The key.
+    """
     config = variant_config(plan, name)
     flags = [flag.rstrip(".") for flag in re.findall(r"--([\w.]+)", message)]
     named = {setting: str(reduce(getattr, setting.split("."), config)) for setting in NAMES}

@@ -38,7 +38,14 @@ def _ready_plan(name: str) -> str:
 def read_plan(name: str | Path) -> Plan:
     """A plan from a YAML file, or a ready one by its name.
 
-    Raises ValueError with all that is wrong in it: file, line and key of each fault, one a line.
+    Args:
+        name: The file, or the name.
+
+    Returns:
+        The plan.
+
+    Raises:
+        ValueError: All that is wrong in it: file, line and key of each fault, one a line.
     """
     document = _opened(name)
     try:
@@ -51,8 +58,18 @@ def read_plan(name: str | Path) -> Plan:
 
 
 def read_kept_plan(path: Path) -> Plan:
-    """The plan of a study that was begun, from its folder: it is not asked whether it would be carried out now, and
-    here. Raises ValueError for what is no plan."""
+    """The plan of a study that was begun, from its folder: whether it would be carried out now, and here, is not
+    checked.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The plan.
+
+    Raises:
+        ValueError: It is no plan.
+    """
     source = _opened(path)
     try:
         plan: Plan = validate_as(Plan, _normalize_variants(source.values))
@@ -64,7 +81,14 @@ def read_kept_plan(path: Path) -> Plan:
 @contextmanager
 def told_with_lines(name: str | Path) -> Iterator[None]:
     """Errors in a plan's settings that occur when it is carried out get file and line, as from `read_plan`;
-    what flags of the command line ask for has none."""
+    what flags of the command line ask for has none.
+
+    Args:
+        name: The plan's file, or the name of a ready one.
+
+    Yields:
+        Nothing.
+    """
     try:
         yield
     except PlanError as error:
@@ -118,7 +142,14 @@ def _check_raw_values(values: dict[str, Any]) -> None:
 
 
 def plan_text(plan: Plan) -> str:
-    """A plan as its YAML file."""
+    """A plan as its YAML file.
+
+    Args:
+        plan: The plan.
+
+    Returns:
+        YAML.
+    """
     import yaml
 
     return yaml.safe_dump(plan.to_dict(), sort_keys=False)

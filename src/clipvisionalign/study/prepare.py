@@ -25,7 +25,16 @@ logger = logging.getLogger(__name__)
 def prepare_plan(plan: Plan, study: Path) -> Plan:
     """The plan as it is carried out.
 
-    Raises PlanError for one that cannot be, FileExistsError where the folder holds something that is no study.
+    Args:
+        plan: As it was read.
+        study: The study's folder.
+
+    Returns:
+        The plan with what the folder records.
+
+    Raises:
+        PlanError: It cannot be carried out.
+        FileExistsError: The folder holds something that is no study.
     """
     if plan.data and plan.scenes:
         logger.info(f"no effect of 'scenes' and 'drawing': the data set is {plan.data}")
@@ -51,7 +60,15 @@ def prepare_plan(plan: Plan, study: Path) -> Plan:
 def in_recorded_layout(plan: Plan, study: Path) -> Plan:
     """A plan that leaves the layout open, with the one that the study's own runs read the data set in, where that is
     taken for another by now: which is reported. Not for a budget of seconds, whose steps are kept by all settings, nor
-    where dev is of another data set, which has a layout of its own."""
+    where dev is of another data set, which has a layout of its own.
+
+    Args:
+        plan: The plan.
+        study: The study's folder.
+
+    Returns:
+        The plan, with that layout or as it is.
+    """
     if plan.layout != "auto" or not plan.data or plan.budget.same == "seconds" or plan.settings.get("dev_data"):
         return plan
     runs = [trial_folder(study, name, seed) for seed in plan.seeds for name in plan.variants]

@@ -35,11 +35,21 @@ BRIEF_LENGTH, BRIEF_BATCH, BRIEF_MIN_CAPTIONS, BRIEF_IMAGES, BRIEF_REPEATS = 64,
 def profile_run(
     run: str | Path, data: str, split: str = "dev", layout: str = "auto", brief: bool = False
 ) -> dict[str, Any]:
-    """Milliseconds per caption, image and 1,000 pairs, latency, by length and by batch; bytes stored, parameters,
-    FLOPs, energy where the machine reports it, and peak memory of a fresh process.
+    """Measure time and memory of a run in a fresh process.
 
-    brief: fewer captions, images and repeats, and nothing long, in a quarter of the time.
-    Raises RuntimeError with the process's last words if it fails.
+    Args:
+        run: The run folder.
+        data: The data set whose captions and images are encoded.
+        split: Of it.
+        layout: Of it; "auto" recognises it.
+        brief: Fewer captions, images and repeats, and nothing long, in a quarter of the time.
+
+    Returns:
+        Milliseconds per caption, image and 1,000 pairs, latency, by length and by batch; bytes stored, parameters,
+        FLOPs, energy where the machine reports it, and peak memory.
+
+    Raises:
+        RuntimeError: The process failed; the message has its last words.
     """
     command = [sys.executable, "-m", "clipvisionalign.study.profile", str(run), data, split, layout]
     command += ["brief"] if brief else []
@@ -165,8 +175,18 @@ def _caption_of_length(tower: Any, words: Sequence[str], length: int) -> str:
 
 
 def flops(config: Any, caption: str, image: Any) -> dict[str, int]:
-    """Floating-point operations of one caption and one image, by PyTorch's counter, of an aligner as it trains: the
-    the counter does not count packed layers of a loaded one."""
+    """Floating-point operations of one caption and one image, by PyTorch's counter, of an aligner as it trains.
+
+    The counter does not count packed layers of a loaded one.
+
+    Args:
+        config: The aligner's settings.
+        caption: The caption.
+        image: The image.
+
+    Returns:
+        Numbers of both, by name.
+    """
     from torch.utils.flop_counter import FlopCounterMode
 
     from clipvisionalign.models.aligner import Aligner
@@ -204,7 +224,12 @@ class EnergyCounter:
         return zones
 
     def record(self, name: str, units: float) -> None:
-        """Joules per unit since the last count; units: of all work since then, its warm-up too."""
+        """Record the energy since the last record.
+
+        Args:
+            name: Of what was done.
+            units: Number of units that were done since then, the warm-up too; the energy is kept in joules per unit.
+        """
         now = self._read()
         if now:
             used = sum(
@@ -217,7 +242,14 @@ class EnergyCounter:
 
 
 def bytes_of(tensors: Any) -> int:
-    """Bytes of all tensors in a tensor, or in tuples and lists of them: what is stored to score pairs later."""
+    """Bytes of all tensors: what is stored to score pairs later.
+
+    Args:
+        tensors: A tensor, or tuples and lists of them.
+
+    Returns:
+        Bytes.
+    """
     if isinstance(tensors, (list, tuple)):
         return sum(bytes_of(item) for item in tensors)
     return 0 if tensors is None else tensors.numel() * tensors.element_size()
@@ -251,7 +283,14 @@ def _latency(encode: Callable[[list[Any]], Any], items: Sequence[Any], times: in
 
 def combine_rounds(rounds: Sequence[dict[str, Any]]) -> CostDocument:
     """Several rounds of the same measurement: each number their median, text as in the first; and beside it what is
-    compared between variants, of each round: how far one variant's rounds lie apart is its spread."""
+    compared between variants, of each round: how far one variant's rounds lie apart is its spread.
+
+    Args:
+        rounds: What `profile_run` returned for each round, at least one.
+
+    Returns:
+        One document.
+    """
     costs: dict[str, Any] = _median(list(rounds))
     costs["rounds"] = [_round_costs(each) for each in rounds]
     return cast(CostDocument, costs)

@@ -53,8 +53,14 @@ RESULTS_STRUCTURE: dict[str, Any] = {
 
 
 def check_results(report: dict[str, Any]) -> None:
-    """Raises ResultsError where the block "results" holds a figure that is not of the whole gallery, or of a model that
-    failed its audit."""
+    """Check that every figure of the block "results" is one of a whole gallery.
+
+    Args:
+        report: The document.
+
+    Raises:
+        ResultsError: It holds another figure, or one of a model that failed its audit.
+    """
     results = report["results"]
     _check_structure(results, RESULTS_STRUCTURE, "results")
     gallery = report["data"]["gallery"]

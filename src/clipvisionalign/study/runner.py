@@ -48,11 +48,21 @@ ADDED_PART = "what is added to the report"
 def run_study(
     plan: Plan, out: str | Path, *, extend_report: Callable[[dict[str, Any]], None] | None = None
 ) -> dict[str, Any]:
-    """Carry out a plan in the folder `out`; returns what its report.json holds.
+    """Carry out a plan.
 
-    extend_report: adds to the report before it is written.
-    Raises ValueError for a plan that cannot be carried out, DataError for unusable data, FileExistsError where runs
-    with other settings stand in the way, Held where another process carries out the study.
+    Args:
+        plan: The plan.
+        out: The study's folder; what is finished there is kept.
+        extend_report: Adds to the report before it is written.
+
+    Returns:
+        What its report.json holds.
+
+    Raises:
+        ValueError: The plan cannot be carried out.
+        DataError: The data cannot be used.
+        FileExistsError: Runs with other settings stand in the way.
+        Held: Another process carries out the study.
     """
     study = Path(out)
     # Before anything is trained.
@@ -98,8 +108,15 @@ def _carry_out(plan: Plan, study: Path, extend_report: Callable[[dict[str, Any]]
 def read_study_report(out: str | Path) -> dict[str, Any]:
     """The report of a study's folder as far as the study has come: nothing is trained or measured for it.
 
-    The report.json that is there, where it was made from all that is measured; else a new one from the cells' figures,
-    with what is missing shown as such. Raises ValueError where there is neither a report nor a study with its data.
+    Args:
+        out: The study's folder.
+
+    Returns:
+        The report.json that is there, where it was made from all that is measured; else a new one from the trials'
+        figures, with what is missing shown as such.
+
+    Raises:
+        ValueError: There is neither a report nor a study with its data.
     """
     study = Path(out)
     if not study.is_dir() or not (study / PLAN_FILE).is_file():
@@ -132,6 +149,13 @@ def estimate_study_time(plan: Plan, out: str | Path) -> dict[str, float]:
     """How long a study will take, in seconds by what they go into, from a few steps of each variant.
 
     Nothing is written; what `run_study` would refuse is refused.
+
+    Args:
+        plan: The plan.
+        out: The study's folder.
+
+    Returns:
+        Seconds by what they go into.
     """
     study = Path(out)
     plan = prepare_plan(plan, study)

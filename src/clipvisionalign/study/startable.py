@@ -18,9 +18,16 @@ _TRIED: set[str] = set()
 
 
 def refuse_unstartable(plan: Plan, cells: Sequence[Trial]) -> None:
-    """Raises PlanError for all variants with cells to be trained whose training could not take its first step.
+    """Check that the training of every variant could take its first step.
 
-    Finished cells are not asked about: whatever has become of their towers' weights since, they stay.
+    Finished trials are not asked about: whatever has become of their towers' weights since, they stay.
+
+    Args:
+        plan: The plan.
+        cells: All trials.
+
+    Raises:
+        PlanError: Some could not; all faults are named.
     """
     open_cells = {cell.variant: cell for cell in cells if not (cell.folder / "results.json").is_file()}
     by_name = {(cell.variant, cell.seed): cell for cell in cells}

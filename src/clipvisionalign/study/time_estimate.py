@@ -32,7 +32,13 @@ TIMED_IMAGES, TIMED_CAPTIONS = 16, 64
 
 @dataclass(frozen=True)
 class StepTiming:
-    """What was timed of one variant, in seconds."""
+    """What was timed of one variant.
+
+    Attributes:
+        seconds_per_step: Of training.
+        seconds_per_image: Of encoding.
+        seconds_per_caption: Of encoding.
+    """
 
     seconds_per_step: float
     seconds_per_image: float
@@ -40,7 +46,15 @@ class StepTiming:
 
 
 def time_steps(config: RunConfig, eval_data: CaptionedImages) -> StepTiming:
-    """Time a few steps of a training, and the encoding of a few images and captions of `eval_data`."""
+    """Time a few steps of a training, and the encoding of a few images and captions.
+
+    Args:
+        config: The settings of the training.
+        eval_data: The images and captions that are encoded.
+
+    Returns:
+        Seconds of each.
+    """
     check_settings(config)
     # Its last stage, which trains most as a rule.
     config = stage_settings(config)
@@ -73,7 +87,15 @@ def _seconds(work: Callable[[], Any]) -> float:
 
 
 def steps_in_time(seconds: float, timing: StepTiming) -> int:
-    """Steps that so many seconds of training pay for, one at least."""
+    """Steps that a time of training pays for.
+
+    Args:
+        seconds: The time.
+        timing: What was timed.
+
+    Returns:
+        The number, one at least.
+    """
     return max(1, round(seconds / timing.seconds_per_step))
 
 
@@ -83,6 +105,16 @@ def estimate_seconds(
     """Seconds by what they go into.
 
     Encoding is counted as often as the study does it; a frozen image tower looks at every image once for all cells.
+
+    Args:
+        plan: The plan.
+        trials: The trials that are to be trained.
+        timings: By variant.
+        train_images: Number of training images.
+        eval_data: The split that is measured.
+
+    Returns:
+        Seconds by what they go into.
     """
     first_config = trials[0].config
     train_image_count = min(train_images, first_config.train_images or train_images)
@@ -116,7 +148,15 @@ def estimate_seconds(
 
 
 def time_variants(trials: list[Trial], eval_data: CaptionedImages) -> dict[str, StepTiming]:
-    """A probe of each variant."""
+    """Time each variant.
+
+    Args:
+        trials: The trials, of which each variant's first is timed.
+        eval_data: The split that is measured.
+
+    Returns:
+        What was timed, by variant.
+    """
     timings = {}
     for trial in trials:
         if trial.variant not in timings:

@@ -17,10 +17,19 @@ PINNED_TOWERS_FILE = "towers.json"
 
 
 def pin_tower_commits(trials: Sequence[Trial], study: Path) -> list[Trial]:
-    """The cells that are to be trained with one commit of the hub for each name, whenever they are trained.
+    """The trials that are to be trained with one commit of the hub for each name, whenever they are trained.
 
-    What cannot be had now is left as it is: those cells raise the reason when their turn comes. Raises FileExistsError,
-    before anything is written, where another run is in a cell's place (`refuse_other_settings`).
+    What cannot be had now is left as it is: those trials raise the reason when their turn comes.
+
+    Args:
+        trials: All trials.
+        study: The study's folder, which keeps the commits.
+
+    Returns:
+        The trials with commits in their settings.
+
+    Raises:
+        FileExistsError: Another run is in a trial's place (`refuse_other_settings`); nothing is written then.
     """
     for trial in trials:
         refuse_other_settings(trial)

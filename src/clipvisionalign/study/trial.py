@@ -40,11 +40,18 @@ logger = logging.getLogger(__name__)
 
 
 def train_trial(trial: Trial, *, tower_caches: dict[str, TowerOutputCache] | None = None) -> None:
-    """Train a cell, or resume it where it was stopped; a finished one stays.
+    """Train a trial, or resume it where it was stopped; a finished one stays.
 
-    tower_caches: as in `measure_trial`.
-    Raises what `train` raises, DataError where a finished one was trained on other data than is there now, and
-    FileExistsError where it stands on another base. A dev split that changed is measured again (`measure_trial`).
+    A dev split that changed is measured again (`measure_trial`). What `train` raises is raised as well.
+
+    Args:
+        trial: The trial.
+        tower_caches: As in `measure_trial`.
+
+    Raises:
+        DataError: A finished one was trained on other data than is there now.
+        FileExistsError: A finished one stands on another base.
+        ValueError: Its settings are refused.
     """
     refuse_other_base(trial, logger.info)
     if (trial.folder / "results.json").is_file():
@@ -189,7 +196,16 @@ def _dev_contents(folder: Path) -> dict[str, str] | None:
 
 
 def count_truncated_captions(folder: Path, eval_data: CaptionedImages, split: str) -> TruncationDocument:
-    """How many captions a run's `max_tokens` cuts, by split: as its training has counted, and of the split measured."""
+    """How many captions a run's `max_tokens` cuts, as its training has counted, and of the split measured.
+
+    Args:
+        folder: The run folder.
+        eval_data: The split that is measured.
+        split: Its name.
+
+    Returns:
+        Counts by split.
+    """
     data_file = folder / "data.json"
     data_info = json.loads(data_file.read_text()) if data_file.is_file() else {}
     counted = data_info.get("cut_captions", {})
@@ -202,7 +218,14 @@ def count_truncated_captions(folder: Path, eval_data: CaptionedImages, split: st
 
 
 def read_curves(folder: Path) -> CurvesDocument:
-    """The training's loss, dev loss and dev rsum after each epoch, from metrics.jsonl; none where it cannot be read."""
+    """The training's loss, dev loss and dev rsum after each epoch, from metrics.jsonl; none where it cannot be read.
+
+    Args:
+        folder: The run folder.
+
+    Returns:
+        The figures by name.
+    """
     try:
         lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
         # Those without a loss are of the model that the run started from.

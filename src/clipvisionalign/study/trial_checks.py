@@ -25,7 +25,14 @@ from clipvisionalign.training.run_folder import start_directory
 
 
 def refuse_other_settings(trial: Trial) -> None:
-    """Raises FileExistsError where a run with other settings, or of another base, stands in a cell's place."""
+    """Check that no other run stands in a trial's place.
+
+    Args:
+        trial: The trial.
+
+    Raises:
+        FileExistsError: A run with other settings, or of another base, does.
+    """
     import yaml
 
     settings = trial.folder / "config.yaml"
@@ -96,8 +103,14 @@ def _with_resolved_paths(config: RunConfig, directory: Path) -> RunConfig:
 
 
 def settings_hash(trial: Trial) -> str:
-    """What the runs of a variant have in common, whatever the study is named by: all settings but seed, folders and the
-    number of steps."""
+    """What the runs of a variant have in common, whatever the study is named by.
+
+    Args:
+        trial: The trial.
+
+    Returns:
+        A hash of all settings but seed, folders and the number of steps.
+    """
     config = replace(_with_resolved_paths(trial.config, Path.cwd()), seed=0, out="", init="", steps=0, epochs=0)
     config, given = replace(config, model=_hashed_model(config.model)), _given_beside_pretrained(config.model)
     unused = {
@@ -143,9 +156,15 @@ _HASH_ORDER = (
 
 
 def refuse_other_base(trial: Trial, on_unrecorded: Log = lambda line: None) -> None:
-    """Raises FileExistsError where a cell's run, finished or stopped, was begun from other weights than those of the
-    cell that it stands on: that one was trained again since. A run from before this was recorded cannot be compared:
-    `on_unrecorded` receives a line then."""
+    """Check that a trial's run, finished or stopped, was begun from the weights of the trial that it stands on.
+
+    Args:
+        trial: The trial.
+        on_unrecorded: Receives a line for a run from before this was recorded, which cannot be compared.
+
+    Raises:
+        FileExistsError: It was begun from others: that trial was trained again since.
+    """
     has_run = (trial.folder / "results.json").is_file() or list_checkpoints(trial.folder)
     if not trial.config.init or not has_run:
         return
@@ -161,7 +180,14 @@ def refuse_other_base(trial: Trial, on_unrecorded: Log = lambda line: None) -> N
 
 
 def recorded_layout(run: Path) -> str:
-    """The layout that a run's data set was read in; "" where that is not recorded."""
+    """The layout that a run's data set was read in.
+
+    Args:
+        run: The run folder.
+
+    Returns:
+        Its name; "" where that is not recorded.
+    """
     try:
         return str(data_record(run).get("layout", ""))
     except ValueError:
@@ -169,9 +195,18 @@ def recorded_layout(run: Path) -> str:
 
 
 def refuse_changed_data(cells: Sequence[Trial]) -> None:
-    """Raises DataError where finished cells were trained on other data than is there now: figures of both would stand
-    beside each other. Of those that recorded the same, one is compared; what cannot be compared is reported when its
-    turn comes (`train_trial`)."""
+    """Check that finished trials were trained on the data that is there now: figures of both would stand beside each
+    other.
+
+    Of those that recorded the same, one is compared; what cannot be compared is reported when its turn comes
+    (`train_trial`).
+
+    Args:
+        cells: All trials.
+
+    Raises:
+        DataError: Some were trained on other data.
+    """
     finished: dict[str, Trial] = {}
     for cell in cells:
         if (cell.folder / "results.json").is_file():

@@ -39,7 +39,17 @@ def measure_trials(
     *,
     tower_caches: dict[str, TowerOutputCache] | None = None,
 ) -> list[TrialResult]:
-    """The figures of the cells that are trained; the others, and those that cannot be measured, are gaps."""
+    """Measure the trials that are trained.
+
+    Args:
+        context: What they are measured on.
+        trials: All trials.
+        gaps: Takes those that are not trained, or cannot be measured.
+        tower_caches: Outputs of frozen towers, by tower, to be used and added to; None for none.
+
+    Returns:
+        The trials that have results.
+    """
     trial_results = []
     for trial in progress(trials, "measuring runs", len(trials), not context.read_only):
         state = training_state(trial)
@@ -81,7 +91,16 @@ def _unmeasured_state(trial: Trial, messages: Sequence[str]) -> tuple[str, str]:
 
 
 def train_trials(trials: list[Trial], gaps: Gaps, *, tower_caches: dict[str, TowerOutputCache]) -> list[Trial]:
-    """Train what is not finished; returns the cells that are."""
+    """Train what is not finished.
+
+    Args:
+        trials: All trials.
+        gaps: Takes those that fail.
+        tower_caches: Outputs of frozen towers, by tower, to be used and added to.
+
+    Returns:
+        The trials that are trained.
+    """
     trained: list[Trial] = []
     held_by_others: set[str] = set()
     start = time.perf_counter()

@@ -29,13 +29,21 @@ MAX_LISTED_NAMES = 16
 
 @dataclass(frozen=True)
 class NestedDataclass:
-    """Of a mapping that is a part of a dataclass's values, in annotations: which dataclass."""
+    """Marks, in annotations, a mapping that is a part of a dataclass's values.
+
+    Attributes:
+        kind: The dataclass.
+    """
 
     kind: type
 
 
 class PlanError(ValueError):
-    """What is wrong in a plan. faults: each the key of a value and what is wrong with it."""
+    """What is wrong in a plan.
+
+    Args:
+        *faults: Each the key of a value and what is wrong with it.
+    """
 
     def __init__(self, *faults: tuple[KeyPath, str]) -> None:
         self.faults = faults
@@ -44,6 +52,12 @@ class PlanError(ValueError):
 
 def format_key(key: KeyPath) -> str:
     """A key as the messages have it.
+
+    Args:
+        key: Names and positions from the top of the plan.
+
+    Returns:
+        The text.
 
     >>> format_key(("variants", "late", "settings", "epochs")), format_key(("seeds", 1))
     ('variants.late.settings.epochs', 'seeds[1]')
@@ -60,8 +74,13 @@ def format_key(key: KeyPath) -> str:
 class MarkedYaml:
     """A YAML file's values, and the line of each key.
 
-    Raises ValueError with file and line for what is no YAML, for a key that stands twice or is no text, and for a kind
-    of value that a plan has none of.
+    Args:
+        name: The file's, for messages.
+        content: Its bytes.
+
+    Raises:
+        ValueError: It is no YAML, a key stands twice or is no text, or a plan has no such kind of value; with file and
+            line.
     """
 
     def __init__(self, name: str, content: bytes) -> None:
@@ -84,7 +103,17 @@ class MarkedYaml:
 
     @classmethod
     def read(cls, path: Path) -> MarkedYaml:
-        """Raises OSError where the file cannot be read."""
+        """Read a file.
+
+        Args:
+            path: The file.
+
+        Returns:
+            Its values with their lines.
+
+        Raises:
+            OSError: It cannot be read.
+        """
         return cls(str(path), path.read_bytes())
 
     def _record_lines(self, node: yaml.Node, key: KeyPath, ancestors: tuple[yaml.Node, ...]) -> None:
@@ -123,12 +152,26 @@ class MarkedYaml:
         return ValueError(f"{self.name}, line {node.start_mark.line + 1}: {format_key(key)}: {message}")
 
     def with_lines(self, error: PlanError) -> ValueError:
-        """The same error with the file and the line of each fault, one a line."""
+        """The same error with the file and the line of each fault, one a line.
+
+        Args:
+            error: The faults of a plan.
+
+        Returns:
+            The error to raise instead.
+        """
         return ValueError("\n".join(f"{self.name}, line {self.line(key)}: {format_key(key)}: {message}"
                                     for key, message in error.faults))  # fmt: skip
 
     def line(self, key: KeyPath) -> int:
-        """Where a key stands, or the nearest one above it."""
+        """Where a key stands, or the nearest one above it.
+
+        Args:
+            key: The key.
+
+        Returns:
+            Number of the line, from 1.
+        """
         while key and key not in self.lines:
             key = key[:-1]
         return self.lines.get(key, 1)
@@ -153,7 +196,16 @@ def validate_as(kind: type, values: Any, key: KeyPath = ()) -> Any:
 
     A text that is a number, such as YAML's 1e-4, is one.
 
-    key: where the values stand in the plan. Raises PlanError with all that is wrong.
+    Args:
+        kind: The dataclass.
+        values: What the file holds.
+        key: Where the values stand in the plan.
+
+    Returns:
+        An object of that kind.
+
+    Raises:
+        PlanError: All that is wrong.
     """
     values = copy.deepcopy(values)
     faults = []
@@ -218,13 +270,27 @@ def _error_message(kind: type, fault: Any, key: KeyPath) -> str:
 
 
 def format_json(value: Any) -> str:
-    """A value as JSON, cut where it is long."""
+    """A value as JSON, cut where it is long.
+
+    Args:
+        value: The value.
+
+    Returns:
+        The text.
+    """
     text = json.dumps(value, default=str, ensure_ascii=False)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def suggest_name(name: str, names: list[str]) -> str:
     """The hint after an unknown name: the nearest of those that there are, by their last part; or all of a few.
+
+    Args:
+        name: The unknown name.
+        names: Those that there are.
+
+    Returns:
+        The end of a message; "" for no hint.
 
     >>> suggest_name("epoch", ["epochs", "batch"]), suggest_name("x", ["epochs", "batch"])
     ("; is it 'epochs'?", '; there are epochs, batch')

@@ -37,9 +37,17 @@ logger = logging.getLogger(__name__)
 class TrainingData:
     """The training split and the dev split of a data set, checked.
 
-    left_out: what is not used, with its place; as_read: what both splits held before anything was left out, see
-    `_as_read`; cut_captions: by split, how many captions the text tower's `max_tokens` cuts; dev_source: the data set
-    of the dev split, where that is another one.
+    Args:
+        source: The data set.
+        train: The training split, in memory or as a stream.
+        dev: The dev split.
+        left_out: What is not used, with its place.
+        as_read: What both splits held before anything was left out.
+        max_tokens: Where the text tower cuts captions.
+        cut_captions: By split, how many captions it cuts.
+        split_rule: Number of the rule for images without a split.
+        group: The column whose values are kept within one split; "" for none.
+        dev_source: The data set of the dev split, where that is another one.
     """
 
     source: str
@@ -56,7 +64,13 @@ class TrainingData:
     def contents(self, by_content: bool, shown: bool = True) -> dict[str, dict[str, str]]:
         """What both splits hold, as they were opened: before it turns out what of them cannot be decoded.
 
-        Training images by their bytes, if `by_content`, else by name and size, as are a stream's files.
+        Args:
+            by_content: Whether training images are hashed by their bytes; else by name and size, as are a stream's
+                files.
+            shown: Whether progress is shown.
+
+        Returns:
+            Hashes by split and kind.
         """
         if not isinstance(self.train, CaptionedImages):
             return {"train": {"shards": self.train.fingerprint()}, "dev": dataset_hashes(self.dev)}
@@ -66,7 +80,16 @@ class TrainingData:
     def batches(
         self, augment: str, aligner: Aligner, features: ImageFeatureCache | None
     ) -> CaptionedBatches | StreamedBatches:
-        """What deals the training split for these towers; no image is opened where their features are on disk."""
+        """What deals the training split into batches; no image is opened where features are on disk.
+
+        Args:
+            augment: How training images vary: "none", "crop" or "flip+crop".
+            aligner: Its towers give the tokenizer and the transform.
+            features: The image tower's outputs on disk; None where it is trained.
+
+        Returns:
+            The batches, of a data set in memory or of a stream.
+        """
         tower = aligner.text_tower
         flip = 0.5 if augment == "flip+crop" else 0.0
         transform = (
@@ -98,7 +121,12 @@ class TrainingData:
         return {**counts, "as_read": self.as_read}
 
     def count_cut_captions(self, aligner: Aligner, batches: CaptionedBatches | StreamedBatches) -> None:
-        """Count the captions that the text tower cuts, and report them; a stream's are counted as they pass."""
+        """Count the captions that the text tower cuts, and log them; a stream's are counted as they pass.
+
+        Args:
+            aligner: The model.
+            batches: What deals the training split.
+        """
         tower = aligner.text_tower
         self.max_tokens = tower.max_tokens
         if isinstance(batches, CaptionedBatches):
@@ -109,7 +137,15 @@ class TrainingData:
                 logger.info(counts.summary(split, tower.max_tokens))
 
     def count_stream(self, batches: CaptionedBatches | StreamedBatches, distributed: Distributed) -> bool:
-        """The same for the captions of a stream that have passed, on all processes; whether there is a stream."""
+        """Count and log the cut captions and complaints of a stream as they have passed; every process calls this.
+
+        Args:
+            batches: What deals the training split.
+            distributed: This process.
+
+        Returns:
+            Whether there is a stream.
+        """
         if isinstance(batches, CaptionedBatches):
             return False
         self.cut_captions["train"] = sum(distributed.all_gather_object(batches.truncation), TruncationStats())
@@ -125,8 +161,15 @@ class TrainingData:
     def resume_counts(
         self, batches: CaptionedBatches | StreamedBatches, state: dict[str, Any], distributed: Distributed
     ) -> None:
-        """Resume counting from a checkpoint: each process from its own count; where they were more or fewer, the
-        first one from all together."""
+        """Resume counting from a checkpoint: each process from its own count.
+
+        Where there were more or fewer processes, the first one continues from all of their counts.
+
+        Args:
+            batches: What deals the training split.
+            state: The checkpoint.
+            distributed: This process.
+        """
         counted = state.get("counted", [])
         if isinstance(batches, CaptionedBatches) or not counted:
             return
@@ -136,7 +179,14 @@ class TrainingData:
             batches.restore_counters(counted)
 
     def drop_unreadable(self, features: ImageFeatureCache) -> None:
-        """Leave out the training images of which the image tower's cache has nothing."""
+        """Leave out the training images of which the image tower's cache has nothing.
+
+        Args:
+            features: The cache.
+
+        Raises:
+            DataError: Fewer than two images are left.
+        """
         if not features.failures or not isinstance(self.train, CaptionedImages):
             return
         self.left_out += features.failures.values()
@@ -155,9 +205,19 @@ def _split_summary(data: CaptionedImages) -> dict[str, Any]:
 
 
 def open_data(config: RunConfig, distributed: Distributed, is_new_run: bool = True) -> TrainingData:
-    """The checked splits; every process calls this.
+    """Open and check both splits; every process calls this.
 
-    is_new_run: whether the run starts, or resumes. Raises DataError where one is empty.
+    Args:
+        config: The settings of the run.
+        distributed: This process.
+        is_new_run: Whether the run starts; else it resumes.
+
+    Returns:
+        The data.
+
+    Raises:
+        DataError: There is no such data set, a split is empty, or too little of it can be read.
+        ValueError: `train_images` is given for a stream.
     """
     if not config.data:
         raise DataError("no data set given: clipvisionalign train DATA --out RUN")
@@ -249,10 +309,18 @@ def _as_read(data: CaptionedImages, elsewhere: CaptionedImages) -> dict[str, dic
 def check_data_unchanged(
     run: Path, config: DatasetConfig, say: Log | None = None, splits: Sequence[str] = ("train", "dev")
 ) -> None:
-    """Raises DataError where the data of a finished run is no longer what it was trained on, naming what differs.
+    """Check that the data of a finished run is still what it was trained on.
 
     A data set that is not there, a stream, and a run from before this was recorded cannot be compared: that is logged.
-    say is deprecated: it takes the lines that are logged otherwise.
+
+    Args:
+        run: The run folder.
+        config: How the data is read.
+        say: Deprecated: takes the lines that are logged otherwise.
+        splits: The splits that are compared.
+
+    Raises:
+        DataError: It is not; the message names what differs.
     """
     with deprecated_say(say):
         _check_data_unchanged(run, config, splits)
@@ -290,7 +358,17 @@ def _check_data_unchanged(run: Path, config: DatasetConfig, splits: Sequence[str
 def check_same_data(
     state: dict[str, Any], contents: dict[str, dict[str, str]], config: DatasetConfig, out: Path
 ) -> None:
-    """Raises DataError where a run to resume was begun with other data than `contents`."""
+    """Check that a run is resumed with the data that it was begun with.
+
+    Args:
+        state: The checkpoint.
+        contents: Of both splits, see `TrainingData.contents`.
+        config: How the data is read.
+        out: The run folder.
+
+    Raises:
+        DataError: It is not; the message names what differs.
+    """
     if "opened" not in state:
         raise DataError(f"{out}: its checkpoint is of an earlier version, with another order of images: train again")
     for split, current in contents.items():

@@ -25,11 +25,19 @@ from clipvisionalign.training.step import Step
 
 
 def try_step(config: RunConfig, base: RunConfig | None = None) -> None:
-    """Raises what `train` would raise before the end of its first step, whatever the data: the settings, what they ask
-    of this machine, the towers with their weights, and a step with two made-up images. Nothing is written.
+    """Raise what `train` would raise before the end of its first step, whatever the data.
 
-    base: the settings of the run `init`, which need not be trained yet.
-    Raises ValueError, OSError and ModuleNotFoundError; what a model fails with in its step as a ValueError.
+    Tried are the settings, what they ask of this machine, the towers with their weights, and a step with two made-up
+    images. Nothing is written.
+
+    Args:
+        config: The settings of the run.
+        base: The settings of the run `init`, which need not be trained yet; None for one that is there.
+
+    Raises:
+        ValueError: The settings do not fit each other, or the model fails in its step.
+        OSError: Weights or files cannot be read.
+        ModuleNotFoundError: A package is missing.
     """
     check_settings(config)
     for number in range(len(parse_stages(config.stages)) or 1):

@@ -14,16 +14,15 @@ import os
 import shutil
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from clipvisionalign.batch import ImageLoader, decode_pixels, group_by_length, seeded
+from clipvisionalign.batch import ImageLoader, decode_pixels, seeded
 from clipvisionalign.data.captioned import CaptionedImages
 from clipvisionalign.data.hashes import dataset_hashes
 from clipvisionalign.files import atomic_write, remove_abandoned, user_cache_folder
@@ -31,7 +30,6 @@ from clipvisionalign.images import ImageTransform
 from clipvisionalign.models.aligner import AnyImageTower, AnyTextTower
 from clipvisionalign.models.image_tower import ImageFeatures, ImageTower
 from clipvisionalign.models.pretrained import PretrainedImageTower, PretrainedTextTower
-from clipvisionalign.models.text_tower import CaptionFeatures
 from clipvisionalign.progress import progress
 
 #: Raised when what is kept, or how, changes: older caches are then rebuilt.
@@ -40,14 +38,27 @@ CACHE_FORMAT = 2
 
 @dataclass(frozen=True)
 class View:
-    """One way of looking at every image: cropped at random with this seed, mirrored."""
+    """One way in which every image is transformed.
+
+    Attributes:
+        crop: Whether it is cropped at random.
+        flip: Whether it is mirrored.
+        seed: Seed of the crops.
+    """
 
     crop: bool = False
     flip: bool = False
     seed: int = 0
 
     def transform(self, image_transform: ImageTransform) -> ImageLoader:
-        """The function from an image to this view's tensor."""
+        """The function from an image to this view's tensor.
+
+        Args:
+            image_transform: The tower's transform.
+
+        Returns:
+            The function.
+        """
         return image_transform.image_loader(augment=self.crop, flip=float(self.flip))
 
 
@@ -55,6 +66,13 @@ def augmentation_views(augment: str, count: int) -> list[View]:
     """The views kept for a kind of augmentation: "none" has one; "crop" never mirrors, "flip+crop" mirrors every other.
 
     Mirroring makes captions with "left" and "right" untrue: leave it to data in which it does not matter.
+
+    Args:
+        augment: "none", "crop" or "flip+crop".
+        count: V, number of views; "none" has one whatever it is.
+
+    Returns:
+        The views; the first is neither cropped nor mirrored.
     """
     if augment == "none":
         return [View()]
@@ -65,12 +83,26 @@ def augmentation_views(augment: str, count: int) -> list[View]:
 
 
 def cache_folder(setting: str = "auto") -> Path:
-    """Where features are kept: the folder given, or $CLIPVISIONALIGN_CACHE, or the user's cache folder."""
+    """Where features are kept.
+
+    Args:
+        setting: A folder; "auto" for $CLIPVISIONALIGN_CACHE, or the user's cache folder.
+
+    Returns:
+        The folder, which need not exist.
+    """
     return user_cache_folder() if setting == "auto" else Path(setting)
 
 
 def tower_fingerprint(tower: AnyImageTower | AnyTextTower) -> str:
-    """A hash of the tower's weights and of the input that it wants."""
+    """A hash of the tower's weights and of the input that it wants.
+
+    Args:
+        tower: A tower.
+
+    Returns:
+        16 hexadecimal digits.
+    """
     input_spec = (
         tower.image_transform if isinstance(tower, ImageTower | PretrainedImageTower) else (tower.config, tower.pooling)
     )
@@ -87,9 +119,14 @@ def tower_fingerprint(tower: AnyImageTower | AnyTextTower) -> str:
 
 @dataclass
 class ImageFeatureCache:
-    """Features of N images in V views. pooled: (N, V, C), patches: (N, V, P, C), float16, on disk.
+    """Features of N images in V views.
 
-    failures: places of the images that could not be decoded, with the reason.
+    Attributes:
+        folder: Where they are.
+        pooled: (N, V, C) float16, on disk.
+        patches: (N, V, P, C) float16, on disk.
+        failures: Reasons, by the number of each image that could not be decoded.
+        rows: (n,) numbers of the images that are taken, see `select`; None for all.
     """
 
     folder: Path
@@ -112,7 +149,16 @@ class ImageFeatureCache:
         return self.pooled.shape[1]
 
     def __call__(self, index: Tensor, view: Tensor, device: torch.device) -> ImageFeatures:
-        """The features of images `index` (B,), each in its view (B,): pooled (B, C) and patches (B, P, C), float32."""
+        """The features of some images, each in one view.
+
+        Args:
+            index: (B,) numbers of the images.
+            view: (B,) numbers of their views.
+            device: Where the features go.
+
+        Returns:
+            Pooled (B, C) and patches (B, P, C), float32.
+        """
         rows = index.numpy() if self.rows is None else self.rows[index.numpy()]
         selection = (rows, view.numpy())
         pooled = torch.from_numpy(self.pooled[selection].astype(np.float32))
@@ -121,12 +167,29 @@ class ImageFeatureCache:
 
 
 def image_features_size(images: int, views: int, tower: AnyImageTower) -> int:
-    """Bytes that the features of `images` take."""
+    """The space that features take on disk.
+
+    Args:
+        images: Number N of images.
+        views: Number V of views.
+        tower: The image tower.
+
+    Returns:
+        Bytes.
+    """
     return images * views * (tower.width + tower.num_patches * tower.patch_width) * 2
 
 
 def has_free_space(folder: Path, required_bytes: int) -> bool:
-    """Whether the disk that `folder` is or will be on has `required_bytes` bytes, and a tenth, to spare."""
+    """Whether a disk has so much space, and a tenth, to spare.
+
+    Args:
+        folder: A folder on that disk, which need not exist yet.
+        required_bytes: Bytes.
+
+    Returns:
+        Whether it has.
+    """
     existing = next(parent for parent in [folder, *folder.parents] if parent.exists())
     return shutil.disk_usage(existing).free > required_bytes * 1.1
 
@@ -136,8 +199,21 @@ class DiskFullError(OSError):
 
 
 def allocate_array(path: Path, dtype: Any, shape: tuple[int, ...]) -> np.memmap:
-    """An array of zeros on disk, its room taken: a disk that is full by then would end the process, without a word,
-    where the array is written to. Raises DiskFullError."""
+    """An array of zeros on disk, its room taken.
+
+    A disk that is full by then would end the process, without a word, where the array is written to.
+
+    Args:
+        path: The .npy file.
+        dtype: Of the array.
+        shape: Of the array.
+
+    Returns:
+        The array, to be written to.
+
+    Raises:
+        DiskFullError: The disk has no room for it.
+    """
     try:
         array = np.lib.format.open_memmap(path, "w+", dtype, shape)
         if hasattr(os, "posix_fallocate"):
@@ -153,9 +229,22 @@ def allocate_array(path: Path, dtype: Any, shape: tuple[int, ...]) -> np.memmap:
 def open_image_features(
     root: Path, data: CaptionedImages, tower: AnyImageTower, views: Sequence[View], dtype: torch.dtype, what: str
 ) -> ImageFeatureCache:
-    """The cached features of `data`, computed first where they are not there yet.
+    """The cached features of a data set, computed first where they are not there yet.
 
-    dtype: that of the tower. what: named in the progress shown while computing.
+    Args:
+        root: The cache folder.
+        data: N images.
+        tower: The image tower.
+        views: V views.
+        dtype: Of the tower.
+        what: Named in the progress shown while computing.
+
+    Returns:
+        The features.
+
+    Raises:
+        OSError: They cannot be written.
+        FileExistsError: Another process wrote them at the same time, and they cannot be read.
     """
     folder = _features_folder(root, data, tower, views, dtype)
     if not (folder / "about.json").is_file():
@@ -187,97 +276,19 @@ def _features_folder(
 def image_features_exist(
     root: Path, data: CaptionedImages, tower: AnyImageTower, views: Sequence[View], dtype: torch.dtype
 ) -> bool:
-    """Whether `open_image_features` would find them on disk, and need no space."""
+    """Whether `open_image_features` would find them on disk, and need no space.
+
+    Args:
+        root: The cache folder.
+        data: N images.
+        tower: The image tower.
+        views: V views.
+        dtype: Of the tower.
+
+    Returns:
+        Whether it would.
+    """
     return (_features_folder(root, data, tower, views, dtype) / "about.json").is_file()
-
-
-@dataclass
-class CaptionFeatureCache:
-    """What a text tower gives for M captions.
-
-    pooled: (M, W), float32; tokens: those of all captions one after the other (T, W), float16, on disk, where they are
-    asked for; ends: (M,), where each caption's tokens end.
-    """
-
-    pooled: Tensor
-    tokens: np.ndarray | None = None
-    ends: np.ndarray | None = None
-
-    def __call__(self, index: Tensor, device: torch.device) -> CaptionFeatures:
-        """Captions `index` (b,): pooled (b, W), tokens (b, T, W) or None, and their mask (b, T), float32."""
-        pooled = self.pooled[index].to(device)
-        if self.tokens is None or self.ends is None:
-            return CaptionFeatures(pooled, None, torch.ones(len(index), 1, dtype=torch.long, device=device))
-        starts = np.concatenate([[0], self.ends[:-1]])
-        token_vectors = [
-            torch.from_numpy(self.tokens[starts[row] : self.ends[row]].astype(np.float32)) for row in index.tolist()
-        ]
-        mask = nn.utils.rnn.pad_sequence(
-            [torch.ones(len(vectors), dtype=torch.long) for vectors in token_vectors], batch_first=True
-        )
-        return CaptionFeatures(
-            pooled, nn.utils.rnn.pad_sequence(token_vectors, batch_first=True).to(device), mask.to(device)
-        )
-
-
-def open_caption_features(
-    root: Path, data: CaptionedImages, tower: AnyTextTower, tokens: bool = False
-) -> CaptionFeatureCache:
-    """What the text tower gives for all captions of `data`; computed first where it is not there yet.
-
-    tokens: not only the pooled vectors, but those of every token.
-    """
-    files = _caption_feature_files(root, data, tower, tokens)
-    path = files[0]
-    if not all(file.is_file() for file in files):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with ExitStack() as exit_stack:
-            remove_abandoned(path.parent)
-            asides = [exit_stack.enter_context(atomic_write(file, sync=False, unique_name=True)) for file in files]
-            _encode_captions(data.captions, tower, asides)
-    pooled = torch.from_numpy(np.load(path))
-    return CaptionFeatureCache(pooled, *(np.load(file, mmap_mode="r") for file in files[1:]))
-
-
-def _caption_feature_files(root: Path, data: CaptionedImages, tower: AnyTextTower, tokens: bool) -> list[Path]:
-    """Where the pooled vectors are; with `tokens` also those of all tokens, and each caption's end."""
-    key = repr((CACHE_FORMAT, data.fingerprint(), tower_fingerprint(tower)))
-    name = hashlib.sha256(key.encode()).hexdigest()[:20]
-    path = root / "captions" / f"{name}.npy"
-    return [path, *(path.with_name(f"{name}-{part}.npy") for part in ("tokens", "ends") if tokens)]
-
-
-def caption_features_exist(root: Path, data: CaptionedImages, tower: AnyTextTower, tokens: bool = False) -> bool:
-    """Whether `open_caption_features` would find them on disk, and need no space."""
-    return all(file.is_file() for file in _caption_feature_files(root, data, tower, tokens))
-
-
-@torch.inference_mode()
-def _encode_captions(captions: list[str], tower: AnyTextTower, files: list[Path]) -> None:
-    """Write pooled vectors (M, W); where there are three `files` also all tokens (T, W) and each caption's end (M,)."""
-    token_ids, tokens = tower.tokenize(captions), len(files) > 1
-    ends = np.cumsum([len(caption) for caption in token_ids])
-    pooled = allocate_array(files[0], np.float32, (len(captions), tower.width))
-    # They may be more than memory holds.
-    flat = allocate_array(files[1], np.float16, (int(ends[-1]), tower.width)) if tokens else None
-    device = next(tower.parameters()).device
-    groups = group_by_length(token_ids, tower.pad)
-    training = tower.training
-    tower.eval()
-    for group in progress(groups, "text tower, captions", len(captions), units_per_item=lambda group: len(group.rows)):
-        features = tower(group.ids.to(device), group.mask.to(device), want_tokens=tokens)
-        pooled[group.rows.numpy()] = features.pooled.float().cpu().numpy()
-        if flat is not None:
-            for position, row in enumerate(group.rows.tolist()):
-                length = len(token_ids[row])
-                flat[ends[row] - length : ends[row]] = features.tokens[position, :length].float().cpu().numpy()
-    tower.train(training)
-    for array in (pooled, flat):
-        if array is not None:
-            array.flush()
-    if tokens:
-        with files[2].open("wb") as out:
-            np.save(out, ends)
 
 
 @torch.inference_mode()

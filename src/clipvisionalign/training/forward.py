@@ -14,8 +14,9 @@ from clipvisionalign.models.aligner import Aligner
 from clipvisionalign.models.heads import CaptionEmbeddings, ImageEmbeddings
 from clipvisionalign.models.image_tower import ImageFeatures
 from clipvisionalign.models.text_tower import CaptionFeatures
+from clipvisionalign.training.caption_features import CaptionFeatureCache
 from clipvisionalign.training.contrastive import DualEncoderLoss
-from clipvisionalign.training.feature_cache import CaptionFeatureCache, ImageFeatureCache
+from clipvisionalign.training.feature_cache import ImageFeatureCache
 
 
 class PrecomputedFeatures(NamedTuple):

@@ -12,21 +12,19 @@ import torch
 
 from clipvisionalign.data.captioned import CaptionedImages
 from clipvisionalign.models.aligner import Aligner, AnyTextTower
+from clipvisionalign.training.caption_features import CaptionFeatureCache, caption_features_exist, open_caption_features
 from clipvisionalign.training.config import RunConfig, caches_caption_features, caches_image_features
 from clipvisionalign.training.data import TrainingData
 from clipvisionalign.training.distributed import Distributed
 from clipvisionalign.training.feature_cache import (
-    CaptionFeatureCache,
     DiskFullError,
     ImageFeatureCache,
     View,
     augmentation_views,
     cache_folder,
-    caption_features_exist,
     has_free_space,
     image_features_exist,
     image_features_size,
-    open_caption_features,
     open_image_features,
 )
 

@@ -195,6 +195,9 @@ def open_run(
         DataError: the data set cannot be read.
         ValueError: the settings of the run cannot be read, or its design has nothing to re-rank candidates with.
         FileNotFoundError: the folder is no run.
+
+    Returns:
+        The run with its model and data set.
     """
     from clipvisionalign.models.io import load_aligner
 
@@ -242,7 +245,13 @@ def check_run(run: str, candidates: int | None) -> None:
 
 
 def read_distractors(folder: str) -> list[Path]:
-    """Return the images below a folder that can be decoded, in the order of their paths; logs which are left out.
+    """The images below a folder that can be decoded; logs which are left out.
+
+    Args:
+        folder: The folder.
+
+    Returns:
+        Their paths, in order.
 
     Raises:
         FileNotFoundError: no such folder.

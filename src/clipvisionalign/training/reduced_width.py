@@ -32,8 +32,12 @@ _BATCH = 64
 class ReducedWidth:
     """How a run's common space was made narrower than its pretrained model's.
 
-    own: the model's width; width: the run's; explained: share of the squared dot products of images and captions that
-    is left, from 0 to 1; images, captions: of the training split, in whose vectors that was found.
+    Attributes:
+        own: The model's width.
+        width: The run's.
+        explained: Share of the squared dot products of images and captions that is left, from 0 to 1.
+        images: Number of training images in whose vectors that was measured.
+        captions: Number of their captions.
     """
 
     own: int

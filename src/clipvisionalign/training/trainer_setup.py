@@ -63,7 +63,14 @@ logger = logging.getLogger(__name__)
 
 
 class TrainerSetup:
-    """The parts of a `Trainer`, each made by one method, in the order in which they stand here."""
+    """The parts of a `Trainer`, each made by one method, in the order in which they stand here.
+
+    Args:
+        config: The settings.
+        state: Of a checkpoint, to resume from; None for a run that starts.
+        again: Whether a run that came to no checkpoint is begun once more in its folder.
+        stage: The stage that this is of a training in stages; None for a run without.
+    """
 
     records: MetricsLogger
 
@@ -315,9 +322,13 @@ class TrainerSetup:
         return state | self.train_state.state_dict(processes)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` returned, or what `load_last_checkpoint` has read; every process calls this.
+        """Restore a state; every process calls this.
 
-        Raises ValueError where the state is of a sharded run and this one is not, or the other way round.
+        Args:
+            state: What `state_dict` returned, or `load_last_checkpoint` has read.
+
+        Raises:
+            ValueError: The state is of a sharded run and this one is not, or the other way round.
         """
         self.train_state.load(state, self.processes)
         self.progress = TrainProgress.of(state["place"], self.config.best_by)

@@ -16,12 +16,8 @@ from torch import Tensor
 
 from clipvisionalign.json_io import read_json, write_json
 from clipvisionalign.models.hub import CorruptedDownload, WeightsNotFound, cached_snapshot, snapshot
-from clipvisionalign.models.pretrained.open_clip_towers import (
-    HF_CONFIG_FOLDER,
-    OpenClipTextTower,
-    image_tower,
-    text_tower,
-)
+from clipvisionalign.models.pretrained.open_clip_image_towers import image_tower
+from clipvisionalign.models.pretrained.open_clip_towers import HF_CONFIG_FOLDER, OpenClipTextTower, text_tower
 from clipvisionalign.models.pretrained.parts import (
     DualEncoderParts,
     PretrainedImageHead,
@@ -44,7 +40,17 @@ WEIGHT_FILES = (
 def load(folder: Path, config: dict[str, Any], load_weights: bool) -> DualEncoderParts:
     """The parts of an open_clip model; see `families.load_dual_encoder`.
 
-    config: what open_clip_config.json holds. Raises ValueError also where the package open_clip is missing.
+    Args:
+        folder: The model's folder.
+        config: What open_clip_config.json holds.
+        load_weights: Whether to read the weights; else they are random.
+
+    Returns:
+        The parts, on the CPU, in float32.
+
+    Raises:
+        ValueError: The package open_clip is missing, or the files describe no model that it builds.
+        WeightsNotFound: There are no weights.
     """
     open_clip = _import_open_clip(folder)
     model_config = copy.deepcopy(config.get("model_cfg", config))
@@ -70,7 +76,14 @@ def load(folder: Path, config: dict[str, Any], load_weights: bool) -> DualEncode
 
 
 def load_tokenizer(folder: Path) -> OpenClipTextTower:
-    """The text tower of an open_clip model for its `tokenize` alone: it has no weights."""
+    """The text tower of an open_clip model for its `tokenize` alone: it has no weights.
+
+    Args:
+        folder: Config and tokenizer of a model.
+
+    Returns:
+        The tower; it cannot encode.
+    """
     import torch
 
     open_clip = _import_open_clip(folder)
@@ -95,7 +108,13 @@ def _read_tokenizer(open_clip: Any, folder: Path) -> Any:
 
 
 def save(state: Mapping[str, Tensor], source: Path, folder: Path) -> None:
-    """Write the weights of an open_clip model; see `families.save_dual_encoder`."""
+    """Write the weights of an open_clip model; see `families.save_dual_encoder`.
+
+    Args:
+        state: Tensors under the aligner's names.
+        source: Folder with the model's small files.
+        folder: Where the weights are written.
+    """
     from safetensors.torch import save_file
 
     config = read_open_clip_config(source)
@@ -153,7 +172,17 @@ def _build_model(open_clip: Any, model_config: dict[str, Any], folder: Path) -> 
 
 
 def weight_file(folder: Path) -> Path:
-    """The file of a folder that holds the weights. Raises WeightsNotFound."""
+    """The file of a folder that holds the weights.
+
+    Args:
+        folder: The folder.
+
+    Returns:
+        Its path.
+
+    Raises:
+        WeightsNotFound: There is none.
+    """
     file = next((folder / name for name in WEIGHT_FILES if (folder / name).is_file()), None)
     if file is None:
         raise WeightsNotFound(f"{folder}: holds no weights: one of {', '.join(WEIGHT_FILES)} should be there")
@@ -227,7 +256,17 @@ def _first_line(error: Exception) -> str:
 
 
 def read_open_clip_config(folder: Path) -> dict[str, Any]:
-    """What a folder's open_clip_config.json holds. Raises ValueError where it describes no model."""
+    """What a folder's open_clip_config.json holds.
+
+    Args:
+        folder: The folder.
+
+    Returns:
+        Names and values.
+
+    Raises:
+        ValueError: It describes no dual encoder, or one that is not supported.
+    """
     file = folder / CONFIG_FILE
     config = read_json(file, "get the publisher's")
     model_config = config.get("model_cfg", config) if isinstance(config, dict) else {}

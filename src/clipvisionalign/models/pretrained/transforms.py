@@ -25,12 +25,9 @@ _FILTERS: dict[Any, str] = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicub
 
 @dataclass(frozen=True)
 class PretrainedTransform(ImageTransform):
-    """An image as a pretrained dual encoder was trained to take it.
+    """An image as a pretrained dual encoder was trained to take it; size, mean and std are those of `ImageTransform`.
 
     Args:
-        size: pixels on a side of the square that the tower takes.
-        mean: of each channel.
-        std: of each channel.
         resize: pixels of the image's shorter side before a square is cropped from its middle; 0 to squeeze the whole
             image into the square.
         interpolation: Pillow's filter.
@@ -43,7 +40,15 @@ class PretrainedTransform(ImageTransform):
     rounds_half_to_even: bool = False
 
     def transform(self, augment: bool = False, flip: float = 0.0) -> Callable[[Image.Image], Any]:
-        """A function from an RGB image to a tensor (3, size, size) of bytes, see `ImageTransform.transform`."""
+        """The function from an RGB image to pixels, see `ImageTransform.transform`.
+
+        Args:
+            augment: whether images are cropped at random.
+            flip: share of images that are mirrored.
+
+        Returns:
+            A function from a Pillow image to (3, size, size) bytes.
+        """
         from torchvision.transforms import v2
 
         if augment:
@@ -93,11 +98,10 @@ class _ResizeAndCrop:
 class PatchTransform(ImageTransform):
     """An image of any shape as a sequence of patches (NaFlex: Tschannen et al., "SigLIP 2", arXiv:2502.14786).
 
-    The image is resized, keeping its shape as far as whole patches allow, to at most `max_patches` patches.
+    The image is resized, keeping its shape as far as whole patches allow, to at most `max_patches` patches. Mean and
+    std are those of `ImageTransform`.
 
     Args:
-        mean: of each channel.
-        std: of each channel.
         patch: pixels on a side of a patch.
         max_patches: P, patches of an image at most.
         interpolation: Pillow's filter.
@@ -118,15 +122,30 @@ class PatchTransform(ImageTransform):
         return 1 + self.max_patches, 3 * self.patch**2
 
     def random_pixels(self, count: int) -> Any:
-        """Random images of a square grid: (count, *input_shape), bytes."""
+        """Random images of a square grid.
+
+        Args:
+            count: B.
+
+        Returns:
+            (B, 1 + P, 3 patch^2) bytes.
+        """
         pixels = super().random_pixels(count)
         pixels[:, 0, :2] = math.isqrt(self.max_patches)
         return pixels
 
     def transform(self, augment: bool = False, flip: float = 0.0) -> Callable[[Image.Image], Any]:
-        """A function from an RGB image to its patches, (1 + P, 3 patch^2) bytes; see `input_shape`.
+        """The function from an RGB image to its patches.
 
-        Raises ValueError for `augment`, which crops to squares.
+        Args:
+            augment: not supported.
+            flip: share of images that are mirrored.
+
+        Returns:
+            A function from a Pillow image to (1 + P, 3 patch^2) bytes, see `input_shape`.
+
+        Raises:
+            ValueError: `augment` is true: images would be cropped to squares.
         """
         if augment:
             raise ValueError("--augment crop: images of any shape are not cropped to squares; use none or flip")
@@ -149,6 +168,13 @@ class PatchTransform(ImageTransform):
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of patches of an image: the largest scale at which they are at most `max_patches`.
 
+        Args:
+            height: pixels.
+            width: pixels.
+
+        Returns:
+            Rows and columns.
+
         >>> PatchTransform(patch=16, max_patches=256).grid(480, 640)
         (14, 18)
         """
@@ -167,7 +193,14 @@ class PatchTransform(ImageTransform):
         return at_scale(low)
 
     def unpack(self, packed: Any) -> tuple[Any, Any, Any]:
-        """Packed images (B, 1 + P, 3 patch^2) -> normalised patches (B, P, 3 patch^2), mask (B, P), grids (B, 2)."""
+        """Unpack images as `transform` returns them.
+
+        Args:
+            packed: (B, 1 + P, 3 patch^2) bytes; other numbers are taken as scaled, over the whole of a square grid.
+
+        Returns:
+            Normalised patches (B, P, 3 patch^2), mask (B, P), and grids (B, 2).
+        """
         import torch
 
         if packed.dtype != torch.uint8:
@@ -187,7 +220,17 @@ class PatchTransform(ImageTransform):
 
 
 def processor_settings(folder: Path) -> dict[str, Any]:
-    """The image processor's settings in a folder of transformers' layout. Raises ValueError where there are none."""
+    """The image processor's settings in a folder of transformers' layout.
+
+    Args:
+        folder: The folder.
+
+    Returns:
+        Names and values.
+
+    Raises:
+        ValueError: There are none.
+    """
     for name in PROCESSOR_FILES:
         if (folder / name).is_file():
             settings = read_json(folder / name, "get the publisher's")
@@ -208,7 +251,11 @@ def transform_from_processor(settings: dict[str, Any], source: object, default_s
         source: for messages.
         default_size: pixels that the vision model takes, where the settings have none.
 
-    Raises ValueError for settings that are no square of normalised pixels.
+    Returns:
+        The transform.
+
+    Raises:
+        ValueError: They describe no square of normalised pixels.
     """
     kind = settings.get("image_processor_type", settings.get("feature_extractor_type", ""))
     crops = settings.get("do_center_crop", "CLIP" in kind)

@@ -35,7 +35,15 @@ DESIGN_KEYS = {"sparse": "beltagy2020", "late": "yao2021", "cross": "li2021", "s
 
 
 def entries_for(plan: Plan, data: CaptionedImages) -> list[dict[str, str]]:
-    """The entries that this study needs, each once, with their BibTeX."""
+    """The bibliography's entries that a study needs, each once.
+
+    Args:
+        plan: Its plan.
+        data: Its data set.
+
+    Returns:
+        Each with its BibTeX.
+    """
     models = [trial.config.model for trial in trials_of(plan, Path("study"))]
     # A pretrained model takes the place of both towers.
     towers = name_words(
@@ -54,6 +62,12 @@ def entries_for(plan: Plan, data: CaptionedImages) -> list[dict[str, str]]:
 
 def name_words(names: Iterable[str]) -> set[str]:
     """The words in the last part of names and paths, without case and without a number at their end.
+
+    Args:
+        names: Names of data sets and towers, or paths.
+
+    Returns:
+        The words.
 
     >>> sorted(name_words(["/data/coco/Flickr8k", "resnet50.a1_in1k", "COCO-2017", "coconut"]))
     ['a', 'coco', 'coconut', 'flickr8k', 'in1k', 'resnet']

@@ -35,6 +35,13 @@ def compare_reports(a: ReportLike, b: ReportLike) -> tuple[list[ReportTable], li
 
     Nothing is tested: intervals of the same gallery stand beside each other. Of other data they answer another
     question, and are not compared.
+
+    Args:
+        a: A report.
+        b: Another one.
+
+    Returns:
+        The tables, and a line for each difference.
     """
     reports = StudyReport.of(a), StudyReport.of(b)
     names = list(dict.fromkeys(name for report in reports for name in report.plan.variants))
@@ -45,7 +52,15 @@ def compare_reports(a: ReportLike, b: ReportLike) -> tuple[list[ReportTable], li
 
 
 def same_data(a: StudyReport, b: StudyReport) -> bool:
-    """Whether two studies were measured on the same images and captions."""
+    """Whether two studies were measured on the same images and captions.
+
+    Args:
+        a: A report.
+        b: Another one.
+
+    Returns:
+        Whether they were.
+    """
     split = a.results.split == b.results.split
     # The fingerprint has the images by size alone; reports from before their bytes were hashed have no more.
     both = [report.data.contents for report in (a, b) if report.data.contents is not None]
@@ -54,7 +69,15 @@ def same_data(a: StudyReport, b: StudyReport) -> bool:
 
 
 def report_differences(a: StudyReport, b: StudyReport) -> list[str]:
-    """Everything in which two studies differ, a line each."""
+    """Everything in which two studies differ, a line each.
+
+    Args:
+        a: A report.
+        b: Another one.
+
+    Returns:
+        The lines.
+    """
     lines = []
     if not same_data(a, b):
         lines.append("the data is not the same: figures of A and B are of other images or captions")

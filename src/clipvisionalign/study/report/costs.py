@@ -46,14 +46,28 @@ class CostMetric:
         return self.path.partition("/")[0]
 
     def value(self, cost: VariantCost | None) -> float | None:
-        """Its value for one variant; None where it was not measured."""
+        """The metric's value for one variant.
+
+        Args:
+            cost: What was measured of the variant; None for nothing.
+
+        Returns:
+            The value; None where it was not measured.
+        """
         quantity = None if cost is None else getattr(cost, self.attribute)
         if isinstance(quantity, MedianTime):
             return quantity.median
         return quantity.mean if isinstance(quantity, Total) else quantity
 
     def round_values(self, cost: VariantCost) -> list[float]:
-        """Its value in each round that has it."""
+        """The metric's value in each round that has it.
+
+        Args:
+            cost: What was measured of a variant.
+
+        Returns:
+            The values, in the order of the rounds.
+        """
         if self.attribute not in CostRound.model_fields:
             return []
         values = [getattr(each, self.attribute) for each in cost.rounds]
@@ -106,7 +120,16 @@ WITHIN_SPREAD = "the variants differ by no more than one variant does from proce
 def cost_ranges(
     costs: Mapping[str, VariantCost], names: Iterable[str], metric: CostMetric
 ) -> dict[str, CostRange] | None:
-    """Each variant's range; None where that of one of them is unknown."""
+    """Each variant's range; None where that of one of them is unknown.
+
+    Args:
+        costs: What was measured, by variant.
+        names: The variants.
+        metric: The metric.
+
+    Returns:
+        Lowest and highest value by variant, or None.
+    """
     ranges = {}
     for name in names:
         rounds = metric.round_values(costs[name])
@@ -121,17 +144,41 @@ def cost_ranges(
 
 
 def in_rounds(costs: Mapping[str, VariantCost], names: Iterable[str], metric: CostMetric) -> bool:
-    """Whether each variant was measured in more than one process, so that its spread is measured and not assumed."""
+    """Whether each variant was measured in more than one process, so that its spread is measured and not assumed.
+
+    Args:
+        costs: What was measured, by variant.
+        names: The variants.
+        metric: The metric.
+
+    Returns:
+        Whether each was.
+    """
     return all(len(metric.round_values(costs[name])) > 1 for name in names)
 
 
 def cost_conditions(cost: VariantCost) -> Conditions:
-    """The conditions of a variant's measurement; in reports from before versions were kept the machine alone."""
+    """The conditions of a variant's measurement; in reports from before versions were kept the machine alone.
+
+    Args:
+        cost: What was measured of the variant.
+
+    Returns:
+        The conditions.
+    """
     return cost.measured_under or cost.machine or {}
 
 
 def conditions_by_variant(costs: Mapping[str, VariantCost], names: Iterable[str]) -> dict[str, list[Conditions]]:
-    """The conditions that these variants' time and memory were measured under."""
+    """The conditions that these variants' time and memory were measured under.
+
+    Args:
+        costs: What was measured, by variant.
+        names: The variants.
+
+    Returns:
+        Under each condition's name, the conditions of the variants.
+    """
     return {name: [cost_conditions(costs[name])] for name in names}
 
 
@@ -139,6 +186,12 @@ def measured_by_note(report: StudyReport) -> str:
     """By which versions the accuracy of which variants was measured.
 
     Empty where these are all the report's own, and for reports from before that was recorded.
+
+    Args:
+        report: The report.
+
+    Returns:
+        A sentence.
     """
 
     def selected(versions: Mapping[str, str]) -> Conditions:
@@ -150,7 +203,16 @@ def measured_by_note(report: StudyReport) -> str:
 
 
 def no_comparison_reason(costs: Mapping[str, VariantCost], names: Sequence[str], metric: CostMetric) -> str:
-    """Why no variant is shown to cost less than another; empty where some differ beyond their spread."""
+    """Why no variant is shown to cost less than another; empty where some differ beyond their spread.
+
+    Args:
+        costs: What was measured, by variant.
+        names: The variants.
+        metric: The metric.
+
+    Returns:
+        The reason.
+    """
     if len(names) < 2:
         return ""
     if not same_conditions(conditions_by_variant(costs, names)):
@@ -164,7 +226,15 @@ def no_comparison_reason(costs: Mapping[str, VariantCost], names: Sequence[str],
 
 
 def most_different_pair(costs: Mapping[str, VariantCost], names: Sequence[str], metric: CostMetric) -> tuple[str, str]:
-    """The pair of variants with the largest factor among those that differ beyond their spread, the cheaper first.
+    """The pair of variants with the largest factor among those that differ beyond their spread.
+
+    Args:
+        costs: What was measured, by variant.
+        names: The variants.
+        metric: The metric.
+
+    Returns:
+        Two names, the cheaper first.
 
     Raises:
         ValueError: no two of them do.
@@ -177,7 +247,15 @@ def most_different_pair(costs: Mapping[str, VariantCost], names: Sequence[str], 
 
 def lengths_apart(costs: Mapping[str, VariantCost], names: Sequence[str]) -> tuple[list[int], list[int]]:
     """The lengths in tokens at which some of these variants' times of one caption differ beyond their spread, and those
-    at which none do. A length at which only one variant was measured is in neither."""
+    at which none do. A length at which only one variant was measured is in neither.
+
+    Args:
+        costs: What was measured, by variant.
+        names: The variants.
+
+    Returns:
+        Lengths in tokens that differ, and that do not.
+    """
     ranges = [_length_ranges(costs[name]) for name in names]
     apart_and_together: tuple[list[int], list[int]] = ([], [])
     for tokens in sorted({tokens for each in ranges for tokens in each}):
@@ -201,6 +279,13 @@ def _length_ranges(cost: VariantCost) -> dict[int, CostRange]:
 
 def ranges_differ(a: CostRange, b: CostRange) -> bool:
     """Whether two variants lie further apart, by factors, than the range of either is wide.
+
+    Args:
+        a: Lowest and highest value of a variant.
+        b: Those of the other.
+
+    Returns:
+        Whether they do.
 
     >>> ranges_differ((1.0, 1.2), (1.3, 1.4)), ranges_differ((1.0, 1.1), (1.3, 1.4))
     (False, True)

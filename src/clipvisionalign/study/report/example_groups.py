@@ -27,6 +27,12 @@ def shown_examples(examples: Examples) -> list[tuple[str, str, list[Example]]]:
     """The groups of a report's examples that hold some: name, what they have in common, and those to which it applies.
 
     Reports from before there was a rule hold the best and the worst, whatever their ranks.
+
+    Args:
+        examples: The block of a report.
+
+    Returns:
+        A group each.
     """
     groups = []
     for kind, entries in examples.groups.items():

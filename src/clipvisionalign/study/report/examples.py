@@ -31,6 +31,15 @@ def build_examples(
     """The examples of report.json: captions with their image's rank in every variant, and maps.
 
     Of the first seed that all variants have; where there is none, of each variant's first ("seeds").
+
+    Args:
+        trials: All trials of the study.
+        trial_results: Those that have results.
+        eval_data: The split that is measured.
+        count: Number of captions in a group.
+
+    Returns:
+        The block of the report.
     """
     names = dict.fromkeys(trial.variant for trial in trials)
     shared = [
@@ -76,8 +85,14 @@ def choose_examples(
 ) -> dict[str, list[int]]:
     """Captions to show, of different images, by the groups of `EXAMPLE_GROUPS`, the clearest first.
 
-    ranks: (variants, M); caption_image: (M,) each caption's image; order: (M,) which of equal ones comes first, as they
-    stand by default.
+    Args:
+        ranks: (variants, M) rank of each caption's image.
+        caption_image: (M,) number of each caption's image.
+        count: Number of captions in a group.
+        order: (M,) which of equal ones comes first; as they stand by default.
+
+    Returns:
+        Numbers of captions, by group.
     """
     order = np.arange(len(caption_image)) if order is None else order
     low, high = ranks.min(axis=0), ranks.max(axis=0)
@@ -131,7 +146,14 @@ def _explain_example(
 
 
 def jpeg_data_uri(image: Any) -> str:
-    """A small copy of an image, as a data URI."""
+    """A small copy of an image, as a data URI.
+
+    Args:
+        image: A Pillow image.
+
+    Returns:
+        The URI.
+    """
     pil_image = open_image(image).copy()
     pil_image.thumbnail((EXAMPLE_SIZE, EXAMPLE_SIZE))
     return _encode_jpeg(np.asarray(pil_image))

@@ -18,7 +18,15 @@ from clipvisionalign.study.report.tables import ReportTable, build_tables
 
 
 def render_page(report: ReportLike, plots: dict[str, Plot]) -> str:
-    """The page of a report as HTML, its plots inside."""
+    """The page of a report as HTML, its plots inside.
+
+    Args:
+        report: The report.
+        plots: Its plots, by name.
+
+    Returns:
+        The page.
+    """
     import yaml
 
     report = StudyReport.of(report)
@@ -44,7 +52,14 @@ def render_page(report: ReportLike, plots: dict[str, Plot]) -> str:
 
 
 def example_seeds(report: StudyReport) -> str:
-    """Which seeds the examples are of, and which variants have none."""
+    """Which seeds the examples are of, and which variants have none.
+
+    Args:
+        report: The report.
+
+    Returns:
+        A sentence.
+    """
     # Reports from before this was kept have those of the first seed.
     seeds = report.examples.seeds or dict.fromkeys(report.results.variants, report.plan.seeds[0])
     if len(set(seeds.values())) == 1:
@@ -56,7 +71,17 @@ def example_seeds(report: StudyReport) -> str:
 
 
 def render_comparison(title: str, names: tuple[str, str], tables: list[ReportTable], settings: list[str]) -> str:
-    """The page of two studies side by side."""
+    """The page of two studies side by side.
+
+    Args:
+        title: Of the page.
+        names: Of the two studies.
+        tables: Accuracy and cost of both, see `compare_reports`.
+        settings: In what they differ, a line each.
+
+    Returns:
+        The page as HTML.
+    """
     return (
         _environment()
         .get_template("comparison.html")
@@ -91,7 +116,15 @@ def browser_path() -> str | None:
 
 
 def write_pdf(page: Path, out: Path) -> None:
-    """Print a page to PDF as a browser does. Needs clipvisionalign[pdf] and a Chromium; raises RuntimeError without."""
+    """Print a page to PDF as a browser does. Needs clipvisionalign[pdf] and a Chromium.
+
+    Args:
+        page: The HTML file.
+        out: The PDF file.
+
+    Raises:
+        RuntimeError: One of the two is missing, or the page cannot be printed.
+    """
     import os
 
     from playwright.sync_api import Error, sync_playwright

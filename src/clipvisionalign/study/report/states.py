@@ -9,18 +9,39 @@ from clipvisionalign.study.report.schema.results import Difference, TrialReason,
 
 
 def find_primary(report: ReportLike) -> tuple[int, Difference] | None:
-    """The comparison that the plan names, with its index among the differences; None where there is none."""
+    """The comparison that the plan names, with its index among the differences; None where there is none.
+
+    Args:
+        report: The report.
+
+    Returns:
+        Index and difference.
+    """
     rows = StudyReport.of(report).results.differences
     return next(((index, row) for index, row in enumerate(rows) if row.primary), None)
 
 
 def missing_parts(report: ReportLike) -> tuple[MissingPart, ...]:
-    """The parts of a report that could not be made."""
+    """The parts of a report that could not be made.
+
+    Args:
+        report: The report.
+
+    Returns:
+        The parts, with reasons.
+    """
     return StudyReport.of(report).missing_parts
 
 
 def trials_without_results(report: ReportLike) -> list[TrialState]:
-    """The trials that have no results, with state and reason; of older reports those that they name."""
+    """The trials that have no results, with state and reason; of older reports those that they name.
+
+    Args:
+        report: The report.
+
+    Returns:
+        The trials.
+    """
     report = StudyReport.of(report)
     if report.trials is not None:
         return [trial for trial in report.trials if trial.state != MEASURED]
@@ -35,7 +56,12 @@ def trials_without_results(report: ReportLike) -> list[TrialState]:
 def variant_state(report: ReportLike, name: str) -> str:
     """What of a variant's seeds has no results, in a few words.
 
-    Empty where all have; else such as "2 of 3 seeds" or "refused".
+    Args:
+        report: The report.
+        name: The variant.
+
+    Returns:
+        Such as "2 of 3 seeds" or "refused"; "" where all have.
     """
     report = StudyReport.of(report)
     planned = len(report.plan.seeds)
@@ -47,6 +73,15 @@ def variant_state(report: ReportLike, name: str) -> str:
 
 
 def variant_label(report: ReportLike, name: str, label: str = "") -> str:
-    """A variant's name, or its `label`, for tables, axes and legends, with what of the variant has no results."""
+    """A variant's name, or its `label`, for tables, axes and legends, with what of the variant has no results.
+
+    Args:
+        report: The report.
+        name: The variant.
+        label: What stands in the place of its name; "" for the name.
+
+    Returns:
+        The text.
+    """
     state = variant_state(report, name)
     return f"{label or name} ({state})" if state else label or name

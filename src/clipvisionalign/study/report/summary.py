@@ -28,7 +28,14 @@ from clipvisionalign.study.report.schema import ReportLike, StudyReport
 
 
 def report_claims(report: ReportLike) -> list[dict[str, Any]]:
-    """The summary of a report: its sentences with what they cite, as report.json holds them."""
+    """The summary of a report: its sentences with what they cite, as report.json holds them.
+
+    Args:
+        report: The report.
+
+    Returns:
+        The sentences in their order.
+    """
     typed = StudyReport.of(report)
     claims: list[Claim] = []
     for build_claims in (

@@ -20,7 +20,14 @@ from clipvisionalign.study.report.states import find_primary
 
 
 def primary_claims(report: StudyReport) -> list[Claim]:
-    """The comparison that the study was made for."""
+    """The comparison that the study was made for.
+
+    Args:
+        report: The report that the sentences cite.
+
+    Returns:
+        A sentence each; none where the report has nothing to state.
+    """
     primary, comparison = find_primary(report), report.plan.compare or PlanComparison()
     if primary is None and not comparison.a:
         return []
@@ -88,7 +95,14 @@ def _training_steps(report: StudyReport, name: str) -> tuple[str, Total | None]:
 
 
 def control_claims(report: StudyReport) -> list[Claim]:
-    """Variants that repeat another on purpose: what a test finds between the two is its error."""
+    """Variants that repeat another on purpose: what a test finds between the two is its error.
+
+    Args:
+        report: The report that the sentences cite.
+
+    Returns:
+        A sentence each; none where the report has nothing to state.
+    """
     claims = []
     for name, variant in report.plan.variants.items():
         if repeated := variant.same_as:
@@ -112,7 +126,14 @@ def control_claims(report: StudyReport) -> list[Claim]:
 
 
 def best_claims(report: StudyReport) -> list[Claim]:
-    """The variant, or the variants, of the highest rsum."""
+    """The variant, or the variants, of the highest rsum.
+
+    Args:
+        report: The report that the sentences cite.
+
+    Returns:
+        A sentence each; none where the report has nothing to state.
+    """
     variants = report.results.variants
     if not variants:
         return []
@@ -155,12 +176,26 @@ def best_claims(report: StudyReport) -> list[Claim]:
 
 
 def cite_identities(claim: Claim) -> str:
-    """How many identities the images are of; "" where they are of none."""
+    """Cite how many identities the images are of.
+
+    Args:
+        claim: The sentence, whose citations grow.
+
+    Returns:
+        A phrase; "" where they are of none.
+    """
     return claim.cite_with_noun("results/identities", "identity") if claim.report.results.identities is not None else ""
 
 
 def gain_claims(report: StudyReport) -> list[Claim]:
-    """What re-ranking adds to a variant's own dual encoder."""
+    """What re-ranking adds to a variant's own dual encoder.
+
+    Args:
+        report: The report that the sentences cite.
+
+    Returns:
+        A sentence each; none where the report has nothing to state.
+    """
     claims = []
     for name, variant in report.results.variants.items():
         if variant.gain is None:
@@ -175,7 +210,14 @@ def gain_claims(report: StudyReport) -> list[Claim]:
 
 
 def search_claims(report: StudyReport) -> list[Claim]:
-    """What a search finds of what it is asked for, where that was counted."""
+    """What a search finds of what it is asked for, where that was counted.
+
+    Args:
+        report: The report that the sentences cite.
+
+    Returns:
+        A sentence each; none where the report has nothing to state.
+    """
     if report.search is None:
         return []
     claim = Claim(report, "search")

@@ -26,7 +26,14 @@ FOIL_LABELS = {
 
 
 def foils_note(report: StudyReport) -> str:
-    """Where the foils of a report's minimal pairs come from: each of its sets in a sentence."""
+    """Where the foils of a report's minimal pairs come from: each of its sets in a sentence.
+
+    Args:
+        report: The report.
+
+    Returns:
+        The sentences.
+    """
     # Reports from before it was recorded: only what the plan drew itself is certain.
     drawn_by_plan = bool(report.plan.scenes) and not report.plan.data
     is_drawn = drawn_by_plan if report.data.drawn is None else report.data.drawn
@@ -42,7 +49,14 @@ def foils_note(report: StudyReport) -> str:
 
 
 def length_claims(report: StudyReport) -> list[Claim]:
-    """Differences by the length of the caption."""
+    """Differences by the length of the caption.
+
+    Args:
+        report: The report that the sentences cite.
+
+    Returns:
+        A sentence each; none where the report has nothing to state.
+    """
     rows = report.results.by_length_differences
     word_spans = report.results.lengths.words
     if not rows or len(word_spans) < 2:
@@ -76,14 +90,30 @@ def length_claims(report: StudyReport) -> list[Claim]:
 
 
 def shared_lengths(report: StudyReport) -> list[str]:
-    """The paths of the lengths that are in two terciles: reports from before terciles were cut between two lengths
-    assigned captions of one length by their order in the data."""
+    """The lengths that are in two terciles.
+
+    Reports from before terciles were cut between two lengths assigned captions of one length by their order in the
+    data.
+
+    Args:
+        report: The report.
+
+    Returns:
+        Their paths in it.
+    """
     words = report.results.lengths.words
     return [f"results/lengths/words/{a}/1" for a, b in pairwise(words) if words[a][1] >= words[b][0]]
 
 
 def shared_lengths_note(claim: Claim) -> str:
-    """The sentence on terciles that share a length; "" where none do."""
+    """Write the sentence on terciles that share a length.
+
+    Args:
+        claim: The sentence that it follows, whose citations grow.
+
+    Returns:
+        It; "" where none do.
+    """
     shared = shared_lengths(claim.report)
     if not shared:
         return ""
@@ -103,7 +133,14 @@ def _tercile_span(claim: Claim, tercile: str) -> str:
 
 
 def composition_claims(report: StudyReport) -> list[Claim]:
-    """Minimal pairs: a sentence for each set and kind."""
+    """Minimal pairs: a sentence for each set and kind.
+
+    Args:
+        report: The report that the sentences cite.
+
+    Returns:
+        A sentence each; none where the report has nothing to state.
+    """
     claims = []
     for name, rows in report.results.composition.items():
         for kind in dict.fromkeys(row.kind for row in rows):
@@ -116,7 +153,14 @@ def composition_claims(report: StudyReport) -> list[Claim]:
 
 
 def pairs_together(row: FoilShare) -> bool:
-    """Whether some of a row's pairs were drawn together, and count as one."""
+    """Whether some of a row's pairs were drawn together, and count as one.
+
+    Args:
+        row: Shares of one set and kind.
+
+    Returns:
+        Whether they were.
+    """
     return (row.units or row.pairs) < row.pairs
 
 

@@ -16,7 +16,14 @@ from clipvisionalign.study.report.schema import StudyReport
 
 
 def cost_claims(report: StudyReport) -> list[Claim]:
-    """Time, memory and storage of the variants, compared where they were measured often enough."""
+    """Time, memory and storage of the variants, compared where they were measured often enough.
+
+    Args:
+        report: The report that the sentences cite.
+
+    Returns:
+        A sentence each; none where the report has nothing to state.
+    """
     claims = []
     for cost in COST_METRICS:
         names = [name for name, each in report.cost.items() if cost.value(each) is not None]

@@ -9,7 +9,14 @@ from clipvisionalign.study.statistics import two_seeds_widen
 
 
 def difference_claims(report: StudyReport) -> list[Claim]:
-    """Differences in rsum: those that were shown, the largest of the others, those that were not tested."""
+    """Differences in rsum: those that were shown, the largest of the others, those that were not tested.
+
+    Args:
+        report: The report that the sentences cite.
+
+    Returns:
+        A sentence each; none where the report has nothing to state.
+    """
     rows = report.results.differences
     of_rsum = [index for index, row in enumerate(rows) if row.metric == "rsum"]
     # The one that was named beforehand has a sentence of its own.
@@ -92,12 +99,28 @@ def _seed_claims(report: StudyReport) -> list[Claim]:
 
 
 def order_pair(row: Difference) -> tuple[str, str, float]:
-    """The better variant, the worse, and the sign of the better minus the worse in the row."""
+    """Which of two variants is the better.
+
+    Args:
+        row: Their difference.
+
+    Returns:
+        The better variant, the worse, and the sign of the better minus the worse in the row.
+    """
     return (row.a, row.b, 1.0) if row.value >= 0 else (row.b, row.a, -1.0)
 
 
 def lead_text(claim: Claim, path: str, row: Difference) -> str:
-    """By how much one variant is over the other; neither is where they are equal."""
+    """By how much one variant is over the other; neither is where they are equal.
+
+    Args:
+        claim: The sentence, whose citations grow.
+        path: Of the difference in the report.
+        row: The difference.
+
+    Returns:
+        A phrase.
+    """
     better, worse, sign = order_pair(row)
     if abs(row.value) < EQUALITY_TOLERANCE:
         return f"{claim.cite_interval(path)} between {as_code(better)} and {as_code(worse)}"

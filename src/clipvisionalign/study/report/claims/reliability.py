@@ -12,7 +12,14 @@ from clipvisionalign.study.report.states import trials_without_results
 
 
 def equal_caption_claims(report: StudyReport) -> list[Claim]:
-    """Equal captions of different images, where they lower the highest rsum."""
+    """Equal captions of different images, where they lower the highest rsum.
+
+    Args:
+        report: The report that the sentences cite.
+
+    Returns:
+        A sentence each; none where the report has nothing to state.
+    """
     # Reports from before they were counted have none.
     equal = report.data.equal_captions
     if not equal or not equal.cost:
@@ -26,7 +33,14 @@ def equal_caption_claims(report: StudyReport) -> list[Claim]:
 
 
 def pretraining_claims(report: StudyReport) -> list[Claim]:
-    """Whether public sets are in what a variant's model was pretrained on, as far as it is known."""
+    """Whether public sets are in what a variant's model was pretrained on, as far as it is known.
+
+    Args:
+        report: The report that the sentences cite.
+
+    Returns:
+        A sentence each; none where the report has nothing to state.
+    """
     claims = []
     for model in report.pretraining:
         claim = Claim(report, "belief")
@@ -45,7 +59,14 @@ def pretraining_claims(report: StudyReport) -> list[Claim]:
 
 
 def truncation_claims(report: StudyReport) -> list[Claim]:
-    """Captions that a variant truncates."""
+    """Captions that a variant truncates.
+
+    Args:
+        report: The report that the sentences cite.
+
+    Returns:
+        A sentence each; none where the report has nothing to state.
+    """
     claims = []
     for name, truncation in report.cut_captions.items():
         cut = {split: counts for split, counts in truncation.splits.items() if counts.cut}
@@ -67,7 +88,14 @@ def truncation_claims(report: StudyReport) -> list[Claim]:
 
 
 def audit_claims(report: StudyReport) -> list[Claim]:
-    """Audits, and trials that were refused or failed."""
+    """Audits, and trials that were refused or failed.
+
+    Args:
+        report: The report that the sentences cite.
+
+    Returns:
+        A sentence each; none where the report has nothing to state.
+    """
     claim = Claim(report, "belief")
     refused, failed = report.results.refused, report.failed
     variants = report.results.variants
@@ -86,7 +114,14 @@ def audit_claims(report: StudyReport) -> list[Claim]:
 
 
 def missing_claims(report: StudyReport) -> list[Claim]:
-    """What is not there that the plan asks for, beside what failed or was refused."""
+    """What is not there that the plan asks for, beside what failed or was refused.
+
+    Args:
+        report: The report that the sentences cite.
+
+    Returns:
+        A sentence each; none where the report has nothing to state.
+    """
     trials = trials_without_results(report)
     sentences = [
         f"{intro}: {list_names([_trial_name(trial) for trial in trials if trial.state == state])}."

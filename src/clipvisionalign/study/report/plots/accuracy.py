@@ -10,7 +10,14 @@ from clipvisionalign.study.report.states import variant_label, variant_state
 
 
 def plot_accuracy(report: StudyReport) -> tuple[Any, ...] | None:
-    """Rsum of each variant with its interval, each seed's own as a dash; None where there are no results."""
+    """Rsum of each variant with its interval, each seed's own as a dash; None where there are no results.
+
+    Args:
+        report: The report that is drawn.
+
+    Returns:
+        The figure, what it shows in words, and notes; None where nothing was measured.
+    """
     from matplotlib import pyplot
 
     variants = report.results.variants

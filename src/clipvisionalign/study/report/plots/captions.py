@@ -20,8 +20,16 @@ def plot_groups(
 ) -> tuple[Any, str]:  # fmt: skip
     """Draw one estimate for each variant and group, and a baseline that has no image.
 
-    value: of a variant and a group, None where it was not measured; reference: a level line for chance.
-    Returns the figure and what it shows, in words.
+    Args:
+        report: The report that is drawn.
+        groups: Names of the groups, from left to right.
+        value: Of a variant and a group; None where it was not measured.
+        ylabel: What stands at the axis.
+        reference: Where a level line for chance is drawn; None for none.
+        baseline: Of a group; None for no baseline.
+
+    Returns:
+        The figure, and what it shows in words.
     """
     from matplotlib import pyplot
 
@@ -59,7 +67,14 @@ def plot_groups(
 
 
 def plot_length(report: StudyReport) -> tuple[Any, ...] | None:
-    """Recall at 5 by the length of the caption; None where there are no results."""
+    """Recall at 5 by the length of the caption; None where there are no results.
+
+    Args:
+        report: The report that is drawn.
+
+    Returns:
+        The figure, what it shows in words, and notes; None where nothing was measured.
+    """
     results = report.results
     if not results.variants:
         return None
@@ -80,7 +95,14 @@ def plot_length(report: StudyReport) -> tuple[Any, ...] | None:
 
 
 def plot_composition(report: StudyReport) -> tuple[Any, str] | None:
-    """Shares of true captions above their foils, by kind; None where none were measured."""
+    """Shares of true captions above their foils, by kind; None where none were measured.
+
+    Args:
+        report: The report that is drawn.
+
+    Returns:
+        The figure, and what it shows in words; None where nothing was measured.
+    """
     sets = report.results.composition
     rows = [(name, row) for name, set_rows in sets.items() for row in set_rows]
     if not rows:

@@ -34,13 +34,29 @@ from clipvisionalign.study.report.states import variant_label
 
 
 def shown_better(results: Results) -> set[tuple[str, str]]:
-    """Pairs of variants of which the first was shown to find more."""
+    """Pairs of variants of which the first was shown to find more.
+
+    Args:
+        results: The block of a report.
+
+    Returns:
+        The pairs.
+    """
     rows = [row for row in results.differences if row.metric == "rsum" and row.shown]
     return {(row.a, row.b) if row.value > 0 else (row.b, row.a) for row in rows}
 
 
 def dearer_and_better(names: Sequence[str], ranges: dict[str, CostRange], results: Results) -> list[tuple[str, str]]:
-    """Pairs of variants of which the first costs more beyond the spread of both, and was shown to find more."""
+    """Pairs of variants of which the first costs more beyond the spread of both, and was shown to find more.
+
+    Args:
+        names: The variants.
+        ranges: What each costs, see `cost_ranges`.
+        results: The block of a report.
+
+    Returns:
+        The pairs.
+    """
     shown = shown_better(results)
     return [
         (a, b)
@@ -53,7 +69,13 @@ def dearer_and_better(names: Sequence[str], ranges: dict[str, CostRange], result
 def pareto_front(names: Sequence[str], ranges: dict[str, CostRange], results: Results) -> list[str]:
     """The variants, cheapest first, of which each costs more than the one before and was shown to find more.
 
-    ranges: what each costs, see `cost_ranges`. Empty where there are no two such.
+    Args:
+        names: The variants.
+        ranges: What each costs, see `cost_ranges`.
+        results: The block of a report.
+
+    Returns:
+        Their names; empty where there are no two such.
     """
     significant_pairs = shown_better(results)
     rsum = {name: results.variants[name].metrics["rsum"].value for name in names}
@@ -72,7 +94,14 @@ def pareto_front(names: Sequence[str], ranges: dict[str, CostRange], results: Re
 def plot_pareto(report: StudyReport, cost: CostMetric, label: str, log: bool) -> tuple[Any, ...] | None:
     """Rsum against a metric of cost, with the front of those that cost more and were shown to find more.
 
-    label: of the axis; log: a logarithmic axis where the costs are far apart. None where nothing was measured.
+    Args:
+        report: The report that is drawn.
+        cost: The metric.
+        label: What stands at its axis.
+        log: Whether that axis is logarithmic where the costs are far apart.
+
+    Returns:
+        The figure, what it shows in words, and a note; None where nothing was measured.
     """
     from matplotlib import pyplot
     from matplotlib.ticker import LogLocator
@@ -123,7 +152,14 @@ def plot_pareto(report: StudyReport, cost: CostMetric, label: str, log: bool) ->
 def front_note(front: Sequence[str], names: Sequence[str], reason: str, better: Sequence[tuple[str, str]]) -> str:
     """What may be said of the front, and of differences where there is none.
 
-    reason: see `no_comparison_reason`; better: see `dearer_and_better`.
+    Args:
+        front: See `pareto_front`.
+        names: The variants.
+        reason: See `no_comparison_reason`.
+        better: See `dearer_and_better`.
+
+    Returns:
+        A sentence.
     """
     if front:
         return f"Dotted: the front, along which each was shown to find more and costs more: {', '.join(front)}."
@@ -133,14 +169,28 @@ def front_note(front: Sequence[str], names: Sequence[str], reason: str, better: 
 
 
 def spread_note(reason: str) -> str:
-    """What is to be said of differences of cost that are not shown. reason: see `no_comparison_reason`."""
+    """What is to be said of differences of cost that are not shown.
+
+    Args:
+        reason: See `no_comparison_reason`.
+
+    Returns:
+        A sentence.
+    """
     if reason in ("", WITHIN_SPREAD):
         return reason and f"{reason.capitalize()}."
     return f"{reason.capitalize()}: none is shown to cost less."
 
 
 def plot_time(report: StudyReport) -> tuple[Any, ...] | None:
-    """Rsum against the time of a text query."""
+    """Rsum against the time of a text query.
+
+    Args:
+        report: The report that is drawn.
+
+    Returns:
+        The figure, what it shows in words, and notes; None where nothing was measured.
+    """
     images = report.data.gallery.images
     return plot_pareto(report, MS_PER_QUERY, f"ms for a text query over {count_noun(images, 'image')}", log=True)
 
@@ -149,6 +199,12 @@ def plot_memory(report: StudyReport) -> tuple[Any, ...] | None:
     """The memory that has to be there: the GPU's where one was used, else the process's.
 
     Those whose figure is of another memory are named and not shown.
+
+    Args:
+        report: The report that is drawn.
+
+    Returns:
+        The figure, what it shows in words, and notes; None where nothing was measured.
     """
     on_device = any(DEVICE_MEMORY.value(cost) is not None for cost in report.cost.values())
     cost, memory_kind = (DEVICE_MEMORY, "GPU") if on_device else (MEMORY, "whole process")
@@ -156,7 +212,14 @@ def plot_memory(report: StudyReport) -> tuple[Any, ...] | None:
 
 
 def plot_length_time(report: StudyReport) -> tuple[Any, ...] | None:
-    """Milliseconds of one caption by its length in tokens."""
+    """Milliseconds of one caption by its length in tokens.
+
+    Args:
+        report: The report that is drawn.
+
+    Returns:
+        The figure, what it shows in words, and notes; None where nothing was measured.
+    """
     from matplotlib import pyplot
 
     costs = {name: cost.by_length for name, cost in report.cost.items() if cost.by_length}

@@ -9,7 +9,14 @@ from clipvisionalign.study.report.schema import StudyReport
 
 
 def plot_protocols(report: StudyReport) -> tuple[Any, str] | None:
-    """Recall at 1 under each protocol; None where none was measured."""
+    """Recall at 1 under each protocol; None where none was measured.
+
+    Args:
+        report: The report that is drawn.
+
+    Returns:
+        The figure, and what it shows in words; None where nothing was measured.
+    """
     from matplotlib import pyplot
 
     flawed_protocols = report.flawed_protocols

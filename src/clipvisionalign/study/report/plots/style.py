@@ -19,19 +19,42 @@ INK = "#1b1f24"
 
 
 def variant_styles(report: StudyReport) -> dict[str, tuple[str, str]]:
-    """A colour and a mark for each variant, the same in every figure."""
+    """A colour and a mark for each variant, the same in every figure.
+
+    Args:
+        report: The report.
+
+    Returns:
+        Both, by variant.
+    """
     names = list(report.plan.variants)
     return {name: (PALETTE[i % len(PALETTE)], MARKERS[i % len(MARKERS)]) for i, name in enumerate(names)}
 
 
 def interval_ends(estimate: Estimate) -> tuple[float, float, float]:
-    """Value and both ends of the interval; the value itself where there is no interval to draw."""
+    """Value and both ends of the interval; the value itself where there is no interval to draw.
+
+    Args:
+        estimate: The estimate.
+
+    Returns:
+        Value, lower and upper end.
+    """
     value = estimate.value
     return value, value if estimate.low is None else estimate.low, value if estimate.high is None else estimate.high
 
 
 def draw_whiskers(axes: Any, x: float, estimate: Estimate, colour: str, mark: str, label: str = "") -> None:
-    """Draw an estimate at `x`: a marker, and its interval where it has one."""
+    """Draw an estimate: a marker, and its interval where it has one.
+
+    Args:
+        axes: Matplotlib's axes.
+        x: Where it is drawn.
+        estimate: The estimate.
+        colour: Of both.
+        mark: Matplotlib's marker.
+        label: In the legend; "" for none.
+    """
     value, low, high = interval_ends(estimate)
     # An interval may be wider than what is shown of it; the middle never leaves the axes.
     reach = None if estimate.low is None else [[max(value - low, 0)], [max(high - value, 0)]]
@@ -42,6 +65,12 @@ def draw_whiskers(axes: Any, x: float, estimate: Estimate, colour: str, mark: st
 
 
 def set_zero_based_axis(axes: Any, estimates: list[Estimate], highest: float) -> None:
-    """An axis from 0 that shows all intervals, and no more than there is: a difference looks as large as it is."""
+    """An axis from 0 that shows all intervals, and no more than there is: a difference looks as large as it is.
+
+    Args:
+        axes: Matplotlib's axes.
+        estimates: What is drawn.
+        highest: The highest value that there can be.
+    """
     top = max((high for _, _, high in map(interval_ends, estimates)), default=highest)
     axes.set_ylim(0, 1.04 * highest if top > 0.9 * highest else max(1.1 * top, 0.02 * highest))

@@ -11,7 +11,14 @@ from clipvisionalign.study.report.states import variant_label
 
 
 def plot_curves(report: StudyReport) -> tuple[Any, ...] | None:
-    """Loss and dev rsum of every run by step; None where no run has an epoch."""
+    """Loss and dev rsum of every run by step; None where no run has an epoch.
+
+    Args:
+        report: The report that is drawn.
+
+    Returns:
+        The figure, what it shows in words, and notes; None where nothing was measured.
+    """
     from matplotlib import pyplot
 
     curves = [curve for curve in report.curves if curve.step]
@@ -57,7 +64,15 @@ def _bases(report: StudyReport) -> list[str]:
 
 
 def base_steps(report: StudyReport, curve: Curve) -> int:
-    """Steps that a run's weights were trained before its own first, in the run that it starts from (`base`)."""
+    """Steps that a run's weights were trained before its own first, in the run that it starts from (`base`).
+
+    Args:
+        report: The report.
+        curve: The run's curve.
+
+    Returns:
+        The number; 0 for a run from no other.
+    """
     if curve.before is not None:
         return curve.before
     # Reports from before they were counted: what the other run's own curve ends with.

@@ -96,7 +96,14 @@ class LengthRecall(Block):
     recall_at_5: Estimate
 
     def recall_at(self, k: int) -> Estimate:
-        """Recall at `k`, which is 1 or 5."""
+        """Recall among the first k.
+
+        Args:
+            k: 1 or 5.
+
+        Returns:
+            The estimate, in percent.
+        """
         return {1: self.recall_at_1, 5: self.recall_at_5}[k]
 
 

@@ -17,12 +17,27 @@ CHANCE_LABEL = "chance: a random ranking"
 
 def missing_variants(report: StudyReport, present: Collection[str]) -> list[str]:
     """The variants of the plan that are not `present`, in the plan's order: a row each, with nothing but what became of
-    them."""
+    them.
+
+    Args:
+        report: The report.
+        present: The variants that the table has.
+
+    Returns:
+        Their names.
+    """
     return [name for name in report.plan.variants if name not in present]
 
 
 def interval_note(report: StudyReport) -> str:
-    """What the intervals of a report count: not the seeds where there is one only."""
+    """What the intervals of a report count: not the seeds where there is one only.
+
+    Args:
+        report: The report.
+
+    Returns:
+        A sentence.
+    """
     unit = report.results.drawn_units
     counts = {len(variant.seeds) for variant in report.results.variants.values()}
     one = max(counts, default=0) < 2
@@ -36,7 +51,14 @@ def interval_note(report: StudyReport) -> str:
 
 
 def accuracy_table(report: StudyReport) -> ReportTable:
-    """Retrieval metrics of each variant over its seeds, with intervals and chance."""
+    """Retrieval metrics of each variant over its seeds, with intervals and chance.
+
+    Args:
+        report: The report that is tabulated.
+
+    Returns:
+        The table.
+    """
     rows = TableRows()
     variants = report.results.variants
     names: list[str] = []
@@ -67,7 +89,14 @@ def accuracy_table(report: StudyReport) -> ReportTable:
 
 
 def differences_table(report: StudyReport) -> ReportTable:
-    """Paired differences between variants, with intervals and corrected p values."""
+    """Paired differences between variants, with intervals and corrected p values.
+
+    Args:
+        report: The report that is tabulated.
+
+    Returns:
+        The table.
+    """
     rows = TableRows()
     for row in report.results.differences:
         rows.add(
@@ -101,7 +130,14 @@ def differences_table(report: StudyReport) -> ReportTable:
 
 
 def unpaired_note(pair: UnpairedSeeds) -> str:
-    """Which seeds of two variants were not compared, as the other lacks them."""
+    """Which seeds of two variants were not compared, as the other lacks them.
+
+    Args:
+        pair: The variants and their seeds.
+
+    Returns:
+        A sentence.
+    """
     sides = ((pair.a, pair.only_a), (pair.b, pair.only_b))
     only = [f"seed {seed} of {name}" for name, seeds in sides for seed in seeds]
     note = f"{pair.a} - {pair.b}: {', '.join(only)} without a partner"

@@ -12,7 +12,14 @@ from clipvisionalign.study.report.tables.table import ReportTable, TableRows, es
 
 
 def length_table(report: StudyReport) -> ReportTable:
-    """Recall of each variant by terciles of caption length."""
+    """Recall of each variant by terciles of caption length.
+
+    Args:
+        report: The report that is tabulated.
+
+    Returns:
+        The table.
+    """
     rows = TableRows()
     word_spans = report.results.lengths.words
     for name, variant in report.results.variants.items():
@@ -34,7 +41,14 @@ def length_table(report: StudyReport) -> ReportTable:
 
 
 def composition_table(report: StudyReport) -> ReportTable:
-    """Shares of minimal pairs that each variant scores correctly, by set and kind."""
+    """Shares of minimal pairs that each variant scores correctly, by set and kind.
+
+    Args:
+        report: The report that is tabulated.
+
+    Returns:
+        The table.
+    """
     rows = TableRows()
     for name, set_rows in report.results.composition.items():
         for set_row in set_rows:
@@ -54,7 +68,14 @@ def composition_table(report: StudyReport) -> ReportTable:
 
 
 def truncation_table(report: StudyReport) -> ReportTable:
-    """Captions that are longer than a text tower reads, by split."""
+    """Captions that are longer than a text tower reads, by split.
+
+    Args:
+        report: The report that is tabulated.
+
+    Returns:
+        The table.
+    """
     rows = TableRows()
     for name, truncation in report.cut_captions.items():
         for split, counts in truncation.splits.items():

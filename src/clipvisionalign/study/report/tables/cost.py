@@ -12,7 +12,14 @@ from clipvisionalign.study.report.tables.table import ReportTable, TableRows, nu
 
 
 def cost_table(report: StudyReport) -> ReportTable:
-    """Time, memory, storage and training cost of each variant."""
+    """Time, memory, storage and training cost of each variant.
+
+    Args:
+        report: The report that is tabulated.
+
+    Returns:
+        The table.
+    """
     rows = TableRows()
     for name, cost in report.cost.items():
         rows.add(
@@ -72,7 +79,14 @@ def _training_note(report: StudyReport) -> str:
 
 
 def latency_table(report: StudyReport) -> ReportTable:
-    """Latency percentiles and time by batch size of each variant."""
+    """Latency percentiles and time by batch size of each variant.
+
+    Args:
+        report: The report that is tabulated.
+
+    Returns:
+        The table.
+    """
     rows = TableRows()
     for name, cost in report.cost.items():
         latencies = (cost.caption_latency_ms, cost.image_latency_ms)

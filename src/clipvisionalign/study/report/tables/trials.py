@@ -10,7 +10,14 @@ from clipvisionalign.study.report.tables.table import ReportTable, TableRows
 
 
 def audit_table(report: StudyReport) -> ReportTable:
-    """The checks of each run's audit."""
+    """The checks of each run's audit.
+
+    Args:
+        report: The report that is tabulated.
+
+    Returns:
+        The table.
+    """
     rows = TableRows()
     for name, variant in report.results.variants.items():
         for run in variant.runs:
@@ -27,7 +34,14 @@ def audit_table(report: StudyReport) -> ReportTable:
 
 
 def pretraining_table(report: StudyReport) -> ReportTable:
-    """What the pretrained models that variants start from were trained on, as far as it is known."""
+    """What the pretrained models that variants start from were trained on, as far as it is known.
+
+    Args:
+        report: The report that is tabulated.
+
+    Returns:
+        The table.
+    """
     rows = TableRows()
     for model in report.pretraining:
         statuses = [(getattr(model, name), None) for name in DATA_SETS]
@@ -43,7 +57,14 @@ def pretraining_table(report: StudyReport) -> ReportTable:
 
 
 def gaps_table(report: StudyReport) -> ReportTable:
-    """Trials without results and parts that could not be made, with their reasons."""
+    """Trials without results and parts that could not be made, with their reasons.
+
+    Args:
+        report: The report that is tabulated.
+
+    Returns:
+        The table.
+    """
     rows = TableRows()
     for trial in trials_without_results(report):
         rows.add((f"{trial.variant}, seed {trial.seed}", None), (trial.state, None), (trial.reason, None))
