@@ -277,6 +277,8 @@ def print_index_report(index: str, report: IndexReport) -> None:
     if report.metadata:
         rows = count_noun(report.metadata["rows"], "row")
         print("metadata: {matched:,} of {0} matched, {listed:,} listed".format(rows, **report.metadata))
+    if report.camera.get("values") or report.camera.get("damaged") or report.camera.get("unreadable"):
+        print(_camera_line(report.camera))
     for entry in read_broken_files(index)[:5]:
         reason = entry["reason"].removeprefix(entry["path"] + ": ")
         logger.info(f"not decoded: {printable(entry['path'])}: {printable(reason)}")
@@ -284,6 +286,17 @@ def print_index_report(index: str, report: IndexReport) -> None:
         logger.info(f"and {report.broken - 5:,} more, in {index}/broken.jsonl")
     if report.there:
         print(f'next: {PROGRAM} search {index} "a dog on the grass"')
+
+
+def _camera_line(counts: dict[str, int]) -> str:
+    """How the images whose headers were read add up."""
+    values, none, damaged = (counts.get(name, 0) for name in ("values", "none", "damaged"))
+    parts = f"{values:,} with values + {none:,} without" + (
+        f" + {damaged:,} damaged in part or whole" if damaged else ""
+    )
+    filled = f"; {counts['filled']:,} of them were in the index already" if counts.get("filled") else ""
+    unreadable = f"; {counts['unreadable']:,} others could not be read" if counts.get("unreadable") else ""
+    return f"what cameras wrote: {count_noun(values + none + damaged, 'image')} = {parts}{filled}{unreadable}"
 
 
 def print_hits(query: str, minus: list[str], hits: list[Any], thumbnails: dict[int, bytes]) -> None:

@@ -114,6 +114,7 @@ def search_parser() -> argparse.ArgumentParser:
         f'  {PROGRAM} search INDEX "beach" --minus "people"\n'
         f'  {PROGRAM} search INDEX "^2 red" "car" --where "width >= 1000"\n'
         f'  {PROGRAM} search INDEX "a dog" --where \'path like "2024/*" and not (width < 500 or height < 500)\'\n'
+        f"  {PROGRAM} search INDEX \"a dog\" --where 'taken = 2023-05 and near(48.1, 11.6, 20km)'\n"
         f"  {PROGRAM} search INDEX --like a.jpg --sheet found.png\n"
         f'  {PROGRAM} search INDEX "a dog on the grass" --promise 0.9\n'
         f"  {PROGRAM} search INDEX --like a.jpg --captions\n"

@@ -1,5 +1,6 @@
 """Images: decoded to upright 8-bit RGB, listed below a folder, and transformed for an image tower."""
 
+from clipvisionalign.images.camera_metadata import CameraMetadata, camera_metadata
 from clipvisionalign.images.decoding import (
     HEAD_BYTES,
     JPEG_DRAFT_SCALE,
@@ -47,11 +48,13 @@ __all__ = [
     "SYSTEM_FILE",
     "UNDECODED_SUFFIX",
     "UNSUPPORTED_FORMATS",
+    "CameraMetadata",
     "DecodedImage",
     "ExcludedFiles",
     "ImageError",
     "ImageSource",
     "ImageTransform",
+    "camera_metadata",
     "decode_image",
     "describe_image",
     "exclusion_reason",

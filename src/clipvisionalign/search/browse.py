@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from clipvisionalign.search.filters import FILTER_COLUMNS, filter_sql
-from clipvisionalign.search.hits import HIT_COLUMNS
+from clipvisionalign.search.hits import HIT_COLUMNS, cell_value
 from clipvisionalign.search.tables import metadata_columns
 
 #: The metadata column with the time at which an image was photographed.
@@ -103,7 +103,7 @@ class Browser:
         return [
             {name: by_id[image_id][name] for name in HIT_COLUMNS}
             | {"time": _to_iso(time)}
-            | ({"metadata": {name: by_id[image_id][name] for name in columns}} if columns else {})
+            | ({"metadata": {name: cell_value(by_id[image_id][name]) for name in columns}} if columns else {})
             for time, image_id in zip(times.tolist(), ids.tolist(), strict=True)
             if image_id in by_id
         ]

@@ -5,11 +5,14 @@ Both ways put the same files through the tower together, so that both give the s
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict
+from datetime import datetime
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -19,7 +22,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from clipvisionalign.images import ImageError, ImageTransform, decode_image
+from clipvisionalign.images import (
+    CameraMetadata,
+    ImageError,
+    ImageTransform,
+    camera_metadata,
+    decode_image,
+    open_header,
+)
 from clipvisionalign.models.aligner import Aligner
 from clipvisionalign.models.eval_mode import eval_mode
 from clipvisionalign.models.io import load_aligner
@@ -73,10 +83,14 @@ def _decode(storage: Storage, transform: Callable[[Image.Image], Tensor], size: 
     """The row with what is seen of its image, `pixels` in bytes; or with the reason why nothing is."""
     empty: IndexRow = {
         "width": 0, "height": 0, "thumbnail": b"", "pixels": b"", "reason": "", "fault": "", "missing_decoder": "",
+        "camera_metadata": "",
     }  # fmt: skip
     try:
         source = storage.image_source(row["raw"])
         row["hash"] = row["hash"] or content_hash(source)
+        # Before anything is loaded: some decoders take tags out with what they apply.
+        with open_header(source) as header:
+            camera = _pack_camera_metadata(camera_metadata(header))
         image, width, height = decode_image(source, size, THUMBNAIL_SIZE)
         pixels = transform(image).numpy().tobytes()
     except (ImageError, OSError) as error:
@@ -87,8 +101,29 @@ def _decode(storage: Storage, transform: Callable[[Image.Image], Tensor], size: 
     image.thumbnail((THUMBNAIL_SIZE, THUMBNAIL_SIZE))
     out = BytesIO()
     image.save(out, "JPEG", quality=80)
-    decoded = {"width": width, "height": height, "thumbnail": out.getvalue(), "pixels": pixels}
+    decoded = {"width": width, "height": height, "thumbnail": out.getvalue(), "pixels": pixels,
+               "camera_metadata": camera}  # fmt: skip
     return row | empty | decoded
+
+
+def _pack_camera_metadata(metadata: CameraMetadata) -> str:
+    """As one text, which has the same type in all blocks of a cluster."""
+    values = asdict(metadata)
+    return json.dumps(values | {"taken": metadata.taken.isoformat() if metadata.taken else None})
+
+
+def unpack_camera_metadata(text: str) -> CameraMetadata:
+    """What the column "camera_metadata" of a decoded row holds.
+
+    Args:
+        text: The column; "" for an image that was not decoded.
+
+    Returns:
+        The metadata.
+    """
+    values = json.loads(text) if text else {}
+    taken = values.get("taken")
+    return CameraMetadata(**values | {"taken": datetime.fromisoformat(taken) if taken else None})
 
 
 def decode_error_message(error: Exception, storage: Storage, raw: bytes) -> str:

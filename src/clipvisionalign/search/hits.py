@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
+from datetime import datetime
 from typing import Any
 
 from clipvisionalign.search.metadata import CellValue
@@ -84,8 +85,24 @@ def to_hits(rows: Sequence[dict[str, Any]], metadata: Iterable[str]) -> list[Hit
     """
     return [
         Hit(
-            score=round(1.0 - row["_distance"], 6), metadata={name: row[name] for name in metadata},
+            score=round(1.0 - row["_distance"], 6), metadata={name: cell_value(row[name]) for name in metadata},
             **{name: row[name] for name in HIT_COLUMNS},
         )
         for row in rows
     ]  # fmt: skip
+
+
+def cell_value(value: Any) -> CellValue:
+    """A value of a metadata column as results hold it.
+
+    Args:
+        value: As the table has it.
+
+    Returns:
+        A number, a text or None; of a date its ISO form.
+
+    >>> cell_value(datetime(2023, 5, 1, 12, 30))
+    '2023-05-01T12:30:00'
+    """
+    result: CellValue = value.isoformat(timespec="seconds") if isinstance(value, datetime) else value
+    return result

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from clipvisionalign.search.broken_files import BROKEN_FILES_NAME, BrokenFiles
+from clipvisionalign.search.camera_columns import CameraColumns, camera_values, valued_columns
 from clipvisionalign.search.collection import Collection
 from clipvisionalign.search.diff import Changes, exceeds_drop_limit
-from clipvisionalign.search.embed import IndexRow
+from clipvisionalign.search.embed import IndexRow, unpack_camera_metadata
 from clipvisionalign.search.index_report import IndexReport
 from clipvisionalign.search.metadata import Metadata
 from clipvisionalign.search.storage import FileListing, InvalidIndexError, Storage, decode_path
@@ -20,18 +21,19 @@ IMAGES_PER_WRITE = 512
 ROWS_PER_UPDATE = 10_000
 
 
-def sync_metadata_columns(table: Any, metadata: Metadata | None) -> None:
+def sync_metadata_columns(table: Any, metadata: Metadata | None, owned: Sequence[str] = ()) -> None:
     """Add the columns of the metadata to the table, and drop metadata columns that it does not have.
 
     Args:
         table: The table of images.
         metadata: The metadata; None leaves the columns as they are.
+        owned: Columns that the index fills itself, which are none of the metadata.
     """
     import pyarrow as arrow
 
     if metadata is None:
         return
-    existing = metadata_columns(table)
+    existing = {name: kind for name, kind in metadata_columns(table).items() if name not in owned}
     obsolete = [name for name, kind in existing.items() if metadata.column_types.get(name) != kind]
     if obsolete:
         table.drop_columns(obsolete)
@@ -74,7 +76,7 @@ def apply_changes(table: Any, changes: Changes) -> None:
 
 def write_rows(
     table: Any, index: Storage, batches: Iterator[list[IndexRow]], metadata: Metadata | None,
-    broken: BrokenFiles, report: IndexReport, last_id: int,
+    broken: BrokenFiles, report: IndexReport, last_id: int, camera: CameraColumns,
 ) -> Iterator[int]:  # fmt: skip
     """Write encoded images, `IMAGES_PER_WRITE` at a time; a row of the same path is replaced.
 
@@ -86,19 +88,20 @@ def write_rows(
         broken: Receives the files without a vector.
         report: Its `encoded` is counted up.
         last_id: The greatest id of the table.
+        camera: The columns that the images' own metadata fills.
 
     Yields:
         The number of images written so far.
     """
     import pyarrow as arrow
 
-    schema = arrow.schema(
-        [table.schema.field(name) for name in (*BASE_COLUMNS, *(metadata.column_types if metadata else ()))]
-    )
     rows: list[dict[str, Any]] = []
 
     def flush() -> int:
         if rows:
+            camera_names = valued_columns(table, rows, camera.owned)
+            names = (*BASE_COLUMNS, *(metadata.column_types if metadata else ()), *camera_names)
+            schema = arrow.schema([table.schema.field(name) for name in names])
             data = arrow.Table.from_pylist(rows, schema=schema)
             table.merge_insert("raw").when_matched_update_all().when_not_matched_insert_all().execute(data)
             report.encoded += len(rows)
@@ -109,13 +112,16 @@ def write_rows(
     for batch in batches:
         for row in batch:
             raw, reason, fault, decoder = (row["raw"], *map(row.pop, ("reason", "fault", "missing_decoder")))
+            from_camera = unpack_camera_metadata(row.pop("camera_metadata"))
             if reason:
                 broken.add(raw, reason, fault, row["size"], row["mtime_ns"], decoder)
                 continue
             broken.remove(raw)
             last_id += 1
             name = decode_path(raw)
-            rows.append(row | {"id": last_id, "path": name} | (metadata.row_for(name) if metadata else {}))
+            camera.count(from_camera)
+            values = camera_values(from_camera, camera.owned) | (metadata.row_for(name) if metadata else {})
+            rows.append(row | {"id": last_id, "path": name} | values)
         if len(rows) >= IMAGES_PER_WRITE:
             yield flush()
     flush()

@@ -39,6 +39,8 @@ class IndexReport:
         unlisted: Folders that could not be listed, with the reason.
         data_set: Rows of a data set's files, read and left out.
         metadata: Rows of the metadata table, how many match an image, and each that does not.
+        camera: Images whose headers were read, by what cameras wrote there: values, none, or something damaged; and
+            how many of these were filled in without being encoded.
     """
 
     there: int = 0
@@ -57,6 +59,7 @@ class IndexReport:
     unlisted: dict[str, str] = field(default_factory=dict)
     data_set: dict[str, int] = field(default_factory=dict)
     metadata: dict[str, Any] = field(default_factory=dict)
+    camera: dict[str, int] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON.

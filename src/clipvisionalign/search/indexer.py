@@ -30,6 +30,7 @@ from clipvisionalign.progress import progress
 from clipvisionalign.search.ann import MAX_EXACT_VECTORS, MAX_HNSW_VECTORS, build_ann_index
 from clipvisionalign.search.broken_files import BROKEN_FILES_NAME, BrokenFiles
 from clipvisionalign.search.calibration_files import copy_calibration, write_null_cosines
+from clipvisionalign.search.camera_columns import fill_old_rows, fill_places, open_camera_columns
 from clipvisionalign.search.caption_rows import count_captions, drop_captions, index_captions, move_captions
 from clipvisionalign.search.collection import Collection, is_data_set, read_collection
 from clipvisionalign.search.diff import check_drop, diff_files
@@ -171,12 +172,14 @@ def _update_index(
     check_drop(changes, listing, storage, index, len(rows), allow_drop)
     if changes.surplus:
         logger.info(f"{len(changes.surplus):,} rows are of files that have another row: they are taken out")
-    sync_metadata_columns(table, collection.metadata)
+    camera = open_camera_columns(index, table, collection.metadata)
+    sync_metadata_columns(table, collection.metadata, camera.owned)
     # Captions first: after an interruption in between, the row is recognised as moved once more.
     move_captions(index, changes.renamed)
     apply_changes(table, changes)
     report = new_report(listing, changes)
     pending = changes.pending
+    fill_old_rows(table, index, storage, camera, changes)
     encoding = (
         embed_files_with_ray(run, aligner.image_tower.image_transform, storage, pending, ray, workers)
         if ray and pending
@@ -184,10 +187,12 @@ def _update_index(
     )
     batches = progress(encoding, "encoding images", len(pending), units_per_item=len)
     last_id = max((row["id"] for row in rows), default=-1)
-    for count in write_rows(table, index, batches, collection.metadata, broken, report, last_id):
+    for count in write_rows(table, index, batches, collection.metadata, broken, report, last_id, camera):
         logger.info(f"{count:,} of {len(pending):,} encoded")
     drop_missing(table, index, listing, changes, broken, report, allow_drop)
     sync_metadata_values(table, collection)
+    fill_places(table, camera)
+    report.camera = dict(camera.counts)
     report.there = table.count_rows()
     drop_captions(index, table)
     if collection.captions is not None:

@@ -21,6 +21,7 @@ from clipvisionalign.explain.colours import COLOUR_ANCHORS
 from clipvisionalign.explain.contact_sheet import explanation_sheet
 from clipvisionalign.explain.heatmaps import MAP_OPACITY, Explanation, explain
 from clipvisionalign.images import open_image
+from clipvisionalign.search.facets import facets
 from clipvisionalign.search.filters import MAX_FILTER_LENGTH
 from clipvisionalign.search.hits import CaptionHit, Hit
 from clipvisionalign.search.promise import SearchResult
@@ -282,12 +283,18 @@ def add_explain_routes(app: FastAPI, service: SearchService) -> None:
 
 
 def add_state_routes(app: FastAPI, service: SearchService) -> None:
-    """Add /health and /metrics.
+    """Add /facets, /health and /metrics.
 
     Args:
         app: The application.
         service: Its state.
     """
+    IndexParam = Annotated[int, Query(ge=0, lt=len(service.searchers), description=INDEX_DESCRIPTION)]
+
+    @app.get("/facets", responses={422: {}})
+    def facet_counts(index: IndexParam = 0) -> dict[str, Any]:
+        """Images per month, place and camera, each with the filter that finds them."""
+        return translate_errors(lambda: facets(service.searchers[index].table))
 
     @app.get("/health")
     def health(request: Request) -> dict[str, Any]:

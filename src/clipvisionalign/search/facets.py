@@ -1,0 +1,48 @@
+"""Counts of the images of an index per month and per place, each with the filter that finds them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from clipvisionalign.search.tables import metadata_columns, read_columns
+
+#: Places and cameras of an answer at most, those of most images first.
+MAX_FACET_VALUES = 100
+
+
+def facets(table: Any) -> dict[str, list[dict[str, Any]]]:
+    """Counts per month, place and camera, for the columns that the index has.
+
+    Args:
+        table: The table of images.
+
+    Returns:
+        "months", the latest first, "places" and "cameras", the most frequent first; each a list of "value", "count" and
+        "where", a filter. Images without a value are in none; without such a column a list is empty.
+    """
+    kinds = metadata_columns(table)
+    names = [
+        name for name, kind in (("taken", "date"), ("place", "text"), ("camera", "text")) if kinds.get(name) == kind
+    ]
+    counts: dict[str, Counter[str]] = {name: Counter() for name in names}
+    for row in read_columns(table, names) if names else []:
+        for name, value in row.items():
+            if value is not None and name in counts:
+                counts[name][f"{value:%Y-%m}".rjust(7, "0") if name == "taken" else value] += 1
+    return {
+        "months": [
+            _facet(month, count, f"taken = {month}") for month, count in sorted(counts.get("taken", {}).items())
+        ][::-1],
+        "places": _frequent("place", counts),
+        "cameras": _frequent("camera", counts),
+    }
+
+
+def _frequent(name: str, counts: dict[str, Counter[str]]) -> list[dict[str, Any]]:
+    values = sorted(counts.get(name, Counter()).items(), key=lambda pair: (-pair[1], pair[0]))[:MAX_FACET_VALUES]
+    return [_facet(value, count, f'{name} = "{value.replace(chr(34), chr(34) * 2)}"') for value, count in values]
+
+
+def _facet(value: str, count: int, where: str) -> dict[str, Any]:
+    return {"value": value, "count": count, "where": where}
