@@ -80,6 +80,16 @@ WORDS = (  # noqa: SIM905
 ).split()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def user_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The user's cache folder is one of the tests, which all of their processes share."""
+    folder = tmp_path_factory.getbasetemp()
+    folder = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "user-cache"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CLIPVISIONALIGN_CACHE", str(folder))
+        yield folder
+
+
 @pytest.fixture(scope="session")
 def text_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A BERT of two layers with random weights and a word-piece tokenizer, in transformers' layout."""

@@ -12,6 +12,7 @@ import pyarrow as arrow
 from clipvisionalign.search.browse import Browser
 from clipvisionalign.search.filters import FilterError
 from clipvisionalign.search.storage import Storage
+from clipvisionalign.search.table_reader import LanceDBReader
 from clipvisionalign.search.tables import create_image_table, delete_rows
 
 SECOND = 10**9
@@ -54,7 +55,7 @@ def test_pages_hold_every_image_once_newest_first(table, count):
     times = (rng.integers(-5, 10, 60) * SECOND).tolist()
     add(table, ids, times)
     expected = [image_id for _, image_id in sorted(zip(times, ids, strict=True), reverse=True)]
-    browser = Browser(table)
+    browser = Browser(LanceDBReader(table))
     assert browse(browser, count) == expected
     filtered = [image_id for image_id in expected if image_id % 7 >= 4]
     assert browse(browser, count, "width >= 4") == filtered
@@ -64,7 +65,7 @@ def test_pages_hold_every_image_once_newest_first(table, count):
 
 def test_what_is_added_or_dropped_meanwhile_neither_repeats_nor_hides_an_image(table):
     add(table, list(range(30)), [each * SECOND for each in range(30)])
-    browser = Browser(table)
+    browser = Browser(LanceDBReader(table))
     first = browser.page(10)
     add(table, [100, 101], [500 * SECOND, 501 * SECOND])
     # The last image of the page is dropped too: its successor is found by its time.
@@ -83,7 +84,7 @@ def test_the_time_is_that_of_the_photograph_where_it_is_known(tmp_path):
     table = lancedb.connect(tmp_path).create_table(
         "images", arrow.Table.from_pydict(rows(list(range(6)), [SECOND * each for each in range(6)], taken))
     )
-    images = Browser(table).page(10).images
+    images = Browser(LanceDBReader(table)).page(10).images
     assert [image["id"] for image in images] == [5, 3, 0, 4, 2, 1]
     assert [image["time"] for image in images] == [
         "2025-06-01T00:00:00", "2023-12-31T22:00:00", "2023-05-17T12:30:01", "1970-01-01T00:00:04", "1970-01-01T00:00:02",
@@ -97,6 +98,6 @@ def test_the_time_is_that_of_the_photograph_where_it_is_known(tmp_path):
 def test_what_is_no_cursor_is_told(table, cursor):
     add(table, [1], [1])
     with pytest.raises(ValueError, match="not a cursor"):
-        Browser(table).page(1, cursor)
+        Browser(LanceDBReader(table)).page(1, cursor)
     with pytest.raises(FilterError):
-        Browser(table).page(1, where="colour = 1")
+        Browser(LanceDBReader(table)).page(1, where="colour = 1")

@@ -24,7 +24,7 @@ from clipvisionalign.search.filters import FilterError
 from clipvisionalign.search.indexer import build_index
 from clipvisionalign.search.places import nearest_towns
 from clipvisionalign.search.searcher import Searcher
-from clipvisionalign.search.tables import open_image_table
+from clipvisionalign.search.tables import open_image_table, read_image_table
 from clipvisionalign.search.terms import parse_term
 
 #: Tags of EXIF, its sub-directories and the GPS.
@@ -397,7 +397,7 @@ def test_facets_count_what_their_filters_find(run, phone_images, tmp_path, monke
     )
     index = tmp_path / "index"
     build_index(run, phone_images, index)
-    counts = facets(open_image_table(index))
+    counts = facets(read_image_table(index))
     assert [each["value"] for each in counts["months"]] == ["2024-01", "2023-06", "2023-05", "2022-12", "2021-07"]
     assert {each["value"] for each in counts["places"]} == {'the "big" one', "x"}
     for facet in (each for group in counts.values() for each in group):
@@ -409,4 +409,4 @@ def test_facets_count_what_their_filters_find(run, phone_images, tmp_path, monke
     empty.mkdir()
     (empty / "a.png").write_bytes(encoded("PNG", b""))
     build_index(run, empty, tmp_path / "other")
-    assert facets(open_image_table(tmp_path / "other")) == {"months": [], "places": [], "cameras": []}
+    assert facets(read_image_table(tmp_path / "other")) == {"months": [], "places": [], "cameras": []}

@@ -24,7 +24,7 @@ from clipvisionalign.search.indexer import build_index
 from clipvisionalign.search.metadata import Metadata, cast_cell, column_names, infer_column_type, read_metadata
 from clipvisionalign.search.searcher import Searcher
 from clipvisionalign.search.storage import Storage
-from clipvisionalign.search.tables import BASE_COLUMNS
+from clipvisionalign.search.tables import BASE_COLUMNS, open_image_table
 from clipvisionalign.search.terms import parse_term
 
 
@@ -170,8 +170,9 @@ def test_filters_find_everything_as_it_is_written(tmp_path, tiny_model, image_fo
     # A table that an older version made, numbers as decimals: it opens, and its columns are made anew.
     import pyarrow as arrow
 
-    searcher.table.drop_columns(["année"])
-    searcher.table.add_columns([arrow.field("année", arrow.float64())])
+    image_table = open_image_table(index)
+    image_table.drop_columns(["année"])
+    image_table.add_columns([arrow.field("année", arrow.float64())])
     assert Searcher(index).metadata["année"]
     build_index(tmp_path / "run", image_folder, index, metadata=table)
     assert [each.metadata["année"] for each in Searcher(index).search([parse_term("red")], 1, "année = 2002")] == [2002]

@@ -43,6 +43,7 @@ from clipvisionalign.search.manifest import read_manifest
 from clipvisionalign.search.queries import SearchQuery
 from clipvisionalign.search.searcher import Searcher
 from clipvisionalign.search.storage import InvalidIndexError, Storage, list_local_images
+from clipvisionalign.search.table_reader import LanceDBReader
 from clipvisionalign.search.tables import create_image_table, open_caption_table, open_image_table
 from clipvisionalign.search.terms import Term, parse_term
 
@@ -200,10 +201,10 @@ def test_killed_at_random_moments_nothing_is_lost_and_nothing_twice(tiny_runs, t
 
 
 def test_two_do_not_write_one_index_and_one_that_is_open_sees_what_is_written(tiny_runs, folder, tmp_path, monkeypatch):
-    from clipvisionalign.search import tables
+    from clipvisionalign.search import table_reader
     from clipvisionalign.search.storage import Storage
 
-    monkeypatch.setattr(tables, "READ_CONSISTENCY_INTERVAL", timedelta(0))
+    monkeypatch.setattr(table_reader, "READ_CONSISTENCY_INTERVAL", timedelta(0))
     index = tmp_path / "index"
     build_index(tiny_runs["self"], folder, index)
     searcher = Searcher(index)
@@ -321,8 +322,12 @@ def bucket(monkeypatch):
     s3fs.S3FileSystem.clear_instance_cache()
 
 
-def test_images_and_index_behind_a_url(tiny_runs, folder, tmp_path, bucket):
+def test_images_and_index_behind_a_url(tiny_runs, folder, tmp_path, bucket, user_cache, monkeypatch):
     import s3fs
+
+    from clipvisionalign.search import table_reader
+
+    monkeypatch.setattr(table_reader, "READ_CONSISTENCY_INTERVAL", timedelta(hours=1))
 
     storage = s3fs.S3FileSystem()
     storage.put(f"{folder}/", "bucket/pictures/", recursive=True)
@@ -333,6 +338,11 @@ def test_images_and_index_behind_a_url(tiny_runs, folder, tmp_path, bucket):
     assert (report.there, report.encoded, report.broken) == (40, 40, 1)
     build_index(tiny_runs["late"], folder, tmp_path / "here")
     here, there = Searcher(tmp_path / "here"), Searcher(index)
+    # The text tower lies there too, and is fetched once.
+    assert report.text_tower.state in ("written", "cached")
+    shutil.rmtree(user_cache / "text_towers")
+    assert there.encoder.text_tower is not None
+    assert len(list((user_cache / "text_towers").glob("*/text_tower.onnx"))) == 1
     for rerank in (0, 5):
         hits = [searcher.search([parse_term("a red circle")], 40, rerank=rerank) for searcher in (here, there)]
         assert [each.path for each in hits[0]] == [each.path for each in hits[1]]
@@ -402,6 +412,7 @@ def test_queries_that_are_answered_together_find_what_each_alone_finds(indexed):
 
 def test_a_caption_is_tokenised_and_encoded_once_re_ranking_included(indexed, monkeypatch):
     searcher = Searcher(indexed)
+    searcher.encoder._text_manifest = None  # as an index without a text tower
     tower = searcher.aligner.text_tower
     tokenized: list[str] = []
     tokenize = tower.tokenize
@@ -544,7 +555,7 @@ def test_duplicates_are_the_components_of_near_pairs_for_any_block(tmp_path, blo
     while (wider := near @ near).sum() > near.sum():
         near = wider
     expected = {frozenset(np.flatnonzero(row).tolist()) for row in near}
-    groups = find_duplicates(SimpleNamespace(table=table), 0.95, block)
+    groups = find_duplicates(SimpleNamespace(table=LanceDBReader(table)), 0.95, block)
     assert {frozenset(row["id"] for row in group) for group in groups} == expected
     assert [len(group) for group in groups] == sorted(map(len, expected), reverse=True)
 

@@ -135,7 +135,7 @@ EXTRAS = {
     "playwright": "pdf", "lancedb": "search", "textual_image": "search", "fastapi": "search", "uvicorn": "search",
     "fastapi_offline": "search", "starlette": "search", "filelock": "search", "fsspec": "search", "ray": "ray",
     "markupsafe": "study", "pydantic": "study", "tokenizers": "onnx", "prometheus_client": "search",
-    "onnx": "onnx", "onnxscript": "onnx", "onnxruntime": "onnx",
+    "onnx": "onnx", "onnxscript": "onnx", "onnxruntime": "onnx", "lance": "search",
     "sqlglot": "search",
     "shtab": "completion", "webdataset": "scale", "datasets": "scale", "peft": "scale",
     "open_clip": "pretrained", "sentencepiece": "pretrained",

@@ -159,7 +159,6 @@ def search(arguments: list[str]) -> int:
     args = search_parser().parse_args(arguments)
     if args.captions and (args.where or args.rerank or args.sheet or args.paths or args.previews):
         raise ValueError("--captions finds texts: leave --where, --rerank, --sheet, --paths and --previews out")
-    from clipvisionalign.data.run_data import unfinished_note
     from clipvisionalign.search.checks import check_query
     from clipvisionalign.search.promise import SearchResult
     from clipvisionalign.search.searcher import Searcher
@@ -170,8 +169,11 @@ def search(arguments: list[str]) -> int:
     for _, query in queries:
         check_query(args.index, query, args.run)
     searcher = Searcher(args.index, args.run)
-    if unfinished := unfinished_note(searcher.run):
-        logger.info(f"note: {unfinished}")
+    if not (searcher.run / "results.json").is_file():
+        from clipvisionalign.data.run_data import unfinished_note
+
+        if unfinished := unfinished_note(searcher.run):
+            logger.info(f"note: {unfinished}")
     results: list[dict[str, Any]] = []
     for start in range(0, len(queries), QUERIES_PER_BATCH):
         batch = queries[start : start + QUERIES_PER_BATCH]

@@ -10,6 +10,8 @@ COLOUR_ANCHORS = (
     (37, 24, 88), (36, 50, 122), (21, 77, 155), (1, 109, 162), (8, 139, 173), (1, 171, 175), (19, 204, 152),
     (144, 228, 115), (242, 242, 84),
 )  # fmt: skip
+#: Share of a map's colour in an overlay; the rest is the image.
+MAP_OPACITY = 0.6
 
 
 def colour_map(values: np.ndarray) -> np.ndarray:

@@ -23,15 +23,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clipvisionalign.explain.colours import colour_map
+from clipvisionalign.explain.colours import MAP_OPACITY, colour_map
 from clipvisionalign.images import ImageSource
 from clipvisionalign.models.aligner import Aligner
 from clipvisionalign.models.eval_mode import eval_mode
 from clipvisionalign.models.heads import ImageEmbeddings
 from clipvisionalign.models.pair_scorer import PairScorer
-
-#: Share of a map's colour in an overlay; the rest is the image.
-MAP_OPACITY = 0.6
 
 
 @dataclass(frozen=True)

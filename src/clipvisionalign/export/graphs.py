@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -180,15 +182,24 @@ def random_tokens(aligner: Aligner, captions: int, length: int, seed: int = 0) -
 def _export_module(
     module: nn.Module, example: tuple[Tensor, ...], path: Path, inputs: list[str], outputs: list[str], shapes: Any
 ) -> None:
+    with warnings.catch_warnings(), torch.no_grad(), without_fast_path():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            module.eval(), example, str(path), input_names=inputs, output_names=outputs, dynamic_shapes=shapes,
+            dynamo=True, external_data=False, verbose=False,
+        )  # fmt: skip
+
+
+@contextmanager
+def without_fast_path() -> Iterator[None]:
+    """PyTorch's fused layers, which open_clip's towers take, are off within a block: they have no counterpart in ONNX.
+
+    Yields:
+        Nothing.
+    """
     fast_path = torch.backends.mha.get_fastpath_enabled()
-    # PyTorch's fused layers, which open_clip's towers would take, have no counterpart in ONNX.
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")
-            torch.onnx.export(
-                module.eval(), example, str(path), input_names=inputs, output_names=outputs, dynamic_shapes=shapes,
-                dynamo=True, external_data=False, verbose=False,
-            )  # fmt: skip
+        yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)

@@ -20,11 +20,10 @@ from clipvisionalign.export.onnx_pixels import describe_pixels
 from clipvisionalign.export.onnx_readme import render_readme
 from clipvisionalign.export.onnx_tokenizer import write_tokenizer
 from clipvisionalign.export.quantization import int8_loss, quantize
+from clipvisionalign.export.text_tower import check_text_export, describe_captions
 from clipvisionalign.export.verification import verify_export
 from clipvisionalign.models.aligner import Aligner
 from clipvisionalign.models.io import load_aligner
-from clipvisionalign.models.longformer import Longformer
-from clipvisionalign.models.pretrained import PretrainedTextTower
 from clipvisionalign.models.pretrained.transforms import PatchTransform
 from clipvisionalign.starter import resolve_run
 
@@ -54,12 +53,7 @@ def export_onnx(run: str | Path, out: str | Path, int8: bool = False, data: str 
     target_folder(out)
     run = resolve_run(run)
     aligner = load_aligner(run, "cpu", packed=False)
-    if isinstance(aligner.text_tower.encoder, Longformer):
-        # How many of its tokens are global depends on the batch.
-        raise ValueError(
-            f"{run}: Longformer is not exported to ONNX; sliding windows over another text tower are, such as "
-            "--model.design sparse --model.text_tower.name distilbert-base-uncased"
-        )
+    check_text_export(aligner, run)
     if isinstance(aligner.image_tower.image_transform, PatchTransform):
         # Its table of positions is resized for each image by itself.
         raise ValueError(
@@ -84,12 +78,7 @@ def export_onnx(run: str | Path, out: str | Path, int8: bool = False, data: str 
 
 def _about(aligner: Aligner, run: str | Path) -> dict[str, Any]:
     """What onnx.json holds of the model itself."""
-    image_transform, tower, late, fusion = (
-        aligner.image_tower.image_transform,
-        aligner.text_tower,
-        aligner.late,
-        aligner.fusion,
-    )
+    image_transform, late, fusion = aligner.image_tower.image_transform, aligner.late, aligner.fusion
     unfinished = unfinished_note(run)
     manifest: dict[str, Any] = {
         **({"unfinished": unfinished} if unfinished else {}),
@@ -97,13 +86,9 @@ def _about(aligner: Aligner, run: str | Path) -> dict[str, Any]:
         "design": aligner.config.design,
         "width": aligner.width,
         "pixels": describe_pixels(image_transform),
-        "max_tokens": tower.max_tokens,
-        "truncation_side": getattr(tower.tokenizer, "truncation_side", "right"),
-        "pad": tower.pad,
+        **describe_captions(aligner),
         "temperature": 1 / aligner.scale().item(),
     }
-    if isinstance(tower, PretrainedTextTower) and tower.fixed_length:
-        manifest |= {"padded_to": tower.max_positions, "padding_side": tower.tokenizer.padding_side}
     if late is not None:
         manifest["late"] = {
             "temperature": 1 / late.scale().item(), "weight": late.weight.item(), "keep_tokens": late.config.keep_tokens

@@ -16,6 +16,7 @@ import numpy as np
 
 from clipvisionalign.argument_checks import check_lists, check_strings
 from clipvisionalign.export.onnx_pixels import read_pixels
+from clipvisionalign.export.onnx_text import open_session, open_tokenizer, tokenize_padded
 from clipvisionalign.images import ImageSource
 from clipvisionalign.progress import progress
 
@@ -23,20 +24,6 @@ from clipvisionalign.progress import progress
 ABOUT, IMAGES, CAPTIONS, FUSION_FILE = "onnx.json", "image_tower.onnx", "text_tower.onnx", "fusion.onnx"
 #: Scores of tokens and patches that `OnnxPairScorer.table` holds at a time: 64 MiB in float32.
 BLOCK = 1 << 24
-
-
-def open_session(path: Path) -> Any:
-    """Open a graph with onnxruntime, on the CPU.
-
-    Args:
-        path: The .onnx file.
-
-    Returns:
-        An onnxruntime InferenceSession.
-    """
-    import onnxruntime
-
-    return onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
 
 
 class OnnxAligner:
@@ -48,8 +35,6 @@ class OnnxAligner:
     """
 
     def __init__(self, folder: str | Path, int8: bool = False) -> None:
-        from tokenizers import Tokenizer
-
         source = Path(folder)
         #: Whether encoding and scoring show a live line on standard error.
         self.show_progress = False
@@ -59,14 +44,7 @@ class OnnxAligner:
             open_session(source / name.replace(".onnx", end)) for name in (IMAGES, CAPTIONS)
         )
         self.fusion_session = open_session(source / FUSION_FILE) if self.manifest.get("fusion") else None
-        self.tokenizer = Tokenizer.from_file(str(source / "tokenizer" / "tokenizer.json"))
-        self.tokenizer.enable_truncation(
-            self.manifest["max_tokens"], direction=self.manifest.get("truncation_side", "right")
-        )
-        self.tokenizer.enable_padding(
-            direction=self.manifest.get("padding_side", "right"), pad_id=self.manifest["pad"],
-            length=self.manifest.get("padded_to"),
-        )  # fmt: skip
+        self.tokenizer = open_tokenizer(source / "tokenizer" / "tokenizer.json", self.manifest)
         self.input = read_pixels(self.manifest["pixels"])
 
     @property
@@ -179,9 +157,7 @@ class OnnxAligner:
             range(0, len(captions), batch), "encoding captions", len(captions), self.show_progress, batch
         ):
             rows = order[start : start + batch]
-            encodings = self.tokenizer.encode_batch([captions[row] for row in rows])
-            ids = np.array([each.ids for each in encodings], dtype=np.int64)
-            mask = np.array([each.attention_mask for each in encodings], dtype=np.int64)
+            ids, mask = tokenize_padded(self.tokenizer, [captions[row] for row in rows])
             arrays = self.text_session.run(names, {"ids": ids, "mask": mask})
             for row, each in zip(rows, unpad_rows(names, arrays, mask), strict=True):
                 outputs[row] = each

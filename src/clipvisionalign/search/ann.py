@@ -18,6 +18,7 @@ import numpy as np
 from clipvisionalign.search.hits import HIT_COLUMNS
 from clipvisionalign.search.manifest import IndexManifest, write_manifest
 from clipvisionalign.search.storage import Storage
+from clipvisionalign.search.table_reader import LanceDBReader
 from clipvisionalign.search.tables import vector_column
 
 logger = logging.getLogger(__name__)
@@ -118,7 +119,7 @@ def search_table(
     """The rows whose vectors are nearest to a query's.
 
     Args:
-        table: A table of images or captions.
+        table: A LanceDB table of images or captions.
         vector: The query, (D,).
         count: Number of rows at most.
         kind: Kind of the index, as in the manifest.
@@ -128,15 +129,4 @@ def search_table(
     Returns:
         Rows, nearest first; "_distance" is 1 - cosine.
     """
-    query = table.search(np.asarray(vector, dtype=np.float32), vector_column_name="vector").distance_type("dot")
-    query = query.select([*columns, "_distance"]).limit(count)
-    if where:
-        query = query.where(where, prefilter=True)
-    # Wide enough that hardly one of the nearest is missed; the first candidates are compared again by exact vectors.
-    if kind == "exact":
-        query = query.bypass_vector_index()
-    elif kind == "IVF_PQ":
-        query = query.nprobes(48).refine_factor(20)
-    else:
-        query = query.nprobes(32).ef(max(200, 4 * count)).refine_factor(4)
-    return query.to_list()
+    return LanceDBReader(table).nearest(vector, count, kind, columns, where)

@@ -17,6 +17,7 @@ import numpy as np
 
 from clipvisionalign.search.filters import FILTER_COLUMNS, filter_sql
 from clipvisionalign.search.hits import HIT_COLUMNS, cell_value
+from clipvisionalign.search.table_reader import TableReader
 from clipvisionalign.search.tables import metadata_columns
 
 #: The metadata column with the time at which an image was photographed.
@@ -43,10 +44,10 @@ class Browser:
     """The order of an index's images by time, read once for each version of its table.
 
     Args:
-        table: The LanceDB table of images.
+        table: Reads the images.
     """
 
-    def __init__(self, table: Any) -> None:
+    def __init__(self, table: TableReader) -> None:
         self.table, self._lock = table, threading.Lock()
         self._version: Any = None
         self._times = self._ids = np.zeros(0, dtype=np.int64)
@@ -110,9 +111,7 @@ class Browser:
 
     def _read(self, columns: tuple[str, ...], sql: str = "") -> Any:
         """Some columns of the rows that a condition selects, an Arrow table."""
-        query = self.table.search()
-        query = query.where(sql) if sql else query
-        return query.select(list(columns)).limit(max(1, self.table.count_rows())).to_arrow()
+        return self.table.read(columns, sql)
 
 
 def _parse_cursor(cursor: str) -> tuple[int, int] | None:

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from clipvisionalign.data.run_data import run_settings
-from clipvisionalign.images import open_image
-from clipvisionalign.models.io import is_pretrained
 from clipvisionalign.search.calibration_files import read_calibration
 from clipvisionalign.search.filters import FILTER_COLUMNS, filter_sql
 from clipvisionalign.search.manifest import read_manifest
 from clipvisionalign.search.promise import require_calibration
 from clipvisionalign.search.queries import SearchQuery
-from clipvisionalign.search.tables import metadata_columns, open_caption_table, open_image_table
+from clipvisionalign.search.tables import metadata_columns, read_caption_table, read_image_table
 from clipvisionalign.starter import resolve_run
 
 #: Designs whose pairs have no score of their own.
@@ -36,16 +33,22 @@ def check_query(index: str | Path, query: SearchQuery, run: str | Path = "") -> 
     """
     manifest = read_manifest(index)
     query.check()
-    for term in query.terms:
-        if term.is_image:
-            open_image(term.content)
+    images = [term.content for term in query.terms if term.is_image]
+    if images:
+        from clipvisionalign.images import open_image
+
+        for image in images:
+            open_image(image)
     if query.where.strip():
-        filter_sql(query.where, FILTER_COLUMNS | metadata_columns(open_image_table(index)))
+        filter_sql(query.where, FILTER_COLUMNS | metadata_columns(read_image_table(index)))
     if query.promise:
         require_calibration(str(index), read_calibration(index, manifest.aligner), query.promise)
-    if query.captions and open_caption_table(index) is None:
+    if query.captions and read_caption_table(index) is None:
         raise ValueError("this index has no captions: 'clipvisionalign index RUN DATA --captions' writes them")
     if query.rerank:
+        from clipvisionalign.data.run_data import run_settings
+        from clipvisionalign.models.io import is_pretrained
+
         folder = resolve_run(run or manifest.run)
         design = run_settings(folder).get("model", {}).get("design", "")
         if design in DUAL_DESIGNS or is_pretrained(folder):

@@ -29,10 +29,10 @@ def find_duplicates(
     Returns:
         Groups of two images and more, largest first; for each image its id, path, hash and size in bytes.
     """
-    count = searcher.table.count_rows()
+    table = searcher.table.read(["id", "path", "hash", "size", "vector"])
+    count = len(table)
     if not count:
         return []
-    table = searcher.table.search().select(["id", "path", "hash", "size", "vector"]).limit(count).to_arrow()
     rows = table.drop_columns(["vector"]).to_pylist()
     _, first, inverse = np.unique([row["hash"] for row in rows], return_index=True, return_inverse=True)
     edges = [np.stack([np.arange(count), first[inverse]]), *_near_pairs(vector_column(table), threshold, block)]

@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from clipvisionalign.search.tables import metadata_columns, read_columns
+from clipvisionalign.search.table_reader import TableReader
+from clipvisionalign.search.tables import metadata_columns
 
 #: Places and cameras of an answer at most, those of most images first.
 MAX_FACET_VALUES = 100
 
 
-def facets(table: Any) -> dict[str, list[dict[str, Any]]]:
+def facets(table: TableReader) -> dict[str, list[dict[str, Any]]]:
     """Counts per month, place and camera, for the columns that the index has.
 
     Args:
-        table: The table of images.
+        table: Reads the images.
 
     Returns:
         "months", the latest first, "places" and "cameras", the most frequent first; each a list of "value", "count" and
@@ -26,7 +27,7 @@ def facets(table: Any) -> dict[str, list[dict[str, Any]]]:
         name for name, kind in (("taken", "date"), ("place", "text"), ("camera", "text")) if kinds.get(name) == kind
     ]
     counts: dict[str, Counter[str]] = {name: Counter() for name in names}
-    for row in read_columns(table, names) if names else []:
+    for row in table.read(names).to_pylist() if names else []:
         for name, value in row.items():
             if value is not None and name in counts:
                 counts[name][f"{value:%Y-%m}".rjust(7, "0") if name == "taken" else value] += 1

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from clipvisionalign.search.metadata import CellValue
+if TYPE_CHECKING:
+    from clipvisionalign.search.metadata import CellValue
 
 #: Columns of a result; thumbnails and vectors are read only on demand.
 HIT_COLUMNS = ("id", "path", "width", "height", "size")

@@ -14,6 +14,7 @@ from clipvisionalign.search.collection import Collection
 from clipvisionalign.search.diff import Changes
 from clipvisionalign.search.metadata import Metadata
 from clipvisionalign.search.storage import FileListing, decode_path, printable
+from clipvisionalign.search.text_tower import TextTowerReport
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +42,7 @@ class IndexReport:
         metadata: Rows of the metadata table, how many match an image, and each that does not.
         camera: Images whose headers were read, by what cameras wrote there: values, none, or something damaged; and
             how many of these were filled in without being encoded.
+        text_tower: What became of the text tower beside the index.
     """
 
     there: int = 0
@@ -60,6 +62,7 @@ class IndexReport:
     data_set: dict[str, int] = field(default_factory=dict)
     metadata: dict[str, Any] = field(default_factory=dict)
     camera: dict[str, int] = field(default_factory=dict)
+    text_tower: TextTowerReport = field(default_factory=TextTowerReport)
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON.

@@ -46,6 +46,7 @@ from clipvisionalign.search.index_report import IndexReport, log_first, log_prob
 from clipvisionalign.search.manifest import MANIFEST_FILE, IndexManifest, open_manifest
 from clipvisionalign.search.storage import InvalidIndexError, Storage, printable
 from clipvisionalign.search.tables import BASE_COLUMNS, create_image_table, read_columns
+from clipvisionalign.search.text_tower import keep_text_tower
 from clipvisionalign.starter import resolve_run
 
 logger = logging.getLogger(__name__)
@@ -203,4 +204,6 @@ def _update_index(
     if report.there:
         write_null_cosines(index, table, aligner.encode_captions)
     copy_calibration(run, index, manifest)
+    # Last: without it the index is complete too.
+    report.text_tower = keep_text_tower(run, index, manifest.aligner, aligner)
     return report

@@ -112,8 +112,7 @@ def calibrate_index(searcher: Searcher, judgements: Sequence[Judgement], judged:
     duplicates = {each.query for each in judgements if sum(other.query == each.query for other in judgements) > 1}
     if duplicates:
         raise ValueError(f"'{' + '.join(min(duplicates))}' is judged more than once: a query counts once")
-    count = searcher.table.count_rows()
-    rows = searcher.table.search().select(["id", "path", "vector"]).limit(max(1, count)).to_arrow()
+    rows = searcher.table.read(["id", "path", "vector"])
     position_of: dict[int | str, int] = {}
     for position, (image_id, path) in enumerate(zip(rows["id"].to_pylist(), rows["path"].to_pylist(), strict=True)):
         position_of[image_id] = position_of[path] = position

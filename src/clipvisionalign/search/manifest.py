@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from clipvisionalign.models.io import model_files, resolve_model
+from clipvisionalign.search.fingerprint import aligner_fingerprint
 from clipvisionalign.search.storage import InvalidIndexError, Storage, as_storage
 
 INDEX_FORMAT = 1
@@ -37,27 +36,6 @@ class IndexManifest:
     recall: float = 1.0
     settings: dict[str, int] = field(default_factory=dict)
     format: int = INDEX_FORMAT
-
-
-def aligner_fingerprint(run: str | Path) -> str:
-    """The hash of a model's weights.
-
-    Args:
-        run: A run folder, or a pretrained model.
-
-    Returns:
-        32 hexadecimal digits, of BLAKE2b over the files of its weights.
-
-    Raises:
-        FileNotFoundError: The folder has no weights.
-        WeightsNotFound: There is no such pretrained model here or on the hub.
-    """
-    digest = hashlib.blake2b(digest_size=16)
-    for path in model_files(run):
-        with path.open("rb") as file:
-            while block := file.read(1 << 22):
-                digest.update(block)
-    return digest.hexdigest()
 
 
 def read_manifest(index: str | Path | Storage) -> IndexManifest:
@@ -111,6 +89,8 @@ def open_manifest(run: str | Path, folder: str, index: Storage, width: int) -> I
     Raises:
         InvalidIndexError: `index` belongs to another aligner or folder, or holds something else.
     """
+    from clipvisionalign.models.io import resolve_model
+
     manifest = IndexManifest(resolve_model(run), aligner_fingerprint(run), folder, width)
     if index.read(MANIFEST_FILE) is not None:
         existing = read_manifest(index)

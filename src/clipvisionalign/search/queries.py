@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from clipvisionalign.models.aligner import Aligner
-from clipvisionalign.models.pair_scorer import EncodedCaption
 from clipvisionalign.search.calibration import check_level
+from clipvisionalign.search.encoder import QueryEncoder
 from clipvisionalign.search.terms import Term, combine_terms
+
+if TYPE_CHECKING:
+    from clipvisionalign.models.pair_scorer import EncodedCaption
 
 #: Results where no number is given, and what stands for no number and for all that are promised.
 DEFAULT_COUNT, NO_COUNT, ALL_PROMISED = 10, -1, 2**31
@@ -86,31 +88,33 @@ class EncodedQuery(NamedTuple):
     captions: list[EncodedCaption]
 
 
-def encode_queries(aligner: Aligner, queries: Sequence[SearchQuery]) -> list[EncodedQuery | ValueError]:
-    """Encode queries together: each caption is tokenised and encoded once, for its vector and its pair scores alike.
+def encode_queries(encoder: QueryEncoder, queries: Sequence[SearchQuery]) -> list[EncodedQuery | ValueError]:
+    """Encode queries together: a query is encoded once, for its vector and its pair scores alike.
+
+    Words alone take the index's text tower, without PyTorch; words to re-rank by, and images, take the aligner.
 
     Args:
-        aligner: The model of the index.
+        encoder: That of the index.
         queries: Any number.
 
     Returns:
         For each query its vector and captions, or its error: nothing to search for, an image that cannot be opened, or
         a design without pair scores.
     """
-    errors = {position: error for position, query in enumerate(queries) if (error := _query_error(aligner, query))}
+    errors = {position: error for position, query in enumerate(queries) if (error := _query_error(encoder, query))}
     valid = [query for position, query in enumerate(queries) if position not in errors]
     # Queries with a vector need their words for re-ranking only.
     texts = _distinct_texts(query for query in valid if query.vector is None and not query.rerank)
     pair_texts = _distinct_texts(query for query in valid if query.rerank)
-    vectors = dict(zip(texts, aligner.encode_captions(texts).numpy(), strict=True)) if texts else {}
-    captions = dict(zip(pair_texts, aligner.encode_captions_for_pairs(pair_texts), strict=True)) if pair_texts else {}
+    vectors = dict(zip(texts, encoder.encode_words(texts), strict=True)) if texts else {}
+    captions = dict(zip(pair_texts, encoder.encode_words_for_pairs(pair_texts), strict=True)) if pair_texts else {}
     vectors |= {text: caption.vector.cpu().numpy() for text, caption in captions.items() if text not in vectors}
     encoded: list[EncodedQuery | ValueError] = []
     for position, query in enumerate(queries):
         try:
             if position in errors:
                 raise errors[position]
-            vector = _query_vector(aligner, query, vectors)
+            vector = _query_vector(encoder, query, vectors)
             encoded.append(
                 EncodedQuery(vector, [captions[str(term.content)] for term in query.terms] if query.rerank else [])
             )
@@ -119,13 +123,13 @@ def encode_queries(aligner: Aligner, queries: Sequence[SearchQuery]) -> list[Enc
     return encoded
 
 
-def _query_error(aligner: Aligner, query: SearchQuery) -> ValueError | None:
+def _query_error(encoder: QueryEncoder, query: SearchQuery) -> ValueError | None:
     try:
         query.check()
     except ValueError as error:
         return error
-    if query.rerank and aligner.late is None:
-        return ValueError(f"the design '{aligner.config.design}' has nothing to re-rank with")
+    if query.rerank and not encoder.reranks:
+        return ValueError(f"the design '{encoder.design}' has nothing to re-rank with")
     return None
 
 
@@ -133,7 +137,7 @@ def _distinct_texts(queries: Iterable[SearchQuery]) -> list[str]:
     return list(dict.fromkeys(str(term.content) for query in queries for term in query.terms if not term.is_image))
 
 
-def _query_vector(aligner: Aligner, query: SearchQuery, text_vectors: Mapping[str, np.ndarray]) -> np.ndarray:
+def _query_vector(encoder: QueryEncoder, query: SearchQuery, text_vectors: Mapping[str, np.ndarray]) -> np.ndarray:
     """The vector (D,) of a query. Raises ValueError for terms that cancel each other, ImageError."""
     if query.vector is not None:
         return query.vector
@@ -141,5 +145,5 @@ def _query_vector(aligner: Aligner, query: SearchQuery, text_vectors: Mapping[st
     image_terms = [term for term in query.terms if term.is_image]
     vectors = [text_vectors[str(term.content)] for term in text_terms]
     if image_terms:
-        vectors += [*aligner.encode_images([term.content for term in image_terms]).numpy()]
+        vectors += [*encoder.encode_images([term.content for term in image_terms])]
     return combine_terms([*text_terms, *image_terms], np.stack(vectors))

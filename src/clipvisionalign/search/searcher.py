@@ -11,27 +11,26 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from clipvisionalign.models.aligner import Aligner
-from clipvisionalign.models.hub import WeightsNotFound
-from clipvisionalign.models.io import load_aligner
-from clipvisionalign.search.ann import search_table
 from clipvisionalign.search.calibration_files import read_calibration, read_null_cosines
+from clipvisionalign.search.encoder import QueryEncoder
 from clipvisionalign.search.filters import FILTER_COLUMNS, filter_sql
 from clipvisionalign.search.hits import HIT_COLUMNS, CaptionHit, Hit, to_hits
-from clipvisionalign.search.manifest import aligner_fingerprint, read_manifest
-from clipvisionalign.search.metadata import ColumnType
+from clipvisionalign.search.manifest import read_manifest
 from clipvisionalign.search.promise import ResultAssessor
 from clipvisionalign.search.queries import EncodedQuery, SearchQuery, encode_queries
-from clipvisionalign.search.rerank import rerank_hits
-from clipvisionalign.search.storage import InvalidIndexError, Storage
-from clipvisionalign.search.tables import metadata_columns, open_caption_table, open_image_table
+from clipvisionalign.search.storage import Storage
+from clipvisionalign.search.table_reader import TableReader
+from clipvisionalign.search.tables import metadata_columns, read_caption_table, read_image_table
 from clipvisionalign.search.terms import Term
 from clipvisionalign.search.vectors import InMemoryVectors
-from clipvisionalign.starter import StarterNotInstalled, resolve_run
+
+if TYPE_CHECKING:
+    from clipvisionalign.models.aligner import Aligner
+    from clipvisionalign.search.metadata import ColumnType
 
 #: Images or captions, best first.
 Hits = list[Hit] | list[CaptionHit]
@@ -40,7 +39,10 @@ TABLE_SEARCH_THREADS = 8
 
 
 class Searcher:
-    """An open index with the aligner that encoded it.
+    """An open index.
+
+    Words are searched for without PyTorch where the index has a text tower; the aligner that encoded the index is
+    loaded when it is needed (`encoder.py`).
 
     Args:
         index: Path or URL of the index.
@@ -50,35 +52,37 @@ class Searcher:
     Attributes:
         index: Path or URL of the index.
         manifest: Of the index.
-        run: The run folder.
-        aligner: The model.
-        table: The LanceDB table of images.
-        caption_table: That of captions; None for an index without any.
+        encoder: Encodes the queries.
+        table: Reads the images.
+        caption_table: Reads the captions; None for an index without any.
         storage: Where the images are.
         in_memory: The vectors of an exact index, once several queries have been searched for together.
 
     Raises:
-        InvalidIndexError: There is no index, its aligner is not there, or the run has other weights.
+        InvalidIndexError: There is no index, the run has other weights, or it is not there and needed.
     """
 
     def __init__(self, index: str | Path, run: str | Path = "", device: str = "auto") -> None:
         self.index, self.manifest = index, read_manifest(index)
-        try:
-            self.run = Path(resolve_run(run or self.manifest.run))
-        except StarterNotInstalled as error:
-            raise InvalidIndexError(f"{index}: made with {error}") from None
-        try:
-            fingerprint = aligner_fingerprint(self.run)
-        except FileNotFoundError as error:
-            reason = f" ({error})" if isinstance(error, WeightsNotFound) else ""
-            message = f"{index}: its aligner {self.run} is not there; give its path with --run{reason}"
-            raise InvalidIndexError(message) from None
-        if fingerprint != self.manifest.aligner:
-            raise InvalidIndexError(f"{index}: it was made by another aligner than {self.run}")
-        self.aligner: Aligner = load_aligner(self.run, device)
-        self.table, self.caption_table = open_image_table(index), open_caption_table(index)
+        self.encoder = QueryEncoder(index, self.manifest, run, device)
+        self.table: TableReader = read_image_table(index)
+        self.caption_table = read_caption_table(index)
         self.storage = Storage(self.manifest.folder)
         self.in_memory: InMemoryVectors | None = None
+
+    @property
+    def run(self) -> Path:
+        """The run folder of the aligner, or the name of a pretrained dual encoder."""
+        return self.encoder.run
+
+    @property
+    def aligner(self) -> Aligner:
+        """The aligner of the index, which is loaded when it is first asked for.
+
+        Raises:
+            InvalidIndexError: It is not there.
+        """
+        return self.encoder.aligner
 
     @property
     def metadata(self) -> dict[str, ColumnType]:
@@ -94,7 +98,7 @@ class Searcher:
 
     def tokenizer(self) -> Any:
         """The tokenizer of the model's captions."""
-        return getattr(self.aligner.text_tower, "tokenizer", None)
+        return self.encoder.tokenizer
 
     def search_batch(self, queries: Sequence[SearchQuery]) -> list[Hits | Exception]:
         """Search for several queries, which are encoded together; each with its own count, filter and re-ranking.
@@ -109,7 +113,7 @@ class Searcher:
             as FilterError or ImageError) for what the user can correct, any other for what the database cannot answer.
         """
         metadata = self.metadata
-        encoded = encode_queries(self.aligner, queries)
+        encoded = encode_queries(self.encoder, queries)
         results: list[Hits | Exception] = [each if isinstance(each, ValueError) else [] for each in encoded]
         vectors = {position: each.vector for position, each in enumerate(encoded) if isinstance(each, EncodedQuery)}
         in_memory = [position for position in vectors if self._searched_in_memory(queries[position])]
@@ -150,14 +154,14 @@ class Searcher:
                 return self._search_captions(vector, query.count)
             sql = filter_sql(query.where, FILTER_COLUMNS | metadata) if query.where.strip() else ""
             columns = (*HIT_COLUMNS, *metadata)
-            return to_hits(search_table(self.table, vector, query.depth, self.manifest.kind, columns, sql), metadata)
+            return to_hits(self.table.nearest(vector, query.depth, self.manifest.kind, columns, sql), metadata)
         except Exception as error:
             return error
 
     def _search_captions(self, vector: np.ndarray, count: int) -> list[CaptionHit]:
         if self.caption_table is None:
             raise ValueError("this index has no captions: 'clipvisionalign index RUN DATA --captions' writes them")
-        rows = search_table(self.caption_table, vector, count, columns=("id", "text", "path"))
+        rows = self.caption_table.nearest(vector, count, columns=("id", "text", "path"))
         return [CaptionHit(row["id"], row["text"], row["path"], round(1.0 - row["_distance"], 6)) for row in rows]
 
     def _finish(
@@ -176,6 +180,8 @@ class Searcher:
 
     def _rerank(self, query: SearchQuery, encoded: EncodedQuery, hits: Sequence[Hit]) -> list[Hit]:
         """Hits, the first of them ordered by pair scores."""
+        from clipvisionalign.search.rerank import rerank_hits
+
         first, others = hits[: query.rerank], hits[query.rerank :]
         raw_paths, weights = self.values([hit.id for hit in first], "raw"), [term.weight for term in query.terms]
         return [*rerank_hits(self.aligner, self.storage, first, raw_paths, encoded.captions, weights), *others]
@@ -258,7 +264,7 @@ class Searcher:
             ValueError: The design has nothing to re-rank with, or a term is an image.
         """
         query = SearchQuery(terms, max(1, len(hits)), rerank=first)
-        (encoded,) = encode_queries(self.aligner, [query])
+        (encoded,) = encode_queries(self.encoder, [query])
         if isinstance(encoded, ValueError):
             raise encoded
         return self._rerank(query, encoded, hits)
@@ -292,7 +298,7 @@ class Searcher:
             ValueError: There is nothing to search for, or the terms cancel each other.
             ImageError: An image cannot be opened.
         """
-        (encoded,) = encode_queries(self.aligner, [SearchQuery(terms)])
+        (encoded,) = encode_queries(self.encoder, [SearchQuery(terms)])
         if isinstance(encoded, ValueError):
             raise encoded
         return encoded.vector
@@ -345,9 +351,8 @@ class Searcher:
         if not ids:
             return []
         id_list = ", ".join(str(int(image_id)) for image_id in ids)
-        return (
-            self.table.search().where(f"id IN ({id_list})").select(list(columns)).limit(len(ids)).to_arrow().to_pylist()
-        )
+        rows: list[dict[str, Any]] = self.table.read(columns, f"id IN ({id_list})").to_pylist()
+        return rows
 
     def values(self, ids: Sequence[int], column: str) -> dict[int, Any]:
         """The value of a column for each of some images.

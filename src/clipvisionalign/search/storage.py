@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -108,7 +109,7 @@ class Storage:
         return self.filesystem.cat_file(key).decode() if self.filesystem.exists(key) else None
 
     def write(self, name: str, text: str) -> None:
-        """Write a file atomically; the folder is made if it is not there.
+        """Write a file atomically; its folder is made if it is not there.
 
         Args:
             name: Its path below the folder.
@@ -117,9 +118,52 @@ class Storage:
         if not self.is_local:
             self.filesystem.pipe_file(f"{self.root}/{name}", text.encode())
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(self.folder / name) as aside:
             aside.write_text(text, encoding="utf-8")
+
+    def has_folder(self, name: str) -> bool:
+        """Whether there is a folder.
+
+        Args:
+            name: Its path below this one.
+
+        Returns:
+            Whether it is there.
+        """
+        return (self.folder / name).is_dir() if self.is_local else bool(self.filesystem.isdir(f"{self.root}/{name}"))
+
+    def put_file(self, name: str, source: Path) -> None:
+        """Put a file of this machine here: on the same disk as a second name of it, else as a copy.
+
+        Args:
+            name: Its path below the folder.
+            source: The file, which nothing writes to any more.
+        """
+        if not self.is_local:
+            self.filesystem.put_file(str(source), f"{self.root}/{name}")
+            return
+        (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(self.folder / name, sync=False, unique_name=True) as aside:
+            try:
+                os.link(source, aside)
+            except OSError:
+                shutil.copyfile(source, aside)
+
+    def get_file(self, name: str, target: Path) -> None:
+        """Copy a file to this machine.
+
+        Args:
+            name: Its path below the folder.
+            target: Where it is written.
+
+        Raises:
+            OSError: The file is not there, or cannot be written.
+        """
+        if self.is_local:
+            shutil.copyfile(self.folder / name, target)
+        else:
+            self.filesystem.get_file(f"{self.root}/{name}", str(target))
 
     def list_files(self) -> FileListing:
         """Everything below the folder.

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
-from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from clipvisionalign.search.manifest import read_manifest
-from clipvisionalign.search.metadata import ColumnType
 from clipvisionalign.search.storage import InvalidIndexError, Storage, as_storage
+from clipvisionalign.search.table_reader import TableReader, connect, open_reader, try_open_table
+
+if TYPE_CHECKING:
+    from clipvisionalign.search.metadata import ColumnType
 
 #: Names of the tables. Indexes on disk have them.
 IMAGE_TABLE, CAPTION_TABLE = "pictures", "captions"
 #: Columns of every table of images; any others are metadata.
 BASE_COLUMNS = ("id", "path", "raw", "size", "mtime_ns", "hash", "width", "height", "thumbnail", "vector")
-#: Delay after which an open index returns what another process has written.
-READ_CONSISTENCY_INTERVAL = timedelta(seconds=5)
 
 
 def open_image_table(index: str | Path | Storage) -> Any:
@@ -36,7 +35,7 @@ def open_image_table(index: str | Path | Storage) -> Any:
         ModuleNotFoundError: LanceDB is not installed.
     """
     read_manifest(index)
-    table = _try_open_table(as_storage(index), IMAGE_TABLE)
+    table = try_open_table(as_storage(index), IMAGE_TABLE)
     if table is None:
         raise InvalidIndexError(f"{index}: its table cannot be opened: give the command that made it again")
     return table
@@ -51,7 +50,39 @@ def open_caption_table(index: str | Path | Storage) -> Any:
     Returns:
         The LanceDB table; None for an index without captions.
     """
-    return _try_open_table(as_storage(index), CAPTION_TABLE)
+    return try_open_table(as_storage(index), CAPTION_TABLE)
+
+
+def read_image_table(index: str | Path | Storage) -> TableReader:
+    """Open the images of an index to read from, without LanceDB's client where pylance is installed.
+
+    Args:
+        index: Path, URL or storage of an index.
+
+    Returns:
+        The reader.
+
+    Raises:
+        InvalidIndexError: There is no index, or its table cannot be opened.
+        ModuleNotFoundError: Neither pylance nor LanceDB is installed.
+    """
+    read_manifest(index)
+    reader = open_reader(as_storage(index), IMAGE_TABLE)
+    if reader is None:
+        raise InvalidIndexError(f"{index}: its table cannot be opened: give the command that made it again")
+    return reader
+
+
+def read_caption_table(index: str | Path | Storage) -> TableReader | None:
+    """Open the captions of an index to read from.
+
+    Args:
+        index: Path, URL or storage of an index.
+
+    Returns:
+        The reader; None for an index without captions.
+    """
+    return open_reader(as_storage(index), CAPTION_TABLE)
 
 
 def create_image_table(index: Storage, width: int) -> Any:
@@ -92,28 +123,11 @@ def create_caption_table(index: Storage, width: int) -> Any:
     return _open_or_create_table(index, CAPTION_TABLE, columns)
 
 
-def _connect(index: Storage) -> Any:
-    with warnings.catch_warnings():
-        # LanceDB warns of forked processes when it is imported; none is forked here.
-        warnings.simplefilter("ignore")
-        import lancedb
-
-    return lancedb.connect(index.location, read_consistency_interval=READ_CONSISTENCY_INTERVAL)
-
-
-def _try_open_table(index: Storage, name: str) -> Any:
-    """A table; None where there is none of that name that can be opened."""
-    try:
-        return _connect(index).open_table(name)
-    except (ValueError, OSError):
-        return None
-
-
 def _open_or_create_table(index: Storage, name: str, columns: Sequence[tuple[str, Any]]) -> Any:
     import pyarrow as arrow
 
-    table = _try_open_table(index, name)
-    return _connect(index).create_table(name, schema=arrow.schema(columns)) if table is None else table
+    table = try_open_table(index, name)
+    return connect(index).create_table(name, schema=arrow.schema(columns)) if table is None else table
 
 
 def _vector_type(width: int) -> Any:

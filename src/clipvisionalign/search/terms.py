@@ -9,11 +9,14 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from clipvisionalign.images import ImageSource
 from clipvisionalign.search.storage import printable
+
+if TYPE_CHECKING:
+    from clipvisionalign.images import ImageSource
 
 #: Bounds of a weight, and its notation: no sentence begins with it.
 MIN_WEIGHT, MAX_WEIGHT = 0.001, 1000.0

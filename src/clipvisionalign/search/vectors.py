@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
+from clipvisionalign.search.table_reader import TableReader
 from clipvisionalign.search.tables import vector_column
 
 
@@ -27,10 +26,10 @@ class InMemoryVectors:
         rows: The columns, an Arrow table of N rows.
     """
 
-    def __init__(self, table: Any, columns: Sequence[str]) -> None:
+    def __init__(self, table: TableReader, columns: Sequence[str]) -> None:
         self.version, self.columns = table.version, tuple(columns)
-        rows = table.search().select([*columns, "vector"]).limit(max(1, table.count_rows())).to_arrow()
-        self.vectors = torch.from_numpy(vector_column(rows))
+        rows = table.read([*columns, "vector"])
+        self.vectors = vector_column(rows)
         self.rows = rows.select(list(columns))
 
     def search(self, vectors: np.ndarray, counts: Sequence[int]) -> list[list[dict[str, Any]]]:
@@ -41,12 +40,17 @@ class InMemoryVectors:
             counts: Numbers of rows, one for each query.
 
         Returns:
-            For each query what `ann.search_table` returns.
+            For each query what `TableReader.nearest` returns.
         """
-        max_count = min(max(counts), len(self.vectors))
-        scores, row_indices = (torch.from_numpy(vectors) @ self.vectors.T).topk(max_count, dim=1)
-        return [self._to_rows(*row_matches) for row_matches in zip(scores, row_indices, counts, strict=True)]
+        scores = vectors @ self.vectors.T
+        return [self._nearest(*each) for each in zip(scores, counts, strict=True)]
 
-    def _to_rows(self, scores: Tensor, row_indices: Tensor, count: int) -> list[dict[str, Any]]:
-        rows = self.rows.take(row_indices[:count].numpy()).to_pylist()
-        return [row | {"_distance": 1.0 - score} for row, score in zip(rows, scores[:count].tolist(), strict=True)]
+    def _nearest(self, scores: np.ndarray, count: int) -> list[dict[str, Any]]:
+        """The rows with the `count` greatest of N scores, greatest first; of equal ones the first row."""
+        if count < len(scores):
+            candidates = np.argpartition(scores, len(scores) - count)[-count:]
+        else:
+            candidates = np.arange(len(scores))
+        order = candidates[np.lexsort((candidates, -scores[candidates]))]
+        rows = self.rows.take(order).to_pylist()
+        return [row | {"_distance": 1.0 - score} for row, score in zip(rows, scores[order].tolist(), strict=True)]

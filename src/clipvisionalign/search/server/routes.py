@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 from importlib.resources import files
 from io import BytesIO
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 from fastapi import FastAPI, File, Query, Request, Response, UploadFile
@@ -17,9 +17,7 @@ from fastapi.staticfiles import StaticFiles
 from PIL import Image
 
 from clipvisionalign import __version__
-from clipvisionalign.explain.colours import COLOUR_ANCHORS
-from clipvisionalign.explain.contact_sheet import explanation_sheet
-from clipvisionalign.explain.heatmaps import MAP_OPACITY, Explanation, explain
+from clipvisionalign.explain.colours import COLOUR_ANCHORS, MAP_OPACITY
 from clipvisionalign.images import open_image
 from clipvisionalign.search.facets import facets
 from clipvisionalign.search.filters import MAX_FILTER_LENGTH
@@ -29,6 +27,9 @@ from clipvisionalign.search.queries import SearchQuery
 from clipvisionalign.search.server.errors import translate_errors
 from clipvisionalign.search.server.service import SearchService, index_info
 from clipvisionalign.search.terms import Term, parse_term
+
+if TYPE_CHECKING:
+    from clipvisionalign.explain.heatmaps import Explanation
 
 #: Pixels of the longer side of an image that is shown large.
 LARGE_IMAGE_SIZE = 1600
@@ -61,7 +62,7 @@ def hits_to_json(hits: Sequence[Hit | CaptionHit], terms: Sequence[Term] = (), o
     return {"found": page, "notes": [*notes, *result.notes], **result.verdict()}
 
 
-def explanation_to_json(explanation: Explanation) -> dict[str, Any]:
+def explanation_to_json(explanation: "Explanation") -> dict[str, Any]:
     """The maps of an explanation, with the colours that they are to be drawn in.
 
     Args:
@@ -255,6 +256,9 @@ def add_explain_routes(app: FastAPI, service: SearchService) -> None:
         def work() -> Response:
             if not caption.strip():
                 raise ValueError("a caption needs words")
+            from clipvisionalign.explain.contact_sheet import explanation_sheet
+            from clipvisionalign.explain.heatmaps import explain
+
             searcher = searchers[index]
             image_source = searcher.image_source(id)
             with service.model_lock:
@@ -274,6 +278,8 @@ def add_explain_routes(app: FastAPI, service: SearchService) -> None:
         def work() -> dict[str, Any]:
             if not caption.strip():
                 raise ValueError("a caption needs words")
+            from clipvisionalign.explain.heatmaps import explain
+
             searcher = searchers[index]
             image_source = searcher.image_source(id)
             with service.model_lock:

@@ -68,6 +68,9 @@ def run_server(
             "in the environment"
         )
     searchers = [Searcher(index, run) for index in indexes]
+    for searcher in searchers:
+        # Images, re-ranking and explanations load the rest when they are first asked for, beside searches by words.
+        searcher.encoder.load()
     for note in dict.fromkeys(filter(None, (unfinished_note(searcher.run) for searcher in searchers))):
         logger.info(f"note: {note}")
     # A page elsewhere must not reach a service on loopback by a name that it makes point there.

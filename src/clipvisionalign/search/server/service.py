@@ -106,8 +106,8 @@ def index_info(searcher: Searcher) -> dict[str, Any]:
         "folder": searcher.manifest.folder,
         "kind": searcher.manifest.kind,
         "recall": searcher.manifest.recall,
-        "design": searcher.aligner.config.design,
-        "reranks": searcher.aligner.late is not None,
+        "design": searcher.encoder.design,
+        "reranks": searcher.encoder.reranks,
         "captions": 0 if searcher.caption_table is None else searcher.caption_table.count_rows(),
         "filters": [*FILTER_COLUMNS, *searcher.metadata],
     }

@@ -1,0 +1,136 @@
+"""A text tower as ONNX, run by onnxruntime and tokenizers alone: neither PyTorch nor transformers is imported.
+
+A folder of such a tower (`text_tower.py` writes it) holds the graph, tokenizer.json, and text.json with what a caption
+has to look like.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from clipvisionalign.argument_checks import check_strings
+
+#: Files of an exported text tower. The manifest is written last: with it the folder is complete.
+TEXT_MANIFEST, TEXT_GRAPH, TEXT_TOKENIZER = "text.json", "text_tower.onnx", "tokenizer.json"
+#: Version of text.json.
+TEXT_FORMAT = 1
+
+
+def open_session(path: Path) -> Any:
+    """Open a graph with onnxruntime, on the CPU.
+
+    Args:
+        path: The .onnx file.
+
+    Returns:
+        An onnxruntime InferenceSession.
+    """
+    import onnxruntime
+
+    return onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+
+
+def open_tokenizer(path: Path, manifest: dict[str, Any]) -> Any:
+    """Open a tokenizer that cuts and pads captions as a model does.
+
+    Args:
+        path: The tokenizer.json.
+        manifest: "max_tokens" and "pad", and where they differ from the default "truncation_side", "padding_side" and
+            "padded_to", the fixed number of tokens.
+
+    Returns:
+        A `tokenizers.Tokenizer`.
+    """
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(path))
+    tokenizer.enable_truncation(manifest["max_tokens"], direction=manifest.get("truncation_side", "right"))
+    tokenizer.enable_padding(
+        direction=manifest.get("padding_side", "right"), pad_id=manifest["pad"], length=manifest.get("padded_to")
+    )
+    return tokenizer
+
+
+def tokenize_padded(tokenizer: Any, captions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Tokenise captions into one array.
+
+    Args:
+        tokenizer: As `open_tokenizer` returns it.
+        captions: M captions.
+
+    Returns:
+        Token ids and mask, each (M, T), int64; the mask is 1 on tokens, 0 on padding.
+    """
+    encodings = tokenizer.encode_batch(list(captions))
+    ids = np.array([each.ids for each in encodings], dtype=np.int64)
+    return ids, np.array([each.attention_mask for each in encodings], dtype=np.int64)
+
+
+class OnnxTextTower:
+    """An exported text tower: captions to vectors.
+
+    Args:
+        folder: A folder that `write_text_tower` wrote.
+
+    Attributes:
+        manifest: The content of text.json.
+        tokenizer: A `tokenizers.Tokenizer`, which cuts captions and pads batches.
+
+    Raises:
+        ModuleNotFoundError: onnxruntime or tokenizers is not installed.
+        FileNotFoundError: The folder has no manifest.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        source = Path(folder)
+        self.manifest: dict[str, Any] = json.loads((source / TEXT_MANIFEST).read_text(encoding="utf-8"))
+        self.tokenizer = open_tokenizer(source / TEXT_TOKENIZER, self.manifest)
+        self.session = open_session(source / TEXT_GRAPH)
+
+    def clean(self, caption: str) -> str:
+        """A caption as the tokenizer takes it: with what the model's own tokenizer mends before.
+
+        Args:
+            caption: The words.
+
+        Returns:
+            The words, without HTML entities and broken encodings where the model's tokenizer mends them.
+        """
+        if self.manifest.get("cleaning") != "open_clip":
+            return caption
+        if not caption.isascii():
+            try:
+                import ftfy
+            except ModuleNotFoundError:
+                pass
+            else:
+                caption = ftfy.fix_text(caption)
+        return html.unescape(html.unescape(caption)) if "&" in caption else caption
+
+    def encode_captions(self, captions: Sequence[str], batch: int = 64) -> np.ndarray:
+        """Encode captions; those of about equal length go together.
+
+        Args:
+            captions: M captions.
+            batch: Captions that go through the tower together.
+
+        Returns:
+            (M, D) float32, unit length, in the order of `captions`.
+
+        Raises:
+            TypeError: One string is given where a list is required.
+        """
+        check_strings(captions)
+        vectors = np.empty((len(captions), self.manifest["width"]), dtype=np.float32)
+        order = np.argsort([len(caption) for caption in captions], kind="stable")
+        for start in range(0, len(captions), batch):
+            rows = order[start : start + batch]
+            ids, mask = tokenize_padded(self.tokenizer, [self.clean(captions[row]) for row in rows])
+            vectors[rows] = self.session.run(["vectors"], {"ids": ids, "mask": mask})[0]
+        return vectors

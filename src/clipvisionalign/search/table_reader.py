@@ -1,0 +1,308 @@
+"""Reading the tables of an index by pylance (`import lance`), which loads much faster than LanceDB's client.
+
+Both read the same files by the same engine. LanceDB's client takes its place where pylance is not installed, or is
+older than the tables.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any, Protocol
+
+import numpy as np
+
+from clipvisionalign.search.storage import Storage
+
+#: Delay after which an open index returns what another process has written.
+READ_CONSISTENCY_INTERVAL = timedelta(seconds=5)
+
+
+class TableReader(Protocol):
+    """A table of an index, to read from."""
+
+    @property
+    def schema(self) -> Any:
+        """Its Arrow schema."""
+        ...
+
+    @property
+    def version(self) -> int:
+        """The version that is read; another process's writes raise it."""
+        ...
+
+    def count_rows(self) -> int:
+        """The number of rows."""
+        ...
+
+    def read(self, columns: Sequence[str], where: str = "", limit: int | None = None) -> Any:
+        """Some columns of some rows.
+
+        Args:
+            columns: Their names.
+            where: A condition in SQL, "" for none.
+            limit: Number of rows at most; None for all.
+
+        Returns:
+            An Arrow table.
+        """
+        ...
+
+    def nearest(
+        self, vector: np.ndarray, count: int, kind: str = "exact", columns: Sequence[str] = (), where: str = ""
+    ) -> list[dict[str, Any]]:
+        """The rows whose vectors are nearest to a query's.
+
+        Args:
+            vector: The query, (D,).
+            count: Number of rows at most.
+            kind: Kind of the index, as in the manifest.
+            columns: The columns that are read.
+            where: A condition in SQL (`filters.filter_sql`), "" for none.
+
+        Returns:
+            Rows, nearest first; "_distance" is 1 - cosine.
+        """
+        ...
+
+
+def ann_options(kind: str, count: int) -> dict[str, int]:
+    """How widely an approximate index is searched.
+
+    Wide enough that hardly one of the nearest is missed; the first candidates are compared again by exact vectors.
+
+    Args:
+        kind: Kind of the index, as in the manifest.
+        count: Number of rows that are wanted.
+
+    Returns:
+        "nprobes", "refine_factor", and for graphs "ef"; empty for an exact search.
+    """
+    if kind == "exact":
+        return {}
+    if kind == "IVF_PQ":
+        return {"nprobes": 48, "refine_factor": 20}
+    return {"nprobes": 32, "ef": max(200, 4 * count), "refine_factor": 4}
+
+
+class LanceReader:
+    """A table that pylance reads.
+
+    Args:
+        location: Its path or URL.
+
+    Raises:
+        ModuleNotFoundError: pylance is not installed.
+        ValueError: There is no table.
+        OSError: The table cannot be read.
+    """
+
+    def __init__(self, location: str) -> None:
+        self.location = location
+        self._dataset = self._open()
+        self._checked = time.monotonic()
+
+    def _open(self) -> Any:
+        import lance
+
+        return lance.dataset(self.location)
+
+    @property
+    def dataset(self) -> Any:
+        """The table as it was `READ_CONSISTENCY_INTERVAL` ago, or is now."""
+        now = time.monotonic()
+        if now - self._checked >= READ_CONSISTENCY_INTERVAL.total_seconds():
+            self._checked = now
+            if self._dataset.latest_version != self._dataset.version:
+                # Another object: searches that are running keep the former.
+                self._dataset = self._open()
+        return self._dataset
+
+    @property
+    def schema(self) -> Any:
+        """Its Arrow schema."""
+        return self.dataset.schema
+
+    @property
+    def version(self) -> int:
+        """The version that is read."""
+        return int(self.dataset.version)
+
+    def count_rows(self) -> int:
+        """The number of rows."""
+        return int(self.dataset.count_rows())
+
+    def read(self, columns: Sequence[str], where: str = "", limit: int | None = None) -> Any:
+        """Some columns of some rows, see `TableReader`.
+
+        Args:
+            columns: Their names.
+            where: A condition in SQL, "" for none.
+            limit: Number of rows at most; None for all.
+
+        Returns:
+            An Arrow table.
+
+        Raises:
+            RuntimeError: The engine cannot answer.
+        """
+        return self._scan(columns=list(columns), filter=where or None, limit=limit)
+
+    def nearest(
+        self, vector: np.ndarray, count: int, kind: str = "exact", columns: Sequence[str] = (), where: str = ""
+    ) -> list[dict[str, Any]]:
+        """The rows whose vectors are nearest to a query's, see `TableReader`.
+
+        Args:
+            vector: The query, (D,).
+            count: Number of rows at most.
+            kind: Kind of the index, as in the manifest.
+            columns: The columns that are read.
+            where: A condition in SQL, "" for none.
+
+        Returns:
+            Rows, nearest first; "_distance" is 1 - cosine.
+
+        Raises:
+            RuntimeError: The engine cannot answer.
+        """
+        nearest = {
+            "column": "vector", "q": np.asarray(vector, dtype=np.float32), "k": count, "metric": "dot",
+            "use_index": kind != "exact", **ann_options(kind, count),
+        }  # fmt: skip
+        rows = self._scan(
+            columns=[*columns, "_distance"], nearest=nearest, filter=where or None, prefilter=bool(where)
+        ).to_pylist()
+        return list(rows)
+
+    def _scan(self, **options: Any) -> Any:
+        try:
+            return self.dataset.to_table(**options)
+        except ValueError as error:
+            # What a user may have to correct was checked before.
+            raise RuntimeError(f"lance error: {error}") from error
+
+
+class LanceDBReader:
+    """A table that LanceDB's client reads.
+
+    Args:
+        table: The LanceDB table.
+    """
+
+    def __init__(self, table: Any) -> None:
+        self.table = table
+
+    @property
+    def schema(self) -> Any:
+        """Its Arrow schema."""
+        return self.table.schema
+
+    @property
+    def version(self) -> int:
+        """The version that is read."""
+        return int(self.table.version)
+
+    def count_rows(self) -> int:
+        """The number of rows."""
+        return int(self.table.count_rows())
+
+    def read(self, columns: Sequence[str], where: str = "", limit: int | None = None) -> Any:
+        """Some columns of some rows, see `TableReader`.
+
+        Args:
+            columns: Their names.
+            where: A condition in SQL, "" for none.
+            limit: Number of rows at most; None for all.
+
+        Returns:
+            An Arrow table.
+        """
+        query = self.table.search().select(list(columns)).limit(limit or max(1, self.count_rows()))
+        return (query.where(where) if where else query).to_arrow()
+
+    def nearest(
+        self, vector: np.ndarray, count: int, kind: str = "exact", columns: Sequence[str] = (), where: str = ""
+    ) -> list[dict[str, Any]]:
+        """The rows whose vectors are nearest to a query's, see `TableReader`.
+
+        Args:
+            vector: The query, (D,).
+            count: Number of rows at most.
+            kind: Kind of the index, as in the manifest.
+            columns: The columns that are read.
+            where: A condition in SQL, "" for none.
+
+        Returns:
+            Rows, nearest first; "_distance" is 1 - cosine.
+        """
+        query = self.table.search(np.asarray(vector, dtype=np.float32), vector_column_name="vector")
+        query = query.distance_type("dot").select([*columns, "_distance"]).limit(count)
+        if where:
+            query = query.where(where, prefilter=True)
+        if kind == "exact":
+            query = query.bypass_vector_index()
+        for name, value in ann_options(kind, count).items():
+            query = getattr(query, name)(value)
+        return list(query.to_list())
+
+
+def open_reader(index: Storage, name: str) -> TableReader | None:
+    """Open a table of an index to read from.
+
+    Args:
+        index: The storage of the index.
+        name: The table.
+
+    Returns:
+        The reader; None where there is no such table that can be opened.
+
+    Raises:
+        ModuleNotFoundError: Neither pylance nor LanceDB is installed.
+    """
+    folder = f"{name}.lance"
+    if not index.has_folder(folder):
+        return None
+    try:
+        return LanceReader(f"{index.location}/{folder}")
+    except (ImportError, ValueError, OSError):
+        table = try_open_table(index, name)
+        return None if table is None else LanceDBReader(table)
+
+
+def connect(index: Storage) -> Any:
+    """Open an index with LanceDB's client, to write to it.
+
+    Args:
+        index: The storage of the index.
+
+    Returns:
+        The LanceDB connection.
+
+    Raises:
+        ModuleNotFoundError: LanceDB is not installed.
+    """
+    with warnings.catch_warnings():
+        # LanceDB warns of forked processes when it is imported; none is forked here.
+        warnings.simplefilter("ignore")
+        import lancedb
+
+    return lancedb.connect(index.location, read_consistency_interval=READ_CONSISTENCY_INTERVAL)
+
+
+def try_open_table(index: Storage, name: str) -> Any:
+    """A table of LanceDB's client.
+
+    Args:
+        index: The storage of the index.
+        name: The table.
+
+    Returns:
+        The LanceDB table; None where there is none of that name that can be opened.
+    """
+    try:
+        return connect(index).open_table(name)
+    except (ValueError, OSError):
+        return None

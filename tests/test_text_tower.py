@@ -1,0 +1,373 @@
+"""The text tower beside an index: words are searched for without PyTorch, and find what PyTorch finds."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("lancedb", reason="no lancedb: pip install 'clipvisionalign[search]'")
+pytest.importorskip("lance", reason="no lance: pip install 'clipvisionalign[search]'")
+pytest.importorskip("onnxruntime", reason="no onnxruntime: pip install 'clipvisionalign[search]'")
+
+from clipvisionalign.cli import main
+from clipvisionalign.export import text_tower as text_export
+from clipvisionalign.models.aligner import Aligner
+from clipvisionalign.models.io import load_aligner
+from clipvisionalign.search import fingerprint
+from clipvisionalign.search.fingerprint import aligner_fingerprint
+from clipvisionalign.search.hits import CaptionHit, Hit
+from clipvisionalign.search.indexer import build_index
+from clipvisionalign.search.queries import SearchQuery
+from clipvisionalign.search.searcher import Searcher
+from clipvisionalign.search.storage import InvalidIndexError
+from clipvisionalign.search.table_reader import LanceDBReader, LanceReader
+from clipvisionalign.search.tables import open_image_table
+from clipvisionalign.search.terms import Term, parse_term
+
+#: What a search by words does without.
+HEAVY = ("torch", "torchvision", "timm", "transformers", "lancedb", "open_clip")
+DESIGNS = ("self", "sparse", "late", "cross")
+TEXT_FILES = {"text.json", "text_tower.onnx", "tokenizer.json"}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory, scenes_folder, tiny_runs) -> Path:
+    """An index of each design, and one with captions and metadata."""
+    folder = tmp_path_factory.mktemp("indexes")
+    for design in DESIGNS:
+        shutil.copytree(tiny_runs[design], folder / "runs" / design)
+        build_index(folder / "runs" / design, scenes_folder / "images", folder / design)
+    build_index(folder / "runs" / "self", scenes_folder, folder / "captions", captions=True)
+    return folder
+
+
+def by_pytorch(index: Path, run: str | Path = "") -> Searcher:
+    """The index as if it had no text tower."""
+    searcher = Searcher(index, run)
+    searcher.encoder._text_manifest = None
+    return searcher
+
+
+def assert_same_hits(some: list[Hit] | list[CaptionHit], others: list[Hit] | list[CaptionHit]) -> None:
+    assert [hit.id for hit in some] == [hit.id for hit in others]
+    assert np.allclose([hit.score for hit in some], [hit.score for hit in others], atol=1e-4)
+
+
+# --- what is found ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("design", DESIGNS)
+def test_words_find_what_they_find_by_pytorch(world, design):
+    here, torch_side = Searcher(world / design), by_pytorch(world / design)
+    texts = ["a red circle", "Two STARS, left of a ring!", "x", "a dog on the grass " * 30, "\u72ac \U0001f415"]
+    vectors = here.encoder.encode_words(texts)
+    assert here.encoder.text_tower is not None
+    assert np.abs(vectors - torch_side.encoder.encode_words(texts)).max() < 1e-4
+    assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+    terms = [parse_term("^2 red"), parse_term("ring"), parse_term("blue", -1.0)]
+    queries = [
+        SearchQuery(terms[:1], 7), SearchQuery(terms, 500), SearchQuery(terms[1:], 5, "id >= 10 and width >= 1"),
+        SearchQuery([parse_term(texts[3])], 3, 'path like "*1*"'),
+    ]  # fmt: skip
+    for query, hits in zip(queries, here.search_batch(queries), strict=True):
+        assert not isinstance(hits, Exception)
+        assert len(hits) > 0
+        assert_same_hits(hits, torch_side.search_one(query))
+        assert_same_hits(hits, here.search_one(query))
+    assert here.encoder._aligner is None, "words alone load no aligner"
+
+
+def test_captions_are_found_by_words(world):
+    query = SearchQuery([parse_term("two red circles")], 8, captions=True)
+    hits = Searcher(world / "captions").search_one(query)
+    assert len(hits) == 8
+    assert_same_hits(hits, by_pytorch(world / "captions").search_one(query))
+
+
+def test_images_and_re_ranking_load_the_aligner_and_find_the_same(world, scenes_folder):
+    image = sorted((scenes_folder / "images").glob("*.png"))[5]
+    here, torch_side = Searcher(world / "late"), by_pytorch(world / "late")
+    like = SearchQuery([Term(image, is_image=True), parse_term("red")], 6)
+    assert_same_hits(here.search_one(like), torch_side.search_one(like))
+    assert here.encoder._aligner is not None
+    again = SearchQuery([parse_term("red")], 6, rerank=4)
+    assert_same_hits(here.search_one(again), torch_side.search_one(again))
+
+
+def test_both_readers_and_all_kinds_of_index_find_the_same(tmp_path, scenes_folder, tiny_runs, monkeypatch):
+    query = SearchQuery([parse_term("a red circle")], 10, "width > 10")
+    ids = []
+    for sizes, kind in (((1000, 2000), "exact"), ((50, 1000), "IVF_HNSW_SQ")):
+        build_index(tiny_runs["self"], scenes_folder / "images", tmp_path / "index", sizes=sizes)
+        lance_side = Searcher(tmp_path / "index")
+        assert lance_side.manifest.kind == kind
+        assert isinstance(lance_side.table, LanceReader)
+        with monkeypatch.context() as patch:
+            patch.setitem(sys.modules, "lance", None)
+            lancedb_side = Searcher(tmp_path / "index")
+        assert isinstance(lancedb_side.table, LanceDBReader)
+        assert lance_side.table.count_rows() == lancedb_side.table.count_rows() == 120
+        hits = lance_side.search_one(query)
+        assert_same_hits(hits, lancedb_side.search_one(query))
+        rows = [
+            sorted(side.table.read(["id", "path"], "id < 50", 7).to_pylist(), key=str)
+            for side in (lance_side, lancedb_side)
+        ]
+        assert rows[0] == rows[1]
+        assert len(rows[0]) == 7
+        ids.append([hit.id for hit in hits])
+    assert ids[0] == ids[1]
+
+
+def test_an_open_index_sees_later_what_is_written(tmp_path, scenes_folder, tiny_runs, monkeypatch):
+    from datetime import timedelta
+
+    from clipvisionalign.search import table_reader
+
+    source = tmp_path / "images"
+    source.mkdir()
+    files = sorted((scenes_folder / "images").glob("*.png"))[:3]
+    shutil.copy(files[0], source)
+    build_index(tiny_runs["self"], source, tmp_path / "index")
+    searcher = Searcher(tmp_path / "index")
+    version = searcher.table.version
+    shutil.copy(files[1], source)
+    build_index(tiny_runs["self"], source, tmp_path / "index")
+    assert searcher.table.count_rows() == 1, "within the interval it is as it was"
+    monkeypatch.setattr(table_reader, "READ_CONSISTENCY_INTERVAL", timedelta(0))
+    assert searcher.table.count_rows() == 2
+    assert searcher.table.version > version
+    assert len(searcher.search([parse_term("red")])) == 2
+
+
+# --- what is imported ------------------------------------------------------------------------------------------------
+
+PROBE = """
+import json, sys
+from clipvisionalign.cli import main
+for arguments in json.loads(sys.argv[1]):
+    try:
+        status = main(arguments)
+    except SystemExit as error:
+        status = error.code
+    assert status in (0, 1), (arguments, status)
+    print("heavy:", arguments[:4], [name for name in json.loads(sys.argv[2]) if name in sys.modules], file=sys.stderr)
+"""
+
+
+def probe(calls: list[list[str]], **environment: str) -> list[str]:
+    """The lines that name the heavy modules after each call, all in one new process."""
+    done = subprocess.run(
+        [sys.executable, "-c", PROBE, json.dumps(calls), json.dumps(HEAVY)],
+        capture_output=True, text=True, env=os.environ | environment, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [line for line in done.stderr.splitlines() if line.startswith("heavy:")]
+
+
+@pytest.mark.slow
+def test_a_search_by_words_imports_neither_pytorch_nor_lancedb(world, tmp_path):
+    (tmp_path / "queries.txt").write_text("a red circle\n^2 blue ring\n")
+    index = str(world / "captions")
+    calls = [
+        ["search", index, "a red circle"],
+        ["search", index, "^2 red", "ring", "--minus", "blue", "--count", "3"],
+        ["search", index, "red", "--where", 'width >= 32 and split = "dev"', "--json"],
+        ["search", index, "red", "--paths", "--null"],
+        ["search", index, "--queries", str(tmp_path / "queries.txt"), "--json"],
+        ["search", index, "two stars", "--captions"],
+        ["search", str(world / "cross"), "a ring", "--run", str(world / "runs" / "cross")],
+        ["search", index, "red", "--where", "nothing = 3"],
+    ]
+    lines = probe(calls)
+    assert len(lines) == len(calls)
+    assert all(line.endswith("[]") for line in lines), lines
+    # The probe sees them where they are needed.
+    assert "'torch'" in probe([["search", str(world / "late"), "red", "--rerank", "3"]])[0]
+
+
+# --- the run ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_moved_run_a_changed_run_and_no_run(world, tmp_path, scenes_folder, capsys):
+    index, run = tmp_path / "index", tmp_path / "run"
+    shutil.copytree(world / "runs" / "late", run)
+    build_index(run, scenes_folder / "images", index)
+    words = SearchQuery([parse_term("a red circle")], 5)
+    expected = Searcher(index).search_one(words)
+    run.rename(tmp_path / "moved")
+    assert_same_hits(Searcher(index, tmp_path / "moved").search_one(words), expected)
+    # Gone: words are searched for; what needs the aligner names it.
+    searcher = Searcher(index)
+    assert_same_hits(searcher.search_one(words), expected)
+    image = str(next((scenes_folder / "images").glob("*.png")))
+    for more in (["red", "--rerank", "3"], ["--like", image]):
+        assert main(["search", str(index), *more]) == 1
+        message = capsys.readouterr().err
+        assert f"its aligner {run} is not there; give its path with --run" in message
+    with pytest.raises(InvalidIndexError, match="is not there"):
+        Searcher(index, tmp_path / "nowhere")
+    # Other weights at its place are refused as ever, whatever is kept of the former.
+    shutil.copytree(world / "runs" / "self", run)
+    for given in ("", run):
+        with pytest.raises(InvalidIndexError, match="made by another aligner"):
+            Searcher(index, given)
+    shutil.rmtree(run)
+    (tmp_path / "moved").rename(run)
+    assert_same_hits(Searcher(index).search_one(words), expected)
+
+
+def test_a_fingerprint_that_is_kept_is_that_of_the_files(tmp_path, tiny_model, monkeypatch):
+    monkeypatch.setenv("CLIPVISIONALIGN_CACHE", str(tmp_path / "cache"))
+    Aligner(tiny_model()).save(tmp_path / "run")
+    weights = tmp_path / "run" / "model.safetensors"
+    first = aligner_fingerprint(tmp_path / "run")
+    with monkeypatch.context() as patch:
+        patch.setattr(fingerprint, "_weight_files", lambda run: pytest.fail("read again"))
+        assert aligner_fingerprint(tmp_path / "run") == first
+    stat = weights.stat()
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    # As large and as old as before; its entry was changed since.
+    os.utime(weights, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert aligner_fingerprint(tmp_path / "run") != first
+    for record in (tmp_path / "cache").rglob("*.json"):
+        record.write_text("{")
+    assert aligner_fingerprint(tmp_path / "run") != first
+
+
+# --- what is written -------------------------------------------------------------------------------------------------
+
+
+def test_it_is_written_once_for_an_aligner(tmp_path, scenes_folder, tiny_model, monkeypatch):
+    monkeypatch.setenv("CLIPVISIONALIGN_CACHE", str(tmp_path / "cache"))
+    Aligner(tiny_model()).save(tmp_path / "run")
+    first, second = tmp_path / "first", tmp_path / "second"
+    report = build_index(tmp_path / "run", scenes_folder / "images", first)
+    assert report.text_tower.state == "written"
+    assert {path.name for path in (first / "text").iterdir()} == TEXT_FILES
+    written = sum((first / "text" / name).stat().st_size for name in TEXT_FILES - {"text.json"})
+    assert report.text_tower.bytes == report.to_dict()["text_tower"]["bytes"] == written
+    monkeypatch.setattr(text_export, "write_text_tower", lambda *_: pytest.fail("exported again"))
+    assert build_index(tmp_path / "run", scenes_folder / "images", first).text_tower.state == "unchanged"
+    assert build_index(tmp_path / "run", scenes_folder / "images", second).text_tower.state == "cached"
+    assert os.path.samefile(first / "text" / "text_tower.onnx", second / "text" / "text_tower.onnx")
+    shutil.rmtree(tmp_path / "cache")
+    query = SearchQuery([parse_term("red")], 5)
+    assert_same_hits(Searcher(first).search_one(query), Searcher(second).search_one(query))
+
+
+def test_an_index_of_before_is_opened_and_brought_up_to_date(tmp_path):
+    source = Path(__file__).parent / "data" / "v0.1"
+    folder = shutil.copytree(source, tmp_path / "v0.1")
+    manifest = folder / "index" / "index.json"
+    manifest.write_text(manifest.read_text().replace("/home/reader/v0.1", str(folder)))
+    query = SearchQuery([parse_term("a red circle")], 5)
+    before = Searcher(folder / "index")
+    expected = before.search_one(query)
+    assert before.encoder.text_tower is None
+    content = json.loads(manifest.read_text())
+    report = build_index(content["run"], content["folder"], folder / "index", verify=True)
+    assert (report.encoded, report.text_tower.state in ("written", "cached")) == (0, True)
+    after = Searcher(folder / "index")
+    assert_same_hits(after.search_one(query), expected)
+    assert after.encoder._aligner is None
+
+
+def test_without_onnx_the_index_is_searched_by_pytorch(tmp_path, scenes_folder, tiny_model, monkeypatch, caplog):
+    monkeypatch.setenv("CLIPVISIONALIGN_CACHE", str(tmp_path / "cache"))
+    Aligner(tiny_model()).save(tmp_path / "run")
+    caplog.set_level("INFO")
+    query = SearchQuery([parse_term("red")], 5)
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "onnx", None)
+        report = build_index(tmp_path / "run", scenes_folder / "images", tmp_path / "index")
+    assert report.there == 120
+    assert (report.text_tower.state, 'pip install "clipvisionalign[search]"' in caplog.text) == ("none", True)
+    assert "no onnx" in report.text_tower.reason
+    expected = Searcher(tmp_path / "index").search_one(query)
+    # Installed meanwhile: the next update writes it; where it cannot be run, a line says so.
+    assert build_index(tmp_path / "run", scenes_folder / "images", tmp_path / "index").text_tower.state == "written"
+    assert_same_hits(Searcher(tmp_path / "index").search_one(query), expected)
+    caplog.clear()
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "onnxruntime", None)
+        assert_same_hits(Searcher(tmp_path / "index").search_one(query), expected)
+    assert caplog.text.count("pip install") == 1
+    (tmp_path / "index" / "text" / "text_tower.onnx").unlink()
+    (tmp_path / "index" / "text" / "text_tower.onnx").write_bytes(b"cut")
+    assert_same_hits(Searcher(tmp_path / "index").search_one(query), expected)
+
+
+def test_what_cannot_be_exported_is_said_once(tmp_path, scenes_folder, tiny_model, monkeypatch, caplog):
+    monkeypatch.setenv("CLIPVISIONALIGN_CACHE", str(tmp_path / "cache"))
+    Aligner(tiny_model()).save(tmp_path / "run")
+    caplog.set_level("INFO")
+    calls = []
+    monkeypatch.setattr(text_export, "TEXT_TOLERANCE", -1.0)
+    export = text_export._export_graph
+    monkeypatch.setattr(
+        text_export, "_export_graph", lambda *args: calls.append(args[-1]) or export(*args[:-1], trace=True)
+    )
+    for _ in range(2):
+        report = build_index(tmp_path / "run", scenes_folder / "images", tmp_path / "index")
+        assert (report.there, report.text_tower.state) == (120, "none")
+        assert "differs from PyTorch's" in report.text_tower.reason
+    assert calls == [True, False], "traced, exported, and not tried again by this version"
+    assert caplog.text.count("no text tower") == 1
+    assert not list((tmp_path / "cache" / "text_towers").iterdir()), "nothing is left of it"
+    assert len(Searcher(tmp_path / "index").search([parse_term("red")], 5)) == 5
+
+
+def test_the_cache_keeps_those_that_were_used_last(tmp_path, monkeypatch):
+    from clipvisionalign.search import text_tower
+
+    monkeypatch.setattr(text_tower, "MAX_CACHED", 2)
+    for number in range(4):
+        folder = tmp_path / f"tower-{number}"
+        text_tower._write_cached(folder, lambda aside: (aside / "text.json").write_text("{}"))
+        os.utime(folder / "text.json", (number, number))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["tower-2", "tower-3"]
+
+
+def test_vectors_are_those_of_pytorch_on_other_processors(world):
+    """PyTorch with the kernels of old processors, against the same text tower."""
+    script = (
+        "import sys, numpy as np\n"
+        "from clipvisionalign.search.searcher import Searcher\n"
+        "here, torch_side = Searcher(sys.argv[1]), Searcher(sys.argv[1])\n"
+        "torch_side.encoder._text_manifest = None\n"
+        "texts = ['a red circle', 'two blue stars left of a ring']\n"
+        "print(np.abs(here.encoder.encode_words(texts) - torch_side.encoder.encode_words(texts)).max())\n"
+    )
+    environment = os.environ | {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41"}
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(world / "sparse")], capture_output=True, text=True, env=environment,
+        timeout=300,
+    )  # fmt: skip
+    assert float(done.stdout) < 1e-4, done.stderr[-2000:]
+
+
+def test_the_rows_are_those_that_were_written(world):
+    written = open_image_table(world / "self").search().limit(1000).to_arrow().to_pylist()
+    read = Searcher(world / "self").table.read(list(written[0]))
+    assert sorted(read.to_pylist(), key=lambda row: row["id"]) == sorted(written, key=lambda row: row["id"])
+
+
+def test_the_padded_vectors_are_those_of_each_alone(world):
+    aligner = load_aligner(world / "runs" / "self")
+    searcher = Searcher(world / "self")
+    texts = ["red", "a red circle above two small blue squares, in front of a ring", "a ring"]
+    together = searcher.encoder.encode_words(texts)
+    alone = np.concatenate([searcher.encoder.encode_words([text]) for text in texts])
+    assert np.abs(together - alone).max() < 1e-5
+    assert np.abs(alone - aligner.encode_captions(texts).numpy()).max() < 1e-4
+    assert searcher.encoder.encode_words([]).shape == (0, aligner.width)
