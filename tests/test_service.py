@@ -31,7 +31,7 @@ SECRET = "k7 %&+ü/?#secret"
 LIMITS = Limits(upload_bytes=200_000, seconds=5)
 
 
-def _unreadable():
+def _unreadable(*_):
     raise OSError("no table")
 
 
@@ -39,8 +39,9 @@ class Stub:
     """What the service asks a `Searcher`, without an index."""
 
     manifest = SimpleNamespace(kind="exact", recall=1.0, folder="/a hidden folder")
-    aligner = SimpleNamespace(config=SimpleNamespace(design="self"), late=None)
-    table = SimpleNamespace(count_rows=lambda: 4321, version=1, schema=[], search=_unreadable)
+    encoder = SimpleNamespace(design="self", reranks=False)
+    aligner = None
+    table = SimpleNamespace(count_rows=lambda: 4321, version=1, schema=[], read=_unreadable)
     caption_table, metadata = None, {"hidden_column": False}
     score, raised = 0.5, None
 
@@ -69,7 +70,7 @@ def app(monkeypatch):
     def explain(aligner, image, caption):
         raise ValueError("nothing to explain")
 
-    monkeypatch.setattr("clipvisionalign.search.server.routes.explain", explain)
+    monkeypatch.setattr("clipvisionalign.explain.heatmaps.explain", explain)
     return create_app([Stub()], SECRET, LIMITS)
 
 

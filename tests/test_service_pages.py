@@ -77,7 +77,7 @@ def test_images_after_the_re_ranked_are_not_re_ranked_again():
 def test_the_maps_of_an_explanation_are_numbers(monkeypatch):
     grids = np.linspace(0, 1, 2 * 49).reshape(2, 7, 7)
     explanation = Explanation("a dog", 0.25, grids[0], [("dog", grids[1])], "late interaction", ["cut"])
-    monkeypatch.setattr("clipvisionalign.search.server.routes.explain", lambda *_: explanation)
+    monkeypatch.setattr("clipvisionalign.explain.heatmaps.explain", lambda *_: explanation)
     app = create_app([Stub()], limits=LIMITS)
     answer = json.loads(ask(app, "/explanation", "id=1&caption=a+dog").body)
     np.testing.assert_allclose(answer["map"], grids[0], atol=1e-3)
