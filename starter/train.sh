@@ -12,5 +12,6 @@ settings=(--best_by last --seed 0 --augment none --precision float32 --trackers 
 clipvisionalign train "$data" --out "$runs/heads" --freeze both --epochs 5 "${settings[@]}"
 rm -rf "$model"
 clipvisionalign export "$runs/heads" --adapters "$model" --rank 16
+clipvisionalign calibrate starter "$data"
 clipvisionalign evaluate starter --data "$data"
 clipvisionalign audit starter --data "$data"
