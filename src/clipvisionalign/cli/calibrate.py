@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clipvisionalign.cli.output import print_calibration
+from clipvisionalign.cli.output import estimate_cell
 from clipvisionalign.cli.parser import MODEL_HELP, PROGRAM, add_offline_flag, command_parser
 
 if TYPE_CHECKING:
@@ -125,3 +125,34 @@ def _summary(model: str, location: str, calibration: Calibration) -> dict[str, A
         "levels": list(calibration.measured) or [{"level": level, "threshold": cut} for level, cut in cuts.items()],
         "too_few_for": {level: units_needed(level) for level in LEVELS if level not in cuts},
     }  # fmt: skip
+
+
+def print_calibration(summary: dict[str, Any], is_index: bool) -> None:
+    """Print what cut-offs keep, and what to do next.
+
+    Args:
+        summary: As `calibrate --json` has it.
+        is_index: Whether an index was calibrated; else a model.
+    """
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    about, images = summary["calibrated_on"], summary["calibrated_on"]["images"]
+    table = Table(title=Text(f"{summary['model']} on {summary['on']}"), title_justify="left")
+    measured = any("kept" in row for row in summary["levels"])
+    for column in ("promise", "cut-off", *(("kept of the other half", f"images of {images:,}") if measured else ())):
+        table.add_column(column, justify="right")
+    for row in summary["levels"]:
+        cells = [estimate_cell("recall", row["kept"]), f"{row['answer_length']:.1f}"] if measured else []
+        table.add_row(f"{100 * row['level']:g} %", f"{row['threshold']:.2f}", *cells)
+    Console().print(table)
+    for level, needed in summary["too_few_for"].items():
+        print(f"too few for {100 * level:g} %: it needs {needed:,}")
+    if about.get("without_relevant"):
+        print(f"{about['without_relevant']:,} judged queries without a relevant image: no part of it")
+    print(f"{summary['file']}: written. A promise holds for collections like this one.")
+    if is_index:
+        print(f'next: {PROGRAM} search {summary["model"]} "a dog on the grass" --promise 0.9')
+    else:
+        print(f"next: {PROGRAM} index {summary['model']} FOLDER --out INDEX copies it to an index")

@@ -100,7 +100,9 @@ def print_metrics(results: dict[str, Any]) -> None:
     if chance:
         table.add_column("chance, both ways", justify="right")
     for metric in next(iter(blocks.values()))["image_to_text"]:
-        cells = [_cell(metric, block[direction][metric]) for block in blocks.values() for direction in DIRECTIONS]
+        cells = [
+            estimate_cell(metric, block[direction][metric]) for block in blocks.values() for direction in DIRECTIONS
+        ]
         by_chance = (
             [f"{100 * chance[direction][metric]:.1f}" for direction in DIRECTIONS if metric in chance[direction]]
             if chance
@@ -108,7 +110,7 @@ def print_metrics(results: dict[str, Any]) -> None:
         )
         cells += [" / ".join(by_chance)] if chance else []
         table.add_row(metric_label(metric), *cells)
-    sums = [cell for block in blocks.values() for cell in (_cell("rsum", block["rsum"]), "")]
+    sums = [cell for block in blocks.values() for cell in (estimate_cell("rsum", block["rsum"]), "")]
     table.add_row("rsum", *sums, *([f"{chance['rsum']:.1f}"] if chance else []))
     Console().print(table)
     _print_equal_captions(results.get("equal_captions"))
@@ -119,7 +121,7 @@ def print_metrics(results: dict[str, Any]) -> None:
         1.0: gain,
         -1.0: {target: -gain[source] if gain[source] is not None else None for target, source in NEGATED_ENDS.items()},
     }
-    print(f"re-ranking {describe_rerank_gain(gain, lambda sign: _cell('rsum', signed_gains[sign]))}")
+    print(f"re-ranking {describe_rerank_gain(gain, lambda sign: estimate_cell('rsum', signed_gains[sign]))}")
     table = Table(title="by depth: how many first candidates are re-ranked", title_justify="left")
     for column in ("depth", "R@1 image to text", "R@1 text to image", "rsum", "pairs", "ms per query"):
         table.add_column(column, justify="right")
@@ -154,7 +156,7 @@ def print_classification(results: dict[str, Any]) -> None:
         table.add_column(column, justify="left" if column == "accuracy" else "right")
     for name, label in (("top_1", "top-1"), ("top_5", "top-5"), ("mean_per_class", "mean per class")):
         if name in results:
-            table.add_row(label, _cell("recall", results[name]), f"{100 * results['chance'][name]:.1f}")
+            table.add_row(label, estimate_cell("recall", results[name]), f"{100 * results['chance'][name]:.1f}")
     Console().print(table)
     rows = [row for row in results["per_class"] if row["images"]]
     shown, which = rows, "by class"
@@ -178,8 +180,16 @@ def print_classification(results: dict[str, Any]) -> None:
         print(f"the largest class has {share} of the images: the top-1 accuracy of a model that always answers it")
 
 
-def _cell(name: str, estimate: dict[str, float | None]) -> str:
-    """A figure with its interval, or alone where none was computed."""
+def estimate_cell(name: str, estimate: dict[str, float | None]) -> str:
+    """A figure with its interval, or alone where none was computed.
+
+    Args:
+        name: Of the metric; recall and mAP are shown in percent.
+        estimate: Its "value", and the "low" and "high" ends of its interval.
+
+    Returns:
+        The text of a cell, such as "35.1 [33.0, 37.2]".
+    """
     percent = 100.0 if name.startswith("recall") or name.startswith("map") else 1.0
     ends = (estimate.get(key) for key in ("value", "low", "high"))
     value, low, high = (None if each is None else f"{percent * each:.1f}" for each in ends)
@@ -336,37 +346,6 @@ def print_hits(query: str, minus: list[str], hits: list[Any], thumbnails: dict[i
             str(rank), *preview_cell, Text(printable(each.path)), f"{each.score:.3f}", *pair, size, *metadata_cells
         )
     console.print(table)
-
-
-def print_calibration(summary: dict[str, Any], is_index: bool) -> None:
-    """Print what cut-offs keep, and what to do next.
-
-    Args:
-        summary: As `calibrate --json` has it.
-        is_index: Whether an index was calibrated; else a model.
-    """
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    about, images = summary["calibrated_on"], summary["calibrated_on"]["images"]
-    table = Table(title=Text(f"{summary['model']} on {summary['on']}"), title_justify="left")
-    measured = any("kept" in row for row in summary["levels"])
-    for column in ("promise", "cut-off", *(("kept of the other half", f"images of {images:,}") if measured else ())):
-        table.add_column(column, justify="right")
-    for row in summary["levels"]:
-        cells = [_cell("recall", row["kept"]), f"{row['answer_length']:.1f}"] if measured else []
-        table.add_row(f"{100 * row['level']:g} %", f"{row['threshold']:.2f}", *cells)
-    Console().print(table)
-    for level, needed in summary["too_few_for"].items():
-        print(f"too few for {100 * level:g} %: it needs {needed:,}")
-    if about.get("without_relevant"):
-        print(f"{about['without_relevant']:,} judged queries without a relevant image: no part of it")
-    print(f"{summary['file']}: written. A promise holds for collections like this one.")
-    if is_index:
-        print(f'next: {PROGRAM} search {summary["model"]} "a dog on the grass" --promise 0.9')
-    else:
-        print(f"next: {PROGRAM} index {summary['model']} FOLDER --out INDEX copies it to an index")
 
 
 def _format_value(value: int | float | str | None) -> str:
