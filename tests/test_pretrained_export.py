@@ -25,7 +25,9 @@ from clipvisionalign.export.huggingface import export_huggingface
 from clipvisionalign.export.library_layouts import export_library_layout
 from clipvisionalign.export.onnx import export_onnx
 from clipvisionalign.export.onnx_aligner import OnnxAligner
+from clipvisionalign.export.onnx_text import OnnxTextTower
 from clipvisionalign.export.onnx_tokenizer import write_tokenizer
+from clipvisionalign.export.text_tower import write_text_tower
 from clipvisionalign.models.aligner import Aligner, AlignerConfig
 from clipvisionalign.models.caption_tokenizer import open_tokenizer
 from clipvisionalign.models.io import load_aligner
@@ -353,3 +355,13 @@ def test_vectors_are_written_and_measured(folders, tmp_path, scenes_folder, caps
     assert json.loads(capsys.readouterr().out)["rsum"]["value"] == pytest.approx(expected["rsum"]["value"])
     assert main(["check", str(scenes_folder), "--tokens", str(folders("siglip2"))]) == 0
     assert "token" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_text_tower_of_an_index_encodes_as_it_does(folders, tmp_path, family):
+    aligner = load_aligner(folders(family), "cpu", packed=False)
+    manifest = write_text_tower(aligner, "fingerprint", tmp_path / "text")
+    assert manifest["difference"] < 1e-4
+    captions = [*CAPTIONS, *captions_of_every_length(), "it\u2019s a dog &amp; a cat"]
+    exported = OnnxTextTower(tmp_path / "text")
+    np.testing.assert_allclose(exported.encode_captions(captions), aligner.encode_captions(captions), atol=1e-4)
