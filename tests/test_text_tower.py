@@ -131,6 +131,7 @@ def test_an_open_index_sees_later_what_is_written(tmp_path, scenes_folder, tiny_
 
     from clipvisionalign.search import table_reader
 
+    monkeypatch.setattr(table_reader, "READ_CONSISTENCY_INTERVAL", timedelta(hours=1))
     source = tmp_path / "images"
     source.mkdir()
     files = sorted((scenes_folder / "images").glob("*.png"))[:3]
