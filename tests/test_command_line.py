@@ -18,7 +18,7 @@ from clipvisionalign.cli.commands import PARSERS, RESUMED
 from clipvisionalign.cli.parser import suggest
 from clipvisionalign.counts import count_noun
 
-LOADERS = ("clipvisionalign.search.searcher.load_aligner", "clipvisionalign.models.io.load_aligner")
+LOADERS = ("clipvisionalign.search.encoder.open_text_tower", "clipvisionalign.models.io.load_aligner")
 
 
 @pytest.fixture
@@ -105,7 +105,7 @@ def test_a_key_of_a_file_of_settings_gets_a_suggestion(tmp_path, capsys):
         (["dog", "--rerank", "5"], "has nothing to re-rank with"),
         (["dog", "--captions"], "has no captions"),
         (["dog", "--where", "colour = 3"], "no column 'colour'"),
-        (["dog", "--where", "width >"], "not understood"),
+        (["dog", "--where", "width >"], "at its end: expected a number"),
         (["dog", "--count", "0"], "at least 1"),
         (["--like", "nowhere.jpg"], "nowhere.jpg"),
     ],

@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from clipvisionalign.cli import main
 from clipvisionalign.data.formats import read_captioned_images
 from clipvisionalign.data.scene_classes import write_scene_classes
-from clipvisionalign.export import graphs, onnx
+from clipvisionalign.export import graphs, onnx, text_tower
 from clipvisionalign.export.audits import keep_audit
 from clipvisionalign.export.huggingface import model_card
 from clipvisionalign.export.onnx import export_onnx
@@ -275,7 +275,7 @@ def test_what_cannot_be_exported_leaves_nothing(runs, tmp_path, capsys, monkeypa
     monkeypatch.setattr(onnx, "write_graphs", lambda aligner, folder: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         export_onnx(runs["self"], tmp_path / "out")
-    monkeypatch.setattr(onnx, "Longformer", torch.nn.Module)
+    monkeypatch.setattr(text_tower, "Longformer", torch.nn.Module)
     assert main(["export", str(runs["sparse"]), "--onnx", str(tmp_path / "out")]) == 1
     assert "Longformer is not exported" in capsys.readouterr().err
     assert main(["export", str(runs["self"]), "--huggingface", str(tmp_path / "out"), "--int8"]) == 1

@@ -37,17 +37,18 @@ def read_weights(run: str | Path) -> dict[str, Tensor]:
     """The weights of a run, under the names and in the shapes that an aligner has them.
 
     Args:
-        run: The run folder; its model.safetensors, or its towers with its adapters.
+        run: The run folder, of which model.safetensors is read, or the towers with the adapters; or such a file.
 
     Returns:
         Tensors by name, on the CPU.
     """
     from safetensors.torch import load_file
 
-    path = weights_file(run)
+    folder = Path(run).parent if Path(run).is_file() else Path(run)
+    path = weights_file(folder)
     if path is not None and path.name == ADAPTERS_FILE:
-        return _load_run(Path(run)).state_dict()
-    state = load_file(Path(run) / WEIGHTS_FILE)
+        return _load_run(folder).state_dict()
+    state = load_file(Path(run) if folder != Path(run) else folder / WEIGHTS_FILE)
     # Runs from before the temperature had an axis.
     return state | {"log_scale": state["log_scale"].reshape(1)} if "log_scale" in state else state
 
