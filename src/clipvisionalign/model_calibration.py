@@ -96,6 +96,8 @@ def unseen_images(run: str, data: CaptionedImages, part: CaptionedImages) -> Uns
     Raises:
         DataError: None is left.
     """
+    if not part.rows:
+        raise DataError(f"{part.source}: nothing to calibrate on: no image of the split can be decoded")
     notes: list[str] = []
     overlap = training_overlap_note(Path(run), data, part)
     if overlap is not None and not overlap.matches:
