@@ -460,14 +460,16 @@ def test_compare_and_re_rank(page):
     assert page.locator(".columns.two section").count() == 2
     assert page.get_by_role("heading", name="Index 2, design self").count() == 1
     assert " / " in page.locator("section").first.locator(".value").first.inner_text()
-    left, right = (
-        page.locator(".columns section")
-        .nth(index)
-        .locator(".name")
-        .evaluate_all("names => names.map(name => name.title)")
-        for index in (0, 1)
+    # Read at one moment: further images may arrive between two calls.
+    left, right, badges = page.evaluate(
+        """() => {
+            const texts = (column, selector, text) =>
+                Array.from(column.querySelectorAll(selector), text);
+            const [first, second] = document.querySelectorAll(".columns section");
+            const titles = (column) => texts(column, ".name", (name) => name.title);
+            return [titles(first), titles(second), texts(first, ".rank", (rank) => rank.innerText)];
+        }"""
     )
-    badges = page.locator(".columns section").first.locator(".rank").all_inner_texts()
     expected = [
         "here only"
         if path not in right
