@@ -56,8 +56,11 @@ def by_pytorch(index: Path, run: str | Path = "") -> Searcher:
 
 
 def assert_same_hits(some: list[Hit] | list[CaptionHit], others: list[Hit] | list[CaptionHit]) -> None:
-    assert [hit.id for hit in some] == [hit.id for hit in others]
-    assert np.allclose([hit.score for hit in some], [hit.score for hit in others], atol=1e-4)
+    """The same ids with the same scores, in one order but for scores that are one number in float32."""
+    scores = {hit.id: hit.score for hit in others}
+    assert sorted(hit.id for hit in some) == sorted(scores)
+    assert np.allclose([scores[hit.id] for hit in some], [hit.score for hit in others], rtol=0, atol=2e-6)
+    assert np.allclose([hit.score for hit in some], [scores[hit.id] for hit in some], rtol=0, atol=1e-4)
 
 
 # --- what is found ---------------------------------------------------------------------------------------------------
