@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import time
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from datetime import timedelta
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -20,23 +21,29 @@ from clipvisionalign.search.storage import Storage
 READ_CONSISTENCY_INTERVAL = timedelta(seconds=5)
 
 
-class TableReader(Protocol):
+class TableReader(ABC):
     """A table of an index, to read from."""
+
+    @property
+    @abstractmethod
+    def source(self) -> Any:
+        """What is read: an object with the schema, the version and the number of rows of the table as it is now."""
 
     @property
     def schema(self) -> Any:
         """Its Arrow schema."""
-        ...
+        return self.source.schema
 
     @property
     def version(self) -> int:
         """The version that is read; another process's writes raise it."""
-        ...
+        return int(self.source.version)
 
     def count_rows(self) -> int:
         """The number of rows."""
-        ...
+        return int(self.source.count_rows())
 
+    @abstractmethod
     def read(self, columns: Sequence[str], where: str = "", limit: int | None = None) -> Any:
         """Some columns of some rows.
 
@@ -47,9 +54,12 @@ class TableReader(Protocol):
 
         Returns:
             An Arrow table.
-        """
-        ...
 
+        Raises:
+            RuntimeError: The engine cannot answer.
+        """
+
+    @abstractmethod
     def nearest(
         self, vector: np.ndarray, count: int, kind: str = "exact", columns: Sequence[str] = (), where: str = ""
     ) -> list[dict[str, Any]]:
@@ -64,8 +74,10 @@ class TableReader(Protocol):
 
         Returns:
             Rows, nearest first; "_distance" is 1 - cosine.
+
+        Raises:
+            RuntimeError: The engine cannot answer.
         """
-        ...
 
 
 def ann_options(kind: str, count: int) -> dict[str, int]:
@@ -87,7 +99,7 @@ def ann_options(kind: str, count: int) -> dict[str, int]:
     return {"nprobes": 32, "ef": max(200, 4 * count), "refine_factor": 4}
 
 
-class LanceReader:
+class LanceReader(TableReader):
     """A table that pylance reads.
 
     Args:
@@ -110,7 +122,7 @@ class LanceReader:
         return lance.dataset(self.location)
 
     @property
-    def dataset(self) -> Any:
+    def source(self) -> Any:
         """The table as it was `READ_CONSISTENCY_INTERVAL` ago, or is now."""
         now = time.monotonic()
         if now - self._checked >= READ_CONSISTENCY_INTERVAL.total_seconds():
@@ -119,20 +131,6 @@ class LanceReader:
                 # Another object: searches that are running keep the former.
                 self._dataset = self._open()
         return self._dataset
-
-    @property
-    def schema(self) -> Any:
-        """Its Arrow schema."""
-        return self.dataset.schema
-
-    @property
-    def version(self) -> int:
-        """The version that is read."""
-        return int(self.dataset.version)
-
-    def count_rows(self) -> int:
-        """The number of rows."""
-        return int(self.dataset.count_rows())
 
     def read(self, columns: Sequence[str], where: str = "", limit: int | None = None) -> Any:
         """Some columns of some rows, see `TableReader`.
@@ -179,13 +177,13 @@ class LanceReader:
 
     def _scan(self, **options: Any) -> Any:
         try:
-            return self.dataset.to_table(**options)
+            return self.source.to_table(**options)
         except ValueError as error:
             # What a user may have to correct was checked before.
             raise RuntimeError(f"lance error: {error}") from error
 
 
-class LanceDBReader:
+class LanceDBReader(TableReader):
     """A table that LanceDB's client reads.
 
     Args:
@@ -196,18 +194,9 @@ class LanceDBReader:
         self.table = table
 
     @property
-    def schema(self) -> Any:
-        """Its Arrow schema."""
-        return self.table.schema
-
-    @property
-    def version(self) -> int:
-        """The version that is read."""
-        return int(self.table.version)
-
-    def count_rows(self) -> int:
-        """The number of rows."""
-        return int(self.table.count_rows())
+    def source(self) -> Any:
+        """The LanceDB table."""
+        return self.table
 
     def read(self, columns: Sequence[str], where: str = "", limit: int | None = None) -> Any:
         """Some columns of some rows, see `TableReader`.
