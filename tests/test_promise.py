@@ -19,6 +19,7 @@ from clipvisionalign.cli import main
 from clipvisionalign.data.captioned import DataError
 from clipvisionalign.data.formats import read_captioned_images
 from clipvisionalign.model_calibration import unseen_images
+from clipvisionalign.search import calibration_files
 from clipvisionalign.search.calibrate import (
     answer_lengths,
     best_of_galleries,
@@ -33,7 +34,7 @@ from clipvisionalign.search.calibration import (
     conformal_threshold,
     units_needed,
 )
-from clipvisionalign.search.calibration_files import NULL_FILE, write_calibration
+from clipvisionalign.search.calibration_files import NULL_FILE, read_null_cosines, write_calibration
 from clipvisionalign.search.indexer import build_index
 from clipvisionalign.search.judgements import Judgement, calibrate_index, parse_judgement, read_judgements
 from clipvisionalign.search.null_queries import NULL_SHARE, chance_level, null_texts
@@ -476,3 +477,15 @@ def test_a_result_is_a_list_of_hits():
     assert result == [1, 2, 3]
     assert (result.with_hits([1]), result.with_hits([1]).notes) == ([1], ("a",))
     assert result.verdict() == {"promise": None, "nothing": False, "reason": ""}
+
+
+def test_what_chance_gives_is_computed_again_only_for_another_table(tmp_path, scenes_folder, tiny_runs, monkeypatch):
+    images, index, calls = tmp_path / "images", tmp_path / "index", []
+    shutil.copytree(scenes_folder / "images", images)
+    monkeypatch.setattr(calibration_files, "null_texts", lambda: calls.append(1) or ["zorb", "quix"])
+    for computed, gone in ((1, False), (1, False), (2, True)):
+        if gone:
+            min(images.rglob("*.png")).unlink()
+        build_index(tiny_runs["self"], images, index)
+        assert len(calls) == computed
+        assert len(read_null_cosines(index)) == 2

@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 
 #: The file of an index that has what chance gives in it.
 NULL_FILE = "chance.json"
+_BEST_COSINES = "best_cosines_of_meaningless_texts"
 
 
 def read_calibration(index: str | Path | Storage, aligner: str) -> Calibration | UncalibratedError | None:
@@ -111,18 +112,21 @@ def copy_calibration(run: str | Path, index: Storage, manifest: IndexManifest) -
 
 
 def write_null_cosines(index: Storage, table: Any, encode: Callable[[Sequence[str]], Any]) -> None:
-    """Write the best cosines that texts which mean nothing have in an index.
+    """Write the best cosines that texts which mean nothing have in an index, unless they are of this version of it.
 
     Args:
         index: The storage of the index.
         table: Its table of images.
         encode: Encodes M texts as vectors (M, D).
     """
+    version = int(table.version)
+    if _read_nulls(index).get("table_version") == version:
+        return
     best = []
     for vector in np.asarray(encode(null_texts())):
         rows = search_table(table, vector, 1, columns=("id",))
         best += [round(1.0 - row["_distance"], 6) for row in rows]
-    index.write(NULL_FILE, json.dumps({"best_cosines_of_meaningless_texts": sorted(best)}) + "\n")
+    index.write(NULL_FILE, json.dumps({_BEST_COSINES: sorted(best), "table_version": version}) + "\n")
 
 
 def read_null_cosines(index: str | Path | Storage) -> list[float]:
@@ -134,8 +138,16 @@ def read_null_cosines(index: str | Path | Storage) -> list[float]:
     Returns:
         The cosines, ascending; none where there are none that can be read, as in indexes of before.
     """
-    text = as_storage(index).read(NULL_FILE)
     try:
-        return [] if text is None else [float(each) for each in json.loads(text)["best_cosines_of_meaningless_texts"]]
+        return [float(each) for each in _read_nulls(as_storage(index))[_BEST_COSINES]]
     except (KeyError, TypeError, ValueError):
         return []
+
+
+def _read_nulls(index: Storage) -> dict[str, Any]:
+    """The content of `NULL_FILE`; empty where there is none that can be read."""
+    try:
+        content = json.loads(index.read(NULL_FILE) or "null")
+    except ValueError:
+        return {}
+    return content if isinstance(content, dict) else {}
