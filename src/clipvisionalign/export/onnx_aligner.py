@@ -16,7 +16,7 @@ import numpy as np
 
 from clipvisionalign.argument_checks import check_lists, check_strings
 from clipvisionalign.export.onnx_pixels import read_pixels
-from clipvisionalign.export.onnx_text import open_session, open_tokenizer, tokenize_padded
+from clipvisionalign.export.onnx_text import open_session, open_tokenizer, tokenized_batches
 from clipvisionalign.images import ImageSource
 from clipvisionalign.progress import progress
 
@@ -151,13 +151,9 @@ class OnnxAligner:
     def _caption_arrays(self, captions: Sequence[str], names: list[str], batch: int = 64) -> list[dict[str, Any]]:
         """What the text tower gives for each caption, without padding."""
         check_strings(captions)
-        order = np.argsort([len(caption) for caption in captions], kind="stable")
         outputs: list[dict[str, Any]] = [{} for _ in captions]
-        for start in progress(
-            range(0, len(captions), batch), "encoding captions", len(captions), self.show_progress, batch
-        ):
-            rows = order[start : start + batch]
-            ids, mask = tokenize_padded(self.tokenizer, [captions[row] for row in rows])
+        batches = tokenized_batches(self.tokenizer, captions, batch)
+        for rows, ids, mask in progress(batches, "encoding captions", len(captions), self.show_progress, batch):
             arrays = self.text_session.run(names, {"ids": ids, "mask": mask})
             for row, each in zip(rows, unpad_rows(names, arrays, mask), strict=True):
                 outputs[row] = each

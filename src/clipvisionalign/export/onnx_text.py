@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import html
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +72,25 @@ def tokenize_padded(tokenizer: Any, captions: Sequence[str]) -> tuple[np.ndarray
     return ids, np.array([each.attention_mask for each in encodings], dtype=np.int64)
 
 
+def tokenized_batches(
+    tokenizer: Any, captions: Sequence[str], batch: int
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Tokenise captions in batches of about equal length, so that little is padded.
+
+    Args:
+        tokenizer: As `open_tokenizer` returns it.
+        captions: M captions.
+        batch: Captions of a batch at most.
+
+    Yields:
+        The positions of a batch in `captions`, its token ids and its mask, see `tokenize_padded`.
+    """
+    order = np.argsort([len(caption) for caption in captions], kind="stable")
+    for start in range(0, len(captions), batch):
+        rows = order[start : start + batch]
+        yield rows, *tokenize_padded(tokenizer, [captions[row] for row in rows])
+
+
 class OnnxTextTower:
     """An exported text tower: captions to vectors.
 
@@ -128,9 +147,6 @@ class OnnxTextTower:
         """
         check_strings(captions)
         vectors = np.empty((len(captions), self.manifest["width"]), dtype=np.float32)
-        order = np.argsort([len(caption) for caption in captions], kind="stable")
-        for start in range(0, len(captions), batch):
-            rows = order[start : start + batch]
-            ids, mask = tokenize_padded(self.tokenizer, [self.clean(captions[row]) for row in rows])
+        for rows, ids, mask in tokenized_batches(self.tokenizer, [self.clean(each) for each in captions], batch):
             vectors[rows] = self.session.run(["vectors"], {"ids": ids, "mask": mask})[0]
         return vectors

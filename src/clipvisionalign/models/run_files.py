@@ -34,3 +34,15 @@ def weights_file(run: str | Path) -> Path | None:
     """
     files = (Path(run) / name for name in (WEIGHTS_FILE, ADAPTERS_FILE))
     return next((file for file in files if file.is_file()), None)
+
+
+def is_run_folder(folder: str | Path) -> bool:
+    """Whether a folder holds the settings and the weights of a run.
+
+    Args:
+        folder: The folder, which need not exist.
+
+    Returns:
+        Whether it does.
+    """
+    return (Path(folder) / CONFIG_FILE).is_file() and weights_file(folder) is not None

@@ -70,7 +70,9 @@ class Browser:
         columns = metadata_columns(self.table)
         times, ids = self._order()
         if where.strip():
-            selected = np.isin(ids, self._read(("id",), filter_sql(where, FILTER_COLUMNS | columns))["id"].to_numpy())
+            selected = np.isin(
+                ids, self.table.read(("id",), filter_sql(where, FILTER_COLUMNS | columns))["id"].to_numpy()
+            )
             times, ids = times[selected], ids[selected]
         total = len(ids)
         if after is not None:
@@ -86,7 +88,7 @@ class Browser:
             version = self.table.version
             if version != self._version:
                 has_taken = TAKEN_COLUMN in metadata_columns(self.table)
-                rows = self._read(("id", "mtime_ns", *((TAKEN_COLUMN,) if has_taken else ())))
+                rows = self.table.read(("id", "mtime_ns", *((TAKEN_COLUMN,) if has_taken else ())))
                 ids, times = rows["id"].to_numpy(), rows["mtime_ns"].to_numpy().copy()
                 for row, taken in enumerate(rows[TAKEN_COLUMN].to_pylist() if has_taken else ()):
                     taken_ns = _to_nanoseconds(taken)
@@ -99,7 +101,7 @@ class Browser:
         if not len(ids):
             return []
         id_list = ", ".join(map(str, ids.tolist()))
-        rows = self._read((*HIT_COLUMNS, *columns), f"id IN ({id_list})").to_pylist()
+        rows = self.table.read((*HIT_COLUMNS, *columns), f"id IN ({id_list})").to_pylist()
         by_id = {row["id"]: row for row in rows}
         return [
             {name: by_id[image_id][name] for name in HIT_COLUMNS}
@@ -108,10 +110,6 @@ class Browser:
             for time, image_id in zip(times.tolist(), ids.tolist(), strict=True)
             if image_id in by_id
         ]
-
-    def _read(self, columns: tuple[str, ...], sql: str = "") -> Any:
-        """Some columns of the rows that a condition selects, an Arrow table."""
-        return self.table.read(columns, sql)
 
 
 def _parse_cursor(cursor: str) -> tuple[int, int] | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from clipvisionalign.files import user_cache_folder
 from clipvisionalign.models.io import is_pretrained, resolve_model
-from clipvisionalign.models.run_files import CONFIG_FILE, weights_file
+from clipvisionalign.models.run_files import is_run_folder
 from clipvisionalign.search.indexer import build_index
 from clipvisionalign.search.manifest import MANIFEST_FILE, aligner_fingerprint, read_manifest
 from clipvisionalign.search.storage import InvalidIndexError, as_storage, printable
@@ -51,9 +51,8 @@ def _check_is_no_model(source: str) -> None:
     path, way_out = Path(source), f"clipvisionalign index {source} FOLDER --out INDEX"
     if "://" in source or path.is_file():
         return
-    is_run = (path / CONFIG_FILE).is_file() and weights_file(path) is not None
     has_weights = path.is_dir() and any(each.suffix in (".safetensors", ".bin") for each in path.iterdir())
-    if is_run or (has_weights and is_pretrained(source)):
+    if is_run_folder(path) or (has_weights and is_pretrained(source)):
         raise ValueError(f"{source}: a model, and no images: {way_out}")
     if path.is_dir():
         return
@@ -84,7 +83,7 @@ def is_image_folder(name: str) -> bool:
     folder = Path(name)
     if "://" in name or not folder.is_dir() or (folder / MANIFEST_FILE).is_file():
         return False
-    if (folder / CONFIG_FILE).is_file() and weights_file(folder) is not None:
+    if is_run_folder(folder):
         raise InvalidIndexError(
             f"{name}: a run, and no index: 'clipvisionalign index {name} FOLDER --out INDEX' makes one"
         )
