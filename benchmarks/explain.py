@@ -50,7 +50,7 @@ def checks(run: str, source: str, count: int) -> dict[str, Any]:
     from scipy.stats import spearmanr
 
     from clipvisionalign.data.run_data import read_data_of_run
-    from clipvisionalign.data.scenes import read_scenes
+    from clipvisionalign.data.scene_dataset import read_scenes
     from clipvisionalign.explain.heatmaps import explain
     from clipvisionalign.images import open_image
     from clipvisionalign.models.io import load_aligner

@@ -298,7 +298,7 @@ def main() -> None:
     parser.add_argument("--directions", default=",".join(DIRECTIONS), help="default: %(default)s")
     parser.add_argument("--json", action="store_true", help="print JSON")
     args = parser.parse_args()
-    from clipvisionalign.data.scenes import write_scenes
+    from clipvisionalign.data.scene_dataset import write_scenes
 
     data = {"flickr8k": args.flickr8k, "scenes": args.work / "scenes"}
     if not data["scenes"].exists():

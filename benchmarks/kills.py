@@ -115,7 +115,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the moments (default 0)")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     given = parser.parse_args()
-    from clipvisionalign.data.scenes import write_scenes
+    from clipvisionalign.data.scene_dataset import write_scenes
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

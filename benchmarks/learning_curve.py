@@ -26,7 +26,7 @@ from typing import Any, Literal
 
 from clipvisionalign.adaptation.extrapolation import LEVEL
 from clipvisionalign.adaptation.learning_curve import LearningCurve, learning_curve
-from clipvisionalign.data.scenes import write_scenes
+from clipvisionalign.data.scene_dataset import write_scenes
 from clipvisionalign.models.aligner_config import AlignerConfig
 from clipvisionalign.models.device import machine_info
 from clipvisionalign.models.image_tower import ImageTowerConfig

@@ -29,7 +29,7 @@ import numpy as np
 
 from clipvisionalign.data.captioned import CaptionedImage, CaptionedImages
 from clipvisionalign.data.formats import read_captioned_images
-from clipvisionalign.data.scenes import write_scenes
+from clipvisionalign.data.scene_dataset import write_scenes
 from clipvisionalign.models.io import load_aligner
 from clipvisionalign.search.calibrate import calibrate_captions
 from clipvisionalign.search.calibration import LEVELS, conformal_threshold

@@ -14,7 +14,7 @@ from torch import nn
 def open_train(data: str, folder: Path) -> Any:
     """The training split of a data set, or of drawn scenes."""
     from clipvisionalign.data.formats import read_captioned_images
-    from clipvisionalign.data.scenes import write_scenes
+    from clipvisionalign.data.scene_dataset import write_scenes
 
     return read_captioned_images(data or write_scenes(folder / "scenes", 300)).split("train")
 

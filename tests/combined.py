@@ -20,7 +20,7 @@ from forked import several
 
 from clipvisionalign import read_captioned_images
 from clipvisionalign.data.captioned import DataError
-from clipvisionalign.data.scenes import write_scenes
+from clipvisionalign.data.scene_dataset import write_scenes
 from clipvisionalign.data.streams.writing import write_shards
 from clipvisionalign.settings import config_from_dict
 from clipvisionalign.training import run_folder, trainer

@@ -113,7 +113,7 @@ def text_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def scenes_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """120 drawn scenes of 64 pixels."""
-    from clipvisionalign.data.scenes import write_scenes
+    from clipvisionalign.data.scene_dataset import write_scenes
 
     with made_once(tmp_path_factory, "scenes") as (folder, there):
         return folder / "data" if there else write_scenes(folder / "data", 120, seed=1, size=64)

@@ -177,7 +177,7 @@ def test_drawn_scenes_are_no_near_duplicates(scenes_folder, tmp_path):
     """Scenes on one plain ground are alike nearly everywhere; the demo's own hold some that differ in one shape only.
 
     A third of the demo's, all of them with WHOLE_DEMO."""
-    from clipvisionalign.data.scenes import write_scenes
+    from clipvisionalign.data.scene_dataset import write_scenes
     from clipvisionalign.study.plan_file import read_plan
 
     plan = read_plan("demo")

@@ -19,7 +19,7 @@ from clipvisionalign.adaptation.alpha_curve import (
     cross_fitted,
 )
 from clipvisionalign.cli import main
-from clipvisionalign.data.scenes import write_scenes
+from clipvisionalign.data.scene_dataset import write_scenes
 from clipvisionalign.data.training_images import TRAINED_ON_FILE, TrainedOnImages
 from clipvisionalign.models.aligner import AlignerConfig
 from clipvisionalign.models.io import load_aligner

@@ -377,7 +377,7 @@ def test_dev_loss_and_accuracy_are_the_trainings_own(loss, tiny_runs, scenes_fol
 
 
 def test_a_dev_split_too_small_to_be_halved_is_said_to_be_in_sample(tmp_path, scenes_folder, tiny_model):
-    from clipvisionalign.data.scenes import write_scenes
+    from clipvisionalign.data.scene_dataset import write_scenes
 
     few = write_scenes(tmp_path / "few", 24, seed=2, size=64)
     assert 2 <= len(read_captioned_images(few).split("dev")) < 4

@@ -12,15 +12,8 @@ import pytest
 
 from clipvisionalign.data.captioned import DataError
 from clipvisionalign.data.formats import read_captioned_images
-from clipvisionalign.data.scenes import (
-    Group,
-    Scene,
-    draw_scene,
-    random_scenes,
-    read_scenes,
-    swap_first_groups,
-    write_scenes,
-)
+from clipvisionalign.data.scene_dataset import random_scenes, read_scenes, write_scenes
+from clipvisionalign.data.scenes import Group, Scene, draw_scene, swap_first_groups
 from clipvisionalign.scene_search import draw_queries, search_quality
 from clipvisionalign.study.config import Comparison, Plan, Variant
 from clipvisionalign.study.plan_checks import check_plan
@@ -89,7 +82,7 @@ def test_plain_scenes_have_the_splits_that_are_asked_for_and_no_near_duplicates_
 
 def test_scenes_that_differ_by_yellow_and_orange_alone_are_drawn_once(tmp_path):
     """Or a gallery would hold near-duplicates of training images, and every audit would refuse its figures."""
-    from clipvisionalign.data.check import fingerprint_image, near_pairs
+    from clipvisionalign.data.image_fingerprints import fingerprint_image, near_pairs
 
     scene = Scene("white", (Group("star", "yellow", "large", 1, 0, 0), Group("ring", "blue", "large", 1, 2, 1)), 1)
     other = replace(scene, groups=(replace(scene.groups[0], colour="orange"), scene.groups[1]))

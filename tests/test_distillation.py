@@ -22,12 +22,13 @@ from clipvisionalign.data.captioned import DataError
 from clipvisionalign.data.streams.writing import write_shards
 from clipvisionalign.models.io import load_aligner
 from clipvisionalign.training import trainer
-from clipvisionalign.training.config import RunConfig, check_settings
-from clipvisionalign.training.contrastive import GatheredBatch
+from clipvisionalign.training.config import RunConfig
+from clipvisionalign.training.config_checks import check_settings
 from clipvisionalign.training.diagnostics import Finding, diagnose_forgetting, unreported
 from clipvisionalign.training.distillation import START_VECTORS, Distillation, StartVectors
 from clipvisionalign.training.distributed import Distributed
 from clipvisionalign.training.forward import PrecomputedFeatures
+from clipvisionalign.training.gathered_batch import GatheredBatch
 from clipvisionalign.training.optimizer import trained_rates
 from clipvisionalign.training.start_vectors import write_start_vectors
 from clipvisionalign.training.state import TrainProgress

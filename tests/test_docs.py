@@ -134,7 +134,7 @@ def test_the_architecture_has_a_row_for_every_module():
 def folder(tmp_path: Path, tiny_runs: dict[str, Path]) -> Path:
     """A folder with all that the pages take for given: data sets, images, the demo's run and index, a study."""
     from clipvisionalign.cli import main
-    from clipvisionalign.data.scenes import write_scenes
+    from clipvisionalign.data.scene_dataset import write_scenes
 
     data = write_scenes(tmp_path / "DATA", 48, seed=3, size=64, splits={"train": 24, "dev": 12, "test": 12})
     (tmp_path / "flickr8k").symlink_to(data)
@@ -223,7 +223,7 @@ def test_the_blocks_of_a_page_run_in_order(page: str, folder: Path, tiny_runs: d
 @pytest.mark.docs
 def test_the_examples_of_docstrings_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     import clipvisionalign
-    from clipvisionalign.data.scenes import write_scenes
+    from clipvisionalign.data.scene_dataset import write_scenes
 
     # Some read the data set "scenes", and write a run.
     monkeypatch.chdir(tmp_path)

@@ -26,7 +26,8 @@ from clipvisionalign.retrieval import audit, evaluate, ranks_of_scores, ranks_of
 from clipvisionalign.retrieval.equal_captions import count_equal_captions
 from clipvisionalign.retrieval.ranks import Positives
 from clipvisionalign.retrieval.rerank import rerank
-from clipvisionalign.training.contrastive import LOSSES, DualEncoderLoss, GatheredBatch, LossConfig
+from clipvisionalign.training.contrastive import LOSSES, DualEncoderLoss, LossConfig
+from clipvisionalign.training.gathered_batch import GatheredBatch
 
 TEXTS = ("a dog runs", "a cat sleeps", "two dogs", "a red ball", "the sea")
 

@@ -29,7 +29,7 @@ from clipvisionalign.cli import main
 from clipvisionalign.data.captioned import DataError
 from clipvisionalign.data.formats import read_captioned_images
 from clipvisionalign.data.hashes import hash_file
-from clipvisionalign.data.scenes import write_scenes
+from clipvisionalign.data.scene_dataset import write_scenes
 from clipvisionalign.files import Held, run_lock
 from clipvisionalign.log import log_to
 from clipvisionalign.models.device import library_versions

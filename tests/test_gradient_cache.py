@@ -13,9 +13,10 @@ from clipvisionalign import read_captioned_images
 from clipvisionalign.data.batches import CaptionedBatches
 from clipvisionalign.models.aligner import Aligner
 from clipvisionalign.training import contrastive as losses
-from clipvisionalign.training.contrastive import LOSSES, DualEncoderLoss, GatheredBatch, LossConfig
+from clipvisionalign.training.contrastive import LOSSES, DualEncoderLoss, LossConfig
 from clipvisionalign.training.distributed import Distributed
 from clipvisionalign.training.forward import PrecomputedFeatures, Towers
+from clipvisionalign.training.gathered_batch import GatheredBatch
 from clipvisionalign.training.step import Step
 
 FLOAT32 = (torch.float32, torch.float32)

@@ -24,7 +24,8 @@ from clipvisionalign.data.training_images import TRAINED_ON_FILE, TrainedOnImage
 from clipvisionalign.models.aligner import AlignerConfig
 from clipvisionalign.models.text_tower import TextTowerConfig
 from clipvisionalign.retrieval.metrics import MetricEstimate
-from clipvisionalign.training.config import RunConfig, check_settings
+from clipvisionalign.training.config import RunConfig
+from clipvisionalign.training.config_checks import check_settings
 from clipvisionalign.training.fine_tuning import LoraConfig
 from clipvisionalign.training.stages import Stage, parse_stages
 from clipvisionalign.training.train import train

@@ -16,13 +16,13 @@ from clipvisionalign.training import contrastive
 from clipvisionalign.training.contrastive import (
     LOSSES,
     DualEncoderLoss,
-    GatheredBatch,
     LossConfig,
     contrastive_loss,
     hard_weighted_terms,
     hardest_terms,
     sigmoid_terms,
 )
+from clipvisionalign.training.gathered_batch import GatheredBatch
 
 OWNERS = [[0, 1, 2], [0, 0, 1, 2, 2, 2], [2, 1, 0, 0, 1]]
 

@@ -22,7 +22,8 @@ from clipvisionalign.data.foils import (
     scene_foils,
 )
 from clipvisionalign.data.formats import read_captioned_images
-from clipvisionalign.data.scenes import COUNT_WORDS, random_scene, read_scenes, spatial_relation
+from clipvisionalign.data.scene_dataset import read_scenes
+from clipvisionalign.data.scenes import COUNT_WORDS, random_scene, spatial_relation
 from clipvisionalign.retrieval.minimal_pairs import score_minimal_pairs
 from clipvisionalign.study.aggregate import TrialResult, aggregate_composition
 from clipvisionalign.study.blind_baseline import TrigramModel, blind_accuracy

@@ -16,7 +16,7 @@ from test_pretrained import drawn_images
 
 from clipvisionalign import RunConfig, train
 from clipvisionalign.cli import main
-from clipvisionalign.data.scenes import write_scenes
+from clipvisionalign.data.scene_dataset import write_scenes
 from clipvisionalign.export.huggingface import model_card
 from clipvisionalign.export.library_layouts import export_library_layout
 from clipvisionalign.models.aligner import Aligner, AlignerConfig

@@ -9,16 +9,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from clipvisionalign.data.scenes import (
-    Group,
-    Scene,
-    draw_scene,
-    random_scenes,
-    scene_captions,
-    spatial_relation,
-    swap_first_groups,
-    write_scenes,
-)
+from clipvisionalign.data.scene_dataset import random_scenes, write_scenes
+from clipvisionalign.data.scenes import Group, Scene, draw_scene, scene_captions, spatial_relation, swap_first_groups
 
 SCENES = list(random_scenes(400, seed=3))
 

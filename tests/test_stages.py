@@ -27,7 +27,8 @@ from clipvisionalign.study.trial_checks import refuse_other_settings, settings_h
 from clipvisionalign.study.validation import PlanError
 from clipvisionalign.study.zero_shot import add_zero_shot
 from clipvisionalign.training import trainer
-from clipvisionalign.training.config import RunConfig, check_settings
+from clipvisionalign.training.config import RunConfig
+from clipvisionalign.training.config_checks import check_settings
 from clipvisionalign.training.dry_run import try_step
 from clipvisionalign.training.fine_tuning import LoraConfig
 from clipvisionalign.training.ineffective_settings import effective, ineffective_settings

@@ -566,7 +566,7 @@ assert main({[*line[:3], str(tmp_path / "other"), *line[4:], "--model.text_tower
 def kaggle(tmp_path: Path) -> Path:
     """Flickr30k as Kaggle ships it, its one broken row included, with drawn images."""
     from clipvisionalign.data.formats import read_captioned_images
-    from clipvisionalign.data.scenes import write_scenes
+    from clipvisionalign.data.scene_dataset import write_scenes
     from clipvisionalign.data.splits import content_key, hash_split
 
     drawn = read_captioned_images(write_scenes(tmp_path / "drawn", 80, seed=3, size=64)).rows

@@ -14,7 +14,7 @@ from clipvisionalign.adaptation.worth_claims import worth_claims, worth_verdict
 from clipvisionalign.cli import main
 from clipvisionalign.cli.adaptation import _print_comparison
 from clipvisionalign.data.formats import read_captioned_images
-from clipvisionalign.data.scenes import write_scenes
+from clipvisionalign.data.scene_dataset import write_scenes
 from clipvisionalign.models.aligner import AlignerConfig
 from clipvisionalign.study.report.claims.claim import lookup, numbers_in
 from clipvisionalign.training.config import RunConfig

@@ -14,7 +14,8 @@ from clipvisionalign.study.config import Budget, Measurements, Plan, Variant, va
 from clipvisionalign.study.report.claims.claim import numbers_in
 from clipvisionalign.study.runner import run_study
 from clipvisionalign.study.zero_shot import add_zero_shot
-from clipvisionalign.training.config import RunConfig, check_settings
+from clipvisionalign.training.config import RunConfig
+from clipvisionalign.training.config_checks import check_settings
 from clipvisionalign.training.opened_run import open_run
 from clipvisionalign.training.train import train
 

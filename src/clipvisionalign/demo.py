@@ -17,7 +17,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from clipvisionalign.data.scenes import Scene, read_scenes
+from clipvisionalign.data.scene_dataset import read_scenes
+from clipvisionalign.data.scenes import Scene
 from clipvisionalign.log import configure_command_line
 from clipvisionalign.models.aligner import TowerOutputCache
 from clipvisionalign.progress import progress_step

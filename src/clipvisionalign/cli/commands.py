@@ -27,16 +27,8 @@ from clipvisionalign.cli.explain import explain, explain_parser
 from clipvisionalign.cli.export import export, export_parser
 from clipvisionalign.cli.output import set_verbosity
 from clipvisionalign.cli.parser import OFFLINE, PROGRAM, QUIET, VERBOSE, CommandParser, add_output_flags
-from clipvisionalign.cli.search import (
-    duplicates,
-    duplicates_parser,
-    index,
-    index_parser,
-    search,
-    search_parser,
-    serve,
-    serve_parser,
-)
+from clipvisionalign.cli.search import duplicates, duplicates_parser, index, index_parser, search, search_parser
+from clipvisionalign.cli.serve import serve, serve_parser
 from clipvisionalign.cli.study import report, report_parser, study, study_parser
 from clipvisionalign.cli.train import train, train_parser
 from clipvisionalign.log import is_main_process, restored_log

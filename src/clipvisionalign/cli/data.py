@@ -46,7 +46,7 @@ def scenes(arguments: list[str]) -> int:
         The exit status.
     """
     args = scenes_parser().parse_args(arguments)
-    from clipvisionalign.data.scenes import write_scenes
+    from clipvisionalign.data.scene_dataset import write_scenes
 
     if args.classes:
         from clipvisionalign.data.scene_classes import CLASSES_BY, write_scene_classes
@@ -142,7 +142,7 @@ def _with_new_splits(
     """Write a file of splits for a checked data set; the data set and its report with these splits."""
     from clipvisionalign.data.captioned import SPLITS
     from clipvisionalign.data.check import check as check_data
-    from clipvisionalign.data.check import near_duplicates
+    from clipvisionalign.data.image_fingerprints import near_duplicates
     from clipvisionalign.data.split_file import split_file_path
     from clipvisionalign.data.splits import write_splits
 

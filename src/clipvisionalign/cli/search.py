@@ -84,7 +84,14 @@ def index_parser() -> argparse.ArgumentParser:
 
 
 def index(arguments: list[str]) -> int:
-    """Make an index, or bring one up to date."""
+    """Build an index of a folder or data set, or update one.
+
+    Args:
+        arguments: The command's arguments.
+
+    Returns:
+        The exit status: 0.
+    """
     # Flags may stand between the run and the folder.
     args = index_parser().parse_intermixed_args(arguments)
     from clipvisionalign.search.broken_files import read_broken_files
@@ -155,7 +162,17 @@ def search_parser() -> argparse.ArgumentParser:
 
 
 def search(arguments: list[str]) -> int:
-    """Find images or captions of an index; the exit status is 1 where nothing is found."""
+    """Find images or captions of an index.
+
+    Args:
+        arguments: The command's arguments.
+
+    Returns:
+        The exit status: 1 if no query has a hit.
+
+    Raises:
+        ValueError: Flags do not fit each other, or a query is not valid.
+    """
     args = search_parser().parse_args(arguments)
     if args.captions and (args.where or args.rerank or args.sheet or args.paths or args.previews):
         raise ValueError("--captions finds texts: leave --where, --rerank, --sheet, --paths and --previews out")
@@ -284,7 +301,14 @@ def duplicates_parser() -> argparse.ArgumentParser:
 
 
 def duplicates(arguments: list[str]) -> int:
-    """List identical and nearly identical images of an index."""
+    """List identical and nearly identical images of an index.
+
+    Args:
+        arguments: The command's arguments.
+
+    Returns:
+        The exit status: 0.
+    """
     args = duplicates_parser().parse_args(arguments)
     from clipvisionalign.search.duplicates import find_duplicates as groups_of
     from clipvisionalign.search.searcher import Searcher
@@ -304,50 +328,4 @@ def duplicates(arguments: list[str]) -> int:
         for row in group:
             print(f"   {printable(row['path'])} ({row['size']:,} bytes)")
     print(f"{count_noun(len(groups), 'group')} of images that are the same or nearly")
-    return 0
-
-
-def serve_parser() -> argparse.ArgumentParser:
-    """The parser of `serve`."""
-    parser = command_parser(
-        "serve",
-        description="Serve a search page and an HTTP interface for an index, or for two to compare. Bound to this\n"
-        "machine unless set otherwise; /docs describes the interface, /metrics is for Prometheus. Of a folder of\n"
-        "images an index is made first, or updated, in the user's cache folder.",
-    )
-    parser.add_argument(
-        "indexes", nargs="+", metavar="INDEX|FOLDER",
-        help="folders that 'index' wrote; or folders of images, which the starter model encodes (or --run)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1: this machine only)"
-    )
-    parser.add_argument("--port", type=int, default=8000, help="port (default 8000)")
-    how = parser.add_mutually_exclusive_group()
-    how.add_argument(
-        "--token-file", default="", metavar="FILE",
-        help="file whose one line is asked of every request; the environment variable CLIPVISIONALIGN_TOKEN gives the "
-        "token as well. One of them is needed where --host opens the network",
-    )  # fmt: skip
-    how.add_argument("--token", default="", help="the token itself, which every process list shows: deprecated")
-    parser.add_argument(
-        "--run", default="", help="where the aligner is, if it was moved; of a folder of images, the one that encodes"
-    )
-    add_offline_flag(parser)
-    return parser
-
-
-def serve(arguments: list[str]) -> int:
-    """Run the search page and service until it is stopped."""
-    args = serve_parser().parse_args(arguments)
-    from clipvisionalign.search.folder_index import index_folder, is_image_folder
-    from clipvisionalign.search.server.run import read_token
-    from clipvisionalign.search.server.run import run_server as run_service
-
-    if args.token:
-        instead = "use --token-file FILE, or the environment variable CLIPVISIONALIGN_TOKEN"
-        logger.info(f"--token shows the token in the list of processes and is to be removed: {instead}")
-    token = read_token(args.token, args.token_file)
-    indexes = [str(index_folder(name, args.run)) if is_image_folder(name) else name for name in args.indexes]
-    run_service(indexes, args.host, args.port, token, args.run)
     return 0

@@ -191,7 +191,7 @@ def _refuse_beside_stages(stages: str, arguments: list[str]) -> None:
 def _refuse_overridden(arguments: list[str], model: Any) -> None:
     """Raises ValueError for a flag of a setting that a pretrained model has its own of, be it given its default."""
     from clipvisionalign.models.aligner_config import counts_beside_pretrained
-    from clipvisionalign.training.config import overridden_message
+    from clipvisionalign.training.config_checks import overridden_message
 
     for argument in arguments if model.pretrained else ():
         setting = argument.partition("=")[0].removeprefix("--")

@@ -1,16 +1,11 @@
 """Faults of a data set, row by row.
 
 The quick part opens each image as far as its header; the full part decodes every image and compares them across
-splits. Two images are the same if their bytes are, and nearly the same if a 256-bit gradient hash differs in at most
-`NEAR_BITS` bits and their 16 x 16 thumbnails by at most `NEAR_COLOUR` of the full range on average, and by at most
-`NEAR_CELL` anywhere: two drawings on a plain ground are alike almost everywhere, and differ where it matters.
-
-Source of the gradient hash: N. Krawetz, "Kind of Like That" (2013), known as dHash.
+splits (`image_fingerprints.py`).
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,34 +13,13 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from clipvisionalign.counts import count_noun
 from clipvisionalign.data.captioned import SPLITS, CaptionedImage, CaptionedImages, Problem, normalize_caption
+from clipvisionalign.data.image_fingerprints import ImageFingerprint, fingerprint_image, near_pairs
 from clipvisionalign.data.split_file import write_splits_command
 from clipvisionalign.data.splits import MIN_DEV_IMAGES, MIN_TRAIN_IMAGES
-from clipvisionalign.images import ExcludedFiles, ImageError, image_files, open_header, open_image
+from clipvisionalign.images import ExcludedFiles, ImageError, image_files, open_header
 from clipvisionalign.progress import progress
-
-NEAR_BITS = 16
-NEAR_COLOUR = 0.02
-NEAR_CELL = 0.12
-_HASH_SIDE = 16
-
-
-@dataclass(frozen=True)
-class ImageFingerprint:
-    """What an image is recognised by.
-
-    Attributes:
-        digest: SHA-256 of its bytes, as hexadecimal.
-        gradient_hash: (4,) uint64, a gradient hash of 256 bits.
-        thumbnail: (768,) uint8, 16 x 16 pixels of three channels.
-    """
-
-    digest: str
-    gradient_hash: np.ndarray
-    thumbnail: np.ndarray
 
 
 @dataclass
@@ -274,58 +248,6 @@ def _unusable_problem(row: CaptionedImage, error: ImageError) -> Problem:
     return Problem(error.kind, row.location or row.name, str(error), rows=row.row_count)
 
 
-def fingerprint_image(image: Path | str | bytes) -> ImageFingerprint:
-    """Decode an image and compute what it is recognised by.
-
-    Args:
-        image: A path, or the bytes of a file.
-
-    Returns:
-        Its fingerprint.
-
-    Raises:
-        ImageError: It cannot be decoded.
-    """
-    from PIL import Image
-
-    decoded = open_image(image)
-    content = image if isinstance(image, bytes) else Path(image).read_bytes()
-    side = _HASH_SIDE
-    grey = np.asarray(decoded.convert("L").resize((side + 1, side), Image.Resampling.BOX), dtype=np.int16)
-    bits = (grey[:, 1:] > grey[:, :-1]).ravel()
-    thumbnail = np.asarray(decoded.resize((side, side), Image.Resampling.BOX), dtype=np.uint8).ravel()
-    return ImageFingerprint(hashlib.sha256(content).hexdigest(), np.packbits(bits).view(np.uint64), thumbnail)
-
-
-def near_pairs(
-    left: Sequence[ImageFingerprint], right: Sequence[ImageFingerprint], show_progress: bool = False
-) -> list[tuple[int, int, bool]]:
-    """Pairs of images that are equal or nearly equal.
-
-    Args:
-        left: Fingerprints of some images.
-        right: Fingerprints of others, or of the same.
-        show_progress: Whether a live line is shown on standard error.
-
-    Returns:
-        Position on the left, position on the right, and whether the bytes are equal.
-    """
-    if not left or not right:
-        return []
-    hashes = np.stack([fingerprint.gradient_hash for fingerprint in right])
-    pairs = []
-    for i, fingerprint in enumerate(progress(left, "comparing images across splits", len(left), show_progress)):
-        bits = np.bitwise_count(hashes ^ fingerprint.gradient_hash).sum(axis=1)
-        for j in np.flatnonzero(bits <= NEAR_BITS).tolist():
-            same = fingerprint.digest == right[j].digest
-            cells = (
-                np.abs(fingerprint.thumbnail.astype(np.int16) - right[j].thumbnail).reshape(-1, 3).mean(axis=1) / 255
-            )
-            if same or (cells.mean() <= NEAR_COLOUR and cells.max() <= NEAR_CELL):
-                pairs.append((i, j, same))
-    return pairs
-
-
 def unused_files(data: CaptionedImages) -> list[str]:
     """The files below a data set's folder of which nothing is used.
 
@@ -354,19 +276,6 @@ def _file_id(path: Path) -> tuple[int, int] | str:
     except (OSError, ValueError):
         return str(path)
     return (stat_result.st_dev, stat_result.st_ino) if stat_result.st_ino else str(path.resolve())
-
-
-def near_duplicates(fingerprints: Sequence[ImageFingerprint], show_progress: bool = False) -> list[tuple[int, int]]:
-    """Pairs of images that are equal or nearly equal, each once.
-
-    Args:
-        fingerprints: Of the images.
-        show_progress: Whether a live line is shown on standard error.
-
-    Returns:
-        Positions i < j.
-    """
-    return [(i, j) for i, j, _ in near_pairs(fingerprints, fingerprints, show_progress) if i < j]
 
 
 def problems_across_splits(

@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from clipvisionalign.data.captioned import CaptionedImages, DataError, normalize_caption
-from clipvisionalign.data.scenes import COUNT_WORDS, SHAPE_COLOURS, Group, Scene, read_scenes, spatial_relation
+from clipvisionalign.data.scene_dataset import read_scenes
+from clipvisionalign.data.scenes import COUNT_WORDS, SHAPE_COLOURS, Group, Scene, spatial_relation
 from clipvisionalign.data.text_files import decode, split_lines
 
 FOIL_KINDS = ("relation", "attribute", "count", "negation")

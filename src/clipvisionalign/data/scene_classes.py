@@ -7,16 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from clipvisionalign.data.captioned import DataError
-from clipvisionalign.data.scenes import (
-    BACKGROUNDS,
-    SHAPE_COLOURS,
-    SHAPES,
-    SIZES,
-    Group,
-    Scene,
-    check_drawing,
-    draw_scene,
-)
+from clipvisionalign.data.scene_dataset import check_drawing
+from clipvisionalign.data.scenes import BACKGROUNDS, SHAPE_COLOURS, SHAPES, SIZES, Group, Scene, draw_scene
 from clipvisionalign.progress import progress
 
 #: What a class has in common, and the classes.

@@ -1,36 +1,19 @@
-"""The built-in data set: drawn scenes with captions, generated from a seed.
+"""Drawn scenes with captions, generated from a seed; `scene_dataset.py` makes a data set of them.
 
 A scene is a background and two to four groups of shapes on a 3 x 3 grid; a group is a count of like shapes in one cell
 (`a large red circle`, `three small blue stars`). Five captions describe it, from a bare relation to a long account of
 everything that is there.
-
-Why a bag of words does not solve it: about half of the scenes have a counterpart in the same split with the same groups
-in swapped places. `a red circle left of a blue square` and `a blue square left of a red circle` hold the same words,
-and only one is true of each image.
-
-Everything that is drawn is also written down (`scenes.jsonl`), so that a caption can be checked against it.
 """
 
 from __future__ import annotations
 
-import csv
-import json
 import math
 import random
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from itertools import pairwise
-from pathlib import Path
 
 from PIL import Image, ImageDraw
-
-from clipvisionalign.data.captioned import DataError
-from clipvisionalign.data.splits import hash_split
-from clipvisionalign.data.text_files import split_lines
-from clipvisionalign.progress import progress
-
-#: Beside a drawn data set: what its images show.
-_GRAPHS = "scenes.jsonl"
 
 SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")
 SHAPE_COLOURS = {
@@ -46,7 +29,16 @@ GRID_ROWS = ("top", "centre", "bottom")
 
 @dataclass(frozen=True)
 class Group:
-    """`count` like shapes in the grid cell (column, row), both 0 to 2."""
+    """Some shapes of one kind in one cell of the grid.
+
+    Args:
+        shape: One of `SHAPES`.
+        colour: A key of `SHAPE_COLOURS`.
+        size: "small" or "large".
+        count: Number of shapes, 1 to 4.
+        column: Column of the cell, 0 (left) to 2 (right).
+        row: Row of the cell, 0 (top) to 2 (bottom).
+    """
 
     shape: str
     colour: str
@@ -56,14 +48,21 @@ class Group:
     row: int
 
     def phrase(self, with_size: bool = True) -> str:
-        """Such as "a large red circle" or "three small blue stars"."""
+        """The group as a phrase: "a large red circle", "three small blue stars".
+
+        Args:
+            with_size: Whether the size is named.
+
+        Returns:
+            The phrase.
+        """
         plural = {"cross": "crosses"}.get(self.shape, f"{self.shape}s")
         noun = self.shape if self.count == 1 else plural
         article = "an" if self.count == 1 and not with_size and self.colour[0] in "aeiou" else COUNT_WORDS[self.count]
         return " ".join([article, *([self.size] if with_size else []), self.colour, noun])
 
     def position_phrase(self) -> str:
-        """Such as "in the top left corner" or "in the centre of the picture"."""
+        """The cell as a phrase: "in the top left corner", "in the centre of the picture"."""
         if self.column == 1:
             middle = "in the centre of the picture"
             return middle if self.row == 1 else f"in the middle of the {GRID_ROWS[self.row]} edge"
@@ -74,19 +73,33 @@ class Group:
 
 @dataclass(frozen=True)
 class Scene:
-    """A background and its groups; `seed` places and turns the shapes within their cells."""
+    """A background and the groups before it.
+
+    Args:
+        background: A key of `BACKGROUNDS`.
+        groups: Two to four groups, each in a cell of its own.
+        seed: Places and turns the shapes within their cells, and selects the words of its captions.
+    """
 
     background: str
     groups: tuple[Group, ...]
     seed: int
 
     def key(self) -> tuple[str, frozenset[Group]]:
-        """What is there, whatever the order it was thought of: equal for equal scenes."""
+        """The background and the set of groups: equal for scenes that show the same, whatever their order and seed."""
         return self.background, frozenset(self.groups)
 
 
 def spatial_relation(a: Group, b: Group) -> str | None:
-    """How `a` lies to `b` along the axis that separates them more, or None if they share a cell."""
+    """How one group lies to another, along the axis that separates them more.
+
+    Args:
+        a: The group that is placed.
+        b: The group that it is placed by.
+
+    Returns:
+        "to the left of", "to the right of", "above" or "below"; None if both are in one cell.
+    """
     across, down = a.column - b.column, a.row - b.row
     if across == down == 0:
         return None
@@ -101,7 +114,14 @@ _INVERSE = {
 
 
 def swap_first_groups(scene: Scene) -> Scene:
-    """The scene with its first two groups in swapped places: the same words, another image."""
+    """The scene with its first two groups in swapped cells: the same words, another image.
+
+    Args:
+        scene: The scene.
+
+    Returns:
+        A new scene, with the next seed.
+    """
     first, second, *others = scene.groups
     swapped = (
         replace(first, column=second.column, row=second.row),
@@ -163,7 +183,14 @@ def scene_captions(scene: Scene) -> list[str]:
 
 
 def plain_scene_captions(scene: Scene) -> list[str]:
-    """Two of its captions: how its first two groups lie to each other, and everything that is there."""
+    """Two of the captions of a scene: how its first two groups lie to each other, and all that it shows.
+
+    Args:
+        scene: The scene.
+
+    Returns:
+        The first and the third of `scene_captions`.
+    """
     captions = scene_captions(scene)
     return [captions[0], captions[2]]
 
@@ -261,114 +288,3 @@ _PAINTERS: dict[str, Painter] = {
     "star": _polygon(10, -math.pi / 2, inner=0.42),
     "cross": _cross,
 }
-
-
-def _duplicate_key(scene: Scene, plain: bool) -> tuple[str, frozenset[Group]]:
-    """Equal for scenes of which only one is drawn.
-
-    Large shapes fill their cells, and yellow is near to orange: plain scenes that differ in nothing else would be
-    near-duplicates.
-    """
-    if not plain:
-        return scene.key()
-    groups = (replace(group, colour="orange") if group.colour == "yellow" else group for group in scene.groups)
-    return scene.background, frozenset(groups)
-
-
-def random_scenes(
-    images: int, seed: int, plain: bool = False, splits: Mapping[str, int] | None = None
-) -> Iterator[tuple[str, str, Scene]]:
-    """`images` scenes as (name, split, scene), no two alike; about half are in pairs of swapped groups, in one split.
-
-    plain: every group is one large shape. splits: how many scenes each split gets, one after the other, `images` in
-    all; without it a hash of each family's name decides.
-    """
-    rng = random.Random(seed)
-    split_names = [split for split, count in (splits or {}).items() for _ in range(count)]
-    used_keys: set[tuple[str, frozenset[Group]]] = set()
-    number = 0
-    while number < images:
-        scene = random_scene(rng)
-        if plain:
-            scene = replace(scene, groups=tuple(replace(group, count=1, size="large") for group in scene.groups))
-        family = [scene, swap_first_groups(scene)] if rng.random() < 0.34 else [scene]
-        unique = {key: member for member in family if (key := _duplicate_key(member, plain)) not in used_keys}
-        family = list(unique.values())[: images - number]
-        used_keys.update(list(unique)[: len(family)])
-        split = hash_split(f"scene-{seed}-{number:06d}")
-        # A family stays together: where it would not fit its split any more, its second member is left out.
-        if split_names and len({split_names[number + offset] for offset in range(len(family))}) > 1:
-            family = family[:1]
-        for member in family:
-            split = split_names[number] if split_names else split
-            yield f"images/{f'{split}/' if split_names else ''}{number:06d}.png", split, member
-            number += 1
-
-
-def check_drawing(out: str | Path, images: int, size: int) -> Path:
-    """Check where images are to be drawn.
-
-    Args:
-        out: The folder to draw into.
-        images: Number of images.
-        size: Pixels on a side.
-
-    Returns:
-        The folder.
-
-    Raises:
-        DataError: It holds something already, or there are no images, or too small ones.
-    """
-    folder = Path(out)
-    if images < 1 or size < 32:
-        raise DataError(f"scenes: at least 1 image of at least 32 pixels, not {images} of {size}")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise DataError(f"{folder}: is there already and not empty; give another folder, or remove it first")
-    return folder
-
-
-def write_scenes(
-    out: str | Path, images: int, seed: int = 0, size: int = 224, plain: bool = False,
-    splits: Mapping[str, int] | None = None,
-) -> Path:  # fmt: skip
-    """Draw `images` scenes into the folder `out`: images/, metadata.csv (file_name, caption, split), scenes.jsonl.
-
-    plain: every group is one large shape, and a scene has two captions: how two of its groups lie to each other, and
-    everything that is there. splits: how many scenes each split gets, `images` in all; their images then lie in
-    images/SPLIT/.
-    Raises DataError for fewer than one image, for splits of another sum, or where `out` holds something already.
-    """
-    if splits and sum(splits.values()) != images:
-        raise DataError(f"scenes: splits of {sum(splits.values())} images, where {images} are to be drawn")
-    folder = check_drawing(out, images, size)
-    for part in splits or [""]:
-        (folder / "images" / part).mkdir(parents=True)
-    with (
-        (folder / "metadata.csv").open("w", newline="", encoding="utf-8") as table_file,
-        (folder / _GRAPHS).open("w", encoding="utf-8") as graphs,
-    ):
-        rows = csv.writer(table_file)
-        rows.writerow(["file_name", "caption", "split"])
-        for name, split, scene in progress(random_scenes(images, seed, plain, splits), "drawing scenes", images):
-            draw_scene(scene, size).save(folder / name)
-            captions = plain_scene_captions(scene) if plain else scene_captions(scene)
-            rows.writerows([name, caption, split] for caption in captions)
-            graphs.write(json.dumps({"file_name": name, "split": split, **asdict(scene)}) + "\n")
-    return folder
-
-
-def is_scene_dataset(folder: str | Path) -> bool:
-    """Whether a data set was drawn, whole."""
-    return (Path(folder) / _GRAPHS).is_file()
-
-
-def read_scenes(folder: str | Path) -> dict[str, Scene]:
-    """The scenes that a drawn data set shows, by file name; empty for a data set that was not drawn."""
-    if not is_scene_dataset(folder):
-        return {}
-    scenes = {}
-    for line in split_lines((Path(folder) / _GRAPHS).read_text(encoding="utf-8")):
-        row = json.loads(line)
-        groups = tuple(Group(**group) for group in row["groups"])
-        scenes[row["file_name"]] = Scene(row["background"], groups, row["seed"])
-    return scenes

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 
 from clipvisionalign.data.captioned import CaptionedImage
-from clipvisionalign.data.check import ImageFingerprint, fingerprint_image, near_pairs
 from clipvisionalign.data.hashes import hash_file
+from clipvisionalign.data.image_fingerprints import ImageFingerprint, fingerprint_image, near_pairs
 from clipvisionalign.files import atomic_write
 from clipvisionalign.images import ImageError
 from clipvisionalign.progress import progress

@@ -14,7 +14,7 @@ from clipvisionalign.data.captioned import CaptionedImages, DataError
 from clipvisionalign.data.check import check
 from clipvisionalign.data.foils import MinimalPair, make_minimal_pairs, read_minimal_pairs
 from clipvisionalign.data.formats import read_captioned_images
-from clipvisionalign.data.scenes import is_scene_dataset, random_scenes, read_scenes, write_scenes
+from clipvisionalign.data.scene_dataset import is_scene_dataset, random_scenes, read_scenes, write_scenes
 from clipvisionalign.data.split_file import split_file_path, write_splits_command
 from clipvisionalign.data.splits import SPLIT_RULE
 from clipvisionalign.files import atomic_write, remove

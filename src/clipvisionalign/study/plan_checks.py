@@ -11,7 +11,8 @@ from clipvisionalign.data.captioned import SPLITS
 from clipvisionalign.study.config import DESIGNS, Plan, variant_config
 from clipvisionalign.study.statistics import COMPARED_METRICS
 from clipvisionalign.study.validation import KeyPath, PlanError, suggest_name, validate_as
-from clipvisionalign.training.config import RunConfig, check_settings
+from clipvisionalign.training.config import RunConfig
+from clipvisionalign.training.config_checks import check_settings
 from clipvisionalign.training.ineffective_settings import effective
 from clipvisionalign.training.stages import SET_BY_STAGES, total_epochs
 

@@ -17,7 +17,8 @@ from clipvisionalign.models.aligner import Aligner
 from clipvisionalign.number_format import significant_format
 from clipvisionalign.progress import progress_step
 from clipvisionalign.study.config import Plan, Trial
-from clipvisionalign.training.config import RunConfig, check_settings
+from clipvisionalign.training.config import RunConfig
+from clipvisionalign.training.config_checks import check_settings
 from clipvisionalign.training.fine_tuning import IMAGE_FROZEN
 from clipvisionalign.training.run_stage import stage_settings
 from clipvisionalign.training.stages import total_epochs

@@ -1,20 +1,14 @@
-"""The settings of a training run, and their checks before anything is loaded."""
+"""The settings of a training run, in sections."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-from dataclasses import dataclass, field, fields, replace
-from functools import reduce
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from clipvisionalign.data.captioned import IdentityMode
 from clipvisionalign.models.aligner import AlignerConfig
-from clipvisionalign.models.aligner_config import REPLACED_BY_PRETRAINED, TEXT_SETTINGS_BESIDE_PRETRAINED
-from clipvisionalign.models.heads import HEADS
 from clipvisionalign.training.contrastive import LossConfig
 from clipvisionalign.training.fine_tuning import IMAGE_FROZEN, LoraConfig
-from clipvisionalign.training.stages import SET_BY_STAGES, check_stages
 
 #: TensorBoard by default, where it is installed.
 DEFAULT_TRACKERS = "tensorboard"
@@ -279,122 +273,76 @@ def flatten_sections(settings: dict[str, Any]) -> dict[str, Any]:
     return flat
 
 
-def check_settings(config: RunConfig) -> None:
-    """Raises ValueError for settings that do not fit each other."""
-    if config.stages:
-        given = [name for name in SET_BY_STAGES if getattr(config, name) != getattr(RunConfig, name)]
-        adapted = config.lora.towers if config.peft == "lora" else ""
-        check_stages(config.stages, given, config.model.design, bool(config.init), adapted)
-    if config.distill and not starts_from_model(config):
-        raise ValueError("--distill keeps a run near the model that it starts from: give --init or --model.pretrained")
-    if config.epochs == 0 and not config.model.pretrained:
-        raise ValueError(
-            "--epochs should be at least 1, or 0 with --model.pretrained, to measure a pretrained model as it is"
-        )
-    if config.epochs == 0 and config.init:
-        raise ValueError("--epochs 0 measures a pretrained model as it is: leave --init out")
-    for name in ("batch", "views", "patience", "negatives"):
-        if getattr(config, name) < 1:
-            raise ValueError(f"--{name} should be at least 1, not {getattr(config, name)}")
-    if config.freeze == "all" and config.model.design != "cross":
-        raise ValueError("--freeze all trains the fusion alone, and only the design 'cross' has one")
-    if config.batch < 2:
-        raise ValueError("--batch should be at least 2: an image alone has nothing to be told from")
-    if config.train_images == 1:
-        raise ValueError(
-            "--train_images should be at least 2, or 0 for all: an image alone has nothing to be told from"
-        )
-    _check_widths(config.model)
-    if config.model.pretrained:
-        _check_overridden(config.model)
-    if config.peft == "lora" and config.freeze in ("all", "both"):
-        raise ValueError(f"--peft lora trains adapters in a tower, and --freeze {config.freeze} freezes both")
-    if config.profile and config.overwrite:
-        raise ValueError("--profile leaves no run, and replaces none: leave --overwrite out")
-    for names, holds, allowed in RANGES:
-        for name in names.split():
-            value = reduce(getattr, name.split("."), config)
-            # Not given: two settings have other values for a pretrained model.
-            if value is not None and not holds(value):
-                raise ValueError(f"--{name} should be {allowed}, not {value}")
-
-
-def _check_overridden(model: AlignerConfig) -> None:
-    """Raises ValueError for settings that a pretrained model takes the place of."""
-    usual, text_tower = AlignerConfig(), model.text_tower
-    kept = replace(text_tower, **{name: getattr(usual.text_tower, name) for name in TEXT_SETTINGS_BESIDE_PRETRAINED})
-    given = [name for name in REPLACED_BY_PRETRAINED if getattr(model, name) != getattr(usual, name)]
-    given += ["text_tower"] * (kept != usual.text_tower)
-    if given:
-        raise ValueError(overridden_message(f"model.{given[0]}"))
-
-
-def overridden_message(setting: str) -> str:
-    """What is wrong with a setting that a pretrained model has its own of, and what to do."""
-    return (
-        f"--{setting}: a pretrained model has its own, and is used as it is; leave it out, or leave --model.pretrained "
-        "out (beside it count the design, late, fusion, width, positions, text_tower.window and text_tower.max_tokens)"
-    )
-
-
-def _check_widths(model: AlignerConfig) -> None:
-    """Raises ValueError for widths that their heads do not share out evenly."""
-    if model.width is not None and model.width % HEADS and not model.pretrained:
-        raise ValueError(f"--model.width should be a multiple of {HEADS}, not {model.width}")
-    heads, width = model.fusion.heads, model.fusion.width
-    if model.design == "cross" and heads > 0 and width % heads:
-        raise ValueError(f"--model.fusion.heads {heads} do not share out --model.fusion.width {width} evenly")
-
-
-#: Of settings that are numbers, which they may be; not a NaN, which is in no range.
-RANGES: list[tuple[str, Callable[[Any], bool], str]] = [
-    ("chunk epochs profile steps train_images workers seed", lambda value: value >= 0, "at least 0"),
-    ("warmup ema loss.smoothing model.dropout lora.dropout", lambda value: 0 <= value < 1,
-     "from 0 to below 1"),
-    # Below 0: the encoder's own.
-    ("model.text_tower.dropout", lambda value: value < 1, "below 1"),
-    ("text_lr image_lr head_lr", lambda value: 0 <= value <= 1, "from 0 to 1"),
-    ("layer_decay", lambda value: 0 < value <= 1, "above 0 and at most 1"),
-    ("weight_decay fusion_weight distill loss.margin loss.beta checkpoint_minutes", lambda value: 0 <= value < math.inf,
-     "at least 0, and finite"),
-    ("loss.bias", math.isfinite, "finite"),
-    ("model.late.keep_tokens model.image_tower.size model.image_tower.blocks", lambda value: value >= 0, "at least 0"),
-    # Two of them are an encoder's own marks.
-    ("model.text_tower.max_tokens", lambda value: value >= 3, "at least 3"),
-    ("lora.rank model.width model.late.width model.fusion.candidates model.fusion.layers model.fusion.heads "
-     "model.fusion.width", lambda value: value >= 1, "at least 1"),
-    ("lora.alpha model.late.temperature", lambda value: 0 < value < math.inf, "above 0, and finite"),
-    ("model.temperature", lambda value: 0.01 <= value <= 100, "from 0.01 to 100"),
-]  # fmt: skip
-
-
 def caches_image_features(config: FreezingConfig) -> bool:
-    """Whether a run would keep its image tower's features on disk, by hashes of the images' bytes."""
+    """Whether a run keeps its image tower's outputs on disk, by hashes of the images' bytes.
+
+    Args:
+        config: What is trained, and where outputs are kept.
+
+    Returns:
+        Whether the image tower is frozen, without adapters, and `cache` is not "off".
+    """
     adapted = config.peft == "lora" and config.lora.towers != "text"
     return config.freeze in IMAGE_FROZEN and config.cache != "off" and not adapted
 
 
 def caches_caption_features(config: FreezingConfig) -> bool:
-    """Whether a run would keep on disk what its text tower gives for the captions."""
+    """Whether a run keeps its text tower's outputs for the captions on disk.
+
+    Args:
+        config: What is trained, and where outputs are kept.
+
+    Returns:
+        Whether the text tower is frozen together with the image tower, without adapters, and `cache` is not "off".
+    """
     adapted = config.peft == "lora" and config.lora.towers != "image"
     return config.freeze in ("both", "all") and config.cache != "off" and not adapted
 
 
 def starts_from_model(config: RunConfig) -> bool:
-    """Whether a run starts from a model that has both towers and heads: another run, or a pretrained dual encoder."""
+    """Whether a run starts from a model that has both towers and heads: another run, or a pretrained dual encoder.
+
+    Args:
+        config: The settings of the run.
+
+    Returns:
+        Whether `init` or `model.pretrained` is given.
+    """
     return bool(config.init or config.model.pretrained)
 
 
 def keeps_last_epoch(config: RunConfig) -> bool:
-    """Whether a run keeps its last epoch whatever its dev figure, which does not depend on a fusion trained alone."""
+    """Whether a run keeps its last epoch whatever its dev figure, which does not depend on a fusion trained alone.
+
+    Args:
+        config: The settings of the run.
+
+    Returns:
+        Whether the fusion alone is trained, or `best_by` is "last".
+    """
     return config.freeze == "all" or config.best_by == "last"
 
 
 def images_per_process(config: ScheduleConfig, world_size: int) -> int:
-    """How many images of a step a process has, at most: a chunk of as many is the whole of it."""
+    """The number of a step's images that one process has, at most: a chunk of as many is all of them.
+
+    Args:
+        config: The settings with `batch`, the images in a step.
+        world_size: Number of processes.
+
+    Returns:
+        `batch` / `world_size`, rounded up.
+    """
     return -(-config.batch // world_size)
 
 
 def trains_from_random(config: RunConfig) -> bool:
-    """Whether the image tower starts at random and is trained, so that its batch norms gather statistics."""
+    """Whether the image tower starts at random and is trained, so that its batch norms gather statistics.
+
+    Args:
+        config: The settings of the run.
+
+    Returns:
+        Whether `model.image_tower.weights` is "random" and `freeze` leaves the image tower to be trained.
+    """
     return config.model.image_tower.weights == "random" and config.freeze not in IMAGE_FROZEN

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from clipvisionalign.batch import Batch
-from clipvisionalign.training.contrastive import GatheredBatch
+from clipvisionalign.training.gathered_batch import GatheredBatch
 
 #: The vectors of the start, in the folder of a run that is not finished.
 START_VECTORS = "start-vectors"

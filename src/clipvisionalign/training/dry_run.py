@@ -15,7 +15,8 @@ from clipvisionalign.training.build import (
     found_here,
     start_distributed,
 )
-from clipvisionalign.training.config import RunConfig, check_settings
+from clipvisionalign.training.config import RunConfig
+from clipvisionalign.training.config_checks import check_settings
 from clipvisionalign.training.fine_tuning import set_train_mode
 from clipvisionalign.training.forward import PrecomputedFeatures, Towers
 from clipvisionalign.training.optimizer import build_optimizer

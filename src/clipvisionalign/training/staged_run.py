@@ -18,7 +18,8 @@ import yaml
 
 from clipvisionalign.models.aligner import TowerOutputCache
 from clipvisionalign.training.checkpoint import list_checkpoints, load_last_checkpoint
-from clipvisionalign.training.config import RunConfig, check_settings
+from clipvisionalign.training.config import RunConfig
+from clipvisionalign.training.config_checks import check_settings
 from clipvisionalign.training.recorded import read_settings
 from clipvisionalign.training.resume import checkpoint_settings
 from clipvisionalign.training.run_folder import BEGUN_FILE, remove_unfinished_files, resolve_paths, start_directory

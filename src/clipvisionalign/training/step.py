@@ -27,11 +27,12 @@ from clipvisionalign.models.aligner import PAIR_SCORER_PREFIXES
 from clipvisionalign.models.heads import CaptionEmbeddings, ImageEmbeddings
 from clipvisionalign.models.late_interaction import LateTokens, maxsim
 from clipvisionalign.training.config import RuntimeConfig
-from clipvisionalign.training.contrastive import GatheredBatch, softmax_terms
+from clipvisionalign.training.contrastive import softmax_terms
 from clipvisionalign.training.distillation import Distillation
 from clipvisionalign.training.distributed import Distributed
 from clipvisionalign.training.forward import FeatureProvider, PrecomputedFeatures, TowerOutputs, Towers
 from clipvisionalign.training.fusion_loss import dual_logits, fusion_loss, pair_loss, tokens_of_rows
+from clipvisionalign.training.gathered_batch import GatheredBatch
 from clipvisionalign.training.profiling import Timings
 from clipvisionalign.training.replay import capture_random_state, replay_random_state
 

@@ -13,7 +13,8 @@ from clipvisionalign.log import Log, deprecated_say
 from clipvisionalign.models.aligner import TowerOutputCache
 from clipvisionalign.starter import resolve_run
 from clipvisionalign.training.checkpoint import list_checkpoints, load_last_checkpoint
-from clipvisionalign.training.config import RunConfig, check_settings
+from clipvisionalign.training.config import RunConfig
+from clipvisionalign.training.config_checks import check_settings
 from clipvisionalign.training.data import check_data_unchanged
 from clipvisionalign.training.recorded import read_settings
 from clipvisionalign.training.resume import check_same_settings

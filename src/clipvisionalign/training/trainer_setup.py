@@ -30,13 +30,8 @@ from clipvisionalign.training.build import (
     seed_everything,
     start_distributed,
 )
-from clipvisionalign.training.config import (
-    RunConfig,
-    caches_image_features,
-    check_settings,
-    images_per_process,
-    starts_from_model,
-)
+from clipvisionalign.training.config import RunConfig, caches_image_features, images_per_process, starts_from_model
+from clipvisionalign.training.config_checks import check_settings
 from clipvisionalign.training.data import check_same_data, open_data
 from clipvisionalign.training.distillation import Distillation, StartVectors
 from clipvisionalign.training.distributed import Distributed

@@ -17,9 +17,10 @@ from clipvisionalign.models.pair_scorer import EncodedImages, PairScorer
 from clipvisionalign.retrieval.metrics import RetrievalMetrics, metrics_of_ranks
 from clipvisionalign.retrieval.ranks import WorkerShard, ranks_of_vectors
 from clipvisionalign.training.caption_features import CaptionFeatureCache
-from clipvisionalign.training.contrastive import DualEncoderLoss, GatheredBatch
+from clipvisionalign.training.contrastive import DualEncoderLoss
 from clipvisionalign.training.distributed import Distributed
 from clipvisionalign.training.feature_cache import ImageFeatureCache
+from clipvisionalign.training.gathered_batch import GatheredBatch
 from clipvisionalign.training.halves import DevHalves, positives_of, split_halves
 from clipvisionalign.training.sharding import full_tensor
 from clipvisionalign.training.step import count_top1_correct

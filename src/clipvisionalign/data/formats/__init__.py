@@ -78,7 +78,7 @@ def read_captioned_images(
     Raises:
         DataError: Nothing can be read, or `group` is given for a layout without columns.
 
-    >>> from clipvisionalign.data.scenes import write_scenes
+    >>> from clipvisionalign.data.scene_dataset import write_scenes
     >>> data = read_captioned_images(write_scenes("ten-scenes", 10, size=32))
     >>> len(data), len(data.captions), data.layout, len(data.problems)
     (10, 50, 'folder', 0)

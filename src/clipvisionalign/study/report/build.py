@@ -8,11 +8,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from clipvisionalign.data.captioned import CaptionedImages
 from clipvisionalign.data.hashes import dataset_hashes
-from clipvisionalign.data.scenes import is_scene_dataset
+from clipvisionalign.data.scene_dataset import is_scene_dataset
 from clipvisionalign.files import atomic_write
 from clipvisionalign.json_io import write_json
 from clipvisionalign.models.device import library_versions, machine_info
@@ -26,11 +24,11 @@ from clipvisionalign.study.documents import (
     BlindOutcomes,
     CostDocument,
     ExamplesDocument,
-    TrainingQuantity,
     TruncationDocument,
 )
 from clipvisionalign.study.gaps import FAILED, Gaps, measurements_hash, trial_states
 from clipvisionalign.study.report.bibliography import entries_for
+from clipvisionalign.study.report.cost_block import base_total, cost_block, training_totals
 from clipvisionalign.study.report.schema import ReportError, StudyReport
 from clipvisionalign.study.report.summary import report_claims
 from clipvisionalign.study.results_check import check_results
@@ -45,14 +43,33 @@ def build_report(
     examples: ExamplesDocument, truncation: Mapping[str, TruncationDocument] | None = None,
     together: DrawnTogether | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """The whole report as report.json holds it; what has no results, or was not made, is in "cells" and "not_made".
+    """Build a study's whole report, as report.json holds it, and validate it.
 
-    together: which minimal pairs were drawn together. Raises ResultsError where something in its results is none, and
-    ReportError where the document is not a `StudyReport`.
+    What has no results is listed in "cells" with the reason, what could not be made in "not_made".
+
+    Args:
+        plan: The plan of the study.
+        study: Its folder.
+        data: The data set.
+        eval_data: The split that was measured.
+        trial_results: The finished trials.
+        gaps: Trials without results, and parts that could not be made, each with its reason.
+        costs: Time and memory of each variant.
+        controls: Outcomes of the baseline that is given no image, by set of minimal pairs and kind.
+        flawed_protocols: What flawed protocols would have shown; None where they were not carried out.
+        examples: Example images.
+        truncation: By variant, how many captions its text tower cuts; None where none was counted.
+        together: Which minimal pairs were drawn together, by set and kind.
+
+    Returns:
+        The report, as JSON has it.
+
+    Raises:
+        ResultsError: Something in its results was not measured over the whole gallery, or did not pass its audit.
+        ReportError: It is no valid `StudyReport`.
     """
     results = aggregate_results(trial_results, eval_data, plan.split, plan.compare, together)
-    positives = positives_of(eval_data)
-    steps = _training_totals(plan, study, trial_results, "steps")
+    steps = training_totals(plan, study, trial_results, "steps")
     passed = [(name, seed) for name, variant in results["variants"].items() for seed in variant["seeds"]]
     depths: dict[str, Any] = {}
     for result in trial_results:
@@ -62,33 +79,13 @@ def build_report(
         "format": REPORT_FORMAT,
         "title": plan.title,
         "plan": plan.to_dict(),
-        "data": {
-            "source": str(data.source),
-            "layout": data.layout,
-            "official_splits": data.official_splits,
-            "splits": data.split_sizes(),
-            "fingerprint": data.fingerprint(),
-            "contents": contents_of(data),
-            "gallery": {"images": len(eval_data), "captions": len(eval_data.captions)},
-            "identity": eval_data.identity,
-            "equal_captions": count_equal_captions(eval_data.caption_text_ids, positives).to_dict(),
-            "drawn": is_scene_dataset(data.source),
-            "left_out": [str(problem) for problem in data.problems if problem.effect == "left out"],
-        },
+        "data": _data_block(data, eval_data),
         "results": results,
         "cut_captions": truncation or {},
         "text_only": blind_baseline(controls, together or {}),
-        "cost": _cost_block(plan, study, trial_results, eval_data, costs, steps),
+        "cost": cost_block(plan, study, trial_results, eval_data, costs, steps),
         "training_steps": steps,
-        "curves": [
-            {
-                "variant": trial_result.variant,
-                "seed": trial_result.seed,
-                "before": int(_base_total(plan, study, trial_result, trial_results, "steps")),
-                **trial_result.measurements["curves"],
-            }
-            for trial_result in trial_results
-        ],
+        "curves": _curves(plan, study, trial_results),
         "depths": depths,
         "what_it_would_have_looked_like": flawed_protocols,
         "examples": examples,
@@ -110,6 +107,36 @@ def build_report(
     return report
 
 
+def _data_block(data: CaptionedImages, eval_data: CaptionedImages) -> dict[str, Any]:
+    """The block "data": the data set, and the split that was measured."""
+    return {
+        "source": str(data.source),
+        "layout": data.layout,
+        "official_splits": data.official_splits,
+        "splits": data.split_sizes(),
+        "fingerprint": data.fingerprint(),
+        "contents": contents_of(data),
+        "gallery": {"images": len(eval_data), "captions": len(eval_data.captions)},
+        "identity": eval_data.identity,
+        "equal_captions": count_equal_captions(eval_data.caption_text_ids, positives_of(eval_data)).to_dict(),
+        "drawn": is_scene_dataset(data.source),
+        "left_out": [str(problem) for problem in data.problems if problem.effect == "left out"],
+    }
+
+
+def _curves(plan: Plan, study: Path, trial_results: Sequence[TrialResult]) -> list[dict[str, Any]]:
+    """The block "curves": each trial's learning curve, with the steps of its bases before it."""
+    return [
+        {
+            "variant": trial_result.variant,
+            "seed": trial_result.seed,
+            "before": int(base_total(plan, study, trial_result, trial_results, "steps")),
+            **trial_result.measurements["curves"],
+        }
+        for trial_result in trial_results
+    ]
+
+
 def _pretraining(study: Path, trial_results: Sequence[TrialResult]) -> list[dict[str, Any]]:
     """What the pretrained dual encoders that variants start from were trained on, as far as it is known: one entry a
     model."""
@@ -124,20 +151,40 @@ def _pretraining(study: Path, trial_results: Sequence[TrialResult]) -> list[dict
 
 
 def contents_of(data: CaptionedImages) -> dict[str, str]:
-    """Hashes of what the whole data set holds, its images by their bytes."""
+    """Hash what a data set holds, its images by their bytes; every image is read.
+
+    Args:
+        data: The data set.
+
+    Returns:
+        What `dataset_hashes` returns.
+    """
     with progress_step("reading the images, to recognise them"):
         return dataset_hashes(data)
 
 
 def add_gaps(report: dict[str, Any], gaps: Gaps) -> None:
-    """Put into a report what could not be made, and its summary, which lists that."""
+    """Put into a report what could not be made, and its summary, which lists that.
+
+    Args:
+        report: The report, which is changed: its "not_made", "failed" and "claims".
+        gaps: The gaps of the study.
+    """
     report["not_made"] = gaps.parts
     report["failed"] = [trial for trial in report["cells"] if trial["state"] == FAILED]
     report["claims"] = report_claims(report)
 
 
 def blind_baseline(controls: BlindOutcomes, together: DrawnTogether) -> dict[str, list[dict[str, Any]]]:
-    """The control beside the composition figures: in percent, by set and kind."""
+    """The block "text_only": the share of minimal pairs that a baseline without images gets right.
+
+    Args:
+        controls: Outcomes by set of minimal pairs and kind: 1 for a pair that it gets right, 0.5 for a tie, else 0.
+        together: Which pairs were drawn together, by set and kind.
+
+    Returns:
+        By set, one entry a kind: the share in percent, with its interval.
+    """
     return {
         name: [
             {"kind": kind, **pairs_share([outcomes], together.get(name, {}).get(kind))}
@@ -145,100 +192,6 @@ def blind_baseline(controls: BlindOutcomes, together: DrawnTogether) -> dict[str
         ]
         for name, kinds in controls.items()
     }
-
-
-def pairs_per_query(name: str, trial_results: Sequence[TrialResult], eval_data: CaptionedImages) -> int:
-    """How many pairs a query scores: the whole gallery, or the candidates that a re-ranking looks at."""
-    return next(
-        (result.measurements.get("candidates", 0) for result in trial_results if result.variant == name), 0
-    ) or len(eval_data)
-
-
-def _cost_block(
-    plan: Plan, study: Path, trial_results: Sequence[TrialResult], eval_data: CaptionedImages,
-    costs: Mapping[str, CostDocument], steps: dict[str, dict[str, Any]],
-) -> dict[str, dict[str, Any]]:  # fmt: skip
-    """The block "cost": each variant's measurement, with its training and the time of a query."""
-    trained_under = _training_conditions(plan, study, trial_results)
-    seconds = _training_totals(plan, study, trial_results, "training_seconds")
-    return {
-        name: {
-            **cost,
-            "training_seconds": seconds.get(name),
-            "training_steps": steps.get(name),
-            "trained_under": trained_under.get(name, []),
-            **_query_cost(cost, pairs_per_query(name, trial_results, eval_data)),
-        }
-        for name, cost in costs.items()
-    }
-
-
-def _query_cost(cost: CostDocument, pairs: int) -> dict[str, Any]:
-    """ "ms_per_query", one caption encoded and scored with so many images, and the same in each of the rounds."""
-
-    def query_ms(caption: float, thousand: float) -> float:
-        return round(caption + thousand * pairs / 1000, 4)
-
-    rounds: list[Any] = [
-        {**each, "ms_per_query": query_ms(each["caption_latency_ms"], each["ms_per_1000_pairs"])}
-        if {"caption_latency_ms", "ms_per_1000_pairs"} <= set(each) else each
-        for each in cost.get("rounds", [])
-    ]  # fmt: skip
-    caption_and_pairs = cost["caption_latency_ms"]["p50"], cost["ms_per_1000_pairs"]["median"]
-    return {"ms_per_query": query_ms(*caption_and_pairs), "rounds": rounds}
-
-
-def _base_total(
-    plan: Plan, study: Path, result: TrialResult, trial_results: Sequence[TrialResult], quantity: TrainingQuantity
-) -> float:
-    """The seconds ("training_seconds") or "steps" that went into the runs that a cell stands on, one on another: of
-    those that were not measured too, from their folders."""
-    own_totals = {(each.variant, each.seed): float(each.measurements[quantity]) for each in trial_results}
-    total, base = 0.0, plan.variants[result.variant].base
-    while base:
-        results = trial_folder(study, base, result.seed) / "results.json"
-        if (base, result.seed) in own_totals:
-            total += own_totals[base, result.seed]
-        elif results.is_file():
-            total += float(json.loads(results.read_text())[quantity])
-        base = plan.variants[base].base
-    return total
-
-
-def _training_totals(
-    plan: Plan, study: Path, trial_results: Sequence[TrialResult], quantity: TrainingQuantity
-) -> dict[str, dict[str, Any]]:
-    """The "training_seconds" or "steps" of each variant: mean over seeds, and each; with what it stands on."""
-    totals: dict[str, list[float]] = {}
-    for result in trial_results:
-        total = float(result.measurements[quantity]) + _base_total(plan, study, result, trial_results, quantity)
-        totals.setdefault(result.variant, []).append(round(total, 1))
-    return {name: {"mean": round(float(np.mean(each)), 1), "each": each} for name, each in totals.items()}
-
-
-def _training_conditions(
-    plan: Plan, study: Path, trial_results: Sequence[TrialResult]
-) -> dict[str, list[dict[str, Any]]]:
-    """The conditions that each variant's runs, and those that they stand on, were begun under, each once."""
-    conditions: dict[str, list[dict[str, Any]]] = {}
-    for result in trial_results:
-        variant_conditions = conditions.setdefault(result.variant, [])
-        name = result.variant
-        while name:
-            under = _start_conditions(trial_folder(study, name, result.seed) / "environment.json")
-            if under and under not in variant_conditions:
-                variant_conditions.append(under)
-            name = plan.variants[name].base
-    return conditions
-
-
-def _start_conditions(environment: Path) -> dict[str, Any]:
-    """A run's machine and versions; none where its file has none, or cannot be read."""
-    try:
-        content = json.loads(environment.read_text(encoding="utf-8"))
-        return {**content["machine"], **content["versions"]}
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
 
 
 def _measured_by(measured: Sequence[TrialResult]) -> dict[str, list[dict[str, str]]]:
@@ -251,7 +204,15 @@ def _measured_by(measured: Sequence[TrialResult]) -> dict[str, list[dict[str, st
 
 
 def reproduction_commands(study: Path, measured: tuple[str, int] | None) -> list[str]:
-    """What repeats the study, and any one of its runs. measured: a cell that has been trained, where there is one."""
+    """The commands that repeat a study, and one of its trainings.
+
+    Args:
+        study: Its folder.
+        measured: Variant and seed of a trial that has been trained; None where there is none.
+
+    Returns:
+        The command of the study, and with `measured` those that train and audit that trial.
+    """
     again = f"clipvisionalign study {study}/plan.yaml --out {study}-again"
     if measured is None:
         return [again]
@@ -268,19 +229,34 @@ TO_WRITE = ("jinja2", "markupsafe", "matplotlib")
 
 
 def check_installed(names: Sequence[str] = TO_WRITE) -> None:
-    """Raises ModuleNotFoundError, before anything is done, where a package is missing."""
+    """Check that packages are installed, without importing them.
+
+    Args:
+        names: Import names of the packages; by default those that a report's page, plots and tables are made with.
+
+    Raises:
+        ModuleNotFoundError: One of them is missing.
+    """
     for name in names:
         if find_spec(name) is None:
             raise ModuleNotFoundError(f"No module named '{name}'", name=name)
 
 
 def write_report(study: Path, report: dict[str, Any]) -> None:
-    """report.json, report.html, figures/ (SVG, PNG), tables/ (Markdown, LaTeX), references.bib in `study`: each file is
-    whole, whenever this is cut off, and none is left of a plot or a table that only an earlier report had. The page is
-    the last: until it is whole the earlier one stays.
+    """Write a report and everything made from it into a study's folder.
 
-    A plot that cannot be drawn is reported, and shown as such, with the reason. Raises ReportError, ResultsError and
-    ModuleNotFoundError before anything is written.
+    The files are report.json, report.html, figures/ (SVG, PNG), tables/ (Markdown, LaTeX) and references.bib. Each is
+    written whole or not at all; the page is the last, and no plot or table of an earlier report is left. A plot that
+    cannot be drawn is logged, and the page has the reason in its place.
+
+    Args:
+        study: The folder.
+        report: The report, as `build_report` returns it.
+
+    Raises:
+        ReportError: The report is not valid; nothing is written.
+        ResultsError: Its results are not valid; nothing is written.
+        ModuleNotFoundError: A package is missing (`check_installed`); nothing is written.
     """
     check_installed()
     from clipvisionalign.study.report.html import render_page
@@ -300,7 +276,17 @@ def write_report(study: Path, report: dict[str, Any]) -> None:
 
 
 def study_folder(study: str | Path) -> Path:
-    """The folder of a study that is named by it, or by the report.json in it. Raises ValueError for another file."""
+    """The folder of a study.
+
+    Args:
+        study: The folder, or the report.json in it.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: It is another file.
+    """
     path = Path(study)
     if path.is_file() and path.name != "report.json":
         raise ValueError(f"{path}: give a study's folder, or the report.json in it")
@@ -308,7 +294,19 @@ def study_folder(study: str | Path) -> Path:
 
 
 def read_report(study: str | Path) -> dict[str, Any]:
-    """The report of a study's folder, or of a report.json itself. Raises ValueError where there is none."""
+    """Read the report of a study.
+
+    Args:
+        study: The study's folder, or a report.json.
+
+    Returns:
+        The report, as JSON has it.
+
+    Raises:
+        ValueError: There is none, it is no JSON, or it has another format.
+        ReportError: It is no valid report.
+        ResultsError: Its results are not valid.
+    """
     path = Path(study)
     path = path / "report.json" if path.is_dir() else path
     if not path.is_file():
