@@ -76,6 +76,48 @@ def test_what_a_lower_rank_loses_is_the_error_that_it_states():
     assert float(lost) == pytest.approx(errors[name], rel=1e-3)
 
 
+def large_weights() -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Weights of two matrices and a depthwise convolution, and the same with full-rank changes of different size."""
+    random = torch.Generator().manual_seed(1)
+    shapes = {
+        "image_tower.conv.weight": (96, 64, 1, 1), "image_tower.depthwise.weight": (40, 1, 3, 3),
+        "text_tower.linear.weight": (128, 96), "text_head.weight": (8, 20), "log_scale": (1,),
+    }  # fmt: skip
+    base = {name: torch.randn(shape, generator=random) for name, shape in shapes.items()}
+    tuned = {name: weight + 0.1 * torch.randn(weight.shape, generator=random) for name, weight in base.items()}
+    tuned["text_tower.linear.weight"] += torch.randn(128, 96, generator=random)
+    return base, tuned
+
+
+@pytest.mark.parametrize("size", [6_000, 10_000, 20_000])
+def test_a_file_of_a_given_size_loses_what_it_states_and_less_than_ranks_alike(size: int, tmp_path: Path):
+    base, tuned = large_weights()
+    tensors, errors = make_adapters(tuned, base, max_bytes=size)
+    save_adapters(tmp_path, tensors, base)
+    assert size / 2 < (tmp_path / ADAPTERS_FILE).stat().st_size <= size
+    merged = load_adapters(tmp_path, base)
+    matrices = ["image_tower.conv.weight", "text_tower.linear.weight"]
+    assert set(errors) == set(matrices)
+    for name in matrices:
+        lost = torch.linalg.norm(merged[name] - tuned[name]) / torch.linalg.norm(tuned[name] - base[name])
+        assert float(lost) == pytest.approx(errors[name], rel=1e-3)
+    for name in set(tuned) - set(matrices):
+        assert (merged[name] - tuned[name]).abs().max() < 4 * 2**-10, name
+    # The same bytes with one rank for both.
+    used = sum(tensor.numel() for name, tensor in tensors.items() if name.endswith((".lora_A", ".lora_B")))
+    rank = used // sum(tuned[name].shape[0] + tuned[name].shape[1] for name in matrices)
+    alike = apply_adapters(base, make_adapters(tuned, base, rank)[0])
+    assert sum(float(((merged[name] - tuned[name]) ** 2).sum()) for name in matrices) < 0.95 * sum(
+        float(((alike[name] - tuned[name]) ** 2).sum()) for name in matrices
+    )
+
+
+def test_a_size_that_what_is_stored_whole_exceeds_is_refused():
+    base, tuned = large_weights()
+    with pytest.raises(ValueError, match=r"MB more are needed for what is stored whole"):
+        make_adapters(tuned, base, max_bytes=1_000)
+
+
 def test_adapters_of_other_towers_are_refused(tmp_path: Path):
     base = weights()
     tensors, _ = make_adapters(with_low_rank_change(base, 2), base, 2)
@@ -142,6 +184,10 @@ def test_a_model_whose_towers_no_name_brings_is_not_written_as_adapters(tiny_run
     assert not (tmp_path / "out").exists()
     assert main(["export", str(tiny_runs["self"]), "--onnx", str(tmp_path / "out"), "--rank", "4"]) == 1
     assert "--rank goes with --adapters" in capsys.readouterr().err
+    assert main(["export", str(tiny_runs["self"]), "--onnx", str(tmp_path / "out"), "--megabytes", "4"]) == 1
+    assert "--megabytes goes with --adapters" in capsys.readouterr().err
+    assert main(["export", str(tiny_runs["self"]), "--adapters", "out", "--megabytes", "4", "--rank", "2"]) == 1
+    assert "not both" in capsys.readouterr().err
 
 
 # --- the name --------------------------------------------------------------------------------------------------------

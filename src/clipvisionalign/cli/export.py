@@ -24,10 +24,16 @@ def export_parser() -> argparse.ArgumentParser:
     how.add_argument("--open-clip", metavar="DIR", help="folder to write what open_clip opens")
     how.add_argument(
         "--adapters", metavar="DIR",
-        help="run folder to write with low-rank adapters in half precision in the place of the towers' weights, "
+        help="run folder to write with low-rank adapters in the place of the towers' weights, "
         "which are found by name when it is opened",
     )  # fmt: skip
-    parser.add_argument("--rank", type=int, help="with --adapters: highest rank of an adapter (default 16)")
+    parser.add_argument(
+        "--rank", type=int, help="with --adapters: highest rank of an adapter, in half precision (default 16)"
+    )
+    parser.add_argument(
+        "--megabytes", type=float, metavar="MB",
+        help="with --adapters, in the place of --rank: size of the weights, at most; adapters of 8 bits",
+    )  # fmt: skip
     parser.add_argument(
         "--int8", action="store_true", help="with --onnx: also towers with 8-bit products, and what they lose on dev"
     )
@@ -61,6 +67,10 @@ def export(arguments: list[str]) -> int:
         raise ValueError("--int8 goes with --onnx")
     if args.rank is not None and not args.adapters:
         raise ValueError("--rank goes with --adapters")
+    if args.megabytes is not None and not args.adapters:
+        raise ValueError("--megabytes goes with --adapters")
+    if args.megabytes is not None and args.rank is not None:
+        raise ValueError("--rank or --megabytes: not both")
     if args.data and not args.int8:
         raise ValueError("--data goes with --int8: it is what the 8-bit towers are measured on")
     if (args.private or args.overwrite) and not args.push:
@@ -85,7 +95,7 @@ def _write(args: argparse.Namespace) -> str:
     if args.adapters:
         from clipvisionalign.export.adapters import export_adapters
 
-        report = export_adapters(args.run, args.adapters, 16 if args.rank is None else args.rank)
+        report = export_adapters(args.run, args.adapters, 16 if args.rank is None else args.rank, args.megabytes)
         print(
             f"{args.adapters}: {report['bytes'] / 1e6:.1f} MB; {100 * report['error']:.2g} % of a matrix's difference "
             f"is lost at most; captions' vectors have a cosine of {report['cosine']:.6f} or more with the run's"

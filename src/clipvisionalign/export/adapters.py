@@ -26,8 +26,8 @@ _PATH_SETTINGS = ("data", "dev_data", "out", "init", "cache")
 _CAPTIONS = ("a dog runs on the grass", "two children in a red boat", "a man", "a street at night, with people")
 
 
-def export_adapters(run: str | Path, out: str | Path, rank: int = 16) -> dict[str, Any]:
-    """Write what a run's weights differ by from its towers' own as low-rank adapters in half precision.
+def export_adapters(run: str | Path, out: str | Path, rank: int = 16, megabytes: float | None = None) -> dict[str, Any]:
+    """Write what a run's weights differ by from its towers' own as low-rank adapters.
 
     The folder is a run folder: `load_aligner` merges the adapters with the towers by name. It has no path of the
     machine that it was trained on, and of the training images their names and hashes alone.
@@ -35,7 +35,9 @@ def export_adapters(run: str | Path, out: str | Path, rank: int = 16) -> dict[st
     Args:
         run: A finished run with towers by name.
         out: The folder to write.
-        rank: Highest rank of an adapter; a run with LoRA of this rank or below loses nothing by it.
+        rank: Highest rank of an adapter, in half precision; a run with LoRA of this rank or below loses nothing by it.
+        megabytes: Size of the weights' file, at most, in the place of `rank`: the adapters have 8 bits, and the ranks
+            with which the least is lost.
 
     Returns:
         "bytes" of the weights, "error", the largest relative error of a matrix's difference, and "cosine", the lowest
@@ -44,12 +46,15 @@ def export_adapters(run: str | Path, out: str | Path, rank: int = 16) -> dict[st
     Raises:
         FileExistsError: `out` is not empty.
         FileNotFoundError: `run` is no run folder.
-        ValueError: It started from a pretrained dual encoder or from random weights, or `rank` is below 1.
+        ValueError: It started from a pretrained dual encoder or from random weights, `rank` is below 1, or what is
+            stored whole takes more than `megabytes`.
         Held: Another process exports to `out`.
     """
     target_folder(out)
     if rank < 1:
         raise ValueError(f"--rank should be at least 1, not {rank}")
+    if megabytes is not None and not megabytes > 0:
+        raise ValueError(f"--megabytes should be above 0, not {megabytes:g}")
     source = Path(resolve_run(run))
     tuned = load_aligner(source, "cpu", packed=False)
     config = tuned.config
@@ -59,7 +64,11 @@ def export_adapters(run: str | Path, out: str | Path, rank: int = 16) -> dict[st
             f"{run}: it started from {kind}; adapters are written of runs with two towers by name: use --huggingface"
         )
     base = Aligner(config).state_dict()
-    tensors, errors = make_adapters(tuned.state_dict(), base, rank)
+    max_bytes = None if megabytes is None else round(megabytes * 1e6)
+    try:
+        tensors, errors = make_adapters(tuned.state_dict(), base, rank, max_bytes)
+    except ValueError as error:
+        raise ValueError(f"--megabytes {megabytes:g}: {error}") from None
     with export_folder(out) as aside:
         save_adapters(aside, tensors, base)
         _write_records(source, aside, recorded_settings(config))

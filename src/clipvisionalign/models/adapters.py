@@ -2,7 +2,8 @@
 
 A fine-tuned matrix W is stored as `W - W0 = B A` of rank r, W0 the tower's own (Hu et al., "LoRA", arXiv:2106.09685),
 in half precision; what is no weight of a tower (projection heads, temperature) is stored whole. A model of 27 million
-parameters whose text tower was trained with adapters of rank 16 takes 3 MB.
+parameters whose text tower was trained with adapters of rank 16 takes 3 MB. For a file of a given size the ranks are
+chosen matrix by matrix, and the factors have 8 bits.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,37 +21,67 @@ from clipvisionalign.models.run_files import ADAPTERS_FILE
 #: Beginnings of the names of weights that the towers bring.
 TOWER_PREFIXES = ("image_tower.", "text_tower.")
 
-#: Ends of the names of an adapter's factors, as peft calls them, and of a difference that is stored whole.
-DOWN, UP, DIFFERENCE = ".lora_A", ".lora_B", ".difference"
+#: Ends of the names of an adapter's factors, as peft calls them, of a difference that is stored whole, and of the
+#: scales of a factor in 8 bits, one for each of its components.
+DOWN, UP, DIFFERENCE, SCALE = ".lora_A", ".lora_B", ".difference", "_scale"
 
-#: The format of the file, in its metadata.
-FORMAT = "clipvisionalign-adapters-1"
+#: The formats of the file, in its metadata: factors in half precision, and in 8 bits.
+FORMAT, FORMAT_8_BIT = "clipvisionalign-adapters-1", "clipvisionalign-adapters-2"
+
+#: A matrix of fewer columns (a depthwise convolution) is stored whole.
+_FEWEST_COLUMNS = 32
+
+#: Bytes of the file's header for each tensor, at most.
+_HEADER_BYTES = 160
+
+
+class _Difference(NamedTuple):
+    """The singular value decomposition of what a matrix differs by from its tower's."""
+
+    left: Tensor
+    values: Tensor
+    right: Tensor
+
+    @property
+    def width(self) -> int:
+        """Numbers of one component: a column of one factor and a row of the other."""
+        return self.left.shape[0] + self.right.shape[1]
+
+    def factors(self, rank: int) -> tuple[Tensor, Tensor]:
+        """`(rows, rank)` and `(rank, columns)`; the singular values are shared out between them, for half precision."""
+        roots = self.values[:rank].sqrt()
+        return self.left[:, :rank] * roots, roots[:, None] * self.right[:rank]
 
 
 def make_adapters(
-    tuned: Mapping[str, Tensor], base: Mapping[str, Tensor], rank: int
+    tuned: Mapping[str, Tensor], base: Mapping[str, Tensor], rank: int = 16, max_bytes: int | None = None
 ) -> tuple[dict[str, Tensor], dict[str, float]]:
     """Low-rank factors of what a model's weights differ by from its towers' own.
 
     Args:
         tuned: The weights of the model.
         base: Weights of the same names and shapes, with the towers as they were before training.
-        rank: Highest rank of a matrix's factors.
+        rank: Highest rank of a matrix's factors; not used with `max_bytes`.
+        max_bytes: Size of the file, at most. The factors have 8 bits then, and the components with the largest squared
+            singular value a byte are kept, of all matrices together: the smallest loss in the Frobenius norm.
 
     Returns:
-        The tensors to store, in half precision (scalars in float32), and for each matrix that is stored as factors the
-        relative error of its difference: the share of its Frobenius norm that is lost.
+        The tensors to store, in half precision or 8 bits (scalars and scales in float32), and for each matrix that is
+        stored as factors the relative error of its difference: the share of its Frobenius norm that is lost.
+
+    Raises:
+        ValueError: What is stored whole takes more than `max_bytes`.
 
     Source: Eckart and Young (1936): the truncated singular value decomposition is the nearest matrix of that rank.
 
-    >>> base = {"text_tower.w": torch.zeros(8, 6), "text_head.w": torch.ones(2)}
-    >>> tuned = {"text_tower.w": torch.outer(torch.arange(8.0), torch.ones(6)), "text_head.w": torch.ones(2)}
+    >>> base = {"text_tower.w": torch.zeros(80, 60), "text_head.w": torch.ones(2)}
+    >>> tuned = {"text_tower.w": torch.outer(torch.arange(80.0), torch.ones(60)), "text_head.w": torch.ones(2)}
     >>> tensors, errors = make_adapters(tuned, base, rank=1)
     >>> sorted(tensors), errors["text_tower.w"] < 1e-3
     (['text_head.w', 'text_tower.w.lora_A', 'text_tower.w.lora_B'], True)
     """
     tensors: dict[str, Tensor] = {}
-    errors: dict[str, float] = {}
+    differences: dict[str, _Difference] = {}
     for name, weight in tuned.items():
         if not name.startswith(TOWER_PREFIXES):
             tensors[name] = weight.half() if weight.numel() > 1 else weight.float()
@@ -58,17 +90,67 @@ def make_adapters(
         if not difference.any():
             continue
         rows, columns = weight.shape[0], weight[0].numel() if weight.ndim > 1 else 0
-        if rank * (rows + columns) >= rows * columns:
+        whole = columns < _FEWEST_COLUMNS if max_bytes else rank * (rows + columns) >= rows * columns
+        if whole:
             tensors[name + DIFFERENCE] = difference.half()
+        else:
+            differences[name] = _Difference(*torch.linalg.svd(difference.reshape(rows, columns), full_matrices=False))
+    if max_bytes:
+        left = max_bytes - sum(tensor.nbytes + _HEADER_BYTES for tensor in tensors.values())
+        ranks = _ranks_within(differences, left)
+    else:
+        ranks = {name: min(rank, len(decomposed.values)) for name, decomposed in differences.items()}
+    errors: dict[str, float] = {}
+    for name, decomposed in differences.items():
+        if not ranks[name]:
+            errors[name] = 1.0
             continue
-        left, values, right = torch.linalg.svd(difference.reshape(rows, columns), full_matrices=False)
-        # The singular values are shared out, so that neither factor leaves the range of half precision.
-        roots = values[:rank].sqrt()
-        up, down = (left[:, :rank] * roots).half(), (roots[:, None] * right[:rank]).half()
-        tensors[name + UP], tensors[name + DOWN] = up.contiguous(), down.contiguous()
-        lost = torch.linalg.norm(difference.reshape(rows, columns) - up.double() @ down.double())
-        errors[name] = float(lost / torch.linalg.norm(difference))
+        up, down = decomposed.factors(ranks[name])
+        up = _store(tensors, name + UP, up.T, bool(max_bytes)).T
+        down = _store(tensors, name + DOWN, down, bool(max_bytes))
+        lost = (decomposed.left * decomposed.values) @ decomposed.right - up @ down
+        errors[name] = float(torch.linalg.norm(lost) / torch.linalg.norm(decomposed.values))
     return tensors, errors
+
+
+def _ranks_within(differences: Mapping[str, _Difference], max_bytes: int) -> dict[str, int]:
+    """How many components of each matrix are kept, those that lose most a byte first."""
+    # Two factors, and the scales of both.
+    gains = sorted(
+        (-(float(value) ** 2) / (difference.width + 8), name)
+        for name, difference in differences.items()
+        for value in difference.values
+    )
+    ranks = dict.fromkeys(differences, 0)
+    left = max_bytes - len(differences) * 4 * _HEADER_BYTES
+    if left < 0:
+        raise ValueError(f"{-left / 1e6:.1f} MB more are needed for what is stored whole: heads, biases and norms")
+    for _, name in gains:
+        if (size := differences[name].width + 8) > left:
+            break
+        ranks[name] += 1
+        left -= size
+    return ranks
+
+
+def _store(tensors: dict[str, Tensor], name: str, components: Tensor, in_8_bits: bool) -> Tensor:
+    """Store a factor whose rows are its components (UP has them as columns in the file); return what is read of it."""
+    stored, scale = components.half(), torch.ones(len(components), 1)
+    if in_8_bits:
+        scale = (components.abs().amax(1, keepdim=True) / 127).clamp(min=1e-30).float()
+        stored = (components / scale).round().to(torch.int8)
+        tensors[name + SCALE] = scale[:, 0].contiguous()
+    tensors[name] = (stored.T if name.endswith(UP) else stored).contiguous()
+    return stored.double() * scale.double()
+
+
+def _read(tensors: Mapping[str, Tensor], name: str) -> Tensor:
+    """A factor in float32."""
+    factor = tensors[name].float()
+    if name + SCALE not in tensors:
+        return factor
+    scale = tensors[name + SCALE]
+    return factor * (scale if name.endswith(UP) else scale[:, None])
 
 
 def apply_adapters(base: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -90,9 +172,9 @@ def apply_adapters(base: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) ->
         if f".{end}" == DIFFERENCE:
             state[weight] += tensor.to(state[weight].dtype)
         elif f".{end}" == UP:
-            product = tensor.float() @ tensors[weight + DOWN].float()
+            product = _read(tensors, name) @ _read(tensors, weight + DOWN)
             state[weight] += product.reshape(state[weight].shape)
-        elif f".{end}" != DOWN:
+        elif f".{end}" not in (DOWN, UP + SCALE, DOWN + SCALE):
             state[name] = tensor.to(state[name].dtype).reshape(state[name].shape)
     return state
 
@@ -124,7 +206,8 @@ def save_adapters(folder: Path, tensors: dict[str, Tensor], base: Mapping[str, T
     """
     from safetensors.torch import save_file
 
-    save_file(tensors, folder / ADAPTERS_FILE, {"format": FORMAT, "towers": towers_fingerprint(base)})
+    kind = FORMAT_8_BIT if any(name.endswith(SCALE) for name in tensors) else FORMAT
+    save_file(tensors, folder / ADAPTERS_FILE, {"format": kind, "towers": towers_fingerprint(base)})
 
 
 def load_adapters(folder: Path, base: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -149,8 +232,8 @@ def load_adapters(folder: Path, base: Mapping[str, Tensor]) -> dict[str, Tensor]
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise ValueError(f"{path}: cannot be read: {error}") from None
-    if metadata.get("format") != FORMAT:
-        raise ValueError(f"{path}: of another format ({metadata.get('format')}, not {FORMAT})")
+    if metadata.get("format") not in (FORMAT, FORMAT_8_BIT):
+        raise ValueError(f"{path}: of another format ({metadata.get('format')}, not {FORMAT} or {FORMAT_8_BIT})")
     if metadata.get("towers") != towers_fingerprint(base):
         raise ValueError(
             f"{path}: adapters of other weights than those of the towers that are installed here: pip install "
