@@ -40,6 +40,7 @@ from clipvisionalign.search.duplicates import find_duplicates
 from clipvisionalign.search.filters import FILTER_COLUMNS, FilterError, filter_sql
 from clipvisionalign.search.indexer import build_index
 from clipvisionalign.search.manifest import read_manifest
+from clipvisionalign.search.patches import open_patch_reader
 from clipvisionalign.search.queries import SearchQuery
 from clipvisionalign.search.searcher import Searcher
 from clipvisionalign.search.storage import InvalidIndexError, Storage, list_local_images
@@ -363,8 +364,8 @@ def test_two_workers_of_ray_give_the_same_index(tiny_runs, folder, tmp_path):
     # More than one batch, so that both have to do.
     for number in range(150):
         Image.new("RGB", (40, 30 + number % 50), (number, 90, 200)).save(folder / f"drawn {number}.png")
-    one = build_index(tiny_runs["self"], folder, tmp_path / "one")
-    two = build_index(tiny_runs["self"], folder, tmp_path / "two", ray="local", workers=2)
+    one = build_index(tiny_runs["late"], folder, tmp_path / "one", patches=0)
+    two = build_index(tiny_runs["late"], folder, tmp_path / "two", ray="local", workers=2, patches=0)
     reports = [each.to_dict() for each in (one, two)]
     for report in reports:
         # Written for the one, taken from the cache for the other, in some seconds.
@@ -372,7 +373,15 @@ def test_two_workers_of_ray_give_the_same_index(tiny_runs, folder, tmp_path):
     assert reports[0] == reports[1]
     first, second = rows_of(tmp_path / "one"), rows_of(tmp_path / "two")
     assert first.keys() == second.keys()
-    exact = in_float64(load_aligner(tiny_runs["self"])).encode_images([folder / path for path in first])
+    exact = in_float64(load_aligner(tiny_runs["late"])).encode_images([folder / path for path in first])
+    patches = [
+        open_patch_reader(Storage(tmp_path / name)).read({row["id"]: row["hash"] for row in rows.values()})
+        for name, rows in (("one", first), ("two", second))
+    ]
+    assert len(patches[0]) == len(first)
+    for path in first:
+        here, there = patches[0][first[path]["id"]], patches[1][second[path]["id"]]
+        assert np.abs(here - there).max() <= 2 / 127 * np.abs(here).max(), path
     assert_same(*(np.array([row.pop("vector") for row in rows.values()]) for rows in (first, second)), exact, size=1.0)
     assert first == second
     assert read_broken_files(tmp_path / "one") == read_broken_files(tmp_path / "two")

@@ -289,6 +289,10 @@ def print_index_report(index: str, report: IndexReport) -> None:
         print("metadata: {matched:,} of {0} matched, {listed:,} listed".format(rows, **report.metadata))
     if report.camera.get("values") or report.camera.get("damaged") or report.camera.get("unreadable"):
         print(_camera_line(report.camera))
+    if report.patches:
+        stored, unreadable = (f"{report.patches[name]:,}" for name in ("stored", "unreadable"))
+        without = f", {unreadable} without, whose files cannot be read" if report.patches["unreadable"] else ""
+        print(f"patches: {stored} images with theirs{without}; --rerank opens no image that has them")
     for entry in read_broken_files(index)[:5]:
         reason = entry["reason"].removeprefix(entry["path"] + ": ")
         logger.info(f"not decoded: {printable(entry['path'])}: {printable(reason)}")

@@ -63,6 +63,11 @@ def index_parser() -> argparse.ArgumentParser:
         help="CSV, TSV, JSONL or Parquet: a column of paths, others to filter by",
     )
     parser.add_argument(
+        "--patches", nargs="?", const=0, type=int, metavar="N",
+        help="of a run of the design late or cross: keep the patches of images, in 8 bits, so that --rerank opens no "
+        "image; with N, groups of so many similar ones as one. Later updates keep them too",
+    )  # fmt: skip
+    parser.add_argument(
         "--ray", nargs="?", const="local", default="", metavar="ADDRESS",
         help="encode on the Ray cluster at an address, or the one around (auto); without one on this machine",
     )  # fmt: skip
@@ -102,7 +107,7 @@ def index(arguments: list[str]) -> int:
     index_report = build_index(
         run, args.source, args.out, captions=args.captions, layout=args.layout,
         metadata=args.metadata, ray=args.ray, workers=args.workers, verify=args.verify,
-        allow_drop=args.allow_drop, group=args.group,
+        allow_drop=args.allow_drop, group=args.group, patches=args.patches,
     )  # fmt: skip
     if args.json:
         print(json.dumps(index_report.to_dict() | {"broken_files": read_broken_files(args.out)}, indent=2))

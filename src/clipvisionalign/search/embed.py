@@ -35,6 +35,8 @@ from clipvisionalign.models.eval_mode import eval_mode
 from clipvisionalign.models.io import load_aligner
 from clipvisionalign.models.run_files import CONFIG_FILE, MODEL_FOLDERS, weights_file
 from clipvisionalign.search.broken_files import classify_fault
+from clipvisionalign.search.patch_vectors import packed_patches
+from clipvisionalign.search.patches import PatchSettings
 from clipvisionalign.search.storage import ImageFile, Storage, content_hash
 
 #: Files that go through the tower at a time.
@@ -51,16 +53,20 @@ IndexRow = dict[str, Any]
 LOCAL_RAY = "local"
 
 
-def embed_files(aligner: Aligner, storage: Storage, pending: Sequence[PendingFile]) -> Iterator[list[IndexRow]]:
+def embed_files(
+    aligner: Aligner, storage: Storage, pending: Sequence[PendingFile], patches: PatchSettings | None = None
+) -> Iterator[list[IndexRow]]:
     """Encode files, in order; the files of the next two batches are decoded meanwhile.
 
     Args:
         aligner: The model.
         storage: The folder or URL of the images.
         pending: The files, each with the hash of its content, or "".
+        patches: How the patches of the images are stored; None for none.
 
     Yields:
-        Rows of `EMBED_BATCH_SIZE` files; one that cannot be decoded has no vector, but a reason and a fault.
+        Rows of `EMBED_BATCH_SIZE` files; one that cannot be decoded has no vector, but a reason and a fault. "patches"
+        is in bytes, empty where there are none.
     """
     image_transform = aligner.image_tower.image_transform
     transform, size = image_transform.transform(), image_transform.decoded_size
@@ -71,7 +77,8 @@ def embed_files(aligner: Aligner, storage: Storage, pending: Sequence[PendingFil
             while submitted < min(len(pending), start + 3 * EMBED_BATCH_SIZE):
                 futures.append(pool.submit(_decode, storage, transform, size, _pending_row(pending[submitted])))
                 submitted += 1
-            yield _embed(aligner, [futures.popleft().result() for _ in pending[start : start + EMBED_BATCH_SIZE]])
+            rows = [futures.popleft().result() for _ in pending[start : start + EMBED_BATCH_SIZE]]
+            yield _embed(aligner, rows, patches)
 
 
 def _pending_row(pending_file: PendingFile) -> IndexRow:
@@ -140,16 +147,21 @@ def decode_error_message(error: Exception, storage: Storage, raw: bytes) -> str:
     return str(error).replace(f"{storage.folder / os.fsdecode(raw)}", raw.decode("utf-8", "backslashreplace"))
 
 
-def _embed(aligner: Aligner, rows: Sequence[IndexRow]) -> list[IndexRow]:
-    """Vectors instead of pixels, for the rows that have any."""
+def _embed(aligner: Aligner, rows: Sequence[IndexRow], settings: PatchSettings | None) -> list[IndexRow]:
+    """Vectors and patches instead of pixels, for the rows that have any."""
+    vectors: Iterator[np.ndarray] = iter(())
+    packed: Iterator[bytes] = iter(())
     shape, decodable = aligner.image_tower.image_transform.input_shape, [row for row in rows if not row["reason"]]
     if decodable:
         pixels = np.stack([np.frombuffer(row["pixels"], dtype=np.uint8).reshape(shape) for row in decodable])
         with torch.no_grad(), eval_mode(aligner):
             features = aligner.image_tower(torch.from_numpy(pixels).to(aligner.device))
-            vectors = iter(aligner.embed_image_features(features).vectors.float().cpu().numpy())
+            embeddings = aligner.embed_image_features(features)
+            vectors = iter(embeddings.vectors.float().cpu().numpy())
+            packed = iter(packed_patches(aligner, embeddings, settings) if settings else [b""] * len(decodable))
     return [{name: value for name, value in row.items() if name != "pixels"}
-            | {"vector": None if row["reason"] else next(vectors)} for row in rows]  # fmt: skip
+            | {"vector": None if row["reason"] else next(vectors), "patches": b"" if row["reason"] else next(packed)}
+            for row in rows]  # fmt: skip
 
 
 def embed_files_with_ray(
@@ -159,6 +171,7 @@ def embed_files_with_ray(
     pending: Sequence[PendingFile],
     address: str = LOCAL_RAY,
     workers: int = 0,
+    patches: PatchSettings | None = None,
 ) -> Iterator[list[IndexRow]]:
     """The rows of `embed_files`, from a Ray cluster.
 
@@ -171,6 +184,7 @@ def embed_files_with_ray(
         pending: The files, each with the hash of its content, or "".
         address: "local" starts Ray on this machine; else the address of a cluster whose machines have this package.
         workers: Number of actors; 0 for one on each GPU, or on every second core.
+        patches: How the patches of the images are stored; None for none.
 
     Yields:
         Rows as `embed_files` yields them.
@@ -212,7 +226,7 @@ def embed_files_with_ray(
                 batch_size=None,
                 batch_format="pyarrow",
                 compute=ray.data.ActorPoolStrategy(size=workers),
-                fn_constructor_args=(ray.put(_read_run_files(Path(run))),),
+                fn_constructor_args=(ray.put(_read_run_files(Path(run))), patches),
                 **actor_resources,
             )
         )
@@ -235,8 +249,10 @@ def _decode_block(block: Any, location: str, image_transform: ImageTransform) ->
 class _EmbedActor:
     """An actor of Ray: an aligner of its own, written from what was sent."""
 
-    def __init__(self, run: Any) -> None:
+    def __init__(self, run: Any, patches: PatchSettings | None) -> None:
         import ray
+
+        self.patches = patches
 
         with tempfile.TemporaryDirectory() as folder:
             for name, content in ray.get(run).items():
@@ -249,11 +265,11 @@ class _EmbedActor:
         import pyarrow as arrow
 
         width = self.aligner.width
-        rows = _embed(self.aligner, block.to_pylist())
+        rows = _embed(self.aligner, block.to_pylist(), self.patches)
         schema = block.schema.remove(block.schema.get_field_index("pixels"))
-        return arrow.Table.from_pylist(
-            rows, schema=schema.append(arrow.field("vector", arrow.list_(arrow.float32(), width)))
-        )
+        for name, kind in (("vector", arrow.list_(arrow.float32(), width)), ("patches", arrow.binary())):
+            schema = schema.append(arrow.field(name, kind))
+        return arrow.Table.from_pylist(rows, schema=schema)
 
 
 def _read_run_files(run: Path) -> dict[str, bytes]:

@@ -12,6 +12,7 @@ from clipvisionalign.search.diff import Changes, exceeds_drop_limit
 from clipvisionalign.search.embed import IndexRow, unpack_camera_metadata
 from clipvisionalign.search.index_report import IndexReport
 from clipvisionalign.search.metadata import Metadata
+from clipvisionalign.search.patches import PatchWriter
 from clipvisionalign.search.storage import FileListing, InvalidIndexError, Storage, decode_path
 from clipvisionalign.search.tables import BASE_COLUMNS, delete_rows, metadata_columns, read_columns, update_rows
 
@@ -76,7 +77,7 @@ def apply_changes(table: Any, changes: Changes) -> None:
 
 def write_rows(
     table: Any, index: Storage, batches: Iterator[list[IndexRow]], metadata: Metadata | None,
-    broken: BrokenFiles, report: IndexReport, last_id: int, camera: CameraColumns,
+    broken: BrokenFiles, report: IndexReport, last_id: int, camera: CameraColumns, patches: PatchWriter | None = None,
 ) -> Iterator[int]:  # fmt: skip
     """Write encoded images, `IMAGES_PER_WRITE` at a time; a row of the same path is replaced.
 
@@ -89,6 +90,7 @@ def write_rows(
         report: Its `encoded` is counted up.
         last_id: The greatest id of the table.
         camera: The columns that the images' own metadata fills.
+        patches: Receives the patches of the images; None where none are kept.
 
     Yields:
         The number of images written so far.
@@ -96,6 +98,7 @@ def write_rows(
     import pyarrow as arrow
 
     rows: list[dict[str, Any]] = []
+    packed: list[tuple[int, str, bytes]] = []
 
     def flush() -> int:
         if rows:
@@ -103,16 +106,19 @@ def write_rows(
             names = (*BASE_COLUMNS, *(metadata.column_types if metadata else ()), *camera_names)
             schema = arrow.schema([table.schema.field(name) for name in names])
             data = arrow.Table.from_pylist(rows, schema=schema)
+            if patches:
+                patches.write(packed)
             table.merge_insert("raw").when_matched_update_all().when_not_matched_insert_all().execute(data)
             report.encoded += len(rows)
             rows.clear()
+            packed.clear()
         broken.write(index)
         return report.encoded
 
     for batch in batches:
         for row in batch:
             raw, reason, fault, decoder = (row["raw"], *map(row.pop, ("reason", "fault", "missing_decoder")))
-            from_camera = unpack_camera_metadata(row.pop("camera_metadata"))
+            from_camera, own_patches = unpack_camera_metadata(row.pop("camera_metadata")), row.pop("patches")
             if reason:
                 broken.add(raw, reason, fault, row["size"], row["mtime_ns"], decoder)
                 continue
@@ -122,6 +128,7 @@ def write_rows(
             camera.count(from_camera)
             values = camera_values(from_camera, camera.owned) | (metadata.row_for(name) if metadata else {})
             rows.append(row | {"id": last_id, "path": name} | values)
+            packed.append((last_id, row["hash"], own_patches))
         if len(rows) >= IMAGES_PER_WRITE:
             yield flush()
     flush()

@@ -43,6 +43,8 @@ class IndexReport:
         camera: Images whose headers were read, by what cameras wrote there: values, none, or something damaged; and
             how many of these were filled in without being encoded.
         text_tower: What became of the text tower beside the index.
+        patches: Of an index that keeps them: images with patches ("stored"), those among them that were indexed before
+            ("added"), and images whose file cannot be read for them now ("unreadable").
     """
 
     there: int = 0
@@ -63,6 +65,7 @@ class IndexReport:
     metadata: dict[str, Any] = field(default_factory=dict)
     camera: dict[str, int] = field(default_factory=dict)
     text_tower: TextTowerReport = field(default_factory=TextTowerReport)
+    patches: dict[str, int] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON.

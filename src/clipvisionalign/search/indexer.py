@@ -44,6 +44,8 @@ from clipvisionalign.search.image_rows import (
 )
 from clipvisionalign.search.index_report import IndexReport, log_first, log_problems, new_report, report_sources
 from clipvisionalign.search.manifest import MANIFEST_FILE, IndexManifest, open_manifest
+from clipvisionalign.search.patch_rows import begin_patches, finish_patches
+from clipvisionalign.search.patch_vectors import patch_settings
 from clipvisionalign.search.storage import InvalidIndexError, Storage, printable
 from clipvisionalign.search.tables import BASE_COLUMNS, create_image_table, read_columns
 from clipvisionalign.search.text_tower import keep_text_tower
@@ -59,7 +61,7 @@ def build_index(
     run: str | Path, source: str | Path, out: str | Path, *, captions: bool = False,
     layout: str = "auto", metadata: str | Path = "", ray: str = "", workers: int = 0,
     sizes: tuple[int, int] = (MAX_EXACT_VECTORS, MAX_HNSW_VECTORS), verify: bool = False, allow_drop: bool = False,
-    group: str = "",
+    group: str = "", patches: int | None = None,
 ) -> IndexReport:  # fmt: skip
     """Index the images below a folder, or of a data set; an existing index is updated.
 
@@ -76,6 +78,8 @@ def build_index(
         verify: Compare the content of every file, not its size and time.
         allow_drop: Drop any number of rows, and those below folders that cannot be listed.
         group: A column of the data set; images of one value are in one split.
+        patches: Keep the patches of images, by which re-ranking opens none: so many as one, 0 as the index has them
+            already, else each; None keeps them where the index does.
 
     Returns:
         Counts of files and rows.
@@ -83,6 +87,7 @@ def build_index(
     Raises:
         InvalidIndexError: `out` is an index of another run or folder, or something else; it cannot be written; or too
             many rows would be dropped (`diff.check_drop`).
+        ValueError: The design has nothing to re-rank with, and `patches` is given.
         FileNotFoundError: There is no such folder or run.
         DataError: The data set cannot be read, or there is nothing to index.
     """
@@ -91,6 +96,9 @@ def build_index(
         # One commit for all that follows, and for the searches to come.
         run = resolve_model(run)
     aligner = load_aligner(run)
+    if patches is not None:
+        # Before anything is written.
+        patch_settings(aligner, patches or 1)
     if unfinished := unfinished_note(run):
         logger.info(f"note: {unfinished}")
     reading = ReadOptions(layout, group, SPLIT_RULE)
@@ -110,7 +118,9 @@ def build_index(
                 _begin(collection, 0)
             manifest = open_manifest(run, collection.storage.location, index, aligner.width)
             with index.lock():
-                return _update_index(run, aligner, collection, index, manifest, ray, workers, sizes, verify, allow_drop)
+                return _update_index(
+                    run, aligner, collection, index, manifest, ray, workers, sizes, verify, allow_drop, patches
+                )
     except TimeoutError:
         raise InvalidIndexError(f"{index}: another process is writing it; wait for that one") from None
 
@@ -162,7 +172,7 @@ def _begin(collection: Collection, indexed: int) -> None:
 
 def _update_index(
     run: str | Path, aligner: Aligner, collection: Collection, index: Storage, manifest: IndexManifest,
-    ray: str, workers: int, sizes: tuple[int, int], verify: bool, allow_drop: bool,
+    ray: str, workers: int, sizes: tuple[int, int], verify: bool, allow_drop: bool, patches: int | None,
 ) -> IndexReport:  # fmt: skip
     storage, listing = collection.storage, collection.listing
     table = create_image_table(index, manifest.width)
@@ -173,6 +183,8 @@ def _update_index(
     check_drop(changes, listing, storage, index, len(rows), allow_drop)
     if changes.surplus:
         logger.info(f"{len(changes.surplus):,} rows are of files that have another row: they are taken out")
+    patch_writer = begin_patches(aligner, index, table, patches)
+    kept_as = patch_writer.settings if patch_writer else None
     camera = open_camera_columns(index, table, collection.metadata)
     sync_metadata_columns(table, collection.metadata, camera.owned)
     # Captions first: after an interruption in between, the row is recognised as moved once more.
@@ -182,15 +194,17 @@ def _update_index(
     pending = changes.pending
     fill_old_rows(table, index, storage, camera, changes)
     encoding = (
-        embed_files_with_ray(run, aligner.image_tower.image_transform, storage, pending, ray, workers)
+        embed_files_with_ray(run, aligner.image_tower.image_transform, storage, pending, ray, workers, kept_as)
         if ray and pending
-        else embed_files(aligner, storage, pending)
+        else embed_files(aligner, storage, pending, kept_as)
     )
     batches = progress(encoding, "encoding images", len(pending), units_per_item=len)
     last_id = max((row["id"] for row in rows), default=-1)
-    for count in write_rows(table, index, batches, collection.metadata, broken, report, last_id, camera):
+    for count in write_rows(table, index, batches, collection.metadata, broken, report, last_id, camera, patch_writer):
         logger.info(f"{count:,} of {len(pending):,} encoded")
     drop_missing(table, index, listing, changes, broken, report, allow_drop)
+    if patch_writer:
+        report.patches = finish_patches(aligner, storage, table, patch_writer)
     sync_metadata_values(table, collection)
     fill_places(table, camera)
     report.camera = dict(camera.counts)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -11,9 +12,25 @@ import torch
 from clipvisionalign.images import ImageError
 from clipvisionalign.models.aligner import Aligner
 from clipvisionalign.models.eval_mode import eval_mode
-from clipvisionalign.models.pair_scorer import EncodedCaption, PairScorer
+from clipvisionalign.models.pair_scorer import EncodedCaption, EncodedImages, PairScorer
 from clipvisionalign.search.hits import Hit
+from clipvisionalign.search.patch_vectors import encode_stored, stored_patches
+from clipvisionalign.search.patches import PatchSettings
 from clipvisionalign.search.storage import Storage
+
+
+class StoredImages(NamedTuple):
+    """What an index holds of images for pair scores.
+
+    Attributes:
+        settings: How their patches are stored.
+        vectors: By the number of an image its vector, (D,).
+        patches: By the number of an image its patches, (P, E); those that are read from their files are left out.
+    """
+
+    settings: PatchSettings
+    vectors: Mapping[int, np.ndarray]
+    patches: Mapping[int, np.ndarray]
 
 
 @torch.no_grad()
@@ -24,8 +41,11 @@ def rerank_hits(
     raw_paths: Mapping[int, bytes],
     captions: list[EncodedCaption],
     weights: Sequence[float],
+    stored: StoredImages | None = None,
 ) -> list[Hit]:
     """Order hits by the weighted sum of their pair scores with a query's terms; images that are gone come last.
+
+    An image whose patches the index holds is not opened, and needs not be there.
 
     Args:
         aligner: A model with late interaction.
@@ -34,6 +54,7 @@ def rerank_hits(
         raw_paths: For each hit's id the path of its image.
         captions: The T terms of the query.
         weights: The T weights of the terms.
+        stored: What the index holds of the images; None where it keeps no patches.
 
     Returns:
         The N hits, those that were scored first.
@@ -44,13 +65,13 @@ def rerank_hits(
     available: list[Hit] = []
     missing: list[Hit] = []
     for hit in hits:
-        (available if storage.has_file(raw_paths[hit.id]) else missing).append(hit)
+        is_stored = stored is not None and hit.id in stored.patches
+        (available if is_stored or storage.has_file(raw_paths[hit.id]) else missing).append(hit)
     if not available:
         return missing
-    sources = [storage.image_source(raw_paths[hit.id]) for hit in available]
     try:
         with eval_mode(aligner):
-            scorer = PairScorer(aligner, aligner.encode_images_for_pairs(aligner.image_chunks(sources)), captions)
+            scorer = PairScorer(aligner, _encode(aligner, storage, available, raw_paths, stored), captions)
     except ImageError as error:
         raise ValueError(f"{error}; index the folder again") from None
     image_index = np.repeat(np.arange(len(available)), len(captions))
@@ -58,3 +79,26 @@ def rerank_hits(
     scores = scorer(image_index, caption_index).reshape(len(available), len(captions)) @ np.array(weights)
     order = np.argsort(-scores, kind="stable")
     return [replace(available[i], pair_score=round(float(scores[i]), 5)) for i in order] + missing
+
+
+def _encode(
+    aligner: Aligner, storage: Storage, hits: Sequence[Hit], raw_paths: Mapping[int, bytes], stored: StoredImages | None
+) -> EncodedImages:
+    """The images of hits, by what the index holds of them; the others are read from their files.
+
+    Raises:
+        ImageError: A file cannot be opened.
+    """
+    if stored is None:
+        sources = [storage.image_source(raw_paths[hit.id]) for hit in hits]
+        return aligner.encode_images_for_pairs(aligner.image_chunks(sources))
+    vectors, patches = dict(stored.vectors), dict(stored.patches)
+    unstored = [hit.id for hit in hits if hit.id not in patches]
+    for embeddings in aligner.image_chunks([storage.image_source(raw_paths[number]) for number in unstored]):
+        numbers = unstored[: len(embeddings.vectors)]
+        del unstored[: len(numbers)]
+        patches |= zip(numbers, stored_patches(aligner, embeddings, stored.settings), strict=True)
+        vectors |= zip(numbers, embeddings.vectors.cpu().numpy(), strict=True)
+    numbers = [hit.id for hit in hits]
+    rows = np.stack([vectors[number] for number in numbers])
+    return encode_stored(aligner, rows, [patches[number] for number in numbers], stored.settings)

@@ -1,7 +1,8 @@
 """Searching an index by words, by images, or by several of both, weighted, and without unwanted terms.
 
 A query is one vector (`queries.py`); the images with the greatest cosine are the result. Re-ranking orders the first of
-them by pair scores of the late interaction or the fusion, which read the images themselves (`rerank.py`).
+them by pair scores of the late interaction or the fusion, by the patches that the index keeps, or from the images
+themselves (`rerank.py`).
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ from clipvisionalign.search.encoder import QueryEncoder
 from clipvisionalign.search.filters import FILTER_COLUMNS, filter_sql
 from clipvisionalign.search.hits import HIT_COLUMNS, CaptionHit, Hit, to_hits
 from clipvisionalign.search.manifest import read_manifest
+from clipvisionalign.search.patches import PatchReader, open_patch_reader
 from clipvisionalign.search.promise import ResultAssessor
 from clipvisionalign.search.queries import EncodedQuery, SearchQuery, encode_queries
-from clipvisionalign.search.storage import Storage
+from clipvisionalign.search.storage import Storage, as_storage
 from clipvisionalign.search.table_reader import TableReader
 from clipvisionalign.search.tables import metadata_columns, read_caption_table, read_image_table
 from clipvisionalign.search.terms import Term
@@ -95,6 +97,11 @@ class Searcher:
         calibration = read_calibration(self.index, self.manifest.aligner)
         null_cosines = read_null_cosines(self.index)
         return ResultAssessor(str(self.index), calibration, self.tokenizer, null_cosines, self.table.count_rows)
+
+    @cached_property
+    def patches(self) -> PatchReader | None:
+        """The patches that re-ranking reads; None for an index without any."""
+        return open_patch_reader(as_storage(self.index))
 
     def tokenizer(self) -> Any:
         """The tokenizer of the model's captions."""
@@ -180,11 +187,18 @@ class Searcher:
 
     def _rerank(self, query: SearchQuery, encoded: EncodedQuery, hits: Sequence[Hit]) -> list[Hit]:
         """Hits, the first of them ordered by pair scores."""
-        from clipvisionalign.search.rerank import rerank_hits
+        from clipvisionalign.search.rerank import StoredImages, rerank_hits
 
         first, others = hits[: query.rerank], hits[query.rerank :]
-        raw_paths, weights = self.values([hit.id for hit in first], "raw"), [term.weight for term in query.terms]
-        return [*rerank_hits(self.aligner, self.storage, first, raw_paths, encoded.captions, weights), *others]
+        weights, stored = [term.weight for term in query.terms], None
+        columns = ("id", "raw", *(("hash", "vector") if self.patches else ()))
+        rows = {row["id"]: row for row in self.rows(sorted({hit.id for hit in first}), columns)}
+        if self.patches:
+            patches = self.patches.read({number: row["hash"] for number, row in rows.items()})
+            vectors = {number: np.asarray(row["vector"], dtype=np.float32) for number, row in rows.items()}
+            stored = StoredImages(self.patches.settings, vectors, patches)
+        raw_paths = {number: row["raw"] for number, row in rows.items()}
+        return [*rerank_hits(self.aligner, self.storage, first, raw_paths, encoded.captions, weights, stored), *others]
 
     def _search_deeper(self, query: SearchQuery, encoded: EncodedQuery, depth: int) -> Hits:
         """So many of the nearest images, for a promise that needs more than were read."""
