@@ -140,7 +140,7 @@ def sliding_window_variants(folder: Path) -> list[dict[str, Any]]:
 
     rows = []
     for kind, heads, head in (("minilm", 12, 32), ("distilbert", 12, 64)):
-        from clipvisionalign.models.text_tower import extend_positions
+        from clipvisionalign.models.sliding_window import extend_positions
 
         dense, sliding = tower(kind, folder), tower(kind, folder, "sliding")
         # The dense rival needs positions of the same number, or it could not read 4,096 tokens at all.
@@ -175,7 +175,7 @@ def sliding_window_variants(folder: Path) -> list[dict[str, Any]]:
 
 def one_memory(kind: str, length: int, folder: Path) -> float:
     """MiB above the loaded model that one encoding takes in this process."""
-    from clipvisionalign.models.text_tower import extend_positions
+    from clipvisionalign.models.sliding_window import extend_positions
 
     ids, mask, first = tokens(1, length)
     if kind == "transformers Longformer":

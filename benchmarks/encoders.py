@@ -15,7 +15,7 @@ def save_encoder(kind: str, folder: Path) -> Path:
     """An encoder of its published size in transformers' layout; the tokenizer is MiniLM's, none is needed here."""
     import transformers
 
-    from clipvisionalign.models.weights import find_text_folder
+    from clipvisionalign.models.text_weights import find_text_folder
 
     target = folder / kind
     if not target.exists():

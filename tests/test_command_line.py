@@ -285,7 +285,7 @@ def test_a_training_that_is_interrupted_in_its_last_measurement_says_how_it_is_r
 def test_ctrl_c_is_acknowledged_at_once():
     program = """
 import os, signal, time
-from clipvisionalign.training.checkpoint import stop_signal
+from clipvisionalign.training.stopping import stop_signal
 with stop_signal() as stop:
     print("ready", flush=True)
     time.sleep(1)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from clipvisionalign.batch import TokenizedCaptions, TruncationStats
 from clipvisionalign.cli import main
 from clipvisionalign.models.caption_tokenizer import open_tokenizer
-from clipvisionalign.models.text_tower import load_tokenizer, tokenize_captions
+from clipvisionalign.models.tokenizer import load_tokenizer, tokenize_captions
 
 SENTENCES = st.lists(st.sampled_from(["dog", "a", "circle", "xyzzy", "purple", "!"]), max_size=12).map(" ".join)
 

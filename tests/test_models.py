@@ -17,8 +17,9 @@ from clipvisionalign.models.aligner import Aligner
 from clipvisionalign.models.fusion import Fusion, FusionConfig
 from clipvisionalign.models.hub import WeightsNotFound
 from clipvisionalign.models.image_tower import ImageTower, ImageTowerConfig
+from clipvisionalign.models.image_weights import find_image_weights
 from clipvisionalign.models.text_tower import TextTower, TextTowerConfig, pool
-from clipvisionalign.models.weights import find_image_weights, find_text_folder
+from clipvisionalign.models.text_weights import find_text_folder
 
 CAPTIONS = [
     "a red circle left of the blue square",

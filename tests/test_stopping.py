@@ -22,10 +22,11 @@ from clipvisionalign.data.loader import iterate_dataset
 from clipvisionalign.data.streams.writing import write_shards
 from clipvisionalign.models.image_tower import ImageTowerConfig
 from clipvisionalign.training import trainer
-from clipvisionalign.training.checkpoint import list_checkpoints, load_last_checkpoint, stop_signal
+from clipvisionalign.training.checkpoint import list_checkpoints, load_last_checkpoint
 from clipvisionalign.training.distributed import Distributed
 from clipvisionalign.training.ema import ExponentialMovingAverage
 from clipvisionalign.training.state import TrainState
+from clipvisionalign.training.stopping import stop_signal
 from clipvisionalign.training.train import resume, train
 
 settings = test_going_on.settings
@@ -166,7 +167,7 @@ def test_a_second_signal_is_the_launchers_first_one_or_stops_at_once():
 
 @pytest.mark.usefixtures("interrupts")
 def test_the_launchers_signal_may_come_after_the_run_has_ended(monkeypatch):
-    from clipvisionalign.training import checkpoint
+    from clipvisionalign.training import stopping
 
     had: list[int] = []
     before = signal.signal(signal.SIGTERM, lambda number, frame: had.append(number))
@@ -177,7 +178,7 @@ def test_the_launchers_signal_may_come_after_the_run_has_ended(monkeypatch):
         assert had == []
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
-        monkeypatch.setattr(checkpoint, "REPEATED_SIGNAL_SECONDS", 0.0)
+        monkeypatch.setattr(stopping, "REPEATED_SIGNAL_SECONDS", 0.0)
         time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGTERM)
         assert had == [signal.SIGTERM]
@@ -192,9 +193,9 @@ def test_the_launchers_signal_may_come_after_the_run_has_ended(monkeypatch):
 
 @pytest.mark.usefixtures("interrupts")
 def test_a_later_signal_stops_at_once(monkeypatch):
-    from clipvisionalign.training import checkpoint
+    from clipvisionalign.training import stopping
 
-    monkeypatch.setattr(checkpoint, "REPEATED_SIGNAL_SECONDS", 0.0)
+    monkeypatch.setattr(stopping, "REPEATED_SIGNAL_SECONDS", 0.0)
     with stop_signal(launched=True):
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(0.01)

@@ -17,8 +17,9 @@ from hub_server import Hub
 from clipvisionalign.log import log_to
 from clipvisionalign.models.hub import CorruptedDownload, DiskFull, WeightsNotFound
 from clipvisionalign.models.image_tower import ImageTower, ImageTowerConfig
+from clipvisionalign.models.image_weights import find_image_weights
 from clipvisionalign.models.text_tower import TextTower, TextTowerConfig
-from clipvisionalign.models.weights import find_image_weights, find_text_weights
+from clipvisionalign.models.text_weights import find_text_weights
 
 CAPTIONS = ["a red circle above the blue square", "three dogs", "two yellow stars left of a large green ring on grass"]
 IMAGE = "test_resnet.r160_in1k"

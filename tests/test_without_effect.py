@@ -10,9 +10,10 @@ import torch
 from clipvisionalign.log import log_to
 from clipvisionalign.models.aligner import Aligner, AlignerConfig
 from clipvisionalign.models.fusion import FusionConfig
+from clipvisionalign.models.image_weights import find_image_weights
 from clipvisionalign.models.late_interaction import LateConfig
 from clipvisionalign.models.text_tower import TextTowerConfig
-from clipvisionalign.models.weights import find_image_weights, find_text_weights
+from clipvisionalign.models.text_weights import find_text_weights
 from clipvisionalign.training.build import build_aligner
 from clipvisionalign.training.config import RunConfig
 from clipvisionalign.training.contrastive import LOSSES, LossConfig

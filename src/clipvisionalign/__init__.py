@@ -29,16 +29,17 @@ if TYPE_CHECKING:
     from clipvisionalign.data.formats import read_captioned_images
     from clipvisionalign.models.aligner import Aligner
     from clipvisionalign.models.io import load_aligner
+    from clipvisionalign.training.callbacks import Callback
     from clipvisionalign.training.config import RunConfig
     from clipvisionalign.training.train import train
-    from clipvisionalign.training.trainer import Callback, Trainer
+    from clipvisionalign.training.trainer import Trainer
 
 _HOMES = {
     "Aligner": "clipvisionalign.models.aligner",
     "load_aligner": "clipvisionalign.models.io",
     "CaptionedImages": "clipvisionalign.data.captioned",
     "read_captioned_images": "clipvisionalign.data.formats",
-    "Callback": "clipvisionalign.training.trainer",
+    "Callback": "clipvisionalign.training.callbacks",
     "RunConfig": "clipvisionalign.training.config",
     "Trainer": "clipvisionalign.training.trainer",
     "train": "clipvisionalign.training.train",

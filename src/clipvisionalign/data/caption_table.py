@@ -14,18 +14,10 @@ from typing import Any
 
 from clipvisionalign.data.captioned import SPLITS, CaptionedImage, CaptionedImages, DataError, Problem
 from clipvisionalign.data.captions import MISSING_VALUES, parse_captions
+from clipvisionalign.data.image_entries import ImageEntry, split_by_group
 from clipvisionalign.data.image_names import NameResolver, ResolvedName, clean_name
-from clipvisionalign.data.split_file import SPLIT_FILE, split_file_path
-from clipvisionalign.data.splits import (
-    HASH_RULE,
-    SPLIT_RULE,
-    canonical_split,
-    connected_groups,
-    grouping_keys,
-    hash_split,
-    key_priority,
-    read_split_file,
-)
+from clipvisionalign.data.split_file import split_file_path
+from clipvisionalign.data.splits import HASH_RULE, SPLIT_RULE, canonical_split, read_split_file
 from clipvisionalign.data.text_files import decode
 
 #: Names by which a JSON file is read that is named itself, of every layout in one JSON file.
@@ -34,30 +26,23 @@ _LONE_SURROGATES = re.compile("[\ud800-\udfff]")
 
 
 @dataclass
-class _ImageEntry:
-    """An image as far as it is known: its names in the files, its captions, and the sources of its split."""
-
-    name: str
-    image: Path | bytes
-    location: str
-    name_as_written: str
-    names: set[str] = field(default_factory=set)
-    captions: list[str] = field(default_factory=list)
-    row_count: int = 0
-    #: By "split", "identity" and "group": its values, and their locations.
-    attributes: dict[str, tuple[str, str]] = field(default_factory=dict)
-
-    def get(self, attribute: str) -> str | None:
-        """Its "split", "identity" or "group"; None where it has none."""
-        return self.attributes.get(attribute, (None, ""))[0]
-
-
-@dataclass
 class CaptionTable:
-    """Gathers captions by image. folders: where images are looked for; split_rule: see `data/splits.py`.
+    """Gathers captions by image, as a reader of a layout finds them row by row.
 
-    Each row of a file is one call: `add_row`, or `skip_row` for one that cannot be read; so that `rows` are all there
-    are, and each is read or left out by a problem.
+    Each row of a file is one call: `add_row`, or `skip_row` for one that cannot be read. `rows` counts all of them, and
+    each is read or left out by a problem.
+
+    Args:
+        source: The data set: a folder or a file.
+        layout: Name of its layout.
+        folders: Where images are looked for; by default in `source`, or beside it where it is a file.
+        split_rule: Number of the rule for images without a split, see `data/splits.py`.
+        problems: The rows that were left out or mended, and warnings.
+        notes: What was ignored that is no row.
+        rows: Number of rows, read or left out.
+        class_names: Of class folders, the name of each by its folder; identities are these folders, as spelled.
+        files_read: The files that rows were read from.
+        split_lists: By a name that a list gives: the split and the list.
     """
 
     source: Path
@@ -67,13 +52,10 @@ class CaptionTable:
     problems: list[Problem] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     rows: int = 0
-    #: Of class folders, the name of each by its folder: identities are these folders, as they are spelled.
     class_names: dict[str, str] = field(default_factory=dict)
-    #: The files that rows were read from.
     files_read: set[Path] = field(default_factory=set)
-    #: By a name that a list gives: the split and the list.
     split_lists: dict[str, tuple[str, str]] = field(default_factory=dict)
-    _entries: dict[str, _ImageEntry] = field(default_factory=dict)
+    _entries: dict[str, ImageEntry] = field(default_factory=dict)
     _resolved: dict[tuple[str, tuple[Path, ...]], ResolvedName] = field(default_factory=dict)
     _used_names: set[str] = field(default_factory=set)
     _resolver: NameResolver = field(init=False)
@@ -83,11 +65,25 @@ class CaptionTable:
         self._resolver = NameResolver(self.folders)
 
     def report(self, kind: str, location: str, message: str, effect: str = "left out", rows: int = 0) -> None:
-        """Put one problem on the list."""
+        """Add a problem.
+
+        Args:
+            kind: A short name that problems of a kind share, such as "empty caption".
+            location: File and line, or the image.
+            message: What is wrong, as a sentence.
+            effect: "left out", "mended" or "warning".
+            rows: Number of rows that it leaves out.
+        """
         self.problems.append(Problem(kind, location, message, effect, rows))
 
     def skip_row(self, kind: str, location: str, message: str) -> None:
-        """A row that is left out."""
+        """Count a row that is left out, and add the problem.
+
+        Args:
+            kind: A short name that problems of a kind share.
+            location: File and line.
+            message: What is wrong with the row, as a sentence.
+        """
         self.rows += 1
         self.report(kind, location, message, rows=1)
 
@@ -95,10 +91,20 @@ class CaptionTable:
         self, name: Any, captions: Any, location: str, *, split: Any = None, identity: Any = None, group: Any = None,
         image: bytes | None = None, folders: Sequence[Path] = (),
     ) -> None:  # fmt: skip
-        """One row: captions of the image `name`, in any form that `parse_captions` takes.
+        """Add a row: captions of an image.
 
-        image: its bytes, where the row holds them. folders: where this image is looked for, instead of the table's.
-        Raises DataError where the row contradicts an earlier one about the image's split or identity.
+        Args:
+            name: The image's name or path, as it is written.
+            captions: Its captions, in any form that `parse_captions` takes.
+            location: File and line, for messages.
+            split: The image's split, as it is written; empty for none.
+            identity: The person or object that the image shows; empty for none.
+            group: What keeps images within one split; empty for none.
+            image: The image's bytes, where the row has them.
+            folders: Where this image is looked for, instead of the table's folders.
+
+        Raises:
+            DataError: An earlier row has another split, identity or group of this image.
         """
         entry = self._entry(name, location, image, folders)
         if entry is None:
@@ -110,7 +116,7 @@ class CaptionTable:
             ("group", _attribute_text(group)),
         ):
             if value:
-                self._set_attribute(entry, attribute, value, location)
+                entry.set_attribute(attribute, value, location, self.source)
         texts, failures = parse_captions(captions)
         for index, reason in enumerate(failures):
             if texts:
@@ -122,7 +128,7 @@ class CaptionTable:
         for text in texts:
             self._add_caption(entry, text, location)
 
-    def _add_caption(self, entry: _ImageEntry, text: str, location: str) -> None:
+    def _add_caption(self, entry: ImageEntry, text: str, location: str) -> None:
         if _LONE_SURROGATES.search(text):
             text = _LONE_SURROGATES.sub("\N{REPLACEMENT CHARACTER}", text)
         if "\N{REPLACEMENT CHARACTER}" in text:
@@ -134,7 +140,7 @@ class CaptionTable:
             self.report("duplicate row", location, f"{entry.name} has the caption '{text[:60]}' already", "warning")
         entry.captions.append(text)
 
-    def _entry(self, name: Any, location: str, image: bytes | None, folders: Sequence[Path]) -> _ImageEntry | None:
+    def _entry(self, name: Any, location: str, image: bytes | None, folders: Sequence[Path]) -> ImageEntry | None:
         """The image that a row is about; None, and the row is left out, where it names none."""
         text = _cell_text(name) or ""
         if image is not None:
@@ -158,14 +164,14 @@ class CaptionTable:
             unique_name = self._unique_name(
                 relative.as_posix() if os.path.isabs(text) else clean_name(text), relative.as_posix()
             )
-            entry = self._entries[resolved.key] = _ImageEntry(unique_name, resolved.path, location, text)
+            entry = self._entries[resolved.key] = ImageEntry(unique_name, resolved.path, location, text)
         if resolved.difference and text not in entry.names:
             message = f"'{text}' is read as {resolved.path}, which differs in {resolved.difference}"
             self.report("name spelled otherwise", location, message, "mended")
         entry.names |= {text, clean_name(text)}
         return entry
 
-    def _embedded_entry(self, name: str, location: str, image: bytes) -> _ImageEntry:
+    def _embedded_entry(self, name: str, location: str, image: bytes) -> ImageEntry:
         """An image that a row holds itself, known by its bytes."""
         digest = hashlib.sha256(image).hexdigest()
         entry = self._entries.get(f"bytes {digest}")
@@ -175,16 +181,27 @@ class CaptionTable:
                 # No path, or that of a folder.
                 path = Path(f"image-{digest[:12]}")
             unique_name = self._unique_name(path.as_posix(), path.with_stem(f"{path.stem}-{digest[:12]}").as_posix())
-            entry = self._entries[f"bytes {digest}"] = _ImageEntry(unique_name, image, location, name or location)
+            entry = self._entries[f"bytes {digest}"] = ImageEntry(unique_name, image, location, name or location)
         entry.names |= {name, clean_name(name)} if name else {location}
         return entry
 
     def expect_names(self, names: Iterable[str]) -> None:
-        """The names of all rows to come, see `NameResolver.expect_names`."""
+        """Announce the names of all rows to come, see `NameResolver.expect_names`.
+
+        Args:
+            names: The names, as they are written.
+        """
         self._resolver.expect_names(names)
 
     def has_file(self, name: str) -> bool:
-        """Whether a name means a file that is there."""
+        """Whether a name stands for a file that exists.
+
+        Args:
+            name: The name, as it is written.
+
+        Returns:
+            Whether it does.
+        """
         try:
             return self._resolver.resolve(name).exists
         except ValueError:
@@ -197,18 +214,17 @@ class CaptionTable:
         self._used_names.add(unique_name)
         return unique_name
 
-    def _set_attribute(self, entry: _ImageEntry, attribute: str, value: str, location: str) -> None:
-        """Add a row's values of an image. Raises DataError where another row contradicts it."""
-        previous = entry.attributes.setdefault(attribute, (value, location))
-        if previous[0] != value:
-            raise DataError(
-                f"{self.source}: {entry.name} has the {attribute} '{value}' by {location}, and "
-                f"'{previous[0]}' by {previous[1]}: "
-                f"an image has one {attribute}"
-            )
-
     def add_split_list(self, names: Iterable[str], split: str, location: str) -> None:
-        """The names that a list of one split gives. Raises DataError for one that another list has as well."""
+        """Add a list of the images of one split, which is applied when the table is finished.
+
+        Args:
+            names: The names on the list.
+            split: The split.
+            location: The list's file, for messages.
+
+        Raises:
+            DataError: A name is on the list of another split as well.
+        """
         for name in names:
             previous = self.split_lists.setdefault(clean_name(name), (split, location))
             if previous[0] != split:
@@ -219,9 +235,12 @@ class CaptionTable:
                 )
 
     def report_unread(self, paths: Iterable[Path]) -> None:
-        """Of some files that may hold captions, list those of which no row was read.
+        """Add a warning for each file that may hold captions and of which no row was read.
 
-        A file that was named itself is read alone.
+        There is none where `source` is a file: a file that is named is read alone.
+
+        Args:
+            paths: Such files.
         """
         if not self.source.is_dir():
             return
@@ -238,11 +257,22 @@ class CaptionTable:
             self.report("file not read", location, message, "warning")
 
     def note(self, text: str) -> None:
-        """Something that was passed over, and is no row."""
+        """Add a note on what was ignored and is no row.
+
+        Args:
+            text: The note.
+        """
         self.notes.append(text)
 
     def finish(self) -> CaptionedImages:
-        """The data set. Raises DataError if no image is left."""
+        """Assign splits and make the data set.
+
+        Returns:
+            The data set; images without a caption or a split are problems of it.
+
+        Raises:
+            DataError: No image is left, or sources of splits contradict each other.
+        """
         self._apply_split_lists()
         entries = []
         for entry in self._entries.values():
@@ -253,7 +283,7 @@ class CaptionTable:
         official = any(entry.get("split") for entry in self._entries.values())
         by_file = self._apply_split_file(entries, official)
         if not official:
-            self._split_by_group(entries)
+            split_by_group(entries, self.split_rule, by_class=bool(self.class_names))
         official = official or by_file
         rows = []
         for entry in entries:
@@ -287,11 +317,11 @@ class CaptionTable:
             if entry is None:
                 unknown[location] += 1
             else:
-                self._set_attribute(entry, "split", split, location)
+                entry.set_attribute("split", split, location, self.source)
         for location, unknown_count in unknown.items():
             self.note(f"{unknown_count:,} names of {location} are of no image with a caption")
 
-    def _apply_split_file(self, entries: Sequence[_ImageEntry], official: bool) -> bool:
+    def _apply_split_file(self, entries: Sequence[ImageEntry], official: bool) -> bool:
         """Read the file of `write_splits`, where there is one and the rule uses it; whether it has any entries.
 
         official: whether the data set has splits of its own, which it may not contradict.
@@ -306,7 +336,7 @@ class CaptionTable:
             if entry is None:
                 unknown.append(name)
             else:
-                self._set_attribute(entry, "split", split, location)
+                entry.set_attribute("split", split, location, self.source)
         if unknown:
             self.note(f"{len(unknown):,} names of {path.name} are of no image with a caption, such as {unknown[0]}")
         remaining = sum(entry.get("split") is None for entry in entries)
@@ -323,33 +353,6 @@ class CaptionTable:
             return self._resolver.resolve(name).key
         except ValueError:
             return ""
-
-    def _split_by_group(self, entries: Sequence[_ImageEntry]) -> None:
-        """Images that nothing places: with the others of their group, or where its hash puts it."""
-        if self.split_rule < HASH_RULE:
-            for entry in entries:
-                entry.attributes["split"] = (hash_split(entry.name_as_written), "a hash of its name")
-            return
-        # A class is shared out between the splits; whoever is shown is not.
-        keys = [
-            grouping_keys(each.name, each.image, each.get("group"), None if self.class_names else each.get("identity"))
-            for each in entries
-        ]
-        members: dict[int, list[int]] = {}
-        for index, group in enumerate(connected_groups(keys)):
-            members.setdefault(group, []).append(index)
-        for indices in members.values():
-            recorded_splits = {split for index in indices if (split := entries[index].get("split"))}
-            # Of the strongest kind that anything here has: what is added with it moves nothing.
-            strongest = min((key for index in indices for key in keys[index]), key=key_priority)
-            split_and_source = (next(iter(recorded_splits)) if recorded_splits else hash_split(strongest), "its group")
-            if len(recorded_splits) > 1:
-                split_and_source = (
-                    "",
-                    f"others of its group stand in {' and '.join(sorted(recorded_splits))} by {SPLIT_FILE}",
-                )
-            for index in indices:
-                entries[index].attributes.setdefault("split", split_and_source)
 
 
 def _attribute_text(value: Any) -> str | None:

@@ -19,13 +19,10 @@ from clipvisionalign.models.pretrained import (
 )
 from clipvisionalign.models.run_files import ADAPTERS_FILE, CONFIG_FILE, PRETRAINED_FOLDER, TEXT_FOLDER
 from clipvisionalign.models.text_families import max_positions
-from clipvisionalign.models.text_tower import (
-    DEFAULT_MAX_TOKENS,
-    load_tokenizer,
-    silence_transformers,
-    tokenize_captions,
-)
-from clipvisionalign.models.weights import IsDualEncoder, find_text_folder
+from clipvisionalign.models.text_tower import DEFAULT_MAX_TOKENS, silence_transformers
+from clipvisionalign.models.text_weights import find_text_folder
+from clipvisionalign.models.tokenizer import load_tokenizer, tokenize_captions
+from clipvisionalign.models.weights import IsDualEncoder
 from clipvisionalign.settings import config_from_dict
 from clipvisionalign.starter import resolve_run
 

@@ -16,15 +16,15 @@ import torch
 from torch import Tensor, nn
 
 from clipvisionalign.images import ImageTransform
-from clipvisionalign.models.weight_files import match_by_order, read_tensors
-from clipvisionalign.models.weights import (
+from clipvisionalign.models.image_weights import (
     EMBEDDED_IMAGE,
     ImageWeights,
-    WeightsOrigin,
     find_image_config,
     find_image_weights,
     resolve_backbone,
 )
+from clipvisionalign.models.weight_files import match_by_order, read_tensors
+from clipvisionalign.models.weights import WeightsOrigin
 
 
 @dataclass

@@ -11,6 +11,7 @@ from clipvisionalign.models.adapters import load_adapters
 from clipvisionalign.models.aligner import Aligner, AlignerConfig
 from clipvisionalign.models.aligner_config import read_recorded_settings
 from clipvisionalign.models.device import best_device
+from clipvisionalign.models.image_weights import find_image_weights
 from clipvisionalign.models.packed_linear import align_weights, pack_linears
 from clipvisionalign.models.pretrained import (
     as_given,
@@ -27,7 +28,7 @@ from clipvisionalign.models.run_files import (
     WEIGHTS_FILE,
     weights_file,
 )
-from clipvisionalign.models.weights import find_image_weights, find_text_weights
+from clipvisionalign.models.text_weights import find_text_weights
 from clipvisionalign.plain_yaml import safe_load
 from clipvisionalign.settings import config_from_dict
 from clipvisionalign.starter import display_name, resolve_run

@@ -11,7 +11,6 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -19,29 +18,26 @@ import torch
 from torch import Tensor, nn
 
 from clipvisionalign.batch import TokenizedCaptions
-from clipvisionalign.models.attention import attention
 from clipvisionalign.models.longformer import Longformer
+from clipvisionalign.models.sliding_window import (
+    ATTENTION_NAME,
+    SLIDING_POSITIONS,
+    extend_positions,
+    transformers_attention,
+)
 from clipvisionalign.models.text_families import (
     check_encoder,
     check_is_encoder,
     check_vocabulary,
     max_positions,
-    position_offset,
     supports_custom_attention,
 )
-from clipvisionalign.models.weights import EMBEDDED_TEXT, WeightsOrigin, find_text_weights, has_tokenizer
-
-#: Under this name transformers' encoders call `attention`.
-ATTENTION_NAME = "clipvisionalign"
+from clipvisionalign.models.text_weights import EMBEDDED_TEXT, find_text_weights
+from clipvisionalign.models.tokenizer import load_tokenizer, tokenize_captions
+from clipvisionalign.models.weights import WeightsOrigin
 
 #: Where captions are cut if the settings do not tell, for a text tower by name.
 DEFAULT_MAX_TOKENS = 128
-
-#: Vocabularies that only the package sentencepiece reads.
-_SENTENCEPIECE_FILES = ("spiece.model", "tokenizer.model", "spm.model", "sentencepiece.bpe.model")
-
-#: Positions of the sliding-window variant: the learned ones repeated, as Longformer was made from RoBERTa (section 5).
-SLIDING_POSITIONS = 4096
 
 
 @dataclass
@@ -73,7 +69,13 @@ class TextTowerConfig:
 
 
 class CaptionFeatures(NamedTuple):
-    """What the text tower gives. pooled: (b, W); tokens: (b, T, W), where asked for; mask: (b, T), 0 on padding."""
+    """The text tower's output for b captions.
+
+    Args:
+        pooled: (b, W), one vector a caption.
+        tokens: (b, T, W), where they were asked for; else None.
+        mask: (b, T), 0 on padding.
+    """
 
     pooled: Tensor
     tokens: Tensor | None
@@ -83,10 +85,15 @@ class CaptionFeatures(NamedTuple):
 class TextTower(nn.Module):
     """A transformers encoder with its tokenizer.
 
-    Raises WeightsNotFound, and ValueError for a folder of another form, or a model that is no bidirectional encoder.
+    Args:
+        config: The settings.
+        folder: Where config.json and the tokenizer are; None to find them by the config's name.
+        load_weights: Whether the encoder's weights are loaded; without, they come later, from an aligner's own file.
 
-    folder: where config.json and the tokenizer lie; None to find them by the config's name. With `load_weights` False
-    the weights come later (from an aligner's own file).
+    Raises:
+        WeightsNotFound: There is no such encoder.
+        ValueError: The folder has another layout, the model is no bidirectional encoder, or it cannot be given the
+            sliding windows that the config asks for.
     """
 
     def __init__(self, config: TextTowerConfig, folder: Path | None = None, load_weights: bool = True) -> None:
@@ -123,20 +130,28 @@ class TextTower(nn.Module):
         return self.encoder.config._attn_implementation == ATTENTION_NAME
 
     def word_mask(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """ids, mask (b, T) -> (b, T), 1 on tokens of the caption: its mask, as nothing else is in it."""
+        """The mask of the tokens that are of the caption, which the late interaction compares.
+
+        Args:
+            ids: (b, T) token numbers.
+            mask: (b, T), 0 on padding.
+
+        Returns:
+            (b, T), 1 on those tokens: the mask itself.
+        """
         return mask
 
     def input_embeddings(self) -> nn.Module:
-        """The table of the tokens' embeddings."""
+        """The module with the embeddings of the tokens."""
         return self.encoder.get_input_embeddings()
 
     @property
     def window(self) -> Any:
-        """Tokens that a token sees, in each layer where Longformer's differ; 0 for all."""
+        """Number of tokens that a token sees, in each layer where Longformer's differ; 0 for all."""
         return getattr(self.encoder.config, "attention_window", None) or 0
 
     def vocabulary(self) -> dict[str, int]:
-        """Each token's number."""
+        """The number of each token, by its text."""
         return self.tokenizer.get_vocab()
 
     @property
@@ -145,11 +160,27 @@ class TextTower(nn.Module):
         return self.encoder.config.vocab_size
 
     def tokenize(self, captions: Sequence[str]) -> TokenizedCaptions:
-        """The tokenizer's numbers for each caption, its special tokens included, none padded; long ones are cut."""
+        """Tokenise captions, special tokens included; those longer than `max_tokens` are cut.
+
+        Args:
+            captions: M captions.
+
+        Returns:
+            The tokens of each caption, without padding, and how many were cut off.
+        """
         return tokenize_captions(self.tokenizer, captions, self.max_tokens)
 
     def forward(self, ids: Tensor, mask: Tensor, want_tokens: bool = True) -> CaptionFeatures:
-        """ids, mask (b, T) -> pooled (b, W), tokens (b, T, W) if they are wanted."""
+        """Encode captions.
+
+        Args:
+            ids: (b, T) token numbers, padded with `pad`.
+            mask: (b, T), 0 on padding.
+            want_tokens: Whether the tokens' vectors are returned as well.
+
+        Returns:
+            pooled (b, W), and tokens (b, T, W) where they are wanted.
+        """
         if isinstance(self.encoder, Longformer):
             global_attention_mask = torch.zeros_like(mask)
             global_attention_mask[:, 0] = 1
@@ -163,29 +194,26 @@ class TextTower(nn.Module):
         return CaptionFeatures(pooled, tokens if want_tokens else None, mask)
 
     def save(self, folder: Path) -> None:
-        """Config and tokenizer, without weights, in transformers' layout."""
+        """Save config and tokenizer, without weights, in transformers' layout.
+
+        Args:
+            folder: The folder to write into.
+        """
         self.encoder.config.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
 
 
-def tokenize_captions(tokenizer: Any, captions: Sequence[str], max_tokens: int) -> TokenizedCaptions:
-    """Captions by a transformers tokenizer, cut to `max_tokens`; a caption is read once, cut or not."""
-    if not len(captions):
-        return TokenizedCaptions([])
-    encoding = tokenizer(list(captions), truncation=True, max_length=max_tokens, padding=False)
-    ids, num_truncated = encoding["input_ids"], [0] * len(captions)
-    for row in [row for row, row_ids in enumerate(ids) if len(row_ids) >= max_tokens]:
-        if encoding.is_fast:
-            # What was cut off comes along in pieces, each with special tokens of its own.
-            rest = encoding.encodings[row].overflowing
-            num_truncated[row] = sum(len(piece.ids) - sum(piece.special_tokens_mask) for piece in rest)
-        else:
-            num_truncated[row] = len(tokenizer(captions[row], truncation=False)["input_ids"]) - len(ids[row])
-    return TokenizedCaptions(ids, num_truncated)
-
-
 def pool(tokens: Tensor, mask: Tensor, pooling: str) -> Tensor:
-    """tokens (b, T, W) -> (b, W): the first token, or the mean over those that are not padding."""
+    """Pool the vectors of tokens to one vector a caption.
+
+    Args:
+        tokens: (b, T, W).
+        mask: (b, T), 0 on padding.
+        pooling: "first" for the first token, "mean" for the mean over those that are not padding.
+
+    Returns:
+        (b, W).
+    """
     if pooling == "first":
         return tokens[:, 0]
     weights = mask[..., None].to(tokens.dtype)
@@ -208,7 +236,7 @@ def _build_encoder(source: Path, config: TextTowerConfig, load_weights: bool) ->
         if config.weights == "random":
             encoder.reset_parameters()
     else:
-        transformers.AttentionInterface.register(ATTENTION_NAME, _transformers_attention)
+        transformers.AttentionInterface.register(ATTENTION_NAME, transformers_attention)
         auto_model, options = transformers.AutoModel, {}
         check_is_encoder(encoder_config, source)
         if supports_custom_attention(encoder_config):
@@ -277,47 +305,15 @@ def _load_published(auto_model: Any, source: Path, encoder_config: Any, options:
 
 
 def layer_pattern(name: str) -> str:
-    """A parameter's name with # for the number of its layer."""
+    """A parameter's name with # for the number of its layer.
+
+    Args:
+        name: Such as "encoder.layer.0.output.dense.weight".
+
+    Returns:
+        Such as "encoder.layer.#.output.dense.weight".
+    """
     return re.sub(r"\.\d+\.", ".#.", name)
-
-
-def _transformers_attention(
-    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
-    scaling: float | None = None, dropout: float = 0.0, **_: Any,
-) -> tuple[Tensor, None]:  # fmt: skip
-    """`attention` as transformers' encoders call it: q, k, v (b, H, T, d), mask (b, 1, 1, T) -> (b, T, H, d)."""
-    window = getattr(module.config, "attention_window", 0)
-    global_positions = torch.zeros(query.shape[0], 1, dtype=torch.long, device=query.device) if window else None
-    mask = None if attention_mask is None else attention_mask[:, 0, 0]
-    if scaling is not None:
-        default_scaling = query.shape[-1] ** -0.5
-        query = query if scaling == default_scaling else query * (scaling / default_scaling)
-    return attention(query, key, value, mask, window, global_positions, dropout).transpose(1, 2), None
-
-
-@torch.no_grad()
-def extend_positions(encoder: Any, length: int) -> None:
-    """Give an encoder positions for `length` tokens, by repeating the learned ones. Raises ValueError without any."""
-    embeddings: Any = getattr(encoder, "embeddings", None)
-    embedding = getattr(embeddings, "position_embeddings", None)
-    if not isinstance(embedding, nn.Embedding):
-        raise ValueError(f"an encoder of the kind '{encoder.config.model_type}' has no table of positions to extend")
-    # RoBERTa's first rows stand for padding, and are not repeated.
-    offset = position_offset(encoder)
-    learned = embedding.weight[offset:]
-    if len(learned) >= length:
-        return
-    repeated = learned.repeat(-(-length // len(learned)), 1)[:length]
-    extended = nn.Embedding(offset + length, embedding.embedding_dim, padding_idx=embedding.padding_idx)
-    extended.weight.copy_(torch.cat([embedding.weight[:offset], repeated]))
-    embeddings.position_embeddings = extended
-    encoder.config.max_position_embeddings = offset + length
-    for name, fill in (
-        ("position_ids", torch.arange(offset + length)),
-        ("token_type_ids", torch.zeros(offset + length)),
-    ):
-        if hasattr(embeddings, name):
-            embeddings.register_buffer(name, fill.long()[None], persistent=False)
 
 
 def silence_transformers() -> None:
@@ -327,22 +323,3 @@ def silence_transformers() -> None:
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-
-
-def load_tokenizer(source: Path) -> Any:
-    """The tokenizer in a folder of transformers' layout."""
-    import transformers
-
-    if not has_tokenizer(source):
-        raise ValueError(
-            f"{source}: no tokenizer: neither tokenizer.json nor a vocabulary is there; copy the publisher's there"
-        )
-    try:
-        return transformers.AutoTokenizer.from_pretrained(source, local_files_only=True, trust_remote_code=False)
-    except Exception as error:
-        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__).strip()
-        if find_spec("sentencepiece") is None and any((source / file).is_file() for file in _SENTENCEPIECE_FILES):
-            reason = 'it needs sentencepiece: pip install "clipvisionalign[pretrained]"'
-        raise ValueError(
-            f"{source}: a tokenizer that cannot be read: {reason.rstrip('.')}; or get the publisher's files again"
-        ) from None

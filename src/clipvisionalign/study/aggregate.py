@@ -53,28 +53,28 @@ def aggregate_results(
     trial_results: Sequence[TrialResult], eval_data: CaptionedImages, split: str, compare: Comparison | None = None,
     together: DrawnTogether | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """The block "results": every variant over its seeds, and every two variants against each other, on the seeds that
-    both have ("unpaired" names the others).
+    """Compute the block "results": every variant over its seeds, and every two variants compared.
 
-    compare: the comparison that the plan names. together: of the minimal pairs, see `composition`.
-    A cell whose audit failed has no results; it stands in "refused" with the reason. Raises ResultsError for ranks that
-    are not of this gallery.
+    Two variants are compared on the seeds that both have; "unpaired" names the others. A trial whose audit failed has
+    no results: it is in "refused", with the reason.
+
+    Args:
+        trial_results: The finished trials.
+        eval_data: The split that was measured.
+        split: Its name.
+        compare: The comparison that the plan names; None for none.
+        together: Which minimal pairs were drawn together, by set and kind; None where that is unknown.
+
+    Returns:
+        The block as report.json has it: recall and MAP in percent, rsum from 0 to 600, with intervals.
+
+    Raises:
+        ResultsError: Ranks are not of this gallery.
     """
     caption_image = eval_data.caption_image
     # Images of one identity are drawn together: their figures depend on each other.
     unit = np.arange(len(eval_data)) if eval_data.image_identity is None else eval_data.image_identity
     audited = [result for result in trial_results if result.measurements["audit"]["passed"]]
-    refused: list[TrialReasonDocument] = [
-        {
-            "variant": result.variant,
-            "seed": result.seed,
-            "reason": "; ".join(
-                check["meaning"] for check in result.measurements["audit"]["checks"] if not check["passed"]
-            ),
-        }
-        for result in trial_results
-        if not result.measurements["audit"]["passed"]
-    ]
     by_variant: dict[str, list[TrialResult]] = {}
     for result in audited:
         check_gallery(result, eval_data)
@@ -127,8 +127,23 @@ def aggregate_results(
         "lengths": {"words": terciles["words"], "chance": _chance_by_length(audited, terciles["inside"])},
         "by_length_differences": _length_differences(by_variant, unit[caption_image], terciles["inside"]),
         "composition": aggregate_composition(audited, together or {}),
-        "refused": refused,
+        "refused": _refused_trials(trial_results),
     }
+
+
+def _refused_trials(trial_results: Sequence[TrialResult]) -> list[TrialReasonDocument]:
+    """The trials that have no results since their audit failed, each with the checks that it failed."""
+    return [
+        {
+            "variant": result.variant,
+            "seed": result.seed,
+            "reason": "; ".join(
+                check["meaning"] for check in result.measurements["audit"]["checks"] if not check["passed"]
+            ),
+        }
+        for result in trial_results
+        if not result.measurements["audit"]["passed"]
+    ]
 
 
 #: The note on figures of so few images that they have no interval.

@@ -63,9 +63,18 @@ def profile_run(
 def measure_costs(
     run: str, data: str, split: str, layout: str, load: Callable[[str], Any] | None = None, brief: bool = False
 ) -> dict[str, Any]:
-    """The measurement itself: the data's own captions at their own length, its own images.
+    """Measure time and memory of a run in this process, see `profile_run`.
 
-    load: gives the aligner of a run folder, `load_aligner` by default.
+    Args:
+        run: The run folder.
+        data: The data set whose captions and images are encoded.
+        split: Of it.
+        layout: Of it; "auto" recognises it.
+        load: Loads the aligner of a run folder; None for `load_aligner`.
+        brief: Whether fewer captions, images and repeats are measured.
+
+    Returns:
+        As `profile_run`: times in milliseconds, energy in joules, "peak_memory_mib" in MiB.
     """
     import torch
 
@@ -110,25 +119,7 @@ def measure_costs(
             if size <= BRIEF_BATCH or not brief
         ],
     }
-    if getattr(aligner, "late", None) is None:
-        image_vectors, caption_vectors = aligner.encode_images(images), aligner.encode_captions(captions)
-        costs["ms_per_1000_pairs"] = _milliseconds(
-            lambda: image_vectors @ caption_vectors.T, image_vectors.shape[0] * caption_vectors.shape[0] / 1000
-        )
-        costs |= {
-            "bytes_per_picture": bytes_of(image_vectors) / len(image_vectors),
-            "bytes_per_caption": bytes_of(caption_vectors) / len(caption_vectors),
-        }
-    else:
-        scorer = aligner.pair_scorer(images, captions)
-        if aligner.fusion is None:
-            costs["ms_per_1000_pairs"] = _milliseconds(scorer.score_matrix, len(images) * len(captions) / 1000)
-        else:
-            rng = np.random.default_rng(0)
-            index = rng.integers(len(images), size=PROFILED_PAIRS), rng.integers(len(captions), size=PROFILED_PAIRS)
-            costs["ms_per_1000_pairs"] = _milliseconds(lambda: scorer(*index), PROFILED_PAIRS / 1000)
-        costs["bytes_per_picture"] = bytes_of(scorer.images) / len(images)
-        costs["bytes_per_caption"] = bytes_of(scorer.captions) / len(captions)
+    costs |= _pair_costs(aligner, images, captions)
     costs["peak_memory_mib"] = round(peak_memory() / 2**20, 1)
     costs["loaded_memory_mib"] = round(before / 2**20, 1)
     if torch.cuda.is_available():
@@ -136,6 +127,30 @@ def measure_costs(
         costs["peak_device_memory_mib"] = round(torch.cuda.max_memory_reserved() / 2**20, 1)
     costs |= {"parameters": aligner.parameter_count(), **flops(aligner.config, captions[0], images[0])}
     return {**costs, "energy": energy.readings, "machine": machine_info()}
+
+
+def _pair_costs(aligner: Any, images: Sequence[Any], captions: Sequence[str]) -> dict[str, Any]:
+    """Milliseconds for 1,000 pairs, and the bytes that an index stores of an image and of a caption."""
+    if getattr(aligner, "late", None) is None:
+        image_vectors, caption_vectors = aligner.encode_images(images), aligner.encode_captions(captions)
+        pairs = image_vectors.shape[0] * caption_vectors.shape[0]
+        return {
+            "ms_per_1000_pairs": _milliseconds(lambda: image_vectors @ caption_vectors.T, pairs / 1000),
+            "bytes_per_picture": bytes_of(image_vectors) / len(image_vectors),
+            "bytes_per_caption": bytes_of(caption_vectors) / len(caption_vectors),
+        }
+    scorer = aligner.pair_scorer(images, captions)
+    if aligner.fusion is None:
+        milliseconds = _milliseconds(scorer.score_matrix, len(images) * len(captions) / 1000)
+    else:
+        rng = np.random.default_rng(0)
+        index = rng.integers(len(images), size=PROFILED_PAIRS), rng.integers(len(captions), size=PROFILED_PAIRS)
+        milliseconds = _milliseconds(lambda: scorer(*index), PROFILED_PAIRS / 1000)
+    return {
+        "ms_per_1000_pairs": milliseconds,
+        "bytes_per_picture": bytes_of(scorer.images) / len(images),
+        "bytes_per_caption": bytes_of(scorer.captions) / len(captions),
+    }
 
 
 def _by_batch(aligner: Any, captions: Sequence[str], size: int, min_captions: int) -> dict[str, Any]:

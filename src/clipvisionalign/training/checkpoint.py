@@ -10,14 +10,10 @@
 from __future__ import annotations
 
 import logging
-import os
 import random
 import shutil
-import signal
-import threading
-import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -36,8 +32,6 @@ CHECKPOINT_FOLDER = "checkpoints"
 KEEP_LAST = 2
 #: In a sharded checkpoint: what is not sharded.
 REST_FILE = "rest.pt"
-#: Seconds within which a second signal to stop is the first one, which a launcher has passed on.
-REPEATED_SIGNAL_SECONDS = 5.0
 
 
 def save_checkpoint(run: Path, step: int, state: dict[str, Any]) -> Path:
@@ -300,53 +294,3 @@ def restore_random_states(states: dict[str, Any]) -> None:
 
 def _tuple_to_list(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
-
-
-#: What is printed at once when a run is asked to stop.
-STOPPING = "stopping: after this step a checkpoint is written; Ctrl-C again stops at once\n"
-
-
-@contextmanager
-def stop_signal(launched: bool = False) -> Iterator[Callable[[], bool]]:
-    """Turn the first Ctrl-C or SIGTERM within a block into a question; the second one stops at once.
-
-    A launcher passes on what its whole process group has had already: a second SIGTERM within `REPEATED_SIGNAL_SECONDS`
-    seconds counts as the first one, also after the block, and so does a second Ctrl-C under a launcher.
-
-    Args:
-        launched: Whether a launcher is at work.
-
-    Yields:
-        A function that returns whether a signal has come; always false outside of the main thread.
-    """
-    signal_time: float | None = None
-    if threading.current_thread() is not threading.main_thread():
-        # Signals come to the main thread alone.
-        yield lambda: False
-        return
-    previous_handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def handle_signal(number: int, frame: Any) -> None:
-        nonlocal signal_time
-        now = time.monotonic()
-        if signal_time is None:
-            signal_time = now
-            if os.environ.get("RANK", "0") == "0":
-                # Not by print: a signal may come while one is at work. The step may take long, its checkpoint as well.
-                os.write(2, STOPPING.encode())
-        elif now - signal_time > REPEATED_SIGNAL_SECONDS or (number == signal.SIGINT and not launched):
-            restore_handlers()
-            os.kill(os.getpid(), number)
-
-    def restore_handlers() -> None:
-        for number, handler in previous_handlers.items():
-            signal.signal(number, handler)
-
-    for number in previous_handlers:
-        signal.signal(number, handle_signal)
-    try:
-        yield lambda: signal_time is not None
-    finally:
-        restore_handlers()
-        if signal_time is not None:
-            signal.signal(signal.SIGTERM, handle_signal)

@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 
 from clipvisionalign.models.aligner import TowerOutputCache
+from clipvisionalign.training.callbacks import Callback
 from clipvisionalign.training.checkpoint import list_checkpoints, load_last_checkpoint
 from clipvisionalign.training.config import RunConfig
 from clipvisionalign.training.config_checks import check_settings
@@ -25,7 +26,7 @@ from clipvisionalign.training.resume import checkpoint_settings
 from clipvisionalign.training.run_folder import BEGUN_FILE, remove_unfinished_files, resolve_paths, start_directory
 from clipvisionalign.training.run_stage import RunStage, stage_settings
 from clipvisionalign.training.stages import parse_stages
-from clipvisionalign.training.trainer import Callback, Trainer
+from clipvisionalign.training.trainer import Trainer
 
 logger = logging.getLogger(__name__)
 

@@ -20,18 +20,15 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from clipvisionalign.batch import Batch
 from clipvisionalign.models.aligner import PAIR_SCORER_PREFIXES
-from clipvisionalign.models.heads import CaptionEmbeddings, ImageEmbeddings
-from clipvisionalign.models.late_interaction import LateTokens, maxsim
 from clipvisionalign.training.config import RuntimeConfig
-from clipvisionalign.training.contrastive import softmax_terms
 from clipvisionalign.training.distillation import Distillation
 from clipvisionalign.training.distributed import Distributed
+from clipvisionalign.training.distributed_pair_loss import backward_pair_loss
 from clipvisionalign.training.forward import FeatureProvider, PrecomputedFeatures, TowerOutputs, Towers
-from clipvisionalign.training.fusion_loss import dual_logits, fusion_loss, pair_loss, tokens_of_rows
 from clipvisionalign.training.gathered_batch import GatheredBatch
 from clipvisionalign.training.profiling import Timings
 from clipvisionalign.training.replay import capture_random_state, replay_random_state
@@ -39,12 +36,18 @@ from clipvisionalign.training.replay import capture_random_state, replay_random_
 
 @dataclass
 class StepMetrics:
-    """What a step showed, over all processes.
+    """Loss and accuracy of a step, over all processes.
 
-    distillation: the distance from the start's vectors, see `Distillation`, without its weight.
-    accuracy: share of captions whose image came first among all. images: 0 for a step that was none, since a process
-    had no image, or all together had one; it has no gradients. skipped: what this process left out, as text; left_out:
-    how many images all of them did.
+    Args:
+        loss: Loss of the dual encoder.
+        pair_loss: Loss of late interaction and fusion, without its weight; 0 for a model without them.
+        accuracy: Share of captions whose image is first among all images of the step.
+        images: Images in the step; 0 for one that was not taken, since a process had no image or all together had fewer
+            than two: it has no gradients.
+        skipped: What this process left out of the step, each with the reason.
+        names: Names of the first five images of this process.
+        left_out: Number of images that all processes left out.
+        distillation: Distance from the vectors of the start, without its weight, see `Distillation`.
     """
 
     loss: float
@@ -60,8 +63,14 @@ class StepMetrics:
 class Step:
     """Takes a batch to the gradients of all parameters.
 
-    fusion_weight: of the loss of what scores pairs. distillation: what keeps vectors near those of the start, if a run
-    asks for it.
+    `distillation`, None at first, is set by a run that keeps vectors near those of its start.
+
+    Args:
+        towers: Both towers with their heads, and the loss.
+        distributed: This process; it wraps the towers in DDP or FSDP2 where there are several.
+        negatives: Hard negatives per image and per caption, for the fusion.
+        fusion_weight: Weight of the loss of late interaction and fusion.
+        timings: Sums the seconds of the parts of a step; None for sums of its own.
     """
 
     def __init__(
@@ -87,7 +96,15 @@ class Step:
         self.model = distributed.prepare(towers, self.ignored_names)
 
     def backward(self, batch: Batch, precomputed: PrecomputedFeatures) -> StepMetrics:
-        """A batch in one piece."""
+        """Compute the gradients of a batch that goes through the towers undivided.
+
+        Args:
+            batch: This process's part of the batch.
+            precomputed: Outputs of frozen towers for it.
+
+        Returns:
+            Loss and accuracy; parameters have their gradients, summed over all processes.
+        """
         batch = self._merge_groups(batch)
         with self.timings("image tower"):
             # Two calls where nothing has to be synchronised, so that each tower's time can be measured.
@@ -110,10 +127,17 @@ class Step:
         return metrics
 
     def backward_cached(self, batches: Iterator[Batch], chunks: int, lookup: FeatureProvider) -> StepMetrics:
-        """A batch in `chunks` chunks, which `batches` gives twice; as many on every process.
+        """Compute the gradients of a batch that goes through the towers in chunks, twice (gradient caching).
 
-        A chunk without images, all of them unreadable, is passed over; where a process has nothing else the step is
-        none.
+        A chunk of which no image can be read is left out; if a process has no other, the step is not taken.
+
+        Args:
+            batches: Gives this process's chunks, and then the same ones again.
+            chunks: Number of chunks, the same on every process.
+            lookup: Gives the outputs of frozen towers for a chunk.
+
+        Returns:
+            Loss and accuracy; parameters have the gradients of the undivided batch.
         """
         distributed = self.distributed
         cached_batches, outputs, random_states = [], [], []
@@ -183,8 +207,17 @@ class Step:
         return read[0], sizes
 
     def skip(self, batches: Sequence[Batch], passed_over: Sequence[str] = ()) -> StepMetrics:
-        """A step that cannot be taken, since some process has no image or all together have one; every process calls
-        this. batches: what this process has none the less."""
+        """Report a step that cannot be taken, since a process has no image or all together have fewer than two.
+
+        Every process calls this.
+
+        Args:
+            batches: What this process has of the batch all the same.
+            passed_over: What it left out before, each with the reason.
+
+        Returns:
+            Metrics with `images` 0, and all images of the step in `left_out`.
+        """
         skipped = [reason for batch in batches for reason in batch.skipped] + list(passed_over)
         images = sum(map(len, batches))
         if images:
@@ -251,7 +284,9 @@ class Step:
                 # What other processes' pieces found for the vectors of this one.
                 gradients = [distributed.all_reduce(gradient) for gradient in gradients]
             self._scatter_gradients(outputs, gradients[0][own_images], gradients[1][own_captions])
-            pair_loss = self._backward_pair_loss(gallery, outputs)
+            pair_loss = backward_pair_loss(
+                self.aligner, distributed, gallery, outputs, self.negatives, self.fusion_weight, self.towers.dtypes[1]
+            )
             with torch.no_grad():
                 correct = count_top1_correct(gallery)
             skipped = [reason for batch in batches for reason in batch.skipped] + list(passed_over)
@@ -275,72 +310,17 @@ class Step:
                 group.vectors.grad = captions[column : column + len(group.vectors)]
                 column += len(group.vectors)
 
-    def _backward_pair_loss(self, gallery: GatheredBatch, outputs: Sequence[TowerOutputs]) -> Tensor:
-        """This process's part of the loss of late interaction and fusion; its gradients are taken here.
-
-        The late interaction is asked for this process's rows against the columns of all. The fusion draws its negatives
-        among this process's own pairs.
-        """
-        aligner, distributed = self.aligner, self.distributed
-        if aligner.late is None:
-            return torch.zeros((), device=outputs[0].scale.device)
-        images = ImageEmbeddings(
-            *(torch.cat(part) for part in zip(*(s.images for s in outputs if s.images), strict=True))
-        )
-        captions = [group for state in outputs for group in state.captions]
-        positives = gallery.positive_mask(gallery.own_images, gallery.own_captions)
-        text_dtype = self.towers.dtypes[1]
-        with torch.autocast(images.vectors.device.type, text_dtype, enabled=text_dtype != torch.float32):
-            if not distributed.is_distributed:
-                loss = pair_loss(aligner, images, captions, positives, self.negatives)
-                (self.fusion_weight * loss).backward()
-                return loss.detach()
-            patches, late_loss, late = self._backward_late_loss(gallery, images, captions)
-            if aligner.fusion is None:
-                return late_loss
-            logits = late + dual_logits(aligner, images, captions)
-            # Sums over processes become means: each has pairs of its own.
-            fused = (
-                fusion_loss(aligner, images, patches, captions, logits, positives, self.negatives)
-                / distributed.world_size
-            )
-        (self.fusion_weight * fused).backward()
-        return late_loss + fused.detach()
-
-    def _backward_late_loss(
-        self, gallery: GatheredBatch, images: ImageEmbeddings, captions: list[CaptionEmbeddings]
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """The late interaction among the images and captions of all processes.
-
-        Returns this process's patches, its part of the loss, whose gradients are taken here, and the logits of its own
-        pairs. Tokens and patches of all are gathered, not their scores: rows here, columns of all.
-        """
-        late, distributed = self.aligner.late, self.distributed
-        assert late is not None
-        assert images.patches is not None
-        patches = late.project_patches(images.patches)
-        parts = [late.project_tokens(*tokens_of_rows(group)) for group in captions]
-        width = max(distributed.all_gather_object(max(part.weights.shape[1] for part in parts)))
-        vectors = torch.cat([nn.functional.pad(p.vectors, (0, 0, 0, width - p.vectors.shape[1])) for p in parts])
-        weights = torch.cat([nn.functional.pad(p.weights, (0, width - p.weights.shape[1])) for p in parts])
-        local_tensors = (patches, vectors, weights)
-        gathered = [distributed.gather_rows(tensor.detach())[0].requires_grad_() for tensor in local_tensors]
-        tokens = LateTokens(gathered[1], gathered[2], gathered[2] > 0)
-        rows, columns = gallery.own_images, gallery.own_captions
-        logits = late.scale() * maxsim(gathered[0][rows], tokens)
-        by_image = softmax_terms(logits, gallery.positive_mask(images=rows), 0.0).sum() / len(gallery.images)
-        others = late.scale() * maxsim(gathered[0], tokens.select(columns)).T
-        by_caption = softmax_terms(others, gallery.positive_mask(captions=columns).T, 0.0).sum() / len(gallery.captions)
-        loss = (by_image + by_caption) / 2
-        (self.fusion_weight * loss).backward()
-        gradients = [distributed.all_reduce(tensor.grad) for tensor in gathered if tensor.grad is not None]
-        torch.autograd.backward(local_tensors, [gradients[0][rows], gradients[1][columns], gradients[2][columns]])
-        return patches.detach(), loss.detach(), logits.detach()[:, columns]
-
 
 @torch.no_grad()
 def count_top1_correct(gallery: GatheredBatch) -> Tensor:
-    """How many of a gallery's own captions have a positive for the first of all images."""
+    """Count the captions of this process that have one of their images first among all images.
+
+    Args:
+        gallery: The vectors of all processes, B images and M captions.
+
+    Returns:
+        The number, a scalar tensor.
+    """
     own_captions = torch.arange(len(gallery.captions), device=gallery.captions.device)[gallery.own_captions]
     correct = torch.zeros((), device=own_captions.device)
     for rows in own_captions.split(max(1, (1 << 23) // len(gallery.images))):
@@ -363,9 +343,18 @@ def forward_backward(
     step: Step, stream: Iterator[Batch], config: RuntimeConfig, lookup: Callable[[Batch], PrecomputedFeatures],
     chunks: int,
 ) -> StepMetrics:  # fmt: skip
-    """The gradients of the next batch, and what it showed; its `images` are 0 where it could not be taken.
+    """Compute the gradients of the next batch of a stream; every process calls this.
 
-    chunks: in how many the stream gives the batch, twice; 0 where it comes whole, and is cut here if it has to be.
+    Args:
+        step: Takes a batch to its gradients.
+        stream: Gives this process's part of the next batch; with `chunks`, its chunks twice.
+        config: The settings of the run's computation, of which `chunk` is read.
+        lookup: Gives the outputs of frozen towers for a batch.
+        chunks: Number of chunks in which the stream gives the batch; 0 if it gives it whole, to be divided here by
+            `config.chunk`.
+
+    Returns:
+        Loss and accuracy; `images` is 0 for a step that could not be taken.
     """
     distributed, device = step.distributed, step.distributed.device
     if chunks:

@@ -12,6 +12,7 @@ from typing import Any
 from clipvisionalign.log import Log, deprecated_say
 from clipvisionalign.models.aligner import TowerOutputCache
 from clipvisionalign.starter import resolve_run
+from clipvisionalign.training.callbacks import Callback
 from clipvisionalign.training.checkpoint import list_checkpoints, load_last_checkpoint
 from clipvisionalign.training.config import RunConfig
 from clipvisionalign.training.config_checks import check_settings
@@ -22,7 +23,7 @@ from clipvisionalign.training.run_folder import BEGUN_FILE, remove_unfinished_fi
 from clipvisionalign.training.run_stage import stage_settings
 from clipvisionalign.training.staged_run import train_stages
 from clipvisionalign.training.stages import STAGES_FOLDER
-from clipvisionalign.training.trainer import Callback, Trainer
+from clipvisionalign.training.trainer import Trainer
 
 logger = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""The training loop: `Trainer`, and `Callback`.
+"""The training loop: `Trainer`.
 
 - One step: B images with all of their captions; the images go through their tower once.
 - The weights that are kept are a moving average of the trained ones (`ema`), measured on the whole dev gallery after
@@ -31,10 +31,10 @@ from clipvisionalign.log import Log, deprecated_say
 from clipvisionalign.models.aligner import TowerOutputCache
 from clipvisionalign.progress import progress_step
 from clipvisionalign.training.best_epoch import prune_models
+from clipvisionalign.training.callbacks import Callback
 from clipvisionalign.training.checkpoint import CHECKPOINT_FOLDER as CHECKPOINTS
-from clipvisionalign.training.checkpoint import list_checkpoints, stop_signal
+from clipvisionalign.training.checkpoint import list_checkpoints
 from clipvisionalign.training.config import RunConfig, keeps_last_epoch
-from clipvisionalign.training.distributed import Distributed
 from clipvisionalign.training.epoch_log import epoch_line, log_findings, progress_line, record_epoch
 from clipvisionalign.training.fine_tuning import set_train_mode
 from clipvisionalign.training.metrics_logger import MetricsLogger
@@ -44,46 +44,11 @@ from clipvisionalign.training.results import evaluate_run
 from clipvisionalign.training.run_folder import save_models, write_results
 from clipvisionalign.training.run_stage import RunStage
 from clipvisionalign.training.step import StepMetrics, forward_backward
+from clipvisionalign.training.stopping import any_stop_requested, stop_signal
 from clipvisionalign.training.trainer_setup import TrainerSetup
 from clipvisionalign.training.validation import DevMetrics
 
 logger = logging.getLogger(__name__)
-
-
-class Callback:
-    """Base class of callbacks; each method does nothing until it is overridden.
-
-    Every process of a training calls them. An error of one of them is raised on all processes.
-
-    >>> class StepCounter(Callback):
-    ...     steps = 0
-    ...     def on_step(self, trainer, metrics):
-    ...         self.steps += 1
-    """
-
-    def on_step(self, trainer: Trainer, metrics: StepMetrics) -> None:
-        """Called after each step of the optimizer.
-
-        Args:
-            trainer: the training, whose `progress.step` is this step, from 1.
-            metrics: loss and accuracy of the step, over all processes.
-        """
-
-    def on_epoch(self, trainer: Trainer, metrics: DevMetrics) -> None:
-        """Called after each epoch, once the dev gallery was measured.
-
-        Args:
-            trainer: the training, whose `progress.epoch` is this epoch, from 1.
-            metrics: retrieval figures and loss of the averaged model on dev.
-        """
-
-    def on_checkpoint(self, trainer: Trainer, step: int) -> None:
-        """Called after a checkpoint was written.
-
-        Args:
-            trainer: the training.
-            step: the step that the checkpoint is of.
-        """
 
 
 class Trainer(TrainerSetup):
@@ -392,9 +357,3 @@ class Trainer(TrainerSetup):
         """Call one method of every callback; an error of one process's callback is raised on all."""
         for callback in self.callbacks:
             self.processes.run_on_all(partial(event, callback))
-
-
-def any_stop_requested(distributed: Distributed, stop: Callable[[], bool], elapsed: float = 0.0) -> tuple[bool, float]:
-    """Whether any process has been asked to stop, since all have to at the same step; and the first one's `elapsed`."""
-    requests = distributed.run_and_gather(lambda: (stop(), elapsed), long_timeout=True)
-    return any(requested for requested, _ in requests), requests[0][1]

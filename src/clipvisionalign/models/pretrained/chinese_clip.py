@@ -14,7 +14,7 @@ from clipvisionalign.models.pretrained.parts import (
     PretrainedTextTower,
 )
 from clipvisionalign.models.pretrained.transformers_layout import load_model, projected_parts, save_model
-from clipvisionalign.models.text_tower import load_tokenizer
+from clipvisionalign.models.tokenizer import load_tokenizer
 
 MODEL_TYPES = ("chinese_clip",)
 

@@ -21,7 +21,7 @@ from clipvisionalign.models.pretrained.parts import (
 )
 from clipvisionalign.models.pretrained.transformers_layout import load_model, projected_parts, save_model
 from clipvisionalign.models.pretrained.transforms import processor_settings, transform_from_processor
-from clipvisionalign.models.text_tower import load_tokenizer
+from clipvisionalign.models.tokenizer import load_tokenizer
 
 MODEL_TYPES = ("clip",)
 

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from clipvisionalign.batch import TokenizedCaptions
 from clipvisionalign.models.pretrained.image_parts import PretrainedImageHead, PretrainedImageTower
-from clipvisionalign.models.text_tower import CaptionFeatures, TextTowerConfig, tokenize_captions
+from clipvisionalign.models.text_tower import CaptionFeatures, TextTowerConfig
+from clipvisionalign.models.tokenizer import tokenize_captions
 from clipvisionalign.models.weights import WeightsOrigin
 
 #: What is copied into a run folder, so that it needs nothing else: all of a model's folder but weights.

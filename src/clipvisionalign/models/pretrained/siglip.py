@@ -28,7 +28,7 @@ from clipvisionalign.models.pretrained.transforms import (
     processor_settings,
     transform_from_processor,
 )
-from clipvisionalign.models.text_tower import load_tokenizer
+from clipvisionalign.models.tokenizer import load_tokenizer
 
 MODEL_TYPES = ("siglip", "siglip2")
 

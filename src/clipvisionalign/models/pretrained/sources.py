@@ -27,8 +27,9 @@ from clipvisionalign.models.pretrained.names import hint_for_name
 from clipvisionalign.models.pretrained.parts import DualEncoderParts
 from clipvisionalign.models.pretrained.transforms import PROCESSOR_FILES
 from clipvisionalign.models.run_files import CONFIG_FILE
+from clipvisionalign.models.tokenizer import TOKENIZER_FILE_SETS, TOKENIZER_FILES
 from clipvisionalign.models.weight_files import choose_weight_files, weights_files
-from clipvisionalign.models.weights import TOKENIZER_FILE_SETS, TOKENIZER_FILES, WeightsOrigin
+from clipvisionalign.models.weights import WeightsOrigin
 
 #: What is taken from the hub beside the weights, where a repository has it.
 _SMALL_FILES = ("config.json", open_clip.CONFIG_FILE, *PROCESSOR_FILES, *TOKENIZER_FILES)

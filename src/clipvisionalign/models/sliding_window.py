@@ -1,0 +1,83 @@
+"""The sliding-window variant of an encoder: this project's attention in transformers' encoders, and longer positions.
+
+The encoder keeps its weights; each token sees a window, the first token all and all see it, and the learned positions
+are repeated.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from clipvisionalign.models.attention import attention
+from clipvisionalign.models.text_families import position_offset
+
+#: Under this name transformers' encoders call `attention`.
+ATTENTION_NAME = "clipvisionalign"
+
+#: Positions of the sliding-window variant: the learned ones repeated, as Longformer was made from RoBERTa (section 5).
+SLIDING_POSITIONS = 4096
+
+
+def transformers_attention(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
+    scaling: float | None = None, dropout: float = 0.0, **_: Any,
+) -> tuple[Tensor, None]:  # fmt: skip
+    """`attention` as transformers' encoders call it, registered as `ATTENTION_NAME`.
+
+    Args:
+        module: The attention layer, whose config has "attention_window" where it is sliding.
+        query: (b, H, T, d).
+        key: (b, H, T, d).
+        value: (b, H, T, d).
+        attention_mask: (b, 1, 1, T) bool, false on padding; None for none.
+        scaling: Factor of the scores; None for 1 / sqrt(d).
+        dropout: Dropout of the attention weights.
+
+    Returns:
+        The output (b, T, H, d), and None in the place of weights.
+    """
+    window = getattr(module.config, "attention_window", 0)
+    global_positions = torch.zeros(query.shape[0], 1, dtype=torch.long, device=query.device) if window else None
+    mask = None if attention_mask is None else attention_mask[:, 0, 0]
+    if scaling is not None:
+        default_scaling = query.shape[-1] ** -0.5
+        query = query if scaling == default_scaling else query * (scaling / default_scaling)
+    return attention(query, key, value, mask, window, global_positions, dropout).transpose(1, 2), None
+
+
+@torch.no_grad()
+def extend_positions(encoder: Any, length: int) -> None:
+    """Give an encoder more positions, by repeating the learned ones; one that has as many is left as it is.
+
+    Args:
+        encoder: An encoder of transformers with learned positions, which is changed in place.
+        length: Number of tokens that it gets positions for.
+
+    Raises:
+        ValueError: It has no table of positions.
+
+    Source: Beltagy, Peters and Cohan, "Longformer", arXiv:2004.05150, section 5.
+    """
+    embeddings: Any = getattr(encoder, "embeddings", None)
+    embedding = getattr(embeddings, "position_embeddings", None)
+    if not isinstance(embedding, nn.Embedding):
+        raise ValueError(f"an encoder of the kind '{encoder.config.model_type}' has no table of positions to extend")
+    # RoBERTa's first rows stand for padding, and are not repeated.
+    offset = position_offset(encoder)
+    learned = embedding.weight[offset:]
+    if len(learned) >= length:
+        return
+    repeated = learned.repeat(-(-length // len(learned)), 1)[:length]
+    extended = nn.Embedding(offset + length, embedding.embedding_dim, padding_idx=embedding.padding_idx)
+    extended.weight.copy_(torch.cat([embedding.weight[:offset], repeated]))
+    embeddings.position_embeddings = extended
+    encoder.config.max_position_embeddings = offset + length
+    for name, fill in (
+        ("position_ids", torch.arange(offset + length)),
+        ("token_type_ids", torch.zeros(offset + length)),
+    ):
+        if hasattr(embeddings, name):
+            embeddings.register_buffer(name, fill.long()[None], persistent=False)
