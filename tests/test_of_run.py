@@ -20,7 +20,7 @@ from clipvisionalign.data.run_data import differences_from_run, read_data_of_run
 from clipvisionalign.models.aligner import Aligner
 from clipvisionalign.settings import config_from_dict
 from clipvisionalign.training.config import RunConfig
-from clipvisionalign.training.data import check_data_unchanged
+from clipvisionalign.training.data_checks import check_data_unchanged
 
 IMAGES = 150
 
@@ -194,9 +194,9 @@ def test_a_moved_copy_stands_in_the_splits_that_its_groups_had_in_training(model
 def test_what_a_run_read_is_kept_of_the_splits_that_are_there(tmp_path, splits):
     """A data set without a test split is trained on as before."""
     from clipvisionalign.data.captioned import CaptionedImage, CaptionedImages
-    from clipvisionalign.training.data import _as_read
+    from clipvisionalign.training.data import hashes_as_read
 
     (tmp_path / "1.jpg").write_bytes(b"its size counts")
     rows = [CaptionedImage(split, tmp_path / "1.jpg", ("a dog",), split) for split in splits]
     data = CaptionedImages(rows, tmp_path)
-    assert list(_as_read(data, data)) == list(splits)
+    assert list(hashes_as_read(data, data)) == list(splits)

@@ -31,7 +31,7 @@ from clipvisionalign.study.plan_file import plan_text
 from clipvisionalign.study.runner import estimate_study_time, run_study
 from clipvisionalign.study.time_estimate import StepTiming
 from clipvisionalign.study.trial_checks import recorded_layout
-from clipvisionalign.training.data import _as_read
+from clipvisionalign.training.data import hashes_as_read
 
 
 def contents(folder: Path) -> dict[str, bytes | None]:
@@ -286,7 +286,12 @@ def finished(tmp_path, scenes_folder, quick) -> Plan:
     plan = replace(SCENES, data=str(data), scenes=0, drawing=Drawing())
     begun(plan, out)
     read = read_captioned_images(data)
-    about = {"source": str(data), "layout": read.layout, "split_rule": SPLIT_RULE, "as_read": _as_read(read, read)}
+    about = {
+        "source": str(data),
+        "layout": read.layout,
+        "split_rule": SPLIT_RULE,
+        "as_read": hashes_as_read(read, read),
+    }
     for cell in trials_of(plan, out):
         (cell.folder / "data.json").write_text(json.dumps(about))
         (cell.folder / "results.json").write_text("{}")

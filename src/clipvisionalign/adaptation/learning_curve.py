@@ -48,7 +48,7 @@ from clipvisionalign.retrieval.metrics import (
 from clipvisionalign.retrieval.ranks import PositiveRanks, Positives
 from clipvisionalign.study.statistics import image_contributions, of_units
 from clipvisionalign.training.config import RunConfig
-from clipvisionalign.training.data import check_data_unchanged
+from clipvisionalign.training.data_checks import check_data_unchanged
 from clipvisionalign.training.halves import positives_of
 from clipvisionalign.training.train import resume, train
 

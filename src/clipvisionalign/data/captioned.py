@@ -131,9 +131,10 @@ class CaptionedImage:
 
 @dataclass
 class CaptionedImages:
-    """A data set: one row per image, in a fixed order.
+    """A data set: one row per image, in a fixed order; N images with M captions.
 
-    It can be made from Python as well as read (`read_captioned_images`).
+    It is read by `read_captioned_images`, or made from Python. `len` is the number of images, and iteration yields the
+    rows (`CaptionedImage`); images are paths or bytes, which are not opened here.
 
     >>> rows = [CaptionedImage(f"{n}.jpg", Path(f"{n}.jpg"), ("a dog", f"photo {n}"), "train") for n in range(3)]
     >>> data = CaptionedImages(rows)
@@ -174,7 +175,7 @@ class CaptionedImages:
         return iter(self.rows)
 
     def split(self, name: str) -> CaptionedImages:
-        """The rows of one split.
+        """The images of one split, with their captions.
 
         Args:
             name: "train", "dev" or "test".
@@ -203,13 +204,13 @@ class CaptionedImages:
         return "" if self.official_splits else f"; {write_splits_command(self.source)} shares the images out"
 
     def first_by_hash(self, count: int) -> CaptionedImages:
-        """Some rows, the first by a hash of their names: a larger number contains a smaller one.
+        """A subset of the images, drawn by a hash of their names: a larger subset contains every smaller one.
 
         Args:
-            count: Number of rows; all if there are fewer.
+            count: Number of images; all if there are fewer.
 
         Returns:
-            A data set of these rows, in the order in which they stand here.
+            A data set of these images, in the order that they have here.
         """
         ordered = sorted(self.rows, key=lambda row: hashlib.sha256(row.name.encode("utf-8", "surrogatepass")).digest())
         selected = {row.name for row in ordered[:count]}
@@ -235,7 +236,7 @@ class CaptionedImages:
 
     @property
     def caption_image(self) -> np.ndarray:
-        """(M,) number of each caption's image."""
+        """(M,) index of each caption's image among `images`."""
         return np.repeat(np.arange(len(self.rows)), [len(row.captions) for row in self.rows])
 
     def with_identity(self, identity: str) -> CaptionedImages:
@@ -263,7 +264,7 @@ class CaptionedImages:
 
     @property
     def caption_text_ids(self) -> np.ndarray:
-        """(M,) number of each caption's words, int64: equal where captions are equal word by word."""
+        """(M,) int64, a number for each caption: equal where captions are equal word by word."""
         return np.array([text_id(caption) for caption in self.captions], dtype=np.int64)
 
     @property
@@ -272,10 +273,10 @@ class CaptionedImages:
         return self.caption_text_ids if self.identity == "caption" else None
 
     def positive_texts(self) -> list[set[str]]:
-        """The texts of each image: its own captions and those of its identity, as `normalize_caption` returns them.
+        """The captions that are true of each image: its own, and those of other images of its identity.
 
         Returns:
-            (N,) a set for each image.
+            N sets of captions in the form of `normalize_caption`.
         """
         identity = self.image_identity
         owners = list(range(len(self.rows))) if identity is None else identity.tolist()
@@ -285,9 +286,9 @@ class CaptionedImages:
         return [texts[owner] for owner in owners]
 
     def fingerprint(self) -> str:
-        """A hash of names, captions, splits, identities, and of images.
+        """A hash of names, captions, splits, identities and images.
 
-        Of an image in memory its bytes count, of a file its size only, or that it is missing.
+        An image in memory counts by its bytes, a file by its size alone, or as missing.
 
         Returns:
             16 hex digits.

@@ -48,9 +48,13 @@ PAIR_SCORER_PREFIXES = ("late.", "fusion.")
 class Aligner(EncodingModel):
     """Aligns images and captions in one space of D dimensions.
 
-    Towers are found by name, or are those of a pretrained dual encoder (`config.pretrained`). It is an `nn.Module`:
-    `to`,
-    `eval` and `state_dict` work as always; encoding and scoring switch to evaluation mode by themselves.
+    `load_aligner` opens a trained one. One that is made here has pretrained towers, found by name, and untrained heads:
+    its scores mean nothing before it is trained (`train`). With `config.pretrained` towers and heads are those of a
+    pretrained dual encoder, such as a CLIP.
+
+    `encode_images` and `encode_captions` return unit vectors, `score` a matrix (images, captions), higher where they
+    fit. It is an `nn.Module`: `to`, `eval` and `state_dict` work as always; encoding and scoring switch to evaluation
+    mode for their duration.
 
     >>> aligner = Aligner(AlignerConfig())  # the towers that pip installs with this package
     >>> vectors = aligner.encode_captions(["a dog on the grass", "two cats"])
@@ -60,7 +64,8 @@ class Aligner(EncodingModel):
     Args:
         config: The settings of the model.
         run: A folder that `save` wrote, which has the towers' configs and the tokenizer; None to find them by name.
-        load_weights: Whether pretrained weights are loaded; else they are random, to be replaced by `load_state_dict`.
+        load_weights: Whether pretrained weights of the towers are loaded; else they are random until
+            `load_state_dict`.
         directions: (config.width, D) of a pretrained model of width D, see `reduce_width`; None for a model that keeps
             its width, or gets its weights later.
 
@@ -68,8 +73,9 @@ class Aligner(EncodingModel):
         config: The settings, with the hub's commits that the towers come from.
         image_tower: Pixels to pooled vector and patches.
         text_tower: Tokens to pooled vector and token vectors; it tokenises too.
-        image_head: Features of images to the common space.
-        text_head: Pooled vectors of captions to the common space.
+        image_head: Projects pooled vectors and patches of images to the common space.
+        text_head: Projects pooled vectors of captions to the common space.
+        log_scale: (1,) logarithm of 1 / temperature, a parameter.
         late: The late interaction of the designs `late` and `cross`; else None.
         fusion: The fusion of the design `cross`; else None.
         logit_bias: (1,) what a sigmoid loss adds to the scaled cosines; None for a model without.

@@ -105,7 +105,7 @@ class EncodingModel(PairModel):
             batch: Images that go through the tower together.
 
         Returns:
-            (N, D) unit length, float32, on the CPU.
+            (N, D) unit length, float32, on the CPU, in the order of `images`.
 
         Raises:
             ImageError: An image cannot be opened.
@@ -167,7 +167,8 @@ class EncodingModel(PairModel):
             captions: M captions.
 
         Returns:
-            (N, M): cosines for designs that compare vectors, else the scores of pairs with late interaction and fusion.
+            (N, M), higher where image and caption fit: cosines, from -1 to 1, for the designs "self" and "sparse"; for
+            "late" and "cross" scores of pairs, which have no bounds.
 
         Raises:
             ImageError: An image cannot be opened.

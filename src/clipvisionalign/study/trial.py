@@ -30,7 +30,7 @@ from clipvisionalign.study.measurements import (
     study_ranks_file,
 )
 from clipvisionalign.study.trial_checks import refuse_other_base
-from clipvisionalign.training.data import check_data_unchanged
+from clipvisionalign.training.data_checks import check_data_unchanged
 from clipvisionalign.training.ineffective_settings import NO_EFFECT
 from clipvisionalign.training.results import can_cache_encodings
 from clipvisionalign.training.stages import STAGES_FOLDER

@@ -18,7 +18,7 @@ from clipvisionalign.models.text_tower import DEFAULT_MAX_TOKENS
 from clipvisionalign.study.config import Trial
 from clipvisionalign.training.checkpoint import list_checkpoints
 from clipvisionalign.training.config import RunConfig
-from clipvisionalign.training.data import check_data_unchanged
+from clipvisionalign.training.data_checks import check_data_unchanged
 from clipvisionalign.training.init_run import InitRun
 from clipvisionalign.training.recorded import read_settings
 from clipvisionalign.training.run_folder import start_directory

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 class Callback:
     """Base class of callbacks; each method does nothing until it is overridden.
 
-    Every process of a training calls them. An error of one of them is raised on all processes.
+    Callbacks are passed to `train` or `Trainer`: `train(config, callbacks=[StepCounter()])`. Every process of a
+    training calls them. An error of one of them is raised on all processes.
 
     >>> class StepCounter(Callback):
     ...     steps = 0
@@ -27,7 +28,7 @@ class Callback:
 
         Args:
             trainer: the training, whose `progress.step` is this step, from 1.
-            metrics: loss and accuracy of the step, over all processes.
+            metrics: loss and accuracy of the step, over all processes: `metrics.loss`, `metrics.accuracy`.
         """
 
     def on_epoch(self, trainer: Trainer, metrics: DevMetrics) -> None:
@@ -35,7 +36,8 @@ class Callback:
 
         Args:
             trainer: the training, whose `progress.epoch` is this epoch, from 1.
-            metrics: retrieval figures and loss of the averaged model on dev.
+            metrics: retrieval figures and loss of the averaged model on dev: `metrics.metrics.rsum.value` (0 to 600),
+                `metrics.loss`.
         """
 
     def on_checkpoint(self, trainer: Trainer, step: int) -> None:
@@ -43,5 +45,5 @@ class Callback:
 
         Args:
             trainer: the training.
-            step: the step that the checkpoint is of.
+            step: number of steps that were taken before it.
         """

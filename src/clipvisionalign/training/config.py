@@ -138,7 +138,7 @@ class CheckpointConfig:
             is reinitialised, and has to be trained.
         distill: weight of a loss that keeps the vectors of training images and captions near those of the model that
             the run starts from (`init`, or the pretrained model); 0 for none.
-        checkpoint_minutes: time between two checkpoints; one is also written after each epoch and when asked to
+        checkpoint_minutes: minutes between two checkpoints; one is also written after each epoch and when asked to
             stop.
     """
 
@@ -192,6 +192,10 @@ class RunConfig(
         >>> config = RunConfig(data="captions", epochs=3)
         >>> config.epochs, config.schedule.epochs, config.model.design
         (3, 3, 'self')
+
+    `dataset` is a `DatasetConfig`, `schedule` a `ScheduleConfig`, `optimizer` an `OptimizerConfig`, `fusion_loss` a
+    `FusionLossConfig`, `freezing` a `FreezingConfig`, `checkpoints` a `CheckpointConfig` and `runtime` a
+    `RuntimeConfig`; these describe their settings. Nothing is checked here: `train` refuses settings that do not fit.
 
     Args:
         model: the towers and the attention design.

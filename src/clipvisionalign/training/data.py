@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,14 +14,12 @@ from clipvisionalign.data.batches import CaptionedBatches
 from clipvisionalign.data.captioned import CaptionedImages, DataError
 from clipvisionalign.data.check import check
 from clipvisionalign.data.formats import LAYOUTS, STREAM, is_stream, read_captioned_images
-from clipvisionalign.data.hashes import changed_keys, dataset_hashes
+from clipvisionalign.data.hashes import dataset_hashes
 from clipvisionalign.data.run_data import data_record, split_rule_of
 from clipvisionalign.data.splits import SPLIT_RULE, SPLIT_RULES
 from clipvisionalign.data.streams.in_memory import read_stream_split
 from clipvisionalign.data.streams.loader import SampleCounts, StreamedBatches
 from clipvisionalign.data.streams.sources import SavedDatasetStream, ShardStream, open_stream
-from clipvisionalign.data.training_images import other_than_trained_on
-from clipvisionalign.log import Log, deprecated_say
 from clipvisionalign.models.aligner import Aligner
 from clipvisionalign.progress import progress_step
 from clipvisionalign.training.config import DatasetConfig, RunConfig
@@ -222,7 +218,7 @@ def open_data(config: RunConfig, distributed: Distributed, is_new_run: bool = Tr
     if not config.data:
         raise DataError("no data set given: clipvisionalign train DATA --out RUN")
     if not is_new_run:
-        config = replace(config, layout=distributed.run_on_all(lambda: _recorded_layout(Path(config.out), config)))
+        config = replace(config, layout=distributed.run_on_all(lambda: resolve_layout(Path(config.out), config)))
     streams = distributed.run_and_gather(lambda: is_stream(config.data, config.layout))
     if len(set(streams)) > 1:
         with_stream, missing = (
@@ -243,9 +239,17 @@ def open_data(config: RunConfig, distributed: Distributed, is_new_run: bool = Tr
     return distributed.run_on_all(lambda: _open_stream(config.dataset, stream, distributed), long_timeout=True)
 
 
-def _recorded_layout(run: Path, config: DatasetConfig) -> str:
-    """The layout that a run's data set is read in: the one that it was read in before, where the settings leave it
-    open, whatever lies beside it by now. A dev split of another data set has the layout of the settings."""
+def resolve_layout(run: Path, config: DatasetConfig) -> str:
+    """The layout in which the data set of a run is read again.
+
+    Args:
+        run: The run folder.
+        config: How the data is read.
+
+    Returns:
+        The layout that it was read in before, whatever is beside it by now; that of the settings where these name one,
+        or where dev is of another data set.
+    """
     recorded = str(data_record(run).get("layout", ""))
     is_open = config.layout == "auto" and not config.dev_data
     return recorded if is_open and recorded in LAYOUTS else config.layout
@@ -261,7 +265,7 @@ def _open_images(config: DatasetConfig, distributed: Distributed, resumed_run: P
     logger.info(f"{config.data}: read as '{data.layout}', {split_source}: {sizes} images")
     # The dev gallery is decoded as a whole, since every figure is over all of it; training images by their headers.
     train, _ = check(data.split("train"), full=False, show_progress=distributed.is_main)
-    elsewhere = _dev_data(config, rule) if config.dev_data else data
+    elsewhere = read_dev_data(config, rule) if config.dev_data else data
     dev, dev_report = check(elsewhere.split("dev"), full=True, show_progress=distributed.is_main)
     problems = dict.fromkeys([*train.problems, *dev_report.problems])
     left_out = [str(problem) for problem in problems if problem.effect != "warning"]
@@ -276,7 +280,7 @@ def _open_images(config: DatasetConfig, distributed: Distributed, resumed_run: P
     if len(train) < 2 or len(dev) < 2:
         remaining = f"{len(train)} train, {len(dev)} dev images"
         raise DataError(f"{config.data}: too little is left to train on: {remaining}{data.splits_hint()}")
-    as_read = _as_read(data, elsewhere)
+    as_read = hashes_as_read(data, elsewhere)
     return TrainingData(
         config.data,
         train,
@@ -289,13 +293,29 @@ def _open_images(config: DatasetConfig, distributed: Distributed, resumed_run: P
     )  # fmt: skip
 
 
-def _dev_data(config: DatasetConfig, rule: int) -> CaptionedImages:
-    """The data set that the dev split is of, where it is another one; it has columns of its own."""
+def read_dev_data(config: DatasetConfig, rule: int) -> CaptionedImages:
+    """Read the data set that the dev split is of, where that is another one; its table has columns of its own.
+
+    Args:
+        config: How the data is read, with `dev_data`.
+        rule: Number of the rule for images without a split.
+
+    Returns:
+        The whole data set.
+    """
     return read_captioned_images(config.dev_data, config.layout, split_rule=rule).with_identity(config.identity)
 
 
-def _as_read(data: CaptionedImages, elsewhere: CaptionedImages) -> dict[str, dict[str, str]]:
-    """Captions, positives and images of the splits; those of a training split, too many to read, by size."""
+def hashes_as_read(data: CaptionedImages, elsewhere: CaptionedImages) -> dict[str, dict[str, str]]:
+    """Hash captions, positives and images of each split; training images, too many to read, by their size.
+
+    Args:
+        data: The data set of train and test.
+        elsewhere: The data set of dev, which may be the same.
+
+    Returns:
+        By split what `dataset_hashes` returns; a test split is not required to be there.
+    """
     settings = {
         "train": dataset_hashes(data.split("train"), read_images=False),
         "dev": dataset_hashes(elsewhere.split("dev")),
@@ -304,82 +324,6 @@ def _as_read(data: CaptionedImages, elsewhere: CaptionedImages) -> dict[str, dic
     if "test" in data.split_sizes():
         settings["test"] = dataset_hashes(data.split("test"))
     return settings
-
-
-def check_data_unchanged(
-    run: Path, config: DatasetConfig, say: Log | None = None, splits: Sequence[str] = ("train", "dev")
-) -> None:
-    """Check that the data of a finished run is still what it was trained on.
-
-    A data set that is not there, a stream, and a run from before this was recorded cannot be compared: that is logged.
-
-    Args:
-        run: The run folder.
-        config: How the data is read.
-        say: Deprecated: takes the lines that are logged otherwise.
-        splits: The splits that are compared.
-
-    Raises:
-        DataError: It is not; the message names what differs.
-    """
-    with deprecated_say(say):
-        _check_data_unchanged(run, config, splits)
-
-
-def _check_data_unchanged(run: Path, config: DatasetConfig, splits: Sequence[str]) -> None:
-    data_file = run / "data.json"
-    recorded = json.loads(data_file.read_text()).get("as_read", {}) if data_file.is_file() else {}
-    if not recorded:
-        stream = "a stream" if is_stream(config.data, config.layout) else "from before that was recorded"
-        logger.info(f"{run}: {stream}: whether its data is still what it was trained on was not compared")
-        return
-    try:
-        rule = split_rule_of(run)
-        layout = _recorded_layout(run, config)
-        data = read_captioned_images(config.data, layout, config.group, rule).with_identity(config.identity)
-        current = _as_read(data, _dev_data(config, rule) if config.dev_data else data)
-    except (OSError, DataError) as error:
-        logger.info(f"{run}: its data was not compared with what it was trained on: {error}")
-        return
-    for split in splits:
-        differing = changed_keys(recorded[split], current[split])
-        if split == "train" and not differing:
-            # Of an equal size another image may be: the run has kept what the bytes were.
-            other = other_than_trained_on(run, data.split(split).rows, shown=True)
-            differing = [other] if other else []
-        if differing:
-            raise DataError(
-                f"{run}: finished, but {config.data} is no longer the data that it was trained on: {split} has other "
-                f"{', '.join(differing)} now; its figures are of the former data. Put the data back, or train "
-                f"again: give another --out, or remove {run}"
-            )
-
-
-def check_same_data(
-    state: dict[str, Any], contents: dict[str, dict[str, str]], config: DatasetConfig, out: Path
-) -> None:
-    """Check that a run is resumed with the data that it was begun with.
-
-    Args:
-        state: The checkpoint.
-        contents: Of both splits, see `TrainingData.contents`.
-        config: How the data is read.
-        out: The run folder.
-
-    Raises:
-        DataError: It is not; the message names what differs.
-    """
-    if "opened" not in state:
-        raise DataError(f"{out}: its checkpoint is of an earlier version, with another order of images: train again")
-    for split, current in contents.items():
-        differing = changed_keys(state["opened"].get(split), current)
-        if differing:
-            source = config.dev_data or config.data if split == "dev" else config.data
-            raise DataError(
-                f"{source}: not the {split} data that {out} was begun with: {', '.join(differing)} differ; "
-                "put it back, "
-                f"or train again with another --out"
-            )
 
 
 def _open_stream(

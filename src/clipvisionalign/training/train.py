@@ -16,7 +16,7 @@ from clipvisionalign.training.callbacks import Callback
 from clipvisionalign.training.checkpoint import list_checkpoints, load_last_checkpoint
 from clipvisionalign.training.config import RunConfig
 from clipvisionalign.training.config_checks import check_settings
-from clipvisionalign.training.data import check_data_unchanged
+from clipvisionalign.training.data_checks import check_data_unchanged
 from clipvisionalign.training.recorded import read_settings
 from clipvisionalign.training.resume import check_same_settings
 from clipvisionalign.training.run_folder import BEGUN_FILE, remove_unfinished_files, resolve_paths, start_directory
@@ -32,7 +32,7 @@ def resume(run: str | Path, say: Log | None = None, encodings_cache: TowerOutput
     """Resume a run from its last checkpoint; a finished run returns at once.
 
     Args:
-        run: run folder.
+        run: the run folder.
         say: deprecated: takes the lines that are logged otherwise.
         encodings_cache: as in `train`.
 
@@ -40,7 +40,7 @@ def resume(run: str | Path, say: Log | None = None, encodings_cache: TowerOutput
         What results.json of the run folder holds.
 
     Raises:
-        FileNotFoundError: the folder is no run of this project's.
+        FileNotFoundError: the folder is not a run folder.
         DataError: its data is no longer what it was trained on.
         OSError: none of its checkpoints reads back.
     """
@@ -83,9 +83,9 @@ def train(
     config: RunConfig, say: Log | None = None, state: dict[str, Any] | None = None, restart: bool = False,
     encodings_cache: TowerOutputCache | None = None, callbacks: Sequence[Callback] = (),
 ) -> dict[str, Any]:  # fmt: skip
-    """Train an aligner with the settings of `config`, and leave a complete run folder.
+    """Train an aligner with the settings of `config`, and leave a complete run folder, which `load_aligner` opens.
 
-    Under a launcher every process calls this.
+    Under a launcher (`torchrun`) every process calls this. A run that was interrupted is continued by `resume`.
 
     >>> results = train(RunConfig(data="scenes", out="runs/mine", epochs=1, batch=4))
     scenes: read as 'folder', its own splits: dev 4, train 8 images
@@ -97,19 +97,22 @@ def train(
     Args:
         config: the settings.
         say: deprecated: takes the lines that are logged otherwise.
-        state: of a checkpoint, to resume from; see `resume`.
-        restart: a run that came to no checkpoint is begun once more in its folder.
-        encodings_cache: what the same frozen towers gave in other runs of this process, to be used and added to.
+        state: a checkpoint to resume from, as `load_last_checkpoint` returns it; None for a new run.
+        restart: whether a run without a checkpoint is started again in its folder.
+        encodings_cache: outputs of frozen towers, kept from other runs of this process; it is read and added to.
         callbacks: called after each step, epoch and checkpoint.
 
     Returns:
-        What results.json of the run folder holds.
+        What results.json of the run folder holds: the figures of the saved model on the whole dev gallery, recall in
+        percent. With `config.profile` no run is left, and the result has the seconds of the parts of a step.
 
     Raises:
-        DataError: unusable data.
-        FileExistsError: the run folder is there already.
-        WeightsNotFound: no weights for a tower.
-        ValueError: settings that do not fit each other.
+        DataError: the data set cannot be read, or too few of its images can.
+        FileExistsError: the run folder holds a run already; `config.overwrite` replaces it.
+        WeightsNotFound: there are no weights of a tower's name here or on the hub.
+        ValueError: settings that do not fit each other, or are out of range.
+        FloatingPointError: loss, gradients or weights are no longer finite; the last checkpoint is kept.
+        KeyboardInterrupt: the run was asked to stop; `resume` continues it from its checkpoint.
     """
     with deprecated_say(say):
         config = replace(config, init=resolve_run(config.init))

@@ -52,10 +52,11 @@ logger = logging.getLogger(__name__)
 
 
 class Trainer(TrainerSetup):
-    """Trains an aligner and leaves a complete run folder.
+    """Trains an aligner and leaves a complete run folder; `train` does the same in one call.
 
     A context manager: the run folder is prepared and locked, data and model are loaded on entering; the folder is
-    unlocked on leaving, and removed again where the settings were refused. `fit` enters by itself.
+    unlocked on leaving, and removed again where the settings were refused. `fit` enters by itself. Its attributes
+    are those of `TrainerSetup`: `config`, `aligner`, `progress` and others.
 
     >>> with Trainer(RunConfig(data="scenes", out="runs/self", epochs=1, batch=4)) as trainer:
     ...     results = trainer.fit()
@@ -64,17 +65,17 @@ class Trainer(TrainerSetup):
     Args:
         config: the settings.
         say: deprecated: takes the lines that are logged otherwise.
-        state: of a checkpoint, to resume from, see `load_last_checkpoint`.
-        again: a run that came to no checkpoint is begun once more in its folder.
-        remembered: what the same frozen towers gave in other runs of this process, to be used and added to.
+        state: a checkpoint to resume from, as `load_last_checkpoint` returns it; None for a new run.
+        again: whether a run without a checkpoint is started again in its folder.
+        remembered: outputs of frozen towers, kept from other runs of this process; it is read and added to.
         callbacks: called after each step, epoch and checkpoint.
-        stage: the stage that this is of a training in stages, see `train_stages`.
+        stage: the stage that this is of a training in stages, see `train_stages`; None for a run without.
 
     Raises:
-        DataError: unusable data.
-        FileExistsError: the run folder is there already.
-        WeightsNotFound: no weights for a tower.
-        ValueError: settings that do not fit each other.
+        DataError: the data set cannot be read, or too few of its images can.
+        FileExistsError: the run folder holds a run already; `config.overwrite` replaces it.
+        WeightsNotFound: there are no weights of a tower's name here or on the hub.
+        ValueError: settings that do not fit each other, or are out of range.
     """
 
     def __init__(
@@ -115,7 +116,8 @@ class Trainer(TrainerSetup):
         """Train to the end of the run.
 
         Returns:
-            What results.json holds; with `profile`, where the time went.
+            What results.json holds: figures on the whole dev gallery, recall in percent. With `profile`, the seconds
+            of the parts of a step.
 
         Raises:
             FloatingPointError: loss, gradients or weights are not finite.
@@ -175,11 +177,15 @@ class Trainer(TrainerSetup):
         """Take one step: forward, backward, optimizer.
 
         Args:
-            batches: gives the next batch; with `chunks`, that many chunks of it, twice.
-            chunks: as in `forward_backward`.
+            batches: gives this process's part of the next batch; with `chunks`, its chunks twice.
+            chunks: number of chunks in which `batches` gives it; 0 if it gives it whole.
 
         Returns:
             Loss and accuracy over all processes; `images` is 0 where too few images could be read for a step.
+
+        Raises:
+            FloatingPointError: loss or gradients are not finite.
+            DataError: too many steps could not be taken.
         """
         progress = self.progress
         # Each time: features that were computed, and a validation, leave modules in evaluation mode.
@@ -270,7 +276,11 @@ class Trainer(TrainerSetup):
             self._leave()
 
     def validate(self) -> DevMetrics:
-        """Measure the averaged weights on the whole dev gallery; every process calls this."""
+        """Measure the averaged weights on the whole dev gallery; every process calls this.
+
+        Returns:
+            Retrieval metrics (recall in percent), loss and accuracy.
+        """
         return self.dev.measure(self.average.model())
 
     def _finish(self) -> dict[str, Any]:
@@ -316,7 +326,14 @@ class Trainer(TrainerSetup):
     # --- checkpoints --------------------------------------------------------------------------------------------------
 
     def save_checkpoint(self) -> bool:
-        """Write a checkpoint; every process calls this. Whether it was written: a full disk ends no training."""
+        """Write a checkpoint into the run folder; every process calls this.
+
+        Returns:
+            Whether it was written; on a full disk it is not, which is logged, and the training continues.
+
+        Raises:
+            FloatingPointError: weights are not finite.
+        """
         self._refuse_not_finite()
         self.progress.seconds = time.perf_counter() - self._started_at
         try:

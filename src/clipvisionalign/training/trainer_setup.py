@@ -32,7 +32,8 @@ from clipvisionalign.training.build import (
 )
 from clipvisionalign.training.config import RunConfig, caches_image_features, images_per_process, starts_from_model
 from clipvisionalign.training.config_checks import check_settings
-from clipvisionalign.training.data import check_same_data, open_data
+from clipvisionalign.training.data import open_data
+from clipvisionalign.training.data_checks import check_same_data
 from clipvisionalign.training.distillation import Distillation, StartVectors
 from clipvisionalign.training.distributed import Distributed
 from clipvisionalign.training.ema import ExponentialMovingAverage
@@ -60,11 +61,26 @@ logger = logging.getLogger(__name__)
 class TrainerSetup:
     """The parts of a `Trainer`, each made by one method, in the order in which they stand here.
 
+    Its attributes are there once the trainer is entered; most are gone after `fit`.
+
     Args:
         config: The settings.
         state: Of a checkpoint, to resume from; None for a run that starts.
         again: Whether a run that came to no checkpoint is begun once more in its folder.
         stage: The stage that this is of a training in stages; None for a run without.
+
+    Attributes:
+        config: The settings, with the hub's commits that the towers come from.
+        out: The run folder.
+        data: Training split and dev split, a `TrainingData`.
+        aligner: The model that is trained.
+        average: The moving average of its weights; `average.model()` is the model that is measured and saved.
+        optimizer: AdamW.
+        scheduler: The schedule of its learning rates.
+        progress: Step, epoch and figures so far, a `TrainProgress`; a callback that sets `progress.stopped` ends the
+            training after this epoch.
+        steps: Number of steps in the run.
+        steps_per_epoch: Number of steps in an epoch.
     """
 
     records: MetricsLogger
@@ -309,6 +325,9 @@ class TrainerSetup:
 
         The weights, moving average and optimizer state are absent where they are sharded: `save_checkpoint` writes
         those from all processes.
+
+        Returns:
+            Tensors, numbers, texts, and lists and dictionaries of these, which `load_state_dict` takes.
         """
         processes = self.processes
         state: dict[str, Any] = {"place": asdict(self.progress), "opened": self._contents, "settings": self._settings}

@@ -216,12 +216,12 @@ def interleave_rows(parts: Sequence[Tensor]) -> Tensor:
 
 @dataclass(frozen=True)
 class DevMetrics:
-    """What the dual encoder showed on dev after an epoch.
+    """Metrics, loss and vectors of the dual encoder on dev, after an epoch.
 
     Attributes:
-        metrics: Over the whole gallery, without intervals.
-        loss: The training's own, in its batches.
-        accuracy: Likewise.
+        metrics: Retrieval metrics over the whole gallery, without intervals.
+        loss: The training's loss of the dual encoder, in batches of the training's size.
+        accuracy: Share of captions whose image is first in its batch.
         half_rsum: The recall sum in each half's own gallery; empty where dev cannot be halved.
         half_loss: The loss of each half, likewise.
         image_vectors: (N, D).

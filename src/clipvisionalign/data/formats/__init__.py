@@ -66,11 +66,14 @@ def read_captioned_images(
 ) -> CaptionedImages:
     """Read a data set in any known layout.
 
+    Names of images are resolved to files. No image is decoded: `clipvisionalign.data.check.check` lists broken ones.
+
     Args:
         path: A folder or a file.
-        layout: A name from `LAYOUTS`, or "auto" to recognise it.
+        layout: Its layout ("flickr8k", "flickr30k", "coco", "karpathy", "folder", "table" and so on: the keys of
+            `LAYOUTS`), or "auto" to recognise it.
         group: A column of a table: without splits of its own, all images with one value of it are in one split.
-        split_rule: How images without a split are assigned, see `data/splits.py`.
+        split_rule: Number of the rule for images without a split; by default that of new runs, see `data/splits.py`.
 
     Returns:
         The images with their captions; `problems` lists every row that was not read, with file, line and reason.
