@@ -86,7 +86,7 @@ def parameters(node: FunctionNode | ast.ClassDef) -> list[str]:
         constructor = next((each for each in node.body if getattr(each, "name", "") == "__init__"), None)
         if isinstance(constructor, ast.FunctionDef):
             return parameters(constructor)
-        is_record = "dataclass" in decorators(node) or any(ast.unparse(base) == "NamedTuple" for base in node.bases)
+        is_record = "dataclass" in decorators(node) or is_named_tuple(node)
         fields = [each for each in node.body if isinstance(each, ast.AnnAssign) and "ClassVar" not in ast.unparse(each)]
         names = [ast.unparse(each.target) for each in fields] if is_record else []
         return [name for name in names if not name.startswith("_")]
@@ -95,6 +95,11 @@ def parameters(node: FunctionNode | ast.ClassDef) -> list[str]:
     positional = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs, *variadic]
     implicit = {"self"} | ({"cls"} if "classmethod" in decorators(node) else set())
     return [each.arg for each in positional if each.arg not in implicit and not each.arg.startswith("_")]
+
+
+def is_named_tuple(node: FunctionNode | ast.ClassDef) -> bool:
+    """Whether a class is a NamedTuple, whose fields are no parameters to the site's generator."""
+    return isinstance(node, ast.ClassDef) and any(ast.unparse(base) == "NamedTuple" for base in node.bases)
 
 
 def returns_something(node: FunctionNode | ast.ClassDef) -> bool:
@@ -161,6 +166,7 @@ def faults(node: FunctionNode | ast.ClassDef) -> list[str]:
     # Fields of a dataclass are its attributes as well; other classes have attributes beside their arguments.
     lacking = [f"no argument {name}" for name in expected if name not in (*named, *described)]
     lacking += [f"{name} is no parameter" for name in named if name not in expected and expected]
+    lacking += ["Args of a NamedTuple, whose fields are Attributes"] if named and is_named_tuple(node) else []
     lacking += [f"raises {name}" for name in sorted(raised_names(node) - set(documented_errors(sections)))]
     is_property = bool({"property", "cached_property"} & decorators(node))
     if expected and returns_something(node) and not is_property:
@@ -243,3 +249,9 @@ def f(a: int, *rest: int, key: str = "") -> int:
 def test_a_fault_of_a_docstring_is_found(old: str, new: str, fault: str | None):
     node: Any = ast.parse(FUNCTION.replace(old, new) if old else FUNCTION).body[0]
     assert ", ".join(faults(node)) == (fault or "")
+
+
+def test_fields_of_a_named_tuple_are_attributes():
+    text = 'class A(NamedTuple):\n    """One.\n\n    Args:\n        a: First.\n    """\n\n    a: int\n'
+    by_section: list[Any] = [ast.parse(each).body[0] for each in (text, text.replace("Args", "Attributes"))]
+    assert list(map(faults, by_section)) == [["Args of a NamedTuple, whose fields are Attributes"], []]

@@ -114,8 +114,7 @@ def _is_cut_off(data: bytes) -> bool:
 class RawImageFile(ImageFile.ImageFile):
     """A raw file of a camera as an image of Pillow, which does not open such files by itself.
 
-    Args:
-        fp: The path of the file, or the file.
+    It is made of a path, or of a file that is open for reading.
 
     Raises:
         OSError: It is truncated, or of no camera that LibRaw reads.

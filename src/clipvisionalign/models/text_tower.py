@@ -71,7 +71,7 @@ class TextTowerConfig:
 class CaptionFeatures(NamedTuple):
     """The text tower's output for b captions.
 
-    Args:
+    Attributes:
         pooled: (b, W), one vector a caption.
         tokens: (b, T, W), where they were asked for; else None.
         mask: (b, T), 0 on padding.
