@@ -93,6 +93,7 @@ REFUSED: dict[str, list[str]] = {
               "plan.yaml --out new --variants=", "plan.yaml --out other --dry-run", "wrong.yaml --out new --dry-run",
               "plan.yaml --out new --data nowhere --dry-run", "data --out new", "scenes --out new --split none"],
     "report": ["other --compare nowhere --out new/page.html", "other", "nowhere", "other --compare nowhere"],
+    "verify": ["other", "nowhere", "plan.yaml", ""],
     "calibrate": ["other data", "nowhere data", "run nowhere", "run", "run data --split none", "run data --out plan.yaml",
                   "run --judged plan.yaml", "run data --layout nothing", "run broken"],
     "index": ["run data --out new --captions --layout csv",

@@ -29,7 +29,7 @@ from clipvisionalign.cli.output import set_verbosity
 from clipvisionalign.cli.parser import OFFLINE, PROGRAM, QUIET, VERBOSE, CommandParser, add_output_flags
 from clipvisionalign.cli.search import duplicates, duplicates_parser, index, index_parser, search, search_parser
 from clipvisionalign.cli.serve import serve, serve_parser
-from clipvisionalign.cli.study import report, report_parser, study, study_parser
+from clipvisionalign.cli.study import report, report_parser, study, study_parser, verify, verify_parser
 from clipvisionalign.cli.train import train, train_parser
 from clipvisionalign.log import is_main_process, restored_log
 from clipvisionalign.progress import progress_step
@@ -144,7 +144,7 @@ RESUMED: dict[Callable[[list[str]], int], str] = {
 #: The commands that may need weights from the hub.
 _HUB_COMMANDS = (
     check, train, evaluate, classify, encode, audit, study, index, search, calibrate, serve, explain, export, blend,
-    worth, curve,
+    worth, curve, verify,
 )  # fmt: skip
 
 
@@ -177,6 +177,7 @@ COMMANDS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     "curve": ("tell what twice the captions would bring, from trainings with fewer", curve),
     "study": ("train and measure attention designs over several seeds, in one report", study),
     "report": ("re-create the report of a study, or compare two studies", report),
+    "verify": ("derive the figures of a study's report again from the ranks beside it", verify),
     "index": ("encode the images of a folder into an index to search", index),
     "search": ("find images by words, by images, or by both", search),
     "calibrate": ("calibrate up to where a result holds what is meant, on captioned images", calibrate),
@@ -202,6 +203,7 @@ PARSERS: dict[str, Callable[[], argparse.ArgumentParser]] = {
     "curve": curve_parser,
     "study": study_parser,
     "report": report_parser,
+    "verify": verify_parser,
     "index": index_parser,
     "search": search_parser,
     "calibrate": calibrate_parser,

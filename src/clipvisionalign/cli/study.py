@@ -1,4 +1,4 @@
-"""Commands on studies: study, report."""
+"""Commands on studies: study, report, verify."""
 
 from __future__ import annotations
 
@@ -189,3 +189,46 @@ def _write_pdf(folder: str | Path) -> None:
 
     write_pdf(Path(folder) / "report.html", Path(folder) / "report.pdf")
     logger.info(f"{folder}/report.pdf: written")
+
+
+def verify_parser() -> argparse.ArgumentParser:
+    """The parser of `verify`."""
+    parser = command_parser(
+        "verify",
+        description="Derive every figure of a study's report again from the ranks and measurements beside it, and\n"
+        "name the first of each part that does not hold. Ranks and figures that were changed together are found by\n"
+        "--models alone, which encodes the gallery with each model again.",
+        epilog="exit status: 0 where nothing fails, 1 where something does",
+    )
+    parser.add_argument("study", help="folder of a study, or the report.json in it")
+    parser.add_argument("--models", action="store_true", help="also audit each model, and rank by it, again")
+    parser.add_argument("--json", action="store_true", help="print the parts as JSON")
+    return parser
+
+
+def verify(arguments: list[str]) -> int:
+    """Verify a study's report.
+
+    Args:
+        arguments: What stands behind the command's name.
+
+    Returns:
+        The exit status.
+    """
+    args = verify_parser().parse_args(arguments)
+    from clipvisionalign.counts import count_noun
+    from clipvisionalign.study.verify import parts_as_json, verify_report
+
+    parts = verify_report(args.study, args.models)
+    failed = [part for part in parts if part.state == "fails"]
+    if args.json:
+        print(json.dumps(parts_as_json(parts), indent=2))
+        return 1 if failed else 0
+    for part in parts:
+        print(f"{part.state:<13} {part.part}{f': {part.detail}' if part.detail else ''}")
+    counts = [
+        f"{count_noun(sum(part.state == state for part in parts), 'part')} {words}"
+        for state, words in (("holds", "hold"), ("fails", "fail"), ("not verified", "not verified"))
+    ]
+    print(f"{args.study}: {', '.join(counts)}")
+    return 1 if failed else 0

@@ -68,13 +68,18 @@ class Evaluation:
             result |= {"gain": self.gain.to_dict() if self.gain else None, "depths": list(self.depths)}
         return result
 
+    @property
+    def ranks_by_name(self) -> dict[str, PositiveRanks]:
+        """The ranks as they are saved: "ranks", and "dual" of a model that re-ranks."""
+        return {"ranks": self.metrics.ranks} | ({"dual": self.dual.ranks} if self.dual is not None else {})
+
     def save_ranks(self, path: Path) -> None:
         """Save the ranks, from which every figure can be computed again.
 
         Args:
             path: File to write, a compressed archive of NumPy; NumPy appends .npz to a name without it.
         """
-        blocks = {"ranks": self.metrics.ranks} | ({"dual": self.dual.ranks} if self.dual is not None else {})
+        blocks = self.ranks_by_name
         ways = ("image_to_text", "text_to_image")
         np.savez_compressed(
             path, **{f"{name}_{way}": getattr(ranks, way) for name, ranks in blocks.items() for way in ways}

@@ -18,7 +18,7 @@ from clipvisionalign.files import atomic_write
 from clipvisionalign.models.aligner import TowerOutputCache
 from clipvisionalign.study.assemble import assemble_report
 from clipvisionalign.study.budget import recorded_steps, save_steps, steps_by_variant
-from clipvisionalign.study.config import Plan, data_source, trials_of
+from clipvisionalign.study.config import Plan, Trial, data_source, trials_of
 from clipvisionalign.study.data import (
     StudyContext,
     check_possible,
@@ -125,24 +125,45 @@ def read_study_report(out: str | Path) -> dict[str, Any]:
     # One that names no measurements is an earlier version's, or a published one, which has none beside it.
     if before is not None and before.get("made_from", "") == measurements_hash(study):
         return before
+    gaps = Gaps(study)
+    try:
+        context, trials = open_kept_study(study, gaps)
+    except DataNotThereError as error:
+        if before is None:
+            raise
+        logger.info(f"{error}; the report is as it was made before")
+        return before
+    logger.info(f"{study}: the report is made from what has been measured so far")
+    report = assemble_report(context, trials, measure_trials(context, trials, gaps), gaps)
+    return merge_with_earlier(study, before, report, gaps)
+
+
+class DataNotThereError(ValueError):
+    """The data set of a study's figures is not where it was."""
+
+
+def open_kept_study(study: Path, gaps: Gaps | None = None) -> tuple[StudyContext, list[Trial]]:
+    """A study as far as it has come, to read what was measured; nothing is measured.
+
+    Args:
+        study: The study's folder.
+        gaps: Takes minimal pairs that cannot be made; None for none.
+
+    Returns:
+        What its trials are measured on, and the trials.
+
+    Raises:
+        DataNotThereError: Its data set is not there.
+        ValueError: The plan or the data cannot be read.
+    """
     plan = in_recorded_layout(read_kept_plan(study / PLAN_FILE), study)
     source = Path(data_source(plan, study))
     if not source.exists():
-        if before is None:
-            raise ValueError(f"{study}: its figures are of the data set {source}, which is not there: put it back")
-        logger.info(
-            f"{study}: has other figures by now, of {source}, which is not there: the report is as it was made before"
-        )
-        return before
-    logger.info(f"{study}: the report is made from what has been measured so far")
+        raise DataNotThereError(f"{study}: its figures are of the data set {source}, which is not there: put it back")
     data = open_study_data(plan, study, study / SCENES_FOLDER)
     eval_data = data.split(plan.split)
-    gaps = Gaps(study)
-    pairs = gaps.try_part("minimal pairs", minimal_pairs_of, plan, eval_data) or {}
-    context = StudyContext(plan, study, data, eval_data, pairs, split_overlap(data), read_only=True)
-    trials = trials_of(plan, study)
-    report = assemble_report(context, trials, measure_trials(context, trials, gaps), gaps)
-    return merge_with_earlier(study, before, report, gaps)
+    pairs = (gaps or Gaps(study)).try_part("minimal pairs", minimal_pairs_of, plan, eval_data) or {}
+    return StudyContext(plan, study, data, eval_data, pairs, split_overlap(data), True), trials_of(plan, study)
 
 
 def estimate_study_time(plan: Plan, out: str | Path) -> dict[str, float]:

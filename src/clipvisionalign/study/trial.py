@@ -116,7 +116,7 @@ def measure_trial(
     aligner.show_progress = True
     # Before anything else is asked, as a model that had been shown positives could give those back; and by the
     # towers each time: that they always give the same is a part of what is checked.
-    checks = _audit_aligner(aligner, context)
+    checks = audit_aligner(aligner, context)
     selection = {name: value for name, value in train_results.get("chosen", {}).items() if name != "model_in_sample"}
     cacheable = can_cache_encodings(trial.config.freezing, eval_data)
     aligner.tower_cache = _tower_cache(trial, tower_caches) if cacheable else None
@@ -154,7 +154,16 @@ def measure_trial(
     return cast(TrialMeasurements, measurements)
 
 
-def _audit_aligner(aligner: Aligner, context: StudyContext) -> AuditReport:
+def audit_aligner(aligner: Aligner, context: StudyContext) -> AuditReport:
+    """The audit of a model on what a study's trials are measured on.
+
+    Args:
+        aligner: The model.
+        context: The data and the plan's number of images.
+
+    Returns:
+        The checks.
+    """
     data = context.eval_data
     return audit(
         aligner, data.images, data.captions, data.caption_image, data.image_identity, context.overlap,
