@@ -13,6 +13,7 @@ from clipvisionalign.cli.calibrate import calibrate, calibrate_parser
 from clipvisionalign.cli.completion import completion_parser, completion_script
 from clipvisionalign.cli.curve import curve, curve_parser
 from clipvisionalign.cli.data import check, check_parser, scenes, scenes_parser, shards, shards_parser
+from clipvisionalign.cli.duplicates import duplicates, duplicates_parser
 from clipvisionalign.cli.evaluate import (
     audit,
     audit_parser,
@@ -27,7 +28,7 @@ from clipvisionalign.cli.explain import explain, explain_parser
 from clipvisionalign.cli.export import export, export_parser
 from clipvisionalign.cli.output import set_verbosity
 from clipvisionalign.cli.parser import OFFLINE, PROGRAM, QUIET, VERBOSE, CommandParser, add_output_flags
-from clipvisionalign.cli.search import duplicates, duplicates_parser, index, index_parser, search, search_parser
+from clipvisionalign.cli.search import index, index_parser, search, search_parser
 from clipvisionalign.cli.serve import serve, serve_parser
 from clipvisionalign.cli.study import report, report_parser, study, study_parser, verify, verify_parser
 from clipvisionalign.cli.train import train, train_parser
@@ -128,7 +129,7 @@ EXTRAS = {
     "fastapi_offline": "search", "starlette": "search", "filelock": "search", "fsspec": "search", "ray": "ray",
     "markupsafe": "study", "pydantic": "study", "tokenizers": "onnx", "prometheus_client": "search",
     "onnx": "onnx", "onnxscript": "onnx", "onnxruntime": "onnx", "lance": "search",
-    "sqlglot": "search",
+    "sqlglot": "search", "usearch": "search",
     "shtab": "completion", "webdataset": "scale", "datasets": "scale", "peft": "scale",
     "open_clip": "pretrained", "sentencepiece": "pretrained",
 }  # fmt: skip
@@ -183,7 +184,7 @@ COMMANDS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     "calibrate": ("calibrate up to where a result holds what is meant, on captioned images", calibrate),
     "serve": ("serve a search page and an HTTP interface for an index", serve),
     "export": ("export a run as ONNX, or as a folder for the Hugging Face hub", export),
-    "duplicates": ("list identical and nearly identical images of an index", duplicates),
+    "duplicates": ("group the duplicates of an index: the same bytes, nearly the same, one scene", duplicates),
     "explain": ("draw which parts of an image support which word of a caption", explain),
     "completion": ("print a script by which a shell completes commands and flags", completion),
 }

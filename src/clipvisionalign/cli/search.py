@@ -1,4 +1,4 @@
-"""Commands on indexes: index, search, duplicates, serve."""
+"""Commands on indexes: index, search."""
 
 from __future__ import annotations
 
@@ -291,46 +291,3 @@ def _write_sheet(file: str, searcher: Searcher, results: list[dict[str, Any]]) -
     entries = [(thumbnails[each["id"]], f"{each['score']:.3f} {each['path']}") for each in hits]
     thumbnail_sheet(entries, "; ".join(result["query"] for result in results)).save(file, "PNG")
     logger.info(f"{file}: written")
-
-
-def duplicates_parser() -> argparse.ArgumentParser:
-    """The parser of `duplicates`."""
-    parser = command_parser("duplicates", description="List identical and nearly identical images of an index.")
-    parser.add_argument("index", help="folder that 'index' wrote")
-    parser.add_argument(
-        "--near", type=float, default=0.985, help="cosine from which on two images are nearly identical (default 0.985)"
-    )
-    parser.add_argument("--run", default="", help="where the aligner is, if it was moved")
-    parser.add_argument("--json", action="store_true", help="print the groups as JSON")
-    return parser
-
-
-def duplicates(arguments: list[str]) -> int:
-    """List identical and nearly identical images of an index.
-
-    Args:
-        arguments: The command's arguments.
-
-    Returns:
-        The exit status: 0.
-    """
-    args = duplicates_parser().parse_args(arguments)
-    from clipvisionalign.search.duplicates import find_duplicates as groups_of
-    from clipvisionalign.search.searcher import Searcher
-    from clipvisionalign.search.storage import printable
-
-    groups = groups_of(Searcher(args.index, args.run), args.near)
-    if args.json:
-        print(
-            json.dumps(
-                [[{"id": row["id"], "path": row["path"], "hash": row["hash"]} for row in g] for g in groups], indent=2
-            )
-        )
-        return 0
-    for group_number, group in enumerate(groups, 1):
-        same = len({row["hash"] for row in group}) == 1
-        print(f"{group_number}. {'the same bytes' if same else 'nearly the same'}:")
-        for row in group:
-            print(f"   {printable(row['path'])} ({row['size']:,} bytes)")
-    print(f"{count_noun(len(groups), 'group')} of images that are the same or nearly")
-    return 0

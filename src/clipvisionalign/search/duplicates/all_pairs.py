@@ -1,16 +1,19 @@
-"""Groups of equal and nearly equal images in an index."""
+"""Groups of equal and nearly equal images by their vectors alone: the function of before, for one more release."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from clipvisionalign.search.searcher import Searcher
 from clipvisionalign.search.tables import vector_column
+
+if TYPE_CHECKING:
+    from clipvisionalign.search.searcher import Searcher
 
 #: Cosine from which two images are nearly equal.
 DUPLICATE_THRESHOLD = 0.985
@@ -21,6 +24,8 @@ def find_duplicates(
 ) -> list[list[dict[str, Any]]]:
     """Group the images of an index that are equal byte for byte, or nearly equal by their vectors.
 
+    Deprecated: `duplicate_report` also compares the pixels, and does not chain through unlike images.
+
     Args:
         searcher: An open index of N images.
         threshold: Cosine from which two images are nearly equal.
@@ -29,6 +34,8 @@ def find_duplicates(
     Returns:
         Groups of two images and more, largest first; for each image its id, path, hash and size in bytes.
     """
+    message = "find_duplicates is deprecated: use clipvisionalign.search.duplicates.duplicate_report"
+    warnings.warn(message, DeprecationWarning, stacklevel=2)
     table = searcher.table.read(["id", "path", "hash", "size", "vector"])
     count = len(table)
     if not count:

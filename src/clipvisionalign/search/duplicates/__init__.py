@@ -1,0 +1,14 @@
+"""Images of an index that are the same, nearly the same, or of one scene; which to keep, and what was decided."""
+
+from clipvisionalign.search.duplicates.all_pairs import DUPLICATE_THRESHOLD, find_duplicates
+from clipvisionalign.search.duplicates.finder import NEAR_COSINE, duplicate_report
+from clipvisionalign.search.duplicates.report import DuplicateGroup, DuplicateReport
+
+__all__ = [
+    "DUPLICATE_THRESHOLD",
+    "NEAR_COSINE",
+    "DuplicateGroup",
+    "DuplicateReport",
+    "duplicate_report",
+    "find_duplicates",
+]

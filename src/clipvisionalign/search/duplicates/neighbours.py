@@ -1,0 +1,122 @@
+"""Pairs of images whose vectors are alike, by the nearest neighbours of each: all of them, or approximate ones of many.
+
+Source of the graph: Malkov and Yashunin, "HNSW", arXiv:1603.09320, as USearch has it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from clipvisionalign.progress import progress, progress_step
+
+#: Images up to which all pairs are compared.
+MAX_EXACT_IMAGES = 5_000
+#: Nearest neighbours of an image that are considered.
+NEIGHBOURS = 16
+#: Links of a node of the graph; how widely it is searched while it is built, and afterwards.
+CONNECTIVITY, EXPANSION_ADD, EXPANSION_SEARCH = 16, 96, 64
+#: Vectors that are added or searched for at a time.
+_CHUNK = 10_000
+
+
+@dataclass(frozen=True)
+class VectorPairs:
+    """Pairs of images that are alike by their vectors.
+
+    Attributes:
+        pairs: (E, 2) positions, the smaller first; each pair once, in their order.
+        cosines: (E,) float32.
+        full: Number of images of which `NEIGHBOURS` others are alike: they may have more.
+    """
+
+    pairs: np.ndarray
+    cosines: np.ndarray
+    full: int
+
+
+def similar_pairs(
+    vectors: np.ndarray, threshold: float, *, exact_up_to: int = MAX_EXACT_IMAGES, show_progress: bool = True
+) -> VectorPairs:
+    """Pairs of vectors whose cosine reaches a threshold: of each vector with its nearest.
+
+    Args:
+        vectors: Unit length, (N, D), float32.
+        threshold: Cosine from which two are alike.
+        exact_up_to: N up to which all pairs are compared; beyond, neighbours are approximate.
+        show_progress: Whether progress is shown on standard error.
+
+    Returns:
+        The pairs.
+    """
+    neighbours = nearest_rows(vectors, NEIGHBOURS, exact=len(vectors) <= exact_up_to, show_progress=show_progress)
+    rows = np.repeat(np.arange(len(vectors)), neighbours.shape[1])
+    others = neighbours.ravel().astype(np.int64)
+    usual = (others >= 0) & (others != rows)
+    rows, others = rows[usual], others[usual]
+    cosines = _cosines(vectors, rows, others)
+    alike = cosines >= threshold
+    rows, others, cosines = rows[alike], others[alike], cosines[alike]
+    full = int((np.bincount(rows, minlength=1) >= NEIGHBOURS).sum())
+    keys, first = np.unique(np.minimum(rows, others) * len(vectors) + np.maximum(rows, others), return_index=True)
+    pairs = np.stack([keys // max(1, len(vectors)), keys % max(1, len(vectors))], axis=1)
+    return VectorPairs(pairs, cosines[first], full)
+
+
+def nearest_rows(vectors: np.ndarray, count: int, *, exact: bool, show_progress: bool = True) -> np.ndarray:
+    """The nearest vectors of each vector.
+
+    Args:
+        vectors: Unit length, (N, D), float32.
+        count: Number of others for each.
+        exact: Whether all are compared; else a graph is built in memory and searched.
+        show_progress: Whether progress is shown on standard error.
+
+    Returns:
+        (N, at most count + 1) positions, nearest first, that of the vector itself among them; -1 for none.
+    """
+    if exact:
+        return _nearest_exact(vectors, count, show_progress)
+    graph = _build_graph(vectors, show_progress)
+    parts = []
+    starts = range(0, len(vectors), _CHUNK)
+    for start in progress(starts, "searching neighbours", len(vectors), show_progress, _CHUNK):
+        chunk = vectors[start : start + _CHUNK]
+        keys = np.asarray(graph.search(chunk, count + 1).keys).astype(np.int64).reshape(len(chunk), -1)
+        parts.append(np.where(keys < len(vectors), keys, -1))
+    return np.concatenate(parts)
+
+
+def _build_graph(vectors: np.ndarray, show_progress: bool) -> Any:
+    from usearch.index import Index
+
+    graph = Index(
+        ndim=vectors.shape[1], metric="ip", dtype="f16", connectivity=CONNECTIVITY, expansion_add=EXPANSION_ADD,
+        expansion_search=EXPANSION_SEARCH,
+    )  # fmt: skip
+    with progress_step("building a graph of vectors", len(vectors), visible=show_progress) as step:
+        for start in range(0, len(vectors), _CHUNK):
+            chunk = vectors[start : start + _CHUNK]
+            graph.add(np.arange(start, start + len(chunk), dtype=np.uint64), chunk)
+            step.update(start + len(chunk))
+    return graph
+
+
+def _nearest_exact(vectors: np.ndarray, count: int, show_progress: bool) -> np.ndarray:
+    depth = min(count + 1, len(vectors))
+    parts = [np.zeros((0, depth), dtype=np.int64)]
+    for start in progress(range(0, len(vectors), 512), "comparing vectors", len(vectors), show_progress, 512):
+        cosines = vectors[start : start + 512] @ vectors.T
+        parts.append(np.argpartition(-cosines, depth - 1, axis=1)[:, :depth])
+    return np.concatenate(parts)
+
+
+def _cosines(vectors: np.ndarray, rows: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Cosines of pairs of rows, (E,), a chunk at a time."""
+    cosines = np.empty(len(rows), dtype=np.float32)
+    for start in range(0, len(rows), _CHUNK):
+        part = np.s_[start : start + _CHUNK]
+        cosines[part] = np.einsum("ed,ed->e", vectors[rows[part]], vectors[others[part]])
+    return cosines
