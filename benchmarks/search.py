@@ -91,6 +91,22 @@ def indexed(vectors: np.ndarray, folder: Path, sizes: tuple[int, int]) -> tuple[
     )
 
 
+def searches(table: Any, folder: Path, kind: str, columns: tuple[str, ...] = ("id",)) -> Any:
+    """How an index is searched, (query, count) -> rows: by its mapped files where it has some, else by its table."""
+    from clipvisionalign.search.ann import search_table
+    from clipvisionalign.search.mapped import MappedReader
+    from clipvisionalign.search.storage import Storage
+    from clipvisionalign.search.tables import read_image_table
+
+    reader = MappedReader(Storage(folder), read_image_table(folder))
+
+    def search(query: np.ndarray, count: int) -> list[dict[str, Any]]:
+        rows = reader.nearest(query, count, columns)
+        return search_table(table, query, count, kind, columns) if rows is None else rows
+
+    return search
+
+
 def usearch_of(vectors: np.ndarray) -> tuple[Any, float]:
     from usearch.index import Index
 
@@ -103,19 +119,19 @@ def usearch_of(vectors: np.ndarray) -> tuple[Any, float]:
 def end_to_end_searches(run: str, table_folder: Path, queries: int = 200) -> dict[str, float]:
     """Searches by words, encoding included, in milliseconds."""
     from clipvisionalign.models.io import load_aligner
-    from clipvisionalign.search.ann import search_table
+    from clipvisionalign.search.hits import HIT_COLUMNS
     from clipvisionalign.search.manifest import read_manifest
     from clipvisionalign.search.tables import open_image_table
 
     aligner, table = load_aligner(run), open_image_table(table_folder)
-    kind = read_manifest(table_folder).kind
+    search = searches(table, table_folder, read_manifest(table_folder).kind, HIT_COLUMNS)
     vocabulary = "a dog runs on the grass while two people watch a red ball in the water near trees".split()  # noqa: SIM905
     rng = np.random.default_rng(0)
     taken = []
     for turn in range(queries + 10):
         text = " ".join(rng.choice(vocabulary, size=8))
         start = time.perf_counter()
-        search_table(table, aligner.encode_captions([text])[0].numpy(), 20, kind)
+        search(aligner.encode_captions([text])[0].numpy(), 20)
         if turn >= 10:
             taken.append(1000 * (time.perf_counter() - start))
     return {f"p{p}_ms": round(float(np.percentile(taken, p)), 1) for p in (50, 95, 99)}
@@ -172,8 +188,8 @@ def main() -> None:
             vectors, folder, (MAX_EXACT_VECTORS, MAX_EXACT_VECTORS if given.codes else MAX_HNSW_VECTORS)
         )
         results["ours"] = {**manifest, "build_s": round(seconds, 1)}
-        kind = manifest["kind"]
-        results["ours"] |= timed(lambda q: [r["id"] for r in search_table(table, q, FIRST, kind)], queries, right)
+        search = searches(table, folder, manifest["kind"])
+        results["ours"] |= timed(lambda q: [r["id"] for r in search(q, FIRST)], queries, right)
         results["LanceDB flat"] = timed(lambda q: [r["id"] for r in search_table(table, q, FIRST)], queries, right)
         if not given.no_usearch:
             rival, seconds = usearch_of(vectors)

@@ -40,6 +40,7 @@ from clipvisionalign.search.duplicates import find_duplicates
 from clipvisionalign.search.filters import FILTER_COLUMNS, FilterError, filter_sql
 from clipvisionalign.search.indexer import build_index
 from clipvisionalign.search.manifest import read_manifest
+from clipvisionalign.search.mapped import MAPPED_KIND, can_map, read_record
 from clipvisionalign.search.patches import open_patch_reader
 from clipvisionalign.search.queries import SearchQuery
 from clipvisionalign.search.searcher import Searcher
@@ -449,7 +450,8 @@ def test_an_approximate_index_is_built_by_size_and_measured(tiny_runs, tmp_path)
     build_index(tiny_runs["self"], source, index)
     term = [parse_term("a red circle")]
     right = [each.id for each in Searcher(index).search(term, 10)]
-    for sizes, kind in (((100, 1000), "IVF_HNSW_SQ"), ((100, 200), "IVF_PQ"), ((1000, 2000), "exact")):
+    graph = MAPPED_KIND if can_map(Storage(index)) else "IVF_HNSW_SQ"
+    for sizes, kind in (((100, 1000), graph), ((100, 200), "IVF_PQ"), ((1000, 2000), "exact")):
         build_index(tiny_runs["self"], source, index, sizes=sizes)
         manifest = read_manifest(index)
         assert manifest.kind == kind
@@ -463,6 +465,18 @@ def test_an_approximate_index_is_built_by_size_and_measured(tiny_runs, tmp_path)
     build_index(tiny_runs["self"], source, index, sizes=(100, 1000))
     assert Searcher(index).search([Term(source / "new.png", is_image=True)], 1)[0].path == "new.png"
     assert choose_index_type(1_000_000, 256)[1]["partitions"] == 122
+
+
+def test_the_form_of_vectors_is_kept_and_nothing_is_encoded_for_another(tiny_runs, scenes_folder, tmp_path):
+    index, sizes = Storage(tmp_path / "index"), (50, 1000)
+    if not can_map(index):
+        pytest.skip("no usearch: pip install 'clipvisionalign[search]'")
+    half = ("float16", 16)
+    for options, expected in (({}, ("int8", 0)), ({"vectors": "float16", "vector_width": 16}, half), ({}, half)):
+        report = build_index(tiny_runs["self"], scenes_folder / "images", index.location, sizes=sizes, **options)
+        settings = read_record(index).settings
+        assert (settings.code, settings.width) == expected
+    assert (report.encoded, report.unchanged) == (0, report.there)
 
 
 def test_terms_add_up_by_weight_and_minus_takes_away(indexed):

@@ -24,9 +24,10 @@ from clipvisionalign.search import fingerprint
 from clipvisionalign.search.fingerprint import aligner_fingerprint
 from clipvisionalign.search.hits import CaptionHit, Hit
 from clipvisionalign.search.indexer import build_index
+from clipvisionalign.search.mapped import MAPPED_KIND, can_map
 from clipvisionalign.search.queries import SearchQuery
 from clipvisionalign.search.searcher import Searcher
-from clipvisionalign.search.storage import InvalidIndexError
+from clipvisionalign.search.storage import InvalidIndexError, Storage
 from clipvisionalign.search.table_reader import LanceDBReader, LanceReader
 from clipvisionalign.search.tables import open_image_table
 from clipvisionalign.search.terms import Term, parse_term
@@ -107,7 +108,8 @@ def test_images_and_re_ranking_load_the_aligner_and_find_the_same(world, scenes_
 def test_both_readers_and_all_kinds_of_index_find_the_same(tmp_path, scenes_folder, tiny_runs, monkeypatch):
     query = SearchQuery([parse_term("a red circle")], 10, "width > 10")
     ids = []
-    for sizes, kind in (((1000, 2000), "exact"), ((50, 1000), "IVF_HNSW_SQ")):
+    graph = MAPPED_KIND if can_map(Storage(tmp_path / "index")) else "IVF_HNSW_SQ"
+    for sizes, kind in (((1000, 2000), "exact"), ((50, 1000), graph)):
         build_index(tiny_runs["self"], scenes_folder / "images", tmp_path / "index", sizes=sizes)
         lance_side = Searcher(tmp_path / "index")
         assert lance_side.manifest.kind == kind

@@ -83,6 +83,15 @@ def index_parser() -> argparse.ArgumentParser:
         "the folder is empty or one below cannot be listed; without it such a run is refused: the drive may not be "
         "mounted",
     )  # fmt: skip
+    parser.add_argument(
+        "--vectors", default="", metavar="FORM",
+        help="how the memory-mapped graph of an index of more than 100,000 images keeps vectors: float32, float16, "
+        "int8 (default) or binary; candidates are compared again by the full vectors",
+    )  # fmt: skip
+    parser.add_argument(
+        "--vector-width", type=int, default=0, metavar="N",
+        help="numbers of a vector, from its beginning, that the graph keeps (default: all)",
+    )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print what was done as JSON")
     add_offline_flag(parser)
     return parser
@@ -107,7 +116,8 @@ def index(arguments: list[str]) -> int:
     index_report = build_index(
         run, args.source, args.out, captions=args.captions, layout=args.layout,
         metadata=args.metadata, ray=args.ray, workers=args.workers, verify=args.verify,
-        allow_drop=args.allow_drop, group=args.group, patches=args.patches,
+        allow_drop=args.allow_drop, group=args.group, patches=args.patches, vectors=args.vectors,
+        vector_width=args.vector_width,
     )  # fmt: skip
     if args.json:
         print(json.dumps(index_report.to_dict() | {"broken_files": read_broken_files(args.out)}, indent=2))

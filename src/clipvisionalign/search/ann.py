@@ -1,7 +1,8 @@
 """Nearest neighbours in an index: exact or approximate by its size, and the measured recall of the latter.
 
-Up to `MAX_EXACT_VECTORS` images every search is exact. Beyond, an approximate index is built of graphs (HNSW), and
-beyond `MAX_HNSW_VECTORS` of short codes (PQ).
+Up to `MAX_EXACT_VECTORS` images every search is exact. Beyond, an approximate index is built of graphs (HNSW): of an
+index on a disk of this machine in files beside the tables, which are mapped into memory (`mapped/`); behind a URL, or
+without USearch, by LanceDB. Beyond `MAX_HNSW_VECTORS` LanceDB builds short codes (PQ).
 
 Sources: Malkov and Yashunin, "HNSW", arXiv:1603.09320; Jegou, Douze and Schmid, "Product quantization for nearest
 neighbor search", TPAMI 2011.
@@ -10,13 +11,14 @@ neighbor search", TPAMI 2011.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from clipvisionalign.search.hits import HIT_COLUMNS
 from clipvisionalign.search.manifest import IndexManifest, write_manifest
+from clipvisionalign.search.mapped import MAPPED_KIND, VectorSettings, build_mapped, can_map, read_record, remove_mapped
 from clipvisionalign.search.storage import Storage
 from clipvisionalign.search.table_reader import LanceDBReader
 from clipvisionalign.search.tables import vector_column
@@ -52,7 +54,10 @@ def choose_index_type(
     return "IVF_PQ", {"partitions": partitions, "sub_vectors": width // 4}
 
 
-def build_ann_index(table: Any, index: Storage, manifest: IndexManifest, count: int, *, sizes: tuple[int, int]) -> None:
+def build_ann_index(
+    table: Any, index: Storage, manifest: IndexManifest, count: int, *, sizes: tuple[int, int],
+    settings: VectorSettings | None = None, text_vectors: Callable[[], np.ndarray] | None = None,
+) -> None:  # fmt: skip
     """Build or update the approximate index of a table, where it is large enough, and write the manifest.
 
     Args:
@@ -61,9 +66,39 @@ def build_ann_index(table: Any, index: Storage, manifest: IndexManifest, count: 
         manifest: Its manifest; `kind`, `recall` and `settings` are set.
         count: Number of rows.
         sizes: Numbers of images up to which every search is exact, and up to which graphs are built.
+        settings: How a graph beside the tables keeps vectors; None for the settings that it has, or the usual ones.
+        text_vectors: Gives vectors of words (M, D), by which such a graph is searched widely enough.
     """
     table.optimize()
-    kind, settings = choose_index_type(count, manifest.width, *sizes)
+    kind, kind_settings = choose_index_type(count, manifest.width, *sizes)
+    if kind == "IVF_HNSW_SQ" and can_map(index):
+        _build_mapped(table, index, manifest, settings, text_vectors)
+        return
+    _build_in_table(table, manifest, kind, kind_settings, count)
+    write_manifest(index, manifest)
+    # Only now: what the manifest named before was there until then.
+    remove_mapped(index)
+
+
+def _build_mapped(
+    table: Any, index: Storage, manifest: IndexManifest, settings: VectorSettings | None,
+    text_vectors: Callable[[], np.ndarray] | None,
+) -> None:  # fmt: skip
+    for each in table.list_indices():
+        if list(each.columns) == ["vector"]:
+            # LanceDB's own, of before, which every update would have to extend.
+            table.drop_index(each.name)
+    former = read_record(index)
+    settings = settings or (former.settings if former else VectorSettings())
+    record = build_mapped(index, manifest.width, settings, text_vectors)
+    manifest.kind, manifest.recall, manifest.settings = MAPPED_KIND, record.recall, {"expansion": record.expansion}
+    write_manifest(index, manifest)
+    if former is None or former.folder != record.folder:
+        logger.info(f"the approximate search finds {100 * record.recall:.1f} % of the first {RECALL_DEPTH}")
+
+
+def _build_in_table(table: Any, manifest: IndexManifest, kind: str, settings: dict[str, int], count: int) -> None:
+    """LanceDB's own index, or none."""
     old_partitions = manifest.settings.get("partitions", 0)
     if kind == "exact":
         manifest.kind, manifest.recall, manifest.settings = kind, 1.0, {}
@@ -81,7 +116,6 @@ def build_ann_index(table: Any, index: Storage, manifest: IndexManifest, count: 
             f"{100 * manifest.recall:.1f} % of the first {RECALL_DEPTH}, on {RECALL_QUERIES} of its own vectors"
         )
         logger.info(f"the approximate search finds {recall_text}")
-    write_manifest(index, manifest)
 
 
 def measure_recall(table: Any, kind: str, seed: int = 0) -> float:

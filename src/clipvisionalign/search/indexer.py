@@ -11,9 +11,13 @@ from __future__ import annotations
 
 import errno
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from clipvisionalign.data.captioned import DataError
 from clipvisionalign.data.run_data import (
@@ -44,6 +48,8 @@ from clipvisionalign.search.image_rows import (
 )
 from clipvisionalign.search.index_report import IndexReport, log_first, log_problems, new_report, report_sources
 from clipvisionalign.search.manifest import MANIFEST_FILE, IndexManifest, open_manifest
+from clipvisionalign.search.mapped import VectorSettings, can_map, check_settings, read_record
+from clipvisionalign.search.null_queries import null_texts
 from clipvisionalign.search.patch_rows import begin_patches, finish_patches
 from clipvisionalign.search.patch_vectors import patch_settings
 from clipvisionalign.search.storage import InvalidIndexError, Storage, printable
@@ -61,7 +67,7 @@ def build_index(
     run: str | Path, source: str | Path, out: str | Path, *, captions: bool = False,
     layout: str = "auto", metadata: str | Path = "", ray: str = "", workers: int = 0,
     sizes: tuple[int, int] = (MAX_EXACT_VECTORS, MAX_HNSW_VECTORS), verify: bool = False, allow_drop: bool = False,
-    group: str = "", patches: int | None = None,
+    group: str = "", patches: int | None = None, vectors: str = "", vector_width: int = 0,
 ) -> IndexReport:  # fmt: skip
     """Index the images below a folder, or of a data set; an existing index is updated.
 
@@ -80,6 +86,9 @@ def build_index(
         group: A column of the data set; images of one value are in one split.
         patches: Keep the patches of images, by which re-ranking opens none: so many as one, 0 as the index has them
             already, else each; None keeps them where the index does.
+        vectors: How the memory-mapped graph of a large index keeps vectors: "float32", "float16", "int8" or "binary";
+            "" for the way that it has, or int8.
+        vector_width: Numbers of a vector, from its beginning, that the graph keeps; 0 for those that it has, or all.
 
     Returns:
         Counts of files and rows.
@@ -87,7 +96,8 @@ def build_index(
     Raises:
         InvalidIndexError: `out` is an index of another run or folder, or something else; it cannot be written; or too
             many rows would be dropped (`diff.check_drop`).
-        ValueError: The design has nothing to re-rank with, and `patches` is given.
+        ValueError: The design has nothing to re-rank with, and `patches` is given; or `vectors` or `vector_width` fits
+            no graph, or none of this aligner's vectors.
         FileNotFoundError: There is no such folder or run.
         DataError: The data set cannot be read, or there is nothing to index.
     """
@@ -111,6 +121,7 @@ def build_index(
     if collection.data is not None:
         log_first("note", differences_from_run(run, collection.data))
     index = _require_utf8_path(Storage(out))
+    graph = _graph_settings(index, vectors, vector_width, aligner.width)
     try:
         with _translate_write_errors(index):
             if not collection.listing.files and index.read(MANIFEST_FILE) is None:
@@ -118,11 +129,40 @@ def build_index(
                 _begin(collection, 0)
             manifest = open_manifest(run, collection.storage.location, index, aligner.width)
             with index.lock():
-                return _update_index(
-                    run, aligner, collection, index, manifest, ray, workers, sizes, verify, allow_drop, patches
-                )
+                report = _update_index(
+                    run, aligner, collection, index, manifest, ray, workers, verify, allow_drop, patches,
+                    partial(_build_ann, sizes=sizes, settings=graph),
+                )  # fmt: skip
+                _note_unused(index, bool(vectors or vector_width), report.there, sizes)
+                return report
     except TimeoutError:
         raise InvalidIndexError(f"{index}: another process is writing it; wait for that one") from None
+
+
+def _graph_settings(index: Storage, vectors: str, vector_width: int, width: int) -> VectorSettings:
+    record = read_record(index)
+    return check_settings(vectors, vector_width, width, record.settings if record else None)
+
+
+def _note_unused(index: Storage, given: bool, count: int, sizes: tuple[int, int]) -> None:
+    """Log that settings of the graph have no effect, where the index has none."""
+    if given and not (can_map(index) and sizes[0] < count <= sizes[1]):
+        logger.info(
+            f"note: --vectors and --vector-width have no effect: they are for indexes of {sizes[0] + 1:,} to "
+            f'{sizes[1]:,} images on a disk of this machine, with usearch (pip install "clipvisionalign[search]")'
+        )
+
+
+def _build_ann(
+    aligner: Aligner, table: Any, index: Storage, manifest: IndexManifest, count: int,
+    *, sizes: tuple[int, int], settings: VectorSettings,
+) -> None:  # fmt: skip
+    """The approximate index, whose search is made wide enough for words as this aligner encodes them."""
+
+    def text_vectors() -> np.ndarray:
+        return np.asarray(aligner.encode_captions(null_texts()), dtype=np.float32)
+
+    build_ann_index(table, index, manifest, count, sizes=sizes, settings=settings, text_vectors=text_vectors)
 
 
 @contextmanager
@@ -172,7 +212,7 @@ def _begin(collection: Collection, indexed: int) -> None:
 
 def _update_index(
     run: str | Path, aligner: Aligner, collection: Collection, index: Storage, manifest: IndexManifest,
-    ray: str, workers: int, sizes: tuple[int, int], verify: bool, allow_drop: bool, patches: int | None,
+    ray: str, workers: int, verify: bool, allow_drop: bool, patches: int | None, build_ann: Callable[..., None],
 ) -> IndexReport:  # fmt: skip
     storage, listing = collection.storage, collection.listing
     table = create_image_table(index, manifest.width)
@@ -214,7 +254,7 @@ def _update_index(
         index_captions(aligner, index, table, collection.captions)
     report.captions = count_captions(index)
     report_sources(report, collection, broken)
-    build_ann_index(table, index, manifest, report.there, sizes=sizes)
+    build_ann(aligner, table, index, manifest, report.there)
     if report.there:
         write_null_cosines(index, table, aligner.encode_captions)
     copy_calibration(run, index, manifest)

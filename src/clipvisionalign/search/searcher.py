@@ -21,6 +21,7 @@ from clipvisionalign.search.encoder import QueryEncoder
 from clipvisionalign.search.filters import FILTER_COLUMNS, filter_sql
 from clipvisionalign.search.hits import HIT_COLUMNS, CaptionHit, Hit, to_hits
 from clipvisionalign.search.manifest import read_manifest
+from clipvisionalign.search.mapped import MappedReader
 from clipvisionalign.search.patches import PatchReader, open_patch_reader
 from clipvisionalign.search.promise import ResultAssessor
 from clipvisionalign.search.queries import EncodedQuery, SearchQuery, encode_queries
@@ -58,6 +59,7 @@ class Searcher:
         table: Reads the images.
         caption_table: Reads the captions; None for an index without any.
         storage: Where the images are.
+        mapped: Searches the memory-mapped files of an approximate index, where it has some.
         in_memory: The vectors of an exact index, once several queries have been searched for together.
 
     Raises:
@@ -69,6 +71,7 @@ class Searcher:
         self.encoder = QueryEncoder(index, self.manifest, run, device)
         self.table: TableReader = read_image_table(index)
         self.caption_table = read_caption_table(index)
+        self.mapped = MappedReader(as_storage(index), self.table)
         self.storage = Storage(self.manifest.folder)
         self.in_memory: InMemoryVectors | None = None
 
@@ -161,7 +164,7 @@ class Searcher:
                 return self._search_captions(vector, query.count)
             sql = filter_sql(query.where, FILTER_COLUMNS | metadata) if query.where.strip() else ""
             columns = (*HIT_COLUMNS, *metadata)
-            return to_hits(self.table.nearest(vector, query.depth, self.manifest.kind, columns, sql), metadata)
+            return to_hits(self.mapped.search(vector, query.depth, self.manifest.kind, columns, sql), metadata)
         except Exception as error:
             return error
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -19,6 +19,8 @@ from clipvisionalign.search.storage import Storage
 
 #: Delay after which an open index returns what another process has written.
 READ_CONSISTENCY_INTERVAL = timedelta(seconds=5)
+#: Kinds of an index whose table has no approximate index of its own: of "HNSW" that is beside it (`mapped/`).
+EXACT_KINDS = ("exact", "HNSW")
 
 
 class TableReader(ABC):
@@ -59,6 +61,17 @@ class TableReader(ABC):
             RuntimeError: The engine cannot answer.
         """
 
+    def batches(self, columns: Sequence[str]) -> Iterator[Any]:
+        """Some columns of all rows, a part at a time.
+
+        Args:
+            columns: Their names.
+
+        Yields:
+            Arrow tables, of which all rows together are those of `read`.
+        """
+        yield self.read(columns)
+
     @abstractmethod
     def nearest(
         self, vector: np.ndarray, count: int, kind: str = "exact", columns: Sequence[str] = (), where: str = ""
@@ -92,7 +105,7 @@ def ann_options(kind: str, count: int) -> dict[str, int]:
     Returns:
         "nprobes", "refine_factor", and for graphs "ef"; empty for an exact search.
     """
-    if kind == "exact":
+    if kind in EXACT_KINDS:
         return {}
     if kind == "IVF_PQ":
         return {"nprobes": 48, "refine_factor": 20}
@@ -148,6 +161,20 @@ class LanceReader(TableReader):
         """
         return self._scan(columns=list(columns), filter=where or None, limit=limit)
 
+    def batches(self, columns: Sequence[str]) -> Iterator[Any]:
+        """Some columns of all rows, a part at a time, see `TableReader`.
+
+        Args:
+            columns: Their names.
+
+        Yields:
+            Arrow tables.
+        """
+        import pyarrow as arrow
+
+        for batch in self.source.to_batches(columns=list(columns)):
+            yield arrow.Table.from_batches([batch])
+
     def nearest(
         self, vector: np.ndarray, count: int, kind: str = "exact", columns: Sequence[str] = (), where: str = ""
     ) -> list[dict[str, Any]]:
@@ -168,7 +195,7 @@ class LanceReader(TableReader):
         """
         nearest = {
             "column": "vector", "q": np.asarray(vector, dtype=np.float32), "k": count, "metric": "dot",
-            "use_index": kind != "exact", **ann_options(kind, count),
+            "use_index": kind not in EXACT_KINDS, **ann_options(kind, count),
         }  # fmt: skip
         rows = self._scan(
             columns=[*columns, "_distance"], nearest=nearest, filter=where or None, prefilter=bool(where)
@@ -231,7 +258,7 @@ class LanceDBReader(TableReader):
         query = query.distance_type("dot").select([*columns, "_distance"]).limit(count)
         if where:
             query = query.where(where, prefilter=True)
-        if kind == "exact":
+        if kind in EXACT_KINDS:
             query = query.bypass_vector_index()
         for name, value in ann_options(kind, count).items():
             query = getattr(query, name)(value)

@@ -1,0 +1,129 @@
+"""The form in which the graph keeps vectors: full numbers, bytes or bits, of all of a vector or of its beginning."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
+
+import numpy as np
+
+CodeName = Literal["float32", "float16", "int8", "binary"]
+#: The forms, from the largest to the smallest.
+CODES: tuple[CodeName, ...] = get_args(CodeName)
+#: Candidates that are compared again by their full vectors, per row that is wanted: the more, the coarser the form.
+_REFINE: dict[CodeName, int] = {"float32": 1, "float16": 2, "int8": 4, "binary": 32}
+#: The same for vectors of which the beginning alone is in the graph.
+_REFINE_SHORTENED = 24
+#: Rows from which the greatest number of a vector is taken, and bytes' greatest value.
+_SCALE_ROWS, _INT8_MAX = 20_000, 127
+
+
+@dataclass(frozen=True)
+class VectorSettings:
+    """How the graph keeps vectors.
+
+    Attributes:
+        code: "float32", "float16", "int8" or "binary" (the signs alone).
+        width: Numbers of a vector that are kept, from its beginning; 0 for all.
+    """
+
+    code: CodeName = "int8"
+    width: int = 0
+
+
+def check_settings(code: str, width: int, full_width: int, current: VectorSettings | None = None) -> VectorSettings:
+    """The settings of an index that is about to be written.
+
+    Args:
+        code: A form of `CODES`; "" for that of the index, or int8.
+        width: Numbers of a vector that the graph keeps; 0 for those of the index, or all.
+        full_width: D, the width of the vectors.
+        current: The settings of the index so far, if there are any.
+
+    Returns:
+        The settings.
+
+    Raises:
+        ValueError: There is no such form, or vectors are not so wide.
+    """
+    settings = current or VectorSettings()
+    if code:
+        if code not in CODES:
+            raise ValueError(f"--vectors {code}: one of {', '.join(CODES)}")
+        settings = replace(settings, code=next(each for each in CODES if each == code))
+    if width:
+        if not 8 <= width <= full_width or width % 8:
+            raise ValueError(f"--vector-width {width}: a multiple of 8 from 8 to {full_width}, the vectors' own width")
+        settings = replace(settings, width=0 if width == full_width else width)
+    return settings
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """Encodes vectors into the form of a graph.
+
+    Attributes:
+        code: The form.
+        width: W, the numbers of a vector that are kept.
+        scale: For int8: by what a number is multiplied.
+        refine: Candidates that are compared again by their full vectors, per row that is wanted.
+    """
+
+    code: CodeName
+    width: int
+    scale: float
+    refine: int
+
+    def encode(self, vectors: np.ndarray) -> np.ndarray:
+        """Encode vectors.
+
+        Args:
+            vectors: (N, D), float32, unit length.
+
+        Returns:
+            (N, W) of float32, float16 or int8; of bits (N, W / 8), uint8.
+        """
+        if self.width < vectors.shape[1]:
+            vectors = vectors[:, : self.width]
+            vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+        if self.code == "binary":
+            return np.packbits(vectors > 0, axis=1)
+        if self.code == "int8":
+            return np.clip(np.rint(vectors * self.scale), -_INT8_MAX, _INT8_MAX).astype(np.int8)
+        return np.ascontiguousarray(vectors, dtype=self.code)
+
+
+def make_encoder(settings: VectorSettings, width: int, scale: float) -> Encoder:
+    """The encoder of an index.
+
+    Args:
+        settings: Its settings.
+        width: D, the width of its vectors.
+        scale: For int8: by what a number is multiplied (`int8_scale`).
+
+    Returns:
+        The encoder.
+    """
+    kept = settings.width or width
+    refine = max(_REFINE[settings.code], _REFINE_SHORTENED if kept < width else 0)
+    return Encoder(settings.code, kept, scale, refine)
+
+
+def int8_scale(vectors: np.ndarray, settings: VectorSettings) -> float:
+    """By what numbers are multiplied so that the greatest of them fits into a byte.
+
+    One number for all dimensions keeps the order of inner products, of rows with queries and of rows with rows.
+
+    Args:
+        vectors: (N, D), a sample of the rows or all.
+        settings: Of the index.
+
+    Returns:
+        The factor.
+    """
+    sample = np.asarray(vectors[:: max(1, len(vectors) // _SCALE_ROWS)], dtype=np.float32)
+    if settings.width:
+        sample = sample[:, : settings.width]
+        sample = sample / np.maximum(np.linalg.norm(sample, axis=1, keepdims=True), 1e-12)
+    greatest = float(np.abs(sample).max()) if sample.size else 1.0
+    return _INT8_MAX / max(greatest, 1e-6)

@@ -1,0 +1,388 @@
+"""The memory-mapped files of an index: the table's rows and no others, whatever was written and whoever was killed.
+
+Tables of vectors without images: an index of them is written as `index` writes it after the encoding. KILLS says how often
+a process that writes is killed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("lancedb", reason="no lancedb: pip install 'clipvisionalign[search]'")
+pytest.importorskip("usearch", reason="no usearch: pip install 'clipvisionalign[search]'")
+import pyarrow as arrow
+
+from clipvisionalign.search import mapped
+from clipvisionalign.search.ann import build_ann_index
+from clipvisionalign.search.manifest import IndexManifest, read_manifest, write_manifest
+from clipvisionalign.search.mapped import MappedReader, VectorSettings, read_record
+from clipvisionalign.search.mapped import build as mapped_build
+from clipvisionalign.search.mapped import search as mapped_search
+from clipvisionalign.search.mapped.files import FILES, MappedFiles
+from clipvisionalign.search.storage import Storage
+from clipvisionalign.search.tables import create_image_table, delete_rows, read_image_table, update_rows, vector_column
+
+WIDTH, ROWS, SIZES = 32, 1500, (100, 10_000_000)
+COLUMNS = ("id", "path", "size")
+KILLS = int(os.environ.get("KILLS", "3"))
+
+
+@pytest.fixture(autouse=True)
+def _always_by_the_graph(monkeypatch):
+    """So few rows would be compared exactly; and another process's writes are seen at once."""
+    from datetime import timedelta
+
+    from clipvisionalign.search import table_reader
+
+    monkeypatch.setattr(mapped_search, "ROWS_PER_CANDIDATE", 0)
+    monkeypatch.setattr(table_reader, "READ_CONSISTENCY_INTERVAL", timedelta(0))
+
+
+def vectors(count: int, seed: int = 0) -> np.ndarray:
+    """Unit vectors in 30 clusters, (count, D)."""
+    rng = np.random.default_rng(seed)
+    centres = np.random.default_rng(99).normal(size=(30, WIDTH))
+    rows = centres[rng.integers(30, size=count)] + 0.6 * rng.normal(size=(count, WIDTH))
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+
+def add(table, ids: np.ndarray, seed: int) -> None:
+    names = [f"{number}.jpg" for number in ids]
+    rows = {
+        "id": ids, "path": names, "raw": [f"{seed}-{name}".encode() for name in names], "size": ids * 10,
+        "mtime_ns": ids, "hash": [f"{seed}-{number}" for number in ids], "width": np.full(len(ids), 4, np.int32),
+        "height": np.full(len(ids), 3, np.int32), "thumbnail": [b""] * len(ids),
+        "vector": arrow.FixedSizeListArray.from_arrays(arrow.array(vectors(len(ids), seed).reshape(-1)), WIDTH),
+    }  # fmt: skip
+    table.add(arrow.table(rows, schema=table.schema))
+
+
+def write(folder: Path, settings: VectorSettings | None = None):
+    """Bring the files of an index up to date, as `index` does last."""
+    storage = Storage(folder)
+    table = create_image_table(storage, WIDTH)
+    build_ann_index(table, storage, read_manifest(folder), table.count_rows(), sizes=SIZES, settings=settings)
+    return table
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("mapped") / "index"
+    storage = Storage(folder)
+    write_manifest(storage, IndexManifest("", "", "", WIDTH))
+    add(create_image_table(storage, WIDTH), np.arange(ROWS), 0)
+    write(folder)
+    return folder
+
+
+@pytest.fixture
+def index(written, tmp_path):
+    return Path(shutil.copytree(written, tmp_path / "index"))
+
+
+def open_reader(folder: Path) -> MappedReader:
+    return MappedReader(Storage(folder), read_image_table(folder))
+
+
+def assert_as_exact(
+    folder: Path, reader: MappedReader, where: str = "", count: int = 10, least: float = 0.98, queries: int = 20
+) -> None:
+    """The reader finds what comparing every row of the table finds, with its columns and cosines."""
+    table = read_image_table(folder).read([*COLUMNS, "vector"], where)
+    there, stored = table.select(list(COLUMNS)).to_pylist(), vector_column(table)
+    by_id = {row["id"]: (row, vector) for row, vector in zip(there, stored, strict=True)}
+    shares = []
+    for query in vectors(queries, seed=7):
+        rows = reader.nearest(query, count, COLUMNS, where)
+        assert rows is not None
+        distances = [row.pop("_distance") for row in rows]
+        assert len(rows) == len({row["id"] for row in rows}) == min(count, len(there))
+        for row, distance in zip(rows, distances, strict=True):
+            same, vector = by_id[row["id"]]
+            assert row == same
+            assert distance == pytest.approx(1 - vector @ query, abs=1e-6)
+        assert distances == sorted(distances)
+        best = np.argsort(-(stored @ query))[:count]
+        common = {there[number]["id"] for number in best} & {row["id"] for row in rows}
+        shares.append(len(common) / len(best) if len(best) else 1.0)
+    assert np.mean(shares) >= least
+
+
+FILTERS = ["", f"id < {ROWS // 2}", f"id < {ROWS // 20}", "id < 3", "id < 0", "path LIKE '1%'"]
+
+
+@pytest.mark.parametrize("where", FILTERS)
+def test_a_filter_counts_before_the_search(written, where):
+    assert read_manifest(written).kind == mapped.MAPPED_KIND
+    assert_as_exact(written, open_reader(written), where)
+
+
+@pytest.mark.parametrize("where", FILTERS[:4])
+def test_few_rows_are_compared_exactly(written, where, monkeypatch):
+    monkeypatch.setattr(mapped_search, "ROWS_PER_CANDIDATE", ROWS)
+    assert_as_exact(written, open_reader(written), where, least=1.0)
+
+
+def test_more_than_there_are(written):
+    rows = open_reader(written).nearest(vectors(1)[0], 10 * ROWS, COLUMNS)
+    assert sorted(row["id"] for row in rows) == list(range(ROWS))
+
+
+@pytest.mark.parametrize("updated", [False, True], ids=["before the update", "after it"])
+def test_rows_that_are_gone_are_not_found_and_new_ones_are(index, updated):
+    reader = open_reader(index)
+    query = vectors(1)[0]
+    first = reader.nearest(query, 5, COLUMNS)
+    table = create_image_table(Storage(index), WIDTH)
+    gone = [row["id"] for row in first]
+    delete_rows(table, [*gone, ROWS - 1])
+    add(table, np.array([ROWS - 1, ROWS, ROWS + 1]), seed=5)  # the number of a row that was deleted, for another image
+    if updated:
+        write(index)
+    for each in (reader, open_reader(index)):
+        assert not {row["id"] for row in each.nearest(query, 50, COLUMNS)} & set(gone)
+        for number, vector in zip((ROWS - 1, ROWS, ROWS + 1), vectors(3, seed=5), strict=True):
+            row = each.nearest(vector, 1, COLUMNS)[0]
+            assert (row["id"], round(row["_distance"], 5)) == (number, 0.0)
+        for where in FILTERS:
+            assert_as_exact(index, each, where)
+    assert (read_record(Storage(index)).version == int(table.version)) == updated
+
+
+def test_an_update_adds_the_difference_alone(index, monkeypatch):
+    added = []
+    monkeypatch.setattr(mapped_build, "_add", lambda graph, encode, rows, start: added.append(len(rows) - start))
+    monkeypatch.setattr(mapped_build, "_unreached", lambda *given: np.empty(0, dtype=np.int64))
+    table = create_image_table(Storage(index), WIDTH)
+    before = read_record(Storage(index))
+    write(index)
+    assert read_record(Storage(index)) == before, "nothing has changed, nothing is written"
+    update_rows(table, "id", [{"id": 3, "size": 77}], ("id", "size"))
+    write(index)
+    after = read_record(Storage(index))
+    assert after.folder != before.folder
+    assert not added
+    assert next(row for row in open_reader(index).nearest(vectors(ROWS)[3], 3, COLUMNS) if row["id"] == 3)["size"] == 77
+    delete_rows(table, range(10))
+    write(index)
+    assert not added
+    add(table, np.arange(ROWS, ROWS + 5), seed=3)
+    write(index)
+    assert added == [5]
+    delete_rows(table, range(10, ROWS // 2))
+    write(index)
+    assert added == [5, ROWS // 2 + 5], "with many deleted rows they are rebuilt"
+
+
+def test_whoever_has_mapped_the_former_files_keeps_them(index):
+    files = MappedFiles(Storage(index), read_record(Storage(index)))
+    query = vectors(1)[0]
+    before = mapped_search.search_files(files, query, 5)[0].tolist()
+    delete_rows(create_image_table(Storage(index), WIDTH), before)
+    write(index)
+    assert [path.name for path in index.glob("vectors-*")] == [read_record(Storage(index)).folder]
+    assert mapped_search.search_files(files, query, 5)[0].tolist() == before
+    assert files.rows(np.array(before))[0]["id"] == before[0]
+
+
+def test_the_files_are_mapped(written):
+    reader = open_reader(written)
+    reader.nearest(vectors(1)[0], 1, COLUMNS)
+    maps = Path("/proc/self/maps")
+    if not maps.is_file():
+        pytest.skip("no /proc")
+    mappings = maps.read_text()
+    assert all(name in mappings for name in FILES if name != "unreached.npy")
+
+
+@pytest.mark.parametrize("name", [*FILES, "vectors.json"])
+def test_without_a_file_or_with_a_part_of_one_the_table_is_searched(index, name):
+    path = index / name if name == "vectors.json" else index / read_record(Storage(index)).folder / name
+    path.write_bytes(path.read_bytes()[:-1] if name != "vectors.json" else b"{}")
+    assert open_reader(index).nearest(vectors(1)[0], 5, COLUMNS) is None
+    write(index)
+    assert_as_exact(index, open_reader(index))
+
+
+def test_without_usearch_the_table_is_searched(index, monkeypatch):
+    monkeypatch.setattr("clipvisionalign.search.mapped.reader.can_map", lambda storage: False)
+    reader = open_reader(index)
+    assert reader.nearest(vectors(1)[0], 5, COLUMNS) is None
+    table, query = read_image_table(index), vectors(1)[0]
+    assert table.nearest(query, 5, "exact", COLUMNS) == table.nearest(query, 5, mapped.MAPPED_KIND, COLUMNS)
+
+
+def test_many_new_rows_make_the_table_be_searched(index, monkeypatch):
+    monkeypatch.setattr("clipvisionalign.search.mapped.reader.MAX_UNMAPPED_ROWS", 3)
+    reader = open_reader(index)
+    table = create_image_table(Storage(index), WIDTH)
+    add(table, np.arange(ROWS, ROWS + 3), seed=3)
+    assert reader.nearest(vectors(1)[0], 5, COLUMNS) is not None
+    add(table, np.arange(ROWS + 3, ROWS + 4), seed=4)
+    assert reader.nearest(vectors(1)[0], 5, COLUMNS) is None
+    write(index)
+    assert reader.nearest(vectors(1, seed=4)[0], 1, COLUMNS)[0]["id"] == ROWS + 3
+
+
+@pytest.mark.parametrize(
+    "settings", [VectorSettings(code) for code in mapped.CODES] + [VectorSettings("int8", 16)], ids=str
+)
+def test_every_form_of_vectors_finds_and_is_kept(index, settings):
+    write(index, settings)
+    record = read_record(Storage(index))
+    assert record.settings == settings
+    coarse = settings.code == "binary" or settings.width
+    assert_as_exact(index, open_reader(index), least=0.9 if coarse else 0.98)
+    assert_as_exact(index, open_reader(index), "id < 300", least=0.8 if coarse else 0.98)
+    add(create_image_table(Storage(index), WIDTH), np.arange(ROWS, ROWS + 5), seed=3)
+    write(index)
+    assert read_record(Storage(index)).settings == settings
+    sizes = {"float32": 4, "float16": 2, "int8": 1, "binary": 1 / 8}
+    assert record.sizes["graph.usearch"] >= ROWS * (settings.width or WIDTH) * sizes[settings.code]
+
+
+def test_rows_that_no_search_of_the_graph_comes_to_are_compared_with_every_query(index, monkeypatch):
+    original = mapped_build.new_graph
+
+    class Forgetful:
+        """A graph that loses one row: another vector is at its position."""
+
+        def __init__(self, encoder):
+            self.graph = original(encoder)
+
+        def add(self, keys, codes, threads):
+            codes = codes.copy()
+            codes[keys == 7] = -codes[keys == 7]
+            self.graph.add(keys, codes, threads=threads)
+
+        def __getattr__(self, name):
+            return getattr(self.graph, name)
+
+        def __len__(self):
+            return len(self.graph)
+
+    monkeypatch.setattr(mapped_build, "new_graph", Forgetful)
+    write(index, VectorSettings("float32"))
+    files = MappedFiles(Storage(index), read_record(Storage(index)))
+    assert files.unreached.tolist() == [7]
+    assert open_reader(index).nearest(vectors(ROWS)[7], 1, COLUMNS)[0]["id"] == 7
+
+
+def test_rows_of_one_vector_are_all_reached(index):
+    table = create_image_table(Storage(index), WIDTH)
+    rows = np.arange(ROWS, ROWS + 40)
+    add(table, rows, seed=3)
+    same = vectors(1, seed=3)[0].tolist()
+    update_rows(table, "id", [{"id": number, "vector": same} for number in rows.tolist()], ("id", "vector"))
+    write(index)
+    assert not len(MappedFiles(Storage(index), read_record(Storage(index))).unreached)
+    assert {row["id"] for row in open_reader(index).nearest(np.array(same), 40, COLUMNS)} == set(rows.tolist())
+
+
+def test_an_index_of_before_is_brought_up_to_date(index):
+    """LanceDB's own index of the vectors, as versions before wrote it, is replaced; what is encoded stays."""
+    shutil.rmtree(index / read_record(Storage(index)).folder)
+    (index / "vectors.json").unlink()
+    table = create_image_table(Storage(index), WIDTH)
+    table.create_index(metric="dot", index_type="IVF_HNSW_SQ", num_partitions=1, vector_column_name="vector")
+    write_manifest(Storage(index), IndexManifest("", "", "", WIDTH, "IVF_HNSW_SQ", 0.99, {"partitions": 1, "m": 24}))
+    assert open_reader(index).nearest(vectors(1)[0], 5, COLUMNS) is None
+    assert len(read_image_table(index).nearest(vectors(1)[0], 5, "IVF_HNSW_SQ", COLUMNS)) == 5
+    write(index)
+    assert read_manifest(index).kind == mapped.MAPPED_KIND
+    assert not table.list_indices()
+    assert_as_exact(index, open_reader(index))
+
+
+def test_an_index_that_becomes_small_has_no_files(index):
+    table = create_image_table(Storage(index), WIDTH)
+    delete_rows(table, range(50, ROWS))
+    write(index)
+    assert read_manifest(index).kind == "exact"
+    assert sorted(path.name for path in index.iterdir()) == ["index.json", "pictures.lance"]
+
+
+def test_many_threads_search_at_once(written):
+    reader = open_reader(written)
+    queries = vectors(200, seed=8)
+
+    def ids(query: np.ndarray) -> list[int]:
+        return [row["id"] for row in reader.nearest(query, 10, COLUMNS)]
+
+    one_by_one = [ids(query) for query in queries]
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(ids, queries)) == one_by_one
+
+
+@pytest.mark.parametrize(
+    ("code", "width", "message"),
+    [("int4", 0, "one of float32"), ("", 20, "multiple of 8"), ("", 64, "from 8 to 32"), ("", -8, "from 8 to 32")],
+)
+def test_settings_that_fit_no_vectors_are_refused(code, width, message):
+    with pytest.raises(ValueError, match=message):
+        mapped.check_settings(code, width, WIDTH)
+    assert mapped.check_settings("", 0, WIDTH, VectorSettings("binary", 16)) == VectorSettings("binary", 16)
+    assert mapped.check_settings("int8", WIDTH, WIDTH, VectorSettings("binary", 16)) == VectorSettings("int8")
+
+
+WRITER = """
+import sys
+sys.path.insert(0, sys.argv[2])
+import numpy as np
+import test_mapped as given
+folder = given.Path(sys.argv[1])
+rng = np.random.default_rng(int(sys.argv[3]))
+table = given.create_image_table(given.Storage(folder), given.WIDTH)
+print("ready", flush=True)
+for turn in range(1000):
+    ids = table.search().select(["id"]).limit(100_000).to_arrow()["id"].to_numpy()
+    given.delete_rows(table, rng.choice(ids, 20 + 400 * (turn % 3 == 2), replace=False).tolist())
+    ids = table.search().select(["id"]).limit(100_000).to_arrow()["id"].to_numpy()
+    count = given.ROWS - len(ids) + int(rng.integers(20))
+    given.add(table, np.arange(ids.max() + 1, ids.max() + 1 + count), seed=int(rng.integers(1_000_000)))
+    given.write(folder)
+"""
+
+
+@pytest.mark.slow
+def test_killed_while_writing_files_and_rows_agree(index):
+    """Real processes and SIGKILL, at random moments of writing rows, graph and record."""
+    rng = random.Random(2)
+    moments = []
+    for turn in range(KILLS):
+        process = subprocess.Popen(
+            [sys.executable, "-c", WRITER, str(index), str(Path(__file__).parent), str(turn)],
+            stdout=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+        process.stdout.readline()
+        reader = open_reader(index)
+        reader.nearest(vectors(1)[0], 5, COLUMNS)
+        folders = set(index.glob("vectors-*"))
+        if turn % 2:
+            # While the files are written.
+            while set(index.glob("vectors-*")) <= folders and process.poll() is None:
+                time.sleep(0.001)
+        time.sleep(rng.uniform(0, 0.5))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        moments.append(len(list(index.glob("vectors-*"))))
+        for each in (reader, open_reader(index)):
+            for where in ("", f"id > {ROWS}"):
+                assert_as_exact(index, each, where, least=0.95, queries=5)
+    print("folders left by each kill:", moments)
+    write(index)
+    assert len(list(index.glob("vectors-*"))) == 1
+    assert json.loads((index / "vectors.json").read_text())["version"] == read_image_table(index).version
+    assert_as_exact(index, open_reader(index))
