@@ -19,7 +19,7 @@ from clipvisionalign.images import CameraMetadata, camera_metadata, open_header
 from clipvisionalign.search import camera_columns
 from clipvisionalign.search.camera_columns import CAMERA_FILE
 from clipvisionalign.search.embed import _decode_block, unpack_camera_metadata
-from clipvisionalign.search.facets import facets
+from clipvisionalign.search.facets import FacetCounts, facets
 from clipvisionalign.search.filters import FilterError
 from clipvisionalign.search.indexer import build_index
 from clipvisionalign.search.places import nearest_towns
@@ -402,6 +402,11 @@ def test_facets_count_what_their_filters_find(run, phone_images, tmp_path, monke
     assert {each["value"] for each in counts["places"]} == {'the "big" one', "x"}
     for facet in (each for group in counts.values() for each in group):
         assert len(names_where(index, run, facet["where"])) == facet["count"], facet
+    table = read_image_table(index)
+    kept, reads, read = FacetCounts(table), [], type(table).read
+    monkeypatch.setattr(type(table), "read", lambda self, *names: reads.append(names) or read(self, *names))
+    assert [kept.read() for _ in range(3)] == [counts] * 3
+    assert len(reads) == 1, "read once for each version of the table"
     with TestClient(create_app([Searcher(index, run)])) as client:
         assert client.get("/facets").json() == counts
         assert client.get("/facets", params={"index": 1}).status_code == 422

@@ -297,6 +297,9 @@ def test_columns_have_any_name_in_backquotes_and_a_keyword_is_one_where_it_can_b
     assert filter_sql("not not like 'x*'", columns) == "(NOT (`not` LIKE 'x%') OR `not` IS NULL)"
     assert filter_sql("2020 = 1 and near = 'here'", columns) == "`2020` = 1 AND `near` = 'here'"
     assert filter_sql("Gro\u0308ße = 1", {"größe": "number"}) == filter_sql("Größe = 1", {"größe": "number"})
+    for text, sql in (("`a``b` = 1", "`a``b` = 1"), ("`a``b` = 0.5", "CAST(`a``b` AS DOUBLE) = 0.5"),
+                      ("not `a``b` is null", "`a``b` IS NOT NULL")):  # fmt: skip
+        assert filter_sql(text, {"a`b": "integer"}) == sql
     assert filter_sql("`Größe` = 1", columns) == "`Größe` = 1"
 
 

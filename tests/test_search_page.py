@@ -8,6 +8,7 @@ import json
 import signal
 import time
 import urllib.request
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
@@ -24,17 +25,20 @@ from clipvisionalign.explain.colours import COLOUR_ANCHORS
 from clipvisionalign.explain.heatmaps import MAP_OPACITY, overlay
 from clipvisionalign.search.browse import Browser
 from clipvisionalign.search.indexer import build_index
+from clipvisionalign.search.judgement_store import JUDGEMENTS_FILE
 from clipvisionalign.search.manifest import read_manifest
 from clipvisionalign.search.tables import read_image_table
 
 
 @contextmanager
-def served(*indexes: Path, token: str = ""):
+def served(*indexes: Path, token: str = "", arguments: tuple[str, ...] = ()):
     """The address of a service over some indexes, in a process of its own."""
     port = free_port()
     out = indexes[0].with_name(f"{port}.txt")
     environment = {"CLIPVISIONALIGN_TOKEN": token}
-    process = Forked(command, "serve", *map(str, indexes), "--port", str(port), out=out, environment=environment)
+    process = Forked(
+        command, "serve", *map(str, indexes), "--port", str(port), *arguments, out=out, environment=environment
+    )
     address = f"http://127.0.0.1:{port}"
     for _ in range(1200):
         try:
@@ -502,8 +506,13 @@ def test_what_an_index_cannot_do_is_not_offered(browser, served_alone):
 @pytest.fixture
 def promising(page):
     """The service's answers as those of a calibrated index in which `promised` images reach a level; what was asked."""
-    asked: list[dict[str, list[str]]] = []
     state = {"promised": 5, "nothing": False, "known": True}
+    return page, state, answer_as_calibrated(page, state)
+
+
+def answer_as_calibrated(page, state: dict[str, int]) -> list[dict[str, list[str]]]:
+    """Let a page's searches be answered as of a calibrated index; the list of what is asked of it."""
+    asked: list[dict[str, list[str]]] = []
 
     def answer(route) -> None:
         values = parse_qs(urlsplit(route.request.url).query)
@@ -521,7 +530,7 @@ def promising(page):
         route.fulfill(json={"found": hits if state["known"] else [], "notes": [], **verdict})
 
     page.route("**/search?*", answer)
-    return page, state, asked
+    return asked
 
 
 @pytest.mark.parametrize("level", ["", "0.8", "0.95"])
@@ -536,7 +545,7 @@ def test_the_line_stands_after_the_last_promised_image(promising, level, promise
     assert paths(page) == [f"{each}.png" for each in range(30)]
     assert page.locator(".promise-line").count() == 1
     position = page.evaluate(
-        "[...document.querySelector('.found').children].indexOf(document.querySelector('.promise-line'))"
+        "[...document.querySelectorAll('.found > :not(.filler)')].indexOf(document.querySelector('.promise-line'))"
     )
     assert position == promised
     assert page.locator(".card.below").count() == 30 - promised
@@ -560,6 +569,128 @@ def test_a_query_without_a_known_word_is_told_so(promising):
     assert page.locator("#status").inner_text().startswith("Nothing for 犬犬")
 
 
+def test_where_nothing_fits_nothing_is_promised(promising):
+    page, state, _ = promising
+    state.update(promised=2, nothing=True)
+    page.get_by_label("Words").fill("zorb")
+    page.keyboard.press("Enter")
+    page.wait_for_selector(".nothing")
+    assert page.locator(".promise-line").count() == 0
+
+
+# --- judged queries ----------------------------------------------------------------------------------------------------
+
+
+def judgements_of(index: Path) -> dict[tuple[str, ...], dict]:
+    """The judgements of an index's file, the last of each query."""
+    lines = (index / JUDGEMENTS_FILE).read_text(encoding="utf-8").splitlines()
+    return {tuple(line["query"]): line for line in map(json.loads, lines)}
+
+
+def until_judged(page) -> None:
+    until(page, "document.getElementById('status').textContent.startsWith('Judged ')")
+
+
+def test_a_query_is_judged_by_keyboard_with_images_that_other_words_find(page, indexes):
+    listed = search_for(page, "a red circle")
+    page.locator(".found .open").first.focus()
+    page.keyboard.press("Space")
+    page.keyboard.press("j")
+    assert focused(page) == "judging-title"
+    assert page.locator("#judging").inner_text().startswith("Judging “a red circle”")
+    assert page.locator("#judging-count").inner_text() == "1 image selected"
+    # Escape, which clears a selection otherwise, loses nothing here.
+    page.keyboard.press("Escape")
+    others = search_for(page, "a blue star")
+    other = next(path for path in others if path != listed[0])
+    page.locator(".found .open").nth(others.index(other)).focus()
+    page.keyboard.press("Space")
+    page.keyboard.press("j")
+    page.keyboard.press("Tab")
+    assert focused(page) == "judge-store"
+    page.keyboard.press("Enter")
+    until_judged(page)
+    assert focused(page) == "words"
+    stored = judgements_of(indexes / "late")["a red circle",]
+    assert stored["relevant"] == [listed[0], other]
+    assert stored["searched"] == ["a blue star"]
+    assert page.locator("#judging").is_hidden()
+    assert page.locator(".card.chosen").count() == 0
+    # It is judged again from what was selected; and nothing is offered for what is not a search of the whole index.
+    search_for(page, "a red circle")
+    page.get_by_role("button", name="Judged: 2 images – judge again").press("Enter")
+    assert page.locator("#judging-count").inner_text() == "2 images selected"
+    assert page.locator(".card.chosen .name").first.get_attribute("title") == listed[0]
+    page.get_by_role("button", name="Clear").last.press("Enter")
+    page.get_by_role("button", name="Nothing here holds it").press("Enter")
+    until_judged(page)
+    assert judgements_of(indexes / "late")["a red circle",]["relevant"] == []
+    open_options(page)
+    page.get_by_label("Filter").fill("width > 1")
+    search_for(page, "a red circle")
+    assert page.locator("#judge").is_hidden()
+
+
+def test_two_people_who_judge_one_query_at_once_lose_nothing(page, service, indexes, browser):
+    with browser.new_context() as context:
+        other = context.new_page()
+        other.goto(service)
+        until(other, "document.getElementById('status').textContent.includes('images')")
+        chosen = []
+        for number, each in enumerate((page, other)):
+            listed = search_for(each, "a green ring")
+            each.locator(".found .open").nth(number).focus()
+            each.keyboard.press("Space")
+            each.keyboard.press("j")
+            chosen.append(listed[number])
+        page.locator("#judge-store").press("Enter")
+        until_judged(page)
+        other.locator("#judge-store").press("Enter")
+        until(other, "document.getElementById('judging-note').textContent.includes('1 are new here')")
+        assert judgements_of(indexes / "late")["a green ring",]["relevant"] == chosen[:1]
+        other.locator("#judge-store").press("Enter")
+        until_judged(other)
+    assert set(judgements_of(indexes / "late")["a green ring",]["relevant"]) == set(chosen)
+
+
+def test_judged_queries_are_listed_opened_and_taken_back(page, indexes):
+    listed = search_for(page, "a yellow star")
+    page.keyboard.press("Escape")
+    page.locator("#judge").press("Enter")
+    page.locator("#judge-nothing").press("Enter")
+    until_judged(page)
+    page.get_by_role("button", name="Judged queries").press("Enter")
+    page.wait_for_selector("#judged[open]")
+    dialog = page.locator("#judged")
+    assert "of 50 queries with images" in dialog.inner_text()
+    assert not page.locator("#judged-calibrate").is_visible()
+    dialog.get_by_role("link", name="a yellow star").press("Enter")
+    until_answered(page, "a yellow star")
+    assert paths(page)[:20] == listed[:20]
+    page.get_by_role("button", name="Judged queries").press("Enter")
+    dialog.get_by_role("button", name="Take back the judgement of a yellow star").press("Enter")
+    until(page, "!document.getElementById('judged-list').textContent.includes('a yellow star')")
+    assert judgements_of(indexes / "late")["a yellow star",]["relevant"] is None
+    page.keyboard.press("Escape")
+    assert page.locator("#judge").inner_text() == "Judge this query"
+
+
+def test_a_service_that_is_read_only_offers_no_judging(browser, indexes):
+    with served(indexes / "self", arguments=("--read-only",)) as where:
+        context = browser.new_context()
+        page = context.new_page()
+        page.goto(where)
+        until(page, "document.getElementById('status').textContent.includes('images')")
+        search_for(page, "a star")
+        assert page.locator("#judge").is_hidden()
+        assert page.locator("#open-judged").is_hidden()
+        page.keyboard.press("Tab")
+        page.keyboard.press("j")
+        assert page.locator("#judging").is_hidden()
+        context.close()
+    assert not (indexes / "self" / JUDGEMENTS_FILE).exists()
+
+
 # --- dates and places ------------------------------------------------------------------------------------------------
 
 FACETS = {
@@ -570,19 +701,20 @@ FACETS = {
 }  # fmt: skip
 
 
-def test_a_date_and_a_place_become_parts_of_the_filter(page, service):
-    def health(route) -> None:
-        answer = route.fetch().json()
-        answer["indexes"][0]["filters"] += ["taken", "place"]
-        route.fulfill(json=answer)
+def health_with_facets(route) -> None:
+    answer = route.fetch().json()
+    answer["indexes"][0]["filters"] += ["taken", "place"]
+    route.fulfill(json=answer)
 
+
+def test_a_date_and_a_place_become_parts_of_the_filter(page, service):
     asked: list[str] = []
 
     def browse(route) -> None:
         asked.append(parse_qs(urlsplit(route.request.url).query).get("where", [""])[0])
         route.fulfill(json={"found": [], "total": 0, "next": None})
 
-    page.route("**/health", health)
+    page.route("**/health", health_with_facets)
     page.route("**/facets", lambda route: route.fulfill(json=FACETS))
     page.route("**/browse?*", browse)
     page.goto(f"{service}/?where=width+%3E+3+or+height+%3E+3")
@@ -612,6 +744,15 @@ def test_a_date_and_a_place_become_parts_of_the_filter(page, service):
         f'({base}) and place = "Saint ""X"""', f"({base})",
     ]  # fmt: skip
     assert not page.get_by_text("Cameras").count()
+
+
+#: Judged queries of an index that can be calibrated on them.
+JUDGED = {
+    "queries": [{"query": [f"a star and {each} rings"], "relevant": ["1.png"] * (each % 3), "time": str(each)} for each in range(75)],
+    "judged": 75, "with_images": 51, "levels": [{"level": 0.9, "needed": 50}, {"level": 0.95, "needed": 100}],
+    "command": "clipvisionalign calibrate /a/long/path/of/an/index --judged /a/long/path/of/an/index/judgements.jsonl",
+    "calibrated_on": "flickr8k, dev: 500 images, 2,500 captions",
+}  # fmt: skip
 
 
 # --- for all -----------------------------------------------------------------------------------------------------------
@@ -654,3 +795,45 @@ def test_axe_finds_no_fault_and_it_fits(page):
     page.locator("#results").focus()
     page.keyboard.press("?")
     check("keys")
+    page.keyboard.press("Escape")
+    for view in views_of_a_calibrated_index(page):
+        check(view)
+
+
+def views_of_a_calibrated_index(page) -> Iterator[str]:
+    """The page over a calibrated index with dates and places and fifty judged queries: one view after the other."""
+    state = {"promised": 5, "nothing": False, "known": True}
+    answer_as_calibrated(page, state)
+    page.route("**/health", health_with_facets)
+    page.route("**/facets", lambda route: route.fulfill(json=FACETS))
+    page.route("**/judgements", lambda route: route.fulfill(json=JUDGED))
+    page.goto(f"{urlsplit(page.url)._replace(query='', path='/').geturl()}?q=a+star&count=5")
+    page.wait_for_selector(".promise-line")
+    yield "promise line"
+    page.get_by_text("Dates").click()
+    page.get_by_text("Places").click()
+    page.locator(".month").first.hover()
+    yield "facets"
+    open_options(page)
+    yield "options"
+    page.locator(".found .open").first.press(" ")
+    page.locator("#judge").press("Enter")
+    yield "judging"
+    page.get_by_role("button", name="Stop judging").press("Enter")
+    page.get_by_role("button", name="Judged queries").press("Enter")
+    page.wait_for_selector("#judged-command")
+    yield "judged queries"
+    page.keyboard.press("Escape")
+    state.update(promised=0, nothing=True)
+    search_for(page, "a square")
+    yield "nothing, with the nearest"
+    state.update(known=False)
+    page.get_by_label("Words").fill("犬犬")
+    page.keyboard.press("Enter")
+    until(page, "document.getElementById('status').textContent.startsWith('Nothing for 犬犬')")
+    yield "nothing"
+    page.unroute("**/search?*")
+    page.get_by_label("Filter").fill("nothing = 3")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#status.bad")
+    yield "an error"

@@ -42,7 +42,8 @@ class Stub:
     encoder = SimpleNamespace(design="self", reranks=False)
     aligner = None
     table = SimpleNamespace(count_rows=lambda: 4321, version=1, schema=[], read=_unreadable)
-    caption_table, metadata = None, {"hidden_column": False}
+    caption_table, metadata, index = None, {"hidden_column": False}, "/a hidden index"
+    assessor = SimpleNamespace(calibrated_on="")
     score, raised = 0.5, None
 
     def search_batch(self, queries):

@@ -27,7 +27,7 @@ class Stub:
     manifest = SimpleNamespace(kind="exact", recall=1.0, folder="/images")
     aligner = SimpleNamespace(config=SimpleNamespace(design="late"), late=object())
     table = SimpleNamespace(count_rows=lambda: IMAGES)
-    caption_table, metadata = None, {}
+    caption_table, metadata, index = None, {}, "/an index"
 
     def __init__(self):
         self.queries = []

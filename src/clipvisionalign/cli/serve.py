@@ -36,6 +36,10 @@ def serve_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--run", default="", help="where the aligner is, if it was moved; of a folder of images, the one that encodes"
     )
+    parser.add_argument(
+        "--read-only", action="store_true",
+        help="store no queries that are judged on the page, the only thing that the service writes to an index",
+    )  # fmt: skip
     add_offline_flag(parser)
     return parser
 
@@ -59,5 +63,5 @@ def serve(arguments: list[str]) -> int:
         logger.info(f"--token shows the token in the list of processes and is to be removed: {instead}")
     token = read_token(args.token, args.token_file)
     indexes = [str(index_folder(name, args.run)) if is_image_folder(name) else name for name in args.indexes]
-    run_service(indexes, args.host, args.port, token, args.run)
+    run_service(indexes, args.host, args.port, token, args.run, read_only=args.read_only)
     return 0

@@ -49,6 +49,22 @@ def read_calibration(index: str | Path | Storage, aligner: str) -> Calibration |
     return calibration
 
 
+def calibration_time(index: str | Path | Storage) -> int:
+    """When the calibration of an index was written, by which an open index notices another one.
+
+    Args:
+        index: Path, URL or storage of the index.
+
+    Returns:
+        The time of the file, in nanoseconds; 0 where there is none, and behind a URL.
+    """
+    storage = as_storage(index)
+    try:
+        return (storage.folder / CALIBRATION_FILE).stat().st_mtime_ns if storage.is_local else 0
+    except OSError:
+        return 0
+
+
 def check_calibration_target(target: Path | Storage, overwrite: bool) -> None:
     """Check that a calibration can be written, before it is computed.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from typing import Any
 
@@ -10,6 +11,30 @@ from clipvisionalign.search.tables import metadata_columns
 
 #: Places and cameras of an answer at most, those of most images first.
 MAX_FACET_VALUES = 100
+
+
+class FacetCounts:
+    """The counts of an index, computed once for each version of its table.
+
+    Args:
+        table: Reads the images.
+    """
+
+    def __init__(self, table: TableReader) -> None:
+        self.table, self._lock = table, threading.Lock()
+        self._cached: tuple[int, dict[str, list[dict[str, Any]]]] | None = None
+
+    def read(self) -> dict[str, list[dict[str, Any]]]:
+        """The counts of the table as it is now.
+
+        Returns:
+            As `facets` returns them; not to be changed.
+        """
+        with self._lock:
+            version = self.table.version
+            if self._cached is None or self._cached[0] != version:
+                self._cached = version, facets(self.table)
+            return self._cached[1]
 
 
 def facets(table: TableReader) -> dict[str, list[dict[str, Any]]]:

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from clipvisionalign.counts import count_noun
+from clipvisionalign.data.text_files import decode, split_lines
 from clipvisionalign.search.calibrate import calibrate_judged
 from clipvisionalign.search.calibration import Calibration
 from clipvisionalign.search.searcher import Searcher
 from clipvisionalign.search.tables import vector_column
 from clipvisionalign.search.terms import parse_term
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -23,18 +28,23 @@ class Judgement:
         query: Its terms, as they are typed.
         relevant: Numbers or paths of the images; none where nothing fits.
         line: Where it stands, for messages; "" for nowhere.
+        time: When the search page stored it, ISO 8601; "" for one that was written by hand.
+        withdrawn: Whether it only takes a former judgement of its query back.
     """
 
     query: tuple[str, ...]
     relevant: tuple[int | str, ...]
     line: str = ""
+    time: str = ""
+    withdrawn: bool = False
 
 
 def read_judgements(file: str | Path) -> list[Judgement]:
     """Read judged queries from a file of JSON lines.
 
     Each is an object: "query", one term or a list of terms, and "relevant", a list of the numbers or paths of ALL
-    relevant images of the index.
+    relevant images of the index. Of those that the search page stored, which have a "time", the last of a query counts.
+    A file that is not UTF-8 is read as `data/text_files.py` reads texts, with a note.
 
     Args:
         file: The file.
@@ -46,26 +56,54 @@ def read_judgements(file: str | Path) -> list[Judgement]:
         OSError: The file cannot be read.
         ValueError: A line cannot be read; the message names it.
     """
-    judgements = []
-    for number, text in enumerate(Path(file).read_text(encoding="utf-8-sig").split("\n"), 1):
-        if not text.strip():
-            continue
-        line = f"{file}, line {number}"
-        try:
-            fields = json.loads(text)
-        except ValueError as error:
-            raise ValueError(f"{line}: no JSON: {error}") from None
-        judgements.append(parse_judgement(fields, line))
+    content = decode(Path(file).read_bytes())
+    if content.repair:
+        logger.info(f"note: {file}, line {content.line}: {content.repair}")
+    judgements = parse_judgements(content.text, str(file))
     if not judgements:
         raise ValueError(f"{file}: no judged query in it")
     return judgements
+
+
+def parse_judgements(text: str, file: str = "") -> list[Judgement]:
+    """The judgements of a text of JSON lines, without those that a later one of the search page replaces.
+
+    Args:
+        text: The text.
+        file: Its file, for messages.
+
+    Returns:
+        The judgements, in order.
+
+    Raises:
+        ValueError: A line cannot be read; the message names it.
+
+    >>> lines = ['{"query": "a dog", "relevant": [3], "time": "1"}', '{"query": "a dog", "relevant": [4], "time": "2"}']
+    >>> [judgement.relevant for judgement in parse_judgements("\\n".join(lines))]
+    [(4,)]
+    """
+    judgements = []
+    for number, line_text in enumerate(split_lines(text), 1):
+        if not line_text.strip():
+            continue
+        line = f"{file}, line {number}"
+        try:
+            fields = json.loads(line_text)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{line}: no JSON: {error}") from None
+        judgements.append(parse_judgement(fields, line))
+    last_stored = {each.query: each for each in judgements if each.time}
+    return [
+        each for each in judgements if not each.time or (last_stored[each.query] is each and not each.withdrawn)
+    ]  # fmt: skip
 
 
 def parse_judgement(fields: Any, line: str = "") -> Judgement:
     """A judgement by its fields.
 
     Args:
-        fields: A dictionary with "query" and "relevant".
+        fields: A dictionary with "query" and "relevant"; with a "time" too, "relevant" may be None, which takes the
+            former judgement back.
         line: Where it stands.
 
     Returns:
@@ -75,7 +113,7 @@ def parse_judgement(fields: Any, line: str = "") -> Judgement:
         ValueError: A field is missing or of another type.
 
     >>> parse_judgement({"query": "a dog", "relevant": [3, "a/b.jpg"]})
-    Judgement(query=('a dog',), relevant=(3, 'a/b.jpg'), line='')
+    Judgement(query=('a dog',), relevant=(3, 'a/b.jpg'), line='', time='', withdrawn=False)
     """
     before = f"{line}: " if line else ""
     if not isinstance(fields, dict) or not {"query", "relevant"} <= set(fields):
@@ -83,19 +121,24 @@ def parse_judgement(fields: Any, line: str = "") -> Judgement:
             f'{before}a judged query has "query" and "relevant", such as {{"query": "a dog", "relevant": [3]}}'
         )
     query = [fields["query"]] if isinstance(fields["query"], str) else fields["query"]
-    relevant = fields["relevant"]
+    relevant, time = fields["relevant"], fields.get("time", "")
+    if not isinstance(time, str):
+        raise ValueError(f'{before}"time" is a text, such as "2024-05-01T12:30:00+00:00"')
+    withdrawn = bool(time) and relevant is None
+    relevant = [] if withdrawn else relevant
     if not isinstance(query, list) or not query or not all(isinstance(term, str) for term in query):
         raise ValueError(f'{before}"query" is a text or a list of texts')
     if not isinstance(relevant, list) or not all(type(each) in (int, str) for each in relevant):
         raise ValueError(f'{before}"relevant" is a list of numbers or paths of images, empty where nothing fits')
-    return Judgement(tuple(query), tuple(dict.fromkeys(relevant)), line)
+    return Judgement(tuple(query), tuple(dict.fromkeys(relevant)), line, time, withdrawn)
 
 
 def calibrate_index(searcher: Searcher, judgements: Sequence[Judgement], judged: str = "judged queries") -> Calibration:
     """Calibrate an index on judged queries: the mean share of a query's relevant images is promised.
 
     The unit is a query with all that is relevant to it, and not a hit that was confirmed: what a search missed is known
-    only where it was looked for.
+    only where it was looked for. Images that were in the index when the search page stored a judgement, and are gone,
+    are left out, with a note.
 
     Args:
         searcher: The open index.
@@ -116,7 +159,12 @@ def calibrate_index(searcher: Searcher, judgements: Sequence[Judgement], judged:
     position_of: dict[int | str, int] = {}
     for position, (image_id, path) in enumerate(zip(rows["id"].to_pylist(), rows["path"].to_pylist(), strict=True)):
         position_of[image_id] = position_of[path] = position
-    relevant = [[_position(position_of, each, judgement) for each in judgement.relevant] for judgement in judgements]
+    gone = [
+        each for judgement in judgements if judgement.time for each in judgement.relevant if each not in position_of
+    ]
+    if gone:
+        logger.info(f"note: {_gone_note(gone)}")
+    relevant = [_positions(position_of, judgement) for judgement in judgements]
     images = vector_column(rows)
     vectors = [searcher.encode([parse_term(term) for term in judgement.query]) for judgement in judgements]
     return calibrate_judged(
@@ -124,8 +172,17 @@ def calibrate_index(searcher: Searcher, judgements: Sequence[Judgement], judged:
     )  # fmt: skip
 
 
-def _position(position_of: dict[int | str, int], image: int | str, judgement: Judgement) -> int:
-    if image not in position_of:
+def _positions(position_of: dict[int | str, int], judgement: Judgement) -> list[int]:
+    """Rows of the relevant images of a judgement; what the search page stored may be gone since."""
+    if not judgement.time and (unknown := [each for each in judgement.relevant if each not in position_of]):
         line = f"{judgement.line}: " if judgement.line else ""
-        raise ValueError(f"{line}the index has no image {image!r}; give its number or its path below the folder")
-    return position_of[image]
+        raise ValueError(f"{line}the index has no image {unknown[0]!r}; give its number or its path below the folder")
+    return [position_of[each] for each in judgement.relevant if each in position_of]
+
+
+def _gone_note(gone: Sequence[int | str]) -> str:
+    more = ", ..." if len(gone) > 3 else ""
+    names = ", ".join(map(str, gone[:3]))
+    return (
+        f"{count_noun(len(gone), 'image')} of judged queries are no longer in the index and are left out: {names}{more}"
+    )

@@ -112,6 +112,11 @@ class ResultAssessor:
         self.index, self.calibration = index, calibration
         self.tokenizer, self.null_cosines, self.count = tokenizer, null_cosines, count
 
+    @property
+    def calibrated_on(self) -> str:
+        """What the index is calibrated on, in words; "" where there is no calibration that can be read."""
+        return self.calibration.describe() if isinstance(self.calibration, Calibration) else ""
+
     def assess(self, query: SearchQuery, hits: Sequence[Any], deeper: Callable[[int], Sequence[Any]]) -> SearchResult:
         """The hits of a query, with the verdict; with a promise, all hits that it needs and no others.
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from clipvisionalign.search.calibration_files import read_calibration, read_null_cosines
+from clipvisionalign.search.calibration_files import calibration_time, read_calibration, read_null_cosines
 from clipvisionalign.search.encoder import QueryEncoder
 from clipvisionalign.search.filters import FILTER_COLUMNS, filter_sql
 from clipvisionalign.search.hits import HIT_COLUMNS, CaptionHit, Hit, to_hits
@@ -74,6 +74,7 @@ class Searcher:
         self.mapped = MappedReader(as_storage(index), self.table)
         self.storage = Storage(self.manifest.folder)
         self.in_memory: InMemoryVectors | None = None
+        self._assessor: tuple[int, ResultAssessor] | None = None
 
     @property
     def run(self) -> Path:
@@ -94,12 +95,16 @@ class Searcher:
         """The metadata columns, and what they hold."""
         return metadata_columns(self.table)
 
-    @cached_property
+    @property
     def assessor(self) -> ResultAssessor:
-        """Adds to results up to where they hold what is meant, and that nothing fits."""
-        calibration = read_calibration(self.index, self.manifest.aligner)
-        null_cosines = read_null_cosines(self.index)
-        return ResultAssessor(str(self.index), calibration, self.tokenizer, null_cosines, self.table.count_rows)
+        """Adds to results up to where they hold what is meant, and that nothing fits; by the calibration of now."""
+        written = calibration_time(self.index)
+        if self._assessor is not None and self._assessor[0] == written:
+            return self._assessor[1]
+        calibration, nulls = read_calibration(self.index, self.manifest.aligner), read_null_cosines(self.index)
+        assessor = ResultAssessor(str(self.index), calibration, self.tokenizer, nulls, self.table.count_rows)
+        self._assessor = written, assessor
+        return assessor
 
     @cached_property
     def patches(self) -> PatchReader | None:
@@ -190,17 +195,14 @@ class Searcher:
 
     def _rerank(self, query: SearchQuery, encoded: EncodedQuery, hits: Sequence[Hit]) -> list[Hit]:
         """Hits, the first of them ordered by pair scores."""
-        from clipvisionalign.search.rerank import StoredImages, rerank_hits
+        from clipvisionalign.search.rerank import STORED_COLUMNS, read_stored, rerank_hits
 
         first, others = hits[: query.rerank], hits[query.rerank :]
-        weights, stored = [term.weight for term in query.terms], None
-        columns = ("id", "raw", *(("hash", "vector") if self.patches else ()))
-        rows = {row["id"]: row for row in self.rows(sorted({hit.id for hit in first}), columns)}
-        if self.patches:
-            patches = self.patches.read({number: row["hash"] for number, row in rows.items()})
-            vectors = {number: np.asarray(row["vector"], dtype=np.float32) for number, row in rows.items()}
-            stored = StoredImages(self.patches.settings, vectors, patches)
-        raw_paths = {number: row["raw"] for number, row in rows.items()}
+        weights = [term.weight for term in query.terms]
+        columns = ("id", "raw", *(STORED_COLUMNS if self.patches else ()))
+        rows = self.rows(sorted({hit.id for hit in first}), columns)
+        stored = read_stored(self.patches, rows) if self.patches else None
+        raw_paths = {row["id"]: row["raw"] for row in rows}
         return [*rerank_hits(self.aligner, self.storage, first, raw_paths, encoded.captions, weights, stored), *others]
 
     def _search_deeper(self, query: SearchQuery, encoded: EncodedQuery, depth: int) -> Hits:

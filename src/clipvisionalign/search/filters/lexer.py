@@ -79,7 +79,7 @@ _STATES = {
 
 _BLANKS = re.compile(r"\s*")
 _NAME = re.compile(r"""[^\s=!<>"'`(),;]+""")
-_QUOTED_NAME = re.compile(r"`([^`]+)`")
+_QUOTED_NAME = re.compile(r"`((?:[^`]|``)+)`(?!`)")
 _SIGN = re.compile(r"<>|<=|>=|!=|=|<|>")
 _QUOTED_TEXT = re.compile(r""""((?:[^"]|"")*)"|'((?:[^']|'')*)\'""")
 _DATE = re.compile(
@@ -193,7 +193,7 @@ def _operand_token(text: str, position: int, columns: Mapping[str, str]) -> tupl
     match = quoted or _NAME.match(text, position)
     if match is None:
         return Token("", "", position), position
-    written = match[1] if quoted else match[0]
+    written = match[1].replace("``", "`") if quoted else match[0]
     folded = unicodedata.normalize("NFC", written.lower())
     name = next((each for each in (folded, written) if each in columns), None)
     word = written.lower()

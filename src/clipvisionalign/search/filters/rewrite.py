@@ -223,7 +223,7 @@ class _Writer:
 
 
 def _quoted(name: str) -> str:
-    return f"`{name}`"
+    return "`" + name.replace("`", "``") + "`"
 
 
 def _literal(text: str) -> str:
@@ -251,6 +251,6 @@ def _number_sql(column: str, sign: str, number: Decimal) -> str:
     """
     largest = Decimal(2) ** (31 if column in _INT32_COLUMNS else 63)
     if number == number.to_integral_value() and -largest < number < largest:
-        return f"`{column}` {sign} {int(number)}"
+        return f"{_quoted(column)} {sign} {int(number)}"
     floating = max(-_MAX_FLOAT, min(_MAX_FLOAT, float(number)))
-    return f"CAST(`{column}` AS DOUBLE) {sign} {floating!r}"
+    return f"CAST({_quoted(column)} AS DOUBLE) {sign} {floating!r}"

@@ -4,7 +4,9 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from fastapi import HTTPException
+from fastapi import HTTPException, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
 
 
 def translate_errors(work: Callable[[], Any], filter_text: str = "") -> Any:
@@ -38,3 +40,21 @@ def translate_errors(work: Callable[[], Any], filter_text: str = "") -> Any:
             raise
         logging.getLogger(__name__).exception("a request could not be answered")
         raise HTTPException(503, "the index cannot be read now; see the log of the service") from None
+
+
+async def answer_invalid_request(request: Request, error: Exception) -> JSONResponse:
+    """422 for a request that its route does not take.
+
+    What was sent is not repeated, as it is by FastAPI's own handler: of JSON it may be what no answer can hold, half of
+    a pair of surrogates or a number that is not finite.
+
+    Args:
+        request: The request.
+        error: The RequestValidationError.
+
+    Returns:
+        The answer: "detail", a list with "type", "loc" and "msg" of each fault.
+    """
+    assert isinstance(error, RequestValidationError)
+    faults = [{name: each[name] for name in ("type", "loc", "msg")} for each in error.errors()]
+    return JSONResponse({"detail": faults}, 422)

@@ -16,6 +16,7 @@ class Limits:
         results: Results of one answer at most.
         offset: Results that can be passed over at most, to continue an answer.
         rerank: First results that are ordered by pair scores at most.
+        judged_images: Images of a judged query at most.
         upload_bytes: Bytes of an image that is sent.
         seconds: Time after which a request is answered with 503.
     """
@@ -25,6 +26,7 @@ class Limits:
     results: int = 100
     offset: int = 2000
     rerank: int = 64
+    judged_images: int = 2000
     upload_bytes: int = 20 * 2**20
     seconds: float = 30.0
 

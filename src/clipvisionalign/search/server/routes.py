@@ -19,7 +19,6 @@ from PIL import Image
 from clipvisionalign import __version__
 from clipvisionalign.explain.colours import COLOUR_ANCHORS, MAP_OPACITY
 from clipvisionalign.images import open_image
-from clipvisionalign.search.facets import facets
 from clipvisionalign.search.filters import MAX_FILTER_LENGTH
 from clipvisionalign.search.hits import CaptionHit, Hit
 from clipvisionalign.search.promise import SearchResult
@@ -300,7 +299,7 @@ def add_state_routes(app: FastAPI, service: SearchService) -> None:
     @app.get("/facets", responses={422: {}})
     def facet_counts(index: IndexParam = 0) -> dict[str, Any]:
         """Images per month, place and camera, each with the filter that finds them."""
-        return translate_errors(lambda: facets(service.searchers[index].table))
+        return translate_errors(service.facets[index].read)
 
     @app.get("/health")
     def health(request: Request) -> dict[str, Any]:
@@ -308,7 +307,14 @@ def add_state_routes(app: FastAPI, service: SearchService) -> None:
         up = {"status": "ok", "version": __version__}
         if not request.state.allowed:
             return up
-        return up | {"indexes": translate_errors(lambda: [index_info(each) for each in service.searchers])}
+
+        def work() -> list[dict[str, Any]]:
+            return [
+                index_info(searcher) | {"judging": service.stores_judgements(index)}
+                for index, searcher in enumerate(service.searchers)
+            ]
+
+        return up | {"indexes": translate_errors(work)}
 
     @app.get("/metrics", response_class=Response)
     def prometheus_metrics() -> Response:

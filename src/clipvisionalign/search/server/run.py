@@ -44,8 +44,9 @@ def read_token(value: str = "", file: str | Path = "") -> str:
 
 
 def run_server(
-    indexes: Sequence[str], host: str = "127.0.0.1", port: int = 8000, token: str = "", run: str = ""
-) -> None:
+    indexes: Sequence[str], host: str = "127.0.0.1", port: int = 8000, token: str = "", run: str = "", *,
+    read_only: bool = False,
+) -> None:  # fmt: skip
     """Serve one index, or several side by side, until stopped.
 
     Args:
@@ -54,6 +55,7 @@ def run_server(
         port: Port to listen on.
         token: The token; "" for none.
         run: Where the aligner is, if it was moved; "" for where the indexes have it.
+        read_only: Whether judged queries are refused, so that nothing is written.
 
     Raises:
         ValueError: It would be open to the network without a token.
@@ -75,7 +77,7 @@ def run_server(
         logger.info(f"note: {note}")
     # A page elsewhere must not reach a service on loopback by a name that it makes point there.
     hosts = ["localhost", "127.0.0.1", "[::1]", "::1"] if loopback else ["*"]
-    app = create_app(searchers, token, hosts=hosts)
+    app = create_app(searchers, token, hosts=hosts, read_only=read_only)
     logger.info(f"{page_url(host, port, token)} (Ctrl-C stops it; /docs describes the interface)")
     uvicorn.run(app, host=host, port=port, log_level="warning", timeout_keep_alive=15)
 

@@ -8,7 +8,9 @@ from fastapi import HTTPException, UploadFile
 
 from clipvisionalign.images import open_image
 from clipvisionalign.search.browse import Browser
+from clipvisionalign.search.facets import FacetCounts
 from clipvisionalign.search.filters import FILTER_COLUMNS
+from clipvisionalign.search.judgement_store import JudgementStore
 from clipvisionalign.search.queries import SearchQuery
 from clipvisionalign.search.searcher import Hits, Searcher
 from clipvisionalign.search.server.batching import Batcher
@@ -23,25 +25,41 @@ class SearchService:
     Args:
         searchers: One for each index.
         limits: What a request may ask for.
+        read_only: Whether judged queries are refused.
 
     Attributes:
         batchers: One for each index.
         browsers: One for each index.
+        facets: One for each index.
+        judgements: One for each index.
         metrics: Counts and times of requests.
         model_lock: Held while images are encoded or pairs are scored: a model uses all cores, so two calls at a time
             would only take turns.
     """
 
-    def __init__(self, searchers: Sequence[Searcher], limits: Limits) -> None:
-        self.searchers, self.limits = searchers, limits
+    def __init__(self, searchers: Sequence[Searcher], limits: Limits, read_only: bool = False) -> None:
+        self.searchers, self.limits, self.read_only = searchers, limits, read_only
         self.batchers = [Batcher(searcher.search_batch) for searcher in searchers]
         self.browsers = [Browser(searcher.table) for searcher in searchers]
+        self.facets = [FacetCounts(searcher.table) for searcher in searchers]
+        self.judgements = [JudgementStore(searcher) for searcher in searchers]
         self.metrics = Metrics(self.encoder_counts)
         self.model_lock = threading.Lock()
 
     def encoder_counts(self) -> tuple[int, int]:
         """How many texts were encoded, in how many calls of the text encoder."""
         return sum(batcher.texts for batcher in self.batchers), sum(batcher.calls for batcher in self.batchers)
+
+    def stores_judgements(self, index: int) -> bool:
+        """Whether judged queries are stored in an index.
+
+        Args:
+            index: The number of the index.
+
+        Returns:
+            Whether they are: the service may write, and so it can.
+        """
+        return not self.read_only and self.judgements[index].is_writable
 
     def search(self, query: SearchQuery, index: int) -> Hits:
         """The hits of a query, by `Searcher.search_batch`.

@@ -27,7 +27,7 @@ export function setStatus(text, bad = false) {
   by("status").classList.toggle("bad", bad);
 }
 
-/** The service's answer to a request; an Error with its message where it refuses. */
+/** The service's answer to a request; where it refuses an Error with its message, its `status` and its `answer`. */
 export async function ask(path, options) {
   const response = await fetch(path, options);
   if (response.status === 401) throw new Error("The service asks for its token: open the link that 'serve' printed.");
@@ -35,7 +35,7 @@ export async function ask(path, options) {
   if (!response.ok) {
     const { detail } = answer;
     const message = Array.isArray(detail) ? detail.map((each) => `${each.loc.at(-1)}: ${each.msg}`).join("; ") : detail;
-    throw new Error(message || `the service answered ${response.status}`);
+    throw Object.assign(new Error(message || `the service answered ${response.status}`), { status: response.status, answer });
   }
   return answer;
 }
@@ -54,7 +54,7 @@ export function fileName(path) {
 /** A path that breaks after its separators only. */
 export function breakable(path) {
   const made = element("span", { class: "path" });
-  for (const part of path.split(/(?<=[/\\_\-.])/)) made.append(part, document.createElement("wbr"));
+  for (const part of path.split(/(?<=[/\\_-])/)) made.append(part, document.createElement("wbr"));
   return made;
 }
 

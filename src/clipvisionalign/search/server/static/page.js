@@ -1,6 +1,7 @@
 // The page: what the form, the address and the keys ask for is searched for and shown.
 import { ask, button, by, element, plural, setStatus } from "./dom.js";
 import { Facets } from "./facets.js";
+import { Judging } from "./judging.js";
 import { setUpKeys, singleKeys } from "./keys.js";
 import { emptyQuery, kindOf, plainWords, queryName, readQuery, writeQuery } from "./query.js";
 import { Column } from "./results.js";
@@ -18,6 +19,7 @@ const selection = new Selection(about);
 const actions = { open, similar, singleKeys };
 const facets = new Facets((where) => run({ ...query, where }));
 const viewer = new Viewer(about, actions, selection);
+const judging = new Judging(about, selection, (q) => run({ ...emptyQuery(), q }));
 //: Files that were searched with, which no address can hold: by the number in the history.
 const uploads = [];
 let query = emptyQuery(), columns = [], runs = 0;
@@ -119,7 +121,9 @@ function pageLoader(asked, index) {
     by("promise-label").hidden = false;
     const { promise } = answer, reached = promise.promised <= end && !(promise.more && !done);
     // Re-ranked hits of a promise that was not asked for stand above and below its line.
-    const line = reached && (asked.promise || !asked.rerank || promise.promised >= RERANKED) ? promise : null;
+    // Where nothing fits better than chance, nothing is promised either.
+    const fits = !column.reason || !promise.promised;
+    const line = fits && reached && (asked.promise || !asked.rerank || promise.promised >= RERANKED) ? promise : null;
     column.below = reached && Boolean(asked.promise);
     return { hits: answer.found, done: done && !column.below, line };
   };
@@ -134,7 +138,7 @@ async function run(asked, { history: way = "push", loaded = 0, scroll = 0 } = {}
   history[`${way}State`](state, "", `/${writeQuery(asked)}`);
   document.title = kind === "browse" && !asked.where ? "Search images" : `${subject()} – Search images`;
   by("more").hidden = true;
-  by("save").hidden = true;
+  by("save").hidden = by("judge").hidden = true;
   setStatus(kind === "browse" ? "Loading …" : "Searching …");
   const own = kind === "like" ? [asked.index] : asked.compare ? about.indexes.map((_, index) => index) : [0];
   const which = own.filter((index) => index < about.indexes.length);
@@ -148,6 +152,7 @@ async function run(asked, { history: way = "push", loaded = 0, scroll = 0 } = {}
     const notes = [...new Set(made.flatMap((column) => column.notes ?? []))].map((note) => `; ${note}`).join("");
     setStatus(`${summary(made, kind)}${kind === "browse" ? "" : ` · ${Math.round(performance.now() - start)} ms`}${notes}`);
     by("save").hidden = kind === "upload" || !writeQuery(asked);
+    judging.offer(asked);
     if (scroll) window.scrollTo(0, scroll);
     else if (way === "push") window.scrollTo(0, 0);
   } catch (error) {
@@ -186,7 +191,7 @@ function draw() {
 function nothing(column) {
   const below = column.hits.length ? "The images below are the nearest of those that do not fit." : "";
   return element("div", { class: "nothing", role: "note" },
-    element("strong", {}, `Nothing here fits ${subject()}.`), element("p", {}, `${column.reason}. ${below}`.replace("..", ".")));
+    element("strong", {}, `Nothing here fits ${subject()}.`), element("p", {}, `${column.reason[0].toUpperCase()}${column.reason.slice(1)}. ${below}`.replace("..", ".")));
 }
 
 function afterPage() {
@@ -246,7 +251,8 @@ addEventListener("paste", (event) => {
   const file = [...(event.clipboardData?.files ?? [])].find((each) => each.type.startsWith("image/"));
   if (file) { event.preventDefault(); searchWithFile(file); }
 });
-setUpKeys(() => { if (selection.items.size) selection.clear(); });
+// What was selected to be judged is not lost by one key.
+setUpKeys(() => { if (selection.items.size && !judging.active) selection.clear(); }, () => judging.start());
 setUpSaved(() => ({ name: subject(), address: query.upload ? "" : writeQuery(query) }), (address) => run(readQuery(address)));
 
 try {
@@ -258,4 +264,5 @@ try {
   const state = history.state ?? {};
   await run(readQuery(location.search), { history: "replace", loaded: state.loaded, scroll: state.scroll });
   await facets.load(about.indexes[0].filters);
+  await judging.load();
 } catch (error) { setStatus(error.message, true); }

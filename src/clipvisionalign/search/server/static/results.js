@@ -40,6 +40,8 @@ export class Column {
     const images = promise.promised === 1 ? "this image" : `these ${promise.promised.toLocaleString("en")} images`;
     const text = promise.promised ? `With ${Math.round(1000 * promise.level) / 10} % probability what is meant is among ${images}` : `No image fits as well as what is meant does with ${Math.round(1000 * promise.level) / 10} % probability`;
     this.line = element("li", { class: "promise-line" }, element("strong", {}, text), ` – in collections like the one that this was calibrated on: ${promise.calibrated_on}`);
+    // The row that it ends is not stretched.
+    if (promise.promised) this.list.append(element("li", { class: "filler", "aria-hidden": "true" }));
     this.list.append(this.line);
   }
 

@@ -18,6 +18,8 @@ export class Selection {
     this.about = about;
     this.items = new Map();
     this.anchor = null;
+    //: Whether the buttons to copy and export are shown.
+    this.exports = true;
     this.listeners = [];
     by("copy-paths").addEventListener("click", () => this.copy());
     by("export-paths").addEventListener("click", () => download("images.txt", "text/plain", `${this.paths().join("\n")}\n`));
@@ -26,7 +28,7 @@ export class Selection {
     by("clear-selected").addEventListener("click", () => this.clear());
   }
 
-  key(column, position) { return `${column.index}:${column.hits[position].id}`; }
+  key(column, position) { return `${column.index}:${column.hits[position].path}`; }
 
   has(column, position) { return this.items.has(this.key(column, position)); }
 
@@ -34,6 +36,12 @@ export class Selection {
     const key = this.key(column, position);
     if (selected) this.items.set(key, { index: column.index, hit: column.hits[position] });
     else this.items.delete(key);
+  }
+
+  /** Select images of an index, shown or not. */
+  addPaths(index, paths) {
+    for (const path of paths) if (!this.items.has(`${index}:${path}`)) this.items.set(`${index}:${path}`, { index, hit: { path } });
+    this.changed();
   }
 
   toggle(column, position) {
@@ -57,7 +65,7 @@ export class Selection {
   }
 
   changed() {
-    by("selected").hidden = !this.items.size;
+    by("selected").hidden = !this.exports || !this.items.size;
     by("selected-count").textContent = this.items.size ? `${plural(this.items.size, "image")} selected` : "";
     for (const listener of this.listeners) listener();
   }
