@@ -19,12 +19,14 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 pytest.importorskip("lancedb", reason="no lancedb: pip install 'clipvisionalign[search]'")
 
 from clipvisionalign.cli import main
+from clipvisionalign.images import ImageError
 from clipvisionalign.search.duplicates import duplicate_report
 from clipvisionalign.search.duplicates.appearance import Appearance, Thumbnails, compare, thumbnail_of
 from clipvisionalign.search.duplicates.complete_link import complete_link_groups
 from clipvisionalign.search.duplicates.decisions import add_decisions, read_decisions
 from clipvisionalign.search.duplicates.neighbours import nearest_rows, similar_pairs
 from clipvisionalign.search.duplicates.quality import ImageFile, choose_best, measure_quality
+from clipvisionalign.search.duplicates.verification import read_thumbnails
 from clipvisionalign.search.indexer import build_index
 
 
@@ -310,6 +312,18 @@ def test_scenes_are_listed_only_when_asked_for_and_never_as_copies(index):
     assert {image.path for image in report.not_kept()} == {
         image.path for image in duplicate_report(index, ANY, show_progress=False).not_kept()
     }
+
+
+@pytest.mark.parametrize("kind", ["TIFF", "GIF", "WEBP", "PNG"])
+def test_what_has_several_frames_or_pages_is_not_compared_by_its_first(kind):
+    first, others = photograph(1), [photograph(seed) for seed in (2, 3)]
+    out = BytesIO()
+    first.save(out, kind, save_all=True, append_images=others)
+    with pytest.raises(ImageError, match="holds 3 frames or pages, which are not compared"):
+        read_thumbnails(out.getvalue())
+    out = BytesIO()
+    first.save(out, kind)
+    assert read_thumbnails(out.getvalue())[1] == first.size
 
 
 @pytest.mark.parametrize("compared_before", [False, True])

@@ -184,12 +184,16 @@ def test_a_file_in_any_usual_encoding_is_calibrated_on(tmp_path, caplog):
         assert ("Windows-1252" in caplog.text) == (encoding == "cp1252")
 
 
-def test_the_last_judgement_of_the_page_counts_and_one_by_hand_is_not_replaced():
+def test_the_last_judgement_of_the_page_counts_and_replaces_one_by_hand_before_it():
     stored = [{"query": ["a"], "relevant": ["1"], "time": "1"}, {"query": ["b"], "relevant": ["2"], "time": "2"},
               {"query": ["a"], "relevant": ["3"], "time": "3"}, {"query": ["b"], "relevant": None, "time": "4"},
               {"query": ["c"], "relevant": []}, {"query": "c", "relevant": []}]  # fmt: skip
     judgements = parse_judgements("\n".join(map(json.dumps, stored)))
     assert [(each.query, each.relevant) for each in judgements] == [(("a",), ("3",)), (("c",), ()), (("c",), ())]
+    by_hand = [{"query": "a dog", "relevant": ["1"]}, {"query": ["a dog"], "relevant": ["2"], "time": "1"}]
+    for lines, expected in ((by_hand, [("2",)]), (by_hand[::-1], [("2",), ("1",)])):
+        judgements = parse_judgements("\n".join(map(json.dumps, lines)))
+        assert [each.relevant for each in judgements] == expected
     for fields in ({"query": "a", "relevant": None}, {"query": "a", "relevant": [], "time": 3}):
         with pytest.raises(ValueError, match=r"relevant|time"):
             parse_judgement(fields)
@@ -221,10 +225,19 @@ def test_fifty_judged_queries_calibrate_the_index_and_the_service_notices(index,
     calibration = Calibration.from_json((index / "calibration.json").read_text())
     assert len(calibration.scores) == 49 * 2 + 3
     # What was in the index when it was judged, and is gone, is counted and left out.
-    lines = (index / JUDGEMENTS_FILE).read_text(encoding="utf-8").replace(f'"{paths[0]}"', '"gone.png"')
+    text = (index / JUDGEMENTS_FILE).read_text(encoding="utf-8")
+    content = searcher.table.read(("path", "hash"), f"path = '{paths[0]}'")["hash"].to_pylist()[0]
+    assert content in text
+    lines = text.replace(f'"{paths[0]}"', '"gone.png"').replace(content, "0" * len(content))
     with caplog.at_level(logging.INFO, "clipvisionalign"):
         without = calibrate_index(searcher, parse_judgements(lines))
-    assert "2 images of judged queries are no longer in the index and are left out: gone.png, gone.png" in caplog.text
+    assert "2 images of judged queries are no longer in the index and are left out: gone.png (as it was" in caplog.text
     assert len(without.scores) == len(calibration.scores) - 2
+    # One that was moved is recognised by its content, and another image under its former path is not taken for it.
+    for former in ("moved.png", paths[9]):
+        caplog.clear()
+        moved = calibrate_index(searcher, parse_judgements(text.replace(f'"{paths[0]}"', f'"{former}"')))
+        assert sorted(moved.scores) == sorted(calibration.scores)
+        assert "no longer" not in caplog.text
     query = SearchQuery([parse_term("a star")], promise=0.9)
     assert searcher.search_one(query).promise.threshold == calibration.threshold(0.9)

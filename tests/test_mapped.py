@@ -306,6 +306,35 @@ def test_an_index_of_before_is_brought_up_to_date(index):
     assert_as_exact(index, open_reader(index))
 
 
+def test_files_of_a_table_that_was_removed_are_not_used(index):
+    """The versions of a new table are counted from 1 again, so that a version says nothing of which table it is."""
+    storage = Storage(index)
+    version = read_record(storage).version
+    shutil.rmtree(index / "pictures.lance")
+    table = create_image_table(storage, WIDTH)
+    add(table, np.arange(ROWS - 100), 5)
+    while read_image_table(index).version < version:
+        table.update(where="id = 0", values={"size": 1})
+    assert read_image_table(index).version == version
+    assert_as_exact(index, open_reader(index))
+    write(index)
+    assert read_record(storage).live == ROWS - 100
+    assert_as_exact(index, open_reader(index))
+
+
+def test_damaged_files_of_the_same_size_are_written_by_the_next_update(index):
+    record = read_record(Storage(index))
+    graph = index / record.folder / "graph.usearch"
+    size = graph.stat().st_size
+    with graph.open("r+b") as file:
+        file.write(b"\0" * 64)
+    assert graph.stat().st_size == size
+    assert open_reader(index).nearest(vectors(1)[0], 5, COLUMNS) is None
+    write(index)
+    assert read_record(Storage(index)).folder != record.folder
+    assert_as_exact(index, open_reader(index))
+
+
 def test_an_index_that_becomes_small_has_no_files(index):
     table = create_image_table(Storage(index), WIDTH)
     delete_rows(table, range(50, ROWS))

@@ -112,6 +112,16 @@ def test_a_file_of_a_given_size_loses_what_it_states_and_less_than_ranks_alike(s
     )
 
 
+@pytest.mark.parametrize("size", [None, 20_000])
+def test_a_counter_is_stored_whole(size: int | None):
+    base, tuned = large_weights()
+    base["image_tower.norm.num_batches_tracked"], tuned["image_tower.norm.num_batches_tracked"] = (
+        torch.tensor(number) for number in (0, 70_001)
+    )
+    merged = apply_adapters(base, make_adapters(tuned, base, 4, size)[0])
+    assert merged["image_tower.norm.num_batches_tracked"].item() == 70_001
+
+
 def test_a_size_that_what_is_stored_whole_exceeds_is_refused():
     base, tuned = large_weights()
     with pytest.raises(ValueError, match=r"MB more are needed for what is stored whole"):

@@ -17,7 +17,8 @@ from clipvisionalign.cli import main
 from clipvisionalign.retrieval.evaluate import RANKS_FILE
 from clipvisionalign.study import verify
 from clipvisionalign.study.assemble import assemble_report
-from clipvisionalign.study.runner import read_study_report
+from clipvisionalign.study.report.summary import report_claims
+from clipvisionalign.study.runner import ADDED_PART, read_study_report
 from clipvisionalign.study.verify import first_difference, verify_report
 
 PUBLISHED = [
@@ -229,6 +230,22 @@ def rewrite(study: Path) -> None:
     report = study / "report.json"
     report.unlink()
     report.write_text(json.dumps(read_study_report(study)))
+
+
+def test_why_a_part_could_not_be_made_and_words_of_another_version_do_not_fail(copy, derived, monkeypatch):
+    monkeypatch.setattr(verify, "assemble_report", lambda *arguments: json.loads(json.dumps(derived)))
+
+    def change(report: dict[str, Any]) -> None:
+        # The reason is of the process that tried, and the claims name it.
+        report["not_made"].append({"part": ADDED_PART, "of": "", "reason": "MemoryError: none left"})
+        report["claims"] = report_claims(report)
+        claim = report["claims"][0]
+        claim["text"] = "In other words: " + claim["text"]
+
+    change_json(copy / "report.json", change)
+    assert failed(copy) == []
+    change_json(copy / "report.json", lambda r: r["not_made"].append({"part": "examples", "of": "", "reason": "x"}))
+    assert any(line.startswith("not_made") for line in failed(copy))
 
 
 def test_the_first_difference_is_named():

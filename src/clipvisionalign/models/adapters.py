@@ -89,7 +89,11 @@ def make_adapters(
         difference = weight.double() - base[name].double()
         if not difference.any():
             continue
-        rows, columns = weight.shape[0], weight[0].numel() if weight.ndim > 1 else 0
+        if not weight.is_floating_point():
+            # A counter.
+            tensors[name + DIFFERENCE] = weight - base[name]
+            continue
+        rows, columns = weight.shape[0] if weight.ndim else 1, weight[0].numel() if weight.ndim > 1 else 0
         whole = columns < _FEWEST_COLUMNS if max_bytes else rank * (rows + columns) >= rows * columns
         if whole:
             tensors[name + DIFFERENCE] = difference.half()

@@ -145,6 +145,16 @@ def write_null_cosines(index: Storage, table: Any, encode: Callable[[Sequence[st
     index.write(NULL_FILE, json.dumps({_BEST_COSINES: sorted(best), "table_version": version}) + "\n")
 
 
+def forget_null_cosines(index: Storage) -> None:
+    """Take back what `write_null_cosines` wrote of a table that was removed: another one has its versions.
+
+    Args:
+        index: The storage of the index.
+    """
+    if _read_nulls(index):
+        index.write(NULL_FILE, "{}\n")
+
+
 def read_null_cosines(index: str | Path | Storage) -> list[float]:
     """Read what `write_null_cosines` wrote.
 

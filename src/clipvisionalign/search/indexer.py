@@ -33,7 +33,7 @@ from clipvisionalign.models.io import is_pretrained, load_aligner, resolve_model
 from clipvisionalign.progress import progress
 from clipvisionalign.search.ann import MAX_EXACT_VECTORS, MAX_HNSW_VECTORS, build_ann_index
 from clipvisionalign.search.broken_files import BROKEN_FILES_NAME, BrokenFiles
-from clipvisionalign.search.calibration_files import copy_calibration, write_null_cosines
+from clipvisionalign.search.calibration_files import copy_calibration, forget_null_cosines, write_null_cosines
 from clipvisionalign.search.camera_columns import fill_old_rows, fill_places, open_camera_columns
 from clipvisionalign.search.caption_rows import count_captions, drop_captions, index_captions, move_captions
 from clipvisionalign.search.collection import Collection, is_data_set, read_collection
@@ -48,7 +48,7 @@ from clipvisionalign.search.image_rows import (
 )
 from clipvisionalign.search.index_report import IndexReport, log_first, log_problems, new_report, report_sources
 from clipvisionalign.search.manifest import MANIFEST_FILE, IndexManifest, open_manifest
-from clipvisionalign.search.mapped import VectorSettings, can_map, check_settings, read_record
+from clipvisionalign.search.mapped import VectorSettings, can_map, check_settings, read_record, remove_mapped
 from clipvisionalign.search.null_queries import null_texts
 from clipvisionalign.search.patch_rows import begin_patches, finish_patches
 from clipvisionalign.search.patch_vectors import patch_settings
@@ -216,6 +216,10 @@ def _update_index(
 ) -> IndexReport:  # fmt: skip
     storage, listing = collection.storage, collection.listing
     table = create_image_table(index, manifest.width)
+    if not table.count_rows():
+        # What was made of a former table would be taken for that of this one, which has the same versions.
+        remove_mapped(index)
+        forget_null_cosines(index)
     rows = read_columns(table, ("id", "path", "raw", "size", "mtime_ns", "hash"))
     broken = BrokenFiles(index.read(BROKEN_FILES_NAME) or "")
     _begin(collection, len(rows))

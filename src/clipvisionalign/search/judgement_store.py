@@ -110,7 +110,7 @@ class JudgementStore:
         terms = tuple(text.strip() for text in query)
         self.searcher.encode([parse_term(text) for text in terms])
         paths = None if relevant is None else list(dict.fromkeys(relevant))
-        self._check_paths(paths or ())
+        hashes = self._hashes(paths or ())
         storage = as_storage(self.searcher.index)
         with FileLock(storage.folder / LOCK_FILE, timeout=LOCK_SECONDS):
             text = self._text()
@@ -123,16 +123,21 @@ class JudgementStore:
                 )
             time = datetime.now(UTC).isoformat(timespec="microseconds")
             fields: dict[str, Any] = {"query": list(terms), "relevant": paths, "time": time}
+            fields |= {"contents": [hashes[path] for path in paths]} if paths else {}
             fields |= {"searched": list(searched)} if searched else {}
             before = text if not text or text.endswith("\n") else f"{text}\n"
             storage.write(JUDGEMENTS_FILE, f"{before}{json.dumps(fields, ensure_ascii=False)}\n")
         return Judgement(terms, tuple(paths or ()), time=time, withdrawn=paths is None)
 
-    def _check_paths(self, paths: Sequence[str]) -> None:
-        if paths:
-            known_paths = set(self.searcher.table.read(("path",))["path"].to_pylist())
-            if unknown := next((path for path in paths if path not in known_paths), None):
-                raise ValueError(f"the index has no image {unknown!r}")
+    def _hashes(self, paths: Sequence[str]) -> dict[str, str]:
+        """The content of images by their paths. Raises ValueError for one that the index does not have."""
+        if not paths:
+            return {}
+        rows = self.searcher.table.read(("path", "hash"))
+        hashes = dict(zip(rows["path"].to_pylist(), rows["hash"].to_pylist(), strict=True))
+        if unknown := next((path for path in paths if path not in hashes), None):
+            raise ValueError(f"the index has no image {unknown!r}")
+        return hashes
 
     def summary(self) -> dict[str, Any]:
         """How far the index can be calibrated on its judged queries.

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,8 @@ class Judgement:
         line: Where it stands, for messages; "" for nowhere.
         time: When the search page stored it, ISO 8601; "" for one that was written by hand.
         withdrawn: Whether it only takes a former judgement of its query back.
+        contents: Of one that the search page stored, the hash of each relevant image, by which a moved one is
+            recognised; none of earlier ones, which name images by their paths alone.
     """
 
     query: tuple[str, ...]
@@ -37,6 +39,7 @@ class Judgement:
     line: str = ""
     time: str = ""
     withdrawn: bool = False
+    contents: tuple[str, ...] = ()
 
 
 def read_judgements(file: str | Path) -> list[Judgement]:
@@ -68,6 +71,8 @@ def read_judgements(file: str | Path) -> list[Judgement]:
 def parse_judgements(text: str, file: str = "") -> list[Judgement]:
     """The judgements of a text of JSON lines, without those that a later one of the search page replaces.
 
+    Lines that were written by hand are replaced as well.
+
     Args:
         text: The text.
         file: Its file, for messages.
@@ -92,10 +97,12 @@ def parse_judgements(text: str, file: str = "") -> list[Judgement]:
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{line}: no JSON: {error}") from None
         judgements.append(parse_judgement(fields, line))
-    last_stored = {each.query: each for each in judgements if each.time}
+    last_stored = {each.query: position for position, each in enumerate(judgements) if each.time}
     return [
-        each for each in judgements if not each.time or (last_stored[each.query] is each and not each.withdrawn)
-    ]  # fmt: skip
+        each
+        for position, each in enumerate(judgements)
+        if position >= last_stored.get(each.query, -1) and not each.withdrawn
+    ]
 
 
 def parse_judgement(fields: Any, line: str = "") -> Judgement:
@@ -130,7 +137,10 @@ def parse_judgement(fields: Any, line: str = "") -> Judgement:
         raise ValueError(f'{before}"query" is a text or a list of texts')
     if not isinstance(relevant, list) or not all(type(each) in (int, str) for each in relevant):
         raise ValueError(f'{before}"relevant" is a list of numbers or paths of images, empty where nothing fits')
-    return Judgement(tuple(query), tuple(dict.fromkeys(relevant)), line, time, withdrawn)
+    contents = fields.get("contents", []) if time else []
+    if not isinstance(contents, list) or (contents and len(contents) != len(relevant)):
+        raise ValueError(f'{before}"contents" has the hash of each relevant image')
+    return Judgement(tuple(query), tuple(dict.fromkeys(relevant)), line, time, withdrawn, tuple(map(str, contents)))
 
 
 def calibrate_index(searcher: Searcher, judgements: Sequence[Judgement], judged: str = "judged queries") -> Calibration:
@@ -155,10 +165,12 @@ def calibrate_index(searcher: Searcher, judgements: Sequence[Judgement], judged:
     duplicates = {each.query for each in judgements if sum(other.query == each.query for other in judgements) > 1}
     if duplicates:
         raise ValueError(f"'{' + '.join(min(duplicates))}' is judged more than once: a query counts once")
-    rows = searcher.table.read(["id", "path", "vector"])
+    rows = searcher.table.read(["id", "path", "hash", "vector"])
     position_of: dict[int | str, int] = {}
     for position, (image_id, path) in enumerate(zip(rows["id"].to_pylist(), rows["path"].to_pylist(), strict=True)):
         position_of[image_id] = position_of[path] = position
+    contents = dict(zip(rows["path"].to_pylist(), rows["hash"].to_pylist(), strict=True))
+    judgements = [_by_content(judgement, contents) for judgement in judgements]
     gone = [
         each for judgement in judgements if judgement.time for each in judgement.relevant if each not in position_of
     ]
@@ -170,6 +182,18 @@ def calibrate_index(searcher: Searcher, judgements: Sequence[Judgement], judged:
     return calibrate_judged(
         images, vectors, [list(dict.fromkeys(each)) for each in relevant], searcher.manifest.aligner, judged
     )  # fmt: skip
+
+
+def _by_content(judgement: Judgement, contents: Mapping[str, str]) -> Judgement:
+    """A judgement with the paths that its images have now; `contents`: the hash of each path of the index."""
+    if len(judgement.contents) != len(judgement.relevant):
+        return judgement
+    path_of = {content: path for path, content in contents.items()}
+    relevant = [
+        former if contents.get(str(former)) == content else path_of.get(content, f"{former} (as it was judged)")
+        for former, content in zip(judgement.relevant, judgement.contents, strict=True)
+    ]
+    return replace(judgement, relevant=tuple(dict.fromkeys(relevant)))
 
 
 def _positions(position_of: dict[int | str, int], judgement: Judgement) -> list[int]:

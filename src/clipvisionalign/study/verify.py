@@ -32,7 +32,7 @@ from clipvisionalign.study.folder import PLAN_FILE
 from clipvisionalign.study.gaps import Gaps, measurements_hash
 from clipvisionalign.study.report.build import REPORT_FORMAT, read_report, study_folder
 from clipvisionalign.study.report.summary import report_claims
-from clipvisionalign.study.runner import open_kept_study
+from clipvisionalign.study.runner import ADDED_PART, open_kept_study
 from clipvisionalign.study.trial import audit_aligner
 from clipvisionalign.study.trials import measure_trials
 
@@ -92,11 +92,11 @@ def verify_report(study: str | Path, with_models: bool = False) -> list[Verified
     if not (folder / PLAN_FILE).is_file() or not measurements_hash(folder):
         reason = "no ranks and measurements lie beside the report: it is consistent in itself, and not derived again"
         return [*parts, VerifiedPart("figures by the ranks", "not verified", reason)]
+    gaps = Gaps(folder)
     try:
-        context, trials = open_kept_study(folder)
+        context, trials = open_kept_study(folder, gaps)
     except (ValueError, OSError) as error:
         return [*parts, VerifiedPart("figures by the ranks", "not verified", str(error))]
-    gaps = Gaps(folder)
     with leave_out(lambda record: True):
         measured = measure_trials(context, trials, gaps)
         derived = assemble_report(context, trials, measured, gaps)
@@ -121,12 +121,16 @@ def _verify_itself(folder: Path, report: dict[str, Any]) -> Iterator[VerifiedPar
         return
     assert report["format"] == REPORT_FORMAT
     yield VerifiedPart("structure, and means over runs", "holds")
-    yield _verify_sentences(report)
+    yield _verify_sentences(report, report_claims(report), "sentences by the figures")
 
 
-def _verify_sentences(report: dict[str, Any]) -> VerifiedPart:
+def _parts_not_made(report: dict[str, Any]) -> list[list[str]]:
+    return sorted([each["part"], each["of"]] for each in report["not_made"] if each["part"] != ADDED_PART)
+
+
+def _verify_sentences(report: dict[str, Any], claims: Sequence[Any], part: str) -> VerifiedPart:
     """Whether each sentence has the numbers of one that the figures make; another version may have other words."""
-    part, derived = "sentences by the figures", _as_json(report_claims(report))
+    derived = _as_json(claims)
     if report["claims"] == derived:
         return VerifiedPart(part, "holds")
     own = {tuple(_NUMBER.findall(claim["text"])) for claim in derived}
@@ -170,10 +174,13 @@ def _verify_trainings(
 def _verify_blocks(report: dict[str, Any], derived: dict[str, Any]) -> Iterator[VerifiedPart]:
     """Every block of the report by the one that is derived."""
     added = [name for name in ADDED if name in report]
-    derived = derived | {name: report[name] for name in added}
-    derived["claims"] = report_claims(derived)
+    # Why a part could not be made is known to the process that tried; a part that was added is in the report alone.
+    stated = report | {"not_made": _parts_not_made(report)}
+    derived = derived | {"not_made": _parts_not_made(derived)} | {name: report[name] for name in added}
+    yield _verify_sentences(report, report_claims(derived | {"not_made": report["not_made"]}), "claims")
+    report = stated
     for name in sorted(report.keys() | derived.keys() - {"data"}):
-        if name in (*NOT_DERIVED, "data", *added):
+        if name in (*NOT_DERIVED, "data", "claims", *added):
             continue
         yield _part(name, first_difference(report.get(name), _as_json(derived.get(name)), name))
     for name in (*NOT_DERIVED, *added):

@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 CACHE_FOLDER = "duplicates"
 #: Raised when the comparison changes: results of another version are computed again.
-COMPARISON_VERSION = 1
+COMPARISON_VERSION = 2
 #: Characters of a content hash.
 _HASH_TYPE = "S32"
 

@@ -15,7 +15,7 @@ from typing import Protocol
 
 import numpy as np
 
-from clipvisionalign.images import ImageError, decode_image
+from clipvisionalign.images import ImageError, decode_image, open_header
 from clipvisionalign.progress import progress
 from clipvisionalign.search.duplicates.appearance import THUMBNAIL_BYTES, Thumbnails, compare, thumbnail_of
 from clipvisionalign.search.duplicates.cache import ComparisonCache
@@ -25,6 +25,8 @@ from clipvisionalign.search.storage import Storage, clamp_time_ns, content_hash
 NOT_VERIFIED = 255
 #: Pixels of the shorter side at which images are decoded.
 _DECODED_SIZE = 128
+#: Formats whose further images are content: frames and pages. Those of a phone's MPO or HEIC are previews and depths.
+_FORMATS_OF_FRAMES = ("GIF", "TIFF", "WEBP", "PNG", "AVIF")
 #: Images that are handed to the threads at a time, and pairs between two updates of the progress.
 _CHUNK = 512
 
@@ -81,8 +83,13 @@ def read_thumbnails(data: bytes) -> tuple[np.ndarray, tuple[int, int]]:
         `thumbnail_of` it, and width and height.
 
     Raises:
-        ImageError: It cannot be decoded.
+        ImageError: It cannot be decoded, or holds several frames or pages: that the first are alike shows nothing of
+            the others.
     """
+    with open_header(data) as header:
+        frames = getattr(header, "n_frames", 1)
+        if frames > 1 and header.format in _FORMATS_OF_FRAMES:
+            raise ImageError("several images", f"holds {frames} frames or pages, which are not compared")
     decoded = decode_image(data, _DECODED_SIZE)
     return thumbnail_of(decoded.image), (decoded.width, decoded.height)
 

@@ -93,7 +93,7 @@ def build_mapped(
     table, former = read_image_table(index), read_record(index)
     if former is not None and (former.settings, former.width) != (settings, width):
         former = None
-    if former is not None and former.version == table.version:
+    if former is not None and former.version == table.version and _is_whole(index, former, table.count_rows()):
         _remove_others(index, former.folder)
         return former
     columns = tuple(dict.fromkeys((*HIT_COLUMNS, *metadata_columns(table))))
@@ -113,6 +113,14 @@ def build_mapped(
     index.write(RECORD_FILE, record.to_json())
     _remove_others(index, record.folder)
     return record
+
+
+def _is_whole(index: Storage, record: MappedRecord, rows: int) -> bool:
+    """Whether files can be opened, and are of so many rows."""
+    try:
+        return MappedFiles(index, record).record.live == rows
+    except (OSError, ValueError, RuntimeError):
+        return False
 
 
 def remove_mapped(index: Storage) -> None:

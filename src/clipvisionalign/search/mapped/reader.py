@@ -189,7 +189,7 @@ class MappedReader:
         if files is None:
             return None
         none = np.empty(0, dtype=np.int64), np.empty((0, files.record.width), dtype=np.float32)
-        if files.record.version == version:
+        if files.record.version == version and files.record.live == self.table.count_rows():
             alive = None if files.record.live == files.record.positions else ~files.deleted
             return _Snapshot(stamp, version, files, alive, files.record.live, *none, current=True)
         rows = self.table.read(["id", "hash"])
