@@ -308,9 +308,9 @@ def test_a_file_is_tried_again_when_the_reason_may_have_gone(run, source, tmp_pa
     tried: list[str] = []
     encoded = module.embed_files
 
-    def watched(aligner, storage, pending):
+    def watched(aligner, storage, pending, *more):
         tried.extend(file.name for file, _ in pending)
-        return encoded(aligner, storage, pending)
+        return encoded(aligner, storage, pending, *more)
 
     monkeypatch.setattr(module, "embed_files", watched)
     index = tmp_path / "index"
