@@ -5,11 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import os
-import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from clipvisionalign.cli.output import write_paths
 from clipvisionalign.cli.parser import PROGRAM, command_parser
 from clipvisionalign.counts import count_noun
 
@@ -106,7 +105,8 @@ def duplicates(arguments: list[str]) -> int:
     if args.json:
         print(json.dumps(report.to_dict(), indent=2))
     elif args.paths:
-        _write_paths(read_manifest(args.index).folder, report, b"\0" if args.null else b"\n")
+        raw_paths = [image.raw for image in report.not_kept()]
+        write_paths(read_manifest(args.index).folder, raw_paths, b"\0" if args.null else b"\n")
     else:
         _print_report(report)
     _note_unverified(report)
@@ -144,14 +144,6 @@ def _decide(args: argparse.Namespace) -> int:
 
 def _decision_to_dict(decision: Decision) -> dict[str, object]:
     return {"paths": list(decision.paths), "hashes": list(decision.hashes), "decided": decision.decided}
-
-
-def _write_paths(folder: str, report: DuplicateReport, terminator: bytes) -> None:
-    """Write where images are that need not be kept, in the bytes that the system has for it."""
-    sys.stdout.flush()
-    for image in report.not_kept():
-        sys.stdout.buffer.write(os.fsencode(f"{folder}/") + image.raw + terminator)
-    sys.stdout.buffer.flush()
 
 
 def _print_report(report: DuplicateReport) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Literal
 
 from clipvisionalign.cli.parser import PROGRAM
@@ -369,17 +370,16 @@ def _preview(thumbnail: bytes, width: int) -> Any:
     return Image(PillowImage.open(BytesIO(thumbnail)), width=width, height="auto")
 
 
-def write_paths(searcher: Any, ids: list[int], terminator: bytes) -> None:
+def write_paths(folder: str, raw_paths: Iterable[bytes], terminator: bytes) -> None:
     """Write where images are, in the bytes that the system has for it.
 
     Args:
-        searcher: The opened index.
-        ids: Of the images.
+        folder: Path or URL of the images.
+        raw_paths: The path of each below it, in bytes.
         terminator: What stands behind each.
     """
-    raw_paths = searcher.values(ids, "raw")
     # A URL's names are UTF-8; those of this machine are whatever bytes the system has.
     sys.stdout.flush()
-    for image_id in ids:
-        sys.stdout.buffer.write(os.fsencode(f"{searcher.storage}/") + raw_paths[image_id] + terminator)
+    for raw in raw_paths:
+        sys.stdout.buffer.write(os.fsencode(f"{folder}/") + raw + terminator)
     sys.stdout.buffer.flush()

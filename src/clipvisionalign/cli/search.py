@@ -261,7 +261,9 @@ def _print_result(args: argparse.Namespace, searcher: Searcher, query: str, hits
         where = f" where {args.where}" if args.where.strip() else ""
         logger.info(f"{printable(query)}: nothing found{where}{f': {printable(reason)}' if reason else ''}")
     elif args.paths:
-        write_paths(searcher, [each.id for each in image_hits], b"\0" if args.null else b"\n")
+        ids = [each.id for each in image_hits]
+        raw_paths = searcher.values(ids, "raw")
+        write_paths(str(searcher.storage), [raw_paths[image_id] for image_id in ids], b"\0" if args.null else b"\n")
     elif not args.json:
         thumbnails = searcher.values([each.id for each in image_hits], "thumbnail") if args.previews else {}
         print_hits(query, args.minus, image_hits, thumbnails)

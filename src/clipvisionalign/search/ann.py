@@ -20,7 +20,7 @@ from clipvisionalign.search.hits import HIT_COLUMNS
 from clipvisionalign.search.manifest import IndexManifest, write_manifest
 from clipvisionalign.search.mapped import MAPPED_KIND, VectorSettings, build_mapped, can_map, read_record, remove_mapped
 from clipvisionalign.search.storage import Storage
-from clipvisionalign.search.table_reader import LanceDBReader
+from clipvisionalign.search.table_reader import LanceDBReader, rows_condition
 from clipvisionalign.search.tables import vector_column
 
 logger = logging.getLogger(__name__)
@@ -131,8 +131,8 @@ def measure_recall(table: Any, kind: str, seed: int = 0) -> float:
     """
     rng = np.random.default_rng(seed)
     all_ids = table.search().select(["id"]).limit(table.count_rows()).to_arrow()["id"].to_numpy()
-    ids = ", ".join(str(number) for number in rng.choice(all_ids, min(RECALL_QUERIES, len(all_ids)), replace=False))
-    vectors = vector_column(table.search().where(f"id IN ({ids})").select(["vector"]).limit(RECALL_QUERIES).to_arrow())
+    sample = rows_condition(rng.choice(all_ids, min(RECALL_QUERIES, len(all_ids)), replace=False))
+    vectors = vector_column(table.search().where(sample).select(["vector"]).limit(RECALL_QUERIES).to_arrow())
     vectors = vectors + rng.normal(0, 0.3 / np.sqrt(vectors.shape[1]), vectors.shape).astype(np.float32)
     recalls = []
     for vector in vectors:

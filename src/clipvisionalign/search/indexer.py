@@ -227,7 +227,7 @@ def _update_index(
     check_drop(changes, listing, storage, index, len(rows), allow_drop)
     if changes.surplus:
         logger.info(f"{len(changes.surplus):,} rows are of files that have another row: they are taken out")
-    patch_writer = begin_patches(aligner, index, table, patches)
+    patch_writer = begin_patches(aligner, index, {row["id"]: row["hash"] for row in rows}, patches)
     kept_as = patch_writer.settings if patch_writer else None
     camera = open_camera_columns(index, table, collection.metadata)
     sync_metadata_columns(table, collection.metadata, camera.owned)

@@ -170,7 +170,8 @@ def calibrate_index(searcher: Searcher, judgements: Sequence[Judgement], judged:
     for position, (image_id, path) in enumerate(zip(rows["id"].to_pylist(), rows["path"].to_pylist(), strict=True)):
         position_of[image_id] = position_of[path] = position
     contents = dict(zip(rows["path"].to_pylist(), rows["hash"].to_pylist(), strict=True))
-    judgements = [_by_content(judgement, contents) for judgement in judgements]
+    path_of = {content: path for path, content in contents.items()}
+    judgements = [_by_content(judgement, contents, path_of) for judgement in judgements]
     gone = [
         each for judgement in judgements if judgement.time for each in judgement.relevant if each not in position_of
     ]
@@ -184,11 +185,10 @@ def calibrate_index(searcher: Searcher, judgements: Sequence[Judgement], judged:
     )  # fmt: skip
 
 
-def _by_content(judgement: Judgement, contents: Mapping[str, str]) -> Judgement:
-    """A judgement with the paths that its images have now; `contents`: the hash of each path of the index."""
+def _by_content(judgement: Judgement, contents: Mapping[str, str], path_of: Mapping[str, str]) -> Judgement:
+    """A judgement with the paths that its images have now, by the hash of each path of the index and a path of each."""
     if len(judgement.contents) != len(judgement.relevant):
         return judgement
-    path_of = {content: path for path, content in contents.items()}
     relevant = [
         former if contents.get(str(former)) == content else path_of.get(content, f"{former} (as it was judged)")
         for former, content in zip(judgement.relevant, judgement.contents, strict=True)

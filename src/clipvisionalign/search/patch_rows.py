@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from clipvisionalign.progress import progress
@@ -15,13 +16,13 @@ if TYPE_CHECKING:
     from clipvisionalign.models.aligner import Aligner
 
 
-def begin_patches(aligner: Aligner, index: Storage, table: Any, pool: int | None) -> PatchWriter | None:
+def begin_patches(aligner: Aligner, index: Storage, images: Mapping[int, str], pool: int | None) -> PatchWriter | None:
     """Open the patches of an index before its images are written.
 
     Args:
         aligner: The model of the index.
         index: The storage of the index.
-        table: The table of images.
+        images: By the number of each image of the index, the hash of its content.
         pool: Patches that are stored as one; 0 as the index has them, else each; None keeps patches where there are
             some already.
 
@@ -38,7 +39,7 @@ def begin_patches(aligner: Aligner, index: Storage, table: Any, pool: int | None
         wanted = patch_settings(aligner, pool or (existing.pool if existing else 1))
     writer = open_patch_writer(index, wanted)
     if writer is not None:
-        writer.drop_others(image_hashes(table))
+        writer.drop_others(images)
     return writer
 
 
@@ -55,12 +56,11 @@ def finish_patches(aligner: Aligner, storage: Storage, table: Any, writer: Patch
         "stored", images with patches; "added", those among them that were indexed before; and "unreadable", images
         whose file cannot be decoded now, or holds something else.
     """
-    images = image_hashes(table)
-    writer.drop_others(images)
-    missing = set(writer.missing(images))
+    rows = read_columns(table, ("id", "raw", "hash", "size", "mtime_ns"))
+    images = {row["id"]: row["hash"] for row in rows}
+    missing = writer.drop_others(images)
     added = 0
     if missing:
-        rows = read_columns(table, ("id", "raw", "size", "mtime_ns"))
         numbers = {row["raw"]: row["id"] for row in rows if row["id"] in missing}
         pending = [
             (ImageFile(row["raw"], row["size"], row["mtime_ns"]), "") for row in rows if row["raw"] in numbers
@@ -76,15 +76,3 @@ def finish_patches(aligner: Aligner, storage: Storage, table: Any, writer: Patch
             added += len(packed)
     unreadable = len(missing) - added
     return {"stored": len(images) - unreadable, "added": added, "unreadable": unreadable}
-
-
-def image_hashes(table: Any) -> dict[int, str]:
-    """The content of an index's images.
-
-    Args:
-        table: The table of images.
-
-    Returns:
-        By the number of each image, the hash of its content.
-    """
-    return {row["id"]: row["hash"] for row in read_columns(table, ("id", "hash"))}

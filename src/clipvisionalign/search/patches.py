@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
 
 from clipvisionalign.search.storage import InvalidIndexError, Storage
-from clipvisionalign.search.table_reader import connect, open_reader, try_open_table
+from clipvisionalign.search.table_reader import connect, open_reader, rows_condition, try_open_table
 from clipvisionalign.search.tables import delete_rows, read_columns
 
 logger = logging.getLogger(__name__)
@@ -174,32 +174,19 @@ class PatchWriter:
                 schema=self.table.schema,
             ))  # fmt: skip
 
-    def drop_others(self, images: Mapping[int, str]) -> int:
+    def drop_others(self, images: Mapping[int, str]) -> set[int]:
         """Delete the patches that belong to no image.
 
         Args:
             images: By the number of each image of the index, the hash of its content.
 
         Returns:
-            How many images the deleted rows were of.
+            The numbers of the images without patches.
         """
-        others = [row["id"] for row in self._keys() if images.get(row["id"]) != row["hash"]]
-        delete_rows(self.table, others)
-        return len(others)
-
-    def missing(self, images: Mapping[int, str]) -> list[int]:
-        """The images without patches.
-
-        Args:
-            images: By the number of each image of the index, the hash of its content.
-
-        Returns:
-            Their numbers, in order.
-        """
-        return sorted(images.keys() - {row["id"] for row in self._keys()})
-
-    def _keys(self) -> Iterator[dict[str, Any]]:
-        yield from read_columns(self.table, ("id", "hash"))
+        rows = read_columns(self.table, ("id", "hash"))
+        others = {row["id"] for row in rows if images.get(row["id"]) != row["hash"]}
+        delete_rows(self.table, sorted(others))
+        return images.keys() - ({row["id"] for row in rows} - others)
 
 
 def open_patch_writer(index: Storage, wanted: PatchSettings | None) -> PatchWriter | None:
@@ -251,8 +238,7 @@ class PatchReader:
         """
         if not images:
             return {}
-        ids = ", ".join(str(int(image_id)) for image_id in images)
-        rows = self.table.read(("id", "hash", "patches"), f"id IN ({ids})").to_pylist()
+        rows = self.table.read(("id", "hash", "patches"), rows_condition(images)).to_pylist()
         try:
             return {
                 row["id"]: unpack_patches(row["patches"], self.settings.width)

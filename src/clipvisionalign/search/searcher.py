@@ -26,7 +26,7 @@ from clipvisionalign.search.patches import PatchReader, open_patch_reader
 from clipvisionalign.search.promise import ResultAssessor
 from clipvisionalign.search.queries import EncodedQuery, SearchQuery, encode_queries
 from clipvisionalign.search.storage import Storage, as_storage
-from clipvisionalign.search.table_reader import TableReader
+from clipvisionalign.search.table_reader import TableReader, rows_condition
 from clipvisionalign.search.tables import metadata_columns, read_caption_table, read_image_table
 from clipvisionalign.search.terms import Term
 from clipvisionalign.search.vectors import InMemoryVectors
@@ -369,8 +369,7 @@ class Searcher:
         """
         if not ids:
             return []
-        id_list = ", ".join(str(int(image_id)) for image_id in ids)
-        rows: list[dict[str, Any]] = self.table.read(columns, f"id IN ({id_list})").to_pylist()
+        rows: list[dict[str, Any]] = self.table.read(columns, rows_condition(ids)).to_pylist()
         return rows
 
     def values(self, ids: Sequence[int], column: str) -> dict[int, Any]:

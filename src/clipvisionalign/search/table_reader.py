@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -21,6 +21,21 @@ from clipvisionalign.search.storage import Storage
 READ_CONSISTENCY_INTERVAL = timedelta(seconds=5)
 #: Kinds of an index whose table has no approximate index of its own: of "HNSW" that is beside it (`mapped/`).
 EXACT_KINDS = ("exact", "HNSW")
+
+
+def rows_condition(ids: Iterable[int]) -> str:
+    """The condition that selects rows by their numbers.
+
+    Args:
+        ids: Values of the column "id", one or more.
+
+    Returns:
+        A condition in SQL.
+
+    >>> rows_condition([3, 7])
+    'id IN (3, 7)'
+    """
+    return f"id IN ({', '.join(str(int(each)) for each in ids)})"
 
 
 class TableReader(ABC):

@@ -10,7 +10,7 @@ import numpy as np
 
 from clipvisionalign.search.manifest import read_manifest
 from clipvisionalign.search.storage import InvalidIndexError, Storage, as_storage
-from clipvisionalign.search.table_reader import TableReader, connect, open_reader, try_open_table
+from clipvisionalign.search.table_reader import TableReader, connect, open_reader, rows_condition, try_open_table
 
 if TYPE_CHECKING:
     from clipvisionalign.search.metadata import ColumnType
@@ -206,4 +206,4 @@ def delete_rows(table: Any, ids: Sequence[int]) -> None:
         ids: Values of its column "id".
     """
     for start in range(0, len(ids), 1000):
-        table.delete(f"id IN ({', '.join(map(str, ids[start : start + 1000]))})")
+        table.delete(rows_condition(ids[start : start + 1000]))

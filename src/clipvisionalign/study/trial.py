@@ -18,6 +18,7 @@ from clipvisionalign.models.device import library_versions
 from clipvisionalign.models.io import load_aligner
 from clipvisionalign.retrieval.audit import MIN_SAMPLE, AuditReport, audit
 from clipvisionalign.retrieval.evaluate import RANKS_FILE, Evaluation, evaluate
+from clipvisionalign.retrieval.metrics import RESAMPLES
 from clipvisionalign.study.config import Trial
 from clipvisionalign.study.data import StudyContext
 from clipvisionalign.study.documents import CurvesDocument, TrialMeasurements, TruncationDocument
@@ -125,7 +126,7 @@ def measure_trial(
     if not _dev_is_measured(trial, context):
         # Not cross-fitted: this is the run's own model.
         selection = selection if split != "dev" else {}
-        evaluation = _evaluate_aligner(aligner, eval_data)
+        evaluation = evaluate_aligner(aligner, eval_data)
         metrics = evaluation.to_dict()
     halves = HalfWeights.of(eval_data, selection) if split == "dev" else None
     # In every cell the same batches: those of halves would not be.
@@ -180,10 +181,20 @@ def _dev_is_measured(trial: Trial, context: StudyContext) -> bool:
     )
 
 
-def _evaluate_aligner(aligner: Aligner, data: CaptionedImages) -> Evaluation:
+def evaluate_aligner(aligner: Aligner, data: CaptionedImages, resamples: int = RESAMPLES) -> Evaluation:
+    """Measure a model as a study measures its trials.
+
+    Args:
+        aligner: The model.
+        data: The gallery.
+        resamples: Number of bootstrap resamples; 0 computes no intervals.
+
+    Returns:
+        The figures of both directions, and the ranks behind them.
+    """
     candidates = aligner.config.fusion.candidates if aligner.fusion is not None else 0
     return evaluate(
-        aligner, data.images, data.captions, data.caption_image, data.image_identity, candidates,
+        aligner, data.images, data.captions, data.caption_image, data.image_identity, candidates, resamples,
         caption_group=data.shared_text_ids,
     )  # fmt: skip
 

@@ -21,7 +21,7 @@ from clipvisionalign.json_io import read_json
 from clipvisionalign.log import leave_out
 from clipvisionalign.models.io import load_aligner
 from clipvisionalign.progress import progress
-from clipvisionalign.retrieval.evaluate import RANKS_FILE, evaluate, load_ranks
+from clipvisionalign.retrieval.evaluate import RANKS_FILE, load_ranks
 from clipvisionalign.retrieval.metrics import metrics_of_ranks
 from clipvisionalign.study.aggregate import TrialResult
 from clipvisionalign.study.assemble import assemble_report
@@ -30,10 +30,10 @@ from clipvisionalign.study.data import StudyContext
 from clipvisionalign.study.foils import foil_accuracy
 from clipvisionalign.study.folder import PLAN_FILE
 from clipvisionalign.study.gaps import Gaps, measurements_hash
-from clipvisionalign.study.report.build import REPORT_FORMAT, read_report, study_folder
+from clipvisionalign.study.report.build import read_report, study_folder
 from clipvisionalign.study.report.summary import report_claims
 from clipvisionalign.study.runner import ADDED_PART, open_kept_study
-from clipvisionalign.study.trial import audit_aligner
+from clipvisionalign.study.trial import audit_aligner, evaluate_aligner
 from clipvisionalign.study.trials import measure_trials
 
 logger = logging.getLogger(__name__)
@@ -119,7 +119,6 @@ def _verify_itself(folder: Path, report: dict[str, Any]) -> Iterator[VerifiedPar
     except ValueError as error:
         yield VerifiedPart("structure, and means over runs", "fails", str(error))
         return
-    assert report["format"] == REPORT_FORMAT
     yield VerifiedPart("structure, and means over runs", "holds")
     yield _verify_sentences(report, report_claims(report), "sentences by the figures")
 
@@ -198,11 +197,7 @@ def _verify_model(context: StudyContext, trial: Trial, result: TrialResult) -> V
     passed = audit_aligner(aligner, context).passed
     if passed != result.measurements["audit"]["passed"]:
         return VerifiedPart(name, "fails", f"audit: passed is {result.measurements['audit']['passed']}, not {passed}")
-    candidates = aligner.config.fusion.candidates if aligner.fusion is not None else 0
-    evaluation = evaluate(
-        aligner, data.images, data.captions, data.caption_image, data.image_identity, candidates, 0,
-        caption_group=data.shared_text_ids,
-    )  # fmt: skip
+    evaluation = evaluate_aligner(aligner, data, resamples=0)
     for block, kept in result.ranks.items():
         own = evaluation.ranks_by_name[block]
         same = np.concatenate([

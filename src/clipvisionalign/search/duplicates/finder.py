@@ -22,7 +22,7 @@ from clipvisionalign.search.duplicates.appearance import Appearance
 from clipvisionalign.search.duplicates.cache import ComparisonCache, ImageQuality, pairs_key
 from clipvisionalign.search.duplicates.complete_link import complete_link_groups, count_links_between
 from clipvisionalign.search.duplicates.decisions import read_decisions
-from clipvisionalign.search.duplicates.neighbours import MAX_EXACT_IMAGES, VectorPairs, similar_pairs
+from clipvisionalign.search.duplicates.neighbours import MAX_EXACT_IMAGES, VectorPairs, pair_cosines, similar_pairs
 from clipvisionalign.search.duplicates.quality import ImageFile, choose_best, measure_quality
 from clipvisionalign.search.duplicates.report import DuplicateGroup, DuplicateKind, DuplicateReport
 from clipvisionalign.search.duplicates.verification import (
@@ -349,7 +349,7 @@ class _Grouping:
         pairs = np.array([[self.members.get(each, each) for each in pair] for pair in self.near.pairs.tolist()])
         pairs = np.unique(np.sort(pairs.astype(np.int64).reshape(-1, 2), axis=1), axis=0)
         pairs = pairs[(pairs[:, 0] != pairs[:, 1]) & ~self._is_decided(pairs)]
-        cosines = self._cosines(pairs)
+        cosines = pair_cosines(self.vectors, *pairs.T)
         pairs, cosines = pairs[cosines >= self.finder.threshold], cosines[cosines >= self.finder.threshold]
         groups = complete_link_groups(pairs, cosines, self._is_scene)
         shown = progress(groups, "choosing the best", len(groups), self.finder.show_progress)
@@ -367,10 +367,7 @@ class _Grouping:
         return (self.verifier(pairs) == Appearance.NEARLY) & ~self._is_decided(pairs)
 
     def _is_scene(self, pairs: np.ndarray) -> np.ndarray:
-        return (self._cosines(pairs) >= self.finder.threshold) & ~self._is_decided(pairs)
-
-    def _cosines(self, pairs: np.ndarray) -> np.ndarray:
-        return np.asarray(np.einsum("ed,ed->e", self.vectors[pairs[:, 0]], self.vectors[pairs[:, 1]]))
+        return (pair_cosines(self.vectors, *pairs.T) >= self.finder.threshold) & ~self._is_decided(pairs)
 
     def _is_decided(self, pairs: np.ndarray) -> np.ndarray:
         if not self.decided:

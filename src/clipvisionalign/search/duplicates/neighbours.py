@@ -56,7 +56,7 @@ def similar_pairs(
     others = neighbours.ravel().astype(np.int64)
     usual = (others >= 0) & (others != rows)
     rows, others = rows[usual], others[usual]
-    cosines = _cosines(vectors, rows, others)
+    cosines = pair_cosines(vectors, rows, others)
     alike = cosines >= threshold
     rows, others, cosines = rows[alike], others[alike], cosines[alike]
     full = int((np.bincount(rows, minlength=1) >= NEIGHBOURS).sum())
@@ -113,8 +113,17 @@ def _nearest_exact(vectors: np.ndarray, count: int, show_progress: bool) -> np.n
     return np.concatenate(parts)
 
 
-def _cosines(vectors: np.ndarray, rows: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Cosines of pairs of rows, (E,), a chunk at a time."""
+def pair_cosines(vectors: np.ndarray, rows: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Cosines of pairs of rows, a chunk at a time.
+
+    Args:
+        vectors: Unit length, (N, D), float32.
+        rows: Positions, (E,).
+        others: Their partners, (E,).
+
+    Returns:
+        (E,), float32.
+    """
     cosines = np.empty(len(rows), dtype=np.float32)
     for start in range(0, len(rows), _CHUNK):
         part = np.s_[start : start + _CHUNK]

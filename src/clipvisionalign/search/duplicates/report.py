@@ -11,7 +11,6 @@ from clipvisionalign.search.duplicates.quality import ImageFile
 #: How images of a group are alike: the same bytes; the same photograph, recompressed, resized or cropped a little; the
 #: same scene or subject, by their vectors alone.
 DuplicateKind = Literal["bytes", "nearly", "scene"]
-KINDS: tuple[DuplicateKind, ...] = ("bytes", "nearly", "scene")
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ from clipvisionalign.search.mapped.files import (
 )
 from clipvisionalign.search.mapped.recall import choose_expansion
 from clipvisionalign.search.storage import Storage
-from clipvisionalign.search.table_reader import TableReader
+from clipvisionalign.search.table_reader import TableReader, rows_condition
 from clipvisionalign.search.tables import metadata_columns, read_image_table, vector_column
 
 logger = logging.getLogger(__name__)
@@ -260,8 +260,7 @@ def _vector_batches(table: TableReader, ids: np.ndarray) -> Iterator[Any]:
         yield from table.batches(["id", "vector"])
         return
     for first in range(0, len(ids), _IDS_PER_READ):
-        id_list = ", ".join(map(str, ids[first : first + _IDS_PER_READ].tolist()))
-        yield table.read(["id", "vector"], f"id IN ({id_list})")
+        yield table.read(["id", "vector"], rows_condition(ids[first : first + _IDS_PER_READ]))
 
 
 def _add(graph: Any, encode: Callable[[np.ndarray], np.ndarray], vectors: np.ndarray, start: int) -> None:

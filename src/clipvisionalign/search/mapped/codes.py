@@ -83,14 +83,20 @@ class Encoder:
         Returns:
             (N, W) of float32, float16 or int8; of bits (N, W / 8), uint8.
         """
-        if self.width < vectors.shape[1]:
-            vectors = vectors[:, : self.width]
-            vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+        vectors = _shortened(vectors, self.width)
         if self.code == "binary":
             return np.packbits(vectors > 0, axis=1)
         if self.code == "int8":
             return np.clip(np.rint(vectors * self.scale), -_INT8_MAX, _INT8_MAX).astype(np.int8)
         return np.ascontiguousarray(vectors, dtype=self.code)
+
+
+def _shortened(vectors: np.ndarray, width: int) -> np.ndarray:
+    """The beginnings of vectors, of unit length again."""
+    if width >= vectors.shape[1]:
+        return vectors
+    vectors = vectors[:, :width]
+    return np.asarray(vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12))
 
 
 def make_encoder(settings: VectorSettings, width: int, scale: float) -> Encoder:
@@ -122,8 +128,6 @@ def int8_scale(vectors: np.ndarray, settings: VectorSettings) -> float:
         The factor.
     """
     sample = np.asarray(vectors[:: max(1, len(vectors) // _SCALE_ROWS)], dtype=np.float32)
-    if settings.width:
-        sample = sample[:, : settings.width]
-        sample = sample / np.maximum(np.linalg.norm(sample, axis=1, keepdims=True), 1e-12)
+    sample = _shortened(sample, settings.width or sample.shape[1])
     greatest = float(np.abs(sample).max()) if sample.size else 1.0
     return _INT8_MAX / max(greatest, 1e-6)

@@ -15,7 +15,7 @@ from clipvisionalign.search.mapped.build import content_checksums
 from clipvisionalign.search.mapped.files import RECORD_FILE, MappedFiles, can_map, read_record
 from clipvisionalign.search.mapped.search import search_files
 from clipvisionalign.search.storage import Storage
-from clipvisionalign.search.table_reader import TableReader
+from clipvisionalign.search.table_reader import TableReader, rows_condition
 from clipvisionalign.search.tables import vector_column
 
 logger = logging.getLogger(__name__)
@@ -139,9 +139,8 @@ class MappedReader:
         """Columns of rows as the table has them now; a row that is gone meanwhile is left out."""
         if not len(ids):
             return [], scores
-        id_list = ", ".join(map(str, ids.tolist()))
         names = list(dict.fromkeys(("id", *columns)))
-        by_id = {row["id"]: row for row in self.table.read(names, f"id IN ({id_list})").to_pylist()}
+        by_id = {row["id"]: row for row in self.table.read(names, rows_condition(ids)).to_pylist()}
         there = [number for number, row_id in enumerate(ids.tolist()) if row_id in by_id]
         return [{name: by_id[int(ids[number])][name] for name in columns} for number in there], scores[there]
 
@@ -225,7 +224,7 @@ class MappedReader:
         return None
 
     def _read_vectors(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        where = f"id IN ({', '.join(map(str, ids.tolist()))})" if len(ids) < self.table.count_rows() / 2 else ""
+        where = rows_condition(ids) if len(ids) < self.table.count_rows() / 2 else ""
         rows = self.table.read(["id", "vector"], where)
         read_ids, vectors = np.asarray(rows["id"].to_numpy(), dtype=np.int64), vector_column(rows)
         wanted = np.isin(read_ids, ids)
