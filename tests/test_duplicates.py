@@ -20,7 +20,7 @@ pytest.importorskip("lancedb", reason="no lancedb: pip install 'clipvisionalign[
 
 from clipvisionalign.cli import main
 from clipvisionalign.images import ImageError
-from clipvisionalign.search.duplicates import duplicate_report
+from clipvisionalign.search.duplicates import duplicate_report, neighbours
 from clipvisionalign.search.duplicates.appearance import Appearance, Thumbnails, compare, thumbnail_of
 from clipvisionalign.search.duplicates.complete_link import complete_link_groups
 from clipvisionalign.search.duplicates.decisions import add_decisions, read_decisions
@@ -165,6 +165,56 @@ def test_approximate_neighbours_are_those_of_all_pairs():
     assert {tuple(pair) for pair in exact.pairs.tolist()} == everything
     assert len(everything & {tuple(pair) for pair in approximate.pairs.tolist()}) >= 0.99 * len(everything)
     assert np.allclose(exact.cosines, (vectors[exact.pairs[:, 0]] * vectors[exact.pairs[:, 1]]).sum(axis=1), atol=1e-6)
+
+
+def planted(seed: int, count: int = 6000, width: int = 64) -> tuple[np.ndarray, list[tuple[int, int]]]:
+    """Vectors around common centres, of which every eighth has a copy and every eighth an equal one; the pairs."""
+    rng = np.random.default_rng(seed)
+    centres = unit(rng.normal(size=(count // 40, width)))
+    originals = unit(centres[rng.integers(len(centres), size=count)] + unit(rng.normal(size=(count, width))))
+    recompressed = unit(originals[: count // 8] + 0.02 * unit(rng.normal(size=(count // 8, width))))
+    rows = np.concatenate([originals, recompressed, originals[count // 8 : count // 4]])
+    order = rng.permutation(len(rows))
+    at = np.argsort(order)
+    pairs = np.sort(np.stack([at[count:], at[: count // 4]], axis=1), axis=1)
+    return rows[order], [(first, second) for first, second in pairs.tolist()]
+
+
+def test_every_planted_copy_is_a_candidate():
+    vectors, pairs = planted(0)
+    candidates = {
+        tuple(pair) for pair in similar_pairs(vectors, 0.9, exact_up_to=0, show_progress=False).pairs.tolist()
+    }
+    assert not set(pairs) - candidates
+
+
+def test_copies_that_no_search_of_the_graph_reaches_are_candidates(monkeypatch):
+    """Both images of a pair are lost: other vectors are where theirs should be."""
+    vectors, pairs = planted(1, count=2000)
+    lost = np.array(pairs[:5] + pairs[-5:]).ravel()
+    original = neighbours.new_graph
+
+    class Forgetful:
+        """A graph that loses rows."""
+
+        def __init__(self, width):
+            self.graph = original(width)
+
+        def add(self, keys, codes, threads):
+            codes = np.where(np.isin(keys, lost)[:, None], -codes, codes)
+            self.graph.add(keys, codes, threads=threads)
+
+        def __getattr__(self, name):
+            return getattr(self.graph, name)
+
+        def __len__(self):
+            return len(self.graph)
+
+    monkeypatch.setattr(neighbours, "new_graph", Forgetful)
+    candidates = {
+        tuple(pair) for pair in similar_pairs(vectors, 0.9, exact_up_to=0, show_progress=False).pairs.tolist()
+    }
+    assert not set(pairs) - candidates
 
 
 def test_more_alike_than_are_considered_are_counted():

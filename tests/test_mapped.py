@@ -163,8 +163,8 @@ def test_rows_that_are_gone_are_not_found_and_new_ones_are(index, updated):
 
 def test_an_update_adds_the_difference_alone(index, monkeypatch):
     added = []
-    monkeypatch.setattr(mapped_build, "_add", lambda graph, encode, rows, start: added.append(len(rows) - start))
-    monkeypatch.setattr(mapped_build, "_unreached", lambda *given: np.empty(0, dtype=np.int64))
+    monkeypatch.setattr(mapped_build, "add_rows", lambda graph, encode, rows, start: added.append(len(rows) - start))
+    monkeypatch.setattr(mapped_build, "unreached_rows", lambda *given: np.empty(0, dtype=np.int64))
     table = create_image_table(Storage(index), WIDTH)
     before = read_record(Storage(index))
     write(index)

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from clipvisionalign.progress import progress, progress_step
+from clipvisionalign.progress import progress
+from clipvisionalign.search.graph import add_rows, missed_rows
 
 #: Images up to which all pairs are compared.
 MAX_EXACT_IMAGES = 5_000
@@ -80,28 +81,54 @@ def nearest_rows(vectors: np.ndarray, count: int, *, exact: bool, show_progress:
     if exact:
         return _nearest_exact(vectors, count, show_progress)
     graph = _build_graph(vectors, show_progress)
-    parts = []
+    parts, missed = [np.empty((0, 1), dtype=np.int64)], [np.empty(0, dtype=np.int64)]
     starts = range(0, len(vectors), _CHUNK)
     for start in progress(starts, "searching neighbours", len(vectors), show_progress, _CHUNK):
         chunk = vectors[start : start + _CHUNK]
-        keys = np.asarray(graph.search(chunk, count + 1).keys).astype(np.int64).reshape(len(chunk), -1)
-        parts.append(np.where(keys < len(vectors), keys, -1))
-    return np.concatenate(parts)
+        matches = graph.search(chunk, min(count + 1, len(vectors)))
+        parts.append(np.asarray(matches.keys).astype(np.int64).reshape(len(chunk), -1))
+        missed.append(missed_rows(np.arange(start, start + len(chunk)), chunk, matches))
+    neighbours = np.concatenate(parts[1:] or parts)
+    neighbours[(neighbours < 0) | (neighbours >= len(vectors))] = -1
+    _add_missed(vectors, neighbours, np.concatenate(missed), show_progress)
+    return neighbours
 
 
 def _build_graph(vectors: np.ndarray, show_progress: bool) -> Any:
+    graph = new_graph(vectors.shape[1])
+    add_rows(graph, lambda rows: rows, vectors, show_progress=show_progress)
+    return graph
+
+
+def new_graph(width: int) -> Any:
+    """An empty graph of vectors in half precision.
+
+    Args:
+        width: D, the width of the vectors.
+
+    Returns:
+        A USearch index.
+    """
     from usearch.index import Index
 
-    graph = Index(
-        ndim=vectors.shape[1], metric="ip", dtype="f16", connectivity=CONNECTIVITY, expansion_add=EXPANSION_ADD,
+    return Index(
+        ndim=width, metric="ip", dtype="f16", connectivity=CONNECTIVITY, expansion_add=EXPANSION_ADD,
         expansion_search=EXPANSION_SEARCH,
     )  # fmt: skip
-    with progress_step("building a graph of vectors", len(vectors), visible=show_progress) as step:
-        for start in range(0, len(vectors), _CHUNK):
-            chunk = vectors[start : start + _CHUNK]
-            graph.add(np.arange(start, start + len(chunk), dtype=np.uint64), chunk)
-            step.update(start + len(chunk))
-    return graph
+
+
+def _add_missed(vectors: np.ndarray, neighbours: np.ndarray, missed: np.ndarray, show_progress: bool) -> None:
+    """Add to rows that no search reaches the nearest of the others like them: the graph gives them only reached ones.
+
+    A reached row is a neighbour of an unreached one by the search for the latter, so that no pair is lost.
+    """
+    others = _nearest_exact(vectors[missed], neighbours.shape[1] - 1, show_progress)
+    for row, nearest in zip(missed.tolist(), others, strict=True):
+        candidates = np.union1d(neighbours[row], missed[nearest])
+        candidates = candidates[candidates >= 0]
+        best = np.argsort(-(vectors[candidates] @ vectors[row]), kind="stable")[: neighbours.shape[1]]
+        neighbours[row] = -1
+        neighbours[row, : len(best)] = candidates[best]
 
 
 def _nearest_exact(vectors: np.ndarray, count: int, show_progress: bool) -> np.ndarray:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from clipvisionalign.files import fsync_paths, remove
-from clipvisionalign.progress import progress
+from clipvisionalign.search.graph import add_rows, unreached_rows
 from clipvisionalign.search.hits import HIT_COLUMNS
 from clipvisionalign.search.mapped.codes import VectorSettings, int8_scale, make_encoder
 from clipvisionalign.search.mapped.files import (
@@ -44,12 +44,8 @@ logger = logging.getLogger(__name__)
 
 #: Share of deleted rows from which on the files are rebuilt.
 MAX_DELETED = 0.2
-#: Rows that are added to the graph at a time, and rows that are copied at a time.
-_ROWS_PER_ADD, _ROWS_PER_COPY = 4096, 65_536
-#: Rows that one thread adds before several do: what is added to a small graph at once may remain without neighbours.
-_FIRST_ROWS = 4096
-#: Neighbours among which each row is looked for in the graph that it was added to, and candidates of that search.
-_NEIGHBOURS, _EXPANSION = 4, 64
+#: Rows that are copied at a time.
+_ROWS_PER_COPY = 65_536
 #: New rows up to which their vectors are read by their ids, and how many at a time.
 _MAX_READ_BY_ID, _IDS_PER_READ = 20_000, 1000
 
@@ -205,8 +201,8 @@ def _write_files(folder: Path, table: TableReader, plan: _Plan, settings: Vector
         graph = new_graph(encoder)
         if former is not None:
             graph.load(table_folder(folder, former) / GRAPH_FILE)
-        _add(graph, encoder.encode, vectors, start)
-        missed = _unreached(graph, encoder.encode, vectors, start)
+        add_rows(graph, encoder.encode, vectors, start)
+        missed = unreached_rows(graph, encoder.encode, vectors, start)
         np.save(folder / UNREACHED_FILE, missed if former is None else np.concatenate([former.unreached, missed]))
         try:
             graph.save(folder / GRAPH_FILE)
@@ -261,45 +257,6 @@ def _vector_batches(table: TableReader, ids: np.ndarray) -> Iterator[Any]:
         return
     for first in range(0, len(ids), _IDS_PER_READ):
         yield table.read(["id", "vector"], rows_condition(ids[first : first + _IDS_PER_READ]))
-
-
-def _add(graph: Any, encode: Callable[[np.ndarray], np.ndarray], vectors: np.ndarray, start: int) -> None:
-    """Add the vectors from a position on to a graph; the keys are positions."""
-    firsts = list(range(start, len(vectors), _ROWS_PER_ADD))
-
-    def size(first: int) -> int:
-        return min(_ROWS_PER_ADD, len(vectors) - first)
-
-    for first in progress(firsts, "adding vectors to the graph", len(vectors) - start, units_per_item=size):
-        keys = np.arange(first, first + size(first), dtype=np.uint64)
-        codes = encode(np.asarray(vectors[first : first + len(keys)]))
-        graph.add(keys, codes, threads=1 if first < _FIRST_ROWS else 0)
-
-
-def _unreached(graph: Any, encode: Callable[[np.ndarray], np.ndarray], vectors: np.ndarray, start: int) -> np.ndarray:
-    """The positions from `start` on whose rows a search by their own vectors does not find, though they belong there.
-
-    A row whose neighbours all keep nearer ones than it is in the graph, but no way leads to it.
-    """
-    graph.expansion_search, missed = _EXPANSION, [np.empty(0, dtype=np.int64)]
-    firsts = range(start, len(vectors), _ROWS_PER_ADD)
-    for first in progress(firsts, "checking the graph", len(vectors) - start, units_per_item=_ROWS_PER_ADD):
-        codes = encode(np.asarray(vectors[first : first + _ROWS_PER_ADD]))
-        keys = np.arange(first, first + len(codes))
-        matches = graph.search(codes, min(_NEIGHBOURS, len(graph)))
-        there = (np.asarray(matches.keys).reshape(len(codes), -1).astype(np.int64) == keys[:, None]).any(axis=1)
-        farthest = np.asarray(matches.distances).reshape(len(codes), -1)[:, -1]
-        # Of rows with one and the same vector any are as good as this one.
-        missed.append(keys[~there & (farthest > _own_distances(codes))])
-    return np.concatenate(missed)
-
-
-def _own_distances(codes: np.ndarray) -> np.ndarray:
-    """The distance of codes (N, W) from themselves, as USearch gives it, and a little more."""
-    if codes.dtype == np.uint8:
-        return np.zeros(len(codes))
-    squares = np.einsum("nw,nw->n", codes, codes, dtype=np.float64)
-    return np.asarray(1 - squares + 1e-3 * squares)
 
 
 def _write_rows(path: Path, rows: Any, ids: np.ndarray) -> None:
