@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,6 +15,7 @@ from clipvisionalign.adaptation.paired_bootstrap import PairedSamples
 from clipvisionalign.counts import count_noun
 from clipvisionalign.data.captioned import CaptionedImages, DataError
 from clipvisionalign.data.run_data import differences_from_run, holds_data_of_run, is_data_of_run, read_data_of_run
+from clipvisionalign.data.sealed_split import record_look_by_hand
 from clipvisionalign.data.training_images import TrainedOnImages
 from clipvisionalign.models.aligner import Aligner
 from clipvisionalign.models.io import is_pretrained
@@ -24,6 +26,8 @@ from clipvisionalign.training.halves import DevHalves, positives_of, split_halve
 from clipvisionalign.training.opened_run import OpenedRun
 from clipvisionalign.training.overlap import training_overlap_note
 from clipvisionalign.training.selection_notes import in_sample_note, init_selection_note
+
+logger = logging.getLogger(__name__)
 
 #: Resamples of a bootstrap, as for the figures of a run.
 _RESAMPLES = 1000
@@ -168,6 +172,9 @@ def read_galleries(
             data.split(split)
         except DataError as error:
             raise DataError(f"{error}{_choice_hint(data, split)}") from None
+    for data in data_sets:
+        if notice := record_look_by_hand(run, data, split):
+            logger.warning(notice)
     return data_sets
 
 

@@ -41,6 +41,12 @@ def study_parser() -> argparse.ArgumentParser:
         help="what is equal for all variants: images seen, or seconds of training",
     )
     parser.add_argument("--seconds", type=float, help="seconds of each training, with --same seconds")
+    parser.add_argument(
+        "--sealed",
+        action="store_true",
+        help="seal the plan before the first training, and open the test split once, when all is trained; further "
+        "looks at it are counted in the report",
+    )
     parser.add_argument(OFFLINE, action="store_true", help=OFFLINE_HELP)
     parser.add_argument("--dry-run", action="store_true", help="estimate the duration, and train nothing")
     parser.add_argument("--pdf", action="store_true", help="also write report.pdf (needs clipvisionalign[pdf])")
@@ -75,7 +81,7 @@ def study(arguments: list[str]) -> int:
         print(f"{sum(seconds.values()) / 60:6.1f} min  in all, for {cells} cells")
         return 0
     with told_with_lines(args.plan):
-        report = run_study(plan, out)
+        report = run_study(plan, out, sealed=args.sealed)
     if args.pdf:
         _write_pdf(out)
     print(json.dumps(report, indent=2)) if args.json else print_tables(report)
@@ -94,8 +100,8 @@ def _apply_flags(plan: Plan, args: argparse.Namespace) -> Plan:
         plan = replace(plan, budget=replace(plan.budget, same=args.same))
     if args.data is not None:
         plan = replace(plan, data=args.data, scenes=0, drawing=Drawing())
-    if args.split is not None:
-        plan = replace(plan, split=args.split)
+    if args.split is not None or args.sealed:
+        plan = replace(plan, split=args.split or "test")
     if args.seeds is not None:
         plan = replace(plan, seeds=[_whole(seed, "--seeds") for seed in _listed(args.seeds)])
     if args.variants is not None:

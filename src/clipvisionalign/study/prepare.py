@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from clipvisionalign.data.run_data import is_data_of_run, recognised
+from clipvisionalign.data.sealed_split import SEAL_FILE
 from clipvisionalign.files import PARTIAL_SUFFIX
 from clipvisionalign.study.config import Drawing, Plan, trial_folder
 from clipvisionalign.study.folder import BUDGET_FILE, LOCK, PLAN_FILE, SCENES_FOLDER
@@ -44,7 +45,7 @@ def prepare_plan(plan: Plan, study: Path) -> Plan:
     # What a call has left that was stopped before its plan was kept.
     leftover_names = {
         f"{name}{suffix}"
-        for name in (SCENES_FOLDER, PLAN_FILE, BUDGET_FILE, PINNED_TOWERS_FILE, LOCK)
+        for name in (SCENES_FOLDER, PLAN_FILE, BUDGET_FILE, PINNED_TOWERS_FILE, LOCK, SEAL_FILE)
         for suffix in ("", PARTIAL_SUFFIX)
     }
     is_study = not study.exists() or (study / PLAN_FILE).is_file()

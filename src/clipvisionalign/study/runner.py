@@ -33,6 +33,7 @@ from clipvisionalign.study.kept_report import merge_with_earlier, read_earlier_r
 from clipvisionalign.study.plan_file import plan_text, read_kept_plan
 from clipvisionalign.study.prepare import in_recorded_layout, prepare_plan
 from clipvisionalign.study.report.build import TO_WRITE, add_gaps, check_installed, read_report
+from clipvisionalign.study.seal import check_sealed_split, refuse_to_open, seal_block, seal_study
 from clipvisionalign.study.startable import refuse_unstartable
 from clipvisionalign.study.time_estimate import estimate_seconds, steps_in_time, time_variants
 from clipvisionalign.study.tower_commits import pin_tower_commits
@@ -46,7 +47,7 @@ ADDED_PART = "what is added to the report"
 
 
 def run_study(
-    plan: Plan, out: str | Path, *, extend_report: Callable[[dict[str, Any]], None] | None = None
+    plan: Plan, out: str | Path, *, extend_report: Callable[[dict[str, Any]], None] | None = None, sealed: bool = False
 ) -> dict[str, Any]:
     """Carry out a plan.
 
@@ -54,6 +55,7 @@ def run_study(
         plan: The plan.
         out: The study's folder; what is finished there is kept.
         extend_report: Adds to the report before it is written.
+        sealed: Whether the plan is sealed before its first training; a study that is sealed stays so.
 
     Returns:
         What its report.json holds.
@@ -68,12 +70,16 @@ def run_study(
     # Before anything is trained.
     check_installed((*TO_WRITE, "nltk", "scipy"))
     plan = prepare_plan(plan, study)
+    if sealed:
+        check_sealed_split(plan)
     with study_held(study):
         refuse_unstartable(plan, trials_of(plan, study))
-        return _carry_out(plan, study, extend_report)
+        return _carry_out(plan, study, extend_report, sealed)
 
 
-def _carry_out(plan: Plan, study: Path, extend_report: Callable[[dict[str, Any]], None] | None) -> dict[str, Any]:
+def _carry_out(
+    plan: Plan, study: Path, extend_report: Callable[[dict[str, Any]], None] | None, sealed: bool
+) -> dict[str, Any]:
     """The report of a study that this process holds."""
     start = time.perf_counter()
     with remove_scenes_if_refused(study):
@@ -86,6 +92,7 @@ def _carry_out(plan: Plan, study: Path, extend_report: Callable[[dict[str, Any]]
         trials = pin_tower_commits(trials_of(plan, study, steps), study)
         # From here on it is this plan's study.
         study.mkdir(parents=True, exist_ok=True)
+        sealed = seal_study(plan, study, data, trials, sealed)
         save_steps(plan, study, steps)
         with atomic_write(study / PLAN_FILE) as aside:
             aside.write_text(plan_text(plan), encoding="utf-8")
@@ -93,6 +100,8 @@ def _carry_out(plan: Plan, study: Path, extend_report: Callable[[dict[str, Any]]
     # What frozen towers give of an image or a caption is the same in all trials.
     tower_caches: dict[str, TowerOutputCache] = {}
     trained = train_trials(trials, gaps, tower_caches=tower_caches)
+    if sealed:
+        refuse_to_open(study, trials, gaps)
     logger.info("--- figures, audits, minimal pairs ---")
     measured = measure_trials(context, trained, gaps, tower_caches=tower_caches)
     report = assemble_report(context, trials, measured, gaps)
@@ -124,7 +133,8 @@ def read_study_report(out: str | Path) -> dict[str, Any]:
     before = read_earlier_report(study)
     # One that names no measurements is an earlier version's, or a published one, which has none beside it.
     if before is not None and before.get("made_from", "") == measurements_hash(study):
-        return before
+        # A look at a sealed split changes no measurement.
+        return {**before, "seal": seal} if (seal := seal_block(study)) else before
     gaps = Gaps(study)
     try:
         context, trials = open_kept_study(study, gaps)

@@ -30,6 +30,7 @@ from clipvisionalign.study.measurements import (
     measurement_inputs,
     study_ranks_file,
 )
+from clipvisionalign.study.seal import record_measurement
 from clipvisionalign.study.trial_checks import refuse_other_base
 from clipvisionalign.training.data_checks import check_data_unchanged
 from clipvisionalign.training.ineffective_settings import NO_EFFECT
@@ -112,6 +113,7 @@ def measure_trial(
     kept = load_measurements(trial, inputs, logger.info)
     if kept is not None:
         return kept
+    record_measurement(context.study, trial.folder.name)
     train_results = read_json(trial.folder / "results.json", f"remove {trial.folder}, to train it again")
     aligner = load_aligner(trial.folder, trial.config.device)
     aligner.show_progress = True

@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from clipvisionalign.data.sealed_split import SEAL_FILE
 from clipvisionalign.json_io import read_json
 from clipvisionalign.log import leave_out
 from clipvisionalign.models.io import load_aligner
@@ -25,7 +26,7 @@ from clipvisionalign.retrieval.evaluate import RANKS_FILE, load_ranks
 from clipvisionalign.retrieval.metrics import metrics_of_ranks
 from clipvisionalign.study.aggregate import TrialResult
 from clipvisionalign.study.assemble import assemble_report
-from clipvisionalign.study.config import Trial
+from clipvisionalign.study.config import Trial, trial_folder
 from clipvisionalign.study.data import StudyContext
 from clipvisionalign.study.foils import foil_accuracy
 from clipvisionalign.study.folder import PLAN_FILE
@@ -33,6 +34,7 @@ from clipvisionalign.study.gaps import Gaps, measurements_hash
 from clipvisionalign.study.report.build import read_report, study_folder
 from clipvisionalign.study.report.summary import report_claims
 from clipvisionalign.study.runner import ADDED_PART, open_kept_study
+from clipvisionalign.study.seal import seal_fault
 from clipvisionalign.study.trial import audit_aligner, evaluate_aligner
 from clipvisionalign.study.trials import measure_trials
 
@@ -99,6 +101,11 @@ def verify_report(study: str | Path, with_models: bool = False) -> list[Verified
         return [*parts, VerifiedPart("figures by the ranks", "not verified", str(error))]
     with leave_out(lambda record: True):
         measured = measure_trials(context, trials, gaps)
+        if "seal" in report or (folder / SEAL_FILE).is_file():
+            finished = [trial_folder(folder, result.variant, result.seed) for result in measured]
+            parts.append(_part("seal", seal_fault(folder, context.plan, context.data, finished)))
+            if parts[-1].state == "fails":
+                return [*parts, VerifiedPart("figures by the ranks", "not verified", "its seal does not hold")]
         derived = assemble_report(context, trials, measured, gaps)
     parts.append(_verify_data(report, derived))
     parts += _verify_trainings(context, trials, measured)

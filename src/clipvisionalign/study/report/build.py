@@ -32,6 +32,7 @@ from clipvisionalign.study.report.cost_block import base_total, cost_block, trai
 from clipvisionalign.study.report.schema import ReportError, StudyReport
 from clipvisionalign.study.report.summary import report_claims
 from clipvisionalign.study.results_check import check_results
+from clipvisionalign.study.seal import seal_block
 from clipvisionalign.training.halves import positives_of
 
 REPORT_FORMAT = 1
@@ -99,6 +100,8 @@ def build_report(
         ),
         "references": entries_for(plan, data),
     }
+    if seal := seal_block(study):
+        report["seal"] = seal
     if pretraining := _pretraining(study, trial_results):
         report["pretraining"] = pretraining
     add_gaps(report, gaps)

@@ -22,6 +22,7 @@ from clipvisionalign.study.report.claims.reliability import (
     equal_caption_claims,
     missing_claims,
     pretraining_claims,
+    seal_claims,
     truncation_claims,
 )
 from clipvisionalign.study.report.schema import ReportLike, StudyReport
@@ -48,6 +49,7 @@ def report_claims(report: ReportLike) -> list[dict[str, Any]]:
         composition_claims,
         cost_claims,
         search_claims,
+        seal_claims,
         pretraining_claims,
         equal_caption_claims,
         truncation_claims,

@@ -58,6 +58,38 @@ def pretraining_claims(report: StudyReport) -> list[Claim]:
     return claims
 
 
+def seal_claims(report: StudyReport) -> list[Claim]:
+    """When a sealed plan was sealed, and how often its split was looked at.
+
+    Args:
+        report: The report that the sentences cite.
+
+    Returns:
+        A sentence each; none where the report has nothing to state.
+    """
+    if report.seal is None:
+        return []
+    claim = Claim(report, "belief")
+    seal = report.seal
+    sealed = f"The plan was sealed before its first training ({as_code(seal.at)}, SHA-256 {as_code(seal.plan)})"
+    if not seal.looks:
+        claim.text = f"{sealed}; its {seal.split} split has not been opened."
+        return [claim]
+    number = len({entry.run for entry in seal.looks})
+    opened = f"its {seal.split} split was opened at {as_code(seal.looks[0].at)}"
+    if not seal.further:
+        each = "for the one run" if number == 1 else f"once for each of {claim.cite_with_noun('seal/looks', 'run')}"
+        claim.text = f"{sealed}, and {opened}, {each}."
+        return [claim]
+    runs = list_names(list(dict.fromkeys(entry.run for entry in seal.further)))
+    claim.text = (
+        f"{sealed}; {opened}, and there {'was' if len(seal.further) == 1 else 'were'} "
+        f"{claim.cite_with_noun('seal/further', 'further look')} at it, after which figures may have been chosen: "
+        f"of {runs}."
+    )
+    return [claim]
+
+
 def truncation_claims(report: StudyReport) -> list[Claim]:
     """Captions that a variant truncates.
 

@@ -37,6 +37,27 @@ class PretrainedModel(Block):
     sources: tuple[str, ...] = ()
 
 
+class SealedLook(Block):
+    """A run that was measured on the sealed split; by: "study", or "command" for one that was given by hand."""
+
+    at: str
+    by: str
+    run: str
+
+
+class Seal(Block):
+    """When a plan was sealed, its SHA-256, the sealed split, and who looked at it.
+
+    further: the looks after which figures may have been chosen: by hand, or of a run that was measured before.
+    """
+
+    at: str
+    plan: str
+    split: str
+    looks: tuple[SealedLook, ...]
+    further: tuple[SealedLook, ...]
+
+
 class ProtocolRecall(Block):
     """Recall under one protocol, as a share from 0 to 1, and by chance."""
 

@@ -20,6 +20,7 @@ from clipvisionalign.study.report.schema.parts import (
     MissingPart,
     PretrainedModel,
     Reference,
+    Seal,
     SearchShare,
 )
 from clipvisionalign.study.report.schema.results import FoilShare, Results, TrialReason, TrialState
@@ -41,6 +42,7 @@ class StudyReport(Block):
     data: DataSummary
     results: Results
     pretraining: tuple[PretrainedModel, ...] = ()
+    seal: Seal | None = None
     cut_captions: dict[str, Truncation] = Field(default_factory=dict)
     blind_baseline: dict[str, tuple[FoilShare, ...]] = Field(alias="text_only")
     cost: dict[str, VariantCost]
