@@ -147,7 +147,7 @@ class World:
         """The rows as an index has them."""
         import pyarrow as arrow
 
-        from clipvisionalign.search.duplicates.finder import IndexRows
+        from clipvisionalign.search.duplicates.rows import IndexRows
         from clipvisionalign.search.storage import content_hash
 
         names = [file.name for file in self.files] + [f"drawn/{number:07}.jpg" for number in range(len(self.sources))]

@@ -31,7 +31,7 @@ NOT_RUN = {
     r"clipvisionalign study plan.yaml --out study": "trains several models; tests/test_study.py",
     r"clipvisionalign report study --pdf": "a browser; tests/test_page.py",
     r"clipvisionalign (calibrate|search .* --promise)": "25 images that were not trained on; tests/test_promise.py",
-    r"clipvisionalign duplicates index --(not|forget)": "images of a reader's; tests/test_duplicates.py",
+    r"clipvisionalign duplicates index --(not|keep|forget)": "images of a reader's; tests/test_duplicates.py",
     r"clipvisionalign curve": "three trainings; tests/test_learning_curve.py",
     r"clipvisionalign train .*(--recipe original|resnet50|hf-hub:|allenai/|/models/)": "towers from the hub or a private folder; tests/test_weights_by_name.py",
     r"clipvisionalign train flickr8k --out runs/(self|all)": "77 minutes; tutorials/fine-tune.md runs the same on fewer images",

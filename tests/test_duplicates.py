@@ -23,7 +23,8 @@ from clipvisionalign.images import ImageError
 from clipvisionalign.search.duplicates import duplicate_report, neighbours
 from clipvisionalign.search.duplicates.appearance import Appearance, Thumbnails, compare, thumbnail_of
 from clipvisionalign.search.duplicates.complete_link import complete_link_groups
-from clipvisionalign.search.duplicates.decisions import add_decisions, read_decisions
+from clipvisionalign.search.duplicates.decision_file import read_decisions
+from clipvisionalign.search.duplicates.decisions import add_decisions
 from clipvisionalign.search.duplicates.neighbours import nearest_rows, similar_pairs
 from clipvisionalign.search.duplicates.quality import ImageFile, choose_best, measure_quality
 from clipvisionalign.search.duplicates.verification import read_thumbnails
@@ -423,6 +424,28 @@ def test_decisions_outlive_moves_dropped_rows_and_another_indexing(index, folder
     assert ("nearly", frozenset({"copies/moved.png", "copies/2 cropped.png"})) in groups_of(index)
 
 
+def test_a_chosen_image_is_kept_of_all_its_groups_also_after_a_move(index, folder, tiny_runs, capsys):
+    assert main(["duplicates", str(index), "--keep", "copies/1 small.png", "copies/0 again.png"]) == 0
+    report = duplicate_report(index, ANY, show_progress=False)
+    kept = {group.images[0].path: group.reason for group in report.groups}
+    assert kept["copies/1 small.png"] == kept["copies/0 again.png"] == "chosen by hand"
+    assert "copies/2 cropped.png" not in kept
+    # Another choice of the same group: the last counts, and none that was chosen is among those not to be kept.
+    assert main(["duplicates", str(index), "--keep", "copies/1.jpg"]) == 0
+    report = duplicate_report(index, ANY, show_progress=False)
+    (group,) = (each for each in report.groups if "1.png" in {image.path for image in each.images})
+    assert group.images[0].path == "copies/1.jpg"
+    assert {image.path for image in report.not_kept()} & {i.path for i in group.images} == {"1.png"}
+    capsys.readouterr()
+    assert main(["duplicates", str(index), "--decisions"]) == 0
+    assert "3 images to be kept" in capsys.readouterr().out
+    assert main(["duplicates", str(index), "--forget", "copies/1.jpg"]) == 0
+    (folder / "copies" / "1 small.png").rename(folder / "copies" / "moved.png")
+    build_index(tiny_runs["self"], folder, index)
+    kept = {group.images[0].path for group in duplicate_report(index, ANY, show_progress=False).groups}
+    assert {"copies/moved.png", "copies/0 again.png"} <= kept
+
+
 def test_a_decision_on_one_pair_of_three_leaves_the_others(index):
     assert main(["duplicates", str(index), "--not", "copies/1.jpg", "copies/1 small.png"]) == 0
     nearly = [set(paths) for kind, paths in groups_of(index) if kind == "nearly" and "1.png" in paths]
@@ -475,7 +498,8 @@ def test_equal_files_are_no_matter_of_a_decision(index):
     [
         "--near 0", "--near 1.5", "--near x", "--null", "--paths --scenes", "--not 0.png", "--not 0.png nothing.png",
         "--not 0.png 99999", "--not 0.png copies/0\\ again.png", "--forget 0.png 1.png", "--forget nothing.png",
-        "--decisions --paths", "--not 0.png 1.png --forget 0.png", "--json --paths",
+        "--decisions --paths", "--not 0.png 1.png --forget 0.png", "--json --paths", "--keep nothing.png", "--keep 0.png --paths",
+        "--keep 0.png --not 0.png 1.png",
     ],
 )  # fmt: skip
 def test_a_refused_call_names_what_is_wrong_and_changes_nothing(index, folder, capsys, given):

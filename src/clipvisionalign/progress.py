@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -43,6 +44,7 @@ class ProgressStep:
         self.start = time.monotonic()
         self.announced = False
         self.task: Any = None
+        self.listener = _listener.get()
 
     def update(self, done: int, postfix: str = "") -> None:
         """Show how much is done.
@@ -53,6 +55,8 @@ class ProgressStep:
         """
         self.done, self.postfix = done, postfix
         _reporter.refresh(self)
+        if self.listener is not None:
+            self.listener(self)
 
     def set_initial(self, done: int) -> None:
         """Count what was done before this step began: it is done, and not in the rate.
@@ -114,6 +118,27 @@ def log_interval_seconds() -> float:
     if not seconds > 0:
         raise ValueError(f"{INTERVAL_VARIABLE}={value}: should be a number of seconds above 0")
     return seconds
+
+
+#: What is called with each step of this thread; None for nothing.
+_listener: ContextVar[Callable[[ProgressStep], None] | None] = ContextVar("progress_listener", default=None)
+
+
+@contextmanager
+def progress_listener(listener: Callable[[ProgressStep], None]) -> Iterator[None]:
+    """Pass each step of this thread to a function when it begins and whenever it is updated, shown or not.
+
+    Args:
+        listener: The function; what it raises ends the work.
+
+    Yields:
+        Nothing: until the end of the block.
+    """
+    token = _listener.set(listener)
+    try:
+        yield
+    finally:
+        _listener.reset(token)
 
 
 class _Reporter:
@@ -239,6 +264,8 @@ def progress_step(
     step = ProgressStep(description, total, visible, in_terminal)
     _reporter.begin(step)
     try:
+        if step.listener is not None:
+            step.listener(step)
         yield step
     finally:
         _reporter.end(step)
@@ -259,10 +286,10 @@ def progress(
     Yields:
         The items.
     """
-    if not visible:
+    if not visible and _listener.get() is None:
         yield from items
         return
-    with progress_step(description, total) as step:
+    with progress_step(description, total, visible) as step:
         done = 0
         for item in items:
             yield item

@@ -14,7 +14,7 @@ from clipvisionalign.counts import count_noun
 
 if TYPE_CHECKING:
     from clipvisionalign.search.duplicates import DuplicateGroup, DuplicateReport
-    from clipvisionalign.search.duplicates.decisions import Decision
+    from clipvisionalign.search.duplicates.decision_file import Decision, Keeper
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +45,7 @@ def duplicates_parser() -> argparse.ArgumentParser:
         f"  {PROGRAM} duplicates INDEX --scenes                          # also images of one scene, last\n"
         f"  {PROGRAM} duplicates INDEX --paths --null | xargs -0 ls -l   # those that need not be kept\n"
         f"  {PROGRAM} duplicates INDEX --not a.jpg b.jpg                 # remembered: these are no duplicates\n"
+        f"  {PROGRAM} duplicates INDEX --keep b.jpg                      # remembered: this one is kept of its groups\n"
         f"  {PROGRAM} duplicates INDEX --decisions\n"
         f"  {PROGRAM} duplicates INDEX --forget a.jpg b.jpg",
     )
@@ -65,10 +66,14 @@ def duplicates_parser() -> argparse.ArgumentParser:
         "--not", nargs="+", default=[], metavar="IMAGE", dest="unlike",
         help="remember that these images are no duplicates of each other: paths, or numbers in the index",
     )  # fmt: skip
-    what.add_argument("--decisions", action="store_true", help="list what --not has remembered")
+    what.add_argument(
+        "--keep", nargs="+", default=[], metavar="IMAGE",
+        help="remember that these images are kept of every group that they are in: paths, or numbers in the index",
+    )  # fmt: skip
+    what.add_argument("--decisions", action="store_true", help="list what --not and --keep have remembered")
     what.add_argument(
         "--forget", nargs="+", default=[], metavar="IMAGE",
-        help="take back what --not has remembered of these images; of one image, all of it",
+        help="take back what --not has remembered of these images; of one image, all of it, and what --keep has",
     )  # fmt: skip
     parser.add_argument(
         "--null", action="store_true", help="with --paths: end each by a zero byte instead of a new line"
@@ -91,12 +96,12 @@ def duplicates(arguments: list[str]) -> int:
     args = duplicates_parser().parse_args(arguments)
     if args.null and not args.paths:
         raise ValueError("--null ends the paths of --paths: give both")
-    if args.paths and (args.scenes or args.unlike or args.decisions or args.forget):
+    if args.paths and (args.scenes or args.unlike or args.keep or args.decisions or args.forget):
         raise ValueError(
             "--paths prints duplicates that are not kept: leave out --scenes (those are different images), --not, "
-            "--decisions and --forget"
+            "--keep, --decisions and --forget"
         )
-    if args.unlike or args.decisions or args.forget:
+    if args.unlike or args.keep or args.decisions or args.forget:
         return _decide(args)
     from clipvisionalign.search.duplicates import NEAR_COSINE, duplicate_report
     from clipvisionalign.search.manifest import read_manifest
@@ -115,31 +120,46 @@ def duplicates(arguments: list[str]) -> int:
 
 def _decide(args: argparse.Namespace) -> int:
     """Remember, list or take back decisions."""
-    from clipvisionalign.search.duplicates import decisions
+    from clipvisionalign.search.duplicates import decision_file, decisions, keepers
     from clipvisionalign.search.manifest import read_manifest
 
     read_manifest(args.index)
+    pairs: list[Decision] = []
+    kept: list[Keeper] = []
     try:
         if args.unlike:
-            listed = decisions.add_decisions(args.index, decisions.find_images(args.index, args.unlike))
-            summary = f"{count_noun(len(listed), 'pair')} remembered as no duplicates"
+            pairs = decisions.add_decisions(args.index, decisions.find_images(args.index, args.unlike))
+            summary = f"{count_noun(len(pairs), 'pair')} remembered as no duplicates"
+        elif args.keep:
+            kept = keepers.add_keepers(args.index, decisions.find_images(args.index, args.keep))
+            summary = f"{count_noun(len(kept), 'image')} remembered to be kept"
         elif args.forget:
-            listed = decisions.remove_decisions(args.index, decisions.find_hashes(args.index, args.forget))
-            summary = f"{count_noun(len(listed), 'pair')} taken back"
+            hashes = decisions.find_hashes(args.index, args.forget)
+            kept = keepers.remove_keepers(args.index, hashes) if len(hashes) == 1 else []
+            pairs = decisions.remove_decisions(args.index, hashes, missing_ok=bool(kept))
+            summary = _count_decisions(pairs, kept, "taken back", "taken back")
         else:
-            listed = decisions.read_decisions(args.index)
-            summary = f"{count_noun(len(listed), 'pair')} of images that are no duplicates"
+            pairs, kept = decision_file.read_all(args.index)
+            summary = _count_decisions(pairs, kept, "of images that are no duplicates", "to be kept")
     except KeyError as error:
         raise ValueError(error.args[0]) from None
     if args.json:
-        print(json.dumps([_decision_to_dict(each) for each in listed], indent=2))
+        keeping = [{"keep": each.path, "hash": each.hash, "decided": each.decided} for each in kept]
+        print(json.dumps([*map(_decision_to_dict, pairs), *keeping], indent=2))
         return 0
     from clipvisionalign.search.storage import printable
 
-    for each in listed:
+    for each in pairs:
         print(f"{printable(each.paths[0])} and {printable(each.paths[1])} ({each.decided})")
+    for keeper in kept:
+        print(f"keep {printable(keeper.path)} ({keeper.decided})")
     print(summary)
     return 0
+
+
+def _count_decisions(pairs: Sequence[Decision], kept: Sequence[Keeper], pairs_are: str, kept_are: str) -> str:
+    counts = [f"{count_noun(len(pairs), 'pair')} {pairs_are}"] if pairs or not kept else []
+    return ", ".join(counts + ([f"{count_noun(len(kept), 'image')} {kept_are}"] if kept else []))
 
 
 def _decision_to_dict(decision: Decision) -> dict[str, object]:
@@ -178,7 +198,7 @@ def _print_groups(groups: Sequence[DuplicateGroup]) -> None:
 
     for number, group in enumerate(groups, 1):
         for position, (image, cosine) in enumerate(zip(group.images, group.cosines, strict=True)):
-            start = f"{number:>4}. keep " if not position else " " * 11
+            start = f"{number:>4}. keep " if not position else "      keep " if image.chosen else " " * 11
             facts = [f"{image.width} x {image.height}", f"{image.size:,} bytes"]
             facts += [f"taken {image.taken}"] if image.taken else []
             facts += [f"cosine {cosine:.3f}"] if position and group.kind != "bytes" else []

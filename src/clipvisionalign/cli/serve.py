@@ -38,7 +38,7 @@ def serve_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--read-only", action="store_true",
-        help="store no queries that are judged on the page, the only thing that the service writes to an index",
+        help="write nothing to an index: store neither queries that are judged on the page nor decisions on duplicates",
     )  # fmt: skip
     add_offline_flag(parser)
     return parser

@@ -1,78 +1,22 @@
-"""Pairs of images that a person has decided to be no duplicates, kept in the index by the content of the images.
-
-`not_duplicates.json` is written atomically and survives every update of the index: moved and renamed images keep their
-decisions, an image whose content changes is another one.
-"""
+"""Deciding that images are no duplicates, and taking it back; images by their paths or numbers."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from collections.abc import Callable, Sequence
 from itertools import combinations
 from pathlib import Path
-from typing import Any
 
-from filelock import FileLock
-
+from clipvisionalign.search.duplicates.decision_file import (
+    Decision,
+    locked,
+    read_all,
+    read_decisions,
+    time_now,
+    write_all,
+)
 from clipvisionalign.search.manifest import read_manifest
-from clipvisionalign.search.storage import InvalidIndexError, Storage, as_storage
+from clipvisionalign.search.storage import Storage, as_storage
 from clipvisionalign.search.tables import read_image_table
-
-DECISIONS_FILE = "not_duplicates.json"
-_FORMAT = 1
-#: Seconds that a decision waits for another process's.
-_LOCK_SECONDS = 10.0
-
-
-@dataclass(frozen=True)
-class Decision:
-    """A decision that two images are no duplicates.
-
-    Attributes:
-        hashes: Their content hashes, the smaller first.
-        paths: Where they were when it was taken, in that order.
-        decided: When, in ISO 8601.
-    """
-
-    hashes: tuple[str, str]
-    paths: tuple[str, str]
-    decided: str
-
-
-def read_decisions(index: str | Path | Storage) -> list[Decision]:
-    """All decisions of an index.
-
-    Args:
-        index: Path, URL or storage of an index.
-
-    Returns:
-        The decisions, oldest first.
-
-    Raises:
-        InvalidIndexError: The file cannot be read.
-    """
-    text = as_storage(index).read(DECISIONS_FILE)
-    if text is None:
-        return []
-    try:
-        return _parse_file(json.loads(text))
-    except (KeyError, TypeError, ValueError) as error:
-        raise InvalidIndexError(f"{index}/{DECISIONS_FILE}: cannot be read: {error}; mend or remove it") from None
-
-
-def _parse_file(content: Any) -> list[Decision]:
-    if content["format"] != _FORMAT:
-        raise ValueError(f"format {content['format']}, not {_FORMAT}")
-    return [_parse(entry) for entry in content["not_duplicates"]]
-
-
-def _parse(entry: Any) -> Decision:
-    first, second = entry["hashes"]
-    paths = entry["paths"]
-    return Decision((str(first), str(second)), (str(paths[0]), str(paths[1])), str(entry["decided"]))
 
 
 def find_images(index: str | Path | Storage, names: Sequence[str | int]) -> list[tuple[str, str]]:
@@ -118,7 +62,10 @@ def find_hashes(index: str | Path | Storage, names: Sequence[str | int]) -> list
         InvalidIndexError: There is no index, or its decisions cannot be read.
     """
     decided: dict[str | int, str] = {}
-    for each in read_decisions(index):
+    decisions, keepers = read_all(index)
+    for keeper in keepers:
+        decided |= {keeper.path: keeper.hash, keeper.hash: keeper.hash}
+    for each in decisions:
         decided |= dict(zip((*each.paths, *each.hashes), (*each.hashes, *each.hashes), strict=True))
     return [decided[name] if name in decided else find_images(index, [name])[0][0] for name in names]
 
@@ -155,25 +102,26 @@ def add_decisions(index: str | Path | Storage, images: Sequence[tuple[str, str]]
     for (first, first_path), (second, second_path) in pairs:
         if first == second:
             raise ValueError(f"{first_path} and {second_path} have the same bytes: they cannot be told apart")
-    now = datetime.now(UTC).isoformat(timespec="seconds")
-    with _locked(as_storage(index)) as storage:
-        decisions = {each.hashes: each for each in read_decisions(storage)}
+    with locked(as_storage(index)) as storage:
+        former, keepers = read_all(storage)
+        decisions = {each.hashes: each for each in former}
         added = [
-            Decision((first, second), (first_path, second_path), now)
+            Decision((first, second), (first_path, second_path), time_now())
             for (first, first_path), (second, second_path) in pairs
             if (first, second) not in decisions
         ]
         if added:
-            _write(storage, [*decisions.values(), *added])
+            write_all(storage, [*decisions.values(), *added], keepers)
     return added
 
 
-def remove_decisions(index: str | Path | Storage, hashes: Sequence[str]) -> list[Decision]:
+def remove_decisions(index: str | Path | Storage, hashes: Sequence[str], missing_ok: bool = False) -> list[Decision]:
     """Take back the decisions on some images.
 
     Args:
         index: Path, URL or storage of an index.
         hashes: Content hashes of two images or more: decisions on two of them are taken back; of one, all on it.
+        missing_ok: Whether none may be there.
 
     Returns:
         The decisions that were taken back.
@@ -184,28 +132,35 @@ def remove_decisions(index: str | Path | Storage, hashes: Sequence[str]) -> list
         InvalidIndexError: The file cannot be read.
     """
     given = set(hashes)
-
-    def concerns(decision: Decision) -> bool:
-        return len(given & set(decision.hashes)) == min(2, len(given))
-
-    if not any(map(concerns, read_decisions(index))):
+    wanted = min(2, len(given))
+    removed = _remove(index, lambda each: len(given & set(each.hashes)) == wanted)
+    if not removed and not missing_ok:
         raise ValueError(f"{index}: no decision on these images; 'duplicates {index} --decisions' lists them")
-    with _locked(as_storage(index)) as storage:
-        decisions = read_decisions(storage)
-        _write(storage, [each for each in decisions if not concerns(each)])
+    return removed
+
+
+def remove_pairs(index: str | Path | Storage, pairs: Sequence[tuple[str, str]]) -> list[Decision]:
+    """Take back the decisions on some pairs of images, and on no other.
+
+    Args:
+        index: Path, URL or storage of an index.
+        pairs: Two content hashes each, in any order.
+
+    Returns:
+        The decisions that were taken back; those that are not there are left out.
+
+    Raises:
+        OSError: The index cannot be written.
+        InvalidIndexError: The file cannot be read.
+    """
+    given = {tuple(sorted(pair)) for pair in pairs}
+    return _remove(index, lambda each: each.hashes in given)
+
+
+def _remove(index: str | Path | Storage, concerns: Callable[[Decision], bool]) -> list[Decision]:
+    if not any(map(concerns, read_decisions(index))):
+        return []
+    with locked(as_storage(index)) as storage:
+        decisions, keepers = read_all(storage)
+        write_all(storage, [each for each in decisions if not concerns(each)], keepers)
     return [each for each in decisions if concerns(each)]
-
-
-@contextmanager
-def _locked(index: Storage) -> Iterator[Storage]:
-    """An index whose decisions no other process writes; not checked behind a URL."""
-    if not index.is_local:
-        yield index
-        return
-    with FileLock(index.folder / f"{DECISIONS_FILE}.lock", timeout=_LOCK_SECONDS):
-        yield index
-
-
-def _write(index: Storage, decisions: Sequence[Decision]) -> None:
-    content = {"format": _FORMAT, "not_duplicates": [asdict(each) for each in decisions]}
-    index.write(DECISIONS_FILE, json.dumps(content, indent=2) + "\n")

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -21,10 +20,12 @@ from clipvisionalign.progress import progress
 from clipvisionalign.search.duplicates.appearance import Appearance
 from clipvisionalign.search.duplicates.cache import ComparisonCache, ImageQuality, pairs_key
 from clipvisionalign.search.duplicates.complete_link import complete_link_groups, count_links_between
-from clipvisionalign.search.duplicates.decisions import read_decisions
+from clipvisionalign.search.duplicates.decision_file import read_all
+from clipvisionalign.search.duplicates.keepers import CHOSEN_REASON, Keepers
 from clipvisionalign.search.duplicates.neighbours import MAX_EXACT_IMAGES, VectorPairs, pair_cosines, similar_pairs
 from clipvisionalign.search.duplicates.quality import ImageFile, choose_best, measure_quality
 from clipvisionalign.search.duplicates.report import DuplicateGroup, DuplicateKind, DuplicateReport
+from clipvisionalign.search.duplicates.rows import IndexRows
 from clipvisionalign.search.duplicates.verification import (
     NOT_VERIFIED,
     ImageReader,
@@ -33,21 +34,21 @@ from clipvisionalign.search.duplicates.verification import (
     index_reader,
     read_content,
 )
-from clipvisionalign.search.hits import cell_value
 from clipvisionalign.search.manifest import read_manifest
 from clipvisionalign.search.storage import Storage, as_storage
-from clipvisionalign.search.tables import read_image_table, vector_column
 
 #: Cosine from which two images are compared by their pixels.
 NEAR_COSINE = 0.9
-_COLUMNS = ("id", "path", "raw", "hash", "size", "mtime_ns", "width", "height")
-_TAKEN = "taken"
 #: What is measured of images, None for one that cannot be read.
 Qualities = Sequence[ImageQuality | None]
 
 
 def duplicate_report(
-    index: str | Path | Storage, threshold: float = NEAR_COSINE, scenes: bool = False, show_progress: bool = True
+    index: str | Path | Storage,
+    threshold: float = NEAR_COSINE,
+    scenes: bool = False,
+    show_progress: bool = True,
+    keep: bool = True,
 ) -> DuplicateReport:
     """Group the images of an index that are duplicates.
 
@@ -58,6 +59,7 @@ def duplicate_report(
         threshold: Cosine from which two images are compared by their pixels.
         scenes: Whether images that are alike by their vectors alone are grouped as well, as the kind "scene".
         show_progress: Whether progress is shown on standard error.
+        keep: Whether what was compared is kept beside the index; else nothing at all is written.
 
     Returns:
         The groups, with what was compared.
@@ -70,66 +72,12 @@ def duplicate_report(
     manifest = read_manifest(index)
     rows = IndexRows.read(storage)
     images = Storage(manifest.folder)
-    cache = ComparisonCache(storage)
-    finder = DuplicateFinder(rows, images, cache, manifest.aligner, threshold, show_progress=show_progress)
-    return finder.report({each.hashes for each in read_decisions(storage)}, scenes)
-
-
-@dataclass(frozen=True)
-class IndexRows:
-    """The rows of an index of N images.
-
-    Attributes:
-        columns: `id`, `path`, `raw`, `hash`, `size`, `mtime_ns`, `width`, `height`, and `taken` where there is one: an
-            Arrow array each.
-        vectors: (N, D) float32.
-    """
-
-    columns: dict[str, Any]
-    vectors: np.ndarray
-
-    @classmethod
-    def read(cls, index: Storage) -> IndexRows:
-        """Read the rows of an index.
-
-        Args:
-            index: The storage of the index.
-
-        Returns:
-            The rows.
-
-        Raises:
-            InvalidIndexError: There is no index.
-        """
-        reader = read_image_table(index)
-        names = [*_COLUMNS, *((_TAKEN,) if _TAKEN in reader.schema.names else ())]
-        table = reader.read([*names, "vector"])
-        return cls({name: table[name].combine_chunks() for name in names}, vector_column(table))
-
-    def value(self, name: str, row: int) -> Any:
-        """A value.
-
-        Args:
-            name: Of the column.
-            row: Position of the row.
-
-        Returns:
-            The value.
-        """
-        return self.columns[name][row].as_py()
-
-    def image(self, row: int) -> ImageFile:
-        """The image of a row.
-
-        Args:
-            row: Position of the row.
-
-        Returns:
-            The image.
-        """
-        values = {name: self.value(name, row) for name in _COLUMNS}
-        taken = cell_value(self.value(_TAKEN, row)) if _TAKEN in self.columns else None
-        return ImageFile(**values, taken="" if taken is None else str(taken))
+    cache = ComparisonCache(storage) if keep else None
+    decisions, keepers = read_all(storage)
+    finder = DuplicateFinder(
+        rows, images, cache, manifest.aligner, threshold, show_progress=show_progress, keepers=Keepers(keepers)
+    )
+    return finder.report({each.hashes for each in decisions}, scenes)
 
 
 @dataclass
@@ -145,6 +93,7 @@ class DuplicateFinder:
         reader: Reads a content by its position among `contents`; None for files of `images`.
         show_progress: Whether progress is shown on standard error.
         exact_up_to: Number of contents up to which the vectors of all pairs are compared.
+        keepers: Images that a person has chosen to keep.
 
     Raises:
         ValueError: The threshold is not a cosine above 0.
@@ -158,6 +107,7 @@ class DuplicateFinder:
     reader: ImageReader | None = None
     show_progress: bool = True
     exact_up_to: int = MAX_EXACT_IMAGES
+    keepers: Keepers = field(default_factory=Keepers)
     _changed: dict[int, str] = field(default_factory=dict, init=False)
     _seconds: dict[str, float] = field(default_factory=dict, init=False)
 
@@ -256,7 +206,8 @@ class DuplicateFinder:
             The group, the image to keep first, and the position of that one among the rows.
         """
         images = [self.rows.image(row) for row in rows]
-        best, reason = choose_best(images, measure)
+        images, chosen = self.keepers.mark(images)
+        best, reason = (chosen, CHOSEN_REASON) if chosen is not None else choose_best(images, measure)
         others = sorted((each for each in range(len(rows)) if each != best), key=lambda each: images[each].path)
         order = [best, *others]
         vectors = self.rows.vectors[[rows[each] for each in order]]

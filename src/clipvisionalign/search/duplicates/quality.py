@@ -38,6 +38,7 @@ class ImageFile:
         mtime_ns: Time of the file's last change, in nanoseconds.
         taken: When it was photographed, in ISO 8601; "" if unknown.
         raw: Its path, in bytes.
+        chosen: Whether a person has chosen to keep it.
     """
 
     id: int
@@ -49,6 +50,7 @@ class ImageFile:
     mtime_ns: int
     taken: str = ""
     raw: bytes = b""
+    chosen: bool = False
 
 
 def sharpness_of(image: Image.Image) -> float:

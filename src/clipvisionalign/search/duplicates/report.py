@@ -11,6 +11,7 @@ from clipvisionalign.search.duplicates.quality import ImageFile
 #: How images of a group are alike: the same bytes; the same photograph, recompressed, resized or cropped a little; the
 #: same scene or subject, by their vectors alone.
 DuplicateKind = Literal["bytes", "nearly", "scene"]
+KINDS: tuple[DuplicateKind, ...] = ("bytes", "nearly", "scene")
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class DuplicateGroup:
 
         Returns:
             "kind", "keep" (the number of an image), "reason", and "images", each with "id", "path", "hash", "size",
-            "width", "height", "taken" (None if unknown), "cosine" and "keep".
+            "width", "height", "taken" (None if unknown), "cosine", "keep", and "chosen" (to be kept, by a person).
         """
         return {
             "kind": self.kind,
@@ -44,7 +45,7 @@ class DuplicateGroup:
                 {
                     "id": image.id, "path": image.path, "hash": image.hash, "size": image.size, "width": image.width,
                     "height": image.height, "taken": image.taken or None, "cosine": round(cosine, 4),
-                    "keep": not position,
+                    "keep": not position or image.chosen, "chosen": image.chosen,
                 }
                 for position, (image, cosine) in enumerate(zip(self.images, self.cosines, strict=True))
             ],
@@ -89,12 +90,18 @@ class DuplicateReport:
     def not_kept(self) -> list[ImageFile]:
         """Images that need not be kept: those of the kinds "bytes" and "nearly" but the best of each group.
 
+        An image that a person has chosen to keep is never among them.
+
         Returns:
             Each once, in order of their paths.
         """
         others = {
-            image.id: image for group in self.groups if group.kind != "scene" for image in group.images[1:]
-        }  # fmt: skip
+            image.id: image
+            for group in self.groups
+            if group.kind != "scene"
+            for image in group.images[1:]
+            if not image.chosen
+        }
         return sorted(others.values(), key=lambda image: image.path)
 
     def to_dict(self) -> dict[str, Any]:

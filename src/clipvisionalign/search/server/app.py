@@ -14,6 +14,8 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from clipvisionalign import __version__
 from clipvisionalign.search.searcher import Searcher
 from clipvisionalign.search.server import routes
+from clipvisionalign.search.server.decision_routes import add_decision_routes, add_keeper_routes
+from clipvisionalign.search.server.duplicate_routes import add_duplicate_routes
 from clipvisionalign.search.server.errors import answer_invalid_request
 from clipvisionalign.search.server.judgement_routes import add_judgement_routes
 from clipvisionalign.search.server.limits import Limits
@@ -32,7 +34,7 @@ def create_app(
         token: Asked of every request but /health; "" for none.
         limits: What a request may ask for.
         hosts: Names that the service may be called by.
-        read_only: Whether judged queries are refused, so that nothing is ever written.
+        read_only: Whether judged queries and decisions on duplicates are refused, so that nothing is ever written.
 
     Returns:
         The application; its threads end with its lifespan.
@@ -60,6 +62,9 @@ def create_app(
     routes.add_explain_routes(app, service)
     routes.add_state_routes(app, service)
     add_judgement_routes(app, service)
+    add_duplicate_routes(app, service)
+    add_decision_routes(app, service)
+    add_keeper_routes(app, service)
     for route in app.routes:
         if isinstance(route, APIRoute):
             route.summary = route.description.partition(":")[0].rstrip(".")

@@ -1,4 +1,4 @@
-"""Judged queries of the search page: the only routes that write, to one file of the index (`judgement_store.py`).
+"""Judged queries of the search page, which are written to one file of the index (`judgement_store.py`).
 
 A page of another site can make a browser send a request here, with the cookie of this service where that is of the same
 site. So a request to write is refused unless it comes from the page itself, or from no page at all.

@@ -17,6 +17,7 @@ class Limits:
         offset: Results that can be passed over at most, to continue an answer.
         rerank: First results that are ordered by pair scores at most.
         judged_images: Images of a judged query at most.
+        decided_images: Images of a group at most that is decided to be no duplicates.
         upload_bytes: Bytes of an image that is sent.
         seconds: Time after which a request is answered with 503.
     """
@@ -27,6 +28,7 @@ class Limits:
     offset: int = 2000
     rerank: int = 64
     judged_images: int = 2000
+    decided_images: int = 50
     upload_bytes: int = 20 * 2**20
     seconds: float = 30.0
 

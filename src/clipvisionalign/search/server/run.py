@@ -55,7 +55,7 @@ def run_server(
         port: Port to listen on.
         token: The token; "" for none.
         run: Where the aligner is, if it was moved; "" for where the indexes have it.
-        read_only: Whether judged queries are refused, so that nothing is written.
+        read_only: Whether judged queries and decisions on duplicates are refused, so that nothing is written.
 
     Raises:
         ValueError: It would be open to the network without a token.

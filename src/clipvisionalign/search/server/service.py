@@ -14,6 +14,7 @@ from clipvisionalign.search.judgement_store import JudgementStore
 from clipvisionalign.search.queries import SearchQuery
 from clipvisionalign.search.searcher import Hits, Searcher
 from clipvisionalign.search.server.batching import Batcher
+from clipvisionalign.search.server.duplicate_job import DuplicateJob
 from clipvisionalign.search.server.limits import Limits
 from clipvisionalign.search.server.metrics import Metrics
 from clipvisionalign.search.terms import Term
@@ -25,13 +26,14 @@ class SearchService:
     Args:
         searchers: One for each index.
         limits: What a request may ask for.
-        read_only: Whether judged queries are refused.
+        read_only: Whether judged queries and decisions on duplicates are refused.
 
     Attributes:
         batchers: One for each index.
         browsers: One for each index.
         facets: One for each index.
         judgements: One for each index.
+        duplicates: One for each index.
         metrics: Counts and times of requests.
         model_lock: Held while images are encoded or pairs are scored: a model uses all cores, so two calls at a time
             would only take turns.
@@ -43,6 +45,7 @@ class SearchService:
         self.browsers = [Browser(searcher.table) for searcher in searchers]
         self.facets = [FacetCounts(searcher.table) for searcher in searchers]
         self.judgements = [JudgementStore(searcher) for searcher in searchers]
+        self.duplicates = [DuplicateJob(searcher, keep=not read_only) for searcher in searchers]
         self.metrics = Metrics(self.encoder_counts)
         self.model_lock = threading.Lock()
 
@@ -60,6 +63,17 @@ class SearchService:
             Whether they are: the service may write, and so it can.
         """
         return not self.read_only and self.judgements[index].is_writable
+
+    def stores_decisions(self, index: int) -> bool:
+        """Whether decisions that images are no duplicates are stored in an index.
+
+        Args:
+            index: The number of the index.
+
+        Returns:
+            Whether they are: the service may write, and so it can.
+        """
+        return not self.read_only and self.duplicates[index].is_writable
 
     def search(self, query: SearchQuery, index: int) -> Hits:
         """The hits of a query, by `Searcher.search_batch`.
@@ -105,7 +119,9 @@ class SearchService:
         return Term(open_image(data, 512), is_image=True)
 
     def close(self) -> None:
-        """End the threads of the batchers, after what is waiting."""
+        """End the threads: of the batchers after what is waiting, of duplicates at once."""
+        for job in self.duplicates:
+            job.close()
         for batcher in self.batchers:
             batcher.close()
 

@@ -53,7 +53,7 @@ export function fileName(path) {
 
 /** A path that breaks after its separators only. */
 export function breakable(path) {
-  const made = element("span", { class: "path" });
+  const made = element("span", { class: "path", title: path });
   for (const part of path.split(/(?<=[/\\_-])/)) made.append(part, document.createElement("wbr"));
   return made;
 }

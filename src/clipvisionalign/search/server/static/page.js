@@ -1,5 +1,6 @@
 // The page: what the form, the address and the keys ask for is searched for and shown.
 import { ask, button, by, element, plural, setStatus } from "./dom.js";
+import { Duplicates } from "./duplicates.js";
 import { Facets } from "./facets.js";
 import { Judging } from "./judging.js";
 import { setUpKeys, singleKeys } from "./keys.js";
@@ -265,4 +266,5 @@ try {
   await run(readQuery(location.search), { history: "replace", loaded: state.loaded, scroll: state.scroll });
   await facets.load(about.indexes[0].filters);
   await judging.load();
+  new Duplicates(about, singleKeys);
 } catch (error) { setStatus(error.message, true); }
