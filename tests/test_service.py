@@ -43,6 +43,7 @@ class Stub:
     aligner = None
     table = SimpleNamespace(count_rows=lambda: 4321, version=1, schema=[], read=_unreadable)
     caption_table, metadata, index = None, {"hidden_column": False}, "/a hidden index"
+    reader = None
     assessor = SimpleNamespace(calibrated_on="")
     score, raised = 0.5, None
 

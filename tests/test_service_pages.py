@@ -28,6 +28,7 @@ class Stub:
     aligner = SimpleNamespace(config=SimpleNamespace(design="late"), late=object())
     table = SimpleNamespace(count_rows=lambda: IMAGES)
     caption_table, metadata, index = None, {}, "/an index"
+    reader = None
 
     def __init__(self):
         self.queries = []

@@ -71,10 +71,10 @@ def calibrate(arguments: list[str]) -> int:
         raise ValueError("give a data set of captioned images, or judged queries of an index with --judged FILE")
     from clipvisionalign.model_calibration import calibrate_model, calibration_file
     from clipvisionalign.search.calibration_files import check_calibration_target, write_calibration
-    from clipvisionalign.search.manifest import MANIFEST_FILE, aligner_fingerprint, read_manifest
+    from clipvisionalign.search.manifest import aligner_fingerprint, read_whole_manifest
     from clipvisionalign.search.storage import InvalidIndexError
 
-    index = _index_storage(args.model, MANIFEST_FILE)
+    index = _index_storage(args.model)
     if index is None and (args.judged or args.run):
         raise ValueError(f"{args.model}: no index: --judged and --run are for an index")
     target: Path | Storage = Path(args.out) if args.out else index or calibration_file(args.model)
@@ -84,7 +84,7 @@ def calibrate(arguments: list[str]) -> int:
     else:
         run = args.model
         if index is not None:
-            manifest = read_manifest(index)
+            manifest = read_whole_manifest(index)
             run = args.run or manifest.run
             if aligner_fingerprint(run) != manifest.aligner:
                 raise InvalidIndexError(f"{args.model}: it was made by another aligner than {run}")
@@ -98,11 +98,12 @@ def calibrate(arguments: list[str]) -> int:
     return 0
 
 
-def _index_storage(model: str, manifest_file: str) -> Storage | None:
+def _index_storage(model: str) -> Storage | None:
     """The storage of an index; None for a model."""
+    from clipvisionalign.search.manifest import has_index
     from clipvisionalign.search.storage import Storage
 
-    if "://" not in model and not (Path(model) / manifest_file).is_file():
+    if "://" not in model and not has_index(model):
         return None
     return Storage(model)
 

@@ -36,7 +36,8 @@ def index_parser() -> argparse.ArgumentParser:
         f"  {PROGRAM} index RUN images/ --out INDEX --metadata years.csv    # then: search --where 'year > 2020'\n"
         f"  {PROGRAM} index RUN flickr8k --captions --out INDEX               # then: search --like a.jpg --captions\n"
         f"  {PROGRAM} index RUN s3://bucket/images --out s3://bucket/index  # docs/search.md has the settings\n"
-        f"  {PROGRAM} index RUN images/ --out INDEX --ray auto",
+        f"  {PROGRAM} index RUN images/ --out INDEX --ray auto\n"
+        f"  {PROGRAM} index RUN images/ --out INDEX --shards 4",
     )
     parser.add_argument(
         "run",
@@ -74,6 +75,11 @@ def index_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--workers", type=int, default=0, help="with --ray: number of models that encode (default: by the cluster)"
     )
+    parser.add_argument(
+        "--shards", type=int, default=None, metavar="N",
+        help="deal the images of a new index to N complete indexes below it, shard-00 and on, which are searched as "
+        "one; later updates need no flag",
+    )  # fmt: skip
     parser.add_argument(
         "--verify", action="store_true", help="read every file: one of the same size and time may hold another image"
     )
@@ -117,7 +123,7 @@ def index(arguments: list[str]) -> int:
         run, args.source, args.out, captions=args.captions, layout=args.layout,
         metadata=args.metadata, ray=args.ray, workers=args.workers, verify=args.verify,
         allow_drop=args.allow_drop, group=args.group, patches=args.patches, vectors=args.vectors,
-        vector_width=args.vector_width,
+        vector_width=args.vector_width, shards=args.shards,
     )  # fmt: skip
     if args.json:
         print(json.dumps(index_report.to_dict() | {"broken_files": read_broken_files(args.out)}, indent=2))

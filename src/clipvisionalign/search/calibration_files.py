@@ -127,21 +127,23 @@ def copy_calibration(run: str | Path, index: Storage, manifest: IndexManifest) -
     index.write(CALIBRATION_FILE, text)
 
 
-def write_null_cosines(index: Storage, table: Any, encode: Callable[[Sequence[str]], Any]) -> None:
+def write_null_cosines(index: Storage, tables: Sequence[Any], encode: Callable[[Sequence[str]], Any]) -> None:
     """Write the best cosines that texts which mean nothing have in an index, unless they are of this version of it.
 
     Args:
         index: The storage of the index.
-        table: Its table of images.
+        tables: Its table of images; or those of its shards.
         encode: Encodes M texts as vectors (M, D).
     """
-    version = int(table.version)
+    versions = [int(table.version) for table in tables]
+    # That of one table is a number in files of before.
+    version = versions[0] if len(versions) == 1 else versions
     if _read_nulls(index).get("table_version") == version:
         return
     best = []
     for vector in np.asarray(encode(null_texts())):
-        rows = search_table(table, vector, 1, columns=("id",))
-        best += [round(1.0 - row["_distance"], 6) for row in rows]
+        rows = [row for table in tables for row in search_table(table, vector, 1, columns=("id",))]
+        best += [round(1.0 - min(row["_distance"] for row in rows), 6)] if rows else []
     index.write(NULL_FILE, json.dumps({_BEST_COSINES: sorted(best), "table_version": version}) + "\n")
 
 

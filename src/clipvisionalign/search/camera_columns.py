@@ -104,8 +104,6 @@ def open_camera_columns(index: Storage, table: Any, metadata: Metadata | None) -
     ]  # fmt: skip
     if obsolete:
         table.drop_columns(obsolete)
-    if metadata is not None and after:
-        logger.info(f"metadata: its own {', '.join(after)} counts, not what the images' headers have")
     return columns
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from clipvisionalign.models.aligner import Aligner
 from clipvisionalign.progress import progress
+from clipvisionalign.search.index_parts import IndexPart
 from clipvisionalign.search.storage import Storage
 from clipvisionalign.search.tables import (
     create_caption_table,
@@ -67,41 +68,43 @@ def drop_captions(index: Storage, image_table: Any) -> None:
         delete_rows(table, [row["id"] for row in read_columns(table, ("id", "path")) if row["path"] not in image_paths])
 
 
-def index_captions(
-    aligner: Aligner,
-    index: Storage,
-    image_table: Any,
-    captions: Mapping[str, Sequence[str]],
-) -> None:
-    """Update the table of captions to those of the images in the index, each once.
+def index_captions(aligner: Aligner, parts: Sequence[IndexPart], captions: Mapping[str, Sequence[str]]) -> None:
+    """Update the tables of captions to those of the images in the index, each once, beside their images.
 
     Args:
         aligner: Encodes new captions.
-        index: The storage of the index.
-        image_table: Its table of images.
+        parts: The parts of the index.
         captions: Captions by the path of their image.
     """
     import pyarrow as arrow
 
-    table = create_caption_table(index, aligner.width)
-    image_paths = {row["path"] for row in read_columns(image_table, ("path",))}
-    wanted_captions = dict.fromkeys(
-        (path, text) for path, texts in captions.items() if path in image_paths for text in texts
-    )
-    existing_ids = {(row["path"], row["text"]): row["id"] for row in read_columns(table, ("id", "path", "text"))}
-    delete_rows(table, [number for key, number in existing_ids.items() if key not in wanted_captions])
-    new_captions = [key for key in wanted_captions if key not in existing_ids]
+    tables = {part.name: create_caption_table(part.storage, aligner.width) for part in parts}
+    part_of = {row["path"]: part.name for part in parts for row in read_columns(part.table, ("path",))}
+    wanted = dict.fromkeys((path, text) for path, texts in captions.items() if path in part_of for text in texts)
+    existing: set[tuple[str, str]] = set()
+    last_id = -1
+    for name, table in tables.items():
+        rows = read_columns(table, ("id", "path", "text"))
+        last_id = max([last_id, *(row["id"] for row in rows)])
+        kept = {(row["path"], row["text"]): row["id"] for row in rows}
+        unwanted = [key for key in kept if key not in wanted or part_of[key[0]] != name]
+        delete_rows(table, [kept.pop(key) for key in unwanted])
+        existing |= kept.keys()
+    new_captions = [key for key in wanted if key not in existing]
     if not new_captions:
         return
     logger.info(f"encoding {len(new_captions):,} captions ...")
-    last_id = max(existing_ids.values(), default=-1)
     chunks = [
         new_captions[start : start + CAPTIONS_PER_WRITE] for start in range(0, len(new_captions), CAPTIONS_PER_WRITE)
     ]
     for chunk in progress(chunks, "encoding captions", len(new_captions), units_per_item=len):
         vectors = aligner.encode_captions([text for _, text in chunk]).numpy()
-        rows = [{"id": last_id + 1 + number, "path": path, "text": text, "vector": vector}
-                for number, ((path, text), vector) in enumerate(zip(chunk, vectors, strict=True))]  # fmt: skip
-        last_id += len(rows)
-        table.add(arrow.Table.from_pylist(rows, schema=table.schema))
-    table.optimize()
+        rows_of: dict[str, list[dict[str, Any]]] = {}
+        for number, ((path, text), vector) in enumerate(zip(chunk, vectors, strict=True), last_id + 1):
+            row = {"id": number, "path": path, "text": text, "vector": vector}
+            rows_of.setdefault(part_of[path], []).append(row)
+        last_id += len(chunk)
+        for name, rows in rows_of.items():
+            tables[name].add(arrow.Table.from_pylist(rows, schema=tables[name].schema))
+    for table in tables.values():
+        table.optimize()

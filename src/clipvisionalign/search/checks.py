@@ -6,10 +6,11 @@ from pathlib import Path
 
 from clipvisionalign.search.calibration_files import read_calibration
 from clipvisionalign.search.filters import FILTER_COLUMNS, filter_sql
-from clipvisionalign.search.manifest import read_manifest
+from clipvisionalign.search.manifest import read_whole_manifest
 from clipvisionalign.search.promise import require_calibration
 from clipvisionalign.search.queries import SearchQuery
-from clipvisionalign.search.tables import metadata_columns, read_caption_table, read_image_table
+from clipvisionalign.search.sharded_reader import open_index_reader
+from clipvisionalign.search.tables import metadata_columns
 from clipvisionalign.starter import resolve_run
 
 #: Designs whose pairs have no score of their own.
@@ -31,7 +32,7 @@ def check_query(index: str | Path, query: SearchQuery, run: str | Path = "") -> 
         UncalibratedError: A promise is asked for that the index is not calibrated for.
         ValueError: There is nothing to search for, the index has no captions, or the design cannot re-rank.
     """
-    manifest = read_manifest(index)
+    manifest = read_whole_manifest(index)
     query.check()
     images = [term.content for term in query.terms if term.is_image]
     if images:
@@ -40,10 +41,10 @@ def check_query(index: str | Path, query: SearchQuery, run: str | Path = "") -> 
         for image in images:
             open_image(image)
     if query.where.strip():
-        filter_sql(query.where, FILTER_COLUMNS | metadata_columns(read_image_table(index)))
+        filter_sql(query.where, FILTER_COLUMNS | metadata_columns(open_index_reader(index).table))
     if query.promise:
         require_calibration(str(index), read_calibration(index, manifest.aligner), query.promise)
-    if query.captions and read_caption_table(index) is None:
+    if query.captions and open_index_reader(index).caption_table is None:
         raise ValueError("this index has no captions: 'clipvisionalign index RUN DATA --captions' writes them")
     if query.rerank:
         from clipvisionalign.data.run_data import run_settings

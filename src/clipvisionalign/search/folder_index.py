@@ -11,8 +11,8 @@ from clipvisionalign.files import user_cache_folder
 from clipvisionalign.models.io import is_pretrained, resolve_model
 from clipvisionalign.models.run_files import is_run_folder
 from clipvisionalign.search.indexer import build_index
-from clipvisionalign.search.manifest import MANIFEST_FILE, aligner_fingerprint, read_manifest
-from clipvisionalign.search.storage import InvalidIndexError, as_storage, printable
+from clipvisionalign.search.manifest import aligner_fingerprint, has_index, read_manifest, read_shards
+from clipvisionalign.search.storage import InvalidIndexError, printable
 from clipvisionalign.starter import INSTALL_HINT, STARTER, StarterNotInstalled, is_installed, is_starter
 
 logger = logging.getLogger(__name__)
@@ -37,8 +37,8 @@ def default_run(source: str, out: str) -> str:
         ValueError: `source` is a model, and no images are named.
     """
     _check_is_no_model(source)
-    if as_storage(out).read(MANIFEST_FILE) is not None:
-        run = read_manifest(out).run
+    if has_index(out):
+        run = (read_shards(out) or read_manifest(out)).run
         logger.info(f"{printable(str(out))}: updated with the model that it was made with, {printable(run)}")
         return run
     _require_starter(f"clipvisionalign index RUN {source} --out {out}")
@@ -81,7 +81,7 @@ def is_image_folder(name: str) -> bool:
         InvalidIndexError: It is a run folder.
     """
     folder = Path(name)
-    if "://" in name or not folder.is_dir() or (folder / MANIFEST_FILE).is_file():
+    if "://" in name or not folder.is_dir() or has_index(folder):
         return False
     if is_run_folder(folder):
         raise InvalidIndexError(

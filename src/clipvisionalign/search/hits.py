@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from clipvisionalign.counts import count_noun
 
 if TYPE_CHECKING:
     from clipvisionalign.search.metadata import CellValue
@@ -74,6 +76,22 @@ class CaptionHit:
         return asdict(self)
 
 
+class MissingShard(NamedTuple):
+    """A shard whose images a result lacks.
+
+    Attributes:
+        shard: Its name.
+        images: Number of images that it holds.
+    """
+
+    shard: str
+    images: int
+
+    def describe(self) -> str:
+        """The shard in words, such as "shard-02 (1,234 images)"."""
+        return f"{self.shard} ({count_noun(self.images, 'image')})"
+
+
 def to_hits(rows: Sequence[dict[str, Any]], metadata: Iterable[str]) -> list[Hit]:
     """Rows of a search as hits.
 
@@ -91,6 +109,18 @@ def to_hits(rows: Sequence[dict[str, Any]], metadata: Iterable[str]) -> list[Hit
         )
         for row in rows
     ]  # fmt: skip
+
+
+def to_caption_hits(rows: Sequence[dict[str, Any]]) -> list[CaptionHit]:
+    """Rows of a search for captions as hits.
+
+    Args:
+        rows: Rows with the columns "id", "text", "path", and "_distance", 1 - cosine.
+
+    Returns:
+        One hit a row, in the same order.
+    """
+    return [CaptionHit(row["id"], row["text"], row["path"], round(1.0 - row["_distance"], 6)) for row in rows]
 
 
 def cell_value(value: Any) -> CellValue:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from clipvisionalign.images import CameraMetadata
 from clipvisionalign.search.broken_files import BROKEN_FILES_NAME, BrokenFiles
-from clipvisionalign.search.camera_columns import CameraColumns, camera_values, valued_columns
+from clipvisionalign.search.camera_columns import camera_values, valued_columns
 from clipvisionalign.search.collection import Collection
 from clipvisionalign.search.diff import Changes, exceeds_drop_limit
 from clipvisionalign.search.embed import IndexRow, unpack_camera_metadata
+from clipvisionalign.search.index_parts import IndexPart
 from clipvisionalign.search.index_report import IndexReport
 from clipvisionalign.search.metadata import Metadata
-from clipvisionalign.search.patches import PatchWriter
 from clipvisionalign.search.storage import FileListing, InvalidIndexError, Storage, decode_path
 from clipvisionalign.search.tables import BASE_COLUMNS, delete_rows, metadata_columns, read_columns, update_rows
 
@@ -75,67 +76,86 @@ def apply_changes(table: Any, changes: Changes) -> None:
     update_rows(table, "id", changes.updated, ("id", "path", "raw", "size", "mtime_ns"))
 
 
-def write_rows(
-    table: Any, index: Storage, batches: Iterator[list[IndexRow]], metadata: Metadata | None,
-    broken: BrokenFiles, report: IndexReport, last_id: int, camera: CameraColumns, patches: PatchWriter | None = None,
-) -> Iterator[int]:  # fmt: skip
-    """Write encoded images, `IMAGES_PER_WRITE` at a time; a row of the same path is replaced.
+class _PartWriter:
+    """Collects the rows of one part, and writes them at once.
 
     Args:
-        table: The table of images.
+        part: The part.
+        metadata: Values of the metadata columns; None keeps those of a replaced row.
+    """
+
+    def __init__(self, part: IndexPart, metadata: Metadata | None) -> None:
+        self.part, self.metadata = part, metadata
+        self.rows: list[dict[str, Any]] = []
+        self.patches: list[tuple[int, str, bytes]] = []
+
+    def add(self, number: int, row: dict[str, Any], camera_metadata: CameraMetadata, patches: bytes) -> None:
+        """Collect an encoded image."""
+        camera, name = self.part.camera, decode_path(row["raw"])
+        camera.count(camera_metadata)
+        values = camera_values(camera_metadata, camera.owned) | (self.metadata.row_for(name) if self.metadata else {})
+        self.rows.append(row | {"id": number, "path": name} | values)
+        self.patches.append((number, row["hash"], patches))
+
+    def flush(self) -> int:
+        """Write what was collected; the number of rows."""
+        import pyarrow as arrow
+
+        written, table = len(self.rows), self.part.table
+        if written:
+            camera_names = valued_columns(table, self.rows, self.part.camera.owned)
+            names = (*BASE_COLUMNS, *(self.metadata.column_types if self.metadata else ()), *camera_names)
+            schema = arrow.schema([table.schema.field(name) for name in names])
+            data = arrow.Table.from_pylist(self.rows, schema=schema)
+            if self.part.patches:
+                self.part.patches.write(self.patches)
+            table.merge_insert("raw").when_matched_update_all().when_not_matched_insert_all().execute(data)
+            self.rows.clear()
+            self.patches.clear()
+        return written
+
+
+def write_rows(
+    index: Storage, parts: Sequence[IndexPart], part_of: Callable[[bytes], IndexPart],
+    number_of: Callable[[bytes], int], batches: Iterator[list[IndexRow]], metadata: Metadata | None,
+    broken: BrokenFiles, report: IndexReport,
+) -> Iterator[int]:  # fmt: skip
+    """Write encoded images, `IMAGES_PER_WRITE` of a part at a time; a row of the same path is replaced.
+
+    Args:
         index: The storage of the index.
+        parts: Its parts.
+        part_of: The part of an image, by its path in bytes.
+        number_of: The number of an image that has none yet, by its path in bytes.
         batches: Rows as `embed.embed_files` yields them.
         metadata: Values of the metadata columns; None keeps those of a replaced row.
         broken: Receives the files without a vector.
         report: Its `encoded` is counted up.
-        last_id: The greatest id of the table.
-        camera: The columns that the images' own metadata fills.
-        patches: Receives the patches of the images; None where none are kept.
 
     Yields:
         The number of images written so far.
     """
-    import pyarrow as arrow
-
-    rows: list[dict[str, Any]] = []
-    packed: list[tuple[int, str, bytes]] = []
-
-    def flush() -> int:
-        if rows:
-            camera_names = valued_columns(table, rows, camera.owned)
-            names = (*BASE_COLUMNS, *(metadata.column_types if metadata else ()), *camera_names)
-            schema = arrow.schema([table.schema.field(name) for name in names])
-            data = arrow.Table.from_pylist(rows, schema=schema)
-            if patches:
-                patches.write(packed)
-            table.merge_insert("raw").when_matched_update_all().when_not_matched_insert_all().execute(data)
-            report.encoded += len(rows)
-            rows.clear()
-            packed.clear()
-        broken.write(index)
-        return report.encoded
-
+    writers = {part.name: _PartWriter(part, metadata) for part in parts}
     for batch in batches:
         for row in batch:
             raw, reason, fault, decoder = (row["raw"], *map(row.pop, ("reason", "fault", "missing_decoder")))
-            from_camera, own_patches = unpack_camera_metadata(row.pop("camera_metadata")), row.pop("patches")
+            from_camera, patches = unpack_camera_metadata(row.pop("camera_metadata")), row.pop("patches")
             if reason:
                 broken.add(raw, reason, fault, row["size"], row["mtime_ns"], decoder)
                 continue
             broken.remove(raw)
-            last_id += 1
-            name = decode_path(raw)
-            camera.count(from_camera)
-            values = camera_values(from_camera, camera.owned) | (metadata.row_for(name) if metadata else {})
-            rows.append(row | {"id": last_id, "path": name} | values)
-            packed.append((last_id, row["hash"], own_patches))
-        if len(rows) >= IMAGES_PER_WRITE:
-            yield flush()
-    flush()
+            writers[part_of(raw).name].add(number_of(raw), row, from_camera, patches)
+        full = [writer for writer in writers.values() if len(writer.rows) >= IMAGES_PER_WRITE]
+        if full:
+            report.encoded += sum(writer.flush() for writer in full)
+            broken.write(index)
+            yield report.encoded
+    report.encoded += sum(writer.flush() for writer in writers.values())
+    broken.write(index)
 
 
 def drop_missing(
-    table: Any, index: Storage, listing: FileListing, changes: Changes, broken: BrokenFiles, report: IndexReport,
+    index: Storage, parts: Sequence[IndexPart], listing: FileListing, broken: BrokenFiles, report: IndexReport,
     allowed: bool,
 ) -> None:  # fmt: skip
     """Delete the rows of files that are gone or can no longer be decoded, and forget broken files that are gone.
@@ -143,10 +163,9 @@ def drop_missing(
     A row whose file cannot be read at the moment stays.
 
     Args:
-        table: The table of images.
         index: The storage of the index.
+        parts: Its parts, with their changes.
         listing: The files of the source.
-        changes: Their difference from the index.
         broken: Files that could not be read or decoded.
         report: `broken`, `missing_decoders`, `dropped` and `kept` are set.
         allowed: Whether any number of rows may be dropped.
@@ -161,15 +180,17 @@ def drop_missing(
     broken.write(index)
     report.broken = sum(raw in present_paths for raw in broken)
     report.missing_decoders = broken.missing_decoders()
-    rows = [row for row in read_columns(table, ("id", "raw")) if row["raw"] in broken]
-    undecodable_ids = [row["id"] for row in rows if broken.is_undecodable(row["raw"])]
-    count = table.count_rows()
-    if not allowed and exceeds_drop_limit(len(undecodable_ids), count):
+    rows = [[row for row in read_columns(part.table, ("id", "raw")) if row["raw"] in broken] for part in parts]
+    undecodable = [[row["id"] for row in part_rows if broken.is_undecodable(row["raw"])] for part_rows in rows]
+    count, undecodable_count = sum(part.table.count_rows() for part in parts), sum(map(len, undecodable))
+    if not allowed and exceeds_drop_limit(undecodable_count, count):
         raise InvalidIndexError(
-            f"{index}: the files of {len(undecodable_ids):,} of its {count:,} rows can no longer be decoded "
+            f"{index}: the files of {undecodable_count:,} of its {count:,} rows can no longer be decoded "
             f"({index}/{BROKEN_FILES_NAME} has "
             "each): were they damaged? No row was dropped. If they are to be, give --allow-drop"
         )
-    dropped_ids = {*changes.deleted, *undecodable_ids}
-    delete_rows(table, sorted(dropped_ids))
-    report.dropped, report.kept = len(dropped_ids), sum(row["id"] not in dropped_ids for row in rows)
+    for part, part_rows, ids in zip(parts, rows, undecodable, strict=True):
+        dropped_ids = {*part.changes.deleted, *ids}
+        delete_rows(part.table, sorted(dropped_ids))
+        report.dropped += len(dropped_ids)
+        report.kept += sum(row["id"] not in dropped_ids for row in part_rows)

@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import errno
 import logging
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -46,14 +47,30 @@ from clipvisionalign.search.image_rows import (
     sync_metadata_values,
     write_rows,
 )
+from clipvisionalign.search.index_parts import (
+    IndexPart,
+    align_columns,
+    deal_changes,
+    forget_numbers,
+    open_part,
+    plan_numbers,
+)
 from clipvisionalign.search.index_report import IndexReport, log_first, log_problems, new_report, report_sources
-from clipvisionalign.search.manifest import MANIFEST_FILE, IndexManifest, open_manifest
+from clipvisionalign.search.manifest import (
+    IndexManifest,
+    check_shards,
+    has_index,
+    open_manifests,
+    read_shards,
+    shard_storage,
+)
 from clipvisionalign.search.mapped import VectorSettings, can_map, check_settings, read_record, remove_mapped
 from clipvisionalign.search.null_queries import null_texts
 from clipvisionalign.search.patch_rows import begin_patches, finish_patches
 from clipvisionalign.search.patch_vectors import patch_settings
+from clipvisionalign.search.patches import read_patch_settings
 from clipvisionalign.search.storage import InvalidIndexError, Storage, printable
-from clipvisionalign.search.tables import BASE_COLUMNS, create_image_table, read_columns
+from clipvisionalign.search.tables import BASE_COLUMNS
 from clipvisionalign.search.text_tower import keep_text_tower
 from clipvisionalign.starter import resolve_run
 
@@ -67,7 +84,7 @@ def build_index(
     run: str | Path, source: str | Path, out: str | Path, *, captions: bool = False,
     layout: str = "auto", metadata: str | Path = "", ray: str = "", workers: int = 0,
     sizes: tuple[int, int] = (MAX_EXACT_VECTORS, MAX_HNSW_VECTORS), verify: bool = False, allow_drop: bool = False,
-    group: str = "", patches: int | None = None, vectors: str = "", vector_width: int = 0,
+    group: str = "", patches: int | None = None, vectors: str = "", vector_width: int = 0, shards: int | None = None,
 ) -> IndexReport:  # fmt: skip
     """Index the images below a folder, or of a data set; an existing index is updated.
 
@@ -89,18 +106,21 @@ def build_index(
         vectors: How the memory-mapped graph of a large index keeps vectors: "float32", "float16", "int8" or "binary";
             "" for the way that it has, or int8.
         vector_width: Numbers of a vector, from its beginning, that the graph keeps; 0 for those that it has, or all.
+        shards: Number of complete indexes that the images of a new index are dealt to (`index_parts.py`); None for
+            those that the index has, and none of a new one.
 
     Returns:
         Counts of files and rows.
 
     Raises:
-        InvalidIndexError: `out` is an index of another run or folder, or something else; it cannot be written; or too
-            many rows would be dropped (`diff.check_drop`).
-        ValueError: The design has nothing to re-rank with, and `patches` is given; or `vectors` or `vector_width` fits
-            no graph, or none of this aligner's vectors.
+        InvalidIndexError: `out` is an index of another run or folder, has another number of shards, or is something
+            else; it cannot be written; or too many rows would be dropped (`diff.check_drop`).
+        ValueError: The design has nothing to re-rank with, and `patches` is given; `vectors` or `vector_width` fits
+            no graph, or none of this aligner's vectors; or `shards` is out of range.
         FileNotFoundError: There is no such folder or run.
         DataError: The data set cannot be read, or there is nothing to index.
     """
+    check_shards(shards)
     run = resolve_run(run)
     if is_pretrained(run):
         # One commit for all that follows, and for the searches to come.
@@ -124,23 +144,26 @@ def build_index(
     graph = _graph_settings(index, vectors, vector_width, aligner.width)
     try:
         with _translate_write_errors(index):
-            if not collection.listing.files and index.read(MANIFEST_FILE) is None:
+            if not collection.listing.files and not has_index(index):
                 # Before an index is made, which would be empty.
                 _begin(collection, 0)
-            manifest = open_manifest(run, collection.storage.location, index, aligner.width)
+            names, manifests = open_manifests(run, collection.storage.location, index, aligner.width, shards)
             with index.lock():
+                parts = [open_part(index, *each) for each in zip(names, manifests, strict=True)]
                 report = _update_index(
-                    run, aligner, collection, index, manifest, ray, workers, verify, allow_drop, patches,
+                    run, aligner, collection, index, parts, ray, workers, verify, allow_drop, patches,
                     partial(_build_ann, sizes=sizes, settings=graph),
                 )  # fmt: skip
-                _note_unused(index, bool(vectors or vector_width), report.there, sizes)
+                most = max(part.table.count_rows() for part in parts)
+                _note_unused(parts[0].storage, bool(vectors or vector_width), most, sizes)
                 return report
     except TimeoutError:
         raise InvalidIndexError(f"{index}: another process is writing it; wait for that one") from None
 
 
 def _graph_settings(index: Storage, vectors: str, vector_width: int, width: int) -> VectorSettings:
-    record = read_record(index)
+    shards = read_shards(index)
+    record = read_record(shard_storage(index, shards.shards[0]) if shards else index)
     return check_settings(vectors, vector_width, width, record.settings if record else None)
 
 
@@ -211,57 +234,93 @@ def _begin(collection: Collection, indexed: int) -> None:
 
 
 def _update_index(
-    run: str | Path, aligner: Aligner, collection: Collection, index: Storage, manifest: IndexManifest,
+    run: str | Path, aligner: Aligner, collection: Collection, index: Storage, parts: Sequence[IndexPart],
     ray: str, workers: int, verify: bool, allow_drop: bool, patches: int | None, build_ann: Callable[..., None],
 ) -> IndexReport:  # fmt: skip
     storage, listing = collection.storage, collection.listing
-    table = create_image_table(index, manifest.width)
-    if not table.count_rows():
-        # What was made of a former table would be taken for that of this one, which has the same versions.
-        remove_mapped(index)
-        forget_null_cosines(index)
-    rows = read_columns(table, ("id", "path", "raw", "size", "mtime_ns", "hash"))
+    for part in parts:
+        if not part.rows:
+            # What was made of a former table would be taken for that of this one, which has the same versions.
+            remove_mapped(part.storage)
+            forget_null_cosines(part.storage)
+            forget_null_cosines(index)
+    rows = [row for part in parts for row in part.rows]
     broken = BrokenFiles(index.read(BROKEN_FILES_NAME) or "")
     _begin(collection, len(rows))
     changes = diff_files(storage, listing, rows, broken, verify)
     check_drop(changes, listing, storage, index, len(rows), allow_drop)
     if changes.surplus:
         logger.info(f"{len(changes.surplus):,} rows are of files that have another row: they are taken out")
-    patch_writer = begin_patches(aligner, index, {row["id"]: row["hash"] for row in rows}, patches)
-    kept_as = patch_writer.settings if patch_writer else None
-    camera = open_camera_columns(index, table, collection.metadata)
-    sync_metadata_columns(table, collection.metadata, camera.owned)
-    # Captions first: after an interruption in between, the row is recognised as moved once more.
-    move_captions(index, changes.renamed)
-    apply_changes(table, changes)
+    part_of = deal_changes(parts, changes)
+    stored = [each for part in parts if part.name and (each := read_patch_settings(part.storage))]
+    if stored and not patches:
+        # A shard that is made again has the patches that the others have.
+        patches = stored[0].pool
+    for part in parts:
+        _begin_part(aligner, collection, part, patches)
+    if collection.metadata is not None and (own := parts[0].camera.user_columns):
+        logger.info(f"metadata: its own {', '.join(own)} counts, not what the images' headers have")
     report = new_report(listing, changes)
-    pending = changes.pending
-    fill_old_rows(table, index, storage, camera, changes)
+    pending, kept_as = changes.pending, parts[0].patches.settings if parts[0].patches else None
+    number_of = plan_numbers(index, parts, pending)
     encoding = (
         embed_files_with_ray(run, aligner.image_tower.image_transform, storage, pending, ray, workers, kept_as)
         if ray and pending
         else embed_files(aligner, storage, pending, kept_as)
     )
     batches = progress(encoding, "encoding images", len(pending), units_per_item=len)
-    last_id = max((row["id"] for row in rows), default=-1)
-    for count in write_rows(table, index, batches, collection.metadata, broken, report, last_id, camera, patch_writer):
+    for count in write_rows(index, parts, part_of, number_of, batches, collection.metadata, broken, report):
         logger.info(f"{count:,} of {len(pending):,} encoded")
-    drop_missing(table, index, listing, changes, broken, report, allow_drop)
-    if patch_writer:
-        report.patches = finish_patches(aligner, storage, table, patch_writer)
-    sync_metadata_values(table, collection)
-    fill_places(table, camera)
-    report.camera = dict(camera.counts)
-    report.there = table.count_rows()
-    drop_captions(index, table)
+    drop_missing(index, parts, listing, broken, report, allow_drop)
+    for part in parts:
+        _finish_part(aligner, collection, part, report)
+    align_columns(parts)
     if collection.captions is not None:
-        index_captions(aligner, index, table, collection.captions)
-    report.captions = count_captions(index)
+        index_captions(aligner, parts, collection.captions)
+    report.captions = sum(count_captions(part.storage) for part in parts)
     report_sources(report, collection, broken)
-    build_ann(aligner, table, index, manifest, report.there)
-    if report.there:
-        write_null_cosines(index, table, aligner.encode_captions)
-    copy_calibration(run, index, manifest)
-    # Last: without it the index is complete too.
-    report.text_tower = keep_text_tower(run, index, manifest.aligner, aligner)
+    _complete(run, aligner, index, parts, report, build_ann)
+    forget_numbers(index)
     return report
+
+
+def _begin_part(aligner: Aligner, collection: Collection, part: IndexPart, patches: int | None) -> None:
+    """What an update does to a part before images are encoded."""
+    part.patches = begin_patches(aligner, part.storage, {row["id"]: row["hash"] for row in part.rows}, patches)
+    part.camera = open_camera_columns(part.storage, part.table, collection.metadata)
+    sync_metadata_columns(part.table, collection.metadata, part.camera.owned)
+    # Captions first: after an interruption in between, the row is recognised as moved once more.
+    move_captions(part.storage, part.changes.renamed)
+    apply_changes(part.table, part.changes)
+    fill_old_rows(part.table, part.storage, collection.storage, part.camera, part.changes)
+
+
+def _finish_part(aligner: Aligner, collection: Collection, part: IndexPart, report: IndexReport) -> None:
+    """What an update does to a part once its images are written; the counts of the report are counted up."""
+    if part.patches:
+        counts = finish_patches(aligner, collection.storage, part.table, part.patches)
+        report.patches = {name: report.patches.get(name, 0) + number for name, number in counts.items()}
+    sync_metadata_values(part.table, collection)
+    fill_places(part.table, part.camera)
+    report.camera = dict(Counter(report.camera) + part.camera.counts)
+    report.there += part.table.count_rows()
+    drop_captions(part.storage, part.table)
+
+
+def _complete(
+    run: str | Path, aligner: Aligner, index: Storage, parts: Sequence[IndexPart], report: IndexReport,
+    build_ann: Callable[..., None],
+) -> None:  # fmt: skip
+    """What lies beside the tables: approximate indexes, what chance gives, the calibration, the text tower."""
+    encode = cache(lambda texts: aligner.encode_captions(list(texts)))
+    for part in parts:
+        build_ann(aligner, part.table, part.storage, part.manifest, part.table.count_rows())
+        if part.table.count_rows():
+            write_null_cosines(part.storage, [part.table], lambda texts: encode(tuple(texts)))
+    if parts[0].name and report.there:
+        write_null_cosines(index, [part.table for part in parts], lambda texts: encode(tuple(texts)))
+    copy_calibration(run, index, parts[0].manifest)
+    # Last: without it the index is complete too.
+    report.text_tower = keep_text_tower(run, index, parts[0].manifest.aligner, aligner)
+    for part in parts if parts[0].name else ():
+        keep_text_tower(run, part.storage, part.manifest.aligner, aligner, quiet=True)

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from clipvisionalign.search.calibration import DEFAULT_LEVEL, Calibration, UncalibratedError
-from clipvisionalign.search.hits import Hit
+from clipvisionalign.search.hits import Hit, MissingShard
 from clipvisionalign.search.null_queries import chance_level
 from clipvisionalign.search.queries import SearchQuery
 from clipvisionalign.search.unknown_words import check_words
@@ -57,16 +57,18 @@ class SearchResult(list[Any]):
         promise: Up to where they hold what is meant; None without a calibration.
         reason: Why nothing fits the query; "" where something does.
         notes: For the user.
+        missing: Shards that have not answered: what they hold is not among the hits.
 
     Attributes:
         nothing: Whether nothing fits. There may be hits all the same: the nearest of what does not fit.
     """
 
     def __init__(
-        self, hits: Sequence[Any] = (), promise: Promise | None = None, reason: str = "", notes: Sequence[str] = ()
-    ) -> None:
+        self, hits: Sequence[Any] = (), promise: Promise | None = None, reason: str = "", notes: Sequence[str] = (),
+        missing: Sequence[MissingShard] = (),
+    ) -> None:  # fmt: skip
         super().__init__(hits)
-        self.promise, self.reason, self.notes = promise, reason, tuple(notes)
+        self.promise, self.reason, self.notes, self.missing = promise, reason, tuple(notes), tuple(missing)
 
     @property
     def nothing(self) -> bool:
@@ -82,16 +84,34 @@ class SearchResult(list[Any]):
         Returns:
             A result of its own.
         """
-        return SearchResult(hits, self.promise, self.reason, self.notes)
+        return SearchResult(hits, self.promise, self.reason, self.notes, self.missing)
+
+    def without_shards(self, missing: Sequence[MissingShard]) -> SearchResult:
+        """The same hits, marked as incomplete: nothing is promised, and nothing is known not to be there.
+
+        Args:
+            missing: Shards that have not answered; the result itself where there are none.
+
+        Returns:
+            A result of its own.
+        """
+        if not missing:
+            return self
+        shards = ", ".join(shard.describe() for shard in missing)
+        verb, held = ("does", "it holds") if len(missing) == 1 else ("do", "they hold")
+        note = f"incomplete: {shards} {verb} not answer now; what {held} is missing here"
+        return SearchResult(self, notes=[*self.notes, note], missing=missing)
 
     def verdict(self) -> dict[str, Any]:
         """The verdict as JSON.
 
         Returns:
-            "promise" (None without one), "nothing" and "reason".
+            "promise" (None without one), "nothing" and "reason"; "incomplete", where shards have not answered, with
+            the "shard" and the number of "images" of each.
         """
         promise = None if self.promise is None else self.promise.to_dict()
-        return {"promise": promise, "nothing": self.nothing, "reason": self.reason}
+        incomplete = {"incomplete": [shard._asdict() for shard in self.missing]} if self.missing else {}
+        return {"promise": promise, "nothing": self.nothing, "reason": self.reason, **incomplete}
 
 
 class ResultAssessor:

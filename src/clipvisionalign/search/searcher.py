@@ -8,9 +8,6 @@ themselves (`rerank.py`).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
-from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,17 +16,15 @@ import numpy as np
 from clipvisionalign.search.calibration_files import calibration_time, read_calibration, read_null_cosines
 from clipvisionalign.search.encoder import QueryEncoder
 from clipvisionalign.search.filters import FILTER_COLUMNS, filter_sql
-from clipvisionalign.search.hits import HIT_COLUMNS, CaptionHit, Hit, to_hits
-from clipvisionalign.search.manifest import read_manifest
-from clipvisionalign.search.mapped import MappedReader
-from clipvisionalign.search.patches import PatchReader, open_patch_reader
+from clipvisionalign.search.hits import HIT_COLUMNS, CaptionHit, Hit, to_caption_hits, to_hits
+from clipvisionalign.search.index_reader import IndexReader, NearestRows, VectorQuery
 from clipvisionalign.search.promise import ResultAssessor
 from clipvisionalign.search.queries import EncodedQuery, SearchQuery, encode_queries
-from clipvisionalign.search.storage import Storage, as_storage
+from clipvisionalign.search.sharded_reader import ShardedReader, open_index_reader
+from clipvisionalign.search.storage import Storage
 from clipvisionalign.search.table_reader import TableReader, rows_condition
-from clipvisionalign.search.tables import metadata_columns, read_caption_table, read_image_table
+from clipvisionalign.search.tables import metadata_columns
 from clipvisionalign.search.terms import Term
-from clipvisionalign.search.vectors import InMemoryVectors
 
 if TYPE_CHECKING:
     from clipvisionalign.models.aligner import Aligner
@@ -37,8 +32,6 @@ if TYPE_CHECKING:
 
 #: Images or captions, best first.
 Hits = list[Hit] | list[CaptionHit]
-#: Queries that the database answers at a time.
-TABLE_SEARCH_THREADS = 8
 
 
 class Searcher:
@@ -48,32 +41,34 @@ class Searcher:
     loaded when it is needed (`encoder.py`).
 
     Args:
-        index: Path or URL of the index.
+        index: Path or URL of the index, in shards or not.
         run: Where the aligner is, if it was moved.
         device: Of the aligner.
+        reader: Searches the index by vectors; None for `open_index_reader` of it.
 
     Attributes:
         index: Path or URL of the index.
+        reader: Likewise.
         manifest: Of the index.
         encoder: Encodes the queries.
         table: Reads the images.
         caption_table: Reads the captions; None for an index without any.
         storage: Where the images are.
-        mapped: Searches the memory-mapped files of an approximate index, where it has some.
-        in_memory: The vectors of an exact index, once several queries have been searched for together.
 
     Raises:
         InvalidIndexError: There is no index, the run has other weights, or it is not there and needed.
     """
 
-    def __init__(self, index: str | Path, run: str | Path = "", device: str = "auto") -> None:
-        self.index, self.manifest = index, read_manifest(index)
+    def __init__(
+        self, index: str | Path, run: str | Path = "", device: str = "auto",
+        reader: IndexReader | ShardedReader | None = None,
+    ) -> None:  # fmt: skip
+        self.index, self.reader = index, reader or open_index_reader(index)
+        self.manifest = self.reader.manifest
         self.encoder = QueryEncoder(index, self.manifest, run, device)
-        self.table: TableReader = read_image_table(index)
-        self.caption_table = read_caption_table(index)
-        self.mapped = MappedReader(as_storage(index), self.table)
+        self.table: TableReader = self.reader.table
+        self.caption_table: TableReader | None = self.reader.caption_table
         self.storage = Storage(self.manifest.folder)
-        self.in_memory: InMemoryVectors | None = None
         self._assessor: tuple[int, ResultAssessor] | None = None
 
     @property
@@ -106,11 +101,6 @@ class Searcher:
         self._assessor = written, assessor
         return assessor
 
-    @cached_property
-    def patches(self) -> PatchReader | None:
-        """The patches that re-ranking reads; None for an index without any."""
-        return open_patch_reader(as_storage(self.index))
-
     def tokenizer(self) -> Any:
         """The tokenizer of the model's captions."""
         return self.encoder.tokenizer
@@ -129,64 +119,54 @@ class Searcher:
         """
         metadata = self.metadata
         encoded = encode_queries(self.encoder, queries)
-        results: list[Hits | Exception] = [each if isinstance(each, ValueError) else [] for each in encoded]
-        vectors = {position: each.vector for position, each in enumerate(encoded) if isinstance(each, EncodedQuery)}
-        in_memory = [position for position in vectors if self._searched_in_memory(queries[position])]
-        # Of one query the database finds the nearest as fast as it reads all vectors.
-        if len(in_memory) > 1 or (in_memory and self.in_memory is not None):
-            stored = self._load_in_memory((*HIT_COLUMNS, *metadata))
-            depths = [queries[position].depth for position in in_memory]
-            rows = stored.search(np.stack([vectors.pop(position) for position in in_memory]), depths)
-            for position, query_rows in zip(in_memory, rows, strict=True):
-                results[position] = to_hits(query_rows, metadata)
-        if vectors:
-            with ThreadPoolExecutor(min(len(vectors), TABLE_SEARCH_THREADS)) as pool:
-                searches = {
-                    position: pool.submit(self._search_table, queries[position], vector, metadata)
-                    for position, vector in vectors.items()
-                }
-            for position, search in searches.items():
-                results[position] = search.result()
+        asked: dict[int, VectorQuery] = {}
+        results: dict[int, Hits | Exception] = {}
         for position, (query, each) in enumerate(zip(queries, encoded, strict=True)):
-            results[position] = self._finish(query, each, results[position])
-        return results
+            try:
+                if isinstance(each, ValueError):
+                    raise each
+                asked[position] = self._vector_query(
+                    query, each, query.count if query.captions else query.depth, metadata
+                )
+            except Exception as error:
+                results[position] = error
+        nearest = self.reader.search(list(asked.values()), (*HIT_COLUMNS, *metadata))
+        for position, answer in zip(asked, nearest, strict=True):
+            each = encoded[position]
+            assert isinstance(each, EncodedQuery)
+            results[position] = self._finish(queries[position], each, answer, metadata)
+        return [results[position] for position in range(len(queries))]
 
-    def _searched_in_memory(self, query: SearchQuery) -> bool:
-        return self.manifest.kind == "exact" and not query.captions and not query.where.strip()
-
-    def _load_in_memory(self, columns: Sequence[str]) -> InMemoryVectors:
-        cached = self.in_memory
-        if cached is None or (cached.version, cached.columns) != (self.table.version, tuple(columns)):
-            cached = self.in_memory = InMemoryVectors(self.table, columns)
-        return cached
-
-    def _search_table(
-        self, query: SearchQuery, vector: np.ndarray, metadata: dict[str, ColumnType]
-    ) -> Hits | Exception:
-        """The hits of one query by the database, before re-ranking; or its error, which other queries do not have."""
-        try:
-            if query.captions:
-                return self._search_captions(vector, query.count)
-            sql = filter_sql(query.where, FILTER_COLUMNS | metadata) if query.where.strip() else ""
-            columns = (*HIT_COLUMNS, *metadata)
-            return to_hits(self.mapped.search(vector, query.depth, self.manifest.kind, columns, sql), metadata)
-        except Exception as error:
-            return error
-
-    def _search_captions(self, vector: np.ndarray, count: int) -> list[CaptionHit]:
-        if self.caption_table is None:
+    def _vector_query(
+        self, query: SearchQuery, encoded: EncodedQuery, count: int, metadata: dict[str, ColumnType]
+    ) -> VectorQuery:
+        """A query as the index is searched with it. Raises ValueError for what it cannot be searched for."""
+        if query.captions and self.caption_table is None:
             raise ValueError("this index has no captions: 'clipvisionalign index RUN DATA --captions' writes them")
-        rows = self.caption_table.nearest(vector, count, columns=("id", "text", "path"))
-        return [CaptionHit(row["id"], row["text"], row["path"], round(1.0 - row["_distance"], 6)) for row in rows]
+        where = filter_sql(query.where, FILTER_COLUMNS | metadata) if query.where.strip() else ""
+        return VectorQuery(encoded.vector, count, where, query.captions)
 
     def _finish(
-        self, query: SearchQuery, encoded: EncodedQuery | ValueError, hits: Hits | Exception
-    ) -> Hits | Exception:
+        self, query: SearchQuery, encoded: EncodedQuery, answer: NearestRows | Exception,
+        metadata: dict[str, ColumnType],
+    ) -> Hits | Exception:  # fmt: skip
         """The hits of one query with their verdict, re-ranked, up to its count."""
-        if isinstance(hits, Exception) or isinstance(encoded, ValueError):
-            return hits
+        if isinstance(answer, Exception):
+            return answer
+        missing = dict.fromkeys(answer.missing)
+
+        def deeper(depth: int) -> Hits:
+            """So many of the nearest images, for a promise that needs more than were read."""
+            asked = self._vector_query(query, encoded, depth, metadata)
+            (rows,) = self.reader.search([asked], (*HIT_COLUMNS, *metadata))
+            if isinstance(rows, Exception):
+                raise rows
+            missing.update(dict.fromkeys(rows.missing))
+            return to_hits(rows.rows, metadata)
+
         try:
-            result = self.assessor.assess(query, hits, partial(self._search_deeper, query, encoded))
+            hits: Hits = to_caption_hits(answer.rows) if query.captions else to_hits(answer.rows, metadata)
+            result = self.assessor.assess(query, hits, deeper).without_shards(list(missing))
             if query.rerank:
                 result = result.with_hits(self._rerank(query, encoded, result))
         except Exception as error:
@@ -197,20 +177,14 @@ class Searcher:
         """Hits, the first of them ordered by pair scores."""
         from clipvisionalign.search.rerank import STORED_COLUMNS, read_stored, rerank_hits
 
+        patches = self.reader.patches
         first, others = hits[: query.rerank], hits[query.rerank :]
         weights = [term.weight for term in query.terms]
-        columns = ("id", "raw", *(STORED_COLUMNS if self.patches else ()))
+        columns = ("id", "raw", *(STORED_COLUMNS if patches else ()))
         rows = self.rows(sorted({hit.id for hit in first}), columns)
-        stored = read_stored(self.patches, rows) if self.patches else None
+        stored = read_stored(patches, rows) if patches else None
         raw_paths = {row["id"]: row["raw"] for row in rows}
         return [*rerank_hits(self.aligner, self.storage, first, raw_paths, encoded.captions, weights, stored), *others]
-
-    def _search_deeper(self, query: SearchQuery, encoded: EncodedQuery, depth: int) -> Hits:
-        """So many of the nearest images, for a promise that needs more than were read."""
-        hits = self._search_table(replace(query, count=depth, promise=0.0, rerank=0), encoded.vector, self.metadata)
-        if isinstance(hits, Exception):
-            raise hits
-        return hits
 
     def search_one(self, query: SearchQuery) -> Hits:
         """`search_batch` of one query.

@@ -116,7 +116,9 @@ def _fetch_files(index: Storage, target: Path) -> None:
         index.get_file(f"{INDEX_FOLDER}/{name}", target / name)
 
 
-def keep_text_tower(run: str | Path, index: Storage, fingerprint: str, aligner: Aligner) -> TextTowerReport:
+def keep_text_tower(
+    run: str | Path, index: Storage, fingerprint: str, aligner: Aligner, *, quiet: bool = False
+) -> TextTowerReport:
     """Write the text tower of an index's aligner beside it, where it is not there yet; a failure is only reported.
 
     Args:
@@ -124,6 +126,7 @@ def keep_text_tower(run: str | Path, index: Storage, fingerprint: str, aligner: 
         index: The storage of the index.
         fingerprint: Of the aligner.
         aligner: The aligner as it encodes; it is loaded once more to be exported.
+        quiet: Whether nothing is logged, as of the shards of an index that has logged it itself.
 
     Returns:
         What was done.
@@ -151,7 +154,7 @@ def keep_text_tower(run: str | Path, index: Storage, fingerprint: str, aligner: 
         manifest_text = (folder / TEXT_MANIFEST).read_text(encoding="utf-8")
         index.write(f"{INDEX_FOLDER}/{TEXT_MANIFEST}", manifest_text)
     except ModuleNotFoundError as error:
-        return _without(f"no {error.name}; {INSTALL_HINT}, then index again")
+        return _without(f"no {error.name}; {INSTALL_HINT}, then index again", quiet)
     except Exception as error:
         logger.debug("the text tower is not exported", exc_info=True)
         reason = str(error).partition("\n")[0] or type(error).__name__
@@ -160,9 +163,10 @@ def keep_text_tower(run: str | Path, index: Storage, fingerprint: str, aligner: 
             content = {"format": TEXT_FORMAT, "aligner": fingerprint, "version": __version__, "reason": reason}
             with suppress(OSError):
                 index.write(f"{INDEX_FOLDER}/{TEXT_MANIFEST}", json.dumps(content, indent=2) + "\n")
-        return _without(reason)
+        return _without(reason, quiet)
     report = TextTowerReport(state, json.loads(manifest_text)["bytes"], round(time.perf_counter() - start, 2))
-    _log_written(report, index)
+    if not quiet:
+        _log_written(report, index)
     return report
 
 
@@ -174,8 +178,9 @@ def _log_written(report: TextTowerReport, index: Storage) -> None:
     )
 
 
-def _without(reason: str) -> TextTowerReport:
-    logger.info(f"note: no text tower beside the index, searches load PyTorch: {reason}")
+def _without(reason: str, quiet: bool) -> TextTowerReport:
+    if not quiet:
+        logger.info(f"note: no text tower beside the index, searches load PyTorch: {reason}")
     return TextTowerReport(reason=reason)
 
 

@@ -150,8 +150,9 @@ def add_similar_routes(app: FastAPI, service: SearchService) -> None:
 
         def work() -> dict[str, Any]:
             query = SearchQuery(count=offset + count + 1, where=where, vector=searchers[index].vector_of(id))
-            others = [hit for hit in service.search(query, index) if hit.id != id]
-            return hits_to_json(others[offset : offset + count])
+            hits = service.search(query, index)
+            others = [hit for hit in hits if hit.id != id][: offset + count]
+            return hits_to_json(hits.with_hits(others) if isinstance(hits, SearchResult) else others, offset=offset)
 
         return translate_errors(work, where)
 
@@ -164,7 +165,7 @@ def add_similar_routes(app: FastAPI, service: SearchService) -> None:
 
         def work() -> dict[str, Any]:
             query = SearchQuery([service.read_upload(picture)], offset + count, where)
-            return hits_to_json(service.search(query, index)[offset:])
+            return hits_to_json(service.search(query, index), offset=offset)
 
         return translate_errors(work, where)
 

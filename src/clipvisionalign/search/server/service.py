@@ -17,6 +17,7 @@ from clipvisionalign.search.server.batching import Batcher
 from clipvisionalign.search.server.duplicate_job import DuplicateJob
 from clipvisionalign.search.server.limits import Limits
 from clipvisionalign.search.server.metrics import Metrics
+from clipvisionalign.search.sharded_reader import ShardedReader
 from clipvisionalign.search.terms import Term
 
 
@@ -135,6 +136,7 @@ def index_info(searcher: Searcher) -> dict[str, Any]:
     Returns:
         Values by name.
     """
+    shards = {"shards": searcher.reader.states()} if isinstance(searcher.reader, ShardedReader) else {}
     return {
         "pictures": searcher.table.count_rows(),
         "folder": searcher.manifest.folder,
@@ -144,4 +146,5 @@ def index_info(searcher: Searcher) -> dict[str, Any]:
         "reranks": searcher.encoder.reranks,
         "captions": 0 if searcher.caption_table is None else searcher.caption_table.count_rows(),
         "filters": [*FILTER_COLUMNS, *searcher.metadata],
+        **shards,
     }

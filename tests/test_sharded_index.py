@@ -1,0 +1,381 @@
+"""An index in shards answers as a single one of the same images: ids, scores, order, ties, filters, verdicts, re-ranking.
+
+Both are written by one update of the same files; each shard is an index of its own, and an update that was killed ends
+as the undisturbed one.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from forked import Forked
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+pytest.importorskip("lancedb", reason="no lancedb: pip install 'clipvisionalign[search]'")
+
+from clipvisionalign.cli import main
+from clipvisionalign.models.aligner import Aligner
+from clipvisionalign.search import image_rows
+from clipvisionalign.search.calibration import UncalibratedError
+from clipvisionalign.search.hits import MissingShard
+from clipvisionalign.search.index_parts import NUMBERS_FILE
+from clipvisionalign.search.index_reader import NearestRows, merge_rows, nearest_in_order
+from clipvisionalign.search.indexer import build_index
+from clipvisionalign.search.judgements import Judgement, calibrate_index
+from clipvisionalign.search.promise import SearchResult
+from clipvisionalign.search.queries import SearchQuery
+from clipvisionalign.search.searcher import Searcher
+from clipvisionalign.search.sharded_reader import ShardedReader, ShardUnavailable
+from clipvisionalign.search.storage import InvalidIndexError, Storage
+from clipvisionalign.search.tables import open_image_table
+from clipvisionalign.search.terms import Term, parse_term
+from clipvisionalign.search.vectors import InMemoryVectors
+
+SHARDS = 3
+WORDS = ["a red circle", "a dog", "^2 red", "blue ring", "^0.5 star", "left of"]
+FILTERS = ["", "width > 17", 'path like "b/*" and not (id < 12 or height < 10)', "year >= 2010", "year is null"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, tiny_model) -> Path:
+    """An aligner of the design late with random weights."""
+    folder = tmp_path_factory.mktemp("run")
+    Aligner(tiny_model("late")).save(folder)
+    return folder
+
+
+def draw(path: Path, seed: int) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(seed)
+    Image.fromarray(rng.integers(0, 255, (16, 16 + seed % 4, 3), dtype=np.uint8)).save(path)
+    return path
+
+
+def fill(folder: Path) -> Path:
+    """Forty images; eight of them are copies of one, whose scores are equal."""
+    for number in range(32):
+        draw(folder / "ab"[number % 2] / f"{number:02}.png", number)
+    for number in range(8):
+        shutil.copy(folder / "a" / "00.png", folder / "b" / f"copy {number}.png")
+    return folder
+
+
+def captioned(folder: Path) -> Path:
+    """A table of the images with two captions and perhaps a year each."""
+    lines = ["file_name,caption,year,split"]
+    for number, path in enumerate(sorted(folder.rglob("*.png"))):
+        year = 2000 + number if number % 3 else ""
+        lines += [f"{path.relative_to(folder)},{kind} {WORDS[number % 6]},{year},train" for kind in ("this is", "here")]
+    (folder / "captions.csv").write_text("\n".join(lines) + "\n")
+    return folder / "captions.csv"
+
+
+@pytest.fixture(scope="module")
+def pair(run, tmp_path_factory) -> tuple[Searcher, Searcher]:
+    """A single index, and one in shards, of the same images with captions, metadata and patches."""
+    folder = fill(tmp_path_factory.mktemp("source"))
+    table, out = captioned(folder), tmp_path_factory.mktemp("out")
+    reports = [
+        build_index(run, table, out / name, captions=True, metadata=table, patches=0, shards=shards).to_dict()
+        for name, shards in (("one", None), ("shards", SHARDS))
+    ]
+    for report in reports:
+        report.pop("text_tower")
+    assert reports[0] == reports[1]
+    assert (reports[0]["there"], reports[0]["captions"]) == (40, 80)
+    return Searcher(out / "one"), Searcher(out / "shards")
+
+
+def contents(index: Path) -> dict[str, dict[str, Any]]:
+    """The rows of an index or of all its shards, by path, without what may be rounded otherwise."""
+    folders = sorted(index.glob("shard-*")) or [index]
+    rows = [row for each in folders for row in open_image_table(each).search().limit(1000).to_list()]
+    by_path = {row["path"]: {name: row[name] for name in ("id", "hash", "size", "width", "mtime_ns")} for row in rows}
+    assert len(by_path) == len(rows), "an image is in two shards"
+    return by_path
+
+
+def assert_same_answers(one: Searcher, many: Searcher, queries: list[SearchQuery]) -> None:
+    for query, alone, merged in zip(queries, one.search_batch(queries), many.search_batch(queries), strict=True):
+        if isinstance(alone, Exception):
+            assert (type(merged), str(merged).replace("shards", "one")) == (type(alone), str(alone)), query
+            continue
+        assert isinstance(alone, SearchResult)
+        assert isinstance(merged, SearchResult), merged
+        assert [hit.to_dict() for hit in merged] == [hit.to_dict() for hit in alone], query
+        assert (merged.verdict(), merged.notes) == (alone.verdict(), alone.notes)
+
+
+# --- the merge -------------------------------------------------------------------------------------------------------
+
+
+@given(
+    st.lists(st.sampled_from([0.0, 0.25, 0.5, 0.75]), max_size=40), st.integers(1, 5), st.integers(1, 12), st.randoms()
+)
+def test_merged_lists_are_the_list_of_all_rows(distances, shards, count, rng):
+    rows = [{"id": number, "_distance": distance} for number, distance in enumerate(distances)]
+    whole = sorted(rows, key=lambda row: (row["_distance"], row["id"]))
+    parts: list[list[dict[str, Any]]] = [[] for _ in range(shards)]
+    for row in whole:
+        rng.choice(parts).append(row)
+    assert merge_rows([part[:count] for part in parts], count) == whole[:count]
+
+
+@given(st.lists(st.sampled_from([0.0, 0.5, 0.75]), max_size=60), st.integers(1, 12), st.randoms())
+def test_ties_are_ordered_by_number_however_the_database_orders_them(distances, count, rng):
+    rows = [{"id": number, "_distance": distance} for number, distance in enumerate(distances)]
+
+    def nearest(wanted: int) -> list[dict[str, Any]]:
+        return sorted(rows, key=lambda row: (row["_distance"], rng.random()))[:wanted]
+
+    expected = sorted(rows, key=lambda row: (row["_distance"], row["id"]))[:count]
+    assert nearest_in_order(nearest, count) == expected
+
+
+@settings(deadline=None)
+@given(st.integers(1, 200), st.integers(0, 10**6), st.integers(1, 9))
+def test_a_row_has_the_same_cosine_in_memory_whichever_rows_are_beside_it(rows, seed, count):
+    import pyarrow as arrow
+
+    rng = np.random.default_rng(seed)
+    vectors = rng.standard_normal((rows, 24)).astype(np.float32)
+    vectors[rng.integers(0, rows, rows // 3)] = vectors[0]
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+
+    class Table:
+        version = 1
+
+        def __init__(self, ids: np.ndarray) -> None:
+            self.ids = rng.permutation(ids)
+
+        def read(self, columns: list[str]) -> Any:
+            values = arrow.FixedSizeListArray.from_arrays(arrow.array(vectors[self.ids].ravel()), 24)
+            return arrow.table({"id": self.ids, "vector": values})
+
+    queries = rng.standard_normal((2, 24)).astype(np.float32)
+    whole = InMemoryVectors(Table(np.arange(rows)), ("id",)).search(queries, [count, count])  # type: ignore[arg-type]
+    shard_of = rng.integers(0, 3, rows)
+    parts = [
+        InMemoryVectors(Table(ids), ("id",)).search(queries, [count, count])  # type: ignore[arg-type]
+        for ids in (np.flatnonzero(shard_of == shard) for shard in range(3))
+        if len(ids)
+    ]
+    for query in range(2):
+        assert merge_rows([part[query] for part in parts], count) == whole[query]
+
+
+# --- answers ---------------------------------------------------------------------------------------------------------
+
+
+@settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(
+        st.tuples(
+            st.lists(st.sampled_from(WORDS), min_size=1, max_size=3, unique=True), st.booleans(), st.integers(1, 45),
+            st.sampled_from(FILTERS),
+        ), min_size=1, max_size=4,
+    )
+)  # fmt: skip
+def test_shards_answer_as_one_index(pair, drawn):
+    queries = [
+        SearchQuery([*map(parse_term, words), *([parse_term("green", -1.0)] if minus else [])], count, where)
+        for words, minus, count, where in drawn
+    ]
+    assert_same_answers(*pair, queries)
+
+
+def test_images_captions_reranking_and_errors_are_those_of_one_index(pair, tmp_path):
+    like = Term(draw(tmp_path / "like.png", 5), is_image=True)
+    term, vector = parse_term("a red circle"), pair[0].vector_of(3)
+    assert np.array_equal(vector, pair[1].vector_of(3))
+    assert_same_answers(*pair, [
+        SearchQuery([like], 12), SearchQuery([like, term], 12), SearchQuery(vector=vector, count=12),
+        SearchQuery([term], 20, rerank=16), SearchQuery([term, parse_term("a dog")], 9, "width > 17", rerank=5),
+        SearchQuery(vector=vector, count=30, captions=True), SearchQuery([like], captions=True),
+        SearchQuery([term], 3, "nothing = 2"), SearchQuery([]), SearchQuery([term], promise=0.9),
+        SearchQuery([parse_term("日本")]),
+    ])  # fmt: skip
+    stored = pair[1].reader.patches
+    assert stored is not None
+    assert len(stored.read(pair[1].values(range(40), "hash"))) == 40
+
+
+def test_shards_are_calibrated_as_one_index_and_promise_alike(pair):
+    def judged(searcher: Searcher) -> Any:
+        judgements = [Judgement((f"{word} {number}",), (number % 40,)) for number in range(12) for word in WORDS]
+        return calibrate_index(searcher, judgements)
+
+    one, many = map(judged, pair)
+    assert np.allclose(one.scores, many.scores, atol=1e-6)
+    assert one.calibrated_on == many.calibrated_on
+    for searcher in pair:
+        Storage(searcher.index).write("calibration.json", one.to_json())
+    try:
+        terms = [parse_term("a red circle")]
+        queries = [SearchQuery(terms, promise=0.8), SearchQuery(terms, 3), SearchQuery(terms, 5, promise=0.9)]
+        assert not any(isinstance(each, UncalibratedError) for each in pair[0].search_batch(queries))
+        assert_same_answers(*pair, queries)
+    finally:
+        for searcher in pair:
+            (Path(searcher.index) / "calibration.json").unlink()
+
+
+def test_a_shard_is_an_index_of_its_own(pair):
+    many = pair[1]
+    counts = []
+    for name in many.reader.names:
+        shard = Searcher(Path(many.index) / name)
+        hits = shard.search([parse_term("a dog")], 100)
+        counts.append(len(hits))
+        whole = {hit.id: hit for hit in many.search([parse_term("a dog")], 100)}
+        assert all(whole[hit.id].path == hit.path for hit in hits)
+        assert all(abs(whole[hit.id].score - hit.score) < 2e-6 for hit in hits)
+    assert sum(counts) == 40
+    assert min(counts) > 0
+
+
+def test_a_shard_that_does_not_answer_is_named_and_nothing_is_promised(pair):
+    many = pair[1]
+    reader = many.reader
+    assert isinstance(reader, ShardedReader)
+
+    class Silent:
+        def result(self) -> list[NearestRows | Exception]:
+            raise ShardUnavailable
+
+    silent = ShardedReader(many.index, lambda shard, *asked: Silent() if shard == 1 else reader.ask(shard, *asked))
+    query = SearchQuery([parse_term("a dog")], 40)
+    (partial,) = Searcher(many.index, reader=silent).search_batch([query])
+    whole = many.search_one(query)
+    held = {row["id"] for row in reader.readers[1].table.read(("id",)).to_pylist()}
+    assert isinstance(partial, SearchResult)
+    assert list(partial) == [hit for hit in whole if hit.id not in held]
+    assert partial.missing == (MissingShard("shard-01", len(held)),)
+    assert partial.verdict() == {"promise": None, "nothing": False, "reason": "",
+                                 "incomplete": [{"shard": "shard-01", "images": len(held)}]}  # fmt: skip
+    assert "shard-01" in partial.notes[-1]
+
+
+# --- writing ---------------------------------------------------------------------------------------------------------
+
+
+def test_updates_change_shards_as_one_index(run, tmp_path):
+    folder = fill(tmp_path / "source")
+    reports = []
+    for number in range(3):
+        if number == 1:
+            (folder / "b").rename(folder / "c")
+            (folder / "a" / "00.png").unlink()
+            draw(folder / "a" / "02.png", 77)
+            draw(folder / "new.png", 78)
+            # Last: the number of a file that is not decoded stays free in shards.
+            (folder / "c" / "zz.png").write_bytes(b"no image")
+        if number == 2:
+            draw(folder / "c" / "zz.png", 79)
+        pair = [
+            build_index(run, folder, tmp_path / name, shards=shards) for name, shards in (("one", None), ("many", 4))
+        ]
+        reports.append([each.to_dict() | {"text_tower": None} for each in pair])
+        assert reports[-1][0] == reports[-1][1]
+        assert contents(tmp_path / "one") == contents(tmp_path / "many")
+        assert (tmp_path / "many" / "broken.jsonl").read_text() == (tmp_path / "one" / "broken.jsonl").read_text()
+    assert (reports[1][0]["moved"], reports[1][0]["encoded"], reports[1][0]["broken"]) == (24, 2, 1)
+    # Without the flag, and from the shell.
+    assert main(["index", str(run), str(folder), "--out", str(tmp_path / "many")]) == 0
+    assert main(["search", str(tmp_path / "many"), "a dog", "--paths"]) == 0
+    # What would empty an index is refused whole.
+    before = contents(tmp_path / "many")
+    for path in [*(folder / "c").iterdir()][:12]:
+        path.unlink()
+    with pytest.raises(InvalidIndexError, match="12 of its 41 rows"):
+        build_index(run, folder, tmp_path / "many")
+    assert contents(tmp_path / "many") == before
+
+
+def test_a_lost_shard_alone_is_encoded_again(run, tmp_path):
+    folder = fill(tmp_path / "source")
+    build_index(run, folder, tmp_path / "many", shards=4)
+    before = contents(tmp_path / "many")
+    lost = {row["path"] for row in open_image_table(tmp_path / "many" / "shard-02").search().limit(100).to_list()}
+    shutil.rmtree(tmp_path / "many" / "shard-02")
+    with pytest.raises(InvalidIndexError, match="its shard-02 is missing"):
+        Searcher(tmp_path / "many")
+    report = build_index(run, folder, tmp_path / "many")
+    assert (report.encoded, report.unchanged) == (len(lost), 40 - len(lost))
+    after = contents(tmp_path / "many")
+    assert after.keys() == before.keys()
+    assert all(after[path] == before[path] for path in before.keys() - lost)
+
+
+def index_until(run: Path, folder: Path, out: Path, moment: int) -> int:
+    """Index into shards, killed when the disk is written to for the `moment`-th time."""
+    moments = 0
+
+    def counted(method: Any) -> Any:
+        def call(*arguments: Any) -> Any:
+            nonlocal moments
+            moments += 1
+            if moments == moment:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return method(*arguments)
+
+        return call
+
+    image_rows.IMAGES_PER_WRITE = 4
+    image_rows._PartWriter.flush = counted(image_rows._PartWriter.flush)  # type: ignore[method-assign]
+    Storage.write = counted(Storage.write)  # type: ignore[method-assign]
+    build_index(run, folder, out, shards=SHARDS)
+    (out / "moments").write_text(str(moments))
+    return 0
+
+
+def test_a_killed_update_of_shards_ends_as_the_undisturbed_one(run, tmp_path):
+    folder = fill(tmp_path / "source")
+    whole = tmp_path / "whole"
+    assert Forked(index_until, run, folder, whole, 0, out=tmp_path / "said").wait(300) == 0
+    expected, moments = contents(whole), int((whole / "moments").read_text())
+    rng = random.Random(21)
+    kills = 0
+    for attempt in range(2):
+        out, last = tmp_path / f"killed {attempt}", 0
+        # Once early, once late, and then to the end.
+        for moment in (rng.randrange(1, moments // 3), rng.randrange(8, moments // 2), 0):
+            status = Forked(index_until, run, folder, out, moment, out=tmp_path / "said").wait(300)
+            kills += status == -signal.SIGKILL
+            assert status in (0, -signal.SIGKILL), (tmp_path / "said").read_text()
+            last = status
+        assert last == 0
+        assert contents(out) == expected
+        assert (out / NUMBERS_FILE).read_text().strip() == "{}"
+        assert build_index(run, folder, out).unchanged == 40
+    assert kills >= 2
+
+
+def test_what_shards_are_not_for_is_refused_in_one_line(run, pair, tmp_path, capsys):
+    folder = fill(tmp_path / "source")
+    one, many = (str(searcher.index) for searcher in pair)
+    build_index(run, folder, tmp_path / "single")
+    calls = [
+        (["index", str(run), str(folder), "--out", str(tmp_path / "single"), "--shards", "2"], "leave --shards out"),
+        (["index", str(run), str(folder), "--out", str(tmp_path / "new"), "--shards", "0"], "1 to 100 shards"),
+        (["index", str(run), str(folder), "--out", many, "--shards", "5"], f"in {SHARDS} shards, not 5"),
+        (["index", str(run), str(folder), "--out", f"{many}/shard-00"], f"give --out {many}"),
+        (["duplicates", many], "--out OTHER"),
+        (["duplicates", many, "--decisions"], "--out OTHER"),
+    ]
+    for arguments, message in calls:
+        assert main(arguments) in (1, 2), arguments
+        stderr = capsys.readouterr().err.strip()
+        assert message in stderr, stderr
+        assert "Traceback" not in stderr
+    assert not (tmp_path / "new").exists()
+    assert one
