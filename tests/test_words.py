@@ -18,9 +18,10 @@ from clipvisionalign.study.report.claims.captions import foils_note
 from clipvisionalign.study.report.claims.claim import CLAIM_LEVEL, numbers_in
 from clipvisionalign.study.report.plots.captions import plot_length
 from clipvisionalign.study.report.schema import StudyReport
+from clipvisionalign.study.report.states import two_seeds_widen
 from clipvisionalign.study.report.summary import report_claims
 from clipvisionalign.study.report.tables import ReportTable, build_tables, to_latex, to_markdown
-from clipvisionalign.study.statistics import estimate, two_seeds_widen
+from clipvisionalign.study.statistics import estimate
 
 few = settings(
     max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow],

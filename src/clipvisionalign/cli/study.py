@@ -42,6 +42,17 @@ def study_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--seconds", type=float, help="seconds of each training, with --same seconds")
     parser.add_argument(
+        "--until", type=float, metavar="WIDTH",
+        help="add seeds until the 95%% interval of the comparison that the plan names is narrower than this, in points "
+        "of its figure",
+    )  # fmt: skip
+    parser.add_argument(
+        "--like", default="", metavar="STUDY",
+        help="a study by whose spread over images and seeds this one's power is estimated (default: its own, or a "
+        "published one)",
+    )  # fmt: skip
+    parser.add_argument("--max-seeds", type=int, help="seeds at most, with --until (default 12)")
+    parser.add_argument(
         "--sealed",
         action="store_true",
         help="seal the plan before the first training, and open the test split once, when all is trained; further "
@@ -73,7 +84,7 @@ def study(arguments: list[str]) -> int:
     out = args.out or f"studies/{Path(args.plan).stem}"
     if args.dry_run:
         with told_with_lines(args.plan):
-            seconds = estimate_study_time(plan, out)
+            seconds = estimate_study_time(plan, out, like=args.like)
         for phase, duration in seconds.items():
             print(f"{duration / 60:6.1f} min  {phase}")
         # Of a pretrained model the study measures one variant more than its plan has.
@@ -81,7 +92,7 @@ def study(arguments: list[str]) -> int:
         print(f"{sum(seconds.values()) / 60:6.1f} min  in all, for {cells} cells")
         return 0
     with told_with_lines(args.plan):
-        report = run_study(plan, out, sealed=args.sealed)
+        report = run_study(plan, out, sealed=args.sealed, like=args.like)
     if args.pdf:
         _write_pdf(out)
     print(json.dumps(report, indent=2)) if args.json else print_tables(report)
@@ -104,6 +115,12 @@ def _apply_flags(plan: Plan, args: argparse.Namespace) -> Plan:
         plan = replace(plan, split=args.split or "test")
     if args.seeds is not None:
         plan = replace(plan, seeds=[_whole(seed, "--seeds") for seed in _listed(args.seeds)])
+    if args.until is not None:
+        plan = replace(plan, until=replace(plan.until, width=args.until))
+    if args.max_seeds is not None:
+        if not plan.until.width:
+            raise ValueError("--max-seeds counts with --until WIDTH, or 'until' in the plan, alone")
+        plan = replace(plan, until=replace(plan.until, max_seeds=args.max_seeds))
     if args.variants is not None:
         unknown = [name for name in _listed(args.variants) if name not in plan.variants]
         if unknown:

@@ -11,10 +11,12 @@ import numpy as np
 from clipvisionalign.data.captioned import CaptionedImages
 from clipvisionalign.retrieval.metrics import RESAMPLES, chance_metrics, chance_recall, metric_label, metrics_of_ranks
 from clipvisionalign.retrieval.ranks import PositiveRanks
-from clipvisionalign.study.config import Comparison
-from clipvisionalign.study.documents import LengthTerciles, TrialMeasurements, TrialReasonDocument
+from clipvisionalign.study.config import Comparison, Until
+from clipvisionalign.study.documents import TrialMeasurements, TrialReasonDocument
+from clipvisionalign.study.length_terciles import length_terciles
 from clipvisionalign.study.primary_comparison import correct_for_primary
-from clipvisionalign.study.results_check import PROTOCOL, TERCILES, ResultsError
+from clipvisionalign.study.results_check import PROTOCOL, ResultsError
+from clipvisionalign.study.sequential import added_seeds_block, corrected_for_looks
 from clipvisionalign.study.statistics import (
     COMPARED_METRICS,
     estimate,
@@ -51,7 +53,7 @@ class TrialResult:
 
 def aggregate_results(
     trial_results: Sequence[TrialResult], eval_data: CaptionedImages, split: str, compare: Comparison | None = None,
-    together: DrawnTogether | None = None,
+    together: DrawnTogether | None = None, until: Until | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Compute the block "results": every variant over its seeds, and every two variants compared.
 
@@ -64,6 +66,7 @@ def aggregate_results(
         split: Its name.
         compare: The comparison that the plan names; None for none.
         together: Which minimal pairs were drawn together, by set and kind; None where that is unknown.
+        until: The width to which seeds were added; None for none.
 
     Returns:
         The block as report.json has it: recall and MAP in percent, rsum from 0 to 600, with intervals.
@@ -92,7 +95,7 @@ def aggregate_results(
         for block in ("ranks", "dual"):
             if all(block in result.ranks for result in variant_results):
                 contributions = {
-                    f: _table([result.ranks[block] for result in variant_results], caption_image, f, unit)
+                    f: contributions_table([result.ranks[block] for result in variant_results], caption_image, f, unit)
                     for f in metrics
                 }
                 variant["figures" if block == "ranks" else "dual"] = {
@@ -104,14 +107,14 @@ def aggregate_results(
                 elif "rsum" in tables and name in tables["rsum"]:
                     gained = np.stack(list(tables["rsum"][name].values())) - contributions["rsum"]
                     variant["gain"] = estimate(gained, (-600, 600)).to_dict()
-        variant["by_length"] = {
-            tercile: {"captions": int(inside.sum()), **_tercile_recall(variant_results, unit[caption_image], inside)}
-            for tercile, inside in terciles["inside"].items()
-        }
+        variant["by_length"] = _by_length(variant_results, unit[caption_image], terciles["inside"])
         variants[name] = variant
     # Rsum is what the study asks about; the others are looked at beside it, and corrected together.
     other_metrics = {metric: tables[metric] for metric in metrics if metric != "rsum"}
     comparisons = pairwise_differences({"rsum": tables["rsum"]}) + pairwise_differences(other_metrics)
+    compare = compare or Comparison()
+    added_seeds = added_seeds_block(tables, compare, until)
+    rows = corrected_for_looks([difference.to_dict() for difference in comparisons], added_seeds)
     return {
         "split": split,
         "protocol": PROTOCOL,
@@ -120,9 +123,8 @@ def aggregate_results(
         **({} if eval_data.image_identity is None else {"identities": int(unit.max()) + 1}),
         "variants": variants,
         "chance": _chance(audited),
-        "differences": correct_for_primary(
-            [difference.to_dict() for difference in comparisons], compare or Comparison()
-        ),
+        "differences": correct_for_primary(rows, compare),
+        **({"until": added_seeds} if added_seeds else {}),
         "unpaired": unpaired_seeds({name: variant["seeds"] for name, variant in variants.items()}),
         "lengths": {"words": terciles["words"], "chance": _chance_by_length(audited, terciles["inside"])},
         "by_length_differences": _length_differences(by_variant, unit[caption_image], terciles["inside"]),
@@ -215,40 +217,6 @@ def _run_entry(result: TrialResult, caption_image: np.ndarray, unit: np.ndarray 
     return {"seed": result.seed, "protocol": PROTOCOL, **metrics, "audit": result.measurements["audit"]}
 
 
-def length_terciles(captions: Sequence[str]) -> LengthTerciles:
-    """The data's own captions in three parts by their number of words.
-
-    They are cut between two lengths where that is nearest to a third: captions of one length stand in one part. There
-    are two parts, or one ("all"), where there are no three lengths.
-
-    Args:
-        captions: (M,) captions.
-
-    Returns:
-        "inside": (M,) bool by part; "words": from and to.
-
-    >>> length_terciles(["a", "a b", "a b", "a b c", "a b c d"])["words"]
-    {'short': [1, 1], 'middle': [2, 2], 'long': [3, 4]}
-    """
-    word_counts = np.array([len(caption.split()) for caption in captions])
-    lengths, counts = np.unique(word_counts, return_counts=True)
-    names = {1: ("all",), 2: (TERCILES[0], TERCILES[2])}.get(len(lengths), TERCILES)
-    cumulative = np.concatenate([[0], np.cumsum(counts)])
-    cuts = [0]
-    for index in range(1, len(names)):
-        # Each part that is still to come has one length at least.
-        candidates = range(cuts[-1] + 1, len(lengths) - len(names) + index + 1)
-        cuts.append(min(candidates, key=lambda cut: abs(cumulative[cut] - len(word_counts) * index / len(names))))
-    spans = {
-        name: [int(lengths[start]), int(lengths[end - 1])]
-        for name, start, end in zip(names, cuts, [*cuts[1:], len(lengths)], strict=True)
-    }
-    return {
-        "inside": {name: (low <= word_counts) & (word_counts <= high) for name, (low, high) in spans.items()},
-        "words": spans,
-    }
-
-
 def _chance(trial_results: Sequence[TrialResult]) -> dict[str, float]:
     """What a random ranking of the gallery shows, under the figures' names and in percent (rsum: 0 to 600)."""
     if not trial_results:
@@ -274,9 +242,21 @@ def _chance_by_length(
     }
 
 
-def _table(ranks: Sequence[PositiveRanks], owners: np.ndarray, figure: str, unit: np.ndarray) -> np.ndarray:
-    """What each unit of images brings to a figure in each run (S, U). unit: (N,)."""
-    of_images = np.stack([image_contributions(each, owners, figure) for each in ranks])
+def contributions_table(
+    ranks: Sequence[PositiveRanks], caption_image: np.ndarray, metric: str, unit: np.ndarray
+) -> np.ndarray:
+    """What each unit of images contributes to a metric in each run.
+
+    Args:
+        ranks: Ranks of S runs on N images.
+        caption_image: (M,) number of each caption's image.
+        metric: As for `image_contributions`.
+        unit: (N,) number of each image's unit, such as its identity.
+
+    Returns:
+        (S, U).
+    """
+    of_images = np.stack([image_contributions(each, caption_image, metric) for each in ranks])
     return of_images if unit.max() + 1 == len(unit) else of_units(of_images, unit)
 
 
@@ -290,6 +270,15 @@ def _length_table(trial_results: Sequence[TrialResult], unit: np.ndarray, inside
 def _tercile_recall(trial_results: Sequence[TrialResult], unit: np.ndarray, inside: np.ndarray) -> dict[str, Any]:
     return {
         f"recall_at_{k}": estimate(_length_table(trial_results, unit, inside, k), (0, 100)).to_dict() for k in (1, 5)
+    }
+
+
+def _by_length(
+    trial_results: Sequence[TrialResult], unit: np.ndarray, terciles: dict[str, np.ndarray]
+) -> dict[str, Any]:
+    return {
+        tercile: {"captions": int(inside.sum()), **_tercile_recall(trial_results, unit, inside)}
+        for tercile, inside in terciles.items()
     }
 
 

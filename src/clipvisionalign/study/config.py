@@ -117,6 +117,19 @@ class Comparison:
 
 
 @dataclass
+class Until:
+    """Seeds that are added until the interval of the comparison that the plan names (`compare`) is narrow enough.
+
+    Args:
+        width: of the interval, upper end minus lower end, in the figure's own points; 0 adds none.
+        max_seeds: seeds at most, those of the plan included.
+    """
+
+    width: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    max_seeds: Annotated[int, Field(ge=3)] = 12
+
+
+@dataclass
 class Plan:
     """A study.
 
@@ -135,6 +148,7 @@ class Plan:
         budget: what every cell may spend.
         measure: what is measured beside recall.
         compare: the comparison that the study is made for, if there is one.
+        until: seeds that are added until its interval is narrow enough.
     """
 
     title: str = "Which attention design is worth it"
@@ -153,6 +167,7 @@ class Plan:
     budget: Budget = field(default_factory=Budget)
     measure: Measurements = field(default_factory=Measurements)
     compare: Comparison = field(default_factory=Comparison)
+    until: Until = field(default_factory=Until)
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as YAML and JSON have it."""
@@ -160,6 +175,8 @@ class Plan:
         for variant in values["variants"].values():
             if not variant["same_as"]:
                 del variant["same_as"]
+        if not self.until.width:
+            del values["until"]
         return values
 
 

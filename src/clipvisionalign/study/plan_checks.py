@@ -68,6 +68,11 @@ def check_plan(plan: Plan) -> None:
     for name in plan.variants:
         _check_base_cycle(plan, name, ())
     _check_comparison(plan)
+    if plan.until.width and not plan.compare.a:
+        message = "adds seeds for the comparison that the plan names: give 'compare: {a: ..., b: ...}' too"
+        raise PlanError((("until", "width"), message))
+    if plan.until.width and len(plan.seeds) > plan.until.max_seeds:
+        raise PlanError((("until", "max_seeds"), f"below the {len(plan.seeds)} seeds of the plan"))
     for name in plan.variants:
         _check_resolved(plan, name)
     _check_equal(plan)

@@ -10,6 +10,7 @@ from pathlib import Path
 from clipvisionalign.data.run_data import is_data_of_run, recognised
 from clipvisionalign.data.sealed_split import SEAL_FILE
 from clipvisionalign.files import PARTIAL_SUFFIX
+from clipvisionalign.study.added_seeds import with_begun_seeds
 from clipvisionalign.study.config import Drawing, Plan, trial_folder
 from clipvisionalign.study.folder import BUDGET_FILE, LOCK, PLAN_FILE, SCENES_FOLDER
 from clipvisionalign.study.kept_report import trials_with_results
@@ -40,7 +41,7 @@ def prepare_plan(plan: Plan, study: Path) -> Plan:
     if plan.data and plan.scenes:
         logger.info(f"no effect of 'scenes' and 'drawing': the data set is {plan.data}")
         plan = replace(plan, scenes=0, drawing=Drawing())
-    plan = add_zero_shot(plan)
+    plan = with_begun_seeds(add_zero_shot(plan), study)
     check_plan(plan)
     # What a call has left that was stopped before its plan was kept.
     leftover_names = {

@@ -29,7 +29,10 @@ _DIRECTION_METRICS = dict.fromkeys(
 )
 _BY_LENGTH = {"captions": None, "recall_at_1": _ESTIMATE, "recall_at_5": _ESTIMATE}
 _GALLERY = {"images": None, "captions": None}
-_DIFFERENCE = {**_ESTIMATE, **dict.fromkeys(("a", "b", "figure", "p_holm", "seeds", "shown", "primary"))}
+_DIFFERENCE = {
+    **_ESTIMATE,
+    **dict.fromkeys(("a", "b", "figure", "p_holm", "seeds", "shown", "primary", "sequential", "image_std", "rest_std")),
+}
 _RUN = {
     **_GALLERY, **dict.fromkeys(("seed", "protocol", "chance", "audit")), "rsum": _ESTIMATE,
     "image_to_text": _DIRECTION_METRICS, "text_to_image": _DIRECTION_METRICS,
@@ -39,7 +42,7 @@ _RUN = {
 #: All that the block "results" is made of: keys and what is below them. A list's one entry is of all that a list, or a
 #: dict under names that are a study's own, holds; None is of what is looked into no further.
 RESULTS_STRUCTURE: dict[str, Any] = {
-    **dict.fromkeys(("split", "protocol", "identities", "choice", "unpaired", "refused", "lengths")),
+    **dict.fromkeys(("split", "protocol", "identities", "choice", "unpaired", "refused", "lengths", "until")),
     "gallery": _GALLERY,
     "variants": [{
         "seeds": None, "runs": [_RUN], "figures": _METRICS, "dual": _METRICS, "gain": _ESTIMATE,

@@ -14,8 +14,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from clipvisionalign.data.captioned import CaptionedImages
 from clipvisionalign.files import atomic_write
 from clipvisionalign.models.aligner import TowerOutputCache
+from clipvisionalign.study.added_seeds import with_next_seed
 from clipvisionalign.study.assemble import assemble_report
 from clipvisionalign.study.budget import recorded_steps, save_steps, steps_by_variant
 from clipvisionalign.study.config import Plan, Trial, data_source, trials_of
@@ -31,6 +33,7 @@ from clipvisionalign.study.folder import PLAN_FILE, SCENES_FOLDER, report_held, 
 from clipvisionalign.study.gaps import Gaps, measurements_hash
 from clipvisionalign.study.kept_report import merge_with_earlier, read_earlier_report, replace_report
 from clipvisionalign.study.plan_file import plan_text, read_kept_plan
+from clipvisionalign.study.power import power_of_plan
 from clipvisionalign.study.prepare import in_recorded_layout, prepare_plan
 from clipvisionalign.study.report.build import TO_WRITE, add_gaps, check_installed, read_report
 from clipvisionalign.study.seal import check_sealed_split, refuse_to_open, seal_block, seal_study
@@ -47,7 +50,12 @@ ADDED_PART = "what is added to the report"
 
 
 def run_study(
-    plan: Plan, out: str | Path, *, extend_report: Callable[[dict[str, Any]], None] | None = None, sealed: bool = False
+    plan: Plan,
+    out: str | Path,
+    *,
+    extend_report: Callable[[dict[str, Any]], None] | None = None,
+    sealed: bool = False,
+    like: str = "",
 ) -> dict[str, Any]:
     """Carry out a plan.
 
@@ -56,6 +64,7 @@ def run_study(
         out: The study's folder; what is finished there is kept.
         extend_report: Adds to the report before it is written.
         sealed: Whether the plan is sealed before its first training; a study that is sealed stays so.
+        like: A study by whose spread it is logged what this one can show; "" for its own, or a published one.
 
     Returns:
         What its report.json holds.
@@ -74,11 +83,11 @@ def run_study(
         check_sealed_split(plan)
     with study_held(study):
         refuse_unstartable(plan, trials_of(plan, study))
-        return _carry_out(plan, study, extend_report, sealed)
+        return _carry_out(plan, study, extend_report, sealed, like)
 
 
 def _carry_out(
-    plan: Plan, study: Path, extend_report: Callable[[dict[str, Any]], None] | None, sealed: bool
+    plan: Plan, study: Path, extend_report: Callable[[dict[str, Any]], None] | None, sealed: bool, like: str
 ) -> dict[str, Any]:
     """The report of a study that this process holds."""
     start = time.perf_counter()
@@ -88,6 +97,7 @@ def _carry_out(
         context = StudyContext(plan, study, data, eval_data, minimal_pairs_of(plan, eval_data), split_overlap(data))
         check_possible(context)
         refuse_changed_data(trials_of(plan, study))
+        _log_power(plan, study, eval_data, like)
         steps = steps_by_variant(plan, trials_of(plan, study), study, eval_data)
         trials = pin_tower_commits(trials_of(plan, study, steps), study)
         # From here on it is this plan's study.
@@ -99,11 +109,19 @@ def _carry_out(
     gaps = Gaps(study)
     # What frozen towers give of an image or a caption is the same in all trials.
     tower_caches: dict[str, TowerOutputCache] = {}
-    trained = train_trials(trials, gaps, tower_caches=tower_caches)
-    if sealed:
-        refuse_to_open(study, trials, gaps)
-    logger.info("--- figures, audits, minimal pairs ---")
-    measured = measure_trials(context, trained, gaps, tower_caches=tower_caches)
+    while True:
+        trained = train_trials(trials, gaps, tower_caches=tower_caches)
+        if sealed:
+            refuse_to_open(study, trials, gaps)
+        logger.info("--- figures, audits, minimal pairs ---")
+        measured = measure_trials(context, trained, gaps, tower_caches=tower_caches)
+        more = with_next_seed(plan, measured, eval_data)
+        if more is None:
+            break
+        plan, context = more, replace(context, plan=more)
+        trials = pin_tower_commits(trials_of(plan, study, steps), study)
+        with atomic_write(study / PLAN_FILE) as aside:
+            aside.write_text(plan_text(plan), encoding="utf-8")
     report = assemble_report(context, trials, measured, gaps)
     if extend_report is not None:
         gaps.try_part(ADDED_PART, extend_report, report)
@@ -112,6 +130,11 @@ def _carry_out(
         replace_report(study, report)
     logger.info(f"{study}: report.html, report.json, figures/, tables/ ({(time.perf_counter() - start) / 60:.1f} min)")
     return report
+
+
+def _log_power(plan: Plan, study: Path, eval_data: CaptionedImages, like: str) -> None:
+    for line in power_of_plan(plan, study, eval_data, like):
+        logger.info(line)
 
 
 def read_study_report(out: str | Path) -> dict[str, Any]:
@@ -176,7 +199,7 @@ def open_kept_study(study: Path, gaps: Gaps | None = None) -> tuple[StudyContext
     return StudyContext(plan, study, data, eval_data, pairs, split_overlap(data), True), trials_of(plan, study)
 
 
-def estimate_study_time(plan: Plan, out: str | Path) -> dict[str, float]:
+def estimate_study_time(plan: Plan, out: str | Path, *, like: str = "") -> dict[str, float]:
     """How long a study will take, in seconds by what they go into, from a few steps of each variant.
 
     Nothing is written; what `run_study` would refuse is refused.
@@ -184,6 +207,7 @@ def estimate_study_time(plan: Plan, out: str | Path) -> dict[str, float]:
     Args:
         plan: The plan.
         out: The study's folder.
+        like: As in `run_study`.
 
     Returns:
         Seconds by what they go into.
@@ -200,6 +224,7 @@ def estimate_study_time(plan: Plan, out: str | Path) -> dict[str, float]:
         )
         trials = trials_of(plan, study)
         refuse_changed_data(trials)
+        _log_power(plan, study, eval_data, like)
         known_steps = recorded_steps(plan, trials, study)
         for trial in trials_of(plan, study, known_steps):
             if plan.budget.same == "pictures" or trial.variant in known_steps:

@@ -68,10 +68,12 @@ def check_sealed_split(plan: Plan) -> None:
         plan: The plan.
 
     Raises:
-        ValueError: It measures another one.
+        ValueError: It measures another one, or looks at it after each seed.
     """
     if plan.split != SEALED_SPLIT:
         raise ValueError(f"--sealed: the split '{plan.split}' is looked at in each training; seal '{SEALED_SPLIT}'")
+    if plan.until.width:
+        raise ValueError("--sealed: opens the test split once, and --until looks at it after each seed; leave one out")
 
 
 def seal_study(plan: Plan, study: Path, data: CaptionedImages, trials: Sequence[Trial], seal: bool) -> bool:

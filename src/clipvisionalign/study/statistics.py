@@ -76,6 +76,7 @@ class Difference:
         seeds: Seeds that both have, which are paired.
         estimate: The mean difference.
         p_holm: p corrected by Holm for all tested comparisons of its family; None where this one is not tested.
+        stds: Standard deviations of the contributions: of the images over the seeds, and of the rest.
     """
 
     a: str
@@ -84,6 +85,7 @@ class Difference:
     seeds: tuple[int, ...]
     estimate: Estimate
     p_holm: float | None
+    stds: tuple[float, float] = (0.0, 0.0)
 
     @property
     def is_significant(self) -> bool:
@@ -97,7 +99,8 @@ class Difference:
             Its fields, those of the estimate, and "shown".
         """
         header = {"a": self.a, "b": self.b, "figure": self.metric, "seeds": list(self.seeds)}
-        return {**header, **self.estimate.to_dict(), "p_holm": self.p_holm, "shown": self.is_significant}
+        stds = dict(zip(("image_std", "rest_std"), self.stds, strict=True))
+        return {**header, **self.estimate.to_dict(), **stds, "p_holm": self.p_holm, "shown": self.is_significant}
 
 
 def image_contributions(ranks: PositiveRanks, caption_image: np.ndarray, metric: str) -> np.ndarray:
@@ -200,28 +203,12 @@ def half_width(squares: tuple[Any, Any, Any], seeds: int, images: int, level: An
     Source: Banerjee, Sankhya 22 (1960) 357-358; Zou and Donner, Statistics in Medicine 27 (2008).
     """
     ms_image, ms_seed, ms_rest = squares
-    image_factor = _t_quantile(images - 1, level) ** 2
+    image_factor = t_quantile(images - 1, level) ** 2
     image_variance = image_factor * ms_image
     if seeds == 1:
         return np.sqrt(image_variance / images)
-    total_variance = image_factor * np.maximum(ms_image - ms_rest, 0) + _t_quantile(seeds - 1, level) ** 2 * ms_seed
+    total_variance = image_factor * np.maximum(ms_image - ms_rest, 0) + t_quantile(seeds - 1, level) ** 2 * ms_seed
     return np.sqrt(np.maximum(image_variance, total_variance) / (seeds * images))
-
-
-def two_seeds_widen(row: Mapping[str, Any]) -> bool:
-    """Whether most of an estimate's squared half-width comes from its two seeds: then a third seed narrows it.
-
-    Args:
-        row: "value", "low", "high" and "spread" of an estimate over two seeds.
-
-    Returns:
-        Whether it does; false without an interval.
-    """
-    if None in (row["low"], row["spread"]):
-        return False
-    reach = max(row["high"] - row["value"], row["value"] - row["low"])
-    # The variance of a mean of two is half of that of each.
-    return bool((_t_quantile(1, SIGNIFICANCE_LEVEL) * row["spread"]) ** 2 / 2 > reach**2 / 2)
 
 
 def p_value(value: float, squares: tuple[float, float, float], seeds: int, images: int) -> float:
@@ -250,8 +237,16 @@ def p_value(value: float, squares: tuple[float, float, float], seeds: int, image
     return float(np.exp(brentq(excess, min_log_level, 0.0, xtol=1e-12))) if excess(0.0) > 0 else 1.0
 
 
-def _t_quantile(degrees_of_freedom: int, level: Any) -> Any:
-    """Student's two-sided quantile."""
+def t_quantile(degrees_of_freedom: int, level: Any) -> Any:
+    """Student's quantile, beyond which on either side lies a share of `level` in all.
+
+    Args:
+        degrees_of_freedom: At least 1.
+        level: A number or an array.
+
+    Returns:
+        Of the shape of `level`.
+    """
     from scipy.special import stdtrit
 
     return -stdtrit(degrees_of_freedom, np.asarray(level) / 2)
@@ -358,6 +353,7 @@ def pairwise_differences(family: Mapping[str, Mapping[str, Mapping[int, np.ndarr
         The differences.
     """
     estimates: list[tuple[str, str, str, tuple[int, ...], Estimate]] = []
+    stds = []
     for metric, tables in family.items():
         max_value = metric_bounds(metric)[1]
         for a, b in combinations(tables, 2):
@@ -365,8 +361,14 @@ def pairwise_differences(family: Mapping[str, Mapping[str, Mapping[int, np.ndarr
             if seeds:
                 table = np.stack([tables[a][seed] - tables[b][seed] for seed in seeds])
                 estimates.append((a, b, metric, seeds, estimate(table, (-max_value, max_value))))
+                stds.append(_component_stds(table))
     corrected = holm_correction_of_tested([each.p for *_, each in estimates])
-    return [Difference(*each, p) for each, p in zip(estimates, corrected, strict=True)]
+    return [Difference(*each, p, std) for each, p, std in zip(estimates, corrected, stds, strict=True)]
+
+
+def _component_stds(table: np.ndarray) -> tuple[float, float]:
+    ms_image, _, ms_rest = mean_squares(table) if table.shape[1] > 1 else (0.0, 0.0, 0.0)
+    return float(np.sqrt(max(ms_image - ms_rest, 0.0) / len(table))), float(np.sqrt(ms_rest))
 
 
 def unpaired_seeds(seeds: Mapping[str, Sequence[int]]) -> list[dict[str, Any]]:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
+from clipvisionalign.retrieval.metrics import SIGNIFICANCE_LEVEL
 from clipvisionalign.study.gaps import FAILED, MEASURED, REFUSED
 from clipvisionalign.study.report.schema import ReportLike, StudyReport
 from clipvisionalign.study.report.schema.parts import MissingPart
 from clipvisionalign.study.report.schema.results import Difference, TrialReason, TrialState
+from clipvisionalign.study.statistics import t_quantile
 
 
 def find_primary(report: ReportLike) -> tuple[int, Difference] | None:
@@ -85,3 +90,19 @@ def variant_label(report: ReportLike, name: str, label: str = "") -> str:
     """
     state = variant_state(report, name)
     return f"{label or name} ({state})" if state else label or name
+
+
+def two_seeds_widen(row: Mapping[str, Any]) -> bool:
+    """Whether most of an estimate's squared half-width comes from its two seeds: then a third seed narrows it.
+
+    Args:
+        row: "value", "low", "high" and "spread" of an estimate over two seeds.
+
+    Returns:
+        Whether it does; false without an interval.
+    """
+    if None in (row["low"], row["spread"]):
+        return False
+    reach = max(row["high"] - row["value"], row["value"] - row["low"])
+    # The variance of a mean of two is half of that of each.
+    return bool((t_quantile(1, SIGNIFICANCE_LEVEL) * row["spread"]) ** 2 / 2 > reach**2 / 2)

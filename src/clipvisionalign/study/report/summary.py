@@ -7,6 +7,7 @@ from __future__ import annotations
 from typing import Any
 
 from clipvisionalign.study.report.claims.accuracy import (
+    added_seeds_claims,
     best_claims,
     control_claims,
     gain_claims,
@@ -41,6 +42,7 @@ def report_claims(report: ReportLike) -> list[dict[str, Any]]:
     claims: list[Claim] = []
     for build_claims in (
         primary_claims,
+        added_seeds_claims,
         control_claims,
         best_claims,
         difference_claims,

@@ -17,6 +17,7 @@ from clipvisionalign.study.report.schema import StudyReport
 from clipvisionalign.study.report.schema.cost import Total
 from clipvisionalign.study.report.schema.inputs import PlanComparison
 from clipvisionalign.study.report.states import find_primary
+from clipvisionalign.study.sequential import BY_SEEDS, BY_WIDTH
 
 
 def primary_claims(report: StudyReport) -> list[Claim]:
@@ -65,6 +66,40 @@ def primary_claims(report: StudyReport) -> list[Claim]:
             f"{lead}: no difference is shown; {lead_text(claim, path, row)} {seeds_text}, p = "
             f"{claim.cite_p_value(f'{path}/p')}, tested alone."
         )
+    return [claim]
+
+
+def added_seeds_claims(report: StudyReport) -> list[Claim]:
+    """Why seeds were added to the plan's, and what that costs.
+
+    Args:
+        report: The report that the sentences cite.
+
+    Returns:
+        A sentence each; none where the report has nothing to state.
+    """
+    added = report.results.until
+    if added is None:
+        return []
+    claim = Claim(report, "accuracy")
+    path = "results/until"
+    width = claim.cite(f"{path}/width")
+    pair = f"{as_code(added.a)} minus {as_code(added.b)} ({directed_metric_label(added.metric)})"
+    if not added.looks:
+        claim.text = f"Seeds are added until the interval of {pair} is narrower than {width}; it has none yet."
+        return [claim]
+    last = f"{path}/looks/{len(added.looks) - 1}"
+    now = f"{claim.cite_interval(last)} after {claim.cite_count(f'{last}/seeds')} seeds"
+    ends = {
+        BY_WIDTH: f"Seeds were added until the interval of {pair} was narrower than {width}: {now}",
+        BY_SEEDS: f"The interval of {pair} was to become narrower than {width} and is not, with all seeds that the "
+        f"plan allows: {now}",
+    }
+    lead = ends.get(added.stopped, f"Seeds are added until the interval of {pair} is narrower than {width}: {now}")
+    claim.text = (
+        f"{lead}. Stopping depends on the spread alone, and each look is at "
+        f"{claim.cite(f'{path}/level', factor=100)} %, so that the interval still holds."
+    )
     return [claim]
 
 

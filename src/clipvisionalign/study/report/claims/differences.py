@@ -5,7 +5,7 @@ from __future__ import annotations
 from clipvisionalign.study.report.claims.claim import EQUALITY_TOLERANCE, Claim, as_code, list_names
 from clipvisionalign.study.report.schema import StudyReport
 from clipvisionalign.study.report.schema.results import Difference
-from clipvisionalign.study.statistics import two_seeds_widen
+from clipvisionalign.study.report.states import two_seeds_widen
 
 
 def difference_claims(report: StudyReport) -> list[Claim]:

@@ -18,7 +18,11 @@ class Estimate(Block):
 
 
 class Difference(Estimate):
-    """One variant minus another in one metric, on the seeds that both have; p_holm: p after Holm's correction."""
+    """One variant minus another in one metric, on the seeds that both have; p_holm: p after Holm's correction.
+
+    sequential: interval and p are of the last look of a study that adds seeds. image_std, rest_std: standard deviations
+    of what an image contributes, over the seeds and beside that; absent in reports from before they were recorded.
+    """
 
     a: str
     b: str
@@ -27,6 +31,9 @@ class Difference(Estimate):
     p_holm: Number | None
     shown: bool
     primary: bool = False
+    sequential: bool = False
+    image_std: Number | None = None
+    rest_std: Number | None = None
 
 
 class LengthDifference(Difference):
@@ -149,6 +156,31 @@ class TrialState(TrialReason):
     state: str
 
 
+class SeedsLook(Block):
+    """The named difference after so many seeds, with its interval at the level of each look."""
+
+    seeds: tuple[int, ...]
+    value: Number
+    low: Number
+    high: Number
+
+
+class AddedSeeds(Block):
+    """Seeds that were added until the interval of the named difference was narrower than `width`.
+
+    stopped: "width" where it is, "seeds" where max_seeds were trained before, else "not yet".
+    """
+
+    a: str
+    b: str
+    metric: str = Field(alias="figure")
+    width: Number
+    max_seeds: int
+    level: Number
+    looks: tuple[SeedsLook, ...]
+    stopped: str
+
+
 class Results(Block):
     """Everything measured over the whole gallery by runs that passed their audit."""
 
@@ -161,6 +193,7 @@ class Results(Block):
     chance: dict[str, Number] = Field(default_factory=dict)
     differences: tuple[Difference, ...]
     unpaired: tuple[UnpairedSeeds, ...] = ()
+    until: AddedSeeds | None = None
     lengths: CaptionLengths
     by_length_differences: tuple[LengthDifference, ...]
     composition: dict[str, tuple[VariantFoilShare, ...]]

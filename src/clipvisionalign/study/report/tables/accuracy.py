@@ -7,9 +7,8 @@ from collections.abc import Collection
 from clipvisionalign.study.aggregate import NO_INTERVALS, directed_metric_label
 from clipvisionalign.study.report.schema import StudyReport
 from clipvisionalign.study.report.schema.results import UnpairedSeeds
-from clipvisionalign.study.report.states import variant_label
+from clipvisionalign.study.report.states import two_seeds_widen, variant_label
 from clipvisionalign.study.report.tables.table import ReportTable, TableRows, estimate_cell, number_cell, p_value_cell
-from clipvisionalign.study.statistics import two_seeds_widen
 
 #: The row of what no model at all would find.
 CHANCE_LABEL = "chance: a random ranking"
